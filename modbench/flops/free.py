@@ -1,0 +1,52 @@
+"""Ops that run no matmul, beyond those that PyTorch itself tags as pointwise or declares to be views:
+reductions, indexing, copies, factories, normalisations, losses, optimizers, and their backward passes.
+"""
+
+_ATEN = """
+_assert_async _assert_scalar _assert_tensor_metadata _chunk_cat _conj _copy_from _cudnn_rng_state
+_efficientzerotensor _functional_assert_async _fused_adagrad _fused_adagrad_ _fused_rms_norm
+_fused_rms_norm_backward _fused_sgd _fused_sgd_ _index_put_impl_ _is_all_true _is_any_true
+_local_scalar_dense _log_softmax _log_softmax_backward_data _masked_scale _masked_softmax
+_masked_softmax_backward _native_batch_norm_legit _native_batch_norm_legit_functional _pin_memory
+_reshape_alias_copy _reshape_copy _resize_output_ _safe_softmax _segment_reduce_backward _softmax
+_softmax_backward_data _stack _to_copy _unique _unique2 _unsafe_index _unsafe_index_put
+_unsafe_masked_index _unsafe_masked_index_put_accumulate _unsafe_view abs_ alias_copy all amax amin
+aminmax any arange argmax argmin argsort as_strided_ as_strided_copy as_strided_scatter avg_pool2d
+avg_pool2d_backward bernoulli bernoulli_ binary_cross_entropy binary_cross_entropy_backward
+binary_cross_entropy_with_logits bincount binomial block_diag bucketize cat cauchy cauchy_ clone
+col2im complex constant_pad_nd copy copy_ count_nonzero cummax cummin cumprod cumprod_ cumsum
+cumsum_ detach_ detach_copy diag_embed diagonal_backward diagonal_copy diagonal_scatter dist dropout
+elu_backward embedding embedding_dense_backward embedding_renorm_ empty empty_like empty_permuted
+empty_strided eq_ equal expand_copy exponential exponential_ eye fill fill_ flip floor_divide
+floor_divide_ full full_like gather gather_backward ge_ gelu_ gelu_backward geometric geometric_ glu
+glu_backward gt_ hardshrink_backward hardsigmoid_backward hardswish hardswish_ hardswish_backward
+hardtanh_backward histc huber_loss huber_loss_backward im2col index index_add index_add_ index_copy
+index_copy_ index_fill index_fill_ index_put index_put_ index_reduce index_reduce_ index_select
+is_pinned is_same_size is_set_to isin isinf isnan item kl_div kthvalue le_ leaky_relu_backward lift
+lift_fresh_copy linalg_vector_norm linspace log_normal log_normal_ log_sigmoid_backward
+log_sigmoid_forward log_softmax logcumsumexp logspace logsumexp lt_ masked_fill masked_fill_
+masked_scatter masked_scatter_ masked_scatter_backward masked_select max max_pool2d_with_indices
+max_pool2d_with_indices_backward mean median min mish_ mode mse_loss mse_loss_backward multinomial
+nanmedian nansum narrow_copy native_batch_norm native_batch_norm_backward native_dropout
+native_dropout_backward native_group_norm native_group_norm_backward native_layer_norm
+native_layer_norm_backward native_norm ne_ new_empty new_empty_strided new_full new_ones new_zeros
+nll_loss2d_backward nll_loss2d_forward nll_loss_backward nll_loss_forward nonzero nonzero_static
+norm normal normal_ normal_functional one_hot ones ones_like permute_copy pixel_shuffle
+pixel_unshuffle poisson poisson_nll_loss polar prod put put_ rand rand_like randint randint_like
+randn randn_like random random_ randperm range record_stream reflection_pad1d
+reflection_pad1d_backward renorm renorm_ repeat repeat_interleave replication_pad1d
+replication_pad1d_backward requires_grad_ resize resize_ resize_as resize_as_ roll rot90
+rrelu_with_noise rsub scalar_tensor scatter scatter_ scatter_add scatter_add_ scatter_reduce
+scatter_reduce_ searchsorted segment_reduce select_backward select_copy select_scatter set_
+slice_backward slice_copy slice_scatter smooth_l1_loss smooth_l1_loss_backward soft_margin_loss
+soft_margin_loss_backward softmax softplus_backward softshrink_backward sort sort_ split_copy
+split_with_sizes_copy squeeze_ squeeze_copy stack std std_mean sum sym_numel sym_size
+sym_storage_offset sym_stride t_ t_copy take threshold_ threshold_backward topk trace transpose_
+transpose_copy tril tril_ tril_indices triu triu_ triu_indices unbind_copy unfold_backward
+unfold_copy uniform uniform_ unique_consecutive unique_dim unsafe_split unsafe_split_with_sizes
+unsqueeze_ unsqueeze_copy value_selecting_reduction_backward var var_mean view_as_complex_copy
+view_as_real_copy view_copy xlogy_ zero zero_ zeros zeros_like
+"""
+
+FREE = frozenset(f"aten::{name}" for name in _ATEN.split())
+FREE_PREFIXES = ("aten::_foreach_", "aten::_fused_adam", "prim::", "profiler::")

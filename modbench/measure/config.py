@@ -1,0 +1,32 @@
+"""What is measured of a run: the [measure] table of a suite. Imports no torch."""
+
+from dataclasses import dataclass
+
+from modbench.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """Held-out text, timing and downstream tasks.
+
+    Raises:
+        UserError: a field is out of range, with the value and what would be right.
+    """
+
+    heldout_tokens: int = 65_536  #: tokens of held-out text that the final loss is taken on
+    curve_tokens: int = 8_192  #: the same for each point of the learning curve
+    timing_repeats: int = 12  #: timed forward passes and training steps
+    downstream: tuple[str, ...] = ("modbench_cloze",)  #: lm-eval tasks
+    downstream_limit: int | None = None  #: items per task; None: all
+
+    def __post_init__(self) -> None:
+        for name in ("heldout_tokens", "curve_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"measure {name} is {getattr(self, name)}; it must be 1 or more")
+        if self.timing_repeats < 3:
+            raise UserError(
+                f"measure timing_repeats is {self.timing_repeats}; it must be 3 or more, "
+                "for a median and an interquartile range"
+            )
+        if self.downstream_limit is not None and self.downstream_limit < 1:
+            raise UserError(f"measure downstream_limit is {self.downstream_limit}; it must be 1 or more")

@@ -1,0 +1,91 @@
+"""Held-out loss, and what the causal rule really spends on held-out text.
+
+B sequences, T tokens, N tokens of text, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from modbench.errors import UserError
+from modbench.flops.ledger import Load
+from modbench.model.context import Context, Selection
+from modbench.model.decoder import Decoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldoutLoss:
+    """Loss on held-out windows, and FLOPs per token of the routing that took place (convention
+    ``model``): for the tokens selected, and for all slots computed."""
+
+    nats_per_token: float
+    bits_per_byte: float
+    realised_flops_per_token: float
+    dispatched_flops_per_token: float
+    tokens: int
+
+
+def heldout_windows(heldout_N: np.ndarray, *, sequence: int, tokens: int) -> np.ndarray:
+    """Windows (W, T + 1), W = tokens / T rounded up, spread evenly over the held-out text without
+    overlap; as many as there are, if the text is shorter.
+
+    Raises:
+        UserError: the text is shorter than one window.
+    """
+    most = (len(heldout_N) - 1) // sequence
+    if most < 1:
+        raise UserError(
+            f"the held-out text has {len(heldout_N)} tokens, too few for one sequence of {sequence}; "
+            "give more text or a shorter sequence"
+        )
+    count = min(most, math.ceil(tokens / sequence))
+    starts = [number * most // count * sequence for number in range(count)]
+    return np.stack([heldout_N[start : start + sequence + 1] for start in starts]).astype(np.int64)
+
+
+@torch.no_grad()
+def heldout_loss(
+    model: Decoder,
+    windows_WT: np.ndarray,
+    token_bytes_V: np.ndarray,
+    *,
+    selection: Selection,
+    batch: int = 16,
+) -> HeldoutLoss:
+    """Cross-entropy over ``windows_WT`` in float32, each window from an empty context."""
+    on = next(model.parameters()).device
+    model.eval()
+    nats, tokens, text_bytes, realised, dispatched = 0.0, 0, 0, 0, 0
+    for start in range(0, len(windows_WT), batch):
+        window_BT = torch.from_numpy(windows_WT[start : start + batch]).to(on)
+        inputs_BT, targets_BT = window_BT[:, :-1], window_BT[:, 1:]
+        context = Context(selection=selection)
+        logits_BTV = model(inputs_BT, context)
+        losses = F.cross_entropy(
+            logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none"
+        )
+        nats += losses.double().sum().item()
+        tokens += targets_BT.numel()
+        text_bytes += int(token_bytes_V[targets_BT.cpu().numpy()].sum())
+        lengths = (inputs_BT.shape[1],) * inputs_BT.shape[0]
+        counts = context.trace.counts
+        realised += model.ledger(Load(lengths=lengths, counts=counts)).total()
+        dispatched += model.ledger(Load(lengths=lengths, counts=counts, padding=True)).total()
+    return HeldoutLoss(
+        nats_per_token=nats / tokens,
+        bits_per_byte=nats / math.log(2) / text_bytes,
+        realised_flops_per_token=realised / tokens,
+        dispatched_flops_per_token=dispatched / tokens,
+        tokens=tokens,
+    )
+
+
+def unigram_loss(train_N: np.ndarray, windows_WT: np.ndarray, vocabulary: int) -> float:
+    """Cross-entropy in nats per token of the held-out windows under the training text's token
+    frequencies (one added to each count): what a model knows that ignores all context."""
+    counts_V = np.bincount(train_N, minlength=vocabulary) + 1
+    log_V = np.log(counts_V / counts_V.sum())
+    return float(-log_V[windows_WT[:, 1:]].mean())

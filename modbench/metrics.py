@@ -1,0 +1,200 @@
+"""The table of metrics: what each measured figure means, its unit, and how two may be compared.
+
+Pure Python: the measurements name their results after it and the report lays its columns out by it,
+without either knowing the other.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from modbench.errors import UserError, known_names
+
+Direction = Literal["lower", "higher", "none"]
+Kind = Literal["exact", "timed", "quality"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One measured figure.
+
+    ``kind`` says how it may be compared: ``exact`` with ==; ``timed`` only within one run on one
+    machine (its value in a record is ``{"median", "iqr", "n", "stable"}``, seconds or bytes);
+    ``quality`` by mean and interval over seeds.
+    """
+
+    name: str
+    unit: str
+    direction: Direction
+    kind: Kind
+    meaning: str
+
+
+_TABLE = (
+    Metric(
+        name="heldout_loss",
+        unit="nats/token",
+        direction="lower",
+        kind="quality",
+        meaning="held-out cross-entropy under the causal selection rule",
+    ),
+    Metric(
+        name="heldout_bits_per_byte",
+        unit="bits/byte",
+        direction="lower",
+        kind="quality",
+        meaning="the same loss per byte of held-out text, comparable across tokenizers",
+    ),
+    Metric(
+        name="heldout_loss_leaky",
+        unit="nats/token",
+        direction="none",
+        kind="quality",
+        meaning="held-out cross-entropy under the training rule, which may look at later tokens",
+    ),
+    Metric(
+        name="leak",
+        unit="nats/token",
+        direction="none",
+        kind="quality",
+        meaning="causal loss minus leaky loss: what looking ahead would have flattered",
+    ),
+    Metric(
+        name="unigram_loss",
+        unit="nats/token",
+        direction="none",
+        kind="exact",
+        meaning="held-out cross-entropy of the training text's token frequencies",
+    ),
+    Metric(
+        name="train_steps",
+        unit="steps",
+        direction="none",
+        kind="exact",
+        meaning="optimizer steps taken: floor(budget / nominal training FLOPs per step)",
+    ),
+    Metric(
+        name="train_tokens",
+        unit="tokens",
+        direction="none",
+        kind="exact",
+        meaning="training tokens seen",
+    ),
+    Metric(
+        name="train_flops_nominal",
+        unit="FLOP",
+        direction="none",
+        kind="exact",
+        meaning="training FLOPs that the options promise, convention model",
+    ),
+    Metric(
+        name="train_flops",
+        unit="FLOP",
+        direction="none",
+        kind="exact",
+        meaning="training FLOPs of the routing that took place, convention model",
+    ),
+    Metric(
+        name="train_flops_per_token",
+        unit="FLOP/token",
+        direction="lower",
+        kind="exact",
+        meaning="nominal forward and backward FLOPs per training token, convention model",
+    ),
+    Metric(
+        name="forward_flops_per_token",
+        unit="FLOP/token",
+        direction="lower",
+        kind="exact",
+        meaning="nominal forward FLOPs per token, convention model",
+    ),
+    Metric(
+        name="forward_flops_per_token_full",
+        unit="FLOP/token",
+        direction="lower",
+        kind="exact",
+        meaning="nominal forward FLOPs per token, convention full (square attention)",
+    ),
+    Metric(
+        name="forward_flops_per_token_realised",
+        unit="FLOP/token",
+        direction="lower",
+        kind="quality",
+        meaning="forward FLOPs per held-out token that the causal rule selected, convention model",
+    ),
+    Metric(
+        name="forward_flops_per_token_dispatched",
+        unit="FLOP/token",
+        direction="lower",
+        kind="quality",
+        meaning="forward FLOPs per held-out token computed, padded slots included, convention model",
+    ),
+    Metric(
+        name="parameters",
+        unit="parameters",
+        direction="none",
+        kind="exact",
+        meaning="all trained parameters",
+    ),
+    Metric(
+        name="active_parameters",
+        unit="parameters",
+        direction="none",
+        kind="exact",
+        meaning="parameters that one token meets when it is routed everywhere it can be",
+    ),
+    Metric(
+        name="forward_seconds",
+        unit="s",
+        direction="lower",
+        kind="timed",
+        meaning="wall time of one forward pass of one batch under the training rule, no gradients",
+    ),
+    Metric(
+        name="train_step_seconds",
+        unit="s",
+        direction="lower",
+        kind="timed",
+        meaning="wall time of one training step: forward, backward, clipping, optimizer",
+    ),
+    Metric(
+        name="peak_memory_bytes",
+        unit="bytes",
+        direction="lower",
+        kind="timed",
+        meaning="peak memory of a training step above the idle process, in a process of its own",
+    ),
+    Metric(
+        name="modbench_cloze",
+        unit="accuracy",
+        direction="higher",
+        kind="quality",
+        meaning="four-way cloze accuracy on held-out sentences, causal rule, scored by lm-eval",
+    ),
+    Metric(
+        name="modbench_cloze_untrained",
+        unit="accuracy",
+        direction="none",
+        kind="quality",
+        meaning="the same model before training",
+    ),
+    Metric(
+        name="modbench_cloze_chance",
+        unit="accuracy",
+        direction="none",
+        kind="exact",
+        meaning="one over the number of choices",
+    ),
+)
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
+
+
+def metric(name: str) -> Metric:
+    """The metric called ``name``.
+
+    Raises:
+        UserError: no such metric; the sentence names the nearest and lists them all.
+    """
+    if name not in METRICS:
+        raise UserError(f"metric '{name}' is not known; {known_names(name, METRICS)}")
+    return METRICS[name]

@@ -1,0 +1,1 @@
+"""What is measured: the shared decoder, and the contract that routers keep."""

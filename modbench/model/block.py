@@ -1,0 +1,164 @@
+"""The plain pre-norm block that every scheme wraps or changes: attention, then a feed-forward part.
+
+B sequences, T tokens, D model width, H heads, K key/value heads, P width of a head, F hidden width.
+RMSNorm (Zhang and Sennrich 2019), rotary positions (Su et al. 2021, equation 34), grouped-query
+attention (Ainslie et al. 2023), SwiGLU (Shazeer 2020).
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modbench.flops.ledger import Ledger, Load, attention, matmul
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.initial import normal_
+from modbench.model.router import Layer
+
+
+class Attention(nn.Module):
+    """Causal self-attention over the tokens it is given, at the positions they are said to have.
+
+    Padding stands on the right, so a real token never sees it.
+    """
+
+    def __init__(self, model: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.model, self.layer = model, layer
+        self.heads, self.key_heads, self.head_width = model.heads, model.key_heads, model.head_width
+        self.qkv = nn.Linear(
+            model.width, (self.heads + 2 * self.key_heads) * self.head_width, bias=False
+        )
+        self.out = nn.Linear(model.width, model.width, bias=False)
+
+    def initialise(self, seed: int) -> None:
+        normal_(self.qkv.weight, seed, f"layers.{self.layer}.attention.qkv")
+        normal_(
+            self.out.weight, seed, f"layers.{self.layer}.attention.out", residual_of=self.model.layers
+        )
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        sequences, tokens, width = x_BTD.shape
+        parts = self.qkv(x_BTD).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        q_BHTP, k_BKTP, v_BKTP = parts.split((self.heads, self.key_heads, self.key_heads), dim=1)
+        cos, sin = self._rotation(x_BTD, context)
+        y_BHTP = F.scaled_dot_product_attention(
+            _rotate(q_BHTP, cos, sin),
+            _rotate(k_BKTP, cos, sin),
+            v_BKTP,
+            is_causal=True,
+            enable_gqa=self.key_heads != self.heads,
+        )
+        return self.out(y_BHTP.transpose(1, 2).reshape(sequences, tokens, width))
+
+    def ledger(self, load: Load) -> Ledger:
+        width, heads = self.model.width, self.heads
+        qkv_columns = (heads + 2 * self.key_heads) * self.head_width
+        rows = load.slots
+        return (
+            matmul(load, self.layer, "attention.qkv", rows=rows, inner=width, columns=qkv_columns)
+            + attention(load, self.layer, heads=heads, head_width=self.head_width)
+            + matmul(load, self.layer, "attention.out", rows=rows, inner=width, columns=width)
+        )
+
+    def _rotation(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        half = self.head_width // 2
+        exponents = torch.arange(half, device=x_BTD.device, dtype=torch.float32) / half
+        frequencies = self.model.rope_base**-exponents
+        if context.positions_BT is None:
+            positions = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
+        else:
+            positions = context.positions_BT
+        angles = positions[:, None, :, None].to(torch.float32) * frequencies
+        return angles.cos(), angles.sin()
+
+
+def _rotate(x_BHTP: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + P/2) of each head."""
+    first, second = x_BHTP.chunk(2, dim=-1)
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotated.to(x_BHTP.dtype)
+
+
+class FeedForward(nn.Module, ABC):
+    """What stands after attention in a block: a dense MLP, or experts."""
+
+    @abstractmethod
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """What it adds to the residual stream, (B, T, D), from the normalised stream."""
+
+    @abstractmethod
+    def ledger(self, load: Load) -> Ledger:
+        """The closed form of ``forward``."""
+
+    def active_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+class MLP(FeedForward):
+    """SwiGLU: down(silu(gate x) * up x), gate and up in one matmul; or GELU: down(gelu(up x))."""
+
+    def __init__(self, model: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.model, self.layer = model, layer
+        self.up = nn.Linear(model.width, up_columns(model, model.hidden), bias=False)
+        self.down = nn.Linear(model.hidden, model.width, bias=False)
+
+    def initialise(self, seed: int) -> None:
+        normal_(self.up.weight, seed, f"layers.{self.layer}.mlp.up")
+        normal_(self.down.weight, seed, f"layers.{self.layer}.mlp.down", residual_of=self.model.layers)
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        return self.down(activate(self.up(x_BTD), self.model.mlp))
+
+    def ledger(self, load: Load) -> Ledger:
+        rows, width, hidden = load.slots, self.model.width, self.model.hidden
+        columns = up_columns(self.model, hidden)
+        return matmul(load, self.layer, "mlp", rows=rows, inner=width, columns=columns) + matmul(
+            load, self.layer, "mlp", rows=rows, inner=hidden, columns=width
+        )
+
+
+def up_columns(model: ModelConfig, hidden: int) -> int:
+    """Columns of the matmul into a hidden layer of width ``hidden``: SwiGLU needs gate and up."""
+    return 2 * hidden if model.mlp == "swiglu" else hidden
+
+
+def activate(up: Tensor, mlp: str) -> Tensor:
+    """The hidden layer from the matmul into it, (..., 2F) -> (..., F) or (..., F) -> (..., F)."""
+    if mlp == "swiglu":
+        gate, value = up.chunk(2, dim=-1)
+        return F.silu(gate) * value
+    return F.gelu(up)
+
+
+class Block(Layer):
+    """A pre-norm block. ``feed_forward`` replaces its dense MLP."""
+
+    def __init__(self, model: ModelConfig, layer: int, feed_forward: FeedForward | None = None) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(model.width, eps=model.norm_epsilon)
+        self.attention = Attention(model, layer)
+        self.feed_forward_norm = nn.RMSNorm(model.width, eps=model.norm_epsilon)
+        self.feed_forward = feed_forward if feed_forward is not None else MLP(model, layer)
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), context)
+        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD), context)
+
+    def delta(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """What the block adds to the residual stream: ``forward(x) - x`` without the rounding of the
+        subtraction."""
+        attended_BTD = self.attention(self.attention_norm(x_BTD), context)
+        middle_BTD = x_BTD + attended_BTD
+        return attended_BTD + self.feed_forward(self.feed_forward_norm(middle_BTD), context)
+
+    def ledger(self, load: Load) -> Ledger:
+        return self.attention.ledger(load) + self.feed_forward.ledger(load)
+
+    def active_parameters(self) -> int:
+        everything = sum(parameter.numel() for parameter in self.parameters())
+        idle = sum(parameter.numel() for parameter in self.feed_forward.parameters())
+        return everything - idle + self.feed_forward.active_parameters()

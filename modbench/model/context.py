@@ -1,0 +1,78 @@
+"""What travels with one forward pass: which rule selects tokens, which tokens are padding, and the
+trace that routed layers report to.
+
+B sequences, T tokens, E experts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+#: ``topk``: the training rule, which compares a token with later ones. ``causal``: the rule that may be
+#: used to predict the next token.
+Selection = Literal["topk", "causal"]
+
+
+class Trace:
+    """What routed layers tell of one forward pass."""
+
+    def __init__(self) -> None:
+        #: Auxiliary losses, already scaled, by (layer, name). Training adds them to the cross-entropy.
+        self.losses: dict[tuple[int, str], Tensor] = {}
+        #: Whatever else a layer shows, by (layer, name): ``selected`` (B, T) bool, ``gate`` (B, T),
+        #: ``load`` (E,) tokens per expert.
+        self.tensors: dict[tuple[int, str], Tensor] = {}
+        self._counts: dict[tuple[int, str], Tensor | tuple[int, ...]] = {}
+
+    def loss(self, layer: int, name: str, value: Tensor) -> None:
+        self.losses[layer, name] = value
+
+    def show(self, layer: int, name: str, value: Tensor) -> None:
+        self.tensors[layer, name] = value.detach()
+
+    def count(self, layer: int, name: str, counts: Tensor | Sequence[int]) -> None:
+        """How many tokens (one count per sequence) or assignments (one count) were routed. A tensor
+        stays where it is until somebody asks, so that a GPU isn't waited for."""
+        self._counts[layer, name] = counts if isinstance(counts, Tensor) else tuple(counts)
+
+    @property
+    def counts(self) -> dict[tuple[int, str], tuple[int, ...]]:
+        """Realised routing, as `modbench.flops.ledger.Load` takes it."""
+        return {
+            key: tuple(value.reshape(-1).tolist()) if isinstance(value, Tensor) else value
+            for key, value in self._counts.items()
+        }
+
+    def auxiliary_loss(self) -> Tensor | float:
+        """The sum of all auxiliary losses; 0.0 where there are none."""
+        return sum(self.losses.values(), start=0.0)
+
+
+@dataclass(kw_only=True)
+class Context:
+    """One forward pass.
+
+    ``lengths_B``: how many tokens of each sequence are real; the rest, on the right, is padding and
+    enters no router. None: all are real. ``positions_BT``: the tokens' positions, None for 0..T-1.
+    """
+
+    selection: Selection = "topk"
+    lengths_B: Tensor | None = None
+    positions_BT: Tensor | None = None
+    trace: Trace = field(default_factory=Trace)
+
+    def positions(self, x_BTD: Tensor) -> Tensor:
+        """Positions (B, T) of the tokens of ``x_BTD``."""
+        if self.positions_BT is not None:
+            return self.positions_BT
+        sequences, tokens = x_BTD.shape[:2]
+        return torch.arange(tokens, device=x_BTD.device).expand(sequences, tokens)
+
+    def real(self, x_BTD: Tensor) -> Tensor | None:
+        """Which tokens of ``x_BTD`` are no padding, (B, T) bool; None: all of them."""
+        if self.lengths_B is None:
+            return None
+        return torch.arange(x_BTD.shape[1], device=x_BTD.device) < self.lengths_B[:, None]

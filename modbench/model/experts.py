@@ -1,0 +1,75 @@
+"""A bank of equal expert MLPs, for tokens that come sorted by expert or in equal shares.
+
+E experts, N rows (token-expert assignments), D model width, F hidden width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modbench.errors import UserError
+from modbench.flops.ledger import Ledger, Load, matmul
+from modbench.model.block import activate, up_columns
+from modbench.model.config import ModelConfig
+from modbench.model.initial import normal_
+
+
+def expert_width(model: ModelConfig, width: int | None, active: float) -> int:
+    """Hidden width of each expert: ``width``, or where that is None the dense MLP's divided by the
+    experts a token meets, so that active FLOPs equal the dense MLP's.
+
+    Raises:
+        UserError: the dense width does not divide.
+    """
+    if width is not None:
+        return width
+    share = model.hidden / active
+    if share != int(share) or share < 1:
+        raise UserError(
+            f"mlp_width {model.hidden} can't be shared by {active:g} active experts; "
+            "set expert_width, or an mlp_width that divides"
+        )
+    return int(share)
+
+
+class ExpertBank(nn.Module):
+    """``experts`` MLPs of the dense MLP's kind, each of hidden width ``width``."""
+
+    def __init__(self, model: ModelConfig, layer: int, *, experts: int, width: int) -> None:
+        super().__init__()
+        self.model, self.layer, self.experts, self.width = model, layer, experts, width
+        self.up = nn.Parameter(torch.empty(experts, up_columns(model, width), model.width))
+        self.down = nn.Parameter(torch.empty(experts, model.width, width))
+
+    def initialise(self, seed: int) -> None:
+        normal_(self.up, seed, f"layers.{self.layer}.experts.up")
+        normal_(self.down, seed, f"layers.{self.layer}.experts.down", residual_of=self.model.layers)
+
+    def forward(self, rows_ND: Tensor, counts: Sequence[int]) -> Tensor:
+        """Rows sorted by expert, ``counts[e]`` of them for expert e; (N, D)."""
+        # unbind, not indexing: its backward writes each expert's gradient once, not E full banks.
+        parts = [
+            F.linear(activate(F.linear(rows, up), self.model.mlp), down)
+            for rows, up, down in zip(
+                rows_ND.split(list(counts)), self.up.unbind(0), self.down.unbind(0), strict=True
+            )
+        ]
+        return torch.cat(parts)
+
+    def equal(self, rows_END: Tensor) -> Tensor:
+        """The same for an equal number of rows per expert, (E, N, D)."""
+        hidden = activate(torch.bmm(rows_END, self.up.transpose(1, 2)), self.model.mlp)
+        return torch.bmm(hidden, self.down.transpose(1, 2))
+
+    def ledger(self, load: Load, rows: int) -> Ledger:
+        """``rows`` assignments in all: the closed form depends on no balance."""
+        width, columns = self.model.width, up_columns(self.model, self.width)
+        return matmul(load, self.layer, "experts", rows=rows, inner=width, columns=columns) + matmul(
+            load, self.layer, "experts", rows=rows, inner=self.width, columns=width
+        )
+
+    def parameters_of(self, experts: float) -> int:
+        """Parameters of so many experts."""
+        return int(experts * (self.up[0].numel() + self.down[0].numel()))

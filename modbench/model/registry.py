@@ -1,0 +1,197 @@
+"""Where routers are found: by decorator, by entry point, by file. Imports no torch by itself."""
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from modbench.errors import UserError, known_names
+
+if TYPE_CHECKING:
+    from modbench.model.router import Router
+
+GROUP = "modbench.routers"
+_registered: "dict[str, type[Router]]" = {}
+_sources: dict[str, str] = {}
+R = TypeVar("R", bound="type[Router]")
+
+
+def register_router(name: str) -> Callable[[R], R]:
+    """Register the decorated dataclass under ``name``.
+
+    Raises:
+        UserError: the name is taken, or the class is no frozen dataclass.
+    """
+
+    def register(router: R) -> R:
+        if not is_dataclass(router) or not router.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            raise UserError(
+                f"router '{name}' ({router.__qualname__}) must be a frozen dataclass; "
+                "put @dataclass(frozen=True, kw_only=True) below @register_router"
+            )
+        taken = _registered.get(name)
+        if taken is not None or (name in _installed() and not _is_installed_as(router, name)):
+            owner = taken.__module__ if taken is not None else _installed()[name].value
+            raise UserError(
+                f"router '{name}' of {router.__module__} is already registered by {owner}; "
+                "choose another name"
+            )
+        router.name = name
+        _registered[name] = router
+        return router
+
+    return register
+
+
+def _installed() -> dict[str, EntryPoint]:
+    """Entry points by name, without loading any.
+
+    Raises:
+        UserError: two packages offer one name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        other = found.get(point.name)
+        if other is not None and other.value != point.value:
+            raise UserError(
+                f"router '{point.name}' is offered by two installed packages ({other.value} and "
+                f"{point.value}); uninstall one of them"
+            )
+        found[point.name] = point
+    return found
+
+
+def _is_installed_as(router: type, name: str) -> bool:
+    return _installed()[name].module == router.__module__
+
+
+def router_names() -> list[str]:
+    """All names: installed entry points (not loaded) and what was registered in this process."""
+    return sorted({*_installed(), *_registered})
+
+
+def router_class(name: str) -> "type[Router]":
+    """The router registered as ``name``, its package loaded if need be.
+
+    Raises:
+        UserError: no such router, or its package cannot be loaded or does not register it.
+    """
+    if name not in _registered:
+        point = _installed().get(name)
+        if point is None:
+            raise UserError(f"router '{name}' is not known; {known_names(name, router_names())}")
+        try:
+            point.load()
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"router '{name}': loading its entry point {point.value} raised "
+                f"{type(error).__name__}: {error}; mend or uninstall that package"
+            ) from error
+        if name not in _registered:
+            raise UserError(
+                f"router '{name}': its entry point {point.value} was loaded but registers no such "
+                f"name; decorate the class with @register_router('{name}')"
+            )
+    return _registered[name]
+
+
+def load_plugin(path: str | Path) -> list[str]:
+    """Run a plugin file and return the names it registered. The same file twice is loaded once.
+
+    Raises:
+        UserError: the file is missing, raises, or registers nothing.
+    """
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise UserError(f"plugin {path}: there is no such file; give the path of a Python file")
+    module_name = f"modbench_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    if module_name not in sys.modules:
+        before = set(_registered)
+        spec = importlib.util.spec_from_file_location(module_name, file)
+        if spec is None or spec.loader is None:
+            raise UserError(f"plugin {path}: Python can't import it; give it the ending .py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException as error:
+            del sys.modules[module_name]
+            for name in set(_registered) - before:
+                del _registered[name]
+            if isinstance(error, UserError):
+                raise UserError(f"plugin {path}: {error}") from error
+            if not isinstance(error, Exception):
+                raise
+            where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+            raise UserError(
+                f"plugin {path} raised {type(error).__name__}: {error}{where}; "
+                "mend the file and run again"
+            ) from error
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        _sources.update(dict.fromkeys(set(_registered) - before, digest))
+    names = sorted(n for n, router in _registered.items() if router.__module__ == module_name)
+    if not names:
+        raise UserError(
+            f"plugin {path} registers no router; decorate a class with @register_router('name')"
+        )
+    return names
+
+
+def plugin_sha256(name: str) -> str | None:
+    """Hash of the plugin file that registered ``name``; None for an installed router."""
+    return _sources.get(name)
+
+
+def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router":
+    """The router ``name`` with ``options``, checked.
+
+    Raises:
+        UserError: unknown router or option, an option of the wrong type or out of range, or one that
+            is required and missing.
+    """
+    options = dict(options or {})
+    router = router_class(name)
+    hints = get_type_hints(router)
+    known = {field.name: field for field in fields(router) if field.init}  # type: ignore[arg-type]
+    for option, value in options.items():
+        if option not in known:
+            raise UserError(f"router '{name}' has no option '{option}'; {known_names(option, known)}")
+        options[option] = _checked(f"router '{name}' option '{option}'", value, hints[option])
+    missing = [
+        option
+        for option, field in known.items()
+        if option not in options and field.default is MISSING and field.default_factory is MISSING
+    ]
+    if missing:
+        raise UserError(f"router '{name}' needs option '{missing[0]}'; give it a value")
+    try:
+        return router(**options)
+    except UserError as error:
+        raise UserError(f"router '{name}': {error}") from error
+
+
+def _checked(what: str, value: Any, hint: Any) -> Any:
+    """``value`` as ``hint`` wants it: bool, int, float, str, Literal, and unions of those."""
+    if get_origin(hint) is None and hint is not None and isinstance(hint, type):
+        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        right = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+        if right:
+            return value
+        raise UserError(f"{what} is {value!r}; it must be of type {hint.__name__}")
+    if get_origin(hint) is not None and str(get_origin(hint)) == "typing.Literal":
+        if value in get_args(hint):
+            return value
+        raise UserError(f"{what} is {value!r}; it must be one of {list(get_args(hint))}")
+    for part in get_args(hint):
+        try:
+            return _checked(what, value, part)
+        except UserError:
+            continue
+    raise UserError(f"{what} is {value!r}; it must be {hint}")

@@ -1,0 +1,50 @@
+"""The plugin contract: a Router holds a scheme's options and builds one Layer for each depth.
+
+B sequences, T tokens, D model width.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from modbench.flops.ledger import Ledger, Load
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+
+
+class Layer(nn.Module, ABC):
+    """One depth of the decoder. ``forward`` and ``ledger`` mirror each other, in one class."""
+
+    @abstractmethod
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """The residual stream after this layer, (B, T, D)."""
+
+    @abstractmethod
+    def ledger(self, load: Load) -> Ledger:
+        """The closed form of what ``forward`` spends on ``load`` (and its backward pass, in phase
+        ``train``)."""
+
+    def active_parameters(self) -> int:
+        """Parameters that a token meets which is routed everywhere it can be. A layer with more
+        experts than a token is sent to says so here."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+class Router(ABC):
+    """A routing scheme: a frozen dataclass whose fields are its options, registered under a name.
+
+    Options that are out of range are refused in ``__post_init__`` with a `UserError` that names the
+    field, the value and what would be right; a shape that the scheme can't take, in ``build_layer``.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def build_layer(self, model: ModelConfig, layer: int) -> Layer:
+        """The layer at depth ``layer`` (from 0) of a decoder of shape ``model``."""
+
+    def options(self) -> dict[str, Any]:
+        """All options, defaults included: they are part of a record's key."""
+        return asdict(self)  # type: ignore[call-overload]

@@ -1,0 +1,44 @@
+"""Router scores and the packing of what they select. Router arithmetic is in float32 or wider.
+
+B sequences, T tokens, K chosen, D model width, E experts.
+"""
+
+import math
+from fractions import Fraction
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def score(x_D: Tensor, weight_ED: Tensor) -> Tensor:
+    """``x @ weight^T`` in float32 (float64 for float64 input), whatever autocast says: (..., E)."""
+    dtype = torch.promote_types(x_D.dtype, torch.float32)
+    with torch.autocast(x_D.device.type, enabled=False):
+        return F.linear(x_D.to(dtype), weight_ED.to(dtype))
+
+
+def share(capacity: float, tokens: int, among: int = 1) -> int:
+    """ceil(capacity * tokens / among) with ``capacity`` taken as it is written in decimals, so that 0.07
+    of 100 is 7; never 0 while there is a token, never more than there are."""
+    return min(tokens, math.ceil(Fraction(repr(capacity)) * tokens / among))
+
+
+def highest(scores_BT: Tensor, counts: list[int], real_BT: Tensor | None) -> Tensor:
+    """Mask (B, T) of the ``counts[b]`` highest scores of each row, padding never among them. Ties go to
+    the earlier token, which `torch.topk` does not promise."""
+    if real_BT is not None:
+        scores_BT = scores_BT.masked_fill(~real_BT, -torch.inf)
+    order_BT = scores_BT.argsort(dim=-1, descending=True, stable=True)
+    if min(counts) == max(counts):
+        chosen_BT = order_BT[:, : counts[0]]
+        return torch.zeros_like(scores_BT, dtype=torch.bool).scatter_(1, chosen_BT, True)
+    limits_B1 = torch.tensor(counts, device=scores_BT.device)[:, None]
+    within_BT = torch.arange(scores_BT.shape[1], device=scores_BT.device) < limits_B1
+    return torch.zeros_like(within_BT).scatter_(1, order_BT, within_BT)
+
+
+def packed(selected_BT: Tensor, longest: int) -> Tensor:
+    """Indices (B, ``longest``) of each row's selected tokens in their own order; rows with fewer are
+    filled up with tokens that aren't selected."""
+    return (~selected_BT).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]

@@ -1,0 +1,153 @@
+"""Expert choice: each expert takes the tokens that score highest for it (Zhou et al. 2022, section 3.2:
+S = softmax(X W), k = n c / E, the gate is the score, not renormalised, no balance loss).
+
+That choice compares a token with later ones, so it may not be used to predict. The causal rule here
+is a score threshold per expert: an exponential average over training of the lowest score the expert took
+(Expert Threshold routing); an expert then takes every token at or above its own.
+
+Where this reads the paper differently: k is rounded up, and the pool is one sequence by default (the
+paper's is the batch), so that a sequence's training signal does not depend on strangers.
+
+B sequences, T tokens, D model width, E experts, K tokens an expert takes, N rows in all.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from modbench.errors import UserError
+from modbench.flops.ledger import Ledger, Load, matmul
+from modbench.model.average import RunningAverage
+from modbench.model.block import Block, FeedForward
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.experts import ExpertBank, expert_width
+from modbench.model.initial import normal_
+from modbench.model.registry import register_router
+from modbench.model.router import Layer, Router
+from modbench.model.scores import highest, packed, score, share
+
+
+@register_router("expert_choice")
+@dataclass(frozen=True, kw_only=True)
+class ExpertChoice(Router):
+    """Every block's MLP is a bank of experts, each of which takes its share of a pool of tokens."""
+
+    experts: int = 8
+    capacity: float = 2.0  #: c, experts per token on average
+    expert_width: int | None = None  #: None: the dense MLP's width / capacity, for equal active FLOPs
+    pool: Literal["sequence", "batch"] = "sequence"  #: tokens that an expert compares in training
+    threshold_decay: float = 0.95  #: of the exponential average behind the causal rule
+
+    def __post_init__(self) -> None:
+        if self.experts < 1:
+            raise UserError(f"experts is {self.experts}; it must be 1 or more")
+        if not 0 < self.capacity <= self.experts:
+            raise UserError(
+                f"capacity is {self.capacity:g} with {self.experts} experts; it must lie above 0 and "
+                "be no more than experts"
+            )
+        if self.expert_width is not None and self.expert_width < 1:
+            raise UserError(f"expert_width is {self.expert_width}; it must be 1 or more")
+        if not 0 <= self.threshold_decay < 1:
+            raise UserError(f"threshold_decay is {self.threshold_decay}; it must lie in [0, 1)")
+
+    def build_layer(self, model: ModelConfig, layer: int) -> Layer:
+        return Block(model, layer, ExpertChoiceExperts(self, model, layer))
+
+
+class ExpertChoiceExperts(FeedForward):
+    """Experts that choose tokens."""
+
+    def __init__(self, options: ExpertChoice, model: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.options, self.model, self.layer = options, model, layer
+        width = expert_width(model, options.expert_width, options.capacity)
+        self.bank = ExpertBank(model, layer, experts=options.experts, width=width)
+        self.router = nn.Parameter(torch.empty(options.experts, model.width))
+        # Before training an even softmax is all that is known of the scores.
+        start_E = torch.full((options.experts,), 1 / options.experts)
+        self.threshold = RunningAverage(start_E, options.threshold_decay)
+
+    def initialise(self, seed: int) -> None:
+        normal_(self.router, seed, f"layers.{self.layer}.router")
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        scores_BTE = score(x_BTD, self.router).softmax(dim=-1)
+        if context.selection == "causal":
+            return self._above_threshold(x_BTD, scores_BTE, context)
+        return self._highest(x_BTD, scores_BTE, context)
+
+    def ledger(self, load: Load) -> Ledger:
+        router = matmul(
+            load,
+            self.layer,
+            "router",
+            rows=load.slots,
+            inner=self.model.width,
+            columns=self.options.experts,
+        )
+        taken = [self._taken(tokens) for tokens in self._pools(load.lengths)]
+        computed = max(taken) * len(taken) if load.padding else sum(taken)
+        counts = load.counts.get((self.layer, "experts"), (computed * self.options.experts,))
+        return router + self.bank.ledger(load, counts[0])
+
+    def active_parameters(self) -> int:
+        # A token meets `capacity` experts on average.
+        return self.router.numel() + self.bank.parameters_of(self.options.capacity)
+
+    def _pools(self, lengths: tuple[int, ...] | list[int]) -> list[int]:
+        return list(lengths) if self.options.pool == "sequence" else [sum(lengths)]
+
+    def _taken(self, tokens: int) -> int:
+        return share(self.options.capacity, tokens, among=self.options.experts)
+
+    def _highest(self, x_BTD: Tensor, scores_BTE: Tensor, context: Context) -> Tensor:
+        sequences, tokens, width = x_BTD.shape
+        real_BT = context.real(x_BTD)
+        lengths = [tokens] * sequences if context.lengths_B is None else context.lengths_B.tolist()
+        taken = [self._taken(pool) for pool in self._pools(lengths)]
+        if self.options.pool == "batch":
+            scores_BTE = scores_BTE.reshape(1, sequences * tokens, -1)
+            real_BT = None if real_BT is None else real_BT.reshape(1, -1)
+        pools, in_pool, experts = scores_BTE.shape
+        real_PT = None if real_BT is None else real_BT.repeat_interleave(experts, 0)
+        scores_PT = scores_BTE.transpose(1, 2).reshape(pools * experts, in_pool)
+        per_row = [k for k in taken for _ in range(experts)]
+        selected_PT = highest(scores_PT, per_row, real_PT)
+        index_PK = packed(selected_PT, max(taken))
+        within_PK = selected_PT.gather(1, index_PK)
+        gates_PK = scores_PT.gather(1, index_PK) * within_PK
+
+        first_P = torch.arange(pools, device=x_BTD.device).repeat_interleave(experts) * in_pool
+        rows_PEK = (index_PK + first_P[:, None]).view(pools, experts, -1)
+        rows_N = rows_PEK.transpose(0, 1).flatten()  # sorted by expert, the pools side by side
+        gates_N = gates_PK.view(pools, experts, -1).transpose(0, 1).flatten()
+        x_SD = x_BTD.reshape(-1, width)
+        y_END = self.bank.equal(x_SD.index_select(0, rows_N).view(experts, -1, width))
+        weighted_ND = y_END.flatten(0, 1) * gates_N[:, None]
+        out_SD = torch.zeros_like(x_SD, dtype=weighted_ND.dtype).index_add(0, rows_N, weighted_ND)
+
+        lowest_PE = scores_PT.detach().masked_fill(~selected_PT, torch.inf).amin(1).view(pools, experts)
+        if self.training:
+            self.threshold.update(lowest_PE.mean(0))
+        context.trace.show(self.layer, "load", selected_PT.view(pools, experts, -1).sum((0, 2)))
+        return out_SD.view_as(x_BTD)
+
+    def _above_threshold(self, x_BTD: Tensor, scores_BTE: Tensor, context: Context) -> Tensor:
+        x_SD = x_BTD.flatten(0, 1)
+        scores_ES = scores_BTE.flatten(0, 1).T
+        chosen_ES = scores_ES >= self.threshold.value.to(scores_ES.dtype)[:, None]
+        real_BT = context.real(x_BTD)
+        if real_BT is not None:
+            chosen_ES = chosen_ES & real_BT.flatten()
+        experts_N, rows_N = chosen_ES.nonzero(as_tuple=True)
+        counts = chosen_ES.sum(1)
+        y_ND = self.bank(x_SD.index_select(0, rows_N), counts.tolist())
+        weighted_ND = y_ND * scores_ES[experts_N, rows_N][:, None]
+        out_SD = torch.zeros_like(x_SD, dtype=weighted_ND.dtype).index_add(0, rows_N, weighted_ND)
+        context.trace.show(self.layer, "load", counts)
+        context.trace.count(self.layer, "experts", counts.sum())
+        return out_SD.view_as(x_BTD)

@@ -1,0 +1,46 @@
+"""The order in which training text is seen: a pure function of seed and step, the same for every scheme.
+
+B sequences, T tokens, N tokens of text.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modbench.errors import UserError
+
+
+class Batches:
+    """Windows of T + 1 tokens, each epoch shuffled anew and shifted by an offset of its own.
+
+    Raises:
+        UserError: the text is shorter than one window.
+    """
+
+    def __init__(self, text_N: np.ndarray, *, sequence: int, batch: int, seed: int) -> None:
+        self.text_N, self.sequence, self.batch, self.seed = text_N, sequence, batch, seed
+        self.windows = (len(text_N) - sequence - 1) // sequence
+        if self.windows < 1:
+            raise UserError(
+                f"the training text has {len(text_N)} tokens, too few for one sequence of {sequence}; "
+                "give more text or a shorter sequence"
+            )
+        self._epoch = -1
+        self._starts_W = np.zeros(0, dtype=np.int64)
+
+    def step(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of step ``step`` (from 0), (B, T) each."""
+        numbers = range(step * self.batch, (step + 1) * self.batch)
+        rows = [self._window(number) for number in numbers]
+        window_BT = torch.from_numpy(np.stack(rows).astype(np.int64))
+        return window_BT[:, :-1].contiguous(), window_BT[:, 1:].contiguous()
+
+    def _window(self, number: int) -> np.ndarray:
+        epoch, place = divmod(number, self.windows)
+        if epoch != self._epoch:
+            generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+            offset = generator.integers(self.sequence)
+            self._starts_W = generator.permutation(self.windows) * self.sequence + offset
+            self._epoch = epoch
+        start = self._starts_W[place]
+        return self.text_N[start : start + self.sequence + 1]

@@ -1,0 +1,39 @@
+"""How many steps a budget of FLOPs buys. Built on the meta device: nothing is allocated."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from modbench.errors import UserError
+from modbench.flops.ledger import Load
+from modbench.model.config import ModelConfig
+from modbench.model.decoder import Decoder
+from modbench.model.registry import build_router
+from modbench.train.config import TrainConfig
+
+
+def flops_per_step(model: Decoder, train: TrainConfig) -> int:
+    """Nominal FLOPs of one training step, convention ``model``."""
+    return model.ledger(Load.uniform(train.batch, train.sequence, "train")).total("model")
+
+
+def steps_for(cell: Mapping[str, Any]) -> int:
+    """Steps that the cell's budget buys: floor(budget / nominal training FLOPs per step).
+
+    Raises:
+        UserError: the budget is smaller than one step.
+    """
+    train = TrainConfig(**cell["train"])
+    router = build_router(cell["router"]["name"], cell["router"]["options"])
+    with torch.device("meta"):
+        model = Decoder(ModelConfig(**cell["model"]), router)
+    each = flops_per_step(model, train)
+    steps = train.budget // each
+    if steps < 1:
+        raise UserError(
+            f"budget {train.budget:g} is smaller than one training step of "
+            f"'{cell['router']['label']}', which takes {each:g} FLOPs; raise the budget, or shrink "
+            "batch, sequence or model"
+        )
+    return steps

@@ -1,0 +1,189 @@
+"""Training to a budget of FLOPs, resumable to the bit.
+
+B sequences, T tokens, V vocabulary.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modbench.flops.ledger import Load
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder
+from modbench.train import checkpoint
+from modbench.train.batches import Batches
+from modbench.train.budget import flops_per_step
+from modbench.train.config import TrainConfig
+from modbench.train.numerics import autocast
+
+#: Seconds between two lines of progress.
+PROGRESS_SECONDS = 0.5
+
+
+class DivergedError(Exception):
+    """The loss is no number any more."""
+
+
+class StoppedError(Exception):
+    """Somebody asked the run to stop; its state is saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a run has spent. ``flops`` counts the routing that took place, ``flops_nominal`` what the
+    options promise; both in convention ``model``."""
+
+    steps: int
+    tokens: int
+    flops: int
+    flops_nominal: int
+    curve: list[dict[str, Any]]
+
+
+def learning_rate(step: int, steps: int, train: TrainConfig) -> float:
+    """Linear warm-up over a share of the run, then a cosine that ends with it. ``step`` from 0."""
+    warm = max(1, round(train.warmup * steps))
+    if step < warm:
+        return train.learning_rate * (step + 1) / warm
+    progress = (step - warm + 1) / max(1, steps - warm)
+    low = train.final_learning_rate
+    return train.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def build_optimizer(model: Decoder, train: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; matrices decay, vectors and the embedding do not."""
+    embedding = model.embedding.weight
+    parameters = list(model.parameters())
+    matrices = [p for p in parameters if p.dim() >= 2 and p is not embedding]
+    others = [p for p in parameters if p.dim() < 2 or p is embedding]
+    groups = [
+        {"params": matrices, "weight_decay": train.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    betas = (train.beta1, train.beta2)
+    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, fused=True)
+
+
+def training_step(
+    model: Decoder,
+    optimizer: torch.optim.Optimizer,
+    train: TrainConfig,
+    batch: tuple[Tensor, Tensor],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Context]:
+    """Forward, backward, clipping, optimizer. Returns the cross-entropy in nats per token, without the
+    auxiliary losses, and the context with its trace."""
+    inputs_BT, targets_BT = batch
+    context = Context(selection="topk")
+    with autocast(dtype, inputs_BT.device):
+        logits_BTV = model(inputs_BT, context)
+    loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+    (loss + context.trace.auxiliary_loss()).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach(), context
+
+
+def train_model(
+    model: Decoder,
+    batches: Batches,
+    train: TrainConfig,
+    *,
+    steps: int,
+    dtype: torch.dtype,
+    evaluate: Callable[[Decoder], float],
+    folder: Path,
+    say: Callable[[dict[str, Any]], None],
+    stop: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Train for ``steps`` steps, from the checkpoint in ``folder`` if there is one.
+
+    ``evaluate`` gives the held-out loss of a point of the learning curve. ``say`` hears of progress.
+    When ``stop()`` turns true, the state is saved first.
+
+    Raises:
+        DivergedError: the loss is not finite.
+        StoppedError: as asked; call again to go on.
+    """
+    on = next(model.parameters()).device
+    optimizer = build_optimizer(model, train)
+    path = folder / "checkpoint.pt"
+    step, flops, curve = 0, 0, []
+    state = checkpoint.load(path)
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, flops, curve = state["step"], int(state["flops"]), state["curve"]
+        torch.set_rng_state(state["random"])
+
+    def save() -> None:
+        checkpoint.save(
+            path,
+            {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+                "flops": str(flops),
+                "curve": curve,
+                "random": torch.get_rng_state(),
+            },
+        )
+
+    load = Load.uniform(train.batch, train.sequence, "train")
+    nominal = flops_per_step(model, train)
+    points = {math.ceil(steps * n / train.evaluations) for n in range(1, train.evaluations + 1)}
+    known_counts: Any = None
+    each, saved, said = nominal, time.monotonic(), 0.0
+    model.train()
+    while step < steps:
+        if stop():
+            save()
+            raise StoppedError
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, train)
+        inputs_BT, targets_BT = batches.step(step)
+        batch = inputs_BT.to(on, non_blocking=True), targets_BT.to(on, non_blocking=True)
+        loss, context = training_step(model, optimizer, train, batch, dtype)
+        if context.trace.counts != known_counts:
+            known_counts = context.trace.counts
+            realised = Load(lengths=load.lengths, phase="train", counts=known_counts)
+            each = model.ledger(realised).total("model")
+        flops += each
+        step += 1
+        value = loss.item()
+        if not math.isfinite(value):
+            raise DivergedError(f"the training loss is {value} at step {step} of {steps}")
+        if step in points:
+            heldout = evaluate(model)
+            model.train()
+            curve.append(
+                {
+                    "step": step,
+                    "tokens": step * train.batch * train.sequence,
+                    "flops": flops,
+                    "train_loss": value,
+                    "heldout_loss": heldout,
+                }
+            )
+        now = time.monotonic()
+        if now - said >= PROGRESS_SECONDS or step == steps:
+            say({"event": "step", "step": step, "steps": steps, "loss": value, "flops": flops})
+            said = now
+        if now - saved >= train.checkpoint_seconds or step == steps:
+            save()
+            saved = time.monotonic()
+    return Trained(
+        steps=steps,
+        tokens=steps * train.batch * train.sequence,
+        flops=flops,
+        flops_nominal=steps * nominal,
+        curve=curve,
+    )

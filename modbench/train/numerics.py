@@ -1,0 +1,35 @@
+"""Device, precision and determinism of a process."""
+
+import contextlib
+import os
+from contextlib import AbstractContextManager
+
+import torch
+
+
+def device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precision(wanted: str, on: torch.device) -> torch.dtype:
+    """The dtype of matmuls: ``"auto"`` is bfloat16 on GPUs and on CPUs with bfloat16 instructions."""
+    if wanted == "auto":
+        pays = on.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if pays else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+def autocast(dtype: torch.dtype, on: torch.device) -> AbstractContextManager[None]:
+    """Matmuls in ``dtype``, the rest in float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(on.type, dtype=dtype)  # type: ignore[return-value]
+
+
+def make_deterministic() -> None:
+    """The same bits for the same process, machine type and thread count."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # The rest of the flag's work, filling fresh memory, only shows up use of unset memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -20,6 +20,8 @@ class MeasureConfig:
     downstream_limit: int | None = None  #: items per task; None: all
 
     def __post_init__(self) -> None:
+        # A specification in JSON has a list here.
+        object.__setattr__(self, "downstream", tuple(self.downstream))
         for name in ("heldout_tokens", "curve_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"measure {name} is {getattr(self, name)}; it must be 1 or more")

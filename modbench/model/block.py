@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from modbench.flops.ledger import Ledger, Load, attention, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.initial import normal_
+from modbench.model.initial import normal_, residual_scale
 from modbench.model.router import Layer
 
 
@@ -36,7 +36,10 @@ class Attention(nn.Module):
     def initialise(self, seed: int) -> None:
         normal_(self.qkv.weight, seed, f"layers.{self.layer}.attention.qkv")
         normal_(
-            self.out.weight, seed, f"layers.{self.layer}.attention.out", residual_of=self.model.layers
+            self.out.weight,
+            seed,
+            f"layers.{self.layer}.attention.out",
+            scale=residual_scale(self.model.layers),
         )
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
@@ -108,7 +111,12 @@ class MLP(FeedForward):
 
     def initialise(self, seed: int) -> None:
         normal_(self.up.weight, seed, f"layers.{self.layer}.mlp.up")
-        normal_(self.down.weight, seed, f"layers.{self.layer}.mlp.down", residual_of=self.model.layers)
+        normal_(
+            self.down.weight,
+            seed,
+            f"layers.{self.layer}.mlp.down",
+            scale=residual_scale(self.model.layers),
+        )
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         return self.down(activate(self.up(x_BTD), self.model.mlp))

@@ -13,7 +13,7 @@ from modbench.errors import UserError
 from modbench.flops.ledger import Ledger, Load, matmul
 from modbench.model.block import activate, up_columns
 from modbench.model.config import ModelConfig
-from modbench.model.initial import normal_
+from modbench.model.initial import normal_, residual_scale
 
 
 def expert_width(model: ModelConfig, width: int | None, active: float) -> int:
@@ -45,18 +45,22 @@ class ExpertBank(nn.Module):
 
     def initialise(self, seed: int) -> None:
         normal_(self.up, seed, f"layers.{self.layer}.experts.up")
-        normal_(self.down, seed, f"layers.{self.layer}.experts.down", residual_of=self.model.layers)
+        normal_(
+            self.down, seed, f"layers.{self.layer}.experts.down", scale=residual_scale(self.model.layers)
+        )
 
     def forward(self, rows_ND: Tensor, counts: Sequence[int]) -> Tensor:
         """Rows sorted by expert, ``counts[e]`` of them for expert e; (N, D)."""
         # unbind, not indexing: its backward writes each expert's gradient once, not E full banks.
-        parts = [
-            F.linear(activate(F.linear(rows, up), self.model.mlp), down)
-            for rows, up, down in zip(
-                rows_ND.split(list(counts)), self.up.unbind(0), self.down.unbind(0), strict=True
-            )
-        ]
-        return torch.cat(parts)
+        banks = zip(
+            rows_ND.split(list(counts)),
+            _autocast(self.up).unbind(0),
+            _autocast(self.down).unbind(0),
+            strict=True,
+        )
+        return torch.cat(
+            [F.linear(activate(F.linear(rows, up), self.model.mlp), down) for rows, up, down in banks]
+        )
 
     def equal(self, rows_END: Tensor) -> Tensor:
         """The same for an equal number of rows per expert, (E, N, D)."""
@@ -73,3 +77,9 @@ class ExpertBank(nn.Module):
     def parameters_of(self, experts: float) -> int:
         """Parameters of so many experts."""
         return int(experts * (self.up[0].numel() + self.down[0].numel()))
+
+
+def _autocast(weight: Tensor) -> Tensor:
+    """``weight`` in the dtype that autocast would give its slices, cast once and not slice by slice."""
+    kind = weight.device.type
+    return weight.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else weight

@@ -1,8 +1,9 @@
 """Initial weights by name: a parameter's first values depend on the seed and on what it is for, not on
 what else a scheme builds. So all schemes start from the same shared parts.
 
-Normal with standard deviation 0.02, residual projections scaled by 1/sqrt(2 * layers) (GPT-2, section
-2.3): what the compared papers start from.
+Normal with standard deviation 1/sqrt(columns), so that each matmul keeps its input's scale at every
+width (LeCun et al. 1998, equation 16); what writes into the residual stream is scaled by
+1/sqrt(2 * layers) besides (GPT-2, section 2.3).
 """
 
 import hashlib
@@ -10,8 +11,6 @@ import math
 
 import torch
 from torch import Tensor
-
-STANDARD_DEVIATION = 0.02
 
 
 def stream(seed: int, name: str) -> torch.Generator:
@@ -21,11 +20,15 @@ def stream(seed: int, name: str) -> torch.Generator:
 
 
 @torch.no_grad()
-def normal_(weight: Tensor, seed: int, name: str, *, residual_of: int | None = None) -> None:
-    """Fill ``weight`` from the stream (seed, name). ``residual_of``: the number of layers, for a
-    projection that writes into the residual stream."""
+def normal_(weight: Tensor, seed: int, name: str, *, scale: float = 1.0) -> None:
+    """Fill ``weight`` (..., columns) from the stream (seed, name), with ``scale`` times the standard
+    deviation above."""
     if weight.is_meta:
         return
-    deviation = STANDARD_DEVIATION / (math.sqrt(2 * residual_of) if residual_of else 1.0)
     values = torch.randn(weight.shape, generator=stream(seed, name), dtype=torch.float32)
-    weight.copy_(values.mul_(deviation))
+    weight.copy_(values.mul_(scale / math.sqrt(weight.shape[-1])))
+
+
+def residual_scale(layers: int) -> float:
+    """For what writes into the residual stream: twice in each of ``layers`` layers."""
+    return 1 / math.sqrt(2 * layers)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from modbench.errors import UserError, known_names
+from modbench.typed import checked
 
 if TYPE_CHECKING:
     from modbench.model.router import Router
@@ -162,7 +163,7 @@ def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router
     for option, value in options.items():
         if option not in known:
             raise UserError(f"router '{name}' has no option '{option}'; {known_names(option, known)}")
-        options[option] = _checked(f"router '{name}' option '{option}'", value, hints[option])
+        options[option] = checked(f"router '{name}' option '{option}'", value, hints[option])
     missing = [
         option
         for option, field in known.items()
@@ -174,24 +175,3 @@ def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router
         return router(**options)
     except UserError as error:
         raise UserError(f"router '{name}': {error}") from error
-
-
-def _checked(what: str, value: Any, hint: Any) -> Any:
-    """``value`` as ``hint`` wants it: bool, int, float, str, Literal, and unions of those."""
-    if get_origin(hint) is None and hint is not None and isinstance(hint, type):
-        if hint is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        right = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-        if right:
-            return value
-        raise UserError(f"{what} is {value!r}; it must be of type {hint.__name__}")
-    if get_origin(hint) is not None and str(get_origin(hint)) == "typing.Literal":
-        if value in get_args(hint):
-            return value
-        raise UserError(f"{what} is {value!r}; it must be one of {list(get_args(hint))}")
-    for part in get_args(hint):
-        try:
-            return _checked(what, value, part)
-        except UserError:
-            continue
-    raise UserError(f"{what} is {value!r}; it must be {hint}")

@@ -1,0 +1,77 @@
+"""What a measurement depends on besides the code: no host, no user, no paths."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import modbench
+
+#: Variables that change what is computed or how fast.
+VARIABLES = (
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_VISIBLE_DEVICES",
+    "KMP_AFFINITY",
+    "MKL_NUM_THREADS",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_NUM_THREADS",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTHONHASHSEED",
+)
+
+
+def environment(dtype: torch.dtype) -> dict[str, Any]:
+    """The machine and the settings of this process; ``dtype`` is that of its matmuls."""
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "torch": torch.__version__,
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "world_size": 1,
+        "load": round(os.getloadavg()[0], 2),
+        "dtype": str(dtype).removeprefix("torch."),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "gpu": None,
+        "cuda": None,
+    }
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        found["gpu"] = properties.name
+        found["gpu_memory_bytes"] = properties.total_memory
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def code_version() -> dict[str, Any]:
+    """Version, and in a checkout the commit and whether the package differs from it."""
+    package = Path(modbench.__file__).parent
+    version: dict[str, Any] = {"version": modbench.__version__, "commit": None, "dirty": None}
+    if not (package.parent / ".git").exists():
+        return version
+    try:
+        version["commit"] = _git(package, "rev-parse", "HEAD")
+        version["dirty"] = bool(_git(package, "status", "--porcelain", "--", str(package)))
+    except (OSError, subprocess.CalledProcessError):
+        # A checkout without git at hand, or one it won't read: the version alone is known.
+        return version
+    return version
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

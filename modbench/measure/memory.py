@@ -1,0 +1,99 @@
+"""Peak memory of training steps, in a process of its own.
+
+On a GPU, the allocator's peak. On a CPU, the peak of the resident set over what the process held before
+it built the model.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+STEPS = 2
+
+
+def peak_memory(spec: dict[str, Any], threads: int) -> dict[str, Any]:
+    """``{"median", "iqr", "n", "stable"}`` in bytes of one fresh process that builds the cell's model
+    and optimizer and takes training steps on made-up tokens.
+
+    ``spec``: ``cell`` and ``plugins``, as a cell's specification has them.
+
+    Raises:
+        RuntimeError: the process failed; its last line says why.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    child = subprocess.run(
+        [sys.executable, "-m", "modbench.measure.memory"],
+        input=json.dumps({"cell": spec["cell"], "plugins": spec["plugins"], "threads": threads}),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if child.returncode != 0:
+        last = child.stderr.strip().splitlines()[-1:] or ["no output"]
+        raise RuntimeError(f"measuring memory failed with exit code {child.returncode}: {last[0]}")
+    peak = json.loads(child.stdout)["peak_bytes"]
+    return {"median": peak, "iqr": 0, "n": 1, "stable": True}
+
+
+def resident_bytes(field: str) -> int:
+    """``VmRSS`` or ``VmHWM`` (the peak) of this process where Linux tells; elsewhere the peak."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _forget_peak() -> None:
+    """Let the kernel's peak start from now. Where it can't, importing PyTorch may hide a small peak."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _measure(spec: dict[str, Any]) -> int:
+    import torch
+
+    from modbench.model.config import ModelConfig
+    from modbench.model.decoder import build_model
+    from modbench.model.registry import build_router, load_plugin
+    from modbench.train.config import TrainConfig
+    from modbench.train.loop import build_optimizer, training_step
+    from modbench.train.numerics import device, make_deterministic, precision
+
+    torch.set_num_threads(spec["threads"])
+    make_deterministic()
+    for plugin in spec["plugins"]:
+        load_plugin(plugin)
+    cell = spec["cell"]
+    train = TrainConfig(**cell["train"])
+    config = ModelConfig(**cell["model"])
+    router = build_router(cell["router"]["name"], cell["router"]["options"])
+    on = device()
+    if on.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    _forget_peak()
+    idle = resident_bytes("VmRSS")
+    model = build_model(config, router).to(on).train()
+    optimizer = build_optimizer(model, train)
+    generator = torch.Generator().manual_seed(0)
+    shape = (train.batch, train.sequence + 1)
+    window_BT = torch.randint(config.vocabulary, shape, generator=generator).to(on)
+    batch = window_BT[:, :-1].contiguous(), window_BT[:, 1:].contiguous()
+    for _ in range(STEPS):
+        training_step(model, optimizer, train, batch, precision(train.precision, on))
+    if on.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return resident_bytes("VmHWM") - idle
+
+
+if __name__ == "__main__":
+    print(json.dumps({"peak_bytes": _measure(json.load(sys.stdin))}))

@@ -1,0 +1,80 @@
+"""Wall time of a forward pass and of a training step."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modbench.measure.loss import heldout_windows
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder
+from modbench.train.config import TrainConfig
+from modbench.train.loop import build_optimizer, training_step
+from modbench.train.numerics import autocast
+
+WARM_UP = 3
+
+
+def time_model(
+    model: Decoder, train: TrainConfig, *, dtype: torch.dtype, repeats: int, text: Any
+) -> dict[str, dict[str, Any]]:
+    """``forward_seconds`` and ``train_step_seconds`` of one batch of ``text`` (N tokens) under the
+    training rule: median, interquartile range, n, and whether it was stable. Changes the model.
+
+    The caller keeps the machine quiet."""
+    on = next(model.parameters()).device
+    window_BT = torch.from_numpy(
+        heldout_windows(text, sequence=train.sequence, tokens=train.batch * train.sequence)
+    ).to(on)
+    batch = window_BT[:, :-1].contiguous(), window_BT[:, 1:].contiguous()
+    optimizer = build_optimizer(model, train)
+
+    def forward() -> None:
+        with torch.no_grad(), autocast(dtype, on):
+            model(batch[0], Context(selection="topk"))
+
+    def step() -> Tensor:
+        return training_step(model, optimizer, train, batch, dtype)[0]
+
+    model.eval()
+    forward_seconds = _time(forward, repeats, on)
+    model.train()
+    return {"forward_seconds": forward_seconds, "train_step_seconds": _time(step, repeats, on)}
+
+
+def _time(run: Callable[[], object], repeats: int, on: torch.device) -> dict[str, Any]:
+    seconds = []
+    for number in range(WARM_UP + repeats):
+        _wait(on)
+        start = time.perf_counter()
+        run()
+        _wait(on)
+        if number >= WARM_UP:
+            seconds.append(time.perf_counter() - start)
+    return summary(seconds)
+
+
+def _wait(on: torch.device) -> None:
+    if on.type == "cuda":
+        torch.cuda.synchronize(on)
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    """Median, interquartile range and n of three or more values. ``stable`` as pyperf judges: standard
+    deviation within 10 % of the mean, extremes within 50 % of it."""
+    mean = statistics.fmean(values)
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    stable = (
+        statistics.stdev(values) <= 0.1 * mean
+        and min(values) >= 0.5 * mean
+        and max(values) <= 1.5 * mean
+    )
+    return {
+        "median": statistics.median(values),
+        "iqr": high - low,
+        "n": len(values),
+        "stable": stable,
+    }

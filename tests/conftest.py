@@ -1,0 +1,25 @@
+"""What tests share: the small shapes that routing must be right on."""
+
+import pytest
+import torch
+
+from modbench.model.config import ModelConfig
+
+# Models this small lose by a second thread, and lose badly when tests run beside other work.
+torch.set_num_threads(1)
+
+#: Awkward on purpose: odd vocabulary, grouped heads, an untied head, a depth that 2 does not divide.
+AWKWARD = ModelConfig(
+    vocabulary=301, width=48, layers=3, heads=6, kv_heads=2, mlp="gelu", mlp_width=80, tied_head=False
+)
+PLAIN = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
+
+
+@pytest.fixture(params=[PLAIN, AWKWARD], ids=["plain", "awkward"])
+def shape(request: pytest.FixtureRequest) -> ModelConfig:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,114 @@
+"""The shared decoder. B sequences, T tokens, D width, V vocabulary."""
+
+import pytest
+import torch
+
+from modbench.errors import UserError
+from modbench.model.block import Attention, Block
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.decoder import build_model
+from modbench.model.registry import build_router, router_names
+
+
+def plain_attention(attention: Attention, x_TD: torch.Tensor) -> torch.Tensor:
+    """One sequence, one head and one query at a time, rotary pairs as complex numbers."""
+    model = attention.model
+    tokens, width = x_TD.shape[0], model.head_width
+    q, k, v = attention.qkv(x_TD).split(
+        [model.heads * width, model.key_heads * width, model.key_heads * width], dim=-1
+    )
+    half = width // 2
+    frequencies = model.rope_base ** (-torch.arange(half, dtype=torch.float64) / half)
+
+    def rotate(vector: torch.Tensor, position: int) -> torch.Tensor:
+        pairs = torch.complex(vector[:half].double(), vector[half:].double())
+        turned = pairs * torch.exp(1j * position * frequencies)
+        return torch.cat((turned.real, turned.imag))
+
+    rows = []
+    for t in range(tokens):
+        heads = []
+        for h in range(model.heads):
+            group = h // (model.heads // model.key_heads)
+            query = rotate(q[t, h * width : (h + 1) * width], t)
+            part = slice(group * width, (group + 1) * width)
+            keys = torch.stack([rotate(k[s, part], s) for s in range(t + 1)])
+            weights = (keys @ query / width**0.5).softmax(0)
+            heads.append(weights @ v[: t + 1, part].double())
+        rows.append(torch.cat(heads))
+    return torch.stack(rows) @ attention.out.weight.double().T
+
+
+def test_attention_equals_the_plain_loop(shape: ModelConfig) -> None:
+    attention = Attention(shape, 0).double()
+    x_BTD = torch.randn(2, 13, shape.width, dtype=torch.float64)
+    fast = attention(x_BTD, Context())
+    for row in range(2):
+        # The fast path rotates in float32.
+        torch.testing.assert_close(
+            fast[row], plain_attention(attention, x_BTD[row]), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_delta_is_what_the_block_adds(shape: ModelConfig) -> None:
+    block = Block(shape, 0).double()
+    x_BTD = torch.randn(2, 9, shape.width, dtype=torch.float64)
+    torch.testing.assert_close(x_BTD + block.delta(x_BTD, Context()), block(x_BTD, Context()))
+
+
+@pytest.mark.parametrize("name", ["mod", "token_choice", "expert_choice", "mode_staged"])
+def test_shared_parts_start_alike_under_every_router(name: str, shape: ModelConfig) -> None:
+    dense = build_model(shape, build_router("vanilla"), seed=3)
+    routed = build_model(shape, build_router(name), seed=3)
+    assert torch.equal(dense.embedding.weight, routed.embedding.weight)
+    for ours, theirs in zip(dense.layers, routed.layers, strict=True):
+        block = getattr(theirs, "block", theirs)
+        assert torch.equal(ours.attention.qkv.weight, block.attention.qkv.weight)
+        assert torch.equal(ours.attention.out.weight, block.attention.out.weight)
+
+
+@pytest.mark.parametrize("name", router_names())
+def test_first_weights_are_a_function_of_the_seed(name: str, shape: ModelConfig) -> None:
+    first = build_model(shape, build_router(name), seed=1).state_dict()
+    torch.rand(7)  # what ran before must not matter
+    again = build_model(shape, build_router(name), seed=1).state_dict()
+    other = build_model(shape, build_router(name), seed=2).state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
+
+
+@pytest.mark.parametrize("name", router_names())
+def test_every_parameter_is_initialised(name: str, shape: ModelConfig) -> None:
+    model = build_model(shape, build_router(name), seed=1)
+    for key, parameter in model.named_parameters():
+        assert parameter.isfinite().all(), key
+        if parameter.dim() > 1:
+            assert 0.2 < parameter.std() / 0.02 < 1.3, key
+
+
+def test_active_parameters_leave_idle_experts_out() -> None:
+    shape = ModelConfig(vocabulary=50, width=16, layers=2, heads=2, mlp_width=32)
+    dense = build_model(shape, build_router("vanilla"))
+    routed = build_model(shape, build_router("token_choice", {"experts": 4, "top_k": 2}))
+    router = 2 * 4 * 16
+    assert dense.parameter_count("active") == dense.parameter_count("total")
+    assert routed.parameter_count("active") == dense.parameter_count("total") + router
+    # Four experts of half the width: twice the dense MLP, of which one dense MLP is idle.
+    mlp = 3 * 16 * 32
+    assert routed.parameter_count("total") == dense.parameter_count("total") + router + 2 * mlp
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"width": 100, "heads": 3}, "width 100 with 3 heads"),
+        ({"width": 6, "heads": 2}, "even parts"),
+        ({"heads": 4, "kv_heads": 3}, "kv_heads is 3 with 4 heads"),
+        ({"layers": 0}, "layers is 0"),
+        ({"mlp": "relu"}, "'swiglu' or 'gelu'"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused(fields: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ModelConfig(**fields)

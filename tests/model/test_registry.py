@@ -1,0 +1,135 @@
+"""Finding routers by decorator, entry point and file."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from modbench.errors import UserError
+from modbench.model import registry
+from modbench.model.block import Block
+from modbench.model.registry import build_router, load_plugin, register_router, router_names
+from modbench.model.router import Router
+
+PLUGIN = """
+from dataclasses import dataclass
+from modbench.model.block import Block
+from modbench.model.registry import register_router
+from modbench.model.router import Router
+
+@register_router("{name}")
+@dataclass(frozen=True, kw_only=True)
+class Mine(Router):
+    strength: float = 1.0
+    def build_layer(self, model, layer):
+        return Block(model, layer)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _registry_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(registry, "_sources", dict(registry._sources))
+
+
+def plugin(folder: Path, text: str, file: str = "mine.py") -> Path:
+    path = folder / file
+    path.write_text(text)
+    return path
+
+
+def test_the_six_schemes_are_registered() -> None:
+    schemes = {"vanilla", "token_choice", "expert_choice", "mod", "mode_staged", "mode_integrated"}
+    assert schemes <= set(router_names())
+
+
+def test_a_plugin_file_registers_its_router_once(tmp_path: Path) -> None:
+    path = plugin(tmp_path, PLUGIN.format(name="mine_once"))
+    assert load_plugin(path) == ["mine_once"]
+    assert load_plugin(path) == ["mine_once"]
+    assert build_router("mine_once", {"strength": 2}).options() == {"strength": 2.0}
+    assert registry.plugin_sha256("mine_once") is not None
+    assert registry.plugin_sha256("vanilla") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("raise RuntimeError('boom')", "raised RuntimeError: boom"),
+        ("def broken(:", "raised SyntaxError.*line 1"),
+        ("import no_such_package_anywhere", "raised ModuleNotFoundError"),
+        ("x = 1", "registers no router"),
+        (PLUGIN.format(name="mod"), "'mod'.*already registered by modbench.routers.mod"),
+    ],
+    ids=["raises", "syntax", "import", "registers-nothing", "taken-name"],
+)
+def test_a_bad_plugin_gets_one_sentence(text: str, words: str, tmp_path: Path) -> None:
+    path = plugin(tmp_path, text)
+    with pytest.raises(UserError, match=words) as raised:
+        load_plugin(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_plugin_that_raises_leaves_nothing_registered(tmp_path: Path) -> None:
+    path = plugin(tmp_path, PLUGIN.format(name="mine_half") + "\nraise ValueError('late')\n")
+    with pytest.raises(UserError, match="late"):
+        load_plugin(path)
+    assert "mine_half" not in router_names()
+    assert not [name for name in sys.modules if name.startswith("modbench_plugin") and "half" in name]
+
+
+def test_a_missing_plugin_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.py: there is no such file"):
+        load_plugin(tmp_path / "nowhere.py")
+
+
+def test_a_taken_name_is_refused() -> None:
+    with pytest.raises(UserError, match="already registered"):
+
+        @register_router("vanilla")
+        @dataclass(frozen=True, kw_only=True)
+        class Again(Router):
+            def build_layer(self, model, layer):
+                return Block(model, layer)
+
+
+def test_a_class_that_can_change_is_refused() -> None:
+    with pytest.raises(UserError, match="frozen dataclass"):
+
+        @register_router("loose")
+        @dataclass
+        class Loose(Router):
+            def build_layer(self, model, layer):
+                return Block(model, layer)
+
+
+def test_an_unknown_router_gets_the_nearest_name_and_the_list() -> None:
+    with pytest.raises(
+        UserError, match=r"'tokenchoice' is not known; did you mean 'token_choice'\?.*mod"
+    ):
+        build_router("tokenchoice")
+
+
+@pytest.mark.parametrize(
+    ("router", "options", "words"),
+    [
+        ("mod", {"capcity": 0.5}, "no option 'capcity'; did you mean 'capacity'"),
+        ("mod", {"capacity": 0}, r"capacity is 0; it must lie in \(0, 1\]"),
+        ("mod", {"capacity": 1.5}, r"capacity is 1.5; it must lie in \(0, 1\]"),
+        ("mod", {"capacity": "half"}, "'capacity' is 'half'; it must be a number"),
+        ("mod", {"every": True}, "'every' is True; it must be a whole number"),
+        ("mod", {"gate": "tanh"}, "'gate' is 'tanh'; it must be one of 'linear'"),
+        ("mod", {"experts": 4}, "no option 'experts'"),
+        ("token_choice", {"top_k": 9}, "top_k is 9 of 8 experts"),
+        ("token_choice", {"top_k": 1}, "set renormalise = false"),
+        ("expert_choice", {"capacity": 9}, "capacity is 9 with 8 experts"),
+        ("expert_choice", {"pool": "world"}, "'pool' is 'world'; it must be one of"),
+        ("mode_integrated", {"no_op_experts": 0}, "no_op_experts is 0"),
+        ("mode_staged", {"capacity": -1}, "capacity is -1"),
+    ],
+)
+def test_a_bad_option_names_field_value_and_remedy(router: str, options: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words) as raised:
+        build_router(router, options)
+    assert f"router '{router}'" in str(raised.value)

@@ -1,0 +1,189 @@
+"""Who is selected: exactly k, in order, ties to the earlier token, and what the causal rules learn.
+
+B sequences, T tokens, D width.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from modbench.model.block import Block
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.decoder import build_model
+from modbench.model.registry import build_router
+from modbench.model.scores import highest, packed, share
+from modbench.routers.mod import DepthRouted
+
+SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
+
+
+def depth_layer(**options: object) -> DepthRouted:
+    layer = build_model(SHAPE, build_router("mod", options), seed=2).layers[1]
+    torch.nn.init.normal_(layer.router, std=0.5)
+    return layer
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 63, 100, 1000])
+@pytest.mark.parametrize("capacity", [0.01, 0.07, 0.1, 0.125, 0.5, 1.0])
+def test_share_is_the_written_decimal_rounded_up(capacity: float, tokens: int) -> None:
+    hundredths = round(capacity * 1000)
+    assert share(capacity, tokens) == max(1, -(-hundredths * tokens // 1000))
+
+
+def test_ties_go_to_the_earlier_token() -> None:
+    scores_BT = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    assert highest(scores_BT, [2, 2], None).tolist() == [
+        [False, True, True, False, False],
+        [True, True, False, False, False],
+    ]
+
+
+def test_padding_is_never_selected() -> None:
+    scores_BT = torch.tensor([[1.0, 2.0, 9.0, 9.0], [0.0, 1.0, 2.0, 3.0]])
+    real_BT = torch.tensor([[True, True, False, False], [True, True, True, True]])
+    selected_BT = highest(scores_BT, [1, 3], real_BT)
+    assert selected_BT.tolist() == [[False, True, False, False], [False, True, True, True]]
+
+
+def test_packing_keeps_the_order() -> None:
+    selected_BT = torch.tensor([[False, True, False, True], [True, False, False, False]])
+    assert packed(selected_BT, 2).tolist() == [[1, 3], [0, 1]]
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 8, 9, 63])
+def test_depth_routing_selects_exactly_k_of_each_sequence(tokens: int) -> None:
+    layer = depth_layer()
+    context = Context()
+    layer(torch.randn(3, tokens, SHAPE.width), context)
+    k = -(-tokens // 8)
+    assert context.trace.tensors[1, "selected"].sum(1).tolist() == [k] * 3
+    assert context.trace.counts[1, "depth"] == (k, k, k)
+
+
+def test_full_capacity_and_unit_gate_is_the_plain_block() -> None:
+    layer = depth_layer(capacity=1.0, gate="scaled_sigmoid").double()
+    torch.nn.init.zeros_(layer.router)  # 2 * sigmoid(0) = 1
+    x_BTD = torch.randn(2, 11, SHAPE.width, dtype=torch.float64)
+    torch.testing.assert_close(layer(x_BTD, Context()), layer.block(x_BTD, Context()))
+
+
+def test_a_token_that_skips_is_bit_identical() -> None:
+    layer = depth_layer()
+    for rule in ("topk", "causal"):
+        context = Context(selection=rule)
+        x_BTD = torch.randn(3, 63, SHAPE.width)
+        out_BTD = layer(x_BTD, context)
+        skipped_BT = ~context.trace.tensors[1, "selected"]
+        assert skipped_BT.any()
+        assert torch.equal(out_BTD[skipped_BT], x_BTD[skipped_BT])
+
+
+@pytest.mark.parametrize("rule", ["predictor", "aux_bce", "ema_threshold"])
+def test_a_causal_rule_learns_who_is_among_the_top(rule: str) -> None:
+    """On scores that a token shows by itself, each rule must come to agree with top-k."""
+    layer = depth_layer(causal=rule, capacity=0.25, auxiliary=1.0).train()
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-2)
+
+    def stream(sequences: int) -> torch.Tensor:
+        x_BTD = torch.randn(sequences, 64, SHAPE.width)
+        x_BTD[..., 0] = 1.0  # a router without bias needs something constant to put its threshold on
+        return x_BTD
+
+    for _ in range(150):
+        context = Context()
+        layer(stream(4), context)
+        loss = context.trace.auxiliary_loss()
+        if isinstance(loss, torch.Tensor):
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    x_BTD = stream(8)
+    top, causal = Context(), Context(selection="causal")
+    layer.eval()(x_BTD, top)
+    layer(x_BTD, causal)
+    wanted, got = top.trace.tensors[1, "selected"], causal.trace.tensors[1, "selected"]
+    both = (wanted & got).sum() / ((wanted.sum() + got.sum()) / 2)
+    assert both > 0.8  # F1; a rule that always or never selects reaches 0.4
+
+
+def test_the_predictor_never_bends_what_it_watches() -> None:
+    layer = depth_layer().train()
+    x_BTD = torch.randn(2, 16, SHAPE.width, requires_grad=True)
+    context = Context()
+    layer(x_BTD, context)
+    context.trace.losses[1, "causal_rule"].backward()
+    assert x_BTD.grad is None or not x_BTD.grad.any()
+    assert layer.router.grad is None
+    assert layer.predictor.up.grad.any()
+
+
+def test_thresholds_move_in_training_only_and_are_saved() -> None:
+    layer = depth_layer(causal="ema_threshold")
+    x_BTD = torch.randn(2, 16, SHAPE.width)
+    layer.eval()(x_BTD, Context())
+    assert layer.threshold.updates == 0
+    layer.train()(x_BTD, Context())
+    assert layer.threshold.updates == 1
+    lowest = (x_BTD @ layer.router.T).squeeze(-1).topk(2).values[:, -1].mean()
+    torch.testing.assert_close(layer.threshold.value, lowest)
+    assert {"threshold.value", "threshold.updates"} <= set(layer.state_dict())
+
+
+def test_expert_choice_thresholds_follow_the_lowest_score_taken() -> None:
+    part = build_model(SHAPE, build_router("expert_choice"), seed=2).layers[0].feed_forward.train()
+    torch.nn.init.normal_(part.router, std=0.5)
+    x_BTD = torch.randn(2, 16, SHAPE.width)
+    part(x_BTD, Context())
+    scores_BTE = (x_BTD @ part.router.T).softmax(-1)
+    lowest_E = scores_BTE.topk(4, dim=1).values[:, -1].mean(0)
+    torch.testing.assert_close(part.threshold.value, lowest_E)
+
+
+def test_balance_loss_is_one_at_uniform_load() -> None:
+    for options in ({}, {"top_k": 4}, {"top_k": 1, "renormalise": False}):
+        part = build_model(SHAPE, build_router("token_choice", options)).layers[0].feed_forward
+        torch.nn.init.zeros_(part.router)
+        part.router.data[:, 0] = torch.arange(8) * 1e-6  # no ties, still uniform
+        torch.nn.init.orthogonal_(part.router, gain=1e-4)
+        context = Context()
+        part(torch.randn(64, 64, SHAPE.width), context)
+        load_E = context.trace.tensors[0, "load"].float()
+        share_E = load_E / load_E.sum()
+        loss = context.trace.losses[0, "balance"] / 0.01
+        assert load_E.sum() == 64 * 64 * part.options.top_k
+        torch.testing.assert_close(loss, 8 * (share_E / 8).sum(), rtol=1e-3, atol=0)
+
+
+def test_no_op_experts_add_and_cost_nothing() -> None:
+    part = (
+        build_model(SHAPE, build_router("mode_integrated", {"no_op_experts": 4})).layers[0].feed_forward
+    )
+    torch.nn.init.zeros_(part.router)
+    part.router.data[8:, 0] = 1.0  # the no-ops win wherever the first feature is positive
+    x_BTD = F.normalize(torch.randn(1, 32, SHAPE.width), dim=-1)
+    x_BTD[..., 0] = 1.0
+    context = Context()
+    assert not part(x_BTD, context).any()
+    assert context.trace.counts[0, "experts"] == (0,)
+
+
+def test_selected_tokens_attend_at_their_own_positions() -> None:
+    """Shifting all positions alike changes nothing; renumbering the selected 0..k-1 would."""
+    layer = depth_layer(capacity=0.5).double()
+    x_BTD = torch.randn(1, 16, SHAPE.width, dtype=torch.float64)
+    selected = Context()
+    out_BTD = layer(x_BTD, selected)
+    chosen = selected.trace.tensors[1, "selected"][0].nonzero().squeeze(1)
+    renumbered = layer.block.delta(x_BTD[:, chosen], Context())
+    placed = layer.block.delta(x_BTD[:, chosen], Context(positions_BT=chosen[None]))
+    gates = (x_BTD[0, chosen] @ layer.router.T.double()).squeeze(-1)
+    torch.testing.assert_close(out_BTD[0, chosen], x_BTD[0, chosen] + gates[:, None] * placed[0])
+    assert not torch.allclose(placed, renumbered)
+
+
+def test_block_is_transparent_to_positions_that_are_spelled_out() -> None:
+    block = Block(SHAPE, 0).double()
+    x_BTD = torch.randn(2, 9, SHAPE.width, dtype=torch.float64)
+    spelled = Context(positions_BT=torch.arange(9).expand(2, 9))
+    torch.testing.assert_close(block(x_BTD, Context()), block(x_BTD, spelled))

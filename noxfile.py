@@ -1,0 +1,84 @@
+"""Every job of this repository, each with its own set-up. Sessions share one environment: torch is big.
+
+In an environment that already has everything: nox --no-venv --no-install -s SESSION
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.sessions = ["tests", "lint", "flops"]
+# Nox has one environment to each session; ours is made below, once.
+nox.options.default_venv_backend = "none"
+
+HERE = Path(__file__).parent
+SHARED = HERE / ".nox" / "modbench"
+
+
+def ready(session: nox.Session) -> str:
+    """The Python to run: the shared environment's, made or brought up to date first; with --no-venv the
+    one that runs nox."""
+    if "--no-venv" in sys.argv:
+        return sys.executable
+    python = SHARED / ("Scripts" if os.name == "nt" else "bin") / "python"
+    stamp = SHARED / "installed"
+    project = (HERE / "pyproject.toml").read_bytes()
+    wanted = hashlib.sha256(project + sys.version.encode() + str(HERE).encode()).hexdigest()
+    if not python.exists() or not stamp.exists() or stamp.read_text() != wanted:
+        stamp.unlink(missing_ok=True)
+        session.run(sys.executable, "-m", "virtualenv", "--quiet", "--clear", str(SHARED))
+        session.run(str(python), "-m", "pip", "install", "--quiet", "--editable", f"{HERE}[dev]")
+        stamp.write_text(wanted)
+    return str(python)
+
+
+def module(session: nox.Session, *words: str) -> None:
+    """python -m ``words``."""
+    session.run(ready(session), "-m", *words)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests; arguments after -- go to pytest."""
+    module(session, "pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Formatting, lint, types."""
+    module(session, "ruff", "format", "--check", ".")
+    module(session, "ruff", "check", ".")
+    module(session, "mypy")
+
+
+@nox.session
+def flops(session: nox.Session) -> None:
+    """Hold every router's FLOPs against the committed table; arguments after -- go to the gate."""
+    module(session, "modbench", "flops", "gate", *session.posargs)
+
+
+def quick(session: nox.Session, results: str) -> None:
+    words: Sequence[str] = session.posargs
+    if "--results" not in words:
+        words = [*words, "--results", results]
+    module(session, "modbench", "run", "suites/quick.toml", *words)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Train and measure the quick suite here, into my-results/; arguments after -- go to modbench run."""
+    quick(session, "my-results")
+
+
+@nox.session(name="bench-gpu")
+def bench_gpu(session: nox.Session) -> None:
+    """The same road on a GPU, into my-results-gpu/."""
+    code = "import torch; print(torch.cuda.is_available())"
+    if "True" not in str(session.run(ready(session), "-c", code, silent=True)):
+        session.error("bench-gpu needs a CUDA GPU and PyTorch finds none; on a CPU run: nox -s bench")
+    quick(session, "my-results-gpu")

@@ -1,0 +1,137 @@
+"""The audit names the right probe for each known bug, and passes every built-in router.
+
+B sequences, T tokens, D width.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from modbench.flops.ledger import Ledger, Load
+from modbench.measure.audit import audit
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder, build_model
+from modbench.model.registry import build_router, router_names
+from modbench.routers.expert_choice import ExpertChoiceExperts
+from modbench.routers.mod import DepthRouted
+from modbench.routers.token_choice import TokenChoiceExperts
+
+SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
+
+
+def model_of(name: str, **options: object) -> Decoder:
+    model = build_model(SHAPE, build_router(name, options), seed=4)
+    for key, parameter in model.named_parameters():
+        if "router" in key:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def failed(model: Decoder) -> set[int]:
+    return {finding.probe for finding in audit(model) if not finding.passed}
+
+
+@pytest.mark.parametrize("name", router_names())
+def test_every_built_in_router_passes(name: str, shape: ModelConfig) -> None:
+    model = build_model(shape, build_router(name), seed=4)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    findings = audit(model)
+    assert [finding.probe for finding in findings if not finding.passed] == []
+    assert [finding.probe for finding in findings] == [1, 2, 5, 9]
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("rule", ["predictor", "aux_bce", "ema_threshold"])
+def test_every_causal_rule_passes(rule: str) -> None:
+    assert failed(model_of("mod", causal=rule, capacity=0.5)) == set()
+
+
+def test_top_k_at_evaluation_is_caught_as_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = DepthRouted.forward
+
+    def wrong(self: DepthRouted, x_BTD: Tensor, context: Context) -> Tensor:
+        return right(self, x_BTD, replace(context, selection="topk"))
+
+    monkeypatch.setattr(DepthRouted, "forward", wrong)
+    assert 1 in failed(model_of("mod", capacity=0.5))
+
+
+def test_expert_choice_at_evaluation_is_caught_as_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(self: ExpertChoiceExperts, x: Tensor, scores: Tensor, context: Context) -> Tensor:
+        return self._highest(x, scores, context)
+
+    monkeypatch.setattr(ExpertChoiceExperts, "_above_threshold", wrong)
+    assert 1 in failed(model_of("expert_choice"))
+
+
+def test_a_pool_across_strangers_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = DepthRouted.forward
+
+    def wrong(self: DepthRouted, x_BTD: Tensor, context: Context) -> Tensor:
+        return right(self, x_BTD + 1e-3 * x_BTD[:, :1].mean(0, keepdim=True), context)
+
+    monkeypatch.setattr(DepthRouted, "forward", wrong)
+    assert failed(model_of("mod")) >= {2}
+
+
+def test_padding_in_a_router_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sequence's padding weighs in the mean that its tokens are judged by."""
+    right = TokenChoiceExperts.forward
+
+    def wrong(self: TokenChoiceExperts, x_BTD: Tensor, context: Context) -> Tensor:
+        length = x_BTD.shape[1]
+        return right(self, x_BTD, context) * (1 + 1e-4 * length)
+
+    monkeypatch.setattr(TokenChoiceExperts, "forward", wrong)
+    assert failed(model_of("token_choice")) == {2}
+
+
+def test_a_skipped_token_that_changes_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = DepthRouted.forward
+
+    def wrong(self: DepthRouted, x_BTD: Tensor, context: Context) -> Tensor:
+        return right(self, x_BTD, context) * (1 + 1e-12)
+
+    monkeypatch.setattr(DepthRouted, "forward", wrong)
+    assert failed(model_of("mod")) == {5}
+
+
+def test_a_ledger_that_forgets_one_matmul_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = DepthRouted.ledger
+
+    def wrong(self: DepthRouted, load: Load) -> Ledger:
+        return Ledger({key: flops for key, flops in right(self, load) if key[1] != "router"})
+
+    monkeypatch.setattr(DepthRouted, "ledger", wrong)
+    findings = audit(model_of("mod"))
+    (count,) = [finding for finding in findings if not finding.passed]
+    assert count.probe == 9
+    assert count.ranks
+    assert "ledger minus counter: -" in count.figure
+
+
+def test_a_saving_that_is_only_a_mask_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(self: DepthRouted, x_BTD: Tensor, context: Context) -> Tensor:
+        selected_BT, _ = self._topk(
+            (x_BTD @ self.router.T.to(x_BTD.dtype)).squeeze(-1), x_BTD[..., 0], context
+        )
+        if context.selection == "causal":
+            selected_BT = torch.ones_like(selected_BT)
+        context.trace.count(self.layer, "depth", selected_BT.sum(1))
+        return x_BTD + selected_BT[..., None] * self.block.delta(x_BTD, context)
+
+    monkeypatch.setattr(DepthRouted, "forward", wrong)
+    assert 9 in failed(model_of("mod", causal="aux_bce"))
+
+
+def test_not_a_number_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = DepthRouted.forward
+
+    def wrong(self: DepthRouted, x_BTD: Tensor, context: Context) -> Tensor:
+        return right(self, x_BTD, context) * torch.nan
+
+    monkeypatch.setattr(DepthRouted, "forward", wrong)
+    assert failed(model_of("mod")) >= {1, 2, 5}

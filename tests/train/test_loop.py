@@ -1,0 +1,191 @@
+"""Training to a budget, resumable to the bit."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modbench.errors import UserError
+from modbench.flops.ledger import Load
+from modbench.model.config import ModelConfig
+from modbench.model.decoder import Decoder, build_model
+from modbench.model.registry import build_router, router_names
+from modbench.train import checkpoint
+from modbench.train.batches import Batches
+from modbench.train.budget import flops_per_step, steps_for
+from modbench.train.config import TrainConfig
+from modbench.train.loop import DivergedError, StoppedError, Trained, learning_rate, train_model
+
+SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
+TRAIN = TrainConfig(budget=1, sequence=32, batch=2, learning_rate=1e-2, evaluations=3)
+#: A text with something to learn: each token tells the next.
+TEXT_N = (np.arange(4000) * 7 % 97).astype(np.uint16)
+
+
+def run(
+    name: str,
+    folder: Path,
+    *,
+    steps: int = 12,
+    stop_after: int | None = None,
+    train: TrainConfig = TRAIN,
+) -> tuple[Decoder, Trained]:
+    model = build_model(SHAPE, build_router(name), seed=1)
+    batches = Batches(TEXT_N, sequence=32, batch=2, seed=1)
+    asked = iter(range(10**6))
+    trained = train_model(
+        model,
+        batches,
+        train,
+        steps=steps,
+        dtype=torch.float32,
+        evaluate=lambda model: 1.0,
+        folder=folder,
+        say=lambda event: None,
+        stop=lambda: stop_after is not None and next(asked) >= stop_after,
+    )
+    return model, trained
+
+
+@pytest.mark.parametrize("name", router_names())
+def test_resumed_equals_uninterrupted_to_the_bit(name: str, tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    whole, spent = run(name, tmp_path / "whole")
+    for cut in (3, 4):
+        with pytest.raises(StoppedError):
+            run(name, tmp_path / "parts", stop_after=cut)
+    parts, spent_in_parts = run(name, tmp_path / "parts")
+    assert spent == spent_in_parts
+    ours, theirs = whole.state_dict(), parts.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("name", router_names())
+def test_the_same_cell_twice_is_the_same_to_the_bit(name: str, tmp_path: Path) -> None:
+    states = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        states.append(run(name, folder)[0].state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("name", router_names())
+def test_every_scheme_learns(name: str, tmp_path: Path) -> None:
+    losses: list[float] = []
+    model = build_model(SHAPE, build_router(name), seed=1)
+    train_model(
+        model,
+        Batches(TEXT_N, sequence=32, batch=2, seed=1),
+        TrainConfig(budget=1, sequence=32, batch=2, learning_rate=1e-2, evaluations=60),
+        steps=60,
+        dtype=torch.float32,
+        evaluate=lambda model: losses.append(0.0) or 0.0,
+        folder=tmp_path,
+        say=lambda event: None,
+    )
+    curve = checkpoint.load(tmp_path / "checkpoint.pt")["curve"]
+    assert curve[0]["train_loss"] > 4.0
+    assert curve[-1]["train_loss"] < 2.5
+    assert len(losses) == len(curve) == 60
+
+
+def test_spent_flops_are_those_of_the_routing_that_took_place(tmp_path: Path) -> None:
+    model, trained = run("mode_integrated", tmp_path, steps=5)
+    assert trained.flops_nominal == 5 * flops_per_step(model, TRAIN)
+    assert trained.flops != trained.flops_nominal
+    most = model.ledger(
+        Load(
+            lengths=(32, 32),
+            phase="train",
+            counts={(0, "experts"): (128,), (1, "experts"): (128,)},
+        )
+    ).total()
+    assert trained.flops < 5 * most
+    model, trained = run("mod", tmp_path / "..", steps=5)
+    assert trained.flops == trained.flops_nominal
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    wild = TrainConfig(
+        budget=1, sequence=32, batch=2, learning_rate=1e30, clip=1e30, warmup=0.0, evaluations=1
+    )
+    with pytest.raises(DivergedError, match="training loss is"):
+        run("vanilla", tmp_path, train=wild, steps=20)
+
+
+def test_a_half_written_checkpoint_leaves_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"step": 1})
+
+    def fails(state: object, file) -> None:
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save(path, {"step": 2})
+    assert checkpoint.load(path) == {"step": 1}
+
+
+def test_learning_rate_warms_up_and_ends_with_the_run() -> None:
+    train = TrainConfig(budget=1, learning_rate=1.0, warmup=0.1, final_learning_rate=0.1)
+    rates = [learning_rate(step, 100, train) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == pytest.approx(1.0)
+    assert max(rates) == rates[9]
+    assert rates[-1] == pytest.approx(0.1)
+    assert rates[54] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 45 / 90)) / 2)
+    assert learning_rate(0, 1, train) == pytest.approx(1.0)
+
+
+def test_batches_depend_on_seed_and_step_alone() -> None:
+    first = Batches(TEXT_N, sequence=32, batch=3, seed=7)
+    again = Batches(TEXT_N, sequence=32, batch=3, seed=7)
+    for step in (0, 5, 200):
+        for ours, theirs in zip(first.step(step), again.step(step), strict=True):
+            assert torch.equal(ours, theirs)
+    other = Batches(TEXT_N, sequence=32, batch=3, seed=8)
+    assert not torch.equal(first.step(0)[0], other.step(0)[0])
+
+
+def test_an_epoch_shows_each_window_once_and_targets_are_the_next_tokens() -> None:
+    text_N = np.arange(1000).astype(np.uint16)
+    batches = Batches(text_N, sequence=32, batch=1, seed=0)
+    starts = []
+    for step in range(batches.windows):
+        inputs_BT, targets_BT = batches.step(step)
+        assert torch.equal(targets_BT, inputs_BT + 1)
+        starts.append(int(inputs_BT[0, 0]))
+    assert len(set(starts)) == batches.windows
+    assert all((b - a) % 32 == 0 for a, b in itertools.pairwise(starts))
+
+
+def test_a_text_shorter_than_a_sequence_is_refused() -> None:
+    with pytest.raises(UserError, match="40 tokens, too few for one sequence of 64"):
+        Batches(TEXT_N[:40], sequence=64, batch=1, seed=0)
+
+
+def cell(budget: int) -> dict:
+    from dataclasses import asdict
+
+    train = TrainConfig(budget=budget, sequence=32, batch=2)
+    return {
+        "router": {"name": "mod", "options": {}, "label": "my mod"},
+        "model": asdict(SHAPE),
+        "train": json.loads(json.dumps(asdict(train))),
+    }
+
+
+def test_steps_are_the_whole_ones_that_a_budget_pays() -> None:
+    each = flops_per_step(build_model(SHAPE, build_router("mod")), TRAIN)
+    assert steps_for(cell(each)) == 1
+    assert steps_for(cell(10 * each - 1)) == 9
+    with pytest.raises(UserError, match=r"smaller than one training step of 'my mod', which takes"):
+        steps_for(cell(each - 1))

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from modbench.errors import UserError
+from modbench.errors import UserError, known_names
+from modbench.measure.tasks import CHANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,9 @@ class MeasureConfig:
     def __post_init__(self) -> None:
         # A specification in JSON has a list here.
         object.__setattr__(self, "downstream", tuple(self.downstream))
+        for task in self.downstream:
+            if task not in CHANCE:
+                raise UserError(f"downstream task '{task}' is not known; {known_names(task, CHANCE)}")
         for name in ("heldout_tokens", "curve_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"measure {name} is {getattr(self, name)}; it must be 1 or more")

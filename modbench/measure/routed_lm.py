@@ -1,0 +1,288 @@
+"""Our models as lm-eval sees them: every token is scored under the causal selection rule.
+
+B sequences, T tokens, V vocabulary, R rows of logits that somebody asked for.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor, nn
+
+from modbench.errors import UserError
+from modbench.model.context import Context
+
+#: What the model is fed, and the tokens that the last ``len(targets)`` of its logits predict.
+Window = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer."""
+
+    @property
+    def end_of_text(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+
+class RoutedLM(TemplateLM):
+    """A language model that keeps the contract ``model(tokens_BT, context) -> logits_BTV``.
+
+    Selection is ``causal`` throughout. Sequences are padded on the right and their lengths are given,
+    so that padding enters no router. A batch holds at most ``batch * sequence`` tokens, padding
+    included. What is longer than ``sequence`` tokens is cut from the left by `loglikelihood` (the
+    continuation is scored in full) and by `generate_until`, and scored in rolling windows, nothing
+    dropped, by `loglikelihood_rolling`.
+
+    Args:
+        sequence: the most tokens that the model is fed: what it was trained on.
+        batch: full-length sequences per forward pass.
+        autocast: entered around each forward pass, such as ``torch.autocast("cuda", torch.bfloat16)``.
+            Log-softmax is float32 regardless.
+
+    Raises:
+        UserError: ``sequence`` or ``batch`` is below 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        *,
+        sequence: int = 256,
+        batch: int = 32,
+        autocast: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if sequence < 1 or batch < 1:
+            raise UserError(f"sequence is {sequence} and batch {batch}; both must be 1 or more")
+        self.model = model
+        self.tokenizer: Any = tokenizer
+        self.sequence = sequence
+        self.batch = batch
+        self.autocast = autocast or nullcontext()
+        self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.end_of_text
+
+    @property
+    def max_length(self) -> int:
+        return self.sequence
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        return self.tokenizer.encode(string)
+
+    # ------------------------------------------------------------------ log-likelihood
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[tuple[float, bool]]:
+        """Per (context, continuation): ln p(continuation | context) in nats, and whether greedy
+        decoding would have written it. An empty context is one end-of-text token."""
+        # The choices of an item share their context: encode it once.
+        encode = lru_cache(maxsize=1)(self.tok_encode)
+        pairs = []
+        for request in requests:
+            context, continuation = request.args
+            ids = self._encode_pair(context, continuation, encode)
+            pairs.append(((context, continuation), *ids))
+        return self._loglikelihood_tokens(pairs)
+
+    def _encode_pair(
+        self, context: str, continuation: str, encode: Callable[[str], list[int]] | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Tokens of the context and of the continuation, as the whole text is tokenized.
+
+        White space that ends the context moves to the continuation, as in lm-eval. Where a token spans
+        the border, the parts are tokenized one by one, so that the continuation is scored in full.
+        """
+        encode = encode or self.tok_encode
+        head = context.rstrip()
+        continuation = context[len(head) :] + continuation
+        if not head:
+            return [self.prefix_token_id], self.tok_encode(continuation)
+        context_ids = encode(head)
+        whole_ids = self.tok_encode(head + continuation)
+        if whole_ids[: len(context_ids)] == context_ids:
+            return context_ids, whole_ids[len(context_ids) :]
+        return context_ids, self.tok_encode(continuation)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        windows: list[Window] = []
+        owners: list[int] = []
+        for number, (_text, context, continuation) in enumerate(requests):
+            # A continuation longer than the window takes several, each with what context fits.
+            for start in range(0, len(continuation), self.sequence):
+                targets = continuation[start : start + self.sequence]
+                inputs = (context + continuation[: start + len(targets)])[-self.sequence - 1 : -1]
+                windows.append((tuple(inputs), tuple(targets)))
+                owners.append(number)
+        return self._gathered(windows, owners, len(requests))
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Per text: ln p(text | end of text) in nats, each token predicted once, in windows of
+        ``sequence`` tokens: no token is dropped, however long the text."""
+        windows: list[Window] = []
+        owners: list[int] = []
+        for number, request in enumerate(requests):
+            pieces = get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.sequence,
+                context_len=1,
+            )
+            for context, targets in map(make_disjoint_window, pieces):
+                windows.append((tuple(context + targets[:-1]), tuple(targets)))
+                owners.append(number)
+        return [total for total, _ in self._gathered(windows, owners, len(requests))]
+
+    def _gathered(
+        self, windows: Sequence[Window], owners: Sequence[int], requests: int
+    ) -> list[tuple[float, bool]]:
+        """The windows' scores, added up per request; 0.0 and True for a request without any."""
+        totals, greedy = [0.0] * requests, [True] * requests
+        for owner, (total, is_greedy) in zip(owners, self._scores(windows), strict=True):
+            totals[owner] += total
+            greedy[owner] &= is_greedy
+        return list(zip(totals, greedy, strict=True))
+
+    def _scores(self, windows: Sequence[Window]) -> list[tuple[float, bool]]:
+        """Per window: the targets' summed log-probability, and whether each is the likeliest.
+
+        Windows that feed the model the same tokens share a forward pass: that is exact, whatever the
+        router, and one-token choices of one context cost one sequence together.
+        """
+        askers: dict[tuple[int, ...], list[int]] = {}
+        for number, (inputs, _) in enumerate(windows):
+            askers.setdefault(inputs, []).append(number)
+        scores: list[tuple[float, bool]] = [(0.0, True)] * len(windows)
+        # Sorted by content, too: the order of the requests then changes no batch, hence no bit.
+        for batch in self._batches(sorted(askers, key=lambda inputs: (-len(inputs), inputs))):
+            asked = [(row, number) for row, inputs in enumerate(batch) for number in askers[inputs]]
+            values_R, likeliest_R = self._predictions(
+                batch, [(row, windows[number][1]) for row, number in asked]
+            )
+            start = 0
+            for _, number in asked:
+                end = start + len(windows[number][1])
+                scores[number] = (sum(values_R[start:end]), all(likeliest_R[start:end]))
+                start = end
+        return scores
+
+    def _batches(self, inputs: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+        """Consecutive sequences, the longest first, of so many tokens in all, padding included."""
+        batch: list[tuple[int, ...]] = []
+        for sequence in inputs:
+            if batch and (len(batch) + 1) * len(batch[0]) > self.batch * self.sequence:
+                yield batch
+                batch = []
+            batch.append(sequence)
+        if batch:
+            yield batch
+
+    def _predictions(
+        self, batch: list[tuple[int, ...]], asked: list[tuple[int, tuple[int, ...]]]
+    ) -> tuple[list[float], list[bool]]:
+        """For each (sequence of the batch, targets at its end), one row per target: its
+        log-probability, and whether it is the likeliest token."""
+        rows: list[int] = []
+        places: list[int] = []
+        targets: list[int] = []
+        for row, wanted in asked:
+            rows += [row] * len(wanted)
+            places += range(len(batch[row]) - len(wanted), len(batch[row]))
+            targets += wanted
+        with torch.no_grad():
+            logits_RV = self._logits(batch)[rows, places].float()
+            targets_R = torch.tensor(targets, device=logits_RV.device)
+            values_R1 = logits_RV.log_softmax(-1).gather(1, targets_R[:, None])
+            likeliest_R = logits_RV.argmax(-1) == targets_R
+        return values_R1[:, 0].double().tolist(), likeliest_R.tolist()
+
+    def _logits(self, batch: Sequence[Sequence[int]]) -> Tensor:
+        """Logits (B, T, V) under the causal rule, T being the longest; behind a shorter sequence's
+        end they mean nothing."""
+        lengths_B = torch.tensor([len(tokens) for tokens in batch], device=self._device)
+        longest = max(map(len, batch))
+        padded = [[*tokens, *[self.eot_token_id] * (longest - len(tokens))] for tokens in batch]
+        tokens_BT = torch.tensor(padded, device=self._device)
+        ragged = any(len(tokens) < longest for tokens in batch)
+        context = Context(selection="causal", lengths_B=lengths_B if ragged else None)
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), self.autocast:
+                return self.model(tokens_BT, context)
+        finally:
+            self.model.train(training)
+
+    # ------------------------------------------------------------------ generation
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Per (context, options): what greedy decoding writes, up to the first of the strings
+        ``until``, end of text, or ``max_gen_toks`` tokens. Each token is a full forward pass over the
+        last ``sequence`` tokens.
+
+        Raises:
+            UserError: a task asks for sampling.
+        """
+        drafts = []
+        for request in requests:
+            context, options = request.args
+            wanted = normalize_gen_kwargs(options)
+            if wanted["do_sample"]:
+                raise UserError(
+                    f"generation options {options} ask for sampling; "
+                    "models are measured by greedy decoding: set do_sample to false"
+                )
+            prompt = self.tok_encode(context) or [self.prefix_token_id]
+            drafts.append(
+                _Draft(prompt, [stop for stop in wanted["until"] if stop], wanted["max_gen_toks"])
+            )
+        queue = sorted(drafts, key=lambda draft: -len(draft.tokens))
+        for start in range(0, len(queue), self.batch):
+            running = [draft for draft in queue[start : start + self.batch] if draft.room]
+            while running:
+                batch = [draft.tokens[-self.sequence :] for draft in running]
+                ends = [len(tokens) - 1 for tokens in batch]
+                next_B = self._logits(batch)[range(len(batch)), ends].argmax(-1).tolist()
+                for draft, token in zip(running, next_B, strict=True):
+                    draft.extend(token, self.tokenizer)
+                running = [draft for draft in running if draft.room]
+        return [draft.text for draft in drafts]
+
+
+class _Draft:
+    """One text in the making. ``room``: how many tokens it may still grow."""
+
+    def __init__(self, prompt: list[int], until: list[str], room: int) -> None:
+        self.tokens = prompt
+        self.until = until
+        self.room = room
+        self.text = ""
+        self._written: list[int] = []
+
+    def extend(self, token: int, tokenizer: Tokenizer) -> None:
+        if token == tokenizer.end_of_text:
+            self.room = 0
+            return
+        self.tokens = [*self.tokens, token]
+        self._written.append(token)
+        self.room -= 1
+        text = tokenizer.decode(self._written)
+        found = [place for stop in self.until if (place := text.find(stop)) >= 0]
+        if found:
+            self.room = 0
+        self.text = text[: min(found)] if found else text

@@ -1,0 +1,1 @@
+"""Four-way cloze on held-out sentences."""

@@ -1,0 +1,252 @@
+"""The items of ``modbench_cloze``: which of four words ends this held-out sentence?
+
+What is right stands against three words that can't be told from it without reading the context: as
+frequent in the training text, as often the last word of a sentence there (both within a factor of two),
+about as long, in small letters too. No model has a say in the choice, and no tokenizer: the items depend
+on the text alone.
+"""
+
+import hashlib
+import json
+import random
+import re
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from modbench.errors import UserError
+from modbench.train.data_config import DataConfig
+from modbench.train.token_data import load
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from modbench.train.tokenizer import Tokenizer
+
+T = TypeVar("T")
+Item = dict[str, Any]
+
+ITEMS = 600
+LEAST_ITEMS = 100  # fewer would have a standard error of five points and more
+_SEED = "modbench_cloze 1"
+_CONTEXT_WORDS = 24  # about 47 tokens of the default tokenizer; 48 words score no better on small models
+_LEAST_CONTEXT_WORDS = 16
+_LEAST_SENTENCE_WORDS = 4  # before the last one
+_LEAST_FREQUENCY = 20  # a word that is seldom in the training text says little about a small model
+_LEAST_POOL = 8  # words to draw three distractors from
+_MOST_PER_ANSWER = 4
+
+#: sha256 of the items that must come out the same everywhere.
+PINNED = {"pypi-en-v1": "419f96436f71843dc3dab95198b1f0ebfa0211c413181075cb5c825352b3def8"}
+
+#: Where each held-out piece of the embedded corpus is from, in their order (the token file keeps no
+#: names): s Shakespeare, b Bible, d Django; a dot for a passage's other translation: one is used.
+PIECES = (
+    "sb..d.bdb.bsdbsb.bdssb.dsd.b.bs.b.dbbdsbsssb.bb.dbbsss..b.s.b.d..dbd"
+    "dsbbbd.b.ss.s.dsbsbdb...dbds..b..sb.sbs..bssb..bddbsb.sb.b.bb...bsbs"
+    "sbdbbd..bb...sb..bd.d.bsbdsb..sbsss.bb..d...bs..d..sbbbb.sdsb.dbb."
+)
+
+_PUNCTUATION = ".,;:!?()[]{}\"'`*_<>-"
+_ANSWER = re.compile(
+    r"(?<=[a-z,;:] )[a-z]{3,}"  # one space before it, no line break
+    r"(?=[.?!][\"')\]]*(?:\s+[\"'(\[]*[A-Z]|\s*\Z))"  # and then a new sentence, so it's no abbreviation
+)
+
+
+def dataset(data: Mapping[str, Any] | None = None, **_: Any) -> "dict[str, Dataset]":
+    """What lm-eval calls for the task's documents; it passes its metadata along.
+
+    Args:
+        data: the fields of a `DataConfig`; None: the embedded corpus.
+
+    Raises:
+        UserError: as `items`.
+    """
+    from datasets import Dataset
+
+    return {"validation": Dataset.from_list(list(items(DataConfig(**(data or {})))))}
+
+
+def items(config: DataConfig) -> tuple[Item, ...]:
+    """The items: ``{"source", "context", "choices", "answer"}``, sources taking turns.
+
+    Raises:
+        UserError: the corpus is missing or altered, has too few fitting sentences, or the items of a
+            pinned corpus came out different.
+    """
+    return _items(config, load(config).sha256)
+
+
+@lru_cache(maxsize=4)
+def _items(config: DataConfig, sha256: str) -> tuple[Item, ...]:
+    data = load(config)
+    heldout = _documents(data.heldout_N, data.tokenizer)
+    words = count_words(_documents(data.train_N, data.tokenizer))
+    pieces = PIECES if config.source == "pypi-en-v1" else None
+    built = tuple(build_items(heldout, words, sources=pieces))
+    if len(built) < LEAST_ITEMS:
+        raise UserError(
+            f"the held-out part of data source '{config.source}' yields {len(built)} cloze items, but "
+            f"modbench_cloze needs {LEAST_ITEMS}; give more text, or take it out of measure downstream"
+        )
+    pinned = PINNED.get(config.source)
+    if pinned is not None and fingerprint(built) != pinned:
+        raise UserError(
+            f"modbench_cloze made from '{config.source}' has sha256 {fingerprint(built)}, not the "
+            f"pinned {pinned}; run `modbench data prepare --force`"
+        )
+    return built
+
+
+def _documents(stream_N: "np.ndarray", tokenizer: "Tokenizer") -> list[str]:
+    """The texts that end-of-text tokens separate."""
+    ends = np.flatnonzero(stream_N == tokenizer.end_of_text)
+    return [tokenizer.decode(ids_N.tolist()) for ids_N in np.split(stream_N, ends + 1) if len(ids_N)]
+
+
+def fingerprint(built: Sequence[Item]) -> str:
+    """sha256 of the items, in their order."""
+    text = json.dumps(list(built), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class WordCounts:
+    """How often words stand in a text, and how often with a full stop, ! or ? behind."""
+
+    all: Mapping[str, int]
+    last: Mapping[str, int]
+
+
+def count_words(texts: Iterable[str]) -> WordCounts:
+    """Counts by spelling: punctuation around a word is taken off, capitals are kept."""
+    tokens: Counter[str] = Counter()
+    for text in texts:
+        tokens.update(text.split())
+    everywhere: Counter[str] = Counter()
+    last: Counter[str] = Counter()
+    for token, count in tokens.items():
+        word = token.strip(_PUNCTUATION)
+        everywhere[word] += count
+        if token.rstrip("\"')]").endswith((".", "?", "!")):
+            last[word] += count
+    return WordCounts(all=everywhere, last=last)
+
+
+def build_items(
+    heldout: Sequence[str], words: WordCounts, *, sources: str | None = None, count: int = ITEMS
+) -> list[Item]:
+    """Up to ``count`` items from the documents ``heldout``, the same for the same text everywhere.
+
+    Args:
+        heldout: texts that no model was trained on.
+        words: counts in the training text.
+        sources: one letter per document, a dot for one to leave out; items are shared out evenly among
+            the letters as far as each reaches. None: the documents are of one source.
+    """
+    sources = "-" * len(heldout) if sources is None else sources
+    if len(sources) != len(heldout):
+        raise UserError(
+            f"modbench_cloze knows {len(sources)} held-out pieces of the corpus, which now has "
+            f"{len(heldout)}; run `modbench data prepare --force`"
+        )
+    bands = _bands(words)
+    band_of = {word: band for band in bands for word in band}
+    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for source, text in zip(sources, heldout, strict=True):
+        if source != ".":
+            found[source] += _sentences(text, band_of)
+
+    used: Counter[str] = Counter()
+    seen: set[str] = set()
+    queues = {source: _drafts(source, found[source], band_of, used, seen) for source in sorted(found)}
+    drafts: list[tuple[str, str, str, list[str]]] = []
+    while queues and len(drafts) < count:
+        for source in list(queues):
+            draft = next(queues[source], None) if len(drafts) < count else None
+            if draft is not None:
+                drafts.append((source, *draft))
+            elif len(drafts) < count:
+                del queues[source]
+
+    places = _drawn(random.Random(_SEED), [number % 4 for number in range(len(drafts))], len(drafts))
+    return [
+        {
+            "source": source,
+            "context": context,
+            "choices": [*wrong[:place], answer, *wrong[place:]],
+            "answer": place,
+        }
+        for (source, context, answer, wrong), place in zip(drafts, places, strict=True)
+    ]
+
+
+def _bands(words: WordCounts) -> list[tuple[str, ...]]:
+    """Words that only their meaning tells apart. Fixed bands, rather than an answer's nearest
+    neighbours, in whose midst the answer would stand out."""
+    bands: dict[tuple[int, int, int], list[str]] = defaultdict(list)
+    for word, count in words.all.items():
+        plain = len(word) >= 3 and word.isascii() and word.isalpha() and word.islower()
+        # What is a name as often as not would be a poor distractor.
+        if plain and count >= _LEAST_FREQUENCY and words.all.get(word.capitalize(), 0) * 4 <= count:
+            band = min(len(word), 9) // 2, count.bit_length(), (words.last.get(word, 0) + 1).bit_length()
+            bands[band].append(word)
+    return [tuple(sorted(band)) for band in bands.values()]
+
+
+def _sentences(text: str, known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(the words before, last word) of each sentence of ``text`` that ends on a known word."""
+    starts = [match.start() for match in re.finditer(r"\S+", text)]
+    for match in _ANSWER.finditer(text):
+        before = bisect_left(starts, match.start())
+        if match.group() not in known or before < _LEAST_CONTEXT_WORDS:
+            continue
+        context = text[starts[max(0, before - _CONTEXT_WORDS)] : match.start() - 1]
+        if not any(word.endswith((".", "?", "!")) for word in context.split()[-_LEAST_SENTENCE_WORDS:]):
+            yield context, match.group()
+
+
+def _drafts(
+    source: str,
+    sentences: Sequence[tuple[str, str]],
+    band_of: Mapping[str, tuple[str, ...]],
+    used: Counter[str],
+    seen: set[str],
+) -> Iterator[tuple[str, str, list[str]]]:
+    """(context, answer, three distractors), in random order. ``used`` and ``seen`` are shared among the
+    sources: answers so far, and ends of sentences."""
+    rng = random.Random(f"{_SEED} {source}")
+    for context, answer in _drawn(rng, sentences, len(sentences)):
+        end = " ".join(re.findall(r"[a-z]+", context.lower())[-8:])
+        # Where one word starts another, a tokenizer may give the shorter one the longer one's share.
+        pool = [word for word in band_of[answer] if not _overlap(word, answer)]
+        if end in seen or used[answer] >= _MOST_PER_ANSWER or len(pool) < _LEAST_POOL:
+            continue
+        wrong: list[str] = []
+        for word in _drawn(rng, pool, len(pool)):
+            if len(wrong) < 3 and not any(_overlap(word, other) for other in wrong):
+                wrong.append(word)
+        if len(wrong) == 3:
+            used[answer] += 1
+            seen.add(end)
+            yield context, answer, wrong
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one.startswith(other) or other.startswith(one)
+
+
+def _drawn(rng: random.Random, pool: Sequence[T], count: int) -> list[T]:
+    """``count`` of ``pool`` in random order, the same in every version of Python: only
+    ``Random.random`` promises that, ``shuffle`` and ``sample`` don't."""
+    drawn = list(pool)
+    for place in range(count):
+        other = place + int(rng.random() * (len(drawn) - place))
+        drawn[place], drawn[other] = drawn[other], drawn[place]
+    return drawn[:count]

@@ -1,0 +1,236 @@
+"""What the figures share: a look that no user setting changes, a colour and mark to each label, labels
+that keep clear of points, and files whose bytes repeat."""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontEntry, fontManager, get_font
+from matplotlib.ticker import EngFormatter, Locator, LogLocator, MaxNLocator, NullLocator
+
+#: Inches, legend aside. On a phone a figure is some 6 cm wide, and 11 points of this still read.
+WIDTH, HEIGHT = 5.4, 4.2
+_LEGEND_LINE = 0.24
+DOTS_PER_INCH = 200
+REFERENCE = "0.35"  #: grey of reference lines, which are no scheme's
+_FONT_FILE = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+_FONT = "modbench DejaVu Sans"
+_MARKERS = "osD^vPX"
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 3)))
+_LONGEST = 30
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How one label is drawn; colour, marker and dashes each tell it apart."""
+
+    color: Any
+    marker: str
+    dashes: Any
+
+
+def marks(labels: Sequence[str]) -> dict[str, Mark]:
+    """A mark to each label, by the sorted list of all of them, so that all figures agree."""
+    looks = zip(cycle(_colors()), cycle(_MARKERS), cycle(_DASHES), strict=False)
+    return {label: Mark(*look) for label, look in zip(sorted(set(labels)), looks, strict=False)}
+
+
+def _colors() -> list[Any]:
+    """seaborn's colour-blind-safe palette but for its pink and yellow, too pale on white."""
+    palette = sns.color_palette("colorblind")
+    return [palette[index] for index in (0, 1, 2, 3, 4, 5, 7, 9)]
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """Inside, matplotlib has our settings and nobody else's."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(sns.axes_style("whitegrid"))
+        mpl.rcParams.update(
+            {
+                "font.family": _font(),
+                "font.size": 11,
+                "axes.labelsize": 11,
+                "axes.titlesize": 11,
+                "legend.fontsize": 10,
+                "xtick.labelsize": 10,
+                "ytick.labelsize": 10,
+                "axes.edgecolor": "0.3",
+                "grid.color": "0.9",
+                "text.parse_math": False,  # a label may hold a dollar sign
+                "svg.hashsalt": "modbench",
+            }
+        )
+        yield
+
+
+@cache
+def _font() -> str:
+    """A family name for matplotlib's own DejaVu Sans: another of that name may be on the machine."""
+    fontManager.ttflist.append(FontEntry(fname=str(_FONT_FILE), name=_FONT, weight=400, size="scalable"))
+    return _FONT
+
+
+def plain(label: str) -> str:
+    """``label`` as a figure can show it: one line, not too long, no sign that the font lacks."""
+    font = get_font(str(_FONT_FILE))
+    text = " ".join(label.split())
+    text = "".join(
+        c if c.isprintable() and font.get_char_index(ord(c)) else "\N{REPLACEMENT CHARACTER}"
+        for c in text
+    )
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def blank() -> tuple[Figure, Axes]:
+    """An empty figure, drawn by Agg whatever the machine's display."""
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def say_nothing_to_show(axes: Axes, why: str) -> None:
+    """The sentence ``why`` in place of data."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, why, ha="center", va="center", wrap=True, transform=axes.transAxes)
+
+
+def logarithmic(axes: Axes) -> None:
+    """A logarithmic x axis with ticks that are written out (2 G), however short the axis is."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    decades = np.log10(high / low)
+    locator: Locator = MaxNLocator(nbins=5)
+    if decades > 0.8:
+        locator = LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=12)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def linear(axes: Axes) -> None:
+    """A linear x axis with ticks that are written out."""
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.xaxis.set_major_formatter(EngFormatter())
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """The legend under the axes, where it covers nothing; the figure grows by its lines."""
+    columns = 2 if max((len(label) for label in labels), default=0) > 16 else 3
+    figure.set_figheight(HEIGHT + _LEGEND_LINE * -(-len(labels) // columns))
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.8
+    )
+
+
+@dataclass(frozen=True)
+class Point:
+    """A labelled point, in data coordinates."""
+
+    x: float
+    y: float
+    text: str
+    color: Any
+
+
+def label_points(
+    figure: Figure, axes: Axes, points: Sequence[Point], avoid: Sequence[tuple[float, float]] = ()
+) -> None:
+    """Write each point's text beside it, clear of all points, of other texts, of the places ``avoid``
+    (x, y in data coordinates) and of the edge; with a thin line where that is a little away."""
+    if not points:
+        return
+    figure.draw_without_rendering()
+    # The layout is settled; from here on nothing may move under the texts.
+    figure.set_layout_engine("none")
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    edge = np.asarray(axes.get_window_extent(renderer).extents)
+    pixels = figure.dpi / 72
+    centres = axes.transData.transform([(point.x, point.y) for point in points])
+    taken = _boxes(centres, 6 * pixels)
+    if avoid:
+        taken = np.concatenate([taken, _boxes(axes.transData.transform(avoid), pixels)])
+    texts = np.empty((0, 4))
+    for index in np.lexsort((centres[:, 0], centres[:, 1])):
+        point, centre = points[index], centres[index]
+        note = axes.annotate(
+            point.text,
+            (point.x, point.y),
+            xytext=(0, 0),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+        )
+        size = note.get_window_extent(renderer)
+        half = np.array([size.width, size.height]) / 2
+        best_cost = np.inf
+        for away, angle in _AROUND:
+            way = np.array([np.cos(angle), np.sin(angle)])
+            # The text's near edge, not its middle, is what stands `away` from the point.
+            middle = centre + way * (away * pixels + half)
+            box = _boxes(middle[None], half)[0]
+            outside = 4 * half.prod() - _shared(box, edge[None])[0]
+            cost = _shared(box, taken).sum() + 4 * (_shared(box, texts).sum() + outside)
+            # A text beside somebody else's point would be read as that one's.
+            gaps = np.hypot(*(centres - np.clip(centres, box[:2], box[2:])).T)
+            astray = bool((np.delete(gaps, index) <= gaps[index]).any())
+            cost += half.prod() * astray
+            if cost < best_cost - 1e-6:
+                best_cost, best = cost, (away > 14 or astray, middle, box)
+            if best_cost < 1:
+                break
+        far, middle, box = best
+        texts = np.concatenate([texts, box[None]])
+        note.set_position(tuple((middle - centre) / pixels))
+        if far:
+            ends = [centre, np.clip(centre, box[:2], box[2:])]
+            line = axes.transData.inverted().transform(ends).T
+            axes.plot(*line, color=point.color, linewidth=0.8, zorder=1.5)
+
+
+#: Where a text may stand: how far off in points, and at what angle; the nearest first, right and left
+#: before the others.
+_AROUND = [
+    (away, np.radians(angle))
+    for away in (8, 12, 17, 24, 34, 46, 60, 80)
+    for angle in (0, 180, 90, 270, 30, 330, 150, 210, 60, 300, 120, 240)
+]
+
+
+def _boxes(middles: Any, half: Any) -> Any:
+    """Boxes (left, bottom, right, top) around ``middles`` (N, 2) that reach ``half`` to each side."""
+    return np.concatenate([middles - half, middles + half], axis=1)
+
+
+def _shared(box: Any, others: Any) -> Any:
+    """The area that ``box`` (4,) shares with each of ``others`` (N, 4), in square pixels."""
+    both = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    return np.clip(both, 0, None).prod(axis=1)
+
+
+def files(figure: Figure) -> dict[str, bytes]:
+    """The figure as PNG and SVG, by ending; the same figure gives the same bytes at any time."""
+    contents = {}
+    for ending, metadata in (
+        ("png", {"Software": None}),
+        ("svg", {"Date": None, "Creator": None}),
+    ):
+        stream = io.BytesIO()
+        figure.savefig(stream, format=ending, metadata=metadata, dpi=DOTS_PER_INCH)
+        contents[ending] = stream.getvalue()
+    return contents

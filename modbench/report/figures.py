@@ -1,0 +1,201 @@
+"""Three figures: loss against training FLOPs, loss against forward FLOPs per token, and step time
+against training FLOPs per token. FLOPs are of the convention ``model`` everywhere."""
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from modbench.report.canvas import (
+    REFERENCE,
+    Mark,
+    Point,
+    blank,
+    files,
+    label_points,
+    legend_below,
+    linear,
+    logarithmic,
+    look,
+    marks,
+    plain,
+    say_nothing_to_show,
+)
+from modbench.report.leaderboard import Entry, Leaderboard
+from modbench.report.row import Exact, Quality, Row, Timed
+
+_DOTTED: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1.4}
+
+
+def figures(board: Leaderboard) -> dict[str, bytes]:
+    """All figures of ``board``, by file name."""
+    look_of = marks([entry.row.label for entry in board.entries])
+    contents = {}
+    for name, draw in _FIGURES.items():
+        with look():
+            figure, axes = blank()
+            draw(board, look_of, figure, axes)
+            for ending, content in files(figure).items():
+                contents[f"{name}.{ending}"] = content
+    return contents
+
+
+def _text(entry: Entry) -> str:
+    """A label that says so itself when the table doesn't rank its row."""
+    suffix = "" if entry.rank is not None else " (not ranked)"
+    return plain(entry.row.label) + suffix
+
+
+def _by_label(board: Leaderboard) -> list[Entry]:
+    return sorted(board.entries, key=lambda entry: (entry.row.label, entry.row.cell_hash))
+
+
+def _curve(row: Row) -> list[tuple[float, float, float, float]]:
+    """(training FLOPs, mean, least and greatest held-out loss) at each step that all seeds reached."""
+    at: dict[int, list[tuple[int, float]]] = {}
+    for record in row.records:
+        for point in record.curve:
+            at.setdefault(point["step"], []).append((point["flops"], point["heldout_loss"]))
+    seeds = sum(bool(record.curve) for record in row.records)
+    points = []
+    for _, values in sorted(at.items()):
+        flops = statistics.fmean(flops for flops, _ in values)
+        losses = [loss for _, loss in values]
+        if len(values) == seeds and flops > 0:
+            points.append((flops, statistics.fmean(losses), min(losses), max(losses)))
+    return points
+
+
+def _learning_curves(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, axes: Axes) -> None:
+    handles, labels = [], []
+    for entry in _by_label(board):
+        points = _curve(entry.row)
+        if not points:
+            continue
+        flops, mean, least, greatest = zip(*points, strict=True)
+        mark = look_of[entry.row.label]
+        (line,) = axes.plot(
+            flops,
+            mean,
+            color=mark.color,
+            marker=mark.marker,
+            linestyle=mark.dashes,
+            linewidth=1.8,
+            markersize=5.5,
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+        )
+        if least != greatest:
+            axes.fill_between(flops, least, greatest, color=mark.color, alpha=0.18, linewidth=0)
+        handles.append(line)
+        labels.append(_text(entry))
+    if not handles:
+        say_nothing_to_show(axes, "no run has a learning curve")
+        return
+    unigram = _unigram_losses(board)
+    for value in unigram:
+        axes.axhline(value, color=REFERENCE, **_DOTTED)
+    if unigram:
+        handles.append(Line2D([], [], color=REFERENCE, **_DOTTED))
+        labels.append("unigram " + ", ".join(f"{value:.2f}" for value in unigram))
+    logarithmic(axes)
+    axes.set_xlabel("training FLOPs spent (convention model)")
+    axes.set_ylabel("held-out loss, causal rule (nats/token)")
+    legend_below(figure, handles, labels)
+
+
+def _unigram_losses(board: Leaderboard) -> list[float]:
+    values = (entry.row.value("unigram_loss") for entry in board.entries)
+    return sorted(
+        {end for value in values if isinstance(value, Exact) for end in (value.low, value.high)}
+    )
+
+
+def _final_losses(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, axes: Axes) -> None:
+    points, bars = [], []
+    for entry in _by_label(board):
+        loss = entry.row.value("heldout_loss")
+        flops = entry.row.value("forward_flops_per_token")
+        if not isinstance(loss, Quality) or not isinstance(flops, Exact):
+            continue
+        mark = look_of[entry.row.label]
+        bar = None if loss.low is None or loss.high is None else (loss.low, loss.high)
+        bars += _point(axes, flops.low, loss.mean, bar, mark)
+        points.append(Point(flops.low, loss.mean, _text(entry), mark.color))
+    if not points:
+        say_nothing_to_show(axes, "no run was finished")
+        return
+    axes.margins(0.16, 0.14)
+    logarithmic(axes)
+    axes.set_xlabel("forward FLOPs per token (nominal, convention model)")
+    axes.set_ylabel("final held-out loss, causal rule (nats/token)")
+    label_points(figure, axes, points, bars)
+
+
+def _step_times(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, axes: Axes) -> None:
+    if board.machine_differences:
+        say_nothing_to_show(
+            axes,
+            "step times of different machines are not compared:\n"
+            + "\n".join(
+                difference.partition(":")[0] + " differs" for difference in board.machine_differences
+            ),
+        )
+        return
+    points, avoid, dense = [], [], []
+    for entry in _by_label(board):
+        time = board.value(entry.row, "train_step_seconds")
+        flops = entry.row.value("train_flops_per_token")
+        if not isinstance(time, Timed) or not isinstance(flops, Exact):
+            continue
+        milliseconds, half = 1e3 * time.median, 0.5e3 * time.iqr
+        mark = look_of[entry.row.label]
+        avoid += _point(axes, flops.low, milliseconds, (milliseconds - half, milliseconds + half), mark)
+        text = _text(entry) + ("" if time.stable else " (unstable)")
+        points.append(Point(flops.low, milliseconds, text, mark.color))
+        if entry.row.cell["router"]["name"] == "vanilla":
+            dense.append((flops.low, milliseconds))
+    if not points:
+        say_nothing_to_show(axes, "no run has a step time")
+        return
+    axes.margins(0.2, 0.2)
+    low, high = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    for flops_dense, time_dense in sorted(set(dense)):
+        slope = time_dense / flops_dense
+        axes.plot([low, high], [low * slope, high * slope], color=REFERENCE, **_DOTTED)
+        avoid += [(x, slope * x) for x in (low + (high - low) * step / 200 for step in range(201))]
+    # The line is a reference, and doesn't widen what is shown.
+    axes.set_xlim(low, high)
+    axes.set_ylim(bottom, top)
+    if dense:
+        line = Line2D([], [], color=REFERENCE, **_DOTTED)
+        legend_below(figure, [line], ["as much time per FLOP as vanilla"])
+    linear(axes)
+    axes.set_xlabel("training FLOPs per token (nominal, convention model)")
+    axes.set_ylabel("training step, median and IQR (ms)")
+    label_points(figure, axes, points, avoid)
+
+
+def _point(
+    axes: Axes, x: float, y: float, bar: tuple[float, float] | None, mark: Mark
+) -> list[tuple[float, float]]:
+    """Draw a marker and its bar; returns places on the bar, for texts to keep clear of."""
+    axes.plot([x], [y], linestyle="none", color=mark.color, marker=mark.marker, markersize=8, zorder=3)
+    if bar is None:
+        return []
+    low, high = bar
+    axes.errorbar(
+        [x], [y], yerr=[[y - low], [high - y]], fmt="none", ecolor=mark.color, capsize=4, zorder=2.5
+    )
+    return [(x, low + (high - low) * step / 20) for step in range(21)]
+
+
+_FIGURES: dict[str, Callable[[Leaderboard, dict[str, Mark], Figure, Axes], Any]] = {
+    "loss_vs_training_flops": _learning_curves,
+    "loss_vs_forward_flops": _final_losses,
+    "step_time_vs_training_flops": _step_times,
+}

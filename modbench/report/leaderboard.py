@@ -1,0 +1,178 @@
+"""The table: rows ranked where ranking is fair, and its CSV."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from modbench.errors import UserError
+from modbench.metrics import METRICS, Metric, metric
+from modbench.report.record import Record, canonical_json
+from modbench.report.row import Exact, Quality, Row, Timed, machine_differences, rows_of
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row and its place: ``rank`` is None where ``note`` says why it has none."""
+
+    row: Row
+    comparison: int
+    rank: int | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """All rows, comparison by comparison, ranked ones first.
+
+    A comparison holds rows of equal budget, model shape and data; ranks count within it. A row's rank
+    is one more than the number of rows whose 95 % interval over seeds lies wholly on the better side of
+    its own, so rows whose intervals overlap may share a rank. Where all rows have one seed there are no
+    intervals: the rank is then the order of the figures, and no claim.
+    """
+
+    entries: tuple[Entry, ...]
+    rank_by: str
+    #: In what machines differ; if in anything, timed metrics are not shown.
+    machine_differences: tuple[str, ...]
+
+    @classmethod
+    def of(cls, records: Sequence[Record], rank_by: str = "heldout_loss") -> "Leaderboard":
+        """The table of ``records``.
+
+        Raises:
+            UserError: ``rank_by`` is unknown, timed, or has no better side.
+        """
+        criterion = metric(rank_by)
+        if criterion.direction == "none" or criterion.kind == "timed":
+            usable = [m.name for m in METRICS.values() if m.direction != "none" and m.kind != "timed"]
+            raise UserError(f"rank_by '{rank_by}' can't rank; choose one of {', '.join(usable)}")
+        rows = rows_of(records)
+        groups: dict[str, list[Row]] = {}
+        for row in sorted(rows, key=lambda row: (_conditions_order(row), row.label)):
+            groups.setdefault(canonical_json(row.conditions), []).append(row)
+        entries = [
+            entry
+            for number, group in enumerate(groups.values(), start=1)
+            for entry in _ranked(group, number, criterion)
+        ]
+        return cls(tuple(entries), rank_by, tuple(machine_differences(rows)))
+
+    @property
+    def comparisons(self) -> list[list[Entry]]:
+        """The entries of each comparison."""
+        numbers = sorted({entry.comparison for entry in self.entries})
+        return [[e for e in self.entries if e.comparison == number] for number in numbers]
+
+    def value(self, row: Row, name: str) -> Quality | Exact | Timed | None:
+        """The metric ``name`` of ``row``; None too where timings stem from machines that differ."""
+        if metric(name).kind == "timed" and self.machine_differences:
+            return None
+        return row.value(name)
+
+    def csv(self) -> str:
+        """The table as CSV, all metrics at full precision, columns as in `COLUMNS`."""
+        lines = [self._line(entry) for entry in self.entries]
+        # object: a whole number stays one in a column where another row has none.
+        frame = pd.DataFrame(lines, columns=COLUMNS, dtype=object)
+        return frame.to_csv(index=False, lineterminator="\n")
+
+    def _line(self, entry: Entry) -> dict[str, Any]:
+        row = entry.row
+        line: dict[str, Any] = {
+            "comparison": entry.comparison,
+            "rank": entry.rank,
+            "label": row.label,
+            "status": row.status,
+            "seeds": len(row.ok),
+            "audit": row.audit,
+            "note": entry.note or None,
+            "router": row.cell["router"]["name"],
+            "budget": row.cell["train"]["budget"],
+        }
+        for name in METRICS:
+            line.update(_cells(name, self.value(row, name)))
+        line["plugin_sha256"] = row.cell["router"]["plugin_sha256"]
+        line["options"] = canonical_json(row.cell["router"]["options"])
+        for part in ("model", "data", "train", "measure"):
+            line[part] = canonical_json(row.cell[part])
+        line["corpus_sha256"] = row.records[0].data["sha256"]
+        line["cell"] = row.cell_hash
+        line["records"] = " ".join(record.key for record in row.records)
+        return line
+
+
+def _columns(a_metric: Metric) -> list[str]:
+    name = a_metric.name
+    if a_metric.kind == "exact":
+        return [name]
+    if a_metric.kind == "quality":
+        return [name, f"{name}_low", f"{name}_high"]
+    return [f"{name}_{part}" for part in ("median", "iqr", "n", "stable")]
+
+
+def _cells(name: str, value: Quality | Exact | Timed | None) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if isinstance(value, Exact):
+        return {name: value.low if value.low == value.high else f"{value.low}..{value.high}"}
+    if isinstance(value, Quality):
+        return {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
+    parts = {"median": value.median, "iqr": value.iqr, "n": value.n, "stable": value.stable}
+    return {f"{name}_{part}": cell for part, cell in parts.items()}
+
+
+#: The columns of leaderboard.csv, in order. A metric's columns, in the unit that `METRICS` gives:
+#: exact: NAME (``low..high`` if seeds disagree); quality: NAME (mean over seeds), NAME_low and NAME_high
+#: (95 % t-interval, empty for one seed); timed: NAME_median, NAME_iqr, NAME_n, NAME_stable.
+COLUMNS = [
+    *("comparison", "rank", "label", "status", "seeds", "audit", "note", "router", "budget"),
+    *(column for a_metric in METRICS.values() for column in _columns(a_metric)),
+    *("plugin_sha256", "options", "model", "data", "train", "measure"),
+    *("corpus_sha256", "cell", "records"),
+]
+
+
+def _conditions_order(row: Row) -> tuple[Any, ...]:
+    """Comparisons by budget, then by whatever else makes them differ."""
+    return row.conditions["budget"], canonical_json(row.conditions)
+
+
+def _span(row: Row, criterion: Metric) -> tuple[float, float] | None:
+    """From the better end of the row's interval to the worse, with a sign that makes lower better."""
+    value = row.value(criterion.name)
+    if value is None or isinstance(value, Timed):
+        return None
+    if isinstance(value, Quality):
+        low = value.mean if value.low is None else value.low
+        high = value.mean if value.high is None else value.high
+    else:
+        low, high = value.low, value.high
+    return (low, high) if criterion.direction == "lower" else (-high, -low)
+
+
+def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
+    """Entries of one comparison: ranked ones by rank, figure and label, then the others by label."""
+    spans: list[tuple[Row, tuple[float, float]]] = []
+    unranked: list[Entry] = []
+    several = criterion.kind == "quality" and any(
+        len(row.ok) > 1 for row in rows if row.why_unranked is None and _span(row, criterion)
+    )
+    for row in rows:
+        span = _span(row, criterion)
+        reason = row.why_unranked
+        if reason is None and several and len(row.ok) == 1:
+            reason = "one seed gives no interval to rank among rows of several seeds"
+        if reason is not None or span is None:
+            reason = reason or f"{criterion.name} was not measured"
+            unranked.append(Entry(row, comparison, None, reason))
+        else:
+            spans.append((row, span))
+    ranked = []
+    for row, (low, high) in spans:
+        rank = 1 + sum(other_high < low for _, (_, other_high) in spans)
+        failures = ", ".join(row.audit_failures)
+        note = f"failed audit probe {failures}" if failures else ""
+        ranked.append(((rank, low + high, row.label), Entry(row, comparison, rank, note)))
+    return [entry for _, entry in sorted(ranked, key=lambda pair: pair[0])] + unranked

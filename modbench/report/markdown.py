@@ -1,0 +1,225 @@
+"""leaderboard.md: the table a reader sees, what is unranked and why, and what it was made from."""
+
+import html
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from modbench.metrics import METRICS, metric
+from modbench.report.leaderboard import Entry, Leaderboard
+from modbench.report.record import Record
+from modbench.report.row import MACHINE, Exact, Quality, Row
+
+_LONGEST = 400
+
+
+def escaped(text: str) -> str:
+    """``text``, which may be anybody's, as one line that stays text in a Markdown table: no HTML, no
+    link, no cell boundary, no invisible or direction-changing sign."""
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+    line = line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
+    line = re.sub(r"([\\`*\[\]|~$])", r"\\\1", html.escape(line, quote=False))
+    # Inside a word Markdown leaves an underscore alone, and token_choice reads better so.
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
+
+
+def markdown(board: Leaderboard) -> str:
+    """The page."""
+    records = [record for entry in board.entries for record in entry.row.records]
+    suites = sorted({(record.suite["name"], record.suite["version"]) for record in records})
+    named = ", ".join(f"{escaped(name)}, version {version}" for name, version in suites)
+    parts = [f"# Suite {named}"]
+    for number, entries in enumerate(board.comparisons, start=1):
+        if len(board.comparisons) > 1:
+            parts.append(f"## Comparison {number}\n\nRanks count within a comparison, not between two.")
+        parts += _comparison(board, entries)
+    parts.append("## Notes")
+    parts.append("\n".join(f"- {note}" for note in _notes(board, records)))
+    parts.append("## Metrics")
+    parts.append(_glossary())
+    return "\n\n".join(parts) + "\n"
+
+
+def _comparison(board: Leaderboard, entries: list[Entry]) -> list[str]:
+    unigram = _number(board, entries[0].row, "unigram_loss", ".4f")
+    parts = [f"{_conditions(entries[0].row)} Unigram loss: {unigram} nats/token."]
+    ranked = [entry for entry in entries if entry.rank is not None]
+    if ranked:
+        table = [[heading for heading, _ in _COLUMNS], ["---:"] * len(_COLUMNS)]
+        table[1][1] = table[1][-1] = "---"
+        table += [[cell(board, entry) for _, cell in _COLUMNS] for entry in ranked]
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in table))
+        if all(len(entry.row.ok) == 1 for entry in ranked):
+            parts.append(
+                "One seed gives no interval: the rank is the order of the figures, not a claim that one "
+                "scheme is better than another."
+            )
+        else:
+            parts.append(
+                f"Ranked by {board.rank_by}; ± is half a 95 % t-interval over seeds, and rows whose "
+                "intervals overlap are not ranked apart: a rank is one more than the number of rows "
+                "whose interval lies wholly on the better side."
+            )
+    else:
+        parts.append("No row could be ranked.")
+    notes = [(entry, entry.note) for entry in entries if entry.note]
+    if notes:
+        parts.append("Not ranked, or ranked with a remark:")
+        parts.append("\n".join(_remark(board, entry) for entry, _ in notes))
+    return parts
+
+
+def _remark(board: Leaderboard, entry: Entry) -> str:
+    measured = "" if entry.rank is not None else _measured(board, entry.row)
+    place = "not ranked" if entry.rank is None else f"rank {entry.rank}"
+    return f"- **{escaped(entry.row.label)}** ({place}): {escaped(entry.note)}{measured}"
+
+
+def _measured(board: Leaderboard, row: Row) -> str:
+    texts = [
+        f"{words} {_number(board, row, name, '.4f')} {metric(name).unit}"
+        for name, words in (("heldout_loss", "held-out loss"), ("heldout_loss_leaky", "leaky loss"))
+        if row.value(name) is not None
+    ]
+    return f" ({', '.join(texts)})" if texts else ""
+
+
+def _conditions(row: Row) -> str:
+    held, model = row.conditions, row.conditions["model"]
+    shape = ", ".join(f"{name} {escaped(str(model[name]))}" for name in sorted(model))
+    source = held["data"].get("source")
+    corpus = escaped(str(source)) if source is not None else "corpus"
+    return (
+        f"Budget {_si(held['budget'])}FLOP of training each ({held['budget']}, convention model); "
+        f"model: {shape}; data: {corpus}, sha256 {escaped(held['corpus']['sha256'])}, "
+        f"{held['corpus']['train_tokens']} training tokens, sequences of {held['sequence']}; "
+        f"loss over {held['heldout_tokens']} held-out tokens."
+    )
+
+
+def _si(value: float) -> str:
+    """``value`` with three digits and a space and prefix: 1.2 T."""
+    for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.4g} {prefix}"
+    return f"{value:.4g} "
+
+
+def _number(board: Leaderboard, row: Row, name: str, form: str, per: float | None = None) -> str:
+    """The metric ``name`` of ``row``, divided by ``per``; a dash where it wasn't measured."""
+
+    def text(value: float) -> str:
+        return f"{value if per is None else value / per:{form}}"
+
+    value = board.value(row, name)
+    if value is None:
+        return "-"
+    if isinstance(value, Quality):
+        return text(value.mean) + ("" if value.high is None else f" ± {text(value.high - value.mean)}")
+    if isinstance(value, Exact):
+        return text(value.low) if value.low == value.high else f"{text(value.low)}..{text(value.high)}"
+    return f"{text(value.median)} ± {text(value.iqr)}" + ("" if value.stable else " (unstable)")
+
+
+def _plain(name: str, form: str, per: float | None = None) -> Callable[[Leaderboard, Entry], str]:
+    return lambda board, entry: _number(board, entry.row, name, form, per)
+
+
+def _cloze(board: Leaderboard, entry: Entry) -> str:
+    trained, untrained, chance = (
+        _number(board, entry.row, name, ".3f")
+        for name in ("modbench_cloze", "modbench_cloze_untrained", "modbench_cloze_chance")
+    )
+    return f"{trained} ({untrained}, {chance})"
+
+
+def _forward(board: Leaderboard, entry: Entry) -> str:
+    names = ("forward_flops_per_token", "forward_flops_per_token_realised")
+    return " / ".join(_number(board, entry.row, name, ".3f", 1e6) for name in names)
+
+
+def _parameters(board: Leaderboard, entry: Entry) -> str:
+    names = ("active_parameters", "parameters")
+    return " / ".join(_number(board, entry.row, name, ".3f", 1e6) for name in names)
+
+
+_COLUMNS: tuple[tuple[str, Callable[[Leaderboard, Entry], str]], ...] = (
+    ("rank", lambda board, entry: str(entry.rank)),
+    ("scheme", lambda board, entry: escaped(entry.row.label)),
+    ("held-out loss (nats/token)", _plain("heldout_loss", ".4f")),
+    ("bits/byte", _plain("heldout_bits_per_byte", ".4f")),
+    ("leaky loss (nats/token)", _plain("heldout_loss_leaky", ".4f")),
+    ("leak (nats/token)", _plain("leak", ".4f")),
+    ("cloze accuracy (untrained, chance)", _cloze),
+    ("forward MFLOP/token, nominal / realised", _forward),
+    ("training GFLOP spent", _plain("train_flops", ".1f", 1e9)),
+    ("steps", _plain("train_steps", "d")),
+    ("tokens", _plain("train_tokens", "d")),
+    ("training step (ms), median ± IQR", _plain("train_step_seconds", ".1f", 1e-3)),
+    ("peak memory (MB)", _plain("peak_memory_bytes", ".1f", 1e6)),
+    ("parameters (M), active / all", _parameters),
+    ("audit", lambda board, entry: escaped(entry.row.audit)),
+)
+
+
+def _notes(board: Leaderboard, records: list[Record]) -> Iterable[str]:
+    yield (
+        "FLOPs: convention `model` (2 per multiply-accumulate; causal attention costs its triangle; "
+        "logits and routers counted, the embedding look-up free; backward dX and dW of each matmul "
+        "where needed). Nominal: what the options promise; realised: what the causal rule selected on "
+        "held-out text."
+    )
+    yield "Held-out loss: under the causal rule. Leaky loss: under the training rule, no result."
+    yield f"Seeds: {_listed(record.cell['seed'] for record in records)}; all figures: leaderboard.csv."
+    if board.machine_differences:
+        yield (
+            "Times and memory are left out, since machines that differ are not compared: "
+            f"{escaped('; '.join(board.machine_differences))}."
+        )
+    else:
+        yield "MB: 10^6 bytes. Unstable: the times spread too far for their median to be trusted."
+    machines = {_machine(record) for record in records if record.metrics}
+    for machine in sorted(machines):
+        yield f"Machine: {escaped(machine)}."
+    for code in sorted({_code(record) for record in records}):
+        yield f"Code: {escaped(code)}."
+    plugins = {
+        (record.cell["router"]["name"], record.cell["router"]["plugin_sha256"])
+        for record in records
+        if record.cell["router"]["plugin_sha256"] is not None
+    }
+    for name, digest in sorted(plugins):
+        yield f"Plugin: {escaped(name)}, a file with sha256 {escaped(digest)}."
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(str(value) for value in sorted(set(values)))
+
+
+def _machine(record: Record) -> str:
+    environment = record.environment
+    named = [f"{name} {environment[name]}" for name in MACHINE if environment.get(name) is not None]
+    return ", ".join(named)
+
+
+def _code(record: Record) -> str:
+    code = record.code
+    commit = f", commit {code['commit']}" if code["commit"] else ", commit not known"
+    return f"modbench {code['version']}{commit}{' with local changes' if code['dirty'] else ''}"
+
+
+def _glossary() -> str:
+    lines = ["| metric | unit | better | kind | meaning |", "| --- | --- | --- | --- | --- |"]
+    for entry in METRICS.values():
+        better = {"lower": "lower", "higher": "higher", "none": "-"}[entry.direction]
+        cells = (entry.name, escaped(entry.unit), better, entry.kind, escaped(entry.meaning))
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    lines.append(
+        "In leaderboard.csv a metric of kind exact is one column (`low..high` if seeds disagree); "
+        "quality is the mean over seeds, with `_low` and `_high` of its 95 % t-interval (empty for one "
+        "seed); timed is `_median`, `_iqr`, `_n` and `_stable` (several seeds: median of medians, "
+        "widest IQR)."
+    )
+    return "\n".join(lines)

@@ -1,0 +1,59 @@
+"""The derived files of a suite's results: leaderboard.csv, leaderboard.md and the figures."""
+
+import os
+import secrets
+from pathlib import Path
+
+from modbench.errors import UserError
+from modbench.report.store import RECORDS, read_records
+
+
+def write_report(suite_folder: Path, *, rank_by: str = "heldout_loss") -> list[Path]:
+    """Derive everything in ``results/<suite>`` from its records and return the files' paths.
+
+    The bytes follow from the set of records (and ``rank_by``) alone. Nothing is written before all of
+    it is made, and each file is replaced in one step: a report that fails leaves the old ones alone.
+
+    Raises:
+        UserError: no records, one that is not valid, an unusable ``rank_by``, or a folder that can't be
+            written to.
+    """
+    # The record and its store load in no time and are used by every cell; pandas and seaborn don't.
+    from modbench.report.figures import figures
+    from modbench.report.leaderboard import Leaderboard
+    from modbench.report.markdown import markdown
+
+    folder = Path(suite_folder)
+    records = read_records(folder)
+    if not records:
+        raise UserError(
+            f"{folder}: there are no records in {folder / RECORDS}; run the suite first "
+            f"(modbench run {folder.resolve().name}), or point --results at the folder above it"
+        )
+    board = Leaderboard.of(records, rank_by)
+    contents = {"leaderboard.csv": board.csv().encode(), "leaderboard.md": markdown(board).encode()}
+    contents.update(figures(board))
+    return _replace(folder, contents)
+
+
+def _replace(folder: Path, contents: dict[str, bytes]) -> list[Path]:
+    temporary: dict[Path, Path] = {}
+    try:
+        for name, content in contents.items():
+            path = folder / name
+            if path.is_dir():
+                raise UserError(f"{path}: is a folder where a file of the report goes; move it away")
+            temporary[path] = folder / f".{name}.{secrets.token_hex(4)}.tmp"
+            temporary[path].write_bytes(content)
+        for path, written in temporary.items():
+            os.replace(written, path)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(
+            f"{folder}: the report can't be written there ({reason}); "
+            "make the folder writable, with space, and run modbench report"
+        ) from error
+    finally:
+        for written in temporary.values():
+            written.unlink(missing_ok=True)
+    return list(temporary)

@@ -1,0 +1,224 @@
+"""One row of the table: the runs of one cell over its seeds, and what they say together."""
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from scipy.special import stdtrit
+
+from modbench.metrics import metric
+from modbench.report.record import Record, canonical_json, cell_key
+from modbench.report.store import latest
+
+#: Probes that every run must show before it is ranked: causal, batch-invariant, count.
+RANKING_PROBES = (1, 2, 9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """Mean over seeds and its 95 % t-interval; ``low``, ``high`` are None for one seed."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exact:
+    """What must be equal over seeds. Where it isn't, ``low`` and ``high`` differ and both are shown."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Over seeds: the median of the medians, the widest IQR, n in all, stable if every one was."""
+
+    median: float
+    iqr: float
+    n: int
+    stable: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """The records of one cell but for the seed, one to each seed, in the order of seeds."""
+
+    records: tuple[Record, ...]
+    label: str  #: what tables and plots call it, unique in the suite
+
+    @cached_property
+    def cell(self) -> dict[str, Any]:
+        """The resolved cell without its seed."""
+        return _unseeded(self.records[0])
+
+    @cached_property
+    def cell_hash(self) -> str:
+        """Tells the row from all others: the hash of its cell and of the corpus that was found."""
+        return _row_hash(self.records[0])
+
+    @cached_property
+    def ok(self) -> tuple[Record, ...]:
+        return tuple(record for record in self.records if record.status == "ok")
+
+    @cached_property
+    def conditions(self) -> dict[str, Any]:
+        """What must be equal before two rows are ranked against each other: budget, model, data, and
+        the text that the held-out loss is taken on (its amount, and how far back a token sees)."""
+        return {
+            "budget": self.cell["train"]["budget"],
+            "model": self.cell["model"],
+            "data": self.cell["data"],
+            "corpus": self.records[0].data,
+            "sequence": self.cell["train"].get("sequence"),
+            "heldout_tokens": self.cell["measure"].get("heldout_tokens"),
+        }
+
+    @property
+    def status(self) -> str:
+        """``ok``, or how many seeds ended how: ``ok 2, diverged 1``."""
+        counts = Counter(record.status for record in self.records)
+        if len(counts) == 1:
+            return self.records[0].status
+        return ", ".join(f"{status} {counts[status]}" for status in sorted(counts, reverse=True))
+
+    @property
+    def errors(self) -> str:
+        """What went wrong, by seed; empty if nothing did."""
+        return "; ".join(
+            f"seed {record.cell['seed']} {record.status}: {record.error}"
+            for record in self.records
+            if record.status != "ok"
+        )
+
+    @cached_property
+    def audit_failures(self) -> tuple[str, ...]:
+        """Failed probes, each once with its figure; those that keep the row out of the ranking first."""
+        failed = {
+            (not _ranks(probe), probe["probe"], f"{probe['probe']} {probe['name']} ({probe['figure']})")
+            for record in self.records
+            for probe in record.audit
+            if not probe["passed"]
+        }
+        return tuple(text for _, _, text in sorted(failed))
+
+    @property
+    def audit(self) -> str:
+        """``passed 4/4``, or which probes failed; empty where none was run."""
+        names = {probe["probe"] for record in self.records for probe in record.audit}
+        failed = {
+            (probe["probe"], probe["name"])
+            for record in self.records
+            for probe in record.audit
+            if not probe["passed"]
+        }
+        if failed:
+            return "failed " + ", ".join(f"{number} {name}" for number, name in sorted(failed))
+        return f"passed {len(names)}/{len(names)}" if names else "not run"
+
+    @property
+    def why_unranked(self) -> str | None:
+        """Why the row can't be ranked whatever its figures are; None if it can."""
+        if self.errors:
+            return self.errors
+        if any(_ranks(probe) and not probe["passed"] for r in self.records for probe in r.audit):
+            return "failed audit probe " + ", ".join(self.audit_failures)
+        for record in self.records:
+            run = {probe["probe"] for probe in record.audit}
+            missing = [str(number) for number in RANKING_PROBES if number not in run]
+            if missing:
+                return f"audit probe {', '.join(missing)} was not run"
+        return None
+
+    def value(self, name: str) -> Quality | Exact | Timed | None:
+        """The metric ``name`` over the seeds that measured it; quality from finished runs alone.
+
+        None: no seed has it.
+        """
+        records = self.ok or self.records
+        kind = metric(name).kind
+        if kind == "quality":
+            records = self.ok
+        values = [record.metrics[name] for record in records if name in record.metrics]
+        if not values:
+            return None
+        if kind == "timed":
+            return Timed(
+                median=statistics.median(value["median"] for value in values),
+                iqr=max(value["iqr"] for value in values),
+                n=sum(value["n"] for value in values),
+                stable=all(value["stable"] for value in values),
+            )
+        return Exact(low=min(values), high=max(values)) if kind == "exact" else interval(values)
+
+
+def interval(values: Sequence[float]) -> Quality:
+    """Mean and 95 % t-interval of independent ``values``, one to each seed."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count == 1:
+        return Quality(mean=mean, low=None, high=None)
+    half = float(stdtrit(count - 1, 0.975)) * statistics.stdev(values) / math.sqrt(count)
+    return Quality(mean=mean, low=mean - half, high=mean + half)
+
+
+def rows_of(records: Iterable[Record]) -> list[Row]:
+    """Records as rows, in the order of labels; a rerun's record takes the place of the one before.
+
+    Labels that two rows share are told apart by the start of the cell's hash.
+    """
+    by_cell: dict[str, list[Record]] = defaultdict(list)
+    for record in latest(records):
+        by_cell[_row_hash(record)].append(record)
+    labels = Counter(group[0].cell["router"]["label"] for group in by_cell.values())
+    rows = []
+    for cell_hash, group in by_cell.items():
+        label = group[0].cell["router"]["label"]
+        name = label if labels[label] == 1 else f"{label} [{cell_hash[:6]}]"
+        rows.append(Row(tuple(sorted(group, key=lambda record: record.cell["seed"])), name))
+    return sorted(rows, key=lambda row: (row.label, row.cell_hash))
+
+
+def _unseeded(record: Record) -> dict[str, Any]:
+    return {name: part for name, part in record.cell.items() if name != "seed"}
+
+
+def _row_hash(record: Record) -> str:
+    # The cell names a text file by its path; what stands in it is the record's data.
+    return cell_key({"cell": _unseeded(record), "corpus": record.data})
+
+
+def _ranks(probe: dict[str, Any]) -> bool:
+    return probe["ranks"] or probe["probe"] in RANKING_PROBES
+
+
+#: What of an environment must be equal before two wall times, or two memory figures, are compared.
+MACHINE = (
+    *("cpu", "gpu", "cores", "threads", "driver", "cuda", "torch", "dtype", "deterministic"),
+    "world_size",
+)
+
+
+def machine_differences(rows: Iterable[Row]) -> list[str]:
+    """In what the machines differ that measured the rows' timed metrics, one text to each property;
+    empty: all timings may be compared."""
+    timed = [
+        (row.label, record.environment)
+        for row in rows
+        for record in row.records
+        if any(metric(name).kind == "timed" for name in record.metrics)
+    ]
+    texts = []
+    for name in MACHINE:
+        labels: dict[str, set[str]] = defaultdict(set)
+        for label, environment in timed:
+            labels[canonical_json(environment.get(name))].add(label)
+        if len(labels) > 1:
+            parts = [f"{value} ({', '.join(sorted(labels[value]))})" for value in sorted(labels)]
+            texts.append(f"{name}: " + " and ".join(parts))
+    return texts

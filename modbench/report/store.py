@@ -1,0 +1,158 @@
+"""Where records lie: ``results/<suite>/records/<writer>.jsonl``, one shard to each writer process.
+
+Measured with eight writers under random SIGKILL: a shared file loses records even with a lock, a shard
+to each loses none. A shard is only ever appended to, and readers change nothing. What records say is a
+function of their set: not of the number of shards, nor of the order of lines, nor of copies of a line.
+"""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+from modbench.errors import UserError
+from modbench.report.record import Record
+
+RECORDS = "records"
+
+
+class ShardWriter:
+    """The one writer of a new shard under ``folder`` (``results/<suite>``); a context manager.
+
+    The shard is opened at once, so that a folder nobody can write to is found before hours of training;
+    closing removes it if nothing was appended.
+
+    Raises:
+        UserError: the folder can't be made or written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = Path(folder) / RECORDS / f"{secrets.token_hex(8)}.jsonl"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+            self._file = os.open(self.path, flags, 0o644)
+        except OSError as error:
+            raise UserError(_cannot_write(self.path.parent, error)) from error
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def append(self, record: Record) -> None:
+        """Write one line and see it onto the disk before returning.
+
+        Raises:
+            UserError: the record would not be read back (NaN, changed since it was built), or the disk
+                refuses; the shard is then as it was.
+        """
+        line = record.line()
+        Record.from_line(line)
+        size = os.fstat(self._file).st_size
+        rest = memoryview(f"{line}\n".encode())
+        try:
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+            os.fsync(self._file)
+            _sync_folder(self.path.parent)
+        except OSError as error:
+            # Half a line would make one corrupt line of itself and the next.
+            os.ftruncate(self._file, size)
+            raise UserError(_cannot_write(self.path, error)) from error
+
+    def close(self) -> None:
+        if self._file < 0:
+            return
+        if os.fstat(self._file).st_size == 0:
+            self.path.unlink(missing_ok=True)
+        os.close(self._file)
+        self._file = -1
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _cannot_write(where: Path, error: OSError) -> str:
+    reason = error.strerror or type(error).__name__
+    return f"{where}: can't be written ({reason}); give --results a folder you may write to, with space"
+
+
+def _sync_folder(folder: Path) -> None:
+    """The folder's entry for a new file is data, too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_records(folder: Path) -> list[Record]:
+    """All records under ``folder`` (``results/<suite>``), reruns included, copies of one line once;
+    ordered by key and line. None if there are none yet.
+
+    An unterminated last line is what a killed writer leaves, or one that is still writing: it is passed
+    over. Anything else that is no valid record is refused, and nothing is changed.
+
+    Raises:
+        UserError: a line is no valid record, or a shard can't be read; names file and line number.
+    """
+    shards = Path(folder) / RECORDS
+    lines: dict[str, Record] = {}
+    try:
+        paths = sorted(path for path in shards.iterdir() if path.suffix == ".jsonl")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(_cannot_read(shards, error)) from error
+    for path in paths:
+        for line, record in _read_shard(path):
+            lines[line] = record
+    return [lines[line] for line in sorted(lines, key=lambda line: (lines[line].key, line))]
+
+
+def _read_shard(path: Path) -> Iterable[tuple[str, Record]]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(_cannot_read(path, error)) from error
+    # split, not splitlines: other line separators may stand inside a JSON string.
+    for number, raw in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            line = raw.decode()
+            yield line, Record.from_line(line)
+        except (UserError, UnicodeDecodeError) as error:
+            reason = error if isinstance(error, UserError) else "it is no UTF-8"
+            raise UserError(
+                f"{path}, line {number}: no valid record: {reason}; restore the file, or take that line "
+                "out and run the suite again, which repeats only that cell"
+            ) from error
+
+
+def _cannot_read(where: Path, error: OSError) -> str:
+    reason = error.strerror or type(error).__name__
+    return f"{where}: can't be read ({reason}); make it readable, or move it out of the results"
+
+
+def latest(records: Iterable[Record]) -> list[Record]:
+    """One record to each key, ordered by key.
+
+    Of several of one key (reruns) the choice follows from their set alone: an ``ok`` one before any
+    other, then the one finished last, then the greatest line.
+    """
+    best: dict[str, Record] = {}
+    for record in records:
+        other = best.get(record.key)
+        if other is None or _preference(record) > _preference(other):
+            best[record.key] = record
+    return [best[key] for key in sorted(best)]
+
+
+def _preference(record: Record) -> tuple[object, ...]:
+    return (record.status == "ok", record.finished_at, record.line())

@@ -1,0 +1,156 @@
+"""Records with plainly made-up figures; no test here measures anything."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modbench.report.record import Record, cell_key
+
+FLOPS_PER_TOKEN = 3_000_000
+
+
+def make_record(
+    label: str = "vanilla",
+    *,
+    router: str | None = None,
+    options: dict[str, Any] | None = None,
+    seed: int = 0,
+    loss: float = 5.0,
+    cost: float = 1.0,
+    status: str = "ok",
+    failed_probes: tuple[int, ...] = (),
+    metrics: dict[str, Any] | None = None,
+    environment: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    finished: str = "2026-01-01T00:10:00+00:00",
+    **fields: Any,
+) -> Record:
+    """A record of ``label``; ``cost`` scales its FLOPs and times against a dense model's 1."""
+    cell = {
+        "router": {
+            "name": router or label,
+            "options": options or {},
+            "plugin_sha256": None,
+            "label": label,
+        },
+        "model": {"vocabulary": 2048, "width": 128, "layers": 4},
+        "data": {"source": "pypi-en-v1", "tokenizer": "bpe"},
+        "train": {"budget": 1_000_000_000_000, "sequence": 256, "batch": 8, **(train or {})},
+        "measure": {"heldout_tokens": 65_536, "downstream": ("modbench_cloze",)},
+        "seed": seed,
+    }
+    names = {1: "causal", 2: "batch", 5: "bypass", 9: "count"}
+    flops = round(FLOPS_PER_TOKEN * cost)
+    steps = 10**12 // (3 * flops * 2048)
+    measured = {
+        "heldout_loss": loss,
+        "heldout_bits_per_byte": loss / 2.5,
+        "heldout_loss_leaky": loss - 0.02,
+        "leak": 0.02,
+        "unigram_loss": 6.25,
+        "train_steps": steps,
+        "train_tokens": steps * 2048,
+        "train_flops_nominal": steps * 3 * flops * 2048,
+        "train_flops": steps * 3 * flops * 2048,
+        "train_flops_per_token": 3 * flops,
+        "forward_flops_per_token": flops,
+        "forward_flops_per_token_full": flops + 100_000,
+        "forward_flops_per_token_realised": flops * 1.01,
+        "forward_flops_per_token_dispatched": flops * 1.02,
+        "parameters": 1_200_000,
+        "active_parameters": 1_000_000,
+        "forward_seconds": {"median": 0.03 * cost, "iqr": 0.001, "n": 12, "stable": True},
+        "train_step_seconds": {"median": 0.1 * cost, "iqr": 0.006, "n": 12, "stable": True},
+        "peak_memory_bytes": {"median": 80_000_000 * cost, "iqr": 0, "n": 3, "stable": True},
+        "modbench_cloze": 0.4,
+        "modbench_cloze_untrained": 0.26,
+        "modbench_cloze_chance": 0.25,
+    }
+    curve = [
+        {
+            "step": step,
+            "flops": step * 3 * flops * 2048,
+            "tokens": step * 2048,
+            "train_loss": loss + 8 / (step + 4),
+            "heldout_loss": loss + 9 / (step + 4),
+        }
+        for step in range(0, steps + 1, max(steps // 8, 1))
+    ]
+    arguments: dict[str, Any] = {
+        "suite": {"name": "fake", "version": 1},
+        "cell": cell,
+        "key": cell_key(cell),
+        "code": {"version": "0.1.0", "commit": "0" * 40, "dirty": False},
+        "environment": {
+            "cpu": "Imaginary CPU",
+            "gpu": None,
+            "cores": 2,
+            "threads": 2,
+            "torch": "2.13.0",
+            **(environment or {}),
+        },
+        "data": {
+            "sha256": "ab" * 32,
+            "train_tokens": 4_000_000,
+            "heldout_tokens": 200_000,
+            **(data or {}),
+        },
+        "audit": [
+            {
+                "probe": number,
+                "name": name,
+                "passed": number not in failed_probes,
+                "figure": "moved by 0.7" if number in failed_probes else "0",
+                "ranks": number != 5,
+            }
+            for number, name in names.items()
+        ],
+        "metrics": {**(measured if status == "ok" else {}), **(metrics or {})},
+        "curve": curve if status == "ok" else [],
+        "status": status,
+        "error": None if status == "ok" else "the loss is not finite at step 7",
+        "started": "2026-01-01T00:00:00+00:00",
+        "finished": finished,
+    }
+    return Record(**{**arguments, **fields})
+
+
+def store(folder: Path, records: list[Record], shards: int = 1) -> Path:
+    """``records`` in so many shards under ``folder``, as bytes that no writer made."""
+    (folder / "records").mkdir(parents=True, exist_ok=True)
+    for number in range(shards):
+        lines = [record.line() + "\n" for record in records[number::shards]]
+        (folder / "records" / f"{number:016x}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def altered(record: Record, change: Callable[[dict[str, Any]], None]) -> str:
+    """The line of ``record`` after ``change`` to its fields, checks passed by."""
+    value = json.loads(record.line())
+    change(value)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+@pytest.fixture
+def fakes() -> Any:
+    """This module's functions: `make_record`, `store`, `altered`."""
+    import types
+
+    return types.SimpleNamespace(make_record=make_record, store=store, altered=altered)
+
+
+@pytest.fixture
+def six() -> list[Record]:
+    """A record of each built-in scheme."""
+    return [
+        make_record("vanilla", loss=4.90, cost=1.0),
+        make_record("token_choice", loss=4.81, cost=1.02),
+        make_record("expert_choice", loss=4.84, cost=1.02),
+        make_record("mod", loss=4.86, cost=0.6),
+        make_record("mode_staged", loss=4.83, cost=0.61),
+        make_record("mode_integrated", loss=4.88, cost=0.85),
+    ]

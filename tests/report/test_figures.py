@@ -1,0 +1,146 @@
+import io
+import xml.etree.ElementTree as ElementTree
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from matplotlib.text import Annotation
+
+from modbench.report import figures as figures_module
+from modbench.report.canvas import Point, blank, label_points, look, marks, plain
+from modbench.report.figures import figures
+from modbench.report.leaderboard import Leaderboard
+
+
+def _axes(board: Leaderboard, name: str):
+    with look():
+        figure, axes = blank()
+        labels = [entry.row.label for entry in board.entries]
+        figures_module._FIGURES[name](board, marks(labels), figure, axes)
+    return figure, axes
+
+
+def _texts(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def test_each_figure_is_a_png_and_an_svg_that_can_be_read(six):
+    contents = figures(Leaderboard.of(six))
+    assert sorted(contents) == [
+        f"{name}.{ending}"
+        for name in ("loss_vs_forward_flops", "loss_vs_training_flops", "step_time_vs_training_flops")
+        for ending in ("png", "svg")
+    ]
+    for name, content in contents.items():
+        if name.endswith(".png"):
+            assert imread(io.BytesIO(content)).shape[1] == 1080
+        else:
+            assert ElementTree.fromstring(content).tag.endswith("svg")
+            assert b"dc:date" not in content
+
+
+def test_drawing_leaves_matplotlib_as_it_was(six):
+    before = dict(mpl.rcParams)
+    figures(Leaderboard.of(six))
+    assert dict(mpl.rcParams) == before
+
+
+def test_learning_curves_have_a_line_each_a_log_axis_and_the_unigram_loss(six):
+    figure, axes = _axes(Leaderboard.of(six), "loss_vs_training_flops")
+    assert axes.get_xscale() == "log"
+    assert "FLOP" in axes.get_xlabel()
+    assert "nats/token" in axes.get_ylabel()
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == [*sorted(record.cell["router"]["label"] for record in six), "unigram 6.25"]
+    assert len(axes.lines) == 7
+    assert min(axes.lines[0].get_xdata()) > 0
+    assert list(axes.lines[-1].get_ydata()) == [6.25, 6.25]
+
+
+def test_curves_over_seeds_are_one_line_with_a_band(fakes):
+    board = Leaderboard.of([fakes.make_record(seed=seed, loss=5 + seed / 10) for seed in range(3)])
+    _, axes = _axes(board, "loss_vs_training_flops")
+    assert len(axes.lines) == 2
+    assert len(axes.collections) == 1
+
+
+def test_points_carry_their_labels_and_say_when_unranked(fakes, six):
+    board = Leaderboard.of([*six, fakes.make_record("leaky", failed_probes=(1,), cost=1.3)])
+    for name in ("loss_vs_forward_flops", "step_time_vs_training_flops"):
+        texts = _texts(_axes(board, name)[1])
+        assert "leaky (not ranked)" in texts
+        assert len(texts) == 7
+
+
+def test_step_times_have_the_line_of_proportion_only_beside_a_dense_row(six):
+    for records, lines in ((six, 1), (six[1:], 0)):
+        figure, _ = _axes(Leaderboard.of(records), "step_time_vs_training_flops")
+        assert len(figure.legends) == lines
+
+
+def test_step_times_of_different_machines_are_not_drawn(fakes):
+    board = Leaderboard.of(
+        [fakes.make_record("a"), fakes.make_record("b", environment={"cpu": "other"})]
+    )
+    _, axes = _axes(board, "step_time_vs_training_flops")
+    assert axes.lines == [] or len(axes.lines) == 0
+    (text,) = _texts(axes)
+    assert "cpu differs" in text
+
+
+def test_runs_that_all_failed_still_make_figures_that_say_so(fakes):
+    board = Leaderboard.of([fakes.make_record(status="oom")])
+    assert len(figures(board)) == 6
+    assert _texts(_axes(board, "loss_vs_forward_flops")[1]) == ["no run was finished"]
+
+
+def test_a_single_row_makes_figures(fakes):
+    assert len(figures(Leaderboard.of([fakes.make_record("mod")]))) == 6
+
+
+@pytest.mark.parametrize("count", [6, 12])
+def test_labels_keep_off_points_each_other_and_the_edge(count):
+    generator = np.random.default_rng(count)
+    with look():
+        figure, axes = blank()
+        xs, ys = generator.uniform(1, 2, count), generator.uniform(1, 1.3, count)
+        axes.plot(xs, ys, "o", markersize=8)
+        axes.margins(0.2)
+        points = [Point(x, y, f"scheme_{i}", "k") for i, (x, y) in enumerate(zip(xs, ys, strict=True))]
+        label_points(figure, axes, points)
+        renderer = figure.canvas.get_renderer()
+        boxes = [text.get_window_extent(renderer) for text in axes.texts if isinstance(text, Annotation)]
+        edge = axes.get_window_extent(renderer)
+        centres = axes.transData.transform([(point.x, point.y) for point in points])
+    assert len(boxes) == count
+    for index, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[index + 1 :])
+        assert not any(box.contains(*centre) for centre in centres)
+        assert edge.x0 <= box.x0 <= box.x1 <= edge.x1 + 1
+
+
+def test_each_label_keeps_its_mark_whatever_the_order_and_differs_from_all_others():
+    labels = [f"scheme {number}" for number in range(40)]
+    assert marks(labels) == marks(labels[::-1])
+    looks = {(mark.color, mark.marker, str(mark.dashes)) for mark in marks(labels).values()}
+    assert len(looks) == 40
+    first = list(marks(labels[:7]).values())
+    assert len({mark.marker for mark in first}) == len({mark.color for mark in first}) == 7
+
+
+@pytest.mark.parametrize("label", ["$x^{", "_hidden", "字\n\x00", "%s {} \\frac", "<script>", "x" * 500])
+def test_any_label_can_be_drawn(fakes, label):
+    board = Leaderboard.of([fakes.make_record(label, router="mod"), fakes.make_record("vanilla")])
+    figure, _ = _axes(board, "loss_vs_training_flops")
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 3
+    assert plain(label) in [text.get_text() for text in legend.get_texts()]
+    figure.canvas.draw()
+
+
+def test_a_label_in_a_figure_is_one_short_line():
+    assert plain("a\nb   c") == "a b c"
+    assert len(plain("x" * 500)) == 30
+    assert plain("字") == "\ufffd"

@@ -1,0 +1,184 @@
+import io
+import json
+
+import pandas as pd
+import pytest
+
+from modbench.errors import UserError
+from modbench.metrics import METRICS
+from modbench.report.leaderboard import COLUMNS, Leaderboard
+
+
+def _table(board: Leaderboard) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(board.csv()))
+
+
+def _seeds(fakes, label, losses, **changes):
+    return [
+        fakes.make_record(label, seed=seed, loss=loss, **changes) for seed, loss in enumerate(losses)
+    ]
+
+
+def test_one_seed_ranks_by_order(six):
+    table = _table(Leaderboard.of(six))
+    assert list(table["label"]) == [
+        "token_choice",
+        "mode_staged",
+        "expert_choice",
+        "mod",
+        "mode_integrated",
+        "vanilla",
+    ]
+    assert list(table["rank"]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_rows_within_each_others_interval_share_a_rank(fakes):
+    records = [
+        *_seeds(fakes, "a", [4.00, 4.02, 4.04]),
+        *_seeds(fakes, "b", [4.01, 4.03, 4.05]),
+        *_seeds(fakes, "c", [4.50, 4.52, 4.54]),
+    ]
+    table = _table(Leaderboard.of(records)).set_index("label")
+    assert dict(table["rank"]) == {"a": 1, "b": 1, "c": 3}
+    assert (table["heldout_loss_high"] > table["heldout_loss"]).all()
+
+
+def test_a_rank_counts_only_rows_that_lie_wholly_on_the_better_side(fakes):
+    # The wide one overlaps both others, so neither is above it.
+    records = [
+        *_seeds(fakes, "best", [4.00, 4.001, 4.002]),
+        *_seeds(fakes, "wide", [3.9, 4.2, 4.5]),
+        *_seeds(fakes, "worst", [4.30, 4.301, 4.302]),
+    ]
+    table = _table(Leaderboard.of(records)).set_index("label")
+    assert dict(table["rank"]) == {"best": 1, "wide": 1, "worst": 2}
+
+
+def test_a_metric_whose_better_side_is_up_ranks_so(fakes):
+    records = [
+        fakes.make_record("low", loss=4.0, metrics={"modbench_cloze": 0.3}),
+        fakes.make_record("high", loss=5.0, metrics={"modbench_cloze": 0.5}),
+    ]
+    board = Leaderboard.of(records, rank_by="modbench_cloze")
+    assert [entry.row.label for entry in board.entries] == ["high", "low"]
+
+
+@pytest.mark.parametrize("name", ["leak", "train_step_seconds", "heldout_los"])
+def test_what_can_not_rank_is_refused(six, name):
+    with pytest.raises(UserError, match=name):
+        Leaderboard.of(six, rank_by=name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train": {"budget": 5}},
+        {"train": {"sequence": 64}},
+        {"data": {"sha256": "cd" * 32}},
+    ],
+)
+def test_unequal_budget_or_data_is_another_comparison(fakes, change):
+    board = Leaderboard.of(
+        [fakes.make_record("a", loss=4.0), fakes.make_record("b", loss=5.0, **change)]
+    )
+    assert [entry.rank for entry in board.entries] == [1, 1]
+    assert len(board.comparisons) == 2
+
+
+def test_an_unequal_learning_rate_is_the_same_comparison(fakes):
+    board = Leaderboard.of(
+        [fakes.make_record("a"), fakes.make_record("b", train={"learning_rate": 0.001})]
+    )
+    assert len(board.comparisons) == 1
+
+
+@pytest.mark.parametrize("probe", [1, 2, 9])
+def test_a_router_that_fails_a_ranking_probe_is_listed_unranked_with_the_reason(fakes, probe):
+    records = [fakes.make_record("leaky", loss=1.0, failed_probes=(probe,)), fakes.make_record("fair")]
+    fair, leaky = Leaderboard.of(records).entries
+    assert (fair.row.label, fair.rank) == ("fair", 1)
+    assert leaky.rank is None
+    assert leaky.note.startswith(f"failed audit probe {probe} ")
+    assert "moved by 0.7" in leaky.note
+
+
+def test_a_failed_probe_that_does_not_unrank_is_still_told(fakes):
+    (entry,) = Leaderboard.of([fakes.make_record("a", failed_probes=(5,))]).entries
+    assert entry.rank == 1
+    assert "5 bypass" in entry.note
+    assert entry.row.audit == "failed 5 bypass"
+
+
+def test_a_run_without_its_audit_is_not_ranked(fakes):
+    (entry,) = Leaderboard.of([fakes.make_record("a", audit=[])]).entries
+    assert entry.rank is None
+    assert entry.note == "audit probe 1, 2, 9 was not run"
+
+
+@pytest.mark.parametrize("status", ["failed", "oom", "diverged"])
+def test_what_did_not_finish_is_listed_with_its_error(fakes, status):
+    table = _table(Leaderboard.of([fakes.make_record("a"), fakes.make_record("b", status=status)]))
+    row = table.set_index("label").loc["b"]
+    assert row["status"] == status
+    assert "the loss is not finite at step 7" in row["note"]
+    assert pd.isna(row["rank"])
+
+
+def test_a_row_with_a_lost_seed_is_not_ranked_by_the_rest(fakes):
+    records = [
+        *_seeds(fakes, "whole", [4.5, 4.6]),
+        fakes.make_record("part", seed=0, loss=4.0),
+        fakes.make_record("part", seed=1, status="diverged"),
+    ]
+    ranks = {entry.row.label: entry.rank for entry in Leaderboard.of(records).entries}
+    assert ranks == {"whole": 1, "part": None}
+
+
+def test_one_seed_among_rows_of_several_has_no_interval_to_rank_by(fakes):
+    records = [*_seeds(fakes, "several", [4.5, 4.6]), fakes.make_record("single", loss=4.0)]
+    entries = {entry.row.label: entry for entry in Leaderboard.of(records).entries}
+    assert entries["several"].rank == 1
+    assert entries["single"].rank is None
+    assert "no interval" in entries["single"].note
+
+
+def test_times_of_different_machines_are_left_out(fakes):
+    records = [
+        fakes.make_record("a"),
+        fakes.make_record("b", environment={"threads": 64}),
+    ]
+    table = _table(Leaderboard.of(records))
+    timed = [f"{m.name}_median" for m in METRICS.values() if m.kind == "timed"]
+    assert table[timed].isna().all().all()
+    assert table["heldout_loss"].notna().all()
+
+
+def test_figures_reach_the_csv_to_the_bit_and_whole_numbers_stay_whole(fakes):
+    records = [
+        fakes.make_record("a", loss=0.1 + 0.2, metrics={"train_flops": 2**60 + 1}),
+        fakes.make_record("b", status="oom"),
+    ]
+    board = Leaderboard.of(records)
+    frame = pd.read_csv(io.StringIO(board.csv()), dtype=str).set_index("label")
+    assert float(frame.loc["a", "heldout_loss"]) == 0.1 + 0.2
+    assert frame.loc["a", "train_flops"] == str(2**60 + 1)
+    assert frame.loc["a", "train_step_seconds_stable"] == "True"
+
+
+def test_the_columns_are_fixed_and_lead_back_to_the_records(fakes):
+    records = _seeds(fakes, "a", [4.0, 5.0], options={"capacity": 0.5})
+    table = _table(Leaderboard.of(records))
+    assert list(table.columns) == COLUMNS
+    assert set(METRICS) - set(COLUMNS) == {m.name for m in METRICS.values() if m.kind == "timed"}
+    assert table.loc[0, "records"].split() == [record.key for record in records]
+    assert json.loads(table.loc[0, "options"]) == {"capacity": 0.5}
+
+
+def test_exact_figures_that_differ_are_a_range_in_the_csv(fakes):
+    records = [fakes.make_record(seed=s, metrics={"train_steps": n}) for s, n in ((0, 10), (1, 12))]
+    assert _table(Leaderboard.of(records)).loc[0, "train_steps"] == "10..12"
+
+
+def test_labels_that_are_hard_on_csv_come_back_whole(fakes):
+    label = 'a,"b"\nc;\tü'
+    assert _table(Leaderboard.of([fakes.make_record(label)])).loc[0, "label"] == label

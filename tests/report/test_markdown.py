@@ -1,0 +1,121 @@
+import re
+
+import pytest
+
+from modbench.report.leaderboard import Leaderboard
+from modbench.report.markdown import escaped, markdown
+
+
+def _cells(page: str, label: str) -> dict[str, str]:
+    lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in page.splitlines() if line.startswith("| ")]
+    (line,) = [line for line in lines if line[1].strip() == label]
+    return dict(zip((cell.strip() for cell in lines[0]), (cell.strip() for cell in line), strict=True))
+
+
+def test_the_row_shows_its_figures_in_the_units_of_its_headings(fakes):
+    cells = _cells(markdown(Leaderboard.of([fakes.make_record("mod", loss=4.9)])), "mod")
+    assert cells["rank"] == "1"
+    assert cells["held-out loss (nats/token)"] == "4.9000"
+    assert cells["cloze accuracy (untrained, chance)"] == "0.400 (0.260, 0.250)"
+    assert cells["forward MFLOP/token, nominal / realised"] == "3.000 / 3.030"
+    assert cells["training GFLOP spent"] == "995.3"
+    assert cells["steps"] == "54"
+    assert cells["training step (ms), median ± IQR"] == "100.0 ± 6.0"
+    assert cells["peak memory (MB)"] == "80.0 ± 0.0"
+    assert cells["parameters (M), active / all"] == "1.000 / 1.200"
+    assert cells["audit"] == "passed 4/4"
+
+
+def test_several_seeds_show_half_an_interval_and_how_ranks_came(fakes):
+    records = [
+        fakes.make_record("mod", seed=seed, loss=loss) for seed, loss in enumerate((1.0, 2.0, 3.0))
+    ]
+    page = markdown(Leaderboard.of(records))
+    assert _cells(page, "mod")["held-out loss (nats/token)"] == "2.0000 ± 2.4841"
+    assert "One seed gives no interval" not in page
+    assert "not ranked apart" in page
+
+
+def test_one_seed_is_said_to_be_no_claim(six):
+    assert "One seed gives no interval: the rank is the order of the figures, not a claim" in markdown(
+        Leaderboard.of(six)
+    )
+
+
+def test_notes_say_what_the_table_was_made_from(six):
+    page = markdown(Leaderboard.of(six))
+    for said in (
+        "# Suite fake, version 1",
+        "convention `model`",
+        "1000000000000, convention model",
+        "sha256 " + "ab" * 32,
+        "cpu Imaginary CPU, cores 2, threads 2, torch 2.13.0",
+        "modbench 0.1.0, commit " + "0" * 40,
+        "Seeds: 0;",
+        "Unigram loss: 6.2500 nats/token",
+    ):
+        assert said in page
+
+
+def test_code_with_local_changes_says_so(fakes):
+    record = fakes.make_record(code={"version": "0.1.0", "commit": "f" * 40, "dirty": True})
+    assert "f" * 40 + " with local changes" in markdown(Leaderboard.of([record]))
+
+
+def test_what_is_not_ranked_stands_under_the_table_with_its_reason(fakes):
+    page = markdown(
+        Leaderboard.of(
+            [
+                fakes.make_record("fair"),
+                fakes.make_record("leaky", loss=1.5, failed_probes=(1,)),
+                fakes.make_record("lost", status="diverged"),
+            ]
+        )
+    )
+    table, below = page.split("Not ranked, or ranked with a remark:")
+    assert "leaky |" not in table
+    assert (
+        "- **leaky** (not ranked): failed audit probe 1 causal (moved by 0.7) (held-out loss 1.5000"
+        in below
+    )
+    assert "- **lost** (not ranked): seed 0 diverged: the loss is not finite at step 7" in below
+
+
+def test_a_page_without_a_ranked_row_says_so(fakes):
+    assert "No row could be ranked." in markdown(Leaderboard.of([fakes.make_record(status="oom")]))
+
+
+def test_times_of_different_machines_are_dashes_and_the_difference_is_named(fakes):
+    page = markdown(
+        Leaderboard.of([fakes.make_record("a"), fakes.make_record("b", environment={"threads": 64})])
+    )
+    assert _cells(page, "a")["training step (ms), median ± IQR"] == "-"
+    assert "machines that differ are not compared: threads: 2 (a) and 64 (b)" in page
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("<script>alert(1)</script>", "&lt;script&gt;alert(1)&lt;/script&gt;"),
+        ("a|b", r"a\|b"),
+        ("a\nb\r\nc", "a b c"),
+        ("../../etc", "../../etc"),
+        ("[x](javascript:1)", r"\[x\](javascript:1)"),
+        ("![x](y)", r"!\[x\](y)"),
+        ("`a` *b* __c__ $d$", r"\`a\` \*b\* \_\_c\_\_ \$d\$"),
+        ("token_choice", "token_choice"),
+        ("back\\slash|", r"back\\slash\|"),
+        ("a\u202eb\x00", "a\ufffdb\ufffd"),
+        ("&lt;", "&amp;lt;"),
+    ],
+)
+def test_foreign_text_stays_text(fakes, label, shown):
+    assert escaped(label) == shown
+    page = markdown(Leaderboard.of([fakes.make_record(label)]))
+    assert f"| {shown} |" in page
+    assert "<script" not in page
+
+
+def test_an_endless_error_is_cut(fakes):
+    page = markdown(Leaderboard.of([fakes.make_record(status="failed", error="x" * 10_000)]))
+    assert max(len(line) for line in page.splitlines()) < 1_000

@@ -1,0 +1,127 @@
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modbench.errors import UserError
+from modbench.report import figures as figures_module
+from modbench.report.page import write_report
+
+_NAMES = [
+    "leaderboard.csv",
+    "leaderboard.md",
+    "loss_vs_forward_flops.png",
+    "loss_vs_forward_flops.svg",
+    "loss_vs_training_flops.png",
+    "loss_vs_training_flops.svg",
+    "step_time_vs_training_flops.png",
+    "step_time_vs_training_flops.svg",
+]
+_REPORT = """
+import sys
+from pathlib import Path
+from modbench.report.page import write_report
+write_report(Path(sys.argv[1]))
+assert "torch" not in sys.modules
+"""
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def _many(fakes, six):
+    """All that could depend on an order: seeds, reruns, failures, shared labels, two comparisons."""
+    records = list(six)
+    records += [fakes.make_record("mod", seed=seed, loss=4.86 + seed / 100, cost=0.6) for seed in (1, 2)]
+    records += [fakes.make_record("mod", cost=0.6, loss=4.7, finished="2026-01-02T00:00:00+00:00")]
+    records += [fakes.make_record("lost", seed=seed, status="diverged") for seed in (0, 1)]
+    records += [fakes.make_record("leaky", failed_probes=(2, 1), seed=seed) for seed in (0, 1)]
+    records += [fakes.make_record("twice", options={"capacity": c}, cost=c) for c in (0.4, 0.7)]
+    records += [fakes.make_record("vanilla", train={"budget": 2 * 10**12})]
+    return records
+
+
+def test_the_report_is_eight_files_and_nothing_else(tmp_path, fakes, six):
+    paths = write_report(fakes.store(tmp_path, six))
+    assert sorted(path.name for path in paths) == _NAMES
+    assert list(_bytes(tmp_path)) == _NAMES
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_bytes_follow_from_the_set_of_records_alone(tmp_path, fakes, six, seed):
+    records = _many(fakes, six)
+    write_report(fakes.store(tmp_path / "plain", records))
+    shuffled = [*records, *records[:3]]
+    random.Random(seed).shuffle(shuffled)
+    other = fakes.store(tmp_path / "other" / "place", shuffled, shards=1 + 2 * seed)
+    (tmp_path / "matplotlibrc").write_text("font.size: 30\nfigure.dpi: 30\nsavefig.bbox: tight\n")
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": str(seed),
+        "TZ": "Asia/Tokyo",
+        "LC_ALL": "C.UTF-8" if seed == 1 else "C",
+        "MATPLOTLIBRC": str(tmp_path),
+    }
+    for _ in range(seed):  # with seed 2, a second time over its own files
+        subprocess.run(
+            [sys.executable, "-c", _REPORT, str(other)], check=True, env=environment, cwd=tmp_path
+        )
+    assert _bytes(other) == _bytes(tmp_path / "plain")
+
+
+def test_a_reader_of_the_old_table_is_not_disturbed(tmp_path, fakes, six):
+    write_report(fakes.store(tmp_path, six))
+    old = (tmp_path / "leaderboard.csv").read_bytes()
+    with (tmp_path / "leaderboard.csv").open("rb", buffering=0) as reader:
+        start = reader.read(10)
+        write_report(fakes.store(tmp_path, six[:2]))
+        assert start + reader.read() == old
+    assert (tmp_path / "leaderboard.csv").read_bytes() != old
+
+
+def test_no_records_is_a_sentence_with_folder_and_remedy(tmp_path):
+    with pytest.raises(UserError, match=rf"{tmp_path.name}: there are no records .*modbench run"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_that_fails_leaves_the_old_one(tmp_path, fakes, six, monkeypatch):
+    write_report(fakes.store(tmp_path, six))
+    before = _bytes(tmp_path)
+    fakes.store(tmp_path, six[:2])
+
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(figures_module, "files", fail)
+        with pytest.raises(MemoryError):
+            write_report(tmp_path)
+    assert _bytes(tmp_path) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
+        )
+        with pytest.raises(UserError, match="No space left"):
+            write_report(tmp_path)
+    assert _bytes(tmp_path) == before
+
+
+def test_a_corrupt_record_leaves_the_old_report(tmp_path, fakes, six):
+    write_report(fakes.store(tmp_path, six))
+    before = _bytes(tmp_path)
+    (tmp_path / "records" / "bad.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"bad\.jsonl, line 1"):
+        write_report(tmp_path)
+    assert _bytes(tmp_path) == before
+
+
+def test_a_folder_in_a_files_place_is_named_before_anything_is_replaced(tmp_path, fakes, six):
+    (tmp_path / "step_time_vs_training_flops.svg").mkdir()
+    with pytest.raises(UserError, match=r"step_time_vs_training_flops\.svg: is a folder"):
+        write_report(fakes.store(tmp_path, six))
+    assert _bytes(tmp_path) == {}

@@ -1,0 +1,93 @@
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from modbench.errors import UserError
+from modbench.report.record import Record, canonical_json, cell_key
+
+
+def test_a_record_survives_its_own_line_to_the_bit(fakes):
+    record = fakes.make_record(loss=0.1 + 0.2, metrics={"leak": 5e-324, "train_flops": 2**70 + 1})
+    again = Record.from_line(record.line())
+    assert again == record
+    assert again.metrics["heldout_loss"] == 0.1 + 0.2
+    assert again.metrics["train_flops"] == 2**70 + 1
+
+
+def test_canonical_json_ignores_order_and_kind_of_sequence():
+    assert canonical_json({"b": (1, 2), "a": "é"}) == canonical_json({"a": "é", "b": [1, 2]})
+    assert canonical_json({"b": 1, "a": None}) == '{"a":null,"b":1}'
+
+
+def test_a_seed_or_an_option_changes_the_key(fakes):
+    keys = {
+        fakes.make_record(**change).key for change in ({}, {"seed": 1}, {"options": {"capacity": 0.5}})
+    }
+    assert len(keys) == 3
+    assert all(len(key) == 16 for key in keys)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_refused_with_their_place(fakes, value):
+    with pytest.raises(UserError, match=r"metrics\.heldout_loss is .*finite"):
+        fakes.make_record(loss=value)
+    with pytest.raises(UserError, match=r"a\[1\] is"):
+        canonical_json({"a": [1.0, value]})
+
+
+@pytest.mark.parametrize("value", [{1: "x"}, {"a": {1, 2}}, "\ud800", {"a": b"x"}])
+def test_what_is_no_json_is_refused(value):
+    with pytest.raises(UserError):
+        canonical_json(value)
+
+
+def test_a_record_holds_a_copy(fakes):
+    options = {"capacity": 0.125}
+    record = fakes.make_record(options=options)
+    options["capacity"] = 1.0
+    assert record.key == cell_key(record.cell)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"key": "0" * 16}, "key is '0000000000000000' but its cell's key is"),
+        ({"metrics": {"heldout_los": 1.0}}, "metric 'heldout_los' is not known; did you mean"),
+        ({"metrics": {"heldout_loss": "low"}}, "metric 'heldout_loss' is 'low'"),
+        ({"metrics": {"heldout_loss": None}}, "metric 'heldout_loss' is None"),
+        ({"metrics": {"heldout_loss": True}}, "metric 'heldout_loss' is True"),
+        ({"metrics": {"forward_seconds": 0.1}}, "metric 'forward_seconds' is 0.1; it must be an object"),
+        ({"metrics": {"forward_seconds": {"median": 1, "iqr": 0, "n": 3}}}, "lacks the field 'stable'"),
+        ({"status": "fine"}, "status 'fine' is not known"),
+        ({"error": "boom"}, "an ok run has none"),
+        ({"status": "failed", "error": " "}, "status is failed and error is empty"),
+        ({"schema": 2}, "schema is 2 and this modbench reads 1"),
+        ({"suite": {"name": "x"}}, "suite lacks the field 'version'"),
+        ({"code": {"version": "1", "commit": None, "dirty": None, "host": "h"}}, "unknown field 'host'"),
+        (
+            {"environment": {"gpu": None, "threads": 2, "torch": "2"}},
+            "environment lacks the field 'cpu'",
+        ),
+        ({"curve": [{"step": 1}]}, r"curve\[0\] lacks the field 'flops'"),
+        ({"audit": [{"probe": 1}]}, r"audit\[0\] lacks the field 'name'"),
+        ({"finished": "yesterday"}, "finished is 'yesterday'; it must be a UTC time"),
+        ({"finished": "2026-01-01T00:10:00"}, "must say that it is UTC"),
+        ({"finished": "2025-01-01T00:10:00+00:00"}, "lies before started"),
+    ],
+)
+def test_a_wrong_field_is_named(fakes, change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        replace(fakes.make_record(), **change)
+
+
+def test_records_and_store_load_nothing_heavy():
+    heavy = ["torch", "pandas", "numpy", "seaborn", "matplotlib", "scipy", "rich"]
+    code = (
+        "import sys, modbench.report.record, modbench.report.store, modbench.report.page; "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,103 @@
+import pytest
+
+from modbench.report.row import Exact, Quality, Timed, interval, machine_differences, rows_of
+
+
+def test_interval_is_students_over_seeds():
+    # By hand: mean 2, standard deviation 1, t(2, 0.975) = 4.302653, half = 4.302653 / sqrt(3).
+    found = interval([1.0, 2.0, 3.0])
+    assert found.mean == 2.0
+    assert found.high - 2.0 == pytest.approx(2.484138, abs=1e-6)
+    assert 2.0 - found.low == pytest.approx(2.484138, abs=1e-6)
+
+
+def test_one_seed_has_no_interval():
+    assert interval([4.5]) == Quality(mean=4.5, low=None, high=None)
+
+
+def test_seeds_of_one_cell_are_one_row_and_options_are_not(fakes):
+    records = [fakes.make_record("mod", seed=seed) for seed in (2, 0, 1)]
+    records += [fakes.make_record("mod_half", router="mod", options={"capacity": 0.5})]
+    rows = rows_of(records)
+    assert [row.label for row in rows] == ["mod", "mod_half"]
+    assert [record.cell["seed"] for record in rows[0].records] == [0, 1, 2]
+
+
+def test_two_rows_of_one_label_are_told_apart(fakes):
+    rows = rows_of([fakes.make_record("mod", options={"capacity": share}) for share in (0.1, 0.2)])
+    assert len({row.label for row in rows}) == 2
+    assert all(row.label.startswith("mod [") for row in rows)
+
+
+def test_a_corpus_that_changed_under_one_cell_is_another_row(fakes):
+    records = [fakes.make_record(seed=0), fakes.make_record(seed=1, data={"sha256": "cd" * 32})]
+    assert len(rows_of(records)) == 2
+
+
+def test_exact_figures_that_differ_over_seeds_are_shown_not_averaged(fakes):
+    (row,) = rows_of(
+        [
+            fakes.make_record(seed=seed, metrics={"train_steps": steps})
+            for seed, steps in ((0, 10), (1, 12))
+        ]
+    )
+    assert row.value("train_steps") == Exact(low=10, high=12)
+
+
+def test_times_over_seeds_are_as_unsteady_as_the_worst(fakes):
+    timed = [
+        {"median": 0.1, "iqr": 0.01, "n": 12, "stable": True},
+        {"median": 0.3, "iqr": 0.04, "n": 12, "stable": False},
+    ]
+    (row,) = rows_of(
+        [
+            fakes.make_record(seed=seed, metrics={"train_step_seconds": value})
+            for seed, value in enumerate(timed)
+        ]
+    )
+    assert row.value("train_step_seconds") == Timed(median=0.2, iqr=0.04, n=24, stable=False)
+
+
+def test_quality_comes_from_finished_runs_alone(fakes):
+    (row,) = rows_of(
+        [
+            fakes.make_record(seed=0, loss=5.0),
+            fakes.make_record(seed=1, status="diverged", metrics={"heldout_loss": 99.0}),
+        ]
+    )
+    assert row.value("heldout_loss") == Quality(mean=5.0, low=None, high=None)
+    assert row.status == "ok 1, diverged 1"
+    assert row.errors == "seed 1 diverged: the loss is not finite at step 7"
+
+
+def test_a_metric_that_was_not_measured_has_no_value(fakes):
+    (row,) = rows_of([fakes.make_record(status="oom")])
+    assert row.value("heldout_loss") is None
+    assert row.value("train_steps") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("cpu", "Other CPU"), ("gpu", "Some GPU"), ("threads", 8), ("torch", "2.12.0")]
+)
+def test_a_difference_between_machines_is_named_with_its_rows(fakes, name, other):
+    rows = rows_of([fakes.make_record("mod"), fakes.make_record("vanilla", environment={name: other})])
+    (difference,) = machine_differences(rows)
+    assert difference.startswith(f"{name}: ")
+    assert f"{other}" in difference
+    assert "(mod)" in difference
+    assert "(vanilla)" in difference
+
+
+def test_a_machine_that_measured_no_time_makes_no_difference(fakes):
+    rows = rows_of(
+        [
+            fakes.make_record("mod"),
+            fakes.make_record("vanilla", status="failed", environment={"cpu": None}),
+        ]
+    )
+    assert machine_differences(rows) == []
+
+
+def test_a_loss_of_a_run_that_did_not_finish_is_no_result(fakes):
+    (row,) = rows_of([fakes.make_record(status="diverged", metrics={"heldout_loss": 99.0})])
+    assert row.value("heldout_loss") is None

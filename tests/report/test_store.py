@@ -1,0 +1,210 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from modbench.errors import UserError
+from modbench.report import store
+from modbench.report.store import ShardWriter, latest, read_records
+
+
+def test_what_is_appended_is_read_and_each_writer_has_its_own_shard(tmp_path, fakes):
+    first, second = fakes.make_record("vanilla"), fakes.make_record("mod")
+    with ShardWriter(tmp_path) as one, ShardWriter(tmp_path) as other:
+        one.append(first)
+        other.append(second)
+        assert one.path != other.path
+        assert len(read_records(tmp_path)) == 2
+    assert {record.key for record in read_records(tmp_path)} == {first.key, second.key}
+    assert one.path.read_text() == first.line() + "\n"
+
+
+def test_no_folder_is_no_records(tmp_path):
+    assert read_records(tmp_path / "nothing") == []
+
+
+def test_a_writer_that_wrote_nothing_leaves_nothing(tmp_path):
+    with ShardWriter(tmp_path):
+        pass
+    assert list((tmp_path / "records").iterdir()) == []
+
+
+def test_a_shard_name_is_never_taken_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(store.secrets, "token_hex", lambda _: "taken")
+    with ShardWriter(tmp_path), pytest.raises(UserError, match="can't be written"):
+        ShardWriter(tmp_path)
+
+
+def test_a_record_changed_into_a_bad_one_is_not_written(tmp_path, fakes):
+    record = fakes.make_record()
+    record.metrics["heldout_loss"] = float("nan")
+    with ShardWriter(tmp_path) as writer:
+        with pytest.raises(UserError, match="finite"):
+            writer.append(record)
+        writer.append(fakes.make_record("mod"))
+    assert [r.cell["router"]["name"] for r in read_records(tmp_path)] == ["mod"]
+
+
+def test_a_full_disk_leaves_the_shard_as_it_was(tmp_path, fakes, monkeypatch):
+    really_write = os.write
+
+    def half(file, data):
+        if len(data) < 500:
+            raise OSError(28, "No space left on device")
+        return really_write(file, data[: len(data) // 2])
+
+    with ShardWriter(tmp_path) as writer:
+        writer.append(fakes.make_record("vanilla"))
+        before = writer.path.read_bytes()
+        monkeypatch.setattr(store.os, "write", half)
+        with pytest.raises(UserError, match="No space left on device"):
+            writer.append(fakes.make_record("mod"))
+        monkeypatch.undo()
+        assert writer.path.read_bytes() == before
+        writer.append(fakes.make_record("token_choice"))
+    assert len(read_records(tmp_path)) == 2
+
+
+def test_a_place_that_can_not_hold_records_is_named(tmp_path):
+    (tmp_path / "records").write_text("a file where the folder goes")
+    with pytest.raises(UserError, match=r"records: can't be written .*; give --results"):
+        ShardWriter(tmp_path)
+    with pytest.raises(UserError, match=r"records: can't be read"):
+        read_records(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into any folder")
+def test_a_read_only_folder_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="Permission denied"):
+        ShardWriter(tmp_path)
+    tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("cut", [1, 10, 200])
+def test_only_an_unterminated_last_line_is_passed_over(tmp_path, fakes, cut):
+    whole, killed = fakes.make_record("vanilla").line(), fakes.make_record("mod").line()
+    shard = tmp_path / "records" / "a.jsonl"
+    shard.parent.mkdir()
+    content = f"{whole}\n{killed}\n".encode()[:-cut]
+    shard.write_bytes(content)
+    assert [record.line() for record in read_records(tmp_path)] == [whole]
+    assert shard.read_bytes() == content
+
+
+def _corrupted(fakes):
+    record = fakes.make_record("mod")
+    line = record.line()
+    return {
+        "half a line": (line[:300], "no JSON"),
+        "an empty line": ("", "no JSON"),
+        "no object": ("[]", "no JSON object"),
+        "another schema": (fakes.altered(record, lambda r: r.update(schema=99)), "schema is 99"),
+        "no schema": (fakes.altered(record, lambda r: r.pop("schema")), "schema is None"),
+        "another cell": (
+            fakes.altered(record, lambda r: r["cell"].update(seed=7)),
+            "but its cell's key",
+        ),
+        "unknown metric": (fakes.altered(record, lambda r: r["metrics"].update(los=1)), "metric 'los'"),
+        "unknown field": (fakes.altered(record, lambda r: r.update(host="h")), "unknown field 'host'"),
+        "missing field": (fakes.altered(record, lambda r: r.pop("status")), "'status' is missing"),
+        "NaN": (line.replace('"heldout_loss":5.0', '"heldout_loss":NaN'), "finite"),
+        "infinity": (line.replace('"heldout_loss":5.0', '"heldout_loss":1e999'), "finite"),
+        "a field twice": (line[:-1] + ',"status":"ok"}', "not canonical"),
+        "reformatted": (json.dumps(json.loads(line)), "not canonical"),
+    }
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "half a line",
+        "an empty line",
+        "no object",
+        "another schema",
+        "no schema",
+        "another cell",
+        "unknown metric",
+        "unknown field",
+        "missing field",
+        "NaN",
+        "infinity",
+        "a field twice",
+        "reformatted",
+    ],
+)
+def test_a_corrupt_line_is_named_and_nothing_is_changed(tmp_path, fakes, what):
+    bad, reason = _corrupted(fakes)[what]
+    shard = tmp_path / "records" / "a.jsonl"
+    shard.parent.mkdir()
+    content = f"{fakes.make_record().line()}\n{bad}\n{fakes.make_record(seed=1).line()}\n"
+    shard.write_text(content)
+    with pytest.raises(UserError) as raised:
+        read_records(tmp_path)
+    assert f"{shard}, line 2: " in str(raised.value)
+    assert reason in str(raised.value)
+    assert "take that line out" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert shard.read_text() == content
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    shard = tmp_path / "records" / "a.jsonl"
+    shard.parent.mkdir()
+    shard.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1: .*no UTF-8"):
+        read_records(tmp_path)
+
+
+def test_a_line_separator_inside_a_string_ends_no_line(tmp_path, fakes):
+    record = fakes.make_record(status="failed", error="one\u2028two\nthree")
+    fakes.store(tmp_path, [record])
+    assert read_records(tmp_path) == [record]
+
+
+def test_the_set_of_records_counts_not_shards_order_or_copies(tmp_path, fakes, six):
+    one = fakes.store(tmp_path / "one", six)
+    many = fakes.store(tmp_path / "many", [*six[::-1], six[2], six[0]], shards=4)
+    assert read_records(one) == read_records(many)
+    assert len(read_records(many)) == 6
+
+
+def test_of_reruns_an_ok_one_wins_then_the_one_finished_last_then_the_greatest_line(fakes):
+    early, late = "2026-01-01T01:00:00+00:00", "2026-01-01T02:00:00Z"
+    ok_early = fakes.make_record(loss=5.0, finished=early)
+    ok_late = fakes.make_record(loss=5.1, finished=late)
+    failed_last = fakes.make_record(status="failed", finished="2026-01-01T03:00:00+00:00")
+    ok_late_too = fakes.make_record(loss=5.2, finished=late)
+    greatest = max(ok_late, ok_late_too, key=lambda record: record.line())
+    assert len({record.key for record in (ok_early, ok_late, failed_last)}) == 1
+    for order in ([ok_early, ok_late, failed_last], [failed_last, ok_late, ok_early]):
+        assert latest(order) == [ok_late]
+    assert latest([ok_late, ok_late_too]) == latest([ok_late_too, ok_late]) == [greatest]
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from modbench.report.record import Record
+from modbench.report.store import ShardWriter
+record = Record.from_line(Path(sys.argv[2]).read_text())
+with ShardWriter(Path(sys.argv[1])) as writer:
+    for _ in range(1000):
+        writer.append(record)
+        print("appended", flush=True)
+"""
+
+
+def test_a_killed_writer_loses_nothing_that_it_had_appended(tmp_path, fakes):
+    (tmp_path / "line").write_text(fakes.make_record().line())
+    command = [sys.executable, "-c", _WRITER, str(tmp_path), str(tmp_path / "line")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        for _ in range(3):
+            assert writer.stdout.readline()
+        writer.kill()
+    (shard,) = (tmp_path / "records").iterdir()
+    assert shard.read_bytes().count(b"\n") >= 3
+    assert len(read_records(tmp_path)) == 1

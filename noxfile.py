@@ -71,7 +71,7 @@ def quick(session: nox.Session, results: str) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Train and measure the quick suite here, into my-results/; arguments after -- go to modbench run."""
+    """Train and measure the quick suite, into my-results/; arguments after -- go to modbench run."""
     quick(session, "my-results")
 
 

@@ -15,7 +15,10 @@ from modbench.errors import UserError
 from modbench.flops.ledger import CONVENTIONS, PHASES, Load
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder
-from modbench.model.registry import build_router, load_plugin, router_names
+from modbench.model.registry import build_router, load_plugin, router_class, router_names
+
+#: The table of the built-in routers.
+GOLDEN = Path(__file__).with_name("golden.json")
 
 #: Shapes by name, with the tokens of the one sequence that is counted.
 SHAPES: Mapping[str, tuple[ModelConfig, int]] = {
@@ -35,6 +38,11 @@ SHAPES: Mapping[str, tuple[ModelConfig, int]] = {
 }
 
 Table = dict[str, int]
+
+
+def built_in() -> list[str]:
+    """The routers of this package: what else is installed here is somebody else's to hold."""
+    return [name for name in router_names() if router_class(name).__module__.startswith("modbench.")]
 
 
 def current(routers: Sequence[str]) -> Table:
@@ -65,27 +73,29 @@ def differences(golden: Table, now: Table) -> list[str]:
     return lines
 
 
-def run_gate(
-    golden: Path,
-    *,
-    routers: Sequence[str] = (),
-    plugins: Sequence[Path] = (),
-    accept: bool = False,
-    command: str = "modbench flops gate --accept",
-) -> int:
-    """0 if the table at ``golden`` is what the routers (all, by default) spend now; else prints what
-    differs and returns 1. ``accept`` writes the new table instead.
+def run_gate(golden: Path, *, plugins: Sequence[Path] = (), accept: bool = False) -> int:
+    """0 if the table at ``golden`` is what the routers spend now: those that ``plugins`` register, or
+    without plugins the built-in ones. Else prints what differs and returns 1. ``accept`` writes the new
+    table instead.
 
     Raises:
-        UserError: the table is missing or not one, or a router is unknown.
+        UserError: the table is missing or not one, it can't be written, or a plugin fails.
     """
-    for plugin in plugins:
-        load_plugin(plugin)
-    now = current(routers or router_names())
+    if plugins and golden == GOLDEN:
+        raise UserError("--plugin needs --golden FILE: a plugin's counts stand in a table of their own")
+    routers = [name for plugin in plugins for name in load_plugin(plugin)] or built_in()
+    options = [f"--plugin {plugin}" for plugin in plugins]
+    if golden != GOLDEN:
+        options.append(f"--golden {golden}")
+    command = " ".join(["modbench flops gate", *options, "--accept"])
+    now = current(routers)
     if accept:
         half = golden.with_suffix(".half")
-        half.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
-        os.replace(half, golden)
+        try:
+            half.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
+            os.replace(half, golden)
+        except OSError as error:
+            raise UserError(f"FLOP table {golden} can't be written ({error.strerror})") from error
         print(f"{len(now)} FLOP counts accepted into {golden}")
         return 0
     found = differences(_read(golden, command), now)
@@ -105,6 +115,6 @@ def _read(golden: Path, command: str) -> Table:
         raise UserError(f"FLOP table {golden} does not exist; make it with {command}") from None
     except ValueError as error:
         raise UserError(f"FLOP table {golden} is no JSON ({error}); make it again: {command}") from error
-    if not isinstance(table, dict) or not all(isinstance(value, int) for value in table.values()):
+    if not isinstance(table, dict) or not all(type(value) is int for value in table.values()):
         raise UserError(f"FLOP table {golden} must map keys to whole numbers; make it again: {command}")
     return table

@@ -5,7 +5,8 @@ which waits until nobody works. All modbench processes of a user keep it, whatev
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -22,15 +23,24 @@ class Quiet:
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the machine alone; wait for it first."""
+    def alone(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold the machine alone; wait for it first, and call ``check`` meanwhile, which may raise."""
         # Two waiters that both kept their shared lock would wait for each other.
         fcntl.flock(self._file, fcntl.LOCK_UN)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        while not self._try_alone():
+            check()
+            time.sleep(0.1)
         try:
             yield
         finally:
             fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def _try_alone(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def close(self) -> None:
         self._file.close()

@@ -34,8 +34,9 @@ class Decoder(nn.Module):
             normal_(self.head.weight, seed, "head")
         for module in self.layers.modules():
             # Each module fills the parameters that are its own, from streams named after them.
-            if hasattr(module, "initialise"):
-                module.initialise(seed)
+            initialise = getattr(module, "initialise", None)
+            if callable(initialise):
+                initialise(seed)
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
         """Logits (B, T, V)."""

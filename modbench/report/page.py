@@ -8,11 +8,13 @@ from modbench.errors import UserError
 from modbench.report.store import RECORDS, read_records
 
 
-def write_report(suite_folder: Path, *, rank_by: str = "heldout_loss") -> list[Path]:
+def write_report(suite_folder: Path, *, rank_by: str | None = None) -> list[Path]:
     """Derive everything in ``results/<suite>`` from its records and return the files' paths.
 
-    The bytes follow from the set of records (and ``rank_by``) alone. Nothing is written before all of
-    it is made, and each file is replaced in one step: a report that fails leaves the old ones alone.
+    ``rank_by``: the metric that ranks the table; by default what the suite said, in its highest version
+    among the records. The bytes follow from the set of records (and ``rank_by``) alone. Nothing is
+    written before all of it is made, and each file is replaced in one step: a report that fails leaves
+    the old ones alone.
 
     Raises:
         UserError: no records, one that is not valid, an unusable ``rank_by``, or a folder that can't be
@@ -30,6 +32,9 @@ def write_report(suite_folder: Path, *, rank_by: str = "heldout_loss") -> list[P
             f"{folder}: there are no records in {folder / RECORDS}; run the suite first "
             f"(modbench run {folder.resolve().name}), or point --results at the folder above it"
         )
+    if rank_by is None:
+        newest = max(records, key=lambda record: (record.suite["version"], record.suite["rank_by"]))
+        rank_by = newest.suite["rank_by"]
     board = Leaderboard.of(records, rank_by)
     contents = {"leaderboard.csv": board.csv().encode(), "leaderboard.md": markdown(board).encode()}
     contents.update(figures(board))

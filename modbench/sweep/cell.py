@@ -1,0 +1,257 @@
+"""One cell: train, measure, append the record. Resumes from its own checkpoint.
+
+What a kill or Ctrl-C can cost is the training since the last checkpoint, or the measurements of a
+trained model, which are taken again.
+"""
+
+import signal
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modbench.flops.ledger import Load
+from modbench.measure.audit import audit
+from modbench.measure.config import MeasureConfig
+from modbench.measure.environment import code_version, environment
+from modbench.measure.loss import heldout_loss, heldout_windows, unigram_loss
+from modbench.measure.memory import peak_memory
+from modbench.measure.quiet import Quiet
+from modbench.measure.timing import time_model
+from modbench.model.config import ModelConfig
+from modbench.model.decoder import Decoder, build_model
+from modbench.model.registry import build_router, load_plugin
+from modbench.report.record import Record, Status, cell_key
+from modbench.report.store import ShardWriter
+from modbench.train import checkpoint
+from modbench.train.batches import Batches
+from modbench.train.budget import steps_for
+from modbench.train.config import TrainConfig
+from modbench.train.loop import DivergedError, StoppedError, Trained, train_model
+from modbench.train.numerics import device, make_deterministic, precision
+from modbench.train.token_data import DataConfig, TokenData, load
+
+Say = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Measured:
+    """What a cell knows so far; a run that breaks off leaves what it had."""
+
+    audit: list[dict[str, Any]] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run_cell(spec: dict[str, Any], say: Say) -> Record:
+    """Run the cell of ``spec`` (suite, cell, plugins, results, folder, threads) and append its record,
+    which is returned. ``say`` hears of phases and steps.
+
+    Raises:
+        UserError: a plugin, router or corpus that isn't as the cell says, or a folder that can't be
+            written.
+        StoppedError: SIGTERM or SIGINT arrived; the state is saved.
+    """
+    started = datetime.now(UTC)
+    torch.set_num_threads(spec["threads"])
+    make_deterministic()
+    stop = _StopFlag()
+    for plugin in spec["plugins"]:
+        load_plugin(plugin)
+    cell = spec["cell"]
+    folder = Path(spec["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    data = load(DataConfig(**cell["data"]))
+    measured = Measured()
+    status: Status = "ok"
+    error = None
+    quiet = Quiet()
+    with ShardWriter(Path(spec["results"])) as shard:
+        try:
+            _measure(spec, data, measured, quiet, stop, say)
+        except DivergedError as reason:
+            status, error = "diverged", str(reason)
+        except (torch.OutOfMemoryError, MemoryError) as reason:
+            status, error = "oom", f"{type(reason).__name__}: {reason}"
+        finally:
+            quiet.close()
+        dtype = precision(cell["train"]["precision"], device())
+        record = Record(
+            suite=spec["suite"],
+            cell=cell,
+            key=cell_key(cell),
+            code=code_version(),
+            environment=environment(dtype),
+            data={
+                "sha256": data.sha256,
+                "train_tokens": len(data.train_N),
+                "heldout_tokens": len(data.heldout_N),
+            },
+            audit=measured.audit,
+            metrics=measured.metrics,
+            curve=measured.curve,
+            status=status,
+            error=error,
+            started=started.isoformat(timespec="seconds"),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        shard.append(record)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return record
+
+
+class _StopFlag:
+    """True once SIGTERM or SIGINT has arrived."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: types.FrameType | None) -> None:
+        self._asked = True
+
+    def __call__(self) -> bool:
+        return self._asked
+
+
+def _measure(
+    spec: dict[str, Any],
+    data: TokenData,
+    measured: Measured,
+    quiet: Quiet,
+    stop: Callable[[], bool],
+    say: Say,
+) -> None:
+    cell, folder = spec["cell"], Path(spec["folder"])
+    config = ModelConfig(**cell["model"])
+    train = TrainConfig(**cell["train"])
+    measure = MeasureConfig(**cell["measure"])
+    router = build_router(cell["router"]["name"], cell["router"]["options"])
+    on = device()
+    dtype = precision(train.precision, on)
+
+    def check() -> None:
+        if stop():
+            raise StoppedError
+
+    def phase(name: str) -> None:
+        check()
+        say({"event": "phase", "phase": name})
+
+    def fresh() -> Decoder:
+        return build_model(config, router, cell["seed"]).to(on)
+
+    sequence = train.sequence
+    windows_WT = heldout_windows(data.heldout_N, sequence=sequence, tokens=measure.heldout_tokens)
+    curve_WT = heldout_windows(data.heldout_N, sequence=sequence, tokens=measure.curve_tokens)
+    batches = Batches(data.train_N, sequence=sequence, batch=train.batch, seed=cell["seed"])
+
+    def on_curve(model: Decoder) -> float:
+        return heldout_loss(model, curve_WT, data.token_bytes_V, selection="causal").nats_per_token
+
+    phase("train")
+    model = fresh()
+    measured.metrics |= _costs(model, train)
+    trained = train_model(
+        model,
+        batches,
+        train,
+        steps=steps_for(cell),
+        dtype=dtype,
+        evaluate=on_curve,
+        folder=folder,
+        say=say,
+        stop=stop,
+    )
+    measured.curve = trained.curve
+    measured.metrics |= _spent(trained)
+    checkpoint.save_weights(folder / "model.safetensors", model)
+
+    phase("held-out loss")
+    causal = heldout_loss(model, windows_WT, data.token_bytes_V, selection="causal")
+    leaky = heldout_loss(model, windows_WT, data.token_bytes_V, selection="topk")
+    measured.metrics |= {
+        "heldout_loss": causal.nats_per_token,
+        "heldout_bits_per_byte": causal.bits_per_byte,
+        "heldout_loss_leaky": leaky.nats_per_token,
+        "leak": causal.nats_per_token - leaky.nats_per_token,
+        "unigram_loss": unigram_loss(data.train_N, windows_WT, config.vocabulary),
+        "forward_flops_per_token_realised": causal.realised_flops_per_token,
+        "forward_flops_per_token_dispatched": causal.dispatched_flops_per_token,
+    }
+
+    phase("audit")
+    measured.audit = [finding.as_dict() for finding in audit(model)]
+
+    if measure.downstream:
+        phase("downstream")
+        measured.metrics |= _downstream(cell, model, fresh(), data)
+
+    phase("memory")
+    measured.metrics["peak_memory_bytes"] = peak_memory(spec, spec["threads"])
+
+    phase("waiting for a quiet machine")
+    with quiet.alone(check):
+        phase("timing")
+        measured.metrics |= time_model(
+            fresh(), train, dtype=dtype, repeats=measure.timing_repeats, text=data.train_N
+        )
+
+
+def _costs(model: Decoder, train: TrainConfig) -> dict[str, Any]:
+    """What the options promise, per token of one training batch."""
+    tokens = train.batch * train.sequence
+    forward = model.ledger(Load.uniform(train.batch, train.sequence))
+    training = model.ledger(Load.uniform(train.batch, train.sequence, "train"))
+    return {
+        "forward_flops_per_token": _per(forward.total("model"), tokens),
+        "forward_flops_per_token_full": _per(forward.total("full"), tokens),
+        "train_flops_per_token": _per(training.total("model"), tokens),
+        "parameters": model.parameter_count("total"),
+        "active_parameters": model.parameter_count("active"),
+    }
+
+
+def _per(flops: int, tokens: int) -> int | float:
+    return flops / tokens if flops % tokens else flops // tokens
+
+
+def _spent(trained: Trained) -> dict[str, Any]:
+    return {
+        "train_steps": trained.steps,
+        "train_tokens": trained.tokens,
+        "train_flops": trained.flops,
+        "train_flops_nominal": trained.flops_nominal,
+    }
+
+
+def _downstream(
+    cell: dict[str, Any], model: Decoder, untrained: Decoder, data: TokenData
+) -> dict[str, Any]:
+    # Imported late: lm-eval takes seconds to import.
+    from modbench.measure.downstream import chance, score
+
+    measure = MeasureConfig(**cell["measure"])
+
+    def scores(scored: Decoder) -> dict[str, float]:
+        return score(
+            scored,
+            data.tokenizer,
+            tasks=measure.downstream,
+            limit=measure.downstream_limit,
+            sequence=cell["train"]["sequence"],
+            data=DataConfig(**cell["data"]),
+        )
+
+    trained_scores, untrained_scores = scores(model), scores(untrained)
+    found: dict[str, Any] = {}
+    for task in measure.downstream:
+        found[task] = trained_scores[task]
+        found[f"{task}_untrained"] = untrained_scores[task]
+        found[f"{task}_chance"] = chance(task)
+    return found

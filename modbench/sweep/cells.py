@@ -1,0 +1,120 @@
+"""A suite as cells: one per scheme, shape, budget and seed, with every option resolved.
+
+A cell is plain JSON; the hash of its canonical form is the key of its record.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from modbench.errors import UserError, known_names
+from modbench.sweep.suite import Scheme, Suite, refuse_twins
+from modbench.train.config import TrainConfig
+
+Cell = dict[str, Any]
+
+
+def with_plugins(suite: Suite, plugins: Sequence[Path]) -> Suite:
+    """``suite``, with each router that the plugin files register as one more scheme, options at their
+    defaults, unless the suite names it already.
+
+    Raises:
+        UserError: a file is missing, raises, or registers nothing; a row has its router's name already.
+    """
+    if not plugins:
+        return suite
+    from modbench.model.registry import load_plugin
+
+    named = {scheme.router for scheme in suite.schemes}
+    fresh = sorted({name for plugin in plugins for name in load_plugin(plugin)} - named)
+    schemes = suite.schemes + tuple(Scheme(router=name) for name in fresh)
+    refuse_twins(f"suite {suite.source} with its plugins", [scheme.label for scheme in schemes])
+    return replace(suite, schemes=schemes)
+
+
+def expand(suite: Suite) -> list[Cell]:
+    """All cells of ``suite``, in the file's order. Imports the routers, and so torch.
+
+    Raises:
+        UserError: an unknown router or option, or a wrong value.
+    """
+    from modbench.model.registry import build_router, plugin_sha256
+
+    routers = []
+    for scheme in suite.schemes:
+        try:
+            options = build_router(scheme.router, scheme.options).options()
+        except UserError as error:
+            raise UserError(f"suite {suite.source}: [[schemes]] '{scheme.label}': {error}") from error
+        routers.append(options)
+    cells = []
+    for shape in suite.shapes:
+        for scheme, options in zip(suite.schemes, routers, strict=True):
+            label = f"{scheme.label}/{shape.label}" if shape.label else scheme.label
+            router = {
+                "name": scheme.router,
+                "options": options,
+                "plugin_sha256": plugin_sha256(scheme.router),
+                "label": label,
+            }
+            for budget in suite.axes.budgets:
+                train = TrainConfig(**{**suite.train, **scheme.train, "budget": budget})
+                for seed in suite.axes.seeds:
+                    cells.append(
+                        {
+                            "router": router,
+                            "model": asdict(shape.model),
+                            "data": asdict(suite.data),
+                            "train": asdict(train),
+                            "measure": asdict(suite.measure),
+                            "seed": seed,
+                        }
+                    )
+    return [_plain(cell) for cell in cells]
+
+
+def chosen(cells: Sequence[Cell], labels: Sequence[str]) -> list[Cell]:
+    """The cells whose label is in ``labels``; all of them if ``labels`` is empty.
+
+    Raises:
+        UserError: no cell has one of the labels.
+    """
+    known = {cell["router"]["label"] for cell in cells}
+    for label in labels:
+        if label not in known:
+            raise UserError(
+                f"--only: no row of the suite is called '{label}'; {known_names(label, known)}"
+            )
+    return [cell for cell in cells if not labels or cell["router"]["label"] in labels]
+
+
+def check_budgets(cells: Sequence[Cell]) -> None:
+    """Refuse a budget that doesn't pay for one step, before anything runs.
+
+    Raises:
+        UserError: such a cell, or one whose shape its router can't take.
+    """
+    from modbench.train.budget import steps_for
+
+    for cell in cells:
+        steps_for(cell)
+
+
+def title(cell: Cell, among: Sequence[Cell]) -> str:
+    """What a display calls ``cell``: its label, with budget and seed where those differ in ``among``."""
+    words = [cell["router"]["label"]]
+    if len({other["train"]["budget"] for other in among}) > 1:
+        words.append(f"{cell['train']['budget']:.3g} FLOPs")
+    if len({other["seed"] for other in among}) > 1:
+        words.append(f"seed {cell['seed']}")
+    return ", ".join(words)
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON would give it back: lists for tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value

@@ -1,0 +1,87 @@
+"""What a cell that ended without a record says of itself."""
+
+import re
+import signal
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from modbench.report.record import Record, Status, cell_key
+
+_RAISED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\b")
+_PATH = re.compile(r"(?<![\w.:/])~?(?:/[^\s/:'\"`,;()<>\[\]]+)+/?")
+_LONGEST = 300
+
+
+def error_of(log: Path, start: int, code: int) -> str:
+    """One line on how a process ended: its exit ``code``, and the line of ``log`` (from byte ``start``)
+    that says most. Folders of this machine are cut off paths."""
+    if code == -signal.SIGKILL:
+        return "killed by SIGKILL, by hand or for want of memory"  # which leaves no last word
+    how = f"exit code {code}"
+    if code < 0:
+        how = f"killed by {signal.Signals(-code).name}"
+    with log.open("rb") as file:
+        file.seek(max(start, log.stat().st_size - 65_536))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    words = [line for line in lines if any(letter.isalnum() for letter in line)]
+    raised = [line for line in words if _RAISED.match(line) or line.startswith("modbench: ")]
+    if not words:
+        return f"{how}, nothing in its log"
+    return f"{how}: {without_folders((raised or words)[-1].removeprefix('modbench: '))[:_LONGEST]}"
+
+
+def without_folders(text: str) -> str:
+    """``text`` with each absolute path cut down to its last name."""
+    return _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], text)
+
+
+def out_of_memory_kills() -> int:
+    """How many processes the kernel has killed for want of memory, as far as it tells us."""
+    kills = 0
+    for file in (
+        "/proc/vmstat",
+        "/sys/fs/cgroup/memory.events",
+        "/sys/fs/cgroup/memory/memory.oom_control",
+    ):
+        try:
+            text = Path(file).read_text()
+        except OSError:  # not Linux, or the other version of control groups
+            continue
+        kills += sum(int(count) for count in re.findall(r"^oom_kill (\d+)$", text, flags=re.MULTILINE))
+    return kills
+
+
+def crash_record(
+    cell: dict[str, Any],
+    *,
+    suite: dict[str, Any],
+    data: dict[str, Any],
+    threads: int,
+    status: Status,
+    error: str,
+    started: datetime,
+    finished: datetime,
+) -> Record:
+    """The record of a cell that could write none itself."""
+    import torch
+
+    from modbench.measure.environment import code_version, environment
+
+    machine = environment(torch.float32)
+    return Record(
+        suite=suite,
+        cell=cell,
+        key=cell_key(cell),
+        code=code_version(),
+        # The rest of it is about this process, not about the one that crashed.
+        environment={name: machine[name] for name in ("cpu", "gpu", "torch")} | {"threads": threads},
+        data=data,
+        audit=[],
+        metrics={},
+        curve=[],
+        status=status,
+        error=error,
+        started=started.isoformat(timespec="seconds"),
+        finished=finished.isoformat(timespec="seconds"),
+    )

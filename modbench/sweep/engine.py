@@ -1,0 +1,212 @@
+"""Runs cells, each in a process of its own on this machine, and keeps no memory of its own: what is
+left to do is the cells minus the records."""
+
+import os
+import queue
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from modbench.report.record import Record, Status, cell_key
+from modbench.report.store import ShardWriter, read_records
+from modbench.sweep.cells import Cell, title
+from modbench.sweep.crash import crash_record
+from modbench.sweep.lock import wait_for_orphans
+from modbench.sweep.process import CellProcess, Events
+from modbench.sweep.progress import Progress
+
+#: A cell with such a record is done; one that failed is tried again.
+DONE = frozenset({"ok", "diverged", "oom"})
+_POLL_SECONDS = 0.2
+
+
+class InterruptedRunError(Exception):
+    """The user stopped the run. Cells that had ended are recorded, the others stored a checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A cell that ended with status ``failed`` or ``oom``."""
+
+    title: str
+    status: str
+    error: str
+    log: Path
+
+
+def cell_command(spec: Path) -> list[str]:
+    """The command that runs one cell."""
+    return [sys.executable, "-m", "modbench", "cell", str(spec)]
+
+
+def cells_left(cells: Sequence[Cell], folder: Path) -> list[Cell]:
+    """The cells that have no record in ``folder`` (results/<suite>) that counts as done.
+
+    Raises:
+        UserError: a record line is corrupt.
+    """
+    done = {record.key for record in read_records(folder) if record.status in DONE}
+    return [cell for cell in cells if cell_key(cell) not in done]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One subprocess per cell, ``workers`` at a time, each with ``threads`` threads."""
+
+    folder: Path  #: results/<suite>
+    suite: dict[str, Any]  #: as records have it: name, version
+    data: dict[str, Any]  #: as records have it: sha256, train_tokens, heldout_tokens
+    plugins: Sequence[Path] = ()
+    workers: int = 1
+    threads: int = 1
+    command: Callable[[Path], list[str]] = cell_command
+    stop_seconds: float = 20.0  #: how long a cell may take to store its checkpoint when asked to stop
+
+    def run(self, cells: Sequence[Cell], progress: Progress) -> list[Failure]:
+        """Run what is left of ``cells``; the caller holds the suite's lock. Returns what failed.
+
+        Raises:
+            InterruptedRunError: SIGINT, SIGTERM or SIGHUP arrived.
+            UserError: the folder can't be written, or a record line is corrupt.
+        """
+        wait_for_orphans([self._cell_folder(cell_key(cell)) for cell in cells], progress.note)
+        todo = deque(cells_left(cells, self.folder))
+        progress.begin(str(self.suite["name"]), total=len(cells), done=len(cells) - len(todo))
+        failures: list[Failure] = []
+        running: dict[str, CellProcess] = {}
+        events: Events = queue.SimpleQueue()
+        alive, parent_end = os.pipe()
+        with _stop_signals() as stop:
+            try:
+                while (todo or running) and not stop:
+                    while todo and len(running) < self.workers:
+                        cell = todo.popleft()
+                        key = cell_key(cell)
+                        running[key] = self._start(key, cell, title(cell, cells), events, alive)
+                        progress.started(key, running[key].title)
+                    _pass_on(events, progress)
+                    for key in [key for key, process in running.items() if process.ended()]:
+                        failure = self._settle(key, running.pop(key), progress)
+                        failures += [failure] if failure else []
+            finally:
+                self._stop(running, events, progress, stop)
+                os.close(alive)
+                os.close(parent_end)
+        if stop and (todo or running):
+            raise InterruptedRunError
+        return failures
+
+    def _cell_folder(self, key: str) -> Path:
+        return self.folder / "cells" / key
+
+    def _start(self, key: str, cell: Cell, name: str, events: Events, alive: int) -> CellProcess:
+        spec = {
+            "suite": self.suite,
+            "cell": cell,
+            "plugins": [str(plugin.resolve()) for plugin in self.plugins],
+            "results": str(self.folder.resolve()),
+            "folder": str(self._cell_folder(key).resolve()),
+            "threads": self.threads,
+        }
+        return CellProcess(
+            key,
+            name,
+            spec,
+            command=self.command,
+            events=events,
+            alive=alive,
+            before=self._records(key),
+        )
+
+    def _records(self, key: str) -> list[Record]:
+        return [record for record in read_records(self.folder) if record.key == key]
+
+    def _settle(self, key: str, process: CellProcess, progress: Progress) -> Failure | None:
+        """See to it that a cell whose process has ended has a record, and tell how it went."""
+        process.close()
+        finished = datetime.now(UTC)
+        fresh = [record for record in self._records(key) if record not in process.before]
+        if fresh:
+            record = max(fresh, key=lambda record: record.finished_at)
+        else:
+            record = self._record_crash(process, finished)
+        error = record.error or ""
+        progress.ended(key, record.status, (finished - process.started).total_seconds(), error)
+        if record.status not in ("failed", "oom"):
+            return None
+        return Failure(title=process.title, status=record.status, error=error, log=process.log)
+
+    def _record_crash(self, process: CellProcess, finished: datetime) -> Record:
+        status: Status = "failed"
+        error = process.error()
+        if process.out_of_memory():
+            status, error = "oom", "killed by the kernel: out of memory"
+        record = crash_record(
+            process.cell,
+            suite=self.suite,
+            data=self.data,
+            threads=self.threads,
+            status=status,
+            error=error,
+            started=process.started,
+            finished=finished,
+        )
+        with ShardWriter(self.folder) as writer:
+            writer.append(record)
+        return record
+
+    def _stop(
+        self,
+        running: Mapping[str, CellProcess],
+        events: Events,
+        progress: Progress,
+        stop: Sequence[int],
+    ) -> None:
+        """Ask the cells at work to store their checkpoints and end; kill those that don't in time, or
+        all at the second signal."""
+        if not running:
+            return
+        progress.note(f"stopping: waiting up to {self.stop_seconds:.0f} s for checkpoints")
+        for process in running.values():
+            process.ask_to_stop()
+        deadline = time.monotonic() + self.stop_seconds
+        while not all(process.ended() for process in running.values()):
+            if time.monotonic() > deadline or len(stop) > 1:
+                break
+            _pass_on(events, progress)
+        for process in running.values():
+            process.close()
+
+
+def _pass_on(events: Events, progress: Progress) -> None:
+    """Show what has arrived; wait a moment if nothing has."""
+    try:
+        key, event = events.get(timeout=_POLL_SECONDS)
+        while True:
+            progress.event(key, event)
+            key, event = events.get_nowait()
+    except queue.Empty:
+        return
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """The list of signals to stop that have arrived."""
+    arrived: list[int] = []
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # nohup
+        before[number] = signal.signal(number, lambda number, frame: arrived.append(number))
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

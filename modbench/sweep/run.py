@@ -1,0 +1,114 @@
+"""`modbench run`: a suite file to records, table and plots."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from modbench.errors import UserError
+from modbench.report.page import write_report
+from modbench.sweep.cells import Cell, check_budgets, chosen, expand, with_plugins
+from modbench.sweep.engine import Engine, Failure, InterruptedRunError, cell_command, cells_left
+from modbench.sweep.lock import suite_lock
+from modbench.sweep.progress import show_progress
+from modbench.sweep.suite import Suite, load_suite
+from modbench.sweep.terminal import show_leaderboard
+
+
+def run_suite(
+    name: str,
+    *,
+    results: Path,
+    plugins: Sequence[Path] = (),
+    workers: int = 0,
+    only: Sequence[str] = (),
+    command: Callable[[Path], list[str]] = cell_command,
+) -> int:
+    """Run what is left of suite ``name`` and write its report into ``results``/<suite>.
+
+    Returns the exit code: 0, 1 if a cell failed, 130 if the user stopped the run.
+
+    Raises:
+        UserError: anything in the suite, the plugins, the data or the folder that can't work; nothing
+            has run then.
+    """
+    err = Console(stderr=True)
+    if workers < 0:
+        raise UserError(f"--workers is {workers}; it must be 1 or more, or 0 for one per core")
+    suite = with_plugins(load_suite(name), plugins)
+    cells = chosen(expand(suite), only)
+    check_budgets(cells)
+    folder = results / suite.header.name
+    failures: list[Failure] = []
+    with suite_lock(folder):
+        if cells_left(cells, folder):
+            data = _prepare_data(suite, err)
+            most, threads = _share_cores()
+            engine = Engine(
+                folder=folder,
+                suite={
+                    "name": suite.header.name,
+                    "version": suite.header.version,
+                    "rank_by": suite.header.rank_by,
+                },
+                data=data,
+                plugins=plugins,
+                workers=min(workers or most, len(cells)),
+                threads=threads,
+                command=command,
+            )
+            try:
+                with show_progress(err) as progress:
+                    failures = engine.run(cells, progress)
+            except InterruptedRunError:
+                left = len(cells_left(cells, folder))
+                _say(err, f"stopped with {left} of {len(cells)} cells left; {_AGAIN} resume")
+                return 130
+        else:
+            _say(err, f"all {len(cells)} cells of {suite.header.name} are done; writing the report")
+        written = write_report(folder)
+    show_leaderboard((folder / "leaderboard.md").read_text(encoding="utf-8"))
+    for path in written:
+        print(path)
+    return _tell_failures(failures, cells, err)
+
+
+_AGAIN = "run the same command again to"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(f"modbench: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _tell_failures(failures: Sequence[Failure], cells: Sequence[Cell], console: Console) -> int:
+    if not failures:
+        return 0
+    for failure in failures:
+        _say(console, f"{failure.title} {failure.status}: {failure.error}; its log: {failure.log}")
+    retry = any(failure.status == "failed" for failure in failures)
+    again = f"; {_AGAIN} try what failed once more" if retry else ""
+    _say(console, f"{len(failures)} of {len(cells)} cells failed{again}")
+    return 1
+
+
+def _share_cores() -> tuple[int, int]:
+    """How many cells run at once by default, and the threads of each. On processors a cell has one
+    thread however many run, so that its bits don't depend on its neighbours; a GPU is for one cell."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (1, cores) if torch.cuda.is_available() else (cores, 1)
+
+
+def _prepare_data(suite: Suite, console: Console) -> dict[str, Any]:
+    """The suite's data, as records have it. Built first, so that the cells don't all do it."""
+    from modbench.train.token_data import prepare
+
+    tokens = prepare(suite.data, say=lambda text: _say(console, text))
+    return {
+        "sha256": tokens.sha256,
+        "train_tokens": len(tokens.train_N),
+        "heldout_tokens": len(tokens.heldout_N),
+    }

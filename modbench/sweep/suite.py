@@ -1,0 +1,249 @@
+"""A suite: what is compared, read from a strict TOML file. Imports no torch."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import modbench
+from modbench.errors import UserError, known_names
+from modbench.measure.config import MeasureConfig
+from modbench.metrics import METRICS, metric
+from modbench.model.config import ModelConfig
+from modbench.train.config import TrainConfig
+from modbench.train.data_config import DataConfig
+from modbench.typed import built, checked, checked_fields
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_LABEL = re.compile(r"\w[\w .,:;+%=()@*-]{0,59}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """The [suite] table."""
+
+    name: str  #: also the name of its folder under results/
+    version: int = 1  #: raised when the suite's meaning changes
+    description: str = ""
+    rank_by: str = "heldout_loss"  #: the metric that ranks the table
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise UserError(
+                f"name is {self.name!r}; it becomes a folder's name: lower-case letters, digits, "
+                "'_', '-' and '.', starting with a letter or a digit"
+            )
+        if self.version < 1:
+            raise UserError(f"version is {self.version}; it must be 1 or more")
+        if metric(self.rank_by).direction == "none":
+            rankable = (name for name, entry in METRICS.items() if entry.direction != "none")
+            raise UserError(
+                f"rank_by is '{self.rank_by}', of which neither more nor less is better; "
+                f"{known_names(self.rank_by, rankable)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """The [sweep] table: each scheme runs at each budget (training FLOPs) with each seed."""
+
+    budgets: tuple[int, ...]
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        for name, values in asdict(self).items():
+            if not values:
+                raise UserError(f"{name} is empty; give it at least one entry")
+            if len(set(values)) < len(values):
+                raise UserError(f"{name} is {list(values)}; an entry appears twice, remove one")
+        if min(self.seeds) < 0 or max(self.seeds) >= 2**32:
+            raise UserError(f"seeds is {list(self.seeds)}; a seed must lie in [0, 2**32)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """One size of the decoder. ``label`` is empty where a suite has one size only."""
+
+    label: str = ""
+    model: ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """A row of the table: a router with options, and what it trains differently."""
+
+    router: str
+    label: str = ""  #: what tables and plots call it; the router's name if empty
+    options: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)  #: TrainConfig fields that this scheme overrides
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.router)
+        _check_label(self.label)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A suite file, checked. ``train`` has no budget: the cells have one each."""
+
+    source: str  #: the file, as the user named it: for messages
+    header: Header
+    data: DataConfig
+    train: dict[str, Any]
+    measure: MeasureConfig
+    axes: Axes
+    shapes: tuple[Shape, ...]
+    schemes: tuple[Scheme, ...]
+
+
+def shipped_suites() -> dict[str, Path]:
+    """The suites that come with modbench, by name: package data in a wheel, suites/ in a checkout."""
+    package = Path(modbench.__file__).parent
+    folder = package / "suites"
+    if not folder.is_dir():
+        folder = package.parent / "suites"
+    return {file.stem: file for file in sorted(folder.glob("*.toml"))}
+
+
+def find_suite(name: str) -> Path:
+    """The file of suite ``name``: a shipped suite's name, or a path.
+
+    Raises:
+        UserError: neither.
+    """
+    shipped = shipped_suites()
+    if name in shipped:
+        return shipped[name]
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        raise UserError(f"suite {name}: there is no such file; give the path of a TOML file")
+    raise UserError(f"suite '{name}' is not known; {known_names(name, shipped)}; or give a file's path")
+
+
+def load_suite(name: str) -> Suite:
+    """The suite in the file that ``name`` means (see `find_suite`).
+
+    Raises:
+        UserError: no such suite, not TOML, an unknown table or key, a wrong type or value; the
+            sentence names the file and the key.
+    """
+    path = find_suite(name)
+    source = path.name if name in shipped_suites() else name
+    try:
+        content = tomllib.loads(path.read_bytes().decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"suite {source} isn't TOML ({error}); mend it there") from error
+    except OSError as error:
+        raise UserError(f"suite {source} can't be read ({error.strerror}); check the file") from error
+    return parse_suite(content, source)
+
+
+def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
+    """The suite that the TOML document ``content`` describes; ``source`` names it in messages.
+
+    Raises:
+        UserError: see `load_suite`.
+    """
+    where = f"suite {source}:"
+    tables = {
+        "suite": dict,
+        "model": dict,
+        "data": dict,
+        "train": dict,
+        "measure": dict,
+        "sweep": dict,
+        "shapes": tuple[dict, ...],
+        "schemes": tuple[dict, ...],
+    }
+    for key in content:
+        if key not in tables:
+            raise UserError(f"{where} there is no table [{key}]; {known_names(key, tables)}")
+    for key in ("suite", "sweep", "schemes"):
+        if not content.get(key):
+            shown = f"[[{key}]]" if key == "schemes" else f"[{key}]"
+            raise UserError(f"{where} there is no table {shown}; add it")
+    given = {
+        key: checked(f"{where} {key}", content.get(key, [] if hint is not dict else {}), hint)
+        for key, hint in tables.items()
+    }
+    axes = built(f"{where} [sweep]", given["sweep"], Axes)
+    data = built(f"{where} [data]", given["data"], DataConfig)
+    train = checked_fields(f"{where} [train]", given["train"], TrainConfig, without=("budget",))
+    schemes = [_scheme(where, number, table) for number, table in enumerate(given["schemes"], start=1)]
+    refuse_twins(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
+    for scheme in schemes:
+        at = f"{where} [[schemes]] '{scheme.label}' train" if scheme.train else f"{where} [train]"
+        for budget in axes.budgets:
+            built(at, {**train, **scheme.train, "budget": budget}, TrainConfig)
+    return Suite(
+        source=source,
+        header=built(f"{where} [suite]", given["suite"], Header),
+        data=data,
+        train=train,
+        measure=built(f"{where} [measure]", given["measure"], MeasureConfig),
+        axes=axes,
+        shapes=_shapes(where, given["model"], given["shapes"], data),
+        schemes=tuple(schemes),
+    )
+
+
+def _scheme(where: str, number: int, table: Mapping[str, Any]) -> Scheme:
+    scheme = built(f"{where} [[schemes]] {number}", table, Scheme)
+    at = f"{where} [[schemes]] '{scheme.label}' train"
+    return replace(scheme, train=checked_fields(at, scheme.train, TrainConfig, without=("budget",)))
+
+
+def _shapes(
+    where: str, model: Mapping[str, Any], tables: tuple[dict, ...], data: DataConfig
+) -> tuple[Shape, ...]:
+    """The sizes, their vocabulary taken from the data's tokenizer."""
+    checked_fields(f"{where} [model]", model, ModelConfig)
+    places = [(f"{where} [model]", "", dict(model))]
+    if tables:
+        places = []
+        for number, table in enumerate(tables, start=1):
+            at = f"{where} [[shapes]] {number}"
+            label = checked(f"{at} label", table.get("label", ""), str)
+            try:
+                _check_label(label)
+            except UserError as error:
+                raise UserError(f"{at}: {error}") from error
+            overrides = {key: value for key, value in table.items() if key != "label"}
+            places.append((at, label, {**model, **overrides}))
+        refuse_twins(f"{where} [[shapes]]", [label for _, label, _ in places])
+    shapes = []
+    for at, label, table in places:
+        shape = Shape(
+            label=label, model=built(at, {"vocabulary": data.vocabulary, **table}, ModelConfig)
+        )
+        if shape.model.vocabulary != data.vocabulary:
+            raise UserError(
+                f"{at} vocabulary is {shape.model.vocabulary}, but the tokenizer of [data] has "
+                f"{data.vocabulary}; leave it out, it follows the data"
+            )
+        shapes.append(shape)
+    return tuple(shapes)
+
+
+def _check_label(label: str) -> None:
+    if not _LABEL.fullmatch(label):
+        raise UserError(
+            f"label is {label!r}; it must be 1 to 60 letters, digits, spaces and "
+            ". , : ; + % = ( ) @ * - _, starting with a letter or a digit"
+        )
+
+
+def refuse_twins(where: str, labels: list[str]) -> None:
+    """Refuse two rows of one label.
+
+    Raises:
+        UserError: there are two; after ``where``.
+    """
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(f"{where}: two have the label '{label}'; give each a label of its own")

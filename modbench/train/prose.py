@@ -1,0 +1,176 @@
+"""Plain English out of marked-up text: typography made ASCII, reStructuredText reduced to its prose.
+
+Everything here is pure string work, so that the same archive gives the same bytes on every machine.
+"""
+
+import re
+
+_ASCII = str.maketrans(
+    {
+        "\u2018": "'",
+        "\u2019": "'",
+        "\u201c": '"',
+        "\u201d": '"',
+        "\u2013": "-",
+        "\u2014": "--",
+        "\u2026": "...",
+        "\u00a0": " ",
+        "\ufeff": "",
+    }
+)
+
+
+def tidy(text: str) -> str:
+    """``text`` with ASCII quotes and dashes, single spaces, and at most one blank line in a row."""
+    lines = [re.sub(r"[ \t]+", " ", line).strip() for line in text.translate(_ASCII).splitlines()]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+# Directives whose indented body is prose. Their argument is prose, too, only for `_TITLED`;
+# for the others (a signature, a version number) it goes. The body of every other directive is dropped.
+_TITLED = frozenset(
+    {"admonition", "rubric", "note", "warning", "tip", "hint", "important", "caution", "seealso"}
+)
+_PROSE_BODY = _TITLED | frozenset(
+    {
+        *("versionadded", "versionchanged", "deprecated", "glossary", "describe"),
+        *(
+            "class",
+            "method",
+            "attribute",
+            "function",
+            "exception",
+            "data",
+            "classmethod",
+            "staticmethod",
+        ),
+        *("object", "setting", "envvar", "option", "django-admin", "django-admin-option"),
+        *("fieldlookup", "templatefilter", "templatetag"),
+    }
+)
+_DIRECTIVE = re.compile(r"\.\. ([\w-]+)::(?:\s+(.*))?$")
+_ADORNMENT = re.compile(r"([=\-~^\"'`#*+.:_])\1{2,}$")
+_TABLE_RULE = re.compile(r"(\+[-=+]+\+|=+( +=+)+)$")
+_BULLET = re.compile(r"([*+-]|#\.|\d+\.|\(\d+\)) +")
+
+_INLINE = (
+    (re.compile(r":[\w:+-]+:`[^`<]*?<[^`>]+>`", re.S), lambda m: _titled_link(m.group(0))),
+    (re.compile(r":[\w:+-]+:`([^`]+)`"), lambda m: _role_text(m.group(1))),
+    (re.compile(r"``(.+?)``"), lambda m: m.group(1)),
+    (re.compile(r"`([^`<]+?)\s*<[^`>]+>`_{0,2}"), lambda m: m.group(1)),
+    (re.compile(r"`([^`]+)`_{0,2}"), lambda m: m.group(1)),
+    (re.compile(r"\*\*([^*\s](?:[^*]*[^*\s])?)\*\*"), lambda m: m.group(1)),
+    (re.compile(r"(?<![\w*])\*([^*\s](?:[^*]*[^*\s])?)\*(?![\w*])"), lambda m: m.group(1)),
+    (re.compile(r"\|(\w+)\|"), lambda m: m.group(1)),
+    (re.compile(r"(?<=[a-z])_(?=[\s.,;:)]|$)"), lambda m: ""),
+    (re.compile(r"\\(.)"), lambda m: m.group(1)),
+)
+
+
+def _titled_link(role: str) -> str:
+    return role.split("`", 1)[1].rsplit("<", 1)[0].strip()
+
+
+def _role_text(target: str) -> str:
+    if target.startswith("~"):
+        return target[1:].rsplit(".", 1)[-1]
+    return target.lstrip("!")
+
+
+def _inline(paragraph: str) -> str:
+    for pattern, replacement in _INLINE:
+        paragraph = pattern.sub(replacement, paragraph)
+    return paragraph
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
+
+
+def _body_end(lines: list[str], start: int, indent: int) -> int:
+    """The first line at or after ``start`` that is not blank and is indented by ``indent`` or less."""
+    end = start
+    while end < len(lines) and (not lines[end] or _indent(lines[end]) > indent):
+        end += 1
+    return end
+
+
+def _paragraphs(lines: list[str]) -> list[str]:
+    """The prose paragraphs of one reStructuredText body, in order; bodies that are prose are entered."""
+    found: list[str] = []
+    current: list[str] = []
+
+    def close() -> None:
+        if current:
+            found.append(_inline(" ".join(current)))
+            current.clear()
+
+    at = 0
+    while at < len(lines):
+        line, indent = lines[at].strip(), _indent(lines[at])
+        if not line:
+            close()
+            at += 1
+        elif line.startswith(".. ") or line == "..":
+            close()
+            end = _body_end(lines, at + 1, indent)
+            found += _directive(line, lines[at + 1 : end])
+            at = end
+        elif _TABLE_RULE.match(line):
+            close()
+            at = _table_end(lines, at)
+        elif line.startswith(">>> ") or re.match(r":[\w -]+:(\s|$)", line):  # a doctest; a field
+            close()
+            while at < len(lines) and lines[at]:
+                at += 1
+        elif _ADORNMENT.match(line):
+            close()
+            at += 1
+        elif line.endswith("::"):
+            current.append(line[:-1] if line != "::" else "")
+            close()
+            at = _body_end(lines, at + 1, indent)
+        else:
+            if _BULLET.match(line):
+                close()
+            current.append(line)
+            at += 1
+    close()
+    return [paragraph for paragraph in found if paragraph.strip()]
+
+
+def _directive(line: str, body: list[str]) -> list[str]:
+    match = _DIRECTIVE.match(line)
+    if match is None or match.group(1).lower() not in _PROSE_BODY:
+        return []
+    name, argument = match.group(1).lower(), match.group(2) or ""
+    if name in _TITLED:
+        return [*([_inline(argument)] if argument else []), *_paragraphs(body)]
+    # The lines up to the first blank one go on with the argument: more signatures, or options.
+    first_blank = body.index("") if "" in body else len(body)
+    if name in ("versionadded", "versionchanged", "deprecated", "glossary"):
+        first_blank = 0
+    return _paragraphs(body[first_blank:])
+
+
+def _table_end(lines: list[str], at: int) -> int:
+    """Past the table that starts at ``at``: its last rule has a blank line, or nothing, after it."""
+    for end in range(at + 1, len(lines)):
+        last = end + 1 == len(lines) or not lines[end + 1]
+        if last and _TABLE_RULE.match(lines[end].strip()):
+            return end + 1
+    return at + 1
+
+
+def _is_prose(paragraph: str) -> bool:
+    """Whether it is a sentence: titles, bare names, and introductions to dropped code are not."""
+    return len(paragraph.split()) >= 6 and re.search(r"[.!?][)\"']*$", paragraph) is not None
+
+
+def reduce_rst(text: str) -> str:
+    """The prose of a reStructuredText page: its full sentences, one paragraph per block of text.
+
+    Code, tables, titles, signatures and markup go; a role or a literal leaves its text, a note its body.
+    """
+    lines = [line.rstrip() for line in text.translate(_ASCII).expandtabs(8).splitlines()]
+    return tidy("\n\n".join(filter(_is_prose, _paragraphs(lines))))

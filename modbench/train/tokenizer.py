@@ -1,0 +1,126 @@
+"""Tokenizers: raw bytes, or byte-pair encoding trained on the training text. Both are lossless.
+
+Token ids: 0 to 255 are the bytes, then come the pieces that merges make, in the order learnt, and the
+last id is end of text. A tokenizer is therefore fully said by its merges, and that is what is stored: a
+file written with one version of ``tokenizers`` reads the same with another.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, cast
+
+from modbench.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Engine
+
+Merge = tuple[int, int]
+"""Two token ids that, next to each other, become one token."""
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    ``Tokenizer()`` has no merges: one token per byte of UTF-8.
+
+    Raises:
+        ValueError: a merge names a token that isn't there yet.
+    """
+
+    def __init__(self, merges: Sequence[Merge] = ()) -> None:
+        pieces = [bytes([value]) for value in range(256)]
+        known = set(pieces)
+        for left, right in merges:
+            if not (0 <= left < len(pieces) and 0 <= right < len(pieces)):
+                raise ValueError(f"merge ({left}, {right}) names a token past the {len(pieces)} known")
+            merged = pieces[left] + pieces[right]
+            if merged not in known:
+                known.add(merged)
+                pieces.append(merged)
+        self.merges = tuple((left, right) for left, right in merges)
+        self.pieces = (*pieces, b"")  #: the bytes that each id stands for; end of text stands for none
+        self.end_of_text = len(pieces)
+        self.vocabulary = len(pieces) + 1
+        self._engine = _engine(self.merges, pieces) if merges else None
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of ``text``; no end of text is added."""
+        if self._engine is None:
+            return list(text.encode("utf-8"))
+        return cast(list[int], self._engine.encode(text).ids)
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text: :meth:`encode` of each, faster."""
+        if self._engine is None:
+            return [self.encode(text) for text in texts]
+        return [encoding.ids for encoding in self._engine.encode_batch_fast(list(texts))]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``; end of text adds nothing, bytes that are no UTF-8 come out as U+FFFD."""
+        return b"".join(self.pieces[index] for index in ids).decode("utf-8", errors="replace")
+
+
+def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """A byte-pair encoding of ``vocabulary`` ids (bytes and end of text included) learnt on ``texts``.
+
+    Raises:
+        UserError: the texts hold too few different pairs for that many ids.
+    """
+    from tokenizers import Tokenizer as Engine
+    from tokenizers import models, pre_tokenizers, trainers
+
+    engine = Engine(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - 1,
+        show_progress=False,
+        special_tokens=[],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    engine.train_from_iterator(texts, trainer)
+    of_char = _byte_of_character()
+    ids = {bytes([value]): value for value in range(256)}
+    merges = []
+    for pair in _learnt_merges(engine):
+        left, right = (bytes(of_char[char] for char in piece) for piece in pair)
+        merges.append((ids[left], ids[right]))
+        ids.setdefault(left + right, len(ids))
+    tokenizer = Tokenizer(merges)
+    if tokenizer.vocabulary != vocabulary:
+        raise UserError(
+            f"data vocabulary is {vocabulary}, but the training text has pairs for only "
+            f"{tokenizer.vocabulary} ids; set vocabulary = {tokenizer.vocabulary}, give more text, "
+            "or set tokenizer = 'bytes'"
+        )
+    return tokenizer
+
+
+def _learnt_merges(engine: "Engine") -> list[list[str]]:
+    merges = json.loads(engine.to_str())["model"]["merges"]
+    # Older versions of tokenizers write a merge as "a b", newer ones as ["a", "b"].
+    return [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+
+
+def _engine(merges: Sequence[Merge], pieces: Sequence[bytes]) -> "Engine":
+    from tokenizers import Tokenizer as Engine
+    from tokenizers import models, pre_tokenizers
+
+    char_of = {value: char for char, value in _byte_of_character().items()}
+    written = ["".join(char_of[value] for value in piece) for piece in pieces]
+    engine = Engine(
+        models.BPE(
+            vocab={piece: index for index, piece in enumerate(written)},
+            merges=[(written[left], written[right]) for left, right in merges],
+        )
+    )
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    return engine
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's table: the printable character that stands for each byte in ``tokenizers``."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [value for value in range(256) if value not in printable]
+    return {chr(value): value for value in printable} | {
+        chr(256 + number): value for number, value in enumerate(others)
+    }

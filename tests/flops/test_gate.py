@@ -1,0 +1,84 @@
+"""The gate: changed, missing and new keys each fail, and say so."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from modbench.errors import UserError
+from modbench.flops import gate
+from modbench.flops.gate import GOLDEN, run_gate
+
+PLUGIN = """
+from dataclasses import dataclass
+from modbench.model.block import Block
+from modbench.model.registry import register_router
+from modbench.model.router import Router
+
+@register_router("gated_test_router")
+@dataclass(frozen=True, kw_only=True)
+class Mine(Router):
+    def build_layer(self, model, layer):
+        return Block(model, layer)
+"""
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> Path:
+    path = tmp_path / "golden.json"
+    path.write_bytes(GOLDEN.read_bytes())
+    return path
+
+
+def test_the_committed_table_is_what_the_routers_spend(capsys: pytest.CaptureFixture) -> None:
+    assert run_gate(GOLDEN) == 0
+    assert "48 FLOP counts equal" in capsys.readouterr().out
+
+
+def test_changed_missing_and_new_keys_each_fail(golden: Path, capsys: pytest.CaptureFixture) -> None:
+    table = json.loads(golden.read_text())
+    table["mod/1M/train/model"] += 1
+    table["gone/1M/train/model"] = 7
+    del table["vanilla/1M/forward/full"]
+    golden.write_text(json.dumps(table))
+    assert run_gate(golden) == 1
+    out = capsys.readouterr().out
+    assert "changed  mod/1M/train/model" in out
+    assert "missing  gone/1M/train/model: was 7" in out
+    assert "new      vanilla/1M/forward/full" in out
+    assert f"modbench flops gate --golden {golden} --accept" in out
+
+
+def test_accepting_makes_it_pass(golden: Path) -> None:
+    golden.write_text("{}")
+    assert run_gate(golden) == 1
+    assert run_gate(golden, accept=True) == 0
+    assert run_gate(golden) == 0
+    assert golden.read_bytes() == GOLDEN.read_bytes()
+
+
+def test_a_plugin_is_held_against_its_own_table(tmp_path: Path) -> None:
+    plugin, table = tmp_path / "mine.py", tmp_path / "mine.json"
+    plugin.write_text(PLUGIN)
+    assert run_gate(table, plugins=[plugin], accept=True) == 0
+    assert {key.split("/")[0] for key in json.loads(table.read_text())} == {"gated_test_router"}
+    assert run_gate(table, plugins=[plugin]) == 0
+    assert gate.built_in() == sorted(
+        ["vanilla", "token_choice", "expert_choice", "mod", "mode_staged", "mode_integrated"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "does not exist; make it with modbench flops gate"),
+        ("{", "is no JSON"),
+        ("[1]", "must map"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(text: str | None, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "golden.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=words):
+        run_gate(path)

@@ -1,0 +1,143 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from modbench.errors import UserError
+from modbench.model.registry import build_router
+from modbench.report.record import cell_key
+from modbench.sweep.cells import check_budgets, chosen, expand, title, with_plugins
+from modbench.sweep.suite import Suite, parse_suite
+
+PLUGIN = """
+from dataclasses import dataclass
+from modbench.model.registry import register_router
+from modbench.model.router import Router
+
+@register_router("{name}")
+@dataclass(frozen=True, kw_only=True)
+class Mine(Router):
+    share: float = 0.5
+    def build_layer(self, model, layer):
+        raise NotImplementedError
+"""
+
+
+def suite(schemes: list[dict], **tables: dict) -> Suite:
+    content = {
+        "suite": {"name": "mine"},
+        "model": {"width": 32, "layers": 2, "heads": 4},
+        "sweep": {"budgets": [10**12], "seeds": [0]},
+        "schemes": schemes,
+        **tables,
+    }
+    return parse_suite(content, "mine.toml")
+
+
+def plugin(tmp_path: Path, name: str) -> Path:
+    file = tmp_path / f"{name}.py"
+    file.write_text(PLUGIN.format(name=name))
+    return file
+
+
+def test_a_suite_is_schemes_times_shapes_times_budgets_times_seeds() -> None:
+    cells = expand(
+        suite(
+            [{"router": "vanilla"}, {"router": "mod"}],
+            sweep={"budgets": [1e12, 2e12], "seeds": [0, 1, 2]},
+            shapes=[{"label": "small"}, {"label": "wide", "width": 64}],
+        )
+    )
+    assert len({cell_key(cell) for cell in cells}) == 2 * 2 * 2 * 3
+    assert {cell["router"]["label"] for cell in cells} == {
+        "vanilla/small",
+        "mod/small",
+        "vanilla/wide",
+        "mod/wide",
+    }
+    widths = {cell["router"]["label"]: cell["model"]["width"] for cell in cells}
+    assert widths["mod/wide"] == 64
+
+
+def test_a_cell_names_every_option_and_field_and_is_plain_json() -> None:
+    (cell,) = expand(suite([{"router": "mod", "options": {"capacity": 0.25}}]))
+    assert cell["router"]["options"] == build_router("mod", {"capacity": 0.25}).options()
+    assert len(cell["router"]["options"]) > 1
+    assert cell["model"]["kv_heads"] == 4
+    assert cell["train"]["budget"] == 10**12
+    assert cell["measure"]["downstream"] == ["modbench_cloze"]
+    assert json.loads(json.dumps(cell)) == cell
+
+
+def test_what_is_left_at_its_default_and_what_is_spelt_out_is_one_cell() -> None:
+    options = build_router("mod").options()
+    (short,) = expand(suite([{"router": "mod"}]))
+    (long,) = expand(suite([{"router": "mod", "options": options}], train={"batch": 8}))
+    assert cell_key(short) == cell_key(long)
+
+
+def test_a_scheme_may_train_differently() -> None:
+    cells = expand(suite([{"router": "vanilla"}, {"router": "mod", "train": {"learning_rate": 1e-4}}]))
+    assert [cell["train"]["learning_rate"] for cell in cells] == [3e-3, 1e-4]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "sentence"),
+    [
+        ({"router": "mid"}, "router 'mid' is not known; did you mean 'mod'?"),
+        (
+            {"router": "mod", "options": {"capcity": 0.5}},
+            "no option 'capcity'; did you mean 'capacity'?",
+        ),
+        ({"router": "mod", "options": {"capacity": 2.0}}, "capacity is 2"),
+    ],
+)
+def test_an_unknown_router_or_a_wrong_option_is_named_with_the_suite(
+    scheme: dict, sentence: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        expand(suite([scheme]))
+    assert str(error.value).startswith(f"suite mine.toml: [[schemes]] '{scheme['router']}': ")
+    assert sentence in str(error.value)
+
+
+def test_a_plugin_that_the_suite_does_not_name_becomes_a_row(tmp_path: Path) -> None:
+    file = plugin(tmp_path, "sweep_fresh")
+    cells = expand(with_plugins(suite([{"router": "vanilla"}]), [file]))
+    assert [cell["router"]["label"] for cell in cells] == ["vanilla", "sweep_fresh"]
+    assert cells[1]["router"]["options"] == {"share": 0.5}
+    assert len(cells[1]["router"]["plugin_sha256"]) == 64
+    assert cells[0]["router"]["plugin_sha256"] is None
+
+
+def test_a_plugin_that_the_suite_names_is_not_added_again(tmp_path: Path) -> None:
+    file = plugin(tmp_path, "sweep_named")
+    scheme = {"router": "sweep_named", "options": {"share": 0.1}}
+    (cell,) = expand(with_plugins(suite([scheme]), [file]))
+    assert cell["router"]["options"] == {"share": 0.1}
+
+
+def test_a_plugin_whose_name_is_another_rows_label_is_refused(tmp_path: Path) -> None:
+    file = plugin(tmp_path, "sweep_taken")
+    with pytest.raises(UserError, match="two have the label 'sweep_taken'"):
+        with_plugins(suite([{"router": "vanilla", "label": "sweep_taken"}]), [file])
+
+
+def test_only_keeps_the_rows_that_are_named_and_refuses_others() -> None:
+    cells = expand(suite([{"router": "vanilla"}, {"router": "mod"}]))
+    assert chosen(cells, []) == cells
+    assert [cell["router"]["label"] for cell in chosen(cells, ["mod"])] == ["mod"]
+    with pytest.raises(UserError, match="called 'mdo'; did you mean 'mod'"):
+        chosen(cells, ["mdo"])
+
+
+def test_a_budget_smaller_than_one_step_is_refused() -> None:
+    check_budgets(expand(suite([{"router": "vanilla"}])))
+    with pytest.raises(UserError, match="budget 1000 is smaller than one training step of 'vanilla'"):
+        check_budgets(expand(suite([{"router": "vanilla"}], sweep={"budgets": [1000]})))
+
+
+def test_a_title_tells_apart_what_differs() -> None:
+    cells = expand(suite([{"router": "mod"}], sweep={"budgets": [1e12], "seeds": [0, 1]}))
+    assert [title(cell, cells) for cell in cells] == ["mod, seed 0", "mod, seed 1"]
+    assert title(cells[0], cells[:1]) == "mod"

@@ -1,0 +1,205 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from drive_engine import fake_cell, fake_engine
+from rich.console import Console
+
+from modbench.errors import UserError
+from modbench.report.record import cell_key
+from modbench.report.store import read_records
+from modbench.sweep import process
+from modbench.sweep.engine import cells_left
+from modbench.sweep.lock import suite_lock
+from modbench.sweep.progress import LineProgress
+
+DRIVER = Path(__file__).with_name("drive_engine.py")
+
+
+def run(folder: Path, *labels: str, **settings: object) -> tuple[list, str]:
+    """What failed, and what the display said."""
+    said = StringIO()
+    progress = LineProgress(Console(file=said, width=200))
+    with suite_lock(folder):
+        failures = fake_engine(folder, **settings).run([fake_cell(label) for label in labels], progress)
+    return failures, said.getvalue()
+
+
+def starts(folder: Path) -> list[str]:
+    file = folder / "started.txt"
+    return [line.rsplit(" ", 1)[0] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def statuses(folder: Path) -> list[tuple[str, str]]:
+    return sorted((record.cell["router"]["label"], record.status) for record in read_records(folder))
+
+
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not (file.exists() and file.read_text()):
+        assert time.monotonic() < deadline, f"{file.name} never came"
+        time.sleep(0.02)
+
+
+def start_driver(folder: Path, *labels: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(DRIVER), str(folder), *labels]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether ``pid`` runs; a zombie doesn't."""
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_each_cell_runs_once_and_what_is_recorded_is_not_repeated(tmp_path: Path) -> None:
+    assert run(tmp_path / "s", "a", "b")[0] == []
+    run(tmp_path / "s", "a", "b", "c")
+    assert starts(tmp_path / "s") == ["a", "b", "c"]
+    assert statuses(tmp_path / "s") == [("a", "ok"), ("b", "ok"), ("c", "ok")]
+
+
+def test_a_crash_is_recorded_without_machine_paths_and_the_suite_goes_on(tmp_path: Path) -> None:
+    failures, said = run(tmp_path / "s", "crash", "b")
+    assert statuses(tmp_path / "s") == [("b", "ok"), ("crash", "failed")]
+    (failure,) = failures
+    assert failure.error == "exit code 1: RuntimeError: no such file: data.txt"
+    assert failure.log.read_text().count("Traceback") == 1
+    assert "crash: failed after" in said
+    assert "2 of 2 cells done" in said
+
+
+def test_a_failed_cell_is_tried_again_and_a_diverged_one_is_not(tmp_path: Path) -> None:
+    labels = ["crash", "failed in its own words", "diverged", "oom"]
+    for _ in range(2):
+        run(tmp_path / "s", *labels)
+    assert starts(tmp_path / "s").count("crash") == 2
+    assert starts(tmp_path / "s").count("failed in its own words") == 2
+    assert starts(tmp_path / "s").count("diverged") == 1
+    assert starts(tmp_path / "s").count("oom") == 1
+
+
+def test_a_second_failure_tells_its_own_error_not_the_first_ones(tmp_path: Path) -> None:
+    run(tmp_path / "s", "crash")
+    log = tmp_path / "s" / "cells" / cell_key(fake_cell("crash")) / "log.txt"
+    log.write_text("ValueError: an old story\n")
+    (failure,), _ = run(tmp_path / "s", "crash")
+    assert "RuntimeError" in failure.error
+
+
+def test_a_kill_by_hand_is_a_failure_and_one_by_the_kernel_is_out_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (failure,), _ = run(tmp_path / "s", "killed")
+    assert failure.status == "failed"
+    assert failure.error == "killed by SIGKILL, by hand or for want of memory"
+    kills = iter(range(10))
+    monkeypatch.setattr(process, "out_of_memory_kills", lambda: next(kills))
+    (failure,), _ = run(tmp_path / "s", "killed")
+    assert (failure.status, failure.error) == ("oom", "killed by the kernel: out of memory")
+
+
+def test_what_a_cell_prints_besides_events_goes_to_its_log(tmp_path: Path) -> None:
+    _, said = run(tmp_path / "s", "a")
+    log = tmp_path / "s" / "cells" / cell_key(fake_cell("a")) / "log.txt"
+    assert log.read_text() == "a library's chatter\n"
+    assert "a: train" in said
+    assert "chatter" not in said
+
+
+def test_a_cell_gets_the_threads_it_is_given(tmp_path: Path) -> None:
+    run(tmp_path / "s", "a", threads=3)
+    assert (tmp_path / "s" / "started.txt").read_text() == "a 3\n"
+
+
+def test_workers_bound_how_many_cells_run_at_once(tmp_path: Path) -> None:
+    driver = start_driver(tmp_path / "s", "slow 1", "slow 2")
+    try:
+        wait_for(tmp_path / "s" / "slow 1.pid")
+        time.sleep(0.5)
+        assert starts(tmp_path / "s") == ["slow 1"]
+    finally:
+        driver.terminate()
+        driver.communicate(timeout=20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_stores_a_checkpoint_and_resumes_without_repeating(
+    tmp_path: Path, number: int
+) -> None:
+    folder = tmp_path / "s"
+    driver = start_driver(folder, "a", "slow", "b")
+    wait_for(folder / "slow.pid")
+    driver.send_signal(number)
+    _, said = driver.communicate(timeout=20)
+    assert driver.returncode == 130
+    assert "Traceback" not in said
+    assert statuses(folder) == [("a", "ok")]
+    assert (folder / "cells" / cell_key(fake_cell("slow")) / "half_way").exists()
+    run(folder, "a", "slow", "b")
+    assert starts(folder) == ["a", "slow", "slow", "b"]
+    assert statuses(folder) == [("a", "ok"), ("b", "ok"), ("slow", "ok")]
+
+
+def test_a_second_interrupt_kills_a_cell_that_does_not_stop(tmp_path: Path) -> None:
+    driver = start_driver(tmp_path / "s", "deaf")
+    wait_for(tmp_path / "s" / "deaf.pid")
+    driver.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert driver.poll() is None
+    driver.send_signal(signal.SIGINT)
+    driver.communicate(timeout=5)
+    assert driver.returncode == 130
+    assert not is_alive(int((tmp_path / "s" / "deaf.pid").read_text()))
+
+
+def test_after_a_kill_of_the_run_its_cell_ends_too_and_the_rest_resumes(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    driver = start_driver(folder, "a", "slow", "b")
+    wait_for(folder / "slow.pid")
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate(timeout=20)
+    run(folder, "a", "slow", "b")
+    assert starts(folder) == ["a", "slow", "slow", "b"]
+    assert (folder / "cells" / cell_key(fake_cell("slow")) / "half_way").exists()
+    assert not is_alive(int((folder / "slow.pid").read_text()))
+    assert statuses(folder) == [("a", "ok"), ("b", "ok"), ("slow", "ok")]
+
+
+def test_a_second_run_in_the_same_folder_is_refused_at_once(tmp_path: Path) -> None:
+    with suite_lock(tmp_path / "s"), pytest.raises(UserError, match="another `modbench run` is at work"):
+        run(tmp_path / "s", "a")
+    run(tmp_path / "s", "a")
+    assert starts(tmp_path / "s") == ["a"]
+
+
+def test_a_results_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/s can't be written \(Not a directory\)"):
+        run(tmp_path / "file" / "s", "a")
+
+
+def test_a_corrupt_record_line_stops_the_run_before_any_cell_and_stays(tmp_path: Path) -> None:
+    run(tmp_path / "s", "a")
+    (shard,) = (tmp_path / "s" / "records").iterdir()
+    shard.write_text(shard.read_text() + "{corrupt}\n")
+    content = shard.read_bytes()
+    with pytest.raises(UserError, match="line 2"):
+        run(tmp_path / "s", "a", "b")
+    assert shard.read_bytes() == content
+    assert starts(tmp_path / "s") == ["a"]
+
+
+def test_left_are_the_cells_minus_the_records_of_the_folder(tmp_path: Path) -> None:
+    run(tmp_path / "s", "a")
+    cells = [fake_cell("a"), fake_cell("b")]
+    assert cells_left(cells, tmp_path / "s") == [fake_cell("b")]
+    assert cells_left(cells, tmp_path / "other") == cells

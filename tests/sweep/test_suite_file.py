@@ -1,0 +1,160 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modbench.errors import UserError
+from modbench.sweep.suite import Suite, find_suite, load_suite, shipped_suites
+
+GOOD = """
+[suite]
+name = "mine"
+[model]
+width = 32
+layers = 2
+heads = 4
+[data]
+tokenizer = "bytes"
+[train]
+batch = 4
+[sweep]
+budgets = [1e13, 20_000_000_000_000]
+seeds = [0, 1]
+[[schemes]]
+router = "vanilla"
+[[schemes]]
+router = "mod"
+label = "mod 25 %"
+options = { capacity = 0.25 }
+train = { learning_rate = 1e-3 }
+"""
+
+
+def parse(tmp_path: Path, text: str) -> Suite:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    return load_suite(str(file))
+
+
+def test_a_suite_is_read_with_whole_floats_as_budgets(tmp_path: Path) -> None:
+    suite = parse(tmp_path, GOOD)
+    assert suite.axes.budgets == (10**13, 2 * 10**13)
+    assert suite.axes.seeds == (0, 1)
+    assert [scheme.label for scheme in suite.schemes] == ["vanilla", "mod 25 %"]
+    assert suite.schemes[1].options == {"capacity": 0.25}
+    assert suite.schemes[1].train == {"learning_rate": 0.001}
+    assert suite.header.rank_by == "heldout_loss"
+
+
+def test_the_vocabulary_follows_the_tokenizer(tmp_path: Path) -> None:
+    assert parse(tmp_path, GOOD).shapes[0].model.vocabulary == 257
+    bpe = GOOD.replace('tokenizer = "bytes"', "vocabulary = 512")
+    assert parse(tmp_path, bpe).shapes[0].model.vocabulary == 512
+
+
+def test_shapes_override_the_model_and_carry_labels(tmp_path: Path) -> None:
+    shapes = '[[shapes]]\nlabel = "small"\n[[shapes]]\nlabel = "wide"\nwidth = 64\n'
+    suite = parse(tmp_path, GOOD + shapes)
+    assert [(shape.label, shape.model.width) for shape in suite.shapes] == [("small", 32), ("wide", 64)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sentence"),
+    [
+        ("[train]", "[trian]", "there is no table [trian]; did you mean 'train'?"),
+        ("width = 32", "widht = 32", "[model] has no key 'widht'; did you mean 'width'?"),
+        ("batch = 4", "budget = 4", "[train] has no key 'budget'; known: batch, "),
+        ("batch = 4", "batch = 0", "[train]: train batch is 0; it must be 1 or more"),
+        ("batch = 4", 'batch = "4"', "[train] batch is '4'; it must be a whole number"),
+        ("heads = 4", "heads = 5", "[model]: model width 32 with 5 heads"),
+        (
+            "heads = 4",
+            "vocabulary = 300",
+            "[model] vocabulary is 300, but the tokenizer of [data] has 257",
+        ),
+        ('"bytes"', '"byets"', "[data] tokenizer is 'byets'; it must be one of 'bpe', 'bytes'"),
+        ("[1e13,", "[1.5,", "[sweep] budgets[0] is 1.5; it must be a whole number"),
+        ("[1e13, 20_000_000_000_000]", "[]", "[sweep]: budgets is empty"),
+        ("seeds = [0, 1]", "seeds = [1, 1]", "[sweep]: seeds is [1, 1]; an entry appears twice"),
+        ("seeds = [0, 1]", "seeds = [-1]", "[sweep]: seeds is [-1]; a seed must lie in"),
+        ('label = "mod 25 %"', 'label = "vanilla"', "[[schemes]]: two have the label 'vanilla'"),
+        ('label = "mod 25 %"', 'label = "<script>"', "[[schemes]] 2: label is '<script>'"),
+        ("options =", "option =", "[[schemes]] 2 has no key 'option'; did you mean 'options'?"),
+        ("learning_rate", "learning_rat", "[[schemes]] 'mod 25 %' train has no key 'learning_rat'"),
+        ("1e-3", "-1.0", "[[schemes]] 'mod 25 %' train: train learning_rate is -1.0"),
+        ('router = "vanilla"', 'label = "x"', "[[schemes]] 1 has no 'router'; give it a value"),
+        ('name = "mine"', 'name = "../mine"', "[suite]: name is '../mine'; it becomes a folder's name"),
+        ('name = "mine"', 'name = "a/b"', "[suite]: name is 'a/b'; it becomes a folder's name"),
+        ('name = "mine"', 'name = ""', "[suite]: name is ''; it becomes a folder's name"),
+        ('name = "mine"', 'nmae = "mine"', "[suite] has no key 'nmae'; did you mean 'name'?"),
+        (
+            'name = "mine"',
+            'name = "m"\nrank_by = "heldout_los"',
+            "[suite]: metric 'heldout_los' is not known; did you mean 'heldout_loss'?",
+        ),
+        (
+            'name = "mine"',
+            'name = "m"\nrank_by = "leak"',
+            "[suite]: rank_by is 'leak', of which neither",
+        ),
+        ("[sweep]\nbudgets", "[swep]\nbudgets", "there is no table [swep]; did you mean 'sweep'?"),
+        ("[[schemes]]", "[schemes]", "isn't TOML ("),
+        ("[model]", "[model", "isn't TOML ("),
+    ],
+)
+def test_a_mistake_gets_a_sentence_with_the_file_and_the_place(
+    tmp_path: Path, before: str, after: str, sentence: str
+) -> None:
+    assert before in GOOD
+    with pytest.raises(UserError) as error:
+        parse(tmp_path, GOOD.replace(before, after))
+    assert sentence in str(error.value)
+    assert str(error.value).startswith(f"suite {tmp_path}/mine.toml")
+
+
+@pytest.mark.parametrize("table", ["suite", "sweep", "schemes"])
+def test_a_table_that_is_missing_is_named(tmp_path: Path, table: str) -> None:
+    kept = [part for part in GOOD.split("\n[") if not part.strip("\n[").startswith(table)]
+    with pytest.raises(UserError, match=rf"there is no table \[+{table}\]+; add it"):
+        parse(tmp_path, "\n[".join(kept))
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00", b"\x89PNG\r\n", b"budgets: [1]\n", b"a = 1\na = 2\n"]
+)
+def test_a_file_that_is_no_toml_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.toml").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.toml isn't TOML \("):
+        load_suite(str(tmp_path / "x.toml"))
+
+
+def test_an_unknown_suite_gets_the_nearest_match_or_its_missing_file() -> None:
+    with pytest.raises(UserError, match="suite 'qiuck' is not known; did you mean 'quick'"):
+        find_suite("qiuck")
+    with pytest.raises(UserError, match=r"suite no/where\.toml: there is no such file"):
+        find_suite("no/where.toml")
+
+
+def test_a_shipped_suite_comes_before_a_file_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quick").write_text("not a suite")
+    assert load_suite("quick").header.name == "quick"
+
+
+@pytest.mark.parametrize("name", sorted(shipped_suites()))
+def test_a_shipped_suite_is_valid_and_named_after_its_file(name: str) -> None:
+    suite = load_suite(name)
+    assert suite.header.name == name
+    assert suite.header.description
+
+
+def test_reading_a_suite_loads_no_torch_or_pandas() -> None:
+    code = (
+        "import sys; from modbench.sweep.suite import load_suite; load_suite('quick'); "
+        "print({'torch', 'pandas', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

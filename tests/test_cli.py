@@ -1,0 +1,209 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import modbench
+from modbench.cli import VERBS, main
+
+SUITE = """
+[suite]
+name = "tiny"
+[model]
+width = 32
+layers = 2
+heads = 4
+[data]
+source = "text"
+path = "text.txt"
+tokenizer = "bytes"
+[train]
+sequence = 32
+batch = 2
+[sweep]
+budgets = [1e9]
+[[schemes]]
+router = "vanilla"
+"""
+
+
+def modbench_command(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """`python -m modbench ARGUMENTS`, as a user would type it in ``cwd``."""
+    environment = {
+        **os.environ,
+        "MODBENCH_CACHE": str(cwd / "cache"),
+        "PYTHONPATH": str(Path(modbench.__file__).parent.parent),
+    }
+    command = [sys.executable, "-m", "modbench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=60)
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A working directory with a suite, a text, and plugins and suites that are wrong."""
+    for name, content in {
+        "tiny.toml": SUITE,
+        "text.txt": "All happy families are alike. " * 400,
+        "raises.py": "1 / 0",
+        "syntax.py": "def",
+        "empty.py": "",
+        "typo.toml": SUITE.replace("[train]", "[trian]"),
+        "router.toml": SUITE.replace('"vanilla"', '"vanila"'),
+        "option.toml": SUITE + "options = { capacty = 1 }",
+        "metric.toml": SUITE.replace('"tiny"', '"tiny"\nrank_by = "heldout_los"'),
+        "twins.toml": SUITE + '[[schemes]]\nrouter = "vanilla"\n',
+        "escape.toml": SUITE.replace('"tiny"', '"../tiny"'),
+        "broke.toml": SUITE.replace("1e9", "1000"),
+        "gone.toml": SUITE.replace("text.txt", "gone.txt"),
+        "image.toml": "\x89PNG",
+    }.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "corrupt" / "tiny" / "records").mkdir(parents=True)
+    (tmp_path / "corrupt" / "tiny" / "records" / "a.jsonl").write_text("{}\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("run tyni.toml", "suite tyni.toml: there is no such file"),
+        ("run quikc", "suite 'quikc' is not known; did you mean 'quick'?"),
+        ("run typo.toml", "suite typo.toml: there is no table [trian]; did you mean 'train'?"),
+        ("run image.toml", "suite image.toml isn't TOML"),
+        ("run metric.toml", "metric 'heldout_los' is not known; did you mean 'heldout_loss'?"),
+        ("run twins.toml", "two have the label 'vanilla'"),
+        ("run escape.toml", "name is '../tiny'; it becomes a folder's name"),
+        ("run router.toml", "router 'vanila' is not known; did you mean 'vanilla'?"),
+        ("run option.toml", "router 'vanilla' has no option 'capacty'"),
+        ("run broke.toml", "budget 1000 is smaller than one training step"),
+        ("run gone.toml", "gone.txt"),
+        ("run tiny.toml --results text.txt", "the results folder text.txt/tiny can't be written"),
+        ("run tiny.toml --results corrupt", "corrupt/tiny/records/a.jsonl, line 1: no valid record"),
+        ("run tiny.toml --plugin raises.py", "plugin raises.py raised ZeroDivisionError"),
+        ("run tiny.toml --plugin syntax.py", "plugin syntax.py raised SyntaxError"),
+        ("run tiny.toml --plugin empty.py", "plugin empty.py registers no router"),
+        ("run tiny.toml --plugin gone.py", "plugin gone.py: there is no such file"),
+        ("run tiny.toml --only mod", "no row of the suite is called 'mod'"),
+        ("run tiny.toml --workers -1", "--workers is -1"),
+        ("report", "results folder results holds no records"),
+        ("report tinny --results corrupt", "has no suite 'tinny'; did you mean 'tiny'?"),
+        ("report --results corrupt", "corrupt/tiny/records/a.jsonl, line 1: no valid record"),
+        ("cell gone.json", "cell gone.json can't be read"),
+        ("cell text.txt", "cell text.txt can't be read"),
+        ("cell", "cell takes one spec file"),
+        ("data prepare --source text --path gone.txt --tokenizer bytes", "gone.txt"),
+        ("data prepare --tokenizer bytes --vocabulary 300", "data vocabulary is 300"),
+        ("flops mid", "router 'mid' is not known; did you mean 'mod'?"),
+        ("flops mod --option capacity", "--option capacity: it must be NAME=VALUE"),
+        ("flops mod --option capcity=0.5", "no option 'capcity'; did you mean 'capacity'?"),
+        ("flops mod --width 30", "model width 30 with 4 heads"),
+        ("", "Expected one of"),
+        ("rnu quick", "Unrecognized options: rnu, quick"),
+        ("run tiny.toml --wrokers 2", "Unrecognized options: --wrokers"),
+        ("run tiny.toml --workers two", "two"),
+        ("list router", "invalid choice 'router'"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_exit_code_2_and_changes_nothing(
+    place: Path,
+    arguments: str,
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("MODBENCH_CACHE", str(place / "cache"))
+    corrupt = files_below(place / "corrupt")
+    assert main(arguments.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("modbench: ")
+    assert sentence in line
+    kept = {name: text for name, text in files_below(place / "corrupt").items() if ".lock" not in name}
+    assert kept == corrupt
+    assert not list(place.rglob("spec.json"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["run typo.toml", "run tiny.toml --plugin raises.py", "report --results corrupt", "rnu quick"],
+)
+def test_python_m_modbench_ends_with_that_sentence_and_that_code(place: Path, arguments: str) -> None:
+    done = modbench_command(*arguments.split(), cwd=place)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("modbench: ")
+
+
+def test_help_loads_no_torch_pandas_or_numpy_and_shows_an_example_of_every_verb(place: Path) -> None:
+    code = (
+        "import sys; from modbench.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print({'torch', 'pandas', 'numpy', 'seaborn', 'lm_eval'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=place)
+    assert done.stdout.splitlines()[-1] == "set()"
+    assert done.stdout.count("Example: modbench ") == len(VERBS)
+
+
+@pytest.mark.parametrize("verb", [*sorted(set(VERBS) - {"data"}), "data prepare"])
+def test_each_verbs_help_has_an_example_of_it(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*verb.split(), "--help"])
+    assert end.value.code == 0
+    assert f"Example: modbench {verb}" in capsys.readouterr().out
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"modbench {modbench.__version__}\n"
+
+
+def test_list_names_routers_suites_and_metrics_without_torch(place: Path) -> None:
+    code = (
+        "import sys; from modbench.cli import main; main(['list'])\n"
+        "print({'torch', 'pandas', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=place)
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert {"routers", "mod", "mode_staged", "suites", "quick", "metrics", "heldout_loss"} <= set(lines)
+    assert lines[-1] == "set()"
+
+
+def test_list_names_one_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "suites"]) == 0
+    words = capsys.readouterr().out
+    assert "quick" in words
+    assert "heldout_loss" not in words
+
+
+def test_flops_takes_options_as_toml(capsys: pytest.CaptureFixture[str]) -> None:
+    totals = []
+    for capacity in ("0.125", "0.5"):
+        assert main(["flops", "mod", "--option", f"capacity={capacity}", "--width", "64"]) == 0
+        totals.append(capsys.readouterr().out)
+    assert totals[0] != totals[1]
+
+
+def test_a_cell_that_cannot_find_its_plugin_says_so_with_exit_code_2(place: Path) -> None:
+    spec = {"suite": {}, "cell": {}, "plugins": ["gone.py"], "results": "r", "folder": "f", "threads": 1}
+    (place / "spec.json").write_text(json.dumps(spec))
+    done = modbench_command("cell", "spec.json", cwd=place)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("modbench: plugin gone.py: there is no such file")
+
+
+def test_a_reader_that_leaves_early_is_no_traceback(place: Path) -> None:
+    command = f"{sys.executable} -m modbench list | head -n 1"
+    environment = {**os.environ, "PYTHONPATH": str(Path(modbench.__file__).parent.parent)}
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, cwd=place, env=environment, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("routers\n", "")

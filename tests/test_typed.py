@@ -1,0 +1,54 @@
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from modbench.errors import UserError
+from modbench.typed import built, checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    steps: int
+    rate: float = 0.5
+    mode: Literal["a", "b"] = "a"
+    tags: tuple[str, ...] = ()
+    limit: int | None = None
+    extra: dict[str, Any] | None = None
+
+
+def test_a_whole_float_is_a_whole_number_as_it_was_written() -> None:
+    assert checked("x", 1e13, int) == 10**13
+    assert checked("x", 1e23, int) == 10**23
+    assert type(checked("x", 1e13, int)) is int
+
+
+def test_a_whole_number_is_a_number_and_a_list_a_tuple() -> None:
+    point = built("here", {"steps": 2, "rate": 1, "tags": ["u", "v"], "limit": 3.0}, Point)
+    assert point == Point(steps=2, rate=1.0, tags=("u", "v"), limit=3)
+    assert type(point.rate) is float
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ({"steps": 1.5}, "here steps is 1.5; it must be a whole number"),
+        ({"steps": True}, "here steps is True; it must be a whole number"),
+        ({"steps": float("inf")}, "here steps is inf; it must be a whole number"),
+        ({"steps": 1, "rate": float("nan")}, "here rate is nan; it must be a number"),
+        ({"steps": 1, "rate": "fast"}, "here rate is 'fast'; it must be a number"),
+        ({"steps": 1, "mode": "c"}, "here mode is 'c'; it must be one of 'a', 'b'"),
+        ({"steps": 1, "tags": "u"}, "here tags is 'u'; it must be a list, each entry a string"),
+        ({"steps": 1, "tags": [1]}, "here tags[0] is 1; it must be a string"),
+        ({"steps": 1, "limit": "x"}, "here limit is 'x'; it must be a whole number"),
+        ({"steps": 1, "stepz": 1}, "here has no key 'stepz'; did you mean 'steps'? known: "),
+        ({}, "here has no 'steps'; give it a value"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_named_with_its_place_and_what_would_be_right(
+    table: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        built("here", table, Point)
+    assert str(error.value).startswith(sentence)

@@ -9,6 +9,7 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def _measure(spec: dict[str, Any]) -> int:
     from modbench.model.config import ModelConfig
     from modbench.model.decoder import build_model
     from modbench.model.registry import build_router, load_plugin
+    from modbench.model.router import Router
     from modbench.train.config import TrainConfig
     from modbench.train.loop import build_optimizer, training_step
     from modbench.train.numerics import device, make_deterministic, precision
@@ -78,18 +80,25 @@ def _measure(spec: dict[str, Any]) -> int:
     config = ModelConfig(**cell["model"])
     router = build_router(cell["router"]["name"], cell["router"]["options"])
     on = device()
+
+    def take_steps(config: ModelConfig, router: Router, train: TrainConfig) -> None:
+        model = build_model(config, router).to(on).train()
+        optimizer = build_optimizer(model, train)
+        generator = torch.Generator().manual_seed(0)
+        shape = (train.batch, train.sequence + 1)
+        window_BT = torch.randint(config.vocabulary, shape, generator=generator).to(on)
+        batch = window_BT[:, :-1].contiguous(), window_BT[:, 1:].contiguous()
+        for _ in range(STEPS):
+            training_step(model, optimizer, train, batch, precision(train.precision, on))
+
+    # A first step loads code, such as the optimizer's and the matmul kernels'; that is no model's.
+    tiny = ModelConfig(vocabulary=16, width=16, layers=1, heads=1)
+    take_steps(tiny, build_router("vanilla"), replace(train, batch=1, sequence=4))
     if on.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     _forget_peak()
     idle = resident_bytes("VmRSS")
-    model = build_model(config, router).to(on).train()
-    optimizer = build_optimizer(model, train)
-    generator = torch.Generator().manual_seed(0)
-    shape = (train.batch, train.sequence + 1)
-    window_BT = torch.randint(config.vocabulary, shape, generator=generator).to(on)
-    batch = window_BT[:, :-1].contiguous(), window_BT[:, 1:].contiguous()
-    for _ in range(STEPS):
-        training_step(model, optimizer, train, batch, precision(train.precision, on))
+    take_steps(config, router, train)
     if on.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
     return resident_bytes("VmHWM") - idle

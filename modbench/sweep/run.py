@@ -9,6 +9,8 @@ from rich.console import Console
 
 from modbench.errors import UserError
 from modbench.report.page import write_report
+from modbench.report.record import cell_key
+from modbench.report.store import read_records
 from modbench.sweep.cells import Cell, check_budgets, chosen, expand, with_plugins
 from modbench.sweep.engine import Engine, Failure, InterruptedRunError, cell_command, cells_left
 from modbench.sweep.lock import suite_lock
@@ -43,8 +45,12 @@ def run_suite(
     folder = results / suite.header.name
     failures: list[Failure] = []
     with suite_lock(folder):
-        if cells_left(cells, folder):
-            data = _prepare_data(suite, err)
+        left = cells_left(cells, folder)
+        # The embedded corpus is pinned; a text of the user's may have changed since.
+        data = _prepare_data(suite, err) if left or suite.data.source != "pypi-en-v1" else None
+        if data is not None:
+            _refuse_other_data(cells, folder, data)
+        if left and data is not None:
             most, threads = _share_cores()
             engine = Engine(
                 folder=folder,
@@ -100,6 +106,17 @@ def _share_cores() -> tuple[int, int]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return (1, cores) if torch.cuda.is_available() else (cores, 1)
+
+
+def _refuse_other_data(cells: Sequence[Cell], folder: Path, data: dict[str, Any]) -> None:
+    keys = {cell_key(cell) for cell in cells}
+    for record in read_records(folder):
+        if record.key in keys and record.data["sha256"] != data["sha256"]:
+            raise UserError(
+                f"{folder} holds records of this suite made from other text (sha256 "
+                f"{record.data['sha256'][:12]}) than it is now ({data['sha256'][:12]}); bring that text "
+                "back, or give --results another folder"
+            )
 
 
 def _prepare_data(suite: Suite, console: Console) -> dict[str, Any]:

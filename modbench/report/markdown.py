@@ -119,7 +119,8 @@ def _number(board: Leaderboard, row: Row, name: str, form: str, per: float | Non
         return text(value.mean) + ("" if value.high is None else f" ± {text(value.high - value.mean)}")
     if isinstance(value, Exact):
         return text(value.low) if value.low == value.high else f"{text(value.low)}..{text(value.high)}"
-    return f"{text(value.median)} ± {text(value.iqr)}" + ("" if value.stable else " (unstable)")
+    spread = f" ± {text(value.iqr)}" if value.n > 1 else ""
+    return text(value.median) + spread + ("" if value.stable else " (unstable)")
 
 
 def _plain(name: str, form: str, per: float | None = None) -> Callable[[Leaderboard, Entry], str]:

@@ -69,8 +69,8 @@ def run_suite(
                 with show_progress(err) as progress:
                     failures = engine.run(cells, progress)
             except InterruptedRunError:
-                left = len(cells_left(cells, folder))
-                _say(err, f"stopped with {left} of {len(cells)} cells left; {_AGAIN} resume")
+                missing = len(cells_left(cells, folder))
+                _say(err, f"stopped with {missing} of {len(cells)} cells left; {_AGAIN} resume")
                 return 130
         else:
             _say(err, f"all {len(cells)} cells of {suite.header.name} are done; writing the report")

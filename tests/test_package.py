@@ -1,0 +1,109 @@
+"""modbench as an installed package, and beside it a package that brings a router."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+FOREIGN = {
+    "pyproject.toml": """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "foreign-router"
+version = "1"
+[project.entry-points."modbench.routers"]
+foreign = "foreign_router"
+""",
+    "foreign_router.py": """
+from dataclasses import dataclass
+from modbench.model.block import Block
+from modbench.model.registry import register_router
+from modbench.model.router import Router
+
+@register_router("foreign")
+@dataclass(frozen=True, kw_only=True)
+class Foreign(Router):
+    strength: float = 1.0
+    def build_layer(self, model, layer):
+        return Block(model, layer)
+""",
+}
+
+
+def pip(*words: str) -> None:
+    command = [sys.executable, "-m", "pip", *words, "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", str(ROOT), "--wheel-dir", str(folder))
+    (found,) = folder.glob("modbench-*.whl")
+    return found
+
+
+def installed(site: Path, *words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """`python -m modbench` out of ``site``, with no checkout in sight."""
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    code = (
+        "import runpy, sys; sys.argv[0] = 'modbench'; runpy.run_module('modbench', run_name='__main__')"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=cwd, env=environment
+    )
+
+
+def test_a_wheel_brings_suites_tasks_and_the_flop_table(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {
+        "modbench/suites/quick.toml",
+        "modbench/measure/tasks/modbench_cloze/modbench_cloze.yaml",
+        "modbench/flops/golden.json",
+    } <= names
+    assert not [name for name in names if name.startswith(("tests/", "results/"))]
+
+
+def test_an_installed_wheel_works_outside_a_checkout(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    pip("install", str(wheel), "--target", str(site))
+    suites = installed(site, "list", "suites", cwd=tmp_path)
+    assert suites.returncode == 0, suites.stderr
+    assert "quick" in suites.stdout
+    where = subprocess.run(
+        [sys.executable, "-c", "import modbench; print(modbench.__file__)"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        check=True,
+    )
+    assert str(site) in where.stdout
+    gate = installed(site, "flops", "gate", cwd=tmp_path)
+    assert gate.returncode == 0, gate.stdout + gate.stderr
+    missing = installed(site, "run", "quik", cwd=tmp_path)
+    assert missing.returncode == 2
+    assert "did you mean 'quick'" in missing.stderr
+
+
+def test_the_entry_point_of_an_installed_package_is_a_router(tmp_path: Path) -> None:
+    source, site = tmp_path / "source", tmp_path / "site"
+    source.mkdir()
+    for name, text in FOREIGN.items():
+        (source / name).write_text(text)
+    pip("install", str(source), "--target", str(site))
+    listed = installed(site, "list", "routers", cwd=tmp_path)
+    assert "foreign" in listed.stdout, listed.stderr
+    counted = installed(site, "flops", "foreign", "--option", "strength=2", cwd=tmp_path)
+    assert counted.returncode == 0, counted.stderr
+    assert "ratio to dense (vanilla, same shape) 1.0000" in counted.stdout
+    gate = installed(site, "flops", "gate", cwd=tmp_path)
+    assert gate.returncode == 0, gate.stdout  # somebody else's router is not held by our table

@@ -1,0 +1,131 @@
+"""What the README says is what happens."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import modbench
+from modbench.report.store import read_records
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def table_of(text: str) -> str:
+    """The first Markdown table of ``text``."""
+    lines = text.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append(line)
+    return "\n".join(rows)
+
+
+def tutorial() -> str:
+    (code,) = blocks("python")
+    return code
+
+
+def test_the_table_is_that_of_the_committed_results() -> None:
+    start, end = "<!-- results/quick/leaderboard.md -->", "<!-- end -->"
+    shown = README[README.index(start) + len(start) : README.index(end)].strip()
+    assert shown == table_of((ROOT / "results" / "quick" / "leaderboard.md").read_text())
+
+
+def test_the_committed_results_are_of_all_six_schemes_and_of_committed_code() -> None:
+    records = read_records(ROOT / "results" / "quick")
+    labels = sorted(record.cell["router"]["label"] for record in records)
+    assert labels == [
+        "expert_choice",
+        "mod",
+        "mode_integrated",
+        "mode_staged",
+        "token_choice",
+        "vanilla",
+    ]
+    for record in records:
+        assert record.status == "ok"
+        assert record.code["dirty"] is False
+        assert record.metrics["heldout_loss"] < record.metrics["unigram_loss"] - 0.5
+
+
+def test_the_committed_report_follows_from_the_committed_records(tmp_path: Path) -> None:
+    """The table to the byte; figures carry the version of the library that drew them."""
+    from modbench.report.page import write_report
+
+    source = ROOT / "results" / "quick"
+    (tmp_path / "quick" / "records").mkdir(parents=True)
+    for shard in (source / "records").glob("*.jsonl"):
+        (tmp_path / "quick" / "records" / shard.name).write_bytes(shard.read_bytes())
+    written = write_report(tmp_path / "quick")
+    assert sorted(path.name for path in written) == sorted(
+        path.name for path in source.iterdir() if path.is_file()
+    )
+    for name in ("leaderboard.csv", "leaderboard.md"):
+        assert (tmp_path / "quick" / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_every_link_leads_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_the_two_commands_are_sessions_that_exist() -> None:
+    commands = [line for block in blocks("sh") for line in block.splitlines() if "nox" in line]
+    assert commands == [
+        "python -m pip install nox && python -m nox -s bench",
+        "python -m pip install nox && python -m nox -s tests",
+    ]
+    sessions = (ROOT / "noxfile.py").read_text()
+    for name in ("bench", "tests"):
+        assert f"def {name}(session" in sessions
+    assert commands[1] in (ROOT / ".ci" / "run").read_text().replace(" --quiet", "")
+
+
+def test_the_tutorial_is_shorter_than_sixty_lines() -> None:
+    assert len(tutorial().splitlines()) < 60
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
+    (tmp_path / "stride.py").write_text(tutorial())
+    commands = [line for block in blocks("sh") for line in block.splitlines() if "stride" in line]
+    assert commands == [
+        "modbench flops stride --plugin stride.py",
+        "modbench run quick --plugin stride.py --only stride",
+        "modbench run quick --plugin stride.py",
+    ]
+    said = []
+    for command in commands[:2]:  # the third is the second with the six schemes that quick has
+        done = subprocess.run(
+            [sys.executable, "-m", *shlex.split(command)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(modbench.__file__).parent.parent)},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        said.append(done.stdout)
+    assert "ratio to dense" in said[0]
+    (record,) = read_records(tmp_path / "results" / "quick")
+    assert record.cell["router"]["name"] == "stride"
+    assert record.cell["router"]["plugin_sha256"] is not None
+    assert all(finding["passed"] for finding in record.audit)
+    assert record.metrics["heldout_loss"] < record.metrics["unigram_loss"] - 0.5
+    assert record.metrics["modbench_cloze"] > record.metrics["modbench_cloze_chance"]
+    table = (tmp_path / "results" / "quick" / "leaderboard.csv").read_text()
+    assert "stride" in table.splitlines()[1]

@@ -1,0 +1,197 @@
+"""The whole road on a small text: train, audit, measure, record, rank, plot; and resumed after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import modbench
+from modbench.metrics import METRICS
+from modbench.report.store import read_records
+
+SUITE = """
+[suite]
+name = "road"
+[model]
+width = 32
+layers = 2
+heads = 4
+[data]
+source = "text"
+path = "text.txt"
+tokenizer = "bytes"
+[train]
+sequence = 64
+batch = 4
+learning_rate = 1e-2
+checkpoint_seconds = 0.05
+[measure]
+heldout_tokens = 1024
+curve_tokens = 256
+timing_repeats = 3
+downstream = []
+[sweep]
+budgets = [{budget}]
+[[schemes]]
+router = "vanilla"
+[[schemes]]
+router = "mod"
+"""
+
+LEAKY = """
+from dataclasses import dataclass
+from modbench.model.block import Block
+from modbench.model.context import Context
+from modbench.model.registry import register_router
+from modbench.model.router import Layer, Router
+
+@register_router("leaky")
+@dataclass(frozen=True, kw_only=True)
+class Leaky(Router):
+    def build_layer(self, model, layer):
+        return Mean(Block(model, layer))
+
+class Mean(Layer):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+    def forward(self, x_BTD, context):
+        return self.block(x_BTD + 0.1 * x_BTD.mean(1, keepdim=True), context)
+    def ledger(self, load):
+        return self.block.ledger(load)
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    words = [f"the {a} {b} of a {c}." for a in ("red", "old", "wet") for b in "pqrs" for c in "xyz"]
+    lines = [" ".join(words[(7 * i + j) % len(words)] for j in range(30)) for i in range(120)]
+    (tmp_path / "text.txt").write_text("\n\n".join(lines))
+    (tmp_path / "leaky.py").write_text(LEAKY)
+    return tmp_path
+
+
+def start(place: Path, *words: str) -> "subprocess.Popen[str]":
+    environment = {
+        **os.environ,
+        "MODBENCH_CACHE": str(place / "cache"),
+        "PYTHONPATH": str(Path(modbench.__file__).parent.parent),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "modbench", *words],
+        cwd=place,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def modbench_says(place: Path, *words: str) -> tuple[int, str]:
+    process = start(place, *words)
+    out, _ = process.communicate(timeout=300)
+    return process.returncode, out
+
+
+def untimed(folder: Path) -> dict[str, Any]:
+    """What a record must repeat: all but times, memory and the moment."""
+    return {
+        record.cell["router"]["label"]: (
+            {name: value for name, value in record.metrics.items() if METRICS[name].kind != "timed"},
+            record.curve,
+            record.audit,
+            record.status,
+        )
+        for record in read_records(folder)
+    }
+
+
+def test_one_command_gives_records_a_table_and_plots(place: Path) -> None:
+    (place / "suite.toml").write_text(SUITE.format(budget="2e10"))
+    code, out = modbench_says(place, "run", "suite.toml", "--plugin", "leaky.py")
+    assert code == 0, out
+    folder = place / "results" / "road"
+    records = {record.cell["router"]["label"]: record for record in read_records(folder)}
+    assert set(records) == {"vanilla", "mod", "leaky"}
+    for label, record in records.items():
+        metrics = record.metrics
+        assert record.status == "ok"
+        assert metrics["heldout_loss"] < metrics["unigram_loss"] or label == "leaky"
+        assert metrics["train_flops"] <= 2e10 < metrics["train_flops"] * 1.05
+        assert metrics["train_step_seconds"]["n"] == 3
+        assert metrics["peak_memory_bytes"]["median"] > 4 * 4 * metrics["parameters"]
+        assert [finding["probe"] for finding in record.audit] == [1, 2, 5, 9]
+        assert str(place) not in record.line().replace(str(place / "text.txt"), "")
+        assert (folder / "cells" / record.key / "model.safetensors").exists()
+        assert not (folder / "cells" / record.key / "checkpoint.pt").exists()
+    assert records["mod"].metrics["train_steps"] > records["vanilla"].metrics["train_steps"]
+    leaks = [finding for finding in records["leaky"].audit if not finding["passed"]]
+    assert [finding["probe"] for finding in leaks] == [1, 2]  # the mean is over padding, too
+    page = (folder / "leaderboard.md").read_text()
+    table = page[: page.index("## ")] if "## " in page else page
+    assert "| leaky |" not in table.split("\n\n")[2]
+    assert "leaky" in page
+    assert len(list(folder.glob("*.png"))) == len(list(folder.glob("*.svg"))) == 3
+
+    files = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    code, out = modbench_says(place, "report")
+    assert code == 0, out
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == files
+
+
+def test_a_killed_run_is_resumed_to_the_same_record(place: Path) -> None:
+    (place / "suite.toml").write_text(SUITE.format(budget="4e10"))
+    code, out = modbench_says(place, "run", "suite.toml", "--results", "whole", "--only", "mod")
+    assert code == 0, out
+    process = start(place, "run", "suite.toml", "--results", "parts", "--only", "mod")
+    cells = place / "parts" / "road" / "cells"
+    deadline = time.monotonic() + 120
+    while not list(cells.glob("*/checkpoint.pt")):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(read_records(place / "parts" / "road")) == 0
+    code, out = modbench_says(place, "run", "suite.toml", "--results", "parts", "--only", "mod")
+    assert code == 0, out
+    assert untimed(place / "parts" / "road") == untimed(place / "whole" / "road")
+
+
+def test_text_that_changed_since_its_records_is_refused(place: Path) -> None:
+    (place / "suite.toml").write_text(SUITE.format(budget="1e9"))
+    assert modbench_says(place, "run", "suite.toml", "--only", "vanilla")[0] == 0
+    before = {path: path.read_bytes() for path in (place / "results").rglob("*.jsonl")}
+    with (place / "text.txt").open("a") as text:
+        text.write("\n\nAnd one more line of it.\n" * 9)
+    code, out = modbench_says(place, "run", "suite.toml", "--only", "vanilla")
+    assert code == 2, out
+    assert "made from other text" in out
+    assert "Traceback" not in out
+    assert {path: path.read_bytes() for path in (place / "results").rglob("*.jsonl")} == before
+
+
+def test_a_budget_smaller_than_one_step_is_refused_before_anything_runs(place: Path) -> None:
+    (place / "suite.toml").write_text(SUITE.format(budget="1000"))
+    code, out = modbench_says(place, "run", "suite.toml")
+    assert code == 2
+    assert "smaller than one training step of 'vanilla'" in out
+    assert not list(place.glob("results/**/*.jsonl"))
+
+
+def test_progress_lines_are_events(place: Path) -> None:
+    (place / "suite.toml").write_text(SUITE.format(budget="1e9"))
+    assert modbench_says(place, "run", "suite.toml", "--only", "mod")[0] == 0
+    (spec,) = place.glob("results/road/cells/*/spec.json")
+    code, out = modbench_says(place, "cell", str(spec))
+    assert code == 0, out
+    events = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    phases = [event["phase"] for event in events if event["event"] == "phase"]
+    assert phases[:3] == ["train", "held-out loss", "audit"]
+    assert any(event["event"] == "step" for event in events)

@@ -1,4 +1,4 @@
-"""The whole road on a small text: train, audit, measure, record, rank, plot; and resumed after a kill."""
+"""The whole road on a small text: train, audit, measure, record, rank, plot; resumed after a kill."""
 
 import json
 import os

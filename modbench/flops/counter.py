@@ -74,7 +74,7 @@ class FlopCounter(TorchDispatchMode):
                 return parts
             raise UserError(
                 f"FLOPs of op '{name}' are not known; register them with "
-                f"modbench.flops.counter.register_flop_formula('{name}', formula)"
+                f"modbench.register_flop_formula('{name}', formula)"
             )
         return func(*args, **kwargs)
 

@@ -42,13 +42,26 @@ def environment(dtype: torch.dtype) -> dict[str, Any]:
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "gpu": None,
         "cuda": None,
+        "driver": None,
     }
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         found["gpu"] = properties.name
         found["gpu_memory_bytes"] = properties.total_memory
         found["cuda"] = torch.version.cuda
+        found |= _nvidia("driver_version", "clocks.max.sm", "clocks.max.mem")
     return found
+
+
+def _nvidia(*fields: str) -> dict[str, str]:
+    """Driver and clocks of the first GPU as nvidia-smi tells them; nothing where it isn't there."""
+    command = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    try:
+        line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return {}  # another maker's GPU, or a container without the tool: the record says null
+    driver, processor, memory = line.split(", ")
+    return {"driver": driver, "gpu_clock_max": processor, "gpu_memory_clock_max": memory}
 
 
 def _cpu() -> str:

@@ -123,19 +123,21 @@ def train_model(
         optimizer.load_state_dict(state["optimizer"])
         step, flops, curve = state["step"], int(state["flops"]), state["curve"]
         torch.set_rng_state(state["random"])
+        if on.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_random"], on)
 
     def save() -> None:
-        checkpoint.save(
-            path,
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step,
-                "flops": str(flops),
-                "curve": curve,
-                "random": torch.get_rng_state(),
-            },
-        )
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+            "flops": str(flops),
+            "curve": curve,
+            "random": torch.get_rng_state(),
+        }
+        if on.type == "cuda":
+            state["cuda_random"] = torch.cuda.get_rng_state(on)
+        checkpoint.save(path, state)
 
     load = Load.uniform(train.batch, train.sequence, "train")
     nominal = flops_per_step(model, train)

@@ -5,90 +5,202 @@ error: an op that nobody thought of can't pass as zero, which is how other count
 and grouped experts.
 """
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._ops import OpOverload
+from torch._C._autograd import _get_sequence_nr
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modbench.errors import UserError
+from modbench.flops import component
+from modbench.flops.component import Label
+from modbench.flops.formulas import FORMULAS, causal_pairs, register_flop_formula
 from modbench.flops.free import FREE, FREE_PREFIXES
-from modbench.flops.ledger import Flops
+from modbench.flops.ledger import Direction, Flops, Ledger
 
-#: From the op's arguments by their schema names, to its FLOPs.
-Formula = Callable[[Mapping[str, Any]], Flops]
+__all__ = ["FlopCounter", "is_free", "register_flop_formula"]
 
 
-class FlopCounter(TorchDispatchMode):
+class FlopCounter:
     """Counts the matmul FLOPs of any PyTorch code that runs inside it, forward and backward.
 
     >>> with FlopCounter() as counter:
     ...     model(x).sum().backward()
     >>> counter.total
 
-    ``total`` counts attention by its full square (convention ``full``), ``total_model`` causal attention
-    by its triangle (convention ``model``; attention with an explicit mask stays a square, since a mask's
-    meaning can't be read off its shape). SDPA's backward is twice its forward in both.
+    ``total`` counts attention by its full square (convention ``full``), ``total_model`` causal
+    attention (SDPA with ``is_causal``) by its triangle (convention ``model``; attention with an explicit
+    mask stays a square, since a mask's meaning can't be read off its shape). SDPA's backward is twice
+    its forward in both. Activation checkpointing's recompute is in neither; ``executed`` is ``total``
+    with it.
 
     Raises:
         UserError: an op that is neither counted nor known to be free; `register_flop_formula` mends it.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self._by_op: dict[str, Flops] = {}
+        self._counted: dict[tuple[Label, Direction, str], Flops] = {}
+        self._recomputed = 0
+        self._open: list[tuple[Label, int]] = []
+        self._label_of_node: dict[int, Label] = {}
+        self._modes = (_Functions(self), _Dispatch(self))
 
     @property
     def total(self) -> int:
-        return sum(flops.full for flops in self._by_op.values())
+        return sum(flops.full for flops in self._counted.values())
 
     @property
     def total_model(self) -> int:
-        return sum(flops.model for flops in self._by_op.values())
+        return sum(flops.model for flops in self._counted.values())
+
+    @property
+    def executed(self) -> int:
+        return self.total + self._recomputed
 
     @property
     def by_op(self) -> dict[str, int]:
         """FLOPs by op, full square."""
-        return {name: flops.full for name, flops in self._by_op.items()}
+        sums: dict[str, int] = {}
+        for (_, _, op), flops in self._counted.items():
+            sums[op] = sums.get(op, 0) + flops.full
+        return sums
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was counted, by (layer, component, direction), under the labels of
+        `modbench.flops.component.component`; what ran outside all labels is component ``other``."""
+        ledger = Ledger()
+        for (label, direction, _), flops in self._counted.items():
+            key = (label.layer, label.component, direction)
+            ledger.entries[key] = ledger.entries.get(key, Flops(0, 0)) + flops
+        return ledger
+
+    @property
+    def by_component(self) -> dict[str, int]:
+        """FLOPs by component, full square."""
+        return self.ledger.by_component("full")
 
     def under(self, convention: str) -> int:
         """The total as ``convention`` counts it."""
         return Flops(self.total_model, self.total).under(convention)
 
-    def __torch_dispatch__(
-        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __enter__(self) -> "FlopCounter":
+        component.active.append(self)
+        for mode in self._modes:
+            mode.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        for mode in reversed(self._modes):
+            mode.__exit__(kind, error, where)
+        component.active.remove(self)
+
+    def open(self, label: Label) -> None:
+        """From here on forward ops belong to ``label``."""
+        self._open.append((label, _get_sequence_nr()))
+
+    def close(self) -> None:
+        """The label that was opened last ends; the autograd nodes made under it stay its own."""
+        label, first = self._open.pop()
+        for node in range(first, _get_sequence_nr()):
+            self._label_of_node.setdefault(node, label)  # an inner label closed first, and keeps its own
+
+    def innermost(self) -> Label:
+        """The label of the op that runs now."""
+        if self._open:
+            return self._open[-1][0]
+        node = torch._C._current_autograd_node()
+        return Label() if node is None else self._label_of_node.get(node._sequence_nr(), Label())
+
+    def add(self, op: str, full: int) -> None:
+        label = self.innermost()
+        in_backward = torch._C._current_autograd_node() is not None
+        if in_backward and torch.is_grad_enabled() and _in_recompute():
+            self._recomputed += full
+            return
+        causal, pairs = label.pairs or (1, 1)
+        direction: Direction = "backward" if in_backward else "forward"
+        key = (replace(label, pairs=None), direction, op)
+        flops = Flops(full * causal // pairs, full)
+        self._counted[key] = self._counted.get(key, Flops(0, 0)) + flops
+
+
+class _Functions(TorchFunctionMode):
+    """Sees causal attention before it is taken apart: on some devices and dtypes the dispatcher is only
+    shown the matmuls."""
+
+    def __init__(self, counter: FlopCounter) -> None:
+        super().__init__()
+        self._counter = counter
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is not torch._C._nn.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        given = dict(zip(_SDPA_ARGUMENTS, args, strict=False)) | kwargs
+        pairs = None
+        if given.get("is_causal"):
+            queries, keys = given["query"].shape[-2], given["key"].shape[-2]
+            pairs = (causal_pairs(queries, keys), queries * keys)
+        self._counter.open(replace(self._counter.innermost(), pairs=pairs))
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self._counter.close()
+
+
+_SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+
+
+class _Dispatch(TorchDispatchMode):
+    supports_higher_order_operators = True
+
+    def __init__(self, counter: FlopCounter) -> None:
+        super().__init__()
+        self._counter = counter
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            return self._higher_order(func, args, kwargs)
         name = func._schema.name
-        formula = _FORMULAS.get(name)
-        if formula is not None:
-            flops = formula(_by_name(func, args, kwargs))
-            self._by_op[name] = self._by_op.get(name, Flops(0, 0)) + flops
-        elif not is_free(func):
+        formula = FORMULAS.get(name)
+        if formula is None and not is_free(func):
             # Under inference mode composite ops arrive whole; their parts are what is counted.
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-            raise UserError(
-                f"FLOPs of op '{name}' are not known; register them with "
-                f"modbench.register_flop_formula('{name}', formula)"
-            )
-        return func(*args, **kwargs)
+            raise _unknown(name)
+        result = func(*args, **kwargs)
+        if formula is not None:
+            self._counter.add(name, formula(_by_name(func, args, kwargs), result))
+        return result
 
-
-def register_flop_formula(op: str, formula: Formula) -> None:
-    """Count the op called ``op`` (such as ``"mylib::my_matmul"``) by ``formula``, which takes the op's
-    arguments by their schema names and returns `Flops`.
-
-    Raises:
-        UserError: the op is counted already.
-    """
-    if op in _FORMULAS:
-        raise UserError(f"op '{op}' already has a FLOP formula; remove one of the two registrations")
-    _FORMULAS[op] = formula
+    def _higher_order(self, func: HigherOrderOperator, args: Any, kwargs: Any) -> Any:
+        """Control flow by the branch taken."""
+        if func is torch.ops.higher_order.cond:
+            condition, yes, no, operands = args
+            with self:
+                return (yes if bool(condition) else no)(*operands)
+        if func is torch.ops.higher_order.while_loop:
+            condition_of, body, carried, further = args
+            with self:
+                while bool(condition_of(*carried, *further)):
+                    carried = body(*carried, *further)
+            return tuple(carried)
+        raise _unknown(func.name())
 
 
 def is_free(func: OpOverload) -> bool:
@@ -99,54 +211,24 @@ def is_free(func: OpOverload) -> bool:
     return name in FREE or name.startswith(FREE_PREFIXES)
 
 
-def _by_name(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _unknown(name: str) -> UserError:
+    return UserError(
+        f"FLOPs of op '{name}' are not known; register them with "
+        f"modbench.register_flop_formula('{name}', formula)"
+    )
+
+
+def _by_name(func: OpOverload, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     names = [argument.name for argument in func._schema.arguments]
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _same(flops: int) -> Flops:
-    return Flops(flops, flops)
-
-
-def _matmul(first: str, second: str) -> Formula:
-    """(..., N, K) @ (..., K, M), (N, K) @ (K,) or (K,) @ (K,)."""
-
-    def formula(arguments: Mapping[str, Any]) -> Flops:
-        left: Tensor = arguments[first]
-        right: Tensor = arguments[second]
-        columns = right.shape[-1] if right.dim() > 1 else 1
-        return _same(2 * left.numel() * columns)
-
-    return formula
-
-
-def _attention(factor: int) -> Formula:
-    """Scores and weighted values; ``factor`` 2 for the backward pass."""
-
-    def formula(arguments: Mapping[str, Any]) -> Flops:
-        query, key, value = arguments["query"], arguments["key"], arguments["value"]
-        batch, heads, queries, width = query.shape
-        keys = key.shape[2]
-        per_pair = 2 * batch * heads * (width + value.shape[3]) * factor
-        full = queries * keys
-        causal = sum(min(row + 1, keys) for row in range(queries))
-        return Flops(per_pair * (causal if arguments.get("is_causal") else full), per_pair * full)
-
-    return formula
-
-
-_SDPA = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
-
-_FORMULAS: dict[str, Formula] = {
-    "aten::mm": _matmul("self", "mat2"),
-    "aten::addmm": _matmul("mat1", "mat2"),
-    "aten::bmm": _matmul("self", "mat2"),
-    "aten::baddbmm": _matmul("batch1", "batch2"),
-    "aten::addbmm": _matmul("batch1", "batch2"),
-    "aten::mv": _matmul("self", "vec"),
-    "aten::addmv": _matmul("mat", "vec"),
-    "aten::dot": _matmul("self", "tensor"),
-    "aten::vdot": _matmul("self", "other"),
-    **{f"aten::_scaled_dot_product_{kind}": _attention(1) for kind in _SDPA},
-    **{f"aten::_scaled_dot_product_{kind}_backward": _attention(2) for kind in _SDPA},
-}
+def _in_recompute() -> bool:
+    """Whether activation checkpointing runs a forward pass again, in the middle of a backward pass. Only
+    its own frames on the stack tell that from a backward pass that builds a graph."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modbench.flops.component import component
 from modbench.flops.ledger import Ledger, Load, attention, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -44,17 +45,21 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         sequences, tokens, width = x_BTD.shape
-        parts = self.qkv(x_BTD).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        with component("attention.qkv", self.layer):
+            qkv_BTC = self.qkv(x_BTD)
+        parts = qkv_BTC.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
         q_BHTP, k_BKTP, v_BKTP = parts.split((self.heads, self.key_heads, self.key_heads), dim=1)
         cos, sin = self._rotation(x_BTD, context)
-        y_BHTP = F.scaled_dot_product_attention(
-            _rotate(q_BHTP, cos, sin),
-            _rotate(k_BKTP, cos, sin),
-            v_BKTP,
-            is_causal=True,
-            enable_gqa=self.key_heads != self.heads,
-        )
-        return self.out(y_BHTP.transpose(1, 2).reshape(sequences, tokens, width))
+        with component("attention.scores", self.layer):
+            y_BHTP = F.scaled_dot_product_attention(
+                _rotate(q_BHTP, cos, sin),
+                _rotate(k_BKTP, cos, sin),
+                v_BKTP,
+                is_causal=True,
+                enable_gqa=self.key_heads != self.heads,
+            )
+        with component("attention.out", self.layer):
+            return self.out(y_BHTP.transpose(1, 2).reshape(sequences, tokens, width))
 
     def ledger(self, load: Load) -> Ledger:
         width, heads = self.model.width, self.heads
@@ -119,7 +124,8 @@ class MLP(FeedForward):
         )
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        return self.down(activate(self.up(x_BTD), self.model.mlp))
+        with component("mlp", self.layer):
+            return self.down(activate(self.up(x_BTD), self.model.mlp))
 
     def ledger(self, load: Load) -> Ledger:
         rows, width, hidden = load.slots, self.model.width, self.model.hidden

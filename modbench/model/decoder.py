@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modbench.flops.component import component
 from modbench.flops.ledger import OUTSIDE, Ledger, Load, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -44,7 +45,8 @@ class Decoder(nn.Module):
         for layer in self.layers:
             x_BTD = layer(x_BTD, context)
         x_BTD = self.norm(x_BTD)
-        return F.linear(x_BTD, self.embedding.weight if self.head is None else self.head.weight)
+        with component("head"):
+            return F.linear(x_BTD, self.embedding.weight if self.head is None else self.head.weight)
 
     def ledger(self, load: Load) -> Ledger:
         """The closed form of what `forward` spends on ``load``."""

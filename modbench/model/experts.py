@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.errors import UserError
+from modbench.flops.component import component
 from modbench.flops.ledger import Ledger, Load, matmul
 from modbench.model.block import activate, up_columns
 from modbench.model.config import ModelConfig
@@ -58,14 +59,17 @@ class ExpertBank(nn.Module):
             _autocast(self.down).unbind(0),
             strict=True,
         )
-        return torch.cat(
-            [F.linear(activate(F.linear(rows, up), self.model.mlp), down) for rows, up, down in banks]
-        )
+        with component("experts", self.layer):
+            parts = [
+                F.linear(activate(F.linear(rows, up), self.model.mlp), down) for rows, up, down in banks
+            ]
+        return torch.cat(parts)
 
     def equal(self, rows_END: Tensor) -> Tensor:
         """The same for an equal number of rows per expert, (E, N, D)."""
-        hidden = activate(torch.bmm(rows_END, self.up.transpose(1, 2)), self.model.mlp)
-        return torch.bmm(hidden, self.down.transpose(1, 2))
+        with component("experts", self.layer):
+            hidden = activate(torch.bmm(rows_END, self.up.transpose(1, 2)), self.model.mlp)
+            return torch.bmm(hidden, self.down.transpose(1, 2))
 
     def ledger(self, load: Load, rows: int) -> Ledger:
         """``rows`` assignments in all: the closed form depends on no balance."""
@@ -82,4 +86,6 @@ class ExpertBank(nn.Module):
 def _autocast(weight: Tensor) -> Tensor:
     """``weight`` in the dtype that autocast would give its slices, cast once and not slice by slice."""
     kind = weight.device.type
-    return weight.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else weight
+    if weight.is_meta or not torch.is_autocast_enabled(kind):
+        return weight
+    return weight.to(torch.get_autocast_dtype(kind))

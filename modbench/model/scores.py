@@ -4,6 +4,7 @@ B sequences, T tokens, K chosen, D model width, E experts.
 """
 
 import math
+from contextlib import nullcontext
 from fractions import Fraction
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 def score(x_D: Tensor, weight_ED: Tensor) -> Tensor:
     """``x @ weight^T`` in float32 (float64 for float64 input), whatever autocast says: (..., E)."""
     dtype = torch.promote_types(x_D.dtype, torch.float32)
-    with torch.autocast(x_D.device.type, enabled=False):
+    # The meta device knows no autocast.
+    with nullcontext() if x_D.is_meta else torch.autocast(x_D.device.type, enabled=False):
         return F.linear(x_D.to(dtype), weight_ED.to(dtype))
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from modbench.errors import UserError
+from modbench.flops.component import component
 from modbench.flops.ledger import Ledger, Load, matmul
 from modbench.model.average import RunningAverage
 from modbench.model.block import Block, FeedForward
@@ -75,7 +76,8 @@ class ExpertChoiceExperts(FeedForward):
         normal_(self.router, seed, f"layers.{self.layer}.router")
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        scores_BTE = score(x_BTD, self.router).softmax(dim=-1)
+        with component("router", self.layer):
+            scores_BTE = score(x_BTD, self.router).softmax(dim=-1)
         if context.selection == "causal":
             return self._above_threshold(x_BTD, scores_BTE, context)
         return self._highest(x_BTD, scores_BTE, context)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.errors import UserError
+from modbench.flops.component import component
 from modbench.flops.ledger import Ledger, Load, matmul
 from modbench.model.average import RunningAverage
 from modbench.model.block import Block
@@ -88,7 +89,8 @@ class DepthRouted(Layer):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         sequences, tokens, width = x_BTD.shape
-        scores_BT = score(x_BTD, self.router).squeeze(-1)
+        with component("router", self.layer):
+            scores_BT = score(x_BTD, self.router).squeeze(-1)
         causal_BT = scores_BT if self.predictor is None else self.predictor(x_BTD)
         if context.selection == "topk":
             selected_BT, lengths = self._topk(scores_BT, causal_BT, context)
@@ -187,7 +189,8 @@ class Predictor(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Logits (B, T)."""
         x_BTD = F.rms_norm(x_BTD.detach(), x_BTD.shape[-1:])
-        return score(F.gelu(score(x_BTD, self.up)), self.down).squeeze(-1)
+        with component("predictor", self.layer):
+            return score(F.gelu(score(x_BTD, self.up)), self.down).squeeze(-1)
 
     def ledger(self, load: Load) -> Ledger:
         rows, width = load.slots, self.model.width

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.errors import UserError
+from modbench.flops.component import component
 from modbench.flops.ledger import Ledger, Load, matmul
 from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
@@ -87,7 +88,8 @@ class TokenChoiceExperts(FeedForward):
         slots_N = None if real_BT is None else real_BT.flatten().nonzero().squeeze(1)
         x_ND = x_SD if slots_N is None else x_SD.index_select(0, slots_N)
 
-        logits_NE = score(x_ND, self.router)
+        with component("router", self.layer):
+            logits_NE = score(x_ND, self.router)
         probabilities_NE = logits_NE.softmax(dim=-1)
         experts_NK = logits_NE.argsort(dim=-1, descending=True, stable=True)[:, : self.options.top_k]
         gates_NK = probabilities_NE.gather(1, experts_NK)

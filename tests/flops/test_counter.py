@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from modbench.errors import UserError
 from modbench.flops import counter as counters
+from modbench.flops import formulas
 from modbench.flops.counter import FlopCounter, register_flop_formula
-from modbench.flops.ledger import Flops, Load
+from modbench.flops.ledger import Ledger, Load
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import build_model
@@ -30,6 +31,10 @@ SCHEMES: dict[str, tuple[str, dict]] = {
 }
 
 
+def entries(ledger: Ledger) -> dict:
+    return {key: flops for key, flops in ledger if flops.full}
+
+
 @pytest.mark.parametrize("lengths", [(63, 63, 63), (63, 20, 1)], ids=["full", "padded"])
 @pytest.mark.parametrize("rule", ["topk", "causal"])
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -47,6 +52,7 @@ def test_forward_ledger_equals_the_counter(
         ledger = model.ledger(Load(lengths=lengths, padding=True, counts=context.trace.counts))
         assert ledger.total("full") == counter.total > 0
         assert ledger.total("model") == counter.total_model
+        assert entries(ledger) == entries(counter.ledger)  # each layer's each component
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -65,8 +71,9 @@ def test_training_ledger_equals_the_counter(scheme: str, dtype: torch.dtype, sha
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     ledger = model.ledger(Load(lengths=(63, 63), phase="train", counts=context.trace.counts))
-    assert ledger.total("full") == counter.total
+    assert ledger.total("full") == counter.total == counter.executed
     assert ledger.total("model") == counter.total_model
+    assert entries(ledger) == entries(counter.ledger)  # each layer's each component, each direction
     if not context.trace.counts or name != "mode_integrated":
         nominal = model.ledger(Load.uniform(2, 63, "train"))
         assert nominal.total("full") == counter.total  # training costs what the options promise
@@ -118,13 +125,15 @@ def test_attention_on_cpu_is_not_zero(causal: bool) -> None:
 def test_an_op_nobody_thought_of_is_an_error_that_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(counters, "_FORMULAS", dict(counters._FORMULAS))
+    before = dict(formulas.FORMULAS)
+    monkeypatch.setattr(formulas, "FORMULAS", before)
+    monkeypatch.setattr(counters, "FORMULAS", before)
     spectrum = torch.randn(8)
     with pytest.raises(UserError, match=r"'aten::_fft_r2c' are not known; register"), FlopCounter():
         torch.fft.rfft(spectrum)
-    register_flop_formula("aten::_fft_r2c", lambda arguments: Flops(24, 24))
+    register_flop_formula("aten::_fft_r2c", lambda arguments, result: 24)
     with FlopCounter() as counter:
         torch.fft.rfft(spectrum)
     assert counter.total == 24
     with pytest.raises(UserError, match="already has a FLOP formula"):
-        register_flop_formula("aten::mm", lambda arguments: Flops(0, 0))
+        register_flop_formula("aten::mm", lambda arguments, result: 0)

@@ -1,0 +1,46 @@
+"""Labels of our own for what a model computes: which layer, which component.
+
+A label holds for the forward ops inside it, for the recompute of them, and for their backward ops, which
+run long after: autograd numbers the nodes it makes, and a label remembers the numbers made inside it.
+"""
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from modbench.flops.ledger import OUTSIDE
+
+if TYPE_CHECKING:
+    from modbench.flops.counter import FlopCounter
+
+#: The counters at work, the innermost last.
+active: "list[FlopCounter]" = []
+
+
+@dataclass(frozen=True)
+class Label:
+    """``pairs``: (causal, all) query-key pairs, where this is causal attention."""
+
+    layer: int = OUTSIDE
+    component: str = "other"
+    pairs: tuple[int, int] | None = None
+
+
+class component:  # noqa: N801  a context manager, named as it reads: with component("mlp", layer)
+    """``with component("mlp", layer):`` what runs inside belongs to that component of that layer."""
+
+    def __init__(self, name: str, layer: int = OUTSIDE) -> None:
+        self.label = Label(layer, name)
+
+    def __enter__(self) -> None:
+        for counter in active:
+            counter.open(self.label)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        for counter in active:
+            counter.close()

@@ -23,6 +23,7 @@ def score(x_D: Tensor, weight_ED: Tensor) -> Tensor:
 def share(capacity: float, tokens: int, among: int = 1) -> int:
     """ceil(capacity * tokens / among) with ``capacity`` taken as it is written in decimals, so that 0.07
     of 100 is 7; never 0 while there is a token, never more than there are."""
+    tokens = int(tokens)  # a size is a tensor while torch.jit traces
     return min(tokens, math.ceil(Fraction(repr(capacity)) * tokens / among))
 
 
@@ -34,7 +35,7 @@ def highest(scores_BT: Tensor, counts: list[int], real_BT: Tensor | None) -> Ten
     order_BT = scores_BT.argsort(dim=-1, descending=True, stable=True)
     if min(counts) == max(counts):
         chosen_BT = order_BT[:, : counts[0]]
-        return torch.zeros_like(scores_BT, dtype=torch.bool).scatter_(1, chosen_BT, True)
+        return torch.zeros_like(scores_BT, dtype=torch.bool).scatter_(1, chosen_BT, 1)
     limits_B1 = torch.tensor(counts, device=scores_BT.device)[:, None]
     within_BT = torch.arange(scores_BT.shape[1], device=scores_BT.device) < limits_B1
     return torch.zeros_like(within_BT).scatter_(1, order_BT, within_BT)

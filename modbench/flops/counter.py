@@ -40,6 +40,9 @@ class FlopCounter:
     its forward in both. Activation checkpointing's recompute is in neither; ``executed`` is ``total``
     with it.
 
+    A product written out as pointwise multiplication and a sum is no matmul op and counts 0, and code
+    outside PyTorch isn't seen.
+
     Raises:
         UserError: an op that is neither counted nor known to be free; `register_flop_formula` mends it.
     """

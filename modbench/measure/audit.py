@@ -8,7 +8,9 @@ B sequences, T tokens, V vocabulary.
 """
 
 import copy
-from dataclasses import asdict, dataclass
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -20,8 +22,12 @@ from modbench.flops.ledger import CONVENTIONS, Load, Phase
 from modbench.model.context import Context, Selection
 from modbench.model.decoder import Decoder
 
-#: Largest difference of two float64 logits that is still rounding.
-ROUNDING = 1e-8
+#: Largest difference of two float64 logits, relative to the largest logit, that is still rounding: room
+#: for a router that computes its scores in float32.
+ROUNDING = 1e-5
+#: The same for float32, where a changed batch may also tip a token across a threshold by chance: so
+#: much, in so many of the earlier positions.
+ROUNDING_32, SHARE_32 = 1e-3, 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,69 +44,96 @@ class Finding:
         return asdict(self)
 
 
-def audit(model: Decoder, *, sequence: int = 63, seed: int = 0) -> list[Finding]:
-    """Run the probes on ``model`` with random tokens, at an odd length and batch sizes above 1. The
-    model itself is not changed."""
-    on = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    tokens_BT = torch.randint(model.config.vocabulary, (3, sequence), generator=generator).to(on)
+def audit(
+    model: Decoder, *, shapes: Sequence[tuple[int, int]] = ((3, 63),), seed: int = 0
+) -> list[Finding]:
+    """Run the probes on ``model`` with random tokens, for each of ``shapes`` (sequences, tokens): an odd
+    length, and whatever length and batch it is trained and scored at. A probe passes if it does at all
+    of them; one that raises has failed. The model itself is not changed."""
     exact = copy.deepcopy(model).double().eval()
-    return [
-        causal(exact, tokens_BT, generator),
-        batch_invariant(exact, tokens_BT),
-        bypass(exact, tokens_BT),
-        count(model, tokens_BT),
-    ]
+    probes = (
+        (1, "causal", True, lambda tokens_BT: causal(exact, model, tokens_BT, seed)),
+        (2, "batch-invariant", True, lambda tokens_BT: batch_invariant(exact, tokens_BT)),
+        (5, "bypass", False, lambda tokens_BT: bypass(exact, tokens_BT)),
+        (9, "count", True, lambda tokens_BT: count(model, tokens_BT)),
+    )
+    generator = torch.Generator().manual_seed(seed)
+    on = next(model.parameters()).device
+    texts = [torch.randint(model.config.vocabulary, shape, generator=generator) for shape in shapes]
+    findings = []
+    for number, name, ranks, probe in probes:
+        for tokens_BT in texts:
+            passed, figure = _outcome(probe, tokens_BT.to(on))
+            if not passed:
+                figure += f" (at {tokens_BT.shape[0]} x {tokens_BT.shape[1]} tokens)"
+                break
+        findings.append(Finding(probe=number, name=name, passed=passed, figure=figure, ranks=ranks))
+    return findings
+
+
+def _outcome(probe: Callable[[Tensor], tuple[bool, str]], tokens_BT: Tensor) -> tuple[bool, str]:
+    try:
+        return probe(tokens_BT)
+    except Exception as error:  # a router's own code runs here: whatever it raises is its finding
+        return False, f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 @torch.no_grad()
-def causal(model: Decoder, tokens_BT: Tensor, generator: torch.Generator) -> Finding:
-    """Probe 1: tokens after t change, logits up to t do not, under the causal rule."""
+def causal(exact: Decoder, model: Decoder, tokens_BT: Tensor, seed: int = 0) -> tuple[bool, str]:
+    """Probe 1: tokens after t change, logits up to t do not, under the causal rule; in float64, and with
+    a coarser measure in the model's own dtype."""
+    tokens_BT = tokens_BT[:4]  # the length matters here; the batch is probe 2's
+    largest, moved, _ = _moved(exact, tokens_BT, ROUNDING, seed)
+    own = copy.deepcopy(model).eval()
+    _, moved_32, looked_at = _moved(own, tokens_BT, ROUNDING_32, seed)
+    if moved == 0 and moved_32 > SHARE_32 * looked_at:
+        return False, f"{moved_32} earlier positions moved in {next(model.parameters()).dtype} only"
+    return moved == 0, f"{moved} earlier positions moved, by {largest:.1e} at most"
+
+
+def _moved(model: Decoder, tokens_BT: Tensor, rounding: float, seed: int) -> tuple[float, int, int]:
+    """The largest move of an earlier position's logits, how many moved, and how many were looked at."""
+    generator = torch.Generator().manual_seed(seed)
     sequence = tokens_BT.shape[1]
     before_BTV = model(tokens_BT, Context(selection="causal"))
-    largest, moved = 0.0, 0
-    places = sorted({0, 1, sequence // 4, sequence // 2, sequence - 8, sequence - 2})
-    for place in [p for p in places if 0 <= p < sequence - 1]:
+    bound = rounding * max(1.0, before_BTV.abs().max().item())
+    largest, moved, looked_at = 0.0, 0, 0
+    places = {0, 1, sequence // 4, sequence // 2, sequence - 8, sequence - 2}
+    for place in sorted(place for place in places if 0 <= place < sequence - 1):
         shape = (tokens_BT.shape[0], sequence - place - 1)
         other_BT = torch.randint(model.config.vocabulary, shape, generator=generator)
         changed_BT = torch.cat((tokens_BT[:, : place + 1], other_BT.to(tokens_BT.device)), dim=1)
         after_BTV = model(changed_BT, Context(selection="causal"))
-        difference_BT = (after_BTV - before_BTV)[:, : place + 1].abs().amax(-1)
-        difference_BT = difference_BT.nan_to_num(nan=torch.inf)
+        difference_BT = _largest(after_BTV[:, : place + 1], before_BTV[:, : place + 1])
         largest = max(largest, difference_BT.max().item())
-        moved += int((difference_BT > ROUNDING).sum())
-    return Finding(
-        probe=1,
-        name="causal",
-        passed=largest <= ROUNDING,
-        figure=f"{moved} earlier positions moved, by {largest:.1e} at most",
-        ranks=True,
-    )
+        moved += int((difference_BT > bound).sum())
+        looked_at += difference_BT.numel()
+    return largest, moved, looked_at
+
+
+def _largest(one_BTV: Tensor, other_BTV: Tensor) -> Tensor:
+    """The largest difference of each position's logits; infinite where one is no number."""
+    return (one_BTV - other_BTV).abs().amax(-1).nan_to_num(nan=torch.inf)
 
 
 @torch.no_grad()
-def batch_invariant(model: Decoder, tokens_BT: Tensor) -> Finding:
+def batch_invariant(model: Decoder, tokens_BT: Tensor) -> tuple[bool, str]:
     """Probe 2: a sequence alone scores as it does in a padded batch of strangers."""
     sequences, sequence = tokens_BT.shape
     lengths = [max(1, sequence * (n + 1) // sequences) for n in range(sequences)]
     lengths_B = torch.tensor(lengths, device=tokens_BT.device)
     together_BTV = model(tokens_BT, Context(selection="causal", lengths_B=lengths_B))
-    largest = 0.0
+    largest, bound = 0.0, ROUNDING
     for row, length in enumerate(lengths):
-        alone_TV = model(tokens_BT[row : row + 1, :length], Context(selection="causal"))[0]
-        difference = (together_BTV[row, :length] - alone_TV).abs().nan_to_num(nan=torch.inf)
-        largest = max(largest, difference.max().item())
-    return Finding(
-        probe=2,
-        name="batch-invariant",
-        passed=largest <= ROUNDING,
-        figure=f"alone and among strangers differ by {largest:.1e} at most",
-        ranks=True,
-    )
+        alone_BTV = model(tokens_BT[row : row + 1, :length], Context(selection="causal"))
+        bound = max(bound, ROUNDING * alone_BTV.abs().max().item())
+        difference_BT = _largest(together_BTV[row : row + 1, :length], alone_BTV)
+        largest = max(largest, difference_BT.max().item())
+    return largest <= bound, f"alone and among strangers differ by {largest:.1e} at most"
 
 
 @torch.no_grad()
-def bypass(model: Decoder, tokens_BT: Tensor) -> Finding:
+def bypass(model: Decoder, tokens_BT: Tensor) -> tuple[bool, str]:
     """Probe 5: a token that a layer says it did not select leaves that layer bit for bit unchanged."""
     skipped, altered = 0, 0
     rules: tuple[Selection, ...] = ("topk", "causal")
@@ -117,42 +150,54 @@ def bypass(model: Decoder, tokens_BT: Tensor) -> Finding:
             skipped += int((~selected_BT).sum())
             altered += int((changed_BT & ~selected_BT).sum())
     figure = f"{altered} of {skipped} skipped tokens changed" if skipped else "no token skips a layer"
-    return Finding(probe=5, name="bypass", passed=altered == 0, figure=figure, ranks=False)
+    return altered == 0, figure
 
 
-def count(model: Decoder, tokens_BT: Tensor) -> Finding:
-    """Probe 9: the closed form equals what the counter sees, forward under both rules, with and without
-    padding, and training, in both conventions."""
-    differences = {}
+def count(model: Decoder, tokens_BT: Tensor) -> tuple[bool, str]:
+    """Probe 9: the closed form equals what the counter sees, forward under both rules and training, with
+    and without padding, in both conventions. Without padded slots it must come to the same under the
+    training rule on full sequences, and to no more elsewhere: that form sets the budget and fills the
+    table."""
     sequences, sequence = tokens_BT.shape
+    full = (sequence,) * sequences
     padded = tuple(max(1, sequence - 7 * n) for n in range(sequences))
-    cases: tuple[tuple[str, Selection, Phase, bool], ...] = (
-        ("topk forward", "topk", "forward", False),
-        ("causal forward", "causal", "forward", False),
-        ("padded causal forward", "causal", "forward", True),
-        ("training step", "topk", "train", False),
+    wrong: dict[str, str] = {}
+    cases = 0
+    passes: tuple[tuple[Selection, Phase], ...] = (
+        ("topk", "forward"),
+        ("topk", "train"),
+        ("causal", "forward"),  # nothing trains under the causal rule
     )
-    for name, rule, phase, ragged in cases:
-        twin = copy.deepcopy(model).train(phase == "train")
-        lengths = padded if ragged else (sequence,) * sequences
-        lengths_B = torch.tensor(lengths, device=tokens_BT.device) if ragged else None
-        context = Context(selection=rule, lengths_B=lengths_B)
-        with FlopCounter() as counter, torch.set_grad_enabled(phase == "train"):
-            logits_BTV = twin(tokens_BT, context)
-            if phase == "train":
-                loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten())
-                (loss + context.trace.auxiliary_loss()).backward()
-        load = Load(lengths=lengths, phase=phase, padding=True, counts=context.trace.counts)
-        ledger = twin.ledger(load)
-        differences[name] = max(
-            (ledger.total(convention) - counter.under(convention) for convention in CONVENTIONS),
-            key=abs,
-        )
-    wrong = {name: difference for name, difference in differences.items() if difference}
-    figure = (
-        "ledger minus counter: "
-        + ", ".join(f"{difference:+d} FLOPs in {name}" for name, difference in wrong.items())
-        if wrong
-        else f"ledger equals counter in {len(differences)} cases"
-    )
-    return Finding(probe=9, name="count", passed=not wrong, figure=figure, ranks=True)
+    for lengths, (rule, phase) in itertools.product((full, padded), passes):
+        cases += 1
+        context, counter = _spend(model, tokens_BT, lengths, rule, phase)
+        counts = context.trace.counts
+        load = Load(lengths=lengths, phase=phase, counts=counts)
+        for convention in CONVENTIONS:
+            seen = counter.under(convention)
+            dispatched = model.ledger(replace(load, padding=True)).total(convention)
+            realised = model.ledger(load).total(convention)
+            exact = rule == "topk" and lengths == full
+            name = f"{'padded ' if lengths == padded else ''}{rule} {phase}"
+            if dispatched != seen:
+                wrong[name] = f"{dispatched - seen:+d} in {name}"
+            elif realised > seen or (exact and realised != seen):
+                wrong[name] = f"{realised - seen:+d} in {name} without padding"
+    if wrong:
+        return False, f"ledger minus counter, FLOPs: {', '.join(wrong.values())}"
+    return True, f"ledger equals counter in {cases} cases"
+
+
+def _spend(
+    model: Decoder, tokens_BT: Tensor, lengths: tuple[int, ...], rule: Selection, phase: Phase
+) -> tuple[Context, FlopCounter]:
+    twin = copy.deepcopy(model).train(phase == "train")
+    ragged = len(set(lengths)) > 1
+    lengths_B = torch.tensor(lengths, device=tokens_BT.device) if ragged else None
+    context = Context(selection=rule, lengths_B=lengths_B)
+    with FlopCounter() as counter, torch.set_grad_enabled(phase == "train"):
+        logits_BTV = twin(tokens_BT, context)
+        if phase == "train":
+            loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten())
+            (loss + context.trace.auxiliary_loss()).backward()
+    return context, counter

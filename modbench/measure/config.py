@@ -17,7 +17,7 @@ class MeasureConfig:
     heldout_tokens: int = 65_536  #: tokens of held-out text that the final loss is taken on
     curve_tokens: int = 8_192  #: the same for each point of the learning curve
     timing_repeats: int = 12  #: timed forward passes and training steps
-    downstream: tuple[str, ...] = ("modbench_cloze",)  #: lm-eval tasks
+    downstream: tuple[str, ...] = ("modbench_cloze",)  #: tasks of ours, scored by lm-eval
     downstream_limit: int | None = None  #: items per task; None: all
 
     def __post_init__(self) -> None:

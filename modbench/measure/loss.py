@@ -15,6 +15,9 @@ from modbench.flops.ledger import Load
 from modbench.model.context import Context, Selection
 from modbench.model.decoder import Decoder
 
+#: Sequences that are scored at once.
+SCORING_BATCH = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeldoutLoss:
@@ -53,7 +56,7 @@ def heldout_loss(
     token_bytes_V: np.ndarray,
     *,
     selection: Selection,
-    batch: int = 16,
+    batch: int = SCORING_BATCH,
 ) -> HeldoutLoss:
     """Cross-entropy over ``windows_WT`` in float32, each window from an empty context."""
     on = next(model.parameters()).device

@@ -1,6 +1,7 @@
 """The shape of a decoder, without a word about routing. Imports no torch."""
 
 from dataclasses import dataclass, fields
+from math import inf
 from typing import Literal
 
 from modbench.errors import UserError
@@ -46,10 +47,10 @@ class ModelConfig:
             )
         if self.hidden < 1:
             raise UserError(f"model mlp_width is {self.mlp_width}; it must be 1 or more")
-        if self.rope_base <= 0 or self.norm_epsilon <= 0:
+        if not (0 < self.rope_base < inf and 0 < self.norm_epsilon < inf):
             raise UserError(
                 f"model rope_base is {self.rope_base} and norm_epsilon {self.norm_epsilon}; "
-                "both must be above 0"
+                "both must be above 0 and finite"
             )
 
     @property

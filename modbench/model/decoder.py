@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modbench.errors import UserError
 from modbench.flops.component import component
 from modbench.flops.ledger import OUTSIDE, Ledger, Load, matmul
 from modbench.model.config import ModelConfig
@@ -24,7 +25,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, self.router = config, router
         self.embedding = nn.Embedding(config.vocabulary, config.width)
-        self.layers = nn.ModuleList(router.build_layer(config, n) for n in range(config.layers))
+        self.layers = nn.ModuleList(_layer(router, config, n) for n in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
         self.head = None if config.tied_head else nn.Linear(config.width, config.vocabulary, bias=False)
 
@@ -59,7 +60,7 @@ class Decoder(nn.Module):
             inner=self.config.width,
             columns=self.config.vocabulary,
         )
-        return Ledger.sum([layer.ledger(load) for layer in layers]) + head
+        return Ledger.sum([_ledger(self.router, layer, load) for layer in layers]) + head
 
     def parameter_count(self, kind: Literal["total", "active"] = "total") -> int:
         """Trained parameters: all, or those that one token meets when it is routed everywhere it can
@@ -73,6 +74,42 @@ class Decoder(nn.Module):
             for layer in layers
         )
         return total - idle
+
+
+def _layer(router: Router, config: ModelConfig, number: int) -> Layer:
+    """What ``router`` builds; its mistakes are its author's to mend, and are told as such."""
+    try:
+        layer = router.build_layer(config, number)
+    except UserError as error:
+        raise UserError(f"router '{router.name}': {error}") from error
+    except Exception as error:
+        raise UserError(
+            f"router '{router.name}' raised {type(error).__name__}: {error} in build_layer for layer "
+            f"{number}; mend it"
+        ) from error
+    if not isinstance(layer, Layer):
+        raise UserError(
+            f"router '{router.name}' built {type(layer).__name__} for layer {number}; build_layer must "
+            "return a modbench.model.router.Layer"
+        )
+    return layer
+
+
+def _ledger(router: Router, layer: Layer, load: Load) -> Ledger:
+    try:
+        ledger = layer.ledger(load)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"router '{router.name}' raised {type(error).__name__}: {error} in ledger; mend it"
+        ) from error
+    if not isinstance(ledger, Ledger):
+        raise UserError(
+            f"router '{router.name}' gave {type(ledger).__name__} for a ledger; it must return a "
+            "modbench.flops.ledger.Ledger"
+        )
+    return ledger
 
 
 def build_model(config: ModelConfig, router: Router, seed: int = 0) -> Decoder:

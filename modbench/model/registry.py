@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -29,6 +30,17 @@ def register_router(name: str) -> Callable[[R], R]:
     """
 
     def register(router: R) -> R:
+        from modbench.model.router import Router
+
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise UserError(
+                f"router name {name!r} must be made of letters, digits, '_', '.' and '-'; rename it"
+            )
+        if not isinstance(router, type) or not issubclass(router, Router):
+            raise UserError(
+                f"router '{name}' ({getattr(router, '__qualname__', router)}) must derive from "
+                "modbench.model.router.Router"
+            )
         if not is_dataclass(router) or not router.__dataclass_params__.frozen:  # type: ignore[attr-defined]
             raise UserError(
                 f"router '{name}' ({router.__qualname__}) must be a frozen dataclass; "
@@ -109,6 +121,8 @@ def load_plugin(path: str | Path) -> list[str]:
         UserError: the file is missing, raises, or registers nothing.
     """
     file = Path(path).resolve()
+    if file.is_dir():
+        raise UserError(f"plugin {path} is a folder; give the path of a Python file")
     if not file.is_file():
         raise UserError(f"plugin {path}: there is no such file; give the path of a Python file")
     module_name = f"modbench_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
@@ -127,7 +141,7 @@ def load_plugin(path: str | Path) -> list[str]:
                 del _registered[name]
             if isinstance(error, UserError):
                 raise UserError(f"plugin {path}: {error}") from error
-            if not isinstance(error, Exception):
+            if not isinstance(error, Exception | SystemExit):
                 raise
             where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
             raise UserError(
@@ -170,8 +184,16 @@ def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router
         if option not in options and field.default is MISSING and field.default_factory is MISSING
     ]
     if missing:
-        raise UserError(f"router '{name}' needs option '{missing[0]}'; give it a value")
+        raise UserError(
+            f"router '{name}' needs option '{missing[0]}'; give it a value, in a suite under "
+            "[[schemes]] options, or a default in its class"
+        )
     try:
         return router(**options)
     except UserError as error:
         raise UserError(f"router '{name}': {error}") from error
+    except Exception as error:
+        raise UserError(
+            f"router '{name}' raised {type(error).__name__}: {error} when it was built; mend its "
+            "__post_init__"
+        ) from error

@@ -7,7 +7,7 @@ output, x + r * (x + delta). The selected attend to each other only, causally, a
 
 Top-k over a sequence looks at later tokens, so it trains and may not predict (section 3.5). Causal
 rules: ``predictor``, a small MLP on the detached stream trained by binary cross-entropy to tell who is
-among the top k; ``aux_bce``, the same loss on the router's own score, a token entering at score > 0;
+among the top k; ``aux_bce``, the same loss on the router's own score, a token entering at score >= 0;
 ``ema_threshold``, an exponential average of the lowest score that was selected.
 
 Where this reads the paper differently: k is rounded up; ``scaled_sigmoid`` is 2 * sigmoid(r), 1 at 0.
@@ -96,7 +96,7 @@ class DepthRouted(Layer):
             selected_BT, lengths = self._topk(scores_BT, causal_BT, context)
         else:
             threshold = 0.0 if self.threshold is None else self.threshold.value
-            selected_BT = causal_BT > threshold
+            selected_BT = causal_BT >= threshold
             real_BT = context.real(x_BTD)
             if real_BT is not None:
                 selected_BT = selected_BT & real_BT

@@ -18,7 +18,7 @@ from modbench.flops.ledger import Load
 from modbench.measure.audit import audit
 from modbench.measure.config import MeasureConfig
 from modbench.measure.environment import code_version, environment
-from modbench.measure.loss import heldout_loss, heldout_windows, unigram_loss
+from modbench.measure.loss import SCORING_BATCH, heldout_loss, heldout_windows, unigram_loss
 from modbench.measure.memory import peak_memory
 from modbench.measure.quiet import Quiet
 from modbench.measure.timing import time_model
@@ -173,6 +173,7 @@ def _measure(
     checkpoint.save_weights(folder / "model.safetensors", model)
 
     phase("held-out loss")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     causal = heldout_loss(model, windows_WT, data.token_bytes_V, selection="causal")
     leaky = heldout_loss(model, windows_WT, data.token_bytes_V, selection="topk")
     measured.metrics |= {
@@ -185,8 +186,17 @@ def _measure(
         "forward_flops_per_token_dispatched": causal.dispatched_flops_per_token,
     }
 
+    # A model that learns from what it is scored on would know the text the second time.
+    changed = [
+        name for name, value in model.state_dict().items() if not torch.equal(value, before[name])
+    ]
+
     phase("audit")
-    measured.audit = [finding.as_dict() for finding in audit(model)]
+    # At an odd length, and at the length and batch that training and scoring have.
+    findings = audit(model, shapes=((3, 63), (SCORING_BATCH, sequence)))
+    measured.audit = [finding.as_dict() for finding in findings]
+    if changed:
+        measured.audit[0] |= {"passed": False, "figure": f"scoring changed its state: {changed[0]}"}
 
     if measure.downstream:
         phase("downstream")

@@ -104,7 +104,8 @@ def train_model(
     say: Callable[[dict[str, Any]], None],
     stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
-    """Train for ``steps`` steps, from the checkpoint in ``folder`` if there is one.
+    """Train for ``steps`` steps, or fewer if the routing that takes place spends ``train.budget``
+    before; from the checkpoint in ``folder`` if there is one.
 
     ``evaluate`` gives the held-out loss of a point of the learning curve. ``say`` hears of progress.
     When ``stop()`` turns true, the state is saved first.
@@ -132,6 +133,7 @@ def train_model(
             "optimizer": optimizer.state_dict(),
             "step": step,
             "flops": str(flops),
+            "each": str(each),
             "curve": curve,
             "random": torch.get_rng_state(),
         }
@@ -143,9 +145,12 @@ def train_model(
     nominal = flops_per_step(model, train)
     points = {math.ceil(steps * n / train.evaluations) for n in range(1, train.evaluations + 1)}
     known_counts: Any = None
-    each, saved, said = nominal, time.monotonic(), 0.0
+    # What the next step is taken to cost: as much as the last one.
+    each = int(state["each"]) if state is not None else nominal
+    saved, said = time.monotonic(), 0.0
     model.train()
-    while step < steps:
+    # A scheme whose routing costs more than its options promise stops when the budget is spent.
+    while step < steps and flops + each <= train.budget:
         if stop():
             save()
             raise StoppedError
@@ -163,7 +168,8 @@ def train_model(
         value = loss.item()
         if not math.isfinite(value):
             raise DivergedError(f"the training loss is {value} at step {step} of {steps}")
-        if step in points:
+        last = step == steps or flops + each > train.budget
+        if step in points or last:
             heldout = evaluate(model)
             model.train()
             curve.append(
@@ -176,16 +182,16 @@ def train_model(
                 }
             )
         now = time.monotonic()
-        if now - said >= PROGRESS_SECONDS or step == steps:
+        if now - said >= PROGRESS_SECONDS or last:
             say({"event": "step", "step": step, "steps": steps, "loss": value, "flops": flops})
             said = now
-        if now - saved >= train.checkpoint_seconds or step == steps:
+        if now - saved >= train.checkpoint_seconds or last:
             save()
             saved = time.monotonic()
     return Trained(
-        steps=steps,
-        tokens=steps * train.batch * train.sequence,
+        steps=step,
+        tokens=step * train.batch * train.sequence,
         flops=flops,
-        flops_nominal=steps * nominal,
+        flops_nominal=step * nominal,
         curve=curve,
     )

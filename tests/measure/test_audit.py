@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from modbench.flops.ledger import Ledger, Load
+from modbench.flops.ledger import Flops, Ledger, Load
 from modbench.measure.audit import audit
+from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder, build_model
@@ -110,7 +111,7 @@ def test_a_ledger_that_forgets_one_matmul_is_caught(monkeypatch: pytest.MonkeyPa
     (count,) = [finding for finding in findings if not finding.passed]
     assert count.probe == 9
     assert count.ranks
-    assert "ledger minus counter: -" in count.figure
+    assert "ledger minus counter, FLOPs: -" in count.figure
 
 
 def test_a_saving_that_is_only_a_mask_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,3 +136,105 @@ def test_not_a_number_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(DepthRouted, "forward", wrong)
     assert failed(model_of("mod")) >= {1, 2, 5}
+
+
+def changed_model(monkeypatch: pytest.MonkeyPatch, forward) -> Decoder:
+    monkeypatch.setattr(Block, "forward", forward(Block.forward))
+    return model_of("vanilla")
+
+
+def test_a_leak_that_needs_a_long_sequence_is_caught_at_that_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forward(right):
+        def wrong(self: Block, x_BTD: Tensor, context: Context) -> Tensor:
+            if x_BTD.shape[1] > 64:
+                x_BTD = x_BTD + 0.1 * x_BTD.roll(-1, 1)
+            return right(self, x_BTD, context)
+
+        return wrong
+
+    model = changed_model(monkeypatch, forward)
+    assert failed(model) == set()
+    findings = audit(model, shapes=((3, 63), (4, 128)))
+    assert 1 in {finding.probe for finding in findings if not finding.passed}
+
+
+def test_strangers_that_meet_in_a_large_batch_are_caught_at_that_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forward(right):
+        def wrong(self: Block, x_BTD: Tensor, context: Context) -> Tensor:
+            if x_BTD.shape[0] > 3:
+                x_BTD = x_BTD + 0.1 * x_BTD[:, :1].mean(0, keepdim=True)
+            return right(self, x_BTD, context)
+
+        return wrong
+
+    findings = audit(changed_model(monkeypatch, forward), shapes=((3, 63), (8, 31)))
+    assert {finding.probe for finding in findings if not finding.passed} == {2}
+
+
+def test_a_leak_in_the_scoring_dtype_alone_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(right):
+        def wrong(self: Block, x_BTD: Tensor, context: Context) -> Tensor:
+            if x_BTD.dtype == torch.float32:
+                x_BTD = x_BTD + 0.1 * x_BTD.roll(-1, 1)
+            return right(self, x_BTD, context)
+
+        return wrong
+
+    (leak,) = [f for f in audit(changed_model(monkeypatch, forward)) if not f.passed]
+    assert leak.probe == 1
+    assert "torch.float32 only" in leak.figure
+
+
+def test_a_gate_in_float32_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(right):
+        def honest(self: Block, x_BTD: Tensor, context: Context) -> Tensor:
+            gate_BT = x_BTD.float().mean(-1, keepdim=True).sigmoid()
+            return x_BTD + gate_BT * self.delta(x_BTD, context)
+
+        return honest
+
+    assert failed(changed_model(monkeypatch, forward)) == set()
+
+
+def test_a_router_that_raises_has_failed_and_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(right):
+        def wrong(self: Block, x_BTD: Tensor, context: Context) -> Tensor:
+            return right(self, x_BTD.view(x_BTD.shape[0], -1, 64, SHAPE.width).flatten(1, 2), context)
+
+        return wrong
+
+    findings = audit(changed_model(monkeypatch, forward))
+    assert not any(finding.passed for finding in findings)
+    assert "raised RuntimeError" in findings[0].figure
+    assert "at 3 x 63 tokens" in findings[0].figure
+
+
+@pytest.mark.parametrize("where", ["unpadded", "nominal-is-fine-realised-lies"])
+def test_a_ledger_that_lies_only_where_the_table_reads_it_is_caught(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Block.ledger
+
+    def wrong(self: Block, load: Load) -> Ledger:
+        lies = not load.padding if where == "unpadded" else bool(load.counts) and not load.padding
+        ledger = right(self, load)
+        return Ledger({k: Flops(f.model // 10, f.full // 10) for k, f in ledger}) if lies else ledger
+
+    monkeypatch.setattr(Block, "ledger", wrong)
+    name = "vanilla" if where == "unpadded" else "token_choice"
+    assert failed(model_of(name)) == {9}
+
+
+def test_a_ledger_that_lies_only_on_padded_training_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Block.ledger
+
+    def wrong(self: Block, load: Load) -> Ledger:
+        lies = load.phase == "train" and len(set(load.lengths)) > 1
+        return Ledger() if lies else right(self, load)
+
+    monkeypatch.setattr(Block, "ledger", wrong)
+    assert failed(model_of("vanilla")) == {9}

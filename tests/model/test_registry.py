@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from modbench.errors import UserError
+from modbench.flops.ledger import Load
 from modbench.model import registry
 from modbench.model.block import Block
+from modbench.model.config import ModelConfig
+from modbench.model.decoder import Decoder
 from modbench.model.registry import build_router, load_plugin, register_router, router_names
 from modbench.model.router import Router
 
@@ -60,9 +63,12 @@ def test_a_plugin_file_registers_its_router_once(tmp_path: Path) -> None:
         ("def broken(:", "raised SyntaxError.*line 1"),
         ("import no_such_package_anywhere", "raised ModuleNotFoundError"),
         ("x = 1", "registers no router"),
+        ("import sys; sys.exit(0)", "raised SystemExit"),
+        (PLUGIN.format(name="../x<b>"), "must be made of letters"),
+        (PLUGIN.format(name="mine").replace("(Router)", ""), "must derive from"),
         (PLUGIN.format(name="mod"), "'mod'.*already registered by modbench.routers.mod"),
     ],
-    ids=["raises", "syntax", "import", "registers-nothing", "taken-name"],
+    ids=["raises", "syntax", "import", "nothing", "exit", "markup", "no-router", "taken-name"],
 )
 def test_a_bad_plugin_gets_one_sentence(text: str, words: str, tmp_path: Path) -> None:
     path = plugin(tmp_path, text)
@@ -133,3 +139,35 @@ def test_a_bad_option_names_field_value_and_remedy(router: str, options: dict, w
     with pytest.raises(UserError, match=words) as raised:
         build_router(router, options)
     assert f"router '{router}'" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise KeyError('lost')", r"raised KeyError: 'lost' in build_layer for layer 0"),
+        ("return None", "built NoneType for layer 0; build_layer must return"),
+        ("return Wrong(model, layer)", "gave int for a ledger"),
+    ],
+)
+def test_a_layer_that_is_none_gets_one_sentence(body: str, words: str, tmp_path: Path) -> None:
+    text = PLUGIN.format(name="mine_wrong").replace("return Block(model, layer)", body)
+    text += "\nclass Wrong(Block):\n    def ledger(self, load):\n        return 5\n"
+    load_plugin(plugin(tmp_path, text))
+    shape = ModelConfig(vocabulary=9, width=8, layers=1, heads=1)
+    router = build_router("mine_wrong")
+    with pytest.raises(UserError, match=f"router 'mine_wrong' {words}"):
+        Decoder(shape, router).ledger(Load.uniform(1, 2))
+
+
+def test_a_post_init_that_raises_gets_one_sentence(tmp_path: Path) -> None:
+    text = PLUGIN.format(name="mine_post") + "    def __post_init__(self):\n        1 / 0\n"
+    load_plugin(plugin(tmp_path, text))
+    with pytest.raises(UserError, match="router 'mine_post' raised ZeroDivisionError"):
+        build_router("mine_post")
+
+
+def test_a_required_option_says_where_to_give_it(tmp_path: Path) -> None:
+    text = PLUGIN.format(name="mine_need").replace("strength: float = 1.0", "strength: float")
+    load_plugin(plugin(tmp_path, text))
+    with pytest.raises(UserError, match=r"needs option 'strength'; give it a value, in a suite under"):
+        build_router("mine_need")

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from modbench.errors import UserError
-from modbench.flops.ledger import Load
+from modbench.flops.ledger import Flops, Ledger, Load
+from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router, router_names
@@ -21,7 +22,7 @@ from modbench.train.config import TrainConfig
 from modbench.train.loop import DivergedError, StoppedError, Trained, learning_rate, train_model
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
-TRAIN = TrainConfig(budget=1, sequence=32, batch=2, learning_rate=1e-2, evaluations=3)
+TRAIN = TrainConfig(budget=10**12, sequence=32, batch=2, learning_rate=1e-2, evaluations=3)
 #: A text with something to learn: each token tells the next.
 TEXT_N = (np.arange(4000) * 7 % 97).astype(np.uint16)
 
@@ -81,7 +82,7 @@ def test_every_scheme_learns(name: str, tmp_path: Path) -> None:
     train_model(
         model,
         Batches(TEXT_N, sequence=32, batch=2, seed=1),
-        TrainConfig(budget=1, sequence=32, batch=2, learning_rate=1e-2, evaluations=60),
+        TrainConfig(budget=10**12, sequence=32, batch=2, learning_rate=1e-2, evaluations=60),
         steps=60,
         dtype=torch.float32,
         evaluate=lambda model: losses.append(0.0) or 0.0,
@@ -112,7 +113,7 @@ def test_spent_flops_are_those_of_the_routing_that_took_place(tmp_path: Path) ->
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     wild = TrainConfig(
-        budget=1, sequence=32, batch=2, learning_rate=1e30, clip=1e30, warmup=0.0, evaluations=1
+        budget=10**12, sequence=32, batch=2, learning_rate=1e30, clip=1e30, warmup=0.0, evaluations=1
     )
     with pytest.raises(DivergedError, match="training loss is"):
         run("vanilla", tmp_path, train=wild, steps=20)
@@ -135,7 +136,7 @@ def test_a_half_written_checkpoint_leaves_the_last_one(
 
 
 def test_learning_rate_warms_up_and_ends_with_the_run() -> None:
-    train = TrainConfig(budget=1, learning_rate=1.0, warmup=0.1, final_learning_rate=0.1)
+    train = TrainConfig(budget=10**12, learning_rate=1.0, warmup=0.1, final_learning_rate=0.1)
     rates = [learning_rate(step, 100, train) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == pytest.approx(1.0)
@@ -189,3 +190,29 @@ def test_steps_are_the_whole_ones_that_a_budget_pays() -> None:
     assert steps_for(cell(10 * each - 1)) == 9
     with pytest.raises(UserError, match=r"smaller than one training step of 'my mod', which takes"):
         steps_for(cell(each - 1))
+
+
+def test_no_more_than_the_budget_is_spent_whatever_the_options_promise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A nominal form that promises a tenth would train for ten times the budget."""
+    right = Block.ledger
+
+    def wrong(self: Block, load: Load) -> Ledger:
+        ledger = right(self, load)
+        return (
+            ledger if load.counts else Ledger({k: Flops(f.model // 10, f.full // 10) for k, f in ledger})
+        )
+
+    monkeypatch.setattr(Block, "ledger", wrong)
+    model = build_model(SHAPE, build_router("token_choice"))
+    counts = {(n, "experts"): (128,) for n in range(2)}
+    true = model.ledger(Load(lengths=(32, 32), phase="train", counts=counts)).total()
+    budget = 6 * true
+    train = TrainConfig(budget=budget, sequence=32, batch=2, evaluations=1)
+    steps = budget // flops_per_step(model, train)
+    assert steps > 8
+    _, trained = run("token_choice", tmp_path, steps=steps, train=train)
+    assert trained.steps == 6
+    assert trained.flops == budget
+    assert trained.curve[-1]["step"] == 6

@@ -198,3 +198,17 @@ def metric(name: str) -> Metric:
     if name not in METRICS:
         raise UserError(f"metric '{name}' is not known; {known_names(name, METRICS)}")
     return METRICS[name]
+
+
+def ranking_metric(name: str) -> Metric:
+    """The metric called ``name``, if a table can be ranked by it: it has a better side, and its values
+    may be compared across runs.
+
+    Raises:
+        UserError: no such metric, or it can't rank.
+    """
+    found = metric(name)
+    if found.direction == "none" or found.kind == "timed":
+        usable = [m.name for m in METRICS.values() if m.direction != "none" and m.kind != "timed"]
+        raise UserError(f"rank_by is '{name}', which can't rank; {known_names(name, usable)}")
+    return found

@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 import modbench
+from modbench.measure.loss import heldout_loss, heldout_windows
 from modbench.metrics import METRICS
+from modbench.model.config import ModelConfig
+from modbench.model.decoder import build_model
+from modbench.model.registry import build_router
+from modbench.report.record import Record
 from modbench.report.store import read_records
+from modbench.train.token_data import DataConfig, load
 
 SUITE = """
 [suite]
@@ -112,6 +119,24 @@ def untimed(folder: Path) -> dict[str, Any]:
     }
 
 
+def scored_again(place: Path, record: Record) -> tuple[float, float]:
+    """The held-out loss under both rules, from the weights that the run left."""
+    weights = place / "results" / "road" / "cells" / record.key / "model.safetensors"
+    router = record.cell["router"]
+    model = build_model(
+        ModelConfig(**record.cell["model"]), build_router(router["name"], router["options"])
+    )
+    model.load_state_dict(load_file(weights))
+    config = DataConfig(**{**record.cell["data"], "path": str(place / "text.txt")})
+    data = load(config, cache=place / "cache")
+    windows_WT = heldout_windows(data.heldout_N, sequence=64, tokens=1024)
+    causal, leaky = (
+        heldout_loss(model, windows_WT, data.token_bytes_V, selection=rule).nats_per_token
+        for rule in ("causal", "topk")
+    )
+    return causal, leaky
+
+
 def test_one_command_gives_records_a_table_and_plots(place: Path) -> None:
     (place / "suite.toml").write_text(SUITE.format(budget="2e10"))
     code, out = modbench_says(place, "run", "suite.toml", "--plugin", "leaky.py")
@@ -131,6 +156,13 @@ def test_one_command_gives_records_a_table_and_plots(place: Path) -> None:
         assert (folder / "cells" / record.key / "model.safetensors").exists()
         assert not (folder / "cells" / record.key / "checkpoint.pt").exists()
     assert records["mod"].metrics["train_steps"] > records["vanilla"].metrics["train_steps"]
+    for label, differs in (("vanilla", False), ("mod", True)):
+        causal, leaky = scored_again(place, records[label])
+        metrics = records[label].metrics
+        assert metrics["heldout_loss"] == causal
+        assert metrics["heldout_loss_leaky"] == leaky
+        assert (causal != leaky) == differs
+        assert metrics["leak"] == causal - leaky
     leaks = [finding for finding in records["leaky"].audit if not finding["passed"]]
     assert [finding["probe"] for finding in leaks] == [1, 2]  # the mean is over padding, too
     page = (folder / "leaderboard.md").read_text()

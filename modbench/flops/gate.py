@@ -15,7 +15,7 @@ from modbench.errors import UserError
 from modbench.flops.ledger import CONVENTIONS, PHASES, Load
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder
-from modbench.model.registry import build_router, load_plugin, router_class, router_names
+from modbench.model.registry import build_router, installed_modules, load_plugin
 
 #: The table of the built-in routers.
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -42,7 +42,7 @@ Table = dict[str, int]
 
 def built_in() -> list[str]:
     """The routers of this package: what else is installed here is somebody else's to hold."""
-    return [name for name in router_names() if router_class(name).__module__.startswith("modbench.")]
+    return [name for name, module in installed_modules().items() if module.startswith("modbench.")]
 
 
 def current(routers: Sequence[str]) -> Table:

@@ -5,21 +5,29 @@ which waits until nobody works. All modbench processes of a user keep it, whatev
 import contextlib
 import fcntl
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from platformdirs import user_cache_path
+from modbench.train.cache import cache_folder
+
+
+def _lock_file(folder: Path) -> IO[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return (folder / "machine.lock").open("w")
 
 
 class Quiet:
     """The machine's lock, held shared from construction until `close`."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        folder = folder or Path(os.environ.get("MODBENCH_CACHE") or user_cache_path("modbench"))
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file: IO[str] = (folder / "machine.lock").open("w")
+        try:
+            self._file = _lock_file(folder or cache_folder())
+        except OSError:
+            # A cache that somebody prepared for all and nobody may write to.
+            self._file = _lock_file(Path(tempfile.gettempdir()) / f"modbench-{os.getuid()}")
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
     @contextlib.contextmanager

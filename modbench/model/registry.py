@@ -82,6 +82,11 @@ def _is_installed_as(router: type, name: str) -> bool:
     return _installed()[name].module == router.__module__
 
 
+def installed_modules() -> dict[str, str]:
+    """The module of each router that an installed package offers, by name, without loading any."""
+    return {name: point.module for name, point in sorted(_installed().items())}
+
+
 def router_names() -> list[str]:
     """All names: installed entry points (not loaded) and what was registered in this process."""
     return sorted({*_installed(), *_registered})

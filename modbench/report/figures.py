@@ -176,7 +176,7 @@ def _step_times(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, ax
         legend_below(figure, [line], ["as much time per FLOP as vanilla"])
     linear(axes)
     axes.set_xlabel("training FLOPs per token (nominal, convention model)")
-    axes.set_ylabel("training step, median and IQR (ms)")
+    axes.set_ylabel("training step, median ± half its IQR (ms)")
     label_points(figure, axes, points, avoid)
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from modbench.errors import UserError
-from modbench.metrics import METRICS, Metric, metric
+from modbench.metrics import METRICS, Metric, metric, ranking_metric
 from modbench.report.record import Record, canonical_json
 from modbench.report.row import Exact, Quality, Row, Timed, machine_differences, rows_of
 
@@ -44,10 +43,7 @@ class Leaderboard:
         Raises:
             UserError: ``rank_by`` is unknown, timed, or has no better side.
         """
-        criterion = metric(rank_by)
-        if criterion.direction == "none" or criterion.kind == "timed":
-            usable = [m.name for m in METRICS.values() if m.direction != "none" and m.kind != "timed"]
-            raise UserError(f"rank_by '{rank_by}' can't rank; choose one of {', '.join(usable)}")
+        criterion = ranking_metric(rank_by)
         rows = rows_of(records)
         groups: dict[str, list[Row]] = {}
         for row in sorted(rows, key=lambda row: (_conditions_order(row), row.label)):

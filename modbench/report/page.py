@@ -1,5 +1,6 @@
 """The derived files of a suite's results: leaderboard.csv, leaderboard.md and the figures."""
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -60,5 +61,6 @@ def _replace(folder: Path, contents: dict[str, bytes]) -> list[Path]:
         ) from error
     finally:
         for written in temporary.values():
-            written.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder that refused the report refuses this, too
+                written.unlink(missing_ok=True)
     return list(temporary)

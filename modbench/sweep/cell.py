@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+import modbench
 from modbench.flops.ledger import Load
 from modbench.measure.audit import audit
 from modbench.measure.config import MeasureConfig
@@ -166,6 +167,7 @@ def _measure(
         evaluate=on_curve,
         folder=folder,
         say=say,
+        origin=f"text {data.sha256[:12]}, modbench {modbench.__version__} {code_version()['commit']}",
         stop=stop,
     )
     measured.curve = trained.curve

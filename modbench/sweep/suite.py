@@ -10,7 +10,7 @@ from typing import Any
 import modbench
 from modbench.errors import UserError, known_names
 from modbench.measure.config import MeasureConfig
-from modbench.metrics import METRICS, metric
+from modbench.metrics import ranking_metric
 from modbench.model.config import ModelConfig
 from modbench.train.config import TrainConfig
 from modbench.train.data_config import DataConfig
@@ -37,12 +37,7 @@ class Header:
             )
         if self.version < 1:
             raise UserError(f"version is {self.version}; it must be 1 or more")
-        if metric(self.rank_by).direction == "none":
-            rankable = (name for name, entry in METRICS.items() if entry.direction != "none")
-            raise UserError(
-                f"rank_by is '{self.rank_by}', of which neither more nor less is better; "
-                f"{known_names(self.rank_by, rankable)}"
-            )
+        ranking_metric(self.rank_by)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ B sequences, T tokens, V vocabulary.
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,13 +103,15 @@ def train_model(
     evaluate: Callable[[Decoder], float],
     folder: Path,
     say: Callable[[dict[str, Any]], None],
+    origin: str = "",
     stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
     """Train for ``steps`` steps, or fewer if the routing that takes place spends ``train.budget``
     before; from the checkpoint in ``folder`` if there is one.
 
     ``evaluate`` gives the held-out loss of a point of the learning curve. ``say`` hears of progress.
-    When ``stop()`` turns true, the state is saved first.
+    ``origin`` names the text and the code: a checkpoint of another origin is not gone on from. When
+    ``stop()`` turns true, the state is saved first.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -119,6 +122,9 @@ def train_model(
     path = folder / "checkpoint.pt"
     step, flops, curve = 0, 0, []
     state = checkpoint.load(path)
+    if state is not None and state["origin"] != origin:
+        print(f"{path.name} is of {state['origin']}, not {origin}: starting anew", file=sys.stderr)
+        state = None
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -131,6 +137,7 @@ def train_model(
         state = {
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
+            "origin": origin,
             "step": step,
             "flops": str(flops),
             "each": str(each),

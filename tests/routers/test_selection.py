@@ -187,3 +187,16 @@ def test_block_is_transparent_to_positions_that_are_spelled_out() -> None:
     x_BTD = torch.randn(2, 9, SHAPE.width, dtype=torch.float64)
     spelled = Context(positions_BT=torch.arange(9).expand(2, 9))
     torch.testing.assert_close(block(x_BTD, Context()), block(x_BTD, spelled))
+
+
+def test_a_token_exactly_at_the_threshold_is_in() -> None:
+    part = build_model(SHAPE, build_router("expert_choice")).layers[0].feed_forward
+    torch.nn.init.zeros_(part.router)  # every score is 1/8, and so is the threshold
+    context = Context(selection="causal")
+    part(torch.randn(1, 5, SHAPE.width), context)
+    assert context.trace.counts[0, "experts"] == (5 * 8,)
+    layer = depth_layer(causal="ema_threshold")
+    torch.nn.init.zeros_(layer.router)
+    context = Context(selection="causal")
+    layer(torch.randn(1, 5, SHAPE.width), context)
+    assert context.trace.counts[1, "depth"] == (5,)

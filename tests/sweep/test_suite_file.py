@@ -96,7 +96,7 @@ def test_shapes_override_the_model_and_carry_labels(tmp_path: Path) -> None:
         (
             'name = "mine"',
             'name = "m"\nrank_by = "leak"',
-            "[suite]: rank_by is 'leak', of which neither",
+            "[suite]: rank_by is 'leak', which can't rank",
         ),
         ("[sweep]\nbudgets", "[swep]\nbudgets", "there is no table [swep]; did you mean 'sweep'?"),
         ("[[schemes]]", "[schemes]", "isn't TOML ("),

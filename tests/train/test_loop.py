@@ -11,6 +11,7 @@ import torch
 
 from modbench.errors import UserError
 from modbench.flops.ledger import Flops, Ledger, Load
+from modbench.model.average import RunningAverage
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder, build_model
@@ -19,7 +20,14 @@ from modbench.train import checkpoint
 from modbench.train.batches import Batches
 from modbench.train.budget import flops_per_step, steps_for
 from modbench.train.config import TrainConfig
-from modbench.train.loop import DivergedError, StoppedError, Trained, learning_rate, train_model
+from modbench.train.loop import (
+    DivergedError,
+    StoppedError,
+    Trained,
+    learning_rate,
+    train_model,
+    training_step,
+)
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 TRAIN = TrainConfig(budget=10**12, sequence=32, batch=2, learning_rate=1e-2, evaluations=3)
@@ -34,9 +42,12 @@ def run(
     steps: int = 12,
     stop_after: int | None = None,
     train: TrainConfig = TRAIN,
+    origin: str = "",
+    text_N: np.ndarray = TEXT_N,
 ) -> tuple[Decoder, Trained]:
     model = build_model(SHAPE, build_router(name), seed=1)
-    batches = Batches(TEXT_N, sequence=32, batch=2, seed=1)
+    folder.mkdir(exist_ok=True)
+    batches = Batches(text_N, sequence=32, batch=2, seed=1)
     asked = iter(range(10**6))
     trained = train_model(
         model,
@@ -47,6 +58,7 @@ def run(
         evaluate=lambda model: 1.0,
         folder=folder,
         say=lambda event: None,
+        origin=origin,
         stop=lambda: stop_after is not None and next(asked) >= stop_after,
     )
     return model, trained
@@ -142,7 +154,9 @@ def test_learning_rate_warms_up_and_ends_with_the_run() -> None:
     assert rates[9] == pytest.approx(1.0)
     assert max(rates) == rates[9]
     assert rates[-1] == pytest.approx(0.1)
-    assert rates[54] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 45 / 90)) / 2)
+    for step in (31, 54, 80):
+        progress = (step - 9) / 90
+        assert rates[step] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
     assert learning_rate(0, 1, train) == pytest.approx(1.0)
 
 
@@ -216,3 +230,37 @@ def test_no_more_than_the_budget_is_spent_whatever_the_options_promise(
     assert trained.steps == 6
     assert trained.flops == budget
     assert trained.curve[-1]["step"] == 6
+
+
+def test_the_gradient_is_clipped_before_the_optimizer_sees_it() -> None:
+    train = TrainConfig(budget=10**12, sequence=32, batch=2, clip=1e-3)
+    model = build_model(SHAPE, build_router("vanilla"))
+    norms: list[float] = []
+
+    class Watching(torch.optim.SGD):
+        def step(self, closure=None):
+            gradients = [p.grad for group in self.param_groups for p in group["params"]]
+            norms.append(torch.stack([g.norm() for g in gradients]).norm().item())
+
+    batch = Batches(TEXT_N, sequence=32, batch=2, seed=1).step(0)
+    training_step(model, Watching(model.parameters(), lr=0.1), train, batch, torch.float32)
+    assert norms == [pytest.approx(1e-3, rel=1e-2)]
+
+
+def test_a_checkpoint_of_other_text_is_not_gone_on_from(tmp_path: Path) -> None:
+    whole, _ = run("vanilla", tmp_path / "a", origin="text two")
+    with pytest.raises(StoppedError):
+        run("vanilla", tmp_path / "b", origin="text one", stop_after=5)
+    fresh, _ = run("vanilla", tmp_path / "b", origin="text two", text_N=TEXT_N)
+    assert torch.equal(whole.embedding.weight, fresh.embedding.weight)
+    with pytest.raises(StoppedError):
+        run("vanilla", tmp_path / "c", origin="text one", stop_after=5, text_N=TEXT_N[::-1].copy())
+    mixed, _ = run("vanilla", tmp_path / "c", origin="text two")
+    assert torch.equal(whole.embedding.weight, mixed.embedding.weight)
+
+
+def test_a_running_average_is_the_mean_at_first_and_then_forgets() -> None:
+    average = RunningAverage(torch.tensor(5.0), decay=0.75)
+    for seen, expected in ((1.0, 1.0), (3.0, 2.0), (8.0, 4.0), (8.0, 5.0), (9.0, 6.0), (10.0, 7.0)):
+        average.update(torch.tensor(seen))
+        assert average.value.item() == pytest.approx(expected)

@@ -1,0 +1,71 @@
+"""Timing alone, memory above the idle process, and what is timed."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modbench.measure import quiet as quiets
+from modbench.measure import timing
+from modbench.measure.quiet import Quiet
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.decoder import build_model
+from modbench.model.registry import build_router
+from modbench.train.config import TrainConfig
+
+SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
+
+
+def test_nobody_works_while_one_is_alone(tmp_path: Path) -> None:
+    one, other = Quiet(tmp_path), Quiet(tmp_path)
+    waited: list[bool] = []
+
+    class GaveUpError(Exception):
+        pass
+
+    def give_up() -> None:
+        waited.append(True)
+        raise GaveUpError
+
+    with pytest.raises(GaveUpError), one.alone(give_up):
+        pytest.fail("the other one was at work")
+    assert waited
+    other.close()
+    with one.alone(give_up):
+        newcomer = threading.Thread(target=lambda: Quiet(tmp_path).close(), daemon=True)
+        newcomer.start()
+        newcomer.join(0.3)
+        assert newcomer.is_alive()  # it waits to be let in
+    newcomer.join(5)
+    assert not newcomer.is_alive()
+    one.close()
+
+
+def test_a_cache_nobody_may_write_to_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setattr(quiets.tempfile, "gettempdir", lambda: str(tmp_path))
+    Quiet(blocked / "cache").close()
+    assert list(tmp_path.glob("modbench-*/machine.lock"))
+
+
+def test_a_whole_batch_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(SHAPE, build_router("vanilla"))
+    seen: set[tuple[int, ...]] = set()
+    right = type(model).forward
+
+    def forward(self, tokens_BT: torch.Tensor, context: Context) -> torch.Tensor:
+        seen.add(tuple(tokens_BT.shape))
+        return right(self, tokens_BT, context)
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    train = TrainConfig(budget=1, sequence=48, batch=3)
+    text_N = np.random.default_rng(0).integers(97, size=2000)
+    found = timing.time_model(model, train, dtype=torch.float32, repeats=3, text=text_N)
+    assert seen == {(3, 48)}
+    assert found["forward_seconds"]["n"] == found["train_step_seconds"]["n"] == 3

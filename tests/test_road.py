@@ -1,5 +1,6 @@
 """The whole road on a small text: train, audit, measure, record, rank, plot; resumed after a kill."""
 
+import contextlib
 import json
 import os
 import signal
@@ -127,8 +128,8 @@ def scored_again(place: Path, record: Record) -> tuple[float, float]:
         ModelConfig(**record.cell["model"]), build_router(router["name"], router["options"])
     )
     model.load_state_dict(load_file(weights))
-    config = DataConfig(**{**record.cell["data"], "path": str(place / "text.txt")})
-    data = load(config, cache=place / "cache")
+    with contextlib.chdir(place):
+        data = load(DataConfig(**record.cell["data"]), cache=place / "cache")
     windows_WT = heldout_windows(data.heldout_N, sequence=64, tokens=1024)
     causal, leaky = (
         heldout_loss(model, windows_WT, data.token_bytes_V, selection=rule).nats_per_token

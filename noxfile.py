@@ -18,6 +18,8 @@ nox.options.default_venv_backend = "none"
 
 HERE = Path(__file__).parent
 SHARED = HERE / ".nox" / "modbench"
+#: No tests: pytest finds these only by name.
+BENCHMARKS = ["tests/perf/bench_flops.py"]
 
 
 def ready(session: nox.Session) -> str:
@@ -60,6 +62,15 @@ def lint(session: nox.Session) -> None:
 def flops(session: nox.Session) -> None:
     """Hold every router's FLOPs against the committed table; arguments after -- go to the gate."""
     module(session, "modbench", "flops", "gate", *session.posargs)
+    if not session.posargs:
+        module(session, "modbench.flops.conventions_page", "--check")
+
+
+@nox.session
+def perf(session: nox.Session) -> None:
+    """Time the counting, against its targets; arguments after -- go to pytest."""
+    columns = "--benchmark-columns=min,median,iqr,rounds"
+    module(session, "pytest", *BENCHMARKS, "--benchmark-only", columns, *session.posargs)
 
 
 def quick(session: nox.Session, results: str) -> None:

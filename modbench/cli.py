@@ -15,10 +15,9 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from modbench import __version__
+from modbench.cli_flops import Plugins, flops, gate
 from modbench.errors import UserError, known_names
-from modbench.model.config import ModelConfig
 
-Plugins = Annotated[tuple[Path, ...], arg(metavar="FILE ...", help_behavior_hint="")]
 Results = Annotated[Path, arg(metavar="DIR")]
 
 
@@ -103,88 +102,6 @@ def list_(
         for line in list_lines(name):
             print(line)
     return 0
-
-
-def flops(
-    router: Annotated[Positional[str], arg(metavar="ROUTER")],
-    /,
-    *,
-    model: OmitArgPrefixes[ModelConfig],
-    option: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")] = (),
-    sequence: int = 256,
-    batch: int = 1,
-    phase: Literal["forward", "train"] = "forward",
-    convention: Literal["model", "full"] = "model",
-    plugin: Plugins = (),
-) -> int:
-    """Print what one pass of a router's model spends, by component.
-
-    `modbench flops gate` compares all routers with a committed table instead.
-
-    Example: modbench flops mod --option capacity=0.25 --width 256 --layers 8
-
-    Args:
-        router: a router's name (`modbench list routers`)
-        model: shape of the decoder
-        option: the router's options; by default its defaults
-        sequence: tokens per sequence
-        batch: sequences
-        phase: a forward pass, or a training step
-        convention: how FLOPs are counted
-        plugin: Python files that register routers
-    """
-    from modbench.flops.table import flops_table
-
-    print(
-        flops_table(
-            router,
-            options=_options(option),
-            model=model,
-            sequence=sequence,
-            batch=batch,
-            phase=phase,
-            convention=convention,
-            plugins=plugin,
-        )
-    )
-    return 0
-
-
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    """``name=value`` pairs, each value as TOML reads it, or a string if it is no TOML."""
-    import tomllib
-
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise UserError(f"--option {pair}: it must be NAME=VALUE, such as capacity=0.25")
-        try:
-            options[name] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            options[name] = value
-    return options
-
-
-def gate(
-    *,
-    accept: bool = False,
-    golden: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
-    plugin: Plugins = (),
-) -> int:
-    """Compare what routers spend on reference shapes with a committed table, by ==; exit code 1 if a
-    count changed, is missing or is new.
-
-    Example: modbench flops gate --plugin my_router.py --golden my_router.flops.json
-
-    Args:
-        accept: write the table instead
-        golden: the table, a JSON file; by default that of the built-in routers
-        plugin: Python files whose routers are compared; by default the built-in routers are
-    """
-    from modbench.flops.gate import GOLDEN, run_gate
-
-    return run_gate(golden or GOLDEN, plugins=plugin, accept=accept)
 
 
 def data(arguments: Sequence[str]) -> int:

@@ -101,10 +101,23 @@ def place(tmp_path: Path) -> Path:
         ("cell", "cell takes one spec file"),
         ("data prepare --source text --path gone.txt --tokenizer bytes", "gone.txt"),
         ("data prepare --tokenizer bytes --vocabulary 300", "data vocabulary is 300"),
-        ("flops mid", "router 'mid' is not known; did you mean 'mod'?"),
-        ("flops mod --option capacity", "--option capacity: it must be NAME=VALUE"),
-        ("flops mod --option capcity=0.5", "no option 'capcity'; did you mean 'capacity'?"),
-        ("flops mod --width 30", "model width 30 with 4 heads"),
+        ("flops --router mid", "router 'mid' is not known; did you mean 'mod'?"),
+        ("flops --router mod --option capacity", "--option capacity: it must be NAME=VALUE"),
+        ("flops --router mod --option capcity=0.5", "no option 'capcity'; did you mean 'capacity'?"),
+        ("flops --router mod --width 30", "model width 30 is no multiple of the head width 32"),
+        ("flops --router mod --heads 7", "model width 128 with 7 heads: heads must divide"),
+        ("flops --router mod --kv-heads 3", "model kv_heads is 3 with 4 heads"),
+        ("flops --router mod --size 12M", "size '12M' is not known; did you mean '124M'?"),
+        ("flops --router mod --phase trian", "phase 'trian' is not known; did you mean 'train'?"),
+        ("flops --router mod --convention palmm", "convention 'palmm' is not known; did you mean"),
+        ("flops --router mod --convention palm --profile", "convention 'palm' is a formula"),
+        ("flops --router mod:hlaf", "router 'mod' has no preset 'hlaf'; did you mean 'half'?"),
+        ("flops --router mod --hf text.txt", "was given --router and --hf"),
+        ("flops", "flops takes one of --router, --hf and --suite"),
+        ("flops --suite tiny.toml --option capacity=1", "--option capacity=1 belongs to --router"),
+        ("flops --router mod --phase train --past 4", "nothing is cached in phase 'train'"),
+        ("flops --router mod --batch 0", "batch is 0; it must be 1 or more"),
+        ("flops --router mod --sequence 0", "sequence is 0; it must be 1 or more"),
         ("", "Expected one of"),
         ("rnu quick", "Unrecognized options: rnu, quick"),
         ("run tiny.toml --wrokers 2", "Unrecognized options: --wrokers"),
@@ -187,7 +200,7 @@ def test_list_names_one_kind(capsys: pytest.CaptureFixture[str]) -> None:
 def test_flops_takes_options_as_toml(capsys: pytest.CaptureFixture[str]) -> None:
     totals = []
     for capacity in ("0.125", "0.5"):
-        assert main(["flops", "mod", "--option", f"capacity={capacity}", "--width", "64"]) == 0
+        assert main(["flops", "--router", "mod", "--option", f"capacity={capacity}"]) == 0
         totals.append(capsys.readouterr().out)
     assert totals[0] != totals[1]
 

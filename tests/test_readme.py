@@ -105,7 +105,7 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     (tmp_path / "stride.py").write_text(tutorial())
     commands = [line for block in blocks("sh") for line in block.splitlines() if "stride" in line]
     assert commands == [
-        "modbench flops stride --plugin stride.py",
+        "modbench flops --router stride --plugin stride.py",
         "modbench run quick --plugin stride.py --only stride",
         "modbench run quick --plugin stride.py",
     ]

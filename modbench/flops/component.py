@@ -19,11 +19,10 @@ active: "list[FlopCounter]" = []
 
 @dataclass(frozen=True)
 class Label:
-    """``pairs``: (causal, all) query-key pairs, where this is causal attention."""
+    """A layer's component."""
 
     layer: int = OUTSIDE
     component: str = "other"
-    pairs: tuple[int, int] | None = None
 
 
 class component:  # noqa: N801  a context manager, named as it reads: with component("mlp", layer)

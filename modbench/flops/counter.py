@@ -5,26 +5,30 @@ error: an op that nobody thought of can't pass as zero, which is how other count
 and grouped experts.
 """
 
-import sys
-from collections.abc import Mapping
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import torch
+from torch._C import _current_autograd_node
 from torch._C._autograd import _get_sequence_nr
-from torch._ops import HigherOrderOperator, OpOverload
-from torch.overrides import TorchFunctionMode
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modbench.errors import UserError
-from modbench.flops import component
+from modbench.flops import component, higher_order, sdpa
+from modbench.flops.attention import FusedAttention, Pairs
 from modbench.flops.component import Label
-from modbench.flops.formulas import FORMULAS, causal_pairs, register_flop_formula
-from modbench.flops.free import FREE, FREE_PREFIXES
+from modbench.flops.formulas import FORMULAS, Formula, register_flop_formula
+from modbench.flops.free import is_free
 from modbench.flops.ledger import Direction, Flops, Ledger
+from modbench.flops.recompute import in_recompute
 
 __all__ = ["FlopCounter", "is_free", "register_flop_formula"]
+
+#: A label, and which query-key pairs are needed where it is an attention's.
+Region = tuple[Label, Pairs | None]
+_OUTSIDE: Region = (Label(), None)
 
 
 class FlopCounter:
@@ -34,11 +38,13 @@ class FlopCounter:
     ...     model(x).sum().backward()
     >>> counter.total
 
-    ``total`` counts attention by its full square (convention ``full``), ``total_model`` causal
-    attention (SDPA with ``is_causal``) by its triangle (convention ``model``; attention with an explicit
-    mask stays a square, since a mask's meaning can't be read off its shape). SDPA's backward is twice
-    its forward in both. Activation checkpointing's recompute is in neither; ``executed`` is ``total``
-    with it.
+    Three conventions. ``total`` (``full``) counts attention by its full square; ``total_model``
+    (``model``) by the pairs that it needs: the triangle of causal attention, what an explicit mask lets
+    through, what a block mask's rule lets through. A mask on the meta device has no values and forbids
+    nothing. SDPA's backward is twice its forward in both, and neither holds activation checkpointing's
+    recompute. ``executed`` is what PyTorch's CPU kernels run, recompute included: see
+    `modbench.flops.attention.FusedAttention` for what they leave out and do twice, and for other
+    devices. On the meta device attention is run, and counted, as a CPU would.
 
     A product written out as pointwise multiplication and a sum is no matmul op and counts 0, and code
     outside PyTorch isn't seen.
@@ -48,30 +54,31 @@ class FlopCounter:
     """
 
     def __init__(self) -> None:
-        self._counted: dict[tuple[Label, Direction, str], Flops] = {}
-        self._recomputed = 0
-        self._open: list[tuple[Label, int]] = []
-        self._label_of_node: dict[int, Label] = {}
-        self._modes = (_Functions(self), _Dispatch(self))
+        self._counted: dict[tuple[Label, Direction, str], list[int]] = {}
+        # (what holds, the next autograd node's number, the node that was running) when it was opened
+        self._open: list[tuple[Region, int, Any]] = []
+        self._region_of_node: dict[int, Region] = {}
+        self._mode = _Dispatch(self)
 
     @property
     def total(self) -> int:
-        return sum(flops.full for flops in self._counted.values())
+        return sum(full for _, full, _ in self._counted.values())
 
     @property
     def total_model(self) -> int:
-        return sum(flops.model for flops in self._counted.values())
+        return sum(model for model, _, _ in self._counted.values())
 
     @property
     def executed(self) -> int:
-        return self.total + self._recomputed
+        return sum(executed for _, _, executed in self._counted.values())
 
     @property
     def by_op(self) -> dict[str, int]:
         """FLOPs by op, full square."""
         sums: dict[str, int] = {}
-        for (_, _, op), flops in self._counted.items():
-            sums[op] = sums.get(op, 0) + flops.full
+        for (_, direction, op), (_, full, _) in self._counted.items():
+            if direction != "recompute":
+                sums[op] = sums.get(op, 0) + full
         return sums
 
     @property
@@ -79,9 +86,10 @@ class FlopCounter:
         """What was counted, by (layer, component, direction), under the labels of
         `modbench.flops.component.component`; what ran outside all labels is component ``other``."""
         ledger = Ledger()
-        for (label, direction, _), flops in self._counted.items():
+        for (label, direction, _), (model, full, executed) in self._counted.items():
             key = (label.layer, label.component, direction)
-            ledger.entries[key] = ledger.entries.get(key, Flops(0, 0)) + flops
+            known = ledger.entries.get(key, Flops(0, 0))
+            ledger.entries[key] = known + Flops(model, full, executed)
         return ledger
 
     @property
@@ -91,12 +99,12 @@ class FlopCounter:
 
     def under(self, convention: str) -> int:
         """The total as ``convention`` counts it."""
-        return Flops(self.total_model, self.total).under(convention)
+        return Flops(self.total_model, self.total, self.executed).under(convention)
 
     def __enter__(self) -> "FlopCounter":
         component.active.append(self)
-        for mode in self._modes:
-            mode.__enter__()
+        self._mode.__enter__()
+        sdpa.watch()
         return self
 
     def __exit__(
@@ -105,65 +113,62 @@ class FlopCounter:
         error: BaseException | None,
         where: TracebackType | None,
     ) -> None:
-        for mode in reversed(self._modes):
-            mode.__exit__(kind, error, where)
         component.active.remove(self)
+        sdpa.watch()
+        self._mode.__exit__(kind, error, where)
 
-    def open(self, label: Label) -> None:
-        """From here on forward ops belong to ``label``."""
-        self._open.append((label, _get_sequence_nr()))
+    def open(self, label: Label | None, pairs: Pairs | None = None) -> None:
+        """From here on forward ops belong to ``label``, or for None to what they belonged to, and are
+        attention that needs ``pairs`` of its query-key pairs."""
+        node = _current_autograd_node()
+        region = (self._region(node)[0] if label is None else label, pairs)
+        self._open.append((region, _get_sequence_nr(), node))
 
     def close(self) -> None:
-        """The label that was opened last ends; the autograd nodes made under it stay its own."""
-        label, first = self._open.pop()
+        """What was opened last ends; the autograd nodes made under it stay its own."""
+        region, first, _ = self._open.pop()
         for node in range(first, _get_sequence_nr()):
-            self._label_of_node.setdefault(node, label)  # an inner label closed first, and keeps its own
+            self._region_of_node.setdefault(node, region)  # an inner one closed first, and keeps its own
 
-    def innermost(self) -> Label:
-        """The label of the op that runs now."""
-        if self._open:
-            return self._open[-1][0]
-        node = torch._C._current_autograd_node()
-        return Label() if node is None else self._label_of_node.get(node._sequence_nr(), Label())
+    def _region(self, node: Any) -> Region:
+        """What an op that runs now belongs to: in a backward pass to what its forward op did, unless a
+        label was opened in the backward pass itself."""
+        if node is not None and not (self._open and self._open[-1][2] is not None):
+            known = self._region_of_node.get(node._sequence_nr())
+            if known is not None:
+                return known
+        return self._open[-1][0] if self._open else _OUTSIDE
 
-    def add(self, op: str, full: int) -> None:
-        label = self.innermost()
-        in_backward = torch._C._current_autograd_node() is not None
-        if in_backward and torch.is_grad_enabled() and _in_recompute():
-            self._recomputed += full
-            return
-        causal, pairs = label.pairs or (1, 1)
-        direction: Direction = "backward" if in_backward else "forward"
-        key = (replace(label, pairs=None), direction, op)
-        flops = Flops(full * causal // pairs, full)
-        self._counted[key] = self._counted.get(key, Flops(0, 0)) + flops
-
-
-class _Functions(TorchFunctionMode):
-    """Sees causal attention before it is taken apart: on some devices and dtypes the dispatcher is only
-    shown the matmuls."""
-
-    def __init__(self, counter: FlopCounter) -> None:
-        super().__init__()
-        self._counter = counter
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is not torch._C._nn.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        given = dict(zip(_SDPA_ARGUMENTS, args, strict=False)) | kwargs
-        pairs = None
-        if given.get("is_causal"):
-            queries, keys = given["query"].shape[-2], given["key"].shape[-2]
-            pairs = (causal_pairs(queries, keys), queries * keys)
-        self._counter.open(replace(self._counter.innermost(), pairs=pairs))
-        try:
-            return func(*args, **kwargs)
-        finally:
-            self._counter.close()
+    def add(self, op: str, formula: Formula, arguments: dict[str, Any], result: Any) -> None:
+        """Count what an op just ran."""
+        node = _current_autograd_node()
+        label, pairs = region = self._region(node)
+        direction: Direction = "forward"
+        if node is not None:
+            direction = "backward"
+            if torch.is_grad_enabled():
+                if in_recompute():
+                    direction = "recompute"
+                else:  # a graph is built of the backward pass: the op's own node has been made
+                    self._region_of_node.setdefault(_get_sequence_nr() - 1, region)
+        if pairs is not None and isinstance(formula, FusedAttention):
+            flops: int | Flops = formula.flops(arguments, pairs)
+        else:
+            flops = formula(arguments, result)
+        counted = self._counted.setdefault((label, direction, op), [0, 0, 0])
+        if isinstance(flops, int):
+            flops = Flops(flops if pairs is None else pairs.of(flops), flops)
+        if direction != "recompute":
+            counted[0] += flops.model
+            counted[1] += flops.full
+        counted[2] += flops.executed
 
 
-_SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+#: An op's name, its arguments' names and defaults, and its formula.
+_Known = tuple[str, list[str], dict[str, Any], Formula]
+
+_SOFTMAX_OF_SDPA = torch.ops.aten._safe_softmax.default
+_PLAIN = {torch.Tensor, torch.nn.Parameter, FakeTensor}
 
 
 class _Dispatch(TorchDispatchMode):
@@ -172,46 +177,58 @@ class _Dispatch(TorchDispatchMode):
     def __init__(self, counter: FlopCounter) -> None:
         super().__init__()
         self._counter = counter
+        # What is known of the ops met so far; formulas registered later are looked up anew.
+        self._free: set[Any] = set()
+        self._formulas: dict[Any, _Known] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # The default wraps each call of __torch_dispatch__, which costs as much as all of ours.
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if types and any(kind not in _PLAIN for kind in types):
+            return NotImplemented  # a tensor subclass runs ops of its own, which come by here
+        if func in self._free:
+            return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
-        if isinstance(func, HigherOrderOperator):
-            return self._higher_order(func, args, kwargs)
-        name = func._schema.name
-        formula = FORMULAS.get(name)
-        if formula is None and not is_free(func):
+        if not isinstance(func, OpOverload):
+            return higher_order.run(func, args, kwargs, self)
+        known = self._formulas.get(func) or self._look_up(func)
+        if known is None:
+            if func in self._free:
+                return func(*args, **kwargs)
+            if func is _SOFTMAX_OF_SDPA:
+                if not sdpa.is_watched():
+                    raise UserError(
+                        "attention was not called as torch.nn.functional.scaled_dot_product_attention "
+                        "but by a name imported from there before FlopCounter began, and which pairs it "
+                        "needs can't be seen; call it through the module"
+                    )
+                return func(*args, **kwargs)
             # Under inference mode composite ops arrive whole; their parts are what is counted.
             with self:
                 parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
-            raise _unknown(name)
+            if parts is NotImplemented:
+                raise _unknown(func._schema.name)
+            return parts
         result = func(*args, **kwargs)
-        if formula is not None:
-            self._counter.add(name, formula(_by_name(func, args, kwargs), result))
+        name, names, defaults, formula = known
+        arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+        self._counter.add(name, formula, arguments, result)
         return result
 
-    def _higher_order(self, func: HigherOrderOperator, args: Any, kwargs: Any) -> Any:
-        """Control flow by the branch taken."""
-        if func is torch.ops.higher_order.cond:
-            condition, yes, no, operands = args
-            with self:
-                return (yes if bool(condition) else no)(*operands)
-        if func is torch.ops.higher_order.while_loop:
-            condition_of, body, carried, further = args
-            with self:
-                while bool(condition_of(*carried, *further)):
-                    carried = body(*carried, *further)
-            return tuple(carried)
-        raise _unknown(func.name())
-
-
-def is_free(func: OpOverload) -> bool:
-    """Whether an op is known to run no matmul: it is pointwise, only views its input, or is listed."""
-    if torch.Tag.pointwise in func.tags or func.is_view:
-        return True
-    name = func._schema.name
-    return name in FREE or name.startswith(FREE_PREFIXES)
+    def _look_up(self, func: OpOverload) -> "_Known | None":
+        name = func._schema.name
+        formula = FORMULAS.get(name)
+        if formula is None:
+            if is_free(func):
+                self._free.add(func)
+            return None
+        names = [argument.name for argument in func._schema.arguments]
+        defaults = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
+        self._formulas[func] = (name, names, defaults, formula)
+        return self._formulas[func]
 
 
 def _unknown(name: str) -> UserError:
@@ -219,19 +236,3 @@ def _unknown(name: str) -> UserError:
         f"FLOPs of op '{name}' are not known; register them with "
         f"modbench.register_flop_formula('{name}', formula)"
     )
-
-
-def _by_name(func: OpOverload, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    names = [argument.name for argument in func._schema.arguments]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def _in_recompute() -> bool:
-    """Whether activation checkpointing runs a forward pass again, in the middle of a backward pass. Only
-    its own frames on the stack tell that from a backward pass that builds a graph."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False

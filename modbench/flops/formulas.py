@@ -1,7 +1,6 @@
 """What each op that multiplies matrices costs, from its arguments and its result.
 
-A formula gives the FLOPs of the convention ``full``; for the convention ``model`` the counter scales
-causal attention down to its triangle.
+A formula gives `Flops`, or an integer where all conventions agree.
 """
 
 import math
@@ -12,14 +11,18 @@ import torch
 from torch import Tensor
 
 from modbench.errors import UserError
+from modbench.flops import fused
+from modbench.flops.attention import FusedAttention
+from modbench.flops.ledger import Flops
 
 #: From the op's arguments by their schema names, and its result, to its FLOPs.
-Formula = Callable[[Mapping[str, Any], Any], int]
+Formula = Callable[[Mapping[str, Any], Any], int | Flops]
 
 
 def register_flop_formula(op: str, formula: Formula) -> None:
     """Count the op called ``op`` (such as ``"mylib::my_matmul"``) by ``formula``, which takes the op's
-    arguments, by their schema names, and its result, and returns FLOPs (2 per multiply-accumulate).
+    arguments, by their schema names, and its result, and returns FLOPs (2 per multiply-accumulate): an
+    integer that holds under every convention, or `modbench.flops.ledger.Flops`.
 
     Raises:
         UserError: the op is counted already.
@@ -29,31 +32,24 @@ def register_flop_formula(op: str, formula: Formula) -> None:
     FORMULAS[op] = formula
 
 
-def causal_pairs(queries: int, keys: int) -> int:
-    """Query-key pairs of causal attention as PyTorch aligns it: query i sees keys 0 to i."""
-    inside = min(queries, keys)
-    return inside * (inside + 1) // 2 + (queries - inside) * keys
-
-
 def _matmul(first: str, second: str) -> Formula:
     """(..., N, K) @ (..., K, M), (N, K) @ (K,) or (K,) @ (K,)."""
 
     def formula(arguments: Mapping[str, Any], result: Any) -> int:
         left, right = arguments[first], arguments[second]
+        if left.is_nested or right.is_nested:
+            return _product(left, result)
         return 2 * left.numel() * (right.shape[-1] if right.dim() > 1 else 1)
 
     return formula
 
 
-def _attention(factor: int) -> Formula:
-    """Scores and weighted values over all pairs; ``factor`` 2 for the backward pass."""
-
-    def formula(arguments: Mapping[str, Any], result: Any) -> int:
-        query, key, value = arguments["query"], arguments["key"], arguments["value"]
-        pairs = math.prod(query.shape[:-1]) * key.shape[-2]
-        return 2 * pairs * (query.shape[-1] + value.shape[-1]) * factor
-
-    return formula
+def _product(left: Tensor, result: Tensor) -> int:
+    """Each element of the result met a row of ``left``; tensor by tensor where they are nested."""
+    if not left.is_nested:
+        return 2 * result.numel() * left.shape[-1]
+    results, lefts = result._nested_tensor_size(), left._nested_tensor_size()
+    return 2 * int((results.prod(1) * lefts[:, -1]).sum())
 
 
 def _grouped(arguments: Mapping[str, Any], result: Any) -> int:
@@ -89,19 +85,9 @@ def _convolution_backward(arguments: Mapping[str, Any], result: Any) -> int:
     return 2 * meets.numel() * math.prod(weight.shape[1:]) * wanted
 
 
-def _fused_attention_layer(arguments: Mapping[str, Any], result: Any) -> int:
-    """Projections and attention of the fused inference path of `nn.MultiheadAttention`."""
-    query, key = arguments.get("query", arguments.get("src")), arguments.get("key")
-    sequences, queries, width = query.shape
-    keys = queries if key is None else key.shape[1]
-    projected = sequences * (2 * queries + 2 * keys) * width * width
-    return 2 * projected + 4 * sequences * queries * keys * width
-
-
-def _fused_encoder_layer(arguments: Mapping[str, Any], result: Any) -> int:
-    rows = math.prod(arguments["src"].shape[:-1])
-    hidden = arguments["ffn_weight_1"].numel() + arguments["ffn_weight_2"].numel()
-    return _fused_attention_layer(arguments, result) + 2 * rows * hidden
+def _linear(rows: str) -> Formula:
+    """Rows against a weight whose own layout doesn't show its shape."""
+    return lambda arguments, result: 2 * result.numel() * arguments[rows].shape[-1]
 
 
 def _linear_backward(arguments: Mapping[str, Any], result: Any) -> int:
@@ -122,7 +108,6 @@ def _sparse(first: str, second: str) -> Formula:
 
 _SDPA = (
     "flash_attention",
-    "flash_attention_for_cpu",
     "efficient_attention",
     "cudnn_attention",
     "fused_attention_overrideable",
@@ -138,26 +123,50 @@ FORMULAS: dict[str, Formula] = {
     "aten::baddbmm_": _matmul("batch1", "batch2"),
     "aten::addbmm": _matmul("batch1", "batch2"),
     "aten::addbmm_": _matmul("batch1", "batch2"),
+    # These arrive whole under inference mode, and nested.
+    "aten::matmul": lambda given, result: _product(given["self"], result),
+    "aten::matmul_backward": lambda given, result: _product(given["self"], given["grad"])
+    * sum(given["mask"]),
     "aten::mv": _matmul("self", "vec"),
     "aten::addmv": _matmul("mat", "vec"),
     "aten::addmv_": _matmul("mat", "vec"),
     "aten::dot": _matmul("self", "tensor"),
     "aten::vdot": _matmul("self", "other"),
     "aten::addr": lambda arguments, result: 2 * result.numel(),
+    "aten::addr_": lambda arguments, result: 2 * result.numel(),
     "aten::_int_mm": _matmul("self", "mat2"),
     "aten::_scaled_mm": _matmul("self", "mat2"),
-    "aten::mkldnn_linear": lambda arguments, result: 2 * result.numel() * arguments["self"].shape[-1],
-    "aten::linear": lambda arguments, result: 2 * result.numel() * arguments["input"].shape[-1],
+    "aten::_scaled_mm_v2": _matmul("self", "mat2"),
+    "aten::mkldnn_linear": _linear("self"),
+    # An input may be nested, and then only knows its number of elements.
+    "aten::linear": lambda given, result: 2 * given["input"].numel() * given["weight"].shape[0],
+    "aten::_weight_int8pack_mm": _linear("self"),
+    "aten::_weight_int4pack_mm": _linear("self"),
+    "aten::_weight_int4pack_mm_for_cpu": _linear("self"),
+    "aten::_dyn_quant_matmul_4bit": _linear("inp"),
+    "mkldnn::_linear_pointwise": _linear("X"),
+    "mkl::_mkl_linear": _linear("X"),
     "aten::linear_backward": _linear_backward,
     "aten::_grouped_mm": _grouped,
     "aten::_scaled_grouped_mm": _grouped,
+    "aten::_scaled_grouped_mm_v2": _grouped,
     "aten::convolution": _convolution,
     "aten::_convolution": _convolution,
     "aten::convolution_backward": _convolution_backward,
-    "aten::_native_multi_head_attention": _fused_attention_layer,
-    "aten::_transformer_encoder_layer_fwd": _fused_encoder_layer,
+    "aten::_native_multi_head_attention": fused.attention_layer,
+    "aten::_transformer_encoder_layer_fwd": fused.encoder_layer,
+    "aten::mkldnn_rnn_layer": fused.recurrent_layer,
+    "aten::mkldnn_rnn_layer_backward": fused.recurrent_layer_backward,
+    "aten::_trilinear": fused.trilinear,
+    "aten::_euclidean_dist": fused.euclidean,
+    "aten::_cdist_forward": fused.distances,
     "aten::_sparse_addmm": _sparse("mat1", "mat2"),
     "aten::_sparse_mm": _sparse("sparse", "dense"),
-    **{f"aten::_scaled_dot_product_{kind}": _attention(1) for kind in _SDPA},
-    **{f"aten::_scaled_dot_product_{kind}_backward": _attention(2) for kind in _SDPA},
+    "aten::_scaled_dot_product_attention_math_for_mps": FusedAttention(),
+    **{f"aten::_scaled_dot_product_{kind}": FusedAttention() for kind in _SDPA},
+    **{f"aten::_scaled_dot_product_{kind}_backward": FusedAttention(backward=True) for kind in _SDPA},
+    "aten::_scaled_dot_product_flash_attention_for_cpu": FusedAttention(in_blocks=True),
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": FusedAttention(
+        backward=True, in_blocks=True
+    ),
 }

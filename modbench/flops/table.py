@@ -1,80 +1,137 @@
-"""What a router's model spends, from the closed forms alone: nothing is allocated, nothing runs."""
+"""Statements as text for a terminal, as one JSON document, as CSV."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
+from modbench.flops.ledger import Direction
+from modbench.flops.statement import Statement
 
-from modbench.errors import UserError
-from modbench.flops.ledger import Ledger, Load, Phase
-from modbench.model.config import ModelConfig
-from modbench.model.decoder import Decoder
-from modbench.model.registry import build_router, load_plugin
+_DIRECTIONS: tuple[Direction, ...] = ("forward", "backward", "recompute")
 
 
-def flops_table(
-    router: str,
-    *,
-    options: Mapping[str, Any],
-    model: ModelConfig,
-    sequence: int,
-    batch: int,
-    phase: Phase,
-    convention: str,
-    plugins: Sequence[Path] = (),
-) -> str:
-    """FLOPs by component, in all and per token, beside the dense model of the same shape; nominal
-    routing. Text for a terminal.
-
-    Raises:
-        UserError: an unknown router, option, phase or convention, or a shape that can't be.
-    """
-    for name, value in (("sequence", sequence), ("batch", batch)):
-        if value < 1:
-            raise UserError(f"{name} is {value}; it must be 1 or more")
-    for plugin in plugins:
-        load_plugin(plugin)
-    load = Load.uniform(batch, sequence, phase)
-    with torch.device("meta"):
-        routed = Decoder(model, build_router(router, options))
-        dense = Decoder(model, build_router("vanilla"))
-    ledger, dense_ledger = routed.ledger(load), dense.ledger(load)
-    total, tokens = ledger.total(convention), load.tokens
-    ratio = total / dense_ledger.total(convention)
-    lines = [
-        f"{router}, {phase}, {batch} x {sequence} tokens, convention {convention} (nominal routing)",
-        "",
-        *_rows(ledger, convention, tokens),
-        "",
-        f"parameters             {routed.parameter_count('total'):>18,}",
-        f"active parameters      {routed.parameter_count('active'):>18,}",
-        f"ratio to dense (vanilla, same shape) {ratio:.4f}",
-    ]
-    return "\n".join(lines)
+def as_table(statements: Sequence[Statement]) -> str:
+    return "\n\n".join("\n".join(_table(statement)) for statement in statements)
 
 
-def _rows(ledger: Ledger, convention: str, tokens: int) -> list[str]:
-    names = list(ledger.by_component(convention))
-    forward = {
-        name: Ledger(
-            {key: flops for key, flops in ledger if key[1] == name and key[2] == "forward"}
-        ).total(convention)
-        for name in names
+def _table(s: Statement) -> Iterator[str]:
+    yield f"{s.name}: {_arrives(s)}, convention {s.convention} (nominal routing)"
+    yield ""
+    shown = [d for d in _DIRECTIONS if any(spent[d] for spent in s.components.values())]
+    if s.components:
+        yield f"{'component':<18}" + "".join(f"{d:>20}" for d in shown) + _head("FLOPs")
+        for name, spent in s.components.items():
+            yield _row(name, [spent[d] for d in shown], sum(spent.values()), s)
+        sums = [sum(spent[d] for spent in s.components.values()) for d in shown]
+        yield _row("total", sums, s.flops, s)
+    else:
+        yield f"{'':<18}" + _head("FLOPs")
+        yield _row("total", [], s.flops, s)
+    if s.profiled is not None:
+        yield f"counted as it ran  {s.profiled:>20,}   difference {s.profiled - s.flops:+,}"
+    if s.conventions:
+        yield ""
+        yield f"{'convention':<18}{'FLOPs':>22}{'per token':>22}{'against model':>15}{'full':>9}"
+        for convention, flops in s.conventions.items():
+            errors = [flops / s.conventions[truth] - 1 for truth in ("model", "full")]
+            yield (
+                f"{convention:<18}{flops:>22,}{flops / s.load.tokens:>22,.1f}"
+                f"{errors[0]:>+15.1%}{errors[1]:>+9.1%}"
+            )
+    yield ""
+    yield f"{'parameters':<18}{s.parameters:>22,}"
+    yield f"{'active parameters':<18}{s.active_parameters:>22,}"
+    yield f"ratio to the dense model of the same shape {s.ratio_to_dense:.4f}"
+
+
+def _head(what: str) -> str:
+    return f"{what:>22}{'per token':>20}{'share':>9}"
+
+
+def _row(name: str, parts: Sequence[int], flops: int, s: Statement) -> str:
+    cells = "".join(f"{part:>20,}" for part in parts)
+    return f"{name:<18}{cells}{flops:>22,}{flops / s.load.tokens:>20,.1f}{flops / s.flops:>9.1%}"
+
+
+def _arrives(s: Statement) -> str:
+    load = s.load
+    each = f"{load.sequences} x {load.lengths[0]} tokens"
+    if load.phase == "decode":
+        each += " one at a time"
+    if load.past[0]:
+        each += f" after {load.past[0]} cached"
+    return f"{load.phase}, {each}"
+
+
+def _fields(s: Statement) -> dict[str, Any]:
+    return {
+        "model": s.name,
+        "phase": s.load.phase,
+        "convention": s.convention,
+        "sequences": s.load.sequences,
+        "tokens": s.load.lengths[0],
+        "past": s.load.past[0],
     }
-    both = ledger.by_component(convention)
-    total = ledger.total(convention)
-    rows = [
-        f"{'component':<18}{'forward':>18}{'backward':>18}{'FLOPs':>18}{'per token':>15}{'share':>8}"
-    ]
-    for name in names:
-        rows.append(_row(name, forward[name], both[name], tokens, total))
-    rows.append(_row("total", ledger.total(convention, "forward"), total, tokens, total))
-    return rows
 
 
-def _row(name: str, forward: int, both: int, tokens: int, total: int) -> str:
-    return (
-        f"{name:<18}{forward:>18,}{both - forward:>18,}{both:>18,}{both / tokens:>15,.1f}"
-        f"{both / total:>8.1%}"
-    )
+def as_json(statements: Sequence[Statement]) -> str:
+    """One JSON document, on one line."""
+    models = []
+    for s in statements:
+        components: Mapping[str, Any] = {
+            name: {**spent, "flops": sum(spent.values())} for name, spent in s.components.items()
+        }
+        model = {
+            **_fields(s),
+            "flops": s.flops,
+            "flops_per_token": s.flops_per_token,
+            "by_component": components,
+            "parameters": s.parameters,
+            "active_parameters": s.active_parameters,
+            "dense_flops": s.dense_flops,
+            "ratio_to_dense": s.ratio_to_dense,
+        }
+        if s.conventions:
+            model["conventions"] = dict(s.conventions)
+        if s.profiled is not None:
+            model["profiled"] = s.profiled
+        models.append(model)
+    return json.dumps({"models": models})
+
+
+def as_csv(statements: Sequence[Statement]) -> str:
+    """A row for each component and one for the total; with conventions compared, a row for each total
+    under one of them."""
+    rows: list[dict[str, Any]] = []
+    for s in statements:
+        base = _fields(s)
+        whole = {
+            "parameters": s.parameters,
+            "active_parameters": s.active_parameters,
+            "ratio_to_dense": s.ratio_to_dense,
+            "profiled": "" if s.profiled is None else s.profiled,
+        }
+        totals = s.conventions or {s.convention: s.flops}
+        for name, spent in s.components.items():
+            rows.append(base | {"component": name, "flops": sum(spent.values())})
+        for convention, flops in totals.items():
+            total = {"component": "total", "convention": convention, "flops": flops}
+            rows.append(base | total | (whole if convention == s.convention else {}))
+    for row in rows:
+        row["flops_per_token"] = row["flops"] / (row["sequences"] * row["tokens"])
+    out = io.StringIO()
+    names = [*_fields(statements[0]), "component", "flops", "flops_per_token"]
+    names += ["parameters", "active_parameters", "ratio_to_dense", "profiled"]
+    writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().rstrip("\n")
+
+
+FORMATS: Mapping[str, Callable[[Sequence[Statement]], str]] = {
+    "table": as_table,
+    "json": as_json,
+    "csv": as_csv,
+}

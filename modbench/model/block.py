@@ -16,7 +16,7 @@ from modbench.flops.ledger import Ledger, Load, attention, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.initial import normal_, residual_scale
-from modbench.model.router import Layer
+from modbench.model.router import Layer, after
 
 
 class Attention(nn.Module):
@@ -50,26 +50,65 @@ class Attention(nn.Module):
         parts = qkv_BTC.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
         q_BHTP, k_BKTP, v_BKTP = parts.split((self.heads, self.key_heads, self.key_heads), dim=1)
         cos, sin = self._rotation(x_BTD, context)
+        q_BHTP, k_BKTP = _rotate(q_BHTP, cos, sin), _rotate(k_BKTP, cos, sin)
+        k_BKCP, v_BKCP, causal = self._remembered(x_BTD, k_BKTP, v_BKTP, context)
         with component("attention.scores", self.layer):
             y_BHTP = F.scaled_dot_product_attention(
-                _rotate(q_BHTP, cos, sin),
-                _rotate(k_BKTP, cos, sin),
-                v_BKTP,
-                is_causal=True,
+                q_BHTP,
+                k_BKCP,
+                v_BKCP,
+                attn_mask=causal if isinstance(causal, Tensor) else None,
+                is_causal=causal is True,
                 enable_gqa=self.key_heads != self.heads,
             )
         with component("attention.out", self.layer):
             return self.out(y_BHTP.transpose(1, 2).reshape(sequences, tokens, width))
 
     def ledger(self, load: Load) -> Ledger:
-        width, heads = self.model.width, self.heads
-        qkv_columns = (heads + 2 * self.key_heads) * self.head_width
-        rows = load.slots
+        rows, width = load.slots, self.model.width
+        projected = after(load, self.qkv)
         return (
-            matmul(load, self.layer, "attention.qkv", rows=rows, inner=width, columns=qkv_columns)
-            + attention(load, self.layer, heads=heads, head_width=self.head_width)
-            + matmul(load, self.layer, "attention.out", rows=rows, inner=width, columns=width)
+            matmul(
+                load,
+                self.layer,
+                "attention.qkv",
+                rows=rows,
+                inner=width,
+                columns=(self.heads + 2 * self.key_heads) * self.head_width,
+                weight_gradient=self.qkv.weight.requires_grad,
+            )
+            + attention(projected, self.layer, heads=self.heads, head_width=self.head_width)
+            + matmul(
+                projected,
+                self.layer,
+                "attention.out",
+                rows=rows,
+                inner=width,
+                columns=width,
+                weight_gradient=self.out.weight.requires_grad,
+            )
         )
+
+    def _remembered(
+        self, x_BTD: Tensor, k_BKTP: Tensor, v_BKTP: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor, Tensor | bool]:
+        """The keys and values to attend to, and what of them each token sees: true for what came before
+        it, false for all, or a mask (B, 1, T, C)."""
+        cache = context.cache
+        if cache is None:
+            return k_BKTP, v_BKTP, True
+        tokens = x_BTD.shape[1]
+        past, new = cache.lengths(self.layer, context.rows), context.lengths(x_BTD)
+        k_BKCP, v_BKCP = cache.extend(self.layer, k_BKTP, v_BKTP, new, context.rows)
+        if not any(past):
+            return k_BKTP, v_BKTP, True
+        if tokens == 1 and min(past) == max(past):
+            return k_BKCP, v_BKCP, False
+        past_B11, new_B11 = (torch.tensor(n, device=x_BTD.device)[:, None, None] for n in (past, new))
+        token_T1 = torch.arange(tokens, device=x_BTD.device)[:, None]
+        seen_BT1 = past_B11 + torch.minimum(token_T1 + 1, new_B11)
+        key_C = torch.arange(k_BKCP.shape[2], device=x_BTD.device)
+        return k_BKCP, v_BKCP, (key_C < seen_BT1)[:, None]
 
     def _rotation(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         half = self.head_width // 2
@@ -129,9 +168,22 @@ class MLP(FeedForward):
 
     def ledger(self, load: Load) -> Ledger:
         rows, width, hidden = load.slots, self.model.width, self.model.hidden
-        columns = up_columns(self.model, hidden)
-        return matmul(load, self.layer, "mlp", rows=rows, inner=width, columns=columns) + matmul(
-            load, self.layer, "mlp", rows=rows, inner=hidden, columns=width
+        return matmul(
+            load,
+            self.layer,
+            "mlp",
+            rows=rows,
+            inner=width,
+            columns=up_columns(self.model, hidden),
+            weight_gradient=self.up.weight.requires_grad,
+        ) + matmul(
+            after(load, self.up),
+            self.layer,
+            "mlp",
+            rows=rows,
+            inner=hidden,
+            columns=width,
+            weight_gradient=self.down.weight.requires_grad,
         )
 
 
@@ -170,7 +222,9 @@ class Block(Layer):
         return attended_BTD + self.feed_forward(self.feed_forward_norm(middle_BTD), context)
 
     def ledger(self, load: Load) -> Ledger:
-        return self.attention.ledger(load) + self.feed_forward.ledger(load)
+        load = after(load, self.attention_norm)
+        middle = after(after(load, self.attention), self.feed_forward_norm)
+        return self.attention.ledger(load) + self.feed_forward.ledger(middle)
 
     def active_parameters(self) -> int:
         everything = sum(parameter.numel() for parameter in self.parameters())

@@ -4,12 +4,15 @@ trace that routed layers report to.
 B sequences, T tokens, E experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from modbench.model.cache import Cache
 
 #: ``topk``: the training rule, which compares a token with later ones. ``causal``: the rule that may be
 #: used to predict the next token.
@@ -26,16 +29,32 @@ class Trace:
         #: ``load`` (E,) tokens per expert.
         self.tensors: dict[tuple[int, str], Tensor] = {}
         self._counts: dict[tuple[int, str], Tensor | tuple[int, ...]] = {}
+        #: Activation checkpointing runs a forward pass again: all is told already, and what training
+        #: moves (averages, biases) must not move twice.
+        self.repeated = False
+
+    @contextmanager
+    def repeating(self) -> Iterator[None]:
+        """What runs inside is a forward pass run again."""
+        self.repeated = True
+        try:
+            yield
+        finally:
+            self.repeated = False
 
     def loss(self, layer: int, name: str, value: Tensor) -> None:
-        self.losses[layer, name] = value
+        if not self.repeated:
+            self.losses[layer, name] = value
 
     def show(self, layer: int, name: str, value: Tensor) -> None:
-        self.tensors[layer, name] = value.detach()
+        if not self.repeated:
+            self.tensors[layer, name] = value.detach()
 
     def count(self, layer: int, name: str, counts: Tensor | Sequence[int]) -> None:
         """How many tokens (one count per sequence) or assignments (one count) were routed. A tensor
         stays where it is until somebody asks, so that a GPU isn't waited for."""
+        if self.repeated:
+            return
         self._counts[layer, name] = counts if isinstance(counts, Tensor) else tuple(counts)
 
     @property
@@ -57,12 +76,33 @@ class Context:
 
     ``lengths_B``: how many tokens of each sequence are real; the rest, on the right, is padding and
     enters no router. None: all are real. ``positions_BT``: the tokens' positions, None for 0..T-1.
+    ``cache``: the tokens are new ones after those that it keeps; ``rows``: which of its sequences they
+    belong to, None for all; ``past``: how many tokens of each came here before. ``logits``: of every
+    token, or of each sequence's last real one alone.
+    ``checkpoint``: keep only each layer's input for the backward pass, and run its forward pass again.
+
+    A layer that passes some tokens on makes the inner context by `modbench.model.selected.Selected`,
+    which leaves none of this behind.
     """
 
     selection: Selection = "topk"
     lengths_B: Tensor | None = None
     positions_BT: Tensor | None = None
     trace: Trace = field(default_factory=Trace)
+    cache: Cache | None = None
+    rows: Sequence[int] | None = None
+    past: Sequence[int] = ()
+    logits: Literal["all", "last"] = "all"
+    checkpoint: bool = False
+
+    def lengths(self, x_BTD: Tensor) -> list[int]:
+        """Real tokens of each sequence of ``x_BTD``."""
+        sequences, tokens = x_BTD.shape[:2]
+        return [tokens] * sequences if self.lengths_B is None else self.lengths_B.tolist()
+
+    def before(self, x_BTD: Tensor) -> list[int]:
+        """Tokens that came before those of ``x_BTD``, of each sequence."""
+        return list(self.past) if self.past else [0] * len(x_BTD)
 
     def positions(self, x_BTD: Tensor) -> Tensor:
         """Positions (B, T) of the tokens of ``x_BTD``."""

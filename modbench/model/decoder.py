@@ -3,11 +3,14 @@
 B sequences, T tokens, D model width, V vocabulary.
 """
 
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from modbench.errors import UserError
 from modbench.flops.component import component
@@ -15,7 +18,7 @@ from modbench.flops.ledger import OUTSIDE, Ledger, Load, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.initial import normal_, stream
-from modbench.model.router import Layer, Router
+from modbench.model.router import Layer, Router, after
 
 
 class Decoder(nn.Module):
@@ -41,26 +44,54 @@ class Decoder(nn.Module):
                 initialise(seed)
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        """Logits (B, T, V)."""
+        """Logits (B, T, V), or (B, 1, V) where the context wants those of the last tokens alone.
+
+        Raises:
+            ValueError: a cache under the training rule, which may look at tokens to come.
+        """
         x_BTD = self.embedding(tokens_BT)
+        lengths = context.lengths(x_BTD) if context.cache is not None else []
+        if context.cache is not None:
+            if context.selection != "causal":
+                raise ValueError(f"selection '{context.selection}' with a cache; it must be 'causal'")
+            positions_BT = context.cache.positions(tokens_BT.shape[1], tokens_BT.device)
+            context = replace(context, positions_BT=positions_BT, past=context.cache.read)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, context)
+            run = _checkpointed if context.checkpoint else _plain
+            x_BTD = run(layer, x_BTD, context)
+        if context.cache is not None:
+            context.cache.advance(lengths)
+        if context.logits == "last":
+            x_BTD = _last(x_BTD, context)
         x_BTD = self.norm(x_BTD)
         with component("head"):
             return F.linear(x_BTD, self.embedding.weight if self.head is None else self.head.weight)
 
     def ledger(self, load: Load) -> Ledger:
-        """The closed form of what `forward` spends on ``load``."""
-        layers: list[Layer] = list(self.layers)  # type: ignore[arg-type]
-        head = matmul(
-            load,
-            OUTSIDE,
-            "head",
-            rows=load.slots,
-            inner=self.config.width,
-            columns=self.config.vocabulary,
+        """The closed form of what `forward` spends on ``load``, and of the backward pass, where a
+        gradient is needed: parameters that aren't trained, and what lies before the first that is, get
+        none."""
+        parts = []
+        load = replace(load, input_gradient=self.embedding.weight.requires_grad)
+        for layer in self.layers:
+            part = _ledger(self.router, layer, load)  # type: ignore[arg-type]
+            parts.append(part)
+            if load.checkpoint and any(direction == "backward" for (_, _, direction), _ in part):
+                parts.append(part.recomputed())
+            load = after(load, layer)
+        head = self.embedding if self.head is None else self.head
+        parts.append(
+            matmul(
+                after(load, self.norm),
+                OUTSIDE,
+                "head",
+                rows=load.scored,
+                inner=self.config.width,
+                columns=self.config.vocabulary,
+                weight_gradient=head.weight.requires_grad,
+            )
         )
-        return Ledger.sum([_ledger(self.router, layer, load) for layer in layers]) + head
+        return Ledger.sum(parts)
 
     def parameter_count(self, kind: Literal["total", "active"] = "total") -> int:
         """Trained parameters: all, or those that one token meets when it is routed everywhere it can
@@ -74,6 +105,31 @@ class Decoder(nn.Module):
             for layer in layers
         )
         return total - idle
+
+
+def _last(x_BTD: Tensor, context: Context) -> Tensor:
+    """Each sequence's last real token, (B, 1, D)."""
+    if context.lengths_B is None:
+        return x_BTD[:, -1:]
+    index_B11 = (context.lengths_B - 1)[:, None, None]
+    return x_BTD.gather(1, index_B11.expand(-1, 1, x_BTD.shape[2]))
+
+
+def _plain(layer: nn.Module, x_BTD: Tensor, context: Context) -> Tensor:
+    return layer(x_BTD, context)  # type: ignore[no-any-return]
+
+
+def _checkpointed(layer: nn.Module, x_BTD: Tensor, context: Context) -> Tensor:
+    """``layer`` with nothing kept for the backward pass but its input. The forward pass is run again as
+    a whole, not up to the last tensor that is needed: that point differs from scheme to scheme."""
+    with set_checkpoint_early_stop(False):
+        return checkpoint(  # type: ignore[no-any-return]
+            layer,
+            x_BTD,
+            context,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), context.trace.repeating()),
+        )
 
 
 def _layer(router: Router, config: ModelConfig, number: int) -> Layer:

@@ -73,9 +73,22 @@ class ExpertBank(nn.Module):
 
     def ledger(self, load: Load, rows: int) -> Ledger:
         """``rows`` assignments in all: the closed form depends on no balance."""
-        width, columns = self.model.width, up_columns(self.model, self.width)
-        return matmul(load, self.layer, "experts", rows=rows, inner=width, columns=columns) + matmul(
-            load, self.layer, "experts", rows=rows, inner=self.width, columns=width
+        return matmul(
+            load,
+            self.layer,
+            "experts",
+            rows=rows,
+            inner=self.model.width,
+            columns=up_columns(self.model, self.width),
+            weight_gradient=self.up.requires_grad,
+        ) + matmul(
+            load.after(self.up.requires_grad),
+            self.layer,
+            "experts",
+            rows=rows,
+            inner=self.width,
+            columns=self.model.width,
+            weight_gradient=self.down.requires_grad,
         )
 
     def parameters_of(self, experts: float) -> int:

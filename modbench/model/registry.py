@@ -168,6 +168,21 @@ def plugin_sha256(name: str) -> str | None:
     return _sources.get(name)
 
 
+def preset_options(name: str) -> tuple[str, dict[str, Any]]:
+    """Router and options of ``NAME`` or ``NAME:PRESET``.
+
+    Raises:
+        UserError: no such router, or it has no such preset.
+    """
+    router, colon, preset = name.partition(":")
+    if not colon:
+        return router, {}
+    known = router_class(router).presets
+    if preset not in known:
+        raise UserError(f"router '{router}' has no preset '{preset}'; {known_names(preset, known)}")
+    return router, dict(known[preset])
+
+
 def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router":
     """The router ``name`` with ``options``, checked.
 

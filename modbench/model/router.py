@@ -4,6 +4,7 @@ B sequences, T tokens, D model width.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from modbench.flops.ledger import Ledger, Load
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+
+#: Options by the name of their set.
+Presets = Mapping[str, Mapping[str, Any]]
 
 
 class Layer(nn.Module, ABC):
@@ -32,6 +36,16 @@ class Layer(nn.Module, ABC):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
+def trains(part: nn.Module) -> bool:
+    """Whether any parameter of ``part`` is trained: frozen ones need no gradient."""
+    return any(parameter.requires_grad for parameter in part.parameters())
+
+
+def after(load: Load, part: nn.Module) -> Load:
+    """The load of what follows ``part``: where that is trained, the backward pass goes on to it."""
+    return load if load.input_gradient else load.after(trains(part))
+
+
 class Router(ABC):
     """A routing scheme: a frozen dataclass whose fields are its options, registered under a name.
 
@@ -40,6 +54,9 @@ class Router(ABC):
     """
 
     name: ClassVar[str]
+    #: Sets of options by name, for what has one: ``modbench flops --router mod:every_block``. The FLOP
+    #: gate holds each of them still.
+    presets: ClassVar[Presets] = {}
 
     @abstractmethod
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:

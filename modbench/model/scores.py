@@ -4,8 +4,10 @@ B sequences, T tokens, K chosen, D model width, E experts.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,11 @@ def score(x_D: Tensor, weight_ED: Tensor) -> Tensor:
 def share(capacity: float, tokens: int, among: int = 1) -> int:
     """ceil(capacity * tokens / among) with ``capacity`` taken as it is written in decimals, so that 0.07
     of 100 is 7; never 0 while there is a token, never more than there are."""
-    tokens = int(tokens)  # a size is a tensor while torch.jit traces
+    return _share(capacity, int(tokens), among)  # a size is a tensor while torch.jit traces
+
+
+@lru_cache(maxsize=4096)
+def _share(capacity: float, tokens: int, among: int) -> int:
     return min(tokens, math.ceil(Fraction(repr(capacity)) * tokens / among))
 
 
@@ -39,6 +45,24 @@ def highest(scores_BT: Tensor, counts: list[int], real_BT: Tensor | None) -> Ten
     limits_B1 = torch.tensor(counts, device=scores_BT.device)[:, None]
     within_BT = torch.arange(scores_BT.shape[1], device=scores_BT.device) < limits_B1
     return torch.zeros_like(within_BT).scatter_(1, order_BT, within_BT)
+
+
+def known(counts: Tensor, nominal: Sequence[int]) -> list[int]:
+    """``counts`` as integers of the host. A tensor on the meta device has no values: there ``nominal``,
+    what the router's options promise."""
+    return list(nominal) if counts.is_meta else counts.tolist()
+
+
+def places(mask: Tensor, total: int) -> Tensor:
+    """Where ``mask``, taken as one row, is true: (``total``,), as many as it is known to have."""
+    if mask.is_meta:
+        return mask.new_empty(total, dtype=torch.long)
+    return mask.flatten().nonzero().squeeze(1)
+
+
+def evenly(total: int, among: int) -> list[int]:
+    """``total`` in ``among`` parts that differ by one at most."""
+    return [(total + among - 1 - part) // among for part in range(among)]
 
 
 def packed(selected_BT: Tensor, longest: int) -> Tensor:

@@ -11,15 +11,16 @@ paper's is the batch), so that a sequence's training signal does not depend on s
 B sequences, T tokens, D model width, E experts, K tokens an expert takes, N rows in all.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.flops.component import component
-from modbench.flops.ledger import Ledger, Load, matmul
+from modbench.flops.ledger import Ledger, Load, matmul, stretch
 from modbench.model.average import RunningAverage
 from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
@@ -27,14 +28,19 @@ from modbench.model.context import Context
 from modbench.model.experts import ExpertBank, expert_width
 from modbench.model.initial import normal_
 from modbench.model.registry import register_router
-from modbench.model.router import Layer, Router
-from modbench.model.scores import highest, packed, score, share
+from modbench.model.router import Layer, Presets, Router
+from modbench.model.scores import highest, known, packed, places, score, share
 
 
 @register_router("expert_choice")
 @dataclass(frozen=True, kw_only=True)
 class ExpertChoice(Router):
     """Every block's MLP is a bank of experts, each of which takes its share of a pool of tokens."""
+
+    presets: ClassVar[Presets] = {
+        "batch_pool": {"pool": "batch"},
+        "one_expert": {"capacity": 1.0},
+    }
 
     experts: int = 8
     capacity: float = 2.0  #: c, experts per token on average
@@ -90,8 +96,9 @@ class ExpertChoiceExperts(FeedForward):
             rows=load.slots,
             inner=self.model.width,
             columns=self.options.experts,
+            weight_gradient=self.router.requires_grad,
         )
-        taken = [self._taken(tokens) for tokens in self._pools(load.lengths)]
+        taken = self._nominal(load.lengths, load.past)
         computed = max(taken) * len(taken) if load.padding else sum(taken)
         counts = load.counts.get((self.layer, "experts"), (computed * self.options.experts,))
         return router + self.bank.ledger(load, counts[0])
@@ -100,8 +107,12 @@ class ExpertChoiceExperts(FeedForward):
         # A token meets `capacity` experts on average.
         return self.router.numel() + self.bank.parameters_of(self.options.capacity)
 
-    def _pools(self, lengths: tuple[int, ...] | list[int]) -> list[int]:
-        return list(lengths) if self.options.pool == "sequence" else [sum(lengths)]
+    def _nominal(self, lengths: Sequence[int], past: Sequence[int]) -> list[int]:
+        """New tokens that each expert takes out of each pool."""
+        if self.options.pool == "batch":
+            lengths, past = [sum(lengths)], [sum(past)]
+        new, _ = stretch(self._taken, lengths, past)
+        return list(new)
 
     def _taken(self, tokens: int) -> int:
         return share(self.options.capacity, tokens, among=self.options.experts)
@@ -109,8 +120,7 @@ class ExpertChoiceExperts(FeedForward):
     def _highest(self, x_BTD: Tensor, scores_BTE: Tensor, context: Context) -> Tensor:
         sequences, tokens, width = x_BTD.shape
         real_BT = context.real(x_BTD)
-        lengths = [tokens] * sequences if context.lengths_B is None else context.lengths_B.tolist()
-        taken = [self._taken(pool) for pool in self._pools(lengths)]
+        taken = self._nominal(context.lengths(x_BTD), [0] * sequences)
         if self.options.pool == "batch":
             scores_BTE = scores_BTE.reshape(1, sequences * tokens, -1)
             real_BT = None if real_BT is None else real_BT.reshape(1, -1)
@@ -133,10 +143,10 @@ class ExpertChoiceExperts(FeedForward):
         out_SD = torch.zeros_like(x_SD, dtype=weighted_ND.dtype).index_add(0, rows_N, weighted_ND)
 
         lowest_PE = scores_PT.detach().masked_fill(~selected_PT, torch.inf).amin(1).view(pools, experts)
-        if self.training:
+        if self.training and not context.trace.repeated:
             self.threshold.update(lowest_PE.mean(0))
         context.trace.show(self.layer, "load", selected_PT.view(pools, experts, -1).sum((0, 2)))
-        return out_SD.view_as(x_BTD)
+        return out_SD.to(x_BTD.dtype).view_as(x_BTD)
 
     def _above_threshold(self, x_BTD: Tensor, scores_BTE: Tensor, context: Context) -> Tensor:
         x_SD = x_BTD.flatten(0, 1)
@@ -145,11 +155,14 @@ class ExpertChoiceExperts(FeedForward):
         real_BT = context.real(x_BTD)
         if real_BT is not None:
             chosen_ES = chosen_ES & real_BT.flatten()
-        experts_N, rows_N = chosen_ES.nonzero(as_tuple=True)
-        counts = chosen_ES.sum(1)
-        y_ND = self.bank(x_SD.index_select(0, rows_N), counts.tolist())
+        nominal = sum(self._nominal(context.lengths(x_BTD), context.before(x_BTD)))
+        counts = known(chosen_ES.sum(1), [nominal] * self.options.experts)
+        # Sorted by expert.
+        chosen_N = places(chosen_ES, sum(counts))
+        experts_N, rows_N = chosen_N // len(x_SD), chosen_N % len(x_SD)
+        y_ND = self.bank(x_SD.index_select(0, rows_N), counts)
         weighted_ND = y_ND * scores_ES[experts_N, rows_N][:, None]
         out_SD = torch.zeros_like(x_SD, dtype=weighted_ND.dtype).index_add(0, rows_N, weighted_ND)
-        context.trace.show(self.layer, "load", counts)
-        context.trace.count(self.layer, "experts", counts.sum())
-        return out_SD.view_as(x_BTD)
+        context.trace.show(self.layer, "load", torch.tensor(counts))
+        context.trace.count(self.layer, "experts", [sum(counts)])
+        return out_SD.to(x_BTD.dtype).view_as(x_BTD)

@@ -16,7 +16,7 @@ B sequences, T tokens, K selected, D model width.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +24,16 @@ from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.flops.component import component
-from modbench.flops.ledger import Ledger, Load, matmul
+from modbench.flops.ledger import Ledger, Load, matmul, stretch
 from modbench.model.average import RunningAverage
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.initial import normal_
 from modbench.model.registry import register_router
-from modbench.model.router import Layer, Router
-from modbench.model.scores import highest, packed, score, share
+from modbench.model.router import Layer, Presets, Router
+from modbench.model.scores import highest, known, score, share
+from modbench.model.selected import Selected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,13 @@ class DepthOptions(Router):
 class MixtureOfDepths(DepthOptions):
     """Depth routing around plain blocks."""
 
+    presets: ClassVar[Presets] = {
+        "every_block": {"every": 1},
+        "half": {"capacity": 0.5},
+        "aux_bce": {"causal": "aux_bce"},
+        "ema_threshold": {"causal": "ema_threshold"},
+    }
+
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
         block = Block(model, layer)
         return DepthRouted(self, model, layer, block) if self.routes(layer) else block
@@ -88,7 +96,6 @@ class DepthRouted(Layer):
         normal_(self.router, seed, f"layers.{self.layer}.depth_router")
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        sequences, tokens, width = x_BTD.shape
         with component("router", self.layer):
             scores_BT = score(x_BTD, self.router).squeeze(-1)
         causal_BT = scores_BT if self.predictor is None else self.predictor(x_BTD)
@@ -100,41 +107,36 @@ class DepthRouted(Layer):
             real_BT = context.real(x_BTD)
             if real_BT is not None:
                 selected_BT = selected_BT & real_BT
-            lengths = selected_BT.sum(1).tolist()
+            nominal, _ = stretch(self._share, context.lengths(x_BTD), context.before(x_BTD))
+            lengths = known(selected_BT.sum(1), nominal)
         context.trace.show(self.layer, "selected", selected_BT)
         context.trace.show(self.layer, "gate", scores_BT)
         context.trace.count(self.layer, "depth", lengths)
-        longest = max(lengths)
-        if longest == 0:
+        if context.cache is not None:
+            context.trace.count(self.layer, "past", context.cache.lengths(self.layer, context.rows))
+        if not any(lengths):
             return x_BTD
-
-        index_BK = packed(selected_BT, longest)
-        first_B1 = torch.arange(sequences, device=x_BTD.device)[:, None] * tokens
-        slots_S = (index_BK + first_B1).flatten()
-        x_SD = x_BTD.reshape(-1, width)
-        x_BKD = x_SD.index_select(0, slots_S).view(sequences, longest, width)
-        ragged = min(lengths) != longest
-        inner = Context(
-            selection=context.selection,
-            lengths_B=torch.tensor(lengths, device=x_BTD.device) if ragged else None,
-            positions_BT=context.positions(x_BTD).gather(1, index_BK),
-            trace=context.trace,
-        )
-        delta_BKD = self.block.delta(x_BKD, inner)
+        entering = Selected(x_BTD, selected_BT, lengths, context, layer=self.layer)
+        delta_RKD = self.block.delta(entering.x_RKD, entering.context)
         if self.options.residual == "full":
-            delta_BKD = delta_BKD + x_BKD
-        update_BKD = delta_BKD * self._gate(scores_BT.gather(1, index_BK))[..., None]
-        update_SD = update_BKD.flatten(0, 1).to(x_SD.dtype)
-        if ragged:
-            # The filling slots must leave their tokens bit for bit as they are.
-            filled_N = selected_BT.gather(1, index_BK).flatten().nonzero().squeeze(1)
-            slots_S, update_SD = slots_S.index_select(0, filled_N), update_SD.index_select(0, filled_N)
-        return x_SD.index_add(0, slots_S, update_SD).view_as(x_BTD)
+            delta_RKD = delta_RKD + entering.x_RKD
+        gate_RK = self._gate(entering.gather(scores_BT))
+        return entering.add_to(x_BTD, delta_RKD * gate_RK[..., None])
 
     def ledger(self, load: Load) -> Ledger:
-        nominal = tuple(share(self.options.capacity, tokens) for tokens in load.lengths)
-        inner = load.routed(load.counts.get((self.layer, "depth"), nominal))
-        router = matmul(load, self.layer, "router", rows=load.slots, inner=self.model.width, columns=1)
+        new, past = stretch(self._share, load.lengths, load.past)
+        inner = load.routed(
+            load.counts.get((self.layer, "depth"), new), load.counts.get((self.layer, "past"), past)
+        )
+        router = matmul(
+            load,
+            self.layer,
+            "router",
+            rows=load.slots,
+            inner=self.model.width,
+            columns=1,
+            weight_gradient=self.router.requires_grad,
+        )
         total = router if self.predictor is None else router + self.predictor.ledger(load)
         return total if max(inner.lengths) == 0 else total + self.block.ledger(inner)
 
@@ -146,16 +148,11 @@ class DepthRouted(Layer):
 
     def _topk(self, scores_BT: Tensor, causal_BT: Tensor, context: Context) -> tuple[Tensor, list[int]]:
         """The training rule, and what teaches the causal one."""
-        sequences, tokens = scores_BT.shape
-        real_BT = None
-        present = [tokens] * sequences
-        if context.lengths_B is not None:
-            present = context.lengths_B.tolist()
-            real_BT = torch.arange(tokens, device=scores_BT.device) < context.lengths_B[:, None]
-        lengths = [share(self.options.capacity, n) for n in present]
+        real_BT = context.real(scores_BT)
+        lengths = [self._share(n) for n in context.lengths(scores_BT)]
         selected_BT = highest(scores_BT.detach(), lengths, real_BT)
         if self.threshold is not None:
-            if self.training:
+            if self.training and not context.trace.repeated:
                 lowest_B = scores_BT.detach().masked_fill(~selected_BT, torch.inf).amin(1)
                 self.threshold.update(lowest_B.mean())
         else:
@@ -165,6 +162,9 @@ class DepthRouted(Layer):
             error = errors_BT.mean() if real_BT is None else errors_BT[real_BT].mean()
             context.trace.loss(self.layer, "causal_rule", self.options.auxiliary * error)
         return selected_BT, lengths
+
+    def _share(self, tokens: int) -> int:
+        return share(self.options.capacity, tokens)
 
     def _gate(self, scores: Tensor) -> Tensor:
         if self.options.gate == "linear":
@@ -202,4 +202,14 @@ class Predictor(nn.Module):
             inner=width,
             columns=self.hidden,
             input_gradient=False,
-        ) + matmul(load, self.layer, "predictor", rows=rows, inner=self.hidden, columns=1)
+            weight_gradient=self.up.requires_grad,
+        ) + matmul(
+            load,
+            self.layer,
+            "predictor",
+            rows=rows,
+            inner=self.hidden,
+            columns=1,
+            input_gradient=self.up.requires_grad,
+            weight_gradient=self.down.requires_grad,
+        )

@@ -7,12 +7,13 @@ experts / (experts + no_op_experts) of all assignments, rounded down; realised i
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from modbench.errors import UserError
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.registry import register_router
-from modbench.model.router import Layer
+from modbench.model.router import Layer, Presets
 from modbench.routers.token_choice import TokenChoiceExperts, TokenChoiceOptions
 
 
@@ -20,6 +21,8 @@ from modbench.routers.token_choice import TokenChoiceExperts, TokenChoiceOptions
 @dataclass(frozen=True, kw_only=True)
 class IntegratedMoDE(TokenChoiceOptions):
     """Token choice among real and no-op experts."""
+
+    presets: ClassVar[Presets] = {"one_no_op": {"no_op_experts": 1}}
 
     no_op_experts: int = 8
 

@@ -5,11 +5,12 @@ highest-scoring tokens enter and choose among that block's experts, the others p
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.registry import register_router
-from modbench.model.router import Layer
+from modbench.model.router import Layer, Presets
 from modbench.routers.mod import DepthOptions, DepthRouted
 from modbench.routers.token_choice import TokenChoiceExperts, TokenChoiceOptions
 
@@ -18,6 +19,11 @@ from modbench.routers.token_choice import TokenChoiceExperts, TokenChoiceOptions
 @dataclass(frozen=True, kw_only=True)
 class StagedMoDE(DepthOptions, TokenChoiceOptions):
     """Depth routing around blocks of token-choice experts."""
+
+    presets: ClassVar[Presets] = {
+        "every_block": {"every": 1},
+        "fine_grained": {"experts": 64, "top_k": 8},
+    }
 
     def __post_init__(self) -> None:
         DepthOptions.__post_init__(self)

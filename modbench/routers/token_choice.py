@@ -9,6 +9,7 @@ B sequences, T tokens, N tokens that are no padding, D model width, E experts, K
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +17,15 @@ from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.flops.component import component
-from modbench.flops.ledger import Ledger, Load, matmul
+from modbench.flops.ledger import Ledger, Load, matmul, stretch
 from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.experts import ExpertBank, expert_width
 from modbench.model.initial import normal_
 from modbench.model.registry import register_router
-from modbench.model.router import Layer, Router
-from modbench.model.scores import score
+from modbench.model.router import Layer, Presets, Router
+from modbench.model.scores import evenly, known, score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,11 @@ class TokenChoiceOptions(Router):
 @dataclass(frozen=True, kw_only=True)
 class TokenChoice(TokenChoiceOptions):
     """Every block's MLP is a bank of experts of which each token chooses ``top_k``."""
+
+    presets: ClassVar[Presets] = {
+        "one_expert": {"top_k": 1, "renormalise": False},
+        "fine_grained": {"experts": 64, "top_k": 8},
+    }
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
         return Block(model, layer, TokenChoiceExperts(self, model, layer))
@@ -99,7 +105,8 @@ class TokenChoiceExperts(FeedForward):
 
         order = experts_NK.flatten().argsort(stable=True)
         load_E = F.one_hot(experts_NK.flatten(), self.router.shape[0]).sum(0)
-        counts = load_E[: self.options.experts].tolist()
+        nominal = self._nominal(len(x_ND), sum(context.before(x_BTD)))
+        counts = known(load_E[: self.options.experts], evenly(nominal, self.options.experts))
         order = order[: sum(counts)]  # the no-op experts come last and are not computed
         rows_N = order // self.options.top_k
         y_ND = self.bank(x_ND.index_select(0, rows_N), counts)
@@ -107,21 +114,27 @@ class TokenChoiceExperts(FeedForward):
         if slots_N is not None:
             rows_N = slots_N.index_select(0, rows_N)
         out_SD = torch.zeros_like(x_SD, dtype=weighted_ND.dtype).index_add(0, rows_N, weighted_ND)
-        return out_SD.view_as(x_BTD)
+        return out_SD.to(x_BTD.dtype).view_as(x_BTD)
 
     def ledger(self, load: Load) -> Ledger:
-        experts, chosen = self.options.experts, self.options.top_k
         router = matmul(
             load,
             self.layer,
             "router",
             rows=load.tokens,
             inner=self.model.width,
-            columns=experts + self.no_ops,
+            columns=self.options.experts + self.no_ops,
+            weight_gradient=self.router.requires_grad,
         )
-        nominal = load.tokens * chosen * experts // (experts + self.no_ops)
+        nominal = self._nominal(load.tokens, sum(load.past))
         (assignments,) = load.counts.get((self.layer, "experts"), (nominal,))
         return router + self.bank.ledger(load, assignments)
+
+    def _nominal(self, tokens: int, past: int) -> int:
+        """Assignments to experts that compute, of ``tokens`` new tokens that spread evenly."""
+        real, everyone = self.options.experts, self.options.experts + self.no_ops
+        (new,), _ = stretch(lambda n: n * self.options.top_k * real // everyone, [tokens], [past])
+        return new
 
     def active_parameters(self) -> int:
         return self.router.numel() + self.bank.parameters_of(self.options.top_k)

@@ -32,7 +32,8 @@ def golden(tmp_path: Path) -> Path:
 
 def test_the_committed_table_is_what_the_routers_spend(capsys: pytest.CaptureFixture) -> None:
     assert run_gate(GOLDEN) == 0
-    assert "48 FLOP counts equal" in capsys.readouterr().out
+    # 6 routers and 12 presets, 3 shapes, 4 phases, 9 conventions
+    assert "1836 FLOP counts equal" in capsys.readouterr().out
 
 
 def test_changed_missing_and_new_keys_each_fail(golden: Path, capsys: pytest.CaptureFixture) -> None:
@@ -43,9 +44,13 @@ def test_changed_missing_and_new_keys_each_fail(golden: Path, capsys: pytest.Cap
     golden.write_text(json.dumps(table))
     assert run_gate(golden) == 1
     out = capsys.readouterr().out
-    assert "changed  mod/1M/train/model" in out
-    assert "missing  gone/1M/train/model: was 7" in out
-    assert "new      vanilla/1M/forward/full" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert ["router/shape/phase/convention", "old", "new"] in rows
+    old, new = (f"{table['mod/1M/train/model'] - step:,}" for step in (0, 1))
+    assert ["changed", "mod/1M/train/model", old, new] == rows[2][:4]
+    assert ["missing", "gone/1M/train/model", "7", "-"] in rows
+    assert ["new", "vanilla/1M/forward/full", "-"] in [row[:3] for row in rows]
+    assert "3 FLOP counts differ" in out
     assert f"modbench flops gate --golden {golden} --accept" in out
 
 

@@ -31,7 +31,7 @@ def test_attention_is_a_triangle_in_model_and_a_square_in_full() -> None:
 def test_padding_is_counted_only_where_it_is_asked_for() -> None:
     lengths = (3, 5)
     assert (Load(lengths=lengths).slots, Load(lengths=lengths, padding=True).slots) == (8, 10)
-    assert Load(lengths=lengths, padding=True).pairs == Flops(30, 50)
+    assert Load(lengths=lengths, padding=True).pairs() == Flops(30, 50)
     assert Load(lengths=lengths, padding=True).tokens == 8
 
 

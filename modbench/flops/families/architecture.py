@@ -1,0 +1,178 @@
+"""A causal language model as its matrices: what they cost on a load, and how many parameters they hold.
+
+Every family that is read here comes down to this, so that one ledger and one way of counting serve all.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from modbench.flops.kernels import is_fused
+from modbench.flops.ledger import OUTSIDE, Flops, Key, Ledger, Load, matmul
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A weight of (inner, columns). There are ``copies`` of it, and a token meets ``met`` of them: the
+    experts that it chose. ``again``: it is applied to the cached tokens too, at every step."""
+
+    component: str
+    inner: int
+    columns: int
+    copies: int = 1
+    met: int = 1
+    again: bool = False
+
+    @property
+    def size(self) -> int:
+        return self.inner * self.columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A block: its matrices, its attention, and the parameters that no matmul meets (biases, norms).
+
+    ``head_width`` is that of queries and keys, ``value_width`` that of values. A token sees the last
+    ``window`` ones. ``dropout`` on attention weights takes training off the fused kernels.
+    """
+
+    matrices: tuple[Matrix, ...]
+    heads: int
+    head_width: int
+    value_width: int
+    window: int | None = None
+    dropout: bool = False
+    further: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """``positions``: entries of a learned table of positions. ``further``: parameters outside all layers
+    that no matmul meets."""
+
+    vocabulary: int
+    width: int
+    layers: tuple[Layer, ...]
+    tied: bool
+    further: int
+    positions: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyShape:
+    """What the formulas of papers are written in.
+
+    ``attention_width`` is heads times the width of a query; ``value_width`` heads times that of a value:
+    they differ under latent attention alone. ``attention_parameters`` and ``feed_forward_parameters``
+    count matrices, of all layers together, of experts the chosen ones, shared ones and routers with
+    them. ``parameters`` is all that a checkpoint of the model holds; ``active_parameters`` leaves out
+    the experts that a token did not choose. Both count the embedding whole and a tied head once.
+    ``embedding_parameters``: the look-up tables, of tokens and of positions; an untied head is none.
+    """
+
+    family: str
+    layers: int
+    width: int
+    attention_width: int
+    value_width: int
+    attention_parameters: int
+    feed_forward_parameters: int
+    vocabulary: int
+    parameters: int
+    active_parameters: int
+    embedding_parameters: int
+    tied: bool
+
+
+def ledger_of(model: Architecture, load: Load) -> Ledger:
+    """What ``model`` spends on ``load``."""
+    # A model has a few kinds of layers, and many layers of a kind.
+    kinds = {layer: _layer_ledger(layer, load) for layer in set(model.layers)}
+    entries: dict[Key, Flops] = {}
+    for number, layer in enumerate(model.layers):
+        for (_, component, direction), flops in kinds[layer]:
+            entries[number, component, direction] = flops
+    head = matmul(load, OUTSIDE, "head", rows=load.scored, inner=model.width, columns=model.vocabulary)
+    return Ledger(entries) + head
+
+
+def shape_of(family: str, model: Architecture) -> FamilyShape:
+    head = 0 if model.tied else model.vocabulary * model.width
+    embedding = (model.vocabulary + model.positions) * model.width
+    outside = embedding + head + model.further
+    matrices = [matrix for layer in model.layers for matrix in layer.matrices]
+    inside = sum(layer.further for layer in model.layers)
+    first = model.layers[0]
+    return FamilyShape(
+        family=family,
+        layers=len(model.layers),
+        width=model.width,
+        attention_width=first.heads * first.head_width,
+        value_width=first.heads * first.value_width,
+        attention_parameters=_met(m for m in matrices if m.component.startswith("attention.")),
+        feed_forward_parameters=_met(m for m in matrices if not m.component.startswith("attention.")),
+        vocabulary=model.vocabulary,
+        parameters=outside + inside + sum(matrix.size * matrix.copies for matrix in matrices),
+        active_parameters=outside + inside + _met(matrices),
+        embedding_parameters=embedding,
+        tied=model.tied,
+    )
+
+
+def _met(matrices: Iterable[Matrix]) -> int:
+    return sum(matrix.size * matrix.met for matrix in matrices)
+
+
+def _layer_ledger(layer: Layer, load: Load) -> Ledger:
+    again = _cached_and_new(load)
+    ledger = Ledger.sum(
+        matmul(
+            load,
+            0,
+            matrix.component,
+            rows=(again if matrix.again else load.slots) * matrix.met,
+            inner=matrix.inner,
+            columns=matrix.columns,
+        )
+        for matrix in layer.matrices
+    ) + _scores(layer, load)
+    return ledger + ledger.recomputed() if load.checkpoint and load.phase == "train" else ledger
+
+
+def _cached_and_new(load: Load) -> int:
+    """Rows of a matmul that each step runs over all that the cache holds by then."""
+    if load.phase == "decode":
+        return load.pairs().full
+    wide = [new + past for new, past in zip(load.lengths, load.past, strict=True)]
+    return load.sequences * max(wide) if load.padding else sum(wide)
+
+
+def _scores(layer: Layer, load: Load) -> Ledger:
+    """Scores and weighted values of a layer.
+
+    `modbench.flops.ledger.attention` with two things besides. A cache keeps no more than a window's
+    tokens, so that attention is never given older ones: ``full`` is smaller. And PyTorch has no fused
+    CPU kernel where values are of another width than keys, or for dropout: the whole square is run,
+    and nothing twice.
+    """
+    pairs = _pairs(layer.window, load)
+    scores, values = 2 * layer.heads * layer.head_width, 2 * layer.heads * layer.value_width
+    train = load.phase == "train"
+    fused = is_fused(layer.head_width, layer.value_width) and not (layer.dropout and train)
+    if not fused:
+        pairs = Flops(pairs.model, pairs.full)
+    forward = pairs * (scores + values)
+    entries: dict[Key, Flops] = {(0, "attention.scores", "forward"): forward}
+    if train:
+        again = Flops(0, 0, pairs.executed * scores if fused else 0)
+        entries[0, "attention.scores", "backward"] = forward * 2 + again
+    return Ledger(entries)
+
+
+def _pairs(window: int | None, load: Load) -> Flops:
+    if window is None:
+        return load.pairs()
+    needed = load.pairs(window).model
+    if load.phase == "decode" and not load.padding:
+        return Flops(needed, needed)
+    given = replace(load, past=tuple(min(past, window - 1) for past in load.past)).pairs(window)
+    return Flops(needed, given.full, given.executed)

@@ -1,0 +1,183 @@
+"""What a model spends, stated from the closed forms alone: nothing is allocated, nothing runs, unless a
+witness is asked for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from modbench.errors import UserError
+from modbench.flops.ledger import CONVENTIONS, Direction, Ledger, Load
+from modbench.flops.literature import ALL_CONVENTIONS, Reading, literature_flops
+from modbench.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from modbench.model.decoder import Decoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """FLOPs of one model under one convention, with nominal routing. ``components`` has forward,
+    backward and recompute of each; it is empty under the literature's conventions, which know none.
+    ``conventions`` holds the total under every convention, ``profiled`` what the counter saw, where they
+    were asked for."""
+
+    name: str
+    load: Load
+    convention: str
+    flops: int
+    components: Mapping[str, Mapping[Direction, int]]
+    parameters: int
+    active_parameters: int
+    dense_flops: int
+    conventions: Mapping[str, int] = field(default_factory=dict)
+    profiled: int | None = None
+
+    @property
+    def flops_per_token(self) -> float:
+        return self.flops / self.load.tokens
+
+    @property
+    def ratio_to_dense(self) -> float:
+        """To the dense model of the same shape."""
+        return self.flops / self.dense_flops
+
+
+def asked(convention: str, *, profile: bool) -> None:
+    """
+    Raises:
+        UserError: a witness of a convention that nothing executes.
+    """
+    if profile and convention not in CONVENTIONS:
+        raise UserError(
+            f"convention '{convention}' is a formula, and --profile counts what runs; "
+            f"use one of {', '.join(CONVENTIONS)}"
+        )
+
+
+def stated(
+    name: str,
+    ledger: Ledger,
+    reading: Reading,
+    dense: tuple[Ledger, Reading],
+    load: Load,
+    convention: str,
+    *,
+    compare: bool = False,
+    profiled: int | None = None,
+) -> Statement:
+    """The statement of one model from its ledger and what papers' formulas read off it; ``dense`` the
+    same of the dense model of its shape."""
+
+    def total(of: Ledger, read: Reading, convention: str) -> int:
+        if convention in CONVENTIONS:
+            return of.total(convention)
+        return literature_flops(convention, read, load)
+
+    components: dict[str, dict[Direction, int]] = {}
+    if convention in CONVENTIONS:
+        for (_, component, direction), flops in ledger:
+            spent = components.setdefault(component, {"forward": 0, "backward": 0, "recompute": 0})
+            spent[direction] += flops.under(convention)
+    return Statement(
+        name=name,
+        load=load,
+        convention=convention,
+        flops=total(ledger, reading, convention),
+        components=components,
+        parameters=reading.parameters,
+        active_parameters=reading.active_parameters,
+        dense_flops=total(*dense, convention),
+        conventions={c: total(ledger, reading, c) for c in ALL_CONVENTIONS} if compare else {},
+        profiled=profiled,
+    )
+
+
+def router_statement(
+    router: str,
+    options: Mapping[str, Any],
+    model: ModelConfig,
+    load: Load,
+    convention: str,
+    *,
+    name: str = "",
+    compare: bool = False,
+    profile: bool = False,
+) -> Statement:
+    """A router (``NAME`` or ``NAME:PRESET``) beside the dense decoder of the same shape; ``profile``
+    runs it on the meta device under the counter.
+
+    Raises:
+        UserError: an unknown router, preset, option or convention, or a shape that can't be.
+    """
+    from modbench.flops.literature import reading
+
+    asked(convention, profile=profile)
+    routed, dense = meta_decoder(router, options, model), meta_decoder("vanilla", {}, model)
+    profiled = None
+    if profile:
+        from modbench.flops.count import count_load
+
+        profiled = count_load(routed, load).ledger.total(convention)
+    return stated(
+        name or router,
+        routed.ledger(load),
+        reading(routed),
+        (dense.ledger(load), reading(dense)),
+        load,
+        convention,
+        compare=compare,
+        profiled=profiled,
+    )
+
+
+def meta_decoder(router: str, options: Mapping[str, Any], model: ModelConfig) -> "Decoder":
+    """The decoder of ``router`` (``NAME`` or ``NAME:PRESET``) with shapes and no values."""
+    import torch
+
+    from modbench.model.decoder import Decoder
+    from modbench.model.registry import build_router, preset_options
+
+    plain, preset = preset_options(router)
+    with torch.device("meta"):
+        return Decoder(model, build_router(plain, {**preset, **options}))
+
+
+def family_statement(
+    config: Mapping[str, Any],
+    load: Load,
+    convention: str,
+    *,
+    name: str,
+    compare: bool = False,
+    profile: bool = False,
+) -> Statement:
+    """A Hugging Face causal LM from its configuration, beside the dense model of its shape. Loads torch
+    only if ``profile`` asks for the counter.
+
+    Raises:
+        UserError: a configuration that is none, or of no known family, or an unknown convention.
+    """
+    from modbench.flops.families import dense_config, family_ledger, family_reading
+
+    asked(convention, profile=profile)
+    profiled = None
+    if profile:
+        from modbench.flops.count import count_load
+
+        profiled = count_load(config, load).ledger.total(convention)
+    dense = dense_config(config)
+    return stated(
+        name,
+        family_ledger(config, load),
+        family_reading(config),
+        (family_ledger(dense, load), family_reading(dense)),
+        load,
+        convention,
+        compare=compare,
+        profiled=profiled,
+    )
+
+
+def differing(statements: Sequence[Statement]) -> list[Statement]:
+    """Those whose counter saw something else than the closed form says."""
+    return [s for s in statements if s.profiled is not None and s.profiled != s.flops]

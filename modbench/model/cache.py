@@ -1,0 +1,114 @@
+"""What inference remembers: the keys and values of each layer, each sequence at a length of its own.
+
+A depth-routed layer keeps the tokens that entered it and no others, so layers differ in length.
+
+B sequences, T new tokens, C kept and new tokens, K key/value heads, P width of a head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modbench.errors import UserError
+
+
+@dataclass
+class _Kept:
+    k_BKCP: Tensor
+    v_BKCP: Tensor
+    lengths: list[int]
+
+
+class Cache:
+    """The keys and values of ``sequences`` sequences, and how many tokens of each were read."""
+
+    def __init__(self, sequences: int) -> None:
+        if sequences < 1:
+            raise UserError(f"a cache of {sequences} sequences can't be; give 1 or more")
+        self.sequences = sequences
+        self.read = [0] * sequences
+        self._layers: dict[int, _Kept] = {}
+
+    def lengths(self, layer: int, rows: Sequence[int] | None = None) -> list[int]:
+        """Tokens kept in ``layer`` of each sequence, or of the sequences ``rows``."""
+        kept = self._layers.get(layer)
+        lengths = [0] * self.sequences if kept is None else kept.lengths
+        return list(lengths) if rows is None else [lengths[row] for row in rows]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the keys and values of all kept tokens, without what is allocated ahead."""
+        return sum(
+            sum(kept.lengths) * (_row_bytes(kept.k_BKCP) + _row_bytes(kept.v_BKCP))
+            for kept in self._layers.values()
+        )
+
+    def positions(self, tokens: int, device: torch.device) -> Tensor:
+        """Positions (B, T) of the next ``tokens`` tokens of each sequence."""
+        first_B1 = torch.tensor(self.read, device=device)[:, None]
+        return first_B1 + torch.arange(tokens, device=device)
+
+    def extend(
+        self,
+        layer: int,
+        k_BKTP: Tensor,
+        v_BKTP: Tensor,
+        lengths: Sequence[int],
+        rows: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Keep the first ``lengths[i]`` new tokens of each sequence (of the sequences ``rows``), and
+        give the keys and values of all that are kept, to the longest: (B, K, C, P) each."""
+        rows = range(self.sequences) if rows is None else rows
+        past = self.lengths(layer, rows)
+        ends = [p + n for p, n in zip(past, lengths, strict=True)]
+        kept = self._room(layer, max(ends), k_BKTP, v_BKTP)
+        everyone = len(rows) == self.sequences
+        if everyone and min(past) == max(past) and min(lengths) == k_BKTP.shape[2]:
+            kept.k_BKCP[:, :, past[0] : ends[0]] = k_BKTP
+            kept.v_BKCP[:, :, past[0] : ends[0]] = v_BKTP
+        else:
+            source = [(i, t) for i, n in enumerate(lengths) for t in range(n)]
+            i_N, t_N = torch.tensor(source, device=k_BKTP.device).reshape(-1, 2).unbind(1)
+            target = [(rows[i], past[i] + t) for i, t in source]
+            row_N, place_N = torch.tensor(target, device=k_BKTP.device).reshape(-1, 2).unbind(1)
+            kept.k_BKCP[row_N, :, place_N] = k_BKTP[i_N, :, t_N]
+            kept.v_BKCP[row_N, :, place_N] = v_BKTP[i_N, :, t_N]
+        for row, end in zip(rows, ends, strict=True):
+            kept.lengths[row] = end
+        k_BKCP, v_BKCP = kept.k_BKCP[:, :, : max(ends)], kept.v_BKCP[:, :, : max(ends)]
+        if everyone:
+            return k_BKCP, v_BKCP
+        index_B = torch.tensor(list(rows), device=k_BKTP.device)
+        return k_BKCP.index_select(0, index_B), v_BKCP.index_select(0, index_B)
+
+    def advance(self, lengths: Sequence[int]) -> None:
+        """``lengths[i]`` more tokens of sequence i were read, in all layers."""
+        self.read = [read + n for read, n in zip(self.read, lengths, strict=True)]
+
+    def _room(self, layer: int, needed: int, k_BKTP: Tensor, v_BKTP: Tensor) -> _Kept:
+        """The layer's storage with room for ``needed`` tokens: doubled, so that decoding copies each
+        token a constant number of times."""
+        kept = self._layers.get(layer)
+        room = 0 if kept is None else kept.k_BKCP.shape[2]
+        if kept is not None and room >= needed:
+            return kept
+        grown = max(needed, 2 * room)
+        tensors = []
+        olds = (None, None) if kept is None else (kept.k_BKCP, kept.v_BKCP)
+        for old, new in zip(olds, (k_BKTP, v_BKTP), strict=True):
+            _, heads, _, width = new.shape
+            # Zeros: what lies beyond a sequence's end is masked, but must be a number.
+            larger = new.new_zeros(self.sequences, heads, grown, width)
+            if old is not None:
+                larger[:, :, :room] = old
+            tensors.append(larger)
+        lengths = [0] * self.sequences if kept is None else kept.lengths
+        self._layers[layer] = _Kept(tensors[0], tensors[1], lengths)
+        return self._layers[layer]
+
+
+def _row_bytes(t_BKCP: Tensor) -> int:
+    """Bytes of one token of one sequence."""
+    return t_BKCP.shape[1] * t_BKCP.shape[3] * t_BKCP.element_size()

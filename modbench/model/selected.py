@@ -1,0 +1,77 @@
+"""Some tokens of each sequence, gathered so that a block works on them alone, then put back.
+
+B sequences, T tokens, D model width; K the most tokens that one sequence sends in; R sequences that send
+any; S = R * K slots.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from modbench.model.context import Context
+from modbench.model.scores import packed, places
+
+
+class Selected:
+    """The selected tokens of ``x_BTD`` in their own order and at their own positions, never padding.
+
+    ``counts[b]`` of sequence b are selected, at least one in all. Sequences that send none are left out;
+    those that send fewer than others are filled up with tokens that aren't selected, whose results
+    `add_to` drops. ``x_RKD`` and ``context`` are what the block at depth ``layer`` is given.
+    """
+
+    def __init__(
+        self,
+        x_BTD: Tensor,
+        selected_BT: Tensor,
+        counts: Sequence[int],
+        context: Context,
+        *,
+        layer: int,
+    ) -> None:
+        sequences, tokens, width = x_BTD.shape
+        self._longest = max(counts)
+        self._rows = [row for row, count in enumerate(counts) if count]
+        kept = [counts[row] for row in self._rows]
+        self._filled = sum(kept)
+        self._rows_R = None
+        if len(self._rows) < sequences:
+            self._rows_R = torch.tensor(self._rows, device=x_BTD.device)
+        real_BT = context.real(x_BTD)
+        self._selected_RT = self._of_rows(selected_BT if real_BT is None else selected_BT & real_BT)
+        self.index_RK = packed(self._selected_RT, self._longest)
+        first_R = torch.arange(sequences, device=x_BTD.device) if self._rows_R is None else self._rows_R
+        self._slots_S = (self.index_RK + (first_R * tokens)[:, None]).flatten()
+        self.x_RKD = x_BTD.reshape(-1, width).index_select(0, self._slots_S)
+        self.x_RKD = self.x_RKD.view(len(self._rows), self._longest, width)
+        ragged = min(kept) != self._longest
+        rows, past = None, []
+        if context.cache is not None:
+            rows = [row if context.rows is None else context.rows[row] for row in self._rows]
+            past = context.cache.lengths(layer, rows)
+        self.context = Context(
+            selection=context.selection,
+            lengths_B=torch.tensor(kept, device=x_BTD.device) if ragged else None,
+            positions_BT=self.gather(context.positions(x_BTD)),
+            trace=context.trace,
+            cache=context.cache,
+            rows=rows,
+            past=past,
+        )
+
+    def gather(self, values_BT: Tensor) -> Tensor:
+        """The selected tokens' values, (R, K)."""
+        return self._of_rows(values_BT).gather(1, self.index_RK)
+
+    def add_to(self, x_BTD: Tensor, update_RKD: Tensor) -> Tensor:
+        """``x_BTD`` with each selected token's update added; the others bit for bit as they are."""
+        x_SD = x_BTD.reshape(-1, x_BTD.shape[-1])
+        slots_S, update_SD = self._slots_S, update_RKD.flatten(0, 1).to(x_SD.dtype)
+        if self._filled < slots_S.numel():
+            filled_N = places(self._selected_RT.gather(1, self.index_RK), self._filled)
+            slots_S, update_SD = slots_S.index_select(0, filled_N), update_SD.index_select(0, filled_N)
+        return x_SD.index_add(0, slots_S, update_SD).view_as(x_BTD)
+
+    def _of_rows(self, values_BT: Tensor) -> Tensor:
+        return values_BT if self._rows_R is None else values_BT.index_select(0, self._rows_R)

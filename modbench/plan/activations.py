@@ -1,0 +1,275 @@
+"""Bytes that a training step keeps for its backward pass, measured without values.
+
+Each kind of layer is built and run once on fake tensors of the CPU: they have shapes, storages and
+autocast, but no values, so that nothing is allocated and any router's layer works. Routing that depends on
+values is nominal, as on the meta device.
+
+B sequences, T tokens, D model width, N rows in all, E experts.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.overrides import TorchFunctionMode
+
+from modbench.errors import UserError
+from modbench.flops.ledger import Load
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder
+from modbench.model.experts import ExpertBank
+from modbench.plan.live import Live
+
+#: What runs in which dtype. ``float32``: all in it. ``autocast``: float32 weights and stream, matmuls in
+#: bfloat16. ``bfloat16``: bfloat16 weights and stream.
+Compute = Literal["float32", "autocast", "bfloat16"]
+#: ``gpu``: RMSNorm is one kernel that keeps its input and a scale. ``cpu``: it is made of several ops, which
+#: keep the normalised input too.
+Kernels = Literal["gpu", "cpu"]
+
+_IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """Bytes of one layer in a training step. ``stream``: its input. ``kept``: what its backward pass
+    needs besides that. ``copies``: weights in another dtype that are kept, too. ``working``: the most
+    that its forward and backward pass hold on top of these for a while, gradients of its parameters not
+    among it (but each one of them before it is added to the sum)."""
+
+    stream: int
+    kept: int
+    copies: int
+    working: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outside:
+    """Bytes of embedding, last norm, head and loss: ``kept`` and ``copies`` as in `Footprint`, ``peak``
+    the most that they hold, what is kept included, ``logits`` what stays after them: logits and
+    tokens."""
+
+    kept: int
+    copies: int
+    peak: int
+    logits: int
+
+
+class _Valueless(TorchFunctionMode):
+    """Makes fake tensors pass for what they are, tensors without values: where `modbench.model.scores`
+    asks an integer or boolean tensor whether it is on the meta device, the answer is yes. Floating-point
+    tensors stay on the CPU, for the sake of autocast."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        super().__init__()
+        self._fused_norm = kernels == "gpu"
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func == _IS_META and not args[0].dtype.is_floating_point:
+            return True
+        if self._fused_norm and func in (F.rms_norm, torch.rms_norm):
+            return _rms_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    return _FusedNorm.apply(input, weight, len(normalized_shape))  # type: ignore[no-any-return]
+
+
+class _FusedNorm(torch.autograd.Function):
+    """The storages of the fused kernel of GPUs: its backward pass takes the input, the reciprocal of the
+    root mean square of each row in float32, and the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, dimensions: int) -> Tensor:
+        scale = x.new_empty(x.shape[:-dimensions] + (1,) * dimensions, dtype=torch.float32)
+        ctx.save_for_backward(x, scale, weight)
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, _, weight = ctx.saved_tensors
+        return torch.empty_like(x), None if weight is None else torch.empty_like(weight), None
+
+
+class Steps:
+    """The training steps of a decoder on ``sequences`` x ``length`` tokens, each of its experts banks
+    divided over ``expert_parallel`` GPUs."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        length: int,
+        *,
+        compute: Compute,
+        kernels: Kernels = "gpu",
+        expert_parallel: int = 1,
+    ) -> None:
+        self._decoder, self._length = decoder, length
+        self._compute, self._kernels, self._divided = compute, kernels, expert_parallel
+        #: The first layer of each kind, and how many there are.
+        self.kinds = _kinds(decoder, length)
+
+    def layer(self, number: int, sequences: int) -> Footprint:
+        """The layer at depth ``number``.
+
+        Raises:
+            UserError: it needs values.
+        """
+        with self._run() as autocast:
+            layer, x_BTD = self._built(number, sequences)
+            live, context = Live(_with_gradients(layer), [x_BTD]), Context()
+            with live:
+                with live.keeping() as saved, autocast():
+                    y_BTD = layer(x_BTD, context)
+                kept, copies = saved.bytes(copies=False), saved.bytes(copies=True)
+                roots: list[Any] = [torch.autograd.graph.get_gradient_edge(y_BTD)]
+                gradients: list[Tensor | None] = [torch.empty_like(y_BTD)]
+                losses = context.trace.auxiliary_loss()
+                if isinstance(losses, Tensor) and losses.requires_grad:
+                    roots.append(losses)
+                    gradients.append(None)
+                del y_BTD
+                torch.autograd.backward(roots, gradients)
+            stream = x_BTD.untyped_storage().nbytes()
+        return Footprint(
+            stream=stream, kept=kept, copies=copies, working=max(0, live.peak - kept - copies)
+        )
+
+    def remembered(self, number: int) -> int:
+        """Bytes of weights that autocast remembers until its end, those of the forward pass, of the layer
+        at depth ``number``, even if its backward pass is to run it again."""
+        with self._run() as autocast:
+            layer, x_BTD = self._built(number, 1)
+            live = Live(layer.parameters(), [x_BTD])
+            dropped = torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: x_BTD)
+            with live, dropped:
+                with autocast():
+                    layer(x_BTD, Context())
+                    held = live.now
+                return held - live.now
+
+    def _built(self, number: int, sequences: int) -> tuple[nn.Module, Tensor]:
+        """The layer at depth ``number``, and an input of it."""
+        config = self._decoder.config
+        layer = self._cast(self._decoder.router.build_layer(config, number)).train()
+        divide_experts(layer, self._divided)
+        dtype = torch.bfloat16 if self._compute == "bfloat16" else torch.float32
+        shape = (sequences, self._length, config.width)
+        return layer, torch.empty(shape, dtype=dtype, requires_grad=True)
+
+    def outside(self, sequences: int) -> Outside:
+        """All that is not a layer, the loss as `modbench.train.loop.training_step` takes it."""
+        with self._run() as autocast:
+            shell = Decoder(replace(self._decoder.config, layers=1), self._decoder.router)
+            shell.layers = nn.ModuleList()
+            shell = self._cast(shell).train()
+            tokens_BT = torch.zeros(sequences, self._length, dtype=torch.long)
+            live = Live(_with_gradients(shell))
+            with live:
+                inputs_BT, targets_BT = tokens_BT.clone(), tokens_BT.clone()
+                with live.keeping() as saved:
+                    with autocast():
+                        logits_BTV = shell(inputs_BT, Context())
+                    loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+                kept, copies = saved.bytes(copies=False), saved.bytes(copies=True)
+                loss.backward()
+            after = (logits_BTV, inputs_BT, targets_BT)
+            logits = sum(tensor.untyped_storage().nbytes() for tensor in after)
+        return Outside(kept=kept, copies=copies, peak=live.peak - copies, logits=logits)
+
+    def _cast(self, module: Any) -> Any:
+        # Not by Module.to, which can't swap parameters that are fake.
+        cast: dict[Tensor, nn.Parameter] = {}
+        for part in module.modules() if self._compute == "bfloat16" else ():
+            for name, weight in part.named_parameters(recurse=False):
+                if weight not in cast:
+                    cast[weight] = nn.Parameter(weight.detach().to(torch.bfloat16))
+                setattr(part, name, cast[weight])
+        return module
+
+    @contextmanager
+    def _run(self) -> Iterator[Callable[[], Any]]:
+        def autocast() -> Any:
+            on = self._compute == "autocast"
+            return torch.autocast("cpu", torch.bfloat16) if on else nullcontext()
+
+        try:
+            with FakeTensorMode(), _Valueless(self._kernels):
+                yield autocast
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise UserError(
+                f"router '{self._decoder.router.name}' can't be planned: it asks for a tensor's values ({error.func}), where "
+                "nothing is allocated; take counts through modbench.model.scores.known"
+            ) from error
+
+
+def _with_gradients(module: nn.Module) -> list[Tensor]:
+    """The parameters, each with a gradient to add to: a step's first micro-batch has made them."""
+    parameters = list(module.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    return list(parameters)
+
+
+def divide_experts(layer: nn.Module, among: int) -> None:
+    """Leave in each bank of ``layer`` the experts that one of ``among`` GPUs has, each with the rows
+    that it gets from all of them: as many rows in all as before, where routing is even.
+
+    Raises:
+        UserError: the experts can't be divided so.
+    """
+    if among == 1:
+        return
+    for bank in layer.modules():
+        if not isinstance(bank, ExpertBank):
+            continue
+        if bank.experts % among:
+            raise UserError(
+                f"expert_parallel is {among} with {bank.experts} experts; it must divide the experts"
+            )
+        bank.experts //= among
+        bank.up = nn.Parameter(bank.up.detach()[: bank.experts].clone())
+        bank.down = nn.Parameter(bank.down.detach()[: bank.experts].clone())
+        _take_all_rows(bank, among)
+
+
+def _take_all_rows(bank: ExpertBank, among: int) -> None:
+    whole, whole_equal = bank.forward, bank.equal
+
+    def forward(rows_ND: Tensor, counts: Sequence[int]) -> Tensor:
+        return whole(rows_ND, [sum(counts[e : e + among]) for e in range(0, len(counts), among)])
+
+    def equal(rows_END: Tensor) -> Tensor:
+        return whole_equal(rows_END.reshape(bank.experts, -1, rows_END.shape[-1])).view_as(rows_END)
+
+    bank.forward, bank.equal = forward, equal  # type: ignore[method-assign]
+
+
+def _kinds(decoder: Decoder, length: int) -> dict[int, int]:
+    """Layers are of one kind if they spend the same and their parameters have the same shapes."""
+    first: dict[Any, int] = {}
+    kinds: dict[int, int] = {}
+    load = Load.uniform(1, length, "train")
+    for number, layer in enumerate(decoder.layers):
+        spent = frozenset(
+            (component, direction, flops)
+            for (_, component, direction), flops in layer.ledger(load)  # type: ignore[operator]
+        )
+        shapes = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
+        start = first.setdefault((type(layer), spent, shapes), number)
+        kinds[start] = kinds.get(start, 0) + 1
+    return kinds

@@ -1,0 +1,84 @@
+"""GPUs as their makers describe them, and a cluster of one kind. No torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+
+from modbench.errors import UserError, known_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """``flops``: dense bfloat16 matmul peak in FLOP/s, without sparsity. ``memory``: bytes, by the
+    data sheet's decimal gigabytes."""
+
+    name: str
+    flops: float
+    memory: int
+
+
+def _gpu(name: str, tflops: float, gigabytes: int) -> Gpu:
+    return Gpu(name=name, flops=tflops * 1e12, memory=gigabytes * 10**9)
+
+
+GPUS: Mapping[str, Gpu] = {
+    gpu.name: gpu
+    for gpu in (
+        _gpu("a100-40gb", 312, 40),
+        _gpu("a100-80gb", 312, 80),
+        _gpu("h100", 989.4, 80),  # SXM
+        _gpu("h100-pcie", 756, 80),
+        _gpu("h100-nvl", 835, 94),
+        _gpu("h200", 989.4, 141),
+        _gpu("b200", 2250, 180),
+        _gpu("mi300x", 1307.4, 192),
+    )
+}
+
+
+def described_gpu(
+    name: str, peak_tflops: float | None = None, memory_gb: float | None = None
+) -> Gpu:
+    """The known GPU ``name``, with whatever is given in place of its data sheet; with both figures, any
+    GPU.
+
+    Raises:
+        UserError: an unknown name without both figures, or a figure that can't be.
+    """
+    for field_name, value in (("peak_tflops", peak_tflops), ("memory_gb", memory_gb)):
+        if value is not None and not (isfinite(value) and value > 0):
+            raise UserError(f"{field_name} is {value}; it must be above 0 and finite")
+    known = GPUS.get(name.lower())
+    if known is None and (peak_tflops is None or memory_gb is None):
+        raise UserError(
+            f"GPU '{name}' is not known, or give peak and memory; {known_names(name.lower(), GPUS)}"
+        )
+    flops = known.flops if peak_tflops is None and known else (peak_tflops or 0) * 1e12
+    memory = known.memory if memory_gb is None and known else round((memory_gb or 0) * 1e9)
+    return Gpu(name=known.name if known else name, flops=flops, memory=memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """``gpus`` GPUs of one kind. ``utilisation`` is model FLOPs utilisation: the share of their peak that
+    goes into the FLOPs that are counted. It is assumed, never computed.
+
+    Raises:
+        UserError: no GPU, or a utilisation that can't be.
+    """
+
+    gpu: Gpu = field(default_factory=lambda: GPUS["h100"])
+    gpus: int = 8
+    utilisation: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.gpus < 1:
+            raise UserError(f"gpus is {self.gpus}; it must be 1 or more")
+        if not 0 < self.utilisation <= 1:
+            raise UserError(
+                f"utilisation is {self.utilisation}; it is a share of the peak and must lie in (0, 1]"
+            )
+
+    def days(self, flops: int) -> float:
+        """That so many FLOPs take."""
+        return flops / (self.gpus * self.gpu.flops * self.utilisation) / 86_400

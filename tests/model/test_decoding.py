@@ -1,0 +1,101 @@
+"""Decoding through a cache equals the full causal forward pass; what a skipped token leaves is nothing.
+
+B sequences, T tokens, V vocabulary.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from modbench.errors import UserError
+from modbench.model.cache import Cache
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder, build_model
+from modbench.model.registry import build_router
+
+SCHEMES: dict[str, tuple[str, dict]] = {
+    "vanilla": ("vanilla", {}),
+    "token_choice": ("token_choice", {}),
+    "expert_choice": ("expert_choice", {}),
+    "mod": ("mod", {"capacity": 0.4}),
+    "mod-aux": ("mod", {"causal": "aux_bce", "every": 1}),
+    "mod-threshold": ("mod", {"causal": "ema_threshold", "residual": "full"}),
+    "mode_staged": ("mode_staged", {"capacity": 0.4}),
+    "mode_integrated": ("mode_integrated", {"no_op_experts": 2}),
+}
+
+
+def warmed(shape: ModelConfig, scheme: str) -> Decoder:
+    """A model whose averages were moved and whose causal rule lets some in and some not."""
+    name, options = SCHEMES[scheme]
+    model = build_model(shape, build_router(name, options)).train()
+    model(torch.randint(shape.vocabulary, (2, 64)), Context())
+    return model.eval()
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_prompt_and_then_token_by_token_is_the_full_forward(scheme: str, shape: ModelConfig) -> None:
+    model = warmed(shape, scheme)
+    tokens_BT = torch.randint(shape.vocabulary, (3, 60))
+    whole_BTV = model(tokens_BT, Context(selection="causal"))
+    cache = Cache(3)
+    first_BTV = model(tokens_BT[:, :37], Context(selection="causal", cache=cache))
+    parts = [first_BTV]
+    for place in range(37, 60):
+        token_B1 = tokens_BT[:, place : place + 1]
+        parts.append(model(token_B1, Context(selection="causal", cache=cache)))
+    assert close(torch.cat(parts, dim=1), whole_BTV)
+    assert cache.read == [60] * 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_ragged_prompts_go_on_where_each_of_them_ended(scheme: str, shape: ModelConfig) -> None:
+    model = warmed(shape, scheme)
+    tokens_BT = torch.randint(shape.vocabulary, (3, 60))
+    lengths = [31, 1, 17]
+    cache = Cache(3)
+    context = Context(selection="causal", cache=cache, lengths_B=torch.tensor(lengths), logits="last")
+    last_B1V = model(tokens_BT[:, :31], context)
+    # Then some tokens at once, not as many of each, then one at a time.
+    more = [5, 9, 2]
+    chunk_BT = torch.stack([tokens_BT[b, n : n + 9] for b, n in enumerate(lengths)])
+    chunk_BTV = model(chunk_BT, Context(selection="causal", cache=cache, lengths_B=torch.tensor(more)))
+    read = [n + m for n, m in zip(lengths, more, strict=True)]
+    assert cache.read == read
+    step_B1 = torch.stack([tokens_BT[b, n : n + 1] for b, n in enumerate(read)])
+    step_B1V = model(step_B1, Context(selection="causal", cache=cache))
+    for b in range(3):
+        alone_TV = model(tokens_BT[b : b + 1, : read[b] + 1], Context(selection="causal"))[0]
+        assert close(last_B1V[b, 0], alone_TV[lengths[b] - 1])
+        assert close(chunk_BTV[b, : more[b]], alone_TV[lengths[b] : read[b]])
+        assert close(step_B1V[b, 0], alone_TV[read[b]])
+
+
+@torch.no_grad()
+def test_a_skipped_token_leaves_no_key() -> None:
+    shape = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, kv_heads=2, mlp_width=64)
+    model = warmed(shape, "mod")
+    cache, context = Cache(2), Context(selection="causal")
+    context.cache = cache
+    model(torch.randint(97, (2, 40)), context)
+    entered = context.trace.tensors[1, "selected"].sum(1).tolist()
+    assert 0 < sum(entered) < 80
+    assert cache.lengths(0) == [40, 40]
+    assert cache.lengths(1) == entered
+    width_bytes = 2 * 2 * 8 * 4  # keys and values, two heads of 8, float32
+    assert cache.bytes == (80 + sum(entered)) * width_bytes
+
+
+def test_what_may_look_ahead_may_not_fill_a_cache() -> None:
+    model = build_model(ModelConfig(layers=1), build_router("mod"))
+    with pytest.raises(ValueError, match="selection 'topk' with a cache; it must be 'causal'"):
+        model(torch.zeros(1, 4, dtype=torch.long), Context(cache=Cache(1)))
+    with pytest.raises(UserError, match="a cache of 0 sequences"):
+        Cache(0)

@@ -17,6 +17,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from modbench import __version__
 from modbench.cli_flops import Plugins, flops, gate
 from modbench.errors import UserError, known_names
+from modbench.sweep.sample import Drawing
 
 Results = Annotated[Path, arg(metavar="DIR")]
 
@@ -104,6 +105,33 @@ def list_(
     return 0
 
 
+def sample(
+    run: Annotated[Positional[str], arg(metavar="SUITE/LABEL")],
+    /,
+    *,
+    prompt: Annotated[tuple[str, ...], arg(metavar="TEXT ...")],
+    drawing: OmitArgPrefixes[Drawing],
+    results: Results = Path("results"),
+    plugin: Plugins = (),
+) -> int:
+    """Print what a trained run's model says after a prompt.
+
+    Example: modbench sample quick/mod --prompt "In the beginning" --temperature 0.8
+
+    Args:
+        run: a suite and a row's label, or the first characters of a record's key
+        prompt: texts to go on from
+        drawing: how tokens are drawn
+        results: folder that holds one folder per suite
+        plugin: Python files that register routers
+    """
+    from modbench.sweep.sample import sample_run
+
+    for text in sample_run(run, prompt, results=results, plugins=plugin, drawing=drawing):
+        print(text)
+    return 0
+
+
 def data(arguments: Sequence[str]) -> int:
     """Prepare the text that models train on: `modbench data prepare`.
 
@@ -152,6 +180,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "list": list_,
     "data": _data_stub,
     "flops": flops,
+    "sample": sample,
 }
 ABOUT = "Compares routing schemes for language models at equal compute."
 

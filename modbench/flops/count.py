@@ -6,7 +6,7 @@ B sequences, T tokens.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from modbench.flops.counter import FlopCounter
 from modbench.flops.families import load_config
 from modbench.flops.ledger import Ledger, Load, Phase
 from modbench.flops.untouched import untouched
+from modbench.model.cache import Cache
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 
@@ -76,7 +77,7 @@ def count(model: Any, inputs: Any, *, phase: Phase = "forward", past: int = 0) -
                 "input_ids can be given"
             )
     if isinstance(model, Decoder):
-        counter = _profile_decoder(model, inputs, phase)
+        counter = _profile_decoder(model, inputs, phase, past)
     elif isinstance(model, nn.Module):
         hugging_face.check(model)
         counter = _profile(model, inputs, phase, past)
@@ -170,19 +171,44 @@ def _profile_config(model: Any, inputs: Any, phase: Phase, past: int) -> FlopCou
     return _profile(built, inputs, phase, past)
 
 
-def _profile_decoder(model: Decoder, inputs: Any, phase: Phase) -> FlopCounter:
+def _profile_decoder(model: Decoder, inputs: Any, phase: Phase, past: int) -> FlopCounter:
     if isinstance(inputs, Mapping):
         raise UserError("inputs of a decoder of modbench are (sequences, tokens) or token ids")
-    if phase not in ("forward", "train"):
-        raise UserError(
-            f"phase '{phase}' of a decoder of modbench isn't profiled; its ledger(load) tells it"
-        )
-    tokens_BT = _tokens(inputs, model.config.vocabulary, model.embedding.weight.device)
-    context, counter = Context(), FlopCounter()
-    train = phase == "train"
-    with untouched(model, train=train), torch.set_grad_enabled(train), counter:
+    on = model.embedding.weight.device
+    tokens_BT = _tokens(inputs, model.config.vocabulary, on)
+    counter, train = FlopCounter(), phase == "train"
+    with untouched(model, train=train), torch.set_grad_enabled(train):
+        if phase in ("forward", "train"):
+            _score(model, tokens_BT, past, counter, train)
+        else:
+            _infer(model, tokens_BT, past, counter, phase)
+    return counter
+
+
+def _score(model: Decoder, tokens_BT: Tensor, past: int, counter: FlopCounter, train: bool) -> None:
+    if past:
+        _infer(model, tokens_BT, past, counter, "forward")
+        return
+    context = Context()
+    with counter:
         logits_BTV = model(tokens_BT, context)
         if train:
             loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), tokens_BT.flatten())
             (loss + context.trace.auxiliary_loss()).backward()
-    return counter
+
+
+def _infer(model: Decoder, tokens_BT: Tensor, past: int, counter: FlopCounter, phase: Phase) -> None:
+    """Under the causal rule, after ``past`` tokens that aren't counted."""
+    cache = Cache(len(tokens_BT))
+
+    def read(tokens_BT: Tensor, logits: Literal["all", "last"]) -> None:
+        model(tokens_BT, Context(selection="causal", cache=cache, logits=logits))
+
+    if past:
+        read(_tokens((len(tokens_BT), past), model.config.vocabulary, tokens_BT.device), "last")
+    with counter:
+        if phase == "decode":
+            for place in range(tokens_BT.shape[1]):
+                read(tokens_BT[:, place : place + 1], "all")
+        else:
+            read(tokens_BT, "last" if phase == "prefill" else "all")

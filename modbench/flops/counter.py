@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from modbench.errors import UserError
 from modbench.flops import component, higher_order, sdpa
 from modbench.flops.attention import FusedAttention, Pairs
+from modbench.flops.compiled import UNCOMPILED
 from modbench.flops.component import Label
 from modbench.flops.formulas import FORMULAS, Formula, register_flop_formula
 from modbench.flops.free import is_free
@@ -102,6 +103,8 @@ class FlopCounter:
         return Flops(self.total_model, self.total, self.executed).under(convention)
 
     def __enter__(self) -> "FlopCounter":
+        if not component.active:
+            UNCOMPILED.begin()
         component.active.append(self)
         self._mode.__enter__()
         sdpa.watch()
@@ -116,6 +119,8 @@ class FlopCounter:
         component.active.remove(self)
         sdpa.watch()
         self._mode.__exit__(kind, error, where)
+        if not component.active:
+            UNCOMPILED.end()
 
     def open(self, label: Label | None, pairs: Pairs | None = None) -> None:
         """From here on forward ops belong to ``label``, or for None to what they belonged to, and are
@@ -183,7 +188,7 @@ class _Dispatch(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # The default wraps each call of __torch_dispatch__, which costs as much as all of ours.
+        # The default hides __torch_dispatch__ from Dynamo at each call; here Dynamo is at rest anyway.
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -193,7 +198,7 @@ class _Dispatch(TorchDispatchMode):
             return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
         if not isinstance(func, OpOverload):
-            return higher_order.run(func, args, kwargs, self)
+            return higher_order.run(func, args, kwargs, self, self._counter.add)
         known = self._formulas.get(func) or self._look_up(func)
         if known is None:
             if func in self._free:

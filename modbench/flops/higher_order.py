@@ -1,28 +1,66 @@
-"""Ops that take programs: control flow counts by the branch taken."""
+"""Ops that take programs: control flow counts by the branch taken, flex attention by its mask."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from modbench.errors import UserError
+from modbench.flops.flex import FlexAttention
+from modbench.flops.formulas import Formula
+
+_OPS = torch.ops.higher_order
+_FLEX: dict[str, Formula] = {
+    "flex_attention": FlexAttention(),
+    "flex_attention_backward": FlexAttention(backward=True),
+}
 
 
-def run(func: Any, args: Any, kwargs: Any, mode: Any) -> Any:
-    """Runs a higher-order op with ``mode`` watching the programs inside it.
+def _scan(combine: Any, start: Any, over: Any, further: Any) -> Any:
+    from torch._higher_order_ops.scan import generic_scan
+
+    return generic_scan(combine, start, over, additional_inputs=further)
+
+
+def _map(program: Any, over: Any, further: Any) -> Any:
+    from torch._higher_order_ops.map import map_dense
+
+    return map_dense(program, over, further)
+
+
+#: Ops that come to running their program so many times.
+_PLAIN: dict[str, Callable[..., Any]] = {"scan": _scan, "map_impl": _map}
+
+
+def run(func: Any, args: Any, kwargs: Any, mode: Any, add: Callable[..., None]) -> Any:
+    """Runs a higher-order op with ``mode`` watching the programs inside it; what it costs itself goes to
+    ``add``.
 
     Raises:
         UserError: an op whose programs aren't known to be run from here.
     """
-    if func is torch.ops.higher_order.cond:
+    if func is _OPS.cond:
         condition, yes, no, operands = args
         with mode:
             return (yes if bool(condition) else no)(*operands)
-    if func is torch.ops.higher_order.while_loop:
+    if func is _OPS.while_loop:
         condition_of, body, carried, further = args
         with mode:
             while bool(condition_of(*carried, *further)):
                 carried = body(*carried, *further)
         return tuple(carried)
-    raise UserError(
-        f"FLOPs of the higher-order op '{func.name()}' are not known; call what it wraps outside of it"
-    )
+    name = func.name()
+    if name in _PLAIN:
+        with mode:
+            return _PLAIN[name](*args, **kwargs)
+    formula = _FLEX.get(name)
+    if formula is None:
+        raise UserError(
+            f"FLOPs of the higher-order op '{name}' are not known; call what it wraps without it"
+        )
+    result = func(*args, **kwargs)
+    given = inspect.signature(type(func).__call__).bind(func, *args, **kwargs)
+    given.apply_defaults()
+    add(f"higher_order::{name}", formula, given.arguments, result)
+    return result

@@ -115,9 +115,7 @@ def router_statement(
     routed, dense = meta_decoder(router, options, model), meta_decoder("vanilla", {}, model)
     profiled = None
     if profile:
-        from modbench.flops.count import count_load
-
-        profiled = count_load(routed, load).ledger.total(convention)
+        profiled = _profiled(routed, load, convention)
     return stated(
         name or router,
         routed.ledger(load),
@@ -128,6 +126,14 @@ def router_statement(
         compare=compare,
         profiled=profiled,
     )
+
+
+def _profiled(model: Any, load: Load, convention: str) -> int:
+    """What the counter sees of a load whose sequences are all alike."""
+    from modbench.flops.count import count
+
+    inputs = (load.sequences, load.lengths[0])
+    return count(model, inputs, phase=load.phase, past=load.past[0]).ledger.total(convention)
 
 
 def meta_decoder(router: str, options: Mapping[str, Any], model: ModelConfig) -> "Decoder":
@@ -151,26 +157,24 @@ def family_statement(
     compare: bool = False,
     profile: bool = False,
 ) -> Statement:
-    """A Hugging Face causal LM from its configuration, beside the dense model of its shape. Loads torch
+    """A Hugging Face causal LM from its configuration, beside its dense twin, which has an MLP of the
+    configuration's ``intermediate_size`` in place of experts. Loads torch
     only if ``profile`` asks for the counter.
 
     Raises:
         UserError: a configuration that is none, or of no known family, or an unknown convention.
     """
-    from modbench.flops.families import dense_config, family_ledger, family_reading
+    from modbench.flops.families import family_ledger, family_reading
 
     asked(convention, profile=profile)
     profiled = None
     if profile:
-        from modbench.flops.count import count_load
-
-        profiled = count_load(config, load).ledger.total(convention)
-    dense = dense_config(config)
+        profiled = _profiled(config, load, convention)
     return stated(
         name,
         family_ledger(config, load),
         family_reading(config),
-        (family_ledger(dense, load), family_reading(dense)),
+        (family_ledger(config, load, dense=True), family_reading(config, dense=True)),
         load,
         convention,
         compare=compare,

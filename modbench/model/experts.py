@@ -35,6 +35,37 @@ def expert_width(model: ModelConfig, width: int | None, active: float) -> int:
     return int(share)
 
 
+def expert_widths(
+    model: ModelConfig, *, active: int, width: int | None, shared: int, shared_width: int | None
+) -> tuple[int, int]:
+    """Hidden width of each routed expert and of all ``shared`` experts together, for tokens that meet
+    ``active`` of the former and all of the latter. What is None follows from the dense MLP's width, so
+    that active FLOPs equal the dense MLP's: all are as wide as one another, and what does not divide is
+    the shared experts' (DeepSeek-V3: 18432 = (8 + 1) * 2048).
+
+    Raises:
+        UserError: the dense width does not divide, or leaves the experts nothing.
+    """
+    if not shared:
+        return expert_width(model, width, active), 0
+    if width is not None:
+        return width, shared * (width if shared_width is None else shared_width)
+    if shared_width is None:
+        each = model.hidden // (active + shared)
+        together = model.hidden - active * each
+    else:
+        together = shared * shared_width
+        each, rest = divmod(model.hidden - together, active)
+        each = 0 if rest else each
+    if each < 1:
+        raise UserError(
+            f"mlp_width {model.hidden} can't be shared by {active} active and {shared} shared experts"
+            f"{'' if shared_width is None else f' of width {shared_width}'}; set expert_width, or an "
+            "mlp_width that divides"
+        )
+    return each, together
+
+
 class ExpertBank(nn.Module):
     """``experts`` MLPs of the dense MLP's kind, each of hidden width ``width``."""
 

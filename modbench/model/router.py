@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from modbench.flops.ledger import Ledger, Load
+from modbench.flops.ledger import Counts, Ledger, Load
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 
@@ -29,6 +29,11 @@ class Layer(nn.Module, ABC):
     def ledger(self, load: Load) -> Ledger:
         """The closed form of what ``forward`` spends on ``load`` (and its backward pass, in phase
         ``train``)."""
+
+    def promised(self, load: Load) -> Counts:
+        """The counts, as `Trace.count` takes them, that the training rule keeps to exactly, whatever
+        the scores; none where routing decides how many. What ``ledger`` takes as nominal."""
+        return {}
 
     def active_parameters(self) -> int:
         """Parameters that a token meets which is routed everywhere it can be. A layer with more

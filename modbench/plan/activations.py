@@ -1,8 +1,8 @@
 """Bytes that a training step keeps for its backward pass, measured without values.
 
 Each kind of layer is built and run once on fake tensors of the CPU: they have shapes, storages and
-autocast, but no values, so that nothing is allocated and any router's layer works. Routing that depends on
-values is nominal, as on the meta device.
+autocast, but no values, so that nothing is allocated and any router's layer works. Routing that depends
+on values is nominal, as on the meta device.
 
 B sequences, T tokens, D model width, N rows in all, E experts.
 """
@@ -32,8 +32,8 @@ from modbench.plan.live import Live
 #: What runs in which dtype. ``float32``: all in it. ``autocast``: float32 weights and stream, matmuls in
 #: bfloat16. ``bfloat16``: bfloat16 weights and stream.
 Compute = Literal["float32", "autocast", "bfloat16"]
-#: ``gpu``: RMSNorm is one kernel that keeps its input and a scale. ``cpu``: it is made of several ops, which
-#: keep the normalised input too.
+#: ``gpu``: RMSNorm is one kernel that keeps its input and a scale. ``cpu``: it is made of several ops,
+#: which keep the normalised input too.
 Kernels = Literal["gpu", "cpu"]
 
 _IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
@@ -84,7 +84,10 @@ class _Valueless(TorchFunctionMode):
 
 
 def _rms_norm(
-    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
 ) -> Tensor:
     return _FusedNorm.apply(input, weight, len(normalized_shape))  # type: ignore[no-any-return]
 
@@ -150,12 +153,14 @@ class Steps:
         )
 
     def remembered(self, number: int) -> int:
-        """Bytes of weights that autocast remembers until its end, those of the forward pass, of the layer
+        """Bytes of weights that autocast remembers until its end, that of the forward pass, of the layer
         at depth ``number``, even if its backward pass is to run it again."""
         with self._run() as autocast:
             layer, x_BTD = self._built(number, 1)
             live = Live(layer.parameters(), [x_BTD])
-            dropped = torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: x_BTD)
+            dropped = torch.autograd.graph.saved_tensors_hooks(
+                lambda tensor: None, lambda nothing: x_BTD
+            )
             with live, dropped:
                 with autocast():
                     layer(x_BTD, Context())
@@ -212,8 +217,16 @@ class Steps:
                 yield autocast
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise UserError(
-                f"router '{self._decoder.router.name}' can't be planned: it asks for a tensor's values ({error.func}), where "
-                "nothing is allocated; take counts through modbench.model.scores.known"
+                f"router '{self._decoder.router.name}' can't be planned: it asks for a tensor's values "
+                f"({error.func}), where nothing is allocated; take counts through "
+                "modbench.model.scores.known"
+            ) from error
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"router '{self._decoder.router.name}' raised {type(error).__name__}: {error} when its "
+                "layer was run without values; mend it"
             ) from error
 
 

@@ -34,10 +34,10 @@ def amount(text: str, name: str = "amount") -> int:
     whole = int("".join(map(str, digits)))
     if exponent >= 0:
         whole *= 10**exponent
-    elif whole and -exponent > len(digits) or whole % 10**-exponent:
+    elif whole % 10 ** min(-exponent, len(digits) + 1):
         raise UserError(f"{name} '{text}' is not a whole number; write one")
     else:
-        whole //= 10**-exponent
+        whole = whole // 10**-exponent if whole else 0
     return -whole if sign else whole
 
 
@@ -45,5 +45,7 @@ def shown(value: float) -> str:
     """Three significant digits with a suffix, for tables: 1.24B."""
     for suffix, power in (("T", 12), ("B", 9), ("M", 6), ("K", 3)):
         if abs(value) >= 0.9995 * 10**power:
-            return f"{value / 10**power:.3g}{suffix}" if abs(value) < 999.5 * 10**power else f"{value:.3g}"
+            return (
+                f"{value / 10**power:.3g}{suffix}" if abs(value) < 999.5 * 10**power else f"{value:.3g}"
+            )
     return f"{value:.3g}"

@@ -36,9 +36,7 @@ GPUS: Mapping[str, Gpu] = {
 }
 
 
-def described_gpu(
-    name: str, peak_tflops: float | None = None, memory_gb: float | None = None
-) -> Gpu:
+def described_gpu(name: str, peak_tflops: float | None = None, memory_gb: float | None = None) -> Gpu:
     """The known GPU ``name``, with whatever is given in place of its data sheet; with both figures, any
     GPU.
 
@@ -60,8 +58,8 @@ def described_gpu(
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """``gpus`` GPUs of one kind. ``utilisation`` is model FLOPs utilisation: the share of their peak that
-    goes into the FLOPs that are counted. It is assumed, never computed.
+    """``gpus`` GPUs of one kind. ``utilisation`` is model FLOPs utilisation: the share of their peak
+    that goes into the FLOPs that are counted. It is assumed, never computed.
 
     Raises:
         UserError: no GPU, or a utilisation that can't be.

@@ -1,6 +1,6 @@
 """Memory of one GPU in a training step, from shapes alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Literal
@@ -9,6 +9,7 @@ from modbench.errors import UserError, known_names
 from modbench.model.decoder import Decoder
 from modbench.model.experts import ExpertBank
 from modbench.plan.activations import Compute, Kernels, Steps
+from modbench.plan.search import largest
 
 #: Bytes per parameter of weights, gradients and optimizer. ``fp32`` is `modbench.train.loop`: float32
 #: weights under autocast, AdamW's two moments. ``bf16`` has bfloat16 weights and gradients, and keeps
@@ -68,7 +69,9 @@ class Memory:
     parameters: int
     gradients: int
     optimizer: int
-    gathered: int  #: layers put together from their shards: one at work, one fetched ahead, its gradients
+    gathered: (
+        int  #: layers put together from their shards: one at work, one fetched ahead, its gradients
+    )
     copies: int  #: weights in another dtype that the backward pass keeps, such as autocast's
     activations: int  #: what the layers keep for the backward pass
     logits: int  #: logits, loss and what else stands outside the layers, at their peak
@@ -83,9 +86,7 @@ class Memory:
 class Measured:
     """The memory of one decoder, by micro-batch; each is measured once."""
 
-    def __init__(
-        self, decoder: Decoder, length: int, recipe: Recipe, kernels: Kernels = "gpu"
-    ) -> None:
+    def __init__(self, decoder: Decoder, length: int, recipe: Recipe, kernels: Kernels = "gpu") -> None:
         """
         Raises:
             UserError: experts that can't be divided so.
@@ -130,16 +131,16 @@ class Measured:
         self._gathered = 0
         if recipe.shard == 1:
             return
-        largest = 0
+        most = 0
         for layer in decoder.layers:
             own = sum(w.numel() for w in layer.parameters() if id(w) not in experts)
             if recipe.shard > divided:
                 own += sum(w.numel() for w in layer.parameters() if id(w) in experts) // divided
-            largest = max(largest, own)
+            most = max(most, own)
         of_layers = sum(weight.numel() for weight in decoder.layers.parameters())
         outside = sum(weight.numel() for weight in weights) - of_layers
         # Two layers and one layer's gradients, and what stands outside the layers; in bfloat16.
-        self._gathered = 2 * (3 * largest + outside)
+        self._gathered = 2 * (3 * most + outside)
 
     def memory(self, micro_batch: int) -> Memory:
         """At ``micro_batch`` sequences."""
@@ -182,29 +183,9 @@ class Measured:
 
     def largest_micro_batch(self, room: int) -> int:
         """The most sequences that ``room`` bytes hold; 0 if not even one."""
-        return largest(lambda sequences: self.memory(sequences).total <= room, self._guess(room))
-
-    def _guess(self, room: int) -> int:
-        """What grows with the micro-batch grows almost in proportion."""
-        one, two = self.memory(1).total, self.memory(2).total
-        return max(1, 1 + (room - one) // max(1, two - one))
-
-
-def largest(holds: Callable[[int], bool], guess: int) -> int:
-    """The largest n >= 1 that ``holds``, which all below it do; 0 if 1 doesn't. Looks around ``guess``
-    first."""
-    low, high, step = 0, max(1, guess), 1
-    while holds(high):
-        low, high, step = high, high + step, step * 2
-    step = 1
-    if not low:
-        # The guess itself is too large.
-        while high > 1 and not holds(high - step):
-            high, step = max(1, high - step), min(step * 2, max(1, high - step - 1))
-            if high == 1:
-                return 0
-        low = max(0, high - step)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
+        one = self.memory(1).total
+        if one > room:
+            return 0
+        # What grows with the micro-batch grows almost in proportion.
+        guess = 1 + (room - one) // max(1, self.memory(2).total - one)
+        return largest(lambda sequences: self.memory(sequences).total <= room, guess)

@@ -30,5 +30,6 @@ def load(path: Path) -> dict[str, Any] | None:
 def save_weights(path: Path, model: Decoder) -> None:
     """Parameters and buffers as safetensors, for others to read."""
     half = path.with_suffix(".half")
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, half)
+    # Parameters that layers share are written once for each name: the format knows no sharing.
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, half)
     half.replace(path)

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch._higher_order_ops import map as map_over
+from torch._higher_order_ops.scan import scan
 
 from modbench import FlopCounter
 from modbench.errors import UserError
-from modbench.flops.component import component
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import build_model
@@ -67,34 +67,6 @@ def test_encoder_layer_fused_or_not(training: bool) -> None:
         assert counted(lambda: layer.train(training)(x)).total == attention + 2 * 2 * 3 * 7 * 16 * 24
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_recompute_is_executed_but_not_counted(reentrant: bool) -> None:
-    first, second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
-    x = grad(5, 8)
-    once = 2 * 5 * 8 * 8
-
-    def region(x: Tensor) -> Tensor:
-        with component("region"):
-            return second(torch.relu(first(x)))
-
-    counter = counted(lambda: checkpoint(region, x, use_reentrant=reentrant).sum().backward())
-    assert counter.total == 2 * once * 3
-    # Non-reentrant recompute stops at the last tensor it needs, before the last matmul.
-    assert counter.executed - counter.total == (2 * once if reentrant else once)
-    assert counter.by_component == {"region": counter.total}
-
-
-def test_a_backward_pass_that_builds_a_graph_is_no_recompute() -> None:
-    weight, x = grad(8, 8), grad(5, 8)
-
-    def run() -> None:
-        (slope,) = torch.autograd.grad((x @ weight).pow(2).sum(), x, create_graph=True)
-        slope.sum().backward()
-
-    counter = counted(run)
-    assert counter.executed == counter.total
-
-
 @pytest.mark.parametrize("taken", [True, False])
 def test_control_flow_counts_the_branch_taken(taken: bool) -> None:
     x = torch.randn(4, 4)
@@ -105,6 +77,27 @@ def test_control_flow_counts_the_branch_taken(taken: bool) -> None:
         )
 
     assert counted(run).total == (2 * 2 * 64 if taken else 0)
+
+
+def test_a_branch_taken_counts_its_backward_pass() -> None:
+    x, w = grad(4, 4), grad(4, 4)
+
+    def run() -> None:
+        (y,) = torch.cond(torch.tensor(True), lambda x, w: (x * w,), lambda x, w: (x @ w,), (x, w))
+        (z,) = torch.cond(torch.tensor(False), lambda x, w: (x * w,), lambda x, w: (x @ w,), (y, w))
+        z.sum().backward()
+
+    counter = counted(run)
+    # Its backward program runs the forward one again.
+    assert counter.ledger.entries[-1, "other", "forward"].full == 128
+    assert counter.ledger.entries[-1, "other", "backward"].full == 3 * 128
+
+
+def test_a_scan_and_a_map_count_each_step() -> None:
+    steps = torch.randn(3, 4, 4)
+    scanned = counted(lambda: scan(lambda carry, y: (carry @ y, carry * 1), torch.eye(4), steps))
+    assert scanned.total == 3 * 2 * 64
+    assert counted(lambda: map_over(lambda y: y @ y, steps)).total == 3 * 2 * 64
 
 
 def test_a_loop_counts_each_turn() -> None:
@@ -141,27 +134,6 @@ def test_a_loop_counts_each_turn() -> None:
 )
 def test_ops_beside_the_common_ones(run: Callable[[], object], flops: int) -> None:
     assert counted(run).total == flops
-
-
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_costs_the_same_whatever_kernel_runs(
-    device: str, dtype: torch.dtype, masked: bool
-) -> None:
-    shape = (2, 4, 7, 8)
-    q, k, v = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
-    mask = torch.ones(7, 7, dtype=torch.bool, device=device) if masked else None
-    counter = counted(
-        lambda: (
-            F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=not masked)
-            .sum()
-            .backward()
-        )
-    )
-    per_pair = 4 * 2 * 4 * 8 * 3
-    assert counter.total == per_pair * 49
-    assert counter.total_model == per_pair * (49 if masked else 28)
 
 
 @pytest.mark.parametrize("name", ["vanilla", "mod"])

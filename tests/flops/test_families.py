@@ -12,7 +12,13 @@ import pytest
 from family_cases import CONFIGS, PUBLISHED, Config
 
 from modbench.errors import UserError
-from modbench.flops.families import FAMILIES, family_ledger, family_shape, load_config
+from modbench.flops.families import (
+    FAMILIES,
+    family_ledger,
+    family_reading,
+    family_shape,
+    load_config,
+)
 from modbench.flops.ledger import Load, Phase
 
 
@@ -190,7 +196,9 @@ def test_a_shape_has_what_formulas_ask_for() -> None:
     assert (shape.family, shape.layers, shape.width, shape.vocabulary) == ("mixtral", 2, 8, 11)
     assert shape.attention_width == shape.value_width == 8
     assert shape.attention_parameters == 2 * attention
-    assert shape.feed_forward_parameters == 2 * (2 * experts + router)
+    assert (shape.heads, shape.key_value_width) == (2, 4)
+    assert shape.feed_forward_parameters == 2 * 2 * experts
+    assert shape.router_parameters == 2 * router
     assert shape.parameters - shape.active_parameters == 2 * 2 * experts
     assert (shape.tied, shape.embedding_parameters) == (True, 88)
     untied = family_shape({**config, "tie_word_embeddings": False})
@@ -198,6 +206,14 @@ def test_a_shape_has_what_formulas_ask_for() -> None:
     assert family_shape(latent()).attention_width == 6 * (16 + 8)
     assert family_shape(latent()).value_width == 6 * 12
     assert family_shape(CONFIGS["gpt2"]).embedding_parameters == (101 + 128) * 48
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_reading_holds_the_matrices_that_the_ledger_charges_a_token_for(name: str) -> None:
+    reading = family_reading(CONFIGS[name])
+    spent = family_ledger(CONFIGS[name], Load.uniform(1, 1)).by_component("full")
+    assert 2 * (reading.matrices + reading.head) == sum(spent.values()) - spent["attention.scores"]
+    assert spent.get("router", 0) == 2 * reading.router_parameters
 
 
 def test_tying_the_head_changes_parameters_and_no_flops() -> None:

@@ -5,6 +5,7 @@ transformers computes, experts without a capacity limit.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from modbench.flops.families.architecture import FamilyShape, ledger_of, shape_of
@@ -12,12 +13,21 @@ from modbench.flops.families.defaults import FAMILIES
 from modbench.flops.families.layers import architecture_of
 from modbench.flops.families.source import load_config
 from modbench.flops.ledger import Ledger, Load
+from modbench.flops.literature import Reading
 
-__all__ = ["FAMILIES", "FamilyShape", "family_ledger", "family_shape", "load_config"]
+__all__ = [
+    "FAMILIES",
+    "FamilyShape",
+    "family_ledger",
+    "family_reading",
+    "family_shape",
+    "load_config",
+]
 
 
-def family_ledger(config: Mapping[str, Any], load: Load) -> Ledger:
-    """What a model of this config.json spends on ``load``, by layer, component and direction.
+def family_ledger(config: Mapping[str, Any], load: Load, *, dense: bool = False) -> Ledger:
+    """What a model of this config.json spends on ``load``, by layer, component and direction; with
+    ``dense``, its dense twin: an MLP of the config's ``intermediate_size`` in place of experts.
 
     Every weight is trained. In phases with a cache, layers with a sliding window keep no more than they
     see, and latent attention makes keys and values of the whole cache at every step.
@@ -25,13 +35,23 @@ def family_ledger(config: Mapping[str, Any], load: Load) -> Ledger:
     Raises:
         UserError: a family that isn't known (`FAMILIES` are), or a shape that can't be.
     """
-    return ledger_of(architecture_of(config)[1], load)
+    return ledger_of(architecture_of(config, dense=dense)[1], load)
 
 
-def family_shape(config: Mapping[str, Any]) -> FamilyShape:
-    """Sizes and parameter counts of a model of this config.json.
+def family_shape(config: Mapping[str, Any], *, dense: bool = False) -> FamilyShape:
+    """Sizes and parameter counts of a model of this config.json, or of its dense twin.
 
     Raises:
         UserError: a family that isn't known (`FAMILIES` are), or a shape that can't be.
     """
-    return shape_of(*architecture_of(config))
+    return shape_of(*architecture_of(config, dense=dense))
+
+
+def family_reading(config: Mapping[str, Any], *, dense: bool = False) -> Reading:
+    """What the papers' formulas read off a model of this config.json, or off its dense twin.
+
+    Raises:
+        UserError: a family that isn't known (`FAMILIES` are), or a shape that can't be.
+    """
+    shape = family_shape(config, dense=dense)
+    return Reading(**{field.name: getattr(shape, field.name) for field in fields(Reading)})

@@ -37,6 +37,7 @@ class Layer:
 
     matrices: tuple[Matrix, ...]
     heads: int
+    key_heads: int
     head_width: int
     value_width: int
     window: int | None = None
@@ -59,23 +60,28 @@ class Architecture:
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyShape:
-    """What the formulas of papers are written in.
+    """What the formulas of papers are written in, named as in `modbench.flops.literature.Reading`.
 
-    ``attention_width`` is heads times the width of a query; ``value_width`` heads times that of a value:
-    they differ under latent attention alone. ``attention_parameters`` and ``feed_forward_parameters``
-    count matrices, of all layers together, of experts the chosen ones, shared ones and routers with
-    them. ``parameters`` is all that a checkpoint of the model holds; ``active_parameters`` leaves out
-    the experts that a token did not choose. Both count the embedding whole and a tied head once.
-    ``embedding_parameters``: the look-up tables, of tokens and of positions; an untied head is none.
+    ``attention_width`` is heads times the width of a query, ``key_value_width`` key heads times that of
+    a key, ``value_width`` heads times that of a value: under latent attention values are of another
+    width, and each head has keys. ``attention_parameters``, ``feed_forward_parameters`` and
+    ``router_parameters`` count matrices that a token meets, of all layers together: of experts the
+    chosen and the shared ones; a shared expert's gate is a router. ``parameters`` is all that a
+    checkpoint of the model holds; ``active_parameters`` leaves out the experts that a token did not
+    choose. Both count the embedding whole and a tied head once. ``embedding_parameters``: the look-up
+    tables, of tokens and of positions; an untied head is none.
     """
 
     family: str
     layers: int
     width: int
+    heads: int
     attention_width: int
+    key_value_width: int
     value_width: int
     attention_parameters: int
     feed_forward_parameters: int
+    router_parameters: int
     vocabulary: int
     parameters: int
     active_parameters: int
@@ -85,11 +91,13 @@ class FamilyShape:
 
 def ledger_of(model: Architecture, load: Load) -> Ledger:
     """What ``model`` spends on ``load``."""
-    # A model has a few kinds of layers, and many layers of a kind.
-    kinds = {layer: _layer_ledger(layer, load) for layer in set(model.layers)}
+    # A model has a few kinds of layers, and many layers of a kind, which are one object.
+    kinds: dict[int, Ledger] = {}
     entries: dict[Key, Flops] = {}
     for number, layer in enumerate(model.layers):
-        for (_, component, direction), flops in kinds[layer]:
+        if id(layer) not in kinds:
+            kinds[id(layer)] = _layer_ledger(layer, load)
+        for (_, component, direction), flops in kinds[id(layer)]:
             entries[number, component, direction] = flops
     head = matmul(load, OUTSIDE, "head", rows=load.scored, inner=model.width, columns=model.vocabulary)
     return Ledger(entries) + head
@@ -102,14 +110,19 @@ def shape_of(family: str, model: Architecture) -> FamilyShape:
     matrices = [matrix for layer in model.layers for matrix in layer.matrices]
     inside = sum(layer.further for layer in model.layers)
     first = model.layers[0]
+    routers = [matrix for matrix in matrices if matrix.component == "router"]
+    attention = [matrix for matrix in matrices if matrix.component.startswith("attention.")]
     return FamilyShape(
         family=family,
         layers=len(model.layers),
         width=model.width,
+        heads=first.heads,
         attention_width=first.heads * first.head_width,
+        key_value_width=first.key_heads * first.head_width,
         value_width=first.heads * first.value_width,
-        attention_parameters=_met(m for m in matrices if m.component.startswith("attention.")),
-        feed_forward_parameters=_met(m for m in matrices if not m.component.startswith("attention.")),
+        attention_parameters=_met(attention),
+        feed_forward_parameters=_met(matrices) - _met(attention) - _met(routers),
+        router_parameters=_met(routers),
         vocabulary=model.vocabulary,
         parameters=outside + inside + sum(matrix.size * matrix.copies for matrix in matrices),
         active_parameters=outside + inside + _met(matrices),

@@ -8,14 +8,15 @@ from modbench.flops.families.architecture import Architecture, Layer, Matrix
 from modbench.flops.families.source import Source
 
 
-def architecture_of(config: Mapping[str, Any]) -> tuple[str, Architecture]:
-    """The family's name and the model.
+def architecture_of(config: Mapping[str, Any], *, dense: bool = False) -> tuple[str, Architecture]:
+    """The family's name and the model; with ``dense``, the one that has an MLP of the config's
+    ``intermediate_size`` wherever it has experts.
 
     Raises:
         UserError: no known family, or a shape that can't be.
     """
     source = Source(config)
-    return source.name, _gpt2(source) if source.name == "gpt2" else _llama_like(source)
+    return source.name, _gpt2(source) if source.name == "gpt2" else _llama_like(source, dense)
 
 
 def _gpt2(source: Source) -> Architecture:
@@ -35,6 +36,7 @@ def _gpt2(source: Source) -> Architecture:
             Matrix(component="mlp", inner=hidden, columns=width),
         ),
         heads=heads,
+        key_heads=heads,
         head_width=head,
         value_width=head,
         dropout=source.share("attn_pdrop") > 0,
@@ -50,30 +52,34 @@ def _gpt2(source: Source) -> Architecture:
     )
 
 
-def _llama_like(source: Source) -> Architecture:
+def _llama_like(source: Source, all_dense: bool) -> Architecture:
     """Pre-norm blocks of RMSNorm, attention and gated MLPs or experts."""
     width, layers = source.size("hidden_size"), source.size("num_hidden_layers")
     attention = _latent(source, width) if "kv_lora_rank" in source else _grouped(source, width)
-    matrices, heads, head_width, value_width, further = attention
+    matrices, head_width, value_width, further = attention
+    heads, key_heads = _heads(source)
     dense = _dense(source, width)
-    sparse = _sparse(source, layers)
+    sparse = (False,) * layers if all_dense else _sparse(source, layers)
+    windows = _windows(source, layers)
     experts = _experts(source, width) if any(sparse) else ()
     bias = source.flag(source.family.mlp_bias) * sum(matrix.columns for matrix in dense)
+    kinds = {
+        (is_sparse, window): Layer(
+            matrices=matrices + (experts if is_sparse else dense),
+            heads=heads,
+            key_heads=key_heads,
+            head_width=head_width,
+            value_width=value_width,
+            window=window,
+            dropout=source.share("attention_dropout") > 0,
+            further=further + (0 if is_sparse else bias) + 2 * width,
+        )
+        for is_sparse, window in set(zip(sparse, windows, strict=True))
+    }
     return Architecture(
         vocabulary=source.size("vocab_size"),
         width=width,
-        layers=tuple(
-            Layer(
-                matrices=matrices + (experts if sparse[number] else dense),
-                heads=heads,
-                head_width=head_width,
-                value_width=value_width,
-                window=window,
-                dropout=source.share("attention_dropout") > 0,
-                further=further + (0 if sparse[number] else bias) + 2 * width,
-            )
-            for number, window in enumerate(_windows(source, layers))
-        ),
+        layers=tuple(kinds[kind] for kind in zip(sparse, windows, strict=True)),
         tied=source.flag("tie_word_embeddings"),
         further=width,
     )
@@ -85,8 +91,8 @@ def _divided(whole: str, total: int, part: str, parts: int) -> int:
     return total // parts
 
 
-#: Matrices, heads, width of a query or key and of a value, biases and norms.
-_Attention = tuple[tuple[Matrix, ...], int, int, int, int]
+#: Matrices, width of a query or key and of a value, biases and norms.
+_Attention = tuple[tuple[Matrix, ...], int, int, int]
 
 
 def _heads(source: Source) -> tuple[int, int]:
@@ -117,7 +123,7 @@ def _grouped(source: Source, width: int) -> _Attention:
         Matrix(component="attention.qkv", inner=width, columns=query + pair),
         Matrix(component="attention.out", inner=query, columns=width),
     )
-    return matrices, heads, head, head, further
+    return matrices, head, head, further
 
 
 def _latent(source: Source, width: int) -> _Attention:
@@ -147,7 +153,7 @@ def _latent(source: Source, width: int) -> _Attention:
     )
     further = (query_rank or 0) + rank
     further += source.flag("attention_bias") * ((query_rank or 0) + rank + rope + width)
-    return matrices, heads, head, value, further
+    return matrices, head, value, further
 
 
 def _gated(component: str, width: int, hidden: int, copies: int = 1, met: int = 1) -> tuple[Matrix, ...]:

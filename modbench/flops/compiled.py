@@ -1,0 +1,67 @@
+"""Compiled code under a counter. What torch.compile makes of a function hides its ops, so inside a counter
+compiled functions run uncompiled: the program that is counted is the one that was written. Code that
+was compiled earlier and gets to run all the same (the backward pass of a forward pass that ran outside,
+an exported program) is an error, since a matmul that a compiler made part of a kernel can't be seen.
+"""
+
+import sys
+from types import FrameType
+from typing import Any
+
+import torch
+
+from modbench.errors import UserError
+
+_RUNNERS = (
+    ("torch._inductor.output_code", "CompiledFxGraph"),
+    ("torch._inductor.output_code", "CompiledAOTI"),
+    ("torch._inductor.package.package", "AOTICompiledModel"),
+    ("torch.export.pt2_archive._package", "AOTICompiledModel"),
+)
+
+
+class Uncompiled:
+    """From `begin` to `end` nothing runs compiled."""
+
+    def __init__(self) -> None:
+        self._stance: Any = None
+        self._calls: list[tuple[type, Any]] = []
+
+    @torch._disable_dynamo  # which imports Dynamo, before code under the counter does
+    def begin(self) -> None:
+        if _in_compiled_call():
+            raise UserError(
+                "FlopCounter can't begin inside a function that torch.compile compiled; enter it around "
+                "the call"
+            )
+        self._stance = torch.compiler.set_stance("force_eager")
+        for module, name in _RUNNERS:
+            kind = getattr(sys.modules.get(module), name, None)
+            if kind is not None and all(kind is not known for known, _ in self._calls):
+                self._calls.append((kind, kind.__call__))
+                kind.__call__ = _refuse
+
+    def end(self) -> None:
+        for kind, call in self._calls:
+            kind.__call__ = call
+        self._calls = []
+        self._stance.__exit__(None, None, None)
+
+
+def _in_compiled_call() -> bool:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "compile_wrapper":
+            return frame.f_globals.get("__name__") == "torch._dynamo.eval_frame"
+        frame = frame.f_back
+    return False
+
+
+def _refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
+    raise UserError(
+        "code that inductor compiled before FlopCounter began runs inside it, and its matmuls can't all "
+        "be seen; run the forward pass inside the counter, too, where compiled functions run uncompiled"
+    )
+
+
+UNCOMPILED = Uncompiled()

@@ -1,0 +1,68 @@
+"""What keeps the load of experts even: a loss, or a bias that only the choice of experts sees.
+
+The loss is E * sum_i f_i P_i (Fedus et al. 2021, equations 4 to 6; DeepSeek-V3, equations 17 to 20),
+where f_i is expert i's share of all assignments and P_i its mean share of a token's scores. It counts
+assignments where Fedus et al. count tokens, as DeepSeek-V3 does, and so is 1 at an even load whatever k.
+
+B sequences, N tokens, E experts, K chosen.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from modbench.model.context import Trace
+
+
+def load_of(experts_NK: Tensor, experts: int) -> Tensor:
+    """Assignments of each of ``experts`` experts, (E,)."""
+    zeros_E = torch.zeros(experts, dtype=torch.long, device=experts_NK.device)
+    chosen = experts_NK.flatten()
+    return zeros_E.index_add(0, chosen, torch.ones_like(chosen))
+
+
+def batch_balance(load_E: Tensor, shares_NE: Tensor) -> Tensor:
+    """The loss over all tokens together. ``shares_NE``: each expert's share of a token's scores."""
+    share_E = load_E / load_E.sum().clamp(min=1)
+    return len(load_E) * (share_E * shares_NE.mean(0)).sum()
+
+
+def sequence_balance(
+    experts_NK: Tensor, shares_NE: Tensor, sequence_N: Tensor, sequences: int
+) -> Tensor:
+    """The loss of each sequence by itself, averaged over those that have a token. ``sequence_N``: which
+    sequence a token is of."""
+    experts = shares_NE.shape[1]
+    cells = (sequence_N[:, None] * experts + experts_NK).flatten()
+    load_BE = load_of(cells, sequences * experts).view(sequences, experts)
+    sum_BE = shares_NE.new_zeros(sequences, experts).index_add(0, sequence_N, shares_NE)
+    tokens_B = load_of(sequence_N, sequences)
+    share_BE = load_BE / load_BE.sum(1, keepdim=True).clamp(min=1)
+    mean_BE = sum_BE / tokens_B.clamp(min=1)[:, None]
+    return experts * (share_BE * mean_BE).sum() / (tokens_B > 0).sum().clamp(min=1)
+
+
+class SelectionBias(nn.Module):
+    """A bias per expert that is added to the scores for choosing and to nothing else: after each training
+    step b += step * sign(mean load - load) (Wang et al. 2024, algorithm 1; DeepSeek-V3, equation 16).
+
+    A training step is one forward pass. The bias moves at its end, when the pass has chosen with the old
+    one; the trace keeps that, so that activation checkpointing, which chooses again in the backward pass,
+    chooses alike.
+    """
+
+    value: Tensor
+
+    def __init__(self, experts: int, step: float) -> None:
+        super().__init__()
+        self.step = step
+        self.register_buffer("value", torch.zeros(experts))
+
+    def of(self, layer: int, trace: Trace) -> Tensor:
+        """The bias (E,) that the pass of ``trace`` chooses with in ``layer``."""
+        trace.show(layer, "bias", self.value.clone())
+        return trace.tensors[layer, "bias"]
+
+    @torch.no_grad()
+    def update(self, load_E: Tensor) -> None:
+        load_E = load_E.to(self.value.dtype)
+        self.value += self.step * (load_E.mean() - load_E).sign()

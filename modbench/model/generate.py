@@ -1,0 +1,119 @@
+"""Text from a model, token by token through a cache, under the causal rule.
+
+B sequences, T tokens, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from modbench.errors import UserError
+from modbench.model.cache import Cache
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder
+
+
+@torch.no_grad()
+def prefill(
+    model: Decoder, tokens_BT: Tensor, lengths: Sequence[int] | None = None
+) -> tuple[Tensor, Cache]:
+    """Read prompts, padded on the right where ``lengths`` says so: the logits (B, V) that follow each
+    prompt's last token, and the cache to go on from."""
+    cache = Cache(len(tokens_BT))
+    ragged = lengths is not None and min(lengths) < tokens_BT.shape[1]
+    lengths_B = torch.tensor(lengths, device=tokens_BT.device) if ragged else None
+    context = Context(selection="causal", cache=cache, lengths_B=lengths_B, logits="last")
+    return model(tokens_BT, context)[:, 0], cache
+
+
+@torch.no_grad()
+def decode(model: Decoder, tokens_B: Tensor, cache: Cache) -> Tensor:
+    """One more token of each sequence: the logits (B, V) that follow it. ``cache`` grows by it."""
+    return model(tokens_B[:, None], Context(selection="causal", cache=cache))[:, 0]  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def generate(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    new: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    end: int | None = None,
+    cached: bool = True,
+) -> list[list[int]]:
+    """``new`` tokens after each prompt, fewer where ``end`` comes (it is not part of what is returned).
+
+    ``temperature`` 0 takes the likeliest token, the first of equals; above, tokens are drawn from
+    softmax(logits / temperature) with a generator to each prompt, so that what a prompt gives does not
+    depend on its neighbours. ``top_p`` keeps the likeliest tokens whose probabilities
+    first sum to at least that (nucleus sampling, Holtzman et al. 2020). ``cached`` false reads all
+    tokens again at each step: the plain twin, to be compared with.
+
+    Raises:
+        UserError: no prompt, an empty one, a token out of the vocabulary, or an option out of range.
+    """
+    _check(model, prompts, new, temperature, top_p)
+    on = next(model.parameters()).device
+    model.eval()
+    texts = [list(prompt) for prompt in prompts]
+    generators = [torch.Generator().manual_seed(seed) for _ in prompts]
+    running = set(range(len(prompts)))
+    cache: Cache | None = None
+    chosen: list[int] = []
+    for _ in range(new):
+        if cache is None or not cached:
+            longest = max(map(len, texts))
+            padded = [text + [0] * (longest - len(text)) for text in texts]
+            tokens_BT = torch.tensor(padded, device=on)
+            logits_BV, cache = prefill(model, tokens_BT, [len(text) for text in texts])
+        else:
+            logits_BV = decode(model, torch.tensor(chosen, device=on), cache)
+        chosen = [
+            _choose(logits_V, temperature, top_p, generator)
+            for logits_V, generator in zip(logits_BV.float().cpu(), generators, strict=True)
+        ]
+        for row, token in enumerate(chosen):
+            texts[row].append(token)
+            if token == end:
+                running.discard(row)
+        if not running:
+            break
+    return [_until(text[len(prompt) :], end) for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def _until(tokens: list[int], end: int | None) -> list[int]:
+    return tokens[: tokens.index(end)] if end is not None and end in tokens else tokens
+
+
+def _choose(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits_V.argmax())
+    probabilities_V = (logits_V / temperature).softmax(-1)
+    order_V = probabilities_V.argsort(descending=True, stable=True)
+    sorted_V = probabilities_V[order_V]
+    # A token stays as long as those before it don't reach top_p; the first always does.
+    outside_V = sorted_V.cumsum(-1) - sorted_V >= top_p
+    outside_V[0] = False
+    drawn = torch.multinomial(sorted_V.masked_fill(outside_V, 0.0), 1, generator=generator)
+    return int(order_V[drawn])
+
+
+def _check(
+    model: Decoder, prompts: Sequence[Sequence[int]], new: int, temperature: float, top_p: float
+) -> None:
+    if not prompts or not all(prompts):
+        raise UserError("generate needs one or more prompts of at least one token each")
+    vocabulary = model.config.vocabulary
+    wrong = [token for prompt in prompts for token in prompt if not 0 <= token < vocabulary]
+    if wrong:
+        raise UserError(f"prompt has token {wrong[0]}; the vocabulary has 0 to {vocabulary - 1}")
+    if new < 1:
+        raise UserError(f"new is {new}; it must be 1 or more")
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature is {temperature}; it must be 0 or more")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p}; it must lie in (0, 1]")

@@ -1,0 +1,194 @@
+"""What a training run of each scheme takes: FLOPs, days on a cluster, memory of a GPU. From shapes and
+closed forms alone; nothing is allocated."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modbench.errors import UserError
+from modbench.flops.ledger import Load
+from modbench.flops.literature import convention_flops
+from modbench.flops.statement import meta_decoder
+from modbench.model.config import ModelConfig
+from modbench.model.sizes import Size
+from modbench.plan.gpus import Cluster
+from modbench.plan.memory import Measured, Memory, Recipe
+from modbench.plan.solver import solve, spent_on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """One scheme's run. FLOPs are under the plan's convention, routing is nominal. ``dense_flops``: what
+    the dense model of the same shape spends on the same tokens."""
+
+    name: str
+    model: ModelConfig
+    parameters: int
+    active_parameters: int
+    tokens: int
+    steps: int
+    forward_per_token: float
+    training_per_token: float
+    flops: int
+    dense_flops: int
+    days: float
+    memory: Memory
+    largest_micro_batch: int  #: sequences at a time that the GPU's memory holds; 0: not one
+
+    @property
+    def ratio_to_dense(self) -> float:
+        return self.flops / self.dense_flops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """``batch``: tokens of one step on all GPUs. ``budget``: training FLOPs that the shapes were solved
+    for, or None where they were given."""
+
+    cluster: Cluster
+    recipe: Recipe
+    convention: str
+    sequence: int
+    batch: int
+    budget: int | None
+    schemes: tuple[Scheme, ...]
+
+    @property
+    def accumulated(self) -> int:
+        """Micro-batches of each GPU in a step."""
+        return self.batch // (self.cluster.gpus * self.recipe.micro_batch * self.sequence)
+
+    def share_of_card(self, scheme: Scheme) -> float:
+        return scheme.memory.total / self.cluster.gpu.memory
+
+    def fits(self, scheme: Scheme) -> bool:
+        return scheme.memory.total <= self.cluster.gpu.memory
+
+
+def plan(
+    routers: Sequence[str],
+    options: Mapping[str, Any],
+    size: Size,
+    *,
+    tokens: int,
+    cluster: Cluster,
+    recipe: Recipe,
+    batch: int | None = None,
+    convention: str = "model",
+) -> Plan:
+    """Training each of ``routers`` (``NAME`` or ``NAME:PRESET``) at the shape ``size`` on ``tokens``
+    tokens, ``batch`` of them in a step; by default one micro-batch on each GPU.
+
+    Raises:
+        UserError: whatever the arguments' own classes refuse; no tokens; GPUs or experts that can't be
+            divided so; a batch that isn't a number of micro-batches on each GPU.
+    """
+    if tokens < 1:
+        raise UserError(f"tokens is {tokens}; it must be 1 or more")
+    planned = [(name, size, tokens) for name in routers]
+    return _planned(planned, options, cluster, recipe, batch, convention, size.sequence, None)
+
+
+def plan_budget(
+    routers: Sequence[str],
+    options: Mapping[str, Any],
+    base: Size,
+    *,
+    budget: int,
+    tokens: int | None = None,
+    tokens_per_parameter: float = 20.0,
+    cluster: Cluster,
+    recipe: Recipe,
+    batch: int | None = None,
+    convention: str = "model",
+) -> Plan:
+    """The same, each scheme at the shape like ``base`` that spends ``budget`` training FLOPs on
+    ``tokens`` tokens, or without them on ``tokens_per_parameter`` for each active parameter: schemes at
+    equal compute.
+
+    Raises:
+        UserError: as `plan`, and as `modbench.plan.solver.solve`.
+    """
+    solved = [
+        solve(
+            name,
+            options,
+            base,
+            budget=budget,
+            tokens=tokens,
+            tokens_per_parameter=tokens_per_parameter,
+            convention=convention,
+        )
+        for name in routers
+    ]
+    planned = [(one.router, one.size, one.tokens) for one in solved]
+    return _planned(planned, options, cluster, recipe, batch, convention, base.sequence, budget)
+
+
+def _planned(
+    planned: Sequence[tuple[str, Size, int]],
+    options: Mapping[str, Any],
+    cluster: Cluster,
+    recipe: Recipe,
+    batch: int | None,
+    convention: str,
+    sequence: int,
+    budget: int | None,
+) -> Plan:
+    if not planned:
+        raise UserError("a plan needs one router or more; for example vanilla and mod")
+    recipe.fits_on(cluster.gpus)
+    at_once = cluster.gpus * recipe.micro_batch * sequence
+    batch = at_once if batch is None else batch
+    if batch < 1 or batch % at_once:
+        raise UserError(
+            f"batch is {batch:,} tokens; it must be a multiple of {at_once:,}, for {cluster.gpus} gpus "
+            f"take {recipe.micro_batch} x {sequence} tokens each at a time"
+        )
+    schemes = tuple(
+        _scheme(name, options, size, tokens, cluster, recipe, batch, convention)
+        for name, size, tokens in planned
+    )
+    return Plan(
+        cluster=cluster,
+        recipe=recipe,
+        convention=convention,
+        sequence=sequence,
+        batch=batch,
+        budget=budget,
+        schemes=schemes,
+    )
+
+
+def _scheme(
+    name: str,
+    options: Mapping[str, Any],
+    size: Size,
+    tokens: int,
+    cluster: Cluster,
+    recipe: Recipe,
+    batch: int,
+    convention: str,
+) -> Scheme:
+    sequence = size.sequence
+    routed, dense = meta_decoder(name, options, size.model), meta_decoder("vanilla", {}, size.model)
+    # The recipe's second forward pass is the executed convention's to see; no other counts it.
+    training = Load.uniform(1, sequence, "train", checkpoint=recipe.checkpoint)
+    of_sequence = convention_flops(routed, training, convention)
+    flops = spent_on(tokens, of_sequence, sequence)
+    measured = Measured(routed, sequence, recipe)
+    return Scheme(
+        name=name,
+        model=size.model,
+        parameters=routed.parameter_count("total"),
+        active_parameters=routed.parameter_count("active"),
+        tokens=tokens,
+        steps=-(-tokens // batch),
+        forward_per_token=convention_flops(routed, Load.uniform(1, sequence), convention) / sequence,
+        training_per_token=of_sequence / sequence,
+        flops=flops,
+        dense_flops=spent_on(tokens, convention_flops(dense, training, convention), sequence),
+        days=cluster.days(flops),
+        memory=measured.memory(recipe.micro_batch),
+        largest_micro_batch=measured.largest_micro_batch(cluster.gpu.memory),
+    )

@@ -1,0 +1,293 @@
+"""The equal-FLOP solver: the shape of each scheme that spends a given budget.
+
+Shapes follow a base: its width per layer, head width, ratio of MLP to model width, ratio of query to
+key/value heads, vocabulary and sequence. Nothing is allocated.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from math import ceil, isfinite, log
+from typing import Any
+
+from modbench.errors import UserError
+from modbench.flops.ledger import Load, Phase
+from modbench.flops.literature import convention_flops
+from modbench.flops.statement import meta_decoder
+from modbench.model.config import ModelConfig
+from modbench.model.sizes import Size
+from modbench.plan.search import largest
+
+#: Below this share of the budget, a shape counts as missing it.
+USED = 0.99
+#: MLP widths that are tried to find the steps that a router takes them in.
+_STEPS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """A shape that spends ``flops`` of a ``budget`` on ``tokens``, never more; ``share`` is flops /
+    budget. The count of parameters is that of `modbench.model.decoder.Decoder.parameter_count`."""
+
+    router: str
+    model: ModelConfig
+    sequence: int
+    tokens: int
+    flops: int
+    budget: int
+    parameters: int
+    active_parameters: int
+    flops_per_token: float
+
+    @property
+    def share(self) -> float:
+        return self.flops / self.budget
+
+    @property
+    def size(self) -> Size:
+        return Size(model=self.model, sequence=self.sequence)
+
+
+def spent_on(tokens: int, of_sequence: int, sequence: int) -> int:
+    """FLOPs of so many tokens at those of one whole sequence, rounded up."""
+    return -(-tokens * of_sequence // sequence)
+
+
+def solve(
+    router: str,
+    options: Mapping[str, Any],
+    base: Size,
+    *,
+    budget: int,
+    tokens: int | None = None,
+    tokens_per_parameter: float = 20.0,
+    convention: str = "model",
+) -> Solution:
+    """The shape of ``router`` (``NAME`` or ``NAME:PRESET``) that a training budget of ``budget`` FLOPs
+    is spent on.
+
+    On ``tokens`` tokens: of shapes like the base, the one that is most like it and uses 99 % or more
+    of the budget, its MLP as wide as the budget allows; where there is none, the one that uses most.
+    Without ``tokens``: the same on ``tokens_per_parameter`` tokens for each active parameter (counted
+    as `modbench.model.decoder.Decoder.parameter_count` does, with the embedding), and then as many
+    whole sequences as the budget pays for.
+
+    Raises:
+        UserError: a budget, tokens or ratio out of range, a budget too small for any shape, or an
+            unknown router, preset, option or convention.
+    """
+    if budget < 1:
+        raise UserError(f"budget is {budget}; it must be 1 FLOP or more")
+    if tokens is not None and tokens < 1:
+        raise UserError(f"tokens is {tokens}; it must be 1 or more")
+    if not (isfinite(tokens_per_parameter) and tokens_per_parameter > 0):
+        raise UserError(f"tokens_per_parameter is {tokens_per_parameter}; it must be above 0")
+    family = _Family(router, options, base, "train", convention)
+    if tokens is not None:
+        fixed = tokens
+
+        def total(model: ModelConfig) -> int:
+            return spent_on(fixed, family.flops(model), base.sequence)
+
+        model = _filled(family, total, budget, f"{tokens:,} tokens")
+        return family.solution(model, budget, tokens)
+    per_sequence = Fraction(tokens_per_parameter) / base.sequence
+
+    def needed(model: ModelConfig) -> int:
+        flops, _, active = family.read(model)
+        return max(flops, ceil(flops * active * per_sequence))
+
+    model = _filled(family, needed, budget, f"{tokens_per_parameter:g} tokens for each active parameter")
+    return family.solution(model, budget, budget // family.flops(model) * base.sequence)
+
+
+def matching(
+    router: str,
+    options: Mapping[str, Any],
+    dense: Size,
+    *,
+    phase: Phase = "forward",
+    convention: str = "model",
+) -> Solution:
+    """The shape of ``router`` that spends on a sequence what the dense model of size ``dense`` does, as
+    near as shapes go and never more; ``budget`` is what the dense model spends.
+
+    Raises:
+        UserError: an unknown router, preset, option or convention, or no shape is small enough.
+    """
+    budget, _, _ = _Family("vanilla", {}, dense, phase, convention).exact(dense.model)
+    family = _Family(router, options, dense, phase, convention)
+    model = _filled(family, family.flops, budget, "one sequence")
+    return family.solution(model, budget, dense.sequence)
+
+
+class _Family:
+    """The shapes like ``base`` of one scheme, and what each spends on one sequence."""
+
+    def __init__(
+        self, router: str, options: Mapping[str, Any], base: Size, phase: Phase, convention: str
+    ) -> None:
+        self.router, self.options, self.base = router, options, base
+        self.load, self.convention = Load.uniform(1, base.sequence, phase), convention
+        model = base.model
+        self.aspect = model.width / model.layers
+        self.ratio = model.hidden / model.width
+        self.group = model.heads // model.key_heads
+        self.read = lru_cache(maxsize=None)(self._read)
+        self.period = self.fewest = 1
+        self.regular = True
+        self.step = self._step()
+        # Depth-routed blocks come in groups; a whole number of them routes the share that is promised.
+        every = getattr(meta_decoder(router, options, self.shape(1, 1, self.step)).router, "every", 1)
+        self.period = every if isinstance(every, int) and every > 0 else 1
+        self.fewest = self.period * -(-2 // self.period)
+        self.read.cache_clear()
+
+    def exact(self, model: ModelConfig) -> tuple[int, int, int]:
+        """FLOPs of one sequence, parameters, active parameters."""
+        decoder = meta_decoder(self.router, self.options, model)
+        flops = convention_flops(decoder, self.load, self.convention)
+        return flops, decoder.parameter_count("total"), decoder.parameter_count("active")
+
+    def _read(self, model: ModelConfig) -> tuple[int, int, int]:
+        """The same, of deep ones from two shallow ones: each group of layers adds what any does."""
+        groups = (model.layers - self.fewest) // self.period
+        if not self.regular or groups < 2:
+            return self.exact(model)
+        shallow = self.read(replace(model, layers=self.fewest))
+        deeper = self.read(replace(model, layers=self.fewest + self.period))
+        first, second, third = (
+            less + (more - less) * groups for less, more in zip(shallow, deeper, strict=True)
+        )
+        return first, second, third
+
+    def flops(self, model: ModelConfig) -> int:
+        return self.read(model)[0]
+
+    def _step(self) -> int:
+        """The finest step in which the router takes an MLP's width."""
+        refused: UserError | None = None
+        for width in range(1, _STEPS + 1):
+            try:
+                meta_decoder(self.router, self.options, self.shape(1, 1, width))
+            except UserError as error:
+                refused = refused or error
+                continue
+            return width
+        assert refused is not None
+        raise refused
+
+    def shape(self, heads: int, layers: int, mlp_width: int) -> ModelConfig:
+        model = self.base.model
+        return replace(
+            model,
+            width=heads * model.head_width,
+            layers=layers,
+            heads=heads,
+            kv_heads=max(1, heads // self.group),
+            mlp_width=mlp_width,
+        )
+
+    def heads(self, number: int) -> int:
+        """The ``number``-th count of heads, from 1: whole key/value groups, or a part of one."""
+        return number if number <= self.group else (number - self.group + 1) * self.group
+
+    def layers(self, heads: int) -> int:
+        """As many as the base's aspect asks for, in whole groups."""
+        groups = round(heads * self.base.model.head_width / self.aspect / self.period)
+        return max(self.fewest, groups * self.period)
+
+    def mlp_width(self, heads: int) -> int:
+        width = heads * self.base.model.head_width
+        return max(1, round(width * self.ratio / self.step)) * self.step
+
+    def like_base(self, number: int) -> ModelConfig:
+        heads = self.heads(number)
+        return self.shape(heads, self.layers(heads), self.mlp_width(heads))
+
+    def drift(self, model: ModelConfig) -> float:
+        """How far ``model`` is from the base's proportions."""
+        aspect, ratio = model.width / model.layers, model.hidden / model.width
+        return abs(log(aspect / self.aspect)) + abs(log(ratio / self.ratio))
+
+    def solution(self, model: ModelConfig, budget: int, tokens: int) -> Solution:
+        flops, parameters, active = self.read(model)
+        return Solution(
+            router=self.router,
+            model=model,
+            sequence=self.base.sequence,
+            tokens=tokens,
+            flops=spent_on(tokens, flops, self.base.sequence),
+            budget=budget,
+            parameters=parameters,
+            active_parameters=active,
+            flops_per_token=flops / self.base.sequence,
+        )
+
+
+Cost = Callable[[ModelConfig], int]
+
+
+def _filled(family: _Family, cost: Cost, limit: int, what: str) -> ModelConfig:
+    """The shape most like the base's that costs ``limit``, or a little less."""
+    model = _search(family, cost, limit, what)
+    if family.regular and family.exact(model) != family.read(model):
+        # A router whose layers don't repeat: every depth is built.
+        family.regular = False
+        family.read.cache_clear()
+        model = _search(family, cost, limit, what)
+    return model
+
+
+def _search(family: _Family, cost: Cost, limit: int, what: str) -> ModelConfig:
+    least = family.shape(1, family.fewest, family.step)
+    if cost(least) > limit:
+        raise UserError(
+            f"the budget is too small for '{family.router}' on {what}: the smallest shape is "
+            f"{_shape(least)}, and takes {_above(cost(least))} FLOPs; raise the budget, or take fewer "
+            "tokens or a base with narrower heads, a shorter sequence or a smaller vocabulary"
+        )
+    # Costs grow with the cube of the width, or where tokens grow with it, its sixth power.
+    guess = round((limit / cost(least)) ** 0.2)
+    number = largest(lambda n: cost(family.like_base(n)) <= limit, guess)
+    near = [family.heads(n) for n in range(max(1, number - 1), number + 3)]
+    found: list[ModelConfig] = []
+    for groups in (0, -1, 1):
+        for heads in near:
+            layers = family.layers(heads) + groups * family.period
+            if layers >= family.fewest:
+                found += _widest(family, cost, heads, layers, limit)
+        used = [model for model in found if cost(model) >= USED * limit]
+        if used:
+            return min(used, key=family.drift)
+    return max(found, key=cost, default=least)
+
+
+def _widest(family: _Family, cost: Cost, heads: int, layers: int, limit: int) -> Iterator[ModelConfig]:
+    """The shape of so many heads and layers whose MLP is as wide as ``limit`` allows, if any is."""
+
+    def at(steps: int) -> int:
+        return cost(family.shape(heads, layers, steps * family.step))
+
+    usual = family.mlp_width(heads) // family.step
+    one, two, three = at(1), at(1 + usual), at(1 + 2 * usual)
+    if one > limit:
+        return
+    steps = usual
+    if three > one:  # else the router gives its experts a width of their own
+        # A polynomial of the second degree, or less, where a router does nothing odd.
+        curve, slope = (three - 2 * two + one) / 2, (4 * two - three - 3 * one) / 2
+        root = (slope**2 + 4 * curve * (limit - one)) ** 0.5
+        steps = largest(lambda n: at(n) <= limit, 1 + int(usual * 2 * (limit - one) / (slope + root)))
+    yield family.shape(heads, layers, steps * family.step)
+
+
+def _shape(model: ModelConfig) -> str:
+    return f"{model.layers} layers, width {model.width}, MLP width {model.hidden}"
+
+
+def _above(flops: int) -> str:
+    """``flops`` to four digits, rounded up: what is printed is enough."""
+    digits = max(0, len(str(flops)) - 4)
+    return f"{-(-flops // 10**digits) * 10**digits:.3e}"

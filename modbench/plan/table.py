@@ -1,0 +1,159 @@
+"""Plans as text for a terminal, as one JSON document, as CSV."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from modbench.plan.amounts import shown
+from modbench.plan.memory import Memory
+from modbench.plan.plan import Plan, Scheme
+
+_SHAPE = ("layers", "width", "heads", "kv_heads", "mlp_width", "vocabulary")
+
+
+def as_table(plan: Plan) -> str:
+    """Quantities in rows, schemes in columns."""
+    return "\n".join(_table(plan))
+
+
+def _table(plan: Plan) -> Iterator[str]:
+    cluster, recipe, gpu = plan.cluster, plan.recipe, plan.cluster.gpu
+    yield (
+        f"{cluster.gpus} x {gpu.name}: {gpu.flops / 1e12:g} TFLOP/s in bfloat16 and "
+        f"{gpu.memory / 1e9:g} GB each, model FLOPs utilisation {cluster.utilisation:.0%} (assumed)"
+    )
+    yield (
+        f"{plan.accumulated} x {recipe.micro_batch} x {plan.sequence} tokens per GPU and step, "
+        f"{plan.batch:,} in all; {_states(plan)}"
+    )
+    yield f"FLOPs under convention {plan.convention}, nominal routing"
+    if plan.budget is not None:
+        yield f"shapes solved for a budget of {plan.budget:.4g} training FLOPs"
+    yield ""
+    rows: list[tuple[str, Callable[[Scheme], str]]] = [("", lambda s: s.name)]
+    for name in _SHAPE:
+        rows.append((name, lambda s, name=name: f"{getattr(s.model, name)}"))  # type: ignore[misc]
+    rows += [
+        ("parameters", lambda s: shown(s.parameters)),
+        ("active parameters", lambda s: shown(s.active_parameters)),
+        ("tokens", lambda s: shown(s.tokens)),
+        ("steps", lambda s: f"{s.steps:,}"),
+        ("forward FLOPs per token", lambda s: f"{s.forward_per_token:.4g}"),
+        ("training FLOPs per token", lambda s: f"{s.training_per_token:.4g}"),
+        ("training FLOPs", lambda s: f"{s.flops:.4g}"),
+    ]
+    if plan.budget is not None:
+        budget = plan.budget
+        rows.append(("share of the budget", lambda s: f"{s.flops / budget:.2%}"))
+    rows += [
+        ("ratio to dense", lambda s: f"{s.ratio_to_dense:.4f}"),
+        ("days", lambda s: f"{s.days:.4g}"),
+        ("memory per GPU, GB", lambda s: ""),
+    ]
+    for field in fields(Memory):
+        rows.append(
+            (
+                f"  {field.name}",
+                lambda s, name=field.name: _gb(getattr(s.memory, name)),  # type: ignore[misc]
+            )
+        )
+    rows += [
+        ("  at the peak", lambda s: _gb(s.memory.total)),
+        ("  share of the GPU's", lambda s: f"{plan.share_of_card(s):.1%}"),
+        ("fits", lambda s: "yes" if plan.fits(s) else "no"),
+        ("largest micro-batch", lambda s: f"{s.largest_micro_batch or 'none'}"),
+    ]
+    wide = [max(14, *(len(cell(s)) for _, cell in rows)) for s in plan.schemes]
+    for label, cell in rows:
+        cells = (f"  {cell(s):>{w}}" for s, w in zip(plan.schemes, wide, strict=True))
+        yield f"{label:<24}{''.join(cells)}".rstrip()
+    yield ""
+    yield "at the peak: logits and the working set of a layer are never held at once; of them the larger"
+
+
+def _states(plan: Plan) -> str:
+    recipe = plan.recipe
+    parts = [f"{recipe.state} states, " + (f"shared by {recipe.shard}" if recipe.shard > 1 else "whole")]
+    if recipe.expert_parallel > 1:
+        parts.append(f"experts divided over {recipe.expert_parallel}")
+    parts.append("layers checkpointed" if recipe.checkpoint else "no checkpointing")
+    return ", ".join(parts)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3f}" if size < 1e9 else f"{size / 1e9:,.2f}"
+
+
+def _fields(plan: Plan, scheme: Scheme) -> dict[str, Any]:
+    return {
+        "router": scheme.name,
+        **{name: getattr(scheme.model, name) for name in _SHAPE},
+        "sequence": plan.sequence,
+        "parameters": scheme.parameters,
+        "active_parameters": scheme.active_parameters,
+        "tokens": scheme.tokens,
+        "steps": scheme.steps,
+        "convention": plan.convention,
+        "forward_flops_per_token": scheme.forward_per_token,
+        "training_flops_per_token": scheme.training_per_token,
+        "training_flops": scheme.flops,
+        "share_of_budget": None if plan.budget is None else scheme.flops / plan.budget,
+        "dense_flops": scheme.dense_flops,
+        "ratio_to_dense": scheme.ratio_to_dense,
+        "days": scheme.days,
+    }
+
+
+def _fitting(plan: Plan, scheme: Scheme) -> dict[str, Any]:
+    return {
+        "fits": plan.fits(scheme),
+        "share_of_card": plan.share_of_card(scheme),
+        "largest_micro_batch": scheme.largest_micro_batch,
+    }
+
+
+def as_document(plan: Plan) -> dict[str, Any]:
+    """What `as_json` writes."""
+    return {
+        "cluster": asdict(plan.cluster),
+        "recipe": asdict(plan.recipe),
+        "batch": plan.batch,
+        "budget": plan.budget,
+        "schemes": [
+            {
+                **_fields(plan, scheme),
+                "memory": {**asdict(scheme.memory), "total": scheme.memory.total},
+                **_fitting(plan, scheme),
+            }
+            for scheme in plan.schemes
+        ],
+    }
+
+
+def as_json(plan: Plan) -> str:
+    """One JSON document, on one line."""
+    return json.dumps(as_document(plan))
+
+
+def as_csv(plan: Plan) -> str:
+    """A row for each scheme; memory in bytes."""
+    rows = []
+    for scheme in plan.schemes:
+        memory = {f"memory_{name}": size for name, size in asdict(scheme.memory).items()}
+        memory["memory_total"] = scheme.memory.total
+        rows.append(_fields(plan, scheme) | memory | _fitting(plan, scheme))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().rstrip("\n")
+
+
+FORMATS: Mapping[str, Callable[[Plan], str]] = {
+    "table": as_table,
+    "json": as_json,
+    "csv": as_csv,
+}

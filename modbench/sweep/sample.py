@@ -1,0 +1,105 @@
+"""Text from a trained run: what its model says after a prompt."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modbench.errors import UserError, known_names
+from modbench.report.record import Record
+from modbench.report.store import latest, read_records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How tokens are drawn, and how many; see `modbench.model.generate.generate`."""
+
+    tokens: int = 100  #: how many to draw
+    temperature: float = 0.0  #: 0: always the likeliest
+    top_p: float = 1.0  #: keep the likeliest tokens that make up this much of the probability
+    seed: int = 0
+    cache: bool = True  #: keep keys and values; without, each token reads the whole text again
+
+
+def find_record(run: str, results: Path) -> Record:
+    """The record of ``SUITE/LABEL`` or ``SUITE/KEY`` (the first characters of a record's key).
+
+    Raises:
+        UserError: no such run, or several.
+    """
+    suite, _, name = run.partition("/")
+    records = latest(read_records(results / suite)) if (results / suite / "records").is_dir() else []
+    if not name or not records:
+        have = sorted(path.parent.name for path in results.glob("*/records"))
+        raise UserError(
+            f"run '{run}' must be SUITE/LABEL, such as quick/mod, with records in {results}; "
+            f"{known_names(suite, have)}"
+        )
+    found = [r for r in records if r.cell["router"]["label"] == name or r.key.startswith(name)]
+    if not found:
+        labels = {record.cell["router"]["label"] for record in records}
+        raise UserError(f"run '{run}' is not known; {known_names(name, labels)}")
+    if len(found) > 1:
+        keys = ", ".join(f"{suite}/{record.key[:8]}" for record in found)
+        raise UserError(f"run '{run}' is one of {len(found)} runs; name one of {keys}")
+    return found[0]
+
+
+def sample_run(
+    run: str, prompts: Sequence[str], *, results: Path, plugins: Sequence[Path], drawing: Drawing
+) -> list[str]:
+    """What the model of ``run`` says after each of ``prompts``. How fast goes to stderr.
+
+    Raises:
+        UserError: no such run, or its weights or its router are gone.
+    """
+    record = find_record(run, results)
+    weights = results / run.partition("/")[0] / "cells" / record.key / "model.safetensors"
+    if not weights.is_file():
+        raise UserError(
+            f"run '{run}': its weights {weights} are not here; results keep them on the machine that "
+            "trained: run the suite here, into another --results folder"
+        )
+    import torch
+    from safetensors.torch import load_file
+
+    from modbench.model.config import ModelConfig
+    from modbench.model.decoder import build_model
+    from modbench.model.generate import generate
+    from modbench.model.registry import build_router, load_plugin
+    from modbench.train.data_config import DataConfig
+    from modbench.train.token_data import load
+
+    for plugin in plugins:
+        load_plugin(plugin)
+    cell = record.cell
+    model = build_model(
+        ModelConfig(**cell["model"]),
+        build_router(cell["router"]["name"], cell["router"]["options"]),
+        cell["seed"],
+    )
+    try:
+        model.load_state_dict(load_file(weights))
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"run '{run}': {weights} does not fit its router ({' '.join(str(error).split())[:200]}); "
+            "run the suite again"
+        ) from error
+    tokenizer = load(DataConfig(**cell["data"])).tokenizer
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    said = generate(
+        model,
+        [tokenizer.encode(prompt) for prompt in prompts],
+        new=drawing.tokens,
+        temperature=drawing.temperature,
+        top_p=drawing.top_p,
+        seed=drawing.seed,
+        cached=drawing.cache,
+    )
+    seconds = time.perf_counter() - started
+    drawn = sum(map(len, said))
+    how = "with a cache" if drawing.cache else "without a cache"
+    print(f"modbench: {drawn} tokens in {seconds:.2f} s {how}", file=sys.stderr)
+    return [prompt + tokenizer.decode(tokens) for prompt, tokens in zip(prompts, said, strict=True)]

@@ -1,0 +1,73 @@
+"""Compiled code is never a silent zero: it runs as it was written, or is an error."""
+
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modbench import FlopCounter
+from modbench.errors import UserError
+
+WEIGHT = torch.randn(16, 16, requires_grad=True)
+MATMUL, PAIR = 2 * 8 * 16 * 16, 4 * 2 * 8
+
+
+def program(x: Tensor) -> Tensor:
+    q = (x @ WEIGHT).view(1, 8, 2, 8).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, q, q, is_causal=True).sum() + torch.relu(x @ WEIGHT).sum()
+
+
+@pytest.fixture(autouse=True)
+def _compiles_anew() -> None:
+    torch._dynamo.reset()
+
+
+def check(counter: FlopCounter) -> None:
+    assert counter.total == 3 * (2 * MATMUL + 64 * PAIR)
+    assert counter.total_model == 3 * (2 * MATMUL + 36 * PAIR)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_function_counts_as_it_was_written(backend: str, whole: bool) -> None:
+    compiled, x = torch.compile(program, backend=backend, fullgraph=whole), torch.randn(8, 16)
+    x.requires_grad_()
+    with FlopCounter() as cold:
+        compiled(x).backward()
+    expected = compiled(x)
+    expected.backward()  # compiled now
+    with FlopCounter() as warm:
+        got = compiled(x)
+        got.backward()
+    check(cold)
+    check(warm)
+    assert torch.equal(got, expected)
+    loss = compiled(x)
+    with FlopCounter() as backward:
+        loss.backward()  # as compiled, whose ops arrive one by one
+    assert backward.total == 2 * (2 * MATMUL + 64 * PAIR)
+
+
+def test_a_counter_inside_compiled_code_says_where_it_belongs() -> None:
+    def counted(x: Tensor) -> Tensor:
+        with FlopCounter():
+            return x @ x
+
+    with pytest.raises(UserError, match="can't begin inside a function that torch.compile compiled"):
+        torch.compile(counted, backend="eager")(torch.randn(4, 4))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # inductor's own
+def test_inductors_code_is_left_out_or_refused() -> None:
+    compiled, x = torch.compile(program), torch.randn(8, 16, requires_grad=True)
+    loss = compiled(x)
+    with pytest.raises(UserError, match="run the forward pass inside the counter"), FlopCounter():
+        loss.backward()
+    with FlopCounter() as counter:
+        compiled(x).backward()
+    check(counter)
+    compiled(x).backward()  # and is itself again

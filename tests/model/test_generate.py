@@ -1,0 +1,114 @@
+"""Generated text: with a cache and without it the same, ragged prompts included."""
+
+import pytest
+import torch
+
+from modbench.errors import UserError
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder, build_model
+from modbench.model.generate import decode, generate, prefill
+from modbench.model.registry import build_router
+
+SHAPE = ModelConfig(vocabulary=61, width=32, layers=4, heads=4, kv_heads=2, mlp_width=64)
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [5], [3, 5, 8, 9]]
+
+
+def model(name: str, **options) -> Decoder:
+    built = build_model(SHAPE, build_router(name, options)).train()
+    built(torch.randint(61, (2, 64)), Context())
+    return built.eval()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vanilla", {}),
+        ("token_choice", {}),
+        ("expert_choice", {}),
+        ("mod", {"causal": "aux_bce", "every": 1}),
+        ("mode_staged", {"capacity": 0.5}),
+        ("mode_integrated", {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_two_hundred_tokens_with_and_without_a_cache(
+    name: str, options: dict, temperature: float
+) -> None:
+    made = model(name, **options).double()
+    settings = {"new": 200, "temperature": temperature, "seed": 7}
+    with_cache = generate(made, PROMPTS, **settings)
+    assert [len(text) for text in with_cache] == [200] * 3
+    assert with_cache == generate(made, PROMPTS, cached=False, **settings)
+
+
+def test_a_prompt_gives_the_same_alone_as_among_others() -> None:
+    made = model("mod").double()
+    together = generate(made, PROMPTS, new=30, temperature=1.0)
+    assert together == [generate(made, [p], new=30, temperature=1.0)[0] for p in PROMPTS]
+
+
+def test_greedy_is_the_argmax_of_the_full_forward() -> None:
+    made = model("mod", capacity=0.5)
+    (text,) = generate(made, [PROMPTS[0]], new=12)
+    for place in range(12):
+        so_far = torch.tensor([PROMPTS[0] + text[:place]])
+        with torch.no_grad():
+            logits_V = made(so_far, Context(selection="causal"))[0, -1]
+        assert text[place] == int(logits_V.argmax())
+
+
+def test_the_end_token_ends_one_text_and_not_the_others() -> None:
+    made = model("vanilla").double()
+    free = generate(made, PROMPTS, new=40, temperature=1.0, seed=1)
+    end = free[0][5]
+    for cached in (True, False):
+        cut = generate(made, PROMPTS, new=40, temperature=1.0, seed=1, end=end, cached=cached)
+        for text, whole in zip(cut, free, strict=True):
+            assert text == (whole[: whole.index(end)] if end in whole else whole)
+    assert len(cut[0]) <= 5
+
+
+def test_top_p_leaves_the_likeliest_tokens() -> None:
+    made = model("vanilla")
+    logits_BV, _ = prefill(made, torch.tensor([PROMPTS[0]]))
+    probabilities_V = logits_BV[0].softmax(-1).sort(descending=True)
+    kept = int((probabilities_V.values.cumsum(-1) < 0.3).sum()) + 1
+    allowed = set(probabilities_V.indices[:kept].tolist())
+    assert 1 < kept < 61
+    drawn = {
+        generate(made, [PROMPTS[0]], new=1, temperature=1.0, top_p=0.3, seed=seed)[0][0]
+        for seed in range(200)
+    }
+    assert drawn <= allowed
+    assert len(drawn) > 1
+    assert generate(made, [PROMPTS[0]], new=5, temperature=1.0, top_p=1e-9) == generate(
+        made, [PROMPTS[0]], new=5
+    )
+
+
+def test_decode_goes_on_from_prefill() -> None:
+    made = model("mod")
+    tokens_BT = torch.randint(61, (2, 9))
+    _, cache = prefill(made, tokens_BT[:, :8])
+    logits_BV = decode(made, tokens_BT[:, 8], cache)
+    with torch.no_grad():
+        whole_BV = made(tokens_BT, Context(selection="causal"))[:, -1]
+    assert torch.allclose(logits_BV, whole_BV, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "words"),
+    [
+        ([], {}, "one or more prompts"),
+        ([[1], []], {}, "at least one token"),
+        ([[61]], {}, "token 61; the vocabulary has 0 to 60"),
+        ([[1]], {"new": 0}, "new is 0"),
+        ([[1]], {"temperature": -1.0}, "temperature is -1.0"),
+        ([[1]], {"top_p": 0.0}, r"top_p is 0.0; it must lie in \(0, 1\]"),
+    ],
+)
+def test_what_can_not_be_generated(prompts: list, options: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        generate(model("vanilla"), prompts, **{"new": 1, **options})

@@ -1,0 +1,92 @@
+"""GPUs, clusters, and numbers as people write them."""
+
+import pytest
+
+from modbench.errors import UserError
+from modbench.plan.amounts import amount, shown
+from modbench.plan.gpus import GPUS, Cluster, described_gpu
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("300B", 300_000_000_000),
+        ("1.5T", 1_500_000_000_000),
+        ("20m", 20_000_000),
+        ("1e21", 10**21),
+        ("1.23456789012345678901234567890123e32", 123456789012345678901234567890123),
+        ("12_000", 12_000),
+        ("12,000", 12_000),
+        ("0.5k", 500),
+        ("0.000", 0),
+        ("-3", -3),
+    ],
+)
+def test_an_amount_is_read_exactly(text: str, value: int) -> None:
+    assert amount(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "B", "many", "nan", "inf", "1e99", "1e999999999", "3 x 4", "1Q"])
+def test_what_is_no_amount_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"^tokens '.*' is not a number; write it as"):
+        amount(text, "tokens")
+
+
+@pytest.mark.parametrize("text", ["1.5", "0.0001K", "1e-999999", "1.0000000001B"])
+def test_an_amount_is_whole(text: str) -> None:
+    with pytest.raises(UserError, match=r"^budget '.*' is not a whole number; write one$"):
+        amount(text, "budget")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1_240_000_000, "1.24B"), (999_600, "1M"), (12, "12"), (1.05e12, "1.05T"), (3e15, "3e+15")],
+)
+def test_an_amount_is_shown_with_three_digits(value: float, text: str) -> None:
+    assert shown(value) == text
+
+
+def test_a_known_gpu_is_found_by_name() -> None:
+    assert described_gpu("H100") is not None
+    assert described_gpu("h100") == GPUS["h100"]
+    assert GPUS["h100"].flops == pytest.approx(989.4e12)
+    assert GPUS["h100"].memory == 80 * 10**9
+
+
+def test_figures_given_replace_the_data_sheet() -> None:
+    gpu = described_gpu("a100-80gb", peak_tflops=250, memory_gb=64.5)
+    assert (gpu.name, gpu.flops, gpu.memory) == ("a100-80gb", 250e12, 64_500_000_000)
+    assert described_gpu("a100-80gb", memory_gb=64).flops == GPUS["a100-80gb"].flops
+    assert described_gpu("mine", peak_tflops=1, memory_gb=2).memory == 2 * 10**9
+
+
+def test_an_unknown_gpu_needs_both_figures() -> None:
+    with pytest.raises(
+        UserError, match=r"GPU 'h10' is not known, or give peak and memory; did you mean"
+    ):
+        described_gpu("h10")
+    with pytest.raises(UserError, match="give peak and memory"):
+        described_gpu("mine", peak_tflops=1)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+def test_a_figure_that_cannot_be_is_refused(value: float) -> None:
+    with pytest.raises(UserError, match="peak_tflops is"):
+        described_gpu("h100", peak_tflops=value)
+
+
+@pytest.mark.parametrize("utilisation", [0, -0.1, 1.01, float("nan")])
+def test_utilisation_is_a_share(utilisation: float) -> None:
+    with pytest.raises(UserError, match=r"utilisation is .* in \(0, 1\]"):
+        Cluster(utilisation=utilisation)
+
+
+def test_a_cluster_has_a_gpu() -> None:
+    with pytest.raises(UserError, match="gpus is 0; it must be 1 or more"):
+        Cluster(gpus=0)
+
+
+def test_days_are_flops_over_what_the_cluster_does_in_a_day() -> None:
+    cluster = Cluster(gpu=described_gpu("a100-80gb"), gpus=10, utilisation=0.5)
+    # 10 x 312e12 x 0.5 x 86,400 in a day.
+    assert cluster.days(134_784 * 10**15) == pytest.approx(1.0)

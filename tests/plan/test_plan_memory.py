@@ -1,0 +1,127 @@
+"""Bytes of one GPU, and what is divided over several."""
+
+import pytest
+
+from modbench.errors import UserError
+from modbench.flops.statement import meta_decoder
+from modbench.model.config import ModelConfig
+from modbench.plan.memory import Measured, Memory, Recipe
+from modbench.plan.search import largest
+
+DENSE = ModelConfig(vocabulary=100, width=16, layers=2, heads=2, mlp_width=24)
+#: Of DENSE: qkv, out, gate and up and down, two norms; then the tied embedding and the last norm.
+BLOCK = 16 * 48 + 16 * 16 + 3 * 16 * 24 + 2 * 16
+OUTSIDE = 100 * 16 + 16
+#: Of token choice on it: 8 experts of half the width, and their router.
+EXPERTS, ROUTER = 8 * 3 * 16 * 12, 8 * 16
+
+
+def memory(router: str, micro_batch: int = 1, **recipe: object) -> Memory:
+    measured = Measured(meta_decoder(router, {}, DENSE), 32, Recipe(**recipe))  # type: ignore[arg-type]
+    return measured.memory(micro_batch)
+
+
+def test_states_by_hand() -> None:
+    parameters = 2 * BLOCK + OUTSIDE
+    fp32, bf16 = memory("vanilla"), memory("vanilla", state="bf16")
+    assert (fp32.parameters, fp32.gradients, fp32.optimizer) == tuple(parameters * n for n in (4, 4, 8))
+    assert (bf16.parameters, bf16.gradients, bf16.optimizer) == tuple(parameters * n for n in (2, 2, 12))
+    assert fp32.gathered == bf16.gathered == 0
+
+
+def test_autocast_keeps_each_matrix_once_more() -> None:
+    matrices = 2 * (BLOCK - 2 * 16) + 100 * 16
+    assert memory("vanilla").copies == 2 * matrices
+    assert memory("vanilla", state="bf16").copies == 0
+
+
+def test_shards_by_hand() -> None:
+    parameters = 2 * BLOCK + OUTSIDE
+    sharded = memory("vanilla", shard=3)
+    assert sharded.parameters == -(-parameters // 3) * 4
+    # Two layers and one's gradients, and all outside the layers, in bfloat16.
+    assert sharded.gathered == 2 * (3 * BLOCK + OUTSIDE)
+    assert sharded.copies == 0
+
+
+def test_divided_experts_by_hand() -> None:
+    others = 2 * (BLOCK - 3 * 16 * 24 + ROUTER) + OUTSIDE
+    divided = memory("token_choice", expert_parallel=4)
+    assert divided.parameters == 4 * (others + 2 * EXPERTS // 4)
+    # As many experts as shards: each GPU has its own whole, and gathers none.
+    both = memory("token_choice", expert_parallel=4, shard=4)
+    assert both.parameters == 4 * (others // 4 + 2 * EXPERTS // 4)
+    assert both.gathered == 2 * (3 * (BLOCK - 3 * 16 * 24 + ROUTER) + OUTSIDE)
+    further = memory("token_choice", expert_parallel=4, shard=8)
+    assert further.parameters == 4 * (others // 8 + 2 * EXPERTS // 8)
+    assert further.gathered == 2 * (3 * (BLOCK - 3 * 16 * 24 + ROUTER + EXPERTS // 4) + OUTSIDE)
+
+
+def test_checkpoints_keep_the_inputs_of_layers_alone() -> None:
+    kept, checkpoint = (memory("mode_staged", 2, state="bf16", checkpoint=on) for on in (False, True))
+    assert checkpoint.activations == 2 * (2 * 32 * 16 * 2)
+    assert checkpoint.activations < kept.activations
+    assert checkpoint.working > kept.working
+
+
+def test_the_peak_holds_logits_or_a_layers_work() -> None:
+    of = {
+        "parameters": 1,
+        "gradients": 10,
+        "optimizer": 100,
+        "gathered": 1_000,
+        "copies": 10_000,
+        "activations": 100_000,
+    }
+    assert Memory(**of, logits=3_000_000, working=2_000_000).total == 3_111_111
+    assert Memory(**of, logits=3_000_000, working=4_000_000).total == 4_111_111
+
+
+def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:
+    measured = Measured(meta_decoder("mod", {}, DENSE), 32, Recipe())
+    room = 1_500_000
+    most = measured.largest_micro_batch(room)
+    assert most > 2
+    assert measured.memory(most).total <= room < measured.memory(most + 1).total
+    assert measured.largest_micro_batch(measured.memory(1).total) == 1
+    assert measured.largest_micro_batch(measured.memory(1).total - 1) == 0
+
+
+@pytest.mark.parametrize("guess", [0, 1, 6, 7, 8, 30, 1000])
+@pytest.mark.parametrize("answer", [0, 1, 2, 7, 100])
+def test_the_largest_number_is_found_from_any_guess(answer: int, guess: int) -> None:
+    assert largest(lambda n: n <= answer, guess) == answer
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        ({"state": "fp8"}, "state 'fp8' is not known; .*known: bf16, fp32"),
+        ({"shard": 0}, "shard is 0; it must be 1 or more"),
+        ({"expert_parallel": 0}, "expert_parallel is 0; it must be 1 or more"),
+        ({"micro_batch": 0}, "micro_batch is 0; it must be 1 or more"),
+        ({"shard": 4, "expert_parallel": 6}, "shard is 4 and expert_parallel 6; one must divide"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(recipe: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        Recipe(**recipe)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["shard", "expert_parallel"])
+def test_gpus_are_divided_evenly(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is 3 of 8 gpus; it must divide them"):
+        Recipe(**{name: 3}).fits_on(8)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("router", "among", "says"),
+    [
+        ("vanilla", 2, "expert_parallel is 2 and router 'vanilla' has no bank of experts"),
+        ("token_choice", 16, "expert_parallel is 16 with 8 experts; it must be no more"),
+        ("token_choice", 3, "expert_parallel is 3 with 8 experts; it must divide"),
+    ],
+)
+def test_experts_are_divided_evenly(router: str, among: int, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        memory(router, expert_parallel=among)

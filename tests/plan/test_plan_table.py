@@ -1,0 +1,170 @@
+"""Whole plans, and how they are printed."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from modbench.errors import UserError
+from modbench.model.config import ModelConfig
+from modbench.model.sizes import Size
+from modbench.plan.gpus import Cluster, described_gpu
+from modbench.plan.memory import Recipe
+from modbench.plan.plan import Plan, plan, plan_budget
+from modbench.plan.table import FORMATS, as_csv, as_json, as_table
+
+#: One block's matmuls: 32 x 96 + 32 x 32 + 3 x 32 x 48 = 8,704 elements; the head has 32 x 100.
+SIZE = Size(model=ModelConfig(vocabulary=100, width=32, layers=2, heads=4, mlp_width=48), sequence=64)
+CLUSTER = Cluster(gpu=described_gpu("mine", peak_tflops=0.001, memory_gb=0.01), gpus=2, utilisation=0.5)
+
+
+def planned(*routers: str, **how: Any) -> Plan:
+    how = {"tokens": 10**6, "cluster": CLUSTER, "recipe": Recipe()} | how
+    return plan(routers or ("vanilla", "mod:half"), {}, SIZE, **how)
+
+
+def test_a_plan_by_hand() -> None:
+    made = planned()
+    dense, routed = made.schemes
+    matmuls = 2 * 64 * (2 * 8704 + 3200)
+    pairs = 2 * 4 * 32 * (64 * 65 // 2)
+    assert dense.forward_per_token == (matmuls + pairs) / 64
+    assert dense.training_per_token == 3 * (matmuls + pairs) / 64
+    assert dense.flops == 3 * (matmuls + pairs) * 10**6 // 64
+    assert dense.parameters == dense.active_parameters == 2 * (8704 + 64) + 3200 + 32
+    assert dense.ratio_to_dense == 1
+    # Two GPUs at half of 1e9 FLOP/s.
+    assert dense.days == pytest.approx(dense.flops / 1e9 / 86_400)
+    assert dense.steps == -(-(10**6) // 128)
+    # Half the tokens in the second block: half its matmuls, a quarter of its pairs and a little.
+    half = matmuls - 2 * 32 * 8704 + pairs // 2 + 2 * 2 * 32 * 32 * 33
+    routing = 2 * 64 * (32 + 32 * 16 + 16)
+    assert routed.forward_per_token == (half + routing) / 64
+    assert routed.ratio_to_dense == routed.flops / dense.flops < 1
+
+
+def test_steps_hold_whole_micro_batches() -> None:
+    made = planned(batch=1024, recipe=Recipe(micro_batch=4))
+    assert made.accumulated == 2
+    assert {scheme.steps for scheme in made.schemes} == {977}
+    with pytest.raises(
+        UserError, match=r"batch is 1,000 tokens; it must be a multiple of 128, for 2 gpus"
+    ):
+        planned(batch=1000)
+
+
+def test_a_gpu_too_small_is_said_to_be() -> None:
+    small = Cluster(gpu=described_gpu("mine", peak_tflops=1, memory_gb=0.0001), gpus=2)
+    made = planned("vanilla", cluster=small)
+    assert not made.fits(made.schemes[0])
+    assert made.schemes[0].largest_micro_batch == 0
+    assert "no" in as_table(made).split("fits")[1].splitlines()[0]
+    assert made.share_of_card(made.schemes[0]) > 1
+
+
+def test_schemes_of_one_budget_spend_the_same() -> None:
+    made = plan_budget(
+        ["vanilla", "mod", "mode_staged"], {}, SIZE, budget=10**13, cluster=CLUSTER, recipe=Recipe()
+    )
+    for scheme in made.schemes:
+        assert 0.99 * 10**13 <= scheme.flops <= 10**13
+    assert "share of the budget" in as_table(made)
+    fixed = plan_budget(
+        ["mod"], {}, SIZE, budget=10**13, tokens=5 * 10**6, cluster=CLUSTER, recipe=Recipe()
+    )
+    assert fixed.schemes[0].tokens == 5 * 10**6
+
+
+def test_every_format_tells_the_same() -> None:
+    made = planned()
+    document = json.loads(as_json(made))
+    rows = list(csv.DictReader(io.StringIO(as_csv(made))))
+    assert "\n" not in as_json(made)
+    assert [row["router"] for row in rows] == ["vanilla", "mod:half"]
+    for scheme, row, told in zip(made.schemes, rows, document["schemes"], strict=True):
+        assert int(row["training_flops"]) == told["training_flops"] == scheme.flops
+        assert int(row["memory_total"]) == told["memory"]["total"] == scheme.memory.total
+        assert int(row["kv_heads"]) == told["kv_heads"] == 4
+        assert told["largest_micro_batch"] == scheme.largest_micro_batch
+    assert document["cluster"]["utilisation"] == 0.5
+    assert document["recipe"]["state"] == "fp32"
+    text = as_table(made)
+    assert "model FLOPs utilisation 50% (assumed)" in text
+    assert "FLOPs under convention model, nominal routing" in text
+    for scheme in made.schemes:
+        assert f"{scheme.flops:.4g}" in text
+    assert set(FORMATS) == {"table", "json", "csv"}
+
+
+def test_a_second_forward_pass_is_executed_and_not_needed() -> None:
+    def flops(convention: str, checkpoint: bool) -> int:
+        made = planned("vanilla", convention=convention, recipe=Recipe(checkpoint=checkpoint))
+        return made.schemes[0].flops
+
+    assert flops("model", True) == flops("model", False)
+    assert flops("executed", True) > flops("executed", False)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"tokens": 0}, "tokens is 0; it must be 1 or more"),
+        ({"recipe": Recipe(shard=3)}, "shard is 3 of 2 gpus"),
+        ({"batch": 0}, "batch is 0 tokens"),
+        ({"convention": "mine"}, "convention 'mine' is not known"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(how: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        planned("mod", **how)
+
+
+def test_a_plan_needs_a_router() -> None:
+    with pytest.raises(UserError, match="a plan needs one router or more"):
+        plan([], {}, SIZE, tokens=1, cluster=CLUSTER, recipe=Recipe())
+    with pytest.raises(UserError, match="router 'mad' is not known"):
+        planned("mad")
+
+
+_TRILLION = """
+import resource
+from modbench.model.config import ModelConfig
+from modbench.model.sizes import SIZES, Size
+from modbench.plan.gpus import Cluster, described_gpu
+from modbench.plan.memory import Recipe
+from modbench.plan.plan import plan
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+plan(["mode_staged"], {}, SIZES["1M"], tokens=10**6, cluster=Cluster(), recipe=Recipe(shard=8))
+before = peak()
+model = ModelConfig(vocabulary=129280, width=7168, layers=61, heads=128, mlp_width=18432, tied_head=False)
+made = plan(
+    ["mode_staged"],
+    {"experts": 256, "top_k": 8, "expert_width": 3072},
+    Size(model=model, sequence=4096),
+    tokens=15 * 10**12,
+    cluster=Cluster(gpu=described_gpu("h200"), gpus=2048),
+    recipe=Recipe(state="bf16", shard=512, expert_parallel=64, checkpoint=True),
+)
+scheme = made.schemes[0]
+print(scheme.parameters, scheme.largest_micro_batch, peak() - before)
+"""
+
+
+def test_a_trillion_parameters_are_planned_in_little_memory() -> None:
+    done = subprocess.run([sys.executable, "-c", _TRILLION], capture_output=True, text=True, check=True)
+    parameters, micro_batch, grown = (int(word) for word in done.stdout.split())
+    # 61 layers: 256 experts of 3 x 7168 x 3072, attention of 4 x 7168^2, routers, norms; by 30 predictors.
+    layer = 256 * 3 * 7168 * 3072 + 4 * 7168**2 + 256 * 7168 + 2 * 7168
+    routed = 7168 + 7168 * 3584 + 3584
+    assert parameters == 61 * layer + 30 * routed + 2 * 129280 * 7168 + 7168
+    assert parameters > 10**12
+    assert micro_batch >= 1
+    kilobytes = grown if sys.platform != "darwin" else grown // 1024
+    assert kilobytes < 200 * 1024

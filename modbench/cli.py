@@ -16,6 +16,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from modbench import __version__
 from modbench.cli_flops import Plugins, flops, gate
+from modbench.cli_plan import plan
 from modbench.errors import UserError, known_names
 from modbench.sweep.sample import Drawing
 
@@ -180,6 +181,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "list": list_,
     "data": _data_stub,
     "flops": flops,
+    "plan": plan,
     "sample": sample,
 }
 ABOUT = "Compares routing schemes for language models at equal compute."

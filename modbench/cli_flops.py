@@ -71,7 +71,11 @@ def flops(
         raise UserError(f"--option {option[0]} belongs to --router, not to {chosen[0]}; leave it out")
     for file in plugin:
         load_plugin(file)
-    asked: dict[str, Any] = {"convention": convention, "compare": compare_conventions, "profile": profile}
+    asked: dict[str, Any] = {
+        "convention": convention,
+        "compare": compare_conventions,
+        "profile": profile,
+    }
     statements: list[Statement] = []
     if suite:
         statements.extend(_suite_statements(suite, phase, past, asked))

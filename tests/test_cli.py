@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import subprocess
@@ -64,6 +65,8 @@ def place(tmp_path: Path) -> Path:
         "broke.toml": SUITE.replace("1e9", "1000"),
         "gone.toml": SUITE.replace("text.txt", "gone.txt"),
         "image.toml": "\x89PNG",
+        "bert.json": '{"model_type": "bert"}',
+        "odd.json": '{"model_type": "llama", "num_attention_heads": 7}',
     }.items():
         (tmp_path / name).write_text(content)
     (tmp_path / "corrupt" / "tiny" / "records").mkdir(parents=True)
@@ -118,6 +121,18 @@ def place(tmp_path: Path) -> Path:
         ("flops --router mod --phase train --past 4", "nothing is cached in phase 'train'"),
         ("flops --router mod --batch 0", "batch is 0; it must be 1 or more"),
         ("flops --router mod --sequence 0", "sequence is 0; it must be 1 or more"),
+        ("flops --hf gone.json", "config gone.json can't be read"),
+        ("flops --hf text.txt", "config text.txt is no JSON"),
+        ("flops --hf bert.json", "model_type 'bert' is no causal language model"),
+        ("flops --hf odd.json", "must divide"),
+        ("plan --router mod", "plan needs --tokens, such as 300B, or --budget"),
+        ("plan --router mod --tokens many", "tokens 'many' is not a number"),
+        ("plan --router mdo --tokens 1B", "router 'mdo' is not known; did you mean 'mod'?"),
+        ("plan --router mod --tokens 1B --gpu h1000", "GPU 'h1000' is not known"),
+        ("plan --router mod --tokens 1B --utilisation 2", "utilisation is 2.0"),
+        ("plan --router mod --tokens 1B --gpus 8 --shard 3", "shard is 3 of 8 gpus"),
+        ("plan --router mod --budget 1", "the budget is too small for 'mod'"),
+        ("sample tiny/mod --prompt hi", "run 'tiny/mod' must be SUITE/LABEL"),
         ("", "Expected one of"),
         ("rnu quick", "Unrecognized options: rnu, quick"),
         ("run tiny.toml --wrokers 2", "Unrecognized options: --wrokers"),
@@ -203,6 +218,62 @@ def test_flops_takes_options_as_toml(capsys: pytest.CaptureFixture[str]) -> None
         assert main(["flops", "--router", "mod", "--option", f"capacity={capacity}"]) == 0
         totals.append(capsys.readouterr().out)
     assert totals[0] != totals[1]
+
+
+@pytest.mark.parametrize("source", ["--router mod vanilla", "--hf config.json", "--suite tiny.toml"])
+def test_flops_gives_one_json_document_on_the_last_line(
+    source: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    (place / "config.json").write_text('{"model_type": "mixtral", "num_hidden_layers": 2}')
+    words = f"flops {source} --phase train --profile --compare-conventions --format json"
+    assert main(words.split()) == 0
+    (*_, last) = capsys.readouterr().out.splitlines()
+    for model in json.loads(last)["models"]:
+        assert model["profiled"] == model["flops"] == model["conventions"]["model"]
+        assert model["flops"] == sum(part["flops"] for part in model["by_component"].values())
+        assert model["flops_per_token"] * model["sequences"] * model["tokens"] == model["flops"]
+        assert len(model["conventions"]) == 9
+        assert 0 < model["active_parameters"] <= model["parameters"]
+        assert model["ratio_to_dense"] == model["flops"] / model["dense_flops"]
+
+
+def test_flops_csv_has_a_row_for_each_component_and_the_total(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = "flops --router mod --phase decode --past 9 --sequence 4 --format csv"
+    assert main(words.split()) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    parts = [int(row["flops"]) for row in rows if row["component"] != "total"]
+    (total,) = (row for row in rows if row["component"] == "total")
+    assert int(total["flops"]) == sum(parts)
+    assert (total["phase"], total["past"], total["tokens"]) == ("decode", "9", "4")
+    assert float(total["ratio_to_dense"]) < 1
+
+
+def test_a_closed_form_of_a_known_family_loads_no_torch(place: Path) -> None:
+    (place / "config.json").write_text('{"model_type": "llama"}')
+    code = (
+        "import sys; from modbench.cli import main; main(['flops', '--hf', 'config.json']); "
+        "print(sorted({'torch', 'transformers', 'numpy', 'pandas'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(modbench.__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=place, env=environment
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_plan_speaks_of_equal_budgets(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "plan --router vanilla mod --size 1M --budget 1e15 --gpus 2 --format json"
+    assert main(words.split()) == 0
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert plan["budget"] == 10**15
+    for scheme in plan["schemes"]:
+        assert 0.99 * 10**15 < scheme["training_flops"] <= 10**15
+        assert scheme["memory"]["total"] > 0
+        seconds = scheme["days"] * 86_400
+        assert seconds == pytest.approx(scheme["training_flops"] / (2 * 989.4e12 * 0.4))
 
 
 def test_a_cell_that_cannot_find_its_plugin_says_so_with_exit_code_2(place: Path) -> None:

@@ -18,6 +18,7 @@ BELOW = {
     "routers": {"model", "flops", "routers"},
     "train": {"train", "model", "flops"},
     "measure": {"measure", "train", "model", "flops"},
+    "plan": {"plan", "flops", "model"},
     "report": {"report"},
     "sweep": {"sweep", "measure", "train", "model", "flops", "report"},
 }

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import modbench
+from modbench.cli import main
 from modbench.report.store import read_records
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +35,7 @@ def table_of(text: str) -> str:
 
 
 def tutorial() -> str:
-    (code,) = blocks("python")
+    (code,) = (code for code in blocks("python") if "@register_router" in code)
     return code
 
 
@@ -99,6 +101,38 @@ def test_the_tutorial_is_shorter_than_sixty_lines() -> None:
     assert len(tutorial().splitlines()) < 60
 
 
+def test_the_counting_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = (code for code in blocks("python") if "FlopCounter" in code)
+    layer = torch.nn.Linear(4, 3)
+    exec(code, {"model": layer, "inputs": torch.ones(2, 4, requires_grad=True)})
+    counted, per_token, closed = capsys.readouterr().out.splitlines()
+    assert counted.split()[:2] == [str(3 * 2 * 2 * 4 * 3)] * 2
+    assert float(per_token) > 1e9
+    assert int(closed) > 1e12
+
+
+def test_the_flops_commands_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "my_router.py").write_text(tutorial())
+    golden = str(tmp_path / "my_router.flops.json")
+    ran = []
+    for block in blocks("sh"):
+        for line in block.splitlines():
+            for command in line.split(" && "):
+                if command.startswith("modbench flops") and "stride" not in command:
+                    words = [
+                        str(tmp_path / word) if word.endswith((".json", ".py")) else word
+                        for word in shlex.split(command)[1:]
+                    ]
+                    if "gate" in words:
+                        assert main([*words, "--accept"]) == 0
+                    assert main(words) == 0, command
+                    ran.append(words[1])
+    assert ran == ["--router", "--hf", "gate"]
+    assert Path(golden).is_file()
+    assert "108 FLOP counts equal" in capsys.readouterr().out  # 3 shapes, 4 phases, 9 conventions
+
+
 @pytest.mark.network
 @pytest.mark.slow
 def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
@@ -120,7 +154,7 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         said.append(done.stdout)
-    assert "ratio to dense" in said[0]
+    assert "ratio to the dense model" in said[0]
     (record,) = read_records(tmp_path / "results" / "quick")
     assert record.cell["router"]["name"] == "stride"
     assert record.cell["router"]["plugin_sha256"] is not None

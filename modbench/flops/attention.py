@@ -47,7 +47,7 @@ def needed_pairs(given: Mapping[str, Any]) -> Pairs | None:
     if given.get("is_causal"):
         return Pairs(causal_pairs(queries, keys), queries * keys)
     variant = getattr(mask, "variant", None)  # a CausalBias of torch.nn.attention.bias
-    if variant is not None:
+    if mask is not None and variant is not None:
         queries, keys = mask.seq_len_q, mask.seq_len_kv
         ahead = keys - queries if variant.name == "LOWER_RIGHT" else 0
         return Pairs(causal_pairs(queries, keys, ahead), queries * keys)
@@ -56,7 +56,7 @@ def needed_pairs(given: Mapping[str, Any]) -> Pairs | None:
 
 def allowed_pairs(mask: Tensor | None) -> Pairs | None:
     """Pairs that a mask lets through: True in a bool mask; in an added one all but -inf and its dtype's
-    lowest number, which Hugging Face models write for it. Counted unseen by modes, without a gradient."""
+    lowest number, which Hugging Face models write for it. Counted unseen by modes and by autograd."""
     if mask is None or mask.is_meta or is_fake(mask):
         return None
     functorch = torch._C._functorch

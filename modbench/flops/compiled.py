@@ -1,7 +1,7 @@
-"""Compiled code under a counter. What torch.compile makes of a function hides its ops, so inside a counter
-compiled functions run uncompiled: the program that is counted is the one that was written. Code that
-was compiled earlier and gets to run all the same (the backward pass of a forward pass that ran outside,
-an exported program) is an error, since a matmul that a compiler made part of a kernel can't be seen.
+"""Compiled code under a counter. What torch.compile makes of a function hides its ops, so inside a
+counter compiled functions run uncompiled: the program that is counted is the one that was written. Code
+that inductor compiled earlier and that gets to run all the same (the backward pass of a forward pass
+that ran outside, an exported program) is an error: a matmul that became part of a kernel can't be seen.
 """
 
 import sys
@@ -39,11 +39,11 @@ class Uncompiled:
             kind = getattr(sys.modules.get(module), name, None)
             if kind is not None and all(kind is not known for known, _ in self._calls):
                 self._calls.append((kind, kind.__call__))
-                kind.__call__ = _refuse
+                setattr(kind, "__call__", _refuse)  # noqa: B010  mypy knows no other way
 
     def end(self) -> None:
         for kind, call in self._calls:
-            kind.__call__ = call
+            setattr(kind, "__call__", call)  # noqa: B010
         self._calls = []
         self._stance.__exit__(None, None, None)
 
@@ -60,7 +60,7 @@ def _in_compiled_call() -> bool:
 def _refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
     raise UserError(
         "code that inductor compiled before FlopCounter began runs inside it, and its matmuls can't all "
-        "be seen; run the forward pass inside the counter, too, where compiled functions run uncompiled"
+        "be seen; run what it was compiled from inside the counter, the forward pass included"
     )
 
 

@@ -47,11 +47,14 @@ class FlopCounter:
     `modbench.flops.attention.FusedAttention` for what they leave out and do twice, and for other
     devices. On the meta device attention is run, and counted, as a CPU would.
 
-    A product written out as pointwise multiplication and a sum is no matmul op and counts 0, and code
-    outside PyTorch isn't seen.
+    What torch.compile compiled runs uncompiled inside: the program that is counted is the one that was
+    written (`modbench.flops.compiled`). A product written out as pointwise multiplication and a sum is
+    no matmul op and counts 0, attention written out in matmuls is counted as those, and code outside
+    PyTorch isn't seen.
 
     Raises:
         UserError: an op that is neither counted nor known to be free; `register_flop_formula` mends it.
+            Compiled code that can't be run uncompiled.
     """
 
     def __init__(self) -> None:
@@ -59,6 +62,7 @@ class FlopCounter:
         # (what holds, the next autograd node's number, the node that was running) when it was opened
         self._open: list[tuple[Region, int, Any]] = []
         self._region_of_node: dict[int, Region] = {}
+        self._numbered = 0  # the next node's number, when an op was last counted
         self._mode = _Dispatch(self)
 
     @property
@@ -152,10 +156,10 @@ class FlopCounter:
         if node is not None:
             direction = "backward"
             if torch.is_grad_enabled():
-                if in_recompute():
-                    direction = "recompute"
-                else:  # a graph is built of the backward pass: the op's own node has been made
+                direction = "recompute" if in_recompute() else direction
+                if _get_sequence_nr() > self._numbered:  # a node was made of this op
                     self._region_of_node.setdefault(_get_sequence_nr() - 1, region)
+        self._numbered = _get_sequence_nr()
         if pairs is not None and isinstance(formula, FusedAttention):
             flops: int | Flops = formula.flops(arguments, pairs)
         else:

@@ -125,8 +125,9 @@ FORMULAS: dict[str, Formula] = {
     "aten::addbmm_": _matmul("batch1", "batch2"),
     # These arrive whole under inference mode, and nested.
     "aten::matmul": lambda given, result: _product(given["self"], result),
-    "aten::matmul_backward": lambda given, result: _product(given["self"], given["grad"])
-    * sum(given["mask"]),
+    "aten::matmul_backward": lambda given, result: (
+        _product(given["self"], given["grad"]) * sum(given["mask"])
+    ),
     "aten::mv": _matmul("self", "vec"),
     "aten::addmv": _matmul("mat", "vec"),
     "aten::addmv_": _matmul("mat", "vec"),

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from modbench.flops.attention import Pairs, allowed_pairs
 from modbench.flops.ledger import Flops
 
@@ -25,13 +27,12 @@ def attention_layer(arguments: Mapping[str, Any], result: Any) -> Flops:
         sequences, queries = query.shape[:2]
         keys = queries if key is None else key.shape[1]
         rows, pairs = sequences * (queries + keys), sequences * queries * keys
-        # In this op's mask True is what may not be seen.
-        needed = None if hidden is None else allowed_pairs(hidden.logical_not())
+        if hidden is not None and hidden.dtype is torch.bool:
+            hidden = hidden.logical_not()  # here True is what may not be seen
+        needed = allowed_pairs(hidden)
     scores = 4 * pairs * width
     projections = 4 * rows * width * width
-    return Flops(
-        projections + (scores if needed is None else needed.of(scores)), projections + scores
-    )
+    return Flops(projections + (scores if needed is None else needed.of(scores)), projections + scores)
 
 
 def encoder_layer(arguments: Mapping[str, Any], result: Any) -> Flops:
@@ -71,7 +72,7 @@ def trilinear(arguments: Mapping[str, Any], result: Any) -> int:
 
 
 def _product(left: list[int], right: list[int], summed: set[int]) -> tuple[int, list[int]]:
-    """FLOPs and shape of a product summed over some dimensions; what only one side has is summed before."""
+    """FLOPs and shape of a product summed over some dimensions; what one side lacks is summed before."""
     sizes = [
         min(pair) if dim in summed else max(pair)
         for dim, pair in enumerate(zip(left, right, strict=True))

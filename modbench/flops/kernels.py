@@ -24,6 +24,6 @@ def is_fused(head_width: int, value_width: int) -> bool:
 
 
 def backward_width(head_width: int, value_width: int) -> int:
-    """Multiply-accumulates per query-key pair of a fused kernel's backward pass: the scores again, dP, dV,
-    dQ and dK."""
+    """Multiply-accumulates per query-key pair of a fused kernel's backward pass: the scores again, dP,
+    dV, dQ and dK."""
     return 3 * head_width + 2 * value_width

@@ -47,9 +47,9 @@ _LINE = re.compile(r"MKL_VERBOSE ([A-Za-z0-9_]+)\(([^)]*)\)")
 
 
 def executed(program: str, *, timeout: float = 600) -> dict[str, tuple[int, int]]:
-    """Runs ``program`` in a fresh process. It defines ``runs()``, which returns functions of no arguments
-    by name; for each, the FLOPs that MKL was asked for and those that `FlopCounter.executed` says of the
-    same run.
+    """Runs ``program`` in a fresh process. It defines ``runs()``, which returns functions of no
+    arguments by name; for each, the FLOPs that MKL was asked for and those that `FlopCounter.executed`
+    says of the same run.
 
     Raises:
         RuntimeError: the program failed, or MKL printed a routine whose cost can't be read.

@@ -1,4 +1,4 @@
-"""Tells a forward pass that is run again in the middle of a backward pass from the backward pass itself."""
+"""Tells a forward pass that is run again inside a backward pass from the backward pass itself."""
 
 import sys
 from types import FrameType

@@ -50,7 +50,7 @@ def _attend(*args: Any, **kwargs: Any) -> Any:
     for counter in counters:
         counter.open(None, needed)
     _inside.call = True
-    _put(SDPA)  # tensor subclasses know their calls by it
+    _put(SDPA)  # function modes and tensor subclasses know the call by it
     try:
         result = _as_on_cpu(given)
         return SDPA(*args, **kwargs) if result is None else result
@@ -65,7 +65,7 @@ def _as_on_cpu(given: Mapping[str, Any]) -> Tensor | None:
     """Attention on the meta device by the op that a CPU would run, so that both devices show the same
     ops: left alone, the meta device takes it apart into matmuls that no CPU executes. None where a CPU
     runs matmuls, too, and on other devices."""
-    tensors = tuple(given.get(name) for name in _ARGUMENTS[:4])
+    tensors: tuple[Any, ...] = tuple(given.get(name) for name in _ARGUMENTS[:4])
     query, key, value, mask = tensors
     if not all(t is None or (type(t) in _PLAIN and t.is_meta and not t.is_nested) for t in tensors):
         return None
@@ -76,7 +76,8 @@ def _as_on_cpu(given: Mapping[str, Any]) -> Tensor | None:
     case = (*map(_layout, tensors), dropout > 0, causal, grouped, enabled)
     if case not in _fused_on_cpu:
         with _disable_current_modes(), torch._C.DisableTorchFunction():
-            choice = torch._fused_sdp_choice(*map(_twin, tensors), dropout, causal, enable_gqa=grouped)
+            q, k, v, m = map(_twin, tensors)
+            choice = torch._fused_sdp_choice(q, k, v, m, dropout, causal, enable_gqa=grouped)
         _fused_on_cpu[case] = choice == _FLASH
     if not _fused_on_cpu[case]:
         return None
@@ -95,7 +96,7 @@ def _layout(tensor: Tensor | None) -> Any:
     return tensor.shape, tensor.dtype, tensor.stride()[-1:], tensor.requires_grad
 
 
-def _twin(tensor: Tensor | None) -> Tensor | None:
+def _twin(tensor: Tensor | None) -> Any:
     """A CPU tensor of the same shape, for PyTorch to say what it would run, in the memory of one row."""
     if tensor is None:
         return None

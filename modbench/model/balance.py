@@ -20,34 +20,33 @@ def load_of(experts_NK: Tensor, experts: int) -> Tensor:
     return zeros_E.index_add(0, chosen, torch.ones_like(chosen))
 
 
-def batch_balance(load_E: Tensor, shares_NE: Tensor) -> Tensor:
-    """The loss over all tokens together. ``shares_NE``: each expert's share of a token's scores."""
-    share_E = load_E / load_E.sum().clamp(min=1)
-    return len(load_E) * (share_E * shares_NE.mean(0)).sum()
-
-
-def sequence_balance(
-    experts_NK: Tensor, shares_NE: Tensor, sequence_N: Tensor, sequences: int
+def balance_loss(
+    experts_NK: Tensor, shares_NE: Tensor, sequence_N: Tensor | None = None, sequences: int = 1
 ) -> Tensor:
-    """The loss of each sequence by itself, averaged over those that have a token. ``sequence_N``: which
-    sequence a token is of."""
+    """The loss over all tokens together; with ``sequence_N``, which says of what sequence each token is,
+    over each sequence by itself, averaged over those that have a token. ``shares_NE``: each expert's
+    share of a token's scores."""
     experts = shares_NE.shape[1]
-    cells = (sequence_N[:, None] * experts + experts_NK).flatten()
-    load_BE = load_of(cells, sequences * experts).view(sequences, experts)
+    if sequence_N is None:
+        load_E = load_of(experts_NK, experts)
+        share_E = load_E / load_E.sum().clamp(min=1)
+        return experts * (share_E * shares_NE.mean(0)).sum()
+    cells_NK = sequence_N[:, None] * experts + experts_NK
+    load_BE = load_of(cells_NK, sequences * experts).view(sequences, experts)
+    share_BE = load_BE / load_BE.sum(1, keepdim=True).clamp(min=1)
     sum_BE = shares_NE.new_zeros(sequences, experts).index_add(0, sequence_N, shares_NE)
     tokens_B = load_of(sequence_N, sequences)
-    share_BE = load_BE / load_BE.sum(1, keepdim=True).clamp(min=1)
     mean_BE = sum_BE / tokens_B.clamp(min=1)[:, None]
     return experts * (share_BE * mean_BE).sum() / (tokens_B > 0).sum().clamp(min=1)
 
 
 class SelectionBias(nn.Module):
-    """A bias per expert that is added to the scores for choosing and to nothing else: after each training
-    step b += step * sign(mean load - load) (Wang et al. 2024, algorithm 1; DeepSeek-V3, equation 16).
+    """A bias per expert, added to the scores for choosing and to nothing else: after each training step
+    b += step * sign(mean load - load) (Wang et al. 2024, algorithm 1; DeepSeek-V3, equation 16).
 
-    A training step is one forward pass. The bias moves at its end, when the pass has chosen with the old
-    one; the trace keeps that, so that activation checkpointing, which chooses again in the backward pass,
-    chooses alike.
+    A training step is one forward pass. The bias moves at its end, and the pass itself has chosen with
+    the old one. The trace keeps that: activation checkpointing, which chooses once more in the backward
+    pass, chooses alike.
     """
 
     value: Tensor

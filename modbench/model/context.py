@@ -76,6 +76,7 @@ class Context:
 
     ``lengths_B``: how many tokens of each sequence are real; the rest, on the right, is padding and
     enters no router. None: all are real. ``positions_BT``: the tokens' positions, None for 0..T-1.
+    ``tokens_BT``: the token ids, set by the decoder; None where a layer runs by itself.
     ``cache``: the tokens are new ones after those that it keeps; ``rows``: which of its sequences they
     belong to, None for all; ``past``: how many tokens of each came here before. ``logits``: of every
     token, or of each sequence's last real one alone.
@@ -88,6 +89,7 @@ class Context:
     selection: Selection = "topk"
     lengths_B: Tensor | None = None
     positions_BT: Tensor | None = None
+    tokens_BT: Tensor | None = None
     trace: Trace = field(default_factory=Trace)
     cache: Cache | None = None
     rows: Sequence[int] | None = None

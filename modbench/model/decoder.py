@@ -50,6 +50,7 @@ class Decoder(nn.Module):
             ValueError: a cache under the training rule, which may look at tokens to come.
         """
         x_BTD = self.embedding(tokens_BT)
+        context = replace(context, tokens_BT=tokens_BT)
         lengths = context.lengths(x_BTD) if context.cache is not None else []
         if context.cache is not None:
             if context.selection != "causal":

@@ -1,12 +1,19 @@
-"""Expert choice: each expert takes the tokens that score highest for it (Zhou et al. 2022, section 3.2:
-S = softmax(X W), k = n c / E, the gate is the score, not renormalised, no balance loss).
+"""Expert choice: each expert takes the tokens that score highest for it (Zhou et al. 2022, section 3).
+
+Equation 1: k = n c / E tokens for each expert, out of the n of a pool. Equation 2: S = softmax(X W) over
+the experts; each expert takes the top k of its column of S. A token's output is the sum over the experts
+that took it of its score times what the expert makes of it: gates are the scores as they are, not
+renormalised, and a token that nobody takes gets nothing. No balance loss.
 
 That choice compares a token with later ones, so it may not be used to predict. The causal rule here
 is a score threshold per expert: an exponential average over training of the lowest score the expert took
-(Expert Threshold routing); an expert then takes every token at or above its own.
+(Sun et al. 2026, Expert Threshold routing, who also train by it); an expert then takes every token at or
+above its own.
 
-Where this reads the paper differently: k is rounded up, and the pool is one sequence by default (the
-paper's is the batch), so that a sequence's training signal does not depend on strangers.
+Where this reads the paper differently: k is rounded up; the pool is one sequence by default (the
+paper's is the batch), so that a sequence's training signal does not depend on strangers; every block has
+experts, not every other; experts are MLPs of the dense block's kind. Its variant that bounds the experts
+of a token is left out.
 
 B sequences, T tokens, D model width, E experts, K tokens an expert takes, N rows in all.
 """
@@ -159,9 +166,9 @@ class ExpertChoiceExperts(FeedForward):
         counts = known(chosen_ES.sum(1), [nominal] * self.options.experts)
         # Sorted by expert.
         chosen_N = places(chosen_ES, sum(counts))
-        experts_N, rows_N = chosen_N // len(x_SD), chosen_N % len(x_SD)
+        rows_N = chosen_N % len(x_SD)
         y_ND = self.bank(x_SD.index_select(0, rows_N), counts)
-        weighted_ND = y_ND * scores_ES[experts_N, rows_N][:, None]
+        weighted_ND = y_ND * scores_ES.flatten().index_select(0, chosen_N)[:, None]
         out_SD = torch.zeros_like(x_SD, dtype=weighted_ND.dtype).index_add(0, rows_N, weighted_ND)
         context.trace.show(self.layer, "load", torch.tensor(counts))
         context.trace.count(self.layer, "experts", [sum(counts)])

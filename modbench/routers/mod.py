@@ -5,12 +5,19 @@ Equation 1: x' = r * f(X) + x for the selected, x for the rest, with r = w^T x. 
 is what it adds to the residual stream (``residual = "delta"``); ``"full"`` takes it as the block's whole
 output, x + r * (x + delta). The selected attend to each other only, causally, at their own positions.
 
-Top-k over a sequence looks at later tokens, so it trains and may not predict (section 3.5). Causal
-rules: ``predictor``, a small MLP on the detached stream trained by binary cross-entropy to tell who is
-among the top k; ``aux_bce``, the same loss on the router's own score, a token entering at score >= 0;
-``ema_threshold``, an exponential average of the lowest score that was selected.
+Top-k over a sequence looks at later tokens, so it trains and may not predict. Causal rules, the first
+two from section 3.5: ``aux_bce``, binary cross-entropy with the router's output as logit and top-k
+membership as target, a token entering where its sigmoid is 0.5 or more; ``predictor``, the same loss on
+a small MLP that sees the stream behind a stop-gradient; ``ema_threshold``, an exponential average of the
+lowest score that was selected (ours).
 
-Where this reads the paper differently: k is rounded up; ``scaled_sigmoid`` is 2 * sigmoid(r), 1 at 0.
+``scores`` other than ``learned`` are controls (the paper's is ``gaussian``), see
+`modbench.model.control`: no router, no predictor, and causal rules of their own.
+
+Where this reads the paper differently: k is rounded up; equation 1 lets in what lies above a percentile,
+here exactly k enter, ties going to the earlier token; ``scaled_sigmoid`` is 2 * sigmoid(r), 1 at 0; the
+predictor, whose shape the paper leaves open, first brings its input to unit scale; under a control the
+gate is 1 and not the random score, so that what is compared is who enters.
 
 B sequences, T tokens, K selected, D model width.
 """
@@ -24,16 +31,20 @@ from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.flops.component import component
-from modbench.flops.ledger import Ledger, Load, matmul, stretch
+from modbench.flops.ledger import Counts, Ledger, Load, matmul, stretch
 from modbench.model.average import RunningAverage
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.control import CONTROLS
 from modbench.model.initial import normal_
+from modbench.model.predictor import Predictor
 from modbench.model.registry import register_router
 from modbench.model.router import Layer, Presets, Router
 from modbench.model.scores import highest, known, score, share
 from modbench.model.selected import Selected
+
+__all__ = ["DepthOptions", "DepthRouted", "MixtureOfDepths", "Predictor"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,25 +53,60 @@ class DepthOptions(Router):
 
     capacity: float = 0.125  #: share of a sequence's tokens that enter a routed block
     every: int = 2  #: route every n-th block, the others run for all
+    offset: int | None = None  #: which of each group of ``every``, from 0; None: the last
+    first_dense: int = 0  #: so many blocks at the start run for all
+    last_dense: int = 0  #: and so many at the end
+    scores: Literal["learned", "gaussian", "hash", "stride"] = "learned"
     gate: Literal["linear", "sigmoid", "scaled_sigmoid"] = "linear"
     residual: Literal["delta", "full"] = "delta"
     causal: Literal["predictor", "aux_bce", "ema_threshold"] = "predictor"
     auxiliary: float = 0.01  #: weight of the causal rule's cross-entropy
-    threshold_decay: float = 0.95  #: of the exponential average behind ``ema_threshold``
+    threshold_decay: float = 0.95  #: of the average behind ``ema_threshold`` and ``hash``
 
     def __post_init__(self) -> None:
         if not 0 < self.capacity <= 1:
             raise UserError(f"capacity is {self.capacity:g}; it must lie in (0, 1]")
         if self.every < 1:
             raise UserError(f"every is {self.every}; it must be 1 or more")
+        if self.offset is not None and not 0 <= self.offset < self.every:
+            raise UserError(
+                f"offset is {self.offset} with every {self.every}; it must lie between 0 and every - 1"
+            )
+        for name in ("first_dense", "last_dense"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.auxiliary <= 0:
             raise UserError(f"auxiliary is {self.auxiliary}; it must be above 0")
         if not 0 <= self.threshold_decay < 1:
             raise UserError(f"threshold_decay is {self.threshold_decay}; it must lie in [0, 1)")
+        for name, usual in (("gate", "linear"), ("causal", "predictor")):
+            value = getattr(self, name)
+            if self.scores != "learned" and value != usual:
+                raise UserError(
+                    f"{name} is '{value}' with scores '{self.scores}', which have no router, a gate of "
+                    f"1 and a causal rule of their own; leave {name} out or set scores = 'learned'"
+                )
 
-    def routes(self, layer: int) -> bool:
-        """Whether the block at depth ``layer`` is routed: the last of each group of ``every``."""
-        return layer % self.every == self.every - 1
+    def routes(self, layer: int, layers: int) -> bool:
+        """Whether the block at depth ``layer`` of ``layers`` is routed."""
+        which = self.every - 1 if self.offset is None else self.offset
+        dense = layer < self.first_dense or layer >= layers - self.last_dense
+        return layer % self.every == which and not dense
+
+    def placed(self, model: ModelConfig, layer: int, block: Block) -> Layer:
+        """``block`` at depth ``layer``: routed, or as it is.
+
+        Raises:
+            UserError: none of the model's blocks would be routed.
+        """
+        routed = [number for number in range(model.layers) if self.routes(number, model.layers)]
+        # A model of less than one group is a part of one: what measures a block by itself builds it.
+        if not routed and model.layers >= self.every:
+            raise UserError(
+                f"no block of {model.layers} is routed with every {self.every}, offset {self.offset}, "
+                f"first_dense {self.first_dense} and last_dense {self.last_dense}; leave room for one"
+            )
+        return DepthRouted(self, model, layer, block) if layer in routed else block
 
 
 @register_router("mod")
@@ -73,44 +119,57 @@ class MixtureOfDepths(DepthOptions):
         "half": {"capacity": 0.5},
         "aux_bce": {"causal": "aux_bce"},
         "ema_threshold": {"causal": "ema_threshold"},
+        "gaussian": {"scores": "gaussian"},
+        "hash": {"scores": "hash"},
+        "stride": {"scores": "stride"},
     }
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
-        block = Block(model, layer)
-        return DepthRouted(self, model, layer, block) if self.routes(layer) else block
+        return self.placed(model, layer, Block(model, layer))
 
 
 class DepthRouted(Layer):
     """A block that a part of each sequence's tokens enters."""
 
+    router: nn.Parameter | None
+
     def __init__(self, options: DepthOptions, model: ModelConfig, layer: int, block: Block) -> None:
         super().__init__()
         self.options, self.model, self.layer, self.block = options, model, layer, block
-        self.router = nn.Parameter(torch.empty(1, model.width))
-        self.predictor = Predictor(model, layer) if options.causal == "predictor" else None
+        self.control = None
+        if options.scores != "learned":
+            self.control = CONTROLS[options.scores](options.capacity, layer)
+        learned = self.control is None
+        self.router = nn.Parameter(torch.empty(1, model.width)) if learned else None
+        self.predictor = None
+        if learned and options.causal == "predictor":
+            self.predictor = Predictor(model, layer)
         self.threshold = None
-        if options.causal == "ema_threshold":
+        if learned and options.causal == "ema_threshold":
             self.threshold = RunningAverage(torch.zeros(()), options.threshold_decay)
+        elif self.control is not None and self.control.cut is None:
+            start = torch.tensor(1 - options.capacity)  # if all tokens came equally often
+            self.threshold = RunningAverage(start, options.threshold_decay)
 
     def initialise(self, seed: int) -> None:
-        normal_(self.router, seed, f"layers.{self.layer}.depth_router")
+        if self.router is not None:
+            normal_(self.router, seed, f"layers.{self.layer}.depth_router")
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        with component("router", self.layer):
-            scores_BT = score(x_BTD, self.router).squeeze(-1)
-        causal_BT = scores_BT if self.predictor is None else self.predictor(x_BTD)
+        scores_BT, causal_BT = self._scores(x_BTD, context)
         if context.selection == "topk":
             selected_BT, lengths = self._topk(scores_BT, causal_BT, context)
         else:
-            threshold = 0.0 if self.threshold is None else self.threshold.value
-            selected_BT = causal_BT >= threshold
+            selected_BT = causal_BT >= self._cut()
             real_BT = context.real(x_BTD)
             if real_BT is not None:
                 selected_BT = selected_BT & real_BT
             nominal, _ = stretch(self._share, context.lengths(x_BTD), context.before(x_BTD))
             lengths = known(selected_BT.sum(1), nominal)
         context.trace.show(self.layer, "selected", selected_BT)
-        context.trace.show(self.layer, "gate", scores_BT)
+        context.trace.show(
+            self.layer, "gate", scores_BT if self.control is None else torch.ones_like(scores_BT)
+        )
         context.trace.count(self.layer, "depth", lengths)
         if context.cache is not None:
             context.trace.count(self.layer, "past", context.cache.lengths(self.layer, context.rows))
@@ -120,31 +179,58 @@ class DepthRouted(Layer):
         delta_RKD = self.block.delta(entering.x_RKD, entering.context)
         if self.options.residual == "full":
             delta_RKD = delta_RKD + entering.x_RKD
-        gate_RK = self._gate(entering.gather(scores_BT))
-        return entering.add_to(x_BTD, delta_RKD * gate_RK[..., None])
+        if self.control is None:
+            delta_RKD = delta_RKD * self._gate(entering.gather(scores_BT))[..., None]
+        return entering.add_to(x_BTD, delta_RKD)
 
     def ledger(self, load: Load) -> Ledger:
         new, past = stretch(self._share, load.lengths, load.past)
         inner = load.routed(
             load.counts.get((self.layer, "depth"), new), load.counts.get((self.layer, "past"), past)
         )
-        router = matmul(
-            load,
-            self.layer,
-            "router",
-            rows=load.slots,
-            inner=self.model.width,
-            columns=1,
-            weight_gradient=self.router.requires_grad,
-        )
-        total = router if self.predictor is None else router + self.predictor.ledger(load)
-        return total if max(inner.lengths) == 0 else total + self.block.ledger(inner)
+        parts = []
+        if self.router is not None:
+            parts.append(
+                matmul(
+                    load,
+                    self.layer,
+                    "router",
+                    rows=load.slots,
+                    inner=self.model.width,
+                    columns=1,
+                    weight_gradient=self.router.requires_grad,
+                )
+            )
+        if self.predictor is not None:
+            parts.append(self.predictor.ledger(load))
+        if max(inner.lengths) > 0:
+            parts.append(self.block.ledger(inner))
+        return Ledger.sum(parts)
+
+    def promised(self, load: Load) -> Counts:
+        new, _ = stretch(self._share, load.lengths, load.past)
+        return {(self.layer, "depth"): new}
 
     def active_parameters(self) -> int:
-        own = self.router.numel() + sum(
-            p.numel() for p in (self.predictor.parameters() if self.predictor is not None else ())
-        )
-        return own + self.block.active_parameters()
+        everything = sum(parameter.numel() for parameter in self.parameters())
+        inside = sum(parameter.numel() for parameter in self.block.parameters())
+        return everything - inside + self.block.active_parameters()
+
+    def _scores(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """What top-k orders, and what the causal rule compares with its cut; (B, T) each."""
+        if self.control is not None:
+            scores_BT = self.control(x_BTD, context)
+            return scores_BT, scores_BT
+        assert self.router is not None
+        with component("router", self.layer):
+            scores_BT = score(x_BTD, self.router).squeeze(-1)
+        return scores_BT, scores_BT if self.predictor is None else self.predictor(x_BTD)
+
+    def _cut(self) -> float | Tensor:
+        """What a token must reach under the causal rule: a logit of 0 is a probability of a half."""
+        if self.threshold is not None:
+            return self.threshold.value
+        return 0.0 if self.control is None or self.control.cut is None else self.control.cut
 
     def _topk(self, scores_BT: Tensor, causal_BT: Tensor, context: Context) -> tuple[Tensor, list[int]]:
         """The training rule, and what teaches the causal one."""
@@ -155,7 +241,7 @@ class DepthRouted(Layer):
             if self.training and not context.trace.repeated:
                 lowest_B = scores_BT.detach().masked_fill(~selected_BT, torch.inf).amin(1)
                 self.threshold.update(lowest_B.mean())
-        else:
+        elif self.control is None:
             errors_BT = F.binary_cross_entropy_with_logits(
                 causal_BT, selected_BT.to(causal_BT.dtype), reduction="none"
             )
@@ -170,46 +256,3 @@ class DepthRouted(Layer):
         if self.options.gate == "linear":
             return scores
         return scores.sigmoid() * (2 if self.options.gate == "scaled_sigmoid" else 1)
-
-
-class Predictor(nn.Module):
-    """Tells from a token alone whether it will be among the top k (section 3.5): an MLP with one hidden
-    layer of half the model's width on the detached stream, so that it never bends what it watches."""
-
-    def __init__(self, model: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.model, self.layer, self.hidden = model, layer, max(1, model.width // 2)
-        self.up = nn.Parameter(torch.empty(self.hidden, model.width))
-        self.down = nn.Parameter(torch.empty(1, self.hidden))
-
-    def initialise(self, seed: int) -> None:
-        normal_(self.up, seed, f"layers.{self.layer}.predictor.up")
-        normal_(self.down, seed, f"layers.{self.layer}.predictor.down")
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Logits (B, T)."""
-        x_BTD = F.rms_norm(x_BTD.detach(), x_BTD.shape[-1:])
-        with component("predictor", self.layer):
-            return score(F.gelu(score(x_BTD, self.up)), self.down).squeeze(-1)
-
-    def ledger(self, load: Load) -> Ledger:
-        rows, width = load.slots, self.model.width
-        return matmul(
-            load,
-            self.layer,
-            "predictor",
-            rows=rows,
-            inner=width,
-            columns=self.hidden,
-            input_gradient=False,
-            weight_gradient=self.up.requires_grad,
-        ) + matmul(
-            load,
-            self.layer,
-            "predictor",
-            rows=rows,
-            inner=self.hidden,
-            columns=1,
-            input_gradient=self.up.requires_grad,
-            weight_gradient=self.down.requires_grad,
-        )

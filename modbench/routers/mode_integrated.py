@@ -30,6 +30,11 @@ class IntegratedMoDE(TokenChoiceOptions):
         super().__post_init__()
         if self.no_op_experts < 1:
             raise UserError(f"no_op_experts is {self.no_op_experts}; it must be 1 or more")
+        if self.groups > 1:
+            raise UserError(
+                f"groups is {self.groups} with no_op_experts {self.no_op_experts}, which stand in no "
+                "group; set groups = 1"
+            )
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
         experts = TokenChoiceExperts(self, model, layer, no_ops=self.no_op_experts)

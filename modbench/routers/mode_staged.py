@@ -1,34 +1,83 @@
 """Staged MoDE (Raposo et al. 2024, section 4.3): depth routing first, experts within the block.
 
-Every block's MLP is a bank of token-choice experts; in every n-th block each sequence's k
-highest-scoring tokens enter and choose among that block's experts, the others pass it by.
+Every block's MLP is a bank of experts; in every n-th block each sequence's k highest-scoring tokens
+enter and are routed among that block's experts, the others pass it by. ``experts_by`` says how: each
+token chooses experts (`modbench.routers.token_choice`), or each expert chooses out of the tokens that
+entered (`modbench.routers.expert_choice`). The paper doesn't say which it used.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
-from modbench.model.block import Block
+from modbench.errors import UserError
+from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.registry import register_router
 from modbench.model.router import Layer, Presets
-from modbench.routers.mod import DepthOptions, DepthRouted
+from modbench.routers.expert_choice import ExpertChoice, ExpertChoiceExperts
+from modbench.routers.mod import DepthOptions
 from modbench.routers.token_choice import TokenChoiceExperts, TokenChoiceOptions
 
 
 @register_router("mode_staged")
 @dataclass(frozen=True, kw_only=True)
 class StagedMoDE(DepthOptions, TokenChoiceOptions):
-    """Depth routing around blocks of token-choice experts."""
+    """Depth routing around blocks of experts."""
 
     presets: ClassVar[Presets] = {
         "every_block": {"every": 1},
         "fine_grained": {"experts": 64, "top_k": 8},
+        "expert_choice": {"experts_by": "expert_choice"},
     }
+
+    experts_by: Literal["token_choice", "expert_choice"] = "token_choice"
+    expert_capacity: float = 2.0  #: expert choice: experts per token on average
+    pool: Literal["sequence", "batch"] = "sequence"  #: expert choice: tokens that an expert compares
 
     def __post_init__(self) -> None:
         DepthOptions.__post_init__(self)
-        TokenChoiceOptions.__post_init__(self)
+        for field in fields(self):
+            scheme, value = _OF.get(field.name, self.experts_by), getattr(self, field.name)
+            if scheme != self.experts_by and value != field.default:
+                raise UserError(
+                    f"{field.name} is {_written(value)} with experts_by '{self.experts_by}'; it is an "
+                    f"option of '{scheme}': leave it out or set experts_by = '{scheme}'"
+                )
+        if self.experts_by == "token_choice":
+            TokenChoiceOptions.__post_init__(self)
+        elif self.experts >= 1 and not 0 < self.expert_capacity <= self.experts:
+            raise UserError(
+                f"expert_capacity is {self.expert_capacity:g} with {self.experts} experts; it must lie "
+                "above 0 and be no more than experts"
+            )
+        else:
+            self._expert_choice()
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
-        block = Block(model, layer, TokenChoiceExperts(self, model, layer))
-        return DepthRouted(self, model, layer, block) if self.routes(layer) else block
+        experts: FeedForward
+        if self.experts_by == "token_choice":
+            experts = TokenChoiceExperts(self, model, layer)
+        else:
+            experts = ExpertChoiceExperts(self._expert_choice(), model, layer)
+        return self.placed(model, layer, Block(model, layer, experts))
+
+    def _expert_choice(self) -> ExpertChoice:
+        return ExpertChoice(
+            experts=self.experts,
+            capacity=self.expert_capacity,
+            expert_width=self.expert_width,
+            pool=self.pool,
+            threshold_decay=self.threshold_decay,
+        )
+
+
+#: The scheme that an option belongs to, of those that belong to one alone.
+_OF = {
+    field.name: "token_choice"
+    for field in fields(TokenChoiceOptions)
+    if field.name not in ("experts", "expert_width")
+} | {"expert_capacity": "expert_choice", "pool": "expert_choice"}
+
+
+def _written(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, str) else f"{value}"

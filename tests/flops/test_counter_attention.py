@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 from torch.nn.functional import scaled_dot_product_attention as imported_by_name
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from modbench import FlopCounter
@@ -132,6 +134,14 @@ def test_causal_biases_are_known_by_name(device: str, backend: SDPBackend) -> No
             assert counter.total == 3 * EACH * SEQUENCES * HEADS * 35
 
 
+def test_what_is_counted_computes_what_it_computes_otherwise() -> None:
+    q, k, v = given(5, 7)
+    for mask in (causal_lower_right(5, 7), causal_upper_left(5, 7), torch.rand(5, 7) > 0.4):
+        expected = F.scaled_dot_product_attention(q, k, v, mask)
+        with FlopCounter():
+            assert torch.equal(F.scaled_dot_product_attention(q, k, v, mask), expected)
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -182,7 +192,8 @@ def test_attention_without_a_graph_and_under_autocast(mode) -> None:
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_attention_under_vmap_brings_a_mask_for_each() -> None:
-    x, allowed = torch.randn(3, SEQUENCES, HEADS, 7, WIDTH), torch.rand(3, 7, 7) > 0.4
+    x, allowed = torch.randn(3, SEQUENCES, HEADS, 7, WIDTH), torch.ones(3, 7, 7, dtype=torch.bool)
+    allowed[0, 1:3, :5] = False  # 137 pairs: no third of them is a whole number
 
     def attend(x: Tensor, mask: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(x, x, x, attn_mask=mask)
@@ -215,6 +226,12 @@ def test_a_padding_mask_in_multihead_attention() -> None:
             counter = counted(lambda: layer(x, x, x, key_padding_mask=hidden, need_weights=False))
         assert counter.total == projections + scores * 21
         assert counter.total_model == projections + scores * (7 + 4 + 2)
+    weights = layer.in_proj_weight, layer.in_proj_bias, layer.out_proj.weight, layer.out_proj.bias
+    with torch.no_grad():
+        fused = counted(
+            lambda: torch._native_multi_head_attention(x, x, x, 16, 4, *weights, hidden, mask_type=1)
+        )
+    assert fused.total_model == projections + scores * (7 + 4 + 2)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -265,6 +282,20 @@ def test_attention_is_itself_again_afterwards() -> None:
         raise ZeroDivisionError
     assert F.scaled_dot_product_attention is before is torch._C._nn.scaled_dot_product_attention
     assert imported_by_name is before
+
+
+def test_function_modes_see_the_function_they_know() -> None:
+    class Seen(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            functions.append(func)
+            return func(*args, **(kwargs or {}))
+
+    functions: list[Any] = []
+    q, k, v = given()
+    with FlopCounter() as counter, Seen():
+        F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert imported_by_name in functions
+    assert counter.total_model == EACH * SEQUENCES * HEADS * 28
 
 
 def test_nested_counters_both_see_a_bias() -> None:

@@ -55,7 +55,7 @@ def test_a_counter_inside_compiled_code_says_where_it_belongs() -> None:
         with FlopCounter():
             return x @ x
 
-    with pytest.raises(UserError, match="can't begin inside a function that torch.compile compiled"):
+    with pytest.raises(UserError, match="can't begin inside a function"):
         torch.compile(counted, backend="eager")(torch.randn(4, 4))
 
 
@@ -65,7 +65,7 @@ def test_a_counter_inside_compiled_code_says_where_it_belongs() -> None:
 def test_inductors_code_is_left_out_or_refused() -> None:
     compiled, x = torch.compile(program), torch.randn(8, 16, requires_grad=True)
     loss = compiled(x)
-    with pytest.raises(UserError, match="run the forward pass inside the counter"), FlopCounter():
+    with pytest.raises(UserError, match="the forward pass included"), FlopCounter():
         loss.backward()
     with FlopCounter() as counter:
         compiled(x).backward()

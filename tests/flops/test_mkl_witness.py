@@ -54,7 +54,9 @@ def runs():
         f"{{name}} {{what}}": run
         for name in {routers}
         for what, run in (
-            ("topk", forward(name, "topk")), ("causal", forward(name, "causal")), ("train", training(name))
+            ("topk", forward(name, "topk")),
+            ("causal", forward(name, "causal")),
+            ("train", training(name)),
         )
     }}
 """
@@ -78,8 +80,8 @@ def runs():
     shapes = [(1, 1), (31, 31), (200, 200), (511, 513), (513, 511), (700, 1200), (767, 767), (768, 768),
               (1100, 1100), (1300, 600), (2049, 2049)]
     found = {
-        f"{queries}x{keys} causal={causal} backward={backward}": attention(queries, keys, causal, backward)
-        for queries, keys in shapes for causal in (True, False) for backward in (True, False)
+        f"{queries}x{keys} causal={causal} backward={back}": attention(queries, keys, causal, back)
+        for queries, keys in shapes for causal in (True, False) for back in (True, False)
     }
     found["grouped"] = attention(1100, 1100, True, True, 2)
     return found

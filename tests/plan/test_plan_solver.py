@@ -49,16 +49,16 @@ STEP = {"token_choice:fine_grained": 8, "token_choice": 2, "expert_choice": 2, "
 }
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     router=st.sampled_from(SCHEMES),
-    exponent=st.floats(17.5, 26),
-    tokens_exponent=st.floats(7, 9),
+    tokens=st.integers(10**6, 10**13),
+    per_token=st.floats(7.5, 12.5),
 )
 def test_a_fixed_number_of_tokens_uses_the_budget_and_no_more(
-    router: str, exponent: float, tokens_exponent: float
+    router: str, tokens: int, per_token: float
 ) -> None:
-    budget, tokens = int(10**exponent), int(10**tokens_exponent)
+    budget = int(tokens * 10**per_token)
     found = solve(router, {}, BASE, budget=budget, tokens=tokens)
     of_sequence = own_flops(router, found.model, BASE.sequence)
     assert found.tokens == tokens
@@ -70,8 +70,8 @@ def test_a_fixed_number_of_tokens_uses_the_budget_and_no_more(
     assert found.flops_per_token == of_sequence / BASE.sequence
 
 
-@settings(deadline=None, max_examples=40)
-@given(router=st.sampled_from(SCHEMES), exponent=st.floats(15.5, 26), ratio=st.floats(1, 200))
+@settings(deadline=None, max_examples=20)
+@given(router=st.sampled_from(SCHEMES), exponent=st.floats(15.5, 24), ratio=st.floats(1, 200))
 def test_tokens_for_each_parameter_use_the_budget_to_a_sequence(
     router: str, exponent: float, ratio: float
 ) -> None:

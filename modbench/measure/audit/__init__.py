@@ -1,0 +1,85 @@
+"""What a router must show before it is ranked: probes on a model of that router, in float64 so that a
+difference is a bug and not rounding.
+
+Numbered as the design numbers them. A router that fails 1, 2 or 9 is not ranked. A probe that has
+nothing to ask of a router says so, and counts as passed.
+
+B sequences, T tokens.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from modbench.measure.audit.capacity import capacity
+from modbench.measure.audit.counting import count, saving
+from modbench.measure.audit.decoding import decode_parity
+from modbench.measure.audit.depth import bypass, order_and_position, unit_gate
+from modbench.measure.audit.finding import ROUNDING, Finding, Outcome, Subject
+from modbench.measure.audit.leaks import batch_invariant, causal
+from modbench.measure.audit.learning import gradient
+from modbench.measure.audit.state import state
+from modbench.model.decoder import Decoder
+
+__all__ = ["PROBES", "ROUNDING", "Finding", "audit", "findings"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """``ranks``: a failure keeps the router out of the ranking. ``once``: it has a shape of its own."""
+
+    number: int
+    name: str
+    run: Callable[[Subject, Tensor], Outcome]
+    ranks: bool = False
+    once: bool = False
+
+
+PROBES = (
+    Probe(1, "causal", causal, ranks=True),
+    Probe(2, "batch-invariant", batch_invariant, ranks=True),
+    Probe(3, "decode parity", decode_parity),
+    Probe(4, "capacity", capacity),
+    Probe(5, "bypass", bypass),
+    Probe(6, "unit gate", unit_gate),
+    Probe(7, "order and position", order_and_position),
+    Probe(8, "gradient", gradient, once=True),
+    Probe(9, "count", count, ranks=True),
+    Probe(10, "state", state, once=True),
+    Probe(11, "saving", saving),
+)
+
+
+def audit(
+    model: Decoder, *, shapes: Sequence[tuple[int, int]] = ((3, 63),), seed: int = 0
+) -> list[Finding]:
+    """Run the probes on ``model`` with random tokens, for each of ``shapes`` (sequences, tokens): an odd
+    length, and whatever length and batch it is trained and scored at. A probe passes if it does at all
+    of them; one that raises has failed. The model itself is not changed."""
+    return list(findings(model, shapes=shapes, seed=seed))
+
+
+def findings(
+    model: Decoder, *, shapes: Sequence[tuple[int, int]] = ((3, 63),), seed: int = 0
+) -> Iterator[Finding]:
+    """`audit`, one finding as soon as it is known."""
+    subject = Subject(model, seed)
+    texts = [subject.tokens(*shape) for shape in shapes]
+    for probe in PROBES:
+        for tokens_BT in texts[:1] if probe.once else texts:
+            passed, figure = _outcome(probe, subject, tokens_BT)
+            if not passed:
+                if not probe.once:
+                    figure += f" (at {tokens_BT.shape[0]} x {tokens_BT.shape[1]} tokens)"
+                break
+        yield Finding(
+            probe=probe.number, name=probe.name, passed=passed, figure=figure, ranks=probe.ranks
+        )
+
+
+def _outcome(probe: Probe, subject: Subject, tokens_BT: Tensor) -> Outcome:
+    try:
+        return probe.run(subject, tokens_BT)
+    except Exception as error:  # a router's own code runs here: whatever it raises is its finding
+        return False, f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"

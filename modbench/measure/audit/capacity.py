@@ -1,0 +1,86 @@
+"""Probe 4: the training rule routes as many as it promises, whatever the scores.
+
+B sequences, T tokens.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from modbench.flops.ledger import Load
+from modbench.measure.audit.finding import Outcome, Subject, zero_routers
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder
+
+LENGTHS = (1, 2, 7)
+
+
+@torch.no_grad()
+def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
+    """Probe 4: what `Layer.promised` says is what is routed, at every length, alone, in a batch and
+    padded, where all tokens and all scores are equal, too; and is never 0 where there is a token."""
+    sequence = tokens_BT.shape[1]
+    model = subject.twin().train()
+    if not _promises(model, Load.uniform(1, sequence)):
+        return True, "no layer promises a count"
+    even = zero_routers(subject.twin().train())
+    counted = 0
+    for length in (*(n for n in LENGTHS if n < sequence), sequence):
+        for name, of_BT, lengths in _cases(tokens_BT, length):
+            counted += 1
+            for scores, which in (("", model), (", all scores equal", even)):
+                if scores and "equal" not in name and "padded" not in name:
+                    continue
+                wrong = _wrong(which, of_BT, lengths)
+                if wrong:
+                    return False, f"{wrong}; {name}{scores}, lengths {_short(lengths)}"
+    return True, f"as promised in {counted} cases"
+
+
+def _cases(tokens_BT: Tensor, length: int) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
+    """Name, tokens and lengths of each batch."""
+    three_BT = tokens_BT[:3, :length]
+    padded = tuple(max(1, length * (n + 1) // len(three_BT)) for n in range(len(three_BT)))
+    yield "one sequence", tokens_BT[:1, :length], (length,)
+    yield "a batch", tokens_BT[:, :length], (length,) * len(tokens_BT)
+    yield "padded", three_BT, padded
+    yield "all tokens equal", torch.zeros_like(three_BT), (length,) * len(three_BT)
+
+
+def _promises(model: Decoder, load: Load) -> dict[tuple[int, str], tuple[int, ...]]:
+    found: dict[tuple[int, str], tuple[int, ...]] = {}
+    for layer in model.layers:
+        found |= layer.promised(load)  # type: ignore[operator]
+    return found
+
+
+def _wrong(model: Decoder, tokens_BT: Tensor, lengths: tuple[int, ...]) -> str:
+    """What isn't as promised; empty if all is."""
+    ragged = min(lengths) < tokens_BT.shape[1]
+    context = Context(lengths_B=torch.tensor(lengths, device=tokens_BT.device) if ragged else None)
+    model(tokens_BT, context)
+    trace = context.trace
+    for (layer, what), promised in _promises(model, Load(lengths=lengths)).items():
+        told = trace.counts.get((layer, what))
+        if told is None and (layer, what) in trace.tensors:
+            told = tuple(int(value) for value in trace.tensors[layer, what].flatten())
+        if told is None:
+            return f"layer {layer} promises {what} {_short(promised)} and tells of none"
+        if told != promised:
+            return f"layer {layer} promises {what} {_short(promised)}, and it is {_short(told)}"
+        if 0 in promised:
+            return f"layer {layer} promises {what} {_short(promised)}: 0 where there are tokens"
+        shown_BT = trace.tensors.get((layer, "selected"))
+        if what == "depth" and shown_BT is not None:
+            shown = tuple(int(row[:n].sum()) for row, n in zip(shown_BT, lengths, strict=True))
+            if shown != promised:
+                return f"layer {layer} promises {what} {_short(promised)} and selects {_short(shown)}"
+    return ""
+
+
+def _short(counts: tuple[int, ...]) -> str:
+    """``counts``, said once where all are equal."""
+    if len(set(counts)) == 1 and len(counts) > 1:
+        return f"{len(counts)} x {counts[0]}"
+    return ", ".join(map(str, counts[:8])) + (", ..." if len(counts) > 8 else "")

@@ -1,0 +1,66 @@
+"""Probes 1 and 2: what may not be known. No later token, no stranger in the batch.
+
+B sequences, T tokens, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from modbench.measure.audit.finding import ROUNDING, Outcome, Subject, largest
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder
+
+#: The rounding of float32, where a changed batch may also tip a token across a threshold by chance: so
+#: much, in so many of the earlier positions.
+ROUNDING_32, SHARE_32 = 1e-3, 0.02
+
+
+@torch.no_grad()
+def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
+    """Probe 1: tokens after t change, logits up to t do not, under the causal rule; in float64, and with
+    a coarser measure in the model's own dtype."""
+    tokens_BT = tokens_BT[:4]  # the length matters here; the batch is probe 2's
+    most, moved, _ = _moved(subject.exact, tokens_BT, ROUNDING, subject.seed)
+    own = subject.twin().eval()
+    _, moved_32, looked_at = _moved(own, tokens_BT, ROUNDING_32, subject.seed)
+    if moved == 0 and moved_32 > SHARE_32 * looked_at:
+        return False, f"{moved_32} earlier positions moved in {next(own.parameters()).dtype} only"
+    return moved == 0, f"{moved} earlier positions moved, by {most:.1e} at most"
+
+
+def _moved(model: Decoder, tokens_BT: Tensor, rounding: float, seed: int) -> tuple[float, int, int]:
+    """The largest move of an earlier position's logits, how many moved, and how many were looked at."""
+    generator = torch.Generator().manual_seed(seed)
+    sequence = tokens_BT.shape[1]
+    before_BTV = model(tokens_BT, Context(selection="causal"))
+    bound = rounding * max(1.0, before_BTV.abs().max().item())
+    most, moved, looked_at = 0.0, 0, 0
+    places = {0, 1, sequence // 4, sequence // 2, sequence - 8, sequence - 2}
+    for place in sorted(place for place in places if 0 <= place < sequence - 1):
+        shape = (tokens_BT.shape[0], sequence - place - 1)
+        other_BT = torch.randint(model.config.vocabulary, shape, generator=generator)
+        changed_BT = torch.cat((tokens_BT[:, : place + 1], other_BT.to(tokens_BT.device)), dim=1)
+        after_BTV = model(changed_BT, Context(selection="causal"))
+        difference_BT = largest(after_BTV[:, : place + 1], before_BTV[:, : place + 1])
+        most = max(most, difference_BT.max().item())
+        moved += int((difference_BT > bound).sum())
+        looked_at += difference_BT.numel()
+    return most, moved, looked_at
+
+
+@torch.no_grad()
+def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
+    """Probe 2: a sequence alone scores as it does in a batch of strangers, padded and not."""
+    model = subject.exact
+    sequences, sequence = tokens_BT.shape
+    padded = [max(1, sequence * (n + 1) // sequences) for n in range(sequences)]
+    most, bound = 0.0, ROUNDING
+    for lengths in (padded, [sequence] * sequences):
+        lengths_B = torch.tensor(lengths, device=tokens_BT.device) if lengths == padded else None
+        together_BTV = model(tokens_BT, Context(selection="causal", lengths_B=lengths_B))
+        for row, length in list(enumerate(lengths))[-6:]:
+            alone_BTV = model(tokens_BT[row : row + 1, :length], Context(selection="causal"))
+            bound = max(bound, ROUNDING * alone_BTV.abs().max().item())
+            difference_BT = largest(together_BTV[row : row + 1, :length], alone_BTV)
+            most = max(most, difference_BT.max().item())
+    return most <= bound, f"alone and among strangers differ by {most:.1e} at most"

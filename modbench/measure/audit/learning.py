@@ -1,0 +1,127 @@
+"""Probe 8: the loss reaches what routes, and reaches it at its full strength.
+
+B sequences, T tokens, D model width, V vocabulary, N selected.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modbench.measure.audit.depth import alone
+from modbench.measure.audit.finding import Outcome, Subject, layer_by_layer, plain_block, routers
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder
+
+#: The smallest gradient of a depth router, relative to that of a linear gate. A sigmoid's is a quarter;
+#: that of a softmax over the selected is one over their number.
+SMALLEST = 0.02
+#: How many tokens there must be to tell these apart: with all of them selected, and otherwise.
+TOKENS, TOKENS_OF_A_SHARE = 128, 512
+#: The part of an auxiliary loss that may come from the order in which its terms are summed.
+SUMMED = 1e-6
+
+
+def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
+    """Probe 8: on a model with first weights, cross-entropy alone reaches each parameter named a
+    router's. In a layer that shows who is ``selected`` and has a linear router, the gradient is of the
+    scale of a linear gate's: sum_t <dL/dout_t, delta_t> x_t. Auxiliary losses reach what is named a
+    predictor's, and come to the same whatever the order of sequences, so that no sequence teaches alone.
+    """
+    model, taken = subject.fresh(capacity=1.0)
+    model = model.double().train()
+    names = [name for name, p in routers(model).items() if p.requires_grad]
+    predictors = [n for n, p in model.named_parameters() if "predictor" in n and p.requires_grad]
+    all_enter = "capacity" in taken
+    tokens_BT = subject.tokens(
+        3, TOKENS if all_enter or not subject.shows_selected else TOKENS_OF_A_SHARE
+    )
+    uneven = _uneven(model, tokens_BT)
+    if uneven:
+        return False, uneven
+    if not names:
+        return True, "no parameter is named a router's"
+    context = Context()
+    kept: list[tuple[int, nn.Module, Tensor, Tensor]] = []
+    x_BTD = model.embedding(tokens_BT)
+    for number, layer, before_BTD, after_BTD in layer_by_layer(model, tokens_BT, context):
+        x_BTD = after_BTD
+        x_BTD.retain_grad()
+        kept.append((number, layer, before_BTD, after_BTD))
+    head = model.embedding if model.head is None else model.head
+    logits_BTV = F.linear(model.norm(x_BTD), head.weight)
+    targets_BT = tokens_BT.roll(-1, 1)
+    F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten()).backward(retain_graph=True)
+    parameters = dict(model.named_parameters())
+    lost = [name for name in names if not _reached(parameters[name])]
+    if lost:
+        return False, f"cross-entropy does not reach {lost[0]}"
+    scales = [scale for entry in kept if (scale := _scale(*entry, context)) is not None]
+    if scales and min(scales) < SMALLEST:
+        return False, f"the router's gradient is {min(scales):.1e} of a linear gate's"
+    auxiliary = context.trace.auxiliary_loss()
+    if isinstance(auxiliary, Tensor) and auxiliary.requires_grad:
+        auxiliary.backward()
+    lost = [name for name in predictors if not _reached(parameters[name])]
+    if lost:
+        return False, f"no loss reaches {lost[0]}"
+    figure = f"cross-entropy reaches {len(names)} router parameters"
+    return True, figure + (f", {min(scales):.2f} of a linear gate's" if scales else "")
+
+
+def _reached(parameter: nn.Parameter) -> bool:
+    gradient = parameter.grad
+    return gradient is not None and bool(gradient.isfinite().all()) and bool(gradient.any())
+
+
+def _scale(
+    number: int, layer: nn.Module, before_BTD: Tensor, after_BTD: Tensor, context: Context
+) -> float | None:
+    """The norm of a linear router's gradient over that of a linear gate's; None where there is none."""
+    selected_BT, block = context.trace.tensors.get((number, "selected")), plain_block(layer)
+    if selected_BT is None or block is None or not selected_BT.any():
+        return None
+    inside = {id(parameter) for parameter in block.parameters()}
+    width = before_BTD.shape[-1]
+    own = [p for p in routers(layer).values() if id(p) not in inside and p.numel() == width]
+    if len(own) != 1 or own[0].grad is None or after_BTD.grad is None:
+        return None
+    x_ND, delta_ND = alone(block, before_BTD, selected_BT, "topk")
+    slope_N = (after_BTD.grad[selected_BT] * delta_ND).sum(-1)
+    linear_D = slope_N @ x_ND
+    return (own[0].grad.norm() / linear_D.norm()).item()
+
+
+@torch.no_grad()
+def _uneven(model: Decoder, tokens_BT: Tensor) -> str:
+    """An auxiliary loss that another order of sequences changes; empty if there is none. Each layer is
+    asked by itself, on the same stream: what an earlier one drops may well depend on the order."""
+    streams = [
+        (number, layer, before_BTD)
+        for number, layer, before_BTD, _ in layer_by_layer(
+            copy.deepcopy(model).eval(), tokens_BT, Context()
+        )
+    ]
+    for number, layer, x_BTD in streams:
+        first = _losses(layer, x_BTD, tokens_BT, seed=0)
+        if not first:
+            continue
+        drawn = _losses(layer, x_BTD, tokens_BT, seed=1)
+        rolled = _losses(layer, x_BTD.roll(1, 0), tokens_BT.roll(1, 0), seed=0)
+        for name, value in first.items():
+            if drawn[name] == value and abs(rolled[name] - value) > SUMMED * abs(value):
+                return (
+                    f"loss '{name}' of layer {number} is {value:.6g} and {rolled[name]:.6g} when "
+                    "sequences change places: not all of them teach alike"
+                )
+    return ""
+
+
+def _losses(layer: nn.Module, x_BTD: Tensor, tokens_BT: Tensor, *, seed: int) -> dict[str, float]:
+    """The auxiliary losses of ``layer`` in training, by name."""
+    context = Context(tokens_BT=tokens_BT)
+    with torch.random.fork_rng(devices=[x_BTD.device] if x_BTD.is_cuda else []):
+        torch.manual_seed(seed)
+        copy.deepcopy(layer).train()(x_BTD, context)
+    return {name: value.item() for (_, name), value in context.trace.losses.items()}

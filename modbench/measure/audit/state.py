@@ -1,0 +1,114 @@
+"""Probe 10: all that training moves is in ``state_dict``.
+
+B sequences, T tokens, V vocabulary.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modbench.measure.audit.finding import RULES, Outcome, Subject, device_of
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder, build_model
+from modbench.train.config import TrainConfig
+from modbench.train.loop import build_optimizer, training_step
+
+#: What every module has: torch's own, or in state_dict.
+_TORCHS = frozenset(vars(nn.Module()))
+#: So deep objects inside objects are looked into.
+_DEEP = 6
+
+
+def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
+    """Probe 10: what a few training steps left is loaded into a model that was built anew, from another
+    seed: it gives the same logits under both rules and the same state after one step more, bit for bit.
+    And no attribute that isn't in ``state_dict`` changes from one step to the next."""
+    train = TrainConfig(budget=1)
+    model = subject.twin().train()
+    optimizer = build_optimizer(model, train)
+
+    def step(which: Decoder, by: torch.optim.Optimizer, draw: int) -> None:
+        text_BT = subject.tokens(3, 33, draw)
+        on = device_of(which)
+        with torch.random.fork_rng(devices=[on] if on.type == "cuda" else []):
+            torch.manual_seed(draw)
+            training_step(which.train(), by, train, (text_BT[:, :-1], text_BT[:, 1:]), torch.float32)
+
+    step(model, optimizer, 1)
+    before = _outside(model)  # after the first step: what is made on first use is no state
+    step(model, optimizer, 2)
+    step(model, optimizer, 3)
+    after = _outside(model)
+    moved = [name for name in after if not _same(before.get(name), after[name])]
+    if moved:
+        return False, f"training moves {moved[0]}, which is not in state_dict"
+
+    loaded = build_model(model.config, model.router, subject.seed + 1).to(device_of(model))
+    loaded = loaded.to(next(model.parameters()).dtype)
+    loaded.load_state_dict(copy.deepcopy(model.state_dict()))
+    other = build_optimizer(loaded, train)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    text_BT = subject.tokens(3, 63, 4)
+    for rule in RULES:
+        with torch.no_grad():
+            one_BTV, two_BTV = (m.eval()(text_BT, Context(selection=rule)) for m in (model, loaded))
+        if not torch.equal(one_BTV, two_BTV):
+            most = (one_BTV - two_BTV).abs().max().item()
+            return False, f"logits of the loaded model ({rule}) differ by {most:.1e}"
+    step(model, optimizer, 5)
+    step(loaded, other, 5)
+    resumed = loaded.state_dict()
+    differ = [
+        name for name, value in model.state_dict().items() if not torch.equal(value, resumed[name])
+    ]
+    if differ:
+        return False, f"resumed, {differ[0]} differs after one step"
+    return True, f"{len(resumed)} tensors saved, loaded and resumed to the bit"
+
+
+def _outside(model: Decoder) -> dict[str, Any]:
+    """What the modules hold that ``state_dict`` does not, by name."""
+    saved = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        for key in module._non_persistent_buffers_set:
+            buffer = module._buffers[key]
+            found[f"{name}.{key}"] = None if buffer is None else buffer.clone()
+        for key, value in vars(module).items():
+            if key not in _TORCHS:
+                found[f"{name}.{key}"] = _plain(value, saved, _DEEP)
+    return found
+
+
+def _plain(value: Any, saved: set[int], deep: int) -> Any:
+    """A copy of ``value`` to compare with later; None for what can't be told apart."""
+    if isinstance(value, bool | int | float | complex | str | bytes):
+        return value
+    if isinstance(value, Tensor):
+        return None if id(value) in saved else value.detach().clone()
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if deep == 0 or value is None or isinstance(value, type):
+        return None
+    if isinstance(value, Mapping):
+        return {repr(key): _plain(item, saved, deep - 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, saved, deep - 1) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    return _plain(getattr(value, "__dict__", None), saved, deep - 1)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)

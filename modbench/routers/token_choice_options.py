@@ -1,0 +1,90 @@
+"""The options of every scheme in which tokens choose experts, and which of them contradict others."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from modbench.errors import UserError
+from modbench.model.router import Router
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenChoiceOptions(Router):
+    """The options of every scheme in which tokens choose experts."""
+
+    experts: int = 8
+    top_k: int = 2  #: experts per token
+    expert_width: int | None = None  #: None: active experts are together as wide as the dense MLP
+    affinity: Literal["softmax", "sigmoid"] = "softmax"  #: scores from logits
+    renormalise: bool = True  #: gates of the chosen experts sum to 1
+    scaling: float = 1.0  #: all gates are multiplied by it
+    groups: int = 1  #: the experts stand in so many equal groups
+    top_groups: int = 1  #: groups that a token may choose experts of
+    shared_experts: int = 0  #: further experts, which every token goes to
+    shared_width: int | None = None  #: of each; None: as wide as the others
+    shared_gate: bool = False  #: what they give is multiplied by sigmoid(w^T x), as in Qwen's models
+    capacity_factor: float | None = None  #: room in an expert, in training, over an even load; None: any
+    balance: float = 0.01  #: weight of the balance loss
+    balance_scope: Literal["batch", "sequence"] = "batch"  #: tokens whose load is to be even
+    bias_step: float = 0.0  #: step of a bias that evens the load, seen by the choice alone; 0: none
+    z_loss: float = 0.0  #: weight of the mean squared log-sum-exp of the router's logits
+
+    def __post_init__(self) -> None:
+        for name in ("experts", "groups", "top_groups"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if not 1 <= self.top_k <= self.experts:
+            raise UserError(
+                f"top_k is {self.top_k} of {self.experts} experts; it must lie between 1 and experts"
+            )
+        if self.top_k == 1 and self.renormalise:
+            raise UserError(
+                "top_k 1 with renormalise true makes every gate 1 and leaves the router without "
+                "a gradient; set renormalise = false"
+            )
+        for name in ("expert_width", "shared_width"):
+            width = getattr(self, name)
+            if width is not None and width < 1:
+                raise UserError(f"{name} is {width}; it must be 1 or more")
+        for name in ("balance", "z_loss", "bias_step", "shared_experts"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.scaling <= 0:
+            raise UserError(f"scaling is {self.scaling:g}; it must be above 0")
+        if self.capacity_factor is not None and self.capacity_factor < 1:
+            raise UserError(
+                f"capacity_factor is {self.capacity_factor:g}; it must be 1 or more, as an even load "
+                "needs; leave it out to drop nothing"
+            )
+        self._check_groups()
+        self._check_contradictions()
+
+    def _check_groups(self) -> None:
+        if self.experts % self.groups:
+            raise UserError(f"groups is {self.groups} of {self.experts} experts; it must divide experts")
+        if self.top_groups > self.groups:
+            raise UserError(f"top_groups is {self.top_groups} of {self.groups} groups; choose fewer")
+        room = self.experts // self.groups * self.top_groups
+        if self.top_k > room:
+            raise UserError(
+                f"top_k is {self.top_k} and the {self.top_groups} groups that a token may choose have "
+                f"{room} experts; raise top_groups"
+            )
+
+    def _check_contradictions(self) -> None:
+        if not self.shared_experts:
+            if self.shared_width is not None:
+                raise UserError(
+                    f"shared_width is {self.shared_width} with shared_experts 0; leave it out"
+                )
+            if self.shared_gate:
+                raise UserError("shared_gate is true with shared_experts 0; set it to false")
+        if self.affinity == "sigmoid" and self.z_loss:
+            raise UserError(
+                f"z_loss is {self.z_loss:g} with affinity 'sigmoid', whose scores have no log-sum-exp; "
+                "set z_loss = 0 or affinity = 'softmax'"
+            )
+        if self.balance_scope == "sequence" and not self.balance:
+            raise UserError(
+                "balance_scope is 'sequence' with balance 0, which is no loss; raise balance or leave "
+                "balance_scope out"
+            )

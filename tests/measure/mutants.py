@@ -1,0 +1,281 @@
+"""A depth router that is right, and one that is wrong for each known bug: what the audit is held against.
+
+Each mutant differs from `Right` in the method that it overrides, and is named after its bug.
+
+B sequences, T tokens, D model width; K the most tokens that one sequence sends, R sequences that send any.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modbench.flops.component import component
+from modbench.flops.ledger import Counts, Ledger, Load, matmul, stretch
+from modbench.model.block import Block
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.initial import normal_
+from modbench.model.router import Layer, Router
+from modbench.model.scores import highest, score, share
+from modbench.model.selected import Selected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth(Router):
+    """In every second block a share of each sequence's tokens enters, by the bug called ``bug``."""
+
+    name = "depth"
+
+    bug: str = "right"
+    capacity: float = 0.25
+    gate: Literal["linear", "scaled_sigmoid"] = "linear"
+
+    def build_layer(self, model: ModelConfig, layer: int) -> Layer:
+        return MUTANTS[self.bug](self, model, layer) if layer % 2 else Block(model, layer)
+
+
+class Right(Layer):
+    def __init__(self, options: Depth, model: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.options, self.model, self.layer = options, model, layer
+        self.block = Block(model, layer)
+        self.router = nn.Parameter(torch.empty(1, model.width))
+        self.predictor = nn.Parameter(torch.empty(1, model.width))
+
+    def initialise(self, seed: int) -> None:
+        normal_(self.router, seed, f"router {self.layer}")
+        normal_(self.predictor, seed, f"predictor {self.layer}")
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        with component("router", self.layer):
+            scores_BT = score(x_BTD, self.router).squeeze(-1)
+        with component("predictor", self.layer):
+            hints_BT = score(F.rms_norm(x_BTD.detach(), x_BTD.shape[-1:]), self.predictor).squeeze(-1)
+        selected_BT = self.selected(scores_BT, hints_BT, context)
+        if context.selection == "topk":
+            errors_BT = self.errors(hints_BT, selected_BT.to(hints_BT.dtype))
+            context.trace.loss(self.layer, "predictor", 0.01 * errors_BT.mean())
+        counts = selected_BT.sum(1).tolist()
+        context.trace.show(self.layer, "selected", selected_BT)
+        context.trace.count(self.layer, "depth", counts)
+        if context.cache is not None:
+            context.trace.count(self.layer, "past", context.cache.lengths(self.layer, context.rows))
+        return self.entered(x_BTD, selected_BT, counts, scores_BT, context) if any(counts) else x_BTD
+
+    def ledger(self, load: Load) -> Ledger:
+        new, past = stretch(self.share, load.lengths, load.past)
+        inner = load.routed(
+            load.counts.get((self.layer, "depth"), new), load.counts.get((self.layer, "past"), past)
+        )
+        every = {"rows": load.slots, "inner": self.model.width, "columns": 1}
+        total = matmul(load, self.layer, "router", **every)
+        total += matmul(load, self.layer, "predictor", input_gradient=False, **every)
+        return total + self.block.ledger(inner) if max(inner.lengths) else total
+
+    def promised(self, load: Load) -> Counts:
+        return {(self.layer, "depth"): tuple(map(self.share, load.lengths))}
+
+    def share(self, tokens: int) -> int:
+        return share(self.options.capacity, tokens)
+
+    def selected(self, scores_BT: Tensor, hints_BT: Tensor, context: Context) -> Tensor:
+        if context.selection == "topk":
+            return self.highest(scores_BT, context)
+        real_BT = context.real(scores_BT)
+        return self.likely(hints_BT, context) & (True if real_BT is None else real_BT)
+
+    def highest(self, scores_BT: Tensor, context: Context) -> Tensor:
+        counts = [self.share(n) for n in context.lengths(scores_BT)]
+        return highest(scores_BT.detach(), counts, context.real(scores_BT))
+
+    def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
+        return hints_BT >= 0.3
+
+    def errors(self, hints_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(hints_BT, targets_BT, reduction="none")
+
+    def entered(
+        self,
+        x_BTD: Tensor,
+        selected_BT: Tensor,
+        counts: list[int],
+        scores_BT: Tensor,
+        context: Context,
+    ) -> Tensor:
+        inner = Selected(x_BTD, selected_BT, counts, context, layer=self.layer)
+        delta_RKD = self.delta(inner, inner.gather(scores_BT))
+        gate_RK = self.gate(inner.gather(scores_BT))
+        return inner.add_to(x_BTD, self.added(inner.x_RKD, delta_RKD, gate_RK[..., None]))
+
+    def delta(self, inner: Selected, scores_RK: Tensor) -> Tensor:
+        return self.block.delta(inner.x_RKD, inner.context)
+
+    def gate(self, scores_RK: Tensor) -> Tensor:
+        return scores_RK if self.options.gate == "linear" else 2 * scores_RK.sigmoid()
+
+    def added(self, x_RKD: Tensor, delta_RKD: Tensor, gate_RK1: Tensor) -> Tensor:
+        return gate_RK1 * delta_RKD
+
+
+class DoubleResidual(Right):
+    def added(self, x_RKD: Tensor, delta_RKD: Tensor, gate_RK1: Tensor) -> Tensor:
+        return gate_RK1 * (x_RKD + delta_RKD)
+
+
+class ScaledStream(Right):
+    def added(self, x_RKD: Tensor, delta_RKD: Tensor, gate_RK1: Tensor) -> Tensor:
+        return gate_RK1 * (x_RKD + delta_RKD) - x_RKD
+
+
+class TopKAtEvaluation(Right):
+    def selected(self, scores_BT: Tensor, hints_BT: Tensor, context: Context) -> Tensor:
+        return self.highest(scores_BT, context)
+
+
+class DecodeAlways(Right):
+    def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
+        alone = context.cache is not None and hints_BT.shape[1] == 1
+        return (hints_BT >= 0.3) | alone
+
+
+class DecodeNever(Right):
+    def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
+        alone = context.cache is not None and hints_BT.shape[1] == 1
+        return (hints_BT >= 0.3) & (not alone)
+
+
+class CacheMismatch(Right):
+    """With a cache, skipped tokens leave a key, too."""
+
+    def entered(
+        self,
+        x_BTD: Tensor,
+        selected_BT: Tensor,
+        counts: list[int],
+        scores_BT: Tensor,
+        context: Context,
+    ) -> Tensor:
+        if context.cache is None:
+            return super().entered(x_BTD, selected_BT, counts, scores_BT, context)
+        delta_BTD = self.block.delta(x_BTD, context)
+        added_BTD = self.added(x_BTD, delta_BTD, self.gate(scores_BT)[..., None])
+        return torch.where(selected_BT[..., None], x_BTD + added_BTD, x_BTD)
+
+
+class OneTooFew(Right):
+    """Those above the k-th highest score, which itself stays out."""
+
+    def highest(self, scores_BT: Tensor, context: Context) -> Tensor:
+        right_BT = super().highest(scores_BT, context)
+        lowest_B1 = scores_BT.masked_fill(~right_BT, torch.inf).amin(1, keepdim=True)
+        return right_BT & (scores_BT > lowest_B1)
+
+
+class FirstSampleTargets(Right):
+    def errors(self, hints_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        return super().errors(hints_BT, targets_BT[:1].expand_as(hints_BT))
+
+
+class FirstSampleAlone(Right):
+    def errors(self, hints_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        return super().errors(hints_BT[:1], targets_BT[:1])
+
+
+class PositionsFromZero(Right):
+    def delta(self, inner: Selected, scores_RK: Tensor) -> Tensor:
+        return self.block.delta(inner.x_RKD, replace(inner.context, positions_BT=None))
+
+
+class OrderLost(Right):
+    """The selected go in from the highest score to the lowest; in training and scoring alone."""
+
+    def delta(self, inner: Selected, scores_RK: Tensor) -> Tensor:
+        context = inner.context
+        if context.cache is not None or context.lengths_B is not None:
+            return super().delta(inner, scores_RK)
+        order_RK = scores_RK.argsort(dim=1, descending=True)
+        index_RKD = order_RK[..., None].expand_as(inner.x_RKD)
+        context = replace(context, positions_BT=context.positions_BT.gather(1, order_RK))
+        delta_RKD = self.block.delta(inner.x_RKD.gather(1, index_RKD), context)
+        return torch.zeros_like(delta_RKD).scatter(1, index_RKD, delta_RKD)
+
+
+class SoftmaxGate(Right):
+    def gate(self, scores_RK: Tensor) -> Tensor:
+        return scores_RK.softmax(dim=1)
+
+
+class MaskedButComputed(Right):
+    """All enter, and what the skipped get is thrown away. Its ledger says so."""
+
+    def entered(
+        self,
+        x_BTD: Tensor,
+        selected_BT: Tensor,
+        counts: list[int],
+        scores_BT: Tensor,
+        context: Context,
+    ) -> Tensor:
+        added_BTD = self.gate(scores_BT)[..., None] * self.block.delta(x_BTD, context)
+        return torch.where(selected_BT[..., None], x_BTD + added_BTD, x_BTD)
+
+    def ledger(self, load: Load) -> Ledger:
+        return super().ledger(replace(load, counts={(self.layer, "depth"): load.lengths}))
+
+
+class ScheduleOutsideStateDict(Right):
+    """The capacity falls from 1 in the first ten steps, which are counted in an attribute."""
+
+    steps = 0
+
+    def selected(self, scores_BT: Tensor, hints_BT: Tensor, context: Context) -> Tensor:
+        self.steps += self.training
+        return super().selected(scores_BT, hints_BT, context)
+
+    def share(self, tokens: int) -> int:
+        return share(max(self.options.capacity, 1 - self.steps / 10), tokens)
+
+
+class PaddingSelected(Right):
+    """Top-k over the padded sequence: padding takes the places of tokens."""
+
+    def highest(self, scores_BT: Tensor, context: Context) -> Tensor:
+        return highest(scores_BT.detach(), [self.share(n) for n in context.lengths(scores_BT)], None)
+
+
+class PoolAcrossStrangers(Right):
+    """The causal rule compares a token with the first of each sequence in the batch."""
+
+    def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
+        return hints_BT >= hints_BT[:, :1].mean()
+
+
+class LedgerOffByOneMatmul(Right):
+    def ledger(self, load: Load) -> Ledger:
+        return Ledger({key: flops for key, flops in super().ledger(load) if key[1] != "router"})
+
+
+#: Bugs by name, and the probe that must name each.
+MUTANTS: dict[str, type[Right]] = {
+    "right": Right,
+    "double residual": DoubleResidual,
+    "scaled stream": ScaledStream,
+    "top-k at evaluation": TopKAtEvaluation,
+    "decode always": DecodeAlways,
+    "decode never": DecodeNever,
+    "cache mismatch": CacheMismatch,
+    "k - 1": OneTooFew,
+    "targets of sample 0 only": FirstSampleTargets,
+    "loss of sample 0 only": FirstSampleAlone,
+    "positions 0..k-1": PositionsFromZero,
+    "order lost": OrderLost,
+    "softmax over the selected": SoftmaxGate,
+    "masked but computed": MaskedButComputed,
+    "schedule outside state_dict": ScheduleOutsideStateDict,
+    "padding selected": PaddingSelected,
+    "pool across strangers at evaluation": PoolAcrossStrangers,
+    "ledger off by one matmul": LedgerOffByOneMatmul,
+}

@@ -1,0 +1,201 @@
+"""Staged MoDE over both schemes of experts: against a plain loop, its options, what every scheme shows.
+
+B sequences, T tokens, D width.
+"""
+
+import copy
+
+import layer_checks as checks
+import naive
+import pytest
+import torch
+
+from modbench.errors import UserError
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.decoder import build_model
+from modbench.model.registry import build_router
+from modbench.routers.expert_choice import ExpertChoiceExperts
+from modbench.routers.mod import DepthRouted
+from modbench.routers.token_choice import TokenChoiceExperts
+
+SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
+BY = {"token_choice": TokenChoiceExperts, "expert_choice": ExpertChoiceExperts}
+
+OPTIONS: dict[str, dict] = {
+    "default": {},
+    "expert-choice": {"experts_by": "expert_choice"},
+    "expert-choice-batch": {
+        "experts_by": "expert_choice",
+        "pool": "batch",
+        "experts": 3,
+        "expert_capacity": 1.0,
+        "expert_width": 7,
+        "capacity": 0.4,
+        "every": 1,
+        "causal": "ema_threshold",
+    },
+    "expert-choice-stride": {"experts_by": "expert_choice", "scores": "stride", "capacity": 0.4},
+    "gaussian": {"scores": "gaussian", "capacity": 0.4},
+}
+
+
+def layer_of(options: dict, shape: ModelConfig) -> DepthRouted:
+    layer = build_model(shape, build_router("mode_staged", options), seed=5).double().layers[1]
+    assert isinstance(layer, DepthRouted)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return layer.eval()
+
+
+@pytest.mark.parametrize("rule", ["topk", "causal"])
+@pytest.mark.parametrize("residual", ["delta", "full"])
+@pytest.mark.parametrize("scores", ["learned", "hash"])
+@pytest.mark.parametrize("experts_by", BY)
+def test_it_equals_its_plain_loop(experts_by: str, scores: str, residual: str, rule: str) -> None:
+    options = {"experts_by": experts_by, "scores": scores, "residual": residual, "capacity": 0.4}
+    equals_its_plain_loop(options, SHAPE, (63, 17, 1), rule)
+
+
+@pytest.mark.parametrize("rule", ["topk", "causal"])
+@pytest.mark.parametrize("lengths", [(63,), (1000,), (400, 1000, 1000)], ids=str)
+@pytest.mark.parametrize("experts_by", BY)
+def test_it_equals_its_plain_loop_at_length(
+    experts_by: str, lengths: tuple[int, ...], rule: str
+) -> None:
+    small = ModelConfig(vocabulary=97, width=8, layers=2, heads=2, mlp_width=8)
+    equals_its_plain_loop({"experts_by": experts_by}, small, lengths, rule)
+
+
+def equals_its_plain_loop(
+    options: dict, shape: ModelConfig, lengths: tuple[int, ...], rule: str
+) -> None:
+    layer = layer_of(options, shape)
+    twin = copy.deepcopy(layer)
+    experts = naive.tokens_choose
+    if options["experts_by"] == "expert_choice":
+        experts = naive.experts_choose if rule == "topk" else naive.experts_above
+    x_BTD = torch.randn(len(lengths), max(lengths), shape.width, dtype=torch.float64)
+    tokens_BT = torch.randint(shape.vocabulary, x_BTD.shape[:2])
+    context = Context(selection=rule, tokens_BT=tokens_BT, lengths_B=checks.lengths_of(lengths))
+    fast_BTD = layer(x_BTD, context)
+    weight_BTD = torch.randn_like(fast_BTD)
+    fast, slow = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for row, length in enumerate(lengths):
+        tokens = tokens_BT[row, :length].tolist()
+        slow_TD = naive.depth_routed(
+            twin, x_BTD[row, :length], tokens, row=row, rule=rule, feed_forward=experts
+        )
+        torch.testing.assert_close(fast_BTD[row, :length], slow_TD, rtol=1e-6, atol=1e-7)
+        fast = fast + (fast_BTD[row, :length] * weight_BTD[row, :length]).sum()
+        slow = slow + (slow_TD * weight_BTD[row, :length]).sum()
+    fast.backward()
+    slow.backward()
+    for (key, ours), theirs in zip(layer.named_parameters(), twin.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None) == key.startswith("predictor"), key
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-7, msg=key)
+
+
+@pytest.mark.parametrize("experts_by", BY)
+def test_every_block_has_experts_of_the_scheme_that_was_asked_for(experts_by: str) -> None:
+    model = build_model(SHAPE, build_router("mode_staged", {"experts_by": experts_by, "experts": 4}))
+    dense, routed = model.layers
+    for part in (dense.feed_forward, routed.block.feed_forward):
+        assert type(part) is BY[experts_by]
+        assert part.bank.experts == 4
+        assert part.bank.width == SHAPE.hidden // 2
+
+
+def test_expert_choice_takes_its_own_options() -> None:
+    options = {
+        "experts_by": "expert_choice",
+        "experts": 5,
+        "expert_capacity": 3.0,
+        "expert_width": 9,
+        "pool": "batch",
+        "threshold_decay": 0.5,
+        "capacity": 0.25,
+    }
+    layer = layer_of(options, SHAPE)
+    part = layer.block.feed_forward
+    assert (part.options.experts, part.options.capacity, part.options.pool) == (5, 3.0, "batch")
+    assert (part.bank.width, part.threshold.decay) == (9, 0.5)
+    assert layer.options.capacity == 0.25
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"experts_by": "expert_choice", "top_k": 3},
+            "top_k is 3 with experts_by 'expert_choice'; it is an option of 'token_choice': leave it "
+            "out or set experts_by = 'token_choice'",
+        ),
+        ({"experts_by": "expert_choice", "renormalise": False}, "renormalise is False with experts_by"),
+        ({"experts_by": "expert_choice", "balance": 0.1}, "balance is 0.1 with experts_by 'expert_ch"),
+        (
+            {"experts_by": "expert_choice", "z_loss": 0.1},
+            "z_loss is 0.1 with experts_by 'expert_choice'",
+        ),
+        ({"pool": "batch"}, "pool is 'batch' with experts_by 'token_choice'; .*= 'expert_choice'"),
+        ({"expert_capacity": 1.0}, "expert_capacity is 1.0 with experts_by 'token_choice'"),
+        (
+            {"experts_by": "expert_choice", "expert_capacity": 9.0},
+            "expert_capacity is 9 with 8 experts; it must lie above 0 and be no more than experts",
+        ),
+        ({"experts_by": "expert_choice", "experts": 0}, "experts is 0; it must be 1 or more"),
+        ({"experts_by": "expert_choice", "expert_width": 0}, "expert_width is 0; it must be 1 or more"),
+        ({"experts_by": "expert"}, "'experts_by' is 'expert'; it must be one of 'token_choice'"),
+        ({"top_k": 9}, "top_k is 9 of 8 experts"),
+        ({"capacity": 2.0}, r"capacity is 2; it must lie in \(0, 1\]"),
+        ({"offset": 3}, "offset is 3 with every 2"),
+    ],
+    ids=str,
+)
+def test_an_option_that_can_not_be_is_refused(options: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        build_router("mode_staged", options)
+
+
+def test_one_expert_may_choose() -> None:
+    """What token choice would refuse is none of expert choice's business."""
+    build_router("mode_staged", {"experts_by": "expert_choice", "experts": 1, "expert_capacity": 1.0})
+
+
+@pytest.fixture(params=OPTIONS)
+def scheme(request: pytest.FixtureRequest) -> checks.Scheme:
+    shape = ModelConfig(vocabulary=97, width=32, layers=3, heads=4, kv_heads=2, mlp_width=48)
+    return checks.Scheme("mode_staged", OPTIONS[request.param], shape)
+
+
+def test_it_costs_what_it_selects(scheme: checks.Scheme) -> None:
+    checks.costs_what_it_selects(scheme, torch.float32)
+
+
+def test_it_costs_what_it_promises(scheme: checks.Scheme) -> None:
+    checks.costs_what_it_promises(scheme, torch.float32)
+
+
+def test_frozen_parts_cost_no_gradient(scheme: checks.Scheme) -> None:
+    checks.frozen_parts_cost_no_gradient(scheme)
+
+
+def test_it_decodes_what_it_scores(scheme: checks.Scheme) -> None:
+    checks.decodes_what_it_scores(scheme)
+
+
+def test_it_passes_the_audit(scheme: checks.Scheme) -> None:
+    checks.passes_the_audit(scheme)
+
+
+def test_it_runs_again_as_it_ran(scheme: checks.Scheme) -> None:
+    checks.runs_again_as_it_ran(scheme)
+
+
+def test_it_stands_in_every_dtype(scheme: checks.Scheme) -> None:
+    checks.stands_in_every_dtype(scheme)
+
+
+def test_it_saves_and_loads(scheme: checks.Scheme) -> None:
+    checks.saves_and_loads(scheme)

@@ -17,24 +17,31 @@ nox.options.sessions = ["tests", "lint", "flops"]
 nox.options.default_venv_backend = "none"
 
 HERE = Path(__file__).parent
-SHARED = HERE / ".nox" / "modbench"
+ENVIRONMENTS = HERE / ".nox"
+#: Installed apart, since some change what they touch.
+OTHER_COUNTERS = ["deepspeed", "calflops", "accelerate", "ptflops", "thop", "torchinfo"]
 #: No tests: pytest finds these only by name.
 BENCHMARKS = ["tests/perf/bench_flops.py"]
 
 
-def ready(session: nox.Session) -> str:
-    """The Python to run: the shared environment's, made or brought up to date first; with --no-venv the
-    one that runs nox."""
+def ready(session: nox.Session, name: str = "modbench", further: Sequence[str] = ()) -> str:
+    """The Python to run: that of the environment ``name``, made or brought up to date first, with
+    ``further`` packages; with --no-venv the one that runs nox."""
     if "--no-venv" in sys.argv:
         return sys.executable
-    python = SHARED / ("Scripts" if os.name == "nt" else "bin") / "python"
-    stamp = SHARED / "installed"
+    environment = ENVIRONMENTS / name
+    python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
+    stamp = environment / "installed"
     project = (HERE / "pyproject.toml").read_bytes()
-    wanted = hashlib.sha256(project + sys.version.encode() + str(HERE).encode()).hexdigest()
+    asked = "".join((sys.version, str(HERE), *further)).encode()
+    wanted = hashlib.sha256(project + asked).hexdigest()
     if not python.exists() or not stamp.exists() or stamp.read_text() != wanted:
         stamp.unlink(missing_ok=True)
-        session.run(sys.executable, "-m", "virtualenv", "--quiet", "--clear", str(SHARED))
-        session.run(str(python), "-m", "pip", "install", "--quiet", "--editable", f"{HERE}[dev]")
+        session.run(sys.executable, "-m", "virtualenv", "--quiet", "--clear", str(environment))
+        install = [str(python), "-m", "pip", "install", "--quiet"]
+        session.run(*install, "--editable", f"{HERE}[dev]")
+        if further:  # some of them need what is there by now to build
+            session.run(*install, "--no-build-isolation", *further, env={"DS_BUILD_OPS": "0"})
         stamp.write_text(wanted)
     return str(python)
 
@@ -71,6 +78,14 @@ def perf(session: nox.Session) -> None:
     """Time the counting, against its targets; arguments after -- go to pytest."""
     columns = "--benchmark-columns=min,median,iqr,rounds"
     module(session, "pytest", *BENCHMARKS, "--benchmark-only", columns, *session.posargs)
+
+
+@nox.session
+def counters(session: nox.Session) -> None:
+    """Count cases of known cost with every counter that can be installed, into docs/counters.md;
+    arguments after -- go to the script (--check only compares)."""
+    python = ready(session, "counters", OTHER_COUNTERS)
+    session.run(python, "tests/flops/compare_counters.py", *session.posargs)
 
 
 def quick(session: nox.Session, results: str) -> None:

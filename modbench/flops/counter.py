@@ -50,7 +50,8 @@ class FlopCounter:
     What torch.compile compiled runs uncompiled inside: the program that is counted is the one that was
     written (`modbench.flops.compiled`). A product written out as pointwise multiplication and a sum is
     no matmul op and counts 0, attention written out in matmuls is counted as those, and code outside
-    PyTorch isn't seen.
+    PyTorch, or in a thread that the code inside starts, isn't seen. A multiply-accumulate of complex
+    numbers is 2, too.
 
     Raises:
         UserError: an op that is neither counted nor known to be free; `register_flop_formula` mends it.
@@ -154,11 +155,10 @@ class FlopCounter:
         label, pairs = region = self._region(node)
         direction: Direction = "forward"
         if node is not None:
-            direction = "backward"
-            if torch.is_grad_enabled():
-                direction = "recompute" if in_recompute() else direction
-                if _get_sequence_nr() > self._numbered:  # a node was made of this op
-                    self._region_of_node.setdefault(_get_sequence_nr() - 1, region)
+            recording = torch.is_grad_enabled()
+            direction = "recompute" if in_recompute(recording=recording) else "backward"
+            if recording and _get_sequence_nr() > self._numbered:  # a node was made of this op
+                self._region_of_node.setdefault(_get_sequence_nr() - 1, region)
         self._numbered = _get_sequence_nr()
         if pairs is not None and isinstance(formula, FusedAttention):
             flops: int | Flops = formula.flops(arguments, pairs)

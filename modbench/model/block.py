@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.flops.component import component
-from modbench.flops.ledger import Ledger, Load, attention, matmul
+from modbench.flops.ledger import Counts, Ledger, Load, attention, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.initial import normal_, residual_scale
@@ -140,6 +140,10 @@ class FeedForward(nn.Module, ABC):
     def ledger(self, load: Load) -> Ledger:
         """The closed form of ``forward``."""
 
+    def promised(self, load: Load) -> Counts:
+        """As `modbench.model.router.Layer.promised`."""
+        return {}
+
     def active_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
@@ -225,6 +229,9 @@ class Block(Layer):
         load = after(load, self.attention_norm)
         middle = after(after(load, self.attention), self.feed_forward_norm)
         return self.attention.ledger(load) + self.feed_forward.ledger(middle)
+
+    def promised(self, load: Load) -> Counts:
+        return self.feed_forward.promised(load)
 
     def active_parameters(self) -> int:
         everything = sum(parameter.numel() for parameter in self.parameters())

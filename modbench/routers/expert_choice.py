@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.flops.component import component
-from modbench.flops.ledger import Ledger, Load, matmul, stretch
+from modbench.flops.ledger import Counts, Ledger, Load, matmul, stretch
 from modbench.model.average import RunningAverage
 from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
@@ -109,6 +109,10 @@ class ExpertChoiceExperts(FeedForward):
         computed = max(taken) * len(taken) if load.padding else sum(taken)
         counts = load.counts.get((self.layer, "experts"), (computed * self.options.experts,))
         return router + self.bank.ledger(load, counts[0])
+
+    def promised(self, load: Load) -> Counts:
+        taken = sum(self._nominal(load.lengths, load.past))
+        return {(self.layer, "load"): (taken,) * self.options.experts}
 
     def active_parameters(self) -> int:
         # A token meets `capacity` experts on average.

@@ -141,8 +141,11 @@ class Recursions(Layer):
     def promised(self, load: Load) -> Counts:
         if self.options.depth == "token_choice":
             return {}
-        later = range(1, self.options.recursions)
-        return {(self._first(r), "depth"): self._nominal(load.lengths, load.past, r)[0] for r in later}
+        return {
+            (number, "depth"): self._nominal(load.lengths, load.past, r)[0]
+            for r in range(1, self.options.recursions)
+            for number in self._numbers(r)
+        }
 
     def _expert_choice(self, x_BTD: Tensor, context: Context) -> Tensor:
         active_BT = context.real(x_BTD)
@@ -226,11 +229,11 @@ class Recursions(Layer):
     ) -> Iterator[tuple[Selected, Tensor]]:
         """Recursion r of the ``active_BT``, one set of sequences after the other, so that nothing is
         computed for padding: who takes part, and what f makes of them (R, K, D)."""
-        context.trace.show(self._first(r), "selected", active_BT)
-        context.trace.count(self._first(r), "depth", counts)
-        if context.cache is not None:
-            past = context.cache.lengths(self._first(r), context.rows)
-            context.trace.count(self._first(r), "past", past)
+        for number in self._numbers(r):
+            context.trace.show(number, "selected", active_BT)
+            context.trace.count(number, "depth", counts)
+            if context.cache is not None:
+                context.trace.count(number, "past", context.cache.lengths(number, context.rows))
         for some in alike(counts):
             entering = Selected(x_BTD, active_BT, some, context, layer=self._first(r))
             by_token = self.options.depth == "token_choice"
@@ -270,9 +273,15 @@ class Recursions(Layer):
     def _first(self, r: int) -> int:
         return 1 + r * len(self.blocks)
 
+    def _numbers(self, r: int) -> range:
+        """The depths of recursion r."""
+        return range(self._first(r), self._first(r + 1))
+
     def _at(self, r: int) -> list[Block]:
         blocks: list[Block] = list(self.blocks)  # type: ignore[arg-type]
-        return [renumbered(block, self._first(r) + place) for place, block in enumerate(blocks)]
+        return [
+            renumbered(block, number) for block, number in zip(blocks, self._numbers(r), strict=True)
+        ]
 
 
 def renumbered(block: Block, layer: int) -> Block:

@@ -209,7 +209,7 @@ class DepthRouted(Layer):
 
     def promised(self, load: Load) -> Counts:
         new, _ = stretch(self._share, load.lengths, load.past)
-        return {(self.layer, "depth"): new}
+        return {(self.layer, "depth"): new} | dict(self.block.promised(load.routed(new)))
 
     def active_parameters(self) -> int:
         everything = sum(parameter.numel() for parameter in self.parameters())

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from modbench.flops.component import component
-from modbench.flops.ledger import Ledger, Load, matmul, stretch
+from modbench.flops.ledger import Counts, Ledger, Load, matmul, stretch
 from modbench.model.balance import SelectionBias, balance_loss, load_of
 from modbench.model.block import MLP, Block, FeedForward
 from modbench.model.choice import admitted, best_experts
@@ -171,6 +171,11 @@ class TokenChoiceExperts(FeedForward):
                 weight_gradient=self.shared_gate.requires_grad,
             )
         return total
+
+    def promised(self, load: Load) -> Counts:
+        if self.no_ops or self.options.capacity_factor is not None:
+            return {}
+        return {(self.layer, "experts"): (self._nominal(load.tokens, sum(load.past)),)}
 
     def active_parameters(self) -> int:
         own = sum(parameter.numel() for parameter in self.parameters())

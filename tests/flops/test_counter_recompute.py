@@ -128,3 +128,43 @@ def test_labels_around_a_whole_step_do_not_take_the_labels_inside() -> None:
             y.sum().backward()
 
     assert {key[1] for key in counted(run).ledger.entries} == {"mlp"}
+
+
+@pytest.mark.parametrize("inner_reentrant", [True, False])
+def test_a_checkpoint_within_a_checkpoint(inner_reentrant: bool) -> None:
+    first, second = (nn.Linear(8, 8, bias=False) for _ in range(2))
+
+    def inner(x: Tensor) -> Tensor:
+        return second(torch.relu(first(x)))
+
+    def outer(x: Tensor) -> Tensor:
+        return checkpoint(inner, x, use_reentrant=inner_reentrant)
+
+    counter = counted(lambda: checkpoint(outer, grad(5, 8), use_reentrant=True).sum().backward())
+    assert counter.total == 6 * ONCE
+    # The outer one runs it all again; of that the inner one, which may stop at the last tensor it needs.
+    assert counter.executed - counter.total == (4 if inner_reentrant else 3) * ONCE
+
+
+class Product(torch.autograd.Function):
+    """x @ w, with a backward pass of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        return gradients[0] @ w.T, x.T @ gradients[0]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_function_of_ones_own_is_run_again_without_recording(reentrant: bool) -> None:
+    x, w = grad(5, 8), grad(8, 8)
+    counter = counted(lambda: checkpoint(Product.apply, x, w, use_reentrant=reentrant).sum().backward())
+    assert counter.total == 3 * ONCE
+    assert counter.executed - counter.total == ONCE
+    plain = counted(lambda: Product.apply(x, w).sum().backward())
+    assert plain.total == plain.executed == 3 * ONCE

@@ -172,8 +172,8 @@ def test_it_decodes_what_it_scores(scheme: checks.Scheme) -> None:
     checks.decodes_what_it_scores(scheme)
 
 
-def test_it_passes_the_audit(scheme: checks.Scheme) -> None:
-    checks.passes_the_audit(scheme)
+def test_it_passes_the_audit(shape: ModelConfig) -> None:
+    checks.passes_the_audit(checks.Scheme("expert_threshold", {}, shape))
 
 
 def test_it_runs_again_as_it_ran(scheme: checks.Scheme) -> None:

@@ -149,10 +149,10 @@ def equals_its_plain_loop(
         told.append(said)
         torch.testing.assert_close(fast_BTD[row, :length], slow_TD, rtol=1e-6, atol=1e-8)
         for r in range(1, layer.options.recursions):
-            number = 1 + r * len(layer.blocks)
-            selected_T = context.trace.tensors[number, "selected"][row]
-            assert selected_T.nonzero().flatten().tolist() == took_part[r]
-            assert context.trace.counts[number, "depth"][row] == len(took_part[r])
+            for number in range(1 + r * len(layer.blocks), 1 + (r + 1) * len(layer.blocks)):
+                selected_T = context.trace.tensors[number, "selected"][row]
+                assert selected_T.nonzero().flatten().tolist() == took_part[r]
+                assert context.trace.counts[number, "depth"][row] == len(took_part[r])
         fast_loss = fast_loss + (fast_BTD[row, :length] * weight_BTD[row, :length]).sum()
         slow_loss = slow_loss + (slow_TD * weight_BTD[row, :length]).sum()
     losses = plain_losses(twin, told) if rule == "topk" else {}
@@ -336,8 +336,10 @@ def test_it_decodes_what_it_scores(scheme: checks.Scheme) -> None:
     checks.decodes_what_it_scores(scheme)
 
 
-def test_it_passes_the_audit(scheme: checks.Scheme) -> None:
-    checks.passes_the_audit(scheme)
+@pytest.mark.parametrize("name", ["2x2", "token-1x3"])
+def test_it_passes_the_audit(name: str) -> None:
+    shape, options = OPTIONS[name]
+    checks.passes_the_audit(checks.Scheme("mixture_of_recursions", options, shape))
 
 
 def test_it_runs_again_as_it_ran(scheme: checks.Scheme) -> None:

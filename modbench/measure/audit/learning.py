@@ -29,17 +29,15 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     scale of a linear gate's: sum_t <dL/dout_t, delta_t> x_t. Auxiliary losses reach what is named a
     predictor's, and come to the same whatever the order of sequences, so that no sequence teaches alone.
     """
+    uneven = _uneven(subject.fresh()[0].double(), subject.tokens(3, TOKENS))
+    if uneven:
+        return False, uneven
     model, taken = subject.fresh(capacity=1.0)
     model = model.double().train()
     names = [name for name, p in routers(model).items() if p.requires_grad]
     predictors = [n for n, p in model.named_parameters() if "predictor" in n and p.requires_grad]
-    all_enter = "capacity" in taken
-    tokens_BT = subject.tokens(
-        3, TOKENS if all_enter or not subject.shows_selected else TOKENS_OF_A_SHARE
-    )
-    uneven = _uneven(model, tokens_BT)
-    if uneven:
-        return False, uneven
+    all_enter = "capacity" in taken or not subject.shows_selected
+    tokens_BT = subject.tokens(3, TOKENS if all_enter else TOKENS_OF_A_SHARE)
     if not names:
         return True, "no parameter is named a router's"
     context = Context()

@@ -1,0 +1,97 @@
+"""The backend of ``modbench audit``: a router on random weights and random text, and what it shows."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from modbench.errors import UserError
+from modbench.measure.audit import PROBES, Finding, findings
+from modbench.measure.audit.finding import Subject
+from modbench.model.config import ModelConfig
+from modbench.model.decoder import Decoder, build_model
+from modbench.model.registry import build_router, load_plugin, preset_options
+from modbench.model.sizes import ShapeOptions
+from modbench.train.config import TrainConfig
+from modbench.train.loop import build_optimizer, training_step
+from modbench.train.numerics import device, make_deterministic
+
+#: Training steps before the audit: thresholds, biases and predictors must have moved.
+STEPS = 8
+#: Small: what a few steps at full rate teach a predictor is that most tokens stay out, and then all do.
+RATE = 1e-4
+#: The odd shape that every audit has, and the sequences of the size's own length.
+ODD, SEQUENCES = (3, 63), 4
+
+
+def run_audit(
+    name: str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    plugins: Sequence[Path] = (),
+    shape: ShapeOptions | None = None,
+    seed: int = 0,
+    format: Literal["table", "json"] = "table",
+) -> int:
+    """Audit the router ``name`` (``NAME`` or ``NAME:PRESET``) with ``options`` in a decoder of
+    ``shape``, at 3 x 63 tokens and at 4 sequences of the size's own length. Prints a line for each probe
+    as soon as it is known, or one JSON document. Returns 1 if a probe failed, else 0.
+
+    Raises:
+        UserError: a plugin, router, preset, option or shape that can't be.
+    """
+    for plugin in plugins:
+        load_plugin(plugin)
+    router_name, chosen = preset_options(name)
+    chosen |= options or {}
+    size = (shape or ShapeOptions()).resolved()
+    if size.sequence < 2:
+        raise UserError(f"sequence is {size.sequence}; an audit needs 2 tokens or more")
+    make_deterministic()
+    model = warmed(size.model, router_name, chosen, seed, size.sequence)
+    if format == "table":
+        print(f"{name}: {ODD[0]} x {ODD[1]} and {SEQUENCES} x {size.sequence} tokens", flush=True)
+    found: list[Finding] = []
+    for finding in findings(model, shapes=(ODD, (SEQUENCES, size.sequence)), seed=seed):
+        found.append(finding)
+        if format == "table":
+            print(line(finding), flush=True)
+    failed = [finding for finding in found if not finding.passed]
+    if format == "json":
+        document = {
+            "router": router_name,
+            "options": model.router.options(),
+            "model": asdict(size.model),
+            "sequence": size.sequence,
+            "seed": seed,
+            "passed": not failed,
+            "probes": [finding.as_dict() for finding in found],
+        }
+        print(json.dumps(document))
+    return 1 if failed else 0
+
+
+def warmed(
+    config: ModelConfig, name: str, options: Mapping[str, Any], seed: int, sequence: int
+) -> Decoder:
+    """A model that a few steps on random tokens have moved."""
+    model = build_model(config, build_router(name, options), seed).to(device())
+    train = TrainConfig(budget=1, learning_rate=RATE)
+    optimizer = build_optimizer(model, train)
+    subject = Subject(model, seed)
+    for number in range(STEPS):
+        text_BT = subject.tokens(SEQUENCES, sequence + 1, draw=1 + number)
+        batch = text_BT[:, :-1], text_BT[:, 1:]
+        training_step(model.train(), optimizer, train, batch, torch.float32)
+    return model.eval()
+
+
+def line(finding: Finding) -> str:
+    """A finding as one line; columns stand below each other from probe to probe."""
+    wide = max(len(probe.name) for probe in PROBES)
+    verdict = "passed" if finding.passed else "FAILED"
+    unranked = ", not ranked" if finding.ranks and not finding.passed else ""
+    return f"{finding.probe:>2}  {finding.name:<{wide}}  {verdict}  {finding.figure}{unranked}"

@@ -1,0 +1,107 @@
+"""Every built-in router passes all eleven probes, with its defaults and with each preset; so does the
+README's."""
+
+import importlib
+import pkgutil
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import modbench.routers
+from modbench.measure.audit import PROBES, audit
+from modbench.measure.audit.command import warmed
+from modbench.model.config import ModelConfig
+from modbench.model.decoder import build_model
+from modbench.model.registry import (
+    build_router,
+    load_plugin,
+    preset_options,
+    router_class,
+    router_names,
+)
+
+for _module in pkgutil.iter_modules(modbench.routers.__path__):
+    importlib.import_module(f"modbench.routers.{_module.name}")
+PLAIN = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
+#: Odd vocabulary, grouped heads, an untied head, a depth that 2 does not divide.
+AWKWARD = ModelConfig(
+    vocabulary=301, width=48, layers=3, heads=6, kv_heads=2, mlp="gelu", mlp_width=80, tied_head=False
+)
+NAMES = [
+    name for name in router_names() if router_class(name).__module__.startswith("modbench.routers.")
+]
+PRESETS = [f"{name}:{preset}" for name in NAMES for preset in router_class(name).presets]
+#: Recursions need layers that they can share.
+LAYERS = {"mixture_of_recursions": 4}
+
+
+def shaped(shape: ModelConfig, name: str) -> ModelConfig:
+    return replace(shape, layers=LAYERS.get(name, shape.layers))
+
+
+@pytest.mark.parametrize("name", [*NAMES, *PRESETS])
+def test_every_router_and_preset_passes(name: str) -> None:
+    router, options = preset_options(name)
+    model = warmed(shaped(PLAIN, router), router, options, 3, 32)
+    findings = audit(model)
+    assert [(finding.probe, finding.figure) for finding in findings if not finding.passed] == []
+    assert [finding.probe for finding in findings] == list(range(1, 12))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_awkward_shape_passes_and_nothing_is_left_changed(name: str) -> None:
+    model = build_model(shaped(AWKWARD, name), build_router(name), seed=4).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    findings = audit(model, shapes=((3, 21),))
+    assert [(finding.probe, finding.figure) for finding in findings if not finding.passed] == []
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+@pytest.mark.parametrize("name", ["mod", "expert_choice", "vanilla"])
+def test_the_shortest_sequences_pass(name: str, tokens: int) -> None:
+    model = build_model(PLAIN, build_router(name))
+    findings = audit(model, shapes=((1, tokens),))
+    assert [(finding.probe, finding.figure) for finding in findings if not finding.passed] == []
+
+
+def test_the_same_model_and_seed_give_the_same_findings() -> None:
+    model = build_model(PLAIN, build_router("mod"), seed=1)
+    assert audit(model, shapes=((2, 19),)) == audit(model, shapes=((2, 19),))
+
+
+def test_the_router_of_the_readme_passes(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    (code,) = (block for block in blocks if '@register_router("stride")' in block)
+    code = code.replace('"stride"', '"stride_of_the_readme"')
+    (tmp_path / "stride.py").write_text(code)
+    (name,) = load_plugin(tmp_path / "stride.py")
+    model = build_model(PLAIN, build_router(name, {"stride": 3}))
+    findings = {finding.probe: finding for finding in audit(model)}
+    assert all(finding.passed for finding in findings.values())
+    assert findings[6].figure.startswith("all but 0.0e+00 of what a layer adds")
+    assert findings[8].figure == "no parameter is named a router's"
+    assert "routed layers spend 0.333" in findings[11].figure
+
+
+def test_what_does_not_apply_is_said_and_passes() -> None:
+    findings = audit(build_model(PLAIN, build_router("vanilla")))
+    figures = {finding.probe: finding.figure for finding in findings}
+    assert figures[4] == "no layer promises a count"
+    assert figures[5] == "no token skips a layer"
+    assert figures[6] == figures[7] == figures[11] == "no layer shows who is selected"
+    assert figures[8] == "no parameter is named a router's"
+
+
+def test_the_probes_that_rank_are_those_that_the_report_asks_for() -> None:
+    from modbench.report.row import RANKING_PROBES
+
+    assert tuple(probe.number for probe in PROBES if probe.ranks) == RANKING_PROBES

@@ -1,0 +1,97 @@
+"""`modbench audit`: a line for each probe, a document for machines, and an exit code."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from modbench.errors import UserError
+from modbench.measure.audit import PROBES, command
+from modbench.measure.audit.command import run_audit
+from modbench.model.sizes import ShapeOptions
+
+SMALL = ShapeOptions(vocabulary=97, width=32, layers=2, heads=2, mlp_width=64, sequence=21)
+
+SWAPPED = """
+from dataclasses import dataclass
+from modbench.model.block import Block
+from modbench.model.registry import register_router
+from modbench.model.router import Layer, Router
+
+@register_router("{name}")
+@dataclass(frozen=True, kw_only=True)
+class Swapped(Router):
+    share: float = 0.1
+    def build_layer(self, model, layer):
+        return Mean(Block(model, layer), self.share)
+
+class Mean(Layer):
+    def __init__(self, block, share):
+        super().__init__()
+        self.block, self.share = block, share
+    def forward(self, x_BTD, context):
+        return self.block(x_BTD + self.share * x_BTD.mean(1, keepdim=True), context)
+    def ledger(self, load):
+        return self.block.ledger(load)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was():
+    """The command makes its process deterministic; this one goes on."""
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def test_a_line_to_each_probe_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_audit("mod:half", options={"causal": "aux_bce"}, shape=SMALL) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == "mod:half: 3 x 63 and 4 x 21 tokens"
+    assert len(lines) == len(PROBES)
+    for probe, line in zip(PROBES, lines, strict=True):
+        assert re.match(rf" ?{probe.number}  {probe.name} *  passed  \S", line)
+        assert line.index("passed") == lines[0].index("passed")
+
+
+def test_what_leaks_fails_and_is_not_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mean.py").write_text(SWAPPED.format(name="audited_mean"))
+    assert run_audit("audited_mean", plugins=(tmp_path / "mean.py",), shape=SMALL) == 1
+    lines = capsys.readouterr().out.splitlines()
+    failed = [line.split()[0] for line in lines if "FAILED" in line]
+    assert failed == ["1", "2", "3"]
+    assert lines[1].endswith(", not ranked")
+    assert not lines[3].endswith(", not ranked")
+    assert run_audit("audited_mean", options={"share": 0.0}, shape=SMALL) == 0
+
+
+def test_a_document_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_audit("mod", options={"capacity": 0.5}, shape=SMALL, format="json", seed=2) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["router"] == "mod"
+    assert document["options"]["capacity"] == 0.5
+    assert document["model"]["width"] == 32
+    assert document["passed"] is True
+    assert [probe["probe"] for probe in document["probes"]] == list(range(1, 12))
+    assert set(document["probes"][0]) == {"probe", "name", "passed", "figure", "ranks"}
+
+
+def test_training_has_moved_what_training_moves() -> None:
+    config = SMALL.resolved().model
+    model = command.warmed(config, "mod", {"causal": "ema_threshold"}, 0, 21)
+    assert model.layers[1].threshold.updates == command.STEPS
+    assert not model.training
+
+
+def test_mistakes_are_told_as_such() -> None:
+    for name, others, words in (
+        ("mdo", {}, "did you mean 'mod'"),
+        ("mod:quarter", {}, "no preset 'quarter'"),
+        ("mod", {"options": {"capacity": 2.0}}, "capacity is 2; it must lie in"),
+        ("mod", {"shape": ShapeOptions(sequence=1)}, "sequence is 1; an audit needs 2 tokens or more"),
+        ("mod", {"shape": ShapeOptions(size="2M")}, "size '2M' is not known"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run_audit(name, **others)

@@ -1,0 +1,76 @@
+"""The audit names the right probe for each known bug."""
+
+import re
+
+import pytest
+from mutants import MUTANTS, Depth
+
+from modbench.measure.audit import Finding, audit
+from modbench.model.config import ModelConfig
+from modbench.model.decoder import build_model
+
+SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
+
+#: The probe that must name a bug, and those that fail besides: by its nature a bug may show elsewhere.
+NAMED: dict[str, tuple[int, set[int]]] = {
+    "double residual": (6, set()),
+    "scaled stream": (6, set()),
+    "top-k at evaluation": (1, {3}),
+    "decode always": (3, set()),
+    "decode never": (3, set()),
+    "cache mismatch": (3, set()),
+    "k - 1": (4, set()),
+    "targets of sample 0 only": (8, set()),
+    "loss of sample 0 only": (8, set()),
+    "positions 0..k-1": (7, {3}),
+    # A batch of one length loses the order, a padded one of the mutant keeps it.
+    "order lost": (7, {2, 6}),
+    # Under the causal rule a softmax knows later tokens.
+    "softmax over the selected": (8, {1, 2, 3, 6}),
+    # The selected attend to the skipped, and leave their keys.
+    "masked but computed": (11, {3, 7}),
+    "schedule outside state_dict": (10, set()),
+    "padding selected": (4, set()),
+    "pool across strangers at evaluation": (2, {3}),
+    "ledger off by one matmul": (9, set()),
+}
+
+
+def findings(bug: str) -> list[Finding]:
+    return audit(build_model(SHAPE, Depth(bug=bug), seed=4))
+
+
+def test_every_mutant_is_here() -> None:
+    assert {*NAMED, "right"} == set(MUTANTS)
+
+
+def test_the_router_that_mutants_differ_from_passes() -> None:
+    assert [(f.probe, f.figure) for f in findings("right") if not f.passed] == []
+
+
+@pytest.mark.parametrize("bug", NAMED)
+def test_the_right_probe_names(bug: str) -> None:
+    named, besides = NAMED[bug]
+    failed = {finding.probe for finding in findings(bug) if not finding.passed}
+    assert failed == {named, *besides}
+
+
+FIGURES = {
+    "double residual": r"of what layer 1 adds is not its block's \(at 3 x 63 tokens\)",
+    "decode never": r"48 tokens one by one differ by \d\.\de[+-]\d\d at most",
+    "cache mismatch": r"layer 1 keeps \[\d+, \d+, \d+\] keys of \[\d+, \d+, \d+\] tokens that entered",
+    "k - 1": r"layer 1 promises depth 1, and it is 0; one sequence, lengths 1 ",
+    "padding selected": r"layer 1 promises depth 1, 1, 2 and selects 0, 1, 2; padded, lengths 2, 4, 7",
+    "targets of sample 0 only": r"loss 'predictor' of layer 1 is .* when sequences change places",
+    "positions 0..k-1": r"of 48 selected tokens of layer 1 \(topk\) are not what their order and positions",
+    "softmax over the selected": r"the router's gradient is \d\.\de-03 of a linear gate's$",
+    "schedule outside state_dict": r"training moves layers\.1\.steps, which is not in state_dict$",
+    "masked but computed": r"layer 1 spends 3\.94 times what the 48 of 189 tokens cost that it selects",
+    "ledger off by one matmul": r"ledger minus counter, FLOPs: -12096 in topk forward",
+}
+
+
+@pytest.mark.parametrize("bug", FIGURES)
+def test_the_figure_says_where_and_how_much(bug: str) -> None:
+    (figure,) = [f.figure for f in findings(bug) if f.probe == NAMED[bug][0]]
+    assert re.search(FIGURES[bug], figure), figure

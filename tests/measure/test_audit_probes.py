@@ -1,0 +1,226 @@
+"""What single probes tell apart: the honest from what only looks like a bug, and bugs in other clothes.
+
+B sequences, T tokens, D model width; K the most tokens that one sequence sends, R sequences that send any.
+"""
+
+from dataclasses import dataclass
+
+import mutants
+import pytest
+import torch
+from mutants import Depth, Right
+from torch import Tensor
+
+from modbench.flops.ledger import Counts, Load
+from modbench.measure.audit import Finding, audit
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder, build_model
+from modbench.model.registry import build_router
+from modbench.model.selected import Selected
+from modbench.routers.expert_choice import ExpertChoiceExperts
+
+SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
+
+
+@pytest.fixture
+def depth(monkeypatch: pytest.MonkeyPatch):
+    """The model whose second layer is of the class given."""
+
+    def model(layer: type[Right]) -> Decoder:
+        monkeypatch.setitem(mutants.MUTANTS, "case", layer)
+        return build_model(SHAPE, Depth(bug="case"), seed=4)
+
+    return model
+
+
+def failures(model: Decoder) -> list[Finding]:
+    return [finding for finding in audit(model) if not finding.passed]
+
+
+def the_failure(model: Decoder) -> Finding:
+    (finding,) = failures(model)
+    return finding
+
+
+def test_a_residual_of_the_whole_block_is_a_double_residual() -> None:
+    model = build_model(SHAPE, build_router("mod", {"residual": "full"}), seed=4)
+    assert the_failure(model).probe == 6
+
+
+def test_a_block_that_is_added_twice_is_not_the_plain_block_at_gate_1(depth) -> None:
+    class Twice(Right):
+        def added(self, x_RKD: Tensor, delta_RKD: Tensor, gate_RK1: Tensor) -> Tensor:
+            return 2 * gate_RK1 * delta_RKD
+
+    finding = the_failure(depth(Twice))
+    assert finding.probe == 6
+    assert "at gate 1 layer and block differ by" in finding.figure
+
+
+def test_any_gate_of_one_number_to_a_token_passes(depth) -> None:
+    class Squashed(Right):
+        def gate(self, scores_RK: Tensor) -> Tensor:
+            if self.options.gate == "scaled_sigmoid":
+                return super().gate(scores_RK)
+            return scores_RK.float().sigmoid().to(scores_RK.dtype)
+
+    assert failures(depth(Squashed)) == []
+
+
+def test_a_gate_that_keeps_the_gradient_from_the_router_is_named(depth) -> None:
+    class Detached(Right):
+        def gate(self, scores_RK: Tensor) -> Tensor:
+            return super().gate(scores_RK).detach()
+
+    finding = the_failure(depth(Detached))
+    assert (finding.probe, finding.figure) == (8, "cross-entropy does not reach layers.1.router")
+
+
+def test_a_predictor_that_nothing_teaches_is_named(depth) -> None:
+    class Untaught(Right):
+        def errors(self, hints_BT: Tensor, targets_BT: Tensor) -> Tensor:
+            return super().errors(hints_BT.detach(), targets_BT)
+
+    finding = the_failure(depth(Untaught))
+    assert (finding.probe, finding.figure) == (8, "no loss reaches layers.1.predictor")
+
+
+def test_a_loss_that_is_drawn_at_random_is_no_loss_of_one_sequence(depth) -> None:
+    class Drawn(Right):
+        def errors(self, hints_BT: Tensor, targets_BT: Tensor) -> Tensor:
+            kept_BT = torch.rand(hints_BT.shape, device=hints_BT.device) < 0.5
+            return super().errors(hints_BT, targets_BT) * kept_BT
+
+    assert failures(depth(Drawn)) == []
+
+
+@pytest.mark.parametrize("where", ["list", "object", "buffer", "tensor"])
+def test_state_that_hides_is_found(where: str, depth) -> None:
+    class Counter:
+        value = 0
+
+    class Hiding(Right):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)
+            self.list, self.object, self.tensor = [{"steps": 0}], Counter(), torch.zeros(1)
+            self.register_buffer("buffer", torch.zeros(1), persistent=False)
+
+        def highest(self, scores_BT: Tensor, context: Context) -> Tensor:
+            if self.training and where == "list":
+                self.list[0]["steps"] += 1
+            elif self.training and where == "object":
+                self.object.value += 1
+            elif self.training:
+                getattr(self, where).add_(1)
+            return super().highest(scores_BT, context)
+
+    finding = the_failure(depth(Hiding))
+    figure = f"training moves layers.1.{where}, which is not in state_dict"
+    assert (finding.probe, finding.figure) == (10, figure)
+
+
+def test_what_is_made_on_first_use_is_no_state(depth) -> None:
+    class Caching(Right):
+        made: dict | None = None
+
+        def highest(self, scores_BT: Tensor, context: Context) -> Tensor:
+            if self.made is None:
+                self.made = {"table": torch.arange(9)}
+            return super().highest(scores_BT, context)
+
+    assert failures(depth(Caching)) == []
+
+
+def test_a_constant_that_the_seed_gave_and_nobody_saved_is_named(depth) -> None:
+    class Unsaved(Right):
+        def initialise(self, seed: int) -> None:
+            super().initialise(seed)
+            self.factor = 1 + seed / 7
+
+        def gate(self, scores_RK: Tensor) -> Tensor:
+            if self.options.gate == "scaled_sigmoid":
+                return super().gate(scores_RK)
+            return super().gate(scores_RK) * self.factor
+
+    finding = the_failure(depth(Unsaved))
+    assert finding.probe == 10
+    assert "logits of the loaded model (topk) differ by" in finding.figure
+
+
+def test_a_promise_that_no_trace_tells_of_is_named(depth) -> None:
+    class Silent(Right):
+        def promised(self, load: Load) -> Counts:
+            return {(1, "entered"): (1,)}
+
+    finding = the_failure(depth(Silent))
+    assert finding.probe == 4
+    assert finding.figure.startswith("layer 1 promises entered 1 and tells of none; one sequence")
+
+
+def test_ties_that_let_in_too_many_are_named(depth) -> None:
+    class Generous(Right):
+        def highest(self, scores_BT: Tensor, context: Context) -> Tensor:
+            right_BT = super().highest(scores_BT, context)
+            lowest_B1 = scores_BT.masked_fill(~right_BT, torch.inf).amin(1, keepdim=True)
+            real_BT = context.real(scores_BT)
+            return (scores_BT >= lowest_B1) & (True if real_BT is None else real_BT)
+
+    failed = {finding.probe: finding for finding in failures(depth(Generous))}
+    assert 4 in failed
+    assert "all scores equal" in failed[4].figure
+
+
+def test_an_expert_that_takes_one_too_few_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ExpertChoiceExperts._taken
+
+    class Promising(ExpertChoiceExperts):
+        pass
+
+    def promised(self: ExpertChoiceExperts, load: Load) -> Counts:
+        each = sum(right(self, n) for n in load.lengths)
+        return {(self.layer, "load"): (each,) * self.options.experts}
+
+    monkeypatch.setattr(ExpertChoiceExperts, "promised", promised)
+    monkeypatch.setattr(ExpertChoiceExperts, "_taken", lambda self, n: max(1, right(self, n) - 1))
+    finding = the_failure(build_model(SHAPE, build_router("expert_choice")))
+    assert finding.probe == 4
+    assert "layer 0 promises load" in finding.figure
+
+
+def test_a_decoding_that_never_selects_is_told_from_a_model_that_selects_nobody(depth) -> None:
+    model = depth(mutants.DecodeNever)
+    torch.nn.init.zeros_(model.layers[1].predictor)
+    finding = the_failure(model)
+    assert finding.probe == 3
+    assert "of first weights" in finding.figure
+
+
+def test_an_mlp_that_runs_for_all_saves_nothing(depth) -> None:
+    """Half of the saving is real: attention runs for the selected alone."""
+
+    class HalfMasked(Right):
+        def delta(self, inner: Selected, scores_RK: Tensor) -> Tensor:
+            delta_RKD = super().delta(inner, scores_RK)
+            rest_1TD = torch.zeros(1, 3 * delta_RKD.shape[1], delta_RKD.shape[2]).to(delta_RKD)
+            return delta_RKD + 0 * self.block.feed_forward(rest_1TD, Context()).sum()
+
+    failed = {finding.probe: finding for finding in failures(depth(HalfMasked))}
+    assert set(failed) == {9, 11}
+    assert "layer 1 spends 1." in failed[11].figure
+
+
+def test_a_router_that_holds_no_plain_block_is_not_held_against_one() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Bare(Depth):
+        def build_layer(self, model: ModelConfig, layer: int):
+            built = super().build_layer(model, layer)
+            if layer % 2:
+                built.block = torch.nn.ModuleList([built.block])
+                built.block.delta = built.block[0].delta
+                built.block.ledger = built.block[0].ledger
+            return built
+
+    figures = {f.probe: (f.passed, f.figure) for f in audit(build_model(SHAPE, Bare(), seed=4))}
+    words = "no layer that shows who is selected holds a plain block"
+    assert figures[6] == figures[7] == figures[11] == (True, words)

@@ -15,9 +15,10 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from modbench import __version__
-from modbench.cli_flops import Plugins, flops, gate
+from modbench.cli_flops import Plugins, flops, gate, parsed_options
 from modbench.cli_plan import plan
 from modbench.errors import UserError, known_names
+from modbench.model.sizes import ShapeOptions
 from modbench.sweep.sample import Drawing
 
 Results = Annotated[Path, arg(metavar="DIR")]
@@ -106,6 +107,41 @@ def list_(
     return 0
 
 
+def audit(
+    router: Annotated[Positional[str], arg(metavar="NAME[:PRESET]")],
+    /,
+    *,
+    shape: OmitArgPrefixes[ShapeOptions],
+    option: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")] = (),
+    seed: int = 0,
+    format: Literal["table", "json"] = "table",
+    plugin: Plugins = (),
+) -> int:
+    """Probe a router before it is trained: does it look ahead, decode as it scores, keep its capacity,
+    leave alone what it skips, count what it spends? Exit code 1 if a probe fails.
+
+    Example: modbench audit my_router --plugin my_router.py
+
+    Args:
+        router: a router (`modbench list routers`)
+        shape: shape of the decoder that the router is put in
+        option: the router's options; by default its defaults
+        seed: of weights and tokens
+        format: a line for each probe, or one JSON document on the last line
+        plugin: Python files that register routers
+    """
+    from modbench.measure.audit.command import run_audit
+
+    return run_audit(
+        router,
+        options=parsed_options(option),
+        plugins=plugin,
+        shape=shape,
+        seed=seed,
+        format=format,
+    )
+
+
 def sample(
     run: Annotated[Positional[str], arg(metavar="SUITE/LABEL")],
     /,
@@ -182,6 +218,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "data": _data_stub,
     "flops": flops,
     "plan": plan,
+    "audit": audit,
     "sample": sample,
 }
 ABOUT = "Compares routing schemes for language models at equal compute."

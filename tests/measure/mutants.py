@@ -1,8 +1,8 @@
-"""A depth router that is right, and one that is wrong for each known bug: what the audit is held against.
+"""A depth router that is right, and one wrong in each known way: what the audit is held against.
 
 Each mutant differs from `Right` in the method that it overrides, and is named after its bug.
 
-B sequences, T tokens, D model width; K the most tokens that one sequence sends, R sequences that send any.
+B sequences, T tokens, D model width; R sequences that send any tokens, K the most that one sends.
 """
 
 from dataclasses import dataclass, replace

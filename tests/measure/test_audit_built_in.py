@@ -80,8 +80,9 @@ def test_the_same_model_and_seed_give_the_same_findings() -> None:
 def test_the_router_of_the_readme_passes(tmp_path: Path) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    (code,) = (block for block in blocks if '@register_router("stride")' in block)
-    code = code.replace('"stride"', '"stride_of_the_readme"')
+    decorator = '@register_router("{}")'
+    (code,) = (block for block in blocks if decorator.format("stride") in block)
+    code = code.replace(decorator.format("stride"), decorator.format("stride_of_the_readme"))
     (tmp_path / "stride.py").write_text(code)
     (name,) = load_plugin(tmp_path / "stride.py")
     model = build_model(PLAIN, build_router(name, {"stride": 3}))

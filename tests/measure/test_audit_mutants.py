@@ -62,7 +62,7 @@ FIGURES = {
     "k - 1": r"layer 1 promises depth 1, and it is 0; one sequence, lengths 1 ",
     "padding selected": r"layer 1 promises depth 1, 1, 2 and selects 0, 1, 2; padded, lengths 2, 4, 7",
     "targets of sample 0 only": r"loss 'predictor' of layer 1 is .* when sequences change places",
-    "positions 0..k-1": r"of 48 selected tokens of layer 1 \(topk\) are not what their order and positions",
+    "positions 0..k-1": r"of 48 selected tokens of layer 1 \(topk\) are not what their order",
     "softmax over the selected": r"the router's gradient is \d\.\de-03 of a linear gate's$",
     "schedule outside state_dict": r"training moves layers\.1\.steps, which is not in state_dict$",
     "masked but computed": r"layer 1 spends 3\.94 times what the 48 of 189 tokens cost that it selects",

@@ -1,6 +1,6 @@
 """What single probes tell apart: the honest from what only looks like a bug, and bugs in other clothes.
 
-B sequences, T tokens, D model width; K the most tokens that one sequence sends, R sequences that send any.
+B sequences, T tokens, D model width; R sequences that send any tokens, K the most that one sends.
 """
 
 from dataclasses import dataclass
@@ -73,8 +73,9 @@ def test_a_gate_that_keeps_the_gradient_from_the_router_is_named(depth) -> None:
         def gate(self, scores_RK: Tensor) -> Tensor:
             return super().gate(scores_RK).detach()
 
-    finding = the_failure(depth(Detached))
-    assert (finding.probe, finding.figure) == (8, "cross-entropy does not reach layers.1.router")
+    failed = {finding.probe: finding.figure for finding in failures(depth(Detached))}
+    assert set(failed) == {8, 9}  # its ledger counts a gradient that nobody takes
+    assert failed[8] == "cross-entropy does not reach layers.1.router"
 
 
 def test_a_predictor_that_nothing_teaches_is_named(depth) -> None:
@@ -82,8 +83,9 @@ def test_a_predictor_that_nothing_teaches_is_named(depth) -> None:
         def errors(self, hints_BT: Tensor, targets_BT: Tensor) -> Tensor:
             return super().errors(hints_BT.detach(), targets_BT)
 
-    finding = the_failure(depth(Untaught))
-    assert (finding.probe, finding.figure) == (8, "no loss reaches layers.1.predictor")
+    failed = {finding.probe: finding.figure for finding in failures(depth(Untaught))}
+    assert set(failed) == {8, 9}
+    assert failed[8] == "no loss reaches layers.1.predictor"
 
 
 def test_a_loss_that_is_drawn_at_random_is_no_loss_of_one_sequence(depth) -> None:
@@ -173,9 +175,6 @@ def test_ties_that_let_in_too_many_are_named(depth) -> None:
 
 def test_an_expert_that_takes_one_too_few_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     right = ExpertChoiceExperts._taken
-
-    class Promising(ExpertChoiceExperts):
-        pass
 
     def promised(self: ExpertChoiceExperts, load: Load) -> Counts:
         each = sum(right(self, n) for n in load.lengths)

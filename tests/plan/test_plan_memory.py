@@ -1,5 +1,7 @@
 """Bytes of one GPU, and what is divided over several."""
 
+from dataclasses import replace
+
 import pytest
 
 from modbench.errors import UserError
@@ -62,6 +64,16 @@ def test_checkpoints_keep_the_inputs_of_layers_alone() -> None:
     assert checkpoint.activations == 2 * (2 * 32 * 16 * 2)
     assert checkpoint.activations < kept.activations
     assert checkpoint.working > kept.working
+
+
+def test_autocast_remembers_all_weights_until_the_forward_pass_ends() -> None:
+    deep = replace(DENSE, layers=30)
+    decoder = meta_decoder("vanilla", {}, deep)
+    memory = Measured(decoder, 4, Recipe(checkpoint=True)).memory(1)
+    logits_and_tokens = 4 * 100 * 2 + 2 * 4 * 8
+    assert memory.working == logits_and_tokens + 30 * 2 * (BLOCK - 2 * 16)
+    # In bfloat16 there is nothing to remember: a layer's own work is the most.
+    assert Measured(decoder, 4, Recipe(checkpoint=True, state="bf16")).memory(1).working < memory.working
 
 
 def test_the_peak_holds_logits_or_a_layers_work() -> None:

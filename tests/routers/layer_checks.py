@@ -172,6 +172,7 @@ def plain_block(block: Block, x_TD: Tensor, positions: Sequence[int]) -> Tensor:
 
 FROZEN: dict[str, Callable[[str], bool]] = {
     "embedding-and-first-layer": lambda name: name.startswith(("embedding", "layers.0.")),
+    "the-same-and-norms": lambda name: name.startswith(("embedding", "layers.0.")) or "norm" in name,
     "all-but-what-writes": lambda name: not name.endswith(("down.weight", "bank.down", "out.weight")),
     "all-but-the-last-norms": lambda name: "feed_forward_norm" not in name,
     "all-but-routers": lambda name: not name.endswith("router"),

@@ -33,7 +33,10 @@ OPTIONS: dict[str, tuple[ModelConfig, dict]] = {
     "1x3": (FIVE, {"recursions": 3}),
     "published": (SIX, {"residual": "full", "gate_scale": 0.1, "auxiliary": 1.0}),
     "token-2x2": (SIX, {"depth": "token_choice"}),
-    "token-1x3": (FIVE, {"depth": "token_choice", "recursions": 3, "residual": "full"}),
+    "token-1x3": (
+        FIVE,
+        {"depth": "token_choice", "recursions": 3, "residual": "full", "gate_scale": 0.7},
+    ),
 }
 
 

@@ -54,6 +54,7 @@ class Selected:
             selection=context.selection,
             lengths_B=torch.tensor(kept, device=x_BTD.device) if ragged else None,
             positions_BT=self.gather(context.positions(x_BTD)),
+            tokens_BT=None if context.tokens_BT is None else self.gather(context.tokens_BT),
             trace=context.trace,
             cache=context.cache,
             rows=rows,

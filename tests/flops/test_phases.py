@@ -1,4 +1,4 @@
-"""Ledger equals counter to the integer in every phase, on values and on shapes alone, whatever is frozen.
+"""Ledger equals counter to the integer in every phase, on values and on shapes, whatever is frozen.
 
 B sequences, T tokens, V vocabulary.
 """

@@ -258,7 +258,7 @@ class LedgerOffByOneMatmul(Right):
         return Ledger({key: flops for key, flops in super().ledger(load) if key[1] != "router"})
 
 
-#: Bugs by name, and the probe that must name each.
+#: Layers by the name of their bug.
 MUTANTS: dict[str, type[Right]] = {
     "right": Right,
     "double residual": DoubleResidual,

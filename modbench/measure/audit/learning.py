@@ -94,7 +94,8 @@ def _scale(
 @torch.no_grad()
 def _uneven(model: Decoder, tokens_BT: Tensor) -> str:
     """An auxiliary loss that another order of sequences changes; empty if there is none. Each layer is
-    asked by itself, on the same stream: what an earlier one drops may well depend on the order."""
+    asked by itself, on the same stream: what an earlier one drops may well depend on the order. What is
+    drawn at random is not asked."""
     streams = [
         (number, layer, before_BTD)
         for number, layer, before_BTD, _ in layer_by_layer(
@@ -102,24 +103,30 @@ def _uneven(model: Decoder, tokens_BT: Tensor) -> str:
         )
     ]
     for number, layer, x_BTD in streams:
-        first = _losses(layer, x_BTD, tokens_BT, seed=0)
+        first, selected = _losses(layer, x_BTD, tokens_BT, seed=0)
         if not first:
             continue
-        drawn = _losses(layer, x_BTD, tokens_BT, seed=1)
-        rolled = _losses(layer, x_BTD.roll(1, 0), tokens_BT.roll(1, 0), seed=0)
-        for name, value in first.items():
-            if drawn[name] == value and abs(rolled[name] - value) > SUMMED * abs(value):
+        drawn, _ = _losses(layer, x_BTD, tokens_BT, seed=1)
+        rolled, others = _losses(layer, x_BTD.roll(1, 0), tokens_BT.roll(1, 0), seed=0)
+        if any(not torch.equal(shown.roll(1, 0), others[name]) for name, shown in selected.items()):
+            continue  # selected by lot: it falls on a place, whoever stands there
+        for key, value in first.items():
+            if drawn[key] == value and abs(rolled[key] - value) > SUMMED * abs(value):
                 return (
-                    f"loss '{name}' of layer {number} is {value:.6g} and {rolled[name]:.6g} when "
+                    f"loss '{key[1]}' of layer {number} is {value:.6g} and {rolled[key]:.6g} when "
                     "sequences change places: not all of them teach alike"
                 )
     return ""
 
 
-def _losses(layer: nn.Module, x_BTD: Tensor, tokens_BT: Tensor, *, seed: int) -> dict[str, float]:
-    """The auxiliary losses of ``layer`` in training, by name."""
+def _losses(
+    layer: nn.Module, x_BTD: Tensor, tokens_BT: Tensor, *, seed: int
+) -> tuple[dict[tuple[int, str], float], dict[int, Tensor]]:
+    """The auxiliary losses of ``layer`` in training, as the trace has them, and who was selected."""
     context = Context(tokens_BT=tokens_BT)
     with torch.random.fork_rng(devices=[x_BTD.device] if x_BTD.is_cuda else []):
         torch.manual_seed(seed)
         copy.deepcopy(layer).train()(x_BTD, context)
-    return {name: value.item() for (_, name), value in context.trace.losses.items()}
+    losses = {key: value.item() for key, value in context.trace.losses.items()}
+    shown = context.trace.tensors.items()
+    return losses, {depth: value for (depth, name), value in shown if name == "selected"}

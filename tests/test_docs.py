@@ -1,0 +1,56 @@
+"""What the guide to writing a router says is what happens."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from modbench.cli import main
+
+DOCS = Path(__file__).parent.parent / "docs"
+GUIDE = (DOCS / "writing_a_router.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE, flags=re.DOTALL)
+
+
+def patched(text: str, diff: str) -> str:
+    """``text`` with each hunk's old lines replaced by its new ones."""
+    for hunk in diff.split("@@\n")[1:]:
+        lines = hunk.splitlines(keepends=True)
+        old = "".join(line[1:] or "\n" for line in lines if line[0] in " -")
+        new = "".join(line[1:] or "\n" for line in lines if line[0] in " +")
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
+def verdicts(said: str) -> list[tuple[str, str, str]]:
+    """(number, name, verdict) of each probe's line; figures differ from machine to machine."""
+    return re.findall(r"^ *(\d+)  (\S.*?) {2,}(passed|FAILED)  ", said, flags=re.MULTILINE)
+
+
+def test_the_first_version_fails_and_the_second_passes_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (first,) = blocks("python")
+    (diff,) = blocks("diff")
+    (command, *_) = [line for line in "".join(blocks("sh")).splitlines() if "audit" in line]
+    wrong, right = blocks("text")
+    assert len(verdicts(wrong)) == len(verdicts(right)) == 11
+    # One name to each file: a process loads a plugin once.
+    for number, (source, printed) in enumerate(((first, wrong), (patched(first, diff), right))):
+        name = f"top_share_{number}"
+        Path(f"{name}.py").write_text(source.replace('"top_share"', f'"{name}"'))
+        words = command.replace("top_share", name).split()[1:]
+        assert main(words) == (1 if "FAILED" in printed else 0)
+        assert verdicts(capsys.readouterr().out) == verdicts(printed)
+    assert [number for number, _, verdict in verdicts(wrong) if verdict == "FAILED"] == ["1", "3"]
+
+
+def test_every_link_of_every_page_leads_somewhere() -> None:
+    for page in DOCS.glob("*.md"):
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert link.startswith("http") or (page.parent / link).exists(), (page.name, link)

@@ -175,5 +175,6 @@ class ExpertChoiceExperts(FeedForward):
         weighted_ND = y_ND * scores_ES.flatten().index_select(0, chosen_N)[:, None]
         out_SD = torch.zeros_like(x_SD, dtype=weighted_ND.dtype).index_add(0, rows_N, weighted_ND)
         context.trace.show(self.layer, "load", torch.tensor(counts))
+        context.trace.show(self.layer, "taken", chosen_ES.sum(0))
         context.trace.count(self.layer, "experts", [sum(counts)])
         return out_SD.to(x_BTD.dtype).view_as(x_BTD)

@@ -102,6 +102,7 @@ class ThresholdExperts(FeedForward):
         counts = known(chosen_SE.sum(0), evenly(nominal, self.options.experts))
         out_BTD = dispatched(self.bank, x_BTD, gates_SE, chosen_SE, counts)
         context.trace.show(self.layer, "load", chosen_SE.sum(0))
+        context.trace.show(self.layer, "taken", chosen_SE.sum(1))
         context.trace.count(self.layer, "experts", [sum(counts)])
         if self.training and context.selection == "topk" and not context.trace.repeated:
             self._move(logits_SE.detach(), real_BT, sum(lengths))

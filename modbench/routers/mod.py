@@ -159,6 +159,7 @@ class DepthRouted(Layer):
         scores_BT, causal_BT = self._scores(x_BTD, context)
         if context.selection == "topk":
             selected_BT, lengths = self._topk(scores_BT, causal_BT, context)
+            context.trace.show(self.layer, "predicted", causal_BT >= self._cut())
         else:
             selected_BT = causal_BT >= self._cut()
             real_BT = context.real(x_BTD)

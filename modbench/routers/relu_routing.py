@@ -98,6 +98,7 @@ class ReluExperts(FeedForward):
         tokens = sum(context.lengths(x_BTD))
         counts = known(load_E, evenly(self._nominal(tokens), self.options.experts))
         context.trace.show(self.layer, "load", load_E)
+        context.trace.show(self.layer, "taken", active_SE.sum(1))
         context.trace.count(self.layer, "experts", [sum(counts)])
         if context.selection == "topk":
             self._steer(gates_SE, load_E, tokens, context)

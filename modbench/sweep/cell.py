@@ -22,6 +22,7 @@ from modbench.measure.environment import code_version, environment
 from modbench.measure.loss import SCORING_BATCH, heldout_loss, heldout_windows, unigram_loss
 from modbench.measure.memory import peak_memory
 from modbench.measure.quiet import Quiet
+from modbench.measure.routing import routing_measures
 from modbench.measure.timing import time_model
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder, build_model
@@ -187,6 +188,8 @@ def _measure(
         "forward_flops_per_token_realised": causal.realised_flops_per_token,
         "forward_flops_per_token_dispatched": causal.dispatched_flops_per_token,
     }
+
+    measured.metrics |= routing_measures(model, curve_WT)
 
     # A model that learns from what it is scored on would know the text the second time.
     changed = [

@@ -1,0 +1,111 @@
+"""What routing does on held-out text: who enters under either rule, how well the causal rule knows the
+training rule, how evenly experts are used.
+
+B sequences, T tokens, E experts.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from modbench.measure.loss import SCORING_BATCH
+from modbench.model.context import Context, Trace
+from modbench.model.decoder import Decoder
+
+
+@torch.no_grad()
+def routing_measures(
+    model: Decoder, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
+) -> dict[str, float]:
+    """The metrics of routing over ``windows_WT``, each window read under the training rule and under the
+    causal one. A scheme has those that its layers tell of. Depth-routed ones show ``selected``, ``gate``
+    and ``predicted``, the causal rule's choice on the training rule's own stream; experts show ``load``,
+    ``dropped`` and ``taken``, the experts that took each token."""
+    on = next(model.parameters()).device
+    model.eval()
+    sums: dict[str, float] = defaultdict(float)
+    loads_E: dict[int, torch.Tensor] = {}
+    for start in range(0, len(windows_WT), batch):
+        tokens_BT = torch.from_numpy(windows_WT[start : start + batch]).to(on)[:, :-1]
+        traces = []
+        for rule in ("topk", "causal"):
+            context = Context(selection=rule)  # type: ignore[arg-type]
+            model(tokens_BT, context)
+            traces.append(context.trace)
+        _depth(sums, *traces)
+        _experts(sums, loads_E, *traces)
+    return _rates(sums) | _evenness(list(loads_E.values()))
+
+
+def _depth(sums: dict[str, float], training: Trace, causal: Trace) -> None:
+    for (layer, name), selected_BT in causal.tensors.items():
+        member_BT = training.tensors.get((layer, "selected"))
+        if name != "selected" or member_BT is None:
+            continue
+        sums["routed"] += selected_BT.numel()
+        sums["entered"] += selected_BT.sum().item()
+        sums["flipped"] += (selected_BT != member_BT).sum().item()
+        gate_BT = causal.tensors.get((layer, "gate"))
+        if gate_BT is not None:
+            sums["gate"] += gate_BT.abs().mul(selected_BT).sum().item()
+        predicted_BT = training.tensors.get((layer, "predicted"))
+        if predicted_BT is not None:
+            sums["judged"] += member_BT.numel()
+            sums["members"] += member_BT.sum().item()
+            sums["predicted"] += predicted_BT.sum().item()
+            sums["hits"] += (predicted_BT & member_BT).sum().item()
+
+
+def _experts(
+    sums: dict[str, float], loads_E: dict[int, torch.Tensor], training: Trace, causal: Trace
+) -> None:
+    for (layer, name), value in causal.tensors.items():
+        if name == "load":
+            loads_E[layer] = loads_E.get(layer, 0) + value.double().cpu()
+        elif name == "taken":
+            sums["offered"] += value.numel()
+            sums["untaken"] += (value == 0).sum().item()
+    for (layer, name), dropped_E in training.tensors.items():
+        if name == "dropped":
+            sums["dropped"] += dropped_E.sum().item()
+            sums["assigned"] += (dropped_E.sum() + training.tensors[layer, "load"].sum()).item()
+
+
+def _rates(sums: dict[str, float]) -> dict[str, float]:
+    rates: dict[str, Any] = {}
+    if sums["routed"]:
+        rates["flip_rate"] = sums["flipped"] / sums["routed"]
+        rates["realised_capacity"] = sums["entered"] / sums["routed"]
+    if sums["entered"] and sums["gate"]:
+        rates["gate_scale"] = sums["gate"] / sums["entered"]
+    if sums["judged"]:
+        wrong = sums["predicted"] + sums["members"] - 2 * sums["hits"]
+        rates["causal_rule_accuracy"] = 1 - wrong / sums["judged"]
+        rates["causal_rule_base_rate"] = 1 - sums["members"] / sums["judged"]
+        rates["causal_rule_recall"] = sums["hits"] / sums["members"]
+        if sums["predicted"]:
+            rates["causal_rule_precision"] = sums["hits"] / sums["predicted"]
+    if sums["offered"]:
+        rates["untaken_tokens"] = sums["untaken"] / sums["offered"]
+    if sums["assigned"]:
+        rates["dropped_assignments"] = sums["dropped"] / sums["assigned"]
+    return rates
+
+
+def _evenness(loads_E: list[torch.Tensor]) -> dict[str, float]:
+    """Of the layers whose experts took anything."""
+    shares_E = [load_E / load_E.sum() for load_E in loads_E if load_E.sum() > 0]
+    if not shares_E:
+        return {}
+    peaks = [share_E.max().item() * len(share_E) for share_E in shares_E]
+    entropies = [
+        -torch.special.xlogy(share_E, share_E).sum().item() / max(np.log(len(share_E)), 1e-12)
+        for share_E in shares_E
+    ]
+    return {
+        "expert_load_peak": sum(peaks) / len(peaks),
+        "expert_load_entropy": sum(entropies) / len(entropies),
+        "dead_experts": float(sum(int((load_E == 0).sum()) for load_E in loads_E)),
+    }

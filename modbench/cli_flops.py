@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -71,6 +72,19 @@ def flops(
         raise UserError(f"--option {option[0]} belongs to --router, not to {chosen[0]}; leave it out")
     for file in plugin:
         load_plugin(file)
+    given = [
+        f"--{field.name.replace('_', '-')}"
+        for field in fields(ShapeOptions)
+        if getattr(shape, field.name) != field.default
+        and not router
+        and not (hf and field.name == "sequence")
+    ]
+    if suite and batch != 1:
+        given.append("--batch")
+    if given:
+        raise UserError(
+            f"{given[0]} belongs to --router, and {chosen[0]} has its own shape; leave it out"
+        )
     asked: dict[str, Any] = {
         "convention": convention,
         "compare": compare_conventions,
@@ -99,10 +113,16 @@ def flops(
 
 
 def _family_statements(files: Sequence[Path], load: Load, asked: dict[str, Any]) -> Iterator[Statement]:
-    from modbench.flops.families import load_config
+    from modbench.flops.families import load_config, misspelt
 
     for file in files:
-        yield family_statement(load_config(file), load, name=str(file), **asked)
+        config = load_config(file)
+        for key, meant in misspelt(config):
+            print(
+                f"modbench: config {file}: key '{key}' is not read; did you mean '{meant}'?",
+                file=sys.stderr,
+            )
+        yield family_statement(config, load, name=str(file), **asked)
 
 
 def _suite_statements(suite: str, phase: str, past: int, asked: dict[str, Any]) -> Iterator[Statement]:

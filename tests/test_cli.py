@@ -9,6 +9,7 @@ import pytest
 
 import modbench
 from modbench.cli import VERBS, main
+from modbench.model.block import Block
 
 SUITE = """
 [suite]
@@ -126,6 +127,10 @@ def place(tmp_path: Path) -> Path:
         ("flops --hf bert.json", "model_type 'bert' is no causal language model"),
         ("flops --hf odd.json", "must divide"),
         ("plan --router mod", "plan needs --tokens, such as 300B, or --budget"),
+        ("flops --hf bert.json --width 8", "--width belongs to --router, and --hf has its own shape"),
+        ("flops --suite tiny.toml --sequence 17", "--sequence belongs to --router"),
+        ("flops --suite tiny.toml --batch 2", "--batch belongs to --router"),
+        ("plan --router mod --budget 1e40", "plans go up to 1e+30"),
         ("plan --router mod --tokens many", "tokens 'many' is not a number"),
         ("plan --router mdo --tokens 1B", "router 'mdo' is not known; did you mean 'mod'?"),
         ("plan --router mod --tokens 1B --gpu h1000", "GPU 'h1000' is not known"),
@@ -236,6 +241,32 @@ def test_flops_gives_one_json_document_on_the_last_line(
         assert len(model["conventions"]) == 9
         assert 0 < model["active_parameters"] <= model["parameters"]
         assert model["ratio_to_dense"] == model["flops"] / model["dense_flops"]
+
+
+def test_a_counter_that_sees_something_else_is_told_and_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = Block.ledger
+    monkeypatch.setattr(Block, "ledger", lambda self, load: right(self, load) * 2)
+    assert main(["flops", "--router", "vanilla", "--profile"]) == 1
+    assert "vanilla: the closed form says" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("phase", ["forward", "prefill", "decode"])
+def test_a_chunk_after_cached_tokens_is_counted_as_its_closed_form_says(
+    phase: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"flops --router vanilla mod mode_staged --profile --past 7 --sequence 5 --phase {phase}"
+    assert main(words.split()) == 0
+    assert capsys.readouterr().out.count("difference +0") == 3
+
+
+def test_a_key_that_looks_like_another_is_remarked_upon(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "typo.json").write_text('{"model_type": "llama", "hiden_size": 64}')
+    assert main(["flops", "--hf", str(place / "typo.json")]) == 0
+    assert "key 'hiden_size' is not read; did you mean 'hidden_size'?" in capsys.readouterr().err
 
 
 def test_flops_csv_has_a_row_for_each_component_and_the_total(

@@ -17,7 +17,7 @@ def blocks(language: str) -> list[str]:
 
 def patched(text: str, diff: str) -> str:
     """``text`` with each hunk's old lines replaced by its new ones."""
-    for hunk in diff.split("@@\n")[1:]:
+    for hunk in re.split(r"^@@.*\n", diff, flags=re.MULTILINE)[1:]:
         lines = hunk.splitlines(keepends=True)
         old = "".join(line[1:] or "\n" for line in lines if line[0] in " -")
         new = "".join(line[1:] or "\n" for line in lines if line[0] in " +")

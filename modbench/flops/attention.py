@@ -39,7 +39,7 @@ def causal_pairs(queries: int, keys: int, ahead: int = 0) -> int:
 
 def needed_pairs(given: Mapping[str, Any]) -> Pairs | None:
     """What an SDPA call needs: a triangle, what its mask allows, or None for everything. A mask without
-    values (on the meta device, or fake) forbids nothing."""
+    values (on the meta device, or fake) forbids nothing, unless it is one of `without_values`."""
     query, key, mask = given["query"], given["key"], given.get("attn_mask")
     if query.is_nested:
         return None
@@ -58,7 +58,7 @@ def allowed_pairs(mask: Tensor | None) -> Pairs | None:
     """Pairs that a mask lets through: True in a bool mask; in an added one all but -inf and its dtype's
     lowest number, which Hugging Face models write for it. Counted unseen by modes and by autograd."""
     if mask is None or mask.is_meta or is_fake(mask):
-        return None
+        return getattr(mask, "allowed", None)
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(mask):
         mask = functorch.get_unwrapped(mask)
@@ -66,6 +66,13 @@ def allowed_pairs(mask: Tensor | None) -> Pairs | None:
         if mask.dtype is not torch.bool:
             mask = mask > torch.finfo(mask.dtype).min
         return Pairs(int(mask.sum()), mask.numel())
+
+
+def without_values(mask: Tensor) -> Tensor:
+    """``mask`` on the meta device, which remembers how many pairs it lets through."""
+    shape = mask.to("meta")
+    shape.allowed = allowed_pairs(mask)  # type: ignore[attr-defined]
+    return shape
 
 
 class FusedAttention:

@@ -5,6 +5,7 @@ that ran outside, an exported program) is an error: a matmul that became part of
 """
 
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -35,6 +36,7 @@ class Uncompiled:
                 "the call"
             )
         self._stance = torch.compiler.set_stance("force_eager")
+        self._cond, torch.cond = torch.cond, _taken
         for module, name in _RUNNERS:
             kind = getattr(sys.modules.get(module), name, None)
             if kind is not None and all(kind is not known for known, _ in self._calls):
@@ -45,7 +47,15 @@ class Uncompiled:
         for kind, call in self._calls:
             setattr(kind, "__call__", call)  # noqa: B010
         self._calls = []
+        torch.cond = self._cond
         self._stance.__exit__(None, None, None)
+
+
+def _taken(
+    pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any = ()
+) -> Any:
+    """torch.cond as what it comes to: the branch taken, whose backward pass is then its own, too."""
+    return (true_fn if bool(pred) else false_fn)(*operands)
 
 
 def _in_compiled_call() -> bool:

@@ -23,7 +23,7 @@ from modbench.flops.statement import meta_decoder
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import SIZES, Size
 
-PAGE = Path("docs/conventions.md")
+PAGE = Path(__file__).parents[2] / "docs" / "conventions.md"
 REGENERATE = "python -m modbench.flops.conventions_page"
 TRUTHS = ("full", "model")
 SCHEMES = ("vanilla", "token_choice", "expert_choice", "mod", "mode_staged", "mode_integrated")

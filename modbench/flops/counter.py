@@ -164,6 +164,10 @@ class FlopCounter:
             flops: int | Flops = formula.flops(arguments, pairs)
         else:
             flops = formula(arguments, result)
+        if not isinstance(flops, Flops) and (type(flops) is not int or flops < 0):
+            raise UserError(
+                f"the FLOP formula of op '{op}' gave {flops!r}; it must give a whole number, 0 or more"
+            )
         counted = self._counted.setdefault((label, direction, op), [0, 0, 0])
         if isinstance(flops, int):
             flops = Flops(flops if pairs is None else pairs.of(flops), flops)
@@ -177,6 +181,9 @@ class FlopCounter:
 _Known = tuple[str, list[str], dict[str, Any], Formula]
 
 _SOFTMAX_OF_SDPA = torch.ops.aten._safe_softmax.default
+_MULTIPLY = torch.ops.aten.mul.Tensor
+#: Backward passes that multiply by broadcasting: (N,) by (M,), or one number by (N,); the result's dims.
+_OUTER_PRODUCTS = {"MvBackward0": 2, "AddmvBackward0": 2, "DotBackward0": 1, "VdotBackward0": 1}
 _PLAIN = {torch.Tensor, torch.nn.Parameter, FakeTensor}
 
 
@@ -201,6 +208,8 @@ class _Dispatch(TorchDispatchMode):
         if func in self._free:
             return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
+        if func is _MULTIPLY:
+            return self._multiply(args, kwargs)
         if not isinstance(func, OpOverload):
             return higher_order.run(func, args, kwargs, self, self._counter.add)
         known = self._formulas.get(func) or self._look_up(func)
@@ -225,6 +234,14 @@ class _Dispatch(TorchDispatchMode):
         name, names, defaults, formula = known
         arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
         self._counter.add(name, formula, arguments, result)
+        return result
+
+    def _multiply(self, args: Any, kwargs: Any) -> Any:
+        """No matmul, but where autograd writes the backward pass of one so."""
+        result = _MULTIPLY(*args, **kwargs)
+        node = _current_autograd_node()
+        if node is not None and result.dim() == _OUTER_PRODUCTS.get(node.name()):
+            self._counter.add("aten::mul", lambda arguments, result: 2 * result.numel(), {}, result)
         return result
 
     def _look_up(self, func: OpOverload) -> "_Known | None":

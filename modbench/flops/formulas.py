@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 
 from modbench.errors import UserError
 from modbench.flops import fused
@@ -19,14 +20,24 @@ from modbench.flops.ledger import Flops
 Formula = Callable[[Mapping[str, Any], Any], int | Flops]
 
 
-def register_flop_formula(op: str, formula: Formula) -> None:
-    """Count the op called ``op`` (such as ``"mylib::my_matmul"``) by ``formula``, which takes the op's
-    arguments, by their schema names, and its result, and returns FLOPs (2 per multiply-accumulate): an
-    integer that holds under every convention, or `modbench.flops.ledger.Flops`.
+def register_flop_formula(op: str | OpOverload | OpOverloadPacket, formula: Formula) -> None:
+    """Count the op ``op``, given by its name (such as ``"mylib::my_matmul"``) or itself, by ``formula``,
+    which takes the op's arguments, by their schema names, and its result, and returns FLOPs (2 per
+    multiply-accumulate): an integer that holds under every convention, or `modbench.flops.ledger.Flops`.
 
     Raises:
-        UserError: the op is counted already.
+        UserError: no op's name, no formula, or the op is counted already.
     """
+    if isinstance(op, OpOverload):
+        op = op._schema.name
+    elif isinstance(op, OpOverloadPacket):
+        op = op._qualified_op_name
+    if not isinstance(op, str) or op.count("::") != 1:
+        raise UserError(
+            f"op {op!r} is no op's name; give it as 'library::name', such as 'mylib::my_matmul'"
+        )
+    if not callable(formula):
+        raise UserError(f"the FLOP formula of op '{op}' is {formula!r}; it must be a function")
     if op in FORMULAS:
         raise UserError(f"op '{op}' already has a FLOP formula; remove one of the two registrations")
     FORMULAS[op] = formula
@@ -39,9 +50,34 @@ def _matmul(first: str, second: str) -> Formula:
         left, right = arguments[first], arguments[second]
         if left.is_nested or right.is_nested:
             return _product(left, result)
+        if left.layout != torch.strided or right.layout != torch.strided:
+            return _sparse_product(left, right)
         return 2 * left.numel() * (right.shape[-1] if right.dim() > 1 else 1)
 
     return formula
+
+
+def _sparse_product(left: Tensor, right: Tensor) -> int:
+    """Each stored element of the sparse one meets one row or column of the other.
+
+    Raises:
+        UserError: both are sparse, and what meets what isn't known from their shapes.
+    """
+    if left.layout != torch.strided and right.layout != torch.strided:
+        raise UserError(
+            "FLOPs of a product of two sparse matrices depend on where their elements stand; make one "
+            "of them dense to count it"
+        )
+    if left.layout != torch.strided:
+        return 2 * _stored(left) * (right.shape[-1] if right.dim() > 1 else 1)
+    return 2 * _stored(right) * math.prod(left.shape[:-1])
+
+
+def _stored(sparse: Tensor) -> int:
+    """Elements that a sparse tensor holds, explicit zeros and those of its blocks included."""
+    if sparse.layout == torch.sparse_coo:
+        return int(sparse._values().numel())
+    return sparse.values().numel()
 
 
 def _product(left: Tensor, result: Tensor) -> int:
@@ -99,9 +135,7 @@ def _sparse(first: str, second: str) -> Formula:
     """Each stored element of ``first`` meets one row of ``second``."""
 
     def formula(arguments: Mapping[str, Any], result: Any) -> int:
-        left, right = arguments[first], arguments[second]
-        stored = left.values().numel() if left.layout != torch.sparse_coo else left._nnz()
-        return 2 * stored * right.shape[-1]
+        return _sparse_product(arguments[first], arguments[second])
 
     return formula
 

@@ -7,6 +7,7 @@ is a bug.
 import itertools
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -85,10 +86,10 @@ def run_gate(golden: Path, *, plugins: Sequence[Path] = (), accept: bool = False
     if plugins and golden == GOLDEN:
         raise UserError("--plugin needs --golden FILE: a plugin's counts stand in a table of their own")
     routers = [name for plugin in plugins for name in load_plugin(plugin)] or built_in()
-    options = [f"--plugin {plugin}" for plugin in plugins]
+    words = [word for plugin in plugins for word in ("--plugin", str(plugin))]
     if golden != GOLDEN:
-        options.append(f"--golden {golden}")
-    command = " ".join(["modbench flops gate", *options, "--accept"])
+        words += ["--golden", str(golden)]
+    command = shlex.join(["modbench", "flops", "gate", *words, "--accept"])
     now = current(routers)
     if accept:
         half = golden.with_suffix(".half")

@@ -2,7 +2,7 @@
 witness is asked for."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modbench.errors import UserError
@@ -31,6 +31,7 @@ class Statement:
     dense_flops: int
     conventions: Mapping[str, int] = field(default_factory=dict)
     profiled: int | None = None
+    described: Mapping[str, Any] = field(default_factory=dict)  #: the model's shape and options, in full
 
     @property
     def flops_per_token(self) -> float:
@@ -64,6 +65,7 @@ def stated(
     *,
     compare: bool = False,
     profiled: int | None = None,
+    described: Mapping[str, Any],
 ) -> Statement:
     """The statement of one model from its ledger and what papers' formulas read off it; ``dense`` the
     same of the dense model of its shape."""
@@ -89,6 +91,7 @@ def stated(
         dense_flops=total(*dense, convention),
         conventions={c: total(ledger, reading, c) for c in ALL_CONVENTIONS} if compare else {},
         profiled=profiled,
+        described=described,
     )
 
 
@@ -125,6 +128,11 @@ def router_statement(
         convention,
         compare=compare,
         profiled=profiled,
+        described={
+            "router": routed.router.name,
+            "options": routed.router.options(),
+            "shape": asdict(model),
+        },
     )
 
 
@@ -179,6 +187,7 @@ def family_statement(
         convention,
         compare=compare,
         profiled=profiled,
+        described={"config": dict(config)},
     )
 
 

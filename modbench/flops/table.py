@@ -85,6 +85,7 @@ def as_json(statements: Sequence[Statement]) -> str:
         }
         model = {
             **_fields(s),
+            **s.described,
             "flops": s.flops,
             "flops_per_token": s.flops_per_token,
             "by_component": components,

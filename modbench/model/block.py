@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modbench.flops.attention import without_values
 from modbench.flops.component import component
 from modbench.flops.ledger import Counts, Ledger, Load, attention, matmul
 from modbench.model.config import ModelConfig
@@ -104,11 +105,12 @@ class Attention(nn.Module):
             return k_BKTP, v_BKTP, True
         if tokens == 1 and min(past) == max(past):
             return k_BKCP, v_BKCP, False
-        past_B11, new_B11 = (torch.tensor(n, device=x_BTD.device)[:, None, None] for n in (past, new))
-        token_T1 = torch.arange(tokens, device=x_BTD.device)[:, None]
+        on = torch.device("cpu") if x_BTD.is_meta else x_BTD.device
+        past_B11, new_B11 = (torch.tensor(n, device=on)[:, None, None] for n in (past, new))
+        token_T1 = torch.arange(tokens, device=on)[:, None]
         seen_BT1 = past_B11 + torch.minimum(token_T1 + 1, new_B11)
-        key_C = torch.arange(k_BKCP.shape[2], device=x_BTD.device)
-        return k_BKCP, v_BKCP, (key_C < seen_BT1)[:, None]
+        mask_B1TC = (torch.arange(k_BKCP.shape[2], device=on) < seen_BT1)[:, None]
+        return k_BKCP, v_BKCP, without_values(mask_B1TC) if x_BTD.is_meta else mask_B1TC
 
     def _rotation(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         half = self.head_width // 2

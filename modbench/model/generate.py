@@ -56,11 +56,11 @@ def generate(
     Raises:
         UserError: no prompt, an empty one, a token out of the vocabulary, or an option out of range.
     """
-    _check(model, prompts, new, temperature, top_p)
+    _check(model, prompts, new, temperature, top_p, seed)
     on = next(model.parameters()).device
     model.eval()
     texts = [list(prompt) for prompt in prompts]
-    generators = [torch.Generator().manual_seed(seed) for _ in prompts]
+    generators = [_generator(seed, prompts, number) for number in range(len(prompts))]
     running = set(range(len(prompts)))
     cache: Cache | None = None
     chosen: list[int] = []
@@ -85,14 +85,23 @@ def generate(
     return [_until(text[len(prompt) :], end) for text, prompt in zip(texts, prompts, strict=True)]
 
 
+def _generator(seed: int, prompts: Sequence[Sequence[int]], number: int) -> torch.Generator:
+    """Of a prompt's own: the second of two equal prompts draws other tokens than the first."""
+    earlier = sum(list(prompt) == list(prompts[number]) for prompt in prompts[:number])
+    return torch.Generator().manual_seed((seed << 16) + earlier)
+
+
 def _until(tokens: list[int], end: int | None) -> list[int]:
     return tokens[: tokens.index(end)] if end is not None and end in tokens else tokens
 
 
 def _choose(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    if not logits_V.isfinite().all():
+        raise UserError("the model's logits are no numbers; its weights are broken, train it again")
     if temperature == 0:
         return int(logits_V.argmax())
-    probabilities_V = (logits_V / temperature).softmax(-1)
+    # In float64 and from the largest down, so that no temperature above 0 overflows.
+    probabilities_V = ((logits_V.double() - logits_V.max()) / temperature).softmax(-1)
     order_V = probabilities_V.argsort(descending=True, stable=True)
     sorted_V = probabilities_V[order_V]
     # A token stays as long as those before it don't reach top_p; the first always does.
@@ -103,7 +112,12 @@ def _choose(logits_V: Tensor, temperature: float, top_p: float, generator: torch
 
 
 def _check(
-    model: Decoder, prompts: Sequence[Sequence[int]], new: int, temperature: float, top_p: float
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    new: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
 ) -> None:
     if not prompts or not all(prompts):
         raise UserError("generate needs one or more prompts of at least one token each")
@@ -111,6 +125,8 @@ def _check(
     wrong = [token for prompt in prompts for token in prompt if not 0 <= token < vocabulary]
     if wrong:
         raise UserError(f"prompt has token {wrong[0]}; the vocabulary has 0 to {vocabulary - 1}")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}; it must lie in [0, 2**32)")
     if new < 1:
         raise UserError(f"new is {new}; it must be 1 or more")
     if not 0 <= temperature < float("inf"):

@@ -19,6 +19,8 @@ from modbench.model.config import ModelConfig
 from modbench.model.sizes import Size
 from modbench.plan.search import largest
 
+#: The largest budget: thousands of times what anybody has spent.
+LARGEST = 10**30
 #: Below this share of the budget, a shape counts as missing it.
 USED = 0.99
 #: MLP widths that are tried to find the steps that a router takes them in.
@@ -93,6 +95,11 @@ def solve(
         model = _filled(family, total, budget, f"{tokens:,} tokens")
         return family.solution(model, budget, tokens)
     per_sequence = Fraction(tokens_per_parameter) / base.sequence
+
+    if budget > LARGEST:
+        raise UserError(
+            f"budget is {budget:.4g} training FLOPs; plans go up to {LARGEST:.4g}: give a smaller one"
+        )
 
     def needed(model: ModelConfig) -> int:
         flops, _, active = family.read(model)

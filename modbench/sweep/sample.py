@@ -62,6 +62,7 @@ def sample_run(
             "trained: run the suite here, into another --results folder"
         )
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from modbench.model.config import ModelConfig
@@ -81,10 +82,10 @@ def sample_run(
     )
     try:
         model.load_state_dict(load_file(weights))
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, SafetensorError) as error:
         raise UserError(
-            f"run '{run}': {weights} does not fit its router ({' '.join(str(error).split())[:200]}); "
-            "run the suite again"
+            f"run '{run}': {weights} are no weights of router '{cell['router']['name']}' "
+            f"({' '.join(str(error).split())[:200]}); run the suite again"
         ) from error
     tokenizer = load(DataConfig(**cell["data"])).tokenizer
     torch.set_num_threads(1)

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from modbench import FlopCounter
+from modbench import FlopCounter, register_flop_formula
 from modbench.errors import UserError
+from modbench.flops.formulas import FORMULAS
 
 
 def counted(run: Callable[[], object]) -> FlopCounter:
@@ -291,3 +292,93 @@ def test_jagged_tensors_count_by_what_is_there() -> None:
 )
 def test_what_multiplies_no_matrices_costs_nothing(run: Callable[[], object]) -> None:
     assert counted(run).total == 0
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize(
+    ("run", "flops"),
+    [
+        (lambda s, d: s @ d, 2 * 3 * 10),
+        (lambda s, d: s.to_sparse_csr() @ d, 2 * 3 * 10),
+        (lambda s, d: s @ d[:, 0], 2 * 3),
+        (lambda s, d: d.T @ s, 2 * 3 * 10),
+        (lambda s, d: torch.addmm(torch.zeros(8, 10), s.to_sparse_csr(), d), 2 * 3 * 10),
+        (lambda s, d: s.to_dense().to_sparse_bsr((2, 2)) @ d, 2 * 2 * 4 * 10),
+    ],
+    ids=["coo", "csr", "vector", "dense-sparse", "addmm", "bsr"],
+)
+def test_sparse_operands_cost_what_they_hold(run, flops: int) -> None:
+    # Three elements of 8 x 8, in two blocks of 2 x 2.
+    sparse = torch.zeros(8, 8)
+    sparse[0, 0] = sparse[0, 1] = sparse[5, 3] = 1.0
+    with FlopCounter() as counter:
+        run(sparse.to_sparse(), torch.randn(8, 10))
+    assert counter.total == flops
+
+
+def test_two_sparse_operands_are_refused() -> None:
+    one = torch.eye(4).to_sparse()
+    with pytest.raises(UserError, match=r"two sparse matrices|_sparse_sparse_matmul"), FlopCounter():
+        one @ one
+
+
+@pytest.mark.parametrize("matrix_trained", [True, False])
+@pytest.mark.parametrize("vector_trained", [True, False])
+def test_products_with_a_vector_have_their_gradients_counted(
+    matrix_trained: bool, vector_trained: bool
+) -> None:
+    if not (matrix_trained or vector_trained):
+        return
+    w = torch.randn(3, 4, requires_grad=matrix_trained)
+    x = torch.randn(4, requires_grad=vector_trained)
+    for run in (lambda: w @ x, lambda: torch.addmv(torch.zeros(3), w, x)):
+        with FlopCounter() as counter:
+            run().sum().backward()
+        assert counter.total == 24 * (1 + matrix_trained + vector_trained)
+
+
+def test_a_dot_product_has_its_gradients_counted() -> None:
+    x, y = torch.randn(4, requires_grad=True), torch.randn(4, requires_grad=True)
+    with FlopCounter() as counter:
+        (x @ y).backward()
+    assert counter.total == 3 * 8
+    with FlopCounter() as counter:
+        (x * y).sum().backward()  # no matmul, nor are its gradients
+    assert counter.total == 0
+
+
+def test_control_flow_has_the_gradients_of_the_branch_taken() -> None:
+    x, w = torch.randn(4, 4, requires_grad=True), torch.nn.Parameter(torch.randn(4, 4))
+    before = torch.cond
+    for positive, products in ((True, 1), (False, 2)):
+        with FlopCounter() as counter:
+            torch.cond(
+                torch.tensor(positive), lambda x: x @ w, lambda x: x @ w @ w, (x,)
+            ).sum().backward()
+        assert counter.total == products * 3 * 2 * 64
+    assert torch.cond is before
+
+
+@pytest.mark.parametrize(
+    ("op", "formula", "words"),
+    [
+        ("mm", lambda arguments, result: 0, "'mm' is no op's name"),
+        (7, lambda arguments, result: 0, "7 is no op's name"),
+        ("mylib::op", "no", "is 'no'; it must be a function"),
+        (torch.ops.aten.mm.default, lambda arguments, result: 0, "already has a FLOP formula"),
+        (torch.ops.aten.mm, lambda arguments, result: 0, "already has a FLOP formula"),
+    ],
+)
+def test_a_formula_that_can_not_count_is_refused(op, formula, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        register_flop_formula(op, formula)
+
+
+@pytest.mark.parametrize("gives", [2.5, None, -5])
+def test_a_formula_that_gives_no_count_is_named(gives, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMULAS, "aten::_fft_r2c", lambda arguments, result: gives)
+    with (
+        pytest.raises(UserError, match=rf"op 'aten::_fft_r2c' gave {gives}; it must give"),
+        FlopCounter(),
+    ):
+        torch.fft.rfft(torch.randn(8))

@@ -11,7 +11,7 @@ from typing import Any
 from modbench.flops.families.architecture import FamilyShape, ledger_of, shape_of
 from modbench.flops.families.defaults import FAMILIES
 from modbench.flops.families.layers import architecture_of
-from modbench.flops.families.source import load_config
+from modbench.flops.families.source import load_config, misspelt
 from modbench.flops.ledger import Ledger, Load
 from modbench.flops.literature import Reading
 
@@ -22,6 +22,7 @@ __all__ = [
     "family_reading",
     "family_shape",
     "load_config",
+    "misspelt",
 ]
 
 

@@ -1,5 +1,6 @@
 """A config.json as a family's keys: found, defaulted, and held to what they must be."""
 
+import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,19 @@ def load_config(path: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"config {path} holds no JSON object; give a model's config.json")
     return config
+
+
+def misspelt(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Keys that look like one which the family reads and that is missing, each with that one."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None:
+        return []
+    known = {*family.defaults, *family.also}
+    found = []
+    for key in sorted(set(config) - known):
+        near = difflib.get_close_matches(key, known - set(config), n=1, cutoff=0.9)
+        found += [(key, match) for match in near]
+    return found
 
 
 class Source:

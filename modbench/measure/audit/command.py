@@ -48,6 +48,8 @@ def run_audit(
     router_name, chosen = preset_options(name)
     chosen |= options or {}
     size = (shape or ShapeOptions()).resolved()
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}; it must lie in [0, 2**32)")
     if size.sequence < 2:
         raise UserError(f"sequence is {size.sequence}; an audit needs 2 tokens or more")
     make_deterministic()

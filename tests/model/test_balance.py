@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modbench.model.balance import balance_loss
+from modbench.model.balance import SelectionBias, balance_loss
 from modbench.model.choice import best_experts
 
 
@@ -41,3 +41,11 @@ def test_experts_are_chosen_out_of_few_groups_by_their_best_members() -> None:
     assert best_experts(scores_NE, 3, groups=3, top_groups=1).tolist() == [[6, 7, 8]]
     tied_NE = torch.zeros(1, 6)
     assert best_experts(tied_NE, 2, groups=3, top_groups=2).tolist() == [[0, 1]]
+
+
+def test_the_bias_moves_by_its_step_whatever_the_distance_from_the_mean() -> None:
+    bias = SelectionBias(4, 0.25)
+    bias.update(torch.tensor([4.5, 5.0, 5.5, 5.0]))
+    assert bias.value.tolist() == [0.25, 0.0, -0.25, 0.0]  # the mean is 5; half a token away is away
+    bias.update(torch.tensor([0.0, 0.0, 0.0, 40.0]))
+    assert bias.value.tolist() == [0.5, 0.25, 0.0, -0.25]

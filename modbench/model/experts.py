@@ -1,6 +1,7 @@
 """A bank of equal expert MLPs, for tokens that come sorted by expert or in equal shares.
 
-E experts, N rows (token-expert assignments), D model width, F hidden width.
+E experts, N rows (token-expert assignments), D model width, F hidden width; B sequences, T tokens,
+S = B * T.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from modbench.flops.ledger import Ledger, Load, matmul
 from modbench.model.block import activate, up_columns
 from modbench.model.config import ModelConfig
 from modbench.model.initial import normal_, residual_scale
+from modbench.model.scores import places
 
 
 def expert_width(model: ModelConfig, width: int | None, active: float) -> int:
@@ -133,3 +135,17 @@ def _autocast(weight: Tensor) -> Tensor:
     if weight.is_meta or not torch.is_autocast_enabled(kind):
         return weight
     return weight.to(torch.get_autocast_dtype(kind))
+
+
+def dispatched(
+    bank: ExpertBank, x_BTD: Tensor, gates_SE: Tensor, chosen_SE: Tensor, counts: list[int]
+) -> Tensor:
+    """Each token's sum over the experts that are ``chosen`` for it, any number of them, weighted by
+    their gates, (B, T, D). ``counts``: tokens per expert, as the host knows them."""
+    x_SD = x_BTD.flatten(0, 1)
+    chosen_N = places(chosen_SE.T, sum(counts))  # expert by expert, its tokens in order
+    rows_N = chosen_N % len(x_SD)
+    gates_N = gates_SE.T.reshape(-1).index_select(0, chosen_N)
+    weighted_ND = bank(x_SD.index_select(0, rows_N), counts) * gates_N[:, None]
+    out_SD = torch.zeros_like(x_SD, dtype=weighted_ND.dtype).index_add(0, rows_N, weighted_ND)
+    return out_SD.to(x_BTD.dtype).view_as(x_BTD)

@@ -76,3 +76,10 @@ class Selected:
 
     def _of_rows(self, values_BT: Tensor) -> Tensor:
         return values_BT if self._rows_R is None else values_BT.index_select(0, self._rows_R)
+
+
+def alike(counts: Sequence[int]) -> list[list[int]]:
+    """``counts`` set by set of sequences that send equally many, at least one; 0 for all others. Sent
+    through `Selected` set by set, no slot is filled up: for routers that decide how many enter, whose
+    ``ledger`` then holds for what is dispatched, too."""
+    return [[n if n == size else 0 for n in counts] for size in sorted(set(counts) - {0})]

@@ -30,11 +30,11 @@ from modbench.model.average import RunningAverage
 from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.experts import ExpertBank, expert_width
+from modbench.model.experts import ExpertBank, dispatched, expert_width
 from modbench.model.initial import normal_
 from modbench.model.registry import register_router
 from modbench.model.router import Layer, Presets, Router
-from modbench.model.scores import evenly, known, places, score, share
+from modbench.model.scores import evenly, known, score, share
 
 
 @register_router("expert_threshold")
@@ -146,17 +146,3 @@ class ThresholdExperts(FeedForward):
             logits_SE = logits_SE.masked_fill(~real_BT.flatten()[:, None], -torch.inf)
         highest_KE = logits_SE.topk(self._taken(tokens), dim=0).values
         self.threshold.update(highest_KE[-1])
-
-
-def dispatched(
-    bank: ExpertBank, x_BTD: Tensor, gates_SE: Tensor, chosen_SE: Tensor, counts: list[int]
-) -> Tensor:
-    """Each token's sum over the experts that are ``chosen`` for it, any number of them, weighted by
-    their gates, (B, T, D). ``counts``: tokens per expert, as the host knows them."""
-    x_SD = x_BTD.flatten(0, 1)
-    chosen_N = places(chosen_SE.T, sum(counts))  # expert by expert, its tokens in order
-    rows_N = chosen_N % len(x_SD)
-    gates_N = gates_SE.T.reshape(-1).index_select(0, chosen_N)
-    weighted_ND = bank(x_SD.index_select(0, rows_N), counts) * gates_N[:, None]
-    out_SD = torch.zeros_like(x_SD, dtype=weighted_ND.dtype).index_add(0, rows_N, weighted_ND)
-    return out_SD.to(x_BTD.dtype).view_as(x_BTD)

@@ -42,8 +42,7 @@ from modbench.model.initial import normal_
 from modbench.model.registry import register_router
 from modbench.model.router import Layer, Presets, Router, after, trains
 from modbench.model.scores import highest, known, score, share
-from modbench.model.selected import Selected
-from modbench.routers.threshold_skip import alike
+from modbench.model.selected import Selected, alike
 
 
 @register_router("mixture_of_recursions")

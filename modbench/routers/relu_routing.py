@@ -27,12 +27,11 @@ from modbench.flops.ledger import Ledger, Load, matmul
 from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.experts import ExpertBank, expert_width
+from modbench.model.experts import ExpertBank, dispatched, expert_width
 from modbench.model.initial import normal_
 from modbench.model.registry import register_router
 from modbench.model.router import Layer, Presets, Router
 from modbench.model.scores import evenly, known, score
-from modbench.routers.expert_threshold import dispatched
 
 
 @register_router("relu_routing")

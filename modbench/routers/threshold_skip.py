@@ -20,7 +20,6 @@ together, so that nothing is computed for padding.
 B sequences, T tokens, K that enter, R sequences that send any, D model width.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import ClassVar, Literal
@@ -39,7 +38,7 @@ from modbench.model.initial import normal_
 from modbench.model.registry import register_router
 from modbench.model.router import Layer, Presets, Router
 from modbench.model.scores import known, score, share
-from modbench.model.selected import Selected
+from modbench.model.selected import Selected, alike
 
 
 @register_router("threshold_skip")
@@ -146,8 +145,3 @@ class SkippableBlock(Layer):
         entered = hard + (soft - soft.detach())
         loss = self.options.penalty * (entered - self.options.target).square()
         context.trace.loss(self.layer, "budget", loss)
-
-
-def alike(counts: Sequence[int]) -> list[list[int]]:
-    """``counts`` set by set of sequences that send equally many, at least one; 0 for all others."""
-    return [[n if n == size else 0 for n in counts] for size in sorted(set(counts) - {0})]

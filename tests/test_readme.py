@@ -158,7 +158,7 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     (record,) = read_records(tmp_path / "results" / "quick")
     assert record.cell["router"]["name"] == "stride"
     assert record.cell["router"]["plugin_sha256"] is not None
-    assert all(finding["passed"] for finding in record.audit)
+    assert all(finding["verdict"] != "failed" for finding in record.audit)
     assert record.metrics["heldout_loss"] < record.metrics["unigram_loss"] - 0.5
     assert record.metrics["modbench_cloze"] > record.metrics["modbench_cloze_chance"]
     table = (tmp_path / "results" / "quick" / "leaderboard.csv").read_text()

@@ -14,8 +14,10 @@ from typing import Any, Literal, get_args
 
 from modbench.errors import UserError, known_names
 from modbench.metrics import metric
+from modbench.report.routing import check_routing
+from modbench.report.shape import check, is_of
 
-SCHEMA = 1
+SCHEMA = 2
 Status = Literal["ok", "failed", "oom", "diverged"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
@@ -26,7 +28,8 @@ _ROUTER = {"name": str, "options": dict, "plugin_sha256": (str, _NONE), "label":
 _SUITE = {"name": str, "version": int, "rank_by": str}
 _CODE = {"version": str, "commit": (str, _NONE), "dirty": (bool, _NONE)}
 _DATA = {"sha256": str, "train_tokens": int, "heldout_tokens": int}
-_PROBE = {"probe": int, "name": str, "passed": bool, "figure": str, "ranks": bool}
+VERDICTS = ("passed", "failed", "not asked")
+_PROBE = {"probe": int, "name": str, "verdict": str, "figure": str, "ranks": bool}
 _TIMED = {"median": _NUMBER, "iqr": _NUMBER, "n": int, "stable": bool}
 _POINT = {
     "step": int,
@@ -85,29 +88,6 @@ def _plain(value: Any, where: str) -> Any:
     )
 
 
-def _is(value: Any, types: Any) -> bool:
-    """isinstance, where a boolean is no number."""
-    types = types if isinstance(types, tuple) else (types,)
-    return isinstance(value, types) and (bool in types or not isinstance(value, bool))
-
-
-def _check(where: str, value: Any, shape: Mapping[str, Any], *, more: bool = False) -> None:
-    """Refuse a ``value`` that isn't a dict with the fields of ``shape`` (``more``: at least)."""
-    if not isinstance(value, dict):
-        raise UserError(f"{where} is {value!r}; it must be an object")
-    for name in value:
-        if name not in shape and not more:
-            raise UserError(f"{where} has the unknown field '{name}'; {known_names(name, shape)}")
-    for name, types in shape.items():
-        if name not in value:
-            raise UserError(f"{where} lacks the field '{name}'")
-        if not _is(value[name], types):
-            wanted = [kind.__name__ for kind in (types if isinstance(types, tuple) else (types,))]
-            raise UserError(
-                f"{where} field '{name}' is {value[name]!r}; it must be of type {' or '.join(wanted)}"
-            )
-
-
 def _utc(where: str, text: Any) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
@@ -133,9 +113,10 @@ class Record:
     code: dict[str, Any]  #: version, commit, dirty
     environment: dict[str, Any]  #: at least cpu, gpu, threads, torch; no host, user or path
     data: dict[str, Any]  #: sha256, train_tokens, heldout_tokens
-    audit: list[dict[str, Any]]  #: probe, name, passed, figure, ranks (a failure keeps it unranked)
+    audit: list[dict[str, Any]]  #: probe, name, verdict, figure, ranks (a failure keeps it unranked)
     metrics: dict[str, Any]  #: a number, or {"median", "iqr", "n", "stable"} for the kind ``timed``
     curve: list[dict[str, Any]]  #: step, flops, tokens, train_loss, heldout_loss
+    routing: dict[str, Any]  #: as `modbench.report.routing.check_routing` wants it; {}: routes nothing
     status: Status
     error: str | None  #: the sentence of a run that is not ok
     started: str  #: UTC, ISO 8601
@@ -145,18 +126,18 @@ class Record:
     def __post_init__(self) -> None:
         for field in fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name), f".{field.name}"))
-        if not _is(self.schema, int) or self.schema != SCHEMA:
+        if not is_of(self.schema, int) or self.schema != SCHEMA:
             raise UserError(
                 f"schema is {self.schema!r} and this modbench reads {SCHEMA}; "
                 "use the modbench version that wrote it"
             )
-        _check("suite", self.suite, _SUITE)
-        _check("code", self.code, _CODE)
-        _check("data", self.data, _DATA)
-        _check("environment", self.environment, _ENVIRONMENT, more=True)
-        _check("cell", self.cell, _CELL)
-        _check("cell router", self.cell["router"], _ROUTER)
-        _check("cell train", self.cell["train"], {"budget": int}, more=True)
+        check("suite", self.suite, _SUITE)
+        check("code", self.code, _CODE)
+        check("data", self.data, _DATA)
+        check("environment", self.environment, _ENVIRONMENT, more=True)
+        check("cell", self.cell, _CELL)
+        check("cell router", self.cell["router"], _ROUTER)
+        check("cell train", self.cell["train"], {"budget": int}, more=True)
         if self.key != cell_key(self.cell):
             raise UserError(f"key is {self.key!r} but its cell's key is '{cell_key(self.cell)}'")
         self._check_measured()
@@ -166,15 +147,21 @@ class Record:
         if not isinstance(self.audit, list) or not isinstance(self.curve, list):
             raise UserError("audit and curve must be lists")
         for index, probe in enumerate(self.audit):
-            _check(f"audit[{index}]", probe, _PROBE)
+            check(f"audit[{index}]", probe, _PROBE)
+            if probe["verdict"] not in VERDICTS:
+                raise UserError(
+                    f"audit[{index}] verdict '{probe['verdict']}' is not known; "
+                    f"{known_names(probe['verdict'], VERDICTS)}"
+                )
         for index, point in enumerate(self.curve):
-            _check(f"curve[{index}]", point, _POINT)
+            check(f"curve[{index}]", point, _POINT)
+        check_routing(self.routing)
         if not isinstance(self.metrics, dict):
             raise UserError(f"metrics is {self.metrics!r}; it must be an object")
         for name, value in self.metrics.items():
             if metric(name).kind == "timed":
-                _check(f"metric '{name}'", value, _TIMED)
-            elif not _is(value, _NUMBER):
+                check(f"metric '{name}'", value, _TIMED)
+            elif not is_of(value, _NUMBER):
                 raise UserError(f"metric '{name}' is {value!r}; it must be a number")
 
     def _check_outcome(self) -> None:

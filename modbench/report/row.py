@@ -103,33 +103,44 @@ class Row:
             (not _ranks(probe), probe["probe"], f"{probe['probe']} {probe['name']} ({probe['figure']})")
             for record in self.records
             for probe in record.audit
-            if not probe["passed"]
+            if probe["verdict"] == "failed"
         }
         return tuple(text for _, _, text in sorted(failed))
 
     @property
     def audit(self) -> str:
-        """``passed 4/4``, or which probes failed; empty where none was run."""
+        """``passed 7, not asked 4``, or which probes failed, in any run."""
+        asked = {
+            probe["probe"]
+            for record in self.records
+            for probe in record.audit
+            if probe["verdict"] != "not asked"
+        }
         names = {probe["probe"] for record in self.records for probe in record.audit}
         failed = {
             (probe["probe"], probe["name"])
             for record in self.records
             for probe in record.audit
-            if not probe["passed"]
+            if probe["verdict"] == "failed"
         }
         if failed:
             return "failed " + ", ".join(f"{number} {name}" for number, name in sorted(failed))
-        return f"passed {len(names)}/{len(names)}" if names else "not run"
+        if not names:
+            return "not run"
+        spared = len(names - asked)
+        return f"passed {len(asked)}" + (f", not asked {spared}" if spared else "")
 
     @property
     def why_unranked(self) -> str | None:
         """Why the row can't be ranked whatever its figures are; None if it can."""
         if self.errors:
             return self.errors
-        if any(_ranks(probe) and not probe["passed"] for r in self.records for probe in r.audit):
+        if any(
+            _ranks(probe) and probe["verdict"] == "failed" for r in self.records for probe in r.audit
+        ):
             return "failed audit probe " + ", ".join(self.audit_failures)
         for record in self.records:
-            run = {probe["probe"] for probe in record.audit}
+            run = {probe["probe"] for probe in record.audit if probe["verdict"] != "not asked"}
             missing = [str(number) for number in RANKING_PROBES if number not in run]
             if missing:
                 return f"audit probe {', '.join(missing)} was not run"

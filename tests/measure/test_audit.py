@@ -32,7 +32,7 @@ def model_of(name: str, **options: object) -> Decoder:
 
 
 def failed(model: Decoder) -> set[int]:
-    return {finding.probe for finding in audit(model) if not finding.passed}
+    return {finding.probe for finding in audit(model) if finding.failed}
 
 
 def test_top_k_at_evaluation_is_caught_as_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_a_ledger_that_forgets_one_matmul_is_caught(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(DepthRouted, "ledger", wrong)
     findings = audit(model_of("mod"))
-    (count,) = [finding for finding in findings if not finding.passed]
+    (count,) = [finding for finding in findings if finding.failed]
     assert count.probe == 9
     assert count.ranks
     assert "ledger minus counter, FLOPs: -" in count.figure
@@ -142,7 +142,7 @@ def test_a_leak_that_needs_a_long_sequence_is_caught_at_that_length(
     model = changed_model(monkeypatch, forward)
     assert failed(model) == set()
     findings = audit(model, shapes=((3, 63), (4, 128)))
-    assert 1 in {finding.probe for finding in findings if not finding.passed}
+    assert 1 in {finding.probe for finding in findings if finding.failed}
 
 
 def test_strangers_that_meet_in_a_large_batch_are_caught_at_that_batch(
@@ -158,7 +158,7 @@ def test_strangers_that_meet_in_a_large_batch_are_caught_at_that_batch(
 
     findings = audit(changed_model(monkeypatch, forward), shapes=((3, 63), (8, 31)))
     # 4 of the 8 are decoded, and the first of what is decoded is another token.
-    assert {finding.probe for finding in findings if not finding.passed} == {2, 3}
+    assert {finding.probe for finding in findings if finding.failed} == {2, 3}
 
 
 def test_a_leak_in_the_scoring_dtype_alone_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ def test_a_leak_in_the_scoring_dtype_alone_is_caught(monkeypatch: pytest.MonkeyP
 
         return wrong
 
-    (leak,) = [f for f in audit(changed_model(monkeypatch, forward)) if not f.passed]
+    (leak,) = [f for f in audit(changed_model(monkeypatch, forward)) if f.failed]
     assert leak.probe == 1
     assert "torch.float32 only" in leak.figure
 
@@ -194,8 +194,8 @@ def test_a_router_that_raises_has_failed_and_says_how(monkeypatch: pytest.Monkey
         return wrong
 
     findings = audit(changed_model(monkeypatch, forward))
-    passed = {finding.probe for finding in findings if finding.passed}
-    assert passed == {4}  # promises nothing, so nothing of it was run
+    spared = {finding.probe for finding in findings if not finding.failed}
+    assert spared == {4}  # promises nothing, so nothing of it was run
     assert "raised RuntimeError" in findings[0].figure
     assert "at 3 x 63 tokens" in findings[0].figure
 

@@ -13,6 +13,7 @@ import torch
 import modbench.routers
 from modbench.measure.audit import PROBES, audit
 from modbench.measure.audit.command import warmed
+from modbench.measure.audit.finding import NOBODY_SKIPS
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import build_model
 from modbench.model.registry import (
@@ -47,7 +48,7 @@ def test_every_router_and_preset_passes(name: str) -> None:
     router, options = preset_options(name)
     model = warmed(shaped(PLAIN, router), router, options, 3, 32)
     findings = audit(model)
-    assert [(finding.probe, finding.figure) for finding in findings if not finding.passed] == []
+    assert [(finding.probe, finding.figure) for finding in findings if finding.failed] == []
     assert [finding.probe for finding in findings] == list(range(1, 12))
 
 
@@ -57,7 +58,7 @@ def test_an_awkward_shape_passes_and_nothing_is_left_changed(name: str) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     state = torch.get_rng_state()
     findings = audit(model, shapes=((3, 21),))
-    assert [(finding.probe, finding.figure) for finding in findings if not finding.passed] == []
+    assert [(finding.probe, finding.figure) for finding in findings if finding.failed] == []
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert model.training
@@ -69,7 +70,7 @@ def test_an_awkward_shape_passes_and_nothing_is_left_changed(name: str) -> None:
 def test_the_shortest_sequences_pass(name: str, tokens: int) -> None:
     model = build_model(PLAIN, build_router(name))
     findings = audit(model, shapes=((1, tokens),))
-    assert [(finding.probe, finding.figure) for finding in findings if not finding.passed] == []
+    assert [(finding.probe, finding.figure) for finding in findings if finding.failed] == []
 
 
 def test_the_same_model_and_seed_give_the_same_findings() -> None:
@@ -87,19 +88,21 @@ def test_the_router_of_the_readme_passes(tmp_path: Path) -> None:
     (name,) = load_plugin(tmp_path / "stride.py")
     model = build_model(PLAIN, build_router(name, {"stride": 3}))
     findings = {finding.probe: finding for finding in audit(model)}
-    assert all(finding.passed for finding in findings.values())
+    assert all(not finding.failed for finding in findings.values())
     assert findings[6].figure.startswith("all but 0.0e+00 of what a layer adds")
     assert findings[8].figure == "no parameter is named a router's"
     assert "routed layers spend 0.333" in findings[11].figure
 
 
-def test_what_does_not_apply_is_said_and_passes() -> None:
+def test_what_does_not_apply_is_not_asked() -> None:
     findings = audit(build_model(PLAIN, build_router("vanilla")))
     figures = {finding.probe: finding.figure for finding in findings}
     assert figures[4] == "no layer promises a count"
     assert figures[5] == "no token skips a layer"
-    assert figures[6] == figures[7] == figures[11] == "no layer shows who is selected"
+    assert figures[6] == figures[7] == figures[11] == NOBODY_SKIPS
     assert figures[8] == "no parameter is named a router's"
+    spared = {finding.probe for finding in findings if finding.verdict == "not asked"}
+    assert spared == {4, 5, 6, 7, 8, 11}
 
 
 def test_the_probes_that_rank_are_those_that_the_report_asks_for() -> None:

@@ -52,7 +52,7 @@ def test_a_line_to_each_probe_in_columns(capsys: pytest.CaptureFixture[str]) -> 
     assert head == "mod:half: 3 x 63 and 4 x 21 tokens"
     assert len(lines) == len(PROBES)
     for probe, line in zip(PROBES, lines, strict=True):
-        assert re.match(rf" ?{probe.number}  {probe.name} *  passed  \S", line)
+        assert re.match(rf" ?{probe.number}  {probe.name} *  passed +\S", line)
         assert line.index("passed") == lines[0].index("passed")
 
 
@@ -75,7 +75,7 @@ def test_a_document_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     assert document["model"]["width"] == 32
     assert document["passed"] is True
     assert [probe["probe"] for probe in document["probes"]] == list(range(1, 12))
-    assert set(document["probes"][0]) == {"probe", "name", "passed", "figure", "ranks"}
+    assert set(document["probes"][0]) == {"probe", "name", "verdict", "figure", "ranks"}
 
 
 def test_training_has_moved_what_training_moves() -> None:

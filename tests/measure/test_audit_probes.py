@@ -13,6 +13,8 @@ from torch import Tensor
 
 from modbench.flops.ledger import Counts, Load
 from modbench.measure.audit import Finding, audit
+from modbench.measure.audit.finding import NO_BLOCK
+from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder, build_model
@@ -35,7 +37,7 @@ def depth(monkeypatch: pytest.MonkeyPatch):
 
 
 def failures(model: Decoder) -> list[Finding]:
-    return [finding for finding in audit(model) if not finding.passed]
+    return [finding for finding in audit(model) if finding.failed]
 
 
 def the_failure(model: Decoder) -> Finding:
@@ -227,17 +229,97 @@ def test_an_mlp_that_runs_for_all_saves_nothing(depth) -> None:
     assert "layer 1 spends 1." in failed[11].figure
 
 
-def test_a_router_that_holds_no_plain_block_is_not_held_against_one() -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class Bare(Depth):
-        def build_layer(self, model: ModelConfig, layer: int):
-            built = super().build_layer(model, layer)
-            if layer % 2:
-                built.block = torch.nn.ModuleList([built.block])
-                built.block.delta = built.block[0].delta
-                built.block.ledger = built.block[0].ledger
-            return built
+class InAList(Right):
+    """Its block stands in a list."""
 
-    figures = {f.probe: (f.passed, f.figure) for f in audit(build_model(SHAPE, Bare(), seed=4))}
-    words = "no layer that shows who is selected holds a plain block"
-    assert figures[6] == figures[7] == figures[11] == (True, words)
+    def __init__(self, options: Depth, model: ModelConfig, layer: int) -> None:
+        super().__init__(options, model, layer)
+        self.blocks = torch.nn.ModuleList([self._modules.pop("block")])
+
+    def __getattr__(self, name: str):
+        return super().__getattr__("blocks")[0] if name == "block" else super().__getattr__(name)
+
+
+def test_a_block_in_a_list_is_found(depth) -> None:
+    findings = audit(depth(InAList))
+    assert [finding.verdict for finding in findings] == ["passed"] * 11
+
+    class Doubled(mutants.DoubleResidual, InAList):
+        pass
+
+    assert the_failure(depth(Doubled)).probe == 6
+
+
+def test_a_router_without_a_block_of_ours_is_not_held_against_one(depth) -> None:
+    class Several(InAList):
+        def __init__(self, options: Depth, model: ModelConfig, layer: int) -> None:
+            super().__init__(options, model, layer)
+            self.blocks.append(Block(model, layer))
+            self.blocks[1].requires_grad_(False)
+
+    findings = {finding.probe: finding for finding in audit(depth(Several))}
+    for probe in (6, 7, 11):
+        assert (findings[probe].verdict, findings[probe].figure) == ("not asked", NO_BLOCK)
+
+
+class Unshown(Right):
+    """Tells nobody who is selected."""
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        out_BTD = super().forward(x_BTD, context)
+        context.trace.tensors.pop((self.layer, "selected"), None)
+        return out_BTD
+
+
+def test_who_is_selected_shows_without_being_told(depth) -> None:
+    class Masked(mutants.MaskedButComputed, Unshown):
+        pass
+
+    findings = {finding.probe: finding for finding in audit(depth(Unshown))}
+    assert findings[5].verdict == "not asked"
+    assert findings[5].figure == "some skip a layer that shows nobody selected"
+    # With capacity 1 nobody is left alone, so that nothing is to be seen; and keys are held against it.
+    assert {probe for probe, finding in findings.items() if finding.verdict == "not asked"} == {5, 6}
+    assert {probe for probe, finding in findings.items() if finding.failed} == {3}
+    findings = {finding.probe: finding for finding in audit(depth(Masked))}
+    assert findings[11].verdict == "failed"
+    assert "layer 1 spends 3." in findings[11].figure
+
+
+def test_a_router_parameter_of_another_name_is_asked_for_a_gradient(depth) -> None:
+    class Renamed(Right):
+        def __init__(self, options: Depth, model: ModelConfig, layer: int) -> None:
+            super().__init__(options, model, layer)
+            self.chooser = self._parameters.pop("router")
+
+        def initialise(self, seed: int) -> None:
+            for parameter in (self.chooser, self.predictor):
+                torch.nn.init.normal_(parameter)
+
+        def __getattr__(self, name: str):
+            return super().__getattr__("chooser" if name == "router" else name)
+
+    class Lost(Renamed):
+        def gate(self, scores_RK: Tensor) -> Tensor:
+            return super().gate(scores_RK.detach())
+
+    findings = {finding.probe: finding for finding in audit(depth(Renamed))}
+    assert findings[8].verdict == "not asked"
+    assert findings[8].figure.startswith("no parameter is named a router's; a loss reaches layers.1.")
+    (finding,) = [finding for finding in audit(depth(Lost)) if finding.probe == 8]
+    assert (finding.verdict, finding.figure) == ("failed", "no loss reaches layers.1.chooser")
+
+
+def test_a_layer_that_nobody_enters_hands_its_router_no_gradient(depth) -> None:
+    """Top-k lets in one at least; who lets in by a threshold must count what happens when none comes."""
+
+    class Threshold(Right):
+        def highest(self, scores_BT: Tensor, context: Context) -> Tensor:
+            return scores_BT >= 0.2
+
+        def promised(self, load: Load) -> Counts:
+            return {}
+
+    finding = the_failure(depth(Threshold))
+    assert finding.probe == 9
+    assert "in single-token topk train" in finding.figure

@@ -103,7 +103,7 @@ def make_record(
             {
                 "probe": number,
                 "name": name,
-                "passed": number not in failed_probes,
+                "verdict": "failed" if number in failed_probes else "passed",
                 "figure": "moved by 0.7" if number in failed_probes else "0",
                 "ranks": number != 5,
             }
@@ -111,6 +111,7 @@ def make_record(
         ],
         "metrics": {**(measured if status == "ok" else {}), **(metrics or {})},
         "curve": curve if status == "ok" else [],
+        "routing": {},
         "status": status,
         "error": None if status == "ok" else "the loss is not finite at step 7",
         "started": "2026-01-01T00:00:00+00:00",

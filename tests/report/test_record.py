@@ -64,7 +64,7 @@ def test_a_record_holds_a_copy(fakes):
         ({"status": "fine"}, "status 'fine' is not known"),
         ({"error": "boom"}, "an ok run has none"),
         ({"status": "failed", "error": " "}, "status is failed and error is empty"),
-        ({"schema": 2}, "schema is 2 and this modbench reads 1"),
+        ({"schema": 1}, "schema is 1 and this modbench reads 2"),
         ({"suite": {"name": "x"}}, "suite lacks the field 'version'"),
         ({"code": {"version": "1", "commit": None, "dirty": None, "host": "h"}}, "unknown field 'host'"),
         (
@@ -72,6 +72,10 @@ def test_a_record_holds_a_copy(fakes):
             "environment lacks the field 'cpu'",
         ),
         ({"curve": [{"step": 1}]}, r"curve\[0\] lacks the field 'flops'"),
+        (
+            {"audit": [{"probe": 1, "name": "a", "verdict": "pased", "figure": "0", "ranks": True}]},
+            r"audit\[0\] verdict 'pased' is not known; did you mean 'passed'",
+        ),
         ({"audit": [{"probe": 1}]}, r"audit\[0\] lacks the field 'name'"),
         ({"finished": "yesterday"}, "finished is 'yesterday'; it must be a UTC time"),
         ({"finished": "2026-01-01T00:10:00"}, "must say that it is UTC"),

@@ -2,7 +2,7 @@
 difference is a bug and not rounding.
 
 Numbered as the design numbers them. A router that fails 1, 2 or 9 is not ranked. A probe that has
-nothing to ask of a router says so, and counts as passed.
+nothing to ask of a router is ``not asked`` and says why: it has neither passed nor failed.
 
 B sequences, T tokens.
 """
@@ -16,7 +16,7 @@ from modbench.measure.audit.capacity import capacity
 from modbench.measure.audit.counting import count, saving
 from modbench.measure.audit.decoding import decode_parity
 from modbench.measure.audit.depth import bypass, order_and_position, unit_gate
-from modbench.measure.audit.finding import ROUNDING, Finding, Outcome, Subject
+from modbench.measure.audit.finding import ROUNDING, Finding, Outcome, Subject, Verdict
 from modbench.measure.audit.leaks import batch_invariant, causal
 from modbench.measure.audit.learning import gradient
 from modbench.measure.audit.state import state
@@ -56,7 +56,7 @@ def audit(
 ) -> list[Finding]:
     """Run the probes on ``model`` with random tokens, for each of ``shapes`` (sequences, tokens): an odd
     length, and whatever length and batch it is trained and scored at. A probe passes if it does at all
-    of them; one that raises has failed. The model itself is not changed."""
+    of them where it is asked; one that raises has failed. The model itself is not changed."""
     return list(findings(model, shapes=shapes, seed=seed))
 
 
@@ -69,12 +69,13 @@ def findings(
     for probe in PROBES:
         for tokens_BT in texts[:1] if probe.once else texts:
             passed, figure = _outcome(probe, subject, tokens_BT)
-            if not passed:
+            if passed is False:
                 if not probe.once:
                     figure += f" (at {tokens_BT.shape[0]} x {tokens_BT.shape[1]} tokens)"
                 break
+        verdict: Verdict = "not asked" if passed is None else "passed" if passed else "failed"
         yield Finding(
-            probe=probe.number, name=probe.name, passed=passed, figure=figure, ranks=probe.ranks
+            probe=probe.number, name=probe.name, verdict=verdict, figure=figure, ranks=probe.ranks
         )
 
 

@@ -23,7 +23,7 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     sequence = tokens_BT.shape[1]
     model = subject.twin().train()
     if not _promises(model, Load.uniform(1, sequence)):
-        return True, "no layer promises a count"
+        return None, "no layer promises a count"
     even = zero_routers(subject.twin().train())
     counted = 0
     for length in (*(n for n in LENGTHS if n < sequence), sequence):

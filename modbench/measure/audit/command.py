@@ -61,7 +61,7 @@ def run_audit(
         found.append(finding)
         if format == "table":
             print(line(finding), flush=True)
-    failed = [finding for finding in found if not finding.passed]
+    failed = [finding for finding in found if finding.failed]
     if format == "json":
         document = {
             "router": router_name,
@@ -94,6 +94,6 @@ def warmed(
 def line(finding: Finding) -> str:
     """A finding as one line; columns stand below each other from probe to probe."""
     wide = max(len(probe.name) for probe in PROBES)
-    verdict = "passed" if finding.passed else "FAILED"
-    unranked = ", not ranked" if finding.ranks and not finding.passed else ""
-    return f"{finding.probe:>2}  {finding.name:<{wide}}  {verdict}  {finding.figure}{unranked}"
+    unranked = ", not ranked" if finding.ranks and finding.failed else ""
+    verdict = "FAILED" if finding.failed else finding.verdict
+    return f"{finding.probe:>2}  {finding.name:<{wide}}  {verdict:<9}  {finding.figure}{unranked}"

@@ -19,17 +19,20 @@ from modbench.measure.audit.finding import (
     Outcome,
     Subject,
     plain_block,
+    selected,
 )
 from modbench.model.context import Context, Selection
 from modbench.model.decoder import Decoder
 
 #: What every token may cost, and what does not grow by the token.
 NOT_BY_TOKEN = ("router", "predictor", "attention.scores")
+#: Tokens that are counted one by one.
+LONE = 4
 
 
 def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 9: the closed form equals what the counter sees, forward under both rules and training, with
-    and without padding, in all conventions. Without padded slots it must come to the same under the
+    and without padding and of single tokens, in all conventions. Without padded slots it must come to the same under the
     training rule on full sequences, and to no more elsewhere: that form sets the budget and fills the
     table."""
     model = subject.model
@@ -43,9 +46,13 @@ def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
         ("topk", "train"),
         ("causal", "forward"),  # nothing trains under the causal rule
     )
-    for lengths, (rule, phase) in itertools.product((full, padded), passes):
+    shapes = [("", tokens_BT, full), ("padded ", tokens_BT, padded)]
+    # One token either enters a layer or doesn't: a layer that nobody enters spends less, and hands its
+    # router no gradient.
+    shapes += [("single-token ", token_BT, (1,)) for token_BT in subject.tokens(1, LONE).split(1, 1)]
+    for (which, text_BT, lengths), (rule, phase) in itertools.product(shapes, passes):
         cases += 1
-        context, counter = _spend(subject, tokens_BT, lengths, rule, phase)
+        context, counter = _spend(subject, text_BT, lengths, rule, phase)
         counts = context.trace.counts
         load = Load(lengths=lengths, phase=phase, counts=counts)
         for convention in CONVENTIONS:
@@ -53,7 +60,7 @@ def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
             dispatched = model.ledger(replace(load, padding=True)).total(convention)
             realised = model.ledger(load).total(convention)
             exact = rule == "topk" and lengths == full
-            name = f"{'padded ' if lengths == padded else ''}{rule} {phase}"
+            name = f"{which}{rule} {phase}"
             if dispatched != seen:
                 wrong[name] = f"{dispatched - seen:+d} in {name}"
             elif realised > seen or (exact and realised != seen):
@@ -80,11 +87,11 @@ def _spend(
 
 @torch.no_grad()
 def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 11: where a layer shows who is ``selected``, its matmuls run for no more rows than they
+    """Probe 11: where a layer shows who is ``selected``, or leaves some tokens alone, its matmuls run for no more rows than they
     fill: the sequences that send any, times the most that one of them sends. Routers and predictors see
     every token; attention scores are probe 9's."""
-    if not subject.shows_selected:
-        return True, NOBODY_SKIPS
+    if not subject.skips:
+        return None, NOBODY_SKIPS
     model = subject.twin().eval()
     skipped, spent, everything = 0, 0, 0
     found = False
@@ -92,9 +99,10 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
         context = Context(selection=rule, tokens_BT=tokens_BT)
         x_BTD = model.embedding(tokens_BT)
         for number, layer in enumerate(model.layers):
+            before_BTD = x_BTD
             with FlopCounter() as counter:
-                x_BTD = layer(x_BTD, context)
-            selected_BT, block = context.trace.tensors.get((number, "selected")), plain_block(layer)
+                x_BTD = layer(before_BTD, context)
+            selected_BT, block = selected(context, number, before_BTD, x_BTD), plain_block(layer)
             if selected_BT is None or block is None:
                 continue
             found = True
@@ -117,9 +125,9 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
             spent += own
             everything += _by_token(block.ledger(Load.uniform(*tokens_BT.shape)))
     if not found:
-        return True, NO_BLOCK
+        return None, NO_BLOCK
     if not skipped:
-        return True, "no token skips a layer"
+        return None, "no token skips a layer"
     return True, f"routed layers spend {spent / everything:.3f} of what all tokens would cost"
 
 

@@ -21,6 +21,7 @@ from modbench.measure.audit.finding import (
     Subject,
     layer_by_layer,
     plain_block,
+    selected,
     zero_routers,
 )
 from modbench.model.block import Block
@@ -34,18 +35,23 @@ CANCELLED = 1e-13
 @torch.no_grad()
 def bypass(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 5: a token that a layer says it did not select leaves that layer bit for bit unchanged."""
-    skipped, altered = 0, 0
+    skipped, altered, quiet = 0, 0, False
     for rule in RULES:
         context = Context(selection=rule)
         for number, _, before_BTD, after_BTD in layer_by_layer(subject.exact, tokens_BT, context):
+            changed_BT = (after_BTD != before_BTD).any(-1)
             selected_BT = context.trace.tensors.get((number, "selected"))
             if selected_BT is None:
+                quiet |= bool(changed_BT.any()) and not bool(changed_BT.all())
                 continue
-            changed_BT = (after_BTD != before_BTD).any(-1)
             skipped += int((~selected_BT).sum())
             altered += int((changed_BT & ~selected_BT).sum())
-    figure = f"{altered} of {skipped} skipped tokens changed" if skipped else "no token skips a layer"
-    return altered == 0, figure
+    if not skipped:
+        return (
+            None,
+            "some skip a layer that shows nobody selected" if quiet else "no token skips a layer",
+        )
+    return altered == 0, f"{altered} of {skipped} skipped tokens changed"
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,8 @@ def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
     the router has an option ``gate`` that takes ``scaled_sigmoid``, and its weights are 0. Whatever the
     gate is, what a layer adds to a token must be a multiple of what its block adds: a layer that adds
     the stream once more, or scales it, doesn't."""
-    if not subject.shows_selected:
-        return True, NOBODY_SKIPS
+    if not subject.skips:
+        return None, NOBODY_SKIPS
     tokens_BT = tokens_BT[:3]
     full, taken = subject.fresh(capacity=1.0)
     all_enter = "capacity" in taken  # then neither order nor position, which are probe 7's, can be wrong
@@ -94,7 +100,7 @@ def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
             if beyond > ROUNDING:
                 return False, f"{beyond:.1e} of what layer {entered.layer} adds is not its block's"
     if not found:
-        return True, NO_BLOCK
+        return None, NO_BLOCK
     gated, taken = subject.fresh(capacity=1.0, gate="scaled_sigmoid")
     if "gate" not in taken:
         return True, f"all but {worst:.1e} of what a layer adds is its block's, by a gate"
@@ -110,8 +116,8 @@ def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
 def order_and_position(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 7: those that are selected keep order and position: what a layer adds to a token is made of
     the token and of what the block adds to it among the selected, in their order, where they stand."""
-    if not subject.shows_selected:
-        return True, NOBODY_SKIPS
+    if not subject.skips:
+        return None, NOBODY_SKIPS
     worst, found = 0.0, 0
     for rule in RULES:
         for entered in entering(subject.exact, tokens_BT[:3], rule):
@@ -125,7 +131,7 @@ def order_and_position(subject: Subject, tokens_BT: Tensor) -> Outcome:
                     f"not what their order and positions give, by {worst:.1e} at most"
                 )
     if not found:
-        return True, NO_BLOCK
+        return None, NO_BLOCK
     return True, f"{found} selected tokens keep both, to {worst:.1e}"
 
 
@@ -133,7 +139,8 @@ def entering(model: Decoder, tokens_BT: Tensor, rule: Selection) -> Iterator[Ent
     """What enters each layer that shows it and holds a plain block."""
     context = Context(selection=rule)
     for number, layer, before_BTD, after_BTD in layer_by_layer(model, tokens_BT, context):
-        selected_BT, block = context.trace.tensors.get((number, "selected")), plain_block(layer)
+        selected_BT = selected(context, number, before_BTD, after_BTD)
+        block = plain_block(layer)
         if selected_BT is None or block is None or not selected_BT.any():
             continue
         x_ND, delta_ND = alone(block, before_BTD, selected_BT, rule)

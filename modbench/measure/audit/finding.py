@@ -7,7 +7,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -21,22 +21,28 @@ from modbench.typed import checked
 #: room for a router that computes its scores in float32.
 ROUNDING = 1e-5
 RULES: tuple[Selection, ...] = ("topk", "causal")
-#: Whether a probe passed, and the figure that says so.
-Outcome = tuple[bool, str]
+#: Whether a probe passed, None if there is nothing that it could ask, and the figure that says so.
+Outcome = tuple[bool | None, str]
+Verdict = Literal["passed", "failed", "not asked"]
 
-NOBODY_SKIPS = "no layer shows who is selected"
-NO_BLOCK = "no layer that shows who is selected holds a plain block"
+NOBODY_SKIPS = "no token skips a layer, and no layer shows who is selected"
+NO_BLOCK = "no layer that tokens skip holds one block of modbench.model.block, to hold it against"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One probe's outcome. ``ranks``: whether a failure keeps the router out of the ranking."""
+    """One probe's outcome; ``not asked`` where the router offers nothing to ask, and the figure says
+    what. ``ranks``: whether a failure keeps the router out of the ranking."""
 
     probe: int
     name: str
-    passed: bool
+    verdict: Verdict
     figure: str
     ranks: bool
+
+    @property
+    def failed(self) -> bool:
+        return self.verdict == "failed"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,13 +61,15 @@ class Subject:
         return copy.deepcopy(self.model).double().eval()
 
     @cached_property
-    def shows_selected(self) -> bool:
-        """Whether any layer says who goes through it and who passes it by."""
-        tokens_BT = self.tokens(1, 8)
+    def skips(self) -> bool:
+        """Whether any layer shows who is selected, or leaves some tokens alone and not others."""
         context = Context()
+        tokens_BT = self.tokens(2, 63)
         with torch.no_grad():
-            copy.deepcopy(self.model).eval()(tokens_BT, context)
-        return any(name == "selected" for _, name in context.trace.tensors)
+            return any(
+                selected(context, number, before_BTD, after_BTD) is not None
+                for number, _, before_BTD, after_BTD in layer_by_layer(self.exact, tokens_BT, context)
+            )
 
     def twin(self) -> Decoder:
         return copy.deepcopy(self.model)
@@ -125,7 +133,33 @@ def layer_by_layer(
         yield number, layer, before_BTD, x_BTD
 
 
+def selected(context: Context, number: int, before_BTD: Tensor, after_BTD: Tensor) -> Tensor | None:
+    """Who entered layer ``number``, (B, T) bool: as the layer shows it, or where it shows nothing and
+    leaves some tokens bit for bit alone, the others. None: nobody is told from anybody."""
+    shown_BT = context.trace.tensors.get((number, "selected"))
+    if shown_BT is not None:
+        return shown_BT
+    changed_BT = (after_BTD != before_BTD).any(-1)
+    return changed_BT if changed_BT.any() and not changed_BT.all() else None
+
+
 def plain_block(layer: nn.Module) -> Block | None:
-    """The block that a routed layer puts around itself; None: it holds none, or several."""
-    blocks = [child for child in layer.children() if isinstance(child, Block)]
-    return blocks[0] if len(blocks) == 1 else None
+    """The block that a routed layer holds, at whatever depth; None: it holds none, or several, or is
+    one itself."""
+    if isinstance(layer, Block):
+        return None
+    blocks = [module for module in layer.modules() if isinstance(module, Block)]
+    inside = {id(part) for block in blocks for part in block.modules() if part is not block}
+    outer = [block for block in blocks if id(block) not in inside]
+    return outer[0] if len(outer) == 1 else None
+
+
+def own_parameters(module: nn.Module) -> list[str]:
+    """Trained parameters that a scheme's own classes hold, not the shared ones of modbench.model."""
+    return [
+        f"{name}.{key}" if name else key
+        for name, part in module.named_modules()
+        if not type(part).__module__.startswith(("modbench.model.", "torch."))
+        for key, parameter in part.named_parameters(recurse=False)
+        if parameter.requires_grad
+    ]

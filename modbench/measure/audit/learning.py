@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.measure.audit.depth import alone
-from modbench.measure.audit.finding import Outcome, Subject, layer_by_layer, plain_block, routers
+from modbench.measure.audit.finding import (
+    Outcome,
+    Subject,
+    layer_by_layer,
+    own_parameters,
+    plain_block,
+    routers,
+)
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 
@@ -27,7 +34,7 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 8: on a model with first weights, cross-entropy alone reaches each parameter named a
     router's. In a layer that shows who is ``selected`` and has a linear router, the gradient is of the
     scale of a linear gate's: sum_t <dL/dout_t, delta_t> x_t. Auxiliary losses reach what is named a
-    predictor's, and come to the same whatever the order of sequences, so that no sequence teaches alone.
+    predictor's, one or the other all that the scheme's own classes hold; and auxiliary losses come to the same whatever the order of sequences, so that no sequence teaches alone.
     """
     uneven = _uneven(subject.fresh()[0].double(), subject.tokens(3, TOKENS))
     if uneven:
@@ -36,10 +43,9 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     model = model.double().train()
     names = [name for name, p in routers(model).items() if p.requires_grad]
     predictors = [n for n, p in model.named_parameters() if "predictor" in n and p.requires_grad]
-    all_enter = "capacity" in taken or not subject.shows_selected
+    own = own_parameters(model)
+    all_enter = "capacity" in taken or not subject.skips
     tokens_BT = subject.tokens(3, TOKENS if all_enter else TOKENS_OF_A_SHARE)
-    if not names:
-        return True, "no parameter is named a router's"
     context = Context()
     kept: list[tuple[int, nn.Module, Tensor, Tensor]] = []
     x_BTD = model.embedding(tokens_BT)
@@ -61,9 +67,13 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     auxiliary = context.trace.auxiliary_loss()
     if isinstance(auxiliary, Tensor) and auxiliary.requires_grad:
         auxiliary.backward()
-    lost = [name for name in predictors if not _reached(parameters[name])]
+    taught = {*predictors, *own}
+    lost = [name for name in parameters if name in taught and not _reached(parameters[name])]
     if lost:
         return False, f"no loss reaches {lost[0]}"
+    if not names:
+        other = f"; a loss reaches {', '.join(own[:3])}" if own else ""
+        return None, f"no parameter is named a router's{other}"
     figure = f"cross-entropy reaches {len(names)} router parameters"
     return True, figure + (f", {min(scales):.2f} of a linear gate's" if scales else "")
 

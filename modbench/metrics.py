@@ -156,7 +156,7 @@ _TABLE = (
         unit="steps",
         direction="none",
         kind="exact",
-        meaning="optimizer steps taken: floor(budget / nominal training FLOPs per step)",
+        meaning="optimizer steps taken until the budget was spent",
     ),
     Metric(
         name="train_tokens",
@@ -227,6 +227,21 @@ _TABLE = (
         direction="none",
         kind="exact",
         meaning="parameters that one token meets when it is routed everywhere it can be",
+    ),
+    Metric(
+        name="kv_cache_bytes_per_token",
+        unit="bytes/token",
+        direction="lower",
+        kind="quality",
+        meaning="keys and values that all layers keep per held-out token, causal rule, in float32; "
+        "empty where decoding through the cache fails its probe",
+    ),
+    Metric(
+        name="kv_cache_share",
+        unit="share",
+        direction="lower",
+        kind="quality",
+        meaning="of the bytes that all tokens would keep in all layers, those that are kept",
     ),
     Metric(
         name="forward_seconds",

@@ -19,19 +19,27 @@ from modbench.flops.ledger import Load
 from modbench.measure.audit import audit
 from modbench.measure.config import MeasureConfig
 from modbench.measure.environment import code_version, environment
-from modbench.measure.loss import SCORING_BATCH, heldout_loss, heldout_windows, unigram_loss
+from modbench.measure.histograms import RoutingHistograms
+from modbench.measure.kv_cache import kv_cache_measures
+from modbench.measure.loss import (
+    SCORING_BATCH,
+    HeldoutLoss,
+    heldout_loss,
+    heldout_windows,
+    unigram_loss,
+)
 from modbench.measure.memory import peak_memory
 from modbench.measure.quiet import Quiet
 from modbench.measure.routing import routing_measures
 from modbench.measure.timing import time_model
 from modbench.model.config import ModelConfig
+from modbench.model.context import Selection
 from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router, load_plugin
 from modbench.report.record import Record, Status, cell_key
 from modbench.report.store import ShardWriter
 from modbench.train import checkpoint
 from modbench.train.batches import Batches
-from modbench.train.budget import steps_for
 from modbench.train.config import TrainConfig
 from modbench.train.loop import DivergedError, StoppedError, Trained, train_model
 from modbench.train.numerics import device, make_deterministic, precision
@@ -47,6 +55,7 @@ class Measured:
     audit: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
     curve: list[dict[str, Any]] = field(default_factory=list)
+    routing: dict[str, Any] = field(default_factory=dict)
 
 
 def run_cell(spec: dict[str, Any], say: Say) -> Record:
@@ -96,6 +105,7 @@ def run_cell(spec: dict[str, Any], say: Say) -> Record:
             audit=measured.audit,
             metrics=measured.metrics,
             curve=measured.curve,
+            routing=measured.routing,
             status=status,
             error=error,
             started=started.isoformat(timespec="seconds"),
@@ -163,7 +173,6 @@ def _measure(
         model,
         batches,
         train,
-        steps=steps_for(cell),
         dtype=dtype,
         evaluate=on_curve,
         folder=folder,
@@ -177,8 +186,14 @@ def _measure(
 
     phase("held-out loss")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    causal = heldout_loss(model, windows_WT, data.token_bytes_V, selection="causal")
-    leaky = heldout_loss(model, windows_WT, data.token_bytes_V, selection="topk")
+    histograms = RoutingHistograms(sequence=sequence, pieces=data.tokenizer.pieces)
+
+    def scored(rule: Selection) -> HeldoutLoss:
+        watch = histograms.watch(rule)
+        return heldout_loss(model, windows_WT, data.token_bytes_V, selection=rule, watch=watch)
+
+    causal, leaky = scored("causal"), scored("topk")
+    measured.routing = histograms.as_dict()
     measured.metrics |= {
         "heldout_loss": causal.nats_per_token,
         "heldout_bits_per_byte": causal.bits_per_byte,
@@ -200,8 +215,10 @@ def _measure(
     # At an odd length, and at the length and batch that training and scoring have.
     findings = audit(model, shapes=((3, 63), (SCORING_BATCH, sequence)))
     measured.audit = [finding.as_dict() for finding in findings]
+    if not any(finding.failed for finding in findings if finding.name == "decode parity"):
+        measured.metrics |= kv_cache_measures(model, curve_WT)
     if changed:
-        measured.audit[0] |= {"passed": False, "figure": f"scoring changed its state: {changed[0]}"}
+        measured.audit[0] |= {"verdict": "failed", "figure": f"scoring changed its state: {changed[0]}"}
 
     if measure.downstream:
         phase("downstream")

@@ -1,4 +1,4 @@
-"""How many steps a budget of FLOPs buys. Built on the meta device: nothing is allocated."""
+"""Whether a budget of FLOPs buys a step. Built on the meta device: nothing is allocated."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,8 @@ def flops_per_step(model: Decoder, train: TrainConfig) -> int:
 
 
 def steps_for(cell: Mapping[str, Any]) -> int:
-    """Steps that the cell's budget buys: floor(budget / nominal training FLOPs per step).
+    """Steps that the cell's budget buys if routing is as its options promise: floor(budget / nominal
+    training FLOPs per step).
 
     Raises:
         UserError: the budget is smaller than one step.

@@ -14,7 +14,7 @@ class TrainConfig:
         UserError: a field is out of range, with the value and what would be right.
     """
 
-    budget: int  #: training FLOPs, convention ``model``; steps = floor(budget / FLOPs per step)
+    budget: int  #: training FLOPs of the routing that takes place, convention ``model``
     sequence: int = 256  #: tokens per sequence
     batch: int = 8  #: sequences per step
     learning_rate: float = 3e-3  #: peak

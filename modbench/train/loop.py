@@ -48,12 +48,12 @@ class Trained:
     curve: list[dict[str, Any]]
 
 
-def learning_rate(step: int, steps: int, train: TrainConfig) -> float:
-    """Linear warm-up over a share of the run, then a cosine that ends with it. ``step`` from 0."""
-    warm = max(1, round(train.warmup * steps))
-    if step < warm:
-        return train.learning_rate * (step + 1) / warm
-    progress = (step - warm + 1) / max(1, steps - warm)
+def learning_rate(done: float, train: TrainConfig) -> float:
+    """Linear warm-up over a share of the run, then a cosine that ends with it. ``done``: the share of
+    the run, in FLOPs, that will be spent after the step."""
+    if done < train.warmup:
+        return train.learning_rate * done / train.warmup
+    progress = (done - train.warmup) / (1 - train.warmup)
     low = train.final_learning_rate
     return train.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2)
 
@@ -78,11 +78,14 @@ def training_step(
     train: TrainConfig,
     batch: tuple[Tensor, Tensor],
     dtype: torch.dtype,
+    *,
+    forced_balance: bool = False,
 ) -> tuple[Tensor, Context]:
     """Forward, backward, clipping, optimizer. Returns the cross-entropy in nats per token, without the
-    auxiliary losses, and the context with its trace."""
+    auxiliary losses, and the context with its trace. ``forced_balance``: see
+    `modbench.model.context.Context`."""
     inputs_BT, targets_BT = batch
-    context = Context(selection="topk")
+    context = Context(selection="topk", forced_balance=forced_balance)
     with autocast(dtype, inputs_BT.device):
         logits_BTV = model(inputs_BT, context)
     loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
@@ -98,7 +101,6 @@ def train_model(
     batches: Batches,
     train: TrainConfig,
     *,
-    steps: int,
     dtype: torch.dtype,
     evaluate: Callable[[Decoder], float],
     folder: Path,
@@ -106,8 +108,12 @@ def train_model(
     origin: str = "",
     stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
-    """Train for ``steps`` steps, or fewer if the routing that takes place spends ``train.budget``
-    before; from the checkpoint in ``folder`` if there is one.
+    """Train until another step would spend more than ``train.budget``; from the checkpoint in
+    ``folder`` if there is one.
+
+    What counts is the routing that takes place (realised FLOPs, convention ``model``), not what the
+    options promise: a scheme that skips more than it promised takes more steps, one that spends more
+    takes fewer. Learning rate and learning curve go by the share of the budget that is spent.
 
     ``evaluate`` gives the held-out loss of a point of the learning curve. ``say`` hears of progress.
     ``origin`` names the text and the code: a checkpoint of another origin is not gone on from. When
@@ -150,22 +156,24 @@ def train_model(
 
     load = Load.uniform(train.batch, train.sequence, "train")
     nominal = flops_per_step(model, train)
-    points = {math.ceil(steps * n / train.evaluations) for n in range(1, train.evaluations + 1)}
     known_counts: Any = None
     # What the next step is taken to cost: as much as the last one.
     each = int(state["each"]) if state is not None else nominal
     saved, said = time.monotonic(), 0.0
     model.train()
-    # A scheme whose routing costs more than its options promise stops when the budget is spent.
-    while step < steps and flops + each <= train.budget:
+    while (left := (train.budget - flops) // each) > 0:
         if stop():
             save()
             raise StoppedError
+        # What will have been spent at the end if all further steps cost as much as the last one.
+        whole = flops + left * each
+        done = (flops + each) / whole
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, train)
+            group["lr"] = learning_rate(done, train)
         inputs_BT, targets_BT = batches.step(step)
         batch = inputs_BT.to(on, non_blocking=True), targets_BT.to(on, non_blocking=True)
         loss, context = training_step(model, optimizer, train, batch, dtype)
+        point = train.evaluations * flops // whole
         if context.trace.counts != known_counts:
             known_counts = context.trace.counts
             realised = Load(lengths=load.lengths, phase="train", counts=known_counts)
@@ -174,9 +182,9 @@ def train_model(
         step += 1
         value = loss.item()
         if not math.isfinite(value):
-            raise DivergedError(f"the training loss is {value} at step {step} of {steps}")
-        last = step == steps or flops + each > train.budget
-        if step in points or last:
+            raise DivergedError(f"the training loss is {value} at step {step} of {step + left - 1}")
+        last = flops + each > train.budget
+        if last or train.evaluations * flops // whole > point:
             heldout = evaluate(model)
             model.train()
             curve.append(
@@ -190,7 +198,7 @@ def train_model(
             )
         now = time.monotonic()
         if now - said >= PROGRESS_SECONDS or last:
-            say({"event": "step", "step": step, "steps": steps, "loss": value, "flops": flops})
+            say({"event": "step", "step": step, "steps": step + left - 1, "loss": value, "flops": flops})
             said = now
         if now - saved >= train.checkpoint_seconds or last:
             save()

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +46,15 @@ def run(
     name: str,
     folder: Path,
     *,
-    steps: int = 12,
+    steps: int | None = 12,
     stop_after: int | None = None,
     train: TrainConfig = TRAIN,
     origin: str = "",
     text_N: np.ndarray = TEXT_N,
 ) -> tuple[Decoder, Trained]:
     model = build_model(shape_of(name), build_router(name), seed=1)
+    if steps is not None:
+        train = replace(train, budget=steps * flops_per_step(model, train))
     folder.mkdir(exist_ok=True)
     batches = Batches(text_N, sequence=32, batch=2, seed=1)
     asked = iter(range(10**6))
@@ -59,7 +62,6 @@ def run(
         model,
         batches,
         train,
-        steps=steps,
         dtype=torch.float32,
         evaluate=lambda model: 1.0,
         folder=folder,
@@ -97,11 +99,11 @@ def test_the_same_cell_twice_is_the_same_to_the_bit(name: str, tmp_path: Path) -
 def test_every_scheme_learns(name: str, tmp_path: Path) -> None:
     losses: list[float] = []
     model = build_model(shape_of(name), build_router(name), seed=1)
+    train = replace(TRAIN, evaluations=60)
     train_model(
         model,
         Batches(TEXT_N, sequence=32, batch=2, seed=1),
-        TrainConfig(budget=10**12, sequence=32, batch=2, learning_rate=1e-2, evaluations=60),
-        steps=60,
+        replace(train, budget=60 * flops_per_step(model, train)),
         dtype=torch.float32,
         evaluate=lambda model: losses.append(0.0) or 0.0,
         folder=tmp_path,
@@ -110,12 +112,14 @@ def test_every_scheme_learns(name: str, tmp_path: Path) -> None:
     curve = checkpoint.load(tmp_path / "checkpoint.pt")["curve"]
     assert curve[0]["train_loss"] > 4.0
     assert curve[-1]["train_loss"] < 2.5
-    assert len(losses) == len(curve) == 60
+    assert len(losses) == len(curve)
+    # One at each step, or nearly: where steps cost more or less than promised, shares of the run move.
+    assert len(curve) > 50
 
 
 def test_spent_flops_are_those_of_the_routing_that_took_place(tmp_path: Path) -> None:
     model, trained = run("mode_integrated", tmp_path, steps=5)
-    assert trained.flops_nominal == 5 * flops_per_step(model, TRAIN)
+    assert trained.flops_nominal == trained.steps * flops_per_step(model, TRAIN)
     assert trained.flops != trained.flops_nominal
     most = model.ledger(
         Load(
@@ -124,7 +128,7 @@ def test_spent_flops_are_those_of_the_routing_that_took_place(tmp_path: Path) ->
             counts={(0, "experts"): (128,), (1, "experts"): (128,)},
         )
     ).total()
-    assert trained.flops < 5 * most
+    assert trained.flops < trained.steps * most
     model, trained = run("mod", tmp_path / "..", steps=5)
     assert trained.flops == trained.flops_nominal
 
@@ -155,7 +159,7 @@ def test_a_half_written_checkpoint_leaves_the_last_one(
 
 def test_learning_rate_warms_up_and_ends_with_the_run() -> None:
     train = TrainConfig(budget=10**12, learning_rate=1.0, warmup=0.1, final_learning_rate=0.1)
-    rates = [learning_rate(step, 100, train) for step in range(100)]
+    rates = [learning_rate((step + 1) / 100, train) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == pytest.approx(1.0)
     assert max(rates) == rates[9]
@@ -163,7 +167,7 @@ def test_learning_rate_warms_up_and_ends_with_the_run() -> None:
     for step in (31, 54, 80):
         progress = (step - 9) / 90
         assert rates[step] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
-    assert learning_rate(0, 1, train) == pytest.approx(1.0)
+    assert learning_rate(1.0, replace(train, warmup=0.0)) == pytest.approx(0.1)
 
 
 def test_batches_depend_on_seed_and_step_alone() -> None:
@@ -212,30 +216,31 @@ def test_steps_are_the_whole_ones_that_a_budget_pays() -> None:
         steps_for(cell(each - 1))
 
 
-def test_no_more_than_the_budget_is_spent_whatever_the_options_promise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("times", [Fraction(1, 10), 10])
+def test_the_budget_is_spent_and_no_more_whatever_the_options_promise(
+    times: Fraction | int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A nominal form that promises a tenth would train for ten times the budget."""
+    """A nominal form that promises a tenth would train for ten times the budget, one that promises ten
+    times for a tenth of it."""
     right = Block.ledger
 
     def wrong(self: Block, load: Load) -> Ledger:
         ledger = right(self, load)
-        return (
-            ledger if load.counts else Ledger({k: Flops(f.model // 10, f.full // 10) for k, f in ledger})
-        )
+        if load.counts:
+            return ledger
+        return Ledger({k: Flops(int(f.model * times), int(f.full * times)) for k, f in ledger})
 
     monkeypatch.setattr(Block, "ledger", wrong)
     model = build_model(SHAPE, build_router("token_choice"))
     counts = {(n, "experts"): (128,) for n in range(2)}
     true = model.ledger(Load(lengths=(32, 32), phase="train", counts=counts)).total()
-    budget = 6 * true
-    train = TrainConfig(budget=budget, sequence=32, batch=2, evaluations=1)
-    steps = budget // flops_per_step(model, train)
-    assert steps > 8
-    _, trained = run("token_choice", tmp_path, steps=steps, train=train)
-    assert trained.steps == 6
+    budget = 12 * true
+    train = TrainConfig(budget=budget, sequence=32, batch=2, evaluations=3)
+    assert budget // flops_per_step(model, train) != 12
+    _, trained = run("token_choice", tmp_path, steps=None, train=train)
+    assert trained.steps == 12
     assert trained.flops == budget
-    assert trained.curve[-1]["step"] == 6
+    assert [point["step"] for point in trained.curve][-3:] == [4, 8, 12]
 
 
 def test_the_gradient_is_clipped_before_the_optimizer_sees_it() -> None:

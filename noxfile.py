@@ -21,7 +21,7 @@ ENVIRONMENTS = HERE / ".nox"
 #: Installed apart, since some change what they touch.
 OTHER_COUNTERS = ["deepspeed", "calflops", "accelerate", "ptflops", "thop", "torchinfo"]
 #: No tests: pytest finds these only by name.
-BENCHMARKS = ["tests/perf/bench_flops.py"]
+BENCHMARKS = [str(file.relative_to(HERE)) for file in sorted(HERE.glob("tests/perf/bench_*.py"))]
 
 
 def ready(session: nox.Session, name: str = "modbench", further: Sequence[str] = ()) -> str:
@@ -74,8 +74,19 @@ def flops(session: nox.Session) -> None:
 
 
 @nox.session
+def audit(session: nox.Session) -> None:
+    """Audit every router, preset and known bug, into docs/audit.md; arguments after -- go to the
+    script (--check only compares)."""
+    session.run(ready(session), "tests/measure/audit_page.py", *session.posargs)
+
+
+@nox.session
 def perf(session: nox.Session) -> None:
-    """Time the counting, against its targets; arguments after -- go to pytest."""
+    """Time kernels, layers, steps, decoding, memory, the harness and the counting, against their
+    targets; arguments after -- go to pytest. With --against REVISION, compare with that instead."""
+    if any(word.startswith("--against") for word in session.posargs):
+        session.run(ready(session), "tests/perf/compare_revisions.py", *session.posargs)
+        return
     columns = "--benchmark-columns=min,median,iqr,rounds"
     module(session, "pytest", *BENCHMARKS, "--benchmark-only", columns, *session.posargs)
 
@@ -88,23 +99,29 @@ def counters(session: nox.Session) -> None:
     session.run(python, "tests/flops/compare_counters.py", *session.posargs)
 
 
-def quick(session: nox.Session, results: str) -> None:
+def suite(session: nox.Session, verb: str, name: str, results: str) -> None:
+    """modbench ``verb`` of suites/``name``.toml, into ``results``/ unless arguments say where."""
     words: Sequence[str] = session.posargs
     if "--results" not in words:
         words = [*words, "--results", results]
-    module(session, "modbench", "run", "suites/quick.toml", *words)
+    module(session, "modbench", verb, f"suites/{name}.toml", *words)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """Train and measure the quick suite, into my-results/; arguments after -- go to modbench run."""
-    quick(session, "my-results")
+    suite(session, "run", "quick", "my-results")
 
 
 @nox.session(name="bench-gpu")
 def bench_gpu(session: nox.Session) -> None:
-    """The same road on a GPU, into my-results-gpu/."""
+    """Time the gpu suite's schemes on a GPU and weigh them, then train them for a short while, into
+    my-results-gpu/; arguments after -- go to modbench time and modbench run."""
     code = "import torch; print(torch.cuda.is_available())"
     if "True" not in str(session.run(ready(session), "-c", code, silent=True)):
         session.error("bench-gpu needs a CUDA GPU and PyTorch finds none; on a CPU run: nox -s bench")
-    quick(session, "my-results-gpu")
+    if "--no-venv" not in sys.argv:
+        # Clocks, throttling and energy; an environment that lacks it says so in its timings.
+        session.run(ready(session), "-m", "pip", "install", "--quiet", "nvidia-ml-py")
+    suite(session, "time", "gpu", "my-results-gpu")
+    suite(session, "run", "gpu", "my-results-gpu")

@@ -49,6 +49,36 @@ def run(
     return run_suite(suite, results=results, plugins=plugin, workers=workers, only=only)
 
 
+def time(
+    suite: Annotated[Positional[str], arg(metavar="SUITE")],
+    /,
+    *,
+    results: Results = Path("results"),
+    plugin: Plugins = (),
+    only: Annotated[tuple[str, ...], arg(metavar="LABEL ...", help_behavior_hint="")] = (),
+    repetitions: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None,
+    again: bool = False,
+) -> int:
+    """Time and weigh a suite's schemes untrained, each in fresh processes, beside the machine's own
+    ceilings; what an earlier run on this machine left is done first.
+
+    Example: modbench time quick --repetitions 3
+
+    Args:
+        suite: a shipped suite's name (`modbench list suites`) or the path of a TOML file
+        results: folder that holds one folder per suite
+        plugin: Python files that register routers; those that the suite doesn't name become rows
+        only: rows to time; by default all
+        repetitions: processes of each scheme; by default what the suite says
+        again: begin another run, though the last one is done
+    """
+    from modbench.sweep.timings import time_suite
+
+    return time_suite(
+        suite, results=results, plugins=plugin, only=only, repetitions=repetitions, again=again
+    )
+
+
 def report(
     suites: Annotated[
         Positional[tuple[str, ...]], arg(metavar="[SUITE ...]", help_behavior_hint="")
@@ -69,7 +99,8 @@ def report(
     """
     from modbench.report.page import write_report
 
-    known = sorted(path.parent.name for path in results.glob("*/records") if path.is_dir())
+    folders = [*results.glob("*/records/"), *results.glob("*/timings/")]
+    known = sorted({folder.parent.name for folder in folders if any(folder.glob("*.jsonl"))})
     if not known:
         raise UserError(
             f"results folder {results} holds no records; make some with `modbench run quick`"
@@ -213,6 +244,7 @@ _data_stub.__doc__ = data.__doc__
 
 VERBS: dict[str, Callable[..., int]] = {
     "run": run,
+    "time": time,
     "report": report,
     "list": list_,
     "data": _data_stub,
@@ -280,13 +312,16 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 if a cell failed, 2 for a mistake of the user's, 130 if stopped."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return _dispatch(sys.argv[1:] if arguments is None else arguments)
+        return _dispatch(arguments)
     except UserError as error:
         _tell(" ".join(str(error).split()))
         return 2
     except KeyboardInterrupt:
-        _tell("stopped; what was recorded is kept, run the same command again to go on")
+        recorded = arguments and arguments[0] in ("run", "time")
+        again = "; what was recorded is kept, run the same command again to go on" if recorded else ""
+        _tell(f"stopped{again}")
         return 130
     except BrokenPipeError:
         # `modbench list | head`: nobody reads any more, also not what Python flushes at exit.

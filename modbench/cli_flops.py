@@ -142,14 +142,24 @@ def _suite_statements(suite: str, phase: str, past: int, asked: dict[str, Any]) 
 
 
 def parsed_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """``name=value`` pairs, each value as TOML reads it, or a string if it is no TOML."""
+    """``name=value`` pairs, each value as TOML reads it, or a string if it is no TOML.
+
+    Raises:
+        UserError: what is no such pair, or a name that comes twice.
+    """
     import tomllib
 
     options: dict[str, Any] = {}
+    written: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise UserError(f"--option {pair}: it must be NAME=VALUE, such as capacity=0.25")
+        if name in written:
+            raise UserError(
+                f"--option {name} is given twice, as {written[name]} and as {value}; give it once"
+            )
+        written[name] = value
         try:
             options[name] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:

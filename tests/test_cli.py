@@ -107,6 +107,10 @@ def place(tmp_path: Path) -> Path:
         ("data prepare --tokenizer bytes --vocabulary 300", "data vocabulary is 300"),
         ("flops --router mid", "router 'mid' is not known; did you mean 'mod'?"),
         ("flops --router mod --option capacity", "--option capacity: it must be NAME=VALUE"),
+        (
+            "flops --router mod --option capacity=0.5 every=1 capacity=0.25",
+            "--option capacity is given twice, as 0.5 and as 0.25; give it once",
+        ),
         ("flops --router mod --option capcity=0.5", "no option 'capcity'; did you mean 'capacity'?"),
         ("flops --router mod --width 30", "model width 30 is no multiple of the head width 32"),
         ("flops --router mod --heads 7", "model width 128 with 7 heads: heads must divide"),
@@ -313,6 +317,34 @@ def test_a_cell_that_cannot_find_its_plugin_says_so_with_exit_code_2(place: Path
     done = modbench_command("cell", "spec.json", cwd=place)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("modbench: plugin gone.py: there is no such file")
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("run quick", "stopped; what was recorded is kept, run the same command again to go on\n"),
+        ("audit mod", "stopped\n"),
+        ("sample quick/mod --prompt And", "stopped\n"),
+        ("flops --router mod", "stopped\n"),
+        ("plan --router mod --tokens 1B", "stopped\n"),
+    ],
+)
+def test_only_what_can_go_on_says_so_when_it_is_stopped(
+    command: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    for backend in (
+        "modbench.sweep.run.run_suite",
+        "modbench.measure.audit.command.run_audit",
+        "modbench.sweep.sample.sample_run",
+        "modbench.cli_flops.router_statement",
+        "modbench.plan.plan.plan",
+    ):
+        monkeypatch.setattr(backend, stop)
+    assert main(command.split()) == 130
+    assert capsys.readouterr().err == f"modbench: {says}"
 
 
 def test_a_reader_that_leaves_early_is_no_traceback(place: Path) -> None:

@@ -17,12 +17,12 @@ BELOW = {
     "model": {"model", "flops"},
     "routers": {"model", "flops", "routers"},
     "train": {"train", "model", "flops"},
-    "measure": {"measure", "train", "model", "flops"},
+    "measure": {"measure", "plan", "train", "model", "flops"},
     "plan": {"plan", "flops", "model"},
     "report": {"report"},
     "sweep": {"sweep", "measure", "train", "model", "flops", "report"},
 }
-GROUND = {"errors", "metrics", "typed", "__version__"}
+GROUND = {"errors", "metrics", "spread", "typed", "__version__"}
 
 
 def imports_of(file: Path) -> set[str]:

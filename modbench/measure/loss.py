@@ -4,15 +4,15 @@ B sequences, T tokens, N tokens of text, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from modbench.errors import UserError
 from modbench.flops.ledger import Load
-from modbench.model.context import Context, Selection
+from modbench.model.context import Context, Selection, Trace
 from modbench.model.decoder import Decoder
 
 #: Sequences that are scored at once.
@@ -57,22 +57,23 @@ def heldout_loss(
     *,
     selection: Selection,
     batch: int = SCORING_BATCH,
+    watch: Callable[[torch.Tensor, Trace], None] | None = None,
 ) -> HeldoutLoss:
-    """Cross-entropy over ``windows_WT`` in float32, each window from an empty context."""
+    """Cross-entropy over ``windows_WT`` in float32, each window from an empty context. ``watch`` is
+    given the tokens (B, T) of each forward pass, and its trace in detail."""
     on = next(model.parameters()).device
     model.eval()
     nats, tokens, text_bytes, realised, dispatched = 0.0, 0, 0, 0, 0
     for start in range(0, len(windows_WT), batch):
         window_BT = torch.from_numpy(windows_WT[start : start + batch]).to(on)
         inputs_BT, targets_BT = window_BT[:, :-1], window_BT[:, 1:]
-        context = Context(selection=selection)
-        logits_BTV = model(inputs_BT, context)
-        losses = F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none"
-        )
-        nats += losses.double().sum().item()
+        context = Context(selection=selection, trace=Trace(detailed=watch is not None))
+        losses_BT = model.losses(inputs_BT, targets_BT, context)
+        nats += losses_BT.double().sum().item()
         tokens += targets_BT.numel()
         text_bytes += int(token_bytes_V[targets_BT.cpu().numpy()].sum())
+        if watch is not None:
+            watch(inputs_BT, context.trace)
         lengths = (inputs_BT.shape[1],) * inputs_BT.shape[0]
         counts = context.trace.counts
         realised += model.ledger(Load(lengths=lengths, counts=counts)).total()

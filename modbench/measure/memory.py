@@ -52,7 +52,7 @@ def resident_bytes(field: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Let the kernel's peak start from now. Where it can't, importing PyTorch may hide a small peak."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -96,7 +96,7 @@ def _measure(spec: dict[str, Any]) -> int:
     take_steps(tiny, build_router("vanilla"), replace(train, batch=1, sequence=4))
     if on.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    _forget_peak()
+    forget_peak()
     idle = resident_bytes("VmRSS")
     take_steps(config, router, train)
     if on.type == "cuda":

@@ -49,6 +49,7 @@ def _depth(sums: dict[str, float], training: Trace, causal: Trace) -> None:
         sums["flipped"] += (selected_BT != member_BT).sum().item()
         gate_BT = causal.tensors.get((layer, "gate"))
         if gate_BT is not None:
+            sums["gated"] += selected_BT.sum().item()
             sums["gate"] += gate_BT.abs().mul(selected_BT).sum().item()
         predicted_BT = training.tensors.get((layer, "predicted"))
         if predicted_BT is not None:
@@ -78,8 +79,8 @@ def _rates(sums: dict[str, float]) -> dict[str, float]:
     if sums["routed"]:
         rates["flip_rate"] = sums["flipped"] / sums["routed"]
         rates["realised_capacity"] = sums["entered"] / sums["routed"]
-    if sums["entered"] and sums["gate"]:
-        rates["gate_scale"] = sums["gate"] / sums["entered"]
+    if sums["gated"]:
+        rates["gate_scale"] = sums["gate"] / sums["gated"]
     if sums["judged"]:
         wrong = sums["predicted"] + sums["members"] - 2 * sums["hits"]
         rates["causal_rule_accuracy"] = 1 - wrong / sums["judged"]

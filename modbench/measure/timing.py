@@ -1,6 +1,5 @@
 """Wall time of a forward pass and of a training step."""
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 from modbench.measure.loss import heldout_windows
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
+from modbench.spread import summary
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import autocast
@@ -60,21 +60,3 @@ def _time(run: Callable[[], object], repeats: int, on: torch.device) -> dict[str
 def _wait(on: torch.device) -> None:
     if on.type == "cuda":
         torch.cuda.synchronize(on)
-
-
-def summary(values: list[float]) -> dict[str, Any]:
-    """Median, interquartile range and n of three or more values. ``stable`` as pyperf judges: standard
-    deviation within 10 % of the mean, extremes within 50 % of it."""
-    mean = statistics.fmean(values)
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    stable = (
-        statistics.stdev(values) <= 0.1 * mean
-        and min(values) >= 0.5 * mean
-        and max(values) <= 1.5 * mean
-    )
-    return {
-        "median": statistics.median(values),
-        "iqr": high - low,
-        "n": len(values),
-        "stable": stable,
-    }

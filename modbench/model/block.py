@@ -17,6 +17,7 @@ from modbench.flops.ledger import Counts, Ledger, Load, attention, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.initial import normal_, residual_scale
+from modbench.model.kernels import RMSNorm, rotate, swiglu
 from modbench.model.router import Layer, after
 
 
@@ -48,10 +49,11 @@ class Attention(nn.Module):
         sequences, tokens, width = x_BTD.shape
         with component("attention.qkv", self.layer):
             qkv_BTC = self.qkv(x_BTD)
-        parts = qkv_BTC.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-        q_BHTP, k_BKTP, v_BKTP = parts.split((self.heads, self.key_heads, self.key_heads), dim=1)
-        cos, sin = self._rotation(x_BTD, context)
-        q_BHTP, k_BKTP = _rotate(q_BHTP, cos, sin), _rotate(k_BKTP, cos, sin)
+        parts_BTCP = qkv_BTC.unflatten(-1, (-1, self.head_width))
+        qk_BTCP, v_BTKP = parts_BTCP.split((self.heads + self.key_heads, self.key_heads), dim=2)
+        qk_BCTP = rotate(qk_BTCP, *self._rotation(x_BTD, context)).transpose(1, 2)
+        q_BHTP, k_BKTP = qk_BCTP.split((self.heads, self.key_heads), dim=1)
+        v_BKTP = v_BTKP.transpose(1, 2)
         k_BKCP, v_BKCP, causal = self._remembered(x_BTD, k_BKTP, v_BKTP, context)
         with component("attention.scores", self.layer):
             y_BHTP = F.scaled_dot_product_attention(
@@ -120,15 +122,8 @@ class Attention(nn.Module):
             positions = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
         else:
             positions = context.positions_BT
-        angles = positions[:, None, :, None].to(torch.float32) * frequencies
+        angles = positions[:, :, None, None].to(torch.float32) * frequencies
         return angles.cos(), angles.sin()
-
-
-def _rotate(x_BHTP: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + P/2) of each head."""
-    first, second = x_BHTP.chunk(2, dim=-1)
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return rotated.to(x_BHTP.dtype)
 
 
 class FeedForward(nn.Module, ABC):
@@ -200,10 +195,7 @@ def up_columns(model: ModelConfig, hidden: int) -> int:
 
 def activate(up: Tensor, mlp: str) -> Tensor:
     """The hidden layer from the matmul into it, (..., 2F) -> (..., F) or (..., F) -> (..., F)."""
-    if mlp == "swiglu":
-        gate, value = up.chunk(2, dim=-1)
-        return F.silu(gate) * value
-    return F.gelu(up)
+    return swiglu(up) if mlp == "swiglu" else F.gelu(up)
 
 
 class Block(Layer):
@@ -211,9 +203,9 @@ class Block(Layer):
 
     def __init__(self, model: ModelConfig, layer: int, feed_forward: FeedForward | None = None) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(model.width, eps=model.norm_epsilon)
+        self.attention_norm = RMSNorm(model.width, eps=model.norm_epsilon)
         self.attention = Attention(model, layer)
-        self.feed_forward_norm = nn.RMSNorm(model.width, eps=model.norm_epsilon)
+        self.feed_forward_norm = RMSNorm(model.width, eps=model.norm_epsilon)
         self.feed_forward = feed_forward if feed_forward is not None else MLP(model, layer)
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:

@@ -6,12 +6,17 @@ B sequences, T new tokens, C kept and new tokens, K key/value heads, P width of 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from modbench.errors import UserError
+
+if TYPE_CHECKING:
+    from modbench.model.config import ModelConfig
+    from modbench.model.router import Router
 
 
 @dataclass
@@ -19,6 +24,14 @@ class _Kept:
     k_BKCP: Tensor
     v_BKCP: Tensor
     lengths: list[int]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How far a cache was filled."""
+
+    read: list[int]
+    lengths: dict[int, list[int]]
 
 
 class Cache:
@@ -29,7 +42,30 @@ class Cache:
             raise UserError(f"a cache of {sequences} sequences can't be; give 1 or more")
         self.sequences = sequences
         self.read = [0] * sequences
+        self._served: tuple[ModelConfig, Router] | None = None
         self._layers: dict[int, _Kept] = {}
+
+    def serve(self, config: "ModelConfig", router: "Router", sequences: int) -> None:
+        """A model of this shape and router is to read tokens of ``sequences`` sequences. The first that
+        does so is the one that the cache belongs to.
+
+        Raises:
+            UserError: another model filled it, or it keeps another number of sequences.
+        """
+        if sequences != self.sequences:
+            raise UserError(
+                f"a cache of {self.sequences} sequences was given tokens of {sequences}; give as many"
+            )
+        if self._served is None:
+            self._served = (config, router)
+        if self._served != (config, router):
+            one, other = (_described(*model) for model in (self._served, (config, router)))
+            # The same name and options, and yet not equal: a plugin that was loaded twice.
+            name = next((name for name in one | other if one.get(name) != other.get(name)), "router")
+            raise UserError(
+                f"the cache was filled by a model with {name} {one.get(name)!r} and given to one with "
+                f"{name} {other.get(name)!r}; read the prompt with the model that goes on"
+            )
 
     def lengths(self, layer: int, rows: Sequence[int] | None = None) -> list[int]:
         """Tokens kept in ``layer`` of each sequence, or of the sequences ``rows``."""
@@ -87,6 +123,17 @@ class Cache:
         """``lengths[i]`` more tokens of sequence i were read, in all layers."""
         self.read = [read + n for read, n in zip(self.read, lengths, strict=True)]
 
+    def mark(self) -> "Mark":
+        """The place to `rewind` to."""
+        kept = {layer: list(kept.lengths) for layer, kept in self._layers.items()}
+        return Mark(list(self.read), kept)
+
+    def rewind(self, mark: "Mark") -> None:
+        """Forget what was read since ``mark``. Nothing is copied: what follows is written over it."""
+        self.read = list(mark.read)
+        for layer, kept in self._layers.items():
+            kept.lengths = list(mark.lengths.get(layer, [0] * self.sequences))
+
     def _room(self, layer: int, needed: int, k_BKTP: Tensor, v_BKTP: Tensor) -> _Kept:
         """The layer's storage with room for ``needed`` tokens: doubled, so that decoding copies each
         token a constant number of times."""
@@ -112,3 +159,9 @@ class Cache:
 def _row_bytes(t_BKCP: Tensor) -> int:
     """Bytes of one token of one sequence."""
     return t_BKCP.shape[1] * t_BKCP.shape[3] * t_BKCP.element_size()
+
+
+def _described(config: "ModelConfig", router: "Router") -> dict[str, Any]:
+    """What tells models apart, the router's name first."""
+    shape = {f"model {name}": value for name, value in asdict(config).items()}
+    return {"router": router.name, **router.options(), **shape}

@@ -7,31 +7,45 @@ B sequences, T tokens, E experts.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from modbench.errors import UserError, known_names
 from modbench.model.cache import Cache
 
 #: ``topk``: the training rule, which compares a token with later ones. ``causal``: the rule that may be
 #: used to predict the next token.
 Selection = Literal["topk", "causal"]
+#: Which tokens' logits a pass ends with.
+Logits = Literal["all", "last"]
+_SELECTIONS, _LOGITS = get_args(Selection), get_args(Logits)
 
 
 class Trace:
-    """What routed layers tell of one forward pass."""
+    """What routed layers tell of one forward pass.
 
-    def __init__(self) -> None:
+    Layers that a part of the tokens enters show ``selected`` (B, T) bool, ``gate`` (B, T) as applied, of
+    the others as it would be, and under the training rule ``predicted`` (B, T) bool, what the causal
+    rule would say; where tokens choose how deep they go, ``depths``, tokens by depth. Layers with
+    experts show ``load`` (E,) tokens per expert, experts that do nothing last, ``dropped`` (E,) beyond a
+    capacity, and where experts choose ``taken``, how many took each token.
+    """
+
+    def __init__(self, *, detailed: bool = False) -> None:
         #: Auxiliary losses, already scaled, by (layer, name). Training adds them to the cross-entropy.
         self.losses: dict[tuple[int, str], Tensor] = {}
-        #: Whatever else a layer shows, by (layer, name): ``selected`` (B, T) bool, ``gate`` (B, T),
-        #: ``load`` (E,) tokens per expert.
+        #: Whatever else a layer shows, by (layer, name).
         self.tensors: dict[tuple[int, str], Tensor] = {}
         self._counts: dict[tuple[int, str], Tensor | tuple[int, ...]] = {}
         #: Activation checkpointing runs a forward pass again: all is told already, and what training
         #: moves (averages, biases) must not move twice.
         self.repeated = False
+        #: Whether somebody reads what `show_choice` is told; a training step keeps none of it.
+        self.detailed = detailed
+        #: A layer's decision was replaced by an even one (`modbench.model.forced`).
+        self.forced = False
 
     @contextmanager
     def repeating(self) -> Iterator[None]:
@@ -49,6 +63,17 @@ class Trace:
     def show(self, layer: int, name: str, value: Tensor) -> None:
         if not self.repeated:
             self.tensors[layer, name] = value.detach()
+
+    def show_choice(
+        self, layer: int, scores: Tensor, chosen: Tensor, real: Tensor | None = None
+    ) -> None:
+        """Of each token and expert (..., E) the router's score, before it is renormalised or scaled, and
+        whether they were put together; ``real`` (...): which tokens are no padding. Kept as ``scores``
+        (N, E) and ``chosen`` (N, E) bool of the real tokens, if the trace is detailed."""
+        if not self.detailed:
+            return
+        for name, value in (("scores", scores), ("chosen", chosen)):
+            self.show(layer, name, value.flatten(0, -2) if real is None else value[real])
 
     def count(self, layer: int, name: str, counts: Tensor | Sequence[int]) -> None:
         """How many tokens (one count per sequence) or assignments (one count) were routed. A tensor
@@ -81,6 +106,7 @@ class Context:
     belong to, None for all; ``past``: how many tokens of each came here before. ``logits``: of every
     token, or of each sequence's last real one alone.
     ``checkpoint``: keep only each layer's input for the backward pass, and run its forward pass again.
+    ``forced_balance``: routers decide evenly, whatever their scores (`modbench.model.forced`).
 
     A layer that passes some tokens on makes the inner context by `modbench.model.selected.Selected`,
     which leaves none of this behind.
@@ -94,8 +120,19 @@ class Context:
     cache: Cache | None = None
     rows: Sequence[int] | None = None
     past: Sequence[int] = ()
-    logits: Literal["all", "last"] = "all"
+    logits: Logits = "all"
     checkpoint: bool = False
+    forced_balance: bool = False
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            UserError: a selection rule or a choice of logits that isn't known.
+        """
+        for name, known in (("selection", _SELECTIONS), ("logits", _LOGITS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(f"{name} '{value}' is not known; {known_names(value, known)}")
 
     def lengths(self, x_BTD: Tensor) -> list[int]:
         """Real tokens of each sequence of ``x_BTD``."""

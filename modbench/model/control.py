@@ -7,14 +7,13 @@ B sequences, T tokens, D model width.
 """
 
 from abc import ABC, abstractmethod
-from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
 from modbench.model.context import Context
+from modbench.model.forced import strided
 from modbench.model.initial import stream
-from modbench.model.scores import share
 
 
 class Control(nn.Module, ABC):
@@ -99,7 +98,7 @@ class Stride(Control):
 
     def __init__(self, capacity: float, layer: int) -> None:
         super().__init__()
-        self.capacity, self.each = capacity, Fraction(repr(capacity))
+        self.capacity = capacity
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         sequences, tokens = x_BTD.shape[:2]
@@ -111,10 +110,7 @@ class Stride(Control):
 
     def _row(self, first: int, tokens: int) -> list[float]:
         """Scores of ``tokens`` tokens after ``first`` others."""
-        row = [0.0] * tokens
-        for j in range(share(self.capacity, first), share(self.capacity, first + tokens)):
-            row[j * self.each.denominator // self.each.numerator - first] = 1.0
-        return row
+        return [float(enters) for enters in strided(self.capacity, first, tokens)]
 
 
 CONTROLS: dict[str, type[Gaussian | Hash | Stride]] = {

@@ -34,6 +34,21 @@ class _Part:
         parts = tensor.chunk(len(self.theirs)) if self.rows is None else tensor.split(self.rows)
         return {name: part.clone() for name, part in zip(self.theirs, parts, strict=True)}
 
+    def join(self, tensors: list[Tensor]) -> Tensor:
+        """
+        Raises:
+            UserError: they don't fit onto one another.
+        """
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        rows = self.rows or (shapes[0][0],) * len(shapes)
+        for name, shape, wanted in zip(self.theirs, shapes, rows, strict=True):
+            if shape != (wanted, *shapes[0][1:]):
+                raise UserError(
+                    f"'{name}' is of shape {shape} and {(wanted, *shapes[0][1:])} would go with "
+                    f"'{self.theirs[0]}'; give the weights of one model, and its shape"
+                )
+        return torch.cat(tensors)
+
 
 def _mlp(ours: str, theirs: str) -> tuple[_Part, ...]:
     """SwiGLU: the gate's rows stand above the value's, which Hugging Face calls up."""
@@ -62,22 +77,31 @@ def feed_forward_to_hugging_face(feed_forward: nn.Module) -> State:
     """The weights of a block's dense MLP or token-choice experts, as Hugging Face's module has them.
 
     Raises:
-        UserError: it has a part that no such module has.
+        UserError: it is no such part, or has a part that no such module has, or lacks one.
     """
+    model, options = getattr(feed_forward, "model", None), getattr(feed_forward, "options", None)
+    if not isinstance(model, ModelConfig):
+        raise UserError(f"{type(feed_forward).__name__} is no feed-forward part; give a block's")
     state = dict(feed_forward.state_dict())
-    _only_swiglu(feed_forward.model)  # type: ignore[arg-type]
+    _only_swiglu(model)
+    if getattr(options, "affinity", None) == "sigmoid" and _BIAS.ours not in state:
+        raise UserError(
+            "affinity is 'sigmoid' with bias_step 0, and DeepSeek-V3's part always has the bias; set "
+            "bias_step above 0, such as 0.001"
+        )
     return _renamed(state, _feed_forward_parts(state, ours=True), where="a feed-forward part")
 
 
-def feed_forward_from_hugging_face(state: Mapping[str, Tensor]) -> State:
+def feed_forward_from_hugging_face(state: Mapping[str, Tensor], into: nn.Module | None = None) -> State:
     """Weights for ``load_state_dict`` of a block's feed-forward part, from those of a LlamaMLP,
     MixtralSparseMoeBlock, OlmoeSparseMoeBlock, DeepseekV3MoE or Qwen2MoeSparseMoeBlock.
 
     Raises:
-        UserError: a part is unknown or missing.
+        UserError: a part is unknown or missing, or is none of ``into``, which is to load them.
     """
     fused = _fused(dict(state))
-    return _joined(fused, _feed_forward_parts(fused, ours=False))
+    converted = _joined(fused, _feed_forward_parts(fused, ours=False))
+    return converted if into is None else _fitting(converted, into)
 
 
 def to_hugging_face(decoder: Decoder) -> State:
@@ -85,8 +109,10 @@ def to_hugging_face(decoder: Decoder) -> State:
     token-choice experts, a MixtralForCausalLM.
 
     Raises:
-        UserError: the decoder has a part that neither has.
+        UserError: it is no decoder, or has a part that neither has.
     """
+    if not isinstance(decoder, Decoder):
+        raise UserError(f"{type(decoder).__name__} is no decoder; convert parts by themselves")
     config, state = decoder.config, dict(decoder.state_dict())
     _only_swiglu(config)
     converted = _renamed(state, _decoder_parts(state, config, ours=True), where="Llama or Mixtral")
@@ -95,12 +121,15 @@ def to_hugging_face(decoder: Decoder) -> State:
     return converted
 
 
-def from_hugging_face(state: Mapping[str, Tensor], config: ModelConfig) -> State:
+def from_hugging_face(
+    state: Mapping[str, Tensor], config: ModelConfig, into: nn.Module | None = None
+) -> State:
     """Weights for ``load_state_dict`` of a decoder of shape ``config``, from a LlamaForCausalLM's or a
     MixtralForCausalLM's.
 
     Raises:
-        UserError: a part is unknown or missing, or its shape isn't the configuration's.
+        UserError: a part is unknown or missing, or its shape isn't the configuration's, or it is none
+            of ``into``, which is to load them.
     """
     _only_swiglu(config)
     # What old checkpoints have besides follows from rope_base.
@@ -120,7 +149,7 @@ def from_hugging_face(state: Mapping[str, Tensor], config: ModelConfig) -> State
                 f"'{name}' comes to {tuple(converted[name].shape)} and the model's shape wants {shape}; "
                 "give the ModelConfig that the weights are of"
             )
-    return converted
+    return converted if into is None else _fitting(converted, into)
 
 
 def _only_swiglu(model: ModelConfig) -> None:
@@ -196,11 +225,30 @@ def _joined(state: State, parts: Iterable[_Part]) -> State:
         missing = [name for name in part.theirs if name not in state]
         if missing:
             raise UserError(f"the weights lack '{missing[0]}'; give all of them")
-        converted[part.ours] = torch.cat([state.pop(name) for name in part.theirs])
+        converted[part.ours] = part.join([state.pop(name) for name in part.theirs])
     if state:
         known = known_names(min(state), (name for part in parts for name in part.theirs))
         raise UserError(f"'{min(state)}' has no counterpart here; {known}")
     _check_router(converted)
+    return converted
+
+
+def _fitting(converted: State, into: nn.Module) -> State:
+    """``converted``, which ``into`` can load."""
+    own = into.state_dict()
+    for name in sorted(own.keys() ^ converted.keys()):
+        bias = name.endswith(_BIAS.ours)
+        if name in own:
+            remedy = "set bias_step = 0" if bias else "give the router the options that they are of"
+            raise UserError(f"the weights have no '{name}', which the model has; {remedy}")
+        remedy = "bias_step above 0, such as 0.001" if bias else "the options that the weights are of"
+        raise UserError(f"the weights have '{name}' and the model has none; give the router {remedy}")
+    for name, tensor in own.items():
+        if tensor.shape != converted[name].shape:
+            raise UserError(
+                f"'{name}' comes to {tuple(converted[name].shape)} and the model's is "
+                f"{tuple(tensor.shape)}; give the router the options that the weights are of"
+            )
     return converted
 
 
@@ -219,6 +267,9 @@ def _fused(state: State) -> State:
     fused: State = {}
     single: dict[str, dict[str, dict[int, Tensor]]] = {}
     for key, tensor in state.items():
+        if not isinstance(tensor, Tensor) or not tensor.dim():
+            kind = "a single number" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            raise UserError(f"'{key}' is {kind}; it must be a tensor of one dimension or more")
         key = key.replace(".block_sparse_moe.", ".mlp.")
         found = re.fullmatch(pattern, key)
         if found is None:
@@ -233,6 +284,12 @@ def _fused(state: State) -> State:
                 if number not in by_role.get(role, {}):
                     raise UserError(
                         f"the weights lack '{prefix}{number}.{role}.weight'; give all of them"
+                    )
+                shape, wanted = tuple(by_role[role][number].shape), tuple(by_role["gate_proj"][0].shape)
+                if shape != (wanted[::-1] if role == "down_proj" else wanted):
+                    raise UserError(
+                        f"'{prefix}{number}.{role}.weight' is of shape {shape} and the first gate_proj "
+                        f"of {wanted}; give the weights of one model"
                     )
         gate_E, up_E, down_E = (
             torch.stack([by_role[role][number] for number in range(experts)])

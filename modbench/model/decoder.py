@@ -17,7 +17,9 @@ from modbench.flops.component import component
 from modbench.flops.ledger import OUTSIDE, Ledger, Load, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.cross_entropy import cross_entropy, losses
 from modbench.model.initial import normal_, stream
+from modbench.model.kernels import RMSNorm
 from modbench.model.router import Layer, Router, after
 
 
@@ -29,7 +31,7 @@ class Decoder(nn.Module):
         self.config, self.router = config, router
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(_layer(router, config, n) for n in range(config.layers))
-        self.norm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
+        self.norm = RMSNorm(config.width, eps=config.norm_epsilon)
         self.head = None if config.tied_head else nn.Linear(config.width, config.vocabulary, bias=False)
 
     def initialise(self, seed: int) -> None:
@@ -47,14 +49,37 @@ class Decoder(nn.Module):
         """Logits (B, T, V), or (B, 1, V) where the context wants those of the last tokens alone.
 
         Raises:
-            ValueError: a cache under the training rule, which may look at tokens to come.
+            ValueError: a cache under the training rule, which may look at tokens to come, or one of
+                another model or of another number of sequences.
         """
+        x_BTD = self._normed(tokens_BT, context)
+        with component("head"):
+            return F.linear(x_BTD, self._head())
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, context: Context) -> Tensor:
+        """Mean cross-entropy of ``targets_BT`` in nats, without auxiliary losses; all logits are never
+        held together. The FLOPs are those of `forward` and its backward pass."""
+        x_ND = self._normed(tokens_BT, context).flatten(0, 1)
+        return cross_entropy(x_ND, self._head(), targets_BT.flatten())
+
+    @torch.no_grad()
+    def losses(self, tokens_BT: Tensor, targets_BT: Tensor, context: Context) -> Tensor:
+        """Cross-entropy of each token in nats, (B, T), in float32 or wider, without a gradient."""
+        x_ND = self._normed(tokens_BT, context).flatten(0, 1)
+        return losses(x_ND, self._head(), targets_BT.flatten()).view_as(targets_BT)
+
+    def _head(self) -> Tensor:
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def _normed(self, tokens_BT: Tensor, context: Context) -> Tensor:
+        """What the head is given, (B, T, D)."""
         x_BTD = self.embedding(tokens_BT)
         context = replace(context, tokens_BT=tokens_BT)
         lengths = context.lengths(x_BTD) if context.cache is not None else []
         if context.cache is not None:
             if context.selection != "causal":
                 raise ValueError(f"selection '{context.selection}' with a cache; it must be 'causal'")
+            context.cache.serve(self.config, self.router, len(tokens_BT))
             positions_BT = context.cache.positions(tokens_BT.shape[1], tokens_BT.device)
             context = replace(context, positions_BT=positions_BT, past=context.cache.read)
         for layer in self.layers:
@@ -64,9 +89,7 @@ class Decoder(nn.Module):
             context.cache.advance(lengths)
         if context.logits == "last":
             x_BTD = _last(x_BTD, context)
-        x_BTD = self.norm(x_BTD)
-        with component("head"):
-            return F.linear(x_BTD, self.embedding.weight if self.head is None else self.head.weight)
+        return self.norm(x_BTD)  # type: ignore[no-any-return]
 
     def ledger(self, load: Load) -> Ledger:
         """The closed form of what `forward` spends on ``load``, and of the backward pass, where a

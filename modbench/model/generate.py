@@ -3,7 +3,9 @@
 B sequences, T tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import index
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -19,7 +21,14 @@ def prefill(
     model: Decoder, tokens_BT: Tensor, lengths: Sequence[int] | None = None
 ) -> tuple[Tensor, Cache]:
     """Read prompts, padded on the right where ``lengths`` says so: the logits (B, V) that follow each
-    prompt's last token, and the cache to go on from."""
+    prompt's last token, and the cache to go on from.
+
+    Raises:
+        UserError: no tokens, tokens out of the vocabulary, or lengths that are none of the prompts'.
+    """
+    _check_tokens(model, tokens_BT, ("B", "T"))
+    if lengths is not None:
+        _check_lengths(lengths, *tokens_BT.shape)
     cache = Cache(len(tokens_BT))
     ragged = lengths is not None and min(lengths) < tokens_BT.shape[1]
     lengths_B = torch.tensor(lengths, device=tokens_BT.device) if ragged else None
@@ -29,7 +38,13 @@ def prefill(
 
 @torch.no_grad()
 def decode(model: Decoder, tokens_B: Tensor, cache: Cache) -> Tensor:
-    """One more token of each sequence: the logits (B, V) that follow it. ``cache`` grows by it."""
+    """One more token of each sequence: the logits (B, V) that follow it. ``cache`` grows by it.
+
+    Raises:
+        UserError: no tokens, tokens out of the vocabulary, or a cache of other sequences or of another
+            model.
+    """
+    _check_tokens(model, tokens_B, ("B",))
     return model(tokens_B[:, None], Context(selection="causal", cache=cache))[:, 0]  # type: ignore[no-any-return]
 
 
@@ -44,6 +59,7 @@ def generate(
     seed: int = 0,
     end: int | None = None,
     cached: bool = True,
+    inspect: Callable[[Cache], None] | None = None,
 ) -> list[list[int]]:
     """``new`` tokens after each prompt, fewer where ``end`` comes (it is not part of what is returned).
 
@@ -51,12 +67,13 @@ def generate(
     softmax(logits / temperature) with a generator to each prompt, so that what a prompt gives does not
     depend on its neighbours. ``top_p`` keeps the likeliest tokens whose probabilities
     first sum to at least that (nucleus sampling, Holtzman et al. 2020). ``cached`` false reads all
-    tokens again at each step: the plain twin, to be compared with.
+    tokens again at each step: the plain twin, to be compared with. ``inspect`` is shown the cache once,
+    as the last step left it: all prompts and all new tokens but the last ones have been read.
 
     Raises:
         UserError: no prompt, an empty one, a token out of the vocabulary, or an option out of range.
     """
-    _check(model, prompts, new, temperature, top_p, seed)
+    _check(model, prompts, new, temperature, top_p, seed, end)
     on = next(model.parameters()).device
     model.eval()
     texts = [list(prompt) for prompt in prompts]
@@ -82,7 +99,16 @@ def generate(
                 running.discard(row)
         if not running:
             break
+    if inspect is not None and cache is not None:
+        inspect(cache)
     return [_until(text[len(prompt) :], end) for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def dense_cache_bytes(model: Decoder, tokens: int) -> int:
+    """What the cache of so many tokens takes if each of them leaves its keys and values in every layer,
+    as in the dense decoder of the model's shape."""
+    config, weight = model.config, next(model.parameters())
+    return tokens * config.layers * 2 * config.key_heads * config.head_width * weight.element_size()
 
 
 def _generator(seed: int, prompts: Sequence[Sequence[int]], number: int) -> torch.Generator:
@@ -118,13 +144,15 @@ def _check(
     temperature: float,
     top_p: float,
     seed: int,
+    end: int | None,
 ) -> None:
-    if not prompts or not all(prompts):
+    if not len(prompts) or not all(len(prompt) for prompt in prompts):
         raise UserError("generate needs one or more prompts of at least one token each")
-    vocabulary = model.config.vocabulary
-    wrong = [token for prompt in prompts for token in prompt if not 0 <= token < vocabulary]
-    if wrong:
-        raise UserError(f"prompt has token {wrong[0]}; the vocabulary has 0 to {vocabulary - 1}")
+    for token in [token for prompt in prompts for token in prompt]:
+        if not _in_vocabulary(model, token):
+            raise UserError(f"prompt has token {token!r}; the vocabulary has {_span(model)}")
+    if end is not None and not _in_vocabulary(model, end):
+        raise UserError(f"end is {end!r}; the vocabulary has {_span(model)}")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed is {seed}; it must lie in [0, 2**32)")
     if new < 1:
@@ -133,3 +161,44 @@ def _check(
         raise UserError(f"temperature is {temperature}; it must be 0 or more")
     if not 0 < top_p <= 1:
         raise UserError(f"top_p is {top_p}; it must lie in (0, 1]")
+
+
+def _in_vocabulary(model: Decoder, token: SupportsIndex) -> bool:
+    return _whole(token) and 0 <= index(token) < model.config.vocabulary
+
+
+def _whole(number: object) -> bool:
+    try:
+        index(number)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
+
+
+def _span(model: Decoder) -> str:
+    return f"0 to {model.config.vocabulary - 1}"
+
+
+def _check_tokens(model: Decoder, tokens: Tensor, shape: tuple[str, ...]) -> None:
+    if tokens.dim() != len(shape) or not tokens.numel():
+        raise UserError(
+            f"tokens are of shape {tuple(tokens.shape)}; give ({', '.join(shape)}), one token or more"
+        )
+    if tokens.dtype not in (torch.int32, torch.int64):
+        raise UserError(f"tokens are {tokens.dtype}; they must be int32 or int64")
+    # Only where values are at hand: a GPU would be waited for, and shapes alone have none.
+    if tokens.device.type == "cpu" and type(tokens) is Tensor:
+        for token in (int(tokens.min()), int(tokens.max())):
+            if not _in_vocabulary(model, token):
+                raise UserError(f"tokens have {token}; the vocabulary has {_span(model)}")
+
+
+def _check_lengths(lengths: Sequence[int], sequences: int, tokens: int) -> None:
+    if len(lengths) != sequences:
+        raise UserError(f"there are {len(lengths)} lengths of {sequences} prompts; give one of each")
+    for length in lengths:
+        if not _whole(length) or not 1 <= length <= tokens:
+            raise UserError(
+                f"a prompt's length is {length!r}; it must be a whole number from 1 to {tokens}, the "
+                "tokens that each row has"
+            )

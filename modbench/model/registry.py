@@ -183,6 +183,19 @@ def preset_options(name: str) -> tuple[str, dict[str, Any]]:
     return router, dict(known[preset])
 
 
+def _owners(option: str) -> list[str]:
+    """The routers that have an option of that name, of those that can be loaded."""
+    owners = []
+    for name in router_names():
+        try:
+            router = router_class(name)
+        except (Exception, SystemExit):  # another router's fault is none of this mistake's
+            continue
+        if any(field.name == option and field.init for field in fields(router)):  # type: ignore[arg-type]
+            owners.append(name)
+    return owners
+
+
 def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router":
     """The router ``name`` with ``options``, checked.
 
@@ -196,7 +209,11 @@ def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router
     known = {field.name: field for field in fields(router) if field.init}  # type: ignore[arg-type]
     for option, value in options.items():
         if option not in known:
-            raise UserError(f"router '{name}' has no option '{option}'; {known_names(option, known)}")
+            owners = ", ".join(_owners(option))
+            whose = f"it is an option of {owners}; " if owners else ""
+            raise UserError(
+                f"router '{name}' has no option '{option}'; {whose}{known_names(option, known)}"
+            )
         options[option] = checked(f"router '{name}' option '{option}'", value, hints[option])
     missing = [
         option

@@ -59,6 +59,7 @@ class Selected:
             cache=context.cache,
             rows=rows,
             past=past,
+            forced_balance=context.forced_balance,
         )
 
     def gather(self, values_BT: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ B sequences, T tokens, D model width, N rows in all, E experts.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -132,7 +132,7 @@ class Steps:
         Raises:
             UserError: it needs values.
         """
-        with self._run() as autocast:
+        with self.valueless() as autocast:
             layer, x_BTD = self._built(number, sequences)
             live, context = Live(_with_gradients(layer), [x_BTD]), Context()
             with live:
@@ -155,7 +155,7 @@ class Steps:
     def remembered(self, number: int) -> int:
         """Bytes of weights that autocast remembers until its end, that of the forward pass, of the layer
         at depth ``number``, even if its backward pass is to run it again."""
-        with self._run() as autocast:
+        with self.valueless() as autocast:
             layer, x_BTD = self._built(number, 1)
             live = Live(layer.parameters(), [x_BTD])
             dropped = torch.autograd.graph.saved_tensors_hooks(
@@ -170,7 +170,7 @@ class Steps:
     def _built(self, number: int, sequences: int) -> tuple[nn.Module, Tensor]:
         """The layer at depth ``number``, and an input of it."""
         config = self._decoder.config
-        layer = self._cast(self._decoder.router.build_layer(config, number)).train()
+        layer = self.cast(self._decoder.router.build_layer(config, number)).train()
         divide_experts(layer, self._divided)
         dtype = torch.bfloat16 if self._compute == "bfloat16" else torch.float32
         shape = (sequences, self._length, config.width)
@@ -178,10 +178,10 @@ class Steps:
 
     def outside(self, sequences: int) -> Outside:
         """All that is not a layer, the loss as `modbench.train.loop.training_step` takes it."""
-        with self._run() as autocast:
-            shell = Decoder(replace(self._decoder.config, layers=1), self._decoder.router)
+        with self.valueless() as autocast:
+            shell = Decoder(self._decoder.config, self._decoder.router)
             shell.layers = nn.ModuleList()
-            shell = self._cast(shell).train()
+            shell = self.cast(shell).train()
             tokens_BT = torch.zeros(sequences, self._length, dtype=torch.long)
             live = Live(_with_gradients(shell))
             with live:
@@ -196,7 +196,8 @@ class Steps:
             logits = sum(tensor.untyped_storage().nbytes() for tensor in after)
         return Outside(kept=kept, copies=copies, peak=live.peak - copies, logits=logits)
 
-    def _cast(self, module: Any) -> Any:
+    def cast(self, module: Any) -> Any:
+        """``module`` with its weights in the dtype of the steps."""
         # Not by Module.to, which can't swap parameters that are fake.
         cast: dict[Tensor, nn.Parameter] = {}
         for part in module.modules() if self._compute == "bfloat16" else ():
@@ -207,7 +208,13 @@ class Steps:
         return module
 
     @contextmanager
-    def _run(self) -> Iterator[Callable[[], Any]]:
+    def valueless(self) -> Iterator[Callable[[], Any]]:
+        """Inside, tensors have no values. Gives what autocast the steps run under.
+
+        Raises:
+            UserError: what runs inside needs values, or fails.
+        """
+
         def autocast() -> Any:
             on = self._compute == "autocast"
             return torch.autocast("cpu", torch.bfloat16) if on else nullcontext()

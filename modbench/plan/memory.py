@@ -86,8 +86,16 @@ class Memory:
 class Measured:
     """The memory of one decoder, by micro-batch; each is measured once."""
 
-    def __init__(self, decoder: Decoder, length: int, recipe: Recipe, kernels: Kernels = "gpu") -> None:
-        """
+    def __init__(
+        self,
+        decoder: Decoder,
+        length: int,
+        recipe: Recipe,
+        kernels: Kernels = "gpu",
+        compute: Compute | None = None,
+    ) -> None:
+        """``compute``: what the recipe says where None.
+
         Raises:
             UserError: experts that can't be divided so.
         """
@@ -108,7 +116,7 @@ class Measured:
         self._steps = Steps(
             decoder,
             length,
-            compute=recipe.compute,
+            compute=recipe.compute if compute is None else compute,
             kernels=kernels,
             expert_parallel=recipe.expert_parallel,
         )

@@ -16,6 +16,7 @@ from modbench.flops.ledger import Load, Phase
 from modbench.flops.literature import convention_flops
 from modbench.flops.statement import meta_decoder
 from modbench.model.config import ModelConfig
+from modbench.model.registry import build_router, preset_options
 from modbench.model.sizes import Size
 from modbench.plan.search import largest
 
@@ -142,14 +143,13 @@ class _Family:
         self.ratio = model.hidden / model.width
         self.group = model.heads // model.key_heads
         self.read = lru_cache(maxsize=None)(self._read)
-        self.period = self.fewest = 1
         self.regular = True
-        self.step = self._step()
+        plain, preset = preset_options(router)
         # Depth-routed blocks come in groups; a whole number of them routes the share that is promised.
-        every = getattr(meta_decoder(router, options, self.shape(1, 1, self.step)).router, "every", 1)
+        every = getattr(build_router(plain, {**preset, **options}), "every", 1)
         self.period = every if isinstance(every, int) and every > 0 else 1
-        self.fewest = self.period * -(-2 // self.period)
-        self.read.cache_clear()
+        self.fewest = self._fewest()
+        self.step = self._step()
 
     def exact(self, model: ModelConfig) -> tuple[int, int, int]:
         """FLOPs of one sequence, parameters, active parameters."""
@@ -172,12 +172,23 @@ class _Family:
     def flops(self, model: ModelConfig) -> int:
         return self.read(model)[0]
 
+    def _fewest(self) -> int:
+        """The fewest layers, at least two, in whole groups, that the router takes."""
+        least = self.period * -(-2 // self.period)
+        for layers in range(least, self.base.model.layers + 1, self.period):
+            try:
+                meta_decoder(self.router, self.options, replace(self.base.model, layers=layers))
+            except UserError:
+                continue
+            return layers
+        return least
+
     def _step(self) -> int:
         """The finest step in which the router takes an MLP's width."""
         refused: UserError | None = None
         for width in range(1, _STEPS + 1):
             try:
-                meta_decoder(self.router, self.options, self.shape(1, 1, width))
+                meta_decoder(self.router, self.options, self.shape(1, self.fewest, width))
             except UserError as error:
                 refused = refused or error
                 continue

@@ -94,10 +94,16 @@ def plain(label: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
-def blank() -> tuple[Figure, Axes]:
-    """An empty figure, drawn by Agg whatever the machine's display."""
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DOTS_PER_INCH, layout="constrained")
+def sheet(width: float = WIDTH, height: float = HEIGHT) -> Figure:
+    """A figure without axes, in inches, drawn by Agg whatever the machine's display."""
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def blank() -> tuple[Figure, Axes]:
+    """An empty figure with axes."""
+    figure = sheet()
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

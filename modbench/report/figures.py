@@ -1,5 +1,6 @@
 """Three figures: loss against training FLOPs, loss against forward FLOPs per token, and step time
-against training FLOPs per token. FLOPs are of the convention ``model`` everywhere."""
+against training FLOPs per token; those of `modbench.report.routing_figure` beside them. FLOPs are of the
+convention ``model`` everywhere."""
 
 import statistics
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from modbench.report.canvas import (
     say_nothing_to_show,
 )
 from modbench.report.leaderboard import Entry, Leaderboard
+from modbench.report.routing_figure import routing_figures
 from modbench.report.row import Exact, Quality, Row, Timed
 
 _DOTTED: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1.4}
@@ -40,7 +42,7 @@ def figures(board: Leaderboard) -> dict[str, bytes]:
             draw(board, look_of, figure, axes)
             for ending, content in files(figure).items():
                 contents[f"{name}.{ending}"] = content
-    return contents
+    return contents | routing_figures(board)
 
 
 def _text(entry: Entry) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from modbench.metrics import METRICS, metric
 from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.record import Record
+from modbench.report.routed_tokens import routed_tokens
 from modbench.report.row import MACHINE, Exact, Quality, Row
 
 _LONGEST = 400
@@ -34,6 +35,7 @@ def markdown(board: Leaderboard) -> str:
         if len(board.comparisons) > 1:
             parts.append(f"## Comparison {number}\n\nRanks count within a comparison, not between two.")
         parts += _comparison(board, entries)
+    parts += routed_tokens(board, escaped)
     parts.append("## Notes")
     parts.append("\n".join(f"- {note}" for note in _notes(board, records)))
     parts.append("## Metrics")
@@ -140,6 +142,11 @@ def _forward(board: Leaderboard, entry: Entry) -> str:
     return " / ".join(_number(board, entry.row, name, ".3f", 1e6) for name in names)
 
 
+def _cache(board: Leaderboard, entry: Entry) -> str:
+    kept = _number(board, entry.row, "kv_cache_bytes_per_token", ".0f")
+    return f"{kept} ({_number(board, entry.row, 'kv_cache_share', '.3f')})"
+
+
 def _parameters(board: Leaderboard, entry: Entry) -> str:
     names = ("active_parameters", "parameters")
     return " / ".join(_number(board, entry.row, name, ".3f", 1e6) for name in names)
@@ -159,6 +166,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Leaderboard, Entry], str]], ...] = (
     ("tokens", _plain("train_tokens", "d")),
     ("training step (ms), median ± IQR", _plain("train_step_seconds", ".1f", 1e-3)),
     ("peak memory (MB)", _plain("peak_memory_bytes", ".1f", 1e6)),
+    ("KV cache (B/token, share of dense)", _cache),
     ("parameters (M), active / all", _parameters),
     ("audit", lambda board, entry: escaped(entry.row.audit)),
 )

@@ -1,4 +1,5 @@
-"""The derived files of a suite's results: leaderboard.csv, leaderboard.md and the figures."""
+"""The derived files of a suite's results: leaderboard.csv, leaderboard.md and the figures; and
+timings.csv, memory.csv, timings.md and theirs."""
 
 import contextlib
 import os
@@ -6,40 +7,67 @@ import secrets
 from pathlib import Path
 
 from modbench.errors import UserError
+from modbench.report.record import Record
 from modbench.report.store import RECORDS, read_records
+from modbench.report.timing import Timing, newest_run, read_timings
 
 
 def write_report(suite_folder: Path, *, rank_by: str | None = None) -> list[Path]:
-    """Derive everything in ``results/<suite>`` from its records and return the files' paths.
+    """Derive everything in ``results/<suite>`` from its records and its timings, and return the files'
+    paths.
 
     ``rank_by``: the metric that ranks the table; by default what the suite said, in its highest version
-    among the records. The bytes follow from the set of records (and ``rank_by``) alone. Nothing is
+    among the records. The bytes follow from what was recorded (and ``rank_by``) alone. Nothing is
     written before all of it is made, and each file is replaced in one step: a report that fails leaves
     the old ones alone.
 
     Raises:
-        UserError: no records, one that is not valid, an unusable ``rank_by``, or a folder that can't be
-            written to.
+        UserError: neither records nor timings, one that is not valid, an unusable ``rank_by``, timings
+            of one run from several machines, or a folder that can't be written to.
     """
+    folder = Path(suite_folder)
+    records, timings = read_records(folder), read_timings(folder)
+    if not records and not timings:
+        raise UserError(
+            f"{folder}: there are no records in {folder / RECORDS}; run the suite first "
+            f"(modbench run {folder.resolve().name}), or point --results at the folder above it"
+        )
+    contents: dict[str, bytes] = {}
+    if records:
+        contents |= _of_records(records, rank_by)
+    if timings:
+        contents |= _of_timings(timings)
+    return _replace(folder, contents)
+
+
+def _of_records(records: list[Record], rank_by: str | None) -> dict[str, bytes]:
     # The record and its store load in no time and are used by every cell; pandas and seaborn don't.
     from modbench.report.figures import figures
     from modbench.report.leaderboard import Leaderboard
     from modbench.report.markdown import markdown
 
-    folder = Path(suite_folder)
-    records = read_records(folder)
-    if not records:
-        raise UserError(
-            f"{folder}: there are no records in {folder / RECORDS}; run the suite first "
-            f"(modbench run {folder.resolve().name}), or point --results at the folder above it"
-        )
     if rank_by is None:
         newest = max(records, key=lambda record: (record.suite["version"], record.suite["rank_by"]))
         rank_by = newest.suite["rank_by"]
     board = Leaderboard.of(records, rank_by)
     contents = {"leaderboard.csv": board.csv().encode(), "leaderboard.md": markdown(board).encode()}
     contents.update(figures(board))
-    return _replace(folder, contents)
+    return contents
+
+
+def _of_timings(timings: list[Timing]) -> dict[str, bytes]:
+    from modbench.report.timing_figures import timing_figures
+    from modbench.report.timing_page import timing_page
+    from modbench.report.timing_table import TimingTable
+
+    table = TimingTable.of(newest_run(timings))
+    others = len({timing.run for timing in timings}) - 1
+    return {
+        "timings.csv": table.csv().encode(),
+        "memory.csv": table.memory_csv().encode(),
+        "timings.md": timing_page(table, others).encode(),
+        **timing_figures(table),
+    }
 
 
 def _replace(folder: Path, contents: dict[str, bytes]) -> list[Path]:

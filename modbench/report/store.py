@@ -1,4 +1,5 @@
-"""Where records lie: ``results/<suite>/records/<writer>.jsonl``, one shard to each writer process.
+"""Where records lie: ``results/<suite>/records/<writer>.jsonl``, one shard to each writer process; and
+timings, in ``timings`` beside them.
 
 Measured with eight writers under random SIGKILL: a shared file loses records even with a lock, a shard
 to each loses none. A shard is only ever appended to, and readers change nothing. What records say is a
@@ -11,15 +12,19 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from modbench.errors import UserError
+from modbench.report.line import Line
 from modbench.report.record import Record
 
 RECORDS = "records"
+L = TypeVar("L", bound=Line)
 
 
 class ShardWriter:
-    """The one writer of a new shard under ``folder`` (``results/<suite>``); a context manager.
+    """The one writer of a new shard under ``folder`` (``results/<suite>``), in its folder ``under``; a
+    context manager.
 
     The shard is opened at once, so that a folder nobody can write to is found before hours of training;
     closing removes it if nothing was appended.
@@ -28,8 +33,8 @@ class ShardWriter:
         UserError: the folder can't be made or written to.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = Path(folder) / RECORDS / f"{secrets.token_hex(8)}.jsonl"
+    def __init__(self, folder: Path, under: str = RECORDS) -> None:
+        self.path = Path(folder) / under / f"{secrets.token_hex(8)}.jsonl"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
@@ -38,7 +43,7 @@ class ShardWriter:
             raise UserError(_cannot_write(self.path.parent, error)) from error
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def append(self, record: Record) -> None:
+    def append(self, record: Line) -> None:
         """Write one line and see it onto the disk before returning.
 
         Raises:
@@ -46,7 +51,7 @@ class ShardWriter:
                 refuses; the shard is then as it was.
         """
         line = record.line()
-        Record.from_line(line)
+        type(record).from_line(line)
         size = os.fstat(self._file).st_size
         rest = memoryview(f"{line}\n".encode())
         try:
@@ -103,21 +108,25 @@ def read_records(folder: Path) -> list[Record]:
     Raises:
         UserError: a line is no valid record, or a shard can't be read; names file and line number.
     """
-    shards = Path(folder) / RECORDS
-    lines: dict[str, Record] = {}
-    try:
-        paths = sorted(path for path in shards.iterdir() if path.suffix == ".jsonl")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(_cannot_read(shards, error)) from error
-    for path in paths:
-        for line, record in _read_shard(path):
-            lines[line] = record
+    lines = read_lines(Path(folder) / RECORDS, Record)
     return [lines[line] for line in sorted(lines, key=lambda line: (lines[line].key, line))]
 
 
-def _read_shard(path: Path) -> Iterable[tuple[str, Record]]:
+def read_lines(shards: Path, kind: type[L]) -> dict[str, L]:
+    """What the lines of all shards in ``shards`` say, by line; see `read_records`."""
+    lines: dict[str, L] = {}
+    try:
+        paths = sorted(path for path in shards.iterdir() if path.suffix == ".jsonl")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(_cannot_read(shards, error)) from error
+    for path in paths:
+        lines.update(_read_shard(path, kind))
+    return lines
+
+
+def _read_shard(path: Path, kind: type[L]) -> Iterable[tuple[str, L]]:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -126,7 +135,7 @@ def _read_shard(path: Path) -> Iterable[tuple[str, Record]]:
     for number, raw in enumerate(content.split(b"\n")[:-1], start=1):
         try:
             line = raw.decode()
-            yield line, Record.from_line(line)
+            yield line, kind.from_line(line)
         except (UserError, UnicodeDecodeError) as error:
             reason = error if isinstance(error, UserError) else "it is no UTF-8"
             raise UserError(

@@ -33,7 +33,9 @@ from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.experts import ExpertBank, expert_width
+from modbench.model.forced import even_pool, even_tokens
 from modbench.model.initial import normal_
+from modbench.model.option import check_finite, refuse_idle
 from modbench.model.registry import register_router
 from modbench.model.router import Layer, Presets, Router
 from modbench.model.scores import highest, known, packed, places, score, share
@@ -56,6 +58,7 @@ class ExpertChoice(Router):
     threshold_decay: float = 0.95  #: of the exponential average behind the causal rule
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if self.experts < 1:
             raise UserError(f"experts is {self.experts}; it must be 1 or more")
         if not 0 < self.capacity <= self.experts:
@@ -67,6 +70,13 @@ class ExpertChoice(Router):
             raise UserError(f"expert_width is {self.expert_width}; it must be 1 or more")
         if not 0 <= self.threshold_decay < 1:
             raise UserError(f"threshold_decay is {self.threshold_decay}; it must lie in [0, 1)")
+        if self.experts == 1:
+            refuse_idle(
+                self,
+                ("pool", "threshold_decay"),
+                "experts 1, which takes all tokens whatever they score",
+                "set experts to 2 or more",
+            )
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
         return Block(model, layer, ExpertChoiceExperts(self, model, layer))
@@ -156,13 +166,18 @@ class ExpertChoiceExperts(FeedForward):
         lowest_PE = scores_PT.detach().masked_fill(~selected_PT, torch.inf).amin(1).view(pools, experts)
         if self.training and not context.trace.repeated:
             self.threshold.update(lowest_PE.mean(0))
-        context.trace.show(self.layer, "load", selected_PT.view(pools, experts, -1).sum((0, 2)))
+        chosen_PET = selected_PT.view(pools, experts, -1)
+        context.trace.show(self.layer, "load", chosen_PET.sum((0, 2)))
+        context.trace.show_choice(self.layer, scores_BTE, chosen_PET.transpose(1, 2), real_BT)
         return out_SD.to(x_BTD.dtype).view_as(x_BTD)
 
     def _above_threshold(self, x_BTD: Tensor, scores_BTE: Tensor, context: Context) -> Tensor:
         x_SD = x_BTD.flatten(0, 1)
-        scores_ES = scores_BTE.flatten(0, 1).T
-        chosen_ES = scores_ES >= self.threshold.value.to(scores_ES.dtype)[:, None]
+        options, scores_ES = self.options, scores_BTE.flatten(0, 1).T
+        chosen_BTE = scores_BTE >= self.threshold.value.to(scores_BTE.dtype)
+        even = even_pool if options.pool == "batch" else even_tokens
+        chosen_BTE = even(chosen_BTE, context, options.capacity, among=options.experts)
+        chosen_ES = chosen_BTE.flatten(0, 1).T
         real_BT = context.real(x_BTD)
         if real_BT is not None:
             chosen_ES = chosen_ES & real_BT.flatten()
@@ -176,5 +191,6 @@ class ExpertChoiceExperts(FeedForward):
         out_SD = torch.zeros_like(x_SD, dtype=weighted_ND.dtype).index_add(0, rows_N, weighted_ND)
         context.trace.show(self.layer, "load", torch.tensor(counts))
         context.trace.show(self.layer, "taken", chosen_ES.sum(0))
+        context.trace.show_choice(self.layer, scores_BTE, chosen_BTE, real_BT)
         context.trace.count(self.layer, "experts", [sum(counts)])
         return out_SD.to(x_BTD.dtype).view_as(x_BTD)

@@ -31,7 +31,9 @@ from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.experts import ExpertBank, dispatched, expert_width
+from modbench.model.forced import even_pool
 from modbench.model.initial import normal_
+from modbench.model.option import check_finite
 from modbench.model.registry import register_router
 from modbench.model.router import Layer, Presets, Router
 from modbench.model.scores import evenly, known, score, share
@@ -54,6 +56,7 @@ class ExpertThreshold(Router):
     threshold_decay: float = 0.99  #: of the exponential average
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if self.experts < 1:
             raise UserError(f"experts is {self.experts}; it must be 1 or more")
         if not 0 < self.capacity <= self.experts:
@@ -91,7 +94,10 @@ class ThresholdExperts(FeedForward):
         with component("router", self.layer):
             logits_SE = score(x_BTD, self.router).flatten(0, 1)
         threshold_E = self._threshold(context).to(logits_SE.dtype)
-        chosen_SE = logits_SE >= threshold_E
+        chosen_BTE = (logits_SE >= threshold_E).view(*x_BTD.shape[:2], -1)
+        options = self.options
+        chosen_BTE = even_pool(chosen_BTE, context, options.capacity, among=options.experts)
+        chosen_SE = chosen_BTE.flatten(0, 1)
         real_BT = context.real(x_BTD)
         if real_BT is not None:
             chosen_SE = chosen_SE & real_BT.flatten()[:, None]
@@ -103,6 +109,8 @@ class ThresholdExperts(FeedForward):
         out_BTD = dispatched(self.bank, x_BTD, gates_SE, chosen_SE, counts)
         context.trace.show(self.layer, "load", chosen_SE.sum(0))
         context.trace.show(self.layer, "taken", chosen_SE.sum(1))
+        real_S = None if real_BT is None else real_BT.flatten()
+        context.trace.show_choice(self.layer, gates_SE, chosen_SE, real_S)
         context.trace.count(self.layer, "experts", [sum(counts)])
         if self.training and context.selection == "topk" and not context.trace.repeated:
             self._move(logits_SE.detach(), real_BT, sum(lengths))

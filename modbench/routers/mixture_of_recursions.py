@@ -38,7 +38,9 @@ from modbench.flops.ledger import Counts, Ledger, Load, matmul, stretch
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.forced import even_tokens
 from modbench.model.initial import normal_
+from modbench.model.option import check_finite, refuse_idle
 from modbench.model.registry import register_router
 from modbench.model.router import Layer, Presets, Router, after, trains
 from modbench.model.scores import highest, known, score, share
@@ -63,6 +65,7 @@ class MixtureOfRecursions(Router):
     balance: float = 0.1  #: token choice: weight of the balance loss
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if self.recursions < 1:
             raise UserError(f"recursions is {self.recursions}; it must be 1 or more")
         for name in ("gate_scale", "auxiliary"):
@@ -70,6 +73,35 @@ class MixtureOfRecursions(Router):
                 raise UserError(f"{name} is {getattr(self, name):g}; it must be above 0")
         if self.balance < 0:
             raise UserError(f"balance is {self.balance:g}; it must be 0 or more")
+        self._check_contradictions()
+
+    def _check_contradictions(self) -> None:
+        if self.depth == "token_choice" and self.recursions == 1:
+            raise UserError(
+                "depth is 'token_choice' with recursions 1, which leaves nothing to choose and the "
+                "router without a gradient; set recursions to 2 or more or depth = 'expert_choice'"
+            )
+        if self.depth == "token_choice":
+            refuse_idle(
+                self,
+                ("auxiliary",),
+                "depth 'token_choice', which is causal without a loss",
+                "set depth = 'expert_choice'",
+            )
+            return
+        refuse_idle(
+            self,
+            ("balance",),
+            "depth 'expert_choice', which needs no balance loss",
+            "set depth = 'token_choice'",
+        )
+        if self.recursions == 1:
+            refuse_idle(
+                self,
+                ("auxiliary",),
+                "recursions 1, which every token takes",
+                "set recursions to 2 or more",
+            )
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
         shared = model.layers - 2
@@ -178,8 +210,10 @@ class Recursions(Layer):
             active_BT = last_BT1.squeeze(-1) >= r
             if real_BT is not None:
                 active_BT = active_BT & real_BT
+            active_BT = self._even(active_BT, r, context)
             nominal, _ = self._nominal(context.lengths(x_BTD), context.before(x_BTD), r)
             counts = known(active_BT.sum(1), nominal)
+            context.trace.show(self._first(r), "gate", gate_BT1.squeeze(-1))
             stream_BTD = x_BTD + added_BTD
             for entering, delta_RKD in self._again(stream_BTD, active_BT, counts, r, context):
                 added_BTD = entering.add_to(added_BTD, delta_RKD)
@@ -196,8 +230,9 @@ class Recursions(Layer):
             kept_BT = scores_BT >= 0
             if active_BT is not None:
                 kept_BT = kept_BT & active_BT
+            kept_BT = self._even(kept_BT, r, context)
             return kept_BT, known(kept_BT.sum(1), nominal)
-        kept_BT = highest(scores_BT.detach(), list(nominal), active_BT)
+        kept_BT = self._even(highest(scores_BT.detach(), list(nominal), active_BT), r, context)
         errors_BT = F.binary_cross_entropy_with_logits(
             scores_BT, kept_BT.to(scores_BT.dtype), reduction="none"
         )
@@ -216,7 +251,7 @@ class Recursions(Layer):
             chosen_BTN = chosen_BTN * real_BT[..., None]
             gates_BTN = gates_BTN.masked_fill(~real_BT[..., None], 0.0)
         load_N = chosen_BTN.sum((0, 1))
-        context.trace.show(self._first(0), "load", load_N)
+        context.trace.show(self._first(0), "depths", load_N)
         if context.selection == "topk" and self.options.balance:
             tokens = sum(context.lengths(last_BT))
             share_N = load_N.to(gates_BTN.dtype) / tokens
@@ -268,6 +303,10 @@ class Recursions(Layer):
         """New and earlier tokens of each sequence in recursion r; in token choice, if it is balanced."""
         recursions = self.options.recursions
         return stretch(lambda n: share(float(recursions - r), n, among=recursions), lengths, past)
+
+    def _even(self, active_BT: Tensor, r: int, context: Context) -> Tensor:
+        recursions = self.options.recursions
+        return even_tokens(active_BT, context, float(recursions - r), among=recursions)
 
     def _first(self, r: int) -> int:
         return 1 + r * len(self.blocks)

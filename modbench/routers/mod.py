@@ -37,7 +37,9 @@ from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.control import CONTROLS
+from modbench.model.forced import even_tokens
 from modbench.model.initial import normal_
+from modbench.model.option import check_finite, refuse_idle
 from modbench.model.predictor import Predictor
 from modbench.model.registry import register_router
 from modbench.model.router import Layer, Presets, Router
@@ -64,6 +66,7 @@ class DepthOptions(Router):
     threshold_decay: float = 0.95  #: of the average behind ``ema_threshold`` and ``hash``
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if not 0 < self.capacity <= 1:
             raise UserError(f"capacity is {self.capacity:g}; it must lie in (0, 1]")
         if self.every < 1:
@@ -79,13 +82,36 @@ class DepthOptions(Router):
             raise UserError(f"auxiliary is {self.auxiliary}; it must be above 0")
         if not 0 <= self.threshold_decay < 1:
             raise UserError(f"threshold_decay is {self.threshold_decay}; it must lie in [0, 1)")
-        for name, usual in (("gate", "linear"), ("causal", "predictor")):
-            value = getattr(self, name)
-            if self.scores != "learned" and value != usual:
-                raise UserError(
-                    f"{name} is '{value}' with scores '{self.scores}', which have no router, a gate of "
-                    f"1 and a causal rule of their own; leave {name} out or set scores = 'learned'"
-                )
+        self._check_causal_rule()
+
+    def _check_causal_rule(self) -> None:
+        scores, causal = f"scores '{self.scores}'", f"causal '{self.causal}'"
+        learned = self.scores == "learned"
+        if not learned:
+            refuse_idle(
+                self,
+                ("gate", "causal", "auxiliary"),
+                f"{scores}, which have no router, a gate of 1 and a causal rule of their own",
+                "set scores = 'learned'",
+            )
+        elif self.causal == "ema_threshold":
+            refuse_idle(
+                self,
+                ("auxiliary",),
+                f"{causal}, which has no loss to weigh",
+                "set causal = 'predictor' or 'aux_bce'",
+            )
+        if not self._keeps_average():
+            which, whose = (
+                (causal, "causal = 'ema_threshold'") if learned else (scores, "scores = 'hash'")
+            )
+            refuse_idle(self, ("threshold_decay",), f"{which}, which keeps no average", f"set {whose}")
+
+    def _keeps_average(self) -> bool:
+        """Whether ``threshold_decay`` is the decay of anything."""
+        if self.scores == "learned":
+            return self.causal == "ema_threshold"
+        return self.scores == "hash"
 
     def routes(self, layer: int, layers: int) -> bool:
         """Whether the block at depth ``layer`` of ``layers`` is routed."""
@@ -100,8 +126,7 @@ class DepthOptions(Router):
             UserError: none of the model's blocks would be routed.
         """
         routed = [number for number in range(model.layers) if self.routes(number, model.layers)]
-        # A model of less than one group is a part of one: what measures a block by itself builds it.
-        if not routed and model.layers >= self.every:
+        if not routed:
             raise UserError(
                 f"no block of {model.layers} is routed with every {self.every}, offset {self.offset}, "
                 f"first_dense {self.first_dense} and last_dense {self.last_dense}; leave room for one"
@@ -161,16 +186,15 @@ class DepthRouted(Layer):
             selected_BT, lengths = self._topk(scores_BT, causal_BT, context)
             context.trace.show(self.layer, "predicted", causal_BT >= self._cut())
         else:
-            selected_BT = causal_BT >= self._cut()
+            selected_BT = even_tokens(causal_BT >= self._cut(), context, self.options.capacity)
             real_BT = context.real(x_BTD)
             if real_BT is not None:
                 selected_BT = selected_BT & real_BT
             nominal, _ = stretch(self._share, context.lengths(x_BTD), context.before(x_BTD))
             lengths = known(selected_BT.sum(1), nominal)
         context.trace.show(self.layer, "selected", selected_BT)
-        context.trace.show(
-            self.layer, "gate", scores_BT if self.control is None else torch.ones_like(scores_BT)
-        )
+        gate_BT = self._gate(scores_BT.detach()) if self.control is None else torch.ones_like(scores_BT)
+        context.trace.show(self.layer, "gate", gate_BT)
         context.trace.count(self.layer, "depth", lengths)
         if context.cache is not None:
             context.trace.count(self.layer, "past", context.cache.lengths(self.layer, context.rows))
@@ -238,6 +262,7 @@ class DepthRouted(Layer):
         real_BT = context.real(scores_BT)
         lengths = [self._share(n) for n in context.lengths(scores_BT)]
         selected_BT = highest(scores_BT.detach(), lengths, real_BT)
+        selected_BT = even_tokens(selected_BT, context, self.options.capacity)
         if self.threshold is not None:
             if self.training and not context.trace.repeated:
                 lowest_B = scores_BT.detach().masked_fill(~selected_BT, torch.inf).amin(1)

@@ -36,6 +36,9 @@ class IntegratedMoDE(TokenChoiceOptions):
                 "group; set groups = 1"
             )
 
+    def _no_ops(self) -> int:
+        return self.no_op_experts
+
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
         experts = TokenChoiceExperts(self, model, layer, no_ops=self.no_op_experts)
         return Block(model, layer, experts)

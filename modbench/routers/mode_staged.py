@@ -7,11 +7,12 @@ entered (`modbench.routers.expert_choice`). The paper doesn't say which it used.
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from modbench.errors import UserError
 from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
+from modbench.model.option import refuse_idle
 from modbench.model.registry import register_router
 from modbench.model.router import Layer, Presets
 from modbench.routers.expert_choice import ExpertChoice, ExpertChoiceExperts
@@ -37,11 +38,13 @@ class StagedMoDE(DepthOptions, TokenChoiceOptions):
     def __post_init__(self) -> None:
         DepthOptions.__post_init__(self)
         for field in fields(self):
-            scheme, value = _OF.get(field.name, self.experts_by), getattr(self, field.name)
-            if scheme != self.experts_by and value != field.default:
-                raise UserError(
-                    f"{field.name} is {_written(value)} with experts_by '{self.experts_by}'; it is an "
-                    f"option of '{scheme}': leave it out or set experts_by = '{scheme}'"
+            scheme = _OF.get(field.name, self.experts_by)
+            if scheme != self.experts_by:
+                refuse_idle(
+                    self,
+                    (field.name,),
+                    f"experts_by '{self.experts_by}', and is an option of '{scheme}'",
+                    f"set experts_by = '{scheme}'",
                 )
         if self.experts_by == "token_choice":
             TokenChoiceOptions.__post_init__(self)
@@ -61,13 +64,18 @@ class StagedMoDE(DepthOptions, TokenChoiceOptions):
             experts = ExpertChoiceExperts(self._expert_choice(), model, layer)
         return self.placed(model, layer, Block(model, layer, experts))
 
+    def _keeps_average(self) -> bool:
+        return super()._keeps_average() or (self.experts_by == "expert_choice" and self.experts > 1)
+
     def _expert_choice(self) -> ExpertChoice:
+        # One expert scores all tokens alike and has no use for a decay, which may be the block's.
+        decay = self.threshold_decay if self.experts > 1 else ExpertChoice.threshold_decay
         return ExpertChoice(
             experts=self.experts,
             capacity=self.expert_capacity,
             expert_width=self.expert_width,
             pool=self.pool,
-            threshold_decay=self.threshold_decay,
+            threshold_decay=decay,
         )
 
 
@@ -77,7 +85,3 @@ _OF = {
     for field in fields(TokenChoiceOptions)
     if field.name not in ("experts", "expert_width")
 } | {"expert_capacity": "expert_choice", "pool": "expert_choice"}
-
-
-def _written(value: Any) -> str:
-    return f"'{value}'" if isinstance(value, str) else f"{value}"

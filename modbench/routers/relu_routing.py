@@ -28,7 +28,9 @@ from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.experts import ExpertBank, dispatched, expert_width
+from modbench.model.forced import even_gates
 from modbench.model.initial import normal_
+from modbench.model.option import check_finite
 from modbench.model.registry import register_router
 from modbench.model.router import Layer, Presets, Router
 from modbench.model.scores import evenly, known, score
@@ -51,6 +53,7 @@ class ReluRouting(Router):
     multiplier: float = 1.2  #: alpha, by which lambda grows or falls after each forward pass
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if self.experts < 1:
             raise UserError(f"experts is {self.experts}; it must be 1 or more")
         if not 1 <= self.active_experts <= self.experts:
@@ -92,12 +95,15 @@ class ReluExperts(FeedForward):
         real_BT = context.real(x_BTD)
         if real_BT is not None:
             gates_SE = gates_SE.masked_fill(~real_BT.flatten()[:, None], 0.0)
-        active_SE = gates_SE > 0
+        before, k = sum(context.before(x_BTD)), self.options.active_experts
+        active_SE = even_gates(gates_SE > 0, context, before, k)
         load_E = active_SE.sum(0)
         tokens = sum(context.lengths(x_BTD))
         counts = known(load_E, evenly(self._nominal(tokens), self.options.experts))
         context.trace.show(self.layer, "load", load_E)
         context.trace.show(self.layer, "taken", active_SE.sum(1))
+        real_S = None if real_BT is None else real_BT.flatten()
+        context.trace.show_choice(self.layer, gates_SE, active_SE, real_S)
         context.trace.count(self.layer, "experts", [sum(counts)])
         if context.selection == "topk":
             self._steer(gates_SE, load_E, tokens, context)

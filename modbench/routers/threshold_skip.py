@@ -34,7 +34,9 @@ from modbench.flops.ledger import Ledger, Load, matmul, stretch
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.forced import even_tokens
 from modbench.model.initial import normal_
+from modbench.model.option import check_finite
 from modbench.model.registry import register_router
 from modbench.model.router import Layer, Presets, Router
 from modbench.model.scores import known, score, share
@@ -57,6 +59,7 @@ class ThresholdSkip(Router):
     gate: Literal["straight_through", "sigmoid"] = "straight_through"
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if not 0 < self.target <= 1:
             raise UserError(f"target is {self.target:g}; it must lie in (0, 1]")
         if self.penalty <= 0:
@@ -65,6 +68,11 @@ class ThresholdSkip(Router):
             raise UserError(f"every is {self.every}; it must be 1 or more")
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
+        if model.layers < self.every:
+            raise UserError(
+                f"no block of {model.layers} is routed with every {self.every}; set every to "
+                f"{model.layers} or less, or layers to {self.every} or more"
+            )
         block = Block(model, layer)
         routed = layer % self.every == self.every - 1
         return SkippableBlock(self, model, layer, block) if routed else block
@@ -90,6 +98,7 @@ class SkippableBlock(Layer):
         scores_BT = (scores_BT1 + self.bias.to(scores_BT1.dtype)).squeeze(-1)
         probability_BT = scores_BT.sigmoid()
         entering_BT = scores_BT >= 0  # p >= 1/2
+        entering_BT = even_tokens(entering_BT, context, self.options.target)
         real_BT = context.real(x_BTD)
         if real_BT is not None:
             entering_BT = entering_BT & real_BT

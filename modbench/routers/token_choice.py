@@ -38,6 +38,7 @@ from modbench.model.choice import admitted, best_experts
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.experts import ExpertBank, expert_widths
+from modbench.model.forced import even_experts
 from modbench.model.initial import normal_
 from modbench.model.registry import register_router
 from modbench.model.router import Layer, Presets
@@ -113,6 +114,8 @@ class TokenChoiceExperts(FeedForward):
         sigmoid = self.options.affinity == "sigmoid"
         scores_NE = logits_NE.sigmoid() if sigmoid else logits_NE.softmax(dim=-1)
         experts_NK = self._choose(logits_NE, scores_NE, context)
+        before = sum(context.before(x_BTD))
+        experts_NK = even_experts(experts_NK, context, before, self.options.experts, self.no_ops)
         load_E = load_of(experts_NK, len(self.router))
         gates_NK = scores_NE.gather(1, experts_NK)
         if self.options.renormalise:
@@ -121,7 +124,7 @@ class TokenChoiceExperts(FeedForward):
             gates_NK = gates_NK * self.options.scaling
 
         order_A = experts_NK.flatten().argsort(stable=True)  # by expert, earlier tokens first
-        nominal = self._nominal(len(x_ND), sum(context.before(x_BTD)))
+        nominal = self._nominal(len(x_ND), before)
         counts = known(load_E[: self.options.experts], evenly(nominal, self.options.experts))
         order_A = order_A[: sum(counts)]  # the no-op experts come last and are not computed
         capacity = self._capacity(len(x_ND), context)
@@ -133,6 +136,9 @@ class TokenChoiceExperts(FeedForward):
         y_AD = self.bank(x_ND.index_select(0, rows_A), counts)
         weighted_AD = y_AD * gates_NK.flatten().index_select(0, order_A)[:, None]
         self._report(context, load_E, capacity)
+        if context.trace.detailed:
+            chosen_NE = torch.zeros_like(scores_NE, dtype=torch.bool).scatter_(1, experts_NK, 1)
+            context.trace.show_choice(self.layer, scores_NE, chosen_NE)
         trains = self.training and context.selection == "topk"
         if self.bias is not None and trains and not context.trace.repeated:
             self.bias.update(load_E)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from modbench.errors import UserError
+from modbench.model.option import check_finite, refuse_idle
 from modbench.model.router import Router
 
 
@@ -29,6 +30,7 @@ class TokenChoiceOptions(Router):
     z_loss: float = 0.0  #: weight of the mean squared log-sum-exp of the router's logits
 
     def __post_init__(self) -> None:
+        check_finite(self)
         for name in ("experts", "groups", "top_groups"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
@@ -48,6 +50,11 @@ class TokenChoiceOptions(Router):
         for name in ("balance", "z_loss", "bias_step", "shared_experts"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.bias_step > 1:
+            raise UserError(
+                f"bias_step is {self.bias_step:g}; it must be 1 or less, which is as far as scores lie "
+                "apart"
+            )
         if self.scaling <= 0:
             raise UserError(f"scaling is {self.scaling:g}; it must be above 0")
         if self.capacity_factor is not None and self.capacity_factor < 1:
@@ -88,3 +95,43 @@ class TokenChoiceOptions(Router):
                 "balance_scope is 'sequence' with balance 0, which is no loss; raise balance or leave "
                 "balance_scope out"
             )
+        if self.groups > 1 and self.top_groups == self.groups:
+            raise UserError(
+                f"groups is {self.groups} with top_groups {self.top_groups}, which rules out no expert; "
+                "lower top_groups or leave both out"
+            )
+        if self.groups > 1 and self.groups == self.experts:
+            raise UserError(
+                f"groups is {self.groups} with experts {self.experts}, which makes each expert a group "
+                "and rules out none that would be chosen; set fewer groups or leave groups out"
+            )
+        self._check_choice()
+
+    def _check_choice(self) -> None:
+        """Where a token goes to all experts, or each expert has room for all tokens."""
+        choices = self.experts + self._no_ops()
+        everyone = f"top_k {self.top_k} of {choices} experts"
+        if self.top_k == choices:
+            if self.bias_step:
+                refuse_idle(
+                    self,
+                    ("bias_step",),
+                    f"{everyone}, which leaves nothing to choose",
+                    "set top_k below experts",
+                )
+            if self.balance:
+                refuse_idle(
+                    self,
+                    ("balance", "balance_scope"),
+                    f"{everyone}, whose load is even",
+                    "set top_k below experts",
+                )
+        if self.capacity_factor is not None and self.capacity_factor * self.top_k >= choices:
+            raise UserError(
+                f"capacity_factor is {self.capacity_factor:g} with {everyone}, which gives each expert "
+                f"room for all tokens; set it below {choices / self.top_k:g} or leave it out"
+            )
+
+    def _no_ops(self) -> int:
+        """Experts besides ``experts`` that a token may choose."""
+        return 0

@@ -29,6 +29,7 @@ from modbench.measure.loss import (
     unigram_loss,
 )
 from modbench.measure.memory import peak_memory
+from modbench.measure.out_of_memory import failed_allocation, out_of_memory_sentence
 from modbench.measure.quiet import Quiet
 from modbench.measure.routing import routing_measures
 from modbench.measure.timing import time_model
@@ -86,8 +87,11 @@ def run_cell(spec: dict[str, Any], say: Say) -> Record:
             _measure(spec, data, measured, quiet, stop, say)
         except DivergedError as reason:
             status, error = "diverged", str(reason)
-        except (torch.OutOfMemoryError, MemoryError) as reason:
-            status, error = "oom", f"{type(reason).__name__}: {reason}"
+        except Exception as reason:
+            failed = failed_allocation(reason)
+            if failed is None:
+                raise
+            status, error = "oom", out_of_memory_sentence(failed)
         finally:
             quiet.close()
         dtype = precision(cell["train"]["precision"], device())
@@ -182,7 +186,7 @@ def _measure(
     )
     measured.curve = trained.curve
     measured.metrics |= _spent(trained)
-    checkpoint.save_weights(folder / "model.safetensors", model)
+    checkpoint.save_weights(folder / "model.safetensors", model, key=cell_key(cell))
 
     phase("held-out loss")
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -26,7 +26,7 @@ def with_plugins(suite: Suite, plugins: Sequence[Path]) -> Suite:
         return suite
     from modbench.model.registry import load_plugin
 
-    named = {scheme.router for scheme in suite.schemes}
+    named = {scheme.router.partition(":")[0] for scheme in suite.schemes}
     fresh = sorted({name for plugin in plugins for name in load_plugin(plugin)} - named)
     schemes = suite.schemes + tuple(Scheme(router=name) for name in fresh)
     refuse_twins(f"suite {suite.source} with its plugins", [scheme.label for scheme in schemes])
@@ -39,23 +39,24 @@ def expand(suite: Suite) -> list[Cell]:
     Raises:
         UserError: an unknown router or option, or a wrong value.
     """
-    from modbench.model.registry import build_router, plugin_sha256
+    from modbench.model.registry import build_router, plugin_sha256, preset_options
 
     routers = []
     for scheme in suite.schemes:
         try:
-            options = build_router(scheme.router, scheme.options).options()
+            name, preset = preset_options(scheme.router)
+            options = build_router(name, {**preset, **scheme.options}).options()
         except UserError as error:
             raise UserError(f"suite {suite.source}: [[schemes]] '{scheme.label}': {error}") from error
-        routers.append(options)
+        routers.append((name, options))
     cells = []
     for shape in suite.shapes:
-        for scheme, options in zip(suite.schemes, routers, strict=True):
+        for scheme, (name, options) in zip(suite.schemes, routers, strict=True):
             label = f"{scheme.label}/{shape.label}" if shape.label else scheme.label
             router = {
-                "name": scheme.router,
+                "name": name,
                 "options": options,
-                "plugin_sha256": plugin_sha256(scheme.router),
+                "plugin_sha256": plugin_sha256(name),
                 "label": label,
             }
             for budget in suite.axes.budgets:

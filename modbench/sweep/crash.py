@@ -52,6 +52,19 @@ def out_of_memory_kills() -> int:
     return kills
 
 
+def killed_sentence(cell: dict[str, Any], kind: str = "time") -> str:
+    """What is said of a process that the kernel killed for want of memory. How much it asked for nobody
+    knows by then; what its model takes can be predicted (see
+    `modbench.measure.footprint.predicted_peak`)."""
+    from modbench.measure.footprint import predicted_peak
+
+    predicted = predicted_peak(cell, kind)
+    if predicted is None:
+        return "killed by the kernel: out of memory"
+    what = "a prefill" if kind == "inference_memory" else "a training step"
+    return f"killed by the kernel: out of memory, where {what} takes {predicted:,} bytes by the plan"
+
+
 def crash_record(
     cell: dict[str, Any],
     *,
@@ -80,6 +93,7 @@ def crash_record(
         audit=[],
         metrics={},
         curve=[],
+        routing={},
         status=status,
         error=error,
         started=started.isoformat(timespec="seconds"),

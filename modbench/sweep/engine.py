@@ -17,7 +17,7 @@ from typing import Any
 from modbench.report.record import Record, Status, cell_key
 from modbench.report.store import ShardWriter, read_records
 from modbench.sweep.cells import Cell, title
-from modbench.sweep.crash import crash_record
+from modbench.sweep.crash import crash_record, killed_sentence
 from modbench.sweep.lock import wait_for_orphans
 from modbench.sweep.process import CellProcess, Events
 from modbench.sweep.progress import Progress
@@ -147,7 +147,7 @@ class Engine:
         status: Status = "failed"
         error = process.error()
         if process.out_of_memory():
-            status, error = "oom", "killed by the kernel: out of memory"
+            status, error = "oom", killed_sentence(process.cell)
         record = crash_record(
             process.cell,
             suite=self.suite,

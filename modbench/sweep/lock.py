@@ -54,8 +54,8 @@ def try_lock(folder: Path) -> int | None:
 
 
 @contextmanager
-def suite_lock(folder: Path) -> Iterator[None]:
-    """Hold results/<suite> for this run.
+def suite_lock(folder: Path, verb: str = "run") -> Iterator[None]:
+    """Hold results/<suite> for this run of ``modbench <verb>``.
 
     Raises:
         UserError: another run holds it, or it can't be written.
@@ -63,7 +63,7 @@ def suite_lock(folder: Path) -> Iterator[None]:
     descriptor = try_lock(folder)
     if descriptor is None:
         raise UserError(
-            f"another `modbench run` is at work in {folder}; wait for it to end, or give another "
+            f"another `modbench {verb}` is at work in {folder}; wait for it to end, or give another "
             "folder with --results"
         )
     try:

@@ -125,7 +125,12 @@ class CellProcess:
 
 
 def _environment(threads: int, alive: int) -> dict[str, str]:
-    """Threads as given, and this very modbench, whatever lies in the working directory."""
+    return child_environment(threads) | {PARENT_PIPE: str(alive)}
+
+
+def child_environment(threads: int) -> dict[str, str]:
+    """Of a process with ``threads`` threads and this very modbench, whatever lies in the working
+    directory."""
     names = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
     path = [str(Path(modbench.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     return {
@@ -136,5 +141,4 @@ def _environment(threads: int, alive: int) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "PYTHONSAFEPATH": "1",
-        PARENT_PIPE: str(alive),
     }

@@ -18,7 +18,7 @@ _LINE_SECONDS = 10.0
 class Progress(Protocol):
     """What the engine tells while it runs cells. Cells go by their keys."""
 
-    def begin(self, suite: str, *, total: int, done: int) -> None: ...
+    def begin(self, suite: str, *, total: int, done: int, unit: str = "cells") -> None: ...
 
     def started(self, key: str, title: str) -> None: ...
 
@@ -66,6 +66,7 @@ class _Tally:
     """The suite's state, and when it will be through."""
 
     suite: str = ""
+    unit: str = "cells"
     total: int = 0
     done: int = 0
     done_before: int = 0
@@ -82,7 +83,7 @@ class _Tally:
     def state(self) -> str:
         left = self.seconds_left()
         about = "" if left is None else f", about {clock(left)} left"
-        return f"{self.done} of {self.total} cells done{about}"
+        return f"{self.done} of {self.total} {self.unit} done{about}"
 
 
 def clock(seconds: float) -> str:
@@ -107,9 +108,14 @@ class LineProgress:
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def begin(self, suite: str, *, total: int, done: int) -> None:
+    def begin(self, suite: str, *, total: int, done: int, unit: str = "cells") -> None:
         self._tally = _Tally(
-            suite=suite, total=total, done=done, done_before=done, since=time.monotonic()
+            suite=suite,
+            unit=unit,
+            total=total,
+            done=done,
+            done_before=done,
+            since=time.monotonic(),
         )
         self.note(f"{suite}: {self._tally.state()}")
 
@@ -147,9 +153,14 @@ class LiveProgress:
     def note(self, text: str) -> None:
         self._bars.console.print(text, markup=False, highlight=False)
 
-    def begin(self, suite: str, *, total: int, done: int) -> None:
+    def begin(self, suite: str, *, total: int, done: int, unit: str = "cells") -> None:
         self._tally = _Tally(
-            suite=suite, total=total, done=done, done_before=done, since=time.monotonic()
+            suite=suite,
+            unit=unit,
+            total=total,
+            done=done,
+            done_before=done,
+            since=time.monotonic(),
         )
         self._suite = self._bars.add_task(suite, total=total, completed=done, said="")
         self._redraw()

@@ -5,10 +5,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modbench.errors import UserError, known_names
 from modbench.report.record import Record
 from modbench.report.store import latest, read_records
+
+if TYPE_CHECKING:
+    from modbench.model.decoder import Decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +66,11 @@ def sample_run(
             "trained: run the suite here, into another --results folder"
         )
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
+    from modbench.model.cache import Cache
     from modbench.model.config import ModelConfig
     from modbench.model.decoder import build_model
-    from modbench.model.generate import generate
+    from modbench.model.generate import dense_cache_bytes, generate
     from modbench.model.registry import build_router, load_plugin
     from modbench.train.data_config import DataConfig
     from modbench.train.token_data import load
@@ -80,27 +83,61 @@ def sample_run(
         build_router(cell["router"]["name"], cell["router"]["options"]),
         cell["seed"],
     )
-    try:
-        model.load_state_dict(load_file(weights))
-    except (RuntimeError, OSError, SafetensorError) as error:
-        raise UserError(
-            f"run '{run}': {weights} are no weights of router '{cell['router']['name']}' "
-            f"({' '.join(str(error).split())[:200]}); run the suite again"
-        ) from error
+    _load_weights(model, weights, record, run)
     tokenizer = load(DataConfig(**cell["data"])).tokenizer
+    read = [tokenizer.encode(prompt) for prompt in prompts]
+    trained, longest = cell["train"]["sequence"], max(map(len, read), default=0) + drawing.tokens
+    if longest > trained:
+        print(
+            f"modbench: positions beyond {trained} were never trained, and a prompt of "
+            f"{longest - drawing.tokens} with {drawing.tokens} new tokens goes to {longest}",
+            file=sys.stderr,
+        )
+    kept: list[Cache] = []
     torch.set_num_threads(1)
     started = time.perf_counter()
     said = generate(
         model,
-        [tokenizer.encode(prompt) for prompt in prompts],
+        read,
         new=drawing.tokens,
         temperature=drawing.temperature,
         top_p=drawing.top_p,
         seed=drawing.seed,
         cached=drawing.cache,
+        inspect=kept.append,
     )
     seconds = time.perf_counter() - started
     drawn = sum(map(len, said))
-    how = "with a cache" if drawing.cache else "without a cache"
+    how = "without a cache"
+    if drawing.cache:
+        dense = dense_cache_bytes(model, sum(kept[0].read))
+        how = f"with a cache of {kept[0].bytes:,} bytes ({dense:,} if no token skipped a layer)"
     print(f"modbench: {drawn} tokens in {seconds:.2f} s {how}", file=sys.stderr)
     return [prompt + tokenizer.decode(tokens) for prompt, tokens in zip(prompts, said, strict=True)]
+
+
+def _load_weights(model: "Decoder", weights: Path, record: Record, run: str) -> None:
+    """
+    Raises:
+        UserError: they are another record's or another router's, or broken.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from modbench.train.checkpoint import weights_owner
+
+    name = model.router.name
+    try:
+        owner = weights_owner(weights)
+        if owner and (owner["router"] != name or owner["key"] not in ("", record.key)):
+            key = f", record {owner['key'][:8]}" if owner["key"] else ""
+            raise UserError(
+                f"run '{run}' is of router '{name}', record {record.key[:8]}, and {weights} are weights "
+                f"of router '{owner['router']}'{key}; put them where they belong, or run the suite again"
+            )
+        model.load_state_dict(load_file(weights))
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise UserError(
+            f"run '{run}': {weights} are no weights of router '{name}' "
+            f"({' '.join(str(error).split())[:200]}); run the suite again"
+        ) from error

@@ -10,6 +10,7 @@ from typing import Any
 import modbench
 from modbench.errors import UserError, known_names
 from modbench.measure.config import MeasureConfig
+from modbench.measure.time_config import TimeConfig
 from modbench.metrics import ranking_metric
 from modbench.model.config import ModelConfig
 from modbench.train.config import TrainConfig
@@ -69,7 +70,7 @@ class Shape:
 class Scheme:
     """A row of the table: a router with options, and what it trains differently."""
 
-    router: str
+    router: str  #: NAME, or NAME:PRESET; ``options`` are on top of the preset's
     label: str = ""  #: what tables and plots call it; the router's name if empty
     options: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)  #: TrainConfig fields that this scheme overrides
@@ -89,6 +90,7 @@ class Suite:
     data: DataConfig
     train: dict[str, Any]
     measure: MeasureConfig
+    time: TimeConfig
     axes: Axes
     shapes: tuple[Shape, ...]
     schemes: tuple[Scheme, ...]
@@ -151,6 +153,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         "data": dict,
         "train": dict,
         "measure": dict,
+        "time": dict,
         "sweep": dict,
         "shapes": tuple[dict, ...],
         "schemes": tuple[dict, ...],
@@ -181,6 +184,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         data=data,
         train=train,
         measure=built(f"{where} [measure]", given["measure"], MeasureConfig),
+        time=built(f"{where} [time]", given["time"], TimeConfig),
         axes=axes,
         shapes=_shapes(where, given["model"], given["shapes"], data),
         schemes=tuple(schemes),

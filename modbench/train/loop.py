@@ -1,6 +1,6 @@
 """Training to a budget of FLOPs, resumable to the bit.
 
-B sequences, T tokens, V vocabulary.
+B sequences, T tokens.
 """
 
 import math
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from modbench.flops.ledger import Load
@@ -87,8 +86,7 @@ def training_step(
     inputs_BT, targets_BT = batch
     context = Context(selection="topk", forced_balance=forced_balance)
     with autocast(dtype, inputs_BT.device):
-        logits_BTV = model(inputs_BT, context)
-    loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+        loss = model.loss(inputs_BT, targets_BT, context)
     (loss + context.trace.auxiliary_loss()).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
     optimizer.step()

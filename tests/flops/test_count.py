@@ -12,21 +12,19 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from family_cases import CONFIGS, PUBLISHED, Config
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from modbench.errors import UserError
+from modbench.flops import hugging_face
 from modbench.flops.count import Counted, count
 from modbench.flops.families import family_ledger
 from modbench.flops.ledger import Ledger, Load, Phase
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import build_model
 from modbench.model.registry import build_router
-
-transformers = pytest.importorskip("transformers")
-
-from modbench.flops import hugging_face  # noqa: E402  after what it needs was found
 
 #: (phase, sequences, new tokens, cached tokens)
 LOADS: list[tuple[Phase, int, int, int]] = [

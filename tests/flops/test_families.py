@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from family_cases import CONFIGS, PUBLISHED, Config
 
 from modbench.errors import UserError
+from modbench.flops import hugging_face
 from modbench.flops.families import (
     FAMILIES,
     family_ledger,
@@ -173,16 +175,12 @@ def test_parameters_of_published_sizes_are_those_that_transformers_builds(name: 
 
 
 def built_parameters(config: Config) -> int:
-    pytest.importorskip("transformers")
-    from modbench.flops import hugging_face
-
     model = hugging_face.build(config, "meta")
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_a_config_may_leave_out_is_what_transformers_takes_for_it(name: str) -> None:
-    transformers = pytest.importorskip("transformers")
     known = inspect.signature(type(transformers.AutoConfig.for_model(name)).__init__).parameters
     theirs = {key: known[key].default for key in FAMILIES[name].defaults if key in known}
     assert {key: FAMILIES[name].defaults[key] for key in theirs} == theirs

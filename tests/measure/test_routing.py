@@ -1,5 +1,7 @@
 """Measures of routing, on routers whose choices are known beforehand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,14 @@ def test_experts_that_nobody_chooses_are_dead() -> None:
     even = routing_measures(model("token_choice", experts=8, top_k=8), WINDOWS_WT)
     assert (even["expert_load_peak"], even["dead_experts"]) == (1, 0)
     assert even["expert_load_entropy"] == pytest.approx(1)
+
+
+def test_the_gates_scale_is_that_of_the_layers_that_show_one() -> None:
+    # Two blocks to a recursion: one gate, two layers that are skipped.
+    shape = replace(SHAPE, layers=6)
+    made = build_model(shape, build_router("mixture_of_recursions", {"gate_scale": 0.5}))
+    torch.nn.init.zeros_(made.layers[1].router)  # sigmoid(0), and everyone enters
+    assert routing_measures(made, WINDOWS_WT)["gate_scale"] == 0.25
 
 
 def test_what_exceeds_an_experts_capacity_is_dropped() -> None:

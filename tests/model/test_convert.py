@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from modbench.errors import UserError
@@ -22,8 +23,6 @@ from modbench.model.convert import (
 )
 from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router
-
-transformers = pytest.importorskip("transformers")
 
 SHAPE = ModelConfig(
     vocabulary=97, width=32, layers=2, heads=4, kv_heads=2, mlp_width=48, tied_head=False, rope_base=5e5
@@ -285,6 +284,78 @@ def test_what_can_not_be_placed_is_refused() -> None:
     ):
         with pytest.raises(UserError, match=words):
             to_hugging_face(build_model(SHAPE, build_router(name, options)))
+
+
+def test_a_bias_of_the_choice_needs_bias_step() -> None:
+    ours, theirs = part_of("deepseek_v3")
+    presets = build_router("token_choice").presets
+    options = {**presets["deepseek_v3"], "expert_width": 6, "bias_step": 0.0}
+    unbiased = build_model(SHAPE, build_router("token_choice", options)).layers[0].feed_forward
+    state = theirs.state_dict()
+    with pytest.raises(
+        UserError, match=r"have 'bias.value' and the model has none; give.* bias_step ab"
+    ):
+        feed_forward_from_hugging_face(state, unbiased)
+    with pytest.raises(UserError, match="affinity is 'sigmoid' with bias_step 0, and DeepSeek-V3's"):
+        feed_forward_to_hugging_face(unbiased)
+    same(feed_forward_from_hugging_face(state, ours), feed_forward_from_hugging_face(state))
+    biased = build_model(SHAPE, build_router("token_choice", {"expert_width": 6, "bias_step": 0.1}))
+    with pytest.raises(UserError, match=r"have no 'bias.value', which the model has; set bias_step = 0"):
+        feed_forward_from_hugging_face(mixtral().state_dict(), biased.layers[0].feed_forward)
+
+
+def test_weights_of_other_options_are_refused() -> None:
+    for family in FAMILIES:
+        ours = ours_of(family, False)
+        state = theirs_of(family, False).state_dict()
+        same(from_hugging_face(state, SHAPE, ours), from_hugging_face(state, SHAPE))
+    with pytest.raises(
+        UserError, match=r"have 'layers.0.feed_forward.bank.down' and the model has none"
+    ):
+        from_hugging_face(state, SHAPE, ours_of("llama", False))
+    fewer = build_model(SHAPE, build_router("token_choice", {"experts": 3, "expert_width": 24}))
+    with pytest.raises(
+        UserError, match=r"router' comes to \(5, 32\) and the model's is \(3, 32\); give"
+    ):
+        from_hugging_face(state, SHAPE, fewer)
+
+
+def test_tensors_that_do_not_fit_onto_one_another_are_refused() -> None:
+    state = to_hugging_face(ours_of("llama", False))
+    prefix = "model.layers.0."
+    for name, value, words in (
+        (
+            "self_attn.q_proj.weight",
+            torch.ones(16, 32),
+            r"q_proj.weight' is of shape \(16, 32\) and \(32",
+        ),
+        (
+            "self_attn.v_proj.weight",
+            torch.ones(16, 4),
+            r"v_proj.weight' is of shape \(16, 4\) and \(16, ",
+        ),
+        ("mlp.up_proj.weight", torch.ones(3, 32), r"up_proj.weight' is of shape \(3, 32\) and \(48, 32"),
+        ("mlp.up_proj.weight", torch.ones(48), r"up_proj.weight' is of shape \(48,\) and \(48, 32\)"),
+        ("mlp.down_proj.weight", torch.ones(()), "down_proj.weight' is a single number; it must be a"),
+        ("input_layernorm.weight", None, "input_layernorm.weight' is a NoneType; it must be a tensor"),
+    ):
+        with pytest.raises(UserError, match=words):
+            from_hugging_face({**state, prefix + name: value}, SHAPE)
+    experts = {"gate.weight": torch.ones(2, 4)}
+    for number in range(2):
+        for role, rows in (("w1", (3, 4)), ("w3", (3, 4)), ("w2", (4, 3))):
+            experts[f"experts.{number}.{role}.weight"] = torch.ones(rows)
+    feed_forward_from_hugging_face(experts)
+    for role in ("w1", "w3", "w2"):
+        with pytest.raises(UserError, match=r"experts.1.*_proj.weight' is of shape \(5, 4\) and the fi"):
+            feed_forward_from_hugging_face({**experts, f"experts.1.{role}.weight": torch.ones(5, 4)})
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(UserError, match="Linear is no feed-forward part; give a block's"):
+        feed_forward_to_hugging_face(nn.Linear(2, 2))
+    with pytest.raises(UserError, match="Linear is no decoder; convert parts by themselves"):
+        to_hugging_face(nn.Linear(2, 2))
 
 
 def test_conversion_needs_no_transformers() -> None:

@@ -94,8 +94,27 @@ def test_a_skipped_token_leaves_no_key() -> None:
 
 
 def test_what_may_look_ahead_may_not_fill_a_cache() -> None:
-    model = build_model(ModelConfig(layers=1), build_router("mod"))
+    model = build_model(ModelConfig(layers=2), build_router("mod"))
     with pytest.raises(ValueError, match="selection 'topk' with a cache; it must be 'causal'"):
         model(torch.zeros(1, 4, dtype=torch.long), Context(cache=Cache(1)))
     with pytest.raises(UserError, match="a cache of 0 sequences"):
         Cache(0)
+
+
+def test_a_rewound_cache_goes_on_as_if_nothing_had_followed() -> None:
+    model = warmed(ModelConfig(vocabulary=97, width=32, layers=4, heads=4), "mod")
+    tokens_BT = torch.randint(97, (3, 40))
+
+    def read(cache: Cache, part_BT: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model(part_BT, Context(selection="causal", cache=cache))
+
+    cache = Cache(3)
+    read(cache, tokens_BT[:, :20])
+    mark, size = cache.mark(), cache.bytes
+    first = [read(cache, tokens_BT[:, place : place + 1]) for place in range(20, 40)]
+    assert cache.bytes > size
+    cache.rewind(mark)
+    assert (cache.read, cache.bytes) == ([20] * 3, size)
+    again = [read(cache, tokens_BT[:, place : place + 1]) for place in range(20, 40)]
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))

@@ -1,5 +1,7 @@
 """Generated text: with a cache and without it the same, ragged prompts included."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder, build_model
-from modbench.model.generate import decode, generate, prefill
+from modbench.model.generate import decode, dense_cache_bytes, generate, prefill
 from modbench.model.registry import build_router
 
 SHAPE = ModelConfig(vocabulary=61, width=32, layers=4, heads=4, kv_heads=2, mlp_width=64)
@@ -120,12 +122,111 @@ def test_decode_goes_on_from_prefill() -> None:
         ([], {}, "one or more prompts"),
         ([[1], []], {}, "at least one token"),
         ([[61]], {}, "token 61; the vocabulary has 0 to 60"),
+        ([[3, -1]], {}, "token -1; the vocabulary has 0 to 60"),
+        ([[1.5]], {}, r"token 1\.5; the vocabulary has 0 to 60"),
+        ([[1]], {"end": 61}, "end is 61; the vocabulary has 0 to 60"),
         ([[1]], {"new": 0}, "new is 0"),
         ([[1]], {"seed": 2**40}, "seed is 1099511627776"),
         ([[1]], {"temperature": -1.0}, "temperature is -1.0"),
+        ([[1]], {"temperature": float("nan")}, "temperature is nan"),
+        ([[1]], {"top_p": float("nan")}, "top_p is nan"),
         ([[1]], {"top_p": 0.0}, r"top_p is 0.0; it must lie in \(0, 1\]"),
     ],
 )
 def test_what_can_not_be_generated(prompts: list, options: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         generate(model("vanilla"), prompts, **{"new": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lengths", "words"),
+    [
+        ([], None, r"tokens are of shape \(0,\); give \(B, T\), one token or more"),
+        ([3, 1], None, r"tokens are of shape \(2,\); give \(B, T\)"),
+        ([[], []], None, r"tokens are of shape \(2, 0\)"),
+        ([[3.0]], None, "tokens are torch.float32; they must be int32 or int64"),
+        ([[3, 61]], None, "tokens have 61; the vocabulary has 0 to 60"),
+        ([[-2, 1]], None, "tokens have -2; the vocabulary has 0 to 60"),
+        ([[3, 1], [4, 1]], [2], "there are 1 lengths of 2 prompts; give one of each"),
+        ([[3, 1], [4, 1]], [2, 0], "a prompt's length is 0; it must be a whole number from 1 to 2"),
+        ([[3, 1], [4, 1]], [-1, 2], "a prompt's length is -1; it must be"),
+        ([[3, 1], [4, 1]], [3, 2], "a prompt's length is 3; it must be a whole number from 1 to 2"),
+        ([[3, 1], [4, 1]], [1.5, 2], r"a prompt's length is 1\.5; it must be a whole number"),
+    ],
+    ids=str,
+)
+def test_a_prompt_that_can_not_be_read(tokens: list, lengths: list | None, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        prefill(model("vanilla"), torch.tensor(tokens), lengths)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        ([[3], [1]], r"tokens are of shape \(2, 1\); give \(B\)"),
+        ([3, 61], "tokens have 61; the vocabulary has 0 to 60"),
+        ([3, 1, 4], "a cache of 2 sequences was given tokens of 3; give as many"),
+        ([3], "a cache of 2 sequences was given tokens of 1"),
+    ],
+    ids=str,
+)
+def test_a_token_that_can_not_go_on(tokens: list, words: str) -> None:
+    made = model("mod")
+    _, cache = prefill(made, torch.randint(61, (2, 5)))
+    with pytest.raises(UserError, match=words):
+        decode(made, torch.tensor(tokens), cache)
+    assert cache.read == [5, 5]
+
+
+def test_a_cache_is_of_the_model_that_filled_it() -> None:
+    mod = model("mod")
+    token_B = torch.tensor([3, 1])
+    for other, words in (
+        (model("vanilla"), "with router 'mod' and given to one with router 'vanilla'; read the prompt"),
+        (model("mod", capacity=0.5), "with capacity 0.125 and given to one with capacity 0.5"),
+        (
+            build_model(replace(SHAPE, rope_base=5e5), build_router("mod")),
+            r"with model rope_base 10000\.0 and given to one with model rope_base 500000\.0",
+        ),
+    ):
+        _, cache = prefill(mod, torch.randint(61, (2, 5)))
+        with pytest.raises(UserError, match=f"the cache was filled by a model {words}"):
+            decode(other, token_B, cache)
+        decode(mod, token_B, cache)
+    # Another model of the same make is one.
+    decode(model("mod"), token_B, cache)
+
+
+def test_a_model_on_shapes_alone_is_not_asked_for_its_tokens() -> None:
+    made = model("vanilla").to("meta")
+    logits_BV, cache = prefill(made, torch.empty(2, 5, dtype=torch.long, device="meta"))
+    assert logits_BV.shape == (2, 61)
+    assert decode(made, torch.empty(2, dtype=torch.long, device="meta"), cache).is_meta
+
+
+def test_the_cache_can_be_looked_at() -> None:
+    made, seen = model("mod"), []
+    options = {"new": 4, "temperature": 1.0}
+    said = generate(made, PROMPTS, **options)
+    assert generate(made, PROMPTS, **options, inspect=seen.append) == said
+    (cache,) = seen
+    assert cache.read == [len(prompt) + 3 for prompt in PROMPTS]
+    dense = dense_cache_bytes(made, sum(cache.read))
+    assert dense == sum(cache.read) * 4 * 2 * 2 * 8 * 4  # layers, keys and values, heads, width, float32
+    assert 0 < cache.bytes < dense
+    plain = model("vanilla")
+    generate(plain, PROMPTS, **options, inspect=seen.append)
+    assert seen[1].bytes == dense
+    assert dense_cache_bytes(made.double(), 1) == 2 * dense_cache_bytes(plain, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"selection": "caussal"}, "selection 'caussal' is not known; did you mean 'causal'"),
+        ({"logits": "lats"}, "logits 'lats' is not known; did you mean 'last'"),
+    ],
+)
+def test_a_context_that_can_not_be(options: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Context(**options)

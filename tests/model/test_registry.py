@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,8 @@ class Mine(Router):
 
 @pytest.fixture(autouse=True)
 def _registry_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in registry._installed():  # imported once in a process, registered once
+        registry.router_class(name)
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     monkeypatch.setattr(registry, "_sources", dict(registry._sources))
 
@@ -126,7 +129,13 @@ def test_an_unknown_router_gets_the_nearest_name_and_the_list() -> None:
         ("mod", {"capacity": "half"}, "'capacity' is 'half'; it must be a number"),
         ("mod", {"every": True}, "'every' is True; it must be a whole number"),
         ("mod", {"gate": "tanh"}, "'gate' is 'tanh'; it must be one of 'linear'"),
-        ("mod", {"experts": 4}, "no option 'experts'"),
+        (
+            "mod",
+            {"top_k": 4},
+            r"no option 'top_k'; it is an option of .*mode_staged, .*token_choice; .*known: auxiliary",
+        ),
+        ("mod", {"no_op_experts": 4}, "it is an option of mode_integrated; known"),
+        ("vanilla", {"capacity": 0.5}, "'capacity'; it is an option of .*mod.*; known: none"),
         ("token_choice", {"top_k": 9}, "top_k is 9 of 8 experts"),
         ("token_choice", {"top_k": 1}, "set renormalise = false"),
         ("expert_choice", {"capacity": 9}, "capacity is 9 with 8 experts"),
@@ -139,6 +148,22 @@ def test_a_bad_option_names_field_value_and_remedy(router: str, options: dict, w
     with pytest.raises(UserError, match=words) as raised:
         build_router(router, options)
     assert f"router '{router}'" in str(raised.value)
+
+
+@pytest.mark.parametrize("fault", ["raise RuntimeError", "raise SystemExit"])
+def test_an_option_is_looked_for_in_plugins_and_not_in_what_can_not_be_loaded(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_plugin(plugin(tmp_path, PLUGIN.format(name="mine_owns")))
+    (tmp_path / "broken_router.py").write_text(fault)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    broken = EntryPoint("broken", "broken_router", registry.GROUP)
+    installed = {**registry._installed(), "broken": broken}
+    monkeypatch.setattr(registry, "_installed", lambda: installed)
+    with pytest.raises(UserError, match="'strength'; it is an option of mine_owns; known"):
+        build_router("vanilla", {"strength": 1.0})
+    with pytest.raises(UserError, match="'strengt'; known"):
+        build_router("vanilla", {"strengt": 1.0})
 
 
 @pytest.mark.parametrize(

@@ -1,32 +1,106 @@
-"""Benchmarks have targets, and say at the end which of them were reached."""
+"""Benchmarks wait for the GPU where there is one, take turns, and have targets: what each reached is
+said at the end. Results that pytest-benchmark keeps lie in a folder of this kind of machine's."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import torch
+from interleaved import InTurns
+from pytest_benchmark.fixture import BenchmarkFixture
+from targets import HEADER, Reach, Target
 
-Reach = Callable[[str, float, float, str], None]
-_reached: list[tuple[str, float, float, str]] = []
+from modbench.measure.environment import environment
+from modbench.train.numerics import make_deterministic
+
+TARGETS = pytest.StashKey[list[Target]]()
+#: What pytest-benchmark takes where nobody says otherwise.
+USUAL_TIMER, USUAL_STORAGE = "time.perf_counter", "file://./.benchmarks"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("modbench")
+    group.addoption(
+        "--perf-seconds",
+        type=float,
+        default=20.0,
+        help="how long the ways of a benchmark take turns (default: %(default)g)",
+    )
+    group.addoption("--perf-turns", type=int, default=10, help="turns at least (default: %(default)d)")
+    group.addoption("--perf-threads", type=int, default=2, help="threads (default: %(default)d)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[TARGETS] = []
+    if config.option.benchmark_timer == USUAL_TIMER:
+        config.option.benchmark_timer = "interleaved.now"
+    if config.option.benchmark_storage == USUAL_STORAGE:
+        folder = config.rootpath / ".benchmarks" / machine_name()
+        config.option.benchmark_storage = f"file://{folder}"
+
+
+def machine() -> dict[str, Any]:
+    """What times depend on: no host, no user."""
+    names = ("cpu", "cores", "gpu", "torch", "python", "system")
+    known = environment(torch.float32)
+    return {name: known[name] for name in names}
+
+
+def machine_name() -> str:
+    """A folder's name for machines of this kind."""
+    known = machine()
+    words = f"{known['cpu']} {known['cores']} cores {known['gpu'] or ''}"
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
+    return machine() | {"threads": config.getoption("--perf-threads")}
 
 
 @pytest.fixture
-def reach() -> Iterator[Reach]:
-    """``reach(what, measured, at most, unit)``: a target of the benchmark, printed at the end; one that
-    is missed fails it."""
-    missed = []
-
-    def note(what: str, measured: float, at_most: float, unit: str) -> None:
-        _reached.append((what, measured, at_most, unit))
-        if measured > at_most:
-            missed.append(f"{what}: {measured:.3g} {unit}, more than {at_most:g}")
-
-    yield note
-    assert not missed, "; ".join(missed)
+def reach(request: pytest.FixtureRequest) -> Iterator[Reach]:
+    """Targets of the benchmark, printed at the end; one that is missed fails it."""
+    reach = Reach()
+    yield reach
+    request.config.stash[TARGETS] += reach.targets
+    if reach.missed():
+        pytest.fail(reach.missed(), pytrace=False)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not _reached:
+@pytest.fixture
+def as_in_a_cell(request: pytest.FixtureRequest) -> Iterator[None]:
+    """So many threads, and the determinism that cells run with."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.set_num_threads(request.config.getoption("--perf-threads"))
+    make_deterministic()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture
+def in_turns(benchmark: BenchmarkFixture, request: pytest.FixtureRequest, as_in_a_cell: None) -> InTurns:
+    """Times ways in turns."""
+    config = request.config
+    return InTurns(
+        benchmark,
+        seconds=config.getoption("--perf-seconds"),
+        turns=config.getoption("--perf-turns"),
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    targets = config.stash[TARGETS]
+    if not targets:
         return
     terminalreporter.section("targets")
-    for what, measured, at_most, unit in _reached:
-        verdict = "reached" if measured <= at_most else "MISSED"
-        terminalreporter.line(f"{what:<62}{measured:>10.3g} of {at_most:>4g} {unit:<3} {verdict}")
+    terminalreporter.line(HEADER)
+    for target in targets:
+        terminalreporter.line(str(target))
+    missed = sum(not target.reached for target in targets)
+    asked = sum(target.bound is not None for target in targets)
+    terminalreporter.line(f"{asked - missed} of {asked} targets reached")

@@ -216,3 +216,16 @@ def test_unknown_routers_presets_and_options_are_refused() -> None:
 def test_a_solution_is_a_size() -> None:
     found = solve("mod", {}, BASE, budget=10**20)
     assert found.size == Size(model=found.model, sequence=BASE.sequence)
+
+
+@pytest.mark.parametrize(
+    ("router", "options", "layers"),
+    [("mod", {"first_dense": 3}, 4), ("mod", {"every": 5}, 5), ("threshold_skip", {"every": 3}, 3)],
+    ids=str,
+)
+def test_the_smallest_shape_is_deep_enough_to_route(
+    router: str, options: dict[str, Any], layers: int
+) -> None:
+    with pytest.raises(UserError, match=f"the smallest shape is {layers} layers"):
+        solve(router, options, BASE, budget=1)
+    assert solve(router, options, BASE, budget=10**18).share > 0.95

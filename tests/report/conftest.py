@@ -61,6 +61,8 @@ def make_record(
         "forward_flops_per_token_full": flops + 100_000,
         "forward_flops_per_token_realised": flops * 1.01,
         "forward_flops_per_token_dispatched": flops * 1.02,
+        "kv_cache_bytes_per_token": 2250.4,
+        "kv_cache_share": 0.5624,
         "parameters": 1_200_000,
         "active_parameters": 1_000_000,
         "forward_seconds": {"median": 0.03 * cost, "iqr": 0.001, "n": 12, "stable": True},
@@ -120,6 +122,43 @@ def make_record(
     return Record(**{**arguments, **fields})
 
 
+def make_routing(
+    layers: tuple[int, ...] = (1, 3),
+    experts: tuple[int, ...] = (),
+    *,
+    routed: tuple[int, ...] | None = None,
+    first: int = -2,
+    exponent: int = 0,
+    load: tuple[int, ...] = (10, 40, 30, 20),
+) -> dict[str, Any]:
+    """Ten windows of ten tokens, of four kinds that come 50, 20, 16 and 4 times; ``routed``: how often
+    each enters, all layers counted."""
+    if routed is None:
+        routed = tuple(times * len(layers) for times in (45, 3, 0, 2))
+    weights = {"exponent": exponent, "first": first, "all": [30, 50, 20], "selected": [0, 2, 8]}
+    depth = [{"layer": layer, "routed": [4, 6], "gates": weights} for layer in layers]
+    rule = {
+        "depth": depth,
+        "entered": [100 - 10 * len(layers), 10 * len(layers), *([0] * (len(layers) - 1))][
+            : len(layers) + 1
+        ],
+        "routed": list(routed) if layers else [],
+        "experts": [{"layer": layer, "load": list(load), "scores": None} for layer in experts],
+    }
+    routing = {
+        "windows": 10,
+        "sequence": 10,
+        "edges": [0, 5, 10],
+        "ids": [7, 3, 5, 9] if layers else [],
+        "texts": [" the", "\n", "|", ""] if layers else [],
+        "seen": [50, 20, 16, 4] if layers else [],
+        "causal": rule,
+        "topk": rule,
+    }
+    copy: dict[str, Any] = json.loads(json.dumps(routing))  # for a test that changes a part of it
+    return copy
+
+
 def store(folder: Path, records: list[Record], shards: int = 1) -> Path:
     """``records`` in so many shards under ``folder``, as bytes that no writer made."""
     (folder / "records").mkdir(parents=True, exist_ok=True)
@@ -138,10 +177,12 @@ def altered(record: Record, change: Callable[[dict[str, Any]], None]) -> str:
 
 @pytest.fixture
 def fakes() -> Any:
-    """This module's functions: `make_record`, `store`, `altered`."""
+    """This module's functions: `make_record`, `make_routing`, `store`, `altered`."""
     import types
 
-    return types.SimpleNamespace(make_record=make_record, store=store, altered=altered)
+    return types.SimpleNamespace(
+        make_record=make_record, make_routing=make_routing, store=store, altered=altered
+    )
 
 
 @pytest.fixture

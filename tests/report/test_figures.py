@@ -29,7 +29,10 @@ def test_each_figure_is_a_png_and_an_svg_that_can_be_read(six):
     contents = figures(Leaderboard.of(six))
     assert sorted(contents) == [
         f"{name}.{ending}"
-        for name in ("loss_vs_forward_flops", "loss_vs_training_flops", "step_time_vs_training_flops")
+        for name in (
+            *("expert_load", "loss_vs_forward_flops", "loss_vs_training_flops", "routing"),
+            "step_time_vs_training_flops",
+        )
         for ending in ("png", "svg")
     ]
     for name, content in contents.items():
@@ -92,12 +95,12 @@ def test_step_times_of_different_machines_are_not_drawn(fakes):
 
 def test_runs_that_all_failed_still_make_figures_that_say_so(fakes):
     board = Leaderboard.of([fakes.make_record(status="oom")])
-    assert len(figures(board)) == 6
+    assert len(figures(board)) == 10
     assert _texts(_axes(board, "loss_vs_forward_flops")[1]) == ["no run was finished"]
 
 
 def test_a_single_row_makes_figures(fakes):
-    assert len(figures(Leaderboard.of([fakes.make_record("mod")]))) == 6
+    assert len(figures(Leaderboard.of([fakes.make_record("mod")]))) == 10
 
 
 @pytest.mark.parametrize("count", [6, 12])

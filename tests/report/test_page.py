@@ -11,12 +11,16 @@ from modbench.report import figures as figures_module
 from modbench.report.page import write_report
 
 _NAMES = [
+    "expert_load.png",
+    "expert_load.svg",
     "leaderboard.csv",
     "leaderboard.md",
     "loss_vs_forward_flops.png",
     "loss_vs_forward_flops.svg",
     "loss_vs_training_flops.png",
     "loss_vs_training_flops.svg",
+    "routing.png",
+    "routing.svg",
     "step_time_vs_training_flops.png",
     "step_time_vs_training_flops.svg",
 ]
@@ -42,10 +46,14 @@ def _many(fakes, six):
     records += [fakes.make_record("leaky", failed_probes=(2, 1), seed=seed) for seed in (0, 1)]
     records += [fakes.make_record("twice", options={"capacity": c}, cost=c) for c in (0.4, 0.7)]
     records += [fakes.make_record("vanilla", train={"budget": 2 * 10**12})]
+    routings = [fakes.make_routing(), fakes.make_routing(experts=(0, 1), first=-5, exponent=-1)]
+    records += [
+        fakes.make_record("routed", seed=seed, routing=routing) for seed, routing in enumerate(routings)
+    ]
     return records
 
 
-def test_the_report_is_eight_files_and_nothing_else(tmp_path, fakes, six):
+def test_the_report_is_twelve_files_and_nothing_else(tmp_path, fakes, six):
     paths = write_report(fakes.store(tmp_path, six))
     assert sorted(path.name for path in paths) == _NAMES
     assert list(_bytes(tmp_path)) == _NAMES

@@ -17,7 +17,6 @@ from torch import Tensor
 from modbench.flops.counter import FlopCounter
 from modbench.flops.ledger import CONVENTIONS, Ledger, Load
 from modbench.measure.audit import audit
-from modbench.model.block import Block
 from modbench.model.cache import Cache
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -74,6 +73,7 @@ def lengths_of(lengths: Sequence[int]) -> Tensor | None:
 def costs_what_it_selects(scheme: Scheme, dtype: torch.dtype) -> None:
     """On values: forward and training, full and padded; prompts, more at once, one token each."""
     model = scheme.warmed(dtype)
+    costs_what_it_decodes(model, scheme)
     for lengths in ((33, 33), (17, 33)):
         tokens_BT = scheme.tokens(2, 33)
         for rule in ("topk", "causal"):
@@ -85,6 +85,10 @@ def costs_what_it_selects(scheme: Scheme, dtype: torch.dtype) -> None:
         context, counter = train(copy.deepcopy(model), tokens_BT, lengths_B=lengths_of(lengths))
         load = Load(lengths=lengths, phase="train", padding=True, counts=context.trace.counts)
         same(model.ledger(load), counter)
+
+
+def costs_what_it_decodes(model: Decoder, scheme: Scheme) -> None:
+    """Prompts of three lengths, then more of each at once, then one token each."""
     model.eval()
     cache, past = Cache(3), (0, 0, 0)
     tokens_BT = scheme.tokens(3, 31)
@@ -125,68 +129,34 @@ def costs_what_it_promises(scheme: Scheme, dtype: torch.dtype) -> None:
     assert entries(steps) == entries(model.ledger(Load.uniform(3, 9, "decode", past=63)))
 
 
-def plain_block(block: Block, x_TD: Tensor, positions: Sequence[int]) -> Tensor:
-    """What a block makes of tokens at ``positions`` that see each other and nothing else: one query,
-    head and token at a time."""
-    attention, model = block.attention, block.attention.model
-    heads, key_heads, width = model.heads, model.key_heads, model.head_width
-
-    def normed(x_D: Tensor, weight_D: Tensor) -> Tensor:
-        return x_D / (x_D.square().mean() + model.norm_epsilon).sqrt() * weight_D
-
-    def rotated(x_P: Tensor, position: int) -> Tensor:
-        half = width // 2
-        # Angles are float32 in every model.
-        frequencies = model.rope_base ** -(torch.arange(half, dtype=torch.float32) / half)
-        angles = position * frequencies
-        one, two = x_P[:half], x_P[half:]
-        return torch.cat(
-            (one * angles.cos() - two * angles.sin(), two * angles.cos() + one * angles.sin())
-        )
-
-    queries, keys, values = [], [], []
-    for x_D, position in zip(x_TD, positions, strict=True):
-        parts = (attention.qkv.weight @ normed(x_D, block.attention_norm.weight)).split(width)
-        queries.append([rotated(part, position) for part in parts[:heads]])
-        keys.append([rotated(part, position) for part in parts[heads : heads + key_heads]])
-        values.append(parts[heads + key_heads :])
-    seen_keys = [torch.stack([key[h] for key in keys]) for h in range(key_heads)]
-    seen_values = [torch.stack([value[h] for value in values]) for h in range(key_heads)]
-    rows = []
-    for t, x_D in enumerate(x_TD):
-        mixed = []
-        for h in range(heads):
-            shared = h // (heads // key_heads)
-            weights = (seen_keys[shared][: t + 1] @ queries[t][h] / width**0.5).softmax(0)
-            mixed.append(weights @ seen_values[shared][: t + 1])
-        middle_D = x_D + attention.out.weight @ torch.cat(mixed)
-        up = block.feed_forward.up.weight @ normed(middle_D, block.feed_forward_norm.weight)
-        if model.mlp == "swiglu":
-            gate, value = up.chunk(2)
-            hidden = gate * gate.sigmoid() * value
-        else:
-            hidden = F.gelu(up)
-        rows.append(middle_D + block.feed_forward.down.weight @ hidden)
-    return torch.stack(rows)
-
-
 FROZEN: dict[str, Callable[[str], bool]] = {
+    "embedding": lambda name: name.startswith("embedding"),
     "embedding-and-first-layer": lambda name: name.startswith(("embedding", "layers.0.")),
     "the-same-and-norms": lambda name: name.startswith(("embedding", "layers.0.")) or "norm" in name,
     "all-but-what-writes": lambda name: not name.endswith(("down.weight", "bank.down", "out.weight")),
+    "all-but-the-norms": lambda name: "norm" not in name,
     "all-but-the-last-norms": lambda name: "feed_forward_norm" not in name,
+    "all-but-the-first-norm-and-routers": lambda name: (
+        not name.endswith(("router", "layers.0.attention_norm.weight"))
+    ),
     "all-but-routers": lambda name: not name.endswith("router"),
     "routers": lambda name: name.endswith("router"),
+    "predictors": lambda name: "predictor" in name,
+    "attention": lambda name: ".attention." in name,
+    "experts-up": lambda name: name.endswith(("bank.up", "up.weight")),
     "all-but-the-head": lambda name: not name.startswith(("head", "embedding")),
 }
 
 
 def frozen_parts_cost_no_gradient(scheme: Scheme) -> None:
+    tokens_BT = scheme.tokens(2, 31)
     for frozen in FROZEN.values():
         model = scheme.built()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not frozen(name))
-        context, counter = train(model, scheme.tokens(2, 31))
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            continue  # a scheme without routers
+        context, counter = train(model, tokens_BT)
         same(model.ledger(Load.uniform(2, 31, "train", counts=context.trace.counts)), counter)
 
 
@@ -281,3 +251,28 @@ def saves_and_loads(scheme: Scheme) -> None:
         assert torch.equal(model(tokens_BT, Context()), other(tokens_BT, Context()))
     for (name, one), two in zip(model.named_buffers(), other.buffers(), strict=True):
         assert torch.equal(one, two), name
+
+
+class EveryScheme:
+    """The checks as tests: a file of tests derives from it, and has a fixture ``scheme``."""
+
+    def test_it_costs_what_it_selects(self, scheme: Scheme) -> None:
+        costs_what_it_selects(scheme, torch.float32)
+
+    def test_on_shapes_alone_it_costs_what_it_promises(self, scheme: Scheme) -> None:
+        costs_what_it_promises(scheme, torch.float32)
+
+    def test_what_is_frozen_costs_no_gradient(self, scheme: Scheme) -> None:
+        frozen_parts_cost_no_gradient(scheme)
+
+    def test_it_decodes_what_it_scores(self, scheme: Scheme) -> None:
+        decodes_what_it_scores(scheme)
+
+    def test_it_runs_again_as_it_ran(self, scheme: Scheme) -> None:
+        runs_again_as_it_ran(scheme)
+
+    def test_it_stands_in_every_dtype(self, scheme: Scheme) -> None:
+        stands_in_every_dtype(scheme)
+
+    def test_it_saves_and_loads(self, scheme: Scheme) -> None:
+        saves_and_loads(scheme)

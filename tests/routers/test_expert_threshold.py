@@ -3,13 +3,13 @@
 B sequences, T tokens, D width, E experts.
 """
 
-import copy
 import math
 
 import layer_checks as checks
 import pytest
 import torch
 import torch.nn.functional as F
+from against_loop import equals_its_loop, model_of
 from torch import Tensor
 
 from modbench.errors import UserError
@@ -32,66 +32,24 @@ def scheme(request: pytest.FixtureRequest, shape: ModelConfig) -> checks.Scheme:
 
 
 def part_of(name: str, shape: ModelConfig) -> ThresholdExperts:
-    model = build_model(shape, build_router("expert_threshold", OPTIONS[name]), seed=5).double()
-    part = model.layers[0].feed_forward
-    for parameter in part.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    part = model_of("expert_threshold", OPTIONS[name], shape).layers[0].feed_forward
+    assert isinstance(part, ThresholdExperts)
     part.threshold.value.copy_(torch.linspace(-1, 1, part.options.experts))
-    return part.train()
-
-
-def loop(part: ThresholdExperts, threshold_E: Tensor, x_TD: Tensor) -> Tensor:
-    """Section 3: y_t = sum of g(r_ti) E_i(x_t) over the experts with r_ti >= c_i."""
-    bank, rows = part.bank, []
-    for x_D in x_TD:
-        logits_E = part.router @ x_D
-        gates_E = logits_E.sigmoid() if part.options.gate == "sigmoid" else logits_E.softmax(0)
-        out_D = torch.zeros_like(x_D)
-        for number in range(part.options.experts):
-            if logits_E[number] >= threshold_E[number]:
-                up = bank.up[number] @ x_D
-                if part.model.mlp == "swiglu":
-                    gate, value = up.chunk(2)
-                    hidden = F.silu(gate) * value
-                else:
-                    hidden = F.gelu(up)
-                out_D = out_D + gates_E[number] * (bank.down[number] @ hidden)
-        rows.append(out_D)
-    return torch.stack(rows)
+    return part
 
 
 @pytest.mark.parametrize("rule", ["topk", "causal"])
-@pytest.mark.parametrize("lengths", [(63,), (17, 63, 1)], ids=["one-of-63", "ragged"])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_it_equals_its_plain_loop(
-    name: str, lengths: tuple[int, ...], rule: str, shape: ModelConfig
-) -> None:
-    equals_its_plain_loop(name, lengths, rule, shape)
+def test_it_equals_its_plain_loop(name: str, rule: str, shape: ModelConfig) -> None:
+    equals_its_loop(part_of(name, shape), (17, 63, 1), rule)
 
 
-def test_it_equals_its_plain_loop_on_a_thousand_tokens() -> None:
-    small = ModelConfig(vocabulary=5, width=8, layers=1, heads=2, mlp_width=8)
-    equals_its_plain_loop("default", (1000, 41, 300), "topk", small)
-
-
-def equals_its_plain_loop(name: str, lengths: tuple[int, ...], rule: str, shape: ModelConfig) -> None:
-    part = part_of(name, shape)
-    twin, threshold_E = copy.deepcopy(part), part.threshold.value.clone()
-    x_BTD = torch.randn(len(lengths), max(lengths), shape.width, dtype=torch.float64)
-    fast_BTD = part(x_BTD, Context(selection=rule, lengths_B=checks.lengths_of(lengths)))
-    weight_BTD = torch.randn_like(fast_BTD)
-    fast_loss = slow_loss = torch.zeros((), dtype=torch.float64)
-    for row, length in enumerate(lengths):
-        slow_TD = loop(twin, threshold_E, x_BTD[row, :length])
-        torch.testing.assert_close(fast_BTD[row, :length], slow_TD)
-        assert not fast_BTD[row, length:].any()  # padding meets no expert
-        fast_loss = fast_loss + (fast_BTD[row, :length] * weight_BTD[row, :length]).sum()
-        slow_loss = slow_loss + (slow_TD * weight_BTD[row, :length]).sum()
-    fast_loss.backward()
-    slow_loss.backward()
-    for (key, ours), theirs in zip(part.named_parameters(), twin.parameters(), strict=True):
-        assert theirs.grad.any(), key
-        torch.testing.assert_close(ours.grad, theirs.grad, msg=key)
+def test_padding_meets_no_expert(shape: ModelConfig) -> None:
+    out_BTD = part_of("default", shape)(
+        torch.randn(2, 9, shape.width, dtype=torch.float64), Context(lengths_B=torch.tensor([9, 4]))
+    )
+    assert out_BTD[1, :4].any()
+    assert not out_BTD[1, 4:].any()
 
 
 def test_thresholds_follow_the_kth_highest_of_real_tokens_in_training_only(shape: ModelConfig) -> None:
@@ -155,44 +113,16 @@ def test_a_batch_that_reaches_no_threshold_costs_the_router_alone(shape: ModelCo
     checks.same(model.ledger(load), counter)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_it_costs_what_it_selects(scheme: checks.Scheme, dtype: torch.dtype) -> None:
-    checks.costs_what_it_selects(scheme, dtype)
+class TestEveryScheme(checks.EveryScheme):
+    """On each of the schemes above."""
 
 
-def test_on_shapes_alone_it_costs_what_it_promises(scheme: checks.Scheme) -> None:
-    checks.costs_what_it_promises(scheme, torch.float32)
-
-
-def test_what_is_frozen_costs_no_gradient(shape: ModelConfig) -> None:
-    checks.frozen_parts_cost_no_gradient(checks.Scheme("expert_threshold", {}, shape))
-
-
-def test_it_decodes_what_it_scores(scheme: checks.Scheme) -> None:
-    checks.decodes_what_it_scores(scheme)
+def test_it_costs_as_much_in_half_precision(scheme: checks.Scheme) -> None:
+    checks.costs_what_it_selects(scheme, torch.bfloat16)
 
 
 def test_it_passes_the_audit(shape: ModelConfig) -> None:
     checks.passes_the_audit(checks.Scheme("expert_threshold", {}, shape))
-
-
-def test_it_runs_again_as_it_ran(scheme: checks.Scheme) -> None:
-    checks.runs_again_as_it_ran(scheme)
-
-
-def test_it_stands_in_every_dtype(scheme: checks.Scheme) -> None:
-    checks.stands_in_every_dtype(scheme)
-
-
-def test_it_saves_and_loads(scheme: checks.Scheme) -> None:
-    checks.saves_and_loads(scheme)
-
-
-def test_active_flops_are_the_dense_mlps(shape: ModelConfig) -> None:
-    load = checks.Load.uniform(1, 64)
-    routed = build_model(shape, build_router("expert_threshold")).ledger(load).by_component()
-    dense = build_model(shape, build_router("vanilla")).ledger(load).by_component()
-    assert routed["experts"] == dense["mlp"]
 
 
 @pytest.mark.parametrize(

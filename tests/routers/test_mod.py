@@ -231,36 +231,11 @@ def scheme(request: pytest.FixtureRequest) -> checks.Scheme:
     return checks.Scheme("mod", KINDS[request.param], four)
 
 
-def test_it_costs_what_it_selects(scheme: checks.Scheme) -> None:
-    checks.costs_what_it_selects(scheme, torch.float32)
-
-
-def test_it_costs_what_it_promises(scheme: checks.Scheme) -> None:
-    checks.costs_what_it_promises(scheme, torch.float32)
-
-
-def test_frozen_parts_cost_no_gradient(scheme: checks.Scheme) -> None:
-    if scheme.options.get("scores", "learned") == "learned":  # the checks leave routers alone to train
-        checks.frozen_parts_cost_no_gradient(scheme)
-
-
-def test_it_decodes_what_it_scores(scheme: checks.Scheme) -> None:
-    checks.decodes_what_it_scores(scheme)
+class TestEveryScheme(checks.EveryScheme):
+    """On each of the schemes above."""
 
 
 def test_it_passes_the_audit(scheme: checks.Scheme) -> None:
     failed = {finding.probe: finding.figure for finding in audit(scheme.warmed()) if finding.failed}
     # Adding the stream once more is what probe 6 is there to find; this option asks for it.
     assert set(failed) <= ({6} if scheme.options.get("residual") == "full" else set()), failed
-
-
-def test_it_runs_again_as_it_ran(scheme: checks.Scheme) -> None:
-    checks.runs_again_as_it_ran(scheme)
-
-
-def test_it_stands_in_every_dtype(scheme: checks.Scheme) -> None:
-    checks.stands_in_every_dtype(scheme)
-
-
-def test_it_saves_and_loads(scheme: checks.Scheme) -> None:
-    checks.saves_and_loads(scheme)

@@ -5,7 +5,6 @@ B sequences, T tokens, D width.
 
 import layer_checks as checks
 import pytest
-import torch
 from against_loop import equals_its_loop, model_of
 
 from modbench.errors import UserError
@@ -155,20 +154,8 @@ def scheme(request: pytest.FixtureRequest) -> checks.Scheme:
     return checks.Scheme("mode_staged", OPTIONS[request.param], shape)
 
 
-def test_it_costs_what_it_selects(scheme: checks.Scheme) -> None:
-    checks.costs_what_it_selects(scheme, torch.float32)
-
-
-def test_it_costs_what_it_promises(scheme: checks.Scheme) -> None:
-    checks.costs_what_it_promises(scheme, torch.float32)
-
-
-def test_frozen_parts_cost_no_gradient(scheme: checks.Scheme) -> None:
-    checks.frozen_parts_cost_no_gradient(scheme)
-
-
-def test_it_decodes_what_it_scores(scheme: checks.Scheme) -> None:
-    checks.decodes_what_it_scores(scheme)
+class TestEveryScheme(checks.EveryScheme):
+    """On each of the schemes above."""
 
 
 def test_it_passes_the_audit(scheme: checks.Scheme) -> None:
@@ -177,15 +164,3 @@ def test_it_passes_the_audit(scheme: checks.Scheme) -> None:
     # then differs; probe 8 knows such draws by torch's generator alone.
     assert set(failed) <= ({8} if scheme.options.get("scores") == "gaussian" else set()), failed
     assert all("loss 'balance'" in figure for figure in failed.values()), failed
-
-
-def test_it_runs_again_as_it_ran(scheme: checks.Scheme) -> None:
-    checks.runs_again_as_it_ran(scheme)
-
-
-def test_it_stands_in_every_dtype(scheme: checks.Scheme) -> None:
-    checks.stands_in_every_dtype(scheme)
-
-
-def test_it_saves_and_loads(scheme: checks.Scheme) -> None:
-    checks.saves_and_loads(scheme)

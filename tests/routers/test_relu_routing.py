@@ -3,13 +3,10 @@
 B sequences, T tokens, D width, E experts.
 """
 
-import copy
-
 import layer_checks as checks
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from against_loop import equals_its_loop, model_of
 
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
@@ -30,86 +27,23 @@ def scheme(request: pytest.FixtureRequest, shape: ModelConfig) -> checks.Scheme:
 
 
 def part_of(name: str, shape: ModelConfig) -> ReluExperts:
-    model = build_model(shape, build_router("relu_routing", OPTIONS[name]), seed=5).double()
-    part = model.layers[0].feed_forward
-    for parameter in part.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return part.train()
-
-
-def loop(part: ReluExperts, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-    """Equations 1 and 5; and the gates (T, E), from which the loss follows."""
-    bank, rows, gates_TE = part.bank, [], []
-    for x_D in x_TD:
-        gates_E = [F.relu(part.router[e] @ x_D) for e in range(part.options.experts)]
-        out_D = torch.zeros_like(x_D)
-        for number, gate in enumerate(gates_E):
-            up = bank.up[number] @ x_D
-            if part.model.mlp == "swiglu":
-                first, value = up.chunk(2)
-                hidden = F.silu(first) * value
-            else:
-                hidden = F.gelu(up)
-            out_D = out_D + gate * (bank.down[number] @ hidden)
-        rows.append(out_D)
-        gates_TE.append(torch.stack(gates_E))
-    return torch.stack(rows), torch.stack(gates_TE)
-
-
-def loop_loss(part: ReluExperts, gates_TE: Tensor) -> Tensor:
-    """Equations 10 and 11, this layer's part of the sum over all."""
-    tokens, experts = gates_TE.shape
-    loss = torch.zeros((), dtype=gates_TE.dtype)
-    for e in range(experts):
-        f_e = experts / (part.options.active_experts * tokens) * sum(g > 0 for g in gates_TE[:, e])
-        for t in range(tokens):
-            loss = loss + f_e * gates_TE[t, e]
-    return loss / (part.model.layers * tokens)
+    part = model_of("relu_routing", OPTIONS[name], shape).layers[0].feed_forward
+    assert isinstance(part, ReluExperts)
+    return part
 
 
 @pytest.mark.parametrize("rule", ["topk", "causal"])
-@pytest.mark.parametrize("lengths", [(63,), (17, 63, 1)], ids=["one-of-63", "ragged"])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_it_equals_its_plain_loop(
-    name: str, lengths: tuple[int, ...], rule: str, shape: ModelConfig
-) -> None:
-    equals_its_plain_loop(name, lengths, rule, shape)
+def test_it_equals_its_plain_loop(name: str, rule: str, shape: ModelConfig) -> None:
+    equals_its_loop(part_of(name, shape), (17, 63, 1), rule)
 
 
-def test_it_equals_its_plain_loop_on_a_thousand_tokens() -> None:
-    small = ModelConfig(vocabulary=5, width=8, layers=1, heads=2, mlp_width=8)
-    equals_its_plain_loop("one-of-5", (1000, 41, 300), "topk", small)
-
-
-def equals_its_plain_loop(name: str, lengths: tuple[int, ...], rule: str, shape: ModelConfig) -> None:
-    part = part_of(name, shape)
-    twin = copy.deepcopy(part)
-    x_BTD = torch.randn(len(lengths), max(lengths), shape.width, dtype=torch.float64)
-    context = Context(selection=rule, lengths_B=checks.lengths_of(lengths))
-    fast_BTD = part(x_BTD, context)
-    weight_BTD = torch.randn_like(fast_BTD)
-    fast_loss = slow_loss = torch.zeros((), dtype=torch.float64)
-    gates_TE = []
-    for row, length in enumerate(lengths):
-        slow_TD, gates = loop(twin, x_BTD[row, :length])
-        gates_TE.append(gates)
-        torch.testing.assert_close(fast_BTD[row, :length], slow_TD)
-        assert not fast_BTD[row, length:].any()  # padding meets no expert
-        fast_loss = fast_loss + (fast_BTD[row, :length] * weight_BTD[row, :length]).sum()
-        slow_loss = slow_loss + (slow_TD * weight_BTD[row, :length]).sum()
-    if rule == "topk":
-        expected = loop_loss(twin, torch.cat(gates_TE)) * twin.coefficient()
-        torch.testing.assert_close(context.trace.losses[0, "sparsity"], expected)
-        # Of a weight that the gradients show.
-        fast_loss = fast_loss + context.trace.losses[0, "sparsity"] / twin.coefficient()
-        slow_loss = slow_loss + expected / twin.coefficient()
-    else:
-        assert not context.trace.losses
-    fast_loss.backward()
-    slow_loss.backward()
-    for (key, ours), theirs in zip(part.named_parameters(), twin.parameters(), strict=True):
-        assert theirs.grad.any(), key
-        torch.testing.assert_close(ours.grad, theirs.grad, msg=key)
+def test_padding_meets_no_expert(shape: ModelConfig) -> None:
+    out_BTD = part_of("default", shape)(
+        torch.randn(2, 9, shape.width, dtype=torch.float64), Context(lengths_B=torch.tensor([9, 4]))
+    )
+    assert out_BTD[1, :4].any()
+    assert not out_BTD[1, 4:].any()
 
 
 @pytest.mark.parametrize(
@@ -179,44 +113,16 @@ def test_no_gate_that_is_shut_costs_anything(shape: ModelConfig) -> None:
     checks.same(model.ledger(load), counter)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_it_costs_what_it_selects(scheme: checks.Scheme, dtype: torch.dtype) -> None:
-    checks.costs_what_it_selects(scheme, dtype)
+class TestEveryScheme(checks.EveryScheme):
+    """On each of the schemes above."""
 
 
-def test_on_shapes_alone_it_costs_what_it_promises(scheme: checks.Scheme) -> None:
-    checks.costs_what_it_promises(scheme, torch.float32)
-
-
-def test_what_is_frozen_costs_no_gradient(shape: ModelConfig) -> None:
-    checks.frozen_parts_cost_no_gradient(checks.Scheme("relu_routing", {}, shape))
-
-
-def test_it_decodes_what_it_scores(scheme: checks.Scheme) -> None:
-    checks.decodes_what_it_scores(scheme)
+def test_it_costs_as_much_in_half_precision(scheme: checks.Scheme) -> None:
+    checks.costs_what_it_selects(scheme, torch.bfloat16)
 
 
 def test_it_passes_the_audit(shape: ModelConfig) -> None:
     checks.passes_the_audit(checks.Scheme("relu_routing", {}, shape))
-
-
-def test_it_runs_again_as_it_ran(scheme: checks.Scheme) -> None:
-    checks.runs_again_as_it_ran(scheme)
-
-
-def test_it_stands_in_every_dtype(scheme: checks.Scheme) -> None:
-    checks.stands_in_every_dtype(scheme)
-
-
-def test_it_saves_and_loads(scheme: checks.Scheme) -> None:
-    checks.saves_and_loads(scheme)
-
-
-def test_active_flops_are_the_dense_mlps(shape: ModelConfig) -> None:
-    load = checks.Load.uniform(1, 64)
-    routed = build_model(shape, build_router("relu_routing")).ledger(load).by_component()
-    dense = build_model(shape, build_router("vanilla")).ledger(load).by_component()
-    assert routed["experts"] == dense["mlp"]
 
 
 @pytest.mark.parametrize(

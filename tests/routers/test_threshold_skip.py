@@ -3,12 +3,10 @@
 B sequences, T tokens, D width.
 """
 
-import copy
-
 import layer_checks as checks
 import pytest
 import torch
-from torch import Tensor
+from against_loop import equals_its_loop, model_of
 
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
@@ -29,85 +27,15 @@ def scheme(request: pytest.FixtureRequest, shape: ModelConfig) -> checks.Scheme:
 
 
 def layer_of(shape: ModelConfig, options: dict) -> SkippableBlock:
-    layer = build_model(shape, build_router("threshold_skip", options), seed=5).double().layers[1]
-    for parameter in layer.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return layer.train()
-
-
-def loop(layer: SkippableBlock, x_TD: Tensor) -> tuple[Tensor, list[Tensor], list[bool]]:
-    """Equations 7 to 10 and 13; and each token's probability and decision."""
-    probabilities, decisions = [], []
-    for x_D in x_TD:
-        unit_D = x_D / (x_D.square().mean() + torch.finfo(x_D.dtype).eps).sqrt()
-        r = (layer.router @ unit_D + layer.bias).squeeze()
-        probabilities.append(1 / (1 + torch.exp(-r)))
-        decisions.append(probabilities[-1].item() >= 0.5)
-    chosen = [t for t, enters in enumerate(decisions) if enters]
-    if not chosen:
-        return x_TD, probabilities, decisions
-    executed_KD = checks.plain_block(layer.block, x_TD[chosen], chosen)
-    rows = list(x_TD)
-    for place, t in enumerate(chosen):
-        p = probabilities[t]
-        if layer.options.gate == "straight_through":
-            p = 1 + p - p.detach()
-        rows[t] = (1 - p) * x_TD[t] + p * executed_KD[place]
-    return torch.stack(rows), probabilities, decisions
+    layer = model_of("threshold_skip", options, shape).layers[1]
+    assert isinstance(layer, SkippableBlock)
+    return layer
 
 
 @pytest.mark.parametrize("rule", ["topk", "causal"])
-@pytest.mark.parametrize("lengths", [(63,), (17, 31, 1)], ids=["one-of-63", "ragged"])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_it_equals_its_plain_loop(
-    name: str, lengths: tuple[int, ...], rule: str, shape: ModelConfig
-) -> None:
-    equals_its_plain_loop(OPTIONS[name], lengths, rule, shape)
-
-
-def test_it_equals_its_plain_loop_on_a_thousand_tokens() -> None:
-    small = ModelConfig(vocabulary=5, width=8, layers=2, heads=2, mlp_width=8)
-    equals_its_plain_loop({}, (1000, 41, 300), "topk", small)
-
-
-def equals_its_plain_loop(
-    options: dict, lengths: tuple[int, ...], rule: str, shape: ModelConfig
-) -> None:
-    layer = layer_of(shape, options)
-    twin = copy.deepcopy(layer)
-    x_BTD = torch.randn(len(lengths), max(lengths), shape.width, dtype=torch.float64)
-    context = Context(selection=rule, lengths_B=checks.lengths_of(lengths))
-    fast_BTD = layer(x_BTD, context)
-    weight_BTD = torch.randn_like(fast_BTD)
-    fast_loss = slow_loss = torch.zeros((), dtype=torch.float64)
-    probabilities, decisions = [], []
-    for row, length in enumerate(lengths):
-        slow_TD, p, entered = loop(twin, x_BTD[row, :length])
-        probabilities += p
-        decisions += entered
-        selected_T = context.trace.tensors[1, "selected"][row]
-        assert selected_T[:length].tolist() == entered
-        assert not selected_T[length:].any()
-        torch.testing.assert_close(fast_BTD[row, :length], slow_TD, rtol=1e-6, atol=1e-8)
-        fast_loss = fast_loss + (fast_BTD[row, :length] * weight_BTD[row, :length]).sum()
-        slow_loss = slow_loss + (slow_TD * weight_BTD[row, :length]).sum()
-    assert 0 < sum(decisions) < len(decisions)
-    if rule == "topk":
-        away = sum(decisions) / len(decisions) - twin.options.target
-        budget = context.trace.losses[1, "budget"]
-        assert budget.item() == pytest.approx(twin.options.penalty * away**2)
-        fast_loss = fast_loss + 100 * budget
-        # The decision's gradient is its probability's.
-        slope = 2 * twin.options.penalty * away / len(decisions)
-        slow_loss = slow_loss + 100 * slope * sum(probabilities)
-    else:
-        assert not context.trace.losses
-    fast_loss.backward()
-    slow_loss.backward()
-    for (key, ours), theirs in zip(layer.named_parameters(), twin.parameters(), strict=True):
-        assert theirs.grad.any(), key
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7, msg=key)
+def test_it_equals_its_plain_loop(name: str, rule: str, shape: ModelConfig) -> None:
+    equals_its_loop(layer_of(shape, OPTIONS[name]), (17, 31, 1), rule)
 
 
 def test_who_passes_by_is_bit_identical_and_who_enters_gets_the_whole_block(shape: ModelConfig) -> None:
@@ -163,37 +91,16 @@ def test_where_all_pass_by_the_router_alone_costs(shape: ModelConfig) -> None:
     checks.same(model.ledger(load), counter)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_it_costs_what_it_selects(scheme: checks.Scheme, dtype: torch.dtype) -> None:
-    checks.costs_what_it_selects(scheme, dtype)
+class TestEveryScheme(checks.EveryScheme):
+    """On each of the schemes above."""
 
 
-def test_on_shapes_alone_it_costs_what_it_promises(scheme: checks.Scheme) -> None:
-    checks.costs_what_it_promises(scheme, torch.float32)
-
-
-def test_what_is_frozen_costs_no_gradient(scheme: checks.Scheme) -> None:
-    checks.frozen_parts_cost_no_gradient(scheme)
-
-
-def test_it_decodes_what_it_scores(scheme: checks.Scheme) -> None:
-    checks.decodes_what_it_scores(scheme)
+def test_it_costs_as_much_in_half_precision(scheme: checks.Scheme) -> None:
+    checks.costs_what_it_selects(scheme, torch.bfloat16)
 
 
 def test_it_passes_the_audit(shape: ModelConfig) -> None:
     checks.passes_the_audit(checks.Scheme("threshold_skip", {}, shape))
-
-
-def test_it_runs_again_as_it_ran(scheme: checks.Scheme) -> None:
-    checks.runs_again_as_it_ran(scheme)
-
-
-def test_it_stands_in_every_dtype(scheme: checks.Scheme) -> None:
-    checks.stands_in_every_dtype(scheme)
-
-
-def test_it_saves_and_loads(scheme: checks.Scheme) -> None:
-    checks.saves_and_loads(scheme)
 
 
 @pytest.mark.parametrize(
@@ -208,3 +115,10 @@ def test_it_saves_and_loads(scheme: checks.Scheme) -> None:
 def test_options_out_of_range_are_refused(options: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         build_router("threshold_skip", options)
+
+
+def test_a_model_too_shallow_to_route_a_block_is_refused() -> None:
+    shape = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
+    with pytest.raises(UserError, match="no block of 2 is routed with every 3; set every to 2 or less"):
+        build_model(shape, build_router("threshold_skip", {"every": 3}))
+    build_model(shape, build_router("threshold_skip", {"every": 2}))

@@ -1,25 +1,20 @@
-"""Token choice: each preset against a loop written from its paper, what drops and what balances, the
-options, and what every scheme shows.
+"""Token choice: each preset against the loop of its paper, options against the plain loop, what drops
+and what balances, the options, and what every scheme shows.
 
 B sequences, T tokens, N tokens of all sequences, D width, E experts, K chosen.
 """
 
-import copy
-import math
-from collections.abc import Callable
-
 import layer_checks as checks
+import naive_presets
 import pytest
 import torch
-from torch import Tensor
+from against_loop import equals_its_loop, model_of
 
 from modbench.errors import UserError
-from modbench.flops.ledger import Load
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
 from modbench.model.registry import build_router, preset_options
-from modbench.routers.token_choice import TokenChoice, TokenChoiceExperts
+from modbench.routers.token_choice import TokenChoiceExperts
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=72)
 AWKWARD = ModelConfig(
@@ -35,155 +30,59 @@ def options_of(preset: str) -> dict:
 
 
 def part_of(options: dict, shape: ModelConfig = SHAPE) -> TokenChoiceExperts:
-    model = build_model(shape, build_router("token_choice", options), seed=5).double()
-    part = model.layers[0].feed_forward
-    for parameter in part.parameters():  # far from ties, and gates of some size
-        torch.nn.init.normal_(parameter, std=0.3)
-    if part.bias is not None:
-        torch.nn.init.normal_(part.bias.value, std=0.2)
+    part = model_of("token_choice", options, shape).layers[0].feed_forward
+    assert isinstance(part, TokenChoiceExperts)
     return part.eval()
 
 
-class Twin:
-    """The matrices of a layer one by one, so that a loop's gradient need not write whole banks."""
-
-    def __init__(self, part: TokenChoiceExperts) -> None:
-        self.e = part.router
-        self.ups, self.downs = part.bank.up.unbind(0), part.bank.down.unbind(0)
-        self.b = part.bias.value if part.bias is not None else None
-        self.shared = part.shared
-
-    def expert(self, number: int, x_D: Tensor) -> Tensor:
-        return swiglu(self.ups[number], self.downs[number], x_D)
-
-
-def swiglu(up: Tensor, down: Tensor, x_D: Tensor) -> Tensor:
-    gate, value = (up @ x_D).chunk(2)
-    return down @ (gate / (1 + torch.exp(-gate)) * value)
-
-
-def softmax(logits_E: Tensor) -> Tensor:
-    return torch.exp(logits_E) / torch.exp(logits_E).sum()
-
-
-def best(scores_E: Tensor, k: int) -> list[int]:
-    scores = scores_E.tolist()
-    return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
-
-
-Rows = list[list[Tensor]]  # tokens of sequences
-
-
-def switch(twin: Twin, x: Rows, rule: str) -> tuple[Rows, Tensor]:
-    """Fedus et al. 2021, equations 1 to 6; under the causal rule with no capacity to speak of."""
-    experts, tokens = len(twin.e), sum(map(len, x))
-    capacity = math.ceil(tokens / experts * 1.25) if rule == "topk" else tokens
-    taken, p_sum, out = [0] * experts, 0, []
-    for sequence in x:
-        out.append([])
-        for x_D in sequence:
-            p_E = softmax(twin.e @ x_D)
-            (i,) = best(p_E, 1)
-            room = taken[i] < capacity
-            out[-1].append(p_E[i] * twin.expert(i, x_D) if room else torch.zeros_like(x_D))
-            taken[i], p_sum = taken[i] + 1, p_sum + p_E
-    f = [n / tokens for n in taken]
-    return out, 0.01 * experts * sum(f[i] * p_sum[i] / tokens for i in range(experts))
-
-
-def mixtral(twin: Twin, x: Rows, rule: str) -> tuple[Rows, Tensor]:
-    """Jiang et al. 2024, section 2.1: Softmax(Top2(x W))_i SwiGLU_i(x), summed."""
-    out, assigned, p_sum = [], [0] * len(twin.e), 0
-    for sequence in x:
-        out.append([])
-        for x_D in sequence:
-            logits_E = twin.e @ x_D
-            chosen = best(logits_E, 2)
-            gates = softmax(logits_E[chosen])
-            out[-1].append(sum(g * twin.expert(i, x_D) for g, i in zip(gates, chosen, strict=True)))
-            p_sum = p_sum + softmax(logits_E)
-            for i in chosen:
-                assigned[i] += 1
-    tokens = sum(map(len, x))
-    shares = [n / (2 * tokens) for n in assigned]
-    return out, 0.01 * len(twin.e) * sum(s * p / tokens for s, p in zip(shares, p_sum, strict=True))
-
-
-def olmoe(twin: Twin, x: Rows, rule: str) -> tuple[Rows, Tensor]:
-    """Muennighoff et al. 2024, equations 1 to 3, and Zoph et al. 2022, equation 5; the balance loss at
-    an eighth, so that it is 1 at an even load."""
-    out, f, p_sum, z_sum = [], [0] * 64, 0, 0
-    for sequence in x:
-        out.append([])
-        for x_D in sequence:
-            logits_E = twin.e @ x_D
-            p_E = softmax(logits_E)
-            chosen = best(p_E, 8)
-            out[-1].append(sum(p_E[i] * twin.expert(i, x_D) for i in chosen))
-            p_sum, z_sum = p_sum + p_E, z_sum + torch.log(torch.exp(logits_E).sum()) ** 2
-            for i in chosen:
-                f[i] += 1
-    tokens = sum(map(len, x))
-    balance = 64 * sum(f[i] / tokens * p_sum[i] / tokens for i in range(64)) / 8
-    return out, 0.01 * balance + 0.001 * z_sum / tokens
-
-
-def deepseek_v3(twin: Twin, x: Rows, rule: str) -> tuple[Rows, Tensor]:
-    """DeepSeek-V3, equations 12 to 20: 8 of 256 experts, of 4 of 8 groups by their best two."""
-    out, losses = [], []
-    for sequence in x:
-        f, p_E = [0.0] * 256, 0
-        out.append([])
-        for u_D in sequence:
-            s_E = 1 / (1 + torch.exp(-(twin.e @ u_D)))
-            biased = (s_E + twin.b).tolist()
-            sums = [sum(sorted(biased[g * 32 : g * 32 + 32])[-2:]) for g in range(8)]
-            groups = sorted(range(8), key=lambda g: (-sums[g], g))[:4]
-            allowed = [i for i in range(256) if i // 32 in groups]
-            chosen = sorted(allowed, key=lambda i: (-biased[i], i))[:8]
-            routed_D = sum(s_E[i] * twin.expert(i, u_D) for i in chosen) / s_E[chosen].sum() * 2.5
-            out[-1].append(routed_D + swiglu(twin.shared.up.weight, twin.shared.down.weight, u_D))
-            for i in best(s_E, 8):
-                f[i] += 256 / (8 * len(sequence))
-            p_E = p_E + s_E / s_E.sum() / len(sequence)
-        losses.append(0.0001 * (torch.tensor(f, dtype=torch.float64) * p_E).sum())
-    return out, sum(losses) / len(losses)
-
-
-LOOPS: dict[str, Callable[[Twin, Rows, str], tuple[Rows, Tensor]]] = {
-    "switch": switch,
-    "mixtral": mixtral,
-    "olmoe": olmoe,
-    "deepseek_v3": deepseek_v3,
-}
-
-
 LENGTHS = [((63,), "topk"), ((63, 63, 63), "topk"), ((17, 63, 1), "topk"), ((17, 63, 1), "causal")]
-LENGTHS += [((9, 1000, 63), "topk")]
+LENGTHS += [((1000,), "causal"), ((9, 1000, 63), "topk")]
 
 
 @pytest.mark.parametrize(("lengths", "rule"), LENGTHS, ids=str)
-@pytest.mark.parametrize("preset", LOOPS)
+@pytest.mark.parametrize("preset", naive_presets.PRESETS)
 def test_a_preset_equals_the_loop_of_its_paper(preset: str, lengths: tuple[int, ...], rule: str) -> None:
-    shape = SHAPE if max(lengths) < 1000 else SMALL
-    part = part_of(options_of(preset), shape)
-    slow = copy.deepcopy(part)
-    x_BTD = torch.randn(len(lengths), max(lengths), shape.width, dtype=torch.float64)
-    context = Context(selection=rule, lengths_B=checks.lengths_of(lengths))
-    fast_BTD = part(x_BTD, context)
-    twin_rows, twin_loss = LOOPS[preset](
-        Twin(slow), [list(x_BTD[b, :n]) for b, n in enumerate(lengths)], rule
-    )
-    fast_ND = torch.cat([fast_BTD[b, :n] for b, n in enumerate(lengths)])
-    slow_ND = torch.stack([row_D for rows in twin_rows for row_D in rows])
-    torch.testing.assert_close(fast_ND, slow_ND, rtol=1e-6, atol=1e-8)
-    fast_loss = context.trace.auxiliary_loss()
-    torch.testing.assert_close(fast_loss, twin_loss, rtol=1e-6, atol=1e-10)
-    weight_ND = torch.randn_like(fast_ND)
-    ((fast_ND * weight_ND).sum() + 100 * fast_loss).backward()
-    ((slow_ND * weight_ND).sum() + 100 * twin_loss).backward()
-    for (name, one), other in zip(part.named_parameters(), slow.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-8, msg=name)
+    part = part_of(options_of(preset), SHAPE if max(lengths) < 1000 else SMALL).train()
+    equals_its_loop(part, lengths, rule, loop=naive_presets.PRESETS[preset])
+
+
+#: What no preset has, each option beside those that it works with.
+COMBINED: dict[str, dict] = {
+    "drops-3-of-5": {"experts": 5, "top_k": 3, "expert_width": 7, "capacity_factor": 1.0},
+    "z-alone": {"balance": 0.0, "z_loss": 0.1},
+    "sequence-balance": {"balance_scope": "sequence", "renormalise": False},
+    "sigmoid": {"affinity": "sigmoid", "scaling": 0.5, "renormalise": False},
+    "softmax-bias": {"bias_step": 0.1, "capacity_factor": 1.25},
+    "softmax-groups": {"groups": 4, "top_groups": 2, "top_k": 3, "expert_width": 5},
+    "one-group": {"groups": 2, "affinity": "sigmoid", "bias_step": 0.1},
+    "shared-gate": {"shared_experts": 2, "shared_width": 5, "shared_gate": True, "expert_width": 3},
+    "shared-drops": {"shared_experts": 1, "capacity_factor": 1.0},
+}
+NO_OPS: dict[str, dict] = {
+    "top-1": {"top_k": 1, "renormalise": False, "no_op_experts": 2},
+    "drops": {"no_op_experts": 3, "capacity_factor": 1.0},
+    "bias": {"bias_step": 0.1, "balance_scope": "sequence"},
+    "shared-sigmoid": {"affinity": "sigmoid", "shared_experts": 1, "shared_gate": True},
+}
+
+
+@pytest.mark.parametrize("rule", ["topk", "causal"])
+@pytest.mark.parametrize(
+    ("router", "options"),
+    [("token_choice", options) for options in COMBINED.values()]
+    + [("mode_integrated", options) for options in NO_OPS.values()],
+    ids=[*COMBINED, *(f"no-ops-{name}" for name in NO_OPS)],
+)
+def test_options_equal_their_plain_loop(router: str, options: dict, rule: str) -> None:
+    part = model_of(router, options, SHAPE).layers[1].feed_forward
+    told = equals_its_loop(part, (17, 63, 1), rule)
+    if "capacity_factor" in options and rule == "topk":
+        assert sum(told.shown[1, "dropped"]) > 0
+
+
+def test_it_equals_its_plain_loop_in_an_awkward_shape() -> None:
+    part = part_of({**options_of("deepseek_v3"), **FEWER}, AWKWARD).train()
+    equals_its_loop(part, (31, 9), "topk")
 
 
 def test_an_expert_with_no_room_drops_the_later_tokens_and_says_so() -> None:
@@ -252,39 +151,12 @@ def test_the_bias_chooses_and_weighs_nothing() -> None:
     assert all(name != "bias.value" for name, _ in part.named_parameters())
 
 
-def test_a_gated_shared_expert_is_weighed_by_its_sigmoid() -> None:
-    part = part_of({"shared_experts": 2, "shared_width": 5, "shared_gate": True, "expert_width": 3})
-    x_BTD = torch.randn(1, 7, 32, dtype=torch.float64)
-    with_BTD = part(x_BTD, Context())
-    plain = copy.deepcopy(part)
-    plain.shared, plain.shared_gate = None, None
-    adds_BTD = with_BTD - plain(x_BTD, Context())
-    for x_D, adds_D in zip(x_BTD[0], adds_BTD[0], strict=True):
-        gate = 1 / (1 + torch.exp(-(part.shared_gate[0] @ x_D)))
-        wanted_D = swiglu(part.shared.up.weight, part.shared.down.weight, x_D)
-        torch.testing.assert_close(adds_D, gate * wanted_D)
-    assert part.shared.down.weight.shape == (32, 10)
-
-
-@pytest.mark.parametrize("width", [384, 1000, 18432])
-@pytest.mark.parametrize("preset", TokenChoice.presets)
-def test_a_preset_spends_on_its_experts_what_a_dense_mlp_does(preset: str, width: int) -> None:
-    shape = ModelConfig(layers=1, mlp_width=width)
-    with torch.device("meta"):
-        routed = build_router("token_choice", options_of(preset)).build_layer(shape, 0)
-        dense = build_router("vanilla").build_layer(shape, 0)
-    load = Load.uniform(2, 9, "train")
-    parts = routed.ledger(load).by_component("model")
-    assert parts["experts"] + parts.get("mlp", 0) == dense.ledger(load).by_component("model")["mlp"]
-    extra = routed.feed_forward.router.numel()
-    assert routed.active_parameters() - extra == dense.active_parameters()
-
-
 def test_widths_that_are_given_are_kept() -> None:
     for options, widths in (
         ({"shared_experts": 2}, (18, 36)),
         ({"shared_experts": 1, "expert_width": 5}, (5, 5)),
         ({"shared_experts": 2, "expert_width": 5, "shared_width": 3}, (5, 6)),
+        ({"shared_experts": 2, "shared_width": 5, "shared_gate": True, "expert_width": 3}, (3, 10)),
         ({"shared_experts": 2, "shared_width": 3}, (33, 6)),
         ({"shared_experts": 1, "top_k": 4}, (14, 16)),
     ):
@@ -319,6 +191,22 @@ REFUSED: list[tuple[dict, str]] = [
     ({"groups": 3}, "groups is 3 of 8 experts; it must divide experts"),
     ({"groups": 0}, "groups is 0"),
     ({"groups": 2, "top_groups": 3}, "top_groups is 3 of 2 groups"),
+    ({"groups": 4, "top_groups": 4}, "groups is 4 with top_groups 4, which rules out no expert"),
+    ({"groups": 8, "top_groups": 2}, "groups is 8 with experts 8, which makes each expert a group"),
+    ({"bias_step": 1e30}, r"bias_step is 1e\+30; it must be 1 or less"),
+    ({"bias_step": float("nan")}, "'bias_step' is nan; it must be a number"),
+    (
+        {"experts": 1, "top_k": 1, "renormalise": False, "bias_step": 0.1},
+        "bias_step is 0.1 with top_k 1 of 1 experts, which leaves nothing to choose; leave bias_step "
+        "out or set top_k below experts",
+    ),
+    ({"experts": 2, "balance": 0.5}, "balance is 0.5 with top_k 2 of 2 experts, whose load is even"),
+    ({"experts": 2, "balance_scope": "sequence"}, "balance_scope is 'sequence' with top_k 2 of 2"),
+    (
+        {"capacity_factor": 4.0},
+        "capacity_factor is 4 with top_k 2 of 8 experts, which gives each expert room for all tokens; "
+        "set it below 4 or leave it out",
+    ),
     ({"groups": 8}, "top_k is 2 and the 1 groups that a token may choose have 1 experts"),
 ]
 
@@ -327,6 +215,19 @@ REFUSED: list[tuple[dict, str]] = [
 def test_options_that_can_not_be_are_refused(options: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         build_router("token_choice", options)
+
+
+def test_all_experts_may_be_chosen_and_no_loss_is_no_contradiction() -> None:
+    build_router("token_choice", {"experts": 2, "balance": 0.0})
+    build_router("token_choice", {"experts": 2, "z_loss": 0.1})
+    build_router("token_choice", {"experts": 2, "balance": 0.01, "bias_step": 0.0})
+    # Beside no-op experts a token still chooses, and an expert may still be full.
+    build_router(
+        "mode_integrated",
+        {"experts": 2, "no_op_experts": 1, "bias_step": 0.1, "capacity_factor": 1.4},
+    )
+    with pytest.raises(UserError, match=r"capacity_factor is 1\.5 with top_k 2 of 3 experts"):
+        build_router("mode_integrated", {"experts": 2, "no_op_experts": 1, "capacity_factor": 1.5})
 
 
 def test_no_op_experts_stand_in_no_group() -> None:
@@ -349,36 +250,20 @@ SCHEMES: dict[str, checks.Scheme] = {
         SHAPE,
     ),
 }
-schemes = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 
 
-@schemes
-def test_it_costs_what_its_ledger_says(scheme: checks.Scheme) -> None:
-    checks.costs_what_it_selects(scheme, torch.float32)
+@pytest.fixture(params=SCHEMES)
+def scheme(request: pytest.FixtureRequest) -> checks.Scheme:
+    return SCHEMES[request.param]
+
+
+class TestEveryScheme(checks.EveryScheme):
+    """On each of the schemes above."""
+
+
+def test_on_shapes_alone_it_costs_as_much_in_half_precision(scheme: checks.Scheme) -> None:
     checks.costs_what_it_promises(scheme, torch.bfloat16)
 
 
-@schemes
-def test_what_is_frozen_costs_no_gradient(scheme: checks.Scheme) -> None:
-    checks.frozen_parts_cost_no_gradient(scheme)
-
-
-@schemes
-def test_decoding_equals_scoring(scheme: checks.Scheme) -> None:
-    checks.decodes_what_it_scores(scheme)
-
-
-@schemes
 def test_it_passes_the_audit(scheme: checks.Scheme) -> None:
     checks.passes_the_audit(scheme)
-
-
-@schemes
-def test_checkpointing_changes_nothing(scheme: checks.Scheme) -> None:
-    checks.runs_again_as_it_ran(scheme)
-
-
-@schemes
-def test_it_stands_in_every_dtype_and_goes_on_from_its_state(scheme: checks.Scheme) -> None:
-    checks.stands_in_every_dtype(scheme)
-    checks.saves_and_loads(scheme)

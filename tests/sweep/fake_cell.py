@@ -52,6 +52,7 @@ record = Record(
     audit=[],
     metrics={},
     curve=[],
+    routing={},
     status=status,
     error=None if status == "ok" else "as asked",
     started=now,

@@ -76,6 +76,26 @@ def test_what_is_left_at_its_default_and_what_is_spelt_out_is_one_cell() -> None
     assert cell_key(short) == cell_key(long)
 
 
+def test_a_preset_is_its_options_and_others_go_on_top() -> None:
+    preset, spelt_out = expand(
+        suite(
+            [
+                {"router": "token_choice:olmoe", "options": {"z_loss": 0.5}},
+                {
+                    "router": "token_choice",
+                    "label": "token_choice:olmoe 2",
+                    "options": {"experts": 64, "top_k": 8, "renormalise": False, "z_loss": 0.5},
+                },
+            ]
+        )
+    )
+    assert preset["router"]["name"] == "token_choice"
+    assert preset["router"]["label"] == "token_choice:olmoe"
+    assert preset["router"]["options"] == spelt_out["router"]["options"]
+    with pytest.raises(UserError, match="'token_choice:olmo': router 'token_choice' has no preset"):
+        expand(suite([{"router": "token_choice:olmo"}]))
+
+
 def test_a_scheme_may_train_differently() -> None:
     cells = expand(suite([{"router": "vanilla"}, {"router": "mod", "train": {"learning_rate": 1e-4}}]))
     assert [cell["train"]["learning_rate"] for cell in cells] == [3e-3, 1e-4]

@@ -1,50 +1,108 @@
-"""Text from a run: which run is meant, and weights that aren't its own."""
+"""Text from a run: which run is meant, weights that aren't its own, and what is said of it."""
 
-import shutil
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
-from modbench.model.decoder import build_model
+from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router
-from modbench.report.record import Record
+from modbench.report.record import Record, cell_key
 from modbench.sweep.sample import Drawing, find_record, sample_run
-from modbench.train.checkpoint import save_weights
+from modbench.train import token_data
+from modbench.train.checkpoint import save_weights, weights_owner
 
-COMMITTED = Path(__file__).parent.parent.parent / "results" / "quick" / "records"
+SHAPE = {"vocabulary": 257, "width": 16, "layers": 2, "heads": 2}
+OPTIONS: dict[str, dict[str, Any]] = {"mod": {"causal": "ema_threshold"}, "vanilla": {}}
+#: Two rows of one suite, and the second seed of one of them.
+RUNS = [("mod", "mod", 0), ("vanilla", "vanilla", 0), ("twice", "mod", 0), ("twice", "mod", 1)]
+
+
+class Letters:
+    """A tokenizer of bytes."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(chr(32 + token % 90) for token in tokens)
+
+
+def record_of(label: str, router: str, seed: int) -> Record:
+    cell: dict[str, Any] = {
+        "router": {"name": router, "options": OPTIONS[router], "plugin_sha256": None, "label": label},
+        "model": SHAPE,
+        "data": {"tokenizer": "bytes"},
+        "train": {"budget": 1, "sequence": 10},
+        "measure": {},
+        "seed": seed,
+    }
+    return Record(
+        suite={"name": "tiny", "version": 1, "rank_by": "heldout_loss"},
+        cell=cell,
+        key=cell_key(cell),
+        code={"version": "0", "commit": None, "dirty": None},
+        environment={"cpu": None, "gpu": None, "threads": 1, "torch": "2"},
+        data={"sha256": "ab", "train_tokens": 1, "heldout_tokens": 1},
+        audit=[],
+        metrics={},
+        curve=[],
+        routing={},
+        status="ok",
+        error=None,
+        started="2026-01-01T00:00:00+00:00",
+        finished="2026-01-01T00:00:01+00:00",
+    )
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Path:
-    shutil.copytree(COMMITTED, tmp_path / "quick" / "records")
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shard = tmp_path / "tiny" / "records" / "a.jsonl"
+    shard.parent.mkdir(parents=True)
+    shard.write_text("".join(record_of(*run).line() + "\n" for run in RUNS))
+    fake = type("Text", (), {"tokenizer": Letters()})
+    monkeypatch.setattr(token_data, "load", lambda config: fake)
     return tmp_path
 
 
-def weights(results: Path, record: Record) -> Path:
-    path = results / "quick" / "cells" / record.key / "model.safetensors"
-    path.parent.mkdir(parents=True)
+def weights_at(results: Path, record: Record) -> Path:
+    path = results / "tiny" / "cells" / record.key / "model.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def sample(results: Path) -> list[str]:
-    return sample_run("quick/mod", ["And"], results=results, plugins=[], drawing=Drawing(tokens=3))
+def model_of(router: str) -> Decoder:
+    return build_model(ModelConfig(**SHAPE), build_router(router, OPTIONS[router]))
+
+
+@pytest.fixture
+def sample(results: Path) -> Callable[..., list[str]]:
+    def run(name: str = "tiny/mod", prompt: str = "And", **drawing: Any) -> list[str]:
+        drawn = Drawing(**{"tokens": 3, **drawing})
+        return sample_run(name, [prompt], results=results, plugins=[], drawing=drawn)
+
+    return run
 
 
 def test_a_run_is_named_by_label_or_by_the_start_of_its_key(results: Path) -> None:
-    record = find_record("quick/mod", results)
+    record = find_record("tiny/mod", results)
     assert record.cell["router"]["label"] == "mod"
-    assert find_record(f"quick/{record.key[:8]}", results) == record
+    assert find_record(f"tiny/{record.key[:8]}", results) == record
 
 
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        ("quick/mdo", "run 'quick/mdo' is not known; did you mean 'mod'?"),
-        ("quick", "must be SUITE/LABEL"),
-        ("quik/mod", "did you mean 'quick'?"),
-        ("quick/", "must be SUITE/LABEL"),
+        ("tiny/mdo", "run 'tiny/mdo' is not known; did you mean 'mod'?"),
+        ("tiny", "must be SUITE/LABEL"),
+        ("tinny/mod", "did you mean 'tiny'?"),
+        ("tiny/", "must be SUITE/LABEL"),
+        ("tiny/twice", "is one of 2 runs; name one of tiny/"),
     ],
 )
 def test_a_run_that_is_none_is_refused(run: str, words: str, results: Path) -> None:
@@ -52,30 +110,89 @@ def test_a_run_that_is_none_is_refused(run: str, words: str, results: Path) -> N
         find_record(run, results)
 
 
-def test_several_runs_of_a_label_are_told_apart_by_their_keys(results: Path) -> None:
-    keys = {find_record(f"quick/{name}", results).key[:1] for name in ("mod", "vanilla")}
-    shortest = next(iter(keys))
-    alike = [
-        line
-        for shard in COMMITTED.glob("*.jsonl")
-        for line in shard.read_text().splitlines()
-        if Record.from_line(line).key.startswith(shortest)
-    ]
-    if len(alike) == 1:
-        assert find_record(f"quick/{shortest}", results).key.startswith(shortest)
-    else:
-        with pytest.raises(UserError, match=f"is one of {len(alike)} runs; name one of quick/"):
-            find_record(f"quick/{shortest}", results)
-
-
-def test_weights_that_are_gone_broken_or_anothers_are_told(results: Path) -> None:
-    record = find_record("quick/mod", results)
+def test_weights_that_are_gone_or_broken_are_told(
+    results: Path, sample: Callable[..., list[str]]
+) -> None:
     with pytest.raises(UserError, match="are not here; results keep them on the machine that trained"):
-        sample(results)
-    path = weights(results, record)
-    save_weights(path, build_model(ModelConfig(**record.cell["model"]), build_router("vanilla")))
-    with pytest.raises(UserError, match=r"no weights of router 'mod' \(.*Missing key"):
-        sample(results)
+        sample()
+    path = weights_at(results, find_record("tiny/mod", results))
+    save_weights(path, model_of("mod"))
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="no weights of router 'mod'"):
-        sample(results)
+        sample()
+
+
+def test_weights_of_another_router_are_told_with_both_names(
+    results: Path, sample: Callable[..., list[str]]
+) -> None:
+    record, other = (find_record(f"tiny/{name}", results) for name in ("mod", "vanilla"))
+    path = weights_at(results, record)
+    words = rf"is of router 'mod', record {record.key[:8]}, and .* are weights of router 'vanilla'"
+    save_weights(path, model_of("vanilla"), key=other.key)
+    with pytest.raises(UserError, match=rf"{words}, record {other.key[:8]}; put them where"):
+        sample()
+    save_weights(path, model_of("vanilla"))
+    with pytest.raises(UserError, match=f"{words}; put them where"):
+        sample()
+
+
+def test_weights_of_another_run_of_the_same_router_are_told(
+    results: Path, sample: Callable[..., list[str]]
+) -> None:
+    path = weights_at(results, find_record("tiny/mod", results))
+    save_weights(path, model_of("mod"), key="c0ffee" * 8)
+    with pytest.raises(UserError, match="weights of router 'mod', record c0ffeec0; put them where"):
+        sample()
+
+
+def test_weights_that_say_nothing_of_themselves_are_judged_by_their_names(
+    results: Path, sample: Callable[..., list[str]]
+) -> None:
+    path = weights_at(results, find_record("tiny/mod", results))
+    save_file({name: tensor.clone() for name, tensor in model_of("vanilla").state_dict().items()}, path)
+    assert weights_owner(path) == {}
+    with pytest.raises(UserError, match=r"no weights of router 'mod' \(.*Missing key"):
+        sample()
+    save_file({name: tensor.clone() for name, tensor in model_of("mod").state_dict().items()}, path)
+    assert sample()[0].startswith("And")
+
+
+def test_equal_weights_are_equal_bytes_and_say_whose_they_are(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    for path in (one, other):
+        save_weights(path, model_of("mod"), key="ab12")
+    assert one.read_bytes() == other.read_bytes()
+    assert weights_owner(one) == {"router": "mod", "key": "ab12"}
+    size = int.from_bytes(one.read_bytes()[:8], "little")
+    assert list(json.loads(one.read_bytes()[8 : 8 + size])["__metadata__"]) == ["modbench"]
+
+
+def test_what_is_said_has_the_size_of_the_cache(
+    results: Path, sample: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, model = weights_at(results, find_record("tiny/mod", results)), model_of("mod")
+    # Five tokens are read, the last of the three new ones isn't; each is 16 numbers of key and of value.
+    one_layer = 5 * 2 * 16 * 4
+    for threshold, layers in ((-1e9, 2), (1e9, 1)):  # all enter the second layer, and none
+        model.layers[1].threshold.value.fill_(threshold)
+        save_weights(path, model)
+        sample()
+        kept, dense = f"{layers * one_layer:,}", f"{2 * one_layer:,}"
+        said = capsys.readouterr().err
+        assert f" s with a cache of {kept} bytes ({dense} if no token skipped a layer)\n" in said
+    sample(cache=False)
+    assert capsys.readouterr().err.rstrip().endswith(" s without a cache")
+
+
+def test_a_text_longer_than_any_trained_is_told(
+    results: Path, sample: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_weights(weights_at(results, find_record("tiny/mod", results)), model_of("mod"))
+    sample(tokens=7)
+    assert "positions" not in capsys.readouterr().err
+    sample(tokens=8)
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first == (
+        "modbench: positions beyond 10 were never trained, and a prompt of 3 with 8 new tokens goes to "
+        "11"
+    )

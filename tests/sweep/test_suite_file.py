@@ -53,6 +53,12 @@ def test_the_vocabulary_follows_the_tokenizer(tmp_path: Path) -> None:
     assert parse(tmp_path, bpe).shapes[0].model.vocabulary == 512
 
 
+def test_what_is_timed_has_defaults(tmp_path: Path) -> None:
+    assert parse(tmp_path, GOOD).time.repetitions == 5
+    time = parse(tmp_path, GOOD + "[time]\nprefill = [8, 16]\n").time
+    assert (time.prefill, time.samples) == ((8, 16), 10)
+
+
 def test_shapes_override_the_model_and_carry_labels(tmp_path: Path) -> None:
     shapes = '[[shapes]]\nlabel = "small"\n[[shapes]]\nlabel = "wide"\nwidth = 64\n'
     suite = parse(tmp_path, GOOD + shapes)
@@ -99,6 +105,12 @@ def test_shapes_override_the_model_and_carry_labels(tmp_path: Path) -> None:
             "[suite]: rank_by is 'leak', which can't rank",
         ),
         ("[sweep]\nbudgets", "[swep]\nbudgets", "there is no table [swep]; did you mean 'sweep'?"),
+        (
+            "[sweep]",
+            "[time]\nsample = 3\n[sweep]",
+            "[time] has no key 'sample'; did you mean 'samples'?",
+        ),
+        ("[sweep]", "[time]\nsamples = 0\n[sweep]", "[time]: time samples is 0; it must be 1 or more"),
         ("[[schemes]]", "[schemes]", "isn't TOML ("),
         ("[model]", "[model", "isn't TOML ("),
     ],

@@ -114,7 +114,7 @@ def test_every_scheme_learns(name: str, tmp_path: Path) -> None:
     assert curve[-1]["train_loss"] < 2.5
     assert len(losses) == len(curve)
     # One at each step, or nearly: where steps cost more or less than promised, shares of the run move.
-    assert len(curve) > 50
+    assert len(curve) > 20
 
 
 def test_spent_flops_are_those_of_the_routing_that_took_place(tmp_path: Path) -> None:

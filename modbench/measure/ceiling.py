@@ -1,0 +1,72 @@
+"""What the machine can do at best: matmuls of a model's own shapes, and copies.
+
+R rows, I inner dimension, C columns.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from modbench.measure.stopwatch import Stopwatch, sampled
+from modbench.measure.subject import Subject
+from modbench.model.block import up_columns
+from modbench.model.config import ModelConfig
+
+#: Bytes of the tensor that is copied: more than any cache holds.
+COPIED = {"cpu": 2**28, "cuda": 2**30}
+
+
+def gemm_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Inner dimension and columns of the dense model's matmuls, by component."""
+    qkv = (model.heads + 2 * model.key_heads) * model.head_width
+    return {
+        "attention.qkv": (model.width, qkv),
+        "attention.out": (model.width, model.width),
+        "mlp up": (model.width, up_columns(model, model.hidden)),
+        "mlp down": (model.hidden, model.width),
+        "head": (model.width, model.vocabulary),
+    }
+
+
+def ceilings(subject: Subject, watch: Stopwatch, copied: int | None = None) -> dict[str, Any]:
+    """``gemm``: FLOP/s of ``(rows, inner) @ (inner, columns)`` at one training batch's rows, in the
+    run's dtype and in float32. ``copy_bytes_per_second``: bytes read and written. Each the best of the
+    samples: what disturbs a sample only makes it slower."""
+    rows = subject.train.batch * subject.train.sequence
+    gemms = []
+    for dtype in dict.fromkeys((subject.dtype, torch.float32)):
+        for name, (inner, columns) in gemm_shapes(subject.config).items():
+            seconds = _gemm(subject, watch, dtype, rows, inner, columns)
+            gemms.append(
+                {
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "component": name,
+                    "rows": rows,
+                    "inner": inner,
+                    "columns": columns,
+                    "flops_per_second": 2 * rows * inner * columns / seconds,
+                }
+            )
+    size = COPIED[subject.on.type] if copied is None else copied
+    return {"gemm": gemms, "copy_bytes_per_second": 2 * size / _copy(subject, watch, size)}
+
+
+def _gemm(
+    subject: Subject, watch: Stopwatch, dtype: torch.dtype, rows: int, inner: int, columns: int
+) -> float:
+    x_RI = torch.randn(rows, inner, device=subject.on).to(dtype)
+    weight_CI = torch.randn(columns, inner, device=subject.on).to(dtype)
+    with torch.no_grad():
+        return _best(subject, watch, lambda: F.linear(x_RI, weight_CI))
+
+
+def _copy(subject: Subject, watch: Stopwatch, size: int) -> float:
+    source = torch.ones(size, dtype=torch.uint8, device=subject.on)
+    target = torch.zeros_like(source)
+    return _best(subject, watch, lambda: target.copy_(source))
+
+
+def _best(subject: Subject, watch: Stopwatch, run: Any) -> float:
+    time = subject.time
+    return min(sampled(watch, run, samples=time.samples, warm_up=time.warm_up).seconds)

@@ -1,0 +1,113 @@
+"""Times all cases of a scheme, or a machine's ceilings, in this process, and watches what the machine
+does meanwhile."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from modbench.measure.busy import Busy
+from modbench.measure.cases import (
+    Case,
+    compile_layers,
+    inference_cases,
+    is_compiled,
+    training_cases,
+)
+from modbench.measure.ceiling import ceilings
+from modbench.measure.nvml import Gpu, Watched, open_gpu
+from modbench.measure.stopwatch import Stopwatch, sampled, stopwatch
+from modbench.measure.subject import Subject
+from modbench.model.context import Trace
+from modbench.model.decoder import Decoder
+
+Say = Callable[[dict[str, Any]], None]
+BALANCES = ("forced", "as routed", "nothing routed")
+
+
+def timed(kind: str, subject: Subject, threads: int, say: Say) -> dict[str, Any]:
+    """``kind`` ``time``: the subject's ``cases`` and ``balance``; ``ceiling``: its machine's `ceilings`.
+    Both with the ``machine``'s state."""
+    watch, busy = stopwatch(subject.on), Busy()
+    gpu, why_none = open_gpu(subject.on)
+    if kind == "ceiling":
+        say({"event": "phase", "phase": "matmuls and copies"})
+        watched = Watched()
+        _look(gpu, watched)
+        found = ceilings(subject, watch)
+        _look(gpu, watched)
+        found["gpu"] = watched.as_dict() if gpu is not None else None
+    else:
+        found = _cases(subject, watch, gpu, say)
+    return found | {"machine": busy.state(threads) | {"nvml": why_none or "ok"}}
+
+
+def _cases(subject: Subject, watch: Stopwatch, gpu: Gpu | None, say: Say) -> dict[str, Any]:
+    model = subject.build()
+    compile_layers(model, subject.time)
+    cases, kinds = [], set()
+    time = subject.time
+    many = 2 + len(time.prefill) + len(time.decode_batches) * len(time.decode_past)
+    for number, case in enumerate(_in_turn(subject, model), start=1):
+        say({"event": "step", "phase": "timing", "step": number, "steps": many})
+        measured, kind = _case(case, model, subject, watch, gpu)
+        cases.append(measured)
+        kinds.add(kind)
+    strongest = next(kind for kind in BALANCES if kind in kinds)
+    compiled = is_compiled(model, subject.time)
+    return {"cases": cases, "balance": strongest, "compiled": compiled}
+
+
+def _in_turn(subject: Subject, model: Decoder) -> Iterator[Case]:
+    time, dtype = subject.time, subject.dtype
+    yield from training_cases(model, time, subject.train, dtype)
+    yield from inference_cases(model, time, dtype)
+
+
+def _case(
+    case: Case, model: Decoder, subject: Subject, watch: Stopwatch, gpu: Gpu | None
+) -> tuple[dict[str, Any], str]:
+    case.before()
+    traces = list(case.run())
+    flops, kind = case.flops(model, traces), balance(traces)
+    del traces  # a training step's hold its graph
+    watched, time = Watched(), subject.time
+    joules: list[float | None] = []
+    samples = sampled(
+        watch,
+        case.run,
+        samples=time.samples,
+        warm_up=time.warm_up,
+        before=case.before,
+        begin=lambda: joules.append(None if gpu is None else gpu.joules()),
+        after=lambda: _look(gpu, watched),
+    )
+    return {
+        "name": case.name,
+        "phase": case.phase,
+        "sequences": case.sequences,
+        "tokens": case.tokens,
+        "past": case.past,
+        "seconds": samples.seconds,
+        "loops": samples.loops,
+        "flops": flops,
+        "joules": _spent(gpu, joules[0], samples.loops * time.samples),
+        "gpu": watched.as_dict() if gpu is not None else None,
+    }, kind
+
+
+def _look(gpu: Gpu | None, watched: Watched) -> None:
+    if gpu is not None:
+        gpu.look(watched)
+
+
+def _spent(gpu: Gpu | None, before: float | None, runs: int) -> float | None:
+    """Joules of a run, what comes between runs included."""
+    after = None if gpu is None else gpu.joules()
+    return None if before is None or after is None else (after - before) / runs
+
+
+def balance(traces: list[Trace]) -> str:
+    """``forced`` where layers said that they routed evenly by force, ``as routed`` where layers route
+    and none did, ``nothing routed`` where none tells of routing."""
+    if any(trace.forced for trace in traces):
+        return BALANCES[0]
+    return BALANCES[1] if any(trace.counts or trace.tensors for trace in traces) else BALANCES[2]

@@ -1,0 +1,187 @@
+"""Who is routed on held-out text: where tokens stand, which they are, how the router weighs them, and
+which experts they go to. Counts alone; what they say is the report's to derive.
+
+B sequences, T tokens, N numbers, V vocabulary, E experts.
+"""
+
+from collections.abc import Callable, Sequence
+from math import floor
+from typing import Any
+
+import numpy as np
+import torch
+
+from modbench.model.context import Selection, Trace
+
+#: Bins of positions, at most.
+POSITION_BINS = 64
+#: Bins of a histogram of weights, at most.
+WEIGHT_BINS = 40
+#: Token ids that are kept: those most often seen.
+KEPT_IDS = 256
+
+#: The width of the narrowest bins is 2 to this power.
+_FINEST = -20
+
+
+class Weights:
+    """A histogram of numbers, and of the selected ones among them, in the narrowest bins that all fit
+    in: a power of two wide, with multiples of the width for edges. The same numbers give the same bins,
+    in whatever order they come; numbers that are not finite are left out."""
+
+    def __init__(self) -> None:
+        self._exponent, self._first = _FINEST, 0
+        self._counts_2N = np.zeros((2, 0), dtype=np.int64)
+
+    def add(self, values: torch.Tensor, selected: torch.Tensor) -> None:
+        """``values`` and which of them are ``selected``, of the same shape."""
+        values_N = values.detach().double().cpu().numpy().ravel()
+        selected_N = selected.cpu().numpy().ravel()
+        finite_N = np.isfinite(values_N)
+        values_N, selected_N = values_N[finite_N], selected_N[finite_N]
+        if not len(values_N):
+            return
+        low, high = float(values_N.min()), float(values_N.max())
+        first, last, exponent = self._fitting(low, high)
+        counts_2N = np.zeros((2, last - first + 1), dtype=np.int64)
+        width = self._counts_2N.shape[1]
+        bin_N = (np.arange(width) + self._first >> exponent - self._exponent) - first
+        for row_N, old_N in zip(counts_2N, self._counts_2N, strict=True):
+            np.add.at(row_N, bin_N, old_N)
+        bin_N = np.floor(values_N / 2.0**exponent).astype(np.int64) - first
+        for row_N, of_N in zip(counts_2N, (bin_N, bin_N[selected_N]), strict=True):
+            row_N += np.bincount(of_N, minlength=len(row_N))
+        self._counts_2N, self._first, self._exponent = counts_2N, first, exponent
+
+    def as_dict(self) -> dict[str, Any] | None:
+        """As `modbench.report.routing` describes it; None without a number."""
+        if not self._counts_2N.size:
+            return None
+        everyone, selected = self._counts_2N.tolist()
+        edges = {"exponent": self._exponent, "first": self._first}
+        return {**edges, "all": everyone, "selected": selected}
+
+    def _fitting(self, low: float, high: float) -> tuple[int, int, int]:
+        """First and last bin, in widths of 2^exponent, for what is there and what lies between."""
+        exponent = self._exponent
+        while True:
+            first, last = floor(low / 2.0**exponent), floor(high / 2.0**exponent)
+            if self._counts_2N.size:
+                shift = exponent - self._exponent
+                first = min(first, self._first >> shift)
+                last = max(last, self._first + self._counts_2N.shape[1] - 1 >> shift)
+            if last - first < WEIGHT_BINS:
+                return first, last, exponent
+            exponent += 1
+
+
+class _Rule:
+    """The counts of one selection rule."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.windows = 0
+        self.seen_V = np.zeros(vocabulary, dtype=np.int64)
+        self.routed_V = np.zeros(vocabulary, dtype=np.int64)
+        self.entered_N = np.zeros(0, dtype=np.int64)
+        self.routed_T: dict[int, np.ndarray] = {}
+        self.gates: dict[int, Weights] = {}
+        self.load_E: dict[int, np.ndarray] = {}
+        self.scores: dict[int, Weights] = {}
+
+    def see(self, tokens_BT: torch.Tensor, trace: Trace) -> None:
+        """One forward pass of ``tokens_BT``, none of them padding."""
+        sequences, _ = tokens_BT.shape
+        self.windows += sequences
+        tokens_N = tokens_BT.cpu().numpy().ravel()
+        self.seen_V += np.bincount(tokens_N, minlength=len(self.seen_V))
+        times_BT = np.zeros(tokens_BT.shape, dtype=np.int64)
+        layers = 0
+        for (layer, name), shown in trace.tensors.items():
+            # What a plugin shows in a shape of its own is no selection of these tokens.
+            if name == "selected" and shown.shape == tokens_BT.shape:
+                layers += 1
+                times_BT += self._depth(layer, shown.bool(), trace.tensors.get((layer, "gate")))
+            elif name == "load" and shown.dim() == 1:
+                load_E = shown.double().nan_to_num(0, 0, 0).clamp(min=0).round().long().cpu().numpy()
+                self.load_E[layer] = self.load_E.get(layer, 0) + load_E
+            elif name == "scores":
+                chosen = trace.tensors.get((layer, "chosen"))
+                if chosen is not None and chosen.shape == shown.shape:
+                    self.scores.setdefault(layer, Weights()).add(shown, chosen)
+        times_N = times_BT.ravel()
+        for times in range(1, layers + 1):
+            entered_V = np.bincount(tokens_N[times_N == times], minlength=len(self.seen_V))
+            self.routed_V += times * entered_V
+        entered_N = np.bincount(times_N, minlength=max(layers + 1, len(self.entered_N)))
+        entered_N[: len(self.entered_N)] += self.entered_N
+        self.entered_N = entered_N
+
+    def as_dict(self, edges: Sequence[int], ids: Sequence[int]) -> dict[str, Any]:
+        def weights(of: dict[int, Weights], layer: int) -> dict[str, Any] | None:
+            return of[layer].as_dict() if layer in of else None
+
+        return {
+            "depth": [
+                {
+                    "layer": layer,
+                    "routed": np.add.reduceat(self.routed_T[layer], edges[:-1]).tolist(),
+                    "gates": weights(self.gates, layer),
+                }
+                for layer in sorted(self.routed_T)
+            ],
+            "entered": np.pad(
+                self.entered_N, (0, len(self.routed_T) + 1 - len(self.entered_N))
+            ).tolist(),
+            "routed": self.routed_V[list(ids)].tolist(),
+            "experts": [
+                {
+                    "layer": layer,
+                    "load": self.load_E[layer].tolist(),
+                    "scores": weights(self.scores, layer),
+                }
+                for layer in sorted(self.load_E)
+            ],
+        }
+
+    def _depth(self, layer: int, selected_BT: torch.Tensor, gate: torch.Tensor | None) -> np.ndarray:
+        entered_BT = selected_BT.cpu().numpy()
+        self.routed_T[layer] = self.routed_T.get(layer, 0) + entered_BT.sum(0)
+        if gate is not None and gate.shape == selected_BT.shape:
+            self.gates.setdefault(layer, Weights()).add(gate, selected_BT)
+        return entered_BT
+
+
+class RoutingHistograms:
+    """The histograms of a model over held-out windows of ``sequence`` tokens, each rule to be watched
+    over the same ones. ``pieces``: the bytes that each token id stands for."""
+
+    def __init__(self, *, sequence: int, pieces: Sequence[bytes]) -> None:
+        self._pieces, self._sequence = pieces, sequence
+        self._rules = {rule: _Rule(len(pieces)) for rule in ("causal", "topk")}
+
+    def watch(self, rule: Selection) -> Callable[[torch.Tensor, Trace], None]:
+        """What `modbench.measure.loss.heldout_loss` is to be given for ``watch``."""
+        return self._rules[rule].see
+
+    def as_dict(self) -> dict[str, Any]:
+        """As a record keeps it, see `modbench.report.routing`; {} where nothing is routed."""
+        rules = self._rules.values()
+        routed = any(rule.routed_T for rule in rules)
+        if not routed and not any(rule.load_E for rule in rules):
+            return {}
+        causal = self._rules["causal"]
+        each = -(-self._sequence // POSITION_BINS)
+        edges = [*range(0, self._sequence, each), self._sequence]
+        ids: list[int] = []
+        if routed:
+            order_V = np.argsort(-causal.seen_V, kind="stable")[:KEPT_IDS]
+            ids = [int(name) for name in order_V if causal.seen_V[name]]
+        return {
+            "windows": causal.windows,
+            "sequence": self._sequence,
+            "edges": edges,
+            "ids": ids,
+            "texts": [self._pieces[name].decode("utf-8", "backslashreplace") for name in ids],
+            "seen": causal.seen_V[ids].tolist(),
+            **{name: rule.as_dict(edges, ids) for name, rule in self._rules.items()},
+        }

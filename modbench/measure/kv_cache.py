@@ -1,0 +1,32 @@
+"""What a model's keys and values of held-out text take.
+
+B sequences, T tokens, W windows.
+"""
+
+import numpy as np
+import torch
+
+from modbench.measure.loss import SCORING_BATCH
+from modbench.model.decoder import Decoder
+from modbench.model.generate import prefill
+
+
+def kv_cache_measures(
+    model: Decoder, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
+) -> dict[str, float]:
+    """Read ``windows_WT`` under the causal rule, each into an empty cache: bytes kept per token, without
+    what is allocated ahead, and their share of what all tokens in all layers would take. A token that
+    skips a layer leaves no key there."""
+    parameter, config = next(model.parameters()), model.config
+    model.eval()
+    kept, tokens = 0, 0
+    for start in range(0, len(windows_WT), batch):
+        tokens_BT = torch.from_numpy(windows_WT[start : start + batch]).to(parameter.device)[:, :-1]
+        _, cache = prefill(model, tokens_BT)
+        kept += cache.bytes
+        tokens += tokens_BT.numel()
+    each = config.layers * 2 * config.key_heads * config.head_width * parameter.element_size()
+    return {
+        "kv_cache_bytes_per_token": kept / tokens,
+        "kv_cache_share": kept / (tokens * each),
+    }

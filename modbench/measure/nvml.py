@@ -1,0 +1,80 @@
+"""Clocks, throttling, power and energy of a GPU as NVIDIA's management library tells them; null where it
+can't be asked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+#: Reasons for a lower clock than asked for (nvml.h, nvmlClocksEventReason*), by their bits.
+THROTTLING: Mapping[int, str] = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+
+
+def throttling(reasons: int) -> list[str]:
+    """The reasons of a bit mask that slow a GPU down; idleness and clocks that a user set aren't among
+    them."""
+    return [name for bit, name in THROTTLING.items() if reasons & bit]
+
+
+@dataclass
+class Watched:
+    """What a GPU's clocks did over some samples; ``throttled``: what slowed it down in any."""
+
+    clocks: list[int] = field(default_factory=list)
+    memory_clocks: list[int] = field(default_factory=list)
+    throttled: set[str] = field(default_factory=set)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "clock_mhz": [min(self.clocks), max(self.clocks)] if self.clocks else None,
+            "memory_clock_mhz": (
+                [min(self.memory_clocks), max(self.memory_clocks)] if self.memory_clocks else None
+            ),
+            "throttled": sorted(self.throttled),
+        }
+
+
+class Gpu:
+    """The GPU ``handle`` of ``nvml`` (the module pynvml)."""
+
+    def __init__(self, nvml: Any, handle: Any) -> None:
+        self._nvml, self._handle = nvml, handle
+
+    def look(self, watched: Watched) -> None:
+        """Note the clocks of this moment in ``watched``."""
+        nvml, handle = self._nvml, self._handle
+        watched.clocks.append(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))
+        watched.memory_clocks.append(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM))
+        reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+        watched.throttled.update(throttling(reasons))
+
+    def joules(self) -> float | None:
+        """Since the driver was loaded; None where the GPU doesn't count them."""
+        try:
+            return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
+        except self._nvml.NVMLError:
+            return None
+
+
+def open_gpu(on: torch.device) -> tuple[Gpu | None, str]:
+    """The GPU ``on``, or None and why there is none to ask."""
+    if on.type != "cuda":
+        return None, "no GPU"
+    try:
+        import pynvml
+    except ImportError:
+        return None, "pynvml is not installed"
+    try:
+        pynvml.nvmlInit()
+        # By its own name: CUDA_VISIBLE_DEVICES may number GPUs otherwise.
+        name = f"GPU-{torch.cuda.get_device_properties(on).uuid}"
+        return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(name)), ""
+    except pynvml.NVMLError as error:
+        return None, f"NVML: {error}"

@@ -1,0 +1,40 @@
+"""What an allocation that failed says: that it was one, and how much it asked for."""
+
+import re
+
+_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "PiB": 2**50}
+#: PyTorch on a CPU, PyTorch on a GPU, numpy.
+_SAID = re.compile(
+    r"(?:you tried to allocate|Tried to allocate|Unable to allocate) ([\d.]+) (bytes|[KMGTP]iB)"
+)
+
+
+def asked_bytes(text: str) -> int | None:
+    """The size that was asked for, to the digits that ``text`` has; None where it is silent."""
+    match = _SAID.search(text)
+    return None if match is None else round(float(match[1]) * _UNITS[match[2]])
+
+
+def failed_allocation(error: BaseException) -> BaseException | None:
+    """The allocation that failed, if ``error`` is one or was raised because of one. On a CPU PyTorch
+    raises a plain RuntimeError."""
+    import torch
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, torch.OutOfMemoryError | MemoryError):
+            return cause
+        if isinstance(cause, RuntimeError) and (
+            asked_bytes(str(cause)) is not None or "can't allocate memory" in str(cause)
+        ):
+            return cause
+        cause = cause.__cause__
+    return None
+
+
+def out_of_memory_sentence(error: BaseException) -> str:
+    """One line on a `failed_allocation`: the size, and what it said."""
+    asked, said = asked_bytes(str(error)), str(error).strip()
+    size = "an unknown number of" if asked is None else f"{asked:,}"
+    first = said.splitlines()[0] if said else type(error).__name__
+    return f"out of memory, asked for {size} bytes ({first[:200]})"

@@ -1,0 +1,97 @@
+"""A process that measures one thing and ends: ``python -m modbench.measure.worker``.
+
+Its specification is the first line of its standard input, JSON: ``kind``, ``cell``, ``plugins``,
+``threads``. What it found is the last line of its standard output, one JSON document: ``status``,
+``error``, ``asked_bytes``, ``environment``, ``measured``; the lines before are events. It ends when its
+standard input does: whoever started it is gone.
+"""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+KINDS = ("time", "ceiling", "training_memory", "inference_memory")
+
+
+def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """What the process of ``spec`` prints at its end.
+
+    Raises:
+        UserError: a plugin, router, option or shape that can't be.
+    """
+    import torch
+
+    from modbench.measure.environment import environment
+    from modbench.measure.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
+    from modbench.measure.subject import Subject
+    from modbench.model.registry import load_plugin
+    from modbench.train.numerics import make_deterministic
+
+    torch.set_num_threads(spec["threads"])
+    for plugin in spec["plugins"]:
+        load_plugin(plugin)
+    subject = Subject.of(spec["cell"])
+    if subject.time.deterministic:
+        make_deterministic()
+    found: dict[str, Any] = {"status": "ok", "error": None, "asked_bytes": None, "measured": {}}
+    try:
+        found["measured"] = _of_kind(spec["kind"], subject, spec["threads"], say)
+    except Exception as error:
+        failed = failed_allocation(error)
+        if failed is None:
+            raise
+        found |= {
+            "status": "oom",
+            "asked_bytes": asked_bytes(str(failed)),
+            "error": out_of_memory_sentence(failed),
+        }
+    return found | {"environment": environment(subject.dtype)}
+
+
+def _of_kind(
+    kind: str, subject: Any, threads: int, say: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    if kind == "machine":
+        return {}
+    if kind in ("time", "ceiling"):
+        from modbench.measure.clock import timed
+
+        return timed(kind, subject, threads, say)
+    from modbench.measure import footprint
+
+    say({"event": "phase", "phase": "memory"})
+    if kind == "training_memory":
+        measured = footprint.training_footprint(subject)
+        return {"measured": measured, "predicted": footprint.predicted_training(subject)}
+    assert kind == "inference_memory", kind
+    measured = footprint.inference_footprint(subject)
+    return {"measured": measured, "predicted": footprint.predicted_inference(subject)}
+
+
+def _follow_parent() -> None:
+    def watch() -> None:
+        sys.stdin.read()  # returns at its end, for nothing more is written
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="follow-parent").start()
+
+
+def main() -> int:
+    from modbench.errors import UserError
+
+    spec = json.loads(sys.stdin.readline())
+    _follow_parent()
+    try:
+        found = measure(spec, lambda event: print(json.dumps(event), flush=True))
+    except UserError as error:
+        print(f"modbench: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(json.dumps(found), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Cross-entropy of the head's logits without holding them: some rows at a time, gradients at once.
+
+Logits of B x T tokens are a model's largest tensor, and a plain backward pass holds three of them. Here
+each part of the rows is scored, and the gradients of its inputs and its share of the head's are taken,
+before the next part is looked at. The matmuls are those of the plain way.
+
+N tokens, D model width, V vocabulary; R rows of a part.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from modbench.flops.component import component
+
+#: Logits of a part: few enough to stay in a cache.
+LOGITS = 2**20
+
+
+def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Mean of -log softmax(x W^T)[target] in nats, in float32 or wider; matmuls as autocast has them.
+    Differentiable once, in ``x_ND`` and ``weight_VD``."""
+    if torch.is_grad_enabled() and (x_ND.requires_grad or weight_VD.requires_grad):
+        return _CrossEntropy.apply(x_ND, weight_VD, targets_N)  # type: ignore[no-any-return, no-untyped-call]
+    return losses(x_ND, weight_VD, targets_N).mean()
+
+
+@torch.no_grad()
+def losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """-log softmax(x W^T)[target] of each token in nats, (N,), in float32 or wider."""
+    x_ND, weight_VD = _cast(x_ND), _cast(weight_VD)
+    parts = []
+    for x_RD, targets_R in _parts(x_ND, targets_N, len(weight_VD)):
+        with component("head"):
+            logits_RV = _wide(F.linear(x_RD, weight_VD))
+        parts.append(F.cross_entropy(logits_RV, targets_R, reduction="none"))
+    return torch.cat(parts)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+        x, weight = _cast(x_ND.detach()), _cast(weight_VD.detach())
+        of_x, of_weight = ctx.needs_input_grad[:2]
+        gradient_ND = torch.empty_like(x) if of_x else None
+        gradient_VD = torch.zeros_like(weight_VD) if of_weight else None
+        total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
+        first = 0
+        for x_RD, targets_R in _parts(x, targets_N, len(weight)):
+            with component("head"):
+                logits_RV = _wide(x_RD @ weight.T)
+                logs_RV, target_R1 = logits_RV.log_softmax(-1), targets_R[:, None]
+                log_R1 = logs_RV.gather(1, target_R1)
+                total -= log_R1.sum()
+                # The gradient of a row's logits: its probabilities, less 1 at the target.
+                slope_RV = logs_RV.exp_().scatter_(1, target_R1, log_R1.exp() - 1)
+                slope_RV = slope_RV.div_(len(x)).to(x.dtype)
+                if gradient_ND is not None:
+                    gradient_ND[first : first + len(x_RD)] = slope_RV @ weight
+                if gradient_VD is not None:
+                    gradient_VD += slope_RV.T @ x_RD
+            first += len(x_RD)
+        ctx.save_for_backward(gradient_ND, gradient_VD)
+        ctx.dtype = x_ND.dtype
+        return total / len(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        of_x, of_weight = ctx.saved_tensors
+        return (
+            None if of_x is None else (of_x * gradient).to(ctx.dtype),
+            None if of_weight is None else of_weight * gradient,
+            None,
+        )
+
+
+def _parts(x_ND: Tensor, targets_N: Tensor, vocabulary: int) -> "zip[tuple[Tensor, Tensor]]":
+    rows = max(1, LOGITS // vocabulary)
+    return zip(x_ND.split(rows), targets_N.split(rows), strict=True)
+
+
+def _cast(value: Tensor) -> Tensor:
+    """As autocast would have it in a matmul; inside a custom function it does not reach."""
+    kind = value.device.type
+    if value.is_meta or not torch.is_autocast_enabled(kind):
+        return value
+    return value.to(torch.get_autocast_dtype(kind))
+
+
+def _wide(logits_RV: Tensor) -> Tensor:
+    return logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))

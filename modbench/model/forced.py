@@ -1,0 +1,98 @@
+"""Forced balance: routing that is even whatever the scores, so that a model can be timed untrained.
+
+Routers decide as always and, where the context forces balance, their decision is replaced by an even
+one: nothing that a router computes is left out, and what follows costs what its options promise, in each
+layer and at each step of decoding. A router calls these where it has decided.
+
+B sequences, T tokens, N tokens that are no padding, K experts of a token, S slots of a batch, E experts,
+A choices.
+"""
+
+from fractions import Fraction
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from modbench.model.context import Context
+from modbench.model.scores import share
+
+
+def strided(capacity: float, first: int, tokens: int, among: int = 1) -> list[bool]:
+    """Which of ``tokens`` tokens after ``first`` others enter, if of any first n ``share(capacity, n,
+    among)`` do: those at floor(j * among / capacity) for j = 0, 1, ..."""
+    row, each = [False] * tokens, Fraction(repr(capacity)) / among
+    for j in range(share(capacity, first, among), share(capacity, first + tokens, among)):
+        row[j * each.denominator // each.numerator - first] = True
+    return row
+
+
+def even_tokens(decided: Tensor, context: Context, capacity: float, among: int = 1) -> Tensor:
+    """``decided`` (bool), (B, T), or (B, T, E) where each expert decides; or under forced balance every
+    (``among`` / ``capacity``)-th token of each sequence, counted on from those that came before, and for
+    all experts the same. Padding never enters."""
+    if not context.forced_balance:
+        return decided
+    context.trace.forced = True
+    tokens, before = decided.shape[1], context.before(decided)
+    rows = {first: _strided(capacity, among, first, tokens, decided.device) for first in set(before)}
+    even_BT = torch.stack([rows[first] for first in before]) if len(rows) > 1 else rows[before[0]][None]
+    return _like(decided, even_BT.expand(decided.shape[:2]), context)
+
+
+def even_pool(decided: Tensor, context: Context, capacity: float, among: int = 1) -> Tensor:
+    """The same with the batch taken as one row of tokens, sequence after sequence, without padding."""
+    if not context.forced_balance:
+        return decided
+    context.trace.forced = True
+    real_BT, first = context.real(decided), sum(context.before(decided))
+    sequences, tokens = decided.shape[:2]
+    even_S = _strided(capacity, among, first, sequences * tokens, decided.device)
+    if real_BT is not None:
+        even_S = even_S.index_select(0, (real_BT.flatten().cumsum(0) - 1).clamp(min=0))
+    return _like(decided, even_S.view(sequences, tokens), context)
+
+
+def _like(decided: Tensor, even_BT: Tensor, context: Context) -> Tensor:
+    real_BT = context.real(decided)
+    even_BT = even_BT if real_BT is None else even_BT & real_BT
+    return even_BT if decided.dim() == 2 else even_BT[..., None].expand_as(decided)
+
+
+def even_experts(
+    chosen_NK: Tensor, context: Context, before: int, experts: int, no_ops: int = 0
+) -> Tensor:
+    """``chosen_NK``, each token's experts, or under forced balance experts in turn, counted on from the
+    ``before`` tokens that came earlier; of any first n choices floor(n * experts / (experts + no_ops))
+    fall on ``experts``, the others on the ``no_ops`` that have the numbers after them."""
+    if not context.forced_balance:
+        return chosen_NK
+    context.trace.forced = True
+    tokens, each = chosen_NK.shape
+    everyone = experts + no_ops
+    first = before * each % everyone  # the pattern repeats after so many
+    choice_A = torch.arange(first, first + tokens * each, device=chosen_NK.device)
+    real_A = choice_A * experts // everyone
+    if no_ops:
+        is_real_A = (choice_A + 1) * experts // everyone > real_A
+        choice_A = torch.where(is_real_A, real_A % experts, experts + (choice_A - real_A) % no_ops)
+    else:
+        choice_A = choice_A % experts
+    return choice_A.view(tokens, each)
+
+
+def even_gates(active_SE: Tensor, context: Context, before: int, each: int) -> Tensor:
+    """``active_SE`` (bool), who meets which expert, or under forced balance ``each`` experts in turn for
+    each slot; padding takes its turn, and is left out."""
+    if not context.forced_balance:
+        return active_SE
+    slots, experts = active_SE.shape
+    none_SK = torch.empty(slots, each, dtype=torch.long, device=active_SE.device)
+    chosen_SK = even_experts(none_SK, context, before, experts)
+    return torch.zeros_like(active_SE).scatter(1, chosen_SK, True)
+
+
+@lru_cache(maxsize=512)
+def _strided(capacity: float, among: int, first: int, tokens: int, device: torch.device) -> Tensor:
+    # Kept, for building a row takes the host longer than a small layer.
+    return torch.tensor(strided(capacity, first, tokens, among), device=device)

@@ -1,0 +1,103 @@
+"""The elementwise parts of a block, each with a backward pass of its own: autograd's, step by step,
+would read and write the stream two to three times as often and keep every step. Differentiable once.
+
+No matmul: nothing here is counted. The plain twins are in the tests.
+
+N tokens, any shape before D; D model width; F hidden width; P width of a head.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich 2019, equation 4). On a GPU PyTorch has
+    one kernel for it."""
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        if x_ND.is_cuda:
+            return super().forward(x_ND)
+        epsilon = torch.finfo(x_ND.dtype).eps if self.eps is None else self.eps
+        return _RMSNorm.apply(x_ND, self.weight, epsilon)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
+        norm_N1 = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True)
+        scale_N1 = norm_N1.square().div_(x_ND.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x_ND, weight_D, scale_N1)
+        return (x_ND * scale_N1).mul_(weight_D)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_ND: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x_ND, weight_D, scale_N1 = ctx.saved_tensors
+        unit_ND = x_ND * scale_N1
+        along_ND = gradient_ND * unit_ND
+        weight = along_ND.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, weight, None
+        share_N1 = along_ND.mul_(weight_D).mean(-1, keepdim=True)
+        x = (gradient_ND * weight_D).sub_(unit_ND.mul_(share_N1)).mul_(scale_N1)
+        return x, weight, None
+
+
+def rotate(x_BTHP: Tensor, cos_BT1P: Tensor, sin_BT1P: Tensor) -> Tensor:
+    """The pairs (i, i + P/2) of each head turned by its token's angles, whose cosines and sines are of
+    half a head's width (Su et al. 2021, equation 34)."""
+    return _Rotate.apply(x_BTHP, cos_BT1P, sin_BT1P)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Rotate(torch.autograd.Function):
+    """Linear: the gradient is turned back by the same angles, and nothing else is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHP: Tensor, cos_BT1P: Tensor, sin_BT1P: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_BT1P, sin_BT1P)
+        return _turned(x_BTHP, cos_BT1P, sin_BT1P)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BTHP: Tensor) -> tuple[Tensor, None, None]:
+        cos_BT1P, sin_BT1P = ctx.saved_tensors
+        return _turned(gradient_BTHP, cos_BT1P, -sin_BT1P), None, None
+
+
+def _turned(x_BTHP: Tensor, cos_BT1P: Tensor, sin_BT1P: Tensor) -> Tensor:
+    """In float32 or wider."""
+    wide = torch.promote_types(x_BTHP.dtype, cos_BT1P.dtype)
+    first, second = x_BTHP.to(wide).chunk(2, dim=-1)
+    out = torch.empty(x_BTHP.shape, dtype=wide, device=x_BTHP.device)
+    one, two = out.chunk(2, dim=-1)
+    torch.mul(first, cos_BT1P, out=one).addcmul_(second, sin_BT1P, value=-1)
+    torch.mul(second, cos_BT1P, out=two).addcmul_(first, sin_BT1P)
+    return out.to(x_BTHP.dtype)
+
+
+def swiglu(up: Tensor) -> Tensor:
+    """silu(gate) * value of the two halves of (..., 2F), gate first (Shazeer 2020, equation 6)."""
+    return _SwiGLU.apply(up)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, up: Tensor) -> Tensor:
+        ctx.save_for_backward(up)
+        gate, value = up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (up,) = ctx.saved_tensors
+        gate, value = up.chunk(2, dim=-1)
+        out = torch.empty_like(up)
+        of_gate, of_value = out.chunk(2, dim=-1)
+        torch.mul(gradient, F.silu(gate), out=of_value)
+        of_gate.copy_(torch.ops.aten.silu_backward(gradient * value, gate))
+        return out

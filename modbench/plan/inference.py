@@ -1,0 +1,54 @@
+"""Memory of reading prompts into a cache, from shapes alone.
+
+B sequences, T tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from modbench.model.cache import Cache
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder
+from modbench.plan.activations import Kernels, Steps
+from modbench.plan.live import Live
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceMemory:
+    """Bytes at the peak of a prefill: weights, keys and values that stay, and what else is held for a
+    while."""
+
+    parameters: int
+    cache: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.cache + self.working
+
+
+def inference_memory(
+    decoder: Decoder, sequences: int, length: int, *, bfloat16: bool, kernels: Kernels = "gpu"
+) -> InferenceMemory:
+    """Of ``sequences`` prompts of ``length`` tokens each, weights and stream in bfloat16 or float32, and
+    routing nominal.
+
+    Raises:
+        UserError: the router's layers need values.
+    """
+    compute = "bfloat16" if bfloat16 else "float32"
+    steps = Steps(decoder, length, compute=compute, kernels=kernels)  # type: ignore[arg-type]
+    with steps.valueless(), torch.no_grad():
+        model = steps.cast(Decoder(decoder.config, decoder.router)).eval()
+        weights = list(model.parameters())
+        tokens_BT = torch.zeros(sequences, length, dtype=torch.long)
+        live, cache = Live(weights, [tokens_BT]), Cache(sequences)
+        with live:
+            model(tokens_BT, Context(selection="causal", cache=cache, logits="last"))
+        kept = cache.bytes
+    return InferenceMemory(
+        parameters=sum(weight.numel() * weight.element_size() for weight in weights),
+        cache=kept,
+        working=live.peak - kept,
+    )

@@ -1,0 +1,158 @@
+"""What one process of `modbench time` found: a line of ``results/<suite>/timings``.
+
+A run is what was started once and perhaps gone on with: each scheme in several processes, its memory in
+one each, the machine's ceilings with them. Lines of one run may be compared, and no others.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+from modbench.errors import UserError, known_names
+from modbench.report.line import Line, cell_key
+from modbench.report.shape import check
+from modbench.report.store import read_lines
+
+TIMINGS = "timings"
+Kind = Literal["time", "ceiling", "training_memory", "inference_memory"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+TimingStatus = Literal["ok", "failed", "oom"]
+
+#: What of an environment must be equal in all of a run.
+HARDWARE = ("cpu", "gpu", "cores", "threads", "driver", "cuda", "torch")
+
+_NUMBER = (int, float)
+_NONE = type(None)
+_CELL = {"router": (dict, _NONE), "model": dict, "train": dict, "time": dict}
+_ROUTER = {"name": str, "options": dict, "plugin_sha256": (str, _NONE), "label": str}
+_ENVIRONMENT = {"cpu": (str, _NONE), "gpu": (str, _NONE), "threads": int, "torch": str}
+_MEASURED: dict[str, dict[str, Any]] = {
+    "time": {"cases": list, "balance": str, "compiled": bool, "machine": dict},
+    "ceiling": {
+        "gemm": list,
+        "copy_bytes_per_second": _NUMBER,
+        "machine": dict,
+        "gpu": (dict, _NONE),
+    },
+    "training_memory": {"measured": dict, "predicted": dict},
+    "inference_memory": {"measured": dict, "predicted": dict},
+}
+_CASE = {
+    "name": str,
+    "phase": str,
+    "sequences": int,
+    "tokens": int,
+    "past": int,
+    "seconds": list,
+    "loops": int,
+    "flops": dict,
+    "joules": (int, float, _NONE),
+    "gpu": (dict, _NONE),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing(Line):
+    """One process. Holds a copy, in plain JSON types, of what it is given.
+
+    Raises:
+        UserError: a field is not as below, a number is not finite, or ``key`` is not the key of
+            ``cell``.
+    """
+
+    SCHEMA: ClassVar[int] = 1
+    STATUSES: ClassVar[tuple[str, ...]] = get_args(TimingStatus)
+
+    run: str
+    suite: dict[str, Any]  #: name, version
+    kind: Kind
+    cell: dict[str, Any]  #: router (null for a ceiling), model, train, time
+    key: str  #: cell_key(cell)
+    repetition: int  #: from 1
+    code: dict[str, Any]  #: version, commit, dirty
+    environment: dict[str, Any]  #: at least cpu, gpu, threads, torch; no host, user or path
+    measured: dict[str, Any]  #: what `modbench.measure.worker` found; {} if it isn't ok
+    asked_bytes: int | None  #: of an allocation that failed, where it is known
+    status: TimingStatus
+    error: str | None
+    started: str
+    finished: str
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        self.hold_copies()
+        if self.kind not in KINDS:
+            raise UserError(f"kind '{self.kind}' is not known; {known_names(self.kind, KINDS)}")
+        check("suite", self.suite, {"name": str, "version": int})
+        check("code", self.code, {"version": str, "commit": (str, _NONE), "dirty": (bool, _NONE)})
+        check("environment", self.environment, _ENVIRONMENT, more=True)
+        check("cell", self.cell, _CELL)
+        if self.cell["router"] is not None:
+            check("cell router", self.cell["router"], _ROUTER)
+        if (self.cell["router"] is None) != (self.kind == "ceiling"):
+            raise UserError(f"kind is {self.kind}; a ceiling has no router, and all else has one")
+        if self.key != cell_key(self.cell):
+            raise UserError(f"key is {self.key!r} but its cell's key is '{cell_key(self.cell)}'")
+        if self.status == "ok":
+            check("measured", self.measured, _MEASURED[self.kind])
+            for case in self.measured.get("cases", []):
+                check("case", case, _CASE)
+        self.check_outcome()
+
+    @property
+    def job(self) -> tuple[str, str, int]:
+        """What it is of its run: kind, key, repetition."""
+        return self.kind, self.key, self.repetition
+
+    @property
+    def machine(self) -> str:
+        """The machine in words."""
+        return machine_in_words(self.environment)
+
+
+def machine_in_words(environment: dict[str, Any]) -> str:
+    """What of ``environment`` must be equal before two timings are compared."""
+    named = (name for name in HARDWARE if environment.get(name) is not None)
+    return ", ".join(f"{name} {environment[name]}" for name in named)
+
+
+def read_timings(folder: Path) -> list[Timing]:
+    """All timings under ``folder`` (results/<suite>), in the order they were begun; none if there are
+    none yet.
+
+    Raises:
+        UserError: as `modbench.report.store.read_records`.
+    """
+    lines = read_lines(Path(folder) / TIMINGS, Timing)
+    return [lines[line] for line in sorted(lines, key=lambda line: (lines[line].started_at, line))]
+
+
+def newest_run(timings: Iterable[Timing]) -> list[Timing]:
+    """Those of the run that was begun last; a job that was done again counts as it was last."""
+    timings = list(timings)
+    if not timings:
+        return []
+    first: dict[str, Any] = {}
+    for timing in timings:
+        first[timing.run] = min(first.get(timing.run, timing.started_at), timing.started_at)
+    run = max(first, key=lambda name: (first[name], name))
+    jobs: dict[Any, Timing] = {}
+    for timing in sorted(timings, key=lambda timing: (timing.finished_at, timing.line())):
+        if timing.run == run and (timing.status == "ok" or timing.job not in jobs):
+            jobs[timing.job] = timing
+    return [jobs[job] for job in sorted(jobs)]
+
+
+def refuse_other_machines(timings: Iterable[Timing]) -> None:
+    """
+    Raises:
+        UserError: the timings are of more than one machine; it names them.
+    """
+    machines = sorted({timing.machine for timing in timings})
+    if len(machines) > 1:
+        raise UserError(
+            "timings of different machines are not compared: "
+            + " and ".join(f"({machine})" for machine in machines)
+            + "; time all of them on one machine with `modbench time --again`"
+        )

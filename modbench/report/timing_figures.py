@@ -1,0 +1,125 @@
+"""Two figures of each size: realised efficiency by case, and memory measured against predicted."""
+
+import re
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+
+from modbench.report.canvas import (
+    REFERENCE,
+    Mark,
+    blank,
+    files,
+    legend_below,
+    look,
+    marks,
+    plain,
+    say_nothing_to_show,
+)
+from modbench.report.timing_table import Group, TimingTable
+
+_DOTTED: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1.4}
+
+
+def timing_figures(table: TimingTable) -> dict[str, bytes]:
+    """All figures of ``table``, by file name."""
+    contents = {}
+    for number, group in enumerate(table.groups, start=1):
+        suffix = "" if len(table.groups) == 1 else f"_{_safe(group.name) or number}"
+        look_of = marks([row.label for row in group.cases])
+        for name, draw in (("realised_efficiency", _efficiency), ("memory_predicted", _memory)):
+            with look():
+                figure, axes = blank()
+                draw(group, look_of, figure, axes)
+                for ending, content in files(figure).items():
+                    contents[f"{name}{suffix}.{ending}"] = content
+    return contents
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")
+
+
+def _efficiency(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Axes) -> None:
+    rows = [
+        (row, row.realised_efficiency)
+        for row in group.cases
+        if row.realised_efficiency is not None and row.router != "vanilla"
+    ]
+    if not rows:
+        say_nothing_to_show(axes, "no routed scheme was timed beside a vanilla one")
+        return
+    cases = list(dict.fromkeys(row.case for row, _ in rows))
+    labels = list(dict.fromkeys(row.label for row, _ in rows))
+    handles = []
+    for number, label in enumerate(labels):
+        mark = look_of[label]
+        of_label = [(cases.index(row.case), value) for row, value in rows if row.label == label]
+        # Side by side, so that none hides another.
+        shift = 0.6 * ((number + 0.5) / len(labels) - 0.5)
+        (line,) = axes.plot(
+            [place + shift for place, _ in of_label],
+            [value for _, value in of_label],
+            color=mark.color,
+            marker=mark.marker,
+            linestyle="none",
+            markersize=6.5,
+        )
+        handles.append(line)
+    axes.axhline(1.0, color=REFERENCE, **_DOTTED)
+    handles.append(Line2D([], [], color=REFERENCE, **_DOTTED))
+    axes.set_ylim(bottom=0)
+    axes.set_xticks(range(len(cases)), [plain(case) for case in cases], rotation=60, ha="right")
+    axes.grid(visible=False, axis="x")
+    axes.set_ylabel("speed-up achieved / promised")
+    legend_below(figure, handles, [*(plain(label) for label in labels), "as promised"])
+
+
+def _memory(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Axes) -> None:
+    rows = [
+        (row, row.predicted, row.measured)
+        for row in group.memory
+        if row.part == "peak" and row.predicted is not None and row.measured is not None
+    ]
+    if not rows:
+        say_nothing_to_show(axes, "no memory was measured")
+        return
+    handles, labels = [], []
+    for label in dict.fromkeys(row.label for row, _, _ in rows):
+        mark = look_of.get(label, Mark(REFERENCE, "o", "-"))
+        for row, predicted, measured in rows:
+            if row.label == label:
+                face = mark.color if row.phase == "training" else "none"
+                axes.plot(
+                    [predicted],
+                    [measured],
+                    color=mark.color,
+                    marker=mark.marker,
+                    markerfacecolor=face,
+                    linestyle="none",
+                    markersize=7,
+                )
+        handles.append(Line2D([], [], color=mark.color, marker=mark.marker, linestyle="none"))
+        labels.append(plain(label))
+    for face, words in ((REFERENCE, "training"), ("none", "inference")):
+        handles.append(
+            Line2D([], [], color=REFERENCE, marker="o", markerfacecolor=face, linestyle="none")
+        )
+        labels.append(words)
+    values = [value for _, *pair in rows for value in pair]
+    low, high = min(values) / 1.3, max(values) * 1.3
+    axes.plot([low, high], [low, high], color=REFERENCE, **_DOTTED)
+    handles.append(Line2D([], [], color=REFERENCE, **_DOTTED))
+    labels.append("as predicted")
+    for axis, set_scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+        set_scale("log")
+        axis.set_major_formatter(EngFormatter("B"))
+        axis.set_minor_formatter("")
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.set_xlabel("peak predicted (bytes)")
+    axes.set_ylabel("peak measured (bytes)")
+    legend_below(figure, handles, labels)

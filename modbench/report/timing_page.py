@@ -1,0 +1,204 @@
+"""timings.md: times, realised efficiency, utilisation, memory, the machine's ceilings."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from modbench.report.markdown import escaped
+from modbench.report.timing_rows import CaseRow, MemoryRow
+from modbench.report.timing_table import Group, TimingTable
+
+_PHASES = {
+    "forward": "Forward pass and training step (ms)",
+    "train": "Forward pass and training step (ms)",
+    "prefill": "Prefill (ms)",
+    "decode": "Decoding, one step of the batch (ms)",
+}
+_PARTS = ("parameters", "gradients", "optimizer", "cache", "activations", "peak")
+
+
+def timing_page(table: TimingTable, others: int = 0) -> str:
+    """The page of ``table``; ``others``: runs in the folder that it doesn't show."""
+    first, last = table.timings[0], table.timings[-1]
+    parts = [
+        f"# Timings of suite {escaped(first.suite['name'])}, version {first.suite['version']}",
+        f"Run {escaped(first.run)}; machine: {escaped(first.machine)}.",
+    ]
+    for group in table.groups:
+        if len(table.groups) > 1:
+            parts.append(f"## {escaped(group.name) or 'Shape ' + str(table.groups.index(group) + 1)}")
+        parts += _group(group)
+    parts.append("## Notes")
+    begun = min(timing.started for timing in table.timings)
+    ended = max(timing.finished for timing in table.timings)
+    notes = [f"Measured from {begun} to {ended}.", *_notes(table)]
+    if others:
+        notes.append(f"{others} earlier runs lie in timings/, too; runs aren't compared.")
+    for code in sorted({_code(timing.code) for timing in (first, last)}):
+        notes.append(f"Code: {escaped(code)}.")
+    parts.append("\n".join(f"- {note}" for note in notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def _group(group: Group) -> list[str]:
+    shape = group.shape["model"]
+    described = ", ".join(f"{name} {escaped(str(shape[name]))}" for name in sorted(shape))
+    train = group.shape["train"]
+    parts = [
+        f"Model: {described}; forward passes and training steps of {train['batch']} sequences of "
+        f"{train['sequence']} tokens."
+    ]
+    rows = [row for row in group.cases if row.is_timed]
+    for heading in dict.fromkeys(_PHASES[row.phase] for row in rows):
+        of_heading = [row for row in rows if _PHASES[row.phase] == heading]
+        parts += [f"### {heading}", _by_case(of_heading, _milliseconds)]
+    if any(row.realised_efficiency is not None for row in rows):
+        parts += ["### Realised efficiency (promised speed-up)", _by_case(rows, _efficiency)]
+    if any(row.utilisation is not None for row in rows):
+        parts += ["### Utilisation (%)", _by_case(rows, _utilisation)]
+    if any(row.joules is not None for row in rows):
+        parts += ["### Energy of a run (J)", _by_case(rows, _joules)]
+    if group.memory:
+        parts += ["### Memory (MB), measured / predicted", _memory(group.memory)]
+    if group.ceilings:
+        parts += ["### Ceilings", _ceilings(group)]
+    remarks = list(_remarks(group))
+    if remarks:
+        parts += ["### Remarks", "\n".join(f"- {remark}" for remark in remarks)]
+    return parts
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [list(heads), ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _by_case(rows: Sequence[CaseRow], cell: Callable[[CaseRow], str]) -> str:
+    cases = list(dict.fromkeys(row.case for row in rows))
+    found = {(row.label, row.case): row for row in rows}
+    lines = []
+    for label in dict.fromkeys(row.label for row in rows):
+        shown = (found.get((label, case)) for case in cases)
+        lines.append([escaped(label), *("-" if row is None else cell(row) for row in shown)])
+    return _table(["scheme", *map(escaped, cases)], lines)
+
+
+def _milliseconds(row: CaseRow) -> str:
+    assert row.seconds_median is not None
+    assert row.seconds_iqr is not None
+    assert row.tokens is not None
+    per = 1e3 / row.tokens if row.phase == "decode" else 1e3
+    mark = "" if row.stable else " (unstable)"
+    return f"{row.seconds_median * per:.2f} ± {row.seconds_iqr * per:.2f}{mark}"
+
+
+def _efficiency(row: CaseRow) -> str:
+    if row.realised_efficiency is None:
+        return "-"
+    return f"{row.realised_efficiency:.2f} ({row.promised_speed_up:.2f})"
+
+
+def _utilisation(row: CaseRow) -> str:
+    return "-" if row.utilisation is None else f"{100 * row.utilisation:.1f}"
+
+
+def _joules(row: CaseRow) -> str:
+    return "-" if row.joules is None else f"{row.joules:.3g}"
+
+
+def _memory(rows: Sequence[MemoryRow]) -> str:
+    found = {(row.label, row.phase, row.part): row for row in rows}
+    lines = []
+    for label, phase in dict.fromkeys((row.label, row.phase) for row in rows):
+        cells = [_megabytes(found.get((label, phase, part))) for part in _PARTS]
+        peak = found[label, phase, "peak"]
+        difference = "-" if peak.difference is None else f"{100 * peak.difference:+.1f}"
+        lines.append([escaped(label), phase, *cells, difference])
+    heads = ["scheme", "phase", *_PARTS, "peak, measured over predicted (%)"]
+    return _table(heads, lines)
+
+
+def _megabytes(row: MemoryRow | None) -> str:
+    if row is None:
+        return "-"
+    if row.status != "ok":
+        asked = "" if row.asked_bytes is None else f", asked for {row.asked_bytes / 1e6:.1f}"
+        return f"{row.status}{asked}"
+    assert row.measured is not None
+    assert row.predicted is not None
+    return f"{row.measured / 1e6:.1f} / {row.predicted / 1e6:.1f}"
+
+
+def _ceilings(group: Group) -> str:
+    dtypes = sorted({dtype for dtype, _ in group.ceilings})
+    components = list(dict.fromkeys(component for _, component in group.ceilings))
+    lines = []
+    for component in components:
+        gemms = [group.ceilings.get((dtype, component)) for dtype in dtypes]
+        shape = next(gemm for gemm in gemms if gemm is not None)
+        size = f"({shape['rows']}, {shape['inner']}) @ ({shape['inner']}, {shape['columns']})"
+        rates = ("-" if g is None else f"{g['flops_per_second'] / 1e12:.4g}" for g in gemms)
+        lines.append([f"{component} {size}", *rates])
+    table = _table(["matmul", *(f"{dtype} (TFLOP/s)" for dtype in dtypes)], lines)
+    copied = group.copy_bytes_per_second
+    return table if copied is None else f"{table}\n\nCopies: {copied / 1e9:.4g} GB/s, read and written."
+
+
+def _remarks(group: Group) -> Iterable[str]:
+    for row in group.cases:
+        if not row.is_timed:
+            why = row.error or row.flags or "too few samples"
+            yield f"{escaped(row.label)}, {escaped(row.case)}: {row.status}: {escaped(why)}"
+    flagged: dict[tuple[str, str], list[str]] = {}
+    for row in group.cases:
+        if row.is_timed and row.flags:
+            flagged.setdefault((row.label, row.flags), []).append(row.case)
+    for (label, flags), cases in flagged.items():
+        every = len(cases) == sum(row.label == label for row in group.cases)
+        where = "all cases" if every else ", ".join(cases)
+        yield f"{escaped(label)}, {escaped(where)}: {escaped(flags)}"
+    for part in group.memory:
+        if part.status != "ok":
+            yield f"{escaped(part.label)}, memory of {part.phase}: {escaped(part.error)}"
+    for label in sorted({row.label for row in group.cases if row.balance == "as routed"}):
+        yield f"{escaped(label)}, balance as routed: its routers weren't forced to route evenly"
+
+
+def _notes(table: TimingTable) -> Iterable[str]:
+    rows = [row for group in table.groups for row in group.cases if row.is_timed]
+    counts = sorted({(row.n, row.processes) for row in rows})
+    several = ", ".join(f"{n} samples of {processes} processes" for n, processes in counts)
+    yield (
+        f"Times: median ± interquartile range; {several}. Unstable by pyperf's rules: a standard "
+        "deviation above 10 % of the mean, an extreme more than 50 % from it, or a sample shorter than "
+        "1 ms."
+    )
+    if any(row.balance == "forced" for row in rows):
+        yield (
+            "Balance is forced: untrained routers compute their scores and route evenly whatever these "
+            "are. In a batch, all sequences enter a depth-routed layer at the same steps of decoding."
+        )
+    yield (
+        "Realised efficiency: the speed-up over vanilla that is achieved, over the promised one: (time "
+        "dense / time routed) / (FLOPs dense / FLOPs routed), FLOPs realised, convention `model`."
+    )
+    yield (
+        "Utilisation: FLOP/s, convention `executed` with padded slots, over the fastest of the matmuls "
+        "under Ceilings in the row's dtype."
+    )
+    dtypes = ", ".join(sorted({row.dtype for row in rows}))
+    compiled = "layers compiled, but for decoding" if any(row.compiled for row in rows) else "nothing compiled"
+    yield (
+        f"Matmuls in {dtypes}; forward passes and training steps under autocast, prefill and decoding "
+        f"with weights in it; {compiled}."
+    )
+    if any(group.memory for group in table.groups):
+        yield (
+            "Memory: 10^6 bytes at the peak of a fresh process above what it held before it built the "
+            "model; of training, a step that adds to the gradients of a micro-batch before it. "
+            "Parameters, gradients, optimizer and cache by the sizes of their tensors, activations the "
+            "rest of the peak, which includes what libraries allocate at first use."
+        )
+
+
+def _code(code: dict[str, object]) -> str:
+    commit = f", commit {code['commit']}" if code["commit"] else ", commit not known"
+    return f"modbench {code['version']}{commit}{' with local changes' if code['dirty'] else ''}"

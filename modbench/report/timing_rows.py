@@ -1,0 +1,208 @@
+"""Timings as rows: each scheme's cases with what they achieve, and its memory by part.
+
+Realised efficiency is the speed-up achieved over the speed-up promised: (time dense / time routed) /
+(FLOPs dense / FLOPs routed), FLOPs as they were realised, convention ``model``, dense being the suite's
+vanilla row of the same shape. Utilisation is FLOP/s, convention ``executed`` with padded slots, over the
+best that the machine's own matmuls reached at the model's shapes in the same dtype and run.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from modbench.report.timing import Timing
+from modbench.spread import summary
+
+#: What pyperf wants a sample to span at least.
+SHORTEST = 1e-3
+MEMORY = {"training_memory": "training", "inference_memory": "inference"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseRow:
+    """One case of one scheme, over all processes that measured it. A figure is None where it can't be
+    given; ``status`` is ``ok``, ``invalid`` (throttled throughout), ``oom`` or ``failed``."""
+
+    label: str
+    router: str
+    case: str
+    phase: str
+    sequences: int | None = None
+    tokens: int | None = None
+    past: int | None = None
+    status: str = "ok"
+    seconds_median: float | None = None  #: of a run: all new tokens of all sequences
+    seconds_iqr: float | None = None
+    n: int = 0
+    processes: int = 0
+    stable: bool | None = None
+    flags: str = ""
+    flops_nominal: int | None = None  #: convention model
+    flops_realised: int | None = None
+    flops_executed: int | None = None  #: convention executed, padded slots included
+    flops_per_second: float | None = None
+    ceiling: float | None = None
+    utilisation: float | None = None
+    speed_up: float | None = None
+    promised_speed_up: float | None = None
+    realised_efficiency: float | None = None
+    joules: float | None = None
+    balance: str = ""
+    compiled: bool | None = None
+    dtype: str = ""
+    asked_bytes: int | None = None
+    error: str = ""
+
+    @property
+    def is_timed(self) -> bool:
+        return self.seconds_median is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryRow:
+    """One part of a scheme's memory in bytes. ``difference``: measured over predicted, less 1."""
+
+    label: str
+    router: str
+    phase: str
+    part: str
+    status: str
+    predicted: int | None = None
+    measured: int | None = None
+    difference: float | None = None
+    asked_bytes: int | None = None
+    error: str = ""
+
+
+def throttled(gpu: dict[str, Any] | None) -> list[str]:
+    return [] if gpu is None else list(gpu["throttled"])
+
+
+def case_rows(timings: Sequence[Timing], ceiling: Callable[[str], float | None]) -> list[CaseRow]:
+    """The cases of one scheme, from its processes."""
+    if not timings:
+        return []
+    router = timings[0].cell["router"]
+    ok = [timing for timing in timings if timing.status == "ok"]
+    bad = [timing for timing in timings if timing.status != "ok"]
+    if not ok:
+        last = bad[-1]
+        return [
+            CaseRow(
+                label=router["label"],
+                router=router["name"],
+                case="all",
+                phase="",
+                status=last.status,
+                asked_bytes=last.asked_bytes,
+                error=last.error or "",
+            )
+        ]
+    found: dict[str, list[tuple[Timing, dict[str, Any]]]] = {}
+    for timing in ok:
+        for case in timing.measured["cases"]:
+            found.setdefault(case["name"], []).append((timing, case))
+    return [_case_row(router, measured, len(bad), ceiling) for measured in found.values()]
+
+
+def _case_row(
+    router: dict[str, Any],
+    measured: list[tuple[Timing, dict[str, Any]]],
+    failed: int,
+    ceiling: Callable[[str], float | None],
+) -> CaseRow:
+    timing, case = measured[0]
+    valid = [(of, one) for of, one in measured if not throttled(one["gpu"])]
+    flags = _flags(measured, failed)
+    known = {
+        "label": router["label"],
+        "router": router["name"],
+        "case": case["name"],
+        "phase": case["phase"],
+        **{name: case[name] for name in ("sequences", "tokens", "past")},
+        "flops_nominal": case["flops"]["nominal"]["model"],
+        "flops_realised": case["flops"]["realised"]["model"],
+        "flops_executed": case["flops"]["dispatched"]["executed"],
+        "balance": timing.measured["balance"],
+        "compiled": timing.measured["compiled"],
+        "dtype": timing.environment["dtype"],
+    }
+    seconds = [value for _, one in valid for value in one["seconds"]]
+    if len(seconds) < 3:
+        status = "invalid" if len(valid) < len(measured) else "ok"
+        return CaseRow(**known, status=status, n=len(seconds), processes=len(valid), flags=flags)
+    spread = summary(seconds)
+    short = any(min(one["seconds"]) * one["loops"] < SHORTEST for _, one in valid)
+    stable = spread["stable"] and not short
+    rate, best = known["flops_executed"] / spread["median"], ceiling(known["dtype"])
+    joules = [one["joules"] for _, one in valid if one["joules"] is not None]
+    return CaseRow(
+        **known,
+        seconds_median=spread["median"],
+        seconds_iqr=spread["iqr"],
+        n=spread["n"],
+        processes=len(valid),
+        stable=stable,
+        flags="; ".join(filter(None, ("" if stable else "unstable", flags))),
+        flops_per_second=rate,
+        ceiling=best,
+        utilisation=None if best is None else rate / best,
+        joules=sum(joules) / len(joules) if joules else None,
+    )
+
+
+def _flags(measured: list[tuple[Timing, dict[str, Any]]], failed: int) -> str:
+    """What a reader must know of the processes."""
+    processes = len(measured)
+    overloaded = sum(timing.measured["machine"]["overloaded"] for timing, _ in measured)
+    slowed = [throttled(case["gpu"]) for _, case in measured]
+    reasons = sorted({reason for some in slowed for reason in some})
+    texts = []
+    if overloaded:
+        texts.append(f"the machine's load exceeded its cores in {overloaded} of {processes} processes")
+    if reasons:
+        hit = sum(bool(some) for some in slowed)
+        texts.append(f"throttled in {hit} of {processes} processes ({', '.join(reasons)}): left out")
+    if failed:
+        texts.append(f"{failed} more processes failed")
+    return "; ".join(texts)
+
+
+def held_against(row: CaseRow, dense: CaseRow | None) -> CaseRow:
+    """``row`` with its speed-ups over the ``dense`` row's same case."""
+    if dense is None or row.seconds_median is None or dense.seconds_median is None:
+        return row
+    if not row.flops_realised or not dense.flops_realised:
+        return row
+    achieved = dense.seconds_median / row.seconds_median
+    promised = dense.flops_realised / row.flops_realised
+    return replace(
+        row,
+        speed_up=achieved,
+        promised_speed_up=promised,
+        realised_efficiency=achieved / promised,
+    )
+
+
+def memory_rows(timing: Timing) -> list[MemoryRow]:
+    router = timing.cell["router"]
+    known = {
+        "label": router["label"],
+        "router": router["name"],
+        "phase": MEMORY[timing.kind],
+        "status": timing.status,
+    }
+    if timing.status != "ok":
+        asked, error = timing.asked_bytes, timing.error or ""
+        return [MemoryRow(**known, part="peak", asked_bytes=asked, error=error)]
+    measured, predicted = timing.measured["measured"], timing.measured["predicted"]
+    return [
+        MemoryRow(
+            **known,
+            part=part,
+            predicted=predicted[part],
+            measured=measured[part],
+            difference=measured[part] / predicted[part] - 1 if predicted[part] else None,
+        )
+        for part in predicted
+    ]

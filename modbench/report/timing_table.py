@@ -1,0 +1,144 @@
+"""Timings of one run: schemes of one size held against each other, and against their machine."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from modbench.report.line import canonical_json, cell_key
+from modbench.report.timing import Timing, refuse_other_machines
+from modbench.report.timing_rows import (
+    MEMORY,
+    CaseRow,
+    MemoryRow,
+    case_rows,
+    held_against,
+    memory_rows,
+    throttled,
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Schemes of one size that are held against each other."""
+
+    shape: dict[str, Any]  #: model, train, time
+    timings: tuple[Timing, ...]
+
+    @cached_property
+    def name(self) -> str:
+        """What all labels end in after a slash, as a suite of several sizes has them; else nothing."""
+        ends = {label.rpartition("/")[2] if "/" in label else "" for label in self._by_label}
+        return ends.pop() if len(ends) == 1 else ""
+
+    @cached_property
+    def _by_label(self) -> dict[str, list[Timing]]:
+        found: dict[str, list[Timing]] = {}
+        for timing in self.timings:
+            router = timing.cell["router"]
+            if router is not None:
+                found.setdefault(router["label"], []).append(timing)
+        return {label: found[label] for label in sorted(found)}
+
+    @cached_property
+    def ceilings(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """The fastest matmul of each dtype and component."""
+        best: dict[tuple[str, str], dict[str, Any]] = {}
+        for timing in self.timings:
+            for gemm in timing.measured.get("gemm", []) if _usable_ceiling(timing) else []:
+                at = gemm["dtype"], gemm["component"]
+                if at not in best or gemm["flops_per_second"] > best[at]["flops_per_second"]:
+                    best[at] = gemm
+        return {at: best[at] for at in sorted(best)}
+
+    @cached_property
+    def copy_bytes_per_second(self) -> float | None:
+        found = [
+            timing.measured["copy_bytes_per_second"]
+            for timing in self.timings
+            if timing.kind == "ceiling" and _usable_ceiling(timing)
+        ]
+        return max(found, default=None)
+
+    def ceiling(self, dtype: str) -> float | None:
+        return max(
+            (gemm["flops_per_second"] for (kind, _), gemm in self.ceilings.items() if kind == dtype),
+            default=None,
+        )
+
+    @cached_property
+    def cases(self) -> tuple[CaseRow, ...]:
+        """By label, cases in the order in which they are timed."""
+        rows: list[CaseRow] = []
+        for timings in self._by_label.values():
+            rows += case_rows([t for t in timings if t.kind == "time"], self.ceiling)
+        dense = self._dense(rows)
+        return tuple(held_against(row, dense.get(row.case)) for row in rows)
+
+    def _dense(self, rows: Sequence[CaseRow]) -> dict[str, CaseRow]:
+        """The vanilla row's cases, of several such rows the first one's."""
+        label = next((row.label for row in rows if row.router == "vanilla"), None)
+        return {row.case: row for row in rows if row.label == label and row.is_timed}
+
+    @cached_property
+    def memory(self) -> tuple[MemoryRow, ...]:
+        return tuple(
+            row
+            for timings in self._by_label.values()
+            for timing in timings
+            if timing.kind in MEMORY
+            for row in memory_rows(timing)
+        )
+
+
+@dataclass(frozen=True)
+class TimingTable:
+    """All of one run."""
+
+    groups: tuple[Group, ...]
+    timings: tuple[Timing, ...]
+
+    @classmethod
+    def of(cls, timings: Iterable[Timing]) -> "TimingTable":
+        """
+        Raises:
+            UserError: they are of more than one machine.
+        """
+        timings = tuple(timings)
+        refuse_other_machines(timings)
+        groups: dict[str, list[Timing]] = {}
+        for timing in timings:
+            groups.setdefault(cell_key({**timing.cell, "router": None}), []).append(timing)
+        ordered = sorted(groups.values(), key=lambda group: canonical_json(group[0].cell["model"]))
+        return cls(
+            tuple(
+                Group({k: v for k, v in group[0].cell.items() if k != "router"}, tuple(group))
+                for group in ordered
+            ),
+            timings,
+        )
+
+    def csv(self) -> str:
+        """All cases at full precision; the columns are those of `CaseRow`."""
+        return _csv(CaseRow, [row for group in self.groups for row in group.cases])
+
+    def memory_csv(self) -> str:
+        """All parts in bytes; the columns are those of `MemoryRow`."""
+        return _csv(MemoryRow, [row for group in self.groups for row in group.memory])
+
+
+def _csv(kind: type, rows: Sequence[Any]) -> str:
+    names = [field.name for field in fields(kind)]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        values = (getattr(row, name) for name in names)
+        writer.writerow(["" if value is None else value for value in values])
+    return stream.getvalue()
+
+
+def _usable_ceiling(timing: Timing) -> bool:
+    return timing.status == "ok" and not throttled(timing.measured.get("gpu"))

@@ -1,0 +1,92 @@
+"""A process that measures, from its start to its last line."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from modbench.sweep.crash import error_of
+from modbench.sweep.process import child_environment
+
+#: Buffers go back to the kernel at once, so that the resident set is what is held.
+_WEIGHING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+class DiedError(Exception):
+    """A process ended without a result, with exit code ``code``."""
+
+    def __init__(self, code: int, how: str) -> None:
+        super().__init__(how)
+        self.code = code
+
+
+def run_worker(
+    command: Sequence[str],
+    spec: dict[str, Any],
+    log: Path,
+    say: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """What the process of ``spec`` (see `modbench.measure.worker`) printed at its end; ``say`` hears of
+    its events, ``log`` has what it says otherwise.
+
+    Raises:
+        DiedError: it printed nothing of the kind.
+    """
+    environment = child_environment(spec["threads"])
+    if "memory" in spec["kind"]:
+        environment |= _WEIGHING
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as errors:
+        start = errors.tell()
+        process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C on the terminal is ours to handle
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    found: dict[str, Any] | None = None
+    try:
+        # Its standard input stays open as long as this process lives: that's how it knows.
+        with contextlib.suppress(BrokenPipeError):  # it died before it read: its log says of what
+            process.stdin.write(json.dumps(spec).encode() + b"\n")
+            process.stdin.flush()
+        for line in process.stdout:
+            document = _document(line)
+            if "status" in document:
+                found = document
+            elif "event" in document:
+                say(document)
+        code = process.wait()
+    finally:
+        _end(process)
+    if code or found is None:
+        raise DiedError(code, error_of(log, start, code))
+    return found
+
+
+def _document(line: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(line)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Leave nothing of its session behind."""
+    # Nothing may be left; macOS says PermissionError of a group in which only a zombie is.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()

@@ -1,0 +1,234 @@
+"""`modbench time`: every scheme of a suite on the clock and on the scales, untrained."""
+
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from modbench.errors import UserError
+from modbench.report.page import write_report
+from modbench.report.store import ShardWriter
+from modbench.report.timing import (
+    TIMINGS,
+    Timing,
+    machine_in_words,
+    read_timings,
+    refuse_other_machines,
+)
+from modbench.sweep.cells import with_plugins
+from modbench.sweep.crash import killed_sentence, out_of_memory_kills
+from modbench.sweep.lock import suite_lock
+from modbench.sweep.progress import Progress, show_progress
+from modbench.sweep.suite import load_suite
+from modbench.sweep.terminal import show_leaderboard
+from modbench.sweep.timing_jobs import Job, timing_cells, timing_jobs, worker_spec
+from modbench.sweep.timing_process import DiedError, run_worker
+
+_DONE = ("ok", "oom")
+WORKER = (sys.executable, "-m", "modbench.measure.worker")
+
+
+def time_suite(
+    name: str,
+    *,
+    results: Path,
+    plugins: Sequence[Path] = (),
+    only: Sequence[str] = (),
+    repetitions: int | None = None,
+    again: bool = False,
+    worker: Sequence[str] = WORKER,
+) -> int:
+    """Do what is left of the last run of this machine and this code, or begin one; then write the report
+    into ``results``/<suite>.
+
+    Returns the exit code: 0, or 1 if a process failed. That memory ran out is a result.
+
+    Raises:
+        UserError: anything in the suite, the plugins or the folder that can't work; nothing has run
+            then. The report can't be written, see `modbench.report.page.write_report`.
+    """
+    if repetitions is not None and repetitions < 1:
+        raise UserError(f"--repetitions is {repetitions}; it must be 1 or more")
+    err = Console(stderr=True)
+    suite = with_plugins(load_suite(name), plugins)
+    cells = timing_cells(suite, only)
+    repetitions = suite.time.repetitions if repetitions is None else repetitions
+    jobs = timing_jobs(cells, repetitions)
+    folder = results / suite.header.name
+    with suite_lock(folder / TIMINGS, "time"):
+        bench = _Bench(
+            folder=folder,
+            suite={"name": suite.header.name, "version": suite.header.version},
+            plugins=[str(plugin.resolve()) for plugin in plugins],
+            threads=suite.time.threads or _cores(),
+            worker=worker,
+            repetitions=repetitions,
+        )
+        failed = bench.run(jobs, err, again=again)
+        written = write_report(folder)
+    show_leaderboard((folder / "timings.md").read_text(encoding="utf-8"))
+    for path in written:
+        print(path)
+    for timing, log in failed:
+        _say(err, f"{_label(timing)} {timing.status}: {timing.error}; its log: {log}")
+    broken = sum(timing.status == "failed" for timing, _ in failed)
+    if broken:
+        _say(err, f"{broken} of {len(jobs)} processes failed; run the same command again to try them")
+    return 1 if broken else 0
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(f"modbench: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _label(timing: Timing) -> str:
+    router = timing.cell["router"]
+    return f"{timing.kind} of {'the machine' if router is None else router['label']}"
+
+
+def _cores() -> int:
+    from modbench.measure.busy import core_count
+
+    return core_count()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bench:
+    """Processes one after the other, each alone on this machine."""
+
+    folder: Path
+    suite: dict[str, Any]
+    plugins: Sequence[str]
+    threads: int
+    worker: Sequence[str]
+    repetitions: int
+
+    def run(self, jobs: Sequence[Job], console: Console, *, again: bool) -> list[tuple[Timing, Path]]:
+        """Do what is left of ``jobs``; what did not go well, and its log."""
+        from modbench.measure.environment import code_version
+        from modbench.measure.quiet import Quiet
+
+        code = code_version()
+        machine = self._machine(jobs[0])
+        run, done = self._current(machine, code, console, again)
+        left = [job for job in jobs if job.identity not in done]
+        if not left:
+            _say(console, f"all of run {run} is done; --again begins another one")
+            return []
+        failed = []
+        quiet = Quiet()
+        try:
+            with ShardWriter(self.folder, TIMINGS) as shard, show_progress(console) as progress:
+                progress.begin(
+                    f"{self.suite['name']} timings",
+                    total=len(jobs),
+                    done=len(jobs) - len(left),
+                    unit="processes",
+                )
+                for number, job in enumerate(left):
+                    key = str(number)
+                    progress.started(key, job.title(self.repetitions))
+                    progress.event(key, {"phase": "waiting for a quiet machine"})
+                    with quiet.alone():
+                        timing = self._timing(job, run, code, machine, _events(progress, key))
+                    refuse_other_machines([timing, *self._of_run(run)])
+                    shard.append(timing)
+                    seconds = (timing.finished_at - timing.started_at).total_seconds()
+                    progress.ended(key, timing.status, seconds, timing.error or "")
+                    if timing.status != "ok":
+                        failed.append((timing, self._log(job)))
+        finally:
+            quiet.close()
+        return failed
+
+    def _of_run(self, run: str) -> list[Timing]:
+        return [timing for timing in read_timings(self.folder) if timing.run == run]
+
+    def _machine(self, job: Job) -> dict[str, Any]:
+        """The environment of a process like those that measure; the GPU is left to them."""
+        try:
+            found = self._run(job, {"kind": "machine"}, lambda event: None)
+        except DiedError as death:
+            raise UserError(f"nothing can be measured: {death}; its log: {self._log(job)}") from None
+        return dict(found["environment"])
+
+    def _current(
+        self, machine: dict[str, Any], code: dict[str, Any], console: Console, again: bool
+    ) -> tuple[str, set[tuple[str, str, int]]]:
+        """The run to go on with, and what of it is done."""
+        timings, here = read_timings(self.folder), machine_in_words(machine)
+        if timings and not again:
+            last = timings[-1]
+            if last.machine == here and _same_code(last.code, code):
+                mine = self._of_run(last.run)
+                return last.run, {timing.job for timing in mine if timing.status in _DONE}
+            what = "code" if last.machine == here else f"machine ({last.machine})"
+            _say(console, f"run {last.run} was made by another {what}; beginning a new one")
+        moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        return f"{moment}-{secrets.token_hex(3)}", set()
+
+    def _log(self, job: Job) -> Path:
+        return self.folder / "cells" / job.key / "timing.log"
+
+    def _run(
+        self, job: Job, changes: dict[str, Any], say: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        spec = worker_spec(job, self.plugins, self.threads) | changes
+        return run_worker(self.worker, spec, self._log(job), say)
+
+    def _timing(
+        self,
+        job: Job,
+        run: str,
+        code: dict[str, Any],
+        machine: dict[str, Any],
+        say: Callable[[dict[str, Any]], None],
+    ) -> Timing:
+        started, kills = datetime.now(UTC), out_of_memory_kills()
+        try:
+            found = self._run(job, {}, say)
+        except DiedError as death:
+            found = {"status": "failed", "error": str(death), "asked_bytes": None, "measured": {}}
+            if death.code == -signal.SIGKILL and out_of_memory_kills() > kills:
+                found |= _killed(job)
+        return Timing(
+            run=run,
+            suite=self.suite,
+            kind=job.kind,
+            cell=job.cell,
+            key=job.key,
+            repetition=job.repetition,
+            code=code,
+            environment=found.get("environment", machine),
+            measured=found["measured"],
+            asked_bytes=found["asked_bytes"],
+            status=found["status"],
+            error=found["error"],
+            started=started.isoformat(timespec="seconds"),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+
+def _events(progress: Progress, key: str) -> Callable[[dict[str, Any]], None]:
+    return lambda event: progress.event(key, event)
+
+
+def _same_code(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one[name] == other[name] for name in ("version", "commit"))
+
+
+def _killed(job: Job) -> dict[str, Any]:
+    """What is said for a process that the kernel killed for want of memory."""
+    from modbench.measure.footprint import predicted_peak
+
+    return {
+        "status": "oom",
+        "error": killed_sentence(job.cell, job.kind),
+        "asked_bytes": predicted_peak(job.cell, job.kind),
+    }

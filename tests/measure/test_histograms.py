@@ -1,0 +1,243 @@
+"""Histograms of routing, on numbers and on routers whose choices are known beforehand."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from modbench.measure.histograms import KEPT_IDS, RoutingHistograms, Weights
+from modbench.measure.loss import heldout_loss
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context, Trace
+from modbench.model.decoder import Decoder, build_model
+from modbench.model.registry import build_router
+from modbench.report.routing import check_routing
+
+SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=64)
+WINDOWS_WT = np.random.default_rng(0).integers(97, size=(20, 65))
+PIECES = tuple(f"<{number}>".encode() for number in range(97))
+EXPERTS = [
+    ("token_choice", {}),
+    ("token_choice", {"affinity": "sigmoid", "bias_step": 0.1}),
+    ("token_choice", {"top_k": 1, "renormalise": False, "capacity_factor": 1.0}),
+    ("expert_choice", {}),
+    ("expert_choice", {"pool": "batch"}),
+    ("expert_threshold", {}),
+    ("relu_routing", {}),
+    ("mode_integrated", {}),
+    ("mode_staged", {}),
+    ("mode_staged", {"experts_by": "expert_choice"}),
+]
+
+
+def model(name: str, **options) -> Decoder:
+    return build_model(SHAPE, build_router(name, options))
+
+
+def routing(made: Decoder, windows_WT: np.ndarray = WINDOWS_WT, batch: int = 16) -> dict:
+    histograms = RoutingHistograms(sequence=windows_WT.shape[1] - 1, pieces=PIECES)
+    for rule in ("causal", "topk"):
+        watch = histograms.watch(rule)
+        heldout_loss(made, windows_WT, np.ones(97), selection=rule, watch=watch, batch=batch)
+    found = histograms.as_dict()
+    check_routing(found)
+    return found
+
+
+def weights(*parts: Tensor) -> dict | None:
+    histogram = Weights()
+    for values in parts:
+        histogram.add(values, values > 0)
+    return histogram.as_dict()
+
+
+def test_bins_of_weights_are_the_narrowest_that_hold_all() -> None:
+    found = weights(torch.tensor([-1.0, 0.25, 0.3, 8.99]))
+    assert (found["exponent"], found["first"], len(found["all"])) == (-2, -4, 40)
+    found = weights(torch.tensor([-1.0, 0.25, 0.3, 9.0]))
+    assert (found["exponent"], found["first"], len(found["all"])) == (-1, -2, 21)
+    assert {place: count for place, count in enumerate(found["all"]) if count} == {0: 1, 2: 2, 20: 1}
+    assert sum(found["selected"]) == 3
+
+
+def test_bins_of_weights_do_not_depend_on_order_or_batches() -> None:
+    values_N = torch.randn(1000) * torch.logspace(-3, 2, 1000)
+    whole = weights(values_N)
+    assert sum(whole["all"]) == 1000
+    assert weights(*values_N.split(7)) == weights(values_N.flip(0)) == whole
+
+
+def test_equal_weights_and_none_and_those_that_are_no_numbers() -> None:
+    assert weights(torch.full((3, 5), 2.5))["all"] == [15]
+    assert weights() is None
+    assert weights(torch.tensor([torch.nan, torch.inf])) is None
+    assert weights(torch.tensor([torch.nan, 1.0]))["all"] == [1]
+
+
+def test_a_dense_model_has_no_histogram() -> None:
+    assert routing(model("vanilla")) == {}
+
+
+def test_a_strides_positions_are_known() -> None:
+    found = routing(model("mod", scores="stride", capacity=0.25))
+    assert (found["windows"], found["sequence"], found["edges"]) == (20, 64, list(range(65)))
+    for rule in ("causal", "topk"):
+        assert [layer["layer"] for layer in found[rule]["depth"]] == [1, 3]
+        for layer in found[rule]["depth"]:
+            assert layer["routed"] == [20, 0, 0, 0] * 16
+            # A control's gate is 1.
+            assert layer["gates"]["all"] == [20 * 64]
+            assert layer["gates"]["selected"] == [20 * 16]
+        assert found[rule]["entered"] == [20 * 48, 0, 20 * 16]
+        assert found[rule]["experts"] == []
+
+
+@pytest.mark.parametrize(("tokens", "bins", "last"), [(64, 64, 1), (65, 33, 1), (200, 50, 4), (3, 3, 1)])
+def test_positions_stand_in_64_bins_at_most(tokens: int, bins: int, last: int) -> None:
+    found = routing(model("mod", scores="stride"), WINDOWS_WT[:2, :1].repeat(tokens + 1, 1))
+    assert len(found["edges"]) == bins + 1
+    assert found["edges"][-1] - found["edges"][-2] == last
+    assert sum(found["causal"]["depth"][0]["routed"]) == 2 * -(-tokens // 8)
+
+
+def test_tokens_are_counted_by_who_they_are() -> None:
+    made = model("mod", scores="hash", capacity=0.25, every=4)
+    made.layers[3].threshold.value.fill_(0.5)
+    found = routing(made)
+    inputs_WT = torch.from_numpy(WINDOWS_WT[:, :-1])
+    context = Context(selection="causal")
+    made(inputs_WT, context)
+    entered_WT = context.trace.tensors[3, "selected"]
+    assert found["seen"] == sorted(found["seen"], reverse=True)
+    assert sum(found["seen"]) == inputs_WT.numel()
+    for name, text, seen, routed in zip(
+        *(found["ids"], found["texts"], found["seen"], found["causal"]["routed"]), strict=True
+    ):
+        assert text == f"<{name}>"
+        assert seen == int((inputs_WT == name).sum())
+        assert routed == int(entered_WT[inputs_WT == name].sum())
+        assert routed in (0, seen)  # a hash knows the token alone
+
+
+def test_bytes_that_are_no_text_are_written_out_and_ids_are_bounded() -> None:
+    histograms = RoutingHistograms(sequence=600, pieces=[b"\xe2", b"\n", *[b"x"] * 600])
+    tokens_BT = torch.arange(602)[None, :600]
+    trace = Trace()
+    trace.show(0, "selected", tokens_BT % 2 == 0)
+    for rule in ("causal", "topk"):
+        histograms.watch(rule)(tokens_BT, trace)
+    found = histograms.as_dict()
+    check_routing(found)
+    assert found["ids"] == list(range(KEPT_IDS))
+    assert found["texts"][:2] == ["\\xe2", "\n"]
+    assert found["causal"]["depth"][0]["gates"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mod", {}),
+        ("mod", {"gate": "sigmoid", "causal": "aux_bce"}),
+        ("mode_staged", {}),
+        ("threshold_skip", {}),
+        ("mixture_of_recursions", {}),
+        ("mixture_of_recursions", {"depth": "token_choice"}),
+    ],
+)
+def test_depth_routed_layers_agree_with_themselves(name: str, options: dict) -> None:
+    found = routing(model(name, **options))
+    for rule in ("causal", "topk"):
+        layers = found[rule]["depth"]
+        assert layers
+        entered = sum(sum(layer["routed"]) for layer in layers)
+        assert entered == sum(times * count for times, count in enumerate(found[rule]["entered"]))
+        assert entered == sum(found[rule]["routed"])
+        for layer in layers:
+            assert sum(layer["gates"]["all"]) == 20 * 64
+            assert sum(layer["gates"]["selected"]) == sum(layer["routed"])
+
+
+@pytest.mark.parametrize(("name", "options"), EXPERTS)
+def test_experts_of_all_schemes_show_what_they_chose(name: str, options: dict) -> None:
+    made = model(name, **options)
+    found = routing(made)
+    for rule in ("causal", "topk"):
+        layers = found[rule]["experts"]
+        assert [layer["layer"] for layer in layers] == [0, 1, 2, 3]
+        for layer in layers:
+            experts = len(layer["load"])
+            depth = {other["layer"]: sum(other["routed"]) for other in found[rule]["depth"]}
+            tokens = depth.get(layer["layer"], 20 * 64)
+            assert experts == len(made.layers[0].feed_forward.router)
+            assert sum(layer["scores"]["all"]) == tokens * experts
+            if options.get("capacity_factor") is None or rule == "causal":
+                assert sum(layer["scores"]["selected"]) == sum(layer["load"])
+            else:
+                assert sum(layer["scores"]["selected"]) == tokens > sum(layer["load"])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "among"),
+    [
+        ("token_choice", {}, 2),  # a token's experts
+        ("mode_integrated", {}, 2),
+        ("expert_choice", {}, 1),  # an expert's tokens, out of a sequence
+        ("expert_choice", {"pool": "batch"}, (0, 1)),
+        ("expert_threshold", {}, (0, 1)),
+        ("relu_routing", {}, (0, 1)),
+    ],
+)
+@pytest.mark.parametrize("rule", ["topk", "causal"])
+def test_scores_stand_beside_the_choice_that_was_made_by_them(
+    name: str, options: dict, among: int | tuple[int, int], rule: str
+) -> None:
+    tokens_BT = torch.from_numpy(WINDOWS_WT[:3])
+    context = Context(selection=rule, trace=Trace(detailed=True))
+    model(name, **options)(tokens_BT, context)
+    for layer in range(4):
+        scores, chosen = (
+            context.trace.tensors[layer, shown].view(*tokens_BT.shape, -1)
+            for shown in ("scores", "chosen")
+        )
+        lowest = scores.masked_fill(~chosen, torch.inf).amin(among)
+        highest = scores.masked_fill(chosen, -torch.inf).amax(among)
+        assert chosen.any()
+        assert (lowest >= highest).all()
+
+
+def test_the_number_of_batches_changes_nothing() -> None:
+    made = model("mode_staged")
+    assert routing(made, batch=3) == routing(made, batch=20)
+
+
+@pytest.mark.parametrize("name", ["token_choice", "expert_choice", "expert_threshold", "relu_routing"])
+def test_a_training_step_keeps_no_scores(name: str) -> None:
+    context = Context()
+    model(name).train()(torch.from_numpy(WINDOWS_WT[:2]), context)
+    assert not {shown for _, shown in context.trace.tensors} & {"scores", "chosen"}
+
+
+def test_the_gate_that_is_shown_is_the_one_applied() -> None:
+    shown = {}
+    for gate in ("linear", "sigmoid", "scaled_sigmoid"):
+        context = Context()
+        model("mod", gate=gate)(torch.from_numpy(WINDOWS_WT[:2]), context)
+        shown[gate] = context.trace.tensors[1, "gate"]
+    assert torch.equal(shown["sigmoid"], shown["linear"].sigmoid())
+    assert torch.equal(shown["scaled_sigmoid"], 2 * shown["linear"].sigmoid())
+
+
+def test_what_a_plugin_shows_in_other_shapes_is_passed_over() -> None:
+    histograms = RoutingHistograms(sequence=8, pieces=PIECES)
+    trace = Trace()
+    trace.show(0, "selected", torch.ones(3, dtype=torch.bool))
+    trace.show(1, "selected", torch.ones(2, 8, dtype=torch.bool))
+    trace.show(1, "gate", torch.ones(2))
+    trace.show(2, "load", torch.tensor([1.4, -1.0, torch.nan]))
+    trace.show(2, "scores", torch.ones(4, 3))
+    for rule in ("causal", "topk"):
+        histograms.watch(rule)(torch.zeros(2, 8, dtype=torch.int64), trace)
+    found = histograms.as_dict()
+    check_routing(found)
+    assert [(layer["layer"], layer["gates"]) for layer in found["causal"]["depth"]] == [(1, None)]
+    assert found["causal"]["experts"] == [{"layer": 2, "load": [1, 0, 0], "scores": None}]

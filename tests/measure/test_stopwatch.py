@@ -1,0 +1,155 @@
+"""What is on the clock, and what is not; on a made-up GPU and a made-up machine."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from modbench.measure import busy
+from modbench.measure.busy import Busy
+from modbench.measure.nvml import Gpu, Watched, open_gpu, throttling
+from modbench.measure.stopwatch import SHORTEST, CudaStopwatch, sampled
+
+
+class Ticking:
+    """A stopwatch by which each run takes ``seconds``."""
+
+    def __init__(self, seconds: float) -> None:
+        self.each = seconds
+
+    def seconds(self, run: Any) -> float:
+        run()
+        return self.each
+
+
+def test_a_short_run_is_repeated_until_a_sample_is_long_enough() -> None:
+    found = sampled(Ticking(SHORTEST / 5), lambda: None, samples=4)
+    assert found.loops == 8
+    assert found.seconds == pytest.approx([SHORTEST / 5] * 4)
+    assert sampled(Ticking(SHORTEST), lambda: None, samples=4).loops == 1
+
+
+def test_what_comes_between_runs_is_off_the_clock() -> None:
+    order: list[str] = []
+    sampled(
+        Ticking(1.0),
+        lambda: order.append("run"),
+        samples=2,
+        warm_up=1,
+        before=lambda: order.append("before"),
+        begin=lambda: order.append("begin"),
+        after=lambda: order.append("after"),
+    )
+    run = ["before", "run"]
+    assert order == [*run, *run, "begin", *run, "after", *run, "after"]
+
+
+def test_a_gpus_cache_is_flushed_before_each_run_and_its_stream_awaited() -> None:
+    order: list[str] = []
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            order.append("record")
+
+        def synchronize(self) -> None:
+            order.append("wait")
+
+        def elapsed_time(self, end: "Event") -> float:
+            return 250.0
+
+    cuda = SimpleNamespace(Event=Event, synchronize=lambda: order.append("wait for all"))
+    watch = CudaStopwatch(cuda, lambda: order.append("flush"))
+    assert watch.seconds(lambda: order.append("run")) == 0.25
+    assert order == ["flush", "wait for all", "record", "run", "record", "wait"]
+
+
+class Nvml:
+    """The module pynvml of a made-up GPU, whose clock falls and is slowed down at the second look."""
+
+    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
+    NVMLError = RuntimeError
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def nvmlDeviceGetClockInfo(self, handle: str, clock: int) -> int:  # noqa: N802
+        return 2000 - 100 * self.looks if clock == self.NVML_CLOCK_SM else 1500
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:  # noqa: N802
+        self.looks += 1
+        return 0x01 if self.looks == 1 else 0x24
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
+        if handle == "old":
+            raise RuntimeError
+        return 12_500
+
+
+def test_clocks_throttling_and_energy_are_what_nvml_tells() -> None:
+    gpu, watched = Gpu(Nvml(), "new"), Watched()
+    gpu.look(watched)
+    assert watched.as_dict()["throttled"] == []
+    gpu.look(watched)
+    assert watched.as_dict() == {
+        "clock_mhz": [1900, 2000],
+        "memory_clock_mhz": [1500, 1500],
+        "throttled": ["power cap", "software thermal slowdown"],
+    }
+    assert gpu.joules() == 12.5
+    assert Gpu(Nvml(), "old").joules() is None
+
+
+def test_an_idle_gpu_and_clocks_set_by_hand_are_no_throttling() -> None:
+    assert throttling(0x01 | 0x02 | 0x10 | 0x100) == []
+    assert throttling(0x88) == ["hardware slowdown", "power brake"]
+
+
+def test_where_nvml_cannot_be_asked_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert open_gpu(torch.device("cpu")) == (None, "no GPU")
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
+    assert open_gpu(torch.device("cuda")) == (None, "pynvml is not installed")
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, place: Path, *, load: float, busy_ticks: int) -> Busy:
+    """A machine of two cores that a process watches for ten seconds, all its own work being 4."""
+    stat, clock, own = place / "stat", [100.0], [1.0]
+    monkeypatch.setattr(busy, "_STAT", stat)
+    monkeypatch.setattr(busy, "usable_cores", lambda: {0, 2})
+    monkeypatch.setattr(busy.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(busy.os, "sysconf", lambda name: 100)
+    monkeypatch.setattr(busy.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(busy.time, "process_time", lambda: own[0])
+
+    def write(ticks: int) -> None:
+        lines = [
+            "cpu  9 9 9 9 9 9 9 9 0 0",
+            f"cpu0 {ticks} 0 0 7 7 0 0 0 0 0",
+            "cpu1 5 0 0 0 0 0 0 0 0 0",
+        ]
+        stat.write_text("\n".join([*lines, "cpu2 0 0 0 0 0 0 0 0 0 0", "intr 5"]))
+
+    write(0)
+    watch = Busy()
+    write(busy_ticks)
+    clock[0], own[0] = 110.0, 5.0
+    return watch
+
+
+def test_other_peoples_work_is_what_the_cores_did_without_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    state = machine(monkeypatch, tmp_path, load=0.5, busy_ticks=1000).state(threads=1)
+    assert state["others"] == 0.6
+    assert not state["overloaded"]
+    assert machine(monkeypatch, tmp_path, load=0.5, busy_ticks=1000).state(threads=2)["overloaded"]
+
+
+def test_a_load_above_the_cores_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    quiet = machine(monkeypatch, tmp_path, load=2.0, busy_ticks=400).state(threads=2)
+    assert (quiet["others"], quiet["overloaded"]) == (0.0, False)
+    assert machine(monkeypatch, tmp_path, load=2.5, busy_ticks=400).state(threads=2)["overloaded"]

@@ -1,0 +1,253 @@
+"""What `modbench time` times: each case is the case that it says, and spends what it says.
+
+B sequences, T tokens.
+"""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from modbench.errors import UserError
+from modbench.flops.ledger import Load
+from modbench.measure import cases, footprint
+from modbench.measure.cases import Case, inference_cases, training_cases
+from modbench.measure.ceiling import ceilings, gemm_shapes
+from modbench.measure.clock import balance, timed
+from modbench.measure.stopwatch import HostStopwatch
+from modbench.measure.subject import Subject
+from modbench.measure.time_config import TimeConfig
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder
+
+SHAPE = {"vocabulary": 97, "width": 32, "layers": 4, "heads": 4, "mlp_width": 64}
+TIME = {
+    "samples": 3,
+    "warm_up": 0,
+    "prefill": [24],
+    "decode_past": [8, 30],
+    "decode_batches": [1, 3],
+    "decode_tokens": 8,
+}
+
+
+def subject(router: str = "vanilla", **changes: Any) -> Subject:
+    return Subject.of(
+        {
+            "router": {"name": router, "options": {}},
+            "model": SHAPE,
+            "train": {"sequence": 32, "batch": 2, "precision": "float32"},
+            "time": {**TIME, **changes},
+        }
+    )
+
+
+def all_cases(of: Subject, model: Decoder) -> list[Case]:
+    found = list(training_cases(model, of.time, of.train, of.dtype))
+    return found + list(inference_cases(model, of.time, of.dtype))
+
+
+@pytest.mark.parametrize("router", ["vanilla", "mod", "token_choice", "expert_choice", "relu_routing"])
+def test_each_case_spends_what_is_promised(router: str) -> None:
+    of = subject(router)
+    model = of.build()
+    names = []
+    for case in all_cases(of, model):
+        case.before()
+        flops = case.flops(model, case.run())
+        assert flops["realised"] == flops["nominal"] == flops["dispatched"]
+        load = Load.uniform(case.sequences, case.tokens, case.phase, case.past)
+        assert flops["nominal"]["model"] == model.ledger(load).total("model")
+        names.append(case.name)
+    decoding = [f"decode after {past} x {n}" for n in (1, 3) for past in (8, 30)]
+    assert names == ["forward", "train", "prefill 24 x 1", *decoding]
+
+
+def test_decoding_goes_on_from_the_same_place_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = subject("mod", decode_past=[8], decode_batches=[2])
+    model = of.build()
+    (case,) = (case for case in inference_cases(model, of.time, of.dtype) if case.phase == "decode")
+    read: list[list[int]] = []
+    right = cases._read
+
+    def watch(run: Any, tokens_BT: torch.Tensor, cache: Any, *rest: Any, **more: Any) -> Any:
+        read.append(list(cache.read))
+        return right(run, tokens_BT, cache, *rest, **more)
+
+    monkeypatch.setattr(cases, "_read", watch)
+    for _ in range(2):
+        case.before()
+        case.run()
+    assert read == [[past] * 2 for past in range(8, 16)] * 2
+
+
+def test_decoding_computes_what_a_full_pass_would() -> None:
+    of = subject("vanilla", decode_past=[8], decode_batches=[2])
+    model = of.build()
+    seen: list[torch.Tensor] = []
+    model.register_forward_hook(lambda module, given, out: seen.append(out))
+    (case,) = (case for case in inference_cases(model, of.time, of.dtype) if case.phase == "decode")
+    case.run()
+    tokens_BT = cases.made_up(model, 2, 16)
+    with torch.no_grad():
+        whole_BTV = model(tokens_BT, Context(selection="causal"))
+    assert torch.allclose(seen[-2], whole_BTV[:, -1:], atol=1e-5)
+
+
+def test_training_takes_a_step() -> None:
+    of = subject("token_choice")
+    model = of.build()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    for case in training_cases(model, of.time, of.train, of.dtype):
+        case.run()
+        moved = [
+            name for name, value in model.named_parameters() if not torch.equal(value, before[name])
+        ]
+        assert bool(moved) == (case.phase == "train")
+        assert model.training == (case.phase == "train")
+    assert set(moved) == set(before)
+
+
+def test_balance_is_told_as_it_was() -> None:
+    tokens_BT = torch.randint(97, (2, 32))
+    traces = {}
+    for router, forced in (("vanilla", True), ("mod", True), ("mod", False)):
+        context = Context(forced_balance=forced)
+        subject(router).build()(tokens_BT, context)
+        traces[router, forced] = context.trace
+    assert balance([traces["vanilla", True]]) == "nothing routed"
+    assert balance([traces["vanilla", True], traces["mod", True]]) == "forced"
+    assert balance([traces["mod", False]]) == "as routed"
+
+
+def test_all_of_it_is_timed_and_the_machine_watched() -> None:
+    events: list[dict[str, Any]] = []
+    found = timed("time", subject("mod", decode_past=[8], decode_batches=[1]), 1, events.append)
+    assert [case["name"] for case in found["cases"]] == [
+        *("forward", "train", "prefill 24 x 1"),
+        "decode after 8 x 1",
+    ]
+    assert all(len(case["seconds"]) == 3 and min(case["seconds"]) > 0 for case in found["cases"])
+    assert [event["step"] for event in events] == [1, 2, 3, 4]
+    assert events[-1]["steps"] == 4
+    assert (found["balance"], found["compiled"]) == ("forced", False)
+    assert found["cases"][0]["joules"] is found["cases"][0]["gpu"] is None
+    assert found["machine"]["nvml"] == "no GPU"
+
+
+@pytest.mark.parametrize(("asked", "compiled"), [("on", True), ("off", False), ("auto", False)])
+def test_layers_are_compiled_where_it_is_asked_for_but_for_decoding(
+    asked: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers: list[Any] = []
+    stances: list[str] = []
+
+    def set_stance(stance: str) -> Any:
+        stances.append(stance)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer, *, dynamic: layers.append(layer))
+    monkeypatch.setattr(torch.compiler, "set_stance", set_stance)
+    of = subject("mod", compile=asked, decode_batches=[1], decode_past=[8])
+    model = of.build()
+    cases.compile_layers(model, of.time)
+    assert layers == (list(model.layers) if compiled else [])
+    for case in all_cases(of, model):
+        stances.clear()
+        case.run()
+        assert stances == (["force_eager"] if compiled and case.phase == "decode" else [])
+
+
+def test_ceilings_are_of_the_models_own_matmuls() -> None:
+    found = ceilings(subject(), HostStopwatch(), copied=2**16)
+    sizes = {g["component"]: (g["rows"], g["inner"], g["columns"]) for g in found["gemm"]}
+    assert sizes == {
+        "attention.qkv": (64, 32, 96),
+        "attention.out": (64, 32, 32),
+        "mlp up": (64, 32, 128),
+        "mlp down": (64, 64, 32),
+        "head": (64, 32, 97),
+    }
+    assert {g["dtype"] for g in found["gemm"]} == {"float32"}
+    assert min(g["flops_per_second"] for g in found["gemm"]) > 0
+    assert found["copy_bytes_per_second"] > 0
+
+
+def test_the_shapes_are_what_a_dense_model_multiplies() -> None:
+    of = subject()
+    rows = of.train.batch * of.train.sequence
+    spent = of.build().ledger(Load.uniform(of.train.batch, of.train.sequence)).by_component("model")
+    shapes = gemm_shapes(of.config)
+    each = {name: 2 * rows * inner * columns for name, (inner, columns) in shapes.items()}
+    assert spent["head"] == each["head"]
+    assert spent["attention.qkv"] == 4 * each["attention.qkv"]
+    assert spent["attention.out"] == 4 * each["attention.out"]
+    assert spent["mlp"] == 4 * (each["mlp up"] + each["mlp down"])
+
+
+@pytest.mark.parametrize("router", ["vanilla", "mod", "token_choice"])
+def test_memory_is_split_exactly_and_predicted_so(router: str) -> None:
+    of = subject(router)
+    measured, predicted = footprint.training_footprint(of), footprint.predicted_training(of)
+    model = of.build()
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert measured["parameters"] == measured["gradients"] == weights
+    steps = 4 * len(list(model.parameters()))  # AdamW counts the steps of each parameter
+    assert measured["optimizer"] == 2 * weights + steps
+    parts = ("parameters", "gradients", "optimizer")
+    assert predicted == predicted | {part: measured[part] for part in parts[:2]}
+    for found in (measured, predicted):
+        assert found["peak"] == sum(found[part] for part in (*parts, "activations"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("router", ["vanilla", "mod", "mode_staged"])
+def test_the_cache_is_predicted_to_the_byte(router: str, precision: str) -> None:
+    of = subject(router)
+    if precision == "bfloat16":
+        of = replace(of, dtype=torch.bfloat16)
+    measured, predicted = footprint.inference_footprint(of), footprint.predicted_inference(of)
+    for part in ("parameters", "cache"):
+        assert measured[part] == predicted[part]
+    assert footprint.largest_prefill(of) == (3, 30)
+    if router == "vanilla":
+        width = 4 if precision == "float32" else 2
+        assert measured["cache"] == 3 * 30 * 4 * 2 * 32 * width
+    assert predicted["peak"] == sum(predicted[part] for part in ("parameters", "cache", "activations"))
+
+
+def test_a_cells_peak_can_be_predicted() -> None:
+    cell = {
+        "router": {"name": "mod", "options": {}},
+        "model": SHAPE,
+        "train": {"budget": 10**9, "sequence": 32, "batch": 2, "precision": "float32"},
+    }
+    assert footprint.predicted_peak(cell) == footprint.predicted_training(subject("mod"))["peak"]
+    assert footprint.predicted_peak({**cell, "router": {"name": "none", "options": {}}}) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"repetitions": 0}, "repetitions is 0; it must be 1 or more"),
+        ({"repetitions": 1, "samples": 2}, "they must multiply to 3 or more"),
+        ({"prefill": (0,)}, "prefill is [0]; each must be 1 or more"),
+        ({"decode_past": (8, 8)}, "decode_past is [8, 8]; an entry appears twice"),
+        ({"decode_batches": ()}, "decode_batches is empty"),
+        ({"compile": "perhaps"}, "compile is 'perhaps'"),
+        ({"threads": -1}, "threads is -1"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence.replace("[", r"\[").replace("]", r"\]")):
+        TimeConfig(**change)
+
+
+def test_lengths_follow_from_the_sequence_unless_they_are_given() -> None:
+    plain = TimeConfig().resolved(256)
+    assert (plain.prefill, plain.decode_past) == ((64, 256), (32, 128, 256))
+    assert TimeConfig(prefill=(7,)).resolved(256).prefill == (7,)
+    assert TimeConfig().resolved(1).decode_past == (1,)
+    assert "repetitions" not in plain.of_a_process()

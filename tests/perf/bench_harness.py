@@ -1,0 +1,86 @@
+"""What a cell's training costs besides its steps and evaluations: data, learning rate, counting,
+progress, checkpoints."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from interleaved import now
+from pytest_benchmark.fixture import BenchmarkFixture
+from targets import Reach
+from training import DTYPES
+
+from modbench.flops.ledger import Load
+from modbench.measure.loss import heldout_loss, heldout_windows
+from modbench.model.config import ModelConfig
+from modbench.model.decoder import Decoder, build_model
+from modbench.model.registry import build_router
+from modbench.train import loop
+from modbench.train.batches import Batches
+from modbench.train.config import TrainConfig
+
+#: As in the suite quick.
+SHAPE = ModelConfig(vocabulary=2048, width=128, layers=4, heads=4)
+SEQUENCES, TOKENS, CURVE_TOKENS = 4, 256, 4096
+#: About as many as there, if routing is what the options promise.
+STEPS = 200
+
+
+class Clocked:
+    """``run``, and the seconds spent in it."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self._run, self.seconds = run, 0.0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        start = now()
+        result = self._run(*args, **kwargs)
+        self.seconds += now() - start
+        return result
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+# The last of them routes another number of tokens in each step, and is counted anew.
+@pytest.mark.parametrize("router", ["vanilla", "mod", "threshold_skip"])
+@pytest.mark.usefixtures("as_in_a_cell")
+def test_time_between_steps(
+    router: str,
+    precision: str,
+    benchmark: BenchmarkFixture,
+    reach: Reach,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text_N = np.random.default_rng(0).integers(SHAPE.vocabulary, size=300_000)
+    windows_WT = heldout_windows(text_N, sequence=TOKENS, tokens=CURVE_TOKENS)
+    token_bytes_V = np.ones(SHAPE.vocabulary, dtype=np.int64)
+    batches = Batches(text_N, sequence=TOKENS, batch=SEQUENCES, seed=0)
+    model = build_model(SHAPE, build_router(router))
+    budget = STEPS * model.ledger(Load.uniform(SEQUENCES, TOKENS, "train")).total()
+    config = TrainConfig(budget=budget, sequence=TOKENS, batch=SEQUENCES)
+
+    def heldout(model: Decoder) -> float:
+        return heldout_loss(model, windows_WT, token_bytes_V, selection="causal").nats_per_token
+
+    steps, evaluations = Clocked(loop.training_step), Clocked(heldout)
+    monkeypatch.setattr(loop, "training_step", steps)
+
+    def train() -> None:
+        loop.train_model(
+            model,
+            batches,
+            config,
+            dtype=DTYPES[precision],
+            evaluate=evaluations,
+            folder=tmp_path,
+            say=lambda event: None,
+        )
+
+    benchmark.pedantic(train, rounds=1, iterations=1)
+    whole = benchmark.stats.stats.total
+    between = 100 * (whole - steps.seconds - evaluations.seconds) / whole
+    reach(f"harness between steps, of a cell's training, {router}, {precision}", between, 2, "%")
+    curve = 100 * evaluations.seconds / whole
+    reach.shown(f"learning curve, of a cell's training, {router}, {precision}", curve, "%")

@@ -1,0 +1,86 @@
+"""Expert layers against the dense MLP that spends the same on each token, forward and backward.
+
+B sequences, T tokens, D model width.
+"""
+
+import pytest
+import torch
+from interleaved import InTurns, Way
+from targets import Reach
+from torch import Tensor
+from training import DTYPES
+
+from modbench.model.block import FeedForward
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.registry import build_router
+from modbench.model.router import Router
+from modbench.train.numerics import autocast
+
+SEQUENCES, TOKENS, WIDTH, EXPERT_WIDTH = 4, 512, 256, 1024
+#: Two experts of each token are as wide as the dense MLP.
+SHAPE = ModelConfig(width=WIDTH, layers=2, heads=4, mlp_width=2 * EXPERT_WIDTH)
+#: Of the direction that all tokens of a batch share, beside noise of 1: an expert's load then moves from
+#: step to step by about a quarter of an even one, as it does when text is learnt.
+SHARED = 0.2
+
+
+class Stream:
+    """The normalised stream before a layer and the gradient after it, new ones at each call."""
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """(B, T, D) each."""
+        noise_BTD, dy_BTD = (
+            self._normal(SEQUENCES, TOKENS, WIDTH),
+            self._normal(SEQUENCES, TOKENS, WIDTH),
+        )
+        x_BTD = noise_BTD + SHARED * self._normal(WIDTH)
+        return x_BTD.requires_grad_(), dy_BTD
+
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self._generator)
+
+
+def feed_forward(router: Router) -> FeedForward:
+    """What stands after attention in a first block of ``router``, in training."""
+    block = router.build_layer(SHAPE, 0)
+    for module in block.modules():
+        initialise = getattr(module, "initialise", None)
+        if callable(initialise):
+            initialise(0)
+    return block.feed_forward.train()
+
+
+def forward_and_backward(layer: FeedForward, dtype: torch.dtype) -> Way:
+    def run(x_BTD: Tensor, dy_BTD: Tensor) -> None:
+        context = Context()
+        with autocast(dtype, x_BTD.device):
+            y_BTD = layer(x_BTD, context)
+        roots: list[Tensor] = [y_BTD]
+        gradients: list[Tensor | None] = [dy_BTD.to(y_BTD.dtype)]
+        losses = context.trace.auxiliary_loss()
+        if isinstance(losses, Tensor):
+            roots.append(losses)
+            gradients.append(None)
+        torch.autograd.backward(roots, gradients)
+        layer.zero_grad(set_to_none=True)
+        x_BTD.grad = None
+
+    return run
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("name", ["token_choice", "expert_choice"])
+def test_experts_against_a_dense_mlp(name: str, precision: str, in_turns: InTurns, reach: Reach) -> None:
+    dtype = DTYPES[precision]
+    routed = feed_forward(build_router(name, {"expert_width": EXPERT_WIDTH}))
+    dense = feed_forward(build_router("vanilla"))
+    ways = {
+        name: forward_and_backward(routed, dtype),
+        "dense": forward_and_backward(dense, dtype),
+    }
+    turns = in_turns(ways, Stream())
+    reach(f"{name} layer over a dense MLP, time, {precision}", turns.ratios(name, "dense"), 1.10, "x")

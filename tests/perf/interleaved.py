@@ -1,0 +1,69 @@
+"""Ways of doing a thing, timed in turns, so that a neighbour's load on the machine hits all alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+#: Takes what the turn's draw gave.
+Way = Callable[..., object]
+WARM_UP = 2
+
+
+def now() -> float:
+    """Seconds, once the GPU has done all that it was given. The timer of all benchmarks."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turns:
+    """Seconds of each way, turn by turn."""
+
+    seconds: Mapping[str, Sequence[float]]
+
+    def __len__(self) -> int:
+        return min(map(len, self.seconds.values()))
+
+    def ratios(self, way: str, other: str) -> list[float]:
+        """Of each turn, how many times as long ``way`` took as ``other`` beside it."""
+        return [a / b for a, b in zip(self.seconds[way], self.seconds[other], strict=True)]
+
+    def median(self, way: str) -> float:
+        return statistics.median(self.seconds[way])
+
+
+class InTurns:
+    """Times ways in turns: for ``seconds`` in all, and ``turns`` turns at least."""
+
+    def __init__(self, benchmark: BenchmarkFixture, *, seconds: float, turns: int) -> None:
+        self._benchmark, self._seconds, self._turns = benchmark, seconds, turns
+
+    def __call__(self, ways: Mapping[str, Way], draw: Callable[[], tuple[Any, ...]] = tuple) -> Turns:
+        """Each turn draws arguments anew, which isn't timed, and calls every way with them. The first
+        way's times are the benchmark's."""
+        first, *others = ways
+        for _ in range(WARM_UP):
+            drawn = draw()
+            start = now()
+            for way in ways.values():
+                way(*drawn)
+            each = now() - start
+        turns = max(self._turns, int(self._seconds / each))
+        seconds: dict[str, list[float]] = {name: [] for name in others}
+
+        def time_others() -> tuple[tuple[Any, ...], dict[str, Any]]:
+            drawn = draw()
+            for name in others:
+                start = now()
+                ways[name](*drawn)
+                seconds[name].append(now() - start)
+            return drawn, {}
+
+        self._benchmark.pedantic(ways[first], setup=time_others, rounds=turns, iterations=1)
+        return Turns(seconds={first: list(self._benchmark.stats.stats.data), **seconds})

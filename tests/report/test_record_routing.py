@@ -1,0 +1,95 @@
+"""What a record keeps of its routing: what is refused, and what several seeds say together."""
+
+from dataclasses import replace
+
+import pytest
+
+from modbench.errors import UserError
+from modbench.report.record import Record
+from modbench.report.routing import added_weights, busiest_first, check_routing, pooled
+
+
+def _set(value, path, new):
+    *way, last = path
+    for step in way:
+        value = value[step]
+    value[last] = new
+
+
+def test_routing_survives_its_records_line(fakes):
+    record = fakes.make_record(routing=fakes.make_routing(experts=(0,)))
+    assert Record.from_line(record.line()).routing == record.routing
+
+
+def test_a_record_of_routing_that_contradicts_itself_is_refused(fakes):
+    broken = fakes.make_routing()
+    broken["causal"]["entered"] = [1, 2, 3]
+    with pytest.raises(UserError, match="routing causal entered adds up to 6 of 100 tokens"):
+        replace(fakes.make_record(), routing=broken)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        (("windows",), "10", "routing field 'windows' is '10'; it must be of type int"),
+        (("windows",), 0, "has no tokens"),
+        (("edges",), [0, 5, 11], r"routing edges are \[0, 5, 11\]; they must rise from 0 to 10"),
+        (("edges",), [0, 5, 5, 10], "must rise"),
+        (("edges",), [], "must rise"),
+        (("ids",), [7, 3, 5, 7], "routing ids has an id twice"),
+        (("ids",), [7, 3, 5, 1.5], "routing ids must be a list of whole numbers"),
+        (("texts",), ["a", "b", "c", 1], "routing texts must be 4 texts"),
+        (("seen",), [1, 2, 3], "routing seen has 3 numbers; it must have 4"),
+        (("topk",), None, "routing field 'topk' is None"),
+        (("topk", "entred"), [], "routing topk has the unknown field 'entred'; did you mean"),
+        (("topk", "depth", 0, "routed"), [1], r"topk depth\[0\] routed has 1 numbers; it must have 2"),
+        (("topk", "depth", 0, "routed"), [True, 1], "whole numbers"),
+        (("topk", "depth", 1, "gates"), {"first": 0}, r"topk depth\[1\] gates lacks the field"),
+        (("topk", "depth", 1, "gates", "all"), [1] * 41, "all has 41 bins; it must have 1 to 40"),
+        (("topk", "depth", 1, "gates", "selected"), [0, 51, 0], "selected has more in a bin than all"),
+        (
+            ("topk", "experts", 0, "load"),
+            [-1],
+            r"topk experts\[0\] load must be a list of whole",
+        ),
+        (("topk", "routed"), [101, 0, 0, 0], "id 7, seen 50 times, entered 2 layers 101 times"),
+    ],
+)
+def test_a_wrong_field_of_routing_is_named(fakes, path, value, sentence):
+    routing = fakes.make_routing(experts=(0,))
+    check_routing(routing)
+    _set(routing, path, value)
+    with pytest.raises(UserError, match=sentence):
+        check_routing(routing)
+
+
+def test_several_seeds_are_added_up(fakes):
+    one, other = fakes.make_routing(), fakes.make_routing(routed=(10, 0, 16, 0))
+    found = pooled([one, other], "causal")
+    assert (found["windows"], found["sequence"], found["edges"]) == (20, 10, [0, 5, 10])
+    assert [layer["routed"] for layer in found["depth"]] == [[8, 12]] * 2
+    assert found["depth"][0]["gates"]["selected"] == [0, 4, 16]
+    assert found["entered"] == [160, 40, 0]
+    assert found["tokens"] == [(" the", 100, 100), ("\n", 40, 6), ("|", 32, 16), ("", 8, 4)]
+
+
+def test_seeds_whose_bins_differ_are_added_in_the_wider_ones():
+    fine = {"exponent": -1, "first": -3, "all": [1, 2, 4], "selected": [0, 1, 4]}  # from -1.5 to 0
+    wide = {"exponent": 0, "first": -1, "all": [10, 20], "selected": [0, 5]}  # from -1 to 1
+    total = {"exponent": 0, "first": -2, "all": [1, 16, 20], "selected": [0, 5, 5]}
+    assert added_weights([fine, wide]) == added_weights([wide, fine]) == total
+
+
+def test_seeds_far_apart_need_wider_bins_than_any_of_them():
+    low = {"exponent": 0, "first": -39, "all": [1] * 40, "selected": [0] * 40}
+    high = {"exponent": 0, "first": 0, "all": [1] * 40, "selected": [1] * 40}
+    total = added_weights([low, high])
+    assert (total["exponent"], total["first"], len(total["all"])) == (1, -20, 40)
+    assert (sum(total["all"]), sum(total["selected"])) == (80, 40)
+
+
+def test_experts_are_ordered_before_seeds_are_added_up(fakes):
+    one = fakes.make_routing((), (0,), load=(10, 40, 30, 20))
+    other = fakes.make_routing((), (0,), load=(50, 25, 15, 10))
+    assert busiest_first([one, other], "causal") == {0: ([90, 55, 35, 20], [])}
+    assert busiest_first([one, other], "causal", no_ops=2) == {0: ([90, 35], [45, 30])}

@@ -1,0 +1,240 @@
+"""From lines of timings to rows: what is held against what, what is left out, what is refused."""
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from timings_made_up import ceiling, cell_of, make_case, make_timing, timed, weighed
+
+from modbench.errors import UserError
+from modbench.report.page import write_report
+from modbench.report.store import ShardWriter
+from modbench.report.timing import TIMINGS, Timing, newest_run, read_timings
+from modbench.report.timing_page import timing_page
+from modbench.report.timing_rows import CaseRow
+from modbench.report.timing_table import TimingTable
+
+THROTTLED = ("power cap",)
+
+
+def rows_of(*timings: Timing) -> dict[tuple[str, str], CaseRow]:
+    (group,) = TimingTable.of(timings).groups
+    return {(row.label, row.case): row for row in group.cases}
+
+
+def row_of(*timings: Timing) -> CaseRow:
+    (row,) = rows_of(*timings).values()
+    return row
+
+
+def test_a_line_survives_its_own_line() -> None:
+    timing = timed("vanilla", make_case())
+    assert Timing.from_line(timing.line()) == timing
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"key": "0" * 16}, "its cell's key is"),
+        ({"kind": "weight"}, "kind 'weight' is not known"),
+        ({"kind": "ceiling"}, "a ceiling has no router"),
+        ({"measured": {}}, "measured lacks the field 'cases'"),
+        ({"status": "oom"}, "status is oom and error is empty"),
+        ({"schema": 2}, "schema is 2 and this modbench reads 1"),
+    ],
+)
+def test_a_line_that_cannot_be_is_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        replace(timed("vanilla", make_case()), **change)
+
+
+def test_samples_of_all_processes_count_together() -> None:
+    row = row_of(
+        timed("vanilla", make_case(seconds=(1.0, 1.02))),
+        timed("vanilla", make_case(seconds=(1.04, 1.06)), repetition=2),
+    )
+    assert (row.seconds_median, row.n, row.processes) == (1.03, 4, 2)
+    assert row.seconds_iqr == pytest.approx(0.03)
+    assert row.stable
+    assert row.flags == ""
+
+
+def test_realised_efficiency_is_speed_up_achieved_over_promised() -> None:
+    rows = rows_of(
+        timed("vanilla", make_case(seconds=(0.4,) * 4, flops=4000)),
+        timed("mod", make_case(seconds=(0.25,) * 4, flops=2000)),
+    )
+    row = rows["mod", "forward"]
+    assert row.speed_up == pytest.approx(1.6)
+    assert row.promised_speed_up == 2.0
+    assert row.realised_efficiency == pytest.approx(0.8)
+    assert rows["vanilla", "forward"].realised_efficiency == 1.0
+
+
+def test_without_a_dense_row_there_is_no_efficiency() -> None:
+    assert row_of(timed("mod", make_case())).realised_efficiency is None
+    rows = rows_of(timed("mod", make_case("prefill 8 x 1")), timed("vanilla", make_case()))
+    assert rows["mod", "prefill 8 x 1"].realised_efficiency is None
+
+
+def test_utilisation_is_over_the_fastest_matmul_of_the_rows_dtype() -> None:
+    row = row_of(
+        timed("vanilla", make_case(flops=10**9, seconds=(0.01,) * 4)),
+        ceiling(4e11),
+        ceiling(2e11, repetition=2),
+    )
+    assert row.ceiling == 4e11
+    assert row.flops_per_second == pytest.approx((10**9 + 5) / 0.01)
+    assert row.utilisation == pytest.approx(0.25, rel=1e-6)
+
+
+def test_throttled_processes_are_left_out_of_everything() -> None:
+    rows = rows_of(
+        timed("vanilla", make_case(throttled=())),
+        timed("vanilla", make_case(seconds=(9.0,) * 4, throttled=THROTTLED), repetition=2),
+        timed("mod", make_case(throttled=THROTTLED)),
+    )
+    vanilla, mod = rows["vanilla", "forward"], rows["mod", "forward"]
+    assert (vanilla.seconds_median, vanilla.n, vanilla.processes) == (0.1, 4, 1)
+    assert vanilla.flags == "throttled in 1 of 2 processes (power cap): left out"
+    assert (mod.status, mod.seconds_median, mod.realised_efficiency) == ("invalid", None, None)
+    assert "mod, forward: invalid" in timing_page(
+        TimingTable.of([timed("mod", make_case(throttled=THROTTLED))])
+    )
+
+
+def test_a_machine_with_other_work_is_flagged() -> None:
+    row = row_of(timed("mod", make_case(), overloaded=True), timed("mod", make_case(), repetition=2))
+    assert row.flags == "the machine's load exceeded its cores in 1 of 2 processes"
+    assert row.seconds_median is not None
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        make_case(seconds=(1.0, 1.0, 1.0, 1.6)),
+        make_case(seconds=(0.0005,) * 4),
+        make_case(seconds=(1.0, 1.0, 1.3, 0.7)),
+    ],
+    ids=["an extreme", "too short", "spread"],
+)
+def test_a_case_says_when_it_is_unstable(case: dict[str, Any]) -> None:
+    row = row_of(timed("mod", case))
+    assert (row.stable, row.flags) == (False, "unstable")
+    assert "(unstable)" in timing_page(TimingTable.of([timed("mod", case)]))
+
+
+def test_a_short_run_that_was_repeated_is_no_short_sample() -> None:
+    assert row_of(timed("mod", make_case(seconds=(0.0005,) * 4, loops=2))).stable
+
+
+def test_out_of_memory_is_a_row_with_the_size() -> None:
+    words = "out of memory, asked for 123 bytes (x)"
+    bad = {"status": "oom", "error": words, "asked_bytes": 123}
+    timings = [
+        make_timing("time", cell_of("mod"), {}, **bad),
+        make_timing("training_memory", cell_of("mod"), {}, **bad),
+        timed("vanilla", make_case()),
+    ]
+    row = rows_of(*timings)["mod", "all"]
+    assert (row.status, row.asked_bytes, row.seconds_median) == ("oom", 123, None)
+    page = timing_page(TimingTable.of(timings))
+    assert f"mod, all: oom: {words}" in page
+    assert f"mod, memory of training: {words}" in page
+    assert "oom, asked for 0.0" in page
+
+
+def test_memory_is_held_against_its_prediction() -> None:
+    table = TimingTable.of([weighed("mod", 1100, 1000)])
+    parts = {row.part: row for row in table.groups[0].memory}
+    assert parts["peak"].difference == pytest.approx(0.1)
+    assert parts["gradients"].difference == 0.0
+    assert "| 0.0 / 0.0 | +10.0 |" in timing_page(table)
+
+
+def test_timings_of_two_machines_are_refused_by_name() -> None:
+    other = {"cpu": "Another CPU", "cores": 64}
+    with pytest.raises(UserError, match="different machines") as raised:
+        TimingTable.of([timed("vanilla", make_case()), timed("mod", make_case(), environment=other)])
+    assert "cpu Imaginary CPU, cores 2" in str(raised.value)
+    assert "cpu Another CPU, cores 64" in str(raised.value)
+
+
+def test_balance_as_routed_is_told() -> None:
+    page = timing_page(TimingTable.of([timed("mine", make_case(), balance="as routed")]))
+    assert "mine, balance as routed" in page
+    assert "balance as routed" not in timing_page(TimingTable.of([timed("mod", make_case())]))
+
+
+def test_the_newest_run_counts_and_of_a_job_done_twice_what_went_well() -> None:
+    failed = {"status": "failed", "error": "broke", "measured": {}}
+    late = {"started": "2026-01-02T00:00:00+00:00", "finished": "2026-01-02T00:01:00+00:00"}
+    later = {"started": "2026-01-03T00:00:00+00:00", "finished": "2026-01-03T00:01:00+00:00"}
+    old = timed("vanilla", make_case())
+    good = timed("mod", make_case(), run="run-2", **late)
+    bad = make_timing("time", cell_of("mod"), run="run-2", **{**later, **failed})
+    assert newest_run([old, good, bad]) == newest_run([bad, good, old]) == [good]
+    first = make_timing("time", cell_of("mod"), run="run-2", **{**late, **failed})
+    assert newest_run([first, timed("mod", make_case(), run="run-2", **later)])[0].status == "ok"
+
+
+def write(folder: Path, timings: list[Timing]) -> Path:
+    with ShardWriter(folder, TIMINGS) as shard:
+        for timing in timings:
+            shard.append(timing)
+    return folder
+
+
+TIMINGS_OF_A_RUN = [
+    timed("vanilla/small", make_case(), make_case("decode after 8 x 1", tokens=16)),
+    timed("mod/small", make_case(seconds=(0.08,) * 4, flops=7 * 10**8)),
+    ceiling(),
+    weighed("mod/small", 1100, 1000),
+]
+
+
+def test_the_report_follows_from_the_set_of_lines(tmp_path: Path) -> None:
+    one = write(tmp_path / "one", TIMINGS_OF_A_RUN)
+    many = tmp_path / "many"
+    for timing in reversed(TIMINGS_OF_A_RUN):
+        write(many, [timing, timing])
+    assert len(read_timings(many)) == 4
+    assert [path.read_bytes() for path in write_report(one)] == [
+        path.read_bytes() for path in write_report(many)
+    ]
+    names = {path.name for path in write_report(one)}
+    figures = {"realised_efficiency", "memory_predicted"}
+    pictures = {f"{name}.{ending}" for name in figures for ending in ("png", "svg")}
+    assert names == {"timings.csv", "memory.csv", "timings.md"} | pictures
+
+
+def test_the_csv_has_every_case_in_full(tmp_path: Path) -> None:
+    write_report(write(tmp_path, TIMINGS_OF_A_RUN))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "timings.csv").read_text())))
+    assert [(row["label"], row["case"]) for row in rows] == [
+        ("mod/small", "forward"),
+        ("vanilla/small", "forward"),
+        ("vanilla/small", "decode after 8 x 1"),
+    ]
+    assert float(rows[0]["realised_efficiency"]) == pytest.approx(1.25 * 0.7)
+    assert rows[0]["joules"] == ""
+    parts = list(csv.DictReader(io.StringIO((tmp_path / "memory.csv").read_text())))
+    assert [row["part"] for row in parts][-1] == "peak"
+
+
+def test_decoding_is_shown_by_step(tmp_path: Path) -> None:
+    page = timing_page(TimingTable.of([timed("mod", make_case("decode after 8 x 1", tokens=16))]))
+    assert "| mod | 6.25 ± 0.00 |" in page
+
+
+def test_sizes_stand_apart() -> None:
+    small, large = cell_of("mod/small"), {**cell_of("mod/large"), "model": {"width": 256}}
+    measured = timed("x", make_case()).measured
+    table = TimingTable.of([make_timing("time", cell, measured) for cell in (small, large)])
+    assert sorted(group.name for group in table.groups) == ["large", "small"]
+    page = timing_page(table)
+    assert "## small" in page
+    assert "## large" in page

@@ -1,0 +1,133 @@
+"""Under forced balance, what is routed is what the options promise, for any weights; and it is even.
+
+B sequences, T tokens.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from modbench.flops.ledger import Ledger, Load
+from modbench.model.cache import Cache
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context, Trace
+from modbench.model.decoder import Decoder, build_model
+from modbench.model.forced import even_experts, strided
+from modbench.model.registry import build_router, installed_modules, router_class
+from modbench.model.scores import share
+
+SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=384)
+
+NAMED = [
+    (name, preset)
+    for name in installed_modules()
+    for preset in ("", *router_class(name).presets)
+    if preset not in ("deepseek_v3",)  # 256 experts: the same code in more time
+]
+
+
+def model_of(name: str, preset: str, **options: object) -> Decoder:
+    given = {**router_class(name).presets.get(preset, {}), **options}
+    return build_model(SHAPE, build_router(name, given), seed=3)
+
+
+def forced(model: Decoder, tokens_BT: torch.Tensor, **fields: object) -> Trace:
+    context = Context(forced_balance=True, **fields)  # type: ignore[arg-type]
+    model(tokens_BT, context)
+    return context.trace
+
+
+@pytest.mark.parametrize("rule", ["topk", "causal"])
+@pytest.mark.parametrize(("name", "preset"), NAMED)
+def test_what_is_realised_is_what_is_promised(name: str, preset: str, rule: str) -> None:
+    model = model_of(name, preset)
+    tokens_BT = torch.randint(97, (3, 37))
+    with torch.no_grad():
+        trace = forced(model, tokens_BT, selection=rule)
+    load = Load.uniform(3, 37)
+    assert model.ledger(replace(load, counts=trace.counts)) == model.ledger(load)
+
+
+@pytest.mark.parametrize(("name", "preset"), NAMED)
+def test_decoding_step_by_step_spends_what_is_promised(name: str, preset: str) -> None:
+    model = model_of(name, preset).eval()
+    tokens_BT = torch.randint(97, (2, 32))
+    cache, parts = Cache(2), []
+    with torch.no_grad():
+        forced(model, tokens_BT[:, :19], selection="causal", cache=cache)
+        for place in range(19, 32):
+            past = tuple(cache.read)
+            trace = forced(model, tokens_BT[:, place : place + 1], selection="causal", cache=cache)
+            counts = trace.counts
+            parts.append(model.ledger(Load(lengths=(1, 1), phase="decode", past=past, counts=counts)))
+    assert Ledger.sum(parts) == model.ledger(Load.uniform(2, 13, "decode", past=19))
+
+
+@pytest.mark.parametrize(("name", "preset"), NAMED)
+def test_experts_get_equal_loads(name: str, preset: str) -> None:
+    model = model_of(name, preset)
+    loads = []
+    for rule in ("topk", "causal"):
+        with torch.no_grad():
+            trace = forced(model, torch.randint(97, (4, 64)), selection=rule)
+        loads += [
+            load_E for (_, shown), load_E in trace.tensors.items() if shown == "load" and len(load_E) > 2
+        ]
+    for load_E in loads:
+        assert load_E.max() - load_E.min() <= 1, load_E
+
+
+def test_without_it_the_scores_decide() -> None:
+    model = model_of("relu_routing", "")
+    context = Context()
+    model(torch.randint(97, (2, 32)), context)
+    assert not context.trace.forced
+    load = Load.uniform(2, 32)
+    assert model.ledger(replace(load, counts=context.trace.counts)) != model.ledger(load)
+
+
+def test_the_router_still_computes_and_learns() -> None:
+    model = model_of("token_choice", "")
+    context = Context(forced_balance=True)
+    model(torch.randint(97, (2, 32)), context).square().mean().backward()
+    assert context.trace.forced
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert "router" not in name or parameter.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["mod", "threshold_skip", "expert_threshold", "expert_choice"])
+def test_padding_is_never_let_in(name: str) -> None:
+    model = model_of(name, "")
+    lengths_B = torch.tensor([9, 24])
+    with torch.no_grad():
+        trace = forced(model, torch.randint(97, (2, 24)), selection="causal", lengths_B=lengths_B)
+    load = Load(lengths=(9, 24))
+    assert model.ledger(replace(load, counts=trace.counts)) == model.ledger(load)
+    for (_, shown), selected_BT in trace.tensors.items():
+        if shown == "selected":
+            assert not selected_BT[0, 9:].any()
+
+
+def test_a_stride_goes_on_where_it_was() -> None:
+    for capacity, among in ((0.125, 1), (0.3, 1), (2.0, 3), (1.0, 1)):
+        whole = strided(capacity, 0, 50, among)
+        assert whole == strided(capacity, 0, 13, among) + strided(capacity, 13, 37, among)
+        for tokens in range(51):
+            assert sum(whole[:tokens]) == (share(capacity, tokens, among) if tokens else 0)
+
+
+@pytest.mark.parametrize(("experts", "no_ops", "k"), [(8, 0, 2), (8, 8, 2), (5, 3, 4), (4, 1, 1)])
+def test_a_token_meets_experts_in_turn_and_none_twice(experts: int, no_ops: int, k: int) -> None:
+    none_NK = torch.empty(40, k, dtype=torch.long)
+    context = Context(forced_balance=True)
+    whole_NK = even_experts(none_NK, context, 0, experts, no_ops)
+    assert all(len(set(row)) == k for row in whole_NK.tolist())
+    assert torch.equal(whole_NK[7:], even_experts(none_NK[7:], context, 7, experts, no_ops))
+    flat = whole_NK.flatten()
+    for choices in range(len(flat)):
+        assert int((flat[:choices] < experts).sum()) == choices * experts // (experts + no_ops)
+    counts = flat.bincount(minlength=experts + no_ops).tolist()
+    for kind in (counts[:experts], counts[experts:] or [0]):
+        assert max(kind) - min(kind) <= 1

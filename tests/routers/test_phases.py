@@ -1,0 +1,182 @@
+"""Ledger equals counter to the integer in every phase, on values and on shapes, whatever is frozen.
+
+B sequences, T tokens.
+"""
+
+import dataclasses
+
+import layer_checks as checks
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modbench.errors import UserError
+from modbench.flops.counter import FlopCounter
+from modbench.flops.ledger import Ledger, Load
+from modbench.model.cache import Cache
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.decoder import build_model
+from modbench.model.registry import build_router, preset_options, router_class
+
+SCHEMES: dict[str, tuple[str, dict]] = {
+    "vanilla": ("vanilla", {}),
+    "token_choice": ("token_choice", {}),
+    "token_choice-top1": ("token_choice", {"top_k": 1, "renormalise": False, "expert_width": 5}),
+    "token_choice-z": ("token_choice", {"experts": 3, "top_k": 2, "z_loss": 0.1, "balance": 0.0}),
+    "expert_choice": ("expert_choice", {}),
+    "expert_choice-batch": ("expert_choice", {"pool": "batch", "capacity": 1.0}),
+    "mod": ("mod", {}),
+    "mod-aux": ("mod", {"causal": "aux_bce", "capacity": 0.4, "every": 1, "gate": "sigmoid"}),
+    "mod-threshold": ("mod", {"causal": "ema_threshold", "residual": "full", "capacity": 1.0}),
+    "mode_staged": ("mode_staged", {"capacity": 0.3}),
+    "mode_integrated": ("mode_integrated", {"no_op_experts": 3}),
+}
+
+
+#: Schemes in which a token meets as many experts as the dense MLP is divided by, and their presets.
+EXPERTS = [
+    (name, preset)
+    for name in ("token_choice", "expert_choice", "expert_threshold", "relu_routing")
+    for preset in ("", *router_class(name).presets)
+]
+
+
+@pytest.fixture(params=SCHEMES)
+def scheme(request: pytest.FixtureRequest, shape: ModelConfig) -> checks.Scheme:
+    name, options = SCHEMES[request.param]
+    return checks.Scheme(name, options, shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_prefill_and_decode_on_values(scheme: checks.Scheme, dtype: torch.dtype) -> None:
+    checks.costs_what_it_decodes(scheme.warmed(dtype), scheme)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_phase_on_shapes_alone_costs_what_the_options_promise(
+    scheme: checks.Scheme, dtype: torch.dtype
+) -> None:
+    checks.costs_what_it_promises(scheme, dtype)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_checkpointing_executes_each_layer_once_more(scheme: checks.Scheme, device: str) -> None:
+    model = scheme.built(device)
+    tokens_BT = torch.zeros(2, 33, dtype=torch.long, device=device)
+    context, counter = checks.train(model, tokens_BT, checkpoint=True)
+    load = Load(
+        lengths=(33, 33),
+        phase="train",
+        checkpoint=True,
+        counts=context.trace.counts if device == "cpu" else {},
+    )
+    ledger = model.ledger(load)
+    checks.same(ledger, counter)
+    plain = model.ledger(dataclasses.replace(load, checkpoint=False))
+    assert ledger.total("model") == plain.total("model")
+    layers = Ledger({key: flops for key, flops in plain if key[0] >= 0 and key[2] == "forward"})
+    assert ledger.total("executed") - plain.total("executed") == layers.total("executed")
+
+
+def test_what_is_frozen_costs_no_gradient(scheme: checks.Scheme) -> None:
+    checks.frozen_parts_cost_no_gradient(scheme)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_shape_and_options(data: st.DataObject) -> None:
+    draw = data.draw
+    kv_heads = draw(st.integers(1, 3), label="kv_heads")
+    heads = kv_heads * draw(st.integers(1, 3), label="heads per kv head")
+    shape = ModelConfig(
+        vocabulary=draw(st.integers(2, 90), label="vocabulary"),
+        width=heads * 2 * draw(st.integers(2, 5), label="half head width"),
+        layers=draw(st.integers(1, 4), label="layers"),
+        heads=heads,
+        kv_heads=kv_heads,
+        mlp=draw(st.sampled_from(["swiglu", "gelu"]), label="mlp"),
+        mlp_width=draw(st.integers(1, 12), label="mlp"),
+        tied_head=draw(st.booleans(), label="tied"),
+    )
+    experts = draw(st.integers(2, 5), label="experts")
+    top_k = draw(st.integers(1, experts), label="top_k")
+    choice = {
+        "experts": experts,
+        "top_k": top_k,
+        "expert_width": draw(st.integers(1, 7), label="expert width"),
+        "renormalise": top_k > 1,
+    }
+    depth = {
+        "capacity": draw(st.floats(0.01, 1.0), label="capacity"),
+        "every": draw(st.integers(1, min(3, shape.layers)), label="every"),
+        "causal": draw(st.sampled_from(["predictor", "aux_bce", "ema_threshold"]), label="causal"),
+    }
+    name, options = draw(
+        st.sampled_from(
+            [
+                ("vanilla", {}),
+                ("token_choice", choice),
+                (
+                    "expert_choice",
+                    {
+                        "experts": experts,
+                        "capacity": float(top_k),
+                        "expert_width": choice["expert_width"],
+                        "pool": draw(st.sampled_from(["sequence", "batch"])),
+                    },
+                ),
+                ("mod", depth),
+                ("mode_staged", {**choice, **depth}),
+                ("mode_integrated", {**choice, "no_op_experts": draw(st.integers(1, 3))}),
+            ]
+        ),
+        label="router",
+    )
+    model = build_model(shape, build_router(name, options))
+    sequences, tokens = draw(st.integers(1, 4), label="B"), draw(st.integers(1, 40), label="T")
+    tokens_BT = torch.randint(shape.vocabulary, (sequences, tokens))
+    context, counter = checks.train(model, tokens_BT)
+    checks.same(
+        model.ledger(Load.uniform(sequences, tokens, "train", counts=context.trace.counts)), counter
+    )
+    model.eval()
+    cache, past = Cache(sequences), 0
+    for new in (tokens, 1, 1):
+        context = Context(selection="causal", cache=cache, logits="last")
+        with FlopCounter() as counter, torch.no_grad():
+            model(tokens_BT[:, :new], context)
+        phase = "decode" if past else "prefill"
+        load = Load.uniform(sequences, new, phase, past, counts=context.trace.counts, padding=True)
+        checks.same(model.ledger(load), counter)
+        past += new
+
+
+@pytest.mark.parametrize("width", [384, 1000, 18432])
+@pytest.mark.parametrize(("name", "preset"), EXPERTS)
+def test_a_preset_spends_on_its_experts_what_a_dense_mlp_does(
+    name: str, preset: str, width: int
+) -> None:
+    shape = ModelConfig(layers=1, mlp_width=width)
+    with torch.device("meta"):
+        routed = build_router(*preset_options(f"{name}:{preset}" if preset else name))
+        layer = routed.build_layer(shape, 0)
+        dense = build_router("vanilla").build_layer(shape, 0)
+    load = Load.uniform(2, 64, "train")  # which all experts can share
+    parts = layer.ledger(load).by_component("model")
+    assert parts["experts"] + parts.get("mlp", 0) == dense.ledger(load).by_component("model")["mlp"]
+    extra = layer.feed_forward.router.numel()
+    assert layer.active_parameters() - extra == dense.active_parameters()
+
+
+def test_a_load_that_can_not_be_is_refused() -> None:
+    for wrong, words in (
+        ({"past": (1,)}, "needs 0 or more cached tokens for each of 2 sequences"),
+        ({"past": (1, -1)}, "needs 0 or more cached tokens"),
+        ({"past": (1, 1), "phase": "train"}, "nothing is cached in phase 'train'"),
+        ({"phase": "decode", "padding": True}, "one token at a time"),
+        ({"phase": "deocde"}, "did you mean 'decode'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Load(lengths=(2, 3), **wrong)

@@ -1,0 +1,235 @@
+"""`modbench time` with a stand-in for what measures: order, resumption, failures, machines."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from modbench.errors import UserError
+from modbench.report.timing import TIMINGS, read_timings
+from modbench.sweep import timings as verb
+from modbench.sweep.lock import suite_lock
+from modbench.sweep.suite import load_suite
+from modbench.sweep.timing_jobs import timing_cells, timing_jobs
+
+SUITE = """
+[suite]
+name = "fake"
+[model]
+width = 32
+layers = 2
+heads = 4
+[data]
+tokenizer = "bytes"
+[train]
+sequence = 16
+batch = 1
+[sweep]
+budgets = [1e9, 2e9]
+seeds = [0, 1]
+[time]
+repetitions = 3
+threads = 1
+"""
+
+Time = Callable[..., int]
+
+
+@pytest.fixture
+def time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Time:
+    """Runs a suite with the given labels; ``tmp_path``/log has what was asked of the workers."""
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
+
+    def run(*labels: str, **arguments: object) -> int:
+        write_suite(tmp_path, *labels)
+        (tmp_path / "log").write_text("")
+        return verb.time_suite(
+            str(tmp_path / "suite.toml"),
+            results=tmp_path / "results",
+            worker=(sys.executable, str(Path(__file__).with_name("fake_worker.py"))),
+            **arguments,  # type: ignore[arg-type]
+        )
+
+    return run
+
+
+def write_suite(place: Path, *labels: str) -> None:
+    routers = ["vanilla", "mod", "token_choice"]
+    schemes = (
+        f'[[schemes]]\nrouter = "{router}"\nlabel = "{label}"\n'
+        for router, label in zip(routers, labels, strict=False)
+    )
+    (place / "suite.toml").write_text(SUITE + "\n".join(schemes))
+
+
+def asked(place: Path) -> list[str]:
+    return (place / "log").read_text().splitlines()
+
+
+def test_each_repetition_begins_with_another_one_and_memory_comes_last(
+    tmp_path: Path, time: Time
+) -> None:
+    assert time("a", "b") == 0
+    words = asked(tmp_path)
+    assert words[:9] == [
+        *("ceiling machine", "time a", "time b"),
+        *("time a", "time b", "ceiling machine"),
+        *("time b", "ceiling machine", "time a"),
+    ]
+    assert words[9:] == [
+        f"{kind}_memory {label}" for label in "ab" for kind in ("training", "inference")
+    ]
+    timings = read_timings(tmp_path / "results" / "fake")
+    assert len({timing.run for timing in timings}) == 1
+    assert len({timing.job for timing in timings}) == len(timings) == 13
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path, time: Time) -> None:
+    folder = tmp_path / "results" / "fake"
+    assert time("a", "b", repetitions=1, only=("a",)) == 0
+    assert asked(tmp_path) == ["ceiling machine", "time a", "training_memory a", "inference_memory a"]
+    assert time("a", "b", repetitions=2) == 0
+    assert sorted(asked(tmp_path)) == sorted(
+        ["time a", "time b", "time b", "ceiling machine", "training_memory b", "inference_memory b"]
+    )
+    assert time("a", "b", repetitions=2) == 0
+    assert asked(tmp_path) == []
+    assert len({timing.run for timing in read_timings(folder)}) == 1
+    assert time("a", repetitions=1, again=True) == 0
+    assert len(asked(tmp_path)) == 4
+    assert len({timing.run for timing in read_timings(folder)}) == 2
+
+
+def test_an_unfinished_run_is_gone_on_with(
+    tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, calls = verb.run_worker, []
+
+    def stopped(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return right(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(verb, "run_worker", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            time("a", repetitions=3)
+    assert asked(tmp_path) == ["ceiling machine", "time a"]
+    assert time("a", repetitions=3) == 0
+    assert len(asked(tmp_path)) == 6
+    (run,) = {timing.run for timing in read_timings(tmp_path / "results" / "fake")}
+    assert run in (tmp_path / "results" / "fake" / "timings.md").read_text()
+
+
+def test_want_of_memory_is_a_result_and_the_others_go_on(tmp_path: Path, time: Time) -> None:
+    assert time("a", "big", "c", repetitions=1) == 0
+    statuses = {
+        (timing.kind, timing.cell["router"]["label"]): (timing.status, timing.asked_bytes)
+        for timing in read_timings(tmp_path / "results" / "fake")
+        if timing.cell["router"] is not None
+    }
+    assert statuses["time", "big"] == statuses["training_memory", "big"] == ("oom", 77)
+    assert statuses["time", "c"] == ("ok", None)
+    assert time("a", "big", "c", repetitions=1) == 0
+    assert asked(tmp_path) == []
+
+
+def test_what_failed_is_told_and_tried_again(
+    tmp_path: Path, time: Time, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert time("a", "breaks", "c", repetitions=1) == 1
+    said = capsys.readouterr().err
+    assert "time of breaks failed: exit code 1: ValueError: this is broken; its log: " in said
+    assert "time c" in asked(tmp_path)
+    assert time("a", "breaks", "c", repetitions=1) == 0
+    assert asked(tmp_path) == ["time breaks"]
+
+
+def test_a_kill_by_the_kernel_is_want_of_memory(
+    tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert time("a", "killed", repetitions=1) == 1
+    kills = iter(range(100))
+    monkeypatch.setattr(verb, "out_of_memory_kills", lambda: next(kills))
+    assert time("a", "killed", repetitions=1) == 0
+    by_hand, by_kernel = (
+        timing
+        for timing in read_timings(tmp_path / "results" / "fake")
+        if timing.kind == "time" and timing.cell["router"]["label"] == "killed"
+    )
+    if by_hand.status == "oom":  # begun in the same second
+        by_hand, by_kernel = by_kernel, by_hand
+    assert (by_hand.status, by_hand.asked_bytes) == ("failed", None)
+    assert by_kernel.status == "oom"
+    assert by_kernel.asked_bytes
+    assert f"takes {by_kernel.asked_bytes:,} bytes by the plan" in str(by_kernel.error)
+
+
+def test_another_machine_begins_another_run(
+    tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert time("a", "b", repetitions=1, only=("a",)) == 0
+    monkeypatch.setenv("FAKE_CPU", "Another CPU")
+    assert time("a", "b", repetitions=1) == 0
+    assert "was made by another machine (cpu Imaginary CPU" in capsys.readouterr().err
+    assert len(asked(tmp_path)) == 7
+    page = (tmp_path / "results" / "fake" / "timings.md").read_text()
+    assert "Another CPU" in page
+    assert "Imaginary" not in page
+    assert "1 earlier runs lie in timings/" in page
+
+
+def test_a_machine_that_changes_within_a_run_is_refused_by_name(
+    tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = verb.run_worker
+
+    def moved(*arguments: object) -> object:
+        found = right(*arguments)  # type: ignore[arg-type]
+        if "time" in str(arguments[1]["kind"]):  # type: ignore[index]
+            found["environment"]["cpu"] = "Another CPU"
+        return found
+
+    monkeypatch.setattr(verb, "run_worker", moved)
+    with pytest.raises(UserError, match=r"\(cpu Another CPU.* and \(cpu Imaginary CPU"):
+        time("a")
+    assert len(read_timings(tmp_path / "results" / "fake")) == 1
+
+
+def test_two_at_once_are_refused(tmp_path: Path, time: Time) -> None:
+    with (
+        suite_lock(tmp_path / "results" / "fake" / TIMINGS),
+        pytest.raises(UserError, match="another `modbench time` is at work"),
+    ):
+        time("a")
+
+
+def test_no_repetition_is_refused(time: Time) -> None:
+    with pytest.raises(UserError, match="--repetitions is 0"):
+        time("a", repetitions=0)
+
+
+def test_budgets_and_seeds_are_timed_once(tmp_path: Path) -> None:
+    write_suite(tmp_path, "a", "b")
+    cells = timing_cells(load_suite(str(tmp_path / "suite.toml")))
+    assert [cell["router"]["label"] for cell in cells] == ["a", "b"]
+    assert cells[0]["train"] == {"sequence": 16, "batch": 1, "precision": "auto"}
+    jobs = timing_jobs(cells, 4)
+    assert len({job.identity for job in jobs}) == len(jobs) == 4 * 3 + 4
+
+
+def test_the_gpu_suite_times_two_sizes_each_with_its_ceilings() -> None:
+    jobs = timing_jobs(timing_cells(load_suite("gpu")), 1)
+    ceilings = [job for job in jobs if job.kind == "ceiling"]
+    labels = {job.cell["router"]["label"] for job in jobs if job.kind == "time"}
+    assert len(ceilings) == 2
+    assert len(labels) == len([job for job in jobs if job.kind == "time"])
+    assert {label.rpartition("/")[2] for label in labels} == {"124M", "350M"}
+    routers = {job.cell["router"]["name"] for job in jobs if job.kind == "time"}
+    assert routers == {
+        *("vanilla", "token_choice", "expert_choice"),
+        *("mod", "mode_staged", "mode_integrated"),
+    }

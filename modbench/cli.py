@@ -17,11 +17,10 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from modbench import __version__
 from modbench.cli_flops import Plugins, flops, gate, parsed_options
 from modbench.cli_plan import plan
+from modbench.cli_time import Results, time
 from modbench.errors import UserError, known_names
 from modbench.model.sizes import ShapeOptions
 from modbench.sweep.sample import Drawing
-
-Results = Annotated[Path, arg(metavar="DIR")]
 
 
 def run(
@@ -47,36 +46,6 @@ def run(
     from modbench.sweep.run import run_suite
 
     return run_suite(suite, results=results, plugins=plugin, workers=workers, only=only)
-
-
-def time(
-    suite: Annotated[Positional[str], arg(metavar="SUITE")],
-    /,
-    *,
-    results: Results = Path("results"),
-    plugin: Plugins = (),
-    only: Annotated[tuple[str, ...], arg(metavar="LABEL ...", help_behavior_hint="")] = (),
-    repetitions: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None,
-    again: bool = False,
-) -> int:
-    """Time and weigh a suite's schemes untrained, each in fresh processes, beside the machine's own
-    ceilings; what an earlier run on this machine left is done first.
-
-    Example: modbench time quick --repetitions 3
-
-    Args:
-        suite: a shipped suite's name (`modbench list suites`) or the path of a TOML file
-        results: folder that holds one folder per suite
-        plugin: Python files that register routers; those that the suite doesn't name become rows
-        only: rows to time; by default all
-        repetitions: processes of each scheme; by default what the suite says
-        again: begin another run, though the last one is done
-    """
-    from modbench.sweep.timings import time_suite
-
-    return time_suite(
-        suite, results=results, plugins=plugin, only=only, repetitions=repetitions, again=again
-    )
 
 
 def report(

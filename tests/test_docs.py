@@ -1,6 +1,8 @@
 """What the guide to writing a router says is what happens."""
 
 import re
+import tomllib
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,12 @@ def test_every_link_of_every_page_leads_somewhere() -> None:
     for page in DOCS.glob("*.md"):
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert link.startswith("http") or (page.parent / link).exists(), (page.name, link)
+
+
+def test_the_defaults_of_the_time_table_are_what_the_page_says() -> None:
+    from modbench.measure.time_config import TimeConfig
+
+    (table,) = re.findall(r"```toml\n(.*?)```", (DOCS / "timing.md").read_text(), flags=re.DOTALL)
+    said = tomllib.loads(table)["time"]
+    meant = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(TimeConfig()).items()}
+    assert said == meant

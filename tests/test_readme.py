@@ -67,14 +67,18 @@ def test_the_committed_report_follows_from_the_committed_records(tmp_path: Path)
     from modbench.report.page import write_report
 
     source = ROOT / "results" / "quick"
-    (tmp_path / "quick" / "records").mkdir(parents=True)
-    for shard in (source / "records").glob("*.jsonl"):
-        (tmp_path / "quick" / "records" / shard.name).write_bytes(shard.read_bytes())
+    for shard in source.glob("*/*.jsonl"):  # records and timings
+        copy = tmp_path / "quick" / shard.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(shard.read_bytes())
     written = write_report(tmp_path / "quick")
     assert sorted(path.name for path in written) == sorted(
         path.name for path in source.iterdir() if path.is_file() and path.name != ".lock"
     )
-    for name in ("leaderboard.csv", "leaderboard.md"):
+    for path in written:
+        if path.suffix not in (".csv", ".md"):
+            continue
+        name = path.name
         assert (tmp_path / "quick" / name).read_bytes() == (source / name).read_bytes()
 
 

@@ -1,14 +1,17 @@
 """Memory of training and of inference by what holds it: measured in a fresh process, and predicted from
 shapes.
 
-On a GPU, the allocator's bytes. On a CPU, the resident set over what the process held before it built
-the model.
+On a GPU, the allocator's bytes; on a CPU, the resident set. Both above what the process held when it
+had done the same once and let go of it: a first run loads code, such as the optimizer's, the router's
+and the matmul kernels', and that is no model's memory.
 
 B sequences, T tokens.
 """
 
+import contextlib
+import ctypes
+import gc
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,6 +34,8 @@ class Meter:
 
     def __init__(self, on: torch.device) -> None:
         self._on = on
+        gc.collect()
+        _give_back()
         self._idle = self._now()
         self.forget()
 
@@ -56,8 +61,7 @@ def training_footprint(subject: Subject) -> dict[str, int]:
     """Bytes at the peak of a training step that finds the gradients of a micro-batch before it, and
     adds to them. Parameters, gradients and the optimizer's state by the sizes of their tensors;
     ``activations`` is the rest of the peak."""
-    tiny = _tiny(subject)
-    _first_step(tiny, tiny.build())
+    _first_step(subject, subject.build())
     meter = Meter(subject.on)
     model = subject.build()
     optimizer = _first_step(subject, model)
@@ -82,8 +86,7 @@ def training_footprint(subject: Subject) -> dict[str, int]:
 def inference_footprint(subject: Subject) -> dict[str, int]:
     """Bytes at the peak of `largest_prefill`, weights in the subject's dtype. ``cache``: keys and values
     of all kept tokens; ``activations`` is the rest of the peak."""
-    tiny = _tiny(subject)
-    _prefill(tiny, tiny.build().to(tiny.dtype), 1, 16)
+    _prefill(subject, subject.build().to(subject.dtype), *largest_prefill(subject))
     meter = Meter(subject.on)
     model = subject.build().to(subject.dtype)
     meter.forget()
@@ -143,12 +146,6 @@ def _on_meta(subject: Subject) -> Decoder:
         return Decoder(subject.config, subject.router)
 
 
-def _tiny(subject: Subject) -> Subject:
-    """The same on a few tokens. A first step loads code, such as the optimizer's, the router's and the
-    matmul kernels', and that is no model's memory."""
-    return replace(subject, train=replace(subject.train, batch=1, sequence=16))
-
-
 def _first_step(subject: Subject, model: Decoder) -> torch.optim.Optimizer:
     optimizer = build_optimizer(model.train(), subject.train)
     _step(subject, model, optimizer)
@@ -168,6 +165,12 @@ def _prefill(subject: Subject, model: Decoder, sequences: int, length: int) -> C
     context = Context(selection="causal", cache=cache, logits="last", forced_balance=forced)
     model.eval()(made_up(model, sequences, length), context)
     return cache
+
+
+def _give_back() -> None:
+    """Let the C library return to the kernel what it keeps of freed memory, where it can."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

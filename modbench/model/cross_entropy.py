@@ -46,8 +46,9 @@ class _CrossEntropy(torch.autograd.Function):
         x, weight = _cast(x_ND.detach()), _cast(weight_VD.detach())
         of_x, of_weight = ctx.needs_input_grad[:2]
         gradient_ND = torch.empty_like(x) if of_x else None
-        gradient_VD = torch.zeros_like(weight_VD) if of_weight else None
-        total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
+        wide = torch.promote_types(x.dtype, torch.float32)
+        gradient_VD = torch.zeros_like(weight, dtype=wide) if of_weight else None
+        total = x.new_zeros((), dtype=wide)
         first = 0
         for x_RD, targets_R in _parts(x, targets_N, len(weight)):
             with component("head"):
@@ -63,7 +64,8 @@ class _CrossEntropy(torch.autograd.Function):
                 if gradient_VD is not None:
                     gradient_VD += slope_RV.T @ x_RD
             first += len(x_RD)
-        ctx.save_for_backward(gradient_ND, gradient_VD)
+        of_weight_VD = None if gradient_VD is None else gradient_VD.to(weight_VD.dtype)
+        ctx.save_for_backward(gradient_ND, of_weight_VD)
         ctx.dtype = x_ND.dtype
         return total / len(x)
 

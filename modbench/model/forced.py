@@ -69,16 +69,8 @@ def even_experts(
         return chosen_NK
     context.trace.forced = True
     tokens, each = chosen_NK.shape
-    everyone = experts + no_ops
-    first = before * each % everyone  # the pattern repeats after so many
-    choice_A = torch.arange(first, first + tokens * each, device=chosen_NK.device)
-    real_A = choice_A * experts // everyone
-    if no_ops:
-        is_real_A = (choice_A + 1) * experts // everyone > real_A
-        choice_A = torch.where(is_real_A, real_A % experts, experts + (choice_A - real_A) % no_ops)
-    else:
-        choice_A = choice_A % experts
-    return choice_A.view(tokens, each)
+    first = before * each % (experts + no_ops)  # the pattern repeats after so many
+    return _in_turn(first, tokens * each, experts, no_ops, chosen_NK.device).view(tokens, each)
 
 
 def even_gates(active_SE: Tensor, context: Context, before: int, each: int) -> Tensor:
@@ -89,10 +81,25 @@ def even_gates(active_SE: Tensor, context: Context, before: int, each: int) -> T
     slots, experts = active_SE.shape
     none_SK = torch.empty(slots, each, dtype=torch.long, device=active_SE.device)
     chosen_SK = even_experts(none_SK, context, before, experts)
-    return torch.zeros_like(active_SE).scatter(1, chosen_SK, True)
+    even_SE = torch.zeros_like(active_SE).scatter(1, chosen_SK, True)
+    if context.lengths_B is None:
+        return even_SE
+    even_BTE = even_SE.view(len(context.lengths_B), -1, experts)
+    real_BT = context.real(even_BTE)
+    assert real_BT is not None
+    return (even_BTE & real_BT[..., None]).flatten(0, 1)
+
+
+# Both are kept, for making them takes longer than a small layer.
+@lru_cache(maxsize=256)
+def _in_turn(first: int, choices: int, experts: int, no_ops: int, device: torch.device) -> Tensor:
+    choice_A = torch.arange(first, first + choices, device=device)
+    if not no_ops:
+        return choice_A % experts
+    real_A, next_A = (n_A * experts // (experts + no_ops) for n_A in (choice_A, choice_A + 1))
+    return torch.where(next_A > real_A, real_A % experts, experts + (choice_A - real_A) % no_ops)
 
 
 @lru_cache(maxsize=512)
 def _strided(capacity: float, among: int, first: int, tokens: int, device: torch.device) -> Tensor:
-    # Kept, for building a row takes the host longer than a small layer.
     return torch.tensor(strided(capacity, first, tokens, among), device=device)

@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich 2019, equation 4). On a GPU PyTorch has
-    one kernel for it."""
+    """x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich 2019, equation 4), computed in float32
+    or wider. On a GPU PyTorch has one kernel for it."""
 
     def forward(self, x_ND: Tensor) -> Tensor:
         if x_ND.is_cuda:
@@ -28,10 +28,11 @@ class RMSNorm(nn.RMSNorm):
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
-        norm_N1 = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True)
+        wide = torch.promote_types(x_ND.dtype, torch.float32)
+        norm_N1 = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True, dtype=wide)
         scale_N1 = norm_N1.square().div_(x_ND.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x_ND, weight_D, scale_N1)
-        return (x_ND * scale_N1).mul_(weight_D)
+        return (x_ND * scale_N1).mul_(weight_D).to(x_ND.dtype)
 
     @staticmethod
     @once_differentiable
@@ -39,12 +40,14 @@ class _RMSNorm(torch.autograd.Function):
         x_ND, weight_D, scale_N1 = ctx.saved_tensors
         unit_ND = x_ND * scale_N1
         along_ND = gradient_ND * unit_ND
-        weight = along_ND.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        weight = None
+        if ctx.needs_input_grad[1]:
+            weight = along_ND.flatten(0, -2).sum(0).to(weight_D.dtype)
         if not ctx.needs_input_grad[0]:
             return None, weight, None
         share_N1 = along_ND.mul_(weight_D).mean(-1, keepdim=True)
         x = (gradient_ND * weight_D).sub_(unit_ND.mul_(share_N1)).mul_(scale_N1)
-        return x, weight, None
+        return x.to(x_ND.dtype), weight, None
 
 
 def rotate(x_BTHP: Tensor, cos_BT1P: Tensor, sin_BT1P: Tensor) -> Tensor:

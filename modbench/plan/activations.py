@@ -55,13 +55,12 @@ class Footprint:
 @dataclass(frozen=True, kw_only=True)
 class Outside:
     """Bytes of embedding, last norm, head and loss: ``kept`` and ``copies`` as in `Footprint`, ``peak``
-    the most that they hold, what is kept included, ``logits`` what stays after them: logits and
-    tokens."""
+    the most that they hold, what is kept included, ``tokens`` what stays after them."""
 
     kept: int
     copies: int
     peak: int
-    logits: int
+    tokens: int
 
 
 class _Valueless(TorchFunctionMode):
@@ -186,15 +185,12 @@ class Steps:
             live = Live(_with_gradients(shell))
             with live:
                 inputs_BT, targets_BT = tokens_BT.clone(), tokens_BT.clone()
-                with live.keeping() as saved:
-                    with autocast():
-                        logits_BTV = shell(inputs_BT, Context())
-                    loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+                with live.keeping() as saved, autocast():
+                    loss = shell.loss(inputs_BT, targets_BT, Context())
                 kept, copies = saved.bytes(copies=False), saved.bytes(copies=True)
                 loss.backward()
-            after = (logits_BTV, inputs_BT, targets_BT)
-            logits = sum(tensor.untyped_storage().nbytes() for tensor in after)
-        return Outside(kept=kept, copies=copies, peak=live.peak - copies, logits=logits)
+            tokens = sum(tensor.untyped_storage().nbytes() for tensor in (inputs_BT, targets_BT))
+        return Outside(kept=kept, copies=copies, peak=live.peak - copies, tokens=tokens)
 
     def cast(self, module: Any) -> Any:
         """``module`` with its weights in the dtype of the steps."""

@@ -179,7 +179,7 @@ class Measured:
             copies=outside.copies + copies,
             activations=streams + kept,
             logits=outside.peak,
-            working=outside.logits + working,
+            working=outside.tokens + working,
         )
 
     @cached_property

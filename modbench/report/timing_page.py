@@ -185,17 +185,19 @@ def _notes(table: TimingTable) -> Iterable[str]:
         "under Ceilings in the row's dtype."
     )
     dtypes = ", ".join(sorted({row.dtype for row in rows}))
-    compiled = "layers compiled, but for decoding" if any(row.compiled for row in rows) else "nothing compiled"
+    compiled = (
+        "layers compiled, but for decoding" if any(row.compiled for row in rows) else "nothing compiled"
+    )
     yield (
         f"Matmuls in {dtypes}; forward passes and training steps under autocast, prefill and decoding "
         f"with weights in it; {compiled}."
     )
     if any(group.memory for group in table.groups):
         yield (
-            "Memory: 10^6 bytes at the peak of a fresh process above what it held before it built the "
-            "model; of training, a step that adds to the gradients of a micro-batch before it. "
-            "Parameters, gradients, optimizer and cache by the sizes of their tensors, activations the "
-            "rest of the peak, which includes what libraries allocate at first use."
+            "Memory: 10^6 bytes at the peak of a fresh process above what it held when it had done the "
+            "same once and let go of it, which is the code of libraries; of training, a step that adds "
+            "to the gradients of a micro-batch before it. Parameters, gradients, optimizer and cache by "
+            "the sizes of their tensors, activations the rest of the peak."
         )
 
 

@@ -1,9 +1,17 @@
 """Staged MoDE (Raposo et al. 2024, section 4.3): depth routing first, experts within the block.
 
 Every block's MLP is a bank of experts; in every n-th block each sequence's k highest-scoring tokens
-enter and are routed among that block's experts, the others pass it by. ``experts_by`` says how: each
-token chooses experts (`modbench.routers.token_choice`), or each expert chooses out of the tokens that
-entered (`modbench.routers.expert_choice`). The paper doesn't say which it used.
+enter and are routed among that block's experts, the others pass by its attention, too (figure 7,
+middle). That is the paper's equation 1, x' = r * f(X) + x for the selected, x for the rest, with a block
+of experts for f. ``experts_by`` says how: each token chooses experts (`modbench.routers.token_choice`:
+Shazeer et al. 2017, equation 1), or each expert chooses out of the tokens that entered
+(`modbench.routers.expert_choice`: Zhou et al. 2022, equations 1 and 2).
+
+The paper gives staged MoDE no equation of its own. What it leaves open is read so: it doesn't say which
+experts it used, here token choice by default; blocks that aren't depth-routed have experts as well;
+capacity, pools, balance and z-loss of a routed block are those of the tokens that entered it; each of
+the two routers has its own losses and its own causal rule. Where `modbench.routers.mod` and the schemes
+of experts read their papers differently, so does this.
 """
 
 from dataclasses import dataclass, fields

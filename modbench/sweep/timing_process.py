@@ -13,7 +13,11 @@ from modbench.sweep.crash import error_of
 from modbench.sweep.process import child_environment
 
 #: Buffers go back to the kernel at once, so that the resident set is what is held.
-_WEIGHING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+_WEIGHING = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_TOP_PAD_": "0",
+}
 
 
 class DiedError(Exception):

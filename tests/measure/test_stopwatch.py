@@ -126,12 +126,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, place: Path, *, load: float, busy_t
     monkeypatch.setattr(busy.time, "process_time", lambda: own[0])
 
     def write(ticks: int) -> None:
-        lines = [
-            "cpu  9 9 9 9 9 9 9 9 0 0",
-            f"cpu0 {ticks} 0 0 7 7 0 0 0 0 0",
-            "cpu1 5 0 0 0 0 0 0 0 0 0",
-        ]
-        stat.write_text("\n".join([*lines, "cpu2 0 0 0 0 0 0 0 0 0 0", "intr 5"]))
+        others = ("cpu  9 9 9 9 9 9 9 9 0 0", f"cpu1 {3 * ticks} 0 0 0 0 0 0 0 0 0", "intr 5")
+        own = (f"cpu0 {ticks} 0 0 {ticks} 7 0 0 0 0 0", "cpu2 0 0 0 0 0 0 0 0 0 0")
+        stat.write_text("\n".join([*others, *own]))
 
     write(0)
     watch = Busy()

@@ -69,9 +69,12 @@ def test_it_ends_when_whoever_started_it_is_gone() -> None:
     with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(spec("time", time=long))
-        process.stdin.flush()
-        assert json.loads(process.stdout.readline())["event"] == "step"
-        assert process.poll() is None
-        process.stdin.close()
-        assert process.wait(timeout=60) == 1
+        try:
+            process.stdin.write(spec("time", time=long))
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["event"] == "step"
+            assert process.poll() is None
+            process.stdin.close()
+            assert process.wait(timeout=30) == 1
+        finally:
+            process.kill()

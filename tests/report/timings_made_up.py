@@ -105,7 +105,7 @@ def ceiling(flops_per_second: float = 1e12, **fields: Any) -> Timing:
             "columns": 2048,
             "flops_per_second": rate,
         }
-        for dtype, rate in (("bfloat16", flops_per_second), ("float32", flops_per_second / 2))
+        for dtype, rate in (("bfloat16", flops_per_second), ("float32", flops_per_second * 2))
     ]
     measured = {"gemm": gemms, "copy_bytes_per_second": 2e10, "machine": {}, "gpu": None}
     return make_timing("ceiling", cell_of(None), measured, **fields)

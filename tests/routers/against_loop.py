@@ -76,7 +76,7 @@ def equals_its_loop(
 def model_equals_its_loop(model: Decoder, lengths: Sequence[int], rule: str) -> Told:
     """The whole decoder, from tokens to logits."""
     twin = copy.deepcopy(model)
-    tokens_BT = torch.randint(model.config.vocabulary, (len(lengths), max(lengths)))
+    tokens_BT = _distinct(model.config.vocabulary, len(lengths), max(lengths))
     context = Context(selection=rule, lengths_B=_ragged(lengths))
     out_BTV = model(tokens_BT, context)
     told = naive_depth.decoder(twin, _ids(tokens_BT, lengths), rule)
@@ -91,6 +91,14 @@ def _shape(part: nn.Module) -> ModelConfig:
 
 def _of(name: str) -> Callable[[str], str]:
     return lambda difference: f"{name}: {difference}"
+
+
+def _distinct(vocabulary: int, sequences: int, tokens: int) -> Tensor:
+    """Token ids, none of them twice where there are enough: equal embeddings would tie to within what
+    rounding makes of them."""
+    if vocabulary < sequences * tokens:
+        return torch.randint(vocabulary, (sequences, tokens))
+    return torch.randperm(vocabulary)[: sequences * tokens].view(sequences, tokens)
 
 
 def _ragged(lengths: Sequence[int]) -> Tensor | None:

@@ -56,10 +56,12 @@ def numbers(values: Any) -> Tensor:
 
 
 def average(part: Any, seen: Tensor) -> dict[str, Tensor]:
-    """An exponential average after one more value: the plain mean until that is steadier."""
-    n = part.updates + 1
-    rate = max(1 / n.item(), 1 - part.decay)
-    return {"updates": n, "value": (1 - rate) * part.value + rate * seen.detach()}
+    """The exponential average behind a part's thresholds after one more value: the plain mean until
+    that is steadier."""
+    n = part.threshold.updates + 1
+    rate = max(1 / n.item(), 1 - part.options.threshold_decay)
+    value = (1 - rate) * part.threshold.value + rate * seen.detach()
+    return {"threshold.updates": n, "threshold.value": value}
 
 
 def softmax(x: Tensor) -> Tensor:
@@ -80,8 +82,8 @@ def unit(x_D: Tensor, epsilon: float) -> Tensor:
     return x_D / torch.sqrt((x_D * x_D).sum() / len(x_D) + epsilon)
 
 
-def normalised(norm: Any, x_TD: Tensor) -> Tensor:
-    return torch.stack([unit(x_D, norm.eps) * norm.weight for x_D in x_TD])
+def normalised(norm: Any, model: Any, x_TD: Tensor) -> Tensor:
+    return torch.stack([unit(x_D, model.norm_epsilon) * norm.weight for x_D in x_TD])
 
 
 def rotated(x_TP: Tensor, positions: Sequence[int], base: float) -> Tensor:
@@ -131,12 +133,13 @@ def block_adds(
     block: Any, rows: Rows, positions: list[list[int]], rule: str, feed_forward: FeedForward = dense
 ) -> Told:
     """What a pre-norm block adds to the residual stream."""
+    model = block.attention.model
     attended = [
-        attention(block.attention, normalised(block.attention_norm, x_TD), at)
+        attention(block.attention, normalised(block.attention_norm, model, x_TD), at)
         for x_TD, at in zip(rows, positions, strict=True)
     ]
     middle = [
-        normalised(block.feed_forward_norm, x_TD + a_TD)
+        normalised(block.feed_forward_norm, model, x_TD + a_TD)
         for x_TD, a_TD in zip(rows, attended, strict=True)
     ]
     inner = feed_forward(block.feed_forward, middle, rule)

@@ -86,8 +86,7 @@ def depth_routed(layer: Any, rows: Rows, tokens: Tokens, rule: str) -> Told:
         if layer.threshold is not None:
             lowest = [min(s[t] for t in at) for s, at in zip(scores, chosen, strict=True)]
             if layer.training:
-                seen = numbers(sum(lowest) / len(lowest))
-                moved = {f"threshold.{k}": v for k, v in average(layer.threshold, seen).items()}
+                moved = average(layer, numbers(sum(lowest) / len(lowest)))
         elif o.scores == "learned":
             truths = [t in at for s, at in zip(scores, chosen, strict=True) for t in range(len(s))]
             error = cross_entropy(torch.cat(told_by), truths)
@@ -273,5 +272,5 @@ def decoder(model: Any, tokens: Tokens, rule: str) -> Told:
         told.rows = inner.rows
         told.taken_in(inner, f"layers.{number}")
     head = model.embedding.weight if model.head is None else model.head.weight
-    told.rows = [normalised(model.norm, x_TD) @ head.T for x_TD in told.rows]
+    told.rows = [normalised(model.norm, model.config, x_TD) @ head.T for x_TD in told.rows]
     return told

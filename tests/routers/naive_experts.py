@@ -124,7 +124,7 @@ def experts_choose(part: Any, rows: Rows, rule: str) -> Told:
         gates.append(scores_TE * mask(chosen, o.experts))
     told.rows = gated(part.bank, rows, gates)
     if part.training and rule == "topk":
-        told.taken_in(Told([], moved=average(part.threshold, torch.stack(lowest).mean(0))), "threshold")
+        told.moved = average(part, torch.stack(lowest).mean(0))
     told.shown[part.layer, "load"] = load
     return told
 
@@ -145,7 +145,7 @@ def experts_above(part: Any, rows: Rows, rule: str) -> Told:
     if part.training and rule == "topk":
         k = written(o.capacity, len(logits), among=o.experts)
         kth = [sorted((r_E[e] for r_E in logits), reverse=True)[k - 1] for e in range(o.experts)]
-        told.taken_in(Told([], moved=average(part.threshold, numbers(kth))), "threshold")
+        told.moved = average(part, numbers(kth))
     told.shown[part.layer, "load"] = load
     return told
 

@@ -97,13 +97,15 @@ def test_the_router_still_computes_and_learns() -> None:
         assert "router" not in name or parameter.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", ["mod", "threshold_skip", "expert_threshold", "expert_choice"])
+@pytest.mark.parametrize(
+    "name", ["mod", "threshold_skip", "expert_threshold", "expert_choice", "relu_routing"]
+)
 def test_padding_is_never_let_in(name: str) -> None:
     model = model_of(name, "")
-    lengths_B = torch.tensor([9, 24])
+    lengths_B = torch.tensor([9, 23])
     with torch.no_grad():
-        trace = forced(model, torch.randint(97, (2, 24)), selection="causal", lengths_B=lengths_B)
-    load = Load(lengths=(9, 24))
+        trace = forced(model, torch.randint(97, (2, 23)), selection="causal", lengths_B=lengths_B)
+    load = Load(lengths=(9, 23))
     assert model.ledger(replace(load, counts=trace.counts)) == model.ledger(load)
     for (_, shown), selected_BT in trace.tensors.items():
         if shown == "selected":

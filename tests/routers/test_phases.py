@@ -1,4 +1,5 @@
-"""Ledger equals counter to the integer in every phase, on values and on shapes, whatever is frozen.
+"""Ledger equals counter to the integer in every phase, on values and on shapes, whatever is frozen; and
+experts spend what the dense MLP does.
 
 B sequences, T tokens.
 """

@@ -26,7 +26,7 @@ presets = pytest.mark.parametrize("name", PRESETS)
 def built(name: str) -> Decoder:
     router, options = PRESETS[name]
     layers = 4 if router == "mixture_of_recursions" else 2
-    shape = ModelConfig(vocabulary=31, width=8, layers=layers, heads=1, mlp_width=16)
+    shape = ModelConfig(vocabulary=199, width=8, layers=layers, heads=1, mlp_width=16)
     return model_of(router, options, shape, seen=40)
 
 

@@ -32,9 +32,9 @@ LONE = 4
 
 def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 9: the closed form equals what the counter sees, forward under both rules and training, with
-    and without padding and of single tokens, in all conventions. Without padded slots it must come to the same under the
-    training rule on full sequences, and to no more elsewhere: that form sets the budget and fills the
-    table."""
+    and without padding and of single tokens, in all conventions. Without padded slots it must come to
+    the same under the training rule on full sequences, and to no more elsewhere: that form sets the
+    budget and fills the table."""
     model = subject.model
     sequences, sequence = tokens_BT.shape
     full = (sequence,) * sequences
@@ -87,8 +87,8 @@ def _spend(
 
 @torch.no_grad()
 def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 11: where a layer shows who is ``selected``, or leaves some tokens alone, its matmuls run for no more rows than they
-    fill: the sequences that send any, times the most that one of them sends. Routers and predictors see
+    """Probe 11: where a layer shows who is ``selected``, or leaves some tokens alone, its matmuls run
+    for no more rows than the others fill: the sequences that send any, times the most that one of them sends. Routers and predictors see
     every token; attention scores are probe 9's."""
     if not subject.skips:
         return None, NOBODY_SKIPS

@@ -34,7 +34,8 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 8: on a model with first weights, cross-entropy alone reaches each parameter named a
     router's. In a layer that shows who is ``selected`` and has a linear router, the gradient is of the
     scale of a linear gate's: sum_t <dL/dout_t, delta_t> x_t. Auxiliary losses reach what is named a
-    predictor's, one or the other all that the scheme's own classes hold; and auxiliary losses come to the same whatever the order of sequences, so that no sequence teaches alone.
+    predictor's, one or the other all that the scheme's own classes hold; and auxiliary losses come to
+    the same whatever the order of sequences, so that no sequence teaches alone.
     """
     uneven = _uneven(subject.fresh()[0].double(), subject.tokens(3, TOKENS))
     if uneven:

@@ -88,8 +88,8 @@ def _spend(
 @torch.no_grad()
 def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 11: where a layer shows who is ``selected``, or leaves some tokens alone, its matmuls run
-    for no more rows than the others fill: the sequences that send any, times the most that one of them sends. Routers and predictors see
-    every token; attention scores are probe 9's."""
+    for no more rows than the others fill: the sequences that send any, times the most that one of them
+    sends. Routers and predictors see every token; attention scores are probe 9's."""
     if not subject.skips:
         return None, NOBODY_SKIPS
     model = subject.twin().eval()

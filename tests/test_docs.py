@@ -37,7 +37,7 @@ def test_the_first_version_fails_and_the_second_passes_as_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (first,) = blocks("python")
+    first, _ = blocks("python")
     (diff,) = blocks("diff")
     (command, *_) = [line for line in "".join(blocks("sh")).splitlines() if "audit" in line]
     wrong, right = blocks("text")
@@ -50,6 +50,17 @@ def test_the_first_version_fails_and_the_second_passes_as_printed(
         assert main(words) == (1 if "FAILED" in printed else 0)
         assert verdicts(capsys.readouterr().out) == verdicts(printed)
     assert [number for number, _, verdict in verdicts(wrong) if verdict == "FAILED"] == ["1", "3"]
+
+
+def test_the_experts_of_the_guide_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, source = blocks("python")
+    Path("in_turn.py").write_text(source)
+    assert main(["audit", "in_turn", "--plugin", "in_turn.py", "--layers", "2", "--sequence", "64"]) == 0
+    said = {int(number): verdict for number, _, verdict in verdicts(capsys.readouterr().out)}
+    assert {number for number, verdict in said.items() if verdict == "passed"} == {1, 2, 3, 4, 9, 10}
 
 
 def test_every_link_of_every_page_leads_somewhere() -> None:

@@ -9,7 +9,7 @@ B sequences, T tokens, D model width, N rows in all, E experts.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -25,10 +25,14 @@ from torch.overrides import TorchFunctionMode
 from modbench.errors import UserError
 from modbench.flops.ledger import Load
 from modbench.model.context import Context
+from modbench.model.cross_entropy import LOGITS
 from modbench.model.decoder import Decoder
 from modbench.model.experts import ExpertBank
+from modbench.model.registry import build_router
 from modbench.plan.live import Live
 
+#: Parts of the loss from which on they are not run one by one.
+MANY = 8
 #: What runs in which dtype. ``float32``: all in it. ``autocast``: float32 weights and stream, matmuls in
 #: bfloat16. ``bfloat16``: bfloat16 weights and stream.
 Compute = Literal["float32", "autocast", "bfloat16"]
@@ -177,11 +181,27 @@ class Steps:
 
     def outside(self, sequences: int) -> Outside:
         """All that is not a layer, the loss as `modbench.train.loop.training_step` takes it."""
+        rows = sequences * self._length
+        part = max(1, LOGITS // self._decoder.config.vocabulary)
+        if rows <= MANY * part:
+            return self._outside(rows)
+        # So many parts of the loss are all alike: each further row holds as much as the one before.
+        few, many = MANY // 2 * part, MANY * part
+        one, other = self._outside(few), self._outside(many)
+        return Outside(
+            **{
+                name: low + (getattr(other, name) - low) * (rows - few) // (many - few)
+                for name, low in asdict(one).items()
+            }
+        )
+
+    def _outside(self, rows: int) -> Outside:
         with self.valueless() as autocast:
-            shell = Decoder(self._decoder.config, self._decoder.router)
+            # One layer to be thrown away: any router's will do, and not all can be built so shallow.
+            shell = Decoder(replace(self._decoder.config, layers=1), build_router("vanilla"))
             shell.layers = nn.ModuleList()
             shell = self.cast(shell).train()
-            tokens_BT = torch.zeros(sequences, self._length, dtype=torch.long)
+            tokens_BT = torch.zeros(1, rows, dtype=torch.long)
             live = Live(_with_gradients(shell))
             with live:
                 inputs_BT, targets_BT = tokens_BT.clone(), tokens_BT.clone()

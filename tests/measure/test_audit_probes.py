@@ -305,7 +305,7 @@ def test_a_router_parameter_of_another_name_is_asked_for_a_gradient(depth) -> No
 
     findings = {finding.probe: finding for finding in audit(depth(Renamed))}
     assert findings[8].verdict == "not asked"
-    assert findings[8].figure.startswith("no parameter is named a router's; a loss reaches layers.1.")
+    assert findings[8].figure == "no parameter is named a router's; a loss reaches all 2"
     (finding,) = [finding for finding in audit(depth(Lost)) if finding.probe == 8]
     assert (finding.verdict, finding.figure) == ("failed", "no loss reaches layers.1.chooser")
 
@@ -323,3 +323,19 @@ def test_a_layer_that_nobody_enters_hands_its_router_no_gradient(depth) -> None:
     finding = the_failure(depth(Threshold))
     assert finding.probe == 9
     assert "in single-token topk train" in finding.figure
+
+
+def test_experts_that_start_alike_are_named(depth) -> None:
+    class Alike(Right):
+        """A second block that is drawn from the same stream as the first."""
+
+        def __init__(self, options: Depth, model: ModelConfig, layer: int) -> None:
+            super().__init__(options, model, layer)
+            self.second = Block(model, layer)
+
+        def delta(self, inner: Selected, scores_RK: Tensor) -> Tensor:
+            return super().delta(inner, scores_RK) + 0 * self.second.delta(inner.x_RKD, inner.context)
+
+    (finding,) = [finding for finding in audit(depth(Alike)) if finding.probe == 8]
+    assert finding.verdict == "failed"
+    assert "start with the same weights: name them apart" in finding.figure

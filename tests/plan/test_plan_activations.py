@@ -24,7 +24,7 @@ from modbench.model.decoder import build_model
 from modbench.model.registry import build_router
 from modbench.model.router import Layer, Router
 from modbench.model.scores import known
-from modbench.plan.activations import Compute, Steps
+from modbench.plan.activations import MANY, Compute, Steps
 from modbench.plan.live import Live
 from modbench.plan.memory import Measured, Recipe
 from modbench.routers.token_choice import TokenChoiceExperts
@@ -154,6 +154,13 @@ def test_head_and_loss_by_hand() -> None:
     assert outside.kept == rows * (8 + 16 * 2 + 4 + 16 * 2) + 5000 * 16 * 2
     # Logits, the same in float32, their log-softmax; the head's gradient in float32 and as it is kept.
     assert outside.peak == pytest.approx(rows * 5000 * (2 + 4 + 4) + 5000 * 16 * (4 + 2), rel=0.01)
+    few, many = (
+        Steps(meta_decoder("vanilla", {}, shape), length, compute="autocast") for length in (1000, 3000)
+    )
+    # Beyond some parts of the loss, which are not run one by one: as if they were.
+    assert 3000 * SEQUENCES > MANY * (LOGITS // 5000)
+    assert many.outside(SEQUENCES) == many._outside(3000 * SEQUENCES)
+    assert few.outside(SEQUENCES) == few._outside(1000 * SEQUENCES)
     longer = Steps(meta_decoder("vanilla", {}, shape), 40 * LENGTH, compute="bfloat16")
     # Of more tokens no more logits are held.
     assert longer.outside(SEQUENCES).peak < 2 * outside.peak + 40 * outside.kept

@@ -69,7 +69,7 @@ def _wrong(model: Decoder, tokens_BT: Tensor, lengths: tuple[int, ...]) -> str:
             return f"layer {layer} promises {what} {_short(promised)} and tells of none"
         if told != promised:
             return f"layer {layer} promises {what} {_short(promised)}, and it is {_short(told)}"
-        if 0 in promised:
+        if what == "depth" and 0 in promised:
             return f"layer {layer} promises {what} {_short(promised)}: 0 where there are tokens"
         shown_BT = trace.tensors.get((layer, "selected"))
         if what == "depth" and shown_BT is not None:

@@ -4,6 +4,7 @@ B sequences, T tokens, D model width, V vocabulary, N selected.
 """
 
 import copy
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +38,10 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     predictor's, one or the other all that the scheme's own classes hold; and auxiliary losses come to
     the same whatever the order of sequences, so that no sequence teaches alone.
     """
-    uneven = _uneven(subject.fresh()[0].double(), subject.tokens(3, TOKENS))
-    if uneven:
-        return False, uneven
+    first = subject.fresh()[0]
+    wrong = _twins(first) or _uneven(first.double(), subject.tokens(3, TOKENS))
+    if wrong:
+        return False, wrong
     model, taken = subject.fresh(capacity=1.0)
     model = model.double().train()
     names = [name for name, p in routers(model).items() if p.requires_grad]
@@ -73,8 +75,9 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     if lost:
         return False, f"no loss reaches {lost[0]}"
     if not names:
-        other = f"; a loss reaches {', '.join(own[:3])}" if own else ""
-        return None, f"no parameter is named a router's{other}"
+        return None, "no parameter is named a router's" + (
+            f"; a loss reaches all {len(own)}" if own else ""
+        )
     figure = f"cross-entropy reaches {len(names)} router parameters"
     return True, figure + (f", {min(scales):.2f} of a linear gate's" if scales else "")
 
@@ -100,6 +103,17 @@ def _scale(
     slope_N = (after_BTD.grad[selected_BT] * delta_ND).sum(-1)
     linear_D = slope_N @ x_ND
     return (own[0].grad.norm() / linear_D.norm()).item()
+
+
+def _twins(model: Decoder) -> str:
+    """Two matrices of one layer that start with the same random weights: experts that never differ, or
+    a router that starts as another's copy; empty if there are none."""
+    for number, layer in enumerate(model.layers):
+        drawn = [(n, p) for n, p in layer.named_parameters() if p.dim() > 1 and p.min() != p.max()]
+        for (one, a), (other, b) in itertools.combinations(drawn, 2):
+            if torch.equal(a, b):
+                return f"layers.{number}.{one} and {other} start with the same weights: name them apart"
+    return ""
 
 
 @torch.no_grad()

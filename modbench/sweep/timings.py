@@ -210,8 +210,8 @@ class _Bench:
             asked_bytes=found["asked_bytes"],
             status=found["status"],
             error=found["error"],
-            started=started.isoformat(timespec="seconds"),
-            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            started=started.isoformat(timespec="milliseconds"),
+            finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from modbench.errors import UserError
 from modbench.report.timing import TIMINGS, read_timings
+from modbench.report.timing_table import TimingTable
 from modbench.sweep import timings as verb
 from modbench.sweep.lock import suite_lock
 from modbench.sweep.suite import load_suite
@@ -160,8 +161,6 @@ def test_a_kill_by_the_kernel_is_want_of_memory(
         for timing in read_timings(tmp_path / "results" / "fake")
         if timing.kind == "time" and timing.cell["router"]["label"] == "killed"
     )
-    if by_hand.status == "oom":  # begun in the same second
-        by_hand, by_kernel = by_kernel, by_hand
     assert (by_hand.status, by_hand.asked_bytes) == ("failed", None)
     assert by_kernel.status == "oom"
     assert by_kernel.asked_bytes
@@ -233,3 +232,29 @@ def test_the_gpu_suite_times_two_sizes_each_with_its_ceilings() -> None:
         *("vanilla", "token_choice", "expert_choice"),
         *("mod", "mode_staged", "mode_integrated"),
     }
+
+
+@pytest.mark.slow
+def test_the_real_worker_gives_times_memory_and_ceilings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
+    write_suite(tmp_path, "dense", "depth")
+    text = (tmp_path / "suite.toml").read_text().replace("repetitions = 3", "samples = 3\nwarm_up = 0")
+    (tmp_path / "suite.toml").write_text(text)
+    results = tmp_path / "results"
+    assert verb.time_suite(str(tmp_path / "suite.toml"), results=results, repetitions=1) == 0
+    timings = read_timings(results / "fake")
+    assert [timing.status for timing in timings] == ["ok"] * 7
+    assert str(tmp_path) not in "".join(timing.line() for timing in timings)
+    (table,) = TimingTable.of(timings).groups
+    depth = {row.case: row for row in table.cases if row.label == "depth"}
+    assert list(depth)[:3] == ["forward", "train", "prefill 4 x 1"]
+    for row in depth.values():
+        assert row.flops_realised == row.flops_nominal
+        assert row.balance == "forced"
+        assert row.n == 3
+        assert row.realised_efficiency is not None
+        assert row.utilisation is not None
+    assert table.copy_bytes_per_second is not None
+    assert {row.phase for row in table.memory} == {"training", "inference"}

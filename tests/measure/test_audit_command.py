@@ -67,6 +67,14 @@ def test_what_leaks_fails_and_is_not_ranked(tmp_path: Path, capsys: pytest.Captu
     assert run_audit("audited_mean", options={"share": 0.0}, shape=SMALL) == 0
 
 
+def test_what_cannot_take_a_step_is_told_as_such(tmp_path: Path) -> None:
+    broken = SWAPPED.format(name="audited_broken").replace("x_BTD.mean(1, keepdim=True)", "x_BTD[:, 1:]")
+    (tmp_path / "broken.py").write_text(broken)
+    words = r"router 'audited_broken' raised RuntimeError: The size of tensor .* in a training step; mend"
+    with pytest.raises(UserError, match=words):
+        run_audit("audited_broken", plugins=(tmp_path / "broken.py",), shape=SMALL)
+
+
 def test_a_document_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_audit("mod", options={"capacity": 0.5}, shape=SMALL, format="json", seed=2) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -41,7 +41,8 @@ def run_audit(
     as soon as it is known, or one JSON document. Returns 1 if a probe failed, else 0.
 
     Raises:
-        UserError: a plugin, router, preset, option or shape that can't be.
+        UserError: a plugin, router, preset, option or shape that can't be, or a router that can't take
+            a training step.
     """
     for plugin in plugins:
         load_plugin(plugin)
@@ -53,7 +54,16 @@ def run_audit(
     if size.sequence < 2:
         raise UserError(f"sequence is {size.sequence}; an audit needs 2 tokens or more")
     make_deterministic()
-    model = warmed(size.model, router_name, chosen, seed, size.sequence)
+    try:
+        model = warmed(size.model, router_name, chosen, seed, size.sequence)
+    except UserError:
+        raise
+    except Exception as error:  # a router's own code runs here
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"router '{name}' raised {type(error).__name__}: {reason} in a training step; mend its "
+            "forward, or refuse the options in __post_init__"
+        ) from error
     if format == "table":
         print(f"{name}: {ODD[0]} x {ODD[1]} and {SEQUENCES} x {size.sequence} tokens", flush=True)
     found: list[Finding] = []

@@ -70,7 +70,9 @@ def test_what_leaks_fails_and_is_not_ranked(tmp_path: Path, capsys: pytest.Captu
 def test_what_cannot_take_a_step_is_told_as_such(tmp_path: Path) -> None:
     broken = SWAPPED.format(name="audited_broken").replace("x_BTD.mean(1, keepdim=True)", "x_BTD[:, 1:]")
     (tmp_path / "broken.py").write_text(broken)
-    words = r"router 'audited_broken' raised RuntimeError: The size of tensor .* in a training step; mend"
+    words = (
+        r"router 'audited_broken' raised RuntimeError: The size of tensor .* in a training step; mend"
+    )
     with pytest.raises(UserError, match=words):
         run_audit("audited_broken", plugins=(tmp_path / "broken.py",), shape=SMALL)
 

@@ -8,7 +8,7 @@ import torch
 
 from modbench.measure.loss import SCORING_BATCH
 from modbench.model.decoder import Decoder
-from modbench.model.generate import prefill
+from modbench.model.generate import dense_cache_bytes, prefill
 
 
 def kv_cache_measures(
@@ -17,16 +17,15 @@ def kv_cache_measures(
     """Read ``windows_WT`` under the causal rule, each into an empty cache: bytes kept per token, without
     what is allocated ahead, and their share of what all tokens in all layers would take. A token that
     skips a layer leaves no key there."""
-    parameter, config = next(model.parameters()), model.config
+    on = next(model.parameters()).device
     model.eval()
     kept, tokens = 0, 0
     for start in range(0, len(windows_WT), batch):
-        tokens_BT = torch.from_numpy(windows_WT[start : start + batch]).to(parameter.device)[:, :-1]
+        tokens_BT = torch.from_numpy(windows_WT[start : start + batch]).to(on)[:, :-1]
         _, cache = prefill(model, tokens_BT)
         kept += cache.bytes
         tokens += tokens_BT.numel()
-    each = config.layers * 2 * config.key_heads * config.head_width * parameter.element_size()
     return {
         "kv_cache_bytes_per_token": kept / tokens,
-        "kv_cache_share": kept / (tokens * each),
+        "kv_cache_share": kept / dense_cache_bytes(model, tokens),
     }

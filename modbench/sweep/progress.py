@@ -73,6 +73,12 @@ class _Tally:
     running: dict[str, _Cell] = field(default_factory=dict)
     since: float = 0.0
 
+    @classmethod
+    def of(cls, suite: str, *, total: int, done: int, unit: str) -> "_Tally":
+        """What begins now, with ``done`` of it done before."""
+        since = time.monotonic()
+        return cls(suite=suite, unit=unit, total=total, done=done, done_before=done, since=since)
+
     def seconds_left(self) -> float | None:
         """An estimate from the rate so far; None until there is one, and at the end."""
         through = self.done - self.done_before + sum(cell.share() for cell in self.running.values())
@@ -109,14 +115,7 @@ class LineProgress:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, suite: str, *, total: int, done: int, unit: str = "cells") -> None:
-        self._tally = _Tally(
-            suite=suite,
-            unit=unit,
-            total=total,
-            done=done,
-            done_before=done,
-            since=time.monotonic(),
-        )
+        self._tally = _Tally.of(suite, total=total, done=done, unit=unit)
         self.note(f"{suite}: {self._tally.state()}")
 
     def started(self, key: str, title: str) -> None:
@@ -154,14 +153,7 @@ class LiveProgress:
         self._bars.console.print(text, markup=False, highlight=False)
 
     def begin(self, suite: str, *, total: int, done: int, unit: str = "cells") -> None:
-        self._tally = _Tally(
-            suite=suite,
-            unit=unit,
-            total=total,
-            done=done,
-            done_before=done,
-            since=time.monotonic(),
-        )
+        self._tally = _Tally.of(suite, total=total, done=done, unit=unit)
         self._suite = self._bars.add_task(suite, total=total, completed=done, said="")
         self._redraw()
 

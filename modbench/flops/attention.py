@@ -19,14 +19,21 @@ from modbench.flops.ledger import Flops
 
 @dataclass(frozen=True)
 class Pairs:
-    """``allowed`` of ``all`` query-key pairs are needed."""
+    """``allowed`` of ``all`` query-key pairs are needed. ``square``: how many there would be if nothing
+    were left out, where that isn't ``all``."""
 
     allowed: int
     all: int
+    square: int | None = None
 
     def of(self, flops: int) -> int:
         """The needed part of what all pairs cost."""
         return flops * self.allowed // self.all if self.all else flops
+
+    def split(self, flops: int) -> Flops:
+        """What matmuls over ``all`` pairs, which cost ``flops``, come to under each convention."""
+        square = self.all if self.square is None else self.square
+        return Flops(self.of(flops), flops * square // self.all if self.all else flops, flops)
 
 
 def causal_pairs(queries: int, keys: int, ahead: int = 0) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from modbench.flops.ledger import OUTSIDE
 
 if TYPE_CHECKING:
+    from modbench.flops.attention import Pairs
     from modbench.flops.counter import FlopCounter
 
 #: The counters at work, the innermost last.
@@ -34,6 +35,27 @@ class component:  # noqa: N801  a context manager, named as it reads: with compo
     def __enter__(self) -> None:
         for counter in active:
             counter.open(self.label)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        for counter in active:
+            counter.close()
+
+
+class attending:  # noqa: N801
+    """``with attending(pairs):`` the matmuls inside are attention written out, under the label that
+    holds there, and need ``pairs`` of the query-key pairs that they compute."""
+
+    def __init__(self, pairs: "Pairs") -> None:
+        self._pairs = pairs
+
+    def __enter__(self) -> None:
+        for counter in active:
+            counter.open(None, self._pairs)
 
     def __exit__(
         self,

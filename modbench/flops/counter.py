@@ -170,7 +170,7 @@ class FlopCounter:
             )
         counted = self._counted.setdefault((label, direction, op), [0, 0, 0])
         if isinstance(flops, int):
-            flops = Flops(flops if pairs is None else pairs.of(flops), flops)
+            flops = Flops(flops, flops) if pairs is None else pairs.split(flops)
         if direction != "recompute":
             counted[0] += flops.model
             counted[1] += flops.full

@@ -1,19 +1,23 @@
-"""What PyTorch's fused attention kernels run, where that is not what attention needs. No torch.
+"""What attention kernels run, where that is not what attention needs. No torch.
 
-The CPU kernel (flash attention) takes query rows in blocks of 32, 64 or 256, by their number, and for
-each block whole blocks of 512 keys until the last key that a row of it may see. Its backward pass goes
-through the same blocks, and computes the scores again. No block of queries crosses a block of keys, so
-the size of the first doesn't matter.
+PyTorch's CPU kernel (flash attention) takes query rows in blocks of 32, 64 or 256, by their number, and
+for each block whole blocks of 512 keys until the last key that a row of it may see. Its backward pass
+goes through the same blocks, and computes the scores again. No block of queries crosses a block of keys,
+so the size of the first doesn't matter. The decoder's own (`modbench.model.causal_attention`) takes the
+keys up to the end of each block of queries.
 """
 
-_BLOCK = 512
+#: Keys of a block of PyTorch's.
+PYTORCH_BLOCK = 512
+#: Queries of a block of the decoder's own attention.
+OWN_BLOCK = 128
 
 
-def executed_pairs(queries: int, keys: int) -> int:
-    """Query-key pairs that the CPU kernel computes for causal attention, forward or backward; query i
-    sees keys 0 to i."""
+def executed_pairs(queries: int, keys: int, block: int = PYTORCH_BLOCK) -> int:
+    """Query-key pairs that a CPU computes for causal attention, forward or backward, in blocks of
+    ``block``, by default PyTorch's; query i sees keys 0 to i."""
     return sum(
-        min(_BLOCK, queries - first) * min(first + _BLOCK, keys) for first in range(0, queries, _BLOCK)
+        min(block, queries - first) * min(first + block, keys) for first in range(0, queries, block)
     )
 
 

@@ -4,8 +4,8 @@ FLOPs are matmul FLOPs, one multiply-accumulate being 2. A convention is a view 
 
 ``model``     causal attention costs its triangle, n(n+1)/2 query-key pairs: what the model needs.
 ``full``      attention costs the square, n * n pairs: what most papers and counters print.
-``executed``  what PyTorch's kernels run on a CPU: causal attention by whole blocks of keys, its scores
-              once more in the backward pass, activation checkpointing's second forward pass.
+``executed``  what kernels run on a CPU: causal attention by whole blocks of keys, its scores once more
+              in the backward pass, activation checkpointing's second forward pass.
 
 All count the logits, routers and predictors, nothing for the embedding look-up, and for the backward
 pass dX and dW of each matmul, each only where a gradient is needed. What papers count instead is in
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from modbench.errors import UserError, known_names
-from modbench.flops.kernels import backward_width, executed_pairs, is_fused
+from modbench.flops.kernels import PYTORCH_BLOCK, backward_width, executed_pairs, is_fused
 
 Phase = Literal["forward", "train", "prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("forward", "train", "prefill", "decode")
@@ -108,10 +108,10 @@ class Load:
         """Rows whose logits are computed."""
         return self.sequences if self.phase == "prefill" else self.slots
 
-    def pairs(self, window: int | None = None) -> "Flops":
+    def pairs(self, window: int | None = None, block: int = PYTORCH_BLOCK) -> "Flops":
         """Query-key pairs of causal self-attention: the exact triangles, the full squares, and what
-        kernels run. A token sees the cached ones and the new ones up to itself, of them the last
-        ``window``."""
+        kernels run that take ``block`` queries at a time. A token sees the cached ones and the new ones
+        up to itself, of them the last ``window``."""
         longest = max(self.lengths)
         widest = max(n + p for n, p in zip(self.lengths, self.past, strict=True))
         plain = not any(self.past) and window is None  # causal attention that needs no mask
@@ -126,7 +126,7 @@ class Load:
                 # Token by token there is no later key to be left out.
                 each = Flops(needed, rows * keys if self.padding else _triangle(new, before))
             else:
-                executed = executed_pairs(rows, keys) if plain else rows * keys
+                executed = executed_pairs(rows, keys, block) if plain else rows * keys
                 each = Flops(needed, rows * keys, executed)
             total += each * sequences
         return total
@@ -305,13 +305,15 @@ def attention(
     value_width: int | None = None,
     window: int | None = None,
     gradient: bool | None = None,
+    block: int = PYTORCH_BLOCK,
 ) -> Ledger:
     """Scores and weighted values of causal self-attention: a matmul of ``head_width`` and one of
     ``value_width`` per head and query-key pair; in training twice that again (dQ, dK, dP, dV), where a
-    ``gradient`` is needed at all; by default where the load says so. The fused kernels compute the
-    scores once more in the backward pass: that is ``executed``, and no part of what the model needs."""
+    ``gradient`` is needed at all; by default where the load says so. Kernels compute the
+    scores once more in the backward pass: that is ``executed``, and no part of what the model needs.
+    They take ``block`` queries at a time."""
     value_width = head_width if value_width is None else value_width
-    pairs, each = load.pairs(window), 2 * heads * (head_width + value_width)
+    pairs, each = load.pairs(window, block), 2 * heads * (head_width + value_width)
     again = 2 * heads * backward_width(head_width, value_width)
     if not is_fused(head_width, value_width):
         pairs, again = Flops(pairs.model, pairs.full), 2 * each

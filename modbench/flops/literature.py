@@ -214,7 +214,7 @@ SOURCES: Mapping[str, Source] = {
         Source(
             convention="executed",
             where="The same ledger",
-            equation="As `full`, with the pairs that PyTorch's CPU kernels compute",
+            equation="As `full`, with the pairs that a CPU's kernels compute, our own or PyTorch's",
             counts="causal attention by whole blocks of keys, its scores once more in the backward "
             "pass, the second forward pass of activation checkpointing",
             leaves_out="the embedding look-up, softmax, norms, activations",

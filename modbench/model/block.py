@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from modbench.flops.attention import without_values
 from modbench.flops.component import component
+from modbench.flops.kernels import OWN_BLOCK
 from modbench.flops.ledger import Counts, Ledger, Load, attention, matmul
+from modbench.model.causal_attention import causal_attention
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.initial import normal_, residual_scale
@@ -56,14 +58,16 @@ class Attention(nn.Module):
         v_BKTP = v_BTKP.transpose(1, 2)
         k_BKCP, v_BKCP, causal = self._remembered(x_BTD, k_BKTP, v_BKTP, context)
         with component("attention.scores", self.layer):
-            y_BHTP = F.scaled_dot_product_attention(
-                q_BHTP,
-                k_BKCP,
-                v_BKCP,
-                attn_mask=causal if isinstance(causal, Tensor) else None,
-                is_causal=causal is True,
-                enable_gqa=self.key_heads != self.heads,
-            )
+            if causal is True:
+                y_BHTP = causal_attention(q_BHTP, k_BKCP, v_BKCP)
+            else:
+                y_BHTP = F.scaled_dot_product_attention(
+                    q_BHTP,
+                    k_BKCP,
+                    v_BKCP,
+                    attn_mask=causal if isinstance(causal, Tensor) else None,
+                    enable_gqa=self.key_heads != self.heads,
+                )
         with component("attention.out", self.layer):
             return self.out(y_BHTP.transpose(1, 2).reshape(sequences, tokens, width))
 
@@ -80,7 +84,13 @@ class Attention(nn.Module):
                 columns=(self.heads + 2 * self.key_heads) * self.head_width,
                 weight_gradient=self.qkv.weight.requires_grad,
             )
-            + attention(projected, self.layer, heads=self.heads, head_width=self.head_width)
+            + attention(
+                projected,
+                self.layer,
+                heads=self.heads,
+                head_width=self.head_width,
+                block=OWN_BLOCK,
+            )
             + matmul(
                 projected,
                 self.layer,

@@ -1,0 +1,144 @@
+"""Causal attention on a CPU, out of matmuls: queries block by block, each with the keys up to the
+block's end. PyTorch's own kernel there multiplies in small tiles and, at a length of 512, the whole
+square of query-key pairs.
+
+Scores are recomputed in the backward pass, as fused kernels do (FlashAttention, Dao et al. 2022, section
+3.1), so that no more than a block of them is ever held. They have the dtype of the queries, softmax is
+computed in float32 or wider. Differentiable once. The plain twin is `scaled_dot_product_attention`.
+
+B sequences, R of them at a time, T tokens, H heads, K key/value heads, G heads to each of these, P width
+of a head; Q queries of a block, E keys up to its end.
+"""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from modbench.flops.attention import Pairs, causal_pairs
+from modbench.flops.component import attending
+from modbench.flops.kernels import OWN_BLOCK
+
+#: Scores of a block that are held at a time, if one sequence has no more: few enough to stay in a cache.
+SCORES = 2**21
+
+
+def causal_attention(q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(P)) v over the keys up to each query's own, (B, H, T, P) (Vaswani et al.
+    2017, equation 1), in memory that lies as (B, T, H, P)."""
+    if q_BHTP.device.type in ("cpu", "meta"):
+        return _CausalAttention.apply(q_BHTP, k_BKTP, v_BKTP)  # type: ignore[no-any-return, no-untyped-call]
+    grouped = k_BKTP.shape[1] != q_BHTP.shape[1]
+    return F.scaled_dot_product_attention(q_BHTP, k_BKTP, v_BKTP, is_causal=True, enable_gqa=grouped)
+
+
+class _CausalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
+        ctx.save_for_backward(q_BHTP, k_BKTP, v_BKTP)
+        out_BHTP = _like(q_BHTP)
+        with _as_it_is(q_BHTP):
+            for rows in _rows(q_BHTP):
+                q, k, v = (t_BHTP[rows] for t_BHTP in (q_BHTP, k_BKTP, v_BKTP))
+                out = _by_key_head(out_BHTP[rows], k)
+                q_NGTP, k_NTP, v_NTP = _scaled(q, k), _merged(k), _merged(v)
+                for first, end, needed in _blocks(q.shape[2]):
+                    with attending(needed):
+                        p_NQE = _probabilities(q_NGTP, k_NTP, first, end)
+                        y_NQP = torch.bmm(p_NQE, v_NTP[:, :end])
+                    out[:, :, :, first:end] = y_NQP.view_as(out[:, :, :, first:end])
+        return out_BHTP
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BHTP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q_BHTP, k_BKTP, v_BKTP = ctx.saved_tensors
+        gradients = _like(q_BHTP), _like(k_BKTP), _like(v_BKTP)
+        with _as_it_is(q_BHTP):
+            for rows in _rows(q_BHTP):
+                q, k, v = (t_BHTP[rows] for t_BHTP in (q_BHTP, k_BKTP, v_BKTP))
+                of_q, of_k, of_v = (t_BHTP[rows] for t_BHTP in gradients)
+                _backward(q, k, v, gradient_BHTP[rows], of_q, of_k, of_v)
+        return gradients
+
+
+def _backward(
+    q: Tensor, k: Tensor, v: Tensor, gradient: Tensor, of_q: Tensor, of_k: Tensor, of_v: Tensor
+) -> None:
+    """Of some sequences, into ``of_q``, ``of_k`` and ``of_v``."""
+    q_NGTP, k_NTP, v_NTP = _scaled(q, k), _merged(k), _merged(v)
+    dy_NGTP = _merged(_by_key_head(gradient, k))
+    of_q, scale = _by_key_head(of_q, k), q.shape[-1] ** -0.5
+    wide = torch.promote_types(k.dtype, torch.float32)
+    dk_NTP, dv_NTP = (torch.zeros(k_NTP.shape, dtype=wide, device=k.device) for _ in range(2))
+    for first, end, needed in _blocks(q.shape[2]):
+        q_NQP, dy_NQP = q_NGTP[:, :, first:end].flatten(1, 2), dy_NGTP[:, :, first:end].flatten(1, 2)
+        with attending(Pairs(0, needed.all, square=0)):  # the forward pass has counted them
+            p_NQE = _probabilities(q_NGTP, k_NTP, first, end)
+        with attending(needed):
+            dv_NTP[:, :end] += torch.bmm(p_NQE.transpose(1, 2), dy_NQP)
+            dp_NQE = torch.bmm(dy_NQP, v_NTP[:, :end].transpose(1, 2))
+            ds_NQE = torch.ops.aten._softmax_backward_data(dp_NQE, p_NQE, -1, p_NQE.dtype)
+            dq_NQP = torch.bmm(ds_NQE, k_NTP[:, :end]).mul_(scale)
+            dk_NTP[:, :end] += torch.bmm(ds_NQE.transpose(1, 2), q_NQP)
+        of_q[:, :, :, first:end] = dq_NQP.view_as(of_q[:, :, :, first:end])
+    of_k.copy_(dk_NTP.view_as(of_k))
+    of_v.copy_(dv_NTP.view_as(of_v))
+
+
+def _probabilities(q_NGTP: Tensor, k_NTP: Tensor, first: int, end: int) -> Tensor:
+    """What queries ``first`` to ``end`` make of the keys up to ``end``, (N, G * queries, E)."""
+    q_NQP = q_NGTP[:, :, first:end].flatten(1, 2)
+    scores_NQE = torch.bmm(q_NQP, k_NTP[:, :end].transpose(1, 2))
+    later_QQ = torch.ones(end - first, end - first, dtype=torch.bool, device=q_NGTP.device).triu(1)
+    own_NGQQ = scores_NQE.unflatten(1, (-1, end - first))[..., first:]
+    own_NGQQ.masked_fill_(later_QQ, -torch.inf)
+    return scores_NQE.softmax(-1)
+
+
+def _blocks(tokens: int) -> Iterator[tuple[int, int, Pairs]]:
+    """Blocks of queries, first to end, and of each, what causal attention needs of its pairs."""
+    for first in range(0, tokens, OWN_BLOCK):
+        end = min(first + OWN_BLOCK, tokens)
+        queries = end - first
+        needed = causal_pairs(queries, end, ahead=first)
+        yield first, end, Pairs(needed, queries * end, square=queries * tokens)
+
+
+def _rows(q_BHTP: Tensor) -> list[slice]:
+    """So many sequences at a time that their scores of a block are few."""
+    sequences, heads, tokens, _ = q_BHTP.shape
+    each = max(1, SCORES // max(1, heads * min(tokens, OWN_BLOCK) * tokens))
+    return [slice(first, first + each) for first in range(0, sequences, each)]
+
+
+def _by_key_head(t_RHTP: Tensor, k_RKTP: Tensor) -> Tensor:
+    """(R, K, G, T, P): the heads that share a key head side by side."""
+    return t_RHTP.unflatten(1, (k_RKTP.shape[1], -1))
+
+
+def _merged(t_RK: Tensor) -> Tensor:
+    """Sequences and key heads as one, N, in order in memory."""
+    return t_RK.contiguous().flatten(0, 1)
+
+
+def _scaled(q_RHTP: Tensor, k_RKTP: Tensor) -> Tensor:
+    """q / sqrt(P), (N, G, T, P), in order in memory."""
+    q_RKGTP = _by_key_head(q_RHTP, k_RKTP)
+    out = torch.empty(q_RKGTP.shape, dtype=q_RHTP.dtype, device=q_RHTP.device)
+    return torch.mul(q_RKGTP, q_RHTP.shape[-1] ** -0.5, out=out).flatten(0, 1)
+
+
+def _like(t_BHTP: Tensor) -> Tensor:
+    """Unset, in memory that lies as (B, T, H, P)."""
+    sequences, heads, tokens, width = t_BHTP.shape
+    return t_BHTP.new_empty(sequences, tokens, heads, width).transpose(1, 2)
+
+
+def _as_it_is(t: Tensor) -> Any:
+    """No autocast: what comes has its dtype. The meta device knows none."""
+    return nullcontext() if t.is_meta else torch.autocast(t.device.type, enabled=False)

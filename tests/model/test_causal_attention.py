@@ -1,0 +1,88 @@
+"""Causal attention out of matmuls against PyTorch's, its plain twin.
+
+B sequences, T tokens, H heads, K key/value heads, P width of a head.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modbench.flops.counter import FlopCounter
+from modbench.flops.ledger import Load, attention
+from modbench.model import causal_attention as rooms
+from modbench.model.causal_attention import causal_attention
+
+SHAPES = [(3, 4, 4, 63, 16), (1, 2, 2, 128, 8), (2, 6, 2, 129, 32), (2, 4, 1, 1000, 8), (1, 1, 1, 1, 4)]
+
+
+def made(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    """q, k, v and the gradient of what comes out; q lies in memory as the block's does."""
+    B, H, K, T, P = shape
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(B, T, H, P, generator=generator).transpose(1, 2)
+    k, v, dy = (torch.randn(B, n, T, P, generator=generator) for n in (K, K, H))
+    return [q.to(dtype).requires_grad_(), k.to(dtype).requires_grad_(), v.to(dtype).requires_grad_(), dy]
+
+
+def twin(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+
+
+def with_gradients(run, q: Tensor, k: Tensor, v: Tensor, dy: Tensor) -> list[Tensor]:
+    y = run(q, k, v)
+    return [y, *torch.autograd.grad(y, (q, k, v), dy.to(y.dtype))]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 4e-2)],
+    ids=["fp64", "fp32", "bf16"],
+)
+def test_outputs_and_gradients_are_the_twins(
+    shape: tuple[int, ...], dtype: torch.dtype, tolerance: float
+) -> None:
+    given = made(shape, dtype)
+    wide = [t.detach().double().requires_grad_() for t in given]
+    for ours, truth in zip(
+        with_gradients(causal_attention, *given), with_gradients(twin, *wide), strict=True
+    ):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), truth, atol=tolerance, rtol=tolerance)
+
+
+def test_some_sequences_at_a_time_are_all_of_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = made((5, 2, 2, 150, 8), torch.float64)
+    at_once = with_gradients(causal_attention, *given)
+    monkeypatch.setattr(rooms, "SCORES", 2 * 2 * 128 * 150)
+    for part, whole in zip(with_gradients(causal_attention, *given), at_once, strict=True):
+        torch.testing.assert_close(part, whole, atol=1e-13, rtol=0)
+
+
+def test_a_later_token_changes_nothing_before_it() -> None:
+    q, k, v, _ = made((1, 2, 2, 140, 8), torch.float32)
+    before = causal_attention(q, k, v)
+    with torch.no_grad():
+        for t in (q, k, v):
+            t[:, :, 131] += 5
+    after = causal_attention(q, k, v)
+    assert torch.equal(before[:, :, :131], after[:, :, :131])
+    assert not torch.equal(before[:, :, 131:], after[:, :, 131:])
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("tokens", [63, 128, 300])
+def test_it_counts_as_the_ledger_says(tokens: int, device: str) -> None:
+    given = [t.detach().to(device).requires_grad_() for t in made((2, 4, 2, tokens, 8), torch.float32)]
+    with FlopCounter() as counter:
+        with_gradients(causal_attention, *given)
+    load = Load.uniform(2, tokens, "train")
+    ledger = attention(load, 0, heads=4, head_width=8, block=rooms.OWN_BLOCK)
+    for convention in ("model", "full", "executed"):
+        assert counter.under(convention) == ledger.total(convention)
+        for direction in ("forward", "backward"):
+            found = counter.ledger.total(convention, direction)
+            assert found == ledger.total(convention, direction)
+    assert counter.executed != counter.total

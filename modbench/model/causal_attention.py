@@ -11,17 +11,18 @@ of a head; Q queries of a block, E keys up to its end.
 """
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function
 
 from modbench.flops.attention import Pairs, causal_pairs
 from modbench.flops.component import attending
 from modbench.flops.kernels import OWN_BLOCK
+from modbench.model.kernels import as_it_is
 
 #: Scores of a block that are held at a time, if one sequence has no more: few enough to stay in a cache.
 SCORES = 2**21
@@ -30,6 +31,9 @@ SCORES = 2**21
 def causal_attention(q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(P)) v over the keys up to each query's own, (B, H, T, P) (Vaswani et al.
     2017, equation 1), in memory that lies as (B, T, H, P)."""
+    given = (q_BHTP, k_BKTP, v_BKTP)
+    if has_torch_function(given):  # what watches or replaces torch's functions sees this one, too
+        return handle_torch_function(causal_attention, given, *given)  # type: ignore[no-any-return]
     if q_BHTP.device.type in ("cpu", "meta"):
         return _CausalAttention.apply(q_BHTP, k_BKTP, v_BKTP)  # type: ignore[no-any-return, no-untyped-call]
     grouped = k_BKTP.shape[1] != q_BHTP.shape[1]
@@ -41,7 +45,7 @@ class _CausalAttention(torch.autograd.Function):
     def forward(ctx: Any, q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
         ctx.save_for_backward(q_BHTP, k_BKTP, v_BKTP)
         out_BHTP = _like(q_BHTP)
-        with _as_it_is(q_BHTP):
+        with as_it_is(q_BHTP):
             for rows in _rows(q_BHTP):
                 q, k, v = (t_BHTP[rows] for t_BHTP in (q_BHTP, k_BKTP, v_BKTP))
                 out = _by_key_head(out_BHTP[rows], k)
@@ -58,7 +62,7 @@ class _CausalAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient_BHTP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_BHTP, k_BKTP, v_BKTP = ctx.saved_tensors
         gradients = _like(q_BHTP), _like(k_BKTP), _like(v_BKTP)
-        with _as_it_is(q_BHTP):
+        with as_it_is(q_BHTP):
             for rows in _rows(q_BHTP):
                 q, k, v = (t_BHTP[rows] for t_BHTP in (q_BHTP, k_BKTP, v_BKTP))
                 of_q, of_k, of_v = (t_BHTP[rows] for t_BHTP in gradients)
@@ -137,8 +141,3 @@ def _like(t_BHTP: Tensor) -> Tensor:
     """Unset, in memory that lies as (B, T, H, P)."""
     sequences, heads, tokens, width = t_BHTP.shape
     return t_BHTP.new_empty(sequences, tokens, heads, width).transpose(1, 2)
-
-
-def _as_it_is(t: Tensor) -> Any:
-    """No autocast: what comes has its dtype. The meta device knows none."""
-    return nullcontext() if t.is_meta else torch.autocast(t.device.type, enabled=False)

@@ -5,17 +5,20 @@ S = B * T.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from modbench.errors import UserError
 from modbench.flops.component import component
 from modbench.flops.ledger import Ledger, Load, matmul
-from modbench.model.block import activate, up_columns
+from modbench.model.block import up_columns
 from modbench.model.config import ModelConfig
+from modbench.model.grouped import Grouped, Products, Slices, takes_grouped
 from modbench.model.initial import normal_, residual_scale
+from modbench.model.kernels import activation, activation_backward, as_it_is
 from modbench.model.scores import places
 
 
@@ -83,26 +86,27 @@ class ExpertBank(nn.Module):
             self.down, seed, f"layers.{self.layer}.experts.down", scale=residual_scale(self.model.layers)
         )
 
-    def forward(self, rows_ND: Tensor, counts: Sequence[int]) -> Tensor:
-        """Rows sorted by expert, ``counts[e]`` of them for expert e; (N, D)."""
-        # unbind, not indexing: its backward writes each expert's gradient once, not E full banks.
-        banks = zip(
-            rows_ND.split(list(counts)),
-            _autocast(self.up).unbind(0),
-            _autocast(self.down).unbind(0),
-            strict=True,
-        )
+    def forward(self, rows_ND: Tensor, counts: Sequence[int] | Tensor) -> Tensor:
+        """Rows sorted by expert, ``counts[e]`` of them for expert e, (N, D); as a tensor, the counts
+        stay where they are. Rows beyond their sum are no expert's, and come out as 0."""
+        on_device = isinstance(counts, Tensor)
+        products = Grouped(counts, whole=False) if on_device else Slices(counts)  # type: ignore[arg-type]
+        rows_ND = rows_ND.to(self.dtype(rows_ND))
         with component("experts", self.layer):
-            parts = [
-                F.linear(activate(F.linear(rows, up), self.model.mlp), down) for rows, up, down in banks
-            ]
-        return torch.cat(parts)
+            return _Experts.apply(  # type: ignore[no-any-return, no-untyped-call]
+                rows_ND, self.up, self.down, products, self.model.mlp
+            )
 
-    def equal(self, rows_END: Tensor) -> Tensor:
-        """The same for an equal number of rows per expert, (E, N, D)."""
-        with component("experts", self.layer):
-            hidden = activate(torch.bmm(rows_END, self.up.transpose(1, 2)), self.model.mlp)
-            return torch.bmm(hidden, self.down.transpose(1, 2))
+    def grouped(self, x_D: Tensor) -> bool:
+        """Whether counts of rows like ``x_D`` had better stay a tensor."""
+        return takes_grouped(x_D, self.up, self.down, dtype=self.dtype(x_D))
+
+    def dtype(self, x_D: Tensor) -> torch.dtype:
+        """Of the matmuls."""
+        kind = x_D.device.type
+        if not x_D.is_meta and torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+        return self.up.dtype
 
     def ledger(self, load: Load, rows: int) -> Ledger:
         """``rows`` assignments in all: the closed form depends on no balance."""
@@ -129,12 +133,38 @@ class ExpertBank(nn.Module):
         return int(experts * (self.up[0].numel() + self.down[0].numel()))
 
 
-def _autocast(weight: Tensor) -> Tensor:
-    """``weight`` in the dtype that autocast would give its slices, cast once and not slice by slice."""
-    kind = weight.device.type
-    if weight.is_meta or not torch.is_autocast_enabled(kind):
-        return weight
-    return weight.to(torch.get_autocast_dtype(kind))
+class _Experts(torch.autograd.Function):
+    """down(activation(up x)) of each row's expert. Kept are the rows and what comes of ``up``; weights
+    are cast expert by expert, twice, and no copy of them is kept. Differentiable once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows_ND: Tensor, up: Tensor, down: Tensor, products: Products, mlp: str
+    ) -> Tensor:
+        with as_it_is(rows_ND):
+            up_NC = products.forward(rows_ND, up)
+            ctx.save_for_backward(rows_ND, up_NC, up, down)
+            ctx.products, ctx.mlp = products, mlp
+            return products.forward(activation(up_NC, mlp), down)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor | None, ...]:
+        rows_ND, up_NC, up, down = ctx.saved_tensors
+        products, of_rows, of_up, of_down = ctx.products, None, None, None
+        dy_ND = dy_ND.contiguous()  # grouped_mm takes no expanded one
+        to_rows, to_up, to_down = ctx.needs_input_grad[:3]
+        with as_it_is(rows_ND):
+            if to_down:
+                of_down = products.to_weights(dy_ND, activation(up_NC, ctx.mlp), down)
+            if to_rows or to_up:
+                dhidden_NF = products.to_inputs(dy_ND, down)
+                dup_NC = activation_backward(dhidden_NF, up_NC, ctx.mlp)
+                if to_up:
+                    of_up = products.to_weights(dup_NC, rows_ND, up)
+                if to_rows:
+                    of_rows = products.to_inputs(dup_NC, up)
+        return of_rows, of_up, of_down, None, None
 
 
 def dispatched(

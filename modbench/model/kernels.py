@@ -6,6 +6,7 @@ No matmul: nothing here is counted. The plain twins are in the tests.
 N tokens, any shape before D; D model width; F hidden width; P width of a head.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -91,16 +92,43 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, up: Tensor) -> Tensor:
         ctx.save_for_backward(up)
-        gate, value = up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(value)
+        return _swiglu(up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (up,) = ctx.saved_tensors
-        gate, value = up.chunk(2, dim=-1)
-        out = torch.empty_like(up)
-        of_gate, of_value = out.chunk(2, dim=-1)
-        torch.mul(gradient, F.silu(gate), out=of_value)
-        of_gate.copy_(torch.ops.aten.silu_backward(gradient * value, gate))
-        return out
+        return _swiglu_backward(gradient, up)
+
+
+def _swiglu(up: Tensor) -> Tensor:
+    gate, value = up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(value)
+
+
+def _swiglu_backward(gradient: Tensor, up: Tensor) -> Tensor:
+    gate, value = up.chunk(2, dim=-1)
+    out = torch.empty_like(up)
+    of_gate, of_value = out.chunk(2, dim=-1)
+    torch.mul(gradient, F.silu(gate), out=of_value)
+    torch.ops.aten.silu_backward.grad_input(gradient * value, gate, grad_input=of_gate)
+    return out
+
+
+def activation(up: Tensor, mlp: str) -> Tensor:
+    """The hidden layer from the matmul into it, (..., 2F) -> (..., F) of SwiGLU, or (..., F) of GELU;
+    not to be differentiated, see `activation_backward`."""
+    return _swiglu(up) if mlp == "swiglu" else F.gelu(up)
+
+
+def activation_backward(gradient: Tensor, up: Tensor, mlp: str) -> Tensor:
+    """The gradient of `activation` in ``up``."""
+    if mlp == "swiglu":
+        return _swiglu_backward(gradient, up)
+    return torch.ops.aten.gelu_backward(gradient, up)  # type: ignore[no-any-return]
+
+
+def as_it_is(x: Tensor) -> AbstractContextManager[Any]:
+    """Inside there is no autocast: what comes is of the dtype that it is to have. The meta device knows
+    none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

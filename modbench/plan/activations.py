@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from modbench.errors import UserError
 from modbench.flops.ledger import Load
+from modbench.model.causal_attention import causal_attention
 from modbench.model.context import Context
 from modbench.model.cross_entropy import LOGITS
 from modbench.model.decoder import Decoder
@@ -36,8 +37,8 @@ MANY = 8
 #: What runs in which dtype. ``float32``: all in it. ``autocast``: float32 weights and stream, matmuls in
 #: bfloat16. ``bfloat16``: bfloat16 weights and stream.
 Compute = Literal["float32", "autocast", "bfloat16"]
-#: ``gpu``: RMSNorm is one kernel that keeps its input and a scale. ``cpu``: it is made of several ops,
-#: which keep the normalised input too.
+#: ``gpu``: RMSNorm and causal attention are kernels of PyTorch's. ``cpu``: the decoder's own, made of
+#: several ops, which keep other things.
 Kernels = Literal["gpu", "cpu"]
 
 _IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
@@ -74,15 +75,19 @@ class _Valueless(TorchFunctionMode):
 
     def __init__(self, kernels: Kernels) -> None:
         super().__init__()
-        self._fused_norm = kernels == "gpu"
+        self._on_a_gpu = kernels == "gpu"
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func == _IS_META and not args[0].dtype.is_floating_point:
             return True
-        if self._fused_norm and func in (F.rms_norm, torch.rms_norm):
+        if self._on_a_gpu and func in (F.rms_norm, torch.rms_norm):
             return _rms_norm(*args, **(kwargs or {}))
+        if self._on_a_gpu and func is causal_attention:
+            q, k, v = args
+            grouped = q.shape[1] != k.shape[1]
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         return func(*args, **(kwargs or {}))
 
 
@@ -284,15 +289,12 @@ def divide_experts(layer: nn.Module, among: int) -> None:
 
 
 def _take_all_rows(bank: ExpertBank, among: int) -> None:
-    whole, whole_equal = bank.forward, bank.equal
+    whole = bank.forward
 
     def forward(rows_ND: Tensor, counts: Sequence[int]) -> Tensor:
         return whole(rows_ND, [sum(counts[e : e + among]) for e in range(0, len(counts), among)])
 
-    def equal(rows_END: Tensor) -> Tensor:
-        return whole_equal(rows_END.reshape(bank.experts, -1, rows_END.shape[-1])).view_as(rows_END)
-
-    bank.forward, bank.equal = forward, equal  # type: ignore[method-assign]
+    bank.forward = forward  # type: ignore[assignment, method-assign]
 
 
 def _kinds(decoder: Decoder, length: int) -> dict[int, int]:

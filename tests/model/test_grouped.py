@@ -1,0 +1,108 @@
+"""Both ways of multiplying rows sorted by expert, and the bank of experts on top of them, against loops.
+
+E experts, N rows, F columns that come out, D columns that come in.
+"""
+
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modbench.flops.counter import FlopCounter
+from modbench.flops.ledger import Load
+from modbench.model.config import ModelConfig
+from modbench.model.experts import ExpertBank
+from modbench.model.grouped import ROWS, Grouped, Products, Slices
+
+COUNTS = [[3, 0, 70, 8], [64, 128, 1, 63], [0, 0, 200, 0], [ROWS + 1, 5, 2 * ROWS, 0]]
+WAYS = ["slices", "grouped"]
+BEYOND = 6
+
+
+def way(name: str, counts: list[int]) -> Products:
+    return Slices(counts) if name == "slices" else Grouped(torch.tensor(counts), whole=False)
+
+
+def loop(x_ND: Tensor, weight_EFD: Tensor, counts: list[int]) -> Tensor:
+    ends = [sum(counts[:e]) for e in range(len(counts) + 1)]
+    out_NF = x_ND.new_zeros(len(x_ND), weight_EFD.shape[1])
+    for e, (first, last) in enumerate(pairwise(ends)):
+        for row in range(first, last):
+            out_NF[row] = weight_EFD[e] @ x_ND[row]
+    return out_NF
+
+
+@pytest.mark.parametrize("counts", COUNTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", WAYS)
+def test_products_are_the_loops(name: str, dtype: torch.dtype, counts: list[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight_EFD = torch.randn(4, 24, 16, generator=generator)
+    x_ND = torch.randn(sum(counts) + BEYOND, 16, generator=generator).to(dtype)
+    dy_NF = torch.randn(len(x_ND), 24, generator=generator).to(dtype)
+    wide_EFD = weight_EFD.to(dtype).double().requires_grad_()
+    wide_ND = x_ND.double().requires_grad_()
+    y_NF = loop(wide_ND, wide_EFD, counts)
+    y_NF.backward(dy_NF.double())
+    products = way(name, counts)
+    found = (
+        products.forward(x_ND, weight_EFD),
+        products.to_inputs(dy_NF, weight_EFD),
+        products.to_weights(dy_NF, x_ND, weight_EFD),
+    )
+    tolerance = 1e-4 if dtype == torch.float32 else 0.2
+    for one, truth in zip(found, (y_NF, wide_ND.grad, wide_EFD.grad), strict=True):
+        assert truth is not None
+        torch.testing.assert_close(one.double(), truth.detach(), atol=tolerance, rtol=2e-2)
+    assert [t.dtype for t in found] == [dtype, dtype, torch.float32]
+    assert not found[0][sum(counts) :].any()
+    assert not found[1][sum(counts) :].any()
+
+
+def bank(mlp: str = "swiglu") -> ExpertBank:
+    model = ModelConfig(vocabulary=64, width=16, layers=2, heads=2, mlp_width=24, mlp=mlp)  # type: ignore[arg-type]
+    part = ExpertBank(model, 0, experts=4, width=24)
+    part.initialise(0)
+    with torch.no_grad():
+        part.down.mul_(20)
+    return part
+
+
+@pytest.mark.parametrize("mlp", ["swiglu", "gelu"])
+@pytest.mark.parametrize("on_device", [False, True], ids=["counts", "tensor"])
+def test_a_bank_and_its_gradients_are_the_experts_one_by_one(on_device: bool, mlp: str) -> None:
+    part, counts = bank(mlp), [3, 0, 70, 8]
+    x_ND = torch.randn(sum(counts), 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    y_ND = part(x_ND, torch.tensor(counts) if on_device else counts)
+    dy_ND = torch.randn(y_ND.shape, generator=torch.Generator().manual_seed(2))
+    found = [y_ND, *torch.autograd.grad(y_ND, (x_ND, part.up, part.down), dy_ND)]
+    hidden = loop(x_ND, part.up, counts)
+    if mlp == "swiglu":
+        gate, value = hidden.chunk(2, -1)
+        hidden = F.silu(gate) * value
+    else:
+        hidden = F.gelu(hidden)
+    truth_ND = loop(hidden, part.down, counts)
+    truth = [truth_ND, *torch.autograd.grad(truth_ND, (x_ND, part.up, part.down), dy_ND)]
+    for one, other in zip(found, truth, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("frozen", [(), ("up",), ("down",), ("up", "down"), ("rows",)], ids=str)
+@pytest.mark.parametrize("on_device", [False, True], ids=["counts", "tensor"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+def test_a_bank_counts_as_its_ledger_says(
+    autocast: bool, on_device: bool, frozen: tuple[str, ...]
+) -> None:
+    part, counts = bank(), [3, 0, 70, 8]
+    for name in frozen:
+        if name != "rows":
+            getattr(part, name).requires_grad_(False)
+    x_ND = torch.randn(sum(counts), 16).requires_grad_("rows" not in frozen)
+    with FlopCounter() as counter, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y_ND = part(x_ND, torch.tensor(counts) if on_device else counts)
+        y_ND.sum().backward()
+    load = Load.uniform(1, 10, "train", input_gradient="rows" not in frozen)
+    assert counter.ledger == part.ledger(load, sum(counts))

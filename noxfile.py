@@ -20,8 +20,6 @@ HERE = Path(__file__).parent
 ENVIRONMENTS = HERE / ".nox"
 #: Installed apart, since some change what they touch.
 OTHER_COUNTERS = ["deepspeed", "calflops", "accelerate", "ptflops", "thop", "torchinfo"]
-#: No tests: pytest finds these only by name.
-BENCHMARKS = [str(file.relative_to(HERE)) for file in sorted(HERE.glob("tests/perf/bench_*.py"))]
 
 
 def ready(session: nox.Session, name: str = "modbench", further: Sequence[str] = ()) -> str:
@@ -84,11 +82,9 @@ def audit(session: nox.Session) -> None:
 def perf(session: nox.Session) -> None:
     """Time kernels, layers, steps, decoding, memory, the harness and the counting, against their
     targets; arguments after -- go to pytest. With --against REVISION, compare with that instead."""
-    if any(word.startswith("--against") for word in session.posargs):
-        session.run(ready(session), "tests/perf/compare_revisions.py", *session.posargs)
-        return
-    columns = "--benchmark-columns=min,median,iqr,rounds"
-    module(session, "pytest", *BENCHMARKS, "--benchmark-only", columns, *session.posargs)
+    against = any(word.startswith("--against") for word in session.posargs)
+    script = "compare_revisions" if against else "run_benchmarks"
+    session.run(ready(session), f"tests/perf/{script}.py", *session.posargs)
 
 
 @nox.session

@@ -35,6 +35,11 @@ class Layer(nn.Module, ABC):
         the scores; none where routing decides how many. What ``ledger`` takes as nominal."""
         return {}
 
+    def takes_gradient(self, load: Load) -> bool:
+        """Whether the gradient of what comes out reaches a trained parameter of this layer. Where tokens
+        decide whether to enter at all, and none did, it reaches none."""
+        return trains(self)
+
     def active_parameters(self) -> int:
         """Parameters that a token meets which is routed everywhere it can be. A layer with more
         experts than a token is sent to says so here."""

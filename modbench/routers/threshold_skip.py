@@ -20,6 +20,7 @@ together, so that nothing is computed for padding.
 B sequences, T tokens, K that enter, R sequences that send any, D model width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import ClassVar, Literal
@@ -38,7 +39,7 @@ from modbench.model.forced import even_tokens
 from modbench.model.initial import normal_
 from modbench.model.option import check_finite
 from modbench.model.registry import register_router
-from modbench.model.router import Layer, Presets, Router
+from modbench.model.router import Layer, Presets, Router, trains
 from modbench.model.scores import known, score, share
 from modbench.model.selected import Selected, alike
 
@@ -122,9 +123,7 @@ class SkippableBlock(Layer):
         return out_BTD
 
     def ledger(self, load: Load) -> Ledger:
-        new, past = stretch(self._share, load.lengths, load.past)
-        lengths = load.counts.get((self.layer, "depth"), new)
-        past = load.counts.get((self.layer, "past"), past)
+        lengths, past = self._entering(load)
         router = matmul(
             load,
             self.layer,
@@ -137,8 +136,17 @@ class SkippableBlock(Layer):
         blocks = [self.block.ledger(load.routed(some, past)) for some in alike(lengths)]
         return Ledger.sum([router, *blocks])
 
+    def takes_gradient(self, load: Load) -> bool:
+        return any(self._entering(load)[0]) and trains(self)
+
     def active_parameters(self) -> int:
         return self.router.numel() + self.bias.numel() + self.block.active_parameters()
+
+    def _entering(self, load: Load) -> tuple[Sequence[int], Sequence[int]]:
+        """New and earlier tokens of each sequence that enter."""
+        new, past = stretch(self._share, load.lengths, load.past)
+        lengths = load.counts.get((self.layer, "depth"), new)
+        return lengths, load.counts.get((self.layer, "past"), past)
 
     def _share(self, tokens: int) -> int:
         return share(self.options.target, tokens)

@@ -2,10 +2,12 @@
 against the dense one."""
 
 import pytest
+import torch
+from apart import PlainLoopApart
 from gemm import ceiling, gemms
 from interleaved import InTurns
-from plain_loop import PlainLoop
 from targets import Reach
+from torch import Tensor
 from training import DTYPES, MadeUpText, Trained
 
 from modbench.model.config import ModelConfig
@@ -32,9 +34,16 @@ def test_dense_against_the_gemm_ceiling(precision: str, in_turns: InTurns, reach
 
 @pytest.mark.parametrize("precision", DTYPES)
 def test_dense_against_a_plain_loop(precision: str, in_turns: InTurns, reach: Reach) -> None:
-    sequences, dtype = 8, DTYPES[precision]
-    ways = {"modbench": Trained("vanilla", SHAPE, dtype), "plain": PlainLoop(SHAPE, TOKENS, dtype)}
-    turns = in_turns(ways, MadeUpText(SHAPE.vocabulary, sequences, TOKENS))
+    sequences, threads = 8, torch.get_num_threads()
+    text = MadeUpText(SHAPE.vocabulary, sequences, TOKENS)
+    with PlainLoopApart(SHAPE, sequences, TOKENS, precision, threads) as plain:
+
+        def draw() -> tuple[Tensor, Tensor]:
+            plain.draw()
+            return text()
+
+        ways = {"modbench": Trained("vanilla", SHAPE, DTYPES[precision]), "plain": plain}
+        turns = in_turns(ways, draw)
     faster = turns.ratios("plain", "modbench")
     reach.at_least(f"dense step, tokens per second over a plain loop's, {precision}", faster, 1.2, "x")
 

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from comparison import Comparison, Medians, compare, medians_of
 
+from modbench.sweep.process import ALLOCATOR
+
 BENCHMARKS = "tests/perf/bench_*.py"
 #: Short, for it is the medians of whole processes that are compared. Arguments may say otherwise.
 SHORT = ("--perf-seconds=2", "--perf-turns=5", "--benchmark-max-time=0.5")
@@ -47,7 +49,7 @@ class Tree:
         return subprocess.run(
             [sys.executable, *words],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            env={**ALLOCATOR, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
             capture_output=True,
             text=True,
             check=False,

@@ -9,6 +9,8 @@ import torch
 from against_loop import equals_its_loop, model_of
 
 from modbench.errors import UserError
+from modbench.flops.counter import FlopCounter
+from modbench.flops.ledger import Load
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import build_model
@@ -122,3 +124,23 @@ def test_a_model_too_shallow_to_route_a_block_is_refused() -> None:
     with pytest.raises(UserError, match="no block of 2 is routed with every 3; set every to 2 or less"):
         build_model(shape, build_router("threshold_skip", {"every": 3}))
     build_model(shape, build_router("threshold_skip", {"every": 2}))
+
+
+@pytest.mark.parametrize("trained", ["layers.1.block.feed_forward_norm", "layers.1.router"])
+def test_where_nobody_enters_no_gradient_comes_through(trained: str, shape: ModelConfig) -> None:
+    """Only one part of a routed layer that is passed by is trained, and the last norm, which ends the
+    backward pass: nothing between them runs backward."""
+    model = build_model(shape, build_router("threshold_skip", {})).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith((trained, "norm.")))
+    for layer in model.layers:
+        if isinstance(layer, SkippableBlock):
+            layer.bias.data.fill_(-1e3)
+    tokens_BT, context = torch.zeros(2, 9, dtype=torch.long), Context()
+    with FlopCounter() as counter:
+        (model(tokens_BT, context).sum() + context.trace.auxiliary_loss()).backward()
+    load = Load.uniform(2, 9, "train", counts=context.trace.counts)
+    assert counter.ledger == model.ledger(load)
+    assert "attention.scores" not in {
+        component for (_, component, to), _ in counter.ledger if to == "backward"
+    }

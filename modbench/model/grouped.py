@@ -19,7 +19,7 @@ from torch import Tensor
 
 #: A CPU's bfloat16 kernels are made anew for each number of rows, which takes as long as running them:
 #: multiples of this are taken by themselves, and what remains, so that there are few.
-ROWS = 64
+ROWS = 16
 
 
 class Products(ABC):
@@ -63,14 +63,16 @@ class Slices(Products):
     def to_weights(self, dy_NF: Tensor, x_ND: Tensor, weight_EFD: Tensor) -> Tensor:
         out_EFD = torch.empty_like(weight_EFD)
         for expert, rows in self._slices(x_ND):
+            out_FD = out_EFD[expert]
             if not rows:
-                out_EFD[expert] = 0
+                out_FD.zero_()
             for number, some in enumerate(rows):
-                product_FD = torch.mm(dy_NF[some].T, x_ND[some])
-                if number:
-                    out_EFD[expert] += product_FD
+                if out_FD.dtype == x_ND.dtype and not number:
+                    torch.mm(dy_NF[some].T, x_ND[some], out=out_FD)
+                elif not number:
+                    out_FD.copy_(torch.mm(dy_NF[some].T, x_ND[some]))
                 else:
-                    out_EFD[expert] = product_FD
+                    out_FD += torch.mm(dy_NF[some].T, x_ND[some])
         return out_EFD
 
     def _slices(self, x_ND: Tensor) -> Iterator[tuple[int, list[slice]]]:

@@ -24,6 +24,7 @@ B sequences, T tokens, S slots, padding included, N tokens that are no padding, 
 width, E experts, K chosen.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -37,6 +38,7 @@ from modbench.model.block import MLP, Block, FeedForward
 from modbench.model.choice import admitted, best_experts
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.dispatch import Assignments, combine, dispatch
 from modbench.model.experts import ExpertBank, expert_widths
 from modbench.model.forced import even_experts
 from modbench.model.initial import normal_
@@ -123,18 +125,12 @@ class TokenChoiceExperts(FeedForward):
         if self.options.scaling != 1:
             gates_NK = gates_NK * self.options.scaling
 
-        order_A = experts_NK.flatten().argsort(stable=True)  # by expert, earlier tokens first
-        nominal = self._nominal(len(x_ND), before)
-        counts = known(load_E[: self.options.experts], evenly(nominal, self.options.experts))
-        order_A = order_A[: sum(counts)]  # the no-op experts come last and are not computed
         capacity = self._capacity(len(x_ND), context)
-        if capacity is not None:
-            expert_A = experts_NK.flatten().index_select(0, order_A)
-            counts = [min(count, capacity) for count in counts]
-            order_A = order_A.index_select(0, admitted(expert_A, load_E, capacity, sum(counts)))
-        rows_A = order_A // self.options.top_k
-        y_AD = self.bank(x_ND.index_select(0, rows_A), counts)
-        weighted_AD = y_AD * gates_NK.flatten().index_select(0, order_A)[:, None]
+        rows = self._rows_on_device if self.bank.grouped(x_ND) else self._rows
+        order_A, counts = rows(experts_NK, load_E, capacity, self._nominal(len(x_ND), before))
+        assignments = Assignments.of(order_A, experts_NK.numel(), self.options.top_k)
+        y_AD = self.bank(dispatch(x_ND, assignments, self.bank.dtype(x_ND)), counts)
+        y_ND = combine(y_AD, gates_NK, assignments)
         self._report(context, load_E, capacity)
         if context.trace.detailed:
             chosen_NE = torch.zeros_like(scores_NE, dtype=torch.bool).scatter_(1, experts_NK, 1)
@@ -143,9 +139,9 @@ class TokenChoiceExperts(FeedForward):
         if self.bias is not None and trains and not context.trace.repeated:
             self.bias.update(load_E)
         self._losses(context, x_BTD, slots_N, logits_NE, scores_NE, experts_NK)
+        out_SD = y_ND
         if slots_N is not None:
-            rows_A = slots_N.index_select(0, rows_A)
-        out_SD = torch.zeros_like(x_SD, dtype=weighted_AD.dtype).index_add(0, rows_A, weighted_AD)
+            out_SD = y_ND.new_zeros(len(x_SD), y_ND.shape[1]).index_copy(0, slots_N, y_ND)
         if self.shared is not None:
             out_SD = out_SD + self._shared(x_BTD, context).flatten(0, 1)
         return out_SD.to(x_BTD.dtype).view_as(x_BTD)
@@ -196,6 +192,36 @@ class TokenChoiceExperts(FeedForward):
         if self.bias is not None:
             scores_NE = scores_NE + self.bias.of(self.layer, context.trace)
         return best_experts(scores_NE, options.top_k, options.groups, options.top_groups)
+
+    def _rows(
+        self, experts_NK: Tensor, load_E: Tensor, capacity: int | None, nominal: int
+    ) -> tuple[Tensor, Sequence[int]]:
+        """Which assignments are computed, sorted by expert, earlier tokens first, and how many each
+        expert has."""
+        order_A = experts_NK.flatten().argsort(stable=True)
+        counts = known(load_E[: self.options.experts], evenly(nominal, self.options.experts))
+        order_A = order_A[: sum(counts)]  # the no-op experts come last and are not computed
+        if capacity is None:
+            return order_A, counts
+        expert_A = experts_NK.flatten().index_select(0, order_A)
+        counts = [min(count, capacity) for count in counts]
+        return order_A.index_select(0, admitted(expert_A, load_E, capacity, sum(counts))), counts
+
+    def _rows_on_device(
+        self, experts_NK: Tensor, load_E: Tensor, capacity: int | None, nominal: int
+    ) -> tuple[Tensor, Tensor]:
+        """The same, with all assignments, those that are not computed at the end: how many these are, no
+        host has to know."""
+        expert_A = experts_NK.flatten()
+        if capacity is None:
+            return expert_A.argsort(stable=True), load_E[: self.options.experts]
+        order_A = expert_A.argsort(stable=True)
+        sorted_A = expert_A.index_select(0, order_A)
+        first_E = load_E.cumsum(0) - load_E
+        place_A = torch.arange(len(sorted_A), device=sorted_A.device) - first_E.index_select(0, sorted_A)
+        left_out_A = (place_A >= capacity) | (sorted_A >= self.options.experts)
+        order_A = order_A.index_select(0, left_out_A.to(torch.uint8).argsort(stable=True))
+        return order_A, load_E[: self.options.experts].clamp(max=capacity)
 
     def _nominal(self, tokens: int, past: int) -> int:
         """Assignments to experts that compute, of ``tokens`` new tokens that spread evenly."""

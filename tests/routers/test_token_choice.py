@@ -13,6 +13,8 @@ from against_loop import equals_its_loop, model_of
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.decoder import build_model
+from modbench.model.experts import ExpertBank
 from modbench.model.registry import build_router, preset_options
 from modbench.routers.token_choice import TokenChoiceExperts
 
@@ -267,3 +269,28 @@ def test_on_shapes_alone_it_costs_as_much_in_half_precision(scheme: checks.Schem
 
 def test_it_passes_the_audit(scheme: checks.Scheme) -> None:
     checks.passes_the_audit(scheme)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"capacity_factor": 1.0}, {"top_k": 1, "renormalise": False, "capacity_factor": 1.25}],
+    ids=str,
+)
+@pytest.mark.parametrize("scheme", ["token_choice", "mode_integrated"])
+def test_counts_that_stay_on_the_device_change_nothing(
+    scheme: str, options: dict, shape: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU runs, by `grouped_mm` on this device, against what a CPU runs."""
+    model = build_model(shape, build_router(scheme, {} if scheme != "token_choice" else options)).train()
+    tokens_BT = torch.arange(2 * 31).view(2, 31) % shape.vocabulary
+    found = []
+    for on_device in (False, True):
+        monkeypatch.setattr(ExpertBank, "grouped", lambda bank, x_D, answer=on_device: answer)
+        context = Context()
+        logits_BTV = model(tokens_BT, context)
+        (logits_BTV.logsumexp(-1).mean() + context.trace.auxiliary_loss()).backward()
+        found.append([logits_BTV, *(p.grad for p in model.parameters())])
+        assert context.trace.counts[0, "experts"]
+        model.zero_grad(set_to_none=True)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)

@@ -20,6 +20,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.initial import normal_, residual_scale
 from modbench.model.kernels import RMSNorm, rotate, swiglu
+from modbench.model.linear import Linear
 from modbench.model.router import Layer, after
 
 
@@ -33,10 +34,8 @@ class Attention(nn.Module):
         super().__init__()
         self.model, self.layer = model, layer
         self.heads, self.key_heads, self.head_width = model.heads, model.key_heads, model.head_width
-        self.qkv = nn.Linear(
-            model.width, (self.heads + 2 * self.key_heads) * self.head_width, bias=False
-        )
-        self.out = nn.Linear(model.width, model.width, bias=False)
+        self.qkv = Linear(model.width, (self.heads + 2 * self.key_heads) * self.head_width)
+        self.out = Linear(model.width, model.width)
 
     def initialise(self, seed: int) -> None:
         normal_(self.qkv.weight, seed, f"layers.{self.layer}.attention.qkv")
@@ -161,8 +160,8 @@ class MLP(FeedForward):
     def __init__(self, model: ModelConfig, layer: int) -> None:
         super().__init__()
         self.model, self.layer = model, layer
-        self.up = nn.Linear(model.width, up_columns(model, model.hidden), bias=False)
-        self.down = nn.Linear(model.hidden, model.width, bias=False)
+        self.up = Linear(model.width, up_columns(model, model.hidden))
+        self.down = Linear(model.hidden, model.width)
 
     def initialise(self, seed: int) -> None:
         normal_(self.up.weight, seed, f"layers.{self.layer}.mlp.up")

@@ -100,24 +100,19 @@ class Cache:
         past = self.lengths(layer, rows)
         ends = [p + n for p, n in zip(past, lengths, strict=True)]
         kept = self._room(layer, max(ends), k_BKTP, v_BKTP)
+        stored, new = (kept.k_BKCP, kept.v_BKCP), (k_BKTP, v_BKTP)
         everyone = len(rows) == self.sequences
         if everyone and min(past) == max(past) and min(lengths) == k_BKTP.shape[2]:
-            kept.k_BKCP[:, :, past[0] : ends[0]] = k_BKTP
-            kept.v_BKCP[:, :, past[0] : ends[0]] = v_BKTP
+            for all_BKCP, new_BKTP in zip(stored, new, strict=True):
+                all_BKCP[:, :, past[0] : ends[0]] = new_BKTP
         else:
-            source = [(i, t) for i, n in enumerate(lengths) for t in range(n)]
-            i_N, t_N = torch.tensor(source, device=k_BKTP.device).reshape(-1, 2).unbind(1)
-            target = [(rows[i], past[i] + t) for i, t in source]
-            row_N, place_N = torch.tensor(target, device=k_BKTP.device).reshape(-1, 2).unbind(1)
-            kept.k_BKCP[row_N, :, place_N] = k_BKTP[i_N, :, t_N]
-            kept.v_BKCP[row_N, :, place_N] = v_BKTP[i_N, :, t_N]
+            for i, (row, first, end) in enumerate(zip(rows, past, ends, strict=True)):
+                for all_BKCP, new_BKTP in zip(stored, new, strict=True):
+                    all_BKCP[row, :, first:end] = new_BKTP[i, :, : end - first]
         for row, end in zip(rows, ends, strict=True):
             kept.lengths[row] = end
-        k_BKCP, v_BKCP = kept.k_BKCP[:, :, : max(ends)], kept.v_BKCP[:, :, : max(ends)]
-        if everyone:
-            return k_BKCP, v_BKCP
-        index_B = torch.tensor(list(rows), device=k_BKTP.device)
-        return k_BKCP.index_select(0, index_B), v_BKCP.index_select(0, index_B)
+        k_BKCP, v_BKCP = (_of_rows(all_BKCP, rows)[:, :, : max(ends)] for all_BKCP in stored)
+        return k_BKCP, v_BKCP
 
     def advance(self, lengths: Sequence[int]) -> None:
         """``lengths[i]`` more tokens of sequence i were read, in all layers."""
@@ -154,6 +149,14 @@ class Cache:
         lengths = [0] * self.sequences if kept is None else kept.lengths
         self._layers[layer] = _Kept(tensors[0], tensors[1], lengths)
         return self._layers[layer]
+
+
+def _of_rows(t_BKCP: Tensor, rows: Sequence[int]) -> Tensor:
+    """What is stored of the sequences ``rows``; of neighbours nothing is copied."""
+    first, end = rows[0], rows[-1] + 1
+    if list(rows) == list(range(first, end)):
+        return t_BKCP[first:end]
+    return t_BKCP.index_select(0, torch.tensor(list(rows), device=t_BKCP.device))
 
 
 def _row_bytes(t_BKCP: Tensor) -> int:

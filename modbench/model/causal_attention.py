@@ -22,6 +22,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from modbench.flops.attention import Pairs, causal_pairs
 from modbench.flops.component import attending
 from modbench.flops.kernels import OWN_BLOCK
+from modbench.model.grouped import ROWS
 from modbench.model.kernels import as_it_is
 
 #: Scores of a block that are held at a time, if one sequence has no more: few enough to stay in a cache.
@@ -34,10 +35,22 @@ def causal_attention(q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
     given = (q_BHTP, k_BKTP, v_BKTP)
     if has_torch_function(given):  # what watches or replaces torch's functions sees this one, too
         return handle_torch_function(causal_attention, given, *given)  # type: ignore[no-any-return]
-    if q_BHTP.device.type in ("cpu", "meta"):
-        return _CausalAttention.apply(q_BHTP, k_BKTP, v_BKTP)  # type: ignore[no-any-return, no-untyped-call]
+    if q_BHTP.device.type in ("cpu", "meta") and not _torchs(q_BHTP, k_BKTP, v_BKTP):
+        dtype = q_BHTP.dtype
+        if dtype == torch.bfloat16 and q_BHTP.shape[2] % ROWS:  # see `modbench.model.linear`
+            given = q_BHTP.float(), k_BKTP.float(), v_BKTP.float()
+        return _CausalAttention.apply(*given).to(dtype)  # type: ignore[no-any-return, no-untyped-call]
     grouped = k_BKTP.shape[1] != q_BHTP.shape[1]
     return F.scaled_dot_product_attention(q_BHTP, k_BKTP, v_BKTP, is_causal=True, enable_gqa=grouped)
+
+
+def _torchs(*given: Tensor) -> bool:
+    """Whether PyTorch's own kernel is the faster one. Of a single block both compute the whole square;
+    there it is, but for a gradient in bfloat16, if the matmuls of this length are not to be made first
+    (see `modbench.model.linear`)."""
+    tokens, dtype = given[0].shape[2], given[0].dtype
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    return tokens <= OWN_BLOCK and not (dtype == torch.bfloat16 and learns and tokens % ROWS == 0)
 
 
 class _CausalAttention(torch.autograd.Function):

@@ -66,13 +66,15 @@ class Slices(Products):
             out_FD = out_EFD[expert]
             if not rows:
                 out_FD.zero_()
+            same = out_FD.dtype == x_ND.dtype
+            product_FD = out_FD if same or not rows else torch.empty_like(out_FD, dtype=x_ND.dtype)
             for number, some in enumerate(rows):
-                if out_FD.dtype == x_ND.dtype and not number:
-                    torch.mm(dy_NF[some].T, x_ND[some], out=out_FD)
-                elif not number:
-                    out_FD.copy_(torch.mm(dy_NF[some].T, x_ND[some]))
-                else:
-                    out_FD += torch.mm(dy_NF[some].T, x_ND[some])
+                if same and number:
+                    out_FD.addmm_(dy_NF[some].T, x_ND[some])
+                    continue
+                torch.mm(dy_NF[some].T, x_ND[some], out=product_FD)
+                if not same:
+                    out_FD.add_(product_FD) if number else out_FD.copy_(product_FD)
         return out_EFD
 
     def _slices(self, x_ND: Tensor) -> Iterator[tuple[int, list[slice]]]:

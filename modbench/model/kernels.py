@@ -23,17 +23,17 @@ class RMSNorm(nn.RMSNorm):
         if x_ND.is_cuda:
             return super().forward(x_ND)
         epsilon = torch.finfo(x_ND.dtype).eps if self.eps is None else self.eps
+        if not torch.is_grad_enabled():
+            return _normed(x_ND, self.weight, epsilon)[0]
         return _RMSNorm.apply(x_ND, self.weight, epsilon)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
-        wide = torch.promote_types(x_ND.dtype, torch.float32)
-        norm_N1 = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True, dtype=wide)
-        scale_N1 = norm_N1.square().div_(x_ND.shape[-1]).add_(epsilon).rsqrt_()
+        out_ND, scale_N1 = _normed(x_ND, weight_D, epsilon)
         ctx.save_for_backward(x_ND, weight_D, scale_N1)
-        return (x_ND * scale_N1).mul_(weight_D).to(x_ND.dtype)
+        return out_ND
 
     @staticmethod
     @once_differentiable
@@ -51,9 +51,19 @@ class _RMSNorm(torch.autograd.Function):
         return x.to(x_ND.dtype), weight, None
 
 
+def _normed(x_ND: Tensor, weight_D: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The normalised stream, and what it was scaled by."""
+    wide = torch.promote_types(x_ND.dtype, torch.float32)
+    norm_N1 = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True, dtype=wide)
+    scale_N1 = norm_N1.square().div_(x_ND.shape[-1]).add_(epsilon).rsqrt_()
+    return (x_ND * scale_N1).mul_(weight_D).to(x_ND.dtype), scale_N1
+
+
 def rotate(x_BTHP: Tensor, cos_BT1P: Tensor, sin_BT1P: Tensor) -> Tensor:
     """The pairs (i, i + P/2) of each head turned by its token's angles, whose cosines and sines are of
     half a head's width (Su et al. 2021, equation 34)."""
+    if not torch.is_grad_enabled():
+        return _turned(x_BTHP, cos_BT1P, sin_BT1P)
     return _Rotate.apply(x_BTHP, cos_BT1P, sin_BT1P)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -85,6 +95,8 @@ def _turned(x_BTHP: Tensor, cos_BT1P: Tensor, sin_BT1P: Tensor) -> Tensor:
 
 def swiglu(up: Tensor) -> Tensor:
     """silu(gate) * value of the two halves of (..., 2F), gate first (Shazeer 2020, equation 6)."""
+    if not torch.is_grad_enabled():
+        return _swiglu(up)
     return _SwiGLU.apply(up)  # type: ignore[no-any-return, no-untyped-call]
 
 

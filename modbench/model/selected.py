@@ -35,14 +35,17 @@ class Selected:
         self._rows = [row for row, count in enumerate(counts) if count]
         kept = [counts[row] for row in self._rows]
         self._filled = sum(kept)
+        first_R = torch.arange(sequences, device=x_BTD.device)
         self._rows_R = None
         if len(self._rows) < sequences:
-            self._rows_R = torch.tensor(self._rows, device=x_BTD.device)
+            self._rows_R = first_R = torch.tensor(self._rows, device=x_BTD.device)
         real_BT = context.real(x_BTD)
-        self._selected_RT = self._of_rows(selected_BT if real_BT is None else selected_BT & real_BT)
-        self.index_RK = packed(self._selected_RT, self._longest)
-        first_R = torch.arange(sequences, device=x_BTD.device) if self._rows_R is None else self._rows_R
-        self._slots_S = (self.index_RK + (first_R * tokens)[:, None]).flatten()
+        self._selected_BT = selected_BT if real_BT is None else selected_BT & real_BT
+        if tokens == 1:
+            self._slots_S = first_R
+        else:
+            index_RK = packed(self._of_rows(self._selected_BT), self._longest)
+            self._slots_S = (index_RK + (first_R * tokens)[:, None]).flatten()
         self.x_RKD = x_BTD.reshape(-1, width).index_select(0, self._slots_S)
         self.x_RKD = self.x_RKD.view(len(self._rows), self._longest, width)
         ragged = min(kept) != self._longest
@@ -64,14 +67,15 @@ class Selected:
 
     def gather(self, values_BT: Tensor) -> Tensor:
         """The selected tokens' values, (R, K)."""
-        return self._of_rows(values_BT).gather(1, self.index_RK)
+        values_S = values_BT.reshape(-1).index_select(0, self._slots_S)
+        return values_S.view(len(self._rows), self._longest)
 
     def add_to(self, x_BTD: Tensor, update_RKD: Tensor) -> Tensor:
         """``x_BTD`` with each selected token's update added; the others bit for bit as they are."""
         x_SD = x_BTD.reshape(-1, x_BTD.shape[-1])
         slots_S, update_SD = self._slots_S, update_RKD.flatten(0, 1).to(x_SD.dtype)
         if self._filled < slots_S.numel():
-            filled_N = places(self._selected_RT.gather(1, self.index_RK), self._filled)
+            filled_N = places(self.gather(self._selected_BT), self._filled)
             slots_S, update_SD = slots_S.index_select(0, filled_N), update_SD.index_select(0, filled_N)
         return x_SD.index_add(0, slots_S, update_SD).view_as(x_BTD)
 

@@ -12,7 +12,9 @@ The presets follow, by equation number:
                  z-loss (section 4.1.7; Zoph et al. 2022, equation 5).
 ``deepseek_v3``  DeepSeek-AI 2024: sigmoid scores (15), renormalised (13), one shared expert (12), a bias
                  in the choice alone (16), a small balance loss of each sequence (17 to 20), experts of 4
-                 out of 8 groups (section 2.1.2), gates scaled by 2.5 (its released configuration).
+                 out of 8 groups (section 2.1.2), gates scaled by 2.5 (its released configuration). A
+                 group counts by its best top_k / top_groups experts, here 2; the released code and
+                 Hugging Face's take 2 whatever these are, and so does ``group_best = 2``.
 
 Where this reads them differently: all experts that a token meets are together as wide as the dense MLP,
 so that active FLOPs equal its own (each of Mixtral's two is as wide). The balance loss counts
@@ -191,7 +193,9 @@ class TokenChoiceExperts(FeedForward):
         scores_NE = scores_NE.detach()
         if self.bias is not None:
             scores_NE = scores_NE + self.bias.of(self.layer, context.trace)
-        return best_experts(scores_NE, options.top_k, options.groups, options.top_groups)
+        return best_experts(
+            scores_NE, options.top_k, options.groups, options.top_groups, options.group_best
+        )
 
     def _rows(
         self, experts_NK: Tensor, load_E: Tensor, capacity: int | None, nominal: int

@@ -135,8 +135,7 @@ class TokenChoiceExperts(FeedForward):
         y_ND = combine(y_AD, gates_NK, assignments)
         self._report(context, load_E, capacity)
         if context.trace.detailed:
-            chosen_NE = torch.zeros_like(scores_NE, dtype=torch.bool).scatter_(1, experts_NK, 1)
-            context.trace.show_choice(self.layer, scores_NE, chosen_NE)
+            self._show_choice(context, scores_NE, experts_NK, gates_NK)
         trains = self.training and context.selection == "topk"
         if self.bias is not None and trains and not context.trace.repeated:
             self.bias.update(load_E)
@@ -258,6 +257,17 @@ class TokenChoiceExperts(FeedForward):
             context.trace.show(self.layer, "dropped", load_E - taken_E)
         context.trace.show(self.layer, "load", taken_E)
         context.trace.count(self.layer, "experts", taken_E[: self.options.experts].sum())
+
+    def _show_choice(
+        self, context: Context, scores_NE: Tensor, experts_NK: Tensor, gates_NK: Tensor
+    ) -> None:
+        chosen_NE = torch.zeros_like(scores_NE, dtype=torch.bool).scatter_(1, experts_NK, 1)
+        idle_NK = experts_NK >= self.options.experts
+        gates_NK = gates_NK.masked_fill(idle_NK, 0.0)
+        gates_NE = torch.zeros_like(scores_NE).scatter_(1, experts_NK, gates_NK)
+        context.trace.show_choice(self.layer, scores_NE, chosen_NE, gates=gates_NE)
+        if self.no_ops:
+            context.trace.show(self.layer, "no_op", idle_NK.sum(1))
 
     def _losses(
         self,

@@ -7,6 +7,7 @@ two of them can be added whatever their ranges. Standard library only, as `modbe
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from modbench.errors import UserError
@@ -175,6 +176,22 @@ def busiest_first(
                 parts = [_sums(pair) for pair in zip(known, parts, strict=True)]
             found[layer["layer"]] = (parts[0], parts[1])
     return {number: found[number] for number in sorted(found)}
+
+
+def taken_by_experts(routings: Sequence[dict[str, Any]], rule: str) -> list[dict[str, Any]]:
+    """Of each layer whose experts choose, in order: ``layer``, ``taken`` and ``by_taken`` as in a
+    record, seeds added up."""
+    found: dict[int, dict[str, Any]] = {}
+    for routing in routings:
+        for layer in routing[rule]["experts"]:
+            if "taken" not in layer:
+                continue
+            known = found.get(layer["layer"], {"taken": [], "by_taken": []})
+            found[layer["layer"]] = {
+                name: [sum(pair) for pair in zip_longest(known[name], layer[name], fillvalue=0)]
+                for name in ("taken", "by_taken")
+            }
+    return [{"layer": number, **found[number]} for number in sorted(found)]
 
 
 def _added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

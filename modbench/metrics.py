@@ -110,6 +110,29 @@ _TABLE = (
         meaning="of the tokens that the training rule lets in, those that the causal rule does",
     ),
     Metric(
+        name="expert_flip_rate",
+        unit="share",
+        direction="none",
+        kind="quality",
+        meaning="of the pairs of a token and an expert, where experts choose, those whose choice "
+        "differs between training and causal rule",
+    ),
+    Metric(
+        name="expert_realised_capacity",
+        unit="experts/token",
+        direction="none",
+        kind="quality",
+        meaning="experts that take a token under the causal rule, on average, where experts choose",
+    ),
+    Metric(
+        name="expert_gate_scale",
+        unit="1",
+        direction="none",
+        kind="quality",
+        meaning="of the tokens that an expert takes, the mean sum of what its experts' outputs are "
+        "multiplied by",
+    ),
+    Metric(
         name="expert_load_peak",
         unit="x",
         direction="none",
@@ -136,6 +159,20 @@ _TABLE = (
         direction="none",
         kind="quality",
         meaning="tokens that no expert took, where experts choose",
+    ),
+    Metric(
+        name="no_op_choices",
+        unit="share",
+        direction="none",
+        kind="quality",
+        meaning="of the tokens' choices of experts, those that fall on experts that do nothing",
+    ),
+    Metric(
+        name="no_op_tokens",
+        unit="share",
+        direction="none",
+        kind="quality",
+        meaning="tokens that choose no expert but such as do nothing, and so pass by",
     ),
     Metric(
         name="dropped_assignments",

@@ -87,6 +87,9 @@ class _Rule:
         self.gates: dict[int, Weights] = {}
         self.load_E: dict[int, np.ndarray] = {}
         self.scores: dict[int, Weights] = {}
+        self.taken_T: dict[int, np.ndarray] = {}
+        self.by_taken: dict[int, np.ndarray] = {}
+        self.by_no_op: dict[int, np.ndarray] = {}
 
     def see(self, tokens_BT: torch.Tensor, trace: Trace) -> None:
         """One forward pass of ``tokens_BT``, none of them padding."""
@@ -104,6 +107,12 @@ class _Rule:
             elif name == "load" and shown.dim() == 1:
                 load_E = shown.double().nan_to_num(0, 0, 0).clamp(min=0).round().long().cpu().numpy()
                 self.load_E[layer] = self.load_E.get(layer, 0) + load_E
+            elif name == "taken" and shown.numel() == tokens_BT.numel():
+                taken_BT = shown.view_as(tokens_BT).cpu().numpy()
+                self.taken_T[layer] = self.taken_T.get(layer, 0) + (taken_BT > 0).sum(0)
+                _count(self.by_taken, layer, taken_BT)
+            elif name == "no_op" and shown.numel() == tokens_BT.numel():
+                _count(self.by_no_op, layer, shown.cpu().numpy())
             elif name == "scores":
                 chosen = trace.tensors.get((layer, "chosen"))
                 if chosen is not None and chosen.shape == shown.shape:
@@ -112,9 +121,7 @@ class _Rule:
         for times in range(1, layers + 1):
             entered_V = np.bincount(tokens_N[times_N == times], minlength=len(self.seen_V))
             self.routed_V += times * entered_V
-        entered_N = np.bincount(times_N, minlength=max(layers + 1, len(self.entered_N)))
-        entered_N[: len(self.entered_N)] += self.entered_N
-        self.entered_N = entered_N
+        self.entered_N = _with(self.entered_N, times_N, layers)
 
     def as_dict(self, edges: Sequence[int], ids: Sequence[int]) -> dict[str, Any]:
         def weights(of: dict[int, Weights], layer: int) -> dict[str, Any] | None:
@@ -138,10 +145,21 @@ class _Rule:
                     "layer": layer,
                     "load": self.load_E[layer].tolist(),
                     "scores": weights(self.scores, layer),
+                    **self._choices(layer, edges),
                 }
                 for layer in sorted(self.load_E)
             ],
         }
+
+    def _choices(self, layer: int, edges: Sequence[int]) -> dict[str, list[int]]:
+        """What is known besides where experts choose, or where some do nothing."""
+        found = {}
+        if layer in self.taken_T:
+            found["taken"] = np.add.reduceat(self.taken_T[layer], edges[:-1]).tolist()
+            found["by_taken"] = self.by_taken[layer].tolist()
+        if layer in self.by_no_op:
+            found["by_no_op"] = self.by_no_op[layer].tolist()
+        return found
 
     def _depth(self, layer: int, selected_BT: torch.Tensor, gate: torch.Tensor | None) -> np.ndarray:
         entered_BT = selected_BT.cpu().numpy()
@@ -149,6 +167,17 @@ class _Rule:
         if gate is not None and gate.shape == selected_BT.shape:
             self.gates.setdefault(layer, Weights()).add(gate, selected_BT)
         return entered_BT
+
+
+def _with(counts_N: np.ndarray, numbers: np.ndarray, most: int = 0) -> np.ndarray:
+    """``counts_N`` of the numbers 0, 1, ... with those in ``numbers``, up to ``most`` at least."""
+    total_N = np.bincount(numbers.ravel(), minlength=max(most + 1, len(counts_N)))
+    total_N[: len(counts_N)] += counts_N
+    return total_N
+
+
+def _count(into: dict[int, np.ndarray], layer: int, numbers: np.ndarray) -> None:
+    into[layer] = _with(into.get(layer, np.zeros(0, dtype=np.int64)), numbers)
 
 
 class RoutingHistograms:

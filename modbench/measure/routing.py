@@ -20,9 +20,10 @@ def routing_measures(
     model: Decoder, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
 ) -> dict[str, float]:
     """The metrics of routing over ``windows_WT``, each window read under the training rule and under the
-    causal one. A scheme has those that its layers tell of. Depth-routed ones show ``selected``, ``gate``
-    and ``predicted``, the causal rule's choice on the training rule's own stream; experts show ``load``,
-    ``dropped`` and ``taken``, the experts that took each token."""
+    causal one. A scheme has those that its layers tell of, see `modbench.model.context.Trace`.
+    Depth-routed ones show ``selected``, ``gate`` and ``predicted``, the causal rule's choice on the
+    training rule's own stream; experts show ``load``, ``dropped``, who chose whom and with what weight,
+    and ``taken`` where it is they who choose."""
     on = next(model.parameters()).device
     model.eval()
     sums: dict[str, float] = defaultdict(float)
@@ -31,7 +32,7 @@ def routing_measures(
         tokens_BT = torch.from_numpy(windows_WT[start : start + batch]).to(on)[:, :-1]
         traces = []
         for rule in ("topk", "causal"):
-            context = Context(selection=rule)  # type: ignore[arg-type]
+            context = Context(selection=rule, trace=Trace(detailed=True))  # type: ignore[arg-type]
             model(tokens_BT, context)
             traces.append(context.trace)
         _depth(sums, *traces)
@@ -53,7 +54,10 @@ def _depth(sums: dict[str, float], training: Trace, causal: Trace) -> None:
             sums["gate"] += gate_BT.abs().mul(selected_BT).sum().item()
         predicted_BT = training.tensors.get((layer, "predicted"))
         if predicted_BT is not None:
-            sums["judged"] += member_BT.numel()
+            # Where only some are asked, that the others stay out is nothing to know.
+            asked_BT = training.tensors.get((layer, "candidates"), torch.ones_like(member_BT))
+            member_BT, predicted_BT = member_BT & asked_BT, predicted_BT & asked_BT
+            sums["judged"] += asked_BT.sum().item()
             sums["members"] += member_BT.sum().item()
             sums["predicted"] += predicted_BT.sum().item()
             sums["hits"] += (predicted_BT & member_BT).sum().item()
@@ -66,12 +70,37 @@ def _experts(
         if name == "load":
             loads_E[layer] = loads_E.get(layer, 0) + value.double().cpu()
         elif name == "taken":
-            sums["offered"] += value.numel()
-            sums["untaken"] += (value == 0).sum().item()
+            # Of the real tokens, if the layer says which are.
+            chosen_NE = causal.tensors.get((layer, "chosen"))
+            taken_N = value if chosen_NE is None else chosen_NE.sum(-1)
+            sums["offered"] += taken_N.numel()
+            sums["untaken"] += (taken_N == 0).sum().item()
+            sums["taken"] += taken_N.sum().item()
+            _flips(sums, layer, training, causal)
+        elif name == "weights":
+            met_N = value.count_nonzero(-1) > 0
+            sums["met"] += met_N.sum().item()
+            sums["weight"] += value.abs().sum().item()
+        elif name == "no_op":
+            chosen_N = causal.tensors[layer, "chosen"].sum(-1)
+            sums["choosing"] += chosen_N.numel()
+            sums["choices"] += chosen_N.sum().item()
+            sums["no_op_choices"] += value.sum().item()
+            sums["no_op_tokens"] += (value == chosen_N).sum().item()
     for (layer, name), dropped_E in training.tensors.items():
         if name == "dropped":
             sums["dropped"] += dropped_E.sum().item()
             sums["assigned"] += (dropped_E.sum() + training.tensors[layer, "load"].sum()).item()
+
+
+def _flips(sums: dict[str, float], layer: int, training: Trace, causal: Trace) -> None:
+    """Of a layer that sees the same tokens under both rules: in one that a part of them enters, these
+    are others under the one than under the other."""
+    pair = [trace.tensors.get((layer, "chosen")) for trace in (training, causal)]
+    if (layer, "selected") in causal.tensors or pair[0] is None or pair[1] is None:
+        return
+    sums["pairs"] += pair[1].numel()
+    sums["flipped_pairs"] += (pair[0] != pair[1]).sum().item()
 
 
 def _rates(sums: dict[str, float]) -> dict[str, float]:
@@ -90,6 +119,14 @@ def _rates(sums: dict[str, float]) -> dict[str, float]:
             rates["causal_rule_precision"] = sums["hits"] / sums["predicted"]
     if sums["offered"]:
         rates["untaken_tokens"] = sums["untaken"] / sums["offered"]
+        rates["expert_realised_capacity"] = sums["taken"] / sums["offered"]
+    if sums["pairs"]:
+        rates["expert_flip_rate"] = sums["flipped_pairs"] / sums["pairs"]
+    if sums["met"]:
+        rates["expert_gate_scale"] = sums["weight"] / sums["met"]
+    if sums["choosing"]:
+        rates["no_op_choices"] = sums["no_op_choices"] / sums["choices"]
+        rates["no_op_tokens"] = sums["no_op_tokens"] / sums["choosing"]
     if sums["assigned"]:
         rates["dropped_assignments"] = sums["dropped"] / sums["assigned"]
     return rates

@@ -28,9 +28,11 @@ class Trace:
 
     Layers that a part of the tokens enters show ``selected`` (B, T) bool, ``gate`` (B, T) as applied, of
     the others as it would be, and under the training rule ``predicted`` (B, T) bool, what the causal
-    rule would say; where tokens choose how deep they go, ``depths``, tokens by depth. Layers with
-    experts show ``load`` (E,) tokens per expert, experts that do nothing last, ``dropped`` (E,) beyond a
-    capacity, and where experts choose ``taken``, how many took each token.
+    rule would say, and ``candidates`` (B, T) bool, whom the rules choose among, if not all; where tokens
+    choose how deep they go, ``depths``, tokens by depth. Layers with experts show ``load`` (E,) tokens
+    per expert, experts that do nothing last, ``dropped`` (E,) beyond a capacity, and where experts
+    choose ``taken``, how many took each token. If the trace is detailed, they show what `show_choice`
+    says and, where some experts do nothing, ``no_op`` (N,), how many of each token's choices these are.
     """
 
     def __init__(self, *, detailed: bool = False) -> None:
@@ -65,14 +67,23 @@ class Trace:
             self.tensors[layer, name] = value.detach()
 
     def show_choice(
-        self, layer: int, scores: Tensor, chosen: Tensor, real: Tensor | None = None
+        self,
+        layer: int,
+        scores: Tensor,
+        chosen: Tensor,
+        real: Tensor | None = None,
+        gates: Tensor | None = None,
     ) -> None:
-        """Of each token and expert (..., E) the router's score, before it is renormalised or scaled, and
-        whether they were put together; ``real`` (...): which tokens are no padding. Kept as ``scores``
-        (N, E) and ``chosen`` (N, E) bool of the real tokens, if the trace is detailed."""
+        """Of each token and expert (..., E) the router's score, before it is renormalised or scaled,
+        whether they were put together, and by what the expert's output is multiplied if so, 0 where it
+        has none; ``real`` (...): which tokens are no padding. Kept of the real tokens as ``scores``
+        (N, E), ``chosen`` (N, E) bool and ``weights`` (N, E), if the trace is detailed."""
         if not self.detailed:
             return
-        for name, value in (("scores", scores), ("chosen", chosen)):
+        shown = {"scores": scores, "chosen": chosen}
+        if gates is not None:
+            shown["weights"] = gates * chosen
+        for name, value in shown.items():
             self.show(layer, name, value.flatten(0, -2) if real is None else value[real])
 
     def count(self, layer: int, name: str, counts: Tensor | Sequence[int]) -> None:

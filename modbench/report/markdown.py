@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from modbench.metrics import METRICS, metric
+from modbench.report.idle_experts import idle_experts
 from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.record import Record
 from modbench.report.routed_tokens import routed_tokens
@@ -36,6 +37,7 @@ def markdown(board: Leaderboard) -> str:
             parts.append(f"## Comparison {number}\n\nRanks count within a comparison, not between two.")
         parts += _comparison(board, entries)
     parts += routed_tokens(board, escaped)
+    parts += idle_experts(board, escaped)
     parts.append("## Notes")
     parts.append("\n".join(f"- {note}" for note in _notes(board, records)))
     parts.append("## Metrics")

@@ -7,6 +7,7 @@ two of them can be added whatever their ranges. Standard library only, as `modbe
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from modbench.errors import UserError
@@ -34,6 +35,13 @@ _RULE = {
 }
 _DEPTH = {"layer": int, "routed": list, "gates": (dict, _NONE)}
 _EXPERTS = {"layer": int, "load": list, "scores": (dict, _NONE)}
+#: What a layer with experts has besides, if that means anything in its scheme and the record is not
+#: from before it was taken.
+_CHOICES = {
+    "taken": list,  #: where experts choose: by bins of positions, the tokens that any expert took
+    "by_taken": list,  #: and how many tokens no expert took, one, two, ...
+    "by_no_op": list,  #: of how many tokens no choice fell on experts that do nothing, one, two, ...
+}
 _WEIGHTS = {"exponent": int, "first": int, "all": list, "selected": list}
 
 
@@ -70,9 +78,11 @@ def _check_rule(where: str, rule: Any, routing: dict[str, Any]) -> None:
         _check_weights(f"{place} gates", layer["gates"])
     for index, layer in enumerate(rule["experts"]):
         place = f"{where} experts[{index}]"
-        check(place, layer, _EXPERTS)
+        known = {name: kind for name, kind in _CHOICES.items() if name in layer}
+        check(place, layer, _EXPERTS | known)
         _counts(f"{place} load", layer["load"])
         _check_weights(f"{place} scores", layer["scores"])
+        _check_choices(place, layer, routing)
     tokens = routing["windows"] * routing["sequence"]
     entered = _counts(f"{where} entered", rule["entered"], len(rule["depth"]) + 1)
     if sum(entered) != tokens:
@@ -83,6 +93,21 @@ def _check_rule(where: str, rule: Any, routing: dict[str, Any]) -> None:
             raise UserError(
                 f"{where} routed says that id {name}, seen {seen} times, entered "
                 f"{len(rule['depth'])} layers {count} times"
+            )
+
+
+def _check_choices(where: str, layer: dict[str, Any], routing: dict[str, Any]) -> None:
+    tokens = routing["windows"] * routing["sequence"]
+    for name in ("by_taken", "by_no_op"):
+        if name in layer and sum(_counts(f"{where} {name}", layer[name])) != tokens:
+            raise UserError(f"{where} {name} adds up to {sum(layer[name])} of {tokens} tokens")
+    if ("taken" in layer) != ("by_taken" in layer):
+        raise UserError(f"{where} has one of taken and by_taken; it must have both or neither")
+    if "taken" in layer:
+        taken = sum(_counts(f"{where} taken", layer["taken"], len(routing["edges"]) - 1))
+        if taken != sum(layer["by_taken"][1:]):
+            raise UserError(
+                f"{where} taken adds up to {taken} tokens and by_taken has {sum(layer['by_taken'][1:])}"
             )
 
 
@@ -151,6 +176,22 @@ def busiest_first(
                 parts = [_sums(pair) for pair in zip(known, parts, strict=True)]
             found[layer["layer"]] = (parts[0], parts[1])
     return {number: found[number] for number in sorted(found)}
+
+
+def taken_by_experts(routings: Sequence[dict[str, Any]], rule: str) -> list[dict[str, Any]]:
+    """Of each layer whose experts choose, in order: ``layer``, ``taken`` and ``by_taken`` as in a
+    record, seeds added up."""
+    found: dict[int, dict[str, Any]] = {}
+    for routing in routings:
+        for layer in routing[rule]["experts"]:
+            if "taken" not in layer:
+                continue
+            known = found.get(layer["layer"], {"taken": [], "by_taken": []})
+            found[layer["layer"]] = {
+                name: [sum(pair) for pair in zip_longest(known[name], layer[name], fillvalue=0)]
+                for name in ("taken", "by_taken")
+            }
+    return [{"layer": number, **found[number]} for number in sorted(found)]
 
 
 def _added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

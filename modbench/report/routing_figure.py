@@ -1,28 +1,37 @@
 """Two figures of routing on held-out text: who enters the blocks that tokens skip, by position and by
-the router's weight; and how evenly experts are loaded. One strip or panel to each row of the table, its
-seeds added up."""
+the router's weight, and whom experts take that choose; and how evenly experts are loaded. One strip or
+panel to each row of the table, its seeds added up."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from modbench.report.canvas import REFERENCE, files, look, plain, say_nothing_to_show, sheet
+from modbench.report.canvas import (
+    REFERENCE,
+    WIDTH,
+    files,
+    look,
+    plain,
+    say_nothing_to_show,
+    sheet,
+)
 from modbench.report.leaderboard import Entry, Leaderboard
-from modbench.report.routing import busiest_first, pooled
+from modbench.report.routing import busiest_first, pooled, taken_by_experts
 
-#: Rows that are drawn, in the table's order: a page of more nobody reads.
+#: Strips or panels that are drawn, in the table's order: a page of more nobody reads.
 MOST_ROWS = 12
 #: Bins of positions that are drawn: in finer ones chance is all that shows.
 _POSITIONS = 16
 
-_WIDTH, _STRIP, _MARGIN, _BESIDE = 9.0, 2.5, 0.5, 3  # inches, and panels that stand side by side
+_WIDTH, _STRIP, _MARGIN = 9.0, 2.5, 0.5  # inches
 _SKIPPED = "0.82"
 _TRAINING: dict[str, Any] = {"linestyle": (0, (1, 1.2)), "linewidth": 1.1}
 _CAUSAL: dict[str, Any] = {"linewidth": 1.6}
@@ -32,6 +41,22 @@ _EXPERTS: tuple[dict[str, Any], dict[str, Any]] = (
     {"marker": "o", "markersize": 3, "linestyle": (0, (2, 1))},
 )
 _TICK_STEPS = (1, 2, 5, 10)
+#: Lines that a legend names, at most.
+_NAMED = 4
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """What one strip shows and what its layers are called."""
+
+    title: str
+    causal: dict[str, Any]
+    training: dict[str, Any]
+    names: dict[int, str]  #: of the layers that are drawn
+    draw: Callable[[SubFigure, "_Strip"], None]
+
+    def layers(self, rule: dict[str, Any], part: str) -> list[dict[str, Any]]:
+        return [layer for layer in rule[part] if layer["layer"] in self.names]
 
 
 def routing_figures(board: Leaderboard) -> dict[str, bytes]:
@@ -46,60 +71,131 @@ def routing_figures(board: Leaderboard) -> dict[str, bytes]:
 
 def depth_figure(board: Leaderboard) -> Figure:
     """To each row the share of tokens that enter by position, and the router's weights in the first and
-    the last layer that tokens skip."""
-    rows = _rows(board, "depth")
-    if not rows:
-        return _nothing("no run has a layer that tokens skip")
-    figure = _spaced(_WIDTH, _STRIP * len(rows) + _MARGIN)
-    strips = figure.subfigures(len(rows), 1, squeeze=False).flat
-    for part, (entry, routings) in zip(strips, rows, strict=True):
-        causal, training = (pooled(routings, rule) for rule in ("causal", "topk"))
-        tokens = causal["windows"] * causal["sequence"]
-        seeds = f"{len(routings)} seeds, " if len(routings) > 1 else ""
-        title = f"{_name(entry)}: {seeds}{tokens:,} held-out tokens"
-        part.suptitle(title, x=0.01, ha="left", fontsize=11)
-        by_position, *by_weight = part.subplots(1, _BESIDE, width_ratios=(1.25, 1, 1))
-        colors = _colors(len(causal["depth"]))
-        _positions(by_position, causal, training, colors)
-        weighed = [pair for pair in zip(causal["depth"], colors, strict=True) if pair[0]["gates"]]
-        for axes, place in zip(by_weight, (0, -1), strict=True):
-            if len(weighed) > -place:
-                _weights(axes, *weighed[place])
-            else:
-                axes.set_axis_off()
-    handles = [
-        Line2D([], [], color=REFERENCE, **_CAUSAL),
-        Line2D([], [], color=REFERENCE, **_TRAINING),
-        Patch(color=REFERENCE),
-        Patch(color=_SKIPPED),
-    ]
-    _legend(figure, handles, ["causal rule", "training rule", "enters", "passes by (causal rule)"])
+    the last layer that tokens skip. To each row whose experts choose, the share of tokens that any of
+    them takes by position, and how many take each."""
+    strips = _strips(board)
+    if not strips:
+        return _nothing("no run has a layer that tokens skip, or experts that choose")
+    figure = _spaced(_WIDTH, _STRIP * len(strips) + _MARGIN)
+    parts = figure.subfigures(len(strips), 1, squeeze=False).flat
+    for part, strip in zip(parts, strips, strict=True):
+        part.suptitle(strip.title, x=0.01, ha="left", fontsize=11)
+        strip.draw(part, strip)
+    handles = [Line2D([], [], color=REFERENCE, **_CAUSAL), Line2D([], [], color=REFERENCE, **_TRAINING)]
+    labels = ["causal rule", "training rule"]
+    if any(strip.draw is _draw_depth for strip in strips):
+        handles += [Patch(color=REFERENCE), Patch(color=_SKIPPED)]  # type: ignore[list-item]
+        labels += ["enters", "passes by (causal rule)"]
+    _legend(figure, handles, labels)
     return figure
 
 
-def _positions(
-    axes: Axes, causal: dict[str, Any], training: dict[str, Any], colors: Sequence[Any]
-) -> None:
-    """The share of tokens that enter, by position, a line to each layer and rule."""
-    together = -(-(len(causal["edges"]) - 1) // _POSITIONS)
-    edges = sorted({*causal["edges"][::together], causal["edges"][-1]})
-    tokens = [(high - low) * causal["windows"] for low, high in pairwise(edges)]
-    in_training = {layer["layer"]: layer for layer in training["depth"]}
-    for layer, color in zip(causal["depth"], colors, strict=True):
+def _strips(board: Leaderboard) -> list[_Strip]:
+    found = []
+    for entry in board.entries:
+        routings = [record.routing for record in entry.row.ok if record.routing]
+        if not routings:
+            continue
+        causal, training = (pooled(routings, rule) for rule in ("causal", "topk"))
+        seeds = f"{len(routings)} seeds, " if len(routings) > 1 else ""
+        tokens = f"{seeds}{causal['windows'] * causal['sequence']:,} held-out tokens"
+        if causal["depth"]:
+            names = _depth_names(entry, [layer["layer"] for layer in causal["depth"]])
+            found.append(_Strip(f"{_name(entry)}: {tokens}", causal, training, names, _draw_depth))
+        for rule, name in ((causal, "causal"), (training, "topk")):
+            rule["taken"] = taken_by_experts(routings, name)
+        if causal["taken"]:
+            title = f"{_name(entry)}, by its experts' choice: {tokens}"
+            names = {layer["layer"]: f"layer {layer['layer']}" for layer in causal["taken"]}
+            found.append(_Strip(title, causal, training, names, _draw_taken))
+    return found[:MOST_ROWS]
+
+
+def _depth_names(entry: Entry, layers: Sequence[int]) -> dict[int, str]:
+    """Of the layers that tokens skip; in mixture-of-recursions of the first of each recursion, whose
+    tokens take part in all of its blocks."""
+    cell = entry.row.cell
+    recursions = cell["router"]["options"].get("recursions")
+    if cell["router"]["name"] != "mixture_of_recursions" or not recursions:
+        return {layer: f"layer {layer}" for layer in layers}
+    each = max((cell["model"]["layers"] - 2) // recursions, 1)
+    names = {layer: f"recursion {(layer - 1) // each + 1}" for layer in reversed(layers)}
+    return {min(n for n in layers if names[n] == name): name for name in reversed(names.values())}
+
+
+def _draw_depth(part: SubFigure, strip: _Strip) -> None:
+    layers = strip.layers(strip.causal, "depth")
+    colors = _colors(len(layers))
+    weighed = [pair for pair in zip(layers, colors, strict=True) if pair[0]["gates"]]
+    ends = weighed[:1] + weighed[1:][-1:]
+    by_position, *by_weight = _panels(part, 1 + len(ends))
+    _positions(by_position, strip, "depth", "routed", colors)
+    _percent(by_position, "tokens that enter")
+    for axes, (layer, color) in zip(by_weight, ends, strict=True):
+        _weights(axes, layer, strip.names[layer["layer"]], color)
+
+
+def _draw_taken(part: SubFigure, strip: _Strip) -> None:
+    layers = strip.layers(strip.causal, "taken")
+    colors = _colors(len(layers))
+    by_position, by_number = _panels(part, 2)
+    _positions(by_position, strip, "taken", "taken", colors)
+    _percent(by_position, "tokens taken")
+    in_training = {layer["layer"]: layer for layer in strip.training["taken"]}
+    most = 1
+    for layer, color in zip(layers, colors, strict=True):
         for rule, style in ((in_training.get(layer["layer"]), _TRAINING), (layer, _CAUSAL)):
             if rule is None:
                 continue
-            starts = range(0, len(rule["routed"]), together)
-            counts = [sum(rule["routed"][start : start + together]) for start in starts]
+            shares = [count / sum(rule["by_taken"]) for count in rule["by_taken"]]
+            by_number.plot(range(len(shares)), shares, color=color, **style)
+            most = max(most, len(shares) - 1)
+    by_number.set_xlim(0, most)
+    by_number.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=_TICK_STEPS))
+    by_number.set_xlabel("experts that take a token")
+    by_number.set_ylim(bottom=0)
+    _percent(by_number, "tokens")
+
+
+def _panels(part: SubFigure, count: int) -> list[Axes]:
+    """Side by side, the first a little wider."""
+    found = part.subplots(1, count, squeeze=False, width_ratios=(1.25, *[1.0] * (count - 1)))
+    return list(found.flat)
+
+
+def _positions(axes: Axes, strip: _Strip, part: str, counted: str, colors: Sequence[Any]) -> None:
+    """The share of tokens that are ``counted``, by position, a line to each layer and rule."""
+    causal = strip.causal
+    together = -(-(len(causal["edges"]) - 1) // _POSITIONS)
+    edges = sorted({*causal["edges"][::together], causal["edges"][-1]})
+    tokens = [(high - low) * causal["windows"] for low, high in pairwise(edges)]
+    in_training = {layer["layer"]: layer for layer in strip.training[part]}
+    layers = strip.layers(causal, part)
+    for layer, color in zip(layers, colors, strict=True):
+        for rule, style in ((in_training.get(layer["layer"]), _TRAINING), (layer, _CAUSAL)):
+            if rule is None:
+                continue
+            starts = range(0, len(rule[counted]), together)
+            counts = [sum(rule[counted][start : start + together]) for start in starts]
             shares = [count / of for count, of in zip(counts, tokens, strict=True)]
             axes.stairs(shares, edges, baseline=None, color=color, **style)
     axes.set_xlim(0, edges[-1])
+    axes.set_xticks(_places(0, edges[-1]))
     axes.set_xlabel("position in the sequence")
-    _percent(axes, "tokens that enter")
-    _name_layers(axes, [layer["layer"] for layer in causal["depth"]], colors)
+    _name_lines(axes, [strip.names[layer["layer"]] for layer in layers], colors)
 
 
-def _weights(axes: Axes, layer: dict[str, Any], color: Any) -> None:
+def _places(first: int, last: int) -> list[int]:
+    """Where ticks stand from ``first`` to ``last``: quarters, as a power of two has them, else what is
+    round."""
+    ticks = [part * last // 4 for part in range(1, 5)]
+    if last % 4:
+        round_ones = MaxNLocator(nbins=6, integer=True, steps=_TICK_STEPS)
+        ticks = [int(tick) for tick in round_ones.tick_values(first, last)]
+    return [first, *(tick for tick in ticks if first < tick <= last)]
+
+
+def _weights(axes: Axes, layer: dict[str, Any], name: str, color: Any) -> None:
     """The router's weights of all tokens, and the part of them that enters."""
     gates = layer["gates"]
     width, tokens = 2.0 ** gates["exponent"], sum(gates["all"])
@@ -108,18 +204,19 @@ def _weights(axes: Axes, layer: dict[str, Any], color: Any) -> None:
         axes.stairs([count / tokens for count in counts], edges, fill=True, color=shade, zorder=2)
     axes.set_xlim(edges[0], edges[-1])
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=_TICK_STEPS))
-    axes.set_xlabel(f"router's weight, layer {layer['layer']}")
+    axes.set_xlabel(f"router's weight, {name}", fontsize=10)  # a recursion's is as wide as the panel
     _percent(axes, "tokens")
 
 
 def expert_figure(board: Leaderboard) -> Figure:
     """To each row the load of its experts, a line to each layer."""
-    rows = _rows(board, "experts")
+    rows = _expert_rows(board)
     if not rows:
         return _nothing("no run has experts")
-    lines = -(-len(rows) // _BESIDE)
-    figure = _spaced(_WIDTH, _STRIP * lines + _MARGIN)
-    panels = list(figure.subplots(lines, _BESIDE, squeeze=False).flat)
+    beside = _beside(len(rows))
+    lines = -(-len(rows) // beside)
+    figure = _spaced(_WIDTH if beside > 1 else WIDTH, _STRIP * lines + _MARGIN)
+    panels = list(figure.subplots(lines, beside, squeeze=False).flat)
     for axes in panels[len(rows) :]:
         axes.set_axis_off()
     some_do_nothing = False
@@ -136,8 +233,14 @@ def expert_figure(board: Leaderboard) -> Figure:
     return figure
 
 
+def _beside(count: int) -> int:
+    """Panels that stand side by side: three or two, whichever leaves fewer places empty."""
+    return count if count < 3 else min((3, 2), key=lambda beside: -count % beside)
+
+
 def _loads(axes: Axes, layers: dict[int, tuple[list[int], list[int]]]) -> None:
     colors = _colors(len(layers))
+    most = 1
     for parts, color in zip(layers.values(), colors, strict=True):
         mean = sum(map(sum, parts)) / sum(map(len, parts))
         first = 1
@@ -145,20 +248,21 @@ def _loads(axes: Axes, layers: dict[int, tuple[list[int], list[int]]]) -> None:
             places = range(first, first + len(loads))
             axes.plot(places, [load / mean if mean else 0 for load in loads], color=color, **style)
             first += len(loads)
+        most = max(most, first - 1)
     axes.axhline(1, color=REFERENCE, **_EVEN)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.set_xticks(range(1, most + 1) if most <= 8 else _places(1, most))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=_TICK_STEPS))
     axes.set_xlabel("experts, busiest first")
     axes.set_ylabel("load / even load")
-    _name_layers(axes, list(layers), colors)
+    _name_lines(axes, [f"layer {number}" for number in layers], colors)
 
 
-def _rows(board: Leaderboard, part: str) -> list[tuple[Entry, list[dict[str, Any]]]]:
-    """Rows that have layers with ``part`` (depth or experts), and their seeds' routing."""
+def _expert_rows(board: Leaderboard) -> list[tuple[Entry, list[dict[str, Any]]]]:
+    """Rows that have layers with experts, and their seeds' routing."""
     found = []
     for entry in board.entries:
         routings = [record.routing for record in entry.row.ok if record.routing]
-        if any(routing["causal"][part] for routing in routings):
+        if any(routing["causal"]["experts"] for routing in routings):
             found.append((entry, routings))
     return found[:MOST_ROWS]
 
@@ -174,26 +278,35 @@ def _colors(count: int) -> list[Any]:
 
 
 def _percent(axes: Axes, label: str) -> None:
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=_TICK_STEPS))
+    """Ticks in percent, none beyond all."""
+    ticks = MaxNLocator(nbins=5, steps=_TICK_STEPS).tick_values(*axes.get_ylim())
+    axes.set_yticks([tick for tick in ticks if 0 <= tick <= min(axes.get_ylim()[1], 1 + 1e-9)])
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
     axes.set_ylabel(label)
 
 
-def _name_layers(axes: Axes, numbers: list[int], colors: Sequence[Any]) -> None:
-    """A legend above the lines, where it covers none; of many layers the first and the last."""
+def _name_lines(axes: Axes, names: list[str], colors: Sequence[Any]) -> None:
+    """A legend above the lines, where it covers none; of many lines the first, the last and some that
+    lie evenly between."""
+    shown = range(len(names))
+    if len(names) > _NAMED:
+        shown = [round(n * (len(names) - 1) / (_NAMED - 1)) for n in range(_NAMED)]  # type: ignore[assignment]
+    rows = -(-len(shown) // 2)
     _, top = axes.get_ylim()
-    axes.set_ylim(0, 1.2 * top)
-    shown = range(len(numbers)) if len(numbers) <= 4 else (0, len(numbers) - 1)
+    axes.set_ylim(0, (1.07 + 0.14 * rows) * top)
     axes.legend(
         [Line2D([], [], color=colors[index], linewidth=1.6) for index in shown],
-        [f"layer {numbers[index]}" if index == 0 else f"{numbers[index]}" for index in shown],
+        [names[index] for index in shown],
         loc="upper center",
-        ncols=len(shown),
+        ncols=min(len(shown), 2),
         fontsize=9,
         handlelength=1.2,
-        columnspacing=1,
+        columnspacing=1.2,
         handletextpad=0.5,
-        frameon=False,
+        labelspacing=0.3,
+        borderaxespad=0.2,
+        framealpha=1,  # no line of the grid through a name
+        edgecolor="none",
     )
 
 

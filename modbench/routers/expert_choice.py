@@ -169,7 +169,10 @@ class ExpertChoiceExperts(FeedForward):
             self.threshold.update(lowest_PE.mean(0))
         chosen_PET = selected_PT.view(pools, experts, -1)
         context.trace.show(self.layer, "load", chosen_PET.sum((0, 2)))
-        context.trace.show_choice(self.layer, scores_BTE, chosen_PET.transpose(1, 2), real_BT)
+        chosen_BTE = chosen_PET.transpose(1, 2)
+        if context.trace.detailed:
+            context.trace.show(self.layer, "taken", chosen_BTE.sum(-1).flatten())
+        context.trace.show_choice(self.layer, scores_BTE, chosen_BTE, real_BT, scores_BTE)
         return out_SD.to(x_BTD.dtype).view_as(x_BTD)
 
     def _above_threshold(self, x_BTD: Tensor, scores_BTE: Tensor, context: Context) -> Tensor:
@@ -192,6 +195,6 @@ class ExpertChoiceExperts(FeedForward):
         out_SD = torch.zeros_like(x_SD, dtype=weighted_ND.dtype).index_add(0, rows_N, weighted_ND)
         context.trace.show(self.layer, "load", torch.tensor(counts))
         context.trace.show(self.layer, "taken", chosen_ES.sum(0))
-        context.trace.show_choice(self.layer, scores_BTE, chosen_BTE, real_BT)
+        context.trace.show_choice(self.layer, scores_BTE, chosen_BTE, real_BT, scores_BTE)
         context.trace.count(self.layer, "experts", [sum(counts)])
         return out_SD.to(x_BTD.dtype).view_as(x_BTD)

@@ -110,7 +110,7 @@ class ThresholdExperts(FeedForward):
         context.trace.show(self.layer, "load", chosen_SE.sum(0))
         context.trace.show(self.layer, "taken", chosen_SE.sum(1))
         real_S = None if real_BT is None else real_BT.flatten()
-        context.trace.show_choice(self.layer, gates_SE, chosen_SE, real_S)
+        context.trace.show_choice(self.layer, gates_SE, chosen_SE, real_S, gates_SE)
         context.trace.count(self.layer, "experts", [sum(counts)])
         if self.training and context.selection == "topk" and not context.trace.repeated:
             self._move(logits_SE.detach(), real_BT, sum(lengths))

@@ -232,6 +232,11 @@ class Recursions(Layer):
                 kept_BT = kept_BT & active_BT
             kept_BT = self._even(kept_BT, r, context)
             return kept_BT, known(kept_BT.sum(1), nominal)
+        predicted_BT = scores_BT >= 0
+        if active_BT is not None:
+            predicted_BT = predicted_BT & active_BT
+            context.trace.show(self._first(r), "candidates", active_BT)
+        context.trace.show(self._first(r), "predicted", predicted_BT)
         kept_BT = self._even(highest(scores_BT.detach(), list(nominal), active_BT), r, context)
         errors_BT = F.binary_cross_entropy_with_logits(
             scores_BT, kept_BT.to(scores_BT.dtype), reduction="none"

@@ -103,7 +103,7 @@ class ReluExperts(FeedForward):
         context.trace.show(self.layer, "load", load_E)
         context.trace.show(self.layer, "taken", active_SE.sum(1))
         real_S = None if real_BT is None else real_BT.flatten()
-        context.trace.show_choice(self.layer, gates_SE, active_SE, real_S)
+        context.trace.show_choice(self.layer, gates_SE, active_SE, real_S, gates_SE)
         context.trace.count(self.layer, "experts", [sum(counts)])
         if context.selection == "topk":
             self._steer(gates_SE, load_E, tokens, context)

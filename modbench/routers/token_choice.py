@@ -12,7 +12,9 @@ The presets follow, by equation number:
                  z-loss (section 4.1.7; Zoph et al. 2022, equation 5).
 ``deepseek_v3``  DeepSeek-AI 2024: sigmoid scores (15), renormalised (13), one shared expert (12), a bias
                  in the choice alone (16), a small balance loss of each sequence (17 to 20), experts of 4
-                 out of 8 groups (section 2.1.2), gates scaled by 2.5 (its released configuration).
+                 out of 8 groups (section 2.1.2), gates scaled by 2.5 (its released configuration). A
+                 group counts by its best top_k / top_groups experts, here 2; the released code and
+                 Hugging Face's take 2 whatever these are, and so does ``group_best = 2``.
 
 Where this reads them differently: all experts that a token meets are together as wide as the dense MLP,
 so that active FLOPs equal its own (each of Mixtral's two is as wide). The balance loss counts
@@ -133,8 +135,7 @@ class TokenChoiceExperts(FeedForward):
         y_ND = combine(y_AD, gates_NK, assignments)
         self._report(context, load_E, capacity)
         if context.trace.detailed:
-            chosen_NE = torch.zeros_like(scores_NE, dtype=torch.bool).scatter_(1, experts_NK, 1)
-            context.trace.show_choice(self.layer, scores_NE, chosen_NE)
+            self._show_choice(context, scores_NE, experts_NK, gates_NK)
         trains = self.training and context.selection == "topk"
         if self.bias is not None and trains and not context.trace.repeated:
             self.bias.update(load_E)
@@ -191,7 +192,9 @@ class TokenChoiceExperts(FeedForward):
         scores_NE = scores_NE.detach()
         if self.bias is not None:
             scores_NE = scores_NE + self.bias.of(self.layer, context.trace)
-        return best_experts(scores_NE, options.top_k, options.groups, options.top_groups)
+        return best_experts(
+            scores_NE, options.top_k, options.groups, options.top_groups, options.group_best
+        )
 
     def _rows(
         self, experts_NK: Tensor, load_E: Tensor, capacity: int | None, nominal: int
@@ -254,6 +257,17 @@ class TokenChoiceExperts(FeedForward):
             context.trace.show(self.layer, "dropped", load_E - taken_E)
         context.trace.show(self.layer, "load", taken_E)
         context.trace.count(self.layer, "experts", taken_E[: self.options.experts].sum())
+
+    def _show_choice(
+        self, context: Context, scores_NE: Tensor, experts_NK: Tensor, gates_NK: Tensor
+    ) -> None:
+        chosen_NE = torch.zeros_like(scores_NE, dtype=torch.bool).scatter_(1, experts_NK, 1)
+        idle_NK = experts_NK >= self.options.experts
+        gates_NK = gates_NK.masked_fill(idle_NK, 0.0)
+        gates_NE = torch.zeros_like(scores_NE).scatter_(1, experts_NK, gates_NK)
+        context.trace.show_choice(self.layer, scores_NE, chosen_NE, gates=gates_NE)
+        if self.no_ops:
+            context.trace.show(self.layer, "no_op", idle_NK.sum(1))
 
     def _losses(
         self,

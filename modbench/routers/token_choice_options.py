@@ -1,7 +1,7 @@
 """The options of every scheme in which tokens choose experts, and which of them contradict others."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from modbench.errors import UserError
 from modbench.model.option import check_finite, refuse_idle
@@ -20,6 +20,7 @@ class TokenChoiceOptions(Router):
     scaling: float = 1.0  #: all gates are multiplied by it
     groups: int = 1  #: the experts stand in so many equal groups
     top_groups: int = 1  #: groups that a token may choose experts of
+    group_best: int | None = None  #: a group counts by so many; None: top_k / top_groups, rounded up
     shared_experts: int = 0  #: further experts, which every token goes to
     shared_width: int | None = None  #: of each; None: as wide as the others
     shared_gate: bool = False  #: what they give is multiplied by sigmoid(w^T x), as in Qwen's models
@@ -65,6 +66,15 @@ class TokenChoiceOptions(Router):
         self._check_groups()
         self._check_contradictions()
 
+    def options(self) -> dict[str, Any]:
+        """All options but a ``group_best`` that is what None stands for: the layer is the same, and so
+        is a record's key."""
+        options = super().options()
+        best, groups = self.group_best, self.top_groups
+        if best is None or (best - 1) * groups < self.top_k <= best * groups:
+            del options["group_best"]
+        return options
+
     def _check_groups(self) -> None:
         if self.experts % self.groups:
             raise UserError(f"groups is {self.groups} of {self.experts} experts; it must divide experts")
@@ -75,6 +85,16 @@ class TokenChoiceOptions(Router):
             raise UserError(
                 f"top_k is {self.top_k} and the {self.top_groups} groups that a token may choose have "
                 f"{room} experts; raise top_groups"
+            )
+        if self.group_best is None:
+            return
+        if self.groups == 1:
+            refuse_idle(self, ("group_best",), "groups 1, of which none is chosen", "raise groups")
+        size = self.experts // self.groups
+        if not 1 <= self.group_best <= size:
+            raise UserError(
+                f"group_best is {self.group_best} and a group has {size} experts; it must lie between 1 "
+                "and that"
             )
 
     def _check_contradictions(self) -> None:

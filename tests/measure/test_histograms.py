@@ -176,6 +176,37 @@ def test_experts_of_all_schemes_show_what_they_chose(name: str, options: dict) -
                 assert sum(layer["scores"]["selected"]) == tokens > sum(layer["load"])
 
 
+@pytest.mark.parametrize("pool", ["sequence", "batch"])
+def test_where_experts_choose_tokens_are_counted_by_position_and_by_their_experts(pool: str) -> None:
+    made = model("expert_choice", pool=pool)
+    tokens_WT = torch.from_numpy(WINDOWS_WT[:, :-1])
+    found = routing(made, batch=len(WINDOWS_WT))
+    for rule in ("causal", "topk"):
+        context = Context(selection=rule, trace=Trace(detailed=True))
+        made(tokens_WT, context)
+        for layer in found[rule]["experts"]:
+            chosen_WTE = context.trace.tensors[layer["layer"], "chosen"].view(*tokens_WT.shape, -1)
+            number_WT = chosen_WTE.sum(-1)
+            assert layer["taken"] == (number_WT > 0).sum(0).tolist()
+            wanted = [int((number_WT == number).sum()) for number in range(len(layer["by_taken"]))]
+            assert layer["by_taken"] == wanted
+            assert sum(n * count for n, count in enumerate(wanted)) == sum(layer["load"])
+
+
+def test_choices_of_experts_that_do_nothing_are_counted_by_layer() -> None:
+    found = routing(model("mode_integrated", experts=5, no_op_experts=3, top_k=2))
+    for rule in ("causal", "topk"):
+        for layer in found[rule]["experts"]:
+            assert sum(layer["by_no_op"]) == 20 * 64
+            assert sum(n * count for n, count in enumerate(layer["by_no_op"])) == sum(layer["load"][5:])
+    for name, options in EXPERTS:
+        for layer in routing(model(name, **options))["causal"]["experts"]:
+            assert ("by_no_op" in layer) == (name == "mode_integrated")
+            choosing = name in ("expert_choice", "expert_threshold", "relu_routing")
+            staged = options.get("experts_by") == "expert_choice" and layer["layer"] in (0, 2)
+            assert ("taken" in layer) == (choosing or staged)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "among"),
     [

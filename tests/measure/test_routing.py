@@ -1,5 +1,6 @@
 """Measures of routing, on routers whose choices are known beforehand."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 import torch
 
 from modbench.measure.routing import routing_measures
+from modbench.metrics import METRICS
 from modbench.model.config import ModelConfig
+from modbench.model.context import Context, Trace
 from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router
 
@@ -80,3 +83,122 @@ def test_tokens_that_no_expert_takes_are_counted() -> None:
     for layer in made.layers:
         layer.feed_forward.threshold.value.fill_(2.0)  # more than any probability
     assert routing_measures(made, WINDOWS_WT)["untaken_tokens"] == 1
+
+
+EXPERT_MEASURES = {
+    "expert_flip_rate",
+    "expert_realised_capacity",
+    "expert_gate_scale",
+    "no_op_choices",
+    "no_op_tokens",
+    "untaken_tokens",
+}
+CHOOSING = {"expert_flip_rate", "expert_realised_capacity", "expert_gate_scale", "untaken_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "held"),
+    [
+        ("mod", {}, set()),
+        ("mixture_of_recursions", {}, set()),
+        ("token_choice", {}, {"expert_gate_scale"}),
+        ("mode_staged", {}, {"expert_gate_scale"}),
+        ("mode_integrated", {}, {"expert_gate_scale", "no_op_choices", "no_op_tokens"}),
+        ("expert_choice", {}, CHOOSING),
+        ("expert_threshold", {}, CHOOSING),
+        ("relu_routing", {}, CHOOSING),
+        ("mode_staged", {"experts_by": "expert_choice"}, CHOOSING),
+    ],
+    ids=str,
+)
+def test_a_scheme_has_the_measures_that_mean_something_in_it(
+    name: str, options: dict, held: set[str]
+) -> None:
+    made = build_model(replace(SHAPE, layers=4), build_router(name, options))
+    measured = routing_measures(made, WINDOWS_WT)
+    assert measured.keys() & EXPERT_MEASURES == held
+    assert all(math.isfinite(value) for value in measured.values())
+    assert set(measured) <= set(METRICS)
+
+
+def test_a_threshold_that_lets_all_in_differs_from_the_experts_top_tokens() -> None:
+    made = model("expert_choice", experts=8, capacity=2.0)
+    for layer in made.layers:
+        torch.nn.init.zeros_(layer.feed_forward.router)
+        layer.feed_forward.threshold.value.fill_(0.0)
+    measured = routing_measures(made, WINDOWS_WT)
+    assert measured["expert_realised_capacity"] == 8
+    assert measured["expert_flip_rate"] == 0.75  # each took a quarter of the tokens in training
+    assert measured["expert_gate_scale"] == pytest.approx(1)  # eight times an eighth
+    assert measured["untaken_tokens"] == 0
+    for layer in made.layers:
+        layer.feed_forward.threshold.value.fill_(2.0)
+    measured = routing_measures(made, WINDOWS_WT)
+    assert (measured["expert_realised_capacity"], measured["expert_flip_rate"]) == (0, 0.25)
+    assert "expert_gate_scale" not in measured  # nothing had a weight
+
+
+def test_places_that_are_filled_up_are_no_tokens_that_no_expert_took() -> None:
+    made = model("mode_staged", experts_by="expert_choice", capacity=0.25, causal="ema_threshold")
+    made.layers[1].threshold.value.fill_(0.0)  # enters who scores above 0: in each sequence others
+    torch.nn.init.normal_(made.layers[1].router, std=0.5)
+    for layer in made.layers:
+        experts = layer.block.feed_forward if hasattr(layer, "block") else layer.feed_forward
+        experts.threshold.value.fill_(0.0)
+    context = Context(selection="causal")
+    made(torch.from_numpy(WINDOWS_WT[:, :-1]), context)
+    entered = context.trace.tensors[1, "selected"].sum(1)
+    assert 0 < entered.min() < entered.max()
+    assert routing_measures(made, WINDOWS_WT)["untaken_tokens"] == 0
+
+
+@pytest.mark.parametrize("scaling", [1.0, 2.5])
+def test_the_experts_scale_is_what_their_gates_add_up_to(scaling: float) -> None:
+    assert routing_measures(model("token_choice", scaling=scaling), WINDOWS_WT)[
+        "expert_gate_scale"
+    ] == pytest.approx(scaling)
+    options = {"renormalise": False, "scaling": scaling, "experts": 8, "top_k": 2}
+    made = model("token_choice", **options)
+    for layer in made.layers:
+        torch.nn.init.zeros_(layer.feed_forward.router)
+    measured = routing_measures(made, WINDOWS_WT)
+    assert measured["expert_gate_scale"] == pytest.approx(scaling * 2 / 8)
+
+
+def test_choices_of_experts_that_do_nothing_are_counted() -> None:
+    made = model("mode_integrated", experts=4, no_op_experts=4, top_k=2)
+    first, second = (layer.feed_forward for layer in made.layers)
+    for part, best in ((first, (3, 4)), (second, (6, 7))):
+        torch.nn.init.zeros_(part.router)
+        part.bias = _Chosen(best)
+    measured = routing_measures(made, WINDOWS_WT)
+    assert measured["no_op_choices"] == 0.75
+    assert measured["no_op_tokens"] == 0.5
+    # In the first layer one of two equal gates is a working expert's, in the second none is.
+    assert measured["expert_gate_scale"] == pytest.approx(0.5)
+
+
+class _Chosen(torch.nn.Module):
+    """A bias that makes all tokens choose the ``best``."""
+
+    def __init__(self, best: tuple[int, ...]) -> None:
+        super().__init__()
+        self.best = best
+
+    def of(self, layer: int, trace: Trace) -> torch.Tensor:
+        return torch.zeros(8).index_fill(0, torch.tensor(self.best), 9.0)
+
+
+def test_recursions_are_judged_by_those_who_were_asked() -> None:
+    shape = replace(SHAPE, layers=5)
+    made = build_model(shape, build_router("mixture_of_recursions", {"recursions": 3}))
+    torch.nn.init.zeros_(made.layers[1].router)  # the causal rule lets all go on
+    measured = routing_measures(made, WINDOWS_WT)
+    # Of 64 tokens 43 go on, and of these 22.
+    assert measured["causal_rule_base_rate"] == pytest.approx(1 - 65 / 107)
+    assert measured["causal_rule_accuracy"] == pytest.approx(65 / 107)
+    assert measured["causal_rule_precision"] == pytest.approx(65 / 107)
+    assert measured["causal_rule_recall"] == 1
+    by_token = {"recursions": 3, "depth": "token_choice"}
+    made = build_model(shape, build_router("mixture_of_recursions", by_token))
+    assert "causal_rule_accuracy" not in routing_measures(made, WINDOWS_WT)

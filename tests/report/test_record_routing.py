@@ -52,11 +52,23 @@ def test_a_record_of_routing_that_contradicts_itself_is_refused(fakes):
             [-1],
             r"topk experts\[0\] load must be a list of whole",
         ),
+        (("topk", "experts", 0, "by_no_op"), [60, 30], r"by_no_op adds up to 90 of 100 tokens"),
+        (("topk", "experts", 0, "by_taken"), [60, -1], r"experts\[0\] by_taken must be a list of whole"),
+        (
+            ("topk", "experts", 0, "by_taken"),
+            [10, 90],
+            "has one of taken and by_taken; it must have both",
+        ),
+        (("topk", "experts", 1, "taken"), [40], r"experts\[1\] taken has 1 numbers; it must have 2"),
+        (("topk", "experts", 1, "taken"), [40, 41], "taken adds up to 81 tokens and by_taken has 80"),
+        (("topk", "experts", 1, "by_token"), [], r"experts\[1\] has the unknown field 'by_token'"),
         (("topk", "routed"), [101, 0, 0, 0], "id 7, seen 50 times, entered 2 layers 101 times"),
     ],
 )
 def test_a_wrong_field_of_routing_is_named(fakes, path, value, sentence):
-    routing = fakes.make_routing(experts=(0,))
+    routing = fakes.make_routing(experts=(0, 1))
+    for rule in ("causal", "topk"):
+        routing[rule]["experts"][1] |= {"taken": [30, 50], "by_taken": [20, 60, 20], "by_no_op": [100]}
     check_routing(routing)
     _set(routing, path, value)
     with pytest.raises(UserError, match=sentence):

@@ -4,6 +4,7 @@ import pytest
 
 from modbench.report.canvas import look
 from modbench.report.leaderboard import Leaderboard
+from modbench.report.record import Record, cell_key
 from modbench.report.routing_figure import MOST_ROWS, depth_figure, expert_figure, routing_figures
 
 
@@ -33,7 +34,8 @@ def test_each_row_that_routes_by_depth_has_a_strip(fakes):
     figure = _drawn(depth_figure, records)
     titles = [part.get_suptitle() for part in figure.subfigs]
     assert titles == ["mod: 100 held-out tokens", "skip (not ranked): 100 held-out tokens"]
-    assert [axes.axison for axes in figure.axes] == [True, True, True, True, True, False]
+    assert [len(part.axes) for part in figure.subfigs] == [3, 2]  # two layers' weights, then one's
+    assert all(axes.axison for axes in figure.axes)
 
 
 def test_shares_by_position_are_of_the_tokens_that_stand_there(fakes):
@@ -105,3 +107,138 @@ def test_the_same_rows_give_the_same_bytes(fakes):
     first = routing_figures(Leaderboard.of(records))
     assert sorted(first) == ["expert_load.png", "expert_load.svg", "routing.png", "routing.svg"]
     assert routing_figures(Leaderboard.of(records)) == first
+
+
+def _choosing(fakes) -> dict:
+    """Experts of four layers that choose, differently under either rule."""
+    routing = fakes.make_routing((), (0, 1, 2, 3))
+    for rule, taken, by_taken in (("causal", [30, 45], [25, 50, 25]), ("topk", [40, 50], [10, 80, 10])):
+        for layer in routing[rule]["experts"]:
+            layer |= {"taken": taken, "by_taken": by_taken}
+    return routing
+
+
+def _recursions(fakes, *, layers: int, recursions: int) -> Record:
+    """Mixture-of-recursions, all of whose blocks but the first recursion's tokens skip."""
+    each = (layers - 2) // recursions
+    record = fakes.make_record(
+        "mixture_of_recursions",
+        options={"recursions": recursions},
+        routing=fakes.make_routing(tuple(range(1 + each, layers - 1))),
+    )
+    for layer in record.routing["causal"]["depth"]:
+        if (layer["layer"] - 1) % each:
+            layer["gates"] = None  # a recursion has one router, before its first block
+    record.cell["model"]["layers"] = layers
+    fields = {**vars(record), "key": cell_key(record.cell)}
+    return Record(**fields)
+
+
+def _of_all_schemes(fakes) -> list[Record]:
+    experts = fakes.make_routing((), (0, 1, 2, 3))
+    idle = fakes.make_routing((), (0, 1, 2, 3), load=tuple(range(32, 0, -2)))
+    for layer in idle["causal"]["experts"]:
+        layer["by_no_op"] = [30, 40, 30]
+    return [
+        fakes.make_record("vanilla"),
+        fakes.make_record("mod", routing=fakes.make_routing()),
+        fakes.make_record("threshold_skip", routing=fakes.make_routing(tuple(range(9)))),
+        fakes.make_record("mode_staged", routing=fakes.make_routing((1, 3), (0, 1, 2, 3))),
+        fakes.make_record("mode_integrated", options={"no_op_experts": 8}, routing=idle),
+        fakes.make_record("token_choice", routing=experts),
+        *(
+            fakes.make_record(name, routing=_choosing(fakes))
+            for name in ("expert_choice", "expert_threshold", "relu_routing")
+        ),
+        _recursions(fakes, layers=8, recursions=3),
+    ]
+
+
+def _legend(axes) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_every_scheme_that_routes_is_drawn_once_or_as_often_as_it_routes(fakes):
+    records = _of_all_schemes(fakes)
+    strips = [part.get_suptitle().split(":")[0] for part in _drawn(depth_figure, records).subfigs]
+    by_experts = "{}, by its experts' choice"
+    assert sorted(strips) == [
+        *(by_experts.format(name) for name in ("expert_choice", "expert_threshold")),
+        *("mixture_of_recursions", "mod", "mode_staged"),
+        *(by_experts.format("relu_routing"), "threshold_skip"),
+    ]
+    panels = {axes.get_title() for axes in _drawn(expert_figure, records).axes if axes.axison}
+    assert panels == {
+        *("mode_staged", "mode_integrated", "token_choice"),
+        *("expert_choice", "expert_threshold", "relu_routing"),
+    }
+
+
+def test_recursions_are_called_so_and_drawn_once_each(fakes):
+    (part,) = _drawn(depth_figure, [_recursions(fakes, layers=8, recursions=3)]).subfigs
+    by_position, *by_weight = part.axes
+    assert _legend(by_position) == ["recursion 2", "recursion 3"]
+    assert len(_heights(by_position)) == 2 * 2
+    assert [axes.get_xlabel() for axes in by_weight] == [
+        "router's weight, recursion 2",
+        "router's weight, recursion 3",
+    ]
+
+
+def test_what_experts_choose_is_drawn_by_position_and_by_number(fakes):
+    two = [fakes.make_record("expert_choice", seed=seed, routing=_choosing(fakes)) for seed in range(2)]
+    (part,) = _drawn(depth_figure, two).subfigs
+    assert part.get_suptitle() == "expert_choice, by its experts' choice: 2 seeds, 200 held-out tokens"
+    by_position, by_number = part.axes
+    assert _heights(by_position)[:2] == [[0.8, 1.0], [0.6, 0.9]]
+    assert [list(line.get_ydata()) for line in by_number.lines[:2]] == [
+        [0.1, 0.8, 0.1],
+        [0.25, 0.5, 0.25],
+    ]
+    assert max(by_position.get_yticks()) <= 1 < by_position.get_ylim()[1]  # no tick beyond all
+
+
+def test_each_line_that_a_legend_names_is_called_a_layer(fakes):
+    for layers, named in (
+        ((1, 3), ["layer 1", "layer 3"]),
+        (tuple(range(9)), ["layer 0", "layer 3", "layer 5", "layer 8"]),
+    ):
+        record = fakes.make_record("mod", routing=fakes.make_routing(layers, layers))
+        assert _legend(_drawn(depth_figure, [record]).axes[0]) == named
+        assert _legend(_drawn(expert_figure, [record]).axes[0]) == named
+
+
+@pytest.mark.parametrize(
+    ("sequence", "ticks"), [(256, [0, 64, 128, 192, 256]), (1001, [0, 200, 400, 600, 800, 1000])]
+)
+def test_ticks_stand_at_quarters_of_the_sequence_or_at_round_places(fakes, sequence, ticks):
+    routing = fakes.make_routing((1,))
+    tokens = 10 * sequence
+    routing |= {"sequence": sequence, "edges": [0, 5, sequence], "ids": [], "texts": [], "seen": []}
+    for rule in ("causal", "topk"):
+        routing[rule] |= {"entered": [tokens - 10, 10], "routed": []}
+    figure = _drawn(depth_figure, [fakes.make_record("mod", routing=routing)])
+    assert list(figure.axes[0].get_xticks()) == ticks
+
+
+@pytest.mark.parametrize(
+    ("experts", "ticks"),
+    [(5, [1, 2, 3, 4, 5]), (8, list(range(1, 9))), (16, [1, 4, 8, 12, 16]), (9, [1, 2, 4, 6, 8])],
+)
+def test_ticks_of_experts_stand_at_experts(fakes, experts, ticks):
+    routing = fakes.make_routing((), (0,), load=(3,) * experts)
+    figure = _drawn(expert_figure, [fakes.make_record("a", routing=routing)])
+    assert list(figure.axes[0].get_xticks()) == ticks
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape"), [(1, (1, 1)), (2, (1, 2)), (3, (1, 3)), (4, (2, 2)), (5, (2, 3))]
+)
+def test_panels_leave_as_few_places_empty_as_can_be(fakes, rows, shape):
+    records = [
+        fakes.make_record(f"row {number}", routing=fakes.make_routing((), (0,)))
+        for number in range(rows)
+    ]
+    figure = _drawn(expert_figure, records)
+    grid = figure.axes[0].get_subplotspec().get_gridspec()
+    assert (grid.nrows, grid.ncols) == shape

@@ -57,6 +57,7 @@ COMBINED: dict[str, dict] = {
     "softmax-bias": {"bias_step": 0.1, "capacity_factor": 1.25},
     "softmax-groups": {"groups": 4, "top_groups": 2, "top_k": 3, "expert_width": 5},
     "one-group": {"groups": 2, "affinity": "sigmoid", "bias_step": 0.1},
+    "group-best": {**FEWER, "group_best": 1, "expert_width": 5},
     "shared-gate": {"shared_experts": 2, "shared_width": 5, "shared_gate": True, "expert_width": 3},
     "shared-drops": {"shared_experts": 1, "capacity_factor": 1.0},
 }
@@ -209,6 +210,9 @@ REFUSED: list[tuple[dict, str]] = [
         "capacity_factor is 4 with top_k 2 of 8 experts, which gives each expert room for all tokens; "
         "set it below 4 or leave it out",
     ),
+    ({"group_best": 2}, "group_best is 2 with groups 1, of which none is chosen; leave group_best out"),
+    ({"groups": 2, "group_best": 5}, "group_best is 5 and a group has 4 experts; it must lie"),
+    ({"groups": 2, "group_best": 0}, "group_best is 0 and a group has 4 experts"),
     ({"groups": 8}, "top_k is 2 and the 1 groups that a token may choose have 1 experts"),
 ]
 

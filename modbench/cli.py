@@ -2,19 +2,19 @@
 
 import contextlib
 import errno
-import functools
 import io
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from modbench import __version__
+from modbench.cli_flags import deferred, refuse_twice
 from modbench.cli_flops import Plugins, flops, gate, parsed_options
 from modbench.cli_plan import plan
 from modbench.cli_time import Results, time
@@ -231,11 +231,13 @@ def _parse(verbs: dict[str, Callable[..., int]], arguments: Sequence[str], name:
     Raises:
         UserError: they can't be understood; what tyro says of it, without its box.
     """
+    if arguments and arguments[0] in verbs:
+        refuse_twice(verbs[arguments[0]], arguments[1:])
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
             call = tyro.extras.subcommand_cli_from_dict(
-                {verb: _deferred(function) for verb, function in verbs.items()},
+                {verb: deferred(function) for verb, function in verbs.items()},
                 prog=name,
                 description=about,
                 args=list(arguments),
@@ -248,16 +250,6 @@ def _parse(verbs: dict[str, Callable[..., int]], arguments: Sequence[str], name:
         said = re.sub(r"Error parsing \S+: ", "", "; ".join(parts).replace(".;", ";"))
         raise UserError(said or box.getvalue()) from end
     return call()
-
-
-def _deferred(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
-    """``function`` with its call put off until tyro is done, whose business its errors aren't."""
-
-    @functools.wraps(function)
-    def later(*arguments: Any, **options: Any) -> Callable[[], int]:
-        return functools.partial(function, *arguments, **options)
-
-    return later
 
 
 def _dispatch(arguments: Sequence[str]) -> int:

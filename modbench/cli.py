@@ -274,6 +274,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 if a cell failed, 2 for a mistake of the user's, 130 if stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack what a model says
     try:
         return _dispatch(arguments)
     except UserError as error:

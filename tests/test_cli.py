@@ -354,3 +354,20 @@ def test_a_reader_that_leaves_early_is_no_traceback(place: Path) -> None:
         command, shell=True, capture_output=True, text=True, cwd=place, env=environment, timeout=60
     )
     assert (done.stdout, done.stderr) == ("routers\n", "")
+
+
+def test_a_terminal_without_a_letter_gets_its_number(place: Path) -> None:
+    code = (
+        "import sys, modbench.sweep.sample; from modbench.cli import main\n"
+        "modbench.sweep.sample.sample_run = lambda *_, **__: ['caf\\xe9 \\ufffd']\n"
+        "sys.exit(main(['sample', 'a/b', '--prompt', 'x']))"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(modbench.__file__).parent.parent),
+        "PYTHONIOENCODING": "ascii",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=place, env=environment
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "caf\\xe9 \\ufffd\n", "")

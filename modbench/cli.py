@@ -245,8 +245,10 @@ def _parse(verbs: dict[str, Callable[..., int]], arguments: Sequence[str], name:
     except SystemExit as end:
         if not end.code:
             raise  # --help
-        inside = [line.strip("│ ") for line in box.getvalue().splitlines() if line.startswith("│")]
-        parts = re.split(r" ?─{3,} ?", " ".join(inside))
+        # Its box is of | and - where the terminal has ASCII alone.
+        lines = box.getvalue().splitlines()
+        inside = [line.strip("│| ") for line in lines if line.startswith(("│", "|"))]
+        parts = re.split(r" ?(?:─{3,}|-{3,}) ?", " ".join(inside))
         said = re.sub(r"Error parsing \S+: ", "", "; ".join(parts).replace(".;", ";"))
         raise UserError(said or box.getvalue()) from end
     return call()

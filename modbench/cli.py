@@ -245,10 +245,11 @@ def _parse(verbs: dict[str, Callable[..., int]], arguments: Sequence[str], name:
     except SystemExit as end:
         if not end.code:
             raise  # --help
-        # Its box is of | and - where the terminal has ASCII alone.
+        # Where the terminal has ASCII alone, there are no sides, and the title stands above a rule.
         lines = box.getvalue().splitlines()
-        inside = [line.strip("│| ") for line in lines if line.startswith(("│", "|"))]
-        parts = re.split(r" ?(?:─{3,}|-{3,}) ?", " ".join(inside))
+        inside = [line.strip("│ ") for line in lines if line.startswith("│")]
+        parts = re.split(r" ?(?:─{3,}|-{3,}) ?", " ".join(inside or map(str.strip, lines)))
+        parts = parts if inside else parts[1:]
         said = re.sub(r"Error parsing \S+: ", "", "; ".join(parts).replace(".;", ";"))
         raise UserError(said or box.getvalue()) from end
     return call()

@@ -2,19 +2,19 @@
 
 import contextlib
 import errno
-import functools
 import io
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from modbench import __version__
+from modbench.cli_flags import deferred, refuse_twice
 from modbench.cli_flops import Plugins, flops, gate, parsed_options
 from modbench.cli_plan import plan
 from modbench.cli_time import Results, time
@@ -231,11 +231,13 @@ def _parse(verbs: dict[str, Callable[..., int]], arguments: Sequence[str], name:
     Raises:
         UserError: they can't be understood; what tyro says of it, without its box.
     """
+    if arguments and arguments[0] in verbs:
+        refuse_twice(verbs[arguments[0]], arguments[1:])
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
             call = tyro.extras.subcommand_cli_from_dict(
-                {verb: _deferred(function) for verb, function in verbs.items()},
+                {verb: deferred(function) for verb, function in verbs.items()},
                 prog=name,
                 description=about,
                 args=list(arguments),
@@ -243,21 +245,14 @@ def _parse(verbs: dict[str, Callable[..., int]], arguments: Sequence[str], name:
     except SystemExit as end:
         if not end.code:
             raise  # --help
-        inside = [line.strip("│ ") for line in box.getvalue().splitlines() if line.startswith("│")]
-        parts = re.split(r" ?─{3,} ?", " ".join(inside))
+        # Where the terminal has ASCII alone, there are no sides, and the title stands above a rule.
+        lines = box.getvalue().splitlines()
+        inside = [line.strip("│ ") for line in lines if line.startswith("│")]
+        parts = re.split(r" ?(?:─{3,}|-{3,}) ?", " ".join(inside or map(str.strip, lines)))
+        parts = parts if inside else parts[1:]
         said = re.sub(r"Error parsing \S+: ", "", "; ".join(parts).replace(".;", ";"))
         raise UserError(said or box.getvalue()) from end
     return call()
-
-
-def _deferred(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
-    """``function`` with its call put off until tyro is done, whose business its errors aren't."""
-
-    @functools.wraps(function)
-    def later(*arguments: Any, **options: Any) -> Callable[[], int]:
-        return functools.partial(function, *arguments, **options)
-
-    return later
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
@@ -282,6 +277,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 if a cell failed, 2 for a mistake of the user's, 130 if stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack what a model says
     try:
         return _dispatch(arguments)
     except UserError as error:

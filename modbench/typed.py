@@ -71,6 +71,17 @@ def checked(what: str, value: Any, hint: Any) -> Any:
     raise UserError(f"{what} is {value!r}; it must be {wanted(hint)}")
 
 
+def check_type(what: str, value: Any, hint: Any) -> None:
+    """As `checked`, for what Python code gives: a whole number is no float, then.
+
+    Raises:
+        UserError: the value is of another type; the sentence starts with ``what``.
+    """
+    right = checked(what, value, hint)
+    if isinstance(value, float) and isinstance(right, int):
+        raise UserError(f"{what} is {value!r}; it must be {wanted(hint)}, such as {right}")
+
+
 def checked_fields(
     where: str, table: Mapping[str, Any], kind: type, *, without: Sequence[str] = ()
 ) -> dict[str, Any]:

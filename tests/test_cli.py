@@ -354,3 +354,36 @@ def test_a_reader_that_leaves_early_is_no_traceback(place: Path) -> None:
         command, shell=True, capture_output=True, text=True, cwd=place, env=environment, timeout=60
     )
     assert (done.stdout, done.stderr) == ("routers\n", "")
+
+
+def test_a_terminal_without_a_letter_gets_its_number(place: Path) -> None:
+    code = (
+        "import sys, modbench.sweep.sample; from modbench.cli import main\n"
+        "modbench.sweep.sample.sample_run = lambda *_, **__: ['caf\\xe9 \\ufffd']\n"
+        "sys.exit(main(['sample', 'a/b', '--prompt', 'x']))"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(modbench.__file__).parent.parent),
+        "PYTHONIOENCODING": "ascii",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=place, env=environment
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "caf\\xe9 \\ufffd\n", "")
+
+
+def test_a_mistake_is_one_sentence_in_ascii_too(place: Path) -> None:
+    said = []
+    for encoding in ("utf-8", "ascii"):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(modbench.__file__).parent.parent),
+            "PYTHONIOENCODING": encoding,
+        }
+        command = [sys.executable, "-m", "modbench", "flops", "--router", "mod", "--batch", "1.5"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=place, env=environment)
+        said.append((done.returncode, done.stderr))
+    assert said[0] == said[1]
+    assert said[0][0] == 2
+    assert "'1.5'; Argument helptext: --batch INT" in said[0][1]

@@ -63,6 +63,22 @@ def test_the_experts_of_the_guide_pass(
     assert {number for number, verdict in said.items() if verdict == "passed"} == {1, 2, 3, 4, 9, 10}
 
 
+def test_the_routers_of_the_guide_refuse_what_is_out_of_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = blocks("python")[0].replace('"top_share"', '"top_share_checked"')
+    Path("top_share_checked.py").write_text(source)
+    for capacity, words in (
+        ("0", "capacity is 0; it must lie in (0, 1]"),
+        ("1.5", "capacity is 1.5; it must lie in (0, 1]"),
+        ("true", "option 'capacity' is True; it must be a number"),
+    ):
+        command = "audit top_share_checked --plugin top_share_checked.py --option"
+        assert main([*command.split(), f"capacity={capacity}"]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_every_link_of_every_page_leads_somewhere() -> None:
     for page in DOCS.glob("*.md"):
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, fields
 from math import inf
-from typing import Literal
+from typing import Literal, get_type_hints
 
 from modbench.errors import UserError
+from modbench.typed import check_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +28,11 @@ class ModelConfig:
     norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            check_type(f"model {name}", getattr(self, name), hint)
         for name in ("vocabulary", "width", "layers", "heads"):
             if getattr(self, name) < 1:
                 raise UserError(f"model {name} is {getattr(self, name)}; it must be 1 or more")
-        if self.mlp not in ("swiglu", "gelu"):
-            raise UserError(f"model mlp is '{self.mlp}'; it must be 'swiglu' or 'gelu'")
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
         if self.mlp_width is None:

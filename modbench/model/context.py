@@ -20,6 +20,7 @@ from modbench.model.cache import Cache
 Selection = Literal["topk", "causal"]
 #: Which tokens' logits a pass ends with.
 Logits = Literal["all", "last"]
+_WHOLE = (torch.int32, torch.int64)
 _SELECTIONS, _LOGITS = get_args(Selection), get_args(Logits)
 
 
@@ -138,17 +139,48 @@ class Context:
     def __post_init__(self) -> None:
         """
         Raises:
-            UserError: a selection rule or a choice of logits that isn't known.
+            UserError: a selection rule or a choice of logits that isn't known, or lengths that are no
+                whole numbers, one of each sequence.
         """
         for name, known in (("selection", _SELECTIONS), ("logits", _LOGITS)):
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"{name} '{value}' is not known; {known_names(value, known)}")
+        if self.lengths_B is not None:
+            _check_kind(self.lengths_B)
+
+    def check(self, tokens_BT: Tensor) -> None:
+        """
+        Raises:
+            UserError: no tokens, or lengths that aren't those of ``tokens_BT``.
+        """
+        if not isinstance(tokens_BT, Tensor) or tokens_BT.dtype not in _WHOLE:
+            kind = getattr(tokens_BT, "dtype", type(tokens_BT).__name__)
+            raise UserError(f"tokens are {kind}; they must be a tensor (B, T) of int32 or int64")
+        if tokens_BT.dim() != 2 or not all(map(int, tokens_BT.shape)):
+            raise UserError(
+                f"tokens are of shape {tuple(tokens_BT.shape)}; give (B, T), one token or more"
+            )
+        # Only where values are at hand: a GPU would be waited for, and shapes alone have none.
+        if self.lengths_B is not None and type(self.lengths_B) is Tensor and self.lengths_B.is_cpu:
+            self.lengths(tokens_BT)
 
     def lengths(self, x_BTD: Tensor) -> list[int]:
-        """Real tokens of each sequence of ``x_BTD``."""
+        """Real tokens of each sequence of ``x_BTD``.
+
+        Raises:
+            UserError: there isn't one of each sequence, between 1 and T.
+        """
         sequences, tokens = x_BTD.shape[:2]
-        return [tokens] * sequences if self.lengths_B is None else self.lengths_B.tolist()
+        if self.lengths_B is None:
+            return [tokens] * sequences
+        lengths: list[int] = self.lengths_B.tolist()
+        if len(lengths) != sequences or min(lengths) < 1 or max(lengths) > tokens:
+            raise UserError(
+                f"lengths_B is {lengths} for {sequences} sequences of {tokens} tokens; give each one "
+                f"from 1 to {tokens}"
+            )
+        return lengths
 
     def before(self, x_BTD: Tensor) -> list[int]:
         """Tokens that came before those of ``x_BTD``, of each sequence."""
@@ -166,3 +198,13 @@ class Context:
         if self.lengths_B is None:
             return None
         return torch.arange(x_BTD.shape[1], device=x_BTD.device) < self.lengths_B[:, None]
+
+
+def _check_kind(lengths_B: object) -> None:
+    if not isinstance(lengths_B, Tensor):
+        raise UserError(f"lengths_B is {lengths_B!r}; it must be a tensor, or None if none is padded")
+    if lengths_B.dim() != 1 or lengths_B.dtype not in _WHOLE:
+        raise UserError(
+            f"lengths_B is of shape {tuple(lengths_B.shape)} and {lengths_B.dtype}; it must be (B,) and "
+            "int32 or int64"
+        )

@@ -96,6 +96,9 @@ def feed_forward_from_hugging_face(state: Mapping[str, Tensor], into: nn.Module 
     """Weights for ``load_state_dict`` of a block's feed-forward part, from those of a LlamaMLP,
     MixtralSparseMoeBlock, OlmoeSparseMoeBlock, DeepseekV3MoE or Qwen2MoeSparseMoeBlock.
 
+    Give ``into``, the part that is to load them: then what doesn't fit its options is told, such as
+    DeepSeek-V3's bias where ``bias_step`` is 0. Without it `load_state_dict` ends in torch's own words.
+
     Raises:
         UserError: a part is unknown or missing, or is none of ``into``, which is to load them.
     """
@@ -125,7 +128,8 @@ def from_hugging_face(
     state: Mapping[str, Tensor], config: ModelConfig, into: nn.Module | None = None
 ) -> State:
     """Weights for ``load_state_dict`` of a decoder of shape ``config``, from a LlamaForCausalLM's or a
-    MixtralForCausalLM's.
+    MixtralForCausalLM's. Give ``into``, the decoder that is to load them: then what doesn't fit its
+    router's options is told, and not by torch.
 
     Raises:
         UserError: a part is unknown or missing, or its shape isn't the configuration's, or it is none
@@ -233,16 +237,23 @@ def _joined(state: State, parts: Iterable[_Part]) -> State:
     return converted
 
 
+_OTHER_OPTIONS = "for they are of other options; give the router the weights'"
+
+
 def _fitting(converted: State, into: nn.Module) -> State:
     """``converted``, which ``into`` can load."""
     own = into.state_dict()
     for name in sorted(own.keys() ^ converted.keys()):
         bias = name.endswith(_BIAS.ours)
+        options = getattr(into, "options", getattr(into, "router", None))
+        step = getattr(options, "bias_step", 0.0)
         if name in own:
-            remedy = "set bias_step = 0" if bias else "give the router the options that they are of"
-            raise UserError(f"the weights have no '{name}', which the model has; {remedy}")
-        remedy = "bias_step above 0, such as 0.001" if bias else "the options that the weights are of"
-        raise UserError(f"the weights have '{name}' and the model has none; give the router {remedy}")
+            why = f"since its bias_step is {step:g}; set bias_step = 0" if bias else _OTHER_OPTIONS
+            raise UserError(f"the weights have no '{name}', which the model has, {why}")
+        why = (
+            f"since its bias_step is {step:g}; set it above 0, such as 0.001" if bias else _OTHER_OPTIONS
+        )
+        raise UserError(f"the weights have '{name}' and the model has none, {why}")
     for name, tensor in own.items():
         if tensor.shape != converted[name].shape:
             raise UserError(

@@ -49,6 +49,7 @@ class Decoder(nn.Module):
         """Logits (B, T, V), or (B, 1, V) where the context wants those of the last tokens alone.
 
         Raises:
+            UserError: no tokens, or lengths that aren't theirs.
             ValueError: a cache under the training rule, which may look at tokens to come, or one of
                 another model or of another number of sequences.
         """
@@ -73,6 +74,7 @@ class Decoder(nn.Module):
 
     def _normed(self, tokens_BT: Tensor, context: Context) -> Tensor:
         """What the head is given, (B, T, D)."""
+        context.check(tokens_BT)
         x_BTD = self.embedding(tokens_BT)
         context = replace(context, tokens_BT=tokens_BT)
         lengths = context.lengths(x_BTD) if context.cache is not None else []

@@ -30,10 +30,8 @@ def prefill(
     if lengths is not None:
         _check_lengths(lengths, *tokens_BT.shape)
     cache = Cache(len(tokens_BT))
-    ragged = lengths is not None and min(lengths) < tokens_BT.shape[1]
-    lengths_B = torch.tensor(lengths, device=tokens_BT.device) if ragged else None
-    context = Context(selection="causal", cache=cache, lengths_B=lengths_B, logits="last")
-    return model(tokens_BT, context)[:, 0], cache
+    lengths = [tokens_BT.shape[1]] * len(tokens_BT) if lengths is None else list(map(index, lengths))
+    return _last_logits(model, tokens_BT, lengths, cache), cache
 
 
 @torch.no_grad()
@@ -45,7 +43,17 @@ def decode(model: Decoder, tokens_B: Tensor, cache: Cache) -> Tensor:
             model.
     """
     _check_tokens(model, tokens_B, ("B",))
+    if not isinstance(cache, Cache):
+        raise UserError(f"cache is {cache!r}; it must be the one that `prefill` gave")
     return model(tokens_B[:, None], Context(selection="causal", cache=cache))[:, 0]  # type: ignore[no-any-return]
+
+
+def _last_logits(model: Decoder, tokens_BT: Tensor, lengths: list[int], cache: Cache | None) -> Tensor:
+    """The logits (B, V) that follow each row's last token."""
+    ragged = min(lengths) < tokens_BT.shape[1]
+    lengths_B = torch.tensor(lengths, device=tokens_BT.device) if ragged else None
+    context = Context(selection="causal", cache=cache, lengths_B=lengths_B, logits="last")
+    return model(tokens_BT, context)[:, 0]  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -66,29 +74,31 @@ def generate(
     ``temperature`` 0 takes the likeliest token, the first of equals; above, tokens are drawn from
     softmax(logits / temperature) with a generator to each prompt, so that what a prompt gives does not
     depend on its neighbours. ``top_p`` keeps the likeliest tokens whose probabilities
-    first sum to at least that (nucleus sampling, Holtzman et al. 2020). ``cached`` false reads all
-    tokens again at each step: the plain twin, to be compared with. ``inspect`` is shown the cache once,
-    as the last step left it: all prompts and all new tokens but the last ones have been read.
+    first sum to at least that (nucleus sampling, Holtzman et al. 2020). ``cached`` false has no cache
+    and reads all tokens again at each step: the plain twin, to be compared with. ``inspect`` is shown
+    the cache once, as the last step left it: all prompts and all new tokens but the last ones have been
+    read.
 
     Raises:
         UserError: no prompt, an empty one, a token out of the vocabulary, or an option out of range.
     """
+    prompts = _listed(prompts)
     _check(model, prompts, new, temperature, top_p, seed, end)
     on = next(model.parameters()).device
     model.eval()
-    texts = [list(prompt) for prompt in prompts]
-    generators = [_generator(seed, prompts, number) for number in range(len(prompts))]
-    running = set(range(len(prompts)))
-    cache: Cache | None = None
+    texts = [[index(token) for token in prompt] for prompt in prompts]
+    generators = [_generator(index(seed), texts, number) for number in range(len(texts))]
+    running = set(range(len(texts)))
+    cache = Cache(len(texts)) if cached else None
     chosen: list[int] = []
-    for _ in range(new):
-        if cache is None or not cached:
+    for _ in range(index(new)):
+        if chosen and cache is not None:
+            logits_BV = decode(model, torch.tensor(chosen, device=on), cache)
+        else:
             longest = max(map(len, texts))
             padded = [text + [0] * (longest - len(text)) for text in texts]
-            tokens_BT = torch.tensor(padded, device=on)
-            logits_BV, cache = prefill(model, tokens_BT, [len(text) for text in texts])
-        else:
-            logits_BV = decode(model, torch.tensor(chosen, device=on), cache)
+            lengths = [len(text) for text in texts]
+            logits_BV = _last_logits(model, torch.tensor(padded, device=on), lengths, cache)
         chosen = [
             _choose(logits_V, temperature, top_p, generator)
             for logits_V, generator in zip(logits_BV.float().cpu(), generators, strict=True)
@@ -111,9 +121,9 @@ def dense_cache_bytes(model: Decoder, tokens: int) -> int:
     return tokens * config.layers * 2 * config.key_heads * config.head_width * weight.element_size()
 
 
-def _generator(seed: int, prompts: Sequence[Sequence[int]], number: int) -> torch.Generator:
+def _generator(seed: int, prompts: list[list[int]], number: int) -> torch.Generator:
     """Of a prompt's own: the second of two equal prompts draws other tokens than the first."""
-    earlier = sum(list(prompt) == list(prompts[number]) for prompt in prompts[:number])
+    earlier = prompts[:number].count(prompts[number])
     return torch.Generator().manual_seed((seed << 16) + earlier)
 
 
@@ -137,37 +147,52 @@ def _choose(logits_V: Tensor, temperature: float, top_p: float, generator: torch
     return int(order_V[drawn])
 
 
+def _listed(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    try:
+        return [list(prompt) for prompt in prompts]
+    except TypeError as error:
+        raise UserError(
+            f"prompts is {prompts!r}; it must be lists of tokens, such as [[3, 1], [4]]"
+        ) from error
+
+
 def _check(
     model: Decoder,
-    prompts: Sequence[Sequence[int]],
+    prompts: list[list[int]],
     new: int,
     temperature: float,
     top_p: float,
     seed: int,
     end: int | None,
 ) -> None:
-    if not len(prompts) or not all(len(prompt) for prompt in prompts):
+    if not prompts or not all(prompts):
         raise UserError("generate needs one or more prompts of at least one token each")
     for token in [token for prompt in prompts for token in prompt]:
         if not _in_vocabulary(model, token):
             raise UserError(f"prompt has token {token!r}; the vocabulary has {_span(model)}")
     if end is not None and not _in_vocabulary(model, end):
         raise UserError(f"end is {end!r}; the vocabulary has {_span(model)}")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed is {seed}; it must lie in [0, 2**32)")
-    if new < 1:
-        raise UserError(f"new is {new}; it must be 1 or more")
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"temperature is {temperature}; it must be 0 or more")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}; it must lie in (0, 1]")
+    if not _whole(seed) or not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed!r}; it must be a whole number in [0, 2**32)")
+    if not _whole(new) or new < 1:
+        raise UserError(f"new is {new!r}; it must be a whole number, 1 or more")
+    if not _number(temperature) or not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature is {temperature!r}; it must be 0 or more, and finite")
+    if not _number(top_p) or not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p!r}; it must lie in (0, 1]")
 
 
 def _in_vocabulary(model: Decoder, token: SupportsIndex) -> bool:
     return _whole(token) and 0 <= index(token) < model.config.vocabulary
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _whole(number: object) -> bool:
+    if isinstance(number, bool):
+        return False
     try:
         index(number)  # type: ignore[arg-type]
     except TypeError:
@@ -180,6 +205,8 @@ def _span(model: Decoder) -> str:
 
 
 def _check_tokens(model: Decoder, tokens: Tensor, shape: tuple[str, ...]) -> None:
+    if not isinstance(tokens, Tensor):
+        raise UserError(f"tokens is {tokens!r}; it must be a tensor ({', '.join(shape)})")
     if tokens.dim() != len(shape) or not tokens.numel():
         raise UserError(
             f"tokens are of shape {tuple(tokens.shape)}; give ({', '.join(shape)}), one token or more"

@@ -6,9 +6,10 @@ An option without effect is a mistake that nobody sees: two rows of a table that
 import math
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from modbench.errors import UserError
+from modbench.typed import check_type
 
 if TYPE_CHECKING:
     from modbench.model.router import Router
@@ -26,11 +27,13 @@ def written(value: Any) -> str:
 def check_finite(router: "Router") -> None:
     """
     Raises:
-        UserError: a number among the options is nan or infinite.
+        UserError: an option is of another type than its field, or a number that is nan or infinite.
     """
+    hints = get_type_hints(type(router))
     for option, value in router.options().items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{option} is {value}; it must be finite")
+        check_type(option, value, hints[option])
 
 
 def refuse_idle(router: "Router", names: Iterable[str], beside: str, remedy: str) -> None:

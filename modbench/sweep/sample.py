@@ -30,7 +30,7 @@ def find_record(run: str, results: Path) -> Record:
     """The record of ``SUITE/LABEL`` or ``SUITE/KEY`` (the first characters of a record's key).
 
     Raises:
-        UserError: no such run, or several.
+        UserError: no such run, several, or one that failed.
     """
     suite, _, name = run.partition("/")
     records = latest(read_records(results / suite)) if (results / suite / "records").is_dir() else []
@@ -44,10 +44,29 @@ def find_record(run: str, results: Path) -> Record:
     if not found:
         labels = {record.cell["router"]["label"] for record in records}
         raise UserError(f"run '{run}' is not known; {known_names(name, labels)}")
+    trained = [record for record in found if record.status == "ok"]
+    if not trained:
+        status = found[0].status
+        # What diverged or had no room would do so again, and is not run again.
+        again = "run the suite again" if status == "failed" else "change the suite and run it"
+        raise UserError(
+            f"run '{run}' has no trained model, it is recorded as {status} ({found[0].error}); {again}, "
+            "or name another run"
+        )
     if len(found) > 1:
-        keys = ", ".join(f"{suite}/{record.key[:8]}" for record in found)
+        keys = ", ".join(f"{suite}/{record.key[:8]}" for record in trained)
         raise UserError(f"run '{run}' is one of {len(found)} runs; name one of {keys}")
-    return found[0]
+    return trained[0]
+
+
+def _check_prompts(prompts: Sequence[str]) -> None:
+    for prompt in prompts:
+        if not prompt:
+            raise UserError("a prompt is empty; give it a character or more")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"prompt {prompt!a} isn't valid UTF-8; give it as UTF-8 text") from error
 
 
 def sample_run(
@@ -56,8 +75,9 @@ def sample_run(
     """What the model of ``run`` says after each of ``prompts``. How fast goes to stderr.
 
     Raises:
-        UserError: no such run, or its weights or its router are gone.
+        UserError: no such run, or its weights or its router are gone; or a prompt that is no text.
     """
+    _check_prompts(prompts)
     record = find_record(run, results)
     weights = results / run.partition("/")[0] / "cells" / record.key / "model.safetensors"
     if not weights.is_file():

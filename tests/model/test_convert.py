@@ -293,14 +293,16 @@ def test_a_bias_of_the_choice_needs_bias_step() -> None:
     unbiased = build_model(SHAPE, build_router("token_choice", options)).layers[0].feed_forward
     state = theirs.state_dict()
     with pytest.raises(
-        UserError, match=r"have 'bias.value' and the model has none; give.* bias_step ab"
+        UserError, match=r"have 'bias.value' and the model has none, since its bias_step is 0; set it ab"
     ):
         feed_forward_from_hugging_face(state, unbiased)
     with pytest.raises(UserError, match="affinity is 'sigmoid' with bias_step 0, and DeepSeek-V3's"):
         feed_forward_to_hugging_face(unbiased)
     same(feed_forward_from_hugging_face(state, ours), feed_forward_from_hugging_face(state))
     biased = build_model(SHAPE, build_router("token_choice", {"expert_width": 6, "bias_step": 0.1}))
-    with pytest.raises(UserError, match=r"have no 'bias.value', which the model has; set bias_step = 0"):
+    with pytest.raises(
+        UserError, match=r"have no 'bias.value', which the model has, since its bias_step is 0.1; set"
+    ):
         feed_forward_from_hugging_face(mixtral().state_dict(), biased.layers[0].feed_forward)
 
 

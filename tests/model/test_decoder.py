@@ -106,7 +106,9 @@ def test_active_parameters_leave_idle_experts_out() -> None:
         ({"width": 6, "heads": 2}, "even parts"),
         ({"heads": 4, "kv_heads": 3}, "kv_heads is 3 with 4 heads"),
         ({"layers": 0}, "layers is 0"),
-        ({"mlp": "relu"}, "'swiglu' or 'gelu'"),
+        ({"mlp": "relu"}, "model mlp is 'relu'; it must be one of 'swiglu', 'gelu'"),
+        ({"width": 128.0}, r"model width is 128\.0; it must be a whole number, such as 128"),
+        ({"layers": True}, "model layers is True; it must be a whole number"),
     ],
 )
 def test_a_shape_that_cannot_be_is_refused(fields: dict, words: str) -> None:

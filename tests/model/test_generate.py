@@ -10,7 +10,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder, build_model
 from modbench.model.generate import decode, dense_cache_bytes, generate, prefill
-from modbench.model.registry import build_router
+from modbench.model.registry import build_router, preset_options, router_class, router_names
 
 SHAPE = ModelConfig(vocabulary=61, width=32, layers=4, heads=4, kv_heads=2, mlp_width=64)
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [5], [3, 5, 8, 9]]
@@ -43,6 +43,39 @@ def test_two_hundred_tokens_with_and_without_a_cache(
     with_cache = generate(made, PROMPTS, **settings)
     assert [len(text) for text in with_cache] == [200] * 3
     assert with_cache == generate(made, PROMPTS, cached=False, **settings)
+
+
+SCHEMES = [
+    f"{name}:{preset}".rstrip(":")
+    for name in router_names()
+    for preset in ("", *router_class(name).presets)
+]
+
+
+@torch.no_grad()
+def without_a_cache(made: Decoder, prompt: list[int], new: int) -> list[int]:
+    text = list(prompt)
+    for _ in range(new):
+        logits_V = made(torch.tensor([text]), Context(selection="causal"))[0, -1]
+        text.append(int(logits_V.argmax()))
+    return text[len(prompt) :]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_writes_what_forward_passes_without_a_cache_say(scheme: str) -> None:
+    name, options = preset_options(scheme)
+    made = model(name, **options).double()
+    alone = [without_a_cache(made, prompt, 12) for prompt in PROMPTS]
+    for prompts, wanted in ((PROMPTS, alone), (PROMPTS[:1], alone[:1])):
+        assert generate(made, prompts, new=12, cached=False) == wanted
+        assert generate(made, prompts, new=12) == wanted
+
+
+def test_no_cache_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, seen = model("mod"), []
+    monkeypatch.setattr("modbench.model.generate.Cache", None)
+    assert len(generate(made, PROMPTS, new=3, cached=False, inspect=seen.append)[0]) == 3
+    assert not seen
 
 
 def test_a_prompt_gives_the_same_alone_as_among_others() -> None:
@@ -125,7 +158,15 @@ def test_decode_goes_on_from_prefill() -> None:
         ([[3, -1]], {}, "token -1; the vocabulary has 0 to 60"),
         ([[1.5]], {}, r"token 1\.5; the vocabulary has 0 to 60"),
         ([[1]], {"end": 61}, "end is 61; the vocabulary has 0 to 60"),
+        ([1, 2], {}, r"prompts is \[1, 2\]; it must be lists of tokens"),
+        (None, {}, "prompts is None; it must be lists of tokens"),
+        ([[True]], {}, "token True; the vocabulary has 0 to 60"),
         ([[1]], {"new": 0}, "new is 0"),
+        ([[1]], {"new": 2.5}, r"new is 2\.5; it must be a whole number, 1 or more"),
+        ([[1]], {"new": "3"}, "new is '3'; it must be a whole number"),
+        ([[1]], {"seed": 1.5}, r"seed is 1\.5; it must be a whole number"),
+        ([[1]], {"temperature": "hot"}, "temperature is 'hot'"),
+        ([[1]], {"top_p": None}, "top_p is None"),
         ([[1]], {"seed": 2**40}, "seed is 1099511627776"),
         ([[1]], {"temperature": -1.0}, "temperature is -1.0"),
         ([[1]], {"temperature": float("nan")}, "temperature is nan"),
@@ -218,15 +259,3 @@ def test_the_cache_can_be_looked_at() -> None:
     generate(plain, PROMPTS, **options, inspect=seen.append)
     assert seen[1].bytes == dense
     assert dense_cache_bytes(made.double(), 1) == 2 * dense_cache_bytes(plain, 1)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"selection": "caussal"}, "selection 'caussal' is not known; did you mean 'causal'"),
-        ({"logits": "lats"}, "logits 'lats' is not known; did you mean 'last'"),
-    ],
-)
-def test_a_context_that_can_not_be(options: dict, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        Context(**options)

@@ -12,7 +12,7 @@ from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router
-from modbench.report.record import Record, cell_key
+from modbench.report.record import Record, Status, cell_key
 from modbench.sweep.sample import Drawing, find_record, sample_run
 from modbench.train import token_data
 from modbench.train.checkpoint import save_weights, weights_owner
@@ -33,7 +33,7 @@ class Letters:
         return "".join(chr(32 + token % 90) for token in tokens)
 
 
-def record_of(label: str, router: str, seed: int) -> Record:
+def record_of(label: str, router: str, seed: int, status: Status = "ok") -> Record:
     cell: dict[str, Any] = {
         "router": {"name": router, "options": OPTIONS[router], "plugin_sha256": None, "label": label},
         "model": SHAPE,
@@ -53,8 +53,8 @@ def record_of(label: str, router: str, seed: int) -> Record:
         metrics={},
         curve=[],
         routing={},
-        status="ok",
-        error=None,
+        status=status,
+        error=None if status == "ok" else "the loss is nan at step 3",
         started="2026-01-01T00:00:00+00:00",
         finished="2026-01-01T00:00:01+00:00",
     )
@@ -108,6 +108,41 @@ def test_a_run_is_named_by_label_or_by_the_start_of_its_key(results: Path) -> No
 def test_a_run_that_is_none_is_refused(run: str, words: str, results: Path) -> None:
     with pytest.raises(UserError, match=words.replace("?", r"\?")):
         find_record(run, results)
+
+
+@pytest.mark.parametrize("status", ["failed", "oom", "diverged"])
+def test_a_run_that_failed_is_told_as_such(results: Path, status: Status) -> None:
+    shard = results / "tiny" / "records" / "b.jsonl"
+    shard.write_text(
+        "".join(record_of("broken", "mod", seed, status).line() + "\n" for seed in (5, 6))
+        + record_of("half", "mod", 7, status).line()
+        + "\n"
+        + record_of("half", "mod", 8).line()
+        + "\n"
+    )
+    again = "run the suite again" if status == "failed" else "change the suite and run it"
+    words = rf"no trained model, it is recorded as {status} \(the loss is nan at step 3\); {again}, or"
+    with pytest.raises(UserError, match=words):
+        find_record("tiny/broken", results)
+    key = record_of("half", "mod", 8).key[:8]
+    with pytest.raises(UserError, match=f"is one of 2 runs; name one of tiny/{key}$"):
+        find_record("tiny/half", results)
+    assert find_record(f"tiny/{key}", results).cell["seed"] == 8
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("a\udcff", r"prompt 'a\\udcff' isn't valid UTF-8; give it as UTF-8 text"),
+        ("", "a prompt is empty"),
+    ],
+)
+def test_a_prompt_that_is_no_text_is_refused(
+    prompt: str, words: str, results: Path, sample: Callable[..., list[str]]
+) -> None:
+    save_weights(weights_at(results, find_record("tiny/mod", results)), model_of("mod"))
+    with pytest.raises(UserError, match=words):
+        sample(prompt=prompt)
 
 
 def test_weights_that_are_gone_or_broken_are_told(

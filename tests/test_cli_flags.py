@@ -1,0 +1,97 @@
+"""Flags that come twice: several values are taken together, a single one is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from modbench.cli import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("run quick --workers 1 --workers 2", "--workers is given twice, as 1 and as 2; give it once"),
+        ("audit mod --seed 1 --seed=1", "--seed is given twice, as 1 and as 1; give it once"),
+        ("flops --router mod --kv-heads 1 --kv_heads 2", "--kv-heads is given twice, as 1 and as 2"),
+        ("time quick --again --no-again", "--again is given twice, as --again and as --no-again"),
+        ("plan --router mod --tokens 1B --tokens 2B", "--tokens is given twice, as 1B and as 2B"),
+        ("sample a/b --prompt hi --top-p 1 --top-p .5", "--top-p is given twice, as 1 and as .5"),
+        ("report --results a --results b", "--results is given twice, as a and as b"),
+        ("data prepare --source text --source text", "--source is given twice, as text and as text"),
+        ("flops gate --golden a --golden b", "--golden is given twice, as a and as b"),
+        ("run quick --plugin gone.py --plugin b.py", "plugin gone.py: there is no such file"),
+        ("time quick --only mdo --only mod", "no row of the suite is called 'mdo'"),
+        (
+            "audit mod --option capacity=0.5 --option every=1 --option capacity=0.25",
+            "--option capacity is given twice, as 0.5 and as 0.25; give it once",
+        ),
+        ("sample quick/mod", "sample needs --prompt, one or more; see `modbench sample --help`"),
+        ("plan --tokens 1B --router", "plan needs --router, one or more; see `modbench plan --help`"),
+    ],
+)
+def test_a_single_value_given_twice_is_refused_in_one_sentence(
+    arguments: str,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("modbench: ")
+    assert sentence in line
+
+
+@pytest.mark.parametrize(
+    ("several", "once"),
+    [
+        (
+            "--router mod --option capacity=0.5 --option every=1",
+            "--router mod --option capacity=0.5 every=1",
+        ),
+        ("--router mod --router=vanilla", "--router mod vanilla"),
+        ("--hf a.json --format csv --hf b.json", "--hf a.json b.json --format csv"),
+    ],
+)
+def test_a_flag_of_several_values_takes_them_however_they_are_given(
+    several: str,
+    once: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text('{"model_type": "llama"}')
+    said = []
+    for words in (several, once):
+        assert main(["flops", *words.split()]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize(
+    ("verb", "target", "flag"),
+    [
+        ("run quick", "modbench.sweep.run.run_suite", "plugins"),
+        ("time quick", "modbench.sweep.timings.time_suite", "plugins"),
+        ("audit mod", "modbench.measure.audit.command.run_audit", "plugins"),
+    ],
+)
+def test_plugins_come_together(
+    verb: str, target: str, flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    monkeypatch.setattr(target, lambda *_, **options: taken.append(options[flag]) or 0)
+    assert main([*verb.split(), "--plugin", "a.py", "b.py", "--plugin=c.py"]) == 0
+    assert taken == [(Path("a.py"), Path("b.py"), Path("c.py"))]
+
+
+def test_a_prompt_may_begin_with_dashes_and_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    monkeypatch.setattr(
+        "modbench.sweep.sample.sample_run", lambda run, prompts, **_: taken.extend(prompts) or []
+    )
+    assert main(["sample", "a/b", "--prompt=--tokens", "--prompt", "", "x y", "--prompt=--tokens"]) == 0
+    assert taken == ["--tokens", "", "x y", "--tokens"]

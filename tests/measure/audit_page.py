@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from mutants import MUTANTS, Depth
+from mutants import Depth
+from subtle_mutants import MUTANTS
 
 from modbench.measure.audit import PROBES, Finding, audit
 from modbench.measure.audit.command import warmed

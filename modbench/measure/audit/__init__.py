@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from modbench.measure.audit.capacity import capacity
-from modbench.measure.audit.counting import count, saving
+from modbench.measure.audit.counting import count
 from modbench.measure.audit.decoding import decode_parity
 from modbench.measure.audit.depth import bypass, order_and_position, unit_gate
 from modbench.measure.audit.finding import ROUNDING, Finding, Outcome, Subject, Verdict
 from modbench.measure.audit.leaks import batch_invariant, causal
 from modbench.measure.audit.learning import gradient
+from modbench.measure.audit.saving import saving
 from modbench.measure.audit.state import state
 from modbench.model.decoder import Decoder
 

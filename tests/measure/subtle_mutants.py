@@ -1,0 +1,84 @@
+"""Routers that are wrong at one place, in one phase or at one time only, and right elsewhere.
+
+Each differs from `Right` in the method that it overrides, and is named after its bug. ``MUTANTS`` of
+this file are all that there are.
+
+B sequences, T tokens, D model width; R sequences that send any tokens, K the most that one sends.
+"""
+
+from dataclasses import replace
+
+from mutants import MUTANTS as COARSE
+from mutants import Right
+
+from modbench.flops.ledger import Ledger, Load
+
+
+def without(ledger: Ledger, component: str) -> Ledger:
+    return Ledger({key: flops for key, flops in ledger if key[1] != component})
+
+
+class LedgerOfPrefillForgets(Right):
+    def ledger(self, load: Load) -> Ledger:
+        right = super().ledger(load)
+        return without(right, "predictor") if load.phase == "prefill" else right
+
+
+class LedgerOfDecodeForgets(Right):
+    def ledger(self, load: Load) -> Ledger:
+        right = super().ledger(load)
+        return without(right, "router") if load.phase == "decode" else right
+
+
+class LedgerForgetsThePast(Right):
+    """As if nothing were cached, several tokens at a time."""
+
+    def ledger(self, load: Load) -> Ledger:
+        if load.phase == "decode" or not any(load.past):
+            return super().ledger(load)
+        counts = {key: value for key, value in load.counts.items() if key[1] != "past"}
+        return super().ledger(replace(load, past=(), counts=counts))
+
+
+class LedgerUnderstatesRealised(Right):
+    """Half of what the causal rule let in, wherever padding isn't asked for."""
+
+    def ledger(self, load: Load) -> Ledger:
+        key = (self.layer, "depth")
+        entered = load.counts.get(key, ())
+        if load.padding or entered == self.promised(load)[key]:
+            return super().ledger(load)
+        halved = {key: tuple(number // 2 for number in entered)}
+        return super().ledger(replace(load, counts={**load.counts, **halved}))
+
+
+class LedgerUnderstatesStrangers(Right):
+    """The same, in a batch of different lengths alone."""
+
+    def ledger(self, load: Load) -> Ledger:
+        if load.padding or len(set(load.lengths)) == 1 or load.phase == "train":
+            return super().ledger(load)
+        counts = load.counts.get((self.layer, "depth"), ())
+        fewer = {(self.layer, "depth"): tuple(number * 3 // 4 for number in counts)}
+        return super().ledger(replace(load, counts={**load.counts, **fewer}))
+
+
+class LedgerOverstatesRealised(Right):
+    """Training on sequences of different lengths counts as if all were as long as the longest, twice."""
+
+    def ledger(self, load: Load) -> Ledger:
+        right = super().ledger(load)
+        if load.padding or len(set(load.lengths)) == 1 or load.phase != "train":
+            return right
+        return right + right
+
+
+MUTANTS: dict[str, type[Right]] = COARSE
+MUTANTS |= {
+    "ledger of prefill forgets": LedgerOfPrefillForgets,
+    "ledger of decode forgets": LedgerOfDecodeForgets,
+    "ledger forgets the past": LedgerForgetsThePast,
+    "ledger understates realised": LedgerUnderstatesRealised,
+    "ledger understates strangers": LedgerUnderstatesStrangers,
+    "ledger overstates realised": LedgerOverstatesRealised,
+}

@@ -15,7 +15,7 @@ from modbench.report.record import Record, canonical_json, cell_key
 from modbench.report.store import latest
 
 #: Probes that every run must show before it is ranked: causal, batch-invariant, count.
-RANKING_PROBES = (1, 2, 9)
+RANKING_PROBES = (1, 2, 3, 9)
 
 
 @dataclass(frozen=True, kw_only=True)

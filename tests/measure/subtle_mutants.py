@@ -10,8 +10,11 @@ from dataclasses import replace
 
 from mutants import MUTANTS as COARSE
 from mutants import Right
+from torch import Tensor
 
 from modbench.flops.ledger import Ledger, Load
+from modbench.model.context import Context
+from modbench.model.selected import Selected
 
 
 def without(ledger: Ledger, component: str) -> Ledger:
@@ -73,6 +76,49 @@ class LedgerOverstatesRealised(Right):
         return right + right
 
 
+class LeakAtOnePlace(Right):
+    """Token 37 enters if token 38 is likely to."""
+
+    def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
+        right_BT = super().likely(hints_BT, context)
+        if context.cache is None and hints_BT.shape[1] > 38:
+            right_BT[:, 37] = hints_BT[:, 38] >= 0.3
+        return right_BT
+
+
+class DecodeTiresAt100(Right):
+    """Through the cache all enter from position 100 on."""
+
+    def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
+        late_BT = context.positions(hints_BT) >= 100
+        return super().likely(hints_BT, context) | (late_BT & (context.cache is not None))
+
+
+class DecodeDiffersAlone(Right):
+    """The token of a single sequence always enters."""
+
+    def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
+        alone = context.cache is not None and hints_BT.shape == (1, 1)
+        return super().likely(hints_BT, context) | alone
+
+
+class ChunkEntersWhole(Right):
+    """Several tokens onto a filled cache all enter."""
+
+    def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
+        chunk = any(context.past) and hints_BT.shape[1] > 1
+        return super().likely(hints_BT, context) | chunk
+
+
+class PromptScaled(Right):
+    """What a prompt's tokens get is a thousandth off; what they leave in the cache is right."""
+
+    def delta(self, inner: Selected, scores_RK: Tensor) -> Tensor:
+        cache = inner.context.cache
+        prompt = cache is not None and not any(cache.read)
+        return super().delta(inner, scores_RK) * (1.001 if prompt else 1)
+
+
 MUTANTS: dict[str, type[Right]] = COARSE
 MUTANTS |= {
     "ledger of prefill forgets": LedgerOfPrefillForgets,
@@ -81,4 +127,9 @@ MUTANTS |= {
     "ledger understates realised": LedgerUnderstatesRealised,
     "ledger understates strangers": LedgerUnderstatesStrangers,
     "ledger overstates realised": LedgerOverstatesRealised,
+    "leak at place 37": LeakAtOnePlace,
+    "decode tires at 100": DecodeTiresAt100,
+    "decode differs alone": DecodeDiffersAlone,
+    "chunk enters whole": ChunkEntersWhole,
+    "prompt scaled": PromptScaled,
 }

@@ -26,8 +26,8 @@ NAMED: dict[str, tuple[int, set[int]]] = {
     "targets of sample 0 only": (8, set()),
     "loss of sample 0 only": (8, set()),
     "positions 0..k-1": (7, {3}),
-    # A batch of one length loses the order, a padded one of the mutant keeps it.
-    "order lost": (7, {2, 6}),
+    # A batch of one length loses the order, a padded one of the mutant and one with a cache keep it.
+    "order lost": (7, {2, 3, 6}),
     # Under the causal rule a softmax knows later tokens.
     "softmax over the selected": (8, {1, 2, 3, 6}),
     # The selected attend to the skipped, and leave their keys; what nobody enters isn't counted.
@@ -43,6 +43,11 @@ NAMED: dict[str, tuple[int, set[int]]] = {
     "ledger understates realised": (9, set()),
     "ledger understates strangers": (9, set()),
     "ledger overstates realised": (9, set()),
+    "leak at place 37": (1, {3}),
+    "decode tires at 100": (3, set()),
+    "decode differs alone": (3, {9}),
+    "chunk enters whole": (3, set()),
+    "prompt scaled": (3, set()),
 }
 
 
@@ -82,6 +87,10 @@ FIGURES = {
     "ledger forgets the past": r"FLOPs: -\d+ in lone chunk, -\d+ in chunk ",
     "ledger understates realised": r"FLOPs: -\d+ in lone causal forward without padding",
     "ledger understates strangers": r"-\d+ in padded causal forward, summed, without padding",
+    "leak at place 37": r"^[1-3] earlier positions moved, by",
+    "decode tires at 100": r"of one sequence 200 tokens one by one differ by \d\.\de[+-]\d\d at most",
+    "chunk enters whole": r"^chunks differ by|keys of",
+    "prompt scaled": r"^prompts differ by \d\.\de[+-]\d\d, 48 tokens one by one differ by \d\.\de-1\d ",
     "ledger overstates realised": r"FLOPs: \+\d+ in padded topk train without padding ",
 }
 

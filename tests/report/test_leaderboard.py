@@ -92,7 +92,7 @@ def test_an_unequal_learning_rate_is_the_same_comparison(fakes):
     assert len(board.comparisons) == 1
 
 
-@pytest.mark.parametrize("probe", [1, 2, 9])
+@pytest.mark.parametrize("probe", [1, 2, 3, 9])
 def test_a_router_that_fails_a_ranking_probe_is_listed_unranked_with_the_reason(fakes, probe):
     records = [fakes.make_record("leaky", loss=1.0, failed_probes=(probe,)), fakes.make_record("fair")]
     fair, leaky = Leaderboard.of(records).entries
@@ -112,7 +112,7 @@ def test_a_failed_probe_that_does_not_unrank_is_still_told(fakes):
 def test_a_run_without_its_audit_is_not_ranked(fakes):
     (entry,) = Leaderboard.of([fakes.make_record("a", audit=[])]).entries
     assert entry.rank is None
-    assert entry.note == "audit probe 1, 2, 9 was not run"
+    assert entry.note == "audit probe 1, 2, 3, 9 was not run"
 
 
 @pytest.mark.parametrize("status", ["failed", "oom", "diverged"])

@@ -1,7 +1,7 @@
 """What a router must show before it is ranked: probes on a model of that router, in float64 so that a
 difference is a bug and not rounding.
 
-Numbered as the design numbers them. A router that fails 1, 2 or 9 is not ranked. A probe that has
+Numbered as the design numbers them. A router that fails 1, 2, 3 or 9 is not ranked. A probe that has
 nothing to ask of a router is ``not asked`` and says why: it has neither passed nor failed.
 
 B sequences, T tokens.
@@ -40,7 +40,7 @@ class Probe:
 PROBES = (
     Probe(1, "causal", causal, ranks=True),
     Probe(2, "batch-invariant", batch_invariant, ranks=True),
-    Probe(3, "decode parity", decode_parity),
+    Probe(3, "decode parity", decode_parity, ranks=True),
     Probe(4, "capacity", capacity),
     Probe(5, "bypass", bypass),
     Probe(6, "unit gate", unit_gate),

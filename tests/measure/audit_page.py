@@ -24,13 +24,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "audit.md"
 #: Four layers, so that recursions have some to share; what else is small makes the page quick.
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=64)
 MUTANT_SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
-SIGNS = {"passed": "✓", "failed": "**✗**", "not asked": "·"}
+SIGNS = {"passed": "✓", "failed": "**✗**", "not asked": "·", "unchecked": "?"}
 
 HEAD = """# The audit of what is here
 
 Made by `nox -s audit`; do not edit. ✓ passed, **✗** failed, · not asked: the scheme offers nothing that
-the probe could ask. What the probes ask stands in `modbench/measure/audit/`; run them on your own router
-with `modbench audit NAME --plugin FILE`.
+the probe could ask, ? unchecked: it does, and the probe has no way to ask it. What the probes ask stands
+in `modbench/measure/audit/`; run them on your own router with `modbench audit NAME --plugin FILE`.
 """
 
 

@@ -2,7 +2,8 @@
 difference is a bug and not rounding.
 
 Numbered as the design numbers them. A router that fails 1, 2, 3 or 9 is not ranked. A probe that has
-nothing to ask of a router is ``not asked`` and says why: it has neither passed nor failed.
+nothing to ask of a router is ``not asked`` and says why: it has neither passed nor failed. One that has
+something to ask and no way to, of some layer, is ``unchecked``.
 
 B sequences, T tokens.
 """
@@ -74,7 +75,15 @@ def findings(
                 if not probe.once:
                     figure += f" (at {tokens_BT.shape[0]} x {tokens_BT.shape[1]} tokens)"
                 break
-        verdict: Verdict = "not asked" if passed is None else "passed" if passed else "failed"
+        verdict: Verdict = (
+            "not asked"
+            if passed is None
+            else "unchecked"
+            if passed == "unchecked"
+            else "passed"
+            if passed
+            else "failed"
+        )
         yield Finding(
             probe=probe.number, name=probe.name, verdict=verdict, figure=figure, ranks=probe.ranks
         )

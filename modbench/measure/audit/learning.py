@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modbench.measure.audit.depth import alone
+from modbench.measure.audit.depth import alone, gated
 from modbench.measure.audit.finding import (
     Outcome,
     Subject,
@@ -35,7 +35,9 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 8: on a model with first weights, cross-entropy alone reaches each parameter named a
     router's. In a layer that shows who is ``selected`` and has a linear router, the gradient is of the
     scale of a linear gate's: sum_t <dL/dout_t, delta_t> x_t. Auxiliary losses reach what is named a
-    predictor's, one or the other all that the scheme's own classes hold; and auxiliary losses come to
+    predictor's, one or the other all that the scheme's own classes hold, and where none of
+    these is named a router's the verdict is ``unchecked``: some may be meant for cross-entropy and get
+    none. Auxiliary losses come to
     the same whatever the order of sequences, so that no sequence teaches alone.
     """
     first = subject.fresh()[0]
@@ -64,6 +66,7 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     lost = [name for name in names if not _reached(parameters[name])]
     if lost:
         return False, f"cross-entropy does not reach {lost[0]}"
+    by_text = [name for name in own if _reached(parameters[name])]
     scales = [scale for entry in kept if (scale := _scale(*entry, context)) is not None]
     if scales and min(scales) < SMALLEST:
         return False, f"the router's gradient is {min(scales):.1e} of a linear gate's"
@@ -74,10 +77,13 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     lost = [name for name in parameters if name in taught and not _reached(parameters[name])]
     if lost:
         return False, f"no loss reaches {lost[0]}"
-    if not names:
-        return None, "no parameter is named a router's" + (
-            f"; a loss reaches all {len(own)}" if own else ""
+    if not names and own:
+        return "unchecked", (
+            f"no parameter is named a router's; cross-entropy reaches {len(by_text)} of the {len(own)} "
+            "that are the scheme's own, some loss all"
         )
+    if not names:
+        return None, "no parameter is named a router's"
     figure = f"cross-entropy reaches {len(names)} router parameters"
     return True, figure + (f", {min(scales):.2f} of a linear gate's" if scales else "")
 
@@ -100,7 +106,7 @@ def _scale(
     if len(own) != 1 or own[0].grad is None or after_BTD.grad is None:
         return None
     x_ND, delta_ND = alone(block, before_BTD, selected_BT, "topk")
-    slope_N = (after_BTD.grad[selected_BT] * delta_ND).sum(-1)
+    slope_N = (after_BTD.grad[selected_BT] * gated(layer, x_ND, delta_ND)).sum(-1)
     linear_D = slope_N @ x_ND
     return (own[0].grad.norm() / linear_D.norm()).item()
 

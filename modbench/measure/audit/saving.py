@@ -9,7 +9,6 @@ from torch import Tensor
 from modbench.flops.counter import FlopCounter
 from modbench.flops.ledger import Ledger, Load
 from modbench.measure.audit.finding import (
-    NO_BLOCK,
     NOBODY_SKIPS,
     RULES,
     Outcome,
@@ -62,11 +61,10 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
             skipped += int((~selected_BT).sum())
             spent += own
             everything += _by_token(block.ledger(Load.uniform(*tokens_BT.shape)))
-    if not found:
-        return None, NO_BLOCK
-    if not skipped:
-        return None, "no token skips a layer"
-    return True, f"routed layers spend {spent / everything:.3f} of what all tokens would cost"
+    if not found or not skipped:
+        return subject.held(None, "no token skips a layer")
+    share = spent / everything
+    return subject.held(True, f"routed layers spend {share:.3f} of what all tokens would cost")
 
 
 def _by_token(ledger: Ledger) -> int:

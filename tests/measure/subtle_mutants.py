@@ -8,12 +8,14 @@ B sequences, T tokens, D model width; R sequences that send any tokens, K the mo
 
 from dataclasses import replace
 
+import torch
 from mutants import MUTANTS as COARSE
 from mutants import Right
 from torch import Tensor
 
 from modbench.flops.ledger import Ledger, Load
 from modbench.model.context import Context
+from modbench.model.scores import highest
 from modbench.model.selected import Selected
 
 
@@ -119,6 +121,96 @@ class PromptScaled(Right):
         return super().delta(inner, scores_RK) * (1.001 if prompt else 1)
 
 
+class DriftsAtEvaluation(Right):
+    """A buffer follows what is scored, not only what is trained on."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.register_buffer("average", torch.zeros(()))
+
+    def selected(self, scores_BT: Tensor, hints_BT: Tensor, context: Context) -> Tensor:
+        if not context.trace.repeated:
+            self.average += 1e-12
+        return super().selected(scores_BT, hints_BT, context)
+
+
+class MovesAgainWhenRepeated(DriftsAtEvaluation):
+    """Activation checkpointing runs the layer again, and the average moves again."""
+
+    def selected(self, scores_BT: Tensor, hints_BT: Tensor, context: Context) -> Tensor:
+        self.average += self.training
+        return Right.selected(self, scores_BT, hints_BT, context)
+
+
+class ScheduleInTheClass(Right):
+    steps = 0
+
+    def selected(self, scores_BT: Tensor, hints_BT: Tensor, context: Context) -> Tensor:
+        type(self).steps += self.training
+        return super().selected(scores_BT, hints_BT, context)
+
+
+SCHEDULE = {"steps": 0}
+
+
+class ScheduleInTheFile(Right):
+    def selected(self, scores_BT: Tensor, hints_BT: Tensor, context: Context) -> Tensor:
+        SCHEDULE["steps"] += self.training
+        return super().selected(scores_BT, hints_BT, context)
+
+
+class PaddingTeaches(Right):
+    def mean(self, errors_BT: Tensor, context: Context) -> Tensor:
+        return errors_BT.mean()
+
+
+class ShowsOthers(Right):
+    """The trace is shown the neighbours of those that were selected."""
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        out_BTD = super().forward(x_BTD, context)
+        shown_BT = context.trace.tensors.get((self.layer, "selected"))
+        if shown_BT is not None:
+            context.trace.show(self.layer, "selected", shown_BT.roll(1, 1))
+        return out_BTD
+
+
+class CountsTwice(Right):
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        out_BTD = super().forward(x_BTD, context)
+        counts = context.trace.counts.get((self.layer, "depth"), ())
+        context.trace.count(self.layer, "depth", [2 * number for number in counts])
+        return out_BTD
+
+
+class TiesGoToTheLatest(Right):
+    def highest(self, scores_BT: Tensor, context: Context) -> Tensor:
+        counts = [self.share(n) for n in context.lengths(scores_BT)]
+        real_BT = context.real(scores_BT)
+        flipped_BT = None if real_BT is None else real_BT.flip(1)
+        return highest(scores_BT.detach().flip(1), counts, flipped_BT).flip(1)
+
+
+class CausalNever(Right):
+    def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
+        return torch.zeros_like(hints_BT, dtype=torch.bool)
+
+
+class CausalAlways(Right):
+    def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
+        return torch.ones_like(hints_BT, dtype=torch.bool)
+
+
+class NoNumberWhereOneEnters(Right):
+    """A spread over the selected, of which there must be two; in training."""
+
+    def delta(self, inner: Selected, scores_RK: Tensor) -> Tensor:
+        right_RKD = super().delta(inner, scores_RK)
+        if inner.context.selection == "causal":
+            return right_RKD
+        return right_RKD + 0 * right_RKD.detach() / (right_RKD.shape[1] - 1)
+
+
 MUTANTS: dict[str, type[Right]] = COARSE
 MUTANTS |= {
     "ledger of prefill forgets": LedgerOfPrefillForgets,
@@ -132,4 +224,15 @@ MUTANTS |= {
     "decode differs alone": DecodeDiffersAlone,
     "chunk enters whole": ChunkEntersWhole,
     "prompt scaled": PromptScaled,
+    "drifts at evaluation": DriftsAtEvaluation,
+    "moves again when repeated": MovesAgainWhenRepeated,
+    "schedule in the class": ScheduleInTheClass,
+    "schedule in the file": ScheduleInTheFile,
+    "padding teaches": PaddingTeaches,
+    "shows others": ShowsOthers,
+    "counts twice": CountsTwice,
+    "ties go to the latest": TiesGoToTheLatest,
+    "causal never": CausalNever,
+    "causal always": CausalAlways,
+    "no number where one enters": NoNumberWhereOneEnters,
 }

@@ -77,6 +77,13 @@ def test_what_cannot_take_a_step_is_told_as_such(tmp_path: Path) -> None:
         run_audit("audited_broken", plugins=(tmp_path / "broken.py",), shape=SMALL)
 
 
+def test_a_router_that_ends_the_process_in_training_is_told_as_such(tmp_path: Path) -> None:
+    ends = SWAPPED.format(name="audited_end").replace("return self.block(", "raise SystemExit(0); (")
+    (tmp_path / "ends.py").write_text(ends)
+    with pytest.raises(UserError, match="router 'audited_end' raised SystemExit: 0 in a training step"):
+        run_audit("audited_end", plugins=(tmp_path / "ends.py",), shape=SMALL)
+
+
 def test_a_document_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_audit("mod", options={"capacity": 0.5}, shape=SMALL, format="json", seed=2) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])

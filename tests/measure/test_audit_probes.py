@@ -352,3 +352,14 @@ def test_experts_that_start_alike_are_named(depth) -> None:
     (finding,) = [finding for finding in audit(depth(Alike)) if finding.probe == 8]
     assert finding.verdict == "failed"
     assert "start with the same weights: name them apart" in finding.figure
+
+
+def test_a_router_that_ends_the_process_has_failed_and_the_audit_goes_on(depth) -> None:
+    class Exits(Right):
+        def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
+            raise SystemExit(0)
+
+    findings = audit(depth(Exits))
+    assert len(findings) == 11
+    assert findings[0].failed
+    assert findings[0].figure == "raised SystemExit: 0 (at 3 x 63 tokens)"

@@ -92,5 +92,8 @@ def findings(
 def _outcome(probe: Probe, subject: Subject, tokens_BT: Tensor) -> Outcome:
     try:
         return probe.run(subject, tokens_BT)
-    except Exception as error:  # a router's own code runs here: whatever it raises is its finding
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a router's own code runs here: whatever it raises is its finding
         return False, f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"

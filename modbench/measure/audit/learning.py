@@ -38,10 +38,12 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     predictor's, one or the other all that the scheme's own classes hold, and where none of
     these is named a router's the verdict is ``unchecked``: some may be meant for cross-entropy and get
     none. Auxiliary losses come to
-    the same whatever the order of sequences, so that no sequence teaches alone.
+    the same whatever the order of sequences, so that no sequence teaches alone, and whatever stands in
+    padding, which takes no gradient of them.
     """
     first = subject.fresh()[0]
     wrong = _twins(first) or _uneven(first.double(), subject.tokens(3, TOKENS))
+    wrong = wrong or _padding_teaches(first.double(), subject.tokens(3, TOKENS))
     if wrong:
         return False, wrong
     model, taken = subject.fresh(capacity=1.0)
@@ -147,6 +149,39 @@ def _uneven(model: Decoder, tokens_BT: Tensor) -> str:
                     f"loss '{key[1]}' of layer {number} is {value:.6g} and {rolled[key]:.6g} when "
                     "sequences change places: not all of them teach alike"
                 )
+    return ""
+
+
+def _padding_teaches(model: Decoder, tokens_BT: Tensor) -> str:
+    """An auxiliary loss that padding has a part in; empty if there is none."""
+    sequences, sequence = tokens_BT.shape
+    lengths_B = torch.tensor([sequence * (n + 1) // sequences for n in range(sequences)])
+    lengths_B = lengths_B.to(tokens_BT.device)
+    padding_BT = torch.arange(sequence, device=tokens_BT.device) >= lengths_B[:, None]
+    with torch.no_grad():
+        stream = list(layer_by_layer(copy.deepcopy(model).eval(), tokens_BT, Context()))
+    for number, layer, before_BTD, _ in stream:
+        losses = []
+        for factor in (1.0, -3.0):
+            x_BTD = torch.where(padding_BT[..., None], factor * before_BTD, before_BTD).requires_grad_()
+            context = Context(tokens_BT=tokens_BT, lengths_B=lengths_B)
+            with torch.random.fork_rng(devices=[x_BTD.device] if x_BTD.is_cuda else []):
+                torch.manual_seed(0)
+                copy.deepcopy(layer).train()(x_BTD, context)
+            loss = context.trace.auxiliary_loss()
+            if not isinstance(loss, Tensor):
+                break
+            losses.append(loss.item())
+            slope = (
+                torch.autograd.grad(loss, x_BTD, allow_unused=True)[0] if loss.requires_grad else None
+            )
+            if slope is not None and bool(slope[padding_BT].any()):
+                return f"padding takes a gradient of the auxiliary losses of layer {number}"
+        if len(losses) == 2 and abs(losses[0] - losses[1]) > SUMMED * abs(losses[0]):
+            return (
+                f"the auxiliary losses of layer {number} are {losses[0]:.6g} and {losses[1]:.6g} with "
+                "other padding"
+            )
     return ""
 
 

@@ -33,6 +33,16 @@ the probe could ask, ? unchecked: it does, and the probe has no way to ask it. W
 in `modbench/measure/audit/`; run them on your own router with `modbench audit NAME --plugin FILE`.
 """
 
+TAIL = """
+## What the audit can't see
+
+- State outside the scheme's own classes and files: in another module, a closure, on disk.
+- A leak at one place of sequences of more than 64 tokens, but for the ends, the middle and both sides of
+  powers of two; what decoding does after 213 tokens; and batches and lengths that it isn't given.
+- A bug that needs weights, or text, that a few training steps on random tokens don't give.
+- Whether a share of tokens that the causal rule lets in is a good one: probe 4 tells it, and no more.
+- What lies inside a layer that tokens skip and that holds no single plain block: that is ? above."""
+
 
 def built_in() -> list[str]:
     """Every router of this package, and every preset as ``NAME:PRESET``."""
@@ -69,6 +79,7 @@ def page() -> Iterator[str]:
     yield "\nWhat the failing probes say:\n"
     for bug, finding in figures:
         yield f"- {bug}: {finding.probe} {finding.name}: {finding.figure}"
+    yield TAIL
 
 
 def main() -> int:

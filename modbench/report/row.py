@@ -15,7 +15,7 @@ from modbench.report.record import Record, canonical_json, cell_key
 from modbench.report.store import latest
 
 #: Probes that every run must show before it is ranked: causal, batch-invariant, count.
-RANKING_PROBES = (1, 2, 9)
+RANKING_PROBES = (1, 2, 3, 9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,13 +109,16 @@ class Row:
 
     @property
     def audit(self) -> str:
-        """``passed 7, not asked 4``, or which probes failed, in any run."""
-        asked = {
-            probe["probe"]
-            for record in self.records
-            for probe in record.audit
-            if probe["verdict"] != "not asked"
-        }
+        """``passed 7, unchecked 3, not asked 1``, or which probes failed, in any run."""
+        asked, unchecked = (
+            {
+                probe["probe"]
+                for record in self.records
+                for probe in record.audit
+                if probe["verdict"] in verdicts
+            }
+            for verdicts in (("passed", "failed", "unchecked"), ("unchecked",))
+        )
         names = {probe["probe"] for record in self.records for probe in record.audit}
         failed = {
             (probe["probe"], probe["name"])
@@ -128,7 +131,9 @@ class Row:
         if not names:
             return "not run"
         spared = len(names - asked)
-        return f"passed {len(asked)}" + (f", not asked {spared}" if spared else "")
+        rest = (("unchecked", len(unchecked)), ("not asked", spared))
+        told = [f"{verdict} {number}" for verdict, number in rest if number]
+        return ", ".join((f"passed {len(asked - unchecked)}", *told))
 
     @property
     def why_unranked(self) -> str | None:
@@ -140,7 +145,7 @@ class Row:
         ):
             return "failed audit probe " + ", ".join(self.audit_failures)
         for record in self.records:
-            run = {probe["probe"] for probe in record.audit if probe["verdict"] != "not asked"}
+            run = {probe["probe"] for probe in record.audit if probe["verdict"] in ("passed", "failed")}
             missing = [str(number) for number in RANKING_PROBES if number not in run]
             if missing:
                 return f"audit probe {', '.join(missing)} was not run"

@@ -180,6 +180,11 @@ class DepthRouted(Layer):
         if self.router is not None:
             normal_(self.router, seed, f"layers.{self.layer}.depth_router")
 
+    @property
+    def adds_stream(self) -> bool:
+        """Whether the gate multiplies the stream, too; the audit's probe 6 goes by it."""
+        return self.options.residual == "full"
+
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         scores_BT, causal_BT = self._scores(x_BTD, context)
         if context.selection == "topk":

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from mutants import MUTANTS, Depth
+from mutants import Depth
+from subtle_mutants import MUTANTS
 
 from modbench.measure.audit import PROBES, Finding, audit
 from modbench.measure.audit.command import warmed
@@ -23,14 +24,24 @@ PAGE = Path(__file__).parents[2] / "docs" / "audit.md"
 #: Four layers, so that recursions have some to share; what else is small makes the page quick.
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=64)
 MUTANT_SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
-SIGNS = {"passed": "✓", "failed": "**✗**", "not asked": "·"}
+SIGNS = {"passed": "✓", "failed": "**✗**", "not asked": "·", "unchecked": "?"}
 
 HEAD = """# The audit of what is here
 
 Made by `nox -s audit`; do not edit. ✓ passed, **✗** failed, · not asked: the scheme offers nothing that
-the probe could ask. What the probes ask stands in `modbench/measure/audit/`; run them on your own router
-with `modbench audit NAME --plugin FILE`.
+the probe could ask, ? unchecked: it does, and the probe has no way to ask it. What the probes ask stands
+in `modbench/measure/audit/`; run them on your own router with `modbench audit NAME --plugin FILE`.
 """
+
+TAIL = """
+## What the audit can't see
+
+- State outside the scheme's own classes and files: in another module, a closure, on disk.
+- A leak at one place of sequences of more than 64 tokens, but for the ends, the middle and both sides of
+  powers of two; what decoding does after 213 tokens; and batches and lengths that it isn't given.
+- A bug that needs weights, or text, that a few training steps on random tokens don't give.
+- Whether a share of tokens that the causal rule lets in is a good one: probe 4 tells it, and no more.
+- What lies inside a layer that tokens skip and that holds no single plain block: that is ? above."""
 
 
 def built_in() -> list[str]:
@@ -68,6 +79,7 @@ def page() -> Iterator[str]:
     yield "\nWhat the failing probes say:\n"
     for bug, finding in figures:
         yield f"- {bug}: {finding.probe} {finding.name}: {finding.figure}"
+    yield TAIL
 
 
 def main() -> int:

@@ -57,7 +57,7 @@ class Right(Layer):
         selected_BT = self.selected(scores_BT, hints_BT, context)
         if context.selection == "topk":
             errors_BT = self.errors(hints_BT, selected_BT.to(hints_BT.dtype))
-            context.trace.loss(self.layer, "predictor", 0.01 * errors_BT.mean())
+            context.trace.loss(self.layer, "predictor", 0.01 * self.mean(errors_BT, context))
         counts = selected_BT.sum(1).tolist()
         context.trace.show(self.layer, "selected", selected_BT)
         context.trace.count(self.layer, "depth", counts)
@@ -96,6 +96,10 @@ class Right(Layer):
 
     def errors(self, hints_BT: Tensor, targets_BT: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(hints_BT, targets_BT, reduction="none")
+
+    def mean(self, errors_BT: Tensor, context: Context) -> Tensor:
+        real_BT = context.real(errors_BT)
+        return errors_BT.mean() if real_BT is None else errors_BT[real_BT[: len(errors_BT)]].mean()
 
     def entered(
         self,

@@ -63,7 +63,7 @@ def test_what_leaks_fails_and_is_not_ranked(tmp_path: Path, capsys: pytest.Captu
     failed = [line.split()[0] for line in lines if "FAILED" in line]
     assert failed == ["1", "2", "3"]
     assert lines[1].endswith(", not ranked")
-    assert not lines[3].endswith(", not ranked")
+    assert lines[3].endswith(", not ranked")
     assert run_audit("audited_mean", options={"share": 0.0}, shape=SMALL) == 0
 
 
@@ -75,6 +75,13 @@ def test_what_cannot_take_a_step_is_told_as_such(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=words):
         run_audit("audited_broken", plugins=(tmp_path / "broken.py",), shape=SMALL)
+
+
+def test_a_router_that_ends_the_process_in_training_is_told_as_such(tmp_path: Path) -> None:
+    ends = SWAPPED.format(name="audited_end").replace("return self.block(", "raise SystemExit(0); (")
+    (tmp_path / "ends.py").write_text(ends)
+    with pytest.raises(UserError, match="router 'audited_end' raised SystemExit: 0 in a training step"):
+        run_audit("audited_end", plugins=(tmp_path / "ends.py",), shape=SMALL)
 
 
 def test_a_document_for_machines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,8 @@ import re
 
 import pytest
 from audit_page import MUTANT_SHAPE, PAGE, built_in, lines
-from mutants import MUTANTS, Depth
+from mutants import Depth
+from subtle_mutants import MUTANTS
 
 from modbench.measure.audit import PROBES, audit
 from modbench.model.decoder import build_model

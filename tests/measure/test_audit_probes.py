@@ -21,6 +21,7 @@ from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router
 from modbench.model.selected import Selected
 from modbench.routers.expert_choice import ExpertChoiceExperts
+from modbench.routers.mod import DepthRouted
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 
@@ -45,9 +46,20 @@ def the_failure(model: Decoder) -> Finding:
     return finding
 
 
-def test_a_residual_of_the_whole_block_is_a_double_residual() -> None:
+@pytest.mark.parametrize("gate", ["linear", "sigmoid", "scaled_sigmoid"])
+def test_a_residual_of_the_whole_block_passes_where_it_is_declared(gate: str) -> None:
+    router = build_router("mod", {"residual": "full", "gate": gate})
+    assert failures(build_model(SHAPE, router, seed=4)) == []
+
+
+def test_a_residual_of_the_whole_block_is_a_double_residual_where_it_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = build_model(SHAPE, build_router("mod", {"residual": "full"}), seed=4)
+    monkeypatch.setattr(DepthRouted, "adds_stream", False)
     assert the_failure(model).probe == 6
+    monkeypatch.setattr(DepthRouted, "adds_stream", True)
+    assert the_failure(build_model(SHAPE, build_router("mod"), seed=4)).probe == 6
 
 
 def test_a_block_that_is_added_twice_is_not_the_plain_block_at_gate_1(depth) -> None:
@@ -250,7 +262,7 @@ def test_a_block_in_a_list_is_found(depth) -> None:
     assert the_failure(depth(Doubled)).probe == 6
 
 
-def test_a_router_without_a_block_of_ours_is_not_held_against_one(depth) -> None:
+def test_a_router_without_a_block_of_ours_is_unchecked_where_tokens_skip(depth) -> None:
     class Several(InAList):
         def __init__(self, options: Depth, model: ModelConfig, layer: int) -> None:
             super().__init__(options, model, layer)
@@ -259,7 +271,8 @@ def test_a_router_without_a_block_of_ours_is_not_held_against_one(depth) -> None
 
     findings = {finding.probe: finding for finding in audit(depth(Several))}
     for probe in (6, 7, 11):
-        assert (findings[probe].verdict, findings[probe].figure) == ("not asked", NO_BLOCK)
+        figure = f"tokens skip layer 1, {NO_BLOCK}"
+        assert (findings[probe].verdict, findings[probe].figure) == ("unchecked", figure)
 
 
 class Unshown(Right):
@@ -304,8 +317,8 @@ def test_a_router_parameter_of_another_name_is_asked_for_a_gradient(depth) -> No
             return super().gate(scores_RK.detach())
 
     findings = {finding.probe: finding for finding in audit(depth(Renamed))}
-    assert findings[8].verdict == "not asked"
-    assert findings[8].figure == "no parameter is named a router's; a loss reaches all 2"
+    assert findings[8].verdict == "unchecked"
+    assert "cross-entropy reaches 1 of the 2 that are the scheme's own" in findings[8].figure
     (finding,) = [finding for finding in audit(depth(Lost)) if finding.probe == 8]
     assert (finding.verdict, finding.figure) == ("failed", "no loss reaches layers.1.chooser")
 
@@ -339,3 +352,14 @@ def test_experts_that_start_alike_are_named(depth) -> None:
     (finding,) = [finding for finding in audit(depth(Alike)) if finding.probe == 8]
     assert finding.verdict == "failed"
     assert "start with the same weights: name them apart" in finding.figure
+
+
+def test_a_router_that_ends_the_process_has_failed_and_the_audit_goes_on(depth) -> None:
+    class Exits(Right):
+        def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
+            raise SystemExit(0)
+
+    findings = audit(depth(Exits))
+    assert len(findings) == 11
+    assert findings[0].failed
+    assert findings[0].figure == "raised SystemExit: 0 (at 3 x 63 tokens)"

@@ -43,7 +43,7 @@ def make_record(
         "measure": {"heldout_tokens": 65_536, "downstream": ("modbench_cloze",)},
         "seed": seed,
     }
-    names = {1: "causal", 2: "batch", 5: "bypass", 9: "count"}
+    names = {1: "causal", 2: "batch", 3: "parity", 5: "bypass", 9: "count"}
     flops = round(FLOPS_PER_TOKEN * cost)
     steps = 10**12 // (3 * flops * 2048)
     measured = {

@@ -92,7 +92,7 @@ def test_an_unequal_learning_rate_is_the_same_comparison(fakes):
     assert len(board.comparisons) == 1
 
 
-@pytest.mark.parametrize("probe", [1, 2, 9])
+@pytest.mark.parametrize("probe", [1, 2, 3, 9])
 def test_a_router_that_fails_a_ranking_probe_is_listed_unranked_with_the_reason(fakes, probe):
     records = [fakes.make_record("leaky", loss=1.0, failed_probes=(probe,)), fakes.make_record("fair")]
     fair, leaky = Leaderboard.of(records).entries
@@ -109,10 +109,22 @@ def test_a_failed_probe_that_does_not_unrank_is_still_told(fakes):
     assert entry.row.audit == "failed 5 bypass"
 
 
+def test_what_an_audit_could_not_check_is_told_apart_from_what_it_had_not_to_ask(fakes):
+    record = fakes.make_record("a")
+    verdicts = {6: "unchecked", 7: "unchecked", 8: "not asked"}
+    audit = [
+        *record.audit,
+        *({**record.audit[0], "probe": n, "verdict": v, "ranks": False} for n, v in verdicts.items()),
+    ]
+    (entry,) = Leaderboard.of([fakes.make_record("a", audit=audit)]).entries
+    assert entry.rank == 1
+    assert entry.row.audit == "passed 5, unchecked 2, not asked 1"
+
+
 def test_a_run_without_its_audit_is_not_ranked(fakes):
     (entry,) = Leaderboard.of([fakes.make_record("a", audit=[])]).entries
     assert entry.rank is None
-    assert entry.note == "audit probe 1, 2, 9 was not run"
+    assert entry.note == "audit probe 1, 2, 3, 9 was not run"
 
 
 @pytest.mark.parametrize("status", ["failed", "oom", "diverged"])

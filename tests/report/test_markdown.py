@@ -24,7 +24,7 @@ def test_the_row_shows_its_figures_in_the_units_of_its_headings(fakes):
     assert cells["peak memory (MB)"] == "80.0 ± 0.0"
     assert cells["KV cache (B/token, share of dense)"] == "2250 (0.562)"
     assert cells["parameters (M), active / all"] == "1.000 / 1.200"
-    assert cells["audit"] == "passed 4"
+    assert cells["audit"] == "passed 5"
 
 
 def test_several_seeds_show_half_an_interval_and_how_ranks_came(fakes):

@@ -1,8 +1,9 @@
 """What a router must show before it is ranked: probes on a model of that router, in float64 so that a
 difference is a bug and not rounding.
 
-Numbered as the design numbers them. A router that fails 1, 2 or 9 is not ranked. A probe that has
-nothing to ask of a router is ``not asked`` and says why: it has neither passed nor failed.
+Numbered as the design numbers them. A router that fails 1, 2, 3 or 9 is not ranked. A probe that has
+nothing to ask of a router is ``not asked`` and says why: it has neither passed nor failed. One that has
+something to ask and no way to, of some layer, is ``unchecked``.
 
 B sequences, T tokens.
 """
@@ -13,12 +14,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from modbench.measure.audit.capacity import capacity
-from modbench.measure.audit.counting import count, saving
+from modbench.measure.audit.counting import count
 from modbench.measure.audit.decoding import decode_parity
 from modbench.measure.audit.depth import bypass, order_and_position, unit_gate
 from modbench.measure.audit.finding import ROUNDING, Finding, Outcome, Subject, Verdict
 from modbench.measure.audit.leaks import batch_invariant, causal
 from modbench.measure.audit.learning import gradient
+from modbench.measure.audit.saving import saving
 from modbench.measure.audit.state import state
 from modbench.model.decoder import Decoder
 
@@ -39,7 +41,7 @@ class Probe:
 PROBES = (
     Probe(1, "causal", causal, ranks=True),
     Probe(2, "batch-invariant", batch_invariant, ranks=True),
-    Probe(3, "decode parity", decode_parity),
+    Probe(3, "decode parity", decode_parity, ranks=True),
     Probe(4, "capacity", capacity),
     Probe(5, "bypass", bypass),
     Probe(6, "unit gate", unit_gate),
@@ -73,7 +75,15 @@ def findings(
                 if not probe.once:
                     figure += f" (at {tokens_BT.shape[0]} x {tokens_BT.shape[1]} tokens)"
                 break
-        verdict: Verdict = "not asked" if passed is None else "passed" if passed else "failed"
+        verdict: Verdict = (
+            "not asked"
+            if passed is None
+            else "unchecked"
+            if passed == "unchecked"
+            else "passed"
+            if passed
+            else "failed"
+        )
         yield Finding(
             probe=probe.number, name=probe.name, verdict=verdict, figure=figure, ranks=probe.ranks
         )
@@ -82,5 +92,8 @@ def findings(
 def _outcome(probe: Probe, subject: Subject, tokens_BT: Tensor) -> Outcome:
     try:
         return probe.run(subject, tokens_BT)
-    except Exception as error:  # a router's own code runs here: whatever it raises is its finding
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a router's own code runs here: whatever it raises is its finding
         return False, f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"

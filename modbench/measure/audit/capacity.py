@@ -6,10 +6,16 @@ B sequences, T tokens.
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modbench.flops.ledger import Load
-from modbench.measure.audit.finding import Outcome, Subject, zero_routers
+from modbench.measure.audit.finding import (
+    Outcome,
+    Subject,
+    plain_block,
+    routers,
+    zero_routers,
+)
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 
@@ -19,7 +25,9 @@ LENGTHS = (1, 2, 7)
 @torch.no_grad()
 def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 4: what `Layer.promised` says is what is routed, at every length, alone, in a batch and
-    padded, where all tokens and all scores are equal, too; and is never 0 where there is a token."""
+    padded, where all tokens and all scores are equal, too, ties going to the earlier token; and is never
+    0 where there is a token. How many the causal rule lets in is told; nobody or everybody, whatever the
+    weights, is no rule."""
     sequence = tokens_BT.shape[1]
     model = subject.twin().train()
     if not _promises(model, Load.uniform(1, sequence)):
@@ -32,10 +40,37 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
             for scores, which in (("", model), (", all scores equal", even)):
                 if scores and "equal" not in name and "padded" not in name:
                     continue
-                wrong = _wrong(which, of_BT, lengths)
+                wrong = _wrong(which, of_BT, lengths, tied=bool(scores))
                 if wrong:
                     return False, f"{wrong}; {name}{scores}, lengths {_short(lengths)}"
-    return True, f"as promised in {counted} cases"
+    share = _let_in(subject, tokens_BT)
+    if len(share) > 1 and (set(share) in ({0.0}, {1.0})):
+        return False, f"the causal rule lets in {share[0]:.0%}, whatever the weights and the text"
+    told = f", the causal rule lets in {share[0]:.1%}" if share else ""
+    return True, f"as promised in {counted} cases{told}"
+
+
+def _let_in(subject: Subject, tokens_BT: Tensor) -> list[float]:
+    """The share of tokens that the causal rule lets into the layers that promise to leave some out: of
+    the model, of first weights, and of others."""
+    full = Load.uniform(*tokens_BT.shape)
+    promised = _promises(subject.exact, full)
+    layers = [n for (n, what), k in promised.items() if what == "depth" and sum(k) < full.tokens]
+    found = []
+    for number in range(3):
+        model = subject.exact if number == 0 else subject.fresh()[0].double().eval()
+        if number == 2:
+            generator = torch.Generator().manual_seed(subject.seed)
+            for parameter in model.layers.parameters():
+                noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+                parameter.add_(noise.to(parameter.device) * parameter.std(correction=0))
+        context = Context(selection="causal")
+        model(tokens_BT, context)
+        shown = [context.trace.tensors.get((layer, "selected")) for layer in layers]
+        shares = [shown_BT.double().mean().item() for shown_BT in shown if shown_BT is not None]
+        if shares and tokens_BT.numel() > 1:
+            found.append(sum(shares) / len(shares))
+    return found
 
 
 def _cases(tokens_BT: Tensor, length: int) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
@@ -55,7 +90,7 @@ def _promises(model: Decoder, load: Load) -> dict[tuple[int, str], tuple[int, ..
     return found
 
 
-def _wrong(model: Decoder, tokens_BT: Tensor, lengths: tuple[int, ...]) -> str:
+def _wrong(model: Decoder, tokens_BT: Tensor, lengths: tuple[int, ...], tied: bool = False) -> str:
     """What isn't as promised; empty if all is."""
     ragged = min(lengths) < tokens_BT.shape[1]
     context = Context(lengths_B=torch.tensor(lengths, device=tokens_BT.device) if ragged else None)
@@ -74,9 +109,21 @@ def _wrong(model: Decoder, tokens_BT: Tensor, lengths: tuple[int, ...]) -> str:
         shown_BT = trace.tensors.get((layer, "selected"))
         if what == "depth" and shown_BT is not None:
             shown = tuple(int(row[:n].sum()) for row, n in zip(shown_BT, lengths, strict=True))
+            last = [row[:n].flip(0) for row, n in zip(shown_BT, lengths, strict=True)]
+            late = all(bool(row[:k].all()) for row, k in zip(last, shown, strict=True))
+            own = _own_router(model.layers[layer])
+            if tied and own and late and shown == promised != lengths:
+                return f"of equal scores layer {layer} lets in the latest, and not the earliest"
             if shown != promised:
                 return f"layer {layer} promises {what} {_short(promised)} and selects {_short(shown)}"
     return ""
+
+
+def _own_router(layer: nn.Module) -> bool:
+    """Whether it has a router beside those of the block that it holds."""
+    block = plain_block(layer)
+    inside = {id(parameter) for parameter in block.parameters()} if block is not None else set()
+    return any(id(parameter) not in inside for parameter in routers(layer).values())
 
 
 def _short(counts: tuple[int, ...]) -> str:

@@ -58,7 +58,7 @@ def run_audit(
         model = warmed(size.model, router_name, chosen, seed, size.sequence)
     except UserError:
         raise
-    except Exception as error:  # a router's own code runs here
+    except (Exception, SystemExit) as error:  # a router's own code runs here
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"router '{name}' raised {type(error).__name__}: {reason} in a training step; mend its "

@@ -1,140 +1,171 @@
-"""Probes 9 and 11: the count is what is executed, and what is skipped isn't.
+"""Probe 9: the count is what is executed, in every phase.
 
 B sequences, T tokens, V vocabulary.
 """
 
 import itertools
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from modbench.flops.counter import FlopCounter
-from modbench.flops.ledger import CONVENTIONS, Ledger, Load, Phase
-from modbench.measure.audit.finding import (
-    NO_BLOCK,
-    NOBODY_SKIPS,
-    RULES,
-    Outcome,
-    Subject,
-    plain_block,
-    selected,
-)
+from modbench.flops.ledger import CONVENTIONS, Load, Phase
+from modbench.measure.audit.finding import Outcome, Subject
+from modbench.model.cache import Cache
 from modbench.model.context import Context, Selection
 from modbench.model.decoder import Decoder
 
-#: What every token may cost, and what does not grow by the token.
-NOT_BY_TOKEN = ("router", "predictor", "attention.scores")
 #: Tokens that are counted one by one.
 LONE = 4
+#: New tokens of each sequence that are read at once onto a filled cache, and those then decoded.
+CHUNK, STEPS = (4, 9, 2), 4
 
 
 def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 9: the closed form equals what the counter sees, forward under both rules and training, with
-    and without padding and of single tokens, in all conventions. Without padded slots it must come to
-    the same under the training rule on full sequences, and to no more elsewhere: that form sets the
-    budget and fills the table."""
-    model = subject.model
+    """Probe 9: the closed form with padding equals what the counter sees, in all conventions: forward
+    under both rules and training, with and without padding, one sequence alone and single tokens; and
+    through a cache, prompts, several tokens onto what is kept, and token by token, of sequences of
+    different lengths and of each alone.
+
+    Without padded slots it must come to no more than that, for that form sets the budget and fills the
+    table; to the same where there are none (one sequence, or the training rule on full ones); and under
+    the causal rule to what the sequences cost one by one.
+    """
+    wrong: dict[str, str] = {}
+    cases = 0
+    decoded: set[bool] = set()
+    for case in _uncached(subject, tokens_BT):
+        cases += 1
+        wrong |= case.wrong()
+    for model in (subject.exact, subject.fresh()[0].double().eval()):
+        for case in _cached(subject, model, tokens_BT.shape[1]):
+            cases += 1
+            wrong |= case.wrong()
+            if case.load.phase == "decode":
+                decoded |= case.entered()
+        if decoded in (set(), {False, True}):
+            break  # first weights are asked where all decoded tokens enter, or none does
+    if wrong:
+        return False, f"ledger minus counter, FLOPs: {', '.join(wrong.values())}"
+    return True, f"ledger equals counter in {cases} cases"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One pass: its ``load`` with the counts that it realised, what the counter saw of it, and the
+    counters of the passes that its FLOPs without padding add up to; none where nobody knows."""
+
+    name: str
+    model: Decoder
+    load: Load
+    counter: FlopCounter
+    parts: Sequence[FlopCounter] = ()
+
+    def wrong(self) -> dict[str, str]:
+        """What is off, by the pass."""
+        for convention in CONVENTIONS:
+            seen = self.counter.under(convention)
+            dispatched = self.model.ledger(replace(self.load, padding=True)).total(convention)
+            if dispatched != seen:
+                return {self.name: f"{dispatched - seen:+d} in {self.name}"}
+            realised = self.model.ledger(self.load).total(convention)
+            needed = sum(part.under(convention) for part in self.parts) if self.parts else realised
+            if realised > seen or realised != needed:
+                off = realised - (needed if self.parts else seen)
+                return {self.name: f"{off:+d} in {self.name} without padding"}
+        return {}
+
+    def entered(self) -> set[bool]:
+        """Whether somebody, and whether nobody, entered a layer that tokens skip."""
+        depths = (counts for (_, what), counts in self.load.counts.items() if what == "depth")
+        return {bool(number) for counts in depths for number in counts}
+
+
+def _uncached(subject: Subject, tokens_BT: Tensor) -> Iterator[Case]:
     sequences, sequence = tokens_BT.shape
     full = (sequence,) * sequences
     padded = tuple(max(1, sequence - 7 * n) for n in range(sequences))
-    wrong: dict[str, str] = {}
-    cases = 0
     passes: tuple[tuple[Selection, Phase], ...] = (
         ("topk", "forward"),
         ("topk", "train"),
         ("causal", "forward"),  # nothing trains under the causal rule
     )
     shapes = [("", tokens_BT, full), ("padded ", tokens_BT, padded)]
+    shapes.append(("lone ", tokens_BT[:1], full[:1]))
     # One token either enters a layer or doesn't: a layer that nobody enters spends less, and hands its
     # router no gradient.
     shapes += [("single-token ", token_BT, (1,)) for token_BT in subject.tokens(1, LONE).split(1, 1)]
     for (which, text_BT, lengths), (rule, phase) in itertools.product(shapes, passes):
-        cases += 1
-        context, counter = _spend(subject, text_BT, lengths, rule, phase)
-        counts = context.trace.counts
-        load = Load(lengths=lengths, phase=phase, counts=counts)
-        for convention in CONVENTIONS:
-            seen = counter.under(convention)
-            dispatched = model.ledger(replace(load, padding=True)).total(convention)
-            realised = model.ledger(load).total(convention)
-            exact = rule == "topk" and lengths == full
-            name = f"{which}{rule} {phase}"
-            if dispatched != seen:
-                wrong[name] = f"{dispatched - seen:+d} in {name}"
-            elif realised > seen or (exact and realised != seen):
-                wrong[name] = f"{realised - seen:+d} in {name} without padding"
-    if wrong:
-        return False, f"ledger minus counter, FLOPs: {', '.join(wrong.values())}"
-    return True, f"ledger equals counter in {cases} cases"
+        load, counter = _spend(subject.twin(), text_BT, lengths, rule, phase)
+        exact = len(lengths) == 1 or (rule == "topk" and lengths == full)
+        parts = (counter,) if exact else ()
+        yield Case(f"{which}{rule} {phase}", subject.model, load, counter, parts)
+    # In float64, where a sequence alone enters what it enters in a batch.
+    for which, text_BT, lengths in shapes[:2]:
+        load, counter = _spend(subject.exact, text_BT, lengths, "causal", "forward")
+        alone = [
+            _spend(subject.exact, row_T[None, :length], (length,), "causal", "forward")[1]
+            for row_T, length in zip(text_BT, lengths, strict=True)
+        ]
+        yield Case(f"{which}causal forward, summed,", subject.exact, load, counter, alone)
 
 
 def _spend(
-    subject: Subject, tokens_BT: Tensor, lengths: tuple[int, ...], rule: Selection, phase: Phase
-) -> tuple[Context, FlopCounter]:
-    twin: Decoder = subject.twin().train(phase == "train")
-    ragged = len(set(lengths)) > 1
-    lengths_B = torch.tensor(lengths, device=tokens_BT.device) if ragged else None
-    context = Context(selection=rule, lengths_B=lengths_B)
+    model: Decoder, tokens_BT: Tensor, lengths: tuple[int, ...], rule: Selection, phase: Phase
+) -> tuple[Load, FlopCounter]:
+    model.train(phase == "train")
+    context = Context(selection=rule, lengths_B=_lengths(tokens_BT, lengths))
     with FlopCounter() as counter, torch.set_grad_enabled(phase == "train"):
-        logits_BTV = twin(tokens_BT, context)
+        logits_BTV = model(tokens_BT, context)
         if phase == "train":
             loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten())
             (loss + context.trace.auxiliary_loss()).backward()
-    return context, counter
+    return Load(lengths=lengths, phase=phase, counts=context.trace.counts), counter
+
+
+def _cached(subject: Subject, model: Decoder, longest: int) -> Iterator[Case]:
+    """Prompts of different lengths, more of each, and single tokens, in a batch and alone."""
+    rows = len(CHUNK)
+    prompts = tuple(max(1, longest * (n + 1) // rows) for n in range(rows))
+    text_BT = subject.tokens(rows, longest + max(CHUNK) + STEPS)
+    reads = (prompts, CHUNK, *[(1,) * rows] * STEPS)
+    alone = [
+        _read(model, text_BT[row : row + 1], [lengths[row : row + 1] for lengths in reads])
+        for row in range(rows)
+    ]
+    for one in alone:
+        for name, load, counter in one:
+            yield Case(f"lone {name}", model, load, counter, (counter,))
+    together = _read(model, text_BT, reads)
+    for (name, load, counter), *ones in zip(together, *alone, strict=True):
+        yield Case(name, model, load, counter, [of_one for _, _, of_one in ones])
 
 
 @torch.no_grad()
-def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 11: where a layer shows who is ``selected``, or leaves some tokens alone, its matmuls run
-    for no more rows than the others fill: the sequences that send any, times the most that one of them
-    sends. Routers and predictors see every token; attention scores are probe 9's."""
-    if not subject.skips:
-        return None, NOBODY_SKIPS
-    model = subject.twin().eval()
-    skipped, spent, everything = 0, 0, 0
-    found = False
-    for rule in RULES:
-        context = Context(selection=rule, tokens_BT=tokens_BT)
-        x_BTD = model.embedding(tokens_BT)
-        for number, layer in enumerate(model.layers):
-            before_BTD = x_BTD
-            with FlopCounter() as counter:
-                x_BTD = layer(before_BTD, context)
-            selected_BT, block = selected(context, number, before_BTD, x_BTD), plain_block(layer)
-            if selected_BT is None or block is None:
-                continue
-            found = True
-            sent = [n for n in selected_BT.sum(1).tolist() if n]
-            load = Load(
-                lengths=(max(sent),) * len(sent) if sent else (0,),
-                counts={
-                    key: value
-                    for key, value in context.trace.counts.items()
-                    if key[1] not in ("depth", "past")
-                },
-            )
-            own, allowed = _by_token(counter.ledger), _by_token(block.ledger(load)) if sent else 0
-            if own > allowed:
-                return False, (
-                    f"layer {number} spends {own / max(1, allowed):.2f} times what the "
-                    f"{sum(sent)} of {selected_BT.numel()} tokens cost that it selects ({rule})"
-                )
-            skipped += int((~selected_BT).sum())
-            spent += own
-            everything += _by_token(block.ledger(Load.uniform(*tokens_BT.shape)))
-    if not found:
-        return None, NO_BLOCK
-    if not skipped:
-        return None, "no token skips a layer"
-    return True, f"routed layers spend {spent / everything:.3f} of what all tokens would cost"
+def _read(
+    model: Decoder, text_BT: Tensor, reads: Sequence[tuple[int, ...]]
+) -> list[tuple[str, Load, FlopCounter]]:
+    """``reads``: new tokens of each sequence, one pass through the cache after the other."""
+    cache, found = Cache(len(text_BT)), []
+    for number, lengths in enumerate(reads):
+        past = tuple(cache.read)
+        first_B1 = torch.tensor(past, device=text_BT.device)[:, None]
+        places_BT = first_B1 + torch.arange(max(lengths), device=text_BT.device)
+        new_BT = text_BT.gather(1, places_BT.clamp(max=text_BT.shape[1] - 1))
+        context = Context(
+            selection="causal", cache=cache, lengths_B=_lengths(new_BT, lengths), logits="last"
+        )
+        with FlopCounter() as counter:
+            model(new_BT, context)
+        phase: Phase = "prefill" if number < 2 else "decode"
+        load = Load(lengths=lengths, past=past, phase=phase, counts=context.trace.counts)
+        found.append((("prompt", "chunk", "decoded token")[min(number, 2)], load, counter))
+    return found
 
 
-def _by_token(ledger: Ledger) -> int:
-    """Forward FLOPs of what each row costs by itself."""
-    return sum(
-        flops.full
-        for (_, component, direction), flops in ledger
-        if direction == "forward" and component not in NOT_BY_TOKEN
-    )
+def _lengths(tokens_BT: Tensor, lengths: tuple[int, ...]) -> Tensor | None:
+    ragged = min(lengths) < tokens_BT.shape[1]
+    return torch.tensor(lengths, device=tokens_BT.device) if ragged else None

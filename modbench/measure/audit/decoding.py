@@ -13,38 +13,58 @@ from modbench.model.cache import Cache
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 
-#: Tokens of each sequence that are decoded one by one.
-DECODED = 16
+#: Tokens of each sequence that are decoded one by one, after `CHUNK` read at once, some fewer.
+DECODED, CHUNK = 16, 5
+#: What one sequence alone reads: a prompt, some more at once, and this many one by one.
+PROMPT, LONG = 8, 200
 
 
 @torch.no_grad()
 def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 3: prompts of different lengths, padded, then one token of each sequence at a time, give
-    the logits of the full causal pass; and each layer keeps as many keys as tokens entered it. Where the
-    model lets all decoded tokens into its routed layers, or none, first weights are asked, too: a
-    decoding that always or never selects would not be told from it."""
-    passed, figure, entered, of = _parity(subject.exact, tokens_BT[:4])
+    """Probe 3: prompts of different lengths, padded, some more of each at once, then one token of each
+    sequence at a time, give the logits of the full causal pass that has no cache; so do 200 tokens of
+    one sequence alone; and each layer keeps as many keys as tokens entered it. Where the model lets all
+    decoded tokens into its routed layers, or none, first weights are asked, too: a decoding that always
+    or never selects would not be told from it."""
+    passed, figure, entered, of = _together(subject.exact, tokens_BT[:4])
     if passed and of and entered in (0, of):
-        passed, figure, entered, of = _parity(subject.fresh()[0].double().eval(), tokens_BT[:4])
+        passed, figure, entered, of = _together(subject.fresh()[0].double().eval(), tokens_BT[:4])
         figure += ", of first weights"
-    return passed, figure
+    if not passed:
+        return False, figure
+    text_BT = subject.tokens(1, PROMPT + CHUNK + LONG)
+    passed, alone, _, _ = _parity(subject.exact, text_BT, [[PROMPT], [CHUNK], *[[1]] * LONG])
+    return passed, f"{figure}; {'' if passed else 'of one sequence '}{alone}"
 
 
-def _parity(model: Decoder, tokens_BT: Tensor) -> tuple[bool, str, int, int]:
-    """Whether it holds, the figure, and how many decoded tokens entered a layer that selects, out of
-    how many; a token is counted in each such layer."""
+def _together(model: Decoder, tokens_BT: Tensor) -> tuple[bool, str, int, int]:
+    """`_parity` of a batch, in which all sequences stand at different places."""
     sequences, sequence = tokens_BT.shape
     steps = min(DECODED, sequence - 1)
-    longest = sequence - steps
+    more = min(CHUNK, sequence - 1 - steps)
+    longest = sequence - steps - more
     prompts = [1 + (longest - 1) * (n + 1) // sequences for n in range(sequences)]
+    chunks = [max(1, more - n) for n in range(sequences)] if more else []
+    reads = [prompts, *([chunks] if chunks else []), *[[1] * sequences] * steps]
+    return _parity(model, tokens_BT, reads)
+
+
+def _parity(model: Decoder, tokens_BT: Tensor, reads: list[list[int]]) -> tuple[bool, str, int, int]:
+    """Whether it holds for ``reads``, the new tokens of each sequence, pass by pass; the figure, and how
+    many tokens read one by one entered a layer that selects, out of how many; a token is counted in
+    each such layer."""
+    sequences = len(tokens_BT)
     whole_BTV = model(tokens_BT, Context(selection="causal"))
     bound = ROUNDING * max(1.0, whole_BTV.abs().max().item())
     cache = Cache(sequences)
     due: defaultdict[int, list[int]] = defaultdict(lambda: [0] * sequences)
 
-    def read(new_BT: Tensor, lengths: list[int]) -> float:
+    def read(lengths: list[int]) -> float:
         """Read ``lengths`` new tokens of each sequence: by how much their logits are off."""
         before = list(cache.read)
+        places_T = torch.arange(max(lengths), device=tokens_BT.device)
+        places_BT = torch.tensor(before, device=tokens_BT.device)[:, None] + places_T
+        new_BT = tokens_BT.gather(1, places_BT.clamp(max=tokens_BT.shape[1] - 1))
         ragged = min(lengths) < new_BT.shape[1]
         lengths_B = torch.tensor(lengths, device=new_BT.device) if ragged else None
         context = Context(selection="causal", cache=cache, lengths_B=lengths_B)
@@ -59,23 +79,27 @@ def _parity(model: Decoder, tokens_BT: Tensor) -> tuple[bool, str, int, int]:
             for new_TV, whole_TV, first, length in rows
         )
 
-    prompt = read(tokens_BT[:, :longest], prompts)
-    entered = -sum(map(sum, due.values()))
-    one_by_one = 0.0
-    for _ in range(steps):
-        places_B1 = torch.tensor(cache.read, device=tokens_BT.device)[:, None]
-        one_by_one = max(one_by_one, read(tokens_BT.gather(1, places_B1), [1] * sequences))
-    entered += sum(map(sum, due.values()))
-    of = sequences * steps * len(due)
+    off = {"prompts": 0.0, "chunks": 0.0, "one by one": 0.0}
+    entered = of = 0
+    for number, lengths in enumerate(reads):
+        single = number > 0 and max(lengths) == 1
+        what = "one by one" if single else "chunks" if number else "prompts"
+        already = sum(map(sum, due.values()))
+        off[what] = max(off[what], read(lengths))
+        if single:
+            entered += sum(map(sum, due.values())) - already
+            of += sequences * len(due)
 
-    figure = f"{sequences * steps} tokens one by one differ by {one_by_one:.1e} at most"
+    steps = sum(sum(lengths) for lengths in reads[1:] if max(lengths) == 1)
+    figure = f"{steps} tokens one by one differ by {off['one by one']:.1e} at most"
     if of:
         figure += f", {entered / of:.0%} entered"
-    if prompt > bound:
-        figure = f"prompts differ by {prompt:.1e}, {figure}"
+    for what in ("chunks", "prompts"):
+        if off[what] > bound:
+            figure = f"{what} differ by {off[what]:.1e}, {figure}"
     for layer in range(len(model.layers)):
         kept, expected = cache.lengths(layer), due.get(layer, cache.read)
         if any(kept) and kept != expected:  # a layer without attention keeps none
             wrong = f"layer {layer} keeps {kept} keys of {expected} tokens that entered; {figure}"
             return False, wrong, entered, of
-    return max(prompt, one_by_one) <= bound, figure, entered, of
+    return max(off.values()) <= bound, figure, entered, of

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modbench.measure.audit.finding import (
-    NO_BLOCK,
     NOBODY_SKIPS,
     ROUNDING,
     RULES,
@@ -63,6 +62,8 @@ class Entered:
     x_ND: Tensor
     added_ND: Tensor
     delta_ND: Tensor
+    #: What the gate multiplies: ``delta_ND``, or where the layer declares it, the stream and that.
+    gated_ND: Tensor
 
     def beyond(self, *directions_ND: Tensor) -> Tensor:
         """The share of what was added to each token that is no multiple of the ``directions``, (N,); 0
@@ -84,7 +85,8 @@ def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 6: with capacity 1 and gate 1 a depth-routed layer is the plain block. The gate is 1 where
     the router has an option ``gate`` that takes ``scaled_sigmoid``, and its weights are 0. Whatever the
     gate is, what a layer adds to a token must be a multiple of what its block adds: a layer that adds
-    the stream once more, or scales it, doesn't."""
+    the stream once more, or scales it, doesn't. A layer whose definition is the other reading, x + gate
+    * (x + delta), says so by a true attribute ``adds_stream``, and is held to that instead."""
     if not subject.skips:
         return None, NOBODY_SKIPS
     tokens_BT = tokens_BT[:3]
@@ -95,21 +97,22 @@ def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
     for rule in RULES[:1] if all_enter else RULES:
         for entered in entering(model, tokens_BT, rule):
             found += len(entered.x_ND)
-            beyond = entered.beyond(entered.delta_ND).max().item()
+            beyond = entered.beyond(entered.gated_ND).max().item()
             worst = max(worst, beyond)
             if beyond > ROUNDING:
                 return False, f"{beyond:.1e} of what layer {entered.layer} adds is not its block's"
     if not found:
-        return None, NO_BLOCK
-    gated, taken = subject.fresh(capacity=1.0, gate="scaled_sigmoid")
+        return subject.held(None, "no token enters a layer")
+    unit, taken = subject.fresh(capacity=1.0, gate="scaled_sigmoid")
     if "gate" not in taken:
-        return True, f"all but {worst:.1e} of what a layer adds is its block's, by a gate"
-    model = zero_routers(gated.double().eval())
+        figure = f"all but {worst:.1e} of what a layer adds is its block's, by a gate"
+        return subject.held(True, figure)
+    model = zero_routers(unit.double().eval())
     worst = 0.0
     for entered in entering(model, tokens_BT, "topk"):
         scale = (entered.x_ND + entered.delta_ND).abs().max().item()
-        worst = max(worst, (entered.added_ND - entered.delta_ND).abs().max().item() / scale)
-    return worst <= ROUNDING, f"at gate 1 layer and block differ by {worst:.1e}"
+        worst = max(worst, (entered.added_ND - entered.gated_ND).abs().max().item() / scale)
+    return subject.held(worst <= ROUNDING, f"at gate 1 layer and block differ by {worst:.1e}")
 
 
 @torch.no_grad()
@@ -131,8 +134,8 @@ def order_and_position(subject: Subject, tokens_BT: Tensor) -> Outcome:
                     f"not what their order and positions give, by {worst:.1e} at most"
                 )
     if not found:
-        return None, NO_BLOCK
-    return True, f"{found} selected tokens keep both, to {worst:.1e}"
+        return subject.held(None, "no token enters a layer")
+    return subject.held(True, f"{found} selected tokens keep both, to {worst:.1e}")
 
 
 def entering(model: Decoder, tokens_BT: Tensor, rule: Selection) -> Iterator[Entered]:
@@ -144,7 +147,13 @@ def entering(model: Decoder, tokens_BT: Tensor, rule: Selection) -> Iterator[Ent
         if selected_BT is None or block is None or not selected_BT.any():
             continue
         x_ND, delta_ND = alone(block, before_BTD, selected_BT, rule)
-        yield Entered(number, x_ND, after_BTD[selected_BT] - x_ND, delta_ND)
+        gated_ND = gated(layer, x_ND, delta_ND)
+        yield Entered(number, x_ND, after_BTD[selected_BT] - x_ND, delta_ND, gated_ND)
+
+
+def gated(layer: nn.Module, x_ND: Tensor, delta_ND: Tensor) -> Tensor:
+    """What the gate of ``layer`` multiplies, by its definition."""
+    return x_ND + delta_ND if getattr(layer, "adds_stream", False) else delta_ND
 
 
 @torch.no_grad()

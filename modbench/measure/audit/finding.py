@@ -21,18 +21,21 @@ from modbench.typed import checked
 #: room for a router that computes its scores in float32.
 ROUNDING = 1e-5
 RULES: tuple[Selection, ...] = ("topk", "causal")
-#: Whether a probe passed, None if there is nothing that it could ask, and the figure that says so.
-Outcome = tuple[bool | None, str]
-Verdict = Literal["passed", "failed", "not asked"]
+Unchecked = Literal["unchecked"]
+#: Whether a probe passed, None if there is nothing that it could ask, ``unchecked`` if there is and it
+#: has no way to; and the figure that says so.
+Outcome = tuple[bool | Unchecked | None, str]
+Verdict = Literal["passed", "failed", "not asked", "unchecked"]
 
+NO_BLOCK = "which does not hold one block of modbench.model.block, to be held against"
 NOBODY_SKIPS = "no token skips a layer, and no layer shows who is selected"
-NO_BLOCK = "no layer that tokens skip holds one block of modbench.model.block, to hold it against"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One probe's outcome; ``not asked`` where the router offers nothing to ask, and the figure says
-    what. ``ranks``: whether a failure keeps the router out of the ranking."""
+    """One probe's outcome; ``not asked`` where the router offers nothing to ask, ``unchecked`` where it
+    does and the probe can't, at least in some layers; the figure says what. ``ranks``: whether a failure
+    keeps the router out of the ranking."""
 
     probe: int
     name: str
@@ -63,13 +66,28 @@ class Subject:
     @cached_property
     def skips(self) -> bool:
         """Whether any layer shows who is selected, or leaves some tokens alone and not others."""
-        context = Context()
-        tokens_BT = self.tokens(2, 63)
-        with torch.no_grad():
-            return any(
-                selected(context, number, before_BTD, after_BTD) is not None
-                for number, _, before_BTD, after_BTD in layer_by_layer(self.exact, tokens_BT, context)
-            )
+        return bool(self._skipped)
+
+    @cached_property
+    def _skipped(self) -> dict[int, bool]:
+        """The layers that tokens skip, and whether they hold one plain block."""
+        tokens_BT, found = self.tokens(2, 63), dict[int, bool]()
+        for rule in RULES:
+            context = Context(selection=rule)
+            with torch.no_grad():
+                for number, layer, *stream in layer_by_layer(self.exact, tokens_BT, context):
+                    if selected(context, number, *stream) is not None:
+                        found[number] = plain_block(layer) is not None
+        return found
+
+    def held(self, passed: bool | None, figure: str) -> Outcome:
+        """The outcome of a probe that holds layers against the plain block that they hold: there may be
+        some that tokens skip and that hold none, or several."""
+        bare = [str(number) for number, holds in self._skipped.items() if not holds]
+        if passed is False or not bare:
+            return passed, figure
+        others = f"; elsewhere {figure}" if passed and len(bare) < len(self._skipped) else ""
+        return "unchecked", f"tokens skip layer {', '.join(bare)}, {NO_BLOCK}{others}"
 
     def twin(self) -> Decoder:
         return copy.deepcopy(self.model)

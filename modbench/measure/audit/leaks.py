@@ -13,12 +13,16 @@ from modbench.model.decoder import Decoder
 #: The rounding of float32, where a changed batch may also tip a token across a threshold by chance: so
 #: much, in so many of the earlier positions.
 ROUNDING_32, SHARE_32 = 1e-3, 0.02
+#: Up to how many tokens a sequence is asked at every place.
+EVERY = 64
 
 
 @torch.no_grad()
 def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 1: tokens after t change, logits up to t do not, under the causal rule; in float64, and with
-    a coarser measure in the model's own dtype."""
+    a coarser measure in the model's own dtype. Every t is asked, of sequences of up to `EVERY` tokens;
+    of longer ones the ends, the middle and both sides of powers of two, where windows and blocks end.
+    Each t is a pass of its own with the same strangers, so that what a batch does stays probe 2's."""
     tokens_BT = tokens_BT[:4]  # the length matters here; the batch is probe 2's
     most, moved, _ = _moved(subject.exact, tokens_BT, ROUNDING, subject.seed)
     own = subject.twin().eval()
@@ -35,8 +39,7 @@ def _moved(model: Decoder, tokens_BT: Tensor, rounding: float, seed: int) -> tup
     before_BTV = model(tokens_BT, Context(selection="causal"))
     bound = rounding * max(1.0, before_BTV.abs().max().item())
     most, moved, looked_at = 0.0, 0, 0
-    places = {0, 1, sequence // 4, sequence // 2, sequence - 8, sequence - 2}
-    for place in sorted(place for place in places if 0 <= place < sequence - 1):
+    for place in _places(sequence):
         shape = (tokens_BT.shape[0], sequence - place - 1)
         other_BT = torch.randint(model.config.vocabulary, shape, generator=generator)
         changed_BT = torch.cat((tokens_BT[:, : place + 1], other_BT.to(tokens_BT.device)), dim=1)
@@ -48,17 +51,34 @@ def _moved(model: Decoder, tokens_BT: Tensor, rounding: float, seed: int) -> tup
     return most, moved, looked_at
 
 
+def _places(sequence: int) -> list[int]:
+    """The last tokens that stay as they are."""
+    if sequence <= EVERY:
+        return list(range(sequence - 1))
+    places = {0, 1, sequence // 4, sequence // 2, sequence - 8, sequence - 2}
+    for power in range(4, sequence.bit_length()):
+        places |= {2**power - 2, 2**power - 1}
+    return sorted(place for place in places if place < sequence - 1)
+
+
 @torch.no_grad()
 def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 2: a sequence alone scores as it does in a batch of strangers, padded and not."""
+    """Probe 2: a sequence alone scores as it does in a batch of strangers, padded and not, down to one
+    token, and beside one that is nothing but padding. Under the training rule all logits are numbers."""
     model = subject.exact
     sequences, sequence = tokens_BT.shape
     padded = [max(1, sequence * (n + 1) // sequences) for n in range(sequences)]
+    short = [min(n, sequence) for n in range(sequences)] if sequences > 1 else [1]
     most, bound = 0.0, ROUNDING
-    for lengths in (padded, [sequence] * sequences):
-        lengths_B = torch.tensor(lengths, device=tokens_BT.device) if lengths == padded else None
+    for lengths in (padded, short, [sequence] * sequences):
+        ragged = min(lengths) < sequence
+        lengths_B = torch.tensor(lengths, device=tokens_BT.device) if ragged else None
+        for row, length in enumerate(lengths[:2]):
+            trained_BTV = model(tokens_BT[row : row + 1, : max(1, length)], Context())
+            if not trained_BTV.isfinite().all():
+                return False, f"logits of {max(1, length)} tokens are no numbers (topk)"
         together_BTV = model(tokens_BT, Context(selection="causal", lengths_B=lengths_B))
-        for row, length in list(enumerate(lengths))[-6:]:
+        for row, length in [pair for pair in enumerate(lengths) if pair[1]][-6:]:
             alone_BTV = model(tokens_BT[row : row + 1, :length], Context(selection="causal"))
             bound = max(bound, ROUNDING * alone_BTV.abs().max().item())
             difference_BT = largest(together_BTV[row : row + 1, :length], alone_BTV)

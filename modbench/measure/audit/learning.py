@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modbench.measure.audit.depth import alone
+from modbench.measure.audit.depth import alone, gated
 from modbench.measure.audit.finding import (
     Outcome,
     Subject,
@@ -35,11 +35,15 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 8: on a model with first weights, cross-entropy alone reaches each parameter named a
     router's. In a layer that shows who is ``selected`` and has a linear router, the gradient is of the
     scale of a linear gate's: sum_t <dL/dout_t, delta_t> x_t. Auxiliary losses reach what is named a
-    predictor's, one or the other all that the scheme's own classes hold; and auxiliary losses come to
-    the same whatever the order of sequences, so that no sequence teaches alone.
+    predictor's, one or the other all that the scheme's own classes hold, and where none of
+    these is named a router's the verdict is ``unchecked``: some may be meant for cross-entropy and get
+    none. Auxiliary losses come to
+    the same whatever the order of sequences, so that no sequence teaches alone, and whatever stands in
+    padding, which takes no gradient of them.
     """
     first = subject.fresh()[0]
     wrong = _twins(first) or _uneven(first.double(), subject.tokens(3, TOKENS))
+    wrong = wrong or _padding_teaches(first.double(), subject.tokens(3, TOKENS))
     if wrong:
         return False, wrong
     model, taken = subject.fresh(capacity=1.0)
@@ -64,6 +68,7 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     lost = [name for name in names if not _reached(parameters[name])]
     if lost:
         return False, f"cross-entropy does not reach {lost[0]}"
+    by_text = [name for name in own if _reached(parameters[name])]
     scales = [scale for entry in kept if (scale := _scale(*entry, context)) is not None]
     if scales and min(scales) < SMALLEST:
         return False, f"the router's gradient is {min(scales):.1e} of a linear gate's"
@@ -74,10 +79,13 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     lost = [name for name in parameters if name in taught and not _reached(parameters[name])]
     if lost:
         return False, f"no loss reaches {lost[0]}"
-    if not names:
-        return None, "no parameter is named a router's" + (
-            f"; a loss reaches all {len(own)}" if own else ""
+    if not names and own:
+        return "unchecked", (
+            f"no parameter is named a router's; cross-entropy reaches {len(by_text)} of the {len(own)} "
+            "that are the scheme's own, some loss all"
         )
+    if not names:
+        return None, "no parameter is named a router's"
     figure = f"cross-entropy reaches {len(names)} router parameters"
     return True, figure + (f", {min(scales):.2f} of a linear gate's" if scales else "")
 
@@ -100,7 +108,7 @@ def _scale(
     if len(own) != 1 or own[0].grad is None or after_BTD.grad is None:
         return None
     x_ND, delta_ND = alone(block, before_BTD, selected_BT, "topk")
-    slope_N = (after_BTD.grad[selected_BT] * delta_ND).sum(-1)
+    slope_N = (after_BTD.grad[selected_BT] * gated(layer, x_ND, delta_ND)).sum(-1)
     linear_D = slope_N @ x_ND
     return (own[0].grad.norm() / linear_D.norm()).item()
 
@@ -141,6 +149,39 @@ def _uneven(model: Decoder, tokens_BT: Tensor) -> str:
                     f"loss '{key[1]}' of layer {number} is {value:.6g} and {rolled[key]:.6g} when "
                     "sequences change places: not all of them teach alike"
                 )
+    return ""
+
+
+def _padding_teaches(model: Decoder, tokens_BT: Tensor) -> str:
+    """An auxiliary loss that padding has a part in; empty if there is none."""
+    sequences, sequence = tokens_BT.shape
+    lengths_B = torch.tensor([sequence * (n + 1) // sequences for n in range(sequences)])
+    lengths_B = lengths_B.to(tokens_BT.device)
+    padding_BT = torch.arange(sequence, device=tokens_BT.device) >= lengths_B[:, None]
+    with torch.no_grad():
+        stream = list(layer_by_layer(copy.deepcopy(model).eval(), tokens_BT, Context()))
+    for number, layer, before_BTD, _ in stream:
+        losses = []
+        for factor in (1.0, -3.0):
+            x_BTD = torch.where(padding_BT[..., None], factor * before_BTD, before_BTD).requires_grad_()
+            context = Context(tokens_BT=tokens_BT, lengths_B=lengths_B)
+            with torch.random.fork_rng(devices=[x_BTD.device] if x_BTD.is_cuda else []):
+                torch.manual_seed(0)
+                copy.deepcopy(layer).train()(x_BTD, context)
+            loss = context.trace.auxiliary_loss()
+            if not isinstance(loss, Tensor):
+                break
+            losses.append(loss.item())
+            slope = (
+                torch.autograd.grad(loss, x_BTD, allow_unused=True)[0] if loss.requires_grad else None
+            )
+            if slope is not None and bool(slope[padding_BT].any()):
+                return f"padding takes a gradient of the auxiliary losses of layer {number}"
+        if len(losses) == 2 and abs(losses[0] - losses[1]) > SUMMED * abs(losses[0]):
+            return (
+                f"the auxiliary losses of layer {number} are {losses[0]:.6g} and {losses[1]:.6g} with "
+                "other padding"
+            )
     return ""
 
 

@@ -4,6 +4,7 @@ B sequences, T tokens, V vocabulary.
 """
 
 import copy
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,12 @@ _DEEP = 6
 def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 10: what a few training steps left is loaded into a model that was built anew, from another
     seed: it gives the same logits under both rules and the same state after one step more, bit for bit.
-    And no attribute that isn't in ``state_dict`` changes from one step to the next."""
+    And nothing outside ``state_dict`` changes from one step to the next: no attribute of a module, of a
+    class of the scheme's own, or of the file that such a class stands in. Scoring changes nothing at
+    all, and activation checkpointing nothing but memory."""
+    wrong = _drift(subject)
+    if wrong:
+        return False, wrong
     train = TrainConfig(budget=1)
     model = subject.twin().train()
     optimizer = build_optimizer(model, train)
@@ -45,6 +51,9 @@ def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
     moved = [name for name in after if not _same(before.get(name), after[name])]
     if moved:
         return False, f"training moves {moved[0]}, which is not in state_dict"
+    wrong = _repeated(subject)
+    if wrong:
+        return False, wrong
 
     loaded = build_model(model.config, model.router, subject.seed + 1).to(device_of(model))
     loaded = loaded.to(next(model.parameters()).dtype)
@@ -69,6 +78,48 @@ def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
     return True, f"{len(resumed)} tensors saved, loaded and resumed to the bit"
 
 
+@torch.no_grad()
+def _drift(subject: Subject) -> str:
+    """What scoring the same text twice changes; empty if nothing."""
+    model = subject.twin().eval()
+    saved = copy.deepcopy(model.state_dict())
+    text_BT = subject.tokens(3, 33)
+    for rule in RULES:
+        first_BTV, again_BTV = (model(text_BT, Context(selection=rule)) for _ in range(2))
+        changed = [name for name, value in model.state_dict().items() if not _equal(value, saved[name])]
+        if changed:
+            return f"scoring ({rule}) moves {changed[0]}"
+        if rule == "causal" and not torch.equal(first_BTV, again_BTV):
+            most = (first_BTV - again_BTV).abs().max().item()
+            return f"the same text scored twice differs by {most:.1e}"
+    return ""
+
+
+def _repeated(subject: Subject) -> str:
+    """What training moves otherwise if layers are run again in the backward pass; empty if nothing."""
+    states, losses = [], []
+    for checkpoint in (False, True):
+        model, text_BT = subject.twin().train(), subject.tokens(3, 33)
+        context = Context(checkpoint=checkpoint)
+        on = device_of(model)
+        with torch.random.fork_rng(devices=[on] if on.type == "cuda" else []):
+            torch.manual_seed(0)
+            loss = model.loss(text_BT, text_BT.roll(-1, 1), context) + context.trace.auxiliary_loss()
+            loss.backward()
+        states.append(model.state_dict())
+        losses.append(loss.item())
+    moved = [name for name, value in states[0].items() if not _equal(value, states[1][name])]
+    if moved:
+        return f"{moved[0]} moves otherwise where layers are run again: mind context.trace.repeated"
+    if losses[0] != losses[1]:
+        return f"the loss is {losses[1]:.6g} where layers are run again, otherwise {losses[0]:.6g}"
+    return ""
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
 def _outside(model: Decoder) -> dict[str, Any]:
     """What the modules hold that ``state_dict`` does not, by name."""
     saved = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
@@ -80,7 +131,28 @@ def _outside(model: Decoder) -> dict[str, Any]:
         for key, value in vars(module).items():
             if key not in _TORCHS:
                 found[f"{name}.{key}"] = _plain(value, saved, _DEEP)
+    classes = {type(module) for module in model.modules()} | {type(model.router)}
+    for kind in {base for one in classes for base in one.__mro__ if _foreign(base.__module__)}:
+        for key, value in vars(kind).items():
+            if not key.startswith("__") and _is_data(value, kind.__module__):
+                found[f"class {kind.__name__}.{key}"] = _plain(value, saved, _DEEP)
+        file = sys.modules.get(kind.__module__)
+        for key, value in {} if file is None else dict(vars(file)).items():
+            if not key.startswith("__") and _is_data(value, kind.__module__):
+                found[f"global {kind.__module__}.{key}"] = _plain(value, saved, _DEEP)
     return found
+
+
+def _foreign(module: str) -> bool:
+    """Whether a scheme may be at home there."""
+    return not module.startswith(("torch.", "modbench.model.")) and module not in ("builtins", "abc")
+
+
+def _is_data(value: Any, module: str) -> bool:
+    """Whether it is a value, or an object of a class of that file; not a function, class or module."""
+    data = bool | int | float | complex | str | bytes | Tensor | torch.Generator
+    plain = isinstance(value, data | Mapping | list | tuple | set | frozenset)
+    return plain or (not isinstance(value, type) and type(value).__module__ == module)
 
 
 def _plain(value: Any, saved: set[int], deep: int) -> Any:

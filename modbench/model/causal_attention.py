@@ -40,7 +40,7 @@ def causal_attention(q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
         if dtype == torch.bfloat16 and q_BHTP.shape[2] % ROWS:  # see `modbench.model.linear`
             given = q_BHTP.float(), k_BKTP.float(), v_BKTP.float()
         return _CausalAttention.apply(*given).to(dtype)  # type: ignore[no-any-return, no-untyped-call]
-    grouped = k_BKTP.shape[1] != q_BHTP.shape[1]
+    grouped = bool(k_BKTP.shape[1] != q_BHTP.shape[1])  # sizes are tensors while torch.jit traces
     return F.scaled_dot_product_attention(q_BHTP, k_BKTP, v_BKTP, is_causal=True, enable_gqa=grouped)
 
 

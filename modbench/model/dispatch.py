@@ -34,7 +34,7 @@ class Assignments:
         row_M = row_M.scatter_(0, order_A, row_A)
         dropped_M = None
         if len(order_A) < assignments:
-            dropped_M = torch.ones_like(row_M, dtype=torch.bool).scatter_(0, order_A, False)
+            dropped_M = torch.ones_like(row_M, dtype=torch.bool).scatter_(0, order_A, 0)
         return cls(order_A, row_M, dropped_M, each)
 
     @property
@@ -54,6 +54,8 @@ class Assignments:
 
 def dispatch(x_ND: Tensor, assignments: Assignments, dtype: torch.dtype) -> Tensor:
     """The rows that experts are given, (A, D), in ``dtype``."""
+    if not torch.is_grad_enabled():
+        return x_ND.to(dtype).index_select(0, assignments.tokens)
     return _Dispatch.apply(x_ND, assignments, dtype)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -72,7 +74,22 @@ class _Dispatch(torch.autograd.Function):
 def combine(rows_AD: Tensor, gates_NK: Tensor, assignments: Assignments) -> Tensor:
     """Each token's sum of what its experts made of it, weighted by its gates, (N, D), in the gates'
     dtype."""
+    if not torch.is_grad_enabled():
+        return _combined(rows_AD, gates_NK, assignments)
     return _Combine.apply(rows_AD, gates_NK, assignments)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _combined(rows_AD: Tensor, gates_NK: Tensor, assignments: Assignments) -> Tensor:
+    out_ND = None
+    for rows_ND, gates_N in zip(
+        assignments.of_tokens(rows_AD).unbind(1), gates_NK.unbind(1), strict=True
+    ):
+        if out_ND is None:
+            out_ND = rows_ND * gates_N[:, None]
+        else:
+            out_ND.addcmul_(rows_ND, gates_N[:, None])
+    assert out_ND is not None
+    return out_ND
 
 
 class _Combine(torch.autograd.Function):
@@ -80,16 +97,7 @@ class _Combine(torch.autograd.Function):
     def forward(ctx: Any, rows_AD: Tensor, gates_NK: Tensor, assignments: Assignments) -> Tensor:
         ctx.save_for_backward(rows_AD, gates_NK)
         ctx.assignments = assignments
-        out_ND = None
-        for rows_ND, gates_N in zip(
-            assignments.of_tokens(rows_AD).unbind(1), gates_NK.unbind(1), strict=True
-        ):
-            if out_ND is None:
-                out_ND = rows_ND * gates_N[:, None]
-            else:
-                out_ND.addcmul_(rows_ND, gates_N[:, None])
-        assert out_ND is not None
-        return out_ND
+        return _combined(rows_AD, gates_NK, assignments)
 
     @staticmethod
     @once_differentiable

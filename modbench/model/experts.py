@@ -93,6 +93,8 @@ class ExpertBank(nn.Module):
         products = Grouped(counts, whole=False) if on_device else Slices(counts)  # type: ignore[arg-type]
         rows_ND = rows_ND.to(self.dtype(rows_ND))
         with component("experts", self.layer):
+            if not torch.is_grad_enabled():
+                return _experts(rows_ND, self.up, self.down, products, self.model.mlp)[0]
             return _Experts.apply(  # type: ignore[no-any-return, no-untyped-call]
                 rows_ND, self.up, self.down, products, self.model.mlp
             )
@@ -133,19 +135,27 @@ class ExpertBank(nn.Module):
         return int(experts * (self.up[0].numel() + self.down[0].numel()))
 
 
+def _experts(
+    rows_ND: Tensor, up: Tensor, down: Tensor, products: Products, mlp: str
+) -> tuple[Tensor, Tensor]:
+    """down(activation(up x)) of each row's expert, and what comes of ``up``."""
+    with as_it_is(rows_ND):
+        up_NC = products.forward(rows_ND, up)
+        return products.forward(activation(up_NC, mlp), down), up_NC
+
+
 class _Experts(torch.autograd.Function):
-    """down(activation(up x)) of each row's expert. Kept are the rows and what comes of ``up``; weights
+    """`_experts` with a gradient. Kept are the rows and what comes of ``up``; weights
     are cast expert by expert, twice, and no copy of them is kept. Differentiable once."""
 
     @staticmethod
     def forward(
         ctx: Any, rows_ND: Tensor, up: Tensor, down: Tensor, products: Products, mlp: str
     ) -> Tensor:
-        with as_it_is(rows_ND):
-            up_NC = products.forward(rows_ND, up)
-            ctx.save_for_backward(rows_ND, up_NC, up, down)
-            ctx.products, ctx.mlp = products, mlp
-            return products.forward(activation(up_NC, mlp), down)
+        out_ND, up_NC = _experts(rows_ND, up, down, products, mlp)
+        ctx.save_for_backward(rows_ND, up_NC, up, down)
+        ctx.products, ctx.mlp = products, mlp
+        return out_ND
 
     @staticmethod
     @once_differentiable

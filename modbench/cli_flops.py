@@ -12,6 +12,7 @@ from modbench.errors import UserError, known_names
 from modbench.flops.ledger import PHASES, Load
 from modbench.flops.statement import Statement, differing, family_statement, router_statement
 from modbench.flops.table import FORMATS
+from modbench.model.config import LARGEST
 from modbench.model.sizes import ShapeOptions
 
 Plugins = Annotated[tuple[Path, ...], arg(metavar="FILE ...", help_behavior_hint="")]
@@ -66,8 +67,8 @@ def flops(
     if phase not in PHASES:
         raise UserError(f"phase '{phase}' is not known; {known_names(phase, PHASES)}")
     for name, value, least in (("batch", batch, 1), ("past", past, 0)):
-        if value < least:
-            raise UserError(f"{name} is {value}; it must be {least} or more")
+        if not least <= value <= LARGEST:
+            raise UserError(f"{name} is {value}; it must lie between {least} and {LARGEST:,}")
     if option and not router:
         raise UserError(f"--option {option[0]} belongs to --router, not to {chosen[0]}; leave it out")
     for file in plugin:

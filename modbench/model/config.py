@@ -7,6 +7,9 @@ from typing import Literal, get_type_hints
 from modbench.errors import UserError
 from modbench.typed import check_type
 
+#: Of any size: no model has more layers, no tensor of one more columns.
+LARGEST = 10**7
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -31,8 +34,10 @@ class ModelConfig:
         for name, hint in get_type_hints(type(self)).items():
             check_type(f"model {name}", getattr(self, name), hint)
         for name in ("vocabulary", "width", "layers", "heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model {name} is {getattr(self, name)}; it must be 1 or more")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise UserError(
+                    f"model {name} is {getattr(self, name)}; it must lie between 1 and {LARGEST:,}"
+                )
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
         if self.mlp_width is None:
@@ -46,8 +51,10 @@ class ModelConfig:
             raise UserError(
                 f"model kv_heads is {self.kv_heads} with {self.heads} heads; it must divide heads"
             )
-        if self.hidden < 1:
-            raise UserError(f"model mlp_width is {self.mlp_width}; it must be 1 or more")
+        if not 1 <= self.hidden <= LARGEST:
+            raise UserError(
+                f"model mlp_width is {self.mlp_width}; it must lie between 1 and {LARGEST:,}"
+            )
         if not (0 < self.rope_base < inf and 0 < self.norm_epsilon < inf):
             raise UserError(
                 f"model rope_base is {self.rope_base} and norm_epsilon {self.norm_epsilon}; "

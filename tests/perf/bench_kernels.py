@@ -17,7 +17,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.experts import ExpertBank
 from modbench.model.selected import Selected
-from modbench.train.numerics import autocast
+from modbench.train.numerics import autocast, device
 
 EXPERTS, ROWS, WIDTH, EXPERT_WIDTH = 8, 4096, 256, 1024
 SEQUENCES, TOKENS = 4, 512
@@ -76,6 +76,31 @@ def test_bank_of_experts(
     reach.shown(
         f"bank of experts over an MLP on as many rows, {kind}", turns.ratios("bank", "dense"), "x"
     )
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("counts", [even, skewed], ids=["even", "skewed"])
+def test_grouped_mm_over_slices(
+    counts: Callable[[], list[int]], precision: str, in_turns: InTurns, reach: Reach
+) -> None:
+    """What `modbench.model.grouped.takes_grouped` goes by, on the device at hand."""
+    on = device()
+    bank = ExpertBank(SHAPE, 0, experts=EXPERTS, width=EXPERT_WIDTH).to(on)
+    bank.initialise(0)
+    dtype = DTYPES[precision]
+    ways = {
+        "grouped": once(
+            lambda x, counts: bank(x, torch.tensor(counts, device=on)), bank, dtype, training=True
+        ),
+        "slices": once(bank, bank, dtype, training=True),
+    }
+
+    def draw() -> tuple[Tensor, list[int]]:
+        return torch.randn(ROWS, WIDTH, device=on, requires_grad=True), counts()
+
+    turns = in_turns(ways, draw)
+    kind = f"{counts.__name__} load, training, {precision}, {on.type}"
+    reach.shown(f"grouped_mm over slices, {kind}", turns.ratios("grouped", "slices"), "x")
 
 
 @pytest.mark.parametrize("precision", DTYPES)

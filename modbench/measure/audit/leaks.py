@@ -64,21 +64,21 @@ def _places(sequence: int) -> list[int]:
 @torch.no_grad()
 def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 2: a sequence alone scores as it does in a batch of strangers, padded and not, down to one
-    token, and beside one that is nothing but padding. Under the training rule all logits are numbers."""
+    token. Under the training rule all logits are numbers."""
     model = subject.exact
     sequences, sequence = tokens_BT.shape
     padded = [max(1, sequence * (n + 1) // sequences) for n in range(sequences)]
-    short = [min(n, sequence) for n in range(sequences)] if sequences > 1 else [1]
+    short = [min(n + 1, sequence) for n in range(sequences)]
     most, bound = 0.0, ROUNDING
     for lengths in (padded, short, [sequence] * sequences):
         ragged = min(lengths) < sequence
         lengths_B = torch.tensor(lengths, device=tokens_BT.device) if ragged else None
         for row, length in enumerate(lengths[:2]):
-            trained_BTV = model(tokens_BT[row : row + 1, : max(1, length)], Context())
+            trained_BTV = model(tokens_BT[row : row + 1, :length], Context())
             if not trained_BTV.isfinite().all():
-                return False, f"logits of {max(1, length)} tokens are no numbers (topk)"
+                return False, f"logits of {length} tokens are no numbers (topk)"
         together_BTV = model(tokens_BT, Context(selection="causal", lengths_B=lengths_B))
-        for row, length in [pair for pair in enumerate(lengths) if pair[1]][-6:]:
+        for row, length in list(enumerate(lengths))[-6:]:
             alone_BTV = model(tokens_BT[row : row + 1, :length], Context(selection="causal"))
             bound = max(bound, ROUNDING * alone_BTV.abs().max().item())
             difference_BT = largest(together_BTV[row : row + 1, :length], alone_BTV)

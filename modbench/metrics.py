@@ -299,7 +299,8 @@ _TABLE = (
         unit="bytes",
         direction="lower",
         kind="timed",
-        meaning="peak memory of a training step above the idle process, in a process of its own",
+        meaning="peak memory of training steps, in a process of its own, above what that holds once it "
+        "has taken the same steps and let go of all",
     ),
     Metric(
         name="modbench_cloze",

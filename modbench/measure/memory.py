@@ -1,7 +1,8 @@
 """Peak memory of training steps, in a process of its own.
 
-On a GPU, the allocator's peak. On a CPU, the peak of the resident set over what the process held before
-it built the model.
+On a GPU, the allocator's peak. On a CPU, the peak of the resident set. Both above what the process held
+when it had taken the same steps once and let go of all: code that a first run loads, and kernels that it
+makes, are no model's memory.
 """
 
 import json
@@ -9,11 +10,18 @@ import os
 import resource
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 STEPS = 2
+#: Buffers go back to the kernel at once, and no page is larger than it need be: then the resident set is
+#: what is held.
+WEIGHING = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_TOP_PAD_": "0",
+}
 
 
 def peak_memory(spec: dict[str, Any], threads: int) -> dict[str, Any]:
@@ -25,7 +33,8 @@ def peak_memory(spec: dict[str, Any], threads: int) -> dict[str, Any]:
     Raises:
         RuntimeError: the process failed; its last line says why.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    threaded = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL")}
+    environment = {**os.environ, **threaded, **WEIGHING}
     child = subprocess.run(
         [sys.executable, "-m", "modbench.measure.memory"],
         input=json.dumps({"cell": spec["cell"], "plugins": spec["plugins"], "threads": threads}),
@@ -63,6 +72,7 @@ def forget_peak() -> None:
 def _measure(spec: dict[str, Any]) -> int:
     import torch
 
+    from modbench.measure.footprint import Meter
     from modbench.model.config import ModelConfig
     from modbench.model.decoder import build_model
     from modbench.model.registry import build_router, load_plugin
@@ -91,17 +101,10 @@ def _measure(spec: dict[str, Any]) -> int:
         for _ in range(STEPS):
             training_step(model, optimizer, train, batch, precision(train.precision, on))
 
-    # A first step loads code, such as the optimizer's and the matmul kernels'; that is no model's.
-    tiny = ModelConfig(vocabulary=16, width=16, layers=1, heads=1)
-    take_steps(tiny, build_router("vanilla"), replace(train, batch=1, sequence=4))
-    if on.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    forget_peak()
-    idle = resident_bytes("VmRSS")
     take_steps(config, router, train)
-    if on.type == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    return resident_bytes("VmHWM") - idle
+    meter = Meter(on)
+    take_steps(config, router, train)
+    return meter.peak()
 
 
 if __name__ == "__main__":

@@ -9,15 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from modbench.measure.memory import WEIGHING
 from modbench.sweep.crash import error_of
 from modbench.sweep.process import child_environment
-
-#: Buffers go back to the kernel at once, so that the resident set is what is held.
-_WEIGHING = {
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-    "MALLOC_TOP_PAD_": "0",
-}
 
 
 class DiedError(Exception):
@@ -42,7 +36,7 @@ def run_worker(
     """
     environment = child_environment(spec["threads"])
     if "memory" in spec["kind"]:
-        environment |= _WEIGHING
+        environment |= WEIGHING
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as errors:
         start = errors.tell()

@@ -1,20 +1,18 @@
 """Peak memory of training steps of every built-in scheme: what the plan says of it beforehand, against a
-fresh process that takes them."""
+fresh process that takes them, as `modbench time` does."""
 
+import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from targets import Reach
 
-from modbench.flops.statement import meta_decoder
-from modbench.measure.memory import peak_memory
+from modbench.measure.time_config import TimeConfig
 from modbench.model.config import ModelConfig
-from modbench.plan.activations import Compute
-from modbench.plan.memory import Measured, Recipe
-from modbench.train.config import TrainConfig
-from modbench.train.numerics import device
+from modbench.sweep.timing_process import run_worker
 
 ROUTERS = (
     "vanilla",
@@ -30,37 +28,36 @@ ROUTERS = (
 )
 SHAPE = ModelConfig(vocabulary=2048, width=256, layers=8, heads=4)
 SEQUENCES, TOKENS = 4, 512
-
-
-class InFloat32(Recipe):
-    """One GPU without autocast, which no recipe of the command line is."""
-
-    @property
-    def compute(self) -> Compute:
-        return "float32"
+WORKER = (sys.executable, "-m", "modbench.measure.worker")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("router", ROUTERS)
 def test_predicted_against_measured_peak(
-    router: str, precision: Any, benchmark: BenchmarkFixture, reach: Reach, pytestconfig: pytest.Config
+    router: str,
+    precision: str,
+    benchmark: BenchmarkFixture,
+    reach: Reach,
+    pytestconfig: pytest.Config,
+    tmp_path: Path,
 ) -> None:
-    recipe = InFloat32() if precision == "float32" else Recipe()
-    kernels = "cpu" if device().type == "cpu" else "gpu"
-    measured = Measured(meta_decoder(router, {}, SHAPE), TOKENS, recipe, kernels=kernels)
-    predicted = measured.memory(SEQUENCES).total
-    train = TrainConfig(budget=1, batch=SEQUENCES, sequence=TOKENS, precision=precision)
     cell = {
-        "model": asdict(SHAPE),
-        "train": asdict(train),
         "router": {"name": router, "options": {}},
+        "model": asdict(SHAPE),
+        "train": {"batch": SEQUENCES, "sequence": TOKENS, "precision": precision},
+        "time": asdict(TimeConfig()),
     }
-    spec = {"cell": cell, "plugins": []}
     threads = pytestconfig.getoption("--perf-threads")
-    found = benchmark.pedantic(peak_memory, args=(spec, threads), rounds=1, iterations=1)
-    peak = found["median"]
+    spec = {"kind": "training_memory", "cell": cell, "plugins": [], "threads": threads}
+
+    def weighed() -> dict[str, Any]:
+        return run_worker(WORKER, spec, tmp_path / "log.txt", lambda event: None)
+
+    found = benchmark.pedantic(weighed, rounds=1, iterations=1)
+    assert found["status"] == "ok", found
+    measured, predicted = (found["measured"][name]["peak"] for name in ("measured", "predicted"))
     # Revisions are compared by it, not by how long the process took.
-    benchmark.extra_info["bytes"] = peak
-    what = f"peak memory, predicted {predicted / 1e6:.0f} and measured {peak / 1e6:.0f} MB"
-    off = 100 * abs(predicted / peak - 1)
+    benchmark.extra_info["bytes"] = measured
+    what = f"peak memory, predicted {predicted / 1e6:.0f} and measured {measured / 1e6:.0f} MB"
+    off = 100 * abs(predicted / measured - 1)
     reach(f"{what}, {router}, {precision}", off, 10, "%")

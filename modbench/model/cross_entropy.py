@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function
 
 from modbench.flops.component import component
 
-#: Logits of a part: few enough to stay in a cache.
-LOGITS = 2**20
+#: Logits of a part: few enough to stay in a CPU's cache, or enough to keep a GPU busy.
+LOGITS, LOGITS_GPU = 2**20, 2**26
 
 
 def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -80,8 +81,20 @@ class _CrossEntropy(torch.autograd.Function):
         )
 
 
+def part_rows(vocabulary: int, *, gpu: bool) -> int:
+    """Rows of a part."""
+    return max(1, (LOGITS_GPU if gpu else LOGITS) // vocabulary)
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether ``x`` is on a GPU, or, where memory is planned, stands for what is on one."""
+    if has_torch_function((x,)):
+        return handle_torch_function(on_gpu, (x,), x)  # type: ignore[no-any-return]
+    return x.is_cuda
+
+
 def _parts(x_ND: Tensor, targets_N: Tensor, vocabulary: int) -> "zip[tuple[Tensor, Tensor]]":
-    rows = max(1, LOGITS // vocabulary)
+    rows = part_rows(vocabulary, gpu=on_gpu(x_ND))
     return zip(x_ND.split(rows), targets_N.split(rows), strict=True)
 
 

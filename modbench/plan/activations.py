@@ -26,7 +26,7 @@ from modbench.errors import UserError
 from modbench.flops.ledger import Load
 from modbench.model.causal_attention import causal_attention
 from modbench.model.context import Context
-from modbench.model.cross_entropy import LOGITS
+from modbench.model.cross_entropy import on_gpu, part_rows
 from modbench.model.decoder import Decoder
 from modbench.model.experts import ExpertBank
 from modbench.model.registry import build_router
@@ -82,6 +82,8 @@ class _Valueless(TorchFunctionMode):
     ) -> Any:
         if func == _IS_META and not args[0].dtype.is_floating_point:
             return True
+        if func is on_gpu:
+            return self._on_a_gpu
         if self._on_a_gpu and func in (F.rms_norm, torch.rms_norm):
             return _rms_norm(*args, **(kwargs or {}))
         if self._on_a_gpu and func is causal_attention:
@@ -187,7 +189,7 @@ class Steps:
     def outside(self, sequences: int) -> Outside:
         """All that is not a layer, the loss as `modbench.train.loop.training_step` takes it."""
         rows = sequences * self._length
-        part = max(1, LOGITS // self._decoder.config.vocabulary)
+        part = part_rows(self._decoder.config.vocabulary, gpu=self._kernels == "gpu")
         if rows <= MANY * part:
             return self._outside(rows)
         # So many parts of the loss are all alike: each further row holds as much as the one before.

@@ -19,7 +19,7 @@ from modbench.model import registry
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.cross_entropy import LOGITS
+from modbench.model.cross_entropy import LOGITS, LOGITS_GPU
 from modbench.model.decoder import build_model
 from modbench.model.registry import build_router
 from modbench.model.router import Layer, Router
@@ -156,15 +156,21 @@ def test_head_and_loss_by_hand() -> None:
     # Logits, the same in float32, their log-softmax; the head's gradient in float32 and as it is kept.
     assert outside.peak == pytest.approx(rows * 5000 * (2 + 4 + 4) + 5000 * 16 * (4 + 2), rel=0.01)
     few, many = (
-        Steps(meta_decoder("vanilla", {}, shape), length, compute="autocast") for length in (1000, 3000)
+        Steps(meta_decoder("vanilla", {}, shape), length, compute="autocast", kernels="cpu")
+        for length in (1000, 3000)
     )
     # Beyond some parts of the loss, which are not run one by one: as if they were.
     assert 3000 * SEQUENCES > MANY * (LOGITS // 5000)
     assert many.outside(SEQUENCES) == many._outside(3000 * SEQUENCES)
     assert few.outside(SEQUENCES) == few._outside(1000 * SEQUENCES)
-    longer = Steps(meta_decoder("vanilla", {}, shape), 40 * LENGTH, compute="bfloat16")
-    # Of more tokens no more logits are held.
+    longer, on_gpu = (
+        Steps(meta_decoder("vanilla", {}, shape), 40 * LENGTH, compute="bfloat16", kernels=kernels)
+        for kernels in ("cpu", "gpu")
+    )
+    # Of more tokens no more logits are held; a GPU holds more of them at a time.
     assert longer.outside(SEQUENCES).peak < 2 * outside.peak + 40 * outside.kept
+    assert 40 * rows * 5000 < LOGITS_GPU
+    assert on_gpu.outside(SEQUENCES).peak > 40 * rows * 5000 * (2 + 4 + 4)
 
 
 @pytest.mark.parametrize("router", ["token_choice", "expert_choice", "mode_staged"])

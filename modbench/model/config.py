@@ -8,7 +8,7 @@ from modbench.errors import UserError
 from modbench.typed import check_type
 
 #: Of any size: no model has more layers, no tensor of one more columns.
-LARGEST = 10**7
+LARGEST = 10**15
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,9 +36,12 @@ in `modbench/measure/audit/`; run them on your own router with `modbench audit N
 TAIL = """
 ## What the audit can't see
 
-- State outside the scheme's own classes and files: in another module, a closure, on disk.
-- A leak at one place of sequences of more than 64 tokens, but for the ends, the middle and both sides of
-  powers of two; what decoding does after 213 tokens; and batches and lengths that it isn't given.
+- State outside the scheme's own objects, classes and files: in another module, on disk.
+- Lengths, batches and dtypes that it isn't given: it is given an odd shape and that of the run.
+- Whether an equation is the paper's: which gate an expert's output is multiplied by, which way a bias is
+  pushed, what a predictor is taught. What is here is held against plain loops of the papers' equations,
+  and against Hugging Face's layers, in the tests.
+- Waste that the ledger owns up to: it is charged, and stands in the FLOPs of the row.
 - A bug that needs weights, or text, that a few training steps on random tokens don't give.
 - Whether a share of tokens that the causal rule lets in is a good one: probe 4 tells it, and no more.
 - What lies inside a layer that tokens skip and that holds no single plain block: that is ? above."""

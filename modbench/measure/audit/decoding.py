@@ -15,7 +15,7 @@ from modbench.model.decoder import Decoder
 
 #: Tokens of each sequence that are decoded one by one, after `CHUNK` read at once, some fewer.
 DECODED, CHUNK = 16, 5
-#: What one sequence alone reads: a prompt, some more at once, and this many one by one.
+#: What one sequence alone reads: a prompt, some more at once, and this many or more one by one.
 PROMPT, LONG = 8, 200
 
 
@@ -23,17 +23,18 @@ PROMPT, LONG = 8, 200
 def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 3: prompts of different lengths, padded, some more of each at once, then one token of each
     sequence at a time, give the logits of the full causal pass that has no cache; so do 200 tokens of
-    one sequence alone; and each layer keeps as many keys as tokens entered it. Where the model lets all
-    decoded tokens into its routed layers, or none, first weights are asked, too: a decoding that always
-    or never selects would not be told from it."""
+    one sequence alone, or as many as the sequences have; and each layer keeps as many keys as tokens
+    entered it. Where the model lets all decoded tokens into its routed layers, or none, first weights
+    are asked, too: a decoding that always or never selects would not be told from it."""
     passed, figure, entered, of = _together(subject.exact, tokens_BT[:4])
     if passed and of and entered in (0, of):
         passed, figure, entered, of = _together(subject.fresh()[0].double().eval(), tokens_BT[:4])
         figure += ", of first weights"
     if not passed:
         return False, figure
-    text_BT = subject.tokens(1, PROMPT + CHUNK + LONG)
-    passed, alone, _, _ = _parity(subject.exact, text_BT, [[PROMPT], [CHUNK], *[[1]] * LONG])
+    steps = max(LONG, tokens_BT.shape[1] - PROMPT - CHUNK)
+    text_BT = subject.tokens(1, PROMPT + CHUNK + steps)
+    passed, alone, _, _ = _parity(subject.exact, text_BT, [[PROMPT], [CHUNK], *[[1]] * steps])
     return passed, f"{figure}; {'' if passed else 'of one sequence '}{alone}"
 
 

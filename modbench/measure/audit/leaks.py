@@ -15,13 +15,16 @@ from modbench.model.decoder import Decoder
 ROUNDING_32, SHARE_32 = 1e-3, 0.02
 #: Up to how many tokens a sequence is asked at every place.
 EVERY = 64
+#: Of longer ones, so many places are drawn.
+DRAWN = 32
 
 
 @torch.no_grad()
 def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 1: tokens after t change, logits up to t do not, under the causal rule; in float64, and with
     a coarser measure in the model's own dtype. Every t is asked, of sequences of up to `EVERY` tokens;
-    of longer ones the ends, the middle and both sides of powers of two, where windows and blocks end.
+    of longer ones the ends, the middle, both sides of powers of two, where windows and blocks end, and
+    some that are drawn; all others are probe 3's, which decodes such a sequence token by token.
     Each t is a pass of its own with the same strangers, so that what a batch does stays probe 2's."""
     tokens_BT = tokens_BT[:4]  # the length matters here; the batch is probe 2's
     most, moved, _ = _moved(subject.exact, tokens_BT, ROUNDING, subject.seed)
@@ -39,7 +42,7 @@ def _moved(model: Decoder, tokens_BT: Tensor, rounding: float, seed: int) -> tup
     before_BTV = model(tokens_BT, Context(selection="causal"))
     bound = rounding * max(1.0, before_BTV.abs().max().item())
     most, moved, looked_at = 0.0, 0, 0
-    for place in _places(sequence):
+    for place in _places(sequence, generator):
         shape = (tokens_BT.shape[0], sequence - place - 1)
         other_BT = torch.randint(model.config.vocabulary, shape, generator=generator)
         changed_BT = torch.cat((tokens_BT[:, : place + 1], other_BT.to(tokens_BT.device)), dim=1)
@@ -51,13 +54,14 @@ def _moved(model: Decoder, tokens_BT: Tensor, rounding: float, seed: int) -> tup
     return most, moved, looked_at
 
 
-def _places(sequence: int) -> list[int]:
+def _places(sequence: int, generator: torch.Generator) -> list[int]:
     """The last tokens that stay as they are."""
     if sequence <= EVERY:
         return list(range(sequence - 1))
     places = {0, 1, sequence // 4, sequence // 2, sequence - 8, sequence - 2}
     for power in range(4, sequence.bit_length()):
         places |= {2**power - 2, 2**power - 1}
+    places |= set(torch.randperm(sequence - 1, generator=generator)[:DRAWN].tolist())
     return sorted(place for place in places if place < sequence - 1)
 
 

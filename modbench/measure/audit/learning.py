@@ -48,7 +48,9 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return False, wrong
     model, taken = subject.fresh(capacity=1.0)
     model = model.double().train()
-    names = [name for name, p in routers(model).items() if p.requires_grad]
+    # A router of one expert has nothing to choose, and a softmax over it no slope.
+    single = [n for n, p in model.named_parameters() if ".feed_forward." in n and len(p) == 1]
+    names = [n for n, p in routers(model).items() if p.requires_grad and n not in single]
     predictors = [n for n, p in model.named_parameters() if "predictor" in n and p.requires_grad]
     own = own_parameters(model)
     all_enter = "capacity" in taken or not subject.skips
@@ -76,7 +78,7 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     if isinstance(auxiliary, Tensor) and auxiliary.requires_grad:
         auxiliary.backward()
     taught = {*predictors, *own}
-    lost = [name for name in parameters if name in taught and not _reached(parameters[name])]
+    lost = [n for n in parameters if n in taught and not _reached(parameters[n]) and n not in single]
     if lost:
         return False, f"no loss reaches {lost[0]}"
     if not names and own:
@@ -126,9 +128,9 @@ def _twins(model: Decoder) -> str:
 
 @torch.no_grad()
 def _uneven(model: Decoder, tokens_BT: Tensor) -> str:
-    """An auxiliary loss that another order of sequences changes; empty if there is none. Each layer is
-    asked by itself, on the same stream: what an earlier one drops may well depend on the order. What is
-    drawn at random is not asked."""
+    """An auxiliary loss or buffer that another order of sequences changes; empty if there is none. Each
+    layer is asked by itself, on the same stream: what an earlier one drops may well depend on the order.
+    What is drawn at random is not asked."""
     streams = [
         (number, layer, before_BTD)
         for number, layer, before_BTD, _ in layer_by_layer(
@@ -146,14 +148,14 @@ def _uneven(model: Decoder, tokens_BT: Tensor) -> str:
         for key, value in first.items():
             if drawn[key] == value and abs(rolled[key] - value) > SUMMED * abs(value):
                 return (
-                    f"loss '{key[1]}' of layer {number} is {value:.6g} and {rolled[key]:.6g} when "
+                    f"{key[1]} of layer {number} is {value:.6g} and {rolled[key]:.6g} when "
                     "sequences change places: not all of them teach alike"
                 )
     return ""
 
 
 def _padding_teaches(model: Decoder, tokens_BT: Tensor) -> str:
-    """An auxiliary loss that padding has a part in; empty if there is none."""
+    """An auxiliary loss or buffer that padding has a part in; empty if there is none."""
     sequences, sequence = tokens_BT.shape
     lengths_B = torch.tensor([sequence * (n + 1) // sequences for n in range(sequences)])
     lengths_B = lengths_B.to(tokens_BT.device)
@@ -161,22 +163,27 @@ def _padding_teaches(model: Decoder, tokens_BT: Tensor) -> str:
     with torch.no_grad():
         stream = list(layer_by_layer(copy.deepcopy(model).eval(), tokens_BT, Context()))
     for number, layer, before_BTD, _ in stream:
-        losses = []
+        losses, buffers = [], []
         for factor in (1.0, -3.0):
             x_BTD = torch.where(padding_BT[..., None], factor * before_BTD, before_BTD).requires_grad_()
             context = Context(tokens_BT=tokens_BT, lengths_B=lengths_B)
             with torch.random.fork_rng(devices=[x_BTD.device] if x_BTD.is_cuda else []):
                 torch.manual_seed(0)
-                copy.deepcopy(layer).train()(x_BTD, context)
+                own = copy.deepcopy(layer).train()
+                own(x_BTD, context)
+            buffers.append(_moved(own))
             loss = context.trace.auxiliary_loss()
             if not isinstance(loss, Tensor):
-                break
+                continue
             losses.append(loss.item())
             slope = (
                 torch.autograd.grad(loss, x_BTD, allow_unused=True)[0] if loss.requires_grad else None
             )
             if slope is not None and bool(slope[padding_BT].any()):
                 return f"padding takes a gradient of the auxiliary losses of layer {number}"
+        for (_, name), value in buffers[0].items():
+            if abs(buffers[1][0, name] - value) > SUMMED * abs(value):
+                return f"{name} of layer {number} is moved by padding"
         if len(losses) == 2 and abs(losses[0] - losses[1]) > SUMMED * abs(losses[0]):
             return (
                 f"the auxiliary losses of layer {number} are {losses[0]:.6g} and {losses[1]:.6g} with "
@@ -188,11 +195,25 @@ def _padding_teaches(model: Decoder, tokens_BT: Tensor) -> str:
 def _losses(
     layer: nn.Module, x_BTD: Tensor, tokens_BT: Tensor, *, seed: int
 ) -> tuple[dict[tuple[int, str], float], dict[int, Tensor]]:
-    """The auxiliary losses of ``layer`` in training, as the trace has them, and who was selected."""
-    context = Context(tokens_BT=tokens_BT)
+    """The auxiliary losses of ``layer`` in training, as the trace has them, the buffers that training
+    moves, and who was selected."""
+    context, own = Context(tokens_BT=tokens_BT), copy.deepcopy(layer).train()
     with torch.random.fork_rng(devices=[x_BTD.device] if x_BTD.is_cuda else []):
         torch.manual_seed(seed)
-        copy.deepcopy(layer).train()(x_BTD, context)
-    losses = {key: value.item() for key, value in context.trace.losses.items()}
+        own(x_BTD, context)
+    losses = {(at, f"loss '{name}'"): v.item() for (at, name), v in context.trace.losses.items()}
+    losses |= _moved(own)
     shown = context.trace.tensors.items()
     return losses, {depth: value for (depth, name), value in shown if name == "selected"}
+
+
+def _moved(layer: nn.Module) -> dict[tuple[int, str], float]:
+    """A number to each floating-point buffer of ``layer``, by which two are told apart."""
+    found = {}
+    for name, buffer in layer.named_buffers():
+        if buffer.is_floating_point():
+            weights = torch.arange(1, buffer.numel() + 1, dtype=torch.float64, device=buffer.device)
+            found[0, f"buffer '{name}'"] = (
+                (buffer.detach().double().flatten() * weights.sqrt()).sum().item()
+            )
+    return found

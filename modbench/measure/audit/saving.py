@@ -22,22 +22,24 @@ from modbench.model.context import Context
 NOT_BY_TOKEN = ("router", "predictor", "attention.scores")
 
 
-@torch.no_grad()
 def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 11: where a layer shows who is ``selected``, or leaves some tokens alone, its matmuls run
     for no more rows than the others fill: the sequences that send any, times the most that one of them
-    sends. Routers and predictors see every token; attention scores are probe 9's."""
+    sends. Under the training rule that is asked of a model in training. Routers and predictors see every
+    token; attention scores are probe 9's."""
     if not subject.skips:
         return None, NOBODY_SKIPS
-    model = subject.twin().eval()
+    model = subject.twin()
     skipped, spent, everything = 0, 0, 0
     found = False
     for rule in RULES:
+        trains = rule == "topk"
+        model.train(trains)
         context = Context(selection=rule, tokens_BT=tokens_BT)
         x_BTD = model.embedding(tokens_BT)
         for number, layer in enumerate(model.layers):
             before_BTD = x_BTD
-            with FlopCounter() as counter:
+            with FlopCounter() as counter, torch.set_grad_enabled(trains):
                 x_BTD = layer(before_BTD, context)
             selected_BT, block = selected(context, number, before_BTD, x_BTD), plain_block(layer)
             if selected_BT is None or block is None:

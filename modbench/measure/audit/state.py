@@ -6,6 +6,7 @@ B sequences, T tokens, V vocabulary.
 import copy
 import sys
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -134,7 +135,8 @@ def _outside(model: Decoder) -> dict[str, Any]:
     classes = {type(module) for module in model.modules()} | {type(model.router)}
     for kind in {base for one in classes for base in one.__mro__ if _foreign(base.__module__)}:
         for key, value in vars(kind).items():
-            if not key.startswith("__") and _is_data(value, kind.__module__):
+            data = not key.startswith("__") and _is_data(value, kind.__module__)
+            if data or _closes(value):
                 found[f"class {kind.__name__}.{key}"] = _plain(value, saved, _DEEP)
         file = sys.modules.get(kind.__module__)
         for key, value in {} if file is None else dict(vars(file)).items():
@@ -146,6 +148,11 @@ def _outside(model: Decoder) -> dict[str, Any]:
 def _foreign(module: str) -> bool:
     """Whether a scheme may be at home there."""
     return not module.startswith(("torch.", "modbench.model.")) and module not in ("builtins", "abc")
+
+
+def _closes(value: Any) -> bool:
+    """Whether it is a function that has something about it."""
+    return isinstance(value, FunctionType) and bool(value.__closure__)
 
 
 def _is_data(value: Any, module: str) -> bool:
@@ -171,7 +178,17 @@ def _plain(value: Any, saved: set[int], deep: int) -> Any:
         return [_plain(item, saved, deep - 1) for item in value]
     if isinstance(value, set | frozenset):
         return sorted(map(repr, value))
+    cells = getattr(value, "__closure__", None)
+    if cells:  # what a function has about it
+        return [_plain(_content(cell), saved, deep - 1) for cell in cells]
     return _plain(getattr(value, "__dict__", None), saved, deep - 1)
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty
+        return None
 
 
 def _same(one: Any, other: Any) -> bool:

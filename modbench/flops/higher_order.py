@@ -23,10 +23,11 @@ def _scan(combine: Any, start: Any, over: Any, further: Any) -> Any:
     return generic_scan(combine, start, over, additional_inputs=further)
 
 
-def _map(program: Any, over: Any, further: Any) -> Any:
+def _map(program: Any, over: Any, further: Any, **options: Any) -> Any:
+    """``options``: what later versions of PyTorch add."""
     from torch._higher_order_ops.map import map_dense
 
-    return map_dense(program, over, further)
+    return map_dense(program, over, further, **options)
 
 
 #: Ops that come to running their program so many times.

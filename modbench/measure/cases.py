@@ -17,6 +17,7 @@ from modbench.measure.time_config import TimeConfig
 from modbench.model.cache import Cache
 from modbench.model.context import Context, Trace
 from modbench.model.decoder import Decoder
+from modbench.train.compiled import compiles, forward_of, losses_of
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import autocast
@@ -80,6 +81,7 @@ def training_cases(
     """Forward pass and training step of one batch of made-up tokens under the training rule, as
     `modbench.train` runs them. Changes the model."""
     on = next(model.parameters()).device
+    passes, losses = forward_of(model, config.compile), losses_of(model, config.compile)
     batch_BT = made_up(model, train.batch, train.sequence + 1)
     batch = batch_BT[:, :-1].contiguous(), batch_BT[:, 1:].contiguous()
     sequences, tokens = train.batch, train.sequence
@@ -87,7 +89,7 @@ def training_cases(
     def forward() -> list[Trace]:
         context = Context(selection="topk", forced_balance=config.forced_balance)
         with torch.no_grad(), autocast(dtype, on):
-            model(batch[0], context)
+            passes(batch[0], context)
         return [context.trace]
 
     model.eval()
@@ -97,7 +99,13 @@ def training_cases(
 
     def step() -> list[Trace]:
         _, context = training_step(
-            model, optimizer, train, batch, dtype, forced_balance=config.forced_balance
+            model,
+            optimizer,
+            train,
+            batch,
+            dtype,
+            forced_balance=config.forced_balance,
+            losses=losses,
         )
         return [context.trace]
 
@@ -109,6 +117,7 @@ def inference_cases(model: Decoder, config: TimeConfig, dtype: torch.dtype) -> I
     """Prefill, and decoding through a cache that a prefill filled, under the causal rule with weights in
     ``dtype``. Changes the model."""
     model.eval().to(dtype)
+    compile_layers(model, config)
     for length in config.prefill:
         tokens_BT = made_up(model, config.prefill_batch, length)
 
@@ -161,12 +170,12 @@ def made_up(model: Decoder, sequences: int, tokens: int) -> Tensor:
 
 def is_compiled(model: Decoder, config: TimeConfig) -> bool:
     """Whether ``config`` asks for it on the model's device."""
-    on_a_gpu = next(model.parameters()).device.type == "cuda"
-    return config.compile == "on" or (config.compile == "auto" and on_a_gpu)
+    return compiles(config.compile, next(model.parameters()).device)
 
 
 def compile_layers(model: Decoder, config: TimeConfig) -> None:
-    """Compile each layer of ``model`` in place, if that is asked for."""
+    """Compile each layer of ``model`` in place, if that is asked for: under the causal rule the host
+    has to know who enters before a layer can go on."""
     if not is_compiled(model, config):
         return
     import torch._dynamo.config as dynamo

@@ -7,7 +7,6 @@ from typing import Any
 from modbench.measure.busy import Busy
 from modbench.measure.cases import (
     Case,
-    compile_layers,
     inference_cases,
     is_compiled,
     training_cases,
@@ -42,7 +41,6 @@ def timed(kind: str, subject: Subject, threads: int, say: Say) -> dict[str, Any]
 
 def _cases(subject: Subject, watch: Stopwatch, gpu: Gpu | None, say: Say) -> dict[str, Any]:
     model = subject.build()
-    compile_layers(model, subject.time)
     cases, kinds = [], set()
     time = subject.time
     many = 2 + len(time.prefill) + len(time.decode_batches) * len(time.decode_past)

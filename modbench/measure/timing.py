@@ -11,6 +11,7 @@ from modbench.measure.loss import heldout_windows
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.spread import summary
+from modbench.train.compiled import forward_of, losses_of
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import autocast
@@ -31,13 +32,14 @@ def time_model(
     ).to(on)
     batch = window_BT[:, :-1].contiguous(), window_BT[:, 1:].contiguous()
     optimizer = build_optimizer(model, train)
+    passes, losses = forward_of(model, train.compile), losses_of(model, train.compile)
 
     def forward() -> None:
         with torch.no_grad(), autocast(dtype, on):
-            model(batch[0], Context(selection="topk"))
+            passes(batch[0], Context(selection="topk"))
 
     def step() -> Tensor:
-        return training_step(model, optimizer, train, batch, dtype)[0]
+        return training_step(model, optimizer, train, batch, dtype, losses=losses)[0]
 
     model.eval()
     forward_seconds = _time(forward, repeats, on)

@@ -6,6 +6,7 @@ attention (Ainslie et al. 2023), SwiGLU (Shazeer 2020).
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,9 @@ class Attention(nn.Module):
         v_BKTP = v_BTKP.transpose(1, 2)
         k_BKCP, v_BKCP, causal = self._remembered(x_BTD, k_BKTP, v_BKTP, context)
         with component("attention.scores", self.layer):
-            if causal is True:
+            if context.segments:
+                y_BHTP = _apart(q_BHTP, k_BKCP, v_BKCP, context.segments)
+            elif causal is True:
                 y_BHTP = causal_attention(q_BHTP, k_BKCP, v_BKCP)
             else:
                 y_BHTP = F.scaled_dot_product_attention(
@@ -109,6 +112,9 @@ class Attention(nn.Module):
         cache = context.cache
         if cache is None:
             return k_BKTP, v_BKTP, True
+        if context.segments:
+            cache.begin(self.layer, k_BKTP, v_BKTP, context.segments, context.rows)
+            return k_BKTP, v_BKTP, True
         tokens = x_BTD.shape[1]
         past, new = cache.lengths(self.layer, context.rows), context.lengths(x_BTD)
         k_BKCP, v_BKCP = cache.extend(self.layer, k_BKTP, v_BKTP, new, context.rows)
@@ -135,8 +141,17 @@ class Attention(nn.Module):
         return angles.cos(), angles.sin()
 
 
+def _apart(q_1HSP: Tensor, k_1KSP: Tensor, v_1KSP: Tensor, segments: Sequence[int]) -> Tensor:
+    """Causal attention of sequences that lie in one row, one after another, each by itself."""
+    parts = zip(*(t.split(list(segments), dim=2) for t in (q_1HSP, k_1KSP, v_1KSP)), strict=True)
+    return torch.cat([causal_attention(*part) for part in parts], dim=2)
+
+
 class FeedForward(nn.Module, ABC):
-    """What stands after attention in a block: a dense MLP, or experts."""
+    """What stands after attention in a block: a dense MLP, or experts. ``host_decides`` as
+    `modbench.model.router.Layer`."""
+
+    host_decides = False
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
@@ -216,6 +231,7 @@ class Block(Layer):
         self.attention = Attention(model, layer)
         self.feed_forward_norm = RMSNorm(model.width, eps=model.norm_epsilon)
         self.feed_forward = feed_forward if feed_forward is not None else MLP(model, layer)
+        self.host_decides = self.feed_forward.host_decides
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), context)

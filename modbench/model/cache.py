@@ -114,6 +114,24 @@ class Cache:
         k_BKCP, v_BKCP = (_of_rows(all_BKCP, rows)[:, :, : max(ends)] for all_BKCP in stored)
         return k_BKCP, v_BKCP
 
+    def begin(
+        self,
+        layer: int,
+        k_1KSP: Tensor,
+        v_1KSP: Tensor,
+        segments: Sequence[int],
+        rows: Sequence[int] | None = None,
+    ) -> None:
+        """Keep the first tokens of sequences (of the sequences ``rows``) that lie in one row, so many
+        ``segments[i]`` of each, one after another."""
+        rows = range(self.sequences) if rows is None else rows
+        kept = self._room(layer, max(segments), k_1KSP, v_1KSP)
+        for all_BKCP, new_1KSP in ((kept.k_BKCP, k_1KSP), (kept.v_BKCP, v_1KSP)):
+            for row, new_1KTP in zip(rows, new_1KSP.split(list(segments), dim=2), strict=True):
+                all_BKCP[row, :, : new_1KTP.shape[2]] = new_1KTP[0]
+        for row, length in zip(rows, segments, strict=True):
+            kept.lengths[row] = length
+
     def advance(self, lengths: Sequence[int]) -> None:
         """``lengths[i]`` more tokens of sequence i were read, in all layers."""
         self.read = [read + n for read, n in zip(self.read, lengths, strict=True)]

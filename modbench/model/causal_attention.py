@@ -39,6 +39,8 @@ def causal_attention(q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
         dtype = q_BHTP.dtype
         if dtype == torch.bfloat16 and q_BHTP.shape[2] % ROWS:  # see `modbench.model.linear`
             given = q_BHTP.float(), k_BKTP.float(), v_BKTP.float()
+        if torch.compiler.is_compiling():
+            return _attended(*given).to(dtype)
         return _CausalAttention.apply(*given).to(dtype)  # type: ignore[no-any-return, no-untyped-call]
     grouped = bool(k_BKTP.shape[1] != q_BHTP.shape[1])  # sizes are tensors while torch.jit traces
     return F.scaled_dot_product_attention(q_BHTP, k_BKTP, v_BKTP, is_causal=True, enable_gqa=grouped)
@@ -57,30 +59,70 @@ class _CausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
         ctx.save_for_backward(q_BHTP, k_BKTP, v_BKTP)
-        out_BHTP = _like(q_BHTP)
-        with as_it_is(q_BHTP):
-            for rows in _rows(q_BHTP):
-                q, k, v = (t_BHTP[rows] for t_BHTP in (q_BHTP, k_BKTP, v_BKTP))
-                out = _by_key_head(out_BHTP[rows], k)
-                q_NGTP, k_NTP, v_NTP = _scaled(q, k), _merged(k), _merged(v)
-                for first, end, needed in _blocks(q.shape[2]):
-                    with attending(needed):
-                        p_NQE = _probabilities(q_NGTP, k_NTP, first, end)
-                        y_NQP = torch.bmm(p_NQE, v_NTP[:, :end])
-                    out[:, :, :, first:end] = y_NQP.view_as(out[:, :, :, first:end])
-        return out_BHTP
+        return _forward(q_BHTP, k_BKTP, v_BKTP)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_BHTP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q_BHTP, k_BKTP, v_BKTP = ctx.saved_tensors
-        gradients = _like(q_BHTP), _like(k_BKTP), _like(v_BKTP)
-        with as_it_is(q_BHTP):
-            for rows in _rows(q_BHTP):
-                q, k, v = (t_BHTP[rows] for t_BHTP in (q_BHTP, k_BKTP, v_BKTP))
-                of_q, of_k, of_v = (t_BHTP[rows] for t_BHTP in gradients)
-                _backward(q, k, v, gradient_BHTP[rows], of_q, of_k, of_v)
-        return gradients
+        return _gradients(gradient_BHTP, *ctx.saved_tensors)
+
+
+@torch.library.custom_op("modbench::causal_attention", mutates_args=())
+def _attended(q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
+    """For torch.compile, which takes it as one op."""
+    return _forward(q_BHTP, k_BKTP, v_BKTP)
+
+
+@_attended.register_fake
+def _(q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
+    return _like(q_BHTP)
+
+
+@torch.library.custom_op("modbench::causal_attention_backward", mutates_args=())
+def _attended_backward(
+    gradient_BHTP: Tensor, q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(gradient_BHTP, q_BHTP, k_BKTP, v_BKTP)
+
+
+@_attended_backward.register_fake
+def _(
+    gradient_BHTP: Tensor, q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(q_BHTP), _like(k_BKTP), _like(v_BKTP)
+
+
+_attended.register_autograd(
+    lambda ctx, gradient_BHTP: _attended_backward(gradient_BHTP, *ctx.saved_tensors),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
+
+
+def _forward(q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
+    out_BHTP = _like(q_BHTP)
+    with as_it_is(q_BHTP):
+        for rows in _rows(q_BHTP):
+            q, k, v = (t_BHTP[rows] for t_BHTP in (q_BHTP, k_BKTP, v_BKTP))
+            out = _by_key_head(out_BHTP[rows], k)
+            q_NGTP, k_NTP, v_NTP = _scaled(q, k), _merged(k), _merged(v)
+            for first, end, needed in _blocks(q.shape[2]):
+                with attending(needed):
+                    p_NQE = _probabilities(q_NGTP, k_NTP, first, end)
+                    y_NQP = torch.bmm(p_NQE, v_NTP[:, :end])
+                out[:, :, :, first:end] = y_NQP.view_as(out[:, :, :, first:end])
+    return out_BHTP
+
+
+def _gradients(
+    gradient_BHTP: Tensor, q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradients = _like(q_BHTP), _like(k_BKTP), _like(v_BKTP)
+    with as_it_is(q_BHTP):
+        for rows in _rows(q_BHTP):
+            q, k, v = (t_BHTP[rows] for t_BHTP in (q_BHTP, k_BKTP, v_BKTP))
+            of_q, of_k, of_v = (t_BHTP[rows] for t_BHTP in gradients)
+            _backward(q, k, v, gradient_BHTP[rows], of_q, of_k, of_v)
+    return gradients
 
 
 def _backward(

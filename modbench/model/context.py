@@ -115,8 +115,9 @@ class Context:
     enters no router. None: all are real. ``positions_BT``: the tokens' positions, None for 0..T-1.
     ``tokens_BT``: the token ids, set by the decoder; None where a layer runs by itself.
     ``cache``: the tokens are new ones after those that it keeps; ``rows``: which of its sequences they
-    belong to, None for all; ``past``: how many tokens of each came here before. ``logits``: of every
-    token, or of each sequence's last real one alone.
+    belong to, None for all; ``past``: how many tokens of each came here before. ``segments``: all lie in
+    one row, so many of each sequence, one after another; attention keeps them apart. ``logits``: of
+    every token, or of each sequence's last real one alone.
     ``checkpoint``: keep only each layer's input for the backward pass, and run its forward pass again.
     ``forced_balance``: routers decide evenly, whatever their scores (`modbench.model.forced`).
 
@@ -132,6 +133,7 @@ class Context:
     cache: Cache | None = None
     rows: Sequence[int] | None = None
     past: Sequence[int] = ()
+    segments: Sequence[int] = ()
     logits: Logits = "all"
     checkpoint: bool = False
     forced_balance: bool = False

@@ -25,6 +25,9 @@ def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Mean of -log softmax(x W^T)[target] in nats, in float32 or wider; matmuls as autocast has them.
     Differentiable once, in ``x_ND`` and ``weight_VD``."""
     if torch.is_grad_enabled() and (x_ND.requires_grad or weight_VD.requires_grad):
+        if torch.compiler.is_compiling():
+            x_ND, weight_VD = _cast(x_ND), _cast(weight_VD)
+            return _scored(x_ND, weight_VD, targets_N)[0]
         return _CrossEntropy.apply(x_ND, weight_VD, targets_N)  # type: ignore[no-any-return, no-untyped-call]
     return losses(x_ND, weight_VD, targets_N).mean()
 
@@ -46,29 +49,11 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         x, weight = _cast(x_ND.detach()), _cast(weight_VD.detach())
         of_x, of_weight = ctx.needs_input_grad[:2]
-        gradient_ND = torch.empty_like(x) if of_x else None
-        wide = torch.promote_types(x.dtype, torch.float32)
-        gradient_VD = torch.zeros_like(weight, dtype=wide) if of_weight else None
-        total = x.new_zeros((), dtype=wide)
-        first = 0
-        for x_RD, targets_R in _parts(x, targets_N, len(weight)):
-            with component("head"):
-                logits_RV = _wide(x_RD @ weight.T)
-                logs_RV, target_R1 = logits_RV.log_softmax(-1), targets_R[:, None]
-                log_R1 = logs_RV.gather(1, target_R1)
-                total -= log_R1.sum()
-                # The gradient of a row's logits: its probabilities, less 1 at the target.
-                slope_RV = logs_RV.exp_().scatter_(1, target_R1, log_R1.exp() - 1)
-                slope_RV = slope_RV.div_(len(x)).to(x.dtype)
-                if gradient_ND is not None:
-                    gradient_ND[first : first + len(x_RD)] = slope_RV @ weight
-                if gradient_VD is not None:
-                    gradient_VD += slope_RV.T @ x_RD
-            first += len(x_RD)
+        loss, gradient_ND, gradient_VD = _with_gradients(x, weight, targets_N, of_x, of_weight)
         of_weight_VD = None if gradient_VD is None else gradient_VD.to(weight_VD.dtype)
         ctx.save_for_backward(gradient_ND, of_weight_VD)
         ctx.dtype = x_ND.dtype
-        return total / len(x)
+        return loss
 
     @staticmethod
     @once_differentiable
@@ -79,6 +64,62 @@ class _CrossEntropy(torch.autograd.Function):
             None if of_weight is None else of_weight * gradient,
             None,
         )
+
+
+def _with_gradients(
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, of_x: bool, of_weight: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The mean, and its gradients in what it is asked for."""
+    gradient_ND = torch.empty_like(x_ND) if of_x else None
+    wide = torch.promote_types(x_ND.dtype, torch.float32)
+    gradient_VD = torch.zeros_like(weight_VD, dtype=wide) if of_weight else None
+    total = x_ND.new_zeros((), dtype=wide)
+    first = 0
+    for x_RD, targets_R in _parts(x_ND, targets_N, len(weight_VD)):
+        with component("head"):
+            logits_RV = _wide(x_RD @ weight_VD.T)
+            logs_RV, target_R1 = logits_RV.log_softmax(-1), targets_R[:, None]
+            log_R1 = logs_RV.gather(1, target_R1)
+            total -= log_R1.sum()
+            # The gradient of a row's logits: its probabilities, less 1 at the target.
+            slope_RV = logs_RV.exp_().scatter_(1, target_R1, log_R1.exp() - 1)
+            slope_RV = slope_RV.div_(len(x_ND)).to(x_ND.dtype)
+            if gradient_ND is not None:
+                gradient_ND[first : first + len(x_RD)] = slope_RV @ weight_VD
+            if gradient_VD is not None:
+                gradient_VD += slope_RV.T @ x_RD
+        first += len(x_RD)
+    return total / len(x_ND), gradient_ND, gradient_VD
+
+
+@torch.library.custom_op("modbench::cross_entropy", mutates_args=())
+def _scored(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For torch.compile, which takes it as one op: the mean and both gradients."""
+    loss, of_x, of_weight = _with_gradients(x_ND, weight_VD, targets_N, True, True)
+    assert of_x is not None
+    assert of_weight is not None
+    return loss, of_x, of_weight
+
+
+@_scored.register_fake
+def _(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    wide = torch.promote_types(x_ND.dtype, torch.float32)
+    loss = x_ND.new_empty((), dtype=wide)
+    return loss, torch.empty_like(x_ND), torch.empty_like(weight_VD, dtype=wide)
+
+
+def _keep(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1], output[2])
+    ctx.dtypes = inputs[0].dtype, inputs[1].dtype
+    ctx.mark_non_differentiable(output[1], output[2])
+
+
+def _scaled(ctx: Any, gradient: Tensor, *none: Tensor | None) -> tuple[Tensor, Tensor, None]:
+    (of_x, of_weight), (x, weight) = ctx.saved_tensors, ctx.dtypes
+    return (of_x * gradient).to(x), (of_weight * gradient).to(weight), None
+
+
+_scored.register_autograd(_scaled, setup_context=_keep)
 
 
 def part_rows(vocabulary: int, *, gpu: bool) -> int:

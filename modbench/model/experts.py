@@ -5,20 +5,18 @@ S = B * T.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from modbench.errors import UserError
 from modbench.flops.component import component
 from modbench.flops.ledger import Ledger, Load, matmul
 from modbench.model.block import up_columns
 from modbench.model.config import ModelConfig
-from modbench.model.grouped import Grouped, Products, Slices, takes_grouped
+from modbench.model.expert_products import run
+from modbench.model.grouped import takes_grouped
 from modbench.model.initial import normal_, residual_scale
-from modbench.model.kernels import activation, activation_backward, as_it_is
 from modbench.model.scores import places
 
 
@@ -89,19 +87,15 @@ class ExpertBank(nn.Module):
     def forward(self, rows_ND: Tensor, counts: Sequence[int] | Tensor) -> Tensor:
         """Rows sorted by expert, ``counts[e]`` of them for expert e, (N, D); as a tensor, the counts
         stay where they are. Rows beyond their sum are no expert's, and come out as 0."""
-        on_device = isinstance(counts, Tensor)
-        products = Grouped(counts, whole=False) if on_device else Slices(counts)  # type: ignore[arg-type]
         rows_ND = rows_ND.to(self.dtype(rows_ND))
         with component("experts", self.layer):
-            if not torch.is_grad_enabled():
-                return _experts(rows_ND, self.up, self.down, products, self.model.mlp)[0]
-            return _Experts.apply(  # type: ignore[no-any-return, no-untyped-call]
-                rows_ND, self.up, self.down, products, self.model.mlp
-            )
+            return run(rows_ND, self.up, self.down, counts, self.model.mlp)
 
     def grouped(self, x_D: Tensor) -> bool:
         """Whether counts of rows like ``x_D`` had better stay a tensor."""
-        return takes_grouped(x_D, self.up, self.down, dtype=self.dtype(x_D))
+        return torch.compiler.is_compiling() or takes_grouped(
+            x_D, self.up, self.down, dtype=self.dtype(x_D)
+        )
 
     def dtype(self, x_D: Tensor) -> torch.dtype:
         """Of the matmuls."""
@@ -133,48 +127,6 @@ class ExpertBank(nn.Module):
     def parameters_of(self, experts: float) -> int:
         """Parameters of so many experts."""
         return int(experts * (self.up[0].numel() + self.down[0].numel()))
-
-
-def _experts(
-    rows_ND: Tensor, up: Tensor, down: Tensor, products: Products, mlp: str
-) -> tuple[Tensor, Tensor]:
-    """down(activation(up x)) of each row's expert, and what comes of ``up``."""
-    with as_it_is(rows_ND):
-        up_NC = products.forward(rows_ND, up)
-        return products.forward(activation(up_NC, mlp), down), up_NC
-
-
-class _Experts(torch.autograd.Function):
-    """`_experts` with a gradient. Kept are the rows and what comes of ``up``; weights
-    are cast expert by expert, twice, and no copy of them is kept. Differentiable once."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, rows_ND: Tensor, up: Tensor, down: Tensor, products: Products, mlp: str
-    ) -> Tensor:
-        out_ND, up_NC = _experts(rows_ND, up, down, products, mlp)
-        ctx.save_for_backward(rows_ND, up_NC, up, down)
-        ctx.products, ctx.mlp = products, mlp
-        return out_ND
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor | None, ...]:
-        rows_ND, up_NC, up, down = ctx.saved_tensors
-        products, of_rows, of_up, of_down = ctx.products, None, None, None
-        dy_ND = dy_ND.contiguous()  # grouped_mm takes no expanded one
-        to_rows, to_up, to_down = ctx.needs_input_grad[:3]
-        with as_it_is(rows_ND):
-            if to_down:
-                of_down = products.to_weights(dy_ND, activation(up_NC, ctx.mlp), down)
-            if to_rows or to_up:
-                dhidden_NF = products.to_inputs(dy_ND, down)
-                dup_NC = activation_backward(dhidden_NF, up_NC, ctx.mlp)
-                if to_up:
-                    of_up = products.to_weights(dup_NC, rows_ND, up)
-                if to_rows:
-                    of_rows = products.to_inputs(dup_NC, up)
-        return of_rows, of_up, of_down, None, None
 
 
 def dispatched(

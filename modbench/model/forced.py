@@ -8,8 +8,10 @@ B sequences, T tokens, N tokens that are no padding, K experts of a token, S slo
 A choices.
 """
 
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,8 +92,18 @@ def even_gates(active_SE: Tensor, context: Context, before: int, each: int) -> T
     return (even_BTE & real_BT[..., None]).flatten(0, 1)
 
 
-# Both are kept, for making them takes longer than a small layer.
-@lru_cache(maxsize=256)
+def _kept(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``function`` with its results kept, for making them takes longer than a small layer; a compiled
+    program has them as constants."""
+    kept = lru_cache(maxsize=512)(function)
+
+    def call(*arguments: Any) -> Tensor:
+        return function(*arguments) if torch.compiler.is_compiling() else kept(*arguments)
+
+    return call
+
+
+@_kept
 def _in_turn(first: int, choices: int, experts: int, no_ops: int, device: torch.device) -> Tensor:
     choice_A = torch.arange(first, first + choices, device=device)
     if not no_ops:
@@ -100,6 +112,6 @@ def _in_turn(first: int, choices: int, experts: int, no_ops: int, device: torch.
     return torch.where(next_A > real_A, real_A % experts, experts + (choice_A - real_A) % no_ops)
 
 
-@lru_cache(maxsize=512)
+@_kept
 def _strided(capacity: float, among: int, first: int, tokens: int, device: torch.device) -> Tensor:
     return torch.tensor(strided(capacity, first, tokens, among), device=device)

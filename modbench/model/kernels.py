@@ -20,7 +20,7 @@ class RMSNorm(nn.RMSNorm):
     or wider. On a GPU PyTorch has one kernel for it."""
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        if x_ND.is_cuda:
+        if x_ND.is_cuda or torch.compiler.is_compiling():
             return super().forward(x_ND)
         epsilon = torch.finfo(x_ND.dtype).eps if self.eps is None else self.eps
         if not torch.is_grad_enabled():
@@ -62,6 +62,11 @@ def _normed(x_ND: Tensor, weight_D: Tensor, epsilon: float) -> tuple[Tensor, Ten
 def rotate(x_BTHP: Tensor, cos_BT1P: Tensor, sin_BT1P: Tensor) -> Tensor:
     """The pairs (i, i + P/2) of each head turned by its token's angles, whose cosines and sines are of
     half a head's width (Su et al. 2021, equation 34)."""
+    if torch.compiler.is_compiling():
+        first, second = x_BTHP.chunk(2, dim=-1)
+        one = first * cos_BT1P - second * sin_BT1P
+        two = second * cos_BT1P + first * sin_BT1P
+        return torch.cat((one, two), dim=-1).to(x_BTHP.dtype)
     if not torch.is_grad_enabled():
         return _turned(x_BTHP, cos_BT1P, sin_BT1P)
     return _Rotate.apply(x_BTHP, cos_BT1P, sin_BT1P)  # type: ignore[no-any-return, no-untyped-call]
@@ -95,6 +100,9 @@ def _turned(x_BTHP: Tensor, cos_BT1P: Tensor, sin_BT1P: Tensor) -> Tensor:
 
 def swiglu(up: Tensor) -> Tensor:
     """silu(gate) * value of the two halves of (..., 2F), gate first (Shazeer 2020, equation 6)."""
+    if torch.compiler.is_compiling():
+        gate, value = up.chunk(2, dim=-1)
+        return F.silu(gate) * value
     if not torch.is_grad_enabled():
         return _swiglu(up)
     return _SwiGLU.apply(up)  # type: ignore[no-any-return, no-untyped-call]
@@ -127,17 +135,46 @@ def _swiglu_backward(gradient: Tensor, up: Tensor) -> Tensor:
     return out
 
 
-def activation(up: Tensor, mlp: str) -> Tensor:
-    """The hidden layer from the matmul into it, (..., 2F) -> (..., F) of SwiGLU, or (..., F) of GELU;
-    not to be differentiated, see `activation_backward`."""
-    return _swiglu(up) if mlp == "swiglu" else F.gelu(up)
+class Activation:
+    """The hidden layer from the matmul into it, (..., 2F) -> (..., F) of SwiGLU, or (..., F) of GELU, by
+    hand: not to be differentiated."""
 
+    def __init__(self, up: Tensor, mlp: str) -> None:
+        self._up, self._mlp = up, mlp
+        self._gradient: Tensor | None = None  # of SwiGLU; until `backward`, silu(gate) lies in its half
 
-def activation_backward(gradient: Tensor, up: Tensor, mlp: str) -> Tensor:
-    """The gradient of `activation` in ``up``."""
-    if mlp == "swiglu":
-        return _swiglu_backward(gradient, up)
-    return torch.ops.aten.gelu_backward(gradient, up)  # type: ignore[no-any-return]
+    def forward(self) -> Tensor:
+        """The hidden layer."""
+        if self._mlp != "swiglu":
+            return F.gelu(self._up)
+        gate, value = self._up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(value)
+
+    def again(self) -> Tensor:
+        """The same, where `backward` comes after it: what both need is kept."""
+        if self._mlp != "swiglu":
+            return F.gelu(self._up)
+        _, value = self._up.chunk(2, dim=-1)
+        return self._silu() * value
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """The gradient of what it was made of, from ``gradient``, which is used up. Once."""
+        if self._mlp != "swiglu":
+            return torch.ops.aten.gelu_backward(gradient, self._up)  # type: ignore[no-any-return]
+        gate, value = self._up.chunk(2, dim=-1)
+        self._silu().mul_(gradient)
+        assert self._gradient is not None
+        of_gate, _ = self._gradient.chunk(2, dim=-1)
+        torch.ops.aten.silu_backward.grad_input(gradient.mul_(value), gate, grad_input=of_gate)
+        return self._gradient
+
+    def _silu(self) -> Tensor:
+        """silu(gate), in the memory of the gradient of ``value``."""
+        gate, _ = self._up.chunk(2, dim=-1)
+        if self._gradient is None:
+            self._gradient = torch.empty_like(self._up)
+            torch.ops.aten.silu.out(gate, out=self._gradient.chunk(2, dim=-1)[1])
+        return self._gradient.chunk(2, dim=-1)[1]
 
 
 def as_it_is(x: Tensor) -> AbstractContextManager[Any]:

@@ -19,7 +19,13 @@ Presets = Mapping[str, Mapping[str, Any]]
 
 
 class Layer(nn.Module, ABC):
-    """One depth of the decoder. ``forward`` and ``ledger`` mirror each other, in one class."""
+    """One depth of the decoder. ``forward`` and ``ledger`` mirror each other, in one class.
+
+    ``host_decides``: in training, how many tokens are routed follows from their scores and is asked of
+    the device (``tolist``, ``item``, ``nonzero``). torch.compile leaves such a layer as it is written.
+    """
+
+    host_decides = False
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:

@@ -1,7 +1,7 @@
 """Some tokens of each sequence, gathered so that a block works on them alone, then put back.
 
 B sequences, T tokens, D model width; K the most tokens that one sequence sends in; R sequences that send
-any; S = R * K slots.
+any; S = R * K slots. Where they lie in one row, R is 1 and K = S is how many tokens all send together.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,10 @@ class Selected:
     ``counts[b]`` of sequence b are selected, at least one in all. Sequences that send none are left out;
     those that send fewer than others are filled up with tokens that aren't selected, whose results
     `add_to` drops. ``x_RKD`` and ``context`` are what the block at depth ``layer`` is given.
+
+    ``in_one_row``: the block works on each token by itself, but for attention. Sequences that send
+    unequally many then lie in one row, one after another (`modbench.model.context.Context`,
+    ``segments``), and no slot is filled up, unless the block's cache knows earlier tokens of them.
     """
 
     def __init__(
@@ -29,33 +33,33 @@ class Selected:
         context: Context,
         *,
         layer: int,
+        in_one_row: bool = False,
     ) -> None:
         sequences, tokens, width = x_BTD.shape
         self._longest = max(counts)
         self._rows = [row for row, count in enumerate(counts) if count]
         kept = [counts[row] for row in self._rows]
         self._filled = sum(kept)
-        first_R = torch.arange(sequences, device=x_BTD.device)
-        self._rows_R = None
-        if len(self._rows) < sequences:
-            self._rows_R = first_R = torch.tensor(self._rows, device=x_BTD.device)
         real_BT = context.real(x_BTD)
         self._selected_BT = selected_BT if real_BT is None else selected_BT & real_BT
-        if tokens == 1:
-            self._slots_S = first_R
-        else:
-            index_RK = packed(self._of_rows(self._selected_BT), self._longest)
-            self._slots_S = (index_RK + (first_R * tokens)[:, None]).flatten()
-        self.x_RKD = x_BTD.reshape(-1, width).index_select(0, self._slots_S)
-        self.x_RKD = self.x_RKD.view(len(self._rows), self._longest, width)
-        ragged = min(kept) != self._longest
         rows, past = None, []
         if context.cache is not None:
             rows = [row if context.rows is None else context.rows[row] for row in self._rows]
             past = context.cache.lengths(layer, rows)
+        ragged = min(kept) != self._longest
+        in_one_row = in_one_row and ragged and not any(past)
+        self._shape = (1, self._filled) if in_one_row else (len(self._rows), self._longest)
+        self._rows_R: Tensor | None = None
+        if in_one_row:
+            self._slots_S = places(self._selected_BT, self._filled)
+        else:
+            self._slots_S = self._filled_up(sequences, tokens)
+        self.x_RKD = x_BTD.reshape(-1, width).index_select(0, self._slots_S)
+        self.x_RKD = self.x_RKD.view(*self._shape, width)
         self.context = Context(
             selection=context.selection,
-            lengths_B=torch.tensor(kept, device=x_BTD.device) if ragged else None,
+            lengths_B=torch.tensor(kept, device=x_BTD.device) if ragged and not in_one_row else None,
+            segments=kept if in_one_row else (),
             positions_BT=self.gather(context.positions(x_BTD)),
             tokens_BT=None if context.tokens_BT is None else self.gather(context.tokens_BT),
             trace=context.trace,
@@ -68,7 +72,7 @@ class Selected:
     def gather(self, values_BT: Tensor) -> Tensor:
         """The selected tokens' values, (R, K)."""
         values_S = values_BT.reshape(-1).index_select(0, self._slots_S)
-        return values_S.view(len(self._rows), self._longest)
+        return values_S.view(self._shape)
 
     def add_to(self, x_BTD: Tensor, update_RKD: Tensor) -> Tensor:
         """``x_BTD`` with each selected token's update added; the others bit for bit as they are."""
@@ -78,6 +82,17 @@ class Selected:
             filled_N = places(self.gather(self._selected_BT), self._filled)
             slots_S, update_SD = slots_S.index_select(0, filled_N), update_SD.index_select(0, filled_N)
         return x_SD.index_add(0, slots_S, update_SD).view_as(x_BTD)
+
+    def _filled_up(self, sequences: int, tokens: int) -> Tensor:
+        """The slots of each row, as many as the longest has."""
+        on = self._selected_BT.device
+        first_R = torch.arange(sequences, device=on)
+        if len(self._rows) < sequences:
+            self._rows_R = first_R = torch.tensor(self._rows, device=on)
+        if tokens == 1:
+            return first_R
+        index_RK = packed(self._of_rows(self._selected_BT), self._longest)
+        return (index_RK + (first_R * tokens)[:, None]).flatten()
 
     def _of_rows(self, values_BT: Tensor) -> Tensor:
         return values_BT if self._rows_R is None else values_BT.index_select(0, self._rows_R)

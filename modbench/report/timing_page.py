@@ -185,9 +185,7 @@ def _notes(table: TimingTable) -> Iterable[str]:
         "under Ceilings in the row's dtype."
     )
     dtypes = ", ".join(sorted({row.dtype for row in rows}))
-    compiled = (
-        "layers compiled, but for decoding" if any(row.compiled for row in rows) else "nothing compiled"
-    )
+    compiled = "all compiled but decoding" if any(row.compiled for row in rows) else "nothing compiled"
     yield (
         f"Matmuls in {dtypes}; forward passes and training steps under autocast, prefill and decoding "
         f"with weights in it; {compiled}."

@@ -76,6 +76,8 @@ class ExpertThreshold(Router):
 class ThresholdExperts(FeedForward):
     """Experts that take what reaches their thresholds."""
 
+    host_decides = True
+
     def __init__(self, options: ExpertThreshold, model: ModelConfig, layer: int) -> None:
         super().__init__()
         self.options, self.model, self.layer = options, model, layer

@@ -131,6 +131,8 @@ class Recursions(Layer):
     """All recursions, from depth 1 on. Recursion r's blocks are the depths from 1 + r * blocks on, in
     labels, counts and caches."""
 
+    host_decides = True
+
     def __init__(self, options: MixtureOfRecursions, model: ModelConfig) -> None:
         super().__init__()
         self.options, self.model = options, model

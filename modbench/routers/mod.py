@@ -22,7 +22,7 @@ gate is 1 and not the random score, so that what is compared is who enters.
 B sequences, T tokens, K selected, D model width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -33,7 +33,7 @@ from modbench.errors import UserError
 from modbench.flops.component import component
 from modbench.flops.ledger import Counts, Ledger, Load, matmul, stretch
 from modbench.model.average import RunningAverage
-from modbench.model.block import Block
+from modbench.model.block import MLP, Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.control import CONTROLS
@@ -161,6 +161,9 @@ class DepthRouted(Layer):
     def __init__(self, options: DepthOptions, model: ModelConfig, layer: int, block: Block) -> None:
         super().__init__()
         self.options, self.model, self.layer, self.block = options, model, layer, block
+        self.host_decides = block.host_decides
+        # The MLP works on each token by itself; experts may look at whole sequences.
+        self._in_one_row = isinstance(block.feed_forward, MLP)
         self.control = None
         if options.scores != "learned":
             self.control = CONTROLS[options.scores](options.capacity, layer)
@@ -205,7 +208,9 @@ class DepthRouted(Layer):
             context.trace.count(self.layer, "past", context.cache.lengths(self.layer, context.rows))
         if not any(lengths):
             return x_BTD
-        entering = Selected(x_BTD, selected_BT, lengths, context, layer=self.layer)
+        entering = Selected(
+            x_BTD, selected_BT, lengths, context, layer=self.layer, in_one_row=self._in_one_row
+        )
         delta_RKD = self.block.delta(entering.x_RKD, entering.context)
         if self.options.residual == "full":
             delta_RKD = delta_RKD + entering.x_RKD
@@ -218,6 +223,8 @@ class DepthRouted(Layer):
         inner = load.routed(
             load.counts.get((self.layer, "depth"), new), load.counts.get((self.layer, "past"), past)
         )
+        if self._in_one_row and not any(inner.past):
+            inner = replace(inner, padding=False)
         parts = []
         if self.router is not None:
             parts.append(

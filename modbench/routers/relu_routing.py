@@ -75,6 +75,7 @@ class ReluRouting(Router):
 class ReluExperts(FeedForward):
     """Experts that are at work where their gate is above 0."""
 
+    host_decides = True
     exponent: Tensor
 
     def __init__(self, options: ReluRouting, model: ModelConfig, layer: int) -> None:

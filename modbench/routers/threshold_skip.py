@@ -82,6 +82,8 @@ class ThresholdSkip(Router):
 class SkippableBlock(Layer):
     """A block that each token enters or passes by."""
 
+    host_decides = True
+
     def __init__(self, options: ThresholdSkip, model: ModelConfig, layer: int, block: Block) -> None:
         super().__init__()
         self.options, self.model, self.layer, self.block = options, model, layer, block

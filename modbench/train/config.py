@@ -25,6 +25,7 @@ class TrainConfig:
     beta2: float = 0.95
     clip: float = 1.0  #: gradient norm
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  #: auto: bfloat16 where it pays
+    compile: Literal["auto", "on", "off"] = "auto"  #: steps as one program; auto: on a GPU
     evaluations: int = 8  #: points of the learning curve
     checkpoint_seconds: float = 30.0  #: how much work a kill may cost
 
@@ -40,6 +41,8 @@ class TrainConfig:
                 raise UserError(f"train {name} is {getattr(self, name)}; it must lie in [0, 1)")
         if self.weight_decay < 0:
             raise UserError(f"train weight_decay is {self.weight_decay}; it must be 0 or more")
+        if self.compile not in ("auto", "on", "off"):
+            raise UserError(f"train compile is '{self.compile}'; it must be 'auto', 'on' or 'off'")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UserError(
                 f"train precision is '{self.precision}'; it must be 'auto', 'float32' or 'bfloat16'"

@@ -20,6 +20,7 @@ from modbench.model.decoder import Decoder
 from modbench.train import checkpoint
 from modbench.train.batches import Batches
 from modbench.train.budget import flops_per_step
+from modbench.train.compiled import Losses, losses_of, written
 from modbench.train.config import TrainConfig
 from modbench.train.numerics import autocast
 
@@ -79,15 +80,17 @@ def training_step(
     dtype: torch.dtype,
     *,
     forced_balance: bool = False,
+    losses: Losses | None = None,
 ) -> tuple[Tensor, Context]:
     """Forward, backward, clipping, optimizer. Returns the cross-entropy in nats per token, without the
     auxiliary losses, and the context with its trace. ``forced_balance``: see
-    `modbench.model.context.Context`."""
+    `modbench.model.context.Context`. ``losses``: those of ``model``, if they are compiled
+    (`modbench.train.compiled`); no step waits for a GPU but where a layer's ``host_decides``."""
     inputs_BT, targets_BT = batch
     context = Context(selection="topk", forced_balance=forced_balance)
     with autocast(dtype, inputs_BT.device):
-        loss = model.loss(inputs_BT, targets_BT, context)
-    (loss + context.trace.auxiliary_loss()).backward()
+        loss, auxiliary = (losses or written(model))(inputs_BT, targets_BT, context)
+    (loss + auxiliary).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -123,6 +126,7 @@ def train_model(
     """
     on = next(model.parameters()).device
     optimizer = build_optimizer(model, train)
+    losses = losses_of(model, train.compile)
     path = folder / "checkpoint.pt"
     step, flops, curve = 0, 0, []
     state = checkpoint.load(path)
@@ -170,7 +174,7 @@ def train_model(
             group["lr"] = learning_rate(done, train)
         inputs_BT, targets_BT = batches.step(step)
         batch = inputs_BT.to(on, non_blocking=True), targets_BT.to(on, non_blocking=True)
-        loss, context = training_step(model, optimizer, train, batch, dtype)
+        loss, context = training_step(model, optimizer, train, batch, dtype, losses=losses)
         point = train.evaluations * flops // whole
         if context.trace.counts != known_counts:
             known_counts = context.trace.counts

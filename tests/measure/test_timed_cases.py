@@ -138,26 +138,36 @@ def test_all_of_it_is_timed_and_the_machine_watched() -> None:
 
 
 @pytest.mark.parametrize(("asked", "compiled"), [("on", True), ("off", False), ("auto", False)])
-def test_layers_are_compiled_where_it_is_asked_for_but_for_decoding(
+def test_all_is_compiled_where_it_is_asked_for_but_decoding(
     asked: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layers: list[Any] = []
-    stances: list[str] = []
+    ran: list[str] = []
 
     def set_stance(stance: str) -> Any:
-        stances.append(stance)
+        ran.append(stance)
         return nullcontext()
 
+    def compile(function: Any, *, dynamic: bool) -> Any:
+        assert not dynamic
+
+        def run(*given: Any) -> Any:
+            ran.append(function.__name__)
+            return function(*given)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda layer, *, dynamic: layers.append(layer))
     monkeypatch.setattr(torch.compiler, "set_stance", set_stance)
     of = subject("mod", compile=asked, decode_batches=[1], decode_past=[8])
     model = of.build()
-    cases.compile_layers(model, of.time)
-    assert layers == (list(model.layers) if compiled else [])
+    expected = {"forward": ["forward"], "train": ["losses"], "prefill": [], "decode": ["force_eager"]}
     for case in all_cases(of, model):
-        stances.clear()
+        ran.clear()
         case.run()
-        assert stances == (["force_eager"] if compiled and case.phase == "decode" else [])
+        assert ran == (expected[case.phase] if compiled else [])
+    assert layers == (list(model.layers) if compiled else [])
 
 
 def test_ceilings_are_of_the_models_own_matmuls() -> None:

@@ -3,6 +3,8 @@
 B sequences, T tokens, V vocabulary.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from modbench.flops.ledger import Load
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import build_model
 from modbench.model.registry import build_router
+from modbench.train.compiled import losses_of
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 
@@ -47,16 +50,20 @@ class Trained:
         shape: ModelConfig,
         dtype: torch.dtype,
         on: torch.device | str = "cpu",
+        compile: Literal["auto", "on", "off"] = "auto",
         **options: object,
     ) -> None:
-        self.train = TrainConfig(budget=1)
+        self.train = TrainConfig(budget=1, compile=compile)
         self.dtype = dtype
         self.model = build_model(shape, build_router(router, options)).to(on).train()
         self.optimizer = build_optimizer(self.model, self.train)
+        self.losses = losses_of(self.model, self.train.compile)
 
     def __call__(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         batch = (inputs_BT, targets_BT)
-        return training_step(self.model, self.optimizer, self.train, batch, self.dtype)[0]
+        return training_step(
+            self.model, self.optimizer, self.train, batch, self.dtype, losses=self.losses
+        )[0]
 
     def flops(self, sequences: int, tokens: int) -> int:
         """Of one step, as the options promise; convention ``model``."""

@@ -177,7 +177,7 @@ def test_head_and_loss_by_hand() -> None:
 def test_divided_experts_keep_as_much_for_the_same_rows(router: str) -> None:
     decoder = meta_decoder(router, {}, ModelConfig(vocabulary=64, width=32, layers=2, heads=4))
     whole, divided = (
-        Steps(decoder, 64, compute="autocast", expert_parallel=n).layer(0, SEQUENCES) for n in (1, 4)
+        Steps(decoder, 16, compute="autocast", expert_parallel=n).layer(0, SEQUENCES) for n in (1, 4)
     )
     assert divided.kept == whole.kept
     # Of 8 experts' weights, 3 x 32 x 48 each, no copy is kept; a step's gradients are those of 2.

@@ -1,0 +1,92 @@
+"""The losses of a training step, and with them its backward pass, as one program of torch.compile.
+
+Under the training rule the shapes of routed layers follow from the batch's, for capacities are known
+before the scores are. Layers whose routing decides how many tokens come (``host_decides``) run as they
+are written, between compiled parts. Attention on a CPU, cross-entropy in parts and experts are ops of
+our own (``modbench::``) to it. Outputs differ from what is written by rounding: sums are fused.
+
+B sequences, T tokens.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from modbench.errors import UserError
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder
+from modbench.model.forced import strided
+from modbench.model.scores import share
+
+#: When to compile; ``auto``: on a GPU.
+Compile = Literal["auto", "on", "off"]
+#: Cross-entropy and auxiliary losses of inputs and targets, (B, T) each.
+Losses = Callable[[Tensor, Tensor, Context], tuple[Tensor, Tensor | float]]
+#: Logits of tokens, (B, T).
+Forward = Callable[[Tensor, Context], Tensor]
+F = TypeVar("F", bound=Callable[..., object])
+#: What builds inductor's kernels of a CPU where CXX names nothing.
+_BUILDERS = ("g++", "clang++")
+
+
+def compiles(wanted: Compile, on: torch.device) -> bool:
+    """Whether ``wanted`` is to compile on the device ``on``.
+
+    Raises:
+        UserError: it is, and there is nothing to compile with.
+    """
+    if wanted == "off" or (wanted == "auto" and on.type != "cuda"):
+        return False
+    named = os.environ.get("CXX")
+    if on.type == "cpu" and not any(shutil.which(name) for name in ([named] if named else _BUILDERS)):
+        raise UserError(
+            f"compile is '{wanted}' and no C++ compiler is found ({named or ' or '.join(_BUILDERS)}); "
+            "install one, or set compile to 'off'"
+        )
+    return True
+
+
+def losses_of(model: Decoder, wanted: Compile) -> Losses:
+    """The losses of ``model``, compiled if ``wanted`` is to on its device: when they are first called.
+
+    Raises:
+        UserError: as `compiles`.
+    """
+    losses, on = written(model), next(model.parameters()).device
+    return as_one_program(losses) if compiles(wanted, on) else losses
+
+
+def forward_of(model: Decoder, wanted: Compile) -> Forward:
+    """``model`` itself, compiled alike.
+
+    Raises:
+        UserError: as `compiles`.
+    """
+
+    def forward(tokens_BT: Tensor, context: Context) -> Tensor:
+        return model(tokens_BT, context)  # type: ignore[no-any-return]
+
+    on = next(model.parameters()).device
+    return as_one_program(forward) if compiles(wanted, on) else forward
+
+
+def written(model: Decoder) -> Losses:
+    """The losses of ``model`` as they are written."""
+
+    def losses(inputs_BT: Tensor, targets_BT: Tensor, context: Context) -> tuple[Tensor, Tensor | float]:
+        loss = model.loss(inputs_BT, targets_BT, context)
+        return loss, context.trace.auxiliary_loss()
+
+    return losses
+
+
+def as_one_program(function: F) -> F:
+    """``function`` of a model compiled, once for each shape of batch."""
+    # What the host reckons from sizes and options is no part of a program.
+    for reckoned in (share, strided):
+        torch.compiler.assume_constant_result(reckoned)
+    return torch.compile(function, dynamic=False)  # type: ignore[return-value]

@@ -1,0 +1,185 @@
+"""Compiled losses against those that are written: one program for each scheme whose shapes are known,
+and the same numbers, gradients, counts and moving averages, step after step.
+
+B sequences, T tokens.
+"""
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from modbench.errors import UserError
+from modbench.flops.counter import FlopCounter
+from modbench.flops.ledger import Load
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder, build_model
+from modbench.model.registry import build_router, router_class, router_names
+from modbench.train.compiled import as_one_program, compiles, losses_of, written
+from modbench.train.config import TrainConfig
+from modbench.train.loop import build_optimizer, training_step
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+VOCABULARY, SEQUENCES = 64, 2
+SHAPE = ModelConfig(vocabulary=VOCABULARY, width=32, layers=4, heads=2, mlp_width=1152)
+HOST_DECIDES = {"expert_threshold", "mixture_of_recursions", "relu_routing", "threshold_skip"}
+SCHEMES = [
+    (name, options)
+    for name in router_names()
+    for options in ({}, *(dict(preset) for preset in router_class(name).presets.values()))
+]
+#: Longer than a block of our own attention, and shorter.
+TOKENS = [160, 24]
+
+# torch.compile's own.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+)
+
+
+@pytest.fixture(autouse=True)
+def _compiles_anew() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+def drawn(step: int, tokens: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    window_BT = torch.randint(VOCABULARY, (SEQUENCES, tokens + 1), generator=generator)
+    return window_BT[:, :-1].contiguous(), window_BT[:, 1:].contiguous()
+
+
+def both(name: str, options: dict[str, Any]) -> tuple[Decoder, Decoder]:
+    one, other = (build_model(SHAPE, build_router(name, options)).train() for _ in range(2))
+    return one, other
+
+
+def same_step(one: Decoder, other: Decoder, program: Any, batch: Any, **context: Any) -> None:
+    """A forward and backward pass of ``one`` as written and of ``other`` by ``program``."""
+    a, b = Context(**context), Context(**context)
+    loss, auxiliary = written(one)(*batch, a)
+    their_loss, their_auxiliary = program(*batch, b)
+    for model, value in ((one, loss + auxiliary), (other, their_loss + their_auxiliary)):
+        model.zero_grad()
+        value.backward()
+    torch.testing.assert_close(their_loss, loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(their_auxiliary, auxiliary, rtol=1e-4, atol=1e-6)
+    for (name, ours), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), name
+        if ours.grad is not None:
+            torch.testing.assert_close(theirs.grad, ours.grad, rtol=2e-4, atol=2e-6, msg=name)
+    for ours, theirs in zip(one.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+    assert b.trace.counts == a.trace.counts
+    assert b.trace.forced == a.trace.forced
+    assert b.trace.tensors.keys() == a.trace.tensors.keys()
+    for key, shown in a.trace.tensors.items():
+        torch.testing.assert_close(b.trace.tensors[key], shown, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize(("name", "options"), SCHEMES, ids=str)
+def test_one_program_does_what_is_written(
+    name: str, options: dict[str, Any], tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = both(name, options)
+    whole = name not in HOST_DECIDES
+    monkeypatch.setattr(torch, "compile", _traced(torch.compile, whole=whole))
+    program = losses_of(other, "on")
+    for step in range(3):
+        same_step(one, other, program, drawn(step, tokens))
+    if whole:
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def _traced(compile: Any, *, whole: bool) -> Any:
+    """torch.compile that traces and differentiates as inductor has it, and makes no kernels."""
+
+    def run(function: Any, **settings: Any) -> Any:
+        return compile(function, backend="aot_eager", fullgraph=whole, **settings)
+
+    return run
+
+
+def test_forced_balance_compiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = both("mod", {})
+    monkeypatch.setattr(torch, "compile", _traced(torch.compile, whole=True))
+    program = losses_of(other, "on")
+    same_step(one, other, program, drawn(0, 160), forced_balance=True)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("name", ["vanilla", "mode_staged"])
+def test_kernels_that_inductor_makes_compute_the_same(name: str) -> None:
+    one, other = both(name, {})
+    program = losses_of(other, "on")
+    for step in range(2):
+        same_step(one, other, program, drawn(step, 160))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_steps_in_bfloat16_learn_alike() -> None:
+    one, other = both("mod", {"capacity": 0.5})
+    train = TrainConfig(budget=1, compile="on")
+    losses = []
+    for model, run in ((one, None), (other, losses_of(other, "on"))):
+        optimizer = build_optimizer(model, train)
+        losses.append(
+            [
+                training_step(model, optimizer, train, drawn(0, 160), torch.bfloat16, losses=run)[
+                    0
+                ].item()
+                for _ in range(8)
+            ]
+        )
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)
+    assert losses[1][-1] < losses[1][0] - 0.1
+
+
+def test_what_is_counted_is_what_is_written() -> None:
+    model, _ = both("mode_staged", {})
+    program = torch.compile(written(model), backend="aot_eager")
+    batch = drawn(0, 160)
+    loss, auxiliary = program(*batch, Context())
+    (loss + auxiliary).backward()
+    context = Context()
+    with FlopCounter() as counter:
+        loss, auxiliary = program(*batch, context)
+        (loss + auxiliary).backward()
+    load = Load.uniform(SEQUENCES, 160, "train", counts=context.trace.counts)
+    assert counter.total == model.ledger(load).total("full")
+
+
+def test_when_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert [compiles("auto", on) for on in (CPU, GPU)] == [False, True]
+    assert [compiles("on", on) for on in (CPU, GPU)] == [True, True]
+    assert [compiles("off", on) for on in (CPU, GPU)] == [False, False]
+
+
+def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    with pytest.raises(UserError, match="is found \\(/nowhere/c\\+\\+\\); install one"):
+        compiles("on", CPU)
+    monkeypatch.delenv("CXX")
+    with pytest.raises(UserError, match="g\\+\\+ or clang\\+\\+"):
+        compiles("on", CPU)
+    assert compiles("on", GPU)
+    assert not compiles("auto", CPU)
+
+
+def test_what_the_host_reckons_is_a_constant_of_the_program() -> None:
+    def shares(x_BT: Tensor) -> Tensor:
+        from modbench.model.scores import share
+
+        return x_BT[:, : share(0.07, x_BT.shape[1])]
+
+    program = as_one_program(shares)
+    assert program(torch.ones(1, 100)).shape == (1, 7)

@@ -17,6 +17,9 @@ SHAPE = ModelConfig(vocabulary=2048, width=256, layers=8, heads=4)
 TOKENS = 512
 WRITTEN = "as written"
 
+# torch.compile's own.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
 
 @pytest.mark.parametrize("precision", DTYPES)
 def test_dense_against_the_gemm_ceiling(precision: str, in_turns: InTurns, reach: Reach) -> None:

@@ -31,8 +31,12 @@ SCHEMES = [
     for name in router_names()
     for options in ({}, *(dict(preset) for preset in router_class(name).presets.values()))
 ]
-#: Longer than a block of our own attention, and shorter.
-TOKENS = [160, 24]
+#: Longer than a block of our own attention; shorter for one scheme of each kind.
+LONG, SHORT = 160, 24
+CASES = [
+    *((name, options, LONG) for name, options in SCHEMES),
+    *((name, options, SHORT) for name, options in SCHEMES if not options),
+]
 
 # torch.compile's own.
 pytestmark = pytest.mark.filterwarnings(
@@ -82,8 +86,7 @@ def same_step(one: Decoder, other: Decoder, program: Any, batch: Any, **context:
         torch.testing.assert_close(b.trace.tensors[key], shown, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize(("name", "options"), SCHEMES, ids=str)
+@pytest.mark.parametrize(("name", "options", "tokens"), CASES, ids=str)
 def test_one_program_does_what_is_written(
     name: str, options: dict[str, Any], tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +113,7 @@ def test_forced_balance_compiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = both("mod", {})
     monkeypatch.setattr(torch, "compile", _traced(torch.compile, whole=True))
     program = losses_of(other, "on")
-    same_step(one, other, program, drawn(0, 160), forced_balance=True)
+    same_step(one, other, program, drawn(0, LONG), forced_balance=True)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
@@ -119,7 +122,7 @@ def test_kernels_that_inductor_makes_compute_the_same(name: str) -> None:
     one, other = both(name, {})
     program = losses_of(other, "on")
     for step in range(2):
-        same_step(one, other, program, drawn(step, 160))
+        same_step(one, other, program, drawn(step, LONG))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
@@ -131,7 +134,7 @@ def test_steps_in_bfloat16_learn_alike() -> None:
         optimizer = build_optimizer(model, train)
         losses.append(
             [
-                training_step(model, optimizer, train, drawn(0, 160), torch.bfloat16, losses=run)[
+                training_step(model, optimizer, train, drawn(0, LONG), torch.bfloat16, losses=run)[
                     0
                 ].item()
                 for _ in range(8)
@@ -144,14 +147,14 @@ def test_steps_in_bfloat16_learn_alike() -> None:
 def test_what_is_counted_is_what_is_written() -> None:
     model, _ = both("mode_staged", {})
     program = torch.compile(written(model), backend="aot_eager")
-    batch = drawn(0, 160)
+    batch = drawn(0, LONG)
     loss, auxiliary = program(*batch, Context())
     (loss + auxiliary).backward()
     context = Context()
     with FlopCounter() as counter:
         loss, auxiliary = program(*batch, context)
         (loss + auxiliary).backward()
-    load = Load.uniform(SEQUENCES, 160, "train", counts=context.trace.counts)
+    load = Load.uniform(SEQUENCES, LONG, "train", counts=context.trace.counts)
     assert counter.total == model.ledger(load).total("full")
 
 

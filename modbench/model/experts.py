@@ -4,8 +4,6 @@ E experts, N rows (token-expert assignments), D model width, F hidden width; B s
 S = B * T.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +12,7 @@ from modbench.flops.component import component
 from modbench.flops.ledger import Ledger, Load, matmul
 from modbench.model.block import up_columns
 from modbench.model.config import ModelConfig
-from modbench.model.expert_products import run
+from modbench.model.expert_products import Counts, run
 from modbench.model.grouped import takes_grouped
 from modbench.model.initial import normal_, residual_scale
 from modbench.model.scores import places
@@ -84,9 +82,10 @@ class ExpertBank(nn.Module):
             self.down, seed, f"layers.{self.layer}.experts.down", scale=residual_scale(self.model.layers)
         )
 
-    def forward(self, rows_ND: Tensor, counts: Sequence[int] | Tensor) -> Tensor:
+    def forward(self, rows_ND: Tensor, counts: Counts) -> Tensor:
         """Rows sorted by expert, ``counts[e]`` of them for expert e, (N, D); as a tensor, the counts
-        stay where they are. Rows beyond their sum are no expert's, and come out as 0."""
+        stay where they are. Rows beyond their sum are no expert's, and come out as 0. None: N / E of
+        each."""
         rows_ND = rows_ND.to(self.dtype(rows_ND))
         with component("experts", self.layer):
             return run(rows_ND, self.up, self.down, counts, self.model.mlp)

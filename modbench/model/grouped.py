@@ -1,7 +1,8 @@
-"""Matmuls of rows that lie sorted by expert, each expert's with a matrix of its own: two ways.
+"""Matmuls of rows that lie sorted by expert, each expert's with a matrix of its own: three ways.
 
-`Slices` multiplies expert by expert. `Grouped` is one call of `torch.nn.functional.grouped_mm`, and
-needs no host that knows how many rows an expert has. `Products` is what both do.
+`Slices` multiplies expert by expert. `Equal` is one bmm, of experts that have as many rows as one
+another. `Grouped` is one call of `torch.nn.functional.grouped_mm`, and needs no host that knows how many
+rows an expert has. `Products` is what all do.
 
 Which wins was measured (`nox -s perf`, "grouped_mm over slices"): on a CPU the slices, in float32 and in
 bfloat16. A GPU's host would have to wait for the counts to slice by them.
@@ -46,47 +47,21 @@ class Slices(Products):
 
     def forward(self, x_ND: Tensor, weight_EFD: Tensor) -> Tensor:
         out_NF = self._empty(x_ND, weight_EFD.shape[1])
-        for expert, rows in self._slices(x_ND):
-            weight_FD = weight_EFD[expert].to(x_ND.dtype)
-            for some in rows:
-                _product(x_ND[some], weight_FD.T, out_NF[some])
+        for expert, rows in spans(self._counts):
+            multiply(x_ND[rows], weight_EFD[expert].to(x_ND.dtype).T, out_NF[rows])
         return out_NF
 
     def to_inputs(self, dy_NF: Tensor, weight_EFD: Tensor) -> Tensor:
         out_ND = self._empty(dy_NF, weight_EFD.shape[2])
-        for expert, rows in self._slices(dy_NF):
-            weight_FD = weight_EFD[expert].to(dy_NF.dtype)
-            for some in rows:
-                _product(dy_NF[some], weight_FD, out_ND[some])
+        for expert, rows in spans(self._counts):
+            multiply(dy_NF[rows], weight_EFD[expert].to(dy_NF.dtype), out_ND[rows])
         return out_ND
 
     def to_weights(self, dy_NF: Tensor, x_ND: Tensor, weight_EFD: Tensor) -> Tensor:
         out_EFD = torch.empty_like(weight_EFD)
-        for expert, rows in self._slices(x_ND):
-            out_FD = out_EFD[expert]
-            if not rows:
-                out_FD.zero_()
-            same = out_FD.dtype == x_ND.dtype
-            product_FD = out_FD if same or not rows else torch.empty_like(out_FD, dtype=x_ND.dtype)
-            for number, some in enumerate(rows):
-                if same and number:
-                    out_FD.addmm_(dy_NF[some].T, x_ND[some])
-                    continue
-                torch.mm(dy_NF[some].T, x_ND[some], out=product_FD)
-                if not same:
-                    out_FD.add_(product_FD) if number else out_FD.copy_(product_FD)
+        for expert, rows in spans(self._counts):
+            weight_gradient(dy_NF[rows], x_ND[rows], out_EFD[expert])
         return out_EFD
-
-    def _slices(self, x_ND: Tensor) -> Iterator[tuple[int, list[slice]]]:
-        """Each expert's rows, in the parts in which they are multiplied."""
-        apart = x_ND.dtype == torch.bfloat16 and not x_ND.is_cuda
-        first = 0
-        for expert, count in enumerate(self._counts):
-            last = first + count
-            middle = last - count % ROWS if apart else last
-            parts = [slice(first, middle), slice(middle, last)]
-            yield expert, [part for part in parts if part.stop > part.start]
-            first = last
 
     def _empty(self, x_ND: Tensor, columns: int) -> Tensor:
         out_NF = x_ND.new_empty(len(x_ND), columns)
@@ -94,11 +69,64 @@ class Slices(Products):
         return out_NF
 
 
-def _product(one: Tensor, other: Tensor, out: Tensor) -> None:
-    if torch.jit.is_tracing():  # who counts a trace takes no third operand
-        out.copy_(torch.mm(one, other))
-    else:
-        torch.mm(one, other, out=out)
+def spans(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
+    """Each expert and where its rows lie; also of experts that have none."""
+    first = 0
+    for expert, count in enumerate(counts):
+        yield expert, slice(first, first + count)
+        first += count
+
+
+def multiply(x_ND: Tensor, weight_DF: Tensor, out_NF: Tensor) -> None:
+    """``out_NF`` becomes ``x_ND @ weight_DF``."""
+    for rows in _parts(x_ND):
+        if torch.jit.is_tracing():  # who counts a trace takes no third operand
+            out_NF[rows].copy_(torch.mm(x_ND[rows], weight_DF))
+        else:
+            torch.mm(x_ND[rows], weight_DF, out=out_NF[rows])
+
+
+def weight_gradient(dy_NF: Tensor, x_ND: Tensor, out_FD: Tensor) -> None:
+    """``out_FD``, whose dtype may be another, becomes ``dy_NF.T @ x_ND``: 0 of no rows."""
+    parts = _parts(x_ND)
+    if not parts:
+        out_FD.zero_()
+        return
+    same = out_FD.dtype == x_ND.dtype
+    product_FD = out_FD if same else torch.empty_like(out_FD, dtype=x_ND.dtype)
+    for number, rows in enumerate(parts):
+        if same and number:
+            out_FD.addmm_(dy_NF[rows].T, x_ND[rows])
+            continue
+        torch.mm(dy_NF[rows].T, x_ND[rows], out=product_FD)
+        if not same:
+            out_FD.add_(product_FD) if number else out_FD.copy_(product_FD)
+
+
+def _parts(x_ND: Tensor) -> list[slice]:
+    """The rows in the parts in which they are multiplied."""
+    count = len(x_ND)
+    apart = x_ND.dtype == torch.bfloat16 and not x_ND.is_cuda
+    middle = count - count % ROWS if apart else count
+    return [part for part in (slice(0, middle), slice(middle, count)) if part.stop > part.start]
+
+
+class Equal(Products):
+    """As many rows of each expert, and no others."""
+
+    def forward(self, x_ND: Tensor, weight_EFD: Tensor) -> Tensor:
+        return self._product(x_ND, weight_EFD.to(x_ND.dtype).transpose(1, 2))
+
+    def to_inputs(self, dy_NF: Tensor, weight_EFD: Tensor) -> Tensor:
+        return self._product(dy_NF, weight_EFD.to(dy_NF.dtype))
+
+    def to_weights(self, dy_NF: Tensor, x_ND: Tensor, weight_EFD: Tensor) -> Tensor:
+        experts = len(weight_EFD)
+        dy_EnF, x_EnD = (rows.unflatten(0, (experts, -1)) for rows in (dy_NF, x_ND))
+        return torch.bmm(dy_EnF.transpose(1, 2), x_EnD).to(weight_EFD.dtype)
+
+    def _product(self, x_ND: Tensor, weight_EDF: Tensor) -> Tensor:
+        return torch.bmm(x_ND.unflatten(0, (len(weight_EDF), -1)), weight_EDF).flatten(0, 1)
 
 
 class Grouped(Products):

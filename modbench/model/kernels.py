@@ -135,46 +135,37 @@ def _swiglu_backward(gradient: Tensor, up: Tensor) -> Tensor:
     return out
 
 
-class Activation:
-    """The hidden layer from the matmul into it, (..., 2F) -> (..., F) of SwiGLU, or (..., F) of GELU, by
-    hand: not to be differentiated."""
+def activation(up_NC: Tensor, mlp: str, *, kept_NF: Tensor, out_NF: Tensor) -> Tensor:
+    """The hidden layer from the matmul into it, (N, 2F) -> (N, F) of SwiGLU, or (N, F) of GELU, by hand:
+    not to be differentiated. It lies in ``out_NF`` or in ``kept_NF``, which after it holds what
+    `activation_again` and `activation_backward` take; the two may be one where neither comes."""
+    if mlp != "swiglu":
+        torch.ops.aten.gelu.out(up_NC, out=kept_NF)
+        return kept_NF
+    gate_NF, value_NF = up_NC.chunk(2, dim=-1)
+    torch.ops.aten.silu.out(gate_NF, out=kept_NF)
+    return torch.mul(kept_NF, value_NF, out=out_NF)
 
-    def __init__(self, up: Tensor, mlp: str) -> None:
-        self._up, self._mlp = up, mlp
-        self._gradient: Tensor | None = None  # of SwiGLU; until `backward`, silu(gate) lies in its half
 
-    def forward(self) -> Tensor:
-        """The hidden layer."""
-        if self._mlp != "swiglu":
-            return F.gelu(self._up)
-        gate, value = self._up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(value)
+def activation_again(up_NC: Tensor, mlp: str, *, kept_NF: Tensor, out_NF: Tensor) -> Tensor:
+    """The same from what is kept."""
+    if mlp != "swiglu":
+        return kept_NF
+    return torch.mul(kept_NF, up_NC.chunk(2, dim=-1)[1], out=out_NF)
 
-    def again(self) -> Tensor:
-        """The same, where `backward` comes after it: what both need is kept."""
-        if self._mlp != "swiglu":
-            return F.gelu(self._up)
-        _, value = self._up.chunk(2, dim=-1)
-        return self._silu() * value
 
-    def backward(self, gradient: Tensor) -> Tensor:
-        """The gradient of what it was made of, from ``gradient``, which is used up. Once."""
-        if self._mlp != "swiglu":
-            return torch.ops.aten.gelu_backward(gradient, self._up)  # type: ignore[no-any-return]
-        gate, value = self._up.chunk(2, dim=-1)
-        self._silu().mul_(gradient)
-        assert self._gradient is not None
-        of_gate, _ = self._gradient.chunk(2, dim=-1)
-        torch.ops.aten.silu_backward.grad_input(gradient.mul_(value), gate, grad_input=of_gate)
-        return self._gradient
-
-    def _silu(self) -> Tensor:
-        """silu(gate), in the memory of the gradient of ``value``."""
-        gate, _ = self._up.chunk(2, dim=-1)
-        if self._gradient is None:
-            self._gradient = torch.empty_like(self._up)
-            torch.ops.aten.silu.out(gate, out=self._gradient.chunk(2, dim=-1)[1])
-        return self._gradient.chunk(2, dim=-1)[1]
+def activation_backward(
+    gradient_NF: Tensor, up_NC: Tensor, mlp: str, *, kept_NF: Tensor, out_NC: Tensor
+) -> None:
+    """``out_NC`` becomes the gradient of ``up_NC`` from that of the hidden layer, which is used up;
+    ``kept_NF`` may be its second half."""
+    if mlp != "swiglu":
+        torch.ops.aten.gelu_backward.grad_input(gradient_NF, up_NC, grad_input=out_NC)
+        return
+    gate_NF, value_NF = up_NC.chunk(2, dim=-1)
+    of_gate_NF, of_value_NF = out_NC.chunk(2, dim=-1)
+    torch.mul(gradient_NF, kept_NF, out=of_value_NF)
+    torch.ops.aten.silu_backward.grad_input(gradient_NF.mul_(value_NF), gate_NF, grad_input=of_gate_NF)
 
 
 def as_it_is(x: Tensor) -> AbstractContextManager[Any]:

@@ -293,8 +293,10 @@ def divide_experts(layer: nn.Module, among: int) -> None:
 def _take_all_rows(bank: ExpertBank, among: int) -> None:
     whole = bank.forward
 
-    def forward(rows_ND: Tensor, counts: Sequence[int]) -> Tensor:
-        return whole(rows_ND, [sum(counts[e : e + among]) for e in range(0, len(counts), among)])
+    def forward(rows_ND: Tensor, counts: Sequence[int] | None) -> Tensor:
+        if counts is not None:
+            counts = [sum(counts[e : e + among]) for e in range(0, len(counts), among)]
+        return whole(rows_ND, counts)
 
     bank.forward = forward  # type: ignore[assignment, method-assign]
 

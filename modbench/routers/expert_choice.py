@@ -159,8 +159,7 @@ class ExpertChoiceExperts(FeedForward):
         rows_N = rows_PEK.transpose(0, 1).flatten()  # sorted by expert, the pools side by side
         gates_N = gates_PK.view(pools, experts, -1).transpose(0, 1).flatten()
         x_SD = x_BTD.reshape(-1, width)
-        each = len(rows_N) // experts
-        y_ND = self.bank(x_SD.index_select(0, rows_N), [each] * experts)
+        y_ND = self.bank(x_SD.index_select(0, rows_N), None)
         weighted_ND = y_ND * gates_N[:, None]
         out_SD = torch.zeros_like(x_SD, dtype=weighted_ND.dtype).index_add(0, rows_N, weighted_ND)
 

@@ -8,6 +8,9 @@ our own (``modbench::``) to it. Outputs differ from what is written by rounding:
 B sequences, T tokens.
 """
 
+import functools
+import hashlib
+import inspect
 import os
 import shutil
 from collections.abc import Callable
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 
 from modbench.errors import UserError
+from modbench.model import causal_attention, cross_entropy, expert_products, grouped, kernels
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.model.forced import strided
@@ -86,7 +90,16 @@ def written(model: Decoder) -> Losses:
 
 def as_one_program(function: F) -> F:
     """``function`` of a model compiled, once for each shape of batch."""
+    # Programs that PyTorch keeps from run to run know our own ops by their names alone.
+    torch.compiler.config.cache_key_tag = _ops()
     # What the host reckons from sizes and options is no part of a program.
     for reckoned in (share, strided):
         torch.compiler.assume_constant_result(reckoned)
     return torch.compile(function, dynamic=False)  # type: ignore[return-value]
+
+
+@functools.cache
+def _ops() -> str:
+    """A digest of the source of our own ops."""
+    rooms = (causal_attention, cross_entropy, expert_products, grouped, kernels)
+    return hashlib.sha256(b"".join(inspect.getsource(room).encode() for room in rooms)).hexdigest()

@@ -13,8 +13,9 @@ from torch import Tensor
 from modbench.flops.counter import FlopCounter
 from modbench.flops.ledger import Load
 from modbench.model.config import ModelConfig
+from modbench.model.expert_products import OneByOne, Together, Way
 from modbench.model.experts import ExpertBank
-from modbench.model.grouped import ROWS, Grouped, Products, Slices
+from modbench.model.grouped import ROWS, Equal, Grouped, Products, Slices
 
 COUNTS = [[3, 0, 70, 8], [64, 128, 1, 63], [0, 0, 200, 0], [ROWS + 1, 5, 2 * ROWS, 0]]
 WAYS = ["slices", "grouped"]
@@ -59,6 +60,58 @@ def test_products_are_the_loops(name: str, dtype: torch.dtype, counts: list[int]
     assert [t.dtype for t in found] == [dtype, dtype, torch.float32]
     assert not found[0][sum(counts) :].any()
     assert not found[1][sum(counts) :].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_product_of_equal_shares_is_that_of_slices(dtype: torch.dtype) -> None:
+    weight_EFD, x_ND, dy_NF = torch.randn(4, 24, 16), torch.randn(28, 16), torch.randn(28, 24)
+    x_ND, dy_NF = x_ND.to(dtype), dy_NF.to(dtype)
+    found = [
+        (
+            way.forward(x_ND, weight_EFD),
+            way.to_inputs(dy_NF, weight_EFD),
+            way.to_weights(dy_NF, x_ND, weight_EFD),
+        )
+        for way in (Equal(), Slices([7] * 4))
+    ]
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, atol=1e-5 if dtype == torch.float32 else 0.1, rtol=2e-2)
+
+
+@pytest.mark.parametrize("mlp", ["swiglu", "gelu"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("counts", [*COUNTS, [7, 7, 7, 7]], ids=str)
+def test_experts_one_by_one_are_all_together(counts: list[int], dtype: torch.dtype, mlp: str) -> None:
+    """What a GPU does in float32, and in equal shares, is not asked of a bank here."""
+    part = bank(mlp)
+    equal = len(set(counts)) == 1
+    rows = sum(counts) + (0 if equal else BEYOND)
+    generator = torch.Generator().manual_seed(1)
+    rows_ND, dy_ND = (torch.randn(rows, 16, generator=generator).to(dtype) for _ in range(2))
+    ways: list[Way] = [
+        Together(Equal() if equal else Slices(counts), mlp),
+        OneByOne(counts, mlp),
+    ]
+    if dtype != torch.float64:  # grouped_mm takes none
+        ways.append(Together(Grouped(torch.tensor(counts), whole=False), mlp))
+    found = []
+    held = torch.promote_types(dtype, torch.float32)  # as under autocast
+    weights = part.up.detach().to(held), part.down.detach().to(held)
+    for way in ways:
+        out_ND, kept = way.keeping(rows_ND, *weights)
+        torch.testing.assert_close(way.forward(rows_ND, *weights), out_ND, atol=0, rtol=0)
+        gradients = way.backward(dy_ND, rows_ND, kept, (held, held))
+        assert [g.dtype for g in gradients if g is not None] == [dtype, held, held]
+        found.append((out_ND, *gradients))
+        assert not out_ND[sum(counts) :].any()
+        assert gradients[0] is not None
+        assert not gradients[0][sum(counts) :].any()
+    tolerance = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 0.01}[dtype]
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert one is not None
+            assert (two.double() - one.double()).norm() <= tolerance * one.double().norm()
 
 
 def bank(mlp: str = "swiglu") -> ExpertBank:

@@ -4,7 +4,7 @@ B sequences, T tokens, K chosen, D model width, E experts.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from fractions import Fraction
 from functools import lru_cache
@@ -16,9 +16,10 @@ from torch import Tensor
 
 def score(x_D: Tensor, weight_ED: Tensor) -> Tensor:
     """``x @ weight^T`` in float32 (float64 for float64 input), whatever autocast says: (..., E)."""
-    dtype = torch.promote_types(x_D.dtype, torch.float32)
-    # The meta device knows no autocast.
-    with nullcontext() if x_D.is_meta else torch.autocast(x_D.device.type, enabled=False):
+    dtype, kind = torch.promote_types(x_D.dtype, torch.float32), x_D.device.type
+    # The meta device knows no autocast, and entering a context takes as long as scoring one token.
+    off = x_D.is_meta or not torch.is_autocast_enabled(kind)
+    with nullcontext() if off else torch.autocast(kind, enabled=False):
         return F.linear(x_D.to(dtype), weight_ED.to(dtype))
 
 
@@ -47,10 +48,12 @@ def highest(scores_BT: Tensor, counts: list[int], real_BT: Tensor | None) -> Ten
     return torch.zeros_like(within_BT).scatter_(1, order_BT, within_BT)
 
 
-def known(counts: Tensor, nominal: Sequence[int]) -> list[int]:
+def known(counts: Tensor, nominal: Sequence[int] | Callable[[], Sequence[int]]) -> list[int]:
     """``counts`` as integers of the host. A tensor on the meta device has no values: there ``nominal``,
-    what the router's options promise."""
-    return list(nominal) if counts.is_meta else counts.tolist()
+    what the router's options promise, or what a call of it gives."""
+    if not counts.is_meta:
+        return counts.tolist()
+    return list(nominal() if callable(nominal) else nominal)
 
 
 def places(mask: Tensor, total: int) -> Tensor:

@@ -22,6 +22,7 @@ gate is 1 and not the random score, so that what is compared is who enters.
 B sequences, T tokens, K selected, D model width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -198,8 +199,7 @@ class DepthRouted(Layer):
             real_BT = context.real(x_BTD)
             if real_BT is not None:
                 selected_BT = selected_BT & real_BT
-            nominal, _ = stretch(self._share, context.lengths(x_BTD), context.before(x_BTD))
-            lengths = known(selected_BT.sum(1), nominal)
+            lengths = known(selected_BT.sum(1), lambda: self._nominal(x_BTD, context))
         context.trace.show(self.layer, "selected", selected_BT)
         gate_BT = self._gate(scores_BT.detach()) if self.control is None else torch.ones_like(scores_BT)
         context.trace.show(self.layer, "gate", gate_BT)
@@ -286,6 +286,10 @@ class DepthRouted(Layer):
             error = errors_BT.mean() if real_BT is None else errors_BT[real_BT].mean()
             context.trace.loss(self.layer, "causal_rule", self.options.auxiliary * error)
         return selected_BT, lengths
+
+    def _nominal(self, x_BTD: Tensor, context: Context) -> Sequence[int]:
+        """How many of each sequence's new tokens the capacity is for."""
+        return stretch(self._share, context.lengths(x_BTD), context.before(x_BTD))[0]
 
     def _share(self, tokens: int) -> int:
         return share(self.options.capacity, tokens)

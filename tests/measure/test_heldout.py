@@ -65,20 +65,32 @@ def test_unigram_loss_is_the_cross_entropy_of_the_training_frequencies() -> None
     assert unigram_loss(train_N, windows_WT, 2) == pytest.approx(expected)
 
 
-def test_realised_flops_count_what_was_selected_and_dispatched_what_was_padded() -> None:
+@pytest.mark.parametrize(("router", "pads"), [("mod", False), ("mode_staged", True)])
+def test_realised_flops_count_what_was_selected_and_dispatched_what_was_padded(
+    router: str, pads: bool
+) -> None:
+    """A block without experts takes unequal sequences in one row, and pads none of them; of one with
+    experts the attention is given padding, but neither experts nor their router."""
     shape = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
-    model = build_model(shape, build_router("mod", {"capacity": 0.5}), seed=1)
+    model = build_model(shape, build_router(router, {"capacity": 0.5}), seed=1)
     windows_WT = np.random.default_rng(0).integers(97, size=(4, 33))
     found = heldout_loss(model, windows_WT, np.ones(97), selection="causal")
     context = Context(selection="causal")
     model(torch.from_numpy(windows_WT[:, :-1]), context)
     counts = context.trace.counts
     lengths = counts[1, "depth"]
-    assert min(lengths) < max(lengths)
-    realised = model.ledger(Load(lengths=(32,) * 4, counts=counts)).total()
-    padded = model.ledger(Load(lengths=(32,) * 4, counts={(1, "depth"): (max(lengths),) * 4})).total()
-    assert found.realised_flops_per_token == realised / 128
-    assert found.dispatched_flops_per_token == padded / 128 > found.realised_flops_per_token
+    assert 0 < min(lengths) < max(lengths)
+    as_selected, as_padded = (
+        model.ledger(Load(lengths=(32,) * 4, counts={**counts, (1, "depth"): entered})).total() / 128
+        for entered in (lengths, (max(lengths),) * 4)
+    )
+    assert as_selected < as_padded
+    assert found.realised_flops_per_token == as_selected
+    scored = 0
+    if pads:
+        slots, experts = 4 * max(lengths) - sum(lengths), 8
+        scored = slots * 2 * shape.width * experts
+    assert found.dispatched_flops_per_token == (as_padded - scored / 128 if pads else as_selected)
 
 
 def test_top_k_evaluation_differs_from_causal_only_by_the_rule() -> None:

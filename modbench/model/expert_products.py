@@ -175,7 +175,7 @@ class OneByOne(Way):
         out_ND = self._empty(rows_ND, down_EDF)
         with as_it_is(rows_ND):
             up_ECD, down_EDF = up_ECD.to(rows_ND.dtype), down_EDF.to(rows_ND.dtype)
-            between = rows_ND.new_empty(room(len(rows_ND), up_ECD, down_EDF))
+            between = rows_ND.new_empty(room(rows_ND, up_ECD, down_EDF))
             laid = self._between(between, up_ECD, down_EDF)
             for (expert, rows), (up_nC, kept_nF) in zip(spans(self._counts), laid, strict=True):
                 if len(up_nC):
@@ -235,9 +235,12 @@ class OneByOne(Way):
         return found
 
 
-def room(rows: int, up_ECD: Tensor, down_EDF: Tensor) -> int:
-    """Numbers between the matmuls of so many rows, whatever their experts."""
-    return (rows + (ROWS - 1) * len(up_ECD)) * (up_ECD.shape[1] + down_EDF.shape[2])
+def room(rows_ND: Tensor, up_ECD: Tensor, down_EDF: Tensor) -> int:
+    """Numbers between the matmuls of these rows, whatever their experts."""
+    most = len(rows_ND)
+    if rows_ND.dtype in BY_FEATURE:
+        most += (ROWS - 1) * len(up_ECD)
+    return most * (up_ECD.shape[1] + down_EDF.shape[2])
 
 
 def _stride(like: Tensor, count: int) -> int:
@@ -301,7 +304,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     rows = len(rows_ND)
     together = _together(rows_ND, equal=counts_E is None and not sizes)
-    between = (rows, up_ECD.shape[1]) if together else (room(rows, up_ECD, down_EDF),)
+    between = (rows, up_ECD.shape[1]) if together else (room(rows_ND, up_ECD, down_EDF),)
     return rows_ND.new_empty(rows, down_EDF.shape[1]), rows_ND.new_empty(between)
 
 

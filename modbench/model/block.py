@@ -130,14 +130,18 @@ class Attention(nn.Module):
         return k_BKCP, v_BKCP, without_values(mask_B1TC) if x_BTD.is_meta else mask_B1TC
 
     def _rotation(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        tokens = x_BTD.shape[1] if context.positions_BT is None else None
+        key = ("rotation", tokens, self.head_width, self.model.rope_base, x_BTD.device)
+        return context.once(key, lambda: self._angles(x_BTD, context.positions_BT))
+
+    def _angles(self, x_BTD: Tensor, positions_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Their cosines and sines, (B, T, 1, P/2), or (1, T, 1, P/2) of positions 0..T-1."""
         half = self.head_width // 2
         exponents = torch.arange(half, device=x_BTD.device, dtype=torch.float32) / half
         frequencies = self.model.rope_base**-exponents
-        if context.positions_BT is None:
-            positions = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
-        else:
-            positions = context.positions_BT
-        angles = positions[:, :, None, None].to(torch.float32) * frequencies
+        if positions_BT is None:
+            positions_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
+        angles = positions_BT[:, :, None, None].to(torch.float32) * frequencies
         return angles.cos(), angles.sin()
 
 

@@ -4,10 +4,10 @@ trace that routed layers report to.
 B sequences, T tokens, E experts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ Selection = Literal["topk", "causal"]
 Logits = Literal["all", "last"]
 _WHOLE = (torch.int32, torch.int64)
 _SELECTIONS, _LOGITS = get_args(Selection), get_args(Logits)
+Made = TypeVar("Made")
 
 
 class Trace:
@@ -137,6 +138,7 @@ class Context:
     logits: Logits = "all"
     checkpoint: bool = False
     forced_balance: bool = False
+    _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """
@@ -166,6 +168,15 @@ class Context:
         # Only where values are at hand: a GPU would be waited for, and shapes alone have none.
         if self.lengths_B is not None and type(self.lengths_B) is Tensor and self.lengths_B.is_cpu:
             self.lengths(tokens_BT)
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What ``make`` gives, made once for all layers that ask for ``key`` in this context. A compiled
+        program makes it where it is asked for, for that joins what comes after."""
+        if torch.compiler.is_compiling():
+            return make()
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]  # type: ignore[no-any-return]
 
     def lengths(self, x_BTD: Tensor) -> list[int]:
         """Real tokens of each sequence of ``x_BTD``.

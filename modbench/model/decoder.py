@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
@@ -20,6 +19,7 @@ from modbench.model.context import Context
 from modbench.model.cross_entropy import cross_entropy, losses
 from modbench.model.initial import normal_, stream
 from modbench.model.kernels import RMSNorm
+from modbench.model.linear import projected
 from modbench.model.router import Layer, Router, after
 
 
@@ -55,7 +55,7 @@ class Decoder(nn.Module):
         """
         x_BTD = self._normed(tokens_BT, context)
         with component("head"):
-            return F.linear(x_BTD, self._head())
+            return projected(x_BTD, self._head())
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, context: Context) -> Tensor:
         """Mean cross-entropy of ``targets_BT`` in nats, without auxiliary losses; all logits are never
@@ -76,14 +76,15 @@ class Decoder(nn.Module):
         """What the head is given, (B, T, D)."""
         context.check(tokens_BT)
         x_BTD = self.embedding(tokens_BT)
-        context = replace(context, tokens_BT=tokens_BT)
         lengths = context.lengths(x_BTD) if context.cache is not None else []
+        positions_BT, past = context.positions_BT, context.past
         if context.cache is not None:
             if context.selection != "causal":
                 raise ValueError(f"selection '{context.selection}' with a cache; it must be 'causal'")
             context.cache.serve(self.config, self.router, len(tokens_BT))
             positions_BT = context.cache.positions(tokens_BT.shape[1], tokens_BT.device)
-            context = replace(context, positions_BT=positions_BT, past=context.cache.read)
+            past = context.cache.read
+        context = replace(context, tokens_BT=tokens_BT, positions_BT=positions_BT, past=past)
         for layer in self.layers:
             run = _checkpointed if context.checkpoint else _plain
             x_BTD = run(layer, x_BTD, context)

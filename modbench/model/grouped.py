@@ -21,6 +21,11 @@ from torch import Tensor
 #: A CPU's bfloat16 kernels are made anew for each number of rows, which takes as long as running them:
 #: multiples of this are taken by themselves, and what remains, so that there are few.
 ROWS = 16
+#: So few rows of float32 that a CPU had better multiply the matrix by them, not them by the matrix.
+FEW = 8
+#: Numbers of a matrix that is multiplied by one row in `BLOCKS`, each thread its own: PyTorch's product
+#: of a matrix and a vector keeps to one thread.
+IN_BLOCKS, BLOCKS = 2**17, 4
 
 
 class Products(ABC):
@@ -79,11 +84,29 @@ def spans(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
 
 def multiply(x_ND: Tensor, weight_DF: Tensor, out_NF: Tensor) -> None:
     """``out_NF`` becomes ``x_ND @ weight_DF``."""
+    if takes_few(x_ND):
+        out_NF.copy_(few(x_ND, weight_DF.T))
+        return
     for rows in _parts(x_ND):
         if torch.jit.is_tracing():  # who counts a trace takes no third operand
             out_NF[rows].copy_(torch.mm(x_ND[rows], weight_DF))
         else:
             torch.mm(x_ND[rows], weight_DF, out=out_NF[rows])
+
+
+def takes_few(x_ND: Tensor) -> bool:
+    """Whether `few` is the way for these rows."""
+    fits = x_ND.is_cpu and x_ND.dtype == torch.float32 and 0 < len(x_ND) <= FEW
+    return fits and not torch.jit.is_tracing()
+
+
+def few(x_ND: Tensor, weight_FD: Tensor) -> Tensor:
+    """``x_ND @ weight_FD.T``, the matrix on the left."""
+    rows, columns = len(x_ND), len(weight_FD)
+    if rows == 1 and columns % BLOCKS == 0 and weight_FD.numel() >= IN_BLOCKS:
+        x_BD1 = x_ND.T.expand(BLOCKS, -1, 1)
+        return torch.bmm(weight_FD.unflatten(0, (BLOCKS, -1)), x_BD1).view(1, columns)
+    return torch.mm(weight_FD, x_ND.T).T
 
 
 def weight_gradient(dy_NF: Tensor, x_ND: Tensor, out_FD: Tensor) -> None:

@@ -1,11 +1,14 @@
-"""What a forward pass can't be given, told in one sentence."""
+"""What a forward pass can't be given, told in one sentence, and what its layers share."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from modbench.errors import UserError
+from modbench.model.block import Attention
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import build_model
@@ -87,3 +90,33 @@ def test_a_router_made_in_python_refuses_options_of_another_type(
 ) -> None:
     with pytest.raises(UserError, match=f"^{words}"):
         router_class(name)(**options)
+
+
+def test_what_layers_share_is_made_once_to_a_context() -> None:
+    made: list[str] = []
+
+    def make(name: str) -> int:
+        made.append(name)
+        return len(made)
+
+    context = Context()
+    assert [context.once("a", lambda: make("a")) for _ in range(2)] == [1, 1]
+    assert context.once("b", lambda: make("b")) == 2
+    other = replace(context, positions_BT=torch.zeros(1, 1, dtype=torch.long))
+    assert other.once("a", lambda: make("a")) == 3
+    assert made == ["a", "b", "a"]
+
+
+def test_angles_are_of_the_positions_that_a_context_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass makes them once, and again for tokens that go by themselves."""
+    made: list[tuple[int, ...]] = []
+    angles = Attention._angles
+
+    def counted(self: Attention, x_BTD: Tensor, positions_BT: Tensor | None) -> Any:
+        made.append(tuple(x_BTD.shape[:2]))
+        return angles(self, x_BTD, positions_BT)
+
+    monkeypatch.setattr(Attention, "_angles", counted)
+    model = build_model(SHAPE, build_router("mod", {"capacity": 0.5}))
+    model(torch.arange(16).view(2, 8), Context())
+    assert made == [(2, 8), (2, 4), (2, 4)]

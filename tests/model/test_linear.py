@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from modbench.flops.counter import FlopCounter
-from modbench.model.linear import Linear
+from modbench.model.grouped import BLOCKS, FEW, IN_BLOCKS, few, multiply
+from modbench.model.linear import Linear, projected
 
 ROWS = (1, 15, 16, 17, 48, 63, 200)
 
@@ -83,3 +84,51 @@ def test_rows_of_a_step_are_multiplied_in_multiples_of_sixteen(monkeypatch: pyte
     with torch.no_grad():
         own(torch.randn(77, 24, dtype=torch.bfloat16))
     assert seen == [64, 13]
+
+
+#: (columns, inner) of a matrix small enough, one in blocks, and one that blocks do not divide.
+FEW_SHAPES = [(40, 24), (IN_BLOCKS // 256, 256), (IN_BLOCKS // 256 + BLOCKS - 1, 256)]
+
+
+@pytest.mark.parametrize("rows", range(1, FEW + 3))
+@pytest.mark.parametrize(("columns", "inner"), FEW_SHAPES)
+def test_a_few_rows_are_the_plain_layers(rows: int, columns: int, inner: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_ND = torch.randn(rows, inner, generator=generator)
+    weight_FD = torch.randn(columns, inner, generator=generator)
+    truth_NF = (x_ND.double() @ weight_FD.double().T).float()
+    own = Linear(inner, columns)
+    own.load_state_dict({"weight": weight_FD})
+    out_NF = torch.empty(rows, columns)
+    multiply(x_ND, weight_FD.T, out_NF)
+    with torch.no_grad():
+        found = [own(x_ND), own(x_ND[:, None])[:, 0], projected(x_ND, weight_FD), out_NF]
+        found.append(own(x_ND.T.contiguous().T))
+    for one in found:
+        assert one.shape == truth_NF.shape
+        torch.testing.assert_close(one, truth_NF, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("columns", "inner"), FEW_SHAPES)
+def test_a_few_rows_are_counted(rows: int, columns: int, inner: int) -> None:
+    own = Linear(inner, columns)
+    with torch.no_grad(), FlopCounter() as counter:
+        own(torch.randn(rows, inner))
+    assert counter.total == 2 * rows * inner * columns
+
+
+def test_only_a_few_rows_of_float32_without_a_gradient_go_the_other_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own, called = Linear(24, 40), []
+    monkeypatch.setattr("modbench.model.linear.few", lambda *given: called.append(1) or few(*given))
+    own(torch.randn(3, 24)).sum().backward()
+    with torch.no_grad():
+        own(torch.randn(FEW + 1, 24))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert own(torch.randn(3, 24)).dtype == torch.bfloat16
+        own.double()(torch.randn(3, 24, dtype=torch.float64))
+        own.bfloat16()(torch.randn(3, 24, dtype=torch.bfloat16))
+        assert own(torch.randn(0, 24, dtype=torch.bfloat16)).shape == (0, 40)
+    assert not called

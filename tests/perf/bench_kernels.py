@@ -10,6 +10,7 @@ import torch
 from interleaved import InTurns, Way
 from targets import Reach
 from torch import Tensor, nn
+from torch.nn import functional as F
 from training import DTYPES, MadeUpText, Trained
 
 from modbench.model import expert_products
@@ -20,6 +21,7 @@ from modbench.model.expert_products import OneByOne, Together
 from modbench.model.expert_products import Way as Experts
 from modbench.model.experts import ExpertBank
 from modbench.model.grouped import Equal, Slices
+from modbench.model.linear import projected
 from modbench.model.selected import Selected
 from modbench.train.numerics import autocast, device
 
@@ -180,3 +182,26 @@ def test_embedding_head_and_loss(precision: str, in_turns: InTurns, reach: Reach
     turns = in_turns({"shell": shell, "whole": whole}, text)
     share = [100 * ratio for ratio in turns.ratios("shell", "whole")]
     reach.shown(f"embedding, head and loss, of a dense training step, {precision}", share, "%")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 8])
+def test_a_few_rows(rows: int, in_turns: InTurns, reach: Reach) -> None:
+    """A dense MLP's two matmuls, its weights no longer in a cache, as when a model's other layers and
+    the keys and values of a long past came between."""
+    weights = [part.weight.detach() for part in (MLP(SHAPE, 0).up, MLP(SHAPE, 0).down)]
+    others = torch.zeros(2**24)
+
+    def draw() -> tuple[list[Tensor]]:
+        others.add_(1)
+        return ([torch.randn(rows, weight_FD.shape[1]) for weight_FD in weights],)
+
+    def way(multiplied: Callable[[Tensor, Tensor], Tensor]) -> Way:
+        def run(drawn: list[Tensor]) -> None:
+            for x_ND, weight_FD in zip(drawn, weights, strict=True):
+                multiplied(x_ND, weight_FD)
+
+        return run
+
+    with torch.no_grad():
+        turns = in_turns({"few": way(projected), "plain": way(F.linear)}, draw)
+    reach.shown(f"linear layers of a few rows over torch's, {rows}", turns.ratios("few", "plain"), "x")

@@ -16,6 +16,7 @@ from modbench.flops.ledger import CONVENTIONS, Ledger, Load, Phase
 from modbench.measure.time_config import TimeConfig
 from modbench.model.cache import Cache
 from modbench.model.context import Context, Trace
+from modbench.model.decode_graphs import cuda_graphs
 from modbench.model.decoder import Decoder
 from modbench.train.compiled import compiles, forward_of, losses_of
 from modbench.train.config import TrainConfig
@@ -115,7 +116,7 @@ def training_cases(
 
 def inference_cases(model: Decoder, config: TimeConfig, dtype: torch.dtype) -> Iterator[Case]:
     """Prefill, and decoding through a cache that a prefill filled, under the causal rule with weights in
-    ``dtype``. Changes the model."""
+    ``dtype``; on a GPU, if ``config`` compiles, by CUDA graphs. Changes the model."""
     model.eval().to(dtype)
     compile_layers(model, config)
     for length in config.prefill:
@@ -131,7 +132,9 @@ def inference_cases(model: Decoder, config: TimeConfig, dtype: torch.dtype) -> I
 
 
 def _decoding(model: Decoder, config: TimeConfig, sequences: int, past: int) -> Case:
-    cache, tokens = Cache(sequences), config.decode_tokens
+    tokens, on = config.decode_tokens, next(model.parameters()).device
+    graphs = cuda_graphs(on) if is_compiled(model, config) and on.type == "cuda" else None
+    cache = Cache(sequences, graphs)
     tokens_BT = made_up(model, sequences, past + tokens)
     with _uncompiled(model, config):
         _read(model, tokens_BT[:, :past], cache, config, logits="last")

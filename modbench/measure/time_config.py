@@ -25,7 +25,7 @@ class TimeConfig:
     decode_batches: tuple[int, ...] = (1, 4)  #: sequences decoded at once, each with each past
     decode_tokens: int = 16  #: tokens of one sample of decoding
     forced_balance: bool = True  #: route evenly, whatever the scores of untrained routers
-    compile: Literal["auto", "on", "off"] = "auto"  #: all but decoding; auto: on a GPU
+    compile: Literal["auto", "on", "off"] = "auto"  #: and decode by CUDA graphs; auto: on a GPU
     deterministic: bool = False  #: PyTorch's deterministic kernels alone, as `modbench run` trains
     threads: int = 0  #: of the processor; 0: one to each core
 

@@ -19,6 +19,7 @@ from modbench.flops.ledger import Counts, Ledger, Load, attention, matmul
 from modbench.model.causal_attention import causal_attention
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.decode_graphs import Outputs
 from modbench.model.initial import normal_, residual_scale
 from modbench.model.kernels import RMSNorm, rotate, swiglu
 from modbench.model.linear import Linear
@@ -48,14 +49,7 @@ class Attention(nn.Module):
         )
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        sequences, tokens, width = x_BTD.shape
-        with component("attention.qkv", self.layer):
-            qkv_BTC = self.qkv(x_BTD)
-        parts_BTCP = qkv_BTC.unflatten(-1, (-1, self.head_width))
-        qk_BTCP, v_BTKP = parts_BTCP.split((self.heads + self.key_heads, self.key_heads), dim=2)
-        qk_BCTP = rotate(qk_BTCP, *self._rotation(x_BTD, context)).transpose(1, 2)
-        q_BHTP, k_BKTP = qk_BCTP.split((self.heads, self.key_heads), dim=1)
-        v_BKTP = v_BTKP.transpose(1, 2)
+        q_BHTP, k_BKTP, v_BKTP = self._projected(x_BTD, self._rotation(x_BTD, context))
         k_BKCP, v_BKCP, causal = self._remembered(x_BTD, k_BKTP, v_BKTP, context)
         with component("attention.scores", self.layer):
             if context.segments:
@@ -70,8 +64,33 @@ class Attention(nn.Module):
                     attn_mask=causal if isinstance(causal, Tensor) else None,
                     enable_gqa=self.key_heads != self.heads,
                 )
-        with component("attention.out", self.layer):
-            return self.out(y_BHTP.transpose(1, 2).reshape(sequences, tokens, width))
+        return self._out(y_BHTP)
+
+    def one_token(
+        self,
+        x_R1D: Tensor,
+        positions_R1: Tensor,
+        places_2R: Tensor,
+        *,
+        k_BKCP: Tensor,
+        v_BKCP: Tensor,
+        all_sequences: bool,
+    ) -> Tensor:
+        """One new token of R sequences, (R, 1, D), as `modbench.model.decode_graphs` records it."""
+        rows_R, past_R = places_2R
+        q_RH1P, k_RK1P, v_RK1P = self._projected(x_R1D, self._angles(x_R1D, positions_R1))
+        seen_R11C = torch.arange(k_BKCP.shape[2], device=x_R1D.device) <= past_R[:, None, None, None]
+        for stored_BKCP, new_RK1P in ((k_BKCP, k_RK1P), (v_BKCP, v_RK1P)):
+            stored_BKCP[rows_R, :, past_R] = new_RK1P[:, :, 0]
+        with component("attention.scores", self.layer):
+            y_RH1P = F.scaled_dot_product_attention(
+                q_RH1P,
+                k_BKCP if all_sequences else k_BKCP.index_select(0, rows_R),
+                v_BKCP if all_sequences else v_BKCP.index_select(0, rows_R),
+                attn_mask=seen_R11C,
+                enable_gqa=self.key_heads != self.heads,
+            )
+        return self._out(y_RH1P)
 
     def ledger(self, load: Load) -> Ledger:
         rows, width = load.slots, self.model.width
@@ -103,6 +122,22 @@ class Attention(nn.Module):
                 weight_gradient=self.out.weight.requires_grad,
             )
         )
+
+    def _projected(
+        self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, P), keys and values (B, K, T, P)."""
+        with component("attention.qkv", self.layer):
+            qkv_BTC = self.qkv(x_BTD)
+        parts_BTCP = qkv_BTC.unflatten(-1, (-1, self.head_width))
+        qk_BTCP, v_BTKP = parts_BTCP.split((self.heads + self.key_heads, self.key_heads), dim=2)
+        qk_BCTP = rotate(qk_BTCP, *rotation).transpose(1, 2)
+        q_BHTP, k_BKTP = qk_BCTP.split((self.heads, self.key_heads), dim=1)
+        return q_BHTP, k_BKTP, v_BTKP.transpose(1, 2)
+
+    def _out(self, y_BHTP: Tensor) -> Tensor:
+        with component("attention.out", self.layer):
+            return self.out(y_BHTP.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _remembered(
         self, x_BTD: Tensor, k_BKTP: Tensor, v_BKTP: Tensor, context: Context
@@ -143,6 +178,15 @@ class Attention(nn.Module):
             positions_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
         angles = positions_BT[:, :, None, None].to(torch.float32) * frequencies
         return angles.cos(), angles.sin()
+
+
+def _replays(x_BTD: Tensor, context: Context) -> bool:
+    """Whether it is one token of each sequence, and blocks replay what they do with one: that is
+    recorded without autocast and without a gradient."""
+    cache = context.cache
+    if cache is None or cache.graphs is None or x_BTD.shape[1] != 1 or context.segments:
+        return False
+    return not (torch.is_grad_enabled() or torch.is_autocast_enabled(x_BTD.device.type))
 
 
 def _apart(q_1HSP: Tensor, k_1KSP: Tensor, v_1KSP: Tensor, segments: Sequence[int]) -> Tensor:
@@ -238,15 +282,62 @@ class Block(Layer):
         self.host_decides = self.feed_forward.host_decides
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        if _replays(x_BTD, context):
+            return self._replayed(x_BTD, context, adds=True)
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), context)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD), context)
 
     def delta(self, x_BTD: Tensor, context: Context) -> Tensor:
         """What the block adds to the residual stream: ``forward(x) - x`` without the rounding of the
         subtraction."""
+        if _replays(x_BTD, context):
+            return self._replayed(x_BTD, context, adds=False)
         attended_BTD = self.attention(self.attention_norm(x_BTD), context)
         middle_BTD = x_BTD + attended_BTD
         return attended_BTD + self.feed_forward(self.feed_forward_norm(middle_BTD), context)
+
+    def one_token(
+        self,
+        x_R1D: Tensor,
+        positions_R1: Tensor,
+        places_2R: Tensor,
+        *,
+        k_BKCP: Tensor,
+        v_BKCP: Tensor,
+        all_sequences: bool,
+        adds: bool,
+    ) -> Outputs:
+        """With a dense MLP all of it; else what experts' output is added to, and what they are given."""
+        attended_R1D = self.attention.one_token(
+            self.attention_norm(x_R1D),
+            positions_R1,
+            places_2R,
+            k_BKCP=k_BKCP,
+            v_BKCP=v_BKCP,
+            all_sequences=all_sequences,
+        )
+        middle_R1D = x_R1D + attended_R1D
+        normed_R1D = self.feed_forward_norm(middle_R1D)
+        before_R1D = middle_R1D if adds else attended_R1D
+        if not isinstance(self.feed_forward, MLP):
+            return before_R1D, normed_R1D
+        return (before_R1D + self.feed_forward(normed_R1D, Context()),)
+
+    def _replayed(self, x_R1D: Tensor, context: Context, *, adds: bool) -> Tensor:
+        cache, model, layer = context.cache, self.attention.model, self.attention.layer
+        assert cache is not None
+        assert cache.graphs is not None
+        graphs, k_1K1P = cache.graphs, x_R1D.new_empty(1, model.key_heads, 1, model.head_width)
+        made = cache.one_more(
+            layer,
+            k_1K1P,
+            context.rows,
+            lambda kept: graphs.run(self, x_R1D, context, kept, layer=layer, adds=adds),
+        )
+        if len(made) == 1:
+            return made[0]
+        before_R1D, normed_R1D = made
+        return before_R1D + self.feed_forward(normed_R1D, context)  # type: ignore[no-any-return]
 
     def ledger(self, load: Load) -> Ledger:
         load = after(load, self.attention_norm)

@@ -5,9 +5,9 @@ A depth-routed layer keeps the tokens that entered it and no others, so layers d
 B sequences, T new tokens, C kept and new tokens, K key/value heads, P width of a head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,11 +16,16 @@ from modbench.errors import UserError
 
 if TYPE_CHECKING:
     from modbench.model.config import ModelConfig
+    from modbench.model.decode_graphs import DecodeGraphs
     from modbench.model.router import Router
+
+Made = TypeVar("Made")
 
 
 @dataclass
-class _Kept:
+class Kept:
+    """Keys and values of a layer, with room for more, and how many tokens of each sequence they are."""
+
     k_BKCP: Tensor
     v_BKCP: Tensor
     lengths: list[int]
@@ -35,15 +40,16 @@ class Mark:
 
 
 class Cache:
-    """The keys and values of ``sequences`` sequences, and how many tokens of each were read."""
+    """The keys and values of ``sequences`` sequences, and how many tokens of each were read. With
+    ``graphs``, blocks replay what they do with one token of a sequence."""
 
-    def __init__(self, sequences: int) -> None:
+    def __init__(self, sequences: int, graphs: "DecodeGraphs | None" = None) -> None:
         if sequences < 1:
             raise UserError(f"a cache of {sequences} sequences can't be; give 1 or more")
-        self.sequences = sequences
+        self.sequences, self.graphs = sequences, graphs
         self.read = [0] * sequences
         self._served: tuple[ModelConfig, Router] | None = None
-        self._layers: dict[int, _Kept] = {}
+        self._layers: dict[int, Kept] = {}
 
     def serve(self, config: "ModelConfig", router: "Router", sequences: int) -> None:
         """A model of this shape and router is to read tokens of ``sequences`` sequences. The first that
@@ -109,8 +115,7 @@ class Cache:
             for i, (row, first, end) in enumerate(zip(rows, past, ends, strict=True)):
                 for all_BKCP, new_BKTP in zip(stored, new, strict=True):
                     all_BKCP[row, :, first:end] = new_BKTP[i, :, : end - first]
-        for row, end in zip(rows, ends, strict=True):
-            kept.lengths[row] = end
+        self._grown(kept, rows, ends)
         k_BKCP, v_BKCP = (_of_rows(all_BKCP, rows)[:, :, : max(ends)] for all_BKCP in stored)
         return k_BKCP, v_BKCP
 
@@ -129,8 +134,19 @@ class Cache:
         for all_BKCP, new_1KSP in ((kept.k_BKCP, k_1KSP), (kept.v_BKCP, v_1KSP)):
             for row, new_1KTP in zip(rows, new_1KSP.split(list(segments), dim=2), strict=True):
                 all_BKCP[row, :, : new_1KTP.shape[2]] = new_1KTP[0]
-        for row, length in zip(rows, segments, strict=True):
-            kept.lengths[row] = length
+        self._grown(kept, rows, segments)
+
+    def one_more(
+        self, layer: int, k_1K1P: Tensor, rows: Sequence[int] | None, write: Callable[[Kept], Made]
+    ) -> Made:
+        """What ``write`` gives, which writes the key and the value, like ``k_1K1P`` both, of one more
+        token of each sequence (of the sequences ``rows``) behind what is kept."""
+        rows = range(self.sequences) if rows is None else rows
+        past = self.lengths(layer, rows)
+        kept = self._room(layer, max(past) + 1, k_1K1P, k_1K1P)
+        made = write(kept)
+        self._grown(kept, rows, [length + 1 for length in past])
+        return made
 
     def advance(self, lengths: Sequence[int]) -> None:
         """``lengths[i]`` more tokens of sequence i were read, in all layers."""
@@ -147,7 +163,11 @@ class Cache:
         for layer, kept in self._layers.items():
             kept.lengths = list(mark.lengths.get(layer, [0] * self.sequences))
 
-    def _room(self, layer: int, needed: int, k_BKTP: Tensor, v_BKTP: Tensor) -> _Kept:
+    def _grown(self, kept: Kept, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        for row, length in zip(rows, lengths, strict=True):
+            kept.lengths[row] = length
+
+    def _room(self, layer: int, needed: int, k_BKTP: Tensor, v_BKTP: Tensor) -> Kept:
         """The layer's storage with room for ``needed`` tokens: doubled, so that decoding copies each
         token a constant number of times."""
         kept = self._layers.get(layer)
@@ -165,7 +185,7 @@ class Cache:
                 larger[:, :, :room] = old
             tensors.append(larger)
         lengths = [0] * self.sequences if kept is None else kept.lengths
-        self._layers[layer] = _Kept(tensors[0], tensors[1], lengths)
+        self._layers[layer] = Kept(tensors[0], tensors[1], lengths)
         return self._layers[layer]
 
 

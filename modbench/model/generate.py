@@ -13,15 +13,21 @@ from torch import Tensor
 from modbench.errors import UserError
 from modbench.model.cache import Cache
 from modbench.model.context import Context
+from modbench.model.decode_graphs import DecodeGraphs
 from modbench.model.decoder import Decoder
 
 
 @torch.no_grad()
 def prefill(
-    model: Decoder, tokens_BT: Tensor, lengths: Sequence[int] | None = None
+    model: Decoder,
+    tokens_BT: Tensor,
+    lengths: Sequence[int] | None = None,
+    *,
+    graphs: DecodeGraphs | None = None,
 ) -> tuple[Tensor, Cache]:
     """Read prompts, padded on the right where ``lengths`` says so: the logits (B, V) that follow each
-    prompt's last token, and the cache to go on from.
+    prompt's last token, and the cache to go on from; with ``graphs``
+    (`modbench.model.decode_graphs.cuda_graphs`), by replaying what blocks do with a token.
 
     Raises:
         UserError: no tokens, tokens out of the vocabulary, or lengths that are none of the prompts'.
@@ -29,7 +35,7 @@ def prefill(
     _check_tokens(model, tokens_BT, ("B", "T"))
     if lengths is not None:
         _check_lengths(lengths, *tokens_BT.shape)
-    cache = Cache(len(tokens_BT))
+    cache = Cache(len(tokens_BT), graphs)
     lengths = [tokens_BT.shape[1]] * len(tokens_BT) if lengths is None else list(map(index, lengths))
     return _last_logits(model, tokens_BT, lengths, cache), cache
 
@@ -67,6 +73,7 @@ def generate(
     seed: int = 0,
     end: int | None = None,
     cached: bool = True,
+    graphs: DecodeGraphs | None = None,
     inspect: Callable[[Cache], None] | None = None,
 ) -> list[list[int]]:
     """``new`` tokens after each prompt, fewer where ``end`` comes (it is not part of what is returned).
@@ -75,21 +82,23 @@ def generate(
     softmax(logits / temperature) with a generator to each prompt, so that what a prompt gives does not
     depend on its neighbours. ``top_p`` keeps the likeliest tokens whose probabilities
     first sum to at least that (nucleus sampling, Holtzman et al. 2020). ``cached`` false has no cache
-    and reads all tokens again at each step: the plain twin, to be compared with. ``inspect`` is shown
-    the cache once, as the last step left it: all prompts and all new tokens but the last ones have been
-    read.
+    and reads all tokens again at each step: the plain twin, to be compared with. ``graphs``: as in
+    `prefill`. ``inspect`` is shown the cache once, as the last step left it: all prompts and all new
+    tokens but the last ones have been read.
 
     Raises:
         UserError: no prompt, an empty one, a token out of the vocabulary, or an option out of range.
     """
     prompts = _listed(prompts)
     _check(model, prompts, new, temperature, top_p, seed, end)
+    if graphs is not None and not cached:
+        raise UserError("graphs need a cache; leave cached true, or graphs out")
     on = next(model.parameters()).device
     model.eval()
     texts = [[index(token) for token in prompt] for prompt in prompts]
     generators = [_generator(index(seed), texts, number) for number in range(len(texts))]
     running = set(range(len(texts)))
-    cache = Cache(len(texts)) if cached else None
+    cache = Cache(len(texts), graphs) if cached else None
     chosen: list[int] = []
     for _ in range(index(new)):
         if chosen and cache is not None:

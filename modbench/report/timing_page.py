@@ -185,7 +185,9 @@ def _notes(table: TimingTable) -> Iterable[str]:
         "under Ceilings in the row's dtype."
     )
     dtypes = ", ".join(sorted({row.dtype for row in rows}))
-    compiled = "all compiled but decoding" if any(row.compiled for row in rows) else "nothing compiled"
+    compiled = "nothing compiled"
+    if any(row.compiled for row in rows):
+        compiled = "all compiled but decoding, which a GPU replays as CUDA graphs"
     yield (
         f"Matmuls in {dtypes}; forward passes and training steps under autocast, prefill and decoding "
         f"with weights in it; {compiled}."

@@ -3,11 +3,16 @@
 import pytest
 import torch
 from gemm import ceiling, gemms
-from interleaved import InTurns
+from interleaved import InTurns, Way
 from targets import Reach
+from torch import Tensor
 from training import MadeUpText, Trained
 
 from modbench.model.config import ModelConfig
+from modbench.model.decode_graphs import cuda_graphs
+from modbench.model.decoder import build_model
+from modbench.model.generate import decode, prefill
+from modbench.model.registry import build_router
 from modbench.model.sizes import SIZES
 from modbench.train.numerics import device
 
@@ -19,6 +24,7 @@ pytestmark = [
 SHAPE: ModelConfig = SIZES["124M"].model
 TOKENS: int = SIZES["124M"].sequence
 SEQUENCES = 16
+PAST, NEW = 512, 32
 
 
 def trained(router: str, **options: object) -> Trained:
@@ -53,3 +59,28 @@ def test_token_choice_against_dense(in_turns: InTurns, reach: Reach) -> None:
     ways = {"token_choice": trained("token_choice", experts=8, top_k=2), "dense": trained("vanilla")}
     ratios = in_turns(ways, text()).ratios("token_choice", "dense")
     reach("GPU, token choice training, 8 experts, top 2, over dense, time, bf16", ratios, 1.25, "x")
+
+
+@pytest.mark.parametrize("router", ["vanilla", "token_choice", "mod"])
+def test_decoding_by_graphs(router: str, in_turns: InTurns, reach: Reach) -> None:
+    """By CUDA graphs over as it is written, the same tokens after the same past."""
+    model = build_model(SHAPE, build_router(router)).to(device(), torch.bfloat16).eval()
+    tokens_BT = text()()[0][:4, : PAST + NEW]
+    caches = {
+        "graphs": prefill(model, tokens_BT[:, :PAST], graphs=cuda_graphs(device()))[1],
+        "written": prefill(model, tokens_BT[:, :PAST])[1],
+    }
+    marks = {name: cache.mark() for name, cache in caches.items()}
+    found: dict[str, Tensor] = {}
+
+    def way(name: str) -> Way:
+        def run() -> None:
+            caches[name].rewind(marks[name])
+            for token_B in tokens_BT[:, PAST:].unbind(1):
+                found[name] = decode(model, token_B, caches[name])
+
+        return run
+
+    turns = in_turns({name: way(name) for name in caches})
+    torch.testing.assert_close(found["graphs"], found["written"], rtol=0.1, atol=0.1)
+    reach.shown(f"GPU, {router}, decoding by graphs over as written", turns.ratios(*caches), "x")

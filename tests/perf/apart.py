@@ -39,9 +39,9 @@ class PlainLoopApart:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        with self._process:  # which closes what both ends of it read and write
+            assert self._process.stdin is not None
+            self._process.stdin.close()
 
     def draw(self) -> None:
         self._ask("draw")

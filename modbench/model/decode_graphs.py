@@ -10,6 +10,7 @@ B sequences, R of them with one token each, C tokens that a graph looks at.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -117,15 +118,15 @@ class _CudaGraphs:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         own = tuple(given.clone() for given in inputs)
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(WARM_UP):
-                function(*own)
-        torch.cuda.current_stream().wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            outputs = function(*own)
+        beside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        with without_determinism():
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                for _ in range(WARM_UP):
+                    function(*own)
+            torch.cuda.current_stream().wait_stream(beside)
+            with torch.cuda.graph(graph, pool=self._pool):
+                outputs = function(*own)
 
         def replay(*inputs: Tensor) -> Outputs:
             for mine, given in zip(own, inputs, strict=True):
@@ -135,6 +136,18 @@ class _CudaGraphs:
             return tuple(output.clone() for output in outputs)
 
         return replay
+
+
+@contextmanager
+def without_determinism() -> Iterator[None]:
+    """Inside, PyTorch may take any kernel. Its deterministic `index_put_` asks the device for the
+    largest index, which can't be recorded; a block writes each key and value once, in any order."""
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
 
 
 def cuda_graphs(on: torch.device) -> DecodeGraphs:

@@ -18,7 +18,13 @@ from modbench.model import decode_graphs
 from modbench.model.cache import Cache
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context, Trace
-from modbench.model.decode_graphs import DecodeGraphs, Function, Outputs, cuda_graphs
+from modbench.model.decode_graphs import (
+    DecodeGraphs,
+    Function,
+    Outputs,
+    cuda_graphs,
+    without_determinism,
+)
 from modbench.model.decoder import Decoder, build_model
 from modbench.model.generate import decode, generate, prefill
 from modbench.model.registry import build_router, router_names
@@ -207,3 +213,15 @@ def test_where_there_is_no_gpu_it_says_so() -> None:
         cuda_graphs(torch.device("cpu"))
     with pytest.raises(UserError, match="graphs need a cache; leave cached true"):
         generate(trained("vanilla"), PROMPTS, new=2, cached=False, graphs=DecodeGraphs(Traced()))
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_determinism_comes_back(mode: int) -> None:
+    before = torch.get_deterministic_debug_mode()
+    try:
+        torch.set_deterministic_debug_mode(mode)
+        with without_determinism():
+            assert torch.get_deterministic_debug_mode() == 0
+        assert torch.get_deterministic_debug_mode() == mode
+    finally:
+        torch.set_deterministic_debug_mode(before)

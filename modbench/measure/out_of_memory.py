@@ -9,6 +9,10 @@ _SAID = re.compile(
 )
 
 
+#: What a RuntimeError says that has no size: PyTorch on a CPU, CUDA, its matrix library.
+_WORDS = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
 def asked_bytes(text: str) -> int | None:
     """The size that was asked for, to the digits that ``text`` has; None where it is silent."""
     match = _SAID.search(text)
@@ -21,14 +25,17 @@ def failed_allocation(error: BaseException) -> BaseException | None:
     import torch
 
     cause: BaseException | None = error
-    while cause is not None:
+    seen: list[BaseException] = []
+    while cause is not None and cause not in seen:
+        seen.append(cause)
         if isinstance(cause, torch.OutOfMemoryError | MemoryError):
             return cause
         if isinstance(cause, RuntimeError) and (
-            asked_bytes(str(cause)) is not None or "can't allocate memory" in str(cause)
+            asked_bytes(str(cause)) is not None or any(words in str(cause) for words in _WORDS)
         ):
             return cause
-        cause = cause.__cause__
+        # What failed while it was being dealt with hides it there.
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from modbench.errors import UserError
+from modbench.model.cache import Kept
 
 if TYPE_CHECKING:
-    from modbench.model.cache import Kept
     from modbench.model.context import Context
 
 #: A graph looks at a multiple of so many tokens: a longer past needs another graph.
@@ -62,14 +62,18 @@ class DecodeGraphs:
 
     def __init__(self, record: Record | None = None) -> None:
         self._record = record if record is not None else _CudaGraphs().record
-        self._recorded: dict[int, tuple[tuple[Any, ...], dict[tuple[Any, ...], Function]]] = {}
+        self._recorded: dict[int, tuple[Kept, dict[tuple[Any, ...], Function]]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DecodeGraphs":
+        """Of a copied cache: none of those that write to this one's memory."""
+        return DecodeGraphs(self._record)
 
     def run(
         self,
         block: Recordable,
         x_R1D: Tensor,
         context: "Context",
-        kept: "Kept",
+        kept: Kept,
         *,
         layer: int,
         adds: bool,
@@ -100,11 +104,11 @@ class DecodeGraphs:
             graphs[key] = self._record(one_token, tuple(t.to(x_R1D.device) for t in inputs))
         return graphs[key](*inputs)
 
-    def _of(self, layer: int, kept: "Kept") -> dict[tuple[Any, ...], Function]:
+    def _of(self, layer: int, kept: Kept) -> dict[tuple[Any, ...], Function]:
         """The layer's graphs, none where they wrote to memory that the cache has left since."""
-        where = (kept.k_BKCP.data_ptr(), kept.v_BKCP.data_ptr())
-        if layer not in self._recorded or self._recorded[layer][0] != where:
-            self._recorded[layer] = (where, {})
+        if layer not in self._recorded or self._recorded[layer][0] is not kept:
+            # Held as long as its graphs are, so that nothing else comes to lie there.
+            self._recorded[layer] = (kept, {})
         return self._recorded[layer][1]
 
 
@@ -115,6 +119,10 @@ class _CudaGraphs:
         self._pool: Any = None
 
     def record(self, function: Function, inputs: Outputs) -> Function:
+        with torch.cuda.device(inputs[0].device):
+            return self._record(function, inputs)
+
+    def _record(self, function: Function, inputs: Outputs) -> Function:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         own = tuple(given.clone() for given in inputs)
@@ -131,7 +139,8 @@ class _CudaGraphs:
         def replay(*inputs: Tensor) -> Outputs:
             for mine, given in zip(own, inputs, strict=True):
                 mine.copy_(given, non_blocking=True)
-            graph.replay()
+            with torch.cuda.device(own[0].device):
+                graph.replay()
             # The next replay writes over them, and a layer may be met twice in a pass.
             return tuple(output.clone() for output in outputs)
 

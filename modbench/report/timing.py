@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from modbench.errors import UserError, known_names
 from modbench.report.line import Line, cell_key
-from modbench.report.shape import check
+from modbench.report.shape import check, is_of
 from modbench.report.store import read_lines
 
 TIMINGS = "timings"
@@ -98,6 +98,10 @@ class Timing(Line):
             check("measured", self.measured, _MEASURED[self.kind])
             for case in self.measured.get("cases", []):
                 check("case", case, _CASE)
+                if not case["seconds"] or not all(is_of(each, _NUMBER) for each in case["seconds"]):
+                    raise UserError(
+                        f"case seconds is {case['seconds']!r}; it must be numbers, one or more"
+                    )
         self.check_outcome()
 
     @property

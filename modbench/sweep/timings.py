@@ -167,6 +167,9 @@ class _Bench:
             last = timings[-1]
             if last.machine == here and _same_code(last.code, code):
                 mine = self._of_run(last.run)
+                if code["dirty"]:
+                    changes = "local changes, of which nobody knows whether they are the same"
+                    _say(console, f"run {last.run} goes on, with {changes}; --again begins another one")
                 return last.run, {timing.job for timing in mine if timing.status in _DONE}
             what = "code" if last.machine == here else f"machine ({last.machine})"
             _say(console, f"run {last.run} was made by another {what}; beginning a new one")
@@ -220,7 +223,7 @@ def _events(progress: Progress, key: str) -> Callable[[dict[str, Any]], None]:
 
 
 def _same_code(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(one[name] == other[name] for name in ("version", "commit"))
+    return all(one[name] == other[name] for name in ("version", "commit", "dirty"))
 
 
 def _killed(job: Job) -> dict[str, Any]:

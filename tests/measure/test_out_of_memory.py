@@ -43,6 +43,29 @@ def test_one_that_a_router_is_blamed_for_is_still_one() -> None:
     assert failed_allocation(blamed) is failed
 
 
+@pytest.mark.parametrize(
+    "says",
+    ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"],
+)
+def test_what_a_gpus_libraries_say(says: str) -> None:
+    error = RuntimeError(says)
+    assert failed_allocation(error) is error
+    assert out_of_memory_sentence(error).startswith(
+        "out of memory, asked for an unknown number of bytes"
+    )
+
+
+def test_one_that_is_hidden_by_what_came_of_it_is_still_one() -> None:
+    failed, later = torch.OutOfMemoryError(ON_A_GPU), RuntimeError("the capture was not ended")
+    later.__context__ = failed
+    assert failed_allocation(later) is failed
+    later.__suppress_context__ = True
+    assert failed_allocation(later) is None
+    one, other = ValueError("one"), ValueError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert failed_allocation(one) is None
+
+
 def test_the_sentence_has_the_size_on_one_line() -> None:
     sentence = out_of_memory_sentence(torch.OutOfMemoryError(f"{ON_A_GPU}\nsecond"))
     assert sentence.startswith("out of memory, asked for 2,684,354,560 bytes (CUDA out of memory.")

@@ -173,6 +173,18 @@ def test_two_caches_and_a_copy_keep_apart() -> None:
     assert torch.equal(decode(model, next_B, copied), expected)
 
 
+def test_graphs_that_a_second_cache_is_given_are_made_anew() -> None:
+    """Whatever lies where the first one's keys lay."""
+    model, record = trained("vanilla"), Traced()
+    graphs, next_B = DecodeGraphs(record), torch.tensor([9])
+    for tokens in (6, 7):
+        tokens_BT = torch.arange(tokens)[None]
+        one, other = prefill(model, tokens_BT, graphs=graphs)[1], prefill(model, tokens_BT)[1]
+        for _ in range(2):
+            torch.testing.assert_close(decode(model, next_B, one), decode(model, next_B, other))
+    assert record.programs >= 2 * SHAPE.layers
+
+
 def test_other_weights_are_recorded_again() -> None:
     """A graph goes by where they are."""
     model, record = trained("vanilla"), Traced()

@@ -9,6 +9,7 @@ revision has it.
 """
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -182,7 +183,11 @@ def main(words: Sequence[str] | None = None, root: Path | None = None) -> int:
     except CompareError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{asked.against} -> working tree, {asked.pairs} pairs of processes")
+    once = math.comb(2 * asked.pairs, asked.pairs) // 2
+    print(
+        f"{asked.against} -> working tree, {asked.pairs} pairs of processes, of which equal revisions "
+        f"come apart by chance once in {once}"
+    )
     for line in comparison.lines():
         print(line)
     return int(comparison.failed)

@@ -238,3 +238,10 @@ def test_sizes_stand_apart() -> None:
     page = timing_page(table)
     assert "## small" in page
     assert "## large" in page
+
+
+@pytest.mark.parametrize("seconds", [[], ["a", "b"], [0.1, None], [True]], ids=str)
+def test_samples_are_numbers(seconds: list[Any]) -> None:
+    case = make_case() | {"seconds": seconds}
+    with pytest.raises(UserError, match=r"case seconds is .*; it must be numbers, one or more"):
+        timed("vanilla", case)

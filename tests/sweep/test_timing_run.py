@@ -181,6 +181,21 @@ def test_another_machine_begins_another_run(
     assert "1 earlier runs lie in timings/" in page
 
 
+def test_code_with_local_changes_is_told_and_is_other_code(
+    time: Time, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = {"version": "0", "commit": "f" * 40, "dirty": False}
+    monkeypatch.setattr("modbench.measure.environment.code_version", lambda: dict(code))
+    assert time("vanilla") == 0
+    code["dirty"] = True
+    assert time("vanilla") == 0
+    assert "was made by another code; beginning a new one" in capsys.readouterr().err
+    assert time("vanilla") == 0
+    said = capsys.readouterr().err
+    assert "goes on, with local changes, of which nobody knows whether they are the same" in said
+    assert "is done; --again begins another one" in said
+
+
 def test_a_machine_that_changes_within_a_run_is_refused_by_name(
     tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:

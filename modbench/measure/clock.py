@@ -13,6 +13,7 @@ from modbench.measure.cases import (
 )
 from modbench.measure.ceiling import ceilings
 from modbench.measure.nvml import Gpu, Watched, open_gpu
+from modbench.measure.out_of_memory import failed_allocation
 from modbench.measure.stopwatch import Stopwatch, sampled, stopwatch
 from modbench.measure.subject import Subject
 from modbench.model.context import Trace
@@ -22,9 +23,22 @@ Say = Callable[[dict[str, Any]], None]
 BALANCES = ("forced", "as routed", "nothing routed")
 
 
+class MemoryRanOutError(Exception):
+    """In the middle of several cases, of which ``found`` has those before; it was raised from what says
+    how much was asked for."""
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        super().__init__(f"memory ran out after {len(found['cases'])} cases")
+        self.found = found
+
+
 def timed(kind: str, subject: Subject, threads: int, say: Say) -> dict[str, Any]:
     """``kind`` ``time``: the subject's ``cases`` and ``balance``; ``ceiling``: its machine's `ceilings`.
-    Both with the ``machine``'s state."""
+    Both with the ``machine``'s state.
+
+    Raises:
+        MemoryRanOutError: it did, when some cases had been timed.
+    """
     watch, busy = stopwatch(subject.on), Busy()
     gpu, why_none = open_gpu(subject.on)
     if kind == "ceiling":
@@ -34,24 +48,40 @@ def timed(kind: str, subject: Subject, threads: int, say: Say) -> dict[str, Any]
         found = ceilings(subject, watch)
         _look(gpu, watched)
         found["gpu"] = watched.as_dict() if gpu is not None else None
-    else:
-        found = _cases(subject, watch, gpu, say)
-    return found | {"machine": busy.state(threads) | {"nvml": why_none or "ok"}}
+        return found | _machine(busy, threads, why_none)
+    try:
+        return _cases(subject, watch, gpu, say) | _machine(busy, threads, why_none)
+    except MemoryRanOutError as error:
+        error.found |= _machine(busy, threads, why_none)
+        raise
+
+
+def _machine(busy: Busy, threads: int, why_none: str | None) -> dict[str, Any]:
+    return {"machine": busy.state(threads) | {"nvml": why_none or "ok"}}
 
 
 def _cases(subject: Subject, watch: Stopwatch, gpu: Gpu | None, say: Say) -> dict[str, Any]:
     model = subject.build()
-    cases, kinds = [], set()
+    cases: list[dict[str, Any]] = []
+    kinds: set[str] = set()
     time = subject.time
     many = 2 + len(time.prefill) + len(time.decode_batches) * len(time.decode_past)
-    for number, case in enumerate(_in_turn(subject, model), start=1):
-        say({"event": "step", "phase": "timing", "step": number, "steps": many})
-        measured, kind = _case(case, model, subject, watch, gpu)
-        cases.append(measured)
-        kinds.add(kind)
-    strongest = next(kind for kind in BALANCES if kind in kinds)
-    compiled = is_compiled(model, subject.time)
-    return {"cases": cases, "balance": strongest, "compiled": compiled}
+
+    def found() -> dict[str, Any]:
+        strongest = next(kind for kind in BALANCES if kind in kinds)
+        return {"cases": cases, "balance": strongest, "compiled": is_compiled(model, subject.time)}
+
+    try:
+        for number, case in enumerate(_in_turn(subject, model), start=1):
+            say({"event": "step", "phase": "timing", "step": number, "steps": many})
+            measured, kind = _case(case, model, subject, watch, gpu)
+            cases.append(measured)
+            kinds.add(kind)
+    except Exception as error:
+        if not cases or failed_allocation(error) is None:
+            raise
+        raise MemoryRanOutError(found()) from error
+    return found()
 
 
 def _in_turn(subject: Subject, model: Decoder) -> Iterator[Case]:

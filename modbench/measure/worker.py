@@ -47,6 +47,7 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
             "status": "oom",
             "asked_bytes": asked_bytes(str(failed)),
             "error": out_of_memory_sentence(failed),
+            "measured": getattr(error, "found", {}),  # what was timed before
         }
     return found | {"environment": environment(subject.dtype)}
 

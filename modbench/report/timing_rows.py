@@ -83,26 +83,28 @@ def case_rows(timings: Sequence[Timing], ceiling: Callable[[str], float | None])
     if not timings:
         return []
     router = timings[0].cell["router"]
-    ok = [timing for timing in timings if timing.status == "ok"]
     bad = [timing for timing in timings if timing.status != "ok"]
-    if not ok:
+    found: dict[str, list[tuple[Timing, dict[str, Any]]]] = {}
+    for timing in timings:
+        for case in timing.measured.get("cases", []):
+            found.setdefault(case["name"], []).append((timing, case))
+    rows = [
+        _case_row(router, measured, len(timings) - len(measured), ceiling) for measured in found.values()
+    ]
+    if len(bad) == len(timings):
         last = bad[-1]
-        return [
+        rows.append(
             CaseRow(
                 label=router["label"],
                 router=router["name"],
-                case="all",
+                case="all others" if rows else "all",
                 phase="",
                 status=last.status,
                 asked_bytes=last.asked_bytes,
                 error=last.error or "",
             )
-        ]
-    found: dict[str, list[tuple[Timing, dict[str, Any]]]] = {}
-    for timing in ok:
-        for case in timing.measured["cases"]:
-            found.setdefault(case["name"], []).append((timing, case))
-    return [_case_row(router, measured, len(bad), ceiling) for measured in found.values()]
+        )
+    return rows
 
 
 def _case_row(

@@ -57,6 +57,18 @@ def test_want_of_memory_is_a_result_with_the_size() -> None:
     assert found["measured"] == {}
 
 
+def test_cases_before_memory_ran_out_are_kept() -> None:
+    code, documents, _ = run(spec("time", time={**CELL["time"], "decode_past": [4, 10**13]}))
+    found = documents[-1]
+    assert (code, found["status"]) == (0, "oom")
+    assert found["asked_bytes"] > 8 * 10**13
+    measured = found["measured"]
+    assert [case["name"] for case in measured["cases"]][:2] == ["forward", "train"]
+    assert measured["cases"][-1]["name"] == "decode after 4 x 1"
+    assert measured["machine"]["nvml"] == "no GPU"
+    assert measured["balance"] == "forced"
+
+
 def test_a_mistake_is_a_sentence() -> None:
     code, documents, said = run(spec("time", router={"name": "mood", "options": {}}))
     assert (code, documents) == (2, [])

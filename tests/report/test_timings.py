@@ -147,6 +147,29 @@ def test_out_of_memory_is_a_row_with_the_size() -> None:
     assert "oom, asked for 0.0" in page
 
 
+def test_cases_before_memory_ran_out_stand() -> None:
+    words = "out of memory, asked for 123 bytes (x)"
+    bad = {"status": "oom", "error": words, "asked_bytes": 123}
+    timings = [
+        timed("mod", make_case(seconds=(0.1,) * 4), repetition=1, **bad),
+        timed("mod", make_case(seconds=(0.1,) * 4), repetition=2, **bad),
+        make_timing("time", cell_of("mod"), {}, repetition=3, **bad),
+    ]
+    rows = rows_of(*timings)
+    assert set(rows) == {("mod", "forward"), ("mod", "all others")}
+    case, others = rows["mod", "forward"], rows["mod", "all others"]
+    assert (case.status, case.n, case.processes) == ("ok", 8, 2)
+    assert "1 more processes failed" in case.flags
+    assert (others.status, others.asked_bytes, others.seconds_median) == ("oom", 123, None)
+    assert f"mod, all others: oom: {words}" in timing_page(TimingTable.of(timings))
+
+
+def test_what_was_found_before_memory_ran_out_is_held_to_its_shape() -> None:
+    timing = timed("mod", make_case(), status="oom", error="out of memory")
+    with pytest.raises(UserError, match="measured lacks the field 'balance'"):
+        replace(timing, measured={"cases": []})
+
+
 def test_memory_is_held_against_its_prediction() -> None:
     table = TimingTable.of([weighed("mod", 1100, 1000)])
     parts = {row.part: row for row in table.groups[0].memory}

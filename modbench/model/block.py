@@ -165,6 +165,8 @@ class Attention(nn.Module):
         return k_BKCP, v_BKCP, without_values(mask_B1TC) if x_BTD.is_meta else mask_B1TC
 
     def _rotation(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():  # a layer keeps its own for the backward pass: plans reckon with it
+            return self._angles(x_BTD, context.positions_BT)
         tokens = x_BTD.shape[1] if context.positions_BT is None else None
         key = ("rotation", tokens, self.head_width, self.model.rope_base, x_BTD.device)
         return context.once(key, lambda: self._angles(x_BTD, context.positions_BT))

@@ -108,7 +108,7 @@ def test_what_layers_share_is_made_once_to_a_context() -> None:
 
 
 def test_angles_are_of_the_positions_that_a_context_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pass makes them once, and again for tokens that go by themselves."""
+    """A pass without a gradient makes them once, and again for tokens that go by themselves."""
     made: list[tuple[int, ...]] = []
     angles = Attention._angles
 
@@ -118,5 +118,9 @@ def test_angles_are_of_the_positions_that_a_context_says(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Attention, "_angles", counted)
     model = build_model(SHAPE, build_router("mod", {"capacity": 0.5}))
-    model(torch.arange(16).view(2, 8), Context())
+    with torch.no_grad():
+        model(torch.arange(16).view(2, 8), Context())
     assert made == [(2, 8), (2, 4), (2, 4)]
+    made.clear()
+    model(torch.arange(16).view(2, 8), Context())
+    assert made == [(2, 8), (2, 4), (2, 8), (2, 4)]

@@ -6,6 +6,7 @@ B sequences, T tokens.
 """
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -237,3 +238,32 @@ def test_determinism_comes_back(mode: int) -> None:
         assert torch.get_deterministic_debug_mode() == mode
     finally:
         torch.set_deterministic_debug_mode(before)
+
+
+def test_what_a_replay_gave_is_not_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real recorder, with a stand-in for CUDA whose graph runs again what it saw last."""
+    out_N, seen = torch.zeros(3), []
+
+    def function(x_N: Tensor) -> Outputs:
+        seen.append(x_N)
+        return (torch.mul(x_N, 2, out=out_N),)
+
+    class Stream:
+        def wait_stream(self, other: "Stream") -> None:
+            pass
+
+    class Graph:
+        def replay(self) -> None:
+            function(seen[-1])
+
+    for name in ("device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *given, **named: nullcontext())
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    replay = decode_graphs._CudaGraphs().record(function, (torch.zeros(3),))
+    assert len(seen) == decode_graphs.WARM_UP + 1
+    given = [torch.arange(3.0), torch.arange(3.0) + 7]
+    found = [replay(x_N)[0] for x_N in given]
+    assert all(torch.equal(one, 2 * x_N) for one, x_N in zip(found, given, strict=True))

@@ -159,3 +159,12 @@ def test_a_bank_counts_as_its_ledger_says(
         y_ND.sum().backward()
     load = Load.uniform(1, 10, "train", input_gradient="rows" not in frozen)
     assert counter.ledger == part.ledger(load, sum(counts))
+
+
+@pytest.mark.parametrize("mlp", ["swiglu", "gelu"])
+def test_experts_in_bfloat16_keep_no_room_that_they_do_not_use(mlp: str) -> None:
+    part, counts = bank(mlp), [3, 0, 70, 8]
+    rows_ND = torch.randn(sum(counts), 16).bfloat16()
+    with torch.no_grad():
+        _, (between, _, _) = OneByOne(counts, mlp).keeping(rows_ND, part.up, part.down)
+    assert between.numel() == sum(counts) * (part.up.shape[1] + part.down.shape[2])

@@ -8,7 +8,8 @@ in the processor's cache when it is needed; what is kept is what a dense MLP und
 weights and silu(gate), too. Which is faster was measured (`nox -s perf`, "experts all together over one
 by one"; nothing on a GPU). Differentiable once. The plain twin is in the tests.
 
-E experts, N rows, n of one expert, C columns of ``up``, D model width, F hidden width.
+E experts, N rows, M of one expert with what fills them up (`modbench.model.grouped.filled`), C columns
+of ``up``, D model width, F hidden width.
 """
 
 from abc import ABC, abstractmethod
@@ -26,6 +27,8 @@ from modbench.model.grouped import (
     Grouped,
     Products,
     Slices,
+    filled,
+    filled_count,
     multiply,
     spans,
     takes_grouped,
@@ -162,11 +165,11 @@ class OneByOne(Way):
             for expert, rows in spans(self._counts):
                 count = rows.stop - rows.start
                 if count:
-                    up_nC = _laid(rows_ND, count, up_ECD.shape[1])
-                    hidden_nF = _laid(rows_ND, count, down_EDF.shape[2])
-                    multiply(rows_ND[rows], up_ECD[expert].to(dtype).T, up_nC)
-                    hidden_nF = activation(up_nC, self._mlp, kept_NF=hidden_nF, out_NF=hidden_nF)
-                    multiply(hidden_nF, down_EDF[expert].to(dtype).T, out_ND[rows])
+                    up_MC = _laid(rows_ND, count, up_ECD.shape[1])
+                    hidden_MF = _laid(rows_ND, count, down_EDF.shape[2])
+                    multiply(filled(rows_ND[rows]), up_ECD[expert].to(dtype).T, up_MC, count)
+                    hidden_MF = activation(up_MC, self._mlp, kept_NF=hidden_MF, out_NF=hidden_MF)
+                    multiply(hidden_MF, down_EDF[expert].to(dtype).T, out_ND[rows], count)
         return out_ND
 
     def keeping(
@@ -177,12 +180,13 @@ class OneByOne(Way):
             up_ECD, down_EDF = up_ECD.to(rows_ND.dtype), down_EDF.to(rows_ND.dtype)
             between = rows_ND.new_empty(room(rows_ND, up_ECD, down_EDF))
             laid = self._between(between, up_ECD, down_EDF)
-            for (expert, rows), (up_nC, kept_nF) in zip(spans(self._counts), laid, strict=True):
-                if len(up_nC):
-                    multiply(rows_ND[rows], up_ECD[expert].T, up_nC)
-                    hidden_nF = _laid(rows_ND, *kept_nF.shape)
-                    hidden_nF = activation(up_nC, self._mlp, kept_NF=kept_nF, out_NF=hidden_nF)
-                    multiply(hidden_nF, down_EDF[expert].T, out_ND[rows])
+            for (expert, rows), (up_MC, kept_MF) in zip(spans(self._counts), laid, strict=True):
+                count = rows.stop - rows.start
+                if count:
+                    multiply(filled(rows_ND[rows]), up_ECD[expert].T, up_MC, count)
+                    hidden_MF = _laid(rows_ND, count, down_EDF.shape[2])
+                    hidden_MF = activation(up_MC, self._mlp, kept_NF=kept_MF, out_NF=hidden_MF)
+                    multiply(hidden_MF, down_EDF[expert].T, out_ND[rows], count)
         return out_ND, (between, up_ECD, down_EDF)
 
     def backward(
@@ -200,21 +204,21 @@ class OneByOne(Way):
         of_down = torch.empty_like(down_EDF, dtype=dtypes[1]) if to_down else None
         with as_it_is(rows_ND):
             laid = self._between(between, up_ECD, down_EDF)
-            for (expert, rows), (up_nC, kept_nF) in zip(spans(self._counts), laid, strict=True):
-                dy_nD = dy_ND[rows]
-                hidden_nF = _laid(rows_ND, *kept_nF.shape)
+            for (expert, rows), (up_MC, kept_MF) in zip(spans(self._counts), laid, strict=True):
+                count, dy_MD = rows.stop - rows.start, filled(dy_ND[rows])
+                hidden_MF = _laid(rows_ND, count, down_EDF.shape[2])
                 if of_down is not None:
-                    again_nF = activation_again(up_nC, self._mlp, kept_NF=kept_nF, out_NF=hidden_nF)
-                    weight_gradient(dy_nD, again_nF, of_down[expert])
+                    again_MF = activation_again(up_MC, self._mlp, kept_NF=kept_MF, out_NF=hidden_MF)
+                    weight_gradient(dy_MD, again_MF, of_down[expert], count)
                 if not (to_rows or to_up):
                     continue
-                multiply(dy_nD, down_EDF[expert], hidden_nF)
-                dup_nC = _laid(rows_ND, *up_nC.shape)
-                activation_backward(hidden_nF, up_nC, self._mlp, kept_NF=kept_nF, out_NC=dup_nC)
+                multiply(dy_MD, down_EDF[expert], hidden_MF, count)
+                dup_MC = _laid(rows_ND, count, up_ECD.shape[1])
+                activation_backward(hidden_MF, up_MC, self._mlp, kept_NF=kept_MF, out_NC=dup_MC)
                 if of_up is not None:
-                    weight_gradient(dup_nC, rows_ND[rows], of_up[expert])
+                    weight_gradient(dup_MC, filled(rows_ND[rows]), of_up[expert], count)
                 if of_rows is not None:
-                    multiply(dup_nC, up_ECD[expert], of_rows[rows])
+                    multiply(dup_MC, up_ECD[expert], of_rows[rows], count)
         return of_rows, of_up, of_down
 
     def _empty(self, rows_ND: Tensor, down_EDF: Tensor) -> Tensor:
@@ -223,7 +227,7 @@ class OneByOne(Way):
         return out_ND
 
     def _between(self, between: Tensor, up_ECD: Tensor, down_EDF: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Each expert's (n, C) out of ``up`` and (n, F) of the activation."""
+        """Each expert's (M, C) out of ``up`` and (M, F) of the activation."""
         found, end = [], 0
         for count in self._counts:
             pair = []
@@ -236,26 +240,28 @@ class OneByOne(Way):
 
 
 def room(rows_ND: Tensor, up_ECD: Tensor, down_EDF: Tensor) -> int:
-    """Numbers between the matmuls of these rows, whatever their experts."""
+    """Numbers between the matmuls of these rows, whoever their experts are: at most."""
     most = len(rows_ND)
-    if rows_ND.dtype in BY_FEATURE:
+    if rows_ND.dtype in (*BY_FEATURE, torch.bfloat16):
         most += (ROWS - 1) * len(up_ECD)
     return most * (up_ECD.shape[1] + down_EDF.shape[2])
 
 
 def _stride(like: Tensor, count: int) -> int:
-    return -(-count // ROWS) * ROWS if like.dtype in BY_FEATURE else count
+    if like.dtype in BY_FEATURE:
+        return -(-count // ROWS) * ROWS
+    return filled_count(like, count)
 
 
 def _laid(like: Tensor, count: int, columns: int) -> Tensor:
-    """Memory for (n, columns)."""
+    """Memory for (M, columns) of ``count`` rows."""
     return _as_laid(like.new_empty(_stride(like, count) * columns), count, columns)
 
 
 def _as_laid(flat: Tensor, count: int, columns: int) -> Tensor:
     if flat.dtype in BY_FEATURE:
         return flat.view(columns, _stride(flat, count))[:, :count].T
-    return flat.view(count, columns)
+    return flat.view(-1, columns)
 
 
 class _Experts(torch.autograd.Function):

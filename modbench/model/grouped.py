@@ -7,19 +7,22 @@ rows an expert has. `Products` is what all do.
 Which wins was measured (`nox -s perf`, "grouped_mm over slices"): on a CPU the slices, in float32 and in
 bfloat16. A GPU's host would have to wait for the counts to slice by them.
 
-E experts, N rows, F columns that come out, D columns that come in.
+E experts, N rows, M of them with what fills them up, F columns that come out, D columns that come in.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import flop_counter
 
-#: A CPU's bfloat16 kernels are made anew for each number of rows, which takes as long as running them:
-#: multiples of this are taken by themselves, and what remains, so that there are few.
+from modbench.flops.formulas import register_flop_formula
+
+#: A CPU's bfloat16 kernels are made anew for each number of rows, which takes as long as running them,
+#: and are slower where a tile isn't full: more rows than this are filled up with zeros to a multiple.
 ROWS = 16
 #: So few rows of float32 that a CPU had better multiply the matrix by them, not them by the matrix.
 FEW = 8
@@ -53,19 +56,20 @@ class Slices(Products):
     def forward(self, x_ND: Tensor, weight_EFD: Tensor) -> Tensor:
         out_NF = self._empty(x_ND, weight_EFD.shape[1])
         for expert, rows in spans(self._counts):
-            multiply(x_ND[rows], weight_EFD[expert].to(x_ND.dtype).T, out_NF[rows])
+            multiply(filled(x_ND[rows]), weight_EFD[expert].to(x_ND.dtype).T, out_NF[rows])
         return out_NF
 
     def to_inputs(self, dy_NF: Tensor, weight_EFD: Tensor) -> Tensor:
         out_ND = self._empty(dy_NF, weight_EFD.shape[2])
         for expert, rows in spans(self._counts):
-            multiply(dy_NF[rows], weight_EFD[expert].to(dy_NF.dtype), out_ND[rows])
+            multiply(filled(dy_NF[rows]), weight_EFD[expert].to(dy_NF.dtype), out_ND[rows])
         return out_ND
 
     def to_weights(self, dy_NF: Tensor, x_ND: Tensor, weight_EFD: Tensor) -> Tensor:
         out_EFD = torch.empty_like(weight_EFD)
         for expert, rows in spans(self._counts):
-            weight_gradient(dy_NF[rows], x_ND[rows], out_EFD[expert])
+            count = rows.stop - rows.start
+            weight_gradient(filled(dy_NF[rows]), filled(x_ND[rows]), out_EFD[expert], count)
         return out_EFD
 
     def _empty(self, x_ND: Tensor, columns: int) -> Tensor:
@@ -82,16 +86,89 @@ def spans(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
         first += count
 
 
-def multiply(x_ND: Tensor, weight_DF: Tensor, out_NF: Tensor) -> None:
-    """``out_NF`` becomes ``x_ND @ weight_DF``."""
-    if takes_few(x_ND):
-        out_NF.copy_(few(x_ND, weight_DF.T))
+def filled_count(like: Tensor, count: int) -> int:
+    """So many rows of the kind of ``like`` are multiplied where there are ``count``."""
+    fills = like.is_cpu and like.dtype == torch.bfloat16 and count > ROWS
+    return -(-count // ROWS) * ROWS if fills and not torch.jit.is_tracing() else count
+
+
+def filled(x_ND: Tensor) -> Tensor:
+    """The rows, and of zeros what `filled_count` wants: (M, D)."""
+    count = len(x_ND)
+    most = filled_count(x_ND, count)
+    if most == count:
+        return x_ND
+    x_MD = x_ND.new_empty(most, x_ND.shape[1])
+    x_MD[:count] = x_ND
+    x_MD[count:] = 0
+    return x_MD
+
+
+def multiply(x_MD: Tensor, weight_DF: Tensor, out_NF: Tensor, count: int | None = None) -> None:
+    """``out_NF`` becomes ``x_MD @ weight_DF``, or the first rows of it. ``count`` rows of ``x_MD`` are
+    real; None: as many as ``out_NF`` has."""
+    if takes_few(x_MD):
+        out_NF.copy_(few(x_MD, weight_DF.T))
         return
-    for rows in _parts(x_ND):
-        if torch.jit.is_tracing():  # who counts a trace takes no third operand
-            out_NF[rows].copy_(torch.mm(x_ND[rows], weight_DF))
-        else:
-            torch.mm(x_ND[rows], weight_DF, out=out_NF[rows])
+    rows = len(out_NF) if count is None else count
+    if len(out_NF) == len(x_MD):
+        _mm(x_MD, weight_DF, out_NF, rows, len(x_MD))
+        return
+    product_MF = out_NF.new_empty(len(x_MD), out_NF.shape[1])
+    _mm(x_MD, weight_DF, product_MF, rows, len(x_MD))
+    out_NF.copy_(product_MF[: len(out_NF)])
+
+
+def weight_gradient(dy_MF: Tensor, x_MD: Tensor, out_FD: Tensor, count: int) -> None:
+    """``out_FD``, whose dtype may be another, becomes ``dy_MF.T @ x_MD``: 0 of no rows. ``count`` rows
+    of both are real."""
+    if not count:
+        out_FD.zero_()
+        return
+    same = out_FD.dtype == x_MD.dtype
+    product_FD = out_FD if same else torch.empty_like(out_FD, dtype=x_MD.dtype)
+    _mm(dy_MF.T, x_MD, product_FD, count, len(x_MD))
+    if not same:
+        out_FD.copy_(product_FD)
+
+
+def _mm(one: Tensor, other: Tensor, out: Tensor, count: int, rows: int) -> None:
+    """``out`` becomes ``one @ other``, of whose ``rows`` rows ``count`` are real."""
+    if count != rows:
+        torch.ops.modbench.filled_mm.default(one, other, out, count, rows)
+    elif torch.jit.is_tracing():  # who counts a trace takes no third operand
+        out.copy_(torch.mm(one, other))
+    else:
+        torch.mm(one, other, out=out)
+
+
+# An op of its own: rows of zeros are in no count, as what a kernel fills its own tiles with is in none.
+_OPS = torch.library.Library("modbench", "FRAGMENT")
+_OPS.define("filled_mm(Tensor one, Tensor other, Tensor(a!) out, int count, int rows) -> ()")
+
+
+@torch.library.impl(_OPS, "filled_mm", "CPU")
+def _filled_mm(one: Tensor, other: Tensor, out: Tensor, count: int, rows: int) -> None:
+    torch.mm(one, other, out=out)
+
+
+@torch.library.register_fake("modbench::filled_mm", lib=_OPS)
+def _(one: Tensor, other: Tensor, out: Tensor, count: int, rows: int) -> None:
+    pass
+
+
+def _flops(given: Mapping[str, Any], result: Any) -> int:
+    return _product_flops(given["one"].shape, given["other"].shape, (), given["count"], given["rows"])
+
+
+def _product_flops(
+    one: Sequence[int], other: Sequence[int], out: Sequence[int], count: int, rows: int, **_: Any
+) -> int:
+    return 2 * one[0] * one[1] * other[1] // rows * count
+
+
+register_flop_formula("modbench::filled_mm", _flops)
+flop_counter.register_flop_formula(torch.ops.modbench.filled_mm)(_product_flops)  # PyTorch's own counter
 
 
 def takes_few(x_ND: Tensor) -> bool:
@@ -107,31 +184,6 @@ def few(x_ND: Tensor, weight_FD: Tensor) -> Tensor:
         x_BD1 = x_ND.T.expand(BLOCKS, -1, 1)
         return torch.bmm(weight_FD.unflatten(0, (BLOCKS, -1)), x_BD1).view(1, columns)
     return torch.mm(weight_FD, x_ND.T).T
-
-
-def weight_gradient(dy_NF: Tensor, x_ND: Tensor, out_FD: Tensor) -> None:
-    """``out_FD``, whose dtype may be another, becomes ``dy_NF.T @ x_ND``: 0 of no rows."""
-    parts = _parts(x_ND)
-    if not parts:
-        out_FD.zero_()
-        return
-    same = out_FD.dtype == x_ND.dtype
-    product_FD = out_FD if same else torch.empty_like(out_FD, dtype=x_ND.dtype)
-    for number, rows in enumerate(parts):
-        if same and number:
-            out_FD.addmm_(dy_NF[rows].T, x_ND[rows])
-            continue
-        torch.mm(dy_NF[rows].T, x_ND[rows], out=product_FD)
-        if not same:
-            out_FD.add_(product_FD) if number else out_FD.copy_(product_FD)
-
-
-def _parts(x_ND: Tensor) -> list[slice]:
-    """The rows in the parts in which they are multiplied."""
-    count = len(x_ND)
-    apart = x_ND.dtype == torch.bfloat16 and not x_ND.is_cuda
-    middle = count - count % ROWS if apart else count
-    return [part for part in (slice(0, middle), slice(middle, count)) if part.stop > part.start]
 
 
 class Equal(Products):

@@ -2,11 +2,11 @@
 
 A CPU's bfloat16 matmuls are made anew for each number of rows (`modbench.model.grouped.ROWS`), which
 takes longer than running them and is remembered in memory. Routed tokens come in another number each
-time, so rows are multiplied in two parts there, the first of them whole multiples. In float32 a few
-rows, as when sequences are decoded, are multiplied from the other side, which is faster (`nox -s perf`,
+time, so rows are filled up with zeros to a multiple there. In float32 a few rows, as when sequences are
+decoded, are multiplied from the other side, which is faster (`nox -s perf`,
 "linear layers of a few rows over torch's"). The plain twin is `torch.nn.Linear`.
 
-D columns that come in, F that come out, N rows.
+D columns that come in, F that come out, N rows, M of them with what fills them up.
 """
 
 from typing import Any
@@ -16,8 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from modbench.model.grouped import FEW, ROWS, Slices, few, takes_few
-from modbench.model.kernels import as_it_is
+from modbench.model.grouped import (
+    FEW,
+    ROWS,
+    few,
+    filled,
+    multiply,
+    takes_few,
+    weight_gradient,
+)
 
 
 class Linear(nn.Linear):
@@ -31,13 +38,14 @@ class Linear(nn.Linear):
         if rows <= FEW:
             return projected(x_D, self.weight)
         dtype = _dtype(x_D, self.weight)
-        if dtype != torch.bfloat16 or not x_D.is_cpu or rows < ROWS or rows % ROWS == 0:
+        fills = dtype == torch.bfloat16 and x_D.is_cpu and rows > ROWS and rows % ROWS
+        if not fills or torch.compiler.is_compiling():
             return super().forward(x_D)
         x_ND = x_D.reshape(rows, -1).to(dtype)
         if torch.is_grad_enabled():
-            out_NF = _InParts.apply(x_ND, self.weight)  # type: ignore[no-untyped-call]
+            out_NF = _Filled.apply(x_ND, self.weight)  # type: ignore[no-untyped-call]
         else:
-            out_NF = _in_parts(x_ND, self.weight)
+            out_NF = _filled(x_ND, self.weight)
         return out_NF.unflatten(0, x_D.shape[:-1])  # type: ignore[no-any-return]
 
 
@@ -50,29 +58,35 @@ def projected(x_D: Tensor, weight_FD: Tensor) -> Tensor:
     return few(x_ND, weight_FD).unflatten(0, x_D.shape[:-1])
 
 
-def _in_parts(x_ND: Tensor, weight_FD: Tensor) -> Tensor:
-    with as_it_is(x_ND):
-        return Slices([len(x_ND)]).forward(x_ND, weight_FD[None])
+def _filled(x_ND: Tensor, weight_FD: Tensor) -> Tensor:
+    return _product(x_ND, weight_FD.to(x_ND.dtype).T)
 
 
-class _InParts(torch.autograd.Function):
+def _product(x_ND: Tensor, weight_DF: Tensor) -> Tensor:
+    x_MD = filled(x_ND)
+    out_MF = x_MD.new_empty(len(x_MD), weight_DF.shape[1])
+    multiply(x_MD, weight_DF, out_MF, len(x_ND))
+    return out_MF[: len(x_ND)]
+
+
+class _Filled(torch.autograd.Function):
     """The weights are cast twice, and no copy of them is kept. Differentiable once."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_FD: Tensor) -> Tensor:
         ctx.save_for_backward(x_ND, weight_FD)
-        return _in_parts(x_ND, weight_FD)
+        return _filled(x_ND, weight_FD)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_NF: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x_ND, weight_FD = ctx.saved_tensors
-        slices, of_x, of_weight = Slices([len(x_ND)]), None, None
-        with as_it_is(x_ND):
-            if ctx.needs_input_grad[0]:
-                of_x = slices.to_inputs(dy_NF, weight_FD[None])
-            if ctx.needs_input_grad[1]:
-                of_weight = slices.to_weights(dy_NF, x_ND, weight_FD[None])[0]
+        of_x = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_x = _product(dy_NF, weight_FD.to(dy_NF.dtype))
+        if ctx.needs_input_grad[1]:
+            of_weight = torch.empty_like(weight_FD)
+            weight_gradient(filled(dy_NF), filled(x_ND), of_weight, len(x_ND))
         return of_x, of_weight
 
 

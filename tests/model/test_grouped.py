@@ -3,6 +3,7 @@
 E experts, N rows, F columns that come out, D columns that come in.
 """
 
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -15,7 +16,16 @@ from modbench.flops.ledger import Load
 from modbench.model.config import ModelConfig
 from modbench.model.expert_products import OneByOne, Together, Way
 from modbench.model.experts import ExpertBank
-from modbench.model.grouped import ROWS, Equal, Grouped, Products, Slices
+from modbench.model.grouped import (
+    ROWS,
+    Equal,
+    Grouped,
+    Products,
+    Slices,
+    filled,
+    multiply,
+    weight_gradient,
+)
 
 COUNTS = [[3, 0, 70, 8], [64, 128, 1, 63], [0, 0, 200, 0], [ROWS + 1, 5, 2 * ROWS, 0]]
 WAYS = ["slices", "grouped"]
@@ -162,9 +172,40 @@ def test_a_bank_counts_as_its_ledger_says(
 
 
 @pytest.mark.parametrize("mlp", ["swiglu", "gelu"])
-def test_experts_in_bfloat16_keep_no_room_that_they_do_not_use(mlp: str) -> None:
+def test_experts_in_bfloat16_keep_room_for_their_rows_and_a_tile_each_at_most(mlp: str) -> None:
     part, counts = bank(mlp), [3, 0, 70, 8]
     rows_ND = torch.randn(sum(counts), 16).bfloat16()
     with torch.no_grad():
         _, (between, _, _) = OneByOne(counts, mlp).keeping(rows_ND, part.up, part.down)
-    assert between.numel() == sum(counts) * (part.up.shape[1] + part.down.shape[2])
+    columns = part.up.shape[1] + part.down.shape[2]
+    assert (3 + 80 + 8) * columns <= between.numel() < (sum(counts) + ROWS * len(counts)) * columns
+
+
+@pytest.mark.parametrize("count", [*range(1, 2 * ROWS + 2), 77])
+def test_what_fills_rows_up_reaches_nothing(count: int) -> None:
+    """Zeros that meet infinity would be no numbers; a neighbour's rows must not be read for them."""
+    generator = torch.Generator().manual_seed(0)
+    x_ND, dy_NF = (torch.randn(count + 1, 16, generator=generator).bfloat16() for _ in range(2))
+    weight_FD = torch.randn(16, 16, generator=generator).bfloat16()
+    x_ND[count], dy_NF[count] = torch.inf, torch.nan
+    out_NF, of_weight = torch.full((count + 1, 16), 7.0).bfloat16(), torch.empty(16, 16)
+    rows_MD, dy_MF = filled(x_ND[:count]), filled(dy_NF[:count])
+    multiply(rows_MD, weight_FD.T, out_NF[:count])
+    weight_gradient(dy_MF, rows_MD, of_weight, count)
+    torch.testing.assert_close(out_NF[:count], x_ND[:count] @ weight_FD.T, atol=0.1, rtol=2e-2)
+    truth_FD = dy_NF[:count].float().T @ x_ND[:count].float()
+    torch.testing.assert_close(of_weight, truth_FD, atol=0.1, rtol=2e-2)
+    assert (out_NF[count] == 7).all()
+
+
+def test_counting_leaves_the_numbers_of_filled_rows_as_they_are() -> None:
+    part, counts = bank(), [3, 0, 70, 8]
+    rows_ND = torch.randn(sum(counts), 16)
+    found = []
+    for context in (nullcontext(), FlopCounter()):
+        part.zero_grad()
+        with context, torch.autocast("cpu", torch.bfloat16):
+            y_ND = part(rows_ND, counts)
+            y_ND.sum().backward()
+        found.append((y_ND, part.up.grad, part.down.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

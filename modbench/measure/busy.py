@@ -3,10 +3,12 @@
 import os
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 _STAT, _INFO = Path("/proc/stat"), Path("/proc/cpuinfo")
+_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 #: A machine is overloaded if more than its cores and this share of them are asked for.
 SLACK = 0.1
 
@@ -20,6 +22,46 @@ def core_count() -> int:
     return len(usable_cores() or ()) or os.cpu_count() or 1
 
 
+def thread_count() -> int:
+    """So many threads have a core each, also where a container may use less time than its cores have."""
+    allowed = quota()
+    return core_count() if allowed is None else max(1, min(core_count(), int(allowed)))
+
+
+def quota() -> float | None:
+    """Cores' worth of processor time that control groups (Linux; version 1 or 2) leave to this process;
+    None where they set no limit."""
+    found = []
+    for group in _own_groups():
+        limit, period = _words(group / "cpu.max") or (
+            _words(group / "cpu.cfs_quota_us") + _words(group / "cpu.cfs_period_us") or ("max", "1")
+        )
+        if limit not in ("max", "-1"):
+            found.append(int(limit) / int(period))
+    return min(found, default=None)
+
+
+def _own_groups() -> Iterator[Path]:
+    """The folders of the groups that this process is in, and of those around them. In a container that
+    sees no other group its own is the root."""
+    if not _OWN_GROUPS.exists():
+        return
+    for line in _OWN_GROUPS.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = _GROUPS / "cpu" if controllers else _GROUPS
+        inner = root / path.lstrip("/")
+        yield from (group for group in (inner, *inner.parents) if group.is_relative_to(root))
+
+
+def _words(file: Path) -> tuple[str, ...]:
+    try:
+        return tuple(file.read_text().split())
+    except OSError:  # no limit is kept there
+        return ()
+
+
 class Busy:
     """Looks at the machine from its construction on."""
 
@@ -31,14 +73,16 @@ class Busy:
     def state(self, threads: int) -> dict[str, Any]:
         """Up to now: load averages and clock before and after, and ``others``, the cores that other
         processes kept busy (null where the system doesn't tell). ``overloaded``: this process's
-        ``threads`` and the others were more than the cores, or the load average was when it began."""
+        ``threads`` and the others were more than the cores, or the load average was when it began, or
+        the threads were more than its `quota`."""
         span, everyone = time.monotonic() - self._since, _busy_seconds()
         others = None
         if everyone is not None and self._all is not None and span > 0:
             own = time.process_time() - self._own
             others = round(max(0.0, everyone - self._all - own) / span, 2)
-        cores = core_count()
+        cores, allowed = core_count(), quota()
         most = cores * (1 + SLACK)
+        throttled = allowed is not None and threads > allowed * (1 + SLACK)
         return {
             "cores": cores,
             "threads": threads,
@@ -47,7 +91,7 @@ class Busy:
             "mhz_before": self.mhz_before,
             "mhz_after": processor_mhz(),
             "others": others,
-            "overloaded": self.load_before > most or (others or 0.0) + threads > most,
+            "overloaded": throttled or self.load_before > most or (others or 0.0) + threads > most,
         }
 
 

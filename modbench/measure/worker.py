@@ -24,6 +24,7 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
     """
     import torch
 
+    from modbench.measure.clock import MemoryRanOutError
     from modbench.measure.environment import environment
     from modbench.measure.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
     from modbench.measure.subject import Subject
@@ -47,7 +48,7 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
             "status": "oom",
             "asked_bytes": asked_bytes(str(failed)),
             "error": out_of_memory_sentence(failed),
-            "measured": getattr(error, "found", {}),  # what was timed before
+            "measured": error.found if isinstance(error, MemoryRanOutError) else {},
         }
     return found | {"environment": environment(subject.dtype)}
 

@@ -19,7 +19,7 @@ from modbench.flops.ledger import Counts, Ledger, Load, attention, matmul
 from modbench.model.causal_attention import causal_attention
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decode_graphs import Outputs
+from modbench.model.decode_graphs import NewTokens, Outputs
 from modbench.model.initial import normal_, residual_scale
 from modbench.model.kernels import RMSNorm, rotate, swiglu
 from modbench.model.linear import Linear
@@ -66,27 +66,20 @@ class Attention(nn.Module):
                 )
         return self._out(y_BHTP)
 
-    def one_token(
-        self,
-        x_R1D: Tensor,
-        positions_R1: Tensor,
-        places_2R: Tensor,
-        *,
-        k_BKCP: Tensor,
-        v_BKCP: Tensor,
-        all_sequences: bool,
-    ) -> Tensor:
-        """One new token of R sequences, (R, 1, D), as `modbench.model.decode_graphs` records it."""
-        rows_R, past_R = places_2R
-        q_RH1P, k_RK1P, v_RK1P = self._projected(x_R1D, self._angles(x_R1D, positions_R1))
-        seen_R11C = torch.arange(k_BKCP.shape[2], device=x_R1D.device) <= past_R[:, None, None, None]
-        for stored_BKCP, new_RK1P in ((k_BKCP, k_RK1P), (v_BKCP, v_RK1P)):
+    def one_token(self, x_R1D: Tensor, new: NewTokens) -> Tensor:
+        """`forward` of one new token of R sequences, as `modbench.model.decode_graphs` records it: over
+        a span of keys and values that does not move, of which a mask tells who is there."""
+        rows_R, past_R = new.places_2R
+        q_RH1P, k_RK1P, v_RK1P = self._projected(x_R1D, self._angles(x_R1D, new.positions_R1))
+        tokens = new.k_BKCP.shape[2]
+        seen_R11C = torch.arange(tokens, device=x_R1D.device) <= past_R[:, None, None, None]
+        for stored_BKCP, new_RK1P in ((new.k_BKCP, k_RK1P), (new.v_BKCP, v_RK1P)):
             stored_BKCP[rows_R, :, past_R] = new_RK1P[:, :, 0]
         with component("attention.scores", self.layer):
             y_RH1P = F.scaled_dot_product_attention(
                 q_RH1P,
-                k_BKCP if all_sequences else k_BKCP.index_select(0, rows_R),
-                v_BKCP if all_sequences else v_BKCP.index_select(0, rows_R),
+                new.k_BKCP if new.all_sequences else new.k_BKCP.index_select(0, rows_R),
+                new.v_BKCP if new.all_sequences else new.v_BKCP.index_select(0, rows_R),
                 attn_mask=seen_R11C,
                 enable_gqa=self.key_heads != self.heads,
             )
@@ -298,26 +291,9 @@ class Block(Layer):
         middle_BTD = x_BTD + attended_BTD
         return attended_BTD + self.feed_forward(self.feed_forward_norm(middle_BTD), context)
 
-    def one_token(
-        self,
-        x_R1D: Tensor,
-        positions_R1: Tensor,
-        places_2R: Tensor,
-        *,
-        k_BKCP: Tensor,
-        v_BKCP: Tensor,
-        all_sequences: bool,
-        adds: bool,
-    ) -> Outputs:
+    def one_token(self, x_R1D: Tensor, new: NewTokens, *, adds: bool) -> Outputs:
         """With a dense MLP all of it; else what experts' output is added to, and what they are given."""
-        attended_R1D = self.attention.one_token(
-            self.attention_norm(x_R1D),
-            positions_R1,
-            places_2R,
-            k_BKCP=k_BKCP,
-            v_BKCP=v_BKCP,
-            all_sequences=all_sequences,
-        )
+        attended_R1D = self.attention.one_token(self.attention_norm(x_R1D), new)
         middle_R1D = x_R1D + attended_R1D
         normed_R1D = self.feed_forward_norm(middle_R1D)
         before_R1D = middle_R1D if adds else attended_R1D

@@ -11,6 +11,7 @@ B sequences, R of them with one token each, C tokens that a graph looks at.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -34,24 +35,25 @@ Function = Callable[..., Outputs]
 Record = Callable[[Function, Outputs], Function]
 
 
+@dataclass(frozen=True)
+class NewTokens:
+    """One new token of each of R sequences. ``positions_R1``: theirs. ``places_2R``: which sequences
+    these are, and how many tokens of each are kept already. ``k_BKCP``, ``v_BKCP``: the memory of all
+    keys and values, into which the new ones go behind those. ``all_sequences``: R is B, in order."""
+
+    positions_R1: Tensor
+    places_2R: Tensor
+    k_BKCP: Tensor
+    v_BKCP: Tensor
+    all_sequences: bool
+
+
 class Recordable(Protocol):
     """A block whose work on one token of some sequences can be recorded."""
 
-    def one_token(
-        self,
-        x_R1D: Tensor,
-        positions_R1: Tensor,
-        places_2R: Tensor,
-        *,
-        k_BKCP: Tensor,
-        v_BKCP: Tensor,
-        all_sequences: bool,
-        adds: bool,
-    ) -> Outputs:
-        """What the block makes of one new token of R sequences. ``places_2R``: which sequences these
-        are, and how many tokens of each are kept already; the new token's key and value are written
-        behind them. ``all_sequences``: R is B, in order. ``adds``: as `modbench.model.block.Block`'s
-        ``forward``, else as its ``delta``. No value may be brought to the host."""
+    def one_token(self, x_R1D: Tensor, new: NewTokens, *, adds: bool) -> Outputs:
+        """What the block makes of them. ``adds``: as `modbench.model.block.Block`'s ``forward``, else as
+        its ``delta``. No value may be brought to the host."""
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
@@ -92,14 +94,10 @@ class DecodeGraphs:
         key = (id(block), weights, x_R1D.shape, x_R1D.dtype, span, all_sequences, adds)
         if key not in graphs:
 
-            def one_token(*inputs: Tensor) -> Outputs:
-                return block.one_token(
-                    *inputs,
-                    k_BKCP=kept.k_BKCP[:, :, :span],
-                    v_BKCP=kept.v_BKCP[:, :, :span],
-                    all_sequences=all_sequences,
-                    adds=adds,
-                )
+            def one_token(x_R1D: Tensor, positions_R1: Tensor, places_2R: Tensor) -> Outputs:
+                seen = kept.k_BKCP[:, :, :span], kept.v_BKCP[:, :, :span]
+                new = NewTokens(positions_R1, places_2R, *seen, all_sequences)
+                return block.one_token(x_R1D, new, adds=adds)
 
             graphs[key] = self._record(one_token, tuple(t.to(x_R1D.device) for t in inputs))
         return graphs[key](*inputs)

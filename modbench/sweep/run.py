@@ -1,6 +1,5 @@
 """`modbench run`: a suite file to records, table and plots."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,9 @@ def _share_cores() -> tuple[int, int]:
     thread however many run, so that its bits don't depend on its neighbours; a GPU is for one cell."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from modbench.measure.busy import thread_count
+
+    cores = thread_count()
     return (1, cores) if torch.cuda.is_available() else (cores, 1)
 
 

@@ -93,9 +93,9 @@ def _label(timing: Timing) -> str:
 
 
 def _cores() -> int:
-    from modbench.measure.busy import core_count
+    from modbench.measure.busy import thread_count
 
-    return core_count()
+    return thread_count()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,6 +146,54 @@ def test_other_peoples_work_is_what_the_cores_did_without_ours(
     assert machine(monkeypatch, tmp_path, load=0.5, busy_ticks=1000).state(threads=2)["overloaded"]
 
 
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("0::/\n", {}, None),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/a/b\n", {"a/cpu.max": "50000 100000\n", "a/b/cpu.max": "max 100000\n"}, 0.5),
+        ("0::/not/seen/from/here\n", {"cpu.max": "300000 100000\n"}, 3.0),
+        ("3:cpuset:/\n2:cpu,cpuacct:/c\n", {"cpu/c/cpu.cfs_quota_us": "-1\n"}, None),
+        (
+            "3:memory:/c\n2:cpu,cpuacct:/c\n0::/\n",
+            {"cpu/c/cpu.cfs_quota_us": "200000\n", "cpu/c/cpu.cfs_period_us": "100000\n"},
+            2.0,
+        ),
+    ],
+)
+def test_threads_are_no_more_than_a_containers_share(
+    own: str,
+    files: dict[str, str],
+    cores: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    groups, of_process = tmp_path / "cgroup", tmp_path / "own"
+    of_process.write_text(own)
+    for name, text in files.items():
+        file = groups / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        if name.endswith("quota_us") and len(files) == 1:
+            file.with_name("cpu.cfs_period_us").write_text("100000\n")
+    monkeypatch.setattr(busy, "_GROUPS", groups)
+    monkeypatch.setattr(busy, "_OWN_GROUPS", of_process)
+    monkeypatch.setattr(busy, "usable_cores", lambda: set(range(4)))
+    assert busy.quota() == cores
+    assert busy.thread_count() == (4 if cores is None else max(1, int(cores)))
+    monkeypatch.setattr(busy, "_busy_seconds", lambda: None)
+    monkeypatch.setattr(busy.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    assert Busy().state(threads=4)["overloaded"] == (cores is not None)
+
+
+def test_where_there_are_no_groups_there_is_no_quota(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(busy, "_OWN_GROUPS", tmp_path / "none")
+    assert busy.quota() is None
+
+
 def test_a_load_above_the_cores_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     quiet = machine(monkeypatch, tmp_path, load=2.0, busy_ticks=400).state(threads=2)
     assert (quiet["others"], quiet["overloaded"]) == (0.0, False)

@@ -18,6 +18,8 @@ nox.options.default_venv_backend = "none"
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE / ".nox"
+#: PyTorch, as pyproject.toml has it.
+OLDEST = "torch==2.11.*"
 #: Installed apart, since some change what they touch.
 OTHER_COUNTERS = ["deepspeed", "calflops", "accelerate", "ptflops", "thop", "torchinfo"]
 
@@ -53,6 +55,12 @@ def module(session: nox.Session, *words: str) -> None:
 def tests(session: nox.Session) -> None:
     """All tests; arguments after -- go to pytest."""
     module(session, "pytest", *session.posargs)
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """All tests with the oldest PyTorch that is supported; arguments after -- go to pytest."""
+    session.run(ready(session, "oldest", [OLDEST]), "-m", "pytest", *session.posargs)
 
 
 @nox.session

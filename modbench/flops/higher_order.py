@@ -1,10 +1,12 @@
 """Ops that take programs: control flow counts by the branch taken, flex attention by its mask."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from modbench.errors import UserError
 from modbench.flops.flex import FlexAttention
@@ -18,9 +20,23 @@ _FLEX: dict[str, Formula] = {
 
 
 def _scan(combine: Any, start: Any, over: Any, further: Any) -> Any:
-    from torch._higher_order_ops.scan import generic_scan
+    """The carry after each slice and what each gave besides it, stacked: side by side, or as PyTorch's
+    function ``scan`` takes them, whose own ``combine`` is a partial one, as its user's gave them.
+    PyTorch 2.11's own loop runs the first slice twice, for its shapes."""
+    shape: Any = None
+    carry, rows = tuple(start), []
+    if not len(over[0]):
+        from torch._higher_order_ops.scan import generic_scan
 
-    return generic_scan(combine, start, over, additional_inputs=further)
+        return generic_scan(combine, start, over, additional_inputs=further)
+    for number in range(len(over[0])):
+        slices = (each.select(0, number) for each in over)
+        given, shape = tree_flatten(combine(*carry, *slices, *further))
+        carry = tuple(given[: len(carry)])
+        rows.append(given[len(carry) :])
+    besides = (None if of[0] is None else torch.stack(of) for of in zip(*rows, strict=True))
+    flat = (*carry, *besides)
+    return tree_unflatten(flat, shape) if isinstance(combine, functools.partial) else flat
 
 
 def _map(program: Any, over: Any, further: Any, **options: Any) -> Any:

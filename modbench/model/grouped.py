@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils import flop_counter
 
 from modbench.flops.formulas import register_flop_formula
+from modbench.model.cross_entropy import on_gpu
 
 #: A CPU's bfloat16 kernels are made anew for each number of rows, which takes as long as running them,
 #: and are slower where a tile isn't full: more rows than this are filled up with zeros to a multiple.
@@ -86,10 +87,15 @@ def spans(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
         first += count
 
 
-def filled_count(like: Tensor, count: int) -> int:
-    """So many rows of the kind of ``like`` are multiplied where there are ``count``."""
-    fills = like.is_cpu and like.dtype == torch.bfloat16 and count > ROWS
-    return -(-count // ROWS) * ROWS if fills and not torch.jit.is_tracing() else count
+def filled_count(like: Tensor, count: int, dtype: torch.dtype | None = None) -> int:
+    """So many rows are multiplied where there are ``count``, on the device of ``like`` and in ``dtype``,
+    None for its own."""
+    dtype = like.dtype if dtype is None else dtype
+    if count <= ROWS or not count % ROWS or dtype != torch.bfloat16 or not like.is_cpu:
+        return count
+    if on_gpu(like) or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return count
+    return -(-count // ROWS) * ROWS
 
 
 def filled(x_ND: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ from torch.autograd.function import once_differentiable
 
 from modbench.model.grouped import (
     FEW,
-    ROWS,
     few,
     filled,
+    filled_count,
     multiply,
     takes_few,
     weight_gradient,
@@ -34,19 +34,21 @@ class Linear(nn.Linear):
         super().__init__(inner, columns, bias=False)
 
     def forward(self, x_D: Tensor) -> Tensor:
-        rows = x_D.numel() // x_D.shape[-1]
-        if rows <= FEW:
-            return projected(x_D, self.weight)
-        dtype = _dtype(x_D, self.weight)
-        fills = dtype == torch.bfloat16 and x_D.is_cpu and rows > ROWS and rows % ROWS
-        if not fills or torch.compiler.is_compiling():
-            return super().forward(x_D)
-        x_ND = x_D.reshape(rows, -1).to(dtype)
-        if torch.is_grad_enabled():
-            out_NF = _Filled.apply(x_ND, self.weight)  # type: ignore[no-untyped-call]
-        else:
-            out_NF = _filled(x_ND, self.weight)
-        return out_NF.unflatten(0, x_D.shape[:-1])  # type: ignore[no-any-return]
+        return linear(x_D, self.weight)
+
+
+def linear(x_D: Tensor, weight_FD: Tensor) -> Tensor:
+    """x W^T, (..., D) -> (..., F), any number of rows in the way that is the faster one of these."""
+    rows = x_D.numel() // x_D.shape[-1]
+    if rows <= FEW:
+        return projected(x_D, weight_FD)
+    dtype = _dtype(x_D, weight_FD)
+    if filled_count(x_D, rows, dtype) == rows:
+        return F.linear(x_D, weight_FD)
+    x_ND = x_D.reshape(rows, -1).to(dtype)
+    product = _Filled.apply if torch.is_grad_enabled() else _filled
+    out_NF = product(x_ND, weight_FD)  # type: ignore[no-untyped-call]
+    return out_NF.unflatten(0, x_D.shape[:-1])  # type: ignore[no-any-return]
 
 
 def projected(x_D: Tensor, weight_FD: Tensor) -> Tensor:

@@ -11,12 +11,17 @@ from modbench.flops.component import component
 from modbench.flops.ledger import Ledger, Load, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.initial import normal_
+from modbench.model.linear import linear
 from modbench.model.scores import score
 
 
 class Predictor(nn.Module):
     """Whether a token will be among the top k (Raposo et al. 2024, section 3.5): an MLP with one hidden
-    layer of half the model's width on the detached stream, so that it never bends what it watches."""
+    layer of half the model's width on the detached stream, so that it never bends what it watches.
+
+    All tokens meet it, while few enter the block: its hidden layer is computed in the dtype of the
+    block's matmuls, for float32 would take back much of what is saved. What it says of that is computed
+    in float32, as router arithmetic is."""
 
     def __init__(self, model: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -32,7 +37,7 @@ class Predictor(nn.Module):
         """Logits (B, T)."""
         x_BTD = F.rms_norm(x_BTD.detach(), x_BTD.shape[-1:])
         with component("predictor", self.layer):
-            return score(F.gelu(score(x_BTD, self.up)), self.down).squeeze(-1)
+            return score(F.gelu(linear(x_BTD, self.up)), self.down).squeeze(-1)
 
     def ledger(self, load: Load) -> Ledger:
         rows, width = load.slots, self.model.width

@@ -1,6 +1,7 @@
 """Code that isn't ours: each case against a number worked out by hand."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -98,6 +99,28 @@ def test_a_scan_and_a_map_count_each_step() -> None:
     scanned = counted(lambda: scan(lambda carry, y: (carry @ y, carry * 1), torch.eye(4), steps))
     assert scanned.total == 3 * 2 * 64
     assert counted(lambda: map_over(lambda y: y @ y, steps)).total == 3 * 2 * 64
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_scan_gives_what_it_gives_uncounted(reverse: bool) -> None:
+    def run() -> object:
+        start, steps = (
+            (torch.eye(4), torch.ones(())),
+            {"y": torch.randn(3, 4, 4), "z": torch.arange(3.0)},
+        )
+        return scan(
+            lambda carry, each: ((carry[0] @ each["y"], carry[1] * 2), (carry[0] + 1, each["z"] - 1)),
+            start,
+            steps,
+            reverse=reverse,
+        )
+
+    found = []
+    for context in (nullcontext(), FlopCounter()):
+        torch.manual_seed(0)
+        with context:
+            found.append(run())
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
 
 def test_a_loop_counts_each_turn() -> None:

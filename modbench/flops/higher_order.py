@@ -25,7 +25,7 @@ def _scan(combine: Any, start: Any, over: Any, further: Any) -> Any:
     PyTorch 2.11's own loop runs the first slice twice, for its shapes."""
     shape: Any = None
     carry, rows = tuple(start), []
-    if not len(over[0]):
+    if not over or not len(over[0]):
         from torch._higher_order_ops.scan import generic_scan
 
         return generic_scan(combine, start, over, additional_inputs=further)

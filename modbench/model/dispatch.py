@@ -86,9 +86,8 @@ def _combined(rows_AD: Tensor, gates_NK: Tensor, assignments: Assignments) -> Te
     ):
         if out_ND is None:
             out_ND = rows_ND * gates_N[:, None]
-        elif (
-            torch.compiler.is_compiling()
-        ):  # a result changed in place loses its gradient in PyTorch 2.11
+        elif torch.compiler.is_compiling():
+            # PyTorch 2.11 compiles no gradient of a result that was changed in place.
             out_ND = torch.addcmul(out_ND, rows_ND, gates_N[:, None])
         else:
             out_ND.addcmul_(rows_ND, gates_N[:, None])

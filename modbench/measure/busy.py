@@ -33,11 +33,11 @@ def quota() -> float | None:
     None where they set no limit."""
     found = []
     for group in _own_groups():
-        limit, period = _words(group / "cpu.max") or (
-            _words(group / "cpu.cfs_quota_us") + _words(group / "cpu.cfs_period_us") or ("max", "1")
+        words = _words(group / "cpu.max") or (
+            _words(group / "cpu.cfs_quota_us") + _words(group / "cpu.cfs_period_us")
         )
-        if limit not in ("max", "-1"):
-            found.append(int(limit) / int(period))
+        if len(words) == 2 and words[0] not in ("max", "-1"):
+            found.append(int(words[0]) / int(words[1]))
     return min(found, default=None)
 
 

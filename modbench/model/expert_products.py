@@ -33,6 +33,7 @@ from modbench.model.grouped import (
     spans,
     takes_grouped,
     weight_gradient,
+    whole_tiles,
 )
 from modbench.model.kernels import activation, activation_again, activation_backward, as_it_is
 
@@ -249,7 +250,7 @@ def room(rows_ND: Tensor, up_ECD: Tensor, down_EDF: Tensor) -> int:
 
 def _stride(like: Tensor, count: int) -> int:
     if like.dtype in BY_FEATURE:
-        return -(-count // ROWS) * ROWS
+        return whole_tiles(count)
     return filled_count(like, count)
 
 

@@ -95,6 +95,11 @@ def filled_count(like: Tensor, count: int, dtype: torch.dtype | None = None) -> 
         return count
     if on_gpu(like) or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return count
+    return whole_tiles(count)
+
+
+def whole_tiles(count: int) -> int:
+    """``count`` rounded up to a multiple of `ROWS`."""
     return -(-count // ROWS) * ROWS
 
 

@@ -154,7 +154,12 @@ def test_other_peoples_work_is_what_the_cores_did_without_ours(
         ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
         ("0::/a/b\n", {"a/cpu.max": "50000 100000\n", "a/b/cpu.max": "max 100000\n"}, 0.5),
         ("0::/not/seen/from/here\n", {"cpu.max": "300000 100000\n"}, 3.0),
-        ("3:cpuset:/\n2:cpu,cpuacct:/c\n", {"cpu/c/cpu.cfs_quota_us": "-1\n"}, None),
+        ("2:cpu,cpuacct:/c\n", {"cpu/c/cpu.cfs_quota_us": "70000\n"}, None),
+        (
+            "3:cpuset:/\n2:cpu,cpuacct:/c\n",
+            {"cpu/c/cpu.cfs_quota_us": "-1\n", "cpu/c/cpu.cfs_period_us": "100000\n"},
+            None,
+        ),
         (
             "3:memory:/c\n2:cpu,cpuacct:/c\n0::/\n",
             {"cpu/c/cpu.cfs_quota_us": "200000\n", "cpu/c/cpu.cfs_period_us": "100000\n"},
@@ -175,8 +180,6 @@ def test_threads_are_no_more_than_a_containers_share(
         file = groups / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-        if name.endswith("quota_us") and len(files) == 1:
-            file.with_name("cpu.cfs_period_us").write_text("100000\n")
     monkeypatch.setattr(busy, "_GROUPS", groups)
     monkeypatch.setattr(busy, "_OWN_GROUPS", of_process)
     monkeypatch.setattr(busy, "usable_cores", lambda: set(range(4)))

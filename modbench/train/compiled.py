@@ -20,7 +20,14 @@ import torch
 from torch import Tensor
 
 from modbench.errors import UserError
-from modbench.model import causal_attention, cross_entropy, expert_products, grouped, kernels
+from modbench.model import (
+    causal_attention,
+    cross_entropy,
+    expert_products,
+    expert_ways,
+    grouped,
+    kernels,
+)
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.model.forced import strided
@@ -101,5 +108,5 @@ def as_one_program(function: F) -> F:
 @functools.cache
 def _ops() -> str:
     """A digest of the source of our own ops."""
-    rooms = (causal_attention, cross_entropy, expert_products, grouped, kernels)
+    rooms = (causal_attention, cross_entropy, expert_products, expert_ways, grouped, kernels)
     return hashlib.sha256(b"".join(inspect.getsource(room).encode() for room in rooms)).hexdigest()

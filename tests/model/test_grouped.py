@@ -14,7 +14,7 @@ from torch import Tensor
 from modbench.flops.counter import FlopCounter
 from modbench.flops.ledger import Load
 from modbench.model.config import ModelConfig
-from modbench.model.expert_products import OneByOne, Together, Way
+from modbench.model.expert_ways import AtOnce, OneByOne, Together, Way
 from modbench.model.experts import ExpertBank
 from modbench.model.grouped import (
     ROWS,
@@ -102,6 +102,7 @@ def test_experts_one_by_one_are_all_together(counts: list[int], dtype: torch.dty
     ways: list[Way] = [
         Together(Equal() if equal else Slices(counts), mlp),
         OneByOne(counts, mlp),
+        AtOnce(counts, mlp),
     ]
     if dtype != torch.float64:  # grouped_mm takes none
         ways.append(Together(Grouped(torch.tensor(counts), whole=False), mlp))

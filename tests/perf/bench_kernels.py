@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from training import DTYPES, MadeUpText, Trained
 
-from modbench.model import expert_products
+from modbench.model import expert_ways
 from modbench.model.block import MLP
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.expert_products import OneByOne, Together
-from modbench.model.expert_products import Way as Experts
+from modbench.model.expert_ways import AtOnce, OneByOne, Together
+from modbench.model.expert_ways import Way as Experts
 from modbench.model.experts import ExpertBank
 from modbench.model.grouped import Equal, Slices
 from modbench.model.linear import projected
@@ -114,36 +114,36 @@ def test_ways_of_experts(
     precision: str, in_turns: InTurns, reach: Reach, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What `modbench.model.expert_products` goes by on a CPU."""
-    dtype, counts, taken = DTYPES[precision], even(), expert_products.BY_FEATURE
+    dtype, counts, taken = DTYPES[precision], even(), expert_ways.BY_FEATURE
     bank = ExpertBank(SHAPE, 0, experts=EXPERTS, width=EXPERT_WIDTH)
     bank.initialise(0)
     weights = bank.up.detach(), bank.down.detach()
+    uneven = skewed()
 
     def way(how: Experts, by_feature: tuple[torch.dtype, ...] = ()) -> Way:
         def run(x_ND: Tensor) -> None:
-            monkeypatch.setattr(expert_products, "BY_FEATURE", by_feature)
+            monkeypatch.setattr(expert_ways, "BY_FEATURE", by_feature)
             y_ND, kept = how.keeping(x_ND, *weights)
             how.backward(y_ND, x_ND, kept, (torch.float32, torch.float32))
 
         return run
 
-    one_by_one = OneByOne(counts, SHAPE.mlp)
     ways = {
-        "by row": way(one_by_one),
-        "by feature": way(one_by_one, (dtype,)),
-        "slices": way(Together(Slices(counts), SHAPE.mlp)),
-        "bmm": way(Together(Equal(), SHAPE.mlp)),
+        "by row": way(OneByOne(counts, SHAPE.mlp)),
+        "by feature": way(OneByOne(counts, SHAPE.mlp), (dtype,)),
+        "uneven, one by one": way(OneByOne(uneven, SHAPE.mlp), taken),
+        "uneven, all together": way(Together(Slices(uneven), SHAPE.mlp)),
+        "uneven, at once": way(AtOnce(uneven, SHAPE.mlp)),
+        "even, all together": way(Together(Equal(), SHAPE.mlp)),
+        "even, at once": way(AtOnce(counts, SHAPE.mlp)),
     }
     turns = in_turns(ways, lambda: (torch.randn(ROWS, WIDTH).to(dtype),))
-    reach.shown(
-        f"experts, hidden layer by feature over by row, {precision}",
-        turns.ratios("by feature", "by row"),
-        "x",
-    )
+    what = f"experts, hidden layer by feature over by row, {precision}"
+    reach.shown(what, turns.ratios("by feature", "by row"), "x")
     usual = "by feature" if dtype in taken else "by row"
-    for name in ("slices", "bmm"):
-        what = f"experts all together over one by one, {name}, {precision}"
-        reach.shown(what, turns.ratios(name, usual), "x")
+    for name in (name for name in ways if name.endswith(("together", "at once"))):
+        other = usual if name.startswith("even") else "uneven, one by one"
+        reach.shown(f"experts over one by one, {name}, {precision}", turns.ratios(name, other), "x")
 
 
 @pytest.mark.parametrize("precision", DTYPES)

@@ -13,6 +13,7 @@ from training import DTYPES
 from modbench.model.block import FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.experts import ExpertBank
 from modbench.model.registry import build_router
 from modbench.model.router import Router
 from modbench.train.numerics import autocast
@@ -72,6 +73,22 @@ def forward_and_backward(layer: FeedForward, dtype: torch.dtype) -> Way:
     return run
 
 
+def alone(bank: ExpertBank, equal: bool, dtype: torch.dtype) -> Way:
+    """The experts without their router: rows that lie sorted already, as many of each."""
+    rows = 2 * SEQUENCES * TOKENS
+    counts = None if equal else [rows // bank.experts] * bank.experts
+    x_ND, dy_ND = torch.randn(rows, WIDTH).to(dtype).requires_grad_(), torch.randn(rows, WIDTH).to(dtype)
+
+    def run(*_: Tensor) -> None:
+        with autocast(dtype, x_ND.device):
+            y_ND = bank(x_ND, counts)
+        torch.autograd.backward([y_ND], [dy_ND])
+        bank.zero_grad(set_to_none=True)
+        x_ND.grad = None
+
+    return run
+
+
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("name", ["token_choice", "expert_choice"])
 def test_experts_against_a_dense_mlp(name: str, precision: str, in_turns: InTurns, reach: Reach) -> None:
@@ -81,6 +98,9 @@ def test_experts_against_a_dense_mlp(name: str, precision: str, in_turns: InTurn
     ways = {
         name: forward_and_backward(routed, dtype),
         "dense": forward_and_backward(dense, dtype),
+        "alone": alone(routed.bank, name == "expert_choice", dtype),
     }
     turns = in_turns(ways, Stream())
-    reach(f"{name} layer over a dense MLP, time, {precision}", turns.ratios(name, "dense"), 1.10, "x")
+    what = f"{name} layer over a dense MLP, time, {precision}"
+    reach(what, turns.ratios(name, "dense"), 1.10, "x")
+    reach.shown(f"{what}, its experts alone", turns.ratios("alone", "dense"), "x")

@@ -297,4 +297,4 @@ def test_counts_that_stay_on_the_device_change_nothing(
         assert context.trace.counts[0, "experts"]
         model.zero_grad(set_to_none=True)
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)

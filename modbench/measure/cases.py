@@ -19,6 +19,7 @@ from modbench.model.context import Context, Trace
 from modbench.model.decode_graphs import cuda_graphs
 from modbench.model.decoder import Decoder
 from modbench.train.compiled import compiles, forward_of, losses_of
+from modbench.train.compiled_check import check_gradients
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import autocast
@@ -80,7 +81,11 @@ def training_cases(
     model: Decoder, config: TimeConfig, train: TrainConfig, dtype: torch.dtype
 ) -> Iterator[Case]:
     """Forward pass and training step of one batch of made-up tokens under the training rule, as
-    `modbench.train` runs them. Changes the model."""
+    `modbench.train` runs them. Changes the model.
+
+    Raises:
+        UserError: compiled, the model would not learn what it learns as written.
+    """
     on = next(model.parameters()).device
     passes, losses = forward_of(model, config.compile), losses_of(model, config.compile)
     batch_BT = made_up(model, train.batch, train.sequence + 1)
@@ -96,6 +101,8 @@ def training_cases(
     model.eval()
     yield Case(phase="forward", sequences=sequences, tokens=tokens, run=forward)
     model.train()
+    if is_compiled(model, config):
+        check_gradients(model, losses, batch, dtype, forced_balance=config.forced_balance)
     optimizer = build_optimizer(model, train)
 
     def step() -> list[Trace]:

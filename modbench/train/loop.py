@@ -20,7 +20,8 @@ from modbench.model.decoder import Decoder
 from modbench.train import checkpoint
 from modbench.train.batches import Batches
 from modbench.train.budget import flops_per_step
-from modbench.train.compiled import Losses, losses_of, written
+from modbench.train.compiled import Losses, compiles, losses_of, written
+from modbench.train.compiled_check import check_gradients
 from modbench.train.config import TrainConfig
 from modbench.train.numerics import autocast
 
@@ -123,6 +124,7 @@ def train_model(
     Raises:
         DivergedError: the loss is not finite.
         StoppedError: as asked; call again to go on.
+        UserError: compiled, the model would not learn what it learns as written.
     """
     on = next(model.parameters()).device
     optimizer = build_optimizer(model, train)
@@ -163,6 +165,8 @@ def train_model(
     each = int(state["each"]) if state is not None else nominal
     saved, said = time.monotonic(), 0.0
     model.train()
+    if compiles(train.compile, on):
+        check_gradients(model, losses, _on(batches.step(step), on), dtype)
     while (left := (train.budget - flops) // each) > 0:
         if stop():
             save()
@@ -172,8 +176,7 @@ def train_model(
         done = (flops + each) / whole
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(done, train)
-        inputs_BT, targets_BT = batches.step(step)
-        batch = inputs_BT.to(on, non_blocking=True), targets_BT.to(on, non_blocking=True)
+        batch = _on(batches.step(step), on)
         loss, context = training_step(model, optimizer, train, batch, dtype, losses=losses)
         point = train.evaluations * flops // whole
         if context.trace.counts != known_counts:
@@ -212,3 +215,9 @@ def train_model(
         flops_nominal=step * nominal,
         curve=curve,
     )
+
+
+def _on(batch: tuple[Tensor, Tensor], on: torch.device) -> tuple[Tensor, Tensor]:
+    """A batch, brought there."""
+    inputs_BT, targets_BT = batch
+    return inputs_BT.to(on, non_blocking=True), targets_BT.to(on, non_blocking=True)

@@ -1,0 +1,77 @@
+"""Whether a compiled program teaches what the model teaches as it is written.
+
+Of an `autograd.Function` whose forward pass changes its result in place, PyTorch 2.11 compiles gradients
+of 0 and says nothing: such a model trains, and parts of it learn nothing. A router of somebody else's
+may hold one, and other versions may have other faults.
+
+B sequences, T tokens.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from modbench.errors import UserError
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder
+from modbench.train.compiled import Losses, written
+from modbench.train.numerics import autocast
+
+#: A norm of a gradient, over the largest one of the model's parameters: what lies below may be rounding.
+NEGLIGIBLE = 1e-6
+
+
+def check_gradients(
+    model: Decoder,
+    losses: Losses,
+    batch: tuple[Tensor, Tensor],
+    dtype: torch.dtype,
+    *,
+    forced_balance: bool = False,
+) -> None:
+    """That ``losses``, the compiled ones of ``model``, give a gradient to each parameter that gets one
+    from the first sequence of ``batch`` (B, T) as the model is written: of one sequence, so that it
+    takes little memory. Neither the model's state nor a generator is changed; gradients are none after
+    it.
+
+    Raises:
+        UserError: a parameter gets none.
+    """
+    alone = (batch[0][:1], batch[1][:1])
+    want = _norms(model, written(model), alone, dtype, forced_balance)
+    have = _norms(model, losses, batch, dtype, forced_balance)
+    least = NEGLIGIBLE * max(want.values(), default=0.0)
+    lost = [name for name, norm in want.items() if norm > least and not have[name]]
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise UserError(
+            f"compiled by PyTorch {torch.__version__}, the gradient of {', '.join(lost[:3])}{more} is "
+            "0, and as written it is not; set compile to 'off', or find what in the router is changed "
+            "in place"
+        )
+
+
+def _norms(
+    model: Decoder,
+    losses: Losses,
+    batch: tuple[Tensor, Tensor],
+    dtype: torch.dtype,
+    forced_balance: bool,
+) -> dict[str, float]:
+    """Of each parameter's gradient, 0 where there is none."""
+    on = batch[0].device
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.random.fork_rng(devices=[on] if on.type == "cuda" else []):
+        context = Context(selection="topk", forced_balance=forced_balance)
+        with autocast(dtype, on):
+            loss, auxiliary = losses(*batch, context)
+        (loss + auxiliary).backward()
+    norms = {name: _norm(parameter) for name, parameter in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
+    return norms
+
+
+def _norm(parameter: nn.Parameter) -> float:
+    return 0.0 if parameter.grad is None else parameter.grad.norm().item()

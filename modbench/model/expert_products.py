@@ -48,7 +48,7 @@ def _way(rows_ND: Tensor, counts: Counts, experts: int, mlp: str) -> Way:
     if _together(rows_ND, equal=equal):
         return Together(Equal() if equal else Slices(counts), mlp)
     if rows_ND.dtype == torch.bfloat16 and _matrix_units():
-        return AtOnce(counts, mlp)
+        return AtOnce(counts, mlp, equal=equal)
     return OneByOne(counts, mlp)
 
 

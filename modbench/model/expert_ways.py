@@ -201,10 +201,11 @@ class OneByOne(Way):
 
 
 class AtOnce(Way):
-    """``counts[e]`` rows of expert e, all experts at a time."""
+    """``counts[e]`` rows of expert e, all experts at a time; ``equal``: as many as of any other, by one
+    bmm if they fill their tiles."""
 
-    def __init__(self, counts: Sequence[int], mlp: str) -> None:
-        self._counts, self._mlp = list(counts), mlp
+    def __init__(self, counts: Sequence[int], mlp: str, *, equal: bool) -> None:
+        self._counts, self._mlp, self._equal = list(counts), mlp, equal
 
     def forward(self, rows_ND: Tensor, up_ECD: Tensor, down_EDF: Tensor) -> Tensor:
         return self.keeping(rows_ND, up_ECD, down_EDF)[0]
@@ -217,9 +218,9 @@ class AtOnce(Way):
             between = rows_ND.new_empty(room(rows_ND, up_ECD, down_EDF))
             up_MC, kept_MF = self._between(between, up_ECD, down_EDF)
             self._multiply(self._tiled(rows_ND), up_ECD.transpose(1, 2), up_MC)
-            hidden_MF = torch.empty_like(kept_MF)
+            hidden_MF = self._empty(rows_ND, down_EDF.shape[2])
             hidden_MF = activation(up_MC, self._mlp, kept_NF=kept_MF, out_NF=hidden_MF)
-            out_MD = hidden_MF.new_empty(len(hidden_MF), down_EDF.shape[1])
+            out_MD = self._empty(rows_ND, down_EDF.shape[1])
             self._multiply(hidden_MF, down_EDF.transpose(1, 2), out_MD)
             return self._untiled(out_MD, len(rows_ND)), (between, up_ECD, down_EDF)
 
@@ -236,20 +237,20 @@ class AtOnce(Way):
         to_rows, to_up, to_down = needed
         with as_it_is(rows_ND):
             up_MC, kept_MF = self._between(between, up_ECD, down_EDF)
-            dy_MD, hidden_MF = self._tiled(dy_ND), torch.empty_like(kept_MF)
+            dy_MD, hidden_MF = self._tiled(dy_ND), self._empty(dy_ND, down_EDF.shape[2])
             if to_down:
                 again_MF = activation_again(up_MC, self._mlp, kept_NF=kept_MF, out_NF=hidden_MF)
                 of_down = self._gradient(dy_MD, again_MF, torch.empty_like(down_EDF, dtype=dtypes[1]))
             if to_rows or to_up:
                 self._multiply(dy_MD, down_EDF, hidden_MF)
-                dup_MC = torch.empty_like(up_MC)
+                dup_MC = self._empty(dy_ND, up_ECD.shape[1])
                 activation_backward(hidden_MF, up_MC, self._mlp, kept_NF=kept_MF, out_NC=dup_MC)
                 del hidden_MF
                 if to_up:
                     rows_MD = self._tiled(rows_ND)
                     of_up = self._gradient(dup_MC, rows_MD, torch.empty_like(up_ECD, dtype=dtypes[0]))
                 if to_rows:
-                    of_rows_MD = dup_MC.new_empty(len(dup_MC), up_ECD.shape[2])
+                    of_rows_MD = self._empty(dy_ND, up_ECD.shape[2])
                     self._multiply(dup_MC, up_ECD, of_rows_MD)
                     of_rows = self._untiled(of_rows_MD, len(rows_ND))
         return of_rows, of_up, of_down
@@ -258,17 +259,29 @@ class AtOnce(Way):
         """Rows of each expert with what fills them up."""
         return [filled_count(like, count) for count in self._counts]
 
-    def _equal(self, like: Tensor) -> bool:
-        """Whether all have as many rows as one another, and fill their tiles: one bmm."""
-        first = self._counts[0]
-        return first > 0 and self._counts == [first] * len(self._counts) == self._sizes(like)
+    def _empty(self, like: Tensor, columns: int) -> Tensor:
+        """Memory for (M, columns): of unequal experts as much whatever their rows are, for plans reckon
+        with even ones."""
+        most = rows = sum(self._sizes(like))
+        if not self._as_they_are(like):
+            real = sum(self._counts)
+            most = real + _filling(like.dtype, real, len(self._counts))
+        return like.new_empty(most, columns)[:rows]
+
+    def _as_they_are(self, x: Tensor) -> bool:
+        """Whether nothing fills them up; of more than a few unequal ones only by accident."""
+        few_or_equal = self._equal or sum(self._counts) <= ROWS
+        return few_or_equal and self._counts == self._sizes(x)
+
+    def _in_one(self, like: Tensor) -> bool:
+        return self._equal and self._counts[0] > 0 and self._as_they_are(like)
 
     def _tiled(self, x_ND: Tensor) -> Tensor:
         """Each expert's rows filled up, (M, D); without rows that are no expert's."""
         sizes, real = self._sizes(x_ND), sum(self._counts)
-        if sizes == self._counts:
+        if self._as_they_are(x_ND):
             return x_ND[:real]
-        x_MD = x_ND.new_empty(sum(sizes), x_ND.shape[1])
+        x_MD = self._empty(x_ND, x_ND.shape[1])
         for count, one_MD, one_ND in zip(
             self._counts, x_MD.split(sizes), x_ND[:real].split(self._counts), strict=True
         ):
@@ -279,7 +292,7 @@ class AtOnce(Way):
     def _untiled(self, x_MD: Tensor, rows: int) -> Tensor:
         """The way back: (N, D), rows that are no expert's as 0."""
         sizes, real = self._sizes(x_MD), sum(self._counts)
-        if sizes == self._counts and real == rows:
+        if self._as_they_are(x_MD) and real == rows:
             return x_MD
         x_ND = x_MD.new_empty(rows, x_MD.shape[1])
         x_ND[real:] = 0
@@ -291,7 +304,7 @@ class AtOnce(Way):
 
     def _multiply(self, x_MD: Tensor, weight_EDF: Tensor, out_MF: Tensor) -> None:
         """``out_MF`` becomes each row by its expert's matrix."""
-        if self._equal(x_MD):
+        if self._in_one(x_MD):
             each = (len(self._counts), -1)
             torch.bmm(x_MD.unflatten(0, each), weight_EDF, out=out_MF.unflatten(0, each))
             return
@@ -303,7 +316,7 @@ class AtOnce(Way):
 
     def _gradient(self, dy_MF: Tensor, x_MD: Tensor, out_EFD: Tensor) -> Tensor:
         """``out_EFD``, which has become the gradient of each expert's matrix."""
-        if self._equal(x_MD):
+        if self._in_one(x_MD):
             each = (len(self._counts), -1)
             out_EFD.copy_(torch.bmm(dy_MF.unflatten(0, each).transpose(1, 2), x_MD.unflatten(0, each)))
             return out_EFD
@@ -315,17 +328,23 @@ class AtOnce(Way):
 
     def _between(self, between: Tensor, up_ECD: Tensor, down_EDF: Tensor) -> tuple[Tensor, Tensor]:
         """All experts' (M, C) out of ``up`` and (M, F) of the activation."""
-        rows = sum(self._sizes(between))
-        up, kept = rows * up_ECD.shape[1], rows * down_EDF.shape[2]
-        return between[:up].view(rows, -1), between[up : up + kept].view(rows, -1)
+        rows, into, out = sum(self._sizes(between)), up_ECD.shape[1], down_EDF.shape[2]
+        up, kept = between[: rows * (into + out)].split((rows * into, rows * out))
+        return up.view(rows, into), kept.view(rows, out)
 
 
 def room(rows_ND: Tensor, up_ECD: Tensor, down_EDF: Tensor) -> int:
     """Numbers between the matmuls of these rows, whoever their experts are: at most."""
-    most = len(rows_ND)
-    if rows_ND.dtype in (*BY_FEATURE, torch.bfloat16):
-        most += (ROWS - 1) * len(up_ECD)
+    most = len(rows_ND) + _filling(rows_ND.dtype, len(rows_ND), len(up_ECD))
     return most * (up_ECD.shape[1] + down_EDF.shape[2])
+
+
+def _filling(dtype: torch.dtype, rows: int, experts: int) -> int:
+    """What fills up ``rows`` of so many experts, whoever has how many: at most."""
+    if dtype in BY_FEATURE:
+        return (ROWS - 1) * experts
+    # Whoever has no more than a tile is not filled up.
+    return (ROWS - 1) * min(experts, rows // (ROWS + 1)) if dtype == torch.bfloat16 else 0
 
 
 def _stride(like: Tensor, count: int) -> int:

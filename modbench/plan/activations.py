@@ -133,8 +133,14 @@ class Steps:
     ) -> None:
         self._decoder, self._length = decoder, length
         self._compute, self._kernels, self._divided = compute, kernels, expert_parallel
+        #: The kind of each layer, by the first one of it.
+        self.depths = _kinds(decoder, length)
         #: The first layer of each kind, and how many there are.
-        self.kinds = _kinds(decoder, length)
+        self.kinds = {number: self.depths.count(number) for number in dict.fromkeys(self.depths)}
+
+    def later(self, number: int) -> list[int]:
+        """The kinds of the layers that come after the last one of kind ``number``."""
+        return self.depths[len(self.depths) - self.depths[::-1].index(number) :]
 
     def layer(self, number: int, sequences: int) -> Footprint:
         """The layer at depth ``number``.
@@ -301,10 +307,10 @@ def _take_all_rows(bank: ExpertBank, among: int) -> None:
     bank.forward = forward  # type: ignore[assignment, method-assign]
 
 
-def _kinds(decoder: Decoder, length: int) -> dict[int, int]:
+def _kinds(decoder: Decoder, length: int) -> list[int]:
     """Layers are of one kind if they spend the same and their parameters have the same shapes."""
     first: dict[Any, int] = {}
-    kinds: dict[int, int] = {}
+    kinds: list[int] = []
     load = Load.uniform(1, length, "train")
     for number, layer in enumerate(decoder.layers):
         spent = frozenset(
@@ -312,6 +318,5 @@ def _kinds(decoder: Decoder, length: int) -> dict[int, int]:
             for (_, component, direction), flops in layer.ledger(load)  # type: ignore[operator]
         )
         shapes = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
-        start = first.setdefault((type(layer), spent, shapes), number)
-        kinds[start] = kinds.get(start, 0) + 1
+        kinds.append(first.setdefault((type(layer), spent, shapes), number))
     return kinds

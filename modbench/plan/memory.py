@@ -158,13 +158,16 @@ class Measured:
 
     def _measure(self, sequences: int) -> Memory:
         outside = self._steps.outside(sequences)
-        layers = [
-            (count, self._steps.layer(number, sequences)) for number, count in self._steps.kinds.items()
-        ]
+        kinds = {number: self._steps.layer(number, sequences) for number in self._steps.kinds}
+        layers = [(count, kinds[number]) for number, count in self._steps.kinds.items()]
         streams = sum(count * layer.stream for count, layer in layers)
         kept = sum(count * layer.kept for count, layer in layers)
         copies = sum(count * layer.copies for count, layer in layers)
-        working = max(layer.working for _, layer in layers)
+        # While a layer works, what later ones keep is not there yet, or not any more.
+        working = max(
+            layer.working - sum(kinds[other].kept for other in self._steps.later(number))
+            for number, layer in kinds.items()
+        )
         if self._recipe.checkpoint:
             kept, copies = 0, 0
             working = max(layer.working + layer.kept + layer.copies for _, layer in layers)

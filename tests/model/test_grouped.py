@@ -91,7 +91,7 @@ def test_a_product_of_equal_shares_is_that_of_slices(dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("mlp", ["swiglu", "gelu"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("counts", [*COUNTS, [7, 7, 7, 7]], ids=str)
+@pytest.mark.parametrize("counts", [*COUNTS, [7, 7, 7, 7], [32, 32, 32, 32], [0, 0, 0, 0]], ids=str)
 def test_experts_one_by_one_are_all_together(counts: list[int], dtype: torch.dtype, mlp: str) -> None:
     """What a GPU does in float32, and in equal shares, is not asked of a bank here."""
     part = bank(mlp)
@@ -102,7 +102,7 @@ def test_experts_one_by_one_are_all_together(counts: list[int], dtype: torch.dty
     ways: list[Way] = [
         Together(Equal() if equal else Slices(counts), mlp),
         OneByOne(counts, mlp),
-        AtOnce(counts, mlp),
+        AtOnce(counts, mlp, equal=equal),
     ]
     if dtype != torch.float64:  # grouped_mm takes none
         ways.append(Together(Grouped(torch.tensor(counts), whole=False), mlp))

@@ -133,9 +133,9 @@ def test_ways_of_experts(
         "by feature": way(OneByOne(counts, SHAPE.mlp), (dtype,)),
         "uneven, one by one": way(OneByOne(uneven, SHAPE.mlp), taken),
         "uneven, all together": way(Together(Slices(uneven), SHAPE.mlp)),
-        "uneven, at once": way(AtOnce(uneven, SHAPE.mlp)),
+        "uneven, at once": way(AtOnce(uneven, SHAPE.mlp, equal=False)),
         "even, all together": way(Together(Equal(), SHAPE.mlp)),
-        "even, at once": way(AtOnce(counts, SHAPE.mlp)),
+        "even, at once": way(AtOnce(counts, SHAPE.mlp, equal=True)),
     }
     turns = in_turns(ways, lambda: (torch.randn(ROWS, WIDTH).to(dtype),))
     what = f"experts, hidden layer by feature over by row, {precision}"

@@ -117,8 +117,9 @@ def test_the_peak_is_that_of_a_real_step(
     memory = measured.memory(SEQUENCES)
     states = memory.parameters + memory.gradients + memory.optimizer
     # What a layer runs again holds a little more on paper: no two of the largest are held at once. And a
-    # step begins with the gradients of all layers' auxiliary losses, where one layer is planned alone.
-    assert memory.total - states == pytest.approx(real, rel=0.12 if checkpoint else 0.03)
+    # step begins with the gradients of all layers' auxiliary losses, where one layer is planned alone;
+    # where experts run all at once it has given back the weights that later layers had cast.
+    assert memory.total - states == pytest.approx(real, rel=0.12 if checkpoint else 0.05)
 
 
 def test_a_dense_layer_by_hand() -> None:

@@ -305,8 +305,11 @@ class AtOnce(Way):
     def _multiply(self, x_MD: Tensor, weight_EDF: Tensor, out_MF: Tensor) -> None:
         """``out_MF`` becomes each row by its expert's matrix."""
         if self._in_one(x_MD):
-            each = (len(self._counts), -1)
-            torch.bmm(x_MD.unflatten(0, each), weight_EDF, out=out_MF.unflatten(0, each))
+            x_EnD, out_EnF = (t.unflatten(0, (len(self._counts), -1)) for t in (x_MD, out_MF))
+            if torch.jit.is_tracing():  # who counts a trace takes no third operand
+                out_EnF.copy_(torch.bmm(x_EnD, weight_EDF))
+            else:
+                torch.bmm(x_EnD, weight_EDF, out=out_EnF)
             return
         sizes = self._sizes(x_MD)
         parts = zip(self._counts, x_MD.split(sizes), weight_EDF, out_MF.split(sizes), strict=True)

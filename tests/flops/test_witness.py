@@ -5,6 +5,7 @@ import torch
 
 from modbench.flops.ledger import Load
 from modbench.flops.witness import fvcore_flops
+from modbench.model import expert_products
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import build_model
@@ -13,10 +14,14 @@ from modbench.model.registry import build_router, router_names
 MATMULS = ("mm", "bmm", "matmul", "linear", "einsum", "baddbmm", "addmm", "mv", "dot", "conv")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rule", ["topk", "causal"])
 @pytest.mark.parametrize("name", router_names())
-def test_fvcore_counts_what_the_ledger_says(name: str, rule: str, shape: ModelConfig) -> None:
-    model = build_model(shape, build_router(name)).eval()
+def test_fvcore_counts_what_the_ledger_says(
+    name: str, rule: str, dtype: torch.dtype, shape: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expert_products, "_matrix_units", lambda: True)  # on whatever CPU
+    model = build_model(shape, build_router(name)).to(dtype).eval()
     tokens_BT = torch.randint(shape.vocabulary, (3, 63))
     total, left_out = fvcore_flops(model, tokens_BT, selection=rule)
     context = Context(selection=rule)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.measure.cases import training_cases
@@ -116,6 +116,58 @@ def test_neither_a_run_nor_a_timing_goes_on_with_one(tmp_path: Path) -> None:
                 continue
             with pytest.raises(UserError, match="set compile to 'off'"):
                 run()
+
+
+def test_a_layer_that_is_drawn_now_and_then_is_not_taken_for_lost() -> None:
+    """What is compiled draws other numbers: the first passes may leave out what is written computed."""
+    model, passes = model_of("vanilla"), 0
+
+    def losses(*given: Any) -> tuple[Tensor, Tensor | float]:
+        nonlocal passes
+        passes += 1
+        loss, auxiliary = written(model)(*given)
+        return (loss * 0 if passes < 4 else loss), auxiliary
+
+    check(model, losses)
+    assert passes == 4
+
+
+class Moves(nn.Module):
+    """Buffers of every kind that a plugin may have; each forward pass changes what can be changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("expanded", torch.ones(1).expand(5), persistent=False)
+        self.register_buffer("late", None, persistent=False)
+        self.register_buffer("swapped", torch.zeros(1))
+        self.register_buffer("written", torch.tensor([torch.nan, 1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.late, self.swapped = torch.ones(3), torch.ones(7)
+        self.written += 1
+        self.register_buffer("more", torch.ones(()))
+        return x * self.expanded[0]
+
+
+def test_buffers_of_every_kind_are_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, moves = model_of("vanilla"), Moves()
+    model.layers[1].moves = moves
+    block: Any = type(model.layers[1])
+    forward: Any = block.forward
+    monkeypatch.setattr(
+        block,
+        "forward",
+        lambda layer, x_BTD, context: getattr(layer, "moves", nn.Identity())(
+            forward(layer, x_BTD, context)
+        ),
+    )
+    held = dict(moves.named_buffers())
+    check(model, written(model))
+    assert dict(moves.named_buffers()).keys() == held.keys()
+    assert all(moves.get_buffer(name) is buffer for name, buffer in held.items())
+    assert moves.late is None
+    assert moves.swapped.tolist() == [0]
+    assert moves.written[1] == 1
 
 
 def test_what_learns_nothing_as_written_either_is_none_of_its_business() -> None:

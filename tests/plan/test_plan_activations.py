@@ -5,7 +5,7 @@ B sequences, T tokens, V vocabulary.
 
 import weakref
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -120,6 +120,23 @@ def test_the_peak_is_that_of_a_real_step(
     # step begins with the gradients of all layers' auxiliary losses, where one layer is planned alone;
     # where experts run all at once it has given back the weights that later layers had cast.
     assert memory.total - states == pytest.approx(real, rel=0.12 if checkpoint else 0.05)
+
+
+def test_what_later_layers_keep_is_not_there_while_an_earlier_one_works(
+    monkeypatch: pytest.MonkeyPatch, shape: ModelConfig
+) -> None:
+    """In a model of two kinds in turn, the dense one works before the routed one that comes last."""
+    deeper = replace(shape, layers=4)
+    steps = Steps(meta_decoder("mod", {}, deeper), LENGTH, compute="float32", kernels="cpu")
+    assert steps.depths == [0, 1, 0, 1]
+    assert (steps.later(0), steps.later(1)) == ([1], [])
+    measured = Measured(meta_decoder("mod", {}, deeper), LENGTH, Recipe(), kernels="cpu")
+    less = measured.memory(SEQUENCES).working
+    monkeypatch.setattr(Steps, "later", lambda steps, number: [])
+    measured = Measured(meta_decoder("mod", {}, deeper), LENGTH, Recipe(), kernels="cpu")
+    assert steps.layer(0, SEQUENCES).working > steps.layer(1, SEQUENCES).working
+    kept = measured._steps.layer(1, SEQUENCES).kept
+    assert 0 < measured.memory(SEQUENCES).working - less <= kept
 
 
 def test_a_dense_layer_by_hand() -> None:

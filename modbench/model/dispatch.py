@@ -1,8 +1,10 @@
-"""Tokens to the experts that they chose and back: gathering, never scattering, in both directions.
+"""Tokens to experts and back. Differentiable once. The plain twins are in the tests.
 
-With each token's places among the rows at hand, what several experts make of a token, and the gradients
-that come back to it, are gathered and summed in order: deterministic, and without the atomic or ordered
-additions of an index_add. Differentiable once. The plain twin is in the tests.
+`dispatch` and `combine` are for tokens that each meet as many experts: gathering, never scattering, in
+both directions. With each token's places among the rows at hand, what several experts make of a token,
+and the gradients that come back to it, are gathered and summed in order: deterministic, and without the
+atomic or ordered additions of an index_add. `to_experts` and `from_experts` are for tokens that meet any
+number of experts.
 
 N tokens, K experts of a token, A rows (assignments that are computed), D model width.
 """
@@ -68,7 +70,11 @@ class _Dispatch(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_AD: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.assignments.of_tokens(gradient_AD).sum(1, dtype=ctx.dtype), None, None
+        first_ND, *others = ctx.assignments.of_tokens(gradient_AD).unbind(1)
+        of_x_ND = first_ND.to(ctx.dtype, copy=True)
+        for gradient_ND in others:  # a sum over so few takes twice as long
+            of_x_ND += gradient_ND
+        return of_x_ND, None, None
 
 
 def combine(rows_AD: Tensor, gates_NK: Tensor, assignments: Assignments) -> Tensor:
@@ -108,8 +114,58 @@ class _Combine(torch.autograd.Function):
         rows_AD, gates_NK = ctx.saved_tensors
         assignments: Assignments = ctx.assignments
         of_rows_AD = gradient_ND.index_select(0, assignments.tokens)
-        of_gates_A = (of_rows_AD * rows_AD).sum(-1)
+        of_gates_A = rows_AD.to(gates_NK.dtype, copy=True).mul_(of_rows_AD).sum(-1)
         gates_A = gates_NK.flatten().index_select(0, assignments.order_A)
         of_gates_M = torch.zeros_like(gates_NK).flatten().scatter_(0, assignments.order_A, of_gates_A)
         of_rows_AD = of_rows_AD.mul_(gates_A[:, None]).to(rows_AD.dtype)
         return of_rows_AD, of_gates_M.view_as(gates_NK), None
+
+
+def to_experts(x_ND: Tensor, tokens_A: Tensor, dtype: torch.dtype) -> Tensor:
+    """The rows that experts are given, (A, D), in ``dtype``: row a is of token ``tokens_A[a]``."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return x_ND.to(dtype).index_select(0, tokens_A)
+    return _ToExperts.apply(x_ND, tokens_A, dtype)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _ToExperts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, tokens_A: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(tokens_A)
+        ctx.tokens, ctx.dtype = len(x_ND), x_ND.dtype
+        return x_ND.to(dtype).index_select(0, tokens_A)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_AD: Tensor) -> tuple[Tensor, None, None]:
+        (tokens_A,) = ctx.saved_tensors
+        return _sums(gradient_AD.to(ctx.dtype), tokens_A, ctx.tokens), None, None
+
+
+def from_experts(rows_AD: Tensor, gates_A: Tensor, tokens_A: Tensor, tokens: int) -> Tensor:
+    """Each of ``tokens`` tokens' sum of its rows, weighted by their gates, (N, D), in the gates' dtype;
+    0 of a token that has none."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return _sums(rows_AD * gates_A[:, None], tokens_A, tokens)
+    return _FromExperts.apply(rows_AD, gates_A, tokens_A, tokens)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _FromExperts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_AD: Tensor, gates_A: Tensor, tokens_A: Tensor, tokens: int) -> Tensor:
+        ctx.save_for_backward(rows_AD, gates_A, tokens_A)
+        # A product of two dtypes takes twice as long as one after a cast.
+        weighted_AD = rows_AD.to(gates_A.dtype, copy=True).mul_(gates_A[:, None])
+        return _sums(weighted_AD, tokens_A, tokens)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_ND: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        rows_AD, gates_A, tokens_A = ctx.saved_tensors
+        of_rows_AD = gradient_ND.index_select(0, tokens_A)
+        of_gates_A = rows_AD.to(gates_A.dtype, copy=True).mul_(of_rows_AD).sum(-1)
+        return of_rows_AD.mul_(gates_A[:, None]).to(rows_AD.dtype), of_gates_A, None, None
+
+
+def _sums(rows_AD: Tensor, tokens_A: Tensor, tokens: int) -> Tensor:
+    return rows_AD.new_zeros(tokens, rows_AD.shape[1]).index_add_(0, tokens_A, rows_AD)

@@ -12,6 +12,7 @@ from modbench.flops.component import component
 from modbench.flops.ledger import Ledger, Load, matmul
 from modbench.model.block import up_columns
 from modbench.model.config import ModelConfig
+from modbench.model.dispatch import from_experts, to_experts
 from modbench.model.expert_products import Counts, run
 from modbench.model.grouped import takes_grouped
 from modbench.model.initial import normal_, residual_scale
@@ -137,6 +138,6 @@ def dispatched(
     chosen_N = places(chosen_SE.T, sum(counts))  # expert by expert, its tokens in order
     rows_N = chosen_N % len(x_SD)
     gates_N = gates_SE.T.reshape(-1).index_select(0, chosen_N)
-    weighted_ND = bank(x_SD.index_select(0, rows_N), counts) * gates_N[:, None]
-    out_SD = torch.zeros_like(x_SD, dtype=weighted_ND.dtype).index_add(0, rows_N, weighted_ND)
+    y_ND = bank(to_experts(x_SD, rows_N, bank.dtype(x_SD)), counts)
+    out_SD = from_experts(y_ND, gates_N, rows_N, len(x_SD))
     return out_SD.to(x_BTD.dtype).view_as(x_BTD)

@@ -32,6 +32,7 @@ from modbench.model.average import RunningAverage
 from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.dispatch import from_experts, to_experts
 from modbench.model.experts import ExpertBank, expert_width
 from modbench.model.forced import even_pool, even_tokens
 from modbench.model.initial import normal_
@@ -150,7 +151,7 @@ class ExpertChoiceExperts(FeedForward):
         scores_PT = scores_BTE.transpose(1, 2).reshape(pools * experts, in_pool)
         per_row = [k for k in taken for _ in range(experts)]
         selected_PT = highest(scores_PT, per_row, real_PT)
-        index_PK = packed(selected_PT, max(taken))
+        index_PK = packed(selected_PT, max(taken), full=min(taken) == max(taken))
         within_PK = selected_PT.gather(1, index_PK)
         gates_PK = scores_PT.gather(1, index_PK) * within_PK
 
@@ -159,9 +160,8 @@ class ExpertChoiceExperts(FeedForward):
         rows_N = rows_PEK.transpose(0, 1).flatten()  # sorted by expert, the pools side by side
         gates_N = gates_PK.view(pools, experts, -1).transpose(0, 1).flatten()
         x_SD = x_BTD.reshape(-1, width)
-        y_ND = self.bank(x_SD.index_select(0, rows_N), None)
-        weighted_ND = y_ND * gates_N[:, None]
-        out_SD = torch.zeros_like(x_SD, dtype=weighted_ND.dtype).index_add(0, rows_N, weighted_ND)
+        y_ND = self.bank(to_experts(x_SD, rows_N, self.bank.dtype(x_SD)), None)
+        out_SD = from_experts(y_ND, gates_N, rows_N, len(x_SD))
 
         lowest_PE = scores_PT.detach().masked_fill(~selected_PT, torch.inf).amin(1).view(pools, experts)
         if self.training and not context.trace.repeated:
@@ -189,9 +189,9 @@ class ExpertChoiceExperts(FeedForward):
         # Sorted by expert.
         chosen_N = places(chosen_ES, sum(counts))
         rows_N = chosen_N % len(x_SD)
-        y_ND = self.bank(x_SD.index_select(0, rows_N), counts)
-        weighted_ND = y_ND * scores_ES.flatten().index_select(0, chosen_N)[:, None]
-        out_SD = torch.zeros_like(x_SD, dtype=weighted_ND.dtype).index_add(0, rows_N, weighted_ND)
+        y_ND = self.bank(to_experts(x_SD, rows_N, self.bank.dtype(x_SD)), counts)
+        gates_N = scores_ES.flatten().index_select(0, chosen_N)
+        out_SD = from_experts(y_ND, gates_N, rows_N, len(x_SD))
         context.trace.show(self.layer, "load", torch.tensor(counts))
         context.trace.show(self.layer, "taken", chosen_ES.sum(0))
         context.trace.show_choice(self.layer, scores_BTE, chosen_BTE, real_BT, scores_BTE)

@@ -39,6 +39,27 @@ def test_ties_go_to_the_earlier_token() -> None:
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["all different", "many alike", "one pair", "no numbers", "infinite"])
+@pytest.mark.parametrize("count", [1, 5, 39, 40])
+def test_the_highest_are_those_of_a_stable_sort(count: int, kind: str, dtype: torch.dtype) -> None:
+    """Whether `torch.topk` finds them or the sort does."""
+    generator = torch.Generator().manual_seed(count)
+    scores_BT = torch.rand(3, 40, generator=generator).argsort(dim=1).to(dtype)
+    if kind == "many alike":
+        scores_BT = (scores_BT / 8).floor()
+    elif kind == "one pair":  # just where the row is cut
+        scores_BT[1, scores_BT[1] == 40 - count] = 39 - count
+    elif kind == "no numbers":
+        scores_BT[1, 3:7] = torch.nan
+    elif kind == "infinite":
+        scores_BT[0, 5:] = -torch.inf
+        scores_BT[2, 30:] = torch.inf
+    order_BT = scores_BT.argsort(dim=1, descending=True, stable=True)
+    truth_BT = torch.zeros(3, 40, dtype=torch.bool).scatter_(1, order_BT[:, :count], 1)
+    assert torch.equal(highest(scores_BT, [count] * 3, None), truth_BT)
+
+
 def test_padding_is_never_selected() -> None:
     scores_BT = torch.tensor([[1.0, 2.0, 9.0, 9.0], [0.0, 1.0, 2.0, 3.0]])
     real_BT = torch.tensor([[True, True, False, False], [True, True, True, True]])
@@ -49,6 +70,8 @@ def test_padding_is_never_selected() -> None:
 def test_packing_keeps_the_order() -> None:
     selected_BT = torch.tensor([[False, True, False, True], [True, False, False, False]])
     assert packed(selected_BT, 2).tolist() == [[1, 3], [0, 1]]
+    full_BT = torch.tensor([[False, True, False, True], [True, False, False, True]])
+    assert packed(full_BT, 2, full=True).tolist() == packed(full_BT, 2).tolist() == [[1, 3], [0, 3]]
 
 
 def test_full_capacity_and_unit_gate_is_the_plain_block() -> None:

@@ -168,4 +168,7 @@ class _FromExperts(torch.autograd.Function):
 
 
 def _sums(rows_AD: Tensor, tokens_A: Tensor, tokens: int) -> Tensor:
-    return rows_AD.new_zeros(tokens, rows_AD.shape[1]).index_add_(0, tokens_A, rows_AD)
+    out_ND = rows_AD.new_zeros(tokens, rows_AD.shape[1])
+    if torch.compiler.is_compiling():  # see `_combined`
+        return out_ND.index_add(0, tokens_A, rows_AD)
+    return out_ND.index_add_(0, tokens_A, rows_AD)

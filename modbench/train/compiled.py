@@ -98,7 +98,7 @@ def written(model: Decoder) -> Losses:
 def as_one_program(function: F) -> F:
     """``function`` of a model compiled, once for each shape of batch."""
     # Programs that PyTorch keeps from run to run know our own ops by their names alone.
-    torch.compiler.config.cache_key_tag = _ops()
+    torch.compiler.config.cache_key_tag = _tag()
     # What the host reckons from sizes and options is no part of a program.
     for reckoned in (share, strided):
         torch.compiler.assume_constant_result(reckoned)
@@ -106,7 +106,8 @@ def as_one_program(function: F) -> F:
 
 
 @functools.cache
-def _ops() -> str:
-    """A digest of the source of our own ops."""
+def _tag() -> str:
+    """The user's own tag, if there is one, and a digest of the source of our own ops."""
     rooms = (causal_attention, cross_entropy, expert_products, expert_ways, grouped, kernels)
-    return hashlib.sha256(b"".join(inspect.getsource(room).encode() for room in rooms)).hexdigest()
+    ops = hashlib.sha256(b"".join(inspect.getsource(room).encode() for room in rooms)).hexdigest()
+    return torch.compiler.config.cache_key_tag + ops

@@ -1,4 +1,5 @@
-"""Expert layers against the dense MLP that spends the same on each token, forward and backward.
+"""Expert layers against the dense MLP that spends the same on each token, forward and backward:
+modbench's own, and, shown beside it, one of stock modules, as other libraries' layers are compared with.
 
 B sequences, T tokens, D model width.
 """
@@ -6,6 +7,7 @@ B sequences, T tokens, D model width.
 import pytest
 import torch
 from interleaved import InTurns, Way
+from plain_loop import PlainMLP
 from targets import Reach
 from torch import Tensor
 from training import DTYPES
@@ -89,6 +91,20 @@ def alone(bank: ExpertBank, equal: bool, dtype: torch.dtype) -> Way:
     return run
 
 
+def plain(dtype: torch.dtype) -> Way:
+    """The dense MLP of stock modules."""
+    mlp = PlainMLP(SHAPE)
+
+    def run(x_BTD: Tensor, dy_BTD: Tensor) -> None:
+        with autocast(dtype, x_BTD.device):
+            y_BTD = mlp(x_BTD)
+        y_BTD.backward(dy_BTD.to(y_BTD.dtype))
+        mlp.zero_grad(set_to_none=True)
+        x_BTD.grad = None
+
+    return run
+
+
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("name", ["token_choice", "expert_choice"])
 def test_experts_against_a_dense_mlp(name: str, precision: str, in_turns: InTurns, reach: Reach) -> None:
@@ -99,8 +115,10 @@ def test_experts_against_a_dense_mlp(name: str, precision: str, in_turns: InTurn
         name: forward_and_backward(routed, dtype),
         "dense": forward_and_backward(dense, dtype),
         "alone": alone(routed.bank, name == "expert_choice", dtype),
+        "plain": plain(dtype),
     }
     turns = in_turns(ways, Stream())
-    what = f"{name} layer over a dense MLP, time, {precision}"
-    reach(what, turns.ratios(name, "dense"), 1.10, "x")
-    reach.shown(f"{what}, its experts alone", turns.ratios("alone", "dense"), "x")
+    layer = f"{name} layer over a dense MLP"
+    reach(f"{layer}, time, {precision}", turns.ratios(name, "dense"), 1.10, "x")
+    reach.shown(f"{layer}, time, {precision}, its experts alone", turns.ratios("alone", "dense"), "x")
+    reach.shown(f"{layer} of stock modules, time, {precision}", turns.ratios(name, "plain"), "x")

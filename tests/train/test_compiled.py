@@ -18,7 +18,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router, router_class, router_names
-from modbench.train.compiled import as_one_program, compiles, losses_of, written
+from modbench.train.compiled import _tag, as_one_program, compiles, losses_of, written
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 
@@ -186,3 +186,14 @@ def test_what_the_host_reckons_is_a_constant_of_the_program() -> None:
 
     program = as_one_program(shares)
     assert program(torch.ones(1, 100)).shape == (1, 7)
+
+
+def test_a_user_s_tag_stays_in_that_of_kept_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    _tag.cache_clear()
+    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "mine ")
+    for _ in range(2):
+        as_one_program(lambda x_BT: x_BT)
+        tag = torch.compiler.config.cache_key_tag
+        assert len(tag) == len("mine ") + 64
+        assert tag.startswith("mine ")
+    _tag.cache_clear()

@@ -123,12 +123,16 @@ class _Combine(torch.autograd.Function):
 
 def to_experts(x_ND: Tensor, tokens_A: Tensor, dtype: torch.dtype) -> Tensor:
     """The rows that experts are given, (A, D), in ``dtype``: row a is of token ``tokens_A[a]``."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # which differentiates it, and so sums in the tokens' dtype, too
+        return x_ND.index_select(0, tokens_A).to(dtype)
+    if not torch.is_grad_enabled():
         return x_ND.to(dtype).index_select(0, tokens_A)
     return _ToExperts.apply(x_ND, tokens_A, dtype)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _ToExperts(torch.autograd.Function):
+    """Gradients are summed in the tokens' dtype."""
+
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, tokens_A: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(tokens_A)

@@ -4,6 +4,7 @@ and the same numbers, gradients, counts and moving averages, step after step.
 B sequences, T tokens.
 """
 
+import functools
 import shutil
 from typing import Any
 
@@ -18,7 +19,8 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router, router_class, router_names
-from modbench.train.compiled import _tag, as_one_program, compiles, losses_of, written
+from modbench.train import compiled
+from modbench.train.compiled import as_one_program, compiles, losses_of, written
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 
@@ -189,11 +191,10 @@ def test_what_the_host_reckons_is_a_constant_of_the_program() -> None:
 
 
 def test_a_user_s_tag_stays_in_that_of_kept_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    _tag.cache_clear()
-    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "mine ")
-    for _ in range(2):
-        as_one_program(lambda x_BT: x_BT)
-        tag = torch.compiler.config.cache_key_tag
-        assert len(tag) == len("mine ") + 64
-        assert tag.startswith("mine ")
-    _tag.cache_clear()
+    monkeypatch.setattr(compiled, "_tag", functools.cache(compiled._tag.__wrapped__))
+    with torch.compiler.config.patch(cache_key_tag="mine "):
+        for _ in range(2):
+            as_one_program(lambda x_BT: x_BT)
+            tag = torch.compiler.config.cache_key_tag
+            assert len(tag) == len("mine ") + 64
+            assert tag.startswith("mine ")

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import flop_counter
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from modbench.flops.formulas import register_flop_formula
 from modbench.model.cross_entropy import on_gpu
@@ -144,8 +145,9 @@ def weight_gradient(dy_MF: Tensor, x_MD: Tensor, out_FD: Tensor, count: int) -> 
 
 
 def _mm(one: Tensor, other: Tensor, out: Tensor, count: int, rows: int) -> None:
-    """``out`` becomes ``one @ other``, of whose ``rows`` rows ``count`` are real."""
-    if count != rows:
+    """``out`` becomes ``one @ other``, of whose ``rows`` rows ``count`` are real. Who counts is told so;
+    where nobody does, telling takes longer than many a matmul's start."""
+    if count != rows and is_in_torch_dispatch_mode():
         torch.ops.modbench.filled_mm.default(one, other, out, count, rows)
     elif torch.jit.is_tracing():  # who counts a trace takes no third operand
         out.copy_(torch.mm(one, other))

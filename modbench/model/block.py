@@ -21,7 +21,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decode_graphs import NewTokens, Outputs
 from modbench.model.initial import normal_, residual_scale
-from modbench.model.kernels import RMSNorm, rotate, swiglu
+from modbench.model.kernels import RMSNorm, angles, rotate, swiglu
 from modbench.model.linear import Linear
 from modbench.model.router import Layer, after
 
@@ -123,6 +123,12 @@ class Attention(nn.Module):
         with component("attention.qkv", self.layer):
             qkv_BTC = self.qkv(x_BTD)
         parts_BTCP = qkv_BTC.unflatten(-1, (-1, self.head_width))
+        if torch.compiler.is_compiling():
+            # Gradients of queries and keys that go together would have to be put together first.
+            sizes = (self.heads, self.key_heads, self.key_heads)
+            q_BTHP, k_BTKP, v_BTKP = parts_BTCP.split(sizes, dim=2)
+            q_BTHP, k_BTKP = (rotate(part, *rotation) for part in (q_BTHP, k_BTKP))
+            return q_BTHP.transpose(1, 2), k_BTKP.transpose(1, 2), v_BTKP.transpose(1, 2)
         qk_BTCP, v_BTKP = parts_BTCP.split((self.heads + self.key_heads, self.key_heads), dim=2)
         qk_BCTP = rotate(qk_BTCP, *rotation).transpose(1, 2)
         q_BHTP, k_BKTP = qk_BCTP.split((self.heads, self.key_heads), dim=1)
@@ -166,13 +172,9 @@ class Attention(nn.Module):
 
     def _angles(self, x_BTD: Tensor, positions_BT: Tensor | None) -> tuple[Tensor, Tensor]:
         """Their cosines and sines, (B, T, 1, P/2), or (1, T, 1, P/2) of positions 0..T-1."""
-        half = self.head_width // 2
-        exponents = torch.arange(half, device=x_BTD.device, dtype=torch.float32) / half
-        frequencies = self.model.rope_base**-exponents
         if positions_BT is None:
             positions_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
-        angles = positions_BT[:, :, None, None].to(torch.float32) * frequencies
-        return angles.cos(), angles.sin()
+        return angles(positions_BT, self.head_width // 2, self.model.rope_base)
 
 
 def _replays(x_BTD: Tensor, context: Context) -> bool:

@@ -40,7 +40,8 @@ def causal_attention(q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
         if dtype == torch.bfloat16 and q_BHTP.shape[2] % ROWS:  # see `modbench.model.linear`
             given = q_BHTP.float(), k_BKTP.float(), v_BKTP.float()
         if torch.compiler.is_compiling():
-            return _attended(*given).to(dtype)
+            # The program lays them out so while it makes them; else each pass would.
+            return _attended(*(tensor.contiguous() for tensor in given)).to(dtype)
         return _CausalAttention.apply(*given).to(dtype)  # type: ignore[no-any-return, no-untyped-call]
     grouped = bool(k_BKTP.shape[1] != q_BHTP.shape[1])  # sizes are tensors while torch.jit traces
     return F.scaled_dot_product_attention(q_BHTP, k_BKTP, v_BKTP, is_causal=True, enable_gqa=grouped)
@@ -64,7 +65,10 @@ class _CausalAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_BHTP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return _gradients(gradient_BHTP, *ctx.saved_tensors)
+        given = ctx.saved_tensors
+        of_q, of_k, of_v = map(_like, given)
+        _gradients(gradient_BHTP, *given, of_q, of_k, of_v)
+        return of_q, of_k, of_v
 
 
 @torch.library.custom_op("modbench::causal_attention", mutates_args=())
@@ -82,14 +86,16 @@ def _(q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
 def _attended_backward(
     gradient_BHTP: Tensor, q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients(gradient_BHTP, q_BHTP, k_BKTP, v_BKTP)
+    of_q, of_k, of_v = map(torch.empty_like, (q_BHTP, k_BKTP, v_BKTP))
+    _gradients(gradient_BHTP, q_BHTP, k_BKTP, v_BKTP, of_q, of_k, of_v)
+    return of_q, of_k, of_v
 
 
 @_attended_backward.register_fake
 def _(
     gradient_BHTP: Tensor, q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _like(q_BHTP), _like(k_BKTP), _like(v_BKTP)
+    return torch.empty_like(q_BHTP), torch.empty_like(k_BKTP), torch.empty_like(v_BKTP)
 
 
 _attended.register_autograd(
@@ -113,27 +119,22 @@ def _forward(q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
     return out_BHTP
 
 
-def _gradients(
-    gradient_BHTP: Tensor, q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    gradients = _like(q_BHTP), _like(k_BKTP), _like(v_BKTP)
-    with as_it_is(q_BHTP):
-        for rows in _rows(q_BHTP):
-            q, k, v = (t_BHTP[rows] for t_BHTP in (q_BHTP, k_BKTP, v_BKTP))
-            of_q, of_k, of_v = (t_BHTP[rows] for t_BHTP in gradients)
-            _backward(q, k, v, gradient_BHTP[rows], of_q, of_k, of_v)
-    return gradients
+def _gradients(gradient_BHTP: Tensor, *given_and_out: Tensor) -> None:
+    """Of q, k and v, into what follows them."""
+    with as_it_is(gradient_BHTP):
+        for rows in _rows(gradient_BHTP):
+            _backward(gradient_BHTP[rows], *(t_BHTP[rows] for t_BHTP in given_and_out))
 
 
 def _backward(
-    q: Tensor, k: Tensor, v: Tensor, gradient: Tensor, of_q: Tensor, of_k: Tensor, of_v: Tensor
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, of_q: Tensor, of_k: Tensor, of_v: Tensor
 ) -> None:
-    """Of some sequences, into ``of_q``, ``of_k`` and ``of_v``."""
+    """Of some sequences."""
     q_NGTP, k_NTP, v_NTP = _scaled(q, k), _merged(k), _merged(v)
     dy_NGTP = _merged(_by_key_head(gradient, k))
     of_q, scale = _by_key_head(of_q, k), q.shape[-1] ** -0.5
-    wide = torch.promote_types(k.dtype, torch.float32)
-    dk_NTP, dv_NTP = (torch.zeros(k_NTP.shape, dtype=wide, device=k.device) for _ in range(2))
+    sums = _sums(of_k), _sums(of_v)
+    dk_NTP, dv_NTP = (sum_RKTP.flatten(0, 1) for sum_RKTP in sums)
     for first, end, needed in _blocks(q.shape[2]):
         q_NQP, dy_NQP = q_NGTP[:, :, first:end].flatten(1, 2), dy_NGTP[:, :, first:end].flatten(1, 2)
         with attending(Pairs(0, needed.all, square=0)):  # the forward pass has counted them
@@ -145,8 +146,17 @@ def _backward(
             dq_NQP = torch.bmm(ds_NQE, k_NTP[:, :end]).mul_(scale)
             dk_NTP[:, :end] += torch.bmm(ds_NQE.transpose(1, 2), q_NQP)
         of_q[:, :, :, first:end] = dq_NQP.view_as(of_q[:, :, :, first:end])
-    of_k.copy_(dk_NTP.view_as(of_k))
-    of_v.copy_(dv_NTP.view_as(of_v))
+    for out_RKTP, sum_RKTP in zip((of_k, of_v), sums, strict=True):
+        if sum_RKTP is not out_RKTP:
+            out_RKTP.copy_(sum_RKTP)
+
+
+def _sums(out_RKTP: Tensor) -> Tensor:
+    """Zeros in float32 or wider, in order in memory: ``out_RKTP`` itself if it is that and lies so."""
+    wide = torch.promote_types(out_RKTP.dtype, torch.float32)
+    if out_RKTP.dtype == wide and out_RKTP.is_contiguous():
+        return out_RKTP.zero_()
+    return torch.zeros(out_RKTP.shape, dtype=wide, device=out_RKTP.device)
 
 
 def _probabilities(q_NGTP: Tensor, k_NTP: Tensor, first: int, end: int) -> Tensor:

@@ -59,14 +59,41 @@ def _normed(x_ND: Tensor, weight_D: Tensor, epsilon: float) -> tuple[Tensor, Ten
     return (x_ND * scale_N1).mul_(weight_D).to(x_ND.dtype), scale_N1
 
 
+def angles(positions_BT: Tensor, half: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, (B, T, 1, P/2) each, of position * base^(-i / half), ``half`` P/2: by these
+    angles `rotate` turns the pairs of a head (Su et al. 2021, equation 15)."""
+    if torch.compiler.is_compiling() and positions_BT.is_cpu:
+        return _reckoned(positions_BT, half, base)
+    return _angles(positions_BT, half, base)
+
+
+def _angles(positions_BT: Tensor, half: int, base: float) -> tuple[Tensor, Tensor]:
+    exponents = torch.arange(half, device=positions_BT.device, dtype=torch.float32) / half
+    frequencies = base**-exponents
+    angles_BT1P = positions_BT[:, :, None, None].to(torch.float32) * frequencies
+    return angles_BT1P.cos(), angles_BT1P.sin()
+
+
+@torch.library.custom_op("modbench::angles", mutates_args=())
+def _reckoned(positions_BT: Tensor, half: int, base: float) -> tuple[Tensor, Tensor]:
+    """For torch.compile, whose kernels of a CPU would reckon them anew for each sequence and head."""
+    return _angles(positions_BT, half, base)
+
+
+@_reckoned.register_fake
+def _(positions_BT: Tensor, half: int, base: float) -> tuple[Tensor, Tensor]:
+    shape = (*positions_BT.shape, 1, half)
+    return tuple(positions_BT.new_empty(shape, dtype=torch.float32) for _ in range(2))  # type: ignore[return-value]
+
+
 def rotate(x_BTHP: Tensor, cos_BT1P: Tensor, sin_BT1P: Tensor) -> Tensor:
     """The pairs (i, i + P/2) of each head turned by its token's angles, whose cosines and sines are of
     half a head's width (Su et al. 2021, equation 34)."""
     if torch.compiler.is_compiling():
-        first, second = x_BTHP.chunk(2, dim=-1)
-        one = first * cos_BT1P - second * sin_BT1P
-        two = second * cos_BT1P + first * sin_BT1P
-        return torch.cat((one, two), dim=-1).to(x_BTHP.dtype)
+        # To put halves together by `torch.cat` would copy them once more in the backward pass.
+        x_BTH2P, cos_BT11P = x_BTHP.unflatten(-1, (2, -1)), cos_BT1P[..., None, :]
+        sin_BT12P = torch.stack((-sin_BT1P, sin_BT1P), dim=-2)
+        return (x_BTH2P * cos_BT11P + x_BTH2P.flip(-2) * sin_BT12P).flatten(-2).to(x_BTHP.dtype)
     if not torch.is_grad_enabled():
         return _turned(x_BTHP, cos_BT1P, sin_BT1P)
     return _Rotate.apply(x_BTHP, cos_BT1P, sin_BT1P)  # type: ignore[no-any-return, no-untyped-call]

@@ -3,6 +3,8 @@
 N tokens, D model width, V vocabulary, H heads, P width of a head, F hidden width.
 """
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.cross_entropy import cross_entropy, losses
 from modbench.model.decoder import build_model
-from modbench.model.kernels import RMSNorm, rotate, swiglu
+from modbench.model.kernels import RMSNorm, angles, rotate, swiglu
 from modbench.model.registry import build_router
 
 
@@ -65,15 +67,32 @@ def test_rms_norm_of_frozen_parts() -> None:
 
 @pytest.mark.parametrize("sequences", [1, 3])
 def test_rotation(sequences: int) -> None:
-    angles = drawn(sequences, 63, 1, 4, seed=2)
+    angles_BT1P = drawn(sequences, 63, 1, 4, seed=2)
 
     def plain(x_BTHP: Tensor) -> Tensor:
         pairs = torch.complex(x_BTHP[..., :4], x_BTHP[..., 4:]) * torch.polar(
-            torch.ones_like(angles), angles
+            torch.ones_like(angles_BT1P), angles_BT1P
         )
         return torch.cat((pairs.real, pairs.imag), dim=-1)
 
-    alike(lambda x: rotate(x, angles.cos(), angles.sin()), plain, drawn(3, 63, 5, 8))
+    alike(lambda x: rotate(x, angles_BT1P.cos(), angles_BT1P.sin()), plain, drawn(3, 63, 5, 8))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch.compile's own
+@pytest.mark.parametrize("positions", [[[0, 1, 2, 3]], [[0, 7, 511], [3, 4, 5000]]], ids=str)
+def test_angles_of_a_program_are_those_that_are_written(positions: list[list[int]]) -> None:
+    positions_BT, half, base = torch.tensor(positions), 4, 10_000.0
+    written = angles(positions_BT, half, base)
+    for found, function in zip(written, (math.cos, math.sin), strict=True):
+        turns = [[n * base ** (-i / half) for i in range(half)] for n in positions_BT.flatten().tolist()]
+        truth = [list(map(function, angles_P)) for angles_P in turns]
+        rounding = 2e-7 * positions_BT.max().item()
+        torch.testing.assert_close(found.flatten(0, 2), torch.tensor(truth), atol=rounding, rtol=0)
+    torch._dynamo.reset()
+    compiled = torch.compile(angles, backend="aot_eager", fullgraph=True, dynamic=False)
+    for found, truth in zip(compiled(positions_BT, half, base), written, strict=True):
+        assert found.shape == (*positions_BT.shape, 1, half)
+        assert torch.equal(found, truth)
 
 
 def test_swiglu() -> None:

@@ -5,6 +5,9 @@ from typing import Any, Literal
 
 from modbench.errors import UserError
 
+#: More threads than this no machine has, and libraries end the process.
+MOST_THREADS = 4096
+
 
 @dataclass(frozen=True, kw_only=True)
 class TimeConfig:
@@ -43,6 +46,8 @@ class TimeConfig:
         for name in ("warm_up", "threads"):
             if getattr(self, name) < 0:
                 raise UserError(f"time {name} is {getattr(self, name)}; it must be 0 or more")
+        if self.threads > MOST_THREADS:
+            raise UserError(f"time threads is {self.threads}; it must be {MOST_THREADS} or fewer")
         if not self.decode_batches:
             raise UserError("time decode_batches is empty; give it at least one entry")
         if self.repetitions * self.samples < 3:

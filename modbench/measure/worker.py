@@ -86,12 +86,19 @@ def main() -> int:
 
     spec = json.loads(sys.stdin.readline())
     _follow_parent()
+    # What a plugin prints goes to the log, not between the lines that are read.
+    ours = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    sys.stdout.flush()
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
-        found = measure(spec, lambda event: print(json.dumps(event), flush=True))
+        found = measure(spec, lambda event: print(json.dumps(event), file=ours, flush=True))
     except UserError as error:
         print(f"modbench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(json.dumps(found), flush=True)
+    except SystemExit:
+        print("modbench: what was to be measured ended the process (sys.exit)", file=sys.stderr)
+        return 2
+    print(json.dumps(found), file=ours, flush=True)
     return 0
 
 

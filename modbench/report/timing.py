@@ -150,6 +150,21 @@ def newest_run(timings: Iterable[Timing]) -> list[Timing]:
     return [jobs[job] for job in sorted(jobs)]
 
 
+def refuse_other_versions(timings: Iterable[Timing]) -> None:
+    """
+    Raises:
+        UserError: two schemes have the same label; their samples would be pooled.
+    """
+    keys: dict[str, str] = {}
+    for timing in timings:
+        router = timing.cell["router"]
+        if router is not None and keys.setdefault(router["label"], timing.key) != timing.key:
+            raise UserError(
+                f"run {timing.run} timed '{router['label']}' with two sets of options, shapes or plugin "
+                "code; time all schemes anew with `modbench time --again`"
+            )
+
+
 def refuse_other_machines(timings: Iterable[Timing]) -> None:
     """
     Raises:

@@ -57,25 +57,35 @@ def _efficiency(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Ax
     handles = []
     for number, label in enumerate(labels):
         mark = look_of[label]
-        of_label = [(cases.index(row.case), value) for row, value in rows if row.label == label]
         # Side by side, so that none hides another.
         shift = 0.6 * ((number + 0.5) / len(labels) - 0.5)
-        (line,) = axes.plot(
-            [place + shift for place, _ in of_label],
-            [value for _, value in of_label],
-            color=mark.color,
-            marker=mark.marker,
-            linestyle="none",
-            markersize=6.5,
+        for row, value in rows:
+            if row.label == label:
+                face = mark.color if row.stable and row.dense_stable else "none"
+                place = cases.index(row.case) + shift
+                axes.plot(
+                    [place],
+                    [value],
+                    color=mark.color,
+                    marker=mark.marker,
+                    markerfacecolor=face,
+                    linestyle="none",
+                    markersize=6.5,
+                )
+        handles.append(Line2D([], [], color=mark.color, marker=mark.marker, linestyle="none"))
+    names = [plain(label) for label in labels]
+    if not all(row.stable and row.dense_stable for row, _ in rows):
+        handles.append(
+            Line2D([], [], color=REFERENCE, marker="o", markerfacecolor="none", linestyle="none")
         )
-        handles.append(line)
+        names.append("unstable")
     axes.axhline(1.0, color=REFERENCE, **_DOTTED)
     handles.append(Line2D([], [], color=REFERENCE, **_DOTTED))
     axes.set_ylim(bottom=0)
     axes.set_xticks(range(len(cases)), [plain(case) for case in cases], rotation=60, ha="right")
     axes.grid(visible=False, axis="x")
     axes.set_ylabel("speed-up achieved / promised")
-    legend_below(figure, handles, [*(plain(label) for label in labels), "as promised"])
+    legend_below(figure, handles, [*names, "as promised"])
 
 
 def _memory(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Axes) -> None:

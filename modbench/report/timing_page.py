@@ -93,11 +93,13 @@ def _milliseconds(row: CaseRow) -> str:
 def _efficiency(row: CaseRow) -> str:
     if row.realised_efficiency is None:
         return "-"
-    return f"{row.realised_efficiency:.2f} ({row.promised_speed_up:.2f})"
+    mark = "" if row.stable and row.dense_stable else ", unstable"
+    return f"{row.realised_efficiency:.2f} ({row.promised_speed_up:.2f}{mark})"
 
 
 def _utilisation(row: CaseRow) -> str:
-    return "-" if row.utilisation is None else f"{100 * row.utilisation:.1f}"
+    mark = "" if row.stable else " (unstable)"
+    return "-" if row.utilisation is None else f"{100 * row.utilisation:.1f}{mark}"
 
 
 def _joules(row: CaseRow) -> str:
@@ -158,6 +160,12 @@ def _remarks(group: Group) -> Iterable[str]:
     for part in group.memory:
         if part.status != "ok":
             yield f"{escaped(part.label)}, memory of {part.phase}: {escaped(part.error)}"
+    loaded, ceilings = group.loaded_ceilings
+    if loaded:
+        yield (
+            f"ceilings: the machine's load exceeded its cores in {loaded} of {ceilings} processes; they "
+            "may lie higher, and utilisation lower"
+        )
     for label in sorted({row.label for row in group.cases if row.balance == "as routed"}):
         yield f"{escaped(label)}, balance as routed: its routers weren't forced to route evenly"
 

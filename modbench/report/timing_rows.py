@@ -46,6 +46,7 @@ class CaseRow:
     speed_up: float | None = None
     promised_speed_up: float | None = None
     realised_efficiency: float | None = None
+    dense_stable: bool | None = None  #: whether the time that the speed-up is over is stable
     joules: float | None = None
     balance: str = ""
     compiled: bool | None = None
@@ -183,6 +184,7 @@ def held_against(row: CaseRow, dense: CaseRow | None) -> CaseRow:
         speed_up=achieved,
         promised_speed_up=promised,
         realised_efficiency=achieved / promised,
+        dense_stable=dense.stable,
     )
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from modbench.report.line import canonical_json, cell_key
-from modbench.report.timing import Timing, refuse_other_machines
+from modbench.report.timing import Timing, refuse_other_machines, refuse_other_versions
 from modbench.report.timing_rows import (
     MEMORY,
     CaseRow,
@@ -52,6 +52,12 @@ class Group:
                 if at not in best or gemm["flops_per_second"] > best[at]["flops_per_second"]:
                     best[at] = gemm
         return {at: best[at] for at in sorted(best)}
+
+    @cached_property
+    def loaded_ceilings(self) -> tuple[int, int]:
+        """How many of the processes behind the ceilings shared the machine, and how many there are."""
+        usable = [t for t in self.timings if t.kind == "ceiling" and _usable_ceiling(t)]
+        return sum(bool(t.measured["machine"]["overloaded"]) for t in usable), len(usable)
 
     @cached_property
     def copy_bytes_per_second(self) -> float | None:
@@ -104,10 +110,11 @@ class TimingTable:
     def of(cls, timings: Iterable[Timing]) -> "TimingTable":
         """
         Raises:
-            UserError: they are of more than one machine.
+            UserError: they are of more than one machine, or two schemes have the same label.
         """
         timings = tuple(timings)
         refuse_other_machines(timings)
+        refuse_other_versions(timings)
         groups: dict[str, list[Timing]] = {}
         for timing in timings:
             groups.setdefault(cell_key({**timing.cell, "router": None}), []).append(timing)

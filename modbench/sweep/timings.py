@@ -4,7 +4,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,8 @@ def time_suite(
     again: bool = False,
     worker: Sequence[str] = WORKER,
 ) -> int:
-    """Do what is left of the last run of this machine and this code, or begin one; then write the report
-    into ``results``/<suite>.
+    """Do what is left of the last run, if it is of this machine, this code and these schemes as they are
+    now, or begin one; then write the report into ``results``/<suite>.
 
     Returns the exit code: 0, or 1 if a process failed. That memory ran out is a result.
 
@@ -58,7 +58,10 @@ def time_suite(
     err = Console(stderr=True)
     suite = with_plugins(load_suite(name), plugins)
     cells = timing_cells(suite, only)
-    repetitions = suite.time.repetitions if repetitions is None else repetitions
+    if repetitions is None:
+        repetitions = suite.time.repetitions
+    else:
+        replace(suite.time, repetitions=repetitions)  # which refuses too few samples
     jobs = timing_jobs(cells, repetitions)
     folder = results / suite.header.name
     with suite_lock(folder / TIMINGS, "time"):
@@ -116,7 +119,7 @@ class _Bench:
 
         code = code_version()
         machine = self._machine(jobs[0])
-        run, done = self._current(machine, code, console, again)
+        run, done = self._current(jobs, machine, code, console, again)
         left = [job for job in jobs if job.identity not in done]
         if not left:
             _say(console, f"all of run {run} is done; --again begins another one")
@@ -159,20 +162,31 @@ class _Bench:
         return dict(found["environment"])
 
     def _current(
-        self, machine: dict[str, Any], code: dict[str, Any], console: Console, again: bool
+        self,
+        jobs: Sequence[Job],
+        machine: dict[str, Any],
+        code: dict[str, Any],
+        console: Console,
+        again: bool,
     ) -> tuple[str, set[tuple[str, str, int]]]:
         """The run to go on with, and what of it is done."""
         timings, here = read_timings(self.folder), machine_in_words(machine)
         if timings and not again:
             last = timings[-1]
-            if last.machine == here and _same_code(last.code, code):
-                mine = self._of_run(last.run)
+            mine = [timing for timing in timings if timing.run == last.run]
+            others = _other_versions(jobs, mine)
+            if last.machine == here and _same_code(last.code, code) and not others:
                 if code["dirty"]:
                     changes = "local changes, of which nobody knows whether they are the same"
                     _say(console, f"run {last.run} goes on, with {changes}; --again begins another one")
                 return last.run, {timing.job for timing in mine if timing.status in _DONE}
-            what = "code" if last.machine == here else f"machine ({last.machine})"
-            _say(console, f"run {last.run} was made by another {what}; beginning a new one")
+            if last.machine != here:
+                what = f"was made by another machine ({last.machine})"
+            elif not _same_code(last.code, code):
+                what = "was made by another code"
+            else:
+                what = f"has other options, shapes or plugin code of {', '.join(others)}"
+            _say(console, f"run {last.run} {what}; beginning a new one")
         moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         return f"{moment}-{secrets.token_hex(3)}", set()
 
@@ -220,6 +234,13 @@ class _Bench:
 
 def _events(progress: Progress, key: str) -> Callable[[dict[str, Any]], None]:
     return lambda event: progress.event(key, event)
+
+
+def _other_versions(jobs: Sequence[Job], timings: Sequence[Timing]) -> list[str]:
+    """Labels of ``jobs`` under which ``timings`` have another scheme: its samples would be pooled."""
+    keys = {job.cell["router"]["label"]: job.key for job in jobs if job.cell["router"] is not None}
+    found = {(t.cell["router"]["label"], t.key) for t in timings if t.cell["router"] is not None}
+    return sorted({label for label, key in found if keys.get(label, key) != key})
 
 
 def _same_code(one: dict[str, Any], other: dict[str, Any]) -> bool:

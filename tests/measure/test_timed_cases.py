@@ -246,6 +246,7 @@ def test_a_cells_peak_can_be_predicted() -> None:
         ({"prefill": (0,)}, "prefill is [0]; each must be 1 or more"),
         ({"decode_past": (8, 8)}, "decode_past is [8, 8]; an entry appears twice"),
         ({"decode_batches": ()}, "decode_batches is empty"),
+        ({"threads": 4097}, "time threads is 4097; it must be 4096 or fewer"),
         ({"compile": "perhaps"}, "compile is 'perhaps'"),
         ({"threads": -1}, "threads is -1"),
     ],

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +18,30 @@ CELL = {
 }
 
 
-def spec(kind: str, **changes: Any) -> str:
-    return json.dumps({"kind": kind, "cell": {**CELL, **changes}, "plugins": [], "threads": 1}) + "\n"
+#: A router that says or does something each time that it is asked.
+TALKATIVE = """
+import sys
+from dataclasses import dataclass
+from modbench.model.block import Block
+from modbench.model.registry import register_router
+from modbench.model.router import Router
+
+class Talkative(Block):
+    def forward(self, x, context):
+        {does}
+        return super().forward(x, context)
+
+@register_router("talkative")
+@dataclass(frozen=True, kw_only=True)
+class Talks(Router):
+    def build_layer(self, model, layer):
+        return Talkative(model, layer)
+"""
+
+
+def spec(kind: str, plugins: Sequence[str] = (), **changes: Any) -> str:
+    cell = {**CELL, **changes}
+    return json.dumps({"kind": kind, "cell": cell, "plugins": list(plugins), "threads": 1}) + "\n"
 
 
 def run(text: str) -> tuple[int, list[dict[str, Any]], str]:
@@ -74,6 +98,23 @@ def test_a_mistake_is_a_sentence() -> None:
     assert (code, documents) == (2, [])
     assert said.startswith("modbench: router 'mood' is not known")
     assert said.count("\n") == 1
+
+
+def test_what_a_plugin_prints_goes_to_the_log(tmp_path: Path) -> None:
+    (tmp_path / "talks.py").write_text(TALKATIVE.format(does="print('{\"status\": 1}.', end='')"))
+    talks = {"name": "talkative", "options": {}}
+    code, documents, said = run(spec("time", [str(tmp_path / "talks.py")], router=talks))
+    assert (code, documents[-1]["status"]) == (0, "ok")
+    assert said.startswith('{"status": 1}.{"status": 1}.')
+
+
+def test_a_plugin_that_ends_the_process_is_told(tmp_path: Path) -> None:
+    (tmp_path / "talks.py").write_text(TALKATIVE.format(does="sys.exit(0)"))
+    talks = {"name": "talkative", "options": {}}
+    code, documents, said = run(spec("time", [str(tmp_path / "talks.py")], router=talks))
+    assert code == 2
+    assert not any("status" in document for document in documents)
+    assert said == "modbench: what was to be measured ended the process (sys.exit)\n"
 
 
 def test_it_ends_when_whoever_started_it_is_gone() -> None:

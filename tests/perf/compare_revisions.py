@@ -11,6 +11,7 @@ revision has it.
 import argparse
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -91,16 +92,24 @@ class Tree:
             return medians_of(json)
 
     def defined(self) -> set[str]:
-        """The benchmarks that this tree itself has, whether or not they run."""
+        """The benchmarks that this tree itself has, whether or not they run.
+
+        Raises:
+            CompareError: pytest doesn't understand what is asked for.
+        """
         files = [str(file) for file in sorted(self.folder.glob(BENCHMARKS))]
         if not files:
             return set()
-        said = self.pytest(self.folder, *files, "-o", "addopts=", "--collect-only", "-q").stdout
-        return {line for line in said.splitlines() if line.startswith("tests/") and "::" in line}
+        said = self.pytest(self.folder, *files, "-o", "addopts=", "--collect-only", "-q")
+        if said.returncode == 4:
+            raise CompareError(_last(said.stderr or said.stdout))
+        return {line for line in said.stdout.splitlines() if line.startswith("tests/") and "::" in line}
 
 
 def _last(text: str) -> str:
-    return (text.strip().splitlines() or ["it said nothing"])[-1]
+    """The line of ``text`` that says what is wrong, or else its last one."""
+    lines = text.strip().splitlines() or ["it said nothing"]
+    return [lines[-1], *(line for line in lines if "error: " in line.lower())][-1]
 
 
 @contextmanager
@@ -177,12 +186,19 @@ def main(words: Sequence[str] | None = None, root: Path | None = None) -> int:
     asked, further = parser.parse_known_args(words)
     if asked.pairs < 2:
         parser.error(f"--pairs is {asked.pairs}; it must be 2 or more")
+    # Whoever ends this ends it in an orderly way, the other revision's work tree with it.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         root = Path(__file__).parents[2] if root is None else root
         comparison = compare_with(root, asked.against, asked.pairs, asked.k, further)
     except CompareError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was compared", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     once = math.comb(2 * asked.pairs, asked.pairs) // 2
     print(
         f"{asked.against} -> working tree, {asked.pairs} pairs of processes, of which equal revisions "

@@ -1,11 +1,13 @@
 """Benchmarks of two revisions: which changed, which are missing, which are new."""
 
 import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-from compare_revisions import main
+from compare_revisions import Tree, main
 from comparison import Change, Comparison, compare, medians_of
 
 STEADY = {"steady": 1.0}
@@ -172,6 +174,8 @@ def test_a_repository_is_compared_with_its_past(
     [
         (["--against", "nowhere"], "git can't check out nowhere: fatal: invalid reference"),
         (["--against", "HEAD", "-k", "nothing", "--pairs", "2"], "no benchmark is asked for"),
+        (["--against", "HEAD", "-k", "(("], "error: ERROR: Wrong expression passed to '-k': (("),
+        (["--against", "HEAD", "--pears", "3"], "error: unrecognized arguments: --pears 3"),
     ],
 )
 def test_what_cannot_be_compared_is_told(
@@ -179,6 +183,18 @@ def test_what_cannot_be_compared_is_told(
 ) -> None:
     assert main(words, repository) == 2
     assert says in capsys.readouterr().err
+
+
+def test_whoever_interrupts_it_leaves_no_work_tree(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tree, "check", lambda tree: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["--against", "HEAD"], repository) == 130
+    assert capsys.readouterr().err == "error: interrupted; nothing was compared\n"
+    listed = subprocess.run(
+        ["git", "-C", str(repository), "worktree", "list"], capture_output=True, text=True, check=True
+    )
+    assert len(listed.stdout.splitlines()) == 1
 
 
 def test_another_modbench_is_not_measured_unawares(

@@ -85,10 +85,44 @@ def test_utilisation_is_over_the_fastest_matmul_of_the_rows_dtype() -> None:
         timed("vanilla", make_case(flops=10**9, seconds=(0.01,) * 4)),
         ceiling(4e11),
         ceiling(2e11, repetition=2),
+        ceiling(9e11, repetition=3, throttled=THROTTLED),
     )
     assert row.ceiling == 4e11
-    assert row.flops_per_second == pytest.approx((10**9 + 5) / 0.01)
-    assert row.utilisation == pytest.approx(0.25, rel=1e-6)
+    assert row.flops_per_second == pytest.approx(2 * (10**9 + 5) / 0.01)  # as dispatched
+    assert row.utilisation == pytest.approx(0.5, rel=1e-6)
+
+
+def test_a_ceiling_on_a_machine_with_other_work_is_told() -> None:
+    def page(*ceilings: Timing) -> str:
+        return timing_page(TimingTable.of([timed("vanilla", make_case()), *ceilings]))
+
+    quiet, loaded = ceiling(), ceiling(repetition=2, overloaded=True)
+    assert "ceilings: the machine's load exceeded its cores in 1 of 2 processes" in page(quiet, loaded)
+    assert "ceilings:" not in page(quiet)
+
+
+@pytest.mark.parametrize("shaky", ["vanilla", "mod"])
+def test_what_follows_from_an_unstable_time_is_marked(shaky: str) -> None:
+    """A speed-up rests on two times."""
+    times = dict.fromkeys(("vanilla", "mod"), (1.0,) * 4) | {shaky: (1.0, 1.0, 1.0, 1.9)}
+    timings = [timed(label, make_case(seconds=seconds)) for label, seconds in times.items()]
+    row = rows_of(*timings)["mod", "forward"]
+    assert (row.stable, row.dense_stable) == (shaky != "mod", shaky != "vanilla")
+    page = timing_page(TimingTable.of([*timings, ceiling()]))
+    assert "| mod | 1.00 (1.00, unstable) |" in page
+    assert f"| {shaky} | 0.2 (unstable) |" in page
+    stable = [timed(label, make_case(seconds=(1.0,) * 4)) for label in times]
+    assert "unstable" not in timing_page(TimingTable.of([*stable, ceiling()])).partition("## Notes")[0]
+
+
+def test_two_schemes_under_one_label_are_not_pooled() -> None:
+    one, other = cell_of("mine", "mod"), cell_of("mine", "mod")
+    other["router"]["options"] = {"every": 1}
+    measured = timed("mine", make_case()).measured
+    timings = [make_timing("time", cell, measured) for cell in (one, other)]
+    with pytest.raises(UserError, match="run run-1 timed 'mine' with two sets of options"):
+        TimingTable.of(timings)
+    assert TimingTable.of(timings[:1]).groups
 
 
 def test_throttled_processes_are_left_out_of_everything() -> None:
@@ -184,6 +218,19 @@ def test_timings_of_two_machines_are_refused_by_name() -> None:
         TimingTable.of([timed("vanilla", make_case()), timed("mod", make_case(), environment=other)])
     assert "cpu Imaginary CPU, cores 2" in str(raised.value)
     assert "cpu Another CPU, cores 64" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"gpu": "Imaginary GPU"}, {"cores": 4}, {"threads": 1}, {"torch": "2.12.0"}),
+        *({"driver": "1"}, {"cuda": "13.0"}),
+    ],
+    ids=str,
+)
+def test_each_part_of_a_machine_tells_it_from_others(changed: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="different machines"):
+        TimingTable.of([timed("vanilla", make_case()), timed("mod", make_case(), environment=changed)])
 
 
 def test_balance_as_routed_is_told() -> None:

@@ -1,5 +1,6 @@
 """Timings with plainly made-up figures; nothing here was measured."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from modbench.report.line import cell_key
@@ -65,7 +66,9 @@ def make_case(
     loops: int = 1,
     joules: float | None = None,
 ) -> dict[str, Any]:
-    spent = {"model": flops, "full": flops + 10, "executed": flops + 5}
+    realised = {"model": flops, "full": flops + 10, "executed": flops + 5}
+    nominal = {name: count + 1000 for name, count in realised.items()}
+    dispatched = {name: 2 * count for name, count in realised.items()}  # slots are filled up
     gpu = None
     if throttled is not None:
         gpu = {"clock_mhz": [1, 2], "memory_clock_mhz": [1, 2], "throttled": list(throttled)}
@@ -77,7 +80,7 @@ def make_case(
         "past": 0,
         "seconds": list(seconds),
         "loops": loops,
-        "flops": {"nominal": spent, "realised": spent, "dispatched": spent},
+        "flops": {"nominal": nominal, "realised": realised, "dispatched": dispatched},
         "joules": joules,
         "gpu": gpu,
     }
@@ -95,7 +98,13 @@ def timed(
     return make_timing("time", cell_of(label), measured, **fields)
 
 
-def ceiling(flops_per_second: float = 1e12, **fields: Any) -> Timing:
+def ceiling(
+    flops_per_second: float = 1e12,
+    *,
+    overloaded: bool = False,
+    throttled: Sequence[str] = (),
+    **fields: Any,
+) -> Timing:
     gemms = [
         {
             "dtype": dtype,
@@ -107,7 +116,10 @@ def ceiling(flops_per_second: float = 1e12, **fields: Any) -> Timing:
         }
         for dtype, rate in (("bfloat16", flops_per_second), ("float32", flops_per_second * 2))
     ]
-    measured = {"gemm": gemms, "copy_bytes_per_second": 2e10, "machine": {}, "gpu": None}
+    measured = {"gemm": gemms, "copy_bytes_per_second": 2e10, "gpu": None}
+    measured |= {"machine": {"overloaded": overloaded, "others": 0.0}}
+    if throttled:
+        measured |= {"gpu": {"clock_mhz": [1, 2], "memory_clock_mhz": [1, 2], "throttled": throttled}}
     return make_timing("ceiling", cell_of(None), measured, **fields)
 
 

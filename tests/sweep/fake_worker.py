@@ -40,7 +40,7 @@ measured = {
         "compiled": False,
         "machine": {"overloaded": False},
     },
-    "ceiling": {"gemm": [], "copy_bytes_per_second": 1.0, "machine": {}, "gpu": None},
+    "ceiling": {"gemm": [], "copy_bytes_per_second": 1.0, "machine": {"overloaded": False}, "gpu": None},
     "training_memory": {"measured": parts, "predicted": parts},
     "inference_memory": {"measured": parts, "predicted": parts},
     "machine": {},

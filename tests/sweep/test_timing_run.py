@@ -43,8 +43,11 @@ def time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Time:
     monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
 
-    def run(*labels: str, **arguments: object) -> int:
+    def run(*labels: str, change: tuple[str, str] = ("", ""), **arguments: object) -> int:
         write_suite(tmp_path, *labels)
+        text = (tmp_path / "suite.toml").read_text()
+        assert change[0] in text
+        (tmp_path / "suite.toml").write_text(text.replace(*change) if change[0] else text)
         (tmp_path / "log").write_text("")
         return verb.time_suite(
             str(tmp_path / "suite.toml"),
@@ -101,6 +104,31 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, time: Time) -> None:
     assert time("a", repetitions=1, again=True) == 0
     assert len(asked(tmp_path)) == 4
     assert len({timing.run for timing in read_timings(folder)}) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [('label = "b"', 'label = "b"\noptions.every = 1'), ("threads = 1", "threads = 1\nsamples = 4")],
+    ids=["options", "shape"],
+)
+def test_a_scheme_that_was_edited_is_not_pooled_with_what_it_was(
+    tmp_path: Path, time: Time, change: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert time("a", "b", repetitions=1) == 0
+    capsys.readouterr()
+    assert time("a", "b", repetitions=1, change=change) == 0
+    assert len(asked(tmp_path)) == 7  # all of it
+    assert "has other options, shapes or plugin code of" in capsys.readouterr().err
+    assert len({timing.run for timing in read_timings(tmp_path / "results" / "fake")}) == 2
+    assert time("a", "b", repetitions=1, change=change) == 0
+    assert asked(tmp_path) == []
+
+
+def test_too_few_samples_are_refused_wherever_they_are_asked_for(tmp_path: Path, time: Time) -> None:
+    assert time("a", repetitions=1) == 0
+    with pytest.raises(UserError, match="time repetitions is 1 and samples 2; they must multiply"):
+        time("a", repetitions=1, change=("threads = 1", "threads = 1\nsamples = 2"))
+    assert asked(tmp_path) == []
 
 
 def test_an_unfinished_run_is_gone_on_with(

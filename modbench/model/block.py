@@ -16,12 +16,12 @@ from modbench.flops.attention import without_values
 from modbench.flops.component import component
 from modbench.flops.kernels import OWN_BLOCK
 from modbench.flops.ledger import Counts, Ledger, Load, attention, matmul
-from modbench.model.causal_attention import causal_attention
+from modbench.model.causal_attention import causal_attention, newest_attention, whole_keys
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decode_graphs import NewTokens, Outputs
 from modbench.model.initial import normal_, residual_scale
-from modbench.model.kernels import RMSNorm, angles, rotate, swiglu
+from modbench.model.kernels import RMSNorm, angles, rotate, swiglu, widened
 from modbench.model.linear import Linear
 from modbench.model.router import Layer, after
 
@@ -50,18 +50,20 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         q_BHTP, k_BKTP, v_BKTP = self._projected(x_BTD, self._rotation(x_BTD, context))
-        k_BKCP, v_BKCP, causal = self._remembered(x_BTD, k_BKTP, v_BKTP, context)
+        k_BKCP, v_BKCP, past = self._remembered(x_BTD, k_BKTP, v_BKTP, context)
         with component("attention.scores", self.layer):
             if context.segments:
                 y_BHTP = _apart(q_BHTP, k_BKCP, v_BKCP, context.segments)
-            elif causal is True:
+            elif not any(past):
                 y_BHTP = causal_attention(q_BHTP, k_BKCP, v_BKCP)
+            elif x_BTD.shape[1] == 1:
+                y_BHTP = newest_attention(q_BHTP, k_BKCP, v_BKCP, [length + 1 for length in past])
             else:
                 y_BHTP = F.scaled_dot_product_attention(
                     q_BHTP,
                     k_BKCP,
                     v_BKCP,
-                    attn_mask=causal if isinstance(causal, Tensor) else None,
+                    attn_mask=self._seen(x_BTD, k_BKCP, past, context),
                     enable_gqa=self.key_heads != self.heads,
                 )
         return self._out(y_BHTP)
@@ -140,35 +142,47 @@ class Attention(nn.Module):
 
     def _remembered(
         self, x_BTD: Tensor, k_BKTP: Tensor, v_BKTP: Tensor, context: Context
-    ) -> tuple[Tensor, Tensor, Tensor | bool]:
-        """The keys and values to attend to, and what of them each token sees: true for what came before
-        it, false for all, or a mask (B, 1, T, C)."""
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """The keys and values to attend to, and how many of each sequence came before these tokens."""
         cache = context.cache
         if cache is None:
-            return k_BKTP, v_BKTP, True
+            return k_BKTP, v_BKTP, []
         if context.segments:
             cache.begin(self.layer, k_BKTP, v_BKTP, context.segments, context.rows)
-            return k_BKTP, v_BKTP, True
-        tokens = x_BTD.shape[1]
+            return k_BKTP, v_BKTP, []
         past, new = cache.lengths(self.layer, context.rows), context.lengths(x_BTD)
-        k_BKCP, v_BKCP = cache.extend(self.layer, k_BKTP, v_BKTP, new, context.rows)
-        if not any(past):
-            return k_BKTP, v_BKTP, True
-        if tokens == 1 and min(past) == max(past):
-            return k_BKCP, v_BKCP, False
+        newest = x_BTD.shape[1] == 1 and any(past)
+        whole = whole_keys(k_BKTP, self.heads, max(past) + 1) if newest else 1
+        k_BKCP, v_BKCP = cache.extend(self.layer, k_BKTP, v_BKTP, new, context.rows, whole=whole)
+        return (k_BKCP, v_BKCP, past) if any(past) else (k_BKTP, v_BKTP, past)
+
+    def _seen(self, x_BTD: Tensor, k_BKCP: Tensor, past: list[int], context: Context) -> Tensor:
+        """Which keys each token sees, (B, 1, T, C): those that came before it, and its own."""
         on = torch.device("cpu") if x_BTD.is_meta else x_BTD.device
-        past_B11, new_B11 = (torch.tensor(n, device=on)[:, None, None] for n in (past, new))
-        token_T1 = torch.arange(tokens, device=on)[:, None]
+        past_B11, new_B11 = (
+            torch.tensor(n, device=on)[:, None, None] for n in (past, context.lengths(x_BTD))
+        )
+        token_T1 = torch.arange(x_BTD.shape[1], device=on)[:, None]
         seen_BT1 = past_B11 + torch.minimum(token_T1 + 1, new_B11)
         mask_B1TC = (torch.arange(k_BKCP.shape[2], device=on) < seen_BT1)[:, None]
-        return k_BKCP, v_BKCP, without_values(mask_B1TC) if x_BTD.is_meta else mask_B1TC
+        return without_values(mask_B1TC) if x_BTD.is_meta else mask_B1TC
 
     def _rotation(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled():  # a layer keeps its own for the backward pass: plans reckon with it
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            # For a backward pass each layer keeps its own: plans reckon with it.
             return self._angles(x_BTD, context.positions_BT)
         tokens = x_BTD.shape[1] if context.positions_BT is None else None
         key = ("rotation", tokens, self.head_width, self.model.rope_base, x_BTD.device)
-        return context.once(key, lambda: self._angles(x_BTD, context.positions_BT))
+        return context.once(key, lambda: self._turning(x_BTD, context))
+
+    def _turning(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """The angles of the tokens that these were gathered from, if these are all known; else made
+        here."""
+        outer, gather = context.outer, context.gather
+        if outer is None or gather is None or outer.positions_BT is None:
+            return widened(*self._angles(x_BTD, context.positions_BT))
+        cos_BT1P, sin_BT1P = self._rotation(x_BTD, outer)
+        return gather(cos_BT1P), gather(sin_BT1P)
 
     def _angles(self, x_BTD: Tensor, positions_BT: Tensor | None) -> tuple[Tensor, Tensor]:
         """Their cosines and sines, (B, T, 1, P/2), or (1, T, 1, P/2) of positions 0..T-1."""

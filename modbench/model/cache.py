@@ -99,9 +99,12 @@ class Cache:
         v_BKTP: Tensor,
         lengths: Sequence[int],
         rows: Sequence[int] | None = None,
+        *,
+        whole: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """Keep the first ``lengths[i]`` new tokens of each sequence (of the sequences ``rows``), and
-        give the keys and values of all that are kept, to the longest: (B, K, C, P) each."""
+        give the keys and values of all that are kept, to the longest: (B, K, C, P) each. C is rounded up
+        to a multiple of ``whole``, as far as there is room; what lies there are numbers of no token."""
         rows = range(self.sequences) if rows is None else rows
         past = self.lengths(layer, rows)
         ends = [p + n for p, n in zip(past, lengths, strict=True)]
@@ -116,7 +119,8 @@ class Cache:
                 for all_BKCP, new_BKTP in zip(stored, new, strict=True):
                     all_BKCP[row, :, first:end] = new_BKTP[i, :, : end - first]
         self._grown(kept, rows, ends)
-        k_BKCP, v_BKCP = (_of_rows(all_BKCP, rows)[:, :, : max(ends)] for all_BKCP in stored)
+        most = -(-max(ends) // whole) * whole
+        k_BKCP, v_BKCP = (_of_rows(all_BKCP, rows)[:, :, :most] for all_BKCP in stored)
         return k_BKCP, v_BKCP
 
     def begin(

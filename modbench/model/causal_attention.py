@@ -6,11 +6,15 @@ Scores are recomputed in the backward pass, as fused kernels do (FlashAttention,
 3.1), so that no more than a block of them is ever held. They have the dtype of the queries, softmax is
 computed in float32 or wider. Differentiable once. The plain twin is `scaled_dot_product_attention`.
 
+`newest_attention` is that of the newest token of each sequence to all that a cache keeps. Of many keys
+PyTorch's own kernel takes longer there, in bfloat16 twice as long and with grouped heads up to six times
+(`nox -s perf`, "attention of the newest token over PyTorch's").
+
 B sequences, R of them at a time, T tokens, H heads, K key/value heads, G heads to each of these, P width
 of a head; Q queries of a block, E keys up to its end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +22,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from modbench.flops.attention import Pairs, causal_pairs
+from modbench.flops.attention import Pairs, causal_pairs, without_values
 from modbench.flops.component import attending
 from modbench.flops.kernels import OWN_BLOCK
 from modbench.model.grouped import ROWS
 from modbench.model.kernels import as_it_is
 
+#: A CPU's bfloat16 matmuls are made anew for each number of keys, which takes several times as long as
+#: running them: of what a cache keeps they take a multiple of this.
+KEYS = 64
+#: Pairs of the newest tokens, head by head, from which on matmuls are faster than PyTorch's kernel.
+MANY = 2**12
 #: Scores of a block that are held at a time, if one sequence has no more: few enough to stay in a cache.
 SCORES = 2**21
 
@@ -45,6 +55,58 @@ def causal_attention(q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
         return _CausalAttention.apply(*given).to(dtype)  # type: ignore[no-any-return, no-untyped-call]
     grouped = bool(k_BKTP.shape[1] != q_BHTP.shape[1])  # sizes are tensors while torch.jit traces
     return F.scaled_dot_product_attention(q_BHTP, k_BKTP, v_BKTP, is_causal=True, enable_gqa=grouped)
+
+
+def newest_attention(
+    q_BH1P: Tensor,
+    k_BKCP: Tensor,
+    v_BKCP: Tensor,
+    seen: Sequence[int],
+    *,
+    by_matmuls: bool | None = None,
+) -> Tensor:
+    """softmax(q k^T / sqrt(P)) v of one query of each sequence over the first ``seen[b]`` of the C keys
+    and values, (B, H, 1, P); what others are must be numbers. ``by_matmuls``: whether out of matmuls;
+    None: in the way that is the faster one."""
+    sequences, heads, _, width = q_BH1P.shape
+    key_heads, keys = k_BKCP.shape[1:3]
+    if by_matmuls is None:
+        by_matmuls = _by_matmuls(q_BH1P, heads, keys)
+    seen_B11C = None if min(seen) == keys else _seen(seen, keys, q_BH1P)
+    if not by_matmuls:
+        return F.scaled_dot_product_attention(
+            q_BH1P, k_BKCP, v_BKCP, attn_mask=seen_B11C, enable_gqa=key_heads != heads
+        )
+    q_NGP = (q_BH1P * width**-0.5).reshape(sequences * key_heads, -1, width)
+    k_NCP, v_NCP = k_BKCP.flatten(0, 1), v_BKCP.flatten(0, 1)
+    with attending(Pairs(sum(seen), sequences * keys)):
+        # The keys on the left: kernels are made for many rows.
+        scores_NGC = torch.bmm(k_NCP, q_NGP.transpose(1, 2)).transpose(1, 2)
+        if seen_B11C is not None:
+            scores_NGC.unflatten(0, (sequences, key_heads)).masked_fill_(~seen_B11C, -torch.inf)
+        y_NGP = torch.bmm(scores_NGC.softmax(-1), v_NCP)
+    return y_NGP.reshape(sequences, heads, 1, width)
+
+
+def whole_keys(k_BK1P: Tensor, heads: int, keys: int) -> int:
+    """A multiple of so many keys had better be given to `newest_attention` of queries with ``heads`` and
+    keys like ``k_BK1P``, of which there are ``keys``. Who counts is given no more than there are."""
+    made_anew = k_BK1P.is_cpu and k_BK1P.dtype == torch.bfloat16 and not is_in_torch_dispatch_mode()
+    return KEYS if made_anew and _by_matmuls(k_BK1P, heads, keys) else 1
+
+
+def _by_matmuls(like_BH1P: Tensor, heads: int, keys: int) -> bool:
+    """Whether matmuls are the faster way."""
+    if like_BH1P.device.type not in ("cpu", "meta") or torch.jit.is_tracing():
+        return False
+    return len(like_BH1P) * heads * keys >= MANY
+
+
+def _seen(seen: Sequence[int], keys: int, like: Tensor) -> Tensor:
+    """Which keys the newest token of each sequence sees, (B, 1, 1, C)."""
+    on = torch.device("cpu") if like.is_meta else like.device
+    mask_B11C = torch.arange(keys, device=on) < torch.tensor(seen, device=on)[:, None, None, None]
+    return without_values(mask_B11C) if like.is_meta else mask_B11C
 
 
 def _torchs(*given: Tensor) -> bool:

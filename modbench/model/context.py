@@ -121,6 +121,8 @@ class Context:
     every token, or of each sequence's last real one alone.
     ``checkpoint``: keep only each layer's input for the backward pass, and run its forward pass again.
     ``forced_balance``: routers decide evenly, whatever their scores (`modbench.model.forced`).
+    ``outer``: the context that these tokens were gathered from, and ``gather``, which gathers what there
+    is of each token there, (B, T, ...); none where no tokens were.
 
     A layer that passes some tokens on makes the inner context by `modbench.model.selected.Selected`,
     which leaves none of this behind.
@@ -138,6 +140,8 @@ class Context:
     logits: Logits = "all"
     checkpoint: bool = False
     forced_balance: bool = False
+    outer: "Context | None" = None
+    gather: Callable[[Tensor], Tensor] | None = None
     _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -186,16 +186,16 @@ flop_counter.register_flop_formula(torch.ops.modbench.filled_mm)(_product_flops)
 
 def takes_few(x_ND: Tensor) -> bool:
     """Whether `few` is the way for these rows."""
-    fits = x_ND.is_cpu and x_ND.dtype == torch.float32 and 0 < len(x_ND) <= FEW
+    fits = x_ND.is_cpu and x_ND.dtype == torch.float32 and 0 < x_ND.shape[0] <= FEW
     return fits and not torch.jit.is_tracing()
 
 
 def few(x_ND: Tensor, weight_FD: Tensor) -> Tensor:
     """``x_ND @ weight_FD.T``, the matrix on the left."""
-    rows, columns = len(x_ND), len(weight_FD)
-    if rows == 1 and columns % BLOCKS == 0 and weight_FD.numel() >= IN_BLOCKS:
-        x_BD1 = x_ND.T.expand(BLOCKS, -1, 1)
-        return torch.bmm(weight_FD.unflatten(0, (BLOCKS, -1)), x_BD1).view(1, columns)
+    rows, (columns, inner) = x_ND.shape[0], weight_FD.shape
+    if rows == 1 and columns % BLOCKS == 0 and columns * inner >= IN_BLOCKS:
+        x_BD1 = x_ND.T.expand(BLOCKS, inner, 1)
+        return torch.bmm(weight_FD.view(BLOCKS, columns // BLOCKS, inner), x_BD1).view(1, columns)
     return torch.mm(weight_FD, x_ND.T).T
 
 

@@ -17,23 +17,23 @@ from torch.autograd.function import once_differentiable
 
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich 2019, equation 4), computed in float32
-    or wider. On a GPU PyTorch has one kernel for it."""
+    or wider. PyTorch's own is one kernel on a GPU, and the faster one where no gradient is needed."""
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        if x_ND.is_cuda or torch.compiler.is_compiling():
+        if x_ND.is_cuda or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return super().forward(x_ND)
         epsilon = torch.finfo(x_ND.dtype).eps if self.eps is None else self.eps
-        if not torch.is_grad_enabled():
-            return _normed(x_ND, self.weight, epsilon)[0]
         return _RMSNorm.apply(x_ND, self.weight, epsilon)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
-        out_ND, scale_N1 = _normed(x_ND, weight_D, epsilon)
+        wide = torch.promote_types(x_ND.dtype, torch.float32)
+        norm_N1 = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True, dtype=wide)
+        scale_N1 = norm_N1.square().div_(x_ND.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x_ND, weight_D, scale_N1)
-        return out_ND
+        return (x_ND * scale_N1).mul_(weight_D).to(x_ND.dtype)
 
     @staticmethod
     @once_differentiable
@@ -49,14 +49,6 @@ class _RMSNorm(torch.autograd.Function):
         share_N1 = along_ND.mul_(weight_D).mean(-1, keepdim=True)
         x = (gradient_ND * weight_D).sub_(unit_ND.mul_(share_N1)).mul_(scale_N1)
         return x.to(x_ND.dtype), weight, None
-
-
-def _normed(x_ND: Tensor, weight_D: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """The normalised stream, and what it was scaled by."""
-    wide = torch.promote_types(x_ND.dtype, torch.float32)
-    norm_N1 = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True, dtype=wide)
-    scale_N1 = norm_N1.square().div_(x_ND.shape[-1]).add_(epsilon).rsqrt_()
-    return (x_ND * scale_N1).mul_(weight_D).to(x_ND.dtype), scale_N1
 
 
 def angles(positions_BT: Tensor, half: int, base: float) -> tuple[Tensor, Tensor]:
@@ -88,13 +80,15 @@ def _(positions_BT: Tensor, half: int, base: float) -> tuple[Tensor, Tensor]:
 
 def rotate(x_BTHP: Tensor, cos_BT1P: Tensor, sin_BT1P: Tensor) -> Tensor:
     """The pairs (i, i + P/2) of each head turned by its token's angles, whose cosines and sines are of
-    half a head's width (Su et al. 2021, equation 34)."""
+    half a head's width, or `widened` where no gradient is needed (Su et al. 2021, equation 34)."""
     if torch.compiler.is_compiling():
         # To put halves together by `torch.cat` would copy them once more in the backward pass.
         x_BTH2P, cos_BT11P = x_BTHP.unflatten(-1, (2, -1)), cos_BT1P[..., None, :]
         sin_BT12P = torch.stack((-sin_BT1P, sin_BT1P), dim=-2)
         return (x_BTH2P * cos_BT11P + x_BTH2P.flip(-2) * sin_BT12P).flatten(-2).to(x_BTHP.dtype)
     if not torch.is_grad_enabled():
+        if cos_BT1P.shape[-1] == x_BTHP.shape[-1]:
+            return _turned_at_once(x_BTHP, cos_BT1P, sin_BT1P)
         return _turned(x_BTHP, cos_BT1P, sin_BT1P)
     return _Rotate.apply(x_BTHP, cos_BT1P, sin_BT1P)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -123,6 +117,19 @@ def _turned(x_BTHP: Tensor, cos_BT1P: Tensor, sin_BT1P: Tensor) -> Tensor:
     torch.mul(first, cos_BT1P, out=one).addcmul_(second, sin_BT1P, value=-1)
     torch.mul(second, cos_BT1P, out=two).addcmul_(first, sin_BT1P)
     return out.to(x_BTHP.dtype)
+
+
+def widened(cos_BT1P: Tensor, sin_BT1P: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of half a head's width as `rotate` takes fewest steps with: of both halves, the
+    first half's sines negative, (B, T, 1, P) each."""
+    return torch.cat((cos_BT1P, cos_BT1P), dim=-1), torch.cat((-sin_BT1P, sin_BT1P), dim=-1)
+
+
+def _turned_at_once(x_BTHP: Tensor, cos_BT1P: Tensor, sin_BT1P: Tensor) -> Tensor:
+    """`_turned`, to the bit."""
+    wide_BTHP = x_BTHP.to(torch.promote_types(x_BTHP.dtype, cos_BT1P.dtype))
+    other_BTHP = wide_BTHP.roll(wide_BTHP.shape[-1] // 2, dims=-1)
+    return (wide_BTHP * cos_BT1P).addcmul_(other_BTHP, sin_BT1P).to(x_BTHP.dtype)
 
 
 def swiglu(up: Tensor) -> Tensor:

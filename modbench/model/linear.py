@@ -57,7 +57,7 @@ def projected(x_D: Tensor, weight_FD: Tensor) -> Tensor:
     plain = torch.is_grad_enabled() or not takes_few(x_ND)
     if plain or _dtype(x_ND, weight_FD) != torch.float32:
         return F.linear(x_D, weight_FD)
-    return few(x_ND, weight_FD).unflatten(0, x_D.shape[:-1])
+    return few(x_ND, weight_FD).view(*x_D.shape[:-1], weight_FD.shape[0])
 
 
 def _filled(x_ND: Tensor, weight_FD: Tensor) -> Tensor:

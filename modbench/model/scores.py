@@ -71,6 +71,15 @@ def known(counts: Tensor, nominal: Sequence[int] | Callable[[], Sequence[int]]) 
     return list(nominal() if callable(nominal) else nominal)
 
 
+def selected_of_each(
+    selected_BT: Tensor, nominal: Sequence[int] | Callable[[], Sequence[int]]
+) -> list[int]:
+    """How many tokens of each sequence are selected, `known` as such."""
+    if selected_BT.shape[1] == 1 and not selected_BT.is_meta:  # each new token of decoding comes here
+        return [int(entered) for entered in selected_BT.flatten().tolist()]
+    return known(selected_BT.sum(1), nominal)
+
+
 def places(mask: Tensor, total: int) -> Tensor:
     """Where ``mask``, taken as one row, is true: (``total``,), as many as it is known to have."""
     if mask.is_meta:

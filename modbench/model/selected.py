@@ -5,6 +5,7 @@ any; S = R * K slots. Where they lie in one row, R is 1 and K = S is how many to
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class Selected:
         layer: int,
         in_one_row: bool = False,
     ) -> None:
-        sequences, tokens, width = x_BTD.shape
+        sequences, tokens, _ = x_BTD.shape
         self._longest = max(counts)
         self._rows = [row for row, count in enumerate(counts) if count]
         kept = [counts[row] for row in self._rows]
@@ -49,13 +50,11 @@ class Selected:
         ragged = min(kept) != self._longest
         in_one_row = in_one_row and ragged and not any(past)
         self._shape = (1, self._filled) if in_one_row else (len(self._rows), self._longest)
-        self._rows_R: Tensor | None = None
-        if in_one_row:
-            self._slots_S = places(self._selected_BT, self._filled)
-        else:
-            self._slots_S = self._filled_up(sequences, tokens)
-        self.x_RKD = x_BTD.reshape(-1, width).index_select(0, self._slots_S)
-        self.x_RKD = self.x_RKD.view(*self._shape, width)
+        slots_S = (
+            places(self._selected_BT, self._filled) if in_one_row else self._filled_up(sequences, tokens)
+        )
+        self._slots = _Slots(slots_S, self._rows[0], self._shape)
+        self.x_RKD = self.gather(x_BTD)
         self.context = Context(
             selection=context.selection,
             lengths_B=torch.tensor(kept, device=x_BTD.device) if ragged and not in_one_row else None,
@@ -67,35 +66,58 @@ class Selected:
             rows=rows,
             past=past,
             forced_balance=context.forced_balance,
+            outer=context,
+            gather=self._slots.gather,
         )
 
     def gather(self, values_BT: Tensor) -> Tensor:
-        """The selected tokens' values, (R, K)."""
-        values_S = values_BT.reshape(-1).index_select(0, self._slots_S)
-        return values_S.view(self._shape)
+        """What there is of each token, (B, T, ...), of the selected ones, (R, K, ...)."""
+        return self._slots.gather(values_BT)
 
     def add_to(self, x_BTD: Tensor, update_RKD: Tensor) -> Tensor:
         """``x_BTD`` with each selected token's update added; the others bit for bit as they are."""
-        x_SD = x_BTD.reshape(-1, x_BTD.shape[-1])
-        slots_S, update_SD = self._slots_S, update_RKD.flatten(0, 1).to(x_SD.dtype)
+        slots_S = self._slots.slots_S
+        if slots_S is None:
+            sum_BTD = x_BTD.clone()
+            self.gather(sum_BTD).add_(update_RKD)
+            return sum_BTD
+        x_SD, update_SD = x_BTD.reshape(-1, x_BTD.shape[-1]), update_RKD.flatten(0, 1).to(x_BTD.dtype)
         if self._filled < slots_S.numel():
             filled_N = places(self.gather(self._selected_BT), self._filled)
             slots_S, update_SD = slots_S.index_select(0, filled_N), update_SD.index_select(0, filled_N)
         return x_SD.index_add(0, slots_S, update_SD).view_as(x_BTD)
 
-    def _filled_up(self, sequences: int, tokens: int) -> Tensor:
-        """The slots of each row, as many as the longest has."""
-        on = self._selected_BT.device
-        first_R = torch.arange(sequences, device=on)
-        if len(self._rows) < sequences:
-            self._rows_R = first_R = torch.tensor(self._rows, device=on)
+    def _filled_up(self, sequences: int, tokens: int) -> Tensor | None:
+        """The slots of each row, as many as the longest has; none for one token of each of some
+        neighbours, which are found without (but with a gradient as all others are)."""
+        on, rows = self._selected_BT.device, self._rows
+        if tokens == 1 and rows[-1] - rows[0] + 1 == len(rows) and not torch.is_grad_enabled():
+            return None
+        if len(rows) == sequences:
+            first_R, selected_RT = torch.arange(sequences, device=on), self._selected_BT
+        else:
+            first_R = torch.tensor(rows, device=on)
+            selected_RT = self._selected_BT.index_select(0, first_R)
         if tokens == 1:
             return first_R
-        index_RK = packed(self._of_rows(self._selected_BT), self._longest)
+        index_RK = packed(selected_RT, self._longest)
         return (index_RK + (first_R * tokens)[:, None]).flatten()
 
-    def _of_rows(self, values_BT: Tensor) -> Tensor:
-        return values_BT if self._rows_R is None else values_BT.index_select(0, self._rows_R)
+
+@dataclass(frozen=True)
+class _Slots:
+    """Where the selected tokens lie among all, (S,); None: they are the only tokens of neighbouring
+    sequences from ``first`` on."""
+
+    slots_S: Tensor | None
+    first: int
+    shape: tuple[int, int]  #: (R, K)
+
+    def gather(self, values_BT: Tensor) -> Tensor:
+        """(B, T, ...) -> (R, K, ...)"""
+        if self.slots_S is None:
+            return values_BT.narrow(0, self.first, self.shape[0])
+        return values_BT.flatten(0, 1).index_select(0, self.slots_S).unflatten(0, self.shape)
 
 
 def alike(counts: Sequence[int]) -> list[list[int]]:

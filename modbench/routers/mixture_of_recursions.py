@@ -43,7 +43,7 @@ from modbench.model.initial import normal_
 from modbench.model.option import check_finite, refuse_idle
 from modbench.model.registry import register_router
 from modbench.model.router import Layer, Presets, Router, after, trains
-from modbench.model.scores import highest, known, score, share
+from modbench.model.scores import highest, score, selected_of_each, share
 from modbench.model.selected import Selected, alike
 
 
@@ -214,7 +214,7 @@ class Recursions(Layer):
                 active_BT = active_BT & real_BT
             active_BT = self._even(active_BT, r, context)
             nominal, _ = self._nominal(context.lengths(x_BTD), context.before(x_BTD), r)
-            counts = known(active_BT.sum(1), nominal)
+            counts = selected_of_each(active_BT, nominal)
             context.trace.show(self._first(r), "gate", gate_BT1.squeeze(-1))
             stream_BTD = x_BTD + added_BTD
             for entering, delta_RKD in self._again(stream_BTD, active_BT, counts, r, context):
@@ -233,7 +233,7 @@ class Recursions(Layer):
             if active_BT is not None:
                 kept_BT = kept_BT & active_BT
             kept_BT = self._even(kept_BT, r, context)
-            return kept_BT, known(kept_BT.sum(1), nominal)
+            return kept_BT, selected_of_each(kept_BT, nominal)
         predicted_BT = scores_BT >= 0
         if active_BT is not None:
             predicted_BT = predicted_BT & active_BT

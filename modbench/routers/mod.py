@@ -44,7 +44,7 @@ from modbench.model.option import check_finite, refuse_idle
 from modbench.model.predictor import Predictor
 from modbench.model.registry import register_router
 from modbench.model.router import Layer, Presets, Router
-from modbench.model.scores import highest, known, score, share
+from modbench.model.scores import highest, score, selected_of_each, share
 from modbench.model.selected import Selected
 
 __all__ = ["DepthOptions", "DepthRouted", "MixtureOfDepths", "Predictor"]
@@ -199,7 +199,7 @@ class DepthRouted(Layer):
             real_BT = context.real(x_BTD)
             if real_BT is not None:
                 selected_BT = selected_BT & real_BT
-            lengths = known(selected_BT.sum(1), lambda: self._nominal(x_BTD, context))
+            lengths = selected_of_each(selected_BT, lambda: self._nominal(x_BTD, context))
         context.trace.show(self.layer, "selected", selected_BT)
         gate_BT = self._gate(scores_BT.detach()) if self.control is None else torch.ones_like(scores_BT)
         context.trace.show(self.layer, "gate", gate_BT)

@@ -40,7 +40,7 @@ from modbench.model.initial import normal_
 from modbench.model.option import check_finite
 from modbench.model.registry import register_router
 from modbench.model.router import Layer, Presets, Router, trains
-from modbench.model.scores import known, score, share
+from modbench.model.scores import score, selected_of_each, share
 from modbench.model.selected import Selected, alike
 
 
@@ -106,7 +106,7 @@ class SkippableBlock(Layer):
         if real_BT is not None:
             entering_BT = entering_BT & real_BT
         nominal, _ = stretch(self._share, context.lengths(x_BTD), context.before(x_BTD))
-        lengths = known(entering_BT.sum(1), nominal)
+        lengths = selected_of_each(entering_BT, nominal)
         context.trace.show(self.layer, "selected", entering_BT)
         context.trace.show(self.layer, "gate", probability_BT)
         context.trace.count(self.layer, "depth", lengths)

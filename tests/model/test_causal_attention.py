@@ -11,7 +11,7 @@ from torch import Tensor
 from modbench.flops.counter import FlopCounter
 from modbench.flops.ledger import Load, attention
 from modbench.model import causal_attention as rooms
-from modbench.model.causal_attention import causal_attention
+from modbench.model.causal_attention import causal_attention, newest_attention, whole_keys
 
 SHAPES = [(3, 4, 4, 63, 16), (1, 2, 2, 128, 8), (2, 6, 2, 129, 32), (2, 4, 1, 1000, 8), (1, 1, 1, 1, 4)]
 
@@ -86,3 +86,78 @@ def test_it_counts_as_the_ledger_says(tokens: int, device: str) -> None:
             found = counter.ledger.total(convention, direction)
             assert found == ledger.total(convention, direction)
     assert counter.executed != counter.total
+
+
+#: B, H, K, C, P; how many keys the newest token of each sequence sees.
+NEWEST = [
+    ((1, 4, 4, 1, 16), [1]),
+    ((2, 4, 4, 70, 16), [70, 70]),
+    ((3, 8, 2, 500, 8), [500, 1, 333]),
+    ((4, 4, 1, 300, 8), [290, 290, 290, 290]),
+]
+
+
+def newest(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    """q as the block has it, and k and v as a cache does, with room behind them."""
+    B, H, K, C, P = shape
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(B, 1, H + K, P, generator=generator).transpose(1, 2)[:, :H]
+    k, v = (torch.randn(B, K, 2 * C, P, generator=generator)[:, :, :C] for _ in range(2))
+    return [q.to(dtype), k.to(dtype), v.to(dtype)]
+
+
+@pytest.mark.parametrize(("shape", "seen"), NEWEST, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 4e-2)],
+    ids=["fp64", "fp32", "bf16"],
+)
+@pytest.mark.parametrize("by_matmuls", [True, False, None])
+def test_the_newest_token_sees_what_it_may(
+    shape: tuple[int, ...],
+    seen: list[int],
+    dtype: torch.dtype,
+    tolerance: float,
+    by_matmuls: bool | None,
+) -> None:
+    q, k, v = newest(shape, dtype)
+    y = newest_attention(q, k, v, seen, by_matmuls=by_matmuls)
+    assert (y.shape, y.dtype) == (q.shape, dtype)
+    for b, keys in enumerate(seen):
+        grouped = q.shape[1] // k.shape[1]
+        k_HCP, v_HCP = (t[b, :, :keys].double().repeat_interleave(grouped, 0) for t in (k, v))
+        p_H1C = (q[b].double() @ k_HCP.transpose(1, 2) * q.shape[-1] ** -0.5).softmax(-1)
+        torch.testing.assert_close(y[b].double(), p_H1C @ v_HCP, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("by_matmuls", [True, False])
+@pytest.mark.parametrize(("shape", "seen"), NEWEST, ids=str)
+def test_the_newest_token_counts_as_the_ledger_says(
+    shape: tuple[int, ...], seen: list[int], by_matmuls: bool, device: str
+) -> None:
+    given = [t.to(device) for t in newest(shape, torch.float32)]
+    with FlopCounter() as counter:
+        newest_attention(*given, seen, by_matmuls=by_matmuls)
+    _, heads, _, keys, width = shape
+    each = 4 * heads * width
+    assert counter.under("model") == each * sum(seen)
+    assert counter.under("full") == counter.under("executed") == each * len(seen) * keys
+
+
+def test_many_keys_of_the_newest_token_go_by_matmuls_and_few_by_one_kernel() -> None:
+    kernel = "aten::_scaled_dot_product_flash_attention_for_cpu"
+    for keys, op in ((2 * rooms.MANY, "aten::bmm"), (8, kernel)):
+        q, k, v = newest((1, 2, 2, keys, 8), torch.float32)
+        with FlopCounter() as counter:
+            newest_attention(q, k, v, [keys])
+        assert set(counter.by_op) == {op}
+
+
+def test_keys_in_bfloat16_are_rounded_up_where_matmuls_take_them() -> None:
+    k = newest((2, 4, 4, 1, 8), torch.bfloat16)[1]
+    assert whole_keys(k, 4, rooms.MANY) == rooms.KEYS
+    assert whole_keys(k, 4, 16) == 1  # PyTorch's kernel takes any number
+    assert whole_keys(k.float(), 4, rooms.MANY) == 1
+    with FlopCounter():
+        assert whole_keys(k, 4, rooms.MANY) == 1

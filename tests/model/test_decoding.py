@@ -3,14 +3,17 @@
 B sequences, T tokens, V vocabulary.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from modbench.errors import UserError
+from modbench.model import causal_attention as rooms
 from modbench.model.cache import Cache
 from modbench.model.config import ModelConfig
-from modbench.model.context import Context
+from modbench.model.context import Context, Trace
 from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router
 
@@ -39,8 +42,12 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("many", [1, rooms.MANY], ids=["by_matmuls", "by_kernel"])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_prompt_and_then_token_by_token_is_the_full_forward(scheme: str, shape: ModelConfig) -> None:
+def test_a_prompt_and_then_token_by_token_is_the_full_forward(
+    scheme: str, many: int, shape: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rooms, "MANY", many)
     model = warmed(shape, scheme)
     tokens_BT = torch.randint(shape.vocabulary, (3, 60))
     whole_BTV = model(tokens_BT, Context(selection="causal"))
@@ -52,6 +59,28 @@ def test_a_prompt_and_then_token_by_token_is_the_full_forward(scheme: str, shape
         parts.append(model(token_B1, Context(selection="causal", cache=cache)))
     assert close(torch.cat(parts, dim=1), whole_BTV)
     assert cache.read == [60] * 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", [37, 128])  # 37: at 74 tokens there is no room for whole keys
+@pytest.mark.parametrize("scheme", ["vanilla", "mod-threshold"])
+def test_in_bfloat16_whole_keys_of_a_cache_are_as_good_as_those_that_are_there(
+    scheme: str, prompt: int, shape: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rooms, "MANY", 1)
+    model = warmed(shape, scheme)
+    tokens_BT = torch.randint(shape.vocabulary, (3, prompt + 40))
+    model, cache = model.bfloat16(), Cache(3)
+    model(tokens_BT[:, :prompt], Context(selection="causal", cache=cache))
+    for place in range(prompt, prompt + 40):
+        context, earlier = Context(selection="causal", cache=cache), cache.mark()
+        step_B1V = model(tokens_BT[:, place : place + 1], context)
+        # The same token by PyTorch's kernel, from the same cache.
+        cache.rewind(earlier)
+        with monkeypatch.context() as patch:
+            patch.setattr(rooms, "MANY", 10**9)
+            truth_B1V = model(tokens_BT[:, place : place + 1], replace(context, trace=Trace()))
+        assert (step_B1V - truth_B1V).abs().mean() < 0.02 * truth_B1V.abs().mean()
 
 
 @torch.no_grad()

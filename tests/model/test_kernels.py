@@ -17,7 +17,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.cross_entropy import cross_entropy, losses
 from modbench.model.decoder import build_model
-from modbench.model.kernels import RMSNorm, angles, rotate, swiglu
+from modbench.model.kernels import RMSNorm, angles, rotate, swiglu, widened
 from modbench.model.registry import build_router
 
 
@@ -50,8 +50,12 @@ def test_rms_norm(shape: tuple[int, ...]) -> None:
     def plain(x_ND: Tensor, weight_D: Tensor) -> Tensor:
         return x_ND / (x_ND.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight_D
 
-    alike(ours, plain, drawn(*shape), drawn(shape[-1], seed=1))
-    alike(ours, plain, 1e-4 * drawn(*shape), drawn(shape[-1], seed=1))  # where epsilon tells
+    for scale in (1, 1e-4):  # where epsilon tells
+        x_ND, weight_D = scale * drawn(*shape), drawn(shape[-1], seed=1)
+        alike(ours, plain, x_ND, weight_D)
+        with torch.no_grad():  # PyTorch's own
+            mine, theirs = (norm(x_ND, weight_D) for norm in (ours, plain))
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-12)
 
 
 def test_rms_norm_of_frozen_parts() -> None:
@@ -76,6 +80,18 @@ def test_rotation(sequences: int) -> None:
         return torch.cat((pairs.real, pairs.imag), dim=-1)
 
     alike(lambda x: rotate(x, angles_BT1P.cos(), angles_BT1P.sin()), plain, drawn(3, 63, 5, 8))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_rotation_by_widened_angles_is_the_same_to_the_bit(sequences: int, dtype: torch.dtype) -> None:
+    positions_BT = torch.arange(sequences * 63).view(sequences, 63)
+    x_BTHP, half = drawn(3, 63, 5, 8).to(dtype), angles(positions_BT, 4, 10_000.0)
+    turned = rotate(x_BTHP, *widened(*half))
+    assert turned.dtype == dtype
+    assert torch.equal(turned, rotate(x_BTHP, *half))
+    assert not torch.equal(turned, x_BTHP)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch.compile's own

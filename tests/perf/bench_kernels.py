@@ -4,6 +4,7 @@ B sequences, T tokens, D model width, E experts, N rows.
 """
 
 from collections.abc import Callable
+from itertools import cycle
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from training import DTYPES, MadeUpText, Trained
 
 from modbench.model import expert_ways
 from modbench.model.block import MLP
+from modbench.model.causal_attention import newest_attention, whole_keys
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.expert_ways import AtOnce, OneByOne, Together
@@ -205,3 +207,32 @@ def test_a_few_rows(rows: int, in_turns: InTurns, reach: Reach) -> None:
     with torch.no_grad():
         turns = in_turns({"few": way(projected), "plain": way(F.linear)}, draw)
     reach.shown(f"linear layers of a few rows over torch's, {rows}", turns.ratios("few", "plain"), "x")
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("key_heads", [4, 1])
+def test_attention_of_the_newest_token(
+    key_heads: int, precision: str, in_turns: InTurns, reach: Reach
+) -> None:
+    """To a past of 2,048, which is no longer in a cache and grows as a cache does."""
+    past, width = 2048, WIDTH // 4
+    kept = torch.randn(2, SEQUENCES, key_heads, 2 * past, width).to(DTYPES[precision])
+    others, keys = torch.zeros(2**24), cycle(range(past, 2 * past))
+
+    def draw() -> tuple[Tensor, int]:
+        others.add_(1)
+        q_BH1P = torch.randn(SEQUENCES, 4, 1, width).to(kept.dtype)
+        return q_BH1P, next(keys)
+
+    def way(by_matmuls: bool) -> Way:
+        def run(q_BH1P: Tensor, seen: int) -> None:
+            whole = whole_keys(q_BH1P, 4, seen) if by_matmuls else 1
+            k_BKCP, v_BKCP = kept[:, :, :, : -(-seen // whole) * whole]
+            newest_attention(q_BH1P, k_BKCP, v_BKCP, [seen] * SEQUENCES, by_matmuls=by_matmuls)
+
+        return run
+
+    with torch.no_grad():
+        turns = in_turns({"ours": way(True), "plain": way(False)}, draw)
+    what = f"attention of the newest token over PyTorch's, {4 // key_heads} heads a key, {precision}"
+    reach.shown(what, turns.ratios("ours", "plain"), "x")

@@ -2,8 +2,9 @@
 
 Under the training rule the shapes of routed layers follow from the batch's, for capacities are known
 before the scores are. Layers whose routing decides how many tokens come (``host_decides``) run as they
-are written, between compiled parts. Attention on a CPU, cross-entropy in parts and experts are ops of
-our own (``modbench::``) to it. Outputs differ from what is written by rounding: sums are fused.
+are written, between compiled parts. Attention and rotary angles on a CPU, cross-entropy in parts and
+experts are ops of our own (``modbench::``) to it. Outputs differ from what is written by rounding: sums
+are fused.
 
 B sequences, T tokens.
 """

@@ -108,7 +108,8 @@ def test_what_layers_share_is_made_once_to_a_context() -> None:
 
 
 def test_angles_are_of_the_positions_that_a_context_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pass without a gradient makes them once, and again for tokens that go by themselves."""
+    """A pass without a gradient makes them once, and again for tokens that go by themselves, unless each
+    sequence has positions of its own: then theirs are among them."""
     made: list[tuple[int, ...]] = []
     angles = Attention._angles
 
@@ -120,7 +121,11 @@ def test_angles_are_of_the_positions_that_a_context_says(monkeypatch: pytest.Mon
     model = build_model(SHAPE, build_router("mod", {"capacity": 0.5}))
     with torch.no_grad():
         model(torch.arange(16).view(2, 8), Context())
-    assert made == [(2, 8), (2, 4), (2, 4)]
+        assert made == [(2, 8), (2, 4), (2, 4)]
+        made.clear()
+        positions_BT = torch.tensor([[3, 5, 7, 8, 9, 11, 12, 13], [0, 1, 2, 3, 4, 5, 6, 7]])
+        model(torch.arange(16).view(2, 8), Context(positions_BT=positions_BT))
+    assert made == [(2, 8)]
     made.clear()
     model(torch.arange(16).view(2, 8), Context())
     assert made == [(2, 8), (2, 4), (2, 8), (2, 4)]

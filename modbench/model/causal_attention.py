@@ -7,8 +7,11 @@ Scores are recomputed in the backward pass, as fused kernels do (FlashAttention,
 computed in float32 or wider. Differentiable once. The plain twin is `scaled_dot_product_attention`.
 
 `newest_attention` is that of the newest token of each sequence to all that a cache keeps. Of many keys
-PyTorch's own kernel takes longer there, in bfloat16 twice as long and with grouped heads up to six times
-(`nox -s perf`, "attention of the newest token over PyTorch's").
+PyTorch's own kernel takes longer there, in bfloat16 twice as long and more with grouped heads (`nox -s
+perf`, "attention of the newest token over PyTorch's").
+
+Where scores have a dtype of few digits, sharp attention comes out less exact than from PyTorch's kernel,
+which keeps them in float32.
 
 B sequences, R of them at a time, T tokens, H heads, K key/value heads, G heads to each of these, P width
 of a head; Q queries of a block, E keys up to its end.
@@ -33,8 +36,9 @@ from modbench.model.kernels import as_it_is
 #: A CPU's bfloat16 matmuls are made anew for each number of keys, which takes several times as long as
 #: running them: of what a cache keeps they take a multiple of this.
 KEYS = 64
-#: Pairs of the newest tokens, head by head, from which on matmuls are faster than PyTorch's kernel.
-MANY = 2**12
+#: Numbers of keys that the newest tokens' heads meet, from which on matmuls are faster than PyTorch's
+#: kernel; of other dtypes as in float32.
+MANY = {torch.float32: 2**21, torch.bfloat16: 2**18}
 #: Scores of a block that are held at a time, if one sequence has no more: few enough to stay in a cache.
 SCORES = 2**21
 
@@ -99,7 +103,8 @@ def _by_matmuls(like_BH1P: Tensor, heads: int, keys: int) -> bool:
     """Whether matmuls are the faster way."""
     if like_BH1P.device.type not in ("cpu", "meta") or torch.jit.is_tracing():
         return False
-    return len(like_BH1P) * heads * keys >= MANY
+    many = MANY.get(like_BH1P.dtype, MANY[torch.float32])
+    return like_BH1P.shape[0] * heads * keys * like_BH1P.shape[-1] >= many
 
 
 def _seen(seen: Sequence[int], keys: int, like: Tensor) -> Tensor:

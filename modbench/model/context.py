@@ -160,7 +160,8 @@ class Context:
     def check(self, tokens_BT: Tensor) -> None:
         """
         Raises:
-            UserError: no tokens, or lengths that aren't those of ``tokens_BT``.
+            UserError: no tokens, or lengths or positions that aren't those of ``tokens_BT``, or
+                positions beside a cache.
         """
         if not isinstance(tokens_BT, Tensor) or tokens_BT.dtype not in _WHOLE:
             kind = getattr(tokens_BT, "dtype", type(tokens_BT).__name__)
@@ -169,6 +170,14 @@ class Context:
             raise UserError(
                 f"tokens are of shape {tuple(tokens_BT.shape)}; give (B, T), one token or more"
             )
+        if self.positions_BT is not None:
+            if self.cache is not None:
+                raise UserError("positions_BT with a cache, which knows them; leave them out")
+            if self.positions_BT.shape != tokens_BT.shape:
+                raise UserError(
+                    f"positions_BT is of shape {tuple(self.positions_BT.shape)} for tokens of shape "
+                    f"{tuple(tokens_BT.shape)}; give each token one"
+                )
         # Only where values are at hand: a GPU would be waited for, and shapes alone have none.
         if self.lengths_B is not None and type(self.lengths_B) is Tensor and self.lengths_B.is_cpu:
             self.lengths(tokens_BT)

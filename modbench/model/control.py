@@ -133,9 +133,9 @@ def _key(seed: int, layer: int) -> int:
 def _uniform(*keys: Tensor) -> Tensor:
     """Numbers in [0, 1) that the whole ``keys``, broadcast together, determine: the same on each device,
     unlike a generator's. In steps of 2^-24, which float32 holds exactly."""
-    bits = torch.zeros_like(keys[0])
+    bits = torch.zeros_like(keys[0], dtype=torch.int64)
     for key in keys:
-        bits = (bits + key + 0x9E3779B9) & 0xFFFFFFFF
+        bits = (bits + key.to(torch.int64) + 0x9E3779B9) & 0xFFFFFFFF
         # Twice shifted and multiplied, each bit depends on all. Below 2^27, so that nothing overflows.
         for _ in range(2):
             bits = ((bits ^ (bits >> 16)) * 0x45D9F3B) & 0xFFFFFFFF

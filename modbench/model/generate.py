@@ -3,9 +3,9 @@
 B sequences, T tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import index
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -33,10 +33,9 @@ def prefill(
         UserError: no tokens, tokens out of the vocabulary, or lengths that are none of the prompts'.
     """
     _check_tokens(model, tokens_BT, ("B", "T"))
-    if lengths is not None:
-        _check_lengths(lengths, *tokens_BT.shape)
-    cache = Cache(len(tokens_BT), graphs)
-    lengths = [tokens_BT.shape[1]] * len(tokens_BT) if lengths is None else list(map(index, lengths))
+    sequences, tokens = tokens_BT.shape
+    cache = Cache(sequences, graphs)
+    lengths = [tokens] * sequences if lengths is None else _checked_lengths(lengths, sequences, tokens)
     return _last_logits(model, tokens_BT, lengths, cache), cache
 
 
@@ -229,7 +228,13 @@ def _check_tokens(model: Decoder, tokens: Tensor, shape: tuple[str, ...]) -> Non
                 raise UserError(f"tokens have {token}; the vocabulary has {_span(model)}")
 
 
-def _check_lengths(lengths: Sequence[int], sequences: int, tokens: int) -> None:
+def _checked_lengths(lengths: Iterable[Any], sequences: int, tokens: int) -> list[int]:
+    try:
+        lengths = list(lengths)
+    except TypeError as error:
+        raise UserError(
+            f"lengths is {lengths!r}; it must be whole numbers, one of each prompt"
+        ) from error
     if len(lengths) != sequences:
         raise UserError(f"there are {len(lengths)} lengths of {sequences} prompts; give one of each")
     for length in lengths:
@@ -238,3 +243,4 @@ def _check_lengths(lengths: Sequence[int], sequences: int, tokens: int) -> None:
                 f"a prompt's length is {length!r}; it must be a whole number from 1 to {tokens}, the "
                 "tokens that each row has"
             )
+    return list(map(index, lengths))

@@ -79,7 +79,7 @@ class Selected:
         slots_S = self._slots.slots_S
         if slots_S is None:
             sum_BTD = x_BTD.clone()
-            self.gather(sum_BTD).add_(update_RKD)
+            self.gather(sum_BTD).add_(update_RKD.to(x_BTD.dtype))
             return sum_BTD
         x_SD, update_SD = x_BTD.reshape(-1, x_BTD.shape[-1]), update_RKD.flatten(0, 1).to(x_BTD.dtype)
         if self._filled < slots_S.numel():

@@ -145,19 +145,20 @@ def test_the_newest_token_counts_as_the_ledger_says(
     assert counter.under("full") == counter.under("executed") == each * len(seen) * keys
 
 
-def test_many_keys_of_the_newest_token_go_by_matmuls_and_few_by_one_kernel() -> None:
-    kernel = "aten::_scaled_dot_product_flash_attention_for_cpu"
-    for keys, op in ((2 * rooms.MANY, "aten::bmm"), (8, kernel)):
-        q, k, v = newest((1, 2, 2, keys, 8), torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_keys_of_the_newest_token_go_by_matmuls_and_few_by_one_kernel(dtype: torch.dtype) -> None:
+    kernel, many = "aten::_scaled_dot_product_flash_attention_for_cpu", rooms.MANY[dtype] // (2 * 2 * 8)
+    for keys, op in ((many, "aten::bmm"), (many - 1, kernel)):
+        given = newest((2, 2, 2, keys, 8), dtype)
         with FlopCounter() as counter:
-            newest_attention(q, k, v, [keys])
+            newest_attention(*given, [keys] * 2)
         assert set(counter.by_op) == {op}
 
 
 def test_keys_in_bfloat16_are_rounded_up_where_matmuls_take_them() -> None:
-    k = newest((2, 4, 4, 1, 8), torch.bfloat16)[1]
-    assert whole_keys(k, 4, rooms.MANY) == rooms.KEYS
+    k, many = newest((2, 4, 4, 1, 8), torch.bfloat16)[1], max(rooms.MANY.values())
+    assert whole_keys(k, 4, many) == rooms.KEYS
     assert whole_keys(k, 4, 16) == 1  # PyTorch's kernel takes any number
-    assert whole_keys(k.float(), 4, rooms.MANY) == 1
+    assert whole_keys(k.float(), 4, many) == 1
     with FlopCounter():
-        assert whole_keys(k, 4, rooms.MANY) == 1
+        assert whole_keys(k, 4, many) == 1

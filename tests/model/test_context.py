@@ -9,6 +9,7 @@ from torch import Tensor
 
 from modbench.errors import UserError
 from modbench.model.block import Attention
+from modbench.model.cache import Cache
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import build_model
@@ -129,3 +130,15 @@ def test_angles_are_of_the_positions_that_a_context_says(monkeypatch: pytest.Mon
     made.clear()
     model(torch.arange(16).view(2, 8), Context())
     assert made == [(2, 8), (2, 4), (2, 8), (2, 4)]
+
+
+def test_positions_that_can_not_be_are_refused() -> None:
+    model = build_model(SHAPE, build_router("mod", {"capacity": 0.5}))
+    tokens_BT, positions_BT = torch.arange(16).view(2, 8), torch.arange(8)[None]
+    with pytest.raises(
+        UserError, match=r"positions_BT is of shape \(1, 8\) for tokens of shape \(2, 8\)"
+    ):
+        model(tokens_BT, Context(positions_BT=positions_BT))
+    beside = Context(selection="causal", cache=Cache(2), positions_BT=positions_BT.expand(2, 8))
+    with pytest.raises(UserError, match="positions_BT with a cache"):
+        model(tokens_BT, beside)

@@ -142,6 +142,15 @@ def test_a_hash_depends_on_the_token_and_the_layer_alone() -> None:
     assert not torch.equal(masks[1], masks[3])
 
 
+@pytest.mark.parametrize("scores", CONTROLS)
+@pytest.mark.parametrize("rule", ["topk", "causal"])
+def test_tokens_in_int32_are_the_same_tokens(scores: str, rule: str) -> None:
+    tokens_BT = torch.randint(97, (2, 63))
+    for layer, chosen_BT in selected(model_of(scores).eval(), tokens_BT, rule).items():
+        again = selected(model_of(scores).eval(), tokens_BT.int(), rule)
+        assert torch.equal(chosen_BT, again[layer])
+
+
 def test_a_hash_reaches_the_layer_through_the_decoder() -> None:
     """With other token ids at the same places others enter."""
     model = model_of("hash").eval()

@@ -193,6 +193,7 @@ def test_what_can_not_be_generated(prompts: list, options: dict, words: str) -> 
         ([[3, 1], [4, 1]], [-1, 2], "a prompt's length is -1; it must be"),
         ([[3, 1], [4, 1]], [3, 2], "a prompt's length is 3; it must be a whole number from 1 to 2"),
         ([[3, 1], [4, 1]], [1.5, 2], r"a prompt's length is 1\.5; it must be a whole number"),
+        ([[3, 1], [4, 1]], 5, "lengths is 5; it must be whole numbers, one of each prompt"),
     ],
     ids=str,
 )

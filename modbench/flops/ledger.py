@@ -15,6 +15,8 @@ pass dX and dW of each matmul, each only where a gradient is needed. What papers
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Literal
 
 from modbench.errors import UserError, known_names
@@ -112,24 +114,8 @@ class Load:
         """Query-key pairs of causal self-attention: the exact triangles, the full squares, and what
         kernels run that take ``block`` queries at a time. A token sees the cached ones and the new ones
         up to itself, of them the last ``window``."""
-        longest = max(self.lengths)
-        widest = max(n + p for n, p in zip(self.lengths, self.past, strict=True))
-        plain = not any(self.past) and window is None  # causal attention that needs no mask
-        total = Flops(0, 0)
-        alike = Counter(zip(self.lengths, self.past, strict=True))
-        for (new, before), sequences in alike.items():
-            rows, keys = (longest, widest) if self.padding else (new, before + new)
-            needed = _triangle(rows if plain else new, before, window)
-            if not plain:  # a padded row sees what the last real one does
-                needed += (rows - new) * min(before + new, window or keys)
-            if self.phase == "decode":
-                # Token by token there is no later key to be left out.
-                each = Flops(needed, rows * keys if self.padding else _triangle(new, before))
-            else:
-                executed = executed_pairs(rows, keys, block) if plain else rows * keys
-                each = Flops(needed, rows * keys, executed)
-            total += each * sequences
-        return total
+        lengths, past = tuple(self.lengths), tuple(self.past)
+        return _pairs(lengths, past, self.padding, self.phase == "decode", window, block)
 
     def routed(
         self,
@@ -148,6 +134,34 @@ class Load:
     def after(self, trained: bool) -> "Load":
         """The load of what follows a part of the model that has trained parameters, or has none."""
         return self if self.input_gradient or not trained else replace(self, input_gradient=True)
+
+
+@lru_cache(maxsize=1024)  # the layers of a model ask for the same
+def _pairs(
+    lengths: tuple[int, ...],
+    past: tuple[int, ...],
+    padding: bool,
+    decoding: bool,
+    window: int | None,
+    block: int,
+) -> "Flops":
+    longest = max(lengths)
+    widest = max(n + p for n, p in zip(lengths, past, strict=True))
+    plain = not any(past) and window is None  # causal attention that needs no mask
+    total = Flops(0, 0)
+    for (new, before), sequences in Counter(zip(lengths, past, strict=True)).items():
+        rows, keys = (longest, widest) if padding else (new, before + new)
+        needed = _triangle(rows if plain else new, before, window)
+        if not plain:  # a padded row sees what the last real one does
+            needed += (rows - new) * min(before + new, window or keys)
+        if decoding:
+            # Token by token there is no later key to be left out.
+            each = Flops(needed, rows * keys if padding else _triangle(new, before))
+        else:
+            executed = executed_pairs(rows, keys, block) if plain else rows * keys
+            each = Flops(needed, rows * keys, executed)
+        total += each * sequences
+    return total
 
 
 def _each(value: int | Sequence[int], sequences: int) -> tuple[int, ...]:
@@ -208,11 +222,15 @@ class Flops:
         Raises:
             UserError: unknown convention.
         """
-        if convention not in CONVENTIONS:
-            raise UserError(
-                f"convention '{convention}' is not known; {known_names(convention, CONVENTIONS)}"
-            )
-        return int(getattr(self, convention))
+        return int(_seen_by(convention)(self))
+
+
+def _seen_by(convention: str) -> Callable[[Flops], int]:
+    if convention not in CONVENTIONS:
+        raise UserError(
+            f"convention '{convention}' is not known; {known_names(convention, CONVENTIONS)}"
+        )
+    return attrgetter(convention)
 
 
 Key = tuple[int, str, Direction]
@@ -240,12 +258,15 @@ class Ledger:
 
     @classmethod
     def sum(cls, parts: Iterable["Ledger"]) -> "Ledger":
-        total = cls()
+        entries: dict[Key, Flops] = {}
         for part in parts:
+            if entries.keys().isdisjoint(part.entries):  # as most parts of a model are
+                entries |= part.entries
+                continue
             for key, flops in part.entries.items():
-                known = total.entries.get(key)
-                total.entries[key] = flops if known is None else known + flops
-        return total
+                known = entries.get(key)
+                entries[key] = flops if known is None else known + flops
+        return cls(entries)
 
     def recomputed(self) -> "Ledger":
         """What running the forward part again in the backward pass executes; no convention that asks
@@ -260,17 +281,18 @@ class Ledger:
 
     def total(self, convention: str = "model", direction: Direction | None = None) -> int:
         """FLOPs under ``convention``, forward and backward together or one ``direction`` alone."""
+        seen = _seen_by(convention)
         return sum(
-            flops.under(convention)
+            seen(flops)
             for (_, _, towards), flops in self.entries.items()
             if direction in (None, towards)
         )
 
     def by_component(self, convention: str = "model") -> dict[str, int]:
         """FLOPs under ``convention`` by component, all layers together, in order of appearance."""
-        sums: dict[str, int] = {}
+        seen, sums = _seen_by(convention), dict[str, int]()
         for (_, component, _), flops in self.entries.items():
-            sums[component] = sums.get(component, 0) + flops.under(convention)
+            sums[component] = sums.get(component, 0) + seen(flops)
         return sums
 
 

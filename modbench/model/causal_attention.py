@@ -7,8 +7,9 @@ Scores are recomputed in the backward pass, as fused kernels do (FlashAttention,
 computed in float32 or wider. Differentiable once. The plain twin is `scaled_dot_product_attention`.
 
 `newest_attention` is that of the newest token of each sequence to all that a cache keeps. Of many keys
-PyTorch's own kernel takes longer there, in bfloat16 twice as long and more with grouped heads (`nox -s
-perf`, "attention of the newest token over PyTorch's").
+PyTorch's own kernel takes longer there on some processors (`modbench.model.processor`), in bfloat16
+twice as long and more with grouped heads; on others, half as long (`nox -s perf`, "attention of the
+newest token over PyTorch's").
 
 Where scores have a dtype of few digits, sharp attention comes out less exact than from PyTorch's kernel,
 which keeps them in float32.
@@ -30,6 +31,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from modbench.flops.attention import Pairs, causal_pairs, without_values
 from modbench.flops.component import attending
 from modbench.flops.kernels import OWN_BLOCK
+from modbench.model import processor
 from modbench.model.grouped import ROWS
 from modbench.model.kernels import as_it_is
 
@@ -37,7 +39,7 @@ from modbench.model.kernels import as_it_is
 #: running them: of what a cache keeps they take a multiple of this.
 KEYS = 64
 #: Numbers of keys that the newest tokens' heads meet, from which on matmuls are faster than PyTorch's
-#: kernel; of other dtypes as in float32.
+#: kernel, where that is slow; of other dtypes as in float32.
 MANY = {torch.float32: 2**21, torch.bfloat16: 2**18}
 #: Scores of a block that are held at a time, if one sequence has no more: few enough to stay in a cache.
 SCORES = 2**21
@@ -102,6 +104,8 @@ def whole_keys(k_BK1P: Tensor, heads: int, keys: int) -> int:
 def _by_matmuls(like_BH1P: Tensor, heads: int, keys: int) -> bool:
     """Whether matmuls are the faster way."""
     if like_BH1P.device.type not in ("cpu", "meta") or torch.jit.is_tracing():
+        return False
+    if not processor.SLOW_FEW:
         return False
     many = MANY.get(like_BH1P.dtype, MANY[torch.float32])
     return like_BH1P.shape[0] * heads * keys * like_BH1P.shape[-1] >= many

@@ -9,7 +9,6 @@ one by one"; nothing on a GPU).
 E experts, N rows, C columns of ``up``, D model width, F hidden width.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from modbench.model import processor
 from modbench.model.cross_entropy import on_gpu
 from modbench.model.expert_ways import AtOnce, OneByOne, Together, Way, room
 from modbench.model.grouped import Equal, Grouped, Slices, takes_grouped
@@ -47,21 +47,13 @@ def _way(rows_ND: Tensor, counts: Counts, experts: int, mlp: str) -> Way:
         counts = [len(rows_ND) // experts] * experts
     if _together(rows_ND, equal=equal):
         return Together(Equal() if equal else Slices(counts), mlp)
-    if rows_ND.dtype == torch.bfloat16 and _matrix_units():
+    if rows_ND.dtype == torch.bfloat16 and processor.MATRIX_UNITS:
         return AtOnce(counts, mlp, equal=equal)
     return OneByOne(counts, mlp)
 
 
 def _together(rows_ND: Tensor, *, equal: bool) -> bool:
     return on_gpu(rows_ND) or (equal and rows_ND.dtype == torch.float32)
-
-
-@functools.cache
-def _matrix_units() -> bool:
-    """Whether this CPU has AMX for bfloat16, as far as PyTorch tells."""
-    if not hasattr(torch.cpu, "get_capabilities"):  # PyTorch 2.11 may not tell
-        return False
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 class _Experts(torch.autograd.Function):

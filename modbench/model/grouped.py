@@ -21,12 +21,14 @@ from torch.utils import flop_counter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from modbench.flops.formulas import register_flop_formula
+from modbench.model import processor
 from modbench.model.cross_entropy import on_gpu
 
 #: A CPU's bfloat16 kernels are made anew for each number of rows, which takes as long as running them,
 #: and are slower where a tile isn't full: more rows than this are filled up with zeros to a multiple.
 ROWS = 16
-#: So few rows of float32 that a CPU had better multiply the matrix by them, not them by the matrix.
+#: So few rows of float32 that a CPU slow with them had better multiply the matrix by them, not them by
+#: the matrix.
 FEW = 8
 #: Numbers of a matrix that is multiplied by one row in `BLOCKS`, each thread its own: PyTorch's product
 #: of a matrix and a vector keeps to one thread.
@@ -187,7 +189,7 @@ flop_counter.register_flop_formula(torch.ops.modbench.filled_mm)(_product_flops)
 def takes_few(x_ND: Tensor) -> bool:
     """Whether `few` is the way for these rows."""
     fits = x_ND.is_cpu and x_ND.dtype == torch.float32 and 0 < x_ND.shape[0] <= FEW
-    return fits and not torch.jit.is_tracing()
+    return fits and processor.SLOW_FEW and not torch.jit.is_tracing()
 
 
 def few(x_ND: Tensor, weight_FD: Tensor) -> Tensor:

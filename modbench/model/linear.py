@@ -3,8 +3,8 @@
 A CPU's bfloat16 matmuls are made anew for each number of rows (`modbench.model.grouped.ROWS`), which
 takes longer than running them and is remembered in memory. Routed tokens come in another number each
 time, so rows are filled up with zeros to a multiple there. In float32 a few rows, as when sequences are
-decoded, are multiplied from the other side, which is faster (`nox -s perf`,
-"linear layers of a few rows over torch's"). The plain twin is `torch.nn.Linear`.
+decoded, are multiplied from the other side where that is faster (`modbench.model.processor`; `nox -s
+perf`, "linear layers of a few rows over torch's"). The plain twin is `torch.nn.Linear`.
 
 D columns that come in, F that come out, N rows, M of them with what fills them up.
 """

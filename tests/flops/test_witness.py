@@ -5,7 +5,7 @@ import torch
 
 from modbench.flops.ledger import Load
 from modbench.flops.witness import fvcore_flops
-from modbench.model import expert_products
+from modbench.model import processor
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import build_model
@@ -20,7 +20,7 @@ MATMULS = ("mm", "bmm", "matmul", "linear", "einsum", "baddbmm", "addmm", "mv", 
 def test_fvcore_counts_what_the_ledger_says(
     name: str, rule: str, dtype: torch.dtype, shape: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expert_products, "_matrix_units", lambda: True)  # on whatever CPU
+    monkeypatch.setattr(processor, "MATRIX_UNITS", True)  # on whatever CPU
     model = build_model(shape, build_router(name)).to(dtype).eval()
     tokens_BT = torch.randint(shape.vocabulary, (3, 63))
     total, left_out = fvcore_flops(model, tokens_BT, selection=rule)

@@ -11,6 +11,7 @@ from torch import Tensor
 from modbench.flops.counter import FlopCounter
 from modbench.flops.ledger import Load, attention
 from modbench.model import causal_attention as rooms
+from modbench.model import processor
 from modbench.model.causal_attention import causal_attention, newest_attention, whole_keys
 
 SHAPES = [(3, 4, 4, 63, 16), (1, 2, 2, 128, 8), (2, 6, 2, 129, 32), (2, 4, 1, 1000, 8), (1, 1, 1, 1, 4)]
@@ -146,19 +147,31 @@ def test_the_newest_token_counts_as_the_ledger_says(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_many_keys_of_the_newest_token_go_by_matmuls_and_few_by_one_kernel(dtype: torch.dtype) -> None:
+def test_many_keys_of_the_newest_token_go_by_matmuls_where_these_are_faster_and_else_by_one_kernel(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kernel, many = "aten::_scaled_dot_product_flash_attention_for_cpu", rooms.MANY[dtype] // (2 * 2 * 8)
-    for keys, op in ((many, "aten::bmm"), (many - 1, kernel)):
+    for keys, slow, op in (
+        (many, True, "aten::bmm"),
+        (many - 1, True, kernel),
+        (many, False, kernel),
+    ):
+        monkeypatch.setattr(processor, "SLOW_FEW", slow)
         given = newest((2, 2, 2, keys, 8), dtype)
         with FlopCounter() as counter:
             newest_attention(*given, [keys] * 2)
         assert set(counter.by_op) == {op}
 
 
-def test_keys_in_bfloat16_are_rounded_up_where_matmuls_take_them() -> None:
+def test_keys_in_bfloat16_are_rounded_up_where_matmuls_take_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processor, "SLOW_FEW", True)
     k, many = newest((2, 4, 4, 1, 8), torch.bfloat16)[1], max(rooms.MANY.values())
     assert whole_keys(k, 4, many) == rooms.KEYS
     assert whole_keys(k, 4, 16) == 1  # PyTorch's kernel takes any number
     assert whole_keys(k.float(), 4, many) == 1
     with FlopCounter():
         assert whole_keys(k, 4, many) == 1
+    monkeypatch.setattr(processor, "SLOW_FEW", False)
+    assert whole_keys(k, 4, many) == 1

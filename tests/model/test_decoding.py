@@ -11,6 +11,7 @@ from torch import Tensor
 
 from modbench.errors import UserError
 from modbench.model import causal_attention as rooms
+from modbench.model import processor
 from modbench.model.cache import Cache
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context, Trace
@@ -47,6 +48,7 @@ def close(one: Tensor, other: Tensor) -> bool:
 def test_a_prompt_and_then_token_by_token_is_the_full_forward(
     scheme: str, many: int, shape: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(processor, "SLOW_FEW", True)
     monkeypatch.setattr(rooms, "MANY", dict.fromkeys(rooms.MANY, many))
     model = warmed(shape, scheme)
     tokens_BT = torch.randint(shape.vocabulary, (3, 60))
@@ -67,6 +69,7 @@ def test_a_prompt_and_then_token_by_token_is_the_full_forward(
 def test_in_bfloat16_whole_keys_of_a_cache_are_as_good_as_those_that_are_there(
     scheme: str, prompt: int, shape: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(processor, "SLOW_FEW", True)
     monkeypatch.setattr(rooms, "MANY", dict.fromkeys(rooms.MANY, 1))
     model = warmed(shape, scheme)
     tokens_BT = torch.randint(shape.vocabulary, (3, prompt + 40))

@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from modbench.flops.counter import FlopCounter
+from modbench.model import processor
 from modbench.model.grouped import BLOCKS, FEW, IN_BLOCKS, few, multiply
 from modbench.model.linear import Linear, projected
 
@@ -100,6 +101,7 @@ def test_rows_of_a_step_are_multiplied_in_multiples_of_sixteen(monkeypatch: pyte
 FEW_SHAPES = [(40, 24), (IN_BLOCKS // 256, 256), (IN_BLOCKS // 256 + BLOCKS - 1, 256)]
 
 
+@pytest.mark.usefixtures("either_processor")
 @pytest.mark.parametrize("rows", range(1, FEW + 3))
 @pytest.mark.parametrize(("columns", "inner"), FEW_SHAPES)
 def test_a_few_rows_are_the_plain_layers(rows: int, columns: int, inner: int) -> None:
@@ -119,6 +121,7 @@ def test_a_few_rows_are_the_plain_layers(rows: int, columns: int, inner: int) ->
         torch.testing.assert_close(one, truth_NF, rtol=0, atol=1e-3)
 
 
+@pytest.mark.usefixtures("either_processor")
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(("columns", "inner"), FEW_SHAPES)
 def test_a_few_rows_are_counted(rows: int, columns: int, inner: int) -> None:
@@ -128,11 +131,12 @@ def test_a_few_rows_are_counted(rows: int, columns: int, inner: int) -> None:
     assert counter.total == 2 * rows * inner * columns
 
 
-def test_only_a_few_rows_of_float32_without_a_gradient_go_the_other_way(
+def test_only_a_few_rows_of_float32_without_a_gradient_go_the_other_way_where_that_is_faster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own, called = Linear(24, 40), []
     monkeypatch.setattr("modbench.model.linear.few", lambda *given: called.append(1) or few(*given))
+    monkeypatch.setattr(processor, "SLOW_FEW", True)
     own(torch.randn(3, 24)).sum().backward()
     with torch.no_grad():
         own(torch.randn(FEW + 1, 24))
@@ -142,3 +146,9 @@ def test_only_a_few_rows_of_float32_without_a_gradient_go_the_other_way(
         own.bfloat16()(torch.randn(3, 24, dtype=torch.bfloat16))
         assert own(torch.randn(0, 24, dtype=torch.bfloat16)).shape == (0, 40)
     assert not called
+    with torch.no_grad():
+        own.float()(torch.randn(FEW, 24))
+        assert called == [1]
+        monkeypatch.setattr(processor, "SLOW_FEW", False)
+        own(torch.randn(FEW, 24))
+    assert called == [1]

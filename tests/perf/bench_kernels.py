@@ -14,16 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from training import DTYPES, MadeUpText, Trained
 
-from modbench.model import expert_ways
+from modbench.model import expert_ways, processor
 from modbench.model.block import MLP
-from modbench.model.causal_attention import newest_attention, whole_keys
+from modbench.model.causal_attention import KEYS, MANY, newest_attention
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.expert_ways import AtOnce, OneByOne, Together
 from modbench.model.expert_ways import Way as Experts
 from modbench.model.experts import ExpertBank
-from modbench.model.grouped import Equal, Slices
-from modbench.model.linear import projected
+from modbench.model.grouped import Equal, Slices, few
 from modbench.model.selected import Selected
 from modbench.train.numerics import autocast, device
 
@@ -186,15 +185,23 @@ def test_embedding_head_and_loss(precision: str, in_turns: InTurns, reach: Reach
     reach.shown(f"embedding, head and loss, of a dense training step, {precision}", share, "%")
 
 
+class Forgotten:
+    """Called, it leaves nothing of what there was in the processor's caches, as when a model's other
+    layers and the keys and values of a long past came between."""
+
+    def __init__(self) -> None:
+        self._others = torch.zeros(2**24)
+
+    def __call__(self) -> None:
+        self._others.add_(1)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 4, 8])
 def test_a_few_rows(rows: int, in_turns: InTurns, reach: Reach) -> None:
-    """A dense MLP's two matmuls, its weights no longer in a cache, as when a model's other layers and
-    the keys and values of a long past came between."""
+    """A dense MLP's two matmuls; what `modbench.model.processor.SLOW_FEW` goes by."""
     weights = [part.weight.detach() for part in (MLP(SHAPE, 0).up, MLP(SHAPE, 0).down)]
-    others = torch.zeros(2**24)
 
     def draw() -> tuple[list[Tensor]]:
-        others.add_(1)
         return ([torch.randn(rows, weight_FD.shape[1]) for weight_FD in weights],)
 
     def way(multiplied: Callable[[Tensor, Tensor], Tensor]) -> Way:
@@ -205,34 +212,44 @@ def test_a_few_rows(rows: int, in_turns: InTurns, reach: Reach) -> None:
         return run
 
     with torch.no_grad():
-        turns = in_turns({"few": way(projected), "plain": way(F.linear)}, draw)
-    reach.shown(f"linear layers of a few rows over torch's, {rows}", turns.ratios("few", "plain"), "x")
+        turns = in_turns({"few": way(few), "plain": way(F.linear)}, draw, before=Forgotten())
+    what = f"linear layers of a few rows over torch's, {rows}{taken(processor.SLOW_FEW)}"
+    reach.shown(what, turns.ratios("few", "plain"), "x")
 
 
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("key_heads", [4, 1])
+@pytest.mark.parametrize("past", [256, 2048])
 def test_attention_of_the_newest_token(
-    key_heads: int, precision: str, in_turns: InTurns, reach: Reach
+    past: int, key_heads: int, precision: str, in_turns: InTurns, reach: Reach
 ) -> None:
-    """To a past of 2,048, which is no longer in a cache and grows as a cache does."""
-    past, width = 2048, WIDTH // 4
+    """To a past which grows as a cache does; what `modbench.model.causal_attention.MANY` and
+    `modbench.model.processor.SLOW_FEW` go by."""
+    heads, width = 4, WIDTH // 4
     kept = torch.randn(2, SEQUENCES, key_heads, 2 * past, width).to(DTYPES[precision])
-    others, keys = torch.zeros(2**24), cycle(range(past, 2 * past))
+    sizes = cycle(range(past, 2 * past))
+    whole = KEYS if kept.dtype == torch.bfloat16 else 1
 
     def draw() -> tuple[Tensor, int]:
-        others.add_(1)
-        q_BH1P = torch.randn(SEQUENCES, 4, 1, width).to(kept.dtype)
-        return q_BH1P, next(keys)
+        return torch.randn(SEQUENCES, heads, 1, width).to(kept.dtype), next(sizes)
 
     def way(by_matmuls: bool) -> Way:
         def run(q_BH1P: Tensor, seen: int) -> None:
-            whole = whole_keys(q_BH1P, 4, seen) if by_matmuls else 1
-            k_BKCP, v_BKCP = kept[:, :, :, : -(-seen // whole) * whole]
+            keys = -(-seen // whole) * whole if by_matmuls else seen
+            k_BKCP, v_BKCP = kept[:, :, :, :keys]
             newest_attention(q_BH1P, k_BKCP, v_BKCP, [seen] * SEQUENCES, by_matmuls=by_matmuls)
 
         return run
 
     with torch.no_grad():
-        turns = in_turns({"ours": way(True), "plain": way(False)}, draw)
-    what = f"attention of the newest token over PyTorch's, {4 // key_heads} heads a key, {precision}"
-    reach.shown(what, turns.ratios("ours", "plain"), "x")
+        turns = in_turns({"ours": way(True), "plain": way(False)}, draw, before=Forgotten())
+    many = SEQUENCES * heads * past * width >= MANY[kept.dtype]
+    what = f"attention of the newest token over PyTorch's, {past} keys, {heads // key_heads} heads a key"
+    reach.shown(
+        f"{what}, {precision}{taken(processor.SLOW_FEW and many)}", turns.ratios("ours", "plain"), "x"
+    )
+
+
+def taken(way: bool) -> str:
+    """Whether it is this machine's."""
+    return ", taken here" if way else ", not taken here"

@@ -44,14 +44,21 @@ class InTurns:
     def __init__(self, benchmark: BenchmarkFixture, *, seconds: float, turns: int) -> None:
         self._benchmark, self._seconds, self._turns = benchmark, seconds, turns
 
-    def __call__(self, ways: Mapping[str, Way], draw: Callable[[], tuple[Any, ...]] = tuple) -> Turns:
-        """Each turn draws arguments anew, which isn't timed, and calls every way with them. The first
-        way's times are the benchmark's."""
+    def __call__(
+        self,
+        ways: Mapping[str, Way],
+        draw: Callable[[], tuple[Any, ...]] = tuple,
+        *,
+        before: Callable[[], object] = tuple,
+    ) -> Turns:
+        """Each turn draws arguments anew and calls every way with them, and ``before`` ahead of each,
+        which isn't timed. The first way's times are the benchmark's."""
         first, *others = ways
         for _ in range(WARM_UP):
             drawn = draw()
             start = now()
             for way in ways.values():
+                before()
                 way(*drawn)
             each = now() - start
         turns = max(self._turns, int(self._seconds / each))
@@ -60,9 +67,11 @@ class InTurns:
         def time_others() -> tuple[tuple[Any, ...], dict[str, Any]]:
             drawn = draw()
             for name in others:
+                before()
                 start = now()
                 ways[name](*drawn)
                 seconds[name].append(now() - start)
+            before()
             return drawn, {}
 
         self._benchmark.pedantic(ways[first], setup=time_others, rounds=turns, iterations=1)

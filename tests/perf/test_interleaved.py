@@ -46,6 +46,14 @@ def test_ways_take_turns_on_what_each_turn_draws() -> None:
     assert {name: len(seconds) for name, seconds in turns.seconds.items()} == {"a": 3, "b": 3, "c": 3}
 
 
+def test_what_comes_before_each_way_comes_before_every_one() -> None:
+    called: list[str] = []
+    ways = {name: lambda name=name: called.append(name) for name in "abc"}
+    in_turns = InTurns(Pedantic(), seconds=0.0, turns=2)  # type: ignore[arg-type]
+    in_turns(ways, before=lambda: called.append("-"))
+    assert "".join(called) == WARM_UP * "-a-b-c" + 2 * "-b-c-a"
+
+
 def test_turns_are_as_many_as_the_seconds_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 2))  # each look takes two seconds
     monkeypatch.setattr(interleaved, "now", lambda: next(clock))

@@ -1,0 +1,44 @@
+"""Which processor this is."""
+
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from modbench.model import processor
+
+AMD = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\n"
+ARM = "processor\t: 0\nBogoMIPS\t: 243.75\nCPU implementer\t: 0x41\n"
+
+
+@pytest.mark.parametrize(("text", "maker"), [(AMD, "AuthenticAMD"), (ARM, ""), ("", "")])
+def test_the_maker_is_read_from_linux(
+    text: str, maker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text(text)
+    monkeypatch.setattr(processor, "_INFO", info)
+    assert processor.maker() == maker
+
+
+@pytest.mark.parametrize(
+    ("told", "maker"),
+    [("AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD", "AuthenticAMD"), ("arm", "arm"), ("", "")],
+)
+def test_elsewhere_python_is_asked(
+    told: str, maker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "_INFO", tmp_path / "none")
+    monkeypatch.setattr(platform, "processor", lambda: told)
+    assert processor.maker() == maker
+
+
+def test_units_for_matrices_are_pytorchs_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    for told in (True, False):
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda told=told: {"amx_bf16": told}, raising=False
+        )
+        assert processor.matrix_units() is told
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert processor.matrix_units() is False

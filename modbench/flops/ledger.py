@@ -240,7 +240,7 @@ class Ledger:
     """FLOPs by (layer, component, direction). Adds, multiplies, and is summed under a convention."""
 
     def __init__(self, entries: Mapping[Key, Flops] | None = None) -> None:
-        self.entries: dict[Key, Flops] = dict(entries or {})
+        self.entries: dict[Key, Flops] = {} if entries is None else dict(entries)
 
     def __add__(self, other: "Ledger") -> "Ledger":
         return Ledger.sum((self, other))

@@ -105,7 +105,8 @@ class Decoder(nn.Module):
             parts.append(part)
             if load.checkpoint and any(direction == "backward" for (_, _, direction), _ in part):
                 parts.append(part.recomputed())
-            load = load.after(layer.takes_gradient(load))  # type: ignore[operator]
+            if not load.input_gradient:
+                load = load.after(layer.takes_gradient(load))  # type: ignore[operator]
         head = self.embedding if self.head is None else self.head
         parts.append(
             matmul(

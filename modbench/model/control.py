@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modbench.model.context import Context
-from modbench.model.forced import strided
+from modbench.model.forced import strided_rows
 from modbench.model.initial import stream
 
 
@@ -101,16 +101,8 @@ class Stride(Control):
         self.capacity = capacity
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        sequences, tokens = x_BTD.shape[:2]
-        before = context.before(x_BTD)
-        rows = {first: self._row(first, tokens) for first in set(before)}
-        if len(rows) == 1:
-            return torch.tensor(rows[before[0]], device=x_BTD.device).expand(sequences, tokens)
-        return torch.tensor([rows[first] for first in before], device=x_BTD.device)
-
-    def _row(self, first: int, tokens: int) -> list[float]:
-        """Scores of ``tokens`` tokens after ``first`` others."""
-        return [float(enters) for enters in strided(self.capacity, first, tokens)]
+        before, tokens = context.before(x_BTD), x_BTD.shape[1]
+        return strided_rows(self.capacity, before, tokens, x_BTD.device).float()
 
 
 CONTROLS: dict[str, type[Gaussian | Hash | Stride]] = {
@@ -122,8 +114,12 @@ CONTROLS: dict[str, type[Gaussian | Hash | Stride]] = {
 
 def _places(x_BTD: Tensor, context: Context) -> Tensor:
     """How many tokens each of ``x_BTD`` follows, those read before included, (B, T)."""
-    first_B1 = torch.tensor(context.before(x_BTD), device=x_BTD.device)[:, None]
-    return first_B1 + torch.arange(x_BTD.shape[1], device=x_BTD.device)
+    before, (sequences, tokens) = context.before(x_BTD), x_BTD.shape[:2]
+    if len(set(before)) == 1:  # then no number is sent to a GPU, which would be waited for
+        first = before[0]
+        return torch.arange(first, first + tokens, device=x_BTD.device).expand(sequences, tokens)
+    first_B1 = torch.tensor(before, device=x_BTD.device)[:, None]
+    return first_B1 + torch.arange(tokens, device=x_BTD.device)
 
 
 def _key(seed: int, layer: int) -> int:

@@ -8,7 +8,7 @@ B sequences, T tokens, N tokens that are no padding, K experts of a token, S slo
 A choices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -29,6 +29,16 @@ def strided(capacity: float, first: int, tokens: int, among: int = 1) -> list[bo
     return row
 
 
+def strided_rows(
+    capacity: float, before: Sequence[int], tokens: int, device: torch.device, among: int = 1
+) -> Tensor:
+    """`strided` of each sequence, ``before[b]`` tokens of which came earlier, (B, ``tokens``) bool."""
+    rows = {first: _strided(capacity, among, first, tokens, device) for first in set(before)}
+    if len(rows) == 1:
+        return rows[before[0]].expand(len(before), tokens)
+    return torch.stack([rows[first] for first in before])
+
+
 def even_tokens(decided: Tensor, context: Context, capacity: float, among: int = 1) -> Tensor:
     """``decided`` (bool), (B, T), or (B, T, E) where each expert decides; or under forced balance every
     (``among`` / ``capacity``)-th token of each sequence, counted on from those that came before, and for
@@ -37,9 +47,7 @@ def even_tokens(decided: Tensor, context: Context, capacity: float, among: int =
         return decided
     context.trace.forced = True
     tokens, before = decided.shape[1], context.before(decided)
-    rows = {first: _strided(capacity, among, first, tokens, decided.device) for first in set(before)}
-    even_BT = torch.stack([rows[first] for first in before]) if len(rows) > 1 else rows[before[0]][None]
-    return _like(decided, even_BT.expand(decided.shape[:2]), context)
+    return _like(decided, strided_rows(capacity, before, tokens, decided.device, among), context)
 
 
 def even_pool(decided: Tensor, context: Context, capacity: float, among: int = 1) -> Tensor:

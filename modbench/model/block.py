@@ -12,11 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modbench.flops.attention import without_values
 from modbench.flops.component import component
 from modbench.flops.kernels import OWN_BLOCK
 from modbench.flops.ledger import Counts, Ledger, Load, attention, matmul
-from modbench.model.causal_attention import causal_attention, newest_attention, whole_keys
+from modbench.model.causal_attention import (
+    causal_attention,
+    first_keys,
+    newest_attention,
+    whole_keys,
+    with_values,
+)
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decode_graphs import NewTokens, Outputs
@@ -158,14 +163,13 @@ class Attention(nn.Module):
 
     def _seen(self, x_BTD: Tensor, k_BKCP: Tensor, past: list[int], context: Context) -> Tensor:
         """Which keys each token sees, (B, 1, T, C): those that came before it, and its own."""
-        on = torch.device("cpu") if x_BTD.is_meta else x_BTD.device
+        on = with_values(x_BTD)
         past_B11, new_B11 = (
             torch.tensor(n, device=on)[:, None, None] for n in (past, context.lengths(x_BTD))
         )
         token_T1 = torch.arange(x_BTD.shape[1], device=on)[:, None]
         seen_BT1 = past_B11 + torch.minimum(token_T1 + 1, new_B11)
-        mask_B1TC = (torch.arange(k_BKCP.shape[2], device=on) < seen_BT1)[:, None]
-        return without_values(mask_B1TC) if x_BTD.is_meta else mask_B1TC
+        return first_keys(seen_BT1, k_BKCP.shape[2], x_BTD)
 
     def _rotation(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():

@@ -78,7 +78,11 @@ def newest_attention(
     key_heads, keys = k_BKCP.shape[1:3]
     if by_matmuls is None:
         by_matmuls = _by_matmuls(q_BH1P, heads, keys)
-    seen_B11C = None if min(seen) == keys else _seen(seen, keys, q_BH1P)
+    seen_B11C = None
+    if min(seen) < keys:
+        seen_B11C = first_keys(
+            torch.tensor(seen, device=with_values(q_BH1P))[:, None, None], keys, q_BH1P
+        )
     if not by_matmuls:
         return F.scaled_dot_product_attention(
             q_BH1P, k_BKCP, v_BKCP, attn_mask=seen_B11C, enable_gqa=key_heads != heads
@@ -111,11 +115,15 @@ def _by_matmuls(like_BH1P: Tensor, heads: int, keys: int) -> bool:
     return like_BH1P.shape[0] * heads * keys * like_BH1P.shape[-1] >= many
 
 
-def _seen(seen: Sequence[int], keys: int, like: Tensor) -> Tensor:
-    """Which keys the newest token of each sequence sees, (B, 1, 1, C)."""
-    on = torch.device("cpu") if like.is_meta else like.device
-    mask_B11C = torch.arange(keys, device=on) < torch.tensor(seen, device=on)[:, None, None, None]
-    return without_values(mask_B11C) if like.is_meta else mask_B11C
+def first_keys(seen_BT1: Tensor, keys: int, like: Tensor) -> Tensor:
+    """The first ``seen_BT1`` of so many ``keys``, a mask (B, 1, T, C) for queries ``like`` these."""
+    mask_B1TC = (torch.arange(keys, device=seen_BT1.device) < seen_BT1)[:, None]
+    return without_values(mask_B1TC) if like.is_meta else mask_B1TC
+
+
+def with_values(like: Tensor) -> torch.device:
+    """Where that is reckoned: a mask on the meta device remembers how much it lets through."""
+    return torch.device("cpu") if like.is_meta else like.device
 
 
 def _torchs(*given: Tensor) -> bool:

@@ -115,3 +115,27 @@ def test_equal_counts_and_known_tokens_are_not_packed() -> None:
     )
     assert known.x_RKD.shape == (2, 2, 1)
     assert known.context.segments == ()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("entering", [[1, 1, 1, 1], [0, 1, 1, 0], [0, 0, 0, 1]], ids=str)
+def test_the_newest_token_is_rounded_alike_beside_neighbours_and_others(entering: list[int]) -> None:
+    """Neighbours are found by a view, others by their numbers: from the same update in float32 the same
+    bits of bfloat16, and what doesn't enter stays as it is."""
+    stream_B1D = torch.randn(4, 1, 64).bfloat16()
+    update_R1D = torch.randn(sum(entering), 1, 64) * 3
+    selected_B1 = torch.tensor(entering, dtype=torch.bool)[:, None]
+    neighbours = Selected(stream_B1D, selected_B1, entering, Context(), layer=0)
+    assert neighbours._slots.slots_S is None
+    sum_B1D = neighbours.add_to(stream_B1D, update_R1D)
+    spread_B1D, spread = torch.zeros(8, 1, 64).bfloat16(), [0] * 8
+    for row, enters in enumerate(entering):
+        spread_B1D[2 * row], spread[2 * row] = stream_B1D[row], enters
+    others = Selected(
+        spread_B1D, torch.tensor(spread, dtype=torch.bool)[:, None], spread, Context(), layer=0
+    )
+    assert (others._slots.slots_S is None) == (sum(entering) == 1)
+    assert torch.equal(others.add_to(spread_B1D, update_R1D)[::2], sum_B1D)
+    rounded_R1D = stream_B1D[selected_B1[:, 0]] + update_R1D.bfloat16()
+    assert torch.equal(sum_B1D[selected_B1[:, 0]], rounded_R1D)
+    assert torch.equal(sum_B1D[~selected_B1[:, 0]], stream_B1D[~selected_B1[:, 0]])

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from modbench.model.context import Context
 from modbench.model.scores import share
@@ -101,12 +102,19 @@ def even_gates(active_SE: Tensor, context: Context, before: int, each: int) -> T
 
 
 def _kept(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``function`` with its results kept, for making them takes longer than a small layer; a compiled
-    program has them as constants."""
+    """``function`` with its results kept, for making them takes longer than a small layer, and a GPU
+    would be waited for; a compiled program has them as constants. What is made under a mode (fake
+    tensors, inference) may be of no use outside it."""
     kept = lru_cache(maxsize=512)(function)
 
     def call(*arguments: Any) -> Tensor:
-        return function(*arguments) if torch.compiler.is_compiling() else kept(*arguments)
+        if (
+            torch.compiler.is_compiling()
+            or is_in_torch_dispatch_mode()
+            or torch.is_inference_mode_enabled()
+        ):
+            return function(*arguments)
+        return kept(*arguments)
 
     return call
 

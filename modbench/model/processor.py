@@ -29,7 +29,7 @@ def matrix_units() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
-#: PyTorch multiplies a few rows of float32, and attends from a single query, at no more than half the
-#: speed of memory.
+#: For a few rows of float32, and for the attention of a single query to many keys, PyTorch's own kernels
+#: take longer than matmuls that are turned round, or made of several.
 SLOW_FEW = maker() == "AuthenticAMD"
 MATRIX_UNITS = matrix_units()

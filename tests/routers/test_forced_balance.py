@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from modbench.flops.ledger import Ledger, Load
 from modbench.model.cache import Cache
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context, Trace
 from modbench.model.decoder import Decoder, build_model
-from modbench.model.forced import even_experts, strided
+from modbench.model.forced import even_experts, strided, strided_rows
 from modbench.model.registry import build_router, installed_modules, router_class
 from modbench.model.scores import share
 
@@ -133,3 +134,24 @@ def test_a_token_meets_experts_in_turn_and_none_twice(experts: int, no_ops: int,
     counts = flat.bincount(minlength=experts + no_ops).tolist()
     for kind in (counts[:experts], counts[experts:] or [0]):
         assert max(kind) - min(kind) <= 1
+
+
+@pytest.mark.parametrize("name", ["mod", "mod:stride", "token_choice"])
+def test_what_inference_mode_made_is_not_kept_for_training(name: str) -> None:
+    model = model_of(*name.partition(":")[::2])
+    tokens_BT = torch.randint(97, (2, 67))  # of a length that nothing else asks for
+    with torch.inference_mode():
+        forced(model, tokens_BT)
+    model(tokens_BT, Context(forced_balance=True)).sum().backward()
+
+
+def test_what_is_made_of_fake_tensors_is_not_kept_for_others() -> None:
+    context, on = Context(forced_balance=True), torch.device("cpu")
+
+    def made() -> list[torch.Tensor]:
+        rows = strided_rows(0.25, [0, 0], 61, on)
+        return [rows, even_experts(torch.empty(61, 2, dtype=torch.long), context, 0, 8)]
+
+    with FakeTensorMode():
+        assert all(isinstance(one, FakeTensor) for one in made())
+    assert not any(isinstance(one, FakeTensor) for one in made())

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from operator import attrgetter
+from operator import attrgetter, index
 from typing import Any, Literal
 
 from modbench.errors import UserError, known_names
@@ -49,8 +49,8 @@ class Load:
     on to what lies before.
 
     Raises:
-        UserError: unknown phase, no sequence, a negative length, a past where there can be none, or
-            dispatched decoding of more than one token.
+        UserError: unknown phase, no sequence, a length that is negative or no whole number, a past where
+            there can be none, or dispatched decoding of more than one token.
     """
 
     lengths: tuple[int, ...]
@@ -64,6 +64,8 @@ class Load:
     def __post_init__(self) -> None:
         if self.phase not in PHASES:
             raise UserError(f"phase '{self.phase}' is not known; {known_names(self.phase, PHASES)}")
+        for name in ("lengths", "past"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
         if not self.lengths or min(self.lengths) < 0:
             raise UserError(
                 f"lengths {self.lengths}: a load needs one or more sequences of 0 or more tokens"
@@ -114,8 +116,7 @@ class Load:
         """Query-key pairs of causal self-attention: the exact triangles, the full squares, and what
         kernels run that take ``block`` queries at a time. A token sees the cached ones and the new ones
         up to itself, of them the last ``window``."""
-        lengths, past = tuple(self.lengths), tuple(self.past)
-        return _pairs(lengths, past, self.padding, self.phase == "decode", window, block)
+        return _pairs(self.lengths, self.past, self.padding, self.phase == "decode", window, block)
 
     def routed(
         self,
@@ -162,6 +163,14 @@ def _pairs(
             each = Flops(needed, rows * keys, executed)
         total += each * sequences
     return total
+
+
+def _whole(name: str, numbers: Sequence[int]) -> tuple[int, ...]:
+    """Python's own integers, of whatever kind they come: they never overflow."""
+    try:
+        return tuple(map(index, numbers))
+    except TypeError as error:
+        raise UserError(f"{name} {numbers}: a load needs whole numbers, one of each sequence") from error
 
 
 def _each(value: int | Sequence[int], sequences: int) -> tuple[int, ...]:
@@ -282,17 +291,19 @@ class Ledger:
     def total(self, convention: str = "model", direction: Direction | None = None) -> int:
         """FLOPs under ``convention``, forward and backward together or one ``direction`` alone."""
         seen = _seen_by(convention)
-        return sum(
-            seen(flops)
-            for (_, _, towards), flops in self.entries.items()
-            if direction in (None, towards)
+        return int(
+            sum(
+                seen(flops)
+                for (_, _, towards), flops in self.entries.items()
+                if direction in (None, towards)
+            )
         )
 
     def by_component(self, convention: str = "model") -> dict[str, int]:
         """FLOPs under ``convention`` by component, all layers together, in order of appearance."""
         seen, sums = _seen_by(convention), dict[str, int]()
         for (_, component, _), flops in self.entries.items():
-            sums[component] = sums.get(component, 0) + seen(flops)
+            sums[component] = sums.get(component, 0) + int(seen(flops))
         return sums
 
 

@@ -18,9 +18,9 @@ from modbench.flops.ledger import Counts, Ledger, Load, attention, matmul
 from modbench.model.causal_attention import (
     causal_attention,
     first_keys,
+    mask_device,
     newest_attention,
     whole_keys,
-    with_values,
 )
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -163,7 +163,7 @@ class Attention(nn.Module):
 
     def _seen(self, x_BTD: Tensor, k_BKCP: Tensor, past: list[int], context: Context) -> Tensor:
         """Which keys each token sees, (B, 1, T, C): those that came before it, and its own."""
-        on = with_values(x_BTD)
+        on = mask_device(x_BTD)
         past_B11, new_B11 = (
             torch.tensor(n, device=on)[:, None, None] for n in (past, context.lengths(x_BTD))
         )

@@ -81,7 +81,7 @@ def newest_attention(
     seen_B11C = None
     if min(seen) < keys:
         seen_B11C = first_keys(
-            torch.tensor(seen, device=with_values(q_BH1P))[:, None, None], keys, q_BH1P
+            torch.tensor(seen, device=mask_device(q_BH1P))[:, None, None], keys, q_BH1P
         )
     if not by_matmuls:
         return F.scaled_dot_product_attention(
@@ -121,8 +121,9 @@ def first_keys(seen_BT1: Tensor, keys: int, like: Tensor) -> Tensor:
     return without_values(mask_B1TC) if like.is_meta else mask_B1TC
 
 
-def with_values(like: Tensor) -> torch.device:
-    """Where that is reckoned: a mask on the meta device remembers how much it lets through."""
+def mask_device(like: Tensor) -> torch.device:
+    """Where masks for tensors ``like`` this are reckoned: of those on the meta device on a CPU, for they
+    remember how much they let through."""
     return torch.device("cpu") if like.is_meta else like.device
 
 

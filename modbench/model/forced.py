@@ -33,11 +33,12 @@ def strided(capacity: float, first: int, tokens: int, among: int = 1) -> list[bo
 def strided_rows(
     capacity: float, before: Sequence[int], tokens: int, device: torch.device, among: int = 1
 ) -> Tensor:
-    """`strided` of each sequence, ``before[b]`` tokens of which came earlier, (B, ``tokens``) bool."""
-    rows = {first: _strided(capacity, among, first, tokens, device) for first in set(before)}
-    if len(rows) == 1:
-        return rows[before[0]].expand(len(before), tokens)
-    return torch.stack([rows[first] for first in before])
+    """`strided` of each sequence, ``before[b]`` tokens of which came earlier, (B, ``tokens``) bool. Not
+    to be written to: it is kept, where all sequences have come as far."""
+    if len(set(before)) == 1:
+        return _strided(capacity, among, before[0], tokens, device).expand(len(before), tokens)
+    rows = [strided(capacity, first, tokens, among) for first in before]
+    return torch.tensor(rows, dtype=torch.bool, device=device).view(len(before), tokens)
 
 
 def even_tokens(decided: Tensor, context: Context, capacity: float, among: int = 1) -> Tensor:

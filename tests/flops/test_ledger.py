@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from modbench.errors import UserError
@@ -107,3 +108,22 @@ def test_a_dense_model_worked_out_by_hand() -> None:
         "mlp": 3 * mlp,
         "head": 3 * head,
     }
+
+
+def test_whole_numbers_of_any_kind_count_as_pythons() -> None:
+    """Small ones of numpy's overflow, and what one load reckoned must not be another's answer."""
+    small = Load(lengths=(np.int16(301),), past=[np.int64(3)], phase="decode")
+    spent = [
+        attention(load, 0, heads=4, head_width=64)
+        for load in (small, Load(lengths=(301,), past=(3,), phase="decode"))
+    ]
+    assert spent[0].total() == spent[1].total() == 4 * 4 * 64 * (301 * 3 + 301 * 302 // 2)
+    for ledger in (*spent, matmul(small, 0, "x", rows=np.int64(3), inner=2, columns=2)):
+        assert type(ledger.total()) is int
+        assert {type(flops) for flops in ledger.by_component().values()} == {int}
+
+
+@pytest.mark.parametrize("given", [{"lengths": (9.0,)}, {"lengths": (9,), "past": (None,)}])
+def test_what_is_no_whole_number_is_refused(given: dict) -> None:
+    with pytest.raises(UserError, match=r"a load needs whole numbers"):
+        Load(**given)

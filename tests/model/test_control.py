@@ -202,3 +202,17 @@ def test_a_stride_goes_on_where_each_sequence_ended() -> None:
     mask_BT = second.trace.tensors[1, "selected"]
     assert torch.equal(mask_BT[0], whole_T[9:20])
     assert torch.equal(mask_BT[1], whole_T[4:15])
+
+
+@pytest.mark.parametrize("scores", CONTROLS)
+def test_no_numbers_are_sent_to_a_device_in_a_step(scores: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU would be waited for: from a second step on, no tensor is made of numbers of the host."""
+    model, tokens_BT = model_of(scores).train(), torch.randint(97, (2, 24))
+    model(tokens_BT, Context()).sum().backward()
+    made = []
+    tensor = torch.tensor
+    monkeypatch.setattr(
+        torch, "tensor", lambda *given, **words: made.append(given) or tensor(*given, **words)
+    )
+    model(tokens_BT, Context()).sum().backward()
+    assert not made

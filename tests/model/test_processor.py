@@ -1,6 +1,5 @@
 """Which processor this is."""
 
-import platform
 from pathlib import Path
 
 import pytest
@@ -24,14 +23,30 @@ def test_the_maker_is_read_from_linux(
 
 @pytest.mark.parametrize(
     ("told", "maker"),
-    [("AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD", "AuthenticAMD"), ("arm", "arm"), ("", "")],
+    [("AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD", "AuthenticAMD"), ("", ""), (None, "")],
 )
-def test_elsewhere_python_is_asked(
-    told: str, maker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_elsewhere_the_system_is_asked(
+    told: str | None, maker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processor, "_INFO", tmp_path / "none")
-    monkeypatch.setattr(platform, "processor", lambda: told)
+    monkeypatch.delenv("PROCESSOR_IDENTIFIER", raising=False)
+    if told is not None:
+        monkeypatch.setenv("PROCESSOR_IDENTIFIER", told)
     assert processor.maker() == maker
+
+
+def test_whatever_cannot_be_read_names_no_maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "_INFO", tmp_path)  # a folder
+    monkeypatch.delenv("PROCESSOR_IDENTIFIER", raising=False)
+    assert processor.maker() == ""
+    (tmp_path / "cpuinfo").write_bytes(b"model name\t: \xff\nvendor_id\t: GenuineIntel\n")
+    monkeypatch.setattr(processor, "_INFO", tmp_path / "cpuinfo")
+    assert processor.maker() == "GenuineIntel"
+
+
+def test_amds_are_slow_with_few_rows() -> None:
+    slow = [name for name in ("AuthenticAMD", "GenuineIntel", "") if processor.slow_with_few(name)]
+    assert slow == ["AuthenticAMD"]
 
 
 def test_units_for_matrices_are_pytorchs_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,8 +186,9 @@ def test_embedding_head_and_loss(precision: str, in_turns: InTurns, reach: Reach
 
 
 class Forgotten:
-    """Called, it leaves nothing of what there was in the processor's caches, as when a model's other
-    layers and the keys and values of a long past came between."""
+    """Called, it leaves nothing of what there was in the caches of the processor's cores, as when a
+    model's other layers and the keys and values of a long past came between. A cache that cores share
+    may be larger."""
 
     def __init__(self) -> None:
         self._others = torch.zeros(2**24)

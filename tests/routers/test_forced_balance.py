@@ -136,9 +136,9 @@ def test_a_token_meets_experts_in_turn_and_none_twice(experts: int, no_ops: int,
         assert max(kind) - min(kind) <= 1
 
 
-@pytest.mark.parametrize("name", ["mod", "mod:stride", "token_choice"])
+@pytest.mark.parametrize("name", ["token_choice", "mode_integrated", "mode_staged"])
 def test_what_inference_mode_made_is_not_kept_for_training(name: str) -> None:
-    model = model_of(*name.partition(":")[::2])
+    model = model_of(name, "")
     tokens_BT = torch.randint(97, (2, 67))  # of a length that nothing else asks for
     with torch.inference_mode():
         forced(model, tokens_BT)
@@ -155,3 +155,13 @@ def test_what_is_made_of_fake_tensors_is_not_kept_for_others() -> None:
     with FakeTensorMode():
         assert all(isinstance(one, FakeTensor) for one in made())
     assert not any(isinstance(one, FakeTensor) for one in made())
+
+
+def test_rows_are_kept_but_not_those_of_inference_mode() -> None:
+    def row() -> torch.Tensor:
+        return strided_rows(0.25, [0, 0, 0], 71, torch.device("cpu"))
+
+    with torch.inference_mode():
+        assert row().is_inference()
+    assert not row().is_inference()
+    assert row().data_ptr() == row().data_ptr()

@@ -135,14 +135,11 @@ def read_timings(folder: Path) -> list[Timing]:
 
 
 def newest_run(timings: Iterable[Timing]) -> list[Timing]:
-    """Those of the run that was begun last; a job that was done again counts as it was last."""
+    """Those of the run that was gone on with last; a job that was done again counts as it was last."""
     timings = list(timings)
     if not timings:
         return []
-    first: dict[str, Any] = {}
-    for timing in timings:
-        first[timing.run] = min(first.get(timing.run, timing.started_at), timing.started_at)
-    run = max(first, key=lambda name: (first[name], name))
+    run = max(timings, key=lambda timing: (timing.started_at, timing.run)).run
     jobs: dict[Any, Timing] = {}
     for timing in sorted(timings, key=lambda timing: (timing.finished_at, timing.line())):
         if timing.run == run and (timing.status == "ok" or timing.job not in jobs):

@@ -31,7 +31,7 @@ def timing_page(table: TimingTable, others: int = 0) -> str:
     ended = max(timing.finished for timing in table.timings)
     notes = [f"Measured from {begun} to {ended}.", *_notes(table)]
     if others:
-        notes.append(f"{others} earlier runs lie in timings/, too; runs aren't compared.")
+        notes.append(f"Other runs in timings/: {others}; runs aren't compared.")
     for code in sorted({_code(timing.code) for timing in (first, last)}):
         notes.append(f"Code: {escaped(code)}.")
     parts.append("\n".join(f"- {note}" for note in notes))

@@ -172,7 +172,7 @@ class _Bench:
         """The run to go on with, and what of it is done."""
         timings, here = read_timings(self.folder), machine_in_words(machine)
         if timings and not again:
-            last = timings[-1]
+            last = next((t for t in reversed(timings) if t.machine == here), timings[-1])
             mine = [timing for timing in timings if timing.run == last.run]
             others = _other_versions(jobs, mine)
             if last.machine == here and _same_code(last.code, code) and not others:

@@ -206,7 +206,23 @@ def test_another_machine_begins_another_run(
     page = (tmp_path / "results" / "fake" / "timings.md").read_text()
     assert "Another CPU" in page
     assert "Imaginary" not in page
-    assert "1 earlier runs lie in timings/" in page
+    assert "Other runs in timings/: 1; runs aren't compared." in page
+
+
+def test_each_machine_goes_on_with_its_own_run_whatever_others_did_since(
+    tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "results" / "fake"
+    assert time("a", "b", repetitions=1, only=("a",)) == 0
+    (mine,) = {timing.run for timing in read_timings(folder)}
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("FAKE_CPU", "Another CPU")
+        assert time("a", "b", repetitions=1, only=("b",)) == 0
+    assert time("a", "b", repetitions=1) == 0
+    assert sorted(asked(tmp_path)) == ["inference_memory b", "time b", "training_memory b"]
+    page = (folder / "timings.md").read_text()
+    assert f"Run {mine}; machine: cpu Imaginary CPU" in page
+    assert "Another CPU" not in page
 
 
 def test_code_with_local_changes_is_told_and_is_other_code(

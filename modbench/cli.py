@@ -251,8 +251,17 @@ def _parse(verbs: dict[str, Callable[..., int]], arguments: Sequence[str], name:
         parts = re.split(r" ?(?:─{3,}|-{3,}) ?", " ".join(inside or map(str.strip, lines)))
         parts = parts if inside else parts[1:]
         said = re.sub(r"Error parsing \S+: ", "", "; ".join(parts).replace(".;", ";"))
-        raise UserError(said or box.getvalue()) from end
+        raise UserError(_no_number(said) or said or box.getvalue()) from end
     return call()
+
+
+def _no_number(said: str) -> str | None:
+    """What ``said`` of Python's int() and float() has to tell a user."""
+    flag = re.search(r"Argument helptext: (--\S+)", said)
+    value = re.search(r"(int|float)(?:\(\) with base 10)?: (.+?); Argument helptext", said)
+    if flag is None or value is None:
+        return None
+    return f"{flag[1]} is {value[2]}; it must be a {'whole ' if value[1] == 'int' else ''}number"
 
 
 def _dispatch(arguments: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ B sequences, T new tokens, C kept and new tokens, K key/value heads, P width of 
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from operator import index
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -44,10 +45,16 @@ class Cache:
     ``graphs``, blocks replay what they do with one token of a sequence."""
 
     def __init__(self, sequences: int, graphs: "DecodeGraphs | None" = None) -> None:
-        if sequences < 1:
+        try:
+            self.sequences = index(sequences)
+        except TypeError:
+            raise UserError(
+                f"a cache of {sequences!r} sequences can't be; give a whole number"
+            ) from None
+        if self.sequences < 1:
             raise UserError(f"a cache of {sequences} sequences can't be; give 1 or more")
-        self.sequences, self.graphs = sequences, graphs
-        self.read = [0] * sequences
+        self.graphs = graphs
+        self.read = [0] * self.sequences
         self._served: tuple[ModelConfig, Router] | None = None
         self._layers: dict[int, Kept] = {}
 

@@ -131,6 +131,8 @@ def test_what_may_look_ahead_may_not_fill_a_cache() -> None:
         model(torch.zeros(1, 4, dtype=torch.long), Context(cache=Cache(1)))
     with pytest.raises(UserError, match="a cache of 0 sequences"):
         Cache(0)
+    with pytest.raises(UserError, match=r"a cache of 2\.5 sequences can't be; give a whole number"):
+        Cache(2.5)  # type: ignore[arg-type]
 
 
 def test_a_rewound_cache_goes_on_as_if_nothing_had_followed() -> None:

@@ -166,6 +166,8 @@ def _remarks(group: Group) -> Iterable[str]:
             f"ceilings: the machine's load exceeded its cores in {loaded} of {ceilings} processes; they "
             "may lie higher, and utilisation lower"
         )
+    if group.cases and not any(row.router == "vanilla" for row in group.cases):
+        yield "no realised efficiency: this run has no vanilla row to hold others against; time one, too"
     for label in sorted({row.label for row in group.cases if row.balance == "as routed"}):
         yield f"{escaped(label)}, balance as routed: its routers weren't forced to route evenly"
 

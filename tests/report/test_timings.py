@@ -75,7 +75,10 @@ def test_realised_efficiency_is_speed_up_achieved_over_promised() -> None:
 
 
 def test_without_a_dense_row_there_is_no_efficiency() -> None:
-    assert row_of(timed("mod", make_case())).realised_efficiency is None
+    alone, dense = timed("mod", make_case()), timed("vanilla", make_case())
+    assert row_of(alone).realised_efficiency is None
+    assert "no realised efficiency: this run has no vanilla row" in timing_page(TimingTable.of([alone]))
+    assert "no realised efficiency" not in timing_page(TimingTable.of([alone, dense]))
     rows = rows_of(timed("mod", make_case("prefill 8 x 1")), timed("vanilla", make_case()))
     assert rows["mod", "prefill 8 x 1"].realised_efficiency is None
 

@@ -73,6 +73,18 @@ def test_a_later_token_changes_nothing_before_it() -> None:
     assert not torch.equal(before[:, :, 131:], after[:, :, 131:])
 
 
+@pytest.mark.parametrize("broken", [torch.inf, torch.nan])
+@pytest.mark.parametrize("key_heads", [1, 2])
+def test_a_later_key_that_is_not_finite_changes_nothing_before_it(key_heads: int, broken: float) -> None:
+    q, k, v, _ = made((1, 2, key_heads, 140, 8), torch.float32)
+    before = causal_attention(q, k, v)
+    with torch.no_grad():
+        k[:, :, 135] = broken
+    after = causal_attention(q, k, v)
+    assert torch.equal(before[:, :, :135], after[:, :, :135])
+    assert after[:, :, 135:].isnan().all()
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("tokens", [63, 128, 300])
 def test_it_counts_as_the_ledger_says(tokens: int, device: str) -> None:

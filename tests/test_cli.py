@@ -394,20 +394,3 @@ def test_a_mistake_is_one_sentence_in_ascii_too(place: Path) -> None:
     assert said[0] == said[1]
     assert said[0][0] == 2
     assert said[0][1] == "modbench: --batch is '1.5'; it must be a whole number\n"
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("audit mod --seed abc", "--seed is 'abc'; it must be a whole number"),
-        ("time quick --repetitions 2.5", "--repetitions is '2.5'; it must be a whole number"),
-        ("audit mod --width it's", '--width is "it\'s"; it must be a whole number'),
-        ("plan --router mod --peak-tflops x", "--peak-tflops is 'x'; it must be a number"),
-        ("sample a/b --prompt c --top-p all", "--top-p is 'all'; it must be a number"),
-    ],
-)
-def test_what_is_no_number_is_named_with_its_flag(
-    words: str, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(words.split()) == 2
-    assert capsys.readouterr().err == f"modbench: {said}\n"

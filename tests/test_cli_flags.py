@@ -1,4 +1,4 @@
-"""Flags that come twice: several values are taken together, a single one is refused."""
+"""Flags given twice (several values are taken together, a single one is refused) or given no number."""
 
 from pathlib import Path
 
@@ -95,3 +95,20 @@ def test_a_prompt_may_begin_with_dashes_and_come_again(monkeypatch: pytest.Monke
     )
     assert main(["sample", "a/b", "--prompt=--tokens", "--prompt", "", "x y", "--prompt=--tokens"]) == 0
     assert taken == ["--tokens", "", "x y", "--tokens"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("audit mod --seed abc", "--seed is 'abc'; it must be a whole number"),
+        ("time quick --repetitions 2.5", "--repetitions is '2.5'; it must be a whole number"),
+        ("audit mod --width it's", '--width is "it\'s"; it must be a whole number'),
+        ("plan --router mod --peak-tflops x", "--peak-tflops is 'x'; it must be a number"),
+        ("sample a/b --prompt c --top-p all", "--top-p is 'all'; it must be a number"),
+    ],
+)
+def test_what_is_no_number_is_named_with_its_flag(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+    assert capsys.readouterr().err == f"modbench: {said}\n"

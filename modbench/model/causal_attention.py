@@ -252,7 +252,7 @@ def _probabilities(q_NGTP: Tensor, k_NTP: Tensor, later_QQ: Tensor, first: int, 
     q_NQP, queries = q_NGTP[:, :, first:end].flatten(1, 2), end - first
     scores_NQE = torch.bmm(q_NQP, k_NTP[:, :end].transpose(1, 2))
     own_HQQ = scores_NQE.view(-1, queries, end)[..., first:]
-    # A third of masked_fill_'s time; what is not finite of a later key is gone before the sum.
+    # Half of masked_fill_'s time; what is not finite of a later key is gone before the sum.
     own_HQQ.tril_().add_(later_QQ[:queries, :queries])
     return scores_NQE.softmax(-1)
 

@@ -36,7 +36,7 @@ def plan(
     option: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")] = (),
     tokens: Annotated[str | None, arg(metavar="AMOUNT", help_behavior_hint="")] = None,
     budget: Annotated[str | None, arg(metavar="FLOPS", help_behavior_hint="")] = None,
-    tokens_per_parameter: float = 20.0,
+    tokens_per_parameter: float | None = None,
     batch: Annotated[str | None, arg(metavar="TOKENS", help_behavior_hint="")] = None,
     convention: str = "model",
     format: Literal["table", "json", "csv"] = "table",
@@ -54,7 +54,8 @@ def plan(
         option: the routers' options; by default their defaults
         tokens: training tokens, such as 300B
         budget: training FLOPs, such as 1e21, to solve each scheme's shape for
-        tokens_per_parameter: with a budget and no tokens: so many for each active parameter
+        tokens_per_parameter: with a budget and no tokens: so many for each active parameter, 20 by
+            default
         batch: tokens of one step; by default a micro-batch on each GPU
         convention: how FLOPs are counted (docs/conventions.md)
         format: a table to read, one JSON document on the last line, or CSV
@@ -70,6 +71,8 @@ def plan(
 
     if tokens is None and budget is None:
         raise UserError("plan needs --tokens, such as 300B, or --budget, such as 1e21, or both")
+    if tokens is not None and tokens_per_parameter is not None:
+        raise UserError("--tokens and --tokens-per-parameter both say how many tokens; leave one out")
     for file in plugin:
         load_plugin(file)
     size = shape.resolved()
@@ -95,7 +98,7 @@ def plan(
             size,
             budget=amount(budget, "budget"),
             tokens=many,
-            tokens_per_parameter=tokens_per_parameter,
+            tokens_per_parameter=20.0 if tokens_per_parameter is None else tokens_per_parameter,
             cluster=machines,
             recipe=recipe,
             batch=step,

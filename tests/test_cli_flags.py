@@ -15,6 +15,10 @@ from modbench.cli import main
         ("flops --router mod --kv-heads 1 --kv_heads 2", "--kv-heads is given twice, as 1 and as 2"),
         ("time quick --again --no-again", "--again is given twice, as --again and as --no-again"),
         ("plan --router mod --tokens 1B --tokens 2B", "--tokens is given twice, as 1B and as 2B"),
+        (
+            "plan --router mod --budget 1e20 --tokens 1B --tokens-per-parameter 20",
+            "--tokens and --tokens-per-parameter both say how many tokens; leave one out",
+        ),
         ("sample a/b --prompt hi --top-p 1 --top-p .5", "--top-p is given twice, as 1 and as .5"),
         ("report --results a --results b", "--results is given twice, as a and as b"),
         ("data prepare --source text --source text", "--source is given twice, as text and as text"),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from modbench.report.markdown import escaped
-from modbench.report.timing_rows import CaseRow, MemoryRow
+from modbench.report.timing_rows import CaseRow, MemoryRow, loaded
 from modbench.report.timing_table import Group, TimingTable
 
 _PHASES = {
@@ -160,12 +160,9 @@ def _remarks(group: Group) -> Iterable[str]:
     for part in group.memory:
         if part.status != "ok":
             yield f"{escaped(part.label)}, memory of {part.phase}: {escaped(part.error)}"
-    loaded, ceilings = group.loaded_ceilings
-    if loaded:
-        yield (
-            f"ceilings: the machine's load exceeded its cores in {loaded} of {ceilings} processes; they "
-            "may lie higher, and utilisation lower"
-        )
+    hit, ceilings = group.loaded_ceilings
+    if hit:
+        yield f"ceilings: {loaded(hit, ceilings)}; they may lie higher, and utilisation lower"
     if group.cases and not any(row.router == "vanilla" for row in group.cases):
         yield "no realised efficiency: this run has no vanilla row to hold others against; time one, too"
     for label in sorted({row.label for row in group.cases if row.balance == "as routed"}):

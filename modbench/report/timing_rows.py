@@ -79,6 +79,10 @@ def throttled(gpu: dict[str, Any] | None) -> list[str]:
     return [] if gpu is None else list(gpu["throttled"])
 
 
+def loaded(hit: int, processes: int) -> str:
+    return f"the machine's load exceeded its cores in {hit} of {processes} processes"
+
+
 def case_rows(timings: Sequence[Timing], ceiling: Callable[[str], float | None]) -> list[CaseRow]:
     """The cases of one scheme, from its processes."""
     if not timings:
@@ -162,7 +166,7 @@ def _flags(measured: list[tuple[Timing, dict[str, Any]]], failed: int) -> str:
     reasons = sorted({reason for some in slowed for reason in some})
     texts = []
     if overloaded:
-        texts.append(f"the machine's load exceeded its cores in {overloaded} of {processes} processes")
+        texts.append(loaded(overloaded, processes))
     if reasons:
         hit = sum(bool(some) for some in slowed)
         texts.append(f"throttled in {hit} of {processes} processes ({', '.join(reasons)}): left out")

@@ -1,6 +1,7 @@
 """`modbench run`: a suite file to records, table and plots."""
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def run_suite(
     suite = with_plugins(load_suite(name), plugins)
     cells = chosen(expand(suite), only)
     check_budgets(cells)
+    _refuse_no_scorer(suite)
     folder = results / suite.header.name
     failures: list[Failure] = []
     with suite_lock(folder):
@@ -107,6 +109,15 @@ def _share_cores() -> tuple[int, int]:
 
     cores = thread_count()
     return (1, cores) if torch.cuda.is_available() else (cores, 1)
+
+
+def _refuse_no_scorer(suite: Suite) -> None:
+    """Before training: an environment may hold everything but this."""
+    if suite.measure.downstream and find_spec("lm_eval") is None:
+        raise UserError(
+            f"suite {suite.header.name} has downstream tasks, and lm-eval, which scores them, is not "
+            "installed; install it, or write `downstream = []` under [measure]"
+        )
 
 
 def _refuse_other_data(cells: Sequence[Cell], folder: Path, data: dict[str, Any]) -> None:

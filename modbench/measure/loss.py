@@ -66,7 +66,8 @@ def heldout_loss(
     nats, tokens, text_bytes, realised, dispatched = 0.0, 0, 0, 0, 0
     for start in range(0, len(windows_WT), batch):
         window_BT = torch.from_numpy(windows_WT[start : start + batch]).to(on)
-        inputs_BT, targets_BT = window_BT[:, :-1], window_BT[:, 1:]
+        # Not views of one tensor: layers are given the tokens.
+        inputs_BT, targets_BT = window_BT[:, :-1].clone(), window_BT[:, 1:]
         context = Context(selection=selection, trace=Trace(detailed=watch is not None))
         losses_BT = model.losses(inputs_BT, targets_BT, context)
         nats += losses_BT.double().sum().item()

@@ -216,8 +216,9 @@ def _measure(
     ]
 
     phase("audit")
-    # At an odd length, and at the length and batch that training and scoring have.
-    findings = audit(model, shapes=((3, 63), (SCORING_BATCH, sequence)))
+    # At an odd length, and at the length and batches that scoring and training have.
+    shapes = ((3, 63), (SCORING_BATCH, sequence))
+    findings = audit(model, shapes=shapes, trained=(train.batch, sequence))
     measured.audit = [finding.as_dict() for finding in findings]
     if not any(finding.failed for finding in findings if finding.name == "decode parity"):
         measured.metrics |= kv_cache_measures(model, curve_WT)

@@ -19,7 +19,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.initial import normal_
 from modbench.model.router import Layer, Router
-from modbench.model.scores import highest, score, share
+from modbench.model.scores import highest, known, score, share
 from modbench.model.selected import Selected
 
 
@@ -58,7 +58,7 @@ class Right(Layer):
         if context.selection == "topk":
             errors_BT = self.errors(hints_BT, selected_BT.to(hints_BT.dtype))
             context.trace.loss(self.layer, "predictor", 0.01 * self.mean(errors_BT, context))
-        counts = selected_BT.sum(1).tolist()
+        counts = known(selected_BT.sum(1), lambda: list(map(self.share, context.lengths(x_BTD))))
         context.trace.show(self.layer, "selected", selected_BT)
         context.trace.count(self.layer, "depth", counts)
         if context.cache is not None:

@@ -10,10 +10,11 @@ from dataclasses import replace
 
 import torch
 from mutants import MUTANTS as COARSE
-from mutants import Right
+from mutants import Depth, Right
 from torch import Tensor
 
 from modbench.flops.ledger import Ledger, Load
+from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.scores import highest
 from modbench.model.selected import Selected
@@ -51,7 +52,7 @@ class LedgerUnderstatesRealised(Right):
     def ledger(self, load: Load) -> Ledger:
         key = (self.layer, "depth")
         entered = load.counts.get(key, ())
-        if load.padding or entered == self.promised(load)[key]:
+        if load.padding or not entered or entered == self.promised(load)[key]:
             return super().ledger(load)
         halved = {key: tuple(number // 2 for number in entered)}
         return super().ledger(replace(load, counts={**load.counts, **halved}))
@@ -76,6 +77,20 @@ class LedgerOverstatesRealised(Right):
         if load.padding or len(set(load.lengths)) == 1 or load.phase != "train":
             return right
         return right + right
+
+
+class LedgerForgetsNominal(Right):
+    def ledger(self, load: Load) -> Ledger:
+        right = super().ledger(load)
+        return right if (self.layer, "depth") in load.counts else without(right, "predictor")
+
+
+class PeeksInDetail(Right):
+    """At the next token, where held-out text is scored."""
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        y_BTD = super().forward(x_BTD, context)
+        return y_BTD + x_BTD.roll(-1, 1) if context.trace.detailed else y_BTD
 
 
 class LeakAtOnePlace(Right):
@@ -132,6 +147,16 @@ class DriftsAtEvaluation(Right):
         if not context.trace.repeated:
             self.average += 1e-12
         return super().selected(scores_BT, hints_BT, context)
+
+
+class ScoringIsCounted(Right):
+    def __init__(self, options: Depth, model: ModelConfig, layer: int) -> None:
+        super().__init__(options, model, layer)
+        self.scored = 0
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        self.scored += not self.training
+        return super().forward(x_BTD, context)
 
 
 class MovesAgainWhenRepeated(DriftsAtEvaluation):
@@ -219,12 +244,15 @@ MUTANTS |= {
     "ledger understates realised": LedgerUnderstatesRealised,
     "ledger understates strangers": LedgerUnderstatesStrangers,
     "ledger overstates realised": LedgerOverstatesRealised,
+    "ledger forgets nominal": LedgerForgetsNominal,
+    "peeks in detail": PeeksInDetail,
     "leak at place 37": LeakAtOnePlace,
     "decode tires at 100": DecodeTiresAt100,
     "decode differs alone": DecodeDiffersAlone,
     "chunk enters whole": ChunkEntersWhole,
     "prompt scaled": PromptScaled,
     "drifts at evaluation": DriftsAtEvaluation,
+    "scoring is counted": ScoringIsCounted,
     "moves again when repeated": MovesAgainWhenRepeated,
     "schedule in the class": ScheduleInTheClass,
     "schedule in the file": ScheduleInTheFile,

@@ -225,3 +225,20 @@ def test_a_ledger_that_lies_only_on_padded_training_is_caught(monkeypatch: pytes
 
     monkeypatch.setattr(Block, "ledger", wrong)
     assert failed(model_of("vanilla")) == {9}
+
+
+def test_a_ledger_that_lies_only_at_the_training_batch_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would buy more steps."""
+
+    def ledger(self: Block, load: Load) -> Ledger:
+        right = right_ledger(self, load)
+        return Ledger() if (load.phase, load.sequences) == ("train", 5) else right
+
+    right_ledger = Block.ledger
+    monkeypatch.setattr(Block, "ledger", ledger)
+    model = build_model(SHAPE, build_router("vanilla"), seed=0)
+    for trained in (None, (6, 31), (5, 31)):
+        failed = {finding.name for finding in audit(model, trained=trained) if finding.failed}
+        assert failed == ({"count"} if trained == (5, 31) else set())

@@ -46,6 +46,19 @@ def test_nats_and_bits_are_those_worked_out_by_hand() -> None:
     assert found.tokens == 4
 
 
+def test_a_model_that_writes_over_its_tokens_is_scored_on_the_text() -> None:
+    class Writes(Fixed):
+        def forward(self, tokens_BT: torch.Tensor, context: Context) -> torch.Tensor:
+            return super().forward(tokens_BT.fill_(3), context)
+
+    windows_WT = np.array([[0, 1, 3], [2, 0, 0]])
+    fair, found = (
+        heldout_loss(model, windows_WT.copy(), np.arange(4), selection="causal")
+        for model in (Fixed(), Writes())
+    )
+    assert found.nats_per_token == fair.nats_per_token
+
+
 def test_windows_cover_the_text_evenly_without_overlap() -> None:
     windows_WT = heldout_windows(np.arange(101), sequence=10, tokens=35)
     assert windows_WT.shape == (4, 11)

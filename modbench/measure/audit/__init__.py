@@ -29,13 +29,15 @@ __all__ = ["PROBES", "ROUNDING", "Finding", "audit", "findings"]
 
 @dataclass(frozen=True)
 class Probe:
-    """``ranks``: a failure keeps the router out of the ranking. ``once``: it has a shape of its own."""
+    """``ranks``: a failure keeps the router out of the ranking. ``once``: it has a shape of its own.
+    ``trained``: it is asked at the shape of a training step, too."""
 
     number: int
     name: str
     run: Callable[[Subject, Tensor], Outcome]
     ranks: bool = False
     once: bool = False
+    trained: bool = False
 
 
 PROBES = (
@@ -47,29 +49,41 @@ PROBES = (
     Probe(6, "unit gate", unit_gate),
     Probe(7, "order and position", order_and_position),
     Probe(8, "gradient", gradient, once=True),
-    Probe(9, "count", count, ranks=True),
+    Probe(9, "count", count, ranks=True, trained=True),
     Probe(10, "state", state, once=True),
     Probe(11, "saving", saving),
 )
 
 
 def audit(
-    model: Decoder, *, shapes: Sequence[tuple[int, int]] = ((3, 63),), seed: int = 0
+    model: Decoder,
+    *,
+    shapes: Sequence[tuple[int, int]] = ((3, 63),),
+    trained: tuple[int, int] | None = None,
+    seed: int = 0,
 ) -> list[Finding]:
     """Run the probes on ``model`` with random tokens, for each of ``shapes`` (sequences, tokens): an odd
-    length, and whatever length and batch it is trained and scored at. A probe passes if it does at all
-    of them where it is asked; one that raises has failed. The model itself is not changed."""
-    return list(findings(model, shapes=shapes, seed=seed))
+    length, and whatever length and batch it is scored at; the count at that of a step it was ``trained``
+    with, too, for this decides how many steps a budget buys. A probe passes if it does at all of them
+    where it is asked; one that raises has failed. The model itself is not changed."""
+    return list(findings(model, shapes=shapes, trained=trained, seed=seed))
 
 
 def findings(
-    model: Decoder, *, shapes: Sequence[tuple[int, int]] = ((3, 63),), seed: int = 0
+    model: Decoder,
+    *,
+    shapes: Sequence[tuple[int, int]] = ((3, 63),),
+    trained: tuple[int, int] | None = None,
+    seed: int = 0,
 ) -> Iterator[Finding]:
     """`audit`, one finding as soon as it is known."""
     subject = Subject(model, seed)
-    texts = [subject.tokens(*shape) for shape in shapes]
     for probe in PROBES:
-        for tokens_BT in texts[:1] if probe.once else texts:
+        asked = list(shapes[:1] if probe.once else shapes)
+        if probe.trained and trained is not None and trained not in asked:
+            asked.append(trained)
+        for shape in asked:
+            tokens_BT = subject.tokens(*shape)
             passed, figure = _outcome(probe, subject, tokens_BT)
             if passed is False:
                 if not probe.once:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modbench.flops.count import count as executed
 from modbench.flops.counter import FlopCounter
 from modbench.flops.ledger import CONVENTIONS, Load, Phase
 from modbench.measure.audit.finding import Outcome, Subject
@@ -22,6 +23,8 @@ from modbench.model.decoder import Decoder
 LONE = 4
 #: New tokens of each sequence that are read at once onto a filled cache, and those then decoded.
 CHUNK, STEPS = (4, 9, 2), 4
+#: Whose nominal FLOPs are in budgets and tables.
+PHASES: tuple[Phase, ...] = ("forward", "train")
 
 
 def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
@@ -29,6 +32,9 @@ def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
     under both rules and training, with and without padding, one sequence alone and single tokens; and
     through a cache, prompts, several tokens onto what is kept, and token by token, of sequences of
     different lengths and of each alone.
+
+    Without counts, as plans and the table's nominal FLOPs are reckoned, it equals what is executed on
+    the meta device, where routers have no scores to go by; a router that doesn't run there isn't asked.
 
     Without padded slots it must come to no more than that, for that form sets the budget and fills the
     table; to the same where there are none (one sequence, or the training rule on full ones); and under
@@ -48,9 +54,29 @@ def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
                 decoded |= case.entered()
         if decoded in (set(), {False, True}):
             break  # first weights are asked where all decoded tokens enter, or none does
+    nominal, unasked = _nominal(subject, tokens_BT)
+    wrong |= nominal
+    cases += 0 if unasked else len(PHASES)
     if wrong:
         return False, f"ledger minus counter, FLOPs: {', '.join(wrong.values())}"
-    return True, f"ledger equals counter in {cases} cases"
+    return True, f"ledger equals counter in {cases} cases{unasked}"
+
+
+def _nominal(subject: Subject, tokens_BT: Tensor) -> tuple[dict[str, str], str]:
+    """What is off of a form without counts, by the phase; and if nobody can tell, why."""
+    wrong: dict[str, str] = {}
+    model, (sequences, tokens) = subject.twin().to("meta"), tokens_BT.shape
+    for phase in PHASES:
+        load = Load.uniform(sequences, tokens, phase)
+        try:
+            seen = executed(model, (sequences, tokens), phase=phase).ledger
+        except Exception as error:  # a router's own code runs here: it needs values
+            return wrong, f"; nominal not asked, on the meta device it raised {type(error).__name__}"
+        for convention in CONVENTIONS:
+            off = model.ledger(load).total(convention) - seen.total(convention)
+            if off:
+                wrong[phase] = f"{off:+d} in nominal {phase}"
+    return wrong, ""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from modbench.measure.audit.finding import ROUNDING, Outcome, Subject, largest
-from modbench.model.context import Context
+from modbench.model.context import Context, Trace
 from modbench.model.decoder import Decoder
 
 #: The rounding of float32, where a changed batch may also tip a token across a threshold by chance: so
@@ -25,8 +25,16 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     a coarser measure in the model's own dtype. Every t is asked, of sequences of up to `EVERY` tokens;
     of longer ones the ends, the middle, both sides of powers of two, where windows and blocks end, and
     some that are drawn; all others are probe 3's, which decodes such a sequence token by token.
-    Each t is a pass of its own with the same strangers, so that what a batch does stays probe 2's."""
+    Each t is a pass of its own with the same strangers, so that what a batch does stays probe 2's. A
+    trace in detail, as held-out text is scored with, changes no logit."""
     tokens_BT = tokens_BT[:4]  # the length matters here; the batch is probe 2's
+    plain_BTV, told_BTV = (
+        subject.exact(tokens_BT, Context(selection="causal", trace=Trace(detailed=detailed)))
+        for detailed in (False, True)
+    )
+    if not torch.equal(plain_BTV, told_BTV):
+        off = largest(told_BTV, plain_BTV).max().item()
+        return False, f"logits differ by {off:.1e} where the trace is detailed"
     most, moved, _ = _moved(subject.exact, tokens_BT, ROUNDING, subject.seed)
     own = subject.twin().eval()
     _, moved_32, looked_at = _moved(own, tokens_BT, ROUNDING_32, subject.seed)

@@ -19,6 +19,8 @@ from modbench.flops.component import component
 
 #: Logits of a part: few enough to stay in a CPU's cache, or enough to keep a GPU busy.
 LOGITS, LOGITS_GPU = 2**20, 2**26
+#: Values that a CPU casts at a time, which stay in its cache.
+CAST = 2**18
 
 
 def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -87,9 +89,18 @@ def _with_gradients(
             if gradient_ND is not None:
                 gradient_ND[first : first + len(x_RD)] = slope_RV @ weight_VD
             if gradient_VD is not None:
-                gradient_VD += slope_RV.T @ x_RD
+                _add(slope_RV.T @ x_RD, gradient_VD)
         first += len(x_RD)
     return total / len(x_ND), gradient_ND, gradient_VD
+
+
+def _add(product_VD: Tensor, to_VD: Tensor) -> None:
+    """Some rows at a time: of another dtype, a CPU casts all that it is given before it adds."""
+    rows = max(1, CAST // product_VD.shape[1])
+    if product_VD.dtype == to_VD.dtype or on_gpu(product_VD):
+        rows = len(product_VD)
+    for some_RD, to_RD in zip(product_VD.split(rows), to_VD.split(rows), strict=True):
+        to_RD += some_RD
 
 
 @torch.library.custom_op("modbench::cross_entropy", mutates_args=())

@@ -226,8 +226,8 @@ class Grouped(Products):
     DTYPES: ClassVar = (torch.bfloat16,)
 
     def __init__(self, counts_E: Tensor, *, whole: bool) -> None:
+        self._counts_E, self._whole = counts_E, whole
         self._ends_E = counts_E.cumsum(0).to(torch.int32)
-        self._whole = whole
 
     def forward(self, x_ND: Tensor, weight_EFD: Tensor) -> Tensor:
         weight_EDF = weight_EFD.to(x_ND.dtype).transpose(1, 2)
@@ -238,6 +238,8 @@ class Grouped(Products):
 
     def to_weights(self, dy_NF: Tensor, x_ND: Tensor, weight_EFD: Tensor) -> Tensor:
         product_EFD = F.grouped_mm(dy_NF.T, x_ND, offs=self._ends_E)
+        # Of no rows a Blackwell GPU leaves it unset (pytorch/pytorch#172439).
+        product_EFD.masked_fill_((self._counts_E == 0)[:, None, None], 0)
         return product_EFD.to(weight_EFD.dtype)
 
     def _none_beyond(self, out_NF: Tensor) -> Tensor:

@@ -72,6 +72,24 @@ def test_products_are_the_loops(name: str, dtype: torch.dtype, counts: list[int]
     assert not found[1][sum(counts) :].any()
 
 
+def test_what_grouped_mm_leaves_unset_of_no_rows_is_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Blackwell GPU."""
+
+    def unset(dy_FN: Tensor, x_ND: Tensor, *, offs: Tensor) -> Tensor:
+        product_EFD = right(dy_FN, x_ND, offs=offs)
+        product_EFD[offs.diff(prepend=offs.new_zeros(1)) == 0] = torch.nan
+        return product_EFD
+
+    right = F.grouped_mm
+    monkeypatch.setattr(F, "grouped_mm", unset)
+    counts, weight_EFD = [3, 0, 5, 0], torch.randn(4, 24, 16)
+    dy_NF, x_ND = torch.randn(8, 24), torch.randn(8, 16)
+    found, truth = (
+        way(name, counts).to_weights(dy_NF, x_ND, weight_EFD) for name in ("grouped", "slices")
+    )
+    torch.testing.assert_close(found, truth)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_product_of_equal_shares_is_that_of_slices(dtype: torch.dtype) -> None:
     weight_EFD, x_ND, dy_NF = torch.randn(4, 24, 16), torch.randn(28, 16), torch.randn(28, 24)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from modbench.flops.counter import FlopCounter
 from modbench.flops.ledger import Load
@@ -197,3 +198,20 @@ def test_the_models_loss_is_that_of_its_logits_and_costs_as_much(name: str, tied
         torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-8)
     each_BT = model.losses(inputs_BT, targets_BT, Context())
     torch.testing.assert_close(each_BT.mean(), found[0][0], rtol=1e-9, atol=0)
+
+
+def test_a_heads_gradient_is_cast_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at once would take as much memory again as the gradient."""
+    x_ND, weight_VD = torch.randn(6, 40).bfloat16(), torch.randn(500, 40).bfloat16()
+    targets_N = torch.arange(6)
+    gradients, largest = [], []
+    for cast in (40 * 500, 40 * 7):
+        monkeypatch.setattr(parts, "CAST", cast)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            gradients.append(parts._with_gradients(x_ND, weight_VD, targets_N, False, True)[2])
+        largest.append(
+            max(event.cpu_memory_usage for event in seen.events() if event.name == "aten::to")
+        )
+    assert torch.equal(*gradients)
+    assert largest[0] == 4 * 40 * 500
+    assert largest[1] == 4 * 6 * 500  # the logits

@@ -2,6 +2,7 @@
 does meanwhile."""
 
 from collections.abc import Callable, Iterator
+from time import monotonic
 from typing import Any
 
 from modbench.measure.busy import Busy
@@ -18,6 +19,9 @@ from modbench.measure.stopwatch import Stopwatch, sampled, stopwatch
 from modbench.measure.subject import Subject
 from modbench.model.context import Trace
 from modbench.model.decoder import Decoder
+
+#: Seconds of work whose energy a GPU's counter tells: it moves about ten times a second.
+LEAST_COUNTED = 1.0
 
 Say = Callable[[dict[str, Any]], None]
 BALANCES = ("forced", "as routed", "nothing routed")
@@ -98,15 +102,15 @@ def _case(
     flops, kind = case.flops(model, traces), balance(traces)
     del traces  # a training step's hold its graph
     watched, time = Watched(), subject.time
-    joules: list[float | None] = []
+    begun: list[tuple[float, float | None]] = []
     samples = sampled(
         watch,
         case.run,
         samples=time.samples,
         warm_up=time.warm_up,
         before=case.before,
-        begin=lambda: joules.append(None if gpu is None else gpu.joules()),
-        after=lambda: _look(gpu, watched),
+        begin=lambda: begun.append((monotonic(), None if gpu is None else gpu.joules())),
+        meanwhile=lambda: _look(gpu, watched),
     )
     return {
         "name": case.name,
@@ -117,7 +121,7 @@ def _case(
         "seconds": samples.seconds,
         "loops": samples.loops,
         "flops": flops,
-        "joules": _spent(gpu, joules[0], samples.loops * time.samples),
+        "joules": _spent(gpu, *begun[0], samples.loops * time.samples),
         "gpu": watched.as_dict() if gpu is not None else None,
     }, kind
 
@@ -127,10 +131,12 @@ def _look(gpu: Gpu | None, watched: Watched) -> None:
         gpu.look(watched)
 
 
-def _spent(gpu: Gpu | None, before: float | None, runs: int) -> float | None:
-    """Joules of a run, what comes between runs included."""
+def _spent(gpu: Gpu | None, begun: float, before: float | None, runs: int) -> float | None:
+    """Joules of a run, what comes between runs included; None if all took less than `LEAST_COUNTED`."""
     after = None if gpu is None else gpu.joules()
-    return None if before is None or after is None else (after - before) / runs
+    if before is None or after is None or monotonic() - begun < LEAST_COUNTED:
+        return None
+    return (after - before) / runs
 
 
 def balance(traces: list[Trace]) -> str:

@@ -50,13 +50,14 @@ def environment(dtype: torch.dtype) -> dict[str, Any]:
         found["gpu"] = properties.name
         found["gpu_memory_bytes"] = properties.total_memory
         found["cuda"] = torch.version.cuda
-        found |= _nvidia("driver_version", "clocks.max.sm", "clocks.max.mem")
+        found |= _nvidia(f"GPU-{properties.uuid}", "driver_version", "clocks.max.sm", "clocks.max.mem")
     return found
 
 
-def _nvidia(*fields: str) -> dict[str, str]:
-    """Driver and clocks of the first GPU as nvidia-smi tells them; nothing where it isn't there."""
-    command = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+def _nvidia(gpu: str, *fields: str) -> dict[str, str]:
+    """Driver and clocks of ``gpu`` as nvidia-smi tells them; nothing where it isn't there. By the GPU's
+    own name: CUDA_VISIBLE_DEVICES may number them otherwise."""
+    command = ["nvidia-smi", f"--id={gpu}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
         line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

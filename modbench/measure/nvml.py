@@ -48,17 +48,28 @@ class Gpu:
         self._nvml, self._handle = nvml, handle
 
     def look(self, watched: Watched) -> None:
-        """Note the clocks of this moment in ``watched``."""
-        nvml, handle = self._nvml, self._handle
-        watched.clocks.append(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))
-        watched.memory_clocks.append(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM))
-        reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
-        watched.throttled.update(throttling(reasons))
+        """Note the clocks of this moment in ``watched``, those that the GPU tells."""
+        nvml = self._nvml
+        for kind, into in (
+            (nvml.NVML_CLOCK_SM, watched.clocks),
+            (nvml.NVML_CLOCK_MEM, watched.memory_clocks),
+        ):
+            if (clock := self._told("nvmlDeviceGetClockInfo", kind)) is not None:
+                into.append(clock)
+        # The second is the first one's name before driver 535.
+        names = "nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"
+        reasons = self._told(names[0] if hasattr(nvml, names[0]) else names[1])
+        watched.throttled.update(throttling(reasons or 0))
 
     def joules(self) -> float | None:
         """Since the driver was loaded; None where the GPU doesn't count them."""
+        millijoules = self._told("nvmlDeviceGetTotalEnergyConsumption")
+        return None if millijoules is None else millijoules / 1e3
+
+    def _told(self, name: str, *further: int) -> int | None:
+        """What the function ``name`` says; None where the GPU knows no such thing."""
         try:
-            return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
+            return int(getattr(self._nvml, name)(self._handle, *further))
         except self._nvml.NVMLError:
             return None
 

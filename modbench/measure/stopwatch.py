@@ -13,18 +13,25 @@ SHORTEST = 2e-3
 _MOST_LOOPS = 4096
 
 
+def nothing() -> None:
+    """What is done meanwhile, where nothing is."""
+
+
 class Stopwatch(Protocol):
-    def seconds(self, run: Callable[[], object]) -> float:
-        """Of one run."""
+    def seconds(self, run: Callable[[], object], meanwhile: Callable[[], object] = nothing) -> float:
+        """Of one run. ``meanwhile``, which is off the clock, is called when all its work is given out;
+        a GPU is still at it."""
 
 
 class HostStopwatch:
     """For work that is done when the call returns."""
 
-    def seconds(self, run: Callable[[], object]) -> float:
+    def seconds(self, run: Callable[[], object], meanwhile: Callable[[], object] = nothing) -> float:
         start = time.perf_counter()
         run()
-        return time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        meanwhile()
+        return seconds
 
 
 class CudaStopwatch:
@@ -34,13 +41,14 @@ class CudaStopwatch:
     def __init__(self, cuda: Any, flush: Callable[[], object]) -> None:
         self._cuda, self._flush = cuda, flush
 
-    def seconds(self, run: Callable[[], object]) -> float:
+    def seconds(self, run: Callable[[], object], meanwhile: Callable[[], object] = nothing) -> float:
         start, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
         self._flush()
         self._cuda.synchronize()
         start.record()
         run()
         end.record()
+        meanwhile()
         end.synchronize()
         return float(start.elapsed_time(end)) / 1e3  # milliseconds
 
@@ -67,18 +75,19 @@ def sampled(
     *,
     samples: int,
     warm_up: int = 0,
-    before: Callable[[], object] = lambda: None,
-    begin: Callable[[], object] = lambda: None,
-    after: Callable[[], object] = lambda: None,
+    before: Callable[[], object] = nothing,
+    begin: Callable[[], object] = nothing,
+    meanwhile: Callable[[], object] = nothing,
 ) -> Samples:
     """Time ``run``, after ``warm_up`` runs that aren't. ``before`` comes before each run, ``begin``
-    before the first sample, ``after`` after each one; none of them is on the clock."""
+    before the first sample, ``meanwhile`` during the last run of each one, once its work is given out;
+    none of them is on the clock."""
 
-    def span(loops: int) -> float:
+    def span(loops: int, last: Callable[[], object] = nothing) -> float:
         total = 0.0
-        for _ in range(loops):
+        for left in reversed(range(loops)):
             before()
-            total += watch.seconds(run)
+            total += watch.seconds(run, nothing if left else last)
         return total
 
     for _ in range(warm_up):
@@ -89,6 +98,5 @@ def sampled(
     seconds = []
     begin()
     for _ in range(samples):
-        seconds.append(span(loops) / loops)
-        after()
+        seconds.append(span(loops, meanwhile) / loops)
     return Samples(seconds=seconds, loops=loops)

@@ -86,7 +86,8 @@ def training_step(
     """Forward, backward, clipping, optimizer. Returns the cross-entropy in nats per token, without the
     auxiliary losses, and the context with its trace. ``forced_balance``: see
     `modbench.model.context.Context`. ``losses``: those of ``model``, if they are compiled
-    (`modbench.train.compiled`); no step waits for a GPU but where a layer's ``host_decides``."""
+    (`modbench.train.compiled`); no step waits for a GPU but where a layer's ``host_decides``, or its
+    experts don't fit grouped matmul (`modbench.model.grouped.takes_grouped`)."""
     inputs_BT, targets_BT = batch
     context = Context(selection="topk", forced_balance=forced_balance)
     with autocast(dtype, inputs_BT.device):

@@ -10,7 +10,7 @@ import torch
 from modbench.measure import busy
 from modbench.measure.busy import Busy
 from modbench.measure.nvml import Gpu, Watched, open_gpu, throttling
-from modbench.measure.stopwatch import SHORTEST, CudaStopwatch, sampled
+from modbench.measure.stopwatch import SHORTEST, CudaStopwatch, nothing, sampled
 
 
 class Ticking:
@@ -19,8 +19,9 @@ class Ticking:
     def __init__(self, seconds: float) -> None:
         self.each = seconds
 
-    def seconds(self, run: Any) -> float:
+    def seconds(self, run: Any, meanwhile: Any = nothing) -> float:
         run()
+        meanwhile()
         return self.each
 
 
@@ -40,10 +41,10 @@ def test_what_comes_between_runs_is_off_the_clock() -> None:
         warm_up=1,
         before=lambda: order.append("before"),
         begin=lambda: order.append("begin"),
-        after=lambda: order.append("after"),
+        meanwhile=lambda: order.append("meanwhile"),
     )
     run = ["before", "run"]
-    assert order == [*run, *run, "begin", *run, "after", *run, "after"]
+    assert order == [*run, *run, "begin", *run, "meanwhile", *run, "meanwhile"]
 
 
 def test_a_gpus_cache_is_flushed_before_each_run_and_its_stream_awaited() -> None:
@@ -64,8 +65,9 @@ def test_a_gpus_cache_is_flushed_before_each_run_and_its_stream_awaited() -> Non
 
     cuda = SimpleNamespace(Event=Event, synchronize=lambda: order.append("wait for all"))
     watch = CudaStopwatch(cuda, lambda: order.append("flush"))
-    assert watch.seconds(lambda: order.append("run")) == 0.25
-    assert order == ["flush", "wait for all", "record", "run", "record", "wait"]
+    run, meanwhile = (lambda: order.append("run")), (lambda: order.append("meanwhile"))
+    assert watch.seconds(run, meanwhile) == 0.25
+    assert order == ["flush", "wait for all", "record", "run", "record", "meanwhile", "wait"]
 
 
 class Nvml:
@@ -102,6 +104,19 @@ def test_clocks_throttling_and_energy_are_what_nvml_tells() -> None:
     }
     assert gpu.joules() == 12.5
     assert Gpu(Nvml(), "old").joules() is None
+
+
+def test_what_a_gpu_does_not_tell_is_left_out() -> None:
+    class Silent(Nvml):
+        def nvmlDeviceGetClockInfo(self, handle: str, clock: int) -> int:  # noqa: N802
+            raise RuntimeError
+
+        def nvmlDeviceGetCurrentClocksEventReasons(self, handle: str) -> int:  # noqa: N802
+            raise RuntimeError
+
+    watched = Watched()
+    Gpu(Silent(), "new").look(watched)
+    assert watched.as_dict() == {"clock_mhz": None, "memory_clock_mhz": None, "throttled": []}
 
 
 def test_an_idle_gpu_and_clocks_set_by_hand_are_no_throttling() -> None:

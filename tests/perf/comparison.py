@@ -53,12 +53,14 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """``missing``: not there any more, or failing here. ``new``: running here alone. ``again``: of what
-    looked changed, a second set of processes, which must say the same."""
+    """``missing``: not there any more, or failing here. ``new``: running here alone. ``not_run``: there,
+    and running on neither side. ``again``: of what looked changed, a second set of processes, which must
+    say the same."""
 
     changes: Mapping[str, Change]
     missing: Sequence[str]
     new: Sequence[str]
+    not_run: Sequence[str] = ()
     again: Mapping[str, Change] = field(default_factory=dict)
 
     def verdict(self, name: str) -> str:
@@ -85,20 +87,25 @@ class Comparison:
                 f"{name:<{width}}  {_value(whole.before)} -> {_value(whole.after)}"
                 f"  {whole.ratio:6.3f} x [{low:.3f} to {high:.3f}]  {self.verdict(name)}"
             )
-        for kind, names in (("missing", self.missing), ("new", self.new)):
+        others = {"missing": self.missing, "new": self.new, "not run": self.not_run}
+        for kind, names in others.items():
             for name in names:
                 yield f"{name}  {kind}"
         verdicts = [self.verdict(name) for name in self.changes]
         counts = {kind: verdicts.count(kind) for kind in ("slower", "faster", "same")}
-        counts |= {"missing": len(self.missing), "new": len(self.new)}
+        counts |= {kind: len(names) for kind, names in others.items()}
         yield ", ".join(f"{count} {kind}" for kind, count in counts.items())
 
 
 def compare(
-    before: Sequence[Medians], after: Sequence[Medians], gone: Collection[str] = ()
+    before: Sequence[Medians],
+    after: Sequence[Medians],
+    gone: Collection[str] = (),
+    here: Collection[str] = (),
 ) -> Comparison:
     """The processes of two revisions, pair by pair. A benchmark that fails in one of a revision's
-    processes doesn't run there. ``gone``: benchmarks that the earlier revision alone has."""
+    processes doesn't run there. ``gone``: benchmarks that the earlier revision alone has; ``here``: all
+    that the later one has."""
     ran_before, ran_after = (set.intersection(*map(set, side)) for side in (before, after))
     return Comparison(
         changes={
@@ -107,6 +114,7 @@ def compare(
         },
         missing=sorted((ran_before | set(gone)) - ran_after),
         new=sorted(ran_after - ran_before),
+        not_run=sorted(set(here) - ran_before - ran_after),
     )
 
 

@@ -46,10 +46,11 @@ def test_ratio_and_interval() -> None:
 def test_missing_and_new() -> None:
     before = [{"both": 1.0, "left": 1.0, "shaky": 1.0}] * 2
     after = [{"both": 1.0, "added": 1.0, "shaky": 1.0}, {"both": 1.0, "added": 1.0}]
-    found = compare(before, after, gone=["renamed", "both"])
+    found = compare(before, after, gone=["renamed", "both"], here=["both", "shaky", "broken"])
     assert list(found.changes) == ["both"]
     assert found.missing == ["left", "renamed", "shaky"]
     assert found.new == ["added"]
+    assert found.not_run == ["broken"]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_lines_say_each_verdict_and_how_many() -> None:
     assert " ".join(one.split()) == f"one {shown}"
     assert steady.split()[-1] == "same"
     assert left == "left  missing"
-    assert counts == "1 slower, 0 faster, 1 same, 1 missing, 0 new"
+    assert counts == "1 slower, 0 faster, 1 same, 1 missing, 0 new, 0 not run"
 
 
 def test_medians_are_read_and_bytes_in_their_place(tmp_path: Path) -> None:
@@ -145,7 +146,8 @@ def repository(tmp_path: Path) -> Path:
     git("init", "--quiet")
     git("add", ".")
     git("commit", "--quiet", "--message", "first")
-    (perf / "bench_naps.py").write_text(BENCH + old + added)
+    broken = bench("broken", "modbench.neither")
+    (perf / "bench_naps.py").write_text(BENCH + old + added + broken)
     (package / "__init__.py").write_text("NAP = 0.2\nadded = int\n")
     return tmp_path
 
@@ -162,6 +164,7 @@ def test_a_repository_is_compared_with_its_past(
         "old": "missing",
         "gone": "missing",
         "added": "new",
+        "broken": "run",  # the end of "not run"
     }
     listed = subprocess.run(
         ["git", "-C", str(repository), "worktree", "list"], capture_output=True, text=True, check=True

@@ -69,7 +69,14 @@ def report(
     from modbench.report.page import write_report
 
     folders = [*results.glob("*/records/"), *results.glob("*/timings/")]
-    known = sorted({folder.parent.name for folder in folders if any(folder.glob("*.jsonl"))})
+    # A run that has just begun has a file without a line.
+    known = sorted(
+        {
+            folder.parent.name
+            for folder in folders
+            if any(not file.is_file() or file.stat().st_size for file in folder.glob("*.jsonl"))
+        }
+    )
     if not known:
         raise UserError(
             f"results folder {results} holds no records; make some with `modbench run quick`"
@@ -79,7 +86,7 @@ def report(
             raise UserError(
                 f"results folder {results} has no suite '{name}'; {known_names(name, known)}"
             )
-    for name in suites or known:
+    for name in dict.fromkeys(suites) or known:
         for path in write_report(results / name, rank_by=rank_by):
             print(path)
     return 0

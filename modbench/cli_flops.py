@@ -12,7 +12,7 @@ from modbench.errors import UserError, known_names
 from modbench.flops.ledger import PHASES, Load
 from modbench.flops.statement import Statement, differing, family_statement, router_statement
 from modbench.flops.table import FORMATS
-from modbench.model.config import LARGEST
+from modbench.model.config import LARGEST_BATCH, LARGEST_SEQUENCE
 from modbench.model.sizes import ShapeOptions
 
 Plugins = Annotated[tuple[Path, ...], arg(metavar="FILE ...", help_behavior_hint="")]
@@ -66,9 +66,13 @@ def flops(
         )
     if phase not in PHASES:
         raise UserError(f"phase '{phase}' is not known; {known_names(phase, PHASES)}")
-    for name, value, least in (("batch", batch, 1), ("past", past, 0)):
-        if not least <= value <= LARGEST:
-            raise UserError(f"{name} is {value}; it must lie between {least} and {LARGEST:,}")
+    for name, value, least, most in (
+        ("batch", batch, 1, LARGEST_BATCH),
+        ("past", past, 0, LARGEST_SEQUENCE),
+        ("sequence", shape.sequence or 1, 1, LARGEST_SEQUENCE),
+    ):
+        if not least <= value <= most:
+            raise UserError(f"{name} is {value}; it must lie between {least} and {most:,}")
     if option and not router:
         raise UserError(f"--option {option[0]} belongs to --router, not to {chosen[0]}; leave it out")
     for file in plugin:
@@ -123,7 +127,10 @@ def _family_statements(files: Sequence[Path], load: Load, asked: dict[str, Any])
                 f"modbench: config {file}: key '{key}' is not read; did you mean '{meant}'?",
                 file=sys.stderr,
             )
-        yield family_statement(config, load, name=str(file), **asked)
+        try:
+            yield family_statement(config, load, name=str(file), **asked)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
 
 
 def _suite_statements(suite: str, phase: str, past: int, asked: dict[str, Any]) -> Iterator[Statement]:

@@ -71,6 +71,8 @@ def plan(
 
     if tokens is None and budget is None:
         raise UserError("plan needs --tokens, such as 300B, or --budget, such as 1e21, or both")
+    if budget is None and tokens_per_parameter is not None:
+        raise UserError("--tokens-per-parameter needs --budget, the FLOPs to solve shapes for")
     if tokens is not None and tokens_per_parameter is not None:
         raise UserError("--tokens and --tokens-per-parameter both say how many tokens; leave one out")
     for file in plugin:

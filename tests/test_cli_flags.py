@@ -19,6 +19,10 @@ from modbench.cli import main
             "plan --router mod --budget 1e20 --tokens 1B --tokens-per-parameter 20",
             "--tokens and --tokens-per-parameter both say how many tokens; leave one out",
         ),
+        (
+            "plan --router mod --tokens 1B --tokens-per-parameter 7",
+            "--tokens-per-parameter needs --budget",
+        ),
         ("sample a/b --prompt hi --top-p 1 --top-p .5", "--top-p is given twice, as 1 and as .5"),
         ("report --results a --results b", "--results is given twice, as a and as b"),
         ("data prepare --source text --source text", "--source is given twice, as text and as text"),

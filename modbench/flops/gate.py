@@ -97,7 +97,10 @@ def run_gate(golden: Path, *, plugins: Sequence[Path] = (), accept: bool = False
             half.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
             os.replace(half, golden)
         except OSError as error:
-            raise UserError(f"FLOP table {golden} can't be written ({error.strerror})") from error
+            raise UserError(
+                f"FLOP table {golden} can't be written ({error.strerror}); name a file in a folder that "
+                "is there and can be written to"
+            ) from error
         print(f"{len(now)} FLOP counts accepted into {golden}")
         return 0
     found = differences(_read(golden, command), now)
@@ -115,6 +118,10 @@ def _read(golden: Path, command: str) -> Table:
         table = json.loads(golden.read_bytes())
     except FileNotFoundError:
         raise UserError(f"FLOP table {golden} does not exist; make it with {command}") from None
+    except OSError as error:
+        raise UserError(
+            f"FLOP table {golden} can't be read ({error.strerror}); name a file with --golden"
+        ) from error
     except ValueError as error:
         raise UserError(f"FLOP table {golden} is no JSON ({error}); make it again: {command}") from error
     if not isinstance(table, dict) or not all(type(value) is int for value in table.values()):

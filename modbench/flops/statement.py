@@ -141,7 +141,16 @@ def _profiled(model: Any, load: Load, convention: str) -> int:
     from modbench.flops.count import count
 
     inputs = (load.sequences, load.lengths[0])
-    return count(model, inputs, phase=load.phase, past=load.past[0]).ledger.total(convention)
+    try:
+        counted = count(model, inputs, phase=load.phase, past=load.past[0])
+    except UserError:
+        raise
+    except Exception as error:  # a router's own code runs here
+        raise UserError(
+            f"--profile: the model raised {type(error).__name__} on the meta device, where nothing has "
+            f"values ({' '.join(str(error).split())[:200]}); mend it, or leave --profile out"
+        ) from error
+    return counted.ledger.total(convention)
 
 
 def meta_decoder(router: str, options: Mapping[str, Any], model: ModelConfig) -> "Decoder":

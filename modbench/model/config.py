@@ -7,8 +7,11 @@ from typing import Literal, get_type_hints
 from modbench.errors import UserError
 from modbench.typed import check_type
 
-#: Of any size: no model has more layers, no tensor of one more columns.
-LARGEST = 10**15
+#: The most of each: no model has more, and no list of layers, nor the bytes of a matrix, outgrow what
+#: can be reckoned with.
+LARGEST = {"vocabulary": 10**10, "width": 10**8, "layers": 10**4, "heads": 10**8, "mlp_width": 10**10}
+#: Sequences at a time, and tokens of each.
+LARGEST_BATCH, LARGEST_SEQUENCE = 10**6, 10**7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +37,9 @@ class ModelConfig:
         for name, hint in get_type_hints(type(self)).items():
             check_type(f"model {name}", getattr(self, name), hint)
         for name in ("vocabulary", "width", "layers", "heads"):
-            if not 1 <= getattr(self, name) <= LARGEST:
+            if not 1 <= getattr(self, name) <= LARGEST[name]:
                 raise UserError(
-                    f"model {name} is {getattr(self, name)}; it must lie between 1 and {LARGEST:,}"
+                    f"model {name} is {getattr(self, name)}; it must lie between 1 and {LARGEST[name]:,}"
                 )
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
@@ -51,9 +54,10 @@ class ModelConfig:
             raise UserError(
                 f"model kv_heads is {self.kv_heads} with {self.heads} heads; it must divide heads"
             )
-        if not 1 <= self.hidden <= LARGEST:
+        if not 1 <= self.hidden <= LARGEST["mlp_width"]:
             raise UserError(
-                f"model mlp_width is {self.mlp_width}; it must lie between 1 and {LARGEST:,}"
+                f"model mlp_width is {self.mlp_width}; it must lie between 1 and "
+                f"{LARGEST['mlp_width']:,}"
             )
         if not (0 < self.rope_base < inf and 0 < self.norm_epsilon < inf):
             raise UserError(

@@ -123,16 +123,24 @@ class Decoder(nn.Module):
 
     def parameter_count(self, kind: Literal["total", "active"] = "total") -> int:
         """Trained parameters: all, or those that one token meets when it is routed everywhere it can
-        be. The embedding counts whole in both, a tied head once."""
+        be. The embedding counts whole in both, a tied head once.
+
+        Raises:
+            UserError: a layer says that a token meets more parameters than it has, or less than none.
+        """
         total = sum(parameter.numel() for parameter in self.parameters())
         if kind == "total":
             return total
         layers: list[Layer] = list(self.layers)  # type: ignore[arg-type]
-        idle = sum(
-            sum(parameter.numel() for parameter in layer.parameters()) - layer.active_parameters()
-            for layer in layers
-        )
-        return total - idle
+        for number, layer in enumerate(layers):
+            held, active = sum(p.numel() for p in layer.parameters()), layer.active_parameters()
+            if not 0 <= active <= held:
+                raise UserError(
+                    f"router '{self.router.name}': active_parameters of layer {number} says {active:,}; "
+                    f"it must be 0 to the layer's {held:,}"
+                )
+            total -= held - active
+        return total
 
 
 def _last(x_BTD: Tensor, context: Context) -> Tensor:

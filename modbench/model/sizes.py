@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from modbench.errors import UserError, known_names
-from modbench.model.config import LARGEST, ModelConfig
+from modbench.model.config import LARGEST_SEQUENCE, ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,8 @@ class ShapeOptions:
         if "mlp" in given:
             given = {"mlp_width": None} | given
         sequence = size.sequence if self.sequence is None else self.sequence
-        if not 1 <= sequence <= LARGEST:
-            raise UserError(f"sequence is {sequence}; it must lie between 1 and {LARGEST:,}")
+        if not 1 <= sequence <= LARGEST_SEQUENCE:
+            raise UserError(f"sequence is {sequence}; it must lie between 1 and {LARGEST_SEQUENCE:,}")
         return Size(model=replace(size.model, **given), sequence=sequence)
 
     def _heads(self, width: int) -> int:

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Literal
 
 from modbench.errors import UserError, known_names
+from modbench.model.config import LARGEST_BATCH
 from modbench.model.decoder import Decoder
 from modbench.model.experts import ExpertBank
 from modbench.plan.activations import Compute, Kernels, Steps
@@ -37,6 +38,8 @@ class Recipe:
         for name in ("shard", "expert_parallel", "micro_batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.micro_batch > LARGEST_BATCH:
+            raise UserError(f"micro_batch is {self.micro_batch}; it must be {LARGEST_BATCH:,} or less")
         larger, smaller = max(self.shard, self.expert_parallel), min(self.shard, self.expert_parallel)
         if larger % smaller:
             raise UserError(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from math import ceil, isfinite, log
+from math import ceil, log
 from typing import Any
 
 from modbench.errors import UserError
@@ -22,6 +22,7 @@ from modbench.plan.search import largest
 
 #: The largest budget: thousands of times what anybody has spent.
 LARGEST = 10**30
+LARGEST_RATIO = 10**9
 #: Below this share of the budget, a shape counts as missing it.
 USED = 0.99
 #: MLP widths that are tried to find the steps that a router takes them in.
@@ -84,8 +85,11 @@ def solve(
         raise UserError(f"budget is {budget}; it must be 1 FLOP or more")
     if tokens is not None and tokens < 1:
         raise UserError(f"tokens is {tokens}; it must be 1 or more")
-    if not (isfinite(tokens_per_parameter) and tokens_per_parameter > 0):
-        raise UserError(f"tokens_per_parameter is {tokens_per_parameter}; it must be above 0")
+    if not 0 < tokens_per_parameter <= LARGEST_RATIO:
+        raise UserError(
+            f"tokens_per_parameter is {tokens_per_parameter}; it must be above 0, and "
+            f"{LARGEST_RATIO:,} or less"
+        )
     family = _Family(router, options, base, "train", convention)
     if tokens is not None:
         fixed = tokens

@@ -51,6 +51,8 @@ def run_suite(
         data = _prepare_data(suite, err) if left or suite.data.source != "pypi-en-v1" else None
         if data is not None:
             _refuse_other_data(cells, folder, data)
+        if left and suite.data.source != "pypi-en-v1":
+            _refuse_few_items(suite)
         if left and data is not None:
             most, threads = _share_cores()
             engine = Engine(
@@ -118,6 +120,14 @@ def _refuse_no_scorer(suite: Suite) -> None:
             f"suite {suite.header.name} has downstream tasks, and lm-eval, which scores them, is not "
             "installed; install it, or write `downstream = []` under [measure]"
         )
+
+
+def _refuse_few_items(suite: Suite) -> None:
+    """Of a text of the user's: whether it is too short is known before anything is trained on it."""
+    if "modbench_cloze" in suite.measure.downstream:
+        from modbench.measure.tasks.modbench_cloze.items import items
+
+        items(suite.data)
 
 
 def _refuse_other_data(cells: Sequence[Cell], folder: Path, data: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ from modbench.report.store import latest, read_records
 
 if TYPE_CHECKING:
     from modbench.model.decoder import Decoder
+
+
+#: New tokens, at most.
+MOST = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +30,20 @@ class Drawing:
     seed: int = 0
     cache: bool = True  #: keep keys and values; without, each token reads the whole text again
 
+    def check(self) -> None:
+        """
+        Raises:
+            UserError: a field is out of range, with the value and what would be right.
+        """
+        if not 1 <= self.tokens <= MOST:
+            raise UserError(f"tokens is {self.tokens}; it must lie between 1 and {MOST:,}")
+        if not 0 <= self.temperature < inf:
+            raise UserError(f"temperature is {self.temperature}; it must be 0 or more, and finite")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; it must lie in (0, 1]")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}; it must lie in [0, 2**32)")
+
 
 def find_record(run: str, results: Path) -> Record:
     """The record of ``SUITE/LABEL`` or ``SUITE/KEY`` (the first characters of a record's key).
@@ -34,7 +53,10 @@ def find_record(run: str, results: Path) -> Record:
     """
     suite, _, name = run.partition("/")
     records = latest(read_records(results / suite)) if (results / suite / "records").is_dir() else []
-    if not name or not records:
+    if records and not name:
+        rows = sorted({f"{suite}/{record.cell['router']['label']}" for record in records})
+        raise UserError(f"run '{run}' is a suite; name one of its rows: {', '.join(rows)}")
+    if not records:
         have = sorted(path.parent.name for path in results.glob("*/records"))
         raise UserError(
             f"run '{run}' must be SUITE/LABEL, such as quick/mod, with records in {results}; "
@@ -53,9 +75,9 @@ def find_record(run: str, results: Path) -> Record:
             f"run '{run}' has no trained model, it is recorded as {status} ({found[0].error}); {again}, "
             "or name another run"
         )
-    if len(found) > 1:
+    if len(trained) > 1:
         keys = ", ".join(f"{suite}/{record.key[:8]}" for record in trained)
-        raise UserError(f"run '{run}' is one of {len(found)} runs; name one of {keys}")
+        raise UserError(f"run '{run}' is one of {len(trained)} trained runs; name one of {keys}")
     return trained[0]
 
 
@@ -77,6 +99,7 @@ def sample_run(
     Raises:
         UserError: no such run, or its weights or its router are gone; or a prompt that is no text.
     """
+    drawing.check()
     _check_prompts(prompts)
     record = find_record(run, results)
     weights = results / run.partition("/")[0] / "cells" / record.key / "model.safetensors"

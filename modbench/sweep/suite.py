@@ -132,7 +132,7 @@ def load_suite(name: str) -> Suite:
     path = find_suite(name)
     source = path.name if name in shipped_suites() else name
     try:
-        content = tomllib.loads(path.read_bytes().decode())
+        content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # some editors begin with a mark
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"suite {source} isn't TOML ({error}); mend it there") from error
     except OSError as error:

@@ -115,6 +115,11 @@ def _field(row: dict[str, Any], config: DataConfig, where: str) -> str:
         if any("\ud800" <= char <= "\udfff" for char in value):
             raise UserError(f"{where} holds half a surrogate pair, which is no text; mend or remove it")
         return value
+    if value is not None:
+        raise UserError(
+            f"{where} has {type(value).__name__} {str(value)[:40]!r} in field '{config.text_field}', "
+            "which is no text; mend or remove it, or set data text_field to another field"
+        )
     raise UserError(
         f"{where} has no text in field '{config.text_field}'; set data text_field "
         f"({known_names(config.text_field, map(str, row))})"

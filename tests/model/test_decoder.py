@@ -99,6 +99,16 @@ def test_active_parameters_leave_idle_experts_out() -> None:
     assert routed.parameter_count("total") == dense.parameter_count("total") + router + 2 * mlp
 
 
+@pytest.mark.parametrize("active", [-1, 10**9])
+def test_more_active_parameters_than_there_are_is_refused(
+    active: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(ModelConfig(width=16, layers=2, heads=2), build_router("vanilla"))
+    monkeypatch.setattr(Block, "active_parameters", lambda self: active)
+    with pytest.raises(UserError, match=r"router 'vanilla': active_parameters of layer 0 says [-1]"):
+        model.parameter_count("active")
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -106,6 +116,7 @@ def test_active_parameters_leave_idle_experts_out() -> None:
         ({"width": 6, "heads": 2}, "even parts"),
         ({"heads": 4, "kv_heads": 3}, "kv_heads is 3 with 4 heads"),
         ({"layers": 0}, "layers is 0"),
+        ({"layers": 10**4 + 1}, "layers is 10001; it must lie between 1 and 10,000"),
         ({"mlp": "relu"}, "model mlp is 'relu'; it must be one of 'swiglu', 'gelu'"),
         ({"width": 128.0}, r"model width is 128\.0; it must be a whole number, such as 128"),
         ({"layers": True}, "model layers is True; it must be a whole number"),

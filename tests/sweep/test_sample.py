@@ -99,10 +99,10 @@ def test_a_run_is_named_by_label_or_by_the_start_of_its_key(results: Path) -> No
     ("run", "words"),
     [
         ("tiny/mdo", "run 'tiny/mdo' is not known; did you mean 'mod'?"),
-        ("tiny", "must be SUITE/LABEL"),
+        ("tiny", "run 'tiny' is a suite; name one of its rows: tiny/mod, tiny/twice, tiny/vanilla"),
         ("tinny/mod", "did you mean 'tiny'?"),
-        ("tiny/", "must be SUITE/LABEL"),
-        ("tiny/twice", "is one of 2 runs; name one of tiny/"),
+        ("tiny/", "run 'tiny/' is a suite; name one of its rows: tiny/mod"),
+        ("tiny/twice", "is one of 2 trained runs; name one of tiny/"),
     ],
 )
 def test_a_run_that_is_none_is_refused(run: str, words: str, results: Path) -> None:
@@ -125,9 +125,25 @@ def test_a_run_that_failed_is_told_as_such(results: Path, status: Status) -> Non
     with pytest.raises(UserError, match=words):
         find_record("tiny/broken", results)
     key = record_of("half", "mod", 8).key[:8]
-    with pytest.raises(UserError, match=f"is one of 2 runs; name one of tiny/{key}$"):
-        find_record("tiny/half", results)
-    assert find_record(f"tiny/{key}", results).cell["seed"] == 8
+    for run in ("tiny/half", f"tiny/{key}"):  # of two runs of a label, one was trained
+        assert find_record(run, results).cell["seed"] == 8
+
+
+@pytest.mark.parametrize(
+    ("drawing", "words"),
+    [
+        ({"tokens": 0}, "tokens is 0; it must lie between 1 and 1,000,000"),
+        ({"tokens": 10**12}, "tokens is 1000000000000; it must lie"),
+        ({"temperature": float("nan")}, "temperature is nan; it must be 0 or more"),
+        ({"top_p": 0.0}, r"top_p is 0.0; it must lie in \(0, 1\]"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_a_drawing_that_cannot_be_is_refused_before_a_model_is_built(
+    drawing: dict[str, Any], words: str, sample: Callable[..., list[str]]
+) -> None:
+    with pytest.raises(UserError, match=words):
+        sample(**drawing)
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,11 @@ def test_a_table_that_is_missing_is_named(tmp_path: Path, table: str) -> None:
         parse(tmp_path, "\n[".join(kept))
 
 
+def test_the_mark_that_some_editors_begin_with_is_none_of_the_suite(tmp_path: Path) -> None:
+    (tmp_path / "marked.toml").write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert load_suite(str(tmp_path / "marked.toml")).header.name == "mine"
+
+
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe\x00", b"\x89PNG\r\n", b"budgets: [1]\n", b"a = 1\na = 2\n"]
 )

@@ -61,6 +61,11 @@ def test_equal_lines_of_a_jsonl_file_lie_on_one_side(tmp_path):
             b'{"txt": "a"}\n',
             ":1 has no text in field 'text'; set data text_field (did you mean 'txt'?",
         ),
+        (
+            "a.jsonl",
+            b'{"text": 5}\n',
+            ":1 has int '5' in field 'text', which is no text; mend or remove",
+        ),
         ("a.jsonl", b'{"text": "\\ud800"}\n', ":1 holds half a surrogate pair"),
         (
             "a.jsonl",
@@ -77,6 +82,7 @@ def test_equal_lines_of_a_jsonl_file_lie_on_one_side(tmp_path):
         "not-json",
         "no-object",
         "field",
+        "number",
         "surrogate",
         "same",
     ],

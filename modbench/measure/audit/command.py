@@ -11,6 +11,7 @@ import torch
 from modbench.errors import UserError
 from modbench.measure.audit import PROBES, Finding, findings
 from modbench.measure.audit.finding import Subject
+from modbench.measure.out_of_memory import failed_allocation, out_of_memory_sentence
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router, load_plugin, preset_options
@@ -59,6 +60,11 @@ def run_audit(
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # a router's own code runs here
+        allocation = failed_allocation(error)
+        if allocation is not None:
+            raise UserError(
+                f"{out_of_memory_sentence(allocation)}; audit a smaller size or sequence"
+            ) from error
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"router '{name}' raised {type(error).__name__}: {reason} in a training step; mend its "

@@ -78,8 +78,9 @@ def time_suite(
     show_leaderboard((folder / "timings.md").read_text(encoding="utf-8"))
     for path in written:
         print(path)
-    for timing, log in failed:
-        _say(err, f"{_label(timing)} {timing.status}: {timing.error}; its log: {log}")
+    said = [f"{_label(one)} {one.status}: {one.error}; its log: {log}" for one, log in failed]
+    for text in dict.fromkeys(said):  # every repetition fails alike
+        _say(err, text)
     broken = sum(timing.status == "failed" for timing, _ in failed)
     if broken:
         _say(err, f"{broken} of {len(jobs)} processes failed; run the same command again to try them")

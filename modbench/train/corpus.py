@@ -86,8 +86,8 @@ def _split_tail(text: str, config: DataConfig) -> Corpus:
     cut = text.find("\n", int(len(text) * (1 - config.heldout))) + 1
     if not cut or not text[:cut].strip() or not text[cut:].strip():
         raise UserError(
-            f"file '{config.path}' has no line break at which the last {config.heldout:.0%} could be "
-            "held out; break it into lines, or change data heldout"
+            f"file '{config.path}' has no line break at which the last {config.heldout:g} of it could "
+            "be held out; break it into lines, or change data heldout"
         )
     return Corpus(train=(Document("head", text[:cut]),), heldout=(Document("tail", text[cut:]),))
 

@@ -166,6 +166,14 @@ def test_want_of_memory_is_a_result_and_the_others_go_on(tmp_path: Path, time: T
     assert asked(tmp_path) == []
 
 
+def test_what_all_repetitions_say_is_said_once(
+    tmp_path: Path, time: Time, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert time("a", "big", repetitions=3) == 0
+    assert len([t for t in read_timings(tmp_path / "results" / "fake") if t.status == "oom"]) > 3
+    assert capsys.readouterr().err.count("time of big oom: ") == 1
+
+
 def test_what_failed_is_told_and_tried_again(
     tmp_path: Path, time: Time, capsys: pytest.CaptureFixture[str]
 ) -> None:

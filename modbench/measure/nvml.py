@@ -56,10 +56,12 @@ class Gpu:
         ):
             if (clock := self._told("nvmlDeviceGetClockInfo", kind)) is not None:
                 into.append(clock)
-        # The second is the first one's name before driver 535.
-        names = "nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"
-        reasons = self._told(names[0] if hasattr(nvml, names[0]) else names[1])
-        watched.throttled.update(throttling(reasons or 0))
+        # One question by two names: before driver 535 there is the second alone, some day the first.
+        for name in ("EventReasons", "ThrottleReasons"):
+            reasons = self._told(f"nvmlDeviceGetCurrentClocks{name}")
+            if reasons is not None:
+                watched.throttled.update(throttling(reasons))
+                break
 
     def joules(self) -> float | None:
         """Since the driver was loaded; None where the GPU doesn't count them."""
@@ -67,9 +69,10 @@ class Gpu:
         return None if millijoules is None else millijoules / 1e3
 
     def _told(self, name: str, *further: int) -> int | None:
-        """What the function ``name`` says; None where the GPU knows no such thing."""
+        """What the function ``name`` says; None where there is none, or the GPU knows no such thing."""
+        asked = getattr(self._nvml, name, None)
         try:
-            return int(getattr(self._nvml, name)(self._handle, *further))
+            return None if asked is None else int(asked(self._handle, *further))
         except self._nvml.NVMLError:
             return None
 

@@ -111,12 +111,27 @@ def test_what_a_gpu_does_not_tell_is_left_out() -> None:
         def nvmlDeviceGetClockInfo(self, handle: str, clock: int) -> int:  # noqa: N802
             raise RuntimeError
 
-        def nvmlDeviceGetCurrentClocksEventReasons(self, handle: str) -> int:  # noqa: N802
+        def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:  # noqa: N802
             raise RuntimeError
 
     watched = Watched()
     Gpu(Silent(), "new").look(watched)
     assert watched.as_dict() == {"clock_mhz": None, "memory_clock_mhz": None, "throttled": []}
+
+
+@pytest.mark.parametrize("driver", ["old", "new"])
+def test_throttling_is_asked_by_the_name_that_the_driver_knows(driver: str) -> None:
+    class Renamed(Nvml):
+        def nvmlDeviceGetCurrentClocksEventReasons(self, handle: str) -> int:  # noqa: N802
+            if driver == "old":
+                raise RuntimeError
+            return 0x08
+
+    watched = Watched()
+    for _ in range(2):
+        Gpu(renamed := Renamed(), "new").look(watched)
+    assert watched.throttled == ({"hardware slowdown"} if driver == "new" else set())
+    assert renamed.looks == (driver == "old")
 
 
 def test_an_idle_gpu_and_clocks_set_by_hand_are_no_throttling() -> None:

@@ -27,6 +27,7 @@ batch = 1
 [measure]
 heldout_tokens = 16
 curve_tokens = 16
+downstream = []
 [sweep]
 budgets = [1e15]
 [[schemes]]

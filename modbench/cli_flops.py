@@ -69,7 +69,7 @@ def flops(
     for name, value, least, most in (
         ("batch", batch, 1, LARGEST_BATCH),
         ("past", past, 0, LARGEST_SEQUENCE),
-        ("sequence", shape.sequence or 1, 1, LARGEST_SEQUENCE),
+        ("sequence", 1 if shape.sequence is None else shape.sequence, 1, LARGEST_SEQUENCE),
     ):
         if not least <= value <= most:
             raise UserError(f"{name} is {value}; it must lie between {least} and {most:,}")
@@ -99,7 +99,7 @@ def flops(
     if suite:
         statements.extend(_suite_statements(suite, phase, past, asked))
     elif hf:
-        sequence = shape.sequence or 2048
+        sequence = 2048 if shape.sequence is None else shape.sequence
         load = Load.uniform(batch, sequence, phase, past)  # type: ignore[arg-type]
         statements.extend(_family_statements(hf, load, asked))
     else:

@@ -78,6 +78,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "flops --hf deep.json",
             "deep.json: config num_hidden_layers is 10000000; it must be 10,000 or",
         ),
+        ("flops --hf negative.json --sequence 0", "sequence is 0; it must lie between 1 and 10,000,000"),
         ("flops --hf negative.json", "negative.json: config hidden_size is -5; it must be 1 or more"),
         (
             "flops --router values --plugin values.py --profile",

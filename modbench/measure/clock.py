@@ -20,7 +20,7 @@ from modbench.measure.subject import Subject
 from modbench.model.context import Trace
 from modbench.model.decoder import Decoder
 
-#: Seconds of work whose energy a GPU's counter tells: it moves about ten times a second.
+#: Seconds of work whose energy is told: a GPU's counter moves in steps, not all the time.
 LEAST_COUNTED = 1.0
 
 Say = Callable[[dict[str, Any]], None]

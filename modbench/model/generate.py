@@ -180,10 +180,19 @@ def _check(
             raise UserError(f"prompt has token {token!r}; the vocabulary has {_span(model)}")
     if end is not None and not _in_vocabulary(model, end):
         raise UserError(f"end is {end!r}; the vocabulary has {_span(model)}")
-    if not _whole(seed) or not 0 <= seed < 2**32:
-        raise UserError(f"seed is {seed!r}; it must be a whole number in [0, 2**32)")
     if not _whole(new) or new < 1:
         raise UserError(f"new is {new!r}; it must be a whole number, 1 or more")
+    check_drawing(temperature, top_p, seed)
+
+
+def check_drawing(temperature: float, top_p: float, seed: int) -> None:
+    """How `generate` draws.
+
+    Raises:
+        UserError: one of them is out of range, with the value and what would be right.
+    """
+    if not _whole(seed) or not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed!r}; it must be a whole number in [0, 2**32)")
     if not _number(temperature) or not 0 <= temperature < float("inf"):
         raise UserError(f"temperature is {temperature!r}; it must be 0 or more, and finite")
     if not _number(top_p) or not 0 < top_p <= 1:

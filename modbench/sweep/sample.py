@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,12 +36,9 @@ class Drawing:
         """
         if not 1 <= self.tokens <= MOST:
             raise UserError(f"tokens is {self.tokens}; it must lie between 1 and {MOST:,}")
-        if not 0 <= self.temperature < inf:
-            raise UserError(f"temperature is {self.temperature}; it must be 0 or more, and finite")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; it must lie in (0, 1]")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed is {self.seed}; it must lie in [0, 2**32)")
+        from modbench.model.generate import check_drawing
+
+        check_drawing(self.temperature, self.top_p, self.seed)
 
 
 def find_record(run: str, results: Path) -> Record:

@@ -58,6 +58,7 @@ class CellProcess:
         self.started = datetime.now(UTC)
         folder = Path(spec["folder"])
         self.log = folder / "log.txt"
+        self._output = folder / "output.txt"
         self._kills_before = out_of_memory_kills()
         lock = try_lock(folder)
         if lock is None:
@@ -111,9 +112,10 @@ class CellProcess:
         return error_of(self.log, self._log_start, self._process.returncode)
 
     def _read(self, key: str, events: Events) -> None:
-        """Standard output, line by line: events to the queue, anything else to the log."""
+        """Standard output, line by line: events to the queue, anything else to a file of its own. In the
+        log it would fall into the middle of a line that the process writes there."""
         assert self._process.stdout is not None
-        with self._process.stdout, self.log.open("ab", buffering=0) as rest:
+        with self._process.stdout, self._output.open("ab", buffering=0) as rest:
             for line in self._process.stdout:
                 try:
                     event = json.loads(line)

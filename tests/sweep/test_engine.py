@@ -109,10 +109,11 @@ def test_a_kill_by_hand_is_a_failure_and_one_by_the_kernel_is_out_of_memory(
     assert failure.error.endswith(" bytes by the plan")
 
 
-def test_what_a_cell_prints_besides_events_goes_to_its_log(tmp_path: Path) -> None:
+def test_what_a_cell_prints_besides_events_is_kept_apart_from_its_log(tmp_path: Path) -> None:
     _, said = run(tmp_path / "s", "a")
-    log = tmp_path / "s" / "cells" / cell_key(fake_cell("a")) / "log.txt"
-    assert log.read_text() == "a library's chatter\n"
+    folder = tmp_path / "s" / "cells" / cell_key(fake_cell("a"))
+    assert (folder / "output.txt").read_text() == "a library's chatter\n"
+    assert (folder / "log.txt").read_text() == ""
     assert "a: train" in said
     assert "chatter" not in said
 

@@ -10,7 +10,13 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from modbench.errors import UserError, known_names
 from modbench.flops.ledger import PHASES, Load
-from modbench.flops.statement import Statement, differing, family_statement, router_statement
+from modbench.flops.statement import (
+    Statement,
+    check_convention,
+    differing,
+    family_statement,
+    router_statement,
+)
 from modbench.flops.table import FORMATS
 from modbench.model.config import LARGEST_BATCH, LARGEST_SEQUENCE
 from modbench.model.sizes import ShapeOptions
@@ -66,6 +72,7 @@ def flops(
         )
     if phase not in PHASES:
         raise UserError(f"phase '{phase}' is not known; {known_names(phase, PHASES)}")
+    check_convention(convention, profile=profile)
     for name, value, least, most in (
         ("batch", batch, 1, LARGEST_BATCH),
         ("past", past, 0, LARGEST_SEQUENCE),

@@ -111,6 +111,14 @@ def test_one_sentence_and_nothing_runs(
     assert not (place / "gone").exists()
 
 
+@pytest.mark.parametrize("words", ["--convention palmm", "--convention palm --profile"])
+def test_what_no_file_is_to_blame_for_names_none(
+    words: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["flops", "--hf", "negative.json", *words.split()]) == 2
+    assert capsys.readouterr().err.startswith("modbench: convention 'palm")
+
+
 def test_a_suite_named_twice_is_reported_once(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -149,7 +149,7 @@ def literature_flops(convention: str, reading: Reading, load: Load) -> int:
         UserError: ``convention`` is none of `LITERATURE`.
     """
     if convention not in LITERATURE:
-        _known(convention)
+        check_known(convention)
         raise UserError(
             f"convention '{convention}' is read off a ledger, not off a shape; "
             f"{known_names(convention, LITERATURE)}"
@@ -163,13 +163,17 @@ def convention_flops(decoder: "Decoder", load: Load, convention: str) -> int:
     Raises:
         UserError: unknown convention.
     """
-    _known(convention)
+    check_known(convention)
     if convention in CONVENTIONS:
         return decoder.ledger(load).total(convention)
     return literature_flops(convention, reading(decoder), load)
 
 
-def _known(convention: str) -> None:
+def check_known(convention: str) -> None:
+    """
+    Raises:
+        UserError: unknown convention.
+    """
     if convention not in ALL_CONVENTIONS:
         raise UserError(
             f"convention '{convention}' is not known; {known_names(convention, ALL_CONVENTIONS)}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modbench.errors import UserError
 from modbench.flops.ledger import CONVENTIONS, Direction, Ledger, Load
-from modbench.flops.literature import ALL_CONVENTIONS, Reading, literature_flops
+from modbench.flops.literature import ALL_CONVENTIONS, Reading, check_known, literature_flops
 from modbench.model.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -43,11 +43,12 @@ class Statement:
         return self.flops / self.dense_flops
 
 
-def asked(convention: str, *, profile: bool) -> None:
+def check_convention(convention: str, *, profile: bool) -> None:
     """
     Raises:
-        UserError: a witness of a convention that nothing executes.
+        UserError: an unknown convention, or a witness of one that nothing executes.
     """
+    check_known(convention)
     if profile and convention not in CONVENTIONS:
         raise UserError(
             f"convention '{convention}' is a formula, and --profile counts what runs; "
@@ -114,7 +115,7 @@ def router_statement(
     """
     from modbench.flops.literature import reading
 
-    asked(convention, profile=profile)
+    check_convention(convention, profile=profile)
     routed, dense = meta_decoder(router, options, model), meta_decoder("vanilla", {}, model)
     profiled = None
     if profile:
@@ -183,7 +184,7 @@ def family_statement(
     """
     from modbench.flops.families import family_ledger, family_reading
 
-    asked(convention, profile=profile)
+    check_convention(convention, profile=profile)
     profiled = None
     if profile:
         profiled = _profiled(config, load, convention)

@@ -19,7 +19,7 @@ def write_report(suite_folder: Path, *, rank_by: str | None = None) -> list[Path
     ``rank_by``: the metric that ranks the table; by default what the suite said, in its highest version
     among the records. The bytes follow from what was recorded (and ``rank_by``) alone. Nothing is
     written before all of it is made, and each file is replaced in one step: a report that fails leaves
-    the old ones alone.
+    the old ones alone. Figures of sizes that are timed no more are removed.
 
     Raises:
         UserError: neither records nor timings, one that is not valid, an unusable ``rank_by``, timings
@@ -37,7 +37,7 @@ def write_report(suite_folder: Path, *, rank_by: str | None = None) -> list[Path
         contents |= _of_records(records, rank_by)
     if timings:
         contents |= _of_timings(timings)
-    return _replace(folder, contents)
+    return _replace(folder, contents, gone=_of_other_sizes(folder, contents) if timings else [])
 
 
 def _of_records(records: list[Record], rank_by: str | None) -> dict[str, bytes]:
@@ -70,7 +70,17 @@ def _of_timings(timings: list[Timing]) -> dict[str, bytes]:
     }
 
 
-def _replace(folder: Path, contents: dict[str, bytes]) -> list[Path]:
+def _of_other_sizes(folder: Path, contents: dict[str, bytes]) -> list[Path]:
+    """Figures of an earlier report, of sizes that were timed then and are not any more."""
+    from modbench.report.timing_figures import NAMED
+
+    return [
+        path for path in folder.glob("*.*") if NAMED.fullmatch(path.name) and path.name not in contents
+    ]
+
+
+def _replace(folder: Path, contents: dict[str, bytes], gone: list[Path]) -> list[Path]:
+    """``contents`` in the place of what was there, and of what is ``gone``."""
     temporary: dict[Path, Path] = {}
     try:
         for name, content in contents.items():
@@ -81,6 +91,8 @@ def _replace(folder: Path, contents: dict[str, bytes]) -> list[Path]:
             temporary[path].write_bytes(content)
         for path, written in temporary.items():
             os.replace(written, path)
+        for path in gone:
+            path.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UserError(

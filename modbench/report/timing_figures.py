@@ -24,6 +24,10 @@ from modbench.report.timing_table import Group, TimingTable
 _DOTTED: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1.4}
 
 
+#: The file names of all figures that a suite of any sizes has.
+NAMED = re.compile(r"(realised_efficiency|memory_predicted)(_[A-Za-z0-9.-]+)?\.(png|svg)")
+
+
 def timing_figures(table: TimingTable) -> dict[str, bytes]:
     """All figures of ``table``, by file name."""
     contents = {}

@@ -109,7 +109,7 @@ CHOOSING = {"expert_flip_rate", "expert_realised_capacity", "expert_gate_scale",
         ("relu_routing", {}, CHOOSING),
         ("mode_staged", {"experts_by": "expert_choice"}, CHOOSING),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_a_scheme_has_the_measures_that_mean_something_in_it(
     name: str, options: dict, held: set[str]

@@ -286,6 +286,22 @@ def test_the_report_follows_from_the_set_of_lines(tmp_path: Path) -> None:
     assert names == {"timings.csv", "memory.csv", "timings.md"} | pictures
 
 
+def test_figures_of_sizes_that_are_timed_no_more_are_gone(tmp_path: Path) -> None:
+    sizes = [
+        {**cell_of(f"mod/{name}"), "model": {"width": width}} for name, width in (("a", 8), ("b", 9))
+    ]
+    both = [make_timing("time", cell, timed("x", make_case()).measured) for cell in sizes]
+    write_report(write(tmp_path, both))
+    (tmp_path / "realised_efficiency_of_mine.txt").touch()
+    assert (tmp_path / "realised_efficiency_a.png").exists()
+    write_report(write(tmp_path, [replace(one, run="run-2") for one in TIMINGS_OF_A_RUN]))
+    assert {path.name for path in tmp_path.glob("realised_efficiency*")} == {
+        "realised_efficiency.png",
+        "realised_efficiency.svg",
+        "realised_efficiency_of_mine.txt",
+    }
+
+
 def test_the_csv_has_every_case_in_full(tmp_path: Path) -> None:
     write_report(write(tmp_path, TIMINGS_OF_A_RUN))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "timings.csv").read_text())))

@@ -20,6 +20,8 @@ HERE = Path(__file__).parent
 ENVIRONMENTS = HERE / ".nox"
 #: PyTorch, as pyproject.toml has it.
 OLDEST = "torch==2.11.*"
+#: Tests keep to one thread each, and a process of them grows to 2 GB.
+PARALLEL = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
 #: Installed apart, since some change what they touch.
 OTHER_COUNTERS = ["deepspeed", "calflops", "accelerate", "ptflops", "thop", "torchinfo"]
 
@@ -53,14 +55,14 @@ def module(session: nox.Session, *words: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests; arguments after -- go to pytest."""
-    module(session, "pytest", *session.posargs)
+    """All tests, on up to four cores; arguments after -- go to pytest."""
+    module(session, "pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session
 def oldest(session: nox.Session) -> None:
     """All tests with the oldest PyTorch that is supported; arguments after -- go to pytest."""
-    session.run(ready(session, "oldest", [OLDEST]), "-m", "pytest", *session.posargs)
+    session.run(ready(session, "oldest", [OLDEST]), "-m", "pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session

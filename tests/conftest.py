@@ -35,3 +35,9 @@ def either_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 @pytest.fixture(autouse=True)
 def _same_draws() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pytest that a test starts is none of pytest-xdist's workers, in which nothing is timed."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)

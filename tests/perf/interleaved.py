@@ -11,7 +11,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 #: Takes what the turn's draw gave.
 Way = Callable[..., object]
-WARM_UP = 2
+#: Turns that aren't timed: so many, and so many more as this share of the seconds holds. A CPU's
+#: bfloat16 matmuls are made anew for each number of rows, and routed rows come in another each time.
+WARM_UP, WARM_SHARE = 2, 0.15
 
 
 def now() -> float:
@@ -54,13 +56,19 @@ class InTurns:
         """Each turn draws arguments anew and calls every way with them, and ``before`` ahead of each,
         which isn't timed. The first way's times are the benchmark's."""
         first, *others = ways
-        for _ in range(WARM_UP):
+
+        def warm_up() -> float:
             drawn = draw()
             start = now()
             for way in ways.values():
                 before()
                 way(*drawn)
-            each = now() - start
+            return now() - start
+
+        for _ in range(WARM_UP):
+            each = warm_up()
+        for _ in range(int(WARM_SHARE * self._seconds / each)):
+            each = warm_up()
         turns = max(self._turns, int(self._seconds / each))
         seconds: dict[str, list[float]] = {name: [] for name in others}
 

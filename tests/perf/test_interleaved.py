@@ -63,6 +63,16 @@ def test_turns_are_as_many_as_the_seconds_hold(monkeypatch: pytest.MonkeyPatch) 
     assert turns.seconds["b"] == [2] * 5
 
 
+def test_a_longer_run_warms_up_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 2))  # each look takes two seconds
+    monkeypatch.setattr(interleaved, "now", lambda: next(clock))
+    called: list[str] = []
+    in_turns = InTurns(Pedantic(), seconds=40.0, turns=1)  # type: ignore[arg-type]
+    turns = in_turns({"a": lambda: called.append("a")})
+    assert len(turns) == 20
+    assert len(called) == 20 + WARM_UP + 3
+
+
 def test_ratios_are_of_neighbours() -> None:
     turns = Turns(seconds={"a": [1.0, 4.0, 9.0], "b": [2.0, 2.0, 3.0]})
     assert turns.ratios("a", "b") == [0.5, 2.0, 3.0]

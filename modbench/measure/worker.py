@@ -28,12 +28,14 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
     from modbench.measure.environment import environment
     from modbench.measure.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
     from modbench.measure.subject import Subject
-    from modbench.model.registry import load_plugin
+    from modbench.model.registry import check_source, load_plugin
     from modbench.train.numerics import make_deterministic
 
     torch.set_num_threads(spec["threads"])
     for plugin in spec["plugins"]:
         load_plugin(plugin)
+    if spec["cell"]["router"] is not None:
+        check_source(spec["cell"]["router"])
     subject = Subject.of(spec["cell"])
     if subject.time.deterministic:
         make_deterministic()

@@ -103,10 +103,11 @@ class Decoder(nn.Module):
         for layer in self.layers:
             part = _ledger(self.router, layer, load)  # type: ignore[arg-type]
             parts.append(part)
-            if load.checkpoint and any(direction == "backward" for (_, _, direction), _ in part):
+            takes: bool = layer.takes_gradient(load)  # type: ignore[operator]
+            if load.checkpoint and (takes or any(way == "backward" for (_, _, way), _ in part)):
                 parts.append(part.recomputed())
             if not load.input_gradient:
-                load = load.after(layer.takes_gradient(load))  # type: ignore[operator]
+                load = load.after(takes)
         head = self.embedding if self.head is None else self.head
         parts.append(
             matmul(

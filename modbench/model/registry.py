@@ -163,6 +163,18 @@ def load_plugin(path: str | Path) -> list[str]:
     return names
 
 
+def check_source(router: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UserError: ``router``, a cell's, is of a plugin file that reads otherwise by now.
+    """
+    name, digest = router["name"], router.get("plugin_sha256")
+    if plugin_sha256(name) != digest:
+        raise UserError(
+            f"router '{name}': its plugin file has changed since this run began; run the command again"
+        )
+
+
 def plugin_sha256(name: str) -> str | None:
     """Hash of the plugin file that registered ``name``; None for an installed router."""
     return _sources.get(name)

@@ -15,7 +15,10 @@ from torch import Tensor
 
 
 def score(x_D: Tensor, weight_ED: Tensor) -> Tensor:
-    """``x @ weight^T`` in float32 (float64 for float64 input), whatever autocast says: (..., E)."""
+    """``x @ weight^T`` in float32 (float64 for float64 input), whatever autocast says: (..., E).
+
+    Of E = 1 and a number of rows that 8 does not divide, a CPU's matmul may give equal rows other last
+    bits: two equal tokens before a first block that is routed are then no tie."""
     dtype, kind = torch.promote_types(x_D.dtype, torch.float32), x_D.device.type
     # The meta device knows no autocast, and entering a context takes as long as scoring one token.
     off = x_D.is_meta or not torch.is_autocast_enabled(kind)

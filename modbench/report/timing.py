@@ -135,15 +135,18 @@ def read_timings(folder: Path) -> list[Timing]:
 
 
 def newest_run(timings: Iterable[Timing]) -> list[Timing]:
-    """Those of the run that was gone on with last; a job that was done again counts as it was last."""
+    """Those of the run that was gone on with last; a job that was done again counts as it was last, but
+    for one that had gone well."""
     timings = list(timings)
     if not timings:
         return []
     run = max(timings, key=lambda timing: (timing.started_at, timing.run)).run
     jobs: dict[Any, Timing] = {}
     for timing in sorted(timings, key=lambda timing: (timing.finished_at, timing.line())):
-        if timing.run == run and (timing.status == "ok" or timing.job not in jobs):
-            jobs[timing.job] = timing
+        if timing.run == run:
+            before = jobs.get(timing.job)
+            if before is None or before.status != "ok" or timing.status == "ok":
+                jobs[timing.job] = timing
     return [jobs[job] for job in sorted(jobs)]
 
 

@@ -43,7 +43,7 @@ from modbench.model.initial import normal_
 from modbench.model.option import check_finite, refuse_idle
 from modbench.model.predictor import Predictor
 from modbench.model.registry import register_router
-from modbench.model.router import Layer, Presets, Router
+from modbench.model.router import Layer, Presets, Router, trains
 from modbench.model.scores import highest, score, selected_of_each, share
 from modbench.model.selected import Selected
 
@@ -247,6 +247,10 @@ class DepthRouted(Layer):
     def promised(self, load: Load) -> Counts:
         new, _ = stretch(self._share, load.lengths, load.past)
         return {(self.layer, "depth"): new} | dict(self.block.promised(load.routed(new)))
+
+    def takes_gradient(self, load: Load) -> bool:
+        # The predictor learns from a loss of its own.
+        return (self.router is not None and self.router.requires_grad) or trains(self.block)
 
     def active_parameters(self) -> int:
         everything = sum(parameter.numel() for parameter in self.parameters())

@@ -36,7 +36,7 @@ from modbench.measure.timing import time_model
 from modbench.model.config import ModelConfig
 from modbench.model.context import Selection
 from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router, load_plugin
+from modbench.model.registry import build_router, check_source, load_plugin
 from modbench.report.record import Record, Status, cell_key
 from modbench.report.store import ShardWriter
 from modbench.train import checkpoint
@@ -75,6 +75,7 @@ def run_cell(spec: dict[str, Any], say: Say) -> Record:
     for plugin in spec["plugins"]:
         load_plugin(plugin)
     cell = spec["cell"]
+    check_source(cell["router"])
     folder = Path(spec["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     data = load(DataConfig(**cell["data"]))

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from modbench.errors import UserError
+from modbench.measure.quiet import Quiet
 from modbench.report.page import write_report
 from modbench.report.store import ShardWriter
 from modbench.report.timing import (
@@ -116,39 +117,43 @@ class _Bench:
     def run(self, jobs: Sequence[Job], console: Console, *, again: bool) -> list[tuple[Timing, Path]]:
         """Do what is left of ``jobs``; what did not go well, and its log."""
         from modbench.measure.environment import code_version
-        from modbench.measure.quiet import Quiet
 
-        code = code_version()
-        machine = self._machine(jobs[0])
+        quiet = Quiet()
+        try:
+            return self._run_beside(quiet, jobs, code_version(), console, again=again)
+        finally:
+            quiet.close()
+
+    def _run_beside(
+        self, quiet: Quiet, jobs: Sequence[Job], code: dict[str, Any], console: Console, *, again: bool
+    ) -> list[tuple[Timing, Path]]:
+        with quiet.alone():  # or this process would lie beside one that another run measures
+            machine = self._machine(jobs[0])
         run, done = self._current(jobs, machine, code, console, again)
         left = [job for job in jobs if job.identity not in done]
         if not left:
             _say(console, f"all of run {run} is done; --again begins another one")
             return []
         failed = []
-        quiet = Quiet()
-        try:
-            with ShardWriter(self.folder, TIMINGS) as shard, show_progress(console) as progress:
-                progress.begin(
-                    f"{self.suite['name']} timings",
-                    total=len(jobs),
-                    done=len(jobs) - len(left),
-                    unit="processes",
-                )
-                for number, job in enumerate(left):
-                    key = str(number)
-                    progress.started(key, job.title(self.repetitions))
-                    progress.event(key, {"phase": "waiting for a quiet machine"})
-                    with quiet.alone():
-                        timing = self._timing(job, run, code, machine, _events(progress, key))
-                    refuse_other_machines([timing, *self._of_run(run)])
-                    shard.append(timing)
-                    seconds = (timing.finished_at - timing.started_at).total_seconds()
-                    progress.ended(key, timing.status, seconds, timing.error or "")
-                    if timing.status != "ok":
-                        failed.append((timing, self._log(job)))
-        finally:
-            quiet.close()
+        with ShardWriter(self.folder, TIMINGS) as shard, show_progress(console) as progress:
+            progress.begin(
+                f"{self.suite['name']} timings",
+                total=len(jobs),
+                done=len(jobs) - len(left),
+                unit="processes",
+            )
+            for number, job in enumerate(left):
+                key = str(number)
+                progress.started(key, job.title(self.repetitions))
+                progress.event(key, {"phase": "waiting for a quiet machine"})
+                with quiet.alone():
+                    timing = self._timing(job, run, code, machine, _events(progress, key))
+                refuse_other_machines([timing, *self._of_run(run)])
+                shard.append(timing)
+                seconds = (timing.finished_at - timing.started_at).total_seconds()
+                progress.ended(key, timing.status, seconds, timing.error or "")
+                if timing.status != "ok":
+                    failed.append((timing, self._log(job)))
         return failed
 
     def _of_run(self, run: str) -> list[Timing]:

@@ -1,5 +1,6 @@
 """A process that measures: what it is told, what it prints, when it ends."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -37,6 +38,14 @@ class Talks(Router):
     def build_layer(self, model, layer):
         return Talkative(model, layer)
 """
+
+
+def talkative(folder: Path, does: str) -> tuple[list[str], dict[str, Any]]:
+    """Its plugin file, and a cell's router of that."""
+    file = folder / "talks.py"
+    file.write_text(TALKATIVE.format(does=does))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return [str(file)], {"name": "talkative", "options": {}, "plugin_sha256": digest}
 
 
 def spec(kind: str, plugins: Sequence[str] = (), **changes: Any) -> str:
@@ -101,20 +110,28 @@ def test_a_mistake_is_a_sentence() -> None:
 
 
 def test_what_a_plugin_prints_goes_to_the_log(tmp_path: Path) -> None:
-    (tmp_path / "talks.py").write_text(TALKATIVE.format(does="print('{\"status\": 1}.', end='')"))
-    talks = {"name": "talkative", "options": {}}
-    code, documents, said = run(spec("time", [str(tmp_path / "talks.py")], router=talks))
+    plugins, talks = talkative(tmp_path, "print('{\"status\": 1}.', end='')")
+    code, documents, said = run(spec("time", plugins, router=talks))
     assert (code, documents[-1]["status"]) == (0, "ok")
     assert said.startswith('{"status": 1}.{"status": 1}.')
 
 
 def test_a_plugin_that_ends_the_process_is_told(tmp_path: Path) -> None:
-    (tmp_path / "talks.py").write_text(TALKATIVE.format(does="sys.exit(0)"))
-    talks = {"name": "talkative", "options": {}}
-    code, documents, said = run(spec("time", [str(tmp_path / "talks.py")], router=talks))
+    plugins, talks = talkative(tmp_path, "sys.exit(0)")
+    code, documents, said = run(spec("time", plugins, router=talks))
     assert code == 2
     assert not any("status" in document for document in documents)
     assert said == "modbench: what was to be measured ended the process (sys.exit)\n"
+
+
+def test_a_plugin_that_was_changed_since_is_not_measured(tmp_path: Path) -> None:
+    plugins, talks = talkative(tmp_path, "pass")
+    talkative(tmp_path, "pass  # and more")
+    code, documents, said = run(spec("time", plugins, router=talks))
+    assert (code, documents) == (2, [])
+    assert said.startswith(
+        "modbench: router 'talkative': its plugin file has changed since this run began"
+    )
 
 
 def test_it_ends_when_whoever_started_it_is_gone() -> None:

@@ -142,8 +142,9 @@ def test_cross_entropy_in_parts(tokens: int, rows: int, monkeypatch: pytest.Monk
     )
     each_N = F.cross_entropy(x_ND @ weight_VD.T, targets_N, reduction="none")
     torch.testing.assert_close(losses(x_ND, weight_VD, targets_N), each_N)
-    with torch.no_grad():
-        torch.testing.assert_close(cross_entropy(x_ND, weight_VD, targets_N), each_N.mean())
+    for whole_N in (targets_N, targets_N.int()):
+        with torch.no_grad():
+            torch.testing.assert_close(cross_entropy(x_ND, weight_VD, whole_N), each_N.mean())
 
 
 def test_a_frozen_head_or_stream_gets_no_gradient() -> None:

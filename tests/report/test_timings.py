@@ -252,6 +252,9 @@ def test_the_newest_run_counts_and_of_a_job_done_twice_what_went_well() -> None:
     assert newest_run([old, good, bad]) == newest_run([bad, good, old]) == [good]
     first = make_timing("time", cell_of("mod"), run="run-2", **{**late, **failed})
     assert newest_run([first, timed("mod", make_case(), run="run-2", **later)])[0].status == "ok"
+    lack = {"status": "oom", "error": "out of memory", "measured": {}}
+    outgrown = make_timing("time", cell_of("mod"), run="run-2", **{**later, **lack})
+    assert newest_run([first, outgrown]) == newest_run([outgrown, first]) == [outgrown]
     gone_on = timed("mod", make_case(), **later)
     assert {timing.run for timing in newest_run([old, good, gone_on])} == {"run-1"}
 

@@ -142,6 +142,7 @@ FROZEN: dict[str, Callable[[str], bool]] = {
     "all-but-routers": lambda name: not name.endswith("router"),
     "routers": lambda name: name.endswith("router"),
     "predictors": lambda name: "predictor" in name,
+    "all-but-predictors": lambda name: "predictor" not in name,
     "attention": lambda name: ".attention." in name,
     "experts-up": lambda name: name.endswith(("bank.up", "up.weight")),
     "all-but-the-head": lambda name: not name.startswith(("head", "embedding")),

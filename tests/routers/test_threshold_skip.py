@@ -144,3 +144,16 @@ def test_where_nobody_enters_no_gradient_comes_through(trained: str, shape: Mode
     assert "attention.scores" not in {
         component for (_, component, to), _ in counter.ledger if to == "backward"
     }
+
+
+def test_a_bias_that_alone_is_trained_makes_a_checkpointed_layer_run_again(shape: ModelConfig) -> None:
+    """It takes part in no matmul, and yet the backward pass comes to it."""
+    model = build_model(shape, build_router("threshold_skip", {})).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name == "layers.1.bias")
+    tokens_BT, context = torch.arange(18).view(2, 9), Context(checkpoint=True)
+    with FlopCounter() as counter:
+        (model(tokens_BT, context).sum() + context.trace.auxiliary_loss()).backward()
+    load = Load.uniform(2, 9, "train", counts=context.trace.counts, checkpoint=True)
+    assert counter.ledger == model.ledger(load)
+    assert "recompute" in {way for (_, _, way), _ in counter.ledger}

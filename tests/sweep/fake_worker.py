@@ -1,5 +1,7 @@
 """Stands in for `modbench.measure.worker`: measures nothing, and ends as the row's label says."""
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -12,6 +14,10 @@ label = "machine" if router is None else router["label"]
 if spec["kind"] != "machine":
     with Path(os.environ["FAKE_LOG"]).open("a") as log:
         log.write(f"{spec['kind']} {label}\n")
+machine = Path(os.environ["MODBENCH_CACHE"], "machine.lock")
+with machine.open("w") as lock, contextlib.suppress(BlockingIOError):
+    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    Path(os.environ["FAKE_LOG"]).with_name("not alone").touch()
 left = Path(os.environ["FAKE_LOG"]).with_name("broken")
 if label.startswith("breaks") and not left.exists() and spec["kind"] == "time":
     left.touch()

@@ -90,6 +90,11 @@ def test_each_repetition_begins_with_another_one_and_memory_comes_last(
     assert len({timing.job for timing in timings}) == len(timings) == 13
 
 
+def test_every_process_has_the_machine_to_itself(tmp_path: Path, time: Time) -> None:
+    assert time("a", repetitions=1) == 0
+    assert not (tmp_path / "not alone").exists()
+
+
 def test_what_is_done_is_not_done_again(tmp_path: Path, time: Time) -> None:
     folder = tmp_path / "results" / "fake"
     assert time("a", "b", repetitions=1, only=("a",)) == 0

@@ -105,29 +105,39 @@ def counters(session: nox.Session) -> None:
     session.run(python, "tests/flops/compare_counters.py", *session.posargs)
 
 
-def suite(session: nox.Session, verb: str, name: str, results: str) -> None:
-    """modbench ``verb`` of suites/``name``.toml, into ``results``/ unless arguments say where."""
-    words: Sequence[str] = session.posargs
+def suite(session: nox.Session, verb: str, name: str, results: str, words: Sequence[str]) -> None:
+    """modbench ``verb`` of suites/``name``.toml, into ``results``/ unless ``words`` say where."""
     if "--results" not in words:
         words = [*words, "--results", results]
     module(session, "modbench", verb, f"suites/{name}.toml", *words)
 
 
+def of_training(words: Sequence[str]) -> list[str]:
+    """``words`` for modbench time without those that modbench run doesn't know."""
+    kept, left = [], iter(words)
+    for word in left:
+        if word == "--repetitions":
+            next(left, None)
+        elif word != "--again" and not word.startswith("--repetitions="):
+            kept.append(word)
+    return kept
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """Train and measure the quick suite, into my-results/; arguments after -- go to modbench run."""
-    suite(session, "run", "quick", "my-results")
+    suite(session, "run", "quick", "my-results", session.posargs)
 
 
 @nox.session(name="bench-gpu")
 def bench_gpu(session: nox.Session) -> None:
     """Time the gpu suite's schemes on a GPU and weigh them, then train them for a short while, into
-    my-results-gpu/; arguments after -- go to modbench time and modbench run."""
+    my-results-gpu/; arguments after -- go to modbench time, and those that it knows to modbench run."""
     code = "import torch; print(torch.cuda.is_available())"
     if "True" not in str(session.run(ready(session), "-c", code, silent=True)):
         session.error("bench-gpu needs a CUDA GPU and PyTorch finds none; on a CPU run: nox -s bench")
     if "--no-venv" not in sys.argv:
         # Clocks, throttling and energy; an environment that lacks it says so in its timings.
         session.run(ready(session), "-m", "pip", "install", "--quiet", "nvidia-ml-py")
-    suite(session, "time", "gpu", "my-results-gpu")
-    suite(session, "run", "gpu", "my-results-gpu")
+    suite(session, "time", "gpu", "my-results-gpu", session.posargs)
+    suite(session, "run", "gpu", "my-results-gpu", of_training(session.posargs))

@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, fontManager, get_font
@@ -119,14 +120,18 @@ def say_nothing_to_show(axes: Axes, why: str) -> None:
 def logarithmic(axes: Axes) -> None:
     """A logarithmic x axis with ticks that are written out (2 G), however short the axis is."""
     axes.set_xscale("log")
-    low, high = axes.get_xlim()
+    written_out(axes.xaxis, *axes.get_xlim())
+
+
+def written_out(axis: Axis, low: float, high: float, unit: str = "") -> None:
+    """Ticks of a logarithmic ``axis`` from ``low`` to ``high``, written out."""
     decades = np.log10(high / low)
     locator: Locator = MaxNLocator(nbins=5)
     if decades > 0.8:
         locator = LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=12)
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(EngFormatter())
-    axes.xaxis.set_minor_locator(NullLocator())
+    axis.set_major_locator(locator)
+    axis.set_major_formatter(EngFormatter(unit))
+    axis.set_minor_locator(NullLocator())
 
 
 def linear(axes: Axes) -> None:

@@ -4,7 +4,7 @@ A run is what was started once and perhaps gone on with: each scheme in several 
 one each, the machine's ceilings with them. Lines of one run may be compared, and no others.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -49,6 +49,17 @@ _CASE = {
     "flops": dict,
     "joules": (int, float, _NONE),
     "gpu": (dict, _NONE),
+}
+PHASES = ("forward", "train", "prefill", "decode")
+_FLOPS = {"nominal": dict, "realised": dict, "dispatched": dict}
+_CONVENTIONS = {"model": int, "executed": int}
+_GEMM = {
+    "dtype": str,
+    "component": str,
+    "rows": int,
+    "inner": int,
+    "columns": int,
+    "flops_per_second": _NUMBER,
 }
 
 
@@ -98,12 +109,7 @@ class Timing(Line):
             raise UserError(f"key is {self.key!r} but its cell's key is '{cell_key(self.cell)}'")
         if self.status == "ok" or (self.measured and self.kind == "time"):
             check("measured", self.measured, _MEASURED[self.kind])
-            for case in self.measured.get("cases", []):
-                check("case", case, _CASE)
-                if not case["seconds"] or not all(is_of(each, _NUMBER) for each in case["seconds"]):
-                    raise UserError(
-                        f"case seconds is {case['seconds']!r}; it must be numbers, one or more"
-                    )
+            _CHECKS[self.kind](self.measured)
         self.check_outcome()
 
     @property
@@ -115,6 +121,61 @@ class Timing(Line):
     def machine(self) -> str:
         """The machine in words."""
         return machine_in_words(self.environment)
+
+
+def _check_machine(measured: dict[str, Any]) -> None:
+    check("measured machine", measured["machine"], {"overloaded": bool}, more=True)
+
+
+def _check_gpu(where: str, gpu: dict[str, Any] | None) -> None:
+    if gpu is not None:
+        check(f"{where} gpu", gpu, {"throttled": list}, more=True)
+
+
+def _check_cases(measured: dict[str, Any]) -> None:
+    _check_machine(measured)
+    for case in measured["cases"]:
+        check("case", case, _CASE)
+        if case["phase"] not in PHASES:
+            raise UserError(
+                f"case phase '{case['phase']}' is not known; {known_names(case['phase'], PHASES)}"
+            )
+        if not case["seconds"] or not all(is_of(s, _NUMBER) and s > 0 for s in case["seconds"]):
+            raise UserError(
+                f"case seconds is {case['seconds']!r}; it must be numbers above 0, one or more"
+            )
+        for name in ("sequences", "tokens", "loops"):
+            if case[name] < 1:
+                raise UserError(f"case {name} is {case[name]}; it must be 1 or more")
+        check("case flops", case["flops"], _FLOPS)
+        for name, counts in case["flops"].items():
+            check(f"case flops {name}", counts, _CONVENTIONS, more=True)
+        _check_gpu("case", case["gpu"])
+
+
+def _check_ceiling(measured: dict[str, Any]) -> None:
+    _check_machine(measured)
+    _check_gpu("measured", measured["gpu"])
+    for gemm in measured["gemm"]:
+        check("measured gemm", gemm, _GEMM, more=True)
+
+
+def _check_memory(measured: dict[str, Any]) -> None:
+    predicted = measured["predicted"]
+    for name, parts in measured.items():
+        if "peak" not in parts or parts.keys() != predicted.keys():
+            raise UserError(
+                f"measured {name} has {sorted(parts)}; it must have the parts of both, and peak"
+            )
+        check(f"measured {name}", parts, dict.fromkeys(parts, int))
+
+
+_CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "time": _check_cases,
+    "ceiling": _check_ceiling,
+    "training_memory": _check_memory,
+    "inference_memory": _check_memory,
+}
 
 
 def machine_in_words(environment: dict[str, Any]) -> str:

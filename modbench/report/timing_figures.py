@@ -6,7 +6,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter
 
 from modbench.report.canvas import (
     REFERENCE,
@@ -18,6 +17,7 @@ from modbench.report.canvas import (
     marks,
     plain,
     say_nothing_to_show,
+    written_out,
 )
 from modbench.report.timing_table import Group, TimingTable
 
@@ -31,8 +31,12 @@ NAMED = re.compile(r"(realised_efficiency|memory_predicted)(_[A-Za-z0-9.-]+)?\.(
 def timing_figures(table: TimingTable) -> dict[str, bytes]:
     """All figures of ``table``, by file name."""
     contents = {}
-    for number, group in enumerate(table.groups, start=1):
-        suffix = "" if len(table.groups) == 1 else f"_{_safe(group.name) or number}"
+    suffixes: list[str] = []
+    for title, group in zip(table.titles, table.groups, strict=True):
+        suffix = f"_{_safe(title)}" if title else ""
+        if suffix in suffixes:
+            suffix += f"_{len(suffixes) + 1}"
+        suffixes.append(suffix)
         look_of = marks([row.label for row in group.cases])
         for name, draw in (("realised_efficiency", _efficiency), ("memory_predicted", _memory)):
             with look():
@@ -65,7 +69,7 @@ def _efficiency(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Ax
         shift = 0.6 * ((number + 0.5) / len(labels) - 0.5)
         for row, value in rows:
             if row.label == label:
-                face = mark.color if row.stable and row.dense_stable else "none"
+                face = "none" if row.doubts_of_both else mark.color
                 place = cases.index(row.case) + shift
                 axes.plot(
                     [place],
@@ -78,11 +82,11 @@ def _efficiency(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Ax
                 )
         handles.append(Line2D([], [], color=mark.color, marker=mark.marker, linestyle="none"))
     names = [plain(label) for label in labels]
-    if not all(row.stable and row.dense_stable for row, _ in rows):
+    if any(row.doubts_of_both for row, _ in rows):
         handles.append(
             Line2D([], [], color=REFERENCE, marker="o", markerfacecolor="none", linestyle="none")
         )
-        names.append("unstable")
+        names.append("unstable or loaded")
     axes.axhline(1.0, color=REFERENCE, **_DOTTED)
     handles.append(Line2D([], [], color=REFERENCE, **_DOTTED))
     axes.set_ylim(bottom=0)
@@ -130,8 +134,7 @@ def _memory(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Axes) 
     labels.append("as predicted")
     for axis, set_scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
         set_scale("log")
-        axis.set_major_formatter(EngFormatter("B"))
-        axis.set_minor_formatter("")
+        written_out(axis, low, high, "B")
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     axes.set_xlabel("peak predicted (bytes)")

@@ -22,9 +22,9 @@ def timing_page(table: TimingTable, others: int = 0) -> str:
         f"# Timings of suite {escaped(first.suite['name'])}, version {first.suite['version']}",
         f"Run {escaped(first.run)}; machine: {escaped(first.machine)}.",
     ]
-    for group in table.groups:
-        if len(table.groups) > 1:
-            parts.append(f"## {escaped(group.name) or 'Shape ' + str(table.groups.index(group) + 1)}")
+    for title, group in zip(table.titles, table.groups, strict=True):
+        if title:
+            parts.append(f"## {escaped(title)}")
         parts += _group(group)
     parts.append("## Notes")
     begun = min(timing.started for timing in table.timings)
@@ -86,20 +86,22 @@ def _milliseconds(row: CaseRow) -> str:
     assert row.seconds_iqr is not None
     assert row.tokens is not None
     per = 1e3 / row.tokens if row.phase == "decode" else 1e3
-    mark = "" if row.stable else " (unstable)"
-    return f"{row.seconds_median * per:.2f} ± {row.seconds_iqr * per:.2f}{mark}"
+    return f"{row.seconds_median * per:.2f} ± {row.seconds_iqr * per:.2f}{_in_brackets(row.doubts)}"
 
 
 def _efficiency(row: CaseRow) -> str:
     if row.realised_efficiency is None:
         return "-"
-    mark = "" if row.stable and row.dense_stable else ", unstable"
-    return f"{row.realised_efficiency:.2f} ({row.promised_speed_up:.2f}{mark})"
+    inside = filter(None, (f"{row.promised_speed_up:.2f}", row.doubts_of_both))
+    return f"{row.realised_efficiency:.2f} ({', '.join(inside)})"
 
 
 def _utilisation(row: CaseRow) -> str:
-    mark = "" if row.stable else " (unstable)"
-    return "-" if row.utilisation is None else f"{100 * row.utilisation:.1f}{mark}"
+    return "-" if row.utilisation is None else f"{100 * row.utilisation:.1f}{_in_brackets(row.doubts)}"
+
+
+def _in_brackets(doubts: str) -> str:
+    return f" ({doubts})" if doubts else ""
 
 
 def _joules(row: CaseRow) -> str:
@@ -160,6 +162,8 @@ def _remarks(group: Group) -> Iterable[str]:
     for part in group.memory:
         if part.status != "ok":
             yield f"{escaped(part.label)}, memory of {part.phase}: {escaped(part.error)}"
+    for status, error in group.failed_ceilings:
+        yield f"ceilings: {status}: {escaped(error)}"
     hit, ceilings = group.loaded_ceilings
     if hit:
         yield f"ceilings: {loaded(hit, ceilings)}; they may lie higher, and utilisation lower"
@@ -176,7 +180,7 @@ def _notes(table: TimingTable) -> Iterable[str]:
     yield (
         f"Times: median ± interquartile range; {several}. Unstable by pyperf's rules: a standard "
         "deviation above 10 % of the mean, an extreme more than 50 % from it, or a sample shorter than "
-        "1 ms."
+        "1 ms. Loaded: the machine's load exceeded its cores in a process behind the figure."
     )
     if any(row.balance == "forced" for row in rows):
         yield (
@@ -187,10 +191,11 @@ def _notes(table: TimingTable) -> Iterable[str]:
         "Realised efficiency: the speed-up over vanilla that is achieved, over the promised one: (time "
         "dense / time routed) / (FLOPs dense / FLOPs routed), FLOPs realised, convention `model`."
     )
-    yield (
-        "Utilisation: FLOP/s, convention `executed` with padded slots, over the fastest of the matmuls "
-        "under Ceilings in the row's dtype."
-    )
+    if any(row.utilisation is not None for row in rows):
+        yield (
+            "Utilisation: FLOP/s, convention `executed` with padded slots, over the fastest of the "
+            "matmuls under Ceilings in the row's dtype."
+        )
     dtypes = ", ".join(sorted({row.dtype for row in rows}))
     compiled = "nothing compiled"
     if any(row.compiled for row in rows):

@@ -36,6 +36,7 @@ class CaseRow:
     n: int = 0
     processes: int = 0
     stable: bool | None = None
+    loaded: bool | None = None  #: whether the machine's load exceeded its cores in one of the processes
     flags: str = ""
     flops_nominal: int | None = None  #: convention model
     flops_realised: int | None = None
@@ -47,6 +48,7 @@ class CaseRow:
     promised_speed_up: float | None = None
     realised_efficiency: float | None = None
     dense_stable: bool | None = None  #: whether the time that the speed-up is over is stable
+    dense_loaded: bool | None = None  #: and whether it was taken under such a load
     joules: float | None = None
     balance: str = ""
     compiled: bool | None = None
@@ -57,6 +59,16 @@ class CaseRow:
     @property
     def is_timed(self) -> bool:
         return self.seconds_median is not None
+
+    @property
+    def doubts(self) -> str:
+        """What speaks against its time, in words; nothing of a good one."""
+        return _doubts(self.stable, self.loaded)
+
+    @property
+    def doubts_of_both(self) -> str:
+        """What speaks against the time or against the one that its speed-up is over."""
+        return _doubts(self.stable and self.dense_stable, self.loaded or self.dense_loaded)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +89,10 @@ class MemoryRow:
 
 def throttled(gpu: dict[str, Any] | None) -> list[str]:
     return [] if gpu is None else list(gpu["throttled"])
+
+
+def _doubts(stable: bool | None, loaded: bool | None) -> str:
+    return ", ".join(filter(None, ("" if stable else "unstable", "loaded" if loaded else "")))
 
 
 def loaded(hit: int, processes: int) -> str:
@@ -150,6 +166,7 @@ def _case_row(
         n=spread["n"],
         processes=len(valid),
         stable=stable,
+        loaded=any(of.measured["machine"]["overloaded"] for of, _ in valid),
         flags="; ".join(filter(None, ("" if stable else "unstable", flags))),
         flops_per_second=rate,
         ceiling=best,
@@ -189,6 +206,7 @@ def held_against(row: CaseRow, dense: CaseRow | None) -> CaseRow:
         promised_speed_up=promised,
         realised_efficiency=achieved / promised,
         dense_stable=dense.stable,
+        dense_loaded=dense.loaded,
     )
 
 

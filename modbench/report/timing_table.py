@@ -54,6 +54,12 @@ class Group:
         return {at: best[at] for at in sorted(best)}
 
     @cached_property
+    def failed_ceilings(self) -> list[tuple[str, str]]:
+        """Status and error of the processes that measured none, alike ones once."""
+        bad = (t for t in self.timings if t.kind == "ceiling" and t.status != "ok")
+        return list(dict.fromkeys((timing.status, timing.error or "") for timing in bad))
+
+    @cached_property
     def loaded_ceilings(self) -> tuple[int, int]:
         """How many of the processes behind the ceilings shared the machine, and how many there are."""
         usable = [t for t in self.timings if t.kind == "ceiling" and _usable_ceiling(t)]
@@ -126,6 +132,22 @@ class TimingTable:
             ),
             timings,
         )
+
+    @cached_property
+    def titles(self) -> tuple[str, ...]:
+        """What each group is called, no two alike; nothing where there is one."""
+        if len(self.groups) == 1:
+            return ("",)
+        names = [group.name for group in self.groups]
+        titles: list[str] = []
+        for name, group in zip(names, self.groups, strict=True):
+            train = group.shape["train"]
+            if names.count(name) > 1:  # a scheme that is trained in another way than the suite's others
+                size = f"{train['batch']} x {train['sequence']} tokens, {train['precision']}"
+                name = ", ".join(filter(None, (name, size)))
+            name = name or f"Shape {len(titles) + 1}"
+            titles.append(name if name not in titles else f"{name}, {len(titles) + 1}")
+        return tuple(titles)
 
     def csv(self) -> str:
         """All cases at full precision; the columns are those of `CaseRow`."""

@@ -104,6 +104,13 @@ def test_a_ceiling_on_a_machine_with_other_work_is_told() -> None:
     assert "ceilings:" not in page(quiet)
 
 
+def test_a_ceiling_that_failed_is_told_and_nothing_said_of_utilisation() -> None:
+    failed = make_timing("ceiling", cell_of(None), {}, status="failed", error="it broke")
+    page = timing_page(TimingTable.of([timed("vanilla", make_case()), failed]))
+    assert "- ceilings: failed: it broke" in page
+    assert "Utilisation" not in page
+
+
 @pytest.mark.parametrize("shaky", ["vanilla", "mod"])
 def test_what_follows_from_an_unstable_time_is_marked(shaky: str) -> None:
     """A speed-up rests on two times."""
@@ -116,6 +123,17 @@ def test_what_follows_from_an_unstable_time_is_marked(shaky: str) -> None:
     assert f"| {shaky} | 0.2 (unstable) |" in page
     stable = [timed(label, make_case(seconds=(1.0,) * 4)) for label in times]
     assert "unstable" not in timing_page(TimingTable.of([*stable, ceiling()])).partition("## Notes")[0]
+
+
+@pytest.mark.parametrize("busy", ["vanilla", "mod"])
+def test_what_follows_from_a_loaded_machine_is_marked(busy: str) -> None:
+    timings = [timed(one, make_case(), overloaded=one == busy) for one in ("vanilla", "mod")]
+    row = rows_of(*timings)["mod", "forward"]
+    assert (row.loaded, row.dense_loaded) == (busy == "mod", busy == "vanilla")
+    page = timing_page(TimingTable.of([*timings, ceiling()])).partition("## Notes")[0]
+    assert "| mod | 1.00 (1.00, loaded) |" in page
+    assert f"| {busy} | 100.00 ± 0.00 (loaded) |" in page
+    assert page.count("(loaded)") == 2  # its time and its utilisation
 
 
 def test_two_schemes_under_one_label_are_not_pooled() -> None:
@@ -334,8 +352,22 @@ def test_sizes_stand_apart() -> None:
     assert "## large" in page
 
 
-@pytest.mark.parametrize("seconds", [[], ["a", "b"], [0.1, None], [True]], ids=str)
+def test_sizes_whose_names_come_out_alike_have_figures_of_their_own(tmp_path: Path) -> None:
+    cells = [{**cell_of(f"mod/{name}"), "model": {"width": n}} for n, name in enumerate(("a b", "a-b"))]
+    cells.append({**cells[0], "train": {"sequence": 8, "batch": 2, "precision": "float32"}})
+    cells[2]["router"] = {**cells[2]["router"], "label": "vanilla/a b"}
+    measured = timed("x", make_case()).measured
+    timings = [make_timing("time", cell, measured) for cell in cells]
+    titles = TimingTable.of(timings).titles
+    assert sorted(titles) == ["a b, 2 x 8 tokens, float32", "a b, 4 x 256 tokens, auto", "a-b"]
+    write_report(write(tmp_path, timings))
+    assert len(list(tmp_path.glob("realised_efficiency*.png"))) == 3
+    page = (tmp_path / "timings.md").read_text()
+    assert all(f"## {title}\n" in page for title in titles)
+
+
+@pytest.mark.parametrize("seconds", [[], ["a", "b"], [0.1, None], [True], [0, 0]], ids=str)
 def test_samples_are_numbers(seconds: list[Any]) -> None:
     case = make_case() | {"seconds": seconds}
-    with pytest.raises(UserError, match=r"case seconds is .*; it must be numbers, one or more"):
+    with pytest.raises(UserError, match=r"case seconds is .*; it must be numbers above 0, one or more"):
         timed("vanilla", case)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from comparison import Comparison, Medians, compare, medians_of
 
+from modbench.measure.busy import SLACK, core_count
 from modbench.sweep.process import ALLOCATOR
 
 BENCHMARKS = "tests/perf/bench_*.py"
@@ -158,6 +159,14 @@ def compare_with(
     Raises:
         CompareError: no such revision, or no benchmark runs on either.
     """
+    load, cores = os.getloadavg()[0], core_count()
+    if load > cores * (1 + SLACK):
+        print(
+            f"the machine is busy: its load is {load:.1f} and it has {cores} cores; what looks the same "
+            "may not be",
+            file=sys.stderr,
+            flush=True,
+        )
     with checked_out(root, revision) as folder:
         before, after = (
             Tree(name=name, folder=tree, root=root, expression=expression, words=words)

@@ -14,7 +14,7 @@ from targets import HEADER, Reach, Target
 from modbench.measure.environment import environment
 from modbench.train.numerics import make_deterministic
 
-TARGETS = pytest.StashKey[list[Target]]()
+TARGETS, LOADED = pytest.StashKey[list[Target]](), pytest.StashKey[list[str]]()
 #: What pytest-benchmark takes where nobody says otherwise.
 USUAL_TIMER, USUAL_STORAGE = "time.perf_counter", "file://./.benchmarks"
 
@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[TARGETS] = []
+    config.stash[TARGETS], config.stash[LOADED] = [], []
     if config.option.benchmark_timer == USUAL_TIMER:
         config.option.benchmark_timer = "interleaved.now"
     if config.option.benchmark_storage == USUAL_STORAGE:
@@ -83,17 +83,26 @@ def as_in_a_cell(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def in_turns(benchmark: BenchmarkFixture, request: pytest.FixtureRequest, as_in_a_cell: None) -> InTurns:
+def in_turns(
+    benchmark: BenchmarkFixture, request: pytest.FixtureRequest, as_in_a_cell: None
+) -> Iterator[InTurns]:
     """Times ways in turns."""
     config = request.config
-    return InTurns(
+    in_turns = InTurns(
         benchmark,
         seconds=config.getoption("--perf-seconds"),
         turns=config.getoption("--perf-turns"),
     )
+    yield in_turns
+    if in_turns.loaded:
+        config.stash[LOADED].append(request.node.name)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    loaded = ", ".join(config.stash[LOADED])
+    if loaded:
+        terminalreporter.section("timed beside other work, which came to more than the cores with it")
+        terminalreporter.line(loaded)
     targets = config.stash[TARGETS]
     if not targets:
         return

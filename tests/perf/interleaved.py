@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from modbench.measure.busy import SLACK, Busy
+
 #: Takes what the turn's draw gave.
 Way = Callable[..., object]
 #: Turns that aren't timed: so many, and so many more as this share of the seconds holds. A CPU's
@@ -41,10 +43,12 @@ class Turns:
 
 
 class InTurns:
-    """Times ways in turns: for ``seconds`` in all, and ``turns`` turns at least."""
+    """Times ways in turns: for ``seconds`` in all, and ``turns`` turns at least. ``loaded``: while they
+    were timed, other people's work and these threads came to more than the cores."""
 
     def __init__(self, benchmark: BenchmarkFixture, *, seconds: float, turns: int) -> None:
         self._benchmark, self._seconds, self._turns = benchmark, seconds, turns
+        self.loaded = False
 
     def __call__(
         self,
@@ -69,7 +73,7 @@ class InTurns:
             each = warm_up()
         for _ in range(int(WARM_SHARE * self._seconds / each)):
             each = warm_up()
-        turns = max(self._turns, int(self._seconds / each))
+        turns, busy = max(self._turns, int(self._seconds / each)), Busy()
         seconds: dict[str, list[float]] = {name: [] for name in others}
 
         def time_others() -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -83,4 +87,7 @@ class InTurns:
             return drawn, {}
 
         self._benchmark.pedantic(ways[first], setup=time_others, rounds=turns, iterations=1)
+        state = busy.state(torch.get_num_threads())
+        # The load average has these threads in it, too.
+        self.loaded |= (state["others"] or 0.0) + state["threads"] > state["cores"] * (1 + SLACK)
         return Turns(seconds={first: list(self._benchmark.stats.stats.data), **seconds})

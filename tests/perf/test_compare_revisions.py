@@ -154,10 +154,13 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_repository_is_compared_with_its_past(
-    repository: Path, capsys: pytest.CaptureFixture[str]
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 99.0, 99.0))
     assert main(["--against", "HEAD", "--pairs", "2"], repository) == 1
-    lines = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:-1]}
+    said = capsys.readouterr()
+    assert "the machine is busy: its load is 99.0 and it has " in said.err
+    lines = {line.split()[0]: line.split()[-1] for line in said.out.splitlines()[1:-1]}
     assert {name.partition("::test_")[2]: verdict for name, verdict in lines.items()} == {
         "nap": "slower",
         "steady": lines["tests/perf/bench_naps.py::test_steady"],  # as the machine's noise has it

@@ -73,6 +73,17 @@ def test_a_longer_run_warms_up_for_longer(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(called) == 20 + WARM_UP + 3
 
 
+@pytest.mark.parametrize(("others", "loaded"), [(None, False), (0.1, False), (1.5, True)])
+def test_other_work_meanwhile_is_noticed(
+    others: float | None, loaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"others": others, "threads": 2, "cores": 2}
+    monkeypatch.setattr(interleaved.Busy, "state", lambda self, threads: state)
+    in_turns = InTurns(Pedantic(), seconds=0.0, turns=1)  # type: ignore[arg-type]
+    in_turns({"a": lambda: None})
+    assert in_turns.loaded == loaded
+
+
 def test_ratios_are_of_neighbours() -> None:
     turns = Turns(seconds={"a": [1.0, 4.0, 9.0], "b": [2.0, 2.0, 3.0]})
     assert turns.ratios("a", "b") == [0.5, 2.0, 3.0]

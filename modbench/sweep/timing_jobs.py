@@ -49,14 +49,18 @@ def timing_cells(suite: Suite, only: Sequence[str] = ()) -> list[Cell]:
     """What is timed of ``suite``, budgets and seeds aside; all of it, or the rows ``only``.
 
     Raises:
-        UserError: as `modbench.sweep.cells.expand` and `chosen`.
+        UserError: as `modbench.sweep.cells.expand` and `chosen`, or a router that can't take a shape.
     """
+    from modbench.train.budget import model_of
+
     cells: dict[str, Cell] = {}
     for cell in chosen(expand(suite), only):
         train = {name: cell["train"][name] for name in _TRAIN}
         time = suite.time.resolved(train["sequence"]).of_a_process()
         timed = {"router": cell["router"], "model": cell["model"], "train": train, "time": time}
-        cells.setdefault(cell_key(timed), timed)
+        if cell_key(timed) not in cells:
+            model_of(timed)
+            cells[cell_key(timed)] = timed
     return list(cells.values())
 
 

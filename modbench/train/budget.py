@@ -18,18 +18,26 @@ def flops_per_step(model: Decoder, train: TrainConfig) -> int:
     return model.ledger(Load.uniform(train.batch, train.sequence, "train")).total("model")
 
 
+def model_of(cell: Mapping[str, Any]) -> Decoder:
+    """The cell's model, on the meta device.
+
+    Raises:
+        UserError: its router can't take its shape.
+    """
+    router = build_router(cell["router"]["name"], cell["router"]["options"])
+    with torch.device("meta"):
+        return Decoder(ModelConfig(**cell["model"]), router)
+
+
 def steps_for(cell: Mapping[str, Any]) -> int:
     """Steps that the cell's budget buys if routing is as its options promise: floor(budget / nominal
     training FLOPs per step).
 
     Raises:
-        UserError: the budget is smaller than one step.
+        UserError: the budget is smaller than one step, or its router can't take its shape.
     """
     train = TrainConfig(**cell["train"])
-    router = build_router(cell["router"]["name"], cell["router"]["options"])
-    with torch.device("meta"):
-        model = Decoder(ModelConfig(**cell["model"]), router)
-    each = flops_per_step(model, train)
+    each = flops_per_step(model_of(cell), train)
     steps = train.budget // each
     if steps < 1:
         raise UserError(

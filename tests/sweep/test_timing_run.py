@@ -136,6 +136,14 @@ def test_too_few_samples_are_refused_wherever_they_are_asked_for(tmp_path: Path,
     assert asked(tmp_path) == []
 
 
+def test_a_shape_that_a_router_cannot_take_is_refused_before_anything_is_timed(
+    tmp_path: Path, time: Time
+) -> None:
+    with pytest.raises(UserError, match="router 'mixture_of_recursions': layers is 2 with 2 recursions"):
+        time("a", "b", change=('router = "mod"', 'router = "mixture_of_recursions"'))
+    assert asked(tmp_path) == []
+
+
 def test_an_unfinished_run_is_gone_on_with(
     tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,7 +75,7 @@ def _measure(spec: dict[str, Any]) -> int:
     from modbench.measure.footprint import Meter
     from modbench.model.config import ModelConfig
     from modbench.model.decoder import build_model
-    from modbench.model.registry import build_router, load_plugin
+    from modbench.model.registry import build_router, check_source, load_plugin
     from modbench.model.router import Router
     from modbench.train.config import TrainConfig
     from modbench.train.loop import build_optimizer, training_step
@@ -86,6 +86,7 @@ def _measure(spec: dict[str, Any]) -> int:
     for plugin in spec["plugins"]:
         load_plugin(plugin)
     cell = spec["cell"]
+    check_source(cell["router"])
     train = TrainConfig(**cell["train"])
     config = ModelConfig(**cell["model"])
     router = build_router(cell["router"]["name"], cell["router"]["options"])

@@ -123,9 +123,10 @@ def bench(name: str, run: str) -> str:
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of two revisions, the later one in the working tree: it naps for longer, lacks what one benchmark
-    measures, has another, and has dropped a benchmark altogether."""
+    measures, has another, and has dropped a benchmark altogether. The machine is at rest."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     perf, package = tmp_path / "tests" / "perf", tmp_path / "modbench"
     for folder in (perf, package):
         folder.mkdir(parents=True)

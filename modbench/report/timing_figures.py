@@ -32,10 +32,10 @@ def timing_figures(table: TimingTable) -> dict[str, bytes]:
     """All figures of ``table``, by file name."""
     contents = {}
     suffixes: list[str] = []
-    for title, group in zip(table.titles, table.groups, strict=True):
-        suffix = f"_{_safe(title)}" if title else ""
+    for number, (title, group) in enumerate(zip(table.titles, table.groups, strict=True), start=1):
+        suffix = f"_{_safe(title) or number}" if title else ""
         if suffix in suffixes:
-            suffix += f"_{len(suffixes) + 1}"
+            suffix += f"-{number}"
         suffixes.append(suffix)
         look_of = marks([row.label for row in group.cases])
         for name, draw in (("realised_efficiency", _efficiency), ("memory_predicted", _memory)):

@@ -13,6 +13,7 @@ from modbench.errors import UserError
 from modbench.report.page import write_report
 from modbench.report.store import ShardWriter
 from modbench.report.timing import TIMINGS, Timing, newest_run, read_timings
+from modbench.report.timing_figures import NAMED
 from modbench.report.timing_page import timing_page
 from modbench.report.timing_rows import CaseRow
 from modbench.report.timing_table import TimingTable
@@ -352,16 +353,27 @@ def test_sizes_stand_apart() -> None:
     assert "## large" in page
 
 
-def test_sizes_whose_names_come_out_alike_have_figures_of_their_own(tmp_path: Path) -> None:
+def test_names_that_come_out_alike_as_files_stand_apart(tmp_path: Path) -> None:
     cells = [{**cell_of(f"mod/{name}"), "model": {"width": n}} for n, name in enumerate(("a b", "a-b"))]
+    measured = timed("x", make_case()).measured
+    write_report(write(tmp_path, [make_timing("time", cell, measured) for cell in cells]))
+    figures = sorted(path.name for path in tmp_path.glob("memory_predicted*.png"))
+    assert figures == ["memory_predicted_a-b-2.png", "memory_predicted_a-b.png"]
+    assert all(NAMED.fullmatch(figure) for figure in figures)
+
+
+def test_sizes_whose_names_come_out_alike_have_figures_of_their_own(tmp_path: Path) -> None:
+    cells = [{**cell_of(f"mod/{name}"), "model": {"width": n}} for n, name in enumerate(("ä", "ö"))]
     cells.append({**cells[0], "train": {"sequence": 8, "batch": 2, "precision": "float32"}})
-    cells[2]["router"] = {**cells[2]["router"], "label": "vanilla/a b"}
+    cells[2]["router"] = {**cells[2]["router"], "label": "vanilla/ä"}
     measured = timed("x", make_case()).measured
     timings = [make_timing("time", cell, measured) for cell in cells]
     titles = TimingTable.of(timings).titles
-    assert sorted(titles) == ["a b, 2 x 8 tokens, float32", "a b, 4 x 256 tokens, auto", "a-b"]
+    assert sorted(titles) == ["ä, 2 x 8 tokens, float32", "ä, 4 x 256 tokens, auto", "ö"]
     write_report(write(tmp_path, timings))
-    assert len(list(tmp_path.glob("realised_efficiency*.png"))) == 3
+    figures = list(tmp_path.glob("realised_efficiency*.png"))
+    assert len(figures) == 3
+    assert all(NAMED.fullmatch(figure.name) for figure in figures)  # or they would never go
     page = (tmp_path / "timings.md").read_text()
     assert all(f"## {title}\n" in page for title in titles)
 

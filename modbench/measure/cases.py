@@ -4,9 +4,10 @@ FLOPs of each.
 B sequences, T tokens.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -28,16 +29,25 @@ Run = Callable[[], Sequence[Trace]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """``run`` does it once and gives the traces of its forward passes; ``before`` comes before each
+    run."""
+
+    run: Run
+    before: Callable[[], object] = lambda: None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Case:
-    """``run`` does it once and gives the traces of its forward passes; ``before`` comes before each run.
-    A run is ``tokens`` new tokens of each of ``sequences`` sequences, after ``past`` cached ones."""
+    """A run is ``tokens`` new tokens of each of ``sequences`` sequences, after ``past`` cached ones.
+    ``prepare`` makes what it needs and changes the model; memory may run out there, and a later case
+    can be prepared all the same."""
 
     phase: Phase
     sequences: int
     tokens: int
     past: int = 0
-    run: Run
-    before: Callable[[], object] = lambda: None
+    prepare: Callable[[], Prepared]
 
     @property
     def name(self) -> str:
@@ -79,87 +89,110 @@ class Case:
 
 def training_cases(
     model: Decoder, config: TimeConfig, train: TrainConfig, dtype: torch.dtype
-) -> Iterator[Case]:
+) -> tuple[Case, ...]:
     """Forward pass and training step of one batch of made-up tokens under the training rule, as
-    `modbench.train` runs them. Changes the model.
-
-    Raises:
-        UserError: compiled, the model would not learn what it learns as written.
-    """
+    `modbench.train` runs them. Preparing the step raises UserError if the compiled model would not learn
+    what it learns as written."""
     on = next(model.parameters()).device
     passes, losses = forward_of(model, config.compile), losses_of(model, config.compile)
-    batch_BT = made_up(model, train.batch, train.sequence + 1)
-    batch = batch_BT[:, :-1].contiguous(), batch_BT[:, 1:].contiguous()
+
+    def batch() -> tuple[Tensor, Tensor]:
+        batch_BT = made_up(model, train.batch, train.sequence + 1)
+        return batch_BT[:, :-1].contiguous(), batch_BT[:, 1:].contiguous()
+
+    def forward() -> Prepared:
+        model.eval()
+        tokens_BT, _ = batch()
+
+        def run() -> list[Trace]:
+            context = Context(selection="topk", forced_balance=config.forced_balance)
+            with torch.no_grad(), autocast(dtype, on):
+                passes(tokens_BT, context)
+            return [context.trace]
+
+        return Prepared(run=run)
+
+    def step() -> Prepared:
+        model.train()
+        both, forced = batch(), config.forced_balance
+        if is_compiled(model, config):
+            check_gradients(model, losses, both, dtype, forced_balance=forced)
+        optimizer = build_optimizer(model, train)
+
+        def run() -> list[Trace]:
+            _, context = training_step(
+                model, optimizer, train, both, dtype, forced_balance=forced, losses=losses
+            )
+            return [context.trace]
+
+        return Prepared(run=run)
+
     sequences, tokens = train.batch, train.sequence
-
-    def forward() -> list[Trace]:
-        context = Context(selection="topk", forced_balance=config.forced_balance)
-        with torch.no_grad(), autocast(dtype, on):
-            passes(batch[0], context)
-        return [context.trace]
-
-    model.eval()
-    yield Case(phase="forward", sequences=sequences, tokens=tokens, run=forward)
-    model.train()
-    if is_compiled(model, config):
-        check_gradients(model, losses, batch, dtype, forced_balance=config.forced_balance)
-    optimizer = build_optimizer(model, train)
-
-    def step() -> list[Trace]:
-        _, context = training_step(
-            model,
-            optimizer,
-            train,
-            batch,
-            dtype,
-            forced_balance=config.forced_balance,
-            losses=losses,
-        )
-        return [context.trace]
-
-    yield Case(phase="train", sequences=sequences, tokens=tokens, run=step)
-    optimizer.zero_grad(set_to_none=True)
+    return (
+        Case(phase="forward", sequences=sequences, tokens=tokens, prepare=forward),
+        Case(phase="train", sequences=sequences, tokens=tokens, prepare=step),
+    )
 
 
-def inference_cases(model: Decoder, config: TimeConfig, dtype: torch.dtype) -> Iterator[Case]:
+def inference_cases(model: Decoder, config: TimeConfig, dtype: torch.dtype) -> tuple[Case, ...]:
     """Prefill, and decoding through a cache that a prefill filled, under the causal rule with weights in
-    ``dtype``; on a GPU, if ``config`` compiles, by CUDA graphs. Changes the model."""
-    model.eval().to(dtype)
-    compile_layers(model, config)
-    for length in config.prefill:
+    ``dtype``; on a GPU, if ``config`` compiles, by CUDA graphs."""
+
+    @cache
+    def serve() -> None:
+        model.zero_grad(set_to_none=True)
+        model.eval().to(dtype)
+        compile_layers(model, config)
+
+    def prefill(length: int) -> Prepared:
+        serve()
         tokens_BT = made_up(model, config.prefill_batch, length)
+        return Prepared(
+            run=lambda: [_read(model, tokens_BT, Cache(len(tokens_BT)), config, logits="last")]
+        )
 
-        def prefill(tokens_BT: Tensor = tokens_BT) -> list[Trace]:
-            return [_read(model, tokens_BT, Cache(len(tokens_BT)), config, logits="last")]
+    def decode(sequences: int, past: int) -> Prepared:
+        serve()
+        return _decoding(model, config, sequences, past)
 
-        yield Case(phase="prefill", sequences=config.prefill_batch, tokens=length, run=prefill)
-    for sequences in config.decode_batches:
-        for past in config.decode_past:
-            yield _decoding(model, config, sequences, past)
+    prefills = [
+        Case(
+            phase="prefill",
+            sequences=config.prefill_batch,
+            tokens=length,
+            prepare=partial(prefill, length),
+        )
+        for length in config.prefill
+    ]
+    decodings = [
+        Case(
+            phase="decode",
+            sequences=sequences,
+            tokens=config.decode_tokens,
+            past=past,
+            prepare=partial(decode, sequences, past),
+        )
+        for sequences in config.decode_batches
+        for past in config.decode_past
+    ]
+    return *prefills, *decodings
 
 
-def _decoding(model: Decoder, config: TimeConfig, sequences: int, past: int) -> Case:
+def _decoding(model: Decoder, config: TimeConfig, sequences: int, past: int) -> Prepared:
     tokens, on = config.decode_tokens, next(model.parameters()).device
     graphs = cuda_graphs(on) if is_compiled(model, config) and on.type == "cuda" else None
-    cache = Cache(sequences, graphs)
+    kept = Cache(sequences, graphs)
     tokens_BT = made_up(model, sequences, past + tokens)
     with _uncompiled(model, config):
-        _read(model, tokens_BT[:, :past], cache, config, logits="last")
-    filled = cache.mark()
+        _read(model, tokens_BT[:, :past], kept, config, logits="last")
+    filled = kept.mark()
     steps = [tokens_BT[:, place : place + 1].contiguous() for place in range(past, past + tokens)]
 
-    def decode() -> list[Trace]:
+    def run() -> list[Trace]:
         with _uncompiled(model, config):
-            return [_read(model, step_B1, cache, config, logits="all") for step_B1 in steps]
+            return [_read(model, step_B1, kept, config, logits="all") for step_B1 in steps]
 
-    return Case(
-        phase="decode",
-        sequences=sequences,
-        tokens=tokens,
-        past=past,
-        run=decode,
-        before=lambda: cache.rewind(filled),
-    )
+    return Prepared(run=run, before=lambda: kept.rewind(filled))
 
 
 @torch.no_grad()

@@ -1,9 +1,12 @@
 """Times all cases of a scheme, or a machine's ceilings, in this process, and watches what the machine
 does meanwhile."""
 
-from collections.abc import Callable, Iterator
+import gc
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
+
+import torch
 
 from modbench.measure.busy import Busy
 from modbench.measure.cases import (
@@ -14,7 +17,7 @@ from modbench.measure.cases import (
 )
 from modbench.measure.ceiling import ceilings
 from modbench.measure.nvml import Gpu, Watched, open_gpu
-from modbench.measure.out_of_memory import failed_allocation
+from modbench.measure.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
 from modbench.measure.stopwatch import Stopwatch, sampled, stopwatch
 from modbench.measure.subject import Subject
 from modbench.model.context import Trace
@@ -27,22 +30,9 @@ Say = Callable[[dict[str, Any]], None]
 BALANCES = ("forced", "as routed", "nothing routed")
 
 
-class MemoryRanOutError(Exception):
-    """In the middle of several cases, of which ``found`` has those before; it was raised from what says
-    how much was asked for."""
-
-    def __init__(self, found: dict[str, Any]) -> None:
-        super().__init__(f"memory ran out after {len(found['cases'])} cases")
-        self.found = found
-
-
 def timed(kind: str, subject: Subject, threads: int, say: Say) -> dict[str, Any]:
-    """``kind`` ``time``: the subject's ``cases`` and ``balance``; ``ceiling``: its machine's `ceilings`.
-    Both with the ``machine``'s state.
-
-    Raises:
-        MemoryRanOutError: it did, when some cases had been timed.
-    """
+    """``kind`` ``time``: the subject's ``cases`` and ``balance``, and which cases memory ``ran_out`` in,
+    if it did; ``ceiling``: its machine's `ceilings`. Both with the ``machine``'s state."""
     watch, busy = stopwatch(subject.on), Busy()
     gpu, why_none = open_gpu(subject.on)
     if kind == "ceiling":
@@ -53,11 +43,7 @@ def timed(kind: str, subject: Subject, threads: int, say: Say) -> dict[str, Any]
         _look(gpu, watched)
         found["gpu"] = watched.as_dict() if gpu is not None else None
         return found | _machine(busy, threads, why_none)
-    try:
-        return _cases(subject, watch, gpu, say) | _machine(busy, threads, why_none)
-    except MemoryRanOutError as error:
-        error.found |= _machine(busy, threads, why_none)
-        raise
+    return _cases(subject, watch, gpu, say) | _machine(busy, threads, why_none)
 
 
 def _machine(busy: Busy, threads: int, why_none: str | None) -> dict[str, Any]:
@@ -65,59 +51,79 @@ def _machine(busy: Busy, threads: int, why_none: str | None) -> dict[str, Any]:
 
 
 def _cases(subject: Subject, watch: Stopwatch, gpu: Gpu | None, say: Say) -> dict[str, Any]:
-    model = subject.build()
+    model, time, dtype = subject.build(), subject.time, subject.dtype
+    in_turn = (
+        *training_cases(model, time, subject.train, dtype),
+        *inference_cases(model, time, dtype),
+    )
     cases: list[dict[str, Any]] = []
+    ran_out: list[dict[str, Any]] = []
     kinds: set[str] = set()
-    time = subject.time
-    many = 2 + len(time.prefill) + len(time.decode_batches) * len(time.decode_past)
-
-    def found() -> dict[str, Any]:
-        strongest = next(kind for kind in BALANCES if kind in kinds)
-        return {"cases": cases, "balance": strongest, "compiled": is_compiled(model, subject.time)}
-
-    try:
-        for number, case in enumerate(_in_turn(subject, model), start=1):
-            say({"event": "step", "phase": "timing", "step": number, "steps": many})
+    for number, case in enumerate(in_turn, start=1):
+        say({"event": "step", "phase": "timing", "step": number, "steps": len(in_turn)})
+        try:
             measured, kind = _case(case, model, subject, watch, gpu)
+        except Exception as error:
+            lack = _lack(error)
+            if lack is None:
+                raise
+            ran_out.append(_named(case) | lack)
+        else:
             cases.append(measured)
             kinds.add(kind)
-    except Exception as error:
-        if not cases or failed_allocation(error) is None:
-            raise
-        raise MemoryRanOutError(found()) from error
-    return found()
+        if ran_out:
+            _let_go(model)
+    strongest = next((kind for kind in BALANCES if kind in kinds), BALANCES[-1])
+    found = {"cases": cases, "balance": strongest, "compiled": is_compiled(model, time)}
+    return found | ({"ran_out": ran_out} if ran_out else {})
 
 
-def _in_turn(subject: Subject, model: Decoder) -> Iterator[Case]:
-    time, dtype = subject.time, subject.dtype
-    yield from training_cases(model, time, subject.train, dtype)
-    yield from inference_cases(model, time, dtype)
+def _lack(error: Exception) -> dict[str, Any] | None:
+    """What is told of a case in which memory ran out; None if ``error`` is something else."""
+    failed = failed_allocation(error)
+    if failed is None:
+        return None
+    return {"asked_bytes": asked_bytes(str(failed)), "error": out_of_memory_sentence(failed)}
 
 
-def _case(
-    case: Case, model: Decoder, subject: Subject, watch: Stopwatch, gpu: Gpu | None
-) -> tuple[dict[str, Any], str]:
-    case.before()
-    traces = list(case.run())
-    flops, kind = case.flops(model, traces), balance(traces)
-    del traces  # a training step's hold its graph
-    watched, time = Watched(), subject.time
-    begun: list[tuple[float, float | None]] = []
-    samples = sampled(
-        watch,
-        case.run,
-        samples=time.samples,
-        warm_up=time.warm_up,
-        before=case.before,
-        begin=lambda: begun.append((monotonic(), None if gpu is None else gpu.joules())),
-        meanwhile=lambda: _look(gpu, watched),
-    )
+def _let_go(model: Decoder) -> None:
+    """Of all that a case left behind, for the next one to have its room."""
+    model.zero_grad(set_to_none=True)
+    gc.collect()  # an error and the frames that it was raised in hold each other
+    if next(model.parameters()).is_cuda:
+        torch.cuda.empty_cache()
+
+
+def _named(case: Case) -> dict[str, Any]:
     return {
         "name": case.name,
         "phase": case.phase,
         "sequences": case.sequences,
         "tokens": case.tokens,
         "past": case.past,
+    }
+
+
+def _case(
+    case: Case, model: Decoder, subject: Subject, watch: Stopwatch, gpu: Gpu | None
+) -> tuple[dict[str, Any], str]:
+    prepared = case.prepare()
+    prepared.before()
+    traces = list(prepared.run())
+    flops, kind = case.flops(model, traces), balance(traces)
+    del traces  # a training step's hold its graph
+    watched, time = Watched(), subject.time
+    begun: list[tuple[float, float | None]] = []
+    samples = sampled(
+        watch,
+        prepared.run,
+        samples=time.samples,
+        warm_up=time.warm_up,
+        before=prepared.before,
+        begin=lambda: begun.append((monotonic(), None if gpu is None else gpu.joules())),
+        meanwhile=lambda: _look(gpu, watched),
+    )
+    return _named(case) | {
         "seconds": samples.seconds,
         "loops": samples.loops,
         "flops": flops,

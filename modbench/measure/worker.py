@@ -24,7 +24,6 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
     """
     import torch
 
-    from modbench.measure.clock import MemoryRanOutError
     from modbench.measure.environment import environment
     from modbench.measure.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
     from modbench.measure.subject import Subject
@@ -41,7 +40,7 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
         make_deterministic()
     found: dict[str, Any] = {"status": "ok", "error": None, "asked_bytes": None, "measured": {}}
     try:
-        found["measured"] = _of_kind(spec["kind"], subject, spec["threads"], say)
+        measured = _of_kind(spec["kind"], subject, spec["threads"], say)
     except Exception as error:
         failed = failed_allocation(error)
         if failed is None:
@@ -50,9 +49,20 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
             "status": "oom",
             "asked_bytes": asked_bytes(str(failed)),
             "error": out_of_memory_sentence(failed),
-            "measured": error.found if isinstance(error, MemoryRanOutError) else {},
         }
+    else:
+        found |= {"measured": measured} | _outcome(measured.get("ran_out", []))
     return found | {"environment": environment(subject.dtype)}
+
+
+def _outcome(ran_out: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of a process that got through, but for the cases ``ran_out`` of memory."""
+    if not ran_out:
+        return {}
+    first = ran_out[0]
+    which = first["name"] if len(ran_out) == 1 else f"{len(ran_out)} cases, the first {first['name']}"
+    error = f"{which}: {first['error']}"
+    return {"status": "oom", "asked_bytes": first["asked_bytes"], "error": error}
 
 
 def _of_kind(

@@ -38,6 +38,7 @@ _MEASURED: dict[str, dict[str, Any]] = {
     "training_memory": {"measured": dict, "predicted": dict},
     "inference_memory": {"measured": dict, "predicted": dict},
 }
+_SIZES = ("sequences", "tokens", "past")
 _CASE = {
     "name": str,
     "phase": str,
@@ -49,6 +50,11 @@ _CASE = {
     "flops": dict,
     "joules": (int, float, _NONE),
     "gpu": (dict, _NONE),
+}
+_RAN_OUT = {
+    **{name: kind for name, kind in _CASE.items() if name in ("name", "phase", *_SIZES)},
+    "asked_bytes": (int, _NONE),
+    "error": str,
 }
 PHASES = ("forward", "train", "prefill", "decode")
 _FLOPS = {"nominal": dict, "realised": dict, "dispatched": dict}
@@ -85,7 +91,7 @@ class Timing(Line):
     environment: dict[str, Any]  #: at least cpu, gpu, threads, torch; no host, user or path
     measured: dict[
         str, Any
-    ]  #: what `modbench.measure.worker` found; {} if it isn't ok, or cases before it
+    ]  #: what `modbench.measure.worker` found; {} if it isn't ok, or cases but for those that ran out
     asked_bytes: int | None  #: of an allocation that failed, where it is known
     status: TimingStatus
     error: str | None
@@ -108,7 +114,10 @@ class Timing(Line):
         if self.key != cell_key(self.cell):
             raise UserError(f"key is {self.key!r} but its cell's key is '{cell_key(self.cell)}'")
         if self.status == "ok" or (self.measured and self.kind == "time"):
-            check("measured", self.measured, _MEASURED[self.kind])
+            ran_out = {"ran_out": list} if self.kind == "time" and "ran_out" in self.measured else {}
+            check("measured", self.measured, _MEASURED[self.kind] | ran_out)
+            if ran_out and self.status != "oom":
+                raise UserError(f"status is {self.status} and cases ran out of memory; it must be oom")
             _CHECKS[self.kind](self.measured)
         self.check_outcome()
 
@@ -136,10 +145,7 @@ def _check_cases(measured: dict[str, Any]) -> None:
     _check_machine(measured)
     for case in measured["cases"]:
         check("case", case, _CASE)
-        if case["phase"] not in PHASES:
-            raise UserError(
-                f"case phase '{case['phase']}' is not known; {known_names(case['phase'], PHASES)}"
-            )
+        _check_phase(case)
         if not case["seconds"] or not all(is_of(s, _NUMBER) and s > 0 for s in case["seconds"]):
             raise UserError(
                 f"case seconds is {case['seconds']!r}; it must be numbers above 0, one or more"
@@ -151,6 +157,17 @@ def _check_cases(measured: dict[str, Any]) -> None:
         for name, counts in case["flops"].items():
             check(f"case flops {name}", counts, _CONVENTIONS, more=True)
         _check_gpu("case", case["gpu"])
+
+    for case in measured.get("ran_out", []):
+        check("case that ran out", case, _RAN_OUT)
+        _check_phase(case)
+
+
+def _check_phase(case: dict[str, Any]) -> None:
+    if case["phase"] not in PHASES:
+        raise UserError(
+            f"case phase '{case['phase']}' is not known; {known_names(case['phase'], PHASES)}"
+        )
 
 
 def _check_ceiling(measured: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from modbench.spread import summary
 
 #: What pyperf wants a sample to span at least.
 SHORTEST = 1e-3
+_TOLD = ("phase", "sequences", "tokens", "past", "asked_bytes", "error")
 MEMORY = {"training_memory": "training", "inference_memory": "inference"}
 
 
@@ -104,20 +105,29 @@ def case_rows(timings: Sequence[Timing], ceiling: Callable[[str], float | None])
     if not timings:
         return []
     router = timings[0].cell["router"]
-    bad = [timing for timing in timings if timing.status != "ok"]
     found: dict[str, list[tuple[Timing, dict[str, Any]]]] = {}
+    lacking: dict[str, list[dict[str, Any]]] = {}
     for timing in timings:
         for case in timing.measured.get("cases", []):
             found.setdefault(case["name"], []).append((timing, case))
+        for case in timing.measured.get("ran_out", []):
+            lacking.setdefault(case["name"], []).append(case)
     rows = [
-        _case_row(router, measured, len(timings) - len(measured), ceiling) for measured in found.values()
+        _case_row(router, measured, len(timings), len(lacking.get(name, [])), ceiling)
+        for name, measured in found.items()
     ]
-    if len(bad) == len(timings):
-        last = bad[-1]
+    known = {"label": router["label"], "router": router["name"]}
+    for name, cases in lacking.items():
+        if name not in found:
+            case = cases[-1]
+            told = {field: case[field] for field in _TOLD}
+            rows.append(CaseRow(**known, case=name, status="oom", **told))
+    ended = [timing for timing in timings if timing.status != "ok" and "ran_out" not in timing.measured]
+    if len(ended) == len(timings):
+        last = ended[-1]
         rows.append(
             CaseRow(
-                label=router["label"],
-                router=router["name"],
+                **known,
                 case="all others" if rows else "all",
                 phase="",
                 status=last.status,
@@ -131,12 +141,13 @@ def case_rows(timings: Sequence[Timing], ceiling: Callable[[str], float | None])
 def _case_row(
     router: dict[str, Any],
     measured: list[tuple[Timing, dict[str, Any]]],
-    failed: int,
+    processes: int,
+    ran_out: int,
     ceiling: Callable[[str], float | None],
 ) -> CaseRow:
     timing, case = measured[0]
     valid = [(of, one) for of, one in measured if not throttled(one["gpu"])]
-    flags = _flags(measured, failed)
+    flags = _flags(measured, processes, ran_out)
     known = {
         "label": router["label"],
         "router": router["name"],
@@ -175,8 +186,8 @@ def _case_row(
     )
 
 
-def _flags(measured: list[tuple[Timing, dict[str, Any]]], failed: int) -> str:
-    """What a reader must know of the processes."""
+def _flags(measured: list[tuple[Timing, dict[str, Any]]], all_of_them: int, ran_out: int) -> str:
+    """What a reader must know of the processes, of which memory ``ran_out`` in some."""
     processes = len(measured)
     overloaded = sum(timing.measured["machine"]["overloaded"] for timing, _ in measured)
     slowed = [throttled(case["gpu"]) for _, case in measured]
@@ -187,6 +198,9 @@ def _flags(measured: list[tuple[Timing, dict[str, Any]]], failed: int) -> str:
     if reasons:
         hit = sum(bool(some) for some in slowed)
         texts.append(f"throttled in {hit} of {processes} processes ({', '.join(reasons)}): left out")
+    if ran_out:
+        texts.append(f"memory ran out in {ran_out} of {all_of_them} processes")
+    failed = all_of_them - processes - ran_out
     if failed:
         texts.append(f"{failed} more processes failed")
     return "; ".join(texts)

@@ -45,8 +45,8 @@ def subject(router: str = "vanilla", **changes: Any) -> Subject:
 
 
 def all_cases(of: Subject, model: Decoder) -> list[Case]:
-    found = list(training_cases(model, of.time, of.train, of.dtype))
-    return found + list(inference_cases(model, of.time, of.dtype))
+    training = training_cases(model, of.time, of.train, of.dtype)
+    return [*training, *inference_cases(model, of.time, of.dtype)]
 
 
 @pytest.mark.parametrize("router", ["vanilla", "mod", "token_choice", "expert_choice", "relu_routing"])
@@ -55,8 +55,9 @@ def test_each_case_spends_what_is_promised(router: str) -> None:
     model = of.build()
     names = []
     for case in all_cases(of, model):
-        case.before()
-        flops = case.flops(model, case.run())
+        prepared = case.prepare()
+        prepared.before()
+        flops = case.flops(model, prepared.run())
         assert flops["realised"] == flops["nominal"] == flops["dispatched"]
         load = Load.uniform(case.sequences, case.tokens, case.phase, case.past)
         assert flops["nominal"]["model"] == model.ledger(load).total("model")
@@ -76,10 +77,11 @@ def test_decoding_goes_on_from_the_same_place_each_time(monkeypatch: pytest.Monk
         read.append(list(cache.read))
         return right(run, tokens_BT, cache, *rest, **more)
 
+    prepared = case.prepare()
     monkeypatch.setattr(cases, "_read", watch)
     for _ in range(2):
-        case.before()
-        case.run()
+        prepared.before()
+        prepared.run()
     assert read == [[past] * 2 for past in range(8, 16)] * 2
 
 
@@ -89,7 +91,7 @@ def test_decoding_computes_what_a_full_pass_would() -> None:
     seen: list[torch.Tensor] = []
     model.register_forward_hook(lambda module, given, out: seen.append(out))
     (case,) = (case for case in inference_cases(model, of.time, of.dtype) if case.phase == "decode")
-    case.run()
+    case.prepare().run()
     tokens_BT = cases.made_up(model, 2, 16)
     with torch.no_grad():
         whole_BTV = model(tokens_BT, Context(selection="causal"))
@@ -101,7 +103,7 @@ def test_training_takes_a_step() -> None:
     model = of.build()
     before = {name: value.clone() for name, value in model.named_parameters()}
     for case in training_cases(model, of.time, of.train, of.dtype):
-        case.run()
+        case.prepare().run()
         moved = [
             name for name, value in model.named_parameters() if not torch.equal(value, before[name])
         ]
@@ -137,6 +139,44 @@ def test_all_of_it_is_timed_and_the_machine_watched() -> None:
     assert found["machine"]["nvml"] == "no GPU"
 
 
+def test_a_case_without_room_leaves_the_others_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that runs out in training, after there were gradients and half of an optimizer's state."""
+    of = subject("mod", decode_past=[8], decode_batches=[1])
+    seen: list[bool] = []
+    right = cases._read
+
+    def step(*given: Any, **more: Any) -> Any:
+        right_step(*given, **more)
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")
+
+    def read(model: Decoder, *given: Any, **more: Any) -> Any:
+        seen.append(any(parameter.grad is not None for parameter in model.parameters()))
+        return right(model, *given, **more)
+
+    right_step = cases.training_step
+    monkeypatch.setattr(cases, "training_step", step)
+    monkeypatch.setattr(cases, "_read", read)
+    found = timed("time", of, 1, lambda _: None)
+    assert [case["name"] for case in found["cases"]] == [
+        *("forward", "prefill 24 x 1", "decode after 8 x 1")
+    ]
+    (lack,) = found["ran_out"]
+    assert (lack["name"], lack["phase"], lack["past"]) == ("train", "train", 0)
+    assert (lack["sequences"], lack["tokens"], lack["asked_bytes"]) == (2, 32, 2**31)
+    assert lack["error"].startswith("out of memory, asked for 2,147,483,648 bytes")
+    assert seen
+    assert not any(seen)
+
+
+def test_what_is_no_want_of_memory_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(cases, "training_step", step)
+    with pytest.raises(RuntimeError, match="broken"):
+        timed("time", subject(decode_past=[8], decode_batches=[1]), 1, lambda _: None)
+
+
 @pytest.mark.parametrize(("asked", "compiled"), [("on", True), ("off", False), ("auto", False)])
 def test_all_is_compiled_where_it_is_asked_for_but_decoding(
     asked: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
@@ -164,8 +204,9 @@ def test_all_is_compiled_where_it_is_asked_for_but_decoding(
     model = of.build()
     expected = {"forward": ["forward"], "train": ["losses"], "prefill": [], "decode": ["force_eager"]}
     for case in all_cases(of, model):
+        prepared = case.prepare()
         ran.clear()
-        case.run()
+        prepared.run()
         assert ran == (expected[case.phase] if compiled else [])
     assert layers == (list(model.layers) if compiled else [])
 

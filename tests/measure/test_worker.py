@@ -90,16 +90,32 @@ def test_want_of_memory_is_a_result_with_the_size() -> None:
     assert found["measured"] == {}
 
 
-def test_cases_before_memory_ran_out_are_kept() -> None:
-    code, documents, _ = run(spec("time", time={**CELL["time"], "decode_past": [4, 10**13]}))
+def test_a_case_that_memory_ran_out_in_is_told_and_the_others_timed() -> None:
+    code, documents, _ = run(spec("time", time={**CELL["time"], "decode_past": [10**13, 4]}))
     found = documents[-1]
     assert (code, found["status"]) == (0, "oom")
     assert found["asked_bytes"] > 8 * 10**13
+    assert found["error"].startswith("decode after 10000000000000 x 1: out of memory, asked for ")
     measured = found["measured"]
-    assert [case["name"] for case in measured["cases"]][:2] == ["forward", "train"]
-    assert measured["cases"][-1]["name"] == "decode after 4 x 1"
+    assert [case["name"] for case in measured["cases"]] == [
+        *("forward", "train", "prefill 8 x 1"),
+        "decode after 4 x 1",
+    ]
+    (lack,) = measured["ran_out"]
+    assert (lack["name"], lack["past"]) == ("decode after 10000000000000 x 1", 10**13)
+    assert lack["asked_bytes"] == found["asked_bytes"]
     assert measured["machine"]["nvml"] == "no GPU"
     assert measured["balance"] == "forced"
+
+
+def test_memory_that_ran_out_in_several_cases_is_told_of_the_first() -> None:
+    time = {**CELL["time"], "prefill": [10**13, 8], "decode_past": [10**13 - 1]}
+    code, documents, _ = run(spec("time", time=time))
+    found = documents[-1]
+    assert (code, found["status"]) == (0, "oom")
+    assert found["error"].startswith("2 cases, the first prefill 10000000000000 x 1: out of memory")
+    names = [case["name"] for case in found["measured"]["ran_out"]]
+    assert names == ["prefill 10000000000000 x 1", "decode after 9999999999999 x 1"]
 
 
 def test_a_mistake_is_a_sentence() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from timings_made_up import ceiling, cell_of, make_case, make_timing, timed, weighed
+from timings_made_up import ceiling, cell_of, make_case, make_timing, rows_of, timed, weighed
 
 from modbench.errors import UserError
 from modbench.report.page import write_report
@@ -19,11 +19,6 @@ from modbench.report.timing_rows import CaseRow
 from modbench.report.timing_table import TimingTable
 
 THROTTLED = ("power cap",)
-
-
-def rows_of(*timings: Timing) -> dict[tuple[str, str], CaseRow]:
-    (group,) = TimingTable.of(timings).groups
-    return {(row.label, row.case): row for row in group.cases}
 
 
 def row_of(*timings: Timing) -> CaseRow:
@@ -185,45 +180,6 @@ def test_a_case_says_when_it_is_unstable(case: dict[str, Any]) -> None:
 
 def test_a_short_run_that_was_repeated_is_no_short_sample() -> None:
     assert row_of(timed("mod", make_case(seconds=(0.0005,) * 4, loops=2))).stable
-
-
-def test_out_of_memory_is_a_row_with_the_size() -> None:
-    words = "out of memory, asked for 123 bytes (x)"
-    bad = {"status": "oom", "error": words, "asked_bytes": 123}
-    timings = [
-        make_timing("time", cell_of("mod"), {}, **bad),
-        make_timing("training_memory", cell_of("mod"), {}, **bad),
-        timed("vanilla", make_case()),
-    ]
-    row = rows_of(*timings)["mod", "all"]
-    assert (row.status, row.asked_bytes, row.seconds_median) == ("oom", 123, None)
-    page = timing_page(TimingTable.of(timings))
-    assert f"mod, all: oom: {words}" in page
-    assert f"mod, memory of training: {words}" in page
-    assert "oom, asked for 0.0" in page
-
-
-def test_cases_before_memory_ran_out_stand() -> None:
-    words = "out of memory, asked for 123 bytes (x)"
-    bad = {"status": "oom", "error": words, "asked_bytes": 123}
-    timings = [
-        timed("mod", make_case(seconds=(0.1,) * 4), repetition=1, **bad),
-        timed("mod", make_case(seconds=(0.1,) * 4), repetition=2, **bad),
-        make_timing("time", cell_of("mod"), {}, repetition=3, **bad),
-    ]
-    rows = rows_of(*timings)
-    assert set(rows) == {("mod", "forward"), ("mod", "all others")}
-    case, others = rows["mod", "forward"], rows["mod", "all others"]
-    assert (case.status, case.n, case.processes) == ("ok", 8, 2)
-    assert "1 more processes failed" in case.flags
-    assert (others.status, others.asked_bytes, others.seconds_median) == ("oom", 123, None)
-    assert f"mod, all others: oom: {words}" in timing_page(TimingTable.of(timings))
-
-
-def test_what_was_found_before_memory_ran_out_is_held_to_its_shape() -> None:
-    timing = timed("mod", make_case(), status="oom", error="out of memory")
-    with pytest.raises(UserError, match="measured lacks the field 'balance'"):
-        replace(timing, measured={"cases": []})
 
 
 def test_memory_is_held_against_its_prediction() -> None:

@@ -11,6 +11,9 @@ from modbench.errors import UserError
 from modbench.report.timing import Timing
 
 GEMM = {"dtype": "float32", "component": "head", "rows": 1, "inner": 1, "columns": 1}
+LACK = {"name": "train", "phase": "train", "sequences": 1, "tokens": 1, "past": 0}
+LACK |= {"asked_bytes": None, "error": "out of memory"}
+OUTGROWN = timed("mod", make_case(), ran_out=[LACK], status="oom", error="train: out of memory")
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,11 @@ def changed(timing: Timing, **measured: Any) -> None:
     [
         (timed("mod", make_case()), {"machine": {}}, "measured machine lacks the field 'overloaded'"),
         (ceiling(), {"machine": {"overloaded": 1}}, "'overloaded' is 1; it must be of type bool"),
+        (OUTGROWN, {"ran_out": [LACK | {"phase": "dance"}]}, "case phase 'dance' is not known"),
+        (OUTGROWN, {"ran_out": [LACK | {"error": None}]}, "'error' is None; it must be of type str"),
+        (OUTGROWN, {"ran_out": [LACK | {"seconds": []}]}, "ran out has the unknown field 'seconds'"),
+        (timed("mod", make_case()), {"ran_out": [LACK]}, "status is ok and cases ran out of memory"),
+        (ceiling(), {"ran_out": []}, "measured has the unknown field 'ran_out'"),
         (ceiling(), {"gemm": [GEMM]}, "measured gemm lacks the field 'flops_per_second'"),
         (ceiling(), {"gpu": {"clock_mhz": []}}, "measured gpu lacks the field 'throttled'"),
         (weighed("mod", 99, 98), {"predicted": {"peak": 1}}, "it must have the parts of both, and peak"),

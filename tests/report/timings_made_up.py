@@ -5,6 +5,8 @@ from typing import Any
 
 from modbench.report.line import cell_key
 from modbench.report.timing import Timing
+from modbench.report.timing_rows import CaseRow
+from modbench.report.timing_table import TimingTable
 
 MODEL = {"vocabulary": 2048, "width": 128, "layers": 4}
 TRAIN = {"sequence": 256, "batch": 4, "precision": "auto"}
@@ -87,7 +89,12 @@ def make_case(
 
 
 def timed(
-    label: str, *cases: dict[str, Any], overloaded: bool = False, balance: str = "forced", **fields: Any
+    label: str,
+    *cases: dict[str, Any],
+    overloaded: bool = False,
+    balance: str = "forced",
+    ran_out: Sequence[dict[str, Any]] = (),
+    **fields: Any,
 ) -> Timing:
     measured = {
         "cases": list(cases),
@@ -95,6 +102,8 @@ def timed(
         "compiled": False,
         "machine": {"overloaded": overloaded, "others": 0.0},
     }
+    if ran_out:
+        measured["ran_out"] = list(ran_out)
     return make_timing("time", cell_of(label), measured, **fields)
 
 
@@ -135,3 +144,8 @@ def weighed(label: str, measured: int, predicted: int, **fields: Any) -> Timing:
 
     found = {"measured": parts(measured), "predicted": parts(predicted)}
     return make_timing("training_memory", cell_of(label), found, **fields)
+
+
+def rows_of(*timings: Timing) -> dict[tuple[str, str], CaseRow]:
+    (group,) = TimingTable.of(timings).groups
+    return {(row.label, row.case): row for row in group.cases}

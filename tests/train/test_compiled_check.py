@@ -108,7 +108,8 @@ def test_neither_a_run_nor_a_timing_goes_on_with_one(tmp_path: Path) -> None:
             )
 
         def cases(train: TrainConfig = train, timed: TimeConfig = timed) -> None:
-            list(training_cases(model, timed, train, torch.float32))
+            for case in training_cases(model, timed, train, torch.float32):
+                case.prepare()
 
         for run in (trained, cases):
             if compile == "off":

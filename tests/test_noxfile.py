@@ -1,10 +1,12 @@
 """What the sessions of the noxfile make of their arguments."""
 
+import contextlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from nox.command import CommandFailed
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +30,41 @@ def noxfile() -> ModuleType:
 )
 def test_training_is_not_told_what_only_timing_knows(words: str, kept: str, noxfile: ModuleType) -> None:
     assert noxfile.of_training(words.split()) == kept.split()
+
+
+class Session:
+    """As far as bench-gpu asks it, on a machine with a GPU."""
+
+    posargs: tuple[str, ...] = ()
+
+    def run(self, *words: str, silent: bool = False) -> str:
+        return "True"
+
+    def error(self, words: str) -> None:
+        raise RuntimeError(words)
+
+
+@pytest.mark.parametrize(
+    ("ended", "trains", "raised"),
+    [("", True, None), ("Returned code 1", True, RuntimeError)]
+    + [(f"Returned code {code}", False, CommandFailed) for code in (2, 130, -15)],
+)
+def test_schemes_are_trained_unless_the_timing_was_refused_or_stopped(
+    ended: str,
+    trains: bool,
+    raised: type[Exception] | None,
+    noxfile: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    verbs: list[str] = []
+
+    def suite(session: Session, verb: str, *_: object) -> None:
+        verbs.append(verb)
+        if verb == "time" and ended:
+            raise CommandFailed(ended)
+
+    monkeypatch.setattr(noxfile, "suite", suite)
+    monkeypatch.setattr(noxfile, "ready", lambda session: "python")
+    with contextlib.nullcontext() if raised is None else pytest.raises(raised):
+        noxfile.bench_gpu.func(Session())
+    assert verbs == ["time", "run"][: 2 if trains else 1]

@@ -1,5 +1,6 @@
 """How busy a processor is with other people's work while something is timed, and how fast it runs."""
 
+import contextlib
 import os
 import re
 import time
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_STAT, _INFO = Path("/proc/stat"), Path("/proc/cpuinfo")
+_STAT, _INFO, _PROCESSES = Path("/proc/stat"), Path("/proc/cpuinfo"), Path("/proc")
 _GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 #: A machine is overloaded if more than its cores and this share of them are asked for.
 SLACK = 0.1
@@ -68,18 +69,20 @@ class Busy:
     def __init__(self) -> None:
         self.load_before = round(os.getloadavg()[0], 2)
         self.mhz_before = processor_mhz()
-        self._all, self._own, self._since = _busy_seconds(), time.process_time(), time.monotonic()
+        self._all, self._own, self._since = _busy_seconds(), _own_seconds(), time.monotonic()
 
-    def state(self, threads: int) -> dict[str, Any]:
+    def state(self, threads: int, *, all_at_work: bool = True) -> dict[str, Any]:
         """Up to now: load averages and clock before and after, and ``others``, the cores that other
-        processes kept busy (null where the system doesn't tell). ``overloaded``: this process's
-        ``threads`` and the others were more than the cores, or the load average was when it began, or
-        the threads were more than its `quota`."""
+        processes kept busy, those that this one started aside (null where the system doesn't tell).
+        ``overloaded``: this process's ``threads`` (unless ``all_at_work``, what they did) and the others
+        were more than the cores, or the load average was when it began, or the threads were more than
+        its `quota`."""
         span, everyone = time.monotonic() - self._since, _busy_seconds()
-        others = None
+        others, own = None, float(threads)
         if everyone is not None and self._all is not None and span > 0:
-            own = time.process_time() - self._own
-            others = round(max(0.0, everyone - self._all - own) / span, 2)
+            spent = _own_seconds() - self._own
+            others = round(max(0.0, everyone - self._all - spent) / span, 2)
+            own = threads if all_at_work else min(threads, spent / span)
         cores, allowed = core_count(), quota()
         most = cores * (1 + SLACK)
         throttled = allowed is not None and threads > allowed * (1 + SLACK)
@@ -91,7 +94,7 @@ class Busy:
             "mhz_before": self.mhz_before,
             "mhz_after": processor_mhz(),
             "others": others,
-            "overloaded": throttled or self.load_before > most or (others or 0.0) + threads > most,
+            "overloaded": throttled or self.load_before > most or (others or 0.0) + own > most,
         }
 
 
@@ -107,6 +110,25 @@ def _busy_seconds() -> float | None:
             user, nice, system, _, _, irq, soft_irq, steal = map(int, match[2].split()[:8])
             ticks += user + nice + system + irq + soft_irq + steal
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    """Processor time of this process and of all that it started and that they did, such as compilers."""
+    ticks, parents = {}, {}
+    for file in _PROCESSES.glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            # Behind the name, which may hold anything: state, parent, ..., times of its own and of the
+            # children that it has waited for.
+            words = file.read_text().rpartition(")")[2].split()
+            process = int(file.parent.name)
+            parents[process], ticks[process] = int(words[1]), sum(map(int, words[11:15]))
+    mine, found = {os.getpid()}, {os.getpid()}
+    while found:
+        found = {process for process, parent in parents.items() if parent in found}
+        mine |= found
+    if os.getpid() not in ticks:  # not Linux
+        return time.process_time()
+    return sum(ticks.get(process, 0) for process in mine) / os.sysconf("SC_CLK_TCK")
 
 
 def processor_mhz() -> float | None:

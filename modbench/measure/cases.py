@@ -5,7 +5,6 @@ B sequences, T tokens.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -142,10 +141,10 @@ def inference_cases(model: Decoder, config: TimeConfig, dtype: torch.dtype) -> t
     def serve() -> None:
         model.zero_grad(set_to_none=True)
         model.eval().to(dtype)
-        compile_layers(model, config)
 
     def prefill(length: int) -> Prepared:
         serve()
+        compile_layers(model, config)
         tokens_BT = made_up(model, config.prefill_batch, length)
         return Prepared(
             run=lambda: [_read(model, tokens_BT, Cache(len(tokens_BT)), config, logits="last")]
@@ -153,6 +152,7 @@ def inference_cases(model: Decoder, config: TimeConfig, dtype: torch.dtype) -> t
 
     def decode(sequences: int, past: int) -> Prepared:
         serve()
+        as_written(model)
         return _decoding(model, config, sequences, past)
 
     prefills = [
@@ -183,14 +183,12 @@ def _decoding(model: Decoder, config: TimeConfig, sequences: int, past: int) -> 
     graphs = cuda_graphs(on) if is_compiled(model, config) and on.type == "cuda" else None
     kept = Cache(sequences, graphs)
     tokens_BT = made_up(model, sequences, past + tokens)
-    with _uncompiled(model, config):
-        _read(model, tokens_BT[:, :past], kept, config, logits="last")
+    _read(model, tokens_BT[:, :past], kept, config, logits="last")
     filled = kept.mark()
     steps = [tokens_BT[:, place : place + 1].contiguous() for place in range(past, past + tokens)]
 
     def run() -> list[Trace]:
-        with _uncompiled(model, config):
-            return [_read(model, step_B1, kept, config, logits="all") for step_B1 in steps]
+        return [_read(model, step_B1, kept, config, logits="all") for step_B1 in steps]
 
     return Prepared(run=run, before=lambda: kept.rewind(filled))
 
@@ -219,20 +217,21 @@ def is_compiled(model: Decoder, config: TimeConfig) -> bool:
 def compile_layers(model: Decoder, config: TimeConfig) -> None:
     """Compile each layer of ``model`` in place, if that is asked for: under the causal rule the host
     has to know who enters before a layer can go on."""
-    if not is_compiled(model, config):
+    if not is_compiled(model, config) or any("forward" in vars(layer) for layer in model.layers):
         return
     import torch._dynamo.config as dynamo
 
-    # One program to each shape, for all layers: what is timed has few shapes, and each is run often.
-    dynamo.allow_unspec_int_on_nn_module = True
-    dynamo.recompile_limit = 8 * (2 + len(config.prefill))
+    # A program to each layer and shape, for a layer's number and what the cache has of those before it
+    # are part of it. One that ran as written beside compiled ones would be a false comparison.
+    most = 2 * len(model.layers) * (2 + len(config.prefill))
+    dynamo.recompile_limit = max(dynamo.recompile_limit, most)
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * most)
+    dynamo.fail_on_recompile_limit_hit = True
     for layer in model.layers:
-        layer.compile(dynamic=False)
+        vars(layer)["forward"] = torch.compile(layer.forward, dynamic=False)
 
 
-def _uncompiled(model: Decoder, config: TimeConfig) -> AbstractContextManager[Any]:
-    """Inside, what is compiled runs as it was written: a cache that grows with each token would be
-    compiled with each token."""
-    if not is_compiled(model, config):
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+def as_written(model: Decoder) -> None:
+    """Undo `compile_layers`: a cache that grows with each token would be compiled with each token."""
+    for layer in model.layers:
+        vars(layer).pop("forward", None)

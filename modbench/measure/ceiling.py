@@ -3,12 +3,14 @@
 R rows, I inner dimension, C columns.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from modbench.measure.stopwatch import Stopwatch, sampled
+from modbench.measure.stopwatch import Stopwatch, nothing, sampled
 from modbench.measure.subject import Subject
 from modbench.model.block import up_columns
 from modbench.model.config import ModelConfig
@@ -29,15 +31,27 @@ def gemm_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def ceilings(subject: Subject, watch: Stopwatch, copied: int | None = None) -> dict[str, Any]:
+def ceilings(
+    subject: Subject,
+    watch: Stopwatch,
+    copied: int | None = None,
+    meanwhile: Callable[[], object] = nothing,
+) -> dict[str, Any]:
     """``gemm``: FLOP/s of ``(rows, inner) @ (inner, columns)`` at one training batch's rows, in the
     run's dtype and in float32. ``copy_bytes_per_second``: bytes read and written. Each the best of the
-    samples: what disturbs a sample only makes it slower."""
+    samples: what disturbs a sample only makes it slower. ``meanwhile`` is called in each sample, as
+    `sampled` does."""
+    time = subject.time
+
+    def best(run: Callable[[], object]) -> float:
+        taken = sampled(watch, run, samples=time.samples, warm_up=time.warm_up, meanwhile=meanwhile)
+        return min(taken.seconds)
+
     rows = subject.train.batch * subject.train.sequence
     gemms = []
     for dtype in dict.fromkeys((subject.dtype, torch.float32)):
         for name, (inner, columns) in gemm_shapes(subject.config).items():
-            seconds = _gemm(subject, watch, dtype, rows, inner, columns)
+            seconds = best(_gemm(subject, dtype, rows, inner, columns))
             gemms.append(
                 {
                     "dtype": str(dtype).removeprefix("torch."),
@@ -49,24 +63,23 @@ def ceilings(subject: Subject, watch: Stopwatch, copied: int | None = None) -> d
                 }
             )
     size = COPIED[subject.on.type] if copied is None else copied
-    return {"gemm": gemms, "copy_bytes_per_second": 2 * size / _copy(subject, watch, size)}
+    return {"gemm": gemms, "copy_bytes_per_second": 2 * size / best(_copy(subject, size))}
 
 
 def _gemm(
-    subject: Subject, watch: Stopwatch, dtype: torch.dtype, rows: int, inner: int, columns: int
-) -> float:
+    subject: Subject, dtype: torch.dtype, rows: int, inner: int, columns: int
+) -> Callable[[], object]:
     x_RI = torch.randn(rows, inner, device=subject.on).to(dtype)
     weight_CI = torch.randn(columns, inner, device=subject.on).to(dtype)
-    with torch.no_grad():
-        return _best(subject, watch, lambda: F.linear(x_RI, weight_CI))
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        return F.linear(x_RI, weight_CI)
+
+    return run
 
 
-def _copy(subject: Subject, watch: Stopwatch, size: int) -> float:
+def _copy(subject: Subject, size: int) -> Callable[[], object]:
     source = torch.ones(size, dtype=torch.uint8, device=subject.on)
     target = torch.zeros_like(source)
-    return _best(subject, watch, lambda: target.copy_(source))
-
-
-def _best(subject: Subject, watch: Stopwatch, run: Any) -> float:
-    time = subject.time
-    return min(sampled(watch, run, samples=time.samples, warm_up=time.warm_up).seconds)
+    return lambda: target.copy_(source)

@@ -38,16 +38,13 @@ def timed(kind: str, subject: Subject, threads: int, say: Say) -> dict[str, Any]
     if kind == "ceiling":
         say({"event": "phase", "phase": "matmuls and copies"})
         watched = Watched()
-        _look(gpu, watched)
-        found = ceilings(subject, watch)
-        _look(gpu, watched)
+        found = ceilings(subject, watch, meanwhile=lambda: _look(gpu, watched))
         found["gpu"] = watched.as_dict() if gpu is not None else None
-        return found | _machine(busy, threads, why_none)
-    return _cases(subject, watch, gpu, say) | _machine(busy, threads, why_none)
-
-
-def _machine(busy: Busy, threads: int, why_none: str | None) -> dict[str, Any]:
-    return {"machine": busy.state(threads) | {"nvml": why_none or "ok"}}
+    else:
+        found = _cases(subject, watch, gpu, say)
+    # What a GPU is given takes one core or two of the processor's, whatever threads there are.
+    state = busy.state(threads, all_at_work=subject.on.type == "cpu")
+    return found | {"machine": state | {"nvml": why_none or "ok"}}
 
 
 def _cases(subject: Subject, watch: Stopwatch, gpu: Gpu | None, say: Say) -> dict[str, Any]:

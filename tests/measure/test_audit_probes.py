@@ -13,6 +13,7 @@ from torch import Tensor
 
 from modbench.flops.ledger import Counts, Load
 from modbench.measure.audit import Finding, audit
+from modbench.measure.audit.counting import conventions
 from modbench.measure.audit.finding import NO_BLOCK
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
@@ -363,3 +364,8 @@ def test_a_router_that_ends_the_process_has_failed_and_the_audit_goes_on(depth) 
     assert len(findings) == 11
     assert findings[0].failed
     assert findings[0].figure == "raised SystemExit: 0 (at 3 x 63 tokens)"
+
+
+def test_the_count_on_a_gpu_is_held_without_the_blocks_of_a_cpu() -> None:
+    assert conventions(torch.device("cpu")) == ("model", "full", "executed")
+    assert conventions(torch.device("cuda")) == ("model", "full")

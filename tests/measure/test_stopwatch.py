@@ -146,14 +146,26 @@ def test_where_nvml_cannot_be_asked_it_says_why(monkeypatch: pytest.MonkeyPatch)
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, place: Path, *, load: float, busy_ticks: int) -> Busy:
-    """A machine of two cores that a process watches for ten seconds, all its own work being 4."""
-    stat, clock, own = place / "stat", [100.0], [1.0]
+    """A machine of two cores that a process watches for ten seconds, all its own work being 4: of what
+    it started, and that started, too."""
+    stat, clock = place / "stat", [100.0]
     monkeypatch.setattr(busy, "_STAT", stat)
+    monkeypatch.setattr(busy, "_PROCESSES", place)
     monkeypatch.setattr(busy, "usable_cores", lambda: {0, 2})
     monkeypatch.setattr(busy.os, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(busy.os, "sysconf", lambda name: 100)
     monkeypatch.setattr(busy.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(busy.time, "process_time", lambda: own[0])
+
+    def worked(process: int, name: str, parent: int, *ticks: int) -> None:
+        (place / f"{process}").mkdir(exist_ok=True)
+        times = " ".join(map(str, ticks))
+        line = f"{process} ({name}) S {parent} 1 1 0 -1 0 0 0 0 0 {times} 20 0 1 0 99"
+        (place / f"{process}" / "stat").write_text(line)
+
+    own = busy.os.getpid()
+    worked(own, "python) S 1 (", 1, 90, 10, 0, 0)
+    worked(own + 1, "compiler", own, 5, 5, 0, 0)
+    worked(own + 3, "neighbour", 1, 0, 0, 0, 0)
 
     def write(ticks: int) -> None:
         others = ("cpu  9 9 9 9 9 9 9 9 0 0", f"cpu1 {3 * ticks} 0 0 0 0 0 0 0 0 0", "intr 5")
@@ -163,7 +175,11 @@ def machine(monkeypatch: pytest.MonkeyPatch, place: Path, *, load: float, busy_t
     write(0)
     watch = Busy()
     write(busy_ticks)
-    clock[0], own[0] = 110.0, 5.0
+    clock[0] = 110.0
+    worked(own, "python) S 1 (", 1, 190, 20, 30, 10)
+    worked(own + 1, "compiler", own, 65, 10, 5, 10)
+    worked(own + 2, "its child", own + 1, 150, 20, 0, 0)
+    worked(own + 3, "neighbour", 1, 600, 0, 0, 0)
     return watch
 
 
@@ -173,7 +189,20 @@ def test_other_peoples_work_is_what_the_cores_did_without_ours(
     state = machine(monkeypatch, tmp_path, load=0.5, busy_ticks=1000).state(threads=1)
     assert state["others"] == 0.6
     assert not state["overloaded"]
-    assert machine(monkeypatch, tmp_path, load=0.5, busy_ticks=1000).state(threads=2)["overloaded"]
+
+
+def test_what_waits_for_a_gpu_is_counted_by_its_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def watch(number: int, busy_ticks: int) -> Busy:
+        place = tmp_path / f"{number}"
+        place.mkdir()
+        return machine(monkeypatch, place, load=0.5, busy_ticks=busy_ticks)
+
+    assert watch(1, 1000).state(2)["overloaded"]
+    assert not watch(2, 1000).state(2, all_at_work=False)["overloaded"]
+    assert watch(3, 2000).state(2, all_at_work=False)["others"] == 1.6
+    assert watch(4, 2300).state(2, all_at_work=False)["overloaded"]
 
 
 @pytest.mark.parametrize(

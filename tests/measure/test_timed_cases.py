@@ -3,12 +3,14 @@
 B sequences, T tokens.
 """
 
-from contextlib import nullcontext
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.config as dynamo
 
 from modbench.errors import UserError
 from modbench.flops.ledger import Load
@@ -177,38 +179,63 @@ def test_what_is_no_want_of_memory_is_raised(monkeypatch: pytest.MonkeyPatch) ->
         timed("time", subject(decode_past=[8], decode_batches=[1]), 1, lambda _: None)
 
 
+@pytest.fixture
+def _limits() -> Iterator[None]:
+    """Puts back what compiling layers sets for the whole process."""
+    names = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit")
+    with dynamo.patch({name: getattr(dynamo, name) for name in names}):
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("_limits")
 @pytest.mark.parametrize(("asked", "compiled"), [("on", True), ("off", False), ("auto", False)])
 def test_all_is_compiled_where_it_is_asked_for_but_decoding(
     asked: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layers: list[Any] = []
     ran: list[str] = []
-
-    def set_stance(stance: str) -> Any:
-        ran.append(stance)
-        return nullcontext()
 
     def compile(function: Any, *, dynamic: bool) -> Any:
         assert not dynamic
 
         def run(*given: Any) -> Any:
-            ran.append(function.__name__)
+            ran.append(function.__qualname__.rpartition("<locals>.")[2])
             return function(*given)
 
         return run
 
     monkeypatch.setattr(torch, "compile", compile)
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer, *, dynamic: layers.append(layer))
-    monkeypatch.setattr(torch.compiler, "set_stance", set_stance)
-    of = subject("mod", compile=asked, decode_batches=[1], decode_past=[8])
+    of = subject("mod", compile=asked, prefill=[24, 8], decode_batches=[1], decode_past=[8])
     model = of.build()
-    expected = {"forward": ["forward"], "train": ["losses"], "prefill": [], "decode": ["force_eager"]}
+    layers = ["Block.forward", "DepthRouted.forward"] * 2
+    expected = {"forward": ["forward"], "train": ["losses"], "prefill": layers}
     for case in all_cases(of, model):
         prepared = case.prepare()
         ran.clear()
         prepared.run()
-        assert ran == (expected[case.phase] if compiled else [])
-    assert layers == (list(model.layers) if compiled else [])
+        assert ran == (expected.get(case.phase, []) if compiled else [])
+    assert not compiled or dynamo.fail_on_recompile_limit_hit
+
+
+@pytest.mark.usefixtures("_limits")
+def test_each_layer_has_its_program_for_each_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More layers than PyTorch would make programs of one function: none runs as it was written."""
+    programs: list[int] = []
+
+    def program(graph: torch.fx.GraphModule, _: Any) -> Any:
+        programs.append(1)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=program))
+    of = subject("vanilla", compile="on", prefill=[24, 8])
+    of = replace(of, config=replace(of.config, layers=dynamo.recompile_limit + 1))
+    for case in inference_cases(of.build(), of.time, of.dtype)[:2]:
+        prepared = case.prepare()
+        programs.clear()
+        prepared.run()
+        assert len(programs) == of.config.layers
+        prepared.run()
+        assert len(programs) == of.config.layers
 
 
 def test_ceilings_are_of_the_models_own_matmuls() -> None:

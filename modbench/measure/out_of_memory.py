@@ -9,8 +9,14 @@ _SAID = re.compile(
 )
 
 
-#: What a RuntimeError says that has no size: PyTorch on a CPU, CUDA, its matrix library.
-_WORDS = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+#: What a RuntimeError says that has no size: PyTorch on a CPU, CUDA, Triton, CUDA's libraries.
+_WORDS = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def asked_bytes(text: str) -> int | None:

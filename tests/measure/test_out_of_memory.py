@@ -45,7 +45,12 @@ def test_one_that_a_router_is_blamed_for_is_still_one() -> None:
 
 @pytest.mark.parametrize(
     "says",
-    ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"],
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "Triton Error [CUDA]: out of memory",
+    ],
 )
 def test_what_a_gpus_libraries_say(says: str) -> None:
     error = RuntimeError(says)

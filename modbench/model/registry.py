@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -67,7 +68,7 @@ def _installed() -> dict[str, EntryPoint]:
         UserError: two packages offer one name.
     """
     found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=GROUP):
+    for point in _points():
         other = found.get(point.name)
         if other is not None and other.value != point.value:
             raise UserError(
@@ -76,6 +77,15 @@ def _installed() -> dict[str, EntryPoint]:
             )
         found[point.name] = point
     return found
+
+
+def _points() -> list[EntryPoint]:
+    """Those of installed packages; in a checkout that is run without being installed, its own, too."""
+    found, project = list(entry_points(group=GROUP)), Path(__file__).parents[2] / "pyproject.toml"
+    if any(point.module.startswith("modbench.routers.") for point in found) or not project.exists():
+        return found
+    own = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["entry-points"][GROUP]
+    return found + [EntryPoint(name, module, GROUP) for name, module in own.items()]
 
 
 def _is_installed_as(router: type, name: str) -> bool:

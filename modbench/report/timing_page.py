@@ -164,6 +164,10 @@ def _remarks(group: Group) -> Iterable[str]:
             yield f"{escaped(part.label)}, memory of {part.phase}: {escaped(part.error)}"
     for status, error in group.failed_ceilings:
         yield f"ceilings: {status}: {escaped(error)}"
+    slowed, ceilings = group.throttled_ceilings
+    if slowed:
+        which = "invalid, so that there is no utilisation" if slowed == ceilings else "left out"
+        yield f"ceilings: throttled in {slowed} of {ceilings} processes: {which}"
     hit, ceilings = group.loaded_ceilings
     if hit:
         yield f"ceilings: {loaded(hit, ceilings)}; they may lie higher, and utilisation lower"

@@ -22,7 +22,8 @@ MEMORY = {"training_memory": "training", "inference_memory": "inference"}
 @dataclass(frozen=True, kw_only=True)
 class CaseRow:
     """One case of one scheme, over all processes that measured it. A figure is None where it can't be
-    given; ``status`` is ``ok``, ``invalid`` (throttled throughout), ``oom`` or ``failed``."""
+    given; ``status`` is ``ok``, ``invalid`` (throttled in all processes: its time is shown, and nothing
+    is reckoned from it), ``oom`` or ``failed``."""
 
     label: str
     router: str
@@ -62,9 +63,14 @@ class CaseRow:
         return self.seconds_median is not None
 
     @property
+    def is_invalid(self) -> bool:
+        return self.status == "invalid"
+
+    @property
     def doubts(self) -> str:
         """What speaks against its time, in words; nothing of a good one."""
-        return _doubts(self.stable, self.loaded)
+        found = "invalid" if self.is_invalid else "", _doubts(self.stable, self.loaded)
+        return ", ".join(filter(None, found))
 
     @property
     def doubts_of_both(self) -> str:
@@ -161,24 +167,30 @@ def _case_row(
         "compiled": timing.measured["compiled"],
         "dtype": timing.environment["dtype"],
     }
-    seconds = [value for _, one in valid for value in one["seconds"]]
+    known |= {"status": "ok" if valid else "invalid"}
+    used = valid or measured
+    seconds = [value for _, one in used for value in one["seconds"]]
     if len(seconds) < 3:
-        status = "invalid" if len(valid) < len(measured) else "ok"
-        return CaseRow(**known, status=status, n=len(seconds), processes=len(valid), flags=flags)
+        return CaseRow(**known, n=len(seconds), processes=len(used), flags=flags)
     spread = summary(seconds)
-    short = any(min(one["seconds"]) * one["loops"] < SHORTEST for _, one in valid)
+    short = any(min(one["seconds"]) * one["loops"] < SHORTEST for _, one in used)
     stable = spread["stable"] and not short
-    rate, best = known["flops_executed"] / spread["median"], ceiling(known["dtype"])
-    joules = [one["joules"] for _, one in valid if one["joules"] is not None]
-    return CaseRow(
+    row = CaseRow(
         **known,
         seconds_median=spread["median"],
         seconds_iqr=spread["iqr"],
         n=spread["n"],
-        processes=len(valid),
+        processes=len(used),
         stable=stable,
-        loaded=any(of.measured["machine"]["overloaded"] for of, _ in valid),
+        loaded=any(of.measured["machine"]["overloaded"] for of, _ in used),
         flags="; ".join(filter(None, ("" if stable else "unstable", flags))),
+    )
+    if not valid:
+        return row
+    rate, best = known["flops_executed"] / spread["median"], ceiling(known["dtype"])
+    joules = [one["joules"] for _, one in valid if one["joules"] is not None]
+    return replace(
+        row,
         flops_per_second=rate,
         ceiling=best,
         utilisation=None if best is None else rate / best,
@@ -197,7 +209,8 @@ def _flags(measured: list[tuple[Timing, dict[str, Any]]], all_of_them: int, ran_
         texts.append(loaded(overloaded, processes))
     if reasons:
         hit = sum(bool(some) for some in slowed)
-        texts.append(f"throttled in {hit} of {processes} processes ({', '.join(reasons)}): left out")
+        which = "invalid" if hit == processes else "left out"
+        texts.append(f"throttled in {hit} of {processes} processes ({', '.join(reasons)}): {which}")
     if ran_out:
         texts.append(f"memory ran out in {ran_out} of {all_of_them} processes")
     failed = all_of_them - processes - ran_out
@@ -209,6 +222,8 @@ def _flags(measured: list[tuple[Timing, dict[str, Any]]], all_of_them: int, ran_
 def held_against(row: CaseRow, dense: CaseRow | None) -> CaseRow:
     """``row`` with its speed-ups over the ``dense`` row's same case."""
     if dense is None or row.seconds_median is None or dense.seconds_median is None:
+        return row
+    if row.is_invalid or dense.is_invalid:
         return row
     if not row.flops_realised or not dense.flops_realised:
         return row

@@ -60,6 +60,12 @@ class Group:
         return list(dict.fromkeys((timing.status, timing.error or "") for timing in bad))
 
     @cached_property
+    def throttled_ceilings(self) -> tuple[int, int]:
+        """How many of the processes that measured ceilings were throttled, and how many there are."""
+        good = [t for t in self.timings if t.kind == "ceiling" and t.status == "ok"]
+        return sum(not _usable_ceiling(timing) for timing in good), len(good)
+
+    @cached_property
     def loaded_ceilings(self) -> tuple[int, int]:
         """How many of the processes behind the ceilings shared the machine, and how many there are."""
         usable = [t for t in self.timings if t.kind == "ceiling" and _usable_ceiling(t)]

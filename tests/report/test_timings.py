@@ -143,18 +143,38 @@ def test_two_schemes_under_one_label_are_not_pooled() -> None:
 
 
 def test_throttled_processes_are_left_out_of_everything() -> None:
-    rows = rows_of(
+    timings = (
         timed("vanilla", make_case(throttled=())),
         timed("vanilla", make_case(seconds=(9.0,) * 4, throttled=THROTTLED), repetition=2),
-        timed("mod", make_case(throttled=THROTTLED)),
+        timed("mod", make_case(throttled=())),
+        ceiling(),
+        ceiling(9e12, repetition=2, throttled=THROTTLED),
     )
-    vanilla, mod = rows["vanilla", "forward"], rows["mod", "forward"]
-    assert (vanilla.seconds_median, vanilla.n, vanilla.processes) == (0.1, 4, 1)
+    vanilla = rows_of(*timings)["vanilla", "forward"]
+    assert (vanilla.status, vanilla.seconds_median, vanilla.n, vanilla.processes) == ("ok", 0.1, 4, 1)
     assert vanilla.flags == "throttled in 1 of 2 processes (power cap): left out"
-    assert (mod.status, mod.seconds_median, mod.realised_efficiency) == ("invalid", None, None)
-    assert "mod, forward: invalid" in timing_page(
-        TimingTable.of([timed("mod", make_case(throttled=THROTTLED))])
-    )
+    assert vanilla.ceiling == 1e12
+    assert "ceilings: throttled in 1 of 2 processes: left out" in timing_page(TimingTable.of(timings))
+
+
+@pytest.mark.parametrize("slowed", ["vanilla", "mod"])
+def test_a_time_that_was_throttled_throughout_is_shown_and_nothing_reckoned_from_it(slowed: str) -> None:
+    timings = [
+        timed(label, make_case(throttled=THROTTLED if label == slowed else (), joules=7.0))
+        for label in ("vanilla", "mod")
+    ]
+    timings.append(ceiling(throttled=THROTTLED))
+    rows = rows_of(*timings)
+    row, (other,) = rows[slowed, "forward"], (one for (label, _), one in rows.items() if label != slowed)
+    assert (row.status, row.seconds_median, row.n) == ("invalid", 0.1, 4)
+    assert row.flops_per_second is row.utilisation is row.joules is None
+    assert (other.status, other.joules) == ("ok", 7.0)
+    assert (row.realised_efficiency, row.speed_up) == (None, None)
+    assert rows["mod", "forward"].realised_efficiency is None
+    page = timing_page(TimingTable.of(timings))
+    assert f"| {slowed} | 100.00 ± 0.00 (invalid) |" in page
+    assert f"{slowed}, all cases: throttled in 1 of 1 processes (power cap): invalid" in page
+    assert "ceilings: throttled in 1 of 1 processes: invalid, so that there is no utilisation" in page
 
 
 def test_a_machine_with_other_work_is_flagged() -> None:

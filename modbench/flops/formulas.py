@@ -140,6 +140,28 @@ def _sparse(first: str, second: str) -> Formula:
     return formula
 
 
+def _bag(rows: str) -> Formula:
+    """Each index adds its row, weighted, to a bag; ``rows`` are as wide as it. A sum without weights is
+    no matmul."""
+
+    def formula(arguments: Mapping[str, Any], result: Any) -> int:
+        if "per_sample_weights" in arguments and arguments["per_sample_weights"] is None:
+            return 0
+        return 2 * _looked_up(arguments) * arguments[rows].shape[-1]
+
+    return formula
+
+
+def _looked_up(arguments: Mapping[str, Any]) -> int:
+    """Indices but those of padding, whose rows are left out. On the meta device they have no values:
+    then all count."""
+    indices: Tensor = arguments["indices"]
+    padding = arguments.get("padding_idx", -1)
+    if indices.is_meta or padding is None or padding < 0:
+        return indices.numel()
+    return int((indices != padding).sum())
+
+
 _SDPA = (
     "flash_attention",
     "efficient_attention",
@@ -197,6 +219,12 @@ FORMULAS: dict[str, Formula] = {
     "aten::_cdist_forward": fused.distances,
     "aten::_sparse_addmm": _sparse("mat1", "mat2"),
     "aten::_sparse_mm": _sparse("sparse", "dense"),
+    "aten::_embedding_bag": _bag("weight"),
+    "aten::_embedding_bag_forward_only": _bag("weight"),
+    "aten::_embedding_bag_backward": _bag("grad"),
+    "aten::_embedding_bag_dense_backward": _bag("grad"),
+    "aten::_embedding_bag_sparse_backward": _bag("grad"),
+    "aten::_embedding_bag_per_sample_weights_backward": _bag("grad"),
     "aten::_scaled_dot_product_attention_math_for_mps": FusedAttention(),
     **{f"aten::_scaled_dot_product_{kind}": FusedAttention() for kind in _SDPA},
     **{f"aten::_scaled_dot_product_{kind}_backward": FusedAttention(backward=True) for kind in _SDPA},

@@ -259,7 +259,10 @@ def _parse(verbs: dict[str, Callable[..., int]], arguments: Sequence[str], name:
         parts = parts if inside else parts[1:]
         said = re.sub(r"Error parsing \S+: ", "", "; ".join(parts).replace(".;", ";"))
         raise UserError(_no_number(said) or said or box.getvalue()) from end
-    return call()
+    try:
+        return call()
+    except SystemExit as end:  # no line of ours does that: a green exit code would be a lie
+        raise UserError(f"a router's code, or what it uses, raised SystemExit: {end}; mend it") from end
 
 
 def _no_number(said: str) -> str | None:

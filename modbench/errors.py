@@ -8,6 +8,10 @@ class UserError(ValueError):
     """A user's mistake. The command line prints its one sentence and exits with 2, no traceback."""
 
 
+#: What code that isn't ours may raise. SystemExit, too: it would end the program as if all were well.
+FAULTS = (Exception, SystemExit)
+
+
 def known_names(name: object, known: Iterable[str]) -> str:
     """The tail of an 'unknown X' sentence: the nearest match, if any is near, and the list."""
     names = sorted(known)

@@ -62,7 +62,7 @@ def reading(decoder: "Decoder") -> Reading:
     attention_width = config.heads * config.head_width
     key_value_width = config.key_heads * config.head_width
     vectors = sum(p.numel() for layer in layers for p in layer.parameters() if p.dim() < 2)
-    matrices = sum(layer.active_parameters() for layer in layers) - vectors
+    matrices = sum(decoder.active_by_layer()) - vectors
     of_one_token = decoder.ledger(Load.uniform(1, 1)).by_component("full")
     per_layer = 2 * config.width * (attention_width + key_value_width)
     # A plugin may have dropped attention, or score with more than it holds: the parts sum up even so.

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from modbench.errors import UserError
+from modbench.errors import FAULTS, UserError
 from modbench.flops.ledger import CONVENTIONS, Direction, Ledger, Load
 from modbench.flops.literature import ALL_CONVENTIONS, Reading, check_known, literature_flops
 from modbench.model.config import ModelConfig
@@ -146,7 +146,7 @@ def _profiled(model: Any, load: Load, convention: str) -> int:
         counted = count(model, inputs, phase=load.phase, past=load.past[0])
     except UserError:
         raise
-    except Exception as error:  # a router's own code runs here
+    except FAULTS as error:  # a router's own code runs here
         raise UserError(
             f"--profile: the model raised {type(error).__name__} on the meta device, where nothing has "
             f"values ({' '.join(str(error).split())[:200]}); mend it, or leave --profile out"

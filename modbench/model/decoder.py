@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from modbench.errors import UserError
+from modbench.errors import FAULTS, UserError
 from modbench.flops.component import component
-from modbench.flops.ledger import OUTSIDE, Ledger, Load, matmul
+from modbench.flops.ledger import OUTSIDE, Counts, Ledger, Load, matmul
+from modbench.model.answers import active_of, built_layer, ledger_of, promised_of
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.cross_entropy import cross_entropy, losses
@@ -30,7 +31,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, self.router = config, router
         self.embedding = nn.Embedding(config.vocabulary, config.width)
-        self.layers = nn.ModuleList(_layer(router, config, n) for n in range(config.layers))
+        self.layers = nn.ModuleList(built_layer(router, config, n) for n in range(config.layers))
         self.norm = RMSNorm(config.width, eps=config.norm_epsilon)
         self.head = None if config.tied_head else nn.Linear(config.width, config.vocabulary, bias=False)
 
@@ -100,8 +101,8 @@ class Decoder(nn.Module):
         none."""
         parts = []
         load = replace(load, input_gradient=self.embedding.weight.requires_grad)
-        for layer in self.layers:
-            part = _ledger(self.router, layer, load)  # type: ignore[arg-type]
+        for number, layer in enumerate(self.layers):
+            part = ledger_of(self.router, layer, number, load)  # type: ignore[arg-type]
             parts.append(part)
             takes: bool = layer.takes_gradient(load)  # type: ignore[operator]
             if load.checkpoint and (takes or any(way == "backward" for (_, _, way), _ in part)):
@@ -133,15 +134,29 @@ class Decoder(nn.Module):
         if kind == "total":
             return total
         layers: list[Layer] = list(self.layers)  # type: ignore[arg-type]
-        for number, layer in enumerate(layers):
-            held, active = sum(p.numel() for p in layer.parameters()), layer.active_parameters()
-            if not 0 <= active <= held:
-                raise UserError(
-                    f"router '{self.router.name}': active_parameters of layer {number} says {active:,}; "
-                    f"it must be 0 to the layer's {held:,}"
-                )
-            total -= held - active
+        for layer, active in zip(layers, self.active_by_layer(), strict=True):
+            total -= sum(p.numel() for p in layer.parameters()) - active
         return total
+
+    def active_by_layer(self) -> list[int]:
+        """What each layer's ``active_parameters`` says.
+
+        Raises:
+            UserError: as `parameter_count`.
+        """
+        layers: list[Layer] = list(self.layers)  # type: ignore[arg-type]
+        return [active_of(self.router, layer, number) for number, layer in enumerate(layers)]
+
+    def promised(self, load: Load) -> Counts:
+        """What the layers promise of ``load``, all together.
+
+        Raises:
+            UserError: a layer promises what is no count.
+        """
+        found: dict[tuple[int, str], tuple[int, ...]] = {}
+        for number, layer in enumerate(self.layers):
+            found |= promised_of(self.router, layer, number, load)  # type: ignore[arg-type]
+        return found
 
 
 def _last(x_BTD: Tensor, context: Context) -> Tensor:
@@ -176,42 +191,6 @@ def _checkpointed(layer: nn.Module, x_BTD: Tensor, context: Context) -> Tensor:
         )
 
 
-def _layer(router: Router, config: ModelConfig, number: int) -> Layer:
-    """What ``router`` builds; its mistakes are its author's to mend, and are told as such."""
-    try:
-        layer = router.build_layer(config, number)
-    except UserError as error:
-        raise UserError(f"router '{router.name}': {error}") from error
-    except Exception as error:
-        raise UserError(
-            f"router '{router.name}' raised {type(error).__name__}: {error} in build_layer for layer "
-            f"{number}; mend it"
-        ) from error
-    if not isinstance(layer, Layer):
-        raise UserError(
-            f"router '{router.name}' built {type(layer).__name__} for layer {number}; build_layer must "
-            "return a modbench.model.router.Layer"
-        )
-    return layer
-
-
-def _ledger(router: Router, layer: Layer, load: Load) -> Ledger:
-    try:
-        ledger = layer.ledger(load)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"router '{router.name}' raised {type(error).__name__}: {error} in ledger; mend it"
-        ) from error
-    if not isinstance(ledger, Ledger):
-        raise UserError(
-            f"router '{router.name}' gave {type(ledger).__name__} for a ledger; it must return a "
-            "modbench.flops.ledger.Ledger"
-        )
-    return ledger
-
-
 def build_model(config: ModelConfig, router: Router, seed: int = 0) -> Decoder:
     """A decoder with first weights: the same bits for the same arguments, whatever ran before.
 
@@ -223,7 +202,14 @@ def build_model(config: ModelConfig, router: Router, seed: int = 0) -> Decoder:
     torch.manual_seed(stream(seed, "router").initial_seed())
     try:
         model = Decoder(config, router)
-        model.initialise(seed)
+        try:
+            model.initialise(seed)
+        except UserError:
+            raise
+        except FAULTS as error:
+            raise UserError(
+                f"router '{router.name}' raised {type(error).__name__}: {error} in initialise; mend it"
+            ) from error
     finally:
         torch.set_rng_state(state)
     return model

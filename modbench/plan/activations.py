@@ -22,8 +22,9 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.overrides import TorchFunctionMode
 
-from modbench.errors import UserError
+from modbench.errors import FAULTS, UserError
 from modbench.flops.ledger import Load
+from modbench.model.answers import ledger_of
 from modbench.model.causal_attention import causal_attention
 from modbench.model.context import Context
 from modbench.model.cross_entropy import on_gpu, part_rows
@@ -259,7 +260,7 @@ class Steps:
             ) from error
         except UserError:
             raise
-        except Exception as error:
+        except FAULTS as error:
             raise UserError(
                 f"router '{self._decoder.router.name}' raised {type(error).__name__}: {error} when its "
                 "layer was run without values; mend it"
@@ -313,10 +314,8 @@ def _kinds(decoder: Decoder, length: int) -> list[int]:
     kinds: list[int] = []
     load = Load.uniform(1, length, "train")
     for number, layer in enumerate(decoder.layers):
-        spent = frozenset(
-            (component, direction, flops)
-            for (_, component, direction), flops in layer.ledger(load)  # type: ignore[operator]
-        )
+        ledger = ledger_of(decoder.router, layer, number, load)  # type: ignore[arg-type]
+        spent = frozenset((component, direction, flops) for (_, component, direction), flops in ledger)
         shapes = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
         kinds.append(first.setdefault((type(layer), spent, shapes), number))
     return kinds

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import math
 import re
 import sys
 import tomllib
@@ -11,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from modbench.errors import UserError, known_names
+from modbench.errors import FAULTS, UserError, known_names
 from modbench.typed import checked
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def router_class(name: str) -> "type[Router]":
             point.load()
         except UserError:
             raise
-        except Exception as error:
+        except FAULTS as error:
             raise UserError(
                 f"router '{name}': loading its entry point {point.value} raised "
                 f"{type(error).__name__}: {error}; mend or uninstall that package"
@@ -211,7 +212,7 @@ def _owners(option: str) -> list[str]:
     for name in router_names():
         try:
             router = router_class(name)
-        except (Exception, SystemExit):  # another router's fault is none of this mistake's
+        except FAULTS:  # another router's fault is none of this mistake's
             continue
         if any(field.name == option and field.init for field in fields(router)):  # type: ignore[arg-type]
             owners.append(name)
@@ -227,7 +228,13 @@ def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router
     """
     options = dict(options or {})
     router = router_class(name)
-    hints = get_type_hints(router)
+    try:
+        hints = get_type_hints(router)
+    except FAULTS as error:
+        raise UserError(
+            f"router '{name}': the type of an option can't be resolved ({type(error).__name__}: "
+            f"{error}); import what it names at the top of the file"
+        ) from error
     known = {field.name: field for field in fields(router) if field.init}  # type: ignore[arg-type]
     for option, value in options.items():
         if option not in known:
@@ -248,11 +255,36 @@ def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router
             "[[schemes]] options, or a default in its class"
         )
     try:
-        return router(**options)
+        built = router(**options)
+        for option, value in built.options().items():
+            _check_plain(f"option '{option}'", value)
+        return built
     except UserError as error:
         raise UserError(f"router '{name}': {error}") from error
-    except Exception as error:
+    except FAULTS as error:
         raise UserError(
             f"router '{name}' raised {type(error).__name__}: {error} when it was built; mend its "
             "__post_init__"
         ) from error
+
+
+def _check_plain(what: str, value: object) -> None:
+    """
+    Raises:
+        UserError: ``value`` can't stand in a record, which is JSON.
+    """
+    if isinstance(value, Mapping) and all(type(key) is str for key in value):
+        for key, entry in value.items():
+            _check_plain(f"{what} {key}", entry)
+    elif type(value) in (list, tuple):
+        for i, entry in enumerate(value):  # type: ignore[arg-type,var-annotated]
+            _check_plain(f"{what}[{i}]", entry)
+    elif not (
+        value is None
+        or type(value) in (bool, int, str)
+        or (type(value) is float and math.isfinite(value))
+    ):
+        raise UserError(
+            f"{what} is {value!r}, and records are JSON; take a finite number, a string, true or false, "
+            "nothing, or a list or table of them"
+        )

@@ -211,3 +211,24 @@ def test_a_checkout_that_is_not_installed_has_its_own_routers(
     assert set(router_names()) == own | {point.name for point in stranger}
     monkeypatch.setattr(registry, "entry_points", lambda group: installed + stranger)
     assert {point.value for point in registry._points()} == {p.value for p in installed + stranger}
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("strength: 'Undefined' = 1.0", "the type of an option can't be resolved .NameError: name 'Und"),
+        ("strength: float = float('inf')", "option 'strength' is inf, and records are JSON; take a fin"),
+        (
+            "strength: frozenset = frozenset({1})",
+            r"option 'strength' is frozenset\(\{1\}\), and records",
+        ),
+        ("strength: type = int", "option 'strength' is <class 'int'>, and records are JSON"),
+        ("strength: tuple = (1, float('nan'))", r"option 'strength'\[1\] is nan, and records are JSON"),
+    ],
+    ids=["unresolved", "infinite", "set", "class", "nan-inside"],
+)
+def test_an_option_that_no_record_can_hold_is_refused(option: str, words: str, tmp_path: Path) -> None:
+    text = PLUGIN.format(name="mine_odd").replace("strength: float = 1.0", option)
+    load_plugin(plugin(tmp_path, text))
+    with pytest.raises(UserError, match=f"router 'mine_odd': {words}"):
+        build_router("mine_odd")

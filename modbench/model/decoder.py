@@ -125,18 +125,34 @@ class Decoder(nn.Module):
 
     def parameter_count(self, kind: Literal["total", "active"] = "total") -> int:
         """Trained parameters: all, or those that one token meets when it is routed everywhere it can
-        be. The embedding counts whole in both, a tied head once.
+        be. The embedding counts whole in both, a tied head once, and so does what layers share: what of
+        it is idle is idle once, as if a token met the same part of it in each of them.
 
         Raises:
             UserError: a layer says that a token meets more parameters than it has, or less than none.
         """
-        total = sum(parameter.numel() for parameter in self.parameters())
+        total = _held(self)
         if kind == "total":
             return total
-        layers: list[Layer] = list(self.layers)  # type: ignore[arg-type]
-        for layer, active in zip(layers, self.active_by_layer(), strict=True):
-            total -= sum(p.numel() for p in layer.parameters()) - active
-        return total
+        active = total - self._idle()
+        assert 0 <= active <= total
+        return active
+
+    def _idle(self) -> int:
+        """Parameters that are not active, each once."""
+        earlier: list[tuple[set[Tensor], int]] = []
+        for number, active in enumerate(self.active_by_layer()):
+            part, idle = self.layers[number], _held(self.layers[number]) - active
+            # What is idle lies in the innermost part that says so: there two layers may meet.
+            for inner in part.modules() if idle else ():
+                says = callable(getattr(inner, "active_parameters", None))
+                if says and _held(inner) - active_of(self.router, inner, number) == idle:  # type: ignore[arg-type]
+                    part = inner
+            own = set[Tensor](part.parameters())
+            met = [(others, known) for others, known in earlier if not own.isdisjoint(others)]
+            shared = sum(p.numel() for p in own & set[Tensor]().union(*(others for others, _ in met)))
+            earlier.append((own, max(0, idle - min(shared, sum(known for _, known in met)))))
+        return sum(idle for _, idle in earlier)
 
     def active_by_layer(self) -> list[int]:
         """What each layer's ``active_parameters`` says.
@@ -157,6 +173,10 @@ class Decoder(nn.Module):
         for number, layer in enumerate(self.layers):
             found |= promised_of(self.router, layer, number, load)  # type: ignore[arg-type]
         return found
+
+
+def _held(part: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in part.parameters())
 
 
 def _last(x_BTD: Tensor, context: Context) -> Tensor:

@@ -1,14 +1,19 @@
 """The shared decoder. B sequences, T tokens, D width, V vocabulary."""
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from modbench.errors import UserError
-from modbench.model.block import Attention, Block
+from modbench.flops.ledger import Ledger, Load
+from modbench.model.block import Attention, Block, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
+from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router, router_names
+from modbench.model.router import Router
 
 
 def plain_attention(attention: Attention, x_TD: torch.Tensor) -> torch.Tensor:
@@ -97,6 +102,53 @@ def test_active_parameters_leave_idle_experts_out() -> None:
     # Four experts of half the width: twice the dense MLP, of which one dense MLP is idle.
     mlp = 3 * 16 * 32
     assert routed.parameter_count("total") == dense.parameter_count("total") + router + 2 * mlp
+
+
+class _Bank(FeedForward):
+    """A router of its own, and a bank of 8 experts of which a token meets one."""
+
+    def __init__(self, bank: nn.Parameter) -> None:
+        super().__init__()
+        self.router, self.bank = nn.Parameter(torch.zeros(8, 16)), bank
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        return x_BTD
+
+    def ledger(self, load: Load) -> Ledger:
+        return Ledger()
+
+    def active_parameters(self) -> int:
+        return self.router.numel() + self.bank.numel() // 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sharing(Router):
+    """``what`` is the same in all layers."""
+
+    what: str
+    made: list[Block] = field(default_factory=list)
+
+    def build_layer(self, model: ModelConfig, layer: int) -> Block:
+        if self.made and self.what == "block":
+            return self.made[0]
+        bank = nn.Parameter(torch.zeros(8, 500))
+        block = Block(model, layer, _Bank(bank))
+        if self.made and self.what == "bank":
+            block.feed_forward.bank = self.made[0].feed_forward.bank
+        if self.made and self.what == "attention":
+            block.attention = self.made[0].attention
+        self.made.append(block)
+        return block
+
+
+@pytest.mark.parametrize(
+    ("what", "banks"), [("nothing", 6), ("bank", 1), ("block", 1), ("attention", 6)]
+)
+def test_what_is_idle_of_what_layers_share_is_idle_once(what: str, banks: int) -> None:
+    _Sharing.name = "sharing"
+    model = Decoder(ModelConfig(width=16, layers=6, heads=2), _Sharing(what=what))
+    idle = banks * 7 * 500
+    assert model.parameter_count("active") == model.parameter_count("total") - idle > 0
 
 
 @pytest.mark.parametrize("active", [-1, 10**9])

@@ -4,6 +4,8 @@ A change of a closed form is either meant, then the new table is accepted and th
 is a bug.
 """
 
+import contextlib
+import errno
 import itertools
 import json
 import os
@@ -92,11 +94,15 @@ def run_gate(golden: Path, *, plugins: Sequence[Path] = (), accept: bool = False
     command = shlex.join(["modbench", "flops", "gate", *words, "--accept"])
     now = current(routers)
     if accept:
-        half = golden.with_suffix(".half")
+        half = golden.parent / f"{golden.name}.half"
         try:
+            if golden.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             half.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
             os.replace(half, golden)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                half.unlink()
             raise UserError(
                 f"FLOP table {golden} can't be written ({error.strerror}); name a file in a folder that "
                 "is there and can be written to"

@@ -67,16 +67,10 @@ def report(
         rank_by: the metric that ranks the table; by default what the suite says
     """
     from modbench.report.page import write_report
+    from modbench.report.store import RECORDS, recorded_suites
+    from modbench.report.timing import TIMINGS
 
-    folders = [*results.glob("*/records/"), *results.glob("*/timings/")]
-    # A run that has just begun has a file without a line.
-    known = sorted(
-        {
-            folder.parent.name
-            for folder in folders
-            if any(not file.is_file() or file.stat().st_size for file in folder.glob("*.jsonl"))
-        }
-    )
+    known = recorded_suites(results, (RECORDS, TIMINGS))
     if not known:
         raise UserError(
             f"results folder {results} holds no records; make some with `modbench run quick`"
@@ -296,10 +290,16 @@ def _dispatch(arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 if a cell failed, 2 for a mistake of the user's, 130 if stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: `modbench flops gate >&-`
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack what a model says
     try:
-        return _dispatch(arguments)
+        try:
+            return _dispatch(arguments)
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         _tell(" ".join(str(error).split()))
         return 2
@@ -309,12 +309,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell(f"stopped{again}")
         return 130
     except BrokenPipeError:
-        # `modbench list | head`: nobody reads any more, also not what Python flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()  # `modbench list | head`
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in _NO_ROOM:
             raise
-        what = error.filename or "a file"
+        what = error.filename or ("the output" if _output_refuses() else "a file")
         _tell(f"{what}: {error.strerror}; make room or mend its permissions, then run again")
         return 2
+
+
+#: Of a disk or a folder that takes no more, which isn't ours to mend.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
+
+def _output_refuses() -> bool:
+    """Whether no line more can be printed; what wasn't written is given up then."""
+    try:
+        print(flush=True)
+    except OSError:
+        _give_up_output()
+        return True
+    return False
+
+
+def _give_up_output() -> None:
+    """Nobody takes what was printed, also not what Python flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -112,16 +112,36 @@ def read_records(folder: Path) -> list[Record]:
     return [lines[line] for line in sorted(lines, key=lambda line: (lines[line].key, line))]
 
 
+def recorded_suites(results: Path, under: Iterable[str]) -> list[str]:
+    """The suites in ``results`` with a shard in one of the folders ``under`` theirs; a run that has just
+    begun has a shard without a line, and doesn't count.
+
+    Raises:
+        UserError: a folder can't be read, or ``results`` is none.
+    """
+    found = set()
+    for suite in _inside(results):
+        for folder in under if suite.is_dir() else ():
+            shards = [path for path in _inside(suite / folder) if path.suffix == ".jsonl"]
+            if any(not path.is_file() or path.stat().st_size for path in shards):
+                found.add(suite.name)
+    return sorted(found)
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Not by `Path.glob`, to which a folder that can't be read is an empty one."""
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(_cannot_read(folder, error)) from error
+
+
 def read_lines(shards: Path, kind: type[L]) -> dict[str, L]:
     """What the lines of all shards in ``shards`` say, by line; see `read_records`."""
     lines: dict[str, L] = {}
-    try:
-        paths = sorted(path for path in shards.iterdir() if path.suffix == ".jsonl")
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise UserError(_cannot_read(shards, error)) from error
-    for path in paths:
+    for path in (path for path in _inside(shards) if path.suffix == ".jsonl"):
         lines.update(_read_shard(path, kind))
     return lines
 

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from modbench.metrics import METRICS, metric
@@ -104,14 +104,26 @@ def _conditions(row: Row) -> str:
 
 def _si(value: float) -> str:
     """``value`` with three digits and a space and prefix: 1.2 T."""
-    for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.4g} {prefix}"
-    return f"{value:.4g} "
+    for power, prefix in (
+        (24, "Y"),
+        (21, "Z"),
+        (18, "E"),
+        (15, "P"),
+        (12, "T"),
+        (9, "G"),
+        (6, "M"),
+        (3, "k"),
+    ):
+        if value >= 0.9995 * 10**power:
+            return f"{value / 10**power:.3g} {prefix}"
+    return f"{value:.3g} "
 
 
 def _number(board: Leaderboard, row: Row, name: str, form: str, per: float | None = None) -> str:
     """The metric ``name`` of ``row``, divided by ``per``; a dash where it wasn't measured."""
+
+    if form.endswith("f"):
+        form = f"z{form}"  # what rounds to 0 has no sign
 
     def text(value: float) -> str:
         return f"{value if per is None else value / per:{form}}"
@@ -193,7 +205,7 @@ def _notes(board: Leaderboard, records: list[Record]) -> Iterable[str]:
     machines = {_machine(record) for record in records if record.metrics}
     for machine in sorted(machines):
         yield f"Machine: {escaped(machine)}."
-    for code in sorted({_code(record) for record in records}):
+    for code in sorted({made_by(record.code) for record in records}):
         yield f"Code: {escaped(code)}."
     plugins = {
         (record.cell["router"]["name"], record.cell["router"]["plugin_sha256"])
@@ -214,8 +226,8 @@ def _machine(record: Record) -> str:
     return ", ".join(named)
 
 
-def _code(record: Record) -> str:
-    code = record.code
+def made_by(code: Mapping[str, object]) -> str:
+    """The modbench that a line was made with."""
     commit = f", commit {code['commit']}" if code["commit"] else ", commit not known"
     return f"modbench {code['version']}{commit}{' with local changes' if code['dirty'] else ''}"
 

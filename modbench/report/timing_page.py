@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from modbench.report.markdown import escaped
+from modbench.report.markdown import escaped, made_by
 from modbench.report.timing_rows import CaseRow, MemoryRow, loaded
 from modbench.report.timing_table import Group, TimingTable
 
@@ -32,7 +32,7 @@ def timing_page(table: TimingTable, others: int = 0) -> str:
     notes = [f"Measured from {begun} to {ended}.", *_notes(table)]
     if others:
         notes.append(f"Other runs in timings/: {others}; runs aren't compared.")
-    for code in sorted({_code(timing.code) for timing in (first, last)}):
+    for code in sorted({made_by(timing.code) for timing in (first, last)}):
         notes.append(f"Code: {escaped(code)}.")
     parts.append("\n".join(f"- {note}" for note in notes))
     return "\n\n".join(parts) + "\n"
@@ -215,8 +215,3 @@ def _notes(table: TimingTable) -> Iterable[str]:
             "to the gradients of a micro-batch before it. Parameters, gradients, optimizer and cache by "
             "the sizes of their tensors, activations the rest of the peak."
         )
-
-
-def _code(code: dict[str, object]) -> str:
-    commit = f", commit {code['commit']}" if code["commit"] else ", commit not known"
-    return f"modbench {code['version']}{commit}{' with local changes' if code['dirty'] else ''}"

@@ -1,9 +1,10 @@
 import re
+from dataclasses import replace
 
 import pytest
 
 from modbench.report.leaderboard import Leaderboard
-from modbench.report.markdown import escaped, markdown
+from modbench.report.markdown import _si, escaped, markdown
 
 
 def _cells(page: str, label: str) -> dict[str, str]:
@@ -120,3 +121,25 @@ def test_foreign_text_stays_text(fakes, label, shown):
 def test_an_endless_error_is_cut(fakes):
     page = markdown(Leaderboard.of([fakes.make_record(status="failed", error="x" * 10_000)]))
     assert max(len(line) for line in page.splitlines()) < 1_000
+
+
+def test_what_rounds_to_nothing_has_no_sign(fakes):
+    record = fakes.make_record("mod")
+    board = Leaderboard.of([replace(record, metrics={**record.metrics, "leak": -1e-6})])
+    assert _cells(markdown(board), "mod")["leak (nats/token)"] == "0.0000"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0 "),
+        (999, "999 "),
+        (999_499, "999 k"),
+        (999_999, "1 M"),
+        (1.5e12, "1.5 T"),
+        (999.6e18, "1 Z"),
+        (1.234e21, "1.23 Z"),
+    ],
+)
+def test_an_amount_has_three_digits_and_the_prefix_of_what_it_rounds_to(value, shown):
+    assert _si(value) == shown

@@ -313,6 +313,13 @@ def _sparse(layout: str) -> Work:
     return forward(Call(lambda x, y: torch.sparse.mm(x, y)), sparse, torch.randn(16, 7))
 
 
+def _bags() -> Work:
+    """9 weighted rows in 3 bags."""
+    indices = torch.arange(9).view(3, 3)
+    bags = Call(lambda i, rows, w: F.embedding_bag(i, rows, mode="sum", per_sample_weights=w))
+    return forward(bags, indices, torch.randn(16, 7), torch.randn(3, 3))
+
+
 def _int8() -> Work:
     x, y = torch.ones(32, 16, dtype=torch.int8), torch.ones(16, 24, dtype=torch.int8)
     return forward(Call(lambda x, y: torch._int_mm(x, y)), x, y)
@@ -332,6 +339,7 @@ KINDS = cases(
     ("int8", mm(32, 16, 24), _int8),
     ("sparse COO", mm(9, 1, 7), lambda: _sparse("coo")),
     ("sparse CSR", mm(9, 1, 7), lambda: _sparse("csr")),
+    ("embedding_bag, weighted", mm(9, 1, 7), _bags),
 )
 
 

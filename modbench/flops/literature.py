@@ -211,7 +211,9 @@ SOURCES: Mapping[str, Source] = {
         Source(
             convention="full",
             where="The same ledger",
-            equation="As `model`, with S * S pairs to a sequence of which a block is given S tokens",
+            equation="As `model`, but each of the S tokens of a sequence that reach a block is paired "
+            "with all S of them: S * S pairs. In decode there is no later key to pair with: each token "
+            "is charged the cached ones and itself, past + 1 keys",
             counts="the whole square of attention, as most papers and counters do",
             leaves_out="what `model` leaves out, and that attention is causal",
         ),

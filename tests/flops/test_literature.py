@@ -25,6 +25,7 @@ from modbench.flops.literature import (
     literature_flops,
     reading,
 )
+from modbench.flops.statement import meta_decoder
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
@@ -297,3 +298,16 @@ def test_the_page_is_what_the_code_says(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"write it again: {conventions_page.REGENERATE} {copy}" in capsys.readouterr().out
     assert conventions_page.main([str(tmp_path / "nowhere" / "page.md")]) == 2
     assert "can't be written" in capsys.readouterr().err
+
+
+def test_full_decodes_by_the_keys_that_are_there_as_its_definition_says() -> None:
+    assert Load.uniform(1, 3, "decode", 5).pairs().full == 6 + 7 + 8
+    assert "past + 1 keys" in str(SOURCES["full"])
+
+
+def test_the_217m_of_its_paper_has_a_matrix_of_relative_positions_more_than_ours() -> None:
+    model = CHINCHILLA_217M.model
+    matrices = 13 * model.layers * model.width**2 + model.vocabulary * model.width
+    ours = reading(meta_decoder("vanilla", {}, model))
+    assert round(matrices / 1e6) == 217
+    assert ours.matrices + ours.head == matrices - model.layers * model.width**2

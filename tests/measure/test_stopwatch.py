@@ -6,23 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from timed_made_up import Nvml, Ticking
 
 from modbench.measure import busy
+from modbench.measure import stopwatch as stopwatches
 from modbench.measure.busy import Busy
 from modbench.measure.nvml import Gpu, Watched, open_gpu, throttling
-from modbench.measure.stopwatch import SHORTEST, CudaStopwatch, nothing, sampled
-
-
-class Ticking:
-    """A stopwatch by which each run takes ``seconds``."""
-
-    def __init__(self, seconds: float) -> None:
-        self.each = seconds
-
-    def seconds(self, run: Any, meanwhile: Any = nothing) -> float:
-        run()
-        meanwhile()
-        return self.each
+from modbench.measure.stopwatch import SHORTEST, CudaStopwatch, HostStopwatch, sampled, stopwatch
 
 
 def test_a_short_run_is_repeated_until_a_sample_is_long_enough() -> None:
@@ -30,6 +20,57 @@ def test_a_short_run_is_repeated_until_a_sample_is_long_enough() -> None:
     assert found.loops == 8
     assert found.seconds == pytest.approx([SHORTEST / 5] * 4)
     assert sampled(Ticking(SHORTEST), lambda: None, samples=4).loops == 1
+
+
+def test_a_sample_spans_two_milliseconds_however_many_runs_that_takes() -> None:
+    assert sampled(Ticking(1.9e-3), lambda: None, samples=1).loops == 2
+    assert sampled(Ticking(1e-4), lambda: None, samples=1).loops == 32
+
+
+def test_a_run_that_takes_no_time_at_all_is_not_repeated_for_ever() -> None:
+    runs: list[int] = []
+
+    def run() -> None:
+        runs.append(1)
+        assert len(runs) < 10_000
+
+    assert sampled(Ticking(0.0), run, samples=1).loops == 4096
+
+
+def test_a_processors_seconds_are_those_of_the_clock_on_the_wall(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not those of its own work: it may wait, and that is time, too."""
+    now = [5.0]
+    clocks = SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: 2 * now[0])
+    monkeypatch.setattr(stopwatches, "time", clocks)
+
+    def work() -> None:
+        now[0] += 0.25
+
+    assert HostStopwatch().seconds(work, meanwhile=work) == 0.25
+    assert now == [5.5]
+
+
+def test_a_gpu_is_timed_by_its_events_behind_a_flush_of_twice_its_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+    on, room = torch.device("cuda"), torch.ones(3)
+
+    def empty(size: int, **how: Any) -> torch.Tensor:
+        asked.append((size, how))
+        return room
+
+    properties = SimpleNamespace(L2_cache_size=1000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch, "empty", empty)
+    watch = stopwatch(on)
+    assert isinstance(watch, CudaStopwatch)
+    assert asked == [(2000, {"dtype": torch.uint8, "device": on})]
+    watch._flush()
+    assert not room.any()
+    assert isinstance(stopwatch(torch.device("cpu")), HostStopwatch)
 
 
 def test_what_comes_between_runs_is_off_the_clock() -> None:
@@ -68,28 +109,6 @@ def test_a_gpus_cache_is_flushed_before_each_run_and_its_stream_awaited() -> Non
     run, meanwhile = (lambda: order.append("run")), (lambda: order.append("meanwhile"))
     assert watch.seconds(run, meanwhile) == 0.25
     assert order == ["flush", "wait for all", "record", "run", "record", "meanwhile", "wait"]
-
-
-class Nvml:
-    """The module pynvml of a made-up GPU, whose clock falls and is slowed down at the second look."""
-
-    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
-    NVMLError = RuntimeError
-
-    def __init__(self) -> None:
-        self.looks = 0
-
-    def nvmlDeviceGetClockInfo(self, handle: str, clock: int) -> int:  # noqa: N802
-        return 2000 - 100 * self.looks if clock == self.NVML_CLOCK_SM else 1500
-
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:  # noqa: N802
-        self.looks += 1
-        return 0x01 if self.looks == 1 else 0x24
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
-        if handle == "old":
-            raise RuntimeError
-        return 12_500
 
 
 def test_clocks_throttling_and_energy_are_what_nvml_tells() -> None:
@@ -137,6 +156,9 @@ def test_throttling_is_asked_by_the_name_that_the_driver_knows(driver: str) -> N
 def test_an_idle_gpu_and_clocks_set_by_hand_are_no_throttling() -> None:
     assert throttling(0x01 | 0x02 | 0x10 | 0x100) == []
     assert throttling(0x88) == ["hardware slowdown", "power brake"]
+    assert throttling(0x04) == ["power cap"]
+    assert throttling(0x20) == ["software thermal slowdown"]
+    assert throttling(0x40) == ["hardware thermal slowdown"]
 
 
 def test_where_nvml_cannot_be_asked_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,3 +282,30 @@ def test_a_load_above_the_cores_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pat
     quiet = machine(monkeypatch, tmp_path, load=2.0, busy_ticks=400).state(threads=2)
     assert (quiet["others"], quiet["overloaded"]) == (0.0, False)
     assert machine(monkeypatch, tmp_path, load=2.5, busy_ticks=400).state(threads=2)["overloaded"]
+
+
+@pytest.mark.parametrize(("load", "overloaded"), [(2.19, False), (2.21, True)])
+def test_a_tenth_above_the_cores_is_borne(
+    load: float, overloaded: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    watch = machine(monkeypatch, tmp_path, load=load, busy_ticks=400)
+    assert watch.state(threads=2)["overloaded"] == overloaded
+
+
+def test_a_core_is_busy_with_all_but_idling_and_waiting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also with what is done with low priority, and what the machine's host takes for others."""
+    stat = tmp_path / "stat"
+    stat.write_text("cpu0 1 10 100 1000 10000 100000 1000000 10000000 5 5\n")
+    monkeypatch.setattr(busy, "_STAT", stat)
+    monkeypatch.setattr(busy, "usable_cores", lambda: {0})
+    monkeypatch.setattr(busy.os, "sysconf", lambda name: 1)
+    assert busy._busy_seconds() == 11_100_111
+
+
+def test_the_clock_is_the_mean_of_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("cpu MHz\t\t: 1000.0\nmodel\t: 5\ncpu MHz\t\t: 2500.5\n")
+    monkeypatch.setattr(busy, "_INFO", info)
+    assert busy.processor_mhz() == 1750.2

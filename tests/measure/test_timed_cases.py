@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.config as dynamo
+from timed_made_up import SHAPE, subject
 
 from modbench.errors import UserError
 from modbench.flops.ledger import Load
@@ -23,27 +24,6 @@ from modbench.measure.subject import Subject
 from modbench.measure.time_config import TimeConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
-
-SHAPE = {"vocabulary": 97, "width": 32, "layers": 4, "heads": 4, "mlp_width": 64}
-TIME = {
-    "samples": 3,
-    "warm_up": 0,
-    "prefill": [24],
-    "decode_past": [8, 30],
-    "decode_batches": [1, 3],
-    "decode_tokens": 8,
-}
-
-
-def subject(router: str = "vanilla", **changes: Any) -> Subject:
-    return Subject.of(
-        {
-            "router": {"name": router, "options": {}},
-            "model": SHAPE,
-            "train": {"sequence": 32, "batch": 2, "precision": "float32"},
-            "time": {**TIME, **changes},
-        }
-    )
 
 
 def all_cases(of: Subject, model: Decoder) -> list[Case]:

@@ -1,0 +1,57 @@
+"""What the machine can do at best is worked out from what the clock said, at the dtypes that it says."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timed_made_up import subject
+
+from modbench.measure import ceiling
+from modbench.measure.stopwatch import nothing
+
+
+class Samples:
+    """A stopwatch by which a first run takes 9 s, and the next three 1.0, 0.5 and 2.0 s."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def seconds(self, run: Any, meanwhile: Any = nothing) -> float:
+        run()
+        meanwhile()
+        self.runs += 1
+        return (9.0, 1.0, 0.5, 2.0)[(self.runs - 1) % 4]
+
+
+def test_a_ceiling_is_two_flops_a_product_and_two_bytes_a_copy_over_the_best_sample() -> None:
+    found = ceiling.ceilings(subject(), Samples(), copied=1000)
+    for gemm in found["gemm"]:
+        products = gemm["rows"] * gemm["inner"] * gemm["columns"]
+        assert gemm["flops_per_second"] == 2 * products / 0.5
+    assert found["copy_bytes_per_second"] == 2 * 1000 / 0.5
+
+
+def test_matmuls_are_in_the_dtype_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's own, and float32 beside it."""
+    seen: list[tuple[str, str]] = []
+
+    def linear(x_RI: torch.Tensor, weight_CI: torch.Tensor) -> torch.Tensor:
+        assert not torch.is_grad_enabled()
+        seen.append((str(x_RI.dtype), str(weight_CI.dtype)))
+        return F.linear(x_RI, weight_CI)
+
+    monkeypatch.setattr(ceiling, "F", SimpleNamespace(linear=linear))
+    of = replace(subject(), dtype=torch.bfloat16)
+    found = ceiling.ceilings(of, Samples(), copied=16)
+    told = [gemm["dtype"] for gemm in found["gemm"]]
+    assert told == ["bfloat16"] * 5 + ["float32"] * 5
+    assert seen == [(f"torch.{dtype}",) * 2 for dtype in told for _ in range(4)]
+
+
+def test_each_sample_of_a_ceiling_is_watched() -> None:
+    looks: list[int] = []
+    found = ceiling.ceilings(subject(), Samples(), copied=16, meanwhile=lambda: looks.append(1))
+    assert len(looks) == 3 * (len(found["gemm"]) + 1)

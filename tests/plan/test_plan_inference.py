@@ -1,5 +1,7 @@
 """Memory of a prefill, from shapes."""
 
+from dataclasses import replace
+
 import pytest
 
 from modbench.flops.statement import meta_decoder
@@ -36,3 +38,11 @@ def test_the_rest_grows_with_the_prompts_and_is_added_up(router: str) -> None:
     assert large.working > 1.5 * small.working
     # At least the stream itself.
     assert small.working > 3 * 64 * 32 * 4
+
+
+def test_keys_and_values_that_stay_are_no_work() -> None:
+    """Further layers keep more, and each does what any does."""
+    deep = meta_decoder("vanilla", {}, replace(SHAPE, layers=12))
+    shallow, deeper = memory("vanilla"), inference_memory(deep, 3, 64, bfloat16=False)
+    assert deeper.cache == 3 * shallow.cache
+    assert deeper.working == shallow.working

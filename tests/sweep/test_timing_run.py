@@ -129,6 +129,16 @@ def test_a_scheme_that_was_edited_is_not_pooled_with_what_it_was(
     assert asked(tmp_path) == []
 
 
+@pytest.mark.parametrize(("threads", "used"), [(3, 3), (0, 7)])
+def test_threads_are_those_of_the_suite_or_one_to_each_core(
+    threads: int, used: int, tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "_cores", lambda: 7)
+    assert time("a", repetitions=1, change=("threads = 1", f"threads = {threads}")) == 0
+    timings = read_timings(tmp_path / "results" / "fake")
+    assert {timing.environment["threads"] for timing in timings} == {used}
+
+
 def test_too_few_samples_are_refused_wherever_they_are_asked_for(tmp_path: Path, time: Time) -> None:
     assert time("a", repetitions=1) == 0
     with pytest.raises(UserError, match="time repetitions is 1 and samples 2; they must multiply"):

@@ -1,0 +1,165 @@
+"""What is weighed: above what, after what, and against which prediction."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from timed_made_up import SHAPE, subject
+
+from modbench.measure import footprint, memory
+from modbench.measure.subject import Subject
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder
+from modbench.plan.inference import inference_memory
+from modbench.plan.memory import Measured, Recipe
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is built, run and weighed, in order; a peak is 10^9 bytes."""
+    found: list[str] = []
+
+    class Meter:
+        def __init__(self, on: torch.device) -> None:
+            found.append("meter")
+
+        def forget(self) -> None:
+            found.append("forget")
+
+        def peak(self) -> int:
+            found.append("peak")
+            return 10**9
+
+    def noted(name: str, right: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any, **more: Any) -> Any:
+            found.append(name)
+            return right(*given, **more)
+
+        return run
+
+    monkeypatch.setattr(footprint, "Meter", Meter)
+    monkeypatch.setattr(Subject, "build", noted("build", Subject.build))
+    monkeypatch.setattr(footprint, "_prefill", noted("prefill", footprint._prefill))
+    step = noted("step", footprint.training_step)
+    monkeypatch.setattr(footprint, "training_step", step)
+    monkeypatch.setattr("modbench.train.loop.training_step", step)
+    return found
+
+
+def test_a_prefill_is_weighed_when_it_was_done_once(events: list[str]) -> None:
+    found = footprint.inference_footprint(subject())
+    assert events == ["build", "prefill", "meter", "build", "forget", "prefill", "peak"]
+    assert found["activations"] == 10**9 - found["parameters"] - found["cache"]
+
+
+def test_a_step_is_weighed_when_steps_were_done(events: list[str]) -> None:
+    footprint.training_footprint(subject())
+    assert events == ["build", "step", "meter", "build", "step", "forget", "step", "peak"]
+
+
+def test_a_cells_steps_are_weighed_when_the_same_were_done(
+    events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two: a first one makes the optimizer's state, and holds less."""
+    monkeypatch.setattr("modbench.train.numerics.make_deterministic", lambda: None)
+    train = {"budget": 1, "sequence": 32, "batch": 2, "precision": "float32"}
+    cell = {"router": {"name": "mod", "options": {}}, "model": SHAPE, "train": train}
+    peak = memory._measure({"cell": cell, "plugins": [], "threads": 1})
+    assert (peak, events) == (10**9, ["step", "step", "meter", "step", "step", "peak"])
+
+
+def test_a_peak_is_the_highest_resident_set_above_the_idle_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    resident = {"VmRSS": 1000, "VmHWM": 1700}
+    monkeypatch.setattr(footprint, "resident_bytes", resident.__getitem__)
+    monkeypatch.setattr(footprint, "forget_peak", lambda: None)
+    assert footprint.Meter(CPU).peak() == 700
+
+
+def test_a_resident_set_is_told_in_units_of_1024_bytes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(memory, "Path", lambda path: tmp_path / Path(path).name)
+    (tmp_path / "status").write_text("VmPeak:\t 9 kB\nVmHWM:\t  1500 kB\nVmRSS:\t  1000 kB\n")
+    assert memory.resident_bytes("VmHWM") == 1500 * 1024
+    assert memory.resident_bytes("VmRSS") == 1000 * 1024
+    memory.forget_peak()
+    assert (tmp_path / "clear_refs").read_text() == "5"  # of proc(5): the peak, not the pages
+
+
+def test_a_process_that_weighs_gives_buffers_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "99")
+    seen: dict[str, str] = {}
+
+    def run(command: list[str], *, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+        seen.update(env)
+        return subprocess.CompletedProcess(command, 0, json.dumps({"peak_bytes": 5}), "")
+
+    monkeypatch.setattr(memory.subprocess, "run", run)
+    found = memory.peak_memory({"cell": {}, "plugins": []}, 3)
+    assert found == {"median": 5, "iqr": 0, "n": 1, "stable": True}
+    assert seen.items() >= memory.WEIGHING.items()
+    assert seen["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("forced", [True, False])
+def test_what_is_weighed_routes_as_what_is_timed(forced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And reads prompts as they are read to decode: logits of the last token alone."""
+    seen: list[tuple[bool, ...]] = []
+    contexts: list[tuple[Any, ...]] = []
+    right_step, right_pass = footprint.training_step, Decoder.forward
+
+    def step(*given: Any, **more: Any) -> Any:
+        seen.append(more["forced_balance"])
+        return right_step(*given, **more)
+
+    def forward(self: Decoder, tokens_BT: torch.Tensor, context: Context) -> torch.Tensor:
+        contexts.append((context.selection, context.logits, context.forced_balance))
+        return right_pass(self, tokens_BT, context)
+
+    of = subject("token_choice", forced_balance=forced)
+    monkeypatch.setattr(footprint, "training_step", step)
+    footprint.training_footprint(of)
+    monkeypatch.setattr(Decoder, "forward", forward)
+    footprint.inference_footprint(of)
+    assert seen == [forced] * 3
+    assert contexts == [("causal", "last", forced)] * 2
+
+
+@pytest.mark.parametrize(("on", "kernels"), [(CPU, "cpu"), (CUDA, "gpu")], ids=["cpu", "gpu"])
+@pytest.mark.parametrize(
+    ("dtype", "compute"), [(torch.float32, "float32"), (torch.bfloat16, "autocast")]
+)
+def test_a_step_is_predicted_as_it_is_taken(
+    on: torch.device, kernels: Any, dtype: torch.dtype, compute: Any
+) -> None:
+    of = replace(subject(), on=on, dtype=dtype)
+    expected = Measured(
+        footprint._on_meta(of), of.train.sequence, Recipe(micro_batch=2), kernels, compute
+    ).memory(2)
+    assert footprint.predicted_training(of)["peak"] == expected.total
+
+
+@pytest.mark.parametrize(("on", "kernels"), [(CPU, "cpu"), (CUDA, "gpu")], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prefill_is_predicted_as_it_is_done(
+    on: torch.device, kernels: Any, dtype: torch.dtype
+) -> None:
+    of = replace(subject(), on=on, dtype=dtype)
+    expected = inference_memory(
+        footprint._on_meta(of), 3, 30, bfloat16=dtype == torch.bfloat16, kernels=kernels
+    )
+    assert footprint.predicted_inference(of)["peak"] == expected.total
+
+
+def test_predictions_tell_a_processor_from_a_gpu() -> None:
+    """Else the tests above would hold whichever was asked for."""
+    of = replace(subject(), dtype=torch.bfloat16)
+    for predicted in (footprint.predicted_training, footprint.predicted_inference):
+        assert predicted(of)["peak"] != predicted(replace(of, on=CUDA))["peak"]

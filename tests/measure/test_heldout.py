@@ -122,3 +122,11 @@ def test_a_summary_says_when_it_is_unstable() -> None:
     steady = summary([1.0, 1.01, 0.99, 1.0, 1.0])
     assert steady == {"median": 1.0, "iqr": pytest.approx(0.0), "n": 5, "stable": True}
     assert not summary([1.0, 1.0, 1.0, 1.0, 3.0])["stable"]
+
+
+@pytest.mark.parametrize(
+    ("extreme", "stable"), [(0.45, False), (0.55, True), (1.45, True), (1.55, False)]
+)
+def test_one_extreme_among_many_is_unstable_all_the_same(extreme: float, stable: bool) -> None:
+    """The standard deviation stays below a tenth of the mean."""
+    assert summary([1.0] * 40 + [extreme])["stable"] == stable

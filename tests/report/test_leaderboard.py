@@ -63,6 +63,18 @@ def test_a_metric_whose_better_side_is_up_ranks_so(fakes):
     assert [entry.row.label for entry in board.entries] == ["high", "low"]
 
 
+@pytest.mark.parametrize(("apart", "ranks"), [(0.01, [1, 1]), (0.4, [1, 2])])
+def test_of_what_is_better_when_higher_intervals_that_meet_are_a_tie(fakes, apart, ranks):
+    records = [
+        fakes.make_record(label, seed=seed, metrics={"modbench_cloze": middle + 0.02 * (seed - 1)})
+        for label, middle in (("high", 0.3 + apart), ("low", 0.3))
+        for seed in range(3)
+    ]
+    board = Leaderboard.of(records, rank_by="modbench_cloze")
+    assert [entry.row.label for entry in board.entries] == ["high", "low"]
+    assert [entry.rank for entry in board.entries] == ranks
+
+
 @pytest.mark.parametrize("name", ["leak", "train_step_seconds", "heldout_los"])
 def test_what_can_not_rank_is_refused(six, name):
     with pytest.raises(UserError, match=name):

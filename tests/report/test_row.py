@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
+from modbench.report.line import cell_key
 from modbench.report.row import Exact, Quality, Timed, interval, machine_differences, rows_of
 
 
@@ -77,7 +80,12 @@ def test_a_metric_that_was_not_measured_has_no_value(fakes):
 
 
 @pytest.mark.parametrize(
-    ("name", "other"), [("cpu", "Other CPU"), ("gpu", "Some GPU"), ("threads", 8), ("torch", "2.12.0")]
+    ("name", "other"),
+    [
+        *(("cpu", "Other CPU"), ("gpu", "Some GPU"), ("threads", 8), ("torch", "2.12.0")),
+        *(("cores", 64), ("driver", "1"), ("cuda", "13.0"), ("dtype", "float64")),
+        *(("deterministic", "perhaps"), ("world_size", 8)),
+    ],
 )
 def test_a_difference_between_machines_is_named_with_its_rows(fakes, name, other):
     rows = rows_of([fakes.make_record("mod"), fakes.make_record("vanilla", environment={name: other})])
@@ -101,3 +109,13 @@ def test_a_machine_that_measured_no_time_makes_no_difference(fakes):
 def test_a_loss_of_a_run_that_did_not_finish_is_no_result(fakes):
     (row,) = rows_of([fakes.make_record(status="diverged", metrics={"heldout_loss": 99.0})])
     assert row.value("heldout_loss") is None
+
+
+def test_another_amount_of_heldout_text_is_another_comparison(fakes):
+    record = fakes.make_record("mod")
+    cell = {**record.cell, "measure": {**record.cell["measure"], "heldout_tokens": 1024}}
+    rows = rows_of([record, replace(record, cell=cell, key=cell_key(cell))])
+    assert [row.conditions["heldout_tokens"] for row in rows] == [
+        row.cell["measure"]["heldout_tokens"] for row in rows
+    ]
+    assert rows[0].conditions != rows[1].conditions

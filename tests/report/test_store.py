@@ -47,6 +47,25 @@ def test_a_record_changed_into_a_bad_one_is_not_written(tmp_path, fakes):
     assert [r.cell["router"]["name"] for r in read_records(tmp_path)] == ["mod"]
 
 
+def test_a_line_is_on_the_disk_before_it_counts_as_written(tmp_path, fakes, monkeypatch):
+    order = []
+    right = {name: getattr(os, name) for name in ("write", "fsync")}
+
+    def noted(name):
+        def call(file, *rest):
+            order.append((name, os.readlink(f"/proc/self/fd/{file}")))
+            return right[name](file, *rest)
+
+        return call
+
+    with ShardWriter(tmp_path) as writer:
+        for name in right:
+            monkeypatch.setattr(os, name, noted(name))
+        writer.append(fakes.make_record())
+    shard, folder = str(writer.path), str(writer.path.parent)
+    assert order == [("write", shard), ("fsync", shard), ("fsync", folder)]
+
+
 def test_a_full_disk_leaves_the_shard_as_it_was(tmp_path, fakes, monkeypatch):
     really_write = os.write
 

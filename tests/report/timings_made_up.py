@@ -68,8 +68,8 @@ def make_case(
     loops: int = 1,
     joules: float | None = None,
 ) -> dict[str, Any]:
-    realised = {"model": flops, "full": flops + 10, "executed": flops + 5}
-    nominal = {name: count + 1000 for name, count in realised.items()}
+    realised = {"model": flops, "full": 3 * flops, "executed": 5 * flops}
+    nominal = {name: 7 * count for name, count in realised.items()}
     dispatched = {name: 2 * count for name, count in realised.items()}  # slots are filled up
     gpu = None
     if throttled is not None:
@@ -112,6 +112,7 @@ def ceiling(
     *,
     overloaded: bool = False,
     throttled: Sequence[str] = (),
+    copied: float = 2e10,
     **fields: Any,
 ) -> Timing:
     gemms = [
@@ -125,7 +126,7 @@ def ceiling(
         }
         for dtype, rate in (("bfloat16", flops_per_second), ("float32", flops_per_second * 2))
     ]
-    measured = {"gemm": gemms, "copy_bytes_per_second": 2e10, "gpu": None}
+    measured = {"gemm": gemms, "copy_bytes_per_second": copied, "gpu": None}
     measured |= {"machine": {"overloaded": overloaded, "others": 0.0}}
     if throttled:
         measured |= {"gpu": {"clock_mhz": [1, 2], "memory_clock_mhz": [1, 2], "throttled": throttled}}

@@ -1,0 +1,110 @@
+"""What the page and the figures of timings show of a row: the right number, in the right unit."""
+
+from typing import Any
+
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import same_color
+from timings_made_up import ceiling, make_case, rows_of, timed, weighed
+
+from modbench.report import timing_figures
+from modbench.report.canvas import blank, marks
+from modbench.report.timing import Timing
+from modbench.report.timing_page import timing_page
+from modbench.report.timing_table import TimingTable
+
+
+def page_of(*timings: Timing) -> str:
+    return timing_page(TimingTable.of(timings))
+
+
+def drawn(draw: Any, *timings: Timing) -> Axes:
+    (group,) = TimingTable.of(timings).groups
+    figure, axes = blank()
+    draw(group, marks([row.label for row in group.cases]), figure, axes)
+    return axes
+
+
+def hollow(axes: Axes) -> list[bool]:
+    """Of each point in turn, without the lines between none."""
+    points = [line for line in axes.lines if line.get_linestyle() == "None"]
+    return [same_color(line.get_markerfacecolor(), "none") for line in points]
+
+
+@pytest.mark.parametrize(("loops", "stable"), [(1, False), (2, True)])
+def test_one_sample_that_is_too_short_is_enough_to_doubt(loops: int, stable: bool) -> None:
+    seconds = (0.00095, 0.00105, 0.00105, 0.00105)
+    (row,) = rows_of(timed("mod", make_case(seconds=seconds, loops=loops))).values()
+    assert row.stable == stable
+
+
+def test_one_process_beside_other_work_is_enough_to_doubt() -> None:
+    processes = [timed("mod", make_case(), overloaded=n == 2, repetition=n) for n in (1, 2, 3)]
+    (row,) = rows_of(*processes).values()
+    assert row.loaded
+    (row,) = rows_of(*processes[::2]).values()
+    assert not row.loaded
+
+
+def test_energy_is_the_mean_of_the_processes_that_told_it() -> None:
+    processes = [
+        timed("mod", make_case(joules=joules), repetition=n)
+        for n, joules in enumerate((2.0, None, 4.0), start=1)
+    ]
+    (row,) = rows_of(*processes).values()
+    assert row.joules == 3.0
+    assert "| mod | 3 |" in page_of(*processes)
+
+
+@pytest.mark.parametrize(("samples", "told"), [(2, False), (3, True)])
+def test_three_samples_are_the_fewest(samples: int, told: bool) -> None:
+    timing = timed("mod", make_case(seconds=(0.1,) * samples))
+    (row,) = rows_of(timing).values()
+    assert (row.is_timed, row.status, row.n) == (told, "ok", samples)
+    assert ("mod, forward: ok: too few samples" in page_of(timing)) != told
+
+
+def test_of_two_vanilla_rows_the_first_is_the_one_to_beat() -> None:
+    rows = rows_of(
+        timed("vanilla/b", make_case(seconds=(0.8,) * 4)),
+        timed("vanilla/a", make_case(seconds=(0.4,) * 4)),
+        timed("mod", make_case(seconds=(0.2,) * 4)),
+    )
+    assert {row.label: row.speed_up for row in rows.values()} == {
+        "mod": 2.0,
+        "vanilla/a": 1.0,
+        "vanilla/b": 0.5,
+    }
+
+
+def test_the_page_is_in_the_units_that_it_names() -> None:
+    page = page_of(
+        timed("mod", make_case(seconds=(0.1, 0.1, 0.11, 0.11))),
+        timed("mod", make_case("decode after 8 x 1", seconds=(0.1, 0.1, 0.11, 0.11), tokens=10)),
+        ceiling(3e12, copied=2e10),
+        ceiling(1e12, copied=1e10, repetition=2),
+        weighed("mod", 3_000_000, 2_000_000),
+    )
+    assert "| scheme | forward |\n| --- | ---: |\n| mod | 105.00 ± 10.00 |" in page
+    assert "| scheme | decode after 8 x 1 |\n| --- | ---: |\n| mod | 10.50 ± 1.00 |" in page
+    assert "| matmul | bfloat16 (TFLOP/s) | float32 (TFLOP/s) |" in page
+    assert "| head (1024, 128) @ (128, 2048) | 3 | 6 |" in page
+    assert "Copies: 20 GB/s, read and written." in page
+    assert "| 3.0 / 2.0 | +50.0 |" in page
+
+
+def test_what_was_measured_stands_above_what_was_predicted() -> None:
+    axes = drawn(timing_figures._memory, weighed("mod", 3000, 2000))
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (
+        "peak predicted (bytes)",
+        "peak measured (bytes)",
+    )
+    point = axes.lines[0]
+    assert (list(point.get_xdata()), list(point.get_ydata())) == ([2000], [3000])
+
+
+@pytest.mark.parametrize("doubted", ["neither", "mod", "vanilla"])
+def test_a_point_that_rests_on_a_doubtful_time_is_hollow(doubted: str) -> None:
+    timings = [timed(one, make_case(), overloaded=one == doubted) for one in ("vanilla", "mod")]
+    axes = drawn(timing_figures._efficiency, *timings)
+    assert hollow(axes) == [doubted != "neither"]

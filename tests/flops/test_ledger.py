@@ -29,6 +29,25 @@ def test_attention_is_a_triangle_in_model_and_a_square_in_full() -> None:
     assert ledger.total("full") == (9 + 25) * 4 * 2 * 4
 
 
+def test_attention_that_no_kernel_fuses_goes_back_at_twice_its_square() -> None:
+    """Values of another width than keys: matmuls, whose scores are kept and not computed again."""
+    ledger = attention(Load.uniform(1, 3, "train"), 0, heads=2, head_width=4, value_width=6)
+    forward = 9 * 2 * 2 * (4 + 6)
+    assert ledger.total("executed", "forward") == ledger.total("full", "forward") == forward
+    assert ledger.total("executed", "backward") == ledger.total("full", "backward") == 2 * forward
+    assert ledger.total("model", "backward") == 2 * 6 * 2 * 2 * (4 + 6)
+
+
+def test_a_padded_row_sees_a_window_of_what_the_last_real_one_does() -> None:
+    load = Load(lengths=(3, 5), padding=True)
+    # Of 3 tokens: 1 + 2 + 2, and two padded rows of 2; of 5: 1 + 2 + 2 + 2 + 2.
+    assert load.pairs(window=2) == Flops(5 + 2 * 2 + 9, 50)
+    cached = Load(lengths=(1, 3), past=(4, 0), padding=True)
+    # 5 keys of one token and of two padded rows, at most 3 of them in a window; and the triangle of 3.
+    assert cached.pairs() == Flops(3 * 5 + 6, 2 * 3 * 5)
+    assert cached.pairs(window=3) == Flops(3 * 3 + 6, 2 * 3 * 5)
+
+
 def test_padding_is_counted_only_where_it_is_asked_for() -> None:
     lengths = (3, 5)
     assert (Load(lengths=lengths).slots, Load(lengths=lengths, padding=True).slots) == (8, 10)

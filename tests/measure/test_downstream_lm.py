@@ -88,6 +88,14 @@ def test_log_likelihood_is_the_sum_over_the_continuation_alone():
     assert total == pytest.approx(model.log_p(text.encode("c de")), abs=1e-6)
 
 
+def test_scores_of_a_model_in_bfloat16_are_worked_out_in_float32():
+    model, text = Bigram().to(torch.bfloat16), Letters()
+    [(total, _)] = RoutedLM(model, text).loglikelihood([ask("abc", " de")])
+    log_p_VV = model.log_p_VV.float().log_softmax(-1)
+    expected = sum(log_p_VV[a, b].item() for a, b in pairwise(text.encode("c de")))
+    assert total == pytest.approx(expected, abs=1e-6)
+
+
 def test_an_empty_context_is_one_end_of_text_token():
     model, text = Bigram(), Letters()
     [(total, _)] = RoutedLM(model, text).loglikelihood([ask("", "ab")])

@@ -16,6 +16,7 @@ from modbench.flops.ledger import Flops, Ledger, Load
 from modbench.model.average import RunningAverage
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
+from modbench.model.context import Context
 from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router, router_names
 from modbench.train import checkpoint
@@ -26,6 +27,7 @@ from modbench.train.loop import (
     DivergedError,
     StoppedError,
     Trained,
+    build_optimizer,
     learning_rate,
     train_model,
     training_step,
@@ -256,6 +258,32 @@ def test_the_gradient_is_clipped_before_the_optimizer_sees_it() -> None:
     batch = Batches(TEXT_N, sequence=32, batch=2, seed=1).step(0)
     training_step(model, Watching(model.parameters(), lr=0.1), train, batch, torch.float32)
     assert norms == [pytest.approx(1e-3, rel=1e-2)]
+
+
+def test_matrices_decay_and_vectors_and_the_embedding_do_not() -> None:
+    """By a step without any gradient, which moves what decays and nothing else."""
+    model = build_model(SHAPE, build_router("token_choice"), seed=1)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    build_optimizer(model, TRAIN).step()
+    factor = 1 - TRAIN.learning_rate * TRAIN.weight_decay
+    assert factor < 1
+    for name, weight in model.named_parameters():
+        decays = weight.dim() >= 2 and name != "embedding.weight"
+        assert torch.allclose(weight, before[name] * (factor if decays else 1), rtol=1e-6), name
+
+
+def test_a_steps_loss_is_the_cross_entropy_without_the_auxiliary_losses() -> None:
+    model = build_model(SHAPE, build_router("token_choice"), seed=1)
+    window_BT = torch.from_numpy(TEXT_N[:66].astype(np.int64)).view(2, 33)
+    batch = window_BT[:, :-1].contiguous(), window_BT[:, 1:].contiguous()
+    alike = build_model(SHAPE, build_router("token_choice"), seed=1)
+    logits_BTV = alike(batch[0], context := Context(selection="topk"))
+    expected = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), batch[1].flatten())
+    assert context.trace.auxiliary_loss() > 1e-3
+    loss, _ = training_step(model, build_optimizer(model, TRAIN), TRAIN, batch, torch.float32)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_a_checkpoint_of_other_text_is_not_gone_on_from(tmp_path: Path) -> None:

@@ -223,7 +223,10 @@ VERBS: dict[str, Callable[..., int]] = {
     "audit": audit,
     "sample": sample,
 }
-ABOUT = "Compares routing schemes for language models at equal compute."
+ABOUT = (
+    "Compares routing schemes for language models at equal compute. "
+    "`modbench --version` prints the version."
+)
 
 
 def _parse(verbs: dict[str, Callable[..., int]], arguments: Sequence[str], name: str, about: str) -> int:
@@ -232,6 +235,8 @@ def _parse(verbs: dict[str, Callable[..., int]], arguments: Sequence[str], name:
     Raises:
         UserError: they can't be understood; what tyro says of it, without its box.
     """
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in verbs:
+        raise UserError(f"'{arguments[0]}' is no command of {name}; {known_names(arguments[0], verbs)}")
     if arguments and arguments[0] in verbs:
         refuse_twice(verbs[arguments[0]], arguments[1:])
     box = io.StringIO()
@@ -252,7 +257,7 @@ def _parse(verbs: dict[str, Callable[..., int]], arguments: Sequence[str], name:
         parts = re.split(r" ?(?:─{3,}|-{3,}) ?", " ".join(inside or map(str.strip, lines)))
         parts = parts if inside else parts[1:]
         said = re.sub(r"Error parsing \S+: ", "", "; ".join(parts).replace(".;", ";"))
-        raise UserError(_no_number(said) or said or box.getvalue()) from end
+        raise UserError(_no_number(said) or _no_choice(said) or said or box.getvalue()) from end
     try:
         return call()
     except SystemExit as end:  # no line of ours does that: a green exit code would be a lie
@@ -266,6 +271,17 @@ def _no_number(said: str) -> str | None:
     if flag is None or value is None:
         return None
     return f"{flag[1]} is {value[2]}; it must be a {'whole ' if value[1] == 'int' else ''}number"
+
+
+def _no_choice(said: str) -> str | None:
+    """What ``said`` of a word that isn't among those that an argument takes has to tell a user."""
+    choice = re.search(r"invalid choice '(.*?)' for argument '(.+?)'. Expected one of \((.+?)\)", said)
+    if choice is None:
+        return None
+    word, argument, known = choice.groups()
+    of = f" for {argument}" if argument.startswith("-") else ""
+    names = re.findall(r"'(.+?)'", known)
+    return f"invalid choice '{word}'{of}; {known_names(word, names)}"
 
 
 def _dispatch(arguments: Sequence[str]) -> int:

@@ -94,8 +94,9 @@ def flops(
     if suite and batch != 1:
         given.append("--batch")
     if given:
+        also = " and --hf" if given[0] in ("--batch", "--sequence") else ""
         raise UserError(
-            f"{given[0]} belongs to --router, and {chosen[0]} has its own shape; leave it out"
+            f"{given[0]} belongs to --router{also}, and {chosen[0]} has its own shape; leave it out"
         )
     asked: dict[str, Any] = {
         "convention": convention,

@@ -1,6 +1,9 @@
 """``modbench plan``: what a training run takes, before anything is bought."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
@@ -28,6 +31,30 @@ class ClusterOptions:
     micro_batch: int = 1  #: sequences of a GPU at a time
 
 
+#: What the sentences of `modbench.plan`, which Python code is told, too, call by the fields' names.
+_FLAGS = (
+    *(field.name for field in fields(ClusterOptions)),
+    *("tokens", "tokens_per_parameter", "batch", "budget"),
+)
+
+
+@contextmanager
+def _flags_for_fields() -> Iterator[None]:
+    """
+    Raises:
+        UserError: what is raised inside, with flags in the place of fields: they are what was typed.
+    """
+    try:
+        yield
+    except UserError as error:
+        sentence = str(error)
+        for name in _FLAGS:
+            where = rf"\b{name}\b" if "_" in name else rf"^{name}(?= is | ')"
+            sentence = re.sub(where, f"--{name.replace('_', '-')}", sentence)
+        raise UserError(sentence) from error
+
+
+@_flags_for_fields()
 def plan(
     *,
     router: Annotated[tuple[str, ...], arg(metavar="NAME[:PRESET] ...", help_behavior_hint="")],

@@ -89,10 +89,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "flops gate --accept --golden gone/x.json",
             "can't be written (No such file or directory); name a",
         ),
-        ("plan --router mod --tokens 1B --micro-batch 10000000", "micro_batch is 10000000; it must be"),
+        (
+            "plan --router mod --tokens 1B --micro-batch 10000000",
+            "--micro-batch is 10000000; it must be",
+        ),
         (
             "plan --router mod --budget 1e20 --tokens-per-parameter 1e300",
-            "tokens_per_parameter is 1e+300; it must be above 0, and 1,000,000,000 or less",
+            "--tokens-per-parameter is 1e+300; it must be above 0, and 1,000,000,000 or less",
         ),
         ("audit vanilla --layers 1 --width 100000000", "out of memory, asked for "),
         ("run wide.toml", "train batch is 10000000; it must be 1,000,000 or less"),

@@ -49,7 +49,8 @@ def described_gpu(name: str, peak_tflops: float | None = None, memory_gb: float 
     known = GPUS.get(name.lower())
     if known is None and (peak_tflops is None or memory_gb is None):
         raise UserError(
-            f"GPU '{name}' is not known, or give peak and memory; {known_names(name.lower(), GPUS)}"
+            f"GPU '{name}' is not known; {known_names(name.lower(), GPUS)}; for another GPU give both "
+            "peak_tflops and memory_gb"
         )
     flops = known.flops if peak_tflops is None and known else (peak_tflops or 0) * 1e12
     memory = known.memory if memory_gb is None and known else round((memory_gb or 0) * 1e9)

@@ -117,6 +117,8 @@ def find_suite(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    if path.is_dir():
+        raise UserError(f"suite {name} is a folder; give the path of a TOML file")
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise UserError(f"suite {name}: there is no such file; give the path of a TOML file")
     raise UserError(f"suite '{name}' is not known; {known_names(name, shipped)}; or give a file's path")

@@ -41,8 +41,8 @@ def steps_for(cell: Mapping[str, Any]) -> int:
     steps = train.budget // each
     if steps < 1:
         raise UserError(
-            f"budget {train.budget:g} is smaller than one training step of "
-            f"'{cell['router']['label']}', which takes {each:g} FLOPs; raise the budget, or shrink "
-            "batch, sequence or model"
+            f"[sweep] budgets: budget {train.budget:g} is smaller than one training step of "
+            f"'{cell['router']['label']}', which takes {each:g} FLOPs; raise it there, or "
+            "shrink batch, sequence or model"
         )
     return steps

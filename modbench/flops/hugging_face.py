@@ -25,7 +25,7 @@ from modbench.flops.component import Label
 from modbench.flops.counter import FlopCounter
 from modbench.flops.families import FAMILIES, family_shape
 from modbench.flops.ledger import OUTSIDE, Phase
-from modbench.flops.sdpa import SDPA, _as_on_cpu
+from modbench.flops.sdpa import SDPA, as_on_cpu
 from modbench.flops.untouched import untouched
 
 #: Keys of a published config.json that say how weights are stored, or name code to run.
@@ -196,7 +196,7 @@ class _MasksToMeta(TorchFunctionMode):
             raise NotImplementedError("it makes attention masks of its own, which have no values there")
         tensors = dict(zip(("query", "key", "value"), args, strict=False))
         given = {**tensors, **kwargs, "attn_mask": mask.to("meta")}
-        result = _as_on_cpu(given)
+        result = as_on_cpu(given)
         return func(**given) if result is None else result
 
 

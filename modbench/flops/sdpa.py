@@ -52,7 +52,7 @@ def _attend(*args: Any, **kwargs: Any) -> Any:
     _inside.call = True
     _put(SDPA)  # function modes and tensor subclasses know the call by it
     try:
-        result = _as_on_cpu(given)
+        result = as_on_cpu(given)
         return SDPA(*args, **kwargs) if result is None else result
     finally:
         _inside.call = False
@@ -61,7 +61,7 @@ def _attend(*args: Any, **kwargs: Any) -> Any:
             counter.close()
 
 
-def _as_on_cpu(given: Mapping[str, Any]) -> Tensor | None:
+def as_on_cpu(given: Mapping[str, Any]) -> Tensor | None:
     """Attention on the meta device by the op that a CPU would run, so that both devices show the same
     ops: left alone, the meta device takes it apart into matmuls that no CPU executes. None where a CPU
     runs matmuls, too, and on other devices."""

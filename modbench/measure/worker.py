@@ -13,8 +13,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-KINDS = ("time", "ceiling", "training_memory", "inference_memory")
-
 
 def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """What the process of ``spec`` prints at its end.

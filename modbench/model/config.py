@@ -1,6 +1,6 @@
 """The shape of a decoder, without a word about routing. Imports no torch."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import inf
 from typing import Literal, get_type_hints
 
@@ -78,6 +78,3 @@ class ModelConfig:
     def hidden(self) -> int:
         """``mlp_width``, resolved."""
         return 0 if self.mlp_width is None else self.mlp_width
-
-
-MODEL_FIELDS = tuple(field.name for field in fields(ModelConfig))

@@ -167,3 +167,10 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     assert record.metrics["modbench_cloze"] > record.metrics["modbench_cloze_chance"]
     table = (tmp_path / "results" / "quick" / "leaderboard.csv").read_text()
     assert "stride" in table.splitlines()[1]
+
+
+def test_how_far_the_curves_end_above_the_table_is_as_recorded() -> None:
+    (said,) = re.findall(r"its ends lie ([\d.]+) to ([\d.]+) nats above", README)
+    records = read_records(ROOT / "results" / "quick")
+    above = [record.curve[-1]["heldout_loss"] - record.metrics["heldout_loss"] for record in records]
+    assert (f"{min(above):.2f}", f"{max(above):.2f}") == said

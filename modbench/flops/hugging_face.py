@@ -71,7 +71,7 @@ def installed() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise UserError("models of transformers need the extra hf: pip install modbench[hf]") from error
+        raise UserError("models of transformers need it: pip install 'transformers>=5'") from error
     return transformers
 
 

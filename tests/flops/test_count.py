@@ -345,7 +345,7 @@ def test_inputs_that_can_not_be_are_refused(inputs: Any, options: dict, sentence
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"pip install modbench\[hf\]"):
+    with pytest.raises(UserError, match=r"pip install 'transformers>=5'"):
         count(CONFIGS["llama"], (2, 9))
 
 

@@ -4,11 +4,12 @@ B sequences, T tokens, V vocabulary.
 """
 
 from collections import defaultdict
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from modbench.measure.audit.finding import ROUNDING, Outcome, Subject, largest
+from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, largest
 from modbench.model.cache import Cache
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
@@ -19,26 +20,61 @@ DECODED, CHUNK = 16, 5
 PROMPT, LONG = 8, 200
 
 
+#: In the model's own dtype, where rounding may tip a decision, up to this share of the tokens of a kind.
+SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What reading with a cache showed: the ``figure``; the largest share of ``prompts``, ``chunks`` or
+    tokens ``one by one`` that are off by more than rounding, and by how much at most; what a layer keeps
+    that it should not; and how many tokens read one by one entered a layer that selects, out of how
+    many, a token being counted in each such layer."""
+
+    figure: str
+    share: float
+    most: float
+    keeps: str
+    entered: int
+    of: int
+
+    def passed(self, share: float = 0.0) -> bool:
+        return not self.keeps and self.share <= share
+
+
 @torch.no_grad()
 def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 3: prompts of different lengths, padded, some more of each at once, then one token of each
     sequence at a time, give the logits of the full causal pass that has no cache; so do 200 tokens of
     one sequence alone, or as many as the sequences have; and each layer keeps as many keys as tokens
     entered it. Where the model lets all decoded tokens into its routed layers, or none, first weights
-    are asked, too: a decoding that always or never selects would not be told from it."""
-    passed, figure, entered, of = _together(subject.exact, tokens_BT[:4])
-    if passed and of and entered in (0, of):
-        passed, figure, entered, of = _together(subject.fresh()[0].double().eval(), tokens_BT[:4])
-        figure += ", of first weights"
-    if not passed:
+    are asked, too: a decoding that always or never selects would not be told from it. All of it in
+    float64; in the model's own dtype of most tokens, or of those of a second text."""
+    together = _together(subject.exact, tokens_BT[:4], ROUNDING)
+    figure = together.figure
+    if together.passed() and together.of and together.entered in (0, together.of):
+        together = _together(subject.fresh()[0].double().eval(), tokens_BT[:4], ROUNDING)
+        figure = f"{together.figure}, of first weights"
+    if not together.passed():
         return False, figure
-    steps = max(LONG, tokens_BT.shape[1] - PROMPT - CHUNK)
-    text_BT = subject.tokens(1, PROMPT + CHUNK + steps)
-    passed, alone, _, _ = _parity(subject.exact, text_BT, [[PROMPT], [CHUNK], *[[1]] * steps])
-    return passed, f"{figure}; {'' if passed else 'of one sequence '}{alone}"
+    alone = _alone(subject.exact, subject, tokens_BT, ROUNDING)
+    figure += f"; {'' if alone.passed() else 'of one sequence '}{alone.figure}"
+    if not alone.passed() or subject.is_exact:
+        return alone.passed(), figure
+    for draw, text_BT in enumerate(subject.texts(tokens_BT)):
+        own = [
+            _together(subject.own, text_BT[:4], COARSE),
+            _alone(subject.own, subject, text_BT, COARSE, draw),
+        ]
+        wrong = [parity for parity in own if not parity.passed(SHARE)]
+        if not wrong:
+            break
+    if wrong:
+        return False, f"{figure}; in {subject.dtype} only {wrong[0].figure}"
+    return True, f"{figure}; in {subject.dtype} by {max(parity.most for parity in own):.1e}"
 
 
-def _together(model: Decoder, tokens_BT: Tensor) -> tuple[bool, str, int, int]:
+def _together(model: Decoder, tokens_BT: Tensor, rounding: float) -> Parity:
     """`_parity` of a batch, in which all sequences stand at different places."""
     sequences, sequence = tokens_BT.shape
     steps = min(DECODED, sequence - 1)
@@ -47,21 +83,28 @@ def _together(model: Decoder, tokens_BT: Tensor) -> tuple[bool, str, int, int]:
     prompts = [1 + (longest - 1) * (n + 1) // sequences for n in range(sequences)]
     chunks = [max(1, more - n) for n in range(sequences)] if more else []
     reads = [prompts, *([chunks] if chunks else []), *[[1] * sequences] * steps]
-    return _parity(model, tokens_BT, reads)
+    return _parity(model, tokens_BT, reads, rounding)
 
 
-def _parity(model: Decoder, tokens_BT: Tensor, reads: list[list[int]]) -> tuple[bool, str, int, int]:
-    """Whether it holds for ``reads``, the new tokens of each sequence, pass by pass; the figure, and how
-    many tokens read one by one entered a layer that selects, out of how many; a token is counted in
-    each such layer."""
+def _alone(
+    model: Decoder, subject: Subject, tokens_BT: Tensor, rounding: float, draw: int = 0
+) -> Parity:
+    """`_parity` of one sequence that is as long as those of ``tokens_BT``, or longer."""
+    steps = max(LONG, tokens_BT.shape[1] - PROMPT - CHUNK)
+    text_BT = subject.tokens(1, PROMPT + CHUNK + steps, draw)
+    return _parity(model, text_BT, [[PROMPT], [CHUNK], *[[1]] * steps], rounding)
+
+
+def _parity(model: Decoder, tokens_BT: Tensor, reads: list[list[int]], rounding: float) -> Parity:
+    """``reads``: the new tokens of each sequence, pass by pass."""
     sequences = len(tokens_BT)
     whole_BTV = model(tokens_BT, Context(selection="causal"))
-    bound = ROUNDING * max(1.0, whole_BTV.abs().max().item())
+    bound = rounding * max(1.0, whole_BTV.abs().max().item())
     cache = Cache(sequences)
     due: defaultdict[int, list[int]] = defaultdict(lambda: [0] * sequences)
 
-    def read(lengths: list[int]) -> float:
-        """Read ``lengths`` new tokens of each sequence: by how much their logits are off."""
+    def read(lengths: list[int]) -> list[float]:
+        """Read ``lengths`` new tokens of each sequence: by how much the logits of each are off."""
         before = list(cache.read)
         places_T = torch.arange(max(lengths), device=tokens_BT.device)
         places_BT = torch.tensor(before, device=tokens_BT.device)[:, None] + places_T
@@ -75,32 +118,36 @@ def _parity(model: Decoder, tokens_BT: Tensor, reads: list[list[int]]) -> tuple[
                 for row, length in enumerate(lengths):
                     due[layer][row] += int(shown[row, :length].sum())
         rows = zip(logits_BTV, whole_BTV, before, lengths, strict=True)
-        return max(
-            largest(new_TV[:length], whole_TV[first : first + length]).max().item()
+        return [
+            off
             for new_TV, whole_TV, first, length in rows
-        )
+            for off in largest(new_TV[:length], whole_TV[first : first + length]).tolist()
+        ]
 
-    off = {"prompts": 0.0, "chunks": 0.0, "one by one": 0.0}
+    offs: dict[str, list[float]] = {"prompts": [], "chunks": [], "one by one": []}
     entered = of = 0
     for number, lengths in enumerate(reads):
         single = number > 0 and max(lengths) == 1
         what = "one by one" if single else "chunks" if number else "prompts"
         already = sum(map(sum, due.values()))
-        off[what] = max(off[what], read(lengths))
+        offs[what] += read(lengths)
         if single:
             entered += sum(map(sum, due.values())) - already
             of += sequences * len(due)
 
-    steps = sum(sum(lengths) for lengths in reads[1:] if max(lengths) == 1)
-    figure = f"{steps} tokens one by one differ by {off['one by one']:.1e} at most"
+    most = {what: max(off, default=0.0) for what, off in offs.items()}
+    figure = f"{len(offs['one by one'])} tokens one by one differ by {most['one by one']:.1e} at most"
     if of:
         figure += f", {entered / of:.0%} entered"
     for what in ("chunks", "prompts"):
-        if off[what] > bound:
-            figure = f"{what} differ by {off[what]:.1e}, {figure}"
+        if most[what] > bound:
+            figure = f"{what} differ by {most[what]:.1e}, {figure}"
+    keeps = ""
     for layer in range(len(model.layers)):
         kept, expected = cache.lengths(layer), due.get(layer, cache.read)
         if any(kept) and kept != expected:  # a layer without attention keeps none
-            wrong = f"layer {layer} keeps {kept} keys of {expected} tokens that entered; {figure}"
-            return False, wrong, entered, of
-    return max(off.values()) <= bound, figure, entered, of
+            keeps = f"layer {layer} keeps {kept} keys of {expected} tokens that entered"
+            figure = f"{keeps}; {figure}"
+            break
+    share = max(sum(off > bound for off in every) / max(1, len(every)) for every in offs.values())
+    return Parity(figure, share, max(most.values()), keeps, entered, of)

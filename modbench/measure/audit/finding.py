@@ -20,6 +20,8 @@ from modbench.typed import checked
 #: Largest difference of two float64 results, relative to the largest of them, that is still rounding:
 #: room for a router that computes its scores in float32.
 ROUNDING = 1e-5
+#: The same in the model's own dtype, where a decision may hang on the last digit besides.
+COARSE = 1e-3
 RULES: tuple[Selection, ...] = ("topk", "causal")
 Unchecked = Literal["unchecked"]
 #: Whether a probe passed, None if there is nothing that it could ask, ``unchecked`` if there is and it
@@ -64,6 +66,20 @@ class Subject:
         return copy.deepcopy(self.model).double().eval()
 
     @cached_property
+    def own(self) -> Decoder:
+        """A copy in the dtype that it scores in: some code is meant for that alone."""
+        return self.twin().eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the model's own dtype is float64: what is asked of ``exact`` is asked of it."""
+        return self.dtype == torch.float64
+
+    @cached_property
     def skips(self) -> bool:
         """Whether any layer shows who is selected, or leaves some tokens alone and not others."""
         return bool(self._skipped)
@@ -98,6 +114,11 @@ class Subject:
         shape = (sequences, length)
         tokens_BT = torch.randint(self.model.config.vocabulary, shape, generator=generator)
         return tokens_BT.to(device_of(self.model))
+
+    def texts(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """``tokens_BT``, and another text of its shape: rounding tips no decision in both."""
+        sequences, length = tokens_BT.shape
+        return tokens_BT, self.tokens(sequences, length, draw=1)
 
     def fresh(self, **wanted: object) -> tuple[Decoder, set[str]]:
         """A model of the same shape and router with first weights and, where the router has such

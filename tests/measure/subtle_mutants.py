@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 from mutants import MUTANTS as COARSE
-from mutants import Depth, Right
+from mutants import Depth, DoubleResidual, Right
 from torch import Tensor
 
 from modbench.flops.ledger import Ledger, Load
@@ -236,6 +236,25 @@ class NoNumberWhereOneEnters(Right):
         return right_RKD + 0 * right_RKD.detach() / (right_RKD.shape[1] - 1)
 
 
+class WritesIntoItsInput(Right):
+    """Those that are skipped are halved, in place where no gradient is asked for."""
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        y_BTD = super().forward(x_BTD, context)
+        skipped_BT = ~context.trace.tensors[self.layer, "selected"]
+        if torch.is_grad_enabled():
+            return y_BTD
+        return x_BTD.copy_(torch.where(skipped_BT[..., None], y_BTD / 2, y_BTD))
+
+
+class DoubleResidualInPlace(DoubleResidual):
+    """Where no gradient is asked for."""
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        y_BTD = super().forward(x_BTD, context)
+        return y_BTD if torch.is_grad_enabled() else x_BTD.copy_(y_BTD)
+
+
 MUTANTS: dict[str, type[Right]] = COARSE
 MUTANTS |= {
     "ledger of prefill forgets": LedgerOfPrefillForgets,
@@ -263,4 +282,6 @@ MUTANTS |= {
     "causal never": CausalNever,
     "causal always": CausalAlways,
     "no number where one enters": NoNumberWhereOneEnters,
+    "writes into its input": WritesIntoItsInput,
+    "double residual in place": DoubleResidualInPlace,
 }

@@ -64,6 +64,9 @@ NAMED: dict[str, tuple[int, set[int]]] = {
     "causal never": (4, set()),
     "causal always": (4, set()),
     "no number where one enters": (2, set()),
+    # What it adds to a token in place is its block's.
+    "writes into its input": (5, set()),
+    "double residual in place": (6, {5}),
 }
 
 
@@ -115,6 +118,8 @@ FIGURES = {
     "causal never": r"^the causal rule lets in 0%, whatever the weights and the text",
     "causal always": r"^the causal rule lets in 100%, whatever the weights and the text",
     "no number where one enters": r"^logits of 1 tokens are no numbers \(topk\)",
+    "writes into its input": r"^layer 1 \(WritesIntoItsInput\) writes into its input \(topk\) ",
+    "double residual in place": r"of what layer 1 adds is not its block's \(at 3 x 63 tokens\)",
     "leak at place 37": r"^[1-3] earlier positions moved, by",
     "decode tires at 100": r"of one sequence 200 tokens one by one differ by \d\.\de[+-]\d\d at most",
     "chunk enters whole": r"^chunks differ by|keys of",

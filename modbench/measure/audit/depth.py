@@ -33,11 +33,15 @@ CANCELLED = 1e-13
 
 @torch.no_grad()
 def bypass(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 5: a token that a layer says it did not select leaves that layer bit for bit unchanged."""
+    """Probe 5: a token that a layer says it did not select leaves that layer bit for bit unchanged. No
+    layer writes into the stream that it is given: what comes before it is not its own to change."""
     skipped, altered, quiet = 0, 0, False
     for rule in RULES:
-        context = Context(selection=rule)
-        for number, _, before_BTD, after_BTD in layer_by_layer(subject.exact, tokens_BT, context):
+        context, written = Context(selection=rule), set[int]()
+        stream = layer_by_layer(subject.exact, tokens_BT, context, written)
+        for number, layer, before_BTD, after_BTD in stream:
+            if written:
+                return False, f"layer {number} ({type(layer).__name__}) writes into its input ({rule})"
             changed_BT = (after_BTD != before_BTD).any(-1)
             selected_BT = context.trace.tensors.get((number, "selected"))
             if selected_BT is None:

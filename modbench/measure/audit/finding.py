@@ -161,14 +161,17 @@ def zero_routers(model: Decoder) -> Decoder:
 
 
 def layer_by_layer(
-    model: Decoder, tokens_BT: Tensor, context: Context
+    model: Decoder, tokens_BT: Tensor, context: Context, written: set[int] | None = None
 ) -> Iterator[tuple[int, nn.Module, Tensor, Tensor]]:
-    """Run ``model``: number, layer, and the stream (B, T, D) before and after it."""
+    """Run ``model``: number, layer, and the stream (B, T, D) before and after it. What was before is a
+    copy: a layer may write into what it is given, and then is among those ``written``."""
     context.tokens_BT = tokens_BT
     x_BTD = model.embedding(tokens_BT)
     for number, layer in enumerate(model.layers):
-        before_BTD = x_BTD
-        x_BTD = layer(before_BTD, context)
+        given_BTD, before_BTD = x_BTD, x_BTD.detach().clone()
+        x_BTD = layer(given_BTD, context)
+        if written is not None and not torch.equal(given_BTD.nan_to_num(), before_BTD.nan_to_num()):
+            written.add(number)
         yield number, layer, before_BTD, x_BTD
 
 

@@ -242,3 +242,13 @@ def test_a_ledger_that_lies_only_at_the_training_batch_is_caught(
     for trained in (None, (6, 31), (5, 31)):
         failed = {finding.name for finding in audit(model, trained=trained) if finding.failed}
         assert failed == ({"count"} if trained == (5, 31) else set())
+
+
+def test_what_one_shape_shows_another_that_asks_nothing_does_not_undo() -> None:
+    model = build_model(SHAPE, build_router("mod", {"scores": "stride", "capacity": 0.9}), seed=0)
+    at_both = audit(model, shapes=((3, 63), (4, 2)))
+    assert [finding for finding in at_both if finding.failed] == []
+    for probe in (5, 11):
+        (one,) = [finding for finding in audit(model, shapes=((4, 2),)) if finding.probe == probe]
+        (both,) = [finding for finding in at_both if finding.probe == probe]
+        assert (one.verdict, both.verdict) == ("not asked", "passed")

@@ -17,7 +17,14 @@ from modbench.measure.audit.capacity import capacity
 from modbench.measure.audit.counting import count
 from modbench.measure.audit.decoding import decode_parity
 from modbench.measure.audit.depth import bypass, order_and_position, unit_gate
-from modbench.measure.audit.finding import ROUNDING, Finding, Outcome, Subject, Verdict
+from modbench.measure.audit.finding import (
+    ROUNDING,
+    Finding,
+    Outcome,
+    Subject,
+    Unchecked,
+    Verdict,
+)
 from modbench.measure.audit.leaks import batch_invariant, causal
 from modbench.measure.audit.learning import gradient
 from modbench.measure.audit.saving import saving
@@ -55,6 +62,16 @@ PROBES = (
 )
 
 
+_VERDICTS: dict[bool | Unchecked | None, Verdict] = {
+    None: "not asked",
+    True: "passed",
+    "unchecked": "unchecked",
+    False: "failed",
+}
+#: What is found at one shape counts more than what stands before it here, found at another.
+_RISING = list(_VERDICTS)
+
+
 def audit(
     model: Decoder,
     *,
@@ -82,22 +99,17 @@ def findings(
         asked = list(shapes[:1] if probe.once else shapes)
         if probe.trained and trained is not None and trained not in asked:
             asked.append(trained)
+        passed: bool | Unchecked | None = None
+        figure = ""
         for shape in asked:
-            tokens_BT = subject.tokens(*shape)
-            passed, figure = _outcome(probe, subject, tokens_BT)
+            here, said = _outcome(probe, subject, subject.tokens(*shape))
+            if here is False and not probe.once:
+                said += f" (at {shape[0]} x {shape[1]} tokens)"
+            if _RISING.index(here) >= _RISING.index(passed):
+                passed, figure = here, said
             if passed is False:
-                if not probe.once:
-                    figure += f" (at {tokens_BT.shape[0]} x {tokens_BT.shape[1]} tokens)"
                 break
-        verdict: Verdict = (
-            "not asked"
-            if passed is None
-            else "unchecked"
-            if passed == "unchecked"
-            else "passed"
-            if passed
-            else "failed"
-        )
+        verdict = _VERDICTS[passed]
         yield Finding(
             probe=probe.number, name=probe.name, verdict=verdict, figure=figure, ranks=probe.ranks
         )

@@ -244,6 +244,29 @@ def test_a_ledger_that_lies_only_at_the_training_batch_is_caught(
         assert failed == ({"count"} if trained == (5, 31) else set())
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_memory_that_runs_out_is_raised_and_is_no_finding(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(right):
+        def large(self: Block, x_BTD: Tensor, context: Context) -> Tensor:
+            raise error
+
+        return large
+
+    with pytest.raises(type(error)) as raised:
+        audit(changed_model(monkeypatch, forward))
+    assert raised.value is error
+
+
 def test_what_one_shape_shows_another_that_asks_nothing_does_not_undo() -> None:
     model = build_model(SHAPE, build_router("mod", {"scores": "stride", "capacity": 0.9}), seed=0)
     at_both = audit(model, shapes=((3, 63), (4, 2)))

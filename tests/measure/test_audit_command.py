@@ -112,3 +112,14 @@ def test_mistakes_are_told_as_such() -> None:
     ):
         with pytest.raises(UserError, match=words):
             run_audit(name, **others)
+
+
+def test_memory_that_runs_out_in_a_probe_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def findings(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(command, "findings", findings)
+    with pytest.raises(
+        UserError, match=r"^out of memory, asked for 2,147,483,648 bytes .*; audit a smal"
+    ):
+        run_audit("vanilla", shape=SMALL)

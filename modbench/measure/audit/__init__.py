@@ -29,6 +29,7 @@ from modbench.measure.audit.leaks import batch_invariant, causal
 from modbench.measure.audit.learning import gradient
 from modbench.measure.audit.saving import saving
 from modbench.measure.audit.state import state
+from modbench.measure.out_of_memory import failed_allocation
 from modbench.model.decoder import Decoder
 
 __all__ = ["PROBES", "ROUNDING", "Finding", "audit", "findings"]
@@ -82,7 +83,8 @@ def audit(
     """Run the probes on ``model`` with random tokens, for each of ``shapes`` (sequences, tokens): an odd
     length, and whatever length and batch it is scored at; the count at that of a step it was ``trained``
     with, too, for this decides how many steps a budget buys. A probe passes if it does at all of them
-    where it is asked; one that raises has failed. The model itself is not changed."""
+    where it is asked and fails at none; one that raises has failed, unless it was memory that ran out:
+    that is raised. The model itself is not changed."""
     return list(findings(model, shapes=shapes, trained=trained, seed=seed))
 
 
@@ -122,4 +124,6 @@ def _outcome(probe: Probe, subject: Subject, tokens_BT: Tensor) -> Outcome:
         Exception,
         SystemExit,
     ) as error:  # a router's own code runs here: whatever it raises is its finding
+        if failed_allocation(error) is not None:
+            raise  # that there is too little memory here is no fault of the router's
         return False, f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"

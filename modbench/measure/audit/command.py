@@ -43,7 +43,7 @@ def run_audit(
 
     Raises:
         UserError: a plugin, router, preset, option or shape that can't be, or a router that can't take
-            a training step.
+            a training step, or memory that ran out.
     """
     for plugin in plugins:
         load_plugin(plugin)
@@ -60,11 +60,7 @@ def run_audit(
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # a router's own code runs here
-        allocation = failed_allocation(error)
-        if allocation is not None:
-            raise UserError(
-                f"{out_of_memory_sentence(allocation)}; audit a smaller size or sequence"
-            ) from error
+        _raise_memory(error)
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"router '{name}' raised {type(error).__name__}: {reason} in a training step; mend its "
@@ -73,10 +69,14 @@ def run_audit(
     if format == "table":
         print(f"{name}: {ODD[0]} x {ODD[1]} and {SEQUENCES} x {size.sequence} tokens", flush=True)
     found: list[Finding] = []
-    for finding in findings(model, shapes=(ODD, (SEQUENCES, size.sequence)), seed=seed):
-        found.append(finding)
-        if format == "table":
-            print(line(finding), flush=True)
+    try:
+        for finding in findings(model, shapes=(ODD, (SEQUENCES, size.sequence)), seed=seed):
+            found.append(finding)
+            if format == "table":
+                print(line(finding), flush=True)
+    except Exception as error:
+        _raise_memory(error)
+        raise
     failed = [finding for finding in found if finding.failed]
     if format == "json":
         document = {
@@ -90,6 +90,14 @@ def run_audit(
         }
         print(json.dumps(document))
     return 1 if failed else 0
+
+
+def _raise_memory(error: BaseException) -> None:
+    allocation = failed_allocation(error)
+    if allocation is not None:
+        raise UserError(
+            f"{out_of_memory_sentence(allocation)}; audit a smaller size or sequence"
+        ) from error
 
 
 def warmed(

@@ -4,11 +4,14 @@ B sequences, T tokens, V vocabulary.
 """
 
 import copy
+import itertools
+import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,14 +25,18 @@ from modbench.train.loop import build_optimizer, training_step
 _TORCHS = frozenset(vars(nn.Module()))
 #: So deep objects inside objects are looked into.
 _DEEP = 6
+#: Values that a file or class may hold beside numbers, texts, lists, mappings and tensors.
+_NUMBERS = bool | int | float | complex | np.ndarray | np.generic
+_DRAWS = torch.Generator | np.random.Generator | random.Random
 
 
 def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 10: what a few training steps left is loaded into a model that was built anew, from another
     seed: it gives the same logits under both rules and the same state after one step more, bit for bit.
     And nothing outside ``state_dict`` changes from one step to the next: no attribute of a module, of a
-    class of the scheme's own, or of the file that such a class stands in. Scoring changes nothing at
-    all, and activation checkpointing nothing but memory."""
+    class of the scheme's own, or of the file that such a class stands in, with what functions there have
+    about them: default arguments, attributes, closures. Scoring changes nothing at all, and activation
+    checkpointing nothing but memory."""
     wrong = _drift(subject)
     if wrong:
         return False, wrong
@@ -137,13 +144,18 @@ def _outside(model: Decoder) -> dict[str, Any]:
     classes = {type(module) for module in model.modules()} | {type(model.router)}
     for kind in {base for one in classes for base in one.__mro__ if _foreign(base.__module__)}:
         for key, value in vars(kind).items():
-            data = not key.startswith("__") and _is_data(value, kind.__module__)
-            if data or _closes(value):
+            if not key.startswith("__") and _is_data(value, kind.__module__):
                 found[f"class {kind.__name__}.{key}"] = _plain(value, saved, _DEEP)
+            for what, held in _held(_bare(value)).items():
+                found[f"{what} of class {kind.__name__}.{key}"] = _plain(held, saved, _DEEP)
         file = sys.modules.get(kind.__module__)
         for key, value in {} if file is None else dict(vars(file)).items():
             if not key.startswith("__") and _is_data(value, kind.__module__):
                 found[f"global {kind.__module__}.{key}"] = _plain(value, saved, _DEEP)
+            bare = _bare(value)
+            if isinstance(bare, FunctionType) and bare.__module__ == kind.__module__:
+                for what, held in _held(bare).items():
+                    found[f"{what} of global {kind.__module__}.{key}"] = _plain(held, saved, _DEEP)
     return found
 
 
@@ -153,18 +165,31 @@ def _moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 def _foreign(module: str) -> bool:
     """Whether a scheme may be at home there."""
-    return not module.startswith(("torch.", "modbench.model.")) and module not in ("builtins", "abc")
+    if module.partition(".")[0] in sys.stdlib_module_names - {"__main__"}:
+        return False
+    return not module.startswith(("torch.", "modbench.model."))
 
 
-def _closes(value: Any) -> bool:
-    """Whether it is a function that has something about it."""
-    return isinstance(value, FunctionType) and bool(value.__closure__)
+def _bare(value: Any) -> Any:
+    """The function that a method or property is made of."""
+    return getattr(value, "fget", None) or getattr(value, "__func__", value)
+
+
+def _held(value: Any) -> dict[str, Any]:
+    """What a function has about it, by what that is called; nothing where it is none."""
+    if not isinstance(value, FunctionType):
+        return {}
+    held = {
+        "a default argument": [value.__defaults__, value.__kwdefaults__],
+        "an attribute": {key: item for key, item in vars(value).items() if key != "__wrapped__"},
+        "the closure": [_content(cell) for cell in value.__closure__ or ()],
+    }
+    return {what: item for what, item in held.items() if item}
 
 
 def _is_data(value: Any, module: str) -> bool:
     """Whether it is a value, or an object of a class of that file; not a function, class or module."""
-    data = bool | int | float | complex | str | bytes | Tensor | torch.Generator
-    plain = isinstance(value, data | Mapping | list | tuple | set | frozenset)
+    plain = isinstance(value, Mapping | Sequence | Set | Tensor | _NUMBERS | _DRAWS | itertools.count)
     return plain or (not isinstance(value, type) and type(value).__module__ == module)
 
 
@@ -174,20 +199,38 @@ def _plain(value: Any, saved: set[int], deep: int) -> Any:
         return value
     if isinstance(value, Tensor):
         return None if id(value) in saved else value.detach().clone()
+    if isinstance(value, np.ndarray | np.generic):
+        return [str(value.dtype), list(value.shape), value.tobytes()]
     if isinstance(value, torch.Generator):
         return value.get_state()
+    if isinstance(value, itertools.count):
+        return repr(value)
     if deep == 0 or value is None or isinstance(value, type):
         return None
+    if isinstance(value, random.Random):
+        return repr(value.getstate())
+    if isinstance(value, np.random.Generator):
+        return repr(value.bit_generator.state)
     if isinstance(value, Mapping):
         return {repr(key): _plain(item, saved, deep - 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, Sequence):
         return [_plain(item, saved, deep - 1) for item in value]
-    if isinstance(value, set | frozenset):
+    if isinstance(value, Set):
         return sorted(map(repr, value))
-    cells = getattr(value, "__closure__", None)
-    if cells:  # what a function has about it
-        return [_plain(_content(cell), saved, deep - 1) for cell in cells]
-    return _plain(getattr(value, "__dict__", None), saved, deep - 1)
+    held: Any = _held(_bare(value)) or _attributes(value)
+    return _plain(held, saved, deep - 1)
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """Those in its ``__dict__`` and in the ``__slots__`` of its classes."""
+    found = {}
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                found[name] = getattr(value, name)
+    found |= getattr(value, "__dict__", {})
+    return found or None
 
 
 def _content(cell: Any) -> Any:

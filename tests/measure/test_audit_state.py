@@ -1,0 +1,133 @@
+"""Probe 10 names where state hides that no checkpoint keeps: in files, defaults, slots and closures.
+
+B sequences, T tokens.
+"""
+
+import itertools
+from collections import deque
+from typing import Any
+
+import mutants
+import numpy as np
+import pytest
+from mutants import Depth, Right
+from torch import Tensor
+
+from modbench.measure.audit.finding import Subject
+from modbench.measure.audit.state import state
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.decoder import build_model
+
+SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
+
+
+class Slots:
+    __slots__ = ("steps",)
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+
+class Both(Slots):
+    """With a ``__dict__``, too."""
+
+
+SLOTS, BOTH, ARRAY, LAST, COUNT = Slots(), Both(), np.zeros(2), deque([0], maxlen=3), itertools.count()
+BITS = np.random.default_rng(0)
+
+
+def _counted() -> Any:
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+
+    return step
+
+
+def by_default(steps: list[int] = [0]) -> None:  # noqa: B006
+    steps[0] += 1
+
+
+def by_keyword(*, steps: list[int] = [0]) -> None:  # noqa: B006
+    steps[0] += 1
+
+
+def by_attribute() -> None:
+    by_attribute.steps = getattr(by_attribute, "steps", 0) + 1  # type: ignore[attr-defined]
+
+
+by_closure = _counted()
+
+
+class Counts(Right):
+    """Of each layer, how often it trained."""
+
+    def step(self) -> None:
+        raise NotImplementedError
+
+    def highest(self, scores_BT: Tensor, context: Context) -> Tensor:
+        if self.training and not scores_BT.is_meta and not context.trace.repeated:
+            self.step()
+        return super().highest(scores_BT, context)
+
+
+def in_a_method(self: Counts, steps: list[int] = [0]) -> None:  # noqa: B006
+    steps[0] += 1
+
+
+def in_slots(_: Counts) -> None:
+    SLOTS.steps += 1
+
+
+def in_slots_of_a_base(_: Counts) -> None:
+    BOTH.steps += 1
+
+
+def in_an_array(_: Counts) -> None:
+    ARRAY[1] += 1
+
+
+def in_a_deque(_: Counts) -> None:
+    LAST.append(LAST[-1] + 1)
+
+
+def in_a_counter(_: Counts) -> None:
+    next(COUNT)
+
+
+def in_what_is_drawn(_: Counts) -> None:
+    BITS.random()
+
+
+HERE = "global test_audit_state"
+
+
+@pytest.mark.parametrize(
+    ("step", "named"),
+    [
+        (in_a_method, "a default argument of class Case.step"),
+        (lambda _: by_default(), f"a default argument of {HERE}.by_default"),
+        (lambda _: by_keyword(), f"a default argument of {HERE}.by_keyword"),
+        (lambda _: by_attribute(), f"an attribute of {HERE}.by_attribute"),
+        (lambda _: by_closure(), f"the closure of {HERE}.by_closure"),
+        (in_slots, f"{HERE}.SLOTS"),
+        (in_slots_of_a_base, f"{HERE}.BOTH"),
+        (in_an_array, f"{HERE}.ARRAY"),
+        (in_a_deque, f"{HERE}.LAST"),
+        (in_a_counter, f"{HERE}.COUNT"),
+        (in_what_is_drawn, f"{HERE}.BITS"),
+    ],
+    ids=lambda value: value.split(".")[-1] if isinstance(value, str) else "",
+)
+def test_state_is_named_where_it_hides(step: Any, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Case(Counts):
+        pass
+
+    Case.step = step
+    monkeypatch.setitem(mutants.MUTANTS, "case", Case)
+    subject = Subject(build_model(SHAPE, Depth(bug="case"), seed=4))
+    passed, figure = state(subject, subject.tokens(3, 63))
+    assert (passed, figure) == (False, f"training moves {named}, which is not in state_dict")

@@ -49,15 +49,23 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     of sequences of up to `EVERY` tokens; of longer ones the ends, the middle, both sides of powers of
     two, where windows and blocks end, and some that are drawn; all others are probe 3's, which decodes
     such a sequence token by token.
-    Each t is a pass of its own with the same strangers, so that what a batch does stays probe 2's. A
-    trace in detail, as held-out text is scored with, changes no logit."""
+    Each t is a pass of its own with the same strangers, so that what a batch does stays probe 2's. Two
+    equal passes give the same, and a trace in detail, as held-out text is scored with, changes no
+    logit."""
     tokens_BT = tokens_BT[:4]  # the length matters here; the batch is probe 2's
-    plain_BTV, told_BTV = (
+    plain_BTV, again_BTV, told_BTV = (
         subject.exact(tokens_BT, Context(selection="causal", trace=Trace(detailed=detailed)))
-        for detailed in (False, True)
+        for detailed in (False, False, True)
     )
+    bound = ROUNDING * max(1.0, plain_BTV.abs().max().item())
+    off = largest(again_BTV, plain_BTV).max().item()
+    if off > bound:
+        return (
+            False,
+            f"two equal passes differ by {off:.1e}: what is drawn, or moves, is no leak to find",
+        )
     off = largest(told_BTV, plain_BTV).max().item()
-    if off > ROUNDING * max(1.0, plain_BTV.abs().max().item()):
+    if off > bound:
         return False, f"logits differ by {off:.1e} where the trace is detailed"
     exact = _moves(subject.exact, tokens_BT, ROUNDING, subject.seed)
     figure = f"{exact.moved} earlier positions moved, by {exact.most:.1e} at most"

@@ -14,7 +14,8 @@ from torch import Tensor
 from modbench.flops.ledger import Counts, Load
 from modbench.measure.audit import Finding, audit
 from modbench.measure.audit.counting import conventions
-from modbench.measure.audit.finding import NO_BLOCK
+from modbench.measure.audit.finding import NO_BLOCK, Subject
+from modbench.measure.audit.learning import gradient
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -369,3 +370,29 @@ def test_a_router_that_ends_the_process_has_failed_and_the_audit_goes_on(depth) 
 def test_the_count_on_a_gpu_is_held_without_the_blocks_of_a_cpu() -> None:
     assert conventions(torch.device("cpu")) == ("model", "full", "executed")
     assert conventions(torch.device("cuda")) == ("model", "full")
+
+
+def test_a_router_that_draws_where_it_scores_is_no_leak_but_no_two_passes_are_equal(depth) -> None:
+    class Drawn(Right):
+        def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
+            return hints_BT + torch.randn_like(hints_BT) >= 0.3
+
+    (figure,) = [finding.figure for finding in failures(depth(Drawn)) if finding.probe == 1]
+    assert figure.startswith("two equal passes differ by ")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_what_a_layer_compiles_of_itself_is_asked_for_a_gradient_like_all_else(depth) -> None:
+    def waves(x_RKD: Tensor) -> Tensor:
+        return x_RKD.sin() @ torch.ones(32, 32, dtype=x_RKD.dtype)
+
+    gated = torch.compile(waves, backend="aot_eager", dynamic=True)
+
+    class Compiled(Right):
+        def added(self, x_RKD: Tensor, delta_RKD: Tensor, gate_RK1: Tensor) -> Tensor:
+            right_RKD = super().added(x_RKD, delta_RKD, gate_RK1)
+            return gated(right_RKD) if self.training else right_RKD
+
+    model = depth(Compiled)
+    passed, figure = gradient(Subject(model), torch.zeros(1, 1))
+    assert passed, figure

@@ -65,7 +65,7 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     head = model.embedding if model.head is None else model.head
     logits_BTV = F.linear(model.norm(x_BTD), head.weight)
     targets_BT = tokens_BT.roll(-1, 1)
-    F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten()).backward(retain_graph=True)
+    F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten()).backward()
     parameters = dict(model.named_parameters())
     lost = [name for name in names if not _reached(parameters[name])]
     if lost:
@@ -76,7 +76,13 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return False, f"the router's gradient is {min(scales):.1e} of a linear gate's"
     auxiliary = context.trace.auxiliary_loss()
     if isinstance(auxiliary, Tensor) and auxiliary.requires_grad:
-        auxiliary.backward()
+        # A pass of its own: what is compiled goes backward once.
+        context = Context()
+        for _ in layer_by_layer(model, tokens_BT, context):
+            pass
+        auxiliary = context.trace.auxiliary_loss()
+        if isinstance(auxiliary, Tensor):
+            auxiliary.backward()
     taught = {*predictors, *own}
     lost = [n for n in parameters if n in taught and not _reached(parameters[n]) and n not in single]
     if lost:

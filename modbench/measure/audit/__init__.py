@@ -38,7 +38,8 @@ __all__ = ["PROBES", "ROUNDING", "Finding", "audit", "findings"]
 @dataclass(frozen=True)
 class Probe:
     """``ranks``: a failure keeps the router out of the ranking. ``once``: it has a shape of its own.
-    ``trained``: it is asked at the shape of a training step, too."""
+    ``trained``: it is asked at the shape of a training step, too. ``reads``: it goes by what layers tell
+    the trace."""
 
     number: int
     name: str
@@ -46,11 +47,12 @@ class Probe:
     ranks: bool = False
     once: bool = False
     trained: bool = False
+    reads: bool = True
 
 
 PROBES = (
-    Probe(1, "causal", causal, ranks=True),
-    Probe(2, "batch-invariant", batch_invariant, ranks=True),
+    Probe(1, "causal", causal, ranks=True, reads=False),
+    Probe(2, "batch-invariant", batch_invariant, ranks=True, reads=False),
     Probe(3, "decode parity", decode_parity, ranks=True),
     Probe(4, "capacity", capacity),
     Probe(5, "bypass", bypass),
@@ -58,7 +60,7 @@ PROBES = (
     Probe(7, "order and position", order_and_position),
     Probe(8, "gradient", gradient, once=True),
     Probe(9, "count", count, ranks=True, trained=True),
-    Probe(10, "state", state, once=True),
+    Probe(10, "state", state, once=True, reads=False),
     Probe(11, "saving", saving),
 )
 
@@ -104,7 +106,10 @@ def findings(
         passed: bool | Unchecked | None = None
         figure = ""
         for shape in asked:
-            here, said = _outcome(probe, subject, subject.tokens(*shape))
+            tokens_BT = subject.tokens(*shape)
+            here, said = _outcome(probe, subject, tokens_BT)
+            if probe.reads and here is False:  # what else it says then comes of that
+                said = subject.misreported(tokens_BT) or said
             if here is False and not probe.once:
                 said += f" (at {shape[0]} x {shape[1]} tokens)"
             if _RISING.index(here) >= _RISING.index(passed):

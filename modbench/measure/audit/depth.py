@@ -34,7 +34,11 @@ CANCELLED = 1e-13
 @torch.no_grad()
 def bypass(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 5: a token that a layer says it did not select leaves that layer bit for bit unchanged. No
-    layer writes into the stream that it is given: what comes before it is not its own to change."""
+    layer writes into the stream that it is given: what comes before it is not its own to change. What
+    layers tell the trace of who enters, and how many, can be so."""
+    wrong = subject.misreported(tokens_BT)
+    if wrong:
+        return False, wrong
     skipped, altered, quiet = 0, 0, False
     for rule in RULES:
         context, written = Context(selection=rule), set[int]()

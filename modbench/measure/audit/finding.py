@@ -96,6 +96,32 @@ class Subject:
                         found[number] = plain_block(layer) is not None
         return found
 
+    def misreported(self, tokens_BT: Tensor) -> str:
+        """What a layer tells the trace that can't be so, of ``tokens_BT``; empty if there is nothing, or
+        the model doesn't run."""
+        shape = tuple(tokens_BT.shape)
+        try:
+            for rule in RULES:
+                context = Context(selection=rule)
+                with torch.no_grad():
+                    self.exact(tokens_BT, context)
+                for (layer, name), shown in context.trace.tensors.items():
+                    if name == "selected" and (shown.shape != shape or shown.dtype != torch.bool):
+                        kind = f"{tuple(shown.shape)} {str(shown.dtype).removeprefix('torch.')}"
+                        return f"layer {layer} shows selected {kind}; it must be {shape} bool ({rule})"
+                for (layer, name), counts in context.trace.counts.items():
+                    if not all(map(_whole, counts)):
+                        told = ", ".join(map(repr, counts[:8]))
+                        return f"layer {layer} counts {name} {told}; give whole numbers ({rule})"
+                    if name == "depth" and len(counts) != shape[0]:
+                        return (
+                            f"layer {layer} counts {name} of {len(counts)} sequences; there are "
+                            f"{shape[0]} ({rule})"
+                        )
+        except Exception:  # a router's own code runs here: what it raises is the probe's to tell
+            return ""
+        return ""
+
     def held(self, passed: bool | None, figure: str) -> Outcome:
         """The outcome of a probe that holds layers against the plain block that they hold: there may be
         some that tokens skip and that hold none, or several."""
@@ -136,6 +162,10 @@ class Subject:
             taken.add(name)
         model = build_model(self.model.config, router, self.seed + 1)
         return model.to(device_of(self.model)), taken
+
+
+def _whole(count: object) -> bool:
+    return isinstance(count, int | float) and count >= 0 and float(count).is_integer()
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -1,0 +1,63 @@
+"""A trace that can't be so is a sentence that names the layer, and no error of a probe's.
+
+B sequences, T tokens, D model width.
+"""
+
+from typing import Any
+
+import mutants
+import pytest
+from mutants import Depth, Right
+from torch import Tensor
+
+from modbench.measure.audit import audit
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.decoder import build_model
+
+SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
+
+SENTENCES: dict[str, tuple[Any, str]] = {
+    "one of each sequence": (
+        lambda trace, at: trace.show(1, "selected", at[:, :1]),
+        "layer 1 shows selected (3, 1) bool; it must be (3, 63) bool (topk) (at 3 x 63 tokens)",
+    ),
+    "flat": (
+        lambda trace, at: trace.show(1, "selected", at.flatten()),
+        "layer 1 shows selected (189,) bool; it must be (3, 63) bool (topk) (at 3 x 63 tokens)",
+    ),
+    "weights": (
+        lambda trace, at: trace.show(1, "selected", at.double()),
+        "layer 1 shows selected (3, 63) float64; it must be (3, 63) bool (topk) (at 3 x 63 tokens)",
+    ),
+    "letters": (
+        lambda trace, at: trace.count(1, "depth", "abc"),
+        "layer 1 counts depth 'a', 'b', 'c'; give whole numbers (topk) (at 3 x 63 tokens)",
+    ),
+    "halves": (
+        lambda trace, at: trace.count(1, "depth", [1.5, 1.5, 1.5]),
+        "layer 1 counts depth 1.5, 1.5, 1.5; give whole numbers (topk) (at 3 x 63 tokens)",
+    ),
+    "two of three": (
+        lambda trace, at: trace.count(1, "depth", [16, 16]),
+        "layer 1 counts depth of 2 sequences; there are 3 (topk) (at 3 x 63 tokens)",
+    ),
+}
+
+
+@pytest.mark.parametrize("told", SENTENCES)
+def test_what_can_not_be_so_is_said(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell, sentence = SENTENCES[told]
+
+    class Case(Right):
+        def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+            y_BTD = super().forward(x_BTD, context)
+            if context.cache is None and x_BTD.shape[:2] == (3, 63):
+                tell(context.trace, context.trace.tensors[1, "selected"])
+            return y_BTD
+
+    monkeypatch.setitem(mutants.MUTANTS, "case", Case)
+    found = audit(build_model(SHAPE, Depth(bug="case"), seed=4))
+    failed = {finding.probe: finding.figure for finding in found if finding.failed}
+    assert 5 in failed
+    assert set(failed.values()) == {sentence}

@@ -37,7 +37,12 @@ TAIL = """
 ## What the audit can't see
 
 - State outside the scheme's own objects, classes and files: in another module, on disk.
-- Lengths, batches and dtypes that it isn't given: it is given an odd shape and that of the run.
+- Lengths, batches and dtypes that it isn't given: it is given an odd shape and that of the run, in
+  float64 and in the model's own dtype, where a leak is let pass that moves no more tokens than rounding
+  may tip.
+- Work that no matmul of PyTorch's does: through numpy, in threads of its own, by pointwise products that
+  are summed. The count is of what the counter sees.
+- Code that asks whether it is being counted, or audited, and then does something else.
 - Whether an equation is the paper's: which gate an expert's output is multiplied by, which way a bias is
   pushed, what a predictor is taught. What is here is held against plain loops of the papers' equations,
   and against Hugging Face's layers, in the tests.

@@ -4,6 +4,7 @@ What a kill or Ctrl-C can cost is the training since the last checkpoint, or the
 trained model, which are taken again.
 """
 
+import itertools
 import signal
 import types
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 import modbench
-from modbench.flops.ledger import Load
+from modbench.flops.ledger import CONVENTIONS, Load, Phase
 from modbench.measure.audit import audit
 from modbench.measure.config import MeasureConfig
 from modbench.measure.environment import code_version, environment
@@ -173,7 +174,8 @@ def _measure(
 
     phase("train")
     model = fresh()
-    measured.metrics |= _costs(model, train)
+    costs, elsewise = _costs(model, train)
+    measured.metrics |= costs
     trained = train_model(
         model,
         batches,
@@ -221,6 +223,7 @@ def _measure(
     shapes = ((3, 63), (SCORING_BATCH, sequence))
     findings = audit(model, shapes=shapes, trained=(train.batch, sequence))
     measured.audit = [finding.as_dict() for finding in findings]
+    _add_counted_steps(measured.audit, trained, elsewise)
     if not any(finding.failed for finding in findings if finding.name == "decode parity"):
         measured.metrics |= kv_cache_measures(model, curve_WT)
     if changed:
@@ -241,18 +244,40 @@ def _measure(
         )
 
 
-def _costs(model: Decoder, train: TrainConfig) -> dict[str, Any]:
-    """What the options promise, per token of one training batch."""
+def _costs(model: Decoder, train: TrainConfig) -> tuple[dict[str, Any], str]:
+    """What the options promise, per token of one training batch; and where the ledger says otherwise in
+    training mode than in the mode that scores, which it may not: the phase is the load's to say."""
+    phases: tuple[Phase, ...] = ("forward", "train")
+    loads = {phase: Load.uniform(train.batch, train.sequence, phase) for phase in phases}
+    scoring = {phase: model.eval().ledger(load) for phase, load in loads.items()}
+    training = {phase: model.train().ledger(load) for phase, load in loads.items()}
+    elsewise = ""
+    for phase, convention in itertools.product(loads, CONVENTIONS):
+        off = training[phase].total(convention) - scoring[phase].total(convention)
+        if off and not elsewise:
+            elsewise = f"{off:+d} in nominal {phase} in training mode"
     tokens = train.batch * train.sequence
-    forward = model.ledger(Load.uniform(train.batch, train.sequence))
-    training = model.ledger(Load.uniform(train.batch, train.sequence, "train"))
     return {
-        "forward_flops_per_token": _per(forward.total("model"), tokens),
-        "forward_flops_per_token_full": _per(forward.total("full"), tokens),
-        "train_flops_per_token": _per(training.total("model"), tokens),
+        "forward_flops_per_token": _per(scoring["forward"].total("model"), tokens),
+        "forward_flops_per_token_full": _per(scoring["forward"].total("full"), tokens),
+        "train_flops_per_token": _per(training["train"].total("model"), tokens),
         "parameters": model.parameter_count("total"),
         "active_parameters": model.parameter_count("active"),
-    }
+    }, elsewise
+
+
+def _add_counted_steps(audit: list[dict[str, Any]], trained: Trained, elsewise: str) -> None:
+    """To what probe 9 found: what was counted of real training steps, and what of them is off."""
+    (count,) = (finding for finding in audit if finding["name"] == "count")
+    wrong = ", ".join(filter(None, (trained.miscounted, elsewise)))
+    if not wrong:
+        if count["verdict"] == "passed":
+            count["figure"] += f"; and in {trained.counted_steps} steps of training"
+        return
+    if count["verdict"] == "failed":
+        count["figure"] += f"; {wrong}"
+    else:
+        count |= {"verdict": "failed", "figure": f"ledger minus counter, FLOPs: {wrong}"}
 
 
 def _per(flops: int, tokens: int) -> int | float:

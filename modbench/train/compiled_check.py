@@ -7,9 +7,6 @@ may hold one, and other versions may have other faults.
 B sequences, T tokens.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +14,7 @@ from modbench.errors import UserError
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.train.compiled import Losses, written
+from modbench.train.kept import Kept
 from modbench.train.numerics import autocast
 
 #: A norm of a gradient over the largest one of the parameters: what lies below may be rounding.
@@ -68,35 +66,16 @@ def _norms(
     seed: int,
 ) -> dict[str, float]:
     """Of each parameter's gradient, 0 where there is none."""
-    on = batch[0].device
-    with _buffers_put_back(model), torch.random.fork_rng([on] if on.type == "cuda" else []):
-        torch.manual_seed(seed)
-        context = Context(selection="topk", forced_balance=forced_balance)
-        with autocast(dtype, on):
-            loss, auxiliary = losses(*batch, context)
-        (loss + auxiliary).backward()
+    kept = Kept(model)
+    torch.manual_seed(seed)
+    context = Context(selection="topk", forced_balance=forced_balance)
+    with autocast(dtype, batch[0].device):
+        loss, auxiliary = losses(*batch, context)
+    (loss + auxiliary).backward()
     norms = {name: _norm(parameter) for name, parameter in model.named_parameters()}
-    model.zero_grad(set_to_none=True)
+    kept.put_back()
     return norms
 
 
 def _norm(parameter: nn.Parameter) -> float:
     return 0.0 if parameter.grad is None else parameter.grad.norm().item()
-
-
-@contextmanager
-def _buffers_put_back(model: nn.Module) -> Iterator[None]:
-    """The same tensors with the same values, whatever was written to them or put in their place."""
-    before = [
-        (module, {name: (b, None if b is None else b.clone()) for name, b in module._buffers.items()})
-        for module in model.modules()
-    ]
-    yield
-    with torch.no_grad():
-        for module, buffers in before:
-            module._buffers.clear()
-            for name, (buffer, value) in buffers.items():
-                module._buffers[name] = buffer
-                # An expanded one can't be written to, by whoever.
-                if buffer is not None and value is not None and not torch.equal(buffer, value):
-                    buffer.copy_(value)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from modbench.train.budget import flops_per_step
 from modbench.train.compiled import Losses, compiles, losses_of, written
 from modbench.train.compiled_check import check_gradients
 from modbench.train.config import TrainConfig
+from modbench.train.counted import CountedSteps
 from modbench.train.numerics import autocast
 
 #: Seconds between two lines of progress.
@@ -40,12 +42,15 @@ class StoppedError(Exception):
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """What a run has spent. ``flops`` counts the routing that took place, ``flops_nominal`` what the
-    options promise; both in convention ``model``."""
+    options promise; both in convention ``model``. Of ``counted_steps`` steps a counter saw what they
+    ran; ``miscounted`` says where the ledger states something else, and is empty where it doesn't."""
 
     steps: int
     tokens: int
     flops: int
     flops_nominal: int
+    counted_steps: int
+    miscounted: str
     curve: list[dict[str, Any]]
 
 
@@ -88,15 +93,23 @@ def training_step(
     `modbench.model.context.Context`. ``losses``: those of ``model``, if they are compiled
     (`modbench.train.compiled`); no step waits for a GPU but where a layer's ``host_decides``, or its
     experts don't fit grouped matmul (`modbench.model.grouped.takes_grouped`)."""
-    inputs_BT, targets_BT = batch
-    context = Context(selection="topk", forced_balance=forced_balance)
-    with autocast(dtype, inputs_BT.device):
-        loss, auxiliary = (losses or written(model))(inputs_BT, targets_BT, context)
-    (loss + auxiliary).backward()
+    loss, context = _passes(losses or written(model), batch, dtype, forced_balance)
     torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach(), context
+
+
+def _passes(
+    losses: Losses, batch: tuple[Tensor, Tensor], dtype: torch.dtype, forced_balance: bool = False
+) -> tuple[Tensor, Context]:
+    """Forward and backward."""
+    inputs_BT, targets_BT = batch
+    context = Context(selection="topk", forced_balance=forced_balance)
+    with autocast(dtype, inputs_BT.device):
+        loss, auxiliary = losses(inputs_BT, targets_BT, context)
+    (loss + auxiliary).backward()
+    return loss, context
 
 
 def train_model(
@@ -118,6 +131,9 @@ def train_model(
     options promise: a scheme that skips more than it promised takes more steps, one that spends more
     takes fewer. Learning rate and learning curve go by the share of the budget that is spent.
 
+    What the ledger states is held against what a few of the steps run
+    (`modbench.train.counted.CountedSteps`).
+
     ``evaluate`` gives the held-out loss of a point of the learning curve. ``say`` hears of progress.
     ``origin`` names the text and the code: a checkpoint of another origin is not gone on from. When
     ``stop()`` turns true, the state is saved first.
@@ -132,6 +148,7 @@ def train_model(
     losses = losses_of(model, train.compile)
     path = folder / "checkpoint.pt"
     step, flops, curve = 0, 0, []
+    counts = CountedSteps(seed=batches.seed)
     state = checkpoint.load(path)
     if state is not None and state["origin"] != origin:
         print(f"{path.name} is of {state['origin']}, not {origin}: starting anew", file=sys.stderr)
@@ -140,6 +157,7 @@ def train_model(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, flops, curve = state["step"], int(state["flops"]), state["curve"]
+        counts.load_state(state["counts"])
         torch.set_rng_state(state["random"])
         if on.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_random"], on)
@@ -153,6 +171,7 @@ def train_model(
             "flops": str(flops),
             "each": str(each),
             "curve": curve,
+            "counts": counts.state(),
             "random": torch.get_rng_state(),
         }
         if on.type == "cuda":
@@ -166,7 +185,8 @@ def train_model(
     each = int(state["each"]) if state is not None else nominal
     saved, said = time.monotonic(), 0.0
     model.train()
-    if compiles(train.compile, on):
+    compiled = compiles(train.compile, on)
+    if compiled:
         check_gradients(model, losses, _on(batches.step(step), on), dtype)
     while (left := (train.budget - flops) // each) > 0:
         if stop():
@@ -178,7 +198,14 @@ def train_model(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(done, train)
         batch = _on(batches.step(step), on)
-        loss, context = training_step(model, optimizer, train, batch, dtype, losses=losses)
+        take = partial(training_step, model, optimizer, train, batch, dtype, losses=losses)
+        if not counts.due(step + 1, last=left == 1):
+            loss, context = take()
+        elif compiled:
+            counts.beside(step + 1, model, load, partial(_passes, written(model), batch, dtype))
+            loss, context = take()
+        else:
+            loss, context = counts.taken(step + 1, model, load, take)
         point = train.evaluations * flops // whole
         if context.trace.counts != known_counts:
             known_counts = context.trace.counts
@@ -186,6 +213,7 @@ def train_model(
             each = model.ledger(realised).total("model")
         flops += each
         step += 1
+        counts.charged(step, each)
         value = loss.item()
         if not math.isfinite(value):
             raise DivergedError(f"the training loss is {value} at step {step} of {step + left - 1}")
@@ -214,6 +242,8 @@ def train_model(
         tokens=step * train.batch * train.sequence,
         flops=flops,
         flops_nominal=step * nominal,
+        counted_steps=counts.counted,
+        miscounted=counts.figure(),
         curve=curve,
     )
 

@@ -1,0 +1,124 @@
+"""Training steps under the counter: what the budget is charged for a step is what the step runs.
+
+The audit asks the trained model. What a router spent earlier it can't see: one may let in all tokens
+while it warms up, or state its FLOPs otherwise while it trains, and train for longer than the others.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modbench.flops.counter import FlopCounter
+from modbench.flops.ledger import CONVENTIONS, Counts, Load
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder
+from modbench.train.kept import Kept
+
+#: From this step on one more is drawn for each doubling: a router may spend more every tenth step.
+DRAWN_FROM = 16
+
+Step = tuple[Tensor, Context]
+
+
+@dataclass
+class CountedSteps:
+    """Counts a few steps of a run: the first, the second, the fourth and so on, from `DRAWN_FROM` on one
+    more between two of those that ``seed`` draws, and the last. Steps are numbered from 1.
+
+    Counting changes no result. A step that is compiled would have to run as written to be counted, which
+    differs by rounding: the same batch is taken beside it, and no parameter or buffer keeps a trace of
+    that.
+    """
+
+    seed: int
+    counted: int = 0  #: steps of which it is known whether the ledger is right
+    unseen: int = 0  #: compiled steps that memory doesn't hold as written
+    wrong: dict[int, str] = field(default_factory=dict)  #: what is off, by the step
+    _ran: tuple[int, int] = (0, 0)  #: the step counted last, and what it ran
+
+    def due(self, number: int, *, last: bool) -> bool:
+        """Whether step ``number`` is one that is counted."""
+        return last or number & (number - 1) == 0 or number == self._drawn(number)
+
+    def _drawn(self, number: int) -> int | None:
+        first = 1 << (number.bit_length() - 1)
+        if first < DRAWN_FROM:
+            return None
+        return random.Random(f"{self.seed} {first}").randrange(first + 1, 2 * first)
+
+    def taken(self, number: int, model: Decoder, load: Load, take: Callable[[], Step]) -> Step:
+        """``take()``, counted. A step that raises under the counter is taken again without it."""
+        kept = Kept(model)
+        try:
+            with FlopCounter() as counter:
+                step = take()
+        except Exception as error:  # an op without a formula, say; without the counter it may run
+            kept.put_back()
+            self._raised(number, error)
+        else:
+            self._hold(number, model, load, step[1].trace.counts, counter)
+            return step
+        return take()
+
+    def beside(self, number: int, model: Decoder, load: Load, passes: Callable[[], Step]) -> None:
+        """Count ``passes()``, forward and backward, and undo what it did."""
+        kept = Kept(model)
+        try:
+            with FlopCounter() as counter:
+                _, context = passes()
+        except (torch.OutOfMemoryError, MemoryError):
+            self.unseen += 1
+        except Exception as error:
+            self._raised(number, error)
+        else:
+            self._hold(number, model, load, context.trace.counts, counter)
+        finally:
+            kept.put_back()
+
+    def _raised(self, number: int, error: Exception) -> None:
+        said = " ".join(str(error).split())[:200]
+        self.wrong[number] = f"training step {number} raised {type(error).__name__}: {said}"
+
+    def _hold(
+        self, number: int, model: Decoder, load: Load, counts: Counts, counter: FlopCounter
+    ) -> None:
+        """A training batch has no padding: what is charged and what is dispatched are the same."""
+        self.counted += 1
+        self._ran = (number, counter.total_model)
+        on = next(model.parameters()).device
+        # Which blocks of keys a GPU's kernels run is theirs to know.
+        known = CONVENTIONS if on.type == "cpu" else tuple(c for c in CONVENTIONS if c != "executed")
+        try:
+            for padding in (False, True):
+                stated = Load(lengths=load.lengths, phase="train", counts=counts, padding=padding)
+                for convention in known:
+                    off = model.ledger(stated).total(convention) - counter.under(convention)
+                    if off:
+                        self._off(number, off)
+        except Exception as error:  # a router's own code runs here
+            self._raised(number, error)
+
+    def charged(self, number: int, flops: int) -> None:
+        """What the budget was charged for step ``number``, convention ``model``."""
+        if self._ran[0] == number and flops != self._ran[1]:
+            self._off(number, flops - self._ran[1])
+
+    def _off(self, number: int, flops: int) -> None:
+        self.wrong.setdefault(number, f"{flops:+d} in training step {number}")
+
+    def figure(self) -> str:
+        """What was off; empty if nothing was."""
+        found = list(self.wrong.values())
+        more = f" and {len(found) - 3} more of {self.counted}" if len(found) > 3 else ""
+        return ", ".join(found[:3]) + more
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"counted": self.counted, "unseen": self.unseen, "wrong": dict(self.wrong)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.counted, self.unseen, self.wrong = state["counted"], state["unseen"], dict(state["wrong"])

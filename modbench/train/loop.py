@@ -206,7 +206,6 @@ def train_model(
             loss, context = take()
         else:
             loss, context = counts.taken(step + 1, model, load, take)
-        point = train.evaluations * flops // whole
         if context.trace.counts != known_counts:
             known_counts = context.trace.counts
             realised = Load(lengths=load.lengths, phase="train", counts=known_counts)
@@ -218,7 +217,8 @@ def train_model(
         if not math.isfinite(value):
             raise DivergedError(f"the training loss is {value} at step {step} of {step + left - 1}")
         last = flops + each > train.budget
-        if last or train.evaluations * flops // whole > point:
+        # By what is there: `whole` moves with the routing's cost, and the same share comes twice.
+        if last or train.evaluations * flops // whole > len(curve):
             heldout = evaluate(model)
             model.train()
             curve.append(

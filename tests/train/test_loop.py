@@ -115,8 +115,19 @@ def test_every_scheme_learns(name: str, tmp_path: Path) -> None:
     assert curve[0]["train_loss"] > 4.0
     assert curve[-1]["train_loss"] < 2.5
     assert len(losses) == len(curve)
-    # One at each step, or nearly: where steps cost more or less than promised, shares of the run move.
+    # One at each step, or nearly: where steps cost more than promised, there are fewer of them.
     assert len(curve) > 20
+
+
+@pytest.mark.parametrize("name", ["mode_integrated", "threshold_skip"])
+@pytest.mark.parametrize("steps", [20, 40])
+@pytest.mark.parametrize("evaluations", [3, 8])
+def test_the_learning_curve_has_the_points_asked_for_where_the_cost_of_steps_moves(
+    name: str, steps: int, evaluations: int, tmp_path: Path
+) -> None:
+    _, trained = run(name, tmp_path, steps=steps, train=replace(TRAIN, evaluations=evaluations))
+    assert len(trained.curve) == evaluations
+    assert trained.curve[-1]["step"] == trained.steps
 
 
 def test_spent_flops_are_those_of_the_routing_that_took_place(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,49 @@ from safetensors.torch import save_file
 from modbench.model.decoder import Decoder
 
 
+class DamagedError(ValueError):
+    """The file isn't what was written."""
+
+
 def save(path: Path, state: dict[str, Any]) -> None:
     """Replace the checkpoint at ``path`` by ``state``, which survives a kill at any moment."""
-    half = path.with_suffix(".half")
-    with half.open("wb") as file:
+    with _whole(path) as half, half.open("wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
-    half.replace(path)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Where to write what becomes ``path`` at the end; nothing is left of it if that fails."""
+    half = path.with_suffix(".half")
+    try:
+        yield half
+        half.replace(path)
+    except BaseException:
+        half.unlink(missing_ok=True)
+        raise
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """The checkpoint at ``path``; None where there is none."""
+    """The checkpoint at ``path``; None where there is none.
+
+    Raises:
+        DamagedError: the file is no checkpoint.
+    """
     if not path.exists():
         return None
-    return torch.load(path, weights_only=True, map_location="cpu")
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except (PermissionError, MemoryError):  # it may be whole
+        raise
+    # A shortened zip file is an OSError, a RuntimeError or an EOFError to PyTorch, other bytes an
+    # UnpicklingError, and some of them a KeyError.
+    except Exception as error:
+        raise DamagedError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(state, dict):
+        raise DamagedError(f"it holds {type(state).__name__}")
+    return state
 
 
 def save_weights(path: Path, model: Decoder, *, key: str = "") -> None:
@@ -34,11 +64,10 @@ def save_weights(path: Path, model: Decoder, *, key: str = "") -> None:
     name, and the ``key`` of the run's record."""
     # As one entry: the format writes several in no certain order, and equal weights are equal bytes.
     owner = {"modbench": json.dumps({"router": model.router.name, "key": key})}
-    half = path.with_suffix(".half")
     # Parameters that layers share are written once for each name: the format knows no sharing.
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    save_file(tensors, half, metadata=owner)
-    half.replace(path)
+    with _whole(path) as half:
+        save_file(tensors, half, metadata=owner)
 
 
 def weights_owner(path: Path) -> dict[str, str]:

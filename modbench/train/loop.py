@@ -149,10 +149,7 @@ def train_model(
     path = folder / "checkpoint.pt"
     step, flops, curve = 0, 0, []
     counts = CountedSteps(seed=batches.seed)
-    state = checkpoint.load(path)
-    if state is not None and state["origin"] != origin:
-        print(f"{path.name} is of {state['origin']}, not {origin}: starting anew", file=sys.stderr)
-        state = None
+    state = _checkpoint_of(path, origin)
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -246,6 +243,20 @@ def train_model(
         miscounted=counts.figure(),
         curve=curve,
     )
+
+
+def _checkpoint_of(path: Path, origin: str) -> dict[str, Any] | None:
+    """The checkpoint to go on from. One that can't be gone on from is worth no more than none, and the
+    next one takes its place."""
+    try:
+        state = checkpoint.load(path)
+        if state is None or state["origin"] == origin:
+            return state
+        why = f"is of {state['origin']}, not {origin}"
+    except (checkpoint.DamagedError, KeyError) as error:
+        why = f"is damaged ({error})"
+    print(f"{path.name} {why}: starting anew", file=sys.stderr)
+    return None
 
 
 def _on(batch: tuple[Tensor, Tensor], on: torch.device) -> tuple[Tensor, Tensor]:

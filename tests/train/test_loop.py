@@ -168,6 +168,18 @@ def test_a_half_written_checkpoint_leaves_the_last_one(
     with pytest.raises(OSError, match="disk full"):
         checkpoint.save(path, {"step": 2})
     assert checkpoint.load(path) == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_half_written_weights_are_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(tensors: object, half: Path, metadata: object) -> None:
+        half.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "save_file", fails)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save_weights(tmp_path / "model.safetensors", build_model(SHAPE, build_router("mod")))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_learning_rate_warms_up_and_ends_with_the_run() -> None:
@@ -307,6 +319,35 @@ def test_a_checkpoint_of_other_text_is_not_gone_on_from(tmp_path: Path) -> None:
         run("vanilla", tmp_path / "c", origin="text one", stop_after=5, text_N=TEXT_N[::-1].copy())
     mixed, _ = run("vanilla", tmp_path / "c", origin="text two")
     assert torch.equal(whole.embedding.weight, mixed.embedding.weight)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.99])
+def test_a_damaged_checkpoint_is_not_gone_on_from(
+    kept: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``kept``: bytes of it that are left, or the share."""
+    whole, spent = run("vanilla", tmp_path / "whole")
+    path = tmp_path / "damaged" / "checkpoint.pt"
+    with pytest.raises(StoppedError):
+        run("vanilla", path.parent, stop_after=5)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content)) if 0 < kept < 1 else int(kept)])
+    again, spent_again = run("vanilla", path.parent)
+    said = capsys.readouterr().err
+    assert said.startswith("checkpoint.pt is damaged (")
+    assert said.endswith("): starting anew\n")
+    assert spent == spent_again
+    assert torch.equal(whole.embedding.weight, again.embedding.weight)
+
+
+def test_other_bytes_are_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    path.write_text("something else")
+    with pytest.raises(checkpoint.DamagedError):
+        checkpoint.load(path)
+    torch.save([1], path)
+    with pytest.raises(checkpoint.DamagedError, match="it holds list"):
+        checkpoint.load(path)
 
 
 def test_a_running_average_is_the_mean_at_first_and_then_forgets() -> None:

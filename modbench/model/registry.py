@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 GROUP = "modbench.routers"
 _registered: "dict[str, type[Router]]" = {}
-_sources: dict[str, str] = {}
+#: Of a plugin's routers: its file and the hash of its code.
+_sources: dict[str, tuple[Path, str]] = {}
 R = TypeVar("R", bound="type[Router]")
 
 
@@ -153,7 +154,7 @@ def load_plugin(path: str | Path) -> list[str]:
             spec.loader.exec_module(module)
         except BaseException as error:
             del sys.modules[module_name]
-            for name in set(_registered) - before:
+            for name in _fresh(before):
                 del _registered[name]
             if isinstance(error, UserError):
                 raise UserError(f"plugin {path}: {error}") from error
@@ -165,13 +166,24 @@ def load_plugin(path: str | Path) -> list[str]:
                 "mend the file and run again"
             ) from error
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        _sources.update(dict.fromkeys(set(_registered) - before, digest))
+        _sources.update(dict.fromkeys(_fresh(before), (file, digest)))
     names = sorted(n for n, router in _registered.items() if router.__module__ == module_name)
     if not names:
         raise UserError(
             f"plugin {path} registers no router; decorate a class with @register_router('name')"
         )
     return names
+
+
+def _fresh(before: set[str]) -> set[str]:
+    """The names that a plugin has registered since ``before``. An installed router that it imports is
+    none of its own."""
+    installed = _installed()
+    return {
+        name
+        for name in set(_registered) - before
+        if name not in installed or not _is_installed_as(_registered[name], name)
+    }
 
 
 def check_source(router: Mapping[str, Any]) -> None:
@@ -188,7 +200,13 @@ def check_source(router: Mapping[str, Any]) -> None:
 
 def plugin_sha256(name: str) -> str | None:
     """Hash of the plugin file that registered ``name``; None for an installed router."""
-    return _sources.get(name)
+    return _sources[name][1] if name in _sources else None
+
+
+def plugin_file(name: str) -> Path | None:
+    """The plugin file that registered ``name``, which is all that a process needs that runs this router
+    alone: another one may change more than its own. None for an installed router."""
+    return _sources[name][0] if name in _sources else None
 
 
 def preset_options(name: str) -> tuple[str, dict[str, Any]]:

@@ -75,6 +75,15 @@ def expand(suite: Suite) -> list[Cell]:
     return [_plain(cell) for cell in cells]
 
 
+def plugins_of(cell: Cell) -> list[str]:
+    """The plugin files that the processes of ``cell`` load: the one that its router is of, if it is of
+    one. What another file changes beside its own routers is no part of this cell."""
+    from modbench.model.registry import plugin_file
+
+    file = plugin_file(cell["router"]["name"]) if cell["router"] is not None else None
+    return [] if file is None else [str(file)]
+
+
 def chosen(cells: Sequence[Cell], labels: Sequence[str]) -> list[Cell]:
     """The cells whose label is in ``labels``; all of them if ``labels`` is empty.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from modbench.report.record import Record, Status, cell_key
 from modbench.report.store import ShardWriter, read_records
-from modbench.sweep.cells import Cell, title
+from modbench.sweep.cells import Cell, plugins_of, title
 from modbench.sweep.crash import crash_record, killed_sentence
 from modbench.sweep.lock import wait_for_orphans
 from modbench.sweep.process import CellProcess, Events
@@ -63,7 +63,6 @@ class Engine:
     folder: Path  #: results/<suite>
     suite: dict[str, Any]  #: as records have it: name, version
     data: dict[str, Any]  #: as records have it: sha256, train_tokens, heldout_tokens
-    plugins: Sequence[Path] = ()
     workers: int = 1
     threads: int = 1
     command: Callable[[Path], list[str]] = cell_command
@@ -110,7 +109,7 @@ class Engine:
         spec = {
             "suite": self.suite,
             "cell": cell,
-            "plugins": [str(plugin.resolve()) for plugin in self.plugins],
+            "plugins": plugins_of(cell),
             "results": str(self.folder.resolve()),
             "folder": str(self._cell_folder(key).resolve()),
             "threads": self.threads,

@@ -63,7 +63,6 @@ def run_suite(
                     "rank_by": suite.header.rank_by,
                 },
                 data=data,
-                plugins=plugins,
                 workers=min(workers or most, len(cells)),
                 threads=threads,
                 command=command,

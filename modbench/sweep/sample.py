@@ -4,8 +4,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modbench.errors import UserError, known_names
 from modbench.report.record import Record
@@ -110,13 +111,12 @@ def sample_run(
     from modbench.model.config import ModelConfig
     from modbench.model.decoder import build_model
     from modbench.model.generate import dense_cache_bytes, generate
-    from modbench.model.registry import build_router, load_plugin
+    from modbench.model.registry import build_router
     from modbench.train.data_config import DataConfig
     from modbench.train.token_data import load
 
-    for plugin in plugins:
-        load_plugin(plugin)
     cell = record.cell
+    _load_plugin_of(cell["router"], plugins)
     model = build_model(
         ModelConfig(**cell["model"]),
         build_router(cell["router"]["name"], cell["router"]["options"]),
@@ -153,6 +153,23 @@ def sample_run(
         how = f"with a cache of {kept[0].bytes:,} bytes ({dense:,} if no token skipped a layer)"
     print(f"modbench: {drawn} tokens in {seconds:.2f} s {how}", file=sys.stderr)
     return [prompt + tokenizer.decode(tokens) for prompt, tokens in zip(prompts, said, strict=True)]
+
+
+def _load_plugin_of(router: dict[str, Any], plugins: Sequence[Path]) -> None:
+    """Load the one of ``plugins`` that ``router`` is of, and the others no further than it takes to find
+    it: they may change more than their own routers."""
+    from modbench.model.registry import load_plugin
+
+    digest = router["plugin_sha256"]
+    if digest is None:
+        return
+
+    def other(plugin: Path) -> bool:
+        return not plugin.is_file() or sha256(plugin.read_bytes()).hexdigest() != digest
+
+    for plugin in sorted(plugins, key=other):
+        if router["name"] in load_plugin(plugin):
+            return
 
 
 def _load_weights(model: "Decoder", weights: Path, record: Record, run: str) -> None:

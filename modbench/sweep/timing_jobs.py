@@ -7,7 +7,7 @@ from typing import Any
 
 from modbench.report.line import cell_key
 from modbench.report.timing import Kind
-from modbench.sweep.cells import Cell, chosen, expand
+from modbench.sweep.cells import Cell, chosen, expand, plugins_of
 from modbench.sweep.suite import Suite
 
 #: What of [train] a timing depends on.
@@ -79,6 +79,6 @@ def timing_jobs(cells: Sequence[Cell], repetitions: int) -> list[Job]:
     return jobs + [Job(kind=kind, cell=cell, repetition=1) for cell in cells for kind in kinds]
 
 
-def worker_spec(job: Job, plugins: Sequence[str], threads: int) -> dict[str, Any]:
+def worker_spec(job: Job, threads: int) -> dict[str, Any]:
     """What the process of ``job`` is told."""
-    return {"kind": job.kind, "cell": job.cell, "plugins": list(plugins), "threads": threads}
+    return {"kind": job.kind, "cell": job.cell, "plugins": plugins_of(job.cell), "threads": threads}

@@ -69,7 +69,6 @@ def time_suite(
         bench = _Bench(
             folder=folder,
             suite={"name": suite.header.name, "version": suite.header.version},
-            plugins=[str(plugin.resolve()) for plugin in plugins],
             threads=suite.time.threads or _cores(),
             worker=worker,
             repetitions=repetitions,
@@ -109,7 +108,6 @@ class _Bench:
 
     folder: Path
     suite: dict[str, Any]
-    plugins: Sequence[str]
     threads: int
     worker: Sequence[str]
     repetitions: int
@@ -202,7 +200,7 @@ class _Bench:
     def _run(
         self, job: Job, changes: dict[str, Any], say: Callable[[dict[str, Any]], None]
     ) -> dict[str, Any]:
-        spec = worker_spec(job, self.plugins, self.threads) | changes
+        spec = worker_spec(job, self.threads) | changes
         return run_worker(self.worker, spec, self._log(job), say)
 
     def _timing(

@@ -1,5 +1,6 @@
 """Finding routers by decorator, entry point and file."""
 
+import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -232,3 +233,19 @@ def test_an_option_that_no_record_can_hold_is_refused(option: str, words: str, t
     load_plugin(plugin(tmp_path, text))
     with pytest.raises(UserError, match=f"router 'mine_odd': {words}"):
         build_router("mine_odd")
+
+
+@pytest.mark.parametrize("end", ["", "raise KeyError('k')"])
+def test_a_built_in_router_that_a_plugin_imports_stays_built_in(end: str, tmp_path: Path) -> None:
+    name = f"imports_{len(end)}"
+    path = plugin(tmp_path, f"import modbench.routers.mod\n{PLUGIN.format(name=name)}\n{end}")
+    code = (
+        "from modbench.model import registry\n"
+        f"try: registry.load_plugin({str(path)!r})\n"
+        "except registry.UserError: pass\n"
+        "assert registry.plugin_sha256('mod') is registry.plugin_file('mod') is None\n"
+        "registry.build_router('mod')\n"
+        f"print(registry.plugin_file({name!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stderr, done.stdout) == ("", f"{None if end else path}\n")

@@ -6,8 +6,9 @@ import pytest
 from modbench.errors import UserError
 from modbench.model.registry import build_router
 from modbench.report.record import cell_key
-from modbench.sweep.cells import check_budgets, chosen, expand, title, with_plugins
+from modbench.sweep.cells import check_budgets, chosen, expand, plugins_of, title, with_plugins
 from modbench.sweep.suite import Suite, parse_suite
+from modbench.sweep.timing_jobs import Job, worker_spec
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -141,6 +142,18 @@ def test_a_plugin_whose_name_is_another_rows_label_is_refused(tmp_path: Path) ->
     file = plugin(tmp_path, "sweep_taken")
     with pytest.raises(UserError, match="two have the label 'sweep_taken'"):
         with_plugins(suite([{"router": "vanilla", "label": "sweep_taken"}]), [file])
+
+
+def test_a_process_loads_the_file_that_its_router_is_of_and_no_other(tmp_path: Path) -> None:
+    files = [plugin(tmp_path, name) for name in ("sweep_mine", "sweep_other")]
+    scheme = {"router": "vanilla"}
+    cells = expand(with_plugins(suite([scheme]), files))
+    wanted = {"vanilla": [], "sweep_mine": [str(files[0])], "sweep_other": [str(files[1])]}
+    assert {cell["router"]["label"]: plugins_of(cell) for cell in cells} == wanted
+    job = Job(kind="time", cell=cells[1], repetition=1)
+    assert worker_spec(job, 1)["plugins"] == [str(files[0])]
+    machine = Job(kind="ceiling", cell={**cells[1], "router": None}, repetition=1)
+    assert worker_spec(machine, 1)["plugins"] == []
 
 
 def test_only_keeps_the_rows_that_are_named_and_refuses_others() -> None:

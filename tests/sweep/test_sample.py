@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from safetensors.torch import save_file
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router
+from modbench.model.registry import build_router, router_names
 from modbench.report.record import Record, Status, cell_key
-from modbench.sweep.sample import Drawing, find_record, sample_run
+from modbench.sweep.sample import Drawing, _load_plugin_of, find_record, sample_run
 from modbench.train import token_data
 from modbench.train.checkpoint import save_weights, weights_owner
 
@@ -247,3 +248,24 @@ def test_a_text_longer_than_any_trained_is_told(
         "modbench: positions beyond 10 were never trained, and a prompt of 3 with 8 new tokens goes to "
         "11"
     )
+
+
+def test_of_several_plugins_the_one_that_the_router_is_of_is_loaded(tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.py" for name in ("sampled_first", "sampled_second", "sampled_third")]
+    for file in files:
+        file.write_text(
+            "from modbench.model.registry import register_router\n"
+            "from modbench.routers.vanilla import Vanilla\n"
+            "from dataclasses import dataclass\n"
+            f"@register_router('{file.stem}')\n"
+            "@dataclass(frozen=True, kw_only=True)\n"
+            "class Mine(Vanilla): ...\n"
+        )
+    digest = sha256(files[1].read_bytes()).hexdigest()
+    _load_plugin_of({"name": "vanilla", "plugin_sha256": None}, files)
+    assert not {file.stem for file in files} & set(router_names())
+    _load_plugin_of({"name": "sampled_second", "plugin_sha256": digest}, files)
+    assert {file.stem for file in files} & set(router_names()) == {"sampled_second"}
+    # A file that reads otherwise by now is looked for by the router's name.
+    _load_plugin_of({"name": "sampled_first", "plugin_sha256": 64 * "0"}, files)
+    assert {file.stem for file in files} & set(router_names()) == {"sampled_first", "sampled_second"}

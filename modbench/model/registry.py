@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from modbench.errors import FAULTS, UserError, known_names
+from modbench.model.plugin_code import code_sha256
 from modbench.typed import checked
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def load_plugin(path: str | Path) -> list[str]:
                 f"plugin {path} raised {type(error).__name__}: {error}{where}; "
                 "mend the file and run again"
             ) from error
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest = code_sha256(file, module_name)
         _sources.update(dict.fromkeys(_fresh(before), (file, digest)))
     names = sorted(n for n, router in _registered.items() if router.__module__ == module_name)
     if not names:
@@ -189,17 +190,20 @@ def _fresh(before: set[str]) -> set[str]:
 def check_source(router: Mapping[str, Any]) -> None:
     """
     Raises:
-        UserError: ``router``, a cell's, is of a plugin file that reads otherwise by now.
+        UserError: ``router``, a cell's, is of a plugin file that reads otherwise by now, or imports one
+            that does.
     """
     name, digest = router["name"], router.get("plugin_sha256")
     if plugin_sha256(name) != digest:
         raise UserError(
-            f"router '{name}': its plugin file has changed since this run began; run the command again"
+            f"router '{name}': its plugin file, or one that it imports, has changed since this run "
+            "began; run the command again"
         )
 
 
 def plugin_sha256(name: str) -> str | None:
-    """Hash of the plugin file that registered ``name``; None for an installed router."""
+    """Hash of the plugin file that registered ``name``, and of the files beside it that it imports (see
+    `modbench.model.plugin_code.code_sha256`); None for an installed router."""
     return _sources[name][1] if name in _sources else None
 
 

@@ -45,7 +45,7 @@ def test_a_plugin_that_was_edited_since_is_not_trained(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "modbench: router 'edited': its plugin file has changed since this run began; run the command "
-        "again\n"
+        "modbench: router 'edited': its plugin file, or one that it imports, has changed since this run "
+        "began; run the command again\n"
     )
     assert not (tmp_path / "folder").exists()

@@ -1,0 +1,67 @@
+"""What a plugin's code is: its file, and the files of its author's that it imports. Imports no torch."""
+
+import ast
+import hashlib
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+_INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
+_PACKAGES = {"site-packages", "dist-packages"}
+_OURS = __name__.partition(".")[0]
+
+
+def code_sha256(file: Path, module: str) -> str:
+    """Hash of the plugin ``file``, which was loaded as ``module``. With it of the modules that it
+    imports, and those import, which are neither Python's nor installed nor ours: by what their
+    ``import`` statements name, in whatever order plugins are loaded. A plugin of one file has the
+    hash of that file."""
+    files: dict[str, Path] = {}
+    _collect(module, file, files)
+    own = hashlib.sha256(file.read_bytes()).hexdigest()
+    others = {name: path for name, path in files.items() if path != file}
+    if not others:
+        return own
+    lines = [f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for name, path in others.items()]
+    return hashlib.sha256("\n".join([own, *sorted(lines)]).encode()).hexdigest()
+
+
+def _collect(module: str, file: Path, files: dict[str, Path]) -> None:
+    files[module] = file
+    for name in _imports(file, module):
+        path = _file_of(name)
+        if name not in files and path is not None:
+            _collect(name, path, files)
+
+
+def _imports(file: Path, module: str) -> Iterator[str]:
+    """The names of modules that ``file`` may import, each with the packages it lies in."""
+    package = getattr(sys.modules.get(module), "__package__", None) or module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        named: list[str] = []
+        if isinstance(node, ast.Import):
+            named = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                if not package:
+                    continue
+                base = importlib.util.resolve_name("." * node.level + base, package)
+            named = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for name in named:
+            parts = name.split(".")
+            yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+
+
+def _file_of(name: str) -> Path | None:
+    """The file of the loaded module ``name`` if it is the author's own."""
+    found = getattr(sys.modules.get(name), "__file__", None)
+    if found is None or name.partition(".")[0] == _OURS:
+        return None
+    path = Path(found).resolve()
+    if path.suffix != ".py" or not path.is_file() or _PACKAGES & set(path.parts):
+        return None
+    installed = (Path(sysconfig.get_path(kind)).resolve() for kind in _INSTALLED)
+    return None if any(path.is_relative_to(folder) for folder in installed) else path

@@ -19,33 +19,53 @@ def _lock_file(folder: Path) -> IO[str]:
     return (folder / "machine.lock").open("w")
 
 
-class Quiet:
-    """The machine's lock, held shared from construction until `close`."""
+def nothing() -> None:
+    """What is done while one waits, where nothing is."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+
+class Quiet:
+    """The machine's lock, held shared from construction until `close`. Where a timing is on, waits for
+    its end first: calls ``waits`` once, and ``check`` meanwhile, which may raise."""
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        waits: Callable[[], None] = nothing,
+        check: Callable[[], None] = nothing,
+    ) -> None:
         try:
             self._file = _lock_file(folder or cache_folder())
         except OSError:
             # A cache that somebody prepared for all and nobody may write to.
             self._file = _lock_file(Path(tempfile.gettempdir()) / f"modbench-{os.getuid()}")
-        fcntl.flock(self._file, fcntl.LOCK_SH)
+        try:
+            if not self._try(fcntl.LOCK_SH):
+                waits()
+                self._await(fcntl.LOCK_SH, check)
+        except BaseException:
+            self._file.close()
+            raise
 
     @contextlib.contextmanager
-    def alone(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+    def alone(self, check: Callable[[], None] = nothing) -> Iterator[None]:
         """Hold the machine alone; wait for it first, and call ``check`` meanwhile, which may raise."""
         # Two waiters that both kept their shared lock would wait for each other.
         fcntl.flock(self._file, fcntl.LOCK_UN)
-        while not self._try_alone():
-            check()
-            time.sleep(0.1)
+        self._await(fcntl.LOCK_EX, check)
         try:
             yield
         finally:
             fcntl.flock(self._file, fcntl.LOCK_SH)
 
-    def _try_alone(self) -> bool:
+    def _await(self, kind: int, check: Callable[[], None]) -> None:
+        while not self._try(kind):
+            check()
+            time.sleep(0.1)
+
+    def _try(self, kind: int) -> bool:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True

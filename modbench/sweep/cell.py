@@ -83,7 +83,15 @@ def run_cell(spec: dict[str, Any], say: Say) -> Record:
     measured = Measured()
     status: Status = "ok"
     error = None
-    quiet = Quiet()
+
+    def check() -> None:
+        if stop():
+            raise StoppedError
+
+    def waits() -> None:
+        say({"event": "phase", "phase": "waiting for a timing to end"})
+
+    quiet = Quiet(waits=waits, check=check)
     with ShardWriter(Path(spec["results"])) as shard:
         try:
             _measure(spec, data, measured, quiet, stop, say)

@@ -44,6 +44,27 @@ def test_nobody_works_while_one_is_alone(tmp_path: Path) -> None:
     one.close()
 
 
+def test_who_comes_during_a_timing_says_that_it_waits_and_can_be_stopped(tmp_path: Path) -> None:
+    one = Quiet(tmp_path)
+    heard: list[str] = []
+
+    class StoppedError(Exception):
+        pass
+
+    def check() -> None:
+        heard.append("asked")
+        if len(heard) > 2:
+            raise StoppedError
+
+    with one.alone(), pytest.raises(StoppedError):
+        Quiet(tmp_path, waits=lambda: heard.append("waits"), check=check)
+    assert heard == ["waits", "asked", "asked"]
+    with one.alone():  # who gave up holds nothing
+        pass
+    one.close()
+    Quiet(tmp_path, waits=lambda: pytest.fail("nobody times"), check=check).close()
+
+
 def test_a_cache_nobody_may_write_to_is_no_obstacle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

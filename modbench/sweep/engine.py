@@ -3,12 +3,10 @@ left to do is the cells minus the records."""
 
 import os
 import queue
-import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +19,7 @@ from modbench.sweep.crash import crash_record, killed_sentence
 from modbench.sweep.lock import wait_for_orphans
 from modbench.sweep.process import CellProcess, Events
 from modbench.sweep.progress import Progress
+from modbench.sweep.stop_signals import stop_signals
 
 #: A cell with such a record is done; one that failed is tried again.
 DONE = frozenset({"ok", "diverged", "oom"})
@@ -82,7 +81,8 @@ class Engine:
         running: dict[str, CellProcess] = {}
         events: Events = queue.SimpleQueue()
         alive, parent_end = os.pipe()
-        with _stop_signals() as stop:
+        stop: list[int] = []
+        with stop_signals(stop.append):
             try:
                 while (todo or running) and not stop:
                     while todo and len(running) < self.workers:
@@ -193,19 +193,3 @@ def _pass_on(events: Events, progress: Progress) -> None:
             key, event = events.get_nowait()
     except queue.Empty:
         return
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """The list of signals to stop that have arrived."""
-    arrived: list[int] = []
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-            continue  # nohup
-        before[number] = signal.signal(number, lambda number, frame: arrived.append(number))
-    try:
-        yield arrived
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

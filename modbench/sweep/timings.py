@@ -26,6 +26,7 @@ from modbench.sweep.cells import with_plugins
 from modbench.sweep.crash import killed_sentence, out_of_memory_kills
 from modbench.sweep.lock import suite_lock
 from modbench.sweep.progress import Progress, show_progress
+from modbench.sweep.stop_signals import stop_signals
 from modbench.sweep.suite import load_suite
 from modbench.sweep.terminal import show_leaderboard
 from modbench.sweep.timing_jobs import Job, timing_cells, timing_jobs, worker_spec
@@ -65,7 +66,7 @@ def time_suite(
         replace(suite.time, repetitions=repetitions)  # which refuses too few samples
     jobs = timing_jobs(cells, repetitions)
     folder = results / suite.header.name
-    with suite_lock(folder / TIMINGS, "time"):
+    with suite_lock(folder / TIMINGS, "time"), stop_signals(_stop):
         bench = _Bench(
             folder=folder,
             suite={"name": suite.header.name, "version": suite.header.version},
@@ -85,6 +86,11 @@ def time_suite(
     if broken:
         _say(err, f"{broken} of {len(jobs)} processes failed; run the same command again to try them")
     return 1 if broken else 0
+
+
+def _stop(number: int) -> None:
+    """As Ctrl-C does: the process that measures is ended, and no empty shard is left."""
+    raise KeyboardInterrupt
 
 
 def _say(console: Console, text: str) -> None:

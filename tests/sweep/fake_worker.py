@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 spec = json.loads(sys.stdin.readline())
@@ -22,6 +23,9 @@ left = Path(os.environ["FAKE_LOG"]).with_name("broken")
 if label.startswith("breaks") and not left.exists() and spec["kind"] == "time":
     left.touch()
     raise ValueError("this is broken")
+if label.startswith("slow") and spec["kind"] == "time":
+    left.with_name("slow").write_text(str(os.getpid()))
+    time.sleep(60)
 if label.startswith("killed") and spec["kind"] == "time":
     os.kill(os.getpid(), signal.SIGKILL)
 print(json.dumps({"event": "phase", "phase": "nothing"}), flush=True)

@@ -4,6 +4,7 @@ What a kill or Ctrl-C can cost is the training since the last checkpoint, or the
 trained model, which are taken again.
 """
 
+import gc
 import itertools
 import signal
 import types
@@ -153,7 +154,7 @@ def _measure(
     stop: Callable[[], bool],
     say: Say,
 ) -> None:
-    cell, folder = spec["cell"], Path(spec["folder"])
+    cell = spec["cell"]
     config = ModelConfig(**cell["model"])
     train = TrainConfig(**cell["train"])
     measure = MeasureConfig(**cell["measure"])
@@ -172,6 +173,36 @@ def _measure(
     def fresh() -> Decoder:
         return build_model(config, router, cell["seed"]).to(on)
 
+    _train_and_score(spec, data, measured, fresh, phase, stop, say)
+
+    phase("memory")
+    # On a GPU the process that is measured shares the memory with this one, whose model is gone now.
+    _let_go(on)
+    measured.metrics["peak_memory_bytes"] = peak_memory(spec, spec["threads"])
+
+    phase("waiting for a quiet machine")
+    with quiet.alone(check):
+        phase("timing")
+        measured.metrics |= time_model(
+            fresh(), train, dtype=dtype, repeats=measure.timing_repeats, text=data.train_N
+        )
+
+
+def _train_and_score(
+    spec: dict[str, Any],
+    data: TokenData,
+    measured: Measured,
+    fresh: Callable[[], Decoder],
+    phase: Callable[[str], None],
+    stop: Callable[[], bool],
+    say: Say,
+) -> None:
+    """All that is asked of the trained model, of which nothing is left in memory when this returns."""
+    cell, folder = spec["cell"], Path(spec["folder"])
+    config = ModelConfig(**cell["model"])
+    train = TrainConfig(**cell["train"])
+    measure = MeasureConfig(**cell["measure"])
+    dtype = precision(train.precision, device())
     sequence = train.sequence
     windows_WT = heldout_windows(data.heldout_N, sequence=sequence, tokens=measure.heldout_tokens)
     curve_WT = heldout_windows(data.heldout_N, sequence=sequence, tokens=measure.curve_tokens)
@@ -241,15 +272,12 @@ def _measure(
         phase("downstream")
         measured.metrics |= _downstream(cell, model, fresh(), data)
 
-    phase("memory")
-    measured.metrics["peak_memory_bytes"] = peak_memory(spec, spec["threads"])
 
-    phase("waiting for a quiet machine")
-    with quiet.alone(check):
-        phase("timing")
-        measured.metrics |= time_model(
-            fresh(), train, dtype=dtype, repeats=measure.timing_repeats, text=data.train_N
-        )
+def _let_go(on: torch.device) -> None:
+    """Give back what nobody refers to any more; PyTorch's allocator of a GPU keeps freed blocks."""
+    gc.collect()
+    if on.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _costs(model: Decoder, train: TrainConfig) -> tuple[dict[str, Any], str]:

@@ -1,0 +1,66 @@
+"""What a cell still holds while another process is measured."""
+
+import weakref
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modbench.measure.audit import Finding
+from modbench.measure.config import MeasureConfig
+from modbench.measure.quiet import Quiet
+from modbench.model.config import ModelConfig
+from modbench.model.decoder import Decoder, build_model
+from modbench.sweep import cell as cells
+from modbench.train.config import TrainConfig
+from modbench.train.token_data import TokenData
+from modbench.train.tokenizer import Tokenizer
+
+
+def test_its_model_is_gone_when_memory_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[weakref.ref[Decoder]] = []
+    alive: list[int] = []
+
+    def build(*arguments: Any) -> Decoder:
+        model = build_model(*arguments)
+        built.append(weakref.ref(model))
+        return model
+
+    def held(*arguments: object, **options: object) -> list[Finding]:
+        alive.append(sum(model() is not None for model in built))
+        return [Finding(probe=9, name="count", verdict="passed", figure="", ranks=True)]
+
+    def weighed(*arguments: object) -> dict[str, Any]:
+        held()
+        return {}
+
+    monkeypatch.setattr(cells, "build_model", build)
+    monkeypatch.setattr(cells, "audit", held)
+    monkeypatch.setattr(cells, "peak_memory", weighed)
+    monkeypatch.setattr(cells, "time_model", lambda *arguments, **options: {})
+    tokenizer = Tokenizer()
+    text_N = (np.arange(4000) * 7 % 97).astype(np.uint16)
+    data = TokenData(
+        train_N=text_N,
+        heldout_N=text_N[:500],
+        token_bytes_V=np.ones(257, dtype=np.int64),
+        tokenizer=tokenizer,
+        sha256=64 * "0",
+    )
+    cell = {
+        "router": {"name": "vanilla", "options": {}, "plugin_sha256": None, "label": "vanilla"},
+        "model": asdict(ModelConfig(vocabulary=257, width=16, layers=1, heads=2)),
+        "data": {},
+        "train": asdict(TrainConfig(budget=10**8, sequence=16, batch=2)),
+        "measure": asdict(MeasureConfig(heldout_tokens=64, curve_tokens=64, downstream=())),
+        "seed": 0,
+    }
+    spec = {"suite": {}, "cell": cell, "plugins": [], "folder": str(tmp_path), "threads": 1}
+    quiet = Quiet(tmp_path)
+    cells._measure(spec, data, cells.Measured(), quiet, lambda: False, lambda event: None)
+    quiet.close()
+    assert alive == [1, 0]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 _INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
 _PACKAGES = {"site-packages", "dist-packages"}
-_OURS = __name__.partition(".")[0]
+_OURS = Path(__file__).resolve().parent.parent
 
 
 def code_sha256(file: Path, module: str) -> str:
@@ -58,10 +58,15 @@ def _imports(file: Path, module: str) -> Iterator[str]:
 def _file_of(name: str) -> Path | None:
     """The file of the loaded module ``name`` if it is the author's own."""
     found = getattr(sys.modules.get(name), "__file__", None)
-    if found is None or name.partition(".")[0] == _OURS:
+    if found is None:
         return None
     path = Path(found).resolve()
+    return path if is_authors(path) else None
+
+
+def is_authors(path: Path) -> bool:
+    """Whether ``path`` is a Python file that is neither Python's nor installed nor ours."""
     if path.suffix != ".py" or not path.is_file() or _PACKAGES & set(path.parts):
-        return None
-    installed = (Path(sysconfig.get_path(kind)).resolve() for kind in _INSTALLED)
-    return None if any(path.is_relative_to(folder) for folder in installed) else path
+        return False
+    folders = [Path(sysconfig.get_path(kind)).resolve() for kind in _INSTALLED]
+    return not any(path.is_relative_to(folder) for folder in [*folders, _OURS])

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ _GRACE_SECONDS = 30.0
 
 def run_spec(path: Path) -> int:
     """Run the cell of spec file ``path``; 0 once its record is appended, whatever its status; 130 if it
-    was stopped.
+    was stopped; 1 if its router's own code raised something, of which the last line tells.
 
     Raises:
         UserError: no such file, or not a spec.
@@ -35,6 +36,7 @@ def run_spec(path: Path) -> int:
             f"cell {path} lacks {', '.join(sorted(missing))}; `modbench run` writes spec files"
         )
     from modbench.sweep.cell import run_cell
+    from modbench.sweep.crash import raised_sentence
     from modbench.train.loop import StoppedError
 
     try:
@@ -42,6 +44,15 @@ def run_spec(path: Path) -> int:
     except StoppedError:
         print("modbench: stopped by a signal, its checkpoint is stored", file=sys.stderr)
         return 130
+    except UserError:
+        raise
+    except BaseException as error:
+        sentence = raised_sentence(error, spec["cell"]["router"]["name"])
+        if sentence is None:
+            raise
+        traceback.print_exc()
+        print(f"modbench: {sentence}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -4,8 +4,10 @@ import re
 import signal
 from datetime import datetime
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
+from modbench.model.plugin_code import is_authors
 from modbench.report.record import Record, Status, cell_key
 
 _RAISED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\b")
@@ -28,7 +30,26 @@ def error_of(log: Path, start: int, code: int) -> str:
     raised = [line for line in words if _RAISED.match(line) or line.startswith("modbench: ")]
     if not words:
         return f"{how}, nothing in its log"
-    return f"{how}: {without_folders((raised or words)[-1].removeprefix('modbench: '))[:_LONGEST]}"
+    if raised and raised[-1].startswith("modbench: ") and code > 0:
+        how = ""  # the sentence says it
+    said = without_folders((raised or words)[-1].removeprefix("modbench: "))[:_LONGEST]
+    return f"{how}: {said}" if how else said
+
+
+def raised_sentence(error: BaseException, router: str) -> str | None:
+    """What is said of an ``error`` that came out of the code of ``router``'s author, and from which of
+    its lines; None if it came from elsewhere. Of an interrupt and an exit nothing else raises any."""
+    own = [
+        (Path(frame.f_code.co_filename).name, line, frame.f_code.co_name)
+        for frame, line in walk_tb(error.__traceback__)
+        if is_authors(Path(frame.f_code.co_filename).resolve())
+    ]
+    if not own and not isinstance(error, KeyboardInterrupt | SystemExit):
+        return None
+    said = " ".join(str(error).split())
+    what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    where = f" in {own[-1][0]}, line {own[-1][1]}, in {own[-1][2]}" if own else ""
+    return f"router '{router}': its own code raised {what}{where}; mend it and run again"
 
 
 def without_folders(text: str) -> str:

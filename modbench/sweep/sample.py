@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from modbench.errors import UserError, known_names
 from modbench.report.record import Record
-from modbench.report.store import latest, read_records
+from modbench.report.store import RECORDS, latest, read_records
 
 if TYPE_CHECKING:
     from modbench.model.decoder import Decoder
@@ -122,7 +122,7 @@ def sample_run(
         build_router(cell["router"]["name"], cell["router"]["options"]),
         cell["seed"],
     )
-    _load_weights(model, weights, record, run)
+    _load_weights(model, weights, record, run, _again(results / run.partition("/")[0], record))
     tokenizer = load(DataConfig(**cell["data"])).tokenizer
     read = [tokenizer.encode(prompt) for prompt in prompts]
     trained, longest = cell["train"]["sequence"], max(map(len, read), default=0) + drawing.tokens
@@ -172,10 +172,21 @@ def _load_plugin_of(router: dict[str, Any], plugins: Sequence[Path]) -> None:
             return
 
 
-def _load_weights(model: "Decoder", weights: Path, record: Record, run: str) -> None:
+def _again(folder: Path, record: Record) -> str:
+    """What to do for the suite in ``folder`` to train the run of ``record`` once more: what has a record
+    is done."""
+    shards = {path: path.read_text(encoding="utf-8") for path in (folder / RECORDS).glob("*.jsonl")}
+    own = {path: text for path, text in shards.items() if record.key in text}
+    if any(len(text.splitlines()) > 1 for text in own.values()):
+        return "run the suite into another --results folder"
+    return f"delete its record ({', '.join(map(str, sorted(own)))}) and run the suite again"
+
+
+def _load_weights(model: "Decoder", weights: Path, record: Record, run: str, again: str) -> None:
     """
     Raises:
-        UserError: they are another record's or another router's, or broken.
+        UserError: they can't be read, are another record's or another router's, or broken; to train them
+            once more, do as ``again`` says.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -184,16 +195,22 @@ def _load_weights(model: "Decoder", weights: Path, record: Record, run: str) -> 
 
     name = model.router.name
     try:
+        weights.open("rb").close()  # of a file that it may not read, safetensors says that there is none
+    except OSError as error:
+        raise UserError(
+            f"run '{run}': its weights {weights} can't be read ({error.strerror}); mend its permissions"
+        ) from error
+    try:
         owner = weights_owner(weights)
         if owner and (owner["router"] != name or owner["key"] not in ("", record.key)):
             key = f", record {owner['key'][:8]}" if owner["key"] else ""
             raise UserError(
                 f"run '{run}' is of router '{name}', record {record.key[:8]}, and {weights} are weights "
-                f"of router '{owner['router']}'{key}; put them where they belong, or run the suite again"
+                f"of router '{owner['router']}'{key}; put them where they belong, or {again}"
             )
         model.load_state_dict(load_file(weights))
     except (RuntimeError, OSError, SafetensorError) as error:
         raise UserError(
             f"run '{run}': {weights} are no weights of router '{name}' "
-            f"({' '.join(str(error).split())[:200]}); run the suite again"
+            f"({' '.join(str(error).split())[:200]}); {again}"
         ) from error

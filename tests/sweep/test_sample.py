@@ -14,6 +14,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router, router_names
 from modbench.report.record import Record, Status, cell_key
+from modbench.sweep.engine import cells_left
 from modbench.sweep.sample import Drawing, _load_plugin_of, find_record, sample_run
 from modbench.train import token_data
 from modbench.train.checkpoint import save_weights, weights_owner
@@ -171,6 +172,43 @@ def test_weights_that_are_gone_or_broken_are_told(
     save_weights(path, model_of("mod"))
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="no weights of router 'mod'"):
+        sample()
+
+
+def test_what_to_do_about_broken_weights_makes_the_run_one_that_is_left_to_do(
+    results: Path, sample: Callable[..., list[str]]
+) -> None:
+    record = find_record("tiny/mod", results)
+    weights_at(results, record).write_bytes(b"no weights")
+    # A shard of several records is nothing to delete for one of them.
+    with pytest.raises(UserError, match=r"\); run the suite into another --results folder$"):
+        sample()
+    (shard,) = (results / "tiny" / "records").glob("*.jsonl")
+    lines = shard.read_text().splitlines()
+    shard.unlink()
+    for number, line in enumerate(lines):
+        shard.with_name(f"{number}.jsonl").write_text(line + "\n")
+    own = shard.with_name("0.jsonl")
+    with pytest.raises(UserError, match=rf"delete its record \({own}\) and run the suite again$"):
+        sample()
+    assert cells_left([record.cell], results / "tiny") == []
+    own.unlink()
+    assert cells_left([record.cell], results / "tiny") == [record.cell]
+
+
+def test_weights_that_may_not_be_read_are_told_as_such(
+    results: Path, sample: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_weights(weights_at(results, find_record("tiny/mod", results)), model_of("mod"))
+    right = Path.open
+
+    def refuses(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.suffix == ".safetensors":
+            raise PermissionError(13, "Permission denied")
+        return right(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuses)
+    with pytest.raises(UserError, match=r"can't be read \(Permission denied\); mend its permissions"):
         sample()
 
 

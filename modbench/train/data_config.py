@@ -32,7 +32,8 @@ class DataConfig:
     source: Source = "pypi-en-v1"
     tokenizer: TokenizerKind = "bpe"
     vocabulary: int = 2048  #: ids of the bpe, bytes and end of text included; ``bytes`` always has 257
-    path: str | None = None  #: text: a .txt file, or a .jsonl file with one document per line
+    #: text: a .txt file, or a .jsonl file with one document per line; from the working directory on
+    path: str | None = None
     name: str | None = None  #: huggingface: the data set's name, or a local folder
     subset: str | None = None  #: huggingface: its configuration, such as ``sample-10BT``
     split: str = "train"  #: huggingface: which of its splits is read; the held-out part is cut from it

@@ -18,7 +18,8 @@ from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.train.kept import Kept
 
-#: From this step on one more is drawn for each doubling: a router may spend more every tenth step.
+#: From this step on one more is drawn between each and four times as many: a router may spend more
+#: every tenth step.
 DRAWN_FROM = 16
 
 Step = tuple[Tensor, Context]
@@ -26,7 +27,7 @@ Step = tuple[Tensor, Context]
 
 @dataclass
 class CountedSteps:
-    """Counts a few steps of a run: the first, the second, the fourth and so on, from `DRAWN_FROM` on one
+    """Counts a few steps of a run: the first, the fourth, the 16th and so on, from `DRAWN_FROM` on one
     more between two of those that ``seed`` draws, and the last. Steps are numbered from 1.
 
     Counting changes no result. A step that is compiled would have to run as written to be counted, which
@@ -42,13 +43,13 @@ class CountedSteps:
 
     def due(self, number: int, *, last: bool) -> bool:
         """Whether step ``number`` is one that is counted."""
-        return last or number & (number - 1) == 0 or number == self._drawn(number)
+        first = 4 ** ((number.bit_length() - 1) // 2)
+        return last or number in (first, self._drawn(first))
 
-    def _drawn(self, number: int) -> int | None:
-        first = 1 << (number.bit_length() - 1)
+    def _drawn(self, first: int) -> int | None:
         if first < DRAWN_FROM:
             return None
-        return random.Random(f"{self.seed} {first}").randrange(first + 1, 2 * first)
+        return random.Random(f"{self.seed} {first}").randrange(first + 1, 4 * first)
 
     def taken(self, number: int, model: Decoder, load: Load, take: Callable[[], Step]) -> Step:
         """``take()``, counted. A step that raises under the counter is taken again without it."""

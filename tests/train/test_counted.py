@@ -90,13 +90,15 @@ def due(seed: int, most: int) -> list[int]:
     return [number for number in range(1, most + 1) if counts.due(number, last=number == most)]
 
 
-def test_powers_of_two_are_counted_one_drawn_between_and_the_last() -> None:
+def test_powers_of_four_are_counted_one_drawn_between_and_the_last() -> None:
     for seed in range(5):
-        numbers = due(seed, 100)
-        assert [n for n in numbers if n & (n - 1) == 0] == [1, 2, 4, 8, 16, 32, 64]
-        drawn = [n for n in numbers if n & (n - 1) and n != 100]
-        assert [n.bit_length() for n in drawn] in ([5, 6, 7], [5, 6])
-        assert numbers[-1] == 100
+        numbers = due(seed, 300)
+        powers = [1, 4, 16, 64, 256]
+        drawn = [n for n in numbers if n not in (*powers, 300)]
+        assert set(powers) < set(numbers)
+        assert [n < 64 for n in drawn if n < 256] == [True, False]
+        assert numbers[-1] == 300
+        assert len(numbers) <= 9
     assert due(0, 100) == due(0, 100)
     assert len({tuple(due(seed, 100)) for seed in range(5)}) > 1
 

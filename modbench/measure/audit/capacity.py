@@ -30,7 +30,7 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     weights, is no rule."""
     sequence = tokens_BT.shape[1]
     model = subject.twin().train()
-    if not _promises(model, Load.uniform(1, sequence)):
+    if not model.promised(Load.uniform(1, sequence)):
         return None, "no layer promises a count"
     even = zero_routers(subject.twin().train())
     counted = 0
@@ -54,7 +54,7 @@ def _let_in(subject: Subject, tokens_BT: Tensor) -> list[float]:
     """The share of tokens that the causal rule lets into the layers that promise to leave some out: of
     the model, of first weights, and of others."""
     full = Load.uniform(*tokens_BT.shape)
-    promised = _promises(subject.exact, full)
+    promised = subject.exact.promised(full)
     layers = [n for (n, what), k in promised.items() if what == "depth" and sum(k) < full.tokens]
     found = []
     for number in range(3):
@@ -83,20 +83,13 @@ def _cases(tokens_BT: Tensor, length: int) -> Iterator[tuple[str, Tensor, tuple[
     yield "all tokens equal", torch.zeros_like(three_BT), (length,) * len(three_BT)
 
 
-def _promises(model: Decoder, load: Load) -> dict[tuple[int, str], tuple[int, ...]]:
-    found: dict[tuple[int, str], tuple[int, ...]] = {}
-    for layer in model.layers:
-        found |= layer.promised(load)  # type: ignore[operator]
-    return found
-
-
 def _wrong(model: Decoder, tokens_BT: Tensor, lengths: tuple[int, ...], tied: bool = False) -> str:
     """What isn't as promised; empty if all is."""
     ragged = min(lengths) < tokens_BT.shape[1]
     context = Context(lengths_B=torch.tensor(lengths, device=tokens_BT.device) if ragged else None)
     model(tokens_BT, context)
     trace = context.trace
-    for (layer, what), promised in _promises(model, Load(lengths=lengths)).items():
+    for (layer, what), promised in model.promised(Load(lengths=lengths)).items():
         told = trace.counts.get((layer, what))
         if told is None and (layer, what) in trace.tensors:
             told = tuple(int(value) for value in trace.tensors[layer, what].flatten())

@@ -97,6 +97,18 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "plan --router mod --budget 1e20 --tokens-per-parameter 1e300",
             "--tokens-per-parameter is 1e+300; it must be above 0, and 1,000,000,000 or less",
         ),
+        (
+            "plan --router mod --size 124M --tokens 1B --gpu mine --peak-tflops 1 --memory-gb 1e300",
+            "memory_gb is 1e+300; it must lie between 1e-06 and 1e+09",
+        ),
+        (
+            f"plan --router mod --size 124M --tokens 1B --gpus 1{'0' * 320}",
+            "000; it must be 1,000,000,000 or fewer",
+        ),
+        (
+            "plan --router mod --size 124M --budget 1e59 --tokens 1",
+            "budget is 1.000e+59 training FLOPs; plans go up to 1e+30: give a smaller one",
+        ),
         ("audit vanilla --layers 1 --width 100000000", "out of memory, asked for "),
         ("run wide.toml", "train batch is 10000000; it must be 1,000,000 or less"),
         ("run short.toml", "yields 0 cloze items, but modbench_cloze needs 100; give more text, or"),

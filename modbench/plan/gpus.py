@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 
 from modbench.errors import UserError, known_names
+
+#: TFLOP/s and gigabytes of a GPU lie between these, and so many GPUs is more than there are: beyond is a
+#: slip of the hand, and what is worked out from it no number any more.
+LEAST, MOST = 1e-6, 1e9
+MOST_GPUS = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +48,8 @@ def described_gpu(name: str, peak_tflops: float | None = None, memory_gb: float 
         UserError: an unknown name without both figures, or a figure that can't be.
     """
     for field_name, value in (("peak_tflops", peak_tflops), ("memory_gb", memory_gb)):
-        if value is not None and not (isfinite(value) and value > 0):
-            raise UserError(f"{field_name} is {value}; it must be above 0 and finite")
+        if value is not None and not LEAST <= value <= MOST:
+            raise UserError(f"{field_name} is {value}; it must lie between {LEAST:g} and {MOST:g}")
     known = GPUS.get(name.lower())
     if known is None and (peak_tflops is None or memory_gb is None):
         raise UserError(
@@ -73,9 +77,12 @@ class Cluster:
     def __post_init__(self) -> None:
         if self.gpus < 1:
             raise UserError(f"gpus is {self.gpus}; it must be 1 or more")
-        if not 0 < self.utilisation <= 1:
+        if self.gpus > MOST_GPUS:
+            raise UserError(f"gpus is {self.gpus}; it must be {MOST_GPUS:,} or fewer")
+        if not LEAST <= self.utilisation <= 1:
             raise UserError(
-                f"utilisation is {self.utilisation}; it is a share of the peak and must lie in (0, 1]"
+                f"utilisation is {self.utilisation}; it is a share of the peak and must lie in (0, 1], "
+                f"at {LEAST:g} or above"
             )
 
     def days(self, flops: int) -> float:

@@ -6,6 +6,7 @@ key/value heads, vocabulary and sequence. Nothing is allocated.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
 from math import ceil, log
@@ -83,6 +84,11 @@ def solve(
     """
     if budget < 1:
         raise UserError(f"budget is {budget}; it must be 1 FLOP or more")
+    if budget > LARGEST:
+        raise UserError(
+            f"budget is {Decimal(budget):.4g} training FLOPs; plans go up to {LARGEST:.4g}: give a "
+            "smaller one"
+        )
     if tokens is not None and tokens < 1:
         raise UserError(f"tokens is {tokens}; it must be 1 or more")
     if not 0 < tokens_per_parameter <= LARGEST_RATIO:
@@ -100,11 +106,6 @@ def solve(
         model = _filled(family, total, budget, f"{tokens:,} tokens")
         return family.solution(model, budget, tokens)
     per_sequence = Fraction(tokens_per_parameter) / base.sequence
-
-    if budget > LARGEST:
-        raise UserError(
-            f"budget is {budget:.4g} training FLOPs; plans go up to {LARGEST:.4g}: give a smaller one"
-        )
 
     def needed(model: ModelConfig) -> int:
         flops, _, active = family.read(model)

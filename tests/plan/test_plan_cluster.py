@@ -70,13 +70,14 @@ def test_an_unknown_gpu_needs_both_figures() -> None:
         described_gpu("mine", peak_tflops=1)
 
 
-@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
-def test_a_figure_that_cannot_be_is_refused(value: float) -> None:
-    with pytest.raises(UserError, match="peak_tflops is"):
-        described_gpu("h100", peak_tflops=value)
+@pytest.mark.parametrize("name", ["peak_tflops", "memory_gb"])
+@pytest.mark.parametrize("value", [0, -1, 1e-300, 1e300, float("nan"), float("inf")])
+def test_a_figure_that_cannot_be_is_refused(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"^{name} is .*; it must lie between 1e-06 and 1e\+09$"):
+        described_gpu("h100", **{name: value})
 
 
-@pytest.mark.parametrize("utilisation", [0, -0.1, 1.01, float("nan")])
+@pytest.mark.parametrize("utilisation", [0, -0.1, 1e-300, 1.01, float("nan")])
 def test_utilisation_is_a_share(utilisation: float) -> None:
     with pytest.raises(UserError, match=r"utilisation is .* in \(0, 1\]"):
         Cluster(utilisation=utilisation)
@@ -85,6 +86,15 @@ def test_utilisation_is_a_share(utilisation: float) -> None:
 def test_a_cluster_has_a_gpu() -> None:
     with pytest.raises(UserError, match="gpus is 0; it must be 1 or more"):
         Cluster(gpus=0)
+
+
+def test_a_cluster_has_no_more_gpus_than_there_are() -> None:
+    with pytest.raises(UserError, match=r"gpus is 10{320}; it must be 1,000,000,000 or fewer"):
+        Cluster(gpus=10**320)
+    most = Cluster(gpu=described_gpu("mine", 1e9, 1e9), gpus=10**9)
+    least = Cluster(gpu=described_gpu("mine", 1e-6, 1e-6), gpus=1, utilisation=1e-6)
+    assert least.gpu.memory == 1000
+    assert 0 < most.days(1) < least.days(10**80) < float("inf")
 
 
 def test_days_are_flops_over_what_the_cluster_does_in_a_day() -> None:

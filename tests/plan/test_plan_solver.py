@@ -229,3 +229,10 @@ def test_the_smallest_shape_is_deep_enough_to_route(
     with pytest.raises(UserError, match=f"the smallest shape is {layers} layers"):
         solve(router, options, BASE, budget=1)
     assert solve(router, options, BASE, budget=10**18).share > 0.95
+
+
+@pytest.mark.parametrize("tokens", [None, 1])
+def test_a_budget_that_nobody_has_is_refused_whatever_it_is_spent_on(tokens: int | None) -> None:
+    for budget in (10**30 + 1, 10**59, 10**400):
+        with pytest.raises(UserError, match=r"^budget is .* FLOPs; plans go up to 1e\+30: give a sm"):
+            solve("mod", {}, BASE, budget=budget, tokens=tokens)

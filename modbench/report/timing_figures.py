@@ -33,9 +33,10 @@ def timing_figures(table: TimingTable) -> dict[str, bytes]:
     contents = {}
     suffixes: list[str] = []
     for number, (title, group) in enumerate(zip(table.titles, table.groups, strict=True), start=1):
-        suffix = f"_{_safe(title) or number}" if title else ""
-        if suffix in suffixes:
-            suffix += f"-{number}"
+        named = suffix = f"_{_safe(title) or number}" if title else ""
+        further = number
+        while suffix in suffixes:
+            suffix, further = f"{named}-{further}", further + 1
         suffixes.append(suffix)
         look_of = marks([row.label for row in group.cases])
         for name, draw in (("realised_efficiency", _efficiency), ("memory_predicted", _memory)):

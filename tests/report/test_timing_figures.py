@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import same_color
-from timings_made_up import ceiling, make_case, rows_of, timed, weighed
+from timings_made_up import ceiling, cell_of, make_case, make_timing, rows_of, timed, weighed
 
 from modbench.report import timing_figures
 from modbench.report.canvas import blank, marks
@@ -108,3 +108,14 @@ def test_a_point_that_rests_on_a_doubtful_time_is_hollow(doubted: str) -> None:
     timings = [timed(one, make_case(), overloaded=one == doubted) for one in ("vanilla", "mod")]
     axes = drawn(timing_figures._efficiency, *timings)
     assert hollow(axes) == [doubted != "neither"]
+
+
+@pytest.mark.parametrize("names", [("x-3", "x", "x!"), ("x", "x-2", "x!", "x?", "x-4"), ("?", "1", "!")])
+def test_each_size_has_figures_of_its_own_whatever_sizes_are_called(names: tuple[str, ...]) -> None:
+    measured = timed("x", make_case()).measured
+    cells = [{**cell_of(f"mod/{name}"), "model": {"width": n}} for n, name in enumerate(names)]
+    table = TimingTable.of([make_timing("time", cell, measured) for cell in cells])
+    assert sorted(table.titles) == sorted(names)
+    contents = timing_figures.timing_figures(table)
+    assert len(contents) == 4 * len(names)
+    assert all(timing_figures.NAMED.fullmatch(name) for name in contents)

@@ -4,7 +4,7 @@ A run is what was started once and perhaps gone on with: each scheme in several 
 one each, the machine's ceilings with them. Lines of one run may be compared, and no others.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -19,14 +19,21 @@ Kind = Literal["time", "ceiling", "training_memory", "inference_memory"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TimingStatus = Literal["ok", "failed", "oom"]
 
-#: What of an environment must be equal in all of a run.
+#: What of an environment must be equal in all of a run: the machine, and beside the environment's
+#: ``variables`` how it was set.
 HARDWARE = ("cpu", "gpu", "cores", "threads", "driver", "cuda", "torch")
+SETTINGS = ("python", "deterministic")
+#: Variables of the C library's allocator, which memory is weighed under values of its own of.
+ALLOCATOR = ("GLIBC_TUNABLES", "MALLOC_")
+#: Beyond this is no count and no rate, and divisions overflow.
+MOST = 10**30
 
 _NUMBER = (int, float)
 _NONE = type(None)
 _CELL = {"router": (dict, _NONE), "model": dict, "train": dict, "time": dict}
 _ROUTER = {"name": str, "options": dict, "plugin_sha256": (str, _NONE), "label": str}
-_ENVIRONMENT = {"cpu": (str, _NONE), "gpu": (str, _NONE), "threads": int, "torch": str}
+_TRAIN = {"sequence": int, "batch": int, "precision": str}
+_ENVIRONMENT = {"cpu": (str, _NONE), "gpu": (str, _NONE), "threads": int, "torch": str, "dtype": str}
 _MEASURED: dict[str, dict[str, Any]] = {
     "time": {"cases": list, "balance": str, "compiled": bool, "machine": dict},
     "ceiling": {
@@ -88,7 +95,7 @@ class Timing(Line):
     key: str  #: cell_key(cell)
     repetition: int  #: from 1
     code: dict[str, Any]  #: version, commit, dirty
-    environment: dict[str, Any]  #: at least cpu, gpu, threads, torch; no host, user or path
+    environment: dict[str, Any]  #: at least cpu, gpu, threads, torch, dtype; no host, user or path
     measured: dict[
         str, Any
     ]  #: what `modbench.measure.worker` found; {} if it isn't ok, or cases but for those that ran out
@@ -106,7 +113,11 @@ class Timing(Line):
         check("suite", self.suite, {"name": str, "version": int})
         check("code", self.code, {"version": str, "commit": (str, _NONE), "dirty": (bool, _NONE)})
         check("environment", self.environment, _ENVIRONMENT, more=True)
+        variables = self.environment.get("variables", {})
+        check("environment variables", variables, {}, more=True)
+        check("environment variables", variables, dict.fromkeys(variables, str))
         check("cell", self.cell, _CELL)
+        check("cell train", self.cell["train"], _TRAIN, more=True)
         if self.cell["router"] is not None:
             check("cell router", self.cell["router"], _ROUTER)
         if (self.cell["router"] is None) != (self.kind == "ceiling"):
@@ -131,6 +142,22 @@ class Timing(Line):
         """The machine in words."""
         return machine_in_words(self.environment)
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """What its environment was set to, by name."""
+        return settings_of(self.environment, self.kind)
+
+
+def _check_within(where: str, value: float, least: int = 0) -> None:
+    if not least <= value <= MOST:
+        fewest = least if least > -MOST else f"{least:.0e}"
+        raise UserError(f"{where} is {value}; it must be {fewest} or more, and {MOST:.0e} or less")
+
+
+def _check_rate(where: str, value: float) -> None:
+    if not 0 < value <= MOST:
+        raise UserError(f"{where} is {value}; it must be above 0, and {MOST:.0e} or less")
+
 
 def _check_machine(measured: dict[str, Any]) -> None:
     check("measured machine", measured["machine"], {"overloaded": bool}, more=True)
@@ -146,16 +173,19 @@ def _check_cases(measured: dict[str, Any]) -> None:
     for case in measured["cases"]:
         check("case", case, _CASE)
         _check_phase(case)
-        if not case["seconds"] or not all(is_of(s, _NUMBER) and s > 0 for s in case["seconds"]):
+        seconds = case["seconds"]
+        if not seconds or not all(is_of(s, _NUMBER) and 0 < s <= MOST for s in seconds):
             raise UserError(
                 f"case seconds is {case['seconds']!r}; it must be numbers above 0, one or more"
             )
         for name in ("sequences", "tokens", "loops"):
-            if case[name] < 1:
-                raise UserError(f"case {name} is {case[name]}; it must be 1 or more")
+            _check_within(f"case {name}", case[name], least=1)
+        _check_within("case past", case["past"])
         check("case flops", case["flops"], _FLOPS)
         for name, counts in case["flops"].items():
             check(f"case flops {name}", counts, _CONVENTIONS, more=True)
+            for convention in _CONVENTIONS:
+                _check_within(f"case flops {name} {convention}", counts[convention])
         _check_gpu("case", case["gpu"])
 
     for case in measured.get("ran_out", []):
@@ -175,6 +205,8 @@ def _check_ceiling(measured: dict[str, Any]) -> None:
     _check_gpu("measured", measured["gpu"])
     for gemm in measured["gemm"]:
         check("measured gemm", gemm, _GEMM, more=True)
+        _check_rate("measured gemm flops_per_second", gemm["flops_per_second"])
+    _check_rate("measured copy_bytes_per_second", measured["copy_bytes_per_second"])
 
 
 def _check_memory(measured: dict[str, Any]) -> None:
@@ -185,6 +217,8 @@ def _check_memory(measured: dict[str, Any]) -> None:
                 f"measured {name} has {sorted(parts)}; it must have the parts of both, and peak"
             )
         check(f"measured {name}", parts, dict.fromkeys(parts, int))
+        for part, size in parts.items():
+            _check_within(f"measured {name} {part}", size, least=-MOST)
 
 
 _CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -196,9 +230,18 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
 
 
 def machine_in_words(environment: dict[str, Any]) -> str:
-    """What of ``environment`` must be equal before two timings are compared."""
+    """What of ``environment`` is the machine's."""
     named = (name for name in HARDWARE if environment.get(name) is not None)
     return ", ".join(f"{name} {environment[name]}" for name in named)
+
+
+def settings_of(environment: dict[str, Any], kind: Kind) -> dict[str, str]:
+    """What of ``environment`` must be equal besides, in a process of ``kind`` and all others."""
+    variables = environment.get("variables", {})
+    if kind.endswith("memory"):
+        variables = {name: text for name, text in variables.items() if not name.startswith(ALLOCATOR)}
+    named = {name: str(environment[name]) for name in SETTINGS if environment.get(name) is not None}
+    return named | variables
 
 
 def read_timings(folder: Path) -> list[Timing]:
@@ -243,11 +286,13 @@ def refuse_other_versions(timings: Iterable[Timing]) -> None:
             )
 
 
-def refuse_other_machines(timings: Iterable[Timing]) -> None:
+def refuse_other_environments(timings: Iterable[Timing]) -> None:
     """
     Raises:
-        UserError: the timings are of more than one machine; it names them.
+        UserError: the timings are of more than one machine, or were taken under different settings; it
+            names them.
     """
+    timings = list(timings)
     machines = sorted({timing.machine for timing in timings})
     if len(machines) > 1:
         raise UserError(
@@ -255,3 +300,29 @@ def refuse_other_machines(timings: Iterable[Timing]) -> None:
             + " and ".join(f"({machine})" for machine in machines)
             + "; time all of them on one machine with `modbench time --again`"
         )
+    # A process that died tells none of its own dtype.
+    dtypes: dict[str, set[str]] = {}
+    for timing in timings:
+        if timing.measured:
+            shape = cell_key({**timing.cell, "router": None})
+            dtypes.setdefault(shape, set()).add(timing.environment["dtype"])
+    different = [f"dtype {_listed(found)}" for found in dtypes.values() if len(found) > 1]
+    different += [
+        f"{name} {_listed(found)}" for name, found in _settings_by_name(timings) if len(found) > 1
+    ]
+    if different:
+        raise UserError(
+            f"timings under different settings are not compared: {'; '.join(different)}; time all of "
+            "them under one with `modbench time --again`"
+        )
+
+
+def _settings_by_name(timings: Sequence[Timing]) -> Iterable[tuple[str, set[str | None]]]:
+    """The values of each setting among those that could have it; None: not set."""
+    for name in sorted({name for timing in timings for name in timing.settings}):
+        able = (t for t in timings if not (t.kind.endswith("memory") and name.startswith(ALLOCATOR)))
+        yield name, {timing.settings.get(name) for timing in able}
+
+
+def _listed(values: Iterable[str | None]) -> str:
+    return " and ".join(sorted("not set" if value is None else f"'{value}'" for value in values))

@@ -101,7 +101,8 @@ def _memory(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Axes) 
     rows = [
         (row, row.predicted, row.measured)
         for row in group.memory
-        if row.part == "peak" and row.predicted is not None and row.measured is not None
+        # None may have been told; and of a model that is too small for a page, none above 0.
+        if row.part == "peak" and row.predicted and row.measured and min(row.predicted, row.measured) > 0
     ]
     if not rows:
         say_nothing_to_show(axes, "no memory was measured")

@@ -151,9 +151,9 @@ def _case_row(
     ran_out: int,
     ceiling: Callable[[str], float | None],
 ) -> CaseRow:
-    timing, case = measured[0]
     valid = [(of, one) for of, one in measured if not throttled(one["gpu"])]
-    flags = _flags(measured, processes, ran_out)
+    timing, case = (valid or measured)[0]
+    flags = "; ".join(filter(None, (_flags(measured, processes, ran_out), _unlike(valid))))
     known = {
         "label": router["label"],
         "router": router["name"],
@@ -216,6 +216,22 @@ def _flags(measured: list[tuple[Timing, dict[str, Any]]], all_of_them: int, ran_
     failed = all_of_them - processes - ran_out
     if failed:
         texts.append(f"{failed} more processes failed")
+    return "; ".join(texts)
+
+
+def _unlike(valid: list[tuple[Timing, dict[str, Any]]]) -> str:
+    """In what the processes whose samples are pooled did not do the same."""
+    texts = []
+    balances = sorted({timing.measured["balance"] for timing, _ in valid})
+    if len(balances) > 1:
+        texts.append(f"balance differs between processes ({', '.join(balances)})")
+    compiled = sum(timing.measured["compiled"] for timing, _ in valid)
+    if 0 < compiled < len(valid):
+        texts.append(f"compiled in {compiled} of {len(valid)} processes")
+    for name, convention in (("realised", "model"), ("dispatched", "executed"), ("nominal", "model")):
+        counts = sorted({case["flops"][name][convention] for _, case in valid})
+        if len(counts) > 1:
+            texts.append(f"FLOPs {name} differ between processes ({counts[0]:,} to {counts[-1]:,})")
     return "; ".join(texts)
 
 

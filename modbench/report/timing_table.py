@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from modbench.report.line import canonical_json, cell_key
-from modbench.report.timing import Timing, refuse_other_machines, refuse_other_versions
+from modbench.report.timing import Timing, refuse_other_environments, refuse_other_versions
 from modbench.report.timing_rows import (
     MEMORY,
     CaseRow,
@@ -122,10 +122,10 @@ class TimingTable:
     def of(cls, timings: Iterable[Timing]) -> "TimingTable":
         """
         Raises:
-            UserError: they are of more than one machine, or two schemes have the same label.
+            UserError: they are of more than one machine or setting, or two schemes have the same label.
         """
         timings = tuple(timings)
-        refuse_other_machines(timings)
+        refuse_other_environments(timings)
         refuse_other_versions(timings)
         groups: dict[str, list[Timing]] = {}
         for timing in timings:

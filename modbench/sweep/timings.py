@@ -20,7 +20,8 @@ from modbench.report.timing import (
     Timing,
     machine_in_words,
     read_timings,
-    refuse_other_machines,
+    refuse_other_environments,
+    settings_of,
 )
 from modbench.sweep.cells import with_plugins
 from modbench.sweep.crash import killed_sentence, out_of_memory_kills
@@ -152,7 +153,7 @@ class _Bench:
                 progress.event(key, {"phase": "waiting for a quiet machine"})
                 with quiet.alone():
                     timing = self._timing(job, run, code, machine, _events(progress, key))
-                refuse_other_machines([timing, *self._of_run(run)])
+                refuse_other_environments([timing, *self._of_run(run)])
                 shard.append(timing)
                 seconds = (timing.finished_at - timing.started_at).total_seconds()
                 progress.ended(key, timing.status, seconds, timing.error or "")
@@ -182,16 +183,21 @@ class _Bench:
         """The run to go on with, and what of it is done."""
         timings, here = read_timings(self.folder), machine_in_words(machine)
         if timings and not again:
-            last = next((t for t in reversed(timings) if t.machine == here), timings[-1])
+            elsewhere = {t.run: t for t in timings if t.machine != here}
+            unlike = {t.run: t for t in timings if t.settings != settings_of(machine, t.kind)}
+            last = next((t for t in reversed(timings) if t.run not in elsewhere | unlike), timings[-1])
             mine = [timing for timing in timings if timing.run == last.run]
             others = _other_versions(jobs, mine)
-            if last.machine == here and _same_code(last.code, code) and not others:
+            here_and_now = last.run not in elsewhere | unlike
+            if here_and_now and _same_code(last.code, code) and not others:
                 if code["dirty"]:
                     changes = "local changes, of which nobody knows whether they are the same"
                     _say(console, f"run {last.run} goes on, with {changes}; --again begins another one")
                 return last.run, {timing.job for timing in mine if timing.status in _DONE}
-            if last.machine != here:
+            if last.run in elsewhere:
                 what = f"was made by another machine ({last.machine})"
+            elif last.run in unlike:
+                what = f"was made under other settings ({_differing(unlike[last.run], machine)})"
             elif not _same_code(last.code, code):
                 what = "was made by another code"
             else:
@@ -251,6 +257,12 @@ def _other_versions(jobs: Sequence[Job], timings: Sequence[Timing]) -> list[str]
     keys = {job.cell["router"]["label"]: job.key for job in jobs if job.cell["router"] is not None}
     found = {(t.cell["router"]["label"], t.key) for t in timings if t.cell["router"] is not None}
     return sorted({label for label, key in found if keys.get(label, key) != key})
+
+
+def _differing(timing: Timing, machine: dict[str, Any]) -> str:
+    """The names of the settings that ``timing`` was not taken under as they are now."""
+    now, then = settings_of(machine, timing.kind), timing.settings
+    return ", ".join(name for name in sorted(now.keys() | then) if now.get(name) != then.get(name))
 
 
 def _same_code(one: dict[str, Any], other: dict[str, Any]) -> bool:

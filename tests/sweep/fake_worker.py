@@ -65,5 +65,7 @@ found["environment"] = {
     "threads": spec["threads"],
     "torch": "0",
     "dtype": "float32",
+    "python": os.environ.get("FAKE_PYTHON", "3.11.7"),
+    "variables": {name: os.environ[name] for name in ("OMP_NUM_THREADS", "MALLOC_TOP_PAD_")},
 }
 print(json.dumps(found))

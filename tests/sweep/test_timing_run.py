@@ -245,6 +245,31 @@ def test_another_machine_begins_another_run(
     assert "Other runs in timings/: 1; runs aren't compared." in page
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [("FAKE_PYTHON", "3.12.1", "python"), ("MALLOC_TOP_PAD_", "77", "MALLOC_TOP_PAD_")],
+)
+def test_other_settings_begin_another_run_and_those_from_before_go_on_with_theirs(
+    name: str,
+    value: str,
+    told: str,
+    tmp_path: Path,
+    time: Time,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "results" / "fake"
+    assert time("a", "b", repetitions=1, only=("a",)) == 0
+    (mine,) = {timing.run for timing in read_timings(folder)}
+    with monkeypatch.context() as other:
+        other.setenv(name, value)
+        assert time("a", "b", repetitions=1, only=("b",)) == 0
+    assert f"was made under other settings ({told}); beginning a new one" in capsys.readouterr().err
+    assert time("a", "b", repetitions=1) == 0
+    assert sorted(asked(tmp_path)) == ["inference_memory b", "time b", "training_memory b"]
+    assert f"Run {mine};" in (folder / "timings.md").read_text()
+
+
 def test_each_machine_goes_on_with_its_own_run_whatever_others_did_since(
     tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:

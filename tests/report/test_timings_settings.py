@@ -1,0 +1,119 @@
+"""Samples are pooled only of processes that were set alike; what they did otherwise is told."""
+
+import re
+from typing import Any
+
+import pytest
+from timings_made_up import ceiling, cell_of, make_case, make_timing, rows_of, timed, weighed
+
+from modbench.errors import UserError
+from modbench.report.timing import Timing, refuse_other_environments
+from modbench.report.timing_page import timing_page
+from modbench.report.timing_table import TimingTable
+
+SET = {"variables": {"OMP_NUM_THREADS": "2"}, "python": "3.11.7", "deterministic": False}
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"python": "3.12.1"}, "python '3.11.7' and '3.12.1'"),
+        ({"deterministic": True}, "deterministic 'False' and 'True'"),
+        ({"dtype": "float32"}, "dtype 'bfloat16' and 'float32'"),
+        ({"variables": {"OMP_NUM_THREADS": "1"}}, "OMP_NUM_THREADS '1' and '2'"),
+        (
+            {"variables": {"OMP_NUM_THREADS": "2", "NVIDIA_TF32_OVERRIDE": "1"}},
+            "NVIDIA_TF32_OVERRIDE '1' and not set",
+        ),
+        ({"variables": {}}, "OMP_NUM_THREADS '2' and not set"),
+    ],
+    ids=str,
+)
+def test_timings_under_other_settings_are_refused_by_name(changed: dict[str, Any], named: str) -> None:
+    one = timed("mod", make_case(), environment=SET)
+    other = timed("mod", make_case(), repetition=2, environment={**SET, **changed})
+    sentence = f"timings under different settings are not compared: {named}; time all of them under one"
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}"):
+        TimingTable.of([one, other])
+    assert TimingTable.of([one, one]).groups
+
+
+def test_all_that_differs_is_named() -> None:
+    other = {"python": "3.12.1", "variables": {"OMP_NUM_THREADS": "1"}}
+    timings = [timed("mod", make_case(), environment=each) for each in (SET, {**SET, **other})]
+    with pytest.raises(UserError, match=r"OMP_NUM_THREADS '1' and '2'; python '3.11.7' and '3.12.1'; "):
+        TimingTable.of(timings)
+
+
+def test_memory_is_weighed_under_an_allocator_of_its_own() -> None:
+    """And under the same settings otherwise."""
+    kept, back, threads = {"MALLOC_TOP_PAD_": "9"}, {"MALLOC_TOP_PAD_": "0"}, {"OMP_NUM_THREADS": "2"}
+
+    def one(**variables: str) -> Timing:
+        return timed("mod", make_case(), environment={"variables": variables})
+
+    def memory(**variables: str) -> Timing:
+        return weighed("mod", 99, 98, environment={"variables": variables})
+
+    refuse_other_environments([one(**kept), memory(**back)])
+    with pytest.raises(UserError, match="MALLOC_TOP_PAD_ '0' and '9'"):
+        refuse_other_environments([one(**kept), one(**back)])
+    with pytest.raises(UserError, match="OMP_NUM_THREADS '2' and not set"):
+        refuse_other_environments([one(**kept), memory(**back, **threads)])
+
+
+def test_sizes_may_be_of_different_dtypes_and_a_process_that_died_tells_none() -> None:
+    full = {**cell_of("mod"), "train": {"sequence": 8, "batch": 2, "precision": "float32"}}
+    full["router"] = {**full["router"], "label": "mod in full"}
+    measured = timed("mod", make_case()).measured
+    in_full = {"dtype": "float32"}
+    died = make_timing(
+        "time", cell_of("mod"), {}, repetition=2, status="failed", error="broke", environment=in_full
+    )
+    other = make_timing("time", full, measured, environment=in_full)
+    assert len(TimingTable.of([timed("mod", make_case()), died, other]).groups) == 2
+
+
+def test_what_processes_of_a_scheme_did_otherwise_is_told() -> None:
+    def process(repetition: int, **changes: Any) -> Timing:
+        fields = {"flops": 1000, "balance": "forced", "compiled": False, "throttled": None, **changes}
+        case = make_case(flops=fields["flops"], throttled=fields["throttled"])
+        made = timed("mod", case, balance=fields["balance"])
+        measured = {**made.measured, "compiled": fields["compiled"]}
+        return make_timing("time", made.cell, measured, repetition=repetition)
+
+    def flags(*processes: Timing) -> str:
+        (row,) = rows_of(*processes).values()
+        return row.flags
+
+    usual = process(1), process(2)
+    assert flags(*usual) == ""
+    other = process(3, balance="as routed")
+    assert flags(*usual, other) == "balance differs between processes (as routed, forced)"
+    assert flags(*usual, process(3, compiled=True)) == "compiled in 1 of 3 processes"
+    assert flags(*(process(n, compiled=True) for n in (1, 2))) == ""
+    told = (
+        "FLOPs realised differ between processes (1,000 to 2,000); "
+        "FLOPs dispatched differ between processes (10,000 to 20,000); "
+        "FLOPs nominal differ between processes (7,000 to 14,000)"
+    )
+    assert flags(*usual, process(3, flops=2000)) == told
+    assert f"- mod, all cases: {told}" in timing_page(TimingTable.of([*usual, process(3, flops=2000)]))
+
+
+def test_of_a_process_that_is_left_out_nothing_is_shown() -> None:
+    slow = timed("mod", make_case(flops=2000, throttled=("power cap",)), balance="as routed")
+    usual = timed("mod", make_case(flops=1000), repetition=2)
+    (row,) = rows_of(slow, usual).values()
+    assert (row.flops_realised, row.balance) == (1000, "forced")
+    assert row.flags == "throttled in 1 of 2 processes (power cap): left out"
+
+
+def test_ceilings_are_of_the_settings_of_what_is_held_against_them() -> None:
+    with pytest.raises(UserError, match="deterministic 'False' and 'True'"):
+        TimingTable.of(
+            [
+                timed("mod", make_case(), environment={"deterministic": True}),
+                ceiling(environment={"deterministic": False}),
+            ]
+        )

@@ -1,16 +1,12 @@
 """`modbench time` with a stand-in for what measures: order, resumption, failures, machines."""
 
-import os
-import signal
-import subprocess
 import sys
-import time as clock
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from timing_suite import write_suite
 
-import modbench
 from modbench.errors import UserError
 from modbench.report.timing import TIMINGS, read_timings
 from modbench.report.timing_table import TimingTable
@@ -18,26 +14,6 @@ from modbench.sweep import timings as verb
 from modbench.sweep.lock import suite_lock
 from modbench.sweep.suite import load_suite
 from modbench.sweep.timing_jobs import timing_cells, timing_jobs
-
-SUITE = """
-[suite]
-name = "fake"
-[model]
-width = 32
-layers = 2
-heads = 4
-[data]
-tokenizer = "bytes"
-[train]
-sequence = 16
-batch = 1
-[sweep]
-budgets = [1e9, 2e9]
-seeds = [0, 1]
-[time]
-repetitions = 3
-threads = 1
-"""
 
 Time = Callable[..., int]
 
@@ -62,15 +38,6 @@ def time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Time:
         )
 
     return run
-
-
-def write_suite(place: Path, *labels: str) -> None:
-    routers = ["vanilla", "mod", "token_choice"]
-    schemes = (
-        f'[[schemes]]\nrouter = "{router}"\nlabel = "{label}"\n'
-        for router, label in zip(routers, labels, strict=False)
-    )
-    (place / "suite.toml").write_text(SUITE + "\n".join(schemes))
 
 
 def asked(place: Path) -> list[str]:
@@ -352,43 +319,6 @@ def test_the_gpu_suite_times_two_sizes_each_with_its_ceilings() -> None:
         *("vanilla", "token_choice", "expert_choice"),
         *("mod", "mode_staged", "mode_integrated"),
     }
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_asked_to_stop_says_so_and_leaves_nothing_half_done(
-    number: int, tmp_path: Path
-) -> None:
-    write_suite(tmp_path, "slow")
-    worker = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
-    code = (
-        "import sys, modbench.cli, modbench.sweep.timings as verb\n"
-        f"verb.time_suite.__kwdefaults__['worker'] = {worker!r}\n"
-        "sys.exit(modbench.cli.main(['time', 'suite.toml', '--only', 'slow']))"
-    )
-    places = {"FAKE_LOG": str(tmp_path / "log"), "MODBENCH_CACHE": str(tmp_path / "cache")}
-    run = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, **places, "PYTHONPATH": str(Path(modbench.__file__).parent.parent)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    measuring = tmp_path / "slow"
-    deadline = clock.monotonic() + 100
-    while not (measuring.exists() and measuring.read_text()):
-        assert run.poll() is None
-        assert clock.monotonic() < deadline
-        clock.sleep(0.05)
-    run.send_signal(number)
-    _, said = run.communicate(timeout=60)
-    assert run.returncode == 130
-    assert said.endswith(
-        "modbench: stopped; what was recorded is kept, run the same command again to go on\n"
-    )
-    shards = list((tmp_path / "results" / "fake" / TIMINGS).glob("*.jsonl"))
-    assert all(shard.stat().st_size for shard in shards)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(measuring.read_text()), 0)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from modbench.errors import FAULTS
 from modbench.measure.audit.capacity import capacity
 from modbench.measure.audit.counting import count
 from modbench.measure.audit.decoding import decode_parity
@@ -125,10 +126,7 @@ def findings(
 def _outcome(probe: Probe, subject: Subject, tokens_BT: Tensor) -> Outcome:
     try:
         return probe.run(subject, tokens_BT)
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # a router's own code runs here: whatever it raises is its finding
+    except FAULTS as error:  # a router's own code runs here: whatever it raises is its finding
         if failed_allocation(error) is not None:
             raise  # that there is too little memory here is no fault of the router's
         return False, f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"

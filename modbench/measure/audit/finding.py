@@ -12,6 +12,7 @@ from typing import Any, Literal, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from modbench.errors import FAULTS
 from modbench.model.block import Block
 from modbench.model.context import Context, Selection
 from modbench.model.decoder import Decoder, build_model
@@ -118,7 +119,7 @@ class Subject:
                             f"layer {layer} counts {name} of {len(counts)} sequences; there are "
                             f"{shape[0]} ({rule})"
                         )
-        except Exception:  # a router's own code runs here: what it raises is the probe's to tell
+        except FAULTS:  # a router's own code runs here: what it raises is the probe's to tell
             return ""
         return ""
 

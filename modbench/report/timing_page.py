@@ -195,6 +195,10 @@ def _notes(table: TimingTable) -> Iterable[str]:
         "Realised efficiency: the speed-up over vanilla that is achieved, over the promised one: (time "
         "dense / time routed) / (FLOPs dense / FLOPs routed), FLOPs realised, convention `model`."
     )
+    yield (
+        "FLOPs are what each scheme's ledger states of the routing that took place; a timing doesn't count "
+        "them. `modbench audit` and `modbench run` do."
+    )
     if any(row.utilisation is not None for row in rows):
         yield (
             "Utilisation: FLOP/s, convention `executed` with padded slots, over the fastest of the "

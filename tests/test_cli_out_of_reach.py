@@ -99,7 +99,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         (
             "plan --router mod --size 124M --tokens 1B --gpu mine --peak-tflops 1 --memory-gb 1e300",
-            "memory_gb is 1e+300; it must lie between 1e-06 and 1e+09",
+            "--memory-gb is 1e+300; it must lie between 1e-06 and 1e+09",
         ),
         (
             f"plan --router mod --size 124M --tokens 1B --gpus 1{'0' * 320}",

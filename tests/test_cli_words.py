@@ -16,7 +16,10 @@ from modbench.cli import main
         ("run cache", "suite cache is a folder; give the path of a TOML file"),
         ("run ./cache", "suite ./cache is a folder; give the path of a TOML file"),
         ("plan --router mod --tokens 1B --gpu v9 --memory-gb 9", "give both --peak-tflops and --memory"),
-        ("plan --router mod --tokens 1B --memory-gb 0", "--memory-gb is 0.0; it must be above 0"),
+        (
+            "plan --router mod --tokens 1B --memory-gb 0",
+            "--memory-gb is 0.0; it must lie between 1e-06 and 1e+09",
+        ),
         ("plan --router mod --tokens 1B --expert-parallel 0", "--expert-parallel is 0; it must be 1"),
         ("plan --router mod --tokens 1B --shard 4 --expert-parallel 6", "--shard is 4 and --expert-par"),
         ("plan --router mod --tokens 1B --batch 7", "--batch is 7 tokens; it must be a multiple of"),

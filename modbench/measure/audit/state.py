@@ -141,21 +141,23 @@ def _outside(model: Decoder) -> dict[str, Any]:
         for key, value in vars(module).items():
             if key not in _TORCHS:
                 found[f"{name}.{key}"] = _plain(value, saved, _DEEP)
-    classes = {type(module) for module in model.modules()} | {type(model.router)}
-    for kind in {base for one in classes for base in one.__mro__ if _foreign(base.__module__)}:
+    classes = dict.fromkeys([*map(type, model.modules()), type(model.router)])
+    kinds = dict.fromkeys(base for one in classes for base in one.__mro__ if _foreign(base.__module__))
+    for kind in kinds:
         for key, value in vars(kind).items():
             if not key.startswith("__") and _is_data(value, kind.__module__):
                 found[f"class {kind.__name__}.{key}"] = _plain(value, saved, _DEEP)
             for what, held in _held(_bare(value)).items():
                 found[f"{what} of class {kind.__name__}.{key}"] = _plain(held, saved, _DEEP)
-        file = sys.modules.get(kind.__module__)
+    for place in dict.fromkeys(kind.__module__ for kind in kinds):
+        file = sys.modules.get(place)
         for key, value in {} if file is None else dict(vars(file)).items():
-            if not key.startswith("__") and _is_data(value, kind.__module__):
-                found[f"global {kind.__module__}.{key}"] = _plain(value, saved, _DEEP)
+            if not key.startswith("__") and _is_data(value, place):
+                found[f"global {place}.{key}"] = _plain(value, saved, _DEEP)
             bare = _bare(value)
-            if isinstance(bare, FunctionType) and bare.__module__ == kind.__module__:
+            if isinstance(bare, FunctionType) and bare.__module__ == place:
                 for what, held in _held(bare).items():
-                    found[f"{what} of global {kind.__module__}.{key}"] = _plain(held, saved, _DEEP)
+                    found[f"{what} of global {place}.{key}"] = _plain(held, saved, _DEEP)
     return found
 
 

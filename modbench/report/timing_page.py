@@ -196,8 +196,8 @@ def _notes(table: TimingTable) -> Iterable[str]:
         "dense / time routed) / (FLOPs dense / FLOPs routed), FLOPs realised, convention `model`."
     )
     yield (
-        "FLOPs are what each scheme's ledger states of the routing that took place; `modbench audit` and "
-        "`modbench run` count them, a timing doesn't."
+        "FLOPs are what each scheme's ledger states of its realised routing: `modbench audit` and "
+        "`modbench run` hold it against what is counted, a timing doesn't."
     )
     if any(row.utilisation is not None for row in rows):
         yield (

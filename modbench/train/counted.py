@@ -18,8 +18,8 @@ from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.train.kept import Kept
 
-#: From this step on one more is drawn between each and four times as many: a router may spend more
-#: every tenth step.
+#: From this step on one more is drawn between each and 16 times as many: a router may spend more every
+#: tenth step.
 DRAWN_FROM = 16
 
 Step = tuple[Tensor, Context]
@@ -27,7 +27,7 @@ Step = tuple[Tensor, Context]
 
 @dataclass
 class CountedSteps:
-    """Counts a few steps of a run: the first, the fourth, the 16th and so on, from `DRAWN_FROM` on one
+    """Counts a few steps of a run: the first, the 16th, the 256th and so on, from `DRAWN_FROM` on one
     more between two of those that ``seed`` draws, and the last. Steps are numbered from 1.
 
     Counting changes no result. A step that is compiled would have to run as written to be counted, which
@@ -43,13 +43,13 @@ class CountedSteps:
 
     def due(self, number: int, *, last: bool) -> bool:
         """Whether step ``number`` is one that is counted."""
-        first = 4 ** ((number.bit_length() - 1) // 2)
+        first = 16 ** ((number.bit_length() - 1) // 4)
         return last or number in (first, self._drawn(first))
 
     def _drawn(self, first: int) -> int | None:
         if first < DRAWN_FROM:
             return None
-        return random.Random(f"{self.seed} {first}").randrange(first + 1, 4 * first)
+        return random.Random(f"{self.seed} {first}").randrange(first + 1, 16 * first)
 
     def taken(self, number: int, model: Decoder, load: Load, take: Callable[[], Step]) -> Step:
         """``take()``, counted. A step that raises under the counter is taken again without it."""
@@ -95,9 +95,11 @@ class CountedSteps:
         known = CONVENTIONS if on.type == "cpu" else tuple(c for c in CONVENTIONS if c != "executed")
         try:
             for padding in (False, True):
-                stated = Load(lengths=load.lengths, phase="train", counts=counts, padding=padding)
+                stated = model.ledger(
+                    Load(lengths=load.lengths, phase="train", counts=counts, padding=padding)
+                )
                 for convention in known:
-                    off = model.ledger(stated).total(convention) - counter.under(convention)
+                    off = stated.total(convention) - counter.under(convention)
                     if off:
                         self._off(number, off)
         except Exception as error:  # a router's own code runs here

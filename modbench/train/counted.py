@@ -27,8 +27,9 @@ Step = tuple[Tensor, Context]
 
 @dataclass
 class CountedSteps:
-    """Counts a few steps of a run: the first, the 16th, the 256th and so on, from `DRAWN_FROM` on one
-    more between two of those that ``seed`` draws, and the last. Steps are numbered from 1.
+    """Counts a few steps of a run: the first, the 16th, the 256th and so on, and from `DRAWN_FROM` on
+    one more between two of those that ``seed`` draws. The audit asks what the last one left. Steps are
+    numbered from 1.
 
     Counting changes no result. A step that is compiled would have to run as written to be counted, which
     differs by rounding: the same batch is taken beside it, and no parameter or buffer keeps a trace of
@@ -41,10 +42,10 @@ class CountedSteps:
     wrong: dict[int, str] = field(default_factory=dict)  #: what is off, by the step
     _ran: tuple[int, int] = (0, 0)  #: the step counted last, and what it ran
 
-    def due(self, number: int, *, last: bool) -> bool:
+    def due(self, number: int) -> bool:
         """Whether step ``number`` is one that is counted."""
         first = 16 ** ((number.bit_length() - 1) // 4)
-        return last or number in (first, self._drawn(first))
+        return number in (first, self._drawn(first))
 
     def _drawn(self, first: int) -> int | None:
         if first < DRAWN_FROM:

@@ -196,7 +196,7 @@ def train_model(
             group["lr"] = learning_rate(done, train)
         batch = _on(batches.step(step), on)
         take = partial(training_step, model, optimizer, train, batch, dtype, losses=losses)
-        if not counts.due(step + 1, last=left == 1):
+        if not counts.due(step + 1):
             loss, context = take()
         elif compiled:
             counts.beside(step + 1, model, load, partial(_passes, written(model), batch, dtype))

@@ -82,9 +82,10 @@ def _is_key(key: object) -> bool:
 
 
 def _is_count(flops: object) -> bool:
-    return type(flops) is Flops and all(
-        type(seen) is int and seen >= 0 for seen in (flops.model, flops.full, flops.executed)
-    )
+    if type(flops) is not Flops:
+        return False
+    model, full, executed = flops.model, flops.full, flops.executed
+    return type(model) is type(full) is type(executed) is int and min(model, full, executed) >= 0
 
 
 def active_of(router: Router, layer: Layer, number: int) -> int:

@@ -7,6 +7,7 @@ while it warms up, or state its FLOPs otherwise while it trains, and train for l
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,18 +19,20 @@ from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.train.kept import Kept
 
-#: From this step on one more is drawn between each and 16 times as many: a router may spend more every
-#: tenth step.
-DRAWN_FROM = 16
-
 Step = tuple[Tensor, Context]
+
+
+@lru_cache(maxsize=1)
+def _drawn(seed: int, first: int) -> int:
+    """One of the steps after ``first``, up to 256 times as many."""
+    return random.Random(f"{seed} {first}").randrange(first + 1, 256 * first)
 
 
 @dataclass
 class CountedSteps:
-    """Counts a few steps of a run: the first, the 16th, the 256th and so on, and from `DRAWN_FROM` on
-    one more between two of those that ``seed`` draws. The audit asks what the last one left. Steps are
-    numbered from 1.
+    """Counts a few steps of a run: the first, the 256th and so on, by powers of 256, and one more
+    between two of those, which ``seed`` draws. The audit asks what the last one left. Steps are numbered
+    from 1.
 
     Counting changes no result. A step that is compiled would have to run as written to be counted, which
     differs by rounding: the same batch is taken beside it, and no parameter or buffer keeps a trace of
@@ -44,13 +47,8 @@ class CountedSteps:
 
     def due(self, number: int) -> bool:
         """Whether step ``number`` is one that is counted."""
-        first = 16 ** ((number.bit_length() - 1) // 4)
-        return number in (first, self._drawn(first))
-
-    def _drawn(self, first: int) -> int | None:
-        if first < DRAWN_FROM:
-            return None
-        return random.Random(f"{self.seed} {first}").randrange(first + 1, 16 * first)
+        first = 256 ** ((number.bit_length() - 1) // 8)
+        return number in (first, _drawn(self.seed, first))
 
     def taken(self, number: int, model: Decoder, load: Load, take: Callable[[], Step]) -> Step:
         """``take()``, counted. A step that raises under the counter is taken again without it."""

@@ -22,14 +22,20 @@ from modbench.flops.compiled import UNCOMPILED
 from modbench.flops.component import Label
 from modbench.flops.formulas import FORMULAS, Formula, register_flop_formula
 from modbench.flops.free import is_free
-from modbench.flops.ledger import Direction, Flops, Ledger
+from modbench.flops.ledger import CONVENTIONS, Direction, Flops, Ledger
 from modbench.flops.recompute import in_recompute
 
-__all__ = ["FlopCounter", "is_free", "register_flop_formula"]
+__all__ = ["FlopCounter", "is_free", "register_flop_formula", "seen_conventions"]
 
 #: A label, and which query-key pairs are needed where it is an attention's.
 Region = tuple[Label, Pairs | None]
 _OUTSIDE: Region = (Label(), None)
+
+
+def seen_conventions(on: torch.device) -> tuple[str, ...]:
+    """Those in which what runs on the device ``on`` can be held against a closed form. On a GPU
+    ``executed`` is not one of them: which blocks its kernels leave out can't be seen from outside."""
+    return CONVENTIONS if on.type == "cpu" else ("model", "full")
 
 
 class FlopCounter:

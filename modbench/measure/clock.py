@@ -1,12 +1,9 @@
 """Times all cases of a scheme, or a machine's ceilings, in this process, and watches what the machine
 does meanwhile."""
 
-import gc
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
-
-import torch
 
 from modbench.measure.busy import Busy
 from modbench.measure.cases import (
@@ -16,6 +13,7 @@ from modbench.measure.cases import (
     training_cases,
 )
 from modbench.measure.ceiling import ceilings
+from modbench.measure.memory import let_go
 from modbench.measure.nvml import Gpu, Watched, open_gpu
 from modbench.measure.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
 from modbench.measure.stopwatch import Stopwatch, sampled, stopwatch
@@ -69,7 +67,8 @@ def _cases(subject: Subject, watch: Stopwatch, gpu: Gpu | None, say: Say) -> dic
             cases.append(measured)
             kinds.add(kind)
         if ran_out:
-            _let_go(model)
+            model.zero_grad(set_to_none=True)
+            let_go(subject.on)
     strongest = next((kind for kind in BALANCES if kind in kinds), BALANCES[-1])
     found = {"cases": cases, "balance": strongest, "compiled": is_compiled(model, time)}
     return found | ({"ran_out": ran_out} if ran_out else {})
@@ -81,14 +80,6 @@ def _lack(error: Exception) -> dict[str, Any] | None:
     if failed is None:
         return None
     return {"asked_bytes": asked_bytes(str(failed)), "error": out_of_memory_sentence(failed)}
-
-
-def _let_go(model: Decoder) -> None:
-    """Of all that a case left behind, for the next one to have its room."""
-    model.zero_grad(set_to_none=True)
-    gc.collect()  # an error and the frames that it was raised in hold each other
-    if next(model.parameters()).is_cuda:
-        torch.cuda.empty_cache()
 
 
 def _named(case: Case) -> dict[str, Any]:

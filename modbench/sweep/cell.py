@@ -4,7 +4,6 @@ What a kill or Ctrl-C can cost is the training since the last checkpoint, or the
 trained model, which are taken again.
 """
 
-import gc
 import itertools
 import signal
 import types
@@ -30,7 +29,7 @@ from modbench.measure.loss import (
     heldout_windows,
     unigram_loss,
 )
-from modbench.measure.memory import peak_memory
+from modbench.measure.memory import let_go, peak_memory
 from modbench.measure.out_of_memory import failed_allocation, out_of_memory_sentence
 from modbench.measure.quiet import Quiet
 from modbench.measure.routing import routing_measures
@@ -177,7 +176,7 @@ def _measure(
 
     phase("memory")
     # On a GPU the process that is measured shares the memory with this one, whose model is gone now.
-    _let_go(on)
+    let_go(on)
     measured.metrics["peak_memory_bytes"] = peak_memory(spec, spec["threads"])
 
     phase("waiting for a quiet machine")
@@ -271,13 +270,6 @@ def _train_and_score(
     if measure.downstream:
         phase("downstream")
         measured.metrics |= _downstream(cell, model, fresh(), data)
-
-
-def _let_go(on: torch.device) -> None:
-    """Give back what nobody refers to any more; PyTorch's allocator of a GPU keeps freed blocks."""
-    gc.collect()
-    if on.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _costs(model: Decoder, train: TrainConfig) -> tuple[dict[str, Any], str]:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modbench.flops.counter import FlopCounter
-from modbench.flops.ledger import CONVENTIONS, Counts, Load
+from modbench.flops.counter import FlopCounter, seen_conventions
+from modbench.flops.ledger import Counts, Load
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.train.kept import Kept
@@ -89,15 +89,12 @@ class CountedSteps:
         """A training batch has no padding: what is charged and what is dispatched are the same."""
         self.counted += 1
         self._ran = (number, counter.total_model)
-        on = next(model.parameters()).device
-        # Which blocks of keys a GPU's kernels run is theirs to know.
-        known = CONVENTIONS if on.type == "cpu" else tuple(c for c in CONVENTIONS if c != "executed")
         try:
             for padding in (False, True):
                 stated = model.ledger(
                     Load(lengths=load.lengths, phase="train", counts=counts, padding=padding)
                 )
-                for convention in known:
+                for convention in seen_conventions(next(model.parameters()).device):
                     off = stated.total(convention) - counter.under(convention)
                     if off:
                         self._off(number, off)

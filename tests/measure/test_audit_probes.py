@@ -11,9 +11,9 @@ import torch
 from mutants import Depth, Right
 from torch import Tensor
 
+from modbench.flops.counter import seen_conventions
 from modbench.flops.ledger import Counts, Load
 from modbench.measure.audit import Finding, audit
-from modbench.measure.audit.counting import conventions
 from modbench.measure.audit.finding import NO_BLOCK, Subject
 from modbench.measure.audit.learning import gradient
 from modbench.model.block import Block
@@ -368,8 +368,8 @@ def test_a_router_that_ends_the_process_has_failed_and_the_audit_goes_on(depth) 
 
 
 def test_the_count_on_a_gpu_is_held_without_the_blocks_of_a_cpu() -> None:
-    assert conventions(torch.device("cpu")) == ("model", "full", "executed")
-    assert conventions(torch.device("cuda")) == ("model", "full")
+    assert seen_conventions(torch.device("cpu")) == ("model", "full", "executed")
+    assert seen_conventions(torch.device("cuda")) == ("model", "full")
 
 
 def test_a_router_that_draws_where_it_scores_is_no_leak_but_no_two_passes_are_equal(depth) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modbench.flops.count import count as executed
-from modbench.flops.counter import FlopCounter
+from modbench.flops.counter import FlopCounter, seen_conventions
 from modbench.flops.ledger import CONVENTIONS, Load, Phase
 from modbench.measure.audit.finding import Outcome, Subject
 from modbench.model.cache import Cache
@@ -28,10 +28,10 @@ PHASES: tuple[Phase, ...] = ("forward", "train")
 
 
 def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 9: the closed form with padding equals what the counter sees, in all `conventions`: forward
-    under both rules and training, with and without padding, one sequence alone and single tokens; and
-    through a cache, prompts, several tokens onto what is kept, and token by token, of sequences of
-    different lengths and of each alone.
+    """Probe 9: the closed form with padding equals what the counter sees, in all conventions that can
+    be seen there: forward under both rules and training, with and without padding, one sequence alone
+    and single tokens; and through a cache, prompts, several tokens onto what is kept, and token by
+    token, of sequences of different lengths and of each alone.
 
     Without counts, as plans and the table's nominal FLOPs are reckoned, it equals what is executed on
     the meta device, where routers have no scores to go by; a router that doesn't run there isn't asked.
@@ -79,12 +79,6 @@ def _nominal(subject: Subject, tokens_BT: Tensor) -> tuple[dict[str, str], str]:
     return wrong, ""
 
 
-def conventions(on: torch.device) -> tuple[str, ...]:
-    """Those in which what is seen on the device ``on`` can be held against the closed form. On a GPU
-    ``executed`` is not one of them: which blocks its kernels leave out can't be seen from outside."""
-    return CONVENTIONS if on.type == "cpu" else ("model", "full")
-
-
 @dataclass(frozen=True)
 class Case:
     """One pass: its ``load`` with the counts that it realised, what the counter saw of it, and the
@@ -98,7 +92,7 @@ class Case:
 
     def wrong(self) -> dict[str, str]:
         """What is off, by the pass."""
-        for convention in conventions(next(self.model.parameters()).device):
+        for convention in seen_conventions(next(self.model.parameters()).device):
             seen = self.counter.under(convention)
             dispatched = self.model.ledger(replace(self.load, padding=True)).total(convention)
             if dispatched != seen:

@@ -17,7 +17,7 @@ import torch
 
 import modbench
 from modbench.flops.ledger import CONVENTIONS, Load, Phase
-from modbench.measure.audit import audit
+from modbench.measure.audit import Finding, findings
 from modbench.measure.config import MeasureConfig
 from modbench.measure.environment import code_version, environment
 from modbench.measure.histograms import RoutingHistograms
@@ -40,14 +40,13 @@ from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router, check_source, load_plugin
 from modbench.report.record import Record, Status, cell_key
 from modbench.report.store import ShardWriter
+from modbench.sweep.stage import Say, Stage
 from modbench.train import checkpoint
 from modbench.train.batches import Batches
 from modbench.train.config import TrainConfig
 from modbench.train.loop import DivergedError, StoppedError, Trained, train_model
 from modbench.train.numerics import device, make_deterministic, precision
 from modbench.train.token_data import DataConfig, TokenData, load
-
-Say = Callable[[dict[str, Any]], None]
 
 
 @dataclass
@@ -161,27 +160,22 @@ def _measure(
     on = device()
     dtype = precision(train.precision, on)
 
-    def check() -> None:
-        if stop():
-            raise StoppedError
-
-    def phase(name: str) -> None:
-        check()
-        say({"event": "phase", "phase": name})
+    # A GPU that is shared would lack what this process holds, and a timing there run out of memory.
+    stage = Stage(say, stop, quiet if on.type == "cpu" else None)
 
     def fresh() -> Decoder:
         return build_model(config, router, cell["seed"]).to(on)
 
-    _train_and_score(spec, data, measured, fresh, phase, stop, say)
+    _train_and_score(spec, data, measured, fresh, stage)
 
-    phase("memory")
+    stage.begin("memory")
     # On a GPU the process that is measured shares the memory with this one, whose model is gone now.
     let_go(on)
     measured.metrics["peak_memory_bytes"] = peak_memory(spec, spec["threads"])
 
-    phase("waiting for a quiet machine")
-    with quiet.alone(check):
-        phase("timing")
+    stage.begin("waiting for a quiet machine")
+    with quiet.alone(stage.check):
+        say({"event": "phase", "phase": "timing"})
         measured.metrics |= time_model(
             fresh(), train, dtype=dtype, repeats=measure.timing_repeats, text=data.train_N
         )
@@ -192,9 +186,7 @@ def _train_and_score(
     data: TokenData,
     measured: Measured,
     fresh: Callable[[], Decoder],
-    phase: Callable[[str], None],
-    stop: Callable[[], bool],
-    say: Say,
+    stage: Stage,
 ) -> None:
     """All that is asked of the trained model, of which nothing is left in memory when this returns."""
     cell, folder = spec["cell"], Path(spec["folder"])
@@ -210,7 +202,7 @@ def _train_and_score(
     def on_curve(model: Decoder) -> float:
         return heldout_loss(model, curve_WT, data.token_bytes_V, selection="causal").nats_per_token
 
-    phase("train")
+    stage.begin("train")
     model = fresh()
     costs, elsewise = _costs(model, train)
     measured.metrics |= costs
@@ -221,15 +213,15 @@ def _train_and_score(
         dtype=dtype,
         evaluate=on_curve,
         folder=folder,
-        say=say,
+        say=stage.say,
         origin=f"text {data.sha256[:12]}, modbench {modbench.__version__} {code_version()['commit']}",
-        stop=stop,
+        stop=stage.stopped,
     )
     measured.curve = trained.curve
     measured.metrics |= _spent(trained)
     checkpoint.save_weights(folder / "model.safetensors", model, key=cell_key(cell))
 
-    phase("held-out loss")
+    stage.begin("held-out loss")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     histograms = RoutingHistograms(sequence=sequence, pieces=data.tokenizer.pieces)
 
@@ -256,19 +248,22 @@ def _train_and_score(
         name for name, value in model.state_dict().items() if not torch.equal(value, before[name])
     ]
 
-    phase("audit")
+    stage.begin("audit")
     # At an odd length, and at the length and batches that scoring and training have.
     shapes = ((3, 63), (SCORING_BATCH, sequence))
-    findings = audit(model, shapes=shapes, trained=(train.batch, sequence))
-    measured.audit = [finding.as_dict() for finding in findings]
+    found: list[Finding] = []
+    for finding in findings(model, shapes=shapes, trained=(train.batch, sequence)):
+        found.append(finding)
+        stage.between()
+    measured.audit = [finding.as_dict() for finding in found]
     _add_counted_steps(measured.audit, trained, elsewise)
-    if not any(finding.failed for finding in findings if finding.name == "decode parity"):
+    if not any(finding.failed for finding in found if finding.name == "decode parity"):
         measured.metrics |= kv_cache_measures(model, curve_WT)
     if changed:
         measured.audit[0] |= {"verdict": "failed", "figure": f"scoring changed its state: {changed[0]}"}
 
     if measure.downstream:
-        phase("downstream")
+        stage.begin("downstream")
         measured.metrics |= _downstream(cell, model, fresh(), data)
 
 

@@ -1,6 +1,7 @@
 """Timing alone, memory above the idle process, and what is timed."""
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,89 @@ def test_who_comes_during_a_timing_says_that_it_waits_and_can_be_stopped(tmp_pat
         pass
     one.close()
     Quiet(tmp_path, waits=lambda: pytest.fail("nobody times"), check=check).close()
+
+
+def test_who_works_gives_way_to_who_waits(tmp_path: Path) -> None:
+    at_work, waiting = Quiet(tmp_path), Quiet(tmp_path)
+    heard: list[str] = []
+    assert not at_work.give_way(waits=lambda: pytest.fail("nobody waits"))
+    timed = threading.Event()
+
+    def time_it() -> None:
+        with waiting.alone():
+            timed.set()
+            time.sleep(0.3)
+            heard.append("timed")
+
+    timing = threading.Thread(target=time_it, daemon=True)
+    timing.start()
+    assert not timed.wait(0.3)  # somebody is at work
+    while not at_work.give_way(waits=lambda: heard.append("waits")):
+        time.sleep(0.01)
+    assert heard == ["waits", "timed"]
+    timing.join(5)
+    newcomer = Quiet(tmp_path)
+    with pytest.raises(BlockingIOError), newcomer.alone(_nobody):
+        pytest.fail("who gave way is at work again")
+    for quiet in (at_work, waiting, newcomer):
+        quiet.close()
+
+
+def _nobody() -> None:
+    raise BlockingIOError
+
+
+def test_two_who_wait_are_served_and_one_who_gave_up_is_waited_for_no_more(tmp_path: Path) -> None:
+    at_work, one, other = (Quiet(tmp_path) for _ in range(3))
+    with pytest.raises(BlockingIOError), one.alone(_nobody):
+        pytest.fail("somebody is at work")
+    assert not at_work.give_way()
+    served: list[str] = []
+
+    def time_it(quiet: Quiet, name: str) -> None:
+        with quiet.alone():
+            served.append(name)
+        quiet.close()
+
+    threads = [
+        threading.Thread(target=time_it, args=pair, daemon=True)
+        for pair in ((one, "one"), (other, "other"))
+    ]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 20
+    while len(served) < 2 and time.monotonic() < until:
+        at_work.give_way()
+        time.sleep(0.01)
+    assert sorted(served) == ["one", "other"]
+    at_work.close()
+
+
+def test_who_gives_way_can_be_stopped(tmp_path: Path) -> None:
+    at_work, waiting = Quiet(tmp_path), Quiet(tmp_path)
+    timed = threading.Event()
+    over = threading.Event()
+
+    def time_it() -> None:
+        with waiting.alone():
+            timed.set()
+            over.wait(20)
+
+    timing = threading.Thread(target=time_it, daemon=True)
+    timing.start()
+
+    def work() -> None:
+        while True:
+            at_work.give_way(check=_nobody)
+            time.sleep(0.01)
+
+    with pytest.raises(BlockingIOError):
+        work()
+    assert timed.wait(5)  # for who gave way holds nothing
+    over.set()
+    timing.join(5)
+    at_work.close()
+    waiting.close()
 
 
 def test_a_cache_nobody_may_write_to_is_no_obstacle(

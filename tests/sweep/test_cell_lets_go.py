@@ -1,6 +1,9 @@
-"""What a cell still holds while another process is measured."""
+"""What a cell still holds while another process is measured, and whom it lets go first."""
 
+import threading
+import time
 import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,31 @@ from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder, build_model
 from modbench.sweep import cell as cells
 from modbench.train.config import TrainConfig
+from modbench.train.loop import Trained, train_model
 from modbench.train.token_data import TokenData
 from modbench.train.tokenizer import Tokenizer
+
+
+def _small(folder: Path) -> tuple[dict[str, Any], TokenData]:
+    tokenizer = Tokenizer()
+    text_N = (np.arange(4000) * 7 % 97).astype(np.uint16)
+    data = TokenData(
+        train_N=text_N,
+        heldout_N=text_N[:500],
+        token_bytes_V=np.ones(257, dtype=np.int64),
+        tokenizer=tokenizer,
+        sha256=64 * "0",
+    )
+    cell = {
+        "router": {"name": "vanilla", "options": {}, "plugin_sha256": None, "label": "vanilla"},
+        "model": asdict(ModelConfig(vocabulary=257, width=16, layers=1, heads=2)),
+        "data": {},
+        "train": asdict(TrainConfig(budget=10**8, sequence=16, batch=2)),
+        "measure": asdict(MeasureConfig(heldout_tokens=64, curve_tokens=64, downstream=())),
+        "seed": 0,
+    }
+    spec = {"suite": {}, "cell": cell, "plugins": [], "folder": str(folder), "threads": 1}
+    return spec, data
 
 
 def test_its_model_is_gone_when_memory_is_measured(
@@ -39,28 +65,56 @@ def test_its_model_is_gone_when_memory_is_measured(
         return {}
 
     monkeypatch.setattr(cells, "build_model", build)
-    monkeypatch.setattr(cells, "audit", held)
+    monkeypatch.setattr(cells, "findings", held)
     monkeypatch.setattr(cells, "peak_memory", weighed)
     monkeypatch.setattr(cells, "time_model", lambda *arguments, **options: {})
-    tokenizer = Tokenizer()
-    text_N = (np.arange(4000) * 7 % 97).astype(np.uint16)
-    data = TokenData(
-        train_N=text_N,
-        heldout_N=text_N[:500],
-        token_bytes_V=np.ones(257, dtype=np.int64),
-        tokenizer=tokenizer,
-        sha256=64 * "0",
-    )
-    cell = {
-        "router": {"name": "vanilla", "options": {}, "plugin_sha256": None, "label": "vanilla"},
-        "model": asdict(ModelConfig(vocabulary=257, width=16, layers=1, heads=2)),
-        "data": {},
-        "train": asdict(TrainConfig(budget=10**8, sequence=16, batch=2)),
-        "measure": asdict(MeasureConfig(heldout_tokens=64, curve_tokens=64, downstream=())),
-        "seed": 0,
-    }
-    spec = {"suite": {}, "cell": cell, "plugins": [], "folder": str(tmp_path), "threads": 1}
+    spec, data = _small(tmp_path)
     quiet = Quiet(tmp_path)
     cells._measure(spec, data, cells.Measured(), quiet, lambda: False, lambda event: None)
     quiet.close()
     assert alive == [1, 0]
+
+
+@pytest.mark.parametrize("phase", ["train", "audit"])
+def test_a_timing_need_not_wait_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    happened: list[str] = []
+
+    def trained(*arguments: Any, stop: Callable[[], bool], **options: Any) -> Trained:
+        for _ in range(100):
+            time.sleep(0.01)
+            assert not stop()
+        happened.append("end of train")
+        return train_model(*arguments, stop=stop, **options)
+
+    def found(*arguments: object, **options: object) -> Iterator[Finding]:
+        for _ in range(100):
+            time.sleep(0.01)
+            yield Finding(probe=9, name="count", verdict="passed", figure="", ranks=True)
+        happened.append("end of audit")
+
+    monkeypatch.setattr(cells, "train_model", trained)
+    monkeypatch.setattr(cells, "findings", found)
+    monkeypatch.setattr(cells, "_add_counted_steps", lambda *arguments: None)
+    monkeypatch.setattr(cells, "peak_memory", lambda *arguments: {})
+    monkeypatch.setattr(cells, "time_model", lambda *arguments, **options: {})
+    quiet, other = Quiet(tmp_path), Quiet(tmp_path)
+
+    def time_it() -> None:
+        with other.alone():
+            happened.append("timed")
+        other.close()
+
+    timing = threading.Thread(target=time_it, daemon=True)
+
+    def say(event: dict[str, Any]) -> None:
+        happened.append(event.get("phase", event["event"]))
+        if happened.count(phase) == 1 and happened[-1] == phase:
+            timing.start()
+
+    spec, data = _small(tmp_path)
+    cells._measure(spec, data, cells.Measured(), quiet, lambda: False, say)
+    timing.join(5)
+    quiet.close()
+    assert happened.index(phase) < happened.index("timed") < happened.index(f"end of {phase}")

@@ -30,7 +30,8 @@ WEIGHING = {
 
 def peak_memory(spec: dict[str, Any], threads: int) -> dict[str, Any]:
     """``{"median", "iqr", "n", "stable"}`` in bytes of one fresh process that builds the cell's model
-    and optimizer and takes training steps on made-up tokens.
+    and optimizer and takes training steps on made-up tokens. One process has no spread: its ``iqr``
+    and ``stable`` are None.
 
     ``spec``: ``cell`` and ``plugins``, as a cell's specification has them.
 
@@ -51,7 +52,7 @@ def peak_memory(spec: dict[str, Any], threads: int) -> dict[str, Any]:
         last = child.stderr.strip().splitlines()[-1:] or ["no output"]
         raise RuntimeError(f"measuring memory failed with exit code {child.returncode}: {last[0]}")
     peak = json.loads(child.stdout)["peak_bytes"]
-    return {"median": peak, "iqr": 0, "n": 1, "stable": True}
+    return {"median": peak, "iqr": None, "n": 1, "stable": None}
 
 
 def let_go(on: "torch.device") -> None:

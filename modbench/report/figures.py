@@ -153,10 +153,10 @@ def _step_times(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, ax
         flops = entry.row.value("train_flops_per_token")
         if not isinstance(time, Timed) or not isinstance(flops, Exact):
             continue
-        milliseconds, half = 1e3 * time.median, 0.5e3 * time.iqr
+        milliseconds, half = 1e3 * time.median, 0.5e3 * (time.iqr or 0)
         mark = look_of[entry.row.label]
         avoid += _point(axes, flops.low, milliseconds, (milliseconds - half, milliseconds + half), mark)
-        text = _text(entry) + ("" if time.stable else " (unstable)")
+        text = _text(entry) + (" (unstable)" if time.stable is False else "")
         points.append(Point(flops.low, milliseconds, text, mark.color))
         if entry.row.cell["router"]["name"] == "vanilla":
             dense.append((flops.low, milliseconds))

@@ -135,8 +135,8 @@ def _number(board: Leaderboard, row: Row, name: str, form: str, per: float | Non
         return text(value.mean) + ("" if value.high is None else f" ± {text(value.high - value.mean)}")
     if isinstance(value, Exact):
         return text(value.low) if value.low == value.high else f"{text(value.low)}..{text(value.high)}"
-    spread = f" ± {text(value.iqr)}" if value.n > 1 else ""
-    return text(value.median) + spread + ("" if value.stable else " (unstable)")
+    spread = f" ± {text(value.iqr)}" if value.iqr is not None and value.n > 1 else ""
+    return text(value.median) + spread + (" (unstable)" if value.stable is False else "")
 
 
 def _plain(name: str, form: str, per: float | None = None) -> Callable[[Leaderboard, Entry], str]:
@@ -243,6 +243,6 @@ def _glossary() -> str:
         "In leaderboard.csv a metric of kind exact is one column (`low..high` if seeds disagree); "
         "quality is the mean over seeds, with `_low` and `_high` of its 95 % t-interval (empty for one "
         "seed); timed is `_median`, `_iqr`, `_n` and `_stable` (several seeds: median of medians, "
-        "widest IQR)."
+        "widest IQR; `_iqr` and `_stable` are empty where a seed has one value)."
     )
     return "\n".join(lines)

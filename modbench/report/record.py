@@ -28,7 +28,7 @@ _CODE = {"version": str, "commit": (str, _NONE), "dirty": (bool, _NONE)}
 _DATA = {"sha256": str, "train_tokens": int, "heldout_tokens": int}
 VERDICTS = ("passed", "failed", "not asked", "unchecked")
 _PROBE = {"probe": int, "name": str, "verdict": str, "figure": str, "ranks": bool}
-_TIMED = {"median": _NUMBER, "iqr": _NUMBER, "n": int, "stable": bool}
+_TIMED = {"median": _NUMBER, "iqr": (*_NUMBER, _NONE), "n": int, "stable": (bool, _NONE)}
 _POINT = {
     "step": int,
     "flops": int,

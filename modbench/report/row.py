@@ -37,12 +37,13 @@ class Exact:
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """Over seeds: the median of the medians, the widest IQR, n in all, stable if every one was."""
+    """Over seeds: the median of the medians, the widest IQR, n in all, stable if every one was. None
+    where a seed has one value, which has no spread."""
 
     median: float
-    iqr: float
+    iqr: float | None
     n: int
-    stable: bool
+    stable: bool | None
 
 
 @dataclass(frozen=True)
@@ -164,11 +165,13 @@ class Row:
         if not values:
             return None
         if kind == "timed":
+            spread = all(value["iqr"] is not None for value in values)
+            judged = all(value["stable"] is not None for value in values)
             return Timed(
                 median=statistics.median(value["median"] for value in values),
-                iqr=max(value["iqr"] for value in values),
+                iqr=max(value["iqr"] for value in values) if spread else None,
                 n=sum(value["n"] for value in values),
-                stable=all(value["stable"] for value in values),
+                stable=all(value["stable"] for value in values) if judged else None,
             )
         return Exact(low=min(values), high=max(values)) if kind == "exact" else interval(values)
 

@@ -22,7 +22,7 @@ def test_the_row_shows_its_figures_in_the_units_of_its_headings(fakes):
     assert cells["training GFLOP spent"] == "995.3"
     assert cells["steps"] == "54"
     assert cells["training step (ms), median ± IQR"] == "100.0 ± 6.0"
-    assert cells["peak memory (MB)"] == "80.0 ± 0.0"
+    assert cells["peak memory (MB)"] == "80.0"
     assert cells["KV cache (B/token, share of dense)"] == "2250 (0.562)"
     assert cells["parameters (M), active / all"] == "1.000 / 1.200"
     assert cells["audit"] == "passed 5"

@@ -61,6 +61,16 @@ def test_times_over_seeds_are_as_unsteady_as_the_worst(fakes):
     assert row.value("train_step_seconds") == Timed(median=0.2, iqr=0.04, n=24, stable=False)
 
 
+def test_one_value_has_no_spread_and_is_not_called_stable(fakes):
+    one = {"median": 5e7, "iqr": None, "n": 1, "stable": None}
+    for records, n in ((1, 1), (3, 3)):
+        (row,) = rows_of(
+            [fakes.make_record(seed=seed, metrics={"peak_memory_bytes": one}) for seed in range(records)]
+        )
+        found = row.value("peak_memory_bytes")
+        assert found == Timed(median=5e7, iqr=None, n=n, stable=None)
+
+
 def test_quality_comes_from_finished_runs_alone(fakes):
     (row,) = rows_of(
         [

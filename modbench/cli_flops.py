@@ -178,7 +178,7 @@ def parsed_options(pairs: Sequence[str]) -> dict[str, Any]:
         written[name] = value
         try:
             options[name] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # TOML, too, that Python has no value for
             options[name] = value
     return options
 

@@ -141,3 +141,38 @@ def test_a_suite_named_twice_is_reported_once(
     monkeypatch.setattr("modbench.report.page.write_report", lambda folder, rank_by: [folder])
     assert main(["report", "quick", "quick", "--results", "begun"]) == 0
     assert capsys.readouterr().out.splitlines() == ["begun/quick"]
+
+
+LONG, DEEP = "9" * 5000, "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "content", "sentence"),
+    [
+        ("run x.toml", "x.toml", SUITE.replace("1e9", LONG), "suite x.toml isn't TOML ("),
+        ("run x.toml", "x.toml", f"suite = {DEEP}", "suite x.toml isn't TOML ("),
+        (
+            "data prepare --source text --path x.jsonl",
+            "x.jsonl",
+            f'{{"text": "a", "id": {LONG}}}',
+            "x.jsonl:1 is not JSON (",
+        ),
+        ("data prepare --source text --path x.jsonl", "x.jsonl", DEEP, "x.jsonl:1 is not JSON ("),
+        ("flops --hf x.json", "x.json", DEEP, "config x.json is no JSON ("),
+        ("flops gate --golden x.json", "x.json", DEEP, "FLOP table x.json is no JSON ("),
+        (f"flops --router mod --option capacity={LONG}", "x", "", "option 'capacity' is '999"),
+    ],
+    ids=["toml-long", "toml-deep", "jsonl-long", "jsonl-deep", "config", "flop-table", "option"],
+)
+def test_what_python_can_not_parse_for_its_length_or_depth_gets_the_sentence_of_its_kind(
+    place: Path,
+    arguments: str,
+    name: str,
+    content: str,
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (place / name).write_text(content)
+    assert main(arguments.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert sentence in line

@@ -128,7 +128,7 @@ def _read(golden: Path, command: str) -> Table:
         raise UserError(
             f"FLOP table {golden} can't be read ({error.strerror}); name a file with --golden"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"FLOP table {golden} is no JSON ({error}); make it again: {command}") from error
     if not isinstance(table, dict) or not all(type(value) is int for value in table.values()):
         raise UserError(f"FLOP table {golden} must map keys to whole numbers; make it again: {command}")

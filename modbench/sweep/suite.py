@@ -135,7 +135,7 @@ def load_suite(name: str) -> Suite:
     source = path.name if name in shipped_suites() else name
     try:
         content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # some editors begin with a mark
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # a number too long, or brackets too deep, for Python
         raise UserError(f"suite {source} isn't TOML ({error}); mend it there") from error
     except OSError as error:
         raise UserError(f"suite {source} can't be read ({error.strerror}); check the file") from error

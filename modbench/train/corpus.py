@@ -98,9 +98,10 @@ def _jsonl_documents(text: str, config: DataConfig) -> Iterator[Document]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # too long a number, too deep a nesting
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise UserError(
-                f"{config.path}:{number} is not JSON ({error.msg}); mend or remove the line"
+                f"{config.path}:{number} is not JSON ({reason}); mend or remove the line"
             ) from None
         if not isinstance(row, dict):
             raise UserError(

@@ -27,7 +27,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"config {path} can't be read ({error.strerror}); give a model's config.json"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"config {path} is no JSON ({error}); give a model's config.json") from error
     if not isinstance(config, dict):
         raise UserError(f"config {path} holds no JSON object; give a model's config.json")

@@ -5,8 +5,9 @@ Legend: N tokens, V vocabulary.
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -83,23 +84,23 @@ def load(config: DataConfig, *, cache: Path | None = None) -> TokenData:
         file = token_file.read(path)
     except FileNotFoundError:
         raise UserError(
-            f"corpus '{config.source}' is not prepared ({path} is missing); run `modbench data prepare`"
+            f"corpus '{config.source}' is not prepared ({path} is missing); run `{_command(config)}`"
         ) from None
     except (token_file.AlteredError, OSError) as error:
         raise UserError(
             f"token file {path} of corpus '{config.source}' was altered ({error}); delete it or run "
-            "`modbench data prepare --force`"
+            f"`{_command(config)} --force`"
         ) from None
     if file.header["config"] != config.settings():
         raise UserError(
             f"token file {path} was made for other settings ({file.header['config']}); delete it or run "
-            "`modbench data prepare --force`"
+            f"`{_command(config)} --force`"
         )
     pinned = PINNED.get(_pin_key(config))
     if pinned is not None and file.sha256 != pinned:
         raise UserError(
             f"token file {path} of corpus '{config.source}' has sha256 {file.sha256}, not the pinned "
-            f"{pinned}; delete it or run `modbench data prepare --force`"
+            f"{pinned}; delete it or run `{_command(config)} --force`"
         )
     return TokenData(
         train_N=file.train_N,
@@ -149,6 +150,18 @@ def _token_path(config: DataConfig, cache: Path) -> Path:
     header = json.dumps(_header(config), sort_keys=True).encode()
     name = "-".join(map(str, (*_pin_key(config), hashlib.sha256(header).hexdigest()[:12])))
     return cache / f"{name}.tokens"
+
+
+def _command(config: DataConfig) -> str:
+    """What a user types to have the tokens of this very ``config`` prepared."""
+    words = ["modbench", "data", "prepare"]
+    defaults = {field.name: field.default for field in fields(config)}
+    if config.tokenizer == "bytes":
+        defaults["vocabulary"] = config.vocabulary  # it has no other
+    for name, value in config.settings().items():
+        if value != defaults[name]:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
 
 
 def _pin_key(config: DataConfig) -> tuple[str, str, int]:

@@ -2,12 +2,14 @@
 
 import json
 import multiprocessing
+import shlex
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from modbench.cli import main
 from modbench.errors import UserError
 from modbench.train import token_data
 from modbench.train.token_data import DataConfig, heldout_documents, load, prepare, prepare_command
@@ -97,7 +99,8 @@ def test_an_altered_file_is_refused_by_name_left_alone_and_mended_by_force(prepa
         with pytest.raises(UserError) as caught:
             start(config, cache=cache)
         assert str(path) in str(caught.value)
-        assert "delete it or run `modbench data prepare --force`" in str(caught.value)
+        assert "; delete it or run `modbench data prepare --source text" in str(caught.value)
+        assert "--force`" in str(caught.value)
     assert path.read_bytes() == altered
     prepare(config, cache=cache, force=True, say=silent)
     assert path.read_bytes() == whole
@@ -122,9 +125,34 @@ def test_a_file_that_is_not_the_pinned_one_is_refused(monkeypatch, prepared):
 
 def test_what_is_not_prepared_is_said_with_the_command(config, tmp_path):
     with pytest.raises(
-        UserError, match=r"corpus 'text' is not prepared .*; run `modbench data prepare`"
+        UserError, match=r"corpus 'text' is not prepared .*; run `modbench data prepare --source text "
     ):
         load(config, cache=tmp_path)
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "bytes"])
+def test_the_command_that_mends_a_file_prepares_that_very_one(tmp_path, monkeypatch, tokenizer):
+    vocabulary = 300 if tokenizer == "bpe" else 257
+    text = tmp_path / "my own.jsonl"
+    text.write_text("".join(f'{{"body": "line {n} of a text"}}\n' for n in range(500)))
+    config = DataConfig(
+        source="text",
+        path=str(text),
+        text_field="body",
+        heldout=0.25,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+    )
+    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
+    prepare(config, say=silent)
+    (path,) = (tmp_path / "cache").glob("*.tokens")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(UserError) as caught:
+        load(config)
+    command = shlex.split(str(caught.value).rsplit("`", 2)[1])
+    assert main(command[1:]) == 0
+    assert path.read_bytes() == whole
 
 
 def test_a_changed_text_file_is_another_corpus(prepared):

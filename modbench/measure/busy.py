@@ -117,9 +117,9 @@ def _own_seconds() -> float:
     ticks, parents = {}, {}
     for file in _PROCESSES.glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it ended meanwhile
-            # Behind the name, which may hold anything: state, parent, ..., times of its own and of the
+            # Behind the name, which may hold any bytes: state, parent, ..., times of its own and of the
             # children that it has waited for.
-            words = file.read_text().rpartition(")")[2].split()
+            words = file.read_bytes().rpartition(b")")[2].split()
             process = int(file.parent.name)
             parents[process], ticks[process] = int(words[1]), sum(map(int, words[11:15]))
     mine, found = {os.getpid()}, {os.getpid()}

@@ -182,12 +182,13 @@ def machine(monkeypatch: pytest.MonkeyPatch, place: Path, *, load: float, busy_t
         (place / f"{process}").mkdir(exist_ok=True)
         times = " ".join(map(str, ticks))
         line = f"{process} ({name}) S {parent} 1 1 0 -1 0 0 0 0 0 {times} 20 0 1 0 99"
-        (place / f"{process}" / "stat").write_text(line)
+        # Linux cuts a name after 15 bytes, in the middle of a letter, too.
+        (place / f"{process}" / "stat").write_bytes(line.encode().replace("ö)".encode(), b"\xc3)"))
 
     own = busy.os.getpid()
     worked(own, "python) S 1 (", 1, 90, 10, 0, 0)
     worked(own + 1, "compiler", own, 5, 5, 0, 0)
-    worked(own + 3, "neighbour", 1, 0, 0, 0, 0)
+    worked(own + 3, "löschtöpfchenö", 1, 0, 0, 0, 0)
 
     def write(ticks: int) -> None:
         others = ("cpu  9 9 9 9 9 9 9 9 0 0", f"cpu1 {3 * ticks} 0 0 0 0 0 0 0 0 0", "intr 5")
@@ -201,7 +202,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, place: Path, *, load: float, busy_t
     worked(own, "python) S 1 (", 1, 190, 20, 30, 10)
     worked(own + 1, "compiler", own, 65, 10, 5, 10)
     worked(own + 2, "its child", own + 1, 150, 20, 0, 0)
-    worked(own + 3, "neighbour", 1, 600, 0, 0, 0)
+    worked(own + 3, "löschtöpfchenö", 1, 600, 0, 0, 0)
     return watch
 
 

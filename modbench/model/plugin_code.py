@@ -5,7 +5,8 @@ import hashlib
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 _INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
@@ -16,8 +17,8 @@ _OURS = Path(__file__).resolve().parent.parent
 def code_sha256(file: Path, module: str) -> str:
     """Hash of the plugin ``file``, which was loaded as ``module``. With it of the modules that it
     imports, and those import, which are neither Python's nor installed nor ours: by what their
-    ``import`` statements name, in whatever order plugins are loaded. A plugin of one file has the
-    hash of that file."""
+    ``import`` statements name, in whatever order plugins are loaded, and whether such a statement has
+    run yet or not. A plugin of one file has the hash of that file."""
     files: dict[str, Path] = {}
     _collect(module, file, files)
     own = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -38,8 +39,14 @@ def _collect(module: str, file: Path, files: dict[str, Path]) -> None:
 
 def _imports(file: Path, module: str) -> Iterator[str]:
     """The names of modules that ``file`` may import, each with the packages it lies in."""
-    package = getattr(sys.modules.get(module), "__package__", None) or module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    package = getattr(sys.modules.get(module), "__package__", None)
+    if not package:
+        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # of a module that no import has run yet
+        return
+    for node in ast.walk(tree):
         named: list[str] = []
         if isinstance(node, ast.Import):
             named = [alias.name for alias in node.names]
@@ -56,12 +63,33 @@ def _imports(file: Path, module: str) -> Iterator[str]:
 
 
 def _file_of(name: str) -> Path | None:
-    """The file of the loaded module ``name`` if it is the author's own."""
-    found = getattr(sys.modules.get(name), "__file__", None)
+    """The file of the module ``name``, loaded or not, if it is the author's own."""
+    if name in sys.modules:
+        found = getattr(sys.modules[name], "__file__", None)
+    else:
+        found = getattr(_spec(name), "origin", None)
     if found is None:
         return None
     path = Path(found).resolve()
     return path if is_authors(path) else None
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """Where the module ``name`` would be found. Not by `importlib.util.find_spec`, which imports the
+    packages that it lies in."""
+    package, _, _ = name.rpartition(".")
+    folders = _folders(package) if package else None
+    if package and folders is None:
+        return None
+    found = (finder.find_spec(name, folders) for finder in sys.meta_path)
+    return next((spec for spec in found if spec is not None), None)
+
+
+def _folders(package: str) -> Sequence[str] | None:
+    """Those in which the modules of ``package`` lie; None if it is none."""
+    if package in sys.modules:
+        return getattr(sys.modules[package], "__path__", None)
+    return getattr(_spec(package), "submodule_search_locations", None)
 
 
 def is_authors(path: Path) -> bool:

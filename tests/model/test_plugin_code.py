@@ -47,6 +47,7 @@ def folder(tmp_path: Path) -> Path:
         ("helped", "import one_helper"),
         ("also", "import one_helper"),
         ("packaged", "from own_package.part import other"),
+        ("late", "def later():\n    import one_helper\n    from own_package.part import other"),
     ):
         text = ROUTER.format(name=name, imports=imports, folder=str(tmp_path))
         (tmp_path / f"{name}.py").write_text(text)
@@ -64,6 +65,9 @@ def test_a_plugin_of_one_file_has_that_files_hash(folder: Path) -> None:
         ("helped", "deep_helper.py"),
         ("packaged", "own_package/__init__.py"),
         ("packaged", "own_package/other.py"),
+        ("late", "one_helper.py"),
+        ("late", "deep_helper.py"),
+        ("late", "own_package/other.py"),
     ],
 )
 def test_a_change_of_what_it_imports_changes_its_hash(name: str, file: str, folder: Path) -> None:
@@ -74,3 +78,14 @@ def test_a_change_of_what_it_imports_changes_its_hash(name: str, file: str, fold
 
 def test_what_another_plugin_has_imported_already_counts_as_well(folder: Path) -> None:
     assert hash_of(folder, "helped", "also") == hash_of(folder, "helped")
+
+
+def test_what_is_imported_when_a_layer_runs_counts_whoever_has_imported_it_already(folder: Path) -> None:
+    assert hash_of(folder, "late", "also", "packaged") == hash_of(folder, "late")
+
+
+def test_a_module_that_no_import_has_run_yet_may_be_no_python(folder: Path) -> None:
+    (folder / "deep_helper.py").write_text("def broken(:")
+    before = hash_of(folder, "late")
+    (folder / "deep_helper.py").write_text("def broken(::")
+    assert hash_of(folder, "late") != before

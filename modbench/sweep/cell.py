@@ -18,6 +18,7 @@ import torch
 import modbench
 from modbench.flops.ledger import CONVENTIONS, Load, Phase
 from modbench.measure.audit import Finding, findings
+from modbench.measure.audit.finding import unmoved
 from modbench.measure.config import MeasureConfig
 from modbench.measure.environment import code_version, environment
 from modbench.measure.histograms import RoutingHistograms
@@ -244,9 +245,7 @@ def _train_and_score(
     measured.metrics |= routing_measures(model, curve_WT)
 
     # A model that learns from what it is scored on would know the text the second time.
-    changed = [
-        name for name, value in model.state_dict().items() if not torch.equal(value, before[name])
-    ]
+    changed = [name for name, value in model.state_dict().items() if not unmoved(value, before[name])]
 
     stage.begin("audit")
     # At an odd length, and at the length and batches that scoring and training have.

@@ -10,10 +10,11 @@ from typing import Any
 import mutants
 import numpy as np
 import pytest
+import torch
 from mutants import Depth, Right
 from torch import Tensor
 
-from modbench.measure.audit.finding import Subject
+from modbench.measure.audit.finding import Subject, unmoved
 from modbench.measure.audit.state import state
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -131,3 +132,36 @@ def test_state_is_named_where_it_hides(step: Any, named: str, monkeypatch: pytes
     subject = Subject(build_model(SHAPE, Depth(bug="case"), seed=4))
     passed, figure = state(subject, subject.tokens(3, 63))
     assert (passed, figure) == (False, f"training moves {named}, which is not in state_dict")
+
+
+class Unset(Right):
+    """Holds what isn't known yet as no number."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.unset = float("nan")
+        self.register_buffer("saved", torch.full((2,), float("nan")))
+        self.register_buffer("scratch", torch.full((2,), float("nan")), persistent=False)
+
+
+def test_what_is_no_number_and_stays_so_has_not_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(mutants.MUTANTS, "unset", Unset)
+    subject = Subject(build_model(SHAPE, Depth(bug="unset"), seed=4))
+    passed, figure = state(subject, subject.tokens(3, 63))
+    assert (passed, figure.partition(" ")[2]) == (True, "tensors saved, loaded and resumed to the bit")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ([1.0, torch.nan], [1.0, torch.nan], True),
+        ([1.0, torch.nan], [1.0, 0.0], False),
+        ([torch.inf], [torch.finfo().max], False),
+        ([1], [1], True),
+        ([True], [False], False),
+        ([1.0], [1.0, 1.0], False),
+    ],
+    ids=str,
+)
+def test_what_has_moved_is_told_from_what_is_no_number(one: Any, other: Any, equal: bool) -> None:
+    assert unmoved(torch.tensor(one), torch.tensor(other)) is equal

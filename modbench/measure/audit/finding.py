@@ -178,6 +178,13 @@ def largest(one_BTV: Tensor, other_BTV: Tensor) -> Tensor:
     return (one_BTV - other_BTV).abs().amax(-1).nan_to_num(nan=torch.inf)
 
 
+def unmoved(one: Tensor, other: Tensor) -> bool:
+    """Whether all values are equal; what is no number in both is, too."""
+    if one.shape != other.shape:
+        return False
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
 def routers(module: nn.Module) -> Mapping[str, nn.Parameter]:
     """The parameters that are a router's: those named so."""
     return {name: p for name, p in module.named_parameters() if "router" in name.lower()}

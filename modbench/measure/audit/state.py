@@ -3,6 +3,7 @@
 B sequences, T tokens, V vocabulary.
 """
 
+import cmath
 import copy
 import itertools
 import random
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modbench.measure.audit.finding import RULES, Outcome, Subject, device_of
+from modbench.measure.audit.finding import RULES, Outcome, Subject, device_of, unmoved
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder, build_model
 from modbench.train.config import TrainConfig
@@ -76,9 +77,7 @@ def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
     step(model, optimizer, 5)
     step(loaded, other, 5)
     resumed = loaded.state_dict()
-    differ = [
-        name for name, value in model.state_dict().items() if not torch.equal(value, resumed[name])
-    ]
+    differ = [name for name, value in model.state_dict().items() if not unmoved(value, resumed[name])]
     if differ:
         return False, f"resumed, {differ[0]} differs after one step"
     return True, f"{len(resumed)} tensors saved, loaded and resumed to the bit"
@@ -94,7 +93,7 @@ def _drift(subject: Subject) -> str:
         first_BTV = model(text_BT, Context(selection=rule))
         held = _outside(model)  # what is made on first use is no state
         again_BTV = model(text_BT, Context(selection=rule))
-        changed = [name for name, value in model.state_dict().items() if not _equal(value, saved[name])]
+        changed = [name for name, value in model.state_dict().items() if not unmoved(value, saved[name])]
         if changed:
             return f"scoring ({rule}) moves {changed[0]}"
         if moved := _moved(held, _outside(model)):
@@ -118,16 +117,12 @@ def _repeated(subject: Subject) -> str:
             loss.backward()
         states.append(model.state_dict())
         losses.append(loss.item())
-    moved = [name for name, value in states[0].items() if not _equal(value, states[1][name])]
+    moved = [name for name, value in states[0].items() if not unmoved(value, states[1][name])]
     if moved:
         return f"{moved[0]} moves otherwise where layers are run again: mind context.trace.repeated"
     if losses[0] != losses[1]:
         return f"the loss is {losses[1]:.6g} where layers are run again, otherwise {losses[0]:.6g}"
     return ""
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def _outside(model: Decoder) -> dict[str, Any]:
@@ -244,11 +239,13 @@ def _content(cell: Any) -> Any:
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return torch.equal(one, other)
+        return unmoved(one, other)
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, list):
         return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, float | complex) and cmath.isnan(one):
+        return cmath.isnan(other)
     return bool(one == other)

@@ -61,12 +61,14 @@ class Footprint:
 @dataclass(frozen=True, kw_only=True)
 class Outside:
     """Bytes of embedding, last norm, head and loss: ``kept`` and ``copies`` as in `Footprint`, ``peak``
-    the most that they hold, what is kept included, ``tokens`` what stays after them."""
+    the most that they hold, what is kept included, ``tokens`` what stays after them, ``waiting`` the
+    gradient of a tied head, which is held until the embedding's can be added to it."""
 
     kept: int
     copies: int
     peak: int
     tokens: int
+    waiting: int
 
 
 class _Valueless(TorchFunctionMode):
@@ -212,7 +214,10 @@ class Steps:
     def _outside(self, rows: int) -> Outside:
         with self.valueless() as autocast:
             # One layer to be thrown away: any router's will do, and not all can be built so shallow.
-            shell = Decoder(replace(self._decoder.config, layers=1), build_router("vanilla"))
+            # Its head is one of its own: the sum that a tied one's gradient becomes a part of is made in
+            # place, but not of fake tensors, and by then nothing is left of the loss.
+            config = replace(self._decoder.config, layers=1, tied_head=False)
+            shell = Decoder(config, build_router("vanilla"))
             shell.layers = nn.ModuleList()
             shell = self.cast(shell).train()
             tokens_BT = torch.zeros(1, rows, dtype=torch.long)
@@ -224,7 +229,9 @@ class Steps:
                 kept, copies = saved.bytes(copies=False), saved.bytes(copies=True)
                 loss.backward()
             tokens = sum(tensor.untyped_storage().nbytes() for tensor in (inputs_BT, targets_BT))
-        return Outside(kept=kept, copies=copies, peak=live.peak - copies, tokens=tokens)
+            tied = self._decoder.config.tied_head
+            waiting = shell.embedding.weight.untyped_storage().nbytes() if tied else 0
+        return Outside(kept=kept, copies=copies, peak=live.peak - copies, tokens=tokens, waiting=waiting)
 
     def cast(self, module: Any) -> Any:
         """``module`` with its weights in the dtype of the steps."""

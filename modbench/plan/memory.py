@@ -78,7 +78,9 @@ class Memory:
     copies: int  #: weights in another dtype that the backward pass keeps, such as autocast's
     activations: int  #: what the layers keep for the backward pass
     logits: int  #: logits, loss and what else stands outside the layers, at their peak
-    working: int  #: the largest layer's forward and backward pass, on top of what it keeps
+    #: the largest layer's forward and backward pass, on top of what it keeps; with it the gradient of a
+    #: tied head, which waits for the embedding's
+    working: int
 
     @property
     def total(self) -> int:
@@ -174,6 +176,8 @@ class Measured:
         if self._recipe.checkpoint:
             kept, copies = 0, 0
             working = max(layer.working + layer.kept + layer.copies for _, layer in layers)
+        working += outside.waiting
+        if self._recipe.checkpoint:  # nothing waits yet
             # The forward pass ends with all weights that autocast remembers.
             working = max(working, self._remembered)
         weights, gradients, optimizer = STATES[self._recipe.state]

@@ -138,3 +138,15 @@ def test_gpus_are_divided_evenly(name: str) -> None:
 def test_experts_are_divided_evenly(router: str, among: int, says: str) -> None:
     with pytest.raises(UserError, match=says):
         memory(router, expert_parallel=among)
+
+
+def test_a_tied_heads_gradient_waits_beside_the_layers_and_is_added_to_in_place() -> None:
+    wide = replace(DENSE, vocabulary=4096)
+    tied, own = (
+        Measured(meta_decoder("vanilla", {}, replace(wide, tied_head=tied)), 4, Recipe()).memory(1)
+        for tied in (True, False)
+    )
+    weight = 4 * wide.vocabulary * wide.width
+    assert tied.logits == own.logits
+    assert tied.working == own.working + weight
+    assert own.parameters == tied.parameters + weight

@@ -46,10 +46,12 @@ class Parity:
 def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 3: prompts of different lengths, padded, some more of each at once, then one token of each
     sequence at a time, give the logits of the full causal pass that has no cache; so do 200 tokens of
-    one sequence alone, or as many as the sequences have; and each layer keeps as many keys as tokens
-    entered it. Where the model lets all decoded tokens into its routed layers, or none, first weights
-    are asked, too: a decoding that always or never selects would not be told from it. All of it in
-    float64; in the model's own dtype of most tokens, or of those of a second text."""
+    one sequence alone, or as many as the sequences have; and each layer that shows who is ``selected``
+    keeps as many keys as tokens entered it. One that shows nobody may keep fewer, or more: attention
+    alone may be routed, a window may forget, and the logits tell whether that is right. Where the model
+    lets all decoded tokens into its routed layers, or none, first weights are asked, too: a decoding
+    that always or never selects would not be told from it. All of it in float64; in the model's own
+    dtype of most tokens, or of those of a second text."""
     together = _together(subject.exact, tokens_BT[:4], ROUNDING)
     figure = together.figure
     if together.passed() and together.of and together.entered in (0, together.of):
@@ -143,8 +145,8 @@ def _parity(model: Decoder, tokens_BT: Tensor, reads: list[list[int]], rounding:
         if most[what] > bound:
             figure = f"{what} differ by {most[what]:.1e}, {figure}"
     keeps = ""
-    for layer in range(len(model.layers)):
-        kept, expected = cache.lengths(layer), due.get(layer, cache.read)
+    for layer, expected in sorted(due.items()):
+        kept = cache.lengths(layer)
         if any(kept) and kept != expected:  # a layer without attention keeps none
             keeps = f"layer {layer} keeps {kept} keys of {expected} tokens that entered"
             figure = f"{keeps}; {figure}"

@@ -10,15 +10,21 @@ import mutants
 import pytest
 import torch
 from mutants import Depth, Right
-from torch import Tensor
+from torch import Tensor, nn
 
 from modbench.flops.component import component
 from modbench.flops.ledger import Ledger, Load, matmul
 from modbench.measure.audit import Finding, audit
+from modbench.measure.audit.finding import Outcome, Subject
+from modbench.measure.audit.learning import gradient
+from modbench.model.block import MLP, Block, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import build_model
+from modbench.model.experts import ExpertBank, dispatched
 from modbench.model.initial import normal_
+from modbench.model.registry import build_router
+from modbench.model.router import Layer
 from modbench.model.scores import known, score
 from modbench.model.selected import Selected, alike
 
@@ -102,3 +108,78 @@ def test_attention_that_decodes_otherwise_fails_by_its_logits(monkeypatch: pytes
     finding = verdicts(AttendsToItselfInDecoding, monkeypatch)[3]
     assert finding.failed
     assert "one by one differ by" in finding.figure
+
+
+class Heavy(FeedForward):
+    """A light MLP for all tokens, and a heavy one besides for those that score above 0 (as in CoLT5)."""
+
+    def __init__(self, model: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.model, self.layer = model, layer
+        self.light = MLP(replace(model, mlp_width=8), layer)
+        self.heavy = ExpertBank(model, layer, experts=1, width=model.hidden)
+        self.router = nn.Parameter(torch.empty(1, model.width))
+
+    def initialise(self, seed: int) -> None:
+        normal_(self.router, seed, f"heavy {self.layer}")
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        scores_S1 = score(x_BTD, self.router).view(-1, 1)
+        chosen_S1, gates_S1 = scores_S1 >= 0, self.gate(scores_S1)
+        heavy_BTD = dispatched(self.heavy, x_BTD, gates_S1, chosen_S1, [int(chosen_S1.sum())])
+        return self.light(x_BTD, context) + heavy_BTD  # type: ignore[no-any-return]
+
+    def gate(self, scores_S1: Tensor) -> Tensor:
+        return scores_S1.sigmoid()
+
+    def ledger(self, load: Load) -> Ledger:
+        return Ledger()
+
+
+class Detached(Heavy):
+    def gate(self, scores_S1: Tensor) -> Tensor:
+        return scores_S1.detach().sigmoid()
+
+
+class Tempered(Heavy):
+    def __init__(self, model: ModelConfig, layer: int) -> None:
+        super().__init__(model, layer)
+        self.router_scale = nn.Parameter(torch.empty(()))
+
+    def initialise(self, seed: int) -> None:
+        super().initialise(seed)
+        nn.init.constant_(self.router_scale, 2.0)
+
+    def gate(self, scores_S1: Tensor) -> Tensor:
+        return (scores_S1 * self.router_scale).sigmoid()
+
+
+def learning(kind: type[Heavy], monkeypatch: pytest.MonkeyPatch) -> Outcome:
+    def layer(options: Depth, model: ModelConfig, number: int) -> Layer:
+        return Block(model, number, kind(model, number))
+
+    monkeypatch.setitem(mutants.MUTANTS, "case", layer)  # type: ignore[arg-type]
+    subject = Subject(build_model(SHAPE, Depth(bug="case"), seed=4))
+    return gradient(subject, subject.tokens(3, 63))
+
+
+def test_the_router_of_one_heavy_mlp_is_a_router(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert learning(Heavy, monkeypatch) == (True, "cross-entropy reaches 1 router parameters")
+
+
+def test_a_scheme_may_learn_a_single_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert learning(Tempered, monkeypatch) == (True, "cross-entropy reaches 2 router parameters")
+
+
+def test_a_gate_that_keeps_the_gradient_from_the_router_of_one_mlp_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outcome = False, "cross-entropy does not reach layers.1.feed_forward.router"
+    assert learning(Detached, monkeypatch) == outcome
+
+
+def test_a_softmax_over_one_expert_has_nothing_to_choose() -> None:
+    options = {"experts": 1, "top_k": 1, "renormalise": False}
+    subject = Subject(build_model(SHAPE, build_router("token_choice", options), seed=4))
+    outcome = None, "a softmax over one expert has nothing to choose"
+    assert gradient(subject, subject.tokens(3, 63)) == outcome

@@ -48,9 +48,7 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return False, wrong
     model, taken = subject.fresh(capacity=1.0)
     model = model.double().train()
-    # A router of one expert has nothing to choose, and a softmax over it no slope.
-    single = [n for n, p in model.named_parameters() if ".feed_forward." in n and len(p) == 1]
-    names = [n for n, p in routers(model).items() if p.requires_grad and n not in single]
+    names = [n for n, p in routers(model).items() if p.requires_grad]
     predictors = [n for n, p in model.named_parameters() if "predictor" in n and p.requires_grad]
     own = own_parameters(model)
     all_enter = "capacity" in taken or not subject.skips
@@ -67,7 +65,9 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     targets_BT = tokens_BT.roll(-1, 1)
     F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten()).backward()
     parameters = dict(model.named_parameters())
-    lost = [name for name in names if not _reached(parameters[name])]
+    idle = {name for name, parameter in parameters.items() if _idle(name, parameter)}
+    asked = [name for name in names if name not in idle]
+    lost = [name for name in asked if not _reached(parameters[name])]
     if lost:
         return False, f"cross-entropy does not reach {lost[0]}"
     by_text = [name for name in own if _reached(parameters[name])]
@@ -84,7 +84,7 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
         if isinstance(auxiliary, Tensor):
             auxiliary.backward()
     taught = {*predictors, *own}
-    lost = [n for n in parameters if n in taught and not _reached(parameters[n]) and n not in single]
+    lost = [n for n in parameters if n in taught and not _reached(parameters[n]) and n not in idle]
     if lost:
         return False, f"no loss reaches {lost[0]}"
     if not names and own:
@@ -94,13 +94,22 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
         )
     if not names:
         return None, "no parameter is named a router's"
-    figure = f"cross-entropy reaches {len(names)} router parameters"
+    if not asked:
+        return None, "a softmax over one expert has nothing to choose"
+    figure = f"cross-entropy reaches {len(asked)} router parameters"
     return True, figure + (f", {min(scales):.2f} of a linear gate's" if scales else "")
 
 
 def _reached(parameter: nn.Parameter) -> bool:
     gradient = parameter.grad
     return gradient is not None and bool(gradient.isfinite().all()) and bool(gradient.any())
+
+
+def _idle(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it scores one expert alone and takes a gradient of 0: a softmax over one has no slope."""
+    gradient = parameter.grad
+    one = ".feed_forward." in name and parameter.shape[:1] == (1,)
+    return one and gradient is not None and not bool(gradient.any())
 
 
 def _scale(

@@ -28,13 +28,14 @@ Made = TypeVar("Made")
 class Trace:
     """What routed layers tell of one forward pass.
 
-    Layers that a part of the tokens enters show ``selected`` (B, T) bool, ``gate`` (B, T) as applied, of
-    the others as it would be, and under the training rule ``predicted`` (B, T) bool, what the causal
-    rule would say, and ``candidates`` (B, T) bool, whom the rules choose among, if not all; where tokens
-    choose how deep they go, ``depths``, tokens by depth. Layers with experts show ``load`` (E,) tokens
-    per expert, experts that do nothing last, ``dropped`` (E,) beyond a capacity, and where experts
-    choose ``taken``, how many took each token. If the trace is detailed, they show what `show_choice`
-    says and, where some experts do nothing, ``no_op`` (N,), how many of each token's choices these are.
+    Layers that a part of the tokens enters, and all others pass by unchanged, show ``selected`` (B, T)
+    bool, ``gate`` (B, T) as applied, of the others as it would be, and under the training rule
+    ``predicted`` (B, T) bool, what the causal rule would say, and ``candidates`` (B, T) bool, whom the
+    rules choose among, if not all; where tokens choose how deep they go, ``depths``, tokens by depth.
+    Layers with experts show ``load`` (E,) tokens per expert, experts that do nothing last, ``dropped``
+    (E,) beyond a capacity, and where experts choose ``taken``, how many took each token. If the trace is
+    detailed, they show what `show_choice` says and, where some experts do nothing, ``no_op`` (N,), how
+    many of each token's choices these are.
     """
 
     def __init__(self, *, detailed: bool = False) -> None:

@@ -115,7 +115,9 @@ var var_mean view_as_complex_copy view_as_real_copy view_copy xlogy_ zero zero_ 
 """
 
 FREE = frozenset(f"aten::{name}" for name in _ATEN.split())
-FREE_PREFIXES = ("aten::_foreach_", "aten::_fused_adam", "prim::", "profiler::")
+# What PyTorch's own decompositions are written in (``prims``) multiplies number by number.
+FREE_PREFIXES = ("aten::_foreach_", "aten::_fused_adam", "prim::", "prims::", "profiler::")
+NOT_FREE_PREFIXES = ("prims::fft_", "prims::svd")
 
 
 def is_free(func: OpOverload) -> bool:
@@ -123,7 +125,7 @@ def is_free(func: OpOverload) -> bool:
     if torch.Tag.pointwise in func.tags or func.is_view:
         return True
     name = func._schema.name
-    if name in FREE or name.startswith(FREE_PREFIXES):
+    if name in FREE or (name.startswith(FREE_PREFIXES) and not name.startswith(NOT_FREE_PREFIXES)):
         return True
     # The tag is missing from overloads that write into an argument.
     packet = func.overloadpacket

@@ -107,6 +107,12 @@ def _grouped(arguments: Mapping[str, Any], result: Any) -> int:
     return 2 * left.shape[0] * inner * right.shape[1]
 
 
+def _each_product(arguments: Mapping[str, Any], result: Any) -> int:
+    """Matrices times matrices, pair by pair."""
+    pairs = zip(arguments["self"], arguments["mat2"], strict=True)
+    return sum(2 * left.numel() * right.shape[-1] for left, right in pairs)
+
+
 def _convolution(arguments: Mapping[str, Any], result: Tensor) -> int:
     weight: Tensor = arguments["weight"]
     # Each output of a convolution, and each input of a transposed one, meets one filter's weights.
@@ -174,6 +180,7 @@ FORMULAS: dict[str, Formula] = {
     "aten::addmm": _matmul("mat1", "mat2"),
     "aten::addmm_": _matmul("mat1", "mat2"),
     "aten::_addmm_activation": _matmul("mat1", "mat2"),
+    "aten::_foreach_mm": _each_product,
     "aten::bmm": _matmul("self", "mat2"),
     "aten::baddbmm": _matmul("batch1", "batch2"),
     "aten::baddbmm_": _matmul("batch1", "batch2"),

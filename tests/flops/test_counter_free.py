@@ -1,5 +1,6 @@
-"""Which ops cost nothing: what PyTorch writes its decompositions in."""
+"""Which ops cost nothing: those that PyTorch writes its decompositions in, and no product."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modbench import FlopCounter
+from modbench.flops.formulas import FORMULAS
+from modbench.flops.free import is_free
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,29 @@ def test_forward_mode_over_a_backward_pass(last: Callable[[Tensor], Tensor]) -> 
     with FlopCounter() as counter:
         torch.func.jvp(torch.func.grad(loss), (x,), (torch.ones_like(x),))
     assert counter.total == 3 * 2 * (2 * 3 * 4 * 5)
+
+
+def test_no_product_is_taken_for_free() -> None:
+    """Not even one in a list whose others are pointwise, as ``_foreach_mm``."""
+    product = re.compile(r"aten::\w*(mm|mv|matmul|linear|dot)_?")
+    names = {name.split(".")[0] for name in torch._C._dispatch_get_all_op_names()}
+    names = {name for name in names if product.fullmatch(name)}
+    assert len(names) > 10
+    for name in names - FORMULAS.keys():
+        packet = getattr(torch.ops.aten, name.removeprefix("aten::"))
+        assert not any(is_free(getattr(packet, kind)) for kind in packet.overloads()), name
+
+
+@pytest.mark.skipif(not hasattr(torch, "_foreach_mm"), reason="this PyTorch has no _foreach_mm")
+def test_a_list_of_products() -> None:
+    lefts, rights = (
+        [torch.randn(*shape, requires_grad=True) for shape in shapes]
+        for shapes in (((3, 4), (5, 6)), ((4, 7), (6, 2)))
+    )
+    once = 2 * (3 * 4 * 7 + 5 * 6 * 2)
+    with FlopCounter() as counter:
+        products = torch._foreach_mm(lefts, rights)
+    assert counter.total == once
+    with counter:
+        sum(product.sum() for product in products).backward()
+    assert counter.total == 3 * once

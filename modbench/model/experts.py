@@ -4,6 +4,8 @@ E experts, N rows (token-expert assignments), D model width, F hidden width; B s
 S = B * T.
 """
 
+from fractions import Fraction
+
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +30,8 @@ def expert_width(model: ModelConfig, width: int | None, active: float) -> int:
     """
     if width is not None:
         return width
-    share = model.hidden / active
-    if share != int(share) or share < 1:
+    share = model.hidden / Fraction(repr(active))  # as it is written in decimals, as capacities are
+    if share.denominator != 1 or share < 1:
         raise UserError(
             f"mlp_width {model.hidden} can't be shared by {active:g} active experts; "
             "set expert_width, or an mlp_width that divides"

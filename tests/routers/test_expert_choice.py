@@ -46,6 +46,15 @@ def test_it_equals_its_plain_loop_in_an_awkward_shape() -> None:
     equals_its_loop(part_of({"pool": "batch", "experts": 5}, shape), (31, 9), "topk")
 
 
+@pytest.mark.parametrize(("capacity", "width"), [(0.7, 3840), (1.4, 1920), (2.8, 960), (0.3, 8960)])
+def test_a_width_is_shared_by_the_capacity_as_it_is_written(capacity: float, width: int) -> None:
+    """2688 / 0.7 is 3840, though no machine's division says so."""
+    shape = ModelConfig(vocabulary=97, width=8, layers=1, heads=1, mlp_width=2688)
+    with torch.device("meta"):
+        layer = build_router("expert_choice", {"capacity": capacity}).build_layer(shape, 0)
+    assert layer.feed_forward.bank.width == width
+
+
 def test_gates_are_the_scores_as_they_are() -> None:
     """A token that all experts take is weighted by a softmax, which sums to 1; one that a single expert
     takes by less than that."""

@@ -61,7 +61,7 @@ class FlopCounter:
 
     Raises:
         UserError: an op that is neither counted nor known to be free; `register_flop_formula` mends it.
-            Compiled code that can't be run uncompiled.
+            Compiled code that can't be run uncompiled. Entered while it is counting.
     """
 
     def __init__(self) -> None:
@@ -114,6 +114,11 @@ class FlopCounter:
         return Flops(self.total_model, self.total, self.executed).under(convention)
 
     def __enter__(self) -> "FlopCounter":
+        if self in component.active:
+            raise UserError(
+                "this FlopCounter is counting already, and would count all twice; take another one, or "
+                "enter it again when it has ended"
+            )
         if not component.active:
             UNCOMPILED.begin()
         component.active.append(self)

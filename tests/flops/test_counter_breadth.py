@@ -195,3 +195,16 @@ def test_counters_nest_and_leave_nothing_behind() -> None:
             x @ x
     x @ x
     assert (outer.total, inner.total) == (256, 128)
+
+
+def test_a_counter_goes_on_when_it_is_entered_again_but_not_within_itself() -> None:
+    x, counter = torch.randn(4, 4), FlopCounter()
+    for _ in "ab":
+        with counter:
+            x @ x
+    assert counter.total == 256
+    with counter:
+        with pytest.raises(UserError, match="is counting already"):
+            counter.__enter__()
+        x @ x
+    assert counter.total == 384

@@ -196,6 +196,8 @@ _MULTIPLY = torch.ops.aten.mul.Tensor
 #: Backward passes that multiply by broadcasting: (N,) by (M,), or one number by (N,); the result's dims.
 _OUTER_PRODUCTS = {"MvBackward0": 2, "AddmvBackward0": 2, "DotBackward0": 1, "VdotBackward0": 1}
 _PLAIN = {torch.Tensor, torch.nn.Parameter, FakeTensor}
+#: Of a subclass without ops of its own, such as the parameters that a lazy module begins with.
+_NO_OPS_OF_ITS_OWN = torch.Tensor.__torch_dispatch__
 
 
 class _Dispatch(TorchDispatchMode):
@@ -214,7 +216,7 @@ class _Dispatch(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if types and any(kind not in _PLAIN for kind in types):
+        if types and any(kind not in _PLAIN and _has_own_ops(kind) for kind in types):
             return NotImplemented  # a tensor subclass runs ops of its own, which come by here
         if func in self._free:
             return func(*args, **kwargs) if kwargs else func(*args)
@@ -266,6 +268,10 @@ class _Dispatch(TorchDispatchMode):
         defaults = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
         self._formulas[func] = (name, names, defaults, formula)
         return self._formulas[func]
+
+
+def _has_own_ops(kind: type) -> bool:
+    return getattr(kind, "__torch_dispatch__", None) is not _NO_OPS_OF_ITS_OWN
 
 
 def _unknown(name: str) -> UserError:

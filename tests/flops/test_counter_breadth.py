@@ -208,3 +208,14 @@ def test_a_counter_goes_on_when_it_is_entered_again_but_not_within_itself() -> N
             counter.__enter__()
         x @ x
     assert counter.total == 384
+
+
+def test_a_module_that_takes_its_shape_from_its_first_input() -> None:
+    x = torch.randn(3, 5, 9)
+    with FlopCounter() as counter:
+        nn.LazyLinear(7)(x)
+    assert counter.total == 2 * 3 * 5 * 9 * 7
+    layer = nn.LazyConv1d(7, 3)
+    with counter:
+        layer(x).sum().backward()
+    assert counter.total == 2 * 3 * 5 * 9 * 7 + 2 * (2 * 3 * 7 * 7 * 5 * 3)

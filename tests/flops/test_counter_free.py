@@ -61,3 +61,23 @@ def test_a_list_of_products() -> None:
     with counter:
         sum(product.sum() for product in products).backward()
     assert counter.total == 3 * once
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda x: x.copysign_(-x),
+        lambda x: x.heaviside_(x),
+        lambda x: x.long().gcd_(x.long()),
+        lambda x: x.long().lcm_(x.long()),
+        lambda x: x.long().__irshift__(1),
+        lambda x: torch.fft.fftfreq(5),
+        lambda x: torch.fft.rfftfreq(5),
+    ],
+    ids=["copysign_", "heaviside_", "gcd_", "lcm_", ">>=", "fftfreq", "rfftfreq"],
+)
+def test_what_writes_into_an_argument_costs_nothing_either(run: Callable[[Tensor], object]) -> None:
+    """PyTorch doesn't tag these as pointwise, as it does what they stand for."""
+    with FlopCounter() as counter:
+        run(torch.ones(3))
+    assert counter.total == 0

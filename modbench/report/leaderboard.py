@@ -25,10 +25,11 @@ class Entry:
 class Leaderboard:
     """All rows, comparison by comparison, ranked ones first.
 
-    A comparison holds rows of equal budget, model shape and data; ranks count within it. A row's rank
-    is one more than the number of rows whose 95 % interval over seeds lies wholly on the better side of
-    its own, so rows whose intervals overlap may share a rank. Where all rows have one seed there are no
-    intervals: the rank is then the order of the figures, and no claim.
+    A comparison holds rows of equal budget, model shape and data (`Row.conditions` has the whole list);
+    ranks count within it. A row's rank is one more than the number of rows whose 95 % interval over
+    seeds lies wholly on the better side of its own, so rows whose intervals overlap may share a rank.
+    Where all rows have one seed there are no intervals: the rank is then the order of the figures, and
+    no claim.
     """
 
     entries: tuple[Entry, ...]
@@ -46,8 +47,8 @@ class Leaderboard:
         criterion = ranking_metric(rank_by)
         rows = rows_of(records)
         groups: dict[str, list[Row]] = {}
-        for row in sorted(rows, key=lambda row: (_conditions_order(row), row.label)):
-            groups.setdefault(canonical_json(row.conditions), []).append(row)
+        for row in sorted(rows, key=lambda row: (_conditions_order(row, rank_by), row.label)):
+            groups.setdefault(canonical_json(row.conditions(rank_by)), []).append(row)
         entries = [
             entry
             for number, group in enumerate(groups.values(), start=1)
@@ -130,9 +131,10 @@ COLUMNS = [
 ]
 
 
-def _conditions_order(row: Row) -> tuple[Any, ...]:
+def _conditions_order(row: Row, rank_by: str) -> tuple[Any, ...]:
     """Comparisons by budget, then by whatever else makes them differ."""
-    return row.conditions["budget"], canonical_json(row.conditions)
+    conditions = row.conditions(rank_by)
+    return conditions["budget"], canonical_json(conditions)
 
 
 def _span(row: Row, criterion: Metric) -> tuple[float, float] | None:

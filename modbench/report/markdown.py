@@ -47,7 +47,7 @@ def markdown(board: Leaderboard) -> str:
 
 def _comparison(board: Leaderboard, entries: list[Entry]) -> list[str]:
     unigram = _number(board, entries[0].row, "unigram_loss", ".4f")
-    parts = [f"{_conditions(entries[0].row)} Unigram loss: {unigram} nats/token."]
+    parts = [f"{_conditions(board, entries)} Unigram loss: {unigram} nats/token."]
     ranked = [entry for entry in entries if entry.rank is not None]
     if ranked:
         table = [[heading for heading, _ in _COLUMNS], ["---:"] * len(_COLUMNS)]
@@ -89,8 +89,9 @@ def _measured(board: Leaderboard, row: Row) -> str:
     return f" ({', '.join(texts)})" if texts else ""
 
 
-def _conditions(row: Row) -> str:
-    held, model = row.conditions, row.conditions["model"]
+def _conditions(board: Leaderboard, entries: list[Entry]) -> str:
+    held = entries[0].row.conditions(board.rank_by)
+    model = held["model"]
     shape = ", ".join(f"{name} {escaped(str(model[name]))}" for name in sorted(model))
     source = held["data"].get("source")
     corpus = escaped(str(source)) if source is not None else "corpus"
@@ -98,8 +99,23 @@ def _conditions(row: Row) -> str:
         f"Budget {_si(held['budget'])}FLOP of training each ({held['budget']}, convention model); "
         f"model: {shape}; data: {corpus}, sha256 {escaped(held['corpus']['sha256'])}, "
         f"{held['corpus']['train_tokens']} training tokens, sequences of {held['sequence']}; "
-        f"loss over {held['heldout_tokens']} held-out tokens."
+        f"loss over {held['heldout_tokens']} held-out tokens{_items([entry.row for entry in entries])}."
     )
+
+
+def _items(rows: list[Row]) -> str:
+    """How many items of downstream tasks were scored, where a limit was set: ``at most 5 (a, b), all
+    (c)`` where it differs, as it may in a table that is ranked by a loss."""
+    labels: dict[int, list[str]] = {}
+    for row in rows:
+        if row.cell["measure"].get("downstream"):
+            limit = row.cell["measure"].get("downstream_limit")
+            labels.setdefault(limit or 0, []).append(escaped(row.label))
+    if not any(labels):
+        return ""
+    told = {f"at most {limit}" if limit else "all": labels[limit] for limit in sorted(labels)}
+    parts = [f"{many} ({', '.join(named)})" if len(told) > 1 else many for many, named in told.items()]
+    return f"; items of each downstream task: {', '.join(parts)}"
 
 
 def _si(value: float) -> str:

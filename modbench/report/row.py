@@ -67,11 +67,13 @@ class Row:
     def ok(self) -> tuple[Record, ...]:
         return tuple(record for record in self.records if record.status == "ok")
 
-    @cached_property
-    def conditions(self) -> dict[str, Any]:
+    def conditions(self, rank_by: str) -> dict[str, Any]:
         """What must be equal before two rows are ranked against each other: budget, model, data, and
-        the text that the held-out loss is taken on (its amount, and how far back a token sees)."""
-        return {
+        the text that the held-out loss is taken on (its amount, and how far back a token sees).
+
+        Where ``rank_by`` is a downstream task, its items too: another limit is another test, of another
+        mean and spread. Of no other metric, which the limit doesn't touch."""
+        held = {
             "budget": self.cell["train"]["budget"],
             "model": self.cell["model"],
             "data": self.cell["data"],
@@ -79,6 +81,9 @@ class Row:
             "sequence": self.cell["train"].get("sequence"),
             "heldout_tokens": self.cell["measure"].get("heldout_tokens"),
         }
+        if rank_by in self.cell["measure"].get("downstream", ()):
+            held["downstream_limit"] = self.cell["measure"].get("downstream_limit")
+        return held
 
     @property
     def status(self) -> str:

@@ -26,6 +26,7 @@ def make_record(
     environment: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
+    measure: dict[str, Any] | None = None,
     finished: str = "2026-01-01T00:10:00+00:00",
     **fields: Any,
 ) -> Record:
@@ -40,7 +41,7 @@ def make_record(
         "model": {"vocabulary": 2048, "width": 128, "layers": 4},
         "data": {"source": "pypi-en-v1", "tokenizer": "bpe"},
         "train": {"budget": 1_000_000_000_000, "sequence": 256, "batch": 8, **(train or {})},
-        "measure": {"heldout_tokens": 65_536, "downstream": ("modbench_cloze",)},
+        "measure": {"heldout_tokens": 65_536, "downstream": ("modbench_cloze",), **(measure or {})},
         "seed": seed,
     }
     names = {1: "causal", 2: "batch", 3: "parity", 5: "bypass", 9: "count"}

@@ -63,6 +63,20 @@ def test_a_metric_whose_better_side_is_up_ranks_so(fakes):
     assert [entry.row.label for entry in board.entries] == ["high", "low"]
 
 
+def test_accuracies_over_different_items_are_not_ranked_against_each_other(fakes):
+    records = [
+        fakes.make_record("some", measure={"downstream_limit": 5}, metrics={"modbench_cloze": 0.6}),
+        fakes.make_record("every", measure={"downstream_limit": None}),
+        fakes.make_record("old"),  # from before there was a limit
+    ]
+    placed = [(entry.row.label, entry.comparison) for entry in Leaderboard.of(records).entries]
+    assert {comparison for _, comparison in placed} == {1}
+    board = Leaderboard.of(records, rank_by="modbench_cloze")
+    placed = [[entry.row.label for entry in entries] for entries in board.comparisons]
+    assert sorted(placed) == [["every", "old"], ["some"]]
+    assert [entry.rank for entry in board.entries if entry.row.label == "some"] == [1]
+
+
 @pytest.mark.parametrize(("apart", "ranks"), [(0.01, [1, 1]), (0.4, [1, 2])])
 def test_of_what_is_better_when_higher_intervals_that_meet_are_a_tie(fakes, apart, ranks):
     records = [

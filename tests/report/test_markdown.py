@@ -44,6 +44,20 @@ def test_one_seed_is_said_to_be_no_claim(six):
     )
 
 
+def test_the_conditions_say_how_many_items_are_the_limit_where_one_was_set(fakes):
+    some = fakes.make_record("some", measure={"downstream_limit": 5})
+    every = fakes.make_record("every", measure={"downstream_limit": None})
+    no_task = fakes.make_record("no_task", measure={"downstream_limit": 7, "downstream": ()})
+    assert "downstream task" not in markdown(Leaderboard.of([every, no_task]))
+    limited = markdown(Leaderboard.of([some, no_task]))
+    assert "65536 held-out tokens; items of each downstream task: at most 5. Unigram" in limited
+    mixed = markdown(Leaderboard.of([some, every]))
+    assert "items of each downstream task: all (every), at most 5 (some)." in mixed
+    apart = markdown(Leaderboard.of([some, every], rank_by="modbench_cloze"))
+    assert apart.count("items of each downstream task: at most 5.") == 1
+    assert "## Comparison 2" in apart
+
+
 def test_notes_say_what_the_table_was_made_from(six):
     page = markdown(Leaderboard.of(six))
     for said in (

@@ -125,7 +125,8 @@ def test_another_amount_of_heldout_text_is_another_comparison(fakes):
     record = fakes.make_record("mod")
     cell = {**record.cell, "measure": {**record.cell["measure"], "heldout_tokens": 1024}}
     rows = rows_of([record, replace(record, cell=cell, key=cell_key(cell))])
-    assert [row.conditions["heldout_tokens"] for row in rows] == [
+    conditions = [row.conditions("heldout_loss") for row in rows]
+    assert [held["heldout_tokens"] for held in conditions] == [
         row.cell["measure"]["heldout_tokens"] for row in rows
     ]
-    assert rows[0].conditions != rows[1].conditions
+    assert conditions[0] != conditions[1]

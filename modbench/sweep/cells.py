@@ -3,7 +3,8 @@
 A cell is plain JSON; the hash of its canonical form is the key of its record.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -99,16 +100,31 @@ def chosen(cells: Sequence[Cell], labels: Sequence[str]) -> list[Cell]:
     return [cell for cell in cells if not labels or cell["router"]["label"] in labels]
 
 
-def check_budgets(cells: Sequence[Cell]) -> None:
+def check_budgets(suite: Suite, cells: Sequence[Cell]) -> None:
     """Refuse a budget that doesn't pay for one step, before anything runs.
 
     Raises:
-        UserError: such a cell, or one whose shape its router can't take.
+        UserError: such a cell, or one whose shape its router can't take; the sentence starts with the
+            suite.
     """
     from modbench.train.budget import steps_for
 
-    for cell in cells:
-        steps_for(cell)
+    with naming(suite):
+        for cell in cells:
+            steps_for(cell)
+
+
+@contextmanager
+def naming(suite: Suite) -> Iterator[None]:
+    """Put the suite's file before what a cell of it is refused for: shapes and budgets stand there.
+
+    Raises:
+        UserError: as raised within.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"suite {suite.source}: {error}") from error
 
 
 def title(cell: Cell, among: Sequence[Cell]) -> str:

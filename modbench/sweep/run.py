@@ -41,7 +41,7 @@ def run_suite(
         raise UserError(f"--workers is {workers}; it must be 1 or more, or 0 for one per core")
     suite = with_plugins(load_suite(name), plugins)
     cells = chosen(expand(suite), only)
-    check_budgets(cells)
+    check_budgets(suite, cells)
     _refuse_no_scorer(suite)
     folder = results / suite.header.name
     failures: list[Failure] = []

@@ -7,7 +7,7 @@ from typing import Any
 
 from modbench.report.line import cell_key
 from modbench.report.timing import Kind
-from modbench.sweep.cells import Cell, chosen, expand, plugins_of
+from modbench.sweep.cells import Cell, chosen, expand, naming, plugins_of
 from modbench.sweep.suite import Suite
 
 #: What of [train] a timing depends on.
@@ -59,7 +59,8 @@ def timing_cells(suite: Suite, only: Sequence[str] = ()) -> list[Cell]:
         time = suite.time.resolved(train["sequence"]).of_a_process()
         timed = {"router": cell["router"], "model": cell["model"], "train": train, "time": time}
         if cell_key(timed) not in cells:
-            model_of(timed)
+            with naming(suite):
+                model_of(timed)
             cells[cell_key(timed)] = timed
     return list(cells.values())
 

@@ -22,11 +22,15 @@ def model_of(cell: Mapping[str, Any]) -> Decoder:
     """The cell's model, on the meta device.
 
     Raises:
-        UserError: its router can't take its shape.
+        UserError: its router can't take its shape; the sentence starts with the row, whose label names
+            the size where a suite has several.
     """
     router = build_router(cell["router"]["name"], cell["router"]["options"])
-    with torch.device("meta"):
-        return Decoder(ModelConfig(**cell["model"]), router)
+    try:
+        with torch.device("meta"):
+            return Decoder(ModelConfig(**cell["model"]), router)
+    except UserError as error:
+        raise UserError(f"row '{cell['router']['label']}': {error}") from error
 
 
 def steps_for(cell: Mapping[str, Any]) -> int:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from modbench.model.registry import build_router
 from modbench.report.record import cell_key
 from modbench.sweep.cells import check_budgets, chosen, expand, plugins_of, title, with_plugins
 from modbench.sweep.suite import Suite, parse_suite
-from modbench.sweep.timing_jobs import Job, worker_spec
+from modbench.sweep.timing_jobs import Job, timing_cells, worker_spec
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -165,9 +166,39 @@ def test_only_keeps_the_rows_that_are_named_and_refuses_others() -> None:
 
 
 def test_a_budget_smaller_than_one_step_is_refused() -> None:
-    check_budgets(expand(suite([{"router": "vanilla"}])))
-    with pytest.raises(UserError, match="budget 1000 is smaller than one training step of 'vanilla'"):
-        check_budgets(expand(suite([{"router": "vanilla"}], sweep={"budgets": [1000]})))
+    enough = suite([{"router": "vanilla"}])
+    check_budgets(enough, expand(enough))
+    little = suite([{"router": "vanilla"}], sweep={"budgets": [1000]})
+    with pytest.raises(UserError) as error:
+        check_budgets(little, expand(little))
+    assert str(error.value).startswith(
+        "suite mine.toml: [sweep] budgets: budget 1000 is smaller than one training step of 'vanilla'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("shapes", "row"),
+    [
+        ([], "mod, every second"),
+        ([{"label": "deep", "layers": 2}, {"label": "flat", "layers": 1}], "mod, every second/flat"),
+    ],
+    ids=["one-size", "two-sizes"],
+)
+@pytest.mark.parametrize(
+    "refuse",
+    [lambda shallow: check_budgets(shallow, expand(shallow)), timing_cells],
+    ids=["run", "time"],
+)
+def test_a_scheme_that_can_not_take_its_shape_is_named_with_suite_row_and_size(
+    refuse: Callable[[Suite], object], shapes: list[dict], row: str
+) -> None:
+    model = {"width": 32, "layers": 1, "heads": 4}
+    schemes = [{"router": "vanilla"}, {"router": "mod", "label": "mod, every second"}]
+    shallow = suite(schemes, model=model, shapes=shapes)
+    with pytest.raises(UserError) as error:
+        refuse(shallow)
+    sentence = f"suite mine.toml: row '{row}': router 'mod': no block of 1 is routed"
+    assert str(error.value).startswith(sentence)
 
 
 def test_a_title_tells_apart_what_differs() -> None:

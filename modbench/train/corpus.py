@@ -1,5 +1,6 @@
 """The three sources of text behind one call: embedded corpus, local file, Hugging Face data set."""
 
+import codecs
 import hashlib
 import itertools
 import json
@@ -42,12 +43,15 @@ def read_corpus(
 def text_sha256(config: DataConfig) -> str | None:
     """The sha256 of the local text file, so that a changed file is another corpus; else None.
 
+    Without the byte-order mark that some editors begin a file with, which is no text: with or without
+    it the corpus is the same.
+
     Raises:
         UserError: there is no such file.
     """
     if config.source != "text":
         return None
-    return hashlib.sha256(_text_bytes(config)).hexdigest()
+    return hashlib.sha256(_text_bytes(config).removeprefix(codecs.BOM_UTF8)).hexdigest()
 
 
 def _text_bytes(config: DataConfig) -> bytes:
@@ -67,7 +71,8 @@ def _text_bytes(config: DataConfig) -> bytes:
 def _read_text(config: DataConfig) -> Corpus:
     content = _text_bytes(config)
     try:
-        text = content.decode("utf-8")
+        # Not "utf-8-sig", whose errors count their bytes from behind the mark.
+        text = content.decode("utf-8").removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
     except UnicodeDecodeError as error:
         raise UserError(
             f"data path '{config.path}' is not UTF-8 (byte {error.start}); convert it to UTF-8 first"

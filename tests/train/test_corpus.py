@@ -1,5 +1,6 @@
 """A local file and a Hugging Face data set: split without leaks, every fault named with its place."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from modbench.errors import UserError
-from modbench.train.corpus import read_corpus
+from modbench.train.corpus import read_corpus, text_sha256
 from modbench.train.data_config import DataConfig
 
 
@@ -47,12 +48,33 @@ def test_equal_lines_of_a_jsonl_file_lie_on_one_side(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "".join(f"line {number}\n" for number in range(100))),
+        ("a.jsonl", "".join(f'{{"text": "line {number}"}}\n' for number in range(100))),
+    ],
+    ids=["txt", "jsonl"],
+)
+def test_a_byte_order_mark_is_no_text(tmp_path, name, content):
+    settings = {"source": "text", "path": str(tmp_path / name)}
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    plain, digest = read(tmp_path, **settings), text_sha256(DataConfig(**settings))
+    assert digest == hashlib.sha256(content.encode()).hexdigest()
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    assert read(tmp_path, **settings) == plain
+    # Or tokens that were kept from when the mark was read as text would be taken.
+    assert text_sha256(DataConfig(**settings)) == digest
+
+
+@pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
         ("gone.txt", None, "can't be read (No such file or directory)"),
         ("a.csv", b"a", "ends with '.csv'; a .txt or a .jsonl"),
         ("a.txt", b" \n ", "holds no text"),
+        ("a.txt", b"\xef\xbb\xbf\n", "holds no text"),
         ("a.txt", b"a\xff\n", "is not UTF-8 (byte 1)"),
+        ("a.txt", b"\xef\xbb\xbfa\xff\n", "is not UTF-8 (byte 4)"),
         ("a.txt", b"one line only", "has no line break"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', ":2 is not JSON"),
         ("a.jsonl", b'{"text": "a"}\n[1]\n', ":2 is no JSON object"),
@@ -77,7 +99,9 @@ def test_equal_lines_of_a_jsonl_file_lie_on_one_side(tmp_path):
         "missing",
         "csv",
         "empty",
+        "mark-only",
         "not-utf8",
+        "not-utf8-with-mark",
         "one-line",
         "not-json",
         "no-object",

@@ -39,6 +39,17 @@ def test_a_sentence_has_what_was_typed_and_what_is_near(
     assert sentence in line
 
 
+@pytest.mark.parametrize("command", ["run", "time"])
+def test_an_empty_name_of_a_suite_is_said_to_be_empty(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, ""]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the suite's name is empty; known: " in line
+    assert "quick" in line
+    assert line.endswith("; or give a file's path")
+
+
 def test_help_says_how_to_ask_for_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])

@@ -112,6 +112,10 @@ def find_suite(name: str) -> Path:
         UserError: neither.
     """
     shipped = shipped_suites()
+    if not name:  # which Path takes for this folder
+        raise UserError(
+            f"the suite's name is empty; {known_names(name, shipped)}; or give a file's path"
+        )
     if name in shipped:
         return shipped[name]
     path = Path(name)

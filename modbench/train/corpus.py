@@ -77,11 +77,11 @@ def _read_text(config: DataConfig) -> Corpus:
         raise UserError(
             f"data path '{config.path}' is not UTF-8 (byte {error.start}); convert it to UTF-8 first"
         ) from None
+    of_documents = str(config.path).endswith(".jsonl")
     if not text.strip():
-        raise UserError(
-            f"data path '{config.path}' holds no text; give a file with at least two documents"
-        )
-    if str(config.path).endswith(".jsonl"):
+        right = "at least two documents" if of_documents else "lines of text"
+        raise UserError(f"data path '{config.path}' holds no text; give a file with {right}")
+    if of_documents:
         return _split(_jsonl_documents(text, config), config, f"file '{config.path}'")
     return _split_tail(text, config)
 

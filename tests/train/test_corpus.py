@@ -71,7 +71,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path, name, content):
     [
         ("gone.txt", None, "can't be read (No such file or directory)"),
         ("a.csv", b"a", "ends with '.csv'; a .txt or a .jsonl"),
-        ("a.txt", b" \n ", "holds no text"),
+        ("a.txt", b" \n ", "holds no text; give a file with lines of text"),
+        ("a.jsonl", b"", "holds no text; give a file with at least two documents"),
         ("a.txt", b"\xef\xbb\xbf\n", "holds no text"),
         ("a.txt", b"a\xff\n", "is not UTF-8 (byte 1)"),
         ("a.txt", b"\xef\xbb\xbfa\xff\n", "is not UTF-8 (byte 4)"),
@@ -99,6 +100,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path, name, content):
         "missing",
         "csv",
         "empty",
+        "empty-jsonl",
         "mark-only",
         "not-utf8",
         "not-utf8-with-mark",

@@ -22,7 +22,7 @@ BELOW = {
     "report": {"report"},
     "sweep": {"sweep", "measure", "train", "model", "flops", "report"},
 }
-GROUND = {"errors", "metrics", "spread", "typed", "__version__"}
+GROUND = {"errors", "metrics", "out_of_memory", "spread", "typed", "__version__"}
 
 
 def imports_of(file: Path) -> set[str]:

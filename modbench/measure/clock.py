@@ -15,11 +15,11 @@ from modbench.measure.cases import (
 from modbench.measure.ceiling import ceilings
 from modbench.measure.memory import let_go
 from modbench.measure.nvml import Gpu, Watched, open_gpu
-from modbench.measure.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
 from modbench.measure.stopwatch import Stopwatch, sampled, stopwatch
 from modbench.measure.subject import Subject
 from modbench.model.context import Trace
 from modbench.model.decoder import Decoder
+from modbench.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
 
 #: Seconds of work whose energy is told: a GPU's counter moves in steps, not all the time.
 LEAST_COUNTED = 1.0

@@ -23,9 +23,9 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
     import torch
 
     from modbench.measure.environment import environment
-    from modbench.measure.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
     from modbench.measure.subject import Subject
     from modbench.model.registry import check_source, load_plugin
+    from modbench.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
     from modbench.train.numerics import make_deterministic
 
     torch.set_num_threads(spec["threads"])

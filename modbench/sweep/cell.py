@@ -31,7 +31,6 @@ from modbench.measure.loss import (
     unigram_loss,
 )
 from modbench.measure.memory import let_go, peak_memory
-from modbench.measure.out_of_memory import failed_allocation, out_of_memory_sentence
 from modbench.measure.quiet import Quiet
 from modbench.measure.routing import routing_measures
 from modbench.measure.timing import time_model
@@ -39,6 +38,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Selection
 from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router, check_source, load_plugin
+from modbench.out_of_memory import failed_allocation, out_of_memory_sentence
 from modbench.report.record import Record, Status, cell_key
 from modbench.report.store import ShardWriter
 from modbench.sweep.stage import Say, Stage
@@ -292,14 +292,15 @@ def _add_counted_steps(audit: list[dict[str, Any]], trained: Trained, elsewise: 
     """To what probe 9 found: what was counted of real training steps, and what of them is off."""
     (count,) = (finding for finding in audit if finding["name"] == "count")
     wrong = ", ".join(filter(None, (trained.miscounted, elsewise)))
-    if not wrong:
-        if count["verdict"] == "passed":
-            count["figure"] += f"; and in {trained.counted_steps} steps of training"
-        return
-    if count["verdict"] == "failed":
+    if wrong and count["verdict"] == "failed":
         count["figure"] += f"; {wrong}"
-    else:
+    elif wrong:
         count |= {"verdict": "failed", "figure": f"ledger minus counter, FLOPs: {wrong}"}
+    elif count["verdict"] == "passed" and trained.counted_steps:
+        count["figure"] += f"; and in {trained.counted_steps} steps of training"
+    if trained.unseen_steps:
+        steps = "1 step was" if trained.unseen_steps == 1 else f"{trained.unseen_steps} steps were"
+        count["figure"] += f"; {steps} not counted in training, for want of memory"
 
 
 def _per(flops: int, tokens: int) -> int | float:

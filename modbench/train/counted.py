@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from modbench.flops.counter import FlopCounter, seen_conventions
 from modbench.flops.ledger import Counts, Load
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
+from modbench.out_of_memory import failed_allocation
 from modbench.train.kept import Kept
 
 Step = tuple[Tensor, Context]
@@ -41,7 +41,7 @@ class CountedSteps:
 
     seed: int
     counted: int = 0  #: steps of which it is known whether the ledger is right
-    unseen: int = 0  #: compiled steps that memory doesn't hold as written
+    unseen: int = 0  #: steps that memory didn't hold under the counter
     wrong: dict[int, str] = field(default_factory=dict)  #: what is off, by the step
     _ran: tuple[int, int] = (0, 0)  #: the step counted last, and what it ran
 
@@ -51,14 +51,15 @@ class CountedSteps:
         return number in (first, _drawn(self.seed, first))
 
     def taken(self, number: int, model: Decoder, load: Load, take: Callable[[], Step]) -> Step:
-        """``take()``, counted. A step that raises under the counter is taken again without it."""
+        """``take()``, counted. A step that raises under the counter is taken again without it: where
+        memory did not hold it, that was the counter's fault or a passing one."""
         kept = Kept(model)
         try:
             with FlopCounter() as counter:
                 step = take()
         except Exception as error:  # an op without a formula, say; without the counter it may run
             kept.put_back()
-            self._raised(number, error)
+            self._lost(number, error)
         else:
             self._hold(number, model, load, step[1].trace.counts, counter)
             return step
@@ -70,14 +71,19 @@ class CountedSteps:
         try:
             with FlopCounter() as counter:
                 _, context = passes()
-        except (torch.OutOfMemoryError, MemoryError):
-            self.unseen += 1
         except Exception as error:
-            self._raised(number, error)
+            self._lost(number, error)
         else:
             self._hold(number, model, load, context.trace.counts, counter)
         finally:
             kept.put_back()
+
+    def _lost(self, number: int, error: Exception) -> None:
+        """Step ``number`` raised ``error`` under the counter: of what it runs nothing is known."""
+        if failed_allocation(error) is not None:
+            self.unseen += 1
+        else:
+            self._raised(number, error)
 
     def _raised(self, number: int, error: Exception) -> None:
         said = " ".join(str(error).split())[:200]

@@ -43,13 +43,15 @@ class StoppedError(Exception):
 class Trained:
     """What a run has spent. ``flops`` counts the routing that took place, ``flops_nominal`` what the
     options promise; both in convention ``model``. Of ``counted_steps`` steps a counter saw what they
-    ran; ``miscounted`` says where the ledger states something else, and is empty where it doesn't."""
+    ran, and of ``unseen_steps`` it would have, had memory held them under it; ``miscounted`` says where
+    the ledger states something else, and is empty where it doesn't."""
 
     steps: int
     tokens: int
     flops: int
     flops_nominal: int
     counted_steps: int
+    unseen_steps: int
     miscounted: str
     curve: list[dict[str, Any]]
 
@@ -240,6 +242,7 @@ def train_model(
         flops=flops,
         flops_nominal=step * nominal,
         counted_steps=counts.counted,
+        unseen_steps=counts.unseen,
         miscounted=counts.figure(),
         curve=curve,
     )

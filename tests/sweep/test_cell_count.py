@@ -34,13 +34,14 @@ class LyingBlock(Block):
         return Ledger({k: Flops(f.model // by, f.full // by, f.executed // by) for k, f in ledger})
 
 
-def trained(miscounted: str = "") -> Trained:
+def trained(miscounted: str = "", counted: int = 5, unseen: int = 0) -> Trained:
     return Trained(
         steps=9,
         tokens=576,
         flops=1,
         flops_nominal=1,
-        counted_steps=5,
+        counted_steps=counted,
+        unseen_steps=unseen,
         miscounted=miscounted,
         curve=[],
     )
@@ -76,6 +77,23 @@ def test_steps_that_were_counted_go_to_probe_9(
     assert audit[1]["verdict"] == ("failed" if failed else "passed")
     assert audit[1]["figure"] == after
     assert audit[0] == probes(verdict, figure)[0]
+
+
+@pytest.mark.parametrize(
+    ("miscounted", "counted", "unseen", "after"),
+    [
+        ("", 0, 1, "ledger equals counter; 1 step was"),
+        ("", 5, 2, "ledger equals counter; and in 5 steps of training; 2 steps were"),
+        ("+3 in x", 5, 2, f"{OFF}+3 in x; 2 steps were"),
+    ],
+)
+def test_steps_that_memory_kept_from_being_counted_are_told(
+    miscounted: str, counted: int, unseen: int, after: str
+) -> None:
+    audit = probes("passed", "ledger equals counter")
+    _add_counted_steps(audit, trained(miscounted, counted, unseen), "")
+    assert audit[1]["figure"] == f"{after} not counted in training, for want of memory"
+    assert audit[1]["verdict"] == ("failed" if miscounted else "passed")
 
 
 @pytest.mark.parametrize("name", router_names())

@@ -229,8 +229,34 @@ def test_a_pass_beside_a_step_leaves_no_trace() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
-    def too_large() -> tuple[Tensor, Context]:
-        raise torch.OutOfMemoryError
-
     counts.beside(2, model, Load.uniform(2, 32, "train"), too_large)
     assert (counts.counted, counts.unseen) == (1, 1)
+    assert counts.figure() == f"{-extra():+d} in training step 1"
+
+
+def too_large() -> tuple[Tensor, Context]:
+    """More than any memory holds: on a CPU, PyTorch calls it a RuntimeError."""
+    torch.empty(2**60, dtype=torch.uint8)
+    pytest.fail("it was held")
+
+
+def test_a_shortage_that_passes_is_nobodys_fault() -> None:
+    model, counts = build_model(SHAPE, Twice()), CountedSteps(seed=0)
+    tries = [too_large, lambda: (torch.ones(()), Context(selection="topk"))]
+    loss, _ = counts.taken(1, model, Load.uniform(2, 32, "train"), lambda: tries.pop(0)())
+    assert loss == 1
+    assert (counts.counted, counts.unseen, counts.figure()) == (0, 1, "")
+
+
+@pytest.mark.usefixtures("_often")
+def test_a_run_says_how_many_steps_memory_did_not_hold_under_the_counter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(counter: FlopCounter) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+
+    monkeypatch.setattr(FlopCounter, "__enter__", fails)
+    with pytest.raises(StoppedError):
+        run(Twice(), tmp_path, steps=9, stop_after=3)
+    _, trained = run(Twice(), tmp_path, steps=9)
+    assert (trained.counted_steps, trained.unseen_steps, trained.miscounted) == (0, 4, "")

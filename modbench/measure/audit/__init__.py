@@ -30,8 +30,8 @@ from modbench.measure.audit.leaks import batch_invariant, causal
 from modbench.measure.audit.learning import gradient
 from modbench.measure.audit.saving import saving
 from modbench.measure.audit.state import state
-from modbench.measure.out_of_memory import failed_allocation
 from modbench.model.decoder import Decoder
+from modbench.out_of_memory import failed_allocation
 
 __all__ = ["PROBES", "ROUNDING", "Finding", "audit", "findings"]
 

@@ -11,11 +11,11 @@ import torch
 from modbench.errors import UserError
 from modbench.measure.audit import PROBES, Finding, findings
 from modbench.measure.audit.finding import Subject
-from modbench.measure.out_of_memory import failed_allocation, out_of_memory_sentence
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router, load_plugin, preset_options
 from modbench.model.sizes import ShapeOptions
+from modbench.out_of_memory import failed_allocation, out_of_memory_sentence
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import device, make_deterministic

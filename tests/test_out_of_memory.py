@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modbench.measure.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
+from modbench.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
 
 ON_A_GPU = (
     "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB of which "

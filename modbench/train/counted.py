@@ -41,6 +41,7 @@ class CountedSteps:
 
     seed: int
     counted: int = 0  #: steps of which it is known whether the ledger is right
+    raised: int = 0  #: steps that raised under the counter, the unseen ones aside
     unseen: int = 0  #: steps that memory didn't hold under the counter
     wrong: dict[int, str] = field(default_factory=dict)  #: what is off, by the step
     _ran: tuple[int, int] = (0, 0)  #: the step counted last, and what it ran
@@ -83,6 +84,7 @@ class CountedSteps:
         if failed_allocation(error) is not None:
             self.unseen += 1
         else:
+            self.raised += 1
             self._raised(number, error)
 
     def _raised(self, number: int, error: Exception) -> None:
@@ -118,12 +120,15 @@ class CountedSteps:
     def figure(self) -> str:
         """What was off; empty if nothing was."""
         found = list(self.wrong.values())
-        more = f" and {len(found) - 3} more of {self.counted}" if len(found) > 3 else ""
+        known = self.counted + self.raised
+        more = f" and {len(found) - 3} more of {known}" if len(found) > 3 else ""
         return ", ".join(found[:3]) + more
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"counted": self.counted, "unseen": self.unseen, "wrong": dict(self.wrong)}
+        numbers = {"counted": self.counted, "raised": self.raised, "unseen": self.unseen}
+        return numbers | {"wrong": dict(self.wrong)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.counted, self.unseen, self.wrong = state["counted"], state["unseen"], dict(state["wrong"])
+        self.counted, self.raised, self.unseen = state["counted"], state["raised"], state["unseen"]
+        self.wrong = dict(state["wrong"])

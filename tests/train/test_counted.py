@@ -199,6 +199,14 @@ def uncountable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     return
 
 
+@pytest.mark.usefixtures("uncountable", "_often")
+def test_steps_that_raised_are_among_those_that_are_summed_up(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        run(Twice(), tmp_path, steps=20, stop_after=6)
+    _, trained = run(Twice(), tmp_path, steps=20)
+    assert trained.miscounted.endswith(" and 2 more of 5")  # steps 1, 2, 4, 8 and 16
+
+
 @pytest.mark.usefixtures("uncountable")
 def test_a_step_that_cannot_be_counted_is_taken_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

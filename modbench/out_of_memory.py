@@ -1,6 +1,8 @@
-"""What an allocation that failed says: that it was one, and how much it asked for."""
+"""What an allocation that failed says: that it was one, and how much it asked for. And whether the
+kernel killed a process, which can say nothing."""
 
 import re
+from pathlib import Path
 
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "PiB": 2**50}
 #: PyTorch on a CPU, PyTorch on a GPU, numpy.
@@ -51,3 +53,19 @@ def out_of_memory_sentence(error: BaseException) -> str:
     size = "an unknown number of" if asked is None else f"{asked:,}"
     first = said.splitlines()[0] if said else type(error).__name__
     return f"out of memory, asked for {size} bytes ({first[:200]})"
+
+
+def out_of_memory_kills() -> int:
+    """How many processes the kernel has killed for want of memory, as far as it tells us."""
+    kills = 0
+    for file in (
+        "/proc/vmstat",
+        "/sys/fs/cgroup/memory.events",
+        "/sys/fs/cgroup/memory/memory.oom_control",
+    ):
+        try:
+            text = Path(file).read_text()
+        except OSError:  # not Linux, or the other version of control groups
+            continue
+        kills += sum(int(count) for count in re.findall(r"^oom_kill (\d+)$", text, flags=re.MULTILINE))
+    return kills

@@ -9,10 +9,13 @@ import gc
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from modbench.out_of_memory import failed_allocation, out_of_memory_kills
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +31,10 @@ WEIGHING = {
 }
 
 
+class KilledError(MemoryError):
+    """The kernel killed the process that was measured, for want of memory."""
+
+
 def peak_memory(spec: dict[str, Any], threads: int) -> dict[str, Any]:
     """``{"median", "iqr", "n", "stable"}`` in bytes of one fresh process that builds the cell's model
     and optimizer and takes training steps on made-up tokens. One process has no spread: its ``iqr``
@@ -36,8 +43,12 @@ def peak_memory(spec: dict[str, Any], threads: int) -> dict[str, Any]:
     ``spec``: ``cell`` and ``plugins``, as a cell's specification has them.
 
     Raises:
+        KilledError: the kernel killed the process. A kill by hand is none of that: the kernel must have
+            counted one.
+        MemoryError: the process ran out of memory; with what it said.
         RuntimeError: the process failed; its last line says why.
     """
+    kills = out_of_memory_kills()
     threaded = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL")}
     environment = {**os.environ, **threaded, **WEIGHING}
     child = subprocess.run(
@@ -48,11 +59,17 @@ def peak_memory(spec: dict[str, Any], threads: int) -> dict[str, Any]:
         env=environment,
         check=False,
     )
+    if child.returncode == -signal.SIGKILL:
+        if out_of_memory_kills() > kills:
+            raise KilledError("measuring memory")
+        raise RuntimeError("measuring memory: killed by SIGKILL, by hand or for want of memory")
     if child.returncode != 0:
         last = child.stderr.strip().splitlines()[-1:] or ["no output"]
         raise RuntimeError(f"measuring memory failed with exit code {child.returncode}: {last[0]}")
-    peak = json.loads(child.stdout)["peak_bytes"]
-    return {"median": peak, "iqr": None, "n": 1, "stable": None}
+    found = json.loads(child.stdout)
+    if "out_of_memory" in found:
+        raise MemoryError(f"measuring memory: {found['out_of_memory']}")
+    return {"median": found["peak_bytes"], "iqr": None, "n": 1, "stable": None}
 
 
 def let_go(on: "torch.device") -> None:
@@ -123,5 +140,15 @@ def _measure(spec: dict[str, Any]) -> int:
     return meter.peak()
 
 
+def _answer(spec: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"peak_bytes": _measure(spec)}
+    except Exception as error:
+        failed = failed_allocation(error)
+        if failed is None:
+            raise
+        return {"out_of_memory": str(failed) or type(failed).__name__}
+
+
 if __name__ == "__main__":
-    print(json.dumps({"peak_bytes": _measure(json.load(sys.stdin))}))
+    print(json.dumps(_answer(json.load(sys.stdin))))

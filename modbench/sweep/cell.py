@@ -30,7 +30,7 @@ from modbench.measure.loss import (
     heldout_windows,
     unigram_loss,
 )
-from modbench.measure.memory import let_go, peak_memory
+from modbench.measure.memory import KilledError, let_go, peak_memory
 from modbench.measure.quiet import Quiet
 from modbench.measure.routing import routing_measures
 from modbench.measure.timing import time_model
@@ -41,6 +41,7 @@ from modbench.model.registry import build_router, check_source, load_plugin
 from modbench.out_of_memory import failed_allocation, out_of_memory_sentence
 from modbench.report.record import Record, Status, cell_key
 from modbench.report.store import ShardWriter
+from modbench.sweep.crash import killed_sentence
 from modbench.sweep.stage import Say, Stage
 from modbench.train import checkpoint
 from modbench.train.batches import Batches
@@ -97,6 +98,8 @@ def run_cell(spec: dict[str, Any], say: Say) -> Record:
             _measure(spec, data, measured, quiet, stop, say)
         except DivergedError as reason:
             status, error = "diverged", str(reason)
+        except KilledError as reason:
+            status, error = "oom", f"{reason}: {killed_sentence(cell)}"
         except Exception as reason:
             failed = failed_allocation(reason)
             if failed is None:

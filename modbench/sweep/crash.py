@@ -57,22 +57,6 @@ def without_folders(text: str) -> str:
     return _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], text)
 
 
-def out_of_memory_kills() -> int:
-    """How many processes the kernel has killed for want of memory, as far as it tells us."""
-    kills = 0
-    for file in (
-        "/proc/vmstat",
-        "/sys/fs/cgroup/memory.events",
-        "/sys/fs/cgroup/memory/memory.oom_control",
-    ):
-        try:
-            text = Path(file).read_text()
-        except OSError:  # not Linux, or the other version of control groups
-            continue
-        kills += sum(int(count) for count in re.findall(r"^oom_kill (\d+)$", text, flags=re.MULTILINE))
-    return kills
-
-
 def killed_sentence(cell: dict[str, Any], kind: str = "time") -> str:
     """What is said of a process that the kernel killed for want of memory. How much it asked for nobody
     knows by then; what its model takes can be predicted (see

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from modbench.errors import UserError
 from modbench.measure.quiet import Quiet
+from modbench.out_of_memory import out_of_memory_kills
 from modbench.report.page import write_report
 from modbench.report.store import ShardWriter
 from modbench.report.timing import (
@@ -24,7 +25,7 @@ from modbench.report.timing import (
     settings_of,
 )
 from modbench.sweep.cells import with_plugins
-from modbench.sweep.crash import killed_sentence, out_of_memory_kills
+from modbench.sweep.crash import killed_sentence
 from modbench.sweep.lock import suite_lock
 from modbench.sweep.progress import Progress, show_progress
 from modbench.sweep.stop_signals import stop_signals

@@ -23,7 +23,7 @@ from modbench.train.token_data import TokenData
 from modbench.train.tokenizer import Tokenizer
 
 
-def _small(folder: Path) -> tuple[dict[str, Any], TokenData]:
+def small(folder: Path) -> tuple[dict[str, Any], TokenData]:
     tokenizer = Tokenizer()
     text_N = (np.arange(4000) * 7 % 97).astype(np.uint16)
     data = TokenData(
@@ -68,7 +68,7 @@ def test_its_model_is_gone_when_memory_is_measured(
     monkeypatch.setattr(cells, "findings", held)
     monkeypatch.setattr(cells, "peak_memory", weighed)
     monkeypatch.setattr(cells, "time_model", lambda *arguments, **options: {})
-    spec, data = _small(tmp_path)
+    spec, data = small(tmp_path)
     quiet = Quiet(tmp_path)
     cells._measure(spec, data, cells.Measured(), quiet, lambda: False, lambda event: None)
     quiet.close()
@@ -113,7 +113,7 @@ def test_a_timing_need_not_wait_for_its_end(
         if happened.count(phase) == 1 and happened[-1] == phase:
             timing.start()
 
-    spec, data = _small(tmp_path)
+    spec, data = small(tmp_path)
     cells._measure(spec, data, cells.Measured(), quiet, lambda: False, say)
     timing.join(5)
     quiet.close()

@@ -149,8 +149,8 @@ def _ceilings(group: Group) -> str:
 def _remarks(group: Group) -> Iterable[str]:
     for row in group.cases:
         if not row.is_timed:
-            why = row.error or row.flags or "too few samples"
-            yield f"{escaped(row.label)}, {escaped(row.case)}: {row.status}: {escaped(why)}"
+            why = escaped(row.error or row.flags)
+            yield f"{escaped(row.label)}, {escaped(row.case)}: {row.status}: {why}"
     flagged: dict[tuple[str, str], list[str]] = {}
     for row in group.cases:
         if row.is_timed and row.flags:

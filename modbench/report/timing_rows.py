@@ -15,6 +15,8 @@ from modbench.spread import summary
 
 #: What pyperf wants a sample to span at least.
 SHORTEST = 1e-3
+#: Samples that a time is made of; fewer have no spread.
+FEWEST = 3
 _TOLD = ("phase", "sequences", "tokens", "past", "asked_bytes", "error")
 MEMORY = {"training_memory": "training", "inference_memory": "inference"}
 
@@ -23,7 +25,7 @@ MEMORY = {"training_memory": "training", "inference_memory": "inference"}
 class CaseRow:
     """One case of one scheme, over all processes that measured it. A figure is None where it can't be
     given; ``status`` is ``ok``, ``invalid`` (throttled in all processes: its time is shown, and nothing
-    is reckoned from it), ``oom`` or ``failed``."""
+    is reckoned from it; or of fewer samples than `FEWEST`: it has no time), ``oom`` or ``failed``."""
 
     label: str
     router: str
@@ -167,11 +169,13 @@ def _case_row(
         "compiled": timing.measured["compiled"],
         "dtype": timing.environment["dtype"],
     }
-    known |= {"status": "ok" if valid else "invalid"}
     used = valid or measured
     seconds = [value for _, one in used for value in one["seconds"]]
-    if len(seconds) < 3:
-        return CaseRow(**known, n=len(seconds), processes=len(used), flags=flags)
+    known |= {"status": "ok" if valid and len(seconds) >= FEWEST else "invalid"}
+    if len(seconds) < FEWEST:
+        few = f"no time, too few samples: {len(seconds)}"
+        few = "; ".join(filter(None, (few, flags)))
+        return CaseRow(**known, n=len(seconds), processes=len(used), flags=few)
     spread = summary(seconds)
     short = any(min(one["seconds"]) * one["loops"] < SHORTEST for _, one in used)
     stable = spread["stable"] and not short

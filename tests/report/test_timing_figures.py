@@ -56,12 +56,32 @@ def test_energy_is_the_mean_of_the_processes_that_told_it() -> None:
     assert "| mod | 3 |" in page_of(*processes)
 
 
-@pytest.mark.parametrize(("samples", "told"), [(2, False), (3, True)])
-def test_three_samples_are_the_fewest(samples: int, told: bool) -> None:
+@pytest.mark.parametrize(("samples", "status"), [(1, "invalid"), (2, "invalid"), (3, "ok")])
+def test_three_samples_are_the_fewest(samples: int, status: str) -> None:
     timing = timed("mod", make_case(seconds=(0.1,) * samples))
     (row,) = rows_of(timing).values()
-    assert (row.is_timed, row.status, row.n) == (told, "ok", samples)
-    assert ("mod, forward: ok: too few samples" in page_of(timing)) != told
+    assert (row.is_timed, row.status, row.n) == (status == "ok", status, samples)
+    few = f"mod, forward: invalid: no time, too few samples: {samples}\n"
+    assert (few in page_of(timing)) != row.is_timed
+
+
+def test_a_case_of_too_few_samples_does_not_look_measured() -> None:
+    timings = [
+        timed("vanilla", make_case()),
+        timed("mod", make_case(seconds=(0.1, 0.1), joules=1.0)),
+        timed("mod", make_case(throttled=("power cap",)), repetition=2),
+        timed("mod", repetition=3),
+        ceiling(),
+    ]
+    row = rows_of(*timings)["mod", "forward"]
+    assert (row.status, row.seconds_median, row.n, row.processes) == ("invalid", None, 2, 1)
+    assert row.flops_per_second is row.utilisation is row.speed_up is row.joules is None
+    why = (
+        "no time, too few samples: 2; throttled in 1 of 2 processes (power cap): left out; 1 more "
+        "processes failed"
+    )
+    assert row.flags == why
+    assert f"- mod, forward: invalid: {why}\n" in page_of(*timings)
 
 
 def test_of_two_vanilla_rows_the_first_is_the_one_to_beat() -> None:

@@ -96,9 +96,9 @@ class Group:
         return tuple(held_against(row, dense.get(row.case)) for row in rows)
 
     def _dense(self, rows: Sequence[CaseRow]) -> dict[str, CaseRow]:
-        """The vanilla row's cases, of several such rows the first one's."""
-        label = next((row.label for row in rows if row.router == "vanilla"), None)
-        return {row.case: row for row in rows if row.label == label and row.is_timed}
+        """The vanilla row's cases, of several such rows the first one's that has a valid time."""
+        valid = [row for row in rows if row.router == "vanilla" and row.is_timed and not row.is_invalid]
+        return {row.case: row for row in valid if row.label == valid[0].label}
 
     @cached_property
     def memory(self) -> tuple[MemoryRow, ...]:

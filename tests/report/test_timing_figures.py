@@ -97,6 +97,25 @@ def test_of_two_vanilla_rows_the_first_is_the_one_to_beat() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "useless",
+    [
+        timed("vanilla/a", status="failed", error="killed"),
+        timed("vanilla/a", make_case(seconds=(0.1, 0.1))),
+        timed("vanilla/a", make_case(throttled=("power cap",))),
+    ],
+    ids=["failed", "too few samples", "throttled"],
+)
+def test_a_vanilla_row_without_a_valid_time_leaves_its_place_to_the_next(useless: Timing) -> None:
+    rows = rows_of(
+        useless,
+        timed("vanilla/b", make_case(seconds=(0.8,) * 4)),
+        timed("mod", make_case(seconds=(0.2,) * 4)),
+    )
+    assert rows["mod", "forward"].speed_up == 4.0
+    assert rows["vanilla/b", "forward"].speed_up == 1.0
+
+
 def test_the_page_is_in_the_units_that_it_names() -> None:
     page = page_of(
         timed("mod", make_case(seconds=(0.1, 0.1, 0.11, 0.11))),

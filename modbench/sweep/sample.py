@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +93,8 @@ def sample_run(
     """What the model of ``run`` says after each of ``prompts``. How fast goes to stderr.
 
     Raises:
-        UserError: no such run, or its weights or its router are gone; or a prompt that is no text.
+        UserError: no such run, or its weights or its router are gone, or its plugin's code is another by
+            now; or a prompt that is no text.
     """
     drawing.check()
     _check_prompts(prompts)
@@ -116,7 +116,7 @@ def sample_run(
     from modbench.train.token_data import load
 
     cell = record.cell
-    _load_plugin_of(cell["router"], plugins)
+    _load_plugin_of(cell["router"], plugins, run)
     model = build_model(
         ModelConfig(**cell["model"]),
         build_router(cell["router"]["name"], cell["router"]["options"]),
@@ -155,21 +155,38 @@ def sample_run(
     return [prompt + tokenizer.decode(tokens) for prompt, tokens in zip(prompts, said, strict=True)]
 
 
-def _load_plugin_of(router: dict[str, Any], plugins: Sequence[Path]) -> None:
+def _load_plugin_of(router: dict[str, Any], plugins: Sequence[Path], run: str) -> None:
     """Load the one of ``plugins`` that ``router`` is of, and the others no further than it takes to find
-    it: they may change more than their own routers."""
-    from modbench.model.registry import load_plugin
+    it: they may change more than their own routers.
 
-    digest = router["plugin_sha256"]
+    Raises:
+        UserError: it is none of theirs, or has changed since ``run`` was trained.
+    """
+    from modbench.model.plugin_code import guessed_sha256
+    from modbench.model.registry import load_plugin, plugin_sha256
+
+    name, digest = router["name"], router["plugin_sha256"]
     if digest is None:
         return
 
     def other(plugin: Path) -> bool:
-        return not plugin.is_file() or sha256(plugin.read_bytes()).hexdigest() != digest
+        return not plugin.is_file() or guessed_sha256(plugin) != digest
 
     for plugin in sorted(plugins, key=other):
-        if router["name"] in load_plugin(plugin):
-            return
+        if name in load_plugin(plugin):
+            break
+    now = plugin_sha256(name)
+    if now is None:
+        raise UserError(
+            f"run '{run}': its router '{name}' is of a plugin file (sha256 {digest[:12]}); give that "
+            "file with --plugin"
+        )
+    if now != digest:
+        raise UserError(
+            f"run '{run}': the plugin file of its router '{name}', or one that it imports, has changed "
+            f"since the run was trained (sha256 {digest[:12]} then, {now[:12]} now); give --plugin the "
+            "file as it was, or run the suite again"
+        )
 
 
 def _again(folder: Path, record: Record) -> str:

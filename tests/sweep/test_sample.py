@@ -1,6 +1,8 @@
 """Text from a run: which run is meant, weights that aren't its own, and what is said of it."""
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -288,22 +290,61 @@ def test_a_text_longer_than_any_trained_is_told(
     )
 
 
+def plugin_at(file: Path, *lines: str) -> Path:
+    """A plugin whose router has the file's name."""
+    file.write_text(
+        "\n".join(lines)
+        + "\nfrom modbench.model.registry import register_router\n"
+        + "from modbench.routers.vanilla import Vanilla\n"
+        + "from dataclasses import dataclass\n"
+        + f"@register_router('{file.stem}')\n"
+        + "@dataclass(frozen=True, kw_only=True)\n"
+        + "class Mine(Vanilla): ...\n"
+    )
+    return file
+
+
 def test_of_several_plugins_the_one_that_the_router_is_of_is_loaded(tmp_path: Path) -> None:
-    files = [tmp_path / f"{name}.py" for name in ("sampled_first", "sampled_second", "sampled_third")]
-    for file in files:
-        file.write_text(
-            "from modbench.model.registry import register_router\n"
-            "from modbench.routers.vanilla import Vanilla\n"
-            "from dataclasses import dataclass\n"
-            f"@register_router('{file.stem}')\n"
-            "@dataclass(frozen=True, kw_only=True)\n"
-            "class Mine(Vanilla): ...\n"
-        )
+    names = ("sampled_first", "sampled_second", "sampled_third")
+    files = [plugin_at(tmp_path / f"{name}.py") for name in names]
     digest = sha256(files[1].read_bytes()).hexdigest()
-    _load_plugin_of({"name": "vanilla", "plugin_sha256": None}, files)
+    _load_plugin_of({"name": "vanilla", "plugin_sha256": None}, files, "s/a")
     assert not {file.stem for file in files} & set(router_names())
-    _load_plugin_of({"name": "sampled_second", "plugin_sha256": digest}, files)
+    _load_plugin_of({"name": "sampled_second", "plugin_sha256": digest}, files, "s/a")
     assert {file.stem for file in files} & set(router_names()) == {"sampled_second"}
-    # A file that reads otherwise by now is looked for by the router's name.
-    _load_plugin_of({"name": "sampled_first", "plugin_sha256": 64 * "0"}, files)
-    assert {file.stem for file in files} & set(router_names()) == {"sampled_first", "sampled_second"}
+
+
+def test_a_plugin_with_modules_beside_it_is_found_by_the_hash_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.path", [*sys.path])
+    helper = tmp_path / "sampled_helper.py"
+    helper.write_text("SCALE = 1.0\n")
+    lines = ("import sys", f"sys.path.insert(0, {str(tmp_path)!r})", "import sampled_helper")
+    files = [plugin_at(tmp_path / "sampled_alone.py"), plugin_at(tmp_path / "sampled_helped.py", *lines)]
+    own, beside = (sha256(file.read_bytes()).hexdigest() for file in (files[1], helper))
+    digest = sha256(f"{own}\nsampled_helper {beside}".encode()).hexdigest()
+    _load_plugin_of({"name": "sampled_helped", "plugin_sha256": digest}, files, "s/a")
+    assert {file.stem for file in files} & set(router_names()) == {"sampled_helped"}
+
+
+def test_a_plugin_that_changed_since_the_run_was_trained_is_refused(tmp_path: Path) -> None:
+    file = plugin_at(tmp_path / "sampled_edited.py")
+    now, then = sha256(file.read_bytes()).hexdigest()[:12], 64 * "0"
+    words = (
+        "run 's/a': the plugin file of its router 'sampled_edited', or one that it imports, has changed "
+        f"since the run was trained (sha256 {then[:12]} then, {now} now); give --plugin the file as it "
+        "was, or run the suite again"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(words)}$"):
+        _load_plugin_of({"name": "sampled_edited", "plugin_sha256": then}, [file], "s/a")
+
+
+@pytest.mark.parametrize("name", ["sampled_nowhere", "vanilla"])
+def test_a_plugins_run_without_its_plugin_is_refused(name: str) -> None:
+    """Even where an installed router has that name."""
+    words = (
+        rf"run 's/a': its router '{name}' is of a plugin file \(sha256 ab{10 * '0'}\); give that file"
+    )
+    with pytest.raises(UserError, match=words):
+        _load_plugin_of({"name": name, "plugin_sha256": "ab" + 62 * "0"}, [], "s/a")

@@ -66,7 +66,7 @@ def peak_memory(spec: dict[str, Any], threads: int) -> dict[str, Any]:
     if child.returncode != 0:
         last = child.stderr.strip().splitlines()[-1:] or ["no output"]
         raise RuntimeError(f"measuring memory failed with exit code {child.returncode}: {last[0]}")
-    found = json.loads(child.stdout)
+    found = json.loads(child.stdout.splitlines()[-1])
     if "out_of_memory" in found:
         raise MemoryError(f"measuring memory: {found['out_of_memory']}")
     return {"median": found["peak_bytes"], "iqr": None, "n": 1, "stable": None}
@@ -151,4 +151,5 @@ def _answer(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_answer(json.load(sys.stdin))))
+    answers, sys.stdout = sys.stdout, sys.stderr  # a router's own code may print
+    print(f"\n{json.dumps(_answer(json.load(sys.stdin)))}", file=answers)

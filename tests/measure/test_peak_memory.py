@@ -21,16 +21,29 @@ from modbench.model.block import Block
 from modbench.model.registry import register_router
 from modbench.model.router import Router
 
-@register_router("large_in_steps")
+@register_router("{name}")
 @dataclass(frozen=True, kw_only=True)
 class Mine(Router):
     def build_layer(self, model, layer):
-        return Large(model, layer)
+        return Odd(model, layer)
 
-class Large(Block):
+class Odd(Block):
     def forward(self, x_BTD, context):
-        raise RuntimeError({said!r})
+        {forward}
 """
+
+
+def spec_of(name: str, forward: str, folder: Path) -> dict[str, Any]:
+    """Of a cell whose router is a plugin's, with ``forward`` in its forward pass."""
+    plugin = folder / f"{name}.py"
+    plugin.write_text(PLUGIN.format(name=name, forward=forward))
+    digest = sha256(plugin.read_bytes()).hexdigest()
+    cell = {
+        "router": {"name": name, "options": {}, "plugin_sha256": digest},
+        "model": asdict(ModelConfig(vocabulary=97, width=16, layers=1, heads=2)),
+        "train": asdict(TrainConfig(budget=1, sequence=16, batch=1)),
+    }
+    return {"cell": cell, "plugins": [os.fspath(plugin)]}
 
 
 def killed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,16 +75,9 @@ def test_a_kill_by_the_kernel_is_want_of_memory_and_one_by_hand_is_not(
     ],
 )
 def test_a_process_that_ran_out_of_memory_says_so(said: str, asked: int | None, tmp_path: Path) -> None:
-    plugin = tmp_path / "large_in_steps.py"
-    plugin.write_text(PLUGIN.format(said=said))
-    digest = sha256(plugin.read_bytes()).hexdigest()
-    cell = {
-        "router": {"name": "large_in_steps", "options": {}, "plugin_sha256": digest},
-        "model": asdict(ModelConfig(vocabulary=97, width=16, layers=1, heads=2)),
-        "train": asdict(TrainConfig(budget=1, sequence=16, batch=1)),
-    }
+    forward = f"raise RuntimeError({said!r})"
     with pytest.raises((MemoryError, RuntimeError)) as raised:
-        memory.peak_memory({"cell": cell, "plugins": [os.fspath(plugin)]}, 1)
+        memory.peak_memory(spec_of("large_in_steps", forward, tmp_path), 1)
     failed = failed_allocation(raised.value)
     if said == "shapes differ":
         assert failed is None
@@ -79,3 +85,9 @@ def test_a_process_that_ran_out_of_memory_says_so(said: str, asked: int | None, 
     else:
         assert str(failed) == f"measuring memory: {said}"
         assert asked_bytes(str(failed)) == asked
+
+
+def test_a_router_may_print_while_its_memory_is_measured(tmp_path: Path) -> None:
+    forward = "import os; print('a'); os.write(1, b'b'); return super().forward(x_BTD, context)"
+    found = memory.peak_memory(spec_of("prints_in_steps", forward, tmp_path), 1)
+    assert found["median"] >= 0

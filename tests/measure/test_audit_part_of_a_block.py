@@ -4,6 +4,7 @@ token skips such a layer, and no probe finds fault with it for that.
 B sequences, T tokens, D model width; R sequences that send any tokens, K the most that one sends.
 """
 
+import re
 from dataclasses import replace
 
 import mutants
@@ -108,6 +109,28 @@ def test_attention_that_decodes_otherwise_fails_by_its_logits(monkeypatch: pytes
     finding = verdicts(AttendsToItselfInDecoding, monkeypatch)[3]
     assert finding.failed
     assert "one by one differ by" in finding.figure
+
+
+class ShowsWhoAttends(Attends):
+    """Says selected of those that attend, though the MLP changes the others, too."""
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        attending_BT = score(x_BTD, self.router).squeeze(-1) >= 0
+        context.trace.show(self.layer, "selected", attending_BT)
+        return super().forward(x_BTD, context)
+
+
+def test_a_scheme_that_shows_who_enters_a_part_of_a_block_is_told_to_show_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finding = verdicts(ShowsWhoAttends, monkeypatch)[5]
+    assert finding.failed
+    told = re.match(
+        r"(\d+) of (\d+) tokens shown as not selected are changed by their layer; ", finding.figure
+    )
+    assert told is not None
+    assert told[1] == told[2]
+    assert "a scheme that routes a part of a block shows nobody selected" in finding.figure
 
 
 class Heavy(FeedForward):

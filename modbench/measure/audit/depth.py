@@ -29,6 +29,11 @@ from modbench.model.decoder import Decoder
 
 #: What float64 loses in subtracting the stream from what it has become.
 CANCELLED = 1e-13
+#: More likely a scheme that does not skip than one that means to and never does.
+ALL_CHANGE = (
+    "tokens shown as not selected are changed by their layer; a scheme that routes a part of a block "
+    "shows nobody selected"
+)
 
 
 @torch.no_grad()
@@ -58,6 +63,8 @@ def bypass(subject: Subject, tokens_BT: Tensor) -> Outcome:
             None,
             "some skip a layer that shows nobody selected" if quiet else "no token skips a layer",
         )
+    if altered == skipped:
+        return False, f"{altered} of {skipped} {ALL_CHANGE}"
     return altered == 0, f"{altered} of {skipped} skipped tokens changed"
 
 

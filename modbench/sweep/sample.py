@@ -150,7 +150,7 @@ def sample_run(
     how = "without a cache"
     if drawing.cache:
         dense = dense_cache_bytes(model, sum(kept[0].read))
-        how = f"with a cache of {kept[0].bytes:,} bytes ({dense:,} if no token skipped a layer)"
+        how = f"with a cache of {kept[0].bytes:,} bytes ({dense:,} in a dense model of its shape)"
     print(f"modbench: {drawn} tokens in {seconds:.2f} s {how}", file=sys.stderr)
     return [prompt + tokenizer.decode(tokens) for prompt, tokens in zip(prompts, said, strict=True)]
 

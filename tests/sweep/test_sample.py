@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 from safetensors.torch import save_file
+from torch import Tensor
 
 from modbench.errors import UserError
+from modbench.model.block import MLP
 from modbench.model.config import ModelConfig
+from modbench.model.context import Context
 from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router, router_names
 from modbench.report.record import Record, Status, cell_key
@@ -271,9 +274,32 @@ def test_what_is_said_has_the_size_of_the_cache(
         sample()
         kept, dense = f"{layers * one_layer:,}", f"{2 * one_layer:,}"
         said = capsys.readouterr().err
-        assert f" s with a cache of {kept} bytes ({dense} if no token skipped a layer)\n" in said
+        assert f" s with a cache of {kept} bytes ({dense} in a dense model of its shape)\n" in said
     sample(cache=False)
     assert capsys.readouterr().err.rstrip().endswith(" s without a cache")
+
+
+def test_a_cache_with_state_of_a_schemes_own_is_held_against_a_dense_model(
+    results: Path,
+    sample: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain = MLP.forward
+
+    def keeps_its_input(mlp: MLP, x_BTD: Tensor, context: Context) -> Tensor:
+        if context.cache is not None:
+            number, state_B1TD = SHAPE["layers"] + mlp.layer, x_BTD[:, None]
+            lengths = context.lengths(x_BTD)
+            context.cache.extend(number, state_B1TD, state_B1TD, lengths, context.rows)
+        return plain(mlp, x_BTD, context)
+
+    monkeypatch.setattr(MLP, "forward", keeps_its_input)
+    save_weights(weights_at(results, find_record("tiny/vanilla", results)), model_of("vanilla"))
+    sample("tiny/vanilla")
+    dense = 5 * 2 * 2 * 16 * 4  # what no skipping gives, and the state takes as much again
+    said = capsys.readouterr().err
+    assert f" s with a cache of {2 * dense:,} bytes ({dense:,} in a dense model of its shape)\n" in said
 
 
 def test_a_text_longer_than_any_trained_is_told(

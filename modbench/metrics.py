@@ -56,7 +56,8 @@ _TABLE = (
         unit="nats/token",
         direction="none",
         kind="quality",
-        meaning="causal loss minus leaky loss: what looking ahead would have flattered",
+        meaning="causal loss minus leaky loss: what looking ahead would have flattered; may be below 0 "
+        "where the training rule drops tokens that the causal rule keeps",
     ),
     Metric(
         name="flip_rate",

@@ -46,6 +46,9 @@ TAIL = """
 - Whether an equation is the paper's: which gate an expert's output is multiplied by, which way a bias is
   pushed, what a predictor is taught. What is here is held against plain loops of the papers' equations,
   and against Hugging Face's layers, in the tests.
+- A gradient of the wrong size, but for a depth router's scale: probe 8 asks whether cross-entropy
+  reaches each parameter, and each row of a router's weight (E, D) whose layer shows its `load` (E,). A
+  gate that is cut off behind a softmax still has some, by the denominators of the others.
 - Waste that the ledger owns up to: it is charged, and stands in the FLOPs of the row.
 - A bug that needs weights, or text, that a few training steps on random tokens don't give.
 - Whether a share of tokens that the causal rule lets in is a good one: probe 4 tells it, and no more.

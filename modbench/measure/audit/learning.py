@@ -19,6 +19,7 @@ from modbench.measure.audit.finding import (
     plain_block,
     routers,
 )
+from modbench.measure.audit.router_rows import cut_row
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 
@@ -33,13 +34,13 @@ SUMMED = 1e-6
 
 def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 8: on a model with first weights, cross-entropy alone reaches each parameter named a
-    router's. In a layer that shows who is ``selected`` and has a linear router, the gradient is of the
-    scale of a linear gate's: sum_t <dL/dout_t, delta_t> x_t. Auxiliary losses reach what is named a
-    predictor's, one or the other all that the scheme's own classes hold, and where none of
-    these is named a router's the verdict is ``unchecked``: some may be meant for cross-entropy and get
-    none. Auxiliary losses come to
-    the same whatever the order of sequences, so that no sequence teaches alone, and whatever stands in
-    padding, which takes no gradient of them.
+    router's; of a router's weight (E, D), each row that it hangs on and whose expert takes tokens, by
+    the ``load`` that the layer shows. In a layer that shows who is ``selected`` and has a linear router,
+    the gradient is of the scale of a linear gate's: sum_t <dL/dout_t, delta_t> x_t. Auxiliary losses
+    reach what is named a predictor's, one or the other all that the scheme's own classes hold, and where
+    none of these is named a router's the verdict is ``unchecked``: some may be meant for cross-entropy
+    and get none. Auxiliary losses come to the same whatever the order of sequences, so that no sequence
+    teaches alone, and whatever stands in padding, which takes no gradient of them.
     """
     first = subject.fresh()[0]
     wrong = _twins(first) or _uneven(first.double(), subject.tokens(3, TOKENS))
@@ -53,7 +54,7 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     own = own_parameters(model)
     all_enter = "capacity" in taken or not subject.skips
     tokens_BT = subject.tokens(3, TOKENS if all_enter else TOKENS_OF_A_SHARE)
-    context = Context()
+    before, context = copy.deepcopy(model), Context()
     kept: list[tuple[int, nn.Module, Tensor, Tensor]] = []
     x_BTD = model.embedding(tokens_BT)
     for number, layer, before_BTD, after_BTD in layer_by_layer(model, tokens_BT, context):
@@ -70,6 +71,9 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     lost = [name for name in asked if not _reached(parameters[name])]
     if lost:
         return False, f"cross-entropy does not reach {lost[0]}"
+    cut = cut_row(before, tokens_BT, model, context)
+    if cut:
+        return False, cut
     by_text = [name for name in own if _reached(parameters[name])]
     scales = [scale for entry in kept if (scale := _scale(*entry, context)) is not None]
     if scales and min(scales) < SMALLEST:

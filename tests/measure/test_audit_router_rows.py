@@ -1,0 +1,168 @@
+"""Probe 8 asks a router's rows, too: a gate that keeps the gradient from one expert alone is named, and
+no scheme fails whose loss does not hang on a row without a gradient.
+
+B sequences, T tokens, S slots, D model width, E experts.
+"""
+
+import mutants
+import pytest
+import torch
+from mutants import Depth
+from torch import Tensor, nn
+
+from modbench.flops.ledger import Ledger, Load
+from modbench.measure.audit.finding import Outcome, Subject
+from modbench.measure.audit.learning import gradient
+from modbench.model.block import Block, FeedForward
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.decoder import build_model
+from modbench.model.experts import ExpertBank, dispatched
+from modbench.model.initial import normal_
+from modbench.model.router import Layer
+from modbench.model.scores import score
+
+SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
+EXPERTS, CUT = 4, 1
+
+
+class Best(FeedForward):
+    """The two experts that score highest, each weighted by its own sigmoid."""
+
+    top_k = 2
+
+    def __init__(self, model: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.bank = ExpertBank(model, layer, experts=EXPERTS, width=16)
+        self.router = nn.Parameter(torch.empty(EXPERTS, model.width))
+
+    def initialise(self, seed: int) -> None:
+        normal_(self.router, seed, f"best {self.layer}")
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        scores_SE = score(x_BTD, self.router).flatten(0, 1)
+        chosen_SE = torch.zeros_like(scores_SE, dtype=torch.bool)
+        chosen_SE.scatter_(1, self.choice(scores_SE).topk(self.top_k).indices, True)
+        real_BT = context.real(x_BTD)
+        if real_BT is not None:
+            chosen_SE = chosen_SE & real_BT.reshape(-1, 1)
+        load_E = chosen_SE.sum(0)
+        context.trace.show(self.layer, "load", load_E)
+        gates_SE = self.gates(scores_SE, chosen_SE)
+        return dispatched(self.bank, x_BTD, gates_SE, chosen_SE, load_E.tolist())
+
+    def choice(self, scores_SE: Tensor) -> Tensor:
+        return scores_SE
+
+    def gates(self, scores_SE: Tensor, chosen_SE: Tensor) -> Tensor:
+        return scores_SE.sigmoid()
+
+    def ledger(self, load: Load) -> Ledger:
+        return Ledger()
+
+
+def with_one(gates_SE: Tensor, column_S: Tensor) -> Tensor:
+    """``gates_SE`` with another column for the expert `CUT`."""
+    return torch.cat([gates_SE[:, :CUT], column_S[:, None], gates_SE[:, CUT + 1 :]], 1)
+
+
+class CutForOne(Best):
+    def gates(self, scores_SE: Tensor, chosen_SE: Tensor) -> Tensor:
+        gates_SE = scores_SE.sigmoid()
+        return with_one(gates_SE, gates_SE[:, CUT].detach())
+
+
+class CutForOneOfTheBest(CutForOne):
+    top_k = 1
+
+
+class Renormalised(Best):
+    def gates(self, scores_SE: Tensor, chosen_SE: Tensor) -> Tensor:
+        gates_SE = scores_SE.sigmoid() * chosen_SE
+        return gates_SE / gates_SE.sum(1, keepdim=True).clamp(min=1e-30)
+
+
+class Softmax(Best):
+    top_k = 1
+
+    def gates(self, scores_SE: Tensor, chosen_SE: Tensor) -> Tensor:
+        return scores_SE.softmax(1)
+
+
+class ChosenByNobody(Best):
+    """A bias in the choice alone."""
+
+    def choice(self, scores_SE: Tensor) -> Tensor:
+        return with_one(scores_SE, scores_SE[:, CUT] - 1e3)
+
+
+class ChosenInTurn(Best):
+    """By everything but the scores."""
+
+    def choice(self, scores_SE: Tensor) -> Tensor:
+        place_S1 = torch.arange(len(scores_SE), device=scores_SE.device)[:, None]
+        return -((place_S1 - torch.arange(EXPERTS, device=scores_SE.device)) % EXPERTS).double()
+
+
+class ConstantGateOfOne(Best):
+    """Tokens go to it by its score, and it is weighted by 1."""
+
+    def gates(self, scores_SE: Tensor, chosen_SE: Tensor) -> Tensor:
+        return with_one(scores_SE.sigmoid(), torch.ones_like(scores_SE[:, CUT]))
+
+
+class DoesNothing(Best):
+    """An expert of zero computation, whatever its gate is."""
+
+    def gates(self, scores_SE: Tensor, chosen_SE: Tensor) -> Tensor:
+        return with_one(scores_SE.sigmoid(), 0 * scores_SE[:, CUT])
+
+
+class Noisy(Best):
+    """Drawn anew in each pass."""
+
+    def choice(self, scores_SE: Tensor) -> Tensor:
+        return scores_SE + 0.1 * torch.randn_like(scores_SE)
+
+
+class ConstantGateOfOneByLot(ConstantGateOfOne, Noisy): ...
+
+
+def learning(kind: type[Best], monkeypatch: pytest.MonkeyPatch) -> Outcome:
+    def layer(options: Depth, model: ModelConfig, number: int) -> Layer:
+        return Block(model, number, kind(model, number))
+
+    monkeypatch.setitem(mutants.MUTANTS, "case", layer)  # type: ignore[arg-type]
+    subject = Subject(build_model(SHAPE, Depth(bug="case"), seed=4))
+    return gradient(subject, subject.tokens(3, 63))
+
+
+@pytest.mark.parametrize("kind", [CutForOne, CutForOneOfTheBest])
+def test_a_gradient_that_is_cut_for_one_expert_is_named(
+    kind: type[Best], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed, figure = learning(kind, monkeypatch)
+    assert passed is False
+    place = f"row {CUT} of layers.1.feed_forward.router, to whose expert "
+    assert figure.startswith(f"cross-entropy does not reach {place}")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Best,
+        Renormalised,
+        Softmax,
+        ChosenByNobody,
+        ChosenInTurn,
+        ConstantGateOfOne,
+        DoesNothing,
+        Noisy,
+        ConstantGateOfOneByLot,
+    ],
+)
+def test_a_row_that_the_loss_does_not_hang_on_needs_no_gradient(
+    kind: type[Best], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert learning(kind, monkeypatch) == (True, "cross-entropy reaches 1 router parameters")

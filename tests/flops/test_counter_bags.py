@@ -40,10 +40,8 @@ def test_a_weighted_bag_costs_what_a_sparse_product_does_and_each_gradient_as_mu
 def test_a_bags_forward_is_counted_as_the_sparse_matmul_of_the_same_values() -> None:
     table, weight = torch.randn(16, 7), torch.randn(9)
     places = torch.stack((torch.arange(9) // 3, INDICES))
-    with FlopCounter() as counter:
-        product = torch.sparse.mm(
-            torch.sparse_coo_tensor(places, weight, (3, 16), check_invariants=True), table
-        )
+    with torch.sparse.check_sparse_tensor_invariants(), FlopCounter() as counter:
+        product = torch.sparse.mm(torch.sparse_coo_tensor(places, weight, (3, 16)), table)
     with FlopCounter() as of_bags, torch.inference_mode():
         bags = F.embedding_bag(
             INDICES.view(3, 3), table, mode="sum", per_sample_weights=weight.view(3, 3)

@@ -208,7 +208,8 @@ def test_a_heads_gradient_is_cast_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     gradients, largest = [], []
     for cast in (40 * 500, 40 * 7):
         monkeypatch.setattr(parts, "CAST", cast)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        activities = [ProfilerActivity.CPU]
+        with profile(activities=activities, profile_memory=True, acc_events=True) as seen:
             gradients.append(parts._with_gradients(x_ND, weight_VD, targets_N, False, True)[2])
         largest.append(
             max(event.cpu_memory_usage for event in seen.events() if event.name == "aten::to")

@@ -1,25 +1,28 @@
 """What a bank of experts computes of rows that lie sorted by expert, and its gradients:
 down(activation(up x)) of each row's own expert.
 
-Three ways, all of `modbench.model.expert_ways`: `Together` on a GPU, and in float32 where experts have
-equally many rows; `AtOnce` in bfloat16 on a CPU with units for matrices (AMX), whose matmuls are so fast
-that all between them shows; else `OneByOne`. Which is faster was measured (`nox -s perf`, "experts over
-one by one"; nothing on a GPU).
+Four ways, of `modbench.model.expert_ways` but for one: `Together` on a GPU, and in float32 where
+experts have equally many rows; `modbench.model.in_one_call.InOneCall` for small experts that have not,
+the start of whose matmuls shows; `AtOnce` in bfloat16 where they have, and on a CPU with units for
+matrices (AMX), whose matmuls are so fast that all between them shows; else `OneByOne`. Which is faster
+was measured (`nox -s perf`, "experts over one by one" and "small experts"; nothing on a GPU).
 
 E experts, N rows, C columns of ``up``, D model width, F hidden width.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from modbench.model import processor
+from modbench.model import in_one_call, processor
 from modbench.model.cross_entropy import on_gpu
 from modbench.model.expert_ways import AtOnce, OneByOne, Together, Way, room
 from modbench.model.grouped import Equal, Grouped, Slices, takes_grouped
+from modbench.model.in_one_call import InOneCall
 
 #: Rows of each expert: those that the host knows, those that it does not, or as many as of any other.
 Counts = Sequence[int] | Tensor | None
@@ -33,21 +36,32 @@ def run(rows_ND: Tensor, up_ECD: Tensor, down_EDF: Tensor, counts: Counts, mlp: 
         sizes = [] if counts is None or counts_E is not None else list(counts)
         up_ECD, down_EDF = up_ECD.to(rows_ND.dtype), down_EDF.to(rows_ND.dtype)
         return _experts(rows_ND, up_ECD, down_EDF, counts_E, sizes, mlp)[0]
-    way = _way(rows_ND, counts, len(up_ECD), mlp)
+    way = _way(rows_ND, up_ECD, down_EDF, counts, mlp)
     if not torch.is_grad_enabled():
         return way.forward(rows_ND, up_ECD, down_EDF)
     return _Experts.apply(rows_ND, up_ECD, down_EDF, way)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _way(rows_ND: Tensor, counts: Counts, experts: int, mlp: str) -> Way:
+def _way(
+    rows_ND: Tensor,
+    up_ECD: Tensor,
+    down_EDF: Tensor,
+    counts: Counts,
+    mlp: str,
+    *,
+    compiled: bool = False,
+) -> Way:
+    """``compiled``: what is kept between the matmuls must be one tensor."""
     if isinstance(counts, Tensor):
         return Together(Grouped(counts, whole=False), mlp)
     equal = counts is None
     if counts is None:
-        counts = [len(rows_ND) // experts] * experts
+        counts = [len(rows_ND) // len(up_ECD)] * len(up_ECD)
     if _together(rows_ND, equal=equal):
         return Together(Equal() if equal else Slices(counts), mlp)
-    if rows_ND.dtype == torch.bfloat16 and processor.MATRIX_UNITS:
+    if not (equal or compiled) and in_one_call.takes(rows_ND, up_ECD, down_EDF):
+        return InOneCall(counts, mlp)
+    if rows_ND.dtype == torch.bfloat16 and (equal or processor.MATRIX_UNITS):
         return AtOnce(counts, mlp, equal=equal)
     return OneByOne(counts, mlp)
 
@@ -158,9 +172,9 @@ def _compiled_way(
     sizes: Sequence[int],
     mlp: str,
 ) -> Way:
-    experts = len(up_ECD)
+    way = partial(_way, rows_ND, up_ECD, down_EDF, mlp=mlp, compiled=True)
     if counts_E is None:
-        return _way(rows_ND, sizes or None, experts, mlp)
+        return way(sizes or None)
     if takes_grouped(rows_ND, up_ECD, down_EDF, dtype=rows_ND.dtype):
-        return _way(rows_ND, counts_E, experts, mlp)
-    return _way(rows_ND, counts_E.tolist(), experts, mlp)
+        return way(counts_E)
+    return way(counts_E.tolist())

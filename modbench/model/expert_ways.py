@@ -47,16 +47,16 @@ class Way(ABC):
     @abstractmethod
     def keeping(
         self, rows_ND: Tensor, up_ECD: Tensor, down_EDF: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """The same, and what `backward` takes besides the rows: what is between the matmuls, and both
-        weights as they were multiplied, or as they are."""
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The same, and what `backward` takes besides the rows: what is between the matmuls, and last
+        both weights as they were multiplied, or as they are."""
 
     @abstractmethod
     def backward(
         self,
         dy_ND: Tensor,
         rows_ND: Tensor,
-        kept: tuple[Tensor, Tensor, Tensor],
+        kept: tuple[Tensor, ...],
         dtypes: tuple[torch.dtype, torch.dtype],
         needed: Sequence[bool] = ALL,
     ) -> Gradients:
@@ -74,7 +74,7 @@ class Together(Way):
 
     def keeping(
         self, rows_ND: Tensor, up_ECD: Tensor, down_EDF: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         with as_it_is(rows_ND):
             up_NC = self._products.forward(rows_ND, up_ECD)
             hidden_NF = up_NC.new_empty(len(up_NC), down_EDF.shape[2])
@@ -85,7 +85,7 @@ class Together(Way):
         self,
         dy_ND: Tensor,
         rows_ND: Tensor,
-        kept: tuple[Tensor, Tensor, Tensor],
+        kept: tuple[Tensor, ...],
         dtypes: tuple[torch.dtype, torch.dtype],
         needed: Sequence[bool] = ALL,
     ) -> Gradients:
@@ -135,7 +135,7 @@ class OneByOne(Way):
 
     def keeping(
         self, rows_ND: Tensor, up_ECD: Tensor, down_EDF: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         out_ND = self._empty(rows_ND, down_EDF)
         with as_it_is(rows_ND):
             up_ECD, down_EDF = up_ECD.to(rows_ND.dtype), down_EDF.to(rows_ND.dtype)
@@ -154,7 +154,7 @@ class OneByOne(Way):
         self,
         dy_ND: Tensor,
         rows_ND: Tensor,
-        kept: tuple[Tensor, Tensor, Tensor],
+        kept: tuple[Tensor, ...],
         dtypes: tuple[torch.dtype, torch.dtype],
         needed: Sequence[bool] = ALL,
     ) -> Gradients:
@@ -212,7 +212,7 @@ class AtOnce(Way):
 
     def keeping(
         self, rows_ND: Tensor, up_ECD: Tensor, down_EDF: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         with as_it_is(rows_ND):
             up_ECD, down_EDF = up_ECD.to(rows_ND.dtype), down_EDF.to(rows_ND.dtype)
             between = rows_ND.new_empty(room(rows_ND, up_ECD, down_EDF))
@@ -228,7 +228,7 @@ class AtOnce(Way):
         self,
         dy_ND: Tensor,
         rows_ND: Tensor,
-        kept: tuple[Tensor, Tensor, Tensor],
+        kept: tuple[Tensor, ...],
         dtypes: tuple[torch.dtype, torch.dtype],
         needed: Sequence[bool] = ALL,
     ) -> Gradients:
@@ -265,7 +265,7 @@ class AtOnce(Way):
         most = rows = sum(self._sizes(like))
         if not self._as_they_are(like):
             real = sum(self._counts)
-            most = real + _filling(like.dtype, real, len(self._counts))
+            most = real + filling_at_most(like.dtype, real, len(self._counts))
         return like.new_empty(most, columns)[:rows]
 
     def _as_they_are(self, x: Tensor) -> bool:
@@ -338,11 +338,11 @@ class AtOnce(Way):
 
 def room(rows_ND: Tensor, up_ECD: Tensor, down_EDF: Tensor) -> int:
     """Numbers between the matmuls of these rows, whoever their experts are: at most."""
-    most = len(rows_ND) + _filling(rows_ND.dtype, len(rows_ND), len(up_ECD))
+    most = len(rows_ND) + filling_at_most(rows_ND.dtype, len(rows_ND), len(up_ECD))
     return most * (up_ECD.shape[1] + down_EDF.shape[2])
 
 
-def _filling(dtype: torch.dtype, rows: int, experts: int) -> int:
+def filling_at_most(dtype: torch.dtype, rows: int, experts: int) -> int:
     """What fills up ``rows`` of so many experts, whoever has how many: at most."""
     if dtype in BY_FEATURE:
         return (ROWS - 1) * experts

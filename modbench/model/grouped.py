@@ -158,16 +158,16 @@ def _mm(one: Tensor, other: Tensor, out: Tensor, count: int, rows: int) -> None:
 
 
 # An op of its own: rows of zeros are in no count, as what a kernel fills its own tiles with is in none.
-_OPS = torch.library.Library("modbench", "FRAGMENT")
-_OPS.define("filled_mm(Tensor one, Tensor other, Tensor(a!) out, int count, int rows) -> ()")
+OPS = torch.library.Library("modbench", "FRAGMENT")
+OPS.define("filled_mm(Tensor one, Tensor other, Tensor(a!) out, int count, int rows) -> ()")
 
 
-@torch.library.impl(_OPS, "filled_mm", "CPU")
+@torch.library.impl(OPS, "filled_mm", "CPU")
 def _filled_mm(one: Tensor, other: Tensor, out: Tensor, count: int, rows: int) -> None:
     torch.mm(one, other, out=out)
 
 
-@torch.library.register_fake("modbench::filled_mm", lib=_OPS)
+@torch.library.register_fake("modbench::filled_mm", lib=OPS)
 def _(one: Tensor, other: Tensor, out: Tensor, count: int, rows: int) -> None:
     pass
 

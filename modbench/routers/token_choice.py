@@ -139,7 +139,8 @@ class TokenChoiceExperts(FeedForward):
         trains = self.training and context.selection == "topk"
         if self.bias is not None and trains and not context.trace.repeated:
             self.bias.update(load_E)
-        self._losses(context, x_BTD, slots_N, logits_NE, scores_NE, experts_NK)
+        if context.selection == "topk":  # nobody trains under the causal rule
+            self._losses(context, x_BTD, slots_N, logits_NE, scores_NE, experts_NK)
         out_SD = y_ND
         if slots_N is not None:
             out_SD = y_ND.new_zeros(len(x_SD), y_ND.shape[1]).index_copy(0, slots_N, y_ND)

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from modbench.flops.counter import FlopCounter
 from modbench.flops.ledger import Load
+from modbench.model import in_one_call, processor
 from modbench.model.config import ModelConfig
 from modbench.model.expert_ways import AtOnce, OneByOne, Together, Way
 from modbench.model.experts import ExpertBank
 from modbench.model.grouped import (
+    FEW,
     ROWS,
     Equal,
     Grouped,
@@ -26,6 +28,7 @@ from modbench.model.grouped import (
     multiply,
     weight_gradient,
 )
+from modbench.model.in_one_call import InOneCall
 
 COUNTS = [[3, 0, 70, 8], [64, 128, 1, 63], [0, 0, 200, 0], [ROWS + 1, 5, 2 * ROWS, 0]]
 WAYS = ["slices", "grouped"]
@@ -123,7 +126,7 @@ def test_experts_one_by_one_are_all_together(counts: list[int], dtype: torch.dty
         AtOnce(counts, mlp, equal=equal),
     ]
     if dtype != torch.float64:  # grouped_mm takes none
-        ways.append(Together(Grouped(torch.tensor(counts), whole=False), mlp))
+        ways += [Together(Grouped(torch.tensor(counts), whole=False), mlp), InOneCall(counts, mlp)]
     found = []
     held = torch.promote_types(dtype, torch.float32)  # as under autocast
     weights = part.up.detach().to(held), part.down.detach().to(held)
@@ -152,6 +155,14 @@ def bank(mlp: str = "swiglu") -> ExpertBank:
     return part
 
 
+@pytest.fixture(params=["small", "large"])
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts that count as small, and that don't."""
+    if request.param == "large":
+        monkeypatch.setattr(in_one_call, "SMALL", 0)
+
+
+@pytest.mark.usefixtures("size")
 @pytest.mark.parametrize("mlp", ["swiglu", "gelu"])
 @pytest.mark.parametrize("on_device", [False, True], ids=["counts", "tensor"])
 def test_a_bank_and_its_gradients_are_the_experts_one_by_one(on_device: bool, mlp: str) -> None:
@@ -172,6 +183,7 @@ def test_a_bank_and_its_gradients_are_the_experts_one_by_one(on_device: bool, ml
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("size")
 @pytest.mark.parametrize("frozen", [(), ("up",), ("down",), ("up", "down"), ("rows",)], ids=str)
 @pytest.mark.parametrize("on_device", [False, True], ids=["counts", "tensor"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
@@ -200,6 +212,52 @@ def test_experts_in_bfloat16_keep_room_for_their_rows_and_a_tile_each_at_most(ml
     assert (3 + 80 + 8) * columns <= between.numel() < (sum(counts) + ROWS * len(counts)) * columns
 
 
+def test_a_few_rows_by_large_matrices_are_multiplied_expert_by_expert(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processor, "SLOW_FEW", True)
+    monkeypatch.setattr(in_one_call, "LARGE", 24 * 16)
+    calls = []
+    monkeypatch.setattr(F, "grouped_mm", lambda *_, **__: calls.append(1))
+    part, counts = bank(), [3, 0, FEW, 1]
+    rows_ND = torch.randn(sum(counts) + BEYOND, 16, generator=torch.Generator().manual_seed(1))
+    way, truth = InOneCall(counts, "swiglu"), OneByOne(counts, "swiglu")
+    with torch.no_grad():
+        found_ND = part(rows_ND, counts)
+        torch.testing.assert_close(found_ND, truth.forward(rows_ND, part.up, part.down))
+        assert not calls
+        assert not found_ND[sum(counts) :].any()
+        monkeypatch.setattr(in_one_call, "LARGE", 24 * 16 + 1)
+        with pytest.raises(AttributeError):  # grouped_mm gives nothing here
+            way.forward(rows_ND, part.up, part.down)
+        assert calls == [1]
+
+
+@pytest.mark.parametrize("odd", ["width", "hidden", "rows", "dtype"])
+def test_what_grouped_mm_does_not_take_goes_another_way(odd: str) -> None:
+    width, hidden = 18 if odd == "width" else 16, 27 if odd == "hidden" else 24
+    dtype = torch.float64 if odd == "dtype" else torch.float32
+    model = ModelConfig(vocabulary=64, width=width, layers=2, heads=1)
+    part = ExpertBank(model, 0, experts=2, width=hidden).to(dtype)
+    part.initialise(0)
+    counts = [0, 0] if odd == "rows" else [3, 4]
+    x_ND = torch.randn(sum(counts), width, dtype=dtype)
+    assert not in_one_call.takes(x_ND, part.up, part.down)
+    with torch.no_grad():
+        truth_ND = OneByOne(counts, "swiglu").forward(x_ND, part.up, part.down)
+        torch.testing.assert_close(part(x_ND, counts), truth_ND)
+
+
+@pytest.mark.parametrize("counts", [[3, 0, 70, 8], [64, 128, 1, 63], [68, 68, 69, 67], [256, 0, 0, 0]])
+def test_experts_in_one_call_hold_as_much_whoever_has_how_many_rows(counts: list[int]) -> None:
+    part = bank()
+    rows_ND = torch.randn(sum(counts), 16).bfloat16()
+    with torch.no_grad():
+        _, (up_MC, kept_MF, *_) = InOneCall(counts, "swiglu").keeping(rows_ND, part.up, part.down)
+    tiles = (ROWS - 1) * min(len(counts), len(rows_ND) // (ROWS + 1))
+    assert len(up_MC) == len(kept_MF) == len(rows_ND) + tiles
+
+
 @pytest.mark.parametrize("count", [*range(1, 2 * ROWS + 2), 77])
 def test_what_fills_rows_up_reaches_nothing(count: int) -> None:
     """Zeros that meet infinity would be no numbers; a neighbour's rows must not be read for them."""
@@ -217,6 +275,7 @@ def test_what_fills_rows_up_reaches_nothing(count: int) -> None:
     assert (out_NF[count] == 7).all()
 
 
+@pytest.mark.usefixtures("size")
 def test_counting_leaves_the_numbers_of_filled_rows_as_they_are() -> None:
     part, counts = bank(), [3, 0, 70, 8]
     rows_ND = torch.randn(sum(counts), 16)

@@ -79,12 +79,12 @@ def tokens_choose(part: Any, rows: Rows, rule: str) -> Told:
     if math.isfinite(room):
         dropped = [a - b for a, b in zip(load, taken, strict=True)]
         told.shown[part.layer, "dropped"] = dropped
-    if o.balance:
+    if o.balance and rule == "topk":
         losses = [balance(s_TE, some) for s_TE, some in zip(shares, assigned, strict=True)]
         if o.balance_scope == "batch":
             losses = [balance(torch.cat(shares), [some for each in assigned for some in each])]
         told.losses[part.layer, "balance"] = o.balance * sum(losses) / len(losses)
-    if o.z_loss:
+    if o.z_loss and rule == "topk":
         told.losses[part.layer, "z_loss"] = o.z_loss * sum(z) / tokens
     if part.bias is not None and part.training and rule == "topk":
         mean = sum(load) / experts

@@ -5,7 +5,8 @@ another. `Grouped` is one call of `torch.nn.functional.grouped_mm`, and needs no
 rows an expert has. `Products` is what all do.
 
 Which wins was measured (`nox -s perf`, "grouped_mm over slices"): on a CPU the slices, in float32 and in
-bfloat16. A GPU's host would have to wait for the counts to slice by them.
+bfloat16, but of small experts (`modbench.model.in_one_call`). A GPU's host would have to wait for the
+counts to slice by them.
 
 E experts, N rows, M of them with what fills them up, F columns that come out, D columns that come in.
 """

@@ -23,6 +23,7 @@ from modbench.model.expert_ways import AtOnce, OneByOne, Together
 from modbench.model.expert_ways import Way as Experts
 from modbench.model.experts import ExpertBank
 from modbench.model.grouped import Equal, Slices, few
+from modbench.model.in_one_call import InOneCall
 from modbench.model.selected import Selected
 from modbench.train.numerics import autocast, device
 
@@ -145,6 +146,52 @@ def test_ways_of_experts(
     for name in (name for name in ways if name.endswith(("together", "at once"))):
         other = usual if name.startswith("even") else "uneven, one by one"
         reach.shown(f"experts over one by one, {name}, {precision}", turns.ratios(name, other), "x")
+
+
+SMALL = {  # experts, their width, rows; all of model width 128
+    "8 experts, 2,048 rows": (8, 192, 2048),
+    "64 experts, 8,192 rows": (64, 48, 8192),
+    "8 experts, 8 rows": (8, 192, 8),
+}
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("size", SMALL)
+def test_small_experts(size: str, precision: str, in_turns: InTurns, reach: Reach) -> None:
+    """What `modbench.model.in_one_call.takes` goes by, with another load in each turn: training, and of
+    a few rows what decoding does."""
+    (experts, hidden, rows), dtype, width = SMALL[size], DTYPES[precision], 128
+    model = ModelConfig(vocabulary=2048, width=width, layers=4, heads=4)
+    bank = ExpertBank(model, 0, experts=experts, width=hidden)
+    bank.initialise(0)
+    training = rows > experts
+    held = torch.float32 if training else dtype
+    weights = bank.up.detach().to(held), bank.down.detach().to(held)
+
+    def way(kind: Callable[[list[int]], Experts]) -> Way:
+        def run(x_ND: Tensor, counts: list[int]) -> None:
+            how = kind(counts)
+            if not training:
+                how.forward(x_ND, *weights)
+                return
+            y_ND, kept = how.keeping(x_ND, *weights)
+            how.backward(y_ND, x_ND, kept, (held, held))
+
+        return run
+
+    def draw() -> tuple[Tensor, list[int]]:
+        load_E = torch.bincount(torch.randint(experts, (rows,)), minlength=experts)
+        return torch.randn(rows, width).to(dtype), load_E.tolist()
+
+    ways = {
+        "in one call": way(lambda counts: InOneCall(counts, model.mlp)),
+        "one by one": way(lambda counts: OneByOne(counts, model.mlp)),
+        "at once": way(lambda counts: AtOnce(counts, model.mlp, equal=False)),
+    }
+    turns = in_turns(ways, draw)
+    for other in ("one by one", "at once"):
+        what = f"small experts, {size}, in one call over {other}, {precision}"
+        reach.shown(what, turns.ratios("in one call", other), "x")
 
 
 @pytest.mark.parametrize("precision", DTYPES)

@@ -37,7 +37,9 @@ def takes(rows_ND: Tensor, up_ECD: Tensor, down_EDF: Tensor) -> bool:
     if not rows_ND.is_cpu or rows_ND.dtype not in DTYPES or not len(rows_ND) or torch.jit.is_tracing():
         return False
     experts, columns, inner = up_ECD.shape
-    # What `grouped_mm` takes: a row's bytes are a multiple of 16.
+    # What `grouped_mm` takes: weights as they were made, and a row's bytes are a multiple of 16.
+    if not (up_ECD.is_contiguous() and down_EDF.is_contiguous()):
+        return False
     whole = all(size * rows_ND.itemsize % 16 == 0 for size in (columns, inner, down_EDF.shape[2]))
     return whole and len(rows_ND) * columns * inner <= SMALL * experts
 
@@ -148,7 +150,9 @@ class _Tiles:
         """(N, D) -> (M, D), what fills them up 0; without rows that are no expert's."""
         x_ND = x_ND[: self.count]
         if self.place_N is None:
-            return x_ND.contiguous()
+            # Not `contiguous`, to which any strides of one row or none are right: not to `grouped_mm`.
+            as_made = x_ND.stride() == (x_ND.shape[1], 1)
+            return x_ND if as_made else x_ND.clone(memory_format=torch.contiguous_format)
         return x_ND.new_zeros(self.most, x_ND.shape[1]).index_copy_(0, self.place_N, x_ND)
 
     def taken(self, x_MD: Tensor, rows: int) -> Tensor:

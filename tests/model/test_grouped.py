@@ -248,6 +248,35 @@ def test_what_grouped_mm_does_not_take_goes_another_way(odd: str) -> None:
         torch.testing.assert_close(part(x_ND, counts), truth_ND)
 
 
+@pytest.mark.parametrize("counts", [[0, 0, 0, 0], [0, 1, 0, 0]], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_row_or_none_of_any_expert_may_be_a_slice(dtype: torch.dtype, counts: list[int]) -> None:
+    """To PyTorch its strides are right as they are, to grouped_mm they are not."""
+    part = bank().to(dtype)
+    wide_ND = torch.randn(sum(counts) + BEYOND, 17, generator=torch.Generator().manual_seed(1)).to(dtype)
+    rows_ND, dy_ND = wide_ND[:, :16], wide_ND[:, 1:]
+    assert in_one_call.takes(rows_ND, part.up, part.down)
+    weights, found = (part.up.detach(), part.down.detach()), []
+    for way in (InOneCall(counts, "swiglu"), OneByOne(counts, "swiglu")):
+        out_ND, kept = way.keeping(rows_ND, *weights)
+        found.append((out_ND, *way.backward(dy_ND, rows_ND, kept, (dtype, dtype))))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("odd", ["up", "down"])
+def test_matrices_that_are_slices_of_wider_ones_go_another_way(odd: str) -> None:
+    """grouped_mm takes no rows of any stride."""
+    part, counts = bank(), [3, 0, 70, 8]
+    weight = getattr(part, odd)
+    wide = torch.cat((weight.detach(), torch.ones(*weight.shape[:2], 1)), dim=2)
+    x_ND = torch.randn(sum(counts), 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        truth_ND = part(x_ND, counts)
+        setattr(part, odd, torch.nn.Parameter(wide[:, :, :-1]))
+        torch.testing.assert_close(part(x_ND, counts), truth_ND)
+
+
 @pytest.mark.parametrize("counts", [[3, 0, 70, 8], [64, 128, 1, 63], [68, 68, 69, 67], [256, 0, 0, 0]])
 def test_experts_in_one_call_hold_as_much_whoever_has_how_many_rows(counts: list[int]) -> None:
     part = bank()

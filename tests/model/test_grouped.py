@@ -233,10 +233,12 @@ def test_a_few_rows_by_large_matrices_are_multiplied_expert_by_expert(
         assert calls == [1]
 
 
-@pytest.mark.parametrize("odd", ["width", "hidden", "rows", "dtype"])
+@pytest.mark.parametrize("odd", ["width", "hidden", "half as wide", "rows", "dtype"])
 def test_what_grouped_mm_does_not_take_goes_another_way(odd: str) -> None:
-    width, hidden = 18 if odd == "width" else 16, 27 if odd == "hidden" else 24
-    dtype = torch.float64 if odd == "dtype" else torch.float32
+    # Twice 26 is a whole number of 16 bytes in float32, and so is 20, but not in bfloat16.
+    width = {"width": 18, "half as wide": 20}.get(odd, 16)
+    hidden = 26 if odd == "hidden" else 24
+    dtype = {"dtype": torch.float64, "half as wide": torch.bfloat16}.get(odd, torch.float32)
     model = ModelConfig(vocabulary=64, width=width, layers=2, heads=1)
     part = ExpertBank(model, 0, experts=2, width=hidden).to(dtype)
     part.initialise(0)
@@ -246,6 +248,14 @@ def test_what_grouped_mm_does_not_take_goes_another_way(odd: str) -> None:
     with torch.no_grad():
         truth_ND = OneByOne(counts, "swiglu").forward(x_ND, part.up, part.down)
         torch.testing.assert_close(part(x_ND, counts), truth_ND)
+
+
+def test_experts_are_small_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    part, rows_ND = bank(), torch.randn(6, 16)
+    monkeypatch.setattr(in_one_call, "SMALL", 6 * 48 * 16 // 4)
+    assert in_one_call.takes(rows_ND, part.up, part.down)
+    monkeypatch.setattr(in_one_call, "SMALL", 6 * 48 * 16 // 4 - 1)
+    assert not in_one_call.takes(rows_ND, part.up, part.down)
 
 
 @pytest.mark.parametrize("counts", [[0, 0, 0, 0], [0, 1, 0, 0]], ids=str)

@@ -162,9 +162,11 @@ def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
         reason = row.why_unranked
         if reason is None and several and len(row.ok) == 1:
             reason = "one seed gives no interval to rank among rows of several seeds"
+        if reason is None and criterion.name in row.measured_in_few:
+            reason = f"{criterion.name} was not measured in all seeds"
         if reason is not None or span is None:
             reason = reason or f"{criterion.name} was not measured"
-            unranked.append(Entry(row, comparison, None, reason))
+            unranked.append(Entry(row, comparison, None, _with_few(reason, row)))
         else:
             spans.append((row, span))
     ranked = []
@@ -172,5 +174,13 @@ def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
         rank = 1 + sum(other_high < low for _, (_, other_high) in spans)
         failures = ", ".join(row.audit_failures)
         note = f"failed audit probe {failures}" if failures else ""
+        note = _with_few(note, row)
         ranked.append(((rank, low + high, row.label), Entry(row, comparison, rank, note)))
     return [entry for _, entry in sorted(ranked, key=lambda pair: pair[0])] + unranked
+
+
+def _with_few(note: str, row: Row) -> str:
+    """``note``, and which figures of ``row`` are of fewer seeds than its others."""
+    few = ", ".join(f"{name} {count}" for name, count in row.measured_in_few.items())
+    told = f"of {len(row.ok)} finished seeds fewer have {few}" if few else ""
+    return "; ".join(filter(None, (note, told)))

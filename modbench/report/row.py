@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from modbench.metrics import metric
+from modbench.metrics import METRICS, metric
 from modbench.report.record import Record, canonical_json, cell_key
 from modbench.report.store import latest
 
@@ -156,6 +156,12 @@ class Row:
             if missing:
                 return f"audit probe {', '.join(missing)} was not run"
         return None
+
+    @cached_property
+    def measured_in_few(self) -> dict[str, int]:
+        """The metrics that a part of the finished seeds has, and how many have it."""
+        counts = Counter(name for record in self.ok for name in record.metrics)
+        return {name: counts[name] for name in METRICS if 0 < counts[name] < len(self.ok)}
 
     def value(self, name: str) -> Quality | Exact | Timed | None:
         """The metric ``name`` over the seeds that measured it; quality from finished runs alone.

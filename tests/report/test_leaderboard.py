@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from modbench.errors import UserError
 from modbench.metrics import METRICS
 from modbench.report.leaderboard import COLUMNS, Leaderboard
+from modbench.report.markdown import markdown
 
 
 def _table(board: Leaderboard) -> pd.DataFrame:
@@ -220,3 +222,26 @@ def test_exact_figures_that_differ_are_a_range_in_the_csv(fakes):
 def test_labels_that_are_hard_on_csv_come_back_whole(fakes):
     label = 'a,"b"\nc;\tü'
     assert _table(Leaderboard.of([fakes.make_record(label)])).loc[0, "label"] == label
+
+
+def _without(record, *names):
+    return replace(record, metrics={k: v for k, v in record.metrics.items() if k not in names})
+
+
+def test_a_figure_of_fewer_seeds_than_the_row_has_says_so(fakes):
+    first, *rest = _seeds(fakes, "mod", [4.0, 4.1, 4.2])
+    board = Leaderboard.of([_without(first, "leak", "kv_cache_share"), *rest])
+    (entry,) = board.entries
+    assert (entry.rank, entry.note) == (1, "of 3 finished seeds fewer have leak 2, kv_cache_share 2")
+    assert _table(board)["note"][0] == entry.note
+    assert f"- **mod** (rank 1): {entry.note}\n" in markdown(board)
+
+
+def test_a_row_is_not_ranked_by_a_part_of_its_seeds(fakes):
+    best, *rest = _seeds(fakes, "mod", [4.0, 4.1, 4.2])
+    few = [best, *(_without(record, "heldout_loss") for record in rest)]
+    entries = Leaderboard.of([*few, *_seeds(fakes, "vanilla", [5.0, 5.1, 5.2])]).entries
+    assert [(entry.row.label, entry.rank) for entry in entries] == [("vanilla", 1), ("mod", None)]
+    assert entries[1].note == (
+        "heldout_loss was not measured in all seeds; of 3 finished seeds fewer have heldout_loss 1"
+    )

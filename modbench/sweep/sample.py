@@ -170,7 +170,12 @@ def _load_plugin_of(router: dict[str, Any], plugins: Sequence[Path], run: str) -
         return
 
     def other(plugin: Path) -> bool:
-        return not plugin.is_file() or guessed_sha256(plugin) != digest
+        try:
+            return guessed_sha256(plugin) != digest
+        except (
+            OSError
+        ):  # it, or a module beside it, can't be read; loading it says so, if it comes to that
+            return True
 
     for plugin in sorted(plugins, key=other):
         if name in load_plugin(plugin):

@@ -374,3 +374,19 @@ def test_a_plugins_run_without_its_plugin_is_refused(name: str) -> None:
     )
     with pytest.raises(UserError, match=words):
         _load_plugin_of({"name": name, "plugin_sha256": "ab" + 62 * "0"}, [], "s/a")
+
+
+def test_a_plugin_that_cannot_be_read_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, file = (plugin_at(tmp_path / f"sampled_{name}.py") for name in ("closed", "open"))
+    digest, read = sha256(file.read_bytes()).hexdigest(), Path.read_bytes
+
+    def refusing(path: Path) -> bytes:
+        if path.name == closed.name:
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refusing)
+    _load_plugin_of({"name": "sampled_open", "plugin_sha256": digest}, [closed, file], "s/a")
+    assert {closed.stem, file.stem} & set(router_names()) == {"sampled_open"}

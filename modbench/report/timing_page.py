@@ -17,7 +17,7 @@ _PARTS = ("parameters", "gradients", "optimizer", "cache", "activations", "peak"
 
 def timing_page(table: TimingTable, others: int = 0) -> str:
     """The page of ``table``; ``others``: runs in the folder that it doesn't show."""
-    first, last = table.timings[0], table.timings[-1]
+    first = table.timings[0]
     parts = [
         f"# Timings of suite {escaped(first.suite['name'])}, version {first.suite['version']}",
         f"Run {escaped(first.run)}; machine: {escaped(first.machine)}.",
@@ -32,7 +32,7 @@ def timing_page(table: TimingTable, others: int = 0) -> str:
     notes = [f"Measured from {begun} to {ended}.", *_notes(table)]
     if others:
         notes.append(f"Other runs in timings/: {others}; runs aren't compared.")
-    for code in sorted({made_by(timing.code) for timing in (first, last)}):
+    for code in sorted({made_by(timing.code) for timing in table.timings}):
         notes.append(f"Code: {escaped(code)}.")
     parts.append("\n".join(f"- {note}" for note in notes))
     return "\n\n".join(parts) + "\n"

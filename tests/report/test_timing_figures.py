@@ -158,3 +158,14 @@ def test_each_size_has_figures_of_its_own_whatever_sizes_are_called(names: tuple
     contents = timing_figures.timing_figures(table)
     assert len(contents) == 4 * len(names)
     assert all(timing_figures.NAMED.fullmatch(name) for name in contents)
+
+
+def test_every_code_that_a_run_was_measured_with_is_named() -> None:
+    commits = ("1" * 40, "2" * 40, "3" * 40)
+    page = page_of(
+        *(
+            timed("mod", make_case(), repetition=n, code={"version": "0", "commit": c, "dirty": False})
+            for n, c in enumerate(commits, start=1)
+        )
+    )
+    assert [commit for commit in commits if f"commit {commit}" in page] == list(commits)

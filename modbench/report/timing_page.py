@@ -179,6 +179,18 @@ def _remarks(group: Group) -> Iterable[str]:
 
 def _notes(table: TimingTable) -> Iterable[str]:
     rows = [row for group in table.groups for row in group.cases if row.is_timed]
+    if rows:
+        yield from _notes_of_times(rows)
+    if any(group.memory for group in table.groups):
+        yield (
+            "Memory: 10^6 bytes at the peak of a fresh process above what it held when it had done the "
+            "same once and let go of it, which is the code of libraries; of training, a step that adds "
+            "to the gradients of a micro-batch before it. Parameters, gradients, optimizer and cache by "
+            "the sizes of their tensors, activations the rest of the peak."
+        )
+
+
+def _notes_of_times(rows: Sequence[CaseRow]) -> Iterable[str]:
     counts = sorted({(row.n, row.processes) for row in rows})
     several = ", ".join(f"{n} samples of {processes} processes" for n, processes in counts)
     yield (
@@ -212,10 +224,3 @@ def _notes(table: TimingTable) -> Iterable[str]:
         f"Matmuls in {dtypes}; forward passes and training steps under autocast, prefill and decoding "
         f"with weights in it; {compiled}."
     )
-    if any(group.memory for group in table.groups):
-        yield (
-            "Memory: 10^6 bytes at the peak of a fresh process above what it held when it had done the "
-            "same once and let go of it, which is the code of libraries; of training, a step that adds "
-            "to the gradients of a micro-batch before it. Parameters, gradients, optimizer and cache by "
-            "the sizes of their tensors, activations the rest of the peak."
-        )

@@ -160,6 +160,13 @@ def test_each_size_has_figures_of_its_own_whatever_sizes_are_called(names: tuple
     assert all(timing_figures.NAMED.fullmatch(name) for name in contents)
 
 
+def test_a_page_without_a_time_tells_nothing_of_how_times_were_taken() -> None:
+    page = page_of(timed("mod", make_case(seconds=(0.1,))), weighed("mod", 200, 100))
+    notes = page.partition("## Notes")[2]
+    assert "Memory: 10^6 bytes" in notes
+    assert not any(word in notes for word in ("Times:", "efficiency", "Matmuls in"))
+
+
 def test_every_code_that_a_run_was_measured_with_is_named() -> None:
     commits = ("1" * 40, "2" * 40, "3" * 40)
     page = page_of(

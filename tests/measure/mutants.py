@@ -5,18 +5,23 @@ Each mutant differs from `Right` in the method that it overrides, and is named a
 B sequences, T tokens, D model width; R sequences that send any tokens, K the most that one sends.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.flops.component import component
 from modbench.flops.ledger import Counts, Ledger, Load, matmul, stretch
-from modbench.model.block import Block
+from modbench.measure.audit.finding import Outcome, Subject
+from modbench.measure.audit.learning import gradient
+from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.decoder import build_model
 from modbench.model.initial import normal_
 from modbench.model.router import Layer, Router
 from modbench.model.scores import highest, known, score, share
@@ -283,3 +288,16 @@ MUTANTS: dict[str, type[Right]] = {
     "pool across strangers at evaluation": PoolAcrossStrangers,
     "ledger off by one matmul": LedgerOffByOneMatmul,
 }
+
+
+def learning(
+    kind: Callable[[ModelConfig, int], FeedForward], shape: ModelConfig, patch: pytest.MonkeyPatch
+) -> Outcome:
+    """What probe 8 says of a model of ``shape`` that has an MLP of ``kind`` in every second block."""
+
+    def layer(options: Depth, model: ModelConfig, number: int) -> Layer:
+        return Block(model, number, kind(model, number))
+
+    patch.setitem(MUTANTS, "case", layer)  # type: ignore[arg-type]
+    subject = Subject(build_model(shape, Depth(bug="case"), seed=4))
+    return gradient(subject, subject.tokens(3, 63))

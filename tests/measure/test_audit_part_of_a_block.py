@@ -10,22 +10,21 @@ from dataclasses import replace
 import mutants
 import pytest
 import torch
-from mutants import Depth, Right
+from mutants import Depth, Right, learning
 from torch import Tensor, nn
 
 from modbench.flops.component import component
 from modbench.flops.ledger import Ledger, Load, matmul
 from modbench.measure.audit import Finding, audit
-from modbench.measure.audit.finding import Outcome, Subject
+from modbench.measure.audit.finding import Subject
 from modbench.measure.audit.learning import gradient
-from modbench.model.block import MLP, Block, FeedForward
+from modbench.model.block import MLP, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import build_model
 from modbench.model.experts import ExpertBank, dispatched
 from modbench.model.initial import normal_
 from modbench.model.registry import build_router
-from modbench.model.router import Layer
 from modbench.model.scores import known, score
 from modbench.model.selected import Selected, alike
 
@@ -177,28 +176,19 @@ class Tempered(Heavy):
         return (scores_S1 * self.router_scale).sigmoid()
 
 
-def learning(kind: type[Heavy], monkeypatch: pytest.MonkeyPatch) -> Outcome:
-    def layer(options: Depth, model: ModelConfig, number: int) -> Layer:
-        return Block(model, number, kind(model, number))
-
-    monkeypatch.setitem(mutants.MUTANTS, "case", layer)  # type: ignore[arg-type]
-    subject = Subject(build_model(SHAPE, Depth(bug="case"), seed=4))
-    return gradient(subject, subject.tokens(3, 63))
-
-
 def test_the_router_of_one_heavy_mlp_is_a_router(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert learning(Heavy, monkeypatch) == (True, "cross-entropy reaches 1 router parameters")
+    assert learning(Heavy, SHAPE, monkeypatch) == (True, "cross-entropy reaches 1 router parameters")
 
 
 def test_a_scheme_may_learn_a_single_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert learning(Tempered, monkeypatch) == (True, "cross-entropy reaches 2 router parameters")
+    assert learning(Tempered, SHAPE, monkeypatch) == (True, "cross-entropy reaches 2 router parameters")
 
 
 def test_a_gate_that_keeps_the_gradient_from_the_router_of_one_mlp_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     outcome = False, "cross-entropy does not reach layers.1.feed_forward.router"
-    assert learning(Detached, monkeypatch) == outcome
+    assert learning(Detached, SHAPE, monkeypatch) == outcome
 
 
 def test_a_softmax_over_one_expert_has_nothing_to_choose() -> None:

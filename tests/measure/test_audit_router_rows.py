@@ -4,22 +4,17 @@ no scheme fails whose loss does not hang on a row without a gradient.
 B sequences, T tokens, S slots, D model width, E experts.
 """
 
-import mutants
 import pytest
 import torch
-from mutants import Depth
+from mutants import learning
 from torch import Tensor, nn
 
 from modbench.flops.ledger import Ledger, Load
-from modbench.measure.audit.finding import Outcome, Subject
-from modbench.measure.audit.learning import gradient
-from modbench.model.block import Block, FeedForward
+from modbench.model.block import FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
 from modbench.model.experts import ExpertBank, dispatched
 from modbench.model.initial import normal_
-from modbench.model.router import Layer
 from modbench.model.scores import score
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
@@ -129,20 +124,11 @@ class Noisy(Best):
 class ConstantGateOfOneByLot(ConstantGateOfOne, Noisy): ...
 
 
-def learning(kind: type[Best], monkeypatch: pytest.MonkeyPatch) -> Outcome:
-    def layer(options: Depth, model: ModelConfig, number: int) -> Layer:
-        return Block(model, number, kind(model, number))
-
-    monkeypatch.setitem(mutants.MUTANTS, "case", layer)  # type: ignore[arg-type]
-    subject = Subject(build_model(SHAPE, Depth(bug="case"), seed=4))
-    return gradient(subject, subject.tokens(3, 63))
-
-
 @pytest.mark.parametrize("kind", [CutForOne, CutForOneOfTheBest])
 def test_a_gradient_that_is_cut_for_one_expert_is_named(
     kind: type[Best], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passed, figure = learning(kind, monkeypatch)
+    passed, figure = learning(kind, SHAPE, monkeypatch)
     assert passed is False
     place = f"row {CUT} of layers.1.feed_forward.router, to whose expert "
     assert figure.startswith(f"cross-entropy does not reach {place}")
@@ -165,4 +151,4 @@ def test_a_gradient_that_is_cut_for_one_expert_is_named(
 def test_a_row_that_the_loss_does_not_hang_on_needs_no_gradient(
     kind: type[Best], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert learning(kind, monkeypatch) == (True, "cross-entropy reaches 1 router parameters")
+    assert learning(kind, SHAPE, monkeypatch) == (True, "cross-entropy reaches 1 router parameters")

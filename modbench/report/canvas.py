@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import cycle
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,12 @@ _FONT = "modbench DejaVu Sans"
 _MARKERS = "osD^vPX"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 3)))
 _LONGEST = 30
+#: Built-in schemes by the place of their mark, the same in every figure.
+SCHEMES = (
+    *("expert_choice", "mod", "mode_integrated", "mode_staged", "token_choice", "vanilla"),
+    None,  # for the first scheme that is none of them
+    *("expert_threshold", "mixture_of_recursions", "relu_routing", "threshold_skip"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,25 @@ class Mark:
 
 
 def marks(labels: Sequence[str]) -> dict[str, Mark]:
-    """A mark to each label, by the sorted list of all of them, so that all figures agree."""
-    looks = zip(cycle(_colors()), cycle(_MARKERS), cycle(_DASHES), strict=False)
-    return {label: Mark(*look) for label, look in zip(sorted(set(labels)), looks, strict=False)}
+    """A mark to each label. A built-in scheme has its own, whatever size its label says after a slash;
+    where two have the same scheme it is the first one's. All others take, in their order, what is free:
+    the place after the six schemes of the quick suite, theirs, and so on."""
+    places: dict[str, int] = {}
+    for label in sorted(set(labels)):
+        scheme = label.partition("/")[0].partition(" [")[0]
+        if scheme in SCHEMES and SCHEMES.index(scheme) not in places.values():
+            places[label] = SCHEMES.index(scheme)
+    start = SCHEMES.index(None)
+    free = (n for n in chain(range(start, -1, -1), count(start + 1)) if n not in set(places.values()))
+    places |= dict(
+        zip((label for label in sorted(set(labels)) if label not in places), free, strict=False)
+    )
+    return {label: _mark(places[label]) for label in sorted(places)}
+
+
+def _mark(place: int) -> Mark:
+    looks = (_colors(), _MARKERS, _DASHES)
+    return Mark(*(several[place % len(several)] for several in looks))
 
 
 def _colors() -> list[Any]:

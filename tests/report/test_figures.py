@@ -1,5 +1,7 @@
 import io
+import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 from matplotlib.image import imread
 from matplotlib.text import Annotation
 
+from modbench import routers
 from modbench.report import figures as figures_module
-from modbench.report.canvas import Point, blank, label_points, look, marks, plain
+from modbench.report.canvas import SCHEMES, Point, blank, label_points, look, marks, plain
 from modbench.report.figures import figures
 from modbench.report.leaderboard import Leaderboard
 
@@ -131,6 +134,25 @@ def test_each_label_keeps_its_mark_whatever_the_order_and_differs_from_all_other
     assert len(looks) == 40
     first = list(marks(labels[:7]).values())
     assert len({mark.marker for mark in first}) == len({mark.color for mark in first}) == 7
+
+
+def test_a_built_in_scheme_has_its_mark_whoever_else_is_there():
+    known = [name for name in SCHEMES if name]
+    alone = {name: marks([name])[name] for name in known}
+    assert len({(mark.color, mark.marker) for mark in alone.values()}) == len(known)
+    assert marks([*known, "a", "zzz"]).items() >= alone.items()
+    assert marks(["zzz"])["zzz"] == marks(["zzz", *known[:6]])["zzz"]
+    assert marks(["mod/124M", "a/124M"])["mod/124M"] == alone["mod"]
+    two = marks(["mod/124M", "mod/350M"])
+    assert two["mod/124M"] == alone["mod"] != two["mod/350M"]
+
+
+def test_every_built_in_scheme_has_a_mark():
+    files = Path(routers.__file__).parent.glob("*.py")
+    registered = {
+        name for file in files for name in re.findall(r'@register_router\("(\w+)"\)', file.read_text())
+    }
+    assert registered == {name for name in SCHEMES if name}
 
 
 @pytest.mark.parametrize("label", ["$x^{", "_hidden", "字\n\x00", "%s {} \\frac", "<script>", "x" * 500])

@@ -163,12 +163,17 @@ def linear(axes: Axes) -> None:
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """The legend under the axes, where it covers nothing; the figure grows by its lines."""
-    columns = 2 if max((len(label) for label in labels), default=0) > 16 else 3
-    figure.set_figheight(HEIGHT + _LEGEND_LINE * -(-len(labels) // columns))
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.8
-    )
+    """The legend under the axes, where it covers nothing, in as many columns as the figure is wide
+    enough for, three at most; the figure grows by its lines."""
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    for columns in (3, 2, 1):
+        figure.set_figheight(HEIGHT + _LEGEND_LINE * -(-len(labels) // columns))
+        legend = figure.legend(
+            handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.8
+        )
+        if columns == 1 or legend.get_window_extent(renderer).width <= figure.bbox.width:
+            break
+        legend.remove()
 
 
 @dataclass(frozen=True)

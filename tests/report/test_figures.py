@@ -15,6 +15,8 @@ from modbench.report.canvas import SCHEMES, Point, blank, label_points, look, ma
 from modbench.report.figures import figures
 from modbench.report.leaderboard import Leaderboard
 
+_CURVES = "loss_vs_training_flops"
+
 
 def _axes(board: Leaderboard, name: str):
     with look():
@@ -163,6 +165,18 @@ def test_any_label_can_be_drawn(fakes, label):
     assert len(legend.get_texts()) == 3
     assert plain(label) in [text.get_text() for text in legend.get_texts()]
     figure.canvas.draw()
+
+
+@pytest.mark.parametrize(
+    ("length", "columns"), [(4, 3), (16, 2), (26, 1)], ids=["short", "of 16 signs", "long"]
+)
+def test_a_legend_is_as_wide_as_the_figure_at_most(fakes, length, columns):
+    labels = [f"{n:x<{length}}" for n in range(9)]
+    figure, _ = _axes(Leaderboard.of([fakes.make_record(label) for label in labels]), _CURVES)
+    (legend,) = figure.legends
+    figure.canvas.draw()
+    assert legend._ncols == columns
+    assert 0 <= legend.get_window_extent().x0 < legend.get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_a_label_in_a_figure_is_one_short_line():

@@ -29,7 +29,7 @@ _FONT_FILE = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 _FONT = "modbench DejaVu Sans"
 _MARKERS = "osD^vPX"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 3)))
-_LONGEST = 30
+_LONGEST, _END = 30, 14
 #: Built-in schemes by the place of their mark, the same in every figure.
 SCHEMES = (
     *("expert_choice", "mod", "mode_integrated", "mode_staged", "token_choice", "vanilla"),
@@ -107,14 +107,15 @@ def _font() -> str:
 
 
 def plain(label: str) -> str:
-    """``label`` as a figure can show it: one line, not too long, no sign that the font lacks."""
+    """``label`` as a figure can show it: one line, no sign that the font lacks, and not too long: of a
+    long one the start and the end, by which long labels differ most."""
     font = get_font(str(_FONT_FILE))
     text = " ".join(label.split())
     text = "".join(
         c if c.isprintable() and font.get_char_index(ord(c)) else "\N{REPLACEMENT CHARACTER}"
         for c in text
     )
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1 - _END]}…{text[-_END:]}"
 
 
 def sheet(width: float = WIDTH, height: float = HEIGHT) -> Figure:

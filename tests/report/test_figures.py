@@ -183,3 +183,11 @@ def test_a_label_in_a_figure_is_one_short_line():
     assert plain("a\nb   c") == "a b c"
     assert len(plain("x" * 500)) == 30
     assert plain("字") == "\ufffd"
+
+
+def test_long_labels_that_differ_at_the_end_differ_in_a_figure(fakes):
+    train = [{"learning_rate": rate} for rate in (0.1, 0.2)]
+    records = [fakes.make_record("a scheme of one very long name", train=one) for one in train]
+    labels = [entry.row.label for entry in Leaderboard.of(records).entries]
+    assert len({plain(label) for label in labels}) == 2
+    assert [plain(label)[-9:] for label in labels] == [label[-9:] for label in labels]

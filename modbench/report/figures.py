@@ -73,6 +73,7 @@ def _curve(row: Row) -> list[tuple[float, float, float, float]]:
 
 def _learning_curves(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, axes: Axes) -> None:
     handles, labels = [], []
+    banded = False
     for entry in _by_label(board):
         points = _curve(entry.row)
         if not points:
@@ -91,6 +92,7 @@ def _learning_curves(board: Leaderboard, look_of: dict[str, Mark], figure: Figur
             markeredgewidth=0.6,
         )
         if least != greatest:
+            banded = True
             axes.fill_between(flops, least, greatest, color=mark.color, alpha=0.18, linewidth=0)
         handles.append(line)
         labels.append(_text(entry))
@@ -105,7 +107,8 @@ def _learning_curves(board: Leaderboard, look_of: dict[str, Mark], figure: Figur
         labels.append("unigram " + ", ".join(f"{value:.2f}" for value in unigram))
     logarithmic(axes)
     axes.set_xlabel("training FLOPs spent (convention model)")
-    axes.set_ylabel("held-out loss, causal rule (nats/token)")
+    seeds = "\nmean of seeds, band from least to greatest" if banded else ""
+    axes.set_ylabel(f"held-out loss, causal rule (nats/token){seeds}")
     legend_below(figure, handles, labels)
 
 
@@ -133,7 +136,8 @@ def _final_losses(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, 
     axes.margins(0.16, 0.14)
     logarithmic(axes)
     axes.set_xlabel("forward FLOPs per token (nominal, convention model)")
-    axes.set_ylabel("final held-out loss, causal rule (nats/token)")
+    seeds = "\nmean of seeds and its 95 % t-interval" if bars else ""
+    axes.set_ylabel(f"final held-out loss, causal rule (nats/token){seeds}")
     label_points(figure, axes, points, bars)
 
 

@@ -74,6 +74,20 @@ def test_curves_over_seeds_are_one_line_with_a_band(fakes):
     assert len(axes.collections) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("loss_vs_training_flops", "\nmean of seeds, band from least to greatest"),
+        ("loss_vs_forward_flops", "\nmean of seeds and its 95 % t-interval"),
+    ],
+)
+def test_a_figure_says_what_its_bars_are_where_it_has_any(fakes, name, words):
+    records = [fakes.make_record(seed=seed, loss=5 + seed / 10) for seed in range(3)]
+    for seeds, told in ((records, True), (records[:1], False)):
+        _, axes = _axes(Leaderboard.of(seeds), name)
+        assert axes.get_ylabel().endswith(f"(nats/token){words if told else ''}")
+
+
 def test_points_carry_their_labels_and_say_when_unranked(fakes, six):
     board = Leaderboard.of([*six, fakes.make_record("leaky", failed_probes=(1,), cost=1.3)])
     for name in ("loss_vs_forward_flops", "step_time_vs_training_flops"):

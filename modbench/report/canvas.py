@@ -48,25 +48,28 @@ class Mark:
 
 
 def marks(labels: Sequence[str]) -> dict[str, Mark]:
-    """A mark to each label. A built-in scheme has its own, whatever size its label says after a slash;
-    where two have the same scheme it is the first one's. All others take, in their order, what is free:
-    the place after the six schemes of the quick suite, theirs, and so on."""
-    places: dict[str, int] = {}
+    """A mark to each label. A built-in scheme has its own; all others take, in their order, what is
+    free: the place after the six schemes of the quick suite, theirs, and so on. Where several labels are
+    of one scheme (what stands before a slash or a bracket) they share its colour."""
+    schemes: dict[str, list[str]] = {}
     for label in sorted(set(labels)):
-        scheme = label.partition("/")[0].partition(" [")[0]
-        if scheme in SCHEMES and SCHEMES.index(scheme) not in places.values():
-            places[label] = SCHEMES.index(scheme)
-    start = SCHEMES.index(None)
-    free = (n for n in chain(range(start, -1, -1), count(start + 1)) if n not in set(places.values()))
-    places |= dict(
-        zip((label for label in sorted(set(labels)) if label not in places), free, strict=False)
+        schemes.setdefault(label.partition("/")[0].partition(" [")[0], []).append(label)
+    places = {scheme: SCHEMES.index(scheme) for scheme in schemes if scheme in SCHEMES}
+    start, taken = SCHEMES.index(None), set(places.values())
+    free = (place for place in chain(range(start, -1, -1), count(start + 1)) if place not in taken)
+    places |= dict(zip((scheme for scheme in schemes if scheme not in places), free, strict=False))
+    return {
+        label: _mark(places[scheme], further)
+        for scheme, own in schemes.items()
+        for further, label in enumerate(own)
+    }
+
+
+def _mark(place: int, further: int) -> Mark:
+    colors, other = _colors(), place + further
+    return Mark(
+        colors[place % len(colors)], _MARKERS[other % len(_MARKERS)], _DASHES[other % len(_DASHES)]
     )
-    return {label: _mark(places[label]) for label in sorted(places)}
-
-
-def _mark(place: int) -> Mark:
-    looks = (_colors(), _MARKERS, _DASHES)
-    return Mark(*(several[place % len(several)] for several in looks))
 
 
 def _colors() -> list[Any]:

@@ -163,6 +163,16 @@ def test_a_built_in_scheme_has_its_mark_whoever_else_is_there():
     assert two["mod/124M"] == alone["mod"] != two["mod/350M"]
 
 
+def test_labels_of_one_scheme_share_its_colour_and_nothing_else():
+    labels = [f"{name}{end}" for name in ("mod", "mine", "vanilla") for end in (" [1]", " [2]", "/a")]
+    found = marks(labels)
+    assert len({(mark.color, mark.marker, str(mark.dashes)) for mark in found.values()}) == len(labels)
+    for name in ("mod", "mine", "vanilla"):
+        own = [found[label] for label in labels if label.startswith(name)]
+        assert len({mark.marker for mark in own}) == len({str(mark.dashes) for mark in own}) == 3
+        assert {mark.color for mark in own} == {marks([name])[name].color}
+
+
 def test_every_built_in_scheme_has_a_mark():
     files = Path(routers.__file__).parent.glob("*.py")
     registered = {

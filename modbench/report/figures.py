@@ -52,7 +52,11 @@ def _text(entry: Entry) -> str:
 
 
 def _by_label(board: Leaderboard) -> list[Entry]:
-    return sorted(board.entries, key=lambda entry: (entry.row.label, entry.row.cell_hash))
+    def order(entry: Entry) -> tuple[Any, ...]:
+        cell = entry.row.cell
+        return cell["router"]["label"], cell["train"]["budget"], entry.row.label
+
+    return sorted(board.entries, key=order)
 
 
 def _curve(row: Row) -> list[tuple[float, float, float, float]]:

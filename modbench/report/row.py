@@ -200,18 +200,36 @@ def interval(values: Sequence[float]) -> Quality:
 def rows_of(records: Iterable[Record]) -> list[Row]:
     """Records as rows, in the order of labels; a rerun's record takes the place of the one before.
 
-    Labels that two rows share are told apart by the start of the cell's hash.
+    Labels that several rows share are told apart by their budgets if these differ, else by the start of
+    the cell's hash.
     """
     by_cell: dict[str, list[Record]] = defaultdict(list)
     for record in latest(records):
         by_cell[_row_hash(record)].append(record)
-    labels = Counter(group[0].cell["router"]["label"] for group in by_cell.values())
-    rows = []
-    for cell_hash, group in by_cell.items():
-        label = group[0].cell["router"]["label"]
-        name = label if labels[label] == 1 else f"{label} [{cell_hash[:6]}]"
-        rows.append(Row(tuple(sorted(group, key=lambda record: record.cell["seed"])), name))
+    labels = {cell_hash: _label(group[0]) for cell_hash, group in by_cell.items()}
+    for tell in (_budget, lambda cell_hash, _: cell_hash[:6]):
+        shared = Counter(labels.values())
+        told = {
+            cell_hash: f"{_label(group[0])} [{tell(cell_hash, group[0])}]"
+            for cell_hash, group in by_cell.items()
+            if shared[labels[cell_hash]] > 1
+        }
+        alike = Counter(told.values())
+        labels |= {cell_hash: name for cell_hash, name in told.items() if alike[name] == 1}
+    rows = [
+        Row(tuple(sorted(group, key=lambda record: record.cell["seed"])), labels[cell_hash])
+        for cell_hash, group in by_cell.items()
+    ]
     return sorted(rows, key=lambda row: (row.label, row.cell_hash))
+
+
+def _label(record: Record) -> str:
+    label: str = record.cell["router"]["label"]
+    return label
+
+
+def _budget(_: str, record: Record) -> str:
+    return f"{record.cell['train']['budget']:.6g} FLOP"
 
 
 def _unseeded(record: Record) -> dict[str, Any]:

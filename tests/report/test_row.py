@@ -32,6 +32,22 @@ def test_two_rows_of_one_label_are_told_apart(fakes):
     assert all(row.label.startswith("mod [") for row in rows)
 
 
+def test_rows_of_one_label_that_differ_in_budget_are_told_apart_by_it(fakes):
+    def rows(*cells):
+        return rows_of(
+            [fakes.make_record("mod", options={"k": k}, train={"budget": budget}) for k, budget in cells]
+        )
+
+    assert [row.label for row in rows((0, 10**12), (0, 3 * 10**9))] == [
+        "mod [1e+12 FLOP]",
+        "mod [3e+09 FLOP]",
+    ]
+    first, *twins = [row.label for row in rows((0, 10**12), (0, 3 * 10**9), (1, 3 * 10**9))]
+    assert first == "mod [1e+12 FLOP]"
+    assert len(set(twins)) == 2
+    assert not any("FLOP" in label for label in twins)
+
+
 def test_a_corpus_that_changed_under_one_cell_is_another_row(fakes):
     records = [fakes.make_record(seed=0), fakes.make_record(seed=1, data={"sha256": "cd" * 32})]
     assert len(rows_of(records)) == 2

@@ -3,7 +3,6 @@
 import html
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from modbench.metrics import METRICS, metric
 from modbench.report.idle_experts import idle_experts
@@ -210,7 +209,18 @@ def _notes(board: Leaderboard, records: list[Record]) -> Iterable[str]:
         "held-out text."
     )
     yield "Held-out loss: under the causal rule. Leaky loss: under the training rule, no result."
-    yield f"Seeds: {_listed(record.cell['seed'] for record in records)}; all figures: leaderboard.csv."
+    yield f"Seeds: {_by_row(board, _seeds)}; all figures: leaderboard.csv."
+    names = sorted(
+        {name for record in records for name in record.cell["train"]} - {"budget", "sequence"}
+    )
+    by_name = {name: _trained_with(name) for name in names}
+    differing = [
+        f"{escaped(name)} {_by_row(board, told)}"
+        for name, told in by_name.items()
+        if len({told(entry.row) for entry in board.entries}) > 1
+    ]
+    if differing:
+        yield f"Not all rows were trained alike: {'; '.join(differing)}."
     if board.machine_differences:
         yield (
             "Times and memory are left out, since machines that differ are not compared: "
@@ -232,8 +242,22 @@ def _notes(board: Leaderboard, records: list[Record]) -> Iterable[str]:
         yield f"Plugin: {escaped(name)}, a file with sha256 {escaped(digest)}."
 
 
-def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(str(value) for value in sorted(set(values)))
+def _by_row(board: Leaderboard, told: Callable[[Row], str]) -> str:
+    """What ``told`` says of all rows; with the rows of each, where it differs."""
+    labels: dict[str, list[str]] = {}
+    for entry in board.entries:
+        labels.setdefault(told(entry.row), []).append(escaped(entry.row.label))
+    if len(labels) == 1:
+        return next(iter(labels))
+    return " and ".join(f"{text} ({', '.join(labels[text])})" for text in labels)
+
+
+def _seeds(row: Row) -> str:
+    return ", ".join(str(record.cell["seed"]) for record in row.records)
+
+
+def _trained_with(name: str) -> Callable[[Row], str]:
+    return lambda row: escaped(str(row.cell["train"].get(name, "not set")))
 
 
 def _machine(record: Record) -> str:

@@ -157,3 +157,26 @@ def test_what_rounds_to_nothing_has_no_sign(fakes):
 )
 def test_an_amount_has_three_digits_and_the_prefix_of_what_it_rounds_to(value, shown):
     assert _si(value) == shown
+
+
+def test_seeds_are_told_by_row_where_rows_differ_in_them(fakes):
+    records = [fakes.make_record("mod", seed=seed) for seed in (0, 1)]
+    more = [*records, *(fakes.make_record("vanilla", seed=seed) for seed in (0, 1, 2))]
+    assert "- Seeds: 0, 1; all figures" in markdown(Leaderboard.of(records))
+    assert "- Seeds: 0, 1 (mod) and 0, 1, 2 (vanilla); all figures" in markdown(Leaderboard.of(more))
+
+
+def test_what_a_row_was_trained_with_and_others_were_not_is_told(fakes):
+    def page(*rates):
+        return markdown(
+            Leaderboard.of(
+                [
+                    fakes.make_record(label, train={"learning_rate": rate, "budget": 10**n})
+                    for n, (label, rate) in enumerate(zip("abc", rates, strict=True), start=9)
+                ]
+            )
+        )
+
+    assert "trained alike" not in page(0.1, 0.1, 0.1)
+    words = "- Not all rows were trained alike: learning_rate 0.1 (a, c) and 0.2 (b).\n"
+    assert words in page(0.1, 0.2, 0.1)

@@ -1,3 +1,4 @@
+import csv
 import io
 import json
 from dataclasses import replace
@@ -245,3 +246,11 @@ def test_a_row_is_not_ranked_by_a_part_of_its_seeds(fakes):
     assert entries[1].note == (
         "heldout_loss was not measured in all seeds; of 3 finished seeds fewer have heldout_loss 1"
     )
+
+
+def test_a_single_value_is_neither_stable_nor_unstable_in_the_table_and_on_the_page(fakes):
+    board = Leaderboard.of([fakes.make_record("mod")])
+    (line,) = csv.DictReader(io.StringIO(board.csv()))
+    told = [line[f"peak_memory_bytes_{part}"] for part in ("median", "iqr", "n", "stable")]
+    assert told == ["80000000.0", "", "1", ""]
+    assert "| 80.0 |" in markdown(board)

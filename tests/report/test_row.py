@@ -87,6 +87,20 @@ def test_one_value_has_no_spread_and_is_not_called_stable(fakes):
         assert found == Timed(median=5e7, iqr=None, n=n, stable=None)
 
 
+def test_a_seed_of_one_value_keeps_the_others_from_being_called_stable(fakes):
+    values = [
+        {"median": 1.0, "iqr": None, "n": 1, "stable": None},
+        {"median": 3.0, "iqr": 0.1, "n": 12, "stable": True},
+    ]
+    (row,) = rows_of(
+        [
+            fakes.make_record(seed=seed, metrics={"peak_memory_bytes": value})
+            for seed, value in enumerate(values)
+        ]
+    )
+    assert row.value("peak_memory_bytes") == Timed(median=2.0, iqr=None, n=13, stable=None)
+
+
 def test_quality_comes_from_finished_runs_alone(fakes):
     (row,) = rows_of(
         [

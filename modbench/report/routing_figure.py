@@ -73,7 +73,8 @@ def depth_figure(board: Leaderboard) -> Figure:
     """To each row the share of tokens that enter by position, and the router's weights in the first and
     the last layer that tokens skip. To each row whose experts choose, the share of tokens that any of
     them takes by position, and how many take each."""
-    strips = _strips(board)
+    found = _strips(board)
+    strips = found[:MOST_ROWS]
     if not strips:
         return _nothing("no run has a layer that tokens skip, or experts that choose")
     figure = _spaced(_WIDTH, _STRIP * len(strips) + _MARGIN)
@@ -86,7 +87,7 @@ def depth_figure(board: Leaderboard) -> Figure:
     if any(strip.draw is _draw_depth for strip in strips):
         handles += [Patch(color=REFERENCE), Patch(color=_SKIPPED)]  # type: ignore[list-item]
         labels += ["enters", "passes by (causal rule)"]
-    _legend(figure, handles, labels)
+    _legend(figure, handles, labels, len(found))
     return figure
 
 
@@ -108,7 +109,7 @@ def _strips(board: Leaderboard) -> list[_Strip]:
             title = f"{_name(entry)}, by its experts' choice: {tokens}"
             names = {layer["layer"]: f"layer {layer['layer']}" for layer in causal["taken"]}
             found.append(_Strip(title, causal, training, names, _draw_taken))
-    return found[:MOST_ROWS]
+    return found
 
 
 def _depth_names(entry: Entry, layers: Sequence[int]) -> dict[int, str]:
@@ -210,7 +211,8 @@ def _weights(axes: Axes, layer: dict[str, Any], name: str, color: Any) -> None:
 
 def expert_figure(board: Leaderboard) -> Figure:
     """To each row the load of its experts, a line to each layer."""
-    rows = _expert_rows(board)
+    found = _expert_rows(board)
+    rows = found[:MOST_ROWS]
     if not rows:
         return _nothing("no run has experts")
     beside = _beside(len(rows))
@@ -229,7 +231,7 @@ def expert_figure(board: Leaderboard) -> Figure:
     if some_do_nothing:
         handles.append(Line2D([], [], color=REFERENCE, **_EXPERTS[1]))
         labels.append("experts that do nothing")
-    _legend(figure, handles, labels)
+    _legend(figure, handles, labels, len(found))
     return figure
 
 
@@ -264,7 +266,7 @@ def _expert_rows(board: Leaderboard) -> list[tuple[Entry, list[dict[str, Any]]]]
         routings = [record.routing for record in entry.row.ok if record.routing]
         if any(routing["causal"]["experts"] for routing in routings):
             found.append((entry, routings))
-    return found[:MOST_ROWS]
+    return found
 
 
 def _name(entry: Entry) -> str:
@@ -319,7 +321,11 @@ def _spaced(width: float, height: float) -> Figure:
     return figure
 
 
-def _legend(figure: Figure, handles: list[Any], labels: list[str]) -> None:
+def _legend(figure: Figure, handles: list[Any], labels: list[str], found: int) -> None:
+    """With how many of the ``found`` are drawn, where that isn't all."""
+    if found > MOST_ROWS:
+        handles = [*handles, Line2D([], [], linestyle="none")]
+        labels = [*labels, f"the first {MOST_ROWS} of {found}"]
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
 
 

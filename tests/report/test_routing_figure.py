@@ -242,3 +242,13 @@ def test_panels_leave_as_few_places_empty_as_can_be(fakes, rows, shape):
     figure = _drawn(expert_figure, records)
     grid = figure.axes[0].get_subplotspec().get_gridspec()
     assert (grid.nrows, grid.ncols) == shape
+
+
+@pytest.mark.parametrize(("rows", "words"), [(12, None), (14, "the first 12 of 14")])
+def test_a_figure_says_that_it_draws_a_part_of_the_rows(fakes, rows, words):
+    routing = fakes.make_routing((1,), (0,))
+    board = Leaderboard.of([fakes.make_record(f"row {n}", routing=routing) for n in range(rows)])
+    for figure in (depth_figure(board), expert_figure(board)):
+        (legend,) = figure.legends
+        told = [text.get_text() for text in legend.get_texts() if "first" in text.get_text()]
+        assert told == ([words] if words else [])

@@ -65,7 +65,8 @@ def _ends(tokens: list[tuple[str, int, int]], layers: int) -> tuple[list[_Token]
     known = [(routed / (seen * layers), text, seen) for text, seen, routed in tokens if seen >= SEEN]
     named = min(NAMED, len(known) // 2)
     known.sort(key=lambda token: (-token[0], -token[2], token[1]))
-    most, rest = known[:named], known[named:]
+    most = [token for token in known[:named] if token[0] > 0]
+    rest = known[len(most) :]
     # Of those that never enter, the ones most often seen say most.
     rest.sort(key=lambda token: (token[0], -token[2], token[1]))
     return most, rest[:named]

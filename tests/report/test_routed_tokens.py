@@ -42,6 +42,11 @@ def test_of_those_that_never_enter_the_most_seen_come_first(fakes):
     assert cells[3:] == ['"⏎" 15 % of 20', '"␣the" 0 % of 50 |']
 
 
+def test_what_never_enters_is_not_among_what_enters_most(fakes):
+    cells = _line([fakes.make_record("mod", routing=fakes.make_routing(routed=(0, 0, 0, 4)))])
+    assert cells[3:] == ["-", '"␣the" 0 % of 50 |']
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -4,17 +4,22 @@ no scheme fails whose loss does not hang on a row without a gradient.
 B sequences, T tokens, S slots, D model width, E experts.
 """
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from mutants import learning
 from torch import Tensor, nn
 
 from modbench.flops.ledger import Ledger, Load
+from modbench.measure.audit import router_rows
 from modbench.model.block import FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.decoder import build_model
 from modbench.model.experts import ExpertBank, dispatched
 from modbench.model.initial import normal_
+from modbench.model.registry import build_router
 from modbench.model.scores import score
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
@@ -152,3 +157,38 @@ def test_a_row_that_the_loss_does_not_hang_on_needs_no_gradient(
     kind: type[Best], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert learning(kind, SHAPE, monkeypatch) == (True, "cross-entropy reaches 1 router parameters")
+
+
+@pytest.mark.parametrize(
+    ("moved", "hangs"),
+    [
+        (lambda step: step, True),
+        (lambda step: -1e-9 * step, True),
+        (lambda step: step if abs(step) < 1e-4 else 1.0, True),
+        (lambda step: 1e-11 * step, False),
+        (lambda step: float(step > 0), False),
+        (lambda step: float(step > 0) - float(step < 0), False),
+        (abs, False),
+        (lambda step: step + 0.3 * abs(step), False),
+        (lambda step: 0.0, False),
+    ],
+    ids=[
+        *("slope", "small slope", "slope before a choice tips over", "rounding", "jump"),
+        *("jump each way", "kink", "slope and kink", "nothing"),
+    ],
+)
+def test_a_loss_hangs_on_a_row_where_it_has_a_slope(
+    moved: Callable[[float], float], hangs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By how much a loss of 1 ``moved`` when row 1 has grown by a ``step`` of itself."""
+    first = build_model(SHAPE, build_router("vanilla"), seed=4).double()
+    first.embedding.weight.data[1] = 1.0
+
+    def loss(model: nn.Module, tokens_BT: Tensor, context: Context) -> Tensor:
+        step = float(model.get_parameter("embedding.weight")[1, 0]) - 1.0
+        return torch.tensor(1.0 + moved(step), dtype=torch.float64)
+
+    monkeypatch.setattr(router_rows, "_loss", loss)
+    nothing = torch.zeros(1, 1, dtype=torch.long)
+    assert router_rows._hangs_on(first, nothing, "embedding.weight", 1, 1.0) is hangs
+    assert bool((first.embedding.weight[1] == 1.0).all())  # the model itself is not changed

@@ -4,6 +4,7 @@ no scheme fails whose loss does not hang on a row without a gradient.
 B sequences, T tokens, S slots, D model width, E experts.
 """
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from modbench.flops.ledger import Ledger, Load
 from modbench.measure.audit import router_rows
+from modbench.measure.audit.learning import TOKENS
 from modbench.model.block import FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -77,6 +79,14 @@ class CutForOneOfTheBest(CutForOne):
     top_k = 1
 
 
+class CutAfterOneThatDoesNothing(CutForOne):
+    """The first row without a gradient is not the one at fault."""
+
+    def gates(self, scores_SE: Tensor, chosen_SE: Tensor) -> Tensor:
+        gates_SE = super().gates(scores_SE, chosen_SE)
+        return torch.cat([0 * gates_SE[:, :CUT], gates_SE[:, CUT:]], 1)
+
+
 class Renormalised(Best):
     def gates(self, scores_SE: Tensor, chosen_SE: Tensor) -> Tensor:
         gates_SE = scores_SE.sigmoid() * chosen_SE
@@ -129,14 +139,36 @@ class Noisy(Best):
 class ConstantGateOfOneByLot(ConstantGateOfOne, Noisy): ...
 
 
-@pytest.mark.parametrize("kind", [CutForOne, CutForOneOfTheBest])
+class WithABias(ConstantGateOfOne):
+    """A router's, of another shape."""
+
+    def __init__(self, model: ModelConfig, layer: int) -> None:
+        super().__init__(model, layer)
+        self.router_bias = nn.Parameter(torch.zeros(EXPERTS))
+
+    def gates(self, scores_SE: Tensor, chosen_SE: Tensor) -> Tensor:
+        return super().gates(scores_SE + self.router_bias, chosen_SE)
+
+
+class WithAFrozenOne(ConstantGateOfOne):
+    """A router of the same shape that is not trained."""
+
+    def __init__(self, model: ModelConfig, layer: int) -> None:
+        super().__init__(model, layer)
+        frozen_ED = torch.zeros(EXPERTS, model.width)
+        self.router_frozen = nn.Parameter(frozen_ED, requires_grad=False)
+
+
+@pytest.mark.parametrize("kind", [CutForOne, CutForOneOfTheBest, CutAfterOneThatDoesNothing])
 def test_a_gradient_that_is_cut_for_one_expert_is_named(
     kind: type[Best], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passed, figure = learning(kind, SHAPE, monkeypatch)
     assert passed is False
-    place = f"row {CUT} of layers.1.feed_forward.router, to whose expert "
-    assert figure.startswith(f"cross-entropy does not reach {place}")
+    place = rf"row {CUT} of layers\.1\.feed_forward\.router, to whose expert (\d+) tokens go"
+    found = re.fullmatch(f"cross-entropy does not reach {place}", figure)
+    assert found, figure
+    assert 0 < int(found[1]) < 3 * TOKENS  # its own, and no others'
 
 
 @pytest.mark.parametrize(
@@ -151,12 +183,17 @@ def test_a_gradient_that_is_cut_for_one_expert_is_named(
         DoesNothing,
         Noisy,
         ConstantGateOfOneByLot,
+        WithAFrozenOne,
     ],
 )
 def test_a_row_that_the_loss_does_not_hang_on_needs_no_gradient(
     kind: type[Best], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert learning(kind, SHAPE, monkeypatch) == (True, "cross-entropy reaches 1 router parameters")
+
+
+def test_parameters_of_other_shapes_are_not_asked_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert learning(WithABias, SHAPE, monkeypatch) == (True, "cross-entropy reaches 2 router parameters")
 
 
 @pytest.mark.parametrize(

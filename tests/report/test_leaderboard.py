@@ -9,6 +9,7 @@ import pytest
 from modbench.errors import UserError
 from modbench.metrics import METRICS
 from modbench.report.leaderboard import COLUMNS, Leaderboard
+from modbench.report.line import cell_key
 from modbench.report.markdown import markdown
 
 
@@ -114,6 +115,19 @@ def test_unequal_budget_or_data_is_another_comparison(fakes, change):
     assert len(board.comparisons) == 2
 
 
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [("model", {"width": 256}), ("data", {"tokenizer": "bytes"}), ("measure", {"heldout_tokens": 1024})],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_unequal_model_text_or_tokenizer_is_another_comparison(fakes, part, change):
+    a, b = fakes.make_record("a", loss=4.0), fakes.make_record("b", loss=5.0)
+    cell = {**b.cell, part: {**b.cell[part], **change}}
+    board = Leaderboard.of([a, replace(b, cell=cell, key=cell_key(cell))])
+    assert [entry.rank for entry in board.entries] == [1, 1]
+    assert len(board.comparisons) == 2
+
+
 def test_an_unequal_learning_rate_is_the_same_comparison(fakes):
     board = Leaderboard.of(
         [fakes.make_record("a"), fakes.make_record("b", train={"learning_rate": 0.001})]
@@ -156,6 +170,22 @@ def test_a_run_without_its_audit_is_not_ranked(fakes):
     assert entry.note == "audit probe 1, 2, 3, 9 was not run"
 
 
+@pytest.mark.parametrize("verdict", ["unchecked", "not asked"])
+def test_a_ranking_probe_that_could_not_be_asked_in_one_run_is_none_that_was_passed(fakes, verdict):
+    whole = fakes.make_record("a")
+    audit = [{**probe, "verdict": verdict} if probe["probe"] == 3 else probe for probe in whole.audit]
+    (entry,) = Leaderboard.of([whole, fakes.make_record("a", seed=1, audit=audit)]).entries
+    assert (entry.rank, entry.note) == (None, "audit probe 3 was not run")
+
+
+def test_a_probe_that_a_record_says_keeps_out_of_the_ranking_does(fakes):
+    """Whatever its number is: a later modbench may have more of them."""
+    record = fakes.make_record("a", failed_probes=(5,))
+    audit = [{**probe, "ranks": True} for probe in record.audit]
+    (entry,) = Leaderboard.of([fakes.make_record("a", audit=audit)]).entries
+    assert (entry.rank, entry.note) == (None, "failed audit probe 5 bypass (moved by 0.7)")
+
+
 @pytest.mark.parametrize("status", ["failed", "oom", "diverged"])
 def test_what_did_not_finish_is_listed_with_its_error(fakes, status):
     table = _table(Leaderboard.of([fakes.make_record("a"), fakes.make_record("b", status=status)]))
@@ -181,6 +211,31 @@ def test_one_seed_among_rows_of_several_has_no_interval_to_rank_by(fakes):
     assert entries["several"].rank == 1
     assert entries["single"].rank is None
     assert "no interval" in entries["single"].note
+
+
+def test_an_unranked_row_of_several_seeds_takes_no_rank_from_rows_of_one(fakes):
+    records = [*_seeds(fakes, "leaky", [3.0, 3.1], failed_probes=(1,)), fakes.make_record("single")]
+    ranks = {entry.row.label: entry.rank for entry in Leaderboard.of(records).entries}
+    assert ranks == {"single": 1, "leaky": None}
+
+
+def test_what_is_equal_over_seeds_ranks_rows_of_one_seed_among_those_of_several(fakes):
+    records = [*_seeds(fakes, "several", [4.5, 4.6]), fakes.make_record("single", cost=0.5)]
+    board = Leaderboard.of(records, rank_by="forward_flops_per_token")
+    assert [(entry.row.label, entry.rank) for entry in board.entries] == [("single", 1), ("several", 2)]
+
+
+def test_rows_that_share_a_rank_stand_in_the_order_of_their_figures(fakes):
+    records = [*_seeds(fakes, "a", [4.01, 4.03, 4.05]), *_seeds(fakes, "b", [4.00, 4.02, 4.04])]
+    entries = Leaderboard.of(records).entries
+    assert [(entry.row.label, entry.rank) for entry in entries] == [("b", 1), ("a", 1)]
+
+
+def test_the_csv_has_the_interval_and_how_many_seeds_finished(fakes):
+    records = [*_seeds(fakes, "a", [4.0, 4.2]), fakes.make_record("a", seed=2, status="diverged")]
+    line = _table(Leaderboard.of(records)).loc[0]
+    assert line["seeds"] == 2
+    assert line["heldout_loss_low"] < line["heldout_loss"] == 4.1 < line["heldout_loss_high"]
 
 
 def test_times_of_different_machines_are_left_out(fakes):

@@ -203,6 +203,12 @@ def test_a_short_run_that_was_repeated_is_no_short_sample() -> None:
     assert row_of(timed("mod", make_case(seconds=(0.0005,) * 4, loops=2))).stable
 
 
+def test_one_process_of_short_samples_makes_the_pooled_time_unstable() -> None:
+    short, whole = make_case(seconds=(0.0005,) * 4), make_case(seconds=(0.0005,) * 4, loops=4)
+    row = row_of(timed("mod", short), timed("mod", whole, repetition=2))
+    assert (row.stable, row.flags) == (False, "unstable")
+
+
 def test_memory_is_held_against_its_prediction() -> None:
     table = TimingTable.of([weighed("mod", 1100, 1000)])
     parts = {row.part: row for row in table.groups[0].memory}
@@ -310,7 +316,10 @@ def test_the_csv_has_every_case_in_full(tmp_path: Path) -> None:
         ("vanilla/small", "decode after 8 x 1"),
     ]
     assert float(rows[0]["realised_efficiency"]) == pytest.approx(1.25 * 0.7)
+    counts = [int(rows[0][f"flops_{name}"]) for name in ("nominal", "realised", "executed")]
+    assert counts == [7 * 7 * 10**8, 7 * 10**8, 2 * 5 * 7 * 10**8]
     assert rows[0]["joules"] == ""
+    assert [row["past"] for row in rows] == ["0", "0", "0"]  # a 0 is no blank
     parts = list(csv.DictReader(io.StringIO((tmp_path / "memory.csv").read_text())))
     assert [row["part"] for row in parts][-1] == "peak"
 

@@ -186,6 +186,15 @@ def test_a_probe_that_a_record_says_keeps_out_of_the_ranking_does(fakes):
     assert (entry.rank, entry.note) == (None, "failed audit probe 5 bypass (moved by 0.7)")
 
 
+@pytest.mark.parametrize("probe", [1, 2, 3, 9])
+def test_an_old_record_that_does_not_say_so_is_kept_out_by_its_probes_number(fakes, probe):
+    record = fakes.make_record("a", failed_probes=(probe,))
+    audit = [{**one, "ranks": False} for one in record.audit]
+    (entry,) = Leaderboard.of([fakes.make_record("a", audit=audit)]).entries
+    assert entry.rank is None
+    assert entry.note.startswith(f"failed audit probe {probe} ")
+
+
 @pytest.mark.parametrize("status", ["failed", "oom", "diverged"])
 def test_what_did_not_finish_is_listed_with_its_error(fakes, status):
     table = _table(Leaderboard.of([fakes.make_record("a"), fakes.make_record("b", status=status)]))
@@ -234,7 +243,7 @@ def test_rows_that_share_a_rank_stand_in_the_order_of_their_figures(fakes):
 def test_the_csv_has_the_interval_and_how_many_seeds_finished(fakes):
     records = [*_seeds(fakes, "a", [4.0, 4.2]), fakes.make_record("a", seed=2, status="diverged")]
     line = _table(Leaderboard.of(records)).loc[0]
-    assert line["seeds"] == 2
+    assert (line["seeds"], line["budget"]) == (2, 10**12)
     assert line["heldout_loss_low"] < line["heldout_loss"] == 4.1 < line["heldout_loss_high"]
 
 

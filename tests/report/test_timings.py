@@ -70,6 +70,14 @@ def test_realised_efficiency_is_speed_up_achieved_over_promised() -> None:
     assert rows["vanilla", "forward"].realised_efficiency == 1.0
 
 
+def test_what_is_promised_is_what_was_realised_and_neither_what_was_planned_nor_padded() -> None:
+    routed = make_case(flops=2000)
+    one = dict.fromkeys(("model", "full", "executed"), 1)
+    routed["flops"] = {"realised": {**one, "model": 2000}, "nominal": one, "dispatched": one}
+    row = rows_of(timed("vanilla", make_case(flops=4000)), timed("mod", routed))["mod", "forward"]
+    assert (row.promised_speed_up, row.realised_efficiency) == (2.0, 0.5)
+
+
 def test_without_a_dense_row_there_is_no_efficiency() -> None:
     alone, dense = timed("mod", make_case()), timed("vanilla", make_case())
     assert row_of(alone).realised_efficiency is None

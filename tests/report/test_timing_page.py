@@ -1,0 +1,83 @@
+"""What timings.md says of its rows in words."""
+
+from typing import Any
+
+import pytest
+from timings_made_up import cell_of, make_case, make_timing, rows_of, timed
+
+from modbench.report.timing import Timing
+from modbench.report.timing_page import timing_page
+from modbench.report.timing_table import TimingTable
+
+THROTTLED = ("power cap",)
+
+
+def page_of(*timings: Timing, **options: Any) -> str:
+    return timing_page(TimingTable.of(timings), **options)
+
+
+def test_energy_is_in_joules_and_none_of_a_throttled_process() -> None:
+    good = timed("mod", make_case(joules=7.25, throttled=()))
+    slow = timed("mod", make_case(joules=99.0, throttled=THROTTLED), repetition=2)
+    (row,) = rows_of(good, slow).values()
+    assert row.joules == 7.25
+    assert "### Energy of a run (J)\n\n| scheme | forward |\n| --- | ---: |\n| mod | 7.25 |" in page_of(
+        good, slow
+    )
+
+
+def test_memory_is_shown_by_part_measured_before_predicted() -> None:
+    sizes = {"parameters": 3, "gradients": 5, "optimizer": 7, "cache": 11, "activations": 13}
+    measured = {part: 10**6 * size for part, size in sizes.items()} | {"peak": 39 * 10**6}
+    predicted = {part: size // 2 for part, size in measured.items()}
+    found = {"measured": measured, "predicted": predicted}
+    page = page_of(make_timing("inference_memory", cell_of("mod"), found))
+    assert "| scheme | phase | parameters | gradients | optimizer | cache | activations | peak |" in page
+    cells = "3.0 / 1.5 | 5.0 / 2.5 | 7.0 / 3.5 | 11.0 / 5.5 | 13.0 / 6.5 | 39.0 / 19.5 | +100.0"
+    assert f"| mod | inference | {cells} |" in page
+
+
+def test_an_allocation_that_failed_is_in_the_unit_of_the_table() -> None:
+    words = {"status": "oom", "error": "out of memory", "measured": {}, "asked_bytes": 2_345_678}
+    page = page_of(timed("mod", make_case()), make_timing("training_memory", cell_of("mod"), **words))
+    assert "| oom, asked for 2.3 |" in page
+
+
+def test_the_page_says_when_it_was_measured() -> None:
+    def at(label: str, day: int) -> Timing:
+        begun = {
+            "started": f"2026-01-0{day}T00:00:00+00:00",
+            "finished": f"2026-01-0{day}T01:00:00+00:00",
+        }
+        return timed(label, make_case(), **begun)
+
+    page = page_of(at("mod", 2), at("vanilla", 1), at("other", 3))
+    assert "Measured from 2026-01-01T00:00:00+00:00 to 2026-01-03T01:00:00+00:00." in page
+
+
+def test_other_runs_are_told_where_there_are_any() -> None:
+    one = timed("mod", make_case())
+    assert "Other runs in timings/: 2; runs aren't compared." in page_of(one, others=2)
+    assert "Other runs" not in page_of(one)
+
+
+@pytest.mark.parametrize("balances", [("forced", "as routed"), ("forced",), ("as routed",)], ids=str)
+def test_a_forced_balance_is_told_where_any_row_has_it(balances: tuple[str, ...]) -> None:
+    page = page_of(*(timed(f"mod {one}", make_case(), balance=one) for one in balances))
+    assert ("Balance is forced" in page) is ("forced" in balances)
+    assert ("mod as routed, balance as routed" in page) is ("as routed" in balances)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_was_compiled_is_told(compiled: bool) -> None:
+    made = timed("mod", make_case())
+    page = page_of(make_timing("time", made.cell, {**made.measured, "compiled": compiled}))
+    assert ("all compiled but decoding" in page) is compiled
+    assert ("nothing compiled" in page) is not compiled
+
+
+def test_a_flag_of_some_cases_names_them() -> None:
+    few = make_case("prefill 8 x 1", seconds=(1.0, 1.0, 1.0, 1.9))
+    page = page_of(timed("mod", make_case(), few), timed("vanilla", make_case()))
+    assert "- mod, prefill 8 x 1: unstable" in page
+    assert "all cases" not in page

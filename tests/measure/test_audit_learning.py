@@ -73,3 +73,16 @@ def test_what_is_not_trained_needs_no_gradient_and_zeros_are_no_copies(
 ) -> None:
     passed, figure = learning(layer, monkeypatch)
     assert passed is True, figure
+
+
+class WithAModuleOfTorchs(Right):
+    """A predictor that nothing teaches."""
+
+    def __init__(self, options: Depth, model: ModelConfig, layer: int) -> None:
+        super().__init__(options, model, layer)
+        self.predictor_of_more = nn.Linear(model.width, 1, bias=False)
+
+
+def test_a_predictor_that_is_a_module_of_pytorchs_is_asked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = learning(WithAModuleOfTorchs, monkeypatch)
+    assert found == (False, "no loss reaches layers.1.predictor_of_more.weight")

@@ -100,6 +100,14 @@ def test_utilisation_is_over_the_fastest_matmul_of_the_rows_dtype() -> None:
     assert row.utilisation == pytest.approx(0.5)
 
 
+def test_utilisation_is_over_the_fastest_of_all_components() -> None:
+    one = ceiling(4e11)
+    heads = one.measured["gemm"]
+    slower = [{**gemm, "component": "mlp", "flops_per_second": 1e11} for gemm in heads]
+    both = replace(one, measured={**one.measured, "gemm": [*slower, *heads]})
+    assert row_of(timed("vanilla", make_case()), both).ceiling == 4e11
+
+
 def test_a_ceiling_on_a_machine_with_other_work_is_told() -> None:
     def page(*ceilings: Timing) -> str:
         return timing_page(TimingTable.of([timed("vanilla", make_case()), *ceilings]))

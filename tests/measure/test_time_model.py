@@ -24,7 +24,7 @@ def test_a_pass_and_a_step_are_timed_warm_and_each_by_itself(monkeypatch: pytest
 
     def spend(runs: list[int], seconds: float) -> None:
         runs[0] += 1
-        now[0] += 100.0 if runs[0] <= timing.WARM_UP else seconds
+        now[0] += 100.0 if runs[0] <= 3 else seconds
 
     def forward(self: Decoder, tokens_BT: torch.Tensor, context: Context) -> torch.Tensor:
         spend(passes, 1.0)
@@ -46,5 +46,24 @@ def test_a_pass_and_a_step_are_timed_warm_and_each_by_itself(monkeypatch: pytest
     found = timing.time_model(model, train, dtype=torch.bfloat16, repeats=4, text=text_N)
     assert (found["forward_seconds"]["median"], found["forward_seconds"]["n"]) == (1.0, 4)
     assert (found["train_step_seconds"]["median"], found["train_step_seconds"]["n"]) == (3.0, 4)
-    assert passes == steps == [timing.WARM_UP + 4]
+    assert passes == steps == [3 + 4]
     assert seen == {("topk", torch.bfloat16, False, False)}
+
+
+def test_on_a_gpu_a_run_ends_when_its_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call gives out 2 s of work and returns at once; who waits for the GPU waits for all of it."""
+    now, given_out = [0.0], [50.0]  # some that came before
+
+    def run() -> None:
+        given_out[0] += 2.0
+
+    def synchronize(on: torch.device) -> None:
+        assert on.type == "cuda"
+        now[0] += given_out.pop()
+        given_out.append(0.0)
+
+    monkeypatch.setattr(timing, "WARM_UP", 0)
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    found = timing._time(run, 4, torch.device("cuda"))
+    assert (found["median"], found["iqr"], found["stable"]) == (2.0, 0.0, True)

@@ -165,13 +165,15 @@ def test_throttled_processes_are_left_out_of_everything() -> None:
         timed("vanilla", make_case(seconds=(9.0,) * 4, throttled=THROTTLED), repetition=2),
         timed("mod", make_case(throttled=())),
         ceiling(),
-        ceiling(9e12, repetition=2, throttled=THROTTLED),
+        ceiling(9e12, repetition=2, throttled=THROTTLED, copied=9e10),
     )
     vanilla = rows_of(*timings)["vanilla", "forward"]
     assert (vanilla.status, vanilla.seconds_median, vanilla.n, vanilla.processes) == ("ok", 0.1, 4, 1)
     assert vanilla.flags == "throttled in 1 of 2 processes (power cap): left out"
     assert vanilla.ceiling == 1e12
-    assert "ceilings: throttled in 1 of 2 processes: left out" in timing_page(TimingTable.of(timings))
+    page = timing_page(TimingTable.of(timings))
+    assert "ceilings: throttled in 1 of 2 processes: left out" in page
+    assert "Copies: 20 GB/s" in page
 
 
 @pytest.mark.parametrize("slowed", ["vanilla", "mod"])

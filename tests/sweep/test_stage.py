@@ -32,6 +32,32 @@ def test_a_phase_that_gave_way_is_told_again(tmp_path: Path) -> None:
     other.close()
 
 
+def test_a_stop_is_seen_while_a_timing_goes_on(tmp_path: Path) -> None:
+    quiet, other = Quiet(tmp_path), Quiet(tmp_path)
+    timed, over = threading.Event(), threading.Event()
+    stage = Stage(lambda event: None, timed.is_set, quiet)
+
+    def time_it() -> None:
+        with other.alone():
+            timed.set()
+            over.wait(10)
+
+    timing = threading.Thread(target=time_it, daemon=True)
+    timing.start()
+
+    def work() -> None:
+        while True:
+            stage.between()
+
+    with pytest.raises(StoppedError):
+        work()
+    assert timing.is_alive()
+    over.set()
+    timing.join(5)
+    quiet.close()
+    other.close()
+
+
 def test_nobody_goes_first_where_the_device_is_shared(tmp_path: Path) -> None:
     quiet, other = Quiet(tmp_path), Quiet(tmp_path)
     stage = Stage(lambda event: None, lambda: False, None)

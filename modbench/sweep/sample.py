@@ -172,9 +172,7 @@ def _load_plugin_of(router: dict[str, Any], plugins: Sequence[Path], run: str) -
     def other(plugin: Path) -> bool:
         try:
             return guessed_sha256(plugin) != digest
-        except (
-            OSError
-        ):  # it, or a module beside it, can't be read; loading it says so, if it comes to that
+        except OSError:  # loading it says what can't be read, if it comes to that
             return True
 
     for plugin in sorted(plugins, key=other):

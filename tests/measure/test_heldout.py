@@ -130,3 +130,9 @@ def test_a_summary_says_when_it_is_unstable() -> None:
 def test_one_extreme_among_many_is_unstable_all_the_same(extreme: float, stable: bool) -> None:
     """The standard deviation stays below a tenth of the mean."""
     assert summary([1.0] * 40 + [extreme])["stable"] == stable
+
+
+@pytest.mark.parametrize(("apart", "stable"), [(0.08, True), (0.15, False)])
+def test_a_standard_deviation_above_a_tenth_of_the_mean_is_unstable(apart: float, stable: bool) -> None:
+    values = [10.0] + [10.0 * (1 + apart), 10.0 * (1 - apart)] * 4
+    assert summary(values)["stable"] is stable

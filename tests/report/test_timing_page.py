@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from timings_made_up import cell_of, make_case, make_timing, rows_of, timed
+from timings_made_up import cell_of, make_case, make_timing, rows_of, timed, weighed
 
 from modbench.report.timing import Timing
 from modbench.report.timing_page import timing_page
@@ -81,3 +81,8 @@ def test_a_flag_of_some_cases_names_them() -> None:
     page = page_of(timed("mod", make_case(), few), timed("vanilla", make_case()))
     assert "- mod, prefill 8 x 1: unstable" in page
     assert "all cases" not in page
+
+
+def test_a_process_that_weighed_memory_is_none_of_those_that_are_timed() -> None:
+    (row,) = rows_of(timed("mod", make_case()), weighed("mod", 1100, 1000)).values()
+    assert (row.processes, row.flags) == (1, "")

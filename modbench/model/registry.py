@@ -153,6 +153,7 @@ def load_plugin(path: str | Path) -> list[str]:
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
+            digest = code_sha256(file, module_name)
         except BaseException as error:
             del sys.modules[module_name]
             for name in _fresh(before):
@@ -166,7 +167,6 @@ def load_plugin(path: str | Path) -> list[str]:
                 f"plugin {path} raised {type(error).__name__}: {error}{where}; "
                 "mend the file and run again"
             ) from error
-        digest = code_sha256(file, module_name)
         _sources.update(dict.fromkeys(_fresh(before), (file, digest)))
     names = sorted(n for n, router in _registered.items() if router.__module__ == module_name)
     if not names:

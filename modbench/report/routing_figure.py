@@ -223,7 +223,9 @@ def expert_figure(board: Leaderboard) -> Figure:
         axes.set_axis_off()
     some_do_nothing = False
     for axes, (entry, routings) in zip(panels, rows, strict=False):
-        no_ops = entry.row.cell["router"]["options"].get("no_op_experts", 0)
+        no_ops = entry.row.cell["router"]["options"].get("no_op_experts")
+        if not isinstance(no_ops, int):  # a plugin's option of that name, which says something else
+            no_ops = 0
         some_do_nothing |= no_ops > 0
         _loads(axes, busiest_first(routings, "causal", no_ops))
         axes.set_title(_name(entry))

@@ -89,6 +89,21 @@ def test_a_plugin_that_raises_leaves_nothing_registered(tmp_path: Path) -> None:
     assert not [name for name in sys.modules if name.startswith("modbench_plugin") and "half" in name]
 
 
+def test_a_plugin_whose_modules_cannot_be_read_is_named_and_not_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that an import statement names which has not run."""
+
+    def unreadable(file: Path, module: str) -> str:
+        raise PermissionError(13, "Permission denied", "helpers.py")
+
+    monkeypatch.setattr(registry, "code_sha256", unreadable)
+    path = plugin(tmp_path, PLUGIN.format(name="mine_late"))
+    with pytest.raises(UserError, match=r"raised PermissionError.*helpers\.py.*mend the file"):
+        load_plugin(path)
+    assert "mine_late" not in router_names()
+
+
 def test_a_missing_plugin_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.py: there is no such file"):
         load_plugin(tmp_path / "nowhere.py")

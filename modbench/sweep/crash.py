@@ -10,7 +10,7 @@ from typing import Any
 from modbench.model.plugin_code import is_authors
 from modbench.report.record import Record, Status, cell_key
 
-_RAISED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\b")
+_RAISED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)(?=:|$)")
 _PATH = re.compile(r"(?<![\w.:/])~?(?:/[^\s/:'\"`,;()<>\[\]]+)+/?")
 _LONGEST = 300
 

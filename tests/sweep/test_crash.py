@@ -95,3 +95,15 @@ def test_a_sentence_of_ours_needs_no_exit_code(tmp_path: Path) -> None:
     assert error_of(log, 0, 1) == "it is so"
     log.write_text("Traceback\nKeyError: 'k'\n")
     assert error_of(log, 0, 1) == "exit code 1: KeyError: 'k'"
+
+
+def test_where_pytorch_raised_it_is_not_what_was_raised(tmp_path: Path) -> None:
+    """PyTorch's own trace may follow the error's sentence, and looks like an error itself."""
+    log = tmp_path / "log"
+    log.write_text(
+        'TypeError: randint() got "Overflow when unpacking long long\n'
+        "Exception raised from THPUtils_unpackLong at /pytorch/numbers.h:79 (most recent call first):\n"
+        "frame #0: c10::Error::Error(c10::SourceLocation)\n"
+    )
+    said = 'exit code 1: TypeError: randint() got "Overflow when unpacking long long'
+    assert error_of(log, 0, 1) == said

@@ -1,10 +1,12 @@
 """Times all cases of a scheme, or a machine's ceilings, in this process, and watches what the machine
 does meanwhile."""
 
+import traceback
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from modbench.errors import UserError
 from modbench.measure.busy import Busy
 from modbench.measure.cases import (
     Case,
@@ -29,8 +31,9 @@ BALANCES = ("forced", "as routed", "nothing routed")
 
 
 def timed(kind: str, subject: Subject, threads: int, say: Say) -> dict[str, Any]:
-    """``kind`` ``time``: the subject's ``cases`` and ``balance``, and which cases memory ``ran_out`` in,
-    if it did; ``ceiling``: its machine's `ceilings`. Both with the ``machine``'s state."""
+    """``kind`` ``time``: the subject's ``cases`` and ``balance``, which cases memory ``ran_out`` in, if
+    it did, and what ``failed``; ``ceiling``: its machine's `ceilings`. Both with the ``machine``'s
+    state."""
     watch, busy = stopwatch(subject.on), Busy()
     gpu, why_none = open_gpu(subject.on)
     if kind == "ceiling":
@@ -53,25 +56,31 @@ def _cases(subject: Subject, watch: Stopwatch, gpu: Gpu | None, say: Say) -> dic
     )
     cases: list[dict[str, Any]] = []
     ran_out: list[dict[str, Any]] = []
+    failed: list[str] = []
     kinds: set[str] = set()
     for number, case in enumerate(in_turn, start=1):
         say({"event": "step", "phase": "timing", "step": number, "steps": len(in_turn)})
         try:
             measured, kind = _case(case, model, subject, watch, gpu)
+        except UserError:
+            raise
         except Exception as error:
             lack = _lack(error)
             if lack is None:
-                raise
-            ran_out.append(_named(case) | lack)
+                # Its traceback belongs into the log; a router may train and not decode yet.
+                traceback.print_exc()
+                failed.append(f"{case.name}: {type(error).__name__}: {' '.join(str(error).split())}")
+            else:
+                ran_out.append(_named(case) | lack)
         else:
             cases.append(measured)
             kinds.add(kind)
-        if ran_out:
+        if ran_out or failed:
             model.zero_grad(set_to_none=True)
             let_go(subject.on)
     strongest = next((kind for kind in BALANCES if kind in kinds), BALANCES[-1])
     found = {"cases": cases, "balance": strongest, "compiled": is_compiled(model, time)}
-    return found | ({"ran_out": ran_out} if ran_out else {})
+    return found | ({"ran_out": ran_out} if ran_out else {}) | ({"failed": failed} if failed else {})
 
 
 def _lack(error: Exception) -> dict[str, Any] | None:

@@ -49,18 +49,26 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
             "error": out_of_memory_sentence(failed),
         }
     else:
-        found |= {"measured": measured} | _outcome(measured.get("ran_out", []))
+        failed = measured.pop("failed", [])
+        found |= {"measured": measured} | _outcome(measured.get("ran_out", []), failed)
     return found | {"environment": environment(subject.dtype)}
 
 
-def _outcome(ran_out: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of a process that got through, but for the cases ``ran_out`` of memory."""
-    if not ran_out:
-        return {}
-    first = ran_out[0]
-    which = first["name"] if len(ran_out) == 1 else f"{len(ran_out)} cases, the first {first['name']}"
-    error = f"{which}: {first['error']}"
-    return {"status": "oom", "asked_bytes": first["asked_bytes"], "error": error}
+def _outcome(ran_out: list[dict[str, Any]], failed: list[str]) -> dict[str, Any]:
+    """Of a process that got through, but for cases ``ran_out`` of memory and those that ``failed``."""
+    told = {}
+    if ran_out:
+        first = ran_out[0]
+        error = _of_all(len(ran_out), f"{first['name']}: {first['error']}")
+        told = {"status": "oom", "asked_bytes": first["asked_bytes"], "error": error}
+    if failed:
+        errors = filter(None, (_of_all(len(failed), failed[0]), told.get("error")))
+        told |= {"status": "failed", "error": "; ".join(errors)}
+    return told
+
+
+def _of_all(cases: int, first: str) -> str:
+    return first if cases == 1 else f"{cases} cases, the first {first}"
 
 
 def _of_kind(

@@ -98,7 +98,7 @@ class Timing(Line):
     environment: dict[str, Any]  #: at least cpu, gpu, threads, torch, dtype; no host, user or path
     measured: dict[
         str, Any
-    ]  #: what `modbench.measure.worker` found; {} if it isn't ok, or cases but for those that ran out
+    ]  #: what `modbench.measure.worker` found; {} if it isn't ok, or the cases that could be timed
     asked_bytes: int | None  #: of an allocation that failed, where it is known
     status: TimingStatus
     error: str | None
@@ -127,8 +127,8 @@ class Timing(Line):
         if self.status == "ok" or (self.measured and self.kind == "time"):
             ran_out = {"ran_out": list} if self.kind == "time" and "ran_out" in self.measured else {}
             check("measured", self.measured, _MEASURED[self.kind] | ran_out)
-            if ran_out and self.status != "oom":
-                raise UserError(f"status is {self.status} and cases ran out of memory; it must be oom")
+            if ran_out and self.status == "ok":
+                raise UserError("status is ok and cases ran out of memory; it must be oom or failed")
             _CHECKS[self.kind](self.measured)
         self.check_outcome()
 

@@ -130,7 +130,7 @@ def case_rows(timings: Sequence[Timing], ceiling: Callable[[str], float | None])
             case = cases[-1]
             told = {field: case[field] for field in _TOLD}
             rows.append(CaseRow(**known, case=name, status="oom", **told))
-    ended = [timing for timing in timings if timing.status != "ok" and "ran_out" not in timing.measured]
+    ended = [t for t in timings if t.status == "failed" or (t.status != "ok" and not _outgrown(t))]
     if len(ended) == len(timings):
         last = ended[-1]
         rows.append(
@@ -144,6 +144,11 @@ def case_rows(timings: Sequence[Timing], ceiling: Callable[[str], float | None])
             )
         )
     return rows
+
+
+def _outgrown(timing: Timing) -> bool:
+    """Whether it is told of each case that memory ran out in, and all others were timed."""
+    return "ran_out" in timing.measured
 
 
 def _case_row(

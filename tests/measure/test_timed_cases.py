@@ -150,12 +150,29 @@ def test_a_case_without_room_leaves_the_others_as_they_are(monkeypatch: pytest.M
     assert not any(seen)
 
 
-def test_what_is_no_want_of_memory_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_that_fails_leaves_the_others_their_times(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def step(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("broken")
+        raise RuntimeError("broken\nin two lines")
 
     monkeypatch.setattr(cases, "training_step", step)
-    with pytest.raises(RuntimeError, match="broken"):
+    found = timed("time", subject(decode_past=[8], decode_batches=[1]), 1, lambda _: None)
+    assert found["failed"] == ["train: RuntimeError: broken in two lines"]
+    assert "ran_out" not in found
+    phases = [case["phase"] for case in found["cases"]]
+    assert phases[0] == "forward"
+    assert phases[-1] == "decode"
+    assert "train" not in phases
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_a_user_did_wrong_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(*_: Any, **__: Any) -> Any:
+        raise UserError("option is 3; it must be 2")
+
+    monkeypatch.setattr(cases, "training_step", step)
+    with pytest.raises(UserError, match="option is 3"):
         timed("time", subject(decode_past=[8], decode_batches=[1]), 1, lambda _: None)
 
 

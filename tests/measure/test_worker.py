@@ -118,6 +118,28 @@ def test_memory_that_ran_out_in_several_cases_is_told_of_the_first() -> None:
     assert names == ["prefill 10000000000000 x 1", "decode after 9999999999999 x 1"]
 
 
+def test_phases_that_fail_are_told_and_the_others_timed(tmp_path: Path) -> None:
+    cached = "if context.cache is not None: raise KeyError('no cache yet')"
+    plugins, talks = talkative(tmp_path, cached)
+    code, documents, said = run(spec("time", plugins, router=talks))
+    found = documents[-1]
+    assert (code, found["status"], found["asked_bytes"]) == (0, "failed", None)
+    assert found["error"] == "2 cases, the first prefill 8 x 1: KeyError: 'no cache yet'"
+    assert [case["name"] for case in found["measured"]["cases"]] == ["forward", "train"]
+    assert "failed" not in found["measured"]
+    assert said.count("Traceback") == 2
+
+
+def test_a_phase_that_fails_and_one_that_memory_runs_out_in_are_both_told(tmp_path: Path) -> None:
+    plugins, talks = talkative(tmp_path, "if x.shape[1] == 1: raise ValueError('no token by itself')")
+    time = {**CELL["time"], "prefill": [10**13]}
+    found = run(spec("time", plugins, router=talks, time=time))[1][-1]
+    assert (found["status"], found["asked_bytes"] > 10**13) == ("failed", True)
+    failed = "decode after 4 x 1: ValueError: no token by itself"
+    assert found["error"].startswith(f"{failed}; prefill 10000000000000 x 1: out of memory, asked for ")
+    assert [case["name"] for case in found["measured"]["ran_out"]] == ["prefill 10000000000000 x 1"]
+
+
 def test_a_mistake_is_a_sentence() -> None:
     code, documents, said = run(spec("time", router={"name": "mood", "options": {}}))
     assert (code, documents) == (2, [])

@@ -67,6 +67,23 @@ def test_a_case_that_memory_ran_out_in_is_a_row_beside_the_others() -> None:
     assert "mod, train: memory ran out in 1 of 2 processes" in page
 
 
+def test_cases_that_failed_are_a_row_beside_those_that_were_timed() -> None:
+    lack = {"name": "train", "phase": "train", "sequences": 4, "tokens": 256, "past": 0}
+    words = "prefill 8 x 1: KeyError: 'k'; train: out of memory (x)"
+    bad = {"status": "failed", "error": words, "asked_bytes": 123}
+    ran_out = [lack | {"asked_bytes": 123, "error": "out of memory (x)"}]
+    timings = [
+        timed("mod", make_case(), repetition=n, ran_out=ran_out if n == 1 else (), **bad) for n in (1, 2)
+    ]
+    rows = rows_of(*timings)
+    assert [case for _, case in rows] == ["forward", "train", "all others"]
+    assert (rows["mod", "forward"].status, rows["mod", "forward"].flags) == ("ok", "")
+    assert rows["mod", "train"].status == "oom"
+    others = rows["mod", "all others"]
+    assert (others.status, others.error) == ("failed", words)
+    assert "mod, all others: failed: prefill 8 x 1: KeyError" in timing_page(TimingTable.of(timings))
+
+
 def test_what_was_found_before_memory_ran_out_is_held_to_its_shape() -> None:
     timing = timed("mod", make_case(), status="oom", error="out of memory")
     with pytest.raises(UserError, match="measured lacks the field 'balance'"):

@@ -7,6 +7,8 @@ from modbench.errors import UserError
 
 #: More threads than this no machine has, and libraries end the process.
 MOST_THREADS = 4096
+#: Beyond it products of sizes are no numbers that a machine reckons with.
+MOST_TOKENS = 10**15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +40,17 @@ class TimeConfig:
             object.__setattr__(self, name, values)
             if min(values, default=1) < 1:
                 raise UserError(f"time {name} is {list(values)}; each must be 1 or more")
+            if max(values, default=1) > MOST_TOKENS:
+                raise UserError(f"time {name} is {list(values)}; each must be {MOST_TOKENS:,} or fewer")
             if len(set(values)) < len(values):
                 raise UserError(f"time {name} is {list(values)}; an entry appears twice, remove one")
         for name in ("repetitions", "samples", "prefill_batch", "decode_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"time {name} is {getattr(self, name)}; it must be 1 or more")
+            if getattr(self, name) > MOST_TOKENS:
+                raise UserError(
+                    f"time {name} is {getattr(self, name)}; it must be {MOST_TOKENS:,} or fewer"
+                )
         for name in ("warm_up", "threads"):
             if getattr(self, name) < 0:
                 raise UserError(f"time {name} is {getattr(self, name)}; it must be 0 or more")

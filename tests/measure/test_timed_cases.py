@@ -312,6 +312,14 @@ def test_a_cells_peak_can_be_predicted() -> None:
         ({"decode_past": (8, 8)}, "decode_past is [8, 8]; an entry appears twice"),
         ({"decode_batches": ()}, "decode_batches is empty"),
         ({"threads": 4097}, "time threads is 4097; it must be 4096 or fewer"),
+        (
+            {"decode_tokens": 10**15 + 1},
+            "decode_tokens is 1000000000000001; it must be 1,000,000,000,000,000 or fewer",
+        ),
+        (
+            {"decode_past": (3, 2**63)},
+            "9223372036854775808]; each must be 1,000,000,000,000,000 or fewer",
+        ),
         ({"compile": "perhaps"}, "compile is 'perhaps'"),
         ({"threads": -1}, "threads is -1"),
     ],

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from modbench.flops.counter import FlopCounter
 from modbench.flops.ledger import Load
@@ -200,6 +201,18 @@ def test_a_bank_counts_as_its_ledger_says(
         y_ND.sum().backward()
     load = Load.uniform(1, 10, "train", input_gradient="rows" not in frozen)
     assert counter.ledger == part.ledger(load, sum(counts))
+
+
+@pytest.mark.usefixtures("size")
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+def test_pytorchs_own_counter_sees_what_experts_spend(autocast: bool) -> None:
+    part, counts = bank(), [3, 0, 70, 8]
+    x_ND = torch.randn(sum(counts), 16).requires_grad_()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        part(x_ND, counts).sum().backward()
+    load = Load.uniform(1, 10, "train")
+    assert counter.get_total_flops() == part.ledger(load, sum(counts)).total()
 
 
 @pytest.mark.parametrize("mlp", ["swiglu", "gelu"])

@@ -135,8 +135,8 @@ def test_the_page_is_in_the_units_that_it_names() -> None:
 def test_what_was_measured_stands_above_what_was_predicted() -> None:
     axes = drawn(timing_figures._memory, weighed("mod", 3000, 2000))
     assert (axes.get_xlabel(), axes.get_ylabel()) == (
-        "peak predicted (bytes)",
-        "peak measured (bytes)",
+        "peak predicted",
+        "peak measured",
     )
     point = axes.lines[0]
     assert (list(point.get_xdata()), list(point.get_ydata())) == ([2000], [3000])

@@ -155,7 +155,11 @@ def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
     spans: list[tuple[Row, tuple[float, float]]] = []
     unranked: list[Entry] = []
     several = criterion.kind == "quality" and any(
-        len(row.ok) > 1 for row in rows if row.why_unranked is None and _span(row, criterion)
+        len(row.ok) > 1
+        for row in rows
+        if row.why_unranked is None
+        and criterion.name not in row.measured_in_few
+        and _span(row, criterion)
     )
     for row in rows:
         span = _span(row, criterion)

@@ -80,6 +80,7 @@ def _efficiency(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Ax
                     markerfacecolor=face,
                     linestyle="none",
                     markersize=6.5,
+                    clip_on=False,
                 )
         handles.append(Line2D([], [], color=mark.color, marker=mark.marker, linestyle="none"))
     names = [plain(label) for label in labels]

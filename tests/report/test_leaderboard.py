@@ -302,6 +302,14 @@ def test_a_figure_of_fewer_seeds_than_the_row_has_says_so(fakes):
     assert f"- **mod** (rank 1): {entry.note}\n" in markdown(board)
 
 
+def test_a_row_that_is_not_ranked_itself_asks_no_interval_of_others(fakes):
+    best, second = _seeds(fakes, "mod", [4.0, 4.1])
+    more = _seeds(fakes, "mod", [4.0, 4.1, 4.2])[2]
+    few = [best, second, _without(more, "heldout_loss")]
+    entries = Leaderboard.of([*few, *_seeds(fakes, "vanilla", [5.0])]).entries
+    assert [(entry.row.label, entry.rank) for entry in entries] == [("vanilla", 1), ("mod", None)]
+
+
 def test_a_row_is_not_ranked_by_a_part_of_its_seeds(fakes):
     best, *rest = _seeds(fakes, "mod", [4.0, 4.1, 4.2])
     few = [best, *(_without(record, "heldout_loss") for record in rest)]

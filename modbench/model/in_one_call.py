@@ -24,8 +24,10 @@ from modbench.model.grouped import FEW, OPS, ROWS, few, filled_count, spans, tak
 from modbench.model.kernels import activation, activation_again, activation_backward, as_it_is
 
 DTYPES = (torch.float32, torch.bfloat16)
-#: An expert of so many products of numbers, on average, in its matmul into the hidden layer is small: up
-#: to here one call won, in each dtype and with one thread and two (`nox -s perf`, "small experts").
+#: An expert of so many products of numbers, on average, in its matmul into the hidden layer is small.
+#: Far below it one call wins clearly (`nox -s perf`, "small experts"); near it, at model width 256, it
+#: was within 3 % of one by one or faster, in both dtypes, with one thread and with two; at twice it,
+#: mostly slower.
 SMALL = 2**26
 #: A matrix of so many numbers is better multiplied by a few rows of float32 by itself
 #: (`modbench.model.grouped.few`) than with all others in one call.

@@ -60,7 +60,7 @@ def flops(
         compare_conventions: print the total under every convention
         profile: count it as it runs, too, without allocating it; exit code 1 if that differs
         format: a table to read, one JSON document on the last line, or CSV
-        plugin: Python files that register routers
+        plugin: Python files that register routers; with --suite, those that it doesn't name become rows
     """
     from modbench.model.registry import load_plugin
 
@@ -105,7 +105,7 @@ def flops(
     }
     statements: list[Statement] = []
     if suite:
-        statements.extend(_suite_statements(suite, phase, past, asked))
+        statements.extend(_suite_statements(suite, plugin, phase, past, asked))
     elif hf:
         sequence = 2048 if shape.sequence is None else shape.sequence
         load = Load.uniform(batch, sequence, phase, past)  # type: ignore[arg-type]
@@ -141,12 +141,16 @@ def _family_statements(files: Sequence[Path], load: Load, asked: dict[str, Any])
             raise UserError(f"{file}: {error}") from error
 
 
-def _suite_statements(suite: str, phase: str, past: int, asked: dict[str, Any]) -> Iterator[Statement]:
-    """One for each scheme and shape, at the batch and sequence that the suite trains it on."""
+def _suite_statements(
+    suite: str, plugins: Sequence[Path], phase: str, past: int, asked: dict[str, Any]
+) -> Iterator[Statement]:
+    """One for each scheme and shape, at the batch and sequence that the suite trains it on; routers of
+    ``plugins`` join in as they do in `modbench run`."""
+    from modbench.sweep.cells import with_plugins
     from modbench.sweep.suite import load_suite
     from modbench.train.config import TrainConfig
 
-    loaded = load_suite(suite)
+    loaded = with_plugins(load_suite(suite), plugins)
     for shape in loaded.shapes:
         for scheme in loaded.schemes:
             train = {**loaded.train, **scheme.train}

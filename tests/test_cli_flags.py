@@ -96,6 +96,25 @@ def test_plugins_come_together(
     assert taken == [(Path("a.py"), Path("b.py"), Path("c.py"))]
 
 
+def test_flops_of_a_suite_has_a_row_for_a_plugin_s_router(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "joins.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from modbench.model.registry import register_router\n"
+        "from modbench.routers.vanilla import Vanilla\n"
+        '@register_router("joins_a_suite")\n'
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Joins(Vanilla): pass\n"
+    )
+    words = ["flops", "--suite", "quick", "--plugin", str(tmp_path / "joins.py"), "--format", "csv"]
+    assert main(words) == 0
+    rows = [line.split(",") for line in capsys.readouterr().out.splitlines() if ",total," in line]
+    spent = {row[0]: row[7] for row in rows}
+    assert list(spent)[-1] == "joins_a_suite"
+    assert spent["joins_a_suite"] == spent["vanilla"]
+
+
 def test_a_prompt_may_begin_with_dashes_and_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
     monkeypatch.setattr(

@@ -60,12 +60,14 @@ def _by_label(board: Leaderboard) -> list[Entry]:
 
 
 def _curve(row: Row) -> list[tuple[float, float, float, float]]:
-    """(training FLOPs, mean, least and greatest held-out loss) at each step that all seeds reached."""
+    """(training FLOPs, mean, least and greatest held-out loss) at each step that all finished seeds
+    reached; of a row that has none, all that began."""
     at: dict[int, list[tuple[int, float]]] = {}
-    for record in row.records:
+    records = row.ok or row.records
+    for record in records:
         for point in record.curve:
             at.setdefault(point["step"], []).append((point["flops"], point["heldout_loss"]))
-    seeds = sum(bool(record.curve) for record in row.records)
+    seeds = sum(bool(record.curve) for record in records)
     points = []
     for _, values in sorted(at.items()):
         flops = statistics.fmean(flops for flops, _ in values)

@@ -74,6 +74,18 @@ def test_curves_over_seeds_are_one_line_with_a_band(fakes):
     assert len(axes.collections) == 1
 
 
+def test_a_seed_that_diverged_early_does_not_take_the_curve_of_the_others(fakes):
+    finished = [fakes.make_record(seed=seed, loss=5 + seed / 10) for seed in range(2)]
+    _, axes = _axes(Leaderboard.of(finished), "loss_vs_training_flops")
+    losses = list(axes.lines[0].get_ydata())
+    lost = fakes.make_record(seed=2, status="diverged", curve=finished[0].curve[:1])
+    figure, axes = _axes(Leaderboard.of([*finished, lost]), "loss_vs_training_flops")
+    assert list(axes.lines[0].get_ydata()) == losses
+    assert figure.legends[0].get_texts()[0].get_text() == "vanilla (not ranked)"
+    begun = fakes.make_record(status="diverged", curve=finished[0].curve[:3])
+    assert len(_axes(Leaderboard.of([begun]), "loss_vs_training_flops")[1].lines[0].get_ydata()) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

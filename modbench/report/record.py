@@ -26,6 +26,10 @@ _ROUTER = {"name": str, "options": dict, "plugin_sha256": (str, _NONE), "label":
 _SUITE = {"name": str, "version": int, "rank_by": str}
 _CODE = {"version": str, "commit": (str, _NONE), "dirty": (bool, _NONE)}
 _DATA = {"sha256": str, "train_tokens": int, "heldout_tokens": int}
+#: Beyond this is no measurement, and sums of squares overflow.
+MOST = 10**100
+#: What is counted one by one.
+_COUNTED = ("steps", "tokens", "parameters", "FLOP")
 VERDICTS = ("passed", "failed", "not asked", "unchecked")
 _PROBE = {"probe": int, "name": str, "verdict": str, "figure": str, "ranks": bool}
 _TIMED = {"median": _NUMBER, "iqr": (*_NUMBER, _NONE), "n": int, "stable": (bool, _NONE)}
@@ -45,8 +49,8 @@ class Record(Line):
     """One run. Holds a copy, in plain JSON types, of what it is given.
 
     Raises:
-        UserError: a field is not as below, a metric is unknown, a number is not finite, or ``key`` is
-            not the key of ``cell``.
+        UserError: a field is not as below, a metric is unknown, a number is not finite or beyond
+            `MOST`, or ``key`` is not the key of ``cell``.
     """
 
     SCHEMA: ClassVar[int] = SCHEMA
@@ -77,6 +81,7 @@ class Record(Line):
         check("cell", self.cell, _CELL)
         check("cell router", self.cell["router"], _ROUTER)
         check("cell train", self.cell["train"], {"budget": int}, more=True)
+        _check_size("cell train budget", self.cell["train"]["budget"])
         if self.key != cell_key(self.cell):
             raise UserError(f"key is {self.key!r} but its cell's key is '{cell_key(self.cell)}'")
         self._check_measured()
@@ -94,11 +99,25 @@ class Record(Line):
                 )
         for index, point in enumerate(self.curve):
             check(f"curve[{index}]", point, _POINT)
+            for name, value in point.items():
+                _check_size(f"curve[{index}] {name}", value)
         check_routing(self.routing)
         if not isinstance(self.metrics, dict):
             raise UserError(f"metrics is {self.metrics!r}; it must be an object")
         for name, value in self.metrics.items():
             if metric(name).kind == "timed":
                 check(f"metric '{name}'", value, _TIMED)
-            elif not is_of(value, _NUMBER):
+                for part in ("median", "iqr", "n"):
+                    _check_size(f"metric '{name}' {part}", value[part] or 0)
+                continue
+            if not is_of(value, _NUMBER):
                 raise UserError(f"metric '{name}' is {value!r}; it must be a number")
+            if metric(name).unit in _COUNTED and not is_of(value, int):
+                raise UserError(f"metric '{name}' is {value!r}; it must be a whole number")
+            _check_size(f"metric '{name}'", value)
+
+
+def _check_size(where: str, value: float) -> None:
+    if not -MOST <= value <= MOST:
+        size = f"{value:.3g}" if isinstance(value, float) else f"of {value.bit_length()} bits"
+        raise UserError(f"{where} is {size}; it must lie within {MOST:.0e} of 0")

@@ -30,6 +30,9 @@ def test_a_seed_or_an_option_changes_the_key(fakes):
     assert all(len(key) == 16 for key in keys)
 
 
+_POINT = {"step": 1, "flops": 9, "tokens": 2, "train_loss": 6.0, "heldout_loss": 6.0}
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_are_refused_with_their_place(fakes, value):
     with pytest.raises(UserError, match=r"metrics\.heldout_loss is .*finite"):
@@ -59,6 +62,17 @@ def test_a_record_holds_a_copy(fakes):
         ({"metrics": {"heldout_loss": "low"}}, "metric 'heldout_loss' is 'low'"),
         ({"metrics": {"heldout_loss": None}}, "metric 'heldout_loss' is None"),
         ({"metrics": {"heldout_loss": True}}, "metric 'heldout_loss' is True"),
+        (
+            {"metrics": {"heldout_loss": 1.7e308}},
+            r"metric 'heldout_loss' is 1.7e\+308; it must lie within",
+        ),
+        ({"metrics": {"train_flops": 10**400}}, "metric 'train_flops' is of 1329 bits"),
+        ({"metrics": {"train_steps": 54.0}}, "metric 'train_steps' is 54.0; it must be a whole number"),
+        (
+            {"metrics": {"forward_seconds": {"median": 1e300, "iqr": None, "n": 1, "stable": None}}},
+            "metric 'forward_seconds' median is 1e\\+300",
+        ),
+        ({"curve": [_POINT | {"heldout_loss": 1e200}]}, r"curve\[0\] heldout_loss is 1e\+200"),
         ({"metrics": {"forward_seconds": 0.1}}, "metric 'forward_seconds' is 0.1; it must be an object"),
         ({"metrics": {"forward_seconds": {"median": 1, "iqr": 0, "n": 3}}}, "lacks the field 'stable'"),
         ({"status": "fine"}, "status 'fine' is not known"),

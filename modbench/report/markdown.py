@@ -45,7 +45,9 @@ def markdown(board: Leaderboard) -> str:
 
 
 def _comparison(board: Leaderboard, entries: list[Entry]) -> list[str]:
-    unigram = _number(board, entries[0].row, "unigram_loss", ".4f")
+    # The same of all rows, but that one which broke off early has none.
+    scored = next((e.row for e in entries if e.row.value("unigram_loss")), entries[0].row)
+    unigram = _number(board, scored, "unigram_loss", ".4f")
     parts = [f"{_conditions(board, entries)} Unigram loss: {unigram} nats/token."]
     ranked = [entry for entry in entries if entry.rank is not None]
     if ranked:
@@ -53,10 +55,15 @@ def _comparison(board: Leaderboard, entries: list[Entry]) -> list[str]:
         table[1][1] = table[1][-1] = "---"
         table += [[cell(board, entry) for _, cell in _COLUMNS] for entry in ranked]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in table))
-        if all(len(entry.row.ok) == 1 for entry in ranked):
+        if metric(board.rank_by).kind == "exact":
             parts.append(
-                "One seed gives no interval: the rank is the order of the figures, not a claim that one "
-                "scheme is better than another."
+                f"Ranked by {board.rank_by}, which is exact: rows of equal figures share a rank."
+            )
+        elif all(len(entry.row.ok) == 1 for entry in ranked):
+            by = "" if board.rank_by == "heldout_loss" else f"Ranked by {board.rank_by}. "
+            parts.append(
+                f"{by}One seed gives no interval: the rank is the order of the figures, not a claim that "
+                "one scheme is better than another."
             )
         else:
             parts.append(
@@ -98,23 +105,28 @@ def _conditions(board: Leaderboard, entries: list[Entry]) -> str:
         f"Budget {_si(held['budget'])}FLOP of training each ({held['budget']}, convention model); "
         f"model: {shape}; data: {corpus}, sha256 {escaped(held['corpus']['sha256'])}, "
         f"{held['corpus']['train_tokens']} training tokens, sequences of {held['sequence']}; "
-        f"loss over {held['heldout_tokens']} held-out tokens{_items([entry.row for entry in entries])}."
+        f"loss over {held['heldout_tokens']} held-out tokens{_items(board, entries)}."
     )
 
 
-def _items(rows: list[Row]) -> str:
-    """How many items of downstream tasks were scored, where a limit was set: ``at most 5 (a, b), all
-    (c)`` where it differs, as it may in a table that is ranked by a loss."""
+def _items(board: Leaderboard, entries: list[Entry]) -> str:
+    """How many items of downstream tasks were scored, where a limit was set in any comparison: ``at most
+    5 (a, b), all (c)`` where it differs, as it may in a table that is ranked by a loss."""
     labels: dict[int, list[str]] = {}
-    for row in rows:
-        if row.cell["measure"].get("downstream"):
-            limit = row.cell["measure"].get("downstream_limit")
-            labels.setdefault(limit or 0, []).append(escaped(row.label))
-    if not any(labels):
+    for entry in entries:
+        if entry.row.cell["measure"].get("downstream"):
+            labels.setdefault(_limit(entry), []).append(escaped(entry.row.label))
+    if not labels or not any(_limit(entry) for entry in board.entries):
         return ""
     told = {f"at most {limit}" if limit else "all": labels[limit] for limit in sorted(labels)}
     parts = [f"{many} ({', '.join(named)})" if len(told) > 1 else many for many, named in told.items()]
     return f"; items of each downstream task: {', '.join(parts)}"
+
+
+def _limit(entry: Entry) -> int:
+    """Items of each downstream task; 0: all, or no task."""
+    measure = entry.row.cell["measure"]
+    return (measure.get("downstream") and measure.get("downstream_limit")) or 0
 
 
 def _si(value: float) -> str:
@@ -231,8 +243,7 @@ def _notes(board: Leaderboard, records: list[Record]) -> Iterable[str]:
     machines = {_machine(record) for record in records if record.metrics}
     for machine in sorted(machines):
         yield f"Machine: {escaped(machine)}."
-    for code in sorted({made_by(record.code) for record in records}):
-        yield f"Code: {escaped(code)}."
+    yield f"Code: {_by_row(board, _code)}."
     plugins = {
         (record.cell["router"]["name"], record.cell["router"]["plugin_sha256"])
         for record in records
@@ -254,6 +265,10 @@ def _by_row(board: Leaderboard, told: Callable[[Row], str]) -> str:
 
 def _seeds(row: Row) -> str:
     return ", ".join(str(record.cell["seed"]) for record in row.records)
+
+
+def _code(row: Row) -> str:
+    return ", ".join(sorted({escaped(made_by(record.code)) for record in row.records}))
 
 
 def _trained_with(name: str) -> Callable[[Row], str]:

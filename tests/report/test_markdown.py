@@ -55,6 +55,7 @@ def test_the_conditions_say_how_many_items_are_the_limit_where_one_was_set(fakes
     assert "items of each downstream task: all (every), at most 5 (some)." in mixed
     apart = markdown(Leaderboard.of([some, every], rank_by="modbench_cloze"))
     assert apart.count("items of each downstream task: at most 5.") == 1
+    assert apart.count("items of each downstream task: all.") == 1
     assert "## Comparison 2" in apart
 
 
@@ -95,6 +96,32 @@ def test_what_is_not_ranked_stands_under_the_table_with_its_reason(fakes):
         in below
     )
     assert "- **lost** (not ranked): seed 0 diverged: the loss is not finite at step 7" in below
+
+
+def test_the_page_says_which_code_made_which_rows_where_it_differs(fakes):
+    old = {"version": "0.0.9", "commit": "f" * 40, "dirty": True}
+    page = markdown(Leaderboard.of([fakes.make_record("new"), fakes.make_record("old", code=old)]))
+    newer = f"modbench 0.1.0, commit {'0' * 40} (new)"
+    older = f"modbench 0.0.9, commit {'f' * 40} with local changes (old)"
+    assert f"- Code: {newer} and {older}." in page
+
+
+def test_the_unigram_loss_is_told_though_the_first_row_broke_off_before_it_was_taken(fakes):
+    lost, leaky = fakes.make_record("a", status="diverged"), fakes.make_record("b", failed_probes=(1,))
+    assert "Unigram loss: 6.2500 nats/token" in markdown(Leaderboard.of([lost, leaky]))
+
+
+@pytest.mark.parametrize(
+    ("rank_by", "said"),
+    [
+        ("modbench_cloze", "Ranked by modbench_cloze. One seed gives no interval"),
+        ("forward_flops_per_token", "Ranked by forward_flops_per_token, which is exact: rows of equal"),
+    ],
+)
+def test_a_page_that_another_metric_ranks_says_which(six, rank_by, said):
+    page = markdown(Leaderboard.of(six, rank_by=rank_by))
+    assert said in page
+    assert ("One seed" in page) == ("One seed" in said)
 
 
 def test_a_page_without_a_ranked_row_says_so(fakes):

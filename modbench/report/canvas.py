@@ -2,11 +2,11 @@
 that keep clear of points, and files whose bytes repeat."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain, count
+from itertools import chain, count, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, fontManager, get_font
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, Locator, LogLocator, MaxNLocator, NullLocator
+
+from modbench.report.leaderboard import Entry
 
 #: Inches, legend aside. On a phone a figure is some 6 cm wide, and 11 points of this still read.
 WIDTH, HEIGHT = 5.4, 4.2
@@ -30,6 +33,7 @@ _FONT = "modbench DejaVu Sans"
 _MARKERS = "osD^vPX"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 3)))
 _LONGEST, _END = 30, 14
+_MOST_NAMED = 10  #: points of a figure that have room for a name beside each
 #: Built-in schemes by the place of their mark, the same in every figure.
 SCHEMES = (
     *("expert_choice", "mod", "mode_integrated", "mode_staged", "token_choice", "vanilla"),
@@ -112,13 +116,39 @@ def _font() -> str:
 def plain(label: str) -> str:
     """``label`` as a figure can show it: one line, no sign that the font lacks, and not too long: of a
     long one the start and the end, by which long labels differ most."""
-    font = get_font(str(_FONT_FILE))
-    text = " ".join(label.split())
-    text = "".join(
-        c if c.isprintable() and font.get_char_index(ord(c)) else "\N{REPLACEMENT CHARACTER}"
-        for c in text
-    )
+    text = _in_font(label, lambda _: "\N{REPLACEMENT CHARACTER}")
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1 - _END]}…{text[-_END:]}"
+
+
+def plains(labels: Sequence[str]) -> dict[str, str]:
+    """`plain` of each label, no two alike: those that would be are cut where they begin to differ; or,
+    if that tells them not apart either, shown whole, signs that the font lacks by their numbers."""
+    texts = {label: plain(label) for label in labels}
+    for text in {text for text in texts.values() if list(texts.values()).count(text) > 1}:
+        alike = {label: " ".join(label.split()) for label in texts if texts[label] == text}
+        signs = enumerate(zip_longest(*alike.values()))
+        start = max(next((place for place, at in signs if len(set(at)) > 1), 0) - 3, 8)
+        for label, line in alike.items():
+            texts[label] = plain(f"{line[:8]}…{line[start : start + 12]}…{line[-8:]}")
+    shared = {label for label, text in texts.items() if list(texts.values()).count(text) > 1}
+    whole = {label: _in_font(label, lambda sign: f"\\u{ord(sign):04x}") for label in shared}
+    return texts | whole
+
+
+def _in_font(label: str, instead: Callable[[str], str]) -> str:
+    """``label`` in one line, with something ``instead`` of each sign that the font lacks."""
+    font = get_font(str(_FONT_FILE))
+    signs = " ".join(label.split())
+    return "".join(c if c.isprintable() and font.get_char_index(ord(c)) else instead(c) for c in signs)
+
+
+def row_names(entries: Sequence[Entry]) -> dict[str, str]:
+    """What figures call each row, by its label; one that the table doesn't rank says so itself."""
+    shown = plains([entry.row.label for entry in entries])
+    unranked = {entry.row.label for entry in entries if entry.rank is None}
+    return {
+        label: text + (" (not ranked)" if label in unranked else "") for label, text in shown.items()
+    }
 
 
 def sheet(width: float = WIDTH, height: float = HEIGHT) -> Figure:
@@ -188,6 +218,7 @@ class Point:
     y: float
     text: str
     color: Any
+    marker: str = "o"
 
 
 def label_points(
@@ -243,6 +274,29 @@ def label_points(
             ends = [centre, np.clip(centre, box[:2], box[2:])]
             line = axes.transData.inverted().transform(ends).T
             axes.plot(*line, color=point.color, linewidth=0.8, zorder=1.5)
+
+
+def name_points(
+    figure: Figure,
+    axes: Axes,
+    points: Sequence[Point],
+    avoid: Sequence[tuple[float, float]] = (),
+    lines: Sequence[tuple[Any, str]] = (),
+) -> None:
+    """`label_points`; of more than `_MOST_NAMED`, or where a name is long, a number stands beside each,
+    and what it means in the legend, before the ``lines`` (handle, text) that stand there anyway."""
+    handles, texts = [], []
+    if len(points) > _MOST_NAMED or any(len(point.text) >= _LONGEST for point in points):
+        for number, point in enumerate(points, start=1):
+            handles.append(Line2D([], [], color=point.color, marker=point.marker, linestyle="none"))
+            texts.append(f"{number}  {point.text}")
+        points = [replace(point, text=str(number)) for number, point in enumerate(points, start=1)]
+    for handle, text in lines:
+        handles.append(handle)
+        texts.append(text)
+    if handles:
+        legend_below(figure, handles, texts)
+    label_points(figure, axes, points, avoid)
 
 
 #: Where a text may stand: how far off in points, and at what angle; the nearest first, right and left

@@ -16,13 +16,13 @@ from modbench.report.canvas import (
     Point,
     blank,
     files,
-    label_points,
     legend_below,
     linear,
     logarithmic,
     look,
     marks,
-    plain,
+    name_points,
+    row_names,
     say_nothing_to_show,
 )
 from modbench.report.leaderboard import Entry, Leaderboard
@@ -43,12 +43,6 @@ def figures(board: Leaderboard) -> dict[str, bytes]:
             for ending, content in files(figure).items():
                 contents[f"{name}.{ending}"] = content
     return contents | routing_figures(board)
-
-
-def _text(entry: Entry) -> str:
-    """A label that says so itself when the table doesn't rank its row."""
-    suffix = "" if entry.rank is not None else " (not ranked)"
-    return plain(entry.row.label) + suffix
 
 
 def _by_label(board: Leaderboard) -> list[Entry]:
@@ -79,6 +73,7 @@ def _curve(row: Row) -> list[tuple[float, float, float, float]]:
 
 def _learning_curves(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, axes: Axes) -> None:
     handles, labels = [], []
+    texts = row_names(board.entries)
     banded = False
     for entry in _by_label(board):
         points = _curve(entry.row)
@@ -101,7 +96,7 @@ def _learning_curves(board: Leaderboard, look_of: dict[str, Mark], figure: Figur
             banded = True
             axes.fill_between(flops, least, greatest, color=mark.color, alpha=0.18, linewidth=0)
         handles.append(line)
-        labels.append(_text(entry))
+        labels.append(texts[entry.row.label])
     if not handles:
         say_nothing_to_show(axes, "no run has a learning curve")
         return
@@ -127,6 +122,7 @@ def _unigram_losses(board: Leaderboard) -> list[float]:
 
 def _final_losses(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, axes: Axes) -> None:
     points, bars = [], []
+    texts = row_names(board.entries)
     for entry in _by_label(board):
         loss = entry.row.value("heldout_loss")
         flops = entry.row.value("forward_flops_per_token")
@@ -135,7 +131,8 @@ def _final_losses(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, 
         mark = look_of[entry.row.label]
         bar = None if loss.low is None or loss.high is None else (loss.low, loss.high)
         bars += _point(axes, flops.low, loss.mean, bar, mark)
-        points.append(Point(flops.low, loss.mean, _text(entry), mark.color))
+        text = texts[entry.row.label]
+        points.append(Point(flops.low, loss.mean, text, mark.color, mark.marker))
     if not points:
         say_nothing_to_show(axes, "no run was finished")
         return
@@ -144,7 +141,7 @@ def _final_losses(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, 
     axes.set_xlabel("forward FLOPs per token (nominal, convention model)")
     seeds = "\nmean of seeds and its 95 % t-interval" if bars else ""
     axes.set_ylabel(f"final held-out loss, causal rule (nats/token){seeds}")
-    label_points(figure, axes, points, bars)
+    name_points(figure, axes, points, bars)
 
 
 def _step_times(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, axes: Axes) -> None:
@@ -158,6 +155,7 @@ def _step_times(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, ax
         )
         return
     points, avoid, dense = [], [], []
+    texts = row_names(board.entries)
     for entry in _by_label(board):
         time = board.value(entry.row, "train_step_seconds")
         flops = entry.row.value("train_flops_per_token")
@@ -166,30 +164,34 @@ def _step_times(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, ax
         milliseconds, half = 1e3 * time.median, 0.5e3 * (time.iqr or 0)
         mark = look_of[entry.row.label]
         avoid += _point(axes, flops.low, milliseconds, (milliseconds - half, milliseconds + half), mark)
-        text = _text(entry) + (" (unstable)" if time.stable is False else "")
-        points.append(Point(flops.low, milliseconds, text, mark.color))
+        text = texts[entry.row.label] + (" (unstable)" if time.stable is False else "")
+        points.append(Point(flops.low, milliseconds, text, mark.color, mark.marker))
         if entry.row.cell["router"]["name"] == "vanilla":
-            dense.append((flops.low, milliseconds))
+            dense.append((milliseconds / flops.low, entry.row.label))
     if not points:
         say_nothing_to_show(axes, "no run has a step time")
         return
     axes.margins(0.2, 0.2)
     low, high = axes.get_xlim()
     bottom, top = axes.get_ylim()
-    for flops_dense, time_dense in sorted(set(dense)):
-        slope = time_dense / flops_dense
-        axes.plot([low, high], [low * slope, high * slope], color=REFERENCE, **_DOTTED)
+    lines = []
+    for slope, label in dense:
+        # One line is grey; of several each has the look of its row.
+        drawn: dict[str, Any] = {"color": REFERENCE, **_DOTTED}
+        told = "as much time per FLOP as vanilla"
+        if len(dense) > 1:
+            mark, told = look_of[label], f"time per FLOP of {texts[label]}"
+            drawn = {"color": mark.color, "linestyle": mark.dashes, "linewidth": 1.2}
+        axes.plot([low, high], [low * slope, high * slope], **drawn)
         avoid += [(x, slope * x) for x in (low + (high - low) * step / 200 for step in range(201))]
+        lines.append((Line2D([], [], **drawn), told))
     # The line is a reference, and doesn't widen what is shown.
     axes.set_xlim(low, high)
     axes.set_ylim(bottom, top)
-    if dense:
-        line = Line2D([], [], color=REFERENCE, **_DOTTED)
-        legend_below(figure, [line], ["as much time per FLOP as vanilla"])
     linear(axes)
     axes.set_xlabel("training FLOPs per token (nominal, convention model)")
     axes.set_ylabel("training step, median ± half its IQR (ms)")
-    label_points(figure, axes, points, avoid)
+    name_points(figure, axes, points, avoid, lines)
 
 
 def _point(

@@ -62,8 +62,8 @@ def _comparison(board: Leaderboard, entries: list[Entry]) -> list[str]:
         elif all(len(entry.row.ok) == 1 for entry in ranked):
             by = "" if board.rank_by == "heldout_loss" else f"Ranked by {board.rank_by}. "
             parts.append(
-                f"{by}One seed gives no interval: the rank is the order of the figures, not a claim that "
-                "one scheme is better than another."
+                f"{by}One seed gives no interval: the rank is the order of the figures, not a claim "
+                "that one scheme is better than another."
             )
         else:
             parts.append(

@@ -19,7 +19,7 @@ from modbench.report.canvas import (
     WIDTH,
     files,
     look,
-    plain,
+    row_names,
     say_nothing_to_show,
     sheet,
 )
@@ -93,6 +93,7 @@ def depth_figure(board: Leaderboard) -> Figure:
 
 def _strips(board: Leaderboard) -> list[_Strip]:
     found = []
+    texts = row_names(board.entries)
     for entry in board.entries:
         routings = [record.routing for record in entry.row.ok if record.routing]
         if not routings:
@@ -101,14 +102,15 @@ def _strips(board: Leaderboard) -> list[_Strip]:
         seeds = f"{len(routings)} seeds, " if len(routings) > 1 else ""
         tokens = f"{seeds}{causal['windows'] * causal['sequence']:,} held-out tokens"
         if causal["depth"]:
-            names = _depth_names(entry, [layer["layer"] for layer in causal["depth"]])
-            found.append(_Strip(f"{_name(entry)}: {tokens}", causal, training, names, _draw_depth))
+            called = _depth_names(entry, [layer["layer"] for layer in causal["depth"]])
+            title = f"{texts[entry.row.label]}: {tokens}"
+            found.append(_Strip(title, causal, training, called, _draw_depth))
         for rule, name in ((causal, "causal"), (training, "topk")):
             rule["taken"] = taken_by_experts(routings, name)
         if causal["taken"]:
-            title = f"{_name(entry)}, by its experts' choice: {tokens}"
-            names = {layer["layer"]: f"layer {layer['layer']}" for layer in causal["taken"]}
-            found.append(_Strip(title, causal, training, names, _draw_taken))
+            title = f"{texts[entry.row.label]}, by its experts' choice: {tokens}"
+            called = {layer["layer"]: f"layer {layer['layer']}" for layer in causal["taken"]}
+            found.append(_Strip(title, causal, training, called, _draw_taken))
     return found
 
 
@@ -222,13 +224,14 @@ def expert_figure(board: Leaderboard) -> Figure:
     for axes in panels[len(rows) :]:
         axes.set_axis_off()
     some_do_nothing = False
+    texts = row_names(board.entries)
     for axes, (entry, routings) in zip(panels, rows, strict=False):
         no_ops = entry.row.cell["router"]["options"].get("no_op_experts")
         if not isinstance(no_ops, int):  # a plugin's option of that name, which says something else
             no_ops = 0
         some_do_nothing |= no_ops > 0
         _loads(axes, busiest_first(routings, "causal", no_ops))
-        axes.set_title(_name(entry))
+        axes.set_title(texts[entry.row.label])
     handles, labels = [Line2D([], [], color=REFERENCE, **_EVEN)], ["even load"]
     if some_do_nothing:
         handles.append(Line2D([], [], color=REFERENCE, **_EXPERTS[1]))
@@ -269,10 +272,6 @@ def _expert_rows(board: Leaderboard) -> list[tuple[Entry, list[dict[str, Any]]]]
         if any(routing["causal"]["experts"] for routing in routings):
             found.append((entry, routings))
     return found
-
-
-def _name(entry: Entry) -> str:
-    return plain(entry.row.label) + ("" if entry.rank is not None else " (not ranked)")
 
 
 def _colors(count: int) -> list[Any]:

@@ -16,6 +16,7 @@ from modbench.report.canvas import (
     look,
     marks,
     plain,
+    plains,
     say_nothing_to_show,
     written_out,
 )
@@ -83,7 +84,7 @@ def _efficiency(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Ax
                     clip_on=False,
                 )
         handles.append(Line2D([], [], color=mark.color, marker=mark.marker, linestyle="none"))
-    names = [plain(label) for label in labels]
+    names = list(plains(labels).values())
     if any(row.doubts_of_both for row, _ in rows):
         handles.append(
             Line2D([], [], color=REFERENCE, marker="o", markerfacecolor="none", linestyle="none")
@@ -109,7 +110,8 @@ def _memory(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Axes) 
         say_nothing_to_show(axes, "no memory was measured")
         return
     handles, labels = [], []
-    for label in dict.fromkeys(row.label for row, _, _ in rows):
+    texts = plains(list(dict.fromkeys(row.label for row, _, _ in rows)))
+    for label in texts:
         mark = look_of.get(label, Mark(REFERENCE, "o", "-"))
         for row, predicted, measured in rows:
             if row.label == label:
@@ -124,7 +126,7 @@ def _memory(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Axes) 
                     markersize=7,
                 )
         handles.append(Line2D([], [], color=mark.color, marker=mark.marker, linestyle="none"))
-        labels.append(plain(label))
+        labels.append(texts[label])
     for face, words in ((REFERENCE, "training"), ("none", "inference")):
         handles.append(
             Line2D([], [], color=REFERENCE, marker="o", markerfacecolor=face, linestyle="none")

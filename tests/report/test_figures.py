@@ -11,7 +11,7 @@ from matplotlib.text import Annotation
 
 from modbench import routers
 from modbench.report import figures as figures_module
-from modbench.report.canvas import SCHEMES, Point, blank, label_points, look, marks, plain
+from modbench.report.canvas import SCHEMES, Point, blank, label_points, look, marks, plain, plains
 from modbench.report.figures import figures
 from modbench.report.leaderboard import Leaderboard
 
@@ -132,6 +132,45 @@ def test_runs_that_all_failed_still_make_figures_that_say_so(fakes):
 
 def test_a_single_row_makes_figures(fakes):
     assert len(figures(Leaderboard.of([fakes.make_record("mod")]))) == 10
+
+
+def test_vanilla_rows_have_a_line_of_proportion_each_that_can_be_told_apart(fakes):
+    rows = [fakes.make_record(f"dense {n}", router="vanilla", cost=n) for n in (1, 2)]
+    figure, axes = _axes(Leaderboard.of(rows), "step_time_vs_training_flops")
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["time per FLOP of dense 1", "time per FLOP of dense 2"]
+    assert len({line.get_color() for line in legend.get_lines()}) == 2
+    drawn = {line.get_color() for line in axes.lines if len(set(line.get_xdata())) == 2}
+    assert drawn >= {line.get_color() for line in legend.get_lines()}
+
+
+@pytest.mark.parametrize("name", ["loss_vs_forward_flops", "step_time_vs_training_flops"])
+def test_many_points_or_long_names_are_numbered_and_named_in_the_legend(fakes, name):
+    many = [fakes.make_record(f"row {n:02}", cost=0.5 + 0.02 * n, loss=4 + n % 7) for n in range(40)]
+    long = [fakes.make_record(f"capacity={n}" + 20 * "x" + 20 * "y") for n in range(10, 12)]
+    for records in (many, long):
+        board = Leaderboard.of(records)
+        figure, axes = _axes(board, name)
+        assert sorted(_texts(axes), key=int) == [str(n) for n in range(1, len(records) + 1)]
+        (legend,) = figure.legends
+        told = [text.get_text().split("  ") for text in legend.get_texts()]
+        shown = plains([entry.row.label for entry in board.entries])
+        assert told == [[str(n), shown[label]] for n, label in enumerate(sorted(shown), start=1)]
+
+
+def test_labels_that_are_too_long_to_be_shown_whole_are_told_apart():
+    long = [f"mod capacity={share} every=2 learning rate=0.01" for share in ("0.125", "0.250", "0.500")]
+    assert len({plain(label) for label in long}) == 1
+    assert [text for text in plains(long).values() if "0.250" in text] == [
+        "mod capa…=0.250 every…ate=0.01"
+    ]
+    ends = [f"mod capacity=0.{n:03} [1e+12 FLOP]" + 20 * "z" for n in range(100)]
+    lacking = ["字", "文", "a字"]
+    for labels in (long, ends, lacking, [*long, *ends, *lacking]):
+        assert len({*plains(labels).values()}) == len(labels)
+    assert plains(["short", *long])["short"] == "short"
+    assert len(plains(["a b", "a  b"])) == 2  # which no figure can tell apart
 
 
 @pytest.mark.parametrize("count", [6, 12])

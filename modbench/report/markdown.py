@@ -51,9 +51,10 @@ def _comparison(board: Leaderboard, entries: list[Entry]) -> list[str]:
     parts = [f"{_conditions(board, entries)} Unigram loss: {unigram} nats/token."]
     ranked = [entry for entry in entries if entry.rank is not None]
     if ranked:
-        table = [[heading for heading, _ in _COLUMNS], ["---:"] * len(_COLUMNS)]
+        columns = _columns(board)
+        table = [[heading for heading, _ in columns], ["---:"] * len(columns)]
         table[1][1] = table[1][-1] = "---"
-        table += [[cell(board, entry) for _, cell in _COLUMNS] for entry in ranked]
+        table += [[cell(board, entry) for _, cell in columns] for entry in ranked]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in table))
         if metric(board.rank_by).kind == "exact":
             parts.append(
@@ -178,39 +179,55 @@ def _cloze(board: Leaderboard, entry: Entry) -> str:
     return f"{trained} ({untrained}, {chance})"
 
 
-def _forward(board: Leaderboard, entry: Entry) -> str:
-    names = ("forward_flops_per_token", "forward_flops_per_token_realised")
-    return " / ".join(_number(board, entry.row, name, ".3f", 1e6) for name in names)
-
-
 def _cache(board: Leaderboard, entry: Entry) -> str:
     kept = _number(board, entry.row, "kv_cache_bytes_per_token", ".0f")
     return f"{kept} ({_number(board, entry.row, 'kv_cache_share', '.3f')})"
 
 
-def _parameters(board: Leaderboard, entry: Entry) -> str:
-    names = ("active_parameters", "parameters")
-    return " / ".join(_number(board, entry.row, name, ".3f", 1e6) for name in names)
+def _pair(names: tuple[str, str], form: str, per: float) -> Callable[[Leaderboard, Entry], str]:
+    return lambda board, entry: " / ".join(_number(board, entry.row, n, form, per) for n in names)
 
 
-_COLUMNS: tuple[tuple[str, Callable[[Leaderboard, Entry], str]], ...] = (
-    ("rank", lambda board, entry: str(entry.rank)),
-    ("scheme", lambda board, entry: escaped(entry.row.label)),
-    ("held-out loss (nats/token)", _plain("heldout_loss", ".4f")),
-    ("bits/byte", _plain("heldout_bits_per_byte", ".4f")),
-    ("leaky loss (nats/token)", _plain("heldout_loss_leaky", ".4f")),
-    ("leak (nats/token)", _plain("leak", ".4f")),
-    ("cloze accuracy (untrained, chance)", _cloze),
-    ("forward MFLOP/token, nominal / realised", _forward),
-    ("training GFLOP spent", _plain("train_flops", ".1f", 1e9)),
-    ("steps", _plain("train_steps", "d")),
-    ("tokens", _plain("train_tokens", "d")),
-    ("training step (ms), median ± IQR", _plain("train_step_seconds", ".1f", 1e-3)),
-    ("peak memory (MB)", _plain("peak_memory_bytes", ".1f", 1e6)),
-    ("KV cache (B/token, share of dense)", _cache),
-    ("parameters (M), active / all", _parameters),
-    ("audit", lambda board, entry: escaped(entry.row.audit)),
-)
+_PREFIXES = {0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P", 18: "E", 21: "Z"}
+
+
+def _unit(board: Leaderboard, name: str, power: int) -> tuple[str, float]:
+    """The prefix and size of the unit that the exact metric ``name`` is told in: 10^``power``, but that
+    the least row of the table has neither a part of one nor a million of them."""
+    values = (board.value(entry.row, name) for entry in board.entries)
+    least = min((value.low for value in values if isinstance(value, Exact)), default=10**power)
+    while power > 0 and least < 10**power:
+        power -= 3
+    while power + 3 in _PREFIXES and least >= 10 ** (power + 6):
+        power += 3
+    return _PREFIXES[power], 10.0**power
+
+
+def _columns(board: Leaderboard) -> tuple[tuple[str, Callable[[Leaderboard, Entry], str]], ...]:
+    """Heading and cell of each column."""
+    forward = ("forward_flops_per_token", "forward_flops_per_token_realised")
+    parameters = ("active_parameters", "parameters")
+    flops, per_flop = _unit(board, forward[0], 6)
+    spent, per_spent = _unit(board, "train_flops", 9)
+    many, per_many = _unit(board, parameters[0], 6)
+    return (
+        ("rank", lambda board, entry: str(entry.rank)),
+        ("scheme", lambda board, entry: escaped(entry.row.label)),
+        ("held-out loss (nats/token)", _plain("heldout_loss", ".4f")),
+        ("bits/byte", _plain("heldout_bits_per_byte", ".4f")),
+        ("leaky loss (nats/token)", _plain("heldout_loss_leaky", ".4f")),
+        ("leak (nats/token)", _plain("leak", ".4f")),
+        ("cloze accuracy (untrained, chance)", _cloze),
+        (f"forward {flops}FLOP/token, nominal / realised", _pair(forward, ".3f", per_flop)),
+        (f"training {spent}FLOP spent", _plain("train_flops", ".1f", per_spent)),
+        ("steps", _plain("train_steps", "d")),
+        ("tokens", _plain("train_tokens", "d")),
+        ("training step (ms), median ± IQR", _plain("train_step_seconds", ".1f", 1e-3)),
+        ("peak memory (MB)", _plain("peak_memory_bytes", ".1f", 1e6)),
+        ("KV cache (B/token, share of dense)", _cache),
+        (f"parameters{f' ({many})' if many else ''}, active / all", _pair(parameters, ".3f", per_many)),
+        ("audit", lambda board, entry: escaped(entry.row.audit)),
+    )
 
 
 def _notes(board: Leaderboard, records: list[Record]) -> Iterable[str]:

@@ -28,6 +28,26 @@ def test_the_row_shows_its_figures_in_the_units_of_its_headings(fakes):
     assert cells["audit"] == "passed 5"
 
 
+def test_a_small_or_great_table_has_units_that_tell_its_figures_apart(fakes):
+    small = {"train_flops": 998_001, "active_parameters": 700, "parameters": 1_400}
+    great = {"train_flops": 10**21, "active_parameters": 2 * 10**12, "parameters": 3 * 10**12}
+    for metrics, cost, told in (
+        (small, 0.01, ("30.000 / 30.300", "998.0", "700.000 / 1400.000")),
+        (great, 10**7, ("30000.000 / 30300.000", "1000.0", "2000.000 / 3000.000")),
+    ):
+        train = {"budget": metrics["train_flops"]}
+        metrics = metrics | {"forward_flops_per_token": round(3e6 * cost)}
+        metrics["forward_flops_per_token_realised"] = 3.03e6 * cost
+        record = fakes.make_record("a", metrics=metrics, train=train)
+        cells = _cells(markdown(Leaderboard.of([record])), "a")
+        names = ("kFLOP/token", "kFLOP spent", "parameters, active")
+        if cost > 1:
+            names = ("GFLOP/token", "EFLOP spent", "parameters (G), active")
+        for name, figure in zip(names, told, strict=True):
+            (heading,) = (heading for heading in cells if name in heading)
+            assert cells[heading] == figure
+
+
 def test_several_seeds_show_half_an_interval_and_how_ranks_came(fakes):
     records = [
         fakes.make_record("mod", seed=seed, loss=loss) for seed, loss in enumerate((1.0, 2.0, 3.0))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from timed_made_up import SHAPE, subject
 
+from modbench.errors import UserError
 from modbench.measure import footprint, memory
 from modbench.measure.subject import Subject
 from modbench.model.context import Context
@@ -75,6 +76,36 @@ def test_a_cells_steps_are_weighed_when_the_same_were_done(
     assert (peak, events) == (10**9, ["step", "step", "meter", "step", "step", "peak"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cells_steps_are_those_it_trains_by(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[Any, ...]] = []
+
+    def step(model: Decoder, optimizer: Any, train: Any, batch: Any, dtype: torch.dtype) -> None:
+        taken.append((model.training, *(tokens_BT.shape for tokens_BT in batch), dtype))
+
+    monkeypatch.setattr("modbench.train.loop.training_step", step)
+    monkeypatch.setattr("modbench.train.numerics.make_deterministic", lambda: None)
+    train = {"budget": 1, "sequence": 31, "batch": 3, "precision": str(dtype).removeprefix("torch.")}
+    cell = {"router": {"name": "mod", "options": {}}, "model": SHAPE, "train": train}
+    memory._measure({"cell": cell, "plugins": [], "threads": 1})
+    assert taken == 4 * [(True, (3, 31), (3, 31), dtype)]
+
+
+def test_of_another_version_of_a_plugin_no_memory_is_measured() -> None:
+    router = {"name": "mod", "options": {}, "plugin_sha256": "of a file that was another"}
+    cell = {"router": router, "model": SHAPE, "train": {}}
+    with pytest.raises(UserError, match=r"^router 'mod': its plugin file, .* has changed"):
+        memory._measure({"cell": cell, "plugins": [], "threads": 1})
+
+
+def test_the_largest_prefill_is_that_of_any_case() -> None:
+    prompts, cached = {"prefill": [40], "prefill_batch": 5}, {"prefill": [20], "prefill_batch": 2}
+    assert footprint.largest_prefill(subject(**prompts)) == (5, 40)
+    assert footprint.largest_prefill(subject(**cached)) == (3, 30)
+
+
 def test_a_peak_is_the_highest_resident_set_above_the_idle_one(monkeypatch: pytest.MonkeyPatch) -> None:
     resident = {"VmRSS": 1000, "VmHWM": 1700}
     monkeypatch.setattr(footprint, "resident_bytes", resident.__getitem__)
@@ -105,12 +136,12 @@ def test_a_process_that_weighs_gives_buffers_back_at_once(monkeypatch: pytest.Mo
     found = memory.peak_memory({"cell": {}, "plugins": []}, 3)
     assert found == {"median": 5, "iqr": None, "n": 1, "stable": None}
     assert seen.items() >= memory.WEIGHING.items()
-    assert seen["OMP_NUM_THREADS"] == "3"
+    assert seen["OMP_NUM_THREADS"] == seen["MKL_NUM_THREADS"] == "3"
 
 
 @pytest.mark.parametrize("forced", [True, False])
 def test_what_is_weighed_routes_as_what_is_timed(forced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And reads prompts as they are read to decode: logits of the last token alone."""
+    """And reads prompts as they are read to decode: logits of the last token alone, no gradients."""
     seen: list[tuple[bool, ...]] = []
     contexts: list[tuple[Any, ...]] = []
     right_step, right_pass = footprint.training_step, Decoder.forward
@@ -120,7 +151,8 @@ def test_what_is_weighed_routes_as_what_is_timed(forced: bool, monkeypatch: pyte
         return right_step(*given, **more)
 
     def forward(self: Decoder, tokens_BT: torch.Tensor, context: Context) -> torch.Tensor:
-        contexts.append((context.selection, context.logits, context.forced_balance))
+        learns = self.training or torch.is_grad_enabled()
+        contexts.append((context.selection, context.logits, context.forced_balance, learns))
         return right_pass(self, tokens_BT, context)
 
     of = subject("token_choice", forced_balance=forced)
@@ -129,7 +161,7 @@ def test_what_is_weighed_routes_as_what_is_timed(forced: bool, monkeypatch: pyte
     monkeypatch.setattr(Decoder, "forward", forward)
     footprint.inference_footprint(of)
     assert seen == [forced] * 3
-    assert contexts == [("causal", "last", forced)] * 2
+    assert contexts == [("causal", "last", forced, False)] * 2
 
 
 @pytest.mark.parametrize(("on", "kernels"), [(CPU, "cpu"), (CUDA, "gpu")], ids=["cpu", "gpu"])

@@ -66,6 +66,13 @@ def test_a_kill_by_the_kernel_is_want_of_memory_and_one_by_hand_is_not(
         memory.peak_memory(spec, 1)
 
 
+def test_a_process_that_another_signal_ended_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.CompletedProcess([], -signal.SIGSEGV, "", "Fatal Python error")
+    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: ended)
+    with pytest.raises(RuntimeError, match=r"^measuring memory failed with exit code -11: Fatal"):
+        memory.peak_memory({"cell": {}, "plugins": []}, 1)
+
+
 @pytest.mark.parametrize(
     ("said", "asked"),
     [

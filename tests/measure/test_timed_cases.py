@@ -301,6 +301,7 @@ def test_a_cells_peak_can_be_predicted() -> None:
     }
     assert footprint.predicted_peak(cell) == footprint.predicted_training(subject("mod"))["peak"]
     assert footprint.predicted_peak({**cell, "router": {"name": "none", "options": {}}}) is None
+    assert footprint.predicted_peak({**cell, "router": None}) is None  # a machine's ceilings
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,11 @@ def test_the_rest_grows_with_the_prompts_and_is_added_up(router: str) -> None:
     assert small.working > 3 * 64 * 32 * 4
 
 
+def test_logits_are_those_of_the_last_token_alone() -> None:
+    wide = meta_decoder("vanilla", {}, replace(SHAPE, vocabulary=10_000))
+    assert inference_memory(wide, 3, 64, bfloat16=False).working < 64 * 10_000 * 4
+
+
 def test_keys_and_values_that_stay_are_no_work() -> None:
     """Further layers keep more, and each does what any does."""
     deep = meta_decoder("vanilla", {}, replace(SHAPE, layers=12))

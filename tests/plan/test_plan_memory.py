@@ -47,6 +47,13 @@ def test_shards_by_hand() -> None:
     assert sharded.copies == 0
 
 
+def test_what_is_gathered_is_the_largest_layer_wherever_it_stands() -> None:
+    """Of three layers the middle one is depth-routed, and has a vector of scores besides."""
+    decoder = meta_decoder("mod", {"causal": "aux_bce"}, replace(DENSE, layers=3))
+    sharded = Measured(decoder, 32, Recipe(shard=2)).memory(1)
+    assert sharded.gathered == 2 * (3 * (BLOCK + 16) + OUTSIDE)
+
+
 def test_divided_experts_by_hand() -> None:
     others = 2 * (BLOCK - 3 * 16 * 24 + ROUTER) + OUTSIDE
     divided = memory("token_choice", expert_parallel=4)
@@ -130,9 +137,9 @@ def test_gpus_are_divided_evenly(name: str) -> None:
 @pytest.mark.parametrize(
     ("router", "among", "says"),
     [
-        ("vanilla", 2, "expert_parallel is 2 and router 'vanilla' has no bank of experts"),
-        ("token_choice", 16, "expert_parallel is 16 with 8 experts; it must be no more"),
-        ("token_choice", 3, "expert_parallel is 3 with 8 experts; it must divide"),
+        ("vanilla", 2, "^expert_parallel is 2 and router 'vanilla' has no bank of experts"),
+        ("token_choice", 16, "^expert_parallel is 16 with 8 experts; it must be no more"),
+        ("token_choice", 3, "^expert_parallel is 3 with 8 experts; it must divide"),
     ],
 )
 def test_experts_are_divided_evenly(router: str, among: int, says: str) -> None:

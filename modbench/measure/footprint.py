@@ -66,7 +66,8 @@ def training_footprint(subject: Subject) -> dict[str, int]:
     model = subject.build()
     optimizer = _first_step(subject, model)
     for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+        if parameter in optimizer.state:  # it had a gradient, which a frozen one has not
+            parameter.grad = torch.zeros_like(parameter)
     parts = {
         "parameters": _bytes(model.parameters()),
         "gradients": _bytes(p.grad for p in model.parameters() if p.grad is not None),

@@ -240,7 +240,8 @@ class Steps:
         for part in module.modules() if self._compute == "bfloat16" else ():
             for name, weight in part.named_parameters(recurse=False):
                 if weight not in cast:
-                    cast[weight] = nn.Parameter(weight.detach().to(torch.bfloat16))
+                    narrow = weight.detach().to(torch.bfloat16)
+                    cast[weight] = nn.Parameter(narrow, requires_grad=weight.requires_grad)
                 setattr(part, name, cast[weight])
         return module
 

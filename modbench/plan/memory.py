@@ -1,9 +1,11 @@
 """Memory of one GPU in a training step, from shapes alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Literal
+
+from torch import Tensor
 
 from modbench.errors import UserError, known_names
 from modbench.model.config import LARGEST_BATCH
@@ -136,11 +138,17 @@ class Measured:
             if isinstance(part, ExpertBank)
             for weight in part.parameters()
         }
+
+        def held(weights: Sequence[Tensor]) -> int:
+            in_experts = sum(weight.numel() for weight in weights if id(weight) in experts)
+            others = sum(weight.numel() for weight in weights) - in_experts
+            # Of the GPUs that share, as many as there are kinds of experts hold different ones already.
+            return -(-others // recipe.shard) - (-in_experts // max(recipe.shard, divided))
+
         weights = list(decoder.parameters())
-        in_experts = sum(weight.numel() for weight in weights if id(weight) in experts)
-        others = sum(weight.numel() for weight in weights) - in_experts
-        # Of the GPUs that share, as many as there are kinds of experts hold different ones already.
-        self._held = -(-others // recipe.shard) - (-in_experts // max(recipe.shard, divided))
+        self._held = held(weights)
+        # A weight that a router has frozen has neither gradient nor optimizer state.
+        self._learned = held([weight for weight in weights if weight.requires_grad])
         self._gathered = 0
         if recipe.shard == 1:
             return
@@ -183,8 +191,8 @@ class Measured:
         weights, gradients, optimizer = STATES[self._recipe.state]
         return Memory(
             parameters=self._held * weights,
-            gradients=self._held * gradients,
-            optimizer=self._held * optimizer,
+            gradients=self._learned * gradients,
+            optimizer=self._learned * optimizer,
             gathered=self._gathered,
             copies=outside.copies + copies,
             activations=streams + kept,

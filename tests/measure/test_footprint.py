@@ -3,19 +3,24 @@
 import json
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from timed_made_up import SHAPE, subject
+from torch import nn
 
 from modbench.errors import UserError
 from modbench.measure import footprint, memory
 from modbench.measure.subject import Subject
+from modbench.model.block import Block
+from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
+from modbench.model.router import Layer, Router
+from modbench.plan.activations import Steps
 from modbench.plan.inference import inference_memory
 from modbench.plan.memory import Measured, Recipe
 
@@ -162,6 +167,45 @@ def test_what_is_weighed_routes_as_what_is_timed(forced: bool, monkeypatch: pyte
     footprint.inference_footprint(of)
     assert seen == [forced] * 3
     assert contexts == [("causal", "last", forced, False)] * 2
+
+
+class Fixed(Block):
+    """A block, and before it a matrix that is never learned."""
+
+    def __init__(self, model: ModelConfig, layer: int) -> None:
+        super().__init__(model, layer)
+        self.fixed = nn.Parameter(torch.empty(model.width, model.width), requires_grad=False)
+
+    def initialise(self, seed: int) -> None:
+        nn.init.eye_(self.fixed)
+
+    def forward(self, x_BTD: torch.Tensor, context: Context) -> torch.Tensor:
+        return super().forward(x_BTD @ self.fixed, context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithFixed(Router):
+    name = "with_fixed"
+
+    def build_layer(self, model: ModelConfig, layer: int) -> Layer:
+        return Fixed(model, layer)
+
+
+def test_weights_that_are_frozen_have_neither_gradient_nor_optimizer_state() -> None:
+    of = replace(subject(), router=WithFixed())
+    weights = list(of.build().parameters())
+    learned = [weight.numel() for weight in weights if weight.requires_grad]
+    fixed = 4 * 32 * 32
+    assert sum(weight.numel() for weight in weights) == sum(learned) + fixed
+    measured, predicted = footprint.training_footprint(of), footprint.predicted_training(of)
+    for found in (measured, predicted):
+        assert found["parameters"] == 4 * (sum(learned) + fixed)
+        assert found["gradients"] == 4 * sum(learned)
+    assert predicted["optimizer"] == 8 * sum(learned)
+    assert measured["optimizer"] == 8 * sum(learned) + 4 * len(learned)  # steps of each are counted
+    # Cast to bfloat16 they stay frozen.
+    cast = Steps(footprint._on_meta(of), 32, compute="bfloat16").cast(Fixed(of.config, 0))
+    assert [name for name, weight in cast.named_parameters() if not weight.requires_grad] == ["fixed"]
 
 
 @pytest.mark.parametrize(("on", "kernels"), [(CPU, "cpu"), (CUDA, "gpu")], ids=["cpu", "gpu"])

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ def run_worker(
     assert process.stdin is not None
     assert process.stdout is not None
     found: dict[str, Any] | None = None
+    # What it forked has its standard output open, too, and may live longer.
+    rest = threading.Thread(target=_end_with, args=(process,), daemon=True, name="end-session")
+    rest.start()
     try:
         # Its standard input stays open as long as this process lives: that's how it knows.
         with contextlib.suppress(BrokenPipeError):  # it died before it read: its log says of what
@@ -65,6 +69,7 @@ def run_worker(
         code = process.wait()
     finally:
         _end(process)
+        rest.join()
     if code or found is None:
         raise DiedError(code, error_of(log, start, code))
     return found
@@ -78,11 +83,21 @@ def _document(line: bytes) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Leave nothing of its session behind."""
+def _end_with(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for its end, and leave nothing of its session behind."""
+    process.wait()
+    _kill_session(process)
+
+
+def _kill_session(process: "subprocess.Popen[bytes]") -> None:
     # Nothing may be left; macOS says PermissionError of a group in which only a zombie is.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Leave nothing of it and its session behind."""
+    _kill_session(process)
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:

@@ -18,7 +18,8 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
     """What the process of ``spec`` prints at its end.
 
     Raises:
-        UserError: a plugin, router, option or shape that can't be.
+        UserError: a plugin, router, option or shape that can't be, or one whose code changes how
+            PyTorch computes in the whole process.
     """
     import torch
 
@@ -29,13 +30,14 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
     from modbench.train.numerics import make_deterministic
 
     torch.set_num_threads(spec["threads"])
+    if spec["cell"]["time"].get("deterministic"):
+        make_deterministic()
+    set_so = _settings()
     for plugin in spec["plugins"]:
         load_plugin(plugin)
     if spec["cell"]["router"] is not None:
         check_source(spec["cell"]["router"])
     subject = Subject.of(spec["cell"])
-    if subject.time.deterministic:
-        make_deterministic()
     found: dict[str, Any] = {"status": "ok", "error": None, "asked_bytes": None, "measured": {}}
     try:
         measured = _of_kind(spec["kind"], subject, spec["threads"], say)
@@ -51,7 +53,40 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
     else:
         failed = measured.pop("failed", [])
         found |= {"measured": measured} | _outcome(measured.get("ran_out", []), failed)
+    _check_unchanged(set_so)
     return found | {"environment": environment(subject.dtype)}
+
+
+def _settings() -> dict[str, object]:
+    """How PyTorch computes in this process, whatever is computed."""
+    import torch
+
+    from modbench.measure.environment import VARIABLES
+
+    return {
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "default dtype": torch.get_default_dtype(),
+        "precision of float32 matmuls": torch.get_float32_matmul_precision(),
+        "gradients": torch.is_grad_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"),
+    } | {name: os.environ.get(name, "not set") for name in VARIABLES}
+
+
+def _check_unchanged(before: dict[str, object]) -> None:
+    """
+    Raises:
+        UserError: a setting is not what it was, so that what was measured is no scheme's alone.
+    """
+    from modbench.errors import UserError
+
+    now = _settings()
+    changed = [f"{name} from {before[name]} to {now[name]}" for name in now if now[name] != before[name]]
+    if changed:
+        raise UserError(
+            f"what was to be measured changed its whole process: {', '.join(changed)}; "
+            "a router leaves such settings as they are"
+        )
 
 
 def _outcome(ran_out: list[dict[str, Any]], failed: list[str]) -> dict[str, Any]:

@@ -162,6 +162,31 @@ def test_a_plugin_that_ends_the_process_is_told(tmp_path: Path) -> None:
     assert said == "modbench: what was to be measured ended the process (sys.exit)\n"
 
 
+@pytest.mark.parametrize(
+    ("does", "changed"),
+    [
+        ("torch.set_num_threads(2)", "threads from 1 to 2"),
+        ("torch.use_deterministic_algorithms(True)", "deterministic from False to True"),
+        ("torch.set_default_dtype(torch.float64)", "default dtype from torch.float32 to torch.float64"),
+        ("torch.set_float32_matmul_precision('high')", "matmuls from highest to high"),
+        ("torch.set_autocast_enabled('cpu', True)", "autocast from False to True"),
+        ("torch.autograd.set_grad_enabled(False)", "gradients from True to False"),
+        ("sys.modules['os'].environ['KMP_AFFINITY'] = 'x'", "KMP_AFFINITY from not set to x"),
+    ],
+)
+def test_a_plugin_that_changes_how_its_process_computes_is_told(
+    does: str, changed: str, tmp_path: Path
+) -> None:
+    plugins, talks = talkative(tmp_path, f"import torch; {does}")
+    code, documents, said = run(spec("time", plugins, router=talks))
+    assert code == 2
+    assert not any("status" in document for document in documents)
+    assert said.splitlines()[-1].startswith(
+        "modbench: what was to be measured changed its whole process:"
+    )
+    assert changed in said.splitlines()[-1]
+
+
 def test_a_plugin_that_was_changed_since_is_not_measured(tmp_path: Path) -> None:
     plugins, talks = talkative(tmp_path, "pass")
     talkative(tmp_path, "pass  # and more")

@@ -81,7 +81,7 @@ def report(
                 f"results folder {results} has no suite '{name}'; {known_names(name, known)}"
             )
     for name in dict.fromkeys(suites) or known:
-        for path in write_report(results / name, rank_by=rank_by):
+        for path in write_report(results / name, rank_by=rank_by, say=_tell):
             print(path)
     return 0
 

@@ -4,22 +4,29 @@ timings.csv, memory.csv, timings.md and theirs."""
 import contextlib
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from modbench.errors import UserError
 from modbench.report.record import Record
-from modbench.report.store import RECORDS, read_records
-from modbench.report.timing import Timing, newest_run, read_timings
+from modbench.report.store import RECORDS, cut_lines, read_records
+from modbench.report.timing import TIMINGS, Timing, newest_run, read_timings
 
 
-def write_report(suite_folder: Path, *, rank_by: str | None = None) -> list[Path]:
+def write_report(
+    suite_folder: Path,
+    *,
+    rank_by: str | None = None,
+    say: Callable[[str], object] = lambda text: None,
+) -> list[Path]:
     """Derive everything in ``results/<suite>`` from its records and its timings, and return the files'
     paths.
 
     ``rank_by``: the metric that ranks the table; by default what the suite said, in its highest version
     among the records. The bytes follow from what was recorded (and ``rank_by``) alone. Nothing is
     written before all of it is made, and each file is replaced in one step: a report that fails leaves
-    the old ones alone. Figures of sizes that are timed no more are removed.
+    the old ones alone. Figures of sizes that are timed no more are removed. ``say`` hears of each last
+    line that is cut off.
 
     Raises:
         UserError: neither records nor timings, one that is not valid, an unusable ``rank_by``, timings
@@ -27,6 +34,8 @@ def write_report(suite_folder: Path, *, rank_by: str | None = None) -> list[Path
     """
     folder = Path(suite_folder)
     records, timings = read_records(folder), read_timings(folder)
+    for sentence in (*cut_lines(folder, RECORDS), *cut_lines(folder, TIMINGS)):
+        say(sentence)
     if not records and not timings:
         raise UserError(
             f"{folder}: there are no records in {folder / RECORDS}; run the suite first "

@@ -146,11 +146,26 @@ def read_lines(shards: Path, kind: type[L]) -> dict[str, L]:
     return lines
 
 
+def cut_lines(folder: Path, under: str) -> list[str]:
+    """A sentence on each shard in ``folder``'s folder ``under`` whose last line has no end, which
+    readers pass over.
+
+    Raises:
+        UserError: a shard can't be read.
+    """
+    said = []
+    for path in (path for path in _inside(Path(folder) / under) if path.suffix == ".jsonl"):
+        _, _, rest = _content(path).rpartition(b"\n")
+        if rest:
+            said.append(
+                f"{path}: its last line is cut off, as a killed process leaves it, and is passed over; "
+                "running the suite again repeats what is missing"
+            )
+    return said
+
+
 def _read_shard(path: Path, kind: type[L]) -> Iterable[tuple[str, L]]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(_cannot_read(path, error)) from error
+    content = _content(path)
     # split, not splitlines: other line separators may stand inside a JSON string.
     for number, raw in enumerate(content.split(b"\n")[:-1], start=1):
         try:
@@ -162,6 +177,13 @@ def _read_shard(path: Path, kind: type[L]) -> Iterable[tuple[str, L]]:
                 f"{path}, line {number}: no valid record: {reason}; restore the file, or take that line "
                 "out and run the suite again, which repeats only that cell"
             ) from error
+
+
+def _content(shard: Path) -> bytes:
+    try:
+        return shard.read_bytes()
+    except OSError as error:
+        raise UserError(_cannot_read(shard, error)) from error
 
 
 def _cannot_read(where: Path, error: OSError) -> str:

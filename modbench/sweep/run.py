@@ -76,7 +76,7 @@ def run_suite(
                 return 130
         else:
             _say(err, f"all {len(cells)} cells of {suite.header.name} are done; writing the report")
-        written = write_report(folder)
+        written = write_report(folder, say=lambda text: _say(err, text))
     show_leaderboard((folder / "leaderboard.md").read_text(encoding="utf-8"))
     for path in written:
         print(path)

@@ -77,7 +77,7 @@ def time_suite(
             repetitions=repetitions,
         )
         failed = bench.run(jobs, err, again=again)
-        written = write_report(folder)
+        written = write_report(folder, say=lambda text: _say(err, text))
     show_leaderboard((folder / "timings.md").read_text(encoding="utf-8"))
     for path in written:
         print(path)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from modbench.cli import main
 from modbench.errors import UserError
 from modbench.report import store
 from modbench.report.store import ShardWriter, latest, read_records
@@ -227,3 +228,22 @@ def test_a_killed_writer_loses_nothing_that_it_had_appended(tmp_path, fakes):
     (shard,) = (tmp_path / "records").iterdir()
     assert shard.read_bytes().count(b"\n") >= 3
     assert len(read_records(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("under", ["records", "timings"])
+def test_a_last_line_that_is_cut_off_is_told_by_the_report(tmp_path, fakes, capsys, under):
+    suite = tmp_path / "mine"
+    kept = fakes.make_record()
+    with ShardWriter(suite) as writer:
+        writer.append(kept)
+    assert main(["report", "--results", str(tmp_path)]) == 0
+    assert "cut off" not in capsys.readouterr().err
+    shard = suite / under / "killed.jsonl"
+    shard.parent.mkdir(exist_ok=True)
+    shard.write_text(fakes.make_record("mod").line()[:-1])
+    assert main(["report", "--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == (
+        f"modbench: {shard}: its last line is cut off, as a killed process leaves it, and is passed "
+        "over; running the suite again repeats what is missing\n"
+    )
+    assert read_records(suite) == [kept]

@@ -177,8 +177,8 @@ def compare_with(
         earlier, here = before.defined(), after.defined()
         if not here:
             raise CompareError("no benchmark is asked for; leave -k out, or see nox -s perf -- --co")
-        first = compare(*in_pairs(before, after, pairs), earlier - here, here)
-        if not (first.changes or first.new or first.missing):
+        first = compare(*in_pairs(before, after, pairs), earlier, here)
+        if not (first.changes or first.new or first.here_alone or first.missing):
             raise CompareError(f"no benchmark ran, here or in {revision}; nox -s perf says why")
         if not first.changed:
             return first

@@ -1,5 +1,5 @@
 """Two revisions' benchmarks side by side: which became slower or faster beyond noise, which are missing,
-which are new."""
+which are new, which run here alone."""
 
 import json
 import statistics
@@ -53,13 +53,15 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """``missing``: not there any more, or failing here. ``new``: running here alone. ``not_run``: there,
-    and running on neither side. ``again``: of what looked changed, a second set of processes, which must
-    say the same."""
+    """``missing``: not there any more, or failing here. ``new``: running here, and unknown to the other
+    revision. ``here_alone``: the other revision has one of that name, and this tree's runs here and not
+    there, where it may ask for what isn't there yet. ``not_run``: there, and running on neither side.
+    ``again``: of what looked changed, a second set of processes, which must say the same."""
 
     changes: Mapping[str, Change]
     missing: Sequence[str]
     new: Sequence[str]
+    here_alone: Sequence[str] = ()
     not_run: Sequence[str] = ()
     again: Mapping[str, Change] = field(default_factory=dict)
 
@@ -87,7 +89,12 @@ class Comparison:
                 f"{name:<{width}}  {_value(whole.before)} -> {_value(whole.after)}"
                 f"  {whole.ratio:6.3f} x [{low:.3f} to {high:.3f}]  {self.verdict(name)}"
             )
-        others = {"missing": self.missing, "new": self.new, "not run": self.not_run}
+        others = {
+            "missing": self.missing,
+            "new": self.new,
+            "run here alone": self.here_alone,
+            "not run": self.not_run,
+        }
         for kind, names in others.items():
             for name in names:
                 yield f"{name}  {kind}"
@@ -100,20 +107,22 @@ class Comparison:
 def compare(
     before: Sequence[Medians],
     after: Sequence[Medians],
-    gone: Collection[str] = (),
+    there: Collection[str] = (),
     here: Collection[str] = (),
 ) -> Comparison:
     """The processes of two revisions, pair by pair. A benchmark that fails in one of a revision's
-    processes doesn't run there. ``gone``: benchmarks that the earlier revision alone has; ``here``: all
+    processes doesn't run there. ``there``: all benchmarks that the earlier revision has; ``here``: all
     that the later one has."""
     ran_before, ran_after = (set.intersection(*map(set, side)) for side in (before, after))
+    here_alone = ran_after - ran_before
     return Comparison(
         changes={
             name: Change(before=[one[name] for one in before], after=[one[name] for one in after])
             for name in sorted(ran_before & ran_after)
         },
-        missing=sorted((ran_before | set(gone)) - ran_after),
-        new=sorted(ran_after - ran_before),
+        missing=sorted((ran_before | (set(there) - set(here))) - ran_after),
+        new=sorted(here_alone - set(there)),
+        here_alone=sorted(here_alone & set(there)),
         not_run=sorted(set(here) - ran_before - ran_after),
     )
 

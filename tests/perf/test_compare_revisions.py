@@ -45,11 +45,14 @@ def test_ratio_and_interval() -> None:
 
 def test_missing_and_new() -> None:
     before = [{"both": 1.0, "left": 1.0, "shaky": 1.0}] * 2
-    after = [{"both": 1.0, "added": 1.0, "shaky": 1.0}, {"both": 1.0, "added": 1.0}]
-    found = compare(before, after, gone=["renamed", "both"], here=["both", "shaky", "broken"])
+    both = {"both": 1.0, "added": 1.0, "alone": 1.0}
+    after = [both | {"shaky": 1.0}, both]
+    there = ["both", "left", "shaky", "alone", "renamed", "broken"]
+    found = compare(before, after, there, here=["both", "added", "alone", "shaky", "broken"])
     assert list(found.changes) == ["both"]
     assert found.missing == ["left", "renamed", "shaky"]
     assert found.new == ["added"]
+    assert found.here_alone == ["alone"]
     assert found.not_run == ["broken"]
 
 
@@ -81,13 +84,13 @@ def test_a_change_must_show_again(second: float, says: str) -> None:
 
 
 def test_lines_say_each_verdict_and_how_many() -> None:
-    found = compare(processes(0.5, 0.5), processes(0.75, 0.75), gone=["left"])
+    found = compare(processes(0.5, 0.5), processes(0.75, 0.75), there=["left"])
     one, steady, left, counts = found.lines()
     shown = "500.000 ms -> 750.000 ms 1.500 x [1.500 to 1.500] slower"
     assert " ".join(one.split()) == f"one {shown}"
     assert steady.split()[-1] == "same"
     assert left == "left  missing"
-    assert counts == "1 slower, 0 faster, 1 same, 1 missing, 0 new, 0 not run"
+    assert counts == "1 slower, 0 faster, 1 same, 1 missing, 0 new, 0 run here alone, 0 not run"
 
 
 def test_medians_are_read_and_bytes_in_their_place(tmp_path: Path) -> None:
@@ -125,7 +128,8 @@ def bench(name: str, run: str) -> str:
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of two revisions, the later one in the working tree: it naps for longer, lacks what one benchmark
-    measures, has another, and has dropped a benchmark altogether. The machine is at rest."""
+    measures, has another, has dropped a benchmark altogether, and edited one, which asks for what the
+    earlier one lacks. The machine is at rest."""
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     perf, package = tmp_path / "tests" / "perf", tmp_path / "modbench"
     for folder in (perf, package):
@@ -137,7 +141,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         bench("added", "modbench.added"),
         bench("gone", "int"),
     )
-    (perf / "bench_naps.py").write_text(BENCH + old + dropped)
+    (perf / "bench_naps.py").write_text(BENCH + old + dropped + bench("edited", "modbench.old"))
     (package / "__init__.py").write_text("NAP = 0.02\nold = int\n")
 
     def git(*words: str) -> None:
@@ -148,7 +152,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git("add", ".")
     git("commit", "--quiet", "--message", "first")
     broken = bench("broken", "modbench.neither")
-    (perf / "bench_naps.py").write_text(BENCH + old + added + broken)
+    (perf / "bench_naps.py").write_text(BENCH + old + added + broken + bench("edited", "modbench.added"))
     (package / "__init__.py").write_text("NAP = 0.2\nadded = int\n")
     return tmp_path
 
@@ -168,6 +172,7 @@ def test_a_repository_is_compared_with_its_past(
         "old": "missing",
         "gone": "missing",
         "added": "new",
+        "edited": "alone",  # the end of "run here alone"
         "broken": "run",  # the end of "not run"
     }
     listed = subprocess.run(

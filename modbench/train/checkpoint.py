@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from modbench.errors import UserError
 from modbench.model.decoder import Decoder
 
 
@@ -19,7 +21,11 @@ class DamagedError(ValueError):
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Replace the checkpoint at ``path`` by ``state``, which survives a kill at any moment."""
+    """Replace the checkpoint at ``path`` by ``state``, which survives a kill at any moment.
+
+    Raises:
+        UserError: the disk refuses; what was at ``path`` is still there.
+    """
     with _whole(path) as half, half.open("wb") as file:
         torch.save(state, file)
         file.flush()
@@ -28,14 +34,34 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """Where to write what becomes ``path`` at the end; nothing is left of it if that fails."""
+    """Where to write what becomes ``path`` at the end; nothing is left of it if that fails.
+
+    Raises:
+        UserError: the disk refuses.
+    """
     half = path.with_suffix(".half")
     try:
         yield half
         half.replace(path)
-    except BaseException:
+    except BaseException as error:
         half.unlink(missing_ok=True)
-        raise
+        refusal = _refusal(error)
+        if refusal is None:
+            raise
+        raise UserError(
+            f"{path}: can't be written ({refusal}); make room or mend its permissions, then run again"
+        ) from error
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """Why the disk refuses, if it does: PyTorch raises an error of its own on top of the disk's, which
+    safetensors only quotes."""
+    while error is not None and not isinstance(error, OSError):
+        quoted = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, SafetensorError) and quoted:
+            return os.strerror(int(quoted[1]))
+        error = error.__context__
+    return None if error is None else error.strerror
 
 
 def load(path: Path) -> dict[str, Any] | None:
@@ -61,7 +87,11 @@ def load(path: Path) -> dict[str, Any] | None:
 
 def save_weights(path: Path, model: Decoder, *, key: str = "") -> None:
     """Parameters and buffers as safetensors, for others to read; with them whose they are: the router's
-    name, and the ``key`` of the run's record."""
+    name, and the ``key`` of the run's record.
+
+    Raises:
+        UserError: the disk refuses; what was at ``path`` is still there.
+    """
     # As one entry: the format writes several in no certain order, and equal weights are equal bytes.
     owner = {"modbench": json.dumps({"router": model.router.name, "key": key})}
     # Parameters that layers share are written once for each name: the format knows no sharing.

@@ -59,8 +59,9 @@ def prepare(
         force: build again even if a file is there.
 
     Raises:
-        UserError: the text can't be had, the cache can't be written, the file in the cache was altered,
-            or what was built isn't what is pinned; nothing is left in the cache then.
+        UserError: the text can't be had or changes meanwhile, the cache can't be written, the file in
+            the cache was altered, or what was built isn't what is pinned; nothing is left in the cache
+            then.
     """
     cache = cache or cache_folder()
     path = _token_path(config, cache)
@@ -147,8 +148,12 @@ def _header(config: DataConfig) -> dict[str, object]:
 
 
 def _token_path(config: DataConfig, cache: Path) -> Path:
-    header = json.dumps(_header(config), sort_keys=True).encode()
-    name = "-".join(map(str, (*_pin_key(config), hashlib.sha256(header).hexdigest()[:12])))
+    return _path_of(_header(config), config, cache)
+
+
+def _path_of(header: dict[str, object], config: DataConfig, cache: Path) -> Path:
+    written = json.dumps(header, sort_keys=True).encode()
+    name = "-".join(map(str, (*_pin_key(config), hashlib.sha256(written).hexdigest()[:12])))
     return cache / f"{name}.tokens"
 
 
@@ -172,12 +177,19 @@ def _build(
     config: DataConfig, path: Path, cache: Path, say: Callable[[str], None], archives: Path | None
 ) -> None:
     corpus = read_corpus(config, kept=cache / "archives", archives=archives, say=say)
+    header = _header(config)
+    # What was read may be another text than the one that the name is of, which may come back.
+    if _path_of(header, config, cache) != path:
+        raise UserError(
+            f"data path '{config.path}' changed while it was made ready; run again once nobody writes "
+            "to it"
+        )
     train = [document.text for document in corpus.train]
     heldout = [document.text for document in corpus.heldout]
     say(f"tokenizing {sum(map(len, train)) + sum(map(len, heldout)):,} characters of {config.source}")
     tokenizer = Tokenizer() if config.tokenizer == "bytes" else train_bpe(train, config.vocabulary)
     train_N, heldout_N = token_file.stream(tokenizer, train), token_file.stream(tokenizer, heldout)
-    content = token_file.compose(_header(config), tokenizer, train_N, heldout_N)
+    content = token_file.compose(header, tokenizer, train_N, heldout_N)
     pinned, built = PINNED.get(_pin_key(config)), token_file.sha256_of(content)
     if pinned is not None and built != pinned:
         raise UserError(

@@ -3,6 +3,7 @@
 import html
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from modbench.metrics import METRICS, metric
 from modbench.report.idle_experts import idle_experts
@@ -106,8 +107,18 @@ def _conditions(board: Leaderboard, entries: list[Entry]) -> str:
         f"Budget {_si(held['budget'])}FLOP of training each ({held['budget']}, convention model); "
         f"model: {shape}; data: {corpus}, sha256 {escaped(held['corpus']['sha256'])}, "
         f"{held['corpus']['train_tokens']} training tokens, sequences of {held['sequence']}; "
-        f"loss over {held['heldout_tokens']} held-out tokens{_items(board, entries)}."
+        f"loss over {_scored_tokens(held)} held-out tokens{_items(board, entries)}."
     )
+
+
+def _scored_tokens(held: dict[str, Any]) -> int | None:
+    """Of how many tokens the held-out loss is: as many whole windows as hold what was asked for, or all
+    that the text has (see `modbench.measure.loss.heldout_windows`)."""
+    asked, sequence = held["heldout_tokens"], held["sequence"]
+    if asked is None or sequence is None:
+        return asked
+    windows: int = min(-(-asked // sequence), (held["corpus"]["heldout_tokens"] - 1) // sequence)
+    return windows * sequence
 
 
 def _items(board: Leaderboard, entries: list[Entry]) -> str:

@@ -79,6 +79,16 @@ def test_the_conditions_say_how_many_items_are_the_limit_where_one_was_set(fakes
     assert "## Comparison 2" in apart
 
 
+@pytest.mark.parametrize(
+    ("asked", "text", "scored"),
+    [(65_536, 200_000, 65_536), (3000, 200_000, 3072), (65_536, 1100, 1024)],
+    ids=["whole windows", "rounded up to a window", "all of a short text"],
+)
+def test_the_conditions_say_how_many_tokens_were_scored(fakes, asked, text, scored):
+    record = fakes.make_record(measure={"heldout_tokens": asked}, data={"heldout_tokens": text})
+    assert f"loss over {scored} held-out tokens" in markdown(Leaderboard.of([record]))
+
+
 def test_notes_say_what_the_table_was_made_from(six):
     page = markdown(Leaderboard.of(six))
     for said in (

@@ -134,6 +134,22 @@ def test_state_is_named_where_it_hides(step: Any, named: str, monkeypatch: pytes
     assert (passed, figure) == (False, f"training moves {named}, which is not in state_dict")
 
 
+class Unfilled(Right):
+    """One parameter is made empty, and ``initialise`` forgets it."""
+
+    def __init__(self, options: Depth, model: ModelConfig, layer: int) -> None:
+        super().__init__(options, model, layer)
+        self.forgotten = torch.nn.Parameter(torch.empty(1, model.width))
+
+
+def test_a_parameter_that_nobody_fills_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(mutants.MUTANTS, "unfilled", Unfilled)
+    subject = Subject(build_model(SHAPE, Depth(bug="unfilled")))
+    passed, figure = state(subject, subject.tokens(3, 63))
+    assert not passed
+    assert figure.startswith("layers.1.forgotten is never filled")
+
+
 class Unset(Right):
     """Holds what isn't known yet as no number."""
 

@@ -37,8 +37,8 @@ def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
     And nothing outside ``state_dict`` changes from one step to the next: no attribute of a module, of a
     class of the scheme's own, or of the file that such a class stands in, with what functions there have
     about them: default arguments, attributes, closures. Scoring changes nothing at all, and activation
-    checkpointing nothing but memory."""
-    wrong = _drift(subject)
+    checkpointing nothing but memory. And nothing begins as what memory held."""
+    wrong = _unfilled(subject) or _drift(subject)
     if wrong:
         return False, wrong
     train = TrainConfig(budget=1)
@@ -81,6 +81,34 @@ def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
     if differ:
         return False, f"resumed, {differ[0]} differs after one step"
     return True, f"{len(resumed)} tensors saved, loaded and resumed to the bit"
+
+
+def _unfilled(subject: Subject) -> str:
+    """Which parameter or buffer is made empty and never filled; empty if none."""
+    asked = (subject.model.config, subject.model.router, subject.seed)
+    plain = dict(_tensors(build_model(*asked)))
+    kept = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    strict = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        # What is made empty is then no number, until it is filled.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+        model = build_model(*asked)
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
+        torch.utils.deterministic.fill_uninitialized_memory = kept  # type: ignore[attr-defined]
+    for name, value in _tensors(model):
+        # One that is no number on purpose is none in both.
+        if value.is_floating_point() and (value.isnan() & ~plain[name].isnan()).any():
+            return (
+                f"{name} is never filled: its first values are what memory held; fill it in initialise"
+            )
+    return ""
+
+
+def _tensors(model: Decoder) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
 
 
 @torch.no_grad()

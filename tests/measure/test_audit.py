@@ -120,7 +120,22 @@ def test_not_a_number_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         return right(self, x_BTD, context) * torch.nan
 
     monkeypatch.setattr(DepthRouted, "forward", wrong)
-    assert failed(model_of("mod")) >= {1, 2, 5}
+    found = {finding.probe: finding.figure for finding in audit(model_of("mod")) if finding.failed}
+    assert set(found) >= {1, 2, 5}
+    assert found[1].startswith("logits are no numbers")
+
+
+def test_what_scores_with_a_memory_is_not_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Block.forward
+
+    def wrong(self: Block, x_BTD: Tensor, context: Context) -> Tensor:
+        self.seen = getattr(self, "seen", 0) + 1
+        return right(self, x_BTD, context)
+
+    model = changed_model(monkeypatch, lambda _: wrong)
+    found = {finding.probe: finding for finding in audit(model) if finding.failed}
+    assert found[1].ranks
+    assert found[1].figure.startswith("scoring (topk) moves layers.0.seen, so a text may know what was")
 
 
 def changed_model(monkeypatch: pytest.MonkeyPatch, forward) -> Decoder:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, largest
+from modbench.measure.audit.state import moved_by_scoring
 from modbench.model.context import Context, Trace
 from modbench.model.decoder import Decoder
 
@@ -51,12 +52,19 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     such a sequence token by token.
     Each t is a pass of its own with the same strangers, so that what a batch does stays probe 2's. Two
     equal passes give the same, and a trace in detail, as held-out text is scored with, changes no
-    logit."""
+    logit. And no text that is scored leaves anything behind for those that come after it."""
+    if moved := moved_by_scoring(subject):
+        return (
+            False,
+            f"{moved}, so a text may know what was scored before it; move that in training alone",
+        )
     tokens_BT = tokens_BT[:4]  # the length matters here; the batch is probe 2's
     plain_BTV, again_BTV, told_BTV = (
         subject.exact(tokens_BT, Context(selection="causal", trace=Trace(detailed=detailed)))
         for detailed in (False, False, True)
     )
+    if not plain_BTV.isfinite().all():
+        return False, "logits are no numbers"
     bound = ROUNDING * max(1.0, plain_BTV.abs().max().item())
     off = largest(again_BTV, plain_BTV).max().item()
     if off > bound:

@@ -38,7 +38,7 @@ def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
     class of the scheme's own, or of the file that such a class stands in, with what functions there have
     about them: default arguments, attributes, closures. Scoring changes nothing at all, and activation
     checkpointing nothing but memory. And nothing begins as what memory held."""
-    wrong = _unfilled(subject) or _drift(subject)
+    wrong = _unfilled(subject) or moved_by_scoring(subject) or _unlike(subject)
     if wrong:
         return False, wrong
     train = TrainConfig(budget=1)
@@ -112,24 +112,29 @@ def _tensors(model: Decoder) -> list[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def _drift(subject: Subject) -> str:
-    """What scoring the same text twice changes; empty if nothing."""
+def moved_by_scoring(subject: Subject) -> str:
+    """What scoring the same text twice moves, in ``state_dict`` or outside it; empty if nothing."""
     model = subject.twin().eval()
     saved = copy.deepcopy(model.state_dict())
     text_BT = subject.tokens(3, 33)
     for rule in RULES:
-        first_BTV = model(text_BT, Context(selection=rule))
+        model(text_BT, Context(selection=rule))
         held = _outside(model)  # what is made on first use is no state
-        again_BTV = model(text_BT, Context(selection=rule))
+        model(text_BT, Context(selection=rule))
         changed = [name for name, value in model.state_dict().items() if not unmoved(value, saved[name])]
-        if changed:
-            return f"scoring ({rule}) moves {changed[0]}"
-        if moved := _moved(held, _outside(model)):
+        if moved := changed or _moved(held, _outside(model)):
             return f"scoring ({rule}) moves {moved[0]}"
-        if rule == "causal" and not torch.equal(first_BTV, again_BTV):
-            most = (first_BTV - again_BTV).abs().max().item()
-            return f"the same text scored twice differs by {most:.1e}"
     return ""
+
+
+@torch.no_grad()
+def _unlike(subject: Subject) -> str:
+    """By how much the same text, scored twice, differs; empty if not at all."""
+    model, text_BT = subject.twin().eval(), subject.tokens(3, 33)
+    first_BTV, again_BTV = (model(text_BT, Context(selection="causal")) for _ in range(2))
+    if torch.equal(first_BTV, again_BTV):
+        return ""
+    return f"the same text scored twice differs by {(first_BTV - again_BTV).abs().max().item():.1e}"
 
 
 def _repeated(subject: Subject) -> str:

@@ -62,10 +62,27 @@ class Trace:
             self.repeated = False
 
     def loss(self, layer: int, name: str, value: Tensor) -> None:
+        """
+        Raises:
+            UserError: it is no tensor of one number.
+        """
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            told = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
+            raise UserError(
+                f"loss '{name}' of layer {layer} is {told}; it must be a tensor of one number"
+            )
         if not self.repeated:
             self.losses[layer, name] = value
 
     def show(self, layer: int, name: str, value: Tensor) -> None:
+        """
+        Raises:
+            UserError: it is no tensor, or a load that isn't one number of each expert.
+        """
+        if not isinstance(value, Tensor) or (name == "load" and value.dim() != 1):
+            told = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            right = "(E,), a number of each expert" if name == "load" else "a tensor"
+            raise UserError(f"layer {layer} shows {name} {told}; it must be {right}")
         if not self.repeated:
             self.tensors[layer, name] = value.detach()
 

@@ -1,5 +1,6 @@
 """What a forward pass can't be given, told in one sentence, and what its layers share."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from modbench.errors import UserError
 from modbench.model.block import Attention
 from modbench.model.cache import Cache
 from modbench.model.config import ModelConfig
-from modbench.model.context import Context
+from modbench.model.context import Context, Trace
 from modbench.model.decoder import build_model
 from modbench.model.registry import build_router, router_class, router_names
 
@@ -91,6 +92,26 @@ def test_a_router_made_in_python_refuses_options_of_another_type(
 ) -> None:
     with pytest.raises(UserError, match=f"^{words}"):
         router_class(name)(**options)
+
+
+@pytest.mark.parametrize(
+    ("tell", "sentence"),
+    [
+        (lambda trace: trace.loss(1, "even", 0.5), "loss 'even' of layer 1 is 0.5; it must be a tensor"),
+        (
+            lambda trace: trace.loss(1, "even", torch.ones(2)),
+            r"loss 'even' of layer 1 is \(2,\); it must",
+        ),
+        (lambda trace: trace.show(1, "gate", [0.5]), r"layer 1 shows gate \[0.5\]; it must be a tensor"),
+        (
+            lambda trace: trace.show(1, "load", torch.tensor(3.0)),
+            r"layer 1 shows load of shape \(\); it must be \(E,\), a number of each expert",
+        ),
+    ],
+)
+def test_a_trace_refuses_what_nobody_could_read(tell: Callable[[Trace], None], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        tell(Trace())
 
 
 def test_what_layers_share_is_made_once_to_a_context() -> None:

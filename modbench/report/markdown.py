@@ -94,7 +94,8 @@ def _measured(board: Leaderboard, row: Row) -> str:
         for name, words in (("heldout_loss", "held-out loss"), ("heldout_loss_leaky", "leaky loss"))
         if row.value(name) is not None
     ]
-    return f" ({', '.join(texts)})" if texts else ""
+    some = f" of {len(row.ok)} of {len(row.records)} seeds" if 0 < len(row.ok) < len(row.records) else ""
+    return f" ({', '.join(texts)}{some})" if texts else ""
 
 
 def _conditions(board: Leaderboard, entries: list[Entry]) -> str:
@@ -199,6 +200,13 @@ def _pair(names: tuple[str, str], form: str, per: float) -> Callable[[Leaderboar
     return lambda board, entry: " / ".join(_number(board, entry.row, n, form, per) for n in names)
 
 
+#: Metrics that the table always has.
+_IN_COLUMNS = (
+    *("heldout_loss", "heldout_bits_per_byte", "heldout_loss_leaky", "leak", "modbench_cloze"),
+    *("forward_flops_per_token", "forward_flops_per_token_realised", "train_flops", "train_steps"),
+    *("train_tokens", "train_step_seconds", "peak_memory_bytes", "kv_cache_bytes_per_token"),
+    *("kv_cache_share", "active_parameters", "parameters"),
+)
 _PREFIXES = {0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P", 18: "E", 21: "Z"}
 
 
@@ -224,6 +232,7 @@ def _columns(board: Leaderboard) -> tuple[tuple[str, Callable[[Leaderboard, Entr
     return (
         ("rank", lambda board, entry: str(entry.rank)),
         ("scheme", lambda board, entry: escaped(entry.row.label)),
+        *_ranking_column(board),
         ("held-out loss (nats/token)", _plain("heldout_loss", ".4f")),
         ("bits/byte", _plain("heldout_bits_per_byte", ".4f")),
         ("leaky loss (nats/token)", _plain("heldout_loss_leaky", ".4f")),
@@ -239,6 +248,15 @@ def _columns(board: Leaderboard) -> tuple[tuple[str, Callable[[Leaderboard, Entr
         (f"parameters{f' ({many})' if many else ''}, active / all", _pair(parameters, ".3f", per_many)),
         ("audit", lambda board, entry: escaped(entry.row.audit)),
     )
+
+
+def _ranking_column(board: Leaderboard) -> list[tuple[str, Callable[[Leaderboard, Entry], str]]]:
+    """What the table is ranked by, where no other column has it."""
+    name = board.rank_by
+    if name in _IN_COLUMNS:
+        return []
+    form = "" if metric(name).kind == "exact" else ".4f"
+    return [(f"{name} ({escaped(metric(name).unit)})", _plain(name, form))]
 
 
 def _notes(board: Leaderboard, records: list[Record]) -> Iterable[str]:

@@ -154,6 +154,22 @@ def test_a_page_that_another_metric_ranks_says_which(six, rank_by, said):
     assert ("One seed" in page) == ("One seed" in said)
 
 
+def test_a_page_that_is_ranked_by_what_no_column_has_gets_one(six):
+    records = [replace(r, metrics={**r.metrics, "forward_flops_per_token_full": 12345}) for r in six]
+    heading = "forward_flops_per_token_full (FLOP/token)"
+    page = markdown(Leaderboard.of(records, rank_by="forward_flops_per_token_full"))
+    assert _cells(page, "mod")[heading] == "12345"
+    assert heading not in _cells(markdown(Leaderboard.of(records)), "mod")
+
+
+def test_a_loss_of_some_seeds_says_of_how_many(fakes):
+    seeds = [fakes.make_record("mod", seed=seed) for seed in range(2)]
+    lost = fakes.make_record("mod", seed=2, status="diverged")
+    page = markdown(Leaderboard.of([*seeds, lost]))
+    (line,) = [line for line in page.splitlines() if line.startswith("- **mod** (not ranked)")]
+    assert line.endswith(" of 2 of 3 seeds)")
+
+
 def test_a_page_without_a_ranked_row_says_so(fakes):
     assert "No row could be ranked." in markdown(Leaderboard.of([fakes.make_record(status="oom")]))
 

@@ -2,6 +2,16 @@
 
 import sys
 
-from modbench.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """As `modbench.cli.main`; who stops it while it is loaded is told so, too."""
+    try:
+        from modbench.cli import main as verbs
+    except KeyboardInterrupt:
+        print("modbench: stopped", file=sys.stderr)
+        return 130
+    return verbs()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -257,6 +257,8 @@ def _parse(verbs: dict[str, Callable[..., int]], arguments: Sequence[str], name:
         parts = re.split(r" ?(?:─{3,}|-{3,}) ?", " ".join(inside or map(str.strip, lines)))
         parts = parts if inside else parts[1:]
         said = re.sub(r"Error parsing \S+: ", "", "; ".join(parts).replace(".;", ";"))
+        if arguments and arguments[0] in verbs:  # whose page has its options
+            said = said.replace(f"{name} --help", f"{name} {arguments[0]} --help")
         raise UserError(_no_number(said) or _no_choice(said) or said or box.getvalue()) from end
     try:
         return call()

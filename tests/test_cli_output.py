@@ -22,6 +22,12 @@ def shell(line: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
+def test_who_stops_it_while_it_loads_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "tyro.py").write_text("raise KeyboardInterrupt")
+    done = shell("PYTHONPATH=.:$PYTHONPATH MODBENCH list suites", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "modbench: stopped\n")
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [

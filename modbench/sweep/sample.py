@@ -58,7 +58,8 @@ def find_record(run: str, results: Path) -> Record:
             f"run '{run}' must be SUITE/LABEL, such as quick/mod, with records in {results}; "
             f"{known_names(suite, have)}"
         )
-    found = [r for r in records if r.cell["router"]["label"] == name or r.key.startswith(name)]
+    labelled = [record for record in records if record.cell["router"]["label"] == name]
+    found = labelled or [record for record in records if record.key.startswith(name)]
     if not found:
         labels = {record.cell["router"]["label"] for record in records}
         raise UserError(f"run '{run}' is not known; {known_names(name, labels)}")

@@ -14,7 +14,7 @@ class Batches:
     """Windows of T + 1 tokens, each epoch shuffled anew and shifted by an offset of its own.
 
     Raises:
-        UserError: the text is shorter than one window.
+        UserError: the text doesn't hold one window at each offset.
     """
 
     def __init__(self, text_N: np.ndarray, *, sequence: int, batch: int, seed: int) -> None:
@@ -22,8 +22,9 @@ class Batches:
         self.windows = (len(text_N) - sequence - 1) // sequence
         if self.windows < 1:
             raise UserError(
-                f"the training text has {len(text_N)} tokens, too few for one sequence of {sequence}; "
-                "give more text or a shorter sequence"
+                f"the training text has {len(text_N)} tokens, too few for one sequence of {sequence}, "
+                f"wherever it begins, for which {2 * sequence + 1} are needed; give more text or a "
+                "shorter sequence"
             )
         self._epoch = -1
         self._starts_W = np.zeros(0, dtype=np.int64)

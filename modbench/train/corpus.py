@@ -61,6 +61,8 @@ def _text_bytes(config: DataConfig) -> bytes:
             f"data path '{path}' ends with '{path.suffix}'; a .txt or a .jsonl file can be read"
         )
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+            raise UserError(f"data path '{path}' is no regular file; give the path of a text file")
         return path.read_bytes()
     except OSError as error:
         raise UserError(

@@ -102,6 +102,13 @@ def test_a_run_is_named_by_label_or_by_the_start_of_its_key(results: Path) -> No
     assert find_record(f"tiny/{record.key[:8]}", results) == record
 
 
+def test_a_label_that_begins_another_runs_key_names_its_own_run(results: Path) -> None:
+    label = record_of("mod", "mod", 0).key[:4]
+    with (results / "tiny" / "records" / "a.jsonl").open("a") as shard:
+        shard.write(record_of(label, "vanilla", 0).line() + "\n")
+    assert find_record(f"tiny/{label}", results).cell["router"]["label"] == label
+
+
 @pytest.mark.parametrize(
     ("run", "words"),
     [

@@ -218,8 +218,9 @@ def test_an_epoch_shows_each_window_once_and_targets_are_the_next_tokens() -> No
 
 
 def test_a_text_shorter_than_a_sequence_is_refused() -> None:
-    with pytest.raises(UserError, match="40 tokens, too few for one sequence of 64"):
+    with pytest.raises(UserError, match=r"40 tokens, too few for one sequence of 64, .* 129 are needed"):
         Batches(TEXT_N[:40], sequence=64, batch=1, seed=0)
+    assert Batches(TEXT_N[:129], sequence=64, batch=1, seed=0).windows == 1
 
 
 def cell(budget: int) -> dict:

@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,14 +52,8 @@ def peak_memory(spec: dict[str, Any], threads: int) -> dict[str, Any]:
     kills = out_of_memory_kills()
     threaded = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL")}
     environment = {**os.environ, **threaded, **WEIGHING}
-    child = subprocess.run(
-        [sys.executable, "-m", "modbench.measure.memory"],
-        input=json.dumps({"cell": spec["cell"], "plugins": spec["plugins"], "threads": threads}),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+    given = {"cell": spec["cell"], "plugins": spec["plugins"], "threads": threads}
+    child = _child(json.dumps(given), environment)
     if child.returncode == -signal.SIGKILL:
         if out_of_memory_kills() > kills:
             raise KilledError("measuring memory")
@@ -70,6 +65,22 @@ def peak_memory(spec: dict[str, Any], threads: int) -> dict[str, Any]:
     if "out_of_memory" in found:
         raise MemoryError(f"measuring memory: {found['out_of_memory']}")
     return {"median": found["peak_bytes"], "iqr": None, "n": 1, "stable": None}
+
+
+def _child(given: str, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    """The process that measures, and what it said: into files, since what a router forks holds a pipe
+    open, and would be waited for."""
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as out,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
+    ):
+        command = [sys.executable, "-m", "modbench.measure.memory"]
+        done = subprocess.run(
+            command, input=given, stdout=out, stderr=said, text=True, env=environment, check=False
+        )
+        for file in (out, said):
+            file.seek(0)
+        return subprocess.CompletedProcess(command, done.returncode, out.read(), said.read())
 
 
 def let_go(on: "torch.device") -> None:

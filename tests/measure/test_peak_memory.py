@@ -49,7 +49,7 @@ def spec_of(name: str, forward: str, folder: Path) -> dict[str, Any]:
 def killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every process dies of SIGKILL, with a last word that is none."""
     ended = subprocess.CompletedProcess([], -signal.SIGKILL, "", "a warning")
-    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: ended)
+    monkeypatch.setattr(memory, "_child", lambda *_: ended)
 
 
 def test_a_kill_by_the_kernel_is_want_of_memory_and_one_by_hand_is_not(
@@ -68,7 +68,7 @@ def test_a_kill_by_the_kernel_is_want_of_memory_and_one_by_hand_is_not(
 
 def test_a_process_that_another_signal_ended_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = subprocess.CompletedProcess([], -signal.SIGSEGV, "", "Fatal Python error")
-    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: ended)
+    monkeypatch.setattr(memory, "_child", lambda *_: ended)
     with pytest.raises(RuntimeError, match=r"^measuring memory failed with exit code -11: Fatal"):
         memory.peak_memory({"cell": {}, "plugins": []}, 1)
 
@@ -98,3 +98,22 @@ def test_a_router_may_print_while_its_memory_is_measured(tmp_path: Path) -> None
     forward = "import os; print('a'); os.write(1, b'b'); return super().forward(x_BTD, context)"
     found = memory.peak_memory(spec_of("prints_in_steps", forward, tmp_path), 1)
     assert found["median"] >= 0
+
+
+def test_what_a_router_forks_is_not_waited_for(tmp_path: Path) -> None:
+    sleeper, awake = tmp_path / "sleeper", tmp_path / "awake"
+    forks = f"""
+        import os, time
+        from pathlib import Path
+        if not Path({os.fspath(sleeper)!r}).exists():
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
+                Path({os.fspath(awake)!r}).touch()
+                os._exit(0)
+            Path({os.fspath(sleeper)!r}).write_text(str(child))
+        return super().forward(x_BTD, context)
+"""
+    assert memory.peak_memory(spec_of("forks", forks, tmp_path), 1)["median"] > 0
+    assert not awake.exists()
+    os.kill(int(sleeper.read_text()), signal.SIGKILL)

@@ -84,8 +84,10 @@ def load(config: DataConfig, *, cache: Path | None = None) -> TokenData:
     try:
         file = token_file.read(path)
     except FileNotFoundError:
+        changed = ", or has changed since" if config.source == "text" else ""
         raise UserError(
-            f"corpus '{config.source}' is not prepared ({path} is missing); run `{_command(config)}`"
+            f"corpus '{config.source}' is not prepared{changed} ({path} is missing); run "
+            f"`{_command(config)}`"
         ) from None
     except (token_file.AlteredError, OSError) as error:
         raise UserError(

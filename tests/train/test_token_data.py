@@ -124,9 +124,8 @@ def test_a_file_that_is_not_the_pinned_one_is_refused(monkeypatch, prepared):
 
 
 def test_what_is_not_prepared_is_said_with_the_command(config, tmp_path):
-    with pytest.raises(
-        UserError, match=r"corpus 'text' is not prepared .*; run `modbench data prepare --source text "
-    ):
+    command = "run `modbench data prepare --source text "
+    with pytest.raises(UserError, match=f"'text' is not prepared, or has changed since .*; {command}"):
         load(config, cache=tmp_path)
 
 

@@ -18,7 +18,7 @@ from modbench.model.cache import Cache
 from modbench.model.context import Context, Trace
 from modbench.model.decode_graphs import cuda_graphs
 from modbench.model.decoder import Decoder
-from modbench.train.compiled import compiles, forward_of, losses_of
+from modbench.train.compiled import allow_programs, compiles, forward_of, losses_of
 from modbench.train.compiled_check import check_gradients
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
@@ -223,9 +223,7 @@ def compile_layers(model: Decoder, config: TimeConfig) -> None:
 
     # A program to each layer and shape, for a layer's number and what the cache has of those before it
     # are part of it. One that ran as written beside compiled ones would be a false comparison.
-    most = 2 * len(model.layers) * (2 + len(config.prefill))
-    dynamo.recompile_limit = max(dynamo.recompile_limit, most)
-    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * most)
+    allow_programs(2 * len(model.layers) * (2 + len(config.prefill)))
     dynamo.fail_on_recompile_limit_hit = True
     for layer in model.layers:
         vars(layer)["forward"] = torch.compile(layer.forward, dynamic=False)

@@ -68,8 +68,7 @@ def losses_of(model: Decoder, wanted: Compile) -> Losses:
     Raises:
         UserError: as `compiles`.
     """
-    losses, on = written(model), next(model.parameters()).device
-    return as_one_program(losses) if compiles(wanted, on) else losses
+    return _compiled(written(model), model, wanted)
 
 
 def forward_of(model: Decoder, wanted: Compile) -> Forward:
@@ -82,8 +81,26 @@ def forward_of(model: Decoder, wanted: Compile) -> Forward:
     def forward(tokens_BT: Tensor, context: Context) -> Tensor:
         return model(tokens_BT, context)  # type: ignore[no-any-return]
 
-    on = next(model.parameters()).device
-    return as_one_program(forward) if compiles(wanted, on) else forward
+    return _compiled(forward, model, wanted)
+
+
+def _compiled(function: F, model: Decoder, wanted: Compile) -> F:
+    if not compiles(wanted, next(model.parameters()).device):
+        return function
+    if any(layer.host_decides for layer in model.layers):
+        # Between those that run as they are written, each layer is a program of its own, with a gradient
+        # and without.
+        allow_programs(4 * len(model.layers))
+    return as_one_program(function)
+
+
+def allow_programs(most: int) -> None:
+    """Let PyTorch make so many programs of one function, or as many as it would. Beyond its limit it
+    runs the function as it is written, beside others that are compiled, and only warns."""
+    import torch._dynamo.config as dynamo
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, most)
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * most)
 
 
 def written(model: Decoder) -> Losses:

@@ -6,10 +6,13 @@ B sequences, T tokens.
 
 import functools
 import shutil
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.config as dynamo
 from torch import Tensor
 
 from modbench.errors import UserError
@@ -20,7 +23,7 @@ from modbench.model.context import Context
 from modbench.model.decoder import Decoder, build_model
 from modbench.model.registry import build_router, router_class, router_names
 from modbench.train import compiled
-from modbench.train.compiled import as_one_program, compiles, losses_of, written
+from modbench.train.compiled import as_one_program, compiles, forward_of, losses_of, written
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 
@@ -158,6 +161,19 @@ def test_what_is_counted_is_what_is_written() -> None:
         (loss + auxiliary).backward()
     load = Load.uniform(SEQUENCES, LONG, "train", counts=context.trace.counts)
     assert counter.total == model.ledger(load).total("full")
+
+
+def test_no_layer_runs_as_written_because_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More layers between those that the host decides in than PyTorch would make programs of."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    shape = replace(SHAPE, layers=2 * (dynamo.recompile_limit + 1))
+    limits = {name: getattr(dynamo, name) for name in ("recompile_limit", "accumulated_recompile_limit")}
+    with dynamo.patch({**limits, "fail_on_recompile_limit_hit": True}):
+        model = build_model(shape, build_router("threshold_skip", {}))
+        with torch.no_grad():
+            forward_of(model.eval(), "on")(drawn(0, SHORT)[0], Context())
+        loss, _ = losses_of(model.train(), "on")(*drawn(0, SHORT), Context())
+    assert loss.isfinite()
 
 
 def test_when_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,9 @@ class Cache:
 
     def positions(self, tokens: int, device: torch.device) -> Tensor:
         """Positions (B, T) of the next ``tokens`` tokens of each sequence."""
+        first = self.read[0]
+        if min(self.read) == max(self.read):  # a GPU would be waited for to be sent them
+            return torch.arange(first, first + tokens, device=device).expand(self.sequences, tokens)
         first_B1 = torch.tensor(self.read, device=device)[:, None]
         return first_B1 + torch.arange(tokens, device=device)
 

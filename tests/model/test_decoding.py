@@ -111,6 +111,23 @@ def test_ragged_prompts_go_on_where_each_of_them_ended(scheme: str, shape: Model
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_sequences_of_one_length_are_decoded_without_numbers_of_the_host(
+    shape: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU would be waited for, token by token."""
+    model, cache = warmed(shape, "vanilla"), Cache(3)
+    tokens_BT = torch.randint(shape.vocabulary, (3, 9))
+    model(tokens_BT[:, :8], Context(selection="causal", cache=cache))
+    made = []
+    tensor = torch.tensor
+    monkeypatch.setattr(
+        torch, "tensor", lambda *given, **words: made.append(given) or tensor(*given, **words)
+    )
+    model(tokens_BT[:, 8:], Context(selection="causal", cache=cache))
+    assert not made
+
+
 def test_a_skipped_token_leaves_no_key() -> None:
     shape = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, kv_heads=2, mlp_width=64)
     model = warmed(shape, "mod")

@@ -15,9 +15,11 @@ from modbench.model.context import Trace
 
 def load_of(experts_NK: Tensor, experts: int) -> Tensor:
     """Assignments of each of ``experts`` experts, (E,)."""
-    zeros_E = torch.zeros(experts, dtype=torch.long, device=experts_NK.device)
+    # A compiled program adds up int64 by PyTorch's own kernel, which on a GPU sorts all indices first.
+    dtype = torch.int32 if torch.compiler.is_compiling() else torch.long
+    zeros_E = torch.zeros(experts, dtype=dtype, device=experts_NK.device)
     chosen = experts_NK.flatten()
-    return zeros_E.index_add(0, chosen, torch.ones_like(chosen))
+    return zeros_E.index_add(0, chosen, torch.ones_like(chosen, dtype=dtype)).to(torch.long)
 
 
 def balance_loss(

@@ -163,6 +163,24 @@ def test_what_is_counted_is_what_is_written() -> None:
     assert counter.total == model.ledger(load).total("full")
 
 
+@pytest.mark.parametrize("name", router_names())
+def test_sums_by_index_are_of_dtypes_that_a_program_adds_up_itself(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of int64 and bool, inductor makes no atomic additions; PyTorch's own kernel sorts all indices."""
+    dtypes = []
+
+    def program(graph: torch.fx.GraphModule, _: Any) -> Any:
+        sums = [node for node in graph.graph.nodes if "index_add" in str(node.target)]
+        dtypes.extend(node.meta["example_value"].dtype for node in sums)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=program))
+    losses_of(build_model(SHAPE, build_router(name, {})).train(), "on")(*drawn(0, SHORT), Context())
+    assert bool(dtypes) == (name not in {"vanilla", *HOST_DECIDES})
+    assert not {torch.int64, torch.bool} & set(dtypes)
+
+
 def test_no_layer_runs_as_written_because_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """More layers between those that the host decides in than PyTorch would make programs of."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))

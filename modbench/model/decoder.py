@@ -60,14 +60,24 @@ class Decoder(nn.Module):
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, context: Context) -> Tensor:
         """Mean cross-entropy of ``targets_BT`` in nats, without auxiliary losses; all logits are never
-        held together. The FLOPs are those of `forward` and its backward pass."""
+        held together. The FLOPs are those of `forward` and its backward pass.
+
+        Raises:
+            UserError: as `forward`, or targets that aren't one of each token.
+        """
         x_ND = self._normed(tokens_BT, context).flatten(0, 1)
+        _check_targets(tokens_BT, targets_BT)
         return cross_entropy(x_ND, self._head(), targets_BT.flatten())
 
     @torch.no_grad()
     def losses(self, tokens_BT: Tensor, targets_BT: Tensor, context: Context) -> Tensor:
-        """Cross-entropy of each token in nats, (B, T), in float32 or wider, without a gradient."""
+        """Cross-entropy of each token in nats, (B, T), in float32 or wider, without a gradient.
+
+        Raises:
+            UserError: as `loss`.
+        """
         x_ND = self._normed(tokens_BT, context).flatten(0, 1)
+        _check_targets(tokens_BT, targets_BT)
         return losses(x_ND, self._head(), targets_BT.flatten()).view_as(targets_BT)
 
     def _head(self) -> Tensor:
@@ -177,6 +187,18 @@ class Decoder(nn.Module):
 
 def _held(part: nn.Module) -> int:
     return sum(parameter.numel() for parameter in part.parameters())
+
+
+def _check_targets(tokens_BT: Tensor, targets_BT: Tensor) -> None:
+    """Of too few targets, or of those of another order, a loss would come out, and be another."""
+    kind = getattr(targets_BT, "dtype", type(targets_BT).__name__)
+    if kind not in (torch.int32, torch.int64):
+        raise UserError(f"targets are {kind}; they must be a tensor (B, T) of int32 or int64")
+    if targets_BT.shape != tokens_BT.shape:
+        raise UserError(
+            f"targets are of shape {tuple(targets_BT.shape)} for tokens of shape "
+            f"{tuple(tokens_BT.shape)}; give each token one"
+        )
 
 
 def _last(x_BTD: Tensor, context: Context) -> Tensor:

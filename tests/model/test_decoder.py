@@ -177,3 +177,29 @@ def test_more_active_parameters_than_there_are_is_refused(
 def test_a_shape_that_cannot_be_is_refused(fields: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         ModelConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("targets_BT", "words"),
+    [
+        (
+            torch.zeros(2, 5, dtype=torch.long),
+            r"targets are of shape \(2, 5\) for tokens of shape \(2, 6\)",
+        ),
+        (
+            torch.zeros(6, 2, dtype=torch.long),
+            r"targets are of shape \(6, 2\) for tokens of shape \(2, 6\)",
+        ),
+        (torch.zeros(2, 6), "targets are torch.float32; they must be"),
+        ([[0] * 6] * 2, "targets are list; they must be"),
+    ],
+    ids=["too few", "turned round", "no whole numbers", "no tensor"],
+)
+@pytest.mark.parametrize("frozen", [False, True], ids=["learning", "frozen"])
+def test_a_loss_takes_one_target_of_each_token(targets_BT: Tensor, words: str, frozen: bool) -> None:
+    config = ModelConfig(vocabulary=7, width=8, layers=1, heads=2)
+    model = build_model(config, build_router("vanilla")).requires_grad_(not frozen)
+    tokens_BT = torch.zeros(2, 6, dtype=torch.long)
+    for loss in (model.loss, model.losses):
+        with pytest.raises(UserError, match=words):
+            loss(tokens_BT, targets_BT, Context())

@@ -42,7 +42,8 @@ def losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     for x_RD, targets_R in _parts(x_ND, targets_N, len(weight_VD)):
         with component("head"):
             logits_RV = _wide(F.linear(x_RD, weight_VD))
-        parts.append(F.cross_entropy(logits_RV, targets_R.long(), reduction="none"))
+        # Not F.cross_entropy, to which a target of -100 is none and costs nothing.
+        parts.append(-logits_RV.log_softmax(-1).gather(1, targets_R[:, None])[:, 0])
     return torch.cat(parts)
 
 

@@ -147,6 +147,14 @@ def test_cross_entropy_in_parts(tokens: int, rows: int, monkeypatch: pytest.Monk
             torch.testing.assert_close(cross_entropy(x_ND, weight_VD, whole_N), each_N.mean())
 
 
+@pytest.mark.parametrize("target", [-100, -1, 9])
+def test_a_target_out_of_the_vocabulary_is_no_loss(target: int) -> None:
+    x_ND, weight_VD, targets_N = drawn(5, 4), drawn(9, 4), torch.tensor([0, 1, target, 2, 3])
+    for learns in (False, True):
+        with pytest.raises(RuntimeError, match=f"index {target} is out of bounds"):
+            cross_entropy(x_ND.requires_grad_(learns), weight_VD, targets_N)
+
+
 def test_a_frozen_head_or_stream_gets_no_gradient() -> None:
     x_ND, weight_VD, targets_N = drawn(5, 4), drawn(9, 4), torch.arange(5)
     x_ND.requires_grad_()

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
 
 from modbench.flops.component import component
+from modbench.model.kernels import autocast_dtype
 
 #: Logits of a part: few enough to stay in a CPU's cache, or enough to keep a GPU busy.
 LOGITS, LOGITS_GPU = 2**20, 2**26
@@ -153,10 +154,8 @@ def _parts(x_ND: Tensor, targets_N: Tensor, vocabulary: int) -> "zip[tuple[Tenso
 
 def _cast(value: Tensor) -> Tensor:
     """As autocast would have it in a matmul; inside a custom function it does not reach."""
-    kind = value.device.type
-    if value.is_meta or not torch.is_autocast_enabled(kind):
-        return value
-    return value.to(torch.get_autocast_dtype(kind))
+    dtype = autocast_dtype(value)
+    return value if dtype is None else value.to(dtype)
 
 
 def _wide(logits_RV: Tensor) -> Tensor:

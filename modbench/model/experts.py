@@ -18,6 +18,7 @@ from modbench.model.dispatch import from_experts, to_experts
 from modbench.model.expert_products import Counts, run
 from modbench.model.grouped import takes_grouped
 from modbench.model.initial import normal_, residual_scale
+from modbench.model.kernels import autocast_dtype
 from modbench.model.scores import places
 
 
@@ -101,10 +102,8 @@ class ExpertBank(nn.Module):
 
     def dtype(self, x_D: Tensor) -> torch.dtype:
         """Of the matmuls."""
-        kind = x_D.device.type
-        if not x_D.is_meta and torch.is_autocast_enabled(kind):
-            return torch.get_autocast_dtype(kind)
-        return self.up.dtype
+        dtype = autocast_dtype(x_D)
+        return self.up.dtype if dtype is None else dtype
 
     def ledger(self, load: Load, rows: int) -> Ledger:
         """``rows`` assignments in all: the closed form depends on no balance."""

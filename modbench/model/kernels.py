@@ -202,6 +202,15 @@ def activation_backward(
     torch.ops.aten.silu_backward.grad_input(gradient_NF.mul_(value_NF), gate_NF, grad_input=of_gate_NF)
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast makes of ``x`` in a matmul; None: nothing, as of float64. The meta device knows
+    none."""
+    kind = x.device.type
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
 def as_it_is(x: Tensor) -> AbstractContextManager[Any]:
     """Inside there is no autocast: what comes is of the dtype that it is to have. The meta device knows
     none."""

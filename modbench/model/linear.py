@@ -25,6 +25,7 @@ from modbench.model.grouped import (
     takes_few,
     weight_gradient,
 )
+from modbench.model.kernels import autocast_dtype
 
 
 class Linear(nn.Linear):
@@ -94,6 +95,5 @@ class _Filled(torch.autograd.Function):
 
 def _dtype(x_D: Tensor, weight_FD: Tensor) -> torch.dtype:
     """Of the matmul."""
-    if x_D.is_cpu and torch.is_autocast_enabled("cpu"):
-        return torch.get_autocast_dtype("cpu")
-    return torch.promote_types(x_D.dtype, weight_FD.dtype)
+    dtype = autocast_dtype(x_D)
+    return torch.promote_types(x_D.dtype, weight_FD.dtype) if dtype is None else dtype

@@ -179,6 +179,18 @@ def test_a_shape_that_cannot_be_is_refused(fields: dict, words: str) -> None:
         ModelConfig(**fields)
 
 
+@pytest.mark.parametrize("name", router_names())
+def test_autocast_leaves_float64_alone(name: str) -> None:
+    config = ModelConfig(vocabulary=37, width=24, layers=4, heads=2)
+    model = build_model(config, build_router(name)).double().eval()
+    tokens_BT = torch.arange(3 * 17).view(3, 17) % 37
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(model.loss(tokens_BT, tokens_BT, Context()))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize(
     ("targets_BT", "words"),
     [

@@ -47,16 +47,23 @@ class Decoder(nn.Module):
                 initialise(seed)
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        """Logits (B, T, V), or (B, 1, V) where the context wants those of the last tokens alone.
+        """Logits (B, T, V), or (B, 1, V) where the context wants those of the last tokens alone. Where
+        something raises, the context's cache is left as it was.
 
         Raises:
             UserError: no tokens, or lengths that aren't theirs.
             ValueError: a cache under the training rule, which may look at tokens to come, or one of
                 another model or of another number of sequences.
         """
-        x_BTD = self._normed(tokens_BT, context)
-        with component("head"):
-            return projected(x_BTD, self._head())
+        if context.cache is None:
+            return self._logits(tokens_BT, context)
+        mark = context.cache.mark()
+        try:
+            return self._logits(tokens_BT, context)
+        except BaseException:
+            # The layers that kept these tokens would show them to the next pass as earlier ones.
+            context.cache.rewind(mark)
+            raise
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, context: Context) -> Tensor:
         """Mean cross-entropy of ``targets_BT`` in nats, without auxiliary losses; all logits are never
@@ -79,6 +86,11 @@ class Decoder(nn.Module):
         x_ND = self._normed(tokens_BT, context).flatten(0, 1)
         _check_targets(tokens_BT, targets_BT)
         return losses(x_ND, self._head(), targets_BT.flatten()).view_as(targets_BT)
+
+    def _logits(self, tokens_BT: Tensor, context: Context) -> Tensor:
+        x_BTD = self._normed(tokens_BT, context)
+        with component("head"):
+            return projected(x_BTD, self._head())
 
     def _head(self) -> Tensor:
         return self.embedding.weight if self.head is None else self.head.weight

@@ -169,3 +169,30 @@ def test_a_rewound_cache_goes_on_as_if_nothing_had_followed() -> None:
     assert (cache.read, cache.bytes) == ([20] * 3, size)
     again = [read(cache, tokens_BT[:, place : place + 1]) for place in range(20, 40)]
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("where", ["a layer", "the norm"])
+@pytest.mark.parametrize("read", [0, 5], ids=["of a prompt", "of a token"])
+def test_a_pass_that_is_broken_off_leaves_its_cache_as_it_was(
+    where: str, read: int, shape: ModelConfig
+) -> None:
+    model = build_model(shape, build_router("vanilla")).eval()
+    tokens_BT = torch.randint(shape.vocabulary, (2, 9))
+    whole_BTV = model(tokens_BT, Context(selection="causal"))
+    cache = Cache(2)
+    if read:
+        model(tokens_BT[:, :read], Context(selection="causal", cache=cache))
+
+    def broken(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    part = model.layers[-1].feed_forward if where == "a layer" else model.norm
+    hook = part.register_forward_hook(broken)
+    with pytest.raises(KeyboardInterrupt):
+        model(tokens_BT[:, read : read + 1], Context(selection="causal", cache=cache))
+    hook.remove()
+    assert cache.read == [read] * 2
+    assert cache.lengths(0) == [read] * 2
+    rest_BTV = model(tokens_BT[:, read:], Context(selection="causal", cache=cache))
+    assert close(rest_BTV, whole_BTV[:, read:])

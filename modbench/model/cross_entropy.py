@@ -26,7 +26,8 @@ CAST = 2**18
 
 def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Mean of -log softmax(x W^T)[target] in nats, in float32 or wider; matmuls as autocast has them.
-    Differentiable once, in ``x_ND`` and ``weight_VD``."""
+    Differentiable once, in ``x_ND`` and ``weight_VD``. Not for float16: the gradient of a row's logits
+    is rounded to the matmuls' dtype here, before a scaled loss could keep small ones above 0."""
     if torch.is_grad_enabled() and (x_ND.requires_grad or weight_VD.requires_grad):
         if torch.compiler.is_compiling():
             x_ND, weight_VD = _cast(x_ND), _cast(weight_VD)

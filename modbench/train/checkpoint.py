@@ -45,7 +45,8 @@ def _whole(path: Path) -> Iterator[Path]:
         half.replace(path)
     except BaseException as error:
         half.unlink(missing_ok=True)
-        refusal = _refusal(error)
+        # A Ctrl-C stays one, whatever it came upon.
+        refusal = _refusal(error) if isinstance(error, Exception) else None
         if refusal is None:
             raise
         raise UserError(
@@ -57,9 +58,9 @@ def _refusal(error: BaseException | None) -> str | None:
     """Why the disk refuses, if it does: PyTorch raises an error of its own on top of the disk's, which
     safetensors only quotes."""
     while error is not None and not isinstance(error, OSError):
-        quoted = re.search(r"\(os error (\d+)\)", str(error))
+        quoted = re.search(r"([^:]+) \(os error \d+\)", str(error))
         if isinstance(error, SafetensorError) and quoted:
-            return os.strerror(int(quoted[1]))
+            return quoted[1].strip()
         error = error.__context__
     return None if error is None else error.strerror
 

@@ -67,10 +67,19 @@ def _settings() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "default dtype": torch.get_default_dtype(),
-        "precision of float32 matmuls": torch.get_float32_matmul_precision(),
+        "precision of float32 matmuls": _matmul_precision(),
         "gradients": torch.is_grad_enabled(),
         "autocast": torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"),
     } | {name: os.environ.get(name, "not set") for name in VARIABLES}
+
+
+def _matmul_precision() -> str:
+    import torch
+
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set for some backends, and PyTorch has no one answer
+        return "one of each backend"
 
 
 def _check_unchanged(before: dict[str, object]) -> None:

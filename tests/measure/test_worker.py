@@ -169,6 +169,7 @@ def test_a_plugin_that_ends_the_process_is_told(tmp_path: Path) -> None:
         ("torch.use_deterministic_algorithms(True)", "deterministic from False to True"),
         ("torch.set_default_dtype(torch.float64)", "default dtype from torch.float32 to torch.float64"),
         ("torch.set_float32_matmul_precision('high')", "matmuls from highest to high"),
+        ("torch.backends.mkldnn.matmul.fp32_precision = 'bf16'", "matmuls from highest to one of each"),
         ("torch.set_autocast_enabled('cpu', True)", "autocast from False to True"),
         ("torch.autograd.set_grad_enabled(False)", "gradients from True to False"),
         ("sys.modules['os'].environ['KMP_AFFINITY'] = 'x'", "KMP_AFFINITY from not set to x"),

@@ -15,7 +15,7 @@ from mutants import Depth, Right
 from torch import Tensor
 
 from modbench.measure.audit.finding import Subject, unmoved
-from modbench.measure.audit.state import state
+from modbench.measure.audit.state import moved_by_scoring, state
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import build_model
@@ -135,19 +135,42 @@ def test_state_is_named_where_it_hides(step: Any, named: str, monkeypatch: pytes
 
 
 class Unfilled(Right):
-    """One parameter is made empty, and ``initialise`` forgets it."""
+    """One buffer is made empty, and ``initialise`` forgets it; another holds the greatest number."""
+
+    dtype = torch.float32
 
     def __init__(self, options: Depth, model: ModelConfig, layer: int) -> None:
         super().__init__(options, model, layer)
-        self.forgotten = torch.nn.Parameter(torch.empty(1, model.width))
+        self.register_buffer("longest", torch.tensor([torch.iinfo(torch.int64).max]))
+        self.register_buffer("forgotten", torch.empty(1, model.width, dtype=self.dtype))
 
 
-def test_a_parameter_that_nobody_fills_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_what_nobody_fills_is_named(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Unfilled, "dtype", dtype)
     monkeypatch.setitem(mutants.MUTANTS, "unfilled", Unfilled)
     subject = Subject(build_model(SHAPE, Depth(bug="unfilled")))
     passed, figure = state(subject, subject.tokens(3, 63))
     assert not passed
     assert figure.startswith("layers.1.forgotten is never filled")
+
+
+class MadeLate(Right):
+    """Makes a buffer when it is first called."""
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        if not hasattr(self, "late"):
+            self.register_buffer("late", torch.ones(3))
+        return super().forward(x_BTD, context)
+
+
+def test_a_buffer_made_on_first_use_is_moved_by_no_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can't be loaded, which probe 10 tells; nobody's text is in it."""
+    monkeypatch.setitem(mutants.MUTANTS, "late", MadeLate)
+    subject = Subject(build_model(SHAPE, Depth(bug="late")))
+    assert moved_by_scoring(subject) == ""
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*layers\.1\.late"):
+        state(subject, subject.tokens(3, 63))
 
 
 class Unset(Right):

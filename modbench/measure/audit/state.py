@@ -91,7 +91,7 @@ def _unfilled(subject: Subject) -> str:
     strict = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
-        # What is made empty is then no number, until it is filled.
+        # What is made empty is then no number, or the greatest, until it is filled.
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
         model = build_model(*asked)
@@ -99,12 +99,21 @@ def _unfilled(subject: Subject) -> str:
         torch.use_deterministic_algorithms(strict, warn_only=warns)
         torch.utils.deterministic.fill_uninitialized_memory = kept  # type: ignore[attr-defined]
     for name, value in _tensors(model):
-        # One that is no number on purpose is none in both.
-        if value.is_floating_point() and (value.isnan() & ~plain[name].isnan()).any():
+        # One that is so on purpose is so in both.
+        if (_fresh(value) & ~_fresh(plain[name])).any():
             return (
                 f"{name} is never filled: its first values are what memory held; fill it in initialise"
             )
     return ""
+
+
+def _fresh(value: Tensor) -> Tensor:
+    """Where ``value`` is what PyTorch fills fresh memory with: no number, or the greatest whole one."""
+    if value.dtype == torch.bool:  # half of all are
+        return torch.zeros_like(value)
+    if value.is_floating_point() or value.is_complex():
+        return value.isnan()
+    return value == torch.iinfo(value.dtype).max
 
 
 def _tensors(model: Decoder) -> list[tuple[str, Tensor]]:
@@ -119,7 +128,8 @@ def moved_by_scoring(subject: Subject) -> str:
     text_BT = subject.tokens(3, 33)
     for rule in RULES:
         model(text_BT, Context(selection=rule))
-        held = _outside(model)  # what is made on first use is no state
+        # What is made on first use is no state.
+        held, saved = _outside(model), copy.deepcopy(model.state_dict()) | saved
         model(text_BT, Context(selection=rule))
         changed = [name for name, value in model.state_dict().items() if not unmoved(value, saved[name])]
         if moved := changed or _moved(held, _outside(model)):

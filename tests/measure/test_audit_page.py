@@ -26,7 +26,7 @@ def test_every_router_has_no_failure_and_every_mutant_one() -> None:
         assert ("✗" in cells) == (name in MUTANTS and name != "right"), name
 
 
-@pytest.mark.parametrize("bug", ["right", "k - 1"])
+@pytest.mark.parametrize("bug", ["right", "k - 1", "drifts at evaluation"])
 def test_a_row_is_what_the_audit_says(bug: str) -> None:
     findings = audit(build_model(MUTANT_SHAPE, Depth(bug=bug), seed=4))
     assert lines(bug, findings) in PAGE.read_text()

@@ -3,16 +3,20 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from modbench.measure.memory import WEIGHING
 from modbench.sweep.crash import error_of
 from modbench.sweep.process import child_environment
+
+#: Seconds between two looks at whether a process that says nothing has ended.
+LOOKS = 0.5
 
 
 class DiedError(Exception):
@@ -50,7 +54,6 @@ def run_worker(
             start_new_session=True,  # a Ctrl-C on the terminal is ours to handle
         )
     assert process.stdin is not None
-    assert process.stdout is not None
     found: dict[str, Any] | None = None
     # What it forked has its standard output open, too, and may live longer.
     rest = threading.Thread(target=_end_with, args=(process,), daemon=True, name="end-session")
@@ -60,7 +63,7 @@ def run_worker(
         with contextlib.suppress(BrokenPipeError):  # it died before it read: its log says of what
             process.stdin.write(json.dumps(spec).encode() + b"\n")
             process.stdin.flush()
-        for line in process.stdout:
+        for line in _lines(process):
             document = _document(line)
             if "status" in document:
                 found = document
@@ -73,6 +76,24 @@ def run_worker(
     if code or found is None:
         raise DiedError(code, error_of(log, start, code))
     return found
+
+
+def _lines(process: "subprocess.Popen[bytes]") -> Iterator[bytes]:
+    """What it prints, until it ends; what it forked may hold its standard output open after that."""
+    assert process.stdout is not None
+    output, begun = process.stdout.fileno(), b""
+    while True:
+        ended = process.poll() is not None
+        if select.select([output], [], [], 0 if ended else LOOKS)[0]:
+            chunk = os.read(output, 2**16)
+            if chunk:
+                *lines, begun = (begun + chunk).split(b"\n")
+                yield from lines
+                continue
+            ended = True
+        if ended:
+            yield begun
+            return
 
 
 def _document(line: bytes) -> dict[str, Any]:

@@ -24,6 +24,7 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
     import torch
 
     from modbench.measure.environment import environment
+    from modbench.measure.settings import check_unchanged, settings
     from modbench.measure.subject import Subject
     from modbench.model.registry import check_source, load_plugin
     from modbench.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
@@ -32,7 +33,7 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
     torch.set_num_threads(spec["threads"])
     if spec["cell"]["time"].get("deterministic"):
         make_deterministic()
-    set_so = _settings()
+    set_so = settings()
     for plugin in spec["plugins"]:
         load_plugin(plugin)
     if spec["cell"]["router"] is not None:
@@ -53,49 +54,8 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
     else:
         failed = measured.pop("failed", [])
         found |= {"measured": measured} | _outcome(measured.get("ran_out", []), failed)
-    _check_unchanged(set_so)
+    check_unchanged(set_so)
     return found | {"environment": environment(subject.dtype)}
-
-
-def _settings() -> dict[str, object]:
-    """How PyTorch computes in this process, whatever is computed."""
-    import torch
-
-    from modbench.measure.environment import VARIABLES
-
-    return {
-        "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "default dtype": torch.get_default_dtype(),
-        "precision of float32 matmuls": _matmul_precision(),
-        "gradients": torch.is_grad_enabled(),
-        "autocast": torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"),
-    } | {name: os.environ.get(name, "not set") for name in VARIABLES}
-
-
-def _matmul_precision() -> str:
-    import torch
-
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # it was set for some backends, and PyTorch has no one answer
-        return "one of each backend"
-
-
-def _check_unchanged(before: dict[str, object]) -> None:
-    """
-    Raises:
-        UserError: a setting is not what it was, so that what was measured is no scheme's alone.
-    """
-    from modbench.errors import UserError
-
-    now = _settings()
-    changed = [f"{name} from {before[name]} to {now[name]}" for name in now if now[name] != before[name]]
-    if changed:
-        raise UserError(
-            f"what was to be measured changed its whole process: {', '.join(changed)}; "
-            "a router leaves such settings as they are"
-        )
 
 
 def _outcome(ran_out: list[dict[str, Any]], failed: list[str]) -> dict[str, Any]:

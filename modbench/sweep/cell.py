@@ -33,6 +33,7 @@ from modbench.measure.loss import (
 from modbench.measure.memory import KilledError, let_go, peak_memory
 from modbench.measure.quiet import Quiet
 from modbench.measure.routing import routing_measures
+from modbench.measure.settings import check_unchanged, settings
 from modbench.measure.timing import time_model
 from modbench.model.config import ModelConfig
 from modbench.model.context import Selection
@@ -66,16 +67,18 @@ def run_cell(spec: dict[str, Any], say: Say) -> Record:
     which is returned. ``say`` hears of phases and steps.
 
     Raises:
-        UserError: a plugin, router or corpus that isn't as the cell says, or a folder that can't be
-            written.
+        UserError: a plugin, router or corpus that isn't as the cell says, one whose code changes how
+            PyTorch computes in the whole process, or a folder that can't be written.
         StoppedError: SIGTERM or SIGINT arrived; the state is saved.
     """
     started = datetime.now(UTC)
     torch.set_num_threads(spec["threads"])
     make_deterministic()
     stop = _StopFlag()
+    set_so = settings()
     for plugin in spec["plugins"]:
         load_plugin(plugin)
+    check_unchanged(set_so)
     cell = spec["cell"]
     check_source(cell["router"])
     folder = Path(spec["folder"])
@@ -96,6 +99,7 @@ def run_cell(spec: dict[str, Any], say: Say) -> Record:
     with ShardWriter(Path(spec["results"])) as shard:
         try:
             _measure(spec, data, measured, quiet, stop, say)
+            check_unchanged(set_so)
         except DivergedError as reason:
             status, error = "diverged", str(reason)
         except KilledError as reason:

@@ -172,6 +172,15 @@ def test_a_plugin_that_ends_the_process_is_told(tmp_path: Path) -> None:
         ("torch.backends.mkldnn.matmul.fp32_precision = 'bf16'", "matmuls from highest to one of each"),
         ("torch.set_autocast_enabled('cpu', True)", "autocast from False to True"),
         ("torch.autograd.set_grad_enabled(False)", "gradients from True to False"),
+        ("torch.backends.mkldnn.enabled = False", "oneDNN from True to False"),
+        ("torch.set_default_device('meta')", "default device from cpu to meta"),
+        ("torch.set_flush_denormal(True)", "subnormal numbers from kept to flushed to 0"),
+        ("torch.autograd.set_detect_anomaly(True)", "anomaly detection from False to True"),
+        (
+            "sys.kept = torch.inference_mode(); sys.kept.__enter__()",
+            "inference mode from False to True",
+        ),
+        ("torch.set_num_interop_threads(7)", "threads between ops from "),
         ("sys.modules['os'].environ['KMP_AFFINITY'] = 'x'", "KMP_AFFINITY from not set to x"),
     ],
 )

@@ -138,7 +138,7 @@ def test_a_suite_named_twice_is_reported_once(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (place / "begun" / "quick" / "records" / "a.jsonl").write_text("{}\n")
-    monkeypatch.setattr("modbench.report.page.write_report", lambda folder, rank_by: [folder])
+    monkeypatch.setattr("modbench.report.page.write_report", lambda folder, **_: [folder])
     assert main(["report", "quick", "quick", "--results", "begun"]) == 0
     assert capsys.readouterr().out.splitlines() == ["begun/quick"]
 

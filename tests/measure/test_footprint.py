@@ -133,11 +133,11 @@ def test_a_process_that_weighs_gives_buffers_back_at_once(monkeypatch: pytest.Mo
     monkeypatch.setenv("MALLOC_TOP_PAD_", "99")
     seen: dict[str, str] = {}
 
-    def run(command: list[str], *, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
-        seen.update(env)
-        return subprocess.CompletedProcess(command, 0, json.dumps({"peak_bytes": 5}), "")
+    def child(given: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        seen.update(environment)
+        return subprocess.CompletedProcess([], 0, json.dumps({"peak_bytes": 5}), "")
 
-    monkeypatch.setattr(memory.subprocess, "run", run)
+    monkeypatch.setattr(memory, "_child", child)
     found = memory.peak_memory({"cell": {}, "plugins": []}, 3)
     assert found == {"median": 5, "iqr": None, "n": 1, "stable": None}
     assert seen.items() >= memory.WEIGHING.items()

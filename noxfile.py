@@ -79,7 +79,7 @@ def flops(session: nox.Session) -> None:
     """Hold every router's FLOPs against the committed table; arguments after -- go to the gate."""
     module(session, "modbench", "flops", "gate", *session.posargs)
     if not session.posargs:
-        module(session, "modbench.flops.conventions_page", "--check")
+        module(session, "modbench.accounting.conventions_page", "--check")
 
 
 @nox.session
@@ -103,7 +103,7 @@ def counters(session: nox.Session) -> None:
     """Count cases of known cost with every counter that can be installed, into docs/counters.md;
     arguments after -- go to the script (--check only compares)."""
     python = ready(session, "counters", OTHER_COUNTERS)
-    session.run(python, "tests/flops/compare_counters.py", *session.posargs)
+    session.run(python, "tests/counting/compare_counters.py", *session.posargs)
 
 
 def suite(session: nox.Session, verb: str, name: str, results: str, words: Sequence[str]) -> None:

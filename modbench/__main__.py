@@ -4,9 +4,9 @@ import sys
 
 
 def main() -> int:
-    """As `modbench.cli.main`; who stops it while it is loaded is told so, too."""
+    """As `modbench.cli.main.main`; who stops it while it is loaded is told so, too."""
     try:
-        from modbench.cli import main as verbs
+        from modbench.cli.main import main as verbs
     except KeyboardInterrupt:
         print("modbench: stopped", file=sys.stderr)
         return 130

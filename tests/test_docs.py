@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modbench.cli import main
+from modbench.cli.main import main
 
 DOCS = Path(__file__).parent.parent / "docs"
 GUIDE = (DOCS / "writing_a_router.md").read_text()

@@ -1,4 +1,4 @@
-"""The shape of the house: which room may import which, and what an import loads."""
+"""The architecture: which folder may import which, no circles, and what an import loads."""
 
 import ast
 import subprocess
@@ -11,51 +11,66 @@ import modbench
 
 PACKAGE = Path(modbench.__file__).parent
 
-#: From a room to the rooms whose files it may import. `flops.table` and `flops.gate` build models.
-BELOW = {
-    "flops": {"flops", "model"},
-    "model": {"model", "flops"},
-    "routers": {"model", "flops", "routers"},
-    "train": {"train", "model", "flops"},
-    "measure": {"measure", "plan", "train", "model", "flops"},
-    "plan": {"plan", "flops", "model"},
-    "report": {"report"},
-    "sweep": {"sweep", "measure", "train", "model", "flops", "report"},
+#: What each folder or top-level file may import besides itself, from the bottom up.
+BELOW: dict[str, set[str]] = {
+    "errors": set(),
+    "typed": {"errors"},
+    "ledger": set(),
+    "analysis": {"errors"},
+    "report": {"errors", "analysis"},
+    "counting": {"errors", "ledger"},
+    "kernels": {"errors", "ledger", "counting"},
+    "model": {"errors", "typed", "ledger", "counting", "kernels"},
+    "routing": {"errors", "typed", "ledger", "counting", "kernels", "model"},
+    "routers": {"errors", "typed", "ledger", "counting", "model", "routing"},
+    "accounting": {"errors", "typed", "ledger", "counting", "model", "routing"},
+    "plan": {"errors", "typed", "ledger", "counting", "model", "routing", "accounting"},
+    "data": {"errors", "typed"},
+    "train": {"errors", "typed", "ledger", "counting", "model", "routing", "accounting", "data"},
 }
-GROUND = {"errors", "metrics", "out_of_memory", "spread", "typed", "__version__"}
+BELOW["measure"] = BELOW["train"] | {"train", "plan", "analysis"}
+BELOW["sweep"] = BELOW["measure"] | {"measure", "report", "__version__"}
+BELOW["cli"] = BELOW["sweep"] | {"sweep"}
+BELOW["__main__"] = {"cli", "errors"}
+#: Opened by any file for its names; it imports nothing when it is loaded.
+BELOW["__init__"] = {"counting", "accounting", "ledger"}
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def imports_of(file: Path) -> set[str]:
-    """The rooms and ground files of modbench that ``file`` imports, anywhere in it."""
+    """Dotted names inside modbench that ``file`` imports anywhere, `TYPE_CHECKING` blocks included."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = (
-                [node.module]
-                if node.module != "modbench"
-                else [f"modbench.{n.name}" for n in node.names]
-            )
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("modbench"):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("modbench.")}
-    return found
+            found |= {alias.name for alias in node.names}
+    return {name.removeprefix("modbench.") for name in found if name.startswith("modbench.")}
 
 
-@pytest.mark.parametrize("room", BELOW)
-def test_no_import_runs_up(room: str) -> None:
-    for file in (PACKAGE / room).rglob("*.py"):
-        up = imports_of(file) - BELOW[room] - GROUND
-        assert not up, f"{file.relative_to(PACKAGE)} imports {up}"
+def folder_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def test_the_ledger_and_the_decoder_know_no_scheme() -> None:
-    assert imports_of(PACKAGE / "flops" / "ledger.py") <= {"errors", "flops"}
-    assert "routers" not in imports_of(PACKAGE / "model" / "decoder.py")
+def test_every_folder_has_its_place() -> None:
+    assert {folder_of(file) for file in FILES} == set(BELOW)
 
 
-def test_no_file_is_two_rooms() -> None:
-    for file in PACKAGE.rglob("*.py"):
+@pytest.mark.parametrize("folder", BELOW)
+def test_imports_go_one_way(folder: str) -> None:
+    for file in FILES:
+        if folder_of(file) == folder:
+            above = {name.split(".")[0] for name in imports_of(file)} - BELOW[folder] - {folder}
+            assert not above, f"{file.relative_to(PACKAGE)} imports {above}"
+
+
+def test_no_folder_is_below_itself() -> None:
+    for folder, below in BELOW.items():
+        assert folder not in set[str]().union(*(BELOW.get(name, set()) for name in below))
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    for file in FILES:
         assert len(file.read_text().splitlines()) <= 400, file
 
 
@@ -63,9 +78,11 @@ def test_no_file_is_two_rooms() -> None:
     ("code", "absent"),
     [
         ("import modbench", ["torch", "numpy", "pandas", "seaborn", "lm_eval", "tyro"]),
-        ("import modbench.cli", ["torch", "numpy", "pandas", "seaborn", "lm_eval"]),
-        ("import modbench.model.registry as r; r.router_names()", ["torch", "numpy"]),
+        ("import modbench.cli.main", ["torch", "numpy", "pandas", "seaborn", "lm_eval"]),
+        ("import modbench.ledger", ["torch", "numpy"]),
+        ("import modbench.routing.registry as r; r.router_names()", ["torch", "numpy"]),
         ("import modbench.report.page, modbench.report.figures", ["torch", "lm_eval"]),
+        ("import modbench.analysis.intervals", ["torch", "lm_eval"]),
         ("import modbench.sweep.suite", ["torch", "pandas", "lm_eval"]),
         ("import modbench.sweep.cell", ["pandas", "seaborn", "lm_eval", "datasets", "tokenizers"]),
     ],

@@ -24,8 +24,8 @@ foreign = "foreign_router"
     "foreign_router.py": """
 from dataclasses import dataclass
 from modbench.model.block import Block
-from modbench.model.registry import register_router
-from modbench.model.router import Router
+from modbench.routing.registry import register_router
+from modbench.routing.router import Router
 
 @register_router("foreign")
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def test_a_wheel_brings_suites_tasks_and_the_flop_table(wheel: Path) -> None:
     assert {
         "modbench/suites/quick.toml",
         "modbench/measure/tasks/modbench_cloze/modbench_cloze.yaml",
-        "modbench/flops/golden.json",
+        "modbench/accounting/golden.json",
     } <= names
     assert not [name for name in names if name.startswith(("tests/", "results/"))]
 

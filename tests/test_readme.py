@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import modbench
-from modbench.cli import main
+from modbench.cli.main import main
 from modbench.report.store import read_records
 
 ROOT = Path(__file__).parent.parent

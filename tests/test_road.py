@@ -14,14 +14,14 @@ import pytest
 from safetensors.torch import load_file
 
 import modbench
+from modbench.data.token_data import DataConfig, load
 from modbench.measure.loss import heldout_loss, heldout_windows
-from modbench.metrics import METRICS
 from modbench.model.config import ModelConfig
-from modbench.model.decoder import build_model
-from modbench.model.registry import build_router
+from modbench.report.metrics import METRICS
 from modbench.report.record import Record
 from modbench.report.store import read_records
-from modbench.train.token_data import DataConfig, load
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 
 SUITE = """
 [suite]
@@ -56,8 +56,9 @@ LEAKY = """
 from dataclasses import dataclass
 from modbench.model.block import Block
 from modbench.model.context import Context
-from modbench.model.registry import register_router
-from modbench.model.router import Layer, Router
+from modbench.routing.registry import register_router
+from modbench.model.layer import Layer
+from modbench.routing.router import Router
 
 @register_router("leaky")
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modbench.flops.ledger import CONVENTIONS, Ledger, Load, Phase
+from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
 from modbench.measure.time_config import TimeConfig
-from modbench.model.cache import Cache
 from modbench.model.context import Context, Trace
 from modbench.model.decode_graphs import cuda_graphs
-from modbench.model.decoder import Decoder
+from modbench.model.kv_cache import Cache
+from modbench.routing.build import RoutedDecoder
 from modbench.train.compiled import allow_programs, compiles, forward_of, losses_of
 from modbench.train.compiled_check import check_gradients
 from modbench.train.config import TrainConfig
@@ -37,7 +37,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class BenchmarkCase:
     """A run is ``tokens`` new tokens of each of ``sequences`` sequences, after ``past`` cached ones.
     ``prepare`` makes what it needs and changes the model; memory may run out there, and a later case
     can be prepared all the same."""
@@ -55,7 +55,7 @@ class Case:
             return f"decode after {self.past}{many}"
         return f"prefill {self.tokens}{many}" if self.phase == "prefill" else self.phase
 
-    def flops(self, model: Decoder, traces: Sequence[Trace]) -> dict[str, dict[str, int]]:
+    def flops(self, model: RoutedDecoder, traces: Sequence[Trace]) -> dict[str, dict[str, int]]:
         """Of a run under each convention: nominal, as ``traces`` realised it, and as it was dispatched,
         padded slots included."""
         each = self.tokens // len(traces)
@@ -63,7 +63,7 @@ class Case:
         def spent(padding: bool) -> Ledger:
             return Ledger.sum(
                 model.ledger(
-                    Load.uniform(
+                    Workload.uniform(
                         self.sequences,
                         each,
                         self.phase,
@@ -76,7 +76,9 @@ class Case:
             )
 
         ledgers = {
-            "nominal": model.ledger(Load.uniform(self.sequences, self.tokens, self.phase, self.past)),
+            "nominal": model.ledger(
+                Workload.uniform(self.sequences, self.tokens, self.phase, self.past)
+            ),
             "realised": spent(padding=False),
             "dispatched": spent(padding=True),
         }
@@ -87,8 +89,8 @@ class Case:
 
 
 def training_cases(
-    model: Decoder, config: TimeConfig, train: TrainConfig, dtype: torch.dtype
-) -> tuple[Case, ...]:
+    model: RoutedDecoder, config: TimeConfig, train: TrainConfig, dtype: torch.dtype
+) -> tuple[BenchmarkCase, ...]:
     """Forward pass and training step of one batch of made-up tokens under the training rule, as
     `modbench.train` runs them. Preparing the step raises UserError if the compiled model would not learn
     what it learns as written."""
@@ -128,12 +130,14 @@ def training_cases(
 
     sequences, tokens = train.batch, train.sequence
     return (
-        Case(phase="forward", sequences=sequences, tokens=tokens, prepare=forward),
-        Case(phase="train", sequences=sequences, tokens=tokens, prepare=step),
+        BenchmarkCase(phase="forward", sequences=sequences, tokens=tokens, prepare=forward),
+        BenchmarkCase(phase="train", sequences=sequences, tokens=tokens, prepare=step),
     )
 
 
-def inference_cases(model: Decoder, config: TimeConfig, dtype: torch.dtype) -> tuple[Case, ...]:
+def inference_cases(
+    model: RoutedDecoder, config: TimeConfig, dtype: torch.dtype
+) -> tuple[BenchmarkCase, ...]:
     """Prefill, and decoding through a cache that a prefill filled, under the causal rule with weights in
     ``dtype``; on a GPU, if ``config`` compiles, by CUDA graphs."""
 
@@ -156,7 +160,7 @@ def inference_cases(model: Decoder, config: TimeConfig, dtype: torch.dtype) -> t
         return _decoding(model, config, sequences, past)
 
     prefills = [
-        Case(
+        BenchmarkCase(
             phase="prefill",
             sequences=config.prefill_batch,
             tokens=length,
@@ -165,7 +169,7 @@ def inference_cases(model: Decoder, config: TimeConfig, dtype: torch.dtype) -> t
         for length in config.prefill
     ]
     decodings = [
-        Case(
+        BenchmarkCase(
             phase="decode",
             sequences=sequences,
             tokens=config.decode_tokens,
@@ -178,7 +182,7 @@ def inference_cases(model: Decoder, config: TimeConfig, dtype: torch.dtype) -> t
     return *prefills, *decodings
 
 
-def _decoding(model: Decoder, config: TimeConfig, sequences: int, past: int) -> Prepared:
+def _decoding(model: RoutedDecoder, config: TimeConfig, sequences: int, past: int) -> Prepared:
     tokens, on = config.decode_tokens, next(model.parameters()).device
     graphs = cuda_graphs(on) if is_compiled(model, config) and on.type == "cuda" else None
     kept = Cache(sequences, graphs)
@@ -194,7 +198,9 @@ def _decoding(model: Decoder, config: TimeConfig, sequences: int, past: int) -> 
 
 
 @torch.no_grad()
-def _read(model: Decoder, tokens_BT: Tensor, cache: Cache, config: TimeConfig, *, logits: Any) -> Trace:
+def _read(
+    model: RoutedDecoder, tokens_BT: Tensor, cache: Cache, config: TimeConfig, *, logits: Any
+) -> Trace:
     context = Context(
         selection="causal", cache=cache, logits=logits, forced_balance=config.forced_balance
     )
@@ -202,19 +208,19 @@ def _read(model: Decoder, tokens_BT: Tensor, cache: Cache, config: TimeConfig, *
     return context.trace
 
 
-def made_up(model: Decoder, sequences: int, tokens: int) -> Tensor:
+def made_up(model: RoutedDecoder, sequences: int, tokens: int) -> Tensor:
     """The same random token ids (B, T) each time."""
     generator = torch.Generator().manual_seed(0)
     tokens_BT = torch.randint(model.config.vocabulary, (sequences, tokens), generator=generator)
     return tokens_BT.to(next(model.parameters()).device)
 
 
-def is_compiled(model: Decoder, config: TimeConfig) -> bool:
+def is_compiled(model: RoutedDecoder, config: TimeConfig) -> bool:
     """Whether ``config`` asks for it on the model's device."""
     return compiles(config.compile, next(model.parameters()).device)
 
 
-def compile_layers(model: Decoder, config: TimeConfig) -> None:
+def compile_layers(model: RoutedDecoder, config: TimeConfig) -> None:
     """Compile each layer of ``model`` in place, if that is asked for: under the causal rule the host
     has to know who enters before a layer can go on."""
     if not is_compiled(model, config) or any("forward" in vars(layer) for layer in model.layers):
@@ -229,7 +235,7 @@ def compile_layers(model: Decoder, config: TimeConfig) -> None:
         vars(layer)["forward"] = torch.compile(layer.forward, dynamic=False)
 
 
-def as_written(model: Decoder) -> None:
+def as_written(model: RoutedDecoder) -> None:
     """Undo `compile_layers`: a cache that grows with each token would be compiled with each token."""
     for layer in model.layers:
         vars(layer).pop("forward", None)

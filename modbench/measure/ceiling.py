@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from modbench.measure.stopwatch import Stopwatch, nothing, sampled
-from modbench.measure.subject import Subject
+from modbench.measure.subject import BenchmarkTarget
 from modbench.model.block import up_columns
 from modbench.model.config import ModelConfig
 
@@ -34,7 +34,7 @@ def gemm_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def ceilings(
-    subject: Subject,
+    subject: BenchmarkTarget,
     watch: Stopwatch,
     copied: int | None = None,
     meanwhile: Callable[[], object] = nothing,
@@ -70,7 +70,7 @@ def ceilings(
 
 
 def _gemm(
-    subject: Subject, dtype: torch.dtype, rows: int, inner: int, columns: int
+    subject: BenchmarkTarget, dtype: torch.dtype, rows: int, inner: int, columns: int
 ) -> tuple[Callable[[], object], int]:
     """The matmul, and how many times a run does it."""
     times = IN_A_ROW[subject.on.type]
@@ -85,7 +85,7 @@ def _gemm(
     return run, times
 
 
-def _copy(subject: Subject, size: int) -> Callable[[], object]:
+def _copy(subject: BenchmarkTarget, size: int) -> Callable[[], object]:
     source = torch.ones(size, dtype=torch.uint8, device=subject.on)
     target = torch.zeros_like(source)
     return lambda: target.copy_(source)

@@ -7,9 +7,8 @@ from time import monotonic
 from typing import Any
 
 from modbench.errors import UserError
-from modbench.measure.busy import Busy
 from modbench.measure.cases import (
-    Case,
+    BenchmarkCase,
     inference_cases,
     is_compiled,
     training_cases,
@@ -18,10 +17,11 @@ from modbench.measure.ceiling import ceilings
 from modbench.measure.memory import let_go
 from modbench.measure.nvml import Gpu, Watched, open_gpu
 from modbench.measure.stopwatch import Stopwatch, sampled, stopwatch
-from modbench.measure.subject import Subject
+from modbench.measure.subject import BenchmarkTarget
+from modbench.measure.system_load import Busy
 from modbench.model.context import Trace
-from modbench.model.decoder import Decoder
-from modbench.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
+from modbench.routing.build import RoutedDecoder
+from modbench.train.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
 
 #: Seconds of work whose energy is told: a GPU's counter moves in steps, not all the time.
 LEAST_COUNTED = 1.0
@@ -30,7 +30,7 @@ Say = Callable[[dict[str, Any]], None]
 BALANCES = ("forced", "as routed", "nothing routed")
 
 
-def timed(kind: str, subject: Subject, threads: int, say: Say) -> dict[str, Any]:
+def timed(kind: str, subject: BenchmarkTarget, threads: int, say: Say) -> dict[str, Any]:
     """``kind`` ``time``: the subject's ``cases`` and ``balance``, which cases memory ``ran_out`` in, if
     it did, and what ``failed``; ``ceiling``: its machine's `ceilings`. Both with the ``machine``'s
     state."""
@@ -48,7 +48,7 @@ def timed(kind: str, subject: Subject, threads: int, say: Say) -> dict[str, Any]
     return found | {"machine": state | {"nvml": why_none or "ok"}}
 
 
-def _cases(subject: Subject, watch: Stopwatch, gpu: Gpu | None, say: Say) -> dict[str, Any]:
+def _cases(subject: BenchmarkTarget, watch: Stopwatch, gpu: Gpu | None, say: Say) -> dict[str, Any]:
     model, time, dtype = subject.build(), subject.time, subject.dtype
     in_turn = (
         *training_cases(model, time, subject.train, dtype),
@@ -91,7 +91,7 @@ def _lack(error: Exception) -> dict[str, Any] | None:
     return {"asked_bytes": asked_bytes(str(failed)), "error": out_of_memory_sentence(failed)}
 
 
-def _named(case: Case) -> dict[str, Any]:
+def _named(case: BenchmarkCase) -> dict[str, Any]:
     return {
         "name": case.name,
         "phase": case.phase,
@@ -102,7 +102,11 @@ def _named(case: Case) -> dict[str, Any]:
 
 
 def _case(
-    case: Case, model: Decoder, subject: Subject, watch: Stopwatch, gpu: Gpu | None
+    case: BenchmarkCase,
+    model: RoutedDecoder,
+    subject: BenchmarkTarget,
+    watch: Stopwatch,
+    gpu: Gpu | None,
 ) -> tuple[dict[str, Any], str]:
     prepared = case.prepare()
     prepared.before()

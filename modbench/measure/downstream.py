@@ -13,10 +13,10 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks.manager import TaskDict, TaskManager
 from torch import nn
 
+from modbench.data.config import DataConfig
 from modbench.errors import UserError, known_names
 from modbench.measure.routed_lm import RoutedLM, Tokenizer
 from modbench.measure.tasks import CHANCE, FOLDER
-from modbench.train.data_config import DataConfig
 
 __all__ = ["RoutedLM", "chance", "score"]
 

@@ -20,12 +20,12 @@ from torch import Tensor
 from modbench.errors import UserError
 from modbench.measure.cases import made_up
 from modbench.measure.memory import forget_peak, resident_bytes
-from modbench.measure.subject import Subject
-from modbench.model.cache import Cache
+from modbench.measure.subject import BenchmarkTarget
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder
+from modbench.model.kv_cache import Cache
 from modbench.plan.inference import inference_memory
 from modbench.plan.memory import Measured, Recipe
+from modbench.routing.build import RoutedDecoder
 from modbench.train.loop import build_optimizer, training_step
 
 
@@ -57,7 +57,7 @@ class Meter:
         return resident_bytes("VmRSS")
 
 
-def training_footprint(subject: Subject) -> dict[str, int]:
+def training_footprint(subject: BenchmarkTarget) -> dict[str, int]:
     """Bytes at the peak of a training step that finds the gradients of a micro-batch before it, and
     adds to them. Parameters, gradients and the optimizer's state by the sizes of their tensors;
     ``activations`` is the rest of the peak."""
@@ -84,7 +84,7 @@ def training_footprint(subject: Subject) -> dict[str, int]:
     return parts | {"activations": peak - sum(parts.values()), "peak": peak}
 
 
-def inference_footprint(subject: Subject) -> dict[str, int]:
+def inference_footprint(subject: BenchmarkTarget) -> dict[str, int]:
     """Bytes at the peak of `largest_prefill`, weights in the subject's dtype. ``cache``: keys and values
     of all kept tokens; ``activations`` is the rest of the peak."""
     _prefill(subject, subject.build().to(subject.dtype), *largest_prefill(subject))
@@ -97,7 +97,7 @@ def inference_footprint(subject: Subject) -> dict[str, int]:
     return parts | {"activations": peak - sum(parts.values()), "peak": peak}
 
 
-def predicted_training(subject: Subject) -> dict[str, int]:
+def predicted_training(subject: BenchmarkTarget) -> dict[str, int]:
     """What `training_footprint` should find, from `modbench.plan`: nothing is allocated.
 
     Raises:
@@ -119,7 +119,7 @@ def predicted_training(subject: Subject) -> dict[str, int]:
     return parts | {"activations": memory.total - sum(parts.values()), "peak": memory.total}
 
 
-def predicted_inference(subject: Subject) -> dict[str, int]:
+def predicted_inference(subject: BenchmarkTarget) -> dict[str, int]:
     """The same for `inference_footprint`."""
     memory = inference_memory(
         _on_meta(subject),
@@ -135,25 +135,25 @@ def predicted_inference(subject: Subject) -> dict[str, int]:
     }
 
 
-def largest_prefill(subject: Subject) -> tuple[int, int]:
+def largest_prefill(subject: BenchmarkTarget) -> tuple[int, int]:
     """The most prompts, and the most tokens of each, that the subject's cases put in a cache."""
     time = subject.time
     return max(time.prefill_batch, *time.decode_batches), max(*time.prefill, *time.decode_past)
 
 
-def _on_meta(subject: Subject) -> Decoder:
+def _on_meta(subject: BenchmarkTarget) -> RoutedDecoder:
     assert subject.router is not None
     with torch.device("meta"):
-        return Decoder(subject.config, subject.router)
+        return RoutedDecoder(subject.config, subject.router)
 
 
-def _first_step(subject: Subject, model: Decoder) -> torch.optim.Optimizer:
+def _first_step(subject: BenchmarkTarget, model: RoutedDecoder) -> torch.optim.Optimizer:
     optimizer = build_optimizer(model.train(), subject.train)
     _step(subject, model, optimizer)
     return optimizer
 
 
-def _step(subject: Subject, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
+def _step(subject: BenchmarkTarget, model: RoutedDecoder, optimizer: torch.optim.Optimizer) -> None:
     window_BT = made_up(model, subject.train.batch, subject.train.sequence + 1)
     batch = window_BT[:, :-1].contiguous(), window_BT[:, 1:].contiguous()
     forced = subject.time.forced_balance
@@ -161,7 +161,7 @@ def _step(subject: Subject, model: Decoder, optimizer: torch.optim.Optimizer) ->
 
 
 @torch.no_grad()
-def _prefill(subject: Subject, model: Decoder, sequences: int, length: int) -> Cache:
+def _prefill(subject: BenchmarkTarget, model: RoutedDecoder, sequences: int, length: int) -> Cache:
     cache, forced = Cache(sequences), subject.time.forced_balance
     context = Context(selection="causal", cache=cache, logits="last", forced_balance=forced)
     model.eval()(made_up(model, sequences, length), context)
@@ -186,7 +186,7 @@ def predicted_peak(cell: Mapping[str, Any], kind: str = "time") -> int | None:
     if cell["router"] is None:
         return None
     try:
-        subject = Subject.of({"time": {}, **cell})
+        subject = BenchmarkTarget.of({"time": {}, **cell})
         predict = predicted_inference if kind == "inference_memory" else predicted_training
         return predict(subject)["peak"]
     except UserError:

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from modbench.measure.loss import SCORING_BATCH
-from modbench.model.decoder import Decoder
 from modbench.model.generate import dense_cache_bytes, prefill
+from modbench.routing.build import RoutedDecoder
 
 
 def kv_cache_measures(
-    model: Decoder, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
+    model: RoutedDecoder, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
 ) -> dict[str, float]:
     """Read ``windows_WT`` under the causal rule, each into an empty cache: bytes kept per token, without
     what is allocated ahead, and their share of what all tokens in all layers would take. A token that

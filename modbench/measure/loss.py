@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from modbench.errors import UserError
-from modbench.flops.ledger import Load
+from modbench.ledger import Workload
 from modbench.model.context import Context, Selection, Trace
-from modbench.model.decoder import Decoder
+from modbench.routing.build import RoutedDecoder
 
 #: Sequences that are scored at once.
 SCORING_BATCH = 16
@@ -51,7 +51,7 @@ def heldout_windows(heldout_N: np.ndarray, *, sequence: int, tokens: int) -> np.
 
 @torch.no_grad()
 def heldout_loss(
-    model: Decoder,
+    model: RoutedDecoder,
     windows_WT: np.ndarray,
     token_bytes_V: np.ndarray,
     *,
@@ -77,8 +77,8 @@ def heldout_loss(
             watch(inputs_BT, context.trace)
         lengths = (inputs_BT.shape[1],) * inputs_BT.shape[0]
         counts = context.trace.counts
-        realised += model.ledger(Load(lengths=lengths, counts=counts)).total()
-        dispatched += model.ledger(Load(lengths=lengths, counts=counts, padding=True)).total()
+        realised += model.ledger(Workload(lengths=lengths, counts=counts)).total()
+        dispatched += model.ledger(Workload(lengths=lengths, counts=counts, padding=True)).total()
     return HeldoutLoss(
         nats_per_token=nats / tokens,
         bits_per_byte=nats / math.log(2) / text_bytes,

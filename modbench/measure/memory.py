@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modbench.out_of_memory import failed_allocation, out_of_memory_kills
+from modbench.train.out_of_memory import failed_allocation, out_of_memory_kills
 
 if TYPE_CHECKING:
     import torch
@@ -117,9 +117,9 @@ def _measure(spec: dict[str, Any]) -> int:
 
     from modbench.measure.footprint import Meter
     from modbench.model.config import ModelConfig
-    from modbench.model.decoder import build_model
-    from modbench.model.registry import build_router, check_source, load_plugin
-    from modbench.model.router import Router
+    from modbench.routing.build import build_model
+    from modbench.routing.registry import build_router, check_source, load_plugin
+    from modbench.routing.router import Router
     from modbench.train.config import TrainConfig
     from modbench.train.loop import build_optimizer, training_step
     from modbench.train.numerics import device, make_deterministic, precision

@@ -12,12 +12,12 @@ import torch
 
 from modbench.measure.loss import SCORING_BATCH
 from modbench.model.context import Context, Trace
-from modbench.model.decoder import Decoder
+from modbench.routing.build import RoutedDecoder
 
 
 @torch.no_grad()
 def routing_measures(
-    model: Decoder, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
+    model: RoutedDecoder, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
 ) -> dict[str, float]:
     """The metrics of routing over ``windows_WT``, each window read under the training rule and under the
     causal one. A scheme has those that its layers tell of, see `modbench.model.context.Trace`.

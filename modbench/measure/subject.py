@@ -9,15 +9,15 @@ import torch
 
 from modbench.measure.time_config import TimeConfig
 from modbench.model.config import ModelConfig
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router
-from modbench.model.router import Router
+from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.registry import build_router
+from modbench.routing.router import Router
 from modbench.train.config import TrainConfig
 from modbench.train.numerics import device, precision
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class BenchmarkTarget:
     """``router`` is None where the machine alone is measured."""
 
     config: ModelConfig
@@ -28,7 +28,7 @@ class Subject:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, cell: Mapping[str, Any]) -> "Subject":
+    def of(cls, cell: Mapping[str, Any]) -> "BenchmarkTarget":
         """The one that ``cell`` (router, model, train, time) describes, on this machine.
 
         Raises:
@@ -46,7 +46,7 @@ class Subject:
             dtype=precision(train.precision, on),
         )
 
-    def build(self) -> Decoder:
+    def build(self) -> RoutedDecoder:
         """The scheme's model with random weights."""
         assert self.router is not None
         return build_model(self.config, self.router).to(self.on)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modbench.analysis.intervals import summary
 from modbench.measure.loss import heldout_windows
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder
-from modbench.spread import summary
+from modbench.routing.build import RoutedDecoder
 from modbench.train.compiled import forward_of, losses_of
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
@@ -20,7 +20,7 @@ WARM_UP = 3
 
 
 def time_model(
-    model: Decoder, train: TrainConfig, *, dtype: torch.dtype, repeats: int, text: Any
+    model: RoutedDecoder, train: TrainConfig, *, dtype: torch.dtype, repeats: int, text: Any
 ) -> dict[str, dict[str, Any]]:
     """``forward_seconds`` and ``train_step_seconds`` of one batch of ``text`` (N tokens) under the
     training rule: median, interquartile range, n, and whether it was stable. Changes the model.

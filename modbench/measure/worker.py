@@ -25,10 +25,10 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
 
     from modbench.measure.environment import environment
     from modbench.measure.settings import check_unchanged, settings
-    from modbench.measure.subject import Subject
-    from modbench.model.registry import check_source, load_plugin
-    from modbench.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
+    from modbench.measure.subject import BenchmarkTarget
+    from modbench.routing.registry import check_source, load_plugin
     from modbench.train.numerics import make_deterministic
+    from modbench.train.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
 
     torch.set_num_threads(spec["threads"])
     if spec["cell"]["time"].get("deterministic"):
@@ -38,7 +38,7 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
         load_plugin(plugin)
     if spec["cell"]["router"] is not None:
         check_source(spec["cell"]["router"])
-    subject = Subject.of(spec["cell"])
+    subject = BenchmarkTarget.of(spec["cell"])
     found: dict[str, Any] = {"status": "ok", "error": None, "asked_bytes": None, "measured": {}}
     try:
         measured = _of_kind(spec["kind"], subject, spec["threads"], say)

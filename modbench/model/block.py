@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modbench.flops.component import component
-from modbench.flops.kernels import OWN_BLOCK
-from modbench.flops.ledger import Counts, Ledger, Load, attention, matmul
+from modbench.ledger import Counts, Ledger, Workload, attention, component, matmul
+from modbench.ledger.cpu_attention import OWN_BLOCK
 from modbench.model.causal_attention import (
     causal_attention,
     first_keys,
@@ -25,10 +24,10 @@ from modbench.model.causal_attention import (
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decode_graphs import NewTokens, Outputs
-from modbench.model.initial import normal_, residual_scale
+from modbench.model.init import normal_, residual_scale
 from modbench.model.kernels import RMSNorm, angles, rotate, swiglu, widened
+from modbench.model.layer import Layer, with_upstream_grad
 from modbench.model.linear import Linear
-from modbench.model.router import Layer, after
 
 
 class Attention(nn.Module):
@@ -92,12 +91,12 @@ class Attention(nn.Module):
             )
         return self._out(y_RH1P)
 
-    def ledger(self, load: Load) -> Ledger:
-        rows, width = load.slots, self.model.width
-        projected = after(load, self.qkv)
+    def ledger(self, workload: Workload) -> Ledger:
+        rows, width = workload.slots, self.model.width
+        projected = with_upstream_grad(workload, self.qkv)
         return (
             matmul(
-                load,
+                workload,
                 self.layer,
                 "attention.qkv",
                 rows=rows,
@@ -211,21 +210,21 @@ def _apart(q_1HSP: Tensor, k_1KSP: Tensor, v_1KSP: Tensor, segments: Sequence[in
 
 
 class FeedForward(nn.Module, ABC):
-    """What stands after attention in a block: a dense MLP, or experts. ``host_decides`` as
-    `modbench.model.router.Layer`."""
+    """What stands after attention in a block: a dense MLP, or experts. ``has_data_dependent_shapes`` as
+    `modbench.model.layer.Layer`."""
 
-    host_decides = False
+    has_data_dependent_shapes = False
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """What it adds to the residual stream, (B, T, D), from the normalised stream."""
 
     @abstractmethod
-    def ledger(self, load: Load) -> Ledger:
+    def ledger(self, workload: Workload) -> Ledger:
         """The closed form of ``forward``."""
 
-    def promised(self, load: Load) -> Counts:
-        """As `modbench.model.router.Layer.promised`."""
+    def nominal_counts(self, workload: Workload) -> Counts:
+        """As `modbench.model.layer.Layer.nominal_counts`."""
         return {}
 
     def active_parameters(self) -> int:
@@ -254,10 +253,10 @@ class MLP(FeedForward):
         with component("mlp", self.layer):
             return self.down(activate(self.up(x_BTD), self.model.mlp))
 
-    def ledger(self, load: Load) -> Ledger:
-        rows, width, hidden = load.slots, self.model.width, self.model.hidden
+    def ledger(self, workload: Workload) -> Ledger:
+        rows, width, hidden = workload.slots, self.model.width, self.model.hidden
         return matmul(
-            load,
+            workload,
             self.layer,
             "mlp",
             rows=rows,
@@ -265,7 +264,7 @@ class MLP(FeedForward):
             columns=up_columns(self.model, hidden),
             weight_gradient=self.up.weight.requires_grad,
         ) + matmul(
-            after(load, self.up),
+            with_upstream_grad(workload, self.up),
             self.layer,
             "mlp",
             rows=rows,
@@ -294,7 +293,7 @@ class Block(Layer):
         self.attention = Attention(model, layer)
         self.feed_forward_norm = RMSNorm(model.width, eps=model.norm_epsilon)
         self.feed_forward = feed_forward if feed_forward is not None else MLP(model, layer)
-        self.host_decides = self.feed_forward.host_decides
+        self.has_data_dependent_shapes = self.feed_forward.has_data_dependent_shapes
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         if _replays(x_BTD, context):
@@ -337,13 +336,13 @@ class Block(Layer):
         before_R1D, normed_R1D = made
         return before_R1D + self.feed_forward(normed_R1D, context)  # type: ignore[no-any-return]
 
-    def ledger(self, load: Load) -> Ledger:
-        load = after(load, self.attention_norm)
-        middle = after(after(load, self.attention), self.feed_forward_norm)
-        return self.attention.ledger(load) + self.feed_forward.ledger(middle)
+    def ledger(self, workload: Workload) -> Ledger:
+        workload = with_upstream_grad(workload, self.attention_norm)
+        middle = with_upstream_grad(with_upstream_grad(workload, self.attention), self.feed_forward_norm)
+        return self.attention.ledger(workload) + self.feed_forward.ledger(middle)
 
-    def promised(self, load: Load) -> Counts:
-        return self.feed_forward.promised(load)
+    def nominal_counts(self, workload: Workload) -> Counts:
+        return self.feed_forward.nominal_counts(workload)
 
     def active_parameters(self) -> int:
         everything = sum(parameter.numel() for parameter in self.parameters())

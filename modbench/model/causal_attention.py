@@ -28,9 +28,9 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from modbench.flops.attention import Pairs, causal_pairs, without_values
-from modbench.flops.component import attending
-from modbench.flops.kernels import OWN_BLOCK
+from modbench.counting.attention import Pairs, causal_pairs, without_values
+from modbench.ledger.cpu_attention import OWN_BLOCK
+from modbench.ledger.labels import attending
 from modbench.model import processor
 from modbench.model.grouped import ROWS
 from modbench.model.kernels import as_it_is

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from modbench.errors import UserError, known_names
-from modbench.model.cache import Cache
+from modbench.model.kv_cache import Cache
 
 #: ``topk``: the training rule, which compares a token with later ones. ``causal``: the rule that may be
 #: used to predict the next token.
@@ -32,7 +32,7 @@ class Trace:
     bool, ``gate`` (B, T) as applied, of the others as it would be, and under the training rule
     ``predicted`` (B, T) bool, what the causal rule would say, and ``candidates`` (B, T) bool, whom the
     rules choose among, if not all; where tokens choose how deep they go, ``depths``, tokens by depth.
-    Layers with experts show ``load`` (E,) tokens per expert, experts that do nothing last, ``dropped``
+    Layers with experts show ``load`` (E,), tokens per expert, experts that do nothing last, ``dropped``
     (E,) beyond a capacity, and where experts choose ``taken``, how many took each token. If the trace is
     detailed, they show what `show_choice` says and, where some experts do nothing, ``no_op`` (N,), how
     many of each token's choices these are.
@@ -49,7 +49,7 @@ class Trace:
         self.repeated = False
         #: Whether somebody reads what `show_choice` is told; a training step keeps none of it.
         self.detailed = detailed
-        #: A layer's decision was replaced by an even one (`modbench.model.forced`).
+        #: A layer's decision was replaced by an even one (`modbench.routing.force_balance`).
         self.forced = False
 
     @contextmanager
@@ -115,7 +115,7 @@ class Trace:
 
     @property
     def counts(self) -> dict[tuple[int, str], tuple[int, ...]]:
-        """Realised routing, as `modbench.flops.ledger.Load` takes it."""
+        """Realised routing, as `modbench.ledger.Workload` takes it."""
         return {
             key: tuple(value.reshape(-1).tolist()) if isinstance(value, Tensor) else value
             for key, value in self._counts.items()
@@ -138,12 +138,12 @@ class Context:
     one row, so many of each sequence, one after another; attention keeps them apart. ``logits``: of
     every token, or of each sequence's last real one alone.
     ``checkpoint``: keep only each layer's input for the backward pass, and run its forward pass again.
-    ``forced_balance``: routers decide evenly, whatever their scores (`modbench.model.forced`).
+    ``forced_balance``: routers decide evenly, whatever their scores (`modbench.routing.force_balance`).
     ``outer``: the context that these tokens were gathered from, and ``gather``, which gathers what there
     is of each token there, (B, T, ...); none where no tokens were.
 
-    A layer that passes some tokens on makes the inner context by `modbench.model.selected.Selected`,
-    which leaves none of this behind.
+    A layer that processes some of the tokens gets the inner context from
+    `modbench.routing.gathered_tokens.GatheredTokens`, which carries all of this over.
     """
 
     selection: Selection = "topk"

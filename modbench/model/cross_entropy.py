@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
 
-from modbench.flops.component import component
+from modbench.ledger import component
 from modbench.model.kernels import autocast_dtype
 
 #: Logits of a part: few enough to stay in a CPU's cache, or enough to keep a GPU busy.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from modbench.errors import UserError
-from modbench.model.cache import Kept
+from modbench.model.kv_cache import Kept
 
 if TYPE_CHECKING:
     from modbench.model.context import Context

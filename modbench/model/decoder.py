@@ -3,35 +3,41 @@
 B sequences, T tokens, D model width, V vocabulary.
 """
 
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
-from typing import Literal
+from dataclasses import asdict, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from modbench.errors import FAULTS, UserError
-from modbench.flops.component import component
-from modbench.flops.ledger import OUTSIDE, Counts, Ledger, Load, matmul
-from modbench.model.answers import active_of, built_layer, ledger_of, promised_of
+from modbench.errors import UserError
+from modbench.ledger import OUTSIDE, Counts, Ledger, Workload, component, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.cross_entropy import cross_entropy, losses
-from modbench.model.initial import normal_, stream
+from modbench.model.init import normal_
 from modbench.model.kernels import RMSNorm
+from modbench.model.layer import Layer, with_upstream_grad
 from modbench.model.linear import projected
-from modbench.model.router import Layer, Router, after
 
 
 class Decoder(nn.Module):
-    """A causal language model whose layers are a router's."""
+    """A causal language model over layers that are built already.
 
-    def __init__(self, config: ModelConfig, router: Router) -> None:
+    ``identity``: what tells this model from others of the same shape, for caches that it fills.
+    """
+
+    def __init__(
+        self, config: ModelConfig, layers: Iterable[Layer], identity: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
-        self.config, self.router = config, router
+        self.config = config
+        shape = {f"model {name}": value for name, value in asdict(config).items()}
+        self.identity: Mapping[str, Any] = {**(identity or {}), **shape}
         self.embedding = nn.Embedding(config.vocabulary, config.width)
-        self.layers = nn.ModuleList(built_layer(router, config, n) for n in range(config.layers))
+        self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(config.width, eps=config.norm_epsilon)
         self.head = None if config.tied_head else nn.Linear(config.width, config.vocabulary, bias=False)
 
@@ -104,7 +110,7 @@ class Decoder(nn.Module):
         if context.cache is not None:
             if context.selection != "causal":
                 raise ValueError(f"selection '{context.selection}' with a cache; it must be 'causal'")
-            context.cache.serve(self.config, self.router, len(tokens_BT))
+            context.cache.serve(self.identity, len(tokens_BT))
             positions_BT = context.cache.positions(tokens_BT.shape[1], tokens_BT.device)
             past = context.cache.read
         context = replace(context, tokens_BT=tokens_BT, positions_BT=positions_BT, past=past)
@@ -117,27 +123,27 @@ class Decoder(nn.Module):
             x_BTD = _last(x_BTD, context)
         return self.norm(x_BTD)  # type: ignore[no-any-return]
 
-    def ledger(self, load: Load) -> Ledger:
-        """The closed form of what `forward` spends on ``load``, and of the backward pass, where a
+    def ledger(self, workload: Workload) -> Ledger:
+        """The closed form of what `forward` spends on ``workload``, and of the backward pass, where a
         gradient is needed: parameters that aren't trained, and what lies before the first that is, get
         none."""
         parts = []
-        load = replace(load, input_gradient=self.embedding.weight.requires_grad)
+        workload = replace(workload, input_gradient=self.embedding.weight.requires_grad)
         for number, layer in enumerate(self.layers):
-            part = ledger_of(self.router, layer, number, load)  # type: ignore[arg-type]
+            part = self.layer_ledger(number, workload)
             parts.append(part)
-            takes: bool = layer.takes_gradient(load)  # type: ignore[operator]
-            if load.checkpoint and (takes or any(way == "backward" for (_, _, way), _ in part)):
+            takes: bool = layer.takes_gradient(workload)  # type: ignore[operator]
+            if workload.checkpoint and (takes or any(way == "backward" for (_, _, way), _ in part)):
                 parts.append(part.recomputed())
-            if not load.input_gradient:
-                load = load.after(takes)
+            if not workload.input_gradient:
+                workload = workload.after(takes)
         head = self.embedding if self.head is None else self.head
         parts.append(
             matmul(
-                after(load, self.norm),
+                with_upstream_grad(workload, self.norm),
                 OUTSIDE,
                 "head",
-                rows=load.scored,
+                rows=workload.scored,
                 inner=self.config.width,
                 columns=self.config.vocabulary,
                 weight_gradient=head.weight.requires_grad,
@@ -168,7 +174,7 @@ class Decoder(nn.Module):
             # What is idle lies in the innermost part that says so: there two layers may meet.
             for inner in part.modules() if idle else ():
                 says = callable(getattr(inner, "active_parameters", None))
-                if says and _held(inner) - active_of(self.router, inner, number) == idle:  # type: ignore[arg-type]
+                if says and _held(inner) - self.active_of(inner, number) == idle:
                     part = inner
             own = set[Tensor](part.parameters())
             met = [(others, known) for others, known in earlier if not own.isdisjoint(others)]
@@ -176,24 +182,35 @@ class Decoder(nn.Module):
             earlier.append((own, max(0, idle - min(shared, sum(known for _, known in met)))))
         return sum(idle for _, idle in earlier)
 
+    def layer_ledger(self, number: int, workload: Workload) -> Ledger:
+        """The ledger of the layer at depth ``number``."""
+        return self.layers[number].ledger(workload)  # type: ignore[no-any-return, operator]
+
+    def layer_nominal_counts(self, number: int, workload: Workload) -> Counts:
+        """The nominal counts of the layer at depth ``number``."""
+        return self.layers[number].nominal_counts(workload)  # type: ignore[no-any-return, operator]
+
+    def active_of(self, part: nn.Module, number: int) -> int:
+        """Active parameters of ``part``, which belongs to the layer at depth ``number``."""
+        return part.active_parameters()  # type: ignore[no-any-return, operator]
+
     def active_by_layer(self) -> list[int]:
         """What each layer's ``active_parameters`` says.
 
         Raises:
             UserError: as `parameter_count`.
         """
-        layers: list[Layer] = list(self.layers)  # type: ignore[arg-type]
-        return [active_of(self.router, layer, number) for number, layer in enumerate(layers)]
+        return [self.active_of(layer, number) for number, layer in enumerate(self.layers)]
 
-    def promised(self, load: Load) -> Counts:
-        """What the layers promise of ``load``, all together.
+    def nominal_counts(self, workload: Workload) -> Counts:
+        """What the layers promise of ``workload``, all together.
 
         Raises:
             UserError: a layer promises what is no count.
         """
         found: dict[tuple[int, str], tuple[int, ...]] = {}
-        for number, layer in enumerate(self.layers):
-            found |= promised_of(self.router, layer, number, load)  # type: ignore[arg-type]
+        for number in range(len(self.layers)):
+            found |= self.layer_nominal_counts(number, workload)
         return found
 
 
@@ -222,7 +239,7 @@ def _last(x_BTD: Tensor, context: Context) -> Tensor:
 
 
 def _plain(layer: nn.Module, x_BTD: Tensor, context: Context) -> Tensor:
-    if torch.compiler.is_compiling() and layer.host_decides:
+    if torch.compiler.is_compiling() and layer.has_data_dependent_shapes:
         return _as_written(layer, x_BTD, context)
     return layer(x_BTD, context)  # type: ignore[no-any-return]
 
@@ -243,27 +260,3 @@ def _checkpointed(layer: nn.Module, x_BTD: Tensor, context: Context) -> Tensor:
             use_reentrant=False,
             context_fn=lambda: (nullcontext(), context.trace.repeating()),
         )
-
-
-def build_model(config: ModelConfig, router: Router, seed: int = 0) -> Decoder:
-    """A decoder with first weights: the same bits for the same arguments, whatever ran before.
-
-    Raises:
-        UserError: the router can't take this shape.
-    """
-    state = torch.get_rng_state()
-    # What a plugin initialises in its own way draws from the global generator.
-    torch.manual_seed(stream(seed, "router").initial_seed())
-    try:
-        model = Decoder(config, router)
-        try:
-            model.initialise(seed)
-        except UserError:
-            raise
-        except FAULTS as error:
-            raise UserError(
-                f"router '{router.name}' raised {type(error).__name__}: {error} in initialise; mend it"
-            ) from error
-    finally:
-        torch.set_rng_state(state)
-    return model

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from modbench.errors import UserError
-from modbench.model.cache import Cache
 from modbench.model.context import Context
 from modbench.model.decode_graphs import DecodeGraphs
 from modbench.model.decoder import Decoder
+from modbench.model.kv_cache import Cache
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils import flop_counter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from modbench.flops.formulas import register_flop_formula
+from modbench.counting.formulas import register_flop_formula
 from modbench.model import processor
 from modbench.model.cross_entropy import on_gpu
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils import flop_counter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from modbench.flops.formulas import register_flop_formula
+from modbench.counting.formulas import register_flop_formula
 from modbench.model.expert_ways import ALL, Gradients, Way, filling_at_most
 from modbench.model.grouped import FEW, OPS, ROWS, few, filled_count, spans, takes_few
 from modbench.model.kernels import activation, activation_again, activation_backward, as_it_is

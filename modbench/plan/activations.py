@@ -23,15 +23,15 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 
 from modbench.errors import FAULTS, UserError
-from modbench.flops.ledger import Load
-from modbench.model.answers import ledger_of
+from modbench.ledger import Workload
 from modbench.model.causal_attention import causal_attention
 from modbench.model.context import Context
 from modbench.model.cross_entropy import on_gpu, part_rows
-from modbench.model.decoder import Decoder
-from modbench.model.experts import ExpertBank
-from modbench.model.registry import build_router
-from modbench.plan.live import Live
+from modbench.plan.memory_trace import Live
+from modbench.routing.build import RoutedDecoder
+from modbench.routing.expert_bank import ExpertBank
+from modbench.routing.plugin_validation import ledger_of
+from modbench.routing.registry import build_router
 
 #: Parts of the loss from which on they are not run one by one.
 MANY = 8
@@ -72,7 +72,7 @@ class Outside:
 
 
 class _Valueless(TorchFunctionMode):
-    """Makes fake tensors pass for what they are, tensors without values: where `modbench.model.scores`
+    """Makes fake tensors pass for what they are, tensors without values: where `modbench.routing.topk`
     asks an integer or boolean tensor whether it is on the meta device, the answer is yes. Floating-point
     tensors stay on the CPU, for the sake of autocast."""
 
@@ -127,7 +127,7 @@ class Steps:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: RoutedDecoder,
         length: int,
         *,
         compute: Compute,
@@ -217,7 +217,7 @@ class Steps:
             # Its head is one of its own: the sum that a tied one's gradient becomes a part of is made in
             # place, but not of fake tensors, and by then nothing is left of the loss.
             config = replace(self._decoder.config, layers=1, tied_head=False)
-            shell = Decoder(config, build_router("vanilla"))
+            shell = RoutedDecoder(config, build_router("vanilla"))
             shell.layers = nn.ModuleList()
             shell = self.cast(shell).train()
             tokens_BT = torch.zeros(1, rows, dtype=torch.long)
@@ -264,7 +264,7 @@ class Steps:
             raise UserError(
                 f"router '{self._decoder.router.name}' can't be planned: it asks for a tensor's values "
                 f"({error.func}), where nothing is allocated; take counts through "
-                "modbench.model.scores.known"
+                "modbench.routing.topk.known"
             ) from error
         except UserError:
             raise
@@ -316,13 +316,13 @@ def _take_all_rows(bank: ExpertBank, among: int) -> None:
     bank.forward = forward  # type: ignore[assignment, method-assign]
 
 
-def _kinds(decoder: Decoder, length: int) -> list[int]:
+def _kinds(decoder: RoutedDecoder, length: int) -> list[int]:
     """Layers are of one kind if they spend the same and their parameters have the same shapes."""
     first: dict[Any, int] = {}
     kinds: list[int] = []
-    load = Load.uniform(1, length, "train")
+    workload = Workload.uniform(1, length, "train")
     for number, layer in enumerate(decoder.layers):
-        ledger = ledger_of(decoder.router, layer, number, load)  # type: ignore[arg-type]
+        ledger = ledger_of(decoder.router, layer, number, workload)  # type: ignore[arg-type]
         spent = frozenset((component, direction, flops) for (_, component, direction), flops in ledger)
         shapes = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
         kinds.append(first.setdefault((type(layer), spent, shapes), number))

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from modbench.model.cache import Cache
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder
+from modbench.model.kv_cache import Cache
 from modbench.plan.activations import Kernels, Steps
-from modbench.plan.live import Live
+from modbench.plan.memory_trace import Live
+from modbench.routing.build import RoutedDecoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class InferenceMemory:
 
 
 def inference_memory(
-    decoder: Decoder, sequences: int, length: int, *, bfloat16: bool, kernels: Kernels = "gpu"
+    decoder: RoutedDecoder, sequences: int, length: int, *, bfloat16: bool, kernels: Kernels = "gpu"
 ) -> InferenceMemory:
     """Of ``sequences`` prompts of ``length`` tokens each, weights and stream in bfloat16 or float32, and
     routing nominal.
@@ -40,7 +40,7 @@ def inference_memory(
     compute = "bfloat16" if bfloat16 else "float32"
     steps = Steps(decoder, length, compute=compute, kernels=kernels)  # type: ignore[arg-type]
     with steps.valueless(), torch.no_grad():
-        model = steps.cast(Decoder(decoder.config, decoder.router)).eval()
+        model = steps.cast(RoutedDecoder(decoder.config, decoder.router)).eval()
         weights = list(model.parameters())
         tokens_BT = torch.zeros(sequences, length, dtype=torch.long)
         live, cache = Live(weights, [tokens_BT]), Cache(sequences)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from modbench.errors import UserError, known_names
 from modbench.model.config import LARGEST_BATCH
-from modbench.model.decoder import Decoder
-from modbench.model.experts import ExpertBank
 from modbench.plan.activations import Compute, Kernels, Steps
 from modbench.plan.search import largest
+from modbench.routing.build import RoutedDecoder
+from modbench.routing.expert_bank import ExpertBank
 
 #: Bytes per parameter of weights, gradients and optimizer. ``fp32`` is `modbench.train.loop`: float32
 #: weights under autocast, AdamW's two moments. ``bf16`` has bfloat16 weights and gradients, and keeps
@@ -95,7 +95,7 @@ class Measured:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: RoutedDecoder,
         length: int,
         recipe: Recipe,
         kernels: Kernels = "gpu",
@@ -130,7 +130,7 @@ class Measured:
         self._states(decoder)
         self._known: dict[int, Memory] = {}
 
-    def _states(self, decoder: Decoder) -> None:
+    def _states(self, decoder: RoutedDecoder) -> None:
         recipe, divided = self._recipe, self._recipe.expert_parallel
         experts = {
             id(weight)

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from modbench.accounting.literature import convention_flops
+from modbench.accounting.statement import meta_decoder
 from modbench.errors import UserError
-from modbench.flops.ledger import Load
-from modbench.flops.literature import convention_flops
-from modbench.flops.statement import meta_decoder
+from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import Size
 from modbench.plan.gpus import Cluster
@@ -173,7 +173,7 @@ def _scheme(
     sequence = size.sequence
     routed, dense = meta_decoder(name, options, size.model), meta_decoder("vanilla", {}, size.model)
     # The recipe's second forward pass is the executed convention's to see; no other counts it.
-    training = Load.uniform(1, sequence, "train", checkpoint=recipe.checkpoint)
+    training = Workload.uniform(1, sequence, "train", checkpoint=recipe.checkpoint)
     of_sequence = convention_flops(routed, training, convention)
     flops = spent_on(tokens, of_sequence, sequence)
     measured = Measured(routed, sequence, recipe)
@@ -184,7 +184,7 @@ def _scheme(
         active_parameters=routed.parameter_count("active"),
         tokens=tokens,
         steps=-(-tokens // batch),
-        forward_per_token=convention_flops(routed, Load.uniform(1, sequence), convention) / sequence,
+        forward_per_token=convention_flops(routed, Workload.uniform(1, sequence), convention) / sequence,
         training_per_token=of_sequence / sequence,
         flops=flops,
         dense_flops=spent_on(tokens, convention_flops(dense, training, convention), sequence),

@@ -12,14 +12,14 @@ from functools import lru_cache
 from math import ceil, log
 from typing import Any
 
+from modbench.accounting.literature import convention_flops
+from modbench.accounting.statement import meta_decoder
 from modbench.errors import UserError
-from modbench.flops.ledger import Load, Phase
-from modbench.flops.literature import convention_flops
-from modbench.flops.statement import meta_decoder
+from modbench.ledger import Phase, Workload
 from modbench.model.config import ModelConfig
-from modbench.model.registry import build_router, preset_options
 from modbench.model.sizes import Size
 from modbench.plan.search import largest
+from modbench.routing.registry import build_router, preset_options
 
 #: The largest budget: thousands of times what anybody has spent.
 LARGEST = 10**30
@@ -142,7 +142,7 @@ class _Family:
         self, router: str, options: Mapping[str, Any], base: Size, phase: Phase, convention: str
     ) -> None:
         self.router, self.options, self.base = router, options, base
-        self.load, self.convention = Load.uniform(1, base.sequence, phase), convention
+        self.load, self.convention = Workload.uniform(1, base.sequence, phase), convention
         model = base.model
         self.aspect = model.width / model.layers
         self.ratio = model.hidden / model.width

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from modbench.plan.amounts import shown
 from modbench.plan.memory import Memory
 from modbench.plan.plan import Plan, Scheme
+from modbench.plan.units import shown
 
 _SHAPE = ("layers", "width", "heads", "kv_heads", "mlp_width", "vocabulary")
 

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from modbench.report.canvas import (
+from modbench.report.leaderboard import Entry, Leaderboard
+from modbench.report.plot_style import (
     REFERENCE,
     Mark,
     Point,
@@ -25,7 +26,6 @@ from modbench.report.canvas import (
     row_names,
     say_nothing_to_show,
 )
-from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.routing_figure import routing_figures
 from modbench.report.row import Exact, Quality, Row, Timed
 

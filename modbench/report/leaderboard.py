@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from modbench.metrics import METRICS, Metric, metric, ranking_metric
+from modbench.report.metrics import METRICS, Metric, metric, ranking_metric
 from modbench.report.record import Record, canonical_json
 from modbench.report.row import Exact, Quality, Row, Timed, machine_differences, rows_of
 

@@ -5,9 +5,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from modbench.metrics import METRICS, metric
 from modbench.report.idle_experts import idle_experts
 from modbench.report.leaderboard import Entry, Leaderboard
+from modbench.report.metrics import METRICS, metric
 from modbench.report.record import Record
 from modbench.report.routed_tokens import routed_tokens
 from modbench.report.row import MACHINE, Exact, Quality, Row

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from modbench.errors import UserError, known_names
-from modbench.metrics import metric
 from modbench.report.line import Line, canonical_json, cell_key
+from modbench.report.metrics import metric
 from modbench.report.routing import check_routing
 from modbench.report.shape import check, is_of
 

@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from modbench.report.canvas import (
+from modbench.report.leaderboard import Entry, Leaderboard
+from modbench.report.plot_style import (
     REFERENCE,
     WIDTH,
     files,
@@ -23,7 +24,6 @@ from modbench.report.canvas import (
     say_nothing_to_show,
     sheet,
 )
-from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.routing import busiest_first, pooled, taken_by_experts
 
 #: Strips or panels that are drawn, in the table's order: a page of more nobody reads.

@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from modbench.metrics import METRICS, metric
+from modbench.report.metrics import METRICS, metric
 from modbench.report.record import Record, canonical_json, cell_key
 from modbench.report.store import latest
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from modbench.report.canvas import (
+from modbench.report.plot_style import (
     REFERENCE,
     Mark,
     blank,

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from modbench.analysis.intervals import summary
 from modbench.report.timing import Timing
-from modbench.spread import summary
 
 #: What pyperf wants a sample to span at least.
 SHORTEST = 1e-3

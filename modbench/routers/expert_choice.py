@@ -26,20 +26,27 @@ import torch
 from torch import Tensor, nn
 
 from modbench.errors import UserError
-from modbench.flops.component import component
-from modbench.flops.ledger import Counts, Ledger, Load, matmul, stretch
-from modbench.model.average import RunningAverage
+from modbench.ledger import Counts, Ledger, Workload, component, incremental_counts, matmul
 from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.dispatch import from_experts, to_experts
-from modbench.model.experts import ExpertBank, expert_width
-from modbench.model.forced import even_pool, even_tokens
-from modbench.model.initial import normal_
-from modbench.model.option import check_finite, refuse_idle
-from modbench.model.registry import register_router
-from modbench.model.router import Layer, Presets, Router
-from modbench.model.scores import highest, known, packed, places, score, share
+from modbench.model.init import normal_
+from modbench.model.layer import Layer
+from modbench.routing.dispatch import from_experts, to_experts
+from modbench.routing.ema import EMA
+from modbench.routing.expert_bank import ExpertBank, expert_width
+from modbench.routing.force_balance import even_pool, even_tokens
+from modbench.routing.option_checks import check_finite, refuse_idle
+from modbench.routing.registry import register_router
+from modbench.routing.router import Presets, Router
+from modbench.routing.topk import (
+    capacity_tokens,
+    counts_to_host,
+    highest,
+    nonzero_indices,
+    pack_tokens,
+    score,
+)
 
 
 @register_router("expert_choice")
@@ -94,7 +101,7 @@ class ExpertChoiceExperts(FeedForward):
         self.router = nn.Parameter(torch.empty(options.experts, model.width))
         # Before training an even softmax is all that is known of the scores.
         start_E = torch.full((options.experts,), 1 / options.experts)
-        self.threshold = RunningAverage(start_E, options.threshold_decay)
+        self.threshold = EMA(start_E, options.threshold_decay)
 
     def initialise(self, seed: int) -> None:
         normal_(self.router, seed, f"layers.{self.layer}.router")
@@ -106,23 +113,23 @@ class ExpertChoiceExperts(FeedForward):
             return self._above_threshold(x_BTD, scores_BTE, context)
         return self._highest(x_BTD, scores_BTE, context)
 
-    def ledger(self, load: Load) -> Ledger:
+    def ledger(self, workload: Workload) -> Ledger:
         router = matmul(
-            load,
+            workload,
             self.layer,
             "router",
-            rows=load.slots,
+            rows=workload.slots,
             inner=self.model.width,
             columns=self.options.experts,
             weight_gradient=self.router.requires_grad,
         )
-        taken = self._nominal(load.lengths, load.past)
-        computed = max(taken) * len(taken) if load.padding else sum(taken)
-        counts = load.counts.get((self.layer, "experts"), (computed * self.options.experts,))
-        return router + self.bank.ledger(load, counts[0])
+        taken = self._nominal(workload.lengths, workload.past)
+        computed = max(taken) * len(taken) if workload.padding else sum(taken)
+        counts = workload.counts.get((self.layer, "experts"), (computed * self.options.experts,))
+        return router + self.bank.ledger(workload, counts[0])
 
-    def promised(self, load: Load) -> Counts:
-        taken = sum(self._nominal(load.lengths, load.past))
+    def nominal_counts(self, workload: Workload) -> Counts:
+        taken = sum(self._nominal(workload.lengths, workload.past))
         return {(self.layer, "load"): (taken,) * self.options.experts}
 
     def active_parameters(self) -> int:
@@ -133,11 +140,11 @@ class ExpertChoiceExperts(FeedForward):
         """New tokens that each expert takes out of each pool."""
         if self.options.pool == "batch":
             lengths, past = [sum(lengths)], [sum(past)]
-        new, _ = stretch(self._taken, lengths, past)
+        new, _ = incremental_counts(self._taken, lengths, past)
         return list(new)
 
     def _taken(self, tokens: int) -> int:
-        return share(self.options.capacity, tokens, among=self.options.experts)
+        return capacity_tokens(self.options.capacity, tokens, among=self.options.experts)
 
     def _highest(self, x_BTD: Tensor, scores_BTE: Tensor, context: Context) -> Tensor:
         sequences, tokens, width = x_BTD.shape
@@ -151,7 +158,7 @@ class ExpertChoiceExperts(FeedForward):
         scores_PT = scores_BTE.transpose(1, 2).reshape(pools * experts, in_pool)
         per_row = [k for k in taken for _ in range(experts)]
         selected_PT = highest(scores_PT, per_row, real_PT)
-        index_PK = packed(selected_PT, max(taken), full=min(taken) == max(taken))
+        index_PK = pack_tokens(selected_PT, max(taken), full=min(taken) == max(taken))
         within_PK = selected_PT.gather(1, index_PK)
         gates_PK = scores_PT.gather(1, index_PK) * within_PK
 
@@ -185,9 +192,9 @@ class ExpertChoiceExperts(FeedForward):
         if real_BT is not None:
             chosen_ES = chosen_ES & real_BT.flatten()
         nominal = sum(self._nominal(context.lengths(x_BTD), context.before(x_BTD)))
-        counts = known(chosen_ES.sum(1), [nominal] * self.options.experts)
+        counts = counts_to_host(chosen_ES.sum(1), [nominal] * self.options.experts)
         # Sorted by expert.
-        chosen_N = places(chosen_ES, sum(counts))
+        chosen_N = nonzero_indices(chosen_ES, sum(counts))
         rows_N = chosen_N % len(x_SD)
         y_ND = self.bank(to_experts(x_SD, rows_N, self.bank.dtype(x_SD)), counts)
         gates_N = scores_ES.flatten().index_select(0, chosen_N)

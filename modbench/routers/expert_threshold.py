@@ -24,19 +24,19 @@ import torch
 from torch import Tensor, nn
 
 from modbench.errors import UserError
-from modbench.flops.component import component
-from modbench.flops.ledger import Ledger, Load, matmul, stretch
-from modbench.model.average import RunningAverage
+from modbench.ledger import Ledger, Workload, component, incremental_counts, matmul
 from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.experts import ExpertBank, dispatched, expert_width
-from modbench.model.forced import even_pool
-from modbench.model.initial import normal_
-from modbench.model.option import check_finite
-from modbench.model.registry import register_router
-from modbench.model.router import Layer, Presets, Router
-from modbench.model.scores import evenly, known, score, share
+from modbench.model.init import normal_
+from modbench.model.layer import Layer
+from modbench.routing.ema import EMA
+from modbench.routing.expert_bank import ExpertBank, dispatched, expert_width
+from modbench.routing.force_balance import even_pool
+from modbench.routing.option_checks import check_finite
+from modbench.routing.registry import register_router
+from modbench.routing.router import Presets, Router
+from modbench.routing.topk import capacity_tokens, counts_to_host, evenly, score
 
 
 @register_router("expert_threshold")
@@ -76,7 +76,7 @@ class ExpertThreshold(Router):
 class ThresholdExperts(FeedForward):
     """Experts that take what reaches their thresholds."""
 
-    host_decides = True
+    has_data_dependent_shapes = True
 
     def __init__(self, options: ExpertThreshold, model: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class ThresholdExperts(FeedForward):
         # Where every expert takes every token, a quantile that is finite.
         above = min(options.capacity / options.experts, 1 - 1e-4)
         start_E = torch.full((options.experts,), NormalDist().inv_cdf(1 - above))
-        self.threshold = RunningAverage(start_E, options.threshold_decay)
+        self.threshold = EMA(start_E, options.threshold_decay)
 
     def initialise(self, seed: int) -> None:
         normal_(self.router, seed, f"layers.{self.layer}.router")
@@ -107,7 +107,7 @@ class ThresholdExperts(FeedForward):
         gates_SE = logits_SE.sigmoid() if sigmoid else logits_SE.softmax(dim=-1)
         lengths, before = context.lengths(x_BTD), context.before(x_BTD)
         nominal = self._nominal(sum(lengths), sum(before))
-        counts = known(chosen_SE.sum(0), evenly(nominal, self.options.experts))
+        counts = counts_to_host(chosen_SE.sum(0), evenly(nominal, self.options.experts))
         out_BTD = dispatched(self.bank, x_BTD, gates_SE, chosen_SE, counts)
         context.trace.show(self.layer, "load", chosen_SE.sum(0))
         context.trace.show(self.layer, "taken", chosen_SE.sum(1))
@@ -118,19 +118,19 @@ class ThresholdExperts(FeedForward):
             self._move(logits_SE.detach(), real_BT, sum(lengths))
         return out_BTD
 
-    def ledger(self, load: Load) -> Ledger:
+    def ledger(self, workload: Workload) -> Ledger:
         router = matmul(
-            load,
+            workload,
             self.layer,
             "router",
-            rows=load.slots,
+            rows=workload.slots,
             inner=self.model.width,
             columns=self.options.experts,
             weight_gradient=self.router.requires_grad,
         )
-        nominal = self._nominal(load.tokens, sum(load.past))
-        (assignments,) = load.counts.get((self.layer, "experts"), (nominal,))
-        return router + self.bank.ledger(load, assignments)
+        nominal = self._nominal(workload.tokens, sum(workload.past))
+        (assignments,) = workload.counts.get((self.layer, "experts"), (nominal,))
+        return router + self.bank.ledger(workload, assignments)
 
     def active_parameters(self) -> int:
         # A token meets `capacity` experts on average.
@@ -138,11 +138,11 @@ class ThresholdExperts(FeedForward):
 
     def _nominal(self, tokens: int, past: int) -> int:
         """Assignments of ``tokens`` new tokens of a batch, where the thresholds are right."""
-        (new,), _ = stretch(self._taken, [tokens], [past])
+        (new,), _ = incremental_counts(self._taken, [tokens], [past])
         return new * self.options.experts
 
     def _taken(self, tokens: int) -> int:
-        return share(self.options.capacity, tokens, among=self.options.experts)
+        return capacity_tokens(self.options.capacity, tokens, among=self.options.experts)
 
     def _threshold(self, context: Context) -> Tensor:
         """The thresholds (E,) of this forward pass: run again, it must choose as it did, though they

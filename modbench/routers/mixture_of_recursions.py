@@ -33,18 +33,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.errors import UserError
-from modbench.flops.component import component
-from modbench.flops.ledger import Counts, Ledger, Load, matmul, stretch
+from modbench.ledger import Counts, Ledger, Workload, component, incremental_counts, matmul
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.forced import even_tokens
-from modbench.model.initial import normal_
-from modbench.model.option import check_finite, refuse_idle
-from modbench.model.registry import register_router
-from modbench.model.router import Layer, Presets, Router, after, trains
-from modbench.model.scores import highest, score, selected_of_each, share
-from modbench.model.selected import Selected, alike
+from modbench.model.init import normal_
+from modbench.model.layer import Layer, trains, with_upstream_grad
+from modbench.routing.force_balance import even_tokens
+from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
+from modbench.routing.option_checks import check_finite, refuse_idle
+from modbench.routing.registry import register_router
+from modbench.routing.router import Presets, Router
+from modbench.routing.topk import capacity_tokens, highest, score, selected_of_each
 
 
 @register_router("mixture_of_recursions")
@@ -123,7 +123,7 @@ class Passed(Layer):
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         return x_BTD
 
-    def ledger(self, load: Load) -> Ledger:
+    def ledger(self, workload: Workload) -> Ledger:
         return Ledger()
 
 
@@ -131,7 +131,7 @@ class Recursions(Layer):
     """All recursions, from depth 1 on. Recursion r's blocks are the depths from 1 + r * blocks on, in
     labels, counts and caches."""
 
-    host_decides = True
+    has_data_dependent_shapes = True
 
     def __init__(self, options: MixtureOfRecursions, model: ModelConfig) -> None:
         super().__init__()
@@ -148,34 +148,34 @@ class Recursions(Layer):
             return self._token_choice(x_BTD, context)
         return self._expert_choice(x_BTD, context)
 
-    def ledger(self, load: Load) -> Ledger:
+    def ledger(self, workload: Workload) -> Ledger:
         parts, by_token = [], self.options.depth == "token_choice"
         for r in range(self.options.recursions):
             if r == 0 or not by_token:
                 parts.append(
                     matmul(
-                        load,
+                        workload,
                         self._first(r),
                         "router",
-                        rows=load.slots,
+                        rows=workload.slots,
                         inner=self.model.width,
                         columns=self.options.recursions if by_token else 1,
                         weight_gradient=self.router.requires_grad,
                     )
                 )
-            for inner in self._loads(load, r):
+            for inner in self._loads(workload, r):
                 for block in self._at(r):
                     parts.append(block.ledger(inner))
-                    inner = after(inner, block)
+                    inner = with_upstream_grad(inner, block)
             gated = self.router.requires_grad and not by_token
-            load = load.after(gated or trains(self.blocks))
+            workload = workload.after(gated or trains(self.blocks))
         return Ledger.sum(parts)
 
-    def promised(self, load: Load) -> Counts:
+    def nominal_counts(self, workload: Workload) -> Counts:
         if self.options.depth == "token_choice":
             return {}
         return {
-            (number, "depth"): self._nominal(load.lengths, load.past, r)[0]
+            (number, "depth"): self._nominal(workload.lengths, workload.past, r)[0]
             for r in range(1, self.options.recursions)
             for number in self._numbers(r)
         }
@@ -267,7 +267,7 @@ class Recursions(Layer):
 
     def _again(
         self, x_BTD: Tensor, active_BT: Tensor, counts: Sequence[int], r: int, context: Context
-    ) -> Iterator[tuple[Selected, Tensor]]:
+    ) -> Iterator[tuple[GatheredTokens, Tensor]]:
         """Recursion r of the ``active_BT``, one set of sequences after the other, so that nothing is
         computed for padding: who takes part, and what f makes of them (R, K, D)."""
         for number in self._numbers(r):
@@ -275,8 +275,8 @@ class Recursions(Layer):
             context.trace.count(number, "depth", counts)
             if context.cache is not None:
                 context.trace.count(number, "past", context.cache.lengths(number, context.rows))
-        for some in alike(counts):
-            entering = Selected(x_BTD, active_BT, some, context, layer=self._first(r))
+        for some in group_equal_sizes(counts):
+            entering = GatheredTokens(x_BTD, active_BT, some, context, layer=self._first(r))
             by_token = self.options.depth == "token_choice"
             recur = self._delta if by_token else self._update
             yield entering, recur(entering.x_RKD, entering.context, r)
@@ -295,21 +295,23 @@ class Recursions(Layer):
         assert added_BTD is not None
         return added_BTD
 
-    def _loads(self, load: Load, r: int) -> list[Load]:
+    def _loads(self, workload: Workload, r: int) -> list[Workload]:
         """What arrives at recursion r, one load for each set of sequences that go together."""
         if r == 0:
-            return [load]
-        new, past = self._nominal(load.lengths, load.past, r)
-        lengths = load.counts.get((self._first(r), "depth"), new)
-        past = load.counts.get((self._first(r), "past"), past)
-        return [load.routed(some, past) for some in alike(lengths)]
+            return [workload]
+        new, past = self._nominal(workload.lengths, workload.past, r)
+        lengths = workload.counts.get((self._first(r), "depth"), new)
+        past = workload.counts.get((self._first(r), "past"), past)
+        return [workload.routed(some, past) for some in group_equal_sizes(lengths)]
 
     def _nominal(
         self, lengths: Sequence[int], past: Sequence[int], r: int
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """New and earlier tokens of each sequence in recursion r; in token choice, if it is balanced."""
         recursions = self.options.recursions
-        return stretch(lambda n: share(float(recursions - r), n, among=recursions), lengths, past)
+        return incremental_counts(
+            lambda n: capacity_tokens(float(recursions - r), n, among=recursions), lengths, past
+        )
 
     def _even(self, active_BT: Tensor, r: int, context: Context) -> Tensor:
         recursions = self.options.recursions

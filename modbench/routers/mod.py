@@ -12,7 +12,7 @@ a small MLP that sees the stream behind a stop-gradient; ``ema_threshold``, an e
 lowest score that was selected (ours).
 
 ``scores`` other than ``learned`` are controls (the paper's is ``gaussian``), see
-`modbench.model.control`: no router, no predictor, and causal rules of their own.
+`modbench.routing.baselines`: no router, no predictor, and causal rules of their own.
 
 Where this reads the paper differently: k is rounded up; equation 1 lets in what lies above a percentile,
 here exactly k enter, ties going to the earlier token; ``scaled_sigmoid`` is 2 * sigmoid(r), 1 at 0; the
@@ -31,21 +31,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.errors import UserError
-from modbench.flops.component import component
-from modbench.flops.ledger import Counts, Ledger, Load, matmul, stretch
-from modbench.model.average import RunningAverage
+from modbench.ledger import Counts, Ledger, Workload, component, incremental_counts, matmul
 from modbench.model.block import MLP, Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.control import CONTROLS
-from modbench.model.forced import even_tokens
-from modbench.model.initial import normal_
-from modbench.model.option import check_finite, refuse_idle
-from modbench.model.predictor import Predictor
-from modbench.model.registry import register_router
-from modbench.model.router import Layer, Presets, Router, trains
-from modbench.model.scores import highest, score, selected_of_each, share
-from modbench.model.selected import Selected
+from modbench.model.init import normal_
+from modbench.model.layer import Layer, trains
+from modbench.routing.baselines import CONTROLS
+from modbench.routing.ema import EMA
+from modbench.routing.force_balance import even_tokens
+from modbench.routing.gathered_tokens import GatheredTokens
+from modbench.routing.option_checks import check_finite, refuse_idle
+from modbench.routing.predictor import Predictor
+from modbench.routing.registry import register_router
+from modbench.routing.router import Presets, Router
+from modbench.routing.topk import capacity_tokens, highest, score, selected_of_each
 
 __all__ = ["DepthOptions", "DepthRouted", "MixtureOfDepths", "Predictor"]
 
@@ -162,7 +162,7 @@ class DepthRouted(Layer):
     def __init__(self, options: DepthOptions, model: ModelConfig, layer: int, block: Block) -> None:
         super().__init__()
         self.options, self.model, self.layer, self.block = options, model, layer, block
-        self.host_decides = block.host_decides
+        self.has_data_dependent_shapes = block.has_data_dependent_shapes
         # The MLP works on each token by itself; experts may look at whole sequences.
         self._in_one_row = isinstance(block.feed_forward, MLP)
         self.control = None
@@ -175,17 +175,17 @@ class DepthRouted(Layer):
             self.predictor = Predictor(model, layer)
         self.threshold = None
         if learned and options.causal == "ema_threshold":
-            self.threshold = RunningAverage(torch.zeros(()), options.threshold_decay)
+            self.threshold = EMA(torch.zeros(()), options.threshold_decay)
         elif self.control is not None and self.control.cut is None:
             start = torch.tensor(1 - options.capacity)  # if all tokens came equally often
-            self.threshold = RunningAverage(start, options.threshold_decay)
+            self.threshold = EMA(start, options.threshold_decay)
 
     def initialise(self, seed: int) -> None:
         if self.router is not None:
             normal_(self.router, seed, f"layers.{self.layer}.depth_router")
 
     @property
-    def adds_stream(self) -> bool:
+    def adds_residual(self) -> bool:
         """Whether the gate multiplies the stream, too; the audit's probe 6 goes by it."""
         return self.options.residual == "full"
 
@@ -208,7 +208,7 @@ class DepthRouted(Layer):
             context.trace.count(self.layer, "past", context.cache.lengths(self.layer, context.rows))
         if not any(lengths):
             return x_BTD
-        entering = Selected(
+        entering = GatheredTokens(
             x_BTD, selected_BT, lengths, context, layer=self.layer, in_one_row=self._in_one_row
         )
         delta_RKD = self.block.delta(entering.x_RKD, entering.context)
@@ -218,10 +218,11 @@ class DepthRouted(Layer):
             delta_RKD = delta_RKD * self._gate(entering.gather(scores_BT))[..., None]
         return entering.add_to(x_BTD, delta_RKD)
 
-    def ledger(self, load: Load) -> Ledger:
-        new, past = stretch(self._share, load.lengths, load.past)
-        inner = load.routed(
-            load.counts.get((self.layer, "depth"), new), load.counts.get((self.layer, "past"), past)
+    def ledger(self, workload: Workload) -> Ledger:
+        new, past = incremental_counts(self._share, workload.lengths, workload.past)
+        inner = workload.routed(
+            workload.counts.get((self.layer, "depth"), new),
+            workload.counts.get((self.layer, "past"), past),
         )
         if self._in_one_row and not any(inner.past):
             inner = replace(inner, padding=False)
@@ -229,26 +230,26 @@ class DepthRouted(Layer):
         if self.router is not None:
             parts.append(
                 matmul(
-                    load,
+                    workload,
                     self.layer,
                     "router",
-                    rows=load.slots,
+                    rows=workload.slots,
                     inner=self.model.width,
                     columns=1,
                     weight_gradient=self.router.requires_grad,
                 )
             )
         if self.predictor is not None:
-            parts.append(self.predictor.ledger(load))
+            parts.append(self.predictor.ledger(workload))
         if max(inner.lengths) > 0:
             parts.append(self.block.ledger(inner))
         return Ledger.sum(parts)
 
-    def promised(self, load: Load) -> Counts:
-        new, _ = stretch(self._share, load.lengths, load.past)
-        return {(self.layer, "depth"): new} | dict(self.block.promised(load.routed(new)))
+    def nominal_counts(self, workload: Workload) -> Counts:
+        new, _ = incremental_counts(self._share, workload.lengths, workload.past)
+        return {(self.layer, "depth"): new} | dict(self.block.nominal_counts(workload.routed(new)))
 
-    def takes_gradient(self, load: Load) -> bool:
+    def takes_gradient(self, workload: Workload) -> bool:
         # The predictor learns from a loss of its own.
         return (self.router is not None and self.router.requires_grad) or trains(self.block)
 
@@ -293,10 +294,10 @@ class DepthRouted(Layer):
 
     def _nominal(self, x_BTD: Tensor, context: Context) -> Sequence[int]:
         """How many of each sequence's new tokens the capacity is for."""
-        return stretch(self._share, context.lengths(x_BTD), context.before(x_BTD))[0]
+        return incremental_counts(self._share, context.lengths(x_BTD), context.before(x_BTD))[0]
 
     def _share(self, tokens: int) -> int:
-        return share(self.options.capacity, tokens)
+        return capacity_tokens(self.options.capacity, tokens)
 
     def _gate(self, scores: Tensor) -> Tensor:
         if self.options.gate == "linear":

@@ -21,9 +21,10 @@ from typing import ClassVar
 from modbench.errors import UserError
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
-from modbench.model.registry import register_router
-from modbench.model.router import Layer, Presets
+from modbench.model.layer import Layer
 from modbench.routers.token_choice import TokenChoiceExperts, TokenChoiceOptions
+from modbench.routing.registry import register_router
+from modbench.routing.router import Presets
 
 
 @register_router("mode_integrated")

@@ -20,12 +20,13 @@ from typing import ClassVar, Literal
 from modbench.errors import UserError
 from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
-from modbench.model.option import refuse_idle
-from modbench.model.registry import register_router
-from modbench.model.router import Layer, Presets
+from modbench.model.layer import Layer
 from modbench.routers.expert_choice import ExpertChoice, ExpertChoiceExperts
 from modbench.routers.mod import DepthOptions
 from modbench.routers.token_choice import TokenChoiceExperts, TokenChoiceOptions
+from modbench.routing.option_checks import refuse_idle
+from modbench.routing.registry import register_router
+from modbench.routing.router import Presets
 
 
 @register_router("mode_staged")

@@ -22,18 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from modbench.errors import UserError
-from modbench.flops.component import component
-from modbench.flops.ledger import Ledger, Load, matmul
+from modbench.ledger import Ledger, Workload, component, matmul
 from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.experts import ExpertBank, dispatched, expert_width
-from modbench.model.forced import even_gates
-from modbench.model.initial import normal_
-from modbench.model.option import check_finite
-from modbench.model.registry import register_router
-from modbench.model.router import Layer, Presets, Router
-from modbench.model.scores import evenly, known, score
+from modbench.model.init import normal_
+from modbench.model.layer import Layer
+from modbench.routing.expert_bank import ExpertBank, dispatched, expert_width
+from modbench.routing.force_balance import even_gates
+from modbench.routing.option_checks import check_finite
+from modbench.routing.registry import register_router
+from modbench.routing.router import Presets, Router
+from modbench.routing.topk import counts_to_host, evenly, score
 
 
 @register_router("relu_routing")
@@ -75,7 +75,7 @@ class ReluRouting(Router):
 class ReluExperts(FeedForward):
     """Experts that are at work where their gate is above 0."""
 
-    host_decides = True
+    has_data_dependent_shapes = True
     exponent: Tensor
 
     def __init__(self, options: ReluRouting, model: ModelConfig, layer: int) -> None:
@@ -100,7 +100,7 @@ class ReluExperts(FeedForward):
         active_SE = even_gates(gates_SE > 0, context, before, k)
         load_E = active_SE.sum(0)
         tokens = sum(context.lengths(x_BTD))
-        counts = known(load_E, evenly(self._nominal(tokens), self.options.experts))
+        counts = counts_to_host(load_E, evenly(self._nominal(tokens), self.options.experts))
         context.trace.show(self.layer, "load", load_E)
         context.trace.show(self.layer, "taken", active_SE.sum(1))
         real_S = None if real_BT is None else real_BT.flatten()
@@ -115,19 +115,19 @@ class ReluExperts(FeedForward):
         grown = self.options.multiplier ** self.exponent.to(torch.float64)
         return (self.options.start_coefficient * grown).to(torch.float32)
 
-    def ledger(self, load: Load) -> Ledger:
+    def ledger(self, workload: Workload) -> Ledger:
         router = matmul(
-            load,
+            workload,
             self.layer,
             "router",
-            rows=load.slots,
+            rows=workload.slots,
             inner=self.model.width,
             columns=self.options.experts,
             weight_gradient=self.router.requires_grad,
         )
-        nominal = self._nominal(load.tokens)
-        (assignments,) = load.counts.get((self.layer, "experts"), (nominal,))
-        return router + self.bank.ledger(load, assignments)
+        nominal = self._nominal(workload.tokens)
+        (assignments,) = workload.counts.get((self.layer, "experts"), (nominal,))
+        return router + self.bank.ledger(workload, assignments)
 
     def active_parameters(self) -> int:
         return self.router.numel() + self.bank.parameters_of(self.options.active_experts)

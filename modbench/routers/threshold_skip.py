@@ -30,18 +30,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.errors import UserError
-from modbench.flops.component import component
-from modbench.flops.ledger import Ledger, Load, matmul, stretch
+from modbench.ledger import Ledger, Workload, component, incremental_counts, matmul
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.forced import even_tokens
-from modbench.model.initial import normal_
-from modbench.model.option import check_finite
-from modbench.model.registry import register_router
-from modbench.model.router import Layer, Presets, Router, trains
-from modbench.model.scores import score, selected_of_each, share
-from modbench.model.selected import Selected, alike
+from modbench.model.init import normal_
+from modbench.model.layer import Layer, trains
+from modbench.routing.force_balance import even_tokens
+from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
+from modbench.routing.option_checks import check_finite
+from modbench.routing.registry import register_router
+from modbench.routing.router import Presets, Router
+from modbench.routing.topk import capacity_tokens, score, selected_of_each
 
 
 @register_router("threshold_skip")
@@ -82,7 +82,7 @@ class ThresholdSkip(Router):
 class SkippableBlock(Layer):
     """A block that each token enters or passes by."""
 
-    host_decides = True
+    has_data_dependent_shapes = True
 
     def __init__(self, options: ThresholdSkip, model: ModelConfig, layer: int, block: Block) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class SkippableBlock(Layer):
         real_BT = context.real(x_BTD)
         if real_BT is not None:
             entering_BT = entering_BT & real_BT
-        nominal, _ = stretch(self._share, context.lengths(x_BTD), context.before(x_BTD))
+        nominal, _ = incremental_counts(self._share, context.lengths(x_BTD), context.before(x_BTD))
         lengths = selected_of_each(entering_BT, nominal)
         context.trace.show(self.layer, "selected", entering_BT)
         context.trace.show(self.layer, "gate", probability_BT)
@@ -115,8 +115,8 @@ class SkippableBlock(Layer):
         if context.selection == "topk":
             self._budget(probability_BT, entering_BT, context)
         out_BTD = x_BTD
-        for some in alike(lengths):
-            entering = Selected(x_BTD, entering_BT, some, context, layer=self.layer)
+        for some in group_equal_sizes(lengths):
+            entering = GatheredTokens(x_BTD, entering_BT, some, context, layer=self.layer)
             delta_RKD = self.block.delta(entering.x_RKD, entering.context)
             gate_RK = entering.gather(probability_BT)
             if self.options.gate == "straight_through":
@@ -124,34 +124,34 @@ class SkippableBlock(Layer):
             out_BTD = entering.add_to(out_BTD, delta_RKD * gate_RK[..., None])
         return out_BTD
 
-    def ledger(self, load: Load) -> Ledger:
-        lengths, past = self._entering(load)
+    def ledger(self, workload: Workload) -> Ledger:
+        lengths, past = self._entering(workload)
         router = matmul(
-            load,
+            workload,
             self.layer,
             "router",
-            rows=load.slots,
+            rows=workload.slots,
             inner=self.model.width,
             columns=1,
             weight_gradient=self.router.requires_grad,
         )
-        blocks = [self.block.ledger(load.routed(some, past)) for some in alike(lengths)]
+        blocks = [self.block.ledger(workload.routed(some, past)) for some in group_equal_sizes(lengths)]
         return Ledger.sum([router, *blocks])
 
-    def takes_gradient(self, load: Load) -> bool:
-        return any(self._entering(load)[0]) and trains(self)
+    def takes_gradient(self, workload: Workload) -> bool:
+        return any(self._entering(workload)[0]) and trains(self)
 
     def active_parameters(self) -> int:
         return self.router.numel() + self.bias.numel() + self.block.active_parameters()
 
-    def _entering(self, load: Load) -> tuple[Sequence[int], Sequence[int]]:
+    def _entering(self, workload: Workload) -> tuple[Sequence[int], Sequence[int]]:
         """New and earlier tokens of each sequence that enter."""
-        new, past = stretch(self._share, load.lengths, load.past)
-        lengths = load.counts.get((self.layer, "depth"), new)
-        return lengths, load.counts.get((self.layer, "past"), past)
+        new, past = incremental_counts(self._share, workload.lengths, workload.past)
+        lengths = workload.counts.get((self.layer, "depth"), new)
+        return lengths, workload.counts.get((self.layer, "past"), past)
 
     def _share(self, tokens: int) -> int:
-        return share(self.options.target, tokens)
+        return capacity_tokens(self.options.target, tokens)
 
     def _budget(self, probability_BT: Tensor, entering_BT: Tensor, context: Context) -> None:
         """The loss on the share that entered: its value is the hard share's, its gradient p's."""

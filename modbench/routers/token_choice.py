@@ -33,21 +33,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from modbench.flops.component import component
-from modbench.flops.ledger import Counts, Ledger, Load, matmul, stretch
-from modbench.model.balance import SelectionBias, balance_loss, load_of
+from modbench.ledger import Counts, Ledger, Workload, component, incremental_counts, matmul
 from modbench.model.block import MLP, Block, FeedForward
-from modbench.model.choice import admitted, best_experts
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.dispatch import Assignments, combine, dispatch
-from modbench.model.experts import ExpertBank, expert_widths
-from modbench.model.forced import even_experts
-from modbench.model.initial import normal_
-from modbench.model.registry import register_router
-from modbench.model.router import Layer, Presets
-from modbench.model.scores import evenly, known, score, share
+from modbench.model.init import normal_
+from modbench.model.layer import Layer
 from modbench.routers.token_choice_options import TokenChoiceOptions
+from modbench.routing.balance import SelectionBias, balance_loss, load_of
+from modbench.routing.choice import apply_capacity, best_experts
+from modbench.routing.dispatch import Assignments, combine, dispatch
+from modbench.routing.expert_bank import ExpertBank, expert_widths
+from modbench.routing.force_balance import even_experts
+from modbench.routing.registry import register_router
+from modbench.routing.router import Presets
+from modbench.routing.topk import capacity_tokens, counts_to_host, evenly, score
 
 
 @register_router("token_choice")
@@ -148,38 +148,38 @@ class TokenChoiceExperts(FeedForward):
             out_SD = out_SD + self._shared(x_BTD, context).flatten(0, 1)
         return out_SD.to(x_BTD.dtype).view_as(x_BTD)
 
-    def ledger(self, load: Load) -> Ledger:
+    def ledger(self, workload: Workload) -> Ledger:
         total = matmul(
-            load,
+            workload,
             self.layer,
             "router",
-            rows=load.tokens,
+            rows=workload.tokens,
             inner=self.model.width,
             columns=len(self.router),
             weight_gradient=self.router.requires_grad,
         )
         # With capacity, too: an even load finds room.
-        nominal = self._nominal(load.tokens, sum(load.past))
-        (assignments,) = load.counts.get((self.layer, "experts"), (nominal,))
-        total += self.bank.ledger(load, assignments)
+        nominal = self._nominal(workload.tokens, sum(workload.past))
+        (assignments,) = workload.counts.get((self.layer, "experts"), (nominal,))
+        total += self.bank.ledger(workload, assignments)
         if self.shared is not None:
-            total += self.shared.ledger(load)
+            total += self.shared.ledger(workload)
         if self.shared_gate is not None:
             total += matmul(
-                load,
+                workload,
                 self.layer,
                 "router",
-                rows=load.slots,
+                rows=workload.slots,
                 inner=self.model.width,
                 columns=1,
                 weight_gradient=self.shared_gate.requires_grad,
             )
         return total
 
-    def promised(self, load: Load) -> Counts:
+    def nominal_counts(self, workload: Workload) -> Counts:
         if self.no_ops or self.options.capacity_factor is not None:
             return {}
-        return {(self.layer, "experts"): (self._nominal(load.tokens, sum(load.past)),)}
+        return {(self.layer, "experts"): (self._nominal(workload.tokens, sum(workload.past)),)}
 
     def active_parameters(self) -> int:
         own = sum(parameter.numel() for parameter in self.parameters())
@@ -203,13 +203,13 @@ class TokenChoiceExperts(FeedForward):
         """Which assignments are computed, sorted by expert, earlier tokens first, and how many each
         expert has."""
         order_A = experts_NK.flatten().argsort(stable=True)
-        counts = known(load_E[: self.options.experts], evenly(nominal, self.options.experts))
+        counts = counts_to_host(load_E[: self.options.experts], evenly(nominal, self.options.experts))
         order_A = order_A[: sum(counts)]  # the no-op experts come last and are not computed
         if capacity is None:
             return order_A, counts
         expert_A = experts_NK.flatten().index_select(0, order_A)
         counts = [min(count, capacity) for count in counts]
-        return order_A.index_select(0, admitted(expert_A, load_E, capacity, sum(counts))), counts
+        return order_A.index_select(0, apply_capacity(expert_A, load_E, capacity, sum(counts))), counts
 
     def _rows_on_device(
         self, experts_NK: Tensor, load_E: Tensor, capacity: int | None, nominal: int
@@ -230,7 +230,9 @@ class TokenChoiceExperts(FeedForward):
     def _nominal(self, tokens: int, past: int) -> int:
         """Assignments to experts that compute, of ``tokens`` new tokens that spread evenly."""
         real, everyone = self.options.experts, self.options.experts + self.no_ops
-        (new,), _ = stretch(lambda n: n * self.options.top_k * real // everyone, [tokens], [past])
+        (new,), _ = incremental_counts(
+            lambda n: n * self.options.top_k * real // everyone, [tokens], [past]
+        )
         return new
 
     def _capacity(self, tokens: int, context: Context) -> int | None:
@@ -238,7 +240,7 @@ class TokenChoiceExperts(FeedForward):
         factor = self.options.capacity_factor
         if factor is None or context.selection == "causal":
             return None
-        return share(factor, tokens * self.options.top_k, among=len(self.router))
+        return capacity_tokens(factor, tokens * self.options.top_k, among=len(self.router))
 
     def _shared(self, x_BTD: Tensor, context: Context) -> Tensor:
         assert self.shared is not None

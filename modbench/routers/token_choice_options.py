@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from modbench.errors import UserError
-from modbench.model.option import check_finite, refuse_idle
-from modbench.model.router import Router
+from modbench.routing.option_checks import check_finite, refuse_idle
+from modbench.routing.router import Router
 
 
 @dataclass(frozen=True, kw_only=True)

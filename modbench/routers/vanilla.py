@@ -15,15 +15,16 @@ Together that is Llama (Touvron et al. 2023). Where this differs from it: the pa
 (i, i + P/2), as in Hugging Face's Llama, not neighbours as in equation 34, which is a permutation of the
 columns of Q and K; q, k and v come out of one matmul, gate and up of another, for the same numbers; the
 SwiGLU MLP is 3 times as wide as the model by default, not 8/3 rounded up; the head is tied by default;
-angles are float32 whatever the model's dtype; first weights are those of `modbench.model.initial`.
+angles are float32 whatever the model's dtype; first weights are those of `modbench.model.init`.
 """
 
 from dataclasses import dataclass
 
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
-from modbench.model.registry import register_router
-from modbench.model.router import Layer, Router
+from modbench.model.layer import Layer
+from modbench.routing.registry import register_router
+from modbench.routing.router import Router
 
 
 @register_router("vanilla")

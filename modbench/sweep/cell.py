@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 import modbench
-from modbench.flops.ledger import CONVENTIONS, Load, Phase
+from modbench.data.batches import Batches
+from modbench.data.token_data import DataConfig, TokenData, load
+from modbench.ledger import CONVENTIONS, Phase, Workload
 from modbench.measure.audit import Finding, findings
 from modbench.measure.audit.finding import unmoved
 from modbench.measure.config import MeasureConfig
@@ -30,26 +32,24 @@ from modbench.measure.loss import (
     heldout_windows,
     unigram_loss,
 )
+from modbench.measure.machine_lock import Quiet
 from modbench.measure.memory import KilledError, let_go, peak_memory
-from modbench.measure.quiet import Quiet
 from modbench.measure.routing import routing_measures
 from modbench.measure.settings import check_unchanged, settings
 from modbench.measure.timing import time_model
 from modbench.model.config import ModelConfig
 from modbench.model.context import Selection
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router, check_source, load_plugin
-from modbench.out_of_memory import failed_allocation, out_of_memory_sentence
 from modbench.report.record import Record, Status, cell_key
 from modbench.report.store import ShardWriter
+from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.registry import build_router, check_source, load_plugin
 from modbench.sweep.crash import killed_sentence
 from modbench.sweep.stage import Say, Stage
 from modbench.train import checkpoint
-from modbench.train.batches import Batches
 from modbench.train.config import TrainConfig
 from modbench.train.loop import DivergedError, StoppedError, Trained, train_model
 from modbench.train.numerics import device, make_deterministic, precision
-from modbench.train.token_data import DataConfig, TokenData, load
+from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
 
 
 @dataclass
@@ -171,7 +171,7 @@ def _measure(
     # A GPU that is shared would lack what this process holds, and a timing there run out of memory.
     stage = Stage(say, stop, quiet if on.type == "cpu" else None)
 
-    def fresh() -> Decoder:
+    def fresh() -> RoutedDecoder:
         return build_model(config, router, cell["seed"]).to(on)
 
     _train_and_score(spec, data, measured, fresh, stage)
@@ -193,7 +193,7 @@ def _train_and_score(
     spec: dict[str, Any],
     data: TokenData,
     measured: Measured,
-    fresh: Callable[[], Decoder],
+    fresh: Callable[[], RoutedDecoder],
     stage: Stage,
 ) -> None:
     """All that is asked of the trained model, of which nothing is left in memory when this returns."""
@@ -207,7 +207,7 @@ def _train_and_score(
     curve_WT = heldout_windows(data.heldout_N, sequence=sequence, tokens=measure.curve_tokens)
     batches = Batches(data.train_N, sequence=sequence, batch=train.batch, seed=cell["seed"])
 
-    def on_curve(model: Decoder) -> float:
+    def on_curve(model: RoutedDecoder) -> float:
         return heldout_loss(model, curve_WT, data.token_bytes_V, selection="causal").nats_per_token
 
     stage.begin("train")
@@ -273,11 +273,11 @@ def _train_and_score(
         measured.metrics |= _downstream(cell, model, fresh(), data)
 
 
-def _costs(model: Decoder, train: TrainConfig) -> tuple[dict[str, Any], str]:
+def _costs(model: RoutedDecoder, train: TrainConfig) -> tuple[dict[str, Any], str]:
     """What the options promise, per token of one training batch; and where the ledger says otherwise in
     training mode than in the mode that scores, which it may not: the phase is the load's to say."""
     phases: tuple[Phase, ...] = ("forward", "train")
-    loads = {phase: Load.uniform(train.batch, train.sequence, phase) for phase in phases}
+    loads = {phase: Workload.uniform(train.batch, train.sequence, phase) for phase in phases}
     scoring = {phase: model.eval().ledger(load) for phase, load in loads.items()}
     training = {phase: model.train().ledger(load) for phase, load in loads.items()}
     elsewise = ""
@@ -324,14 +324,14 @@ def _spent(trained: Trained) -> dict[str, Any]:
 
 
 def _downstream(
-    cell: dict[str, Any], model: Decoder, untrained: Decoder, data: TokenData
+    cell: dict[str, Any], model: RoutedDecoder, untrained: RoutedDecoder, data: TokenData
 ) -> dict[str, Any]:
     # Imported late: lm-eval takes seconds to import.
     from modbench.measure.downstream import chance, score
 
     measure = MeasureConfig(**cell["measure"])
 
-    def scores(scored: Decoder) -> dict[str, float]:
+    def scores(scored: RoutedDecoder) -> dict[str, float]:
         return score(
             scored,
             data.tokenizer,

@@ -25,7 +25,7 @@ def with_plugins(suite: Suite, plugins: Sequence[Path]) -> Suite:
     """
     if not plugins:
         return suite
-    from modbench.model.registry import load_plugin
+    from modbench.routing.registry import load_plugin
 
     named = {scheme.router.partition(":")[0] for scheme in suite.schemes}
     fresh = sorted({name for plugin in plugins for name in load_plugin(plugin)} - named)
@@ -40,7 +40,7 @@ def expand(suite: Suite) -> list[Cell]:
     Raises:
         UserError: an unknown router or option, or a wrong value.
     """
-    from modbench.model.registry import build_router, plugin_sha256, preset_options
+    from modbench.routing.registry import build_router, plugin_sha256, preset_options
 
     routers = []
     for scheme in suite.schemes:
@@ -79,7 +79,7 @@ def expand(suite: Suite) -> list[Cell]:
 def plugins_of(cell: Cell) -> list[str]:
     """The plugin files that the processes of ``cell`` load: the one that its router is of, if it is of
     one. What another file changes beside its own routers is no part of this cell."""
-    from modbench.model.registry import plugin_file
+    from modbench.routing.registry import plugin_file
 
     file = plugin_file(cell["router"]["name"]) if cell["router"] is not None else None
     return [] if file is None else [str(file)]

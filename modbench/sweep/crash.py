@@ -7,8 +7,8 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
-from modbench.model.plugin_code import is_authors
 from modbench.report.record import Record, Status, cell_key
+from modbench.routing.plugin_code import is_authors
 
 _RAISED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)(?=:|$)")
 _PATH = re.compile(r"(?<![\w.:/])~?(?:/[^\s/:'\"`,;()<>\[\]]+)+/?")

@@ -13,12 +13,12 @@ from typing import Any
 
 import modbench
 from modbench.errors import UserError
-from modbench.out_of_memory import out_of_memory_kills
 from modbench.report.record import Record
 from modbench.sweep.cells import Cell
 from modbench.sweep.child import PARENT_PIPE
 from modbench.sweep.crash import error_of
 from modbench.sweep.lock import try_lock
+from modbench.train.out_of_memory import out_of_memory_kills
 
 #: glibc hands large buffers back to the kernel at once, and a training step then spends up to a fifth of
 #: its time on getting them again, page by page. What it has is kept, and asked for in huge pages.

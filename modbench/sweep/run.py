@@ -106,7 +106,7 @@ def _share_cores() -> tuple[int, int]:
     thread however many run, so that its bits don't depend on its neighbours; a GPU is for one cell."""
     import torch
 
-    from modbench.measure.busy import thread_count
+    from modbench.measure.system_load import thread_count
 
     cores = thread_count()
     return (1, cores) if torch.cuda.is_available() else (cores, 1)
@@ -142,7 +142,7 @@ def _refuse_other_data(cells: Sequence[Cell], folder: Path, data: dict[str, Any]
 
 def _prepare_data(suite: Suite, console: Console) -> dict[str, Any]:
     """The suite's data, as records have it. Built first, so that the cells don't all do it."""
-    from modbench.train.token_data import prepare
+    from modbench.data.token_data import prepare
 
     tokens = prepare(suite.data, say=lambda text: _say(console, text))
     return {

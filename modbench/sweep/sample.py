@@ -12,7 +12,7 @@ from modbench.report.record import Record
 from modbench.report.store import RECORDS, latest, read_records
 
 if TYPE_CHECKING:
-    from modbench.model.decoder import Decoder
+    from modbench.routing.build import RoutedDecoder
 
 
 #: New tokens, at most.
@@ -108,13 +108,13 @@ def sample_run(
         )
     import torch
 
-    from modbench.model.cache import Cache
+    from modbench.data.config import DataConfig
+    from modbench.data.token_data import load
     from modbench.model.config import ModelConfig
-    from modbench.model.decoder import build_model
     from modbench.model.generate import dense_cache_bytes, generate
-    from modbench.model.registry import build_router
-    from modbench.train.data_config import DataConfig
-    from modbench.train.token_data import load
+    from modbench.model.kv_cache import Cache
+    from modbench.routing.build import build_model
+    from modbench.routing.registry import build_router
 
     cell = record.cell
     _load_plugin_of(cell["router"], plugins, run)
@@ -163,8 +163,8 @@ def _load_plugin_of(router: dict[str, Any], plugins: Sequence[Path], run: str) -
     Raises:
         UserError: it is none of theirs, or has changed since ``run`` was trained.
     """
-    from modbench.model.plugin_code import guessed_sha256
-    from modbench.model.registry import load_plugin, plugin_sha256
+    from modbench.routing.plugin_code import guessed_sha256
+    from modbench.routing.registry import load_plugin, plugin_sha256
 
     name, digest = router["name"], router["plugin_sha256"]
     if digest is None:
@@ -203,7 +203,7 @@ def _again(folder: Path, record: Record) -> str:
     return f"delete its record ({', '.join(map(str, sorted(own)))}) and run the suite again"
 
 
-def _load_weights(model: "Decoder", weights: Path, record: Record, run: str, again: str) -> None:
+def _load_weights(model: "RoutedDecoder", weights: Path, record: Record, run: str, again: str) -> None:
     """
     Raises:
         UserError: they can't be read, are another record's or another router's, or broken; to train them

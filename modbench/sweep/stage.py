@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from modbench.measure.quiet import Quiet
+from modbench.measure.machine_lock import Quiet
 from modbench.train.loop import StoppedError
 
 Say = Callable[[dict[str, Any]], None]

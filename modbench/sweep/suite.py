@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import modbench
+from modbench.data.config import DataConfig
 from modbench.errors import UserError, known_names
 from modbench.measure.config import MeasureConfig
 from modbench.measure.time_config import TimeConfig
-from modbench.metrics import ranking_metric
 from modbench.model.config import ModelConfig
+from modbench.report.metrics import ranking_metric
 from modbench.train.config import TrainConfig
-from modbench.train.data_config import DataConfig
 from modbench.typed import built, checked, checked_fields
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")

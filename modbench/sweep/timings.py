@@ -12,8 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from modbench.errors import UserError
-from modbench.measure.quiet import Quiet
-from modbench.out_of_memory import out_of_memory_kills
+from modbench.measure.machine_lock import Quiet
 from modbench.report.page import write_report
 from modbench.report.store import ShardWriter
 from modbench.report.timing import (
@@ -33,6 +32,7 @@ from modbench.sweep.suite import load_suite
 from modbench.sweep.terminal import show_leaderboard
 from modbench.sweep.timing_jobs import Job, timing_cells, timing_jobs, worker_spec
 from modbench.sweep.timing_process import DiedError, run_worker
+from modbench.train.out_of_memory import out_of_memory_kills
 
 _DONE = ("ok", "oom")
 WORKER = (sys.executable, "-m", "modbench.measure.worker")
@@ -105,7 +105,7 @@ def _label(timing: Timing) -> str:
 
 
 def _cores() -> int:
-    from modbench.measure.busy import thread_count
+    from modbench.measure.system_load import thread_count
 
     return thread_count()
 

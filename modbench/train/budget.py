@@ -6,19 +6,19 @@ from typing import Any
 import torch
 
 from modbench.errors import UserError
-from modbench.flops.ledger import Load
+from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
-from modbench.model.decoder import Decoder
-from modbench.model.registry import build_router
+from modbench.routing.build import RoutedDecoder
+from modbench.routing.registry import build_router
 from modbench.train.config import TrainConfig
 
 
-def flops_per_step(model: Decoder, train: TrainConfig) -> int:
+def flops_per_step(model: RoutedDecoder, train: TrainConfig) -> int:
     """Nominal FLOPs of one training step, convention ``model``."""
-    return model.ledger(Load.uniform(train.batch, train.sequence, "train")).total("model")
+    return model.ledger(Workload.uniform(train.batch, train.sequence, "train")).total("model")
 
 
-def model_of(cell: Mapping[str, Any]) -> Decoder:
+def model_of(cell: Mapping[str, Any]) -> RoutedDecoder:
     """The cell's model, on the meta device.
 
     Raises:
@@ -28,7 +28,7 @@ def model_of(cell: Mapping[str, Any]) -> Decoder:
     router = build_router(cell["router"]["name"], cell["router"]["options"])
     try:
         with torch.device("meta"):
-            return Decoder(ModelConfig(**cell["model"]), router)
+            return RoutedDecoder(ModelConfig(**cell["model"]), router)
     except UserError as error:
         raise UserError(f"row '{cell['router']['label']}': {error}") from error
 

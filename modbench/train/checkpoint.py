@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from modbench.errors import UserError
-from modbench.model.decoder import Decoder
+from modbench.routing.build import RoutedDecoder
 
 
 class DamagedError(ValueError):
@@ -86,7 +86,7 @@ def load(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def save_weights(path: Path, model: Decoder, *, key: str = "") -> None:
+def save_weights(path: Path, model: RoutedDecoder, *, key: str = "") -> None:
     """Parameters and buffers as safetensors, for others to read; with them whose they are: the router's
     name, and the ``key`` of the run's record.
 

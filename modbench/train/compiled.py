@@ -1,8 +1,8 @@
 """The losses of a training step, and with them its backward pass, as one program of torch.compile.
 
 Under the training rule the shapes of routed layers follow from the batch's, for capacities are known
-before the scores are. Layers whose routing decides how many tokens come (``host_decides``) run as they
-are written, between compiled parts. Attention and rotary angles on a CPU, cross-entropy in parts and
+before the scores are. Layers with data-dependent shapes run eagerly, between
+compiled parts. Attention and rotary angles on a CPU, cross-entropy in parts and
 experts are ops of our own (``modbench::``) to it. Outputs differ from what is written by rounding: sums
 are fused.
 
@@ -30,9 +30,9 @@ from modbench.model import (
     kernels,
 )
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder
-from modbench.model.forced import strided
-from modbench.model.scores import share
+from modbench.routing.build import RoutedDecoder
+from modbench.routing.force_balance import strided
+from modbench.routing.topk import capacity_tokens
 
 #: When to compile; ``auto``: on a GPU.
 Compile = Literal["auto", "on", "off"]
@@ -62,7 +62,7 @@ def compiles(wanted: Compile, on: torch.device) -> bool:
     return True
 
 
-def losses_of(model: Decoder, wanted: Compile) -> Losses:
+def losses_of(model: RoutedDecoder, wanted: Compile) -> Losses:
     """The losses of ``model``, compiled if ``wanted`` is to on its device: when they are first called.
 
     Raises:
@@ -71,7 +71,7 @@ def losses_of(model: Decoder, wanted: Compile) -> Losses:
     return _compiled(written(model), model, wanted)
 
 
-def forward_of(model: Decoder, wanted: Compile) -> Forward:
+def forward_of(model: RoutedDecoder, wanted: Compile) -> Forward:
     """``model`` itself, compiled alike.
 
     Raises:
@@ -84,10 +84,10 @@ def forward_of(model: Decoder, wanted: Compile) -> Forward:
     return _compiled(forward, model, wanted)
 
 
-def _compiled(function: F, model: Decoder, wanted: Compile) -> F:
+def _compiled(function: F, model: RoutedDecoder, wanted: Compile) -> F:
     if not compiles(wanted, next(model.parameters()).device):
         return function
-    if any(layer.host_decides for layer in model.layers):
+    if any(layer.has_data_dependent_shapes for layer in model.layers):
         # Between those that run as they are written, each layer is a program of its own, with a gradient
         # and without.
         allow_programs(4 * len(model.layers))
@@ -103,7 +103,7 @@ def allow_programs(most: int) -> None:
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * most)
 
 
-def written(model: Decoder) -> Losses:
+def written(model: RoutedDecoder) -> Losses:
     """The losses of ``model`` as they are written."""
 
     def losses(inputs_BT: Tensor, targets_BT: Tensor, context: Context) -> tuple[Tensor, Tensor | float]:
@@ -118,7 +118,7 @@ def as_one_program(function: F) -> F:
     # Programs that PyTorch keeps from run to run know our own ops by their names alone.
     torch.compiler.config.cache_key_tag = _tag()
     # What the host reckons from sizes and options is no part of a program.
-    for reckoned in (share, strided):
+    for reckoned in (capacity_tokens, strided):
         torch.compiler.assume_constant_result(reckoned)
     return torch.compile(function, dynamic=False)  # type: ignore[return-value]
 

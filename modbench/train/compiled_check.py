@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder
+from modbench.routing.build import RoutedDecoder
 from modbench.train.compiled import Losses, written
 from modbench.train.kept import Kept
 from modbench.train.numerics import autocast
@@ -25,7 +25,7 @@ PASSES = 16
 
 
 def check_gradients(
-    model: Decoder,
+    model: RoutedDecoder,
     losses: Losses,
     batch: tuple[Tensor, Tensor],
     dtype: torch.dtype,
@@ -58,7 +58,7 @@ def check_gradients(
 
 
 def _norms(
-    model: Decoder,
+    model: RoutedDecoder,
     losses: Losses,
     batch: tuple[Tensor, Tensor],
     dtype: torch.dtype,

@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from modbench.flops.counter import FlopCounter, seen_conventions
-from modbench.flops.ledger import Counts, Load
+from modbench.counting.counter import FlopCounter, seen_conventions
+from modbench.ledger import Counts, Workload
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder
-from modbench.out_of_memory import failed_allocation
+from modbench.routing.build import RoutedDecoder
 from modbench.train.kept import Kept
+from modbench.train.out_of_memory import failed_allocation
 
 Step = tuple[Tensor, Context]
 
@@ -51,7 +51,7 @@ class CountedSteps:
         first = 256 ** ((number.bit_length() - 1) // 8)
         return number in (first, _drawn(self.seed, first))
 
-    def taken(self, number: int, model: Decoder, load: Load, take: Callable[[], Step]) -> Step:
+    def taken(self, number: int, model: RoutedDecoder, load: Workload, take: Callable[[], Step]) -> Step:
         """``take()``, counted. A step that raises under the counter is taken again without it: where
         memory did not hold it, that was the counter's fault or a passing one."""
         kept = Kept(model)
@@ -66,7 +66,9 @@ class CountedSteps:
             return step
         return take()
 
-    def beside(self, number: int, model: Decoder, load: Load, passes: Callable[[], Step]) -> None:
+    def beside(
+        self, number: int, model: RoutedDecoder, load: Workload, passes: Callable[[], Step]
+    ) -> None:
         """Count ``passes()``, forward and backward, and undo what it did."""
         kept = Kept(model)
         try:
@@ -92,7 +94,7 @@ class CountedSteps:
         self.wrong[number] = f"training step {number} raised {type(error).__name__}: {said}"
 
     def _hold(
-        self, number: int, model: Decoder, load: Load, counts: Counts, counter: FlopCounter
+        self, number: int, model: RoutedDecoder, load: Workload, counts: Counts, counter: FlopCounter
     ) -> None:
         """A training batch has no padding: what is charged and what is dispatched are the same."""
         self.counted += 1
@@ -100,7 +102,7 @@ class CountedSteps:
         try:
             for padding in (False, True):
                 stated = model.ledger(
-                    Load(lengths=load.lengths, phase="train", counts=counts, padding=padding)
+                    Workload(lengths=load.lengths, phase="train", counts=counts, padding=padding)
                 )
                 for convention in seen_conventions(next(model.parameters()).device):
                     off = stated.total(convention) - counter.under(convention)

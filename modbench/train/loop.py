@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modbench.flops.ledger import Load
+from modbench.data.batches import Batches
+from modbench.ledger import Workload
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder
+from modbench.routing.build import RoutedDecoder
 from modbench.train import checkpoint
-from modbench.train.batches import Batches
 from modbench.train.budget import flops_per_step
 from modbench.train.compiled import Losses, compiles, losses_of, written
 from modbench.train.compiled_check import check_gradients
@@ -66,7 +66,7 @@ def learning_rate(done: float, train: TrainConfig) -> float:
     return train.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def build_optimizer(model: Decoder, train: TrainConfig) -> torch.optim.AdamW:
+def build_optimizer(model: RoutedDecoder, train: TrainConfig) -> torch.optim.AdamW:
     """AdamW; matrices decay, vectors and the embedding do not."""
     embedding = model.embedding.weight
     parameters = list(model.parameters())
@@ -81,7 +81,7 @@ def build_optimizer(model: Decoder, train: TrainConfig) -> torch.optim.AdamW:
 
 
 def training_step(
-    model: Decoder,
+    model: RoutedDecoder,
     optimizer: torch.optim.Optimizer,
     train: TrainConfig,
     batch: tuple[Tensor, Tensor],
@@ -93,8 +93,9 @@ def training_step(
     """Forward, backward, clipping, optimizer. Returns the cross-entropy in nats per token, without the
     auxiliary losses, and the context with its trace. ``forced_balance``: see
     `modbench.model.context.Context`. ``losses``: those of ``model``, if they are compiled
-    (`modbench.train.compiled`); no step waits for a GPU but where a layer's ``host_decides``, or its
-    experts don't fit grouped matmul (`modbench.model.grouped.takes_grouped`)."""
+    (`modbench.train.compiled`); no step waits for a GPU but where a layer has
+    data-dependent shapes, or its experts don't fit grouped matmul
+    (`modbench.model.grouped.takes_grouped`)."""
     loss, context = _passes(losses or written(model), batch, dtype, forced_balance)
     torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
     optimizer.step()
@@ -115,12 +116,12 @@ def _passes(
 
 
 def train_model(
-    model: Decoder,
+    model: RoutedDecoder,
     batches: Batches,
     train: TrainConfig,
     *,
     dtype: torch.dtype,
-    evaluate: Callable[[Decoder], float],
+    evaluate: Callable[[RoutedDecoder], float],
     folder: Path,
     say: Callable[[dict[str, Any]], None],
     origin: str = "",
@@ -177,7 +178,7 @@ def train_model(
             state["cuda_random"] = torch.cuda.get_rng_state(on)
         checkpoint.save(path, state)
 
-    load = Load.uniform(train.batch, train.sequence, "train")
+    load = Workload.uniform(train.batch, train.sequence, "train")
     nominal = flops_per_step(model, train)
     known_counts: Any = None
     # What the next step is taken to cost: as much as the last one.
@@ -207,7 +208,7 @@ def train_model(
             loss, context = counts.taken(step + 1, model, load, take)
         if context.trace.counts != known_counts:
             known_counts = context.trace.counts
-            realised = Load(lengths=load.lengths, phase="train", counts=known_counts)
+            realised = Workload(lengths=load.lengths, phase="train", counts=known_counts)
             each = model.ledger(realised).total("model")
         flops += each
         step += 1

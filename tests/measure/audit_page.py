@@ -16,8 +16,8 @@ from subtle_mutants import MUTANTS
 from modbench.measure.audit import PROBES, Finding, audit
 from modbench.measure.audit.command import warmed
 from modbench.model.config import ModelConfig
-from modbench.model.decoder import build_model
-from modbench.model.registry import installed_modules, preset_options, router_class
+from modbench.routing.build import build_model
+from modbench.routing.registry import installed_modules, preset_options, router_class
 from modbench.train.numerics import make_deterministic
 
 PAGE = Path(__file__).parents[2] / "docs" / "audit.md"

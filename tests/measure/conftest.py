@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from made_up import made_up_text
 
-from modbench.train.data_config import DataConfig
-from modbench.train.token_data import prepare
+from modbench.data.config import DataConfig
+from modbench.data.token_data import prepare
 
 
 @pytest.fixture

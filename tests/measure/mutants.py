@@ -14,18 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modbench.flops.component import component
-from modbench.flops.ledger import Counts, Ledger, Load, matmul, stretch
+from modbench.ledger import Counts, Ledger, Workload, component, incremental_counts, matmul
 from modbench.measure.audit.finding import Outcome, Subject
 from modbench.measure.audit.learning import gradient
 from modbench.model.block import Block, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
-from modbench.model.initial import normal_
-from modbench.model.router import Layer, Router
-from modbench.model.scores import highest, known, score, share
-from modbench.model.selected import Selected
+from modbench.model.init import normal_
+from modbench.model.layer import Layer
+from modbench.routing.build import build_model
+from modbench.routing.gathered_tokens import GatheredTokens
+from modbench.routing.router import Router
+from modbench.routing.topk import capacity_tokens, counts_to_host, highest, score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,28 +63,31 @@ class Right(Layer):
         if context.selection == "topk":
             errors_BT = self.errors(hints_BT, selected_BT.to(hints_BT.dtype))
             context.trace.loss(self.layer, "predictor", 0.01 * self.mean(errors_BT, context))
-        counts = known(selected_BT.sum(1), lambda: list(map(self.share, context.lengths(x_BTD))))
+        counts = counts_to_host(
+            selected_BT.sum(1), lambda: list(map(self.share, context.lengths(x_BTD)))
+        )
         context.trace.show(self.layer, "selected", selected_BT)
         context.trace.count(self.layer, "depth", counts)
         if context.cache is not None:
             context.trace.count(self.layer, "past", context.cache.lengths(self.layer, context.rows))
         return self.entered(x_BTD, selected_BT, counts, scores_BT, context) if any(counts) else x_BTD
 
-    def ledger(self, load: Load) -> Ledger:
-        new, past = stretch(self.share, load.lengths, load.past)
-        inner = load.routed(
-            load.counts.get((self.layer, "depth"), new), load.counts.get((self.layer, "past"), past)
+    def ledger(self, workload: Workload) -> Ledger:
+        new, past = incremental_counts(self.share, workload.lengths, workload.past)
+        inner = workload.routed(
+            workload.counts.get((self.layer, "depth"), new),
+            workload.counts.get((self.layer, "past"), past),
         )
-        every = {"rows": load.slots, "inner": self.model.width, "columns": 1}
-        total = matmul(load, self.layer, "router", **every)
-        total += matmul(load, self.layer, "predictor", input_gradient=False, **every)
+        every = {"rows": workload.slots, "inner": self.model.width, "columns": 1}
+        total = matmul(workload, self.layer, "router", **every)
+        total += matmul(workload, self.layer, "predictor", input_gradient=False, **every)
         return total + self.block.ledger(inner) if max(inner.lengths) else total
 
-    def promised(self, load: Load) -> Counts:
-        return {(self.layer, "depth"): tuple(map(self.share, load.lengths))}
+    def nominal_counts(self, workload: Workload) -> Counts:
+        return {(self.layer, "depth"): tuple(map(self.share, workload.lengths))}
 
-    def share(self, tokens: int) -> int:
-        return share(self.options.capacity, tokens)
+    def capacity_tokens(self, tokens: int) -> int:
+        return capacity_tokens(self.options.capacity, tokens)
 
     def selected(self, scores_BT: Tensor, hints_BT: Tensor, context: Context) -> Tensor:
         if context.selection == "topk":
@@ -114,12 +117,12 @@ class Right(Layer):
         scores_BT: Tensor,
         context: Context,
     ) -> Tensor:
-        inner = Selected(x_BTD, selected_BT, counts, context, layer=self.layer)
+        inner = GatheredTokens(x_BTD, selected_BT, counts, context, layer=self.layer)
         delta_RKD = self.delta(inner, inner.gather(scores_BT))
         gate_RK = self.gate(inner.gather(scores_BT))
         return inner.add_to(x_BTD, self.added(inner.x_RKD, delta_RKD, gate_RK[..., None]))
 
-    def delta(self, inner: Selected, scores_RK: Tensor) -> Tensor:
+    def delta(self, inner: GatheredTokens, scores_RK: Tensor) -> Tensor:
         return self.block.delta(inner.x_RKD, inner.context)
 
     def gate(self, scores_RK: Tensor) -> Tensor:
@@ -194,14 +197,14 @@ class FirstSampleAlone(Right):
 
 
 class PositionsFromZero(Right):
-    def delta(self, inner: Selected, scores_RK: Tensor) -> Tensor:
+    def delta(self, inner: GatheredTokens, scores_RK: Tensor) -> Tensor:
         return self.block.delta(inner.x_RKD, replace(inner.context, positions_BT=None))
 
 
 class OrderLost(Right):
     """The selected go in from the highest score to the lowest; in training and scoring alone."""
 
-    def delta(self, inner: Selected, scores_RK: Tensor) -> Tensor:
+    def delta(self, inner: GatheredTokens, scores_RK: Tensor) -> Tensor:
         context = inner.context
         if context.cache is not None or context.lengths_B is not None:
             return super().delta(inner, scores_RK)
@@ -231,8 +234,8 @@ class MaskedButComputed(Right):
         added_BTD = self.gate(scores_BT)[..., None] * self.block.delta(x_BTD, context)
         return torch.where(selected_BT[..., None], x_BTD + added_BTD, x_BTD)
 
-    def ledger(self, load: Load) -> Ledger:
-        return super().ledger(replace(load, counts={(self.layer, "depth"): load.lengths}))
+    def ledger(self, workload: Workload) -> Ledger:
+        return super().ledger(replace(workload, counts={(self.layer, "depth"): workload.lengths}))
 
 
 class ScheduleOutsideStateDict(Right):
@@ -244,8 +247,8 @@ class ScheduleOutsideStateDict(Right):
         self.steps += self.training
         return super().selected(scores_BT, hints_BT, context)
 
-    def share(self, tokens: int) -> int:
-        return share(max(self.options.capacity, 1 - self.steps / 10), tokens)
+    def capacity_tokens(self, tokens: int) -> int:
+        return capacity_tokens(max(self.options.capacity, 1 - self.steps / 10), tokens)
 
 
 class PaddingSelected(Right):
@@ -263,8 +266,8 @@ class PoolAcrossStrangers(Right):
 
 
 class LedgerOffByOneMatmul(Right):
-    def ledger(self, load: Load) -> Ledger:
-        return Ledger({key: flops for key, flops in super().ledger(load) if key[1] != "router"})
+    def ledger(self, workload: Workload) -> Ledger:
+        return Ledger({key: flops for key, flops in super().ledger(workload) if key[1] != "router"})
 
 
 #: Layers by the name of their bug.

@@ -13,11 +13,11 @@ from mutants import MUTANTS as COARSE
 from mutants import Depth, DoubleResidual, Right
 from torch import Tensor
 
-from modbench.flops.ledger import Ledger, Load
+from modbench.ledger import Ledger, Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.scores import highest
-from modbench.model.selected import Selected
+from modbench.routing.gathered_tokens import GatheredTokens
+from modbench.routing.topk import highest
 
 
 def without(ledger: Ledger, component: str) -> Ledger:
@@ -25,64 +25,64 @@ def without(ledger: Ledger, component: str) -> Ledger:
 
 
 class LedgerOfPrefillForgets(Right):
-    def ledger(self, load: Load) -> Ledger:
-        right = super().ledger(load)
-        return without(right, "predictor") if load.phase == "prefill" else right
+    def ledger(self, workload: Workload) -> Ledger:
+        right = super().ledger(workload)
+        return without(right, "predictor") if workload.phase == "prefill" else right
 
 
 class LedgerOfDecodeForgets(Right):
-    def ledger(self, load: Load) -> Ledger:
-        right = super().ledger(load)
-        return without(right, "router") if load.phase == "decode" else right
+    def ledger(self, workload: Workload) -> Ledger:
+        right = super().ledger(workload)
+        return without(right, "router") if workload.phase == "decode" else right
 
 
 class LedgerForgetsThePast(Right):
     """As if nothing were cached, several tokens at a time."""
 
-    def ledger(self, load: Load) -> Ledger:
-        if load.phase == "decode" or not any(load.past):
-            return super().ledger(load)
-        counts = {key: value for key, value in load.counts.items() if key[1] != "past"}
-        return super().ledger(replace(load, past=(), counts=counts))
+    def ledger(self, workload: Workload) -> Ledger:
+        if workload.phase == "decode" or not any(workload.past):
+            return super().ledger(workload)
+        counts = {key: value for key, value in workload.counts.items() if key[1] != "past"}
+        return super().ledger(replace(workload, past=(), counts=counts))
 
 
 class LedgerUnderstatesRealised(Right):
     """Half of what the causal rule let in, wherever padding isn't asked for."""
 
-    def ledger(self, load: Load) -> Ledger:
+    def ledger(self, workload: Workload) -> Ledger:
         key = (self.layer, "depth")
-        entered = load.counts.get(key, ())
-        if load.padding or not entered or entered == self.promised(load)[key]:
-            return super().ledger(load)
+        entered = workload.counts.get(key, ())
+        if workload.padding or not entered or entered == self.nominal_counts(workload)[key]:
+            return super().ledger(workload)
         halved = {key: tuple(number // 2 for number in entered)}
-        return super().ledger(replace(load, counts={**load.counts, **halved}))
+        return super().ledger(replace(workload, counts={**workload.counts, **halved}))
 
 
 class LedgerUnderstatesStrangers(Right):
     """The same, in a batch of different lengths alone."""
 
-    def ledger(self, load: Load) -> Ledger:
-        if load.padding or len(set(load.lengths)) == 1 or load.phase == "train":
-            return super().ledger(load)
-        counts = load.counts.get((self.layer, "depth"), ())
+    def ledger(self, workload: Workload) -> Ledger:
+        if workload.padding or len(set(workload.lengths)) == 1 or workload.phase == "train":
+            return super().ledger(workload)
+        counts = workload.counts.get((self.layer, "depth"), ())
         fewer = {(self.layer, "depth"): tuple(number * 3 // 4 for number in counts)}
-        return super().ledger(replace(load, counts={**load.counts, **fewer}))
+        return super().ledger(replace(workload, counts={**workload.counts, **fewer}))
 
 
 class LedgerOverstatesRealised(Right):
     """Training on sequences of different lengths counts as if all were as long as the longest, twice."""
 
-    def ledger(self, load: Load) -> Ledger:
-        right = super().ledger(load)
-        if load.padding or len(set(load.lengths)) == 1 or load.phase != "train":
+    def ledger(self, workload: Workload) -> Ledger:
+        right = super().ledger(workload)
+        if workload.padding or len(set(workload.lengths)) == 1 or workload.phase != "train":
             return right
         return right + right
 
 
 class LedgerForgetsNominal(Right):
-    def ledger(self, load: Load) -> Ledger:
-        right = super().ledger(load)
-        return right if (self.layer, "depth") in load.counts else without(right, "predictor")
+    def ledger(self, workload: Workload) -> Ledger:
+        right = super().ledger(workload)
+        return right if (self.layer, "depth") in workload.counts else without(right, "predictor")
 
 
 class PeeksInDetail(Right):
@@ -130,7 +130,7 @@ class ChunkEntersWhole(Right):
 class PromptScaled(Right):
     """What a prompt's tokens get is a thousandth off; what they leave in the cache is right."""
 
-    def delta(self, inner: Selected, scores_RK: Tensor) -> Tensor:
+    def delta(self, inner: GatheredTokens, scores_RK: Tensor) -> Tensor:
         cache = inner.context.cache
         prompt = cache is not None and not any(cache.read)
         return super().delta(inner, scores_RK) * (1.001 if prompt else 1)
@@ -229,7 +229,7 @@ class CausalAlways(Right):
 class NoNumberWhereOneEnters(Right):
     """A spread over the selected, of which there must be two; in training."""
 
-    def delta(self, inner: Selected, scores_RK: Tensor) -> Tensor:
+    def delta(self, inner: GatheredTokens, scores_RK: Tensor) -> Tensor:
         right_RKD = super().delta(inner, scores_RK)
         if inner.context.selection == "causal":
             return right_RKD

@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from modbench.flops.ledger import Flops, Ledger, Load
+from modbench.ledger import Flops, Ledger, Workload
 from modbench.measure.audit import audit
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router
+from modbench.model.decoder import Decoder
 from modbench.routers.expert_choice import ExpertChoiceExperts
 from modbench.routers.mod import DepthRouted
 from modbench.routers.token_choice import TokenChoiceExperts
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 
@@ -88,8 +89,8 @@ def test_a_skipped_token_that_changes_is_caught(monkeypatch: pytest.MonkeyPatch)
 def test_a_ledger_that_forgets_one_matmul_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right = DepthRouted.ledger
 
-    def wrong(self: DepthRouted, load: Load) -> Ledger:
-        return Ledger({key: flops for key, flops in right(self, load) if key[1] != "router"})
+    def wrong(self: DepthRouted, workload: Workload) -> Ledger:
+        return Ledger({key: flops for key, flops in right(self, workload) if key[1] != "router"})
 
     monkeypatch.setattr(DepthRouted, "ledger", wrong)
     findings = audit(model_of("mod"))
@@ -221,9 +222,13 @@ def test_a_ledger_that_lies_only_where_the_table_reads_it_is_caught(
 ) -> None:
     right = Block.ledger
 
-    def wrong(self: Block, load: Load) -> Ledger:
-        lies = not load.padding if where == "unpadded" else bool(load.counts) and not load.padding
-        ledger = right(self, load)
+    def wrong(self: Block, workload: Workload) -> Ledger:
+        lies = (
+            not workload.padding
+            if where == "unpadded"
+            else bool(workload.counts) and not workload.padding
+        )
+        ledger = right(self, workload)
         return Ledger({k: Flops(f.model // 10, f.full // 10) for k, f in ledger}) if lies else ledger
 
     monkeypatch.setattr(Block, "ledger", wrong)
@@ -234,9 +239,9 @@ def test_a_ledger_that_lies_only_where_the_table_reads_it_is_caught(
 def test_a_ledger_that_lies_only_on_padded_training_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Block.ledger
 
-    def wrong(self: Block, load: Load) -> Ledger:
-        lies = load.phase == "train" and len(set(load.lengths)) > 1
-        return Ledger() if lies else right(self, load)
+    def wrong(self: Block, workload: Workload) -> Ledger:
+        lies = workload.phase == "train" and len(set(workload.lengths)) > 1
+        return Ledger() if lies else right(self, workload)
 
     monkeypatch.setattr(Block, "ledger", wrong)
     assert failed(model_of("vanilla")) == {9}
@@ -247,9 +252,9 @@ def test_a_ledger_that_lies_only_at_the_training_batch_is_caught(
 ) -> None:
     """It would buy more steps."""
 
-    def ledger(self: Block, load: Load) -> Ledger:
-        right = right_ledger(self, load)
-        return Ledger() if (load.phase, load.sequences) == ("train", 5) else right
+    def ledger(self: Block, workload: Workload) -> Ledger:
+        right = right_ledger(self, workload)
+        return Ledger() if (workload.phase, workload.sequences) == ("train", 5) else right
 
     right_ledger = Block.ledger
     monkeypatch.setattr(Block, "ledger", ledger)

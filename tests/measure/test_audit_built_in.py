@@ -15,8 +15,8 @@ from modbench.measure.audit import PROBES, audit
 from modbench.measure.audit.command import warmed
 from modbench.measure.audit.finding import NOBODY_SKIPS
 from modbench.model.config import ModelConfig
-from modbench.model.decoder import build_model
-from modbench.model.registry import (
+from modbench.routing.build import build_model
+from modbench.routing.registry import (
     build_router,
     load_plugin,
     preset_options,

@@ -17,8 +17,9 @@ SMALL = ShapeOptions(vocabulary=97, width=32, layers=2, heads=2, mlp_width=64, s
 SWAPPED = """
 from dataclasses import dataclass
 from modbench.model.block import Block
-from modbench.model.registry import register_router
-from modbench.model.router import Layer, Router
+from modbench.routing.registry import register_router
+from modbench.model.layer import Layer
+from modbench.routing.router import Router
 
 @register_router("{name}")
 @dataclass(frozen=True, kw_only=True)

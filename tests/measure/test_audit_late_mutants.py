@@ -10,13 +10,13 @@ from torch import Tensor
 
 from modbench.measure.audit import audit
 from modbench.measure.audit.command import warmed
-from modbench.model import registry
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.router import Layer
-from modbench.model.scores import share
+from modbench.model.layer import Layer
 from modbench.routers.mod import DepthOptions, DepthRouted
+from modbench.routing import registry
+from modbench.routing.topk import capacity_tokens
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 
@@ -76,7 +76,7 @@ class ScheduleInAClosure(DepthRouted):
         return super().forward(x_BTD, context)
 
     def _share(self, tokens: int) -> int:
-        return share(self.now(False), tokens)
+        return capacity_tokens(self.now(False), tokens)
 
 
 KINDS = {

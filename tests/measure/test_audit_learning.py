@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from modbench.measure.audit.finding import Outcome, Subject
 from modbench.measure.audit.learning import gradient
 from modbench.model.config import ModelConfig
-from modbench.model.decoder import build_model
+from modbench.routing.build import build_model
 
 
 def learning(layer: type[Right], monkeypatch: pytest.MonkeyPatch, layers: int = 2) -> Outcome:

@@ -13,7 +13,7 @@ from torch import Tensor
 from modbench.measure.audit import audit
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
+from modbench.routing.build import build_model
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 

@@ -8,7 +8,7 @@ from subtle_mutants import MUTANTS
 
 from modbench.measure.audit import Finding, audit
 from modbench.model.config import ModelConfig
-from modbench.model.decoder import build_model
+from modbench.routing.build import build_model
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 

@@ -15,8 +15,8 @@ from modbench.measure.audit.leaks import causal
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
-from modbench.model.registry import build_router
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=1, heads=4, mlp_width=64)
 Change = Callable[[Tensor, Context], Tensor]

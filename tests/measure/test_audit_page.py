@@ -8,7 +8,7 @@ from mutants import Depth
 from subtle_mutants import MUTANTS
 
 from modbench.measure.audit import PROBES, audit
-from modbench.model.decoder import build_model
+from modbench.routing.build import build_model
 
 
 def rows() -> dict[str, str]:

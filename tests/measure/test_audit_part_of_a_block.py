@@ -13,20 +13,19 @@ import torch
 from mutants import Depth, Right, learning
 from torch import Tensor, nn
 
-from modbench.flops.component import component
-from modbench.flops.ledger import Ledger, Load, matmul
+from modbench.ledger import Ledger, Workload, component, matmul
 from modbench.measure.audit import Finding, audit
 from modbench.measure.audit.finding import Subject
 from modbench.measure.audit.learning import gradient
 from modbench.model.block import MLP, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
-from modbench.model.experts import ExpertBank, dispatched
-from modbench.model.initial import normal_
-from modbench.model.registry import build_router
-from modbench.model.scores import known, score
-from modbench.model.selected import Selected, alike
+from modbench.model.init import normal_
+from modbench.routing.build import build_model
+from modbench.routing.expert_bank import ExpertBank, dispatched
+from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
+from modbench.routing.registry import build_router
+from modbench.routing.topk import counts_to_host, score
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 
@@ -47,45 +46,47 @@ class Attends(Right):
         attending_BT, real_BT = scores_BT >= 0, context.real(x_BTD)
         if real_BT is not None:
             attending_BT = attending_BT & real_BT
-        counts = known(attending_BT.sum(1), context.lengths(x_BTD))
+        counts = counts_to_host(attending_BT.sum(1), context.lengths(x_BTD))
         context.trace.count(self.layer, "attending", counts)
         if context.cache is not None:
             context.trace.count(self.layer, "past", context.cache.lengths(self.layer, context.rows))
         middle_BTD = x_BTD
-        for some in alike(counts):
-            inner = Selected(x_BTD, attending_BT, some, context, layer=self.layer)
+        for some in group_equal_sizes(counts):
+            inner = GatheredTokens(x_BTD, attending_BT, some, context, layer=self.layer)
             attended_RKD = self.attended(inner)
             gate_RK = inner.gather(scores_BT).sigmoid()
             middle_BTD = inner.add_to(middle_BTD, attended_RKD * gate_RK[..., None])
         normed_BTD = self.block.feed_forward_norm(middle_BTD)
         return middle_BTD + self.block.feed_forward(normed_BTD, context)  # type: ignore[no-any-return]
 
-    def attended(self, inner: Selected) -> Tensor:
+    def attended(self, inner: GatheredTokens) -> Tensor:
         return self.block.attention(self.block.attention_norm(inner.x_RKD), inner.context)  # type: ignore[no-any-return]
 
-    def ledger(self, load: Load) -> Ledger:
-        lengths = load.counts.get((self.layer, "attending"), load.lengths)
-        past = load.counts.get((self.layer, "past"), load.past)
+    def ledger(self, workload: Workload) -> Ledger:
+        lengths = workload.counts.get((self.layer, "attending"), workload.lengths)
+        past = workload.counts.get((self.layer, "past"), workload.past)
         # Where nobody attends, no gradient comes back to the router.
-        scored = load if any(lengths) else replace(load, phase="forward")
-        router = matmul(scored, self.layer, "router", rows=load.slots, inner=self.model.width, columns=1)
+        scored = workload if any(lengths) else replace(workload, phase="forward")
+        router = matmul(
+            scored, self.layer, "router", rows=workload.slots, inner=self.model.width, columns=1
+        )
         attention = self.block.attention
         return Ledger.sum(
             [
                 router,
-                self.block.feed_forward.ledger(load),
-                *(attention.ledger(load.routed(some, past)) for some in alike(lengths)),
+                self.block.feed_forward.ledger(workload),
+                *(attention.ledger(workload.routed(some, past)) for some in group_equal_sizes(lengths)),
             ]
         )
 
-    def promised(self, load: Load) -> dict[tuple[int, str], tuple[int, ...]]:
+    def nominal_counts(self, workload: Workload) -> dict[tuple[int, str], tuple[int, ...]]:
         return {}
 
 
 class AttendsToItselfInDecoding(Attends):
     """A decoded token does not see those that attended before it."""
 
-    def attended(self, inner: Selected) -> Tensor:
+    def attended(self, inner: GatheredTokens) -> Tensor:
         attended_RKD = super().attended(inner)
         return torch.zeros_like(attended_RKD) if inner.x_RKD.shape[1] == 1 else attended_RKD
 
@@ -154,7 +155,7 @@ class Heavy(FeedForward):
     def gate(self, scores_S1: Tensor) -> Tensor:
         return scores_S1.sigmoid()
 
-    def ledger(self, load: Load) -> Ledger:
+    def ledger(self, workload: Workload) -> Ledger:
         return Ledger()
 
 

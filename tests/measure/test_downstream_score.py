@@ -13,13 +13,13 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from torch import Tensor, nn
 
+from modbench.data.token_data import load
 from modbench.errors import UserError
 from modbench.measure import downstream
 from modbench.measure.downstream import RoutedLM, chance, score
 from modbench.measure.tasks import CHANCE, FOLDER
 from modbench.measure.tasks.modbench_cloze.items import items
 from modbench.model.context import Context
-from modbench.train.token_data import load
 
 V = 257
 

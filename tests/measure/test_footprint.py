@@ -14,15 +14,16 @@ from torch import nn
 
 from modbench.errors import UserError
 from modbench.measure import footprint, memory
-from modbench.measure.subject import Subject
+from modbench.measure.subject import BenchmarkTarget
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
-from modbench.model.router import Layer, Router
+from modbench.model.layer import Layer
 from modbench.plan.activations import Steps
 from modbench.plan.inference import inference_memory
 from modbench.plan.memory import Measured, Recipe
+from modbench.routing.router import Router
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -51,7 +52,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return run
 
     monkeypatch.setattr(footprint, "Meter", Meter)
-    monkeypatch.setattr(Subject, "build", noted("build", Subject.build))
+    monkeypatch.setattr(BenchmarkTarget, "build", noted("build", BenchmarkTarget.build))
     monkeypatch.setattr(footprint, "_prefill", noted("prefill", footprint._prefill))
     step = noted("step", footprint.training_step)
     monkeypatch.setattr(footprint, "training_step", step)

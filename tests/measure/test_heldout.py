@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from modbench.errors import UserError
-from modbench.flops.ledger import Ledger, Load
+from modbench.ledger import Ledger, Workload
 from modbench.measure.loss import heldout_loss, heldout_windows, unigram_loss
 from modbench.measure.timing import summary
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
-from modbench.model.registry import build_router
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 
 
 class Fixed(nn.Module):
@@ -33,7 +33,7 @@ class Fixed(nn.Module):
         logs_BTV = self(tokens_BT, context).log_softmax(-1)
         return -logs_BTV.gather(2, targets_BT[..., None]).squeeze(-1)
 
-    def ledger(self, load: Load) -> Ledger:
+    def ledger(self, load: Workload) -> Ledger:
         return Ledger()
 
 
@@ -94,7 +94,7 @@ def test_realised_flops_count_what_was_selected_and_dispatched_what_was_padded(
     lengths = counts[1, "depth"]
     assert 0 < min(lengths) < max(lengths)
     as_selected, as_padded = (
-        model.ledger(Load(lengths=(32,) * 4, counts={**counts, (1, "depth"): entered})).total() / 128
+        model.ledger(Workload(lengths=(32,) * 4, counts={**counts, (1, "depth"): entered})).total() / 128
         for entered in (lengths, (max(lengths),) * 4)
     )
     assert as_selected < as_padded

@@ -9,9 +9,10 @@ from modbench.measure.histograms import KEPT_IDS, RoutingHistograms, Weights
 from modbench.measure.loss import heldout_loss
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context, Trace
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router
+from modbench.model.decoder import Decoder
 from modbench.report.routing import check_routing
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=64)
 WINDOWS_WT = np.random.default_rng(0).integers(97, size=(20, 65))

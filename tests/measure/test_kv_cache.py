@@ -7,8 +7,8 @@ import pytest
 
 from modbench.measure.kv_cache import kv_cache_measures
 from modbench.model.config import ModelConfig
-from modbench.model.decoder import build_model
-from modbench.model.registry import build_router
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=64)
 WINDOWS_WT = np.random.default_rng(0).integers(97, size=(5, 65))

@@ -12,14 +12,14 @@ import pytest
 
 from modbench.measure import memory
 from modbench.model.config import ModelConfig
-from modbench.out_of_memory import asked_bytes, failed_allocation
 from modbench.train.config import TrainConfig
+from modbench.train.out_of_memory import asked_bytes, failed_allocation
 
 PLUGIN = """
 from dataclasses import dataclass
 from modbench.model.block import Block
-from modbench.model.registry import register_router
-from modbench.model.router import Router
+from modbench.routing.registry import register_router
+from modbench.routing.router import Router
 
 @register_router("{name}")
 @dataclass(frozen=True, kw_only=True)

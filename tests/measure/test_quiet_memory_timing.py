@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from modbench.measure import quiet as quiets
+from modbench.measure import machine_lock as quiets
 from modbench.measure import timing
-from modbench.measure.quiet import Quiet
+from modbench.measure.machine_lock import Quiet
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
-from modbench.model.registry import build_router
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 from modbench.train.config import TrainConfig
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)

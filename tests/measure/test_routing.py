@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from modbench.measure.routing import routing_measures
-from modbench.metrics import METRICS
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context, Trace
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router
+from modbench.model.decoder import Decoder
+from modbench.report.metrics import METRICS
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 WINDOWS_WT = np.random.default_rng(0).integers(97, size=(5, 65))

@@ -8,11 +8,11 @@ import pytest
 import torch
 from timed_made_up import Nvml, Ticking
 
-from modbench.measure import busy
 from modbench.measure import stopwatch as stopwatches
-from modbench.measure.busy import Busy
+from modbench.measure import system_load as busy
 from modbench.measure.nvml import Gpu, Watched, open_gpu, throttling
 from modbench.measure.stopwatch import SHORTEST, CudaStopwatch, HostStopwatch, sampled, stopwatch
+from modbench.measure.system_load import Busy
 
 
 def test_a_short_run_is_repeated_until_a_sample_is_long_enough() -> None:

@@ -10,8 +10,9 @@ import torch
 from modbench.measure import timing
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router
+from modbench.model.decoder import Decoder
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 from modbench.train.config import TrainConfig
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)

@@ -14,19 +14,19 @@ import torch._dynamo.config as dynamo
 from timed_made_up import SHAPE, subject
 
 from modbench.errors import UserError
-from modbench.flops.ledger import Load
+from modbench.ledger import Workload
 from modbench.measure import cases, footprint
-from modbench.measure.cases import Case, inference_cases, training_cases
+from modbench.measure.cases import BenchmarkCase, inference_cases, training_cases
 from modbench.measure.ceiling import ceilings, gemm_shapes
 from modbench.measure.clock import balance, timed
 from modbench.measure.stopwatch import HostStopwatch
-from modbench.measure.subject import Subject
+from modbench.measure.subject import BenchmarkTarget
 from modbench.measure.time_config import TimeConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 
 
-def all_cases(of: Subject, model: Decoder) -> list[Case]:
+def all_cases(of: BenchmarkTarget, model: Decoder) -> list[BenchmarkCase]:
     training = training_cases(model, of.time, of.train, of.dtype)
     return [*training, *inference_cases(model, of.time, of.dtype)]
 
@@ -41,7 +41,7 @@ def test_each_case_spends_what_is_promised(router: str) -> None:
         prepared.before()
         flops = case.flops(model, prepared.run())
         assert flops["realised"] == flops["nominal"] == flops["dispatched"]
-        load = Load.uniform(case.sequences, case.tokens, case.phase, case.past)
+        load = Workload.uniform(case.sequences, case.tokens, case.phase, case.past)
         assert flops["nominal"]["model"] == model.ledger(load).total("model")
         names.append(case.name)
     decoding = [f"decode after {past} x {n}" for n in (1, 3) for past in (8, 30)]
@@ -253,7 +253,7 @@ def test_ceilings_are_of_the_models_own_matmuls() -> None:
 def test_the_shapes_are_what_a_dense_model_multiplies() -> None:
     of = subject()
     rows = of.train.batch * of.train.sequence
-    spent = of.build().ledger(Load.uniform(of.train.batch, of.train.sequence)).by_component("model")
+    spent = of.build().ledger(Workload.uniform(of.train.batch, of.train.sequence)).by_component("model")
     shapes = gemm_shapes(of.config)
     each = {name: 2 * rows * inner * columns for name, (inner, columns) in shapes.items()}
     assert spent["head"] == each["head"]

@@ -24,8 +24,8 @@ TALKATIVE = """
 import sys
 from dataclasses import dataclass
 from modbench.model.block import Block
-from modbench.model.registry import register_router
-from modbench.model.router import Router
+from modbench.routing.registry import register_router
+from modbench.routing.router import Router
 
 class Talkative(Block):
     def forward(self, x, context):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from modbench.measure.stopwatch import nothing
-from modbench.measure.subject import Subject
+from modbench.measure.subject import BenchmarkTarget
 
 SHAPE = {"vocabulary": 97, "width": 32, "layers": 4, "heads": 4, "mlp_width": 64}
 TIME = {
@@ -16,8 +16,8 @@ TIME = {
 }
 
 
-def subject(router: str = "vanilla", **changes: Any) -> Subject:
-    return Subject.of(
+def subject(router: str = "vanilla", **changes: Any) -> BenchmarkTarget:
+    return BenchmarkTarget.of(
         {
             "router": {"name": router, "options": {}},
             "model": SHAPE,

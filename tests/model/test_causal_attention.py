@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modbench.flops.counter import FlopCounter
-from modbench.flops.ledger import Load, attention
+from modbench.counting.counter import FlopCounter
+from modbench.ledger import Workload, attention
 from modbench.model import causal_attention as rooms
 from modbench.model import processor
 from modbench.model.causal_attention import causal_attention, newest_attention, whole_keys
@@ -91,8 +91,8 @@ def test_it_counts_as_the_ledger_says(tokens: int, device: str) -> None:
     given = [t.detach().to(device).requires_grad_() for t in made((2, 4, 2, tokens, 8), torch.float32)]
     with FlopCounter() as counter:
         with_gradients(causal_attention, *given)
-    load = Load.uniform(2, tokens, "train")
-    ledger = attention(load, 0, heads=4, head_width=8, block=rooms.OWN_BLOCK)
+    workload = Workload.uniform(2, tokens, "train")
+    ledger = attention(workload, 0, heads=4, head_width=8, block=rooms.OWN_BLOCK)
     for convention in ("model", "full", "executed"):
         assert counter.under(convention) == ledger.total(convention)
         for direction in ("forward", "backward"):

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from modbench.errors import UserError
 from modbench.model.block import Attention
-from modbench.model.cache import Cache
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context, Trace
-from modbench.model.decoder import build_model
-from modbench.model.registry import build_router, router_class, router_names
+from modbench.model.kv_cache import Cache
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router, router_class, router_names
 
 SHAPE = ModelConfig(vocabulary=61, width=16, layers=4, heads=2)
 

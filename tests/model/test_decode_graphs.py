@@ -16,7 +16,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from modbench.errors import UserError
 from modbench.model import decode_graphs
-from modbench.model.cache import Cache
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context, Trace
 from modbench.model.decode_graphs import (
@@ -26,9 +25,11 @@ from modbench.model.decode_graphs import (
     cuda_graphs,
     without_determinism,
 )
-from modbench.model.decoder import Decoder, build_model
+from modbench.model.decoder import Decoder
 from modbench.model.generate import decode, generate, prefill
-from modbench.model.registry import build_router, router_names
+from modbench.model.kv_cache import Cache
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router, router_names
 
 SHAPE = ModelConfig(vocabulary=61, width=32, layers=4, heads=4, kv_heads=2)
 #: Few enough that pasts grow out of it.

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from modbench.errors import UserError
-from modbench.flops.ledger import Ledger, Load
+from modbench.ledger import Ledger, Workload
 from modbench.model.block import Attention, Block, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router, router_names
-from modbench.model.router import Router
+from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.registry import build_router, router_names
+from modbench.routing.router import Router
 
 
 def plain_attention(attention: Attention, x_TD: torch.Tensor) -> torch.Tensor:
@@ -114,7 +114,7 @@ class _Bank(FeedForward):
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         return x_BTD
 
-    def ledger(self, load: Load) -> Ledger:
+    def ledger(self, workload: Workload) -> Ledger:
         return Ledger()
 
     def active_parameters(self) -> int:
@@ -146,7 +146,7 @@ class _Sharing(Router):
 )
 def test_what_is_idle_of_what_layers_share_is_idle_once(what: str, banks: int) -> None:
     _Sharing.name = "sharing"
-    model = Decoder(ModelConfig(width=16, layers=6, heads=2), _Sharing(what=what))
+    model = RoutedDecoder(ModelConfig(width=16, layers=6, heads=2), _Sharing(what=what))
     idle = banks * 7 * 500
     assert model.parameter_count("active") == model.parameter_count("total") - idle > 0
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from modbench.errors import UserError
 from modbench.model import causal_attention as rooms
 from modbench.model import processor
-from modbench.model.cache import Cache
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context, Trace
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router
+from modbench.model.decoder import Decoder
+from modbench.model.kv_cache import Cache
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 
 SCHEMES: dict[str, tuple[str, dict]] = {
     "vanilla": ("vanilla", {}),

@@ -8,9 +8,10 @@ import torch
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder, build_model
+from modbench.model.decoder import Decoder
 from modbench.model.generate import decode, dense_cache_bytes, generate, prefill
-from modbench.model.registry import build_router, preset_options, router_class, router_names
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router, preset_options, router_class, router_names
 
 SHAPE = ModelConfig(vocabulary=61, width=32, layers=4, heads=4, kv_heads=2, mlp_width=64)
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [5], [3, 5, 8, 9]]

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from modbench.flops.counter import FlopCounter
-from modbench.flops.ledger import Load
+from modbench.counting.counter import FlopCounter
+from modbench.ledger import Workload
 from modbench.model import in_one_call, processor
 from modbench.model.config import ModelConfig
 from modbench.model.expert_ways import AtOnce, OneByOne, Together, Way
-from modbench.model.experts import ExpertBank
 from modbench.model.grouped import (
     FEW,
     ROWS,
@@ -30,6 +29,7 @@ from modbench.model.grouped import (
     weight_gradient,
 )
 from modbench.model.in_one_call import InOneCall
+from modbench.routing.expert_bank import ExpertBank
 
 COUNTS = [[3, 0, 70, 8], [64, 128, 1, 63], [0, 0, 200, 0], [ROWS + 1, 5, 2 * ROWS, 0]]
 WAYS = ["slices", "grouped"]
@@ -199,8 +199,8 @@ def test_a_bank_counts_as_its_ledger_says(
     with FlopCounter() as counter, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y_ND = part(x_ND, torch.tensor(counts) if on_device else counts)
         y_ND.sum().backward()
-    load = Load.uniform(1, 10, "train", input_gradient="rows" not in frozen)
-    assert counter.ledger == part.ledger(load, sum(counts))
+    workload = Workload.uniform(1, 10, "train", input_gradient="rows" not in frozen)
+    assert counter.ledger == part.ledger(workload, sum(counts))
 
 
 @pytest.mark.usefixtures("size")
@@ -211,8 +211,8 @@ def test_pytorchs_own_counter_sees_what_experts_spend(autocast: bool) -> None:
     counter = FlopCounterMode(display=False)
     with counter, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         part(x_ND, counts).sum().backward()
-    load = Load.uniform(1, 10, "train")
-    assert counter.get_total_flops() == part.ledger(load, sum(counts)).total()
+    workload = Workload.uniform(1, 10, "train")
+    assert counter.get_total_flops() == part.ledger(workload, sum(counts)).total()
 
 
 @pytest.mark.parametrize("mlp", ["swiglu", "gelu"])

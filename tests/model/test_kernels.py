@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from modbench.flops.counter import FlopCounter
-from modbench.flops.ledger import Load
+from modbench.counting.counter import FlopCounter
+from modbench.ledger import Workload
 from modbench.model import cross_entropy as parts
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.cross_entropy import cross_entropy, losses
-from modbench.model.decoder import build_model
 from modbench.model.kernels import RMSNorm, angles, rotate, swiglu, widened
-from modbench.model.registry import build_router
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -200,8 +200,8 @@ def test_the_models_loss_is_that_of_its_logits_and_costs_as_much(name: str, tied
                 logits_BTV = model(inputs_BT, context)
                 loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
             (loss + context.trace.auxiliary_loss()).backward()
-        load = Load(lengths=(32, 32), phase="train", counts=context.trace.counts)
-        assert counter.under("model") == model.ledger(load).total("model")
+        workload = Workload(lengths=(32, 32), phase="train", counts=context.trace.counts)
+        assert counter.under("model") == model.ledger(workload).total("model")
         found.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
     for ours, plain in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-8)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from modbench.flops.counter import FlopCounter
+from modbench.counting.counter import FlopCounter
 from modbench.model import processor
 from modbench.model.grouped import BLOCKS, FEW, IN_BLOCKS, few, multiply
 from modbench.model.linear import Linear, projected

@@ -11,9 +11,9 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from modbench.flops.counter import FlopCounter
-from modbench.flops.ledger import Load
-from modbench.flops.statement import meta_decoder
+from modbench.accounting.statement import meta_decoder
+from modbench.counting.counter import FlopCounter
+from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.sizes import SIZES
@@ -25,7 +25,7 @@ ROUTERS = ("vanilla", "token_choice", "expert_choice", "mod", "mode_staged", "mo
 @pytest.mark.parametrize("router", ROUTERS)
 def test_closed_form_of_12_layers(router: str, benchmark: BenchmarkFixture, reach: Reach) -> None:
     decoder = meta_decoder(router, {}, SIZES["124M"].model)
-    load = Load.uniform(8, 1024, "train")
+    load = Workload.uniform(8, 1024, "train")
     benchmark(lambda: decoder.ledger(load).total())
     reach(f"closed form, 12 layers, {router}", benchmark.stats.stats.median * 1e3, 1, "ms")
 
@@ -36,7 +36,7 @@ def test_closed_form_of_a_trillion_parameters(benchmark: BenchmarkFixture, reach
     decoder = meta_decoder("mode_staged", options, shape)
     assert decoder.parameter_count() > 1e12
     assert all(parameter.is_meta for parameter in decoder.parameters())
-    load = Load.uniform(8, 4096, "train")
+    load = Workload.uniform(8, 4096, "train")
     benchmark(lambda: decoder.ledger(load).total())
     reach(
         "closed form, 61 layers of 256 experts, mode_staged",

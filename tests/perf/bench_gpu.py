@@ -8,13 +8,13 @@ from targets import Reach
 from torch import Tensor
 from training import MadeUpText, Trained
 
-from modbench.model.cache import Cache
 from modbench.model.config import ModelConfig
 from modbench.model.decode_graphs import cuda_graphs
-from modbench.model.decoder import build_model
 from modbench.model.generate import decode, prefill
-from modbench.model.registry import build_router
+from modbench.model.kv_cache import Cache
 from modbench.model.sizes import SIZES
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 from modbench.train.numerics import device
 
 pytestmark = [

@@ -13,14 +13,14 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from targets import Reach
 from training import DTYPES
 
-from modbench.flops import component
-from modbench.flops.ledger import Load
+from modbench.data.batches import Batches
+from modbench.ledger import Workload, component
 from modbench.measure.loss import heldout_loss, heldout_windows
 from modbench.model.config import ModelConfig
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router
+from modbench.model.decoder import Decoder
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 from modbench.train import loop
-from modbench.train.batches import Batches
 from modbench.train.config import TrainConfig
 
 #: As in the suite quick.
@@ -69,7 +69,7 @@ def test_time_between_steps(
     token_bytes_V = np.ones(SHAPE.vocabulary, dtype=np.int64)
     batches = Batches(text_N, sequence=TOKENS, batch=SEQUENCES, seed=0)
     model = build_model(SHAPE, build_router(router))
-    budget = STEPS * model.ledger(Load.uniform(SEQUENCES, TOKENS, "train")).total()
+    budget = STEPS * model.ledger(Workload.uniform(SEQUENCES, TOKENS, "train")).total()
     config = TrainConfig(budget=budget, sequence=TOKENS, batch=SEQUENCES)
 
     def heldout(model: Decoder) -> float:

@@ -15,13 +15,14 @@ from targets import Reach
 from torch import Tensor
 from training import DTYPES, MadeUpText
 
-from modbench.flops.ledger import Load
-from modbench.model.cache import Cache
+from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder, build_model
+from modbench.model.decoder import Decoder
 from modbench.model.generate import decode, prefill
-from modbench.model.registry import build_router
+from modbench.model.kv_cache import Cache
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 
 SHAPE = ModelConfig(vocabulary=2048, width=256, layers=8, heads=4)
 SEQUENCES, TOKENS, PAST, NEW = 4, 512, 2048, 16
@@ -52,7 +53,7 @@ def prefilled(model: Decoder, tokens_BT: Tensor) -> tuple[int, float]:
     with torch.no_grad():
         model(tokens_BT, context)
     lengths = (tokens_BT.shape[1],) * len(tokens_BT)
-    flops = model.ledger(Load(lengths=lengths, phase="prefill", counts=context.trace.counts)).total()
+    flops = model.ledger(Workload(lengths=lengths, phase="prefill", counts=context.trace.counts)).total()
     return flops, share_of(context, tokens_BT.numel()) if context.trace.counts else 1.0
 
 
@@ -64,7 +65,7 @@ def decoded(model: Decoder, tokens_BN: Tensor, cache: Cache) -> tuple[int, float
         with torch.no_grad():
             model(tokens_B[:, None], context)
         counts = context.trace.counts
-        load = Load(lengths=(1,) * len(past), phase="decode", past=past, counts=counts)
+        load = Workload(lengths=(1,) * len(past), phase="decode", past=past, counts=counts)
         flops += model.ledger(load).total()
         shares.append(share_of(context, len(past)) if counts else 1.0)
     return flops, statistics.fmean(shares)

@@ -21,10 +21,10 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.expert_ways import AtOnce, OneByOne, Together
 from modbench.model.expert_ways import Way as Experts
-from modbench.model.experts import ExpertBank
 from modbench.model.grouped import Equal, Slices, few
 from modbench.model.in_one_call import InOneCall
-from modbench.model.selected import Selected
+from modbench.routing.expert_bank import ExpertBank
+from modbench.routing.gathered_tokens import GatheredTokens
 from modbench.train.numerics import autocast, device
 
 EXPERTS, ROWS, WIDTH, EXPERT_WIDTH = 8, 4096, 256, 1024
@@ -206,7 +206,7 @@ def test_gather_and_put_back(precision: str, in_turns: InTurns, reach: Reach) ->
         return x_BTD, selected_BT
 
     def selected(x_BTD: Tensor, selected_BT: Tensor) -> None:
-        entering = Selected(x_BTD, selected_BT, [kept] * SEQUENCES, Context(), layer=0)
+        entering = GatheredTokens(x_BTD, selected_BT, [kept] * SEQUENCES, Context(), layer=0)
         y_BTD = entering.add_to(x_BTD, entering.x_RKD * 2)
         y_BTD.backward(y_BTD.detach())
         x_BTD.grad = None

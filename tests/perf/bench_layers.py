@@ -15,9 +15,9 @@ from training import DTYPES
 from modbench.model.block import FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.experts import ExpertBank
-from modbench.model.registry import build_router
-from modbench.model.router import Router
+from modbench.routing.expert_bank import ExpertBank
+from modbench.routing.registry import build_router
+from modbench.routing.router import Router
 from modbench.train.numerics import autocast
 
 SEQUENCES, TOKENS, WIDTH, EXPERT_WIDTH = 4, 512, 256, 1024

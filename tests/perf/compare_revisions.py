@@ -23,7 +23,7 @@ from pathlib import Path
 
 from comparison import Comparison, Medians, compare, medians_of
 
-from modbench.measure.busy import SLACK, core_count
+from modbench.measure.system_load import SLACK, core_count
 from modbench.sweep.process import ALLOCATOR
 
 BENCHMARKS = "tests/perf/bench_*.py"

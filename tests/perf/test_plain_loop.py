@@ -9,8 +9,8 @@ from gemm import gemms
 from plain_loop import PlainDecoder, PlainLoop
 from training import DTYPES, MadeUpText, Trained
 
-from modbench.flops.counter import FlopCounter
-from modbench.flops.ledger import Load
+from modbench.counting.counter import FlopCounter
+from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder
 
@@ -102,7 +102,7 @@ def test_the_ceiling_has_all_matmuls_of_a_step() -> None:
     each = {name: matmul.flops // 5 for name, matmul in matmuls.items()}
     assert len(each) == 3 * 5  # qkv, out, gate and up, down, head
     # What a training step takes without attention, if each block's matrices came once.
-    layers = decoder.ledger(Load.uniform(SEQUENCES, TOKENS, "train")).by_component()
+    layers = decoder.ledger(Workload.uniform(SEQUENCES, TOKENS, "train")).by_component()
     in_blocks = (layers["attention.qkv"] + layers["attention.out"] + layers["mlp"]) // SHAPE.layers
     assert sum(each.values()) == in_blocks + layers["head"]
     for matmul in matmuls.values():

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from modbench.flops.ledger import Load
+from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
-from modbench.model.decoder import build_model
-from modbench.model.registry import build_router
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 from modbench.train.compiled import losses_of
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
@@ -67,4 +67,4 @@ class Trained:
 
     def flops(self, sequences: int, tokens: int) -> int:
         """Of one step, as the options promise; convention ``model``."""
-        return self.model.ledger(Load.uniform(sequences, tokens, "train")).total("model")
+        return self.model.ledger(Workload.uniform(sequences, tokens, "train")).total("model")

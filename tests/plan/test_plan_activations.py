@@ -12,22 +12,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from modbench.accounting.statement import meta_decoder
 from modbench.errors import UserError
-from modbench.flops.ledger import Ledger, Load
-from modbench.flops.statement import meta_decoder
-from modbench.model import registry
+from modbench.ledger import Ledger, Workload
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.cross_entropy import LOGITS, LOGITS_GPU
-from modbench.model.decoder import build_model
-from modbench.model.registry import build_router
-from modbench.model.router import Layer, Router
-from modbench.model.scores import known
+from modbench.model.layer import Layer
 from modbench.plan.activations import MANY, Compute, Steps
-from modbench.plan.live import Live
 from modbench.plan.memory import Measured, Recipe
+from modbench.plan.memory_trace import Live
 from modbench.routers.token_choice import TokenChoiceExperts
+from modbench.routing import registry
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
+from modbench.routing.router import Router
+from modbench.routing.topk import counts_to_host
 
 ROUTERS = ("vanilla", "token_choice", "expert_choice", "mod", "mode_staged", "mode_integrated")
 SEQUENCES, LENGTH = 3, 40
@@ -227,14 +228,14 @@ class Counting(Layer):
         if self.by == "item":
             counts = above.tolist()
         elif self.by == "known":
-            counts = known(above, [x_BTD.shape[1] // 2] * len(x_BTD))
+            counts = counts_to_host(above, [x_BTD.shape[1] // 2] * len(x_BTD))
         else:
             raise RuntimeError("no")
         first = max(1, min(counts))
         y_BTD = self.block(x_BTD[:, :first], context) * self.scale
         return torch.cat((y_BTD, x_BTD[:, first:]), 1)
 
-    def ledger(self, load: Load) -> Ledger:
+    def ledger(self, load: Workload) -> Ledger:
         return self.block.ledger(load)
 
 
@@ -264,7 +265,7 @@ def test_a_plugin_that_takes_counts_from_known_is_planned() -> None:
 @pytest.mark.parametrize(
     ("by", "says"),
     [
-        ("item", r"router 'by_count' can't be planned: .* through modbench.model.scores.known$"),
+        ("item", r"router 'by_count' can't be planned: .* through modbench.routing.topk.known$"),
         ("error", r"router 'by_count' raised RuntimeError: no when its layer was run .* mend it$"),
     ],
 )

@@ -3,8 +3,8 @@
 import pytest
 
 from modbench.errors import UserError
-from modbench.plan.amounts import amount, shown
 from modbench.plan.gpus import GPUS, Cluster, described_gpu
+from modbench.plan.units import amount, shown
 
 
 @pytest.mark.parametrize(

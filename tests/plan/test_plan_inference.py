@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from modbench.flops.statement import meta_decoder
+from modbench.accounting.statement import meta_decoder
 from modbench.model.config import ModelConfig
 from modbench.plan.inference import InferenceMemory, inference_memory
 

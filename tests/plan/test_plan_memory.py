@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from modbench.accounting.statement import meta_decoder
 from modbench.errors import UserError
-from modbench.flops.statement import meta_decoder
 from modbench.model.config import ModelConfig
 from modbench.plan.memory import Measured, Memory, Recipe
 from modbench.plan.search import largest

@@ -7,16 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modbench.accounting.statement import meta_decoder
 from modbench.errors import UserError
-from modbench.flops.ledger import Load
-from modbench.flops.statement import meta_decoder
-from modbench.model import registry
+from modbench.ledger import Workload
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
-from modbench.model.router import Layer, Router
+from modbench.model.layer import Layer
 from modbench.model.sizes import SIZES, Size
 from modbench.plan.solver import Solution, matching, solve
 from modbench.routers.mod import MixtureOfDepths
+from modbench.routing import registry
+from modbench.routing.router import Router
 
 SCHEMES = (
     "vanilla",
@@ -35,7 +36,7 @@ def own_flops(
     router: str, model: ModelConfig, sequence: int, phase: str = "train", **options: Any
 ) -> int:
     """Of one sequence, by the ledger of the whole decoder."""
-    load = Load.uniform(1, sequence, phase)  # type: ignore[arg-type]
+    load = Workload.uniform(1, sequence, phase)  # type: ignore[arg-type]
     return meta_decoder(router, options, model).ledger(load).total("model")
 
 

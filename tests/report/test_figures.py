@@ -11,9 +11,9 @@ from matplotlib.text import Annotation
 
 from modbench import routers
 from modbench.report import figures as figures_module
-from modbench.report.canvas import SCHEMES, Point, blank, label_points, look, marks, plain, plains
 from modbench.report.figures import figures
 from modbench.report.leaderboard import Leaderboard
+from modbench.report.plot_style import SCHEMES, Point, blank, label_points, look, marks, plain, plains
 
 _CURVES = "loss_vs_training_flops"
 

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from modbench.errors import UserError
-from modbench.metrics import METRICS
 from modbench.report.leaderboard import COLUMNS, Leaderboard
 from modbench.report.line import cell_key
 from modbench.report.markdown import markdown
+from modbench.report.metrics import METRICS
 
 
 def _table(board: Leaderboard) -> pd.DataFrame:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from modbench.report.canvas import look
 from modbench.report.leaderboard import Leaderboard
+from modbench.report.plot_style import look
 from modbench.report.record import Record, cell_key
 from modbench.report.routing_figure import MOST_ROWS, depth_figure, expert_figure, routing_figures
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from modbench.cli import main
+from modbench.cli.main import main
 from modbench.errors import UserError
 from modbench.report import store
 from modbench.report.store import ShardWriter, latest, read_records

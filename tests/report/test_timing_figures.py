@@ -8,7 +8,7 @@ from matplotlib.colors import same_color
 from timings_made_up import ceiling, cell_of, make_case, make_timing, rows_of, timed, weighed
 
 from modbench.report import timing_figures
-from modbench.report.canvas import blank, marks
+from modbench.report.plot_style import blank, marks
 from modbench.report.timing import Timing
 from modbench.report.timing_page import timing_page
 from modbench.report.timing_table import TimingTable

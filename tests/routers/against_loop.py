@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router
-from modbench.model.router import Layer
+from modbench.model.decoder import Decoder
+from modbench.model.layer import Layer
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
 

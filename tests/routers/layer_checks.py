@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modbench.flops.counter import FlopCounter
-from modbench.flops.ledger import CONVENTIONS, Ledger, Load
+from modbench.counting.counter import FlopCounter
+from modbench.ledger import CONVENTIONS, Ledger, Workload
 from modbench.measure.audit import audit
-from modbench.model.cache import Cache
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router
+from modbench.model.decoder import Decoder
+from modbench.model.kv_cache import Cache
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +82,10 @@ def costs_what_it_selects(scheme: Scheme, dtype: torch.dtype) -> None:
             with FlopCounter() as counter, torch.no_grad():
                 model.eval()(tokens_BT, context)
             counts = context.trace.counts
-            same(model.ledger(Load(lengths=lengths, padding=True, counts=counts)), counter)
+            same(model.ledger(Workload(lengths=lengths, padding=True, counts=counts)), counter)
         context, counter = train(copy.deepcopy(model), tokens_BT, lengths_B=lengths_of(lengths))
-        load = Load(lengths=lengths, phase="train", padding=True, counts=context.trace.counts)
-        same(model.ledger(load), counter)
+        workload = Workload(lengths=lengths, phase="train", padding=True, counts=context.trace.counts)
+        same(model.ledger(workload), counter)
 
 
 def costs_what_it_decodes(model: Decoder, scheme: Scheme) -> None:
@@ -98,8 +99,8 @@ def costs_what_it_decodes(model: Decoder, scheme: Scheme) -> None:
         with FlopCounter() as counter, torch.no_grad():
             model(tokens_BT[:, : max(new)], context)
         counts = context.trace.counts
-        load = Load(lengths=tuple(new), past=past, phase=phase, padding=True, counts=counts)
-        same(model.ledger(load), counter)
+        workload = Workload(lengths=tuple(new), past=past, phase=phase, padding=True, counts=counts)
+        same(model.ledger(workload), counter)
         past = tuple(cache.read)
 
 
@@ -110,23 +111,23 @@ def costs_what_it_promises(scheme: Scheme, dtype: torch.dtype) -> None:
     for rule in ("topk", "causal"):
         with FlopCounter() as counter, torch.no_grad():
             model(tokens_BT, Context(selection=rule))
-        same(model.ledger(Load.uniform(3, 63)), counter)
+        same(model.ledger(Workload.uniform(3, 63)), counter)
     _, counter = train(model, tokens_BT)
-    same(model.ledger(Load.uniform(3, 63, "train")), counter)
+    same(model.ledger(Workload.uniform(3, 63, "train")), counter)
     _, counter = train(model, tokens_BT, checkpoint=True)
-    same(model.ledger(Load.uniform(3, 63, "train", checkpoint=True)), counter)
+    same(model.ledger(Workload.uniform(3, 63, "train", checkpoint=True)), counter)
     cache = Cache(3)
     with torch.no_grad():
         with FlopCounter() as counter:
             model(tokens_BT, Context(selection="causal", cache=cache, logits="last"))
-        same(model.ledger(Load.uniform(3, 63, "prefill")), counter)
+        same(model.ledger(Workload.uniform(3, 63, "prefill")), counter)
         steps = Ledger()
         for place in range(9):
             with FlopCounter() as counter:
                 model(tokens_BT[:, :1], Context(selection="causal", cache=cache))
-            same(model.ledger(Load.uniform(3, 1, "decode", past=63 + place)), counter)
+            same(model.ledger(Workload.uniform(3, 1, "decode", past=63 + place)), counter)
             steps += counter.ledger
-    assert entries(steps) == entries(model.ledger(Load.uniform(3, 9, "decode", past=63)))
+    assert entries(steps) == entries(model.ledger(Workload.uniform(3, 9, "decode", past=63)))
 
 
 FROZEN: dict[str, Callable[[str], bool]] = {
@@ -158,7 +159,7 @@ def frozen_parts_cost_no_gradient(scheme: Scheme) -> None:
         if not any(parameter.requires_grad for parameter in model.parameters()):
             continue  # a scheme without routers
         context, counter = train(model, tokens_BT)
-        same(model.ledger(Load.uniform(2, 31, "train", counts=context.trace.counts)), counter)
+        same(model.ledger(Workload.uniform(2, 31, "train", counts=context.trace.counts)), counter)
 
 
 def close(one: Tensor, other: Tensor) -> bool:
@@ -214,8 +215,8 @@ def runs_again_as_it_ran(scheme: Scheme) -> None:
         assert one.grad is None or torch.equal(one.grad, other.grad), name
     for (name, one), other in zip(models[0].named_buffers(), models[1].buffers(), strict=True):
         assert torch.equal(one, other), name
-    load = Load(lengths=(33, 33), phase="train", checkpoint=True, counts=context.trace.counts)
-    same(models[1].ledger(load), counter)
+    workload = Workload(lengths=(33, 33), phase="train", checkpoint=True, counts=context.trace.counts)
+    same(models[1].ledger(workload), counter)
 
 
 def stands_in_every_dtype(scheme: Scheme) -> None:

@@ -49,7 +49,7 @@ def tokens_choose(part: Any, rows: Rows, rule: str) -> Told:
     if o.capacity_factor is not None and rule == "topk":
         room = written(o.capacity_factor, tokens * o.top_k, among=experts)
     bias_E = torch.zeros(experts) if part.bias is None else part.bias.value
-    load, taken, told, z = [0] * experts, [0] * experts, Told([]), []
+    workload, taken, told, z = [0] * experts, [0] * experts, Told([]), []
     gates, shares, assigned = [], [], []  # of each sequence
     for x_TD in rows:
         logits_TE = x_TD @ part.router.T
@@ -59,7 +59,7 @@ def tokens_choose(part: Any, rows: Rows, rule: str) -> Told:
         for some in chosen:
             admitted.append([e for e in some if e < real and taken[e] < room])
             for e in some:
-                load[e] += 1
+                workload[e] += 1
                 taken[e] += e >= real or taken[e] < room
         gates_TE = scores_TE * mask(chosen, experts)
         if o.renormalise:
@@ -77,7 +77,7 @@ def tokens_choose(part: Any, rows: Rows, rule: str) -> Told:
         told.rows = [y_TD + s_TD for y_TD, s_TD in zip(told.rows, shared, strict=True)]
     told.shown = {(part.layer, "load"): taken}
     if math.isfinite(room):
-        dropped = [a - b for a, b in zip(load, taken, strict=True)]
+        dropped = [a - b for a, b in zip(workload, taken, strict=True)]
         told.shown[part.layer, "dropped"] = dropped
     if o.balance and rule == "topk":
         losses = [balance(s_TE, some) for s_TE, some in zip(shares, assigned, strict=True)]
@@ -87,8 +87,8 @@ def tokens_choose(part: Any, rows: Rows, rule: str) -> Told:
     if o.z_loss and rule == "topk":
         told.losses[part.layer, "z_loss"] = o.z_loss * sum(z) / tokens
     if part.bias is not None and part.training and rule == "topk":
-        mean = sum(load) / experts
-        steps = [o.bias_step * ((n < mean) - (n > mean)) for n in load]
+        mean = sum(workload) / experts
+        steps = [o.bias_step * ((n < mean) - (n > mean)) for n in workload]
         told.moved["bias.value"] = bias_E + numbers(steps)
     return told
 
@@ -106,7 +106,7 @@ def experts_choose(part: Any, rows: Rows, rule: str) -> Told:
     """Zhou et al. 2022, equations 1 and 2, on each pool; under the causal rule each expert takes what
     scores no less than its threshold."""
     o, told = part.options, Told([])
-    pools, gates, lowest, load = rows, [], [], [0] * o.experts
+    pools, gates, lowest, workload = rows, [], [], [0] * o.experts
     if o.pool == "batch":
         pools = [torch.cat(rows)]
     for x_TD in pools:
@@ -122,12 +122,12 @@ def experts_choose(part: Any, rows: Rows, rule: str) -> Told:
                 {t for t, s in enumerate(c) if s >= cut} for c, cut in zip(columns, cuts, strict=True)
             ]
         chosen = [[e for e in range(o.experts) if t in taken[e]] for t in range(len(x_TD))]
-        load = [n + len(some) for n, some in zip(load, taken, strict=True)]
+        workload = [n + len(some) for n, some in zip(workload, taken, strict=True)]
         gates.append(scores_TE * mask(chosen, o.experts))
     told.rows = gated(part.bank, rows, gates)
     if part.training and rule == "topk":
         told.moved = average(part, torch.stack(lowest).mean(0))
-    told.shown[part.layer, "load"] = load
+    told.shown[part.layer, "load"] = workload
     return told
 
 
@@ -135,20 +135,20 @@ def experts_above(part: Any, rows: Rows, rule: str) -> Told:
     """Sun et al. 2026, section 3: y_t = sum of g(r_ti) E_i(x_t) over the experts with r_ti >= c_i; c_i
     then goes to the k-th highest of the batch's r_ti."""
     o, told, cuts = part.options, Told([]), part.threshold.value.tolist()
-    gates, logits, load = [], [], [0] * o.experts
+    gates, logits, workload = [], [], [0] * o.experts
     for x_TD in rows:
         logits_TE = x_TD @ part.router.T
         chosen = [[e for e, r in enumerate(r_E) if r >= cuts[e]] for r_E in logits_TE.tolist()]
         gates_TE = sigmoid(logits_TE) if o.gate == "sigmoid" else softmax(logits_TE)
         gates.append(gates_TE * mask(chosen, o.experts))
         logits += logits_TE.tolist()
-        load = [n + sum(e in some for some in chosen) for e, n in enumerate(load)]
+        workload = [n + sum(e in some for some in chosen) for e, n in enumerate(workload)]
     told.rows = gated(part.bank, rows, gates)
     if part.training and rule == "topk":
         k = written(o.capacity, len(logits), among=o.experts)
         kth = [sorted((r_E[e] for r_E in logits), reverse=True)[k - 1] for e in range(o.experts)]
         told.moved = average(part, numbers(kth))
-    told.shown[part.layer, "load"] = load
+    told.shown[part.layer, "load"] = workload
     return told
 
 
@@ -160,17 +160,17 @@ def relu_gates(part: Any, rows: Rows, rule: str) -> Told:
         logits_TE = x_TD @ part.router.T
         gates.append(torch.where(logits_TE > 0, logits_TE, 0.0))
     told.rows, gates_NE = gated(part.bank, rows, gates), torch.cat(gates)
-    tokens, load = len(gates_NE), [sum(g > 0 for g in gate_N) for gate_N in gates_NE.T.tolist()]
-    told.shown[part.layer, "load"] = load
+    tokens, workload = len(gates_NE), [sum(g > 0 for g in gate_N) for gate_N in gates_NE.T.tolist()]
+    told.shown[part.layer, "load"] = workload
     if rule == "topk":
         loss = 0
         for e in range(o.experts):
-            f_e = o.experts / (o.active_experts * tokens) * load[e]
+            f_e = o.experts / (o.active_experts * tokens) * workload[e]
             loss = loss + f_e * gates_NE[:, e].sum() / (part.model.layers * tokens)
         coefficient = numbers(o.start_coefficient * o.multiplier ** part.exponent.item())
         told.losses[part.layer, "sparsity"] = coefficient.float() * loss  # float32 in every model
     if part.training and rule == "topk":
-        sparsity, target = 1 - sum(load) / (o.experts * tokens), 1 - o.active_experts / o.experts
+        sparsity, target = 1 - sum(workload) / (o.experts * tokens), 1 - o.active_experts / o.experts
         far = abs(sparsity - target) > 1e-12
         told.moved["exponent"] = part.exponent + far * (1 if sparsity < target else -1)
     return told

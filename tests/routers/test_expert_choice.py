@@ -12,8 +12,8 @@ from against_loop import equals_its_loop, model_of
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.registry import build_router
 from modbench.routers.expert_choice import ExpertChoiceExperts
+from modbench.routing.registry import build_router
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 

@@ -7,14 +7,14 @@ B sequences, T tokens, D width.
 import pytest
 import torch
 import transformers
+from modbench.model.convert import feed_forward_from_hugging_face
 from torch import nn
 
-from modbench.model.choice import best_experts
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.convert import feed_forward_from_hugging_face
-from modbench.model.decoder import build_model
-from modbench.model.registry import build_router, preset_options
+from modbench.routing.build import build_model
+from modbench.routing.choice import best_experts
+from modbench.routing.registry import build_router, preset_options
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=1, heads=4, mlp_width=48)
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
-from modbench.model.registry import build_router
 from modbench.routers.expert_threshold import ThresholdExperts
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 
 OPTIONS: dict[str, dict] = {
     "default": {},
@@ -109,8 +109,8 @@ def test_a_batch_that_reaches_no_threshold_costs_the_router_alone(shape: ModelCo
         layer.feed_forward.threshold.value.fill_(1e9)
     context, counter = checks.train(model, scheme.tokens(2, 9))
     assert context.trace.counts[0, "experts"] == (0,)
-    load = checks.Load.uniform(2, 9, "train", counts=context.trace.counts)
-    checks.same(model.ledger(load), counter)
+    workload = checks.Workload.uniform(2, 9, "train", counts=context.trace.counts)
+    checks.same(model.ledger(workload), counter)
 
 
 class TestEveryScheme(checks.EveryScheme):

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from modbench.flops.ledger import Ledger, Load
-from modbench.model.cache import Cache
+from modbench.ledger import Ledger, Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context, Trace
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.forced import even_experts, strided, strided_rows
-from modbench.model.registry import build_router, installed_modules, router_class
-from modbench.model.scores import share
+from modbench.model.decoder import Decoder
+from modbench.model.kv_cache import Cache
+from modbench.routing.build import build_model
+from modbench.routing.force_balance import even_experts, strided, strided_rows
+from modbench.routing.registry import build_router, installed_modules, router_class
+from modbench.routing.topk import capacity_tokens
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=384)
 
@@ -46,8 +47,8 @@ def test_what_is_realised_is_what_is_promised(name: str, preset: str, rule: str)
     tokens_BT = torch.randint(97, (3, 37))
     with torch.no_grad():
         trace = forced(model, tokens_BT, selection=rule)
-    load = Load.uniform(3, 37)
-    assert model.ledger(replace(load, counts=trace.counts)) == model.ledger(load)
+    workload = Workload.uniform(3, 37)
+    assert model.ledger(replace(workload, counts=trace.counts)) == model.ledger(workload)
 
 
 @pytest.mark.parametrize(("name", "preset"), NAMED)
@@ -61,8 +62,10 @@ def test_decoding_step_by_step_spends_what_is_promised(name: str, preset: str) -
             past = tuple(cache.read)
             trace = forced(model, tokens_BT[:, place : place + 1], selection="causal", cache=cache)
             counts = trace.counts
-            parts.append(model.ledger(Load(lengths=(1, 1), phase="decode", past=past, counts=counts)))
-    assert Ledger.sum(parts) == model.ledger(Load.uniform(2, 13, "decode", past=19))
+            parts.append(
+                model.ledger(Workload(lengths=(1, 1), phase="decode", past=past, counts=counts))
+            )
+    assert Ledger.sum(parts) == model.ledger(Workload.uniform(2, 13, "decode", past=19))
 
 
 @pytest.mark.parametrize(("name", "preset"), NAMED)
@@ -84,8 +87,8 @@ def test_without_it_the_scores_decide() -> None:
     context = Context()
     model(torch.randint(97, (2, 32)), context)
     assert not context.trace.forced
-    load = Load.uniform(2, 32)
-    assert model.ledger(replace(load, counts=context.trace.counts)) != model.ledger(load)
+    workload = Workload.uniform(2, 32)
+    assert model.ledger(replace(workload, counts=context.trace.counts)) != model.ledger(workload)
 
 
 def test_the_router_still_computes_and_learns() -> None:
@@ -106,8 +109,8 @@ def test_padding_is_never_let_in(name: str) -> None:
     lengths_B = torch.tensor([9, 23])
     with torch.no_grad():
         trace = forced(model, torch.randint(97, (2, 23)), selection="causal", lengths_B=lengths_B)
-    load = Load(lengths=(9, 23))
-    assert model.ledger(replace(load, counts=trace.counts)) == model.ledger(load)
+    workload = Workload(lengths=(9, 23))
+    assert model.ledger(replace(workload, counts=trace.counts)) == model.ledger(workload)
     for (_, shown), selected_BT in trace.tensors.items():
         if shown == "selected":
             assert not selected_BT[0, 9:].any()
@@ -118,7 +121,7 @@ def test_a_stride_goes_on_where_it_was() -> None:
         whole = strided(capacity, 0, 50, among)
         assert whole == strided(capacity, 0, 13, among) + strided(capacity, 13, 37, among)
         for tokens in range(51):
-            assert sum(whole[:tokens]) == (share(capacity, tokens, among) if tokens else 0)
+            assert sum(whole[:tokens]) == (capacity_tokens(capacity, tokens, among) if tokens else 0)
 
 
 @pytest.mark.parametrize(("experts", "no_ops", "k"), [(8, 0, 2), (8, 8, 2), (5, 3, 4), (4, 1, 1)])

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from modbench.errors import UserError
 from modbench.model.block import Block
-from modbench.model.cache import Cache
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router
+from modbench.model.decoder import Decoder
+from modbench.model.kv_cache import Cache
 from modbench.routers.mixture_of_recursions import Recursions
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer
 
@@ -73,8 +74,8 @@ def test_each_recursion_is_of_the_written_share() -> None:
         for r in (1, 2):
             count = math.ceil(tokens * (3 - r) / 3)
             assert context.trace.counts[1 + r, "depth"] == (count, count)
-            load = checks.Load.uniform(2, tokens)
-            assert layer.promised(load)[1 + r, "depth"] == (count, count)
+            workload = checks.Workload.uniform(2, tokens)
+            assert layer.nominal_counts(workload)[1 + r, "depth"] == (count, count)
 
 
 def test_who_is_done_stays_done_and_keeps_its_value() -> None:

@@ -13,13 +13,13 @@ import torch
 from against_loop import equals_its_loop, model_of
 
 from modbench.errors import UserError
-from modbench.flops.ledger import Load
+from modbench.ledger import Workload
 from modbench.measure.audit import audit
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
-from modbench.model.registry import build_router
 from modbench.routers.mod import DepthRouted, MixtureOfDepths
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 GATES = ("linear", "sigmoid", "scaled_sigmoid")
@@ -88,7 +88,7 @@ def test_exactly_k_of_each_sequence_enter(scores: str, tokens: int) -> None:
         selected_BT = context.trace.tensors[1, "selected"]
         assert selected_BT.sum(1).tolist() == list(k)
         assert context.trace.counts[1, "depth"] == k
-        assert layer.promised(Load(lengths=lengths)) == {(1, "depth"): k}
+        assert layer.nominal_counts(Workload(lengths=lengths)) == {(1, "depth"): k}
         for row, length in enumerate(lengths):
             assert not selected_BT[row, length:].any()
 

@@ -12,14 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modbench.counting.counter import FlopCounter
 from modbench.errors import UserError
-from modbench.flops.counter import FlopCounter
-from modbench.flops.ledger import Ledger, Load
-from modbench.model.cache import Cache
+from modbench.ledger import Ledger, Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
-from modbench.model.registry import build_router, preset_options, router_class
+from modbench.model.kv_cache import Cache
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router, preset_options, router_class
 
 SCHEMES: dict[str, tuple[str, dict]] = {
     "vanilla": ("vanilla", {}),
@@ -67,15 +67,15 @@ def test_checkpointing_executes_each_layer_once_more(scheme: checks.Scheme, devi
     model = scheme.built(device)
     tokens_BT = torch.zeros(2, 33, dtype=torch.long, device=device)
     context, counter = checks.train(model, tokens_BT, checkpoint=True)
-    load = Load(
+    workload = Workload(
         lengths=(33, 33),
         phase="train",
         checkpoint=True,
         counts=context.trace.counts if device == "cpu" else {},
     )
-    ledger = model.ledger(load)
+    ledger = model.ledger(workload)
     checks.same(ledger, counter)
-    plain = model.ledger(dataclasses.replace(load, checkpoint=False))
+    plain = model.ledger(dataclasses.replace(workload, checkpoint=False))
     assert ledger.total("model") == plain.total("model")
     layers = Ledger({key: flops for key, flops in plain if key[0] >= 0 and key[2] == "forward"})
     assert ledger.total("executed") - plain.total("executed") == layers.total("executed")
@@ -140,7 +140,7 @@ def test_any_shape_and_options(data: st.DataObject) -> None:
     tokens_BT = torch.randint(shape.vocabulary, (sequences, tokens))
     context, counter = checks.train(model, tokens_BT)
     checks.same(
-        model.ledger(Load.uniform(sequences, tokens, "train", counts=context.trace.counts)), counter
+        model.ledger(Workload.uniform(sequences, tokens, "train", counts=context.trace.counts)), counter
     )
     model.eval()
     cache, past = Cache(sequences), 0
@@ -149,8 +149,10 @@ def test_any_shape_and_options(data: st.DataObject) -> None:
         with FlopCounter() as counter, torch.no_grad():
             model(tokens_BT[:, :new], context)
         phase = "decode" if past else "prefill"
-        load = Load.uniform(sequences, new, phase, past, counts=context.trace.counts, padding=True)
-        checks.same(model.ledger(load), counter)
+        workload = Workload.uniform(
+            sequences, new, phase, past, counts=context.trace.counts, padding=True
+        )
+        checks.same(model.ledger(workload), counter)
         past += new
 
 
@@ -164,9 +166,9 @@ def test_a_preset_spends_on_its_experts_what_a_dense_mlp_does(
         routed = build_router(*preset_options(f"{name}:{preset}" if preset else name))
         layer = routed.build_layer(shape, 0)
         dense = build_router("vanilla").build_layer(shape, 0)
-    load = Load.uniform(2, 64, "train")  # which all experts can share
-    parts = layer.ledger(load).by_component("model")
-    assert parts["experts"] + parts.get("mlp", 0) == dense.ledger(load).by_component("model")["mlp"]
+    workload = Workload.uniform(2, 64, "train")  # which all experts can share
+    parts = layer.ledger(workload).by_component("model")
+    assert parts["experts"] + parts.get("mlp", 0) == dense.ledger(workload).by_component("model")["mlp"]
     extra = layer.feed_forward.router.numel()
     assert layer.active_parameters() - extra == dense.active_parameters()
 
@@ -180,4 +182,4 @@ def test_a_load_that_can_not_be_is_refused() -> None:
         ({"phase": "deocde"}, "did you mean 'decode'"),
     ):
         with pytest.raises(UserError, match=words):
-            Load(lengths=(2, 3), **wrong)
+            Workload(lengths=(2, 3), **wrong)

@@ -11,9 +11,9 @@ from against_loop import equals_its_loop, model_of
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
-from modbench.model.registry import build_router
 from modbench.routers.relu_routing import ReluExperts
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 
 OPTIONS: dict[str, dict] = {
     "default": {},
@@ -109,8 +109,8 @@ def test_no_gate_that_is_shut_costs_anything(shape: ModelConfig) -> None:
         torch.nn.init.zeros_(layer.feed_forward.router)
     context, counter = checks.train(model, scheme.tokens(2, 9))
     assert context.trace.counts[0, "experts"] == (0,)
-    load = checks.Load.uniform(2, 9, "train", counts=context.trace.counts)
-    checks.same(model.ledger(load), counter)
+    workload = checks.Workload.uniform(2, 9, "train", counts=context.trace.counts)
+    checks.same(model.ledger(workload), counter)
 
 
 class TestEveryScheme(checks.EveryScheme):

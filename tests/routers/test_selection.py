@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
-from modbench.model.registry import build_router
-from modbench.model.scores import highest, packed, share
 from modbench.routers.mod import DepthRouted
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
+from modbench.routing.topk import capacity_tokens, highest, pack_tokens
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 
@@ -28,7 +28,7 @@ def depth_layer(**options: object) -> DepthRouted:
 @pytest.mark.parametrize("capacity", [0.01, 0.07, 0.1, 0.125, 0.5, 1.0])
 def test_share_is_the_written_decimal_rounded_up(capacity: float, tokens: int) -> None:
     hundredths = round(capacity * 1000)
-    assert share(capacity, tokens) == max(1, -(-hundredths * tokens // 1000))
+    assert capacity_tokens(capacity, tokens) == max(1, -(-hundredths * tokens // 1000))
 
 
 def test_ties_go_to_the_earlier_token() -> None:
@@ -70,8 +70,8 @@ def test_nothing_is_sorted_that_need_not_be(monkeypatch: pytest.MonkeyPatch) -> 
     scores_BT = torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 1.0, 3.0, 3.0]])
     selected_BT = highest(scores_BT, [2, 2], None)
     assert selected_BT.tolist() == [[True, False, True, False], [False, False, True, True]]
-    assert packed(selected_BT, 2, full=True).tolist() == [[0, 2], [2, 3]]
-    for sorts in (lambda: highest(scores_BT, [1, 1], None), lambda: packed(selected_BT, 2)):
+    assert pack_tokens(selected_BT, 2, full=True).tolist() == [[0, 2], [2, 3]]
+    for sorts in (lambda: highest(scores_BT, [1, 1], None), lambda: pack_tokens(selected_BT, 2)):
         with pytest.raises(AssertionError, match="sorted"):
             sorts()
 
@@ -85,9 +85,13 @@ def test_padding_is_never_selected() -> None:
 
 def test_packing_keeps_the_order() -> None:
     selected_BT = torch.tensor([[False, True, False, True], [True, False, False, False]])
-    assert packed(selected_BT, 2).tolist() == [[1, 3], [0, 1]]
+    assert pack_tokens(selected_BT, 2).tolist() == [[1, 3], [0, 1]]
     full_BT = torch.tensor([[False, True, False, True], [True, False, False, True]])
-    assert packed(full_BT, 2, full=True).tolist() == packed(full_BT, 2).tolist() == [[1, 3], [0, 3]]
+    assert (
+        pack_tokens(full_BT, 2, full=True).tolist()
+        == pack_tokens(full_BT, 2).tolist()
+        == [[1, 3], [0, 3]]
+    )
 
 
 def test_full_capacity_and_unit_gate_is_the_plain_block() -> None:

@@ -8,14 +8,14 @@ import pytest
 import torch
 from against_loop import equals_its_loop, model_of
 
+from modbench.counting.counter import FlopCounter
 from modbench.errors import UserError
-from modbench.flops.counter import FlopCounter
-from modbench.flops.ledger import Load
+from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
-from modbench.model.registry import build_router
 from modbench.routers.threshold_skip import SkippableBlock
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 
 OPTIONS: dict[str, dict] = {
     "default": {},
@@ -89,8 +89,8 @@ def test_where_all_pass_by_the_router_alone_costs(shape: ModelConfig) -> None:
     model.layers[1].bias.data.fill_(-1e3)
     context, counter = checks.train(model, scheme.tokens(2, 9))
     assert context.trace.counts[1, "depth"] == (0, 0)
-    load = checks.Load.uniform(2, 9, "train", counts=context.trace.counts)
-    checks.same(model.ledger(load), counter)
+    workload = checks.Workload.uniform(2, 9, "train", counts=context.trace.counts)
+    checks.same(model.ledger(workload), counter)
 
 
 class TestEveryScheme(checks.EveryScheme):
@@ -139,8 +139,8 @@ def test_where_nobody_enters_no_gradient_comes_through(trained: str, shape: Mode
     tokens_BT, context = torch.zeros(2, 9, dtype=torch.long), Context()
     with FlopCounter() as counter:
         (model(tokens_BT, context).sum() + context.trace.auxiliary_loss()).backward()
-    load = Load.uniform(2, 9, "train", counts=context.trace.counts)
-    assert counter.ledger == model.ledger(load)
+    workload = Workload.uniform(2, 9, "train", counts=context.trace.counts)
+    assert counter.ledger == model.ledger(workload)
     assert "attention.scores" not in {
         component for (_, component, to), _ in counter.ledger if to == "backward"
     }
@@ -154,6 +154,6 @@ def test_a_bias_that_alone_is_trained_makes_a_checkpointed_layer_run_again(shape
     tokens_BT, context = torch.arange(18).view(2, 9), Context(checkpoint=True)
     with FlopCounter() as counter:
         (model(tokens_BT, context).sum() + context.trace.auxiliary_loss()).backward()
-    load = Load.uniform(2, 9, "train", counts=context.trace.counts, checkpoint=True)
-    assert counter.ledger == model.ledger(load)
+    workload = Workload.uniform(2, 9, "train", counts=context.trace.counts, checkpoint=True)
+    assert counter.ledger == model.ledger(workload)
     assert "recompute" in {way for (_, _, way), _ in counter.ledger}

@@ -13,10 +13,10 @@ from against_loop import equals_its_loop, model_of
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import build_model
-from modbench.model.experts import ExpertBank
-from modbench.model.registry import build_router, preset_options
 from modbench.routers.token_choice import TokenChoiceExperts
+from modbench.routing.build import build_model
+from modbench.routing.expert_bank import ExpertBank
+from modbench.routing.registry import build_router, preset_options
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=72)
 AWKWARD = ModelConfig(
@@ -119,7 +119,7 @@ def test_the_bias_follows_the_load_in_training_alone() -> None:
     context = Context()
     part(x_BTD, context)
     load_E = context.trace.tensors[0, "load"]
-    wanted = [0.25 * ((load < 20) - (load > 20)) for load in load_E.tolist()]
+    wanted = [0.25 * ((workload < 20) - (workload > 20)) for workload in load_E.tolist()]
     assert part.bias.value.tolist() == wanted
     assert not context.trace.tensors[0, "bias"].any()  # what that pass chose with
 

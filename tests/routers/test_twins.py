@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder
-from modbench.model.registry import installed_modules, router_class
+from modbench.routing.registry import installed_modules, router_class
 
 PRESETS: dict[str, tuple[str, dict]] = {}
 for router in installed_modules():

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from modbench.flops.ledger import Flops, Ledger, Load
+from modbench.ledger import Flops, Ledger, Workload
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
-from modbench.model.decoder import build_model
-from modbench.model.registry import build_router, router_names
-from modbench.model.router import Layer, Router
+from modbench.model.layer import Layer
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router, router_names
+from modbench.routing.router import Router
 from modbench.sweep.cell import _add_counted_steps, _costs
 from modbench.train.config import TrainConfig
 from modbench.train.loop import Trained
@@ -29,7 +30,7 @@ class Lies(Router):
 
 
 class LyingBlock(Block):
-    def ledger(self, load: Load) -> Ledger:
+    def ledger(self, load: Workload) -> Ledger:
         ledger, by = super().ledger(load), 2 if self.training else 1
         return Ledger({k: Flops(f.model // by, f.full // by, f.executed // by) for k, f in ledger})
 
@@ -103,7 +104,7 @@ def test_built_in_ledgers_say_the_same_in_both_modes(name: str) -> None:
 
 def test_a_ledger_that_says_less_in_training_mode_is_told_and_forward_is_asked_where_it_scores() -> None:
     costs, elsewise = _costs(build_model(SHAPE, Lies()), TRAIN)
-    honest = build_model(SHAPE, build_router("vanilla")).ledger(Load.uniform(2, 32))
+    honest = build_model(SHAPE, build_router("vanilla")).ledger(Workload.uniform(2, 32))
     assert costs["forward_flops_per_token"] == honest.total() / 64
     assert elsewise.startswith("-")
     assert elsewise.endswith(" in nominal forward in training mode")

@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from modbench.data.token_data import TokenData
+from modbench.data.tokenizer import Tokenizer
 from modbench.measure.audit import Finding
 from modbench.measure.config import MeasureConfig
-from modbench.measure.quiet import Quiet
+from modbench.measure.machine_lock import Quiet
 from modbench.model.config import ModelConfig
-from modbench.model.decoder import Decoder, build_model
+from modbench.model.decoder import Decoder
+from modbench.routing.build import build_model
 from modbench.sweep import cell as cells
 from modbench.train.config import TrainConfig
 from modbench.train.loop import Trained, train_model
-from modbench.train.token_data import TokenData
-from modbench.train.tokenizer import Tokenizer
 
 
 def small(folder: Path) -> tuple[dict[str, Any], TokenData]:

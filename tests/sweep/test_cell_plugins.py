@@ -19,8 +19,8 @@ from modbench.sweep import cell as cells
 PLUGIN = """
 from dataclasses import dataclass
 from modbench.model.block import Block
-from modbench.model.registry import register_router
-from modbench.model.router import Router
+from modbench.routing.registry import register_router
+from modbench.routing.router import Router
 
 @register_router("edited")
 @dataclass(frozen=True, kw_only=True)

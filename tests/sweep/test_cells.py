@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 
 from modbench.errors import UserError
-from modbench.model.registry import build_router
 from modbench.report.record import cell_key
+from modbench.routing.registry import build_router
 from modbench.sweep.cells import check_budgets, chosen, expand, plugins_of, title, with_plugins
 from modbench.sweep.suite import Suite, parse_suite
 from modbench.sweep.timing_jobs import Job, timing_cells, worker_spec
 
 PLUGIN = """
 from dataclasses import dataclass
-from modbench.model.registry import register_router
-from modbench.model.router import Router
+from modbench.routing.registry import register_router
+from modbench.routing.router import Router
 
 @register_router("{name}")
 @dataclass(frozen=True, kw_only=True)

@@ -38,8 +38,8 @@ PLUGIN = """
 import sys
 from dataclasses import dataclass
 from modbench.model.block import Block
-from modbench.model.registry import register_router
-from modbench.model.router import Router
+from modbench.routing.registry import register_router
+from modbench.routing.router import Router
 
 @register_router("{name}")
 @dataclass(frozen=True, kw_only=True)

@@ -12,16 +12,17 @@ import pytest
 from safetensors.torch import save_file
 from torch import Tensor
 
+from modbench.data import token_data
 from modbench.errors import UserError
 from modbench.model.block import MLP
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router, router_names
+from modbench.model.decoder import Decoder
 from modbench.report.record import Record, Status, cell_key
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router, router_names
 from modbench.sweep.engine import cells_left
 from modbench.sweep.sample import Drawing, _load_plugin_of, find_record, sample_run
-from modbench.train import token_data
 from modbench.train.checkpoint import save_weights, weights_owner
 
 SHAPE = {"vocabulary": 257, "width": 16, "layers": 2, "heads": 2}
@@ -327,7 +328,7 @@ def plugin_at(file: Path, *lines: str) -> Path:
     """A plugin whose router has the file's name."""
     file.write_text(
         "\n".join(lines)
-        + "\nfrom modbench.model.registry import register_router\n"
+        + "\nfrom modbench.routing.registry import register_router\n"
         + "from modbench.routers.vanilla import Vanilla\n"
         + "from dataclasses import dataclass\n"
         + f"@register_router('{file.stem}')\n"

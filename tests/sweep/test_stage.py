@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from modbench.measure.quiet import Quiet
+from modbench.measure.machine_lock import Quiet
 from modbench.sweep.stage import Stage
 from modbench.train.loop import StoppedError
 

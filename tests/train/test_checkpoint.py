@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
-from modbench.model.decoder import build_model
-from modbench.model.registry import build_router
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 from modbench.train import checkpoint
 
 

@@ -15,13 +15,14 @@ import torch
 import torch._dynamo.config as dynamo
 from torch import Tensor
 
+from modbench.counting.counter import FlopCounter
 from modbench.errors import UserError
-from modbench.flops.counter import FlopCounter
-from modbench.flops.ledger import Load
+from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router, router_class, router_names
+from modbench.model.decoder import Decoder
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router, router_class, router_names
 from modbench.train import compiled
 from modbench.train.compiled import as_one_program, compiles, forward_of, losses_of, written
 from modbench.train.config import TrainConfig
@@ -159,7 +160,7 @@ def test_what_is_counted_is_what_is_written() -> None:
     with FlopCounter() as counter:
         loss, auxiliary = program(*batch, context)
         (loss + auxiliary).backward()
-    load = Load.uniform(SEQUENCES, LONG, "train", counts=context.trace.counts)
+    load = Workload.uniform(SEQUENCES, LONG, "train", counts=context.trace.counts)
     assert counter.total == model.ledger(load).total("full")
 
 
@@ -216,9 +217,9 @@ def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_the_host_reckons_is_a_constant_of_the_program() -> None:
     def shares(x_BT: Tensor) -> Tensor:
-        from modbench.model.scores import share
+        from modbench.routing.topk import capacity_tokens
 
-        return x_BT[:, : share(0.07, x_BT.shape[1])]
+        return x_BT[:, : capacity_tokens(0.07, x_BT.shape[1])]
 
     program = as_one_program(shares)
     assert program(torch.ones(1, 100)).shape == (1, 7)

@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from modbench.data.batches import Batches
 from modbench.errors import UserError
 from modbench.measure.cases import training_cases
 from modbench.measure.time_config import TimeConfig
 from modbench.model.block import MLP
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router
-from modbench.train.batches import Batches
+from modbench.model.decoder import Decoder
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
 from modbench.train.compiled import losses_of, written
 from modbench.train.compiled_check import check_gradients
 from modbench.train.config import TrainConfig

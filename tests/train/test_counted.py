@@ -12,16 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from modbench.counting.counter import FlopCounter
+from modbench.data.batches import Batches
 from modbench.errors import UserError
-from modbench.flops.counter import FlopCounter
-from modbench.flops.ledger import Flops, Ledger, Load
+from modbench.ledger import Flops, Ledger, Workload
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router, router_names
-from modbench.model.router import Layer, Router
-from modbench.train.batches import Batches
+from modbench.model.decoder import Decoder
+from modbench.model.layer import Layer
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router, router_names
+from modbench.routing.router import Router
 from modbench.train.budget import flops_per_step
 from modbench.train.config import TrainConfig
 from modbench.train.counted import CountedSteps
@@ -59,7 +61,7 @@ class TwiceLayer(Layer):
                 x_BTD = self.block(x_BTD, context)
         return self.block(x_BTD, context)
 
-    def ledger(self, load: Load) -> Ledger:
+    def ledger(self, load: Workload) -> Ledger:
         ledger, times = self.block.ledger(load), self.options.times if self.training else 1
         return Ledger(
             {k: Flops(*(n // times for n in (f.model, f.full, f.executed))) for k, f in ledger}
@@ -125,7 +127,7 @@ def test_counting_changes_no_bit_and_finds_nothing_off(
 def extra() -> int:
     """What four blocks more cost a step."""
     model = build_model(SHAPE, Twice())
-    ledgers = [layer.block.ledger(Load.uniform(2, 32, "train")) for layer in model.layers]
+    ledgers = [layer.block.ledger(Workload.uniform(2, 32, "train")) for layer in model.layers]
     return sum(ledger.total() for ledger in ledgers)
 
 
@@ -168,7 +170,7 @@ def test_what_was_counted_outlives_a_stop(tmp_path: Path) -> None:
 
 def test_a_charge_that_was_reckoned_from_an_older_ledger_is_told() -> None:
     model, counts = build_model(SHAPE, Twice()), CountedSteps(seed=0)
-    load = Load.uniform(2, 32, "train")
+    load = Workload.uniform(2, 32, "train")
 
     def take() -> tuple[Tensor, Context]:
         context = Context(selection="topk")
@@ -231,13 +233,13 @@ def test_a_pass_beside_a_step_leaves_no_trace() -> None:
         loss.backward()
         return loss, context
 
-    counts.beside(1, model, Load.uniform(2, 32, "train"), passes)
+    counts.beside(1, model, Workload.uniform(2, 32, "train"), passes)
     assert counts.figure() == f"{-extra():+d} in training step 1"
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
-    counts.beside(2, model, Load.uniform(2, 32, "train"), too_large)
+    counts.beside(2, model, Workload.uniform(2, 32, "train"), too_large)
     assert (counts.counted, counts.unseen) == (1, 1)
     assert counts.figure() == f"{-extra():+d} in training step 1"
 
@@ -251,7 +253,7 @@ def too_large() -> tuple[Tensor, Context]:
 def test_a_shortage_that_passes_is_nobodys_fault() -> None:
     model, counts = build_model(SHAPE, Twice()), CountedSteps(seed=0)
     tries = [too_large, lambda: (torch.ones(()), Context(selection="topk"))]
-    loss, _ = counts.taken(1, model, Load.uniform(2, 32, "train"), lambda: tries.pop(0)())
+    loss, _ = counts.taken(1, model, Workload.uniform(2, 32, "train"), lambda: tries.pop(0)())
     assert loss == 1
     assert (counts.counted, counts.unseen, counts.figure()) == (0, 1, "")
 

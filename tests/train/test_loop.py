@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+from modbench.data.batches import Batches
 from modbench.errors import UserError
-from modbench.flops.ledger import Flops, Ledger, Load
-from modbench.model.average import RunningAverage
+from modbench.ledger import Flops, Ledger, Workload
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router, router_names
+from modbench.model.decoder import Decoder
+from modbench.routing.build import build_model
+from modbench.routing.ema import EMA
+from modbench.routing.registry import build_router, router_names
 from modbench.train import checkpoint
-from modbench.train.batches import Batches
 from modbench.train.budget import flops_per_step, steps_for
 from modbench.train.config import TrainConfig
 from modbench.train.loop import (
@@ -135,7 +136,7 @@ def test_spent_flops_are_those_of_the_routing_that_took_place(tmp_path: Path) ->
     assert trained.flops_nominal == trained.steps * flops_per_step(model, TRAIN)
     assert trained.flops != trained.flops_nominal
     most = model.ledger(
-        Load(
+        Workload(
             lengths=(32, 32),
             phase="train",
             counts={(0, "experts"): (128,), (1, "experts"): (128,)},
@@ -250,7 +251,7 @@ def test_the_budget_is_spent_and_no_more_whatever_the_options_promise(
     times for a tenth of it."""
     right = Block.ledger
 
-    def wrong(self: Block, load: Load) -> Ledger:
+    def wrong(self: Block, load: Workload) -> Ledger:
         ledger = right(self, load)
         if load.counts:
             return ledger
@@ -259,7 +260,7 @@ def test_the_budget_is_spent_and_no_more_whatever_the_options_promise(
     monkeypatch.setattr(Block, "ledger", wrong)
     model = build_model(SHAPE, build_router("token_choice"))
     counts = {(n, "experts"): (128,) for n in range(2)}
-    true = model.ledger(Load(lengths=(32, 32), phase="train", counts=counts)).total()
+    true = model.ledger(Workload(lengths=(32, 32), phase="train", counts=counts)).total()
     budget = 12 * true
     train = TrainConfig(budget=budget, sequence=32, batch=2, evaluations=3)
     assert budget // flops_per_step(model, train) != 12
@@ -352,7 +353,7 @@ def test_other_bytes_are_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_running_average_is_the_mean_at_first_and_then_forgets() -> None:
-    average = RunningAverage(torch.tensor(5.0), decay=0.75)
+    average = EMA(torch.tensor(5.0), decay=0.75)
     for seen, expected in ((1.0, 1.0), (3.0, 2.0), (8.0, 4.0), (8.0, 5.0), (9.0, 6.0), (10.0, 7.0)):
         average.update(torch.tensor(seen))
         assert average.value.item() == pytest.approx(expected)

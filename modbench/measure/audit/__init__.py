@@ -30,8 +30,8 @@ from modbench.measure.audit.leaks import batch_invariant, causal
 from modbench.measure.audit.learning import gradient
 from modbench.measure.audit.saving import saving
 from modbench.measure.audit.state import state
-from modbench.model.decoder import Decoder
-from modbench.out_of_memory import failed_allocation
+from modbench.routing.build import RoutedDecoder
+from modbench.train.out_of_memory import failed_allocation
 
 __all__ = ["PROBES", "ROUNDING", "Finding", "audit", "findings"]
 
@@ -77,7 +77,7 @@ _RISING = list(_VERDICTS)
 
 
 def audit(
-    model: Decoder,
+    model: RoutedDecoder,
     *,
     shapes: Sequence[tuple[int, int]] = ((3, 63),),
     trained: tuple[int, int] | None = None,
@@ -92,7 +92,7 @@ def audit(
 
 
 def findings(
-    model: Decoder,
+    model: RoutedDecoder,
     *,
     shapes: Sequence[tuple[int, int]] = ((3, 63),),
     trained: tuple[int, int] | None = None,

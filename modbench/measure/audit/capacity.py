@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from modbench.flops.ledger import Load
+from modbench.ledger import Workload
 from modbench.measure.audit.finding import (
     Outcome,
     Subject,
@@ -17,20 +17,20 @@ from modbench.measure.audit.finding import (
     zero_routers,
 )
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder
+from modbench.routing.build import RoutedDecoder
 
 LENGTHS = (1, 2, 7)
 
 
 @torch.no_grad()
 def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 4: what `Layer.promised` says is what is routed, at every length, alone, in a batch and
-    padded, where all tokens and all scores are equal, too, ties going to the earlier token; and is never
-    0 where there is a token. How many the causal rule lets in is told; nobody or everybody, whatever the
-    weights, is no rule."""
+    """Probe 4: what `Layer.nominal_counts` says is what is routed, at every length, alone, in a batch
+    and padded, where all tokens and all scores are equal, too, ties going to the earlier token; and is
+    never 0 where there is a token. How many the causal rule lets in is told; nobody or everybody,
+    whatever the weights, is no rule."""
     sequence = tokens_BT.shape[1]
     model = subject.twin().train()
-    if not model.promised(Load.uniform(1, sequence)):
+    if not model.nominal_counts(Workload.uniform(1, sequence)):
         return None, "no layer promises a count"
     even = zero_routers(subject.twin().train())
     counted = 0
@@ -53,8 +53,8 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
 def _let_in(subject: Subject, tokens_BT: Tensor) -> list[float]:
     """The share of tokens that the causal rule lets into the layers that promise to leave some out: of
     the model, of first weights, and of others."""
-    full = Load.uniform(*tokens_BT.shape)
-    promised = subject.exact.promised(full)
+    full = Workload.uniform(*tokens_BT.shape)
+    promised = subject.exact.nominal_counts(full)
     layers = [n for (n, what), k in promised.items() if what == "depth" and sum(k) < full.tokens]
     found = []
     for number in range(3):
@@ -83,13 +83,13 @@ def _cases(tokens_BT: Tensor, length: int) -> Iterator[tuple[str, Tensor, tuple[
     yield "all tokens equal", torch.zeros_like(three_BT), (length,) * len(three_BT)
 
 
-def _wrong(model: Decoder, tokens_BT: Tensor, lengths: tuple[int, ...], tied: bool = False) -> str:
+def _wrong(model: RoutedDecoder, tokens_BT: Tensor, lengths: tuple[int, ...], tied: bool = False) -> str:
     """What isn't as promised; empty if all is."""
     ragged = min(lengths) < tokens_BT.shape[1]
     context = Context(lengths_B=torch.tensor(lengths, device=tokens_BT.device) if ragged else None)
     model(tokens_BT, context)
     trace = context.trace
-    for (layer, what), promised in model.promised(Load(lengths=lengths)).items():
+    for (layer, what), promised in model.nominal_counts(Workload(lengths=lengths)).items():
         told = trace.counts.get((layer, what))
         if told is None and (layer, what) in trace.tensors:
             told = tuple(int(value) for value in trace.tensors[layer, what].flatten())

@@ -12,13 +12,13 @@ from modbench.errors import UserError
 from modbench.measure.audit import PROBES, Finding, findings
 from modbench.measure.audit.finding import Subject
 from modbench.model.config import ModelConfig
-from modbench.model.decoder import Decoder, build_model
-from modbench.model.registry import build_router, load_plugin, preset_options
 from modbench.model.sizes import ShapeOptions
-from modbench.out_of_memory import failed_allocation, out_of_memory_sentence
+from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.registry import build_router, load_plugin, preset_options
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import device, make_deterministic
+from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
 
 #: Training steps before the audit: thresholds, biases and predictors must have moved.
 STEPS = 8
@@ -102,7 +102,7 @@ def _raise_memory(error: BaseException) -> None:
 
 def warmed(
     config: ModelConfig, name: str, options: Mapping[str, Any], seed: int, sequence: int
-) -> Decoder:
+) -> RoutedDecoder:
     """A model that a few steps on random tokens have moved."""
     model = build_model(config, build_router(name, options), seed).to(device())
     train = TrainConfig(budget=1, learning_rate=RATE)

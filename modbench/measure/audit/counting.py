@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modbench.flops.count import count as executed
-from modbench.flops.counter import FlopCounter, seen_conventions
-from modbench.flops.ledger import CONVENTIONS, Load, Phase
+from modbench.accounting.count import count as executed
+from modbench.counting.counter import FlopCounter, seen_conventions
+from modbench.ledger import CONVENTIONS, Phase, Workload
 from modbench.measure.audit.finding import Outcome, Subject
-from modbench.model.cache import Cache
 from modbench.model.context import Context, Selection
-from modbench.model.decoder import Decoder
+from modbench.model.kv_cache import Cache
+from modbench.routing.build import RoutedDecoder
 
 #: Tokens that are counted one by one.
 LONE = 4
@@ -50,7 +50,7 @@ def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
         for case in _cached(subject, model, tokens_BT.shape[1]):
             cases += 1
             wrong |= case.wrong()
-            if case.load.phase == "decode":
+            if case.workload.phase == "decode":
                 decoded |= case.entered()
         if decoded in (set(), {False, True}):
             break  # first weights are asked where all decoded tokens enter, or none does
@@ -67,13 +67,13 @@ def _nominal(subject: Subject, tokens_BT: Tensor) -> tuple[dict[str, str], str]:
     wrong: dict[str, str] = {}
     model, (sequences, tokens) = subject.twin().to("meta"), tokens_BT.shape
     for phase in PHASES:
-        load = Load.uniform(sequences, tokens, phase)
+        workload = Workload.uniform(sequences, tokens, phase)
         try:
             seen = executed(model, (sequences, tokens), phase=phase).ledger
         except Exception as error:  # a router's own code runs here: it needs values
             return wrong, f"; nominal not asked, on the meta device it raised {type(error).__name__}"
         for convention in CONVENTIONS:
-            off = model.ledger(load).total(convention) - seen.total(convention)
+            off = model.ledger(workload).total(convention) - seen.total(convention)
             if off:
                 wrong[phase] = f"{off:+d} in nominal {phase}"
     return wrong, ""
@@ -81,12 +81,12 @@ def _nominal(subject: Subject, tokens_BT: Tensor) -> tuple[dict[str, str], str]:
 
 @dataclass(frozen=True)
 class Case:
-    """One pass: its ``load`` with the counts that it realised, what the counter saw of it, and the
+    """One pass: its ``workload`` with the counts that it realised, what the counter saw of it, and the
     counters of the passes that its FLOPs without padding add up to; none where nobody knows."""
 
     name: str
-    model: Decoder
-    load: Load
+    model: RoutedDecoder
+    workload: Workload
     counter: FlopCounter
     parts: Sequence[FlopCounter] = ()
 
@@ -94,10 +94,10 @@ class Case:
         """What is off, by the pass."""
         for convention in seen_conventions(next(self.model.parameters()).device):
             seen = self.counter.under(convention)
-            dispatched = self.model.ledger(replace(self.load, padding=True)).total(convention)
+            dispatched = self.model.ledger(replace(self.workload, padding=True)).total(convention)
             if dispatched != seen:
                 return {self.name: f"{dispatched - seen:+d} in {self.name}"}
-            realised = self.model.ledger(self.load).total(convention)
+            realised = self.model.ledger(self.workload).total(convention)
             needed = sum(part.under(convention) for part in self.parts) if self.parts else realised
             if realised > seen or realised != needed:
                 off = realised - (needed if self.parts else seen)
@@ -106,7 +106,7 @@ class Case:
 
     def entered(self) -> set[bool]:
         """Whether somebody, and whether nobody, entered a layer that tokens skip."""
-        depths = (counts for (_, what), counts in self.load.counts.items() if what == "depth")
+        depths = (counts for (_, what), counts in self.workload.counts.items() if what == "depth")
         return {bool(number) for counts in depths for number in counts}
 
 
@@ -125,23 +125,23 @@ def _uncached(subject: Subject, tokens_BT: Tensor) -> Iterator[Case]:
     # router no gradient.
     shapes += [("single-token ", token_BT, (1,)) for token_BT in subject.tokens(1, LONE).split(1, 1)]
     for (which, text_BT, lengths), (rule, phase) in itertools.product(shapes, passes):
-        load, counter = _spend(subject.twin(), text_BT, lengths, rule, phase)
+        workload, counter = _spend(subject.twin(), text_BT, lengths, rule, phase)
         exact = len(lengths) == 1 or (rule == "topk" and lengths == full)
         parts = (counter,) if exact else ()
-        yield Case(f"{which}{rule} {phase}", subject.model, load, counter, parts)
+        yield Case(f"{which}{rule} {phase}", subject.model, workload, counter, parts)
     # In float64, where a sequence alone enters what it enters in a batch.
     for which, text_BT, lengths in shapes[:2]:
-        load, counter = _spend(subject.exact, text_BT, lengths, "causal", "forward")
+        workload, counter = _spend(subject.exact, text_BT, lengths, "causal", "forward")
         alone = [
             _spend(subject.exact, row_T[None, :length], (length,), "causal", "forward")[1]
             for row_T, length in zip(text_BT, lengths, strict=True)
         ]
-        yield Case(f"{which}causal forward, summed,", subject.exact, load, counter, alone)
+        yield Case(f"{which}causal forward, summed,", subject.exact, workload, counter, alone)
 
 
 def _spend(
-    model: Decoder, tokens_BT: Tensor, lengths: tuple[int, ...], rule: Selection, phase: Phase
-) -> tuple[Load, FlopCounter]:
+    model: RoutedDecoder, tokens_BT: Tensor, lengths: tuple[int, ...], rule: Selection, phase: Phase
+) -> tuple[Workload, FlopCounter]:
     model.train(phase == "train")
     context = Context(selection=rule, lengths_B=_lengths(tokens_BT, lengths))
     with FlopCounter() as counter, torch.set_grad_enabled(phase == "train"):
@@ -149,10 +149,10 @@ def _spend(
         if phase == "train":
             loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten())
             (loss + context.trace.auxiliary_loss()).backward()
-    return Load(lengths=lengths, phase=phase, counts=context.trace.counts), counter
+    return Workload(lengths=lengths, phase=phase, counts=context.trace.counts), counter
 
 
-def _cached(subject: Subject, model: Decoder, longest: int) -> Iterator[Case]:
+def _cached(subject: Subject, model: RoutedDecoder, longest: int) -> Iterator[Case]:
     """Prompts of different lengths, more of each, and single tokens, in a batch and alone."""
     rows = len(CHUNK)
     prompts = tuple(max(1, longest * (n + 1) // rows) for n in range(rows))
@@ -163,17 +163,17 @@ def _cached(subject: Subject, model: Decoder, longest: int) -> Iterator[Case]:
         for row in range(rows)
     ]
     for one in alone:
-        for name, load, counter in one:
-            yield Case(f"lone {name}", model, load, counter, (counter,))
+        for name, workload, counter in one:
+            yield Case(f"lone {name}", model, workload, counter, (counter,))
     together = _read(model, text_BT, reads)
-    for (name, load, counter), *ones in zip(together, *alone, strict=True):
-        yield Case(name, model, load, counter, [of_one for _, _, of_one in ones])
+    for (name, workload, counter), *ones in zip(together, *alone, strict=True):
+        yield Case(name, model, workload, counter, [of_one for _, _, of_one in ones])
 
 
 @torch.no_grad()
 def _read(
-    model: Decoder, text_BT: Tensor, reads: Sequence[tuple[int, ...]]
-) -> list[tuple[str, Load, FlopCounter]]:
+    model: RoutedDecoder, text_BT: Tensor, reads: Sequence[tuple[int, ...]]
+) -> list[tuple[str, Workload, FlopCounter]]:
     """``reads``: new tokens of each sequence, one pass through the cache after the other."""
     cache, found = Cache(len(text_BT)), []
     for number, lengths in enumerate(reads):
@@ -187,8 +187,8 @@ def _read(
         with FlopCounter() as counter:
             model(new_BT, context)
         phase: Phase = "prefill" if number < 2 else "decode"
-        load = Load(lengths=lengths, past=past, phase=phase, counts=context.trace.counts)
-        found.append((("prompt", "chunk", "decoded token")[min(number, 2)], load, counter))
+        workload = Workload(lengths=lengths, past=past, phase=phase, counts=context.trace.counts)
+        found.append((("prompt", "chunk", "decoded token")[min(number, 2)], workload, counter))
     return found
 
 

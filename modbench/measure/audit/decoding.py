@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, largest
-from modbench.model.cache import Cache
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder
+from modbench.model.kv_cache import Cache
+from modbench.routing.build import RoutedDecoder
 
 #: Tokens of each sequence that are decoded one by one, after `CHUNK` read at once, some fewer.
 DECODED, CHUNK = 16, 5
@@ -76,7 +76,7 @@ def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     return True, f"{figure}; in {subject.dtype} by {max(parity.most for parity in own):.1e}"
 
 
-def _together(model: Decoder, tokens_BT: Tensor, rounding: float) -> Parity:
+def _together(model: RoutedDecoder, tokens_BT: Tensor, rounding: float) -> Parity:
     """`_parity` of a batch, in which all sequences stand at different places."""
     sequences, sequence = tokens_BT.shape
     steps = min(DECODED, sequence - 1)
@@ -89,7 +89,7 @@ def _together(model: Decoder, tokens_BT: Tensor, rounding: float) -> Parity:
 
 
 def _alone(
-    model: Decoder, subject: Subject, tokens_BT: Tensor, rounding: float, draw: int = 0
+    model: RoutedDecoder, subject: Subject, tokens_BT: Tensor, rounding: float, draw: int = 0
 ) -> Parity:
     """`_parity` of one sequence that is as long as those of ``tokens_BT``, or longer."""
     steps = max(LONG, tokens_BT.shape[1] - PROMPT - CHUNK)
@@ -97,7 +97,7 @@ def _alone(
     return _parity(model, text_BT, [[PROMPT], [CHUNK], *[[1]] * steps], rounding)
 
 
-def _parity(model: Decoder, tokens_BT: Tensor, reads: list[list[int]], rounding: float) -> Parity:
+def _parity(model: RoutedDecoder, tokens_BT: Tensor, reads: list[list[int]], rounding: float) -> Parity:
     """``reads``: the new tokens of each sequence, pass by pass."""
     sequences = len(tokens_BT)
     whole_BTV = model(tokens_BT, Context(selection="causal"))

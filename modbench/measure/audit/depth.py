@@ -25,7 +25,7 @@ from modbench.measure.audit.finding import (
 )
 from modbench.model.block import Block
 from modbench.model.context import Context, Selection
-from modbench.model.decoder import Decoder
+from modbench.routing.build import RoutedDecoder
 
 #: What float64 loses in subtracting the stream from what it has become.
 CANCELLED = 1e-13
@@ -101,7 +101,7 @@ def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
     the router has an option ``gate`` that takes ``scaled_sigmoid``, and its weights are 0. Whatever the
     gate is, what a layer adds to a token must be a multiple of what its block adds: a layer that adds
     the stream once more, or scales it, doesn't. A layer whose definition is the other reading, x + gate
-    * (x + delta), says so by a true attribute ``adds_stream``, and is held to that instead."""
+    * (x + delta), says so by a true attribute ``adds_residual``, and is held to that instead."""
     if not subject.skips:
         return None, NOBODY_SKIPS
     tokens_BT = tokens_BT[:3]
@@ -153,7 +153,7 @@ def order_and_position(subject: Subject, tokens_BT: Tensor) -> Outcome:
     return subject.held(True, f"{found} selected tokens keep both, to {worst:.1e}")
 
 
-def entering(model: Decoder, tokens_BT: Tensor, rule: Selection) -> Iterator[Entered]:
+def entering(model: RoutedDecoder, tokens_BT: Tensor, rule: Selection) -> Iterator[Entered]:
     """What enters each layer that shows it and holds a plain block."""
     context = Context(selection=rule)
     for number, layer, before_BTD, after_BTD in layer_by_layer(model, tokens_BT, context):
@@ -168,7 +168,7 @@ def entering(model: Decoder, tokens_BT: Tensor, rule: Selection) -> Iterator[Ent
 
 def gated(layer: nn.Module, x_ND: Tensor, delta_ND: Tensor) -> Tensor:
     """What the gate of ``layer`` multiplies, by its definition."""
-    return x_ND + delta_ND if getattr(layer, "adds_stream", False) else delta_ND
+    return x_ND + delta_ND if getattr(layer, "adds_residual", False) else delta_ND
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from modbench.errors import FAULTS
 from modbench.model.block import Block
 from modbench.model.context import Context, Selection
-from modbench.model.decoder import Decoder, build_model
+from modbench.routing.build import RoutedDecoder, build_model
 from modbench.typed import checked
 
 #: Largest difference of two float64 results, relative to the largest of them, that is still rounding:
@@ -58,16 +58,16 @@ class Finding:
 class Subject:
     """What is audited: a model, which no probe changes, and a seed for what is drawn."""
 
-    model: Decoder
+    model: RoutedDecoder
     seed: int = 0
 
     @cached_property
-    def exact(self) -> Decoder:
+    def exact(self) -> RoutedDecoder:
         """A copy in float64, for a difference to be a bug and not rounding."""
         return copy.deepcopy(self.model).double().eval()
 
     @cached_property
-    def own(self) -> Decoder:
+    def own(self) -> RoutedDecoder:
         """A copy in the dtype that it scores in: some code is meant for that alone."""
         return self.twin().eval()
 
@@ -132,7 +132,7 @@ class Subject:
         others = f"; elsewhere {figure}" if passed and len(bare) < len(self._skipped) else ""
         return "unchecked", f"tokens skip layer {', '.join(bare)}, {NO_BLOCK}{others}"
 
-    def twin(self) -> Decoder:
+    def twin(self) -> RoutedDecoder:
         return copy.deepcopy(self.model)
 
     def tokens(self, sequences: int, length: int, draw: int = 0) -> Tensor:
@@ -147,7 +147,7 @@ class Subject:
         sequences, length = tokens_BT.shape
         return tokens_BT, self.tokens(sequences, length, draw=1)
 
-    def fresh(self, **wanted: object) -> tuple[Decoder, set[str]]:
+    def fresh(self, **wanted: object) -> tuple[RoutedDecoder, set[str]]:
         """A model of the same shape and router with first weights and, where the router has such
         options and takes them, with the options ``wanted``; and which of them it took."""
         router, taken = self.model.router, set[str]()
@@ -156,7 +156,7 @@ class Subject:
                 hint = get_type_hints(type(router))[name]
                 other = replace(router, **{name: checked(name, value, hint)})  # type: ignore[type-var]
                 with torch.device("meta"):
-                    Decoder(self.model.config, other)
+                    RoutedDecoder(self.model.config, other)
             except Exception:  # a router's own code runs here: it does not take the option
                 continue
             router = other
@@ -191,7 +191,7 @@ def routers(module: nn.Module) -> Mapping[str, nn.Parameter]:
 
 
 @torch.no_grad()
-def zero_routers(model: Decoder) -> Decoder:
+def zero_routers(model: RoutedDecoder) -> RoutedDecoder:
     """``model`` with all router weights 0: all scores are equal."""
     for parameter in routers(model).values():
         parameter.zero_()
@@ -199,7 +199,7 @@ def zero_routers(model: Decoder) -> Decoder:
 
 
 def layer_by_layer(
-    model: Decoder, tokens_BT: Tensor, context: Context, written: set[int] | None = None
+    model: RoutedDecoder, tokens_BT: Tensor, context: Context, written: set[int] | None = None
 ) -> Iterator[tuple[int, nn.Module, Tensor, Tensor]]:
     """Run ``model``: number, layer, and the stream (B, T, D) before and after it. What was before is a
     copy: a layer may write into what it is given, and then is among those ``written``."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, largest
 from modbench.measure.audit.state import moved_by_scoring
 from modbench.model.context import Context, Trace
-from modbench.model.decoder import Decoder
+from modbench.routing.build import RoutedDecoder
 
 #: In the model's own dtype a decision that hangs on the last digit may be tipped by a change that it
 #: doesn't know of. That moves a token here and there, of one sequence, and later ones that attend to it;
@@ -88,7 +88,7 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     return exact.moved == 0 and own.tipped, figure
 
 
-def _moves(model: Decoder, tokens_BT: Tensor, rounding: float, seed: int) -> Moves:
+def _moves(model: RoutedDecoder, tokens_BT: Tensor, rounding: float, seed: int) -> Moves:
     generator = torch.Generator().manual_seed(seed)
     sequences, sequence = tokens_BT.shape
     before_BTV = model(tokens_BT, Context(selection="causal"))
@@ -158,7 +158,7 @@ def _batches(sequences: int, sequence: int) -> Iterator[list[int]]:
 
 
 def _strangers(
-    model: Decoder, tokens_BT: Tensor, rounding: float
+    model: RoutedDecoder, tokens_BT: Tensor, rounding: float
 ) -> Iterator[tuple[list[float], float]]:
     """Of each batch: by how much its last sequences differ from what they are alone, and how much would
     be rounding."""

@@ -21,7 +21,7 @@ from modbench.measure.audit.finding import (
 )
 from modbench.measure.audit.router_rows import cut_row
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder
+from modbench.routing.build import RoutedDecoder
 
 #: The smallest gradient of a depth router, relative to that of a linear gate. A sigmoid's is a quarter;
 #: that of a softmax over the selected is one over their number.
@@ -35,8 +35,8 @@ SUMMED = 1e-6
 def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 8: on a model with first weights, cross-entropy alone reaches each parameter named a
     router's; of a router's weight (E, D), each row that it hangs on and whose expert takes tokens, by
-    the ``load`` that the layer shows. In a layer that shows who is ``selected`` and has a linear router,
-    the gradient is of the scale of a linear gate's: sum_t <dL/dout_t, delta_t> x_t. Auxiliary losses
+    the ``load`` that the layer shows. In a layer that shows ``selected`` and has a linear router, the
+    gradient is of the scale of a linear gate's: sum_t <dL/dout_t, delta_t> x_t. Auxiliary losses
     reach what is named a predictor's, one or the other all that the scheme's own classes hold, and where
     none of these is named a router's the verdict is ``unchecked``: some may be meant for cross-entropy
     and get none. Auxiliary losses come to the same whatever the order of sequences, so that no sequence
@@ -134,7 +134,7 @@ def _scale(
     return (own[0].grad.norm() / linear_D.norm()).item()
 
 
-def _twins(model: Decoder) -> str:
+def _twins(model: RoutedDecoder) -> str:
     """Two matrices of one layer that start with the same random weights: experts that never differ, or
     a router that starts as another's copy; empty if there are none."""
     for number, layer in enumerate(model.layers):
@@ -146,7 +146,7 @@ def _twins(model: Decoder) -> str:
 
 
 @torch.no_grad()
-def _uneven(model: Decoder, tokens_BT: Tensor) -> str:
+def _uneven(model: RoutedDecoder, tokens_BT: Tensor) -> str:
     """An auxiliary loss or buffer that another order of sequences changes; empty if there is none. Each
     layer is asked by itself, on the same stream: what an earlier one drops may well depend on the order.
     What is drawn at random is not asked."""
@@ -173,7 +173,7 @@ def _uneven(model: Decoder, tokens_BT: Tensor) -> str:
     return ""
 
 
-def _padding_teaches(model: Decoder, tokens_BT: Tensor) -> str:
+def _padding_teaches(model: RoutedDecoder, tokens_BT: Tensor) -> str:
     """An auxiliary loss or buffer that padding has a part in; empty if there is none."""
     sequences, sequence = tokens_BT.shape
     lengths_B = torch.tensor([sequence * (n + 1) // sequences for n in range(sequences)])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from modbench.measure.audit.finding import layer_by_layer, routers
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder
+from modbench.routing.build import RoutedDecoder
 
 #: By how much of itself a row is moved. A choice that tips over at the first is still at the second.
 STEPS = (1e-3, 1e-5)
@@ -24,7 +24,7 @@ STEPS = (1e-3, 1e-5)
 ROUNDED, STRAIGHT = 1e-13, 0.05
 
 
-def cut_row(first: Decoder, tokens_BT: Tensor, model: Decoder, context: Context) -> str:
+def cut_row(first: RoutedDecoder, tokens_BT: Tensor, model: RoutedDecoder, context: Context) -> str:
     """A row of a router's weight (E, D) that cross-entropy hangs on and does not reach, though tokens go
     to its expert; empty if there is none. ``model`` has the gradients of one pass, of which ``context``
     knows where the tokens went; ``first`` is as it was before."""
@@ -43,7 +43,7 @@ def cut_row(first: Decoder, tokens_BT: Tensor, model: Decoder, context: Context)
     return ""
 
 
-def _rows(model: Decoder, context: Context) -> Iterator[tuple[str, int, int]]:
+def _rows(model: RoutedDecoder, context: Context) -> Iterator[tuple[str, int, int]]:
     """Parameter, row and tokens of each expert that tokens go to and whose row has no gradient, where
     other rows have one."""
     for number, layer in enumerate(model.layers):
@@ -58,7 +58,7 @@ def _rows(model: Decoder, context: Context) -> Iterator[tuple[str, int, int]]:
                     yield f"layers.{number}.{name}", row, int(load_E[row])
 
 
-def _loss(model: Decoder, tokens_BT: Tensor, context: Context) -> Tensor:
+def _loss(model: RoutedDecoder, tokens_BT: Tensor, context: Context) -> Tensor:
     """Cross-entropy in training, with the same random numbers each time."""
     with torch.random.fork_rng(devices=[tokens_BT.device] if tokens_BT.is_cuda else []):
         torch.manual_seed(0)
@@ -71,7 +71,7 @@ def _loss(model: Decoder, tokens_BT: Tensor, context: Context) -> Tensor:
 
 
 @torch.no_grad()
-def _hangs_on(first: Decoder, tokens_BT: Tensor, name: str, row: int, loss: float) -> bool:
+def _hangs_on(first: RoutedDecoder, tokens_BT: Tensor, name: str, row: int, loss: float) -> bool:
     """Whether a small step of the row moves the loss, as far back as forth, and half as far by half."""
 
     def moved(step: float) -> float:

@@ -6,8 +6,8 @@ B sequences, T tokens, D model width.
 import torch
 from torch import Tensor
 
-from modbench.flops.counter import FlopCounter
-from modbench.flops.ledger import Ledger, Load
+from modbench.counting.counter import FlopCounter
+from modbench.ledger import Ledger, Workload
 from modbench.measure.audit.finding import (
     NOBODY_SKIPS,
     RULES,
@@ -46,7 +46,7 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
                 continue
             found = True
             sent = [n for n in selected_BT.sum(1).tolist() if n]
-            load = Load(
+            workload = Workload(
                 lengths=(max(sent),) * len(sent) if sent else (0,),
                 counts={
                     key: value
@@ -54,7 +54,7 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
                     if key[1] not in ("depth", "past")
                 },
             )
-            own, allowed = _by_token(counter.ledger), _by_token(block.ledger(load)) if sent else 0
+            own, allowed = _by_token(counter.ledger), _by_token(block.ledger(workload)) if sent else 0
             if own > allowed:
                 return False, (
                     f"layer {number} spends {own / max(1, allowed):.2f} times what the "
@@ -62,7 +62,7 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
                 )
             skipped += int((~selected_BT).sum())
             spent += own
-            everything += _by_token(block.ledger(Load.uniform(*tokens_BT.shape)))
+            everything += _by_token(block.ledger(Workload.uniform(*tokens_BT.shape)))
     if not found or not skipped:
         return subject.held(None, "no token skips a layer")
     share = spent / everything

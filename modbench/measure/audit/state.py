@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from modbench.measure.audit.finding import RULES, Outcome, Subject, device_of, unmoved
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder, build_model
+from modbench.routing.build import RoutedDecoder, build_model
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 
@@ -45,7 +45,7 @@ def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
     model = subject.twin().train()
     optimizer = build_optimizer(model, train)
 
-    def step(which: Decoder, by: torch.optim.Optimizer, draw: int) -> None:
+    def step(which: RoutedDecoder, by: torch.optim.Optimizer, draw: int) -> None:
         text_BT = subject.tokens(3, 33, draw)
         on = device_of(which)
         with torch.random.fork_rng(devices=[on] if on.type == "cuda" else []):
@@ -116,7 +116,7 @@ def _fresh(value: Tensor) -> Tensor:
     return value == torch.iinfo(value.dtype).max
 
 
-def _tensors(model: Decoder) -> list[tuple[str, Tensor]]:
+def _tensors(model: RoutedDecoder) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 
@@ -168,7 +168,7 @@ def _repeated(subject: Subject) -> str:
     return ""
 
 
-def _outside(model: Decoder) -> dict[str, Any]:
+def _outside(model: RoutedDecoder) -> dict[str, Any]:
     """What the modules hold that ``state_dict`` does not, by name."""
     saved = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     found: dict[str, Any] = {}

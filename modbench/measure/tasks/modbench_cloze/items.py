@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from modbench.data.config import DataConfig
+from modbench.data.token_data import load
 from modbench.errors import UserError
-from modbench.train.data_config import DataConfig
-from modbench.train.token_data import load
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from modbench.train.tokenizer import Tokenizer
+    from modbench.data.tokenizer import Tokenizer
 
 T = TypeVar("T")
 Item = dict[str, Any]

@@ -1,0 +1,223 @@
+"""Writes ``docs/conventions.md``: what each convention counts, and how far it is from the truth on our
+schemes. ``python -m modbench.accounting.conventions_page [--check] [FILE]``.
+
+Everything in it is computed or stands in `modbench.accounting.literature`: same code, same bytes.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modbench.accounting.literature import (
+    ALL_CONVENTIONS,
+    LITERATURE,
+    SOURCES,
+    literature_flops,
+    reading,
+)
+from modbench.accounting.statement import meta_decoder
+from modbench.errors import UserError
+from modbench.ledger import CONVENTIONS, Phase, Workload
+from modbench.model.config import ModelConfig
+from modbench.model.sizes import SIZES, Size
+
+PAGE = Path(__file__).parents[2] / "docs" / "conventions.md"
+REGENERATE = "python -m modbench.accounting.conventions_page"
+TRUTHS = ("full", "model")
+SCHEMES = ("vanilla", "token_choice", "expert_choice", "mod", "mode_staged", "mode_integrated")
+
+#: Table A9 of Hoffmann et al. 2022.
+CHINCHILLA_217M = Size(
+    model=ModelConfig(vocabulary=32_000, width=896, layers=18, heads=14, mlp="gelu"), sequence=2048
+)
+GPT2 = Size(
+    model=ModelConfig(vocabulary=50_257, width=768, layers=12, heads=12, mlp="gelu"), sequence=1024
+)
+#: A small Mixtral: grouped keys, an untied head, and to each token two experts as wide as a dense MLP.
+MIXTRAL = SIZES["124M"]
+MIXTRAL_OPTIONS = {"expert_width": MIXTRAL.model.hidden}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One model of the table, at one sequence length."""
+
+    shape: str
+    router: str
+    size: Size
+    options: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.router}, {self.shape}"
+
+
+CASES = (
+    *(Case(shape="124M", router=router, size=SIZES["124M"]) for router in SCHEMES),
+    *(Case(shape="217M", router=router, size=CHINCHILLA_217M) for router in SCHEMES),
+    Case(shape="GPT-2", router="vanilla", size=GPT2),
+    Case(shape="GPT-2", router="mod", size=GPT2),
+    Case(shape="Mixtral-like", router="token_choice", size=MIXTRAL, options=MIXTRAL_OPTIONS),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What the conventions say of one case."""
+
+    name: str
+    parameters: int
+    active: int
+    flops: dict[tuple[Phase, str], int]
+
+
+def measure(case: Case) -> Row:
+    """Every convention on one sequence of ``case``, forward and in training; nominal routing."""
+    decoder = meta_decoder(case.router, case.options, case.size.model)
+    shape = reading(decoder)
+    flops: dict[tuple[Phase, str], int] = {}
+    phases: tuple[Phase, Phase] = ("forward", "train")
+    for phase in phases:
+        workload = Workload.uniform(1, case.size.sequence, phase)
+        ledger = decoder.ledger(workload)
+        for convention in CONVENTIONS:
+            flops[phase, convention] = ledger.total(convention)
+        for convention in LITERATURE:
+            flops[phase, convention] = literature_flops(convention, shape, workload)
+    return Row(name=case.name, parameters=shape.parameters, active=shape.active_parameters, flops=flops)
+
+
+def page() -> str:
+    """The whole page."""
+    rows = [measure(case) for case in CASES]
+    return "\n".join([*_definitions(), *_models(rows), *_errors(rows), *_closing()])
+
+
+def _definitions() -> Iterator[str]:
+    yield "# FLOP conventions"
+    yield ""
+    yield (
+        "FLOPs are those of matrix multiplications, one multiply-accumulate being 2. A convention "
+        "says which of them are counted. The first three are views on the ledger that stands next to "
+        "each layer's code; the others are formulas of papers and libraries, as their authors state "
+        "them, at the true sizes of a model's matrices. Those know nothing of caches or "
+        "recomputation: prefill and decode are charged as forward passes over the new tokens."
+    )
+    yield ""
+    yield (
+        "S is the length of a sequence, L layers, d or h width, a = heads * head width, V vocabulary, N "
+        "parameters, D tokens."
+    )
+    for convention in ALL_CONVENTIONS:
+        source = SOURCES[convention]
+        yield from ("", f"## `{convention}`", "")
+        yield f"{source.where}. {source.equation}."
+        yield from ("", f"- Counts: {source.counts}.", f"- Leaves out: {source.leaves_out}.")
+
+
+def _models(rows: Sequence[Row]) -> Iterator[str]:
+    yield from ("", "## Errors", "")
+    yield (
+        "One sequence. Options are at their defaults; routing is nominal, what the options promise. The "
+        "Mixtral-like model sends each token to two experts as wide as its dense MLP would be. 217M is "
+        "the name of Hoffmann et al. 2022 (Table A9) for 13 L d^2 + V d parameters, a matrix of "
+        "relative positions to each layer among them; positions here are rotary and have none, which "
+        "leaves 202M."
+    )
+    yield ""
+    yield "| shape | L x d | heads, key heads | MLP | V | head | S |"
+    yield "| --- | --- | --- | --- | ---: | --- | ---: |"
+    yield from dict.fromkeys(_shape(case) for case in CASES)
+    yield ""
+    yield "| model | parameters | active | `full`, forward | `full`, training |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
+    for row in rows:
+        numbers = (
+            row.parameters,
+            row.active,
+            row.flops["forward", "full"],
+            row.flops["train", "full"],
+        )
+        yield f"| {row.name} | " + " | ".join(f"{number:,}" for number in numbers) + " |"
+
+
+def _shape(case: Case) -> str:
+    model = case.size.model
+    cells = (
+        case.shape,
+        f"{model.layers} x {model.width}",
+        f"{model.heads}, {model.key_heads}",
+        f"{model.mlp} {model.hidden}",
+        f"{model.vocabulary:,}",
+        "tied" if model.tied_head else "untied",
+        f"{case.size.sequence:,}",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def _errors(rows: Sequence[Row]) -> Iterator[str]:
+    phases: tuple[tuple[Phase, str], ...] = (("forward", "forward pass"), ("train", "training step"))
+    for phase, words in phases:
+        for truth in TRUTHS:
+            others = [convention for convention in ALL_CONVENTIONS if convention != truth]
+            yield from ("", f"### {words.capitalize()}, against `{truth}`", "")
+            yield "Ratio less 1, in per cent; `=` is equal to the last digit."
+            yield ""
+            yield "| model | " + " | ".join(f"`{name}`" for name in others) + " |"
+            yield "| --- |" + " ---: |" * len(others)
+            for row in rows:
+                right = row.flops[phase, truth]
+                cells = (_error(row.flops[phase, name], right) for name in others)
+                yield f"| {row.name} | " + " | ".join(cells) + " |"
+
+
+def _error(value: int, truth: int) -> str:
+    return "=" if value == truth else f"{100 * (value - truth) / truth:+.1f}"
+
+
+def _closing() -> Iterator[str]:
+    yield from ("", "## Regenerating", "")
+    yield (
+        f"`{REGENERATE}` writes this page; with `--check` it writes nothing and exits with 1 where "
+        "the page is not what the code says."
+    )
+    yield ""
+
+
+def run(path: Path, *, check: bool) -> int:
+    """Write the page to ``path``, or tell whether it is there already: 0 or 1.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    text = page().encode()
+    if check:
+        if path.is_file() and path.read_bytes() == text:
+            print(f"{path} is what the code says")
+            return 0
+        print(f"{path} is not what the code says; write it again: {REGENERATE} {path}")
+        return 1
+    try:
+        path.write_bytes(text)
+    except OSError as error:
+        raise UserError(f"page {path} can't be written ({error.strerror})") from error
+    print(f"{path} written")
+    return 0
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=REGENERATE, description="Write docs/conventions.md.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if it differs")
+    parser.add_argument("path", nargs="?", type=Path, default=PAGE)
+    arguments = parser.parse_args(words)
+    try:
+        return run(arguments.path, check=arguments.check)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""A causal language model as its matrices: what they cost on a load, and how many parameters they hold.
+
+Every family that is read here comes down to this, so that one ledger and one way of counting serve all.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from modbench.ledger import OUTSIDE, Flops, Key, Ledger, Workload, matmul
+from modbench.ledger.cpu_attention import is_fused
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A weight of (inner, columns). There are ``copies`` of it, and a token meets ``met`` of them: the
+    experts that it chose. ``again``: it is applied to the cached tokens too, at every step."""
+
+    component: str
+    inner: int
+    columns: int
+    copies: int = 1
+    met: int = 1
+    again: bool = False
+
+    @property
+    def size(self) -> int:
+        return self.inner * self.columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A block: its matrices, its attention, and the parameters that no matmul meets (biases, norms).
+
+    ``head_width`` is that of queries and keys, ``value_width`` that of values. A token sees the last
+    ``window`` ones. ``dropout`` on attention weights takes training off the fused kernels.
+    """
+
+    matrices: tuple[Matrix, ...]
+    heads: int
+    key_heads: int
+    head_width: int
+    value_width: int
+    window: int | None = None
+    dropout: bool = False
+    further: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """``positions``: entries of a learned table of positions. ``further``: parameters outside all layers
+    that no matmul meets."""
+
+    vocabulary: int
+    width: int
+    layers: tuple[Layer, ...]
+    tied: bool
+    further: int
+    positions: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyShape:
+    """What the formulas of papers are written in, named as in `modbench.accounting.literature.Reading`.
+
+    ``attention_width`` is heads times the width of a query, ``key_value_width`` key heads times that of
+    a key, ``value_width`` heads times that of a value: under latent attention values are of another
+    width, and each head has keys. ``attention_parameters``, ``feed_forward_parameters`` and
+    ``router_parameters`` count matrices that a token meets, of all layers together: of experts the
+    chosen and the shared ones; a shared expert's gate is a router. ``parameters`` is all that a
+    checkpoint of the model holds; ``active_parameters`` leaves out the experts that a token did not
+    choose. Both count the embedding whole and a tied head once. ``embedding_parameters``: the look-up
+    tables, of tokens and of positions; an untied head is none.
+    """
+
+    family: str
+    layers: int
+    width: int
+    heads: int
+    attention_width: int
+    key_value_width: int
+    value_width: int
+    attention_parameters: int
+    feed_forward_parameters: int
+    router_parameters: int
+    vocabulary: int
+    parameters: int
+    active_parameters: int
+    embedding_parameters: int
+    tied: bool
+
+
+def ledger_of(model: Architecture, workload: Workload) -> Ledger:
+    """What ``model`` spends on ``workload``."""
+    # A model has a few kinds of layers, and many layers of a kind, which are one object.
+    kinds: dict[int, Ledger] = {}
+    entries: dict[Key, Flops] = {}
+    for number, layer in enumerate(model.layers):
+        if id(layer) not in kinds:
+            kinds[id(layer)] = _layer_ledger(layer, workload)
+        for (_, component, direction), flops in kinds[id(layer)]:
+            entries[number, component, direction] = flops
+    head = matmul(
+        workload, OUTSIDE, "head", rows=workload.scored, inner=model.width, columns=model.vocabulary
+    )
+    return Ledger(entries) + head
+
+
+def shape_of(family: str, model: Architecture) -> FamilyShape:
+    head = 0 if model.tied else model.vocabulary * model.width
+    embedding = (model.vocabulary + model.positions) * model.width
+    outside = embedding + head + model.further
+    matrices = [matrix for layer in model.layers for matrix in layer.matrices]
+    inside = sum(layer.further for layer in model.layers)
+    first = model.layers[0]
+    routers = [matrix for matrix in matrices if matrix.component == "router"]
+    attention = [matrix for matrix in matrices if matrix.component.startswith("attention.")]
+    return FamilyShape(
+        family=family,
+        layers=len(model.layers),
+        width=model.width,
+        heads=first.heads,
+        attention_width=first.heads * first.head_width,
+        key_value_width=first.key_heads * first.head_width,
+        value_width=first.heads * first.value_width,
+        attention_parameters=_met(attention),
+        feed_forward_parameters=_met(matrices) - _met(attention) - _met(routers),
+        router_parameters=_met(routers),
+        vocabulary=model.vocabulary,
+        parameters=outside + inside + sum(matrix.size * matrix.copies for matrix in matrices),
+        active_parameters=outside + inside + _met(matrices),
+        embedding_parameters=embedding,
+        tied=model.tied,
+    )
+
+
+def _met(matrices: Iterable[Matrix]) -> int:
+    return sum(matrix.size * matrix.met for matrix in matrices)
+
+
+def _layer_ledger(layer: Layer, workload: Workload) -> Ledger:
+    again = _cached_and_new(workload)
+    ledger = Ledger.sum(
+        matmul(
+            workload,
+            0,
+            matrix.component,
+            rows=(again if matrix.again else workload.slots) * matrix.met,
+            inner=matrix.inner,
+            columns=matrix.columns,
+        )
+        for matrix in layer.matrices
+    ) + _scores(layer, workload)
+    return ledger + ledger.recomputed() if workload.checkpoint and workload.phase == "train" else ledger
+
+
+def _cached_and_new(workload: Workload) -> int:
+    """Rows of a matmul that each step runs over all that the cache holds by then."""
+    if workload.phase == "decode":
+        return workload.pairs().full
+    wide = [new + past for new, past in zip(workload.lengths, workload.past, strict=True)]
+    return workload.sequences * max(wide) if workload.padding else sum(wide)
+
+
+def _scores(layer: Layer, workload: Workload) -> Ledger:
+    """Scores and weighted values of a layer.
+
+    `modbench.ledger.attention` with two things besides. A cache keeps no more than a window's
+    tokens, so that attention is never given older ones: ``full`` is smaller. And PyTorch has no fused
+    CPU kernel where values are of another width than keys, or for dropout: the whole square is run,
+    and nothing twice.
+    """
+    pairs = _pairs(layer.window, workload)
+    scores, values = 2 * layer.heads * layer.head_width, 2 * layer.heads * layer.value_width
+    train = workload.phase == "train"
+    fused = is_fused(layer.head_width, layer.value_width) and not (layer.dropout and train)
+    if not fused:
+        pairs = Flops(pairs.model, pairs.full)
+    forward = pairs * (scores + values)
+    entries: dict[Key, Flops] = {(0, "attention.scores", "forward"): forward}
+    if train:
+        again = Flops(0, 0, pairs.executed * scores if fused else 0)
+        entries[0, "attention.scores", "backward"] = forward * 2 + again
+    return Ledger(entries)
+
+
+def _pairs(window: int | None, workload: Workload) -> Flops:
+    if window is None:
+        return workload.pairs()
+    needed = workload.pairs(window).model
+    if workload.phase == "decode" and not workload.padding:
+        return Flops(needed, needed)
+    given = replace(workload, past=tuple(min(past, window - 1) for past in workload.past)).pairs(window)
+    return Flops(needed, given.full, given.executed)

@@ -1,0 +1,117 @@
+"""A config.json as a family's keys: found, defaulted, and held to what they must be."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from modbench.accounting.families.defaults import FAMILIES, Family
+from modbench.errors import UserError, known_names
+from modbench.model.config import LARGEST
+from modbench.typed import checked
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """A model's config.json, from the file or from the folder that holds it.
+
+    Raises:
+        UserError: there is no such file, it can't be read, or it is no JSON object.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"config {path} can't be read ({error.strerror}); give a model's config.json"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"config {path} is no JSON ({error}); give a model's config.json") from error
+    if not isinstance(config, dict):
+        raise UserError(f"config {path} holds no JSON object; give a model's config.json")
+    return config
+
+
+def misspelt(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Keys that look like one which the family reads and that is missing, each with that one."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None:
+        return []
+    known = {*family.defaults, *family.also}
+    found = []
+    for key in sorted(set(config) - known):
+        near = difflib.get_close_matches(key, known - set(config), n=1, cutoff=0.9)
+        found += [(key, match) for match in near]
+    return found
+
+
+class Source:
+    """One config, read key by key.
+
+    Raises:
+        UserError: it is no object of keys, or its family is not known.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        if not isinstance(config, Mapping):
+            raise UserError(
+                f"config is {type(config).__name__}; it must be an object of keys, as in a config.json"
+            )
+        name = config.get("model_type")
+        if name is None:
+            raise UserError(
+                f"config has no 'model_type'; name one of the families: {', '.join(sorted(FAMILIES))}"
+            )
+        if not isinstance(name, str) or name not in FAMILIES:
+            raise UserError(
+                f"model_type '{name}' is no causal language model with a closed form; "
+                f"{known_names(name, FAMILIES)}"
+            )
+        self.name: str = name
+        self.family: Family = FAMILIES[name]
+        self._config = self._named(config)
+
+    def _named(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The keys that are read, each under one name."""
+        found = {key: config[key] for key in self.family.defaults if key in config}
+        for other, key in self.family.also.items():
+            if other in config and found.setdefault(key, config[other]) != config[other]:
+                raise UserError(
+                    f"config {other} is {config[other]!r} and {key} is {found[key]!r}; they are one "
+                    "thing: leave one out"
+                )
+        return {**self.family.defaults, **found}
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the family has such a key at all."""
+        return key in self._config
+
+    def size(self, key: str, least: int = 1) -> int:
+        """A whole number of ``least`` or more; of layers, which are listed, not too many."""
+        value: int = checked(f"config {key}", self._config[key], int)
+        if value < least:
+            raise UserError(f"config {key} is {value}; it must be {least} or more")
+        if "layer" in key and value > LARGEST["layers"]:
+            raise UserError(f"config {key} is {value}; it must be {LARGEST['layers']:,} or less")
+        return value
+
+    def size_or_none(self, key: str) -> int | None:
+        return None if self._config.get(key) is None else self.size(key)
+
+    def flag(self, key: bool | str) -> bool:
+        """What the key says; a bool says it itself."""
+        return key if isinstance(key, bool) else bool(checked(f"config {key}", self._config[key], bool))
+
+    def share(self, key: str) -> float:
+        value = self._config[key]
+        return 0.0 if value is None else float(checked(f"config {key}", value, float))
+
+    def words(self, key: str) -> tuple[str, ...] | None:
+        value = self._config.get(key)
+        return None if value is None else tuple(checked(f"config {key}", value, tuple[str, ...]))
+
+    def numbers(self, key: str) -> tuple[int, ...]:
+        value = self._config.get(key)
+        return () if value is None else tuple(checked(f"config {key}", value, tuple[int, ...]))

@@ -1,0 +1,135 @@
+"""Holds FLOPs still: what each router spends on reference shapes against a committed table, by ==.
+
+A change of a closed form is either meant, then the new table is accepted and the commit says why, or it
+is a bug.
+"""
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from modbench.accounting.literature import ALL_CONVENTIONS, literature_flops, reading
+from modbench.accounting.statement import meta_decoder
+from modbench.errors import UserError
+from modbench.ledger import CONVENTIONS, PHASES, Workload
+from modbench.model.sizes import SIZES, Size
+from modbench.routing.registry import installed_modules, load_plugin, router_class
+
+#: The table of the built-in routers.
+GOLDEN = Path(__file__).with_name("golden.json")
+
+#: Shapes by name, with the tokens of the one sequence that is counted; decoding has as many cached.
+SHAPES: Mapping[str, Size] = {
+    "1M": SIZES["1M"],
+    "124M": replace(SIZES["124M"], sequence=1000),
+    "7B": SIZES["7B"],
+}
+
+Table = dict[str, int]
+
+
+def built_in() -> list[str]:
+    """The routers of this package: what else is installed here is somebody else's to hold."""
+    return [name for name, module in installed_modules().items() if module.startswith("modbench.")]
+
+
+def current(routers: Sequence[str]) -> Table:
+    """Nominal FLOPs of one sequence by ``router/shape/phase/convention``, for each router with its
+    defaults and with each of its presets (``router:preset``)."""
+    table: Table = {}
+    presets = [f"{name}:{preset}" for name in routers for preset in router_class(name).presets]
+    for name, (shape, size) in itertools.product([*routers, *presets], SHAPES.items()):
+        decoder = meta_decoder(name, {}, size.model)
+        read = reading(decoder)
+        for phase in PHASES:
+            past = size.sequence if phase == "decode" else 0
+            workload = Workload.uniform(1, size.sequence, phase, past)
+            ledger = decoder.ledger(workload)
+            for convention in ALL_CONVENTIONS:
+                key = f"{name}/{shape}/{phase}/{convention}"
+                table[key] = (
+                    ledger.total(convention)
+                    if convention in CONVENTIONS
+                    else literature_flops(convention, read, workload)
+                )
+    return table
+
+
+def differences(golden: Table, now: Table) -> list[str]:
+    """A table of the keys that changed, are missing or are new: what they were, what they are."""
+    keys = [key for key in sorted({*golden, *now}) if golden.get(key) != now.get(key)]
+    if not keys:
+        return []
+    wide = max(map(len, keys))
+    lines = [f"{'':<9}{'router/shape/phase/convention':<{wide}}{'old':>26}{'new':>26}"]
+    for key in keys:
+        old, new = golden.get(key), now.get(key)
+        what = "new" if old is None else "missing" if new is None else "changed"
+        change = f"  {new / old - 1:+.4%}" if old and new is not None else ""
+        shown = ("-" if value is None else f"{value:,}" for value in (old, new))
+        lines.append(f"{what:<9}{key:<{wide}}" + "".join(f"{value:>26}" for value in shown) + change)
+    return lines
+
+
+def run_gate(golden: Path, *, plugins: Sequence[Path] = (), accept: bool = False) -> int:
+    """0 if the table at ``golden`` is what the routers spend now: those that ``plugins`` register, or
+    without plugins the built-in ones. Else prints what differs and returns 1. ``accept`` writes the new
+    table instead.
+
+    Raises:
+        UserError: the table is missing or not one, it can't be written, or a plugin fails.
+    """
+    if plugins and golden == GOLDEN:
+        raise UserError("--plugin needs --golden FILE: a plugin's counts stand in a table of their own")
+    routers = [name for plugin in plugins for name in load_plugin(plugin)] or built_in()
+    words = [word for plugin in plugins for word in ("--plugin", str(plugin))]
+    if golden != GOLDEN:
+        words += ["--golden", str(golden)]
+    command = shlex.join(["modbench", "flops", "gate", *words, "--accept"])
+    now = current(routers)
+    if accept:
+        half = golden.parent / f"{golden.name}.half"
+        try:
+            if golden.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            half.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
+            os.replace(half, golden)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                half.unlink()
+            raise UserError(
+                f"FLOP table {golden} can't be written ({error.strerror}); name a file in a folder that "
+                "is there and can be written to"
+            ) from error
+        print(f"{len(now)} FLOP counts accepted into {golden}")
+        return 0
+    found = differences(_read(golden, command), now)
+    for line in found:
+        print(line)
+    if found:
+        print(f"{len(found) - 1} FLOP counts differ from {golden}; if that is meant: {command}")
+        return 1
+    print(f"{len(now)} FLOP counts equal {golden}")
+    return 0
+
+
+def _read(golden: Path, command: str) -> Table:
+    try:
+        table = json.loads(golden.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"FLOP table {golden} does not exist; make it with {command}") from None
+    except OSError as error:
+        raise UserError(
+            f"FLOP table {golden} can't be read ({error.strerror}); name a file with --golden"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"FLOP table {golden} is no JSON ({error}); make it again: {command}") from error
+    if not isinstance(table, dict) or not all(type(value) is int for value in table.values()):
+        raise UserError(f"FLOP table {golden} must map keys to whole numbers; make it again: {command}")
+    return table

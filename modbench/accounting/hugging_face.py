@@ -1,0 +1,275 @@
+"""Runs causal language models of transformers under the counter, and leaves them as they were.
+
+On the meta device nothing is computed, so that any published size can be counted; three things need
+help there. Experts run as batched matmuls, whose shapes don't depend on the routing. A cache is always
+given, since without one transformers looks at position numbers. And attention masks are made on the CPU,
+for the counter to read what they let through.
+
+B sequences, T tokens.
+"""
+
+import copy
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from modbench.accounting.families import FAMILIES, family_shape
+from modbench.counting.counter import FlopCounter
+from modbench.counting.restore_state import untouched
+from modbench.counting.sdpa import SDPA, as_on_cpu
+from modbench.errors import UserError
+from modbench.ledger import OUTSIDE, Phase, labels
+from modbench.ledger.labels import Label
+
+#: Keys of a published config.json that say how weights are stored, or name code to run.
+_NOT_THE_MODEL = ("auto_map", "quantization_config", "transformers_version")
+
+
+def build(config: Any, device: str) -> nn.Module:
+    """A model with random weights from a config of transformers or from the dict of a config.json.
+
+    Raises:
+        UserError: transformers isn't installed, or this is the config of no causal language model.
+    """
+    transformers = installed()
+    if isinstance(config, transformers.PreTrainedConfig):
+        name, keys = config.model_type, config.to_dict()
+    else:
+        keys = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
+        name = keys.get("model_type")
+    from transformers.models.auto import modeling_auto as auto
+
+    if name not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(
+            f"model_type '{name}' is no causal language model that transformers "
+            f"{transformers.__version__} knows; with a closed form: {', '.join(sorted(FAMILIES))}"
+        )
+    if name in FAMILIES:
+        family_shape(keys)  # says what is wrong in a sentence
+    try:
+        if isinstance(config, Mapping):
+            further = {key: value for key, value in keys.items() if key != "model_type"}
+            config = transformers.AutoConfig.for_model(name, **further)
+        else:
+            config = copy.deepcopy(config)
+        with torch.device(device):
+            return transformers.AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        raise UserError(
+            f"config of model_type '{name}' builds no model ({type(error).__name__}: {error}); mend it"
+        ) from error
+
+
+def installed() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError("models of transformers need it: pip install 'transformers>=5'") from error
+    return transformers
+
+
+def check(model: nn.Module) -> None:
+    """
+    Raises:
+        UserError: it is no causal language model of transformers.
+    """
+    if not isinstance(model, installed().PreTrainedModel):
+        raise UserError(
+            f"{type(model).__name__} can't be counted; give a causal language model of transformers, a "
+            "config of one, or a decoder of modbench"
+        )
+    from transformers.models.auto import modeling_auto as auto
+
+    config: Any = model.config
+    both_ways = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder
+    if both_ways or config.is_encoder_decoder:
+        raise UserError(
+            f"{type(model).__name__} is no causal language model: a token sees later ones, or an "
+            "encoder's; build one with transformers.AutoModelForCausalLM"
+        )
+    if not model.can_generate() or model.get_output_embeddings() is None:
+        raise UserError(
+            f"{type(model).__name__} is no causal language model: it has no head that scores the next "
+            "token; build one with transformers.AutoModelForCausalLM"
+        )
+
+
+def profile(model: Any, inputs: Mapping[str, Tensor], phase: Phase, past: int) -> FlopCounter:
+    """The counter after ``phase`` was run on ``inputs``, after ``past`` cached tokens.
+
+    Raises:
+        UserError: the model computes no logits or loss, nothing is trained, or an op isn't known.
+    """
+    tokens_BT = inputs["input_ids"]
+    on_meta = tokens_BT.is_meta
+    counter = FlopCounter()
+    with ExitStack() as stack:
+        stack.enter_context(untouched(model, train=phase == "train"))
+        stack.enter_context(torch.set_grad_enabled(phase == "train"))
+        if on_meta:
+            stack.enter_context(_fit_for_meta(model))
+            stack.enter_context(_MasksToMeta())
+        cache = None
+        if on_meta or past or phase in ("prefill", "decode"):
+            cache = installed().DynamicCache(config=model.config)
+        if past:
+            past_BT = tokens_BT[:, :1].expand(-1, past)
+            _run(model, {"input_ids": past_BT}, cache, logits_to_keep=1)
+        stack.enter_context(_labelled(model))
+        stack.enter_context(counter)
+        if phase == "decode":
+            for token_B1 in tokens_BT.split(1, dim=1):
+                _run(model, {**inputs, "input_ids": token_B1}, cache)
+        elif phase == "prefill":
+            _run(model, inputs, cache, logits_to_keep=1)
+        elif phase == "train":
+            loss = _run(model, {"labels": tokens_BT, **inputs}, cache).loss
+            if loss is None or not loss.requires_grad:
+                raise UserError(
+                    f"{type(model).__name__} has no loss with a gradient; phase 'train' needs one "
+                    "parameter or more that requires_grad"
+                )
+            loss.backward()
+        else:
+            _run(model, inputs, cache)
+    return counter
+
+
+def _run(model: Any, inputs: Mapping[str, Any], cache: Any, **options: Any) -> Any:
+    parameters = inspect.signature(model.forward).parameters
+    options |= {"use_cache": cache is not None, "return_dict": True}
+    if cache is not None:
+        options[_cache_argument(model.forward)] = cache
+    if options.get("logits_to_keep") and "logits_to_keep" not in parameters:
+        raise UserError(
+            f"{type(model).__name__} can't score the last token alone; phases with a cache need a "
+            "model whose forward takes logits_to_keep"
+        )
+    if inputs["input_ids"].is_meta and model.config._attn_implementation == "sdpa":
+        options |= _masks(model, inputs, cache)
+    output = model(**{**inputs, **options})
+    if getattr(output, "logits", None) is None:
+        raise UserError(f"{type(model).__name__} returns no logits; it is no causal language model")
+    return output
+
+
+def _cache_argument(function: Callable[..., Any]) -> str:
+    """What the cache is called: it was renamed within version 5 of transformers."""
+    return "cache" if "cache" in inspect.signature(function).parameters else "past_key_values"
+
+
+def _masks(model: Any, inputs: Mapping[str, Any], cache: Any) -> dict[str, Any]:
+    """The attention masks that the model would make, on the CPU; nothing where it needs none."""
+    from transformers.masking_utils import create_masks_for_generate
+
+    given = inputs.get("attention_mask")
+    sequences, tokens = inputs["input_ids"].shape
+    made = create_masks_for_generate(
+        config=model.config,
+        inputs_embeds=torch.empty(1 if given is None else sequences, tokens, 1),
+        attention_mask=given,
+        **{_cache_argument(create_masks_for_generate): cache},
+    )
+    each = made.values() if isinstance(made, Mapping) else [made]
+    if all(mask is None for mask in each):
+        return {"attention_mask": None} if given is not None else {}
+    return {"attention_mask": made}
+
+
+class _MasksToMeta(TorchFunctionMode):
+    """Attention on the meta device with a mask on the CPU: around the counter, which read the mask. (One
+    on the meta device can't be read, and its convention ``model`` can't be told.)"""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        mask = kwargs.get("attn_mask")
+        if func is not SDPA or mask is None:
+            return func(*args, **kwargs)
+        if mask.is_meta:
+            raise NotImplementedError("it makes attention masks of its own, which have no values there")
+        tensors = dict(zip(("query", "key", "value"), args, strict=False))
+        given = {**tensors, **kwargs, "attn_mask": mask.to("meta")}
+        result = as_on_cpu(given)
+        return func(**given) if result is None else result
+
+
+@contextmanager
+def _fit_for_meta(model: Any) -> Iterator[None]:
+    """Sets aside what looks at values: the routing, and the search for padding among the tokens."""
+    config, experts = model.config, None
+    pad = getattr(config, "pad_token_id", None)
+    try:
+        config.pad_token_id = None
+        if hasattr(model, "get_experts_implementation"):
+            experts = model.get_experts_implementation()
+            model.set_experts_implementation("batched_mm")
+        yield
+    finally:
+        if experts is not None:
+            model.set_experts_implementation(experts)
+        config.pad_token_id = pad
+
+
+#: What a module inside a layer is, by its name; None: as its parent.
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+_COMPONENTS = {
+    **dict.fromkeys(_ATTENTION, "attention.scores"),
+    **dict.fromkeys(("mlp", "feed_forward", "block_sparse_moe", "ffn", "fc1", "fc2"), "mlp"),
+    **dict.fromkeys(("experts", "shared_expert", "shared_experts"), "experts"),
+    **dict.fromkeys(("router", "shared_expert_gate"), "router"),
+}
+_OUT = ("o_proj", "out_proj", "c_proj", "dense")
+
+
+@contextmanager
+def _labelled(model: Any) -> Iterator[None]:
+    """While it is open, what modules compute is labelled with their layer and component."""
+    head, handles = model.get_output_embeddings(), []
+    for name, module in model.named_modules():
+        label = Label(OUTSIDE, "head") if module is head else _label(model, name)
+        if label is not None:
+            handles.append(module.register_forward_pre_hook(_opener(label)))
+            handles.append(module.register_forward_hook(_close, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _label(model: Any, name: str) -> Label | None:
+    inside = re.search(r"\.(\d+)\.(.+)$", name)
+    if inside is None:
+        return None
+    layer, path = int(inside[1]), inside[2].split(".")
+    own, parent = path[-1], path[-2] if len(path) > 1 else ""
+    if parent in _ATTENTION and own not in _COMPONENTS:
+        if not _holds_a_matrix(model.get_submodule(name)):
+            return None
+        return Label(layer, "attention.out" if own in _OUT else "attention.qkv")
+    if own == "gate" and hasattr(model.get_submodule(name.rpartition(".")[0]), "experts"):
+        return Label(layer, "router")
+    return Label(layer, _COMPONENTS[own]) if own in _COMPONENTS else None
+
+
+def _holds_a_matrix(module: nn.Module) -> bool:
+    return any(parameter.dim() > 1 for parameter in module.parameters())
+
+
+def _opener(label: Label) -> Callable[..., None]:
+    def open_label(module: nn.Module, arguments: Any) -> None:
+        for counter in labels.active:
+            counter.open(label)
+
+    return open_label
+
+
+def _close(module: nn.Module, arguments: Any, output: Any) -> None:
+    for counter in labels.active:
+        counter.close()

@@ -1,0 +1,281 @@
+"""The closed-world counter: what PyTorch executes, op by op, as it reaches the dispatcher.
+
+Matmul FLOPs, one multiply-accumulate being 2. Every op is counted, known to be free of matmuls, or an
+error: an op that nobody thought of can't pass as zero, which is how other counters lose attention on CPU
+and grouped experts.
+"""
+
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch._C import _current_autograd_node
+from torch._C._autograd import _get_sequence_nr
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from modbench.counting import higher_order, sdpa
+from modbench.counting.attention import FusedAttention, Pairs
+from modbench.counting.checkpoint_flops import in_recompute
+from modbench.counting.compiled import UNCOMPILED
+from modbench.counting.formulas import FORMULAS, Formula, register_flop_formula
+from modbench.counting.zero_flop_ops import is_free
+from modbench.errors import UserError
+from modbench.ledger import CONVENTIONS, Direction, Flops, Ledger, labels
+from modbench.ledger.labels import Label
+
+__all__ = ["FlopCounter", "is_free", "register_flop_formula", "seen_conventions"]
+
+#: A label, and which query-key pairs are needed where it is an attention's.
+Region = tuple[Label, Pairs | None]
+_OUTSIDE: Region = (Label(), None)
+
+
+def seen_conventions(on: torch.device) -> tuple[str, ...]:
+    """Those in which what runs on the device ``on`` can be held against a closed form. On a GPU
+    ``executed`` is not one of them: which blocks its kernels leave out can't be seen from outside."""
+    return CONVENTIONS if on.type == "cpu" else ("model", "full")
+
+
+class FlopCounter:
+    """Counts the matmul FLOPs of any PyTorch code that runs inside it, forward and backward.
+
+    >>> with FlopCounter() as counter:
+    ...     model(x).sum().backward()
+    >>> counter.total
+
+    Three conventions. ``total`` (``full``) counts attention by its full square; ``total_model``
+    (``model``) by the pairs that it needs: the triangle of causal attention, what an explicit mask lets
+    through, what a block mask's rule lets through. A mask on the meta device has no values and forbids
+    nothing. SDPA's backward is twice its forward in both, and neither holds activation checkpointing's
+    recompute. ``executed`` is what PyTorch's CPU kernels run, recompute included: see
+    `modbench.counting.attention.FusedAttention` for what they leave out and do twice, and for other
+    devices. On the meta device attention is run, and counted, as a CPU would.
+
+    Code compiled by torch.compile runs uncompiled inside a counter: the program as written is counted
+    (`modbench.counting.compiled`). A product written out as pointwise multiplication and a sum is no
+    matmul op and counts 0, attention written out in matmuls is counted as those, and code outside
+    PyTorch, or in a thread that the code inside starts, isn't seen. A multiply-accumulate of complex
+    numbers is 2, too.
+
+    Raises:
+        UserError: an op that is neither counted nor known to be free; `register_flop_formula` mends it.
+            Compiled code that can't be run uncompiled. Entered while it is counting.
+    """
+
+    def __init__(self) -> None:
+        self._counted: dict[tuple[Label, Direction, str], list[int]] = {}
+        # (what holds, the next autograd node's number, the node that was running) when it was opened
+        self._open: list[tuple[Region, int, Any]] = []
+        self._region_of_node: dict[int, Region] = {}
+        self._numbered = 0  # the next node's number, when an op was last counted
+        self._mode = _Dispatch(self)
+
+    @property
+    def total(self) -> int:
+        return sum(full for _, full, _ in self._counted.values())
+
+    @property
+    def total_model(self) -> int:
+        return sum(model for model, _, _ in self._counted.values())
+
+    @property
+    def executed(self) -> int:
+        return sum(executed for _, _, executed in self._counted.values())
+
+    @property
+    def by_op(self) -> dict[str, int]:
+        """FLOPs by op, full square."""
+        sums: dict[str, int] = {}
+        for (_, direction, op), (_, full, _) in self._counted.items():
+            if direction != "recompute":
+                sums[op] = sums.get(op, 0) + full
+        return sums
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was counted, by (layer, component, direction), under the labels of
+        `modbench.ledger.labels.component`; what ran outside all labels is component ``other``."""
+        ledger = Ledger()
+        for (label, direction, _), (model, full, executed) in self._counted.items():
+            key = (label.layer, label.component, direction)
+            known = ledger.entries.get(key, Flops(0, 0))
+            ledger.entries[key] = known + Flops(model, full, executed)
+        return ledger
+
+    @property
+    def by_component(self) -> dict[str, int]:
+        """FLOPs by component, full square."""
+        return self.ledger.by_component("full")
+
+    def under(self, convention: str) -> int:
+        """The total as ``convention`` counts it."""
+        return Flops(self.total_model, self.total, self.executed).under(convention)
+
+    def __enter__(self) -> "FlopCounter":
+        if self in labels.active:
+            raise UserError(
+                "this FlopCounter is counting already, and would count all twice; take another one, or "
+                "enter it again when it has ended"
+            )
+        if not labels.active:
+            UNCOMPILED.begin()
+        labels.active.append(self)
+        self._mode.__enter__()
+        sdpa.watch()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        labels.active.remove(self)
+        sdpa.watch()
+        self._mode.__exit__(kind, error, where)
+        if not labels.active:
+            UNCOMPILED.end()
+
+    def open(self, label: Label | None, pairs: Pairs | None = None) -> None:
+        """From here on forward ops belong to ``label``, or for None to what they belonged to, and are
+        attention that needs ``pairs`` of its query-key pairs."""
+        node = _current_autograd_node()
+        region = (self._region(node)[0] if label is None else label, pairs)
+        self._open.append((region, _get_sequence_nr(), node))
+
+    def close(self) -> None:
+        """What was opened last ends; the autograd nodes made under it stay its own."""
+        region, first, _ = self._open.pop()
+        for node in range(first, _get_sequence_nr()):
+            self._region_of_node.setdefault(node, region)  # an inner one closed first, and keeps its own
+
+    def _region(self, node: Any) -> Region:
+        """What an op that runs now belongs to: in a backward pass to what its forward op did, unless a
+        label was opened in the backward pass itself."""
+        if node is not None and not (self._open and self._open[-1][2] is not None):
+            known = self._region_of_node.get(node._sequence_nr())
+            if known is not None:
+                return known
+        return self._open[-1][0] if self._open else _OUTSIDE
+
+    def add(self, op: str, formula: Formula, arguments: dict[str, Any], result: Any) -> None:
+        """Count what an op just ran."""
+        node = _current_autograd_node()
+        label, pairs = region = self._region(node)
+        direction: Direction = "forward"
+        if node is not None:
+            recording = torch.is_grad_enabled()
+            direction = "recompute" if in_recompute(recording=recording) else "backward"
+            if recording and _get_sequence_nr() > self._numbered:  # a node was made of this op
+                self._region_of_node.setdefault(_get_sequence_nr() - 1, region)
+        self._numbered = _get_sequence_nr()
+        if pairs is not None and isinstance(formula, FusedAttention):
+            flops: int | Flops = formula.flops(arguments, pairs)
+        else:
+            flops = formula(arguments, result)
+        if not isinstance(flops, Flops) and (type(flops) is not int or flops < 0):
+            raise UserError(
+                f"the FLOP formula of op '{op}' gave {flops!r}; it must give a whole number, 0 or more"
+            )
+        counted = self._counted.setdefault((label, direction, op), [0, 0, 0])
+        if isinstance(flops, int):
+            flops = Flops(flops, flops) if pairs is None else pairs.split(flops)
+        if direction != "recompute":
+            counted[0] += flops.model
+            counted[1] += flops.full
+        counted[2] += flops.executed
+
+
+#: An op's name, its arguments' names and defaults, and its formula.
+_Known = tuple[str, list[str], dict[str, Any], Formula]
+
+_SOFTMAX_OF_SDPA = torch.ops.aten._safe_softmax.default
+_MULTIPLY = torch.ops.aten.mul.Tensor
+#: Backward passes that multiply by broadcasting: (N,) by (M,), or one number by (N,); the result's dims.
+_OUTER_PRODUCTS = {"MvBackward0": 2, "AddmvBackward0": 2, "DotBackward0": 1, "VdotBackward0": 1}
+_PLAIN = {torch.Tensor, torch.nn.Parameter, FakeTensor}
+#: Of a subclass without ops of its own, such as the parameters that a lazy module begins with.
+_NO_OPS_OF_ITS_OWN = torch.Tensor.__torch_dispatch__
+
+
+class _Dispatch(TorchDispatchMode):
+    supports_higher_order_operators = True
+
+    def __init__(self, counter: FlopCounter) -> None:
+        super().__init__()
+        self._counter = counter
+        # What is known of the ops met so far; formulas registered later are looked up anew.
+        self._free: set[Any] = set()
+        self._formulas: dict[Any, _Known] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # The default hides __torch_dispatch__ from Dynamo at each call; here Dynamo is at rest anyway.
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if types and any(kind not in _PLAIN and _has_own_ops(kind) for kind in types):
+            return NotImplemented  # a tensor subclass runs ops of its own, which come by here
+        if func in self._free:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        kwargs = kwargs or {}
+        if func is _MULTIPLY:
+            return self._multiply(args, kwargs)
+        if not isinstance(func, OpOverload):
+            return higher_order.run(func, args, kwargs, self, self._counter.add)
+        known = self._formulas.get(func) or self._look_up(func)
+        if known is None:
+            if func in self._free:
+                return func(*args, **kwargs)
+            if func is _SOFTMAX_OF_SDPA:
+                if not sdpa.is_watched():
+                    raise UserError(
+                        "attention was not called as torch.nn.functional.scaled_dot_product_attention "
+                        "but by a name imported from there before FlopCounter began, and which pairs it "
+                        "needs can't be seen; call it through the module"
+                    )
+                return func(*args, **kwargs)
+            # Under inference mode composite ops arrive whole; their parts are what is counted.
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is NotImplemented:
+                raise _unknown(func._schema.name)
+            return parts
+        result = func(*args, **kwargs)
+        name, names, defaults, formula = known
+        arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+        self._counter.add(name, formula, arguments, result)
+        return result
+
+    def _multiply(self, args: Any, kwargs: Any) -> Any:
+        """No matmul, but where autograd writes the backward pass of one so."""
+        result = _MULTIPLY(*args, **kwargs)
+        node = _current_autograd_node()
+        if node is not None and result.dim() == _OUTER_PRODUCTS.get(node.name()):
+            self._counter.add("aten::mul", lambda arguments, result: 2 * result.numel(), {}, result)
+        return result
+
+    def _look_up(self, func: OpOverload) -> "_Known | None":
+        name = func._schema.name
+        formula = FORMULAS.get(name)
+        if formula is None:
+            if is_free(func):
+                self._free.add(func)
+            return None
+        names = [argument.name for argument in func._schema.arguments]
+        defaults = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
+        self._formulas[func] = (name, names, defaults, formula)
+        return self._formulas[func]
+
+
+def _has_own_ops(kind: type) -> bool:
+    return getattr(kind, "__torch_dispatch__", None) is not _NO_OPS_OF_ITS_OWN
+
+
+def _unknown(name: str) -> UserError:
+    return UserError(
+        f"FLOPs of op '{name}' are not known; register them with "
+        f"modbench.register_flop_formula('{name}', formula)"
+    )

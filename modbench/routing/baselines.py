@@ -1,0 +1,139 @@
+"""Scores that nobody learns: what a learned selection has to beat. No parameter, no matmul.
+
+What a control gives is an order of the tokens and a cut: at or above it a token enters under the causal
+rule. How high a score is beyond that says nothing, so no gate is made of it.
+
+B sequences, T tokens, D model width.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from modbench.model.context import Context
+from modbench.model.init import stream
+from modbench.routing.force_balance import strided_rows
+
+
+class Control(nn.Module, ABC):
+    """Scores of a layer's tokens. ``cut``: what the causal rule compares them with, None where only the
+    running average of the lowest score selected can tell."""
+
+    cut: float | None
+
+    @abstractmethod
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """Scores (B, T) in [0, 1], without a gradient."""
+
+
+class Gaussian(Control):
+    """A random score for each token, drawn anew in each training step. Shown as its quantile, which
+    orders tokens as a Gaussian score does and of which ``capacity`` lies at or above 1 - ``capacity``.
+
+    Under the causal rule the score depends on the token's place alone, so each place enters with
+    probability ``capacity``, independently of the others, whatever the batch and however it is read.
+    The draws are counted in a buffer: a run that is resumed goes on with the ones it had not seen.
+    """
+
+    key: Tensor
+    draws: Tensor
+
+    def __init__(self, capacity: float, layer: int) -> None:
+        super().__init__()
+        self.layer, self.cut = layer, 1 - capacity
+        self.register_buffer("key", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
+
+    def initialise(self, seed: int) -> None:
+        self.key.fill_(_key(seed, self.layer))
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        places_BT = _places(x_BTD, context)
+        if context.selection == "causal":
+            return _uniform(self.key, places_BT)
+        row_B1 = torch.arange(len(x_BTD), device=x_BTD.device)[:, None]
+        return _uniform(self.key, 1 + self._draw(context), row_B1, places_BT)
+
+    def _draw(self, context: Context) -> Tensor:
+        """The number of this pass's draw: when checkpointing runs it again, the one it had."""
+        if context.trace.repeated:
+            return context.trace.tensors[self.layer, "draw"]
+        draw = self.draws.clone()
+        context.trace.show(self.layer, "draw", draw)
+        if self.training:
+            self.draws += 1
+        return draw
+
+
+class Hash(Control):
+    """A fixed random score for each token of the vocabulary, another in each layer (as Roller et al.
+    2021 hash tokens to experts). Where the context has no token ids, a token's place stands for it.
+
+    Tokens differ in how often they come, so no cut is known beforehand.
+    """
+
+    cut = None
+    key: Tensor
+
+    def __init__(self, capacity: float, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("key", torch.zeros((), dtype=torch.int64))
+
+    def initialise(self, seed: int) -> None:
+        self.key.fill_(_key(seed, self.layer))
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        tokens_BT = context.tokens_BT
+        return _uniform(self.key, _places(x_BTD, context) if tokens_BT is None else tokens_BT)
+
+
+class Stride(Control):
+    """1 for every (1 / ``capacity``)-th token from the first on, those at floor(j / capacity) for
+    j = 0, 1, ..., else 0. Of any first n tokens that selects ceil(capacity * n), so both rules select
+    the same."""
+
+    cut = 0.5
+
+    def __init__(self, capacity: float, layer: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        before, tokens = context.before(x_BTD), x_BTD.shape[1]
+        return strided_rows(self.capacity, before, tokens, x_BTD.device).float()
+
+
+CONTROLS: dict[str, type[Gaussian | Hash | Stride]] = {
+    "gaussian": Gaussian,
+    "hash": Hash,
+    "stride": Stride,
+}
+
+
+def _places(x_BTD: Tensor, context: Context) -> Tensor:
+    """How many tokens each of ``x_BTD`` follows, those read before included, (B, T)."""
+    before, (sequences, tokens) = context.before(x_BTD), x_BTD.shape[:2]
+    if len(set(before)) == 1:  # then no number is sent to a GPU, which would be waited for
+        first = before[0]
+        return torch.arange(first, first + tokens, device=x_BTD.device).expand(sequences, tokens)
+    first_B1 = torch.tensor(before, device=x_BTD.device)[:, None]
+    return first_B1 + torch.arange(tokens, device=x_BTD.device)
+
+
+def _key(seed: int, layer: int) -> int:
+    return stream(seed, f"layers.{layer}.control").initial_seed() & 0xFFFFFFFF
+
+
+def _uniform(*keys: Tensor) -> Tensor:
+    """Numbers in [0, 1) that the whole ``keys``, broadcast together, determine: the same on each device,
+    unlike a generator's. In steps of 2^-24, which float32 holds exactly."""
+    bits = torch.zeros_like(keys[0], dtype=torch.int64)
+    for key in keys:
+        bits = (bits + key.to(torch.int64) + 0x9E3779B9) & 0xFFFFFFFF
+        # Twice shifted and multiplied, each bit depends on all. Below 2^27, so that nothing overflows.
+        for _ in range(2):
+            bits = ((bits ^ (bits >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+        bits = bits ^ (bits >> 16)
+    return (bits >> 8).to(torch.float32) * 2.0**-24

@@ -1,0 +1,143 @@
+"""A bank of equal expert MLPs, for tokens that come sorted by expert or in equal shares.
+
+E experts, N rows (token-expert assignments), D model width, F hidden width; B sequences, T tokens,
+S = B * T.
+"""
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from modbench.errors import UserError
+from modbench.ledger import Ledger, Workload, component, matmul
+from modbench.model.block import up_columns
+from modbench.model.config import ModelConfig
+from modbench.model.expert_products import Counts, run
+from modbench.model.grouped import takes_grouped
+from modbench.model.init import normal_, residual_scale
+from modbench.model.kernels import autocast_dtype
+from modbench.routing.dispatch import from_experts, to_experts
+from modbench.routing.topk import nonzero_indices
+
+
+def expert_width(model: ModelConfig, width: int | None, active: float) -> int:
+    """Hidden width of each expert: ``width``, or where that is None the dense MLP's divided by the
+    experts a token meets, so that active FLOPs equal the dense MLP's.
+
+    Raises:
+        UserError: the dense width does not divide.
+    """
+    if width is not None:
+        return width
+    share = model.hidden / Fraction(repr(active))  # as it is written in decimals, as capacities are
+    if share.denominator != 1 or share < 1:
+        raise UserError(
+            f"mlp_width {model.hidden} can't be shared by {active:g} active experts; "
+            "set expert_width, or an mlp_width that divides"
+        )
+    return int(share)
+
+
+def expert_widths(
+    model: ModelConfig, *, active: int, width: int | None, shared: int, shared_width: int | None
+) -> tuple[int, int]:
+    """Hidden width of each routed expert and of all ``shared`` experts together, for tokens that meet
+    ``active`` of the former and all of the latter. What is None follows from the dense MLP's width, so
+    that active FLOPs equal the dense MLP's: all are as wide as one another, and what does not divide is
+    the shared experts' (DeepSeek-V3: 18432 = (8 + 1) * 2048).
+
+    Raises:
+        UserError: the dense width does not divide, or leaves the experts nothing.
+    """
+    if not shared:
+        return expert_width(model, width, active), 0
+    if width is not None:
+        return width, shared * (width if shared_width is None else shared_width)
+    if shared_width is None:
+        each = model.hidden // (active + shared)
+        together = model.hidden - active * each
+    else:
+        together = shared * shared_width
+        each, rest = divmod(model.hidden - together, active)
+        each = 0 if rest else each
+    if each < 1:
+        raise UserError(
+            f"mlp_width {model.hidden} can't be shared by {active} active and {shared} shared experts"
+            f"{'' if shared_width is None else f' of width {shared_width}'}; set expert_width, or an "
+            "mlp_width that divides"
+        )
+    return each, together
+
+
+class ExpertBank(nn.Module):
+    """``experts`` MLPs of the dense MLP's kind, each of hidden width ``width``."""
+
+    def __init__(self, model: ModelConfig, layer: int, *, experts: int, width: int) -> None:
+        super().__init__()
+        self.model, self.layer, self.experts, self.width = model, layer, experts, width
+        self.up = nn.Parameter(torch.empty(experts, up_columns(model, width), model.width))
+        self.down = nn.Parameter(torch.empty(experts, model.width, width))
+
+    def initialise(self, seed: int) -> None:
+        normal_(self.up, seed, f"layers.{self.layer}.experts.up")
+        normal_(
+            self.down, seed, f"layers.{self.layer}.experts.down", scale=residual_scale(self.model.layers)
+        )
+
+    def forward(self, rows_ND: Tensor, counts: Counts) -> Tensor:
+        """Rows sorted by expert, ``counts[e]`` of them for expert e, (N, D); as a tensor, the counts
+        stay where they are. Rows beyond their sum are no expert's, and come out as 0. None: N / E of
+        each."""
+        rows_ND = rows_ND.to(self.dtype(rows_ND))
+        with component("experts", self.layer):
+            return run(rows_ND, self.up, self.down, counts, self.model.mlp)
+
+    def grouped(self, x_D: Tensor) -> bool:
+        """Whether counts of rows like ``x_D`` had better stay a tensor."""
+        return torch.compiler.is_compiling() or takes_grouped(
+            x_D, self.up, self.down, dtype=self.dtype(x_D)
+        )
+
+    def dtype(self, x_D: Tensor) -> torch.dtype:
+        """Of the matmuls."""
+        dtype = autocast_dtype(x_D)
+        return self.up.dtype if dtype is None else dtype
+
+    def ledger(self, workload: Workload, rows: int) -> Ledger:
+        """``rows`` assignments in all: the closed form depends on no balance."""
+        return matmul(
+            workload,
+            self.layer,
+            "experts",
+            rows=rows,
+            inner=self.model.width,
+            columns=up_columns(self.model, self.width),
+            weight_gradient=self.up.requires_grad,
+        ) + matmul(
+            workload.after(self.up.requires_grad),
+            self.layer,
+            "experts",
+            rows=rows,
+            inner=self.width,
+            columns=self.model.width,
+            weight_gradient=self.down.requires_grad,
+        )
+
+    def parameters_of(self, experts: float) -> int:
+        """Parameters of so many experts."""
+        return int(experts * (self.up[0].numel() + self.down[0].numel()))
+
+
+def dispatched(
+    bank: ExpertBank, x_BTD: Tensor, gates_SE: Tensor, chosen_SE: Tensor, counts: list[int]
+) -> Tensor:
+    """Each token's sum over the experts that are ``chosen`` for it, any number of them, weighted by
+    their gates, (B, T, D). ``counts``: tokens per expert, as the host knows them."""
+    x_SD = x_BTD.flatten(0, 1)
+    chosen_N = nonzero_indices(chosen_SE.T, sum(counts))  # expert by expert, its tokens in order
+    rows_N = chosen_N % len(x_SD)
+    gates_N = gates_SE.T.reshape(-1).index_select(0, chosen_N)
+    y_ND = bank(to_experts(x_SD, rows_N, bank.dtype(x_SD)), counts)
+    out_SD = from_experts(y_ND, gates_N, rows_N, len(x_SD))
+    return out_SD.to(x_BTD.dtype).view_as(x_BTD)

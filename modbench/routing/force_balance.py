@@ -1,0 +1,136 @@
+"""Forced balance: routing that is even whatever the scores, so that a model can be timed untrained.
+
+Routers decide as always and, where the context forces balance, their decision is replaced by an even
+one: nothing that a router computes is left out, and what follows costs what its options promise, in each
+layer and at each step of decoding. A router calls these where it has decided.
+
+B sequences, T tokens, N tokens that are no padding, K experts of a token, S slots of a batch, E experts,
+A choices.
+"""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from modbench.model.context import Context
+from modbench.routing.topk import capacity_tokens
+
+
+def strided(capacity: float, first: int, tokens: int, among: int = 1) -> list[bool]:
+    """Which of ``tokens`` tokens after ``first`` others enter, if of any first n ``share(capacity, n,
+    among)`` do: those at floor(j * among / capacity) for j = 0, 1, ..."""
+    row, each = [False] * tokens, Fraction(repr(capacity)) / among
+    for j in range(
+        capacity_tokens(capacity, first, among), capacity_tokens(capacity, first + tokens, among)
+    ):
+        row[j * each.denominator // each.numerator - first] = True
+    return row
+
+
+def strided_rows(
+    capacity: float, before: Sequence[int], tokens: int, device: torch.device, among: int = 1
+) -> Tensor:
+    """`strided` of each sequence, ``before[b]`` tokens of which came earlier, (B, ``tokens``) bool. Not
+    to be written to: it is kept, where all sequences have come as far."""
+    if len(set(before)) == 1:
+        return _strided(capacity, among, before[0], tokens, device).expand(len(before), tokens)
+    rows = [strided(capacity, first, tokens, among) for first in before]
+    return torch.tensor(rows, dtype=torch.bool, device=device).view(len(before), tokens)
+
+
+def even_tokens(decided: Tensor, context: Context, capacity: float, among: int = 1) -> Tensor:
+    """``decided`` (bool), (B, T), or (B, T, E) where each expert decides; or under forced balance every
+    (``among`` / ``capacity``)-th token of each sequence, counted on from those that came before, and for
+    all experts the same. Padding never enters."""
+    if not context.forced_balance:
+        return decided
+    context.trace.forced = True
+    tokens, before = decided.shape[1], context.before(decided)
+    return _like(decided, strided_rows(capacity, before, tokens, decided.device, among), context)
+
+
+def even_pool(decided: Tensor, context: Context, capacity: float, among: int = 1) -> Tensor:
+    """The same with the batch taken as one row of tokens, sequence after sequence, without padding."""
+    if not context.forced_balance:
+        return decided
+    context.trace.forced = True
+    real_BT, first = context.real(decided), sum(context.before(decided))
+    sequences, tokens = decided.shape[:2]
+    even_S = _strided(capacity, among, first, sequences * tokens, decided.device)
+    if real_BT is not None:
+        even_S = even_S.index_select(0, (real_BT.flatten().cumsum(0) - 1).clamp(min=0))
+    return _like(decided, even_S.view(sequences, tokens), context)
+
+
+def _like(decided: Tensor, even_BT: Tensor, context: Context) -> Tensor:
+    real_BT = context.real(decided)
+    even_BT = even_BT if real_BT is None else even_BT & real_BT
+    return even_BT if decided.dim() == 2 else even_BT[..., None].expand_as(decided)
+
+
+def even_experts(
+    chosen_NK: Tensor, context: Context, before: int, experts: int, no_ops: int = 0
+) -> Tensor:
+    """``chosen_NK``, each token's experts, or under forced balance experts in turn, counted on from the
+    ``before`` tokens that came earlier; of any first n choices floor(n * experts / (experts + no_ops))
+    fall on ``experts``, the others on the ``no_ops`` that have the numbers after them."""
+    if not context.forced_balance:
+        return chosen_NK
+    context.trace.forced = True
+    tokens, each = chosen_NK.shape
+    first = before * each % (experts + no_ops)  # the pattern repeats after so many
+    return _in_turn(first, tokens * each, experts, no_ops, chosen_NK.device).view(tokens, each)
+
+
+def even_gates(active_SE: Tensor, context: Context, before: int, each: int) -> Tensor:
+    """``active_SE`` (bool), who meets which expert, or under forced balance ``each`` experts in turn for
+    each slot; padding takes its turn, and is left out."""
+    if not context.forced_balance:
+        return active_SE
+    slots, experts = active_SE.shape
+    none_SK = torch.empty(slots, each, dtype=torch.long, device=active_SE.device)
+    chosen_SK = even_experts(none_SK, context, before, experts)
+    even_SE = torch.zeros_like(active_SE).scatter(1, chosen_SK, True)
+    if context.lengths_B is None:
+        return even_SE
+    even_BTE = even_SE.view(len(context.lengths_B), -1, experts)
+    real_BT = context.real(even_BTE)
+    assert real_BT is not None
+    return (even_BTE & real_BT[..., None]).flatten(0, 1)
+
+
+def _kept(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``function`` with its results kept, for making them takes longer than a small layer, and a GPU
+    would be waited for; a compiled program has them as constants. What is made under a mode (fake
+    tensors, inference) may be of no use outside it."""
+    kept = lru_cache(maxsize=512)(function)
+
+    def call(*arguments: Any) -> Tensor:
+        if (
+            torch.compiler.is_compiling()
+            or is_in_torch_dispatch_mode()
+            or torch.is_inference_mode_enabled()
+        ):
+            return function(*arguments)
+        return kept(*arguments)
+
+    return call
+
+
+@_kept
+def _in_turn(first: int, choices: int, experts: int, no_ops: int, device: torch.device) -> Tensor:
+    choice_A = torch.arange(first, first + choices, device=device)
+    if not no_ops:
+        return choice_A % experts
+    real_A, next_A = (n_A * experts // (experts + no_ops) for n_A in (choice_A, choice_A + 1))
+    return torch.where(next_A > real_A, real_A % experts, experts + (choice_A - real_A) % no_ops)
+
+
+@_kept
+def _strided(capacity: float, among: int, first: int, tokens: int, device: torch.device) -> Tensor:
+    return torch.tensor(strided(capacity, first, tokens, among), device=device)

@@ -1,0 +1,61 @@
+"""Tells from a token alone what top-k, which sees the whole sequence, would say of it.
+
+B sequences, T tokens, D model width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modbench.ledger import Ledger, Workload, component, matmul
+from modbench.model.config import ModelConfig
+from modbench.model.init import normal_
+from modbench.model.linear import linear
+from modbench.routing.topk import score
+
+
+class Predictor(nn.Module):
+    """Whether a token will be among the top k (Raposo et al. 2024, section 3.5): an MLP with one hidden
+    layer of half the model's width on the detached stream, so that it never bends what it watches.
+
+    All tokens meet it, while few enter the block: its hidden layer is computed in the dtype of the
+    block's matmuls, for float32 would take back much of what is saved. What it says of that is computed
+    in float32, as router arithmetic is."""
+
+    def __init__(self, model: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.model, self.layer, self.hidden = model, layer, max(1, model.width // 2)
+        self.up = nn.Parameter(torch.empty(self.hidden, model.width))
+        self.down = nn.Parameter(torch.empty(1, self.hidden))
+
+    def initialise(self, seed: int) -> None:
+        normal_(self.up, seed, f"layers.{self.layer}.predictor.up")
+        normal_(self.down, seed, f"layers.{self.layer}.predictor.down")
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Logits (B, T)."""
+        x_BTD = F.rms_norm(x_BTD.detach(), x_BTD.shape[-1:])
+        with component("predictor", self.layer):
+            return score(F.gelu(linear(x_BTD, self.up)), self.down).squeeze(-1)
+
+    def ledger(self, workload: Workload) -> Ledger:
+        rows, width = workload.slots, self.model.width
+        return matmul(
+            workload,
+            self.layer,
+            "predictor",
+            rows=rows,
+            inner=width,
+            columns=self.hidden,
+            input_gradient=False,
+            weight_gradient=self.up.requires_grad,
+        ) + matmul(
+            workload,
+            self.layer,
+            "predictor",
+            rows=rows,
+            inner=self.hidden,
+            columns=1,
+            input_gradient=self.up.requires_grad,
+            weight_gradient=self.down.requires_grad,
+        )

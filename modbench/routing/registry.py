@@ -1,0 +1,312 @@
+"""Where routers are found: by decorator, by entry point, by file. Imports no torch by itself."""
+
+import hashlib
+import importlib.util
+import math
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+
+from modbench.errors import FAULTS, UserError, known_names
+from modbench.routing.plugin_code import code_sha256
+from modbench.typed import checked
+
+if TYPE_CHECKING:
+    from modbench.routing.router import Router
+
+GROUP = "modbench.routers"
+_registered: "dict[str, type[Router]]" = {}
+#: Of a plugin's routers: its file and the hash of its code.
+_sources: dict[str, tuple[Path, str]] = {}
+R = TypeVar("R", bound="type[Router]")
+
+
+def register_router(name: str) -> Callable[[R], R]:
+    """Register the decorated dataclass under ``name``.
+
+    Raises:
+        UserError: the name is taken, or the class is no frozen dataclass.
+    """
+
+    def register(router: R) -> R:
+        from modbench.routing.router import Router
+
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise UserError(
+                f"router name {name!r} must be made of letters, digits, '_', '.' and '-'; rename it"
+            )
+        if not isinstance(router, type) or not issubclass(router, Router):
+            raise UserError(
+                f"router '{name}' ({getattr(router, '__qualname__', router)}) must derive from "
+                "modbench.routing.router.Router"
+            )
+        if not is_dataclass(router) or not router.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            raise UserError(
+                f"router '{name}' ({router.__qualname__}) must be a frozen dataclass; "
+                "put @dataclass(frozen=True, kw_only=True) below @register_router"
+            )
+        taken = _registered.get(name)
+        if taken is not None or (name in _installed() and not _is_installed_as(router, name)):
+            owner = taken.__module__ if taken is not None else _installed()[name].value
+            raise UserError(
+                f"router '{name}' of {router.__module__} is already registered by {owner}; "
+                "choose another name"
+            )
+        router.name = name
+        _registered[name] = router
+        return router
+
+    return register
+
+
+def _installed() -> dict[str, EntryPoint]:
+    """Entry points by name, without loading any.
+
+    Raises:
+        UserError: two packages offer one name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in _points():
+        other = found.get(point.name)
+        if other is not None and other.value != point.value:
+            raise UserError(
+                f"router '{point.name}' is offered by two installed packages ({other.value} and "
+                f"{point.value}); uninstall one of them"
+            )
+        found[point.name] = point
+    return found
+
+
+def _points() -> list[EntryPoint]:
+    """Those of installed packages; in a checkout that is run without being installed, its own, too."""
+    found, project = list(entry_points(group=GROUP)), Path(__file__).parents[2] / "pyproject.toml"
+    if any(point.module.startswith("modbench.routers.") for point in found) or not project.exists():
+        return found
+    own = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["entry-points"][GROUP]
+    return found + [EntryPoint(name, module, GROUP) for name, module in own.items()]
+
+
+def _is_installed_as(router: type, name: str) -> bool:
+    return _installed()[name].module == router.__module__
+
+
+def installed_modules() -> dict[str, str]:
+    """The module of each router that an installed package offers, by name, without loading any."""
+    return {name: point.module for name, point in sorted(_installed().items())}
+
+
+def router_names() -> list[str]:
+    """All names: installed entry points (not loaded) and what was registered in this process."""
+    return sorted({*_installed(), *_registered})
+
+
+def router_class(name: str) -> "type[Router]":
+    """The router registered as ``name``, its package loaded if need be.
+
+    Raises:
+        UserError: no such router, or its package cannot be loaded or does not register it.
+    """
+    if name not in _registered:
+        point = _installed().get(name)
+        if point is None:
+            raise UserError(f"router '{name}' is not known; {known_names(name, router_names())}")
+        try:
+            point.load()
+        except UserError:
+            raise
+        except FAULTS as error:
+            raise UserError(
+                f"router '{name}': loading its entry point {point.value} raised "
+                f"{type(error).__name__}: {error}; mend or uninstall that package"
+            ) from error
+        if name not in _registered:
+            raise UserError(
+                f"router '{name}': its entry point {point.value} was loaded but registers no such "
+                f"name; decorate the class with @register_router('{name}')"
+            )
+    return _registered[name]
+
+
+def load_plugin(path: str | Path) -> list[str]:
+    """Run a plugin file and return the names it registered. The same file twice is loaded once.
+
+    Raises:
+        UserError: the file is missing, raises, or registers nothing.
+    """
+    file = Path(path).resolve()
+    if file.is_dir():
+        raise UserError(f"plugin {path} is a folder; give the path of a Python file")
+    if not file.is_file():
+        raise UserError(f"plugin {path}: there is no such file; give the path of a Python file")
+    module_name = f"modbench_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    if module_name not in sys.modules:
+        before = set(_registered)
+        spec = importlib.util.spec_from_file_location(module_name, file)
+        if spec is None or spec.loader is None:
+            raise UserError(f"plugin {path}: Python can't import it; give it the ending .py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+            digest = code_sha256(file, module_name)
+        except BaseException as error:
+            del sys.modules[module_name]
+            for name in _fresh(before):
+                del _registered[name]
+            if isinstance(error, UserError):
+                raise UserError(f"plugin {path}: {error}") from error
+            if not isinstance(error, Exception | SystemExit):
+                raise
+            where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+            raise UserError(
+                f"plugin {path} raised {type(error).__name__}: {error}{where}; "
+                "mend the file and run again"
+            ) from error
+        _sources.update(dict.fromkeys(_fresh(before), (file, digest)))
+    names = sorted(n for n, router in _registered.items() if router.__module__ == module_name)
+    if not names:
+        raise UserError(
+            f"plugin {path} registers no router; decorate a class with @register_router('name')"
+        )
+    return names
+
+
+def _fresh(before: set[str]) -> set[str]:
+    """The names that a plugin has registered since ``before``. An installed router that it imports is
+    none of its own."""
+    installed = _installed()
+    return {
+        name
+        for name in set(_registered) - before
+        if name not in installed or not _is_installed_as(_registered[name], name)
+    }
+
+
+def check_source(router: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UserError: ``router``, a cell's, is of a plugin file that reads otherwise by now, or imports one
+            that does.
+    """
+    name, digest = router["name"], router.get("plugin_sha256")
+    if plugin_sha256(name) != digest:
+        raise UserError(
+            f"router '{name}': its plugin file, or one that it imports, has changed since this run "
+            "began; run the command again"
+        )
+
+
+def plugin_sha256(name: str) -> str | None:
+    """Hash of the plugin file that registered ``name``, and of the files beside it that it imports (see
+    `modbench.routing.plugin_code.code_sha256`); None for an installed router."""
+    return _sources[name][1] if name in _sources else None
+
+
+def plugin_file(name: str) -> Path | None:
+    """The plugin file that registered ``name``, which is all that a process needs that runs this router
+    alone: another one may change more than its own. None for an installed router."""
+    return _sources[name][0] if name in _sources else None
+
+
+def preset_options(name: str) -> tuple[str, dict[str, Any]]:
+    """Router and options of ``NAME`` or ``NAME:PRESET``.
+
+    Raises:
+        UserError: no such router, or it has no such preset.
+    """
+    router, colon, preset = name.partition(":")
+    if not colon:
+        return router, {}
+    known = router_class(router).presets
+    if preset not in known:
+        raise UserError(f"router '{router}' has no preset '{preset}'; {known_names(preset, known)}")
+    return router, dict(known[preset])
+
+
+def _owners(option: str) -> list[str]:
+    """The routers that have an option of that name, of those that can be loaded."""
+    owners = []
+    for name in router_names():
+        try:
+            router = router_class(name)
+        except FAULTS:  # another router's fault is none of this mistake's
+            continue
+        if any(field.name == option and field.init for field in fields(router)):  # type: ignore[arg-type]
+            owners.append(name)
+    return owners
+
+
+def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router":
+    """The router ``name`` with ``options``, checked.
+
+    Raises:
+        UserError: unknown router or option, an option of the wrong type or out of range, or one that
+            is required and missing.
+    """
+    options = dict(options or {})
+    router = router_class(name)
+    try:
+        hints = get_type_hints(router)
+    except FAULTS as error:
+        raise UserError(
+            f"router '{name}': the type of an option can't be resolved ({type(error).__name__}: "
+            f"{error}); import what it names at the top of the file"
+        ) from error
+    known = {field.name: field for field in fields(router) if field.init}  # type: ignore[arg-type]
+    for option, value in options.items():
+        if option not in known:
+            owners = ", ".join(_owners(option))
+            whose = f"it is an option of {owners}; " if owners else ""
+            raise UserError(
+                f"router '{name}' has no option '{option}'; {whose}{known_names(option, known)}"
+            )
+        options[option] = checked(f"router '{name}' option '{option}'", value, hints[option])
+    missing = [
+        option
+        for option, field in known.items()
+        if option not in options and field.default is MISSING and field.default_factory is MISSING
+    ]
+    if missing:
+        raise UserError(
+            f"router '{name}' needs option '{missing[0]}'; give it a value, in a suite under "
+            "[[schemes]] options, or a default in its class"
+        )
+    try:
+        built = router(**options)
+        for option, value in built.options().items():
+            _check_plain(f"option '{option}'", value)
+        return built
+    except UserError as error:
+        raise UserError(f"router '{name}': {error}") from error
+    except FAULTS as error:
+        raise UserError(
+            f"router '{name}' raised {type(error).__name__}: {error} when it was built; mend its "
+            "__post_init__"
+        ) from error
+
+
+def _check_plain(what: str, value: object) -> None:
+    """
+    Raises:
+        UserError: ``value`` can't stand in a record, which is JSON.
+    """
+    if isinstance(value, Mapping) and all(type(key) is str for key in value):
+        for key, entry in value.items():
+            _check_plain(f"{what} {key}", entry)
+    elif type(value) in (list, tuple):
+        for i, entry in enumerate(value):  # type: ignore[arg-type,var-annotated]
+            _check_plain(f"{what}[{i}]", entry)
+    elif not (
+        value is None
+        or type(value) in (bool, int, str)
+        or (type(value) is float and math.isfinite(value))
+    ):
+        raise UserError(
+            f"{what} is {value!r}, and records are JSON; take a finite number, a string, true or false, "
+            "nothing, or a list or table of them"
+        )

@@ -1,0 +1,104 @@
+"""Router scores and the packing of what they select. Router arithmetic is in float32 or wider.
+
+B sequences, T tokens, K chosen, D model width, E experts.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from fractions import Fraction
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def score(x_D: Tensor, weight_ED: Tensor) -> Tensor:
+    """``x @ weight^T`` in float32 (float64 for float64 input), whatever autocast says: (..., E).
+
+    Of E = 1 and a number of rows that 8 does not divide, a CPU's matmul may give equal rows other last
+    bits: two equal tokens before a first block that is routed are then no tie."""
+    dtype, kind = torch.promote_types(x_D.dtype, torch.float32), x_D.device.type
+    # The meta device knows no autocast, and entering a context takes as long as scoring one token.
+    off = x_D.is_meta or not torch.is_autocast_enabled(kind)
+    with nullcontext() if off else torch.autocast(kind, enabled=False):
+        return F.linear(x_D.to(dtype), weight_ED.to(dtype))
+
+
+def capacity_tokens(capacity: float, tokens: int, among: int = 1) -> int:
+    """ceil(capacity * tokens / among) with ``capacity`` taken as it is written in decimals, so that 0.07
+    of 100 is 7; never 0 while there is a token, never more than there are."""
+    return _share(capacity, int(tokens), among)  # a size is a tensor while torch.jit traces
+
+
+@lru_cache(maxsize=4096)
+def _share(capacity: float, tokens: int, among: int) -> int:
+    return min(tokens, math.ceil(Fraction(repr(capacity)) * tokens / among))
+
+
+def highest(scores_BT: Tensor, counts: list[int], real_BT: Tensor | None) -> Tensor:
+    """Mask (B, T) of the ``counts[b]`` highest scores of each row, padding never among them. Ties go to
+    the earlier token, which `torch.topk` does not promise."""
+    if real_BT is not None:
+        scores_BT = scores_BT.masked_fill(~real_BT, -torch.inf)
+    alike = min(counts) == max(counts)
+    if alike and (chosen_BK := _without_ties(scores_BT, counts[0])) is not None:
+        return torch.zeros_like(scores_BT, dtype=torch.bool).scatter_(1, chosen_BK, 1)
+    order_BT = scores_BT.argsort(dim=-1, descending=True, stable=True)
+    if alike:
+        return torch.zeros_like(scores_BT, dtype=torch.bool).scatter_(1, order_BT[:, : counts[0]], 1)
+    limits_B1 = torch.tensor(counts, device=scores_BT.device)[:, None]
+    within_BT = torch.arange(scores_BT.shape[1], device=scores_BT.device) < limits_B1
+    return torch.zeros_like(within_BT).scatter_(1, order_BT, within_BT)
+
+
+def _without_ties(scores_BT: Tensor, count: int) -> Tensor | None:
+    """Places (B, ``count``) of the highest scores of each row, by `torch.topk`, which is faster than to
+    sort; None where more of them would do as well, or where it takes as long to know that none does."""
+    if not scores_BT.is_cpu or not 0 < count < scores_BT.shape[1] or torch.compiler.is_compiling():
+        return None
+    if torch.jit.is_tracing():  # it would record the branch that is taken
+        return None
+    best = scores_BT.topk(count + 1)
+    last_B, next_B = best.values[:, count - 1 :].unbind(1)
+    apart_B = last_B > next_B  # NaN is above nothing
+    return best.indices[:, :count] if not apart_B.is_meta and apart_B.all() else None
+
+
+def counts_to_host(counts: Tensor, nominal: Sequence[int] | Callable[[], Sequence[int]]) -> list[int]:
+    """``counts`` as integers of the host. A tensor on the meta device has no values: there ``nominal``,
+    what the router's options promise, or what a call of it gives."""
+    if not counts.is_meta:
+        return counts.tolist()
+    return list(nominal() if callable(nominal) else nominal)
+
+
+def selected_of_each(
+    selected_BT: Tensor, nominal: Sequence[int] | Callable[[], Sequence[int]]
+) -> list[int]:
+    """How many tokens of each sequence are selected, `known` as such."""
+    if selected_BT.shape[1] == 1 and not selected_BT.is_meta:  # each new token of decoding comes here
+        return [int(entered) for entered in selected_BT.flatten().tolist()]
+    return counts_to_host(selected_BT.sum(1), nominal)
+
+
+def nonzero_indices(mask: Tensor, total: int) -> Tensor:
+    """Where ``mask``, taken as one row, is true: (``total``,), as many as it is known to have."""
+    if mask.is_meta:
+        return mask.new_empty(total, dtype=torch.long)
+    return mask.flatten().nonzero().squeeze(1)
+
+
+def evenly(total: int, among: int) -> list[int]:
+    """``total`` in ``among`` parts that differ by one at most."""
+    return [(total + among - 1 - part) // among for part in range(among)]
+
+
+def pack_tokens(selected_BT: Tensor, longest: int, *, full: bool = False) -> Tensor:
+    """Indices (B, ``longest``) of each row's selected tokens in their own order; rows with fewer are
+    filled up with tokens that aren't selected. ``full``: none has fewer."""
+    if full and selected_BT.is_cpu and not torch.compiler.is_compiling():  # else the host would wait
+        rows, tokens = selected_BT.shape
+        return (nonzero_indices(selected_BT, rows * longest) % max(tokens, 1)).view(rows, longest)
+    return (~selected_BT).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]

@@ -1,0 +1,388 @@
+"""What a model runs, profiled, is what its closed form says, to the integer: each layer's each
+component, each direction, under each convention; and profiling leaves no trace.
+
+B sequences, T tokens, V vocabulary.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from family_cases import CONFIGS, PUBLISHED, Config
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from modbench.accounting import hugging_face
+from modbench.accounting.count import Counted, count
+from modbench.accounting.families import family_ledger
+from modbench.errors import UserError
+from modbench.ledger import Ledger, Phase, Workload
+from modbench.model.config import ModelConfig
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
+
+#: (phase, sequences, new tokens, cached tokens)
+LOADS: list[tuple[Phase, int, int, int]] = [
+    ("forward", 3, 63, 0),
+    ("train", 3, 63, 0),
+    ("prefill", 3, 63, 0),
+    ("decode", 3, 1, 0),
+    ("decode", 2, 3, 15),
+    ("decode", 2, 1, 62),
+    ("forward", 2, 7, 20),
+    ("prefill", 2, 5, 3),
+]
+
+
+def entries(ledger: Ledger) -> dict:
+    return {key: flops for key, flops in ledger if flops.full}
+
+
+def assert_same(counted: Counted, closed: Ledger) -> None:
+    assert entries(counted.ledger) == entries(closed)
+    assert closed.total("full") == counted.total > 0
+    assert closed.total("model") == counted.total_model
+    assert closed.total("executed") == counted.executed
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    yield
+    transformers.logging.set_verbosity(before)
+
+
+def small(name: str = "llama", device: str = "cpu") -> Any:
+    return hugging_face.build(CONFIGS[name], device)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_closed_form_is_what_the_model_runs(name: str, device: str) -> None:
+    model = small(name, device)
+    for phase, sequences, tokens, past in LOADS:
+        counted = count(model, (sequences, tokens), phase=phase, past=past)
+        assert_same(
+            counted, family_ledger(CONFIGS[name], Workload.uniform(sequences, tokens, phase, past))
+        )
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_are_counted_on_meta(name: str) -> None:
+    for phase, tokens, past in [("train", 1000, 0), ("decode", 1, 1000)]:
+        counted = count(PUBLISHED[name], (2, tokens), phase=phase, past=past)  # type: ignore[arg-type]
+        workload = Workload.uniform(2, tokens, phase, past)  # type: ignore[arg-type]
+        assert_same(counted, family_ledger(PUBLISHED[name], workload))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
+def test_experts_cost_the_same_however_they_are_run(implementation: str) -> None:
+    model = small("mixtral")
+    model.set_experts_implementation(implementation)
+    assert_same(
+        count(model, (3, 17), phase="train"),
+        family_ledger(CONFIGS["mixtral"], Workload.uniform(3, 17, "train")),
+    )
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    """A random small config of a random family."""
+
+    def size(most: int) -> int:
+        return draw(st.integers(1, most))
+
+    family = draw(st.sampled_from(["llama", "qwen3", "mixtral", "olmoe", "qwen2_moe", "deepseek_v3"]))
+    groups, head = size(3), 2 * size(8)
+    heads = groups * size(3)
+    config = {
+        "model_type": family,
+        "vocab_size": 1 + size(200),
+        "hidden_size": heads * head,
+        "intermediate_size": size(90),
+        "num_hidden_layers": size(3),
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "tie_word_embeddings": draw(st.booleans()),
+    }
+    experts = size(6)
+    if family == "qwen3":
+        config |= {"head_dim": 2 * size(8), "use_sliding_window": draw(st.booleans())}
+        config |= {"sliding_window": size(20), "max_window_layers": draw(st.integers(0, 3))}
+    if family == "mixtral":
+        config |= {"num_local_experts": experts, "sliding_window": draw(st.none() | st.integers(1, 20))}
+    if family in ("olmoe", "qwen2_moe"):
+        config |= {"num_experts": experts}
+    if family == "qwen2_moe":
+        config |= {"moe_intermediate_size": size(20), "shared_expert_intermediate_size": size(20)}
+        config |= {"decoder_sparse_step": size(3), "mlp_only_layers": draw(st.lists(st.integers(0, 2)))}
+    if family == "deepseek_v3":
+        grouped = draw(st.integers(1, 3))
+        experts = grouped * draw(st.integers(2, 3))
+        config |= {"num_key_value_heads": heads, "n_routed_experts": experts, "n_group": grouped}
+        config |= {"topk_group": draw(st.integers(1, grouped)), "moe_intermediate_size": size(20)}
+        config |= {"n_shared_experts": size(2), "first_k_dense_replace": draw(st.integers(0, 3))}
+        config |= {"q_lora_rank": draw(st.none() | st.integers(1, 20)), "kv_lora_rank": size(20)}
+        config |= {"qk_nope_head_dim": size(9), "qk_rope_head_dim": 2 * size(5), "v_head_dim": size(9)}
+    return {**config, "num_experts_per_tok": draw(st.integers(1, experts))}
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    config=configs(),
+    phase=st.sampled_from(["forward", "train", "prefill", "decode"]),
+    sequences=st.integers(1, 3),
+    tokens=st.integers(1, 24),
+    past=st.integers(0, 24),
+)
+def test_any_config_is_counted_as_its_closed_form_says(
+    config: Config, phase: Phase, sequences: int, tokens: int, past: int
+) -> None:
+    past, tokens = 0 if phase == "train" else past, min(tokens, 3) if phase == "decode" else tokens
+    assume(tokens * sequences > 0)
+    counted = count(config, (sequences, tokens), phase=phase, past=past)
+    assert_same(counted, family_ledger(config, Workload.uniform(sequences, tokens, phase, past)))
+
+
+def test_a_config_comes_as_a_dict_a_path_or_a_config_object(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["qwen3"]))
+    given_dict = count(CONFIGS["qwen3"], (2, 9))
+    assert count(tmp_path, (2, 9)) == count(str(tmp_path / "config.json"), (2, 9)) == given_dict
+    keys = {key: value for key, value in CONFIGS["qwen3"].items() if key != "model_type"}
+    config = transformers.AutoConfig.for_model("qwen3", **keys)
+    before = dict(vars(config))
+    assert count(config, (2, 9)) == given_dict
+    assert vars(config) == before
+    assert (given_dict.tokens, given_dict.phase) == (18, "forward")
+    assert given_dict.per_token == given_dict.total / 18
+
+
+def test_inputs_come_as_a_shape_as_tokens_or_as_keyword_tensors() -> None:
+    model, tokens_BT = small(), torch.randint(101, (2, 9))
+    by_shape = count(model, (2, 9), phase="train")
+    assert count(model, tokens_BT, phase="train") == by_shape
+    assert count(model, {"input_ids": tokens_BT, "labels": tokens_BT}, phase="train") == by_shape
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("name", ["llama", "qwen2-window"])
+def test_the_model_needs_what_a_padding_mask_lets_through(name: str, device: str) -> None:
+    mask_BT = torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
+    inputs = {"input_ids": torch.zeros(2, 9, dtype=torch.long), "attention_mask": mask_BT}
+    counted = count(small(name, device), inputs)
+    nine, five = (count(CONFIGS[name], (1, length)) for length in (9, 5))
+    needed = [one.ledger.by_component("model")["attention.scores"] for one in (nine, five)]
+    assert counted.ledger.by_component("model")["attention.scores"] == sum(needed)
+    assert counted.total == count(CONFIGS[name], (2, 9)).total
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("phase", ["forward", "train", "prefill", "decode"])
+def test_counting_leaves_no_trace(phase: Phase, device: str) -> None:
+    model = small("mixtral", device)
+    model.config.pad_token_id = 0
+    model.train()
+    model.model.layers[1].eval()
+    model.lm_head.weight.requires_grad_(False)
+    first = next(model.parameters())
+    first.grad = torch.ones_like(first)
+    told = [
+        lambda: [module.training for module in model.modules()],
+        lambda: [parameter.requires_grad for parameter in model.parameters()],
+        lambda: [id(parameter.grad) for parameter in model.parameters()],
+        lambda: [len(module._forward_hooks) for module in model.modules()],
+        lambda: [len(module._forward_pre_hooks) for module in model.modules()],
+        lambda: [(name, id(buffer), buffer._version >= 0) for name, buffer in model.named_buffers()],
+        model.config.to_dict,
+        model.get_experts_implementation,
+        lambda: torch.get_rng_state().tolist(),
+        torch.is_grad_enabled,
+    ]
+    before = [tell() for tell in told]
+    values = {} if device == "meta" else {key: v.clone() for key, v in model.state_dict().items()}
+    count(model, (2, 5), phase=phase)
+    assert [tell() for tell in told] == before
+    if device == "cpu":
+        assert torch.equal(first.grad, torch.ones_like(first))
+        assert all(torch.equal(v, values[key]) for key, v in model.state_dict().items())
+
+
+def test_dropout_draws_from_a_generator_of_its_own() -> None:
+    model, before = small("gpt2"), torch.get_rng_state()
+    count(model, (2, 9), phase="train")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_padding_is_not_looked_for_where_tokens_have_no_values() -> None:
+    config = {**CONFIGS["gpt2"], "pad_token_id": 0}
+    assert count(hugging_face.build(config, "meta"), (2, 9)) == count(CONFIGS["gpt2"], (2, 9))
+
+
+def test_a_count_that_fails_leaves_no_trace_either() -> None:
+    model = small("gpt2").train()
+    with pytest.raises(UserError, match=r"GPT2LMHeadModel can't run phase 'forward' on these inputs"):
+        count(model, (1, 200))  # positions end at 128
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+    assert count(model, (1, 9)).total == family_ledger(CONFIGS["gpt2"], Workload.uniform(1, 9)).total(
+        "full"
+    )
+
+
+def test_frozen_parameters_cost_no_gradient() -> None:
+    model = small()
+    everything = count(model, (2, 9), phase="train")
+    closed = family_ledger(CONFIGS["llama"], Workload.uniform(2, 9, "train"))
+    model.model.embed_tokens.weight.requires_grad_(False)  # which is the head's, too
+    model.model.layers[0].requires_grad_(False)
+    frozen = count(model, (2, 9), phase="train")
+    head = closed.entries[-1, "head", "forward"]
+    first = sum(f.full for (layer, _, to), f in closed if layer == 0 and to == "backward")
+    assert everything.total - frozen.total == first + head.full
+    model.requires_grad_(False)
+    with pytest.raises(UserError, match="no loss with a gradient; phase 'train' needs one parameter"):
+        count(model, (2, 9), phase="train")
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_checkpointing_is_executed_and_not_needed(device: str) -> None:
+    model = small(device=device).eval()
+    usual = count(model, (2, 9), phase="train")
+    enable = getattr(model, "activation_checkpointing_enable", None)  # its name in later versions
+    (enable or model.gradient_checkpointing_enable)()
+    again = count(model, (2, 9), phase="train")
+    assert entries(again.ledger) == entries(usual.ledger)
+    body = sum(f.executed for (layer, _, to), f in usual.ledger if layer >= 0 and to == "forward")
+    # Of each layer all but its last matmul is run again, whose result the backward pass doesn't need.
+    last = 3 * 2 * (2 * 9) * 80 * 48
+    assert again.executed == usual.executed + body - last
+
+
+def test_attention_that_is_written_out_needs_its_square() -> None:
+    model = small("mistral")
+    model.set_attn_implementation("eager")
+    counted = count(model, (2, 20))
+    closed = family_ledger(CONFIGS["mistral"], Workload.uniform(2, 20))
+    assert counted.total_model == counted.total == closed.total("full") > closed.total("model")
+
+
+def test_a_model_that_meta_can_not_run_is_built_on_the_cpu_while_it_is_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = {**CONFIGS["mixtral"], "model_type": "minimax"}
+    assert count(config, (2, 9)).total == count(hugging_face.build(config, "cpu"), (2, 9)).total > 0
+    with pytest.raises(UserError, match=r"MiniMaxForCausalLM can't run .* meta device .* on a CPU"):
+        count(hugging_face.build(config, "meta"), (2, 9))
+    monkeypatch.setattr("modbench.accounting.count._SMALL", 1000)
+    with pytest.raises(UserError, match="on the meta device"):
+        count(config, (2, 9))
+
+
+def built(kind: str, **options: Any) -> Any:
+    config = transformers.AutoConfig.for_model(
+        kind, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=80
+    )
+    with torch.device("meta"):
+        return getattr(transformers, options["of"]).from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ({"model_type": "t5"}, "model_type 't5' is no causal .* a closed form: deepseek_v3, gpt2"),
+        ({"model_type": "vit"}, "model_type 'vit' is no causal language model"),
+        ({"model_type": "bert"}, "BertLMHeadModel is no causal .* a token sees later ones"),
+        ({}, "model_type 'None' is no causal"),
+        ({**CONFIGS["llama"], "num_key_value_heads": 4}, "num_key_value_heads, 4, must divide it"),
+        ({**CONFIGS["llama"], "hidden_act": "no such"}, "config of model_type 'llama' builds no model"),
+        (torch.nn.Linear(2, 2), "Linear can't be counted; give a causal language model"),
+        (3, "int can't be counted; give a causal language model"),
+        ("no/such/config.json", "no/such/config.json can't be read"),
+        (lambda: built("llama", of="AutoModel"), "LlamaModel is no causal .* no head"),
+        (lambda: built("bert", of="AutoModelForMaskedLM"), "BertForMaskedLM is no causal"),
+    ],
+)
+def test_what_is_no_causal_language_model_is_refused(model: Any, sentence: str) -> None:
+    if callable(model) and not isinstance(model, torch.nn.Module):
+        model = model()
+    with pytest.raises(UserError, match=sentence):
+        count(model, (2, 9))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "sentence"),
+    [
+        ((2, 0), {}, r"inputs are \(2, 0\); give \(sequences, tokens\), each 1 or more"),
+        ((2,), {}, r"inputs are \(2,\)"),
+        ("ab", {}, "inputs are str"),
+        ({}, {}, "inputs are dict"),
+        (torch.zeros(3, dtype=torch.long), {}, r"inputs are \(3,\)"),
+        ((2, 9), {"phase": "trian"}, "phase 'trian' is not known; did you mean 'train'"),
+        ((2, 9), {"phase": "train", "past": 3}, "nothing is cached in phase 'train'"),
+        ((2, 9), {"past": -1}, r"past \(-1, -1\)"),
+        (
+            {"input_ids": torch.zeros(2, 9, dtype=torch.long), "attention_mask": torch.ones(2, 9)},
+            {"phase": "decode"},
+            "inputs attention_mask: after cached tokens, .* only input_ids",
+        ),
+    ],
+)
+def test_inputs_that_can_not_be_are_refused(inputs: Any, options: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        count(CONFIGS["llama"], inputs, **options)
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"pip install 'transformers>=5'"):
+        count(CONFIGS["llama"], (2, 9))
+
+
+SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
+
+
+@pytest.mark.parametrize("phase", ["forward", "train"])
+@pytest.mark.parametrize("scheme", ["vanilla", "mod", "token_choice", "expert_choice"])
+def test_decoders_of_our_own_are_counted_too(scheme: str, phase: Phase) -> None:
+    decoder = build_model(SHAPE, build_router(scheme))
+    before = {key: value.clone() for key, value in decoder.state_dict().items()}
+    counted = count(decoder, (2, 63), phase=phase)
+    assert_same(counted, decoder.ledger(Workload.uniform(2, 63, phase)))
+    assert all(torch.equal(value, before[key]) for key, value in decoder.state_dict().items())
+    assert all(parameter.grad is None for parameter in decoder.parameters())
+
+
+def test_decoders_of_our_own_take_tokens_alone() -> None:
+    decoder = build_model(SHAPE, build_router("vanilla"))
+    with pytest.raises(UserError, match="of a decoder of modbench are"):
+        count(decoder, {"input_ids": torch.zeros(2, 9, dtype=torch.long)})
+
+
+@pytest.mark.parametrize(
+    ("phase", "past"), [("prefill", 0), ("prefill", 21), ("forward", 21), ("decode", 0), ("decode", 21)]
+)
+@pytest.mark.parametrize("scheme", ["vanilla", "mod", "mode_staged", "expert_choice"])
+def test_decoders_of_our_own_are_counted_with_a_cache(scheme: str, phase: Phase, past: int) -> None:
+    # On the meta device routing is what the options promise; the mask of a chunk has no values there.
+    decoder = build_model(SHAPE, build_router(scheme)).to("meta")
+    counted = count(decoder, (2, 11), phase=phase, past=past)
+    ledger = decoder.ledger(Workload.uniform(2, 11, phase, past))
+    assert counted.total == ledger.total("full")
+    assert counted.executed == ledger.total("executed")
+    if phase == "decode" or not past:
+        assert_same(counted, ledger)

@@ -1,0 +1,309 @@
+"""Closed forms of published families: by hand, against brute force, and against transformers' sizes."""
+
+import inspect
+import json
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from family_cases import CONFIGS, PUBLISHED, Config
+
+from modbench.accounting import hugging_face
+from modbench.accounting.families import (
+    FAMILIES,
+    family_ledger,
+    family_reading,
+    family_shape,
+    load_config,
+)
+from modbench.errors import UserError
+from modbench.ledger import Phase, Workload
+
+
+def plain(**changed: Any) -> Config:
+    return {
+        "model_type": "llama",
+        "vocab_size": 11,
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        **changed,
+    }
+
+
+def latent(**changed: Any) -> Config:
+    return {**CONFIGS["deepseek_v3"], **changed}
+
+
+def test_a_dense_model_worked_out_by_hand() -> None:
+    by_component = family_ledger(plain(), Workload.uniform(2, 3, "train")).by_component("full")
+    qkv, out = 2 * 6 * 8 * (8 + 2 * 4), 2 * 6 * 8 * 8
+    scores, mlp = 2 * (2 * 9) * 2 * (4 + 4), 2 * 6 * 8 * 12 * 3
+    assert by_component == {
+        "attention.qkv": 2 * 3 * qkv,
+        "attention.out": 2 * 3 * out,
+        "mlp": 2 * 3 * mlp,
+        "attention.scores": 2 * 3 * scores,
+        "head": 3 * 2 * 6 * 8 * 11,
+    }
+
+
+def test_the_model_needs_a_triangle_and_prefill_one_row_of_logits() -> None:
+    forward = family_ledger(plain(), Workload.uniform(2, 3)).by_component("model")
+    prefill = family_ledger(plain(), Workload.uniform(2, 3, "prefill")).by_component("model")
+    assert forward["attention.scores"] == 2 * 2 * (2 * 6) * 2 * (4 + 4)
+    assert (forward["head"], prefill["head"]) == (2 * 6 * 8 * 11, 2 * 2 * 8 * 11)
+    assert {**forward, "head": 0} == {**prefill, "head": 0}
+
+
+def test_a_token_pays_for_the_experts_it_chose_and_for_the_router() -> None:
+    few, many = (
+        family_ledger(
+            plain(model_type="mixtral", num_local_experts=experts), Workload.uniform(1, 5)
+        ).by_component()
+        for experts in (4, 64)
+    )
+    assert few["experts"] == many["experts"] == 2 * 2 * 2 * 5 * 8 * 12 * 3
+    assert (few["router"], many["router"]) == (2 * 2 * 5 * 8 * 4, 2 * 2 * 5 * 8 * 64)
+
+
+def test_a_shared_expert_and_its_gate_are_paid_by_every_token() -> None:
+    config = plain(
+        model_type="qwen2_moe",
+        num_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=4,
+        shared_expert_intermediate_size=20,
+        decoder_sparse_step=2,
+    )
+    spent = family_ledger(config, Workload.uniform(1, 5)).by_component()
+    assert spent["mlp"] == 2 * 5 * 8 * 12 * 3  # the first layer is dense
+    assert spent["experts"] == 2 * 5 * 8 * (2 * 4 + 20) * 3
+    assert spent["router"] == 2 * 5 * 8 * (6 + 1)
+
+
+def test_latent_attention_expands_the_whole_cache_at_every_step() -> None:
+    layers, rank, columns = 3, 16, 6 * (16 + 12)
+    steps = [
+        family_ledger(latent(), Workload.uniform(1, 1, "decode", past)).by_component()["attention.qkv"]
+        for past in (0, 10)
+    ]
+    assert steps[1] - steps[0] == layers * 2 * 10 * rank * columns
+    three = family_ledger(latent(), Workload.uniform(1, 3, "decode", 10)).total()
+    each = [
+        family_ledger(latent(), Workload.uniform(1, 1, "decode", past)).total() for past in (10, 11, 12)
+    ]
+    assert three == sum(each)
+
+
+def seen(new: int, past: int, window: int) -> int:
+    """Pairs by brute force."""
+    return sum(
+        query - window < key <= query
+        for query, key in product(range(past, past + new), range(past + new))
+    )
+
+
+@pytest.mark.parametrize("phase", ["forward", "prefill", "decode"])
+@pytest.mark.parametrize(("new", "past"), [(1, 0), (9, 0), (4, 3), (6, 20)])
+def test_a_window_is_all_that_a_token_sees_and_all_that_a_cache_keeps(
+    phase: Phase, new: int, past: int
+) -> None:
+    config = plain(model_type="mistral", sliding_window=5)
+    workload = Workload.uniform(3, new, phase, past)
+    each = 3 * 2 * 2 * 2 * (4 + 4)  # three sequences, two layers, two heads
+    pairs = {
+        convention: family_ledger(config, workload).by_component(convention)["attention.scores"] // each
+        for convention in ("model", "full")
+    }
+    assert pairs["model"] == seen(new, past, 5)
+    kept = min(past, 4)
+    assert pairs["full"] == (seen(new, past, 5) if phase == "decode" else new * (kept + new))
+
+
+def test_qwen2_windows_the_last_layers_and_qwen2_moe_every_other_of_the_first() -> None:
+    def windowed(model_type: str) -> list[bool]:
+        config = plain(
+            model_type=model_type,
+            num_hidden_layers=5,
+            use_sliding_window=True,
+            sliding_window=2,
+            max_window_layers=3,
+        )
+        ledger = family_ledger(config, Workload.uniform(1, 9))
+        scores = {key[0]: flops.model for key, flops in ledger if key[1] == "attention.scores"}
+        return [scores[layer] < max(scores.values()) for layer in range(5)]
+
+    assert windowed("qwen2") == [False, False, False, True, True]
+    assert windowed("qwen2_moe") == [True, False, True, False, False]
+
+
+def test_a_window_is_off_until_qwen_is_told_to_use_it() -> None:
+    off = family_ledger(plain(model_type="qwen2", sliding_window=2), Workload.uniform(1, 9))
+    assert off == family_ledger(plain(model_type="qwen2"), Workload.uniform(1, 9))
+
+
+def test_checkpointing_runs_each_layer_once_more_and_needs_nothing_more() -> None:
+    usual, again = (
+        family_ledger(plain(), Workload(lengths=(5, 5), phase="train", checkpoint=checkpoint))
+        for checkpoint in (False, True)
+    )
+    layers = usual.total("executed", "forward") - usual.by_component("executed")["head"] // 3
+    assert again.total("executed") == usual.total("executed") + layers
+    assert again.total("full") == usual.total("full")
+
+
+def test_unequal_lengths_are_counted_one_by_one_and_padding_by_the_longest() -> None:
+    parts = [family_ledger(plain(), Workload(lengths=(n,))).total() for n in (3, 7)]
+    assert family_ledger(plain(), Workload(lengths=(3, 7))).total() == sum(parts)
+    padded = family_ledger(plain(), Workload(lengths=(3, 7), padding=True))
+    assert padded.total("full") == family_ledger(plain(), Workload.uniform(2, 7)).total("full")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_are_those_of_the_model_that_transformers_builds(name: str) -> None:
+    assert family_shape(CONFIGS[name]).parameters == built_parameters(CONFIGS[name])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_of_published_sizes_are_those_that_transformers_builds(name: str) -> None:
+    assert family_shape(PUBLISHED[name]).parameters == built_parameters(PUBLISHED[name])
+
+
+def built_parameters(config: Config) -> int:
+    model = hugging_face.build(config, "meta")
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_a_config_may_leave_out_is_what_transformers_takes_for_it(name: str) -> None:
+    known = inspect.signature(type(transformers.AutoConfig.for_model(name)).__init__).parameters
+    theirs = {key: known[key].default for key in FAMILIES[name].defaults if key in known}
+    assert {key: FAMILIES[name].defaults[key] for key in theirs} == theirs
+    assert set(FAMILIES[name].defaults) - set(theirs) <= {"head_dim"}  # an attribute where it is given
+
+
+def test_a_shape_has_what_formulas_ask_for() -> None:
+    config = plain(model_type="mixtral", num_local_experts=4, tie_word_embeddings=True)
+    shape = family_shape(config)
+    attention, experts, router = 8 * 16 + 8 * 8, 3 * 8 * 12, 8 * 4
+    assert (shape.family, shape.layers, shape.width, shape.vocabulary) == ("mixtral", 2, 8, 11)
+    assert shape.attention_width == shape.value_width == 8
+    assert shape.attention_parameters == 2 * attention
+    assert (shape.heads, shape.key_value_width) == (2, 4)
+    assert shape.feed_forward_parameters == 2 * 2 * experts
+    assert shape.router_parameters == 2 * router
+    assert shape.parameters - shape.active_parameters == 2 * 2 * experts
+    assert (shape.tied, shape.embedding_parameters) == (True, 88)
+    untied = family_shape({**config, "tie_word_embeddings": False})
+    assert untied.parameters == shape.parameters + 88
+    assert family_shape(latent()).attention_width == 6 * (16 + 8)
+    assert family_shape(latent()).value_width == 6 * 12
+    assert family_shape(CONFIGS["gpt2"]).embedding_parameters == (101 + 128) * 48
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_reading_holds_the_matrices_that_the_ledger_charges_a_token_for(name: str) -> None:
+    reading = family_reading(CONFIGS[name])
+    spent = family_ledger(CONFIGS[name], Workload.uniform(1, 1)).by_component("full")
+    assert 2 * (reading.matrices + reading.head) == sum(spent.values()) - spent["attention.scores"]
+    assert spent.get("router", 0) == 2 * reading.router_parameters
+
+
+def test_tying_the_head_changes_parameters_and_no_flops() -> None:
+    workload = Workload.uniform(2, 9, "train")
+    assert family_ledger(plain(), workload) == family_ledger(plain(tie_word_embeddings=True), workload)
+
+
+def test_a_key_goes_by_any_of_its_names() -> None:
+    theirs = {**CONFIGS["qwen3_moe"]}
+    theirs["num_local_experts"] = theirs.pop("num_experts")
+    assert family_shape(theirs) == family_shape(CONFIGS["qwen3_moe"])
+    renamed = {"model_type": "gpt2", "hidden_size": 96, "num_hidden_layers": 2}
+    assert family_shape(renamed) == family_shape({"model_type": "gpt2", "n_embd": 96, "n_layer": 2})
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"model_type": "bert"}, r"model_type 'bert' is no causal .* known: deepseek_v3, gpt2, llama, "),
+        ({"model_type": "t5"}, "model_type 't5' is no causal language model"),
+        ({"model_type": "vit"}, "model_type 'vit' is no causal language model"),
+        ({"model_type": "lama"}, "did you mean 'llama'"),
+        ({"model_type": 3}, "model_type '3' is no causal"),
+        ({}, "config has no 'model_type'; name one of the families: deepseek_v3"),
+        ([1], "config is list; it must be an object of keys"),
+        (plain(num_attention_heads=3), "hidden_size is 8; num_attention_heads, 3, must divide it"),
+        (plain(num_attention_heads=3, head_dim=4), "num_attention_heads, 3, must divide it"),
+        (plain(num_key_value_heads=4), "num_attention_heads is 2; num_key_value_heads, 4, must divide"),
+        ({"model_type": "gpt2", "n_embd": 50}, "n_embd is 50; n_head, 12, must divide it"),
+        ({"model_type": "gpt2", "add_cross_attention": True}, "set it to false"),
+        (plain(hidden_size="8"), "config hidden_size is '8'; it must be a whole number"),
+        (plain(num_hidden_layers=0), "config num_hidden_layers is 0; it must be 1 or more"),
+        (plain(intermediate_size=-1), "config intermediate_size is -1; it must be 1 or more"),
+        (plain(vocab_size=None), "config vocab_size is None; it must be a whole number"),
+        (plain(tie_word_embeddings=1), "config tie_word_embeddings is 1; it must be true or false"),
+        (plain(model_type="mistral", sliding_window=0), "sliding_window is 0; it must be 1 or more"),
+        (plain(model_type="mixtral", num_experts_per_tok=9), "num_experts_per_tok is 9; there are 8"),
+        (plain(model_type="mixtral", num_local_experts=0), "num_local_experts is 0; it must be 1"),
+        (plain(model_type="olmoe", head_dim=6), "head_dim is 6; olmoe needs .*, 4"),
+        (
+            plain(model_type="olmoe", num_experts=8, num_local_experts=16),
+            "num_local_experts is 16 and num_experts is 8; they are one thing: leave one out",
+        ),
+        (plain(model_type="qwen2", layer_types=["full_attention"]), "layer_types names 1 layers of 2"),
+        (
+            plain(model_type="qwen2", layer_types=["full_attention", "x"]),
+            "layer_types: 'x' is not known",
+        ),
+        (
+            plain(model_type="qwen2", layer_types=["full_attention", "sliding_attention"]),
+            "set use_sliding_window to true",
+        ),
+        (
+            plain(model_type="qwen2_moe", use_sliding_window=True, sliding_window=None),
+            "sliding_window is null; set it",
+        ),
+        (plain(model_type="qwen3_moe", decoder_sparse_step=0), "decoder_sparse_step is 0; it must be 1"),
+        (latent(num_key_value_heads=3), "latent attention needs as many as num_attention_heads, 6"),
+        (latent(n_group=3), "n_routed_experts is 8; n_group, 3, must divide it"),
+        (latent(n_group=8), "a group needs 2 or more of the 8 experts"),
+        (latent(topk_group=3), "topk_group 3; .* no more groups are chosen than there are"),
+    ],
+)
+def test_a_config_that_can_not_be_is_refused_in_a_sentence(config: Any, sentence: str) -> None:
+    for use in (family_shape, lambda bad: family_ledger(bad, Workload.uniform(1, 2))):
+        with pytest.raises(UserError, match=sentence) as refused:
+            use(config)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_config_is_read_from_its_file_or_its_folder(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(plain()))
+    assert load_config(file) == load_config(str(tmp_path)) == plain()
+    file.write_text("{")
+    with pytest.raises(UserError, match=r"config .*config\.json is no JSON .* give a model's config"):
+        load_config(file)
+    file.write_text("[1]")
+    with pytest.raises(UserError, match="holds no JSON object"):
+        load_config(file)
+    with pytest.raises(UserError, match=r"can't be read \(No such file"):
+        load_config(tmp_path / "absent.json")
+
+
+def test_closed_forms_load_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys; from modbench.accounting.families import family_ledger; "
+        "from modbench.ledger import Load; "
+        "family_ledger({'model_type': 'deepseek_v3'}, Load.uniform(1, 8, 'train')); "
+        "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

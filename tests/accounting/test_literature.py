@@ -1,0 +1,316 @@
+"""The papers' formulas against numbers worked out by hand, and the figures that they printed."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from modbench.accounting import conventions_page
+from modbench.accounting.conventions_page import CHINCHILLA_217M, GPT2, MIXTRAL, MIXTRAL_OPTIONS
+from modbench.accounting.gate import built_in
+from modbench.accounting.literature import (
+    ALL_CONVENTIONS,
+    LITERATURE,
+    SOURCES,
+    Reading,
+    convention_flops,
+    literature_flops,
+    reading,
+)
+from modbench.accounting.statement import meta_decoder
+from modbench.errors import UserError
+from modbench.ledger import PHASES, Ledger, Workload, matmul
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.layer import Layer
+from modbench.routing.build import RoutedDecoder
+from modbench.routing.registry import build_router
+from modbench.routing.router import Router
+
+PLAIN = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
+#: Grouped heads, an untied head, an odd vocabulary.
+AWKWARD = ModelConfig(
+    vocabulary=301, width=48, layers=3, heads=6, kv_heads=2, mlp="gelu", mlp_width=80, tied_head=False
+)
+#: 2 layers, 6 wide, 2 heads of 2 with 1 for keys: attention 6*4 + 2 * 6*2 + 4*6 = 72 a layer. Kaplan's
+#: N is 144 + 100 + 10 = 254, the head 6 * 11 = 66.
+SMALL = Reading(
+    layers=2,
+    width=6,
+    heads=2,
+    attention_width=4,
+    key_value_width=2,
+    attention_parameters=144,
+    feed_forward_parameters=100,
+    router_parameters=10,
+    vocabulary=11,
+    embedding_parameters=66,
+    parameters=500,
+    active_parameters=350,
+    tied=True,
+)
+#: 2 sequences of 3: 6 tokens, 2 * 9 pairs.
+FORWARD_BY_HAND = {
+    "kaplan": 2 * 254 * 6 + 2 * 2 * 4 * 18,
+    "chinchilla_text": 2 * 244 * 6 + 2 * (16 + 6) * 18 + 2 * 66 * 6 + 2 * 66 * 6,
+    "chinchilla_a4": 2 * 244 * 6 + 2 * (16 + 6) * 18,
+    "palm": 2 * (254 + 66) * 6 + 4 * 2 * 2 * 2 * 18,
+    "megatron": 2 * (144 + 100 + 66) * 6 + 4 * 2 * 4 * 18,
+    "six_n": 2 * 254 * 6,
+}
+
+
+def decoder(model: ModelConfig, router: str = "vanilla", **options: object) -> RoutedDecoder:
+    with torch.device("meta"):
+        return RoutedDecoder(model, build_router(router, options))
+
+
+@pytest.mark.parametrize("convention", LITERATURE)
+def test_a_formula_gives_what_it_gives_by_hand(convention: str) -> None:
+    expected = FORWARD_BY_HAND[convention]
+    assert literature_flops(convention, SMALL, Workload.uniform(2, 3)) == expected
+    assert literature_flops(convention, SMALL, Workload.uniform(2, 3, "train")) == 3 * expected
+    assert literature_flops(convention, SMALL, Workload.uniform(2, 3, "prefill")) == expected
+
+
+def test_decoding_charges_each_token_for_the_keys_it_sees() -> None:
+    workload = Workload.uniform(1, 2, "decode", past=3)
+    assert literature_flops("palm", SMALL, workload) == 2 * 320 * 2 + 4 * 2 * 4 * (4 + 5)
+
+
+def test_padding_is_charged_where_the_load_counts_it() -> None:
+    ragged = Workload(lengths=(3, 1))
+    assert literature_flops("palm", SMALL, ragged) == 2 * 320 * 4 + 4 * 2 * 4 * (9 + 1)
+    padded = replace(ragged, padding=True)
+    assert literature_flops("palm", SMALL, padded) == FORWARD_BY_HAND["palm"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "hidden", "heads", "head_width", "millions", "printed"),
+    [
+        (10, 640, 2560, 10, 64, 74, "1.03"),
+        (20, 1024, 4096, 16, 64, 305, "1.10"),
+        (24, 1280, 5120, 10, 128, 552, "1.08"),
+        (26, 1792, 7168, 14, 128, 1143, "1.04"),
+        (28, 2048, 8192, 16, 128, 1592, "1.03"),
+        (40, 3584, 14336, 28, 128, 6794, "0.99"),
+    ],
+)
+def test_chinchillas_table_a4(
+    layers: int, width: int, hidden: int, heads: int, head_width: int, millions: int, printed: str
+) -> None:
+    sequence, vocabulary, inner = 2048, 32_000, heads * head_width
+    shape = replace(
+        SMALL,
+        layers=layers,
+        width=width,
+        heads=heads,
+        attention_width=inner,
+        key_value_width=inner,
+        attention_parameters=layers * 4 * width * inner,
+        feed_forward_parameters=layers * 2 * width * hidden,
+        router_parameters=0,
+        vocabulary=vocabulary,
+    )
+    workload = Workload.uniform(1, sequence, "train")
+    parameters = 13 * layers * width**2 + vocabulary * width
+    assert round(parameters / 10**6) == millions
+    six_nd = 6 * parameters * sequence
+    assert f"{literature_flops('chinchilla_a4', shape, workload) / six_nd:.2f}" == printed
+    assert f"{literature_flops('chinchilla_text', shape, workload) / six_nd:.2f}" != printed
+
+
+def test_dense_gpt2_equals_palm_exactly() -> None:
+    gpt2, sequence = decoder(GPT2.model), 1024
+    parameters = 12 * 12 * 768**2 + 50_257 * 768
+    assert parameters == sum(p.numel() for p in gpt2.parameters() if p.dim() == 2)
+    per_token = 6 * parameters + 12 * 12 * 12 * 64 * sequence
+    assert per_token * sequence == 874_944_921_600
+    workload = Workload.uniform(1, sequence, "train")
+    assert gpt2.ledger(workload).total("full") == per_token * sequence
+    assert convention_flops(gpt2, workload, "palm") == per_token * sequence
+
+
+@pytest.mark.parametrize("model", [PLAIN, AWKWARD, GPT2.model, MIXTRAL.model, CHINCHILLA_217M.model])
+@pytest.mark.parametrize("phase", ["forward", "train", "decode"])
+def test_palm_and_megatron_are_full_on_every_dense_model(model: ModelConfig, phase: str) -> None:
+    dense, workload = decoder(model), Workload.uniform(3, 63, phase)  # type: ignore[arg-type]
+    full = convention_flops(dense, workload, "full")
+    assert convention_flops(dense, workload, "palm") == full
+    assert convention_flops(dense, workload, "megatron") == full
+
+
+def test_megatron_is_the_papers_equation_less_the_recomputed_layers() -> None:
+    batch, sequence, layers, width, vocabulary = 2, 96, 3, 64, 1000
+    dense = decoder(ModelConfig(vocabulary=vocabulary, width=width, layers=layers, mlp="gelu"))
+    train = convention_flops(dense, Workload.uniform(batch, sequence, "train"), "megatron")
+    forward = convention_flops(dense, Workload.uniform(batch, sequence), "megatron")
+    logits = 2 * batch * sequence * width * vocabulary
+    # 96 B s l h^2 (1 + s / 6h + V / 16 l h), multiplied out.
+    paper = 96 * batch * sequence * layers * width**2
+    paper += 16 * batch * sequence**2 * layers * width + 6 * batch * sequence * width * vocabulary
+    assert train + forward - logits == paper
+
+
+@pytest.mark.parametrize(
+    ("model", "router", "options", "convention", "per_cent"),
+    [
+        (GPT2.model, "vanilla", {}, "six_n", -40),
+        (MIXTRAL.model, "token_choice", MIXTRAL_OPTIONS, "six_n", -25),
+        (GPT2.model, "mod", {"causal": "aux_bce"}, "palm", 48),
+        (GPT2.model, "mod", {"causal": "aux_bce"}, "megatron", 48),
+        (GPT2.model, "mod", {"causal": "aux_bce"}, "chinchilla_text", 89),
+    ],
+)
+def test_errors_of_a_training_step_are_those_measured_elsewhere(
+    model: ModelConfig, router: str, options: dict[str, object], convention: str, per_cent: int
+) -> None:
+    routed, workload = decoder(model, router, **options), Workload.uniform(1, 1024, "train")
+    error = (
+        convention_flops(routed, workload, convention) / convention_flops(routed, workload, "full") - 1
+    )
+    assert round(100 * error) == per_cent
+
+
+def test_papers_charge_depth_routing_as_if_every_token_entered() -> None:
+    workload = Workload.uniform(2, 64)
+    dense, routed = decoder(PLAIN), decoder(PLAIN, "mod")
+    # Layer 1 has a router of 32 and a predictor of 16 * 32 + 16.
+    extra = 2 * (32 + 16 * 32 + 16) * workload.tokens
+    full = convention_flops(dense, workload, "full")
+    assert convention_flops(routed, workload, "palm") == full + extra
+    assert convention_flops(routed, workload, "full") < full
+
+
+@pytest.mark.parametrize(
+    ("router", "feed_forward", "routers"),
+    [
+        ("vanilla", 2 * 3 * 32 * 64, 0),
+        ("token_choice", 2 * 2 * 3 * 32 * 32, 2 * 8 * 32),
+        ("expert_choice", 2 * 2 * 3 * 32 * 32, 2 * 8 * 32),
+        ("mod", 2 * 3 * 32 * 64, 32 + 16 * 32 + 16),
+        ("mode_staged", 2 * 2 * 3 * 32 * 32, 2 * 8 * 32 + 32 + 16 * 32 + 16),
+        ("mode_integrated", 2 * 2 * 3 * 32 * 32, 2 * 16 * 32),
+    ],
+)
+def test_a_reading_tells_attention_experts_and_routers_apart(
+    router: str, feed_forward: int, routers: int
+) -> None:
+    model = decoder(PLAIN, router)
+    shape = reading(model)
+    assert shape.attention_parameters == 2 * 4 * 32 * 32
+    assert (shape.feed_forward_parameters, shape.router_parameters) == (feed_forward, routers)
+    vectors = 5 * 32
+    assert shape.active_parameters == shape.matrices + shape.head + vectors
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    assert (shape.layers, shape.heads, shape.attention_width, shape.key_value_width) == (2, 4, 32, 32)
+
+
+def test_a_reading_of_grouped_keys_and_an_untied_head() -> None:
+    shape = reading(decoder(AWKWARD))
+    assert (shape.attention_width, shape.key_value_width, shape.tied) == (48, 16, False)
+    assert shape.attention_parameters == 3 * (48 * 48 + 2 * 48 * 16 + 48 * 48)
+    assert shape.feed_forward_parameters == 3 * 2 * 48 * 80
+    assert shape.embedding_parameters == shape.head == 301 * 48
+    assert shape.active_parameters == shape.matrices + 2 * shape.head + 7 * 48
+
+
+class Thin(Layer):
+    """A plugin's layer without attention: one matrix and a bias."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x_BTD: torch.Tensor, context: Context) -> torch.Tensor:
+        return x_BTD + self.linear(x_BTD)
+
+    def ledger(self, workload: Workload) -> Ledger:
+        return matmul(workload, 0, "router", rows=workload.slots, inner=32, columns=32)
+
+
+class ThinRouter(Router):
+    name: ClassVar[str] = "thin"
+
+    def build_layer(self, model: ModelConfig, layer: int) -> Layer:
+        return Thin(model.width)
+
+
+def test_a_plugins_matrices_sum_up_whatever_its_layers_are() -> None:
+    shape = reading(RoutedDecoder(PLAIN, ThinRouter()))
+    assert shape.matrices == 2 * 32 * 32
+    assert min(shape.attention_parameters, shape.feed_forward_parameters, shape.router_parameters) >= 0
+
+
+@pytest.mark.parametrize("router", built_in())
+@pytest.mark.parametrize("phase", PHASES)
+def test_every_convention_speaks_for_every_router_and_phase(router: str, phase: str) -> None:
+    deep = replace(PLAIN, layers=4)  # enough for the scheme that shares layers
+    model, workload = decoder(deep, router), Workload.uniform(2, 17, phase)  # type: ignore[arg-type]
+    for convention in ALL_CONVENTIONS:
+        flops = convention_flops(model, workload, convention)
+        assert type(flops) is int
+        assert flops > 0
+        if convention in LITERATURE:
+            assert flops == literature_flops(convention, reading(model), workload)
+        else:
+            assert flops == model.ledger(workload).total(convention)
+
+
+def test_an_unknown_convention_is_told_all_nine() -> None:
+    for ask in (
+        lambda name: convention_flops(decoder(PLAIN), Workload.uniform(1, 8), name),
+        lambda name: literature_flops(name, SMALL, Workload.uniform(1, 8)),
+    ):
+        with pytest.raises(UserError, match="did you mean 'kaplan'") as error:
+            ask("kapln")
+        assert all(name in str(error.value) for name in ALL_CONVENTIONS)
+    assert len(ALL_CONVENTIONS) == 9
+    with pytest.raises(UserError, match="off a ledger"):
+        literature_flops("full", SMALL, Workload.uniform(1, 8))
+
+
+def test_every_convention_has_a_source() -> None:
+    assert tuple(SOURCES) == ALL_CONVENTIONS
+    for convention in LITERATURE:
+        assert re.search(r"20\d\d", SOURCES[convention].where), convention
+        assert "Leaves out" in str(SOURCES[convention])
+
+
+def test_formulas_load_no_torch() -> None:
+    code = "import modbench.accounting.literature, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_page_is_what_the_code_says(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    committed = Path(__file__).parents[2] / conventions_page.PAGE
+    copy = tmp_path / "conventions.md"
+    assert conventions_page.main(["--check", str(copy)]) == 1
+    assert conventions_page.main([str(copy)]) == 0
+    assert copy.read_bytes() == committed.read_bytes()
+    assert conventions_page.main(["--check", str(copy)]) == 0
+    copy.write_text(copy.read_text() + "\n")
+    assert conventions_page.main(["--check", str(copy)]) == 1
+    assert f"write it again: {conventions_page.REGENERATE} {copy}" in capsys.readouterr().out
+    assert conventions_page.main([str(tmp_path / "nowhere" / "page.md")]) == 2
+    assert "can't be written" in capsys.readouterr().err
+
+
+def test_full_decodes_by_the_keys_that_are_there_as_its_definition_says() -> None:
+    assert Workload.uniform(1, 3, "decode", 5).pairs().full == 6 + 7 + 8
+    assert "past + 1 keys" in str(SOURCES["full"])
+
+
+def test_the_217m_of_its_paper_has_a_matrix_of_relative_positions_more_than_ours() -> None:
+    model = CHINCHILLA_217M.model
+    matrices = 13 * model.layers * model.width**2 + model.vocabulary * model.width
+    ours = reading(meta_decoder("vanilla", {}, model))
+    assert round(matrices / 1e6) == 217
+    assert ours.matrices + ours.head == matrices - model.layers * model.width**2

@@ -1,0 +1,140 @@
+"""Ledger equals counter to the integer; the counter's world is closed.
+
+B sequences, T tokens, V vocabulary.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from modbench.counting import counter as counters
+from modbench.counting import formulas
+from modbench.counting.counter import FlopCounter, register_flop_formula
+from modbench.errors import UserError
+from modbench.ledger import Ledger, Workload
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
+
+SCHEMES: dict[str, tuple[str, dict]] = {
+    "vanilla": ("vanilla", {}),
+    "token_choice": ("token_choice", {}),
+    "token_choice-top1": ("token_choice", {"top_k": 1, "renormalise": False, "expert_width": 5}),
+    "expert_choice": ("expert_choice", {}),
+    "expert_choice-batch": ("expert_choice", {"pool": "batch", "capacity": 1.0}),
+    "mod": ("mod", {}),
+    "mod-aux": ("mod", {"causal": "aux_bce", "capacity": 0.4, "every": 1}),
+    "mod-threshold": ("mod", {"causal": "ema_threshold", "residual": "full"}),
+    "mode_staged": ("mode_staged", {}),
+    "mode_integrated": ("mode_integrated", {"no_op_experts": 2}),
+}
+
+
+def entries(ledger: Ledger) -> dict:
+    return {key: flops for key, flops in ledger if flops.full}
+
+
+@pytest.mark.parametrize("lengths", [(63, 63, 63), (63, 20, 1)], ids=["full", "padded"])
+@pytest.mark.parametrize("rule", ["topk", "causal"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_forward_ledger_equals_the_counter(
+    scheme: str, rule: str, lengths: tuple[int, ...], shape: ModelConfig
+) -> None:
+    name, options = SCHEMES[scheme]
+    model = build_model(shape, build_router(name, options)).eval()
+    tokens_BT = torch.randint(shape.vocabulary, (len(lengths), max(lengths)))
+    lengths_B = torch.tensor(lengths) if len(set(lengths)) > 1 else None
+    for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        context = Context(selection=rule, lengths_B=lengths_B)
+        with mode(), FlopCounter() as counter:
+            model(tokens_BT, context)
+        ledger = model.ledger(Workload(lengths=lengths, padding=True, counts=context.trace.counts))
+        assert ledger.total("full") == counter.total > 0
+        assert ledger.total("model") == counter.total_model
+        assert entries(ledger) == entries(counter.ledger)  # each layer's each component
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_training_ledger_equals_the_counter(scheme: str, dtype: torch.dtype, shape: ModelConfig) -> None:
+    name, options = SCHEMES[scheme]
+    model = build_model(shape, build_router(name, options)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    tokens_BT = torch.randint(shape.vocabulary, (2, 64))
+    context = Context()
+    with FlopCounter() as counter:
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            logits_BTV = model(tokens_BT[:, :-1], context)
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), tokens_BT[:, 1:].flatten())
+        (loss + context.trace.auxiliary_loss()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    ledger = model.ledger(Workload(lengths=(63, 63), phase="train", counts=context.trace.counts))
+    assert ledger.total("full") == counter.total
+    assert ledger.total("executed") == counter.executed
+    assert ledger.total("model") == counter.total_model
+    assert entries(ledger) == entries(counter.ledger)  # each layer's each component, each direction
+    if not context.trace.counts or name != "mode_integrated":
+        nominal = model.ledger(Workload.uniform(2, 63, "train"))
+        assert nominal.total("full") == counter.total  # training costs what the options promise
+
+
+def test_skipped_tokens_are_not_computed() -> None:
+    shape = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
+    tokens_BT = torch.randint(97, (2, 64))
+    spent = {}
+    for capacity in (0.125, 1.0):
+        model = build_model(shape, build_router("mod", {"capacity": capacity, "every": 1}))
+        with FlopCounter() as counter:
+            model(tokens_BT, Context())
+        spent[capacity] = counter.total
+    assert spent[0.125] < 0.5 * spent[1.0]
+
+
+@pytest.mark.parametrize(
+    ("run", "flops"),
+    [
+        (lambda: torch.randn(3, 5) @ torch.randn(5, 7), 210),
+        (lambda: torch.randn(2, 3, 5) @ torch.randn(2, 5, 7), 420),
+        (lambda: torch.randn(2, 3, 5) @ torch.randn(5, 7), 420),
+        (lambda: torch.randn(3, 5) @ torch.randn(5), 30),
+        (lambda: torch.randn(5) @ torch.randn(5), 10),
+        (lambda: F.linear(torch.randn(4, 3, 5), torch.randn(7, 5), torch.randn(7)), 840),
+        (lambda: torch.einsum("bik,bjk->bij", torch.randn(2, 3, 5), torch.randn(2, 7, 5)), 420),
+        (lambda: torch.baddbmm(torch.zeros(2, 3, 7), torch.randn(2, 3, 5), torch.randn(2, 5, 7)), 420),
+        (lambda: torch.nn.functional.one_hot(torch.tensor([1, 2])).sum(), 0),
+    ],
+    ids=["mm", "bmm", "broadcast", "mv", "dot", "linear", "einsum", "baddbmm", "one-hot"],
+)
+def test_ops_whose_cost_is_known_by_hand(run, flops: int) -> None:
+    with FlopCounter() as counter:
+        run()
+    assert counter.total == counter.total_model == flops
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_on_cpu_is_not_zero(causal: bool) -> None:
+    q, k, v = (torch.randn(2, 3, 7, 4, requires_grad=True) for _ in range(3))
+    with FlopCounter() as counter:
+        F.scaled_dot_product_attention(q, k, v, is_causal=causal).sum().backward()
+    per_pair = 2 * 3 * 4 * 4 * 3
+    assert counter.total == per_pair * 49
+    assert counter.total_model == per_pair * (28 if causal else 49)
+
+
+def test_an_op_nobody_thought_of_is_an_error_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = dict(formulas.FORMULAS)
+    monkeypatch.setattr(formulas, "FORMULAS", before)
+    monkeypatch.setattr(counters, "FORMULAS", before)
+    spectrum = torch.randn(8)
+    with pytest.raises(UserError, match=r"'aten::_fft_r2c' are not known; register"), FlopCounter():
+        torch.fft.rfft(spectrum)
+    register_flop_formula("aten::_fft_r2c", lambda arguments, result: 24)
+    with FlopCounter() as counter:
+        torch.fft.rfft(spectrum)
+    assert counter.total == 24
+    with pytest.raises(UserError, match="already has a FLOP formula"):
+        register_flop_formula("aten::mm", lambda arguments, result: 0)

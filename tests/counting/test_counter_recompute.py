@@ -1,0 +1,169 @@
+"""What runs again in the middle of a backward pass, and whose it is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from modbench import FlopCounter
+from modbench.ledger import Flops, component
+
+ONCE = 2 * 5 * 8 * 8
+
+
+def counted(run: Callable[[], object]) -> FlopCounter:
+    with FlopCounter() as counter:
+        run()
+    return counter
+
+
+def grad(*shape: int) -> Tensor:
+    return torch.randn(*shape, requires_grad=True)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recompute_is_executed_and_no_more(reentrant: bool, device: str) -> None:
+    first, second = (nn.Linear(8, 8, bias=False, device=device) for _ in range(2))
+    x = torch.randn(5, 8, device=device, requires_grad=True)
+
+    def region(x: Tensor) -> Tensor:
+        with component("first", 0):
+            x = first(x)
+        with component("second", 1):
+            return second(torch.relu(x))
+
+    counter = counted(lambda: checkpoint(region, x, use_reentrant=reentrant).sum().backward())
+    expected = {
+        (0, "first", "forward"): Flops(ONCE, ONCE),
+        (1, "second", "forward"): Flops(ONCE, ONCE),
+        (0, "first", "backward"): Flops(2 * ONCE, 2 * ONCE),
+        (1, "second", "backward"): Flops(2 * ONCE, 2 * ONCE),
+        (0, "first", "recompute"): Flops(0, 0, ONCE),
+    }
+    if reentrant:  # the other kind stops at the last tensor it needs, before the last matmul
+        expected[1, "second", "recompute"] = Flops(0, 0, ONCE)
+    assert counter.ledger.entries == expected
+    assert counter.total == counter.total_model == 6 * ONCE
+    assert counter.executed == (8 if reentrant else 7) * ONCE
+    assert sum(counter.by_op.values()) == counter.total
+    assert counter.under("executed") == counter.executed
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_without_labels_inside_recompute_belongs_to_the_call(reentrant: bool) -> None:
+    layer, x = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 8)), grad(5, 8)
+
+    def run() -> None:
+        with component("mlp", 2):
+            y = checkpoint(layer, x, use_reentrant=reentrant)
+        y.sum().backward()
+
+    assert counted(run).ledger.entries == {
+        (2, "mlp", "forward"): Flops(2 * ONCE, 2 * ONCE),
+        (2, "mlp", "backward"): Flops(4 * ONCE, 4 * ONCE),
+        (2, "mlp", "recompute"): Flops(0, 0, (2 if reentrant else 1) * ONCE),
+    }
+
+
+class Again(torch.autograd.Function):
+    """Recompute by hand, as others' checkpointing does it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Any:
+        x, w = (tensor.detach().requires_grad_() for tensor in ctx.saved_tensors)
+        with torch.enable_grad():
+            y = x @ w
+        return torch.autograd.grad(y, (x, w), slopes)
+
+
+def test_recompute_that_is_not_torchs_own() -> None:
+    x, w = grad(5, 8), grad(8, 8)
+    counter = counted(lambda: Again.apply(x, w).sum().backward())
+    assert (counter.total, counter.executed) == (3 * ONCE, 4 * ONCE)
+
+
+def test_a_backward_pass_that_builds_a_graph_is_no_recompute() -> None:
+    weight, x = grad(8, 8), grad(5, 8)
+
+    def run() -> None:
+        with component("slope", 4):
+            y = x @ weight
+        (slope,) = torch.autograd.grad(y.pow(2).sum(), x, create_graph=True)
+        slope.sum().backward()
+
+    counter = counted(run)
+    assert counter.executed == counter.total
+    assert {key[:2] for key in counter.ledger.entries} == {(4, "slope")}  # gradients of gradients, too
+
+
+def test_recompute_under_a_gradient_of_a_gradient() -> None:
+    weight, x = grad(8, 8), grad(5, 8)
+
+    def run() -> None:
+        y = checkpoint(lambda x: (x @ weight).pow(2) @ weight, x, use_reentrant=False)
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+
+    counter = counted(run)
+    assert counter.total == 4 * ONCE  # by x alone
+    assert counter.executed - counter.total == ONCE
+
+
+def test_labels_around_a_whole_step_do_not_take_the_labels_inside() -> None:
+    weight, x = grad(8, 8), grad(5, 8)
+
+    def run() -> None:
+        with component("step"):
+            with component("mlp", 1):
+                y = x @ weight
+            y.sum().backward()
+
+    assert {key[1] for key in counted(run).ledger.entries} == {"mlp"}
+
+
+@pytest.mark.parametrize("inner_reentrant", [True, False])
+def test_a_checkpoint_within_a_checkpoint(inner_reentrant: bool) -> None:
+    first, second = (nn.Linear(8, 8, bias=False) for _ in range(2))
+
+    def inner(x: Tensor) -> Tensor:
+        return second(torch.relu(first(x)))
+
+    def outer(x: Tensor) -> Tensor:
+        return checkpoint(inner, x, use_reentrant=inner_reentrant)
+
+    counter = counted(lambda: checkpoint(outer, grad(5, 8), use_reentrant=True).sum().backward())
+    assert counter.total == 6 * ONCE
+    # The outer one runs it all again; of that the inner one, which may stop at the last tensor it needs.
+    assert counter.executed - counter.total == (4 if inner_reentrant else 3) * ONCE
+
+
+class Product(torch.autograd.Function):
+    """x @ w, with a backward pass of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        return gradients[0] @ w.T, x.T @ gradients[0]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_function_of_ones_own_is_run_again_without_recording(reentrant: bool) -> None:
+    x, w = grad(5, 8), grad(8, 8)
+    counter = counted(lambda: checkpoint(Product.apply, x, w, use_reentrant=reentrant).sum().backward())
+    assert counter.total == 3 * ONCE
+    assert counter.executed - counter.total == ONCE
+    plain = counted(lambda: Product.apply(x, w).sum().backward())
+    assert plain.total == plain.executed == 3 * ONCE

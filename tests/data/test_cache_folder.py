@@ -1,0 +1,74 @@
+"""The cache: a file is there whole or not at all, and one process at a time makes it."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from modbench.data.cache_folder import alone, cache_folder, put
+from modbench.errors import UserError
+
+
+def silent(sentence: str) -> None:
+    pass
+
+
+def test_variable_names_the_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("MODBENCH_CACHE")
+    assert "modbench" in cache_folder().parts
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(monkeypatch, tmp_path):
+    path = tmp_path / "a"
+    put(path, b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        UserError, match=r"can't be written \(No space left on device\); set MODBENCH_CACHE"
+    ):
+        put(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with (
+        pytest.raises(UserError, match=r"cache folder .*file/cache can't be written"),
+        alone(tmp_path / "file" / "cache" / "a", silent),
+    ):
+        pass
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from modbench.data.cache_folder import alone
+with alone(Path(sys.argv[1]), print):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_waits_and_a_killed_one_gives_the_lock_up(tmp_path):
+    path = tmp_path / "a"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
+    with holder, holder.stdout as said:
+        assert said.readline() == "in\n"
+        heard = []
+
+        def kill_when_waiting(sentence):
+            heard.append(sentence)
+            holder.kill()
+
+        began = time.monotonic()
+        with alone(path, kill_when_waiting):
+            assert time.monotonic() - began < 30
+    assert heard == ["another process is preparing a: waiting for it"]

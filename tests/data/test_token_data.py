@@ -1,0 +1,253 @@
+"""Token data: prepared once, verified at every start, never half-used."""
+
+import json
+import multiprocessing
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from modbench.cli.main import main
+from modbench.data import token_data
+from modbench.data.token_data import DataConfig, heldout_documents, load, prepare, prepare_command
+from modbench.errors import UserError
+
+
+def silent(sentence: str) -> None:
+    pass
+
+
+@pytest.fixture
+def config(tmp_path):
+    rows = [
+        {"text": f"Document {number} speaks of the king and of the queen, é and 😀."}
+        for number in range(200)
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DataConfig(source="text", path=str(path), vocabulary=300)
+
+
+@pytest.fixture
+def prepared(config, tmp_path):
+    """The configuration, its cache and its token file."""
+    cache = tmp_path / "cache"
+    prepare(config, cache=cache, say=silent)
+    (path,) = cache.glob("*.tokens")
+    return config, cache, path
+
+
+def test_streams_are_the_documents_each_followed_by_end_of_text(prepared):
+    config, cache, _ = prepared
+    data = load(config, cache=cache)
+    lengths = [
+        int((side == data.tokenizer.end_of_text).sum()) for side in (data.train_N, data.heldout_N)
+    ]
+    assert lengths == [190, 10]
+    for side in (data.train_N, data.heldout_N):
+        assert side.dtype == np.uint16
+        assert side[-1] == data.tokenizer.end_of_text
+        assert not side.flags.writeable
+    documents = heldout_documents(config, cache=cache)
+    assert len(documents) == 10
+    assert data.token_bytes_V[data.heldout_N].sum() == sum(len(text.encode()) for text in documents)
+    assert data.token_bytes_V.shape == (300,)
+    assert data.token_bytes_V[data.tokenizer.end_of_text] == 0
+    assert (
+        data.tokenizer.encode(documents[3])
+        == np.split(data.heldout_N, np.flatnonzero(data.heldout_N == data.tokenizer.end_of_text) + 1)[3][
+            :-1
+        ].tolist()
+    )
+
+
+def test_a_second_start_reads_no_text(monkeypatch, prepared):
+    config, cache, _ = prepared
+    monkeypatch.setattr(
+        token_data, "read_corpus", lambda *a, **k: pytest.fail("the text was read again")
+    )
+    assert prepare(config, cache=cache, say=silent).sha256 == load(config, cache=cache).sha256
+
+
+def test_the_same_text_gives_the_same_file(prepared, tmp_path):
+    config, _, path = prepared
+    prepare(config, cache=tmp_path / "other", say=silent)
+    assert (tmp_path / "other" / path.name).read_bytes() == path.read_bytes()
+
+
+def cut(content):
+    return content[: len(content) // 2]
+
+
+def flip(content):
+    return content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [cut, flip, lambda content: content + b"x", lambda content: b"", lambda content: b"x" * 100],
+    ids=["cut", "one-bit", "longer", "empty", "something-else"],
+)
+def test_an_altered_file_is_refused_by_name_left_alone_and_mended_by_force(prepared, change):
+    config, cache, path = prepared
+    whole = path.read_bytes()
+    altered = change(whole)
+    path.write_bytes(altered)
+    for start in (load, lambda config, cache: prepare(config, cache=cache, say=silent)):
+        with pytest.raises(UserError) as caught:
+            start(config, cache=cache)
+        assert str(path) in str(caught.value)
+        assert "; delete it or run `modbench data prepare --source text" in str(caught.value)
+        assert "--force`" in str(caught.value)
+    assert path.read_bytes() == altered
+    prepare(config, cache=cache, force=True, say=silent)
+    assert path.read_bytes() == whole
+
+
+def test_a_file_under_another_ones_name_is_refused(prepared):
+    config, cache, path = prepared
+    other = DataConfig(source="text", path=config.path, vocabulary=301)
+    prepare(other, cache=cache, say=silent)
+    (elsewhere,) = (entry for entry in cache.glob("*.tokens") if entry != path)
+    path.rename(elsewhere)
+    with pytest.raises(UserError, match="was made for other settings"):
+        load(other, cache=cache)
+
+
+def test_a_file_that_is_not_the_pinned_one_is_refused(monkeypatch, prepared):
+    config, cache, path = prepared
+    monkeypatch.setattr(token_data, "PINNED", {("text", "bpe", 300): "0" * 64})
+    with pytest.raises(UserError, match=rf"{path} .* has sha256 .*, not the pinned 0{{64}}; delete it"):
+        load(config, cache=cache)
+
+
+def test_what_is_not_prepared_is_said_with_the_command(config, tmp_path):
+    command = "run `modbench data prepare --source text "
+    with pytest.raises(UserError, match=f"'text' is not prepared, or has changed since .*; {command}"):
+        load(config, cache=tmp_path)
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "bytes"])
+def test_the_command_that_mends_a_file_prepares_that_very_one(tmp_path, monkeypatch, tokenizer):
+    vocabulary = 300 if tokenizer == "bpe" else 257
+    text = tmp_path / "my own.jsonl"
+    text.write_text("".join(f'{{"body": "line {n} of a text"}}\n' for n in range(500)))
+    config = DataConfig(
+        source="text",
+        path=str(text),
+        text_field="body",
+        heldout=0.25,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+    )
+    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
+    prepare(config, say=silent)
+    (path,) = (tmp_path / "cache").glob("*.tokens")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(UserError) as caught:
+        load(config)
+    command = shlex.split(str(caught.value).rsplit("`", 2)[1])
+    assert main(command[1:]) == 0
+    assert path.read_bytes() == whole
+
+
+def test_a_changed_text_file_is_another_corpus(prepared):
+    config, cache, _ = prepared
+    with open(config.path, "a") as file:
+        file.write('{"text": "One more document."}\n')
+    with pytest.raises(UserError, match="is not prepared"):
+        load(config, cache=cache)
+    prepare(config, cache=cache, say=silent)
+    assert len(list(cache.glob("*.tokens"))) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_said(config, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="set MODBENCH_CACHE to a folder that can"):
+        prepare(config, cache=tmp_path / "file", say=silent)
+
+
+def _prepare(config, cache, start, results):
+    start.wait()
+    results.put(prepare(config, cache=cache, say=silent, force=True).sha256)
+
+
+def test_processes_that_prepare_at_once_agree(config, tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    start, results = spawn.Event(), spawn.Queue()
+    workers = [
+        spawn.Process(target=_prepare, args=(config, tmp_path / "c", start, results)) for _ in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    start.set()
+    hashes = {results.get(timeout=60) for _ in workers}
+    for worker in workers:
+        worker.join()
+    assert hashes == {load(config, cache=tmp_path / "c").sha256}
+    assert {path.suffix for path in (tmp_path / "c").iterdir()} == {".tokens", ".lock"}
+
+
+DIE = """
+import os, sys
+from modbench.data import cache_folder as cache
+from modbench.data.token_data import DataConfig, prepare
+cache.os.replace = lambda *names: os._exit(9)
+prepare(DataConfig(source="text", path=sys.argv[1], vocabulary=300), cache=cache.Path(sys.argv[2]))
+"""
+
+
+def test_a_process_killed_before_the_end_leaves_nothing_that_is_used(config, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", DIE, config.path, str(tmp_path / "c")], capture_output=True
+    )
+    assert done.returncode == 9
+    assert list((tmp_path / "c").glob("*.part"))
+    with pytest.raises(UserError, match="is not prepared"):
+        load(config, cache=tmp_path / "c")
+    prepare(config, cache=tmp_path / "c", say=silent)
+    assert not list((tmp_path / "c").glob("*.part"))
+
+
+def test_command_says_what_there_is(prepared):
+    config, cache, path = prepared
+    data = load(config, cache=cache)
+    said = prepare_command(config, cache=cache, say=silent)
+    assert f"{len(data.train_N):,} training and {len(data.heldout_N):,} held-out tokens" in said
+    assert data.sha256 in said
+    assert str(path) in said
+
+
+def test_loading_imports_neither_torch_nor_datasets_nor_requests(prepared):
+    config, cache, _ = prepared
+    program = (
+        "import sys; from pathlib import Path; from modbench.data.token_data import DataConfig, load; "
+        "load(DataConfig(source='text', path=sys.argv[1], vocabulary=300), cache=Path(sys.argv[2])); "
+        "print([name for name in ('torch', 'datasets', 'requests', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, config.path, str(cache)], capture_output=True, text=True
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_text_that_changes_before_it_is_read_is_not_kept_as_what_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text("old line\n" * 300)
+    config = DataConfig(source="text", path=str(path), tokenizer="bytes")
+    read = token_data.read_corpus
+
+    def saved_meanwhile(*args, **kwargs):
+        path.write_text("new line\n" * 300)
+        return read(*args, **kwargs)
+
+    monkeypatch.setattr(token_data, "read_corpus", saved_meanwhile)
+    with pytest.raises(UserError, match="changed while it was made ready; run again"):
+        prepare(config, cache=tmp_path, say=silent)
+    monkeypatch.undo()
+    path.write_text("old line\n" * 300)
+    data = prepare(config, cache=tmp_path, say=silent)
+    assert data.tokenizer.decode(data.train_N[:8].tolist()) == "old line"

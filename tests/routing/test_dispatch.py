@@ -1,0 +1,112 @@
+"""Tokens to experts and back, against loops over assignments.
+
+N tokens, K experts of a token, A rows, D model width.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from modbench.routing import dispatch as dispatching
+from modbench.routing.dispatch import Assignments, combine, dispatch, from_experts, to_experts
+
+TOKENS, WIDTH = 63, 8
+
+
+def drawn(*shape: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+@pytest.mark.parametrize("each", [1, 2, 5])
+@pytest.mark.parametrize("kept", [1.0, 0.6, 0.0], ids=["all", "some dropped", "none"])
+def test_there_and_back_is_the_loops(kept: float, each: int) -> None:
+    assignments = TOKENS * each
+    order_A = torch.randperm(assignments, generator=torch.Generator().manual_seed(0))
+    order_A = order_A[: int(kept * assignments)]
+    given = Assignments.of(order_A, assignments, each)
+    x_ND, gates_NK = drawn(TOKENS, WIDTH, seed=1), drawn(TOKENS, each, seed=2)
+    weights_AD, dy_ND = (
+        drawn(len(order_A), WIDTH, seed=3).detach(),
+        drawn(TOKENS, WIDTH, seed=4).detach(),
+    )
+
+    rows_AD = dispatch(x_ND, given, torch.float64) * weights_AD
+    before_AD, before_ND = rows_AD.detach().clone(), dy_ND.clone()
+    y_ND = combine(rows_AD, gates_NK, given)
+    found = [y_ND, *torch.autograd.grad(y_ND, (x_ND, gates_NK), dy_ND)]
+    assert torch.equal(rows_AD, before_AD)
+    assert torch.equal(dy_ND, before_ND)
+
+    rows = [torch.zeros(WIDTH, dtype=torch.float64) + 0 * x_ND[n] for n in range(TOKENS)]
+    for place, assignment in enumerate(order_A.tolist()):
+        n, k = divmod(assignment, each)
+        rows[n] = rows[n] + gates_NK[n, k] * x_ND[n] * weights_AD[place]
+    truth_ND = torch.stack(rows) + 0 * gates_NK.sum()
+    truth = [truth_ND, *torch.autograd.grad(truth_ND, (x_ND, gates_NK), dy_ND)]
+    for one, other in zip(found, truth, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+
+
+def test_gradients_of_half_precision_rows_are_summed_in_single() -> None:
+    """1024 + 1 + 1 in bfloat16 alone would stay 1024."""
+    given = Assignments.of(torch.arange(3), 3, 3)
+    x_ND = torch.ones(1, 1).requires_grad_()
+    rows_AD = dispatch(x_ND, given, torch.bfloat16)
+    assert rows_AD.dtype == torch.bfloat16
+    rows_AD.backward(torch.tensor([[1024.0], [1.0], [1.0]], dtype=torch.bfloat16))
+    assert x_ND.grad is not None
+    assert x_ND.grad.item() == 1026
+
+
+@pytest.mark.parametrize("rows", [0, 1, 40, 300])
+def test_any_number_of_experts_of_a_token_is_the_loop(rows: int) -> None:
+    tokens_A = torch.randint(TOKENS, (rows,), generator=torch.Generator().manual_seed(0))
+    x_ND, gates_A = drawn(TOKENS, WIDTH, seed=1), drawn(rows, seed=2)
+    weights_AD, dy_ND = (drawn(n, WIDTH, seed=3).detach() for n in (rows, TOKENS))
+
+    given_AD = to_experts(x_ND, tokens_A, torch.float64) * weights_AD
+    before_AD = given_AD.detach().clone()
+    y_ND = from_experts(given_AD, gates_A, tokens_A, TOKENS)
+    found = [y_ND, *torch.autograd.grad(y_ND, (x_ND, gates_A), dy_ND)]
+    assert torch.equal(given_AD, before_AD)
+    with torch.no_grad():
+        given_AD = to_experts(x_ND, tokens_A, torch.float64) * weights_AD
+        assert torch.equal(from_experts(given_AD, gates_A, tokens_A, TOKENS), y_ND)
+
+    sums = [0 * x_ND[n] for n in range(TOKENS)]
+    for place, n in enumerate(tokens_A.tolist()):
+        sums[n] = sums[n] + gates_A[place] * x_ND[n] * weights_AD[place]
+    truth_ND = torch.stack(sums) + 0 * gates_A.sum()
+    truth = [truth_ND, *torch.autograd.grad(truth_ND, (x_ND, gates_A), dy_ND)]
+    for one, other in zip(found, truth, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch.compile's own
+@pytest.mark.parametrize("compiled", [False, True], ids=["written", "compiled"])
+def test_rows_in_half_precision_are_weighted_and_summed_in_single(compiled: bool) -> None:
+    """In bfloat16 1024 + 1 + 1 would stay 1024, and a gate of 1 + 2^-10 would be 1."""
+    to_experts, from_experts = (
+        torch.compile(function, backend="aot_eager", fullgraph=True) if compiled else function
+        for function in (dispatching.to_experts, dispatching.from_experts)
+    )
+    fine = 1 + 2**-10
+    tokens_A, gates_A = torch.zeros(3, dtype=torch.long), torch.full((3,), fine).requires_grad_()
+    x_ND = torch.ones(1, 1).requires_grad_()
+    rows_AD = to_experts(x_ND, tokens_A, torch.bfloat16)
+    assert rows_AD.dtype == torch.bfloat16
+    rows_AD.backward(torch.tensor([[1024.0], [1.0], [1.0]], dtype=torch.bfloat16))
+    assert x_ND.grad is not None
+    assert x_ND.grad.item() == 1026
+
+    rows_AD = torch.tensor([[1024.0], [1.0], [1.0]]).bfloat16().requires_grad_()
+    y_ND = from_experts(rows_AD, gates_A, tokens_A, 1)
+    assert y_ND.item() == 1026 * fine
+    with torch.no_grad():
+        assert torch.equal(from_experts(rows_AD, gates_A, tokens_A, 1), y_ND)
+    y_ND.backward(torch.tensor([[fine]]))
+    assert gates_A.grad is not None
+    assert gates_A.grad.tolist() == [1024 * fine, fine, fine]
+    assert rows_AD.grad is not None
+    assert rows_AD.grad.dtype == torch.bfloat16

@@ -24,7 +24,6 @@ from torch.overrides import TorchFunctionMode
 
 from modbench.errors import FAULTS, UserError
 from modbench.ledger import Workload
-from modbench.model.causal_attention import causal_attention
 from modbench.model.context import Context
 from modbench.model.cross_entropy import on_gpu, part_rows
 from modbench.plan.memory_trace import Live
@@ -89,10 +88,6 @@ class _Valueless(TorchFunctionMode):
             return self._on_a_gpu
         if self._on_a_gpu and func in (F.rms_norm, torch.rms_norm):
             return _rms_norm(*args, **(kwargs or {}))
-        if self._on_a_gpu and func is causal_attention:
-            q, k, v = args
-            grouped = q.shape[1] != k.shape[1]
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         return func(*args, **(kwargs or {}))
 
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.ledger import Ledger, Workload, component, matmul
-from modbench.model.block import up_columns
 from modbench.model.config import ModelConfig
 from modbench.model.expert_products import Counts, run
 from modbench.model.grouped import takes_grouped
 from modbench.model.init import normal_, residual_scale
 from modbench.model.kernels import autocast_dtype
+from modbench.model.mlp import up_columns
 from modbench.routing.dispatch import from_experts, to_experts
 from modbench.routing.topk import nonzero_indices
 

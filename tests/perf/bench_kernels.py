@@ -9,20 +9,20 @@ from itertools import cycle
 import pytest
 import torch
 from interleaved import InTurns, Way
+from modbench.model.causal_attention import KEYS, MANY, newest_attention
 from targets import Reach
 from torch import Tensor, nn
 from torch.nn import functional as F
 from training import DTYPES, MadeUpText, Trained
 
 from modbench.model import expert_ways, processor
-from modbench.model.block import MLP
-from modbench.model.causal_attention import KEYS, MANY, newest_attention
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.expert_ways import AtOnce, OneByOne, Together
 from modbench.model.expert_ways import Way as Experts
 from modbench.model.grouped import Equal, Slices, few
 from modbench.model.in_one_call import InOneCall
+from modbench.model.mlp import MLP
 from modbench.routing.expert_bank import ExpertBank
 from modbench.routing.gathered_tokens import GatheredTokens
 from modbench.train.numerics import autocast, device

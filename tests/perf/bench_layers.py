@@ -12,9 +12,9 @@ from targets import Reach
 from torch import Tensor
 from training import DTYPES
 
-from modbench.model.block import FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.mlp import FeedForward
 from modbench.routing.expert_bank import ExpertBank
 from modbench.routing.registry import build_router
 from modbench.routing.router import Router

@@ -181,5 +181,5 @@ def test_a_load_that_can_not_be_is_refused() -> None:
         ({"phase": "decode", "padding": True}, "one token at a time"),
         ({"phase": "deocde"}, "did you mean 'decode'"),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(ValueError, match=words):
             Workload(lengths=(2, 3), **wrong)

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modbench.counting.counter import FlopCounter
-from modbench.errors import UserError
 from modbench.ledger import Ledger, Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context

@@ -1,5 +1,6 @@
 """Models from a shape and a router."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,13 +10,8 @@ from modbench.ledger import Counts, Ledger, Workload
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder
 from modbench.model.init import stream
-from modbench.routing.plugin_validation import (
-    active_of,
-    built_layer,
-    checked_call,
-    ledger_of,
-    nominal_counts_of,
-)
+from modbench.model.layer import Layer
+from modbench.routing.plugin_validation import active_of, checked_call, ledger_of
 from modbench.routing.router import Router
 
 
@@ -27,7 +23,12 @@ class RoutedDecoder(Decoder):
     """
 
     def __init__(self, config: ModelConfig, router: Router) -> None:
-        layers = (built_layer(router, config, number) for number in range(config.layers))
+        layers = (
+            checked_call(
+                router, f"build_layer of layer {number}", Layer, router.build_layer, config, number
+            )
+            for number in range(config.layers)
+        )
         super().__init__(config, layers)
         self.router = router
 
@@ -38,7 +39,10 @@ class RoutedDecoder(Decoder):
         return ledger_of(self.router, self.layers[number], number, workload)  # type: ignore[arg-type]
 
     def layer_nominal_counts(self, number: int, workload: Workload) -> Counts:
-        return nominal_counts_of(self.router, self.layers[number], number, workload)  # type: ignore[arg-type]
+        where = f"nominal_counts of layer {number}"
+        layer: Layer = self.layers[number]  # type: ignore[assignment]
+        counts: Counts = checked_call(self.router, where, Mapping, layer.nominal_counts, workload)
+        return counts
 
     def active_of(self, part: nn.Module, number: int) -> int:
         return active_of(self.router, part, number)  # type: ignore[arg-type]

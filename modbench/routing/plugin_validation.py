@@ -1,11 +1,10 @@
 """Calls the code of a router: checks return types, and turns exceptions into a `UserError`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from modbench.errors import FAULTS, UserError
-from modbench.ledger import Counts, Ledger, Workload
-from modbench.model.config import ModelConfig
+from modbench.ledger import Ledger, Workload
 from modbench.model.layer import Layer
 from modbench.routing.router import Router
 
@@ -36,25 +35,11 @@ def checked_call(
     return result
 
 
-def built_layer(router: Router, config: ModelConfig, number: int) -> Layer:
-    """Return the layer that ``router`` builds at depth ``number``."""
-    where = f"build_layer of layer {number}"
-    layer: Layer = checked_call(router, where, Layer, router.build_layer, config, number)
-    return layer
-
-
 def ledger_of(router: Router, layer: Layer, number: int, workload: Workload) -> Ledger:
     """Return the FLOPs of ``layer``."""
     where = f"ledger of layer {number}"
     ledger: Ledger = checked_call(router, where, Ledger, layer.ledger, workload)
     return ledger
-
-
-def nominal_counts_of(router: Router, layer: Layer, number: int, workload: Workload) -> Counts:
-    """Return the nominal counts of ``layer``."""
-    where = f"nominal_counts of layer {number}"
-    counts: Counts = checked_call(router, where, Mapping, layer.nominal_counts, workload)
-    return counts
 
 
 def active_of(router: Router, layer: Layer, number: int) -> int:

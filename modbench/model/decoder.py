@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from modbench.errors import UserError
+from modbench.kernels.cross_entropy import cross_entropy, losses, recomputes_logits
 from modbench.ledger import OUTSIDE, Counts, Ledger, Workload, component, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.cross_entropy import cross_entropy, losses
 from modbench.model.init import normal_
 from modbench.model.kernels import RMSNorm
 from modbench.model.layer import Layer, with_upstream_grad
@@ -138,17 +138,19 @@ class Decoder(nn.Module):
             if not workload.input_gradient:
                 workload = workload.after(takes)
         head = self.embedding if self.head is None else self.head
-        parts.append(
-            matmul(
-                with_upstream_grad(workload, self.norm),
-                OUTSIDE,
-                "head",
-                rows=workload.scored,
-                inner=self.config.width,
-                columns=self.config.vocabulary,
-                weight_gradient=head.weight.requires_grad,
-            )
+        logits = matmul(
+            with_upstream_grad(workload, self.norm),
+            OUTSIDE,
+            "head",
+            rows=workload.scored,
+            inner=self.config.width,
+            columns=self.config.vocabulary,
+            weight_gradient=head.weight.requires_grad,
         )
+        parts.append(logits)
+        learns = any(way == "backward" for (_, _, way), _ in logits)
+        if learns and recomputes_logits(workload.scored, self.config.vocabulary):
+            parts.append(logits.recomputed())
         return Ledger.sum(parts)
 
     def parameter_count(self, kind: Literal["total", "active"] = "total") -> int:

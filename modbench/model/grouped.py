@@ -18,12 +18,12 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils import flop_counter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from modbench.counting.formulas import register_flop_formula
 from modbench.model import processor
-from modbench.model.cross_entropy import on_gpu
 
 #: A CPU's bfloat16 kernels are made anew for each number of rows, which takes as long as running them,
 #: and are slower where a tile isn't full: more rows than this are filled up with zeros to a multiple.
@@ -34,6 +34,13 @@ FEW = 8
 #: Numbers of a matrix that is multiplied by one row in `BLOCKS`, each thread its own: PyTorch's product
 #: of a matrix and a vector keeps to one thread.
 IN_BLOCKS, BLOCKS = 2**17, 4
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether ``x`` is on a GPU, or, where memory is planned, stands for what is on one."""
+    if has_torch_function((x,)):
+        return handle_torch_function(on_gpu, (x,), x)  # type: ignore[no-any-return]
+    return x.is_cuda
 
 
 class Products(ABC):

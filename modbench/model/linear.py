@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from modbench.kernels.autocast import autocast_dtype
 from modbench.model.grouped import (
     FEW,
     few,
@@ -25,7 +26,6 @@ from modbench.model.grouped import (
     takes_few,
     weight_gradient,
 )
-from modbench.model.kernels import autocast_dtype
 
 
 class Linear(nn.Linear):

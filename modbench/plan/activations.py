@@ -23,10 +23,11 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 
 from modbench.errors import FAULTS, UserError
+from modbench.kernels.cross_entropy.fast import part_rows
 from modbench.ledger import Workload
 from modbench.model.causal_attention import causal_attention
 from modbench.model.context import Context
-from modbench.model.cross_entropy import on_gpu, part_rows
+from modbench.model.grouped import on_gpu
 from modbench.plan.memory_trace import Live
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.expert_bank import ExpertBank
@@ -198,7 +199,7 @@ class Steps:
     def outside(self, sequences: int) -> Outside:
         """All that is not a layer, the loss as `modbench.train.loop.training_step` takes it."""
         rows = sequences * self._length
-        part = part_rows(self._decoder.config.vocabulary, gpu=self._kernels == "gpu")
+        part = part_rows(self._decoder.config.vocabulary)
         if rows <= MANY * part:
             return self._outside(rows)
         # So many parts of the loss are all alike: each further row holds as much as the one before.

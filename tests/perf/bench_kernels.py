@@ -9,6 +9,9 @@ from itertools import cycle
 import pytest
 import torch
 from interleaved import InTurns, Way
+from modbench.model.expert_ways import AtOnce, OneByOne, Together
+from modbench.model.expert_ways import Way as Experts
+from modbench.model.in_one_call import InOneCall
 from targets import Reach
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,10 +22,7 @@ from modbench.model.block import MLP
 from modbench.model.causal_attention import KEYS, MANY, newest_attention
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.expert_ways import AtOnce, OneByOne, Together
-from modbench.model.expert_ways import Way as Experts
 from modbench.model.grouped import Equal, Slices, few
-from modbench.model.in_one_call import InOneCall
 from modbench.routing.expert_bank import ExpertBank
 from modbench.routing.gathered_tokens import GatheredTokens
 from modbench.train.numerics import autocast, device

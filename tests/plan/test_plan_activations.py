@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from modbench.model.cross_entropy import LOGITS, LOGITS_GPU
 from torch import Tensor, nn
 
 from modbench.accounting.statement import meta_decoder
@@ -18,7 +19,6 @@ from modbench.ledger import Ledger, Workload
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.cross_entropy import LOGITS, LOGITS_GPU
 from modbench.model.layer import Layer
 from modbench.plan.activations import MANY, Compute, Steps
 from modbench.plan.memory import Measured, Recipe

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from modbench.model import processor
 from modbench.model.config import ModelConfig
 
 # Models this small lose by a second thread, and lose badly when tests run beside other work.
@@ -24,12 +23,6 @@ def shape(request: pytest.FixtureRequest) -> ModelConfig:
     if request.node.callspec.params.get("name") == "mixture_of_recursions":
         return replace(request.param, layers=4)
     return request.param
-
-
-@pytest.fixture(params=[True, False], ids=["slow_few", "quick_few"])
-def either_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ways are taken as on a processor of either kind, whichever this one is."""
-    monkeypatch.setattr(processor, "SLOW_FEW", request.param)
 
 
 @pytest.fixture(autouse=True)

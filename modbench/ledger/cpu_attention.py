@@ -3,14 +3,11 @@
 PyTorch's CPU kernel (flash attention) takes query rows in blocks of 32, 64 or 256, by their number, and
 for each block whole blocks of 512 keys until the last key that a row of it may see. Its backward pass
 goes through the same blocks, and computes the scores again. No block of queries crosses a block of keys,
-so the size of the first doesn't matter. The decoder's own (`modbench.model.causal_attention`) takes the
-keys up to the end of each block of queries.
+so the size of the first doesn't matter.
 """
 
 #: Keys of a block of PyTorch's.
 PYTORCH_BLOCK = 512
-#: Queries of a block of the decoder's own attention.
-OWN_BLOCK = 128
 
 
 def executed_pairs(queries: int, keys: int, block: int = PYTORCH_BLOCK) -> int:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
 from modbench.measure.time_config import TimeConfig
-from modbench.model.context import Context, Trace
-from modbench.model.decode_graphs import cuda_graphs
+from modbench.model.context import Context
+from modbench.model.generate import compile_for_decoding
 from modbench.model.kv_cache import Cache
+from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
 from modbench.train.compiled import allow_programs, compiles, forward_of, losses_of
-from modbench.train.compiled_check import check_gradients
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import autocast
@@ -92,8 +92,7 @@ def training_cases(
     model: RoutedDecoder, config: TimeConfig, train: TrainConfig, dtype: torch.dtype
 ) -> tuple[BenchmarkCase, ...]:
     """Forward pass and training step of one batch of made-up tokens under the training rule, as
-    `modbench.train` runs them. Preparing the step raises UserError if the compiled model would not learn
-    what it learns as written."""
+    `modbench.train` runs them."""
     on = next(model.parameters()).device
     passes, losses = forward_of(model, config.compile), losses_of(model, config.compile)
 
@@ -116,8 +115,6 @@ def training_cases(
     def step() -> Prepared:
         model.train()
         both, forced = batch(), config.forced_balance
-        if is_compiled(model, config):
-            check_gradients(model, losses, both, dtype, forced_balance=forced)
         optimizer = build_optimizer(model, train)
 
         def run() -> list[Trace]:
@@ -184,8 +181,9 @@ def inference_cases(
 
 def _decoding(model: RoutedDecoder, config: TimeConfig, sequences: int, past: int) -> Prepared:
     tokens, on = config.decode_tokens, next(model.parameters()).device
-    graphs = cuda_graphs(on) if is_compiled(model, config) and on.type == "cuda" else None
-    kept = Cache(sequences, graphs)
+    if is_compiled(model, config) and on.type == "cuda":
+        compile_for_decoding(model)
+    kept = Cache(sequences)
     tokens_BT = made_up(model, sequences, past + tokens)
     _read(model, tokens_BT[:, :past], kept, config, logits="last")
     filled = kept.mark()

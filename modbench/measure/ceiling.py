@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from modbench.measure.stopwatch import Stopwatch, nothing, sampled
 from modbench.measure.subject import BenchmarkTarget
-from modbench.model.block import up_columns
 from modbench.model.config import ModelConfig
+from modbench.model.mlp import up_columns
 
 #: Bytes of the tensor that is copied: more than any cache holds.
 COPIED = {"cpu": 2**28, "cuda": 2**30}

@@ -19,7 +19,7 @@ from modbench.measure.nvml import Gpu, Watched, open_gpu
 from modbench.measure.stopwatch import Stopwatch, sampled, stopwatch
 from modbench.measure.subject import BenchmarkTarget
 from modbench.measure.system_load import Busy
-from modbench.model.context import Trace
+from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
 from modbench.train.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
 

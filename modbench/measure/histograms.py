@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from modbench.model.context import Selection, Trace
+from modbench.model.context import Selection
+from modbench.model.trace import Trace
 
 #: Bins of positions, at most.
 POSITION_BINS = 64

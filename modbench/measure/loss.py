@@ -12,7 +12,8 @@ import torch
 
 from modbench.errors import UserError
 from modbench.ledger import Workload
-from modbench.model.context import Context, Selection, Trace
+from modbench.model.context import Context, Selection
+from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
 
 #: Sequences that are scored at once.

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from modbench.measure.loss import SCORING_BATCH
-from modbench.model.context import Context, Trace
+from modbench.model.context import Context
+from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
 
 
@@ -20,7 +21,7 @@ def routing_measures(
     model: RoutedDecoder, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
 ) -> dict[str, float]:
     """The metrics of routing over ``windows_WT``, each window read under the training rule and under the
-    causal one. A scheme has those that its layers tell of, see `modbench.model.context.Trace`.
+    causal one. A scheme has those that its layers tell of, see `modbench.model.trace.Trace`.
     Depth-routed ones show ``selected``, ``gate`` and ``predicted``, the causal rule's choice on the
     training rule's own stream; experts show ``load``, ``dropped``, who chose whom and with what weight,
     and ``taken`` where it is they who choose."""

@@ -1,29 +1,23 @@
-"""What inference remembers: the keys and values of each layer, each sequence at a length of its own.
+"""KV cache: the keys and values of each layer, with a length per sequence.
 
-A depth-routed layer keeps the tokens that entered it and no others, so layers differ in length.
+A depth-routed layer caches only the tokens it processed, so layers differ in length.
 
-B sequences, T new tokens, C kept and new tokens, K key/value heads, P width of a head.
+B sequences, T new tokens, C cached and new tokens, K key/value heads, P width of a head.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import index
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from modbench.errors import UserError
 
-if TYPE_CHECKING:
-    from modbench.model.decode_graphs import DecodeGraphs
-
-Made = TypeVar("Made")
-
 
 @dataclass
-class Kept:
-    """Keys and values of a layer, with room for more, and how many tokens of each sequence they are."""
+class LayerCache:
+    """Keys and values of a layer, allocated ahead, and the number of cached tokens per sequence."""
 
     k_BKCP: Tensor
     v_BKCP: Tensor
@@ -32,35 +26,32 @@ class Kept:
 
 @dataclass(frozen=True)
 class Mark:
-    """How far a cache was filled."""
+    """A state of a cache that `Cache.rewind` returns to."""
 
     read: list[int]
     lengths: dict[int, list[int]]
 
 
 class Cache:
-    """The keys and values of ``sequences`` sequences, and how many tokens of each were read. With
-    ``graphs``, blocks replay what they do with one token of a sequence."""
+    """The keys and values of ``sequences`` sequences; ``read`` counts the tokens read of each.
 
-    def __init__(self, sequences: int, graphs: "DecodeGraphs | None" = None) -> None:
-        try:
-            self.sequences = index(sequences)
-        except TypeError:
-            raise UserError(
-                f"a cache of {sequences!r} sequences can't be; give a whole number"
-            ) from None
-        if self.sequences < 1:
-            raise UserError(f"a cache of {sequences} sequences can't be; give 1 or more")
-        self.graphs = graphs
-        self.read = [0] * self.sequences
+    Raises:
+        UserError: fewer than 1 sequence.
+    """
+
+    def __init__(self, sequences: int) -> None:
+        if sequences < 1:
+            raise UserError(f"a cache needs 1 or more sequences, not {sequences}")
+        self.sequences = sequences
+        self.read = [0] * sequences
         self._served: Mapping[str, Any] | None = None
-        self._layers: dict[int, Kept] = {}
+        self._layers: dict[int, LayerCache] = {}
 
     def serve(self, identity: Mapping[str, Any], sequences: int) -> None:
         """Bind the cache to the first model that fills it, or check that it is the same one.
 
         Raises:
-            UserError: another model filled it, or it keeps another number of sequences.
+            UserError: another model filled it, or it holds another number of sequences.
         """
         if sequences != self.sequences:
             raise UserError(
@@ -68,32 +59,32 @@ class Cache:
             )
         if self._served is None:
             self._served = identity
-        one, other = self._served, identity
-        if one != other:
-            name = next(name for name in {**one, **other} if one.get(name) != other.get(name))
+        filled, given = self._served, identity
+        if filled != given:
+            name = next(name for name in {**filled, **given} if filled.get(name) != given.get(name))
             raise UserError(
-                f"the cache was filled by a model with {name} {one.get(name)!r} and given to one with "
-                f"{name} {other.get(name)!r}; read the prompt with the model that goes on"
+                f"the cache was filled by a model with {name} {filled.get(name)!r} and given to one "
+                f"with {name} {given.get(name)!r}; continue with the model that read the prompt"
             )
 
     def lengths(self, layer: int, rows: Sequence[int] | None = None) -> list[int]:
-        """Tokens kept in ``layer`` of each sequence, or of the sequences ``rows``."""
-        kept = self._layers.get(layer)
-        lengths = [0] * self.sequences if kept is None else kept.lengths
+        """Return the tokens cached in ``layer`` for each sequence, or for those of ``rows``."""
+        cached = self._layers.get(layer)
+        lengths = [0] * self.sequences if cached is None else cached.lengths
         return list(lengths) if rows is None else [lengths[row] for row in rows]
 
     @property
     def bytes(self) -> int:
-        """Bytes of the keys and values of all kept tokens, without what is allocated ahead."""
+        """Bytes of the keys and values of all cached tokens, without memory allocated ahead."""
         return sum(
-            sum(kept.lengths) * (_row_bytes(kept.k_BKCP) + _row_bytes(kept.v_BKCP))
-            for kept in self._layers.values()
+            sum(cached.lengths) * (_token_bytes(cached.k_BKCP) + _token_bytes(cached.v_BKCP))
+            for cached in self._layers.values()
         )
 
     def positions(self, tokens: int, device: torch.device) -> Tensor:
-        """Positions (B, T) of the next ``tokens`` tokens of each sequence."""
+        """Return the positions of the next ``tokens`` tokens of each sequence, (B, T)."""
         first = self.read[0]
-        if min(self.read) == max(self.read):  # a GPU would be waited for to be sent them
+        if min(self.read) == max(self.read):  # no copy from the host, which would wait for a GPU
             return torch.arange(first, first + tokens, device=device).expand(self.sequences, tokens)
         first_B1 = torch.tensor(self.read, device=device)[:, None]
         return first_B1 + torch.arange(tokens, device=device)
@@ -105,108 +96,73 @@ class Cache:
         v_BKTP: Tensor,
         lengths: Sequence[int],
         rows: Sequence[int] | None = None,
-        *,
-        whole: int = 1,
     ) -> tuple[Tensor, Tensor]:
-        """Keep the first ``lengths[i]`` new tokens of each sequence (of the sequences ``rows``), and
-        give the keys and values of all that are kept, to the longest: (B, K, C, P) each. C is rounded up
-        to a multiple of ``whole``, as far as there is room; what lies there are numbers of no token."""
+        """Append the first ``lengths[i]`` new tokens of each sequence (of the sequences ``rows``).
+
+        Returns:
+            Keys and values of all cached tokens up to the longest sequence, (B, K, C, P) each.
+        """
         rows = range(self.sequences) if rows is None else rows
         past = self.lengths(layer, rows)
         ends = [p + n for p, n in zip(past, lengths, strict=True)]
-        kept = self._room(layer, max(ends), k_BKTP, v_BKTP)
-        stored, new = (kept.k_BKCP, kept.v_BKCP), (k_BKTP, v_BKTP)
-        everyone = len(rows) == self.sequences
-        if everyone and min(past) == max(past) and min(lengths) == k_BKTP.shape[2]:
-            for all_BKCP, new_BKTP in zip(stored, new, strict=True):
+        cached = self._with_room(layer, max(ends), k_BKTP, v_BKTP)
+        stored, new = (cached.k_BKCP, cached.v_BKCP), (k_BKTP, v_BKTP)
+        together = min(past) == max(past) and min(lengths) == k_BKTP.shape[2]
+        for all_BKCP, new_BKTP in zip(stored, new, strict=True):
+            if together and len(rows) == self.sequences:
                 all_BKCP[:, :, past[0] : ends[0]] = new_BKTP
-        else:
+                continue
             for i, (row, first, end) in enumerate(zip(rows, past, ends, strict=True)):
-                for all_BKCP, new_BKTP in zip(stored, new, strict=True):
-                    all_BKCP[row, :, first:end] = new_BKTP[i, :, : end - first]
-        self._grown(kept, rows, ends)
-        most = -(-max(ends) // whole) * whole
-        k_BKCP, v_BKCP = (_of_rows(all_BKCP, rows)[:, :, :most] for all_BKCP in stored)
+                all_BKCP[row, :, first:end] = new_BKTP[i, :, : end - first]
+        for row, end in zip(rows, ends, strict=True):
+            cached.lengths[row] = end
+        k_BKCP, v_BKCP = (_select_rows(all_BKCP, rows)[:, :, : max(ends)] for all_BKCP in stored)
         return k_BKCP, v_BKCP
 
-    def begin(
-        self,
-        layer: int,
-        k_1KSP: Tensor,
-        v_1KSP: Tensor,
-        segments: Sequence[int],
-        rows: Sequence[int] | None = None,
-    ) -> None:
-        """Keep the first tokens of sequences (of the sequences ``rows``) that lie in one row, so many
-        ``segments[i]`` of each, one after another."""
-        rows = range(self.sequences) if rows is None else rows
-        kept = self._room(layer, max(segments), k_1KSP, v_1KSP)
-        for all_BKCP, new_1KSP in ((kept.k_BKCP, k_1KSP), (kept.v_BKCP, v_1KSP)):
-            for row, new_1KTP in zip(rows, new_1KSP.split(list(segments), dim=2), strict=True):
-                all_BKCP[row, :, : new_1KTP.shape[2]] = new_1KTP[0]
-        self._grown(kept, rows, segments)
-
-    def one_more(
-        self, layer: int, k_1K1P: Tensor, rows: Sequence[int] | None, write: Callable[[Kept], Made]
-    ) -> Made:
-        """What ``write`` gives, which writes the key and the value, like ``k_1K1P`` both, of one more
-        token of each sequence (of the sequences ``rows``) behind what is kept."""
-        rows = range(self.sequences) if rows is None else rows
-        past = self.lengths(layer, rows)
-        kept = self._room(layer, max(past) + 1, k_1K1P, k_1K1P)
-        made = write(kept)
-        self._grown(kept, rows, [length + 1 for length in past])
-        return made
-
     def advance(self, lengths: Sequence[int]) -> None:
-        """``lengths[i]`` more tokens of sequence i were read, in all layers."""
+        """Record that ``lengths[i]`` more tokens of sequence i were read by all layers."""
         self.read = [read + n for read, n in zip(self.read, lengths, strict=True)]
 
-    def mark(self) -> "Mark":
-        """The place to `rewind` to."""
-        kept = {layer: list(kept.lengths) for layer, kept in self._layers.items()}
-        return Mark(list(self.read), kept)
+    def mark(self) -> Mark:
+        """Return the current state for `rewind`."""
+        lengths = {layer: list(cached.lengths) for layer, cached in self._layers.items()}
+        return Mark(list(self.read), lengths)
 
-    def rewind(self, mark: "Mark") -> None:
-        """Forget what was read since ``mark``. Nothing is copied: what follows is written over it."""
+    def rewind(self, mark: Mark) -> None:
+        """Drop the tokens read since ``mark``. Nothing is copied; later tokens overwrite them."""
         self.read = list(mark.read)
-        for layer, kept in self._layers.items():
-            kept.lengths = list(mark.lengths.get(layer, [0] * self.sequences))
+        for layer, cached in self._layers.items():
+            cached.lengths = list(mark.lengths.get(layer, [0] * self.sequences))
 
-    def _grown(self, kept: Kept, rows: Sequence[int], lengths: Sequence[int]) -> None:
-        for row, length in zip(rows, lengths, strict=True):
-            kept.lengths[row] = length
-
-    def _room(self, layer: int, needed: int, k_BKTP: Tensor, v_BKTP: Tensor) -> Kept:
-        """The layer's storage with room for ``needed`` tokens: doubled, so that decoding copies each
-        token a constant number of times."""
-        kept = self._layers.get(layer)
-        room = 0 if kept is None else kept.k_BKCP.shape[2]
-        if kept is not None and room >= needed:
-            return kept
-        grown = max(needed, 2 * room)
+    def _with_room(self, layer: int, needed: int, k_BKTP: Tensor, v_BKTP: Tensor) -> LayerCache:
+        """Return the layer's storage with room for ``needed`` tokens. It doubles when full, so that
+        decoding copies each token a constant number of times."""
+        cached = self._layers.get(layer)
+        room = 0 if cached is None else cached.k_BKCP.shape[2]
+        if cached is not None and room >= needed:
+            return cached
         tensors = []
-        olds = (None, None) if kept is None else (kept.k_BKCP, kept.v_BKCP)
+        olds = (None, None) if cached is None else (cached.k_BKCP, cached.v_BKCP)
         for old, new in zip(olds, (k_BKTP, v_BKTP), strict=True):
             _, heads, _, width = new.shape
-            # Zeros: what lies beyond a sequence's end is masked, but must be a number.
-            larger = new.new_zeros(self.sequences, heads, grown, width)
+            # Zeros: attention masks the positions beyond a sequence's end, but they must be finite.
+            larger = new.new_zeros(self.sequences, heads, max(needed, 2 * room), width)
             if old is not None:
                 larger[:, :, :room] = old
             tensors.append(larger)
-        lengths = [0] * self.sequences if kept is None else kept.lengths
-        self._layers[layer] = Kept(tensors[0], tensors[1], lengths)
+        lengths = [0] * self.sequences if cached is None else cached.lengths
+        self._layers[layer] = LayerCache(tensors[0], tensors[1], lengths)
         return self._layers[layer]
 
 
-def _of_rows(t_BKCP: Tensor, rows: Sequence[int]) -> Tensor:
-    """What is stored of the sequences ``rows``; of neighbours nothing is copied."""
+def _select_rows(t_BKCP: Tensor, rows: Sequence[int]) -> Tensor:
+    """Return the sequences ``rows``; a view where they are adjacent."""
     first, end = rows[0], rows[-1] + 1
     if list(rows) == list(range(first, end)):
         return t_BKCP[first:end]
     return t_BKCP.index_select(0, torch.tensor(list(rows), device=t_BKCP.device))
 
 
-def _row_bytes(t_BKCP: Tensor) -> int:
+def _token_bytes(t_BKCP: Tensor) -> int:
     """Bytes of one token of one sequence."""
     return t_BKCP.shape[1] * t_BKCP.shape[3] * t_BKCP.element_size()

@@ -23,34 +23,36 @@ class Layer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        """The residual stream after this layer, (B, T, D)."""
+        """Return the residual stream after this layer, (B, T, D)."""
 
     @abstractmethod
     def ledger(self, workload: Workload) -> Ledger:
-        """The closed form of what ``forward`` spends on ``workload`` (and its backward pass, in phase
-        ``train``)."""
+        """Return the closed form of the FLOPs of `forward` for ``workload``, and of its backward pass in
+        phase ``train``."""
 
     def nominal_counts(self, workload: Workload) -> Counts:
-        """The counts, as `Trace.count` takes them, that the training rule keeps to exactly, whatever
-        the scores; none where routing decides how many. What ``ledger`` takes as nominal."""
+        """Return the routed counts, as `Trace.count` takes them, that the training rule keeps to exactly
+        whatever the scores; empty where the scores decide how many tokens are routed. They are what
+        ``ledger`` takes as nominal."""
         return {}
 
     def takes_gradient(self, workload: Workload) -> bool:
-        """Whether the gradient of what comes out reaches a trained parameter of this layer. Where tokens
-        decide whether to enter at all, and none did, it reaches none."""
+        """Return True if the gradient of the output reaches a trained parameter of this layer. A layer
+        that selected no token may pass it to none."""
         return trains(self)
 
     def active_parameters(self) -> int:
-        """Parameters that a token meets which is routed everywhere it can be. A layer with more
-        experts than a token is sent to says so here."""
+        """Return the number of parameters that process a token routed at every layer. Override where a
+        token is sent to some of several experts."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
 def trains(part: nn.Module) -> bool:
-    """Whether any parameter of ``part`` is trained: frozen ones need no gradient."""
+    """Return True if any parameter of ``part`` is trained; frozen ones need no gradient."""
     return any(parameter.requires_grad for parameter in part.parameters())
 
 
 def with_upstream_grad(workload: Workload, part: nn.Module) -> Workload:
-    """The load of what follows ``part``: where that is trained, the backward pass goes on to it."""
+    """Return the workload of what follows ``part``: where that is trained, the backward pass continues
+    to it."""
     return workload if workload.input_gradient else workload.after(trains(part))

@@ -25,9 +25,7 @@ from torch.overrides import TorchFunctionMode
 from modbench.errors import FAULTS, UserError
 from modbench.kernels.cross_entropy.fast import part_rows
 from modbench.ledger import Workload
-from modbench.model.causal_attention import causal_attention
 from modbench.model.context import Context
-from modbench.model.grouped import on_gpu
 from modbench.plan.memory_trace import Live
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.expert_bank import ExpertBank
@@ -86,14 +84,8 @@ class _Valueless(TorchFunctionMode):
     ) -> Any:
         if func == _IS_META and not args[0].dtype.is_floating_point:
             return True
-        if func is on_gpu:
-            return self._on_a_gpu
         if self._on_a_gpu and func in (F.rms_norm, torch.rms_norm):
             return _rms_norm(*args, **(kwargs or {}))
-        if self._on_a_gpu and func is causal_attention:
-            q, k, v = args
-            grouped = q.shape[1] != k.shape[1]
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         return func(*args, **(kwargs or {}))
 
 

@@ -27,11 +27,12 @@ from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.ledger import Counts, Ledger, Workload, component, incremental_counts, matmul
-from modbench.model.block import Block, FeedForward
+from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.init import normal_
 from modbench.model.layer import Layer
+from modbench.model.mlp import FeedForward
 from modbench.routing.dispatch import from_experts, to_experts
 from modbench.routing.ema import EMA
 from modbench.routing.expert_bank import ExpertBank, expert_width

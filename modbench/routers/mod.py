@@ -23,7 +23,7 @@ B sequences, T tokens, K selected, D model width.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.ledger import Counts, Ledger, Workload, component, incremental_counts, matmul
-from modbench.model.block import MLP, Block
+from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.init import normal_
@@ -162,8 +162,6 @@ class DepthRouted(Layer):
     def __init__(self, options: DepthOptions, model: ModelConfig, layer: int, block: Block) -> None:
         super().__init__()
         self.options, self.model, self.layer, self.block = options, model, layer, block
-        # The MLP works on each token by itself; experts may look at whole sequences.
-        self._in_one_row = isinstance(block.feed_forward, MLP)
         self.control = None
         if options.scores != "learned":
             self.control = CONTROLS[options.scores](options.capacity, layer)
@@ -211,9 +209,7 @@ class DepthRouted(Layer):
             context.trace.count(self.layer, "past", context.cache.lengths(self.layer, context.rows))
         if not any(lengths):
             return x_BTD
-        entering = GatheredTokens(
-            x_BTD, selected_BT, lengths, context, layer=self.layer, in_one_row=self._in_one_row
-        )
+        entering = GatheredTokens(x_BTD, selected_BT, lengths, context, layer=self.layer)
         delta_RKD = self.block.delta(entering.x_RKD, entering.context)
         if self.options.residual == "full":
             delta_RKD = delta_RKD + entering.x_RKD
@@ -227,8 +223,6 @@ class DepthRouted(Layer):
             workload.counts.get((self.layer, "depth"), new),
             workload.counts.get((self.layer, "past"), past),
         )
-        if self._in_one_row and not any(inner.past):
-            inner = replace(inner, padding=False)
         parts = []
         if self.router is not None:
             parts.append(

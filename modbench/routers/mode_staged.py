@@ -18,9 +18,10 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from modbench.errors import UserError
-from modbench.model.block import Block, FeedForward
+from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.layer import Layer
+from modbench.model.mlp import FeedForward
 from modbench.routers.expert_choice import ExpertChoice, ExpertChoiceExperts
 from modbench.routers.mod import DepthOptions
 from modbench.routers.token_choice import TokenChoiceExperts, TokenChoiceOptions

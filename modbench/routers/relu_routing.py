@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.ledger import Ledger, Workload, component, matmul
-from modbench.model.block import Block, FeedForward
+from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.init import normal_
 from modbench.model.layer import Layer
+from modbench.model.mlp import FeedForward
 from modbench.routing.expert_bank import ExpertBank, dispatched, expert_width
 from modbench.routing.force_balance import even_gates
 from modbench.routing.option_checks import check_finite

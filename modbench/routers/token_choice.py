@@ -34,11 +34,12 @@ import torch
 from torch import Tensor, nn
 
 from modbench.ledger import Counts, Ledger, Workload, component, incremental_counts, matmul
-from modbench.model.block import MLP, Block, FeedForward
+from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.init import normal_
 from modbench.model.layer import Layer
+from modbench.model.mlp import MLP, FeedForward
 from modbench.routers.token_choice_options import TokenChoiceOptions
 from modbench.routing.balance import SelectionBias, balance_loss, load_of
 from modbench.routing.choice import apply_capacity, best_experts

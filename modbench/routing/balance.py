@@ -10,7 +10,7 @@ B sequences, N tokens, E experts, K chosen.
 import torch
 from torch import Tensor, nn
 
-from modbench.model.context import Trace
+from modbench.model.trace import Trace
 
 
 def load_of(experts_NK: Tensor, experts: int) -> Tensor:

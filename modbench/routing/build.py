@@ -1,5 +1,7 @@
 """Models from a shape and a router."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -21,8 +23,11 @@ class RoutedDecoder(Decoder):
 
     def __init__(self, config: ModelConfig, router: Router) -> None:
         layers = (built_layer(router, config, number) for number in range(config.layers))
-        super().__init__(config, layers, {"router": router.name, **router.options()})
+        super().__init__(config, layers)
         self.router = router
+
+    def identity(self) -> dict[str, Any]:
+        return {"router": self.router.name, **self.router.options(), **super().identity()}
 
     def layer_ledger(self, number: int, workload: Workload) -> Ledger:
         return ledger_of(self.router, self.layers[number], number, workload)  # type: ignore[arg-type]

@@ -14,9 +14,9 @@ from modbench.kernels import mode
 from modbench.kernels.autocast import autocast_dtype
 from modbench.kernels.expert_bank import Counts, expert_bank, fast
 from modbench.ledger import Ledger, Workload, component, matmul
-from modbench.model.block import up_columns
 from modbench.model.config import ModelConfig
 from modbench.model.init import normal_, residual_scale
+from modbench.model.mlp import up_columns
 from modbench.routing.dispatch import from_experts, to_experts
 from modbench.routing.topk import nonzero_indices
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from modbench.ledger import Ledger, Workload, component, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.init import normal_
-from modbench.model.linear import linear
 from modbench.routing.topk import score
 
 
@@ -36,7 +35,7 @@ class Predictor(nn.Module):
         """Logits (B, T)."""
         x_BTD = F.rms_norm(x_BTD.detach(), x_BTD.shape[-1:])
         with component("predictor", self.layer):
-            return score(F.gelu(linear(x_BTD, self.up)), self.down).squeeze(-1)
+            return score(F.gelu(F.linear(x_BTD, self.up)), self.down).squeeze(-1)
 
     def ledger(self, workload: Workload) -> Ledger:
         rows, width = workload.slots, self.model.width

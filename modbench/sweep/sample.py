@@ -36,9 +36,9 @@ class Drawing:
         """
         if not 1 <= self.tokens <= MOST:
             raise UserError(f"tokens is {self.tokens}; it must lie between 1 and {MOST:,}")
-        from modbench.model.generate import check_drawing
+        from modbench.model.generate import check_sampling
 
-        check_drawing(self.temperature, self.top_p, self.seed)
+        check_sampling(self.temperature, self.top_p, self.seed)
 
 
 def find_record(run: str, results: Path) -> Record:

@@ -1,17 +1,12 @@
-"""The losses of a training step, and with them its backward pass, as one program of torch.compile.
+"""The losses of a training step, with their backward pass, as one program of torch.compile.
 
-Under the training rule the shapes of routed layers follow from the batch's, for capacities are known
-before the scores are. Layers with data-dependent shapes run eagerly, between
-compiled parts. Attention and rotary angles on a CPU, cross-entropy in parts and
-experts are ops of our own (``modbench::``) to it. Outputs differ from what is written by rounding: sums
-are fused.
+The shapes of routed layers follow from the batch's under the training rule, since capacities are known
+before the scores. Layers with data-dependent shapes run eagerly between compiled parts. Results differ
+from eager ones by rounding: sums are fused.
 
 B sequences, T tokens.
 """
 
-import functools
-import hashlib
-import inspect
 import os
 import shutil
 from collections.abc import Callable
@@ -21,11 +16,6 @@ import torch
 from torch import Tensor
 
 from modbench.errors import UserError
-from modbench.model import (
-    causal_attention,
-    grouped,
-    kernels,
-)
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.force_balance import strided
@@ -38,38 +28,36 @@ Losses = Callable[[Tensor, Tensor, Context], tuple[Tensor, Tensor | float]]
 #: Logits of tokens, (B, T).
 Forward = Callable[[Tensor, Context], Tensor]
 F = TypeVar("F", bound=Callable[..., object])
-#: What builds inductor's kernels of a CPU where CXX names nothing.
-_BUILDERS = ("g++", "clang++")
 
 
 def compiles(wanted: Compile, on: torch.device) -> bool:
-    """Whether ``wanted`` is to compile on the device ``on``.
+    """Return True if ``wanted`` compiles on the device ``on``.
 
     Raises:
-        UserError: it is, and there is nothing to compile with.
+        UserError: it does, and there is no C++ compiler.
     """
     if wanted == "off" or (wanted == "auto" and on.type != "cuda"):
         return False
-    named = os.environ.get("CXX")
-    if on.type == "cpu" and not any(shutil.which(name) for name in ([named] if named else _BUILDERS)):
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    if on.type == "cpu" and not any(map(shutil.which, compilers)):
         raise UserError(
-            f"compile is '{wanted}' and no C++ compiler is found ({named or ' or '.join(_BUILDERS)}); "
+            f"compile is '{wanted}' and no C++ compiler is found ({' or '.join(compilers)}); "
             "install one, or set compile to 'off'"
         )
     return True
 
 
 def losses_of(model: RoutedDecoder, wanted: Compile) -> Losses:
-    """The losses of ``model``, compiled if ``wanted`` is to on its device: when they are first called.
+    """Return the losses of ``model``, compiled at the first call if ``wanted`` compiles on its device.
 
     Raises:
         UserError: as `compiles`.
     """
-    return _compiled(written(model), model, wanted)
+    return _compiled(eager(model), model, wanted)
 
 
 def forward_of(model: RoutedDecoder, wanted: Compile) -> Forward:
-    """``model`` itself, compiled alike.
+    """Return the forward pass of ``model``, compiled in the same way.
 
     Raises:
         UserError: as `compiles`.
@@ -81,27 +69,8 @@ def forward_of(model: RoutedDecoder, wanted: Compile) -> Forward:
     return _compiled(forward, model, wanted)
 
 
-def _compiled(function: F, model: RoutedDecoder, wanted: Compile) -> F:
-    if not compiles(wanted, next(model.parameters()).device):
-        return function
-    if any(layer.has_data_dependent_shapes for layer in model.layers):
-        # Between those that run as they are written, each layer is a program of its own, with a gradient
-        # and without.
-        allow_programs(4 * len(model.layers))
-    return as_one_program(function)
-
-
-def allow_programs(most: int) -> None:
-    """Let PyTorch make so many programs of one function, or as many as it would. Beyond its limit it
-    runs the function as it is written, beside others that are compiled, and only warns."""
-    import torch._dynamo.config as dynamo
-
-    dynamo.recompile_limit = max(dynamo.recompile_limit, most)
-    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * most)
-
-
-def written(model: RoutedDecoder) -> Losses:
-    """The losses of ``model`` as they are written."""
+def eager(model: RoutedDecoder) -> Losses:
+    """Return the losses of ``model`` without compilation."""
 
     def losses(inputs_BT: Tensor, targets_BT: Tensor, context: Context) -> tuple[Tensor, Tensor | float]:
         loss = model.loss(inputs_BT, targets_BT, context)
@@ -110,19 +79,22 @@ def written(model: RoutedDecoder) -> Losses:
     return losses
 
 
-def as_one_program(function: F) -> F:
-    """``function`` of a model compiled, once for each shape of batch."""
-    # Programs that PyTorch keeps from run to run know our own ops by their names alone.
-    torch.compiler.config.cache_key_tag = _tag()
-    # What the host reckons from sizes and options is no part of a program.
-    for reckoned in (capacity_tokens, strided):
-        torch.compiler.assume_constant_result(reckoned)
+def allow_programs(most: int) -> None:
+    """Raise PyTorch's limit of programs per function to ``most``; beyond it, the function runs eagerly,
+    with no more than a warning."""
+    import torch._dynamo.config as dynamo
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, most)
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * most)
+
+
+def _compiled(function: F, model: RoutedDecoder, wanted: Compile) -> F:
+    if not compiles(wanted, next(model.parameters()).device):
+        return function
+    if any(layer.has_data_dependent_shapes for layer in model.layers):
+        # Each layer between eager ones is a program of its own, with a gradient and without.
+        allow_programs(4 * len(model.layers))
+    # The host computes these from sizes and options; they are constants of the program.
+    for constant in (capacity_tokens, strided):
+        torch.compiler.assume_constant_result(constant)
     return torch.compile(function, dynamic=False)  # type: ignore[return-value]
-
-
-@functools.cache
-def _tag() -> str:
-    """The user's own tag, if there is one, and a digest of the source of our own ops."""
-    rooms = (causal_attention, grouped, kernels)
-    ops = hashlib.sha256(b"".join(inspect.getsource(room).encode() for room in rooms)).hexdigest()
-    return torch.compiler.config.cache_key_tag + ops

@@ -21,8 +21,7 @@ from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
 from modbench.train import checkpoint
 from modbench.train.budget import flops_per_step
-from modbench.train.compiled import Losses, compiles, losses_of, written
-from modbench.train.compiled_check import check_gradients
+from modbench.train.compiled import Losses, compiles, eager, losses_of
 from modbench.train.config import TrainConfig
 from modbench.train.counted import CountedSteps
 from modbench.train.numerics import autocast
@@ -96,7 +95,7 @@ def training_step(
     (`modbench.train.compiled`); no step waits for a GPU but where a layer has
     data-dependent shapes, or its experts don't fit grouped matmul
     (`modbench.routing.expert_bank.ExpertBank.fits_grouped_mm`)."""
-    loss, context = _passes(losses or written(model), batch, dtype, forced_balance)
+    loss, context = _passes(losses or eager(model), batch, dtype, forced_balance)
     torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -144,7 +143,6 @@ def train_model(
     Raises:
         DivergedError: the loss is not finite.
         StoppedError: as asked; call again to go on.
-        UserError: compiled, the model would not learn what it learns as written.
     """
     on = next(model.parameters()).device
     optimizer = build_optimizer(model, train)
@@ -186,8 +184,6 @@ def train_model(
     saved, said = time.monotonic(), 0.0
     model.train()
     compiled = compiles(train.compile, on)
-    if compiled:
-        check_gradients(model, losses, _on(batches.step(step), on), dtype)
     while (left := (train.budget - flops) // each) > 0:
         if stop():
             save()
@@ -202,7 +198,7 @@ def train_model(
         if not counts.due(step + 1):
             loss, context = take()
         elif compiled:
-            counts.beside(step + 1, model, load, partial(_passes, written(model), batch, dtype))
+            counts.beside(step + 1, model, load, partial(_passes, eager(model), batch, dtype))
             loss, context = take()
         else:
             loss, context = counts.taken(step + 1, model, load, take)

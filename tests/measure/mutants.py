@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from modbench.ledger import Counts, Ledger, Workload, component, incremental_counts, matmul
 from modbench.measure.audit.finding import Outcome, Subject
 from modbench.measure.audit.learning import gradient
-from modbench.model.block import Block, FeedForward
+from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.init import normal_
 from modbench.model.layer import Layer
+from modbench.model.mlp import FeedForward
 from modbench.routing.build import build_model
 from modbench.routing.gathered_tokens import GatheredTokens
 from modbench.routing.router import Router

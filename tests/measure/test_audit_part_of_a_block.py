@@ -17,10 +17,10 @@ from modbench.ledger import Ledger, Workload, component, matmul
 from modbench.measure.audit import Finding, audit
 from modbench.measure.audit.finding import Subject
 from modbench.measure.audit.learning import gradient
-from modbench.model.block import MLP, FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.init import normal_
+from modbench.model.mlp import MLP, FeedForward
 from modbench.routing.build import build_model
 from modbench.routing.expert_bank import ExpertBank, dispatched
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from modbench.ledger import Ledger, Workload
 from modbench.measure.audit import router_rows
 from modbench.measure.audit.learning import TOKENS
-from modbench.model.block import FeedForward
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.init import normal_
+from modbench.model.mlp import FeedForward
 from modbench.routing.build import build_model
 from modbench.routing.expert_bank import ExpertBank, dispatched
 from modbench.routing.registry import build_router

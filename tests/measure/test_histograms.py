@@ -8,8 +8,9 @@ from torch import Tensor
 from modbench.measure.histograms import KEPT_IDS, RoutingHistograms, Weights
 from modbench.measure.loss import heldout_loss
 from modbench.model.config import ModelConfig
-from modbench.model.context import Context, Trace
+from modbench.model.context import Context
 from modbench.model.decoder import Decoder
+from modbench.model.trace import Trace
 from modbench.report.routing import check_routing
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router

@@ -9,8 +9,9 @@ import torch
 
 from modbench.measure.routing import routing_measures
 from modbench.model.config import ModelConfig
-from modbench.model.context import Context, Trace
+from modbench.model.context import Context
 from modbench.model.decoder import Decoder
+from modbench.model.trace import Trace
 from modbench.report.metrics import METRICS
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from modbench.errors import UserError
-from modbench.model.block import Attention
 from modbench.model.config import ModelConfig
-from modbench.model.context import Context, Trace
+from modbench.model.context import Context
 from modbench.model.kv_cache import Cache
+from modbench.model.trace import Trace
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router, router_class, router_names
 
@@ -24,7 +23,6 @@ SHAPE = ModelConfig(vocabulary=61, width=16, layers=4, heads=2)
     [
         ({"selection": "caussal"}, "selection 'caussal' is not known; did you mean 'causal'"),
         ({"logits": "lats"}, "logits 'lats' is not known; did you mean 'last'"),
-        ({"lengths_B": [3, 3]}, r"lengths_B is \[3, 3\]; it must be a tensor, or None"),
         ({"lengths_B": torch.tensor([3.0, 2.0])}, r"shape \(2,\) and torch.float32; it must be \(B,\)"),
         ({"lengths_B": torch.tensor([True])}, "and torch.bool; it must be"),
         ({"lengths_B": torch.tensor([[3], [3]])}, r"lengths_B is of shape \(2, 1\) and torch.int64"),
@@ -55,11 +53,13 @@ def test_lengths_that_are_none_of_the_tokens_move_nothing(
 @pytest.mark.parametrize(
     ("tokens", "words"),
     [
-        (torch.empty(0, 4, dtype=torch.long), r"of shape \(0, 4\); give \(B, T\), one token or more"),
+        (
+            torch.empty(0, 4, dtype=torch.long),
+            r"of shape \(0, 4\) and torch.int64; they must be \(B, T\)",
+        ),
         (torch.empty(2, 0, dtype=torch.long), r"of shape \(2, 0\)"),
         (torch.ones(4, dtype=torch.long), r"of shape \(4,\)"),
-        (torch.ones(2, 4), "tokens are torch.float32; they must be a tensor"),
-        ([[1, 2]], "tokens are list; they must be a tensor"),
+        (torch.ones(2, 4), "and torch.float32; they must be"),
     ],
     ids=str,
 )
@@ -114,43 +114,18 @@ def test_a_trace_refuses_what_nobody_could_read(tell: Callable[[Trace], None], s
         tell(Trace())
 
 
-def test_what_layers_share_is_made_once_to_a_context() -> None:
-    made: list[str] = []
-
-    def make(name: str) -> int:
-        made.append(name)
-        return len(made)
-
-    context = Context()
-    assert [context.once("a", lambda: make("a")) for _ in range(2)] == [1, 1]
-    assert context.once("b", lambda: make("b")) == 2
-    other = replace(context, positions_BT=torch.zeros(1, 1, dtype=torch.long))
-    assert other.once("a", lambda: make("a")) == 3
-    assert made == ["a", "b", "a"]
-
-
-def test_angles_are_of_the_positions_that_a_context_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pass without a gradient makes them once, and again for tokens that go by themselves, unless each
-    sequence has positions of its own: then theirs are among them."""
-    made: list[tuple[int, ...]] = []
-    angles = Attention._angles
-
-    def counted(self: Attention, x_BTD: Tensor, positions_BT: Tensor | None) -> Any:
-        made.append(tuple(x_BTD.shape[:2]))
-        return angles(self, x_BTD, positions_BT)
-
-    monkeypatch.setattr(Attention, "_angles", counted)
-    model = build_model(SHAPE, build_router("mod", {"capacity": 0.5}))
-    with torch.no_grad():
-        model(torch.arange(16).view(2, 8), Context())
-        assert made == [(2, 8), (2, 4), (2, 4)]
-        made.clear()
-        positions_BT = torch.tensor([[3, 5, 7, 8, 9, 11, 12, 13], [0, 1, 2, 3, 4, 5, 6, 7]])
-        model(torch.arange(16).view(2, 8), Context(positions_BT=positions_BT))
-    assert made == [(2, 8)]
-    made.clear()
-    model(torch.arange(16).view(2, 8), Context())
-    assert made == [(2, 8), (2, 4), (2, 8), (2, 4)]
+@pytest.mark.parametrize("learns", [False, True])
+def test_attention_is_at_the_positions_of_the_context(learns: bool) -> None:
+    """A layer may be given other positions than the model's, with a gradient and without."""
+    attention = build_model(SHAPE, build_router("vanilla")).layers[0].attention
+    x_BTD, context = torch.randn(2, 8, SHAPE.width), Context(positions_BT=torch.arange(8).expand(2, 8))
+    with torch.set_grad_enabled(learns):
+        plain_BTD = attention(x_BTD, context)
+        assert torch.equal(attention(x_BTD, Context()), plain_BTD)
+        inner = replace(context, positions_BT=context.positions_BT + 5)
+        torch.testing.assert_close(attention(x_BTD, inner), plain_BTD)  # only distances matter
+        inner = replace(context, positions_BT=context.positions_BT * 3)
+        assert (attention(x_BTD, inner) - plain_BTD).abs().max() > 1e-3
 
 
 def test_positions_that_can_not_be_are_refused() -> None:

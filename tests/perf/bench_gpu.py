@@ -4,12 +4,12 @@ import pytest
 import torch
 from gemm import ceiling, gemms
 from interleaved import InTurns, Way
+from modbench.model.decode_graphs import cuda_graphs
 from targets import Reach
 from torch import Tensor
 from training import MadeUpText, Trained
 
 from modbench.model.config import ModelConfig
-from modbench.model.decode_graphs import cuda_graphs
 from modbench.model.generate import decode, prefill
 from modbench.model.kv_cache import Cache
 from modbench.model.sizes import SIZES

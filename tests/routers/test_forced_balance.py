@@ -11,9 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from modbench.ledger import Ledger, Workload
 from modbench.model.config import ModelConfig
-from modbench.model.context import Context, Trace
+from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.model.kv_cache import Cache
+from modbench.model.trace import Trace
 from modbench.routing.build import build_model
 from modbench.routing.force_balance import even_experts, strided, strided_rows
 from modbench.routing.registry import build_router, installed_modules, router_class

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modbench.counting.counter import FlopCounter
-from modbench.errors import UserError
 from modbench.ledger import Ledger, Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -181,5 +180,5 @@ def test_a_load_that_can_not_be_is_refused() -> None:
         ({"phase": "decode", "padding": True}, "one token at a time"),
         ({"phase": "deocde"}, "did you mean 'decode'"),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(ValueError, match=words):
             Workload(lengths=(2, 3), **wrong)

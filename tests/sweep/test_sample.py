@@ -14,10 +14,10 @@ from torch import Tensor
 
 from modbench.data import token_data
 from modbench.errors import UserError
-from modbench.model.block import MLP
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
+from modbench.model.mlp import MLP
 from modbench.report.record import Record, Status, cell_key
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router, router_names

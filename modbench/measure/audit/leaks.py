@@ -11,7 +11,8 @@ from torch import Tensor
 
 from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, largest
 from modbench.measure.audit.state import moved_by_scoring
-from modbench.model.context import Context, Trace
+from modbench.model.context import Context
+from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
 
 #: In the model's own dtype a decision that hangs on the last digit may be tipped by a change that it

@@ -1,0 +1,95 @@
+"""The feed-forward part of a block: a dense MLP, or what a router puts in its place.
+
+B sequences, T tokens, D model width, F hidden width.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modbench.ledger import Counts, Ledger, Workload, component, matmul
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.init import normal_, residual_scale
+from modbench.model.layer import with_upstream_grad
+
+
+class FeedForward(nn.Module, ABC):
+    """The part of a block that follows attention: a dense MLP or experts.
+
+    ``has_data_dependent_shapes`` as in `modbench.model.layer.Layer`.
+    """
+
+    has_data_dependent_shapes = False
+
+    @abstractmethod
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """Return the update of the residual stream, (B, T, D), from the normalised stream."""
+
+    @abstractmethod
+    def ledger(self, workload: Workload) -> Ledger:
+        """Return the closed form of `forward` for ``workload``."""
+
+    def nominal_counts(self, workload: Workload) -> Counts:
+        """As `modbench.model.layer.Layer.nominal_counts`."""
+        return {}
+
+    def active_parameters(self) -> int:
+        """As `modbench.model.layer.Layer.active_parameters`."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+class MLP(FeedForward):
+    """SwiGLU (Shazeer 2020, equation 6): down(silu(gate x) * up x), gate and up in one matmul; or GELU:
+    down(gelu(up x))."""
+
+    def __init__(self, model: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.model, self.layer = model, layer
+        self.up = nn.Linear(model.width, up_columns(model, model.hidden), bias=False)
+        self.down = nn.Linear(model.hidden, model.width, bias=False)
+
+    def initialise(self, seed: int) -> None:
+        name, scale = f"layers.{self.layer}.mlp", residual_scale(self.model.layers)
+        normal_(self.up.weight, seed, f"{name}.up")
+        normal_(self.down.weight, seed, f"{name}.down", scale=scale)
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        with component("mlp", self.layer):
+            return self.down(activate(self.up(x_BTD), self.model.mlp))  # type: ignore[no-any-return]
+
+    def ledger(self, workload: Workload) -> Ledger:
+        rows, width, hidden = workload.slots, self.model.width, self.model.hidden
+        return matmul(
+            workload,
+            self.layer,
+            "mlp",
+            rows=rows,
+            inner=width,
+            columns=up_columns(self.model, hidden),
+            weight_gradient=self.up.weight.requires_grad,
+        ) + matmul(
+            with_upstream_grad(workload, self.up),
+            self.layer,
+            "mlp",
+            rows=rows,
+            inner=hidden,
+            columns=width,
+            weight_gradient=self.down.weight.requires_grad,
+        )
+
+
+def up_columns(model: ModelConfig, hidden: int) -> int:
+    """Return the columns of the matmul into a hidden layer of width ``hidden``: twice as many for
+    SwiGLU, which needs gate and up."""
+    return 2 * hidden if model.mlp == "swiglu" else hidden
+
+
+def activate(up: Tensor, mlp: str) -> Tensor:
+    """Return the hidden layer, (..., F), from the output of the matmul into it, (..., 2F) for SwiGLU
+    (gate first) or (..., F) for GELU."""
+    if mlp != "swiglu":
+        return F.gelu(up)
+    gate, value = up.chunk(2, dim=-1)
+    return F.silu(gate) * value

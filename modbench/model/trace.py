@@ -1,0 +1,113 @@
+"""Trace: what routed layers report about one forward pass.
+
+B sequences, T tokens, N tokens that are not padding, E experts.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from modbench.errors import UserError
+
+
+class Trace:
+    """Losses, tensors and counts that routed layers report.
+
+    Depth-routed layers show ``selected`` (B, T) bool; ``gate`` (B, T), the factor applied, or that would
+    be applied to a skipped token; under the training rule ``predicted`` (B, T) bool, the decision of the
+    causal rule; and ``candidates`` (B, T) bool if not every token could be selected. Schemes in which
+    tokens choose a depth show ``depths``, the number of tokens by depth. Layers with experts show
+    ``load`` (E,), tokens per expert, no-op experts last; ``dropped`` (E,), assignments beyond capacity;
+    and where experts choose, ``taken``, the number of experts of each token. If the trace is detailed
+    they also show what `show_choice` receives and, with no-op experts, ``no_op`` (N,), the number of
+    no-op choices of each token.
+    """
+
+    def __init__(self, *, detailed: bool = False) -> None:
+        #: Auxiliary losses, already scaled, by (layer, name). Training adds them to the cross-entropy.
+        self.losses: dict[tuple[int, str], Tensor] = {}
+        #: Everything else that a layer shows, by (layer, name).
+        self.tensors: dict[tuple[int, str], Tensor] = {}
+        self._counts: dict[tuple[int, str], Tensor | tuple[int, ...]] = {}
+        #: True while activation checkpointing repeats a forward pass: everything is reported already,
+        #: and state that training updates (averages, biases) must not be updated twice.
+        self.repeated = False
+        #: Keep what `show_choice` receives; a training step keeps none of it.
+        self.detailed = detailed
+        #: Set where a routing decision was replaced by an even one (`modbench.routing.force_balance`).
+        self.forced = False
+
+    @contextmanager
+    def repeating(self) -> Iterator[None]:
+        """Mark the forward passes inside as repetitions."""
+        self.repeated = True
+        try:
+            yield
+        finally:
+            self.repeated = False
+
+    def loss(self, layer: int, name: str, value: Tensor) -> None:
+        """Report an auxiliary loss.
+
+        Raises:
+            UserError: it is not a tensor of one number.
+        """
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            found = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
+            raise UserError(
+                f"loss '{name}' of layer {layer} is {found}; it must be a tensor of one number"
+            )
+        if not self.repeated:
+            self.losses[layer, name] = value
+
+    def show(self, layer: int, name: str, value: Tensor) -> None:
+        """Report a tensor.
+
+        Raises:
+            UserError: it is not a tensor, or it is a ``load`` that is not (E,).
+        """
+        if not isinstance(value, Tensor) or (name == "load" and value.dim() != 1):
+            found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            right = "(E,), a number of each expert" if name == "load" else "a tensor"
+            raise UserError(f"layer {layer} shows {name} {found}; it must be {right}")
+        if not self.repeated:
+            self.tensors[layer, name] = value.detach()
+
+    def show_choice(
+        self,
+        layer: int,
+        scores: Tensor,
+        chosen: Tensor,
+        real: Tensor | None = None,
+        gates: Tensor | None = None,
+    ) -> None:
+        """Report the choice of experts if the trace is detailed: for each token and expert (..., E) the
+        router's score before renormalisation and scaling, whether the expert processes the token, and
+        the gate (0 where it does not). ``real`` (...) marks the tokens that are not padding; only they
+        are kept, as ``scores`` (N, E), ``chosen`` (N, E) bool and ``weights`` (N, E)."""
+        if not self.detailed:
+            return
+        shown = {"scores": scores, "chosen": chosen}
+        if gates is not None:
+            shown["weights"] = gates * chosen
+        for name, value in shown.items():
+            self.show(layer, name, value.flatten(0, -2) if real is None else value[real])
+
+    def count(self, layer: int, name: str, counts: Tensor | Sequence[int]) -> None:
+        """Report the number of routed tokens (one count per sequence) or assignments (one count). A
+        tensor stays on its device until it is read, so that the host does not wait for a GPU."""
+        if not self.repeated:
+            self._counts[layer, name] = counts if isinstance(counts, Tensor) else tuple(counts)
+
+    @property
+    def counts(self) -> dict[tuple[int, str], tuple[int, ...]]:
+        """Realised routing counts, as `modbench.ledger.Workload` takes them."""
+        return {
+            key: tuple(value.reshape(-1).tolist()) if isinstance(value, Tensor) else value
+            for key, value in self._counts.items()
+        }
+
+    def auxiliary_loss(self) -> Tensor | float:
+        """Return the sum of all auxiliary losses, 0.0 if there are none."""
+        return sum(self.losses.values(), start=0.0)

@@ -128,7 +128,20 @@ class Decoder(nn.Module):
             if workload.checkpoint and (takes or any(way == "backward" for (_, _, way), _ in part)):
                 parts.append(part.recomputed())
             workload = workload.after(takes)
-        logits = matmul(
+        parts.append(self._head_ledger(workload))
+        return Ledger.sum(parts)
+
+    def loss_ledger(self, workload: Workload) -> Ledger:
+        """Return the closed form of `loss` and its backward pass: that of `forward`, and under
+        convention ``executed`` the logits once more where `loss` computes them twice to save memory."""
+        ledger = self.ledger(workload)
+        learns = any(way == "backward" for (_, _, way), _ in ledger)
+        if not learns or not recomputes_logits(workload.scored, self.config.vocabulary):
+            return ledger
+        return Ledger.sum([ledger, self._head_ledger(workload).recomputed()])
+
+    def _head_ledger(self, workload: Workload) -> Ledger:
+        return matmul(
             with_upstream_grad(workload, self.norm),
             OUTSIDE,
             "head",
@@ -137,11 +150,6 @@ class Decoder(nn.Module):
             columns=self.config.vocabulary,
             weight_gradient=self._head_weight().requires_grad,
         )
-        parts.append(logits)
-        learns = any(way == "backward" for (_, _, way), _ in logits)
-        if learns and recomputes_logits(workload.scored, self.config.vocabulary):
-            parts.append(logits.recomputed())  # by `loss`
-        return Ledger.sum(parts)
 
     def layer_ledger(self, number: int, workload: Workload) -> Ledger:
         """Return the ledger of the layer at depth ``number``."""

@@ -119,7 +119,7 @@ def test_the_models_loss_is_that_of_its_logits_and_counts_as_its_ledger_says(
     with FlopCounter() as counter:
         loss = model.loss(inputs_BT, targets_BT, context)
         (loss + context.trace.auxiliary_loss()).backward()
-    ledger = model.ledger(Workload(lengths=(32, 32), phase="train", counts=context.trace.counts))
+    ledger = model.loss_ledger(Workload(lengths=(32, 32), phase="train", counts=context.trace.counts))
     assert counter.ledger == ledger
     again = ledger.total("executed", "recompute")
     assert again == (2 * 64 * 32 * VOCABULARY if mode == "fast" else 0)

@@ -24,11 +24,11 @@ BELOW: dict[str, set[str]] = {
     "routing": {"errors", "typed", "ledger", "counting", "kernels", "model"},
     "routers": {"errors", "typed", "ledger", "counting", "model", "routing"},
     "accounting": {"errors", "typed", "ledger", "counting", "model", "routing"},
-    "plan": {"errors", "typed", "ledger", "counting", "model", "routing", "accounting"},
+    "plan": {"errors", "typed", "ledger", "counting", "kernels", "model", "routing", "accounting"},
     "data": {"errors", "typed"},
     "train": {"errors", "typed", "ledger", "counting", "model", "routing", "accounting", "data"},
 }
-BELOW["measure"] = BELOW["train"] | {"train", "plan", "analysis"}
+BELOW["measure"] = BELOW["train"] | {"kernels", "train", "plan", "analysis"}
 BELOW["sweep"] = BELOW["measure"] | {"measure", "report", "__version__"}
 BELOW["cli"] = BELOW["sweep"] | {"sweep"}
 BELOW["__main__"] = {"cli", "errors"}

@@ -1,0 +1,27 @@
+"""The few operations that have a fast path, each in a folder of its own next to its plain definition.
+
+``MODBENCH_KERNELS=plain`` in the environment selects the definitions, ``fast`` (the default) the fast
+paths. README.md lists them with their measured gains.
+"""
+
+import os
+from typing import Literal, cast
+
+from modbench.errors import UserError, known_names
+
+Mode = Literal["plain", "fast"]
+VARIABLE = "MODBENCH_KERNELS"
+
+
+def mode() -> Mode:
+    """The selected kernels.
+
+    Raises:
+        UserError: the environment variable holds another value.
+    """
+    found = os.environ.get(VARIABLE, "fast")
+    if found not in ("plain", "fast"):
+        raise UserError(
+            f"{VARIABLE} is '{found}' in the environment; {known_names(found, ('plain', 'fast'))}"
+        )
+    return cast(Mode, found)

@@ -62,7 +62,7 @@ class BenchmarkCase:
 
         def spent(padding: bool) -> Ledger:
             return Ledger.sum(
-                model.ledger(
+                model.loss_ledger(
                     Workload.uniform(
                         self.sequences,
                         each,
@@ -76,7 +76,7 @@ class BenchmarkCase:
             )
 
         ledgers = {
-            "nominal": model.ledger(
+            "nominal": model.loss_ledger(
                 Workload.uniform(self.sequences, self.tokens, self.phase, self.past)
             ),
             "realised": spent(padding=False),

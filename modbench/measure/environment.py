@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import modbench
+from modbench.kernels import mode
 
 #: Variables that change what is computed or how fast.
 VARIABLES = (
@@ -39,6 +40,7 @@ def environment(dtype: torch.dtype) -> dict[str, Any]:
         "world_size": 1,
         "load": round(os.getloadavg()[0], 2),
         "dtype": str(dtype).removeprefix("torch."),
+        "kernels": mode(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "gpu": None,

@@ -23,7 +23,10 @@ class Block(Layer):
         self.attention = Attention(model, layer)
         self.feed_forward_norm = nn.RMSNorm(model.width, eps=model.norm_epsilon)
         self.feed_forward = feed_forward if feed_forward is not None else MLP(model, layer)
-        self.has_data_dependent_shapes = self.feed_forward.has_data_dependent_shapes
+
+    @property
+    def has_data_dependent_shapes(self) -> bool:  # type: ignore[override]
+        return self.feed_forward.has_data_dependent_shapes
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), context)

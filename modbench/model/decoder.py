@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from modbench.errors import UserError
+from modbench.kernels.cross_entropy import cross_entropy, losses, recomputes_logits
 from modbench.ledger import OUTSIDE, Counts, Ledger, Workload, component, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.cross_entropy import cross_entropy, losses
 from modbench.model.init import normal_
 from modbench.model.layer import Layer, with_upstream_grad
 
@@ -128,18 +128,28 @@ class Decoder(nn.Module):
             if workload.checkpoint and (takes or any(way == "backward" for (_, _, way), _ in part)):
                 parts.append(part.recomputed())
             workload = workload.after(takes)
-        parts.append(
-            matmul(
-                with_upstream_grad(workload, self.norm),
-                OUTSIDE,
-                "head",
-                rows=workload.scored,
-                inner=self.config.width,
-                columns=self.config.vocabulary,
-                weight_gradient=self._head_weight().requires_grad,
-            )
-        )
+        parts.append(self._head_ledger(workload))
         return Ledger.sum(parts)
+
+    def loss_ledger(self, workload: Workload) -> Ledger:
+        """Return the closed form of `loss` and its backward pass: that of `forward`, and under
+        convention ``executed`` the logits once more where `loss` computes them twice to save memory."""
+        ledger = self.ledger(workload)
+        learns = any(way == "backward" for (_, _, way), _ in ledger)
+        if not learns or not recomputes_logits(workload.scored, self.config.vocabulary):
+            return ledger
+        return Ledger.sum([ledger, self._head_ledger(workload).recomputed()])
+
+    def _head_ledger(self, workload: Workload) -> Ledger:
+        return matmul(
+            with_upstream_grad(workload, self.norm),
+            OUTSIDE,
+            "head",
+            rows=workload.scored,
+            inner=self.config.width,
+            columns=self.config.vocabulary,
+            weight_gradient=self._head_weight().requires_grad,
+        )
 
     def layer_ledger(self, number: int, workload: Workload) -> Ledger:
         """Return the ledger of the layer at depth ``number``."""

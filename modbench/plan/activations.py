@@ -23,9 +23,9 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 
 from modbench.errors import FAULTS, UserError
+from modbench.kernels.cross_entropy.fast import part_rows
 from modbench.ledger import Workload
 from modbench.model.context import Context
-from modbench.model.cross_entropy import on_gpu, part_rows
 from modbench.plan.memory_trace import Live
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.expert_bank import ExpertBank
@@ -84,8 +84,6 @@ class _Valueless(TorchFunctionMode):
     ) -> Any:
         if func == _IS_META and not args[0].dtype.is_floating_point:
             return True
-        if func is on_gpu:
-            return self._on_a_gpu
         if self._on_a_gpu and func in (F.rms_norm, torch.rms_norm):
             return _rms_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -193,7 +191,7 @@ class Steps:
     def outside(self, sequences: int) -> Outside:
         """All that is not a layer, the loss as `modbench.train.loop.training_step` takes it."""
         rows = sequences * self._length
-        part = part_rows(self._decoder.config.vocabulary, gpu=self._kernels == "gpu")
+        part = part_rows(self._decoder.config.vocabulary)
         if rows <= MANY * part:
             return self._outside(rows)
         # So many parts of the loss are all alike: each further row holds as much as the one before.

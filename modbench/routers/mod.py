@@ -147,7 +147,6 @@ class DepthRouted(Layer):
     def __init__(self, options: DepthOptions, model: ModelConfig, layer: int, block: Block) -> None:
         super().__init__()
         self.options, self.model, self.layer, self.block = options, model, layer, block
-        self.has_data_dependent_shapes = block.has_data_dependent_shapes
         self.control = None
         if options.scores != "learned":
             self.control = CONTROLS[options.scores](options.capacity, layer)
@@ -162,6 +161,10 @@ class DepthRouted(Layer):
         elif self.control is not None and self.control.cut is None:
             start = torch.tensor(1 - options.capacity)  # if all tokens came equally often
             self.threshold = EMA(start, options.threshold_decay)
+
+    @property
+    def has_data_dependent_shapes(self) -> bool:  # type: ignore[override]
+        return self.block.has_data_dependent_shapes
 
     def initialise(self, seed: int) -> None:
         if self.router is not None:

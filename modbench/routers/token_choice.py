@@ -43,7 +43,7 @@ from modbench.model.mlp import MLP, FeedForward
 from modbench.routers.token_choice_options import TokenChoiceOptions
 from modbench.routing.balance import SelectionBias, balance_loss, load_of
 from modbench.routing.choice import apply_capacity, best_experts
-from modbench.routing.dispatch import Assignments, combine, dispatch
+from modbench.routing.dispatch import from_experts, to_experts
 from modbench.routing.expert_bank import ExpertBank, expert_widths
 from modbench.routing.force_balance import even_experts
 from modbench.routing.registry import register_router
@@ -102,6 +102,11 @@ class TokenChoiceExperts(FeedForward):
         self.shared_gate = nn.Parameter(torch.empty(1, model.width)) if options.shared_gate else None
         self.bias = SelectionBias(len(self.router), options.bias_step) if options.bias_step else None
 
+    @property
+    def has_data_dependent_shapes(self) -> bool:  # type: ignore[override]
+        """True where the number of tokens per expert is read from the device."""
+        return not self.bank.fits_grouped_mm()
+
     def initialise(self, seed: int) -> None:
         normal_(self.router, seed, f"layers.{self.layer}.router")
         if self.shared_gate is not None:
@@ -131,9 +136,10 @@ class TokenChoiceExperts(FeedForward):
         capacity = self._capacity(len(x_ND), context)
         rows = self._rows_on_device if self.bank.grouped(x_ND) else self._rows
         order_A, counts = rows(experts_NK, load_E, capacity, self._nominal(len(x_ND), before))
-        assignments = Assignments.of(order_A, experts_NK.numel(), self.options.top_k)
-        y_AD = self.bank(dispatch(x_ND, assignments, self.bank.dtype(x_ND)), counts)
-        y_ND = combine(y_AD, gates_NK, assignments)
+        tokens_A = order_A // self.options.top_k
+        y_AD = self.bank(to_experts(x_ND, tokens_A, self.bank.dtype(x_ND)), counts)
+        gates_A = gates_NK.flatten().index_select(0, order_A)
+        y_ND = from_experts(y_AD, gates_A, tokens_A, len(x_ND))
         self._report(context, load_E, capacity)
         if context.trace.detailed:
             self._show_choice(context, scores_NE, experts_NK, gates_NK)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from modbench.errors import UserError
+from modbench.kernels import mode
+from modbench.kernels.autocast import autocast_dtype
+from modbench.kernels.expert_bank import Counts, expert_bank, fast
 from modbench.ledger import Ledger, Workload, component, matmul
 from modbench.model.config import ModelConfig
-from modbench.model.expert_products import Counts, run
-from modbench.model.grouped import takes_grouped
 from modbench.model.init import normal_, residual_scale
-from modbench.model.kernels import autocast_dtype
 from modbench.model.mlp import up_columns
 from modbench.routing.dispatch import from_experts, to_experts
 from modbench.routing.topk import nonzero_indices
@@ -86,21 +86,24 @@ class ExpertBank(nn.Module):
         )
 
     def forward(self, rows_ND: Tensor, counts: Counts) -> Tensor:
-        """Rows sorted by expert, ``counts[e]`` of them for expert e, (N, D); as a tensor, the counts
-        stay where they are. Rows beyond their sum are no expert's, and come out as 0. None: N / E of
-        each."""
+        """The experts' MLPs on rows sorted by expert, (N, D). ``counts[e]`` rows belong to expert e; a
+        tensor stays on its device; None: N / E rows each. Rows beyond the sum of ``counts`` belong to no
+        expert and come out as 0."""
         rows_ND = rows_ND.to(self.dtype(rows_ND))
         with component("experts", self.layer):
-            return run(rows_ND, self.up, self.down, counts, self.model.mlp)
+            return expert_bank(rows_ND, self.up, self.down, counts, self.model.mlp)
 
     def grouped(self, x_D: Tensor) -> bool:
-        """Whether counts of rows like ``x_D`` had better stay a tensor."""
-        return torch.compiler.is_compiling() or takes_grouped(
-            x_D, self.up, self.down, dtype=self.dtype(x_D)
-        )
+        """Return True if counts of rows like ``x_D`` should stay a tensor."""
+        return (x_D.is_cuda or torch.compiler.is_compiling()) and self.fits_grouped_mm()
+
+    def fits_grouped_mm(self) -> bool:
+        """Return True if counts can stay a tensor, so that the host does not wait for them."""
+        dtype = self.dtype(self.up)
+        return mode() == "fast" and fast.fits_grouped_mm(self.up, self.down, dtype)
 
     def dtype(self, x_D: Tensor) -> torch.dtype:
-        """Of the matmuls."""
+        """The dtype of the matmuls of rows like ``x_D``."""
         dtype = autocast_dtype(x_D)
         return self.up.dtype if dtype is None else dtype
 

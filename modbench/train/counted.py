@@ -101,7 +101,7 @@ class CountedSteps:
         self._ran = (number, counter.total_model)
         try:
             for padding in (False, True):
-                stated = model.ledger(
+                stated = model.loss_ledger(
                     Workload(lengths=load.lengths, phase="train", counts=counts, padding=padding)
                 )
                 for convention in seen_conventions(next(model.parameters()).device):

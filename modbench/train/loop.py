@@ -94,7 +94,7 @@ def training_step(
     `modbench.model.context.Context`. ``losses``: those of ``model``, if they are compiled
     (`modbench.train.compiled`); no step waits for a GPU but where a layer has
     data-dependent shapes, or its experts don't fit grouped matmul
-    (`modbench.model.grouped.takes_grouped`)."""
+    (`modbench.routing.expert_bank.ExpertBank.fits_grouped_mm`)."""
     loss, context = _passes(losses or eager(model), batch, dtype, forced_balance)
     torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
     optimizer.step()

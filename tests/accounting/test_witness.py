@@ -5,7 +5,6 @@ import torch
 
 from modbench.accounting.witness import fvcore_flops
 from modbench.ledger import Workload
-from modbench.model import processor
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.routing.build import build_model
@@ -18,9 +17,8 @@ MATMULS = ("mm", "bmm", "matmul", "linear", "einsum", "baddbmm", "addmm", "mv", 
 @pytest.mark.parametrize("rule", ["topk", "causal"])
 @pytest.mark.parametrize("name", router_names())
 def test_fvcore_counts_what_the_ledger_says(
-    name: str, rule: str, dtype: torch.dtype, shape: ModelConfig, monkeypatch: pytest.MonkeyPatch
+    name: str, rule: str, dtype: torch.dtype, shape: ModelConfig
 ) -> None:
-    monkeypatch.setattr(processor, "MATRIX_UNITS", True)  # on whatever CPU
     model = build_model(shape, build_router(name)).to(dtype).eval()
     tokens_BT = torch.randint(shape.vocabulary, (3, 63))
     total, left_out = fvcore_flops(model, tokens_BT, selection=rule)

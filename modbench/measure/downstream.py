@@ -46,7 +46,7 @@ def score(
         group without a metric gives those of its members.
 
     Raises:
-        UserError: unknown task, or one that needs sampling.
+        UserError: unknown task, or one that generates text.
     """
     if not tasks:
         return {}

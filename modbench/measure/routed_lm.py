@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
 
@@ -28,8 +27,8 @@ class RoutedLM(TemplateLM):
 
     Sequences are padded on the right, with their lengths in the context. A batch holds at most ``batch
     * sequence`` tokens, padding included. Longer texts are truncated on the left by `loglikelihood`
-    (the continuation is scored in full) and `generate_until`, and scored in rolling windows by
-    `loglikelihood_rolling`.
+    (the continuation is scored in full), and scored in rolling windows by `loglikelihood_rolling`.
+    Tasks that generate text raise UserError.
 
     Args:
         sequence: largest input length, the model's training length.
@@ -214,58 +213,4 @@ class RoutedLM(TemplateLM):
             self.model.train(training)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """For each (context, options): greedy decoding up to the first of the strings ``until``, end of
-        text, or ``max_gen_toks`` tokens. Each token takes a full forward pass over the last
-        ``sequence`` tokens.
-
-        Raises:
-            UserError: a task asks for sampling.
-        """
-        drafts = []
-        for request in requests:
-            context, options = request.args
-            wanted = normalize_gen_kwargs(options)
-            if wanted["do_sample"]:
-                raise UserError(
-                    f"generation options {options} ask for sampling; "
-                    "models are measured by greedy decoding: set do_sample to false"
-                )
-            prompt = self.tok_encode(context) or [self.prefix_token_id]
-            drafts.append(
-                _Draft(prompt, [stop for stop in wanted["until"] if stop], wanted["max_gen_toks"])
-            )
-        queue = sorted(drafts, key=lambda draft: -len(draft.tokens))
-        for start in range(0, len(queue), self.batch):
-            running = [draft for draft in queue[start : start + self.batch] if draft.room]
-            while running:
-                batch = [draft.tokens[-self.sequence :] for draft in running]
-                ends = [len(tokens) - 1 for tokens in batch]
-                next_B = self._logits(batch)[range(len(batch)), ends].argmax(-1).tolist()
-                for draft, token in zip(running, next_B, strict=True):
-                    draft.extend(token, self.tokenizer)
-                running = [draft for draft in running if draft.room]
-        return [draft.text for draft in drafts]
-
-
-class _Draft:
-    """A text being generated; ``room`` is the number of tokens left."""
-
-    def __init__(self, prompt: list[int], until: list[str], room: int) -> None:
-        self.tokens = prompt
-        self.until = until
-        self.room = room
-        self.text = ""
-        self._written: list[int] = []
-
-    def extend(self, token: int, tokenizer: Tokenizer) -> None:
-        if token == tokenizer.end_of_text:
-            self.room = 0
-            return
-        self.tokens = [*self.tokens, token]
-        self._written.append(token)
-        self.room -= 1
-        text = tokenizer.decode(self._written)
-        found = [place for stop in self.until if (place := text.find(stop)) >= 0]
-        if found:
-            self.room = 0
-        self.text = text[: min(found)] if found else text
+        raise UserError("tasks that generate text are not supported; choose one scored by likelihood")

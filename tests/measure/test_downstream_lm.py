@@ -186,37 +186,9 @@ def test_rolling_log_likelihood_of_a_bigram_is_the_plain_sum_whatever_the_window
     assert total == pytest.approx(model.log_p([text.end_of_text, *text.encode(words)]), abs=1e-5)
 
 
-class Alphabet(nn.Module):
-    """Writes the alphabet on from the last letter, and end of text after ``last``."""
-
-    def __init__(self, last: str) -> None:
-        super().__init__()
-        self.last = LETTERS.index(last)
-
-    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        next_BT = (tokens_BT + 1).where(tokens_BT != self.last, Letters.end_of_text)
-        return nn.functional.one_hot(next_BT.clamp(max=Letters.end_of_text), len(LETTERS) + 1).float()
-
-
-@pytest.mark.parametrize(
-    ("options", "written"),
-    [
-        ({"until": ["f"]}, "cde"),
-        ({"until": ["ef", "e"]}, "cd"),
-        ({"until": "zz"}, "cdefg"),
-        ({"until": ["", "zz"], "max_gen_toks": 2}, "cd"),
-        ({"max_gen_toks": 0}, ""),
-    ],
-)
-def test_generation_stops_at_stop_strings_end_of_text_and_the_limit(options, written):
-    lm = RoutedLM(Alphabet(last="g"), Letters(), sequence=4)
-    assert lm.generate_until([ask("ab", options)]) == [written]
-
-
-def test_sampling_is_refused():
-    lm = RoutedLM(Alphabet(last="g"), Letters())
-    with pytest.raises(UserError, match="greedy decoding: set do_sample to false"):
-        lm.generate_until([ask("a", {"do_sample": True, "temperature": 1.0})])
+def test_a_task_that_generates_text_is_refused():
+    with pytest.raises(UserError, match="tasks that generate text are not supported"):
+        RoutedLM(Bigram(), Letters()).generate_until([ask("a", {})])
 
 
 def test_the_model_s_mode_is_left_as_it_was():

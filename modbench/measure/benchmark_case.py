@@ -135,7 +135,7 @@ def inference_cases(
     model: RoutedDecoder, config: TimeConfig, dtype: torch.dtype
 ) -> tuple[BenchmarkCase, ...]:
     """Prefill and decode cases under the causal rule with weights in ``dtype``; on a GPU, if ``config``
-    compiles, decoding uses CUDA graphs."""
+    compiles, decoding is compiled, too (`compile_for_decoding`)."""
 
     @cache
     def serve() -> None:

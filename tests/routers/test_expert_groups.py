@@ -7,7 +7,7 @@ B sequences, T tokens, D width.
 import pytest
 import torch
 import transformers
-from modbench.model.convert import feed_forward_from_hugging_face
+from hugging_face_weights import feed_forward_from_hugging_face
 from torch import nn
 
 from modbench.model.config import ModelConfig

@@ -1,0 +1,359 @@
+"""Weights go to Hugging Face and back bit for bit, and with equal weights both compute the same.
+
+B sequences, T tokens, D width.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import transformers
+from hugging_face_weights import (
+    feed_forward_from_hugging_face,
+    feed_forward_to_hugging_face,
+    from_hugging_face,
+    to_hugging_face,
+)
+from torch import Tensor, nn
+
+from modbench.errors import UserError
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
+
+SHAPE = ModelConfig(
+    vocabulary=97, width=32, layers=2, heads=4, kv_heads=2, mlp_width=48, tied_head=False, rope_base=5e5
+)
+#: Router and options of each whole family.
+FAMILIES = {"llama": ("vanilla", {}), "mixtral": ("token_choice", {"experts": 5, "expert_width": 24})}
+
+
+def theirs_of(family: str, tied: bool) -> nn.Module:
+    common = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+        "tie_word_embeddings": tied,
+        "attn_implementation": "eager",
+        "pad_token_id": None,
+    }
+    if family == "llama":
+        config = transformers.LlamaConfig(intermediate_size=48, **common)
+        return random_weights(transformers.LlamaForCausalLM(config))
+    config = transformers.MixtralConfig(
+        intermediate_size=24,
+        num_local_experts=5,
+        num_experts_per_tok=2,
+        sliding_window=None,
+        experts_implementation="eager",
+        **common,
+    )
+    return random_weights(transformers.MixtralForCausalLM(config))
+
+
+def random_weights(module: nn.Module) -> nn.Module:
+    """Far from ties and from zero; norms not 1."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, mean=float(parameter.dim() < 2), std=0.2)
+    return module.train()
+
+
+def shape_of(tied: bool) -> ModelConfig:
+    return ModelConfig(**{**SHAPE.__dict__, "tied_head": tied})
+
+
+def ours_of(family: str, tied: bool) -> Decoder:
+    name, options = FAMILIES[family]
+    return build_model(shape_of(tied), build_router(name, options), seed=1)
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def near(one: Tensor, other: Tensor) -> None:
+    """To float32's rounding of sums of a few hundred terms."""
+    scale = other.abs().max().item()
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * max(scale, 1.0))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_whole_model_has_their_logits_and_gradients(family: str, tied: bool) -> None:
+    theirs, ours = theirs_of(family, tied), ours_of(family, tied)
+    ours.load_state_dict(from_hugging_face(theirs.state_dict(), ours.config))
+    tokens_BT = torch.randint(97, (2, 41))
+    ours_BTV = ours(tokens_BT, Context())
+    theirs_BTV = theirs(tokens_BT).logits
+    near(ours_BTV, theirs_BTV)
+    weight_BTV = torch.randn_like(ours_BTV)
+    for logits_BTV in (ours_BTV, theirs_BTV):
+        (logits_BTV * weight_BTV).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    converted = from_hugging_face(gradients, ours.config)
+    assert converted.keys() == dict(ours.named_parameters()).keys()
+    for name, parameter in ours.named_parameters():
+        near(parameter.grad, converted[name])
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_whole_model_goes_there_and_back_bit_for_bit(family: str, tied: bool) -> None:
+    ours, theirs = ours_of(family, tied), theirs_of(family, tied)
+    there = to_hugging_face(ours)
+    theirs.load_state_dict(there)
+    same(from_hugging_face(theirs.state_dict(), ours.config), ours.state_dict())
+    again = theirs_of(family, tied).state_dict()
+    ours.load_state_dict(from_hugging_face(again, ours.config))
+    same(to_hugging_face(ours), again)
+
+
+def mixtral() -> nn.Module:
+    from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+    return MixtralSparseMoeBlock(theirs_of("mixtral", False).config)
+
+
+def olmoe() -> nn.Module:
+    from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
+
+    config = transformers.OlmoeConfig(
+        hidden_size=32,
+        intermediate_size=6,
+        num_experts=64,
+        num_experts_per_tok=8,
+        norm_topk_prob=False,
+        experts_implementation="eager",
+    )
+    return OlmoeSparseMoeBlock(config)
+
+
+def deepseek_v3() -> nn.Module:
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+
+    config = transformers.DeepseekV3Config(
+        hidden_size=32,
+        moe_intermediate_size=6,
+        n_routed_experts=256,
+        n_shared_experts=1,
+        num_experts_per_tok=8,
+        n_group=8,
+        topk_group=4,
+        norm_topk_prob=True,
+        routed_scaling_factor=2.5,
+        experts_implementation="eager",
+    )
+    part = DeepseekV3MoE(config)
+    nn.init.normal_(part.gate.e_score_correction_bias, std=0.3)
+    return part
+
+
+def qwen() -> nn.Module:
+    from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
+
+    config = transformers.Qwen2MoeConfig(
+        hidden_size=32,
+        moe_intermediate_size=6,
+        shared_expert_intermediate_size=20,
+        num_experts=12,
+        num_experts_per_tok=4,
+        norm_topk_prob=False,
+        experts_implementation="eager",
+    )
+    return Qwen2MoeSparseMoeBlock(config)
+
+
+#: Our preset and options, and their module.
+PARTS: dict[str, tuple[str, dict, Callable[[], nn.Module]]] = {
+    "mixtral": ("mixtral", {"experts": 5, "expert_width": 24}, mixtral),
+    "olmoe": ("olmoe", {}, olmoe),
+    "deepseek_v3": ("deepseek_v3", {"expert_width": 6}, deepseek_v3),
+    "qwen": (
+        "mixtral",
+        {
+            "experts": 12,
+            "top_k": 4,
+            "renormalise": False,
+            "expert_width": 6,
+            "shared_experts": 1,
+            "shared_width": 20,
+            "shared_gate": True,
+        },
+        qwen,
+    ),
+}
+
+
+def part_of(family: str) -> tuple[nn.Module, nn.Module]:
+    preset, options, build = PARTS[family]
+    router = build_router("token_choice", {**build_router("token_choice").presets[preset], **options})
+    return build_model(SHAPE, router, seed=1).layers[0].feed_forward, random_weights(build())
+
+
+@pytest.mark.parametrize("family", PARTS)
+def test_a_layer_has_their_outputs_and_gradients(family: str) -> None:
+    ours, theirs = part_of(family)
+    ours.load_state_dict(feed_forward_from_hugging_face(theirs.state_dict()))
+    x_BTD = torch.randn(3, 63, 32)
+    mine_BTD, its_BTD = (x_BTD.clone().requires_grad_() for _ in range(2))
+    y_BTD, wanted_BTD = ours(mine_BTD, Context()), theirs(its_BTD)
+    near(y_BTD, wanted_BTD)
+    weight_BTD = torch.randn_like(x_BTD)
+    (y_BTD * weight_BTD).sum().backward()
+    (wanted_BTD * weight_BTD).sum().backward()
+    near(mine_BTD.grad, its_BTD.grad)
+    gradients = {name: torch.zeros_like(tensor) for name, tensor in theirs.state_dict().items()}
+    gradients |= {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    converted = feed_forward_from_hugging_face(gradients)
+    for name, parameter in ours.named_parameters():
+        near(parameter.grad, converted[name])
+
+
+@pytest.mark.parametrize("family", PARTS)
+def test_a_layer_goes_there_and_back_bit_for_bit(family: str) -> None:
+    ours, theirs = part_of(family)
+    theirs.load_state_dict(feed_forward_to_hugging_face(ours))
+    same(feed_forward_from_hugging_face(theirs.state_dict()), ours.state_dict())
+
+
+@pytest.mark.parametrize("names", ["w1 w3 w2", "gate_proj up_proj down_proj"])
+def test_experts_are_read_one_by_one_too(names: str) -> None:
+    ours = ours_of("mixtral", False)
+    state = to_hugging_face(ours)
+    gate, up, down = names.split()
+    block = "block_sparse_moe" if gate == "w1" else "mlp"
+    for layer in range(2):
+        prefix = f"model.layers.{layer}."
+        router = state.pop(f"{prefix}mlp.gate.weight")
+        both, downs = (
+            state.pop(f"{prefix}mlp.experts.{name}") for name in ("gate_up_proj", "down_proj")
+        )
+        state[f"{prefix}{block}.gate.weight"] = router
+        for number in range(5):
+            expert = f"{prefix}{block}.experts.{number}"
+            state[f"{expert}.{gate}.weight"], state[f"{expert}.{up}.weight"] = both[number].chunk(2)
+            state[f"{expert}.{down}.weight"] = downs[number]
+    state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    same(from_hugging_face(state, ours.config), ours.state_dict())
+    del state[f"model.layers.1.{block}.experts.3.{down}.weight"]
+    with pytest.raises(UserError, match=r"lack 'model.layers.1.mlp.experts.3.down_proj.weight'"):
+        from_hugging_face(state, ours.config)
+
+
+def test_what_can_not_be_placed_is_refused() -> None:
+    ours = ours_of("llama", True)
+    state = to_hugging_face(ours)
+    odd = torch.ones(3)
+    for change, words in (
+        (
+            {"model.layers.0.self_attn.q_norm.weight": odd},
+            "q_norm.weight' has no counterpart here; did you",
+        ),
+        (
+            {"model.layers.2.input_layernorm.weight": odd},
+            "'model.layers.2.input_layernorm.weight' has no",
+        ),
+        (
+            {"model.norm.weight": odd},
+            r"'norm.weight' comes to \(3,\) and the model's shape wants \(32,\)",
+        ),
+        ({"lm_head.weight": odd}, "tied_head is true and 'lm_head.weight' differs"),
+        ({"model.layers.0.mlp.down_proj.weight": None}, "lack 'model.layers.0.mlp.down_proj.weight'"),
+    ):
+        changed = {name: tensor for name, tensor in {**state, **change}.items() if tensor is not None}
+        with pytest.raises(UserError, match=words):
+            from_hugging_face(changed, ours.config)
+    gelu = ModelConfig(layers=1, mlp="gelu")
+    with pytest.raises(UserError, match="model mlp is 'gelu'; only 'swiglu'"):
+        to_hugging_face(build_model(gelu, build_router("vanilla")))
+    with pytest.raises(UserError, match="model mlp is 'gelu'; only 'swiglu'"):
+        from_hugging_face(state, gelu)
+    for name, options, words in (
+        ("mod", {}, "'layers.1.attention_norm.weight', which Llama or Mixtral"),
+        ("token_choice", {"shared_experts": 1}, "'layers.0.feed_forward.shared.down.weight' has no"),
+        ("mode_integrated", {}, "chooses among 16 experts and there are 8"),
+    ):
+        with pytest.raises(UserError, match=words):
+            to_hugging_face(build_model(SHAPE, build_router(name, options)))
+
+
+def test_a_bias_of_the_choice_needs_bias_step() -> None:
+    ours, theirs = part_of("deepseek_v3")
+    presets = build_router("token_choice").presets
+    options = {**presets["deepseek_v3"], "expert_width": 6, "bias_step": 0.0}
+    unbiased = build_model(SHAPE, build_router("token_choice", options)).layers[0].feed_forward
+    state = theirs.state_dict()
+    with pytest.raises(
+        UserError, match=r"have 'bias.value' and the model has none, since its bias_step is 0; set it ab"
+    ):
+        feed_forward_from_hugging_face(state, unbiased)
+    with pytest.raises(UserError, match="affinity is 'sigmoid' with bias_step 0, and DeepSeek-V3's"):
+        feed_forward_to_hugging_face(unbiased)
+    same(feed_forward_from_hugging_face(state, ours), feed_forward_from_hugging_face(state))
+    biased = build_model(SHAPE, build_router("token_choice", {"expert_width": 6, "bias_step": 0.1}))
+    with pytest.raises(
+        UserError, match=r"have no 'bias.value', which the model has, since its bias_step is 0.1; set"
+    ):
+        feed_forward_from_hugging_face(mixtral().state_dict(), biased.layers[0].feed_forward)
+
+
+def test_weights_of_other_options_are_refused() -> None:
+    for family in FAMILIES:
+        ours = ours_of(family, False)
+        state = theirs_of(family, False).state_dict()
+        same(from_hugging_face(state, SHAPE, ours), from_hugging_face(state, SHAPE))
+    with pytest.raises(
+        UserError, match=r"have 'layers.0.feed_forward.bank.down' and the model has none"
+    ):
+        from_hugging_face(state, SHAPE, ours_of("llama", False))
+    fewer = build_model(SHAPE, build_router("token_choice", {"experts": 3, "expert_width": 24}))
+    with pytest.raises(
+        UserError, match=r"router' comes to \(5, 32\) and the model's is \(3, 32\); give"
+    ):
+        from_hugging_face(state, SHAPE, fewer)
+
+
+def test_tensors_that_do_not_fit_onto_one_another_are_refused() -> None:
+    state = to_hugging_face(ours_of("llama", False))
+    prefix = "model.layers.0."
+    for name, value, words in (
+        (
+            "self_attn.q_proj.weight",
+            torch.ones(16, 32),
+            r"q_proj.weight' is of shape \(16, 32\) and \(32",
+        ),
+        (
+            "self_attn.v_proj.weight",
+            torch.ones(16, 4),
+            r"v_proj.weight' is of shape \(16, 4\) and \(16, ",
+        ),
+        ("mlp.up_proj.weight", torch.ones(3, 32), r"up_proj.weight' is of shape \(3, 32\) and \(48, 32"),
+        ("mlp.up_proj.weight", torch.ones(48), r"up_proj.weight' is of shape \(48,\) and \(48, 32\)"),
+        ("mlp.down_proj.weight", torch.ones(()), "down_proj.weight' is a single number; it must be a"),
+        ("input_layernorm.weight", None, "input_layernorm.weight' is a NoneType; it must be a tensor"),
+    ):
+        with pytest.raises(UserError, match=words):
+            from_hugging_face({**state, prefix + name: value}, SHAPE)
+    experts = {"gate.weight": torch.ones(2, 4)}
+    for number in range(2):
+        for role, rows in (("w1", (3, 4)), ("w3", (3, 4)), ("w2", (4, 3))):
+            experts[f"experts.{number}.{role}.weight"] = torch.ones(rows)
+    feed_forward_from_hugging_face(experts)
+    for role in ("w1", "w3", "w2"):
+        with pytest.raises(UserError, match=r"experts.1.*_proj.weight' is of shape \(5, 4\) and the fi"):
+            feed_forward_from_hugging_face({**experts, f"experts.1.{role}.weight": torch.ones(5, 4)})
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(UserError, match="Linear is no feed-forward part; give a block's"):
+        feed_forward_to_hugging_face(nn.Linear(2, 2))
+    with pytest.raises(UserError, match="Linear is no decoder; convert parts by themselves"):
+        to_hugging_face(nn.Linear(2, 2))

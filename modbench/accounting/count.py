@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from modbench.accounting import hugging_face
 from modbench.accounting.families import load_config
+from modbench.accounting.uniform import uniform_workload
 from modbench.counting.counter import FlopCounter
 from modbench.counting.restore_state import untouched
 from modbench.errors import UserError
-from modbench.ledger import Ledger, Phase, Workload
+from modbench.ledger import Ledger, Phase
 from modbench.model.context import Context
 from modbench.model.kv_cache import Cache
 from modbench.routing.build import RoutedDecoder
@@ -68,7 +69,7 @@ def count(model: Any, inputs: Any, *, phase: Phase = "forward", past: int = 0) -
             where there can be none, a model that the meta device can't run, or an op that isn't known.
     """
     sequences, length = _size(inputs)
-    Workload.uniform(sequences, length, phase, past)
+    uniform_workload(sequences, length, phase, past)
     if isinstance(inputs, Mapping) and (past or phase == "decode"):
         others = sorted(set(inputs) - {"input_ids"})
         if others:

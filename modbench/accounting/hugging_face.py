@@ -17,12 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from modbench.accounting.families import FAMILIES, family_shape
 from modbench.counting.counter import FlopCounter
 from modbench.counting.restore_state import untouched
-from modbench.counting.sdpa import SDPA, as_on_cpu
 from modbench.errors import UserError
 from modbench.ledger import OUTSIDE, Phase, labels
 from modbench.ledger.labels import Label
@@ -114,13 +112,13 @@ def profile(model: Any, inputs: Mapping[str, Tensor], phase: Phase, past: int) -
         stack.enter_context(torch.set_grad_enabled(phase == "train"))
         if on_meta:
             stack.enter_context(_fit_for_meta(model))
-            stack.enter_context(_MasksToMeta())
         cache = None
         if on_meta or past or phase in ("prefill", "decode"):
             cache = installed().DynamicCache(config=model.config)
         if past:
             past_BT = tokens_BT[:, :1].expand(-1, past)
-            _run(model, {"input_ids": past_BT}, cache, logits_to_keep=1)
+            with FlopCounter():  # without which the meta device takes no mask with values
+                _run(model, {"input_ids": past_BT}, cache, logits_to_keep=1)
         stack.enter_context(_labelled(model))
         stack.enter_context(counter)
         if phase == "decode":
@@ -138,6 +136,8 @@ def profile(model: Any, inputs: Mapping[str, Tensor], phase: Phase, past: int) -
             loss.backward()
         else:
             _run(model, inputs, cache)
+    if on_meta and counter.unread_masks:
+        raise NotImplementedError("it makes attention masks of its own, which have no values there")
     return counter
 
 
@@ -180,23 +180,6 @@ def _masks(model: Any, inputs: Mapping[str, Any], cache: Any) -> dict[str, Any]:
     if all(mask is None for mask in each):
         return {"attention_mask": None} if given is not None else {}
     return {"attention_mask": made}
-
-
-class _MasksToMeta(TorchFunctionMode):
-    """Attention on the meta device with a mask on the CPU: around the counter, which read the mask. (One
-    on the meta device can't be read, and its convention ``model`` can't be told.)"""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        mask = kwargs.get("attn_mask")
-        if func is not SDPA or mask is None:
-            return func(*args, **kwargs)
-        if mask.is_meta:
-            raise NotImplementedError("it makes attention masks of its own, which have no values there")
-        tensors = dict(zip(("query", "key", "value"), args, strict=False))
-        given = {**tensors, **kwargs, "attn_mask": mask.to("meta")}
-        result = as_on_cpu(given)
-        return func(**given) if result is None else result
 
 
 @contextmanager
@@ -264,12 +247,12 @@ def _holds_a_matrix(module: nn.Module) -> bool:
 
 def _opener(label: Label) -> Callable[..., None]:
     def open_label(module: nn.Module, arguments: Any) -> None:
-        for counter in labels.active:
+        for counter in labels.listeners():
             counter.open(label)
 
     return open_label
 
 
 def _close(module: nn.Module, arguments: Any, output: Any) -> None:
-    for counter in labels.active:
+    for counter in labels.listeners():
         counter.close()

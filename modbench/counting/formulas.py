@@ -168,6 +168,40 @@ def _looked_up(arguments: Mapping[str, Any]) -> int:
     return int((indices != padding).sum())
 
 
+def _sampled(arguments: Mapping[str, Any], result: Any) -> int:
+    """A product of dense matrices, computed where ``self`` stores an element."""
+    return 2 * _stored(arguments["self"]) * arguments["mat1"].shape[-1]
+
+
+def _conv_tbc(arguments: Mapping[str, Any], result: Tensor) -> int:
+    """Convolution of (steps, B, D): a matmul per filter tap, over the steps at which the tap meets the
+    input and not its padding."""
+    steps, sequences, _ = arguments["self"].shape
+    taps, pad = arguments["weight"].shape[0], arguments["pad"]
+    met = sum(
+        max(0, min(steps + pad - tap, result.shape[0]) - max(0, pad - tap)) for tap in range(taps)
+    )
+    return 2 * met * sequences * arguments["weight"][0].numel()
+
+
+def _affine_grid(grid: str) -> Formula:
+    """Each point of the grid is a row of (x, y, 1) or (x, y, z, 1) times the transformation."""
+
+    def formula(arguments: Mapping[str, Any], result: Tensor) -> int:
+        points: Tensor = arguments.get(grid, result)
+        return 2 * points.numel() * (points.shape[-1] + 1)
+
+    return formula
+
+
+def _linear_cross_entropy(arguments: Mapping[str, Any], result: Any) -> int:
+    """The logits; and the gradients of both operands, which the op computes in its forward pass."""
+    gradients = sum(
+        arguments.get(f"compute_{operand}_grad", False) for operand in ("input", "linear_weight")
+    )
+    return 2 * arguments["input"].numel() * arguments["linear_weight"].shape[0] * (1 + gradients)
+
+
 _SDPA = (
     "flash_attention",
     "efficient_attention",
@@ -226,6 +260,15 @@ FORMULAS: dict[str, Formula] = {
     "aten::_cdist_forward": fused.distances,
     "aten::_sparse_addmm": _sparse("mat1", "mat2"),
     "aten::_sparse_mm": _sparse("sparse", "dense"),
+    "aten::hspmm": _sparse("mat1", "mat2"),
+    "aten::sspaddmm": _sparse("mat1", "mat2"),
+    "aten::sparse_sampled_addmm": _sampled,
+    "aten::conv_tbc": _conv_tbc,
+    "aten::affine_grid_generator": _affine_grid("grid"),
+    "aten::cudnn_affine_grid_generator": _affine_grid("grid"),
+    "aten::cudnn_affine_grid_generator_backward": _affine_grid("grad"),
+    "torch_nn::_linear_cross_entropy_batch_chunked": _linear_cross_entropy,
+    "torch_nn::_linear_cross_entropy_batch_chunked_no_reduction": _linear_cross_entropy,
     "aten::_embedding_bag": _bag("weight"),
     "aten::_embedding_bag_forward_only": _bag("weight"),
     "aten::_embedding_bag_backward": _bag("grad"),

@@ -132,10 +132,11 @@ def _pairs(
 ) -> "Flops":
     longest = max(lengths)
     widest = max(n + p for n, p in zip(lengths, past, strict=True))
-    plain = not any(past) and window is None  # causal attention that needs no mask
     total = Flops(0, 0)
     for (new, before), sequences in Counter(zip(lengths, past, strict=True)).items():
         rows, keys = (longest, widest) if padding else (new, before + new)
+        # Causal attention without a mask. A window as wide as the keys still comes with one.
+        plain = not any(past) and (window is None or keys < window)
         needed = _triangle(rows if plain else new, before, window)
         if not plain:  # a padded row sees what the last real one does
             needed += (rows - new) * min(before + new, window or keys)

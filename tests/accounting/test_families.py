@@ -13,6 +13,7 @@ import transformers
 from family_cases import CONFIGS, PUBLISHED, Config
 
 from modbench.accounting import hugging_face
+from modbench.accounting.count import count
 from modbench.accounting.families import (
     FAMILIES,
     family_ledger,
@@ -125,6 +126,24 @@ def test_a_window_is_all_that_a_token_sees_and_all_that_a_cache_keeps(
     assert pairs["model"] == seen(new, past, 5)
     kept = min(past, 4)
     assert pairs["full"] == (seen(new, past, 5) if phase == "decode" else new * (kept + new))
+
+
+@pytest.mark.parametrize(("tokens", "reached"), [(600, False), (700, True), (701, True)])
+def test_a_window_that_is_not_reached_executes_blocks_of_causal_attention(
+    tokens: int, reached: bool
+) -> None:
+    config = plain(model_type="mistral", sliding_window=700)
+    workload = Workload.uniform(2, tokens, "train")
+    counted = count(config, (2, tokens), phase="train")
+    ledger = family_ledger(config, workload)
+    assert ledger.total("executed") == counted.executed
+    unlimited = family_ledger(plain(), workload).by_component("executed")["attention.scores"]
+    assert (ledger.by_component("executed")["attention.scores"] == unlimited) is not reached
+
+
+def test_mistral_7b_at_1024_tokens_is_the_figure_that_was_counted() -> None:
+    spent = family_ledger({"model_type": "mistral"}, Workload.uniform(1, 1024)).total("executed")
+    assert spent == 14_974_403_477_504
 
 
 def test_qwen2_windows_the_last_layers_and_qwen2_moe_every_other_of_the_first() -> None:
@@ -301,8 +320,8 @@ def test_a_config_is_read_from_its_file_or_its_folder(tmp_path: Path) -> None:
 def test_closed_forms_load_neither_torch_nor_transformers() -> None:
     code = (
         "import sys; from modbench.accounting.families import family_ledger; "
-        "from modbench.ledger import Load; "
-        "family_ledger({'model_type': 'deepseek_v3'}, Load.uniform(1, 8, 'train')); "
+        "from modbench.ledger import Workload; "
+        "family_ledger({'model_type': 'deepseek_v3'}, Workload.uniform(1, 8, 'train')); "
         "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -303,3 +303,30 @@ def test_nested_counters_both_see_a_bias() -> None:
     with FlopCounter() as outer, FlopCounter() as inner:
         F.scaled_dot_product_attention(q, k, v, bias)
     assert outer.total_model == inner.total_model == EACH * SEQUENCES * HEADS * 25
+
+
+@pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], ids=lambda b: b.name)
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_backward_pass_whose_forward_pass_was_not_counted(backend: SDPBackend, masked: bool) -> None:
+    q, k, v = given()
+    with sdpa_kernel(backend):
+        loss = F.scaled_dot_product_attention(q, k, v, is_causal=masked).sum()
+    counter = counted(loss.backward)
+    assert counter.total == 2 * EACH * SEQUENCES * HEADS * 49
+    if masked and backend is SDPBackend.MATH:  # its matmuls do not show which pairs are needed
+        for ask in (lambda: counter.total_model, lambda: counter.ledger, lambda: counter.under("model")):
+            with pytest.raises(UserError, match="run the forward pass inside"):
+                ask()
+        assert counter.under("full") == sum(counter.by_component.values()) == counter.total
+    else:
+        assert counter.total_model == 2 * EACH * SEQUENCES * HEADS * (28 if masked else 49)
+
+
+def test_a_mask_with_values_is_read_on_the_meta_device() -> None:
+    q, k, v = given(device="meta")
+    mask = torch.ones(7, 7, dtype=torch.bool).tril()
+    for value in (v, torch.randn(SEQUENCES, HEADS, 7, WIDTH + 1, device="meta")):  # fused, and matmuls
+        counter = counted(lambda value=value: F.scaled_dot_product_attention(q, k, value, mask))
+        assert counter.total_model * 49 == counter.total * 28
+        assert counter.unread_masks == 0
+    assert counted(lambda: F.scaled_dot_product_attention(q, k, v, mask.to("meta"))).unread_masks == 1

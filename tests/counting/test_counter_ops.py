@@ -304,8 +304,11 @@ def test_what_multiplies_no_matrices_costs_nothing(run: Callable[[], object]) ->
         (lambda s, d: d.T @ s, 2 * 3 * 10),
         (lambda s, d: torch.addmm(torch.zeros(8, 10), s.to_sparse_csr(), d), 2 * 3 * 10),
         (lambda s, d: s.to_dense().to_sparse_bsr((2, 2)) @ d, 2 * 2 * 4 * 10),
+        (lambda s, d: torch.hspmm(s, d), 2 * 3 * 10),
+        (lambda s, d: torch.sspaddmm(torch.zeros(8, 10).to_sparse(), s, d), 2 * 3 * 10),
+        (lambda s, d: torch.smm(s, d), 2 * 3 * 10),
     ],
-    ids=["coo", "csr", "vector", "dense-sparse", "addmm", "bsr"],
+    ids=["coo", "csr", "vector", "dense-sparse", "addmm", "bsr", "hspmm", "sspaddmm", "smm"],
 )
 def test_sparse_operands_cost_what_they_hold(run, flops: int) -> None:
     # Three elements of 8 x 8, in two blocks of 2 x 2.
@@ -382,3 +385,56 @@ def test_a_formula_that_gives_no_count_is_named(gives, monkeypatch: pytest.Monke
         FlopCounter(),
     ):
         torch.fft.rfft(torch.randn(8))
+
+
+@pytest.mark.parametrize(
+    ("run", "flops"),
+    [
+        # Per tap, steps at which it meets one of 9 inputs: 8, 9 and 8.
+        (lambda: torch.conv_tbc(grad(9, 2, 4), grad(3, 4, 6), grad(6), 1), 2 * (8 + 9 + 8) * 2 * 4 * 6),
+        (lambda: torch.conv_tbc(grad(9, 2, 4), grad(3, 4, 6), grad(6)), 2 * (7 + 7 + 7) * 2 * 4 * 6),
+        (lambda: torch.conv_tbc(grad(2, 2, 4), grad(5, 4, 6), grad(6), 4), 2 * (5 * 2) * 2 * 4 * 6),
+    ],
+    ids=["same", "valid", "wider-than-input"],
+)
+def test_a_convolution_of_steps_by_sequences(run: Callable[[], Tensor], flops: int) -> None:
+    assert both(run) == (flops, 3 * flops)
+
+
+@pytest.mark.parametrize("size", [(2, 3, 5, 7), (2, 3, 5, 7, 4)])
+def test_an_affine_grid_is_a_matmul_per_sequence(size: tuple[int, ...]) -> None:
+    dims = len(size) - 2
+    theta, points = grad(2, dims, dims + 1), torch.Size(size[2:]).numel()
+    once = 2 * 2 * points * dims * (dims + 1)
+    assert both(lambda: F.affine_grid(theta, size, align_corners=True)) == (once, 2 * once)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_sampled_products_cost_what_they_store() -> None:
+    pattern, left, right = torch.eye(8).to_sparse_csr(), grad(8, 4), grad(4, 8)
+
+    def run() -> Tensor:
+        return torch.sparse.sampled_addmm(pattern.clone().requires_grad_(), left, right).values()
+
+    assert both(run) == (2 * 8 * 4, 3 * 2 * 8 * 4)
+
+
+@pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyOptions"), reason="this PyTorch has no such op")
+@pytest.mark.parametrize("trained", [(True, True), (True, False), (False, True)], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_chunked_cross_entropy_costs_its_logits_and_their_gradients(
+    reduction: str, trained: tuple[bool, bool]
+) -> None:
+    x, w = (torch.randn(rows, 8, requires_grad=on) for rows, on in zip((6, 11), trained, strict=True))
+    once = 2 * 6 * 8 * 11
+
+    def run() -> Tensor:
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=3)
+        return F.linear_cross_entropy(x, w, torch.arange(6), options=options, reduction=reduction)
+
+    with torch.no_grad():
+        assert counted(run).total == once
+    if reduction == "none":  # computes the logits again in the backward pass, and two dot products
+        assert counted(lambda: run().sum().backward()).total == once * (2 + sum(trained)) + 2 * 2 * 6
+    else:
+        assert counted(lambda: run().backward()).total == once * (1 + sum(trained))

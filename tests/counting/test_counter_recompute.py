@@ -167,3 +167,39 @@ def test_a_function_of_ones_own_is_run_again_without_recording(reentrant: bool) 
     assert counter.executed - counter.total == ONCE
     plain = counted(lambda: Product.apply(x, w).sum().backward())
     assert plain.total == plain.executed == 3 * ONCE
+
+
+@pytest.mark.parametrize("create_graph", [True, False])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_gradient_inside_a_checkpointed_function_is_needed_once(
+    reentrant: bool, create_graph: bool
+) -> None:
+    x, w = grad(5, 8), grad(8, 8)
+
+    def slope_times_x(x: Tensor) -> Tensor:
+        with torch.enable_grad():  # which a reentrant checkpoint switches off
+            leaf = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad((leaf @ w).pow(2).sum(), leaf, create_graph=create_graph)
+        return (x * slope) @ w
+
+    plain = counted(lambda: slope_times_x(x).sum().backward())
+    # Of the slope the product and its gradient by x; then x @ w with two gradients. With a graph of the
+    # slope, its gradients by the outer gradient and w, and those of the first product by x and w.
+    assert plain.total == plain.executed == (2 + 3 + 4 * create_graph) * ONCE
+    counter = counted(lambda: checkpoint(slope_times_x, x, use_reentrant=reentrant).sum().backward())
+    assert counter.total == plain.total
+    # All three again, but where the checkpoint stops early.
+    assert counter.executed - counter.total == (3 if reentrant else 3) * ONCE
+
+
+def test_a_backward_pass_inside_a_reentrant_checkpoint_inside_another() -> None:
+    x, w = grad(5, 8), grad(8, 8)
+
+    def inner(x: Tensor) -> Tensor:
+        return torch.relu(x @ w)
+
+    def outer(x: Tensor) -> Tensor:
+        return checkpoint(inner, x, use_reentrant=True)
+
+    counter = counted(lambda: checkpoint(outer, x, use_reentrant=True).sum().backward())
+    assert (counter.total, counter.executed) == (3 * ONCE, 5 * ONCE)

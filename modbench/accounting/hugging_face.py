@@ -12,7 +12,7 @@ import copy
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -72,16 +72,20 @@ def installed() -> Any:
     return transformers
 
 
+def not_countable(model: Any) -> str:
+    return (
+        f"{type(model).__name__} can't be counted; give a causal language model of transformers, a "
+        "config of one, or a decoder of modbench"
+    )
+
+
 def check(model: nn.Module) -> None:
     """
     Raises:
         UserError: it is no causal language model of transformers.
     """
     if not isinstance(model, installed().PreTrainedModel):
-        raise UserError(
-            f"{type(model).__name__} can't be counted; give a causal language model of transformers, a "
-            "config of one, or a decoder of modbench"
-        )
+        raise UserError(not_countable(model))
     from transformers.models.auto import modeling_auto as auto
 
     config: Any = model.config
@@ -98,8 +102,15 @@ def check(model: nn.Module) -> None:
         )
 
 
-def profile(model: Any, inputs: Mapping[str, Tensor], phase: Phase, past: int) -> FlopCounter:
-    """The counter after ``phase`` was run on ``inputs``, after ``past`` cached tokens.
+def profile(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    phase: Phase,
+    past: int,
+    around: AbstractContextManager[Any],
+) -> FlopCounter:
+    """Run ``phase`` on ``inputs`` after ``past`` cached tokens and return the counter that saw it; only
+    what it counts runs inside ``around``.
 
     Raises:
         UserError: the model computes no logits or loss, nothing is trained, or an op isn't known.
@@ -111,7 +122,7 @@ def profile(model: Any, inputs: Mapping[str, Tensor], phase: Phase, past: int) -
         stack.enter_context(untouched(model, train=phase == "train"))
         stack.enter_context(torch.set_grad_enabled(phase == "train"))
         if on_meta:
-            stack.enter_context(_fit_for_meta(model))
+            stack.enter_context(fit_for_meta(model))
         cache = None
         if on_meta or past or phase in ("prefill", "decode"):
             cache = installed().DynamicCache(config=model.config)
@@ -120,6 +131,7 @@ def profile(model: Any, inputs: Mapping[str, Tensor], phase: Phase, past: int) -
             with FlopCounter():  # without which the meta device takes no mask with values
                 _run(model, {"input_ids": past_BT}, cache, logits_to_keep=1)
         stack.enter_context(_labelled(model))
+        stack.enter_context(around)
         stack.enter_context(counter)
         if phase == "decode":
             for token_B1 in tokens_BT.split(1, dim=1):
@@ -183,7 +195,7 @@ def _masks(model: Any, inputs: Mapping[str, Any], cache: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _fit_for_meta(model: Any) -> Iterator[None]:
+def fit_for_meta(model: Any) -> Iterator[None]:
     """Sets aside what looks at values: the routing, and the search for padding among the tokens."""
     config, experts = model.config, None
     pad = getattr(config, "pad_token_id", None)

@@ -18,8 +18,8 @@ def in_recompute(*, recording: bool, thread: int) -> bool:
 
     Only the stack shows it. Between the op and a run of the autograd engine stands either a frame of
     ``torch.utils.checkpoint``, or code that is not torch's and records a graph which the engine was not
-    asked for. A reentrant checkpoint also starts the backward pass of what it has recomputed; that run of
-    the engine is an ordinary backward pass.
+    asked for. A reentrant checkpoint also starts the backward pass of what it has recomputed; that run
+    of the engine is an ordinary backward pass.
 
     ``recording``: grad mode at the op. ``thread``: the thread that runs the counted code.
     """
@@ -46,8 +46,8 @@ def engine_runs_here() -> bool:
 
 
 def _frames(thread: int) -> Iterator[FrameType]:
-    """Yield the stack from the innermost frame outwards; in one of autograd's device threads, then that of
-    ``thread``, which waits for it."""
+    """Yield the stack from the innermost frame outwards; in one of autograd's device threads, then that
+    of ``thread``, which waits for it."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         yield frame

@@ -186,8 +186,9 @@ class FlopCounter:
     def _check_pairs(self) -> None:
         if self._unseen_forward:
             raise UserError(
-                "the forward pass of a masked attention ran before FlopCounter began, and which pairs its "
-                "backward pass needs can't be seen; run the forward pass inside, or use total and executed"
+                "the forward pass of a masked attention ran before FlopCounter began, and which pairs "
+                "its backward pass needs can't be seen; run the forward pass inside, or use total and "
+                "executed"
             )
 
     def add(self, op: str, formula: Formula, arguments: dict[str, Any], result: Any) -> None:
@@ -222,7 +223,8 @@ class FlopCounter:
 
 
 class _AtWork:
-    """The counters at work in all threads. What they change in torch holds from the first to the last."""
+    """The counters at work in all threads. What they change in torch holds from the first to the
+    last."""
 
     def __init__(self) -> None:
         self._lock, self._counters = threading.Lock(), 0

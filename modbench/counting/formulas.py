@@ -178,9 +178,7 @@ def _conv_tbc(arguments: Mapping[str, Any], result: Tensor) -> int:
     input and not its padding."""
     steps, sequences, _ = arguments["self"].shape
     taps, pad = arguments["weight"].shape[0], arguments["pad"]
-    met = sum(
-        max(0, min(steps + pad - tap, result.shape[0]) - max(0, pad - tap)) for tap in range(taps)
-    )
+    met = sum(max(0, min(steps + pad - tap, result.shape[0]) - max(0, pad - tap)) for tap in range(taps))
     return 2 * met * sequences * arguments["weight"][0].numel()
 
 

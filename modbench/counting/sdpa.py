@@ -1,10 +1,13 @@
-"""Sees calls of scaled_dot_product_attention before they are taken apart: where no fused kernel takes
-one, the dispatcher is only shown matmuls, and neither a mask nor a triangle.
+"""Reports calls of scaled_dot_product_attention before PyTorch decomposes them: where no fused kernel
+runs, the dispatcher only sees matmuls, and neither a mask nor a triangle.
 
-The function is replaced where code looks it up while a counter is at work. A function mode would be the
-official way, but torch leaves it while a backward pass runs (and activation checkpointing's recompute in
-it), and with one nn.MultiheadAttention and nn.TransformerEncoder don't take the path that they take
-otherwise.
+While a counter is at work, the function is replaced in the modules where code looks it up. A function
+mode would be the official way, but PyTorch disables it during a backward pass (and the recomputation in
+it), and nn.MultiheadAttention and nn.TransformerEncoder take another path under one.
+
+Function modes and tensor subclasses compare the function with PyTorch's own, which is put back for their
+calls. A call by another thread in that moment is not reported: it is counted by the fused op's own
+arguments, or is an error.
 """
 
 import threading
@@ -39,7 +42,8 @@ class _Places:
 
     @contextmanager
     def original(self) -> Iterator[None]:
-        """Restore torch's function while it runs: function modes and tensor subclasses compare with it."""
+        """Restore torch's function while it runs: function modes and tensor subclasses compare with
+        it."""
         self._change(1)
         try:
             yield

@@ -1,8 +1,8 @@
 """Labels for what a model computes: which layer, which component.
 
-A label applies to the forward ops inside it, to their recomputation, and to their backward ops, which run
-later: autograd numbers the nodes that it creates, and a counter remembers the numbers created under a
-label.
+A label applies to the forward ops inside it, to their recomputation, and to their backward ops, which
+run later: autograd numbers the nodes that it creates, and a counter remembers the numbers created under
+a label.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,8 +26,8 @@ def no_listeners() -> Sequence[Listener]:
     return ()
 
 
-#: Returns the counters at work in the calling thread, the innermost last. `modbench.counting` replaces it
-#: while a counter is at work.
+#: Returns the counters at work in the calling thread, the innermost last. `modbench.counting` replaces
+#: it while a counter is at work.
 listeners: Callable[[], Sequence[Listener]] = no_listeners
 
 

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -235,6 +235,7 @@ class Thin(Layer):
         return matmul(workload, 0, "router", rows=workload.slots, inner=32, columns=32)
 
 
+@dataclass(frozen=True, kw_only=True)
 class ThinRouter(Router):
     name: ClassVar[str] = "thin"
 

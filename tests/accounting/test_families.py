@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import transformers
-from family_cases import CONFIGS, PUBLISHED, Config
+from family_cases import CONFIGS, Config
 
 from modbench.accounting import hugging_face
 from modbench.accounting.count import count
@@ -163,11 +163,6 @@ def test_qwen2_windows_the_last_layers_and_qwen2_moe_every_other_of_the_first() 
     assert windowed("qwen2_moe") == [True, False, True, False, False]
 
 
-def test_a_window_is_off_until_qwen_is_told_to_use_it() -> None:
-    off = family_ledger(plain(model_type="qwen2", sliding_window=2), Workload.uniform(1, 9))
-    assert off == family_ledger(plain(model_type="qwen2"), Workload.uniform(1, 9))
-
-
 def test_checkpointing_runs_each_layer_once_more_and_needs_nothing_more() -> None:
     usual, again = (
         family_ledger(plain(), Workload(lengths=(5, 5), phase="train", checkpoint=checkpoint))
@@ -188,11 +183,6 @@ def test_unequal_lengths_are_counted_one_by_one_and_padding_by_the_longest() -> 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_parameters_are_those_of_the_model_that_transformers_builds(name: str) -> None:
     assert family_shape(CONFIGS[name]).parameters == built_parameters(CONFIGS[name])
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_of_published_sizes_are_those_that_transformers_builds(name: str) -> None:
-    assert family_shape(PUBLISHED[name]).parameters == built_parameters(PUBLISHED[name])
 
 
 def built_parameters(config: Config) -> int:
@@ -233,11 +223,6 @@ def test_a_reading_holds_the_matrices_that_the_ledger_charges_a_token_for(name: 
     spent = family_ledger(CONFIGS[name], Workload.uniform(1, 1)).by_component("full")
     assert 2 * (reading.matrices + reading.head) == sum(spent.values()) - spent["attention.scores"]
     assert spent.get("router", 0) == 2 * reading.router_parameters
-
-
-def test_tying_the_head_changes_parameters_and_no_flops() -> None:
-    workload = Workload.uniform(2, 9, "train")
-    assert family_ledger(plain(), workload) == family_ledger(plain(tie_word_embeddings=True), workload)
 
 
 def test_a_key_goes_by_any_of_its_names() -> None:

@@ -117,34 +117,6 @@ def test_recompute_under_a_gradient_of_a_gradient() -> None:
     assert counter.executed - counter.total == ONCE
 
 
-def test_labels_around_a_whole_step_do_not_take_the_labels_inside() -> None:
-    weight, x = grad(8, 8), grad(5, 8)
-
-    def run() -> None:
-        with component("step"):
-            with component("mlp", 1):
-                y = x @ weight
-            y.sum().backward()
-
-    assert {key[1] for key in counted(run).ledger.entries} == {"mlp"}
-
-
-@pytest.mark.parametrize("inner_reentrant", [True, False])
-def test_a_checkpoint_within_a_checkpoint(inner_reentrant: bool) -> None:
-    first, second = (nn.Linear(8, 8, bias=False) for _ in range(2))
-
-    def inner(x: Tensor) -> Tensor:
-        return second(torch.relu(first(x)))
-
-    def outer(x: Tensor) -> Tensor:
-        return checkpoint(inner, x, use_reentrant=inner_reentrant)
-
-    counter = counted(lambda: checkpoint(outer, grad(5, 8), use_reentrant=True).sum().backward())
-    assert counter.total == 6 * ONCE
-    # The outer one runs it all again; of that the inner one, which may stop at the last tensor it needs.
-    assert counter.executed - counter.total == (4 if inner_reentrant else 3) * ONCE
-
-
 class Product(torch.autograd.Function):
     """x @ w, with a backward pass of its own."""
 

@@ -1,7 +1,7 @@
-"""The closed-world counter: what PyTorch executes, op by op, as it reaches the dispatcher.
+"""The closed-world FLOP counter: counts the ops that PyTorch dispatches.
 
-Matmul FLOPs, one multiply-accumulate being 2. Every op is counted, known to be free of matmuls, or an
-error: an op that nobody thought of can't pass as zero, which is how other counters lose attention on CPU
+It counts matmul FLOPs, 2 per multiply-accumulate. Every op has a formula, is known to contain no matmul,
+or is an error: an unknown op never counts as zero, which is how other counters miss attention on CPUs
 and grouped experts.
 """
 
@@ -28,14 +28,14 @@ from modbench.ledger.labels import Label
 
 __all__ = ["FlopCounter", "is_free", "register_flop_formula", "seen_conventions"]
 
-#: A label, and which query-key pairs are needed where it is an attention's.
+#: A label, and the query-key pairs that are needed if it is an attention.
 Region = tuple[Label, Pairs | None]
 _OUTSIDE: Region = (Label(), None)
 
 
 def seen_conventions(on: torch.device) -> tuple[str, ...]:
-    """Those in which what runs on the device ``on`` can be held against a closed form. On a GPU
-    ``executed`` is not one of them: which blocks its kernels leave out can't be seen from outside."""
+    """Return the conventions in which a count on the device ``on`` can equal a closed form. On a GPU
+    ``executed`` cannot: which blocks its kernels skip is not visible."""
     return CONVENTIONS if on.type == "cpu" else ("model", "full")
 
 
@@ -47,27 +47,30 @@ class FlopCounter:
     >>> counter.total
 
     Three conventions. ``total`` (``full``) counts attention by its full square; ``total_model``
-    (``model``) by the pairs that it needs: the triangle of causal attention, what an explicit mask lets
-    through, what a block mask's rule lets through. A mask on the meta device has no values and forbids
-    nothing. SDPA's backward is twice its forward in both, and neither holds activation checkpointing's
-    recompute. ``executed`` is what PyTorch's CPU kernels run, recompute included: see
-    `modbench.counting.attention.FusedAttention` for what they leave out and do twice, and for other
-    devices. On the meta device attention is run, and counted, as a CPU would.
+    (``model``) by the query-key pairs it needs: the triangle of causal attention, what a mask or a block
+    mask's rule allows. A mask on the meta device has no values, and all its pairs count
+    (``unread_masks`` counts such calls). SDPA's backward pass is twice its forward pass in both; neither
+    includes recomputation by activation checkpointing. ``executed`` is what PyTorch's CPU kernels run,
+    recomputation included: see `modbench.counting.attention.FusedAttention` for what they skip and
+    repeat, and for other devices. On the meta device attention runs, and is counted, as on a CPU.
 
-    Code compiled by torch.compile runs uncompiled inside a counter: the program as written is counted
-    (`modbench.counting.compiled`). A product written out as pointwise multiplication and a sum is no
-    matmul op and counts 0, attention written out in matmuls is counted as those, and code outside
-    PyTorch, or in a thread that the code inside starts, isn't seen. A multiply-accumulate of complex
-    numbers is 2, too.
+    A counter sees what its own thread runs, with the threads in which autograd runs a backward pass on a
+    GPU. Code compiled by torch.compile runs uncompiled while any counter is at work, and is counted as
+    written (`modbench.counting.compiled`). A product written as pointwise multiplication and a sum
+    counts 0; attention written in matmuls counts as matmuls; code outside PyTorch is not seen. A
+    multiply-accumulate of complex numbers counts 2.
 
     Raises:
-        UserError: an op that is neither counted nor known to be free; `register_flop_formula` mends it.
-            Compiled code that can't be run uncompiled. Entered while it is counting.
+        UserError: an op without a formula (`register_flop_formula` adds one), compiled code that can't
+        run
+            uncompiled, or the counter is entered while it is counting. ``total_model`` and ``ledger``:
+            the backward pass of a masked attention, written in matmuls, whose forward pass was not
+            counted.
     """
 
     def __init__(self) -> None:
         self._counted: dict[tuple[Label, Direction, str], list[int]] = {}
-        # (what holds, the next autograd node's number, the node that was running) when it was opened
+        # (region, number of the next autograd node, running node) at the time of opening
         self._open: list[tuple[Region, int, Any]] = []
         self._region_of_node: dict[tuple[int, int], Region] = {}  # by thread and number
         self._numbered = 0  # the next node's number, when an op was last counted
@@ -143,14 +146,14 @@ class FlopCounter:
         _AT_WORK.end()
 
     def open(self, label: Label | None, pairs: Pairs | None = None) -> None:
-        """From here on forward ops belong to ``label``, or for None to what they belonged to, and are
-        attention that needs ``pairs`` of its query-key pairs."""
+        """Begin a region: forward ops belong to ``label`` (None: the current label) and, if ``pairs`` is
+        given, are attention that needs these of its query-key pairs."""
         node = _current_autograd_node()
         region = (self._region(node)[0] if label is None else label, pairs)
         self._open.append((region, _get_sequence_nr(), node))
 
     def close(self) -> None:
-        """What was opened last ends; the autograd nodes made under it stay its own."""
+        """End the last region; the autograd nodes created in it stay assigned to it."""
         region, first, _ = self._open.pop()
         thread = threading.get_ident()
         for number in range(first, _get_sequence_nr()):
@@ -158,8 +161,8 @@ class FlopCounter:
             self._region_of_node.setdefault((thread, number), region)
 
     def _region(self, node: Any) -> Region:
-        """What an op that runs now belongs to: in a backward pass to what its forward op did, unless a
-        label was opened in the backward pass itself."""
+        """Return the region of an op that runs now: in a backward pass that of its forward op, unless a
+        region was opened in the backward pass itself."""
         if node is not None and not (self._open and self._open[-1][2] is not None):
             known = self._region_of_node.get(self._key(node))
             if known is not None:
@@ -192,7 +195,7 @@ class FlopCounter:
             )
 
     def add(self, op: str, formula: Formula, arguments: dict[str, Any], result: Any) -> None:
-        """Count what an op just ran."""
+        """Count an op that has just run."""
         node = _current_autograd_node()
         label, pairs = region = self._region(node)
         direction: Direction = "forward"
@@ -262,10 +265,10 @@ _Known = tuple[str, list[str], dict[str, Any], Formula]
 _SOFTMAX_OF_SDPA = torch.ops.aten._safe_softmax.default
 _SOFTMAX_BACKWARD = torch.ops.aten._softmax_backward_data.default
 _MULTIPLY = torch.ops.aten.mul.Tensor
-#: Backward passes that multiply by broadcasting: (N,) by (M,), or one number by (N,); the result's dims.
+#: Backward nodes that multiply by broadcasting, (N,) by (M,) or a scalar by (N,): dims of the result.
 _OUTER_PRODUCTS = {"MvBackward0": 2, "AddmvBackward0": 2, "DotBackward0": 1, "VdotBackward0": 1}
 _PLAIN = {torch.Tensor, torch.nn.Parameter, FakeTensor}
-#: Of a subclass without ops of its own, such as the parameters that a lazy module begins with.
+#: The method of a subclass without ops of its own, such as an uninitialised parameter of a lazy module.
 _NO_OPS_OF_ITS_OWN = torch.Tensor.__torch_dispatch__
 
 
@@ -275,7 +278,7 @@ class _Dispatch(TorchDispatchMode):
     def __init__(self, counter: FlopCounter) -> None:
         super().__init__()
         self.counter = counter
-        # What is known of the ops met so far; formulas registered later are looked up anew.
+        # Ops seen so far, and their formulas.
         self._free: set[Any] = set()
         self._formulas: dict[Any, _Known] = {}
 
@@ -286,7 +289,7 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if types and any(kind not in _PLAIN and _has_own_ops(kind) for kind in types):
-            return NotImplemented  # a tensor subclass runs ops of its own, which come by here
+            return NotImplemented  # a tensor subclass runs ops of its own, which are dispatched here
         if func in self._free:
             return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
@@ -309,7 +312,7 @@ class _Dispatch(TorchDispatchMode):
                         "needs can't be seen; call it through the module"
                     )
                 return func(*args, **kwargs)
-            # Under inference mode composite ops arrive whole; their parts are what is counted.
+            # Under inference mode composite ops arrive undecomposed; their parts are counted.
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is NotImplemented:
@@ -322,7 +325,7 @@ class _Dispatch(TorchDispatchMode):
         return result
 
     def _multiply(self, args: Any, kwargs: Any) -> Any:
-        """No matmul, but where autograd writes the backward pass of one so."""
+        """Run a multiplication; autograd writes some matmuls' backward passes as one."""
         result = _MULTIPLY(*args, **kwargs)
         node = _current_autograd_node()
         if node is not None and result.dim() == _OUTER_PRODUCTS.get(node.name()):

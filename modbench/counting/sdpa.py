@@ -96,9 +96,9 @@ def _attend(*args: Any, **kwargs: Any) -> Any:
 
 
 def as_on_cpu(given: Mapping[str, Any]) -> Tensor | None:
-    """Attention on the meta device by the op that a CPU would run, so that both devices show the same
-    ops: left alone, the meta device takes it apart into matmuls that no CPU executes. None where a CPU
-    runs matmuls, too, and on other devices."""
+    """Run attention on the meta device by the op that a CPU would run, so that both devices show the
+    same ops: by itself the meta device decomposes it into matmuls that no CPU executes. Return None if a
+    CPU runs matmuls as well, and on other devices."""
     tensors: tuple[Any, ...] = tuple(given.get(name) for name in _ARGUMENTS[:4])
     query, key, value, mask = tensors
     if not all(t is None or (type(t) in _PLAIN and t.is_meta and not t.is_nested) for t in tensors):
@@ -131,7 +131,8 @@ def _layout(tensor: Tensor | None) -> Any:
 
 
 def _twin(tensor: Tensor | None) -> Any:
-    """A CPU tensor of the same shape, for PyTorch to say what it would run, in the memory of one row."""
+    """Return a CPU tensor of the same shape, in the memory of one row, to ask PyTorch which kernel it
+    would run."""
     if tensor is None:
         return None
     last = tensor.stride()[-1:]

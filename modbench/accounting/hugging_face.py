@@ -1,9 +1,9 @@
-"""Runs causal language models of transformers under the counter, and leaves them as they were.
+"""Runs causal language models of transformers under the counter, and restores them afterwards.
 
-On the meta device nothing is computed, so that any published size can be counted; three things need
-help there. Experts run as batched matmuls, whose shapes don't depend on the routing. A cache is always
-given, since without one transformers looks at position numbers. And attention masks are made on the CPU,
-for the counter to read what they let through.
+On the meta device nothing is computed, so any published size can be counted, with three changes. Experts
+run as batched matmuls, whose shapes do not depend on the routing. A cache is always given; without one,
+transformers reads position numbers. Attention masks are built on the CPU, where the counter can read
+them.
 
 B sequences, T tokens.
 """
@@ -30,10 +30,10 @@ _NOT_THE_MODEL = ("auto_map", "quantization_config", "transformers_version")
 
 
 def build(config: Any, device: str) -> nn.Module:
-    """A model with random weights from a config of transformers or from the dict of a config.json.
+    """Build a model with random weights from a config of transformers or the dict of a config.json.
 
     Raises:
-        UserError: transformers isn't installed, or this is the config of no causal language model.
+        UserError: transformers is not installed, or the config is not that of a causal language model.
     """
     transformers = installed()
     if isinstance(config, transformers.PreTrainedConfig):
@@ -60,7 +60,7 @@ def build(config: Any, device: str) -> nn.Module:
             return transformers.AutoModelForCausalLM.from_config(config)
     except Exception as error:
         raise UserError(
-            f"config of model_type '{name}' builds no model ({type(error).__name__}: {error}); mend it"
+            f"config of model_type '{name}' builds no model ({type(error).__name__}: {error}); fix it"
         ) from error
 
 
@@ -82,7 +82,7 @@ def not_countable(model: Any) -> str:
 def check(model: nn.Module) -> None:
     """
     Raises:
-        UserError: it is no causal language model of transformers.
+        UserError: ``model`` is not a causal language model of transformers.
     """
     if not isinstance(model, installed().PreTrainedModel):
         raise UserError(not_countable(model))
@@ -113,7 +113,7 @@ def profile(
     what it counts runs inside ``around``.
 
     Raises:
-        UserError: the model computes no logits or loss, nothing is trained, or an op isn't known.
+        UserError: the model computes no logits or loss, nothing is trained, or an op is unknown.
     """
     tokens_BT = inputs["input_ids"]
     on_meta = tokens_BT.is_meta
@@ -172,12 +172,12 @@ def _run(model: Any, inputs: Mapping[str, Any], cache: Any, **options: Any) -> A
 
 
 def _cache_argument(function: Callable[..., Any]) -> str:
-    """What the cache is called: it was renamed within version 5 of transformers."""
+    """Return the name of the cache argument, which changed within version 5 of transformers."""
     return "cache" if "cache" in inspect.signature(function).parameters else "past_key_values"
 
 
 def _masks(model: Any, inputs: Mapping[str, Any], cache: Any) -> dict[str, Any]:
-    """The attention masks that the model would make, on the CPU; nothing where it needs none."""
+    """Return the attention masks that the model would build, on the CPU, as arguments of its forward."""
     from transformers.masking_utils import create_masks_for_generate
 
     given = inputs.get("attention_mask")
@@ -196,7 +196,7 @@ def _masks(model: Any, inputs: Mapping[str, Any], cache: Any) -> dict[str, Any]:
 
 @contextmanager
 def fit_for_meta(model: Any) -> Iterator[None]:
-    """Sets aside what looks at values: the routing, and the search for padding among the tokens."""
+    """Switch off what reads values: data-dependent routing, and the check for padding tokens."""
     config, experts = model.config, None
     pad = getattr(config, "pad_token_id", None)
     try:
@@ -211,7 +211,7 @@ def fit_for_meta(model: Any) -> Iterator[None]:
         config.pad_token_id = pad
 
 
-#: What a module inside a layer is, by its name; None: as its parent.
+#: The component of a module inside a layer, by its name.
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _COMPONENTS = {
     **dict.fromkeys(_ATTENTION, "attention.scores"),
@@ -224,7 +224,7 @@ _OUT = ("o_proj", "out_proj", "c_proj", "dense")
 
 @contextmanager
 def _labelled(model: Any) -> Iterator[None]:
-    """While it is open, what modules compute is labelled with their layer and component."""
+    """Label what modules compute with their layer and component."""
     head, handles = model.get_output_embeddings(), []
     for name, module in model.named_modules():
         label = Label(OUTSIDE, "head") if module is head else _label(model, name)

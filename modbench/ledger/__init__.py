@@ -1,4 +1,5 @@
-"""Workload and Ledger: what a layer is given and the FLOPs it spends. Integers, pure Python."""
+"""Workload and Ledger: the input of a layer, and the FLOPs it spends. Integers, pure Python, no
+torch."""
 
 from modbench.ledger.cpu_attention import PYTORCH_BLOCK
 from modbench.ledger.flops import CONVENTIONS, Flops

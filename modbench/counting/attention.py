@@ -19,12 +19,10 @@ from modbench.ledger.cpu_attention import backward_width, executed_pairs
 
 @dataclass(frozen=True)
 class Pairs:
-    """``allowed`` of ``all`` computed query-key pairs are needed; the full ``square`` is ``all`` by
-    default."""
+    """``allowed`` of ``all`` query-key pairs are needed."""
 
     allowed: int
     all: int
-    square: int | None = None
 
     def of(self, flops: int) -> int:
         """Return the needed part of the FLOPs of all pairs."""
@@ -32,8 +30,7 @@ class Pairs:
 
     def split(self, flops: int) -> Flops:
         """Return the FLOPs under each convention of matmuls over ``all`` pairs, which cost ``flops``."""
-        square = self.all if self.square is None else self.square
-        return Flops(self.of(flops), flops * square // self.all if self.all else flops, flops)
+        return Flops(self.of(flops), flops)
 
 
 def causal_pairs(queries: int, keys: int, ahead: int = 0) -> int:

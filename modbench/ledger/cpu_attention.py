@@ -7,14 +7,14 @@ query blocks does not matter.
 """
 
 #: Keys per block of PyTorch's kernel.
-PYTORCH_BLOCK = 512
+BLOCK = 512
 
 
-def executed_pairs(queries: int, keys: int, block: int = PYTORCH_BLOCK) -> int:
-    """Count the query-key pairs that a CPU computes for causal attention, forward or backward, in blocks
-    of ``block``; query i sees keys 0 to i."""
+def executed_pairs(queries: int, keys: int) -> int:
+    """Count the query-key pairs that a CPU computes for causal attention, forward or backward; query i
+    sees keys 0 to i."""
     return sum(
-        min(block, queries - first) * min(first + block, keys) for first in range(0, queries, block)
+        min(BLOCK, queries - first) * min(first + BLOCK, keys) for first in range(0, queries, BLOCK)
     )
 
 

@@ -39,30 +39,17 @@ class Label:
     component: str = "other"
 
 
-class _Scope:
-    def __init__(self, label: Label | None, pairs: Any = None) -> None:
-        self._label, self._pairs = label, pairs
+class component:  # noqa: N801  a context manager, named as it reads: with component("mlp", layer)
+    """Context manager: assigns what runs inside to component ``name`` of ``layer``."""
+
+    def __init__(self, name: str, layer: int = OUTSIDE) -> None:
+        self._label = Label(layer, name)
 
     def __enter__(self) -> None:
         self._opened = listeners()
         for counter in self._opened:
-            counter.open(self._label, self._pairs)
+            counter.open(self._label)
 
     def __exit__(self, *error: object) -> None:
         for counter in self._opened:
             counter.close()
-
-
-class component(_Scope):  # noqa: N801  a context manager, named as it reads: with component("mlp", layer)
-    """Context manager: assigns what runs inside to component ``name`` of ``layer``."""
-
-    def __init__(self, name: str, layer: int = OUTSIDE) -> None:
-        super().__init__(Label(layer, name))
-
-
-class attending(_Scope):  # noqa: N801
-    """Context manager: marks the matmuls inside as attention of which ``pairs`` are needed, under the
-    current label."""
-
-    def __init__(self, pairs: Any) -> None:
-        super().__init__(None, pairs)

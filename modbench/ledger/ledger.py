@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
-from modbench.ledger.cpu_attention import PYTORCH_BLOCK, backward_width, is_fused
+from modbench.ledger.cpu_attention import backward_width, is_fused
 from modbench.ledger.flops import Flops, seen_by
 from modbench.ledger.workload import Workload
 
@@ -108,18 +108,19 @@ def attention(
     heads: int,
     head_width: int,
     value_width: int | None = None,
-    window: int | None = None,
     gradient: bool | None = None,
-    block: int = PYTORCH_BLOCK,
+    pairs: Flops | None = None,
+    fused: bool = True,
 ) -> Ledger:
     """Ledger of the scores and weighted values of causal self-attention: a dot product of ``head_width``
     and one of ``value_width`` per head and query-key pair; in training twice that for dQ, dK, dP and dV,
-    if a ``gradient`` is needed (default: the workload's ``input_gradient``). Kernels process ``block``
-    queries at a time and recompute the scores in the backward pass, which only ``executed`` counts."""
+    if a ``gradient`` is needed (default: the workload's ``input_gradient``). ``pairs`` defaults to the
+    workload's. A fused kernel recomputes the scores in the backward pass, which only ``executed``
+    counts; otherwise, and if values are of another width than keys, matmuls compute the whole square."""
     value_width = head_width if value_width is None else value_width
-    pairs, each = workload.pairs(window, block), 2 * heads * (head_width + value_width)
+    pairs, each = workload.pairs() if pairs is None else pairs, 2 * heads * (head_width + value_width)
     again = 2 * heads * backward_width(head_width, value_width)
-    if not is_fused(head_width, value_width):
+    if not (fused and is_fused(head_width, value_width)):
         pairs, again = Flops(pairs.model, pairs.full), 2 * each
     forward = pairs * each
     entries: dict[Key, Flops] = {(layer, "attention.scores", "forward"): forward}

@@ -7,7 +7,7 @@ from functools import lru_cache
 from operator import index
 from typing import Any, Literal
 
-from modbench.ledger.cpu_attention import PYTORCH_BLOCK, executed_pairs
+from modbench.ledger.cpu_attention import executed_pairs
 from modbench.ledger.flops import Flops
 
 Phase = Literal["forward", "train", "prefill", "decode"]
@@ -96,11 +96,11 @@ class Workload:
         """Rows whose logits are computed."""
         return self.sequences if self.phase == "prefill" else self.slots
 
-    def pairs(self, window: int | None = None, block: int = PYTORCH_BLOCK) -> "Flops":
+    def pairs(self, window: int | None = None) -> Flops:
         """Query-key pairs of causal self-attention: the exact triangles, the full squares, and those
-        that kernels compute with ``block`` queries at a time. A token sees the last ``window`` of the
-        cached tokens and the new ones up to itself."""
-        return _pairs(self.lengths, self.past, self.padding, self.phase == "decode", window, block)
+        that kernels compute. A token sees the last ``window`` of the cached tokens and the new ones up
+        to itself."""
+        return _pairs(self.lengths, self.past, self.padding, self.phase == "decode", window)
 
     def routed(
         self,
@@ -128,8 +128,7 @@ def _pairs(
     padding: bool,
     decoding: bool,
     window: int | None,
-    block: int,
-) -> "Flops":
+) -> Flops:
     longest = max(lengths)
     widest = max(n + p for n, p in zip(lengths, past, strict=True))
     total = Flops(0, 0)
@@ -144,7 +143,7 @@ def _pairs(
             # Token by token there is no later key to skip.
             each = Flops(needed, rows * keys if padding else _triangle(new, before))
         else:
-            executed = executed_pairs(rows, keys, block) if plain else rows * keys
+            executed = executed_pairs(rows, keys) if plain else rows * keys
             each = Flops(needed, rows * keys, executed)
         total += each * sequences
     return total

@@ -6,8 +6,7 @@ Every family is described by this, so that one ledger serves all.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from modbench.ledger import OUTSIDE, Flops, Key, Ledger, Workload, matmul
-from modbench.ledger.cpu_attention import is_fused
+from modbench.ledger import OUTSIDE, Flops, Key, Ledger, Workload, attention, matmul
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,27 +160,22 @@ def _cached_and_new(workload: Workload) -> int:
 
 
 def _scores(layer: Layer, workload: Workload) -> Ledger:
-    """Scores and weighted values of a layer.
-
-    It differs from `modbench.ledger.attention` in two ways. A cache keeps at most one window of tokens,
-    which makes ``full`` smaller. And PyTorch has no fused CPU kernel for dropout, or for values of
-    another width than keys: it computes the whole square, and nothing twice.
-    """
-    pairs = _pairs(layer.window, workload)
-    scores, values = 2 * layer.heads * layer.head_width, 2 * layer.heads * layer.value_width
-    train = workload.phase == "train"
-    fused = is_fused(layer.head_width, layer.value_width) and not (layer.dropout and train)
-    if not fused:
-        pairs = Flops(pairs.model, pairs.full)
-    forward = pairs * (scores + values)
-    entries: dict[Key, Flops] = {(0, "attention.scores", "forward"): forward}
-    if train:
-        again = Flops(0, 0, pairs.executed * scores if fused else 0)
-        entries[0, "attention.scores", "backward"] = forward * 2 + again
-    return Ledger(entries)
+    """Scores and weighted values of a layer. PyTorch has no fused CPU kernel for dropout."""
+    return attention(
+        workload,
+        0,
+        heads=layer.heads,
+        head_width=layer.head_width,
+        value_width=layer.value_width,
+        gradient=True,
+        pairs=_pairs(layer.window, workload),
+        fused=not (layer.dropout and workload.phase == "train"),
+    )
 
 
 def _pairs(window: int | None, workload: Workload) -> Flops:
+    """Query-key pairs of a layer. A cache keeps at most one window of tokens, which makes ``full``
+    smaller."""
     if window is None:
         return workload.pairs()
     needed = workload.pairs(window).model

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
@@ -55,8 +55,8 @@ def flops(
         convention: how FLOPs are counted: model, full, executed, or a paper's convention: kaplan, six_n,
             chinchilla_text, chinchilla_a4, palm, megatron (docs/conventions.md)
         compare_conventions: print the total under every convention
-        profile: also count a run on the meta device, next to fvcore and PyTorch's FlopCounterMode; the exit
-            code is 1 if our counter differs
+        profile: also count a run on the meta device, next to fvcore and PyTorch's FlopCounterMode; the
+            exit code is 1 if our counter differs
         format: table: for reading; json: one JSON document on the last line; csv
         plugin: Python files that register routers; with --suite, new routers get a row
     """
@@ -117,9 +117,7 @@ def _refuse_unused(source: str, shape: ShapeOptions, batch: int, option: Sequenc
         raise UserError(f"--{flag} has no effect with {source}; leave it out")
 
 
-def _family_statements(
-    files: Sequence[Path], load: Workload, asked: "Asked"
-) -> "Iterator[Statement]":
+def _family_statements(files: Sequence[Path], load: Workload, asked: "Asked") -> "Iterator[Statement]":
     from modbench.accounting.families import load_config, misspelt
     from modbench.accounting.statement import family_statement
 
@@ -139,6 +137,7 @@ def _suite_statements(
     """Yield a statement for each scheme and shape, at the suite's batch and sequence; routers of
     ``plugins`` are added as in `modbench run`."""
     from modbench.accounting.statement import router_statement
+    from modbench.accounting.uniform import uniform_workload
     from modbench.sweep.cells import with_plugins
     from modbench.sweep.suite import load_suite
     from modbench.train.config import TrainConfig

@@ -1,7 +1,7 @@
-"""Writes ``docs/conventions.md``: what each convention counts, and how far it is from the truth on our
-schemes. ``python -m modbench.accounting.conventions_page [--check] [FILE]``.
+"""Writes the tables of ``docs/conventions.md``: the error of each convention on our schemes.
 
-Everything in it is computed or stands in `modbench.accounting.literature`: same code, same bytes.
+``python -m modbench.accounting.conventions_page [--check] [FILE]``. The definitions above the tables are
+written by hand.
 """
 
 import argparse
@@ -13,18 +13,17 @@ from pathlib import Path
 from modbench.accounting.literature import (
     ALL_CONVENTIONS,
     LITERATURE,
-    SOURCES,
     literature_flops,
     reading,
 )
 from modbench.accounting.statement import meta_decoder
-from modbench.errors import UserError
 from modbench.ledger import CONVENTIONS, Phase, Workload
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import SIZES, Size
 
 PAGE = Path(__file__).parents[2] / "docs" / "conventions.md"
 REGENERATE = "python -m modbench.accounting.conventions_page"
+ERRORS = "## Errors"
 TRUTHS = ("full", "model")
 SCHEMES = ("vanilla", "token_choice", "expert_choice", "mod", "mode_staged", "mode_integrated")
 
@@ -35,7 +34,7 @@ CHINCHILLA_217M = Size(
 GPT2 = Size(
     model=ModelConfig(vocabulary=50_257, width=768, layers=12, heads=12, mlp="gelu"), sequence=1024
 )
-#: A small Mixtral: grouped keys, an untied head, and to each token two experts as wide as a dense MLP.
+#: A small Mixtral: grouped keys, an untied head, and two experts per token as wide as a dense MLP.
 MIXTRAL = SIZES["124M"]
 MIXTRAL_OPTIONS = {"expert_width": MIXTRAL.model.hidden}
 
@@ -65,7 +64,7 @@ CASES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What the conventions say of one case."""
+    """FLOPs of one case under every convention."""
 
     name: str
     parameters: int
@@ -74,7 +73,7 @@ class Row:
 
 
 def measure(case: Case) -> Row:
-    """Every convention on one sequence of ``case``, forward and in training; nominal routing."""
+    """Compute every convention on one sequence of ``case``, forward and in training; nominal routing."""
     decoder = meta_decoder(case.router, case.options, case.size.model)
     shape = reading(decoder)
     flops: dict[tuple[Phase, str], int] = {}
@@ -90,35 +89,14 @@ def measure(case: Case) -> Row:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page: its definitions, which are written by hand, and the computed tables."""
+    definitions = PAGE.read_text().partition(f"\n{ERRORS}\n")[0]
     rows = [measure(case) for case in CASES]
-    return "\n".join([*_definitions(), *_models(rows), *_errors(rows), *_closing()])
-
-
-def _definitions() -> Iterator[str]:
-    yield "# FLOP conventions"
-    yield ""
-    yield (
-        "FLOPs are those of matrix multiplications, one multiply-accumulate being 2. A convention "
-        "says which of them are counted. The first three are views on the ledger that stands next to "
-        "each layer's code; the others are formulas of papers and libraries, as their authors state "
-        "them, at the true sizes of a model's matrices. Those know nothing of caches or "
-        "recomputation: prefill and decode are charged as forward passes over the new tokens."
-    )
-    yield ""
-    yield (
-        "S is the length of a sequence, L layers, d or h width, a = heads * head width, V vocabulary, N "
-        "parameters, D tokens."
-    )
-    for convention in ALL_CONVENTIONS:
-        source = SOURCES[convention]
-        yield from ("", f"## `{convention}`", "")
-        yield f"{source.where}. {source.equation}."
-        yield from ("", f"- Counts: {source.counts}.", f"- Leaves out: {source.leaves_out}.")
+    return "\n".join([definitions, *_models(rows), *_errors(rows), *_closing()])
 
 
 def _models(rows: Sequence[Row]) -> Iterator[str]:
-    yield from ("", "## Errors", "")
+    yield from (ERRORS, "")
     yield (
         "One sequence. Options are at their defaults; routing is nominal, what the options promise. The "
         "Mixtral-like model sends each token to two experts as wide as its dense MLP would be. 217M is "
@@ -186,37 +164,20 @@ def _closing() -> Iterator[str]:
     yield ""
 
 
-def run(path: Path, *, check: bool) -> int:
-    """Write the page to ``path``, or tell whether it is there already: 0 or 1.
-
-    Raises:
-        UserError: it can't be written.
-    """
-    text = page().encode()
-    if check:
-        if path.is_file() and path.read_bytes() == text:
-            print(f"{path} is what the code says")
-            return 0
-        print(f"{path} is not what the code says; write it again: {REGENERATE} {path}")
-        return 1
-    try:
-        path.write_bytes(text)
-    except OSError as error:
-        raise UserError(f"page {path} can't be written ({error.strerror})") from error
-    print(f"{path} written")
-    return 0
-
-
 def main(words: Sequence[str] | None = None) -> int:
+    """Write the page, or with ``--check`` return 1 if it is not up to date."""
     parser = argparse.ArgumentParser(prog=REGENERATE, description="Write docs/conventions.md.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if it differs")
     parser.add_argument("path", nargs="?", type=Path, default=PAGE)
     arguments = parser.parse_args(words)
-    try:
-        return run(arguments.path, check=arguments.check)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    path, text = arguments.path, page().encode()
+    if not arguments.check:
+        path.write_bytes(text)
+        print(f"{path} written")
+        return 0
+    same = path.is_file() and path.read_bytes() == text
+    print(f"{path} is up to date" if same else f"{path} is out of date: {REGENERATE} {path}")
+    return 0 if same else 1
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Profiles a causal language model: what each phase really runs, op by op, layer by layer.
+"""Counts what each phase of a causal language model runs, by layer and component.
 
 B sequences, T tokens.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,23 +15,24 @@ from torch import Tensor, nn
 
 from modbench.accounting import hugging_face
 from modbench.accounting.families import load_config
+from modbench.accounting.uniform import uniform_workload
 from modbench.counting.counter import FlopCounter
 from modbench.counting.restore_state import untouched
 from modbench.errors import UserError
-from modbench.ledger import Ledger, Phase, Workload
+from modbench.ledger import Ledger, Phase
 from modbench.model.context import Context
 from modbench.model.kv_cache import Cache
 from modbench.routing.build import RoutedDecoder
 
-#: A model of which no phase can be run on the meta device is built on the CPU up to this size.
+#: Parameters up to which a config that the meta device cannot run is built on the CPU.
 _SMALL = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """FLOPs of a phase: ``total`` with attention by its full square, ``total_model`` by the pairs that
-    it needs, ``executed`` as PyTorch's CPU kernels run it. ``ledger`` has all three by layer, component
-    and direction. ``tokens``: new ones, padding included."""
+    """FLOPs of a phase: ``total`` counts attention by its full square, ``total_model`` by the query-key
+    pairs it needs, ``executed`` as PyTorch's CPU kernels run it. ``ledger`` has all three by layer,
+    component and direction. ``tokens`` are new tokens, padding included."""
 
     phase: Phase
     tokens: int
@@ -41,34 +43,43 @@ class Counted:
 
     @property
     def per_token(self) -> float:
-        """``total`` by new token."""
+        """``total`` per new token."""
         return self.total / self.tokens
 
 
-def count(model: Any, inputs: Any, *, phase: Phase = "forward", past: int = 0) -> Counted:
-    """What ``phase`` of ``model`` costs on ``inputs``, counted as it runs: frozen parameters get no
-    gradient, activation checkpointing is executed and not needed, experts cost what was routed to them.
+def count(
+    model: Any,
+    inputs: Any,
+    *,
+    phase: Phase = "forward",
+    past: int = 0,
+    around: AbstractContextManager[Any] | None = None,
+) -> Counted:
+    """Count the FLOPs of ``phase`` as the model runs it on ``inputs``: frozen parameters get no
+    gradient, recomputation by activation checkpointing is only ``executed``, experts process what was
+    routed to them. The model is left as it was.
 
     ``model``: a causal language model of transformers on any device, meta included; a config of one (a
-    config object, the dict of a config.json, or the path of one), from which it is built with random
-    weights on the meta device, or, where that can't run it and it is small, on the CPU; or a `Decoder`
-    of modbench. It is left as it was. Attention is counted as the model runs it: written out (the
-    ``eager`` of transformers), its square is needed, too.
+    config object, the dict of a config.json, or its path), which is built with random weights on the
+    meta device, or on the CPU if it is small and the meta device cannot run it; or a decoder of
+    modbench. Attention written out in matmuls (transformers' ``eager``) needs its full square.
 
-    ``inputs``: (sequences, tokens); token ids (B, T); or for transformers a dict of keyword tensors with
-    ``input_ids`` among them. On the meta device an ``attention_mask`` belongs on the CPU, where it can
-    be read.
+    ``inputs``: (sequences, tokens); token ids (B, T); or, for transformers, a dict of keyword tensors
+    with ``input_ids``. On the meta device an ``attention_mask`` must be on the CPU, where it can be
+    read.
 
-    Phases: ``forward`` and ``train`` score every token, training with the model's own loss; ``prefill``
-    fills a cache and scores the last token of each sequence; ``decode`` takes the tokens one at a time.
-    Before them, ``past`` tokens of each sequence were read into the cache, which isn't counted.
+    ``phase``: ``forward`` and ``train`` score every token, training with the model's own loss;
+    ``prefill`` fills a cache and scores the last token of each sequence; ``decode`` takes the tokens one
+    at a time. ``past`` tokens of each sequence are read into the cache before, uncounted.
+
+    ``around``: a context manager entered around the counted run, such as another counter.
 
     Raises:
-        UserError: no causal language model, inputs that it can't take, an unknown phase, a ``past``
-            where there can be none, a model that the meta device can't run, or an op that isn't known.
+        UserError: no causal language model, unsuitable inputs, an unknown phase, a ``past`` in a phase
+            without a cache, a model that the meta device cannot run, or an unknown op.
     """
     sequences, length = _size(inputs)
-    Workload.uniform(sequences, length, phase, past)
+    uniform_workload(sequences, length, phase, past)
     if isinstance(inputs, Mapping) and (past or phase == "decode"):
         others = sorted(set(inputs) - {"input_ids"})
         if others:
@@ -76,13 +87,14 @@ def count(model: Any, inputs: Any, *, phase: Phase = "forward", past: int = 0) -
                 f"inputs {', '.join(others)}: after cached tokens, and in phase 'decode', only "
                 "input_ids can be given"
             )
+    run = _Run(inputs=inputs, phase=phase, past=past, around=around or nullcontext())
     if isinstance(model, RoutedDecoder):
-        counter = _profile_decoder(model, inputs, phase, past)
+        counter = run.decoder(model)
     elif isinstance(model, nn.Module):
         hugging_face.check(model)
-        counter = _profile(model, inputs, phase, past)
+        counter = run.transformers(model)
     else:
-        counter = _profile_config(model, inputs, phase, past)
+        counter = run.config(model)
     return Counted(
         phase=phase,
         tokens=sequences * length,
@@ -110,7 +122,7 @@ def _size(inputs: Any) -> tuple[int, int]:
 
 
 def _tokens(inputs: Any, vocabulary: int, device: torch.device) -> Tensor:
-    """Token ids (B, T) on ``device``; where only a shape is given, the same random ones each time."""
+    """Return token ids (B, T) on ``device``; for a shape, the same random ids each time."""
     if isinstance(inputs, Tensor):
         return inputs.to(device)
     if device.type == "meta":
@@ -119,100 +131,86 @@ def _tokens(inputs: Any, vocabulary: int, device: torch.device) -> Tensor:
     return torch.randint(vocabulary, tuple(inputs), generator=generator).to(device)
 
 
-def _profile(model: Any, inputs: Any, phase: Phase, past: int) -> FlopCounter:
-    device = next(model.parameters()).device
-    if isinstance(inputs, Mapping):
-        # The meta device can't hold what a mask lets through.
-        arguments = {
-            key: value
-            if not isinstance(value, Tensor) or (key == "attention_mask" and device.type == "meta")
-            else value.to(device)
-            for key, value in inputs.items()
-        }
-    else:
-        vocabulary = model.get_input_embeddings().num_embeddings
-        arguments = {"input_ids": _tokens(inputs, vocabulary, device)}
-    try:
-        return hugging_face.profile(model, arguments, phase, past)
-    except UserError:
-        raise
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        name, why = type(model).__name__, f"{type(error).__name__}: {error}"
-        if device.type == "meta":
-            raise NoMetaError(
-                f"{name} can't run phase '{phase}' on the meta device ({why}); give it on a CPU"
-            ) from error
-        raise UserError(
-            f"{name} can't run phase '{phase}' on these inputs ({why}); mend them, or count another "
-            "phase"
-        ) from error
-
-
 class NoMetaError(UserError):
-    """A model needs values that the meta device has not."""
+    """A model needs values, which the meta device does not have."""
 
 
-def _profile_config(model: Any, inputs: Any, phase: Phase, past: int) -> FlopCounter:
-    config = load_config(model) if isinstance(model, str | Path) else model
-    if not isinstance(config, Mapping | hugging_face.installed().PreTrainedConfig):
-        raise UserError(
-            f"{type(model).__name__} can't be counted; give a causal language model of transformers, a "
-            "config of one, or a decoder of modbench"
-        )
-    built = hugging_face.build(config, "meta")
-    hugging_face.check(built)
-    try:
-        return _profile(built, inputs, phase, past)
-    except NoMetaError:
-        if sum(parameter.numel() for parameter in built.parameters()) > _SMALL:
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What is run, whatever the model."""
+
+    inputs: Any
+    phase: Phase
+    past: int
+    around: AbstractContextManager[Any]
+
+    def transformers(self, model: Any) -> FlopCounter:
+        device = next(model.parameters()).device
+        if isinstance(self.inputs, Mapping):
+            # A mask has no values on the meta device.
+            arguments = {
+                key: value
+                if not isinstance(value, Tensor) or (key == "attention_mask" and device.type == "meta")
+                else value.to(device)
+                for key, value in self.inputs.items()
+            }
+        else:
+            vocabulary = model.get_input_embeddings().num_embeddings
+            arguments = {"input_ids": _tokens(self.inputs, vocabulary, device)}
+        try:
+            return hugging_face.profile(model, arguments, self.phase, self.past, self.around)
+        except UserError:
             raise
-    with torch.random.fork_rng([]):
-        built = hugging_face.build(config, "cpu")
-    return _profile(built, inputs, phase, past)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            failed = f"{type(model).__name__} can't run phase '{self.phase}' on"
+            why = f"{type(error).__name__}: {error}"
+            if device.type == "meta":
+                raise NoMetaError(f"{failed} the meta device ({why}); give it on a CPU") from error
+            raise UserError(
+                f"{failed} these inputs ({why}); change them, or count another phase"
+            ) from error
 
+    def config(self, model: Any) -> FlopCounter:
+        config = load_config(model) if isinstance(model, str | Path) else model
+        if not isinstance(config, Mapping | hugging_face.installed().PreTrainedConfig):
+            raise UserError(hugging_face.not_countable(model))
+        built = hugging_face.build(config, "meta")
+        hugging_face.check(built)
+        try:
+            return self.transformers(built)
+        except NoMetaError:
+            if sum(parameter.numel() for parameter in built.parameters()) > _SMALL:
+                raise
+        with torch.random.fork_rng([]):
+            built = hugging_face.build(config, "cpu")
+        return self.transformers(built)
 
-def _profile_decoder(model: RoutedDecoder, inputs: Any, phase: Phase, past: int) -> FlopCounter:
-    if isinstance(inputs, Mapping):
-        raise UserError("inputs of a decoder of modbench are (sequences, tokens) or token ids")
-    on = model.embedding.weight.device
-    tokens_BT = _tokens(inputs, model.config.vocabulary, on)
-    counter, train = FlopCounter(), phase == "train"
-    with untouched(model, train=train), torch.set_grad_enabled(train):
-        if phase in ("forward", "train"):
-            _score(model, tokens_BT, past, counter, train)
-        else:
-            _infer(model, tokens_BT, past, counter, phase)
-    return counter
+    def decoder(self, model: RoutedDecoder) -> FlopCounter:
+        if isinstance(self.inputs, Mapping):
+            raise UserError("inputs of a decoder of modbench are (sequences, tokens) or token ids")
+        vocabulary, on = model.config.vocabulary, model.embedding.weight.device
+        tokens_BT = _tokens(self.inputs, vocabulary, on)
+        counter, train = FlopCounter(), self.phase == "train"
+        with untouched(model, train=train), torch.set_grad_enabled(train):
+            if self.phase in ("forward", "train") and not self.past:
+                context = Context()
+                with self.around, counter:
+                    logits_BTV = model(tokens_BT, context)
+                    if train:
+                        loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), tokens_BT.flatten())
+                        (loss + context.trace.auxiliary_loss()).backward()
+                return counter
+            cache = Cache(len(tokens_BT))
 
+            def read(tokens_BT: Tensor, logits: Literal["all", "last"]) -> None:
+                model(tokens_BT, Context(selection="causal", cache=cache, logits=logits))
 
-def _score(
-    model: RoutedDecoder, tokens_BT: Tensor, past: int, counter: FlopCounter, train: bool
-) -> None:
-    if past:
-        _infer(model, tokens_BT, past, counter, "forward")
-        return
-    context = Context()
-    with counter:
-        logits_BTV = model(tokens_BT, context)
-        if train:
-            loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), tokens_BT.flatten())
-            (loss + context.trace.auxiliary_loss()).backward()
-
-
-def _infer(
-    model: RoutedDecoder, tokens_BT: Tensor, past: int, counter: FlopCounter, phase: Phase
-) -> None:
-    """Under the causal rule, after ``past`` tokens that aren't counted."""
-    cache = Cache(len(tokens_BT))
-
-    def read(tokens_BT: Tensor, logits: Literal["all", "last"]) -> None:
-        model(tokens_BT, Context(selection="causal", cache=cache, logits=logits))
-
-    if past:
-        read(_tokens((len(tokens_BT), past), model.config.vocabulary, tokens_BT.device), "last")
-    with counter:
-        if phase == "decode":
-            for place in range(tokens_BT.shape[1]):
-                read(tokens_BT[:, place : place + 1], "all")
-        else:
-            read(tokens_BT, "last" if phase == "prefill" else "all")
+            if self.past:
+                read(_tokens((len(tokens_BT), self.past), vocabulary, on), "last")
+            with self.around, counter:
+                if self.phase == "decode":
+                    for token_B1 in tokens_BT.split(1, dim=1):
+                        read(token_B1, "all")
+                else:
+                    read(tokens_BT, "last" if self.phase == "prefill" else "all")
+        return counter

@@ -1,14 +1,11 @@
-"""Holds FLOPs still: what each router spends on reference shapes against a committed table, by ==.
+"""The FLOP gate: compares each router's FLOPs on reference shapes with a committed table, by ==.
 
-A change of a closed form is either meant, then the new table is accepted and the commit says why, or it
-is a bug.
+A changed closed form is either intended, then the new table is accepted and the commit says why, or a
+bug.
 """
 
-import contextlib
-import errno
 import itertools
 import json
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -35,13 +32,13 @@ Table = dict[str, int]
 
 
 def built_in() -> list[str]:
-    """The routers of this package: what else is installed here is somebody else's to hold."""
+    """Return the routers of this package, without installed plugins."""
     return [name for name, module in installed_modules().items() if module.startswith("modbench.")]
 
 
 def current(routers: Sequence[str]) -> Table:
-    """Nominal FLOPs of one sequence by ``router/shape/phase/convention``, for each router with its
-    defaults and with each of its presets (``router:preset``)."""
+    """Compute the nominal FLOPs of one sequence by ``router/shape/phase/convention``, for each router
+    with its defaults and with each of its presets (``router:preset``)."""
     table: Table = {}
     presets = [f"{name}:{preset}" for name in routers for preset in router_class(name).presets]
     for name, (shape, size) in itertools.product([*routers, *presets], SHAPES.items()):
@@ -62,7 +59,7 @@ def current(routers: Sequence[str]) -> Table:
 
 
 def differences(golden: Table, now: Table) -> list[str]:
-    """A table of the keys that changed, are missing or are new: what they were, what they are."""
+    """Return a table of the keys that changed, are missing or are new, with old and new values."""
     keys = [key for key in sorted({*golden, *now}) if golden.get(key) != now.get(key)]
     if not keys:
         return []
@@ -78,12 +75,12 @@ def differences(golden: Table, now: Table) -> list[str]:
 
 
 def run_gate(golden: Path, *, plugins: Sequence[Path] = (), accept: bool = False) -> int:
-    """0 if the table at ``golden`` is what the routers spend now: those that ``plugins`` register, or
-    without plugins the built-in ones. Else prints what differs and returns 1. ``accept`` writes the new
-    table instead.
+    """Compare the table at ``golden`` with the current FLOPs of the routers that ``plugins`` register,
+    or of the built-in ones. Print the differences; return 1 if there are any, else 0. ``accept`` writes
+    the new table instead.
 
     Raises:
-        UserError: the table is missing or not one, it can't be written, or a plugin fails.
+        UserError: the table is missing, malformed or not writable, or a plugin fails.
     """
     if plugins and golden == GOLDEN:
         raise UserError("--plugin needs --golden FILE: a plugin's counts stand in a table of their own")
@@ -94,19 +91,10 @@ def run_gate(golden: Path, *, plugins: Sequence[Path] = (), accept: bool = False
     command = shlex.join(["modbench", "flops", "gate", *words, "--accept"])
     now = current(routers)
     if accept:
-        half = golden.parent / f"{golden.name}.half"
         try:
-            if golden.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            half.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
-            os.replace(half, golden)
+            golden.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
         except OSError as error:
-            with contextlib.suppress(OSError):
-                half.unlink()
-            raise UserError(
-                f"FLOP table {golden} can't be written ({error.strerror}); name a file in a folder that "
-                "is there and can be written to"
-            ) from error
+            raise UserError(f"FLOP table {golden} can't be written ({error.strerror})") from error
         print(f"{len(now)} FLOP counts accepted into {golden}")
         return 0
     found = differences(_read(golden, command), now)

@@ -1,9 +1,9 @@
-"""Runs causal language models of transformers under the counter, and leaves them as they were.
+"""Runs causal language models of transformers under the counter, and restores them afterwards.
 
-On the meta device nothing is computed, so that any published size can be counted; three things need
-help there. Experts run as batched matmuls, whose shapes don't depend on the routing. A cache is always
-given, since without one transformers looks at position numbers. And attention masks are made on the CPU,
-for the counter to read what they let through.
+On the meta device nothing is computed, so any published size can be counted, with three changes. Experts
+run as batched matmuls, whose shapes do not depend on the routing. A cache is always given; without one,
+transformers reads position numbers. Attention masks are built on the CPU, where the counter can read
+them.
 
 B sequences, T tokens.
 """
@@ -12,17 +12,15 @@ import copy
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from modbench.accounting.families import FAMILIES, family_shape
 from modbench.counting.counter import FlopCounter
 from modbench.counting.restore_state import untouched
-from modbench.counting.sdpa import SDPA, as_on_cpu
 from modbench.errors import UserError
 from modbench.ledger import OUTSIDE, Phase, labels
 from modbench.ledger.labels import Label
@@ -32,10 +30,10 @@ _NOT_THE_MODEL = ("auto_map", "quantization_config", "transformers_version")
 
 
 def build(config: Any, device: str) -> nn.Module:
-    """A model with random weights from a config of transformers or from the dict of a config.json.
+    """Build a model with random weights from a config of transformers or the dict of a config.json.
 
     Raises:
-        UserError: transformers isn't installed, or this is the config of no causal language model.
+        UserError: transformers is not installed, or the config is not that of a causal language model.
     """
     transformers = installed()
     if isinstance(config, transformers.PreTrainedConfig):
@@ -62,7 +60,7 @@ def build(config: Any, device: str) -> nn.Module:
             return transformers.AutoModelForCausalLM.from_config(config)
     except Exception as error:
         raise UserError(
-            f"config of model_type '{name}' builds no model ({type(error).__name__}: {error}); mend it"
+            f"config of model_type '{name}' builds no model ({type(error).__name__}: {error}); fix it"
         ) from error
 
 
@@ -74,16 +72,20 @@ def installed() -> Any:
     return transformers
 
 
+def not_countable(model: Any) -> str:
+    return (
+        f"{type(model).__name__} can't be counted; give a causal language model of transformers, a "
+        "config of one, or a decoder of modbench"
+    )
+
+
 def check(model: nn.Module) -> None:
     """
     Raises:
-        UserError: it is no causal language model of transformers.
+        UserError: ``model`` is not a causal language model of transformers.
     """
     if not isinstance(model, installed().PreTrainedModel):
-        raise UserError(
-            f"{type(model).__name__} can't be counted; give a causal language model of transformers, a "
-            "config of one, or a decoder of modbench"
-        )
+        raise UserError(not_countable(model))
     from transformers.models.auto import modeling_auto as auto
 
     config: Any = model.config
@@ -100,11 +102,18 @@ def check(model: nn.Module) -> None:
         )
 
 
-def profile(model: Any, inputs: Mapping[str, Tensor], phase: Phase, past: int) -> FlopCounter:
-    """The counter after ``phase`` was run on ``inputs``, after ``past`` cached tokens.
+def profile(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    phase: Phase,
+    past: int,
+    around: AbstractContextManager[Any],
+) -> FlopCounter:
+    """Run ``phase`` on ``inputs`` after ``past`` cached tokens and return the counter that saw it; only
+    what it counts runs inside ``around``.
 
     Raises:
-        UserError: the model computes no logits or loss, nothing is trained, or an op isn't known.
+        UserError: the model computes no logits or loss, nothing is trained, or an op is unknown.
     """
     tokens_BT = inputs["input_ids"]
     on_meta = tokens_BT.is_meta
@@ -113,15 +122,16 @@ def profile(model: Any, inputs: Mapping[str, Tensor], phase: Phase, past: int) -
         stack.enter_context(untouched(model, train=phase == "train"))
         stack.enter_context(torch.set_grad_enabled(phase == "train"))
         if on_meta:
-            stack.enter_context(_fit_for_meta(model))
-            stack.enter_context(_MasksToMeta())
+            stack.enter_context(fit_for_meta(model))
         cache = None
         if on_meta or past or phase in ("prefill", "decode"):
             cache = installed().DynamicCache(config=model.config)
         if past:
             past_BT = tokens_BT[:, :1].expand(-1, past)
-            _run(model, {"input_ids": past_BT}, cache, logits_to_keep=1)
+            with FlopCounter():  # without which the meta device takes no mask with values
+                _run(model, {"input_ids": past_BT}, cache, logits_to_keep=1)
         stack.enter_context(_labelled(model))
+        stack.enter_context(around)
         stack.enter_context(counter)
         if phase == "decode":
             for token_B1 in tokens_BT.split(1, dim=1):
@@ -138,6 +148,8 @@ def profile(model: Any, inputs: Mapping[str, Tensor], phase: Phase, past: int) -
             loss.backward()
         else:
             _run(model, inputs, cache)
+    if on_meta and counter.unread_masks:
+        raise NotImplementedError("it makes attention masks of its own, which have no values there")
     return counter
 
 
@@ -160,12 +172,12 @@ def _run(model: Any, inputs: Mapping[str, Any], cache: Any, **options: Any) -> A
 
 
 def _cache_argument(function: Callable[..., Any]) -> str:
-    """What the cache is called: it was renamed within version 5 of transformers."""
+    """Return the name of the cache argument, which changed within version 5 of transformers."""
     return "cache" if "cache" in inspect.signature(function).parameters else "past_key_values"
 
 
 def _masks(model: Any, inputs: Mapping[str, Any], cache: Any) -> dict[str, Any]:
-    """The attention masks that the model would make, on the CPU; nothing where it needs none."""
+    """Return the attention masks that the model would build, on the CPU, as arguments of its forward."""
     from transformers.masking_utils import create_masks_for_generate
 
     given = inputs.get("attention_mask")
@@ -182,26 +194,9 @@ def _masks(model: Any, inputs: Mapping[str, Any], cache: Any) -> dict[str, Any]:
     return {"attention_mask": made}
 
 
-class _MasksToMeta(TorchFunctionMode):
-    """Attention on the meta device with a mask on the CPU: around the counter, which read the mask. (One
-    on the meta device can't be read, and its convention ``model`` can't be told.)"""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        mask = kwargs.get("attn_mask")
-        if func is not SDPA or mask is None:
-            return func(*args, **kwargs)
-        if mask.is_meta:
-            raise NotImplementedError("it makes attention masks of its own, which have no values there")
-        tensors = dict(zip(("query", "key", "value"), args, strict=False))
-        given = {**tensors, **kwargs, "attn_mask": mask.to("meta")}
-        result = as_on_cpu(given)
-        return func(**given) if result is None else result
-
-
 @contextmanager
-def _fit_for_meta(model: Any) -> Iterator[None]:
-    """Sets aside what looks at values: the routing, and the search for padding among the tokens."""
+def fit_for_meta(model: Any) -> Iterator[None]:
+    """Switch off what reads values: data-dependent routing, and the check for padding tokens."""
     config, experts = model.config, None
     pad = getattr(config, "pad_token_id", None)
     try:
@@ -216,7 +211,7 @@ def _fit_for_meta(model: Any) -> Iterator[None]:
         config.pad_token_id = pad
 
 
-#: What a module inside a layer is, by its name; None: as its parent.
+#: The component of a module inside a layer, by its name.
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _COMPONENTS = {
     **dict.fromkeys(_ATTENTION, "attention.scores"),
@@ -229,7 +224,7 @@ _OUT = ("o_proj", "out_proj", "c_proj", "dense")
 
 @contextmanager
 def _labelled(model: Any) -> Iterator[None]:
-    """While it is open, what modules compute is labelled with their layer and component."""
+    """Label what modules compute with their layer and component."""
     head, handles = model.get_output_embeddings(), []
     for name, module in model.named_modules():
         label = Label(OUTSIDE, "head") if module is head else _label(model, name)
@@ -264,12 +259,12 @@ def _holds_a_matrix(module: nn.Module) -> bool:
 
 def _opener(label: Label) -> Callable[..., None]:
     def open_label(module: nn.Module, arguments: Any) -> None:
-        for counter in labels.active:
+        for counter in labels.listeners():
             counter.open(label)
 
     return open_label
 
 
 def _close(module: nn.Module, arguments: Any, output: Any) -> None:
-    for counter in labels.active:
+    for counter in labels.listeners():
         counter.close()

@@ -1,5 +1,5 @@
-"""What a model spends, stated from the closed forms alone: nothing is allocated, nothing runs, unless a
-witness is asked for."""
+"""States what a model spends by its closed form, without allocating or running it; and, if asked, what
+counters see when it runs on the meta device."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,13 +13,38 @@ from modbench.model.config import ModelConfig
 if TYPE_CHECKING:
     from modbench.routing.build import RoutedDecoder
 
+#: A model's ledger, and what the papers' formulas read off it.
+Model = tuple[Ledger, Reading]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """How FLOPs are stated: under one ``convention``, or compared under all; ``profile`` also counts
+    them as the model runs.
+
+    Raises:
+        UserError: an unknown convention, or ``profile`` under a formula, which nothing executes.
+    """
+
+    convention: str = "model"
+    compare: bool = False
+    profile: bool = False
+
+    def __post_init__(self) -> None:
+        check_known(self.convention)
+        if self.profile and self.convention not in CONVENTIONS:
+            raise UserError(
+                f"convention '{self.convention}' is a formula, and --profile counts what runs; "
+                f"use one of {', '.join(CONVENTIONS)}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """FLOPs of one model under one convention, with nominal routing. ``components`` has forward,
-    backward and recompute of each; it is empty under the literature's conventions, which know none.
-    ``conventions`` holds the total under every convention, ``profiled`` what the counter saw, where they
-    were asked for."""
+    """FLOPs of one model under one convention, with nominal routing. ``components`` has the forward,
+    backward and recompute FLOPs of each; it is empty under the literature's conventions, which have
+    none. ``conventions`` has the total under every convention; ``counters`` what each counter reports,
+    or why it reports nothing: ours under ``convention``, the others as they count."""
 
     name: str
     workload: Workload
@@ -30,8 +55,8 @@ class Statement:
     active_parameters: int
     dense_flops: int
     conventions: Mapping[str, int] = field(default_factory=dict)
-    profiled: int | None = None
-    described: Mapping[str, Any] = field(default_factory=dict)  #: the model's shape and options, in full
+    counters: Mapping[str, int | str] = field(default_factory=dict)
+    described: Mapping[str, Any] = field(default_factory=dict)  #: the model's shape and options
 
     @property
     def flops_per_token(self) -> float:
@@ -39,59 +64,52 @@ class Statement:
 
     @property
     def ratio_to_dense(self) -> float:
-        """To the dense model of the same shape."""
+        """Ratio to the dense model of the same shape."""
         return self.flops / self.dense_flops
 
+    @property
+    def profiled(self) -> int | None:
+        """What our counter saw."""
+        counted = self.counters.get("modbench")
+        return counted if isinstance(counted, int) else None
 
-def check_convention(convention: str, *, profile: bool) -> None:
-    """
-    Raises:
-        UserError: an unknown convention, or a witness of one that nothing executes.
-    """
-    check_known(convention)
-    if profile and convention not in CONVENTIONS:
-        raise UserError(
-            f"convention '{convention}' is a formula, and --profile counts what runs; "
-            f"use one of {', '.join(CONVENTIONS)}"
-        )
+    def difference(self, counter: str) -> float | None:
+        """Per cent by which ``counter`` differs from the closed form."""
+        counted = self.counters[counter]
+        return 100 * (counted - self.flops) / self.flops if isinstance(counted, int) else None
 
 
-def stated(
+def _stated(
     name: str,
-    ledger: Ledger,
-    reading: Reading,
-    dense: tuple[Ledger, Reading],
+    model: Model,
+    dense: Model,
     workload: Workload,
-    convention: str,
-    *,
-    compare: bool = False,
-    profiled: int | None = None,
+    asked: Asked,
+    counters: Mapping[str, int | str],
     described: Mapping[str, Any],
 ) -> Statement:
-    """The statement of one model from its ledger and what papers' formulas read off it; ``dense`` the
-    same of the dense model of its shape."""
-
-    def total(of: Ledger, read: Reading, convention: str) -> int:
+    def total(of: Model, convention: str) -> int:
+        ledger, reading = of
         if convention in CONVENTIONS:
-            return of.total(convention)
-        return literature_flops(convention, read, workload)
+            return ledger.total(convention)
+        return literature_flops(convention, reading, workload)
 
     components: dict[str, dict[Direction, int]] = {}
-    if convention in CONVENTIONS:
-        for (_, component, direction), flops in ledger:
+    if asked.convention in CONVENTIONS:
+        for (_, component, direction), flops in model[0]:
             spent = components.setdefault(component, {"forward": 0, "backward": 0, "recompute": 0})
-            spent[direction] += flops.under(convention)
+            spent[direction] += flops.under(asked.convention)
     return Statement(
         name=name,
         workload=workload,
-        convention=convention,
-        flops=total(ledger, reading, convention),
+        convention=asked.convention,
+        flops=total(model, asked.convention),
         components=components,
-        parameters=reading.parameters,
-        active_parameters=reading.active_parameters,
-        dense_flops=total(*dense, convention),
-        conventions={c: total(ledger, reading, c) for c in ALL_CONVENTIONS} if compare else {},
-        profiled=profiled,
+        parameters=model[1].parameters,
+        active_parameters=model[1].active_parameters,
+        dense_flops=total(dense, asked.convention),
+        conventions={c: total(model, c) for c in ALL_CONVENTIONS} if asked.compare else {},
+        counters=counters,
         described=described,
     )
 
@@ -101,61 +119,74 @@ def router_statement(
     options: Mapping[str, Any],
     model: ModelConfig,
     workload: Workload,
-    convention: str,
+    asked: Asked,
     *,
     name: str = "",
-    compare: bool = False,
-    profile: bool = False,
 ) -> Statement:
-    """A router (``NAME`` or ``NAME:PRESET``) beside the dense decoder of the same shape; ``profile``
-    runs it on the meta device under the counter.
+    """State a router (``NAME`` or ``NAME:PRESET``) next to the dense decoder of the same shape.
 
     Raises:
-        UserError: an unknown router, preset, option or convention, or a shape that can't be.
+        UserError: an unknown router, preset or option, or an impossible shape.
     """
     from modbench.accounting.literature import reading
 
-    check_convention(convention, profile=profile)
     routed, dense = meta_decoder(router, options, model), meta_decoder("vanilla", {}, model)
-    profiled = None
-    if profile:
-        profiled = _profiled(routed, workload, convention)
-    return stated(
+    return _stated(
         name or router,
-        routed.ledger(workload),
-        reading(routed),
+        (routed.ledger(workload), reading(routed)),
         (dense.ledger(workload), reading(dense)),
         workload,
-        convention,
-        compare=compare,
-        profiled=profiled,
-        described={
-            "router": routed.router.name,
-            "options": routed.router.options(),
-            "shape": asdict(model),
-        },
+        asked,
+        _counters(routed, workload, asked),
+        {"router": routed.router.name, "options": routed.router.options(), "shape": asdict(model)},
     )
 
 
-def _profiled(model: Any, workload: Workload, convention: str) -> int:
-    """What the counter sees of a load whose sequences are all alike."""
-    from modbench.accounting.count import count
+def family_statement(
+    config: Mapping[str, Any], workload: Workload, asked: Asked, *, name: str
+) -> Statement:
+    """State a Hugging Face causal LM next to its dense twin, which has an MLP of the configuration's
+    ``intermediate_size`` in place of experts. Loads torch only to profile.
 
-    inputs = (workload.sequences, workload.lengths[0])
+    Raises:
+        UserError: an unknown family or an impossible configuration.
+    """
+    from modbench.accounting.families import family_ledger, family_reading
+
+    return _stated(
+        name,
+        (family_ledger(config, workload), family_reading(config)),
+        (family_ledger(config, workload, dense=True), family_reading(config, dense=True)),
+        workload,
+        asked,
+        _counters(config, workload, asked),
+        {"config": dict(config)},
+    )
+
+
+def _counters(model: Any, workload: Workload, asked: Asked) -> dict[str, int | str]:
+    """What each counter reports for a workload of equal sequences."""
+    if not asked.profile:
+        return {}
+    from modbench.accounting.count import count
+    from modbench.accounting.other_counters import other_counts
+
+    inputs, phase, past = (workload.sequences, workload.lengths[0]), workload.phase, workload.past[0]
     try:
-        counted = count(model, inputs, phase=workload.phase, past=workload.past[0])
+        counted = count(model, inputs, phase=phase, past=past)
     except UserError:
         raise
     except FAULTS as error:  # a router's own code runs here
         raise UserError(
             f"--profile: the model raised {type(error).__name__} on the meta device, where nothing has "
-            f"values ({' '.join(str(error).split())[:200]}); mend it, or leave --profile out"
+            f"values ({' '.join(str(error).split())[:200]}); fix it, or leave --profile out"
         ) from error
-    return counted.ledger.total(convention)
+    ours = counted.ledger.total(asked.convention)
+    return {"modbench": ours, **other_counts(model, inputs, phase, past)}
 
 
 def meta_decoder(router: str, options: Mapping[str, Any], model: ModelConfig) -> "RoutedDecoder":
-    """The decoder of ``router`` (``NAME`` or ``NAME:PRESET``) with shapes and no values."""
+    """Build the decoder of ``router`` (``NAME`` or ``NAME:PRESET``) on the meta device."""
     import torch
 
     from modbench.routing.build import RoutedDecoder
@@ -166,41 +197,6 @@ def meta_decoder(router: str, options: Mapping[str, Any], model: ModelConfig) ->
         return RoutedDecoder(model, build_router(plain, {**preset, **options}))
 
 
-def family_statement(
-    config: Mapping[str, Any],
-    workload: Workload,
-    convention: str,
-    *,
-    name: str,
-    compare: bool = False,
-    profile: bool = False,
-) -> Statement:
-    """A Hugging Face causal LM from its configuration, beside its dense twin, which has an MLP of the
-    configuration's ``intermediate_size`` in place of experts. Loads torch
-    only if ``profile`` asks for the counter.
-
-    Raises:
-        UserError: a configuration that is none, or of no known family, or an unknown convention.
-    """
-    from modbench.accounting.families import family_ledger, family_reading
-
-    check_convention(convention, profile=profile)
-    profiled = None
-    if profile:
-        profiled = _profiled(config, workload, convention)
-    return stated(
-        name,
-        family_ledger(config, workload),
-        family_reading(config),
-        (family_ledger(config, workload, dense=True), family_reading(config, dense=True)),
-        workload,
-        convention,
-        compare=compare,
-        profiled=profiled,
-        described={"config": dict(config)},
-    )
-
-
 def differing(statements: Sequence[Statement]) -> list[Statement]:
-    """Those whose counter saw something else than the closed form says."""
+    """Return those for which our counter differs from the closed form."""
     return [s for s in statements if s.profiled is not None and s.profiled != s.flops]

@@ -1,4 +1,4 @@
-"""Statements as text for a terminal, as one JSON document, as CSV."""
+"""Formats statements as text for a terminal, as one JSON document, and as CSV."""
 
 import csv
 import io
@@ -29,8 +29,8 @@ def _table(s: Statement) -> Iterator[str]:
     else:
         yield f"{'':<18}" + _head("FLOPs")
         yield _row("total", [], s.flops, s)
-    if s.profiled is not None:
-        yield f"counted as it ran  {s.profiled:>20,}   difference {s.profiled - s.flops:+,}"
+    if s.counters:
+        yield from ("", *_counters(s))
     if s.conventions:
         yield ""
         yield f"{'convention':<18}{'FLOPs':>22}{'per token':>22}{'against model':>15}{'full':>9}"
@@ -44,6 +44,21 @@ def _table(s: Statement) -> Iterator[str]:
     yield f"{'parameters':<18}{s.parameters:>22,}"
     yield f"{'active parameters':<18}{s.active_parameters:>22,}"
     yield f"ratio to the dense model of the same shape {s.ratio_to_dense:.4f}"
+
+
+def _counters(s: Statement) -> Iterator[str]:
+    """The closed form and each counter in adjacent columns."""
+    columns = [("closed form", f"{s.flops:,}", "")]
+    for name, counted in s.counters.items():
+        difference = s.difference(name)
+        shown = counted if isinstance(counted, str) else f"{counted:,}"
+        columns.append((name, shown, "" if difference is None else _per_cent(difference)))
+    for row, cells in zip(("counter", "FLOPs", "difference"), zip(*columns, strict=True), strict=True):
+        yield (f"{row:<12}" + "".join(f"{cell:>24}" for cell in cells)).rstrip()
+
+
+def _per_cent(difference: float) -> str:
+    return f"{difference:+.4f} %" if difference else "0"
 
 
 def _head(what: str) -> str:
@@ -83,7 +98,7 @@ def as_json(statements: Sequence[Statement]) -> str:
         components: Mapping[str, Any] = {
             name: {**spent, "flops": sum(spent.values())} for name, spent in s.components.items()
         }
-        model = {
+        model: dict[str, Any] = {
             **_fields(s),
             **s.described,
             "flops": s.flops,
@@ -96,24 +111,32 @@ def as_json(statements: Sequence[Statement]) -> str:
         }
         if s.conventions:
             model["conventions"] = dict(s.conventions)
-        if s.profiled is not None:
+        if s.counters:
             model["profiled"] = s.profiled
+            counters = model["counters"] = dict[str, dict[str, Any]]()
+            for name, counted in s.counters.items():
+                if isinstance(counted, str):
+                    counters[name] = {"reason": counted}
+                else:
+                    counters[name] = {"flops": counted, "difference_percent": s.difference(name)}
         models.append(model)
     return json.dumps({"models": models})
 
 
 def as_csv(statements: Sequence[Statement]) -> str:
-    """A row for each component and one for the total; with conventions compared, a row for each total
-    under one of them."""
+    """One row per component and one for the total; with conventions compared, one row per total."""
     rows: list[dict[str, Any]] = []
     for s in statements:
         base = _fields(s)
-        whole = {
+        whole: dict[str, Any] = {
             "parameters": s.parameters,
             "active_parameters": s.active_parameters,
             "ratio_to_dense": s.ratio_to_dense,
-            "profiled": "" if s.profiled is None else s.profiled,
+            "profiled": s.profiled,
         }
+        for name, counted in s.counters.items():
+            column = "profiled" if name == "modbench" else name
+            whole |= {column: counted, f"{column}_difference_percent": s.difference(name)}
         totals = s.conventions or {s.convention: s.flops}
         for name, spent in s.components.items():
             rows.append(base | {"component": name, "flops": sum(spent.values())})
@@ -123,9 +146,9 @@ def as_csv(statements: Sequence[Statement]) -> str:
     for row in rows:
         row["flops_per_token"] = row["flops"] / (row["sequences"] * row["tokens"])
     out = io.StringIO()
-    names = [*_fields(statements[0]), "component", "flops", "flops_per_token"]
-    names += ["parameters", "active_parameters", "ratio_to_dense", "profiled"]
-    writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
+    first = [*_fields(statements[0]), "component", "flops", "flops_per_token"]
+    names = dict.fromkeys([*first, *(name for row in rows for name in row)])
+    writer = csv.DictWriter(out, list(names), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue().rstrip("\n")

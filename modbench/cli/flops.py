@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
@@ -13,7 +13,7 @@ from modbench.ledger import Phase, Workload
 from modbench.model.sizes import ShapeOptions
 
 if TYPE_CHECKING:
-    from modbench.accounting.statement import Statement
+    from modbench.accounting.statement import Asked, Statement
 
 
 def flops(
@@ -55,12 +55,14 @@ def flops(
         convention: how FLOPs are counted: model, full, executed, or a paper's convention: kaplan, six_n,
             chinchilla_text, chinchilla_a4, palm, megatron (docs/conventions.md)
         compare_conventions: print the total under every convention
-        profile: count a run on the meta device, too; the exit code is 1 if it differs
+        profile: also count a run on the meta device, next to fvcore and PyTorch's FlopCounterMode; the
+            exit code is 1 if our counter differs
         format: table: for reading; json: one JSON document on the last line; csv
         plugin: Python files that register routers; with --suite, new routers get a row
     """
-    from modbench.accounting.statement import check_convention, differing, router_statement
+    from modbench.accounting.statement import Asked, differing, router_statement
     from modbench.accounting.table import FORMATS
+    from modbench.accounting.uniform import uniform_workload
     from modbench.routing.registry import load_plugin
 
     files = flat(hf)
@@ -71,30 +73,25 @@ def flops(
             "flops takes one of --router, --hf and --suite, and was given "
             f"{' and '.join(given) or 'none'}; for example: modbench flops --router mod"
         )
-    check_convention(convention, profile=profile)
+    asked = Asked(convention=convention, compare=compare_conventions, profile=profile)
     for name, value, least in (("batch", batch, 1), ("past", past, 0), ("sequence", shape.sequence, 1)):
         if value is not None and value < least:
             raise UserError(f"{name} is {value}; it must be {least} or more")
     _refuse_unused(given[0], shape, batch, option)
     for file in flat(plugin):
         load_plugin(file)
-    asked: dict[str, Any] = {
-        "convention": convention,
-        "compare": compare_conventions,
-        "profile": profile,
-    }
     statements: list[Statement] = []
     if suite:
         statements.extend(_suite_statements(suite, flat(plugin), phase, past, asked))
     elif files:
-        load = _workload(batch, shape.sequence or 2048, phase, past)
+        load = uniform_workload(batch, shape.sequence or 2048, phase, past)
         statements.extend(_family_statements(files, load, asked))
     else:
         size = shape.resolved()
-        load = _workload(batch, size.sequence, phase, past)
+        load = uniform_workload(batch, size.sequence, phase, past)
         options = parsed_options(option)
         for name in flat(router):
-            statements.append(router_statement(name, options, size.model, load, **asked))
+            statements.append(router_statement(name, options, size.model, load, asked))
     print(FORMATS[format](statements))
     wrong = differing(statements)
     for one in wrong:
@@ -120,16 +117,7 @@ def _refuse_unused(source: str, shape: ShapeOptions, batch: int, option: Sequenc
         raise UserError(f"--{flag} has no effect with {source}; leave it out")
 
 
-def _workload(batch: int, sequence: int, phase: Phase, past: int) -> Workload:
-    try:
-        return Workload.uniform(batch, sequence, phase, past)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _family_statements(
-    files: Sequence[Path], load: Workload, asked: dict[str, Any]
-) -> "Iterator[Statement]":
+def _family_statements(files: Sequence[Path], load: Workload, asked: "Asked") -> "Iterator[Statement]":
     from modbench.accounting.families import load_config, misspelt
     from modbench.accounting.statement import family_statement
 
@@ -138,17 +126,18 @@ def _family_statements(
         for key, meant in misspelt(config):
             tell(f"config {file}: key '{key}' is not read; did you mean '{meant}'?")
         try:
-            yield family_statement(config, load, name=str(file), **asked)
+            yield family_statement(config, load, asked, name=str(file))
         except UserError as error:
             raise UserError(f"{file}: {error}") from error
 
 
 def _suite_statements(
-    suite: str, plugins: Sequence[Path], phase: Phase, past: int, asked: dict[str, Any]
+    suite: str, plugins: Sequence[Path], phase: Phase, past: int, asked: "Asked"
 ) -> "Iterator[Statement]":
     """Yield a statement for each scheme and shape, at the suite's batch and sequence; routers of
     ``plugins`` are added as in `modbench run`."""
     from modbench.accounting.statement import router_statement
+    from modbench.accounting.uniform import uniform_workload
     from modbench.sweep.cells import with_plugins
     from modbench.sweep.suite import load_suite
     from modbench.train.config import TrainConfig
@@ -159,6 +148,6 @@ def _suite_statements(
             train = {**loaded.train, **scheme.train}
             batch = train.get("batch", TrainConfig.batch)
             sequence = train.get("sequence", TrainConfig.sequence)
-            load = _workload(batch, sequence, phase, past)
+            load = uniform_workload(batch, sequence, phase, past)
             name = " ".join(filter(None, (scheme.label, shape.label)))
-            yield router_statement(scheme.router, scheme.options, shape.model, load, name=name, **asked)
+            yield router_statement(scheme.router, scheme.options, shape.model, load, asked, name=name)

@@ -1,4 +1,4 @@
-"""Attention, whatever runs it: which query-key pairs it needs, and what its kernels compute.
+"""Attention: which query-key pairs it needs, and what its kernels compute.
 
 L queries, S keys.
 """
@@ -19,25 +19,22 @@ from modbench.ledger.cpu_attention import backward_width, executed_pairs
 
 @dataclass(frozen=True)
 class Pairs:
-    """``allowed`` of ``all`` query-key pairs are needed. ``square``: how many there would be if nothing
-    were left out, where that isn't ``all``."""
+    """``allowed`` of ``all`` query-key pairs are needed."""
 
     allowed: int
     all: int
-    square: int | None = None
 
     def of(self, flops: int) -> int:
-        """The needed part of what all pairs cost."""
+        """Return the needed part of the FLOPs of all pairs."""
         return flops * self.allowed // self.all if self.all else flops
 
     def split(self, flops: int) -> Flops:
-        """What matmuls over ``all`` pairs, which cost ``flops``, come to under each convention."""
-        square = self.all if self.square is None else self.square
-        return Flops(self.of(flops), flops * square // self.all if self.all else flops, flops)
+        """Return the FLOPs under each convention of matmuls over ``all`` pairs, which cost ``flops``."""
+        return Flops(self.of(flops), flops)
 
 
 def causal_pairs(queries: int, keys: int, ahead: int = 0) -> int:
-    """Query-key pairs of causal attention in which query i sees keys 0 to i + ``ahead``."""
+    """Count the query-key pairs of causal attention in which query i sees keys 0 to i + ``ahead``."""
     blind = max(0, min(queries, -ahead))  # the first queries see nothing
     growing = max(0, min(queries, keys - ahead) - blind)
     first = blind + ahead + 1
@@ -45,8 +42,9 @@ def causal_pairs(queries: int, keys: int, ahead: int = 0) -> int:
 
 
 def needed_pairs(given: Mapping[str, Any]) -> Pairs | None:
-    """What an SDPA call needs: a triangle, what its mask allows, or None for everything. A mask without
-    values (on the meta device, or fake) forbids nothing, unless it is one of `without_values`."""
+    """Return the pairs that an SDPA call needs: a triangle, what its mask allows, or None for all. A
+    mask without values (on the meta device, or fake) allows all, unless it is one of
+    `without_values`."""
     query, key, mask = given["query"], given["key"], given.get("attn_mask")
     if query.is_nested:
         return None
@@ -62,8 +60,8 @@ def needed_pairs(given: Mapping[str, Any]) -> Pairs | None:
 
 
 def allowed_pairs(mask: Tensor | None) -> Pairs | None:
-    """Pairs that a mask lets through: True in a bool mask; in an added one all but -inf and its dtype's
-    lowest number, which Hugging Face models write for it. Counted unseen by modes and by autograd."""
+    """Return the pairs that a mask allows: True in a bool mask; in an additive one all but -inf and its
+    dtype's lowest number, which Hugging Face models use instead. Modes and autograd do not see this."""
     if mask is None or mask.is_meta or is_fake(mask):
         return getattr(mask, "allowed", None)
     functorch = torch._C._functorch
@@ -76,17 +74,17 @@ def allowed_pairs(mask: Tensor | None) -> Pairs | None:
 
 
 def without_values(mask: Tensor) -> Tensor:
-    """``mask`` on the meta device, which remembers how many pairs it lets through."""
+    """Return ``mask`` on the meta device, annotated with how many pairs it allows."""
     shape = mask.to("meta")
     shape.allowed = allowed_pairs(mask)  # type: ignore[attr-defined]
     return shape
 
 
 class FusedAttention:
-    """The formula of a fused SDPA op. ``in_blocks``: PyTorch's CPU kernel, which for causal attention
-    leaves out whole blocks (`modbench.ledger.cpu_attention`). What other kernels leave out isn't known
-    here, and ``executed`` is the square, an upper bound. All of them compute the scores again in the
-    backward pass: 2.5 times the forward pass is executed, 2 times is needed."""
+    """The formula of a fused SDPA op. ``in_blocks``: PyTorch's CPU kernel, which skips whole blocks of
+    causal attention (`modbench.ledger.cpu_attention`). What other kernels skip is unknown here, and
+    their ``executed`` is the square, an upper bound. All of them recompute the scores in the backward
+    pass: 2.5 times the forward pass is executed, 2 times is needed."""
 
     def __init__(self, *, backward: bool = False, in_blocks: bool = False) -> None:
         self._backward, self._in_blocks = backward, in_blocks
@@ -106,6 +104,6 @@ class FusedAttention:
         each = width + value_width
         full = 2 * heads * queries * keys * each * (2 if self._backward else 1)
         if needed is not None and needed.all and full % needed.all:
-            return self(arguments, None)  # one of a batch of calls (vmap), which brings its own mask
+            return self(arguments, None)  # one of a batch of calls (vmap), which has its own mask
         executed = 2 * heads * pairs * (backward_width(width, value_width) if self._backward else each)
         return Flops(full if needed is None else needed.of(full), full, executed)

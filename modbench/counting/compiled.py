@@ -1,7 +1,6 @@
-"""Compiled code under a counter. What torch.compile makes of a function hides its ops, so inside a
-counter compiled functions run uncompiled: the program that is counted is the one that was written. Code
-that inductor compiled earlier and that gets to run all the same (the backward pass of a forward pass
-that ran outside, an exported program) is an error: a matmul that became part of a kernel can't be seen.
+"""Runs compiled code uncompiled while a counter is at work: torch.compile hides ops, and the program is
+counted as written. Code that inductor compiled earlier and that runs all the same (the backward pass of
+a forward pass outside the counter, an exported program) is an error: its fused matmuls can't be seen.
 """
 
 import sys
@@ -27,7 +26,7 @@ _WARNING = "torch.compile with fullgraph=True found no compiled frames"
 
 
 class Uncompiled:
-    """From `begin` to `end` nothing runs compiled."""
+    """Disables compiled code from `begin` to `end`, in all threads."""
 
     def __init__(self) -> None:
         self._stance: Any = None
@@ -64,7 +63,7 @@ class Uncompiled:
 def _taken(
     pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any = ()
 ) -> Any:
-    """torch.cond as what it comes to: the branch taken, whose backward pass is then its own, too."""
+    """Run torch.cond's taken branch itself, so that its backward pass is that of the branch."""
     return (true_fn if bool(pred) else false_fn)(*operands)
 
 

@@ -1,10 +1,11 @@
-"""The closed-world counter: what PyTorch executes, op by op, as it reaches the dispatcher.
+"""The closed-world FLOP counter: counts the ops that PyTorch dispatches.
 
-Matmul FLOPs, one multiply-accumulate being 2. Every op is counted, known to be free of matmuls, or an
-error: an op that nobody thought of can't pass as zero, which is how other counters lose attention on CPU
+It counts matmul FLOPs, 2 per multiply-accumulate. Every op has a formula, is known to contain no matmul,
+or is an error: an unknown op never counts as zero, which is how other counters miss attention on CPUs
 and grouped experts.
 """
 
+import threading
 from types import TracebackType
 from typing import Any
 
@@ -13,11 +14,11 @@ from torch._C import _current_autograd_node
 from torch._C._autograd import _get_sequence_nr
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from modbench.counting import higher_order, sdpa
 from modbench.counting.attention import FusedAttention, Pairs
-from modbench.counting.checkpoint_flops import in_recompute
+from modbench.counting.checkpoint_flops import engine_runs_here, in_recompute
 from modbench.counting.compiled import UNCOMPILED
 from modbench.counting.formulas import FORMULAS, Formula, register_flop_formula
 from modbench.counting.zero_flop_ops import is_free
@@ -27,14 +28,14 @@ from modbench.ledger.labels import Label
 
 __all__ = ["FlopCounter", "is_free", "register_flop_formula", "seen_conventions"]
 
-#: A label, and which query-key pairs are needed where it is an attention's.
+#: A label, and the query-key pairs that are needed if it is an attention.
 Region = tuple[Label, Pairs | None]
 _OUTSIDE: Region = (Label(), None)
 
 
 def seen_conventions(on: torch.device) -> tuple[str, ...]:
-    """Those in which what runs on the device ``on`` can be held against a closed form. On a GPU
-    ``executed`` is not one of them: which blocks its kernels leave out can't be seen from outside."""
+    """Return the conventions in which a count on the device ``on`` can equal a closed form. On a GPU
+    ``executed`` cannot: which blocks its kernels skip is not visible."""
     return CONVENTIONS if on.type == "cpu" else ("model", "full")
 
 
@@ -46,31 +47,38 @@ class FlopCounter:
     >>> counter.total
 
     Three conventions. ``total`` (``full``) counts attention by its full square; ``total_model``
-    (``model``) by the pairs that it needs: the triangle of causal attention, what an explicit mask lets
-    through, what a block mask's rule lets through. A mask on the meta device has no values and forbids
-    nothing. SDPA's backward is twice its forward in both, and neither holds activation checkpointing's
-    recompute. ``executed`` is what PyTorch's CPU kernels run, recompute included: see
-    `modbench.counting.attention.FusedAttention` for what they leave out and do twice, and for other
-    devices. On the meta device attention is run, and counted, as a CPU would.
+    (``model``) by the query-key pairs it needs: the triangle of causal attention, what a mask or a block
+    mask's rule allows. A mask on the meta device has no values, and all its pairs count
+    (``unread_masks`` counts such calls). SDPA's backward pass is twice its forward pass in both; neither
+    includes recomputation by activation checkpointing. ``executed`` is what PyTorch's CPU kernels run,
+    recomputation included: see `modbench.counting.attention.FusedAttention` for what they skip and
+    repeat, and for other devices. On the meta device attention runs, and is counted, as on a CPU.
 
-    Code compiled by torch.compile runs uncompiled inside a counter: the program as written is counted
-    (`modbench.counting.compiled`). A product written out as pointwise multiplication and a sum is no
-    matmul op and counts 0, attention written out in matmuls is counted as those, and code outside
-    PyTorch, or in a thread that the code inside starts, isn't seen. A multiply-accumulate of complex
-    numbers is 2, too.
+    A counter sees what its own thread runs, with the threads in which autograd runs a backward pass on a
+    GPU. Code compiled by torch.compile runs uncompiled while any counter is at work, and is counted as
+    written (`modbench.counting.compiled`). A product written as pointwise multiplication and a sum
+    counts 0; attention written in matmuls counts as matmuls; code outside PyTorch is not seen. A
+    multiply-accumulate of complex numbers counts 2.
 
     Raises:
-        UserError: an op that is neither counted nor known to be free; `register_flop_formula` mends it.
-            Compiled code that can't be run uncompiled. Entered while it is counting.
+        UserError: an op without a formula (`register_flop_formula` adds one), compiled code that can't
+        run
+            uncompiled, or the counter is entered while it is counting. ``total_model`` and ``ledger``:
+            the backward pass of a masked attention, written in matmuls, whose forward pass was not
+            counted.
     """
 
     def __init__(self) -> None:
         self._counted: dict[tuple[Label, Direction, str], list[int]] = {}
-        # (what holds, the next autograd node's number, the node that was running) when it was opened
+        # (region, number of the next autograd node, running node) at the time of opening
         self._open: list[tuple[Region, int, Any]] = []
-        self._region_of_node: dict[int, Region] = {}
+        self._region_of_node: dict[tuple[int, int], Region] = {}  # by thread and number
         self._numbered = 0  # the next node's number, when an op was last counted
         self._mode = _Dispatch(self)
+        self._thread: int | None = None  # where it counts, while it does
+        self._unseen_forward = False
+        #: Attention calls whose mask has no values; they are taken to need all pairs.
+        self.unread_masks = 0
 
     @property
     def total(self) -> int:
@@ -78,6 +86,7 @@ class FlopCounter:
 
     @property
     def total_model(self) -> int:
+        self._check_pairs()
         return sum(model for model, _, _ in self._counted.values())
 
     @property
@@ -96,34 +105,34 @@ class FlopCounter:
     @property
     def ledger(self) -> Ledger:
         """What was counted, by (layer, component, direction), under the labels of
-        `modbench.ledger.labels.component`; what ran outside all labels is component ``other``."""
-        ledger = Ledger()
-        for (label, direction, _), (model, full, executed) in self._counted.items():
-            key = (label.layer, label.component, direction)
-            known = ledger.entries.get(key, Flops(0, 0))
-            ledger.entries[key] = known + Flops(model, full, executed)
-        return ledger
+        `modbench.ledger.component`; ops outside all labels are component ``other``."""
+        self._check_pairs()
+        return self._ledger()
+
+    def _ledger(self) -> Ledger:
+        return Ledger.sum(
+            Ledger({(label.layer, label.component, direction): Flops(*flops)})
+            for (label, direction, _), flops in self._counted.items()
+        )
 
     @property
     def by_component(self) -> dict[str, int]:
         """FLOPs by component, full square."""
-        return self.ledger.by_component("full")
+        return self._ledger().by_component("full")
 
     def under(self, convention: str) -> int:
         """The total as ``convention`` counts it."""
-        return Flops(self.total_model, self.total, self.executed).under(convention)
+        return self.total_model if convention == "model" else self._ledger().total(convention)
 
     def __enter__(self) -> "FlopCounter":
-        if self in labels.active:
+        if self._thread is not None:
             raise UserError(
                 "this FlopCounter is counting already, and would count all twice; take another one, or "
                 "enter it again when it has ended"
             )
-        if not labels.active:
-            UNCOMPILED.begin()
-        labels.active.append(self)
+        _AT_WORK.begin()
+        self._thread = threading.get_ident()
         self._mode.__enter__()
-        sdpa.watch()
         return self
 
     def __exit__(
@@ -132,44 +141,72 @@ class FlopCounter:
         error: BaseException | None,
         where: TracebackType | None,
     ) -> None:
-        labels.active.remove(self)
-        sdpa.watch()
         self._mode.__exit__(kind, error, where)
-        if not labels.active:
-            UNCOMPILED.end()
+        self._thread = None
+        _AT_WORK.end()
 
     def open(self, label: Label | None, pairs: Pairs | None = None) -> None:
-        """From here on forward ops belong to ``label``, or for None to what they belonged to, and are
-        attention that needs ``pairs`` of its query-key pairs."""
+        """Begin a region: forward ops belong to ``label`` (None: the current label) and, if ``pairs`` is
+        given, are attention that needs these of its query-key pairs."""
         node = _current_autograd_node()
         region = (self._region(node)[0] if label is None else label, pairs)
         self._open.append((region, _get_sequence_nr(), node))
 
     def close(self) -> None:
-        """What was opened last ends; the autograd nodes made under it stay its own."""
+        """End the last region; the autograd nodes created in it stay assigned to it."""
         region, first, _ = self._open.pop()
-        for node in range(first, _get_sequence_nr()):
-            self._region_of_node.setdefault(node, region)  # an inner one closed first, and keeps its own
+        thread = threading.get_ident()
+        for number in range(first, _get_sequence_nr()):
+            # A label inside this one has closed already, and keeps its nodes.
+            self._region_of_node.setdefault((thread, number), region)
 
     def _region(self, node: Any) -> Region:
-        """What an op that runs now belongs to: in a backward pass to what its forward op did, unless a
-        label was opened in the backward pass itself."""
+        """Return the region of an op that runs now: in a backward pass that of its forward op, unless a
+        region was opened in the backward pass itself."""
         if node is not None and not (self._open and self._open[-1][2] is not None):
-            known = self._region_of_node.get(node._sequence_nr())
+            known = self._region_of_node.get(self._key(node))
             if known is not None:
                 return known
         return self._open[-1][0] if self._open else _OUTSIDE
 
+    def _key(self, node: Any) -> tuple[int, int]:
+        """The thread that created ``node``, and its number there. On a GPU a backward pass runs in a
+        thread of autograd's own, where only checkpointing creates nodes and runs them."""
+        thread = threading.get_ident()
+        if thread != self._thread and self._thread is not None and not engine_runs_here():
+            thread = self._thread
+        return thread, node._sequence_nr()
+
+    def see_softmax_backward(self) -> None:
+        """Note a masked attention, written out in matmuls, whose forward pass was not counted."""
+        node = _current_autograd_node()
+        if node is None or node.name() != "SafeSoftmaxBackward0":
+            return
+        before = node.next_functions[0][0]
+        if before is not None and before.name() == "AddBackward0":  # scores + mask
+            self._unseen_forward |= self._key(node) not in self._region_of_node
+
+    def _check_pairs(self) -> None:
+        if self._unseen_forward:
+            raise UserError(
+                "the forward pass of a masked attention ran before FlopCounter began, and which pairs "
+                "its backward pass needs can't be seen; run the forward pass inside, or use total and "
+                "executed"
+            )
+
     def add(self, op: str, formula: Formula, arguments: dict[str, Any], result: Any) -> None:
-        """Count what an op just ran."""
+        """Count an op that has just run."""
         node = _current_autograd_node()
         label, pairs = region = self._region(node)
         direction: Direction = "forward"
         if node is not None:
             recording = torch.is_grad_enabled()
-            direction = "recompute" if in_recompute(recording=recording) else "backward"
-            if recording and _get_sequence_nr() > self._numbered:  # a node was made of this op
-                self._region_of_node.setdefault(_get_sequence_nr() - 1, region)
+            thread = threading.get_ident() if self._thread is None else self._thread
+            again = in_recompute(recording=recording, thread=thread)
+            direction = "recompute" if again else "backward"
+            if recording and _get_sequence_nr() > self._numbered:  # this op created a node
+                key = threading.get_ident(), _get_sequence_nr() - 1
+                self._region_of_node.setdefault(key, region)
         self._numbered = _get_sequence_nr()
         if pairs is not None and isinstance(formula, FusedAttention):
             flops: int | Flops = formula.flops(arguments, pairs)
@@ -188,15 +225,50 @@ class FlopCounter:
         counted[2] += flops.executed
 
 
+class _AtWork:
+    """The counters at work in all threads. What they change in torch holds from the first to the
+    last."""
+
+    def __init__(self) -> None:
+        self._lock, self._counters = threading.Lock(), 0
+
+    def begin(self) -> None:
+        with self._lock:
+            if not self._counters:
+                UNCOMPILED.begin()
+                labels.listeners = _in_this_thread
+                sdpa.watch(True)
+            self._counters += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._counters -= 1
+            if not self._counters:
+                sdpa.watch(False)
+                labels.listeners = labels.no_listeners
+                UNCOMPILED.end()
+
+
+_AT_WORK = _AtWork()
+
+
+def _in_this_thread() -> list[FlopCounter]:
+    """The calling thread's counters, the innermost last. Torch's own stack of modes also reaches the
+    threads in which autograd runs a backward pass on a GPU."""
+    modes = _get_current_dispatch_mode_stack()
+    return [mode.counter for mode in modes if isinstance(mode, _Dispatch)]
+
+
 #: An op's name, its arguments' names and defaults, and its formula.
 _Known = tuple[str, list[str], dict[str, Any], Formula]
 
 _SOFTMAX_OF_SDPA = torch.ops.aten._safe_softmax.default
+_SOFTMAX_BACKWARD = torch.ops.aten._softmax_backward_data.default
 _MULTIPLY = torch.ops.aten.mul.Tensor
-#: Backward passes that multiply by broadcasting: (N,) by (M,), or one number by (N,); the result's dims.
+#: Backward nodes that multiply by broadcasting, (N,) by (M,) or a scalar by (N,): dims of the result.
 _OUTER_PRODUCTS = {"MvBackward0": 2, "AddmvBackward0": 2, "DotBackward0": 1, "VdotBackward0": 1}
 _PLAIN = {torch.Tensor, torch.nn.Parameter, FakeTensor}
-#: Of a subclass without ops of its own, such as the parameters that a lazy module begins with.
+#: The method of a subclass without ops of its own, such as an uninitialised parameter of a lazy module.
 _NO_OPS_OF_ITS_OWN = torch.Tensor.__torch_dispatch__
 
 
@@ -205,8 +277,8 @@ class _Dispatch(TorchDispatchMode):
 
     def __init__(self, counter: FlopCounter) -> None:
         super().__init__()
-        self._counter = counter
-        # What is known of the ops met so far; formulas registered later are looked up anew.
+        self.counter = counter
+        # Ops seen so far, and their formulas.
         self._free: set[Any] = set()
         self._formulas: dict[Any, _Known] = {}
 
@@ -217,14 +289,17 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if types and any(kind not in _PLAIN and _has_own_ops(kind) for kind in types):
-            return NotImplemented  # a tensor subclass runs ops of its own, which come by here
+            return NotImplemented  # a tensor subclass runs ops of its own, which are dispatched here
         if func in self._free:
             return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
         if func is _MULTIPLY:
             return self._multiply(args, kwargs)
+        if func is _SOFTMAX_BACKWARD:
+            self.counter.see_softmax_backward()
+            return func(*args, **kwargs)
         if not isinstance(func, OpOverload):
-            return higher_order.run(func, args, kwargs, self, self._counter.add)
+            return higher_order.run(func, args, kwargs, self, self.counter.add)
         known = self._formulas.get(func) or self._look_up(func)
         if known is None:
             if func in self._free:
@@ -237,7 +312,7 @@ class _Dispatch(TorchDispatchMode):
                         "needs can't be seen; call it through the module"
                     )
                 return func(*args, **kwargs)
-            # Under inference mode composite ops arrive whole; their parts are what is counted.
+            # Under inference mode composite ops arrive undecomposed; their parts are counted.
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is NotImplemented:
@@ -246,15 +321,15 @@ class _Dispatch(TorchDispatchMode):
         result = func(*args, **kwargs)
         name, names, defaults, formula = known
         arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
-        self._counter.add(name, formula, arguments, result)
+        self.counter.add(name, formula, arguments, result)
         return result
 
     def _multiply(self, args: Any, kwargs: Any) -> Any:
-        """No matmul, but where autograd writes the backward pass of one so."""
+        """Run a multiplication; autograd writes some matmuls' backward passes as one."""
         result = _MULTIPLY(*args, **kwargs)
         node = _current_autograd_node()
         if node is not None and result.dim() == _OUTER_PRODUCTS.get(node.name()):
-            self._counter.add("aten::mul", lambda arguments, result: 2 * result.numel(), {}, result)
+            self.counter.add("aten::mul", lambda arguments, result: 2 * result.numel(), {}, result)
         return result
 
     def _look_up(self, func: OpOverload) -> "_Known | None":

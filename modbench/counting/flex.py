@@ -1,4 +1,4 @@
-"""Flex attention: what its block mask's rule lets through, and what its kernels compute.
+"""Flex attention: which pairs its block mask's rule allows, and what its kernels compute.
 
 B sequences, H heads, L queries, S keys; a mask covers them in blocks of its own size.
 """
@@ -14,14 +14,14 @@ from torch.utils._python_dispatch import _disable_current_modes
 from modbench.ledger import Flops
 from modbench.ledger.cpu_attention import backward_width
 
-_ROWS = 128  # queries whose rule is evaluated at once: memory, nothing else
+_ROWS = 128  # queries whose rule is evaluated at once, to limit memory
 
 
 class FlexAttention:
     """The formula of flex attention's op. ``model``: pairs that the mask's rule allows, all if the mask
-    has no values (on the meta device); ``executed``: pairs in the blocks that its compiled kernel
-    computes (run uncompiled it computes the square, but that is meant for debugging); the backward pass
-    computes the scores again."""
+    has no values (on the meta device). ``executed``: pairs in the blocks that its compiled kernel
+    computes (uncompiled, for debugging, it computes the square); the backward pass recomputes the
+    scores."""
 
     def __init__(self, *, backward: bool = False) -> None:
         self._backward = backward
@@ -34,7 +34,7 @@ class FlexAttention:
         square = sequences * heads * queries * keys
         needed, computed = square, square
         if not (mask[2].is_meta or is_fake(mask[2])):
-            # What the mask doesn't tell apart, it holds for.
+            # The mask is broadcast over sequences and heads.
             copies = sequences * heads // mask[2].shape[:2].numel()
             others = tuple(arguments["mask_mod_other_buffers"])
             with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():

@@ -1,6 +1,6 @@
-"""What each op that multiplies matrices costs, from its arguments and its result.
+"""The FLOP formula of each op that multiplies matrices, from its arguments and its result.
 
-A formula gives `Flops`, or an integer where all conventions agree.
+A formula returns `Flops`, or an integer if all conventions agree.
 """
 
 import math
@@ -16,17 +16,17 @@ from modbench.counting.attention import FusedAttention
 from modbench.errors import UserError
 from modbench.ledger import Flops
 
-#: From the op's arguments by their schema names, and its result, to its FLOPs.
+#: Maps the op's arguments, by their schema names, and its result to FLOPs.
 Formula = Callable[[Mapping[str, Any], Any], int | Flops]
 
 
 def register_flop_formula(op: str | OpOverload | OpOverloadPacket, formula: Formula) -> None:
-    """Count the op ``op``, given by its name (such as ``"mylib::my_matmul"``) or itself, by ``formula``,
-    which takes the op's arguments, by their schema names, and its result, and returns FLOPs (2 per
-    multiply-accumulate): an integer that holds under every convention, or `modbench.ledger.Flops`.
+    """Count ``op`` (an op, or its name such as ``"mylib::my_matmul"``) by ``formula``, which takes the
+    op's arguments, by their schema names, and its result, and returns FLOPs (2 per multiply-accumulate):
+    an integer for all conventions, or `modbench.ledger.Flops`.
 
     Raises:
-        UserError: no op's name, no formula, or the op is counted already.
+        UserError: a malformed name, no function, or an op that has a formula.
     """
     if isinstance(op, OpOverload):
         op = op._schema.name
@@ -58,10 +58,10 @@ def _matmul(first: str, second: str) -> Formula:
 
 
 def _sparse_product(left: Tensor, right: Tensor) -> int:
-    """Each stored element of the sparse one meets one row or column of the other.
+    """Each stored element of the sparse operand is multiplied with a row or column of the other.
 
     Raises:
-        UserError: both are sparse, and what meets what isn't known from their shapes.
+        UserError: both operands are sparse: their shapes do not determine the products.
     """
     if left.layout != torch.strided and right.layout != torch.strided:
         raise UserError(
@@ -74,14 +74,15 @@ def _sparse_product(left: Tensor, right: Tensor) -> int:
 
 
 def _stored(sparse: Tensor) -> int:
-    """Elements that a sparse tensor holds, explicit zeros and those of its blocks included."""
+    """Count the stored elements of a sparse tensor, explicit zeros and those of its blocks included."""
     if sparse.layout == torch.sparse_coo:
         return int(sparse._values().numel())
     return sparse.values().numel()
 
 
 def _product(left: Tensor, result: Tensor) -> int:
-    """Each element of the result met a row of ``left``; tensor by tensor where they are nested."""
+    """Each element of the result is a dot product with a row of ``left``; per tensor if they are
+    nested."""
     if not left.is_nested:
         return 2 * result.numel() * left.shape[-1]
     results, lefts = result._nested_tensor_size(), left._nested_tensor_size()
@@ -89,8 +90,8 @@ def _product(left: Tensor, result: Tensor) -> int:
 
 
 def _grouped(arguments: Mapping[str, Any], result: Any) -> int:
-    """Groups along the rows, the columns or the contraction, only up to the last offset. On the meta
-    device offsets have no values: then all rows count."""
+    """Groups along the rows, the columns or the contraction, up to the last offset. On the meta device
+    offsets have no values, and all rows count."""
     left: Tensor = arguments.get("self", arguments.get("mat_a"))
     right: Tensor = arguments.get("mat2", arguments.get("mat_b"))
     offsets = arguments.get("offs")
@@ -115,7 +116,7 @@ def _each_product(arguments: Mapping[str, Any], result: Any) -> int:
 
 def _convolution(arguments: Mapping[str, Any], result: Tensor) -> int:
     weight: Tensor = arguments["weight"]
-    # Each output of a convolution, and each input of a transposed one, meets one filter's weights.
+    # Each output of a convolution, and each input of a transposed one, is multiplied with one filter.
     meets = arguments["input"] if arguments["transposed"] else result
     return 2 * meets.numel() * math.prod(weight.shape[1:])
 
@@ -128,7 +129,7 @@ def _convolution_backward(arguments: Mapping[str, Any], result: Any) -> int:
 
 
 def _linear(rows: str) -> Formula:
-    """Rows against a weight whose own layout doesn't show its shape."""
+    """Rows times a weight whose layout hides its shape."""
     return lambda arguments, result: 2 * result.numel() * arguments[rows].shape[-1]
 
 
@@ -138,7 +139,7 @@ def _linear_backward(arguments: Mapping[str, Any], result: Any) -> int:
 
 
 def _sparse(first: str, second: str) -> Formula:
-    """Each stored element of ``first`` meets one row of ``second``."""
+    """Product of which one operand is sparse."""
 
     def formula(arguments: Mapping[str, Any], result: Any) -> int:
         return _sparse_product(arguments[first], arguments[second])
@@ -147,8 +148,8 @@ def _sparse(first: str, second: str) -> Formula:
 
 
 def _bag(rows: str) -> Formula:
-    """Each index adds its row, weighted, to a bag; ``rows`` are as wide as it. A sum without weights is
-    no matmul."""
+    """Each index adds its weighted row to a bag, as wide as ``rows``. A sum without weights is not a
+    matmul."""
 
     def formula(arguments: Mapping[str, Any], result: Any) -> int:
         if "per_sample_weights" in arguments and arguments["per_sample_weights"] is None:
@@ -159,13 +160,44 @@ def _bag(rows: str) -> Formula:
 
 
 def _looked_up(arguments: Mapping[str, Any]) -> int:
-    """Indices but those of padding, whose rows are left out. On the meta device they have no values:
-    then all count."""
+    """Count the indices without padding. On the meta device they have no values, and all count."""
     indices: Tensor = arguments["indices"]
     padding = arguments.get("padding_idx", -1)
     if indices.is_meta or padding is None or padding < 0:
         return indices.numel()
     return int((indices != padding).sum())
+
+
+def _sampled(arguments: Mapping[str, Any], result: Any) -> int:
+    """A product of dense matrices, computed where ``self`` stores an element."""
+    return 2 * _stored(arguments["self"]) * arguments["mat1"].shape[-1]
+
+
+def _conv_tbc(arguments: Mapping[str, Any], result: Tensor) -> int:
+    """Convolution of (steps, B, D): a matmul per filter tap, over the steps at which the tap meets the
+    input and not its padding."""
+    steps, sequences, _ = arguments["self"].shape
+    taps, pad = arguments["weight"].shape[0], arguments["pad"]
+    met = sum(max(0, min(steps + pad - tap, result.shape[0]) - max(0, pad - tap)) for tap in range(taps))
+    return 2 * met * sequences * arguments["weight"][0].numel()
+
+
+def _affine_grid(grid: str) -> Formula:
+    """Each point of the grid is a row of (x, y, 1) or (x, y, z, 1) times the transformation."""
+
+    def formula(arguments: Mapping[str, Any], result: Tensor) -> int:
+        points: Tensor = arguments.get(grid, result)
+        return 2 * points.numel() * (points.shape[-1] + 1)
+
+    return formula
+
+
+def _linear_cross_entropy(arguments: Mapping[str, Any], result: Any) -> int:
+    """The logits; and the gradients of both operands, which the op computes in its forward pass."""
+    gradients = sum(
+        arguments.get(f"compute_{operand}_grad", False) for operand in ("input", "linear_weight")
+    )
+    return 2 * arguments["input"].numel() * arguments["linear_weight"].shape[0] * (1 + gradients)
 
 
 _SDPA = (
@@ -186,7 +218,7 @@ FORMULAS: dict[str, Formula] = {
     "aten::baddbmm_": _matmul("batch1", "batch2"),
     "aten::addbmm": _matmul("batch1", "batch2"),
     "aten::addbmm_": _matmul("batch1", "batch2"),
-    # These arrive whole under inference mode, and nested.
+    # These arrive undecomposed under inference mode, and nested.
     "aten::matmul": lambda given, result: _product(given["self"], result),
     "aten::matmul_backward": lambda given, result: (
         _product(given["self"], given["grad"]) * sum(given["mask"])
@@ -202,7 +234,7 @@ FORMULAS: dict[str, Formula] = {
     "aten::_scaled_mm": _matmul("self", "mat2"),
     "aten::_scaled_mm_v2": _matmul("self", "mat2"),
     "aten::mkldnn_linear": _linear("self"),
-    # An input may be nested, and then only knows its number of elements.
+    # A nested input only has a number of elements.
     "aten::linear": lambda given, result: 2 * given["input"].numel() * given["weight"].shape[0],
     "aten::_weight_int8pack_mm": _linear("self"),
     "aten::_weight_int4pack_mm": _linear("self"),
@@ -226,6 +258,15 @@ FORMULAS: dict[str, Formula] = {
     "aten::_cdist_forward": fused.distances,
     "aten::_sparse_addmm": _sparse("mat1", "mat2"),
     "aten::_sparse_mm": _sparse("sparse", "dense"),
+    "aten::hspmm": _sparse("mat1", "mat2"),
+    "aten::sspaddmm": _sparse("mat1", "mat2"),
+    "aten::sparse_sampled_addmm": _sampled,
+    "aten::conv_tbc": _conv_tbc,
+    "aten::affine_grid_generator": _affine_grid("grid"),
+    "aten::cudnn_affine_grid_generator": _affine_grid("grid"),
+    "aten::cudnn_affine_grid_generator_backward": _affine_grid("grad"),
+    "torch_nn::_linear_cross_entropy_batch_chunked": _linear_cross_entropy,
+    "torch_nn::_linear_cross_entropy_batch_chunked_no_reduction": _linear_cross_entropy,
     "aten::_embedding_bag": _bag("weight"),
     "aten::_embedding_bag_forward_only": _bag("weight"),
     "aten::_embedding_bag_backward": _bag("grad"),

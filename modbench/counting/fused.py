@@ -1,4 +1,5 @@
-"""Ops that hide several matmuls: fused transformer layers, recurrent layers, bilinear forms, distances.
+"""Formulas of ops that contain several matmuls: fused transformer layers, recurrent layers, bilinear
+forms, distances.
 
 B sequences, L queries, S keys, D width.
 """
@@ -14,8 +15,8 @@ from modbench.ledger import Flops
 
 
 def attention_layer(arguments: Mapping[str, Any], result: Any) -> Flops:
-    """Projections and attention of the fused inference path of `nn.MultiheadAttention`. A nested input
-    projects the tokens that are there; its scores are computed for all, padded to the longest."""
+    """Projections and attention of the fused inference path of `nn.MultiheadAttention`. Of a nested
+    input the real tokens are projected; scores are computed for all, padded to the longest."""
     query, key = arguments.get("query", arguments.get("src")), arguments.get("key")
     width, hidden = arguments["embed_dim"], arguments.get("mask")
     needed: Pairs | None = None
@@ -28,7 +29,7 @@ def attention_layer(arguments: Mapping[str, Any], result: Any) -> Flops:
         keys = queries if key is None else key.shape[1]
         rows, pairs = sequences * (queries + keys), sequences * queries * keys
         if hidden is not None and hidden.dtype is torch.bool:
-            hidden = hidden.logical_not()  # here True is what may not be seen
+            hidden = hidden.logical_not()  # here True means masked
         needed = allowed_pairs(hidden)
     scores = 4 * pairs * width
     projections = 4 * rows * width * width
@@ -54,8 +55,8 @@ def recurrent_layer_backward(arguments: Mapping[str, Any], result: Any) -> int:
 
 
 def trilinear(arguments: Mapping[str, Any], result: Any) -> int:
-    """Three tensors multiplied and summed, in slices along one dimension: the first two over what the
-    third lacks, the outcome and the third over what else is summed; each a matmul if it sums at all."""
+    """Three tensors multiplied and summed, in slices along one dimension: the first two over dimensions
+    that the third lacks, then their product and the third over the rest; each is a matmul if it sums."""
     unrolled, summed = arguments["unroll_dim"], set(arguments["sumdim"])
     shapes = []
     for n in "123":
@@ -72,7 +73,8 @@ def trilinear(arguments: Mapping[str, Any], result: Any) -> int:
 
 
 def _product(left: list[int], right: list[int], summed: set[int]) -> tuple[int, list[int]]:
-    """FLOPs and shape of a product summed over some dimensions; what one side lacks is summed before."""
+    """Return FLOPs and shape of a product summed over some dimensions; those that one side lacks are
+    summed before."""
     sizes = [
         min(pair) if dim in summed else max(pair)
         for dim, pair in enumerate(zip(left, right, strict=True))
@@ -87,7 +89,7 @@ def euclidean(arguments: Mapping[str, Any], result: Any) -> int:
 
 
 def distances(arguments: Mapping[str, Any], result: Any) -> int:
-    """`torch.cdist`'s kernel uses that matmul where it is asked to or more than 25 rows are given."""
+    """`torch.cdist` uses that matmul if asked to, or by default for more than 25 rows."""
     rows = max(arguments["x1"].shape[-2], arguments["x2"].shape[-2])
     mode = arguments.get("compute_mode") or 0
     by_matmul = arguments["p"] == 2 and (mode == 1 or (mode == 0 and rows > 25))

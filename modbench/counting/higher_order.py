@@ -20,9 +20,9 @@ _FLEX: dict[str, Formula] = {
 
 
 def _scan(combine: Any, start: Any, over: Any, further: Any) -> Any:
-    """The carry after each slice and what each gave besides it, stacked: side by side, or as PyTorch's
-    function ``scan`` takes them, whose own ``combine`` is a partial one, as its user's gave them.
-    PyTorch 2.11's own loop runs the first slice twice, for its shapes."""
+    """Return the final carry and the stacked outputs of all slices: flat, or, for PyTorch's function
+    ``scan`` (whose ``combine`` is a partial), in the user's structure. PyTorch 2.11's own loop runs the
+    first slice twice, to infer shapes."""
     shape: Any = None
     carry, rows = tuple(start), []
     if not over or not len(over[0]):
@@ -40,22 +40,22 @@ def _scan(combine: Any, start: Any, over: Any, further: Any) -> Any:
 
 
 def _map(program: Any, over: Any, further: Any, **options: Any) -> Any:
-    """``options``: what later versions of PyTorch add."""
+    """``options``: arguments of later PyTorch versions."""
     from torch._higher_order_ops.map import map_dense
 
     return map_dense(program, over, further, **options)
 
 
-#: Ops that come to running their program so many times.
+#: Ops that run their program once per slice.
 _PLAIN: dict[str, Callable[..., Any]] = {"scan": _scan, "map_impl": _map}
 
 
 def run(func: Any, args: Any, kwargs: Any, mode: Any, add: Callable[..., None]) -> Any:
-    """Runs a higher-order op with ``mode`` watching the programs inside it; what it costs itself goes to
-    ``add``.
+    """Run a higher-order op with the programs inside it under ``mode``; ``add`` counts the op's own
+    FLOPs.
 
     Raises:
-        UserError: an op whose programs aren't known to be run from here.
+        UserError: an unknown higher-order op.
     """
     if func is _OPS.cond:
         condition, yes, no, operands = args

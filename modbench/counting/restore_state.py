@@ -1,4 +1,4 @@
-"""Runs a model for the count of it, and leaves no trace of that."""
+"""Restores a model after a pass that only measures."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,30 +7,53 @@ import torch
 from torch import nn
 
 
+class SavedState:
+    """The buffers of ``model`` and torch's default generators, saved when it is built."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._buffers = [
+            (
+                module,
+                {name: (b, None if b is None else b.clone()) for name, b in module._buffers.items()},
+            )
+            for module in model.modules()
+        ]
+        self._random = torch.get_rng_state()
+        devices = {parameter.device for parameter in model.parameters()}
+        self._cuda_random = [(on, torch.cuda.get_rng_state(on)) for on in devices if on.type == "cuda"]
+
+    def restore(self) -> None:
+        """Put back the same buffers with the same values, and the generators; clear gradients."""
+        self._model.zero_grad(set_to_none=True)
+        torch.set_rng_state(self._random)
+        for on, state in self._cuda_random:
+            torch.cuda.set_rng_state(state, on)
+        with torch.no_grad():
+            for module, buffers in self._buffers:
+                module._buffers.clear()
+                for name, (buffer, value) in buffers.items():
+                    module._buffers[name] = buffer
+                    if buffer is None or value is None or buffer.is_meta:
+                        continue
+                    if not torch.equal(buffer, value):  # an expanded buffer can't be written to
+                        buffer.copy_(value)
+
+
 @contextmanager
 def untouched(model: nn.Module, *, train: bool) -> Iterator[None]:
-    """``model`` in training or evaluation mode, without gradients; afterwards each module in the mode
-    that it was in, each parameter with the gradient that it had, buffers and generators as before."""
+    """Run ``model`` in training or evaluation mode, without gradients; afterwards restore each module's
+    mode, each parameter's gradient, buffers and generators."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    devices = {parameter.device for parameter, _ in gradients}
-    with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
-        try:
-            model.train(train)
-            for parameter, _ in gradients:
-                parameter.grad = None
-            yield
-        finally:
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
-            with torch.no_grad():
-                for module, name, buffer, value in buffers:
-                    module._buffers[name] = buffer.copy_(value)
-            for module, training in modes:
-                module.training = training
+    saved = SavedState(model)
+    try:
+        model.train(train)
+        model.zero_grad(set_to_none=True)
+        yield
+    finally:
+        saved.restore()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module, training in modes:
+            module.training = training

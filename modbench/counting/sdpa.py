@@ -1,14 +1,18 @@
-"""Sees calls of scaled_dot_product_attention before they are taken apart: where no fused kernel takes
-one, the dispatcher is only shown matmuls, and neither a mask nor a triangle.
+"""Reports calls of scaled_dot_product_attention before PyTorch decomposes them: where no fused kernel
+runs, the dispatcher only sees matmuls, and neither a mask nor a triangle.
 
-The function is replaced where code looks it up while a counter is at work. A function mode would be the
-official way, but torch leaves it while a backward pass runs (and activation checkpointing's recompute in
-it), and with one nn.MultiheadAttention and nn.TransformerEncoder don't take the path that they take
-otherwise.
+While a counter is at work, the function is replaced in the modules where code looks it up. A function
+mode would be the official way, but PyTorch disables it during a backward pass (and the recomputation in
+it), and nn.MultiheadAttention and nn.TransformerEncoder take another path under one.
+
+Function modes and tensor subclasses compare the function with PyTorch's own, which is put back for their
+calls. A call by another thread in that moment is not reported: it is counted by the fused op's own
+arguments, or is an error.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,51 +24,81 @@ from modbench.ledger import labels
 
 SDPA = torch._C._nn.scaled_dot_product_attention
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-_PLACES = (torch._C._nn, torch.nn.functional)
 _FLASH = 1  # torch.nn.attention.SDPBackend.FLASH_ATTENTION
 _inside = threading.local()
 _fused_on_cpu: dict[Any, bool] = {}
 
 
-def watch() -> None:
-    """From here on each call tells the counters at work which query-key pairs it needs, if there is
-    one."""
-    _put(_attend if labels.active else SDPA)
+class _Places:
+    """Which function the names in torch refer to, in all threads."""
+
+    def __init__(self) -> None:
+        self._lock, self._watching, self._original = threading.Lock(), False, 0
+
+    def watch(self, on: bool) -> None:
+        with self._lock:
+            self._watching = on
+            self._put()
+
+    @contextmanager
+    def original(self) -> Iterator[None]:
+        """Restore torch's function while it runs: function modes and tensor subclasses compare with
+        it."""
+        self._change(1)
+        try:
+            yield
+        finally:
+            self._change(-1)
+
+    def _change(self, calls: int) -> None:
+        with self._lock:
+            self._original += calls
+            self._put()
+
+    def _put(self) -> None:
+        function: Any = _attend if self._watching and not self._original else SDPA
+        for module in (torch._C._nn, torch.nn.functional):
+            module.scaled_dot_product_attention = function  # type: ignore[attr-defined]
+
+
+_PLACES = _Places()
+#: Start or stop reporting each SDPA call to the counters of its thread.
+watch = _PLACES.watch
 
 
 def is_watched() -> bool:
-    """Whether what runs now is part of a call that was seen."""
+    """Return True while a reported call runs in this thread."""
     return getattr(_inside, "call", False)
 
 
-def _put(function: Any) -> None:
-    for place in _PLACES:
-        place.scaled_dot_product_attention = function  # type: ignore[attr-defined]
-
-
 def _attend(*args: Any, **kwargs: Any) -> Any:
-    if is_watched():
-        return SDPA(*args, **kwargs)
     given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
-    counters, needed = tuple(labels.active), needed_pairs(given)
-    for counter in counters:
-        counter.open(None, needed)
-    _inside.call = True
-    _put(SDPA)  # function modes and tensor subclasses know the call by it
-    try:
-        result = as_on_cpu(given)
-        return SDPA(*args, **kwargs) if result is None else result
-    finally:
-        _inside.call = False
-        watch()
-        for counter in reversed(counters):
-            counter.close()
+    overridden = torch.overrides.has_torch_function(tuple(given.values()))
+    counters = () if is_watched() else labels.listeners()
+    with _PLACES.original() if overridden else nullcontext():
+        if not counters:
+            return SDPA(*args, **kwargs)
+        needed, mask = needed_pairs(given), given.get("attn_mask")
+        for counter in counters:
+            counter.open(None, needed)
+            counter.unread_masks += mask is not None and needed is None
+        _inside.call = True
+        try:
+            if given["query"].is_meta and type(mask) is Tensor and not mask.is_meta:
+                # Read above; the meta device takes none with values.
+                args, kwargs = (), given | {"attn_mask": mask.to("meta")}
+            result = as_on_cpu(given | kwargs)
+            return SDPA(*args, **kwargs) if result is None else result
+        finally:
+            _inside.call = False
+            for counter in reversed(counters):
+                counter.close()
 
 
 def as_on_cpu(given: Mapping[str, Any]) -> Tensor | None:
-    """Attention on the meta device by the op that a CPU would run, so that both devices show the same
-    ops: left alone, the meta device takes it apart into matmuls that no CPU executes. None where a CPU
-    runs matmuls, too, and on other devices."""
+    """Run attention on the meta device by the op that a CPU would run, so that both devices show the
+    same ops: by itself the meta device decomposes it into matmuls that no CPU executes. Return None if a
+    CPU runs matmuls as well, and on other devices."""
     tensors: tuple[Any, ...] = tuple(given.get(name) for name in _ARGUMENTS[:4])
     query, key, value, mask = tensors
     if not all(t is None or (type(t) in _PLAIN and t.is_meta and not t.is_nested) for t in tensors):
@@ -97,7 +131,8 @@ def _layout(tensor: Tensor | None) -> Any:
 
 
 def _twin(tensor: Tensor | None) -> Any:
-    """A CPU tensor of the same shape, for PyTorch to say what it would run, in the memory of one row."""
+    """Return a CPU tensor of the same shape, in the memory of one row, to ask PyTorch which kernel it
+    would run."""
     if tensor is None:
         return None
     last = tensor.stride()[-1:]

@@ -1,4 +1,4 @@
-"""Ops that run no matmul, beyond those that PyTorch itself tags as pointwise or declares to be views:
+"""Ops without a matmul, in addition to those that PyTorch tags as pointwise or declares to be views:
 reductions, indexing, copies, factories, normalisations, losses, optimizers, and their backward passes.
 """
 
@@ -116,13 +116,13 @@ var var_mean view_as_complex_copy view_as_real_copy view_copy xlogy_ zero zero_ 
 """
 
 FREE = frozenset(f"aten::{name}" for name in _ATEN.split())
-# What PyTorch's own decompositions are written in (``prims``) multiplies number by number.
+# The ``prims`` of PyTorch's decompositions are elementwise.
 FREE_PREFIXES = ("aten::_foreach_", "aten::_fused_adam", "prim::", "prims::", "profiler::")
 NOT_FREE_PREFIXES = ("prims::fft_", "prims::svd")
 
 
 def is_free(func: OpOverload) -> bool:
-    """Whether an op is known to run no matmul: it is pointwise, only views its input, or is listed."""
+    """Return True if an op is known to contain no matmul: it is pointwise, a view, or listed."""
     if torch.Tag.pointwise in func.tags or func.is_view:
         return True
     name = func._schema.name

@@ -1,6 +1,6 @@
-"""Workload and Ledger: what a layer is given and the FLOPs it spends. Integers, pure Python."""
+"""Workload and Ledger: the input of a layer, and the FLOPs it spends. Integers, pure Python, no
+torch."""
 
-from modbench.ledger.cpu_attention import PYTORCH_BLOCK
 from modbench.ledger.flops import CONVENTIONS, Flops
 from modbench.ledger.labels import component
 from modbench.ledger.ledger import OUTSIDE, Direction, Key, Ledger, attention, matmul
@@ -10,7 +10,6 @@ __all__ = [
     "CONVENTIONS",
     "OUTSIDE",
     "PHASES",
-    "PYTORCH_BLOCK",
     "Counts",
     "Direction",
     "Flops",

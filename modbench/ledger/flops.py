@@ -1,13 +1,13 @@
 """One quantity of FLOPs under the three conventions.
 
 ``model``     causal attention costs its triangle, n(n+1)/2 query-key pairs: what the model needs.
-``full``      attention costs the square, n * n pairs: what most papers and counters print.
-``executed``  what kernels run on a CPU: causal attention by whole blocks of keys, its scores once more
-              in the backward pass, activation checkpointing's second forward pass.
+``full``      attention costs the square, n * n pairs: what most papers and counters report.
+``executed``  what kernels run on a CPU: causal attention in whole blocks of keys, scores recomputed in
+              the backward pass, the second forward pass of activation checkpointing.
 
-One multiply-accumulate is 2 FLOPs. All conventions count the logits, routers and predictors, nothing
-for the embedding look-up, and for the backward pass dX and dW of each matmul, each only where a
-gradient is needed. `modbench.accounting.literature` has the conventions of papers.
+One multiply-accumulate is 2 FLOPs. All conventions count logits, routers and predictors, and in the
+backward pass dX and dW of each matmul where a gradient is needed; the embedding look-up costs 0.
+`modbench.accounting.literature` has the conventions of papers.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,8 @@ CONVENTIONS = ("model", "full", "executed")
 
 
 class Flops:
-    """One quantity under the three conventions. Immutable; no dataclass, whose construction would be
-    half of what a closed form costs."""
+    """One quantity under the three conventions. Immutable by agreement; not a dataclass, whose
+    construction would take half the time of a closed form."""
 
     __slots__ = ("executed", "full", "model")
 
@@ -46,7 +46,7 @@ class Flops:
         return Flops(self.model * factor, self.full * factor, self.executed * factor)
 
     def under(self, convention: str) -> int:
-        """The integer that ``convention`` sees.
+        """Return the integer under ``convention``.
 
         Raises:
             ValueError: unknown convention.

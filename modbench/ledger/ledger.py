@@ -1,14 +1,14 @@
-"""Ledger: the FLOPs of a workload by layer, component and direction. Integers, pure Python."""
+"""Ledger: the FLOPs of a workload by layer, component and direction."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
-from modbench.ledger.cpu_attention import PYTORCH_BLOCK, backward_width, is_fused
+from modbench.ledger.cpu_attention import backward_width, is_fused
 from modbench.ledger.flops import Flops, seen_by
 from modbench.ledger.workload import Workload
 
 Direction = Literal["forward", "backward", "recompute"]
-#: Index that takes the place of a layer for parts outside all layers (the head).
+#: Layer index of parts outside all layers (the head).
 OUTSIDE = -1
 
 Key = tuple[int, str, Direction]
@@ -38,7 +38,7 @@ class Ledger:
     def sum(cls, parts: Iterable["Ledger"]) -> "Ledger":
         entries: dict[Key, Flops] = {}
         for part in parts:
-            if entries.keys().isdisjoint(part.entries):  # as most parts of a model are
+            if entries.keys().isdisjoint(part.entries):  # the usual case
                 entries |= part.entries
                 continue
             for key, flops in part.entries.items():
@@ -47,8 +47,8 @@ class Ledger:
         return cls(entries)
 
     def recomputed(self) -> "Ledger":
-        """What running the forward part again in the backward pass executes; no convention that asks
-        what the model needs sees it."""
+        """Return the FLOPs of running the forward part again in the backward pass; only ``executed``
+        counts them."""
         return Ledger(
             {
                 (layer, component, "recompute"): Flops(0, 0, flops.executed)
@@ -58,7 +58,7 @@ class Ledger:
         )
 
     def total(self, convention: str = "model", direction: Direction | None = None) -> int:
-        """FLOPs under ``convention``, forward and backward together or one ``direction`` alone."""
+        """Sum the FLOPs under ``convention``, of one ``direction`` or of all."""
         seen = seen_by(convention)
         return int(
             sum(
@@ -69,7 +69,7 @@ class Ledger:
         )
 
     def by_component(self, convention: str = "model") -> dict[str, int]:
-        """FLOPs under ``convention`` by component, all layers together, in order of appearance."""
+        """Sum the FLOPs under ``convention`` by component over all layers, in order of appearance."""
         seen, sums = seen_by(convention), dict[str, int]()
         for (_, component, _), flops in self.entries.items():
             sums[component] = sums.get(component, 0) + int(seen(flops))
@@ -87,8 +87,9 @@ def matmul(
     input_gradient: bool | None = None,
     weight_gradient: bool = True,
 ) -> Ledger:
-    """``(rows, inner) @ (inner, columns)``: 2 * rows * inner * columns, and in training as much again
-    for the gradient of each operand that needs one; of the input, by default, where the load says so."""
+    """Ledger of ``(rows, inner) @ (inner, columns)``: 2 * rows * inner * columns, and in training the
+    same for the gradient of each operand that needs one. ``input_gradient`` defaults to the
+    workload's."""
     flops = 2 * rows * inner * columns
     entries: dict[Key, Flops] = {(layer, component, "forward"): Flops(flops, flops)}
     if workload.phase == "train":
@@ -107,19 +108,19 @@ def attention(
     heads: int,
     head_width: int,
     value_width: int | None = None,
-    window: int | None = None,
     gradient: bool | None = None,
-    block: int = PYTORCH_BLOCK,
+    pairs: Flops | None = None,
+    fused: bool = True,
 ) -> Ledger:
-    """Scores and weighted values of causal self-attention: a matmul of ``head_width`` and one of
-    ``value_width`` per head and query-key pair; in training twice that again (dQ, dK, dP, dV), where a
-    ``gradient`` is needed at all; by default where the load says so. Kernels compute the
-    scores once more in the backward pass: that is ``executed``, and no part of what the model needs.
-    They take ``block`` queries at a time."""
+    """Ledger of the scores and weighted values of causal self-attention: a dot product of ``head_width``
+    and one of ``value_width`` per head and query-key pair; in training twice that for dQ, dK, dP and dV,
+    if a ``gradient`` is needed (default: the workload's ``input_gradient``). ``pairs`` defaults to the
+    workload's. A fused kernel recomputes the scores in the backward pass, which only ``executed``
+    counts; otherwise, and if values are of another width than keys, matmuls compute the whole square."""
     value_width = head_width if value_width is None else value_width
-    pairs, each = workload.pairs(window, block), 2 * heads * (head_width + value_width)
+    pairs, each = workload.pairs() if pairs is None else pairs, 2 * heads * (head_width + value_width)
     again = 2 * heads * backward_width(head_width, value_width)
-    if not is_fused(head_width, value_width):
+    if not (fused and is_fused(head_width, value_width)):
         pairs, again = Flops(pairs.model, pairs.full), 2 * each
     forward = pairs * each
     entries: dict[Key, Flops] = {(layer, "attention.scores", "forward"): forward}

@@ -7,7 +7,7 @@ from functools import lru_cache
 from operator import index
 from typing import Any, Literal
 
-from modbench.ledger.cpu_attention import PYTORCH_BLOCK, executed_pairs
+from modbench.ledger.cpu_attention import executed_pairs
 from modbench.ledger.flops import Flops
 
 Phase = Literal["forward", "train", "prefill", "decode"]
@@ -19,22 +19,22 @@ Counts = Mapping[tuple[int, str], tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What arrives at a layer: ``lengths[i]`` new tokens of sequence i, and what shall be counted.
+    """The input of a layer: ``lengths[i]`` new tokens of sequence i, and which costs are counted.
 
     Phases: ``forward`` scores every token; ``train`` is a forward and a backward pass; ``prefill`` reads
-    a prompt into a cache and wants the logits of each sequence's last token alone; ``decode`` takes the
-    new tokens one at a time, each with the logits that follow it. ``past[i]`` tokens of sequence i are
-    in the cache already; none by default.
+    a prompt into a cache and computes the logits of each sequence's last token; ``decode`` processes the
+    new tokens one at a time, each with its logits. ``past[i]`` tokens of sequence i are cached (default:
+    none).
 
-    ``counts`` holds the routing that a forward pass realised (`Trace.counts`); where it is silent, a
-    layer answers with what its options promise (nominal). With ``padding``, the slots that pad each
-    sequence to the longest are counted wherever they are computed (dispatched). ``checkpoint``: each
-    layer's forward pass is run again in the backward pass. ``input_gradient``: the backward pass goes
-    on to what lies before.
+    ``counts`` is the routing that a forward pass realised (`Trace.counts`); without an entry, a layer
+    uses its nominal counts. With ``padding``, the slots that pad each sequence to the longest are
+    counted where they are computed (dispatched). ``checkpoint``: each layer's forward pass runs again in
+    the backward pass. ``input_gradient``: the backward pass continues below this part of the model.
 
     Raises:
-        ValueError: unknown phase, no sequence, a length that is negative or no whole number, a past
-            where there can be none, or dispatched decoding of more than one token.
+        ValueError: unknown phase, no sequence, a length that is not a whole number of 0 or more, a past
+        in
+            training, or dispatched decoding of more than one token.
     """
 
     lengths: tuple[int, ...]
@@ -52,7 +52,7 @@ class Workload:
             object.__setattr__(self, name, _whole(name, getattr(self, name)))
         if not self.lengths or min(self.lengths) < 0:
             raise ValueError(
-                f"lengths {self.lengths}: a load needs one or more sequences of 0 or more tokens"
+                f"lengths {self.lengths}: a workload needs one or more sequences of 0 or more tokens"
             )
         if not self.past:
             object.__setattr__(self, "past", (0,) * len(self.lengths))
@@ -65,7 +65,7 @@ class Workload:
             raise ValueError(f"past {self.past}: nothing is cached in phase 'train'; leave it out")
         if self.padding and self.phase == "decode" and max(self.lengths) > 1:
             raise ValueError(
-                f"lengths {self.lengths}: what decoding dispatches is known one token at a time; "
+                f"lengths {self.lengths}: with padding, decoding is counted one token at a time; "
                 "give lengths of 0 or 1"
             )
 
@@ -83,12 +83,12 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """New tokens that are really there."""
+        """New tokens, without padding."""
         return sum(self.lengths)
 
     @property
     def slots(self) -> int:
-        """Rows that a dense matmul computes."""
+        """Rows of a dense matmul."""
         return self.sequences * max(self.lengths) if self.padding else self.tokens
 
     @property
@@ -96,19 +96,19 @@ class Workload:
         """Rows whose logits are computed."""
         return self.sequences if self.phase == "prefill" else self.slots
 
-    def pairs(self, window: int | None = None, block: int = PYTORCH_BLOCK) -> "Flops":
-        """Query-key pairs of causal self-attention: the exact triangles, the full squares, and what
-        kernels run that take ``block`` queries at a time. A token sees the cached ones and the new ones
-        up to itself, of them the last ``window``."""
-        return _pairs(self.lengths, self.past, self.padding, self.phase == "decode", window, block)
+    def pairs(self, window: int | None = None) -> Flops:
+        """Query-key pairs of causal self-attention: the exact triangles, the full squares, and those
+        that kernels compute. A token sees the last ``window`` of the cached tokens and the new ones up
+        to itself."""
+        return _pairs(self.lengths, self.past, self.padding, self.phase == "decode", window)
 
     def routed(
         self,
         tokens_per_sequence: int | Sequence[int],
         past_per_sequence: int | Sequence[int] = 0,
     ) -> "Workload":
-        """The same load narrowed to so many new tokens of each sequence, of which so many earlier ones
-        were let in; sequences without a new one are left out, unless that is all of them."""
+        """Return the workload of a part that processes ``tokens_per_sequence`` new tokens after
+        ``past_per_sequence`` earlier ones. Sequences without new tokens are dropped, unless all are."""
         lengths = _each(tokens_per_sequence, self.sequences)
         past = _each(past_per_sequence, self.sequences)
         if any(lengths):
@@ -117,45 +117,45 @@ class Workload:
         return replace(self, lengths=lengths, past=past)
 
     def after(self, trained: bool) -> "Workload":
-        """The load of what follows a part of the model that has trained parameters, or has none."""
+        """Return the workload of the part that follows one with, or without, trained parameters."""
         return self if self.input_gradient or not trained else replace(self, input_gradient=True)
 
 
-@lru_cache(maxsize=1024)  # the layers of a model ask for the same
+@lru_cache(maxsize=1024)  # all layers of a model have the same
 def _pairs(
     lengths: tuple[int, ...],
     past: tuple[int, ...],
     padding: bool,
     decoding: bool,
     window: int | None,
-    block: int,
-) -> "Flops":
+) -> Flops:
     longest = max(lengths)
     widest = max(n + p for n, p in zip(lengths, past, strict=True))
-    plain = not any(past) and window is None  # causal attention that needs no mask
     total = Flops(0, 0)
     for (new, before), sequences in Counter(zip(lengths, past, strict=True)).items():
         rows, keys = (longest, widest) if padding else (new, before + new)
+        # Causal attention without a mask. A window as wide as the keys still comes with one.
+        plain = not any(past) and (window is None or keys < window)
         needed = _triangle(rows if plain else new, before, window)
         if not plain:  # a padded row sees what the last real one does
             needed += (rows - new) * min(before + new, window or keys)
         if decoding:
-            # Token by token there is no later key to be left out.
+            # Token by token there is no later key to skip.
             each = Flops(needed, rows * keys if padding else _triangle(new, before))
         else:
-            executed = executed_pairs(rows, keys, block) if plain else rows * keys
+            executed = executed_pairs(rows, keys) if plain else rows * keys
             each = Flops(needed, rows * keys, executed)
         total += each * sequences
     return total
 
 
 def _whole(name: str, numbers: Sequence[int]) -> tuple[int, ...]:
-    """Python's own integers, of whatever kind they come: they never overflow."""
+    """Convert numpy's and other integers to Python's, which never overflow."""
     try:
         return tuple(map(index, numbers))
     except TypeError as error:
         raise ValueError(
-            f"{name} {numbers}: a load needs whole numbers, one of each sequence"
+            f"{name} {numbers}: a workload needs whole numbers, one per sequence"
         ) from error
 
 
@@ -164,7 +164,8 @@ def _each(value: int | Sequence[int], sequences: int) -> tuple[int, ...]:
 
 
 def _triangle(new: int, past: int, window: int | None = None) -> int:
-    """Keys that ``new`` tokens see after ``past`` others, themselves included; at most ``window``."""
+    """Count the keys that ``new`` tokens see after ``past`` others, themselves included, at most
+    ``window`` each."""
     if window is None or past + new <= window:
         return new * past + new * (new + 1) // 2
     growing = max(0, window - past)
@@ -174,9 +175,9 @@ def _triangle(new: int, past: int, window: int | None = None) -> int:
 def incremental_counts(
     share: Callable[[int], int], lengths: Sequence[int], past: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """New and earlier tokens that are let in where ``share(n)`` of any first n are. What is let in from
-    a stretch is the difference of its ends, so that decoding token by token comes to what the whole
-    sequence does."""
+    """Return the routed new and earlier tokens per sequence, if ``share(n)`` of the first n tokens are
+    routed. New tokens count as the difference of two prefixes, so that decoding token by token adds up
+    to the whole sequence."""
     before = tuple(share(p) if p else 0 for p in past)
     ends = (n + p for n, p in zip(lengths, past, strict=True))
     return tuple((share(end) if end else 0) - b for end, b in zip(ends, before, strict=True)), before

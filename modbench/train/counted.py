@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from modbench.counting.counter import FlopCounter, seen_conventions
+from modbench.counting.restore_state import SavedState
 from modbench.ledger import Counts, Workload
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
-from modbench.train.kept import Kept
 from modbench.train.out_of_memory import failed_allocation
 
 Step = tuple[Tensor, Context]
@@ -54,12 +54,12 @@ class CountedSteps:
     def taken(self, number: int, model: RoutedDecoder, load: Workload, take: Callable[[], Step]) -> Step:
         """``take()``, counted. A step that raises under the counter is taken again without it: where
         memory did not hold it, that was the counter's fault or a passing one."""
-        kept = Kept(model)
+        saved = SavedState(model)
         try:
             with FlopCounter() as counter:
                 step = take()
         except Exception as error:  # an op without a formula, say; without the counter it may run
-            kept.put_back()
+            saved.restore()
             self._lost(number, error)
         else:
             self._hold(number, model, load, step[1].trace.counts, counter)
@@ -70,7 +70,7 @@ class CountedSteps:
         self, number: int, model: RoutedDecoder, load: Workload, passes: Callable[[], Step]
     ) -> None:
         """Count ``passes()``, forward and backward, and undo what it did."""
-        kept = Kept(model)
+        saved = SavedState(model)
         try:
             with FlopCounter() as counter:
                 _, context = passes()
@@ -79,7 +79,7 @@ class CountedSteps:
         else:
             self._hold(number, model, load, context.trace.counts, counter)
         finally:
-            kept.put_back()
+            saved.restore()
 
     def _lost(self, number: int, error: Exception) -> None:
         """Step ``number`` raised ``error`` under the counter: of what it runs nothing is known."""

@@ -222,17 +222,6 @@ def test_counting_leaves_no_trace(phase: Phase, device: str) -> None:
         assert all(torch.equal(v, values[key]) for key, v in model.state_dict().items())
 
 
-def test_dropout_draws_from_a_generator_of_its_own() -> None:
-    model, before = small("gpt2"), torch.get_rng_state()
-    count(model, (2, 9), phase="train")
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_padding_is_not_looked_for_where_tokens_have_no_values() -> None:
-    config = {**CONFIGS["gpt2"], "pad_token_id": 0}
-    assert count(hugging_face.build(config, "meta"), (2, 9)) == count(CONFIGS["gpt2"], (2, 9))
-
-
 def test_a_count_that_fails_leaves_no_trace_either() -> None:
     model = small("gpt2").train()
     with pytest.raises(UserError, match=r"GPT2LMHeadModel can't run phase 'forward' on these inputs"):
@@ -365,12 +354,6 @@ def test_decoders_of_our_own_are_counted_too(scheme: str, phase: Phase) -> None:
     assert_same(counted, decoder.ledger(Workload.uniform(2, 63, phase)))
     assert all(torch.equal(value, before[key]) for key, value in decoder.state_dict().items())
     assert all(parameter.grad is None for parameter in decoder.parameters())
-
-
-def test_decoders_of_our_own_take_tokens_alone() -> None:
-    decoder = build_model(SHAPE, build_router("vanilla"))
-    with pytest.raises(UserError, match="of a decoder of modbench are"):
-        count(decoder, {"input_ids": torch.zeros(2, 9, dtype=torch.long)})
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
 """The papers' formulas against numbers worked out by hand, and the figures that they printed."""
 
 import re
-import subprocess
-import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,20 +10,17 @@ import torch
 from torch import nn
 
 from modbench.accounting import conventions_page
-from modbench.accounting.conventions_page import CHINCHILLA_217M, GPT2, MIXTRAL, MIXTRAL_OPTIONS
-from modbench.accounting.gate import built_in
+from modbench.accounting.conventions_page import CHINCHILLA_217M, GPT2, MIXTRAL
 from modbench.accounting.literature import (
     ALL_CONVENTIONS,
     LITERATURE,
-    SOURCES,
     Reading,
     convention_flops,
     literature_flops,
     reading,
 )
-from modbench.accounting.statement import meta_decoder
 from modbench.errors import UserError
-from modbench.ledger import PHASES, Ledger, Workload, matmul
+from modbench.ledger import Ledger, Workload, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.layer import Layer
@@ -158,26 +153,6 @@ def test_megatron_is_the_papers_equation_less_the_recomputed_layers() -> None:
     assert train + forward - logits == paper
 
 
-@pytest.mark.parametrize(
-    ("model", "router", "options", "convention", "per_cent"),
-    [
-        (GPT2.model, "vanilla", {}, "six_n", -40),
-        (MIXTRAL.model, "token_choice", MIXTRAL_OPTIONS, "six_n", -25),
-        (GPT2.model, "mod", {"causal": "aux_bce"}, "palm", 48),
-        (GPT2.model, "mod", {"causal": "aux_bce"}, "megatron", 48),
-        (GPT2.model, "mod", {"causal": "aux_bce"}, "chinchilla_text", 89),
-    ],
-)
-def test_errors_of_a_training_step_are_those_measured_elsewhere(
-    model: ModelConfig, router: str, options: dict[str, object], convention: str, per_cent: int
-) -> None:
-    routed, workload = decoder(model, router, **options), Workload.uniform(1, 1024, "train")
-    error = (
-        convention_flops(routed, workload, convention) / convention_flops(routed, workload, "full") - 1
-    )
-    assert round(100 * error) == per_cent
-
-
 def test_papers_charge_depth_routing_as_if_every_token_entered() -> None:
     workload = Workload.uniform(2, 64)
     dense, routed = decoder(PLAIN), decoder(PLAIN, "mod")
@@ -235,6 +210,7 @@ class Thin(Layer):
         return matmul(workload, 0, "router", rows=workload.slots, inner=32, columns=32)
 
 
+@dataclass(frozen=True, kw_only=True)
 class ThinRouter(Router):
     name: ClassVar[str] = "thin"
 
@@ -246,21 +222,6 @@ def test_a_plugins_matrices_sum_up_whatever_its_layers_are() -> None:
     shape = reading(RoutedDecoder(PLAIN, ThinRouter()))
     assert shape.matrices == 2 * 32 * 32
     assert min(shape.attention_parameters, shape.feed_forward_parameters, shape.router_parameters) >= 0
-
-
-@pytest.mark.parametrize("router", built_in())
-@pytest.mark.parametrize("phase", PHASES)
-def test_every_convention_speaks_for_every_router_and_phase(router: str, phase: str) -> None:
-    deep = replace(PLAIN, layers=4)  # enough for the scheme that shares layers
-    model, workload = decoder(deep, router), Workload.uniform(2, 17, phase)  # type: ignore[arg-type]
-    for convention in ALL_CONVENTIONS:
-        flops = convention_flops(model, workload, convention)
-        assert type(flops) is int
-        assert flops > 0
-        if convention in LITERATURE:
-            assert flops == literature_flops(convention, reading(model), workload)
-        else:
-            assert flops == model.ledger(workload).total(convention)
 
 
 def test_an_unknown_convention_is_told_all_nine() -> None:
@@ -276,17 +237,9 @@ def test_an_unknown_convention_is_told_all_nine() -> None:
         literature_flops("full", SMALL, Workload.uniform(1, 8))
 
 
-def test_every_convention_has_a_source() -> None:
-    assert tuple(SOURCES) == ALL_CONVENTIONS
-    for convention in LITERATURE:
-        assert re.search(r"20\d\d", SOURCES[convention].where), convention
-        assert "Leaves out" in str(SOURCES[convention])
-
-
-def test_formulas_load_no_torch() -> None:
-    code = "import modbench.accounting.literature, sys; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+def test_every_convention_is_defined_on_the_page() -> None:
+    defined = re.findall(r"^## `(\w+)`$", conventions_page.PAGE.read_text(), re.MULTILINE)
+    assert tuple(defined) == ALL_CONVENTIONS
 
 
 def test_the_page_is_what_the_code_says(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -298,19 +251,4 @@ def test_the_page_is_what_the_code_says(tmp_path: Path, capsys: pytest.CaptureFi
     assert conventions_page.main(["--check", str(copy)]) == 0
     copy.write_text(copy.read_text() + "\n")
     assert conventions_page.main(["--check", str(copy)]) == 1
-    assert f"write it again: {conventions_page.REGENERATE} {copy}" in capsys.readouterr().out
-    assert conventions_page.main([str(tmp_path / "nowhere" / "page.md")]) == 2
-    assert "can't be written" in capsys.readouterr().err
-
-
-def test_full_decodes_by_the_keys_that_are_there_as_its_definition_says() -> None:
-    assert Workload.uniform(1, 3, "decode", 5).pairs().full == 6 + 7 + 8
-    assert "past + 1 keys" in str(SOURCES["full"])
-
-
-def test_the_217m_of_its_paper_has_a_matrix_of_relative_positions_more_than_ours() -> None:
-    model = CHINCHILLA_217M.model
-    matrices = 13 * model.layers * model.width**2 + model.vocabulary * model.width
-    ours = reading(meta_decoder("vanilla", {}, model))
-    assert round(matrices / 1e6) == 217
-    assert ours.matrices + ours.head == matrices - model.layers * model.width**2
+    assert f"out of date: {conventions_page.REGENERATE} {copy}" in capsys.readouterr().out

@@ -71,17 +71,11 @@ def _profiler(work: Work) -> int:
     return sum(event.flops for event in profiled.key_averages() if event.key not in pointwise)
 
 
-def _analysis(work: Work) -> Any:
-    from fvcore.nn import FlopCountAnalysis
+def _fvcore(work: Work) -> int:
+    from modbench.accounting.other_counters import fvcore_flops
 
-    analysis = FlopCountAnalysis(work.module, work.inputs)
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    return analysis.tracer_warnings("none")
-
-
-def _fvcore(work: Work) -> float:
-    with torch.no_grad():
-        return 2 * _analysis(work).total()
+    assert work.module is not None
+    return fvcore_flops(work.module, work.inputs)
 
 
 def _shape(value: Any) -> list[int]:
@@ -123,16 +117,24 @@ def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
     return total
 
 
-def _fvcore_with_handles(work: Work) -> float:
-    analysis = _analysis(work)
+def fvcore_with_handles(work: Work) -> Any:
+    """fvcore's analysis, with handles for the ops that it lacks and without the one too many."""
+    from modbench.accounting.other_counters import fvcore_analysis
+
+    assert work.module is not None
+    analysis = fvcore_analysis(work.module, work.inputs)
     analysis.set_op_handle("aten::scaled_dot_product_attention", _sdpa)
     analysis.set_op_handle("aten::_grouped_mm", _grouped)
     analysis.set_op_handle("aten::_native_multi_head_attention", _fused_attention)
     analysis.set_op_handle("aten::einsum", _einsum)
     # It is no matmul; setting the handle to None would not remove it.
     analysis._op_handles.pop("aten::layer_norm", None)
+    return analysis
+
+
+def _fvcore_with_handles(work: Work) -> float:
     with torch.no_grad():
-        return 2 * analysis.total()
+        return 2 * fvcore_with_handles(work).total()
 
 
 def _deepspeed(work: Work) -> int:

@@ -37,19 +37,6 @@ def test_a_weighted_bag_costs_what_a_sparse_product_does_and_each_gradient_as_mu
     assert counter.total == ONCE * (rows + weights)
 
 
-def test_a_bags_forward_is_counted_as_the_sparse_matmul_of_the_same_values() -> None:
-    table, weight = torch.randn(16, 7), torch.randn(9)
-    places = torch.stack((torch.arange(9) // 3, INDICES))
-    with torch.sparse.check_sparse_tensor_invariants(), FlopCounter() as counter:
-        product = torch.sparse.mm(torch.sparse_coo_tensor(places, weight, (3, 16)), table)
-    with FlopCounter() as of_bags, torch.inference_mode():
-        bags = F.embedding_bag(
-            INDICES.view(3, 3), table, mode="sum", per_sample_weights=weight.view(3, 3)
-        )
-    torch.testing.assert_close(bags, product)
-    assert of_bags.total == counter.total == ONCE
-
-
 def test_a_gradient_that_is_kept_sparse_costs_the_same() -> None:
     table = torch.randn(16, 7, requires_grad=True)
     weight = torch.randn(3, 3, requires_grad=True)
@@ -68,11 +55,3 @@ def test_indices_that_pad_multiply_nothing() -> None:
             INDICES.view(3, 3), table, mode="sum", per_sample_weights=weight, padding_idx=3
         ).sum().backward()
     assert counter.total == 3 * 2 * 7 * 7
-
-
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-def test_a_bag_without_weights_costs_nothing(mode: str) -> None:
-    table = torch.randn(16, 7, requires_grad=True)
-    with FlopCounter() as counter:
-        F.embedding_bag(INDICES.view(3, 3), table, mode=mode).sum().backward()
-    assert counter.total == 0

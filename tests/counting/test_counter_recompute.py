@@ -117,34 +117,6 @@ def test_recompute_under_a_gradient_of_a_gradient() -> None:
     assert counter.executed - counter.total == ONCE
 
 
-def test_labels_around_a_whole_step_do_not_take_the_labels_inside() -> None:
-    weight, x = grad(8, 8), grad(5, 8)
-
-    def run() -> None:
-        with component("step"):
-            with component("mlp", 1):
-                y = x @ weight
-            y.sum().backward()
-
-    assert {key[1] for key in counted(run).ledger.entries} == {"mlp"}
-
-
-@pytest.mark.parametrize("inner_reentrant", [True, False])
-def test_a_checkpoint_within_a_checkpoint(inner_reentrant: bool) -> None:
-    first, second = (nn.Linear(8, 8, bias=False) for _ in range(2))
-
-    def inner(x: Tensor) -> Tensor:
-        return second(torch.relu(first(x)))
-
-    def outer(x: Tensor) -> Tensor:
-        return checkpoint(inner, x, use_reentrant=inner_reentrant)
-
-    counter = counted(lambda: checkpoint(outer, grad(5, 8), use_reentrant=True).sum().backward())
-    assert counter.total == 6 * ONCE
-    # The outer one runs it all again; of that the inner one, which may stop at the last tensor it needs.
-    assert counter.executed - counter.total == (4 if inner_reentrant else 3) * ONCE
-
-
 class Product(torch.autograd.Function):
     """x @ w, with a backward pass of its own."""
 
@@ -167,3 +139,38 @@ def test_a_function_of_ones_own_is_run_again_without_recording(reentrant: bool) 
     assert counter.executed - counter.total == ONCE
     plain = counted(lambda: Product.apply(x, w).sum().backward())
     assert plain.total == plain.executed == 3 * ONCE
+
+
+@pytest.mark.parametrize("create_graph", [True, False])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_gradient_inside_a_checkpointed_function_is_needed_once(
+    reentrant: bool, create_graph: bool
+) -> None:
+    x, w = grad(5, 8), grad(8, 8)
+
+    def slope_times_x(x: Tensor) -> Tensor:
+        with torch.enable_grad():  # which a reentrant checkpoint switches off
+            leaf = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad((leaf @ w).pow(2).sum(), leaf, create_graph=create_graph)
+        return (x * slope) @ w
+
+    plain = counted(lambda: slope_times_x(x).sum().backward())
+    # Of the slope the product and its gradient by x; then x @ w with two gradients. With a graph of the
+    # slope, its gradients by the outer gradient and w, and those of the first product by x and w.
+    assert plain.total == plain.executed == (2 + 3 + 4 * create_graph) * ONCE
+    counter = counted(lambda: checkpoint(slope_times_x, x, use_reentrant=reentrant).sum().backward())
+    assert counter.total == plain.total
+    assert counter.executed - counter.total == 3 * ONCE
+
+
+def test_a_backward_pass_inside_a_reentrant_checkpoint_inside_another() -> None:
+    x, w = grad(5, 8), grad(8, 8)
+
+    def inner(x: Tensor) -> Tensor:
+        return torch.relu(x @ w)
+
+    def outer(x: Tensor) -> Tensor:
+        return checkpoint(inner, x, use_reentrant=True)
+
+    counter = counted(lambda: checkpoint(outer, x, use_reentrant=True).sum().backward())
+    assert (counter.total, counter.executed) == (3 * ONCE, 5 * ONCE)

@@ -141,9 +141,3 @@ def test_whole_numbers_of_any_kind_count_as_pythons() -> None:
     for ledger in (*spent, matmul(small, 0, "x", rows=np.int64(3), inner=2, columns=2)):
         assert type(ledger.total()) is int
         assert {type(flops) for flops in ledger.by_component().values()} == {int}
-
-
-@pytest.mark.parametrize("given", [{"lengths": (9.0,)}, {"lengths": (9,), "past": (None,)}])
-def test_what_is_no_whole_number_is_refused(given: dict) -> None:
-    with pytest.raises(ValueError, match=r"a load needs whole numbers"):
-        Workload(**given)

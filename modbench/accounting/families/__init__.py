@@ -1,7 +1,7 @@
 """Closed forms of published families of causal language models, from the dict of a config.json.
 
-Pure Python: neither torch nor transformers is imported. What a family computes is what its model in
-transformers computes, experts without a capacity limit.
+Pure Python: neither torch nor transformers is imported. A family computes what its model in transformers
+computes; experts have no capacity limit.
 """
 
 from collections.abc import Mapping
@@ -27,32 +27,32 @@ __all__ = [
 
 
 def family_ledger(config: Mapping[str, Any], workload: Workload, *, dense: bool = False) -> Ledger:
-    """What a model of this config.json spends on ``workload``, by layer, component and direction; with
-    ``dense``, its dense twin: an MLP of the config's ``intermediate_size`` in place of experts.
+    """Return the ledger of a model of this config.json on ``workload``, or with ``dense`` that of its
+    dense twin: an MLP of the config's ``intermediate_size`` in place of experts.
 
-    Every weight is trained. In phases with a cache, layers with a sliding window keep no more than they
-    see, and latent attention makes keys and values of the whole cache at every step.
+    Every weight is trained. In phases with a cache, layers with a sliding window cache one window, and
+    latent attention expands the whole cache into keys and values at every step.
 
     Raises:
-        UserError: a family that isn't known (`FAMILIES` are), or a shape that can't be.
+        UserError: an unknown family (`FAMILIES` are known), or an impossible shape.
     """
     return ledger_of(architecture_of(config, dense=dense)[1], workload)
 
 
 def family_shape(config: Mapping[str, Any], *, dense: bool = False) -> FamilyShape:
-    """Sizes and parameter counts of a model of this config.json, or of its dense twin.
+    """Return sizes and parameter counts of a model of this config.json, or of its dense twin.
 
     Raises:
-        UserError: a family that isn't known (`FAMILIES` are), or a shape that can't be.
+        UserError: an unknown family (`FAMILIES` are known), or an impossible shape.
     """
     return shape_of(*architecture_of(config, dense=dense))
 
 
 def family_reading(config: Mapping[str, Any], *, dense: bool = False) -> Reading:
-    """What the papers' formulas read off a model of this config.json, or off its dense twin.
+    """Return the sizes that papers' formulas use, of a model of this config.json or of its dense twin.
 
     Raises:
-        UserError: a family that isn't known (`FAMILIES` are), or a shape that can't be.
+        UserError: an unknown family (`FAMILIES` are known), or an impossible shape.
     """
     shape = family_shape(config, dense=dense)
     return Reading(**{field.name: getattr(shape, field.name) for field in fields(Reading)})

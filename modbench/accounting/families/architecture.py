@@ -1,19 +1,18 @@
-"""A causal language model as its matrices: what they cost on a load, and how many parameters they hold.
+"""A causal language model as its matrices: their FLOPs on a workload, and their parameters.
 
-Every family that is read here comes down to this, so that one ledger and one way of counting serve all.
+Every family is described by this, so that one ledger serves all.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from modbench.ledger import OUTSIDE, Flops, Key, Ledger, Workload, matmul
-from modbench.ledger.cpu_attention import is_fused
+from modbench.ledger import OUTSIDE, Flops, Key, Ledger, Workload, attention, matmul
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """A weight of (inner, columns). There are ``copies`` of it, and a token meets ``met`` of them: the
-    experts that it chose. ``again``: it is applied to the cached tokens too, at every step."""
+    """A weight of (inner, columns) in ``copies``, of which each token uses ``met`` (its experts).
+    ``again``: every step also applies it to all cached tokens."""
 
     component: str
     inner: int
@@ -29,10 +28,10 @@ class Matrix:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A block: its matrices, its attention, and the parameters that no matmul meets (biases, norms).
+    """A block: its matrices, its attention, and its ``further`` parameters (biases, norms).
 
     ``head_width`` is that of queries and keys, ``value_width`` that of values. A token sees the last
-    ``window`` ones. ``dropout`` on attention weights takes training off the fused kernels.
+    ``window`` tokens. With ``dropout`` on attention weights, training does not use the fused kernels.
     """
 
     matrices: tuple[Matrix, ...]
@@ -47,8 +46,8 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """``positions``: entries of a learned table of positions. ``further``: parameters outside all layers
-    that no matmul meets."""
+    """``positions``: entries of a learned position embedding. ``further``: norms and biases outside all
+    layers."""
 
     vocabulary: int
     width: int
@@ -60,16 +59,15 @@ class Architecture:
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyShape:
-    """What the formulas of papers are written in, named as in `modbench.accounting.literature.Reading`.
+    """The sizes that papers' formulas use, named as in `modbench.accounting.literature.Reading`.
 
-    ``attention_width`` is heads times the width of a query, ``key_value_width`` key heads times that of
-    a key, ``value_width`` heads times that of a value: under latent attention values are of another
-    width, and each head has keys. ``attention_parameters``, ``feed_forward_parameters`` and
-    ``router_parameters`` count matrices that a token meets, of all layers together: of experts the
-    chosen and the shared ones; a shared expert's gate is a router. ``parameters`` is all that a
-    checkpoint of the model holds; ``active_parameters`` leaves out the experts that a token did not
-    choose. Both count the embedding whole and a tied head once. ``embedding_parameters``: the look-up
-    tables, of tokens and of positions; an untied head is none.
+    ``attention_width`` is heads times query width, ``key_value_width`` key heads times key width,
+    ``value_width`` heads times value width; latent attention has values of another width, and keys per
+    head. ``attention_parameters``, ``feed_forward_parameters`` and ``router_parameters`` count the
+    matrices that process a token, over all layers: of experts the chosen and the shared ones; a shared
+    expert's gate is a router. ``parameters`` is the size of a checkpoint; ``active_parameters`` excludes
+    the experts that are not chosen. Both count the whole embedding, and a tied head once.
+    ``embedding_parameters``: token and position embeddings, without an untied head.
     """
 
     family: str
@@ -90,8 +88,8 @@ class FamilyShape:
 
 
 def ledger_of(model: Architecture, workload: Workload) -> Ledger:
-    """What ``model`` spends on ``workload``."""
-    # A model has a few kinds of layers, and many layers of a kind, which are one object.
+    """Return the ledger of ``model`` on ``workload``."""
+    # Layers of a kind are one object.
     kinds: dict[int, Ledger] = {}
     entries: dict[Key, Flops] = {}
     for number, layer in enumerate(model.layers):
@@ -154,7 +152,7 @@ def _layer_ledger(layer: Layer, workload: Workload) -> Ledger:
 
 
 def _cached_and_new(workload: Workload) -> int:
-    """Rows of a matmul that each step runs over all that the cache holds by then."""
+    """Rows of a matmul that each step applies to the whole cache."""
     if workload.phase == "decode":
         return workload.pairs().full
     wide = [new + past for new, past in zip(workload.lengths, workload.past, strict=True)]
@@ -162,28 +160,22 @@ def _cached_and_new(workload: Workload) -> int:
 
 
 def _scores(layer: Layer, workload: Workload) -> Ledger:
-    """Scores and weighted values of a layer.
-
-    `modbench.ledger.attention` with two things besides. A cache keeps no more than a window's
-    tokens, so that attention is never given older ones: ``full`` is smaller. And PyTorch has no fused
-    CPU kernel where values are of another width than keys, or for dropout: the whole square is run,
-    and nothing twice.
-    """
-    pairs = _pairs(layer.window, workload)
-    scores, values = 2 * layer.heads * layer.head_width, 2 * layer.heads * layer.value_width
-    train = workload.phase == "train"
-    fused = is_fused(layer.head_width, layer.value_width) and not (layer.dropout and train)
-    if not fused:
-        pairs = Flops(pairs.model, pairs.full)
-    forward = pairs * (scores + values)
-    entries: dict[Key, Flops] = {(0, "attention.scores", "forward"): forward}
-    if train:
-        again = Flops(0, 0, pairs.executed * scores if fused else 0)
-        entries[0, "attention.scores", "backward"] = forward * 2 + again
-    return Ledger(entries)
+    """Scores and weighted values of a layer. PyTorch has no fused CPU kernel for dropout."""
+    return attention(
+        workload,
+        0,
+        heads=layer.heads,
+        head_width=layer.head_width,
+        value_width=layer.value_width,
+        gradient=True,
+        pairs=_pairs(layer.window, workload),
+        fused=not (layer.dropout and workload.phase == "train"),
+    )
 
 
 def _pairs(window: int | None, workload: Workload) -> Flops:
+    """Query-key pairs of a layer. A cache keeps at most one window of tokens, which makes ``full``
+    smaller."""
     if window is None:
         return workload.pairs()
     needed = workload.pairs(window).model

@@ -1,4 +1,4 @@
-"""What a config.json may leave out, and how the families differ where no key says so."""
+"""Defaults of each family's config.json, and differences between families that no key states."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """``defaults``: what transformers takes for keys that a config.json lacks; keys that aren't here are
-    not read. ``also``: other names of keys. Biases: always, never, or as a key of the config says."""
+    """``defaults``: transformers' defaults of missing keys; other keys are not read. ``also``: other
+    names of keys. Biases: always, never, or the key of the config that states it."""
 
     defaults: Mapping[str, Any]
     also: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""From a family's config to its matrices, as the family's model in transformers builds them."""
+"""Builds a family's architecture from its config, as its model in transformers does."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,11 +9,11 @@ from modbench.errors import UserError, known_names
 
 
 def architecture_of(config: Mapping[str, Any], *, dense: bool = False) -> tuple[str, Architecture]:
-    """The family's name and the model; with ``dense``, the one that has an MLP of the config's
-    ``intermediate_size`` wherever it has experts.
+    """Return the family's name and its architecture; with ``dense``, experts are replaced by an MLP of
+    the config's ``intermediate_size``.
 
     Raises:
-        UserError: no known family, or a shape that can't be.
+        UserError: an unknown family, or an impossible shape.
     """
     source = Source(config)
     return source.name, _gpt2(source) if source.name == "gpt2" else _llama_like(source, dense)
@@ -127,8 +127,8 @@ def _grouped(source: Source, width: int) -> _Attention:
 
 
 def _latent(source: Source, width: int) -> _Attention:
-    """Multi-head latent attention: the cache holds latents, and each step makes keys and values of all
-    of them anew, as transformers does. (What attends to the latents themselves spends otherwise.)"""
+    """Multi-head latent attention: the cache holds latents, and each step expands all of them into keys
+    and values, as transformers does. (Kernels that attend to the latents themselves cost less.)"""
     heads, groups = _heads(source)
     if groups != heads:
         raise UserError(
@@ -168,7 +168,7 @@ def _dense(source: Source, width: int) -> tuple[Matrix, ...]:
 
 
 def _expert_count(source: Source) -> int:
-    """Experts to choose from. Qwen's models with none are dense."""
+    """Number of routed experts. Qwen's models with 0 are dense."""
     for key in ("n_routed_experts", "num_local_experts", "num_experts"):
         if key in source:
             return source.size(key, least=0 if "decoder_sparse_step" in source else 1)
@@ -204,7 +204,7 @@ def _experts(source: Source, width: int) -> tuple[Matrix, ...]:
 
 
 def _sparse(source: Source, layers: int) -> tuple[bool, ...]:
-    """Which layers have experts."""
+    """Return for each layer if it has experts."""
     if not _expert_count(source):
         return (False,) * layers
     if "first_k_dense_replace" in source:
@@ -217,7 +217,7 @@ def _sparse(source: Source, layers: int) -> tuple[bool, ...]:
 
 
 def _windows(source: Source, layers: int) -> tuple[int | None, ...]:
-    """How far back each layer sees; None: to the start."""
+    """Return each layer's attention window; None: unlimited."""
     if "sliding_window" not in source:
         return (None,) * layers
     slides = source.flag("use_sliding_window") if "use_sliding_window" in source else True

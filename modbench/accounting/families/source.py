@@ -1,4 +1,4 @@
-"""A config.json as a family's keys: found, defaulted, and held to what they must be."""
+"""Reads a config.json by its family's keys: renames, defaults and type checks."""
 
 import difflib
 import json
@@ -12,10 +12,10 @@ from modbench.typed import checked
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
-    """A model's config.json, from the file or from the folder that holds it.
+    """Load a model's config.json from the file or its folder.
 
     Raises:
-        UserError: there is no such file, it can't be read, or it is no JSON object.
+        UserError: the file can't be read or is not a JSON object.
     """
     path = Path(path)
     if path.is_dir():
@@ -34,7 +34,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
 
 
 def misspelt(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Keys that look like one which the family reads and that is missing, each with that one."""
+    """Return unknown keys that resemble a missing key of the family, each with that key."""
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         return []
@@ -50,7 +50,7 @@ class Source:
     """One config, read key by key.
 
     Raises:
-        UserError: it is no object of keys, or its family is not known.
+        UserError: not a mapping, or an unknown family.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -73,7 +73,7 @@ class Source:
         self._config = self._named(config)
 
     def _named(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The keys that are read, each under one name."""
+        """Return the family's keys under one name each, with defaults."""
         found = {key: config[key] for key in self.family.defaults if key in config}
         for other, key in self.family.also.items():
             if other in config and found.setdefault(key, config[other]) != config[other]:
@@ -84,7 +84,7 @@ class Source:
         return {**self.family.defaults, **found}
 
     def __contains__(self, key: str) -> bool:
-        """Whether the family has such a key at all."""
+        """Return True if the family has this key."""
         return key in self._config
 
     def size(self, key: str, least: int = 1) -> int:
@@ -98,7 +98,7 @@ class Source:
         return None if self._config.get(key) is None else self.size(key)
 
     def flag(self, key: bool | str) -> bool:
-        """What the key says; a bool says it itself."""
+        """Return the value of a key, or a bool as it is."""
         return key if isinstance(key, bool) else bool(checked(f"config {key}", self._config[key], bool))
 
     def share(self, key: str) -> float:

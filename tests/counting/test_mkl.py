@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from modbench.accounting.mkl import executed
+from mkl import executed
 
 pytestmark = [
     pytest.mark.slow,
@@ -120,7 +119,7 @@ def test_attention_asks_mkl_for_the_blocks_that_are_counted() -> None:
 def test_a_routine_that_prints_no_shape_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="the program under MKL failed"):
         executed("def runs(): return {'broken': lambda: 1 / 0}")
-    from modbench.accounting.mkl import _flops
+    from mkl import _flops
 
     with pytest.raises(RuntimeError, match="SGEMM_BATCH"):
         _flops("SGEMM_BATCH", ["N", "N", "0x7f"])

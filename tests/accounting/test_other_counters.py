@@ -1,0 +1,93 @@
+"""fvcore, with the handles it lacks, agrees with the ledger; as it is, its column shows where it is
+off."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from modbench.accounting.other_counters import FORWARD_ONLY, Traced, other_counts
+from modbench.accounting.statement import meta_decoder
+from modbench.cli.main import main
+from modbench.ledger import Workload
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router, router_names
+
+sys.path.append(str(Path(__file__).parents[1] / "counting"))
+from counter_case import Work
+from other_counters import fvcore_with_handles
+
+MATMULS = ("mm", "bmm", "matmul", "linear", "einsum", "baddbmm", "addmm", "mv", "dot", "conv")
+MIXTRAL = {
+    "model_type": "mixtral",
+    "vocab_size": 101,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "num_local_experts": 4,
+}
+
+
+@pytest.mark.parametrize("name", router_names())
+def test_fvcore_with_handles_counts_what_the_ledger_says(name: str, shape: ModelConfig) -> None:
+    model = build_model(shape, build_router(name)).eval()
+    tokens_BT, context = torch.randint(shape.vocabulary, (3, 63)), Context()
+    work = Work(run=list, module=Traced(model), inputs=(tokens_BT,))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        analysis = fvcore_with_handles(work)
+        total = 2 * int(analysis.total())
+        left_out = dict(analysis.unsupported_ops())
+        model(tokens_BT, context)
+    ledger = model.ledger(Workload(lengths=(63,) * 3, padding=True, counts=context.trace.counts))
+    assert total == ledger.total("full")
+    assert not [op for op in left_out if op.removeprefix("aten::") in MATMULS]
+
+
+def test_each_counter_reports_what_it_counts_out_of_the_box() -> None:
+    projections = 2 * 2 * 9 * (48 * (48 + 2 * 16) + 48 * 48 + 48 * 4 + 2 * 3 * 48 * 80)
+    head = 2 * 9 * 48 * 101
+    found = other_counts(MIXTRAL, (1, 9), "forward", 0)
+    assert found == {"fvcore": projections + head, "FlopCounterMode": projections + head}
+    train = other_counts(MIXTRAL, (1, 9), "train", 0)
+    assert train == {"fvcore": FORWARD_ONLY, "FlopCounterMode": 3 * (projections + head)}
+
+
+def test_a_counter_that_fails_says_so_in_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: FlopCounterMode) -> None:
+        raise KeyError("no such op")
+
+    monkeypatch.setattr(FlopCounterMode, "__enter__", fail)
+    decoder = meta_decoder("vanilla", {}, ModelConfig(vocabulary=97, width=32, layers=1, heads=4))
+    found = other_counts(decoder, (1, 9), "forward", 0)
+    assert found["FlopCounterMode"] == "failed: KeyError"
+    assert isinstance(found["fvcore"], int)
+
+
+@pytest.mark.parametrize("format", ["table", "json", "csv"])
+def test_profile_prints_the_counters_side_by_side(
+    format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
+    words = ["flops", "--hf", str(tmp_path), "--sequence", "9", "--profile", "--format", format]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    if format == "table":
+        (names,) = (line for line in out.splitlines() if line.startswith("counter"))
+        assert names.split() == ["counter", "closed", "form", "modbench", "fvcore", "FlopCounterMode"]
+    elif format == "json":
+        (model,) = json.loads(out)["models"]
+        theirs = model["counters"]["fvcore"]
+        assert model["counters"]["modbench"] == {"flops": model["flops"], "difference_percent": 0.0}
+        off = 100 * (theirs["flops"] - model["flops"]) / model["flops"]
+        assert theirs["difference_percent"] == off < 0
+    else:
+        assert "profiled,profiled_difference_percent,fvcore,fvcore_difference_percent" in out

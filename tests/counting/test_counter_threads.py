@@ -1,0 +1,120 @@
+"""A counter sees what its own thread runs, and nothing of what other threads run."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+from modbench import FlopCounter
+from modbench.ledger import component
+
+#: 2 sequences, 4 heads of width 8: FLOPs of one query-key pair, forward.
+EACH = 2 * 4 * 4 * 8
+
+
+def attention(length: int, *, causal: bool = True) -> torch.Tensor:
+    q, k, v = (torch.randn(2, 4, length, 8, requires_grad=True) for _ in "qkv")
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).sum()
+
+
+class InOtherThread:
+    """Runs ``work`` in a thread, stopped at its ``hold()`` while this thread goes on."""
+
+    def __init__(self, work: Callable[[Callable[[], None]], object]) -> None:
+        self._holds, self._goes_on = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(work,))
+        self._error: BaseException | None = None
+
+    def _run(self, work: Callable[[Callable[[], None]], object]) -> None:
+        try:
+            work(self._hold)
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._holds.set()
+
+    def _hold(self) -> None:
+        self._holds.set()
+        assert self._goes_on.wait(20)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+        assert self._holds.wait(20)
+
+    def __exit__(self, *_: object) -> None:
+        self._goes_on.set()
+        self._thread.join(20)
+        if self._error is not None:
+            raise self._error
+
+
+class Hold(TorchFunctionMode):
+    """Holds inside each call of attention."""
+
+    def __init__(self, hold: Callable[[], None]) -> None:
+        super().__init__()
+        self._hold = hold
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.__name__ == "scaled_dot_product_attention":
+            self._hold()
+        return func(*args, **(kwargs or {}))
+
+
+def test_attention_of_an_uncounted_thread_leaves_the_counter_alone() -> None:
+    def other(hold: Callable[[], None]) -> None:
+        with Hold(hold):
+            attention(9)
+
+    x = torch.randn(3, 5)
+    with FlopCounter() as counter, InOtherThread(other):
+        x @ x.T
+    assert counter.total == counter.total_model == 2 * 3 * 5 * 3
+
+
+def test_labels_of_another_thread_do_not_reach_the_counter() -> None:
+    def other(hold: Callable[[], None]) -> None:
+        with component("other-thread", 7):
+            hold()
+
+    x = torch.randn(3, 5)
+    with FlopCounter() as counter, component("here", 1):
+        with InOtherThread(other):
+            x @ x.T
+        x @ x.T
+    assert {key[:2] for key in counter.ledger.entries} == {(1, "here")}
+
+
+@pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], ids=lambda b: b.name)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_two_counters_in_two_threads_count_each_its_own(backend: SDPBackend, recompute: bool) -> None:
+    counters: list[FlopCounter] = []
+
+    def other(hold: Callable[[], None]) -> None:
+        with FlopCounter() as counter:
+            counters.append(counter)
+            with component("there", 2):
+                loss = attention(9)
+                hold()
+            loss.backward()
+
+    def region(q: torch.Tensor) -> torch.Tensor:
+        with component("here", 1):
+            return F.scaled_dot_product_attention(q, q, q, is_causal=True)
+
+    q = torch.randn(2, 4, 5, 8, requires_grad=True)
+    with sdpa_kernel(backend), FlopCounter() as counter, InOtherThread(other):
+        y = checkpoint(region, q, use_reentrant=True) if recompute else region(q)
+        y.sum().backward()
+        torch.ones(3, 5) @ torch.ones(5, 7)
+    assert (counter.total, counter.total_model) == (3 * EACH * 25 + 210, 3 * EACH * 15 + 210)
+    assert {key[:2] for key in counter.ledger.entries} == {(1, "here"), (-1, "other")}
+    (there,) = counters
+    assert (there.total, there.total_model) == (3 * EACH * 81, 3 * EACH * 45)
+    assert {key[:2] for key in there.ledger.entries} == {(2, "there")}
+    assert F.scaled_dot_product_attention is torch._C._nn.scaled_dot_product_attention

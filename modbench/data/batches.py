@@ -1,4 +1,4 @@
-"""The order in which training text is seen: a pure function of seed and step, the same for every scheme.
+"""Training batches: a pure function of seed and step, the same for every scheme.
 
 B sequences, T tokens, N tokens of text.
 """
@@ -11,10 +11,10 @@ from modbench.errors import UserError
 
 
 class Batches:
-    """Windows of T + 1 tokens, each epoch shuffled anew and shifted by an offset of its own.
+    """Windows of T + 1 tokens; each epoch has its own order and its own offset.
 
     Raises:
-        UserError: the text doesn't hold one window at each offset.
+        UserError: the text is too short for one window at every offset.
     """
 
     def __init__(self, text_N: np.ndarray, *, sequence: int, batch: int, seed: int) -> None:
@@ -22,9 +22,8 @@ class Batches:
         self.windows = (len(text_N) - sequence - 1) // sequence
         if self.windows < 1:
             raise UserError(
-                f"the training text has {len(text_N)} tokens, too few for one sequence of {sequence}, "
-                f"wherever it begins, for which {2 * sequence + 1} are needed; give more text or a "
-                "shorter sequence"
+                f"the training text has {len(text_N)} tokens; a sequence of {sequence} needs "
+                f"{2 * sequence + 1} or more; give more text or a shorter sequence"
             )
         self._epoch = -1
         self._starts_W = np.zeros(0, dtype=np.int64)

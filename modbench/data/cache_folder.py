@@ -1,10 +1,11 @@
-"""The user's cache folder, and how a file gets into it: whole, and from one process at a time."""
+"""The user's cache folder: one process at a time makes a file, and files are replaced whole."""
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from modbench.errors import UserError
 
@@ -19,36 +20,36 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def alone(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Be the one process that makes ``path``; others wait. A process that is killed gives the lock up.
+def file_lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of ``path`` while it is made; other processes wait. The lock of a killed process is
+    free.
 
     Raises:
-        UserError: the folder can't be written, on entering or within.
+        UserError: the folder can't be written.
     """
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say(f"another process is preparing {path.name}: waiting for it")
+            lock.acquire()
     except OSError as error:
         raise _unwritable(path.parent, error) from None
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process is preparing {path.name}: waiting for it")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def put(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path`` in one step, within :func:`alone`.
+    """Replace ``path`` by a file of ``content``; the caller holds its `file_lock`.
 
-    Whenever the process ends, the old file or the new one is there, whole; what a killed process left in
-    the temporary file is overwritten by the next.
+    A process killed at any moment leaves the old file or the new one, whole.
 
     Raises:
-        UserError: the folder can't be written, or the disk is full; ``path`` is as it was.
+        UserError: the folder can't be written, or the disk is full; ``path`` is unchanged.
     """
     temporary = path.with_name(f"{path.name}.part")
     try:
@@ -61,11 +62,6 @@ def put(path: Path, content: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too, is on disk
-        finally:
-            os.close(folder)
     except OSError as error:
         raise _unwritable(path.parent, error) from None
 

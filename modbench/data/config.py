@@ -1,4 +1,4 @@
-"""Which text a run is trained on, and how it becomes tokens: the [data] table of a suite."""
+"""The [data] table of a suite: training text and tokenizer."""
 
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
@@ -8,7 +8,7 @@ from modbench.errors import UserError, known_names
 Source = Literal["pypi-en-v1", "text", "huggingface"]
 TokenizerKind = Literal["bpe", "bytes"]
 
-#: The fields that one source alone reads; set for another source they would be a misunderstanding.
+#: Sources that read a field; for other sources it must keep its default.
 _FIELDS_OF = {
     "path": ("text",),
     "heldout": ("text", "huggingface"),
@@ -32,26 +32,21 @@ class DataConfig:
     source: Source = "pypi-en-v1"
     tokenizer: TokenizerKind = "bpe"
     vocabulary: int = 2048  #: ids of the bpe, bytes and end of text included; ``bytes`` always has 257
-    #: text: a .txt file, or a .jsonl file with one document per line; from the working directory on
+    #: text: a .txt file, or a .jsonl file with one document per line; relative to the working directory
     path: str | None = None
     name: str | None = None  #: huggingface: the data set's name, or a local folder
     subset: str | None = None  #: huggingface: its configuration, such as ``sample-10BT``
-    split: str = "train"  #: huggingface: which of its splits is read; the held-out part is cut from it
-    revision: str | None = None  #: huggingface: the commit to read, for a data set that may change
+    split: str = "train"  #: huggingface: the split to read; the held-out part is cut from it
+    revision: str | None = None  #: huggingface: the commit to read
     text_field: str = "text"  #: .jsonl and huggingface: the field that holds a document's text
-    documents: int = 20_000  #: huggingface: how many documents are streamed, from the start
-    heldout: float = 0.05  #: text and huggingface: share of the documents held out (of a .txt: its tail)
+    documents: int = 20_000  #: huggingface: number of documents to stream, from the start
+    heldout: float = 0.05  #: text and huggingface: fraction of documents held out (.txt: its tail)
 
     def __post_init__(self) -> None:
-        if self.source not in get_args(Source):
-            raise UserError(
-                f"data source '{self.source}' is not known; {known_names(self.source, get_args(Source))}"
-            )
-        if self.tokenizer not in get_args(TokenizerKind):
-            raise UserError(
-                f"data tokenizer '{self.tokenizer}' is not known; "
-                f"{known_names(self.tokenizer, get_args(TokenizerKind))}"
-            )
+        for name, kind in (("source", Source), ("tokenizer", TokenizerKind)):
+            value, known = getattr(self, name), get_args(kind)
+            if value not in known:
+                raise UserError(f"data {name} '{value}' is not known; {known_names(value, known)}")
         for field in fields(self):
             owners = _FIELDS_OF.get(field.name, (self.source,))
             value = getattr(self, field.name)
@@ -69,11 +64,9 @@ class DataConfig:
         self._check_vocabulary()
         if not 0 < self.heldout < 1:
             raise UserError(f"data heldout is {self.heldout}; it must lie between 0 and 1")
-        if self.documents < 2:
-            raise UserError(f"data documents is {self.documents}; it must be 2 or more")
 
     def settings(self) -> dict[str, object]:
-        """The fields that this source reads, which is all that its tokens depend on."""
+        """The fields that this source reads, on which alone its tokens depend."""
         return {
             field.name: getattr(self, field.name)
             for field in fields(self)

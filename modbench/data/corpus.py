@@ -1,4 +1,4 @@
-"""The three sources of text behind one call: embedded corpus, local file, Hugging Face data set."""
+"""Reads text from one of three sources: embedded corpus, local file, Hugging Face data set."""
 
 import codecs
 import hashlib
@@ -17,16 +17,16 @@ from modbench.errors import UserError, known_names
 def read_corpus(
     config: DataConfig, *, kept: Path, archives: Path | None = None, say: Callable[[str], None] = print
 ) -> Corpus:
-    """The text that ``config`` names, split into training and held-out part.
+    """Read the text of ``config``, split into a training and a held-out part.
 
     Args:
         config: the source and its settings.
         kept: cache folder for the archives of the embedded corpus.
-        archives: a folder that already holds those archives.
-        say: told what takes long before it starts.
+        archives: a folder that holds those archives.
+        say: called with a sentence before each long step.
 
     Raises:
-        UserError: the text is missing, empty, altered, can't be reached, or is too little to be split.
+        UserError: the text is missing, empty, altered, out of reach, or too short to be split.
     """
     if archives is not None and config.source != pypi_corpus.NAME:
         raise UserError(
@@ -41,10 +41,7 @@ def read_corpus(
 
 
 def text_sha256(config: DataConfig) -> str | None:
-    """The sha256 of the local text file, so that a changed file is another corpus; else None.
-
-    Without the byte-order mark that some editors begin a file with, which is no text: with or without
-    it the corpus is the same.
+    """The sha256 of the local text file without a byte-order mark; None for other sources.
 
     Raises:
         UserError: there is no such file.
@@ -61,8 +58,6 @@ def _text_bytes(config: DataConfig) -> bytes:
             f"data path '{path}' ends with '{path.suffix}'; a .txt or a .jsonl file can be read"
         )
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
-            raise UserError(f"data path '{path}' is no regular file; give the path of a text file")
         return path.read_bytes()
     except OSError as error:
         raise UserError(
@@ -73,7 +68,7 @@ def _text_bytes(config: DataConfig) -> bytes:
 def _read_text(config: DataConfig) -> Corpus:
     content = _text_bytes(config)
     try:
-        # Not "utf-8-sig", whose errors count their bytes from behind the mark.
+        # Not "utf-8-sig", whose errors count bytes from the end of the mark.
         text = content.decode("utf-8").removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
     except UnicodeDecodeError as error:
         raise UserError(
@@ -89,7 +84,7 @@ def _read_text(config: DataConfig) -> Corpus:
 
 
 def _split_tail(text: str, config: DataConfig) -> Corpus:
-    """One document's tail is the held-out part, from the first line that starts in the last share."""
+    """Hold out the tail of one document, from the first line that starts in its last fraction."""
     cut = text.find("\n", int(len(text) * (1 - config.heldout))) + 1
     if not cut or not text[:cut].strip() or not text[cut:].strip():
         raise UserError(
@@ -105,10 +100,9 @@ def _jsonl_documents(text: str, config: DataConfig) -> Iterator[Document]:
             continue
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # too long a number, too deep a nesting
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+        except (ValueError, RecursionError) as error:  # brackets can be too deep for Python
             raise UserError(
-                f"{config.path}:{number} is not JSON ({reason}); mend or remove the line"
+                f"{config.path}:{number} is not JSON ({error}); fix or remove the line"
             ) from None
         if not isinstance(row, dict):
             raise UserError(
@@ -121,12 +115,12 @@ def _field(row: dict[str, Any], config: DataConfig, where: str) -> str:
     value = row.get(config.text_field)
     if isinstance(value, str):
         if any("\ud800" <= char <= "\udfff" for char in value):
-            raise UserError(f"{where} holds half a surrogate pair, which is no text; mend or remove it")
+            raise UserError(f"{where} holds half a surrogate pair, which is no text; fix or remove it")
         return value
     if value is not None:
         raise UserError(
             f"{where} has {type(value).__name__} {str(value)[:40]!r} in field '{config.text_field}', "
-            "which is no text; mend or remove it, or set data text_field to another field"
+            "which is no text; fix or remove it, or set data text_field to another field"
         )
     raise UserError(
         f"{where} has no text in field '{config.text_field}'; set data text_field "
@@ -135,7 +129,7 @@ def _field(row: dict[str, Any], config: DataConfig, where: str) -> str:
 
 
 def _split(documents: Iterator[Document], config: DataConfig, where: str) -> Corpus:
-    """The documents with text in them, split by hash: equal documents lie on one side."""
+    """Split the non-empty documents by hash: equal documents lie on one side."""
     filled = [document for document in documents if document.text.strip()]
     try:
         return split_by_hash(filled, config.heldout)
@@ -151,8 +145,7 @@ def _stream_huggingface(config: DataConfig, say: Callable[[str], None]) -> Itera
 
     where = f"data set '{config.name}'"
     say(f"streaming {config.documents} documents of {where}")
-    # Streaming raises whatever the transport, the hub's client or a parser does: each is an answer to
-    # "can this be read?", and all have the same remedy.
+    # Streaming raises errors of the transport, the hub's client and parsers; all have the same remedy.
     try:
         stream = datasets.load_dataset(
             config.name, config.subset, split=config.split, revision=config.revision, streaming=True

@@ -1,15 +1,14 @@
-"""Documents: what a corpus consists of, and how it is split, cut and put in order."""
+"""Documents of a corpus, and how they are split, cut and ordered."""
 
 import hashlib
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Document:
-    """A piece of text that stands alone; ``name`` is unique within its corpus and decides its place."""
+    """A text; ``name`` is unique in its corpus and determines its place."""
 
     name: str
     text: str
@@ -17,22 +16,22 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The two sides of a split, each in the order in which it is read."""
+    """Training and held-out documents, in reading order."""
 
     train: tuple[Document, ...]
     heldout: tuple[Document, ...]
 
 
 def fraction(text: str) -> float:
-    """A number in [0, 1) that ``text`` alone decides: the same on every machine, spread evenly."""
+    """A hash of ``text`` as a number in [0, 1), uniform and equal on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def in_pieces(documents: Iterable[Document], *, size: int = 8192) -> tuple[Document, ...]:
-    """The documents cut at blank lines into pieces of about ``size`` characters, in an order by hash.
+    """Cut documents at blank lines into pieces of about ``size`` characters, ordered by hash.
 
-    A small run reads only a part of the text and a small evaluation only a part of the held-out part:
-    with pieces in hashed order every part is a fair mixture of the sources.
+    In hashed order every part of the text, as a small run or evaluation reads it, is a fair mixture of
+    the sources.
     """
     pieces = []
     for document in documents:
@@ -55,9 +54,9 @@ def _cut(text: str, size: int) -> list[str]:
 
 
 def split_by_hash(documents: Iterable[Document], share: float) -> Corpus:
-    """Hold out ``share`` of the distinct texts, at least one: those with the smallest hash.
+    """Hold out the fraction ``share`` of the distinct texts, at least one: those with the smallest hash.
 
-    The hash is the text's, so equal texts always lie on one side.
+    Equal texts have equal hashes, so they always lie on one side.
 
     Raises:
         ValueError: fewer than two distinct texts.
@@ -76,9 +75,3 @@ def split_by_hash(documents: Iterable[Document], share: float) -> Corpus:
 
 def _text_key(document: Document) -> bytes:
     return hashlib.sha256(document.text.encode()).digest()
-
-
-def word_ngrams(text: str, n: int) -> set[int]:
-    """Hashes of the runs of ``n`` words in ``text``, case and punctuation aside, for leak checks."""
-    words = re.findall(r"[a-z0-9']+", text.lower())
-    return {hash(tuple(words[at : at + n])) for at in range(len(words) - n + 1)}

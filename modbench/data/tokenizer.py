@@ -1,8 +1,8 @@
 """Tokenizers: raw bytes, or byte-pair encoding trained on the training text. Both are lossless.
 
-Token ids: 0 to 255 are the bytes, then come the pieces that merges make, in the order learnt, and the
-last id is end of text. A tokenizer is therefore fully said by its merges, and that is what is stored: a
-file written with one version of ``tokenizers`` reads the same with another.
+Token ids: 0 to 255 are the bytes, then come the results of merges in the order learnt, and the last id
+is end of text. The merges determine a tokenizer, and only they are stored: a file written with one
+version of ``tokenizers`` reads the same with another.
 """
 
 import json
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
 
 Merge = tuple[int, int]
-"""Two token ids that, next to each other, become one token."""
+"""Two token ids that become one token when adjacent."""
 
 
 class Tokenizer:
@@ -24,7 +24,7 @@ class Tokenizer:
     ``Tokenizer()`` has no merges: one token per byte of UTF-8.
 
     Raises:
-        ValueError: a merge names a token that isn't there yet.
+        ValueError: a merge names an unknown token.
     """
 
     def __init__(self, merges: Sequence[Merge] = ()) -> None:
@@ -38,13 +38,13 @@ class Tokenizer:
                 known.add(merged)
                 pieces.append(merged)
         self.merges = tuple((left, right) for left, right in merges)
-        self.pieces = (*pieces, b"")  #: the bytes that each id stands for; end of text stands for none
+        self.pieces = (*pieces, b"")  #: the bytes of each id; none for end of text
         self.end_of_text = len(pieces)
         self.vocabulary = len(pieces) + 1
         self._engine = _engine(self.merges, pieces) if merges else None
 
     def encode(self, text: str) -> list[int]:
-        """The ids of ``text``; no end of text is added."""
+        """The ids of ``text``, without end of text."""
         if self._engine is None:
             return list(text.encode("utf-8"))
         return cast(list[int], self._engine.encode(text).ids)
@@ -56,15 +56,15 @@ class Tokenizer:
         return [encoding.ids for encoding in self._engine.encode_batch_fast(list(texts))]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ``ids``; end of text adds nothing, bytes that are no UTF-8 come out as U+FFFD."""
+        """The text of ``ids``; end of text adds nothing, bytes that are not UTF-8 become U+FFFD."""
         return b"".join(self.pieces[index] for index in ids).decode("utf-8", errors="replace")
 
 
 def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """A byte-pair encoding of ``vocabulary`` ids (bytes and end of text included) learnt on ``texts``.
+    """Learn a byte-pair encoding of ``vocabulary`` ids (with bytes and end of text) on ``texts``.
 
     Raises:
-        UserError: the texts hold too few different pairs for that many ids.
+        UserError: the texts have too few distinct pairs for that many ids.
     """
     from tokenizers import Tokenizer as Engine
     from tokenizers import models, pre_tokenizers, trainers
@@ -81,7 +81,7 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     of_char = _byte_of_character()
     ids = {bytes([value]): value for value in range(256)}
     merges = []
-    for pair in _learnt_merges(engine):
+    for pair in json.loads(engine.to_str())["model"]["merges"]:
         left, right = (bytes(of_char[char] for char in piece) for piece in pair)
         merges.append((ids[left], ids[right]))
         ids.setdefault(left + right, len(ids))
@@ -93,12 +93,6 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
             "or set tokenizer = 'bytes'"
         )
     return tokenizer
-
-
-def _learnt_merges(engine: "Engine") -> list[list[str]]:
-    merges = json.loads(engine.to_str())["model"]["merges"]
-    # Older versions of tokenizers write a merge as "a b", newer ones as ["a", "b"].
-    return [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
 
 
 def _engine(merges: Sequence[Merge], pieces: Sequence[bytes]) -> "Engine":
@@ -118,7 +112,7 @@ def _engine(merges: Sequence[Merge], pieces: Sequence[bytes]) -> "Engine":
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's table: the printable character that stands for each byte in ``tokenizers``."""
+    """GPT-2's table, as ``tokenizers`` uses it: the byte of each printable character."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in printable]
     return {chr(value): value for value in printable} | {

@@ -1,14 +1,16 @@
-"""One timing at a time on this machine: work is done under a shared lock, timing under an exclusive one,
-which waits until nobody works. Who waits for it says so by another lock, and who works gives way between
-two pieces of work. All modbench processes of a user keep it, whatever suite they run.
+"""The lock of one machine: shared by processes that train, exclusive for a process that measures.
+
+All modbench processes of a user take it, whatever suite they run. It is a shared lock of the system,
+which filelock has not; a second lock, the queue, keeps overlapping training processes from starving a
+measurement.
 """
 
-import contextlib
 import fcntl
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -17,94 +19,64 @@ from modbench.data.cache_folder import cache_folder
 _POLL_SECONDS = 0.1
 
 
-def _lock_files(folder: Path) -> tuple[IO[str], IO[str]]:
-    folder.mkdir(parents=True, exist_ok=True)
-    machine = (folder / "machine.lock").open("w")
-    try:
-        return machine, (folder / "machine.queue").open("w")
-    except BaseException:
-        machine.close()
-        raise
+def _nothing() -> None:
+    pass
 
 
-def nothing() -> None:
-    """What is done while one waits, where nothing is."""
+class MachineLock:
+    """Not held at first. ``poll`` is called while a method waits, and may raise."""
 
-
-class Quiet:
-    """The machine's lock, held shared from construction until `close`. Where a timing is on, waits for
-    its end first: calls ``waits`` once, and ``check`` meanwhile, which may raise."""
-
-    def __init__(
-        self,
-        folder: Path | None = None,
-        *,
-        waits: Callable[[], None] = nothing,
-        check: Callable[[], None] = nothing,
-    ) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         try:
-            self._machine, self._queue = _lock_files(folder or cache_folder())
-        except OSError:
-            # A cache that somebody prepared for all and nobody may write to.
-            shared = Path(tempfile.gettempdir()) / f"modbench-{os.getuid()}"
-            self._machine, self._queue = _lock_files(shared)
-        try:
-            if not _taken(self._machine, fcntl.LOCK_SH):
-                waits()
-                _await(self._machine, fcntl.LOCK_SH, check)
-        except BaseException:
-            self.close()
-            raise
+            self._machine, self._queue = _open(folder or cache_folder())
+        except OSError:  # a cache folder that is read-only, shared by several users
+            self._machine, self._queue = _open(Path(tempfile.gettempdir()) / f"modbench-{os.getuid()}")
 
-    @contextlib.contextmanager
-    def alone(self, check: Callable[[], None] = nothing) -> Iterator[None]:
-        """Hold the machine alone; wait for it first, and call ``check`` meanwhile, which may raise."""
-        # Two waiters that both kept their shared lock would wait for each other.
-        _let_go(self._machine)
-        _await(self._queue, fcntl.LOCK_EX, check)
+    def share(self, waiting: Callable[[], None] = _nothing, poll: Callable[[], None] = _nothing) -> bool:
+        """Hold the lock shared. While another process measures or waits to measure, release the lock,
+        call ``waiting`` once and wait; return True if that was so. Takes microseconds otherwise."""
+        if _try(self._queue, fcntl.LOCK_SH):
+            _release(self._queue)
+            if _try(self._machine, fcntl.LOCK_SH):
+                return False
+        waiting()
+        _release(self._machine)
+        _acquire(self._queue, fcntl.LOCK_SH, poll)
+        _release(self._queue)
+        _acquire(self._machine, fcntl.LOCK_SH, poll)
+        return True
+
+    @contextmanager
+    def exclusive(self, poll: Callable[[], None] = _nothing) -> Iterator[None]:
+        """Hold the lock alone, after all others have released it; a shared hold is given up."""
+        _release(self._machine)  # two waiting processes that kept it would wait for each other
+        _acquire(self._queue, fcntl.LOCK_EX, poll)
         try:
-            _await(self._machine, fcntl.LOCK_EX, check)
+            _acquire(self._machine, fcntl.LOCK_EX, poll)
         finally:
-            _let_go(self._queue)
+            _release(self._queue)
         try:
             yield
         finally:
-            fcntl.flock(self._machine, fcntl.LOCK_SH)
-
-    def give_way(
-        self, *, waits: Callable[[], None] = nothing, check: Callable[[], None] = nothing
-    ) -> bool:
-        """Let whoever waits to be alone go first, and say whether anybody did: calls ``waits`` once, and
-        ``check`` meanwhile, which may raise; then the machine isn't held. Takes microseconds where
-        nobody waits."""
-        if not self._wanted():
-            return False
-        waits()
-        _let_go(self._machine)
-        while self._wanted():
-            check()
-            time.sleep(_POLL_SECONDS)
-        _await(self._machine, fcntl.LOCK_SH, check)
-        return True
-
-    def _wanted(self) -> bool:
-        if not _taken(self._queue, fcntl.LOCK_SH):
-            return True
-        _let_go(self._queue)
-        return False
+            _release(self._machine)
 
     def close(self) -> None:
         self._machine.close()
         self._queue.close()
 
 
-def _await(file: IO[str], kind: int, check: Callable[[], None]) -> None:
-    while not _taken(file, kind):
-        check()
+def _open(folder: Path) -> tuple[IO[str], IO[str]]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return (folder / "machine.lock").open("w"), (folder / "machine.queue").open("w")
+
+
+def _acquire(file: IO[str], kind: int, poll: Callable[[], None]) -> None:
+    while not _try(file, kind):
+        poll()
         time.sleep(_POLL_SECONDS)
 
 
-def _taken(file: IO[str], kind: int) -> bool:
+def _try(file: IO[str], kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -112,5 +84,5 @@ def _taken(file: IO[str], kind: int) -> bool:
     return True
 
 
-def _let_go(file: IO[str]) -> None:
+def _release(file: IO[str]) -> None:
     fcntl.flock(file, fcntl.LOCK_UN)

@@ -1,8 +1,9 @@
-"""A suite as cells: one per scheme, shape, budget and seed, with every option resolved.
+"""Expands a suite into cells: one per scheme, shape, budget and seed, with every option resolved.
 
 A cell is plain JSON; the hash of its canonical form is the key of its record.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -10,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from modbench.errors import UserError, known_names
-from modbench.sweep.suite import Scheme, Suite, refuse_twins
+from modbench.sweep.suite import Scheme, Suite, check_distinct
 from modbench.train.config import TrainConfig
 
 Cell = dict[str, Any]
 
 
 def with_plugins(suite: Suite, plugins: Sequence[Path]) -> Suite:
-    """``suite``, with each router that the plugin files register as one more scheme, options at their
-    defaults, unless the suite names it already.
+    """Return ``suite`` with one more scheme, default options, for each router of the plugin files that
+    the suite does not name.
 
     Raises:
-        UserError: a file is missing, raises, or registers nothing; a row has its router's name already.
+        UserError: a file is missing, raises, or registers nothing; or another row has the router's name.
     """
     if not plugins:
         return suite
@@ -30,12 +31,12 @@ def with_plugins(suite: Suite, plugins: Sequence[Path]) -> Suite:
     named = {scheme.router.partition(":")[0] for scheme in suite.schemes}
     fresh = sorted({name for plugin in plugins for name in load_plugin(plugin)} - named)
     schemes = suite.schemes + tuple(Scheme(router=name) for name in fresh)
-    refuse_twins(f"suite {suite.source} with its plugins", [scheme.label for scheme in schemes])
+    check_distinct(f"suite {suite.source} with its plugins", [scheme.label for scheme in schemes])
     return replace(suite, schemes=schemes)
 
 
 def expand(suite: Suite) -> list[Cell]:
-    """All cells of ``suite``, in the file's order. Imports the routers, and so torch.
+    """Return all cells of ``suite``, in the file's order. Imports the routers, and so torch.
 
     Raises:
         UserError: an unknown router or option, or a wrong value.
@@ -73,12 +74,12 @@ def expand(suite: Suite) -> list[Cell]:
                             "seed": seed,
                         }
                     )
-    return [_plain(cell) for cell in cells]
+    # With lists for tuples, as spec files and records have them.
+    return json.loads(json.dumps(cells))  # type: ignore[no-any-return]
 
 
 def plugins_of(cell: Cell) -> list[str]:
-    """The plugin files that the processes of ``cell`` load: the one that its router is of, if it is of
-    one. What another file changes beside its own routers is no part of this cell."""
+    """The plugin files that a process of ``cell`` loads: the file that registered its router, if any."""
     from modbench.routing.registry import plugin_file
 
     file = plugin_file(cell["router"]["name"]) if cell["router"] is not None else None
@@ -101,26 +102,21 @@ def chosen(cells: Sequence[Cell], labels: Sequence[str]) -> list[Cell]:
 
 
 def check_budgets(suite: Suite, cells: Sequence[Cell]) -> None:
-    """Refuse a budget that doesn't pay for one step, before anything runs.
-
+    """
     Raises:
-        UserError: such a cell, or one whose shape its router can't take; the sentence starts with the
-            suite.
+        UserError: a cell's budget is smaller than one step, or its router can't take its shape; the
+            sentence starts with the suite.
     """
     from modbench.train.budget import steps_for
 
-    with naming(suite):
+    with error_prefix(suite):
         for cell in cells:
             steps_for(cell)
 
 
 @contextmanager
-def naming(suite: Suite) -> Iterator[None]:
-    """Put the suite's file before what a cell of it is refused for: shapes and budgets stand there.
-
-    Raises:
-        UserError: as raised within.
-    """
+def error_prefix(suite: Suite) -> Iterator[None]:
+    """Prefix each UserError raised within with the suite's file, which states shapes and budgets."""
     try:
         yield
     except UserError as error:
@@ -128,19 +124,10 @@ def naming(suite: Suite) -> Iterator[None]:
 
 
 def title(cell: Cell, among: Sequence[Cell]) -> str:
-    """What a display calls ``cell``: its label, with budget and seed where those differ in ``among``."""
+    """The displayed name of ``cell``: its label, with budget and seed if those differ in ``among``."""
     words = [cell["router"]["label"]]
     if len({other["train"]["budget"] for other in among}) > 1:
         words.append(f"{cell['train']['budget']:.3g} FLOPs")
     if len({other["seed"] for other in among}) > 1:
         words.append(f"seed {cell['seed']}")
     return ", ".join(words)
-
-
-def _plain(value: Any) -> Any:
-    """``value`` as JSON would give it back: lists for tuples."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value

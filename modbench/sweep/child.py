@@ -1,4 +1,4 @@
-"""The cell's side of the engine: one process, one spec file, one record."""
+"""The process of one cell: reads a spec file, runs the cell, appends its record."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modbench.errors import UserError
+from modbench.sweep.lock import cell_lock
 
 #: Environment variable: the descriptor of a pipe that closes when the engine's process ends.
 PARENT_PIPE = "MODBENCH_PARENT_PIPE"
@@ -17,11 +18,11 @@ _GRACE_SECONDS = 30.0
 
 
 def run_spec(path: Path) -> int:
-    """Run the cell of spec file ``path``; 0 once its record is appended, whatever its status; 130 if it
-    was stopped; 1 if its router's own code raised something, of which the last line tells.
+    """Run the cell of spec file ``path``. Returns 0 once its record is appended, whatever its status;
+    130 if it was stopped; 1 if it raised an error, which the last line of standard error states.
 
     Raises:
-        UserError: no such file, or not a spec.
+        UserError: no such file, not a spec, or another process runs this cell.
     """
     follow_parent()
     try:
@@ -35,6 +36,11 @@ def run_spec(path: Path) -> int:
         raise UserError(
             f"cell {path} lacks {', '.join(sorted(missing))}; `modbench run` writes spec files"
         )
+    with cell_lock(Path(spec["folder"])):
+        return _run(spec)
+
+
+def _run(spec: dict[str, Any]) -> int:
     from modbench.sweep.cell import run_cell
     from modbench.sweep.crash import raised_sentence
     from modbench.train.loop import StoppedError
@@ -46,35 +52,33 @@ def run_spec(path: Path) -> int:
         return 130
     except UserError:
         raise
-    except BaseException as error:
-        sentence = raised_sentence(error, spec["cell"]["router"]["name"])
-        if sentence is None:
-            raise
+    except Exception as error:
         traceback.print_exc()
+        sentence = raised_sentence(error, spec["cell"]["router"]["name"], spec["plugins"])
         print(f"modbench: {sentence}", file=sys.stderr)
         return 1
     return 0
 
 
 def say(event: dict[str, Any]) -> None:
-    """One event to the engine: a line of JSON on standard output."""
+    """Send one event to the engine: a line of JSON on standard output."""
     try:
         print(json.dumps(event), flush=True)
     except BrokenPipeError:
         # The engine was killed. `follow_parent` asks this process to store its checkpoint and end;
-        # dying here would lose it. Later prints, and Python's flush at exit, need somewhere to go.
+        # dying here would lose it. Later prints, and Python's flush at exit, need a valid file.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def follow_parent() -> None:
-    """Where an engine started this process: once that is gone, ask this process to stop (SIGTERM, as the
-    engine would have), and end it if it doesn't."""
+    """If an engine started this process: once the engine's process has ended, send SIGTERM to this one,
+    as the engine would have, and SIGKILL after a grace period."""
     descriptor = os.environ.pop(PARENT_PIPE, None)
     if descriptor is None:
         return
 
     def watch() -> None:
-        os.read(int(descriptor), 1)  # nothing is ever written: this returns at the end of the pipe
+        os.read(int(descriptor), 1)  # nothing is ever written: this returns when the pipe closes
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait(_GRACE_SECONDS)
         os.killpg(os.getpgrp(), signal.SIGKILL)

@@ -1,5 +1,5 @@
-"""Runs cells, each in a process of its own on this machine, and keeps no memory of its own: what is
-left to do is the cells minus the records."""
+"""Runs cells, one process each, on this machine. It keeps no state: what is left to do is the cells
+minus the records."""
 
 import os
 import queue
@@ -12,22 +12,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from modbench.report.record import Record, Status, cell_key
+from modbench.report.record import Record, cell_key
 from modbench.report.store import ShardWriter, read_records
+from modbench.sweep.cell_record import cell_record
 from modbench.sweep.cells import Cell, plugins_of, title
-from modbench.sweep.crash import crash_record, killed_sentence
 from modbench.sweep.lock import wait_for_orphans
 from modbench.sweep.process import CellProcess, Events
 from modbench.sweep.progress import Progress
 from modbench.sweep.stop_signals import stop_signals
 
-#: A cell with such a record is done; one that failed is tried again.
+#: Statuses of a cell that is done; a failed cell is run again.
 DONE = frozenset({"ok", "diverged", "oom"})
 _POLL_SECONDS = 0.2
 
 
 class InterruptedRunError(Exception):
-    """The user stopped the run. Cells that had ended are recorded, the others stored a checkpoint."""
+    """The user stopped the run. Finished cells are recorded, the others stored a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def cell_command(spec: Path) -> list[str]:
 
 
 def cells_left(cells: Sequence[Cell], folder: Path) -> list[Cell]:
-    """The cells that have no record in ``folder`` (results/<suite>) that counts as done.
+    """The cells without a record in ``folder`` (results/<suite>) whose status is done.
 
     Raises:
         UserError: a record line is corrupt.
@@ -60,15 +60,15 @@ class Engine:
     """One subprocess per cell, ``workers`` at a time, each with ``threads`` threads."""
 
     folder: Path  #: results/<suite>
-    suite: dict[str, Any]  #: as records have it: name, version
-    data: dict[str, Any]  #: as records have it: sha256, train_tokens, heldout_tokens
+    suite: dict[str, Any]  #: for records: name, version
+    data: dict[str, Any]  #: for records: sha256, train_tokens, heldout_tokens
     workers: int = 1
     threads: int = 1
     command: Callable[[Path], list[str]] = cell_command
-    stop_seconds: float = 20.0  #: how long a cell may take to store its checkpoint when asked to stop
+    stop_seconds: float = 20.0  #: time for a cell to store its checkpoint when asked to stop
 
     def run(self, cells: Sequence[Cell], progress: Progress) -> list[Failure]:
-        """Run what is left of ``cells``; the caller holds the suite's lock. Returns what failed.
+        """Run the cells that are left; the caller holds the suite's lock. Returns the failures.
 
         Raises:
             InterruptedRunError: SIGINT, SIGTERM or SIGHUP arrived.
@@ -128,34 +128,37 @@ class Engine:
         return [record for record in read_records(self.folder) if record.key == key]
 
     def _settle(self, key: str, process: CellProcess, progress: Progress) -> Failure | None:
-        """See to it that a cell whose process has ended has a record, and tell how it went."""
+        """Make sure that a cell whose process has ended has a record, and report its status."""
         process.close()
         finished = datetime.now(UTC)
         fresh = [record for record in self._records(key) if record not in process.before]
         if fresh:
             record = max(fresh, key=lambda record: record.finished_at)
         else:
-            record = self._record_crash(process, finished)
+            record = self._record_crash(process)
         error = record.error or ""
         progress.ended(key, record.status, (finished - process.started).total_seconds(), error)
         if record.status not in ("failed", "oom"):
             return None
         return Failure(title=process.title, status=record.status, error=error, log=process.log)
 
-    def _record_crash(self, process: CellProcess, finished: datetime) -> Record:
-        status: Status = "failed"
-        error = process.error()
-        if process.out_of_memory():
-            status, error = "oom", killed_sentence(process.cell)
-        record = crash_record(
+    def _record_crash(self, process: CellProcess) -> Record:
+        """Append the record of a cell whose process wrote none."""
+        import torch
+
+        from modbench.measure.environment import environment
+
+        machine = environment(torch.float32)
+        record = cell_record(
             process.cell,
             suite=self.suite,
             data=self.data,
-            threads=self.threads,
-            status=status,
-            error=error,
+            # The other entries describe this process, not the one that crashed.
+            environment={name: machine[name] for name in ("cpu", "gpu", "torch")}
+            | {"threads": self.threads},
+            status="oom" if process.out_of_memory() else "failed",
+            error=process.error(),
             started=process.started,
-            finished=finished,
         )
         with ShardWriter(self.folder) as writer:
             writer.append(record)
@@ -168,8 +171,8 @@ class Engine:
         progress: Progress,
         stop: Sequence[int],
     ) -> None:
-        """Ask the cells at work to store their checkpoints and end; kill those that don't in time, or
-        all at the second signal."""
+        """Ask the running cells to store their checkpoints and end; kill those that don't in time, or
+        all of them at a second signal."""
         if not running:
             return
         progress.note(f"stopping: waiting up to {self.stop_seconds:.0f} s for checkpoints")
@@ -185,7 +188,7 @@ class Engine:
 
 
 def _pass_on(events: Events, progress: Progress) -> None:
-    """Show what has arrived; wait a moment if nothing has."""
+    """Show the events that have arrived; wait a moment if there are none."""
     try:
         key, event = events.get(timeout=_POLL_SECONDS)
         while True:

@@ -1,34 +1,18 @@
-"""What runs, what is left, and the loss so far: live on a terminal, lines elsewhere."""
+"""Progress of a run: live bars on a terminal, lines elsewhere."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
-#: A cell's share of its time that training takes, for estimating what is left.
-_TRAINING_SHARE = 0.9
+#: Fraction of a cell's time that training takes, for the estimate of the time left.
+_TRAINING_FRACTION = 0.9
 _LINE_SECONDS = 10.0
-
-
-class Progress(Protocol):
-    """What the engine tells while it runs cells. Cells go by their keys."""
-
-    def begin(self, suite: str, *, total: int, done: int, unit: str = "cells") -> None: ...
-
-    def started(self, key: str, title: str) -> None: ...
-
-    def event(self, key: str, event: dict[str, Any]) -> None:
-        """A line of the cell: ``{"event": "phase", "phase"}`` or ``{"event": "step", "step", "steps",
-        "loss"}``."""
-
-    def ended(self, key: str, status: str, seconds: float, error: str) -> None: ...
-
-    def note(self, text: str) -> None: ...
 
 
 @dataclass
@@ -38,7 +22,7 @@ class _Cell:
     step: int = 0
     steps: int = 0
     loss: float | None = None
-    stepping: bool = False  #: steps belong to the phase that runs
+    stepping: bool = False  #: the current phase has steps
 
     def update(self, event: dict[str, Any]) -> None:
         self.phase = str(event.get("phase", self.phase))
@@ -48,9 +32,9 @@ class _Cell:
         loss = event.get("loss")
         self.loss = float(loss) if loss is not None else self.loss
 
-    def share(self) -> float:
-        """How much of it is done, from 0 to 1, roughly."""
-        return _TRAINING_SHARE * self.step / self.steps if self.steps else 0.0
+    def fraction(self) -> float:
+        """Estimated fraction done, from 0 to 1."""
+        return _TRAINING_FRACTION * self.step / self.steps if self.steps else 0.0
 
     def state(self) -> str:
         words = [self.phase]
@@ -63,7 +47,7 @@ class _Cell:
 
 @dataclass
 class _Tally:
-    """The suite's state, and when it will be through."""
+    """Cells done and running, and the estimated time left."""
 
     suite: str = ""
     unit: str = "cells"
@@ -75,13 +59,13 @@ class _Tally:
 
     @classmethod
     def of(cls, suite: str, *, total: int, done: int, unit: str) -> "_Tally":
-        """What begins now, with ``done`` of it done before."""
+        """Start now, with ``done`` cells done before."""
         since = time.monotonic()
         return cls(suite=suite, unit=unit, total=total, done=done, done_before=done, since=since)
 
     def seconds_left(self) -> float | None:
-        """An estimate from the rate so far; None until there is one, and at the end."""
-        through = self.done - self.done_before + sum(cell.share() for cell in self.running.values())
+        """Estimate from the rate so far; None until there is one, and at the end."""
+        through = self.done - self.done_before + sum(cell.fraction() for cell in self.running.values())
         if through < 0.02 or self.done == self.total:
             return None
         return (self.total - self.done_before - through) * (time.monotonic() - self.since) / through
@@ -99,93 +83,103 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _ending(title: str, status: str, seconds: float, error: str) -> str:
-    return f"{title}: {status} after {clock(seconds)}" + (f" ({error})" if error else "")
-
-
-class LineProgress:
-    """One line per event, and per cell one in ten seconds of training: for logs and pipes."""
+class Progress:
+    """Receives what the engine reports, and keeps the tally. Cells are named by their keys."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._tally = _Tally()
-        self._told: dict[str, float] = {}
+
+    def begin(self, suite: str, *, total: int, done: int, unit: str = "cells") -> None:
+        self._tally = _Tally.of(suite, total=total, done=done, unit=unit)
+
+    def started(self, key: str, title: str) -> None:
+        self._tally.running[key] = _Cell(title)
+
+    def event(self, key: str, event: dict[str, Any]) -> None:
+        """An event of the cell: ``{"event": "phase", "phase"}`` or ``{"event": "step", "step", "steps",
+        "loss"}``."""
+        if key in self._tally.running:  # not one that arrived after the cell's end
+            cell = self._tally.running[key]
+            new_phase = event.get("phase", cell.phase) != cell.phase
+            cell.update(event)
+            self._show(key, cell, new_phase)
+
+    def ended(self, key: str, status: str, seconds: float, error: str) -> None:
+        title = self._tally.running.pop(key).title
+        self._tally.done += 1
+        why = f" ({error})" if error else ""
+        self._show_end(key, f"{title}: {status} after {clock(seconds)}{why}")
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def _show(self, key: str, cell: _Cell, new_phase: bool) -> None:
+        raise NotImplementedError
+
+    def _show_end(self, key: str, text: str) -> None:
+        raise NotImplementedError
+
+
+class LineProgress(Progress):
+    """Lines for logs and pipes: one per event, and one in ten seconds of a cell's training."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._told: dict[str, float] = {}
+
     def begin(self, suite: str, *, total: int, done: int, unit: str = "cells") -> None:
-        self._tally = _Tally.of(suite, total=total, done=done, unit=unit)
+        super().begin(suite, total=total, done=done, unit=unit)
         self.note(f"{suite}: {self._tally.state()}")
 
     def started(self, key: str, title: str) -> None:
-        self._tally.running[key] = _Cell(title)
+        super().started(key, title)
         self.note(f"{title}: started")
 
-    def event(self, key: str, event: dict[str, Any]) -> None:
-        cell = self._tally.running.get(key)
-        if cell is None:
-            return  # its last lines came after its end was told
-        phase = cell.phase
-        cell.update(event)
+    def _show(self, key: str, cell: _Cell, new_phase: bool) -> None:
         now = time.monotonic()
-        if cell.phase == phase and now - self._told.get(key, now - _LINE_SECONDS) < _LINE_SECONDS:
-            return
-        self._told[key] = now
-        self.note(f"{cell.title}: {cell.state()}")
+        if new_phase or now - self._told.get(key, now - _LINE_SECONDS) >= _LINE_SECONDS:
+            self._told[key] = now
+            self.note(f"{cell.title}: {cell.state()}")
 
-    def ended(self, key: str, status: str, seconds: float, error: str) -> None:
-        cell = self._tally.running.pop(key)
-        self._tally.done += 1
-        self.note(f"{_ending(cell.title, status, seconds, error)}; {self._tally.state()}")
+    def _show_end(self, key: str, text: str) -> None:
+        self.note(f"{text}; {self._tally.state()}")
 
 
-class LiveProgress:
+class LiveProgress(Progress):
     """A bar for the suite and one per running cell, redrawn in place."""
 
     def __init__(self, bars: Bars) -> None:
+        super().__init__(bars.console)
         self._bars = bars
-        self._tally = _Tally()
         self._tasks: dict[str, TaskID] = {}
-        self._suite: TaskID | None = None
-
-    def note(self, text: str) -> None:
-        self._bars.console.print(text, markup=False, highlight=False)
 
     def begin(self, suite: str, *, total: int, done: int, unit: str = "cells") -> None:
-        self._tally = _Tally.of(suite, total=total, done=done, unit=unit)
+        super().begin(suite, total=total, done=done, unit=unit)
         self._suite = self._bars.add_task(suite, total=total, completed=done, said="")
         self._redraw()
 
     def started(self, key: str, title: str) -> None:
-        self._tally.running[key] = _Cell(title)
+        super().started(key, title)
         self._tasks[key] = self._bars.add_task(title, total=1.0, said="starting")
 
-    def event(self, key: str, event: dict[str, Any]) -> None:
-        cell = self._tally.running.get(key)
-        if cell is None:
-            return  # its last lines came after its end was told
-        cell.update(event)
-        self._bars.update(self._tasks[key], completed=cell.share(), said=cell.state())
+    def _show(self, key: str, cell: _Cell, new_phase: bool) -> None:
+        self._bars.update(self._tasks[key], completed=cell.fraction(), said=cell.state())
         self._redraw()
 
-    def ended(self, key: str, status: str, seconds: float, error: str) -> None:
-        cell = self._tally.running.pop(key)
-        self._tally.done += 1
+    def _show_end(self, key: str, text: str) -> None:
         self._bars.remove_task(self._tasks.pop(key))
-        self.note(_ending(cell.title, status, seconds, error))
+        self.note(text)
         self._redraw()
 
     def _redraw(self) -> None:
-        if self._suite is None:
-            return
-        through = self._tally.done + sum(cell.share() for cell in self._tally.running.values())
-        self._bars.update(self._suite, completed=through, said=self._tally.state())
+        completed = self._tally.done + sum(cell.fraction() for cell in self._tally.running.values())
+        self._bars.update(self._suite, completed=completed, said=self._tally.state())
 
 
 @contextmanager
 def show_progress(console: Console) -> Iterator[Progress]:
-    """The display that suits ``console``."""
+    """Bars if ``console`` is a terminal, else lines."""
     if not console.is_terminal:
         yield LineProgress(console)
         return

@@ -28,13 +28,12 @@ def run_suite(
     only: Sequence[str] = (),
     command: Callable[[Path], list[str]] = cell_command,
 ) -> int:
-    """Run what is left of suite ``name`` and write its report into ``results``/<suite>.
+    """Run the cells of suite ``name`` that are left, and write its report into ``results``/<suite>.
 
     Returns the exit code: 0, 1 if a cell failed, 130 if the user stopped the run.
 
     Raises:
-        UserError: anything in the suite, the plugins, the data or the folder that can't work; nothing
-            has run then.
+        UserError: an error in the suite, the plugins, the data or the folder, before anything has run.
     """
     err = Console(stderr=True)
     if workers < 0:
@@ -44,43 +43,56 @@ def run_suite(
     check_budgets(suite, cells)
     _refuse_no_scorer(suite)
     folder = results / suite.header.name
-    failures: list[Failure] = []
-    with suite_lock(folder):
-        left = cells_left(cells, folder)
-        # The embedded corpus is pinned; a text of the user's may have changed since.
-        data = _prepare_data(suite, err) if left or suite.data.source != "pypi-en-v1" else None
-        if data is not None:
-            _refuse_other_data(cells, folder, data)
-        if left and suite.data.source != "pypi-en-v1":
-            _refuse_few_items(suite)
-        if left and data is not None:
-            most, threads = _share_cores()
-            engine = Engine(
-                folder=folder,
-                suite={
-                    "name": suite.header.name,
-                    "version": suite.header.version,
-                    "rank_by": suite.header.rank_by,
-                },
-                data=data,
-                workers=min(workers or most, len(cells)),
-                threads=threads,
-                command=command,
-            )
-            try:
-                with show_progress(err) as progress:
-                    failures = engine.run(cells, progress)
-            except InterruptedRunError:
-                missing = len(cells_left(cells, folder))
-                _say(err, f"stopped with {missing} of {len(cells)} cells left; {_AGAIN} resume")
-                return 130
-        else:
-            _say(err, f"all {len(cells)} cells of {suite.header.name} are done; writing the report")
-        written = write_report(folder, say=lambda text: _say(err, text))
+    try:
+        with suite_lock(folder):
+            failures = _run_left(suite, cells, folder, err, workers=workers, command=command)
+            written = write_report(folder, say=lambda text: _say(err, text))
+    except InterruptedRunError:
+        missing = len(cells_left(cells, folder))
+        _say(err, f"stopped with {missing} of {len(cells)} cells left; {_AGAIN} resume")
+        return 130
     show_leaderboard((folder / "leaderboard.md").read_text(encoding="utf-8"))
     for path in written:
         print(path)
     return _tell_failures(failures, cells, err)
+
+
+def _run_left(
+    suite: Suite,
+    cells: Sequence[Cell],
+    folder: Path,
+    console: Console,
+    *,
+    workers: int,
+    command: Callable[[Path], list[str]],
+) -> list[Failure]:
+    """Prepare the data and run the cells that are left; return the failures.
+
+    Raises:
+        InterruptedRunError: the user stopped the run.
+    """
+    left = cells_left(cells, folder)
+    embedded = suite.data.source == "pypi-en-v1"  # pinned; other text may have changed since
+    data = _prepare_data(suite, console) if left or not embedded else None
+    if data is not None:
+        _refuse_other_data(cells, folder, data)
+    if not left or data is None:
+        _say(console, f"all {len(cells)} cells of {suite.header.name} are done; writing the report")
+        return []
+    if not embedded:
+        _refuse_few_items(suite)
+    most, threads = _default_workers()
+    header = suite.header
+    engine = Engine(
+        folder=folder,
+        suite={"name": header.name, "version": header.version, "rank_by": header.rank_by},
+        data=data,
+        workers=min(workers or most, len(cells)),
+        threads=threads,
+        command=command,
+    )
+    with show_progress(console) as progress:
+        return engine.run(cells, progress)
 
 
 _AGAIN = "run the same command again to"
@@ -101,9 +113,9 @@ def _tell_failures(failures: Sequence[Failure], cells: Sequence[Cell], console: 
     return 1
 
 
-def _share_cores() -> tuple[int, int]:
-    """How many cells run at once by default, and the threads of each. On processors a cell has one
-    thread however many run, so that its bits don't depend on its neighbours; a GPU is for one cell."""
+def _default_workers() -> tuple[int, int]:
+    """Default number of concurrent cells, and the threads of each. On CPUs every cell has one thread, so
+    that its bits do not depend on the number of cells; on a GPU one cell runs at a time."""
     import torch
 
     from modbench.measure.system_load import thread_count
@@ -113,7 +125,7 @@ def _share_cores() -> tuple[int, int]:
 
 
 def _refuse_no_scorer(suite: Suite) -> None:
-    """Before training: an environment may hold everything but this."""
+    """Refuse downstream tasks without lm-eval before anything is trained."""
     if suite.measure.downstream and find_spec("lm_eval") is None:
         raise UserError(
             f"suite {suite.header.name} has downstream tasks, and lm-eval, which scores them, is not "
@@ -122,7 +134,7 @@ def _refuse_no_scorer(suite: Suite) -> None:
 
 
 def _refuse_few_items(suite: Suite) -> None:
-    """Of a text of the user's: whether it is too short is known before anything is trained on it."""
+    """Refuse a text that is too short for the cloze task before anything is trained."""
     if "modbench_cloze" in suite.measure.downstream:
         from modbench.measure.tasks.modbench_cloze.items import items
 
@@ -135,18 +147,13 @@ def _refuse_other_data(cells: Sequence[Cell], folder: Path, data: dict[str, Any]
         if record.key in keys and record.data["sha256"] != data["sha256"]:
             raise UserError(
                 f"{folder} holds records of this suite made from other text (sha256 "
-                f"{record.data['sha256'][:12]}) than it is now ({data['sha256'][:12]}); bring that text "
-                "back, or give --results another folder"
+                f"{record.data['sha256'][:12]}) than it is now ({data['sha256'][:12]}); restore that "
+                "text, or give --results another folder"
             )
 
 
 def _prepare_data(suite: Suite, console: Console) -> dict[str, Any]:
-    """The suite's data, as records have it. Built first, so that the cells don't all do it."""
+    """Prepare the suite's data once for all cells; return what records state of it."""
     from modbench.data.token_data import prepare
 
-    tokens = prepare(suite.data, say=lambda text: _say(console, text))
-    return {
-        "sha256": tokens.sha256,
-        "train_tokens": len(tokens.train_N),
-        "heldout_tokens": len(tokens.heldout_N),
-    }
+    return prepare(suite.data, say=lambda text: _say(console, text)).summary()

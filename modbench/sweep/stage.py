@@ -1,58 +1,62 @@
-"""Where a cell is, and whom it lets go first."""
+"""The stage of a running cell: its phase, a stop request, and pauses while another process measures."""
 
 from collections.abc import Callable
 from typing import Any
 
-from modbench.measure.machine_lock import Quiet
+from modbench.measure.machine_lock import MachineLock
 from modbench.train.loop import StoppedError
 
 Say = Callable[[dict[str, Any]], None]
 
 
 class Stage:
-    """What a cell is at: ``say`` hears of it, ``stop`` ends it. Between two pieces of work it gives way
-    to whoever waits for a ``quiet`` machine; to nobody where that is None."""
+    """Reports a cell's phases to ``say``, ends it when ``stop`` returns True, and holds the machine lock
+    shared while it trains. Where ``pauses`` is False it keeps the lock until it measures."""
 
-    def __init__(self, say: Say, stop: Callable[[], bool], quiet: Quiet | None) -> None:
-        self.say, self._stop, self._quiet = say, stop, quiet
+    def __init__(
+        self, say: Say, stop: Callable[[], bool], lock: MachineLock, *, pauses: bool = True
+    ) -> None:
+        self.say, self._stop, self._lock, self._pauses = say, stop, lock, pauses
         self._phase = ""
+        lock.share(self._tell_waiting, self.check)
 
     def begin(self, phase: str) -> None:
-        """`between`, and then another phase.
+        """Pause if needed, then begin another phase.
 
         Raises:
-            StoppedError: ``stop`` says so.
+            StoppedError: a stop was requested.
         """
-        self.between()
+        self.pause()
         self._phase = phase
         self._tell(phase)
 
-    def between(self) -> None:
-        """Let those go first who wait for a quiet machine.
+    def pause(self) -> None:
+        """Wait until no other process measures.
 
         Raises:
-            StoppedError: ``stop`` says so.
+            StoppedError: a stop was requested.
         """
         self.check()
-        if self._quiet is not None and self._quiet.give_way(waits=self._waits, check=self.check):
+        if self._pauses and self._lock.share(self._tell_waiting, self.check):
             self._tell(self._phase)
 
     def check(self) -> None:
-        """Raises:
-        StoppedError: ``stop`` says so.
+        """
+        Raises:
+            StoppedError: a stop was requested.
         """
         if self._stop():
             raise StoppedError
 
     def stopped(self) -> bool:
-        """`between`, for who saves something before it stops."""
+        """Pause if needed; return True if a stop was requested."""
         try:
-            self.between()
+            self.pause()
         except StoppedError:
             return True
         return False
 
-    def _waits(self) -> None:
+    def _tell_waiting(self) -> None:
         self._tell("waiting for a timing to end")
 
     def _tell(self, phase: str) -> None:

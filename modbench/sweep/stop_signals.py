@@ -1,4 +1,4 @@
-"""The signals by which somebody asks a command to stop."""
+"""The signals that ask a command to stop."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def stop_signals(heard: Callable[[int], object]) -> Iterator[None]:
-    """Call ``heard`` with each one that arrives: Ctrl-C, a request to end, a terminal that closes."""
+def stop_signals(handle: Callable[[int], object]) -> Iterator[None]:
+    """Call ``handle`` with each signal that arrives: SIGINT, SIGTERM, SIGHUP."""
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
             continue  # nohup
-        before[number] = signal.signal(number, lambda number, frame: heard(number))
+        before[number] = signal.signal(number, lambda number, frame: handle(number))
     try:
         yield
     finally:

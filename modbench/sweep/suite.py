@@ -1,4 +1,4 @@
-"""A suite: what is compared, read from a strict TOML file. Imports no torch."""
+"""Suite files: strict TOML that states schemes, shapes, budgets and measurements. Imports no torch."""
 
 import re
 import tomllib
@@ -36,8 +36,6 @@ class Header:
                 f"name is {self.name!r}; it becomes a folder's name: lower-case letters, digits, "
                 "'_', '-' and '.', starting with a letter or a digit"
             )
-        if self.version < 1:
-            raise UserError(f"version is {self.version}; it must be 1 or more")
         ranking_metric(self.rank_by)
 
 
@@ -60,7 +58,7 @@ class Axes:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """One size of the decoder. ``label`` is empty where a suite has one size only."""
+    """One size of the decoder. ``label`` is empty if a suite has one size only."""
 
     label: str = ""
     model: ModelConfig
@@ -68,12 +66,12 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """A row of the table: a router with options, and what it trains differently."""
+    """A row of the table: a router with options, and its own training settings."""
 
-    router: str  #: NAME, or NAME:PRESET; ``options`` are on top of the preset's
-    label: str = ""  #: what tables and plots call it; the router's name if empty
+    router: str  #: NAME, or NAME:PRESET; ``options`` override the preset's
+    label: str = ""  #: its name in tables and plots; the router's name if empty
     options: dict[str, Any] = field(default_factory=dict)
-    train: dict[str, Any] = field(default_factory=dict)  #: TrainConfig fields that this scheme overrides
+    train: dict[str, Any] = field(default_factory=dict)  #: overrides of TrainConfig fields
 
     def __post_init__(self) -> None:
         if not self.label:
@@ -83,9 +81,9 @@ class Scheme:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A suite file, checked. ``train`` has no budget: the cells have one each."""
+    """A validated suite file. ``train`` has no budget: each cell has its own."""
 
-    source: str  #: the file, as the user named it: for messages
+    source: str  #: the file as the user named it, for messages
     header: Header
     data: DataConfig
     train: dict[str, Any]
@@ -97,7 +95,7 @@ class Suite:
 
 
 def shipped_suites() -> dict[str, Path]:
-    """The suites that come with modbench, by name: package data in a wheel, suites/ in a checkout."""
+    """The suites shipped with modbench, by name: package data in a wheel, suites/ in a checkout."""
     package = Path(modbench.__file__).parent
     folder = package / "suites"
     if not folder.is_dir():
@@ -112,24 +110,18 @@ def find_suite(name: str) -> Path:
         UserError: neither.
     """
     shipped = shipped_suites()
-    if not name:  # which Path takes for this folder
-        raise UserError(
-            f"the suite's name is empty; {known_names(name, shipped)}; or give a file's path"
-        )
     if name in shipped:
         return shipped[name]
     path = Path(name)
     if path.is_file():
         return path
-    if path.is_dir():
-        raise UserError(f"suite {name} is a folder; give the path of a TOML file")
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise UserError(f"suite {name}: there is no such file; give the path of a TOML file")
     raise UserError(f"suite '{name}' is not known; {known_names(name, shipped)}; or give a file's path")
 
 
 def load_suite(name: str) -> Suite:
-    """The suite in the file that ``name`` means (see `find_suite`).
+    """Load the suite file that ``name`` stands for (see `find_suite`).
 
     Raises:
         UserError: no such suite, not TOML, an unknown table or key, a wrong type or value; the
@@ -138,16 +130,18 @@ def load_suite(name: str) -> Suite:
     path = find_suite(name)
     source = path.name if name in shipped_suites() else name
     try:
-        content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # some editors begin with a mark
-    except (ValueError, RecursionError) as error:  # a number too long, or brackets too deep, for Python
-        raise UserError(f"suite {source} isn't TOML ({error}); mend it there") from error
+        content = tomllib.loads(
+            path.read_bytes().decode("utf-8-sig")
+        )  # with or without a byte-order mark
+    except (ValueError, RecursionError) as error:  # brackets can be too deep for Python
+        raise UserError(f"suite {source} isn't TOML ({error}); fix it there") from error
     except OSError as error:
         raise UserError(f"suite {source} can't be read ({error.strerror}); check the file") from error
     return parse_suite(content, source)
 
 
 def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
-    """The suite that the TOML document ``content`` describes; ``source`` names it in messages.
+    """Build the suite of the TOML document ``content``; ``source`` names it in messages.
 
     Raises:
         UserError: see `load_suite`.
@@ -179,7 +173,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     data = built(f"{where} [data]", given["data"], DataConfig)
     train = checked_fields(f"{where} [train]", given["train"], TrainConfig, without=("budget",))
     schemes = [_scheme(where, number, table) for number, table in enumerate(given["schemes"], start=1)]
-    refuse_twins(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
+    check_distinct(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
     for scheme in schemes:
         at = f"{where} [[schemes]] '{scheme.label}' train" if scheme.train else f"{where} [train]"
         for budget in axes.budgets:
@@ -206,7 +200,7 @@ def _scheme(where: str, number: int, table: Mapping[str, Any]) -> Scheme:
 def _shapes(
     where: str, model: Mapping[str, Any], tables: tuple[dict, ...], data: DataConfig
 ) -> tuple[Shape, ...]:
-    """The sizes, their vocabulary taken from the data's tokenizer."""
+    """The shapes, with the vocabulary of the data's tokenizer."""
     checked_fields(f"{where} [model]", model, ModelConfig)
     places = [(f"{where} [model]", "", dict(model))]
     if tables:
@@ -220,7 +214,7 @@ def _shapes(
                 raise UserError(f"{at}: {error}") from error
             overrides = {key: value for key, value in table.items() if key != "label"}
             places.append((at, label, {**model, **overrides}))
-        refuse_twins(f"{where} [[shapes]]", [label for _, label, _ in places])
+        check_distinct(f"{where} [[shapes]]", [label for _, label, _ in places])
     shapes = []
     for at, label, table in places:
         shape = Shape(
@@ -229,7 +223,7 @@ def _shapes(
         if shape.model.vocabulary != data.vocabulary:
             raise UserError(
                 f"{at} vocabulary is {shape.model.vocabulary}, but the tokenizer of [data] has "
-                f"{data.vocabulary}; leave it out, it follows the data"
+                f"{data.vocabulary}; leave it out, the data determines it"
             )
         shapes.append(shape)
     return tuple(shapes)
@@ -243,12 +237,11 @@ def _check_label(label: str) -> None:
         )
 
 
-def refuse_twins(where: str, labels: list[str]) -> None:
-    """Refuse two rows of one label.
-
+def check_distinct(where: str, labels: list[str]) -> None:
+    """
     Raises:
-        UserError: there are two; after ``where``.
+        UserError: two labels are equal; the sentence starts with ``where``.
     """
     for label in labels:
         if labels.count(label) > 1:
-            raise UserError(f"{where}: two have the label '{label}'; give each a label of its own")
+            raise UserError(f"{where}: two have the label '{label}'; give each its own label")

@@ -1,14 +1,14 @@
-"""leaderboard.md on a terminal: as many of its columns as are wide enough to read."""
+"""Prints leaderboard.md on a terminal, with as many columns as fit."""
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_NOTES = "\n## Notes"  # from there on leaderboard.md explains itself; a terminal needs the table
+_NOTES = "\n## Notes"  # a terminal shows the part before the notes
 
 
 def show_leaderboard(markdown: str, console: Console | None = None) -> None:
-    """Print the tables of ``markdown`` and the words around them, up to its notes."""
+    """Print the tables of ``markdown`` and the text around them, up to its notes."""
     console = console or Console()
     text = markdown.partition(_NOTES)[0].rstrip()
     if not console.is_terminal:
@@ -43,4 +43,4 @@ def _show_table(rows: list[list[str]], console: Console) -> None:
     console.print(table)
     if shown < len(heads):
         more = ", ".join(heads[shown:])
-        console.print(f"In leaderboard.md, too: {more}.", markup=False, highlight=False)
+        console.print(f"Not shown: {more}.", markup=False, highlight=False)

@@ -1,5 +1,5 @@
-"""A suite as what `modbench time` does: a process for each scheme and repetition, its memory, and the
-machine's ceilings."""
+"""The jobs of `modbench time`: times of each scheme and repetition, memory, and the machine's
+ceilings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,10 +7,10 @@ from typing import Any
 
 from modbench.report.line import cell_key
 from modbench.report.timing import Kind
-from modbench.sweep.cells import Cell, chosen, expand, naming, plugins_of
+from modbench.sweep.cells import Cell, chosen, error_prefix, expand, plugins_of
 from modbench.sweep.suite import Suite
 
-#: What of [train] a timing depends on.
+#: Fields of [train] that a timing depends on.
 _TRAIN = ("sequence", "batch", "precision")
 _WORDS = {
     "time": "times",
@@ -34,7 +34,7 @@ class Job:
 
     @property
     def identity(self) -> tuple[str, str, int]:
-        """As `modbench.report.timing.Timing.job`."""
+        """The same as `modbench.report.timing.Timing.job`."""
         return self.kind, self.key, self.repetition
 
     def title(self, repetitions: int) -> str:
@@ -46,7 +46,7 @@ class Job:
 
 
 def timing_cells(suite: Suite, only: Sequence[str] = ()) -> list[Cell]:
-    """What is timed of ``suite``, budgets and seeds aside; all of it, or the rows ``only``.
+    """The cells of ``suite`` to be timed, without budgets and seeds; all rows, or those in ``only``.
 
     Raises:
         UserError: as `modbench.sweep.cells.expand` and `chosen`, or a router that can't take a shape.
@@ -59,15 +59,15 @@ def timing_cells(suite: Suite, only: Sequence[str] = ()) -> list[Cell]:
         time = suite.time.resolved(train["sequence"]).of_a_process()
         timed = {"router": cell["router"], "model": cell["model"], "train": train, "time": time}
         if cell_key(timed) not in cells:
-            with naming(suite):
+            with error_prefix(suite):
                 model_of(timed)
             cells[cell_key(timed)] = timed
     return list(cells.values())
 
 
 def timing_jobs(cells: Sequence[Cell], repetitions: int) -> list[Job]:
-    """All jobs, in the order in which they are done: repetition by repetition, so that a drift of the
-    machine hits all schemes alike, each repetition beginning with another scheme; memory last."""
+    """All jobs in the order in which they run: repetition by repetition, so that a drift of the machine
+    affects all schemes alike; each repetition begins with another scheme; memory comes last."""
     machines = {cell_key(machine): machine for machine in ({**cell, "router": None} for cell in cells)}
     entries = [Job(kind="ceiling", cell=cell, repetition=1) for cell in machines.values()]
     entries += [Job(kind="time", cell=cell, repetition=1) for cell in cells]
@@ -81,5 +81,5 @@ def timing_jobs(cells: Sequence[Cell], repetitions: int) -> list[Job]:
 
 
 def worker_spec(job: Job, threads: int) -> dict[str, Any]:
-    """What the process of ``job`` is told."""
+    """The spec of the process of ``job``."""
     return {"kind": job.kind, "cell": job.cell, "plugins": plugins_of(job.cell), "threads": threads}

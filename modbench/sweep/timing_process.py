@@ -1,22 +1,16 @@
-"""A process that measures, from its start to its last line."""
+"""Runs one measuring process, from its start to its result."""
 
 import contextlib
 import json
-import os
-import select
-import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from modbench.measure.memory import MEMORY_ENV
 from modbench.sweep.crash import error_of
-from modbench.sweep.process import child_environment
-
-#: Seconds between two looks at whether a process that says nothing has ended.
-LOOKS = 0.5
+from modbench.sweep.process import child_environment, kill_session
 
 
 class DiedError(Exception):
@@ -33,11 +27,11 @@ def run_worker(
     log: Path,
     say: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """What the process of ``spec`` (see `modbench.measure.worker`) printed at its end; ``say`` hears of
-    its events, ``log`` has what it says otherwise.
+    """Return the result that the process of ``spec`` printed (see `modbench.measure.worker`). ``say``
+    receives its events, ``log`` its standard error.
 
     Raises:
-        DiedError: it printed nothing of the kind.
+        DiedError: it printed no result.
     """
     environment = child_environment(spec["threads"])
     if "memory" in spec["kind"]:
@@ -51,19 +45,20 @@ def run_worker(
             stdout=subprocess.PIPE,
             stderr=errors,
             env=environment,
-            start_new_session=True,  # a Ctrl-C on the terminal is ours to handle
+            start_new_session=True,  # Ctrl-C on the terminal is for this process to handle
         )
     assert process.stdin is not None
+    assert process.stdout is not None
     found: dict[str, Any] | None = None
-    # What it forked has its standard output open, too, and may live longer.
+    # Processes that it forked hold its standard output open: they are killed once it has ended.
     rest = threading.Thread(target=_end_with, args=(process,), daemon=True, name="end-session")
     rest.start()
     try:
-        # Its standard input stays open as long as this process lives: that's how it knows.
-        with contextlib.suppress(BrokenPipeError):  # it died before it read: its log says of what
+        # Its standard input stays open while this process lives: it ends when that closes.
+        with contextlib.suppress(BrokenPipeError):  # it died before it read; its log has the error
             process.stdin.write(json.dumps(spec).encode() + b"\n")
             process.stdin.flush()
-        for line in _lines(process):
+        for line in process.stdout:
             document = _document(line)
             if "status" in document:
                 found = document
@@ -78,24 +73,6 @@ def run_worker(
     return found
 
 
-def _lines(process: "subprocess.Popen[bytes]") -> Iterator[bytes]:
-    """What it prints, until it ends; what it forked may hold its standard output open after that."""
-    assert process.stdout is not None
-    output, begun = process.stdout.fileno(), b""
-    while True:
-        ended = process.poll() is not None
-        if select.select([output], [], [], 0 if ended else LOOKS)[0]:
-            chunk = os.read(output, 2**16)
-            if chunk:
-                *lines, begun = (begun + chunk).split(b"\n")
-                yield from lines
-                continue
-            ended = True
-        if ended:
-            yield begun
-            return
-
-
 def _document(line: bytes) -> dict[str, Any]:
     try:
         document = json.loads(line)
@@ -105,20 +82,14 @@ def _document(line: bytes) -> dict[str, Any]:
 
 
 def _end_with(process: "subprocess.Popen[bytes]") -> None:
-    """Wait for its end, and leave nothing of its session behind."""
+    """Wait for the process, then kill the rest of its session."""
     process.wait()
-    _kill_session(process)
-
-
-def _kill_session(process: "subprocess.Popen[bytes]") -> None:
-    # Nothing may be left; macOS says PermissionError of a group in which only a zombie is.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    kill_session(process)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Leave nothing of it and its session behind."""
-    _kill_session(process)
+    """Kill the process and its session, and close its pipes."""
+    kill_session(process)
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:

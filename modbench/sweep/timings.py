@@ -1,18 +1,20 @@
-"""`modbench time`: every scheme of a suite on the clock and on the scales, untrained."""
+"""`modbench time`: wall time and memory of every scheme of a suite, untrained."""
 
 import secrets
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from modbench.errors import UserError
-from modbench.measure.machine_lock import Quiet
+from modbench.measure.machine_lock import MachineLock
 from modbench.report.page import write_report
 from modbench.report.store import ShardWriter
 from modbench.report.timing import (
@@ -24,9 +26,8 @@ from modbench.report.timing import (
     settings_of,
 )
 from modbench.sweep.cells import with_plugins
-from modbench.sweep.crash import killed_sentence
 from modbench.sweep.lock import suite_lock
-from modbench.sweep.progress import Progress, show_progress
+from modbench.sweep.progress import show_progress
 from modbench.sweep.stop_signals import stop_signals
 from modbench.sweep.suite import load_suite
 from modbench.sweep.terminal import show_leaderboard
@@ -48,14 +49,14 @@ def time_suite(
     again: bool = False,
     worker: Sequence[str] = WORKER,
 ) -> int:
-    """Do what is left of the last run, if it is of this machine, this code and these schemes as they are
-    now, or begin one; then write the report into ``results``/<suite>.
+    """Finish the last run, if machine, code and schemes are unchanged, or begin a new one; then write
+    the report into ``results``/<suite>.
 
-    Returns the exit code: 0, or 1 if a process failed. That memory ran out is a result.
+    Returns the exit code: 0, or 1 if a process failed. Running out of memory is a result, not a failure.
 
     Raises:
-        UserError: anything in the suite, the plugins or the folder that can't work; nothing has run
-            then. The report can't be written, see `modbench.report.page.write_report`.
+        UserError: an error in the suite, the plugins or the folder, before anything has run; or the
+            report can't be written, see `modbench.report.page.write_report`.
     """
     if repetitions is not None and repetitions < 1:
         raise UserError(f"--repetitions is {repetitions}; it must be 1 or more")
@@ -65,7 +66,7 @@ def time_suite(
     if repetitions is None:
         repetitions = suite.time.repetitions
     else:
-        replace(suite.time, repetitions=repetitions)  # which refuses too few samples
+        replace(suite.time, repetitions=repetitions)  # raises UserError for too few samples
     jobs = timing_jobs(cells, repetitions)
     folder = results / suite.header.name
     with suite_lock(folder / TIMINGS, "time"), stop_signals(_stop):
@@ -82,7 +83,7 @@ def time_suite(
     for path in written:
         print(path)
     said = [f"{_label(one)} {one.status}: {one.error}; its log: {log}" for one, log in failed]
-    for text in dict.fromkeys(said):  # every repetition fails alike
+    for text in dict.fromkeys(said):  # repetitions fail with the same error
         _say(err, text)
     broken = sum(timing.status == "failed" for timing, _ in failed)
     if broken:
@@ -91,7 +92,7 @@ def time_suite(
 
 
 def _stop(number: int) -> None:
-    """As Ctrl-C does: the process that measures is ended, and no empty shard is left."""
+    """Stop as Ctrl-C does: the measuring process is ended, and no empty shard is left."""
     raise KeyboardInterrupt
 
 
@@ -112,7 +113,7 @@ def _cores() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Bench:
-    """Processes one after the other, each alone on this machine."""
+    """Runs measuring processes one at a time, each alone on this machine."""
 
     folder: Path
     suite: dict[str, Any]
@@ -121,24 +122,22 @@ class _Bench:
     repetitions: int
 
     def run(self, jobs: Sequence[Job], console: Console, *, again: bool) -> list[tuple[Timing, Path]]:
-        """Do what is left of ``jobs``; what did not go well, and its log."""
+        """Run the jobs that are left; return those whose status is not ok, each with its log."""
+        with closing(MachineLock()) as lock:
+            return self._run_left(lock, jobs, console, again=again)
+
+    def _run_left(
+        self, lock: MachineLock, jobs: Sequence[Job], console: Console, *, again: bool
+    ) -> list[tuple[Timing, Path]]:
         from modbench.measure.environment import code_version
 
-        quiet = Quiet()
-        try:
-            return self._run_beside(quiet, jobs, code_version(), console, again=again)
-        finally:
-            quiet.close()
-
-    def _run_beside(
-        self, quiet: Quiet, jobs: Sequence[Job], code: dict[str, Any], console: Console, *, again: bool
-    ) -> list[tuple[Timing, Path]]:
-        with quiet.alone():  # or this process would lie beside one that another run measures
+        code = code_version()
+        with lock.exclusive():  # this process would disturb one that another run measures
             machine = self._machine(jobs[0])
         run, done = self._current(jobs, machine, code, console, again)
         left = [job for job in jobs if job.identity not in done]
         if not left:
-            _say(console, f"all of run {run} is done; --again begins another one")
+            _say(console, f"run {run} is done; --again begins another one")
             return []
         failed = []
         with ShardWriter(self.folder, TIMINGS) as shard, show_progress(console) as progress:
@@ -152,8 +151,8 @@ class _Bench:
                 key = str(number)
                 progress.started(key, job.title(self.repetitions))
                 progress.event(key, {"phase": "waiting for a quiet machine"})
-                with quiet.alone():
-                    timing = self._timing(job, run, code, machine, _events(progress, key))
+                with lock.exclusive():
+                    timing = self._timing(job, run, code, machine, partial(progress.event, key))
                 refuse_other_environments([timing, *self._of_run(run)])
                 shard.append(timing)
                 seconds = (timing.finished_at - timing.started_at).total_seconds()
@@ -166,7 +165,7 @@ class _Bench:
         return [timing for timing in read_timings(self.folder) if timing.run == run]
 
     def _machine(self, job: Job) -> dict[str, Any]:
-        """The environment of a process like those that measure; the GPU is left to them."""
+        """The environment of a measuring process; this one does not use the GPU."""
         try:
             found = self._run(job, {"kind": "machine"}, lambda event: None)
         except DiedError as death:
@@ -181,7 +180,7 @@ class _Bench:
         console: Console,
         again: bool,
     ) -> tuple[str, set[tuple[str, str, int]]]:
-        """The run to go on with, and what of it is done."""
+        """The run to continue, and its jobs that are done."""
         timings, here = read_timings(self.folder), machine_in_words(machine)
         if timings and not again:
             elsewhere = {t.run: t for t in timings if t.machine != here}
@@ -192,8 +191,8 @@ class _Bench:
             here_and_now = last.run not in elsewhere | unlike
             if here_and_now and _same_code(last.code, code) and not others:
                 if code["dirty"]:
-                    changes = "local changes, of which nobody knows whether they are the same"
-                    _say(console, f"run {last.run} goes on, with {changes}; --again begins another one")
+                    changes = "local changes, which may differ from those of its first processes"
+                    _say(console, f"run {last.run} continues with {changes}; --again begins another one")
                 return last.run, {timing.job for timing in mine if timing.status in _DONE}
             if last.run in elsewhere:
                 what = f"was made by another machine ({last.machine})"
@@ -230,7 +229,9 @@ class _Bench:
         except DiedError as death:
             found = {"status": "failed", "error": str(death), "asked_bytes": None, "measured": {}}
             if death.code == -signal.SIGKILL and out_of_memory_kills() > kills:
-                found |= _killed(job)
+                from modbench.measure.footprint import predicted_peak
+
+                found |= {"status": "oom", "asked_bytes": predicted_peak(job.cell, job.kind)}
         return Timing(
             run=run,
             suite=self.suite,
@@ -249,33 +250,18 @@ class _Bench:
         )
 
 
-def _events(progress: Progress, key: str) -> Callable[[dict[str, Any]], None]:
-    return lambda event: progress.event(key, event)
-
-
 def _other_versions(jobs: Sequence[Job], timings: Sequence[Timing]) -> list[str]:
-    """Labels of ``jobs`` under which ``timings`` have another scheme: its samples would be pooled."""
+    """Labels of ``jobs`` that stand for another scheme in ``timings``: samples must not be pooled."""
     keys = {job.cell["router"]["label"]: job.key for job in jobs if job.cell["router"] is not None}
     found = {(t.cell["router"]["label"], t.key) for t in timings if t.cell["router"] is not None}
     return sorted({label for label, key in found if keys.get(label, key) != key})
 
 
 def _differing(timing: Timing, machine: dict[str, Any]) -> str:
-    """The names of the settings that ``timing`` was not taken under as they are now."""
+    """Names of the settings that have changed since ``timing``."""
     now, then = settings_of(machine, timing.kind), timing.settings
     return ", ".join(name for name in sorted(now.keys() | then) if now.get(name) != then.get(name))
 
 
 def _same_code(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(one[name] == other[name] for name in ("version", "commit", "dirty"))
-
-
-def _killed(job: Job) -> dict[str, Any]:
-    """What is said for a process that the kernel killed for want of memory."""
-    from modbench.measure.footprint import predicted_peak
-
-    return {
-        "status": "oom",
-        "error": killed_sentence(job.cell, job.kind),
-        "asked_bytes": predicted_peak(job.cell, job.kind),
-    }

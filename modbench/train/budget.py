@@ -1,4 +1,4 @@
-"""Whether a budget of FLOPs buys a step. Built on the meta device: nothing is allocated."""
+"""Steps that a budget of FLOPs buys. Models are built on the meta device: nothing is allocated."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,11 +19,10 @@ def flops_per_step(model: RoutedDecoder, train: TrainConfig) -> int:
 
 
 def model_of(cell: Mapping[str, Any]) -> RoutedDecoder:
-    """The cell's model, on the meta device.
+    """Build the cell's model on the meta device.
 
     Raises:
-        UserError: its router can't take its shape; the sentence starts with the row, whose label names
-            the size where a suite has several.
+        UserError: its router can't take its shape; the sentence starts with the row's label.
     """
     router = build_router(cell["router"]["name"], cell["router"]["options"])
     try:
@@ -34,8 +33,7 @@ def model_of(cell: Mapping[str, Any]) -> RoutedDecoder:
 
 
 def steps_for(cell: Mapping[str, Any]) -> int:
-    """Steps that the cell's budget buys if routing is as its options promise: floor(budget / nominal
-    training FLOPs per step).
+    """Nominal number of steps of the cell: floor(budget / nominal training FLOPs per step).
 
     Raises:
         UserError: the budget is smaller than one step, or its router can't take its shape.

@@ -1,4 +1,4 @@
-"""A run's state on disk: written whole or not at all."""
+"""Checkpoints and weights on disk, written whole or not at all."""
 
 import json
 import os
@@ -17,14 +17,14 @@ from modbench.routing.build import RoutedDecoder
 
 
 class DamagedError(ValueError):
-    """The file isn't what was written."""
+    """The file is not as it was written."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Replace the checkpoint at ``path`` by ``state``, which survives a kill at any moment.
+    """Replace the checkpoint at ``path`` by ``state``; safe against a kill at any moment.
 
     Raises:
-        UserError: the disk refuses; what was at ``path`` is still there.
+        UserError: the file can't be written; ``path`` is unchanged.
     """
     with _whole(path) as half, half.open("wb") as file:
         torch.save(state, file)
@@ -34,10 +34,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """Where to write what becomes ``path`` at the end; nothing is left of it if that fails.
+    """A temporary path that becomes ``path`` at the end, and is removed if that fails.
 
     Raises:
-        UserError: the disk refuses.
+        UserError: the file can't be written.
     """
     half = path.with_suffix(".half")
     try:
@@ -45,18 +45,16 @@ def _whole(path: Path) -> Iterator[Path]:
         half.replace(path)
     except BaseException as error:
         half.unlink(missing_ok=True)
-        # A Ctrl-C stays one, whatever it came upon.
-        refusal = _refusal(error) if isinstance(error, Exception) else None
-        if refusal is None:
+        reason = _os_error(error)
+        if reason is None or not isinstance(error, Exception):
             raise
         raise UserError(
-            f"{path}: can't be written ({refusal}); make room or mend its permissions, then run again"
+            f"{path}: can't be written ({reason}); make room or fix its permissions, then run again"
         ) from error
 
 
-def _refusal(error: BaseException | None) -> str | None:
-    """Why the disk refuses, if it does: PyTorch raises an error of its own on top of the disk's, which
-    safetensors only quotes."""
+def _os_error(error: BaseException | None) -> str | None:
+    """The system's reason behind ``error``: PyTorch chains it, safetensors only quotes it."""
     while error is not None and not isinstance(error, OSError):
         quoted = re.search(r"([^:]+) \(os error \d+\)", str(error))
         if isinstance(error, SafetensorError) and quoted:
@@ -66,19 +64,18 @@ def _refusal(error: BaseException | None) -> str | None:
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """The checkpoint at ``path``; None where there is none.
+    """Load the checkpoint at ``path``; None if there is none.
 
     Raises:
-        DamagedError: the file is no checkpoint.
+        DamagedError: the file is not a checkpoint.
     """
     if not path.exists():
         return None
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-    except (PermissionError, MemoryError):  # it may be whole
+    except (PermissionError, MemoryError):  # the file may be intact
         raise
-    # A shortened zip file is an OSError, a RuntimeError or an EOFError to PyTorch, other bytes an
-    # UnpicklingError, and some of them a KeyError.
+    # For damaged files PyTorch raises OSError, RuntimeError, EOFError, UnpicklingError or KeyError.
     except Exception as error:
         raise DamagedError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(state, dict):
@@ -87,22 +84,22 @@ def load(path: Path) -> dict[str, Any] | None:
 
 
 def save_weights(path: Path, model: RoutedDecoder, *, key: str = "") -> None:
-    """Parameters and buffers as safetensors, for others to read; with them whose they are: the router's
-    name, and the ``key`` of the run's record.
+    """Save parameters and buffers as safetensors, with the router's name and the ``key`` of the record.
 
     Raises:
-        UserError: the disk refuses; what was at ``path`` is still there.
+        UserError: the file can't be written; ``path`` is unchanged.
     """
-    # As one entry: the format writes several in no certain order, and equal weights are equal bytes.
+    # One entry: the order of several is undefined in the format, and equal weights must give equal
+    # bytes.
     owner = {"modbench": json.dumps({"router": model.router.name, "key": key})}
-    # Parameters that layers share are written once for each name: the format knows no sharing.
+    # Shared parameters are written once per name: the format has no sharing.
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with _whole(path) as half:
         save_file(tensors, half, metadata=owner)
 
 
 def weights_owner(path: Path) -> dict[str, str]:
-    """What `save_weights` noted at ``path``, ``router`` and ``key``; empty where another wrote it."""
+    """``router`` and ``key`` of weights saved by `save_weights`; empty for other files."""
     with safe_open(path, framework="pt") as file:
         owner: dict[str, str] = json.loads((file.metadata() or {}).get("modbench", "{}"))
     return owner

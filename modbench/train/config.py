@@ -1,4 +1,4 @@
-"""How a run is trained: the [train] table of a suite. Imports no torch."""
+"""The [train] table of a suite. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,26 +8,26 @@ from modbench.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Training to a budget.
+    """Training settings.
 
     Raises:
         UserError: a field is out of range, with the value and what would be right.
     """
 
-    budget: int  #: training FLOPs of the routing that takes place, convention ``model``
+    budget: int  #: training FLOPs of the realised routing, convention ``model``
     sequence: int = 256  #: tokens per sequence
     batch: int = 8  #: sequences per step
     learning_rate: float = 3e-3  #: peak
-    warmup: float = 0.1  #: share of the steps in which the learning rate rises linearly
-    final_learning_rate: float = 0.1  #: share of the peak at which the cosine ends
+    warmup: float = 0.1  #: fraction of the budget in which the learning rate rises linearly
+    final_learning_rate: float = 0.1  #: fraction of the peak at the end of the cosine
     weight_decay: float = 0.1  #: of matrices; vectors and the embedding have none
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0  #: gradient norm
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  #: auto: bfloat16 where it pays
-    compile: Literal["auto", "on", "off"] = "auto"  #: steps as one program; auto: on a GPU
+    compile: Literal["auto", "on", "off"] = "auto"  #: compile training steps; auto: on a GPU
     evaluations: int = 8  #: points of the learning curve
-    checkpoint_seconds: float = 30.0  #: how much work a kill may cost
+    checkpoint_seconds: float = 30.0  #: seconds between checkpoints
 
     def __post_init__(self) -> None:
         for name in ("budget", "sequence", "batch", "evaluations"):
@@ -41,9 +41,7 @@ class TrainConfig:
                 raise UserError(f"train {name} is {getattr(self, name)}; it must lie in [0, 1)")
         if self.weight_decay < 0:
             raise UserError(f"train weight_decay is {self.weight_decay}; it must be 0 or more")
-        if self.compile not in ("auto", "on", "off"):
-            raise UserError(f"train compile is '{self.compile}'; it must be 'auto', 'on' or 'off'")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise UserError(
-                f"train precision is '{self.precision}'; it must be 'auto', 'float32' or 'bfloat16'"
-            )
+        modes = ("auto", "on", "off")
+        for name, known in (("compile", modes), ("precision", ("auto", "float32", "bfloat16"))):
+            if getattr(self, name) not in known:
+                raise UserError(f"train {name} is '{getattr(self, name)}'; it must be one of {known}")

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
 from modbench.train import checkpoint
 from modbench.train.budget import flops_per_step
-from modbench.train.compiled import Losses, compiles, eager, losses_of
+from modbench.train.compiled import Losses, eager, losses_of
 from modbench.train.config import TrainConfig
 from modbench.train.counted import CountedSteps
 from modbench.train.numerics import autocast
@@ -31,33 +30,30 @@ PROGRESS_SECONDS = 0.5
 
 
 class DivergedError(Exception):
-    """The loss is no number any more."""
+    """The training loss is not finite."""
 
 
 class StoppedError(Exception):
-    """Somebody asked the run to stop; its state is saved."""
+    """The run was asked to stop; its state is saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a run has spent. ``flops`` counts the routing that took place, ``flops_nominal`` what the
-    options promise; both in convention ``model``. Of ``counted_steps`` steps a counter saw what they
-    ran, and of ``unseen_steps`` it would have, had memory held them under it; ``miscounted`` says where
-    the ledger states something else, and is empty where it doesn't."""
+    """What a run has spent, and its learning curve."""
 
     steps: int
     tokens: int
-    flops: int
-    flops_nominal: int
-    counted_steps: int
-    unseen_steps: int
-    miscounted: str
+    flops: int  #: of the routing that took place, convention ``model``
+    flops_nominal: int  #: of the routing that the options promise, convention ``model``
+    counted_steps: int  #: steps compared with the counter
+    unseen_steps: int  #: steps that ran out of memory under the counter
+    miscounted: str  #: where the ledger differs from the counter; empty if nowhere
     curve: list[dict[str, Any]]
 
 
 def learning_rate(done: float, train: TrainConfig) -> float:
-    """Linear warm-up over a share of the run, then a cosine that ends with it. ``done``: the share of
-    the run, in FLOPs, that will be spent after the step."""
+    """Linear warm-up over a fraction of the run, then a cosine to its end. ``done``: fraction of the
+    run's FLOPs that is spent after the step."""
     if done < train.warmup:
         return train.learning_rate * done / train.warmup
     progress = (done - train.warmup) / (1 - train.warmup)
@@ -66,7 +62,7 @@ def learning_rate(done: float, train: TrainConfig) -> float:
 
 
 def build_optimizer(model: RoutedDecoder, train: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; matrices decay, vectors and the embedding do not."""
+    """AdamW with weight decay on matrices; vectors and the embedding have none."""
     embedding = model.embedding.weight
     parameters = list(model.parameters())
     matrices = [p for p in parameters if p.dim() >= 2 and p is not embedding]
@@ -89,12 +85,13 @@ def training_step(
     forced_balance: bool = False,
     losses: Losses | None = None,
 ) -> tuple[Tensor, Context]:
-    """Forward, backward, clipping, optimizer. Returns the cross-entropy in nats per token, without the
-    auxiliary losses, and the context with its trace. ``forced_balance``: see
-    `modbench.model.context.Context`. ``losses``: those of ``model``, if they are compiled
-    (`modbench.train.compiled`); no step waits for a GPU but where a layer has
-    data-dependent shapes, or its experts don't fit grouped matmul
-    (`modbench.routing.expert_bank.ExpertBank.fits_grouped_mm`)."""
+    """Forward, backward, clipping, optimizer step.
+
+    Returns the cross-entropy in nats per token, without auxiliary losses, and the context with its
+    trace. ``forced_balance``: see `modbench.model.context.Context`. ``losses``: the compiled losses of
+    ``model`` (`modbench.train.compiled`). A GPU is waited for only where a layer has data-dependent
+    shapes or its experts do not fit grouped matmul.
+    """
     loss, context = _passes(losses or eager(model), batch, dtype, forced_balance)
     torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
     optimizer.step()
@@ -114,6 +111,116 @@ def _passes(
     return loss, context
 
 
+class _Run:
+    """The state of a training run between two steps."""
+
+    def __init__(
+        self, model: RoutedDecoder, batches: Batches, train: TrainConfig, dtype: torch.dtype
+    ) -> None:
+        self.model, self.batches, self.train, self.dtype = model, batches, train, dtype
+        self.device = next(model.parameters()).device
+        self.optimizer = build_optimizer(model, train)
+        self.losses = losses_of(model, train.compile)
+        self.load = Workload.uniform(train.batch, train.sequence, "train")
+        self.nominal = flops_per_step(model, train)
+        self.step, self.flops, self.curve = 0, 0, list[dict[str, Any]]()
+        self.each = self.nominal  #: estimated FLOPs of the next step: those of the last one
+        self.counts = CountedSteps()
+        self._routed: Any = None  #: realised routing of the last step, which ``each`` is of
+
+    def steps_left(self) -> int:
+        """Steps that the rest of the budget buys; below 1 at the end."""
+        return (self.train.budget - self.flops) // self.each
+
+    def take_step(self, left: int) -> float:
+        """Take a step, of which ``left`` are expected; return its loss."""
+        done = (self.flops + self.each) / (self.flops + left * self.each)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(done, self.train)
+        if self.step == 0:
+            self.count(1)
+        batch = self.batch(self.step)
+        loss, context = training_step(
+            self.model, self.optimizer, self.train, batch, self.dtype, losses=self.losses
+        )
+        if context.trace.counts != self._routed:
+            self._routed = context.trace.counts
+            realised = Workload(lengths=self.load.lengths, phase="train", counts=self._routed)
+            self.each = self.model.ledger(realised).total("model")
+        self.flops += self.each
+        self.step += 1
+        return loss.item()
+
+    def count(self, number: int) -> None:
+        """Count the passes of step ``number`` (from 1), eager, with the current weights."""
+        losses, batch = eager(self.model), self.batch(number - 1)
+        self.counts.count(number, self.model, self.load, lambda: _passes(losses, batch, self.dtype)[1])
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of step ``step`` (from 0), on the model's device."""
+        inputs_BT, targets_BT = self.batches.step(step)
+        return (
+            inputs_BT.to(self.device, non_blocking=True),
+            targets_BT.to(self.device, non_blocking=True),
+        )
+
+    @property
+    def tokens(self) -> int:
+        return self.step * self.load.tokens
+
+    def add_point(self, train_loss: float, heldout_loss: float) -> None:
+        """Add a point to the learning curve."""
+        self.curve.append(
+            {
+                "step": self.step,
+                "tokens": self.tokens,
+                "flops": self.flops,
+                "train_loss": train_loss,
+                "heldout_loss": heldout_loss,
+            }
+        )
+
+    def state(self, origin: str) -> dict[str, Any]:
+        """The checkpoint."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "origin": origin,
+            "step": self.step,
+            "flops": str(self.flops),
+            "each": str(self.each),
+            "curve": self.curve,
+            "counts": self.counts.state(),
+            "random": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["cuda_random"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.curve = state["step"], state["curve"]
+        self.flops, self.each = int(state["flops"]), int(state["each"])
+        self.counts = CountedSteps(**state["counts"])
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_random"], self.device)
+
+    def result(self) -> Trained:
+        return Trained(
+            steps=self.step,
+            tokens=self.tokens,
+            flops=self.flops,
+            flops_nominal=self.step * self.nominal,
+            counted_steps=self.counts.counted,
+            unseen_steps=self.counts.unseen,
+            miscounted=self.counts.figure(),
+            curve=self.curve,
+        )
+
+
 def train_model(
     model: RoutedDecoder,
     batches: Batches,
@@ -126,128 +233,56 @@ def train_model(
     origin: str = "",
     stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
-    """Train until another step would spend more than ``train.budget``; from the checkpoint in
-    ``folder`` if there is one.
+    """Train until another step would exceed ``train.budget``; continue from the checkpoint in
+    ``folder``.
 
-    What counts is the routing that takes place (realised FLOPs, convention ``model``), not what the
-    options promise: a scheme that skips more than it promised takes more steps, one that spends more
-    takes fewer. Learning rate and learning curve go by the share of the budget that is spent.
+    The budget pays for the routing that takes place (realised FLOPs, convention ``model``), not for what
+    the options promise: a scheme that skips more tokens than promised takes more steps. Learning rate
+    and learning curve follow the fraction of the budget that is spent. The first and the last step are
+    counted (`modbench.train.counted`).
 
-    What the ledger states is held against what a few of the steps run
-    (`modbench.train.counted.CountedSteps`).
-
-    ``evaluate`` gives the held-out loss of a point of the learning curve. ``say`` hears of progress.
-    ``origin`` names the text and the code: a checkpoint of another origin is not gone on from. When
-    ``stop()`` turns true, the state is saved first.
+    ``evaluate`` returns the held-out loss for a point of the learning curve. ``say`` receives progress
+    events. ``origin`` names text and code: a checkpoint of another origin is not used. Once ``stop()``
+    returns True, the state is saved.
 
     Raises:
         DivergedError: the loss is not finite.
-        StoppedError: as asked; call again to go on.
+        StoppedError: ``stop()`` returned True; call again to continue.
     """
-    on = next(model.parameters()).device
-    optimizer = build_optimizer(model, train)
-    losses = losses_of(model, train.compile)
-    path = folder / "checkpoint.pt"
-    step, flops, curve = 0, 0, []
-    counts = CountedSteps(seed=batches.seed)
+    run, path = _Run(model, batches, train, dtype), folder / "checkpoint.pt"
     state = _checkpoint_of(path, origin)
     if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, flops, curve = state["step"], int(state["flops"]), state["curve"]
-        counts.load_state(state["counts"])
-        torch.set_rng_state(state["random"])
-        if on.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_random"], on)
-
-    def save() -> None:
-        state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "origin": origin,
-            "step": step,
-            "flops": str(flops),
-            "each": str(each),
-            "curve": curve,
-            "counts": counts.state(),
-            "random": torch.get_rng_state(),
-        }
-        if on.type == "cuda":
-            state["cuda_random"] = torch.cuda.get_rng_state(on)
-        checkpoint.save(path, state)
-
-    load = Workload.uniform(train.batch, train.sequence, "train")
-    nominal = flops_per_step(model, train)
-    known_counts: Any = None
-    # What the next step is taken to cost: as much as the last one.
-    each = int(state["each"]) if state is not None else nominal
+        run.restore(state)
     saved, said = time.monotonic(), 0.0
     model.train()
-    compiled = compiles(train.compile, on)
-    while (left := (train.budget - flops) // each) > 0:
+    while (left := run.steps_left()) > 0:
         if stop():
-            save()
+            checkpoint.save(path, run.state(origin))
             raise StoppedError
-        # What will have been spent at the end if all further steps cost as much as the last one.
-        whole = flops + left * each
-        done = (flops + each) / whole
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(done, train)
-        batch = _on(batches.step(step), on)
-        take = partial(training_step, model, optimizer, train, batch, dtype, losses=losses)
-        if not counts.due(step + 1):
-            loss, context = take()
-        elif compiled:
-            counts.beside(step + 1, model, load, partial(_passes, eager(model), batch, dtype))
-            loss, context = take()
-        else:
-            loss, context = counts.taken(step + 1, model, load, take)
-        if context.trace.counts != known_counts:
-            known_counts = context.trace.counts
-            realised = Workload(lengths=load.lengths, phase="train", counts=known_counts)
-            each = model.ledger(realised).total("model")
-        flops += each
-        step += 1
-        counts.charged(step, each)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise DivergedError(f"the training loss is {value} at step {step} of {step + left - 1}")
-        last = flops + each > train.budget
-        # By what is there: `whole` moves with the routing's cost, and the same share comes twice.
-        if last or train.evaluations * flops // whole > len(curve):
-            heldout = evaluate(model)
+        expected = run.flops + left * run.each  # FLOPs at the end, if all steps cost as much as the last
+        total = run.step + left
+        loss = run.take_step(left)
+        if not math.isfinite(loss):
+            raise DivergedError(f"the training loss is {loss} at step {run.step} of {total}")
+        last = run.steps_left() < 1
+        if last and run.step > 1:
+            run.count(run.step)
+        # By the number of points: `expected` varies, so the same fraction may be reached twice.
+        if last or train.evaluations * run.flops // expected > len(run.curve):
+            run.add_point(loss, evaluate(model))
             model.train()
-            curve.append(
-                {
-                    "step": step,
-                    "tokens": step * train.batch * train.sequence,
-                    "flops": flops,
-                    "train_loss": value,
-                    "heldout_loss": heldout,
-                }
-            )
         now = time.monotonic()
         if now - said >= PROGRESS_SECONDS or last:
-            say({"event": "step", "step": step, "steps": step + left - 1, "loss": value, "flops": flops})
+            say({"event": "step", "step": run.step, "steps": total, "loss": loss, "flops": run.flops})
             said = now
         if now - saved >= train.checkpoint_seconds or last:
-            save()
+            checkpoint.save(path, run.state(origin))
             saved = time.monotonic()
-    return Trained(
-        steps=step,
-        tokens=step * train.batch * train.sequence,
-        flops=flops,
-        flops_nominal=step * nominal,
-        counted_steps=counts.counted,
-        unseen_steps=counts.unseen,
-        miscounted=counts.figure(),
-        curve=curve,
-    )
+    return run.result()
 
 
 def _checkpoint_of(path: Path, origin: str) -> dict[str, Any] | None:
-    """The checkpoint to go on from. One that can't be gone on from is worth no more than none, and the
-    next one takes its place."""
+    """The checkpoint at ``path``; None if there is none, or it is damaged or of another origin."""
     try:
         state = checkpoint.load(path)
         if state is None or state["origin"] == origin:
@@ -255,11 +290,5 @@ def _checkpoint_of(path: Path, origin: str) -> dict[str, Any] | None:
         why = f"is of {state['origin']}, not {origin}"
     except (checkpoint.DamagedError, KeyError) as error:
         why = f"is damaged ({error})"
-    print(f"{path.name} {why}: starting anew", file=sys.stderr)
+    print(f"{path.name} {why}: training starts from the beginning", file=sys.stderr)
     return None
-
-
-def _on(batch: tuple[Tensor, Tensor], on: torch.device) -> tuple[Tensor, Tensor]:
-    """A batch, brought there."""
-    inputs_BT, targets_BT = batch
-    return inputs_BT.to(on, non_blocking=True), targets_BT.to(on, non_blocking=True)

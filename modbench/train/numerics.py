@@ -8,7 +8,7 @@ import torch
 
 
 def device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -28,8 +28,8 @@ def autocast(dtype: torch.dtype, on: torch.device) -> AbstractContextManager[Non
 
 
 def make_deterministic() -> None:
-    """The same bits for the same process, machine type and thread count."""
+    """Make results equal, to the bit, on the same machine type with the same number of threads."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    # The rest of the flag's work, filling fresh memory, only shows up use of unset memory.
+    # Filling fresh memory, which the flag turns on, only helps to find reads of uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from modbench.data.cache_folder import alone, cache_folder, put
+from modbench.data.cache_folder import cache_folder, file_lock, put
 from modbench.errors import UserError
 
 
@@ -42,7 +42,7 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with (
         pytest.raises(UserError, match=r"cache folder .*file/cache can't be written"),
-        alone(tmp_path / "file" / "cache" / "a", silent),
+        file_lock(tmp_path / "file" / "cache" / "a", silent),
     ):
         pass
 
@@ -50,8 +50,8 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from modbench.data.cache_folder import alone
-with alone(Path(sys.argv[1]), print):
+from modbench.data.cache_folder import file_lock
+with file_lock(Path(sys.argv[1]), print):
     print("in", flush=True)
     time.sleep(60)
 """
@@ -69,6 +69,6 @@ def test_a_second_process_waits_and_a_killed_one_gives_the_lock_up(tmp_path):
             holder.kill()
 
         began = time.monotonic()
-        with alone(path, kill_when_waiting):
+        with file_lock(path, kill_when_waiting):
             assert time.monotonic() - began < 30
     assert heard == ["another process is preparing a: waiting for it"]

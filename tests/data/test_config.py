@@ -32,10 +32,6 @@ from modbench.errors import UserError
             {"source": "text", "path": "a.txt", "heldout": 1.0},
             "data heldout is 1.0; it must lie between 0 and 1",
         ),
-        (
-            {"source": "huggingface", "name": "x", "documents": 1},
-            "data documents is 1; it must be 2 or more",
-        ),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(map(str, value)),
 )

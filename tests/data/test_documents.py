@@ -2,7 +2,7 @@
 
 import pytest
 
-from modbench.data.documents import Document, fraction, in_pieces, split_by_hash, word_ngrams
+from modbench.data.documents import Document, fraction, in_pieces, split_by_hash
 
 
 def test_equal_texts_lie_on_one_side_of_the_split():
@@ -46,8 +46,3 @@ def test_fraction_is_even_and_the_same_everywhere():
     drawn = [fraction(str(number)) for number in range(4000)]
     assert 0.055 < sum(value < 0.065 for value in drawn) / 4000 < 0.075
     assert fraction("pypi-en-v1") == pytest.approx(0.7214809848, abs=1e-9)
-
-
-def test_ngrams_ignore_case_and_punctuation():
-    assert word_ngrams("To be, or NOT to be!", 3) == word_ngrams("to be or not -- to be", 3)
-    assert len(word_ngrams("a b c d", 3)) == 2

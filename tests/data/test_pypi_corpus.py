@@ -8,13 +8,18 @@ import zipfile
 
 import pytest
 
+from modbench.data import pypi_corpus, token_data
 from modbench.data.archives import ARCHIVES, Archive
 from modbench.data.cache_folder import cache_folder
 from modbench.data.config import DataConfig
-from modbench.data.documents import word_ngrams
-from modbench.train import pypi_corpus, token_data
 
 BOMB = "raise SystemExit('the archive was executed')\n"
+
+
+def word_ngrams(text: str, n: int) -> set[int]:
+    """Hashes of the runs of ``n`` words in ``text``, case and punctuation aside."""
+    words = re.findall(r"[a-z0-9']+", text.lower())
+    return {hash(tuple(words[at : at + n])) for at in range(len(words) - n + 1)}
 
 
 def tar(files: dict[str, str]) -> bytes:

@@ -67,7 +67,7 @@ def test_windows_cover_the_text_evenly_without_overlap() -> None:
 
 
 def test_a_text_shorter_than_a_window_is_refused() -> None:
-    with pytest.raises(UserError, match="10 tokens, too few for one sequence of 10"):
+    with pytest.raises(UserError, match="10 tokens; a sequence of 10 needs"):
         heldout_windows(np.arange(10), sequence=10, tokens=10)
 
 

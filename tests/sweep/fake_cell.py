@@ -1,4 +1,4 @@
-"""Stands in for `modbench cell`: does at once what its label says, and appends a record."""
+"""A fake of `modbench cell`: does what its label says, and appends a record."""
 
 import json
 import os
@@ -11,9 +11,12 @@ from pathlib import Path
 from modbench.report.record import Record, cell_key
 from modbench.report.store import ShardWriter
 from modbench.sweep.child import follow_parent
+from modbench.sweep.lock import cell_lock
 
 follow_parent()
 spec = json.loads(Path(sys.argv[1]).read_text())
+held = cell_lock(Path(spec["folder"]))
+held.__enter__()
 label = spec["cell"]["router"]["label"]
 marker = Path(spec["folder"], "half_way")
 with open(Path(spec["results"], "started.txt"), "a") as starts:

@@ -1,4 +1,4 @@
-"""Stands in for `modbench.measure.worker`: measures nothing, and ends as the row's label says."""
+"""A fake of `modbench.measure.worker`: measures nothing, and ends as the row's label says."""
 
 import contextlib
 import fcntl

@@ -1,4 +1,4 @@
-"""What a cell still holds while another process is measured, and whom it lets go first."""
+"""What a cell holds while another process is measured, and when it pauses for one."""
 
 import threading
 import time
@@ -15,11 +15,13 @@ from modbench.data.token_data import TokenData
 from modbench.data.tokenizer import Tokenizer
 from modbench.measure.audit import Finding
 from modbench.measure.config import MeasureConfig
-from modbench.measure.machine_lock import Quiet
+from modbench.measure.machine_lock import MachineLock
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder
 from modbench.routing.build import build_model
-from modbench.sweep import cell as cells
+from modbench.sweep import cell_steps as steps
+from modbench.sweep.cell_steps import CellSteps, Measured
+from modbench.sweep.stage import Stage
 from modbench.train.config import TrainConfig
 from modbench.train.loop import Trained, train_model
 
@@ -65,14 +67,15 @@ def test_its_model_is_gone_when_memory_is_measured(
         held()
         return {}
 
-    monkeypatch.setattr(cells, "build_model", build)
-    monkeypatch.setattr(cells, "findings", held)
-    monkeypatch.setattr(cells, "peak_memory", weighed)
-    monkeypatch.setattr(cells, "time_model", lambda *arguments, **options: {})
+    monkeypatch.setattr(steps, "build_model", build)
+    monkeypatch.setattr(steps, "findings", held)
+    monkeypatch.setattr(steps, "peak_memory", weighed)
+    monkeypatch.setattr(steps, "time_model", lambda *arguments, **options: {})
     spec, data = small(tmp_path)
-    quiet = Quiet(tmp_path)
-    cells._measure(spec, data, cells.Measured(), quiet, lambda: False, lambda event: None)
-    quiet.close()
+    lock = MachineLock(tmp_path)
+    stage = Stage(lambda event: None, lambda: False, lock)
+    CellSteps(spec, data, Measured(), stage).run(lock)
+    lock.close()
     assert alive == [1, 0]
 
 
@@ -95,15 +98,15 @@ def test_a_timing_need_not_wait_for_its_end(
             yield Finding(probe=9, name="count", verdict="passed", figure="", ranks=True)
         happened.append("end of audit")
 
-    monkeypatch.setattr(cells, "train_model", trained)
-    monkeypatch.setattr(cells, "findings", found)
-    monkeypatch.setattr(cells, "_add_counted_steps", lambda *arguments: None)
-    monkeypatch.setattr(cells, "peak_memory", lambda *arguments: {})
-    monkeypatch.setattr(cells, "time_model", lambda *arguments, **options: {})
-    quiet, other = Quiet(tmp_path), Quiet(tmp_path)
+    monkeypatch.setattr(steps, "train_model", trained)
+    monkeypatch.setattr(steps, "findings", found)
+    monkeypatch.setattr(steps, "_add_counted_steps", lambda *arguments: None)
+    monkeypatch.setattr(steps, "peak_memory", lambda *arguments: {})
+    monkeypatch.setattr(steps, "time_model", lambda *arguments, **options: {})
+    lock, other = MachineLock(tmp_path), MachineLock(tmp_path)
 
     def time_it() -> None:
-        with other.alone():
+        with other.exclusive():
             happened.append("timed")
         other.close()
 
@@ -115,7 +118,7 @@ def test_a_timing_need_not_wait_for_its_end(
             timing.start()
 
     spec, data = small(tmp_path)
-    cells._measure(spec, data, cells.Measured(), quiet, lambda: False, say)
+    CellSteps(spec, data, Measured(), Stage(say, lambda: False, lock)).run(lock)
     timing.join(5)
-    quiet.close()
+    lock.close()
     assert happened.index(phase) < happened.index("timed") < happened.index(f"end of {phase}")

@@ -88,7 +88,7 @@ def test_a_terminal_shows_the_columns_it_has_room_for_and_names_the_rest() -> No
     text = said.getvalue()
     assert "1.2500" in text
     assert "vanilla [red]" in text
-    assert "In leaderboard.md, too: a long word for steps." in text
+    assert "Not shown: a long word for steps." in text
     assert "not for a terminal" not in text
     assert max(len(line) for line in text.splitlines() if line.startswith("│")) <= 46
 

@@ -20,7 +20,6 @@ from modbench.model.mlp import MLP
 from modbench.report.record import Record, Status, cell_key
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router, router_names
-from modbench.sweep.engine import cells_left
 from modbench.sweep.sample import Drawing, _load_plugin_of, find_record, sample_run
 from modbench.train.checkpoint import save_weights, weights_owner
 
@@ -134,8 +133,7 @@ def test_a_run_that_failed_is_told_as_such(results: Path, status: Status) -> Non
         + record_of("half", "mod", 8).line()
         + "\n"
     )
-    again = "run the suite again" if status == "failed" else "change the suite and run it"
-    words = rf"no trained model, it is recorded as {status} \(the loss is nan at step 3\); {again}, or"
+    words = rf"no trained model, it is recorded as {status} \(the loss is nan at step 3\); change the"
     with pytest.raises(UserError, match=words):
         find_record("tiny/broken", results)
     key = record_of("half", "mod", 8).key[:8]
@@ -146,8 +144,7 @@ def test_a_run_that_failed_is_told_as_such(results: Path, status: Status) -> Non
 @pytest.mark.parametrize(
     ("drawing", "words"),
     [
-        ({"tokens": 0}, "tokens is 0; it must lie between 1 and 1,000,000"),
-        ({"tokens": 10**12}, "tokens is 1000000000000; it must lie"),
+        ({"tokens": 0}, "tokens is 0; it must be 1 or more"),
         ({"temperature": float("nan")}, "temperature is nan; it must be 0 or more"),
         ({"top_p": 0.0}, r"top_p is 0.0; it must lie in \(0, 1\]"),
         ({"seed": -1}, "seed is -1"),
@@ -163,8 +160,8 @@ def test_a_drawing_that_cannot_be_is_refused_before_a_model_is_built(
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
-        ("a\udcff", r"prompt 'a\\udcff' isn't valid UTF-8; give it as UTF-8 text"),
-        ("", "a prompt is empty"),
+        ("a\udcff", r"prompt 'a\\udcff' is empty or not UTF-8"),
+        ("", "prompt '' is empty or not UTF-8"),
     ],
 )
 def test_a_prompt_that_is_no_text_is_refused(
@@ -184,43 +181,6 @@ def test_weights_that_are_gone_or_broken_are_told(
     save_weights(path, model_of("mod"))
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="no weights of router 'mod'"):
-        sample()
-
-
-def test_what_to_do_about_broken_weights_makes_the_run_one_that_is_left_to_do(
-    results: Path, sample: Callable[..., list[str]]
-) -> None:
-    record = find_record("tiny/mod", results)
-    weights_at(results, record).write_bytes(b"no weights")
-    # A shard of several records is nothing to delete for one of them.
-    with pytest.raises(UserError, match=r"\); run the suite into another --results folder$"):
-        sample()
-    (shard,) = (results / "tiny" / "records").glob("*.jsonl")
-    lines = shard.read_text().splitlines()
-    shard.unlink()
-    for number, line in enumerate(lines):
-        shard.with_name(f"{number}.jsonl").write_text(line + "\n")
-    own = shard.with_name("0.jsonl")
-    with pytest.raises(UserError, match=rf"delete its record \({own}\) and run the suite again$"):
-        sample()
-    assert cells_left([record.cell], results / "tiny") == []
-    own.unlink()
-    assert cells_left([record.cell], results / "tiny") == [record.cell]
-
-
-def test_weights_that_may_not_be_read_are_told_as_such(
-    results: Path, sample: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_weights(weights_at(results, find_record("tiny/mod", results)), model_of("mod"))
-    right = Path.open
-
-    def refuses(path: Path, *arguments: Any, **options: Any) -> Any:
-        if path.suffix == ".safetensors":
-            raise PermissionError(13, "Permission denied")
-        return right(path, *arguments, **options)
-
-    monkeypatch.setattr(Path, "open", refuses)
-    with pytest.raises(UserError, match=r"can't be read \(Permission denied\); mend its permissions"):
         sample()
 
 
@@ -337,14 +297,13 @@ def plugin_at(file: Path, *lines: str) -> Path:
     return file
 
 
-def test_of_several_plugins_the_one_that_the_router_is_of_is_loaded(tmp_path: Path) -> None:
-    names = ("sampled_first", "sampled_second", "sampled_third")
-    files = [plugin_at(tmp_path / f"{name}.py") for name in names]
-    digest = sha256(files[1].read_bytes()).hexdigest()
+def test_the_plugin_of_the_router_is_loaded(tmp_path: Path) -> None:
+    files = [plugin_at(tmp_path / f"sampled_{name}.py") for name in ("first", "second")]
     _load_plugin_of({"name": "vanilla", "plugin_sha256": None}, files, "s/a")
     assert not {file.stem for file in files} & set(router_names())
+    digest = sha256(files[1].read_bytes()).hexdigest()
     _load_plugin_of({"name": "sampled_second", "plugin_sha256": digest}, files, "s/a")
-    assert {file.stem for file in files} & set(router_names()) == {"sampled_second"}
+    assert "sampled_second" in router_names()
 
 
 def test_a_plugin_that_changed_since_the_run_was_trained_is_refused(tmp_path: Path) -> None:
@@ -367,19 +326,3 @@ def test_a_plugins_run_without_its_plugin_is_refused(name: str) -> None:
     )
     with pytest.raises(UserError, match=words):
         _load_plugin_of({"name": name, "plugin_sha256": "ab" + 62 * "0"}, [], "s/a")
-
-
-def test_a_plugin_that_cannot_be_read_hides_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    closed, file = (plugin_at(tmp_path / f"sampled_{name}.py") for name in ("closed", "open"))
-    digest, read = sha256(file.read_bytes()).hexdigest(), Path.read_bytes
-
-    def refusing(path: Path) -> bytes:
-        if path.name == closed.name:
-            raise PermissionError(13, "Permission denied")
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_bytes", refusing)
-    _load_plugin_of({"name": "sampled_open", "plugin_sha256": digest}, [closed, file], "s/a")
-    assert {closed.stem, file.stem} & set(router_names()) == {"sampled_open"}

@@ -1,93 +1,98 @@
-"""What a cell tells of itself, and that it lets a timing go first."""
+"""A cell reports its phases, pauses while another process measures, and stops when asked to."""
 
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modbench.measure.machine_lock import Quiet
+from modbench.measure.machine_lock import MachineLock
 from modbench.sweep.stage import Stage
 from modbench.train.loop import StoppedError
 
 
-def test_a_phase_that_gave_way_is_told_again(tmp_path: Path) -> None:
+@pytest.fixture
+def locks(tmp_path: Path) -> Iterator[tuple[MachineLock, MachineLock]]:
+    locks = MachineLock(tmp_path), MachineLock(tmp_path)
+    yield locks
+    for lock in locks:
+        lock.close()
+
+
+Locks = tuple[MachineLock, MachineLock]
+
+
+def test_a_phase_that_was_paused_is_reported_again(locks: Locks) -> None:
     told: list[Any] = []
-    quiet, other = Quiet(tmp_path), Quiet(tmp_path)
-    stage = Stage(told.append, lambda: False, quiet)
+    lock, other = locks
+    stage = Stage(told.append, lambda: False, lock)
     stage.begin("train")
 
-    def time_it() -> None:
-        with other.alone():
+    def measure() -> None:
+        with other.exclusive():
             told.append("timed")
 
-    timing = threading.Thread(target=time_it, daemon=True)
+    timing = threading.Thread(target=measure, daemon=True)
     timing.start()
     while len(told) == 1:
         assert not stage.stopped()
     timing.join(5)
     phases = [event if isinstance(event, str) else event["phase"] for event in told]
     assert phases == ["train", "waiting for a timing to end", "timed", "train"]
-    quiet.close()
-    other.close()
 
 
-def test_a_stop_is_seen_while_a_timing_goes_on(tmp_path: Path) -> None:
-    quiet, other = Quiet(tmp_path), Quiet(tmp_path)
+def test_a_stop_ends_a_pause(locks: Locks) -> None:
+    lock, other = locks
     timed, over = threading.Event(), threading.Event()
-    stage = Stage(lambda event: None, timed.is_set, quiet)
+    stage = Stage(lambda event: None, timed.is_set, lock)
 
-    def time_it() -> None:
-        with other.alone():
+    def measure() -> None:
+        with other.exclusive():
             timed.set()
             over.wait(10)
 
-    timing = threading.Thread(target=time_it, daemon=True)
+    timing = threading.Thread(target=measure, daemon=True)
     timing.start()
 
     def work() -> None:
         while True:
-            stage.between()
+            stage.pause()
+            time.sleep(0.01)
 
     with pytest.raises(StoppedError):
         work()
     assert timing.is_alive()
     over.set()
     timing.join(5)
-    quiet.close()
-    other.close()
 
 
-def test_nobody_goes_first_where_the_device_is_shared(tmp_path: Path) -> None:
-    quiet, other = Quiet(tmp_path), Quiet(tmp_path)
-    stage = Stage(lambda event: None, lambda: False, None)
-    asked: list[bool] = []
+def test_a_cell_on_a_gpu_keeps_the_machine(locks: Locks) -> None:
+    lock, other = locks
+    stage = Stage(lambda event: None, lambda: False, lock, pauses=False)
+    pauses: list[bool] = []
 
-    class GaveUpError(Exception):
-        pass
+    def poll() -> None:
+        stage.pause()
+        pauses.append(True)
+        if len(pauses) > 2:
+            raise TimeoutError
 
-    def check() -> None:
-        stage.between()
-        asked.append(True)
-        if len(asked) > 2:
-            raise GaveUpError
-
-    with pytest.raises(GaveUpError), other.alone(check):
-        pytest.fail("a cell at work let go of the machine")
-    quiet.close()
-    other.close()
+    with pytest.raises(TimeoutError), other.exclusive(poll):
+        pytest.fail("a cell at work released the machine")
 
 
-def test_a_stop_is_seen_between_two_pieces_of_work(tmp_path: Path) -> None:
+def test_a_stop_is_seen_between_two_pieces_of_work(locks: Locks) -> None:
     told: list[Any] = []
     stopped = False
-    stage = Stage(told.append, lambda: stopped, None)
+    stage = Stage(told.append, lambda: stopped, locks[0])
     stage.begin("audit")
     assert not stage.stopped()
     stopped = True
     assert stage.stopped()
     with pytest.raises(StoppedError):
-        stage.between()
+        stage.pause()
     with pytest.raises(StoppedError):
         stage.begin("downstream")
     assert told == [{"event": "phase", "phase": "audit"}]

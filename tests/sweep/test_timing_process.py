@@ -11,7 +11,6 @@ FORKS = """
 import os, sys, time
 sys.stdin.readline()
 if os.fork() == 0:
-    {begins}
     time.sleep(10)
     open({late!r}, "w")
     os._exit(0)
@@ -19,19 +18,14 @@ if os.fork() == 0:
 """
 
 
-def forks(ends: str, place: Path, begins: str = "pass") -> dict[str, object]:
-    code = FORKS.format(late=str(place / "late"), ends=ends, begins=begins)
+def forks(ends: str, place: Path) -> dict[str, object]:
+    code = FORKS.format(late=str(place / "late"), ends=ends)
     spec = {"kind": "time", "threads": 1}
     return run_worker([sys.executable, "-c", code], spec, place / "log", lambda event: None)
 
 
 def test_what_it_forked_ends_with_it(tmp_path: Path) -> None:
     assert forks("""print('{"status": "ok"}')""", tmp_path) == {"status": "ok"}
-    assert not (tmp_path / "late").exists()
-
-
-def test_what_it_forked_into_a_session_of_its_own_is_not_waited_for(tmp_path: Path) -> None:
-    assert forks("""print('{"status": "ok"}')""", tmp_path, "os.setsid()") == {"status": "ok"}
     assert not (tmp_path / "late").exists()
 
 

@@ -40,7 +40,7 @@ def test_a_disk_that_takes_no_more_gets_a_sentence_and_the_old_file_stays(tmp_pa
     with files_of_at_most(size), pytest.raises(UserError) as caught:
         write()
     assert str(caught.value) == (
-        f"{path}: can't be written (File too large); make room or mend its permissions, then run again"
+        f"{path}: can't be written (File too large); make room or fix its permissions, then run again"
     )
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

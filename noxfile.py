@@ -4,7 +4,6 @@ In an environment that already has everything: nox --no-venv --no-install -s SES
 """
 
 import hashlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ def ready(session: nox.Session, name: str = "modbench", further: Sequence[str] =
     if "--no-venv" in sys.argv:
         return sys.executable
     environment = ENVIRONMENTS / name
-    python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
+    python = environment / "bin" / "python"
     stamp = environment / "installed"
     project = (HERE / "pyproject.toml").read_bytes()
     asked = "".join((sys.version, str(HERE), *further)).encode()

@@ -1,19 +1,19 @@
-"""Mistakes a user can mend, and how they are worded: what, where, what to do."""
+"""The error for mistakes that a user can fix. A message says what, where and what to do."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A user's mistake. The command line prints its one sentence and exits with 2, no traceback."""
+    """A user's mistake. The command line prints the message, no traceback, and exits with code 2."""
 
 
-#: What code that isn't ours may raise. SystemExit, too: it would end the program as if all were well.
+#: Exceptions of plugin code. SystemExit is included because it would end the process with exit code 0.
 FAULTS = (Exception, SystemExit)
 
 
 def known_names(name: object, known: Iterable[str]) -> str:
-    """The tail of an 'unknown X' sentence: the nearest match, if any is near, and the list."""
+    """Return the end of an "unknown X" message: the nearest match, if there is one, and all names."""
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""

@@ -1,13 +1,10 @@
-"""Values from outside (TOML, the command line) against the types of a dataclass's fields.
+"""Checks values from TOML files and command lines against field types, with pydantic."""
 
-Imports nothing of ours but the errors: any room may use it.
-"""
-
-import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from decimal import Decimal
+from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from modbench.errors import UserError, known_names
@@ -18,77 +15,74 @@ _WORDS = {
     float: "a number",
     str: "a string",
     dict: "a table",
-    type(None): "nothing",
+    tuple: "a list",
 }
 
 
-def wanted(hint: Any) -> str:
-    """What ``hint`` asks for, in words."""
+def _expected(hint: Any) -> str:
+    """Describe the values that ``hint`` accepts."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(repr(part) for part in parts)
     if origin in (Union, types.UnionType):
-        return " or ".join(wanted(part) for part in parts if part is not type(None))
-    if origin in (tuple, list):
-        return f"a list, each entry {wanted(parts[0])}"
+        return " or ".join(_expected(part) for part in parts if part is not type(None))
+    if origin is tuple:
+        return f"a list, each entry {_expected(parts[0])}"
     return _WORDS.get(origin or hint, str(hint))
 
 
-def checked(what: str, value: Any, hint: Any) -> Any:
-    """``value`` as ``hint`` wants it: bool, int, float, str, dict, None, Literal, tuple[X, ...], unions.
+_CONFIG: Any = {"strict": True, "allow_inf_nan": False, "arbitrary_types_allowed": True}
 
-    A float without a fraction is a whole number (TOML's ``1e13`` is a float); a list becomes a tuple.
+
+@cache
+def _adapter(hint: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(hint, config=_CONFIG)
+
+
+def _as_python(value: Any) -> Any:
+    """Convert a TOML list to a tuple and a float without a fraction (``1e13``) to an int."""
+    if isinstance(value, float) and value.is_integer():
+        return int(Decimal(repr(value)))  # int(1e23) would be 10**23 - 8388608
+    return tuple(map(_as_python, value)) if isinstance(value, list | tuple) else value
+
+
+def checked(what: str, value: Any, hint: Any) -> Any:
+    """Return ``value`` as an instance of ``hint``: bool, int, float, str, dict, None, Literal,
+    tuple[X, ...] and their unions. Lists become tuples. An int is accepted as a float, and a float
+    without a fraction as an int; a bool is neither.
 
     Raises:
-        UserError: the value is of another type, or not finite; the sentence starts with ``what``.
+        UserError: the value has another type or is not finite; the message starts with ``what``.
     """
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        if any(value == part and type(value) is type(part) for part in parts):
-            return value
-    elif origin in (Union, types.UnionType):
-        for part in parts:
-            try:
-                return checked(what, value, part)
-            except UserError:
-                continue
-    elif origin in (tuple, list):
-        if isinstance(value, Sequence) and not isinstance(value, str):
-            return tuple(checked(f"{what}[{i}]", entry, parts[0]) for i, entry in enumerate(value))
-    elif (origin or hint) is dict:
-        if isinstance(value, dict):
-            return value
-    elif hint is int:
-        if isinstance(value, float) and value.is_integer():
-            return int(Decimal(repr(value)))  # as written: int(1e23) would be 10**23 - 8388608
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    elif isinstance(hint, type) and isinstance(value, hint):
-        return value
-    raise UserError(f"{what} is {value!r}; it must be {wanted(hint)}")
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(hint).validate_python(_as_python(value))
+    except ValidationError as error:
+        raise UserError(f"{what} is {value!r}; it must be {_expected(hint)}") from error
 
 
 def check_type(what: str, value: Any, hint: Any) -> None:
-    """As `checked`, for what Python code gives: a whole number is no float, then.
+    """Check a value that Python code gives: as `checked`, but a float is never an int.
 
     Raises:
-        UserError: the value is of another type; the sentence starts with ``what``.
+        UserError: the value has another type; the message starts with ``what``.
     """
     right = checked(what, value, hint)
     if isinstance(value, float) and isinstance(right, int):
-        raise UserError(f"{what} is {value!r}; it must be {wanted(hint)}, such as {right}")
+        raise UserError(f"{what} is {value!r}; it must be {_expected(hint)}, such as {right}")
 
 
 def checked_fields(
     where: str, table: Mapping[str, Any], kind: type, *, without: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """``table`` as keyword arguments of the dataclass ``kind``; the fields in ``without`` aren't known.
+    """Return ``table`` as keyword arguments of the dataclass ``kind``, except the fields in ``without``.
 
     Raises:
-        UserError: an unknown key (with the nearest match) or a wrong type, each after ``where``.
+        UserError: an unknown key (with the nearest match) or a wrong type; the message starts with
+            ``where``.
     """
     hints = get_type_hints(kind)
     known = [field.name for field in fields(kind) if field.init and field.name not in without]
@@ -99,10 +93,11 @@ def checked_fields(
 
 
 def built(where: str, table: Mapping[str, Any], kind: type) -> Any:
-    """The dataclass ``kind`` from ``table``, checked.
+    """Build the dataclass ``kind`` from ``table``.
 
     Raises:
-        UserError: an unknown or a missing key, a wrong type, a value out of range; after ``where``.
+        UserError: an unknown or missing key, a wrong type, or a value out of range; the message starts
+            with ``where``.
     """
     arguments = checked_fields(where, table, kind)
     for field in fields(kind):

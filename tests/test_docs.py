@@ -92,19 +92,3 @@ def test_the_defaults_of_the_time_table_are_what_the_page_says() -> None:
     said = tomllib.loads(table)["time"]
     meant = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(TimeConfig()).items()}
     assert said == meant
-
-
-def test_the_functions_that_take_graphs_are_those_the_page_on_decoding_names() -> None:
-    from inspect import signature
-
-    from modbench.model import generate
-
-    page = " ".join((DOCS / "decoding.md").read_text().split())
-    (sentence,) = re.findall(r"as CUDA graphs if (.*?) is given `graphs=", page)
-    named = re.sub(r", whose cache `\w+` goes on with,", "", sentence)
-    takes = [
-        name
-        for name in ("prefill", "decode", "generate")
-        if "graphs" in signature(getattr(generate, name)).parameters
-    ]
-    assert re.findall(r"`(\w+)`", named) == takes

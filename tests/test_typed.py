@@ -39,7 +39,7 @@ def test_a_whole_number_is_a_number_and_a_list_a_tuple() -> None:
         ({"steps": 1, "rate": "fast"}, "here rate is 'fast'; it must be a number"),
         ({"steps": 1, "mode": "c"}, "here mode is 'c'; it must be one of 'a', 'b'"),
         ({"steps": 1, "tags": "u"}, "here tags is 'u'; it must be a list, each entry a string"),
-        ({"steps": 1, "tags": [1]}, "here tags[0] is 1; it must be a string"),
+        ({"steps": 1, "tags": [1]}, "here tags is [1]; it must be a list, each entry a string"),
         ({"steps": 1, "limit": "x"}, "here limit is 'x'; it must be a whole number"),
         ({"steps": 1, "stepz": 1}, "here has no key 'stepz'; did you mean 'steps'? known: "),
         ({}, "here has no 'steps'; give it a value"),

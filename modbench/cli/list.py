@@ -1,4 +1,4 @@
-"""What there is, by name: routers, suites, metrics. Loads no torch."""
+"""The command `modbench list`. Imports no torch."""
 
 import ast
 import re
@@ -6,19 +6,42 @@ import tomllib
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated, Literal
 
-from modbench.report.metrics import METRICS
-from modbench.routing.registry import router_names
-from modbench.sweep.suite import shipped_suites
+from tyro.conf import Positional, arg
+
+
+def list_(
+    what: Annotated[
+        Positional[Literal["all", "routers", "suites", "metrics"]],
+        arg(metavar="[all|routers|suites|metrics]", help_behavior_hint=""),
+    ] = "all",
+    /,
+) -> int:
+    """Name the routers, the shipped suites and the metrics.
+
+    Example: modbench list routers
+
+    Args:
+        what: all (the default), routers, suites or metrics
+    """
+    for name, entries in LISTS.items():
+        if what in ("all", name):
+            print(name)
+            for entry, meaning in entries():
+                print(f"  {entry}\n      {meaning}")
+    return 0
 
 
 def _routers() -> Iterator[tuple[str, str]]:
+    from modbench.routing.registry import router_names
+
     for name in router_names():
         yield name, _first_sentence(name)
 
 
 def _first_sentence(router: str) -> str:
-    """What a shipped router's file says of itself, read and not run."""
+    """Return the first sentence of a built-in router's docstring without importing it."""
     spec = find_spec(f"modbench.routers.{router}") if router.isidentifier() else None
     if spec is None or spec.origin is None:
         return "from an installed package"
@@ -27,11 +50,15 @@ def _first_sentence(router: str) -> str:
 
 
 def _suites() -> Iterator[tuple[str, str]]:
+    from modbench.sweep.suite import shipped_suites
+
     for name, path in shipped_suites().items():
         yield name, tomllib.loads(path.read_text(encoding="utf-8"))["suite"].get("description", "")
 
 
 def _metrics() -> Iterator[tuple[str, str]]:
+    from modbench.report.metrics import METRICS
+
     for metric in METRICS.values():
         better = "" if metric.direction == "none" else f", {metric.direction} is better"
         yield metric.name, f"{metric.meaning} [{metric.unit}{better}; {metric.kind}]"
@@ -42,11 +69,3 @@ LISTS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
     "suites": _suites,
     "metrics": _metrics,
 }
-
-
-def list_lines(what: str) -> Iterator[str]:
-    """One of `LISTS` as text: a heading, then two lines to an entry."""
-    yield what
-    for name, meaning in LISTS[what]():
-        yield f"  {name}"
-        yield f"      {meaning}"

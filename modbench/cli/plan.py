@@ -1,66 +1,61 @@
-"""``modbench plan``: what a training run takes, before anything is bought."""
+"""The command `modbench plan`."""
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from modbench.cli.flops import Plugins, parsed_options
+from modbench.cli.options import Plugins, RouterOptions, Routers, flat, parsed_options
 from modbench.errors import UserError
 from modbench.model.sizes import ShapeOptions
+
+if TYPE_CHECKING:
+    from modbench.plan.gpus import Cluster
+    from modbench.plan.memory import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
-    """The machines and how they are used."""
+    """The GPUs and how training uses them."""
 
-    gpu: str = (
-        "h100"  #: a100-40gb, a100-80gb, h100, h100-pcie, h100-nvl, h200, b200, mi300x, or any name
-    )
-    peak_tflops: float | None = None  #: its dense bfloat16 TFLOP/s, in place of the data sheet's
-    memory_gb: float | None = None  #: its memory, in place of the data sheet's
-    gpus: int = 8
-    utilisation: float = 0.4  #: assumed share of the peak that goes into counted FLOPs
-    state: Literal["fp32", "bf16"] = "fp32"  #: 4+4+8, or 2+2+12 bytes: weights, gradients, optimizer
-    shard: int | None = None  #: GPUs that share weights, gradients, optimizer (FSDP); by default all
+    #: a100-40gb, a100-80gb, h100, h100-pcie, h100-nvl, h200, b200 or mi300x; another name with both
+    #: --peak-tflops and --memory-gb
+    gpu: str = "h100"
+    peak_tflops: float | None = None  #: dense bfloat16 TFLOP/s of one GPU; by default its data sheet's
+    memory_gb: float | None = None  #: memory of one GPU in GB; by default its data sheet's
+    gpus: int = 8  #: number of GPUs
+    utilisation: float = 0.4  #: assumed model FLOPs utilisation, in (0, 1]
+    #: bytes per parameter for weights, gradients and optimizer: fp32 (4+4+8) or bf16 (2+2+12)
+    state: Literal["fp32", "bf16"] = "fp32"
+    shard: int | None = None  #: GPUs that share weights, gradients and optimizer (FSDP); by default all
     expert_parallel: int = 1  #: GPUs that each layer's experts are divided over
-    checkpoint: bool = False  #: keep each layer's input only, and run its forward pass again
-    micro_batch: int = 1  #: sequences of a GPU at a time
+    checkpoint: bool = False  #: activation checkpointing: keep only the input of each layer
+    micro_batch: int = 1  #: sequences per GPU in one forward pass
+
+    def cluster(self) -> "Cluster":
+        from modbench.plan.gpus import Cluster, described_gpu
+
+        gpu = described_gpu(self.gpu, self.peak_tflops, self.memory_gb)
+        return Cluster(gpu=gpu, gpus=self.gpus, utilisation=self.utilisation)
+
+    def recipe(self) -> "Recipe":
+        from modbench.plan.memory import Recipe
+
+        return Recipe(
+            state=self.state,
+            shard=self.gpus if self.shard is None else self.shard,
+            expert_parallel=self.expert_parallel,
+            checkpoint=self.checkpoint,
+            micro_batch=self.micro_batch,
+        )
 
 
-#: What the sentences of `modbench.plan`, which Python code is told, too, call by the fields' names.
-_FLAGS = (
-    *(field.name for field in fields(ClusterOptions)),
-    *("tokens", "tokens_per_parameter", "batch", "budget"),
-)
-
-
-@contextmanager
-def _flags_for_fields() -> Iterator[None]:
-    """
-    Raises:
-        UserError: what is raised inside, with flags in the place of fields: they are what was typed.
-    """
-    try:
-        yield
-    except UserError as error:
-        sentence = str(error)
-        for name in _FLAGS:
-            where = rf"\b{name}\b" if "_" in name else rf"^{name}(?= is | ')"
-            sentence = re.sub(where, f"--{name.replace('_', '-')}", sentence)
-        raise UserError(sentence) from error
-
-
-@_flags_for_fields()
 def plan(
     *,
-    router: Annotated[tuple[str, ...], arg(metavar="NAME[:PRESET] ...", help_behavior_hint="")],
+    router: Routers = (),
     shape: OmitArgPrefixes[ShapeOptions],
     cluster: OmitArgPrefixes[ClusterOptions],
-    option: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")] = (),
+    option: RouterOptions = (),
     tokens: Annotated[str | None, arg(metavar="AMOUNT", help_behavior_hint="")] = None,
     budget: Annotated[str | None, arg(metavar="FLOPS", help_behavior_hint="")] = None,
     tokens_per_parameter: float | None = None,
@@ -69,81 +64,67 @@ def plan(
     format: Literal["table", "json", "csv"] = "table",
     plugin: Plugins = (),
 ) -> int:
-    """Print training FLOPs, days and memory per GPU; with a budget, the shape of each scheme that
-    spends it: schemes at equal compute. Nothing is allocated.
+    """Print training FLOPs, days and memory per GPU. With a budget, print the shape of each scheme that
+    spends it, which compares schemes at equal compute. Nothing is allocated.
 
     Example: modbench plan --router vanilla mod --size 1.3B --budget 1e21 --gpus 64
 
     Args:
-        router: routers, each a column
-        shape: the shape, or with a budget the one that solved shapes are like
-        cluster: the machines and how they are used
-        option: the routers' options; by default their defaults
+        router: routers (`modbench list routers`), a column for each
+        shape: shape of the decoder; with a budget, the shape that solved shapes resemble
+        cluster: the GPUs and how training uses them
+        option: options of the routers; by default their defaults
         tokens: training tokens, such as 300B
-        budget: training FLOPs, such as 1e21, to solve each scheme's shape for
-        tokens_per_parameter: with a budget and no tokens: so many for each active parameter, 20 by
-            default
-        batch: tokens of one step; by default a micro-batch on each GPU
-        convention: how FLOPs are counted (docs/conventions.md)
-        format: a table to read, one JSON document on the last line, or CSV
+        budget: training FLOPs, such as 1e21, that the shape of each scheme is solved for
+        tokens_per_parameter: with a budget and no tokens: training tokens per active parameter, by
+            default 20
+        batch: tokens of one step; by default one micro-batch on each GPU
+        convention: how FLOPs are counted: model, full, executed or a paper's convention
+            (docs/conventions.md)
+        format: table: for reading; json: one JSON document on the last line; csv
         plugin: Python files that register routers
     """
-    from modbench.plan.gpus import Cluster, described_gpu
-    from modbench.plan.memory import Recipe
-    from modbench.plan.plan import plan as planned
+    from modbench.plan.plan import plan as plan_tokens
     from modbench.plan.plan import plan_budget
     from modbench.plan.table import FORMATS
     from modbench.plan.units import amount
     from modbench.routing.registry import load_plugin
 
-    if tokens is None and budget is None:
-        raise UserError("plan needs --tokens, such as 300B, or --budget, such as 1e21, or both")
-    if budget is None and tokens_per_parameter is not None:
-        raise UserError("--tokens-per-parameter needs --budget, the FLOPs to solve shapes for")
-    if tokens is not None and tokens_per_parameter is not None:
-        raise UserError("--tokens and --tokens-per-parameter both say how many tokens; leave one out")
-    for file in plugin:
+    if not router:
+        raise UserError("plan needs --router, such as --router vanilla mod")
+    if tokens_per_parameter is not None and (budget is None or tokens is not None):
+        raise UserError("--tokens-per-parameter needs --budget without --tokens")
+    for file in flat(plugin):
         load_plugin(file)
-    size = shape.resolved()
-    machines = Cluster(
-        gpu=described_gpu(cluster.gpu, cluster.peak_tflops, cluster.memory_gb),
-        gpus=cluster.gpus,
-        utilisation=cluster.utilisation,
-    )
-    recipe = Recipe(
-        state=cluster.state,
-        shard=cluster.gpus if cluster.shard is None else cluster.shard,
-        expert_parallel=cluster.expert_parallel,
-        checkpoint=cluster.checkpoint,
-        micro_batch=cluster.micro_batch,
-    )
-    many = None if tokens is None else amount(tokens, "tokens")
+    routers, options, size = flat(router), parsed_options(option), shape.resolved()
+    gpus, recipe = cluster.cluster(), cluster.recipe()
+    total = None if tokens is None else amount(tokens, "tokens")
     step = None if batch is None else amount(batch, "batch")
-    options = parsed_options(option)
     if budget is not None:
         made = plan_budget(
-            router,
+            routers,
             options,
             size,
             budget=amount(budget, "budget"),
-            tokens=many,
+            tokens=total,
             tokens_per_parameter=20.0 if tokens_per_parameter is None else tokens_per_parameter,
-            cluster=machines,
+            cluster=gpus,
+            recipe=recipe,
+            batch=step,
+            convention=convention,
+        )
+    elif total is not None:
+        made = plan_tokens(
+            routers,
+            options,
+            size,
+            tokens=total,
+            cluster=gpus,
             recipe=recipe,
             batch=step,
             convention=convention,
         )
     else:
-        assert many is not None
-        made = planned(
-            router,
-            options,
-            size,
-            tokens=many,
-            cluster=machines,
-            recipe=recipe,
-            batch=step,
-            convention=convention,
-        )
+        raise UserError("plan needs --tokens, such as 300B, or --budget, such as 1e21, or both")
     print(FORMATS[format](made))
     return 0

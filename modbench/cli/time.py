@@ -1,40 +1,40 @@
-"""The verb `time`."""
+"""The command `modbench time`."""
 
 from pathlib import Path
-from typing import Annotated
 
-from tyro.conf import Positional, arg
-
-from modbench.cli.flops import Plugins
-
-Results = Annotated[Path, arg(metavar="DIR")]
+from modbench.cli.options import Count, Labels, Plugins, Results, Suite, flat
 
 
 def time(
-    suite: Annotated[Positional[str], arg(metavar="SUITE")],
+    suite: Suite,
     /,
     *,
     results: Results = Path("results"),
     plugin: Plugins = (),
-    only: Annotated[tuple[str, ...], arg(metavar="LABEL ...", help_behavior_hint="")] = (),
-    repetitions: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None,
+    only: Labels = (),
+    repetitions: Count = None,
     again: bool = False,
 ) -> int:
-    """Time and weigh a suite's schemes untrained, each in fresh processes, beside the machine's own
-    ceilings; what an earlier run on this machine left is done first.
+    """Measure time and memory of a suite's schemes without training, each in fresh processes, together
+    with the machine's own ceilings. An earlier run on this machine that was stopped is completed first.
 
     Example: modbench time quick --repetitions 3
 
     Args:
-        suite: a shipped suite's name (`modbench list suites`) or the path of a TOML file
+        suite: name of a shipped suite (`modbench list suites`) or path of a TOML file
         results: folder that holds one folder per suite
-        plugin: Python files that register routers; those that the suite doesn't name become rows
-        only: rows to time; by default all
-        repetitions: processes of each scheme; by default what the suite says
-        again: begin another run, though the last one is done
+        plugin: Python files that register routers; a router that the suite does not name gets a row
+        only: labels of the rows to time; by default all
+        repetitions: processes per scheme; by default the suite's value
+        again: start a new run even if the last one is complete
     """
     from modbench.sweep.timings import time_suite
 
     return time_suite(
-        suite, results=results, plugins=plugin, only=only, repetitions=repetitions, again=again
+        suite,
+        results=results,
+        plugins=flat(plugin),
+        only=flat(only),
+        repetitions=repetitions,
+        again=again,
     )

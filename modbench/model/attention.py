@@ -93,13 +93,14 @@ class Attention(nn.Module):
         """Return rotated queries (B, H, T, P), rotated keys and values (B, K, T, P)."""
         with component("attention.qkv", self.layer):
             qkv_BTC = self.qkv(x_BTD)
-        sizes = (self.heads, self.key_heads, self.key_heads)
-        q_BTHP, k_BTKP, v_BTKP = qkv_BTC.unflatten(-1, (-1, self.head_width)).split(sizes, dim=2)
+        heads_BTCP = qkv_BTC.unflatten(-1, (-1, self.head_width))
+        qk_BTCP, v_BTKP = heads_BTCP.split((self.heads + self.key_heads, self.key_heads), dim=2)
         if positions_BT is None:
             positions_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
         angles = rotary_angles(positions_BT, self.head_width, self.model.rope_base)
-        q_BTHP, k_BTKP = rotate(q_BTHP, *angles), rotate(k_BTKP, *angles)
-        return q_BTHP.transpose(1, 2), k_BTKP.transpose(1, 2), v_BTKP.transpose(1, 2)
+        qk_BCTP = rotate(qk_BTCP, *angles).transpose(1, 2)
+        q_BHTP, k_BKTP = qk_BCTP.split((self.heads, self.key_heads), dim=1)
+        return q_BHTP, k_BKTP, v_BTKP.transpose(1, 2)
 
 
 def _mask(past: Sequence[int], new: Sequence[int], q_BHTP: Tensor, k_BKCP: Tensor) -> Tensor | None:

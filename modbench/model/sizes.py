@@ -1,6 +1,6 @@
-"""Shapes by name, and shapes as the command line gives them. Imports no torch.
+"""Named shapes and the shape options of the command line. Imports no torch.
 
-A name says about how many parameters the dense decoder of that shape has.
+The name of a shape is the approximate parameter count of its dense decoder.
 """
 
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from modbench.errors import UserError, known_names
-from modbench.model.config import LARGEST_SEQUENCE, ModelConfig
+from modbench.model.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """A decoder's shape and the length of the sequences it is used on."""
+    """A decoder's shape and its sequence length."""
 
     model: ModelConfig
     sequence: int
@@ -43,24 +43,25 @@ SIZES: Mapping[str, Size] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeOptions:
-    """A named size, and what differs from it. A width of one's own keeps the size's head width, and
-    takes key/value heads and MLP width from the defaults of `ModelConfig`, unless they are given too."""
+    """A named size and the fields that replace its own. A given width keeps the size's head width;
+    key/value heads and MLP width then take the defaults of `ModelConfig` unless they are given too."""
 
-    size: str = "1M"  #: a named shape: 1M, 124M, 350M, 1.3B, 7B, 70B
-    vocabulary: int | None = None
-    width: int | None = None
-    layers: int | None = None
-    heads: int | None = None
-    kv_heads: int | None = None  #: fewer than heads: grouped-query attention
-    mlp: Literal["swiglu", "gelu"] | None = None
+    #: named shape: 1M, 124M, 350M, 1.3B, 7B or 70B; the options below replace its values
+    size: str = "1M"
+    vocabulary: int | None = None  #: entries of the vocabulary
+    width: int | None = None  #: width of the residual stream
+    layers: int | None = None  #: number of blocks
+    heads: int | None = None  #: attention heads
+    kv_heads: int | None = None  #: key/value heads; fewer than heads: grouped-query attention
+    mlp: Literal["swiglu", "gelu"] | None = None  #: kind of MLP
     mlp_width: int | None = None  #: hidden width of the dense MLP
-    tied_head: bool | None = None
+    tied_head: bool | None = None  #: share the weights of the embedding and the output head
     sequence: int | None = None  #: tokens per sequence
 
     def resolved(self) -> Size:
         """
         Raises:
-            UserError: an unknown size, or a shape that can't be.
+            UserError: an unknown size, or an invalid shape.
         """
         if self.size not in SIZES:
             raise UserError(f"size '{self.size}' is not known; {known_names(self.size, SIZES)}")
@@ -77,15 +78,15 @@ class ShapeOptions:
         if "mlp" in given:
             given = {"mlp_width": None} | given
         sequence = size.sequence if self.sequence is None else self.sequence
-        if not 1 <= sequence <= LARGEST_SEQUENCE:
-            raise UserError(f"sequence is {sequence}; it must lie between 1 and {LARGEST_SEQUENCE:,}")
+        if sequence < 1:
+            raise UserError(f"sequence is {sequence}; it must be 1 or more")
         return Size(model=replace(size.model, **given), sequence=sequence)
 
     def _heads(self, width: int) -> int:
         each = SIZES[self.size].model.head_width
         if self.heads is None and width % each:
             raise UserError(
-                f"model width {width} is no multiple of the head width {each} of size '{self.size}'; "
+                f"model width {width} is not a multiple of the head width {each} of size '{self.size}'; "
                 "give heads too"
             )
         return width // each

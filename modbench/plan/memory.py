@@ -8,7 +8,6 @@ from typing import Literal
 from torch import Tensor
 
 from modbench.errors import UserError, known_names
-from modbench.model.config import LARGEST_BATCH
 from modbench.plan.activations import Compute, Kernels, Steps
 from modbench.plan.search import largest
 from modbench.routing.build import RoutedDecoder
@@ -40,8 +39,6 @@ class Recipe:
         for name in ("shard", "expert_parallel", "micro_batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        if self.micro_batch > LARGEST_BATCH:
-            raise UserError(f"micro_batch is {self.micro_batch}; it must be {LARGEST_BATCH:,} or less")
         larger, smaller = max(self.shard, self.expert_parallel), min(self.shard, self.expert_parallel)
         if larger % smaller:
             raise UserError(

@@ -37,7 +37,7 @@ from modbench.routing.dispatch import from_experts, to_experts
 from modbench.routing.ema import EMA
 from modbench.routing.expert_bank import ExpertBank, expert_width
 from modbench.routing.force_balance import even_pool, even_tokens
-from modbench.routing.option_checks import check_finite, refuse_idle
+from modbench.routing.option_checks import check_types, reject_unused
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets, Router
 from modbench.routing.topk import (
@@ -67,7 +67,7 @@ class ExpertChoice(Router):
     threshold_decay: float = 0.95  #: of the exponential average behind the causal rule
 
     def __post_init__(self) -> None:
-        check_finite(self)
+        check_types(self)
         if self.experts < 1:
             raise UserError(f"experts is {self.experts}; it must be 1 or more")
         if not 0 < self.capacity <= self.experts:
@@ -79,13 +79,11 @@ class ExpertChoice(Router):
             raise UserError(f"expert_width is {self.expert_width}; it must be 1 or more")
         if not 0 <= self.threshold_decay < 1:
             raise UserError(f"threshold_decay is {self.threshold_decay}; it must lie in [0, 1)")
-        if self.experts == 1:
-            refuse_idle(
-                self,
-                ("pool", "threshold_decay"),
-                "experts 1, which takes all tokens whatever they score",
-                "set experts to 2 or more",
-            )
+        reject_unused(
+            self,
+            ("pool", self.experts == 1, "experts"),
+            ("threshold_decay", self.experts == 1, "experts"),
+        )
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
         return Block(model, layer, ExpertChoiceExperts(self, model, layer))

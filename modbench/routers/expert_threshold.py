@@ -34,7 +34,7 @@ from modbench.model.mlp import FeedForward
 from modbench.routing.ema import EMA
 from modbench.routing.expert_bank import ExpertBank, dispatched, expert_width
 from modbench.routing.force_balance import even_pool
-from modbench.routing.option_checks import check_finite
+from modbench.routing.option_checks import check_types
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets, Router
 from modbench.routing.topk import capacity_tokens, counts_to_host, evenly, score
@@ -57,7 +57,7 @@ class ExpertThreshold(Router):
     threshold_decay: float = 0.99  #: of the exponential average
 
     def __post_init__(self) -> None:
-        check_finite(self)
+        check_types(self)
         if self.experts < 1:
             raise UserError(f"experts is {self.experts}; it must be 1 or more")
         if not 0 < self.capacity <= self.experts:

@@ -41,7 +41,7 @@ from modbench.model.init import normal_
 from modbench.model.layer import Layer, trains, with_upstream_grad
 from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
-from modbench.routing.option_checks import check_finite, refuse_idle
+from modbench.routing.option_checks import check_types, reject_unused
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets, Router
 from modbench.routing.topk import capacity_tokens, highest, score, selected_of_each
@@ -65,7 +65,7 @@ class MixtureOfRecursions(Router):
     balance: float = 0.1  #: token choice: weight of the balance loss
 
     def __post_init__(self) -> None:
-        check_finite(self)
+        check_types(self)
         if self.recursions < 1:
             raise UserError(f"recursions is {self.recursions}; it must be 1 or more")
         for name in ("gate_scale", "auxiliary"):
@@ -73,35 +73,17 @@ class MixtureOfRecursions(Router):
                 raise UserError(f"{name} is {getattr(self, name):g}; it must be above 0")
         if self.balance < 0:
             raise UserError(f"balance is {self.balance:g}; it must be 0 or more")
-        self._check_contradictions()
-
-    def _check_contradictions(self) -> None:
         if self.depth == "token_choice" and self.recursions == 1:
             raise UserError(
                 "depth is 'token_choice' with recursions 1, which leaves nothing to choose and the "
                 "router without a gradient; set recursions to 2 or more or depth = 'expert_choice'"
             )
-        if self.depth == "token_choice":
-            refuse_idle(
-                self,
-                ("auxiliary",),
-                "depth 'token_choice', which is causal without a loss",
-                "set depth = 'expert_choice'",
-            )
-            return
-        refuse_idle(
+        reject_unused(
             self,
-            ("balance",),
-            "depth 'expert_choice', which needs no balance loss",
-            "set depth = 'token_choice'",
+            ("auxiliary", self.depth == "token_choice", "depth"),
+            ("balance", self.depth == "expert_choice", "depth"),
+            ("auxiliary", self.recursions == 1, "recursions"),
         )
-        if self.recursions == 1:
-            refuse_idle(
-                self,
-                ("auxiliary",),
-                "recursions 1, which every token takes",
-                "set recursions to 2 or more",
-            )
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
         shared = model.layers - 2

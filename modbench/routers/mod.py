@@ -41,7 +41,7 @@ from modbench.routing.baselines import CONTROLS
 from modbench.routing.ema import EMA
 from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens
-from modbench.routing.option_checks import check_finite, refuse_idle
+from modbench.routing.option_checks import check_types, reject_unused
 from modbench.routing.predictor import Predictor
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets, Router
@@ -67,7 +67,7 @@ class DepthOptions(Router):
     threshold_decay: float = 0.95  #: of the average behind ``ema_threshold`` and ``hash``
 
     def __post_init__(self) -> None:
-        check_finite(self)
+        check_types(self)
         if not 0 < self.capacity <= 1:
             raise UserError(f"capacity is {self.capacity:g}; it must lie in (0, 1]")
         if self.every < 1:
@@ -83,33 +83,18 @@ class DepthOptions(Router):
             raise UserError(f"auxiliary is {self.auxiliary}; it must be above 0")
         if not 0 <= self.threshold_decay < 1:
             raise UserError(f"threshold_decay is {self.threshold_decay}; it must lie in [0, 1)")
-        self._check_causal_rule()
-
-    def _check_causal_rule(self) -> None:
-        scores, causal = f"scores '{self.scores}'", f"causal '{self.causal}'"
-        learned = self.scores == "learned"
-        if not learned:
-            refuse_idle(
-                self,
-                ("gate", "causal", "auxiliary"),
-                f"{scores}, which have no router, a gate of 1 and a causal rule of their own",
-                "set scores = 'learned'",
-            )
-        elif self.causal == "ema_threshold":
-            refuse_idle(
-                self,
-                ("auxiliary",),
-                f"{causal}, which has no loss to weigh",
-                "set causal = 'predictor' or 'aux_bce'",
-            )
-        if not self._keeps_average():
-            which, whose = (
-                (causal, "causal = 'ema_threshold'") if learned else (scores, "scores = 'hash'")
-            )
-            refuse_idle(self, ("threshold_decay",), f"{which}, which keeps no average", f"set {whose}")
+        controlled = self.scores != "learned"
+        reject_unused(
+            self,
+            ("gate", controlled, "scores"),
+            ("causal", controlled, "scores"),
+            ("auxiliary", controlled, "scores"),
+            ("auxiliary", self.causal == "ema_threshold", "causal"),
+            ("threshold_decay", not self._keeps_average(), "scores" if controlled else "causal"),
+        )
 
     def _keeps_average(self) -> bool:
-        """Whether ``threshold_decay`` is the decay of anything."""
+        """Return True if this configuration keeps an EMA threshold."""
         if self.scores == "learned":
             return self.causal == "ema_threshold"
         return self.scores == "hash"

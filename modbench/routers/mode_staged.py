@@ -25,7 +25,7 @@ from modbench.model.mlp import FeedForward
 from modbench.routers.expert_choice import ExpertChoice, ExpertChoiceExperts
 from modbench.routers.mod import DepthOptions
 from modbench.routers.token_choice import TokenChoiceExperts, TokenChoiceOptions
-from modbench.routing.option_checks import refuse_idle
+from modbench.routing.option_checks import reject_unused
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets
 
@@ -47,15 +47,10 @@ class StagedMoDE(DepthOptions, TokenChoiceOptions):
 
     def __post_init__(self) -> None:
         DepthOptions.__post_init__(self)
-        for field in fields(self):
-            scheme = _OF.get(field.name, self.experts_by)
-            if scheme != self.experts_by:
-                refuse_idle(
-                    self,
-                    (field.name,),
-                    f"experts_by '{self.experts_by}', and is an option of '{scheme}'",
-                    f"set experts_by = '{scheme}'",
-                )
+        reject_unused(
+            self,
+            *((option, scheme != self.experts_by, "experts_by") for option, scheme in _OF.items()),
+        )
         if self.experts_by == "token_choice":
             TokenChoiceOptions.__post_init__(self)
         elif self.experts >= 1 and not 0 < self.expert_capacity <= self.experts:

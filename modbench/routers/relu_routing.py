@@ -31,7 +31,7 @@ from modbench.model.layer import Layer
 from modbench.model.mlp import FeedForward
 from modbench.routing.expert_bank import ExpertBank, dispatched, expert_width
 from modbench.routing.force_balance import even_gates
-from modbench.routing.option_checks import check_finite
+from modbench.routing.option_checks import check_types
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets, Router
 from modbench.routing.topk import counts_to_host, evenly, score
@@ -54,7 +54,7 @@ class ReluRouting(Router):
     multiplier: float = 1.2  #: alpha, by which lambda grows or falls after each forward pass
 
     def __post_init__(self) -> None:
-        check_finite(self)
+        check_types(self)
         if self.experts < 1:
             raise UserError(f"experts is {self.experts}; it must be 1 or more")
         if not 1 <= self.active_experts <= self.experts:

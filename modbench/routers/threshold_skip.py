@@ -38,7 +38,7 @@ from modbench.model.init import normal_
 from modbench.model.layer import Layer, trains
 from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
-from modbench.routing.option_checks import check_finite
+from modbench.routing.option_checks import check_types
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets, Router
 from modbench.routing.topk import capacity_tokens, score, selected_of_each
@@ -60,7 +60,7 @@ class ThresholdSkip(Router):
     gate: Literal["straight_through", "sigmoid"] = "straight_through"
 
     def __post_init__(self) -> None:
-        check_finite(self)
+        check_types(self)
         if not 0 < self.target <= 1:
             raise UserError(f"target is {self.target:g}; it must lie in (0, 1]")
         if self.penalty <= 0:

@@ -1,10 +1,10 @@
-"""The options of every scheme in which tokens choose experts, and which of them contradict others."""
+"""Options of the schemes in which tokens choose experts."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from modbench.errors import UserError
-from modbench.routing.option_checks import check_finite, refuse_idle
+from modbench.routing.option_checks import check_types, reject_unused
 from modbench.routing.router import Router
 
 
@@ -31,7 +31,7 @@ class TokenChoiceOptions(Router):
     z_loss: float = 0.0  #: weight of the mean squared log-sum-exp of the router's logits
 
     def __post_init__(self) -> None:
-        check_finite(self)
+        check_types(self)
         for name in ("experts", "groups", "top_groups"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
@@ -64,7 +64,7 @@ class TokenChoiceOptions(Router):
                 "needs; leave it out to drop nothing"
             )
         self._check_groups()
-        self._check_contradictions()
+        self._reject_unused()
 
     def options(self) -> dict[str, Any]:
         """All options but a ``group_best`` that is what None stands for: the layer is the same, and so
@@ -88,8 +88,6 @@ class TokenChoiceOptions(Router):
             )
         if self.group_best is None:
             return
-        if self.groups == 1:
-            refuse_idle(self, ("group_best",), "groups 1, of which none is chosen", "raise groups")
         size = self.experts // self.groups
         if not 1 <= self.group_best <= size:
             raise UserError(
@@ -97,61 +95,24 @@ class TokenChoiceOptions(Router):
                 "and that"
             )
 
-    def _check_contradictions(self) -> None:
-        if not self.shared_experts:
-            if self.shared_width is not None:
-                raise UserError(
-                    f"shared_width is {self.shared_width} with shared_experts 0; leave it out"
-                )
-            if self.shared_gate:
-                raise UserError("shared_gate is true with shared_experts 0; set it to false")
-        if self.affinity == "sigmoid" and self.z_loss:
-            raise UserError(
-                f"z_loss is {self.z_loss:g} with affinity 'sigmoid', whose scores have no log-sum-exp; "
-                "set z_loss = 0 or affinity = 'softmax'"
-            )
-        if self.balance_scope == "sequence" and not self.balance:
-            raise UserError(
-                "balance_scope is 'sequence' with balance 0, which is no loss; raise balance or leave "
-                "balance_scope out"
-            )
-        if self.groups > 1 and self.top_groups == self.groups:
-            raise UserError(
-                f"groups is {self.groups} with top_groups {self.top_groups}, which rules out no expert; "
-                "lower top_groups or leave both out"
-            )
-        if self.groups > 1 and self.groups == self.experts:
-            raise UserError(
-                f"groups is {self.groups} with experts {self.experts}, which makes each expert a group "
-                "and rules out none that would be chosen; set fewer groups or leave groups out"
-            )
-        self._check_choice()
-
-    def _check_choice(self) -> None:
-        """Where a token goes to all experts, or each expert has room for all tokens."""
+    def _reject_unused(self) -> None:
         choices = self.experts + self._no_ops()
-        everyone = f"top_k {self.top_k} of {choices} experts"
-        if self.top_k == choices:
-            if self.bias_step:
-                refuse_idle(
-                    self,
-                    ("bias_step",),
-                    f"{everyone}, which leaves nothing to choose",
-                    "set top_k below experts",
-                )
-            if self.balance:
-                refuse_idle(
-                    self,
-                    ("balance", "balance_scope"),
-                    f"{everyone}, whose load is even",
-                    "set top_k below experts",
-                )
-        if self.capacity_factor is not None and self.capacity_factor * self.top_k >= choices:
-            raise UserError(
-                f"capacity_factor is {self.capacity_factor:g} with {everyone}, which gives each expert "
-                f"room for all tokens; set it below {choices / self.top_k:g} or leave it out"
-            )
+        takes_all = self.top_k == choices
+        reject_unused(
+            self,
+            ("shared_width", not self.shared_experts, "shared_experts"),
+            ("shared_gate", not self.shared_experts, "shared_experts"),
+            ("z_loss", self.affinity == "sigmoid", "affinity"),
+            ("balance_scope", not self.balance, "balance"),
+            ("group_best", self.groups == 1, "groups"),
+            ("groups", self.top_groups == self.groups, "top_groups"),
+            ("groups", self.groups == self.experts, "experts"),
+            ("bias_step", takes_all, "top_k"),
+            ("balance", takes_all and self.balance > 0, "top_k"),
+            ("balance_scope", takes_all, "top_k"),
+            ("capacity_factor", (self.capacity_factor or 0) * self.top_k >= choices, "top_k"),
+        )
 
     def _no_ops(self) -> int:
-        """Experts besides ``experts`` that a token may choose."""
+        """Return the number of no-op experts that a token may choose."""
         return 0

@@ -1,16 +1,17 @@
 """Models from a shape and a router."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from modbench.errors import FAULTS, UserError
 from modbench.ledger import Counts, Ledger, Workload
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder
 from modbench.model.init import stream
-from modbench.routing.plugin_validation import active_of, built_layer, ledger_of, nominal_counts_of
+from modbench.model.layer import Layer
+from modbench.routing.plugin_validation import active_of, checked_call, ledger_of
 from modbench.routing.router import Router
 
 
@@ -18,11 +19,16 @@ class RoutedDecoder(Decoder):
     """A decoder whose layers ``router`` builds; what the layers report is validated.
 
     Raises:
-        UserError: the router can't build a layer for this shape.
+        UserError: the router cannot build a layer for this shape.
     """
 
     def __init__(self, config: ModelConfig, router: Router) -> None:
-        layers = (built_layer(router, config, number) for number in range(config.layers))
+        layers = (
+            checked_call(
+                router, f"build_layer of layer {number}", Layer, router.build_layer, config, number
+            )
+            for number in range(config.layers)
+        )
         super().__init__(config, layers)
         self.router = router
 
@@ -33,7 +39,10 @@ class RoutedDecoder(Decoder):
         return ledger_of(self.router, self.layers[number], number, workload)  # type: ignore[arg-type]
 
     def layer_nominal_counts(self, number: int, workload: Workload) -> Counts:
-        return nominal_counts_of(self.router, self.layers[number], number, workload)  # type: ignore[arg-type]
+        where = f"nominal_counts of layer {number}"
+        layer: Layer = self.layers[number]  # type: ignore[assignment]
+        counts: Counts = checked_call(self.router, where, Mapping, layer.nominal_counts, workload)
+        return counts
 
     def active_of(self, part: nn.Module, number: int) -> int:
         return active_of(self.router, part, number)  # type: ignore[arg-type]
@@ -43,21 +52,14 @@ def build_model(config: ModelConfig, router: Router, seed: int = 0) -> RoutedDec
     """Build a decoder with initial weights: the same bits for the same arguments, whatever ran before.
 
     Raises:
-        UserError: the router can't build this shape.
+        UserError: the router cannot build this shape.
     """
     state = torch.get_rng_state()
     # A plugin's own initialisation draws from the global generator.
     torch.manual_seed(stream(seed, "router").initial_seed())
     try:
         model = RoutedDecoder(config, router)
-        try:
-            model.initialise(seed)
-        except UserError:
-            raise
-        except FAULTS as error:
-            raise UserError(
-                f"router '{router.name}' raised {type(error).__name__}: {error} in initialise; fix it"
-            ) from error
+        checked_call(router, "initialise", type(None), model.initialise, seed)
     finally:
         torch.set_rng_state(state)
     return model

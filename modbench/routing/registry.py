@@ -1,8 +1,8 @@
-"""Where routers are found: by decorator, by entry point, by file. Imports no torch by itself."""
+"""Finds routers by decorator, entry point and plugin file. Imports no torch by itself."""
 
 import hashlib
 import importlib.util
-import math
+import json
 import re
 import sys
 import tomllib
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 GROUP = "modbench.routers"
 _registered: "dict[str, type[Router]]" = {}
-#: Of a plugin's routers: its file and the hash of its code.
+#: File and code hash of each router that a plugin file registered.
 _sources: dict[str, tuple[Path, str]] = {}
 R = TypeVar("R", bound="type[Router]")
 
@@ -30,7 +30,8 @@ def register_router(name: str) -> Callable[[R], R]:
     """Register the decorated dataclass under ``name``.
 
     Raises:
-        UserError: the name is taken, or the class is no frozen dataclass.
+        UserError: the name is taken or malformed, or the class is not a frozen dataclass that derives
+            from `Router`.
     """
 
     def register(router: R) -> R:
@@ -38,7 +39,7 @@ def register_router(name: str) -> Callable[[R], R]:
 
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
             raise UserError(
-                f"router name {name!r} must be made of letters, digits, '_', '.' and '-'; rename it"
+                f"router name {name!r} must consist of letters, digits, '_', '.' and '-'; rename it"
             )
         if not isinstance(router, type) or not issubclass(router, Router):
             raise UserError(
@@ -65,17 +66,17 @@ def register_router(name: str) -> Callable[[R], R]:
 
 
 def _installed() -> dict[str, EntryPoint]:
-    """Entry points by name, without loading any.
+    """Return entry points by name, without loading them.
 
     Raises:
-        UserError: two packages offer one name.
+        UserError: two packages register the same name.
     """
     found: dict[str, EntryPoint] = {}
     for point in _points():
         other = found.get(point.name)
         if other is not None and other.value != point.value:
             raise UserError(
-                f"router '{point.name}' is offered by two installed packages ({other.value} and "
+                f"router '{point.name}' is registered by two installed packages ({other.value} and "
                 f"{point.value}); uninstall one of them"
             )
         found[point.name] = point
@@ -83,7 +84,7 @@ def _installed() -> dict[str, EntryPoint]:
 
 
 def _points() -> list[EntryPoint]:
-    """Those of installed packages; in a checkout that is run without being installed, its own, too."""
+    """Return entry points of installed packages, and of this checkout if it is not installed."""
     found, project = list(entry_points(group=GROUP)), Path(__file__).parents[2] / "pyproject.toml"
     if any(point.module.startswith("modbench.routers.") for point in found) or not project.exists():
         return found
@@ -96,20 +97,20 @@ def _is_installed_as(router: type, name: str) -> bool:
 
 
 def installed_modules() -> dict[str, str]:
-    """The module of each router that an installed package offers, by name, without loading any."""
+    """Return the module of each installed router by name, without loading any."""
     return {name: point.module for name, point in sorted(_installed().items())}
 
 
 def router_names() -> list[str]:
-    """All names: installed entry points (not loaded) and what was registered in this process."""
+    """Return all names: entry points (not loaded) and routers registered in this process."""
     return sorted({*_installed(), *_registered})
 
 
 def router_class(name: str) -> "type[Router]":
-    """The router registered as ``name``, its package loaded if need be.
+    """Return the router registered as ``name``; load its package if needed.
 
     Raises:
-        UserError: no such router, or its package cannot be loaded or does not register it.
+        UserError: an unknown name, or a package that cannot be loaded or does not register it.
     """
     if name not in _registered:
         point = _installed().get(name)
@@ -122,25 +123,23 @@ def router_class(name: str) -> "type[Router]":
         except FAULTS as error:
             raise UserError(
                 f"router '{name}': loading its entry point {point.value} raised "
-                f"{type(error).__name__}: {error}; mend or uninstall that package"
+                f"{type(error).__name__}: {error}; fix or uninstall that package"
             ) from error
         if name not in _registered:
             raise UserError(
-                f"router '{name}': its entry point {point.value} was loaded but registers no such "
-                f"name; decorate the class with @register_router('{name}')"
+                f"router '{name}': its entry point {point.value} does not register that name; "
+                f"decorate the class with @register_router('{name}')"
             )
     return _registered[name]
 
 
 def load_plugin(path: str | Path) -> list[str]:
-    """Run a plugin file and return the names it registered. The same file twice is loaded once.
+    """Run a plugin file and return the names it registers. A file is loaded once per process.
 
     Raises:
         UserError: the file is missing, raises, or registers nothing.
     """
     file = Path(path).resolve()
-    if file.is_dir():
-        raise UserError(f"plugin {path} is a folder; give the path of a Python file")
     if not file.is_file():
         raise UserError(f"plugin {path}: there is no such file; give the path of a Python file")
     module_name = f"modbench_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
@@ -148,24 +147,22 @@ def load_plugin(path: str | Path) -> list[str]:
         before = set(_registered)
         spec = importlib.util.spec_from_file_location(module_name, file)
         if spec is None or spec.loader is None:
-            raise UserError(f"plugin {path}: Python can't import it; give it the ending .py")
+            raise UserError(f"plugin {path}: Python cannot import it; its name must end in .py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-            digest = code_sha256(file, module_name)
-        except BaseException as error:
+            digest = code_sha256(file)
+        except FAULTS as error:
             del sys.modules[module_name]
             for name in _fresh(before):
                 del _registered[name]
             if isinstance(error, UserError):
                 raise UserError(f"plugin {path}: {error}") from error
-            if not isinstance(error, Exception | SystemExit):
-                raise
             where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
             raise UserError(
                 f"plugin {path} raised {type(error).__name__}: {error}{where}; "
-                "mend the file and run again"
+                "fix the file and run again"
             ) from error
         _sources.update(dict.fromkeys(_fresh(before), (file, digest)))
     names = sorted(n for n, router in _registered.items() if router.__module__ == module_name)
@@ -177,8 +174,8 @@ def load_plugin(path: str | Path) -> list[str]:
 
 
 def _fresh(before: set[str]) -> set[str]:
-    """The names that a plugin has registered since ``before``. An installed router that it imports is
-    none of its own."""
+    """Return the names that a plugin registered since ``before``, without installed routers that it
+    imports."""
     installed = _installed()
     return {
         name
@@ -188,36 +185,36 @@ def _fresh(before: set[str]) -> set[str]:
 
 
 def check_source(router: Mapping[str, Any]) -> None:
-    """
+    """Check that the plugin of a cell's ``router`` has not changed since the run began.
+
     Raises:
-        UserError: ``router``, a cell's, is of a plugin file that reads otherwise by now, or imports one
-            that does.
+        UserError: it has changed.
     """
     name, digest = router["name"], router.get("plugin_sha256")
     if plugin_sha256(name) != digest:
         raise UserError(
-            f"router '{name}': its plugin file, or one that it imports, has changed since this run "
-            "began; run the command again"
+            f"router '{name}': its plugin file, or its package, has changed since this run began; run "
+            "the command again"
         )
 
 
 def plugin_sha256(name: str) -> str | None:
-    """Hash of the plugin file that registered ``name``, and of the files beside it that it imports (see
-    `modbench.routing.plugin_code.code_sha256`); None for an installed router."""
+    """Return the code hash of the plugin that registered ``name`` (see
+    `modbench.routing.plugin_code.code_sha256`), or None for an installed router."""
     return _sources[name][1] if name in _sources else None
 
 
 def plugin_file(name: str) -> Path | None:
-    """The plugin file that registered ``name``, which is all that a process needs that runs this router
-    alone: another one may change more than its own. None for an installed router."""
+    """Return the plugin file that registered ``name``, or None for an installed router. A process that
+    runs this router loads no other plugin, which may have side effects."""
     return _sources[name][0] if name in _sources else None
 
 
 def preset_options(name: str) -> tuple[str, dict[str, Any]]:
-    """Router and options of ``NAME`` or ``NAME:PRESET``.
+    """Return router name and options of ``NAME`` or ``NAME:PRESET``.
 
     Raises:
-        UserError: no such router, or it has no such preset.
+        UserError: an unknown router or preset.
     """
     router, colon, preset = name.partition(":")
     if not colon:
@@ -228,25 +225,12 @@ def preset_options(name: str) -> tuple[str, dict[str, Any]]:
     return router, dict(known[preset])
 
 
-def _owners(option: str) -> list[str]:
-    """The routers that have an option of that name, of those that can be loaded."""
-    owners = []
-    for name in router_names():
-        try:
-            router = router_class(name)
-        except FAULTS:  # another router's fault is none of this mistake's
-            continue
-        if any(field.name == option and field.init for field in fields(router)):  # type: ignore[arg-type]
-            owners.append(name)
-    return owners
-
-
 def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router":
-    """The router ``name`` with ``options``, checked.
+    """Build the router ``name`` with checked ``options``.
 
     Raises:
-        UserError: unknown router or option, an option of the wrong type or out of range, or one that
-            is required and missing.
+        UserError: an unknown router or option, an option with a wrong type or out of range, or a missing
+            required option.
     """
     options = dict(options or {})
     router = router_class(name)
@@ -254,17 +238,13 @@ def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router
         hints = get_type_hints(router)
     except FAULTS as error:
         raise UserError(
-            f"router '{name}': the type of an option can't be resolved ({type(error).__name__}: "
-            f"{error}); import what it names at the top of the file"
+            f"router '{name}': the type of an option cannot be resolved ({type(error).__name__}: "
+            f"{error}); import it at the top of the file"
         ) from error
     known = {field.name: field for field in fields(router) if field.init}  # type: ignore[arg-type]
     for option, value in options.items():
         if option not in known:
-            owners = ", ".join(_owners(option))
-            whose = f"it is an option of {owners}; " if owners else ""
-            raise UserError(
-                f"router '{name}' has no option '{option}'; {whose}{known_names(option, known)}"
-            )
+            raise UserError(f"router '{name}' has no option '{option}'; {known_names(option, known)}")
         options[option] = checked(f"router '{name}' option '{option}'", value, hints[option])
     missing = [
         option
@@ -279,34 +259,26 @@ def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router
     try:
         built = router(**options)
         for option, value in built.options().items():
-            _check_plain(f"option '{option}'", value)
+            _check_json(option, value)
         return built
     except UserError as error:
         raise UserError(f"router '{name}': {error}") from error
     except FAULTS as error:
         raise UserError(
-            f"router '{name}' raised {type(error).__name__}: {error} when it was built; mend its "
+            f"router '{name}' raised {type(error).__name__}: {error} when it was built; fix its "
             "__post_init__"
         ) from error
 
 
-def _check_plain(what: str, value: object) -> None:
+def _check_json(option: str, value: object) -> None:
     """
     Raises:
-        UserError: ``value`` can't stand in a record, which is JSON.
+        UserError: ``value`` cannot be stored in a record, which is JSON.
     """
-    if isinstance(value, Mapping) and all(type(key) is str for key in value):
-        for key, entry in value.items():
-            _check_plain(f"{what} {key}", entry)
-    elif type(value) in (list, tuple):
-        for i, entry in enumerate(value):  # type: ignore[arg-type,var-annotated]
-            _check_plain(f"{what}[{i}]", entry)
-    elif not (
-        value is None
-        or type(value) in (bool, int, str)
-        or (type(value) is float and math.isfinite(value))
-    ):
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
         raise UserError(
-            f"{what} is {value!r}, and records are JSON; take a finite number, a string, true or false, "
-            "nothing, or a list or table of them"
-        )
+            f"option '{option}' is {value!r}, and records are JSON; use finite numbers, strings, "
+            "booleans, null, or lists or tables of them"
+        ) from error

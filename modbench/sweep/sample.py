@@ -163,7 +163,7 @@ def _load_plugin_of(router: dict[str, Any], plugins: Sequence[Path], run: str) -
     Raises:
         UserError: it is none of theirs, or has changed since ``run`` was trained.
     """
-    from modbench.routing.plugin_code import guessed_sha256
+    from modbench.routing.plugin_code import code_sha256
     from modbench.routing.registry import load_plugin, plugin_sha256
 
     name, digest = router["name"], router["plugin_sha256"]
@@ -172,7 +172,7 @@ def _load_plugin_of(router: dict[str, Any], plugins: Sequence[Path], run: str) -
 
     def other(plugin: Path) -> bool:
         try:
-            return guessed_sha256(plugin) != digest
+            return code_sha256(plugin) != digest
         except OSError:  # loading it says what can't be read, if it comes to that
             return True
 
@@ -187,7 +187,7 @@ def _load_plugin_of(router: dict[str, Any], plugins: Sequence[Path], run: str) -
         )
     if now != digest:
         raise UserError(
-            f"run '{run}': the plugin file of its router '{name}', or one that it imports, has changed "
+            f"run '{run}': the plugin file of its router '{name}', or its package, has changed "
             f"since the run was trained (sha256 {digest[:12]} then, {now[:12]} now); give --plugin the "
             "file as it was, or run the suite again"
         )

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from modbench.errors import UserError
-from modbench.model.config import LARGEST_BATCH, LARGEST_SEQUENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +33,6 @@ class TrainConfig:
         for name in ("budget", "sequence", "batch", "evaluations"):
             if getattr(self, name) < 1:
                 raise UserError(f"train {name} is {getattr(self, name)}; it must be 1 or more")
-        for name, most in (("sequence", LARGEST_SEQUENCE), ("batch", LARGEST_BATCH)):
-            if getattr(self, name) > most:
-                raise UserError(f"train {name} is {getattr(self, name)}; it must be {most:,} or less")
         for name in ("learning_rate", "clip", "checkpoint_seconds"):
             if getattr(self, name) <= 0:
                 raise UserError(f"train {name} is {getattr(self, name)}; it must be above 0")

@@ -203,7 +203,7 @@ def test_a_plugin_that_was_changed_since_is_not_measured(tmp_path: Path) -> None
     code, documents, said = run(spec("time", plugins, router=talks))
     assert (code, documents) == (2, [])
     assert said.startswith(
-        "modbench: router 'talkative': its plugin file, or one that it imports, has changed since"
+        "modbench: router 'talkative': its plugin file, or its package, has changed since"
     )
 
 

@@ -159,7 +159,7 @@ def test_more_active_parameters_than_there_are_is_refused(
 ) -> None:
     model = build_model(ModelConfig(width=16, layers=2, heads=2), build_router("vanilla"))
     monkeypatch.setattr(Block, "active_parameters", lambda self: active)
-    with pytest.raises(UserError, match=r"router 'vanilla': active_parameters of layer 0 says [-1]"):
+    with pytest.raises(UserError, match=r"router 'vanilla': active_parameters of layer 0 is [-1]"):
         model.parameter_count("active")
 
 
@@ -167,10 +167,9 @@ def test_more_active_parameters_than_there_are_is_refused(
     ("fields", "words"),
     [
         ({"width": 100, "heads": 3}, "width 100 with 3 heads"),
-        ({"width": 6, "heads": 2}, "even parts"),
+        ({"width": 6, "heads": 2}, "head width must be even"),
         ({"heads": 4, "kv_heads": 3}, "kv_heads is 3 with 4 heads"),
-        ({"layers": 0}, "layers is 0"),
-        ({"layers": 10**4 + 1}, "layers is 10001; it must lie between 1 and 10,000"),
+        ({"layers": 0}, "layers is 0; it must be 1 or more"),
         ({"mlp": "relu"}, "model mlp is 'relu'; it must be one of 'swiglu', 'gelu'"),
         ({"width": 128.0}, r"model width is 128\.0; it must be a whole number, such as 128"),
         ({"layers": True}, "model layers is True; it must be a whole number"),

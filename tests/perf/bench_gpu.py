@@ -1,17 +1,17 @@
 """On a GPU, in bf16: the dense 124M model against the machine, routed models of its shape against it."""
 
+from functools import partial
+
 import pytest
 import torch
 from gemm import ceiling, gemms
-from interleaved import InTurns, Way
-from modbench.model.decode_graphs import cuda_graphs
+from interleaved import InTurns
 from targets import Reach
 from torch import Tensor
 from training import MadeUpText, Trained
 
 from modbench.model.config import ModelConfig
-from modbench.model.generate import decode, prefill
-from modbench.model.kv_cache import Cache
+from modbench.model.generate import compile_for_decoding, decode, prefill
 from modbench.model.sizes import SIZES
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
@@ -26,6 +26,7 @@ SHAPE: ModelConfig = SIZES["124M"].model
 TOKENS: int = SIZES["124M"].sequence
 SEQUENCES = 16
 PAST, NEW = 512, 32
+WAYS = ("compiled", "eager")
 
 
 @pytest.fixture
@@ -69,31 +70,22 @@ def test_token_choice_against_dense(in_turns: InTurns, reach: Reach) -> None:
 
 
 @pytest.mark.parametrize("router", ["vanilla", "token_choice", "mod"])
-def test_decoding_by_graphs(router: str, in_turns: InTurns, reach: Reach) -> None:
-    """By CUDA graphs over as it is written, the same tokens after the same past."""
-    model = build_model(SHAPE, build_router(router)).to(device()).eval()
+def test_compiled_decoding(router: str, in_turns: InTurns, reach: Reach) -> None:
+    """Compiled decoding over eager decoding, the same tokens after the same past."""
+    models = {way: build_model(SHAPE, build_router(router)).to(device()).eval() for way in WAYS}
+    compile_for_decoding(models["compiled"])
     tokens_BT = text()()[0][:4, : PAST + NEW]
     found: dict[str, Tensor] = {}
-
-    def read() -> dict[str, Cache]:
-        graphs = prefill(model, tokens_BT[:, :PAST], graphs=cuda_graphs(device()))[1]
-        return {"graphs": graphs, "written": prefill(model, tokens_BT[:, :PAST])[1]}
-
-    caches = read()
+    caches = {way: prefill(model, tokens_BT[:, :PAST])[1] for way, model in models.items()}
+    marks = {way: cache.mark() for way, cache in caches.items()}
     for token_B in tokens_BT[:, PAST:].unbind(1):
-        found |= {name: decode(model, token_B, cache) for name, cache in caches.items()}
-        torch.testing.assert_close(found["graphs"], found["written"], rtol=1e-3, atol=1e-3)
-    model.bfloat16()
-    caches = read()
-    marks = {name: cache.mark() for name, cache in caches.items()}
+        found |= {way: decode(model, token_B, caches[way]) for way, model in models.items()}
+        torch.testing.assert_close(found["compiled"], found["eager"], rtol=1e-3, atol=1e-3)
 
-    def way(name: str) -> Way:
-        def run() -> None:
-            caches[name].rewind(marks[name])
-            for token_B in tokens_BT[:, PAST:].unbind(1):
-                found[name] = decode(model, token_B, caches[name])
+    def run(way: str) -> None:
+        caches[way].rewind(marks[way])
+        for token_B in tokens_BT[:, PAST:].unbind(1):
+            found[way] = decode(models[way], token_B, caches[way])
 
-        return run
-
-    turns = in_turns({name: way(name) for name in caches})
-    reach.shown(f"GPU, {router}, decoding by graphs over as written", turns.ratios(*caches), "x")
+    turns = in_turns({way: partial(run, way) for way in WAYS})
+    reach.shown(f"GPU, {router}, compiled decoding over eager", turns.ratios(*WAYS), "x")

@@ -221,14 +221,13 @@ def test_it_passes_the_audit(name: str) -> None:
         ({"depth": "expert"}, "depth"),
         (
             {"balance": 0.5},
-            "balance is 0.5 with depth 'expert_choice', which needs no balance loss; leave balance out "
-            "or set depth = 'token_choice'",
+            "option 'balance' has no effect with depth 'expert_choice'; leave it out",
         ),
         (
             {"depth": "token_choice", "auxiliary": 0.5},
-            "auxiliary is 0.5 with depth 'token_choice', which is causal without a loss",
+            "'auxiliary' has no effect with depth 'token_choice'",
         ),
-        ({"recursions": 1, "auxiliary": 0.5}, "auxiliary is 0.5 with recursions 1, which every token"),
+        ({"recursions": 1, "auxiliary": 0.5}, "'auxiliary' has no effect with recursions 1"),
         ({"recursions": 1, "depth": "token_choice"}, "depth is 'token_choice' with recursions 1"),
         ({"gate_scale": float("inf")}, "'gate_scale' is inf; it must be a number"),
         ({"recursions": 3}, "layers is 6 with 3 recursions: .*; set layers to 5"),

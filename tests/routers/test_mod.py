@@ -154,25 +154,22 @@ def test_a_model_that_routes_nothing_is_refused(layers: int, options: dict) -> N
         ({"last_dense": -2}, "last_dense is -2; it must be 0 or more"),
         ({"auxiliary": 0.0}, "auxiliary is 0.0; it must be above 0"),
         ({"threshold_decay": 1.0}, "threshold_decay is 1.0; it must lie in"),
-        ({"scores": "hash", "gate": "sigmoid"}, "gate is 'sigmoid' with scores 'hash'.*leave gate out"),
-        ({"scores": "stride", "causal": "aux_bce"}, "causal is 'aux_bce' with scores 'stride'"),
+        ({"scores": "hash", "gate": "sigmoid"}, "'gate' has no effect with scores 'hash'; leave it out"),
+        ({"scores": "stride", "causal": "aux_bce"}, "'causal' has no effect with scores 'stride'"),
         (
             {"causal": "ema_threshold", "auxiliary": 0.1},
-            "auxiliary is 0.1 with causal 'ema_threshold', which has no loss to weigh; leave auxiliary "
-            "out or set causal = 'predictor' or 'aux_bce'",
+            "'auxiliary' has no effect with causal 'ema_threshold'",
         ),
-        ({"scores": "gaussian", "auxiliary": 0.1}, "auxiliary is 0.1 with scores 'gaussian'"),
-        ({"scores": "hash", "auxiliary": 0.1}, "auxiliary is 0.1 with scores 'hash'"),
-        ({"threshold_decay": 0.5}, "threshold_decay is 0.5 with causal 'predictor', which keeps no av"),
+        ({"scores": "gaussian", "auxiliary": 0.1}, "'auxiliary' has no effect with scores"),
+        ({"threshold_decay": 0.5}, "'threshold_decay' has no effect with causal 'predictor'"),
         (
             {"causal": "aux_bce", "threshold_decay": 0.5},
-            "threshold_decay is 0.5 with causal 'aux_bce'.*or set causal = 'ema_threshold'",
+            "'threshold_decay' has no effect with causal 'aux_bce'",
         ),
         (
             {"scores": "stride", "threshold_decay": 0.5},
-            "threshold_decay is 0.5 with scores 'stride'.*or set scores = 'hash'",
+            "'threshold_decay' has no effect with scores 'stride'",
         ),
-        ({"scores": "gaussian", "threshold_decay": 0.5}, "threshold_decay is 0.5 with scores 'gauss"),
         ({"scores": "gausian"}, "'scores' is 'gausian'; it must be one of 'learned', 'gaussian'"),
     ],
     ids=str,
@@ -199,7 +196,7 @@ def test_an_option_that_works_or_is_left_at_its_default_is_taken(options: dict) 
 def test_numbers_that_are_none_are_refused_without_the_registry() -> None:
     for name in ("capacity", "auxiliary", "threshold_decay"):
         for value in (float("nan"), float("inf")):
-            with pytest.raises(UserError, match=f"{name} is {value}; it must be finite"):
+            with pytest.raises(UserError, match=f"{name} is {value}; it must be a number"):
                 MixtureOfDepths(**{name: value})
 
 

@@ -9,11 +9,8 @@ from pathlib import Path
 import pytest
 
 from modbench.errors import UserError
-from modbench.ledger import Workload
 from modbench.model.block import Block
-from modbench.model.config import ModelConfig
 from modbench.routing import registry
-from modbench.routing.build import RoutedDecoder
 from modbench.routing.registry import build_router, load_plugin, register_router, router_names
 from modbench.routing.router import Router
 
@@ -68,7 +65,7 @@ def test_a_plugin_file_registers_its_router_once(tmp_path: Path) -> None:
         ("import no_such_package_anywhere", "raised ModuleNotFoundError"),
         ("x = 1", "registers no router"),
         ("import sys; sys.exit(0)", "raised SystemExit"),
-        (PLUGIN.format(name="../x<b>"), "must be made of letters"),
+        (PLUGIN.format(name="../x<b>"), "must consist of letters"),
         (PLUGIN.format(name="mine").replace("(Router)", ""), "must derive from"),
         (PLUGIN.format(name="mod"), "'mod'.*already registered by modbench.routers.mod"),
     ],
@@ -87,21 +84,6 @@ def test_a_plugin_that_raises_leaves_nothing_registered(tmp_path: Path) -> None:
         load_plugin(path)
     assert "mine_half" not in router_names()
     assert not [name for name in sys.modules if name.startswith("modbench_plugin") and "half" in name]
-
-
-def test_a_plugin_whose_modules_cannot_be_read_is_named_and_not_registered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that an import statement names which has not run."""
-
-    def unreadable(file: Path, module: str) -> str:
-        raise PermissionError(13, "Permission denied", "helpers.py")
-
-    monkeypatch.setattr(registry, "code_sha256", unreadable)
-    path = plugin(tmp_path, PLUGIN.format(name="mine_late"))
-    with pytest.raises(UserError, match=r"raised PermissionError.*helpers\.py.*mend the file"):
-        load_plugin(path)
-    assert "mine_late" not in router_names()
 
 
 def test_a_missing_plugin_file_is_named(tmp_path: Path) -> None:
@@ -145,13 +127,7 @@ def test_an_unknown_router_gets_the_nearest_name_and_the_list() -> None:
         ("mod", {"capacity": "half"}, "'capacity' is 'half'; it must be a number"),
         ("mod", {"every": True}, "'every' is True; it must be a whole number"),
         ("mod", {"gate": "tanh"}, "'gate' is 'tanh'; it must be one of 'linear'"),
-        (
-            "mod",
-            {"top_k": 4},
-            r"no option 'top_k'; it is an option of .*mode_staged, .*token_choice; .*known: auxiliary",
-        ),
-        ("mod", {"no_op_experts": 4}, "it is an option of mode_integrated; known"),
-        ("vanilla", {"capacity": 0.5}, "'capacity'; it is an option of .*mod.*; known: none"),
+        ("vanilla", {"capacity": 0.5}, "no option 'capacity'; known: none"),
         ("token_choice", {"top_k": 9}, "top_k is 9 of 8 experts"),
         ("token_choice", {"top_k": 1}, "set renormalise = false"),
         ("expert_choice", {"capacity": 9}, "capacity is 9 with 8 experts"),
@@ -164,40 +140,6 @@ def test_a_bad_option_names_field_value_and_remedy(router: str, options: dict, w
     with pytest.raises(UserError, match=words) as raised:
         build_router(router, options)
     assert f"router '{router}'" in str(raised.value)
-
-
-@pytest.mark.parametrize("fault", ["raise RuntimeError", "raise SystemExit"])
-def test_an_option_is_looked_for_in_plugins_and_not_in_what_can_not_be_loaded(
-    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    load_plugin(plugin(tmp_path, PLUGIN.format(name="mine_owns")))
-    (tmp_path / "broken_router.py").write_text(fault)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    broken = EntryPoint("broken", "broken_router", registry.GROUP)
-    installed = {**registry._installed(), "broken": broken}
-    monkeypatch.setattr(registry, "_installed", lambda: installed)
-    with pytest.raises(UserError, match="'strength'; it is an option of mine_owns; known"):
-        build_router("vanilla", {"strength": 1.0})
-    with pytest.raises(UserError, match="'strengt'; known"):
-        build_router("vanilla", {"strengt": 1.0})
-
-
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ("raise KeyError('lost')", r"raised KeyError: 'lost' in build_layer for layer 0"),
-        ("return None", "built NoneType for layer 0; build_layer must return"),
-        ("return Wrong(model, layer)", "gave int for a ledger"),
-    ],
-)
-def test_a_layer_that_is_none_gets_one_sentence(body: str, words: str, tmp_path: Path) -> None:
-    text = PLUGIN.format(name="mine_wrong").replace("return Block(model, layer)", body)
-    text += "\nclass Wrong(Block):\n    def ledger(self, load):\n        return 5\n"
-    load_plugin(plugin(tmp_path, text))
-    shape = ModelConfig(vocabulary=9, width=8, layers=1, heads=1)
-    router = build_router("mine_wrong")
-    with pytest.raises(UserError, match=f"router 'mine_wrong' {words}"):
-        RoutedDecoder(shape, router).ledger(Workload.uniform(1, 2))
 
 
 def test_a_post_init_that_raises_gets_one_sentence(tmp_path: Path) -> None:
@@ -232,14 +174,20 @@ def test_a_checkout_that_is_not_installed_has_its_own_routers(
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("strength: 'Undefined' = 1.0", "the type of an option can't be resolved .NameError: name 'Und"),
-        ("strength: float = float('inf')", "option 'strength' is inf, and records are JSON; take a fin"),
+        (
+            "strength: 'Undefined' = 1.0",
+            "the type of an option cannot be resolved .NameError: name 'Und",
+        ),
+        ("strength: float = float('inf')", "option 'strength' is inf, and records are JSON; use finite"),
         (
             "strength: frozenset = frozenset({1})",
             r"option 'strength' is frozenset\(\{1\}\), and records",
         ),
         ("strength: type = int", "option 'strength' is <class 'int'>, and records are JSON"),
-        ("strength: tuple = (1, float('nan'))", r"option 'strength'\[1\] is nan, and records are JSON"),
+        (
+            "strength: tuple = (1, float('nan'))",
+            r"option 'strength' is \(1, nan\), and records are JSON",
+        ),
     ],
     ids=["unresolved", "infinite", "set", "class", "nan-inside"],
 )
@@ -255,7 +203,7 @@ def test_a_built_in_router_that_a_plugin_imports_stays_built_in(end: str, tmp_pa
     name = f"imports_{len(end)}"
     path = plugin(tmp_path, f"import modbench.routers.mod\n{PLUGIN.format(name=name)}\n{end}")
     code = (
-        "from modbench.model import registry\n"
+        "from modbench.routing import registry\n"
         f"try: registry.load_plugin({str(path)!r})\n"
         "except registry.UserError: pass\n"
         "assert registry.plugin_sha256('mod') is registry.plugin_file('mod') is None\n"

@@ -58,7 +58,7 @@ def test_a_plugin_that_was_edited_since_is_not_trained(tmp_path: Path) -> None:
     done = cell_of(PLUGIN, 64 * "0", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "modbench: router 'edited': its plugin file, or one that it imports, has changed since this run "
+        "modbench: router 'edited': its plugin file, or its package, has changed since this run "
         "began; run the command again\n"
     )
     assert not (tmp_path / "folder").exists()

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -348,25 +347,11 @@ def test_of_several_plugins_the_one_that_the_router_is_of_is_loaded(tmp_path: Pa
     assert {file.stem for file in files} & set(router_names()) == {"sampled_second"}
 
 
-def test_a_plugin_with_modules_beside_it_is_found_by_the_hash_of_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.path", [*sys.path])
-    helper = tmp_path / "sampled_helper.py"
-    helper.write_text("SCALE = 1.0\n")
-    lines = ("import sys", f"sys.path.insert(0, {str(tmp_path)!r})", "import sampled_helper")
-    files = [plugin_at(tmp_path / "sampled_alone.py"), plugin_at(tmp_path / "sampled_helped.py", *lines)]
-    own, beside = (sha256(file.read_bytes()).hexdigest() for file in (files[1], helper))
-    digest = sha256(f"{own}\nsampled_helper {beside}".encode()).hexdigest()
-    _load_plugin_of({"name": "sampled_helped", "plugin_sha256": digest}, files, "s/a")
-    assert {file.stem for file in files} & set(router_names()) == {"sampled_helped"}
-
-
 def test_a_plugin_that_changed_since_the_run_was_trained_is_refused(tmp_path: Path) -> None:
     file = plugin_at(tmp_path / "sampled_edited.py")
     now, then = sha256(file.read_bytes()).hexdigest()[:12], 64 * "0"
     words = (
-        "run 's/a': the plugin file of its router 'sampled_edited', or one that it imports, has changed "
+        "run 's/a': the plugin file of its router 'sampled_edited', or its package, has changed "
         f"since the run was trained (sha256 {then[:12]} then, {now} now); give --plugin the file as it "
         "was, or run the suite again"
     )

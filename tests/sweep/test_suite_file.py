@@ -80,7 +80,7 @@ def test_shapes_override_the_model_and_carry_labels(tmp_path: Path) -> None:
             "[model] vocabulary is 300, but the tokenizer of [data] has 257",
         ),
         ('"bytes"', '"byets"', "[data] tokenizer is 'byets'; it must be one of 'bpe', 'bytes'"),
-        ("[1e13,", "[1.5,", "[sweep] budgets[0] is 1.5; it must be a whole number"),
+        ("[1e13,", "[1.5,", "[sweep] budgets is [1.5, 20000000000000]; it must be a list"),
         ("[1e13, 20_000_000_000_000]", "[]", "[sweep]: budgets is empty"),
         ("seeds = [0, 1]", "seeds = [1, 1]", "[sweep]: seeds is [1, 1]; an entry appears twice"),
         ("seeds = [0, 1]", "seeds = [-1]", "[sweep]: seeds is [-1]; a seed must lie in"),

@@ -8,7 +8,6 @@ from typing import Any
 
 from modbench.accounting.families.defaults import FAMILIES, Family
 from modbench.errors import UserError, known_names
-from modbench.model.config import LARGEST
 from modbench.typed import checked
 
 
@@ -89,12 +88,10 @@ class Source:
         return key in self._config
 
     def size(self, key: str, least: int = 1) -> int:
-        """A whole number of ``least`` or more; of layers, which are listed, not too many."""
+        """Return a whole number of ``least`` or more."""
         value: int = checked(f"config {key}", self._config[key], int)
         if value < least:
             raise UserError(f"config {key} is {value}; it must be {least} or more")
-        if "layer" in key and value > LARGEST["layers"]:
-            raise UserError(f"config {key} is {value}; it must be {LARGEST['layers']:,} or less")
         return value
 
     def size_or_none(self, key: str) -> int | None:

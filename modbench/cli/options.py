@@ -1,0 +1,63 @@
+"""Option types that several commands share, and messages on stderr."""
+
+import sys
+import tomllib
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from modbench.errors import UserError
+
+T = TypeVar("T")
+
+#: Options with several values take them after one flag or after repeated flags; see `flat`.
+Plugins = Annotated[
+    tuple[tuple[Path, ...], ...], UseAppendAction, arg(metavar="FILE ...", help_behavior_hint="")
+]
+Routers = Annotated[
+    tuple[tuple[str, ...], ...],
+    UseAppendAction,
+    arg(metavar="NAME[:PRESET] ...", help_behavior_hint=""),
+]
+RouterOptions = Annotated[
+    tuple[tuple[str, ...], ...], UseAppendAction, arg(metavar="NAME=VALUE ...", help_behavior_hint="")
+]
+Labels = Annotated[
+    tuple[tuple[str, ...], ...], UseAppendAction, arg(metavar="LABEL ...", help_behavior_hint="")
+]
+Suite = Annotated[Positional[str], arg(metavar="SUITE")]
+Results = Annotated[Path, arg(metavar="DIR")]
+Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+
+
+def flat(values: Iterable[Iterable[T]]) -> tuple[T, ...]:
+    """Join the values of repeated flags."""
+    return tuple(chain.from_iterable(values))
+
+
+def parsed_options(groups: Iterable[Sequence[str]]) -> dict[str, Any]:
+    """Parse ``NAME=VALUE`` pairs; each value is TOML, or a string where it is not valid TOML.
+
+    Raises:
+        UserError: a pair without a name or "=", or a name that is given twice.
+    """
+    options: dict[str, Any] = {}
+    for pair in flat(groups):
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise UserError(f"--option {pair}: it must be NAME=VALUE, such as capacity=0.25")
+        if name in options:
+            raise UserError(f"--option {name} is given twice; give it once")
+        try:
+            options[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            options[name] = value
+    return options
+
+
+def tell(text: str) -> None:
+    """Print ``text`` on stderr."""
+    print(f"modbench: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,47 @@
+"""The command `modbench report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from modbench.cli.options import Results, tell
+from modbench.errors import UserError, known_names
+
+
+def report(
+    suites: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="[SUITE ...]", help_behavior_hint="")
+    ] = (),
+    /,
+    *,
+    results: Results = Path("results"),
+    rank_by: Annotated[str | None, arg(metavar="METRIC", help_behavior_hint="")] = None,
+) -> int:
+    """Write tables and plots from the records again; the same records give the same bytes.
+
+    Example: modbench report quick --results results
+
+    Args:
+        suites: suites in the results folder; by default all
+        results: folder that holds one folder per suite
+        rank_by: metric that ranks the table (`modbench list metrics`); by default the suite's choice
+    """
+    from modbench.report.page import write_report
+    from modbench.report.store import RECORDS, recorded_suites
+    from modbench.report.timing import TIMINGS
+
+    known = recorded_suites(results, (RECORDS, TIMINGS))
+    if not known:
+        raise UserError(
+            f"results folder {results} holds no records; make some with `modbench run quick`"
+        )
+    for name in suites:
+        if name not in known:
+            raise UserError(
+                f"results folder {results} has no suite '{name}'; {known_names(name, known)}"
+            )
+    for name in dict.fromkeys(suites) or known:
+        for path in write_report(results / name, rank_by=rank_by, say=tell):
+            print(path)
+    return 0

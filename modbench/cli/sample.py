@@ -1,0 +1,44 @@
+"""The command `modbench sample`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+
+from modbench.cli.options import Plugins, Results, flat
+from modbench.errors import UserError
+from modbench.sweep.sample import Drawing
+
+
+def sample(
+    run: Annotated[Positional[str], arg(metavar="SUITE/LABEL")],
+    /,
+    *,
+    prompt: Annotated[
+        tuple[tuple[str, ...], ...],
+        UseAppendAction,
+        arg(metavar="TEXT ...", help_behavior_hint="(required)"),
+    ] = (),
+    drawing: OmitArgPrefixes[Drawing],
+    results: Results = Path("results"),
+    plugin: Plugins = (),
+) -> int:
+    """Print how the model of a trained run continues a prompt.
+
+    Example: modbench sample quick/mod --prompt "In the beginning" --temperature 0.8
+
+    Args:
+        run: a suite and the label of a row, or the first characters of a record's key
+        prompt: texts to continue
+        drawing: how tokens are sampled
+        results: folder that holds one folder per suite
+        plugin: Python files that register routers
+    """
+    from modbench.sweep.sample import sample_run
+
+    prompts = flat(prompt)
+    if not prompts:
+        raise UserError("sample needs --prompt, such as --prompt 'In the beginning'")
+    for text in sample_run(run, prompts, results=results, plugins=flat(plugin), drawing=drawing):
+        print(text)
+    return 0

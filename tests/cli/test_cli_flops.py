@@ -1,0 +1,113 @@
+"""`modbench flops`."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from modbench.cli.main import main
+from modbench.model.block import Block
+
+
+def said(capsys: pytest.CaptureFixture[str], words: str) -> str:
+    assert main(["flops", *words.split()]) == 0
+    return capsys.readouterr().out
+
+
+def test_options_are_read_as_toml(capsys: pytest.CaptureFixture[str]) -> None:
+    eighth = said(capsys, "--router mod --option capacity=0.125")
+    assert eighth == said(capsys, "--router mod")
+    assert eighth != said(capsys, "--router mod --option capacity=0.5")
+
+
+@pytest.mark.parametrize("source", ["--router mod vanilla", "--hf config.json", "--suite quick"])
+def test_json_is_one_document_on_the_last_line(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.json").write_text('{"model_type": "mixtral", "num_hidden_layers": 2}')
+    words = f"{source} --phase train --profile --compare-conventions --format json"
+    (*_, last) = said(capsys, words).splitlines()
+    for model in json.loads(last)["models"]:
+        assert model["profiled"] == model["flops"] == model["conventions"]["model"]
+        assert model["flops"] == sum(part["flops"] for part in model["by_component"].values())
+        assert model["flops_per_token"] * model["sequences"] * model["tokens"] == model["flops"]
+        assert len(model["conventions"]) == 9
+        assert 0 < model["active_parameters"] <= model["parameters"]
+        assert model["ratio_to_dense"] == model["flops"] / model["dense_flops"]
+
+
+def test_a_counter_that_differs_is_printed_and_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = Block.ledger
+    monkeypatch.setattr(Block, "ledger", lambda self, load: right(self, load) * 2)
+    assert main(["flops", "--router", "vanilla", "--profile"]) == 1
+    assert "vanilla: the closed form says" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("phase", ["forward", "prefill", "decode"])
+def test_a_chunk_after_cached_tokens_equals_its_closed_form(
+    phase: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"--router vanilla mod mode_staged --profile --past 7 --sequence 5 --phase {phase}"
+    assert said(capsys, words).count("difference +0") == 3
+
+
+def test_a_misspelt_key_of_a_config_is_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "typo.json").write_text('{"model_type": "llama", "hiden_size": 64}')
+    assert main(["flops", "--hf", str(tmp_path / "typo.json")]) == 0
+    assert "key 'hiden_size' is not read; did you mean 'hidden_size'?" in capsys.readouterr().err
+
+
+def test_csv_has_a_row_for_each_component_and_the_total(capsys: pytest.CaptureFixture[str]) -> None:
+    table = said(capsys, "--router mod --phase decode --past 9 --sequence 4 --format csv")
+    rows = list(csv.DictReader(table.splitlines()))
+    parts = [int(row["flops"]) for row in rows if row["component"] != "total"]
+    (total,) = (row for row in rows if row["component"] == "total")
+    assert int(total["flops"]) == sum(parts)
+    assert (total["phase"], total["past"], total["tokens"]) == ("decode", "9", "4")
+    assert float(total["ratio_to_dense"]) < 1
+
+
+@pytest.mark.parametrize(
+    ("repeated", "once"),
+    [
+        (
+            "--option capacity=0.5 --option every=1 --router mod",
+            "--router mod --option capacity=0.5 every=1",
+        ),
+        ("--router mod --router=vanilla", "--router mod vanilla"),
+        ("--hf a.json --format csv --hf b.json", "--hf a.json b.json --format csv"),
+    ],
+)
+def test_a_repeated_flag_adds_to_its_values(
+    repeated: str,
+    once: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.json", "b.json"):
+        Path(name).write_text('{"model_type": "llama"}')
+    assert said(capsys, repeated) == said(capsys, once)
+
+
+def test_a_plugins_router_joins_a_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "joins.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from modbench.routing.registry import register_router\n"
+        "from modbench.routers.vanilla import Vanilla\n"
+        '@register_router("joins_a_suite")\n'
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Joins(Vanilla): pass\n"
+    )
+    table = said(capsys, f"--suite quick --plugin {tmp_path / 'joins.py'} --format csv")
+    totals = [line.split(",") for line in table.splitlines() if ",total," in line]
+    flops = {row[0]: row[7] for row in totals}
+    assert list(flops)[-1] == "joins_a_suite"
+    assert flops["joins_a_suite"] == flops["vanilla"]

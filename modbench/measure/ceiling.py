@@ -1,4 +1,4 @@
-"""What the machine can do at best: matmuls of a model's own shapes, and copies.
+"""The best that the machine can do: matmuls of a model's shapes, and copies.
 
 R rows, I inner dimension, C columns.
 """
@@ -9,15 +9,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from modbench.measure.benchmark_target import BenchmarkTarget
 from modbench.measure.stopwatch import Stopwatch, nothing, sampled
-from modbench.measure.subject import BenchmarkTarget
 from modbench.model.config import ModelConfig
 from modbench.model.mlp import up_columns
 
-#: Bytes of the tensor that is copied: more than any cache holds.
+#: Bytes of the copied tensor, larger than any cache.
 COPIED = {"cpu": 2**28, "cuda": 2**30}
-#: Matmuls in a run: a GPU's host takes as long to start one as a small one takes, and is ahead of the
-#: GPU from the second on.
+#: Matmuls in a run: launching one takes a GPU's host as long as a small one takes, so that it is ahead
+#: of the GPU only from the second on.
 IN_A_ROW = {"cpu": 1, "cuda": 8}
 
 
@@ -39,10 +39,9 @@ def ceilings(
     copied: int | None = None,
     meanwhile: Callable[[], object] = nothing,
 ) -> dict[str, Any]:
-    """``gemm``: FLOP/s of ``(rows, inner) @ (inner, columns)`` at one training batch's rows, in the
-    run's dtype and in float32. ``copy_bytes_per_second``: bytes read and written. Each the best of the
-    samples: what disturbs a sample only makes it slower. ``meanwhile`` is called in each sample, as
-    `sampled` does."""
+    """Measure ``gemm``, the FLOP/s of ``(rows, inner) @ (inner, columns)`` with the rows of one training
+    batch, in the run's dtype and in float32; and ``copy_bytes_per_second``, bytes read and written. Each
+    is the best sample, since disturbances only slow it down. ``meanwhile``: see `sampled`."""
     time = subject.time
 
     def best(run: Callable[[], object]) -> float:
@@ -72,7 +71,7 @@ def ceilings(
 def _gemm(
     subject: BenchmarkTarget, dtype: torch.dtype, rows: int, inner: int, columns: int
 ) -> tuple[Callable[[], object], int]:
-    """The matmul, and how many times a run does it."""
+    """The matmul, and how often a run repeats it."""
     times = IN_A_ROW[subject.on.type]
     x_RI = torch.randn(rows, inner, device=subject.on).to(dtype)
     weight_CI = torch.randn(columns, inner, device=subject.on).to(dtype)

@@ -1,5 +1,4 @@
-"""Times all cases of a scheme, or a machine's ceilings, in this process, and watches what the machine
-does meanwhile."""
+"""Times all cases of a scheme, or a machine's ceilings, in this process, and monitors the machine."""
 
 import traceback
 from collections.abc import Callable
@@ -7,23 +6,23 @@ from time import monotonic
 from typing import Any
 
 from modbench.errors import UserError
-from modbench.measure.cases import (
+from modbench.measure.benchmark_case import (
     BenchmarkCase,
     inference_cases,
     is_compiled,
     training_cases,
 )
+from modbench.measure.benchmark_target import BenchmarkTarget
 from modbench.measure.ceiling import ceilings
-from modbench.measure.memory import let_go
+from modbench.measure.memory_meter import release_memory
 from modbench.measure.nvml import Gpu, Watched, open_gpu
 from modbench.measure.stopwatch import Stopwatch, sampled, stopwatch
-from modbench.measure.subject import BenchmarkTarget
-from modbench.measure.system_load import Busy
+from modbench.measure.system_load import LoadMonitor
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
 from modbench.train.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
 
-#: Seconds of work whose energy is told: a GPU's counter moves in steps, not all the time.
+#: Least seconds of work whose energy is reported: a GPU's counter advances in steps.
 LEAST_COUNTED = 1.0
 
 Say = Callable[[dict[str, Any]], None]
@@ -31,10 +30,10 @@ BALANCES = ("forced", "as routed", "nothing routed")
 
 
 def timed(kind: str, subject: BenchmarkTarget, threads: int, say: Say) -> dict[str, Any]:
-    """``kind`` ``time``: the subject's ``cases`` and ``balance``, which cases memory ``ran_out`` in, if
-    it did, and what ``failed``; ``ceiling``: its machine's `ceilings`. Both with the ``machine``'s
-    state."""
-    watch, busy = stopwatch(subject.on), Busy()
+    """Measure. ``kind`` ``time``: the subject's ``cases`` and ``balance``, the cases that ``ran_out`` of
+    memory and those that ``failed``; ``ceiling``: `ceilings` of its machine. Both with the state of the
+    ``machine``."""
+    watch, load = stopwatch(subject.on), LoadMonitor()
     gpu, why_none = open_gpu(subject.on)
     if kind == "ceiling":
         say({"event": "phase", "phase": "matmuls and copies"})
@@ -43,8 +42,8 @@ def timed(kind: str, subject: BenchmarkTarget, threads: int, say: Say) -> dict[s
         found["gpu"] = watched.as_dict() if gpu is not None else None
     else:
         found = _cases(subject, watch, gpu, say)
-    # What a GPU is given takes one core or two of the processor's, whatever threads there are.
-    state = busy.state(threads, all_at_work=subject.on.type == "cpu")
+    # Work of a GPU keeps one or two cores busy, whatever the number of threads.
+    state = load.state(threads, all_at_work=subject.on.type == "cpu")
     return found | {"machine": state | {"nvml": why_none or "ok"}}
 
 
@@ -65,9 +64,9 @@ def _cases(subject: BenchmarkTarget, watch: Stopwatch, gpu: Gpu | None, say: Say
         except UserError:
             raise
         except Exception as error:
-            lack = _lack(error)
+            lack = _out_of_memory(error)
             if lack is None:
-                # Its traceback belongs into the log; a router may train and not decode yet.
+                # The log gets the traceback. The router may be able to train and not to decode yet.
                 traceback.print_exc()
                 failed.append(f"{case.name}: {type(error).__name__}: {' '.join(str(error).split())}")
             else:
@@ -77,14 +76,14 @@ def _cases(subject: BenchmarkTarget, watch: Stopwatch, gpu: Gpu | None, say: Say
             kinds.add(kind)
         if ran_out or failed:
             model.zero_grad(set_to_none=True)
-            let_go(subject.on)
+            release_memory(subject.on)
     strongest = next((kind for kind in BALANCES if kind in kinds), BALANCES[-1])
     found = {"cases": cases, "balance": strongest, "compiled": is_compiled(model, time)}
     return found | ({"ran_out": ran_out} if ran_out else {}) | ({"failed": failed} if failed else {})
 
 
-def _lack(error: Exception) -> dict[str, Any] | None:
-    """What is told of a case in which memory ran out; None if ``error`` is something else."""
+def _out_of_memory(error: Exception) -> dict[str, Any] | None:
+    """Fields of a case that ran out of memory; None if ``error`` is something else."""
     failed = failed_allocation(error)
     if failed is None:
         return None
@@ -112,7 +111,7 @@ def _case(
     prepared.before()
     traces = list(prepared.run())
     flops, kind = case.flops(model, traces), balance(traces)
-    del traces  # a training step's hold its graph
+    del traces  # those of a training step hold its graph
     watched, time = Watched(), subject.time
     begun: list[tuple[float, float | None]] = []
     samples = sampled(
@@ -139,7 +138,7 @@ def _look(gpu: Gpu | None, watched: Watched) -> None:
 
 
 def _spent(gpu: Gpu | None, begun: float, before: float | None, runs: int) -> float | None:
-    """Joules of a run, what comes between runs included; None if all took less than `LEAST_COUNTED`."""
+    """Joules per run, including what happens between runs; None if all took under `LEAST_COUNTED`."""
     after = None if gpu is None else gpu.joules()
     if before is None or after is None or monotonic() - begun < LEAST_COUNTED:
         return None
@@ -147,8 +146,8 @@ def _spent(gpu: Gpu | None, begun: float, before: float | None, runs: int) -> fl
 
 
 def balance(traces: list[Trace]) -> str:
-    """``forced`` where layers said that they routed evenly by force, ``as routed`` where layers route
-    and none did, ``nothing routed`` where none tells of routing."""
+    """``forced`` if a layer forced balanced routing, ``as routed`` if layers routed by their scores,
+    ``nothing routed`` if no layer routes."""
     if any(trace.forced for trace in traces):
         return BALANCES[0]
     return BALANCES[1] if any(trace.counts or trace.tensors for trace in traces) else BALANCES[2]

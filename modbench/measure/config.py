@@ -1,4 +1,4 @@
-"""What is measured of a run: the [measure] table of a suite. Imports no torch."""
+"""The [measure] table of a suite. Imports no torch."""
 
 from dataclasses import dataclass
 
@@ -14,14 +14,14 @@ class MeasureConfig:
         UserError: a field is out of range, with the value and what would be right.
     """
 
-    heldout_tokens: int = 65_536  #: tokens of held-out text that the final loss is taken on
-    curve_tokens: int = 8_192  #: the same for each point of the learning curve
+    heldout_tokens: int = 65_536  #: held-out tokens of the final loss
+    curve_tokens: int = 8_192  #: held-out tokens of each point of the learning curve
     timing_repeats: int = 12  #: timed forward passes and training steps
-    downstream: tuple[str, ...] = ("modbench_cloze",)  #: tasks of ours, scored by lm-eval
+    downstream: tuple[str, ...] = ("modbench_cloze",)  #: our tasks, scored by lm-eval
     downstream_limit: int | None = None  #: items per task; None: all
 
     def __post_init__(self) -> None:
-        # A specification in JSON has a list here.
+        # JSON specifications hold a list.
         object.__setattr__(self, "downstream", tuple(self.downstream))
         for task in self.downstream:
             if task not in CHANCE:

@@ -1,7 +1,5 @@
-"""Downstream tasks: lm-eval's scores of our models, under the causal selection rule."""
+"""Downstream tasks, scored by lm-eval under the causal selection rule."""
 
-import difflib
-import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -14,8 +12,9 @@ from lm_eval.tasks.manager import TaskDict, TaskManager
 from torch import nn
 
 from modbench.data.config import DataConfig
+from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError, known_names
-from modbench.measure.routed_lm import RoutedLM, Tokenizer
+from modbench.measure.routed_lm import RoutedLM
 from modbench.measure.tasks import CHANCE, FOLDER
 
 __all__ = ["RoutedLM", "chance", "score"]
@@ -32,28 +31,26 @@ def score(
     sequence: int = 256,
     data: DataConfig | None = None,
 ) -> dict[str, float]:
-    """Score ``model`` on lm-eval ``tasks``, ours or any that lm-eval knows.
+    """Score ``model`` on lm-eval ``tasks``, ours or lm-eval's.
 
     Args:
-        model: keeps the contract ``model(tokens_BT, context) -> logits_BTV``; its mode and the global
-            random generators are left as they were.
-        batch, sequence, autocast: see `RoutedLM`; ``sequence`` is what the model was trained on.
-        limit: the first so many items of each task; None: all.
-        data: the text whose held-out part our own tasks are made from; None: the embedded corpus.
+        model: called as ``model(tokens_BT, context) -> logits_BTV``; its mode and the global random
+            generators are restored.
+        batch, sequence, autocast: see `RoutedLM`; ``sequence`` is the model's training length.
+        limit: number of items of each task; None: all.
+        data: the corpus whose held-out part our tasks are built from; None: the embedded one.
 
     Returns:
-        Per task, ``<task>``: its accuracy (or the first metric that it has, if none is called ``acc``),
-        ``<task>_items``: how many items that is the mean of, and, for accuracies,
-        ``<task>_stderr``: the standard error of that mean. A group without a mean of its own answers
-        with its members.
+        For each task, ``<task>``: its accuracy, or its first metric if none is called ``acc``;
+        ``<task>_items``: the number of items; for accuracies ``<task>_stderr``: the standard error. A
+        group without a metric gives those of its members.
 
     Raises:
-        UserError: unknown task, a task whose data can't be had, or one that asks for what a language
-            model of ours doesn't do.
+        UserError: unknown task, or one that generates text.
     """
     if not tasks:
         return {}
-    # lm-eval draws from Python's generator, even for the name of a task that has one.
+    # lm-eval draws from Python's global generator, even to name a task.
     state = random.getstate()
     try:
         return _score(
@@ -72,8 +69,8 @@ def _score(lm: RoutedLM, tasks: list[str], limit: int | None, data: DataConfig) 
         part: {name: entry for one in loaded.values() for name, entry in one[part].items()}
         for part in ("tasks", "groups", "group_map")
     }
-    # Not `simple_evaluate`: it reseeds every global generator and spends seconds on describing the
-    # machine. No bootstrap either: it starts a process pool; an accuracy's error has a closed form.
+    # `simple_evaluate` would reseed all global generators, and the bootstrap would start a process
+    # pool; the standard error of an accuracy has a closed form.
     results: Any = evaluate(lm, merged, limit=limit, bootstrap_iters=0, log_samples=False)
     scores: dict[str, float] = {}
     for task in tasks:
@@ -81,13 +78,13 @@ def _score(lm: RoutedLM, tasks: list[str], limit: int | None, data: DataConfig) 
         for name in [] if figures else loaded[task]["tasks"]:
             figures |= _flat(name, results)
         if not figures:
-            raise UserError(f"task '{task}' gave no figure; choose one with a metric, such as accuracy")
+            raise UserError(f"task '{task}' has no metric; choose one with a metric, such as accuracy")
         scores |= figures
     return scores
 
 
 def chance(task: str) -> float:
-    """The accuracy of guessing at one of our tasks.
+    """Chance accuracy of one of our tasks.
 
     Raises:
         UserError: not a task of ours.
@@ -98,7 +95,7 @@ def chance(task: str) -> float:
 
 
 def _flat(name: str, results: Mapping[str, Any]) -> dict[str, float]:
-    """``{"acc,none": 0.5, ...}``, lm-eval's entry for a task or group, as ours; {} if it has none."""
+    """Convert lm-eval's entry of a task or group, ``{"acc,none": 0.5, ...}``; {} without a metric."""
     figures: dict[str, float] = {}
     for key, value in results["results"].get(name, {}).items():
         metric, comma, _filter = key.partition(",")
@@ -117,41 +114,16 @@ def _flat(name: str, results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _load(tasks: list[str], data: DataConfig) -> dict[str, TaskDict]:
-    foreign = [task for task in tasks if task not in CHANCE]
-    for task in foreign:
-        # Before lm-eval's index, which takes up to a minute and a half to build.
-        if task.startswith("modbench") or difflib.get_close_matches(task, CHANCE, cutoff=0.8):
-            raise UserError(f"task '{task}' is not known; {known_names(task, CHANCE)}")
+    # lm-eval's own index takes up to a minute and a half to build.
     manager = TaskManager(
-        include_path=FOLDER, include_defaults=bool(foreign), metadata={"data": asdict(data)}
+        include_path=FOLDER,
+        include_defaults=any(task not in CHANCE for task in tasks),
+        metadata={"data": asdict(data)},
     )
-    for task in foreign:
+    for task in tasks:
         if task not in manager.task_index:
-            near = difflib.get_close_matches(task, manager.all_tasks, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
             raise UserError(
-                f"task '{task}' is known neither to modbench ({', '.join(CHANCE)}) nor to lm-eval; "
-                f"{hint}`lm-eval ls tasks` lists them"
+                f"task '{task}' is not known; {known_names(task, CHANCE)}; for others, see "
+                "`lm-eval ls tasks`"
             )
-    return {task: _load_one(task, manager) for task in tasks}
-
-
-def _load_one(task: str, manager: TaskManager) -> TaskDict:
-    if task in CHANCE:
-        # lm-eval warns whoever uses a custom_dataset, on how to set its options.
-        log = logging.getLogger("lm_eval.api.task")
-        level = log.level
-        log.setLevel(logging.ERROR)
-        try:
-            return manager.load([task])
-        finally:
-            log.setLevel(level)
-    try:
-        return manager.load([task])
-    except Exception as error:
-        # What goes wrong in there is lm-eval's and the data host's, and comes in many types.
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"task '{task}': lm-eval could not load it ({type(error).__name__}: {reason}); "
-            "check the network, or that its data is in the Hugging Face cache"
-        ) from error
+    return {task: manager.load([task]) for task in tasks}

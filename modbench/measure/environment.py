@@ -1,4 +1,4 @@
-"""What a measurement depends on besides the code: no host, no user, no paths."""
+"""The environment of a measurement, without host, user or paths."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ import torch
 import modbench
 from modbench.kernels import mode
 
-#: Variables that change what is computed or how fast.
+#: Variables that change results or speed.
 VARIABLES = (
     "CUBLAS_WORKSPACE_CONFIG",
     "CUDA_VISIBLE_DEVICES",
@@ -57,13 +57,13 @@ def environment(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _nvidia(gpu: str, *fields: str) -> dict[str, str]:
-    """Driver and clocks of ``gpu`` as nvidia-smi tells them; nothing where it isn't there. By the GPU's
-    own name: CUDA_VISIBLE_DEVICES may number them otherwise."""
+    """Driver and clocks of ``gpu`` (a UUID, since CUDA_VISIBLE_DEVICES may renumber GPUs) from
+    nvidia-smi; {} without it."""
     command = ["nvidia-smi", f"--id={gpu}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
         line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return {}  # another maker's GPU, or a container without the tool: the record says null
+        return {}  # not an NVIDIA GPU, or no nvidia-smi in this container
     driver, processor, memory = line.split(", ")
     return {"driver": driver, "gpu_clock_max": processor, "gpu_memory_clock_max": memory}
 
@@ -78,7 +78,7 @@ def _cpu() -> str:
 
 
 def code_version() -> dict[str, Any]:
-    """Version, and in a checkout the commit and whether the package differs from it."""
+    """Version; in a checkout also the commit, and whether the package differs from it."""
     package = Path(modbench.__file__).parent
     version: dict[str, Any] = {"version": modbench.__version__, "commit": None, "dirty": None}
     if not (package.parent / ".git").exists():
@@ -87,7 +87,7 @@ def code_version() -> dict[str, Any]:
         version["commit"] = _git(package, "rev-parse", "HEAD")
         version["dirty"] = bool(_git(package, "status", "--porcelain", "--", str(package)))
     except (OSError, subprocess.CalledProcessError):
-        # A checkout without git at hand, or one it won't read: the version alone is known.
+        # git is not installed or rejects the checkout.
         return version
     return version
 

@@ -1,16 +1,11 @@
-"""Memory of training and of inference by what holds it: measured in a fresh process, and predicted from
-shapes.
+"""Memory of training and inference by component: measured in a fresh process, and predicted from shapes.
 
-On a GPU, the allocator's bytes; on a CPU, the resident set. Both above what the process held when it
-had done the same once and let go of it: a first run loads code, such as the optimizer's, the router's
-and the matmul kernels', and that is no model's memory.
+Measured bytes are above the memory that the process held after the same work had been done once and
+freed: code that a first run loads, such as the optimizer's and the matmul kernels', does not count.
 
 B sequences, T tokens.
 """
 
-import contextlib
-import ctypes
-import gc
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,9 +13,9 @@ import torch
 from torch import Tensor
 
 from modbench.errors import UserError
-from modbench.measure.cases import made_up
-from modbench.measure.memory import forget_peak, resident_bytes
-from modbench.measure.subject import BenchmarkTarget
+from modbench.measure.benchmark_case import random_tokens
+from modbench.measure.benchmark_target import BenchmarkTarget
+from modbench.measure.memory_meter import MemoryMeter
 from modbench.model.context import Context
 from modbench.model.kv_cache import Cache
 from modbench.plan.inference import inference_memory
@@ -29,44 +24,16 @@ from modbench.routing.build import RoutedDecoder
 from modbench.train.loop import build_optimizer, training_step
 
 
-class Meter:
-    """Bytes held on ``on`` above those of its construction."""
-
-    def __init__(self, on: torch.device) -> None:
-        self._on = on
-        gc.collect()
-        _give_back()
-        self._idle = self._now()
-        self.forget()
-
-    def forget(self) -> None:
-        """Let the peak start from now."""
-        if self._on.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._on)
-        else:
-            forget_peak()
-
-    def peak(self) -> int:
-        if self._on.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self._on)) - self._idle
-        return resident_bytes("VmHWM") - self._idle
-
-    def _now(self) -> int:
-        if self._on.type == "cuda":
-            return int(torch.cuda.memory_allocated(self._on))
-        return resident_bytes("VmRSS")
-
-
 def training_footprint(subject: BenchmarkTarget) -> dict[str, int]:
-    """Bytes at the peak of a training step that finds the gradients of a micro-batch before it, and
-    adds to them. Parameters, gradients and the optimizer's state by the sizes of their tensors;
-    ``activations`` is the rest of the peak."""
+    """Bytes at the peak of a training step that adds to existing gradients, as after a first
+    micro-batch. Parameters, gradients and optimizer state are sizes of tensors; ``activations`` is the
+    rest of the peak."""
     _first_step(subject, subject.build())
-    meter = Meter(subject.on)
+    meter = MemoryMeter(subject.on)
     model = subject.build()
     optimizer = _first_step(subject, model)
     for parameter in model.parameters():
-        if parameter in optimizer.state:  # it had a gradient, which a frozen one has not
+        if parameter in optimizer.state:  # not frozen
             parameter.grad = torch.zeros_like(parameter)
     parts = {
         "parameters": _bytes(model.parameters()),
@@ -78,19 +45,34 @@ def training_footprint(subject: BenchmarkTarget) -> dict[str, int]:
             if isinstance(value, Tensor)
         ),
     }
-    meter.forget()
+    meter.reset_peak()
     _step(subject, model, optimizer)
     peak = meter.peak()
     return parts | {"activations": peak - sum(parts.values()), "peak": peak}
 
 
+def steps_peak(subject: BenchmarkTarget, steps: int) -> int:
+    """Peak bytes of ``steps`` training steps of a new model, the first without gradients."""
+
+    def take_steps() -> None:
+        model = subject.build().train()
+        optimizer = build_optimizer(model, subject.train)
+        for _ in range(steps):
+            _step(subject, model, optimizer)
+
+    take_steps()
+    meter = MemoryMeter(subject.on)
+    take_steps()
+    return meter.peak()
+
+
 def inference_footprint(subject: BenchmarkTarget) -> dict[str, int]:
-    """Bytes at the peak of `largest_prefill`, weights in the subject's dtype. ``cache``: keys and values
-    of all kept tokens; ``activations`` is the rest of the peak."""
+    """Bytes at the peak of `largest_prefill`, with weights in the subject's dtype. ``cache``: keys and
+    values; ``activations``: the rest of the peak."""
     _prefill(subject, subject.build().to(subject.dtype), *largest_prefill(subject))
-    meter = Meter(subject.on)
+    meter = MemoryMeter(subject.on)
     model = subject.build().to(subject.dtype)
-    meter.forget()
+    meter.reset_peak()
     cache = _prefill(subject, model, *largest_prefill(subject))
     peak = meter.peak()
     parts = {"parameters": _bytes(model.parameters()), "cache": cache.bytes}
@@ -98,10 +80,10 @@ def inference_footprint(subject: BenchmarkTarget) -> dict[str, int]:
 
 
 def predicted_training(subject: BenchmarkTarget) -> dict[str, int]:
-    """What `training_footprint` should find, from `modbench.plan`: nothing is allocated.
+    """Prediction of `training_footprint` by `modbench.plan`, without allocating.
 
     Raises:
-        UserError: the router's layers need values.
+        UserError: the router's layers depend on values.
     """
     measured = Measured(
         _on_meta(subject),
@@ -120,7 +102,7 @@ def predicted_training(subject: BenchmarkTarget) -> dict[str, int]:
 
 
 def predicted_inference(subject: BenchmarkTarget) -> dict[str, int]:
-    """The same for `inference_footprint`."""
+    """Prediction of `inference_footprint` by `modbench.plan`."""
     memory = inference_memory(
         _on_meta(subject),
         *largest_prefill(subject),
@@ -136,7 +118,7 @@ def predicted_inference(subject: BenchmarkTarget) -> dict[str, int]:
 
 
 def largest_prefill(subject: BenchmarkTarget) -> tuple[int, int]:
-    """The most prompts, and the most tokens of each, that the subject's cases put in a cache."""
+    """The largest number of sequences, and of tokens per sequence, that the subject's cases cache."""
     time = subject.time
     return max(time.prefill_batch, *time.decode_batches), max(*time.prefill, *time.decode_past)
 
@@ -154,7 +136,7 @@ def _first_step(subject: BenchmarkTarget, model: RoutedDecoder) -> torch.optim.O
 
 
 def _step(subject: BenchmarkTarget, model: RoutedDecoder, optimizer: torch.optim.Optimizer) -> None:
-    window_BT = made_up(model, subject.train.batch, subject.train.sequence + 1)
+    window_BT = random_tokens(model, subject.train.batch, subject.train.sequence + 1)
     batch = window_BT[:, :-1].contiguous(), window_BT[:, 1:].contiguous()
     forced = subject.time.forced_balance
     training_step(model, optimizer, subject.train, batch, subject.dtype, forced_balance=forced)
@@ -164,14 +146,8 @@ def _step(subject: BenchmarkTarget, model: RoutedDecoder, optimizer: torch.optim
 def _prefill(subject: BenchmarkTarget, model: RoutedDecoder, sequences: int, length: int) -> Cache:
     cache, forced = Cache(sequences), subject.time.forced_balance
     context = Context(selection="causal", cache=cache, logits="last", forced_balance=forced)
-    model.eval()(made_up(model, sequences, length), context)
+    model.eval()(random_tokens(model, sequences, length), context)
     return cache
-
-
-def _give_back() -> None:
-    """Let the C library return to the kernel what it keeps of freed memory, where it can."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -179,10 +155,8 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def predicted_peak(cell: Mapping[str, Any], kind: str = "time") -> int | None:
-    """Bytes that the plan predicts at the peak of what ``cell`` does: a training step, unless it is
-    inference alone; None where there is nothing to predict from.
-
-    ``cell``: one of `modbench time`, or of a suite."""
+    """Predicted peak bytes of a training step of ``cell`` (of `modbench time` or of a suite), or of a
+    prefill if ``kind`` is ``inference_memory``; None if it cannot be predicted."""
     if cell["router"] is None:
         return None
     try:

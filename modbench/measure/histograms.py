@@ -1,5 +1,5 @@
-"""Who is routed on held-out text: where tokens stand, which they are, how the router weighs them, and
-which experts they go to. Counts alone; what they say is the report's to derive.
+"""Routing histograms on held-out text: routed tokens by position, token id and router weight, and the
+load of experts. Raw counts; the report derives all else.
 
 B sequences, T tokens, N numbers, V vocabulary, E experts.
 """
@@ -14,28 +14,28 @@ import torch
 from modbench.model.context import Selection
 from modbench.model.trace import Trace
 
-#: Bins of positions, at most.
+#: Largest number of position bins.
 POSITION_BINS = 64
-#: Bins of a histogram of weights, at most.
+#: Largest number of bins of a weight histogram.
 WEIGHT_BINS = 40
-#: Token ids that are kept: those most often seen.
+#: Number of token ids that are kept, the most frequent ones.
 KEPT_IDS = 256
 
-#: The width of the narrowest bins is 2 to this power.
+#: Log2 of the narrowest bin width.
 _FINEST = -20
 
 
 class Weights:
-    """A histogram of numbers, and of the selected ones among them, in the narrowest bins that all fit
-    in: a power of two wide, with multiples of the width for edges. The same numbers give the same bins,
-    in whatever order they come; numbers that are not finite are left out."""
+    """Histogram of numbers, and of the selected ones among them. Bins are a power of two wide, the
+    narrowest with which `WEIGHT_BINS` suffice, and their edges are multiples of the width; so the bins
+    do not depend on the order of the numbers. NaN and Inf are left out."""
 
     def __init__(self) -> None:
         self._exponent, self._first = _FINEST, 0
         self._counts_2N = np.zeros((2, 0), dtype=np.int64)
 
     def add(self, values: torch.Tensor, selected: torch.Tensor) -> None:
-        """``values`` and which of them are ``selected``, of the same shape."""
+        """Add ``values``; ``selected`` is a mask of the same shape."""
         values_N = values.detach().double().cpu().numpy().ravel()
         selected_N = selected.cpu().numpy().ravel()
         finite_N = np.isfinite(values_N)
@@ -55,15 +55,15 @@ class Weights:
         self._counts_2N, self._first, self._exponent = counts_2N, first, exponent
 
     def as_dict(self) -> dict[str, Any] | None:
-        """As `modbench.report.routing` describes it; None without a number."""
+        """The format of `modbench.report.routing`; None without numbers."""
         if not self._counts_2N.size:
             return None
-        everyone, selected = self._counts_2N.tolist()
+        every, selected = self._counts_2N.tolist()
         edges = {"exponent": self._exponent, "first": self._first}
-        return {**edges, "all": everyone, "selected": selected}
+        return {**edges, "all": every, "selected": selected}
 
     def _fitting(self, low: float, high: float) -> tuple[int, int, int]:
-        """First and last bin, in widths of 2^exponent, for what is there and what lies between."""
+        """First and last bin and the exponent of their width, for old counts and [low, high]."""
         exponent = self._exponent
         while True:
             first, last = floor(low / 2.0**exponent), floor(high / 2.0**exponent)
@@ -77,7 +77,7 @@ class Weights:
 
 
 class _Rule:
-    """The counts of one selection rule."""
+    """Counts of one selection rule."""
 
     def __init__(self, vocabulary: int) -> None:
         self.windows = 0
@@ -93,7 +93,7 @@ class _Rule:
         self.by_no_op: dict[int, np.ndarray] = {}
 
     def see(self, tokens_BT: torch.Tensor, trace: Trace) -> None:
-        """One forward pass of ``tokens_BT``, none of them padding."""
+        """Add one forward pass of ``tokens_BT`` without padding."""
         sequences, _ = tokens_BT.shape
         self.windows += sequences
         tokens_N = tokens_BT.cpu().numpy().ravel()
@@ -101,7 +101,7 @@ class _Rule:
         times_BT = np.zeros(tokens_BT.shape, dtype=np.int64)
         layers = 0
         for (layer, name), shown in trace.tensors.items():
-            # What a plugin shows in a shape of its own is no selection of these tokens.
+            # A plugin may show selections of another shape, which are ignored.
             if name == "selected" and shown.shape == tokens_BT.shape:
                 layers += 1
                 times_BT += self._depth(layer, shown.bool(), trace.tensors.get((layer, "gate")))
@@ -153,7 +153,7 @@ class _Rule:
         }
 
     def _choices(self, layer: int, edges: Sequence[int]) -> dict[str, list[int]]:
-        """What is known besides where experts choose, or where some do nothing."""
+        """Counts of layers in which experts choose tokens, or some experts are no-ops."""
         found = {}
         if layer in self.taken_T:
             found["taken"] = np.add.reduceat(self.taken_T[layer], edges[:-1]).tolist()
@@ -171,7 +171,7 @@ class _Rule:
 
 
 def _with(counts_N: np.ndarray, numbers: np.ndarray, most: int = 0) -> np.ndarray:
-    """``counts_N`` of the numbers 0, 1, ... with those in ``numbers``, up to ``most`` at least."""
+    """Add ``numbers`` to ``counts_N`` of 0, 1, ...; the result reaches at least ``most``."""
     total_N = np.bincount(numbers.ravel(), minlength=max(most + 1, len(counts_N)))
     total_N[: len(counts_N)] += counts_N
     return total_N
@@ -182,19 +182,19 @@ def _count(into: dict[int, np.ndarray], layer: int, numbers: np.ndarray) -> None
 
 
 class RoutingHistograms:
-    """The histograms of a model over held-out windows of ``sequence`` tokens, each rule to be watched
-    over the same ones. ``pieces``: the bytes that each token id stands for."""
+    """Histograms over held-out windows of ``sequence`` tokens, the same windows for each rule.
+    ``pieces``: bytes of each token id."""
 
     def __init__(self, *, sequence: int, pieces: Sequence[bytes]) -> None:
         self._pieces, self._sequence = pieces, sequence
         self._rules = {rule: _Rule(len(pieces)) for rule in ("causal", "topk")}
 
     def watch(self, rule: Selection) -> Callable[[torch.Tensor, Trace], None]:
-        """What `modbench.measure.loss.heldout_loss` is to be given for ``watch``."""
+        """The ``watch`` callback for `modbench.measure.loss.heldout_loss`."""
         return self._rules[rule].see
 
     def as_dict(self) -> dict[str, Any]:
-        """As a record keeps it, see `modbench.report.routing`; {} where nothing is routed."""
+        """The record's format, see `modbench.report.routing`; {} if nothing is routed."""
         rules = self._rules.values()
         routed = any(rule.routed_T for rule in rules)
         if not routed and not any(rule.load_E for rule in rules):

@@ -1,4 +1,4 @@
-"""What a model's keys and values of held-out text take.
+"""Size of the KV cache on held-out text.
 
 B sequences, T tokens, W windows.
 """
@@ -14,9 +14,9 @@ from modbench.routing.build import RoutedDecoder
 def kv_cache_measures(
     model: RoutedDecoder, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
 ) -> dict[str, float]:
-    """Read ``windows_WT`` under the causal rule, each into an empty cache: bytes kept per token, without
-    what is allocated ahead, and their share of what all tokens in all layers would take. A token that
-    skips a layer leaves no key there."""
+    """Process ``windows_WT`` under the causal rule, each with an empty cache: cached bytes per token,
+    without preallocated room, and their share of a dense cache. A token that skips a layer leaves no
+    key there."""
     on = next(model.parameters()).device
     model.eval()
     kept, tokens = 0, 0

@@ -1,4 +1,4 @@
-"""Held-out loss, and what the causal rule really spends on held-out text.
+"""Held-out loss, and the FLOPs of the causal rule on held-out text.
 
 B sequences, T tokens, N tokens of text, V vocabulary.
 """
@@ -16,14 +16,14 @@ from modbench.model.context import Context, Selection
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
 
-#: Sequences that are scored at once.
+#: Sequences per forward pass.
 SCORING_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldoutLoss:
-    """Loss on held-out windows, and FLOPs per token of the routing that took place (convention
-    ``model``): for the tokens selected, and for all slots computed."""
+    """Loss on held-out windows, and realised FLOPs per token (convention ``model``): of the selected
+    tokens, and of all computed slots."""
 
     nats_per_token: float
     bits_per_byte: float
@@ -34,7 +34,7 @@ class HeldoutLoss:
 
 def heldout_windows(heldout_N: np.ndarray, *, sequence: int, tokens: int) -> np.ndarray:
     """Windows (W, T + 1), W = tokens / T rounded up, spread evenly over the held-out text without
-    overlap; as many as there are, if the text is shorter.
+    overlap; fewer if the text is shorter.
 
     Raises:
         UserError: the text is shorter than one window.
@@ -60,14 +60,14 @@ def heldout_loss(
     batch: int = SCORING_BATCH,
     watch: Callable[[torch.Tensor, Trace], None] | None = None,
 ) -> HeldoutLoss:
-    """Cross-entropy over ``windows_WT`` in float32, each window from an empty context. ``watch`` is
-    given the tokens (B, T) of each forward pass, and its trace in detail."""
+    """Cross-entropy over ``windows_WT`` in float32, each window from an empty context. ``watch`` gets
+    the tokens (B, T) and the detailed trace of each forward pass."""
     on = next(model.parameters()).device
     model.eval()
     nats, tokens, text_bytes, realised, dispatched = 0.0, 0, 0, 0, 0
     for start in range(0, len(windows_WT), batch):
         window_BT = torch.from_numpy(windows_WT[start : start + batch]).to(on)
-        # Not views of one tensor: layers are given the tokens.
+        # Copies, since layers may write to the tokens they get.
         inputs_BT, targets_BT = window_BT[:, :-1].clone(), window_BT[:, 1:]
         context = Context(selection=selection, trace=Trace(detailed=watch is not None))
         losses_BT = model.losses(inputs_BT, targets_BT, context)
@@ -91,7 +91,7 @@ def heldout_loss(
 
 def unigram_loss(train_N: np.ndarray, windows_WT: np.ndarray, vocabulary: int) -> float:
     """Cross-entropy in nats per token of the held-out windows under the training text's token
-    frequencies (one added to each count): what a model knows that ignores all context."""
+    frequencies (one added to each count), which is what a model without context can reach."""
     counts_V = np.bincount(train_N, minlength=vocabulary) + 1
     log_V = np.log(counts_V / counts_V.sum())
     return float(-log_V[windows_WT[:, 1:]].mean())

@@ -1,5 +1,4 @@
-"""Clocks, throttling, power and energy of a GPU as NVIDIA's management library tells them; null where it
-can't be asked."""
+"""Clocks, throttling and energy of a GPU, read from NVIDIA's management library (NVML)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,14 +17,13 @@ THROTTLING: Mapping[int, str] = {
 
 
 def throttling(reasons: int) -> list[str]:
-    """The reasons of a bit mask that slow a GPU down; idleness and clocks that a user set aren't among
-    them."""
+    """Reasons in a bit mask that slow a GPU down; idling and clocks set by the user are none."""
     return [name for bit, name in THROTTLING.items() if reasons & bit]
 
 
 @dataclass
 class Watched:
-    """What a GPU's clocks did over some samples; ``throttled``: what slowed it down in any."""
+    """Clocks of a GPU over some samples; ``throttled``: reasons that slowed it down in any of them."""
 
     clocks: list[int] = field(default_factory=list)
     memory_clocks: list[int] = field(default_factory=list)
@@ -48,28 +46,28 @@ class Gpu:
         self._nvml, self._handle = nvml, handle
 
     def look(self, watched: Watched) -> None:
-        """Note the clocks of this moment in ``watched``, those that the GPU tells."""
+        """Add the current clocks and throttling reasons to ``watched``, where the GPU has them."""
         nvml = self._nvml
         for kind, into in (
             (nvml.NVML_CLOCK_SM, watched.clocks),
             (nvml.NVML_CLOCK_MEM, watched.memory_clocks),
         ):
-            if (clock := self._told("nvmlDeviceGetClockInfo", kind)) is not None:
+            if (clock := self._query("nvmlDeviceGetClockInfo", kind)) is not None:
                 into.append(clock)
-        # One question by two names: before driver 535 there is the second alone, some day the first.
+        # Drivers before 535 know only the second name; it is deprecated.
         for name in ("EventReasons", "ThrottleReasons"):
-            reasons = self._told(f"nvmlDeviceGetCurrentClocks{name}")
+            reasons = self._query(f"nvmlDeviceGetCurrentClocks{name}")
             if reasons is not None:
                 watched.throttled.update(throttling(reasons))
                 break
 
     def joules(self) -> float | None:
-        """Since the driver was loaded; None where the GPU doesn't count them."""
-        millijoules = self._told("nvmlDeviceGetTotalEnergyConsumption")
+        """Joules since the driver was loaded; None if the GPU does not count them."""
+        millijoules = self._query("nvmlDeviceGetTotalEnergyConsumption")
         return None if millijoules is None else millijoules / 1e3
 
-    def _told(self, name: str, *further: int) -> int | None:
-        """What the function ``name`` says; None where there is none, or the GPU knows no such thing."""
+    def _query(self, name: str, *further: int) -> int | None:
+        """Call NVML's function ``name``; None if it does not exist or the GPU does not support it."""
         asked = getattr(self._nvml, name, None)
         try:
             return None if asked is None else int(asked(self._handle, *further))
@@ -78,7 +76,7 @@ class Gpu:
 
 
 def open_gpu(on: torch.device) -> tuple[Gpu | None, str]:
-    """The GPU ``on``, or None and why there is none to ask."""
+    """The GPU ``on``; or None, and the reason."""
     if on.type != "cuda":
         return None, "no GPU"
     try:
@@ -87,7 +85,7 @@ def open_gpu(on: torch.device) -> tuple[Gpu | None, str]:
         return None, "pynvml is not installed"
     try:
         pynvml.nvmlInit()
-        # By its own name: CUDA_VISIBLE_DEVICES may number GPUs otherwise.
+        # By UUID, since CUDA_VISIBLE_DEVICES may renumber GPUs.
         name = f"GPU-{torch.cuda.get_device_properties(on).uuid}"
         return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(name)), ""
     except pynvml.NVMLError as error:

@@ -1,52 +1,40 @@
-"""Our models as lm-eval sees them: every token is scored under the causal selection rule.
+"""Adapter of our models to lm-eval; every token is scored under the causal selection rule.
 
-B sequences, T tokens, V vocabulary, R rows of logits that somebody asked for.
+B sequences, T tokens, V vocabulary, R requested rows of logits.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
 
+from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError
 from modbench.model.context import Context
 
-#: What the model is fed, and the tokens that the last ``len(targets)`` of its logits predict.
+#: Inputs of the model, and the targets that its last ``len(targets)`` logits predict.
 Window = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-class Tokenizer(Protocol):
-    """What is asked of a tokenizer."""
-
-    @property
-    def end_of_text(self) -> int: ...
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def decode(self, ids: list[int]) -> str: ...
-
-
 class RoutedLM(TemplateLM):
-    """A language model that keeps the contract ``model(tokens_BT, context) -> logits_BTV``.
+    """A language model called as ``model(tokens_BT, context) -> logits_BTV``, under the causal rule.
 
-    Selection is ``causal`` throughout. Sequences are padded on the right and their lengths are given,
-    so that padding enters no router. A batch holds at most ``batch * sequence`` tokens, padding
-    included. What is longer than ``sequence`` tokens is cut from the left by `loglikelihood` (the
-    continuation is scored in full) and by `generate_until`, and scored in rolling windows, nothing
-    dropped, by `loglikelihood_rolling`.
+    Sequences are padded on the right, with their lengths in the context. A batch holds at most ``batch
+    * sequence`` tokens, padding included. Longer texts are truncated on the left by `loglikelihood`
+    (the continuation is scored in full), and scored in rolling windows by `loglikelihood_rolling`.
+    Tasks that generate text raise UserError.
 
     Args:
-        sequence: the most tokens that the model is fed: what it was trained on.
+        sequence: largest input length, the model's training length.
         batch: full-length sequences per forward pass.
-        autocast: entered around each forward pass, such as ``torch.autocast("cuda", torch.bfloat16)``.
-            Log-softmax is float32 regardless.
+        autocast: context manager of each forward pass, such as ``torch.autocast("cuda",
+            torch.bfloat16)``. Log-softmax is always float32.
 
     Raises:
         UserError: ``sequence`` or ``batch`` is below 1.
@@ -82,14 +70,12 @@ class RoutedLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         return self.tokenizer.encode(string)
 
-    # ------------------------------------------------------------------ log-likelihood
-
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[tuple[float, bool]]:
-        """Per (context, continuation): ln p(continuation | context) in nats, and whether greedy
-        decoding would have written it. An empty context is one end-of-text token."""
-        # The choices of an item share their context: encode it once.
+        """For each (context, continuation): ln p(continuation | context), and True if greedy decoding
+        gives the continuation. An empty context is one end-of-text token."""
+        # The choices of an item share their context, which is encoded once.
         encode = lru_cache(maxsize=1)(self.tok_encode)
         pairs = []
         for request in requests:
@@ -101,10 +87,10 @@ class RoutedLM(TemplateLM):
     def _encode_pair(
         self, context: str, continuation: str, encode: Callable[[str], list[int]] | None = None
     ) -> tuple[list[int], list[int]]:
-        """Tokens of the context and of the continuation, as the whole text is tokenized.
+        """Tokens of the context and of the continuation, as in the tokenized whole.
 
-        White space that ends the context moves to the continuation, as in lm-eval. Where a token spans
-        the border, the parts are tokenized one by one, so that the continuation is scored in full.
+        Trailing white space of the context moves to the continuation, as in lm-eval. If a token spans
+        the boundary, both parts are tokenized separately, so that the continuation is scored in full.
         """
         encode = encode or self.tok_encode
         head = context.rstrip()
@@ -123,7 +109,7 @@ class RoutedLM(TemplateLM):
         windows: list[Window] = []
         owners: list[int] = []
         for number, (_text, context, continuation) in enumerate(requests):
-            # A continuation longer than the window takes several, each with what context fits.
+            # A continuation longer than the window is split, each part with the context that fits.
             for start in range(0, len(continuation), self.sequence):
                 targets = continuation[start : start + self.sequence]
                 inputs = (context + continuation[: start + len(targets)])[-self.sequence - 1 : -1]
@@ -132,8 +118,8 @@ class RoutedLM(TemplateLM):
         return self._gathered(windows, owners, len(requests))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Per text: ln p(text | end of text) in nats, each token predicted once, in windows of
-        ``sequence`` tokens: no token is dropped, however long the text."""
+        """For each text: ln p(text | end of text), each token predicted once, in windows of
+        ``sequence`` tokens."""
         windows: list[Window] = []
         owners: list[int] = []
         for number, request in enumerate(requests):
@@ -151,7 +137,7 @@ class RoutedLM(TemplateLM):
     def _gathered(
         self, windows: Sequence[Window], owners: Sequence[int], requests: int
     ) -> list[tuple[float, bool]]:
-        """The windows' scores, added up per request; 0.0 and True for a request without any."""
+        """Sum the scores of windows by request; 0.0 and True for a request without windows."""
         totals, greedy = [0.0] * requests, [True] * requests
         for owner, (total, is_greedy) in zip(owners, self._scores(windows), strict=True):
             totals[owner] += total
@@ -159,18 +145,17 @@ class RoutedLM(TemplateLM):
         return list(zip(totals, greedy, strict=True))
 
     def _scores(self, windows: Sequence[Window]) -> list[tuple[float, bool]]:
-        """Per window: the targets' summed log-probability, and whether each is the likeliest.
+        """For each window: the log-probability of its targets, and True if each is the most likely.
 
-        Windows that feed the model the same tokens share a forward pass: that is exact, whatever the
-        router, and one-token choices of one context cost one sequence together.
+        Windows with equal inputs share a forward pass, such as one-token choices of one context.
         """
-        askers: dict[tuple[int, ...], list[int]] = {}
+        requesters: dict[tuple[int, ...], list[int]] = {}
         for number, (inputs, _) in enumerate(windows):
-            askers.setdefault(inputs, []).append(number)
+            requesters.setdefault(inputs, []).append(number)
         scores: list[tuple[float, bool]] = [(0.0, True)] * len(windows)
-        # Sorted by content, too: the order of the requests then changes no batch, hence no bit.
-        for batch in self._batches(sorted(askers, key=lambda inputs: (-len(inputs), inputs))):
-            asked = [(row, number) for row, inputs in enumerate(batch) for number in askers[inputs]]
+        # Sorted by content, too, so that batches do not depend on the order of requests.
+        for batch in self._batches(sorted(requesters, key=lambda inputs: (-len(inputs), inputs))):
+            asked = [(row, number) for row, inputs in enumerate(batch) for number in requesters[inputs]]
             values_R, likeliest_R = self._predictions(
                 batch, [(row, windows[number][1]) for row, number in asked]
             )
@@ -182,7 +167,7 @@ class RoutedLM(TemplateLM):
         return scores
 
     def _batches(self, inputs: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-        """Consecutive sequences, the longest first, of so many tokens in all, padding included."""
+        """Split ``inputs``, the longest first, into batches of limited size with padding."""
         batch: list[tuple[int, ...]] = []
         for sequence in inputs:
             if batch and (len(batch) + 1) * len(batch[0]) > self.batch * self.sequence:
@@ -196,7 +181,7 @@ class RoutedLM(TemplateLM):
         self, batch: list[tuple[int, ...]], asked: list[tuple[int, tuple[int, ...]]]
     ) -> tuple[list[float], list[bool]]:
         """For each (sequence of the batch, targets at its end), one row per target: its
-        log-probability, and whether it is the likeliest token."""
+        log-probability, and True if it is the most likely token."""
         rows: list[int] = []
         places: list[int] = []
         targets: list[int] = []
@@ -212,8 +197,7 @@ class RoutedLM(TemplateLM):
         return values_R1[:, 0].double().tolist(), likeliest_R.tolist()
 
     def _logits(self, batch: Sequence[Sequence[int]]) -> Tensor:
-        """Logits (B, T, V) under the causal rule, T being the longest; behind a shorter sequence's
-        end they mean nothing."""
+        """Logits (B, T, V) under the causal rule, T the longest length; undefined in padding."""
         lengths_B = torch.tensor([len(tokens) for tokens in batch], device=self._device)
         longest = max(map(len, batch))
         padded = [[*tokens, *[self.eot_token_id] * (longest - len(tokens))] for tokens in batch]
@@ -228,61 +212,5 @@ class RoutedLM(TemplateLM):
         finally:
             self.model.train(training)
 
-    # ------------------------------------------------------------------ generation
-
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """Per (context, options): what greedy decoding writes, up to the first of the strings
-        ``until``, end of text, or ``max_gen_toks`` tokens. Each token is a full forward pass over the
-        last ``sequence`` tokens.
-
-        Raises:
-            UserError: a task asks for sampling.
-        """
-        drafts = []
-        for request in requests:
-            context, options = request.args
-            wanted = normalize_gen_kwargs(options)
-            if wanted["do_sample"]:
-                raise UserError(
-                    f"generation options {options} ask for sampling; "
-                    "models are measured by greedy decoding: set do_sample to false"
-                )
-            prompt = self.tok_encode(context) or [self.prefix_token_id]
-            drafts.append(
-                _Draft(prompt, [stop for stop in wanted["until"] if stop], wanted["max_gen_toks"])
-            )
-        queue = sorted(drafts, key=lambda draft: -len(draft.tokens))
-        for start in range(0, len(queue), self.batch):
-            running = [draft for draft in queue[start : start + self.batch] if draft.room]
-            while running:
-                batch = [draft.tokens[-self.sequence :] for draft in running]
-                ends = [len(tokens) - 1 for tokens in batch]
-                next_B = self._logits(batch)[range(len(batch)), ends].argmax(-1).tolist()
-                for draft, token in zip(running, next_B, strict=True):
-                    draft.extend(token, self.tokenizer)
-                running = [draft for draft in running if draft.room]
-        return [draft.text for draft in drafts]
-
-
-class _Draft:
-    """One text in the making. ``room``: how many tokens it may still grow."""
-
-    def __init__(self, prompt: list[int], until: list[str], room: int) -> None:
-        self.tokens = prompt
-        self.until = until
-        self.room = room
-        self.text = ""
-        self._written: list[int] = []
-
-    def extend(self, token: int, tokenizer: Tokenizer) -> None:
-        if token == tokenizer.end_of_text:
-            self.room = 0
-            return
-        self.tokens = [*self.tokens, token]
-        self._written.append(token)
-        self.room -= 1
-        text = tokenizer.decode(self._written)
-        found = [place for stop in self.until if (place := text.find(stop)) >= 0]
-        if found:
-            self.room = 0
-        self.text = text[: min(found)] if found else text
+        raise UserError("tasks that generate text are not supported; choose one scored by likelihood")

@@ -1,5 +1,5 @@
-"""What routing does on held-out text: who enters under either rule, how well the causal rule knows the
-training rule, how evenly experts are used.
+"""Routing metrics on held-out text: selections under both rules, how well the causal rule predicts the
+training rule, and how evenly experts are used.
 
 B sequences, T tokens, E experts.
 """
@@ -20,11 +20,10 @@ from modbench.routing.build import RoutedDecoder
 def routing_measures(
     model: RoutedDecoder, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
 ) -> dict[str, float]:
-    """The metrics of routing over ``windows_WT``, each window read under the training rule and under the
-    causal one. A scheme has those that its layers tell of, see `modbench.model.trace.Trace`.
-    Depth-routed ones show ``selected``, ``gate`` and ``predicted``, the causal rule's choice on the
-    training rule's own stream; experts show ``load``, ``dropped``, who chose whom and with what weight,
-    and ``taken`` where it is they who choose."""
+    """Routing metrics over ``windows_WT``, each processed under both rules. A scheme has the metrics of
+    what its layers show, see `modbench.model.trace.Trace`: depth-routed layers show ``selected``,
+    ``gate`` and ``predicted`` (the causal rule's choice on the training rule's stream); experts show
+    ``load``, ``dropped``, ``chosen``, ``weights``, and ``taken`` if they choose tokens."""
     on = next(model.parameters()).device
     model.eval()
     sums: dict[str, float] = defaultdict(float)
@@ -55,10 +54,10 @@ def _depth(sums: dict[str, float], training: Trace, causal: Trace) -> None:
             sums["gate"] += gate_BT.abs().mul(selected_BT).sum().item()
         predicted_BT = training.tensors.get((layer, "predicted"))
         if predicted_BT is not None:
-            # Where only some are asked, that the others stay out is nothing to know.
-            asked_BT = training.tensors.get((layer, "candidates"), torch.ones_like(member_BT))
-            member_BT, predicted_BT = member_BT & asked_BT, predicted_BT & asked_BT
-            sums["judged"] += asked_BT.sum().item()
+            # Recursions route only the candidates; skipping the others needs no prediction.
+            candidate_BT = training.tensors.get((layer, "candidates"), torch.ones_like(member_BT))
+            member_BT, predicted_BT = member_BT & candidate_BT, predicted_BT & candidate_BT
+            sums["judged"] += candidate_BT.sum().item()
             sums["members"] += member_BT.sum().item()
             sums["predicted"] += predicted_BT.sum().item()
             sums["hits"] += (predicted_BT & member_BT).sum().item()
@@ -71,7 +70,7 @@ def _experts(
         if name == "load":
             loads_E[layer] = loads_E.get(layer, 0) + value.double().cpu()
         elif name == "taken":
-            # Of the real tokens, if the layer says which are.
+            # Without padding, if the layer shows its choices.
             chosen_NE = causal.tensors.get((layer, "chosen"))
             taken_N = value if chosen_NE is None else chosen_NE.sum(-1)
             sums["offered"] += taken_N.numel()
@@ -95,8 +94,8 @@ def _experts(
 
 
 def _flips(sums: dict[str, float], layer: int, training: Trace, causal: Trace) -> None:
-    """Of a layer that sees the same tokens under both rules: in one that a part of them enters, these
-    are others under the one than under the other."""
+    """Count flipped choices of a layer that processes the same tokens under both rules, which a
+    depth-routed layer does not."""
     pair = [trace.tensors.get((layer, "chosen")) for trace in (training, causal)]
     if (layer, "selected") in causal.tensors or pair[0] is None or pair[1] is None:
         return
@@ -134,7 +133,7 @@ def _rates(sums: dict[str, float]) -> dict[str, float]:
 
 
 def _evenness(loads_E: list[torch.Tensor]) -> dict[str, float]:
-    """Of the layers whose experts took anything."""
+    """Load balance of the layers whose experts processed any tokens."""
     shares_E = [load_E / load_E.sum() for load_E in loads_E if load_E.sum() > 0]
     if not shares_E:
         return {}

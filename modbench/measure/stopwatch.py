@@ -1,4 +1,4 @@
-"""How long something takes: by the host's clock on a processor, by CUDA events on a GPU."""
+"""Stopwatches: the host's clock for work on a CPU, CUDA events for work on a GPU."""
 
 import time
 from collections.abc import Callable
@@ -7,24 +7,23 @@ from typing import Any, Protocol
 
 import torch
 
-#: A sample spans at least so many seconds; what is shorter is run several times for it. Twice what
-#: pyperf asks for.
+#: Least seconds of a sample; shorter runs are repeated. Twice pyperf's minimum.
 SHORTEST = 2e-3
 _MOST_LOOPS = 4096
 
 
 def nothing() -> None:
-    """What is done meanwhile, where nothing is."""
+    """Do nothing: the default callback."""
 
 
 class Stopwatch(Protocol):
     def seconds(self, run: Callable[[], object], meanwhile: Callable[[], object] = nothing) -> float:
-        """Of one run. ``meanwhile``, which is off the clock, is called when all its work is given out;
-        a GPU is still at it."""
+        """Seconds of one run. ``meanwhile`` is called, untimed, once the work is launched; a GPU is
+        still busy with it then."""
 
 
 class HostStopwatch:
-    """For work that is done when the call returns."""
+    """For work that is complete when the call returns."""
 
     def seconds(self, run: Callable[[], object], meanwhile: Callable[[], object] = nothing) -> float:
         start = time.perf_counter()
@@ -35,8 +34,8 @@ class HostStopwatch:
 
 
 class CudaStopwatch:
-    """For work that a GPU's stream is given. ``flush`` fills the L2 cache before each run, so that none
-    finds what the last one left there; ``cuda`` is `torch.cuda`."""
+    """For work launched on a GPU's stream. ``flush`` overwrites the L2 cache before each run; ``cuda``
+    is `torch.cuda`."""
 
     def __init__(self, cuda: Any, flush: Callable[[], object]) -> None:
         self._cuda, self._flush = cuda, flush
@@ -54,7 +53,7 @@ class CudaStopwatch:
 
 
 def stopwatch(on: torch.device) -> Stopwatch:
-    """The one for the device ``on``."""
+    """The stopwatch for device ``on``."""
     if on.type != "cuda":
         return HostStopwatch()
     room = 2 * torch.cuda.get_device_properties(on).L2_cache_size
@@ -63,7 +62,7 @@ def stopwatch(on: torch.device) -> Stopwatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """``seconds`` of one run each, the mean over ``loops`` runs."""
+    """``seconds`` per run of each sample, the mean over its ``loops`` runs."""
 
     seconds: list[float]
     loops: int
@@ -79,9 +78,9 @@ def sampled(
     begin: Callable[[], object] = nothing,
     meanwhile: Callable[[], object] = nothing,
 ) -> Samples:
-    """Time ``run``, after ``warm_up`` runs that aren't. ``before`` comes before each run, ``begin``
-    before the first sample, ``meanwhile`` during the last run of each one, once its work is given out;
-    none of them is on the clock."""
+    """Time ``run`` after ``warm_up`` untimed runs. ``before`` is called before each run, ``begin``
+    before the first sample, and ``meanwhile`` during the last run of each sample, once its work is
+    launched; none of them is timed."""
 
     def span(loops: int, last: Callable[[], object] = nothing) -> float:
         total = 0.0

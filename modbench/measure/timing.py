@@ -23,9 +23,8 @@ def time_model(
     model: RoutedDecoder, train: TrainConfig, *, dtype: torch.dtype, repeats: int, text: Any
 ) -> dict[str, dict[str, Any]]:
     """``forward_seconds`` and ``train_step_seconds`` of one batch of ``text`` (N tokens) under the
-    training rule: median, interquartile range, n, and whether it was stable. Changes the model.
-
-    The caller keeps the machine quiet."""
+    training rule: median, interquartile range, n and stability. Changes the model. The caller ensures
+    that no other process of ours is running."""
     on = next(model.parameters()).device
     window_BT = torch.from_numpy(
         heldout_windows(text, sequence=train.sequence, tokens=train.batch * train.sequence)

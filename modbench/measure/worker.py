@@ -1,9 +1,9 @@
-"""A process that measures one thing and ends: ``python -m modbench.measure.worker``.
+"""A process that takes one measurement and ends: ``python -m modbench.measure.worker``.
 
-Its specification is the first line of its standard input, JSON: ``kind``, ``cell``, ``plugins``,
-``threads``. What it found is the last line of its standard output, one JSON document: ``status``,
-``error``, ``asked_bytes``, ``environment``, ``measured``; the lines before are events. It ends when its
-standard input does: whoever started it is gone.
+The first line of its standard input is its specification in JSON: ``kind``, ``cell``, ``plugins``,
+``threads``. The last line of its standard output is the result in JSON: ``status``, ``error``,
+``asked_bytes``, ``environment``, ``measured``; lines before it are events. It ends when its standard
+input is closed, which means that its parent has ended.
 """
 
 import json
@@ -15,17 +15,15 @@ from typing import Any
 
 
 def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """What the process of ``spec`` prints at its end.
+    """Measure as ``spec`` says and return the result.
 
     Raises:
-        UserError: a plugin, router, option or shape that can't be, or one whose code changes how
-            PyTorch computes in the whole process.
+        UserError: invalid plugin, router, option or shape.
     """
     import torch
 
+    from modbench.measure.benchmark_target import BenchmarkTarget
     from modbench.measure.environment import environment
-    from modbench.measure.settings import check_unchanged, settings
-    from modbench.measure.subject import BenchmarkTarget
     from modbench.routing.registry import check_source, load_plugin
     from modbench.train.numerics import make_deterministic
     from modbench.train.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
@@ -33,7 +31,6 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
     torch.set_num_threads(spec["threads"])
     if spec["cell"]["time"].get("deterministic"):
         make_deterministic()
-    set_so = settings()
     for plugin in spec["plugins"]:
         load_plugin(plugin)
     if spec["cell"]["router"] is not None:
@@ -54,24 +51,23 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
     else:
         failed = measured.pop("failed", [])
         found |= {"measured": measured} | _outcome(measured.get("ran_out", []), failed)
-    check_unchanged(set_so)
     return found | {"environment": environment(subject.dtype)}
 
 
 def _outcome(ran_out: list[dict[str, Any]], failed: list[str]) -> dict[str, Any]:
-    """Of a process that got through, but for cases ``ran_out`` of memory and those that ``failed``."""
-    told = {}
+    """Status and error of a process with cases that ``ran_out`` of memory or ``failed``."""
+    outcome = {}
     if ran_out:
         first = ran_out[0]
-        error = _of_all(len(ran_out), f"{first['name']}: {first['error']}")
-        told = {"status": "oom", "asked_bytes": first["asked_bytes"], "error": error}
+        error = _first_of(len(ran_out), f"{first['name']}: {first['error']}")
+        outcome = {"status": "oom", "asked_bytes": first["asked_bytes"], "error": error}
     if failed:
-        errors = filter(None, (_of_all(len(failed), failed[0]), told.get("error")))
-        told |= {"status": "failed", "error": "; ".join(errors)}
-    return told
+        errors = filter(None, (_first_of(len(failed), failed[0]), outcome.get("error")))
+        outcome |= {"status": "failed", "error": "; ".join(errors)}
+    return outcome
 
 
-def _of_all(cases: int, first: str) -> str:
+def _first_of(cases: int, first: str) -> str:
     return first if cases == 1 else f"{cases} cases, the first {first}"
 
 
@@ -97,7 +93,7 @@ def _of_kind(
 
 def _follow_parent() -> None:
     def watch() -> None:
-        sys.stdin.read()  # returns at its end, for nothing more is written
+        sys.stdin.read()  # returns when the parent ends; nothing more is written
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="follow-parent").start()
@@ -108,7 +104,7 @@ def main() -> int:
 
     spec = json.loads(sys.stdin.readline())
     _follow_parent()
-    # What a plugin prints goes to the log, not between the lines that are read.
+    # Output of plugins goes to the log, not between result lines.
     ours = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     sys.stdout.flush()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -118,7 +114,7 @@ def main() -> int:
         print(f"modbench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except SystemExit:
-        print("modbench: what was to be measured ended the process (sys.exit)", file=sys.stderr)
+        print("modbench: the measured code ended the process (sys.exit)", file=sys.stderr)
         return 2
     print(json.dumps(found), file=ours, flush=True)
     return 0

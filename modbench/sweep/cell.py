@@ -33,9 +33,9 @@ from modbench.measure.loss import (
     unigram_loss,
 )
 from modbench.measure.machine_lock import Quiet
-from modbench.measure.memory import KilledError, let_go, peak_memory
+from modbench.measure.memory import KilledError, peak_memory
+from modbench.measure.memory_meter import release_memory
 from modbench.measure.routing import routing_measures
-from modbench.measure.settings import check_unchanged, settings
 from modbench.measure.timing import time_model
 from modbench.model.config import ModelConfig
 from modbench.model.context import Selection
@@ -67,18 +67,16 @@ def run_cell(spec: dict[str, Any], say: Say) -> Record:
     which is returned. ``say`` hears of phases and steps.
 
     Raises:
-        UserError: a plugin, router or corpus that isn't as the cell says, one whose code changes how
-            PyTorch computes in the whole process, or a folder that can't be written.
+        UserError: a plugin, router or corpus that isn't as the cell says, or a folder that can't be
+            written.
         StoppedError: SIGTERM or SIGINT arrived; the state is saved.
     """
     started = datetime.now(UTC)
     torch.set_num_threads(spec["threads"])
     make_deterministic()
     stop = _StopFlag()
-    set_so = settings()
     for plugin in spec["plugins"]:
         load_plugin(plugin)
-    check_unchanged(set_so)
     cell = spec["cell"]
     check_source(cell["router"])
     folder = Path(spec["folder"])
@@ -99,7 +97,6 @@ def run_cell(spec: dict[str, Any], say: Say) -> Record:
     with ShardWriter(Path(spec["results"])) as shard:
         try:
             _measure(spec, data, measured, quiet, stop, say)
-            check_unchanged(set_so)
         except DivergedError as reason:
             status, error = "diverged", str(reason)
         except KilledError as reason:
@@ -178,7 +175,7 @@ def _measure(
 
     stage.begin("memory")
     # On a GPU the process that is measured shares the memory with this one, whose model is gone now.
-    let_go(on)
+    release_memory(on)
     measured.metrics["peak_memory_bytes"] = peak_memory(spec, spec["threads"])
 
     stage.begin("waiting for a quiet machine")

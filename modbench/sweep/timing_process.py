@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from modbench.measure.memory import WEIGHING
+from modbench.measure.memory import MEMORY_ENV
 from modbench.sweep.crash import error_of
 from modbench.sweep.process import child_environment
 
@@ -41,7 +41,7 @@ def run_worker(
     """
     environment = child_environment(spec["threads"])
     if "memory" in spec["kind"]:
-        environment |= WEIGHING
+        environment |= MEMORY_ENV
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as errors:
         start = errors.tell()

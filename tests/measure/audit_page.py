@@ -1,7 +1,7 @@
-"""Writes ``docs/audit.md``: what each built-in router, preset and known bug shows to the audit.
+"""Writes ``docs/audit.md``: the audit of each built-in router, preset and known bug.
 ``nox -s audit``, with ``-- --check`` to compare only.
 
-Everything in it is found by running the probes: the same code and machine type give the same bytes.
+All of it comes from running the probes: the same code and machine type give the same bytes.
 """
 
 import argparse
@@ -21,38 +21,38 @@ from modbench.routing.registry import installed_modules, preset_options, router_
 from modbench.train.numerics import make_deterministic
 
 PAGE = Path(__file__).parents[2] / "docs" / "audit.md"
-#: Four layers, so that recursions have some to share; what else is small makes the page quick.
+#: Four layers, since recursions share some; all else is small, to make the page quickly.
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=64)
 MUTANT_SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 SIGNS = {"passed": "✓", "failed": "**✗**", "not asked": "·", "unchecked": "?"}
 
-HEAD = """# The audit of what is here
+HEAD = """# Audit of the built-in routers
 
-Made by `nox -s audit`; do not edit. ✓ passed, **✗** failed, · not asked: the scheme offers nothing that
-the probe could ask, ? unchecked: it does, and the probe has no way to ask it. What the probes ask stands
-in `modbench/measure/audit/`; run them on your own router with `modbench audit NAME --plugin FILE`.
+Made by `nox -s audit`; do not edit. ✓ passed, **✗** failed, · not asked: the probe does not apply to the
+scheme, ? unchecked: it applies to a layer but cannot be evaluated there. The probes are defined in
+`modbench/measure/audit/`; run them on your own router with `modbench audit NAME --plugin FILE`.
 """
 
 TAIL = """
-## What the audit can't see
+## What the audit cannot find
 
-- State outside the scheme's own objects, classes and files: in another module, on disk.
-- Lengths, batches and dtypes that it isn't given: it is given an odd shape and that of the run, in
-  float64 and in the model's own dtype, where a leak is let pass that moves no more tokens than rounding
-  may tip.
-- Work that no matmul of PyTorch's does: through numpy, in threads of its own, by pointwise products that
-  are summed. The count is of what the counter sees.
-- Code that asks whether it is being counted, or audited, and then does something else.
-- Whether an equation is the paper's: which gate an expert's output is multiplied by, which way a bias is
-  pushed, what a predictor is taught. What is here is held against plain loops of the papers' equations,
-  and against Hugging Face's layers, in the tests.
-- A gradient of the wrong size, but for a depth router's scale: probe 8 asks whether cross-entropy
-  reaches each parameter, and each row of a router's weight (E, D) whose layer shows its `load` (E,). A
-  gate that is cut off behind a softmax still has some, by the denominators of the others.
-- Waste that the ledger owns up to: it is charged, and stands in the FLOPs of the row.
-- A bug that needs weights, or text, that a few training steps on random tokens don't give.
-- Whether a share of tokens that the causal rule lets in is a good one: probe 4 tells it, and no more.
-- What lies inside a layer that tokens skip and that holds no single plain block: that is ? above."""
+- State outside the attributes of modules and their classes: in closures, global variables, other
+  modules or files.
+- Bugs at other lengths, batch sizes and dtypes: it tests an odd shape and that of the run, in float64
+  and in the model's own dtype, where a leak passes if rounding could explain it.
+- Work outside PyTorch's matmuls: in numpy, in other threads, or as sums of pointwise products. The count
+  is of what the counter sees.
+- Code that detects the counter or the audit and behaves differently.
+- Whether an equation is the paper's: which gate multiplies an expert's output, which way a bias is
+  updated, what a predictor learns. The tests compare the built-in schemes with plain loops of the
+  papers' equations and with Hugging Face's layers.
+- A gradient of the wrong size, except the scale of a depth router's: probe 8 asks whether cross-entropy
+  reaches each router parameter, and each row of a router's weight (E, D) whose layer shows its `load`
+  (E,). A gate detached behind a softmax still has a gradient, from the denominators of the others.
+- Wasted work that the ledger counts: it is part of the FLOPs in the table.
+- A bug that needs weights or text which a few training steps on random tokens do not give.
+- Whether the share of tokens that the causal rule selects is a good one: probe 4 only reports it.
+- The inside of a layer that skips tokens and does not hold exactly one plain block: `?` above."""
 
 
 def built_in() -> list[str]:
@@ -79,7 +79,7 @@ def page() -> Iterator[str]:
         router, options = preset_options(name)
         yield lines(name, audit(warmed(SHAPE, router, options, 3, 32)))
     yield "\n## Known bugs\n"
-    yield "One router (`right`), and a mutant of it for each bug that public ports have.\n"
+    yield "A correct router (`right`), and a mutant of it for each bug found in public ports.\n"
     yield heading
     yield rule
     figures = []
@@ -87,7 +87,7 @@ def page() -> Iterator[str]:
         findings = audit(build_model(MUTANT_SHAPE, Depth(bug=bug), seed=4))
         yield lines(bug, findings)
         figures += [(bug, finding) for finding in findings if finding.failed]
-    yield "\nWhat the failing probes say:\n"
+    yield "\nFigures of the failed probes:\n"
     for bug, finding in figures:
         yield f"- {bug}: {finding.probe} {finding.name}: {finding.figure}"
     yield TAIL
@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare with the file, write nothing")
     only_check = parser.parse_args().check
     make_deterministic()
-    torch.set_num_threads(1)  # what is this small is slower with more
+    torch.set_num_threads(1)  # more threads are slower at this size
     text = "\n".join(page()) + "\n"
     if not only_check:
         PAGE.write_text(text)

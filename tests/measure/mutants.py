@@ -1,8 +1,8 @@
-"""A depth router that is right, and one wrong in each known way: what the audit is held against.
+"""A correct depth router, and mutants of it that the audit must catch.
 
-Each mutant differs from `Right` in the method that it overrides, and is named after its bug.
+Each mutant overrides one method of `Right` and is named after its bug.
 
-B sequences, T tokens, D model width; R sequences that send any tokens, K the most that one sends.
+B sequences, T tokens, D model width; R sequences with selected tokens, K the most of one sequence.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from modbench.routing.topk import capacity_tokens, counts_to_host, highest, scor
 
 @dataclass(frozen=True, kw_only=True)
 class Depth(Router):
-    """In every second block a share of each sequence's tokens enters, by the bug called ``bug``."""
+    """Routes a share of each sequence's tokens through every second block, with the bug ``bug``."""
 
     name = "depth"
 
@@ -65,16 +65,16 @@ class Right(Layer):
             errors_BT = self.errors(hints_BT, selected_BT.to(hints_BT.dtype))
             context.trace.loss(self.layer, "predictor", 0.01 * self.mean(errors_BT, context))
         counts = counts_to_host(
-            selected_BT.sum(1), lambda: list(map(self.share, context.lengths(x_BTD)))
+            selected_BT.sum(1), lambda: list(map(self.capacity_tokens, context.lengths(x_BTD)))
         )
         context.trace.show(self.layer, "selected", selected_BT)
         context.trace.count(self.layer, "depth", counts)
         if context.cache is not None:
             context.trace.count(self.layer, "past", context.cache.lengths(self.layer, context.rows))
-        return self.entered(x_BTD, selected_BT, counts, scores_BT, context) if any(counts) else x_BTD
+        return self.processed(x_BTD, selected_BT, counts, scores_BT, context) if any(counts) else x_BTD
 
     def ledger(self, workload: Workload) -> Ledger:
-        new, past = incremental_counts(self.share, workload.lengths, workload.past)
+        new, past = incremental_counts(self.capacity_tokens, workload.lengths, workload.past)
         inner = workload.routed(
             workload.counts.get((self.layer, "depth"), new),
             workload.counts.get((self.layer, "past"), past),
@@ -85,7 +85,7 @@ class Right(Layer):
         return total + self.block.ledger(inner) if max(inner.lengths) else total
 
     def nominal_counts(self, workload: Workload) -> Counts:
-        return {(self.layer, "depth"): tuple(map(self.share, workload.lengths))}
+        return {(self.layer, "depth"): tuple(map(self.capacity_tokens, workload.lengths))}
 
     def capacity_tokens(self, tokens: int) -> int:
         return capacity_tokens(self.options.capacity, tokens)
@@ -97,7 +97,7 @@ class Right(Layer):
         return self.likely(hints_BT, context) & (True if real_BT is None else real_BT)
 
     def highest(self, scores_BT: Tensor, context: Context) -> Tensor:
-        counts = [self.share(n) for n in context.lengths(scores_BT)]
+        counts = [self.capacity_tokens(n) for n in context.lengths(scores_BT)]
         return highest(scores_BT.detach(), counts, context.real(scores_BT))
 
     def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
@@ -110,7 +110,7 @@ class Right(Layer):
         real_BT = context.real(errors_BT)
         return errors_BT.mean() if real_BT is None else errors_BT[real_BT[: len(errors_BT)]].mean()
 
-    def entered(
+    def processed(
         self,
         x_BTD: Tensor,
         selected_BT: Tensor,
@@ -161,9 +161,9 @@ class DecodeNever(Right):
 
 
 class CacheMismatch(Right):
-    """With a cache, skipped tokens leave a key, too."""
+    """With a cache, skipped tokens leave keys, too."""
 
-    def entered(
+    def processed(
         self,
         x_BTD: Tensor,
         selected_BT: Tensor,
@@ -172,14 +172,14 @@ class CacheMismatch(Right):
         context: Context,
     ) -> Tensor:
         if context.cache is None:
-            return super().entered(x_BTD, selected_BT, counts, scores_BT, context)
+            return super().processed(x_BTD, selected_BT, counts, scores_BT, context)
         delta_BTD = self.block.delta(x_BTD, context)
         added_BTD = self.added(x_BTD, delta_BTD, self.gate(scores_BT)[..., None])
         return torch.where(selected_BT[..., None], x_BTD + added_BTD, x_BTD)
 
 
 class OneTooFew(Right):
-    """Those above the k-th highest score, which itself stays out."""
+    """Selects the scores above the k-th highest."""
 
     def highest(self, scores_BT: Tensor, context: Context) -> Tensor:
         right_BT = super().highest(scores_BT, context)
@@ -203,7 +203,7 @@ class PositionsFromZero(Right):
 
 
 class OrderLost(Right):
-    """The selected go in from the highest score to the lowest; in training and scoring alone."""
+    """Sorts the selected tokens by score, in training and scoring only."""
 
     def delta(self, inner: GatheredTokens, scores_RK: Tensor) -> Tensor:
         context = inner.context
@@ -222,9 +222,9 @@ class SoftmaxGate(Right):
 
 
 class MaskedButComputed(Right):
-    """All enter, and what the skipped get is thrown away. Its ledger says so."""
+    """Computes all tokens and discards those not selected, and its ledger counts that."""
 
-    def entered(
+    def processed(
         self,
         x_BTD: Tensor,
         selected_BT: Tensor,
@@ -240,7 +240,7 @@ class MaskedButComputed(Right):
 
 
 class ScheduleOutsideStateDict(Right):
-    """The capacity falls from 1 in the first ten steps, which are counted in an attribute."""
+    """The capacity falls from 1 over ten steps, counted in an attribute."""
 
     steps = 0
 
@@ -253,14 +253,16 @@ class ScheduleOutsideStateDict(Right):
 
 
 class PaddingSelected(Right):
-    """Top-k over the padded sequence: padding takes the places of tokens."""
+    """Top-k over the padded sequence, padding included."""
 
     def highest(self, scores_BT: Tensor, context: Context) -> Tensor:
-        return highest(scores_BT.detach(), [self.share(n) for n in context.lengths(scores_BT)], None)
+        return highest(
+            scores_BT.detach(), [self.capacity_tokens(n) for n in context.lengths(scores_BT)], None
+        )
 
 
-class PoolAcrossStrangers(Right):
-    """The causal rule compares a token with the first of each sequence in the batch."""
+class PoolAcrossSequences(Right):
+    """The causal rule compares a token with the first token of all sequences."""
 
     def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
         return hints_BT >= hints_BT[:, :1].mean()
@@ -271,7 +273,7 @@ class LedgerOffByOneMatmul(Right):
         return Ledger({key: flops for key, flops in super().ledger(workload) if key[1] != "router"})
 
 
-#: Layers by the name of their bug.
+#: Layers by name of their bug.
 MUTANTS: dict[str, type[Right]] = {
     "right": Right,
     "double residual": DoubleResidual,
@@ -289,7 +291,7 @@ MUTANTS: dict[str, type[Right]] = {
     "masked but computed": MaskedButComputed,
     "schedule outside state_dict": ScheduleOutsideStateDict,
     "padding selected": PaddingSelected,
-    "pool across strangers at evaluation": PoolAcrossStrangers,
+    "pool across sequences at evaluation": PoolAcrossSequences,
     "ledger off by one matmul": LedgerOffByOneMatmul,
 }
 
@@ -297,7 +299,7 @@ MUTANTS: dict[str, type[Right]] = {
 def learning(
     kind: Callable[[ModelConfig, int], FeedForward], shape: ModelConfig, patch: pytest.MonkeyPatch
 ) -> Outcome:
-    """What probe 8 says of a model of ``shape`` that has an MLP of ``kind`` in every second block."""
+    """Outcome of probe 8 for a model of ``shape`` with an MLP of ``kind`` in every second block."""
 
     def layer(options: Depth, model: ModelConfig, number: int) -> Layer:
         return Block(model, number, kind(model, number))

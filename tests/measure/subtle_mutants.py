@@ -1,9 +1,8 @@
-"""Routers that are wrong at one place, in one phase or at one time only, and right elsewhere.
+"""Mutants of `Right` that are wrong at one position, in one phase or in one mode only.
 
-Each differs from `Right` in the method that it overrides, and is named after its bug. ``MUTANTS`` of
-this file are all that there are.
+Each overrides one method and is named after its bug. ``MUTANTS`` of this file holds all mutants.
 
-B sequences, T tokens, D model width; R sequences that send any tokens, K the most that one sends.
+B sequences, T tokens, D model width; R sequences with selected tokens, K the most of one sequence.
 """
 
 from dataclasses import replace
@@ -37,7 +36,7 @@ class LedgerOfDecodeForgets(Right):
 
 
 class LedgerForgetsThePast(Right):
-    """As if nothing were cached, several tokens at a time."""
+    """Counts a chunk as if nothing were cached."""
 
     def ledger(self, workload: Workload) -> Ledger:
         if workload.phase == "decode" or not any(workload.past):
@@ -47,7 +46,7 @@ class LedgerForgetsThePast(Right):
 
 
 class LedgerUnderstatesRealised(Right):
-    """Half of what the causal rule let in, wherever padding isn't asked for."""
+    """Counts half of what the causal rule selects, without padding."""
 
     def ledger(self, workload: Workload) -> Ledger:
         key = (self.layer, "depth")
@@ -58,8 +57,8 @@ class LedgerUnderstatesRealised(Right):
         return super().ledger(replace(workload, counts={**workload.counts, **halved}))
 
 
-class LedgerUnderstatesStrangers(Right):
-    """The same, in a batch of different lengths alone."""
+class LedgerUnderstatesBatches(Right):
+    """The same, in batches of different lengths only."""
 
     def ledger(self, workload: Workload) -> Ledger:
         if workload.padding or len(set(workload.lengths)) == 1 or workload.phase == "train":
@@ -70,7 +69,7 @@ class LedgerUnderstatesStrangers(Right):
 
 
 class LedgerOverstatesRealised(Right):
-    """Training on sequences of different lengths counts as if all were as long as the longest, twice."""
+    """Counts training on sequences of different lengths twice."""
 
     def ledger(self, workload: Workload) -> Ledger:
         right = super().ledger(workload)
@@ -86,7 +85,7 @@ class LedgerForgetsNominal(Right):
 
 
 class PeeksInDetail(Right):
-    """At the next token, where held-out text is scored."""
+    """Adds the next token where the trace is detailed, as for held-out text."""
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         y_BTD = super().forward(x_BTD, context)
@@ -94,7 +93,7 @@ class PeeksInDetail(Right):
 
 
 class LeakAtOnePlace(Right):
-    """Token 37 enters if token 38 is likely to."""
+    """Token 37 is selected by the prediction for token 38."""
 
     def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
         right_BT = super().likely(hints_BT, context)
@@ -103,8 +102,8 @@ class LeakAtOnePlace(Right):
         return right_BT
 
 
-class DecodeTiresAt100(Right):
-    """Through the cache all enter from position 100 on."""
+class DecodeSelectsAllFrom100(Right):
+    """With a cache, selects all tokens from position 100 on."""
 
     def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
         late_BT = context.positions(hints_BT) >= 100
@@ -112,15 +111,15 @@ class DecodeTiresAt100(Right):
 
 
 class DecodeDiffersAlone(Right):
-    """The token of a single sequence always enters."""
+    """Always selects the decoded token of a single sequence."""
 
     def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
         alone = context.cache is not None and hints_BT.shape == (1, 1)
         return super().likely(hints_BT, context) | alone
 
 
-class ChunkEntersWhole(Right):
-    """Several tokens onto a filled cache all enter."""
+class SelectsAllOfAChunk(Right):
+    """Selects all tokens of a chunk."""
 
     def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
         chunk = any(context.past) and hints_BT.shape[1] > 1
@@ -128,7 +127,7 @@ class ChunkEntersWhole(Right):
 
 
 class PromptScaled(Right):
-    """What a prompt's tokens get is a thousandth off; what they leave in the cache is right."""
+    """Scales the update of a prompt by 1.001; what it caches is right."""
 
     def delta(self, inner: GatheredTokens, scores_RK: Tensor) -> Tensor:
         cache = inner.context.cache
@@ -137,7 +136,7 @@ class PromptScaled(Right):
 
 
 class DriftsAtEvaluation(Right):
-    """A buffer follows what is scored, not only what is trained on."""
+    """A buffer is updated by scoring, too."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)
@@ -159,8 +158,8 @@ class ScoringIsCounted(Right):
         return super().forward(x_BTD, context)
 
 
-class MovesAgainWhenRepeated(DriftsAtEvaluation):
-    """Activation checkpointing runs the layer again, and the average moves again."""
+class UpdatesAgainWhenRepeated(DriftsAtEvaluation):
+    """The buffer is updated again when activation checkpointing repeats the layer."""
 
     def selected(self, scores_BT: Tensor, hints_BT: Tensor, context: Context) -> Tensor:
         self.average += self.training
@@ -175,22 +174,13 @@ class ScheduleInTheClass(Right):
         return super().selected(scores_BT, hints_BT, context)
 
 
-SCHEDULE = {"steps": 0}
-
-
-class ScheduleInTheFile(Right):
-    def selected(self, scores_BT: Tensor, hints_BT: Tensor, context: Context) -> Tensor:
-        SCHEDULE["steps"] += self.training
-        return super().selected(scores_BT, hints_BT, context)
-
-
-class PaddingTeaches(Right):
+class LossOfPadding(Right):
     def mean(self, errors_BT: Tensor, context: Context) -> Tensor:
         return errors_BT.mean()
 
 
 class ShowsOthers(Right):
-    """The trace is shown the neighbours of those that were selected."""
+    """Shows the neighbours of the selected tokens."""
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         out_BTD = super().forward(x_BTD, context)
@@ -210,7 +200,7 @@ class CountsTwice(Right):
 
 class TiesGoToTheLatest(Right):
     def highest(self, scores_BT: Tensor, context: Context) -> Tensor:
-        counts = [self.share(n) for n in context.lengths(scores_BT)]
+        counts = [self.capacity_tokens(n) for n in context.lengths(scores_BT)]
         real_BT = context.real(scores_BT)
         flipped_BT = None if real_BT is None else real_BT.flip(1)
         return highest(scores_BT.detach().flip(1), counts, flipped_BT).flip(1)
@@ -226,8 +216,8 @@ class CausalAlways(Right):
         return torch.ones_like(hints_BT, dtype=torch.bool)
 
 
-class NoNumberWhereOneEnters(Right):
-    """A spread over the selected, of which there must be two; in training."""
+class NaNWhereOneIsSelected(Right):
+    """Divides by the number of selected tokens less one, in training."""
 
     def delta(self, inner: GatheredTokens, scores_RK: Tensor) -> Tensor:
         right_RKD = super().delta(inner, scores_RK)
@@ -237,7 +227,7 @@ class NoNumberWhereOneEnters(Right):
 
 
 class WritesIntoItsInput(Right):
-    """Those that are skipped are halved, in place where no gradient is asked for."""
+    """Halves skipped tokens, in place without gradients."""
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         y_BTD = super().forward(x_BTD, context)
@@ -248,7 +238,7 @@ class WritesIntoItsInput(Right):
 
 
 class DoubleResidualInPlace(DoubleResidual):
-    """Where no gradient is asked for."""
+    """In place without gradients."""
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         y_BTD = super().forward(x_BTD, context)
@@ -261,27 +251,26 @@ MUTANTS |= {
     "ledger of decode forgets": LedgerOfDecodeForgets,
     "ledger forgets the past": LedgerForgetsThePast,
     "ledger understates realised": LedgerUnderstatesRealised,
-    "ledger understates strangers": LedgerUnderstatesStrangers,
+    "ledger understates batches": LedgerUnderstatesBatches,
     "ledger overstates realised": LedgerOverstatesRealised,
     "ledger forgets nominal": LedgerForgetsNominal,
     "peeks in detail": PeeksInDetail,
     "leak at place 37": LeakAtOnePlace,
-    "decode tires at 100": DecodeTiresAt100,
+    "decode selects all from 100": DecodeSelectsAllFrom100,
     "decode differs alone": DecodeDiffersAlone,
-    "chunk enters whole": ChunkEntersWhole,
+    "selects all of a chunk": SelectsAllOfAChunk,
     "prompt scaled": PromptScaled,
     "drifts at evaluation": DriftsAtEvaluation,
     "scoring is counted": ScoringIsCounted,
-    "moves again when repeated": MovesAgainWhenRepeated,
+    "updates again when repeated": UpdatesAgainWhenRepeated,
     "schedule in the class": ScheduleInTheClass,
-    "schedule in the file": ScheduleInTheFile,
-    "padding teaches": PaddingTeaches,
+    "loss of padding": LossOfPadding,
     "shows others": ShowsOthers,
     "counts twice": CountsTwice,
     "ties go to the latest": TiesGoToTheLatest,
     "causal never": CausalNever,
     "causal always": CausalAlways,
-    "no number where one enters": NoNumberWhereOneEnters,
+    "NaN where one is selected": NaNWhereOneIsSelected,
     "writes into its input": WritesIntoItsInput,
     "double residual in place": DoubleResidualInPlace,
 }

@@ -3,8 +3,6 @@
 B sequences, T tokens, D width.
 """
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -36,32 +34,12 @@ def failed(model: Decoder) -> set[int]:
     return {finding.probe for finding in audit(model) if finding.failed}
 
 
-def test_top_k_at_evaluation_is_caught_as_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = DepthRouted.forward
-
-    def wrong(self: DepthRouted, x_BTD: Tensor, context: Context) -> Tensor:
-        return right(self, x_BTD, replace(context, selection="topk"))
-
-    monkeypatch.setattr(DepthRouted, "forward", wrong)
-    assert 1 in failed(model_of("mod", capacity=0.5))
-
-
 def test_expert_choice_at_evaluation_is_caught_as_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(self: ExpertChoiceExperts, x: Tensor, scores: Tensor, context: Context) -> Tensor:
         return self._highest(x, scores, context)
 
     monkeypatch.setattr(ExpertChoiceExperts, "_above_threshold", wrong)
     assert 1 in failed(model_of("expert_choice"))
-
-
-def test_a_pool_across_strangers_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = DepthRouted.forward
-
-    def wrong(self: DepthRouted, x_BTD: Tensor, context: Context) -> Tensor:
-        return right(self, x_BTD + 1e-3 * x_BTD[:, :1].mean(0, keepdim=True), context)
-
-    monkeypatch.setattr(DepthRouted, "forward", wrong)
-    assert failed(model_of("mod")) >= {2}
 
 
 def test_padding_in_a_router_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,34 +64,6 @@ def test_a_skipped_token_that_changes_is_caught(monkeypatch: pytest.MonkeyPatch)
     assert failed(model_of("mod")) == {5}
 
 
-def test_a_ledger_that_forgets_one_matmul_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = DepthRouted.ledger
-
-    def wrong(self: DepthRouted, workload: Workload) -> Ledger:
-        return Ledger({key: flops for key, flops in right(self, workload) if key[1] != "router"})
-
-    monkeypatch.setattr(DepthRouted, "ledger", wrong)
-    findings = audit(model_of("mod"))
-    (count,) = [finding for finding in findings if finding.failed]
-    assert count.probe == 9
-    assert count.ranks
-    assert "ledger minus counter, FLOPs: -" in count.figure
-
-
-def test_a_saving_that_is_only_a_mask_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(self: DepthRouted, x_BTD: Tensor, context: Context) -> Tensor:
-        selected_BT, _ = self._topk(
-            (x_BTD @ self.router.T.to(x_BTD.dtype)).squeeze(-1), x_BTD[..., 0], context
-        )
-        if context.selection == "causal":
-            selected_BT = torch.ones_like(selected_BT)
-        context.trace.count(self.layer, "depth", selected_BT.sum(1))
-        return x_BTD + selected_BT[..., None] * self.block.delta(x_BTD, context)
-
-    monkeypatch.setattr(DepthRouted, "forward", wrong)
-    assert 9 in failed(model_of("mod", causal="aux_bce"))
-
-
 def test_not_a_number_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     right = DepthRouted.forward
 
@@ -123,7 +73,7 @@ def test_not_a_number_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DepthRouted, "forward", wrong)
     found = {finding.probe: finding.figure for finding in audit(model_of("mod")) if finding.failed}
     assert set(found) >= {1, 2, 5}
-    assert found[1].startswith("logits are no numbers")
+    assert found[1].startswith("logits contain NaN or Inf")
 
 
 def test_what_scores_with_a_memory_is_not_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +86,7 @@ def test_what_scores_with_a_memory_is_not_ranked(monkeypatch: pytest.MonkeyPatch
     model = changed_model(monkeypatch, lambda _: wrong)
     found = {finding.probe: finding for finding in audit(model) if finding.failed}
     assert found[1].ranks
-    assert found[1].figure.startswith("scoring (topk) moves layers.0.seen, so a text may know what was")
+    assert found[1].figure.startswith("scoring (topk) changes layers.0.seen: scores depend")
 
 
 def changed_model(monkeypatch: pytest.MonkeyPatch, forward) -> Decoder:
@@ -156,12 +106,12 @@ def test_a_leak_that_needs_a_long_sequence_is_caught_at_that_length(
         return wrong
 
     model = changed_model(monkeypatch, forward)
-    assert failed(model) == {3}  # which decodes a text of its own, and a long one
+    assert failed(model) == {3}  # which decodes a longer text
     findings = audit(model, shapes=((3, 63), (4, 128)))
     assert 1 in {finding.probe for finding in findings if finding.failed}
 
 
-def test_strangers_that_meet_in_a_large_batch_are_caught_at_that_batch(
+def test_a_dependence_on_large_batches_is_caught_at_that_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def forward(right):
@@ -175,20 +125,6 @@ def test_strangers_that_meet_in_a_large_batch_are_caught_at_that_batch(
     findings = audit(changed_model(monkeypatch, forward), shapes=((3, 63), (8, 31)))
     # 4 of the 8 are decoded, and the first of what is decoded is another token.
     assert {finding.probe for finding in findings if finding.failed} == {2, 3}
-
-
-def test_a_leak_in_the_scoring_dtype_alone_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forward(right):
-        def wrong(self: Block, x_BTD: Tensor, context: Context) -> Tensor:
-            if x_BTD.dtype == torch.float32:
-                x_BTD = x_BTD + 0.1 * x_BTD.roll(-1, 1)
-            return right(self, x_BTD, context)
-
-        return wrong
-
-    found = {f.probe: f.figure for f in audit(changed_model(monkeypatch, forward)) if f.failed}
-    assert set(found) == {1, 2, 3}  # a sequence is cut where it is padded, and where it is decoded
-    assert all("torch.float32 only" in figure for figure in found.values())
 
 
 def test_a_gate_in_float32_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +147,7 @@ def test_a_router_that_raises_has_failed_and_says_how(monkeypatch: pytest.Monkey
 
     findings = audit(changed_model(monkeypatch, forward))
     spared = {finding.probe for finding in findings if not finding.failed}
-    assert spared == {4}  # promises nothing, so nothing of it was run
+    assert spared == {4}  # declares no counts, so nothing ran
     assert "raised RuntimeError" in findings[0].figure
     assert "at 3 x 63 tokens" in findings[0].figure
 
@@ -234,17 +170,6 @@ def test_a_ledger_that_lies_only_where_the_table_reads_it_is_caught(
     monkeypatch.setattr(Block, "ledger", wrong)
     name = "vanilla" if where == "unpadded" else "token_choice"
     assert failed(model_of(name)) == {9}
-
-
-def test_a_ledger_that_lies_only_on_padded_training_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = Block.ledger
-
-    def wrong(self: Block, workload: Workload) -> Ledger:
-        lies = workload.phase == "train" and len(set(workload.lengths)) > 1
-        return Ledger() if lies else right(self, workload)
-
-    monkeypatch.setattr(Block, "ledger", wrong)
-    assert failed(model_of("vanilla")) == {9}
 
 
 def test_a_ledger_that_lies_only_at_the_training_batch_is_caught(

@@ -13,7 +13,7 @@ import torch
 import modbench.routers
 from modbench.measure.audit import PROBES, audit
 from modbench.measure.audit.command import warmed
-from modbench.measure.audit.finding import NOBODY_SKIPS
+from modbench.measure.audit.finding import NO_SKIPPING
 from modbench.model.config import ModelConfig
 from modbench.routing.build import build_model
 from modbench.routing.registry import (
@@ -89,18 +89,18 @@ def test_the_router_of_the_readme_passes(tmp_path: Path) -> None:
     model = build_model(PLAIN, build_router(name, {"stride": 3}))
     findings = {finding.probe: finding for finding in audit(model)}
     assert all(not finding.failed for finding in findings.values())
-    assert findings[6].figure.startswith("all but 0.0e+00 of what a layer adds")
-    assert findings[8].figure == "no parameter is named a router's"
+    assert findings[6].figure == "updates are multiples of the block's output, up to 0.0e+00"
+    assert findings[8].figure == "no parameter has router in its name"
     assert "routed layers spend 0.333" in findings[11].figure
 
 
 def test_what_does_not_apply_is_not_asked() -> None:
     findings = audit(build_model(PLAIN, build_router("vanilla")))
     figures = {finding.probe: finding.figure for finding in findings}
-    assert figures[4] == "no layer promises a count"
-    assert figures[5] == "no token skips a layer"
-    assert figures[6] == figures[7] == figures[11] == NOBODY_SKIPS
-    assert figures[8] == "no parameter is named a router's"
+    assert figures[4] == "no layer declares nominal counts"
+    assert figures[5] == "no layer skips tokens"
+    assert figures[6] == figures[7] == figures[11] == NO_SKIPPING
+    assert figures[8] == "no parameter has router in its name"
     spared = {finding.probe for finding in findings if finding.verdict == "not asked"}
     assert spared == {4, 5, 6, 7, 8, 11}
 

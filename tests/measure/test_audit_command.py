@@ -68,17 +68,15 @@ def test_what_leaks_fails_and_is_not_ranked(tmp_path: Path, capsys: pytest.Captu
     assert run_audit("audited_mean", options={"share": 0.0}, shape=SMALL) == 0
 
 
-def test_what_cannot_take_a_step_is_told_as_such(tmp_path: Path) -> None:
+def test_a_router_that_cannot_train_is_a_user_error(tmp_path: Path) -> None:
     broken = SWAPPED.format(name="audited_broken").replace("x_BTD.mean(1, keepdim=True)", "x_BTD[:, 1:]")
     (tmp_path / "broken.py").write_text(broken)
-    words = (
-        r"router 'audited_broken' raised RuntimeError: The size of tensor .* in a training step; mend"
-    )
+    words = r"router 'audited_broken' raised RuntimeError: The size of tensor .* in a training step; fix"
     with pytest.raises(UserError, match=words):
         run_audit("audited_broken", plugins=(tmp_path / "broken.py",), shape=SMALL)
 
 
-def test_a_router_that_ends_the_process_in_training_is_told_as_such(tmp_path: Path) -> None:
+def test_a_router_that_exits_in_training_is_a_user_error(tmp_path: Path) -> None:
     ends = SWAPPED.format(name="audited_end").replace("return self.block(", "raise SystemExit(0); (")
     (tmp_path / "ends.py").write_text(ends)
     with pytest.raises(UserError, match="router 'audited_end' raised SystemExit: 0 in a training step"):
@@ -103,7 +101,7 @@ def test_training_has_moved_what_training_moves() -> None:
     assert not model.training
 
 
-def test_mistakes_are_told_as_such() -> None:
+def test_wrong_arguments_are_user_errors() -> None:
     for name, others, words in (
         ("mdo", {}, "did you mean 'mod'"),
         ("mod:quarter", {}, "no preset 'quarter'"),

@@ -1,4 +1,4 @@
-"""What probe 3 tells apart where most of a decoding is right.
+"""Probe 3 where most of the decoding is right.
 
 B sequences, T tokens, D model width.
 """
@@ -28,8 +28,7 @@ def decoded(
     dtype: torch.dtype,
     shape: tuple[int, int] = (3, 63),
 ) -> Outcome:
-    """Of a dense model of one layer, whose result is ``wrong`` in some passes with a cache in ``dtype``.
-    No later token hears of it."""
+    """Outcome for a dense model of one layer that is ``wrong`` in some cached passes in ``dtype``."""
     right = Block.forward
 
     def forward(self: Block, x_BTD: Tensor, context: Context) -> Tensor:
@@ -51,7 +50,7 @@ def alone_from(place: int) -> Callable[[Tensor, Context], bool]:
     return wrong
 
 
-def test_what_a_sequence_decodes_alone_is_read_to_the_length_that_is_scored(
+def test_a_sequence_alone_is_decoded_to_the_scored_length(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for length, passes in ((250, True), (256, False)):
@@ -61,7 +60,7 @@ def test_what_a_sequence_decodes_alone_is_read_to_the_length_that_is_scored(
 
 
 @pytest.mark.parametrize(("place", "passes"), [(150, True), (50, False)])
-def test_in_a_models_own_dtype_rounding_may_tip_some_tokens_and_not_most(
+def test_in_the_models_own_dtype_rounding_may_change_some_tokens_but_not_most(
     place: int, passes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passed, figure = decoded(alone_from(place), monkeypatch, dtype=torch.float32)
@@ -83,11 +82,11 @@ def test_in_a_models_own_dtype_one_of_two_texts_may_be_off(monkeypatch: pytest.M
     assert passed, figure
 
 
-def test_a_decoding_that_lets_all_in_is_told_from_a_model_that_does(
+def test_decoding_that_selects_all_is_told_from_a_model_that_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Barred(mutants.DecodeAlways):
-        """First weights let in some; these here, all."""
+        """Initial weights select some tokens; these select all."""
 
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments)
@@ -103,4 +102,4 @@ def test_a_decoding_that_lets_all_in_is_told_from_a_model_that_does(
     subject = Subject(model)
     passed, figure = decode_parity(subject, subject.tokens(3, 63))
     assert passed is False
-    assert "of first weights" in figure
+    assert "with initial weights" in figure

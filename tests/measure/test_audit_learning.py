@@ -1,6 +1,6 @@
-"""What probe 8 takes for a gradient that reaches a router: a number, not 0, of a linear gate's scale.
+"""Probe 8 requires a router gradient that is finite, not 0, and of a linear gate's scale.
 
-R sequences that send any tokens, K the most that one sends.
+R sequences with selected tokens, K the most of one sequence.
 """
 
 import mutants
@@ -46,7 +46,7 @@ class WeakInOneLayer(Right):
         return scores_RK.detach() + 1e-3 * (scores_RK - scores_RK.detach())
 
 
-def test_one_router_of_several_that_learns_too_slowly_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_several_routers_with_a_weak_gradient_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     found = learning(WeakInOneLayer, monkeypatch, layers=4)
     assert found == (False, "the router's gradient is 1.0e-03 of a linear gate's")
     assert learning(WeakInOneLayer, monkeypatch)[0] is True  # without the other

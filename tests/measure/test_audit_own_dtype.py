@@ -1,4 +1,4 @@
-"""What a router does in the model's own dtype alone is seen, and what rounding tips there is no leak.
+"""Leaks in the model's own dtype only are found, and rounding there is no leak.
 
 B sequences, T tokens, D model width.
 """
@@ -44,7 +44,7 @@ def where(chosen: bool, change: Callable[[], Tensor]) -> Tensor:
 
 @pytest.mark.parametrize(
     "shape",
-    [(3, 63), (4, 128), (2, 256), (4, 256), (2, 512)],
+    [(3, 63), (2, 256)],
     ids=lambda shape: f"{shape[0]}x{shape[1]}",
 )
 def test_a_peek_at_the_next_token_is_seen_at_any_length(
@@ -56,8 +56,8 @@ def test_a_peek_at_the_next_token_is_seen_at_any_length(
 
     found = failures(peek, monkeypatch, (shape,))
     (leak,) = [finding for finding in found if finding.probe == 1]
-    assert leak.figure.startswith("0 earlier positions moved, by")
-    told = leak.figure.split("in torch.float32 only before ")[1].split(" changes")[0]
+    assert leak.figure.startswith("0 earlier positions changed, by")
+    told = leak.figure.split("in torch.float32 only by ")[1].split(" edits")[0]
     before, of = map(int, told.split(" of "))
     assert before > 0.9 * of  # a token may be changed to itself
 
@@ -70,21 +70,23 @@ def test_what_the_first_token_knows_of_the_last_is_seen(monkeypatch: pytest.Monk
     assert 1 in {finding.probe for finding in failures(last, monkeypatch, ((2, 256),))}
 
 
-def test_strangers_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def strangers(x_BTD: Tensor, context: Context) -> Tensor:
+def test_a_dependence_on_batch_mean_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def batch_mean(x_BTD: Tensor, context: Context) -> Tensor:
         return where(context.cache is None, lambda: x_BTD.mean(0, keepdim=True))
 
-    found = {finding.probe: finding.figure for finding in failures(strangers, monkeypatch, ((3, 63),))}
+    found = {finding.probe: finding.figure for finding in failures(batch_mean, monkeypatch, ((3, 63),))}
     assert "differ by" in found[2]
     assert "in torch.float32 only by" in found[2]
 
 
-def test_strangers_in_batches_without_padding_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def strangers(x_BTD: Tensor, context: Context) -> Tensor:
+def test_a_dependence_on_the_batch_without_padding_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def batch_mean(x_BTD: Tensor, context: Context) -> Tensor:
         full = context.cache is None and context.lengths_B is None
         return where(full, lambda: x_BTD.mean(0, keepdim=True))
 
-    assert 2 in {finding.probe for finding in failures(strangers, monkeypatch, ((3, 63),))}
+    assert 2 in {finding.probe for finding in failures(batch_mean, monkeypatch, ((3, 63),))}
 
 
 @pytest.mark.parametrize("sequences", [1, 3])
@@ -95,13 +97,11 @@ def test_a_decoding_that_is_another_is_seen(sequences: int, monkeypatch: pytest.
 
     (finding,) = failures(decoded, monkeypatch, ((3, 63),))
     assert finding.probe == 3
-    assert (
-        f"in torch.float32 only {3 * 16 if sequences == 3 else 200} tokens one by one" in finding.figure
-    )
+    assert f"in torch.float32 only {3 * 16 if sequences == 3 else 200} decoded tokens" in finding.figure
 
 
 def test_a_token_that_rounding_tips_in_one_text_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Token 3 of one text, and through attention those after it, as an odd token is in the batch."""
+    """Changes token 3 of one text, and through attention later ones, where the token sum is odd."""
     model = build_model(SHAPE, build_router("vanilla"), seed=4)
     subject = Subject(model, 0)
     text_BT = subject.tokens(4, 63)
@@ -119,8 +119,8 @@ def test_a_token_that_rounding_tips_in_one_text_is_no_leak(monkeypatch: pytest.M
     monkeypatch.setattr(Block, "forward", forward)
     passed, figure = causal(subject, text_BT)
     assert passed, figure
-    assert "in torch.float32 before" in figure
-    assert "in torch.float32 before 0 of" not in figure
+    assert "in torch.float32 by" in figure
+    assert "in torch.float32 by 0 of" not in figure
 
 
 def test_what_is_float64_itself_is_asked_once() -> None:

@@ -1,4 +1,4 @@
-"""docs/audit.md has a row to each router, preset and known bug, as the audit of one of them says."""
+"""docs/audit.md has a row for each router, preset and known bug, as the audit gives it."""
 
 import re
 

@@ -1,11 +1,9 @@
-"""Probe 8 asks a router's rows, too: a gate that keeps the gradient from one expert alone is named, and
-no scheme fails whose loss does not hang on a row without a gradient.
+"""Probe 8 finds a row of a router's weight whose gradient is lost though its expert receives tokens.
 
 B sequences, T tokens, S slots, D model width, E experts.
 """
 
 import re
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,15 +11,12 @@ from mutants import learning
 from torch import Tensor, nn
 
 from modbench.ledger import Ledger, Workload
-from modbench.measure.audit import router_rows
 from modbench.measure.audit.learning import TOKENS
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.init import normal_
 from modbench.model.mlp import FeedForward
-from modbench.routing.build import build_model
 from modbench.routing.expert_bank import ExpertBank, dispatched
-from modbench.routing.registry import build_router
 from modbench.routing.topk import score
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
@@ -29,7 +24,7 @@ EXPERTS, CUT = 4, 1
 
 
 class Best(FeedForward):
-    """The two experts that score highest, each weighted by its own sigmoid."""
+    """The two experts with the highest scores, each weighted by its own sigmoid."""
 
     top_k = 2
 
@@ -79,14 +74,6 @@ class CutForOneOfTheBest(CutForOne):
     top_k = 1
 
 
-class CutAfterOneThatDoesNothing(CutForOne):
-    """The first row without a gradient is not the one at fault."""
-
-    def gates(self, scores_SE: Tensor, chosen_SE: Tensor) -> Tensor:
-        gates_SE = super().gates(scores_SE, chosen_SE)
-        return torch.cat([0 * gates_SE[:, :CUT], gates_SE[:, CUT:]], 1)
-
-
 class Renormalised(Best):
     def gates(self, scores_SE: Tensor, chosen_SE: Tensor) -> Tensor:
         gates_SE = scores_SE.sigmoid() * chosen_SE
@@ -100,46 +87,29 @@ class Softmax(Best):
         return scores_SE.softmax(1)
 
 
-class ChosenByNobody(Best):
-    """A bias in the choice alone."""
+class NeverChosen(Best):
+    """A bias in the choice only."""
 
     def choice(self, scores_SE: Tensor) -> Tensor:
         return with_one(scores_SE, scores_SE[:, CUT] - 1e3)
 
 
 class ChosenInTurn(Best):
-    """By everything but the scores."""
+    """Chosen by position, whatever the scores."""
 
     def choice(self, scores_SE: Tensor) -> Tensor:
         place_S1 = torch.arange(len(scores_SE), device=scores_SE.device)[:, None]
         return -((place_S1 - torch.arange(EXPERTS, device=scores_SE.device)) % EXPERTS).double()
 
 
-class ConstantGateOfOne(Best):
-    """Tokens go to it by its score, and it is weighted by 1."""
-
-    def gates(self, scores_SE: Tensor, chosen_SE: Tensor) -> Tensor:
-        return with_one(scores_SE.sigmoid(), torch.ones_like(scores_SE[:, CUT]))
-
-
-class DoesNothing(Best):
-    """An expert of zero computation, whatever its gate is."""
-
-    def gates(self, scores_SE: Tensor, chosen_SE: Tensor) -> Tensor:
-        return with_one(scores_SE.sigmoid(), 0 * scores_SE[:, CUT])
-
-
 class Noisy(Best):
-    """Drawn anew in each pass."""
+    """With random noise in the choice."""
 
     def choice(self, scores_SE: Tensor) -> Tensor:
         return scores_SE + 0.1 * torch.randn_like(scores_SE)
 
 
-class ConstantGateOfOneByLot(ConstantGateOfOne, Noisy): ...
-
-
-class WithABias(ConstantGateOfOne):
+class WithABias(Best):
     """A router's, of another shape."""
 
     def __init__(self, model: ModelConfig, layer: int) -> None:
@@ -150,7 +120,7 @@ class WithABias(ConstantGateOfOne):
         return super().gates(scores_SE + self.router_bias, chosen_SE)
 
 
-class WithAFrozenOne(ConstantGateOfOne):
+class WithAFrozenOne(Best):
     """A router of the same shape that is not trained."""
 
     def __init__(self, model: ModelConfig, layer: int) -> None:
@@ -159,8 +129,8 @@ class WithAFrozenOne(ConstantGateOfOne):
         self.router_frozen = nn.Parameter(frozen_ED, requires_grad=False)
 
 
-@pytest.mark.parametrize("kind", [CutForOne, CutForOneOfTheBest, CutAfterOneThatDoesNothing])
-def test_a_gradient_that_is_cut_for_one_expert_is_named(
+@pytest.mark.parametrize("kind", [CutForOne, CutForOneOfTheBest])
+def test_a_gradient_detached_for_one_expert_is_named(
     kind: type[Best], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passed, figure = learning(kind, SHAPE, monkeypatch)
@@ -168,7 +138,7 @@ def test_a_gradient_that_is_cut_for_one_expert_is_named(
     place = rf"row {CUT} of layers\.1\.feed_forward\.router, to whose expert (\d+) tokens go"
     found = re.fullmatch(f"cross-entropy does not reach {place}", figure)
     assert found, figure
-    assert 0 < int(found[1]) < 3 * TOKENS  # its own, and no others'
+    assert 0 < int(found[1]) < 3 * TOKENS
 
 
 @pytest.mark.parametrize(
@@ -177,55 +147,17 @@ def test_a_gradient_that_is_cut_for_one_expert_is_named(
         Best,
         Renormalised,
         Softmax,
-        ChosenByNobody,
+        NeverChosen,
         ChosenInTurn,
-        ConstantGateOfOne,
-        DoesNothing,
         Noisy,
-        ConstantGateOfOneByLot,
         WithAFrozenOne,
     ],
 )
-def test_a_row_that_the_loss_does_not_hang_on_needs_no_gradient(
+def test_rows_of_experts_without_tokens_need_no_gradient(
     kind: type[Best], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert learning(kind, SHAPE, monkeypatch) == (True, "cross-entropy reaches 1 router parameters")
 
 
-def test_parameters_of_other_shapes_are_not_asked_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_of_other_shapes_are_not_tested_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert learning(WithABias, SHAPE, monkeypatch) == (True, "cross-entropy reaches 2 router parameters")
-
-
-@pytest.mark.parametrize(
-    ("moved", "hangs"),
-    [
-        (lambda step: step, True),
-        (lambda step: -1e-9 * step, True),
-        (lambda step: step if abs(step) < 1e-4 else 1.0, True),
-        (lambda step: 1e-11 * step, False),
-        (lambda step: float(step > 0), False),
-        (lambda step: float(step > 0) - float(step < 0), False),
-        (abs, False),
-        (lambda step: step + 0.3 * abs(step), False),
-        (lambda step: 0.0, False),
-    ],
-    ids=[
-        *("slope", "small slope", "slope before a choice tips over", "rounding", "jump"),
-        *("jump each way", "kink", "slope and kink", "nothing"),
-    ],
-)
-def test_a_loss_hangs_on_a_row_where_it_has_a_slope(
-    moved: Callable[[float], float], hangs: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By how much a loss of 1 ``moved`` when row 1 has grown by a ``step`` of itself."""
-    first = build_model(SHAPE, build_router("vanilla"), seed=4).double()
-    first.embedding.weight.data[1] = 1.0
-
-    def loss(model: nn.Module, tokens_BT: Tensor, context: Context) -> Tensor:
-        step = float(model.get_parameter("embedding.weight")[1, 0]) - 1.0
-        return torch.tensor(1.0 + moved(step), dtype=torch.float64)
-
-    monkeypatch.setattr(router_rows, "_loss", loss)
-    nothing = torch.zeros(1, 1, dtype=torch.long)
-    assert router_rows._hangs_on(first, nothing, "embedding.weight", 1, 1.0) is hangs
-    assert bool((first.embedding.weight[1] == 1.0).all())  # the model itself is not changed

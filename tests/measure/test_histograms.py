@@ -1,4 +1,4 @@
-"""Histograms of routing, on numbers and on routers whose choices are known beforehand."""
+"""Routing histograms of numbers and of routers with known choices."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_bins_of_weights_do_not_depend_on_order_or_batches() -> None:
     assert weights(*values_N.split(7)) == weights(values_N.flip(0)) == whole
 
 
-def test_equal_weights_and_none_and_those_that_are_no_numbers() -> None:
+def test_equal_weights_no_weights_and_nan() -> None:
     assert weights(torch.full((3, 5), 2.5))["all"] == [15]
     assert weights() is None
     assert weights(torch.tensor([torch.nan, torch.inf])) is None
@@ -102,7 +102,7 @@ def test_positions_stand_in_64_bins_at_most(tokens: int, bins: int, last: int) -
     assert sum(found["causal"]["depth"][0]["routed"]) == 2 * -(-tokens // 8)
 
 
-def test_tokens_are_counted_by_who_they_are() -> None:
+def test_tokens_are_counted_by_id() -> None:
     made = model("mod", scores="hash", capacity=0.25, every=4)
     made.layers[3].threshold.value.fill_(0.5)
     found = routing(made)
@@ -178,24 +178,7 @@ def test_experts_of_all_schemes_show_what_they_chose(name: str, options: dict) -
                 assert sum(layer["scores"]["selected"]) == tokens > sum(layer["load"])
 
 
-@pytest.mark.parametrize("pool", ["sequence", "batch"])
-def test_where_experts_choose_tokens_are_counted_by_position_and_by_their_experts(pool: str) -> None:
-    made = model("expert_choice", pool=pool)
-    tokens_WT = torch.from_numpy(WINDOWS_WT[:, :-1])
-    found = routing(made, batch=len(WINDOWS_WT))
-    for rule in ("causal", "topk"):
-        context = Context(selection=rule, trace=Trace(detailed=True))
-        made(tokens_WT, context)
-        for layer in found[rule]["experts"]:
-            chosen_WTE = context.trace.tensors[layer["layer"], "chosen"].view(*tokens_WT.shape, -1)
-            number_WT = chosen_WTE.sum(-1)
-            assert layer["taken"] == (number_WT > 0).sum(0).tolist()
-            wanted = [int((number_WT == number).sum()) for number in range(len(layer["by_taken"]))]
-            assert layer["by_taken"] == wanted
-            assert sum(n * count for n, count in enumerate(wanted)) == sum(layer["load"])
-
-
-def test_choices_of_experts_that_do_nothing_are_counted_by_layer() -> None:
+def test_choices_of_no_op_experts_are_counted_by_layer() -> None:
     found = routing(model("mode_integrated", experts=5, no_op_experts=3, top_k=2))
     for rule in ("causal", "topk"):
         for layer in found[rule]["experts"]:
@@ -221,7 +204,7 @@ def test_choices_of_experts_that_do_nothing_are_counted_by_layer() -> None:
     ],
 )
 @pytest.mark.parametrize("rule", ["topk", "causal"])
-def test_scores_stand_beside_the_choice_that_was_made_by_them(
+def test_scores_agree_with_the_choices(
     name: str, options: dict, among: int | tuple[int, int], rule: str
 ) -> None:
     tokens_BT = torch.from_numpy(WINDOWS_WT[:3])
@@ -238,29 +221,7 @@ def test_scores_stand_beside_the_choice_that_was_made_by_them(
         assert (lowest >= highest).all()
 
 
-def test_the_number_of_batches_changes_nothing() -> None:
-    made = model("mode_staged")
-    assert routing(made, batch=3) == routing(made, batch=20)
-
-
-@pytest.mark.parametrize("name", ["token_choice", "expert_choice", "expert_threshold", "relu_routing"])
-def test_a_training_step_keeps_no_scores(name: str) -> None:
-    context = Context()
-    model(name).train()(torch.from_numpy(WINDOWS_WT[:2]), context)
-    assert not {shown for _, shown in context.trace.tensors} & {"scores", "chosen"}
-
-
-def test_the_gate_that_is_shown_is_the_one_applied() -> None:
-    shown = {}
-    for gate in ("linear", "sigmoid", "scaled_sigmoid"):
-        context = Context()
-        model("mod", gate=gate)(torch.from_numpy(WINDOWS_WT[:2]), context)
-        shown[gate] = context.trace.tensors[1, "gate"]
-    assert torch.equal(shown["sigmoid"], shown["linear"].sigmoid())
-    assert torch.equal(shown["scaled_sigmoid"], 2 * shown["linear"].sigmoid())
-
-
-def test_what_a_plugin_shows_in_other_shapes_is_passed_over() -> None:
+def test_trace_entries_of_other_shapes_are_ignored() -> None:
     histograms = RoutingHistograms(sequence=8, pieces=PIECES)
     trace = Trace()
     trace.show(0, "selected", torch.ones(3, dtype=torch.bool))

@@ -28,7 +28,7 @@ def test_a_token_that_skips_a_layer_leaves_no_key(name: str, options: dict, shar
     made = build_model(SHAPE, build_router(name, options))
     for layer in made.layers:
         if options.get("causal") == "ema_threshold" and hasattr(layer, "threshold"):
-            layer.threshold.value.fill_(1e9)  # nobody enters
+            layer.threshold.value.fill_(1e9)  # selects no token
     found = kv_cache_measures(made, WINDOWS_WT, batch=2)
     assert found["kv_cache_share"] == share
     # Four layers of keys and values, 32 wide, of 4 bytes.

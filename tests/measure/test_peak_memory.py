@@ -1,4 +1,4 @@
-"""Why a process in which a cell's memory is measured came to nothing."""
+"""The process that measures a cell's peak memory, and how it can fail."""
 
 import os
 import signal
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from modbench.measure import memory
+from modbench.measure.memory import MEMORY_ENV
 from modbench.model.config import ModelConfig
 from modbench.train.config import TrainConfig
 from modbench.train.out_of_memory import asked_bytes, failed_allocation
@@ -34,7 +35,7 @@ class Odd(Block):
 
 
 def spec_of(name: str, forward: str, folder: Path) -> dict[str, Any]:
-    """Of a cell whose router is a plugin's, with ``forward`` in its forward pass."""
+    """A cell whose router is a plugin with ``forward`` in its forward pass."""
     plugin = folder / f"{name}.py"
     plugin.write_text(PLUGIN.format(name=name, forward=forward))
     digest = sha256(plugin.read_bytes()).hexdigest()
@@ -46,31 +47,35 @@ def spec_of(name: str, forward: str, folder: Path) -> dict[str, Any]:
     return {"cell": cell, "plugins": [os.fspath(plugin)]}
 
 
-def killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every process dies of SIGKILL, with a last word that is none."""
-    ended = subprocess.CompletedProcess([], -signal.SIGKILL, "", "a warning")
-    monkeypatch.setattr(memory, "_child", lambda *_: ended)
-
-
-def test_a_kill_by_the_kernel_is_want_of_memory_and_one_by_hand_is_not(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("code", "error", "words"),
+    [
+        (-signal.SIGKILL, memory.KilledError, "^measuring memory$"),
+        (-signal.SIGSEGV, RuntimeError, "^measuring memory failed with exit code -11: Fatal"),
+    ],
+)
+def test_a_killed_process_is_told_from_a_crashed_one(
+    code: int, error: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed(monkeypatch)
-    kills = iter((3, 3, 3, 4))
-    monkeypatch.setattr(memory, "out_of_memory_kills", lambda: next(kills))
-    spec: dict[str, Any] = {"cell": {}, "plugins": []}
-    words = "^measuring memory: killed by SIGKILL, by hand or for want of memory$"
-    with pytest.raises(RuntimeError, match=words):
-        memory.peak_memory(spec, 1)
-    with pytest.raises(memory.KilledError, match="measuring memory"):
-        memory.peak_memory(spec, 1)
-
-
-def test_a_process_that_another_signal_ended_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = subprocess.CompletedProcess([], -signal.SIGSEGV, "", "Fatal Python error")
-    monkeypatch.setattr(memory, "_child", lambda *_: ended)
-    with pytest.raises(RuntimeError, match=r"^measuring memory failed with exit code -11: Fatal"):
+    ended = subprocess.CompletedProcess([], code, "", "Fatal Python error")
+    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: ended)
+    with pytest.raises(error, match=words):
         memory.peak_memory({"cell": {}, "plugins": []}, 1)
+
+
+def test_the_measured_process_frees_buffers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "99")
+    seen: dict[str, str] = {}
+
+    def run(*_: Any, env: dict[str, str], **__: Any) -> subprocess.CompletedProcess[str]:
+        seen.update(env)
+        return subprocess.CompletedProcess([], 0, '{"peak_bytes": 5}', "")
+
+    monkeypatch.setattr(memory.subprocess, "run", run)
+    found = memory.peak_memory({"cell": {}, "plugins": []}, 3)
+    assert found == {"median": 5, "iqr": None, "n": 1, "stable": None}
+    assert seen.items() >= MEMORY_ENV.items()
+    assert seen["OMP_NUM_THREADS"] == seen["MKL_NUM_THREADS"] == "3"
 
 
 @pytest.mark.parametrize(
@@ -98,22 +103,3 @@ def test_a_router_may_print_while_its_memory_is_measured(tmp_path: Path) -> None
     forward = "import os; print('a'); os.write(1, b'b'); return super().forward(x_BTD, context)"
     found = memory.peak_memory(spec_of("prints_in_steps", forward, tmp_path), 1)
     assert found["median"] >= 0
-
-
-def test_what_a_router_forks_is_not_waited_for(tmp_path: Path) -> None:
-    sleeper, awake = tmp_path / "sleeper", tmp_path / "awake"
-    forks = f"""
-        import os, time
-        from pathlib import Path
-        if not Path({os.fspath(sleeper)!r}).exists():
-            child = os.fork()
-            if child == 0:
-                time.sleep(60)
-                Path({os.fspath(awake)!r}).touch()
-                os._exit(0)
-            Path({os.fspath(sleeper)!r}).write_text(str(child))
-        return super().forward(x_BTD, context)
-"""
-    assert memory.peak_memory(spec_of("forks", forks, tmp_path), 1)["median"] > 0
-    assert not awake.exists()
-    os.kill(int(sleeper.read_text()), signal.SIGKILL)

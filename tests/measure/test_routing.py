@@ -1,4 +1,4 @@
-"""Measures of routing, on routers whose choices are known beforehand."""
+"""Routing metrics of routers with known choices."""
 
 import math
 from dataclasses import replace
@@ -36,20 +36,20 @@ def test_a_stride_is_the_same_under_both_rules() -> None:
     assert measured["causal_rule_accuracy"] == 1
 
 
-@pytest.mark.parametrize("everyone", [True, False])
-def test_a_causal_rule_that_knows_nothing_is_told_from_one_that_skips(everyone: bool) -> None:
+@pytest.mark.parametrize("selects_all", [True, False])
+def test_causal_rules_that_select_all_or_no_tokens(selects_all: bool) -> None:
     made = model("mod", capacity=0.25, causal="ema_threshold")
-    made.layers[1].threshold.value.fill_(-1e9 if everyone else 1e9)
+    made.layers[1].threshold.value.fill_(-1e9 if selects_all else 1e9)
     measured = routing_measures(made, WINDOWS_WT)
     assert measured["causal_rule_base_rate"] == 0.75
-    assert measured["realised_capacity"] == everyone
-    assert measured["causal_rule_recall"] == everyone
-    assert measured["causal_rule_accuracy"] == (0.25 if everyone else 0.75)
-    assert measured["flip_rate"] == (0.75 if everyone else 0.25)
-    assert measured.get("causal_rule_precision") == (0.25 if everyone else None)
+    assert measured["realised_capacity"] == selects_all
+    assert measured["causal_rule_recall"] == selects_all
+    assert measured["causal_rule_accuracy"] == (0.25 if selects_all else 0.75)
+    assert measured["flip_rate"] == (0.75 if selects_all else 0.25)
+    assert measured.get("causal_rule_precision") == (0.25 if selects_all else None)
 
 
-def test_experts_that_nobody_chooses_are_dead() -> None:
+def test_experts_without_tokens_are_dead() -> None:
     made = model("token_choice", experts=8, top_k=2)
     for layer in made.layers:
         torch.nn.init.zeros_(layer.feed_forward.router)  # ties go to the first two
@@ -67,7 +67,7 @@ def test_the_gates_scale_is_that_of_the_layers_that_show_one() -> None:
     # Two blocks to a recursion: one gate, two layers that are skipped.
     shape = replace(SHAPE, layers=6)
     made = build_model(shape, build_router("mixture_of_recursions", {"gate_scale": 0.5}))
-    torch.nn.init.zeros_(made.layers[1].router)  # sigmoid(0), and everyone enters
+    torch.nn.init.zeros_(made.layers[1].router)  # sigmoid(0), so all tokens are selected
     assert routing_measures(made, WINDOWS_WT)["gate_scale"] == 0.25
 
 
@@ -142,7 +142,7 @@ def test_a_threshold_that_lets_all_in_differs_from_the_experts_top_tokens() -> N
 
 def test_places_that_are_filled_up_are_no_tokens_that_no_expert_took() -> None:
     made = model("mode_staged", experts_by="expert_choice", capacity=0.25, causal="ema_threshold")
-    made.layers[1].threshold.value.fill_(0.0)  # enters who scores above 0: in each sequence others
+    made.layers[1].threshold.value.fill_(0.0)  # selects scores above 0: another number in each sequence
     torch.nn.init.normal_(made.layers[1].router, std=0.5)
     for layer in made.layers:
         experts = layer.block.feed_forward if hasattr(layer, "block") else layer.feed_forward
@@ -167,7 +167,7 @@ def test_the_experts_scale_is_what_their_gates_add_up_to(scaling: float) -> None
     assert measured["expert_gate_scale"] == pytest.approx(scaling * 2 / 8)
 
 
-def test_choices_of_experts_that_do_nothing_are_counted() -> None:
+def test_choices_of_no_op_experts_are_counted() -> None:
     made = model("mode_integrated", experts=4, no_op_experts=4, top_k=2)
     first, second = (layer.feed_forward for layer in made.layers)
     for part, best in ((first, (3, 4)), (second, (6, 7))):
@@ -191,7 +191,7 @@ class _Chosen(torch.nn.Module):
         return torch.zeros(8).index_fill(0, torch.tensor(self.best), 9.0)
 
 
-def test_recursions_are_judged_by_those_who_were_asked() -> None:
+def test_recursions_are_judged_on_candidates_only() -> None:
     shape = replace(SHAPE, layers=5)
     made = build_model(shape, build_router("mixture_of_recursions", {"recursions": 3}))
     torch.nn.init.zeros_(made.layers[1].router)  # the causal rule lets all go on

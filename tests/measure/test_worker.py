@@ -1,4 +1,4 @@
-"""A process that measures: what it is told, what it prints, when it ends."""
+"""The measuring process: its input, its output, and when it ends."""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ def run(text: str) -> tuple[int, list[dict[str, Any]], str]:
 
 
 @pytest.mark.parametrize("kind", ["time", "training_memory", "inference_memory"])
-def test_the_last_line_is_what_it_found(kind: str) -> None:
+def test_the_last_line_is_the_result(kind: str) -> None:
     code, documents, said = run(spec(kind))
     assert (code, said) == (0, "")
     *events, found = documents
@@ -80,7 +80,7 @@ def test_the_last_line_is_what_it_found(kind: str) -> None:
     assert found["measured"][expected]
 
 
-def test_want_of_memory_is_a_result_with_the_size() -> None:
+def test_out_of_memory_is_a_result_with_the_size() -> None:
     code, documents, _ = run(spec("time", model={**CELL["model"], "vocabulary": 10**10}))
     assert code == 0
     found = documents[-1]
@@ -90,7 +90,7 @@ def test_want_of_memory_is_a_result_with_the_size() -> None:
     assert found["measured"] == {}
 
 
-def test_a_case_that_memory_ran_out_in_is_told_and_the_others_timed() -> None:
+def test_a_case_that_runs_out_of_memory_leaves_the_others_timed() -> None:
     code, documents, _ = run(spec("time", time={**CELL["time"], "decode_past": [10**13, 4]}))
     found = documents[-1]
     assert (code, found["status"]) == (0, "oom")
@@ -108,17 +108,7 @@ def test_a_case_that_memory_ran_out_in_is_told_and_the_others_timed() -> None:
     assert measured["balance"] == "forced"
 
 
-def test_memory_that_ran_out_in_several_cases_is_told_of_the_first() -> None:
-    time = {**CELL["time"], "prefill": [10**13, 8], "decode_past": [10**13 - 1]}
-    code, documents, _ = run(spec("time", time=time))
-    found = documents[-1]
-    assert (code, found["status"]) == (0, "oom")
-    assert found["error"].startswith("2 cases, the first prefill 10000000000000 x 1: out of memory")
-    names = [case["name"] for case in found["measured"]["ran_out"]]
-    assert names == ["prefill 10000000000000 x 1", "decode after 9999999999999 x 1"]
-
-
-def test_phases_that_fail_are_told_and_the_others_timed(tmp_path: Path) -> None:
+def test_cases_that_fail_leave_the_others_timed(tmp_path: Path) -> None:
     cached = "if context.cache is not None: raise KeyError('no cache yet')"
     plugins, talks = talkative(tmp_path, cached)
     code, documents, said = run(spec("time", plugins, router=talks))
@@ -130,71 +120,26 @@ def test_phases_that_fail_are_told_and_the_others_timed(tmp_path: Path) -> None:
     assert said.count("Traceback") == 2
 
 
-def test_a_phase_that_fails_and_one_that_memory_runs_out_in_are_both_told(tmp_path: Path) -> None:
-    plugins, talks = talkative(tmp_path, "if x.shape[1] == 1: raise ValueError('no token by itself')")
-    time = {**CELL["time"], "prefill": [10**13]}
-    found = run(spec("time", plugins, router=talks, time=time))[1][-1]
-    assert (found["status"], found["asked_bytes"] > 10**13) == ("failed", True)
-    failed = "decode after 4 x 1: ValueError: no token by itself"
-    assert found["error"].startswith(f"{failed}; prefill 10000000000000 x 1: out of memory, asked for ")
-    assert [case["name"] for case in found["measured"]["ran_out"]] == ["prefill 10000000000000 x 1"]
-
-
-def test_a_mistake_is_a_sentence() -> None:
+def test_a_user_error_is_one_sentence() -> None:
     code, documents, said = run(spec("time", router={"name": "mood", "options": {}}))
     assert (code, documents) == (2, [])
     assert said.startswith("modbench: router 'mood' is not known")
     assert said.count("\n") == 1
 
 
-def test_what_a_plugin_prints_goes_to_the_log(tmp_path: Path) -> None:
+def test_output_of_a_plugin_goes_to_the_log(tmp_path: Path) -> None:
     plugins, talks = talkative(tmp_path, "print('{\"status\": 1}.', end='')")
     code, documents, said = run(spec("time", plugins, router=talks))
     assert (code, documents[-1]["status"]) == (0, "ok")
     assert said.startswith('{"status": 1}.{"status": 1}.')
 
 
-def test_a_plugin_that_ends_the_process_is_told(tmp_path: Path) -> None:
+def test_a_plugin_that_exits_is_an_error(tmp_path: Path) -> None:
     plugins, talks = talkative(tmp_path, "sys.exit(0)")
     code, documents, said = run(spec("time", plugins, router=talks))
     assert code == 2
     assert not any("status" in document for document in documents)
-    assert said == "modbench: what was to be measured ended the process (sys.exit)\n"
-
-
-@pytest.mark.parametrize(
-    ("does", "changed"),
-    [
-        ("torch.set_num_threads(2)", "threads from 1 to 2"),
-        ("torch.use_deterministic_algorithms(True)", "deterministic from False to True"),
-        ("torch.set_default_dtype(torch.float64)", "default dtype from torch.float32 to torch.float64"),
-        ("torch.set_float32_matmul_precision('high')", "matmuls from highest to high"),
-        ("torch.backends.mkldnn.matmul.fp32_precision = 'bf16'", "matmuls from highest to one of each"),
-        ("torch.set_autocast_enabled('cpu', True)", "autocast from False to True"),
-        ("torch.autograd.set_grad_enabled(False)", "gradients from True to False"),
-        ("torch.backends.mkldnn.enabled = False", "oneDNN from True to False"),
-        ("torch.set_default_device('meta')", "default device from cpu to meta"),
-        ("torch.set_flush_denormal(True)", "subnormal numbers from kept to flushed to 0"),
-        ("torch.autograd.set_detect_anomaly(True)", "anomaly detection from False to True"),
-        (
-            "sys.kept = torch.inference_mode(); sys.kept.__enter__()",
-            "inference mode from False to True",
-        ),
-        ("torch.set_num_interop_threads(7)", "threads between ops from "),
-        ("sys.modules['os'].environ['KMP_AFFINITY'] = 'x'", "KMP_AFFINITY from not set to x"),
-    ],
-)
-def test_a_plugin_that_changes_how_its_process_computes_is_told(
-    does: str, changed: str, tmp_path: Path
-) -> None:
-    plugins, talks = talkative(tmp_path, f"import torch; {does}")
-    code, documents, said = run(spec("time", plugins, router=talks))
-    assert code == 2
-    assert not any("status" in document for document in documents)
-    assert said.splitlines()[-1].startswith(
-        "modbench: what was to be measured changed its whole process:"
-    )
-    assert changed in said.splitlines()[-1]
+    assert said == "modbench: the measured code ended the process (sys.exit)\n"
 
 
 def test_a_plugin_that_was_changed_since_is_not_measured(tmp_path: Path) -> None:
@@ -207,7 +152,7 @@ def test_a_plugin_that_was_changed_since_is_not_measured(tmp_path: Path) -> None
     )
 
 
-def test_it_ends_when_whoever_started_it_is_gone() -> None:
+def test_it_ends_with_its_parent() -> None:
     long = {**CELL["time"], "samples": 10**9}
     with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None

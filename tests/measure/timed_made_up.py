@@ -1,9 +1,9 @@
-"""What is timed, and by what: a small model, a clock and a GPU that are made up."""
+"""A small model, and a fake stopwatch and GPU to time it with."""
 
 from typing import Any
 
+from modbench.measure.benchmark_target import BenchmarkTarget
 from modbench.measure.stopwatch import nothing
-from modbench.measure.subject import BenchmarkTarget
 
 SHAPE = {"vocabulary": 97, "width": 32, "layers": 4, "heads": 4, "mlp_width": 64}
 TIME = {

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from modbench.measure.system_load import SLACK, Busy
+from modbench.measure.system_load import SLACK, LoadMonitor
 
 #: Takes what the turn's draw gave.
 Way = Callable[..., object]
@@ -73,7 +73,7 @@ class InTurns:
             each = warm_up()
         for _ in range(int(WARM_SHARE * self._seconds / each)):
             each = warm_up()
-        turns, busy = max(self._turns, int(self._seconds / each)), Busy()
+        turns, load = max(self._turns, int(self._seconds / each)), LoadMonitor()
         seconds: dict[str, list[float]] = {name: [] for name in others}
 
         def time_others() -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -87,7 +87,7 @@ class InTurns:
             return drawn, {}
 
         self._benchmark.pedantic(ways[first], setup=time_others, rounds=turns, iterations=1)
-        state = busy.state(torch.get_num_threads())
+        state = load.state(torch.get_num_threads())
         # The load average has these threads in it, too.
-        self.loaded |= (state["others"] or 0.0) + state["threads"] > state["cores"] * (1 + SLACK)
+        self.loaded |= state["others"] + state["threads"] > state["cores"] * (1 + SLACK)
         return Turns(seconds={first: list(self._benchmark.stats.stats.data), **seconds})

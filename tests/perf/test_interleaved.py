@@ -73,12 +73,12 @@ def test_a_longer_run_warms_up_for_longer(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(called) == 20 + WARM_UP + 3
 
 
-@pytest.mark.parametrize(("others", "loaded"), [(None, False), (0.1, False), (1.5, True)])
+@pytest.mark.parametrize(("others", "loaded"), [(0.1, False), (1.5, True)])
 def test_other_work_meanwhile_is_noticed(
     others: float | None, loaded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = {"others": others, "threads": 2, "cores": 2}
-    monkeypatch.setattr(interleaved.Busy, "state", lambda self, threads: state)
+    monkeypatch.setattr(interleaved.LoadMonitor, "state", lambda self, threads: state)
     in_turns = InTurns(Pedantic(), seconds=0.0, turns=1)  # type: ignore[arg-type]
     in_turns({"a": lambda: None})
     assert in_turns.loaded == loaded

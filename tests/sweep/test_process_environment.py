@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from modbench.measure.memory import WEIGHING
+from modbench.measure.memory import MEMORY_ENV
 from modbench.sweep.process import ALLOCATOR, child_environment
 from modbench.sweep.timing_process import run_worker
 
@@ -32,9 +32,9 @@ def _nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_is_weighed_where_buffers_go_back_and_timed_where_they_are_kept(
     kind: str, tmp_path: Path
 ) -> None:
-    expected = WEIGHING if "memory" in kind else ALLOCATOR
+    expected = MEMORY_ENV if "memory" in kind else ALLOCATOR
     found = started(kind, tmp_path)
-    assert expected.keys() == ALLOCATOR.keys() == WEIGHING.keys()
+    assert expected.keys() == ALLOCATOR.keys() == MEMORY_ENV.keys()
     assert {name: found[name] for name in expected} == expected
     assert found["OMP_NUM_THREADS"] == found["MKL_NUM_THREADS"] == "3"
 
@@ -46,4 +46,4 @@ def test_an_allocator_that_somebody_chose_is_used_but_for_weighing(
     assert child_environment(1)["MALLOC_TOP_PAD_"] == "77"
     assert child_environment(1)["MALLOC_TRIM_THRESHOLD_"] == ALLOCATOR["MALLOC_TRIM_THRESHOLD_"]
     assert started("time", tmp_path)["MALLOC_TOP_PAD_"] == "77"
-    assert started("training_memory", tmp_path)["MALLOC_TOP_PAD_"] == WEIGHING["MALLOC_TOP_PAD_"]
+    assert started("training_memory", tmp_path)["MALLOC_TOP_PAD_"] == MEMORY_ENV["MALLOC_TOP_PAD_"]

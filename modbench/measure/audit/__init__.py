@@ -1,9 +1,8 @@
-"""What a router must show before it is ranked: probes on a model of that router, in float64 so that a
-difference is a bug and not rounding.
+"""The audit: eleven probes that a model of a router must pass, in float64 so that a difference is a bug
+rather than rounding.
 
-Numbered as the design numbers them. A router that fails 1, 2, 3 or 9 is not ranked. A probe that has
-nothing to ask of a router is ``not asked`` and says why: it has neither passed nor failed. One that has
-something to ask and no way to, of some layer, is ``unchecked``.
+A router that fails probe 1, 2, 3 or 9 is not ranked. A probe that does not apply to a router is ``not
+asked`` and gives the reason; one that applies to a layer but cannot be evaluated there is ``unchecked``.
 
 B sequences, T tokens.
 """
@@ -38,9 +37,8 @@ __all__ = ["PROBES", "ROUNDING", "Finding", "audit", "findings"]
 
 @dataclass(frozen=True)
 class Probe:
-    """``ranks``: a failure keeps the router out of the ranking. ``once``: it has a shape of its own.
-    ``trained``: it is asked at the shape of a training step, too. ``reads``: it goes by what layers tell
-    the trace."""
+    """``ranks``: a failure keeps the router out of the ranking. ``once``: run at one shape only.
+    ``trained``: run at the shape of a training step, too. ``reads``: relies on the trace."""
 
     number: int
     name: str
@@ -72,7 +70,7 @@ _VERDICTS: dict[bool | Unchecked | None, Verdict] = {
     "unchecked": "unchecked",
     False: "failed",
 }
-#: What is found at one shape counts more than what stands before it here, found at another.
+#: The verdict over several shapes is the last of these found at any of them.
 _RISING = list(_VERDICTS)
 
 
@@ -83,11 +81,11 @@ def audit(
     trained: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> list[Finding]:
-    """Run the probes on ``model`` with random tokens, for each of ``shapes`` (sequences, tokens): an odd
-    length, and whatever length and batch it is scored at; the count at that of a step it was ``trained``
-    with, too, for this decides how many steps a budget buys. A probe passes if it does at all of them
-    where it is asked and fails at none; one that raises has failed, unless it was memory that ran out:
-    that is raised. The model itself is not changed."""
+    """Run the probes on ``model`` with random tokens of each of ``shapes`` (sequences, tokens): an odd
+    length by default, plus those it is scored with. The count is also run at the shape it was
+    ``trained`` with, since it decides how many steps a budget buys. ``model`` is not changed.
+
+    A probe fails if it fails, or raises, at any shape. Running out of memory is raised."""
     return list(findings(model, shapes=shapes, trained=trained, seed=seed))
 
 
@@ -98,7 +96,7 @@ def findings(
     trained: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> Iterator[Finding]:
-    """`audit`, one finding as soon as it is known."""
+    """Like `audit`, but yield each finding as soon as it is known."""
     subject = Subject(model, seed)
     for probe in PROBES:
         asked = list(shapes[:1] if probe.once else shapes)
@@ -109,7 +107,7 @@ def findings(
         for shape in asked:
             tokens_BT = subject.tokens(*shape)
             here, said = _outcome(probe, subject, tokens_BT)
-            if probe.reads and here is False:  # what else it says then comes of that
+            if probe.reads and here is False:  # a wrong trace explains other failures
                 said = subject.misreported(tokens_BT) or said
             if here is False and not probe.once:
                 said += f" (at {shape[0]} x {shape[1]} tokens)"
@@ -126,7 +124,7 @@ def findings(
 def _outcome(probe: Probe, subject: Subject, tokens_BT: Tensor) -> Outcome:
     try:
         return probe.run(subject, tokens_BT)
-    except FAULTS as error:  # a router's own code runs here: whatever it raises is its finding
+    except FAULTS as error:  # a router's own code runs here; what it raises is the finding
         if failed_allocation(error) is not None:
-            raise  # that there is too little memory here is no fault of the router's
+            raise  # too little memory is not the router's fault
         return False, f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,4 +1,4 @@
-"""Probe 4: the training rule routes as many as it promises, whatever the scores.
+"""Probe 4: the training rule routes exactly the nominal counts, whatever the scores.
 
 B sequences, T tokens.
 """
@@ -24,14 +24,16 @@ LENGTHS = (1, 2, 7)
 
 @torch.no_grad()
 def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 4: what `Layer.nominal_counts` says is what is routed, at every length, alone, in a batch
-    and padded, where all tokens and all scores are equal, too, ties going to the earlier token; and is
-    never 0 where there is a token. How many the causal rule lets in is told; nobody or everybody,
-    whatever the weights, is no rule."""
+    """Probe 4: the routed counts equal `Layer.nominal_counts` at every length, for one sequence, a batch
+    and padding, and where all tokens or all scores are equal (ties go to the earlier token). A depth
+    count is never 0 for a sequence with tokens.
+
+    The share of tokens that the causal rule selects is reported; it fails only if it is 0 or 1 whatever
+    the weights."""
     sequence = tokens_BT.shape[1]
     model = subject.twin().train()
     if not model.nominal_counts(Workload.uniform(1, sequence)):
-        return None, "no layer promises a count"
+        return None, "no layer declares nominal counts"
     even = zero_routers(subject.twin().train())
     counted = 0
     for length in (*(n for n in LENGTHS if n < sequence), sequence):
@@ -43,19 +45,19 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
                 wrong = _wrong(which, of_BT, lengths, tied=bool(scores))
                 if wrong:
                     return False, f"{wrong}; {name}{scores}, lengths {_short(lengths)}"
-    share = _let_in(subject, tokens_BT)
-    if len(share) > 1 and (set(share) in ({0.0}, {1.0})):
-        return False, f"the causal rule lets in {share[0]:.0%}, whatever the weights and the text"
-    told = f", the causal rule lets in {share[0]:.1%}" if share else ""
-    return True, f"as promised in {counted} cases{told}"
+    shares = _selected_by_the_causal_rule(subject, tokens_BT)
+    if len(shares) > 1 and (set(shares) in ({0.0}, {1.0})):
+        return False, f"the causal rule selects {shares[0]:.0%} of the tokens, whatever the weights"
+    causal = f", the causal rule selects {shares[0]:.1%}" if shares else ""
+    return True, f"nominal counts hold in {counted} cases{causal}"
 
 
-def _let_in(subject: Subject, tokens_BT: Tensor) -> list[float]:
-    """The share of tokens that the causal rule lets into the layers that promise to leave some out: of
-    the model, of first weights, and of others."""
+def _selected_by_the_causal_rule(subject: Subject, tokens_BT: Tensor) -> list[float]:
+    """Mean share of tokens selected under the causal rule in depth-routed layers: of the model, of a
+    newly initialised one, and of one with added noise."""
     full = Workload.uniform(*tokens_BT.shape)
-    promised = subject.exact.nominal_counts(full)
-    layers = [n for (n, what), k in promised.items() if what == "depth" and sum(k) < full.tokens]
+    nominal = subject.exact.nominal_counts(full)
+    layers = [n for (n, what), k in nominal.items() if what == "depth" and sum(k) < full.tokens]
     found = []
     for number in range(3):
         model = subject.exact if number == 0 else subject.fresh()[0].double().eval()
@@ -84,43 +86,44 @@ def _cases(tokens_BT: Tensor, length: int) -> Iterator[tuple[str, Tensor, tuple[
 
 
 def _wrong(model: RoutedDecoder, tokens_BT: Tensor, lengths: tuple[int, ...], tied: bool = False) -> str:
-    """What isn't as promised; empty if all is."""
+    """Describe the first count that differs from the nominal one; empty if there is none."""
     ragged = min(lengths) < tokens_BT.shape[1]
     context = Context(lengths_B=torch.tensor(lengths, device=tokens_BT.device) if ragged else None)
     model(tokens_BT, context)
     trace = context.trace
-    for (layer, what), promised in model.nominal_counts(Workload(lengths=lengths)).items():
-        told = trace.counts.get((layer, what))
-        if told is None and (layer, what) in trace.tensors:
-            told = tuple(int(value) for value in trace.tensors[layer, what].flatten())
-        if told is None:
-            return f"layer {layer} promises {what} {_short(promised)} and tells of none"
-        if told != promised:
-            return f"layer {layer} promises {what} {_short(promised)}, and it is {_short(told)}"
-        if what == "depth" and 0 in promised:
-            return f"layer {layer} promises {what} {_short(promised)}: 0 where there are tokens"
+    for (layer, what), nominal in model.nominal_counts(Workload(lengths=lengths)).items():
+        declared = f"layer {layer} declares {what} {_short(nominal)}"
+        counts = trace.counts.get((layer, what))
+        if counts is None and (layer, what) in trace.tensors:
+            counts = tuple(int(value) for value in trace.tensors[layer, what].flatten())
+        if counts is None:
+            return f"{declared}, and the trace has no such count"
+        if counts != nominal:
+            return f"{declared} and counts {_short(counts)}"
+        if what == "depth" and 0 in nominal:
+            return f"{declared}: 0 where there are tokens"
         shown_BT = trace.tensors.get((layer, "selected"))
         if what == "depth" and shown_BT is not None:
             shown = tuple(int(row[:n].sum()) for row, n in zip(shown_BT, lengths, strict=True))
             last = [row[:n].flip(0) for row, n in zip(shown_BT, lengths, strict=True)]
             late = all(bool(row[:k].all()) for row, k in zip(last, shown, strict=True))
-            own = _own_router(model.layers[layer])
-            if tied and own and late and shown == promised != lengths:
-                return f"of equal scores layer {layer} lets in the latest, and not the earliest"
-            if shown != promised:
-                return f"layer {layer} promises {what} {_short(promised)} and selects {_short(shown)}"
+            own = _has_own_router(model.layers[layer])
+            if tied and own and late and shown == nominal != lengths:
+                return f"layer {layer} selects the last of tokens with equal scores, not the first"
+            if shown != nominal:
+                return f"{declared} and selects {_short(shown)}"
     return ""
 
 
-def _own_router(layer: nn.Module) -> bool:
-    """Whether it has a router beside those of the block that it holds."""
+def _has_own_router(layer: nn.Module) -> bool:
+    """Return True if ``layer`` has a router outside the block it holds."""
     block = plain_block(layer)
     inside = {id(parameter) for parameter in block.parameters()} if block is not None else set()
     return any(id(parameter) not in inside for parameter in routers(layer).values())
 
 
 def _short(counts: tuple[int, ...]) -> str:
-    """``counts``, said once where all are equal."""
+    """``counts`` as text, equal ones once: ``3 x 16``."""
     if len(set(counts)) == 1 and len(counts) > 1:
         return f"{len(counts)} x {counts[0]}"
     return ", ".join(map(str, counts[:8])) + (", ..." if len(counts) > 8 else "")

@@ -1,4 +1,4 @@
-"""The backend of ``modbench audit``: a router on random weights and random text, and what it shows."""
+"""The backend of ``modbench audit``: audits a router with random weights on random text."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import device, make_deterministic
 from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
 
-#: Training steps before the audit: thresholds, biases and predictors must have moved.
+#: Training steps before the audit, so that thresholds, biases and predictors have changed.
 STEPS = 8
-#: Small: what a few steps at full rate teach a predictor is that most tokens stay out, and then all do.
+#: Small, since a few steps at the full rate teach a predictor to skip all tokens.
 RATE = 1e-4
-#: The odd shape that every audit has, and the sequences of the size's own length.
+#: The odd shape of every audit, and the number of sequences at the length of the given size.
 ODD, SEQUENCES = (3, 63), 4
 
 
@@ -38,12 +38,12 @@ def run_audit(
     format: Literal["table", "json"] = "table",
 ) -> int:
     """Audit the router ``name`` (``NAME`` or ``NAME:PRESET``) with ``options`` in a decoder of
-    ``shape``, at 3 x 63 tokens and at 4 sequences of the size's own length. Prints a line for each probe
-    as soon as it is known, or one JSON document. Returns 1 if a probe failed, else 0.
+    ``shape``, at 3 x 63 tokens and at 4 sequences of its length. Prints a line per probe as it ends, or
+    one JSON document. Returns 1 if a probe failed, else 0.
 
     Raises:
-        UserError: a plugin, router, preset, option or shape that can't be, or a router that can't take
-            a training step, or memory that ran out.
+        UserError: invalid plugin, router, preset, option or shape; a router that cannot take a training
+            step; or too little memory.
     """
     for plugin in plugins:
         load_plugin(plugin)
@@ -63,8 +63,8 @@ def run_audit(
         _raise_memory(error)
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"router '{name}' raised {type(error).__name__}: {reason} in a training step; mend its "
-            "forward, or refuse the options in __post_init__"
+            f"router '{name}' raised {type(error).__name__}: {reason} in a training step; fix its "
+            "forward, or reject the options in __post_init__"
         ) from error
     if format == "table":
         print(f"{name}: {ODD[0]} x {ODD[1]} and {SEQUENCES} x {size.sequence} tokens", flush=True)
@@ -103,7 +103,7 @@ def _raise_memory(error: BaseException) -> None:
 def warmed(
     config: ModelConfig, name: str, options: Mapping[str, Any], seed: int, sequence: int
 ) -> RoutedDecoder:
-    """A model that a few steps on random tokens have moved."""
+    """Build a model and train it for a few steps on random tokens."""
     model = build_model(config, build_router(name, options), seed).to(device())
     train = TrainConfig(budget=1, learning_rate=RATE)
     optimizer = build_optimizer(model, train)
@@ -116,7 +116,7 @@ def warmed(
 
 
 def line(finding: Finding) -> str:
-    """A finding as one line; columns stand below each other from probe to probe."""
+    """Format a finding as one line with aligned columns."""
     wide = max(len(probe.name) for probe in PROBES)
     unranked = ", not ranked" if finding.ranks and finding.failed else ""
     verdict = "FAILED" if finding.failed else finding.verdict

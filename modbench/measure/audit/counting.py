@@ -1,4 +1,4 @@
-"""Probe 9: the count is what is executed, in every phase.
+"""Probe 9: the ledger equals the FLOPs executed, in every phase.
 
 B sequences, T tokens, V vocabulary.
 """
@@ -19,26 +19,24 @@ from modbench.model.context import Context, Selection
 from modbench.model.kv_cache import Cache
 from modbench.routing.build import RoutedDecoder
 
-#: Tokens that are counted one by one.
+#: Single tokens counted one by one.
 LONE = 4
-#: New tokens of each sequence that are read at once onto a filled cache, and those then decoded.
+#: New tokens of each sequence in a chunk after the prompt, and tokens decoded after that.
 CHUNK, STEPS = (4, 9, 2), 4
-#: Whose nominal FLOPs are in budgets and tables.
+#: Phases whose nominal FLOPs appear in budgets and tables.
 PHASES: tuple[Phase, ...] = ("forward", "train")
 
 
 def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 9: the closed form with padding equals what the counter sees, in all conventions that can
-    be seen there: forward under both rules and training, with and without padding, one sequence alone
-    and single tokens; and through a cache, prompts, several tokens onto what is kept, and token by
-    token, of sequences of different lengths and of each alone.
+    """Probe 9: with padding, the ledger equals what the counter sees, in each convention it can see:
+    forward under both rules and training, with and without padding, one sequence and single tokens;
+    and with a cache, prompts, chunks and decoded tokens, in a batch and alone.
 
-    Without counts, as plans and the table's nominal FLOPs are reckoned, it equals what is executed on
-    the meta device, where routers have no scores to go by; a router that doesn't run there isn't asked.
+    Without realised counts (nominal FLOPs of plans and tables) it equals the count on the meta device;
+    a router that cannot run there is not checked.
 
-    Without padded slots it must come to no more than that, for that form sets the budget and fills the
-    table; to the same where there are none (one sequence, or the training rule on full ones); and under
-    the causal rule to what the sequences cost one by one.
+    Without padded slots it is at most that count; equal where there are none (one sequence, or the
+    training rule on full sequences); and under the causal rule the sum over single sequences.
     """
     wrong: dict[str, str] = {}
     cases = 0
@@ -51,27 +49,27 @@ def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
             cases += 1
             wrong |= case.wrong()
             if case.workload.phase == "decode":
-                decoded |= case.entered()
+                decoded |= case.selects()
         if decoded in (set(), {False, True}):
-            break  # first weights are asked where all decoded tokens enter, or none does
-    nominal, unasked = _nominal(subject, tokens_BT)
+            break  # initial weights are tested if all decoded tokens are selected, or none
+    nominal, unchecked = _nominal(subject, tokens_BT)
     wrong |= nominal
-    cases += 0 if unasked else len(PHASES)
+    cases += 0 if unchecked else len(PHASES)
     if wrong:
         return False, f"ledger minus counter, FLOPs: {', '.join(wrong.values())}"
-    return True, f"ledger equals counter in {cases} cases{unasked}"
+    return True, f"ledger equals counter in {cases} cases{unchecked}"
 
 
 def _nominal(subject: Subject, tokens_BT: Tensor) -> tuple[dict[str, str], str]:
-    """What is off of a form without counts, by the phase; and if nobody can tell, why."""
+    """Errors of the ledger without realised counts, by phase; and why they cannot be checked, if so."""
     wrong: dict[str, str] = {}
     model, (sequences, tokens) = subject.twin().to("meta"), tokens_BT.shape
     for phase in PHASES:
         workload = Workload.uniform(sequences, tokens, phase)
         try:
             seen = executed(model, (sequences, tokens), phase=phase).ledger
-        except Exception as error:  # a router's own code runs here: it needs values
-            return wrong, f"; nominal not asked, on the meta device it raised {type(error).__name__}"
+        except Exception as error:  # a router's own code runs here; it may need values
+            return wrong, f"; nominal not checked, on the meta device it raised {type(error).__name__}"
         for convention in CONVENTIONS:
             off = model.ledger(workload).total(convention) - seen.total(convention)
             if off:
@@ -80,9 +78,9 @@ def _nominal(subject: Subject, tokens_BT: Tensor) -> tuple[dict[str, str], str]:
 
 
 @dataclass(frozen=True)
-class Case:
-    """One pass: its ``workload`` with the counts that it realised, what the counter saw of it, and the
-    counters of the passes that its FLOPs without padding add up to; none where nobody knows."""
+class CountedPass:
+    """One pass: its ``workload`` with realised counts, its counter, and the counters of the ``parts``
+    to which its FLOPs without padding must add up (none: not known)."""
 
     name: str
     model: RoutedDecoder
@@ -91,7 +89,7 @@ class Case:
     parts: Sequence[FlopCounter] = ()
 
     def wrong(self) -> dict[str, str]:
-        """What is off, by the pass."""
+        """The first difference of ledger and counter, by name of the pass."""
         for convention in seen_conventions(next(self.model.parameters()).device):
             seen = self.counter.under(convention)
             dispatched = self.model.ledger(replace(self.workload, padding=True)).total(convention)
@@ -104,39 +102,38 @@ class Case:
                 return {self.name: f"{off:+d} in {self.name} without padding"}
         return {}
 
-    def entered(self) -> set[bool]:
-        """Whether somebody, and whether nobody, entered a layer that tokens skip."""
+    def selects(self) -> set[bool]:
+        """True and False for depth-routed layers that select some tokens and none."""
         depths = (counts for (_, what), counts in self.workload.counts.items() if what == "depth")
         return {bool(number) for counts in depths for number in counts}
 
 
-def _uncached(subject: Subject, tokens_BT: Tensor) -> Iterator[Case]:
+def _uncached(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
     sequences, sequence = tokens_BT.shape
     full = (sequence,) * sequences
     padded = tuple(max(1, sequence - 7 * n) for n in range(sequences))
     passes: tuple[tuple[Selection, Phase], ...] = (
         ("topk", "forward"),
         ("topk", "train"),
-        ("causal", "forward"),  # nothing trains under the causal rule
+        ("causal", "forward"),  # training uses the training rule only
     )
     shapes = [("", tokens_BT, full), ("padded ", tokens_BT, padded)]
     shapes.append(("lone ", tokens_BT[:1], full[:1]))
-    # One token either enters a layer or doesn't: a layer that nobody enters spends less, and hands its
-    # router no gradient.
+    # A layer that skips its only token spends less, and its router gets no gradient.
     shapes += [("single-token ", token_BT, (1,)) for token_BT in subject.tokens(1, LONE).split(1, 1)]
     for (which, text_BT, lengths), (rule, phase) in itertools.product(shapes, passes):
         workload, counter = _spend(subject.twin(), text_BT, lengths, rule, phase)
         exact = len(lengths) == 1 or (rule == "topk" and lengths == full)
         parts = (counter,) if exact else ()
-        yield Case(f"{which}{rule} {phase}", subject.model, workload, counter, parts)
-    # In float64, where a sequence alone enters what it enters in a batch.
+        yield CountedPass(f"{which}{rule} {phase}", subject.model, workload, counter, parts)
+    # In float64, where a sequence is routed alike alone and in a batch.
     for which, text_BT, lengths in shapes[:2]:
         workload, counter = _spend(subject.exact, text_BT, lengths, "causal", "forward")
         alone = [
             _spend(subject.exact, row_T[None, :length], (length,), "causal", "forward")[1]
             for row_T, length in zip(text_BT, lengths, strict=True)
         ]
-        yield Case(f"{which}causal forward, summed,", subject.exact, workload, counter, alone)
+        yield CountedPass(f"{which}causal forward, summed,", subject.exact, workload, counter, alone)
 
 
 def _spend(
@@ -152,8 +149,8 @@ def _spend(
     return Workload(lengths=lengths, phase=phase, counts=context.trace.counts), counter
 
 
-def _cached(subject: Subject, model: RoutedDecoder, longest: int) -> Iterator[Case]:
-    """Prompts of different lengths, more of each, and single tokens, in a batch and alone."""
+def _cached(subject: Subject, model: RoutedDecoder, longest: int) -> Iterator[CountedPass]:
+    """Prompts of different lengths, chunks and decoded tokens, in a batch and alone."""
     rows = len(CHUNK)
     prompts = tuple(max(1, longest * (n + 1) // rows) for n in range(rows))
     text_BT = subject.tokens(rows, longest + max(CHUNK) + STEPS)
@@ -164,17 +161,17 @@ def _cached(subject: Subject, model: RoutedDecoder, longest: int) -> Iterator[Ca
     ]
     for one in alone:
         for name, workload, counter in one:
-            yield Case(f"lone {name}", model, workload, counter, (counter,))
+            yield CountedPass(f"lone {name}", model, workload, counter, (counter,))
     together = _read(model, text_BT, reads)
     for (name, workload, counter), *ones in zip(together, *alone, strict=True):
-        yield Case(name, model, workload, counter, [of_one for _, _, of_one in ones])
+        yield CountedPass(name, model, workload, counter, [of_one for _, _, of_one in ones])
 
 
 @torch.no_grad()
 def _read(
     model: RoutedDecoder, text_BT: Tensor, reads: Sequence[tuple[int, ...]]
 ) -> list[tuple[str, Workload, FlopCounter]]:
-    """``reads``: new tokens of each sequence, one pass through the cache after the other."""
+    """Count cached passes; ``reads`` holds the number of new tokens of each sequence, pass by pass."""
     cache, found = Cache(len(text_BT)), []
     for number, lengths in enumerate(reads):
         past = tuple(cache.read)

@@ -1,4 +1,4 @@
-"""Probe 3: token by token through a cache is the full forward pass.
+"""Probe 3: decoding with a cache gives the logits of the full forward pass.
 
 B sequences, T tokens, V vocabulary.
 """
@@ -14,28 +14,26 @@ from modbench.model.context import Context
 from modbench.model.kv_cache import Cache
 from modbench.routing.build import RoutedDecoder
 
-#: Tokens of each sequence that are decoded one by one, after `CHUNK` read at once, some fewer.
+#: Tokens of each sequence of a batch that are decoded one by one, after a chunk of at most `CHUNK`.
 DECODED, CHUNK = 16, 5
-#: What one sequence alone reads: a prompt, some more at once, and this many or more one by one.
+#: Tokens of the prompt of a sequence decoded alone, and the least number decoded after it.
 PROMPT, LONG = 8, 200
-
-
-#: In the model's own dtype, where rounding may tip a decision, up to this share of the tokens of a kind.
+#: In the model's own dtype, where rounding may flip a decision, this share of the tokens may differ.
 SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What reading with a cache showed: the ``figure``; the largest share of ``prompts``, ``chunks`` or
-    tokens ``one by one`` that are off by more than rounding, and by how much at most; what a layer keeps
-    that it should not; and how many tokens read one by one entered a layer that selects, out of how
-    many, a token being counted in each such layer."""
+    """Comparison of cached passes with the full pass: the ``figure``; the largest share of tokens off
+    by more than rounding, among prompts, chunks and decoded tokens; the largest difference; a layer
+    that caches a wrong number of keys; and how many (decoded token, layer) pairs were selected out of
+    how many."""
 
     figure: str
     share: float
     most: float
     keeps: str
-    entered: int
+    selected: int
     of: int
 
     def passed(self, share: float = 0.0) -> bool:
@@ -44,23 +42,23 @@ class Parity:
 
 @torch.no_grad()
 def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 3: prompts of different lengths, padded, some more of each at once, then one token of each
-    sequence at a time, give the logits of the full causal pass that has no cache; so do 200 tokens of
-    one sequence alone, or as many as the sequences have; and each layer that shows who is ``selected``
-    keeps as many keys as tokens entered it. One that shows nobody may keep fewer, or more: attention
-    alone may be routed, a window may forget, and the logits tell whether that is right. Where the model
-    lets all decoded tokens into its routed layers, or none, first weights are asked, too: a decoding
-    that always or never selects would not be told from it. All of it in float64; in the model's own
-    dtype of most tokens, or of those of a second text."""
+    """Probe 3: cached passes give the logits of the full causal pass. Tested on a batch (padded prompts
+    of different lengths, then a chunk, then one token at a time) and on one sequence of 200 tokens or
+    the length of ``tokens_BT``.
+
+    A layer that shows ``selected`` must cache as many keys as it selects tokens; others are judged by
+    their logits alone. If all decoded tokens are selected, or none, initial weights are tested too:
+    otherwise a decoding that always or never selects would pass. All this holds in float64, and for
+    most tokens of one of two texts in the model's own dtype."""
     together = _together(subject.exact, tokens_BT[:4], ROUNDING)
     figure = together.figure
-    if together.passed() and together.of and together.entered in (0, together.of):
+    if together.passed() and together.of and together.selected in (0, together.of):
         together = _together(subject.fresh()[0].double().eval(), tokens_BT[:4], ROUNDING)
-        figure = f"{together.figure}, of first weights"
+        figure = f"{together.figure}, with initial weights"
     if not together.passed():
         return False, figure
     alone = _alone(subject.exact, subject, tokens_BT, ROUNDING)
-    figure += f"; {'' if alone.passed() else 'of one sequence '}{alone.figure}"
+    figure += f"; {'' if alone.passed() else 'alone, '}{alone.figure}"
     if not alone.passed() or subject.is_exact:
         return alone.passed(), figure
     for draw, text_BT in enumerate(subject.texts(tokens_BT)):
@@ -77,7 +75,7 @@ def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
 
 
 def _together(model: RoutedDecoder, tokens_BT: Tensor, rounding: float) -> Parity:
-    """`_parity` of a batch, in which all sequences stand at different places."""
+    """`_parity` of a batch whose sequences are at different positions."""
     sequences, sequence = tokens_BT.shape
     steps = min(DECODED, sequence - 1)
     more = min(CHUNK, sequence - 1 - steps)
@@ -91,14 +89,14 @@ def _together(model: RoutedDecoder, tokens_BT: Tensor, rounding: float) -> Parit
 def _alone(
     model: RoutedDecoder, subject: Subject, tokens_BT: Tensor, rounding: float, draw: int = 0
 ) -> Parity:
-    """`_parity` of one sequence that is as long as those of ``tokens_BT``, or longer."""
+    """`_parity` of one sequence at least as long as those of ``tokens_BT``."""
     steps = max(LONG, tokens_BT.shape[1] - PROMPT - CHUNK)
     text_BT = subject.tokens(1, PROMPT + CHUNK + steps, draw)
     return _parity(model, text_BT, [[PROMPT], [CHUNK], *[[1]] * steps], rounding)
 
 
 def _parity(model: RoutedDecoder, tokens_BT: Tensor, reads: list[list[int]], rounding: float) -> Parity:
-    """``reads``: the new tokens of each sequence, pass by pass."""
+    """Compare; ``reads`` holds the number of new tokens of each sequence, pass by pass."""
     sequences = len(tokens_BT)
     whole_BTV = model(tokens_BT, Context(selection="causal"))
     bound = rounding * max(1.0, whole_BTV.abs().max().item())
@@ -106,7 +104,7 @@ def _parity(model: RoutedDecoder, tokens_BT: Tensor, reads: list[list[int]], rou
     due: defaultdict[int, list[int]] = defaultdict(lambda: [0] * sequences)
 
     def read(lengths: list[int]) -> list[float]:
-        """Read ``lengths`` new tokens of each sequence: by how much the logits of each are off."""
+        """Process ``lengths`` new tokens of each sequence; return the differences of their logits."""
         before = list(cache.read)
         places_T = torch.arange(max(lengths), device=tokens_BT.device)
         places_BT = torch.tensor(before, device=tokens_BT.device)[:, None] + places_T
@@ -126,30 +124,30 @@ def _parity(model: RoutedDecoder, tokens_BT: Tensor, reads: list[list[int]], rou
             for off in largest(new_TV[:length], whole_TV[first : first + length]).tolist()
         ]
 
-    offs: dict[str, list[float]] = {"prompts": [], "chunks": [], "one by one": []}
-    entered = of = 0
+    offs: dict[str, list[float]] = {"prompts": [], "chunks": [], "decoded": []}
+    selected = of = 0
     for number, lengths in enumerate(reads):
         single = number > 0 and max(lengths) == 1
-        what = "one by one" if single else "chunks" if number else "prompts"
+        what = "decoded" if single else "chunks" if number else "prompts"
         already = sum(map(sum, due.values()))
         offs[what] += read(lengths)
         if single:
-            entered += sum(map(sum, due.values())) - already
+            selected += sum(map(sum, due.values())) - already
             of += sequences * len(due)
 
     most = {what: max(off, default=0.0) for what, off in offs.items()}
-    figure = f"{len(offs['one by one'])} tokens one by one differ by {most['one by one']:.1e} at most"
+    figure = f"{len(offs['decoded'])} decoded tokens differ by up to {most['decoded']:.1e}"
     if of:
-        figure += f", {entered / of:.0%} entered"
+        figure += f", {selected / of:.0%} selected"
     for what in ("chunks", "prompts"):
         if most[what] > bound:
             figure = f"{what} differ by {most[what]:.1e}, {figure}"
     keeps = ""
     for layer, expected in sorted(due.items()):
         kept = cache.lengths(layer)
-        if any(kept) and kept != expected:  # a layer without attention keeps none
-            keeps = f"layer {layer} keeps {kept} keys of {expected} tokens that entered"
+        if any(kept) and kept != expected:  # a layer without attention caches no keys
+            keeps = f"layer {layer} caches {kept} keys of {expected} selected tokens"
             figure = f"{keeps}; {figure}"
             break
     share = max(sum(off > bound for off in every) / max(1, len(every)) for every in offs.values())
-    return Parity(figure, share, max(most.values()), keeps, entered, of)
+    return Parity(figure, share, max(most.values()), keeps, selected, of)

@@ -1,9 +1,10 @@
-"""Probes 5, 6 and 7: what a layer does to the tokens that it selects, and to those that it does not.
+"""Probes 5, 6 and 7: what a layer does to selected and to skipped tokens.
 
-Where a layer shows who is ``selected`` and holds the plain block that they enter, the block is given the
-same tokens again by plain loops: in their own order, at their own positions, and no others.
+The reference is the layer's own plain block, run by plain loops on the selected tokens only, in their
+order and at their positions.
 
-B sequences, T tokens, D model width, R sequences that send any, K the most that one sends, N selected.
+B sequences, T tokens, D model width, N selected tokens, R sequences with selected tokens, K the most
+tokens selected in one sequence.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from modbench.measure.audit.finding import (
-    NOBODY_SKIPS,
+    NO_SKIPPING,
     ROUNDING,
     RULES,
     Outcome,
@@ -27,20 +28,19 @@ from modbench.model.block import Block
 from modbench.model.context import Context, Selection
 from modbench.routing.build import RoutedDecoder
 
-#: What float64 loses in subtracting the stream from what it has become.
+#: Relative rounding error of float64 when the input is subtracted from the output.
 CANCELLED = 1e-13
-#: More likely a scheme that does not skip than one that means to and never does.
+#: Most likely a scheme that routes a part of a block.
 ALL_CHANGE = (
     "tokens shown as not selected are changed by their layer; a scheme that routes a part of a block "
-    "shows nobody selected"
+    "must not show selected"
 )
 
 
 @torch.no_grad()
 def bypass(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 5: a token that a layer says it did not select leaves that layer bit for bit unchanged. No
-    layer writes into the stream that it is given: what comes before it is not its own to change. What
-    layers tell the trace of who enters, and how many, can be so."""
+    """Probe 5: tokens that a layer shows as not selected leave it unchanged, bit for bit. No layer
+    writes into its input, and the trace's selections and counts have possible shapes and values."""
     wrong = subject.misreported(tokens_BT)
     if wrong:
         return False, wrong
@@ -61,7 +61,9 @@ def bypass(subject: Subject, tokens_BT: Tensor) -> Outcome:
     if not skipped:
         return (
             None,
-            "some skip a layer that shows nobody selected" if quiet else "no token skips a layer",
+            "a layer leaves some tokens unchanged and does not show selected"
+            if quiet
+            else "no layer skips tokens",
         )
     if altered == skipped:
         return False, f"{altered} of {skipped} {ALL_CHANGE}"
@@ -69,20 +71,20 @@ def bypass(subject: Subject, tokens_BT: Tensor) -> Outcome:
 
 
 @dataclass(frozen=True)
-class Entered:
-    """The tokens that entered a layer: before it, what it added to them, and what its plain block adds
-    to them by itself; (N, D) each."""
+class Update:
+    """The update of a layer's selected tokens: their input, what the layer added, and what its plain
+    block adds on its own; (N, D) each."""
 
     layer: int
     x_ND: Tensor
     added_ND: Tensor
     delta_ND: Tensor
-    #: What the gate multiplies: ``delta_ND``, or where the layer declares it, the stream and that.
+    #: What the gate multiplies: ``delta_ND``, or ``x_ND + delta_ND`` if the layer declares it.
     gated_ND: Tensor
 
     def beyond(self, *directions_ND: Tensor) -> Tensor:
-        """The share of what was added to each token that is no multiple of the ``directions``, (N,); 0
-        where that is lost in the rounding of the stream."""
+        """Relative norm of the part of each token's update outside the span of ``directions``, (N,); 0
+        if it is below the rounding of the input."""
         rest_ND, basis = self.added_ND, list[Tensor]()
         for direction_ND in directions_ND:
             for unit_ND in basis:
@@ -97,64 +99,68 @@ class Entered:
 
 @torch.no_grad()
 def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 6: with capacity 1 and gate 1 a depth-routed layer is the plain block. The gate is 1 where
-    the router has an option ``gate`` that takes ``scaled_sigmoid``, and its weights are 0. Whatever the
-    gate is, what a layer adds to a token must be a multiple of what its block adds: a layer that adds
-    the stream once more, or scales it, doesn't. A layer whose definition is the other reading, x + gate
-    * (x + delta), says so by a true attribute ``adds_residual``, and is held to that instead."""
+    """Probe 6: with capacity 1 and gate 1 a depth-routed layer equals its plain block. The gate is 1
+    where the router accepts the option ``gate="scaled_sigmoid"`` and its weights are 0.
+
+    For any other gate, the update of a token must be a multiple of the block's output: a layer that adds
+    or scales its input fails. A layer defined as x + gate * (x + delta) declares this by an attribute
+    ``adds_residual = True`` and is compared with that."""
     if not subject.skips:
-        return None, NOBODY_SKIPS
+        return None, NO_SKIPPING
     tokens_BT = tokens_BT[:3]
     full, taken = subject.fresh(capacity=1.0)
-    all_enter = "capacity" in taken  # then neither order nor position, which are probe 7's, can be wrong
-    model = full.double().eval() if all_enter else subject.exact
+    all_selected = "capacity" in taken  # then order and position, which are probe 7's, cannot be wrong
+    model = full.double().eval() if all_selected else subject.exact
     worst, found = 0.0, 0
-    for rule in RULES[:1] if all_enter else RULES:
-        for entered in entering(model, tokens_BT, rule):
-            found += len(entered.x_ND)
-            beyond = entered.beyond(entered.gated_ND).max().item()
+    for rule in RULES[:1] if all_selected else RULES:
+        for update in updates(model, tokens_BT, rule):
+            found += len(update.x_ND)
+            beyond = update.beyond(update.gated_ND).max().item()
             worst = max(worst, beyond)
             if beyond > ROUNDING:
-                return False, f"{beyond:.1e} of what layer {entered.layer} adds is not its block's"
+                return False, (
+                    f"{beyond:.1e} of the update of layer {update.layer} is no multiple of its "
+                    "block's output"
+                )
     if not found:
-        return subject.held(None, "no token enters a layer")
+        return subject.held(None, "no token is selected")
     unit, taken = subject.fresh(capacity=1.0, gate="scaled_sigmoid")
     if "gate" not in taken:
-        figure = f"all but {worst:.1e} of what a layer adds is its block's, by a gate"
+        figure = f"updates are multiples of the block's output, up to {worst:.1e}"
         return subject.held(True, figure)
     model = zero_routers(unit.double().eval())
     worst = 0.0
-    for entered in entering(model, tokens_BT, "topk"):
-        scale = (entered.x_ND + entered.delta_ND).abs().max().item()
-        worst = max(worst, (entered.added_ND - entered.gated_ND).abs().max().item() / scale)
-    return subject.held(worst <= ROUNDING, f"at gate 1 layer and block differ by {worst:.1e}")
+    for update in updates(model, tokens_BT, "topk"):
+        scale = (update.x_ND + update.delta_ND).abs().max().item()
+        worst = max(worst, (update.added_ND - update.gated_ND).abs().max().item() / scale)
+    return subject.held(worst <= ROUNDING, f"at gate 1, layer and block differ by {worst:.1e}")
 
 
 @torch.no_grad()
 def order_and_position(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 7: those that are selected keep order and position: what a layer adds to a token is made of
-    the token and of what the block adds to it among the selected, in their order, where they stand."""
+    """Probe 7: selected tokens keep order and position: the update of each is a combination of the
+    token and of the block's output among the selected tokens, in order and at their positions."""
     if not subject.skips:
-        return None, NOBODY_SKIPS
+        return None, NO_SKIPPING
     worst, found = 0.0, 0
     for rule in RULES:
-        for entered in entering(subject.exact, tokens_BT[:3], rule):
-            found += len(entered.x_ND)
-            beyond_N = entered.beyond(entered.x_ND, entered.delta_ND)
+        for update in updates(subject.exact, tokens_BT[:3], rule):
+            found += len(update.x_ND)
+            beyond_N = update.beyond(update.x_ND, update.delta_ND)
             worst = max(worst, beyond_N.max().item())
             off = int((beyond_N > ROUNDING).sum())
             if off:
                 return False, (
-                    f"{off} of {len(beyond_N)} selected tokens of layer {entered.layer} ({rule}) are "
-                    f"not what their order and positions give, by {worst:.1e} at most"
+                    f"{off} of {len(beyond_N)} selected tokens of layer {update.layer} ({rule}) "
+                    f"differ from the block in their order, at their positions, by up to {worst:.1e}"
                 )
     if not found:
-        return subject.held(None, "no token enters a layer")
-    return subject.held(True, f"{found} selected tokens keep both, to {worst:.1e}")
+        return subject.held(None, "no token is selected")
+    return subject.held(True, f"{found} selected tokens keep order and position, up to {worst:.1e}")
 
 
-def entering(model: RoutedDecoder, tokens_BT: Tensor, rule: Selection) -> Iterator[Entered]:
-    """What enters each layer that shows it and holds a plain block."""
+def updates(model: RoutedDecoder, tokens_BT: Tensor, rule: Selection) -> Iterator[Update]:
+    """Yield the update of each layer that skips tokens and holds a plain block."""
     context = Context(selection=rule)
     for number, layer, before_BTD, after_BTD in layer_by_layer(model, tokens_BT, context):
         selected_BT = selected(context, number, before_BTD, after_BTD)
@@ -163,17 +169,17 @@ def entering(model: RoutedDecoder, tokens_BT: Tensor, rule: Selection) -> Iterat
             continue
         x_ND, delta_ND = alone(block, before_BTD, selected_BT, rule)
         gated_ND = gated(layer, x_ND, delta_ND)
-        yield Entered(number, x_ND, after_BTD[selected_BT] - x_ND, delta_ND, gated_ND)
+        yield Update(number, x_ND, after_BTD[selected_BT] - x_ND, delta_ND, gated_ND)
 
 
 def gated(layer: nn.Module, x_ND: Tensor, delta_ND: Tensor) -> Tensor:
-    """What the gate of ``layer`` multiplies, by its definition."""
+    """What the gate of ``layer`` multiplies."""
     return x_ND + delta_ND if getattr(layer, "adds_residual", False) else delta_ND
 
 
 @torch.no_grad()
 def alone(block: Block, x_BTD: Tensor, selected_BT: Tensor, rule: Selection) -> tuple[Tensor, Tensor]:
-    """The selected tokens, and what ``block`` adds to them when they are all there is; (N, D) each."""
+    """The selected tokens, and what ``block`` adds to them when it sees no others; (N, D) each."""
     chosen = [row.nonzero().squeeze(1) for row in selected_BT]
     rows = [row for row, places in enumerate(chosen) if len(places)]
     counts = [len(chosen[row]) for row in rows]

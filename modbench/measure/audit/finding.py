@@ -1,4 +1,4 @@
-"""What a probe finds, what it is given, and how a model's layers are watched one by one.
+"""The result of a probe, the model under audit, and helpers that inspect its layers.
 
 B sequences, T tokens, D model width, V vocabulary.
 """
@@ -18,27 +18,27 @@ from modbench.model.context import Context, Selection
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.typed import checked
 
-#: Largest difference of two float64 results, relative to the largest of them, that is still rounding:
-#: room for a router that computes its scores in float32.
+#: Largest relative difference of two float64 results that counts as rounding. It leaves room for
+#: routers that compute their scores in float32.
 ROUNDING = 1e-5
-#: The same in the model's own dtype, where a decision may hang on the last digit besides.
+#: The same in the model's own dtype.
 COARSE = 1e-3
 RULES: tuple[Selection, ...] = ("topk", "causal")
 Unchecked = Literal["unchecked"]
-#: Whether a probe passed, None if there is nothing that it could ask, ``unchecked`` if there is and it
-#: has no way to; and the figure that says so.
+#: True (passed), False (failed), None (nothing to ask) or ``unchecked`` (the probe applies but has no
+#: means to decide); and one line with the figures.
 Outcome = tuple[bool | Unchecked | None, str]
 Verdict = Literal["passed", "failed", "not asked", "unchecked"]
 
-NO_BLOCK = "which does not hold one block of modbench.model.block, to be held against"
-NOBODY_SKIPS = "no token skips a layer, and no layer shows who is selected"
+NO_BLOCK = "which does not hold exactly one modbench.model.block.Block to compare with"
+NO_SKIPPING = "no layer skips tokens or shows selected"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One probe's outcome; ``not asked`` where the router offers nothing to ask, ``unchecked`` where it
-    does and the probe can't, at least in some layers; the figure says what. ``ranks``: whether a failure
-    keeps the router out of the ranking."""
+    """Outcome of one probe. ``ranks``: a failure keeps the router out of the ranking. The verdict is
+    ``not asked`` if the probe does not apply to the router, and ``unchecked`` if it applies to a layer
+    but cannot be evaluated there."""
 
     probe: int
     name: str
@@ -56,19 +56,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is audited: a model, which no probe changes, and a seed for what is drawn."""
+    """The model under audit, which no probe changes, and the seed of all random tokens."""
 
     model: RoutedDecoder
     seed: int = 0
 
     @cached_property
     def exact(self) -> RoutedDecoder:
-        """A copy in float64, for a difference to be a bug and not rounding."""
+        """A copy in float64, so that a difference is a bug rather than rounding."""
         return copy.deepcopy(self.model).double().eval()
 
     @cached_property
     def own(self) -> RoutedDecoder:
-        """A copy in the dtype that it scores in: some code is meant for that alone."""
+        """A copy in the dtype in which the model is scored."""
         return self.twin().eval()
 
     @property
@@ -77,17 +77,17 @@ class Subject:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the model's own dtype is float64: what is asked of ``exact`` is asked of it."""
+        """Return True if the model's own dtype is float64 already."""
         return self.dtype == torch.float64
 
     @cached_property
     def skips(self) -> bool:
-        """Whether any layer shows who is selected, or leaves some tokens alone and not others."""
+        """Return True if a layer shows ``selected``, or changes some tokens and not others."""
         return bool(self._skipped)
 
     @cached_property
     def _skipped(self) -> dict[int, bool]:
-        """The layers that tokens skip, and whether they hold one plain block."""
+        """The layers that skip tokens; True for those that hold one plain block."""
         tokens_BT, found = self.tokens(2, 63), dict[int, bool]()
         for rule in RULES:
             context = Context(selection=rule)
@@ -98,8 +98,8 @@ class Subject:
         return found
 
     def misreported(self, tokens_BT: Tensor) -> str:
-        """What a layer tells the trace that can't be so, of ``tokens_BT``; empty if there is nothing, or
-        the model doesn't run."""
+        """Describe a trace entry of impossible shape, dtype or value; empty if there is none, or if the
+        model raises."""
         shape = tuple(tokens_BT.shape)
         try:
             for rule in RULES:
@@ -111,21 +111,21 @@ class Subject:
                         kind = f"{tuple(shown.shape)} {str(shown.dtype).removeprefix('torch.')}"
                         return f"layer {layer} shows selected {kind}; it must be {shape} bool ({rule})"
                 for (layer, name), counts in context.trace.counts.items():
-                    if not all(map(_whole, counts)):
-                        told = ", ".join(map(repr, counts[:8]))
-                        return f"layer {layer} counts {name} {told}; give whole numbers ({rule})"
+                    if not all(map(_is_count, counts)):
+                        given = ", ".join(map(repr, counts[:8]))
+                        return f"layer {layer} counts {name} {given}; give whole numbers ({rule})"
                     if name == "depth" and len(counts) != shape[0]:
                         return (
                             f"layer {layer} counts {name} of {len(counts)} sequences; there are "
                             f"{shape[0]} ({rule})"
                         )
-        except FAULTS:  # a router's own code runs here: what it raises is the probe's to tell
+        except FAULTS:  # a router's own code runs here; the probe reports what it raises
             return ""
         return ""
 
     def held(self, passed: bool | None, figure: str) -> Outcome:
-        """The outcome of a probe that holds layers against the plain block that they hold: there may be
-        some that tokens skip and that hold none, or several."""
+        """Outcome of a probe that compares layers with the plain block they hold: ``unchecked`` if a
+        layer that skips tokens holds none, or several."""
         bare = [str(number) for number, holds in self._skipped.items() if not holds]
         if passed is False or not bare:
             return passed, figure
@@ -136,20 +136,20 @@ class Subject:
         return copy.deepcopy(self.model)
 
     def tokens(self, sequences: int, length: int, draw: int = 0) -> Tensor:
-        """Random tokens (B, T); the ``draw``-th of this shape."""
+        """Random tokens (B, T); each ``draw`` gives other ones."""
         generator = torch.Generator().manual_seed(self.seed + 1000 * draw)
         shape = (sequences, length)
         tokens_BT = torch.randint(self.model.config.vocabulary, shape, generator=generator)
         return tokens_BT.to(device_of(self.model))
 
     def texts(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """``tokens_BT``, and another text of its shape: rounding tips no decision in both."""
+        """``tokens_BT`` and a second text of its shape: rounding flips no decision in both."""
         sequences, length = tokens_BT.shape
         return tokens_BT, self.tokens(sequences, length, draw=1)
 
     def fresh(self, **wanted: object) -> tuple[RoutedDecoder, set[str]]:
-        """A model of the same shape and router with first weights and, where the router has such
-        options and takes them, with the options ``wanted``; and which of them it took."""
+        """A newly initialised model of the same shape and router, with those of the options ``wanted``
+        that the router has and accepts; and the names of these options."""
         router, taken = self.model.router, set[str]()
         for name, value in wanted.items():
             try:
@@ -157,7 +157,7 @@ class Subject:
                 other = replace(router, **{name: checked(name, value, hint)})  # type: ignore[type-var]
                 with torch.device("meta"):
                     RoutedDecoder(self.model.config, other)
-            except Exception:  # a router's own code runs here: it does not take the option
+            except Exception:  # a router's own code runs here: it rejects the option
                 continue
             router = other
             taken.add(name)
@@ -165,7 +165,7 @@ class Subject:
         return model.to(device_of(self.model)), taken
 
 
-def _whole(count: object) -> bool:
+def _is_count(count: object) -> bool:
     return isinstance(count, int | float) and count >= 0 and float(count).is_integer()
 
 
@@ -174,25 +174,25 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def largest(one_BTV: Tensor, other_BTV: Tensor) -> Tensor:
-    """The largest difference of each position's values; infinite where one is no number."""
+    """Largest difference at each position, (B, T); infinite where a value is NaN."""
     return (one_BTV - other_BTV).abs().amax(-1).nan_to_num(nan=torch.inf)
 
 
 def unmoved(one: Tensor, other: Tensor) -> bool:
-    """Whether all values are equal; what is no number in both is, too."""
+    """Return True if all values are equal; NaN equals NaN."""
     if one.shape != other.shape:
         return False
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def routers(module: nn.Module) -> Mapping[str, nn.Parameter]:
-    """The parameters that are a router's: those named so."""
+    """Parameters with "router" in their name."""
     return {name: p for name, p in module.named_parameters() if "router" in name.lower()}
 
 
 @torch.no_grad()
 def zero_routers(model: RoutedDecoder) -> RoutedDecoder:
-    """``model`` with all router weights 0: all scores are equal."""
+    """Set all router weights of ``model`` to 0, which makes all scores equal."""
     for parameter in routers(model).values():
         parameter.zero_()
     return model
@@ -201,8 +201,8 @@ def zero_routers(model: RoutedDecoder) -> RoutedDecoder:
 def layer_by_layer(
     model: RoutedDecoder, tokens_BT: Tensor, context: Context, written: set[int] | None = None
 ) -> Iterator[tuple[int, nn.Module, Tensor, Tensor]]:
-    """Run ``model``: number, layer, and the stream (B, T, D) before and after it. What was before is a
-    copy: a layer may write into what it is given, and then is among those ``written``."""
+    """Run ``model`` and yield each layer's number, module, input and output (B, T, D). The input is a
+    copy; the number of a layer that writes into its input is added to ``written``."""
     context.tokens_BT = tokens_BT
     x_BTD = model.embedding(tokens_BT)
     for number, layer in enumerate(model.layers):
@@ -214,8 +214,8 @@ def layer_by_layer(
 
 
 def selected(context: Context, number: int, before_BTD: Tensor, after_BTD: Tensor) -> Tensor | None:
-    """Who entered layer ``number``, (B, T) bool: as the layer shows it, or where it shows nothing and
-    leaves some tokens bit for bit alone, the others. None: nobody is told from anybody."""
+    """Tokens that layer ``number`` processes, (B, T) bool: those it shows as ``selected``, else those
+    it changes. None if it shows nothing and changes all tokens, or none."""
     shown_BT = context.trace.tensors.get((number, "selected"))
     if shown_BT is not None:
         return shown_BT
@@ -224,8 +224,8 @@ def selected(context: Context, number: int, before_BTD: Tensor, after_BTD: Tenso
 
 
 def plain_block(layer: nn.Module) -> Block | None:
-    """The block that a routed layer holds, at whatever depth; None: it holds none, or several, or is
-    one itself."""
+    """The one Block inside a routed layer, at any depth; None if there are none or several, or if the
+    layer is a Block itself."""
     if isinstance(layer, Block):
         return None
     blocks = [module for module in layer.modules() if isinstance(module, Block)]
@@ -235,7 +235,7 @@ def plain_block(layer: nn.Module) -> Block | None:
 
 
 def own_parameters(module: nn.Module) -> list[str]:
-    """Trained parameters that a scheme's own classes hold, not the shared ones of modbench.model."""
+    """Trained parameters held by the scheme's own classes, not by those of modbench.model."""
     return [
         f"{name}.{key}" if name else key
         for name, part in module.named_modules()

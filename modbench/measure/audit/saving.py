@@ -1,4 +1,4 @@
-"""Probe 11: what is skipped is not computed.
+"""Probe 11: skipped tokens are not computed.
 
 B sequences, T tokens, D model width.
 """
@@ -9,7 +9,7 @@ from torch import Tensor
 from modbench.counting.counter import FlopCounter
 from modbench.ledger import Ledger, Workload
 from modbench.measure.audit.finding import (
-    NOBODY_SKIPS,
+    NO_SKIPPING,
     RULES,
     Outcome,
     Subject,
@@ -18,17 +18,16 @@ from modbench.measure.audit.finding import (
 )
 from modbench.model.context import Context
 
-#: What every token may cost, and what does not grow by the token.
+#: Components computed for every token, and those not linear in the number of tokens.
 NOT_BY_TOKEN = ("router", "predictor", "attention.scores")
 
 
 def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 11: where a layer shows who is ``selected``, or leaves some tokens alone, its matmuls run
-    for no more rows than the others fill: the sequences that send any, times the most that one of them
-    sends. Under the training rule that is asked of a model in training. Routers and predictors see every
-    token; attention scores are probe 9's."""
+    """Probe 11: in a layer that skips tokens, matmuls run for no more rows than the selected tokens fill
+    when padded: the sequences with any, times the most that one of them has. The training rule is tested
+    in training mode. Routers and predictors may see every token; attention scores are probe 9's."""
     if not subject.skips:
-        return None, NOBODY_SKIPS
+        return None, NO_SKIPPING
     model = subject.twin()
     skipped, spent, everything = 0, 0, 0
     found = False
@@ -57,20 +56,20 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
             own, allowed = _by_token(counter.ledger), _by_token(block.ledger(workload)) if sent else 0
             if own > allowed:
                 return False, (
-                    f"layer {number} spends {own / max(1, allowed):.2f} times what the "
-                    f"{sum(sent)} of {selected_BT.numel()} tokens cost that it selects ({rule})"
+                    f"layer {number} spends {own / max(1, allowed):.2f} times the FLOPs of the "
+                    f"{sum(sent)} of {selected_BT.numel()} tokens that it selects ({rule})"
                 )
             skipped += int((~selected_BT).sum())
             spent += own
             everything += _by_token(block.ledger(Workload.uniform(*tokens_BT.shape)))
     if not found or not skipped:
-        return subject.held(None, "no token skips a layer")
+        return subject.held(None, "no layer skips tokens")
     share = spent / everything
-    return subject.held(True, f"routed layers spend {share:.3f} of what all tokens would cost")
+    return subject.held(True, f"routed layers spend {share:.3f} of the FLOPs of all tokens")
 
 
 def _by_token(ledger: Ledger) -> int:
-    """Forward FLOPs of what each row costs by itself."""
+    """Forward FLOPs of the components that are linear in the number of tokens."""
     return sum(
         flops.full
         for (_, component, direction), flops in ledger

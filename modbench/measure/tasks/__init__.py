@@ -1,4 +1,4 @@
-"""modbench's own lm-eval tasks, each a folder with its YAML. Imports nothing heavy, so that names can be
+"""modbench's own lm-eval tasks, each a folder with its YAML. Light to import, so that names can be
 checked before lm-eval is loaded.
 """
 
@@ -6,5 +6,5 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 
-#: Our tasks by name, and the accuracy of guessing.
+#: Chance accuracy of our tasks, by name.
 CHANCE = {"modbench_cloze": 0.25}

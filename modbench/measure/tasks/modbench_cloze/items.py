@@ -1,9 +1,8 @@
-"""The items of ``modbench_cloze``: which of four words ends this held-out sentence?
+"""The items of ``modbench_cloze``: which of four words ends a held-out sentence?
 
-What is right stands against three words that can't be told from it without reading the context: as
-frequent in the training text, as often the last word of a sentence there (both within a factor of two),
-about as long, in small letters too. No model has a say in the choice, and no tokenizer: the items depend
-on the text alone.
+Only the context tells the answer from its three distractors: they are as frequent in the training text,
+end sentences as often (both within a factor of two), and are about as long and in lower case. The items
+depend on the text only, not on a model or tokenizer.
 """
 
 import hashlib
@@ -37,15 +36,15 @@ _SEED = "modbench_cloze 1"
 _CONTEXT_WORDS = 24  # about 47 tokens of the default tokenizer; 48 words score no better on small models
 _LEAST_CONTEXT_WORDS = 16
 _LEAST_SENTENCE_WORDS = 4  # before the last one
-_LEAST_FREQUENCY = 20  # a word that is seldom in the training text says little about a small model
+_LEAST_FREQUENCY = 20  # rarer words say little about a small model
 _LEAST_POOL = 8  # words to draw three distractors from
 _MOST_PER_ANSWER = 4
 
-#: sha256 of the items that must come out the same everywhere.
+#: sha256 of the items of pinned corpora.
 PINNED = {"pypi-en-v1": "419f96436f71843dc3dab95198b1f0ebfa0211c413181075cb5c825352b3def8"}
 
-#: Where each held-out piece of the embedded corpus is from, in their order (the token file keeps no
-#: names): s Shakespeare, b Bible, d Django; a dot for a passage's other translation: one is used.
+#: Source of each held-out piece of the embedded corpus, in order: s Shakespeare, b Bible, d Django; a
+#: dot for a second translation of a passage, which is left out.
 PIECES = (
     "sb..d.bdb.bsdbsb.bdssb.dsd.b.bs.b.dbbdsbsssb.bb.dbbsss..b.s.b.d..dbd"
     "dsbbbd.b.ss.s.dsbsbdb...dbds..b..sb.sbs..bssb..bddbsb.sb.b.bb...bsbs"
@@ -55,12 +54,12 @@ PIECES = (
 _PUNCTUATION = ".,;:!?()[]{}\"'`*_<>-"
 _ANSWER = re.compile(
     r"(?<=[a-z,;:] )[a-z]{3,}"  # one space before it, no line break
-    r"(?=[.?!][\"')\]]*(?:\s+[\"'(\[]*[A-Z]|\s*\Z))"  # and then a new sentence, so it's no abbreviation
+    r"(?=[.?!][\"')\]]*(?:\s+[\"'(\[]*[A-Z]|\s*\Z))"  # and then a new sentence, so not an abbreviation
 )
 
 
 def dataset(data: Mapping[str, Any] | None = None, **_: Any) -> "dict[str, Dataset]":
-    """What lm-eval calls for the task's documents; it passes its metadata along.
+    """The task's documents; called by lm-eval with its metadata.
 
     Args:
         data: the fields of a `DataConfig`; None: the embedded corpus.
@@ -74,11 +73,11 @@ def dataset(data: Mapping[str, Any] | None = None, **_: Any) -> "dict[str, Datas
 
 
 def items(config: DataConfig) -> tuple[Item, ...]:
-    """The items: ``{"source", "context", "choices", "answer"}``, sources taking turns.
+    """The items, ``{"source", "context", "choices", "answer"}``, alternating between sources.
 
     Raises:
-        UserError: the corpus is missing or altered, has too few fitting sentences, or the items of a
-            pinned corpus came out different.
+        UserError: the corpus is missing or altered, has too few suitable sentences, or a pinned
+            corpus gives other items.
     """
     return _items(config, load(config).sha256)
 
@@ -105,7 +104,7 @@ def _items(config: DataConfig, sha256: str) -> tuple[Item, ...]:
 
 
 def _documents(stream_N: "np.ndarray", tokenizer: "Tokenizer") -> list[str]:
-    """The texts that end-of-text tokens separate."""
+    """Split the token stream at end-of-text tokens, and decode."""
     ends = np.flatnonzero(stream_N == tokenizer.end_of_text)
     return [tokenizer.decode(ids_N.tolist()) for ids_N in np.split(stream_N, ends + 1) if len(ids_N)]
 
@@ -118,14 +117,14 @@ def fingerprint(built: Sequence[Item]) -> str:
 
 @dataclass(frozen=True)
 class WordCounts:
-    """How often words stand in a text, and how often with a full stop, ! or ? behind."""
+    """Counts of words in a text: all, and those followed by a full stop, ! or ?."""
 
     all: Mapping[str, int]
     last: Mapping[str, int]
 
 
 def count_words(texts: Iterable[str]) -> WordCounts:
-    """Counts by spelling: punctuation around a word is taken off, capitals are kept."""
+    """Count words without surrounding punctuation; case matters."""
     tokens: Counter[str] = Counter()
     for text in texts:
         tokens.update(text.split())
@@ -142,13 +141,13 @@ def count_words(texts: Iterable[str]) -> WordCounts:
 def build_items(
     heldout: Sequence[str], words: WordCounts, *, sources: str | None = None, count: int = ITEMS
 ) -> list[Item]:
-    """Up to ``count`` items from the documents ``heldout``, the same for the same text everywhere.
+    """Build up to ``count`` items, the same on every machine.
 
     Args:
-        heldout: texts that no model was trained on.
+        heldout: documents not used in training.
         words: counts in the training text.
-        sources: one letter per document, a dot for one to leave out; items are shared out evenly among
-            the letters as far as each reaches. None: the documents are of one source.
+        sources: one letter per document, a dot for one to leave out; items are divided evenly among
+            letters as far as possible. None: one source.
     """
     sources = "-" * len(heldout) if sources is None else sources
     if len(sources) != len(heldout):
@@ -188,12 +187,12 @@ def build_items(
 
 
 def _bands(words: WordCounts) -> list[tuple[str, ...]]:
-    """Words that only their meaning tells apart. Fixed bands, rather than an answer's nearest
-    neighbours, in whose midst the answer would stand out."""
+    """Group words of similar length and frequencies. Bands are fixed, since an answer would stand out
+    as the centre of its nearest neighbours."""
     bands: dict[tuple[int, int, int], list[str]] = defaultdict(list)
     for word, count in words.all.items():
         plain = len(word) >= 3 and word.isascii() and word.isalpha() and word.islower()
-        # What is a name as often as not would be a poor distractor.
+        # Words that are often names would be poor distractors.
         if plain and count >= _LEAST_FREQUENCY and words.all.get(word.capitalize(), 0) * 4 <= count:
             band = min(len(word), 9) // 2, count.bit_length(), (words.last.get(word, 0) + 1).bit_length()
             bands[band].append(word)
@@ -201,7 +200,7 @@ def _bands(words: WordCounts) -> list[tuple[str, ...]]:
 
 
 def _sentences(text: str, known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(the words before, last word) of each sentence of ``text`` that ends on a known word."""
+    """(context, last word) of each sentence of ``text`` that ends with a known word."""
     starts = [match.start() for match in re.finditer(r"\S+", text)]
     for match in _ANSWER.finditer(text):
         before = bisect_left(starts, match.start())
@@ -219,12 +218,12 @@ def _drafts(
     used: Counter[str],
     seen: set[str],
 ) -> Iterator[tuple[str, str, list[str]]]:
-    """(context, answer, three distractors), in random order. ``used`` and ``seen`` are shared among the
-    sources: answers so far, and ends of sentences."""
+    """(context, answer, three distractors), in random order. ``used`` (answers) and ``seen`` (ends of
+    sentences) are shared among sources."""
     rng = random.Random(f"{_SEED} {source}")
     for context, answer in _drawn(rng, sentences, len(sentences)):
         end = " ".join(re.findall(r"[a-z]+", context.lower())[-8:])
-        # Where one word starts another, a tokenizer may give the shorter one the longer one's share.
+        # If a word is a prefix of another, a tokenizer may add their probabilities.
         pool = [word for word in band_of[answer] if not _overlap(word, answer)]
         if end in seen or used[answer] >= _MOST_PER_ANSWER or len(pool) < _LEAST_POOL:
             continue
@@ -243,8 +242,8 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _drawn(rng: random.Random, pool: Sequence[T], count: int) -> list[T]:
-    """``count`` of ``pool`` in random order, the same in every version of Python: only
-    ``Random.random`` promises that, ``shuffle`` and ``sample`` don't."""
+    """Sample ``count`` of ``pool`` in random order; the same in every version of Python, which only
+    ``Random.random`` guarantees."""
     drawn = list(pool)
     for place in range(count):
         other = place + int(rng.random() * (len(drawn) - place))

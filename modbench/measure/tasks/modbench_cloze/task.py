@@ -1,4 +1,4 @@
-"""What the YAML names. lm-eval loads this file by its path, outside the package: it only points on."""
+"""The function named in the YAML. lm-eval loads this file by path, outside the package."""
 
 from modbench.measure.tasks.modbench_cloze.items import dataset
 

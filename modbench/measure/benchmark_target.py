@@ -1,5 +1,5 @@
-"""What a process of `modbench time` measures: one scheme at one size, or a machine's own ceilings at the
-size's matmuls."""
+"""The target of one `modbench time` process: a scheme at one size, or the machine's ceilings for the
+matmuls of that size."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from modbench.train.numerics import device, precision
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkTarget:
-    """``router`` is None where the machine alone is measured."""
+    """``router`` is None if only the machine is measured."""
 
     config: ModelConfig
     train: TrainConfig
@@ -29,13 +29,13 @@ class BenchmarkTarget:
 
     @classmethod
     def of(cls, cell: Mapping[str, Any]) -> "BenchmarkTarget":
-        """The one that ``cell`` (router, model, train, time) describes, on this machine.
+        """Build from ``cell`` (router, model, train, time) for this machine.
 
         Raises:
             UserError: an unknown router, option or field, or a wrong value.
         """
         on, router = device(), cell["router"]
-        # What is timed spends no budget.
+        # Timing spends no budget.
         train = TrainConfig(**{**cell["train"], "budget": 1})
         return cls(
             config=ModelConfig(**cell["model"]),
@@ -47,6 +47,6 @@ class BenchmarkTarget:
         )
 
     def build(self) -> RoutedDecoder:
-        """The scheme's model with random weights."""
+        """Build the scheme's model with random weights."""
         assert self.router is not None
         return build_model(self.config, self.router).to(self.on)

@@ -1,5 +1,4 @@
-"""What is timed of a model: forward pass, training step, prefill and decoding through a cache, and the
-FLOPs of each.
+"""The timed cases of a model (forward pass, training step, prefill, decode) and their FLOPs.
 
 B sequences, T tokens.
 """
@@ -29,8 +28,8 @@ Run = Callable[[], Sequence[Trace]]
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """``run`` does it once and gives the traces of its forward passes; ``before`` comes before each
-    run."""
+    """``run`` runs the case once and returns the traces of its forward passes; ``before`` is called
+    before each run, untimed."""
 
     run: Run
     before: Callable[[], object] = lambda: None
@@ -38,9 +37,9 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkCase:
-    """A run is ``tokens`` new tokens of each of ``sequences`` sequences, after ``past`` cached ones.
-    ``prepare`` makes what it needs and changes the model; memory may run out there, and a later case
-    can be prepared all the same."""
+    """A run processes ``tokens`` new tokens of each of ``sequences`` sequences, after ``past`` cached
+    ones. ``prepare`` may change the model; if it runs out of memory, later cases can still be
+    prepared."""
 
     phase: Phase
     sequences: int
@@ -50,14 +49,14 @@ class BenchmarkCase:
 
     @property
     def name(self) -> str:
-        many = f" x {self.sequences}"
+        batch = f" x {self.sequences}"
         if self.phase == "decode":
-            return f"decode after {self.past}{many}"
-        return f"prefill {self.tokens}{many}" if self.phase == "prefill" else self.phase
+            return f"decode after {self.past}{batch}"
+        return f"prefill {self.tokens}{batch}" if self.phase == "prefill" else self.phase
 
     def flops(self, model: RoutedDecoder, traces: Sequence[Trace]) -> dict[str, dict[str, int]]:
-        """Of a run under each convention: nominal, as ``traces`` realised it, and as it was dispatched,
-        padded slots included."""
+        """FLOPs of a run under each convention: nominal, realised by ``traces``, and dispatched (with
+        padded slots)."""
         each = self.tokens // len(traces)
 
         def spent(padding: bool) -> Ledger:
@@ -91,13 +90,13 @@ class BenchmarkCase:
 def training_cases(
     model: RoutedDecoder, config: TimeConfig, train: TrainConfig, dtype: torch.dtype
 ) -> tuple[BenchmarkCase, ...]:
-    """Forward pass and training step of one batch of made-up tokens under the training rule, as
+    """Forward pass and training step of one batch of random tokens under the training rule, as
     `modbench.train` runs them."""
     on = next(model.parameters()).device
     passes, losses = forward_of(model, config.compile), losses_of(model, config.compile)
 
     def batch() -> tuple[Tensor, Tensor]:
-        batch_BT = made_up(model, train.batch, train.sequence + 1)
+        batch_BT = random_tokens(model, train.batch, train.sequence + 1)
         return batch_BT[:, :-1].contiguous(), batch_BT[:, 1:].contiguous()
 
     def forward() -> Prepared:
@@ -135,8 +134,8 @@ def training_cases(
 def inference_cases(
     model: RoutedDecoder, config: TimeConfig, dtype: torch.dtype
 ) -> tuple[BenchmarkCase, ...]:
-    """Prefill, and decoding through a cache that a prefill filled, under the causal rule with weights in
-    ``dtype``; on a GPU, if ``config`` compiles, by CUDA graphs."""
+    """Prefill and decode cases under the causal rule with weights in ``dtype``; on a GPU, if ``config``
+    compiles, decoding is compiled, too (`compile_for_decoding`)."""
 
     @cache
     def serve() -> None:
@@ -146,14 +145,14 @@ def inference_cases(
     def prefill(length: int) -> Prepared:
         serve()
         compile_layers(model, config)
-        tokens_BT = made_up(model, config.prefill_batch, length)
+        tokens_BT = random_tokens(model, config.prefill_batch, length)
         return Prepared(
             run=lambda: [_read(model, tokens_BT, Cache(len(tokens_BT)), config, logits="last")]
         )
 
     def decode(sequences: int, past: int) -> Prepared:
         serve()
-        as_written(model)
+        eager_layers(model)
         return _decoding(model, config, sequences, past)
 
     prefills = [
@@ -184,7 +183,7 @@ def _decoding(model: RoutedDecoder, config: TimeConfig, sequences: int, past: in
     if is_compiled(model, config) and on.type == "cuda":
         compile_for_decoding(model)
     kept = Cache(sequences)
-    tokens_BT = made_up(model, sequences, past + tokens)
+    tokens_BT = random_tokens(model, sequences, past + tokens)
     _read(model, tokens_BT[:, :past], kept, config, logits="last")
     filled = kept.mark()
     steps = [tokens_BT[:, place : place + 1].contiguous() for place in range(past, past + tokens)]
@@ -206,34 +205,33 @@ def _read(
     return context.trace
 
 
-def made_up(model: RoutedDecoder, sequences: int, tokens: int) -> Tensor:
-    """The same random token ids (B, T) each time."""
+def random_tokens(model: RoutedDecoder, sequences: int, tokens: int) -> Tensor:
+    """Random token ids (B, T), the same on each call."""
     generator = torch.Generator().manual_seed(0)
     tokens_BT = torch.randint(model.config.vocabulary, (sequences, tokens), generator=generator)
     return tokens_BT.to(next(model.parameters()).device)
 
 
 def is_compiled(model: RoutedDecoder, config: TimeConfig) -> bool:
-    """Whether ``config`` asks for it on the model's device."""
+    """Return True if ``config`` compiles on the model's device."""
     return compiles(config.compile, next(model.parameters()).device)
 
 
 def compile_layers(model: RoutedDecoder, config: TimeConfig) -> None:
-    """Compile each layer of ``model`` in place, if that is asked for: under the causal rule the host
-    has to know who enters before a layer can go on."""
+    """Compile each layer of ``model`` in place if ``config`` asks for it; under the causal rule shapes
+    depend on data, so the whole model cannot be one program."""
     if not is_compiled(model, config) or any("forward" in vars(layer) for layer in model.layers):
         return
     import torch._dynamo.config as dynamo
 
-    # A program to each layer and shape, for a layer's number and what the cache has of those before it
-    # are part of it. One that ran as written beside compiled ones would be a false comparison.
+    # One program per layer and shape. A layer that silently ran eager would spoil the comparison.
     allow_programs(2 * len(model.layers) * (2 + len(config.prefill)))
     dynamo.fail_on_recompile_limit_hit = True
     for layer in model.layers:
         vars(layer)["forward"] = torch.compile(layer.forward, dynamic=False)
 
 
-def as_written(model: RoutedDecoder) -> None:
-    """Undo `compile_layers`: a cache that grows with each token would be compiled with each token."""
+def eager_layers(model: RoutedDecoder) -> None:
+    """Undo `compile_layers`: the cache grows with each token, which would recompile each time."""
     for layer in model.layers:
         vars(layer).pop("forward", None)

@@ -1,0 +1,55 @@
+"""Memory of this process: the allocator's bytes on a GPU, the resident set on a CPU."""
+
+import contextlib
+import ctypes
+import gc
+import resource
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+
+class MemoryMeter:
+    """Measures peak memory on ``on`` above the memory held at its construction."""
+
+    def __init__(self, on: torch.device) -> None:
+        self._on = on
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # not glibc
+            ctypes.CDLL(None).malloc_trim(0)
+        if on.type == "cuda":
+            self._baseline = int(torch.cuda.memory_allocated(on))
+        else:
+            self._baseline = int(psutil.Process().memory_info().rss)
+        self.reset_peak()
+
+    def reset_peak(self) -> None:
+        if self._on.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._on)
+        else:
+            with contextlib.suppress(OSError):  # not Linux; importing PyTorch may then hide a small peak
+                Path("/proc/self/clear_refs").write_text("5")
+
+    def peak(self) -> int:
+        if self._on.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._on)) - self._baseline
+        return _peak_resident_bytes() - self._baseline
+
+
+def _peak_resident_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):  # which `reset_peak` resets, unlike ru_maxrss
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def release_memory(on: torch.device) -> None:
+    """Free unreachable objects (errors and their frames, for instance) and a GPU's cached blocks."""
+    gc.collect()
+    if on.type == "cuda":
+        torch.cuda.empty_cache()

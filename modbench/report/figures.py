@@ -136,7 +136,7 @@ def _final_losses(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, 
     if not points:
         say_nothing_to_show(axes, "no run was finished")
         return
-    axes.margins(0.16, 0.14)
+    axes.margins(0.28, 0.14)
     logarithmic(axes)
     axes.set_xlabel("forward FLOPs per token (nominal, convention model)")
     seeds = "\nmean of seeds and its 95 % t-interval" if bars else ""

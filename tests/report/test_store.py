@@ -118,9 +118,9 @@ def _corrupted(fakes):
     record = fakes.make_record("mod")
     line = record.line()
     return {
-        "half a line": (line[:300], "no JSON"),
-        "an empty line": ("", "no JSON"),
-        "no object": ("[]", "no JSON object"),
+        "half a line": (line[:300], "not JSON"),
+        "an empty line": ("", "not JSON"),
+        "no object": ("[]", "not a JSON object"),
         "another schema": (fakes.altered(record, lambda r: r.update(schema=99)), "schema is 99"),
         "no schema": (fakes.altered(record, lambda r: r.pop("schema")), "schema is None"),
         "another cell": (

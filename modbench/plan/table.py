@@ -1,4 +1,4 @@
-"""Plans as text for a terminal, as one JSON document, as CSV."""
+"""Formats of plans: table, JSON, CSV."""
 
 import csv
 import io
@@ -116,7 +116,7 @@ def _fitting(plan: Plan, scheme: Scheme) -> dict[str, Any]:
 
 
 def as_document(plan: Plan) -> dict[str, Any]:
-    """What `as_json` writes."""
+    """The document of `as_json`."""
     return {
         "cluster": asdict(plan.cluster),
         "recipe": asdict(plan.recipe),
@@ -139,7 +139,7 @@ def as_json(plan: Plan) -> str:
 
 
 def as_csv(plan: Plan) -> str:
-    """A row for each scheme; memory in bytes."""
+    """One row per scheme; memory in bytes."""
     rows = []
     for scheme in plan.schemes:
         memory = {f"memory_{name}": size for name, size in asdict(scheme.memory).items()}

@@ -1,5 +1,5 @@
-"""What the figures share: a look that no user setting changes, a colour and mark to each label, labels
-that keep clear of points, and files whose bytes repeat."""
+"""Style shared by all figures: fixed matplotlib settings, a colour and marker per label, placement of
+labels, reproducible files."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -24,17 +24,17 @@ from matplotlib.transforms import Bbox
 
 from modbench.report.leaderboard import Entry
 
-#: Inches, legend aside. On a phone a figure is some 6 cm wide, and 11 points of this still read.
+#: Inches, without legend. At 6 cm (a phone), a font of 11 points is still readable.
 WIDTH, HEIGHT = 5.4, 4.2
 _LEGEND_LINE = 0.24
 DOTS_PER_INCH = 200
-REFERENCE = "0.35"  #: grey of reference lines, which are no scheme's
+REFERENCE = "0.35"  #: grey, for reference lines
 _FONT_FILE = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 _FONT = "modbench DejaVu Sans"
 _MARKERS = "osD^vPX"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 3)))
 _LONGEST, _END = 30, 14
-_MOST_NAMED = 10  #: points of a figure that have room for a name beside each
+_MOST_NAMED = 10  #: largest number of points with a name next to each
 _MARKER = 5  #: half of the space kept free around a point, in points
 _PLACEMENT: dict[str, Any] = {
     "expand": (1.1, 1.3),
@@ -45,17 +45,17 @@ _PLACEMENT: dict[str, Any] = {
     "min_arrow_len": 12,
     "arrowprops": {"arrowstyle": "-", "color": REFERENCE, "linewidth": 0.8},
 }
-#: Built-in schemes by the place of their mark, the same in every figure.
+#: Built-in schemes, in the order of their marks; the same in every figure.
 SCHEMES = (
     *("expert_choice", "mod", "mode_integrated", "mode_staged", "token_choice", "vanilla"),
-    None,  # for the first scheme that is none of them
+    None,  # the first scheme that is not built in
     *("expert_threshold", "mixture_of_recursions", "relu_routing", "threshold_skip"),
 )
 
 
 @dataclass(frozen=True)
 class Mark:
-    """How one label is drawn; colour, marker and dashes each tell it apart."""
+    """Colour, marker and dashes of one label."""
 
     color: Any
     marker: str
@@ -63,9 +63,9 @@ class Mark:
 
 
 def marks(labels: Sequence[str]) -> dict[str, Mark]:
-    """A mark to each label. A built-in scheme has its own; all others take, in their order, what is
-    free: the place after the six schemes of the quick suite, theirs, and so on. Where several labels are
-    of one scheme (what stands before a slash or a bracket) they share its colour."""
+    """One mark per label. Built-in schemes have fixed marks; other schemes take, in sorted order, the
+    free ones, starting with the mark reserved for them. Labels of one scheme (the part before a slash
+    or bracket) share its colour."""
     schemes: dict[str, list[str]] = {}
     for label in sorted(set(labels)):
         schemes.setdefault(label.partition("/")[0].partition(" [")[0], []).append(label)
@@ -88,14 +88,14 @@ def _mark(place: int, further: int) -> Mark:
 
 
 def _colors() -> list[Any]:
-    """seaborn's colour-blind-safe palette but for its pink and yellow, too pale on white."""
+    """seaborn's colour-blind-safe palette without pink and yellow, too pale on white."""
     palette = sns.color_palette("colorblind")
     return [palette[index] for index in (0, 1, 2, 3, 4, 5, 7, 9)]
 
 
 @contextmanager
 def look() -> Iterator[None]:
-    """Inside, matplotlib has our settings and nobody else's."""
+    """Context with our matplotlib settings, whatever the user's are."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(sns.axes_style("whitegrid"))
@@ -119,7 +119,7 @@ def look() -> Iterator[None]:
 
 @cache
 def _font() -> str:
-    """A family name for matplotlib's own DejaVu Sans: another of that name may be on the machine."""
+    """Family name of the DejaVu Sans that matplotlib ships; the system's may differ."""
     fontManager.ttflist.append(FontEntry(fname=str(_FONT_FILE), name=_FONT, weight=400, size="scalable"))
     return _FONT
 
@@ -143,7 +143,7 @@ def plains(labels: Sequence[str]) -> dict[str, str]:
 
 
 def row_names(entries: Sequence[Entry]) -> dict[str, str]:
-    """What figures call each row, by its label; one that the table doesn't rank says so itself."""
+    """Name of each row in figures, by label; marks unranked rows."""
     shown = plains([entry.row.label for entry in entries])
     unranked = {entry.row.label for entry in entries if entry.rank is None}
     return {
@@ -152,7 +152,7 @@ def row_names(entries: Sequence[Entry]) -> dict[str, str]:
 
 
 def sheet(width: float = WIDTH, height: float = HEIGHT) -> Figure:
-    """A figure without axes, in inches, drawn by Agg whatever the machine's display."""
+    """A figure without axes, sizes in inches, drawn by Agg."""
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -167,20 +167,20 @@ def blank() -> tuple[Figure, Axes]:
 
 
 def say_nothing_to_show(axes: Axes, why: str) -> None:
-    """The sentence ``why`` in place of data."""
+    """Write the sentence ``why`` in place of data."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.text(0.5, 0.5, why, ha="center", va="center", wrap=True, transform=axes.transAxes)
 
 
 def logarithmic(axes: Axes) -> None:
-    """A logarithmic x axis with ticks that are written out (2 G), however short the axis is."""
+    """Make the x axis logarithmic, with ticks such as 2 G."""
     axes.set_xscale("log")
     written_out(axes.xaxis, *axes.get_xlim())
 
 
 def written_out(axis: Axis, low: float, high: float, unit: str = "") -> None:
-    """Ticks of a logarithmic ``axis`` from ``low`` to ``high``, written out."""
+    """Set the ticks of a logarithmic ``axis`` from ``low`` to ``high``, such as 2 G."""
     decades = np.log10(high / low)
     locator: Locator = MaxNLocator(nbins=5)
     if decades > 0.8:
@@ -191,14 +191,14 @@ def written_out(axis: Axis, low: float, high: float, unit: str = "") -> None:
 
 
 def linear(axes: Axes) -> None:
-    """A linear x axis with ticks that are written out."""
+    """Make the x axis linear, with ticks such as 2 G."""
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.xaxis.set_major_formatter(EngFormatter())
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """The legend under the axes, where it covers nothing, in as many columns as the figure is wide
-    enough for, three at most; the figure grows by its lines."""
+    """Add a legend below the axes in up to three columns, as the width allows; the figure grows by its
+    height."""
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     for columns in (3, 2, 1):
         figure.set_figheight(HEIGHT + _LEGEND_LINE * -(-len(labels) // columns))
@@ -256,8 +256,8 @@ def name_points(
     avoid: Sequence[tuple[float, float]] = (),
     lines: Sequence[tuple[Any, str]] = (),
 ) -> None:
-    """`label_points`; of more than `_MOST_NAMED`, or where a name is long, a number stands beside each,
-    and what it means in the legend, before the ``lines`` (handle, text) that stand there anyway."""
+    """`label_points`; for more than `_MOST_NAMED` points, or long names, use numbers that the legend
+    explains. ``lines`` (handle, text) are added to the legend."""
     handles, texts = [], []
     if len(points) > _MOST_NAMED or any(len(point.text) >= _LONGEST for point in points):
         for number, point in enumerate(points, start=1):
@@ -273,7 +273,7 @@ def name_points(
 
 
 def files(figure: Figure) -> dict[str, bytes]:
-    """The figure as PNG and SVG, by ending; the same figure gives the same bytes at any time."""
+    """The figure as PNG and SVG, by suffix; equal figures give equal bytes."""
     contents = {}
     for ending, metadata in (
         ("png", {"Software": None}),

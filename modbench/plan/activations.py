@@ -1,4 +1,4 @@
-"""Bytes that a training step holds besides weights, gradients and optimizer states.
+"""Bytes that a training step holds in addition to weights, gradients and optimizer states.
 
 One layer of each kind runs once on fake tensors of the CPU: they have shapes, storages and autocast but
 no values, so nothing is allocated and any router's layer works. Routing takes its nominal counts, as on

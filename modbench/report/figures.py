@@ -178,13 +178,13 @@ def _step_times(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, ax
     for slope, label in dense:
         # One line is grey; several lines have the style of their rows.
         drawn: dict[str, Any] = {"color": REFERENCE, **_DOTTED}
-        told = "as much time per FLOP as vanilla"
+        legend = "as much time per FLOP as vanilla"
         if len(dense) > 1:
-            mark, told = look_of[label], f"time per FLOP of {texts[label]}"
+            mark, legend = look_of[label], f"time per FLOP of {texts[label]}"
             drawn = {"color": mark.color, "linestyle": mark.dashes, "linewidth": 1.2}
         axes.plot([low, high], [low * slope, high * slope], **drawn)
         avoid += [(x, slope * x) for x in (low + (high - low) * step / 200 for step in range(201))]
-        lines.append((Line2D([], [], **drawn), told))
+        lines.append((Line2D([], [], **drawn), legend))
     # The reference line must not change the limits.
     axes.set_xlim(low, high)
     axes.set_ylim(bottom, top)

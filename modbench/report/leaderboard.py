@@ -185,5 +185,5 @@ def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
 def _with_few(note: str, row: Row) -> str:
     """``note`` with the metrics that fewer seeds of ``row`` have."""
     few = ", ".join(f"{name} {count}" for name, count in row.measured_in_few.items())
-    told = f"of {len(row.ok)} finished seeds fewer have {few}" if few else ""
-    return "; ".join(filter(None, (note, told)))
+    remark = f"of {len(row.ok)} finished seeds fewer have {few}" if few else ""
+    return "; ".join(filter(None, (note, remark)))

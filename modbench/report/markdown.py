@@ -116,8 +116,10 @@ def _items(board: Leaderboard, entries: list[Entry]) -> str:
             labels.setdefault(_limit(entry), []).append(escaped(entry.row.label))
     if not labels or not any(_limit(entry) for entry in board.entries):
         return ""
-    told = {f"at most {limit}" if limit else "all": labels[limit] for limit in sorted(labels)}
-    parts = [f"{many} ({', '.join(named)})" if len(told) > 1 else many for many, named in told.items()]
+    by_limit = {f"at most {limit}" if limit else "all": labels[limit] for limit in sorted(labels)}
+    parts = [
+        f"{many} ({', '.join(named)})" if len(by_limit) > 1 else many for many, named in by_limit.items()
+    ]
     return f"; items of each downstream task: {', '.join(parts)}"
 
 
@@ -251,9 +253,9 @@ def _notes(board: Leaderboard, records: list[Record]) -> Iterable[str]:
     )
     by_name = {name: _trained_with(name) for name in names}
     differing = [
-        f"{escaped(name)} {_by_row(board, told)}"
-        for name, told in by_name.items()
-        if len({told(entry.row) for entry in board.entries}) > 1
+        f"{escaped(name)} {_by_row(board, text_of)}"
+        for name, text_of in by_name.items()
+        if len({text_of(entry.row) for entry in board.entries}) > 1
     ]
     if differing:
         yield f"Not all rows were trained alike: {'; '.join(differing)}."
@@ -277,11 +279,11 @@ def _notes(board: Leaderboard, records: list[Record]) -> Iterable[str]:
         yield f"Plugin: {escaped(name)}, a file with sha256 {escaped(digest)}."
 
 
-def _by_row(board: Leaderboard, told: Callable[[Row], str]) -> str:
-    """The text ``told`` gives for all rows; where it differs, each text with its rows."""
+def _by_row(board: Leaderboard, text_of: Callable[[Row], str]) -> str:
+    """The text ``text_of`` gives for all rows; where it differs, each text with its rows."""
     labels: dict[str, list[str]] = {}
     for entry in board.entries:
-        labels.setdefault(told(entry.row), []).append(escaped(entry.row.label))
+        labels.setdefault(text_of(entry.row), []).append(escaped(entry.row.label))
     if len(labels) == 1:
         return next(iter(labels))
     return " and ".join(f"{text} ({', '.join(labels[text])})" for text in labels)

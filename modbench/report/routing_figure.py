@@ -128,8 +128,8 @@ def _depth_names(entry: Entry, layers: Sequence[int]) -> dict[int, str]:
 def _draw_depth(part: SubFigure, strip: _Strip) -> None:
     layers = strip.layers(strip.causal, "depth")
     colors = _colors(len(layers))
-    weighed = [pair for pair in zip(layers, colors, strict=True) if pair[0]["gates"]]
-    ends = weighed[:1] + weighed[1:][-1:]
+    with_scores = [pair for pair in zip(layers, colors, strict=True) if pair[0]["gates"]]
+    ends = with_scores[:1] + with_scores[1:][-1:]
     by_position, *by_weight = _panels(part, 1 + len(ends))
     _positions(by_position, strip, "depth", "routed", colors)
     _percent(by_position, "tokens that enter")
@@ -215,10 +215,10 @@ def expert_figure(board: Leaderboard) -> Figure:
     rows = found[:MOST_ROWS]
     if not rows:
         return _nothing("no run has experts")
-    beside = _beside(len(rows))
-    lines = -(-len(rows) // beside)
-    figure = _spaced(_WIDTH if beside > 1 else WIDTH, _STRIP * lines + _MARGIN)
-    panels = list(figure.subplots(lines, beside, squeeze=False).flat)
+    columns = _columns(len(rows))
+    lines = -(-len(rows) // columns)
+    figure = _spaced(_WIDTH if columns > 1 else WIDTH, _STRIP * lines + _MARGIN)
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes in panels[len(rows) :]:
         axes.set_axis_off()
     some_do_nothing = False
@@ -238,9 +238,9 @@ def expert_figure(board: Leaderboard) -> Figure:
     return figure
 
 
-def _beside(count: int) -> int:
+def _columns(count: int) -> int:
     """Panels per line: three or two, whichever leaves fewer places empty."""
-    return count if count < 3 else min((3, 2), key=lambda beside: -count % beside)
+    return count if count < 3 else min((3, 2), key=lambda columns: -count % columns)
 
 
 def _loads(axes: Axes, layers: dict[int, tuple[list[int], list[int]]]) -> None:

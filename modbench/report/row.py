@@ -136,8 +136,8 @@ class Row:
             return "not run"
         spared = len(names - asked)
         rest = (("unchecked", len(unchecked)), ("not asked", spared))
-        told = [f"{verdict} {number}" for verdict, number in rest if number]
-        return ", ".join((f"passed {len(asked - unchecked)}", *told))
+        texts = [f"{verdict} {number}" for verdict, number in rest if number]
+        return ", ".join((f"passed {len(asked - unchecked)}", *texts))
 
     @property
     def why_unranked(self) -> str | None:
@@ -203,15 +203,15 @@ def rows_of(records: Iterable[Record]) -> list[Row]:
     for record in latest(records):
         by_cell[_row_hash(record)].append(record)
     labels = {cell_hash: _label(group[0]) for cell_hash, group in by_cell.items()}
-    for tell in (_budget, lambda cell_hash, _: cell_hash[:6]):
+    for suffix in (_budget, lambda cell_hash, _: cell_hash[:6]):
         shared = Counter(labels.values())
-        told = {
-            cell_hash: f"{_label(group[0])} [{tell(cell_hash, group[0])}]"
+        texts = {
+            cell_hash: f"{_label(group[0])} [{suffix(cell_hash, group[0])}]"
             for cell_hash, group in by_cell.items()
             if shared[labels[cell_hash]] > 1
         }
-        alike = Counter(told.values())
-        labels |= {cell_hash: name for cell_hash, name in told.items() if alike[name] == 1}
+        counts = Counter(texts.values())
+        labels |= {cell_hash: name for cell_hash, name in texts.items() if counts[name] == 1}
     rows = [
         Row(tuple(sorted(group, key=lambda record: record.cell["seed"])), labels[cell_hash])
         for cell_hash, group in by_cell.items()

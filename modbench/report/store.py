@@ -11,7 +11,6 @@ import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 from modbench.errors import UserError
@@ -74,12 +73,7 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -170,7 +164,7 @@ def _read_shard(path: Path, kind: type[L]) -> Iterable[tuple[str, L]]:
         except (UserError, UnicodeDecodeError) as error:
             reason = error if isinstance(error, UserError) else "it is not UTF-8"
             raise UserError(
-                f"{path}, line {number}: not a valid record: {reason}; restore the file, or remove that "
+                f"{path}, line {number}: no valid record: {reason}; restore the file, or remove that "
                 "line and run the suite again, which repeats only that cell"
             ) from error
 

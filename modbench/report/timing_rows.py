@@ -17,7 +17,7 @@ from modbench.report.timing import Timing
 SHORTEST = 1e-3
 #: Smallest number of samples with a meaningful spread.
 FEWEST = 3
-_TOLD = ("phase", "sequences", "tokens", "past", "asked_bytes", "error")
+_ASKED = ("phase", "sequences", "tokens", "past", "asked_bytes", "error")
 MEMORY = {"training_memory": "training", "inference_memory": "inference"}
 
 
@@ -128,8 +128,8 @@ def case_rows(timings: Sequence[Timing], ceiling: Callable[[str], float | None])
     for name, cases in lacking.items():
         if name not in found:
             case = cases[-1]
-            told = {field: case[field] for field in _TOLD}
-            rows.append(CaseRow(**known, case=name, status="oom", **told))
+            values = {field: case[field] for field in _ASKED}
+            rows.append(CaseRow(**known, case=name, status="oom", **values))
     ended = [t for t in timings if t.status == "failed" or (t.status != "ok" and not _outgrown(t))]
     if len(ended) == len(timings):
         last = ended[-1]

@@ -137,7 +137,7 @@ def test_gpus_are_divided_evenly(name: str) -> None:
     ("router", "among", "says"),
     [
         ("vanilla", 2, "^expert_parallel is 2 and router 'vanilla' has no bank of experts"),
-        ("token_choice", 16, "^expert_parallel is 16 with 8 experts; it must be no more"),
+        ("token_choice", 16, "^expert_parallel is 16 with 8 experts; it must divide"),
         ("token_choice", 3, "^expert_parallel is 3 with 8 experts; it must divide"),
     ],
 )

@@ -117,9 +117,8 @@ def _items(board: Leaderboard, entries: list[Entry]) -> str:
     if not labels or not any(_limit(entry) for entry in board.entries):
         return ""
     by_limit = {f"at most {limit}" if limit else "all": labels[limit] for limit in sorted(labels)}
-    parts = [
-        f"{many} ({', '.join(named)})" if len(by_limit) > 1 else many for many, named in by_limit.items()
-    ]
+    several = len(by_limit) > 1
+    parts = [f"{many} ({', '.join(of)})" if several else many for many, of in by_limit.items()]
     return f"; items of each downstream task: {', '.join(parts)}"
 
 

@@ -10,6 +10,7 @@ B sequences, T tokens, D model width, N rows, E experts.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -36,6 +37,9 @@ from modbench.routing.registry import build_router
 Compute = Literal["float32", "autocast", "bfloat16"]
 #: The device whose kernels are assumed.
 Kernels = Literal["gpu", "cpu"]
+
+#: Tokens up to which the loss is run; beyond, it is extrapolated.
+_ROWS = 2**15
 
 _IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
 
@@ -180,6 +184,19 @@ class Steps:
 
     def outside(self, sequences: int) -> Outside:
         """Everything but the layers, with the loss of `modbench.train.loop.training_step`."""
+        rows = sequences * self._length
+        if rows <= _ROWS:
+            return self._outside(rows)
+        # The loss runs in parts: beyond several of them, memory is linear in the rows.
+        half, full = self._outside(_ROWS // 2), self._outside(_ROWS)
+        extra = (rows - _ROWS) / (_ROWS - _ROWS // 2)
+        return Outside(
+            peak=full.peak + round((full.peak - half.peak) * extra),
+            stays=full.stays + round((full.stays - half.stays) * extra),
+        )
+
+    @cache  # noqa: B019
+    def _outside(self, rows: int) -> Outside:
         config = self._decoder.config
         with fake_tensors(self._decoder.router.name, self._kernels):
             with default_dtype(self.compute):
@@ -188,7 +205,7 @@ class Steps:
                     replace(config, layers=1, tied_head=False), build_router("vanilla")
                 ).train()
             shell.layers = nn.ModuleList()
-            tokens_BT = torch.zeros(sequences, self._length, dtype=torch.long)
+            tokens_BT = torch.zeros(1, rows, dtype=torch.long)
             live = Live(_with_gradients(shell))
             with live:
                 inputs_BT, targets_BT = tokens_BT.clone(), tokens_BT.clone()

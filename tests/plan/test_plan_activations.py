@@ -120,10 +120,10 @@ def test_divided_experts_keep_as_much_for_the_same_rows(router: str) -> None:
     whole, divided = (
         Steps(decoder, 16, compute="autocast", expert_parallel=n).layer(0, SEQUENCES) for n in (1, 4)
     )
-    assert divided.kept == pytest.approx(whole.kept, rel=0.15)
-    assert divided.copies <= whole.copies
-    # The gradients are those of 2 of 8 experts, 3 x 32 x 48 each.
-    assert whole.working - divided.working >= 6 * 3 * 32 * 48 * 4
+    assert divided.kept == whole.kept
+    # bfloat16 copies of 2 experts rather than 8, 3 x 32 x 48 each.
+    assert whole.copies - divided.copies == 6 * 3 * 32 * 48 * 2
+    assert divided.working < whole.working
 
 
 def test_depth_routing_keeps_less() -> None:

@@ -1,4 +1,4 @@
-"""How far samples spread, and whether their median may be trusted. Standard library only."""
+"""Spread of samples, and stability of their median."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from typing import Any
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Median, interquartile range and n of three or more values. ``stable`` as pyperf judges: standard
-    deviation within 10 % of the mean, extremes within 50 % of it."""
+    """Median, interquartile range and n of three or more values. ``stable`` follows pyperf: standard
+    deviation within 10 % of the mean, minimum and maximum within 50 % of it."""
     mean = statistics.fmean(values)
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     stable = (

@@ -1,15 +1,16 @@
-"""Bytes that a training step keeps for its backward pass, measured without values.
+"""Bytes that a training step holds in addition to weights, gradients and optimizer states.
 
-Each kind of layer is built and run once on fake tensors of the CPU: they have shapes, storages and
-autocast, but no values, so that nothing is allocated and any router's layer works. Routing that depends
-on values is nominal, as on the meta device.
+One layer of each kind runs once on fake tensors of the CPU: they have shapes, storages and autocast but
+no values, so nothing is allocated and any router's layer works. Routing takes its nominal counts, as on
+the meta device.
 
-B sequences, T tokens, D model width, N rows in all, E experts.
+B sequences, T tokens, D model width, N rows, E experts.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,6 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 
 from modbench.errors import FAULTS, UserError
-from modbench.kernels.cross_entropy.fast import part_rows
 from modbench.ledger import Workload
 from modbench.model.context import Context
 from modbench.plan.memory_trace import Live
@@ -32,91 +32,111 @@ from modbench.routing.expert_bank import ExpertBank
 from modbench.routing.plugin_validation import ledger_of
 from modbench.routing.registry import build_router
 
-#: Parts of the loss from which on they are not run one by one.
-MANY = 8
-#: What runs in which dtype. ``float32``: all in it. ``autocast``: float32 weights and stream, matmuls in
-#: bfloat16. ``bfloat16``: bfloat16 weights and stream.
+#: ``float32``: everything. ``autocast``: float32 weights and residual stream, matmuls in bfloat16.
+#: ``bfloat16``: weights and residual stream.
 Compute = Literal["float32", "autocast", "bfloat16"]
-#: ``gpu``: RMSNorm and causal attention are kernels of PyTorch's. ``cpu``: the decoder's own, made of
-#: several ops, which keep other things.
+#: The device whose kernels are assumed.
 Kernels = Literal["gpu", "cpu"]
+
+#: Tokens up to which the loss is run; beyond, it is extrapolated.
+_ROWS = 2**15
 
 _IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Bytes of one layer in a training step. ``stream``: its input. ``kept``: what its backward pass
-    needs besides that. ``copies``: weights in another dtype that are kept, too. ``working``: the most
-    that its forward and backward pass hold on top of these for a while, gradients of its parameters not
-    among it (but each one of them before it is added to the sum)."""
+    """Bytes of one layer in a training step."""
 
-    stream: int
-    kept: int
-    copies: int
-    working: int
+    stream: int  #: the layer's input
+    kept: int  #: other tensors kept for the backward pass
+    copies: int  #: weights in another dtype kept for the backward pass
+    working: int  #: largest temporary use by its forward and backward pass, on top of the above
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outside:
-    """Bytes of embedding, last norm, head and loss: ``kept`` and ``copies`` as in `Footprint`, ``peak``
-    the most that they hold, what is kept included, ``tokens`` what stays after them, ``waiting`` the
-    gradient of a tied head, which is held until the embedding's can be added to it."""
+    """Bytes of embedding, last norm, head and loss. ``peak``: their largest use; ``stays``: held while
+    the layers run backward, which are the tokens and the gradient of a tied head."""
 
-    kept: int
-    copies: int
     peak: int
-    tokens: int
-    waiting: int
+    stays: int
 
 
-class _Valueless(TorchFunctionMode):
-    """Makes fake tensors pass for what they are, tensors without values: where `modbench.routing.topk`
-    asks an integer or boolean tensor whether it is on the meta device, the answer is yes. Floating-point
-    tensors stay on the CPU, for the sake of autocast."""
+class _Device(TorchFunctionMode):
+    """Makes fake CPU tensors behave as tensors without values on a device with ``kernels``."""
 
     def __init__(self, kernels: Kernels) -> None:
         super().__init__()
-        self._on_a_gpu = kernels == "gpu"
+        self._gpu = kernels == "gpu"
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        # Routing asks integer and boolean tensors; floating-point ones stay on the CPU for autocast.
         if func == _IS_META and not args[0].dtype.is_floating_point:
             return True
-        if self._on_a_gpu and func in (F.rms_norm, torch.rms_norm):
-            return _rms_norm(*args, **(kwargs or {}))
+        if self._gpu and func in (F.rms_norm, torch.rms_norm):
+            return _FusedNorm.apply(*args, **(kwargs or {}))  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _rms_norm(
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    eps: float | None = None,
-) -> Tensor:
-    return _FusedNorm.apply(input, weight, len(normalized_shape))  # type: ignore[no-any-return]
-
-
 class _FusedNorm(torch.autograd.Function):
-    """The storages of the fused kernel of GPUs: its backward pass takes the input, the reciprocal of the
-    root mean square of each row in float32, and the weight."""
+    """Storages of PyTorch's RMSNorm on a GPU, which is one kernel: it keeps the input, the weight and
+    one float32 factor per row. A CPU runs several ops that keep more."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, dimensions: int) -> Tensor:
-        scale = x.new_empty(x.shape[:-dimensions] + (1,) * dimensions, dtype=torch.float32)
-        ctx.save_for_backward(x, scale, weight)
+    def forward(
+        ctx: Any, x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+    ) -> Tensor:
+        rows = x.shape[: x.dim() - len(shape)]
+        ctx.save_for_backward(x, x.new_empty(rows, dtype=torch.float32), weight)
         return torch.empty_like(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, _, weight = ctx.saved_tensors
-        return torch.empty_like(x), None if weight is None else torch.empty_like(weight), None
+        return torch.empty_like(x), None, None if weight is None else torch.empty_like(weight), None
+
+
+@contextmanager
+def fake_tensors(router: str, kernels: Kernels) -> Iterator[None]:
+    """Context in which tensors have no values.
+
+    Raises:
+        UserError: the layers of ``router`` need values, or fail.
+    """
+    try:
+        with FakeTensorMode(), _Device(kernels):
+            yield
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise UserError(
+            f"router '{router}' can't be planned: it reads values of a tensor ({error.func}), and "
+            "planning allocates none; take counts through modbench.routing.topk.counts_to_host"
+        ) from error
+    except UserError:
+        raise
+    except FAULTS as error:
+        raise UserError(
+            f"router '{router}' raised {type(error).__name__}: {error} when its layer ran without "
+            "values; fix it"
+        ) from error
+
+
+@contextmanager
+def default_dtype(compute: Compute) -> Iterator[None]:
+    """Context in which new weights have the dtype of ``compute``."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if compute == "bfloat16" else torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class Steps:
-    """The training steps of a decoder on ``sequences`` x ``length`` tokens, each of its experts banks
-    divided over ``expert_parallel`` GPUs."""
+    """Training steps of ``decoder`` on sequences of ``length`` tokens; each expert bank is divided over
+    ``expert_parallel`` GPUs."""
 
     def __init__(
         self,
@@ -128,15 +148,9 @@ class Steps:
         expert_parallel: int = 1,
     ) -> None:
         self._decoder, self._length = decoder, length
-        self._compute, self._kernels, self._divided = compute, kernels, expert_parallel
-        #: The kind of each layer, by the first one of it.
-        self.depths = _kinds(decoder, length)
-        #: The first layer of each kind, and how many there are.
-        self.kinds = {number: self.depths.count(number) for number in dict.fromkeys(self.depths)}
-
-    def later(self, number: int) -> list[int]:
-        """The kinds of the layers that come after the last one of kind ``number``."""
-        return self.depths[len(self.depths) - self.depths[::-1].index(number) :]
+        self.compute, self._kernels, self._divided = compute, kernels, expert_parallel
+        #: For each layer, the first layer of the same kind.
+        self.kinds = _kinds(decoder, length)
 
     def layer(self, number: int, sequences: int) -> Footprint:
         """The layer at depth ``number``.
@@ -144,132 +158,71 @@ class Steps:
         Raises:
             UserError: it needs values.
         """
-        with self.valueless() as autocast:
-            layer, x_BTD = self._built(number, sequences)
+        config = self._decoder.config
+        with fake_tensors(self._decoder.router.name, self._kernels):
+            with default_dtype(self.compute):
+                layer = self._decoder.router.build_layer(config, number).train()
+                divide_experts(layer, self._divided)
+                x_BTD = torch.empty(sequences, self._length, config.width, requires_grad=True)
             live, context = Live(_with_gradients(layer), [x_BTD]), Context()
             with live:
-                with live.keeping() as saved, autocast():
+                with self._autocast():
                     y_BTD = layer(x_BTD, context)
-                kept, copies = saved.bytes(copies=False), saved.bytes(copies=True)
                 roots: list[Any] = [torch.autograd.graph.get_gradient_edge(y_BTD)]
-                gradients: list[Tensor | None] = [torch.empty_like(y_BTD)]
+                shape, dtype = y_BTD.shape, y_BTD.dtype
+                del y_BTD
+                copies, kept = live.copies, live.now - live.copies
+                gradients: list[Tensor | None] = [torch.empty(shape, dtype=dtype)]
                 losses = context.trace.auxiliary_loss()
                 if isinstance(losses, Tensor) and losses.requires_grad:
                     roots.append(losses)
                     gradients.append(None)
-                del y_BTD
                 torch.autograd.backward(roots, gradients)
             stream = x_BTD.untyped_storage().nbytes()
-        return Footprint(
-            stream=stream, kept=kept, copies=copies, working=max(0, live.peak - kept - copies)
-        )
-
-    def remembered(self, number: int) -> int:
-        """Bytes of weights that autocast remembers until its end, that of the forward pass, of the layer
-        at depth ``number``, even if its backward pass is to run it again."""
-        with self.valueless() as autocast:
-            layer, x_BTD = self._built(number, 1)
-            live = Live(layer.parameters(), [x_BTD])
-            dropped = torch.autograd.graph.saved_tensors_hooks(
-                lambda tensor: None, lambda nothing: x_BTD
-            )
-            with live, dropped:
-                with autocast():
-                    layer(x_BTD, Context())
-                    held = live.now
-                return held - live.now
-
-    def _built(self, number: int, sequences: int) -> tuple[nn.Module, Tensor]:
-        """The layer at depth ``number``, and an input of it."""
-        config = self._decoder.config
-        layer = self.cast(self._decoder.router.build_layer(config, number)).train()
-        divide_experts(layer, self._divided)
-        dtype = torch.bfloat16 if self._compute == "bfloat16" else torch.float32
-        shape = (sequences, self._length, config.width)
-        return layer, torch.empty(shape, dtype=dtype, requires_grad=True)
+        working = max(0, live.peak - kept - copies)
+        return Footprint(stream=stream, kept=kept, copies=copies, working=working)
 
     def outside(self, sequences: int) -> Outside:
-        """All that is not a layer, the loss as `modbench.train.loop.training_step` takes it."""
+        """Everything but the layers, with the loss of `modbench.train.loop.training_step`."""
         rows = sequences * self._length
-        part = part_rows(self._decoder.config.vocabulary)
-        if rows <= MANY * part:
+        if rows <= _ROWS:
             return self._outside(rows)
-        # So many parts of the loss are all alike: each further row holds as much as the one before.
-        few, many = MANY // 2 * part, MANY * part
-        one, other = self._outside(few), self._outside(many)
+        # The loss runs in parts: beyond several of them, memory is linear in the rows.
+        half, full = self._outside(_ROWS // 2), self._outside(_ROWS)
+        extra = (rows - _ROWS) / (_ROWS - _ROWS // 2)
         return Outside(
-            **{
-                name: low + (getattr(other, name) - low) * (rows - few) // (many - few)
-                for name, low in asdict(one).items()
-            }
+            peak=full.peak + round((full.peak - half.peak) * extra),
+            stays=full.stays + round((full.stays - half.stays) * extra),
         )
 
+    @cache  # noqa: B019
     def _outside(self, rows: int) -> Outside:
-        with self.valueless() as autocast:
-            # One layer to be thrown away: any router's will do, and not all can be built so shallow.
-            # Its head is one of its own: the sum that a tied one's gradient becomes a part of is made in
-            # place, but not of fake tensors, and by then nothing is left of the loss.
-            config = replace(self._decoder.config, layers=1, tied_head=False)
-            shell = RoutedDecoder(config, build_router("vanilla"))
+        config = self._decoder.config
+        with fake_tensors(self._decoder.router.name, self._kernels):
+            with default_dtype(self.compute):
+                # An untied head: fake tensors do not accumulate a tied one's gradient in place.
+                shell = RoutedDecoder(
+                    replace(config, layers=1, tied_head=False), build_router("vanilla")
+                ).train()
             shell.layers = nn.ModuleList()
-            shell = self.cast(shell).train()
             tokens_BT = torch.zeros(1, rows, dtype=torch.long)
             live = Live(_with_gradients(shell))
             with live:
                 inputs_BT, targets_BT = tokens_BT.clone(), tokens_BT.clone()
-                with live.keeping() as saved, autocast():
+                with self._autocast():
                     loss = shell.loss(inputs_BT, targets_BT, Context())
-                kept, copies = saved.bytes(copies=False), saved.bytes(copies=True)
                 loss.backward()
-            tokens = sum(tensor.untyped_storage().nbytes() for tensor in (inputs_BT, targets_BT))
-            tied = self._decoder.config.tied_head
-            waiting = shell.embedding.weight.untyped_storage().nbytes() if tied else 0
-        return Outside(kept=kept, copies=copies, peak=live.peak - copies, tokens=tokens, waiting=waiting)
+            weight = shell.embedding.weight.untyped_storage().nbytes()
+            stays = 2 * tokens_BT.untyped_storage().nbytes() + (weight if config.tied_head else 0)
+        return Outside(peak=live.peak, stays=stays)
 
-    def cast(self, module: Any) -> Any:
-        """``module`` with its weights in the dtype of the steps."""
-        # Not by Module.to, which can't swap parameters that are fake.
-        cast: dict[Tensor, nn.Parameter] = {}
-        for part in module.modules() if self._compute == "bfloat16" else ():
-            for name, weight in part.named_parameters(recurse=False):
-                if weight not in cast:
-                    narrow = weight.detach().to(torch.bfloat16)
-                    cast[weight] = nn.Parameter(narrow, requires_grad=weight.requires_grad)
-                setattr(part, name, cast[weight])
-        return module
-
-    @contextmanager
-    def valueless(self) -> Iterator[Callable[[], Any]]:
-        """Inside, tensors have no values. Gives what autocast the steps run under.
-
-        Raises:
-            UserError: what runs inside needs values, or fails.
-        """
-
-        def autocast() -> Any:
-            on = self._compute == "autocast"
-            return torch.autocast("cpu", torch.bfloat16) if on else nullcontext()
-
-        try:
-            with FakeTensorMode(), _Valueless(self._kernels):
-                yield autocast
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            raise UserError(
-                f"router '{self._decoder.router.name}' can't be planned: it asks for a tensor's values "
-                f"({error.func}), where nothing is allocated; take counts through "
-                "modbench.routing.topk.known"
-            ) from error
-        except UserError:
-            raise
-        except FAULTS as error:
-            raise UserError(
-                f"router '{self._decoder.router.name}' raised {type(error).__name__}: {error} when its "
-                "layer was run without values; mend it"
-            ) from error
+    def _autocast(self) -> Any:
+        on = self.compute == "autocast"
+        return torch.autocast("cpu", torch.bfloat16) if on else nullcontext()
 
 
 def _with_gradients(module: nn.Module) -> list[Tensor]:
-    """The parameters, each with a gradient to add to: a step's first micro-batch has made them."""
+    """The parameters, each with a gradient: that of an earlier micro-batch."""
     parameters = list(module.parameters())
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)
@@ -277,11 +230,11 @@ def _with_gradients(module: nn.Module) -> list[Tensor]:
 
 
 def divide_experts(layer: nn.Module, among: int) -> None:
-    """Leave in each bank of ``layer`` the experts that one of ``among`` GPUs has, each with the rows
-    that it gets from all of them: as many rows in all as before, where routing is even.
+    """Keep in each bank of ``layer`` the experts of one of ``among`` GPUs, with the rows that all GPUs
+    send them; under even routing the number of rows stays the same.
 
     Raises:
-        UserError: the experts can't be divided so.
+        UserError: ``among`` does not divide the experts.
     """
     if among == 1:
         return
@@ -310,7 +263,7 @@ def _take_all_rows(bank: ExpertBank, among: int) -> None:
 
 
 def _kinds(decoder: RoutedDecoder, length: int) -> list[int]:
-    """Layers are of one kind if they spend the same and their parameters have the same shapes."""
+    """Layers are of one kind if their FLOPs and the shapes of their parameters are equal."""
     first: dict[Any, int] = {}
     kinds: list[int] = []
     workload = Workload.uniform(1, length, "train")

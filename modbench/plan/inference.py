@@ -1,4 +1,4 @@
-"""Memory of reading prompts into a cache, from shapes alone.
+"""Memory of a prefill, from shapes.
 
 B sequences, T tokens.
 """
@@ -9,15 +9,14 @@ import torch
 
 from modbench.model.context import Context
 from modbench.model.kv_cache import Cache
-from modbench.plan.activations import Kernels, Steps
+from modbench.plan.activations import Kernels, default_dtype, fake_tensors
 from modbench.plan.memory_trace import Live
 from modbench.routing.build import RoutedDecoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceMemory:
-    """Bytes at the peak of a prefill: weights, keys and values that stay, and what else is held for a
-    while."""
+    """Bytes at the peak of a prefill: weights, KV cache, temporary tensors."""
 
     parameters: int
     cache: int
@@ -31,16 +30,15 @@ class InferenceMemory:
 def inference_memory(
     decoder: RoutedDecoder, sequences: int, length: int, *, bfloat16: bool, kernels: Kernels = "gpu"
 ) -> InferenceMemory:
-    """Of ``sequences`` prompts of ``length`` tokens each, weights and stream in bfloat16 or float32, and
-    routing nominal.
+    """The prefill of ``sequences`` prompts of ``length`` tokens, in bfloat16 or float32, with nominal
+    routing.
 
     Raises:
         UserError: the router's layers need values.
     """
-    compute = "bfloat16" if bfloat16 else "float32"
-    steps = Steps(decoder, length, compute=compute, kernels=kernels)  # type: ignore[arg-type]
-    with steps.valueless(), torch.no_grad():
-        model = steps.cast(RoutedDecoder(decoder.config, decoder.router)).eval()
+    with fake_tensors(decoder.router.name, kernels), torch.no_grad():
+        with default_dtype("bfloat16" if bfloat16 else "float32"):
+            model = RoutedDecoder(decoder.config, decoder.router).eval()
         weights = list(model.parameters())
         tokens_BT = torch.zeros(sequences, length, dtype=torch.long)
         live, cache = Live(weights, [tokens_BT]), Cache(sequences)

@@ -1,8 +1,7 @@
-"""Memory of one GPU in a training step, from shapes alone."""
+"""Memory of one GPU in a training step, from shapes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Literal
 
 from torch import Tensor
@@ -13,9 +12,9 @@ from modbench.plan.search import largest
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.expert_bank import ExpertBank
 
-#: Bytes per parameter of weights, gradients and optimizer. ``fp32`` is `modbench.train.loop`: float32
-#: weights under autocast, AdamW's two moments. ``bf16`` has bfloat16 weights and gradients, and keeps
-#: float32 weights besides the two moments.
+#: Bytes per parameter of weights, gradients and optimizer. ``fp32``: float32 weights under autocast and
+#: AdamW's two moments, as `modbench.train.loop`. ``bf16``: bfloat16 weights and gradients, and float32
+#: weights and moments in the optimizer.
 STATES: Mapping[str, tuple[int, int, int]] = {"fp32": (4, 4, 8), "bf16": (2, 2, 12)}
 
 
@@ -24,14 +23,14 @@ class Recipe:
     """How a model is trained on its GPUs.
 
     Raises:
-        UserError: a field is out of range, with the value and what would be right.
+        UserError: a field is out of range.
     """
 
     state: Literal["fp32", "bf16"] = "fp32"
-    shard: int = 1  #: GPUs that share parameters, gradients and optimizer (FSDP, ZeRO-3); 1: none do
+    shard: int = 1  #: GPUs that share parameters, gradients and optimizer (FSDP, ZeRO-3)
     expert_parallel: int = 1  #: GPUs that the experts of each layer are divided over
-    checkpoint: bool = False  #: keep only the input of each layer, and run its forward pass again
-    micro_batch: int = 1  #: sequences of one GPU at a time
+    checkpoint: bool = False  #: keep only the input of each layer and recompute the rest
+    micro_batch: int = 1  #: sequences per GPU
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
@@ -49,7 +48,7 @@ class Recipe:
     def fits_on(self, gpus: int) -> None:
         """
         Raises:
-            UserError: so many GPUs can't be divided so.
+            UserError: ``shard`` or ``expert_parallel`` does not divide ``gpus``.
         """
         for name in ("shard", "expert_parallel"):
             if gpus % getattr(self, name):
@@ -57,38 +56,35 @@ class Recipe:
 
     @property
     def compute(self) -> Compute:
-        """Autocast where one GPU holds float32 weights; sharded weights are gathered in bfloat16 (a
-        mixed-precision policy of FSDP), and then the stream is bfloat16, too."""
+        """Autocast for unsharded float32 weights; sharded weights are gathered in bfloat16 (FSDP's mixed
+        precision), and the residual stream then is bfloat16 too."""
         return "autocast" if self.state == "fp32" and self.shard == 1 else "bfloat16"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one GPU at the peak of a training step that has gradients of an earlier micro-batch
-    already. Not among them: what the CUDA context, communication buffers and an allocator's
-    fragmentation take."""
+    """Bytes on one GPU at the peak of a training step that accumulates gradients. Without the CUDA
+    context, communication buffers and fragmentation."""
 
     parameters: int
     gradients: int
     optimizer: int
-    gathered: (
-        int  #: layers put together from their shards: one at work, one fetched ahead, its gradients
-    )
-    copies: int  #: weights in another dtype that the backward pass keeps, such as autocast's
-    activations: int  #: what the layers keep for the backward pass
-    logits: int  #: logits, loss and what else stands outside the layers, at their peak
-    #: the largest layer's forward and backward pass, on top of what it keeps; with it the gradient of a
-    #: tied head, which waits for the embedding's
+    #: gathered from shards: the layer at work, a prefetched one, and a layer's gradients
+    gathered: int
+    copies: int  #: weights in another dtype kept for the backward pass, such as autocast's
+    activations: int  #: kept by the layers for the backward pass
+    logits: int  #: peak of embedding, head and loss
+    #: largest temporary use by a layer, with the tokens and the gradient of a tied head
     working: int
 
     @property
     def total(self) -> int:
-        """The logits and a layer's backward pass are never held at once: of them the larger."""
+        """``logits`` and ``working`` are never held at once: the larger counts."""
         return sum(getattr(self, field.name) for field in fields(self)) - min(self.logits, self.working)
 
 
 class Measured:
-    """The memory of one decoder, by micro-batch; each is measured once."""
+    """The memory of one decoder, by micro-batch, cached."""
 
     def __init__(
         self,
@@ -98,29 +94,22 @@ class Measured:
         kernels: Kernels = "gpu",
         compute: Compute | None = None,
     ) -> None:
-        """``compute``: what the recipe says where None.
+        """``compute``: by default that of the recipe.
 
         Raises:
-            UserError: experts that can't be divided so.
+            UserError: the experts can't be divided over ``recipe.expert_parallel`` GPUs.
         """
         self._recipe = recipe
         banks = [part for part in decoder.modules() if isinstance(part, ExpertBank)]
-        if recipe.expert_parallel > 1:
-            fewest = min((bank.experts for bank in banks), default=0)
-            if not banks:
-                raise UserError(
-                    f"expert_parallel is {recipe.expert_parallel} and router '{decoder.router.name}' "
-                    "has no bank of experts; leave it at 1"
-                )
-            if recipe.expert_parallel > fewest:
-                raise UserError(
-                    f"expert_parallel is {recipe.expert_parallel} with {fewest} experts; it must be no "
-                    "more than the experts"
-                )
+        if recipe.expert_parallel > 1 and not banks:
+            raise UserError(
+                f"expert_parallel is {recipe.expert_parallel} and router '{decoder.router.name}' "
+                "has no bank of experts; leave it at 1"
+            )
         self._steps = Steps(
             decoder,
             length,
-            compute=recipe.compute if compute is None else compute,
+            compute=compute or recipe.compute,
             kernels=kernels,
             expert_parallel=recipe.expert_parallel,
         )
@@ -139,12 +128,12 @@ class Measured:
         def held(weights: Sequence[Tensor]) -> int:
             in_experts = sum(weight.numel() for weight in weights if id(weight) in experts)
             others = sum(weight.numel() for weight in weights) - in_experts
-            # Of the GPUs that share, as many as there are kinds of experts hold different ones already.
+            # Of the GPUs in a shard, ``divided`` hold different experts already.
             return -(-others // recipe.shard) - (-in_experts // max(recipe.shard, divided))
 
         weights = list(decoder.parameters())
         self._held = held(weights)
-        # A weight that a router has frozen has neither gradient nor optimizer state.
+        # A frozen weight has neither gradient nor optimizer state.
         self._learned = held([weight for weight in weights if weight.requires_grad])
         self._gathered = 0
         if recipe.shard == 1:
@@ -157,7 +146,7 @@ class Measured:
             most = max(most, own)
         of_layers = sum(weight.numel() for weight in decoder.layers.parameters())
         outside = sum(weight.numel() for weight in weights) - of_layers
-        # Two layers and one layer's gradients, and what stands outside the layers; in bfloat16.
+        # In bfloat16: two layers, the gradients of one, and everything outside the layers.
         self._gathered = 2 * (3 * most + outside)
 
     def memory(self, micro_batch: int) -> Memory:
@@ -168,47 +157,39 @@ class Measured:
 
     def _measure(self, sequences: int) -> Memory:
         outside = self._steps.outside(sequences)
-        kinds = {number: self._steps.layer(number, sequences) for number in self._steps.kinds}
-        layers = [(count, kinds[number]) for number, count in self._steps.kinds.items()]
-        streams = sum(count * layer.stream for count, layer in layers)
-        kept = sum(count * layer.kept for count, layer in layers)
-        copies = sum(count * layer.copies for count, layer in layers)
-        # While a layer works, what later ones keep is not there yet, or not any more.
-        working = max(
-            layer.working - sum(kinds[other].kept for other in self._steps.later(number))
-            for number, layer in kinds.items()
-        )
-        if self._recipe.checkpoint:
-            kept, copies = 0, 0
-            working = max(layer.working + layer.kept + layer.copies for _, layer in layers)
-        working += outside.waiting
-        if self._recipe.checkpoint:  # nothing waits yet
-            # The forward pass ends with all weights that autocast remembers.
-            working = max(working, self._remembered)
+        kinds = {number: self._steps.layer(number, sequences) for number in set(self._steps.kinds)}
+        activations = copies = cast = peak = 0
+        for number in self._steps.kinds:
+            layer, working = kinds[number], kinds[number].working
+            activations += layer.stream
+            cast += layer.copies
+            if self._recipe.checkpoint:
+                working += layer.kept + layer.copies
+            else:
+                activations += layer.kept
+                copies += layer.copies
+            # While a layer runs backward, what later layers kept is freed.
+            peak = max(peak, activations + copies + working)
+        if self._steps.compute == "autocast":
+            # Autocast holds all weights that it cast until the forward pass ends.
+            peak = max(peak, activations + cast)
         weights, gradients, optimizer = STATES[self._recipe.state]
         return Memory(
             parameters=self._held * weights,
             gradients=self._learned * gradients,
             optimizer=self._learned * optimizer,
             gathered=self._gathered,
-            copies=outside.copies + copies,
-            activations=streams + kept,
+            copies=copies,
+            activations=activations,
             logits=outside.peak,
-            working=outside.tokens + working,
+            working=outside.stays + peak - activations - copies,
         )
 
-    @cached_property
-    def _remembered(self) -> int:
-        if self._recipe.compute != "autocast":
-            return 0
-        kinds = self._steps.kinds
-        return sum(count * self._steps.remembered(number) for number, count in kinds.items())
-
     def largest_micro_batch(self, room: int) -> int:
-        """The most sequences that ``room`` bytes hold; 0 if not even one."""
+        """The largest number of sequences that fits ``room`` bytes; may be 0."""
         one = self.memory(1).total
         if one > room:
             return 0
-        # What grows with the micro-batch grows almost in proportion.
+        # Almost linear in the micro-batch.
         guess = 1 + (room - one) // max(1, self.memory(2).total - one)
         return largest(lambda sequences: self.memory(sequences).total <= room, guess)

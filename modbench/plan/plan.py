@@ -1,5 +1,5 @@
-"""What a training run of each scheme takes: FLOPs, days on a cluster, memory of a GPU. From shapes and
-closed forms alone; nothing is allocated."""
+"""FLOPs, days and memory per GPU of planned training runs, from shapes and closed forms; nothing is
+allocated."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from modbench.plan.solver import solve, spent_on
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """One scheme's run. FLOPs are under the plan's convention, routing is nominal. ``dense_flops``: what
-    the dense model of the same shape spends on the same tokens."""
+    """The run of one scheme, with nominal routing; FLOPs are in the plan's convention. ``dense_flops``:
+    those of the dense model of the same shape on the same tokens."""
 
     name: str
     model: ModelConfig
@@ -33,7 +33,7 @@ class Scheme:
     dense_flops: int
     days: float
     memory: Memory
-    largest_micro_batch: int  #: sequences at a time that the GPU's memory holds; 0: not one
+    largest_micro_batch: int  #: sequences that fit the GPU's memory; may be 0
 
     @property
     def ratio_to_dense(self) -> float:
@@ -42,8 +42,8 @@ class Scheme:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """``batch``: tokens of one step on all GPUs. ``budget``: training FLOPs that the shapes were solved
-    for, or None where they were given."""
+    """``batch``: tokens per step on all GPUs. ``budget``: training FLOPs that shapes were solved for;
+    None if the shape was given."""
 
     cluster: Cluster
     recipe: Recipe
@@ -55,7 +55,7 @@ class Plan:
 
     @property
     def accumulated(self) -> int:
-        """Micro-batches of each GPU in a step."""
+        """Micro-batches per GPU and step."""
         return self.batch // (self.cluster.gpus * self.recipe.micro_batch * self.sequence)
 
     def share_of_card(self, scheme: Scheme) -> float:
@@ -76,12 +76,12 @@ def plan(
     batch: int | None = None,
     convention: str = "model",
 ) -> Plan:
-    """Training each of ``routers`` (``NAME`` or ``NAME:PRESET``) at the shape ``size`` on ``tokens``
-    tokens, ``batch`` of them in a step; by default one micro-batch on each GPU.
+    """Plan the training of each of ``routers`` (``NAME`` or ``NAME:PRESET``) at the shape ``size`` on
+    ``tokens`` tokens, ``batch`` tokens per step (by default one micro-batch per GPU).
 
     Raises:
-        UserError: whatever the arguments' own classes refuse; no tokens; GPUs or experts that can't be
-            divided so; a batch that isn't a number of micro-batches on each GPU.
+        UserError: no router or tokens, GPUs or experts that can't be divided, or a batch that is not
+            a multiple of the micro-batches of all GPUs.
     """
     if tokens < 1:
         raise UserError(f"tokens is {tokens}; it must be 1 or more")
@@ -102,9 +102,8 @@ def plan_budget(
     batch: int | None = None,
     convention: str = "model",
 ) -> Plan:
-    """The same, each scheme at the shape like ``base`` that spends ``budget`` training FLOPs on
-    ``tokens`` tokens, or without them on ``tokens_per_parameter`` for each active parameter: schemes at
-    equal compute.
+    """As `plan`, with each scheme at the shape like ``base`` that spends ``budget`` training FLOPs on
+    ``tokens`` tokens, by default ``tokens_per_parameter`` per active parameter.
 
     Raises:
         UserError: as `plan`, and as `modbench.plan.solver.solve`.
@@ -172,7 +171,7 @@ def _scheme(
 ) -> Scheme:
     sequence = size.sequence
     routed, dense = meta_decoder(name, options, size.model), meta_decoder("vanilla", {}, size.model)
-    # The recipe's second forward pass is the executed convention's to see; no other counts it.
+    # Only convention ``executed`` counts the recomputation of checkpointed layers.
     training = Workload.uniform(1, sequence, "train", checkpoint=recipe.checkpoint)
     of_sequence = convention_flops(routed, training, convention)
     flops = spent_on(tokens, of_sequence, sequence)

@@ -1,11 +1,11 @@
-"""The largest number that a condition holds for."""
+"""Search for the largest integer that satisfies a monotone condition."""
 
 from collections.abc import Callable
 
 
 def largest(holds: Callable[[int], bool], guess: int) -> int:
-    """The largest n >= 1 that ``holds``, which must hold for all smaller ones and not for all; 0 if 1
-    doesn't. Looks around ``guess`` first, for each look may be dear."""
+    """The largest n >= 1 for which ``holds(n)``, or 0. ``holds`` must be true up to some n and false
+    above it. The search starts at ``guess``, since ``holds`` may be slow."""
     low, high, step = 0, max(1, guess), 1
     if holds(high):
         while holds(high + step):

@@ -1,39 +1,34 @@
-"""The equal-FLOP solver: the shape of each scheme that spends a given budget.
+"""The equal-FLOP solver: the shape of a scheme that spends a given budget.
 
 Shapes follow a base: its width per layer, head width, ratio of MLP to model width, ratio of query to
-key/value heads, vocabulary and sequence. Nothing is allocated.
+key/value heads, vocabulary and sequence length. Nothing is allocated.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
-from math import ceil, log
+from math import ceil, inf, log
 from typing import Any
 
 from modbench.accounting.literature import convention_flops
 from modbench.accounting.statement import meta_decoder
 from modbench.errors import UserError
-from modbench.ledger import Phase, Workload
+from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import Size
 from modbench.plan.search import largest
 from modbench.routing.registry import build_router, preset_options
 
-#: The largest budget: thousands of times what anybody has spent.
-LARGEST = 10**30
-LARGEST_RATIO = 10**9
-#: Below this share of the budget, a shape counts as missing it.
+#: A shape that uses a smaller share of the budget is not accepted, if there is another.
 USED = 0.99
-#: MLP widths that are tried to find the steps that a router takes them in.
+#: Number of MLP widths tried to find the step a router accepts.
 _STEPS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
-    """A shape that spends ``flops`` of a ``budget`` on ``tokens``, never more; ``share`` is flops /
-    budget. The count of parameters is that of `modbench.model.decoder.Decoder.parameter_count`."""
+    """A shape that spends ``flops`` <= ``budget`` on ``tokens``; ``share`` is flops / budget."""
 
     router: str
     model: ModelConfig
@@ -55,7 +50,7 @@ class Solution:
 
 
 def spent_on(tokens: int, of_sequence: int, sequence: int) -> int:
-    """FLOPs of so many tokens at those of one whole sequence, rounded up."""
+    """FLOPs of ``tokens``, from those of one sequence, rounded up."""
     return -(-tokens * of_sequence // sequence)
 
 
@@ -69,34 +64,24 @@ def solve(
     tokens_per_parameter: float = 20.0,
     convention: str = "model",
 ) -> Solution:
-    """The shape of ``router`` (``NAME`` or ``NAME:PRESET``) that a training budget of ``budget`` FLOPs
-    is spent on.
+    """The shape of ``router`` (``NAME`` or ``NAME:PRESET``) that spends ``budget`` training FLOPs.
 
-    On ``tokens`` tokens: of shapes like the base, the one that is most like it and uses 99 % or more
-    of the budget, its MLP as wide as the budget allows; where there is none, the one that uses most.
-    Without ``tokens``: the same on ``tokens_per_parameter`` tokens for each active parameter (counted
-    as `modbench.model.decoder.Decoder.parameter_count` does, with the embedding), and then as many
-    whole sequences as the budget pays for.
+    On ``tokens`` tokens: the shape closest to the base's proportions that uses at least 99 % of the
+    budget, with the widest MLP that fits; if there is none, the shape that uses most. Without
+    ``tokens``: the same on ``tokens_per_parameter`` tokens per active parameter (with the embedding),
+    then as many whole sequences as the budget allows.
 
     Raises:
-        UserError: a budget, tokens or ratio out of range, a budget too small for any shape, or an
-            unknown router, preset, option or convention.
+        UserError: a budget, tokens or ratio that is not positive, a budget too small for any shape, or
+            an unknown router, preset, option or convention.
     """
     if budget < 1:
         raise UserError(f"budget is {budget}; it must be 1 FLOP or more")
-    if budget > LARGEST:
-        raise UserError(
-            f"budget is {Decimal(budget):.4g} training FLOPs; plans go up to {LARGEST:.4g}: give a "
-            "smaller one"
-        )
     if tokens is not None and tokens < 1:
         raise UserError(f"tokens is {tokens}; it must be 1 or more")
-    if not 0 < tokens_per_parameter <= LARGEST_RATIO:
-        raise UserError(
-            f"tokens_per_parameter is {tokens_per_parameter}; it must be above 0, and "
-            f"{LARGEST_RATIO:,} or less"
-        )
-    family = _Family(router, options, base, "train", convention)
+    if not 0 < tokens_per_parameter < inf:
+        raise UserError(f"tokens_per_parameter is {tokens_per_parameter}; it must be above 0 and finite")
+    family = _Family(router, options, base, convention)
     if tokens is not None:
         fixed = tokens
 
@@ -115,34 +100,12 @@ def solve(
     return family.solution(model, budget, budget // family.flops(model) * base.sequence)
 
 
-def matching(
-    router: str,
-    options: Mapping[str, Any],
-    dense: Size,
-    *,
-    phase: Phase = "forward",
-    convention: str = "model",
-) -> Solution:
-    """The shape of ``router`` that spends on a sequence what the dense model of size ``dense`` does, as
-    near as shapes go and never more; ``budget`` is what the dense model spends.
-
-    Raises:
-        UserError: an unknown router, preset, option or convention, or no shape is small enough.
-    """
-    budget, _, _ = _Family("vanilla", {}, dense, phase, convention).exact(dense.model)
-    family = _Family(router, options, dense, phase, convention)
-    model = _filled(family, family.flops, budget, "one sequence")
-    return family.solution(model, budget, dense.sequence)
-
-
 class _Family:
-    """The shapes like ``base`` of one scheme, and what each spends on one sequence."""
+    """Shapes of one scheme with the proportions of ``base``, and their FLOPs per sequence."""
 
-    def __init__(
-        self, router: str, options: Mapping[str, Any], base: Size, phase: Phase, convention: str
-    ) -> None:
+    def __init__(self, router: str, options: Mapping[str, Any], base: Size, convention: str) -> None:
         self.router, self.options, self.base = router, options, base
-        self.load, self.convention = Workload.uniform(1, base.sequence, phase), convention
+        self.load, self.convention = Workload.uniform(1, base.sequence, "train"), convention
         model = base.model
         self.aspect = model.width / model.layers
         self.ratio = model.hidden / model.width
@@ -150,7 +113,7 @@ class _Family:
         self.read = lru_cache(maxsize=None)(self._read)
         self.regular = True
         plain, preset = preset_options(router)
-        # Depth-routed blocks come in groups; a whole number of them routes the share that is promised.
+        # Whole groups of layers, so that the share of routed layers is the nominal one.
         every = getattr(build_router(plain, {**preset, **options}), "every", 1)
         self.period = every if isinstance(every, int) and every > 0 else 1
         self.fewest = self._fewest()
@@ -163,7 +126,7 @@ class _Family:
         return flops, decoder.parameter_count("total"), decoder.parameter_count("active")
 
     def _read(self, model: ModelConfig) -> tuple[int, int, int]:
-        """The same, of deep ones from two shallow ones: each group of layers adds what any does."""
+        """As `exact`, extrapolated from two shallow models if layers repeat."""
         groups = (model.layers - self.fewest) // self.period
         if not self.regular or groups < 2:
             return self.exact(model)
@@ -178,7 +141,7 @@ class _Family:
         return self.read(model)[0]
 
     def _fewest(self) -> int:
-        """The fewest layers, at least two, in whole groups, that the router takes."""
+        """The smallest depth the router accepts: whole groups, two layers or more."""
         least = self.period * -(-2 // self.period)
         for layers in range(least, self.base.model.layers + 1, self.period):
             try:
@@ -189,7 +152,7 @@ class _Family:
         return least
 
     def _step(self) -> int:
-        """The finest step in which the router takes an MLP's width."""
+        """The smallest MLP width the router accepts, which divides all others."""
         refused: UserError | None = None
         for width in range(1, _STEPS + 1):
             try:
@@ -213,11 +176,11 @@ class _Family:
         )
 
     def heads(self, number: int) -> int:
-        """The ``number``-th count of heads, from 1: whole key/value groups, or a part of one."""
+        """The ``number``-th valid number of heads, from 1: whole key/value groups, or part of one."""
         return number if number <= self.group else (number - self.group + 1) * self.group
 
     def layers(self, heads: int) -> int:
-        """As many as the base's aspect asks for, in whole groups."""
+        """The depth that follows the base's aspect ratio, in whole groups."""
         groups = round(heads * self.base.model.head_width / self.aspect / self.period)
         return max(self.fewest, groups * self.period)
 
@@ -230,7 +193,7 @@ class _Family:
         return self.shape(heads, self.layers(heads), self.mlp_width(heads))
 
     def drift(self, model: ModelConfig) -> float:
-        """How far ``model`` is from the base's proportions."""
+        """Distance of ``model`` from the base's proportions."""
         aspect, ratio = model.width / model.layers, model.hidden / model.width
         return abs(log(aspect / self.aspect)) + abs(log(ratio / self.ratio))
 
@@ -253,10 +216,10 @@ Cost = Callable[[ModelConfig], int]
 
 
 def _filled(family: _Family, cost: Cost, limit: int, what: str) -> ModelConfig:
-    """The shape most like the base's that costs ``limit``, or a little less."""
+    """The shape closest to the base's proportions whose cost is just below ``limit``."""
     model = _search(family, cost, limit, what)
     if family.regular and family.exact(model) != family.read(model):
-        # A router whose layers don't repeat: every depth is built.
+        # The router's layers do not repeat: build every depth.
         family.regular = False
         family.read.cache_clear()
         model = _search(family, cost, limit, what)
@@ -271,7 +234,7 @@ def _search(family: _Family, cost: Cost, limit: int, what: str) -> ModelConfig:
             f"{_shape(least)}, and takes {_above(cost(least))} FLOPs; raise the budget, or take fewer "
             "tokens or a base with narrower heads, a shorter sequence or a smaller vocabulary"
         )
-    # Costs grow with the cube of the width, or where tokens grow with it, its sixth power.
+    # Costs grow with the cube of the width, or its sixth power if tokens grow with it.
     guess = round((limit / cost(least)) ** 0.2)
     number = largest(lambda n: cost(family.like_base(n)) <= limit, guess)
     near = [family.heads(n) for n in range(max(1, number - 1), number + 3)]
@@ -288,7 +251,7 @@ def _search(family: _Family, cost: Cost, limit: int, what: str) -> ModelConfig:
 
 
 def _widest(family: _Family, cost: Cost, heads: int, layers: int, limit: int) -> Iterator[ModelConfig]:
-    """The shape of so many heads and layers whose MLP is as wide as ``limit`` allows, if any is."""
+    """The shape of ``heads`` and ``layers`` with the widest MLP that ``limit`` allows, if any."""
 
     def at(steps: int) -> int:
         return cost(family.shape(heads, layers, steps * family.step))
@@ -298,8 +261,8 @@ def _widest(family: _Family, cost: Cost, heads: int, layers: int, limit: int) ->
     if one > limit:
         return
     steps = usual
-    if three > one:  # else the router gives its experts a width of their own
-        # A polynomial of the second degree, or less, where a router does nothing odd.
+    if three > one:  # else the experts have a fixed width
+        # Usually a polynomial of degree 2 or less.
         curve, slope = (three - 2 * two + one) / 2, (4 * two - three - 3 * one) / 2
         root = (slope**2 + 4 * curve * (limit - one)) ** 0.5
         steps = largest(lambda n: at(n) <= limit, 1 + int(usual * 2 * (limit - one) / (slope + root)))
@@ -311,6 +274,6 @@ def _shape(model: ModelConfig) -> str:
 
 
 def _above(flops: int) -> str:
-    """``flops`` to four digits, rounded up: what is printed is enough."""
+    """``flops`` to four digits, rounded up, so that the printed budget suffices."""
     digits = max(0, len(str(flops)) - 4)
     return f"{-(-flops // 10**digits) * 10**digits:.3e}"

@@ -1,4 +1,4 @@
-"""Plans as text for a terminal, as one JSON document, as CSV."""
+"""Formats of plans: table, JSON, CSV."""
 
 import csv
 import io
@@ -33,42 +33,36 @@ def _table(plan: Plan) -> Iterator[str]:
     if plan.budget is not None:
         yield f"shapes solved for a budget of {plan.budget:.4g} training FLOPs"
     yield ""
-    rows: list[tuple[str, Callable[[Scheme], str]]] = [("", lambda s: s.name)]
-    for name in _SHAPE:
-        rows.append((name, lambda s, name=name: f"{getattr(s.model, name)}"))  # type: ignore[misc]
+    budget, schemes = plan.budget, plan.schemes
+    rows: list[tuple[str, list[str]]] = [("", [s.name for s in schemes])]
+    rows += [(name, [f"{getattr(s.model, name)}" for s in schemes]) for name in _SHAPE]
     rows += [
-        ("parameters", lambda s: shown(s.parameters)),
-        ("active parameters", lambda s: shown(s.active_parameters)),
-        ("tokens", lambda s: shown(s.tokens)),
-        ("steps", lambda s: f"{s.steps:,}"),
-        ("forward FLOPs per token", lambda s: f"{s.forward_per_token:.4g}"),
-        ("training FLOPs per token", lambda s: f"{s.training_per_token:.4g}"),
-        ("training FLOPs", lambda s: f"{s.flops:.4g}"),
+        ("parameters", [shown(s.parameters) for s in schemes]),
+        ("active parameters", [shown(s.active_parameters) for s in schemes]),
+        ("tokens", [shown(s.tokens) for s in schemes]),
+        ("steps", [f"{s.steps:,}" for s in schemes]),
+        ("forward FLOPs per token", [f"{s.forward_per_token:.4g}" for s in schemes]),
+        ("training FLOPs per token", [f"{s.training_per_token:.4g}" for s in schemes]),
+        ("training FLOPs", [f"{s.flops:.4g}" for s in schemes]),
     ]
-    if plan.budget is not None:
-        budget = plan.budget
-        rows.append(("share of the budget", lambda s: f"{s.flops / budget:.2%}"))
+    if budget is not None:
+        rows.append(("share of the budget", [f"{s.flops / budget:.2%}" for s in schemes]))
     rows += [
-        ("ratio to dense", lambda s: f"{s.ratio_to_dense:.4f}"),
-        ("days", lambda s: f"{s.days:.4g}"),
-        ("memory per GPU, GB", lambda s: ""),
+        ("ratio to dense", [f"{s.ratio_to_dense:.4f}" for s in schemes]),
+        ("days", [f"{s.days:.4g}" for s in schemes]),
+        ("memory per GPU, GB", [""] * len(schemes)),
     ]
     for field in fields(Memory):
-        rows.append(
-            (
-                f"  {field.name}",
-                lambda s, name=field.name: _gb(getattr(s.memory, name)),  # type: ignore[misc]
-            )
-        )
+        rows.append((f"  {field.name}", [_gb(getattr(s.memory, field.name)) for s in schemes]))
     rows += [
-        ("  at the peak", lambda s: _gb(s.memory.total)),
-        ("  share of the GPU's", lambda s: f"{plan.share_of_card(s):.1%}"),
-        ("fits", lambda s: "yes" if plan.fits(s) else "no"),
-        ("largest micro-batch", lambda s: f"{s.largest_micro_batch or 'none'}"),
+        ("  at the peak", [_gb(s.memory.total) for s in schemes]),
+        ("  share of the GPU's", [f"{plan.share_of_card(s):.1%}" for s in schemes]),
+        ("fits", ["yes" if plan.fits(s) else "no" for s in schemes]),
+        ("largest micro-batch", [f"{s.largest_micro_batch or 'none'}" for s in schemes]),
     ]
-    wide = [max(14, *(len(cell(s)) for _, cell in rows)) for s in plan.schemes]
-    for label, cell in rows:
-        cells = (f"  {cell(s):>{w}}" for s, w in zip(plan.schemes, wide, strict=True))
+    wide = [max(14, *map(len, column)) for column in zip(*(row for _, row in rows), strict=True)]
+    for label, row in rows:
+        cells = (f"  {cell:>{w}}" for cell, w in zip(row, wide, strict=True))
         yield f"{label:<24}{''.join(cells)}".rstrip()
     yield ""
     yield "at the peak: logits and the working set of a layer are never held at once; of them the larger"
@@ -116,7 +110,7 @@ def _fitting(plan: Plan, scheme: Scheme) -> dict[str, Any]:
 
 
 def as_document(plan: Plan) -> dict[str, Any]:
-    """What `as_json` writes."""
+    """The document of `as_json`."""
     return {
         "cluster": asdict(plan.cluster),
         "recipe": asdict(plan.recipe),
@@ -139,7 +133,7 @@ def as_json(plan: Plan) -> str:
 
 
 def as_csv(plan: Plan) -> str:
-    """A row for each scheme; memory in bytes."""
+    """One row per scheme; memory in bytes."""
     rows = []
     for scheme in plan.schemes:
         memory = {f"memory_{name}": size for name, size in asdict(scheme.memory).items()}

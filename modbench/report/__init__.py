@@ -1,1 +1,1 @@
-"""Records, and all that is derived from them. Nothing in this room imports torch or a room beside it."""
+"""Records, and the tables, pages and figures derived from them. Loads no torch."""

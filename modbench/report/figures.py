@@ -1,6 +1,6 @@
-"""Three figures: loss against training FLOPs, loss against forward FLOPs per token, and step time
-against training FLOPs per token; those of `modbench.report.routing_figure` beside them. FLOPs are of the
-convention ``model`` everywhere."""
+"""Figures of the leaderboard: loss against training FLOPs, loss against forward FLOPs per token, step
+time against training FLOPs per token, and those of `modbench.report.routing_figure`. All FLOPs are in
+convention ``model``."""
 
 import statistics
 from collections.abc import Callable
@@ -54,8 +54,8 @@ def _by_label(board: Leaderboard) -> list[Entry]:
 
 
 def _curve(row: Row) -> list[tuple[float, float, float, float]]:
-    """(training FLOPs, mean, least and greatest held-out loss) at each step that all finished seeds
-    reached; of a row that has none, all that began."""
+    """(training FLOPs, mean, smallest and largest held-out loss) at each step that all finished seeds
+    reached; if no seed finished, that all seeds reached."""
     at: dict[int, list[tuple[int, float]]] = {}
     records = row.ok or row.records
     for record in records:
@@ -136,7 +136,7 @@ def _final_losses(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, 
     if not points:
         say_nothing_to_show(axes, "no run was finished")
         return
-    axes.margins(0.16, 0.14)
+    axes.margins(0.28, 0.14)
     logarithmic(axes)
     axes.set_xlabel("forward FLOPs per token (nominal, convention model)")
     seeds = "\nmean of seeds and its 95 % t-interval" if bars else ""
@@ -176,16 +176,16 @@ def _step_times(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, ax
     bottom, top = axes.get_ylim()
     lines = []
     for slope, label in dense:
-        # One line is grey; of several each has the look of its row.
+        # One line is grey; several lines have the style of their rows.
         drawn: dict[str, Any] = {"color": REFERENCE, **_DOTTED}
-        told = "as much time per FLOP as vanilla"
+        legend = "as much time per FLOP as vanilla"
         if len(dense) > 1:
-            mark, told = look_of[label], f"time per FLOP of {texts[label]}"
+            mark, legend = look_of[label], f"time per FLOP of {texts[label]}"
             drawn = {"color": mark.color, "linestyle": mark.dashes, "linewidth": 1.2}
         axes.plot([low, high], [low * slope, high * slope], **drawn)
         avoid += [(x, slope * x) for x in (low + (high - low) * step / 200 for step in range(201))]
-        lines.append((Line2D([], [], **drawn), told))
-    # The line is a reference, and doesn't widen what is shown.
+        lines.append((Line2D([], [], **drawn), legend))
+    # The reference line must not change the limits.
     axes.set_xlim(low, high)
     axes.set_ylim(bottom, top)
     linear(axes)
@@ -197,7 +197,7 @@ def _step_times(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, ax
 def _point(
     axes: Axes, x: float, y: float, bar: tuple[float, float] | None, mark: Mark
 ) -> list[tuple[float, float]]:
-    """Draw a marker and its bar; returns places on the bar, for texts to keep clear of."""
+    """Draw a marker and its error bar; return places on the bar that texts must avoid."""
     axes.plot([x], [y], linestyle="none", color=mark.color, marker=mark.marker, markersize=8, zorder=3)
     if bar is None:
         return []

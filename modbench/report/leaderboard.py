@@ -1,4 +1,4 @@
-"""The table: rows ranked where ranking is fair, and its CSV."""
+"""The table: ranked rows, and its CSV."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from modbench.report.row import Exact, Quality, Row, Timed, machine_differences,
 
 @dataclass(frozen=True)
 class Entry:
-    """A row and its place: ``rank`` is None where ``note`` says why it has none."""
+    """A row and its rank; if ``rank`` is None, ``note`` gives the reason."""
 
     row: Row
     comparison: int
@@ -25,16 +25,15 @@ class Entry:
 class Leaderboard:
     """All rows, comparison by comparison, ranked ones first.
 
-    A comparison holds rows of equal budget, model shape and data (`Row.conditions` has the whole list);
-    ranks count within it. A row's rank is one more than the number of rows whose 95 % interval over
-    seeds lies wholly on the better side of its own, so rows whose intervals overlap may share a rank.
-    Where all rows have one seed there are no intervals: the rank is then the order of the figures, and
-    no claim.
+    A comparison holds rows of equal budget, model shape and data (all of `Row.conditions`); rows are
+    ranked within it. A row's rank is one more than the number of rows whose 95 % interval over seeds
+    lies wholly on the better side of its own, so rows with overlapping intervals may share a rank. If
+    all rows have one seed there are no intervals, and the rank is only the order of the figures.
     """
 
     entries: tuple[Entry, ...]
     rank_by: str
-    #: In what machines differ; if in anything, timed metrics are not shown.
+    #: Differences between machines; timed metrics are hidden if there are any.
     machine_differences: tuple[str, ...]
 
     @classmethod
@@ -63,7 +62,7 @@ class Leaderboard:
         return [[e for e in self.entries if e.comparison == number] for number in numbers]
 
     def value(self, row: Row, name: str) -> Quality | Exact | Timed | None:
-        """The metric ``name`` of ``row``; None too where timings stem from machines that differ."""
+        """The metric ``name`` of ``row``; None for timed metrics if machines differ."""
         if metric(name).kind == "timed" and self.machine_differences:
             return None
         return row.value(name)
@@ -71,7 +70,7 @@ class Leaderboard:
     def csv(self) -> str:
         """The table as CSV, all metrics at full precision, columns as in `COLUMNS`."""
         lines = [self._line(entry) for entry in self.entries]
-        # object: a whole number stays one in a column where another row has none.
+        # object: integers stay integers in a column with missing values.
         frame = pd.DataFrame(lines, columns=COLUMNS, dtype=object)
         return frame.to_csv(index=False, lineterminator="\n")
 
@@ -120,7 +119,7 @@ def _cells(name: str, value: Quality | Exact | Timed | None) -> dict[str, Any]:
     return {f"{name}_{part}": cell for part, cell in parts.items()}
 
 
-#: The columns of leaderboard.csv, in order. A metric's columns, in the unit that `METRICS` gives:
+#: Columns of leaderboard.csv, in order. Those of a metric, in the unit of `METRICS`:
 #: exact: NAME (``low..high`` if seeds disagree); quality: NAME (mean over seeds), NAME_low and NAME_high
 #: (95 % t-interval, empty for one seed); timed: NAME_median, NAME_iqr, NAME_n, NAME_stable.
 COLUMNS = [
@@ -132,13 +131,13 @@ COLUMNS = [
 
 
 def _conditions_order(row: Row, rank_by: str) -> tuple[Any, ...]:
-    """Comparisons by budget, then by whatever else makes them differ."""
+    """Sort key of comparisons: budget, then all other conditions."""
     conditions = row.conditions(rank_by)
     return conditions["budget"], canonical_json(conditions)
 
 
 def _span(row: Row, criterion: Metric) -> tuple[float, float] | None:
-    """From the better end of the row's interval to the worse, with a sign that makes lower better."""
+    """The row's interval, better end first, negated if higher is better."""
     value = row.value(criterion.name)
     if value is None or isinstance(value, Timed):
         return None
@@ -151,7 +150,7 @@ def _span(row: Row, criterion: Metric) -> tuple[float, float] | None:
 
 
 def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
-    """Entries of one comparison: ranked ones by rank, figure and label, then the others by label."""
+    """Entries of one comparison: ranked ones by rank, figure and label, then unranked ones."""
     spans: list[tuple[Row, tuple[float, float]]] = []
     unranked: list[Entry] = []
     several = criterion.kind == "quality" and any(
@@ -184,7 +183,7 @@ def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
 
 
 def _with_few(note: str, row: Row) -> str:
-    """``note``, and which figures of ``row`` are of fewer seeds than its others."""
+    """``note`` with the metrics that fewer seeds of ``row`` have."""
     few = ", ".join(f"{name} {count}" for name, count in row.measured_in_few.items())
-    told = f"of {len(row.ok)} finished seeds fewer have {few}" if few else ""
-    return "; ".join(filter(None, (note, told)))
+    remark = f"of {len(row.ok)} finished seeds fewer have {few}" if few else ""
+    return "; ".join(filter(None, (note, remark)))

@@ -1,5 +1,4 @@
-"""A line of a shard: canonical JSON that is checked when written and when read. Standard library only:
-the processes that measure import this."""
+"""One line of a shard: canonical JSON, checked when written and when read. Loads no torch."""
 
 import hashlib
 import json
@@ -10,53 +9,37 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Self
 
 from modbench.errors import UserError, known_names
-from modbench.report.shape import is_of
 
 
 def canonical_json(value: object) -> str:
-    """``value`` as JSON in its one canonical form: sorted keys, no spaces, floats that round-trip.
+    """``value`` as JSON in one canonical form: sorted keys, no spaces, floats that round-trip.
 
     Raises:
-        UserError: something in it is no JSON, or is NaN or infinite; the sentence says where.
+        UserError: ``value`` holds NaN or Inf (the sentence gives its path) or is not JSON.
     """
-    return json.dumps(
-        _plain(value, ""), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    _refuse_non_finite(value, "")
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        text.encode()
+    except (TypeError, UnicodeEncodeError) as error:
+        raise UserError(f"a record holds plain JSON only ({error}); convert the value") from error
+    return text
+
+
+def _refuse_non_finite(value: Any, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where.lstrip('.') or 'value'} is {value}; a record holds finite numbers only")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_non_finite(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _refuse_non_finite(item, f"{where}[{index}]")
 
 
 def cell_key(cell: Mapping[str, Any]) -> str:
-    """The key of what was measured of ``cell``: 16 hexadecimal digits."""
+    """The key of a cell: the first 16 hexadecimal digits of the hash of its JSON."""
     return hashlib.sha256(canonical_json(cell).encode()).hexdigest()[:16]
-
-
-def _plain(value: Any, where: str) -> Any:
-    """A copy of ``value`` in dicts, lists, strings, numbers, booleans and None alone."""
-    place = where.lstrip(".") or "value"
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise UserError(f"{place} has the key {key!r}; keys must be strings")
-            _plain(key, f"{where}.{key!r}")
-        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{place} is {value!r}, which is no valid Unicode; mend the text") from None
-        return str(value)
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise UserError(f"{place} is {value}; a record holds finite numbers only")
-        return float(value)
-    raise UserError(
-        f"{place} is of type {type(value).__name__}; a record holds plain JSON types only, convert it"
-    )
 
 
 def _utc(where: str, text: Any) -> datetime:
@@ -70,11 +53,12 @@ def _utc(where: str, text: Any) -> datetime:
 
 
 class Line:
-    """What a frozen dataclass inherits whose fields are a line's. It has ``status``, ``error``,
-    ``started``, ``finished`` and ``schema``, which is its class's ``SCHEMA``."""
+    """Base class of frozen dataclasses whose fields are those of a line."""
 
     SCHEMA: ClassVar[int]
     STATUSES: ClassVar[Sequence[str]]
+    cell: dict[str, Any]
+    key: str
     status: Any
     error: str | None
     started: str
@@ -85,18 +69,21 @@ class Line:
         """Replace each field by a copy in plain JSON types.
 
         Raises:
-            UserError: one is no JSON, or the schema is another.
+            UserError: a field is not JSON, or ``schema`` is not the class's.
         """
-        for field in fields(self):  # type: ignore[arg-type]
-            object.__setattr__(self, field.name, _plain(getattr(self, field.name), f".{field.name}"))
-        if not is_of(self.schema, int) or self.schema != self.SCHEMA:
+        for name, value in json.loads(self.line()).items():
+            object.__setattr__(self, name, value)
+        if self.schema != self.SCHEMA:
             raise UserError(_other_schema(self.schema, self.SCHEMA))
 
     def check_outcome(self) -> None:
         """
         Raises:
-            UserError: an unknown status, one that the error doesn't fit, or times that can't be.
+            UserError: the key is not the cell's, the status is unknown or contradicts the error, or
+                the run ends before it starts.
         """
+        if self.key != cell_key(self.cell):
+            raise UserError(f"key is {self.key!r} but its cell's key is '{cell_key(self.cell)}'")
         if self.status not in self.STATUSES:
             raise UserError(
                 f"status '{self.status}' is not known; {known_names(self.status, self.STATUSES)}"
@@ -106,35 +93,35 @@ class Line:
         if self.status != "ok" and not (isinstance(self.error, str) and self.error.strip()):
             raise UserError(f"status is {self.status} and error is empty; say what happened")
         if _utc("finished", self.finished) < _utc("started", self.started):
-            raise UserError(f"finished {self.finished} lies before started {self.started}")
+            raise UserError(f"finished {self.finished} is earlier than started {self.started}")
 
     def line(self) -> str:
-        """All of it as one line of canonical JSON, without the newline."""
+        """All fields as one line of canonical JSON, without the newline."""
         return canonical_json({field.name: getattr(self, field.name) for field in fields(self)})  # type: ignore[arg-type]
 
     @classmethod
     def from_line(cls, line: str) -> Self:
-        """What `line` wrote.
+        """Read what `line` wrote.
 
         Raises:
-            UserError: the line is no JSON, not canonical (so edited by hand), or not valid.
+            UserError: the line is not JSON, not canonical (edited by hand), or not valid.
         """
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"it is no JSON ({error})") from None
+            raise UserError(f"it is not JSON ({error})") from None
         if not isinstance(value, dict):
-            raise UserError("it is no JSON object")
+            raise UserError("it is not a JSON object")
+        # A line of another schema may have other fields; report its number, not those.
         if value.get("schema") != cls.SCHEMA:
-            # A line of another schema may have other fields; its number is what to complain of.
             raise UserError(_other_schema(value.get("schema"), cls.SCHEMA))
         names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
         for name in value:
             if name not in names:
                 raise UserError(f"unknown field '{name}'; {known_names(name, names)}")
-        missing = [name for name in names if name not in value]
-        if missing:
-            raise UserError(f"field '{missing[0]}' is missing")
+        for name in names:
+            if name not in value:
+                raise UserError(f"field '{name}' is missing")
         found = cls(**value)
         if found.line() != line:
             raise UserError("it is not canonical JSON, so something other than modbench wrote it")

@@ -1,29 +1,15 @@
-"""leaderboard.md: the table a reader sees, what is unranked and why, and what it was made from."""
+"""leaderboard.md: ranked rows, rows that could not be ranked and why, notes and metrics."""
 
-import html
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from modbench.report.idle_experts import idle_experts
 from modbench.report.leaderboard import Entry, Leaderboard
+from modbench.report.markdown_table import escaped, made_by, table
 from modbench.report.metrics import METRICS, metric
 from modbench.report.record import Record
 from modbench.report.routed_tokens import routed_tokens
 from modbench.report.row import MACHINE, Exact, Quality, Row
-
-_LONGEST = 400
-
-
-def escaped(text: str) -> str:
-    """``text``, which may be anybody's, as one line that stays text in a Markdown table: no HTML, no
-    link, no cell boundary, no invisible or direction-changing sign."""
-    line = " ".join(text.split())
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
-    line = line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
-    line = re.sub(r"([\\`*\[\]|~$])", r"\\\1", html.escape(line, quote=False))
-    # Inside a word Markdown leaves an underscore alone, and token_choice reads better so.
-    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
 
 
 def markdown(board: Leaderboard) -> str:
@@ -36,8 +22,8 @@ def markdown(board: Leaderboard) -> str:
         if len(board.comparisons) > 1:
             parts.append(f"## Comparison {number}\n\nRanks count within a comparison, not between two.")
         parts += _comparison(board, entries)
-    parts += routed_tokens(board, escaped)
-    parts += idle_experts(board, escaped)
+    parts += routed_tokens(board)
+    parts += idle_experts(board)
     parts.append("## Notes")
     parts.append("\n".join(f"- {note}" for note in _notes(board, records)))
     parts.append("## Metrics")
@@ -46,17 +32,16 @@ def markdown(board: Leaderboard) -> str:
 
 
 def _comparison(board: Leaderboard, entries: list[Entry]) -> list[str]:
-    # The same of all rows, but that one which broke off early has none.
+    # Equal in all rows; a row that stopped early has none.
     scored = next((e.row for e in entries if e.row.value("unigram_loss")), entries[0].row)
     unigram = _number(board, scored, "unigram_loss", ".4f")
     parts = [f"{_conditions(board, entries)} Unigram loss: {unigram} nats/token."]
     ranked = [entry for entry in entries if entry.rank is not None]
     if ranked:
         columns = _columns(board)
-        table = [[heading for heading, _ in columns], ["---:"] * len(columns)]
-        table[1][1] = table[1][-1] = "---"
-        table += [[cell(board, entry) for _, cell in columns] for entry in ranked]
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in table))
+        heads = [heading for heading, _ in columns]
+        rows = [[cell(board, entry) for _, cell in columns] for entry in ranked]
+        parts.append(table(heads, rows, left=(1, len(heads) - 1)))
         if metric(board.rank_by).kind == "exact":
             parts.append(
                 f"Ranked by {board.rank_by}, which is exact: rows of equal figures share a rank."
@@ -113,8 +98,8 @@ def _conditions(board: Leaderboard, entries: list[Entry]) -> str:
 
 
 def _scored_tokens(held: dict[str, Any]) -> int | None:
-    """Of how many tokens the held-out loss is: as many whole windows as hold what was asked for, or all
-    that the text has (see `modbench.measure.loss.heldout_windows`)."""
+    """Number of held-out tokens scored: enough whole windows for the number requested, at most all
+    of the text (see `modbench.measure.loss.heldout_windows`)."""
     asked, sequence = held["heldout_tokens"], held["sequence"]
     if asked is None or sequence is None:
         return asked
@@ -123,47 +108,42 @@ def _scored_tokens(held: dict[str, Any]) -> int | None:
 
 
 def _items(board: Leaderboard, entries: list[Entry]) -> str:
-    """How many items of downstream tasks were scored, where a limit was set in any comparison: ``at most
-    5 (a, b), all (c)`` where it differs, as it may in a table that is ranked by a loss."""
+    """Number of downstream items scored, if any comparison has a limit; with labels where rows differ:
+    ``at most 5 (a, b), all (c)``."""
     labels: dict[int, list[str]] = {}
     for entry in entries:
         if entry.row.cell["measure"].get("downstream"):
             labels.setdefault(_limit(entry), []).append(escaped(entry.row.label))
     if not labels or not any(_limit(entry) for entry in board.entries):
         return ""
-    told = {f"at most {limit}" if limit else "all": labels[limit] for limit in sorted(labels)}
-    parts = [f"{many} ({', '.join(named)})" if len(told) > 1 else many for many, named in told.items()]
+    by_limit = {f"at most {limit}" if limit else "all": labels[limit] for limit in sorted(labels)}
+    several = len(by_limit) > 1
+    parts = [f"{many} ({', '.join(of)})" if several else many for many, of in by_limit.items()]
     return f"; items of each downstream task: {', '.join(parts)}"
 
 
 def _limit(entry: Entry) -> int:
-    """Items of each downstream task; 0: all, or no task."""
+    """Largest number of items of each downstream task; 0: all, or no task."""
     measure = entry.row.cell["measure"]
     return (measure.get("downstream") and measure.get("downstream_limit")) or 0
 
 
+_PREFIXES = {0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P", 18: "E", 21: "Z", 24: "Y"}
+
+
 def _si(value: float) -> str:
-    """``value`` with three digits and a space and prefix: 1.2 T."""
-    for power, prefix in (
-        (24, "Y"),
-        (21, "Z"),
-        (18, "E"),
-        (15, "P"),
-        (12, "T"),
-        (9, "G"),
-        (6, "M"),
-        (3, "k"),
-    ):
-        if value >= 0.9995 * 10**power:
+    """``value`` with three significant digits and an SI prefix: 1.2 T."""
+    for power, prefix in reversed(_PREFIXES.items()):
+        if power and value >= 0.9995 * 10**power:
             return f"{value / 10**power:.3g} {prefix}"
     return f"{value:.3g} "
 
 
 def _number(board: Leaderboard, row: Row, name: str, form: str, per: float | None = None) -> str:
-    """The metric ``name`` of ``row``, divided by ``per``; a dash where it wasn't measured."""
+    """The metric ``name`` of ``row`` divided by ``per``; a dash if it was not measured."""
 
     if form.endswith("f"):
-        form = f"z{form}"  # what rounds to 0 has no sign
+        form = f"z{form}"  # z: no sign for values that round to 0
 
     def text(value: float) -> str:
         return f"{value if per is None else value / per:{form}}"
@@ -200,19 +180,18 @@ def _pair(names: tuple[str, str], form: str, per: float) -> Callable[[Leaderboar
     return lambda board, entry: " / ".join(_number(board, entry.row, n, form, per) for n in names)
 
 
-#: Metrics that the table always has.
+#: Metrics with a column of their own in every table.
 _IN_COLUMNS = (
     *("heldout_loss", "heldout_bits_per_byte", "heldout_loss_leaky", "leak", "modbench_cloze"),
     *("forward_flops_per_token", "forward_flops_per_token_realised", "train_flops", "train_steps"),
     *("train_tokens", "train_step_seconds", "peak_memory_bytes", "kv_cache_bytes_per_token"),
     *("kv_cache_share", "active_parameters", "parameters"),
 )
-_PREFIXES = {0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P", 18: "E", 21: "Z"}
 
 
 def _unit(board: Leaderboard, name: str, power: int) -> tuple[str, float]:
-    """The prefix and size of the unit that the exact metric ``name`` is told in: 10^``power``, but that
-    the least row of the table has neither a part of one nor a million of them."""
+    """Prefix and size of the unit for the exact metric ``name``: 10^``power``, adjusted so that the
+    smallest value in the table lies between 1 and 10^6 units."""
     values = (board.value(entry.row, name) for entry in board.entries)
     least = min((value.low for value in values if isinstance(value, Exact)), default=10**power)
     while power > 0 and least < 10**power:
@@ -223,7 +202,7 @@ def _unit(board: Leaderboard, name: str, power: int) -> tuple[str, float]:
 
 
 def _columns(board: Leaderboard) -> tuple[tuple[str, Callable[[Leaderboard, Entry], str]], ...]:
-    """Heading and cell of each column."""
+    """Heading and cell function of each column."""
     forward = ("forward_flops_per_token", "forward_flops_per_token_realised")
     parameters = ("active_parameters", "parameters")
     flops, per_flop = _unit(board, forward[0], 6)
@@ -251,7 +230,7 @@ def _columns(board: Leaderboard) -> tuple[tuple[str, Callable[[Leaderboard, Entr
 
 
 def _ranking_column(board: Leaderboard) -> list[tuple[str, Callable[[Leaderboard, Entry], str]]]:
-    """What the table is ranked by, where no other column has it."""
+    """The ranking metric, unless another column shows it."""
     name = board.rank_by
     if name in _IN_COLUMNS:
         return []
@@ -273,9 +252,9 @@ def _notes(board: Leaderboard, records: list[Record]) -> Iterable[str]:
     )
     by_name = {name: _trained_with(name) for name in names}
     differing = [
-        f"{escaped(name)} {_by_row(board, told)}"
-        for name, told in by_name.items()
-        if len({told(entry.row) for entry in board.entries}) > 1
+        f"{escaped(name)} {_by_row(board, text_of)}"
+        for name, text_of in by_name.items()
+        if len({text_of(entry.row) for entry in board.entries}) > 1
     ]
     if differing:
         yield f"Not all rows were trained alike: {'; '.join(differing)}."
@@ -299,11 +278,11 @@ def _notes(board: Leaderboard, records: list[Record]) -> Iterable[str]:
         yield f"Plugin: {escaped(name)}, a file with sha256 {escaped(digest)}."
 
 
-def _by_row(board: Leaderboard, told: Callable[[Row], str]) -> str:
-    """What ``told`` says of all rows; with the rows of each, where it differs."""
+def _by_row(board: Leaderboard, text_of: Callable[[Row], str]) -> str:
+    """The text ``text_of`` gives for all rows; where it differs, each text with its rows."""
     labels: dict[str, list[str]] = {}
     for entry in board.entries:
-        labels.setdefault(told(entry.row), []).append(escaped(entry.row.label))
+        labels.setdefault(text_of(entry.row), []).append(escaped(entry.row.label))
     if len(labels) == 1:
         return next(iter(labels))
     return " and ".join(f"{text} ({', '.join(labels[text])})" for text in labels)
@@ -327,23 +306,15 @@ def _machine(record: Record) -> str:
     return ", ".join(named)
 
 
-def made_by(code: Mapping[str, object]) -> str:
-    """The modbench that a line was made with."""
-    commit = f", commit {code['commit']}" if code["commit"] else ", commit not known"
-    return f"modbench {code['version']}{commit}{' with local changes' if code['dirty'] else ''}"
-
-
 def _glossary() -> str:
-    lines = ["| metric | unit | better | kind | meaning |", "| --- | --- | --- | --- | --- |"]
+    rows = []
     for entry in METRICS.values():
-        better = {"lower": "lower", "higher": "higher", "none": "-"}[entry.direction]
-        cells = (entry.name, escaped(entry.unit), better, entry.kind, escaped(entry.meaning))
-        lines.append(f"| {' | '.join(cells)} |")
-    lines.append("")
-    lines.append(
-        "In leaderboard.csv a metric of kind exact is one column (`low..high` if seeds disagree); "
+        better = "-" if entry.direction == "none" else entry.direction
+        rows.append((entry.name, escaped(entry.unit), better, entry.kind, escaped(entry.meaning)))
+    heads = ("metric", "unit", "better", "kind", "meaning")
+    return table(heads, rows, left=range(5)) + (
+        "\n\nIn leaderboard.csv a metric of kind exact is one column (`low..high` if seeds disagree); "
         "quality is the mean over seeds, with `_low` and `_high` of its 95 % t-interval (empty for one "
         "seed); timed is `_median`, `_iqr`, `_n` and `_stable` (several seeds: median of medians, "
         "widest IQR; `_iqr` and `_stable` are empty where a seed has one value)."
     )
-    return "\n".join(lines)

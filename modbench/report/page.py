@@ -1,5 +1,5 @@
-"""The derived files of a suite's results: leaderboard.csv, leaderboard.md and the figures; and
-timings.csv, memory.csv, timings.md and theirs."""
+"""Writes the derived files of a suite: leaderboard.csv, leaderboard.md, timings.csv, memory.csv,
+timings.md and the figures."""
 
 import contextlib
 import os
@@ -19,18 +19,20 @@ def write_report(
     rank_by: str | None = None,
     say: Callable[[str], object] = lambda text: None,
 ) -> list[Path]:
-    """Derive everything in ``results/<suite>`` from its records and its timings, and return the files'
-    paths.
+    """Derive all files in ``results/<suite>`` from its records and timings; return their paths.
 
-    ``rank_by``: the metric that ranks the table; by default what the suite said, in its highest version
-    among the records. The bytes follow from what was recorded (and ``rank_by``) alone. Nothing is
-    written before all of it is made, and each file is replaced in one step: a report that fails leaves
-    the old ones alone. Figures of sizes that are timed no more are removed. ``say`` hears of each last
-    line that is cut off.
+    The bytes depend on the records and ``rank_by`` only. Files are written after all contents are
+    made, each in one step, so a report that fails leaves the old files. Figures of sizes that are no
+    longer timed are removed.
+
+    Args:
+        suite_folder: ``results/<suite>``
+        rank_by: the metric that ranks the table; by default the one of the suite's newest version
+        say: called with a sentence for each shard whose last line is cut off
 
     Raises:
-        UserError: neither records nor timings, one that is not valid, an unusable ``rank_by``, timings
-            of one run from several machines, or a folder that can't be written to.
+        UserError: no records or timings, an invalid one, an unusable ``rank_by``, timings of one run
+            from several machines, or a folder that can't be written to.
     """
     folder = Path(suite_folder)
     records, timings = read_records(folder), read_timings(folder)
@@ -50,7 +52,7 @@ def write_report(
 
 
 def _of_records(records: list[Record], rank_by: str | None) -> dict[str, bytes]:
-    # The record and its store load in no time and are used by every cell; pandas and seaborn don't.
+    # Every cell imports records and their store; only a report needs pandas and seaborn.
     from modbench.report.figures import figures
     from modbench.report.leaderboard import Leaderboard
     from modbench.report.markdown import markdown
@@ -80,7 +82,7 @@ def _of_timings(timings: list[Timing]) -> dict[str, bytes]:
 
 
 def _of_other_sizes(folder: Path, contents: dict[str, bytes]) -> list[Path]:
-    """Figures of an earlier report, of sizes that were timed then and are not any more."""
+    """Figures of an earlier report whose sizes are no longer timed."""
     from modbench.report.timing_figures import NAMED
 
     return [
@@ -89,7 +91,7 @@ def _of_other_sizes(folder: Path, contents: dict[str, bytes]) -> list[Path]:
 
 
 def _replace(folder: Path, contents: dict[str, bytes], gone: list[Path]) -> list[Path]:
-    """``contents`` in the place of what was there, and of what is ``gone``."""
+    """Replace the old files by ``contents`` and remove ``gone``."""
     temporary: dict[Path, Path] = {}
     try:
         for name, content in contents.items():
@@ -110,6 +112,6 @@ def _replace(folder: Path, contents: dict[str, bytes], gone: list[Path]) -> list
         ) from error
     finally:
         for written in temporary.values():
-            with contextlib.suppress(OSError):  # the folder that refused the report refuses this, too
+            with contextlib.suppress(OSError):  # an unwritable folder, reported above
                 written.unlink(missing_ok=True)
     return list(temporary)

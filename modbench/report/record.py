@@ -1,17 +1,18 @@
-"""What is kept of one run: a line of canonical JSON that is checked when written and when read.
+"""The record of one run.
 
-A record's key is the hash of its resolved cell, seed included; a rerun of a cell has the same key.
-Standard library only: the process that runs a cell imports this.
+Its key is the hash of the resolved cell, seed included, so a rerun of a cell has the same key. Loads no
+torch: the process that runs a cell imports this.
 """
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-from modbench.errors import UserError, known_names
+from pydantic import TypeAdapter
+
 from modbench.report.line import Line, canonical_json, cell_key
-from modbench.report.metrics import metric
+from modbench.report.metrics import METRICS, Metric, metric
 from modbench.report.routing import check_routing
-from modbench.report.shape import check, is_of
+from modbench.report.shape import at_least, check, closed, list_of, optional
 
 __all__ = ["SCHEMA", "STATUSES", "Record", "Status", "canonical_json", "cell_key"]
 
@@ -19,38 +20,54 @@ SCHEMA = 2
 Status = Literal["ok", "failed", "oom", "diverged"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
-_NUMBER = (int, float)
-_NONE = type(None)
-_CELL = {"router": dict, "model": dict, "data": dict, "train": dict, "measure": dict, "seed": int}
-_ROUTER = {"name": str, "options": dict, "plugin_sha256": (str, _NONE), "label": str}
-_SUITE = {"name": str, "version": int, "rank_by": str}
-_CODE = {"version": str, "commit": (str, _NONE), "dirty": (bool, _NONE)}
-_DATA = {"sha256": str, "train_tokens": int, "heldout_tokens": int}
-#: Beyond this is no measurement, and sums of squares overflow.
-MOST = 10**100
-#: What is counted one by one.
+#: Units of metrics that are whole numbers.
 _COUNTED = ("steps", "tokens", "parameters", "FLOP")
-VERDICTS = ("passed", "failed", "not asked", "unchecked")
-_PROBE = {"probe": int, "name": str, "verdict": str, "figure": str, "ranks": bool}
-_TIMED = {"median": _NUMBER, "iqr": (*_NUMBER, _NONE), "n": int, "stable": (bool, _NONE)}
-_POINT = {
-    "step": int,
-    "flops": int,
-    "tokens": int,
-    "train_loss": _NUMBER,
-    "heldout_loss": _NUMBER,
-}
-#: Without these nobody could say whether two timings may be compared.
-_ENVIRONMENT = {"cpu": (str, _NONE), "gpu": (str, _NONE), "threads": int, "torch": str}
+_TIMED = closed(median=float, iqr=float | None, n=int, stable=bool | None)
+
+
+def _values(of: Metric) -> Any:
+    if of.kind == "timed":
+        return _TIMED
+    return int if of.unit in _COUNTED else float
+
+
+_SHAPE = TypeAdapter(
+    at_least(
+        suite=closed(name=str, version=int, rank_by=str),
+        cell=closed(
+            router=closed(name=str, options=dict, plugin_sha256=str | None, label=str),
+            model=dict,
+            data=dict,
+            train=at_least(budget=int),
+            measure=dict,
+            seed=int,
+        ),
+        code=closed(version=str, commit=str | None, dirty=bool | None),
+        # Two timings are compared only where these are equal.
+        environment=at_least(cpu=str | None, gpu=str | None, threads=int, torch=str),
+        data=closed(sha256=str, train_tokens=int, heldout_tokens=int),
+        audit=list_of[
+            closed(
+                probe=int,
+                name=str,
+                verdict=Literal["passed", "failed", "not asked", "unchecked"],
+                figure=str,
+                ranks=bool,
+            )
+        ],
+        metrics=closed(**{name: optional[_values(of)] for name, of in METRICS.items()}),
+        curve=list_of[closed(step=int, flops=int, tokens=int, train_loss=float, heldout_loss=float)],
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record(Line):
-    """One run. Holds a copy, in plain JSON types, of what it is given.
+    """One run. Holds a copy, in plain JSON types, of its arguments.
 
     Raises:
-        UserError: a field is not as below, a metric is unknown, a number is not finite or beyond
-            `MOST`, or ``key`` is not the key of ``cell``.
+        UserError: a field is not as below, a metric is unknown, a number is NaN or Inf, or ``key`` is
+            not the key of ``cell``.
     """
 
     SCHEMA: ClassVar[int] = SCHEMA
@@ -62,62 +79,23 @@ class Record(Line):
     code: dict[str, Any]  #: version, commit, dirty
     environment: dict[str, Any]  #: at least cpu, gpu, threads, torch; no host, user or path
     data: dict[str, Any]  #: sha256, train_tokens, heldout_tokens
-    audit: list[dict[str, Any]]  #: probe, name, verdict, figure, ranks (a failure keeps it unranked)
+    audit: list[dict[str, Any]]  #: probe, name, verdict, figure, ranks (a failure prevents ranking)
     metrics: dict[str, Any]  #: a number, or {"median", "iqr", "n", "stable"} for the kind ``timed``
     curve: list[dict[str, Any]]  #: step, flops, tokens, train_loss, heldout_loss
-    routing: dict[str, Any]  #: as `modbench.report.routing.check_routing` wants it; {}: routes nothing
+    routing: dict[str, Any]  #: see `modbench.report.routing`; {} if the model routes nothing
     status: Status
-    error: str | None  #: the sentence of a run that is not ok
+    error: str | None  #: why the run is not ok
     started: str  #: UTC, ISO 8601
     finished: str
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
         self.hold_copies()
-        check("suite", self.suite, _SUITE)
-        check("code", self.code, _CODE)
-        check("data", self.data, _DATA)
-        check("environment", self.environment, _ENVIRONMENT, more=True)
-        check("cell", self.cell, _CELL)
-        check("cell router", self.cell["router"], _ROUTER)
-        check("cell train", self.cell["train"], {"budget": int}, more=True)
-        _check_size("cell train budget", self.cell["train"]["budget"])
-        if self.key != cell_key(self.cell):
-            raise UserError(f"key is {self.key!r} but its cell's key is '{cell_key(self.cell)}'")
-        self._check_measured()
+        for name in self.metrics if isinstance(self.metrics, dict) else ():
+            metric(name)
+        check("", {name: getattr(self, name) for name in _CHECKED}, _SHAPE)
+        check_routing(self.routing)
         self.check_outcome()
 
-    def _check_measured(self) -> None:
-        if not isinstance(self.audit, list) or not isinstance(self.curve, list):
-            raise UserError("audit and curve must be lists")
-        for index, probe in enumerate(self.audit):
-            check(f"audit[{index}]", probe, _PROBE)
-            if probe["verdict"] not in VERDICTS:
-                raise UserError(
-                    f"audit[{index}] verdict '{probe['verdict']}' is not known; "
-                    f"{known_names(probe['verdict'], VERDICTS)}"
-                )
-        for index, point in enumerate(self.curve):
-            check(f"curve[{index}]", point, _POINT)
-            for name, value in point.items():
-                _check_size(f"curve[{index}] {name}", value)
-        check_routing(self.routing)
-        if not isinstance(self.metrics, dict):
-            raise UserError(f"metrics is {self.metrics!r}; it must be an object")
-        for name, value in self.metrics.items():
-            if metric(name).kind == "timed":
-                check(f"metric '{name}'", value, _TIMED)
-                for part in ("median", "iqr", "n"):
-                    _check_size(f"metric '{name}' {part}", value[part] or 0)
-                continue
-            if not is_of(value, _NUMBER):
-                raise UserError(f"metric '{name}' is {value!r}; it must be a number")
-            if metric(name).unit in _COUNTED and not is_of(value, int):
-                raise UserError(f"metric '{name}' is {value!r}; it must be a whole number")
-            _check_size(f"metric '{name}'", value)
 
-
-def _check_size(where: str, value: float) -> None:
-    if not -MOST <= value <= MOST:
-        size = f"{value:.3g}" if isinstance(value, float) else f"of {value.bit_length()} bits"
-        raise UserError(f"{where} is {size}; it must lie within {MOST:.0e} of 0")
+_CHECKED = ("suite", "cell", "code", "environment", "data", "audit", "metrics", "curve")

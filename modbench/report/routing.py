@@ -1,52 +1,58 @@
-"""What a record keeps of its routing, in whole numbers: the check of it, and several seeds' together.
+"""The routing section of a record: its validation, and sums over seeds.
 
-Counts are of held-out tokens, under each selection rule; `modbench.measure.histograms` takes them. A
-histogram of weights has bins of the width 2^``exponent``, the first from ``first`` widths on, so that
-two of them can be added whatever their ranges. Standard library only, as `modbench.report.record`.
+Counts are of held-out tokens under each selection rule; `modbench.measure.histograms` takes them. A
+histogram of router scores or gates has bins of width 2^``exponent``; the first starts at ``first``
+widths, so histograms of different ranges can be added. Loads no torch.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from modbench.errors import UserError
-from modbench.report.shape import check, is_of
+from modbench.report.shape import check, closed, list_of, optional
 
 RULES = ("causal", "topk")
-#: Bins of a histogram of weights, at most.
+#: Largest number of bins of a histogram of scores or gates.
 WEIGHT_BINS = 40
 
-_NONE = type(None)
-_ROUTING = {
-    "windows": int,  #: of held-out text, each read from an empty context
-    "sequence": int,  #: tokens of each
-    "edges": list,  #: of the bins of positions, in tokens
-    "ids": list,  #: the token ids most often seen; none where no token skips a block
-    "texts": list,  #: what each of them stands for; empty: end of text
-    "seen": list,  #: how often
-    **dict.fromkeys(RULES, dict),
-}
-_RULE = {
-    "depth": list,  #: layers that a part of the tokens enters
-    "entered": list,  #: how many tokens entered none of them, one, two, ...
-    "routed": list,  #: how often each of the ids entered one
-    "experts": list,  #: layers with experts
-}
-_DEPTH = {"layer": int, "routed": list, "gates": (dict, _NONE)}
-_EXPERTS = {"layer": int, "load": list, "scores": (dict, _NONE)}
-#: What a layer with experts has besides, if that means anything in its scheme and the record is not
-#: from before it was taken.
-_CHOICES = {
-    "taken": list,  #: where experts choose: by bins of positions, the tokens that any expert took
-    "by_taken": list,  #: and how many tokens no expert took, one, two, ...
-    "by_no_op": list,  #: of how many tokens no choice fell on experts that do nothing, one, two, ...
-}
-_WEIGHTS = {"exponent": int, "first": int, "all": list, "selected": list}
+_Counts = list[Annotated[int, Field(ge=0)]]
+_WEIGHTS = closed(exponent=int, first=int, all=_Counts, selected=_Counts) | None
+_RULE = closed(
+    #: depth-routed layers: selected tokens by position bin, histogram of gates
+    depth=list_of[closed(layer=int, routed=_Counts, gates=_WEIGHTS)],
+    entered=_Counts,  #: tokens selected by none of these layers, by one, by two, ...
+    routed=_Counts,  #: per id, how often a layer selected it
+    experts=list_of[
+        closed(
+            layer=int,
+            load=_Counts,
+            scores=_WEIGHTS,
+            taken=optional[_Counts],  #: expert choice: tokens with any expert, by position bin
+            by_taken=optional[_Counts],  #: expert choice: tokens with no expert, one, two, ...
+            by_no_op=optional[_Counts],  #: tokens with no choice of a no-op expert, one, two, ...
+        )
+    ],
+)
+_ROUTING = TypeAdapter(
+    closed(
+        windows=Annotated[int, Field(ge=1)],  #: windows of held-out text, each read without context
+        sequence=Annotated[int, Field(ge=1)],  #: tokens of each
+        edges=_Counts,  #: edges of the position bins, in tokens
+        ids=_Counts,  #: the most frequent token ids; empty without depth-routed layers
+        texts=list[str],  #: text of each id; empty: end of text
+        seen=_Counts,  #: occurrences of each id
+        causal=_RULE,
+        topk=_RULE,
+    )
+)
 
 
 def check_routing(value: Any) -> None:
-    """Refuse what is no record's routing; ``{}`` is that of a model that routes nothing.
+    """Validate the routing of a record; ``{}`` is that of a model that routes nothing.
 
     Raises:
         UserError: a field is missing or of another type, or counts contradict each other.
@@ -54,87 +60,30 @@ def check_routing(value: Any) -> None:
     if value == {}:
         return
     check("routing", value, _ROUTING)
-    if min(value["windows"], value["sequence"]) < 1:
-        raise UserError("routing has no tokens; windows and sequence must be 1 or more")
-    edges = _counts("routing edges", value["edges"])
-    if len(edges) < 2 or edges != sorted(set(edges)) or (edges[0], edges[-1]) != (0, value["sequence"]):
-        raise UserError(f"routing edges are {edges}; they must rise from 0 to {value['sequence']}")
-    ids = _counts("routing ids", value["ids"])
-    if len(set(ids)) != len(ids):
-        raise UserError("routing ids has an id twice")
-    _counts("routing seen", value["seen"], len(ids))
-    if len(value["texts"]) != len(ids) or not all(isinstance(text, str) for text in value["texts"]):
-        raise UserError(f"routing texts must be {len(ids)} texts, one to each id")
-    for rule in RULES:
-        _check_rule(f"routing {rule}", value[rule], value)
+    bins, ids, tokens = len(value["edges"]) - 1, len(value["ids"]), value["windows"] * value["sequence"]
+    _check_lengths("routing", ids, texts=value["texts"], seen=value["seen"])
+    for name in RULES:
+        where, rule = f"routing.{name}", value[name]
+        _check_lengths(where, ids, routed=rule["routed"])
+        _check_lengths(where, len(rule["depth"]) + 1, entered=rule["entered"])
+        if sum(rule["entered"]) != tokens:
+            raise UserError(f"{where}.entered adds up to {sum(rule['entered'])} of {tokens} tokens")
+        for index, layer in enumerate(rule["depth"]):
+            _check_lengths(f"{where}.depth[{index}]", bins, routed=layer["routed"])
 
 
-def _check_rule(where: str, rule: Any, routing: dict[str, Any]) -> None:
-    check(where, rule, _RULE)
-    for index, layer in enumerate(rule["depth"]):
-        place = f"{where} depth[{index}]"
-        check(place, layer, _DEPTH)
-        _counts(f"{place} routed", layer["routed"], len(routing["edges"]) - 1)
-        _check_weights(f"{place} gates", layer["gates"])
-    for index, layer in enumerate(rule["experts"]):
-        place = f"{where} experts[{index}]"
-        known = {name: kind for name, kind in _CHOICES.items() if name in layer}
-        check(place, layer, _EXPERTS | known)
-        _counts(f"{place} load", layer["load"])
-        _check_weights(f"{place} scores", layer["scores"])
-        _check_choices(place, layer, routing)
-    tokens = routing["windows"] * routing["sequence"]
-    entered = _counts(f"{where} entered", rule["entered"], len(rule["depth"]) + 1)
-    if sum(entered) != tokens:
-        raise UserError(f"{where} entered adds up to {sum(entered)} of {tokens} tokens")
-    routed = _counts(f"{where} routed", rule["routed"], len(routing["ids"]))
-    for name, count, seen in zip(routing["ids"], routed, routing["seen"], strict=True):
-        if count > seen * len(rule["depth"]):
-            raise UserError(
-                f"{where} routed says that id {name}, seen {seen} times, entered "
-                f"{len(rule['depth'])} layers {count} times"
-            )
-
-
-def _check_choices(where: str, layer: dict[str, Any], routing: dict[str, Any]) -> None:
-    tokens = routing["windows"] * routing["sequence"]
-    for name in ("by_taken", "by_no_op"):
-        if name in layer and sum(_counts(f"{where} {name}", layer[name])) != tokens:
-            raise UserError(f"{where} {name} adds up to {sum(layer[name])} of {tokens} tokens")
-    if ("taken" in layer) != ("by_taken" in layer):
-        raise UserError(f"{where} has one of taken and by_taken; it must have both or neither")
-    if "taken" in layer:
-        taken = sum(_counts(f"{where} taken", layer["taken"], len(routing["edges"]) - 1))
-        if taken != sum(layer["by_taken"][1:]):
-            raise UserError(
-                f"{where} taken adds up to {taken} tokens and by_taken has {sum(layer['by_taken'][1:])}"
-            )
-
-
-def _check_weights(where: str, weights: Any) -> None:
-    if weights is None:
-        return
-    check(where, weights, _WEIGHTS)
-    everyone = _counts(f"{where} all", weights["all"])
-    if not 1 <= len(everyone) <= WEIGHT_BINS:
-        raise UserError(f"{where} all has {len(everyone)} bins; it must have 1 to {WEIGHT_BINS}")
-    selected = _counts(f"{where} selected", weights["selected"], len(everyone))
-    if any(part > whole for part, whole in zip(selected, everyone, strict=True)):
-        raise UserError(f"{where} selected has more in a bin than all has")
-
-
-def _counts(where: str, value: Any, length: int | None = None) -> list[int]:
-    if not isinstance(value, list) or not all(is_of(count, int) and count >= 0 for count in value):
-        raise UserError(f"{where} must be a list of whole numbers, 0 or more")
-    if length is not None and len(value) != length:
-        raise UserError(f"{where} has {len(value)} numbers; it must have {length}")
-    return value
+def _check_lengths(where: str, length: int, **lists: list[Any]) -> None:
+    for name, value in lists.items():
+        if len(value) != length:
+            raise UserError(f"{where}.{name} has {len(value)} entries; it must have {length}")
 
 
 def pooled(routings: Sequence[dict[str, Any]], rule: str) -> dict[str, Any]:
-    """What several seeds of one cell say together, under ``rule``: ``windows``, ``sequence``, ``edges``
-    as in a record; ``depth`` with all counts added up, ``entered`` too; ``tokens``, (text, seen, routed)
-    of each id, the most often seen first. Experts are left out: seeds number them anew."""
+    """Sum the routing of several seeds of one cell under ``rule``.
+
+    Returns ``windows``, ``sequence``, ``edges`` as in a record, ``depth`` and ``entered`` with counts
+    added, and ``tokens``: (text, seen, routed) of each id, most frequent first. Experts are left out:
+    their numbers mean something else in each seed."""
     first = routings[0]
     layers: dict[int, dict[str, Any]] = {}
     for routing in routings:
@@ -163,9 +112,8 @@ def pooled(routings: Sequence[dict[str, Any]], rule: str) -> dict[str, Any]:
 def busiest_first(
     routings: Sequence[dict[str, Any]], rule: str, no_ops: int = 0
 ) -> dict[int, tuple[list[int], list[int]]]:
-    """Of each layer with experts their loads, the busiest first, and of the ``no_ops`` that come last
-    in its list by themselves. Seeds are added up place by place: which expert is which is an accident
-    of the seed."""
+    """Loads of each layer's experts, busiest first; the last ``no_ops`` experts of a layer are sorted
+    separately. Seeds are added rank by rank, since expert numbers mean something else in each seed."""
     found: dict[int, tuple[list[int], list[int]]] = {}
     for routing in routings:
         for layer in routing[rule]["experts"]:
@@ -179,8 +127,8 @@ def busiest_first(
 
 
 def taken_by_experts(routings: Sequence[dict[str, Any]], rule: str) -> list[dict[str, Any]]:
-    """Of each layer whose experts choose, in order: ``layer``, ``taken`` and ``by_taken`` as in a
-    record, seeds added up."""
+    """``layer``, ``taken`` and ``by_taken``, as in a record, of each expert-choice layer; seeds are
+    added."""
     found: dict[int, dict[str, Any]] = {}
     for routing in routings:
         for layer in routing[rule]["experts"]:
@@ -204,8 +152,8 @@ def _added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def added_weights(histograms: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Histograms of weights as one: in bins as wide as the widest of any, wider still where more than
-    `WEIGHT_BINS` would be needed."""
+    """Add histograms. Bins are as wide as the widest input bin, or wider to keep within
+    `WEIGHT_BINS`."""
     exponent = max(weights["exponent"] for weights in histograms)
     while True:
         spans = [_span(weights, exponent) for weights in histograms]
@@ -224,7 +172,7 @@ def added_weights(histograms: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _span(weights: dict[str, Any], exponent: int) -> tuple[int, int]:
-    """The first and the last bin, in widths of 2^``exponent``."""
+    """Indices of the first and last bin, at bin width 2^``exponent``."""
     shift = exponent - weights["exponent"]
     return weights["first"] >> shift, weights["first"] + len(weights["all"]) - 1 >> shift
 

@@ -1,6 +1,5 @@
-"""Two figures of routing on held-out text: who enters the blocks that tokens skip, by position and by
-the router's weight, and whom experts take that choose; and how evenly experts are loaded. One strip or
-panel to each row of the table, its seeds added up."""
+"""Two figures of routing on held-out text: selected tokens by position and by router score, for depth
+routing and expert choice; and the load of experts. One strip or panel per row, summed over seeds."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ from modbench.report.plot_style import (
 )
 from modbench.report.routing import busiest_first, pooled, taken_by_experts
 
-#: Strips or panels that are drawn, in the table's order: a page of more nobody reads.
+#: Largest number of strips or panels, in the table's order.
 MOST_ROWS = 12
-#: Bins of positions that are drawn: in finer ones chance is all that shows.
+#: Largest number of position bins; finer ones show noise only.
 _POSITIONS = 16
 
 _WIDTH, _STRIP, _MARGIN = 9.0, 2.5, 0.5  # inches
@@ -41,18 +40,18 @@ _EXPERTS: tuple[dict[str, Any], dict[str, Any]] = (
     {"marker": "o", "markersize": 3, "linestyle": (0, (2, 1))},
 )
 _TICK_STEPS = (1, 2, 5, 10)
-#: Lines that a legend names, at most.
+#: Largest number of lines in a legend.
 _NAMED = 4
 
 
 @dataclass(frozen=True)
 class _Strip:
-    """What one strip shows and what its layers are called."""
+    """Contents of one strip."""
 
     title: str
     causal: dict[str, Any]
     training: dict[str, Any]
-    names: dict[int, str]  #: of the layers that are drawn
+    names: dict[int, str]  #: of the layers shown
     draw: Callable[[SubFigure, "_Strip"], None]
 
     def layers(self, rule: dict[str, Any], part: str) -> list[dict[str, Any]]:
@@ -70,9 +69,9 @@ def routing_figures(board: Leaderboard) -> dict[str, bytes]:
 
 
 def depth_figure(board: Leaderboard) -> Figure:
-    """To each row the share of tokens that enter by position, and the router's weights in the first and
-    the last layer that tokens skip. To each row whose experts choose, the share of tokens that any of
-    them takes by position, and how many take each."""
+    """For each depth-routed row, the share of selected tokens by position and the router scores in the
+    first and last routed layer. For each expert-choice row, the share of tokens with any expert by
+    position, and the number of experts per token."""
     found = _strips(board)
     strips = found[:MOST_ROWS]
     if not strips:
@@ -115,8 +114,8 @@ def _strips(board: Leaderboard) -> list[_Strip]:
 
 
 def _depth_names(entry: Entry, layers: Sequence[int]) -> dict[int, str]:
-    """Of the layers that tokens skip; in mixture-of-recursions of the first of each recursion, whose
-    tokens take part in all of its blocks."""
+    """Names of the depth-routed layers; in mixture-of-recursions, of the first layer of each
+    recursion, which has the same tokens as the others."""
     cell = entry.row.cell
     recursions = cell["router"]["options"].get("recursions")
     if cell["router"]["name"] != "mixture_of_recursions" or not recursions:
@@ -129,8 +128,8 @@ def _depth_names(entry: Entry, layers: Sequence[int]) -> dict[int, str]:
 def _draw_depth(part: SubFigure, strip: _Strip) -> None:
     layers = strip.layers(strip.causal, "depth")
     colors = _colors(len(layers))
-    weighed = [pair for pair in zip(layers, colors, strict=True) if pair[0]["gates"]]
-    ends = weighed[:1] + weighed[1:][-1:]
+    with_scores = [pair for pair in zip(layers, colors, strict=True) if pair[0]["gates"]]
+    ends = with_scores[:1] + with_scores[1:][-1:]
     by_position, *by_weight = _panels(part, 1 + len(ends))
     _positions(by_position, strip, "depth", "routed", colors)
     _percent(by_position, "tokens that enter")
@@ -161,13 +160,13 @@ def _draw_taken(part: SubFigure, strip: _Strip) -> None:
 
 
 def _panels(part: SubFigure, count: int) -> list[Axes]:
-    """Side by side, the first a little wider."""
+    """Panels side by side, the first slightly wider."""
     found = part.subplots(1, count, squeeze=False, width_ratios=(1.25, *[1.0] * (count - 1)))
     return list(found.flat)
 
 
 def _positions(axes: Axes, strip: _Strip, part: str, counted: str, colors: Sequence[Any]) -> None:
-    """The share of tokens that are ``counted``, by position, a line to each layer and rule."""
+    """Share of tokens in ``counted`` by position, one line per layer and rule."""
     causal = strip.causal
     together = -(-(len(causal["edges"]) - 1) // _POSITIONS)
     edges = sorted({*causal["edges"][::together], causal["edges"][-1]})
@@ -189,8 +188,7 @@ def _positions(axes: Axes, strip: _Strip, part: str, counted: str, colors: Seque
 
 
 def _places(first: int, last: int) -> list[int]:
-    """Where ticks stand from ``first`` to ``last``: quarters, as a power of two has them, else what is
-    round."""
+    """Ticks from ``first`` to ``last``: quarters if ``last`` is a multiple of 4, else round numbers."""
     ticks = [part * last // 4 for part in range(1, 5)]
     if last % 4:
         round_ones = MaxNLocator(nbins=6, integer=True, steps=_TICK_STEPS)
@@ -199,7 +197,7 @@ def _places(first: int, last: int) -> list[int]:
 
 
 def _weights(axes: Axes, layer: dict[str, Any], name: str, color: Any) -> None:
-    """The router's weights of all tokens, and the part of them that enters."""
+    """Histograms of the router scores of all tokens and of the selected ones."""
     gates = layer["gates"]
     width, tokens = 2.0 ** gates["exponent"], sum(gates["all"])
     edges = [(gates["first"] + number) * width for number in range(len(gates["all"]) + 1)]
@@ -207,27 +205,27 @@ def _weights(axes: Axes, layer: dict[str, Any], name: str, color: Any) -> None:
         axes.stairs([count / tokens for count in counts], edges, fill=True, color=shade, zorder=2)
     axes.set_xlim(edges[0], edges[-1])
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=_TICK_STEPS))
-    axes.set_xlabel(f"router's weight, {name}", fontsize=10)  # a recursion's is as wide as the panel
+    axes.set_xlabel(f"router's weight, {name}", fontsize=10)  # the name of a recursion is long
     _percent(axes, "tokens")
 
 
 def expert_figure(board: Leaderboard) -> Figure:
-    """To each row the load of its experts, a line to each layer."""
+    """Load of the experts of each row, one line per layer."""
     found = _expert_rows(board)
     rows = found[:MOST_ROWS]
     if not rows:
         return _nothing("no run has experts")
-    beside = _beside(len(rows))
-    lines = -(-len(rows) // beside)
-    figure = _spaced(_WIDTH if beside > 1 else WIDTH, _STRIP * lines + _MARGIN)
-    panels = list(figure.subplots(lines, beside, squeeze=False).flat)
+    columns = _columns(len(rows))
+    lines = -(-len(rows) // columns)
+    figure = _spaced(_WIDTH if columns > 1 else WIDTH, _STRIP * lines + _MARGIN)
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes in panels[len(rows) :]:
         axes.set_axis_off()
     some_do_nothing = False
     texts = row_names(board.entries)
     for axes, (entry, routings) in zip(panels, rows, strict=False):
         no_ops = entry.row.cell["router"]["options"].get("no_op_experts")
-        if not isinstance(no_ops, int):  # a plugin's option of that name, which says something else
+        if not isinstance(no_ops, int):  # a plugin's option of the same name
             no_ops = 0
         some_do_nothing |= no_ops > 0
         _loads(axes, busiest_first(routings, "causal", no_ops))
@@ -240,9 +238,9 @@ def expert_figure(board: Leaderboard) -> Figure:
     return figure
 
 
-def _beside(count: int) -> int:
-    """Panels that stand side by side: three or two, whichever leaves fewer places empty."""
-    return count if count < 3 else min((3, 2), key=lambda beside: -count % beside)
+def _columns(count: int) -> int:
+    """Panels per line: three or two, whichever leaves fewer places empty."""
+    return count if count < 3 else min((3, 2), key=lambda columns: -count % columns)
 
 
 def _loads(axes: Axes, layers: dict[int, tuple[list[int], list[int]]]) -> None:
@@ -265,7 +263,7 @@ def _loads(axes: Axes, layers: dict[int, tuple[list[int], list[int]]]) -> None:
 
 
 def _expert_rows(board: Leaderboard) -> list[tuple[Entry, list[dict[str, Any]]]]:
-    """Rows that have layers with experts, and their seeds' routing."""
+    """Rows with experts, and the routing of their seeds."""
     found = []
     for entry in board.entries:
         routings = [record.routing for record in entry.row.ok if record.routing]
@@ -275,13 +273,13 @@ def _expert_rows(board: Leaderboard) -> list[tuple[Entry, list[dict[str, Any]]]]
 
 
 def _colors(count: int) -> list[Any]:
-    """From the first layer to the last; without the palest end, which white paper swallows."""
+    """Colours from the first layer to the last, without the palest ones."""
     shades = mpl.colormaps["viridis"]
     return [shades(0.8 * index / max(count - 1, 1)) for index in range(count)]
 
 
 def _percent(axes: Axes, label: str) -> None:
-    """Ticks in percent, none beyond all."""
+    """Format the y axis in percent, up to 100 %."""
     ticks = MaxNLocator(nbins=5, steps=_TICK_STEPS).tick_values(*axes.get_ylim())
     axes.set_yticks([tick for tick in ticks if 0 <= tick <= min(axes.get_ylim()[1], 1 + 1e-9)])
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
@@ -289,8 +287,7 @@ def _percent(axes: Axes, label: str) -> None:
 
 
 def _name_lines(axes: Axes, names: list[str], colors: Sequence[Any]) -> None:
-    """A legend above the lines, where it covers none; of many lines the first, the last and some that
-    lie evenly between."""
+    """Add a legend above the lines; of many lines it names the first, the last and some in between."""
     shown = range(len(names))
     if len(names) > _NAMED:
         shown = [round(n * (len(names) - 1) / (_NAMED - 1)) for n in range(_NAMED)]  # type: ignore[assignment]
@@ -308,13 +305,13 @@ def _name_lines(axes: Axes, names: list[str], colors: Sequence[Any]) -> None:
         handletextpad=0.5,
         labelspacing=0.3,
         borderaxespad=0.2,
-        framealpha=1,  # no line of the grid through a name
+        framealpha=1,  # no grid lines through names
         edgecolor="none",
     )
 
 
 def _spaced(width: float, height: float) -> Figure:
-    """A sheet with room between panels, for no label to be read as the neighbour's."""
+    """A figure with extra room between panels."""
     figure = sheet(width, height)
     engine = figure.get_layout_engine()
     assert engine is not None
@@ -323,7 +320,7 @@ def _spaced(width: float, height: float) -> Figure:
 
 
 def _legend(figure: Figure, handles: list[Any], labels: list[str], found: int) -> None:
-    """With how many of the ``found`` are drawn, where that isn't all."""
+    """Add the legend; it says if not all ``found`` rows are shown."""
     if found > MOST_ROWS:
         handles = [*handles, Line2D([], [], linestyle="none")]
         labels = [*labels, f"the first {MOST_ROWS} of {found}"]

@@ -1,4 +1,4 @@
-"""One row of the table: the runs of one cell over its seeds, and what they say together."""
+"""One row of the table: the runs of one cell, aggregated over seeds."""
 
 import math
 import statistics
@@ -14,13 +14,13 @@ from modbench.report.metrics import METRICS, metric
 from modbench.report.record import Record, canonical_json, cell_key
 from modbench.report.store import latest
 
-#: Probes that every run must show before it is ranked: causal, batch-invariant, count.
+#: Probes that every run must pass to be ranked: causal, batch-invariant, decode parity, FLOPs.
 RANKING_PROBES = (1, 2, 3, 9)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """Mean over seeds and its 95 % t-interval; ``low``, ``high`` are None for one seed."""
+    """Mean over seeds and its 95 % t-interval; ``low`` and ``high`` are None for one seed."""
 
     mean: float
     low: float | None
@@ -29,7 +29,7 @@ class Quality:
 
 @dataclass(frozen=True, kw_only=True)
 class Exact:
-    """What must be equal over seeds. Where it isn't, ``low`` and ``high`` differ and both are shown."""
+    """Smallest and largest value over seeds, which should be equal."""
 
     low: float
     high: float
@@ -37,8 +37,8 @@ class Exact:
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """Over seeds: the median of the medians, the widest IQR, n in all, stable if every one was. None
-    where a seed has one value, which has no spread."""
+    """Over seeds: median of medians, widest IQR, total n, stable if all are. ``iqr`` and ``stable`` are
+    None if a seed has one value, which has no spread."""
 
     median: float
     iqr: float | None
@@ -48,10 +48,10 @@ class Timed:
 
 @dataclass(frozen=True)
 class Row:
-    """The records of one cell but for the seed, one to each seed, in the order of seeds."""
+    """The records of cells that differ in the seed only, one per seed, ordered by seed."""
 
     records: tuple[Record, ...]
-    label: str  #: what tables and plots call it, unique in the suite
+    label: str  #: name in tables and plots, unique in the suite
 
     @cached_property
     def cell(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Row:
 
     @cached_property
     def cell_hash(self) -> str:
-        """Tells the row from all others: the hash of its cell and of the corpus that was found."""
+        """Unique identifier of the row: hash of its cell and its corpus."""
         return _row_hash(self.records[0])
 
     @cached_property
@@ -68,11 +68,9 @@ class Row:
         return tuple(record for record in self.records if record.status == "ok")
 
     def conditions(self, rank_by: str) -> dict[str, Any]:
-        """What must be equal before two rows are ranked against each other: budget, model, data, and
-        the text that the held-out loss is taken on (its amount, and how far back a token sees).
-
-        Where ``rank_by`` is a downstream task, its items too: another limit is another test, of another
-        mean and spread. Of no other metric, which the limit doesn't touch."""
+        """Conditions that must be equal for two rows to be ranked against each other: budget, model,
+        data, sequence length, amount of held-out text; if ``rank_by`` is a downstream task, its limit
+        on items too, since another limit is another test."""
         held = {
             "budget": self.cell["train"]["budget"],
             "model": self.cell["model"],
@@ -87,7 +85,7 @@ class Row:
 
     @property
     def status(self) -> str:
-        """``ok``, or how many seeds ended how: ``ok 2, diverged 1``."""
+        """``ok``, or the number of seeds by status: ``ok 2, diverged 1``."""
         counts = Counter(record.status for record in self.records)
         if len(counts) == 1:
             return self.records[0].status
@@ -95,7 +93,7 @@ class Row:
 
     @property
     def errors(self) -> str:
-        """What went wrong, by seed; empty if nothing did."""
+        """Errors by seed; empty if there are none."""
         return "; ".join(
             f"seed {record.cell['seed']} {record.status}: {record.error}"
             for record in self.records
@@ -104,7 +102,7 @@ class Row:
 
     @cached_property
     def audit_failures(self) -> tuple[str, ...]:
-        """Failed probes, each once with its figure; those that keep the row out of the ranking first."""
+        """Failed probes, each once with its figure; those that prevent ranking first."""
         failed = {
             (not _ranks(probe), probe["probe"], f"{probe['probe']} {probe['name']} ({probe['figure']})")
             for record in self.records
@@ -115,7 +113,7 @@ class Row:
 
     @property
     def audit(self) -> str:
-        """``passed 7, unchecked 3, not asked 1``, or which probes failed, in any run."""
+        """``passed 7, unchecked 3, not asked 1``, or the probes that failed in any run."""
         asked, unchecked = (
             {
                 probe["probe"]
@@ -138,12 +136,12 @@ class Row:
             return "not run"
         spared = len(names - asked)
         rest = (("unchecked", len(unchecked)), ("not asked", spared))
-        told = [f"{verdict} {number}" for verdict, number in rest if number]
-        return ", ".join((f"passed {len(asked - unchecked)}", *told))
+        texts = [f"{verdict} {number}" for verdict, number in rest if number]
+        return ", ".join((f"passed {len(asked - unchecked)}", *texts))
 
     @property
     def why_unranked(self) -> str | None:
-        """Why the row can't be ranked whatever its figures are; None if it can."""
+        """Why the row cannot be ranked, whatever its figures; None if it can."""
         if self.errors:
             return self.errors
         if any(
@@ -159,15 +157,13 @@ class Row:
 
     @cached_property
     def measured_in_few(self) -> dict[str, int]:
-        """The metrics that a part of the finished seeds has, and how many have it."""
+        """Metrics that only some finished seeds have, and the number that have each."""
         counts = Counter(name for record in self.ok for name in record.metrics)
         return {name: counts[name] for name in METRICS if 0 < counts[name] < len(self.ok)}
 
     def value(self, name: str) -> Quality | Exact | Timed | None:
-        """The metric ``name`` over the seeds that measured it; quality from finished runs alone.
-
-        None: no seed has it.
-        """
+        """The metric ``name`` over the seeds that measured it (quality: finished runs only); None if no
+        seed did."""
         records = self.ok or self.records
         kind = metric(name).kind
         if kind == "quality":
@@ -188,7 +184,7 @@ class Row:
 
 
 def interval(values: Sequence[float]) -> Quality:
-    """Mean and 95 % t-interval of independent ``values``, one to each seed."""
+    """Mean and 95 % t-interval of independent ``values``, one per seed."""
     count = len(values)
     mean = math.fsum(values) / count
     if count == 1:
@@ -198,24 +194,24 @@ def interval(values: Sequence[float]) -> Quality:
 
 
 def rows_of(records: Iterable[Record]) -> list[Row]:
-    """Records as rows, in the order of labels; a rerun's record takes the place of the one before.
+    """Group records into rows ordered by label; a rerun replaces the earlier record.
 
-    Labels that several rows share are told apart by their budgets if these differ, else by the start of
-    the cell's hash.
+    Rows that share a label get their budget appended if budgets differ, else the start of the cell's
+    hash.
     """
     by_cell: dict[str, list[Record]] = defaultdict(list)
     for record in latest(records):
         by_cell[_row_hash(record)].append(record)
     labels = {cell_hash: _label(group[0]) for cell_hash, group in by_cell.items()}
-    for tell in (_budget, lambda cell_hash, _: cell_hash[:6]):
+    for suffix in (_budget, lambda cell_hash, _: cell_hash[:6]):
         shared = Counter(labels.values())
-        told = {
-            cell_hash: f"{_label(group[0])} [{tell(cell_hash, group[0])}]"
+        texts = {
+            cell_hash: f"{_label(group[0])} [{suffix(cell_hash, group[0])}]"
             for cell_hash, group in by_cell.items()
             if shared[labels[cell_hash]] > 1
         }
-        alike = Counter(told.values())
-        labels |= {cell_hash: name for cell_hash, name in told.items() if alike[name] == 1}
+        counts = Counter(texts.values())
+        labels |= {cell_hash: name for cell_hash, name in texts.items() if counts[name] == 1}
     rows = [
         Row(tuple(sorted(group, key=lambda record: record.cell["seed"])), labels[cell_hash])
         for cell_hash, group in by_cell.items()
@@ -237,7 +233,7 @@ def _unseeded(record: Record) -> dict[str, Any]:
 
 
 def _row_hash(record: Record) -> str:
-    # The cell names a text file by its path; what stands in it is the record's data.
+    # The cell names a text file by its path; the record has the hash of its contents.
     return cell_key({"cell": _unseeded(record), "corpus": record.data})
 
 
@@ -245,7 +241,7 @@ def _ranks(probe: dict[str, Any]) -> bool:
     return probe["ranks"] or probe["probe"] in RANKING_PROBES
 
 
-#: What of an environment must be equal before two wall times, or two memory figures, are compared.
+#: Parts of the environment that must be equal for wall times or memory to be compared.
 MACHINE = (
     *("cpu", "gpu", "cores", "threads", "driver", "cuda", "torch", "dtype", "deterministic"),
     "world_size",
@@ -253,8 +249,8 @@ MACHINE = (
 
 
 def machine_differences(rows: Iterable[Row]) -> list[str]:
-    """In what the machines differ that measured the rows' timed metrics, one text to each property;
-    empty: all timings may be compared."""
+    """One text per property in which the machines of the rows' timed metrics differ; empty if all
+    timings may be compared."""
     timed = [
         (row.label, record.environment)
         for row in rows

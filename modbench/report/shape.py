@@ -1,33 +1,48 @@
-"""The shape of plain JSON: which fields an object has, and of which types."""
+"""Shapes of JSON objects, checked by pydantic without coercion. Loads no torch."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NotRequired
 
-from modbench.errors import UserError, known_names
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from modbench.errors import UserError
+
+#: The special forms as plain values: shapes are built at runtime, which mypy cannot follow.
+list_of: Any = list
+optional: Any = NotRequired
+_typed_dict: Any = TypedDict
 
 
-def is_of(value: Any, types: Any) -> bool:
-    """isinstance, where a boolean is no number."""
-    types = types if isinstance(types, tuple) else (types,)
-    return isinstance(value, types) and (bool in types or not isinstance(value, bool))
+def closed(**fields: Any) -> Any:
+    """The type of an object with exactly these fields."""
+    return _object(fields, ConfigDict(strict=True, extra="forbid"))
 
 
-def check(where: str, value: Any, shape: Mapping[str, Any], *, more: bool = False) -> None:
-    """Refuse a ``value`` that isn't a dict with the fields of ``shape`` (``more``: at least).
+def at_least(**fields: Any) -> Any:
+    """The type of an object with these fields and any others."""
+    return _object(fields, ConfigDict(strict=True, extra="allow"))
+
+
+def _object(fields: dict[str, Any], config: ConfigDict) -> Any:
+    kind = _typed_dict("Object", fields)
+    kind.__pydantic_config__ = config
+    return kind
+
+
+def check(where: str, value: Any, shape: TypeAdapter[Any]) -> None:
+    """Validate ``value``; ``where`` is the path of ``value`` itself, empty at the top.
 
     Raises:
-        UserError: it isn't; the sentence says what of ``where`` is wrong.
+        UserError: a field is missing, unknown or of another type; the sentence gives its path.
     """
-    if not isinstance(value, dict):
-        raise UserError(f"{where} is {value!r}; it must be an object")
-    for name in value:
-        if name not in shape and not more:
-            raise UserError(f"{where} has the unknown field '{name}'; {known_names(name, shape)}")
-    for name, types in shape.items():
-        if name not in value:
-            raise UserError(f"{where} lacks the field '{name}'")
-        if not is_of(value[name], types):
-            wanted = [kind.__name__ for kind in (types if isinstance(types, tuple) else (types,))]
-            raise UserError(
-                f"{where} field '{name}' is {value[name]!r}; it must be of type {' or '.join(wanted)}"
-            )
+    try:
+        shape.validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
+        path = (where + "".join(steps)).lstrip(".")
+        if first["type"] == "missing":
+            raise UserError(f"{path} is missing") from None
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{path} is not a known field") from None
+        raise UserError(f"{path} is {first['input']!r}; {first['msg'].lower()}") from None

@@ -1,9 +1,9 @@
-"""Where records lie: ``results/<suite>/records/<writer>.jsonl``, one shard to each writer process; and
-timings, in ``timings`` beside them.
+"""Storage of records: ``results/<suite>/records/<writer>.jsonl``, one shard per writer process;
+timings are in ``timings`` next to ``records``.
 
-Measured with eight writers under random SIGKILL: a shared file loses records even with a lock, a shard
-to each loses none. A shard is only ever appended to, and readers change nothing. What records say is a
-function of their set: not of the number of shards, nor of the order of lines, nor of copies of a line.
+Measured with eight writers under random SIGKILL: a shared file loses records even with a lock, one
+shard per writer loses none. Shards are append-only. Results depend on the set of lines only, not on
+shards, order or duplicates.
 """
 
 import fcntl
@@ -11,7 +11,6 @@ import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 from modbench.errors import UserError
@@ -23,14 +22,13 @@ L = TypeVar("L", bound=Line)
 
 
 class ShardWriter:
-    """The one writer of a new shard under ``folder`` (``results/<suite>``), in its folder ``under``; a
-    context manager.
+    """Writer of a new shard in ``folder/under`` (``results/<suite>/records``); a context manager.
 
-    The shard is opened at once, so that a folder nobody can write to is found before hours of training;
-    closing removes it if nothing was appended.
+    The shard is opened at once, so that a read-only folder is found before training starts. Closing
+    removes an empty shard.
 
     Raises:
-        UserError: the folder can't be made or written to.
+        UserError: the folder can't be created or written to.
     """
 
     def __init__(self, folder: Path, under: str = RECORDS) -> None:
@@ -44,11 +42,11 @@ class ShardWriter:
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def append(self, record: Line) -> None:
-        """Write one line and see it onto the disk before returning.
+        """Write one line and fsync it.
 
         Raises:
-            UserError: the record would not be read back (NaN, changed since it was built), or the disk
-                refuses; the shard is then as it was.
+            UserError: the record is not valid (changed since it was built), or writing fails; the
+                shard then is unchanged.
         """
         line = record.line()
         type(record).from_line(line)
@@ -60,7 +58,7 @@ class ShardWriter:
             os.fsync(self._file)
             _sync_folder(self.path.parent)
         except OSError as error:
-            # Half a line would make one corrupt line of itself and the next.
+            # A partial line would corrupt the next one.
             os.ftruncate(self._file, size)
             raise UserError(_cannot_write(self.path, error)) from error
 
@@ -75,12 +73,7 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -90,7 +83,7 @@ def _cannot_write(where: Path, error: OSError) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The folder's entry for a new file is data, too."""
+    """Fsync the folder, so that the entry of a new file is on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -99,25 +92,23 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """All records under ``folder`` (``results/<suite>``), reruns included, copies of one line once;
-    ordered by key and line. None if there are none yet.
+    """All records under ``folder`` (``results/<suite>``), reruns included, without duplicate lines,
+    ordered by key and line.
 
-    An unterminated last line is what a killed writer leaves, or one that is still writing: it is passed
-    over. Anything else that is no valid record is refused, and nothing is changed.
+    An unterminated last line is skipped: its writer was killed, or is still writing.
 
     Raises:
-        UserError: a line is no valid record, or a shard can't be read; names file and line number.
+        UserError: a line is not a valid record, or a shard can't be read; names file and line.
     """
     lines = read_lines(Path(folder) / RECORDS, Record)
     return [lines[line] for line in sorted(lines, key=lambda line: (lines[line].key, line))]
 
 
 def recorded_suites(results: Path, under: Iterable[str]) -> list[str]:
-    """The suites in ``results`` with a shard in one of the folders ``under`` theirs; a run that has just
-    begun has a shard without a line, and doesn't count.
+    """Names of the suites in ``results`` with a non-empty shard in one of their folders ``under``.
 
     Raises:
-        UserError: a folder can't be read, or ``results`` is none.
+        UserError: a folder can't be read.
     """
     found = set()
     for suite in _inside(results):
@@ -129,7 +120,7 @@ def recorded_suites(results: Path, under: Iterable[str]) -> list[str]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    """Not by `Path.glob`, to which a folder that can't be read is an empty one."""
+    """Sorted contents; unlike `Path.glob`, this reports an unreadable folder."""
     try:
         return sorted(folder.iterdir())
     except FileNotFoundError:
@@ -139,7 +130,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def read_lines(shards: Path, kind: type[L]) -> dict[str, L]:
-    """What the lines of all shards in ``shards`` say, by line; see `read_records`."""
+    """All shards in ``shards`` as {line: parsed line}; see `read_records`."""
     lines: dict[str, L] = {}
     for path in (path for path in _inside(shards) if path.suffix == ".jsonl"):
         lines.update(_read_shard(path, kind))
@@ -147,8 +138,7 @@ def read_lines(shards: Path, kind: type[L]) -> dict[str, L]:
 
 
 def cut_lines(folder: Path, under: str) -> list[str]:
-    """A sentence on each shard in ``folder``'s folder ``under`` whose last line has no end, which
-    readers pass over.
+    """A sentence for each shard in ``folder/under`` whose last line is cut off, which readers skip.
 
     Raises:
         UserError: a shard can't be read.
@@ -158,8 +148,8 @@ def cut_lines(folder: Path, under: str) -> list[str]:
         _, _, rest = _content(path).rpartition(b"\n")
         if rest:
             said.append(
-                f"{path}: its last line is cut off, as a killed process leaves it, and is passed over; "
-                "running the suite again repeats what is missing"
+                f"{path}: its last line is cut off (a killed process) and is skipped; running the suite "
+                "again repeats what is missing"
             )
     return said
 
@@ -172,10 +162,10 @@ def _read_shard(path: Path, kind: type[L]) -> Iterable[tuple[str, L]]:
             line = raw.decode()
             yield line, kind.from_line(line)
         except (UserError, UnicodeDecodeError) as error:
-            reason = error if isinstance(error, UserError) else "it is no UTF-8"
+            reason = error if isinstance(error, UserError) else "it is not UTF-8"
             raise UserError(
-                f"{path}, line {number}: no valid record: {reason}; restore the file, or take that line "
-                "out and run the suite again, which repeats only that cell"
+                f"{path}, line {number}: no valid record: {reason}; restore the file, or remove that "
+                "line and run the suite again, which repeats only that cell"
             ) from error
 
 
@@ -192,10 +182,10 @@ def _cannot_read(where: Path, error: OSError) -> str:
 
 
 def latest(records: Iterable[Record]) -> list[Record]:
-    """One record to each key, ordered by key.
+    """One record per key, ordered by key.
 
-    Of several of one key (reruns) the choice follows from their set alone: an ``ok`` one before any
-    other, then the one finished last, then the greatest line.
+    Of several records of one key (reruns): an ``ok`` one before any other, then the one finished last,
+    then the greatest line. The choice does not depend on their order.
     """
     best: dict[str, Record] = {}
     for record in records:

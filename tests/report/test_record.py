@@ -30,9 +30,6 @@ def test_a_seed_or_an_option_changes_the_key(fakes):
     assert all(len(key) == 16 for key in keys)
 
 
-_POINT = {"step": 1, "flops": 9, "tokens": 2, "train_loss": 6.0, "heldout_loss": 6.0}
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_are_refused_with_their_place(fakes, value):
     with pytest.raises(UserError, match=r"metrics\.heldout_loss is .*finite"):
@@ -41,9 +38,9 @@ def test_numbers_that_are_not_finite_are_refused_with_their_place(fakes, value):
         canonical_json({"a": [1.0, value]})
 
 
-@pytest.mark.parametrize("value", [{1: "x"}, {"a": {1, 2}}, "\ud800", {"a": b"x"}])
-def test_what_is_no_json_is_refused(value):
-    with pytest.raises(UserError):
+@pytest.mark.parametrize("value", [{"a": {1, 2}}, "\ud800", {"a": b"x"}])
+def test_values_other_than_json_are_refused(value):
+    with pytest.raises(UserError, match="plain JSON only"):
         canonical_json(value)
 
 
@@ -59,41 +56,32 @@ def test_a_record_holds_a_copy(fakes):
     [
         ({"key": "0" * 16}, "key is '0000000000000000' but its cell's key is"),
         ({"metrics": {"heldout_los": 1.0}}, "metric 'heldout_los' is not known; did you mean"),
-        ({"metrics": {"heldout_loss": "low"}}, "metric 'heldout_loss' is 'low'"),
-        ({"metrics": {"heldout_loss": None}}, "metric 'heldout_loss' is None"),
-        ({"metrics": {"heldout_loss": True}}, "metric 'heldout_loss' is True"),
+        ({"metrics": {"heldout_loss": "low"}}, "metrics.heldout_loss is 'low'"),
+        ({"metrics": {"heldout_loss": True}}, "metrics.heldout_loss is True"),
+        ({"metrics": {"train_steps": 54.0}}, "metrics.train_steps is 54.0; .*valid integer"),
+        ({"metrics": {"forward_seconds": 0.1}}, "metrics.forward_seconds is 0.1; .*valid dictionary"),
         (
-            {"metrics": {"heldout_loss": 1.7e308}},
-            r"metric 'heldout_loss' is 1.7e\+308; it must lie within",
+            {"metrics": {"forward_seconds": {"median": 1, "iqr": 0, "n": 3}}},
+            "metrics.forward_seconds.stable is missing",
         ),
-        ({"metrics": {"train_flops": 10**400}}, "metric 'train_flops' is of 1329 bits"),
-        ({"metrics": {"train_steps": 54.0}}, "metric 'train_steps' is 54.0; it must be a whole number"),
-        (
-            {"metrics": {"forward_seconds": {"median": 1e300, "iqr": None, "n": 1, "stable": None}}},
-            "metric 'forward_seconds' median is 1e\\+300",
-        ),
-        ({"curve": [_POINT | {"heldout_loss": 1e200}]}, r"curve\[0\] heldout_loss is 1e\+200"),
-        ({"metrics": {"forward_seconds": 0.1}}, "metric 'forward_seconds' is 0.1; it must be an object"),
-        ({"metrics": {"forward_seconds": {"median": 1, "iqr": 0, "n": 3}}}, "lacks the field 'stable'"),
         ({"status": "fine"}, "status 'fine' is not known"),
         ({"error": "boom"}, "an ok run has none"),
         ({"status": "failed", "error": " "}, "status is failed and error is empty"),
         ({"schema": 1}, "schema is 1 and this modbench reads 2"),
-        ({"suite": {"name": "x"}}, "suite lacks the field 'version'"),
-        ({"code": {"version": "1", "commit": None, "dirty": None, "host": "h"}}, "unknown field 'host'"),
+        ({"suite": {"name": "x"}}, "suite.version is missing"),
         (
-            {"environment": {"gpu": None, "threads": 2, "torch": "2"}},
-            "environment lacks the field 'cpu'",
+            {"code": {"version": "1", "commit": None, "dirty": None, "host": "h"}},
+            "code.host is not a known field",
         ),
-        ({"curve": [{"step": 1}]}, r"curve\[0\] lacks the field 'flops'"),
+        ({"environment": {"gpu": None, "threads": 2, "torch": "2"}}, "environment.cpu is missing"),
+        ({"curve": [{"step": 1}]}, r"curve\[0\].flops is missing"),
         (
             {"audit": [{"probe": 1, "name": "a", "verdict": "pased", "figure": "0", "ranks": True}]},
-            r"audit\[0\] verdict 'pased' is not known; did you mean 'passed'",
+            r"audit\[0\].verdict is 'pased'; input should be 'passed'",
         ),
-        ({"audit": [{"probe": 1}]}, r"audit\[0\] lacks the field 'name'"),
         ({"finished": "yesterday"}, "finished is 'yesterday'; it must be a UTC time"),
         ({"finished": "2026-01-01T00:10:00"}, "must say that it is UTC"),
-        ({"finished": "2025-01-01T00:10:00+00:00"}, "lies before started"),
+        ({"finished": "2025-01-01T00:10:00+00:00"}, "is earlier than started"),
     ],
 )
 def test_a_wrong_field_is_named(fakes, change, sentence):

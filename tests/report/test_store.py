@@ -118,9 +118,9 @@ def _corrupted(fakes):
     record = fakes.make_record("mod")
     line = record.line()
     return {
-        "half a line": (line[:300], "no JSON"),
-        "an empty line": ("", "no JSON"),
-        "no object": ("[]", "no JSON object"),
+        "half a line": (line[:300], "not JSON"),
+        "an empty line": ("", "not JSON"),
+        "no object": ("[]", "not a JSON object"),
         "another schema": (fakes.altered(record, lambda r: r.update(schema=99)), "schema is 99"),
         "no schema": (fakes.altered(record, lambda r: r.pop("schema")), "schema is None"),
         "another cell": (
@@ -165,7 +165,7 @@ def test_a_corrupt_line_is_named_and_nothing_is_changed(tmp_path, fakes, what):
         read_records(tmp_path)
     assert f"{shard}, line 2: " in str(raised.value)
     assert reason in str(raised.value)
-    assert "take that line out" in str(raised.value)
+    assert "remove that line" in str(raised.value)
     assert "\n" not in str(raised.value)
     assert shard.read_text() == content
 
@@ -174,7 +174,7 @@ def test_bytes_that_are_no_text_are_named(tmp_path):
     shard = tmp_path / "records" / "a.jsonl"
     shard.parent.mkdir()
     shard.write_bytes(b"\xff\xfe\n")
-    with pytest.raises(UserError, match=r"a\.jsonl, line 1: .*no UTF-8"):
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1: .*not UTF-8"):
         read_records(tmp_path)
 
 
@@ -243,7 +243,7 @@ def test_a_last_line_that_is_cut_off_is_told_by_the_report(tmp_path, fakes, caps
     shard.write_text(fakes.make_record("mod").line()[:-1])
     assert main(["report", "--results", str(tmp_path)]) == 0
     assert capsys.readouterr().err == (
-        f"modbench: {shard}: its last line is cut off, as a killed process leaves it, and is passed "
-        "over; running the suite again repeats what is missing\n"
+        f"modbench: {shard}: its last line is cut off (a killed process) and is skipped; running the "
+        "suite again repeats what is missing\n"
     )
     assert read_records(suite) == [kept]

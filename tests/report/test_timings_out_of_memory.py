@@ -86,5 +86,5 @@ def test_cases_that_failed_are_a_row_beside_those_that_were_timed() -> None:
 
 def test_what_was_found_before_memory_ran_out_is_held_to_its_shape() -> None:
     timing = timed("mod", make_case(), status="oom", error="out of memory")
-    with pytest.raises(UserError, match="measured lacks the field 'balance'"):
+    with pytest.raises(UserError, match=r"measured\.balance is missing"):
         replace(timing, measured={"cases": []})

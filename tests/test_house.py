@@ -69,6 +69,23 @@ def test_no_folder_is_below_itself() -> None:
         assert folder not in set[str]().union(*(BELOW.get(name, set()) for name in below))
 
 
+def test_no_files_import_each_other_in_a_circle() -> None:
+    modules = {
+        ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in FILES
+    }
+    edges = {}
+    for module, file in modules.items():
+        named = imports_of(file)
+        # `from modbench.a.b import c` names a module a.b.c, or something inside a.b.
+        edges[module] = {name if name in modules else name.rpartition(".")[0] for name in named} & set(
+            modules
+        ) - {module}
+    while leaves := {module for module, others in edges.items() if not others & edges.keys()}:
+        edges = {module: others for module, others in edges.items() if module not in leaves}
+    assert not edges, f"a circle among {sorted(edges)}"
+
+
 def test_no_file_is_longer_than_400_lines() -> None:
     for file in FILES:
         assert len(file.read_text().splitlines()) <= 400, file

@@ -4,14 +4,12 @@ B sequences, T tokens, D model width, V vocabulary.
 """
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from modbench.errors import UserError
 from modbench.kernels.cross_entropy import cross_entropy, losses, recomputes_logits
@@ -19,7 +17,7 @@ from modbench.ledger import OUTSIDE, Counts, Ledger, Workload, component, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.init import normal_
-from modbench.model.layer import Layer, with_upstream_grad
+from modbench.model.layer import Layer, run_layer, with_upstream_grad
 
 
 class Decoder(nn.Module):
@@ -100,8 +98,7 @@ class Decoder(nn.Module):
     def _hidden(self, tokens_BT: Tensor, context: Context) -> Tensor:
         """Return the input of the head, (B, T, D)."""
         context.check(tokens_BT)
-        x_BTD = self.embedding(tokens_BT)
-        context = replace(context, tokens_BT=tokens_BT)
+        x_BTD, context = self.embedding(tokens_BT), replace(context, tokens_BT=tokens_BT)
         if context.cache is not None:
             if context.selection != "causal":
                 raise ValueError(f"selection '{context.selection}' with a cache; it must be 'causal'")
@@ -109,7 +106,7 @@ class Decoder(nn.Module):
             context.positions_BT = context.cache.positions(tokens_BT.shape[1], tokens_BT.device)
             context.past = context.cache.read
         for layer in self.layers:
-            x_BTD = (_run_checkpointed if context.checkpoint else _run)(layer, x_BTD, context)
+            x_BTD = run_layer(layer, x_BTD, context)
         if context.cache is not None:
             context.cache.advance(context.lengths(x_BTD))
         if context.logits == "last":
@@ -136,9 +133,9 @@ class Decoder(nn.Module):
         convention ``executed`` the logits once more where `loss` computes them twice to save memory."""
         ledger = self.ledger(workload)
         learns = any(way == "backward" for (_, _, way), _ in ledger)
-        if not learns or not recomputes_logits(workload.scored, self.config.vocabulary):
-            return ledger
-        return Ledger.sum([ledger, self._head_ledger(workload).recomputed()])
+        if learns and recomputes_logits(workload.scored, self.config.vocabulary):
+            ledger += self._head_ledger(workload).recomputed()
+        return ledger
 
     def _head_ledger(self, workload: Workload) -> Ledger:
         return matmul(
@@ -230,27 +227,3 @@ def _last_tokens(x_BTD: Tensor, context: Context) -> Tensor:
         return x_BTD[:, -1:]
     index_B11 = (context.lengths_B - 1)[:, None, None]
     return x_BTD.gather(1, index_B11.expand(-1, 1, x_BTD.shape[2]))
-
-
-def _run(layer: nn.Module, x_BTD: Tensor, context: Context) -> Tensor:
-    if torch.compiler.is_compiling() and layer.has_data_dependent_shapes:
-        return _run_eagerly(layer, x_BTD, context)
-    return layer(x_BTD, context)  # type: ignore[no-any-return]
-
-
-@torch._disable_dynamo  # torch.compiler.disable would import the compiler here
-def _run_eagerly(layer: nn.Module, x_BTD: Tensor, context: Context) -> Tensor:
-    return layer(x_BTD, context)  # type: ignore[no-any-return]
-
-
-def _run_checkpointed(layer: nn.Module, x_BTD: Tensor, context: Context) -> Tensor:
-    """Keep only the input of ``layer`` for the backward pass. The whole forward pass is repeated, not
-    only up to the last tensor needed: that point differs between schemes."""
-    with set_checkpoint_early_stop(False):
-        return checkpoint(  # type: ignore[no-any-return]
-            layer,
-            x_BTD,
-            context,
-            use_reentrant=False,
-            context_fn=lambda: (nullcontext(), context.trace.repeating()),
-        )

@@ -4,8 +4,11 @@ B sequences, T tokens, D model width.
 """
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from modbench.ledger import Counts, Ledger, Workload
 from modbench.model.context import Context
@@ -56,3 +59,31 @@ def with_upstream_grad(workload: Workload, part: nn.Module) -> Workload:
     """Return the workload of what follows ``part``: where that is trained, the backward pass continues
     to it."""
     return workload if workload.input_gradient else workload.after(trains(part))
+
+
+def run_layer(layer: nn.Module, x_BTD: Tensor, context: Context) -> Tensor:
+    """Run ``layer`` as the context asks: with activation checkpointing, only its input is kept for the
+    backward pass; under torch.compile, a layer with data-dependent shapes runs eagerly."""
+    if context.checkpoint:
+        return _run_checkpointed(layer, x_BTD, context)
+    if torch.compiler.is_compiling() and layer.has_data_dependent_shapes:
+        return _run_eagerly(layer, x_BTD, context)
+    return layer(x_BTD, context)  # type: ignore[no-any-return]
+
+
+@torch._disable_dynamo  # torch.compiler.disable would import the compiler here
+def _run_eagerly(layer: nn.Module, x_BTD: Tensor, context: Context) -> Tensor:
+    return layer(x_BTD, context)  # type: ignore[no-any-return]
+
+
+def _run_checkpointed(layer: nn.Module, x_BTD: Tensor, context: Context) -> Tensor:
+    # The whole forward pass is repeated, not only up to the last tensor needed: that point differs
+    # between schemes.
+    with set_checkpoint_early_stop(False):
+        return checkpoint(  # type: ignore[no-any-return]
+            layer,
+            x_BTD,
+            context,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), context.trace.repeating()),
+        )

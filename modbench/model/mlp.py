@@ -5,9 +5,9 @@ B sequences, T tokens, D model width, F hidden width.
 
 from abc import ABC, abstractmethod
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modbench.kernels.expert_bank.plain import activation
 from modbench.ledger import Counts, Ledger, Workload, component, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -57,7 +57,7 @@ class MLP(FeedForward):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         with component("mlp", self.layer):
-            return self.down(activate(self.up(x_BTD), self.model.mlp))  # type: ignore[no-any-return]
+            return self.down(activation(self.up(x_BTD), self.model.mlp))  # type: ignore[no-any-return]
 
     def ledger(self, workload: Workload) -> Ledger:
         rows, width, hidden = workload.slots, self.model.width, self.model.hidden
@@ -84,12 +84,3 @@ def up_columns(model: ModelConfig, hidden: int) -> int:
     """Return the columns of the matmul into a hidden layer of width ``hidden``: twice as many for
     SwiGLU, which needs gate and up."""
     return 2 * hidden if model.mlp == "swiglu" else hidden
-
-
-def activate(up: Tensor, mlp: str) -> Tensor:
-    """Return the hidden layer, (..., F), from the output of the matmul into it, (..., 2F) for SwiGLU
-    (gate first) or (..., F) for GELU."""
-    if mlp != "swiglu":
-        return F.gelu(up)
-    gate, value = up.chunk(2, dim=-1)
-    return F.silu(gate) * value

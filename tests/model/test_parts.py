@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from modbench.kernels.expert_bank.plain import activation
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.mlp import activate
 from modbench.model.rope import rotary_angles, rotate
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
@@ -49,7 +49,7 @@ def test_rotation_keeps_the_dtype_and_computes_in_float32() -> None:
 def test_swiglu_gates_the_second_half_by_the_first() -> None:
     up = torch.randn(3, 63, 14, dtype=torch.float64)
     truth = up[..., :7] * up[..., :7].sigmoid() * up[..., 7:]
-    torch.testing.assert_close(activate(up, "swiglu"), truth)
+    torch.testing.assert_close(activation(up, "swiglu"), truth)
 
 
 @pytest.mark.parametrize("name", ["vanilla", "mod", "token_choice"])

@@ -1,1 +1,1 @@
-"""What is measured: the shared decoder, and the contract that routers keep."""
+"""The decoder that all schemes share, in plain PyTorch."""

@@ -3,7 +3,7 @@
 Equation 1: k = n c / E tokens for each expert, out of the n of a pool. Equation 2: S = softmax(X W) over
 the experts; each expert takes the top k of its column of S. A token's output is the sum over the experts
 that took it of its score times what the expert makes of it: gates are the scores as they are, not
-renormalised, and a token that nobody takes gets nothing. No balance loss.
+renormalised, and a token without an expert gets no update. No balance loss.
 
 That choice compares a token with later ones, so it may not be used to predict. The causal rule here
 is a score threshold per expert: an exponential average over training of the lowest score the expert took
@@ -11,7 +11,7 @@ is a score threshold per expert: an exponential average over training of the low
 above its own.
 
 Where this reads the paper differently: k is rounded up; the pool is one sequence by default (the
-paper's is the batch), so that a sequence's training signal does not depend on strangers; every block has
+paper's is the batch), so that a sequence's training does not depend on other sequences; every block has
 experts, not every other; experts are MLPs of the dense block's kind. Its variant that bounds the experts
 of a token is left out.
 

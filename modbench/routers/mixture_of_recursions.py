@@ -207,7 +207,7 @@ class Recursions(Layer):
     def _kept(
         self, scores_BT: Tensor, active_BT: Tensor | None, r: int, context: Context
     ) -> tuple[Tensor, list[int]]:
-        """Who of the ``active_BT``, None being all, goes on, and how many of each sequence."""
+        """Select the tokens of ``active_BT`` (None: all) that continue, and count them per sequence."""
         lengths = context.lengths(scores_BT)
         nominal, _ = self._nominal(lengths, context.before(scores_BT), r)
         if context.selection == "causal":
@@ -269,7 +269,7 @@ class Recursions(Layer):
         return delta_BTD + x_BTD if self.options.residual == "full" else delta_BTD
 
     def _delta(self, x_BTD: Tensor, context: Context, r: int) -> Tensor:
-        """What recursion r's blocks add to the stream."""
+        """Return the update of the residual stream by recursion r's blocks."""
         added_BTD: Tensor | None = None
         for block in self._at(r):
             delta_BTD = block.delta(x_BTD if added_BTD is None else x_BTD + added_BTD, context)
@@ -278,7 +278,7 @@ class Recursions(Layer):
         return added_BTD
 
     def _loads(self, workload: Workload, r: int) -> list[Workload]:
-        """What arrives at recursion r, one load for each set of sequences that go together."""
+        """Return the workloads of recursion r, one for each group of sequences with equal counts."""
         if r == 0:
             return [workload]
         new, past = self._nominal(workload.lengths, workload.past, r)

@@ -54,11 +54,11 @@ __all__ = ["DepthOptions", "DepthRouted", "MixtureOfDepths", "Predictor"]
 class DepthOptions(Router):
     """The options of every scheme in which a sequence's tokens are selected for a block."""
 
-    capacity: float = 0.125  #: share of a sequence's tokens that enter a routed block
-    every: int = 2  #: route every n-th block, the others run for all
+    capacity: float = 0.125  #: share of a sequence's tokens that a routed block processes
+    every: int = 2  #: route every n-th block; the others stay dense
     offset: int | None = None  #: which of each group of ``every``, from 0; None: the last
-    first_dense: int = 0  #: so many blocks at the start run for all
-    last_dense: int = 0  #: and so many at the end
+    first_dense: int = 0  #: number of initial blocks that stay dense
+    last_dense: int = 0  #: number of final blocks that stay dense
     scores: Literal["learned", "gaussian", "hash", "stride"] = "learned"
     gate: Literal["linear", "sigmoid", "scaled_sigmoid"] = "linear"
     residual: Literal["delta", "full"] = "delta"
@@ -100,7 +100,7 @@ class DepthOptions(Router):
         return self.scores == "hash"
 
     def routes(self, layer: int, layers: int) -> bool:
-        """Whether the block at depth ``layer`` of ``layers`` is routed."""
+        """Return True if the block at depth ``layer`` of ``layers`` is routed."""
         which = self.every - 1 if self.offset is None else self.offset
         dense = layer < self.first_dense or layer >= layers - self.last_dense
         return layer % self.every == which and not dense
@@ -172,7 +172,7 @@ class DepthRouted(Layer):
 
     @property
     def adds_residual(self) -> bool:
-        """Whether the gate multiplies the stream, too; the audit's probe 6 goes by it."""
+        """True if the gate also multiplies the residual stream (for the audit's probe 6)."""
         return self.options.residual == "full"
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
@@ -241,7 +241,7 @@ class DepthRouted(Layer):
         return everything - inside + self.block.active_parameters()
 
     def _scores(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """What top-k orders, and what the causal rule compares with its cut; (B, T) each."""
+        """Return the scores of top-k and those of the causal rule, (B, T) each."""
         if self.control is not None:
             scores_BT = self.control(x_BTD, context)
             return scores_BT, scores_BT
@@ -251,7 +251,7 @@ class DepthRouted(Layer):
         return scores_BT, scores_BT if self.predictor is None else self.predictor(x_BTD)
 
     def _cut(self) -> float | Tensor:
-        """What a token must reach under the causal rule: a logit of 0 is a probability of a half."""
+        """Return the threshold of the causal rule; a logit of 0 is a probability of one half."""
         if self.threshold is not None:
             return self.threshold.value
         return 0.0 if self.control is None or self.control.cut is None else self.control.cut

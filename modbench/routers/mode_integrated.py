@@ -11,7 +11,7 @@ each token chooses its experts, which is causal as it stands (the depth routing 
 top-k choose tokens); no-op experts are as many as the others by default; a no-op expert has a router row
 and a score of its own, and its gate is renormalised with the others', so that choosing it also turns the
 rest down; the balance loss and the bias count it as they do any expert, and so steer how many pass by;
-with a capacity factor it takes whoever comes. All blocks have experts. Where token choice reads its own
+with a capacity factor it takes every token. All blocks have experts. Where token choice reads its own
 papers differently, so does this.
 """
 

@@ -134,7 +134,7 @@ class ReluExperts(FeedForward):
         return self.router.numel() + self.bank.parameters_of(self.options.active_experts)
 
     def _nominal(self, tokens: int) -> int:
-        """Assignments of so many tokens, where the gates are as sparse as they should be."""
+        """Return the nominal assignments of ``tokens`` tokens."""
         return tokens * self.options.active_experts
 
     def _steer(self, gates_SE: Tensor, load_E: Tensor, tokens: int, context: Context) -> None:

@@ -19,8 +19,8 @@ The presets follow, by equation number:
 Where this reads them differently: all experts that a token meets are together as wide as the dense MLP,
 so that active FLOPs equal its own (each of Mixtral's two is as wide). The balance loss counts
 assignments, not tokens, and so is 1 at an even load whatever k (OLMoE's is k). Capacity is rounded up,
-and empty places aren't computed. The causal rule drops nothing: whom an expert drops depends on the rest
-of the batch and on how many tokens are still to come.
+and empty places aren't computed. The causal rule drops nothing: which tokens are dropped
+depends on the rest of the batch and on the number of later tokens.
 
 B sequences, T tokens, S slots, padding included, N tokens that are no padding, A assignments, D model
 width, E experts, K chosen.
@@ -146,7 +146,7 @@ class TokenChoiceExperts(FeedForward):
         trains = self.training and context.selection == "topk"
         if self.bias is not None and trains and not context.trace.repeated:
             self.bias.update(load_E)
-        if context.selection == "topk":  # nobody trains under the causal rule
+        if context.selection == "topk":  # training never uses the causal rule
             self._losses(context, x_BTD, slots_N, logits_NE, scores_NE, experts_NK)
         out_SD = y_ND
         if slots_N is not None:

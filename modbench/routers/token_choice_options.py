@@ -18,9 +18,9 @@ class TokenChoiceOptions(Router):
     affinity: Literal["softmax", "sigmoid"] = "softmax"  #: scores from logits
     renormalise: bool = True  #: gates of the chosen experts sum to 1
     scaling: float = 1.0  #: all gates are multiplied by it
-    groups: int = 1  #: the experts stand in so many equal groups
+    groups: int = 1  #: number of equal groups of experts
     top_groups: int = 1  #: groups that a token may choose experts of
-    group_best: int | None = None  #: a group counts by so many; None: top_k / top_groups, rounded up
+    group_best: int | None = None  #: experts that a group is scored by; None: ceil(top_k / top_groups)
     shared_experts: int = 0  #: further experts, which every token goes to
     shared_width: int | None = None  #: of each; None: as wide as the others
     shared_gate: bool = False  #: what they give is multiplied by sigmoid(w^T x), as in Qwen's models

@@ -1,8 +1,8 @@
-"""What keeps the load of experts even: a loss, or a bias that only the choice of experts sees.
+"""Load balancing of experts: an auxiliary loss, or a bias that affects only the choice of experts.
 
 The loss is E * sum_i f_i P_i (Fedus et al. 2021, equations 4 to 6; DeepSeek-V3, equations 17 to 20),
 where f_i is expert i's share of all assignments and P_i its mean share of a token's scores. It counts
-assignments where Fedus et al. count tokens, as DeepSeek-V3 does, and so is 1 at an even load whatever k.
+assignments, as DeepSeek-V3 does, where Fedus et al. count tokens: 1 at an even load for every k.
 
 B sequences, N tokens, E experts, K chosen.
 """
@@ -14,8 +14,8 @@ from modbench.model.trace import Trace
 
 
 def load_of(experts_NK: Tensor, experts: int) -> Tensor:
-    """Assignments of each of ``experts`` experts, (E,)."""
-    # A compiled program adds up int64 by PyTorch's own kernel, which on a GPU sorts all indices first.
+    """Return the number of assignments of each expert, (E,)."""
+    # For int64, a compiled program calls PyTorch's kernel, which on a GPU sorts all indices first.
     dtype = torch.int32 if torch.compiler.is_compiling() else torch.long
     zeros_E = torch.zeros(experts, dtype=dtype, device=experts_NK.device)
     chosen = experts_NK.flatten()
@@ -25,9 +25,8 @@ def load_of(experts_NK: Tensor, experts: int) -> Tensor:
 def balance_loss(
     experts_NK: Tensor, shares_NE: Tensor, sequence_N: Tensor | None = None, sequences: int = 1
 ) -> Tensor:
-    """The loss over all tokens together; with ``sequence_N``, which says of what sequence each token is,
-    over each sequence by itself, averaged over those that have a token. ``shares_NE``: each expert's
-    share of a token's scores."""
+    """Return the loss over all tokens; with ``sequence_N``, the sequence of each token, the mean of the
+    losses of the sequences that have a token. ``shares_NE``: each expert's share of a token's scores."""
     experts = shares_NE.shape[1]
     if sequence_N is None:
         load_E = load_of(experts_NK, experts)
@@ -43,12 +42,11 @@ def balance_loss(
 
 
 class SelectionBias(nn.Module):
-    """A bias per expert, added to the scores for choosing and to nothing else: after each training step
+    """A bias per expert that is added to the scores only for choosing experts: after each training step
     b += step * sign(mean load - load) (Wang et al. 2024, algorithm 1; DeepSeek-V3, equation 16).
 
-    A training step is one forward pass. The bias moves at its end, and the pass itself has chosen with
-    the old one. The trace keeps that: activation checkpointing, which chooses once more in the backward
-    pass, chooses alike.
+    A training step is one forward pass, which updates the bias at its end. The trace keeps the bias it
+    chose with, so that activation checkpointing repeats the same choice in the backward pass.
     """
 
     value: Tensor
@@ -59,11 +57,12 @@ class SelectionBias(nn.Module):
         self.register_buffer("value", torch.zeros(experts))
 
     def of(self, layer: int, trace: Trace) -> Tensor:
-        """The bias (E,) that the pass of ``trace`` chooses with in ``layer``."""
+        """Return the bias (E,) that the pass of ``trace`` chooses with in ``layer``."""
         trace.show(layer, "bias", self.value.clone())
         return trace.tensors[layer, "bias"]
 
     @torch.no_grad()
     def update(self, load_E: Tensor) -> None:
+        """Move the bias by one step; ``load_E``: assignments of each expert."""
         load_E = load_E.to(self.value.dtype)
         self.value += self.step * (load_E.mean() - load_E).sign()

@@ -1,12 +1,12 @@
-"""An exponential average that training moves and a checkpoint keeps."""
+"""Exponential moving average as a buffer: training updates it, checkpoints store it."""
 
 import torch
 from torch import Tensor, nn
 
 
 class EMA(nn.Module):
-    """``value`` moves by (1 - decay) of the way at each update; by 1/n at the n-th of the first few, so
-    that the start value leaves no trace (the plain mean, until it is steadier than the decay)."""
+    """value <- value + max(1 - decay, 1/n) * (seen - value) at the n-th update: the plain mean of the
+    first values, so that the start value has no influence, then the exponential average."""
 
     value: Tensor
     updates: Tensor
@@ -19,6 +19,7 @@ class EMA(nn.Module):
 
     @torch.no_grad()
     def update(self, seen: Tensor) -> None:
+        """Add the value ``seen``."""
         self.updates += 1
         rate = (1 / self.updates).clamp(min=1 - self.decay).to(self.value.dtype)
         self.value.lerp_(seen.to(self.value.dtype), rate)

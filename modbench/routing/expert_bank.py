@@ -22,15 +22,15 @@ from modbench.routing.topk import nonzero_indices
 
 
 def expert_width(model: ModelConfig, width: int | None, active: float) -> int:
-    """Hidden width of each expert: ``width``, or where that is None the dense MLP's divided by the
-    experts a token meets, so that active FLOPs equal the dense MLP's.
+    """Return the hidden width of each expert: ``width``, or if that is None the dense MLP's divided by
+    the experts per token, so that active FLOPs equal the dense MLP's.
 
     Raises:
         UserError: the dense width does not divide.
     """
     if width is not None:
         return width
-    share = model.hidden / Fraction(repr(active))  # as it is written in decimals, as capacities are
+    share = model.hidden / Fraction(repr(active))  # the decimal as the user wrote it
     if share.denominator != 1 or share < 1:
         raise UserError(
             f"mlp_width {model.hidden} can't be shared by {active:g} active experts; "
@@ -42,10 +42,10 @@ def expert_width(model: ModelConfig, width: int | None, active: float) -> int:
 def expert_widths(
     model: ModelConfig, *, active: int, width: int | None, shared: int, shared_width: int | None
 ) -> tuple[int, int]:
-    """Hidden width of each routed expert and of all ``shared`` experts together, for tokens that meet
-    ``active`` of the former and all of the latter. What is None follows from the dense MLP's width, so
-    that active FLOPs equal the dense MLP's: all are as wide as one another, and what does not divide is
-    the shared experts' (DeepSeek-V3: 18432 = (8 + 1) * 2048).
+    """Return the hidden width of each routed expert, and of all ``shared`` experts together; a token is
+    processed by ``active`` routed experts and by all shared ones. A width that is None follows from the
+    dense MLP's, so that active FLOPs are equal: all experts have the same width, and the remainder goes
+    to the shared ones (DeepSeek-V3: 18432 = (8 + 1) * 2048).
 
     Raises:
         UserError: the dense width does not divide, or leaves the experts nothing.
@@ -71,7 +71,7 @@ def expert_widths(
 
 
 class ExpertBank(nn.Module):
-    """``experts`` MLPs of the dense MLP's kind, each of hidden width ``width``."""
+    """``experts`` MLPs of hidden width ``width``, with the activation of the dense MLP."""
 
     def __init__(self, model: ModelConfig, layer: int, *, experts: int, width: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class ExpertBank(nn.Module):
         return self.up.dtype if dtype is None else dtype
 
     def ledger(self, workload: Workload, rows: int) -> Ledger:
-        """``rows`` assignments in all: the closed form depends on no balance."""
+        """Return the closed form for ``rows`` assignments, however they are balanced."""
         return matmul(
             workload,
             self.layer,
@@ -128,15 +128,15 @@ class ExpertBank(nn.Module):
         )
 
     def parameters_of(self, experts: float) -> int:
-        """Parameters of so many experts."""
+        """Return the number of parameters of ``experts`` experts."""
         return int(experts * (self.up[0].numel() + self.down[0].numel()))
 
 
 def dispatched(
     bank: ExpertBank, x_BTD: Tensor, gates_SE: Tensor, chosen_SE: Tensor, counts: list[int]
 ) -> Tensor:
-    """Each token's sum over the experts that are ``chosen`` for it, any number of them, weighted by
-    their gates, (B, T, D). ``counts``: tokens per expert, as the host knows them."""
+    """Return each token's sum over its chosen experts, any number of them, weighted by their gates,
+    (B, T, D). ``counts``: tokens per expert."""
     x_SD = x_BTD.flatten(0, 1)
     chosen_N = nonzero_indices(chosen_SE.T, sum(counts))  # expert by expert, its tokens in order
     rows_N = chosen_N % len(x_SD)

@@ -1,4 +1,4 @@
-"""Tells from a token alone what top-k, which sees the whole sequence, would say of it.
+"""The predictor of depth routing: a causal stand-in for top-k over the sequence.
 
 B sequences, T tokens, D model width.
 """
@@ -14,12 +14,12 @@ from modbench.routing.topk import score
 
 
 class Predictor(nn.Module):
-    """Whether a token will be among the top k (Raposo et al. 2024, section 3.5): an MLP with one hidden
-    layer of half the model's width on the detached stream, so that it never bends what it watches.
+    """Predicts from a token alone if top-k over the sequence would select it (Raposo et al. 2024,
+    section 3.5): an MLP with one hidden layer of half the model's width. It reads the detached residual
+    stream, so that its loss does not change the model.
 
-    All tokens meet it, while few enter the block: its hidden layer is computed in the dtype of the
-    block's matmuls, for float32 would take back much of what is saved. What it says of that is computed
-    in float32, as router arithmetic is."""
+    Every token passes through it, selected or not, so its hidden layer has the dtype of the block's
+    matmuls; the output is computed in float32, as all router scores are."""
 
     def __init__(self, model: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Predictor(nn.Module):
         normal_(self.down, seed, f"layers.{self.layer}.predictor.down")
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Logits (B, T)."""
+        """Return logits (B, T)."""
         x_BTD = F.rms_norm(x_BTD.detach(), x_BTD.shape[-1:])
         with component("predictor", self.layer):
             return score(F.gelu(F.linear(x_BTD, self.up)), self.down).squeeze(-1)

@@ -84,47 +84,26 @@ def plan(
         format: table: for reading; json: one JSON document on the last line; csv
         plugin: Python files that register routers
     """
-    from modbench.plan.plan import plan as plan_tokens
-    from modbench.plan.plan import plan_budget
+    from modbench.plan.plan import plan as make_plan
     from modbench.plan.table import FORMATS
     from modbench.plan.units import amount
     from modbench.routing.registry import load_plugin
 
-    if not router:
-        raise UserError("plan needs --router, such as --router vanilla mod")
     if tokens_per_parameter is not None and (budget is None or tokens is not None):
         raise UserError("--tokens-per-parameter needs --budget without --tokens")
     for file in flat(plugin):
         load_plugin(file)
-    routers, options, size = flat(router), parsed_options(option), shape.resolved()
-    gpus, recipe = cluster.cluster(), cluster.recipe()
-    total = None if tokens is None else amount(tokens, "tokens")
-    step = None if batch is None else amount(batch, "batch")
-    if budget is not None:
-        made = plan_budget(
-            routers,
-            options,
-            size,
-            budget=amount(budget, "budget"),
-            tokens=total,
-            tokens_per_parameter=20.0 if tokens_per_parameter is None else tokens_per_parameter,
-            cluster=gpus,
-            recipe=recipe,
-            batch=step,
-            convention=convention,
-        )
-    elif total is not None:
-        made = plan_tokens(
-            routers,
-            options,
-            size,
-            tokens=total,
-            cluster=gpus,
-            recipe=recipe,
-            batch=step,
-            convention=convention,
-        )
-    else:
-        raise UserError("plan needs --tokens, such as 300B, or --budget, such as 1e21, or both")
+    made = make_plan(
+        flat(router),
+        parsed_options(option),
+        shape.resolved(),
+        tokens=None if tokens is None else amount(tokens, "tokens"),
+        budget=None if budget is None else amount(budget, "budget"),
+        tokens_per_parameter=20.0 if tokens_per_parameter is None else tokens_per_parameter,
+        cluster=cluster.cluster(),
+        recipe=cluster.recipe(),
+        batch=None if batch is None else amount(batch, "batch"),
+        convention=convention,
+    )
     print(FORMATS[format](made))
     return 0

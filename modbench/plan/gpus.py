@@ -16,21 +16,17 @@ class Gpu:
     memory: int
 
 
-def _gpu(name: str, tflops: float, gigabytes: int) -> Gpu:
-    return Gpu(name=name, flops=tflops * 1e12, memory=gigabytes * 10**9)
-
-
 GPUS: Mapping[str, Gpu] = {
-    gpu.name: gpu
-    for gpu in (
-        _gpu("a100-40gb", 312, 40),
-        _gpu("a100-80gb", 312, 80),
-        _gpu("h100", 989.4, 80),  # SXM
-        _gpu("h100-pcie", 756, 80),
-        _gpu("h100-nvl", 835, 94),
-        _gpu("h200", 989.4, 141),
-        _gpu("b200", 2250, 180),
-        _gpu("mi300x", 1307.4, 192),
+    name: Gpu(name=name, flops=tflops * 1e12, memory=gigabytes * 10**9)
+    for name, tflops, gigabytes in (
+        ("a100-40gb", 312, 40),
+        ("a100-80gb", 312, 80),
+        ("h100", 989.4, 80),  # SXM
+        ("h100-pcie", 756, 80),
+        ("h100-nvl", 835, 94),
+        ("h200", 989.4, 141),
+        ("b200", 2250, 180),
+        ("mi300x", 1307.4, 192),
     )
 }
 

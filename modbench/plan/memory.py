@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Literal
 
 from torch import Tensor
 
-from modbench.errors import UserError, known_names
+from modbench.errors import UserError
 from modbench.plan.activations import Compute, Kernels, Steps
 from modbench.plan.search import largest
 from modbench.routing.build import RoutedDecoder
@@ -33,8 +34,6 @@ class Recipe:
     micro_batch: int = 1  #: sequences per GPU
 
     def __post_init__(self) -> None:
-        if self.state not in STATES:
-            raise UserError(f"state '{self.state}' is not known; {known_names(self.state, STATES)}")
         for name in ("shard", "expert_parallel", "micro_batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
@@ -113,17 +112,8 @@ class Measured:
             kernels=kernels,
             expert_parallel=recipe.expert_parallel,
         )
-        self._states(decoder)
-        self._known: dict[int, Memory] = {}
-
-    def _states(self, decoder: RoutedDecoder) -> None:
-        recipe, divided = self._recipe, self._recipe.expert_parallel
-        experts = {
-            id(weight)
-            for part in decoder.modules()
-            if isinstance(part, ExpertBank)
-            for weight in part.parameters()
-        }
+        divided = recipe.expert_parallel
+        experts = {id(weight) for bank in banks for weight in bank.parameters()}
 
         def held(weights: Sequence[Tensor]) -> int:
             in_experts = sum(weight.numel() for weight in weights if id(weight) in experts)
@@ -149,13 +139,9 @@ class Measured:
         # In bfloat16: two layers, the gradients of one, and everything outside the layers.
         self._gathered = 2 * (3 * most + outside)
 
-    def memory(self, micro_batch: int) -> Memory:
-        """At ``micro_batch`` sequences."""
-        if micro_batch not in self._known:
-            self._known[micro_batch] = self._measure(micro_batch)
-        return self._known[micro_batch]
-
-    def _measure(self, sequences: int) -> Memory:
+    @cache  # noqa: B019
+    def memory(self, sequences: int) -> Memory:
+        """At a micro-batch of ``sequences``."""
         outside = self._steps.outside(sequences)
         kinds = {number: self._steps.layer(number, sequences) for number in set(self._steps.kinds)}
         activations = copies = cast = peak = 0

@@ -70,7 +70,9 @@ def plan(
     options: Mapping[str, Any],
     size: Size,
     *,
-    tokens: int,
+    tokens: int | None = None,
+    budget: int | None = None,
+    tokens_per_parameter: float = 20.0,
     cluster: Cluster,
     recipe: Recipe,
     batch: int | None = None,
@@ -79,83 +81,49 @@ def plan(
     """Plan the training of each of ``routers`` (``NAME`` or ``NAME:PRESET``) at the shape ``size`` on
     ``tokens`` tokens, ``batch`` tokens per step (by default one micro-batch per GPU).
 
-    Raises:
-        UserError: no router or tokens, GPUs or experts that can't be divided, or a batch that is not
-            a multiple of the micro-batches of all GPUs.
-    """
-    if tokens < 1:
-        raise UserError(f"tokens is {tokens}; it must be 1 or more")
-    planned = [(name, size, tokens) for name in routers]
-    return _planned(planned, options, cluster, recipe, batch, convention, size.sequence, None)
-
-
-def plan_budget(
-    routers: Sequence[str],
-    options: Mapping[str, Any],
-    base: Size,
-    *,
-    budget: int,
-    tokens: int | None = None,
-    tokens_per_parameter: float = 20.0,
-    cluster: Cluster,
-    recipe: Recipe,
-    batch: int | None = None,
-    convention: str = "model",
-) -> Plan:
-    """As `plan`, with each scheme at the shape like ``base`` that spends ``budget`` training FLOPs on
-    ``tokens`` tokens, by default ``tokens_per_parameter`` per active parameter.
+    With a ``budget``, each scheme has the shape like ``size`` that spends this number of training FLOPs
+    on ``tokens`` tokens, by default ``tokens_per_parameter`` per active parameter.
 
     Raises:
-        UserError: as `plan`, and as `modbench.plan.solver.solve`.
+        UserError: no router or tokens, GPUs or experts that can't be divided, a batch that is not a
+            multiple of the micro-batches of all GPUs, or as `modbench.plan.solver.solve`.
     """
-    solved = [
-        solve(
-            name,
-            options,
-            base,
-            budget=budget,
-            tokens=tokens,
-            tokens_per_parameter=tokens_per_parameter,
-            convention=convention,
-        )
-        for name in routers
-    ]
-    planned = [(one.router, one.size, one.tokens) for one in solved]
-    return _planned(planned, options, cluster, recipe, batch, convention, base.sequence, budget)
-
-
-def _planned(
-    planned: Sequence[tuple[str, Size, int]],
-    options: Mapping[str, Any],
-    cluster: Cluster,
-    recipe: Recipe,
-    batch: int | None,
-    convention: str,
-    sequence: int,
-    budget: int | None,
-) -> Plan:
-    if not planned:
+    if not routers:
         raise UserError("a plan needs one router or more; for example vanilla and mod")
     recipe.fits_on(cluster.gpus)
-    at_once = cluster.gpus * recipe.micro_batch * sequence
+    at_once = cluster.gpus * recipe.micro_batch * size.sequence
     batch = at_once if batch is None else batch
     if batch < 1 or batch % at_once:
         raise UserError(
             f"batch is {batch:,} tokens; it must be a multiple of {at_once:,}, for {cluster.gpus} gpus "
-            f"take {recipe.micro_batch} x {sequence} tokens each at a time"
+            f"take {recipe.micro_batch} x {size.sequence} tokens each at a time"
         )
-    schemes = tuple(
-        _scheme(name, options, size, tokens, cluster, recipe, batch, convention)
-        for name, size, tokens in planned
-    )
+    schemes = []
+    for name in routers:
+        if budget is not None:
+            solved = solve(
+                name,
+                options,
+                size,
+                budget=budget,
+                tokens=tokens,
+                tokens_per_parameter=tokens_per_parameter,
+                convention=convention,
+            )
+            shape, seen = solved.size, solved.tokens
+        elif tokens is None or tokens < 1:
+            raise UserError(f"tokens is {tokens}; a plan needs tokens, 1 or more, or a budget, or both")
+        else:
+            shape, seen = size, tokens
+        schemes.append(_scheme(name, options, shape, seen, cluster, recipe, batch, convention))
     return Plan(
         cluster=cluster,
         recipe=recipe,
         convention=convention,
-        sequence=sequence,
+        sequence=size.sequence,
         batch=batch,
         budget=budget,
-        schemes=schemes,
+        schemes=tuple(schemes),
     )
 
 

@@ -7,7 +7,7 @@ key/value heads, vocabulary and sequence length. Nothing is allocated.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 from math import ceil, inf, log
 from typing import Any
 
@@ -82,22 +82,29 @@ def solve(
     if not 0 < tokens_per_parameter < inf:
         raise UserError(f"tokens_per_parameter is {tokens_per_parameter}; it must be above 0 and finite")
     family = _Family(router, options, base, convention)
-    if tokens is not None:
-        fixed = tokens
 
-        def total(model: ModelConfig) -> int:
-            return spent_on(fixed, family.flops(model), base.sequence)
-
-        model = _filled(family, total, budget, f"{tokens:,} tokens")
-        return family.solution(model, budget, tokens)
-    per_sequence = Fraction(tokens_per_parameter) / base.sequence
-
-    def needed(model: ModelConfig) -> int:
+    def cost(model: ModelConfig) -> int:
         flops, _, active = family.read(model)
-        return max(flops, ceil(flops * active * per_sequence))
+        if tokens is not None:
+            return spent_on(tokens, flops, base.sequence)
+        return max(flops, ceil(flops * active * Fraction(tokens_per_parameter) / base.sequence))
 
-    model = _filled(family, needed, budget, f"{tokens_per_parameter:g} tokens for each active parameter")
-    return family.solution(model, budget, budget // family.flops(model) * base.sequence)
+    each = f"{tokens_per_parameter:g} tokens for each active parameter"
+    model = _search(family, cost, budget, each if tokens is None else f"{tokens:,} tokens")
+    flops, parameters, active = family.read(model)
+    if tokens is None:
+        tokens = budget // flops * base.sequence
+    return Solution(
+        router=router,
+        model=model,
+        sequence=base.sequence,
+        tokens=tokens,
+        flops=spent_on(tokens, flops, base.sequence),
+        budget=budget,
+        parameters=parameters,
+        active_parameters=active,
+        flops_per_token=flops / base.sequence,
+    )
 
 
 class _Family:
@@ -110,8 +117,7 @@ class _Family:
         self.aspect = model.width / model.layers
         self.ratio = model.hidden / model.width
         self.group = model.heads // model.key_heads
-        self.read = lru_cache(maxsize=None)(self._read)
-        self.regular = True
+        self.read = cache(self._read)
         plain, preset = preset_options(router)
         # Whole groups of layers, so that the share of routed layers is the nominal one.
         every = getattr(build_router(plain, {**preset, **options}), "every", 1)
@@ -119,26 +125,11 @@ class _Family:
         self.fewest = self._fewest()
         self.step = self._step()
 
-    def exact(self, model: ModelConfig) -> tuple[int, int, int]:
+    def _read(self, model: ModelConfig) -> tuple[int, int, int]:
         """FLOPs of one sequence, parameters, active parameters."""
         decoder = meta_decoder(self.router, self.options, model)
         flops = convention_flops(decoder, self.load, self.convention)
         return flops, decoder.parameter_count("total"), decoder.parameter_count("active")
-
-    def _read(self, model: ModelConfig) -> tuple[int, int, int]:
-        """As `exact`, extrapolated from two shallow models if layers repeat."""
-        groups = (model.layers - self.fewest) // self.period
-        if not self.regular or groups < 2:
-            return self.exact(model)
-        shallow = self.read(replace(model, layers=self.fewest))
-        deeper = self.read(replace(model, layers=self.fewest + self.period))
-        first, second, third = (
-            less + (more - less) * groups for less, more in zip(shallow, deeper, strict=True)
-        )
-        return first, second, third
-
-    def flops(self, model: ModelConfig) -> int:
-        return self.read(model)[0]
 
     def _fewest(self) -> int:
         """The smallest depth the router accepts: whole groups, two layers or more."""
@@ -197,36 +188,12 @@ class _Family:
         aspect, ratio = model.width / model.layers, model.hidden / model.width
         return abs(log(aspect / self.aspect)) + abs(log(ratio / self.ratio))
 
-    def solution(self, model: ModelConfig, budget: int, tokens: int) -> Solution:
-        flops, parameters, active = self.read(model)
-        return Solution(
-            router=self.router,
-            model=model,
-            sequence=self.base.sequence,
-            tokens=tokens,
-            flops=spent_on(tokens, flops, self.base.sequence),
-            budget=budget,
-            parameters=parameters,
-            active_parameters=active,
-            flops_per_token=flops / self.base.sequence,
-        )
-
 
 Cost = Callable[[ModelConfig], int]
 
 
-def _filled(family: _Family, cost: Cost, limit: int, what: str) -> ModelConfig:
-    """The shape closest to the base's proportions whose cost is just below ``limit``."""
-    model = _search(family, cost, limit, what)
-    if family.regular and family.exact(model) != family.read(model):
-        # The router's layers do not repeat: build every depth.
-        family.regular = False
-        family.read.cache_clear()
-        model = _search(family, cost, limit, what)
-    return model
-
-
 def _search(family: _Family, cost: Cost, limit: int, what: str) -> ModelConfig:
+    """The shape closest to the base's proportions whose cost is just below ``limit``."""
     least = family.shape(1, family.fewest, family.step)
     if cost(least) > limit:
         raise UserError(

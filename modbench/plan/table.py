@@ -1,7 +1,5 @@
 """Formats of plans: table, JSON, CSV."""
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
@@ -98,52 +96,32 @@ def _fields(plan: Plan, scheme: Scheme) -> dict[str, Any]:
         "dense_flops": scheme.dense_flops,
         "ratio_to_dense": scheme.ratio_to_dense,
         "days": scheme.days,
-    }
-
-
-def _fitting(plan: Plan, scheme: Scheme) -> dict[str, Any]:
-    return {
         "fits": plan.fits(scheme),
         "share_of_card": plan.share_of_card(scheme),
         "largest_micro_batch": scheme.largest_micro_batch,
-    }
-
-
-def as_document(plan: Plan) -> dict[str, Any]:
-    """The document of `as_json`."""
-    return {
-        "cluster": asdict(plan.cluster),
-        "recipe": asdict(plan.recipe),
-        "batch": plan.batch,
-        "budget": plan.budget,
-        "schemes": [
-            {
-                **_fields(plan, scheme),
-                "memory": {**asdict(scheme.memory), "total": scheme.memory.total},
-                **_fitting(plan, scheme),
-            }
-            for scheme in plan.schemes
-        ],
+        "memory": {**asdict(scheme.memory), "total": scheme.memory.total},
     }
 
 
 def as_json(plan: Plan) -> str:
     """One JSON document, on one line."""
-    return json.dumps(as_document(plan))
+    return json.dumps(
+        {
+            "cluster": asdict(plan.cluster),
+            "recipe": asdict(plan.recipe),
+            "batch": plan.batch,
+            "budget": plan.budget,
+            "schemes": [_fields(plan, scheme) for scheme in plan.schemes],
+        }
+    )
 
 
 def as_csv(plan: Plan) -> str:
     """One row per scheme; memory in bytes."""
-    rows = []
-    for scheme in plan.schemes:
-        memory = {f"memory_{name}": size for name, size in asdict(scheme.memory).items()}
-        memory["memory_total"] = scheme.memory.total
-        rows.append(_fields(plan, scheme) | memory | _fitting(plan, scheme))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().rstrip("\n")
+    import pandas as pd  # slow, and the other formats do without it
+
+    frame = pd.json_normalize([_fields(plan, scheme) for scheme in plan.schemes], sep="_")
+    return frame.to_csv(index=False, lineterminator="\n").rstrip("\n")
 
 
 FORMATS: Mapping[str, Callable[[Plan], str]] = {

@@ -1,6 +1,6 @@
 """Numbers with suffixes: 300B, 1.5T, 20M, 1e21."""
 
-from decimal import Decimal, InvalidOperation, localcontext
+from decimal import Decimal, InvalidOperation
 
 from modbench.errors import UserError
 
@@ -12,24 +12,20 @@ def amount(text: str, name: str = "amount") -> int:
     either case.
 
     Raises:
-        UserError: not a number below 10^60, or not whole; the sentence starts with ``name``.
+        UserError: not a number, or not whole; the sentence starts with ``name``.
     """
     plain = text.strip().replace("_", "").replace(",", "")
     power = _SUFFIXES.get(plain[-1:].upper(), 0)
     try:
-        number = Decimal(plain[:-1] if power else plain)
-    except InvalidOperation:
-        number = Decimal("NaN")
-    # int() of 1e999999999 would not end.
-    if not number.is_finite() or number.adjusted() + power >= 60:
+        number = Decimal(plain[:-1] if power else plain).scaleb(power)
+        whole = int(number)
+    except (InvalidOperation, ValueError, OverflowError):
         raise UserError(
             f"{name} '{text}' is not a number; write it as 300000000000, 300B, 1.5T, 20M or 3e11"
-        )
-    with localcontext(prec=len(text) + 60):
-        number = number.scaleb(power)
-        if number % 1:
-            raise UserError(f"{name} '{text}' is not a whole number; write one")
-        return int(number)
+        ) from None
+    if whole != number:
+        raise UserError(f"{name} '{text}' is not a whole number; write one")
+    return whole
 
 
 def shown(value: float) -> str:

@@ -116,8 +116,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("flops --hf bert.json --width 8", "--width has no effect with --hf; leave it out"),
         ("flops --suite tiny.toml --batch 2", "--batch has no effect with --suite; leave it out"),
         ("flops gate --golden .", "FLOP table . can't be read (Is a directory)"),
-        ("plan --tokens 1B", "plan needs --router"),
-        ("plan --router mod", "plan needs --tokens, such as 300B, or --budget"),
+        ("plan --tokens 1B", "a plan needs one router or more"),
+        ("plan --router mod", "a plan needs tokens, 1 or more, or a budget"),
         (
             "plan --router mod --tokens 1B --tokens-per-parameter 7",
             "--tokens-per-parameter needs --budg",

@@ -115,7 +115,6 @@ def test_the_largest_number_is_found_from_any_guess(answer: int, guess: int) -> 
 @pytest.mark.parametrize(
     ("recipe", "says"),
     [
-        ({"state": "fp8"}, "state 'fp8' is not known; .*known: bf16, fp32"),
         ({"shard": 0}, "shard is 0; it must be 1 or more"),
         ({"expert_parallel": 0}, "expert_parallel is 0; it must be 1 or more"),
         ({"micro_batch": 0}, "micro_batch is 0; it must be 1 or more"),

@@ -14,7 +14,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.sizes import Size
 from modbench.plan.gpus import Cluster, described_gpu
 from modbench.plan.memory import Recipe
-from modbench.plan.plan import Plan, plan, plan_budget
+from modbench.plan.plan import Plan, plan
 from modbench.plan.table import FORMATS, as_csv, as_json, as_table
 
 #: One block's matmuls: 32 x 96 + 32 x 32 + 3 x 32 x 48 = 8,704 elements; the head has 32 x 100.
@@ -67,15 +67,13 @@ def test_a_gpu_too_small_is_said_to_be() -> None:
 
 
 def test_schemes_of_one_budget_spend_the_same() -> None:
-    made = plan_budget(
+    made = plan(
         ["vanilla", "mod", "mode_staged"], {}, SIZE, budget=10**13, cluster=CLUSTER, recipe=Recipe()
     )
     for scheme in made.schemes:
         assert 0.99 * 10**13 <= scheme.flops <= 10**13
     assert "share of the budget" in as_table(made)
-    fixed = plan_budget(
-        ["mod"], {}, SIZE, budget=10**13, tokens=5 * 10**6, cluster=CLUSTER, recipe=Recipe()
-    )
+    fixed = plan(["mod"], {}, SIZE, budget=10**13, tokens=5 * 10**6, cluster=CLUSTER, recipe=Recipe())
     assert fixed.schemes[0].tokens == 5 * 10**6
 
 
@@ -112,7 +110,7 @@ def test_a_second_forward_pass_is_executed_and_not_needed() -> None:
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ({"tokens": 0}, "tokens is 0; it must be 1 or more"),
+        ({"tokens": 0}, "tokens is 0; a plan needs tokens, 1 or more"),
         ({"recipe": Recipe(shard=3)}, "shard is 3 of 2 gpus"),
         ({"batch": 0}, "batch is 0 tokens"),
         ({"convention": "mine"}, "convention 'mine' is not known"),

@@ -9,27 +9,26 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.plot_style import (
+    DOTTED,
     REFERENCE,
     Mark,
     Point,
     blank,
     files,
     legend_below,
-    linear,
-    logarithmic,
     look,
     marks,
     name_points,
     row_names,
     say_nothing_to_show,
+    written_out,
 )
 from modbench.report.routing_figure import routing_figures
 from modbench.report.row import Exact, Quality, Row, Timed
-
-_DOTTED: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1.4}
 
 
 def figures(board: Leaderboard) -> dict[str, bytes]:
@@ -40,8 +39,7 @@ def figures(board: Leaderboard) -> dict[str, bytes]:
         with look():
             figure, axes = blank()
             draw(board, look_of, figure, axes)
-            for ending, content in files(figure).items():
-                contents[f"{name}.{ending}"] = content
+            contents.update(files(name, figure))
     return contents | routing_figures(board)
 
 
@@ -102,11 +100,12 @@ def _learning_curves(board: Leaderboard, look_of: dict[str, Mark], figure: Figur
         return
     unigram = _unigram_losses(board)
     for value in unigram:
-        axes.axhline(value, color=REFERENCE, **_DOTTED)
+        axes.axhline(value, color=REFERENCE, **DOTTED)
     if unigram:
-        handles.append(Line2D([], [], color=REFERENCE, **_DOTTED))
+        handles.append(Line2D([], [], color=REFERENCE, **DOTTED))
         labels.append("unigram " + ", ".join(f"{value:.2f}" for value in unigram))
-    logarithmic(axes)
+    axes.set_xscale("log")
+    written_out(axes.xaxis, *axes.get_xlim())
     axes.set_xlabel("training FLOPs spent (convention model)")
     seeds = "\nmean of seeds, band from least to greatest" if banded else ""
     axes.set_ylabel(f"held-out loss, causal rule (nats/token){seeds}")
@@ -137,7 +136,8 @@ def _final_losses(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, 
         say_nothing_to_show(axes, "no run was finished")
         return
     axes.margins(0.28, 0.14)
-    logarithmic(axes)
+    axes.set_xscale("log")
+    written_out(axes.xaxis, *axes.get_xlim())
     axes.set_xlabel("forward FLOPs per token (nominal, convention model)")
     seeds = "\nmean of seeds and its 95 % t-interval" if bars else ""
     axes.set_ylabel(f"final held-out loss, causal rule (nats/token){seeds}")
@@ -177,7 +177,7 @@ def _step_times(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, ax
     lines = []
     for slope, label in dense:
         # One line is grey; several lines have the style of their rows.
-        drawn: dict[str, Any] = {"color": REFERENCE, **_DOTTED}
+        drawn: dict[str, Any] = {"color": REFERENCE, **DOTTED}
         legend = "as much time per FLOP as vanilla"
         if len(dense) > 1:
             mark, legend = look_of[label], f"time per FLOP of {texts[label]}"
@@ -188,7 +188,8 @@ def _step_times(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, ax
     # The reference line must not change the limits.
     axes.set_xlim(low, high)
     axes.set_ylim(bottom, top)
-    linear(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.xaxis.set_major_formatter(EngFormatter())
     axes.set_xlabel("training FLOPs per token (nominal, convention model)")
     axes.set_ylabel("training step, median ± half its IQR (ms)")
     name_points(figure, axes, points, avoid, lines)

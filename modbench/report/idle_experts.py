@@ -1,6 +1,5 @@
 """The section of leaderboard.md on how often tokens choose no-op experts, by layer."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from modbench.report.leaderboard import Entry, Leaderboard
@@ -21,24 +20,19 @@ def idle_experts(board: Leaderboard) -> list[str]:
 
 
 def _rows(entry: Entry) -> list[list[str]]:
-    found: dict[int, list[Sequence[int]]] = {}
-    each: dict[int, int] = {}
-    for record in entry.row.ok:
-        for layer in record.routing["causal"]["experts"] if record.routing else ():
+    found: dict[int, list[dict[str, Any]]] = {}
+    for routing in entry.row.routings:
+        for layer in routing["causal"]["experts"]:
             if "by_no_op" in layer:
-                found.setdefault(layer["layer"], []).append(layer["by_no_op"])
-                each[layer["layer"]] = _choices_of_each(layer)
+                found.setdefault(layer["layer"], []).append(layer)
     rows = []
-    for number in sorted(found):
-        tokens = sum(map(sum, found[number]))
-        fallen = sum(n * count for counts in found[number] for n, count in enumerate(counts))
-        passing = sum(counts[each[number]] for counts in found[number] if len(counts) > each[number])
-        cells = (fallen / (tokens * each[number]), passing / tokens)
-        shares = (f"{100 * share:.1f} %" for share in cells)
+    for number, layers in sorted(found.items()):
+        counts = [layer["by_no_op"] for layer in layers]
+        tokens = sum(map(sum, counts))
+        # Experts per token; the causal rule drops no assignment.
+        each = max(round(sum(layers[-1]["load"]) / sum(counts[-1])), 1)
+        fallen = sum(n * count for one in counts for n, count in enumerate(one))
+        passing = sum(one[each] for one in counts if len(one) > each)
+        shares = (f"{100 * share:.1f} %" for share in (fallen / (tokens * each), passing / tokens))
         rows.append([escaped(entry.row.label), str(number), *shares])
     return rows
-
-
-def _choices_of_each(layer: dict[str, Any]) -> int:
-    """Experts per token; the causal rule drops no assignment."""
-    return max(round(sum(layer["load"]) / sum(layer["by_no_op"])), 1)

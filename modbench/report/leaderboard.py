@@ -1,7 +1,7 @@
 """The table: ranked rows, and its CSV."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
@@ -46,12 +46,13 @@ class Leaderboard:
         criterion = ranking_metric(rank_by)
         rows = rows_of(records)
         groups: dict[str, list[Row]] = {}
-        for row in sorted(rows, key=lambda row: (_conditions_order(row, rank_by), row.label)):
+        for row in sorted(rows, key=lambda row: (row.cell["train"]["budget"], row.label)):
             groups.setdefault(canonical_json(row.conditions(rank_by)), []).append(row)
+        ordered = sorted(groups, key=lambda text: (groups[text][0].cell["train"]["budget"], text))
         entries = [
             entry
-            for number, group in enumerate(groups.values(), start=1)
-            for entry in _ranked(group, number, criterion)
+            for number, text in enumerate(ordered, start=1)
+            for entry in _ranked(groups[text], number, criterion)
         ]
         return cls(tuple(entries), rank_by, tuple(machine_differences(rows)))
 
@@ -115,8 +116,7 @@ def _cells(name: str, value: Quality | Exact | Timed | None) -> dict[str, Any]:
         return {name: value.low if value.low == value.high else f"{value.low}..{value.high}"}
     if isinstance(value, Quality):
         return {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
-    parts = {"median": value.median, "iqr": value.iqr, "n": value.n, "stable": value.stable}
-    return {f"{name}_{part}": cell for part, cell in parts.items()}
+    return {f"{name}_{part}": cell for part, cell in asdict(value).items()}
 
 
 #: Columns of leaderboard.csv, in order. Those of a metric, in the unit of `METRICS`:
@@ -128,12 +128,6 @@ COLUMNS = [
     *("plugin_sha256", "options", "model", "data", "train", "measure"),
     *("corpus_sha256", "cell", "records"),
 ]
-
-
-def _conditions_order(row: Row, rank_by: str) -> tuple[Any, ...]:
-    """Sort key of comparisons: budget, then all other conditions."""
-    conditions = row.conditions(rank_by)
-    return conditions["budget"], canonical_json(conditions)
 
 
 def _span(row: Row, criterion: Metric) -> tuple[float, float] | None:
@@ -151,34 +145,30 @@ def _span(row: Row, criterion: Metric) -> tuple[float, float] | None:
 
 def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
     """Entries of one comparison: ranked ones by rank, figure and label, then unranked ones."""
-    spans: list[tuple[Row, tuple[float, float]]] = []
-    unranked: list[Entry] = []
-    several = criterion.kind == "quality" and any(
-        len(row.ok) > 1
+    name = criterion.name
+    spans = [
+        (row, span)
         for row in rows
-        if row.why_unranked is None
-        and criterion.name not in row.measured_in_few
-        and _span(row, criterion)
-    )
-    for row in rows:
-        span = _span(row, criterion)
-        reason = row.why_unranked
-        if reason is None and several and len(row.ok) == 1:
-            reason = "one seed gives no interval to rank among rows of several seeds"
-        if reason is None and criterion.name in row.measured_in_few:
-            reason = f"{criterion.name} was not measured in all seeds"
-        if reason is not None or span is None:
-            reason = reason or f"{criterion.name} was not measured"
-            unranked.append(Entry(row, comparison, None, _with_few(reason, row)))
-        else:
-            spans.append((row, span))
+        if row.why_unranked is None and name not in row.measured_in_few
+        if (span := _span(row, criterion))
+    ]
+    if criterion.kind == "quality" and any(len(row.ok) > 1 for row, _ in spans):
+        spans = [(row, span) for row, span in spans if len(row.ok) > 1]
     ranked = []
     for row, (low, high) in spans:
         rank = 1 + sum(other_high < low for _, (_, other_high) in spans)
         failures = ", ".join(row.audit_failures)
-        note = f"failed audit probe {failures}" if failures else ""
-        note = _with_few(note, row)
+        note = _with_few(f"failed audit probe {failures}" if failures else "", row)
         ranked.append(((rank, low + high, row.label), Entry(row, comparison, rank, note)))
+    unranked = []
+    for row in rows:
+        if row not in [ranked_row for ranked_row, _ in spans]:
+            reason = row.why_unranked or "one seed gives no interval to rank among rows of several seeds"
+            if row.why_unranked is None and name in row.measured_in_few:
+                reason = f"{name} was not measured in all seeds"
+            elif row.why_unranked is None and _span(row, criterion) is None:
+                reason = f"{name} was not measured"
+            unranked.append(Entry(row, comparison, None, _with_few(reason, row)))
     return [entry for _, entry in sorted(ranked, key=lambda pair: pair[0])] + unranked
 
 

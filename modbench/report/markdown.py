@@ -39,8 +39,14 @@ def _comparison(board: Leaderboard, entries: list[Entry]) -> list[str]:
     ranked = [entry for entry in entries if entry.rank is not None]
     if ranked:
         columns = _columns(board)
-        heads = [heading for heading, _ in columns]
-        rows = [[cell(board, entry) for _, cell in columns] for entry in ranked]
+        heads = ["rank", "scheme", *(heading for heading, *_ in columns), "audit"]
+        rows = []
+        for entry in ranked:
+            cells = [
+                form.format(*(_number(board, entry.row, *one, per) for one in metrics))
+                for _, form, metrics, per in columns
+            ]
+            rows.append([str(entry.rank), escaped(entry.row.label), *cells, escaped(entry.row.audit)])
         parts.append(table(heads, rows, left=(1, len(heads) - 1)))
         if metric(board.rank_by).kind == "exact":
             parts.append(
@@ -139,14 +145,14 @@ def _si(value: float) -> str:
     return f"{value:.3g} "
 
 
-def _number(board: Leaderboard, row: Row, name: str, form: str, per: float | None = None) -> str:
+def _number(board: Leaderboard, row: Row, name: str, form: str, per: float = 1) -> str:
     """The metric ``name`` of ``row`` divided by ``per``; a dash if it was not measured."""
 
     if form.endswith("f"):
         form = f"z{form}"  # z: no sign for values that round to 0
 
     def text(value: float) -> str:
-        return f"{value if per is None else value / per:{form}}"
+        return f"{value if per == 1 else value / per:{form}}"
 
     value = board.value(row, name)
     if value is None:
@@ -157,36 +163,6 @@ def _number(board: Leaderboard, row: Row, name: str, form: str, per: float | Non
         return text(value.low) if value.low == value.high else f"{text(value.low)}..{text(value.high)}"
     spread = f" ± {text(value.iqr)}" if value.iqr is not None and value.n > 1 else ""
     return text(value.median) + spread + (" (unstable)" if value.stable is False else "")
-
-
-def _plain(name: str, form: str, per: float | None = None) -> Callable[[Leaderboard, Entry], str]:
-    return lambda board, entry: _number(board, entry.row, name, form, per)
-
-
-def _cloze(board: Leaderboard, entry: Entry) -> str:
-    trained, untrained, chance = (
-        _number(board, entry.row, name, ".3f")
-        for name in ("modbench_cloze", "modbench_cloze_untrained", "modbench_cloze_chance")
-    )
-    return f"{trained} ({untrained}, {chance})"
-
-
-def _cache(board: Leaderboard, entry: Entry) -> str:
-    kept = _number(board, entry.row, "kv_cache_bytes_per_token", ".0f")
-    return f"{kept} ({_number(board, entry.row, 'kv_cache_share', '.3f')})"
-
-
-def _pair(names: tuple[str, str], form: str, per: float) -> Callable[[Leaderboard, Entry], str]:
-    return lambda board, entry: " / ".join(_number(board, entry.row, n, form, per) for n in names)
-
-
-#: Metrics with a column of their own in every table.
-_IN_COLUMNS = (
-    *("heldout_loss", "heldout_bits_per_byte", "heldout_loss_leaky", "leak", "modbench_cloze"),
-    *("forward_flops_per_token", "forward_flops_per_token_realised", "train_flops", "train_steps"),
-    *("train_tokens", "train_step_seconds", "peak_memory_bytes", "kv_cache_bytes_per_token"),
-    *("kv_cache_share", "active_parameters", "parameters"),
-)
 
 
 def _unit(board: Leaderboard, name: str, power: int) -> tuple[str, float]:
@@ -201,41 +177,40 @@ def _unit(board: Leaderboard, name: str, power: int) -> tuple[str, float]:
     return _PREFIXES[power], 10.0**power
 
 
-def _columns(board: Leaderboard) -> tuple[tuple[str, Callable[[Leaderboard, Entry], str]], ...]:
-    """Heading and cell function of each column."""
-    forward = ("forward_flops_per_token", "forward_flops_per_token_realised")
-    parameters = ("active_parameters", "parameters")
-    flops, per_flop = _unit(board, forward[0], 6)
+#: Heading; format of the cell; (metric, format of its value), ...; unit of the values.
+_Column = tuple[str, str, tuple[tuple[str, str], ...], float]
+
+
+def _columns(board: Leaderboard) -> list[_Column]:
+    """The columns of metrics."""
+    forward = ("forward_flops_per_token", ".3f"), ("forward_flops_per_token_realised", ".3f")
+    cloze = ("modbench_cloze", "modbench_cloze_untrained", "modbench_cloze_chance")
+    cache = ("kv_cache_bytes_per_token", ".0f"), ("kv_cache_share", ".3f")
+    parameters = ("active_parameters", ".3f"), ("parameters", ".3f")
+    flops, per_flop = _unit(board, "forward_flops_per_token", 6)
     spent, per_spent = _unit(board, "train_flops", 9)
-    many, per_many = _unit(board, parameters[0], 6)
-    return (
-        ("rank", lambda board, entry: str(entry.rank)),
-        ("scheme", lambda board, entry: escaped(entry.row.label)),
-        *_ranking_column(board),
-        ("held-out loss (nats/token)", _plain("heldout_loss", ".4f")),
-        ("bits/byte", _plain("heldout_bits_per_byte", ".4f")),
-        ("leaky loss (nats/token)", _plain("heldout_loss_leaky", ".4f")),
-        ("leak (nats/token)", _plain("leak", ".4f")),
-        ("cloze accuracy (untrained, chance)", _cloze),
-        (f"forward {flops}FLOP/token, nominal / realised", _pair(forward, ".3f", per_flop)),
-        (f"training {spent}FLOP spent", _plain("train_flops", ".1f", per_spent)),
-        ("steps", _plain("train_steps", "d")),
-        ("tokens", _plain("train_tokens", "d")),
-        ("training step (ms), median ± IQR", _plain("train_step_seconds", ".1f", 1e-3)),
-        ("peak memory (MB)", _plain("peak_memory_bytes", ".1f", 1e6)),
-        ("KV cache (B/token, share of dense)", _cache),
-        (f"parameters{f' ({many})' if many else ''}, active / all", _pair(parameters, ".3f", per_many)),
-        ("audit", lambda board, entry: escaped(entry.row.audit)),
-    )
-
-
-def _ranking_column(board: Leaderboard) -> list[tuple[str, Callable[[Leaderboard, Entry], str]]]:
-    """The ranking metric, unless another column shows it."""
+    many, per_many = _unit(board, "active_parameters", 6)
+    heading = f"parameters{f' ({many})' if many else ''}, active / all"
+    columns: list[_Column] = [
+        ("held-out loss (nats/token)", "{}", (("heldout_loss", ".4f"),), 1),
+        ("bits/byte", "{}", (("heldout_bits_per_byte", ".4f"),), 1),
+        ("leaky loss (nats/token)", "{}", (("heldout_loss_leaky", ".4f"),), 1),
+        ("leak (nats/token)", "{}", (("leak", ".4f"),), 1),
+        ("cloze accuracy (untrained, chance)", "{} ({}, {})", tuple((n, ".3f") for n in cloze), 1),
+        (f"forward {flops}FLOP/token, nominal / realised", "{} / {}", forward, per_flop),
+        (f"training {spent}FLOP spent", "{}", (("train_flops", ".1f"),), per_spent),
+        ("steps", "{}", (("train_steps", "d"),), 1),
+        ("tokens", "{}", (("train_tokens", "d"),), 1),
+        ("training step (ms), median ± IQR", "{}", (("train_step_seconds", ".1f"),), 1e-3),
+        ("peak memory (MB)", "{}", (("peak_memory_bytes", ".1f"),), 1e6),
+        ("KV cache (B/token, share of dense)", "{} ({})", cache, 1),
+        (heading, "{} / {}", parameters, per_many),
+    ]
     name = board.rank_by
-    if name in _IN_COLUMNS:
-        return []
-    form = "" if metric(name).kind == "exact" else ".4f"
-    return [(f"{name} ({escaped(metric(name).unit)})", _plain(name, form))]
+    if all(name != shown for _, _, metrics, _ in columns for shown, _ in metrics):
+        form = "" if metric(name).kind == "exact" else ".4f"
+        columns.insert(0, (f"{name} ({escaped(metric(name).unit)})", "{}", ((name, form),), 1))
+    return columns
 
 
 def _notes(board: Leaderboard, records: list[Record]) -> Iterable[str]:

@@ -96,8 +96,6 @@ def _replace(folder: Path, contents: dict[str, bytes], gone: list[Path]) -> list
     try:
         for name, content in contents.items():
             path = folder / name
-            if path.is_dir():
-                raise UserError(f"{path}: is a folder where a file of the report goes; move it away")
             temporary[path] = folder / f".{name}.{secrets.token_hex(4)}.tmp"
             temporary[path].write_bytes(content)
         for path, written in temporary.items():

@@ -29,6 +29,7 @@ WIDTH, HEIGHT = 5.4, 4.2
 _LEGEND_LINE = 0.24
 DOTS_PER_INCH = 200
 REFERENCE = "0.35"  #: grey, for reference lines
+DOTTED: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1.4}
 _FONT_FILE = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 _FONT = "modbench DejaVu Sans"
 _MARKERS = "osD^vPX"
@@ -126,7 +127,7 @@ def _font() -> str:
 
 def plain(label: str) -> str:
     """``label`` on one line, shortened in the middle: long labels differ most at their ends."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in label).split())
+    text = " ".join(label.split())
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1 - _END]}…{text[-_END:]}"
 
 
@@ -173,12 +174,6 @@ def say_nothing_to_show(axes: Axes, why: str) -> None:
     axes.text(0.5, 0.5, why, ha="center", va="center", wrap=True, transform=axes.transAxes)
 
 
-def logarithmic(axes: Axes) -> None:
-    """Make the x axis logarithmic, with ticks such as 2 G."""
-    axes.set_xscale("log")
-    written_out(axes.xaxis, *axes.get_xlim())
-
-
 def written_out(axis: Axis, low: float, high: float, unit: str = "") -> None:
     """Set the ticks of a logarithmic ``axis`` from ``low`` to ``high``, such as 2 G."""
     decades = np.log10(high / low)
@@ -188,12 +183,6 @@ def written_out(axis: Axis, low: float, high: float, unit: str = "") -> None:
     axis.set_major_locator(locator)
     axis.set_major_formatter(EngFormatter(unit))
     axis.set_minor_locator(NullLocator())
-
-
-def linear(axes: Axes) -> None:
-    """Make the x axis linear, with ticks such as 2 G."""
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.xaxis.set_major_formatter(EngFormatter())
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
@@ -221,15 +210,28 @@ class Point:
     marker: str = "o"
 
 
-def label_points(
-    figure: Figure, axes: Axes, points: Sequence[Point], avoid: Sequence[tuple[float, float]] = ()
+def name_points(
+    figure: Figure,
+    axes: Axes,
+    points: Sequence[Point],
+    avoid: Sequence[tuple[float, float]] = (),
+    lines: Sequence[tuple[Any, str]] = (),
 ) -> None:
     """Write each point's text near it with adjustText, clear of all points, of other texts and of the
-    places ``avoid`` (x, y in data coordinates); distant texts are connected by a line."""
+    places ``avoid`` (x, y in data coordinates); distant texts are connected by a line. For more than
+    `_MOST_NAMED` points, or long names, write numbers that the legend explains. ``lines`` (handle,
+    text) are added to the legend."""
     from adjustText import adjust_text
 
-    if not points:
-        return
+    named: list[tuple[Any, str]] = []
+    if len(points) > _MOST_NAMED or any(len(point.text) >= _LONGEST for point in points):
+        for number, point in enumerate(points, start=1):
+            handle = Line2D([], [], color=point.color, marker=point.marker, linestyle="none")
+            named.append((handle, f"{number}  {point.text}"))
+        points = [replace(point, text=str(number)) for number, point in enumerate(points, start=1)]
+    named += lines
+    if named:
+        legend_below(figure, *zip(*named, strict=True))
     figure.draw_without_rendering()
     # The layout is settled; nothing may move under the texts from here on.
     figure.set_layout_engine("none")
@@ -249,37 +251,11 @@ def label_points(
     adjust_text(texts, x=x, y=y, objects=markers, ax=axes, iter_lim=500, **_PLACEMENT)
 
 
-def name_points(
-    figure: Figure,
-    axes: Axes,
-    points: Sequence[Point],
-    avoid: Sequence[tuple[float, float]] = (),
-    lines: Sequence[tuple[Any, str]] = (),
-) -> None:
-    """`label_points`; for more than `_MOST_NAMED` points, or long names, use numbers that the legend
-    explains. ``lines`` (handle, text) are added to the legend."""
-    handles, texts = [], []
-    if len(points) > _MOST_NAMED or any(len(point.text) >= _LONGEST for point in points):
-        for number, point in enumerate(points, start=1):
-            handles.append(Line2D([], [], color=point.color, marker=point.marker, linestyle="none"))
-            texts.append(f"{number}  {point.text}")
-        points = [replace(point, text=str(number)) for number, point in enumerate(points, start=1)]
-    for handle, text in lines:
-        handles.append(handle)
-        texts.append(text)
-    if handles:
-        legend_below(figure, handles, texts)
-    label_points(figure, axes, points, avoid)
-
-
-def files(figure: Figure) -> dict[str, bytes]:
-    """The figure as PNG and SVG, by suffix; equal figures give equal bytes."""
+def files(name: str, figure: Figure) -> dict[str, bytes]:
+    """The figure as PNG and SVG, by file name; equal figures give equal bytes."""
     contents = {}
-    for ending, metadata in (
-        ("png", {"Software": None}),
-        ("svg", {"Date": None, "Creator": None}),
-    ):
+    for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         stream = io.BytesIO()
         figure.savefig(stream, format=ending, metadata=metadata, dpi=DOTS_PER_INCH)
-        contents[ending] = stream.getvalue()
+        contents[f"{name}.{ending}"] = stream.getvalue()
     return contents

@@ -34,7 +34,7 @@ def routed_tokens(board: Leaderboard) -> list[str]:
 
 
 def _row(entry: Entry) -> list[str] | None:
-    routings = [record.routing for record in entry.row.ok if record.routing]
+    routings = entry.row.routings
     if not routings or not routings[0]["causal"]["depth"]:
         return None
     counts = pooled(routings, "causal")

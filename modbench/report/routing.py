@@ -5,7 +5,6 @@ histogram of router scores or gates has bins of width 2^``exponent``; the first 
 widths, so histograms of different ranges can be added. Loads no torch.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import Annotated, Any
@@ -90,22 +89,17 @@ def pooled(routings: Sequence[dict[str, Any]], rule: str) -> dict[str, Any]:
         for layer in routing[rule]["depth"]:
             known = layers.get(layer["layer"])
             layers[layer["layer"]] = layer if known is None else _added(known, layer)
-    texts: dict[int, str] = {}
-    seen: Counter[int] = Counter()
-    routed: Counter[int] = Counter()
-    for routing in routings:
-        texts.update(zip(routing["ids"], routing["texts"], strict=True))
-        seen.update(dict(zip(routing["ids"], routing["seen"], strict=True)))
-        routed.update(dict(zip(routing["ids"], routing[rule]["routed"], strict=True)))
+    seen = _sums(routing["seen"] for routing in routings)
+    routed = _sums(routing[rule]["routed"] for routing in routings)
+    # The ids are those of the held-out text, and the same in all seeds.
+    order = sorted(range(len(seen)), key=lambda index: (-seen[index], first["ids"][index]))
     return {
         "windows": sum(routing["windows"] for routing in routings),
         "sequence": first["sequence"],
         "edges": first["edges"],
         "depth": [layers[number] for number in sorted(layers)],
         "entered": _sums(routing[rule]["entered"] for routing in routings),
-        "tokens": [
-            (texts[name], seen[name], routed[name]) for name in sorted(seen, key=lambda n: (-seen[n], n))
-        ],
+        "tokens": [(first["texts"][index], seen[index], routed[index]) for index in order],
     }
 
 

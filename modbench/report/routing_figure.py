@@ -1,7 +1,7 @@
 """Two figures of routing on held-out text: selected tokens by position and by router score, for depth
 routing and expert choice; and the load of experts. One strip or panel per row, summed over seeds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.plot_style import (
+    DOTTED,
     REFERENCE,
     WIDTH,
     files,
@@ -34,7 +35,7 @@ _WIDTH, _STRIP, _MARGIN = 9.0, 2.5, 0.5  # inches
 _SKIPPED = "0.82"
 _TRAINING: dict[str, Any] = {"linestyle": (0, (1, 1.2)), "linewidth": 1.1}
 _CAUSAL: dict[str, Any] = {"linewidth": 1.6}
-_EVEN: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1.2}
+_EVEN: dict[str, Any] = DOTTED | {"linewidth": 1.2}
 _EXPERTS: tuple[dict[str, Any], dict[str, Any]] = (
     {"marker": "o", "markersize": 3},
     {"marker": "o", "markersize": 3, "linestyle": (0, (2, 1))},
@@ -57,14 +58,20 @@ class _Strip:
     def layers(self, rule: dict[str, Any], part: str) -> list[dict[str, Any]]:
         return [layer for layer in rule[part] if layer["layer"] in self.names]
 
+    def lines(self, part: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Counts and style of each line: the training rule's, then the causal rule's, by layer."""
+        pairs = list(zip(self.layers(self.training, part), self.layers(self.causal, part), strict=True))
+        for (training, causal), color in zip(pairs, _colors(len(pairs)), strict=True):
+            yield training, {"color": color, **_TRAINING}
+            yield causal, {"color": color, **_CAUSAL}
+
 
 def routing_figures(board: Leaderboard) -> dict[str, bytes]:
     """Both figures of ``board``, by file name."""
     contents = {}
     for name, draw in (("routing", depth_figure), ("expert_load", expert_figure)):
         with look():
-            for ending, content in files(draw(board)).items():
-                contents[f"{name}.{ending}"] = content
+            contents.update(files(name, draw(board)))
     return contents
 
 
@@ -94,7 +101,7 @@ def _strips(board: Leaderboard) -> list[_Strip]:
     found = []
     texts = row_names(board.entries)
     for entry in board.entries:
-        routings = [record.routing for record in entry.row.ok if record.routing]
+        routings = entry.row.routings
         if not routings:
             continue
         causal, training = (pooled(routings, rule) for rule in ("causal", "topk"))
@@ -131,27 +138,21 @@ def _draw_depth(part: SubFigure, strip: _Strip) -> None:
     with_scores = [pair for pair in zip(layers, colors, strict=True) if pair[0]["gates"]]
     ends = with_scores[:1] + with_scores[1:][-1:]
     by_position, *by_weight = _panels(part, 1 + len(ends))
-    _positions(by_position, strip, "depth", "routed", colors)
+    _positions(by_position, strip, "depth", "routed")
     _percent(by_position, "tokens that enter")
     for axes, (layer, color) in zip(by_weight, ends, strict=True):
         _weights(axes, layer, strip.names[layer["layer"]], color)
 
 
 def _draw_taken(part: SubFigure, strip: _Strip) -> None:
-    layers = strip.layers(strip.causal, "taken")
-    colors = _colors(len(layers))
     by_position, by_number = _panels(part, 2)
-    _positions(by_position, strip, "taken", "taken", colors)
+    _positions(by_position, strip, "taken", "taken")
     _percent(by_position, "tokens taken")
-    in_training = {layer["layer"]: layer for layer in strip.training["taken"]}
     most = 1
-    for layer, color in zip(layers, colors, strict=True):
-        for rule, style in ((in_training.get(layer["layer"]), _TRAINING), (layer, _CAUSAL)):
-            if rule is None:
-                continue
-            shares = [count / sum(rule["by_taken"]) for count in rule["by_taken"]]
-            by_number.plot(range(len(shares)), shares, color=color, **style)
-            most = max(most, len(shares) - 1)
+    for layer, style in strip.lines("taken"):
+        shares = [count / sum(layer["by_taken"]) for count in layer["by_taken"]]
+        by_number.plot(range(len(shares)), shares, **style)
+        most = max(most, len(shares) - 1)
     by_number.set_xlim(0, most)
     by_number.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=_TICK_STEPS))
     by_number.set_xlabel("experts that take a token")
@@ -165,26 +166,21 @@ def _panels(part: SubFigure, count: int) -> list[Axes]:
     return list(found.flat)
 
 
-def _positions(axes: Axes, strip: _Strip, part: str, counted: str, colors: Sequence[Any]) -> None:
+def _positions(axes: Axes, strip: _Strip, part: str, counted: str) -> None:
     """Share of tokens in ``counted`` by position, one line per layer and rule."""
     causal = strip.causal
     together = -(-(len(causal["edges"]) - 1) // _POSITIONS)
     edges = sorted({*causal["edges"][::together], causal["edges"][-1]})
     tokens = [(high - low) * causal["windows"] for low, high in pairwise(edges)]
-    in_training = {layer["layer"]: layer for layer in strip.training[part]}
-    layers = strip.layers(causal, part)
-    for layer, color in zip(layers, colors, strict=True):
-        for rule, style in ((in_training.get(layer["layer"]), _TRAINING), (layer, _CAUSAL)):
-            if rule is None:
-                continue
-            starts = range(0, len(rule[counted]), together)
-            counts = [sum(rule[counted][start : start + together]) for start in starts]
-            shares = [count / of for count, of in zip(counts, tokens, strict=True)]
-            axes.stairs(shares, edges, baseline=None, color=color, **style)
+    for layer, style in strip.lines(part):
+        starts = range(0, len(layer[counted]), together)
+        counts = [sum(layer[counted][start : start + together]) for start in starts]
+        shares = [count / of for count, of in zip(counts, tokens, strict=True)]
+        axes.stairs(shares, edges, baseline=None, **style)
     axes.set_xlim(0, edges[-1])
     axes.set_xticks(_places(0, edges[-1]))
     axes.set_xlabel("position in the sequence")
-    _name_lines(axes, [strip.names[layer["layer"]] for layer in layers], colors)
+    _name_lines(axes, [strip.names[layer["layer"]] for layer in strip.layers(causal, part)])
 
 
 def _places(first: int, last: int) -> list[int]:
@@ -211,11 +207,16 @@ def _weights(axes: Axes, layer: dict[str, Any], name: str, color: Any) -> None:
 
 def expert_figure(board: Leaderboard) -> Figure:
     """Load of the experts of each row, one line per layer."""
-    found = _expert_rows(board)
+    found = [
+        entry
+        for entry in board.entries
+        if any(routing["causal"]["experts"] for routing in entry.row.routings)
+    ]
     rows = found[:MOST_ROWS]
     if not rows:
         return _nothing("no run has experts")
-    columns = _columns(len(rows))
+    # Three or two panels per line, whichever leaves fewer places empty.
+    columns = len(rows) if len(rows) < 3 else min((3, 2), key=lambda columns: -len(rows) % columns)
     lines = -(-len(rows) // columns)
     figure = _spaced(_WIDTH if columns > 1 else WIDTH, _STRIP * lines + _MARGIN)
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
@@ -223,12 +224,10 @@ def expert_figure(board: Leaderboard) -> Figure:
         axes.set_axis_off()
     some_do_nothing = False
     texts = row_names(board.entries)
-    for axes, (entry, routings) in zip(panels, rows, strict=False):
-        no_ops = entry.row.cell["router"]["options"].get("no_op_experts")
-        if not isinstance(no_ops, int):  # a plugin's option of the same name
-            no_ops = 0
+    for axes, entry in zip(panels, rows, strict=False):
+        no_ops = entry.row.cell["router"]["options"].get("no_op_experts") or 0
         some_do_nothing |= no_ops > 0
-        _loads(axes, busiest_first(routings, "causal", no_ops))
+        _loads(axes, busiest_first(entry.row.routings, "causal", no_ops))
         axes.set_title(texts[entry.row.label])
     handles, labels = [Line2D([], [], color=REFERENCE, **_EVEN)], ["even load"]
     if some_do_nothing:
@@ -236,11 +235,6 @@ def expert_figure(board: Leaderboard) -> Figure:
         labels.append("experts that do nothing")
     _legend(figure, handles, labels, len(found))
     return figure
-
-
-def _columns(count: int) -> int:
-    """Panels per line: three or two, whichever leaves fewer places empty."""
-    return count if count < 3 else min((3, 2), key=lambda columns: -count % columns)
 
 
 def _loads(axes: Axes, layers: dict[int, tuple[list[int], list[int]]]) -> None:
@@ -259,17 +253,7 @@ def _loads(axes: Axes, layers: dict[int, tuple[list[int], list[int]]]) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=_TICK_STEPS))
     axes.set_xlabel("experts, busiest first")
     axes.set_ylabel("load / even load")
-    _name_lines(axes, [f"layer {number}" for number in layers], colors)
-
-
-def _expert_rows(board: Leaderboard) -> list[tuple[Entry, list[dict[str, Any]]]]:
-    """Rows with experts, and the routing of their seeds."""
-    found = []
-    for entry in board.entries:
-        routings = [record.routing for record in entry.row.ok if record.routing]
-        if any(routing["causal"]["experts"] for routing in routings):
-            found.append((entry, routings))
-    return found
+    _name_lines(axes, [f"layer {number}" for number in layers])
 
 
 def _colors(count: int) -> list[Any]:
@@ -286,11 +270,10 @@ def _percent(axes: Axes, label: str) -> None:
     axes.set_ylabel(label)
 
 
-def _name_lines(axes: Axes, names: list[str], colors: Sequence[Any]) -> None:
+def _name_lines(axes: Axes, names: list[str]) -> None:
     """Add a legend above the lines; of many lines it names the first, the last and some in between."""
-    shown = range(len(names))
-    if len(names) > _NAMED:
-        shown = [round(n * (len(names) - 1) / (_NAMED - 1)) for n in range(_NAMED)]  # type: ignore[assignment]
+    count, colors = min(len(names), _NAMED), _colors(len(names))
+    shown = [round(n * (len(names) - 1) / max(count - 1, 1)) for n in range(count)]
     rows = -(-len(shown) // 2)
     _, top = axes.get_ylim()
     axes.set_ylim(0, (1.07 + 0.14 * rows) * top)
@@ -313,9 +296,7 @@ def _name_lines(axes: Axes, names: list[str], colors: Sequence[Any]) -> None:
 def _spaced(width: float, height: float) -> Figure:
     """A figure with extra room between panels."""
     figure = sheet(width, height)
-    engine = figure.get_layout_engine()
-    assert engine is not None
-    engine.set(wspace=0.06, hspace=0.06)  # type: ignore[call-arg]
+    figure.set_layout_engine("constrained", wspace=0.06, hspace=0.06)
     return figure
 
 

@@ -67,6 +67,11 @@ class Row:
     def ok(self) -> tuple[Record, ...]:
         return tuple(record for record in self.records if record.status == "ok")
 
+    @cached_property
+    def routings(self) -> list[dict[str, Any]]:
+        """Routing of each finished seed that routes."""
+        return [record.routing for record in self.ok if record.routing]
+
     def conditions(self, rank_by: str) -> dict[str, Any]:
         """Conditions that must be equal for two rows to be ranked against each other: budget, model,
         data, sequence length, amount of held-out text; if ``rank_by`` is a downstream task, its limit
@@ -101,12 +106,16 @@ class Row:
         )
 
     @cached_property
+    def _probes(self) -> list[dict[str, Any]]:
+        """Audit probes of all runs."""
+        return [probe for record in self.records for probe in record.audit]
+
+    @cached_property
     def audit_failures(self) -> tuple[str, ...]:
         """Failed probes, each once with its figure; those that prevent ranking first."""
         failed = {
             (not _ranks(probe), probe["probe"], f"{probe['probe']} {probe['name']} ({probe['figure']})")
-            for record in self.records
-            for probe in record.audit
+            for probe in self._probes
             if probe["verdict"] == "failed"
         }
         return tuple(text for _, _, text in sorted(failed))
@@ -114,39 +123,27 @@ class Row:
     @property
     def audit(self) -> str:
         """``passed 7, unchecked 3, not asked 1``, or the probes that failed in any run."""
-        asked, unchecked = (
-            {
-                probe["probe"]
-                for record in self.records
-                for probe in record.audit
-                if probe["verdict"] in verdicts
-            }
-            for verdicts in (("passed", "failed", "unchecked"), ("unchecked",))
-        )
-        names = {probe["probe"] for record in self.records for probe in record.audit}
-        failed = {
-            (probe["probe"], probe["name"])
-            for record in self.records
-            for probe in record.audit
-            if probe["verdict"] == "failed"
-        }
-        if failed:
-            return "failed " + ", ".join(f"{number} {name}" for number, name in sorted(failed))
-        if not names:
+        verdicts: dict[tuple[int, str], set[str]] = defaultdict(set)
+        for probe in self._probes:
+            verdicts[probe["probe"], probe["name"]].add(probe["verdict"])
+        if not verdicts:
             return "not run"
-        spared = len(names - asked)
-        rest = (("unchecked", len(unchecked)), ("not asked", spared))
-        texts = [f"{verdict} {number}" for verdict, number in rest if number]
-        return ", ".join((f"passed {len(asked - unchecked)}", *texts))
+        failed = [
+            f"{number} {name}" for (number, name), of in sorted(verdicts.items()) if "failed" in of
+        ]
+        if failed:
+            return "failed " + ", ".join(failed)
+        order = ("unchecked", "passed", "not asked")
+        counts = Counter(next(verdict for verdict in order if verdict in of) for of in verdicts.values())
+        rest = [f", {name} {counts[name]}" for name in ("unchecked", "not asked") if counts[name]]
+        return f"passed {counts['passed']}{''.join(rest)}"
 
     @property
     def why_unranked(self) -> str | None:
         """Why the row cannot be ranked, whatever its figures; None if it can."""
         if self.errors:
             return self.errors
-        if any(
-            _ranks(probe) and probe["verdict"] == "failed" for r in self.records for probe in r.audit
-        ):
+        if any(_ranks(probe) and probe["verdict"] == "failed" for probe in self._probes):
             return "failed audit probe " + ", ".join(self.audit_failures)
         for record in self.records:
             run = {probe["probe"] for probe in record.audit if probe["verdict"] in ("passed", "failed")}
@@ -164,10 +161,8 @@ class Row:
     def value(self, name: str) -> Quality | Exact | Timed | None:
         """The metric ``name`` over the seeds that measured it (quality: finished runs only); None if no
         seed did."""
-        records = self.ok or self.records
         kind = metric(name).kind
-        if kind == "quality":
-            records = self.ok
+        records = self.ok if kind == "quality" else self.ok or self.records
         values = [record.metrics[name] for record in records if name in record.metrics]
         if not values:
             return None
@@ -196,36 +191,23 @@ def interval(values: Sequence[float]) -> Quality:
 def rows_of(records: Iterable[Record]) -> list[Row]:
     """Group records into rows ordered by label; a rerun replaces the earlier record.
 
-    Rows that share a label get their budget appended if budgets differ, else the start of the cell's
-    hash.
+    Rows that share a label get their budget appended if all budgets differ, else the start of the
+    cell's hash.
     """
     by_cell: dict[str, list[Record]] = defaultdict(list)
     for record in latest(records):
         by_cell[_row_hash(record)].append(record)
-    labels = {cell_hash: _label(group[0]) for cell_hash, group in by_cell.items()}
-    for suffix in (_budget, lambda cell_hash, _: cell_hash[:6]):
-        shared = Counter(labels.values())
-        texts = {
-            cell_hash: f"{_label(group[0])} [{suffix(cell_hash, group[0])}]"
-            for cell_hash, group in by_cell.items()
-            if shared[labels[cell_hash]] > 1
-        }
-        counts = Counter(texts.values())
-        labels |= {cell_hash: name for cell_hash, name in texts.items() if counts[name] == 1}
-    rows = [
-        Row(tuple(sorted(group, key=lambda record: record.cell["seed"])), labels[cell_hash])
-        for cell_hash, group in by_cell.items()
-    ]
+    by_label: dict[str, dict[str, str]] = defaultdict(dict)
+    for cell_hash, group in by_cell.items():
+        cell = group[0].cell
+        by_label[cell["router"]["label"]][cell_hash] = f"{cell['train']['budget']:.6g} FLOP"
+    rows = []
+    for label, budgets in by_label.items():
+        for cell_hash, budget in budgets.items():
+            suffix = budget if len(set(budgets.values())) == len(budgets) else cell_hash[:6]
+            group = sorted(by_cell[cell_hash], key=lambda record: record.cell["seed"])
+            rows.append(Row(tuple(group), f"{label} [{suffix}]" if len(budgets) > 1 else label))
     return sorted(rows, key=lambda row: (row.label, row.cell_hash))
-
-
-def _label(record: Record) -> str:
-    label: str = record.cell["router"]["label"]
-    return label
-
-
-def _budget(_: str, record: Record) -> str:
-    return f"{record.cell['train']['budget']:.6g} FLOP"
 
 
 def _unseeded(record: Record) -> dict[str, Any]:

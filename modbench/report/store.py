@@ -6,7 +6,6 @@ shard per writer loses none. Shards are append-only. Results depend on the set o
 shards, order or duplicates.
 """
 
-import fcntl
 import os
 import secrets
 from collections.abc import Iterable
@@ -39,7 +38,6 @@ class ShardWriter:
             self._file = os.open(self.path, flags, 0o644)
         except OSError as error:
             raise UserError(_cannot_write(self.path.parent, error)) from error
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def append(self, record: Line) -> None:
         """Write one line and fsync it.
@@ -113,10 +111,13 @@ def recorded_suites(results: Path, under: Iterable[str]) -> list[str]:
     found = set()
     for suite in _inside(results):
         for folder in under if suite.is_dir() else ():
-            shards = [path for path in _inside(suite / folder) if path.suffix == ".jsonl"]
-            if any(not path.is_file() or path.stat().st_size for path in shards):
+            if any(path.stat().st_size for path in _shards(suite / folder)):
                 found.add(suite.name)
     return sorted(found)
+
+
+def _shards(folder: Path) -> list[Path]:
+    return [path for path in _inside(folder) if path.suffix == ".jsonl"]
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -132,7 +133,7 @@ def _inside(folder: Path) -> list[Path]:
 def read_lines(shards: Path, kind: type[L]) -> dict[str, L]:
     """All shards in ``shards`` as {line: parsed line}; see `read_records`."""
     lines: dict[str, L] = {}
-    for path in (path for path in _inside(shards) if path.suffix == ".jsonl"):
+    for path in _shards(shards):
         lines.update(_read_shard(path, kind))
     return lines
 
@@ -144,7 +145,7 @@ def cut_lines(folder: Path, under: str) -> list[str]:
         UserError: a shard can't be read.
     """
     said = []
-    for path in (path for path in _inside(Path(folder) / under) if path.suffix == ".jsonl"):
+    for path in _shards(Path(folder) / under):
         _, _, rest = _content(path).rpartition(b"\n")
         if rest:
             said.append(

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from modbench.report.plot_style import (
+    DOTTED,
     REFERENCE,
     Mark,
     blank,
@@ -22,7 +23,7 @@ from modbench.report.plot_style import (
 )
 from modbench.report.timing_table import Group, TimingTable
 
-_DOTTED: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1.4}
+_GREY = Mark(REFERENCE, "o", "-")
 
 #: File names of the figures, whatever the sizes.
 NAMED = re.compile(r"(realised_efficiency|memory_predicted)(_[A-Za-z0-9.-]+)?\.(png|svg)")
@@ -30,21 +31,17 @@ NAMED = re.compile(r"(realised_efficiency|memory_predicted)(_[A-Za-z0-9.-]+)?\.(
 
 def timing_figures(table: TimingTable) -> dict[str, bytes]:
     """All figures of ``table``, by file name."""
-    contents = {}
-    suffixes: list[str] = []
+    contents: dict[str, bytes] = {}
     for number, (title, group) in enumerate(zip(table.titles, table.groups, strict=True), start=1):
-        named = suffix = f"_{_safe(title) or number}" if title else ""
-        further = number
-        while suffix in suffixes:
-            suffix, further = f"{named}-{further}", further + 1
-        suffixes.append(suffix)
+        suffix = f"_{_safe(title) or number}" if title else ""
+        if f"memory_predicted{suffix}.png" in contents:
+            suffix += f"-{number}"
         look_of = marks([row.label for row in group.cases])
         for name, draw in (("realised_efficiency", _efficiency), ("memory_predicted", _memory)):
             with look():
                 figure, axes = blank()
                 draw(group, look_of, figure, axes)
-                for ending, content in files(figure).items():
-                    contents[f"{name}{suffix}.{ending}"] = content
+                contents.update(files(name + suffix, figure))
     return contents
 
 
@@ -52,45 +49,39 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")
 
 
+def _point(axes: Axes, x: float, y: float, mark: Mark, *, filled: bool, **style: Any) -> None:
+    style |= {"color": mark.color, "marker": mark.marker}
+    style["markerfacecolor"] = mark.color if filled else "none"
+    axes.plot([x], [y], linestyle="none", **style)
+
+
+def _handle(mark: Mark, *, filled: bool = True) -> Line2D:
+    face = mark.color if filled else "none"
+    return Line2D([], [], color=mark.color, marker=mark.marker, markerfacecolor=face, linestyle="none")
+
+
 def _efficiency(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Axes) -> None:
     rows = [
-        (row, row.realised_efficiency)
-        for row in group.cases
-        if row.realised_efficiency is not None and row.router != "vanilla"
+        row for row in group.cases if row.realised_efficiency is not None and row.router != "vanilla"
     ]
     if not rows:
         say_nothing_to_show(axes, "no routed scheme was timed beside a vanilla one")
         return
-    cases = list(dict.fromkeys(row.case for row, _ in rows))
-    labels = list(dict.fromkeys(row.label for row, _ in rows))
-    handles = []
-    for number, label in enumerate(labels):
-        mark = look_of[label]
+    cases = list(dict.fromkeys(row.case for row in rows))
+    labels = list(dict.fromkeys(row.label for row in rows))
+    for row in rows:
         # Side by side, so that no marker hides another.
-        shift = 0.6 * ((number + 0.5) / len(labels) - 0.5)
-        for row, value in rows:
-            if row.label == label:
-                face = "none" if row.doubts_of_both else mark.color
-                place = cases.index(row.case) + shift
-                axes.plot(
-                    [place],
-                    [value],
-                    color=mark.color,
-                    marker=mark.marker,
-                    markerfacecolor=face,
-                    linestyle="none",
-                    markersize=6.5,
-                    clip_on=False,
-                )
-        handles.append(Line2D([], [], color=mark.color, marker=mark.marker, linestyle="none"))
+        shift = 0.6 * ((labels.index(row.label) + 0.5) / len(labels) - 0.5)
+        place = cases.index(row.case) + shift
+        style: dict[str, Any] = {"filled": not row.doubts_of_both, "markersize": 6.5, "clip_on": False}
+        _point(axes, place, row.realised_efficiency or 0, look_of[row.label], **style)
+    handles = [_handle(look_of[label]) for label in labels]
     names = list(plains(labels).values())
-    if any(row.doubts_of_both for row, _ in rows):
-        handles.append(
-            Line2D([], [], color=REFERENCE, marker="o", markerfacecolor="none", linestyle="none")
-        )
+    if any(row.doubts_of_both for row in rows):
+        handles.append(_handle(_GREY, filled=False))
         names.append("unstable or loaded")
-    axes.axhline(1.0, color=REFERENCE, **_DOTTED)
-    handles.append(Line2D([], [], color=REFERENCE, **_DOTTED))
+    axes.axhline(1.0, color=REFERENCE, **DOTTED)
+    handles.append(Line2D([], [], color=REFERENCE, **DOTTED))
     axes.set_ylim(bottom=0)
     axes.set_xticks(range(len(cases)), [plain(case) for case in cases], rotation=60, ha="right")
     axes.grid(visible=False, axis="x")
@@ -108,39 +99,18 @@ def _memory(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Axes) 
     if not rows:
         say_nothing_to_show(axes, "no memory was measured")
         return
-    handles, labels = [], []
+    for row, predicted, measured in rows:
+        mark = look_of.get(row.label, _GREY)
+        _point(axes, predicted, measured, mark, filled=row.phase == "training", markersize=7)
     texts = plains(list(dict.fromkeys(row.label for row, _, _ in rows)))
-    for label in texts:
-        mark = look_of.get(label, Mark(REFERENCE, "o", "-"))
-        for row, predicted, measured in rows:
-            if row.label == label:
-                face = mark.color if row.phase == "training" else "none"
-                axes.plot(
-                    [predicted],
-                    [measured],
-                    color=mark.color,
-                    marker=mark.marker,
-                    markerfacecolor=face,
-                    linestyle="none",
-                    markersize=7,
-                )
-        handles.append(Line2D([], [], color=mark.color, marker=mark.marker, linestyle="none"))
-        labels.append(texts[label])
-    for face, words in ((REFERENCE, "training"), ("none", "inference")):
-        handles.append(
-            Line2D([], [], color=REFERENCE, marker="o", markerfacecolor=face, linestyle="none")
-        )
-        labels.append(words)
+    handles = [_handle(look_of.get(label, _GREY)) for label in texts]
+    handles += [_handle(_GREY), _handle(_GREY, filled=False)]
     values = [value for _, *pair in rows for value in pair]
     low, high = min(values) / 1.3, max(values) * 1.3
-    axes.plot([low, high], [low, high], color=REFERENCE, **_DOTTED)
-    handles.append(Line2D([], [], color=REFERENCE, **_DOTTED))
-    labels.append("as predicted")
-    for axis, set_scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
-        set_scale("log")
+    axes.plot([low, high], [low, high], color=REFERENCE, **DOTTED)
+    handles.append(Line2D([], [], color=REFERENCE, **DOTTED))
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+    axes.set(xlabel="peak predicted", ylabel="peak measured")
+    for axis in (axes.xaxis, axes.yaxis):
         written_out(axis, low, high, "B")
-    axes.set_xlim(low, high)
-    axes.set_ylim(low, high)
-    axes.set_xlabel("peak predicted")
-    axes.set_ylabel("peak measured")
-    legend_below(figure, handles, labels)
+    legend_below(figure, handles, [*texts.values(), "training", "inference", "as predicted"])

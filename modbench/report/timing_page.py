@@ -77,11 +77,9 @@ def _by_case(rows: Sequence[CaseRow], cell: Callable[[CaseRow], str]) -> str:
 
 
 def _milliseconds(row: CaseRow) -> str:
-    assert row.seconds_median is not None
-    assert row.seconds_iqr is not None
-    assert row.tokens is not None
-    per = 1e3 / row.tokens if row.phase == "decode" else 1e3
-    return f"{row.seconds_median * per:.2f} ± {row.seconds_iqr * per:.2f}{_in_brackets(row.doubts)}"
+    per = 1e3 / (row.tokens or 1) if row.phase == "decode" else 1e3
+    median, spread = (row.seconds_median or 0) * per, (row.seconds_iqr or 0) * per
+    return f"{median:.2f} ± {spread:.2f}{_in_brackets(row.doubts)}"
 
 
 def _efficiency(row: CaseRow) -> str:
@@ -121,9 +119,7 @@ def _megabytes(row: MemoryRow | None) -> str:
     if row.status != "ok":
         asked = "" if row.asked_bytes is None else f", asked for {row.asked_bytes / 1e6:.1f}"
         return f"{row.status}{asked}"
-    assert row.measured is not None
-    assert row.predicted is not None
-    return f"{row.measured / 1e6:.1f} / {row.predicted / 1e6:.1f}"
+    return f"{(row.measured or 0) / 1e6:.1f} / {(row.predicted or 0) / 1e6:.1f}"
 
 
 def _ceilings(group: Group) -> str:
@@ -157,15 +153,15 @@ def _remarks(group: Group) -> Iterable[str]:
     for part in group.memory:
         if part.status != "ok":
             yield f"{escaped(part.label)}, memory of {part.phase}: {escaped(part.error)}"
-    for status, error in group.failed_ceilings:
-        yield f"ceilings: {status}: {escaped(error)}"
-    slowed, ceilings = group.throttled_ceilings
+    for text in dict.fromkeys(f"{t.status}: {escaped(t.error or '')}" for t in group.failed_ceilings):
+        yield f"ceilings: {text}"
+    slowed, usable = len(group.throttled_ceilings), len(group.usable_ceilings)
     if slowed:
-        which = "invalid, so that there is no utilisation" if slowed == ceilings else "left out"
-        yield f"ceilings: throttled in {slowed} of {ceilings} processes: {which}"
-    hit, ceilings = group.loaded_ceilings
+        which = "left out" if usable else "invalid, so that there is no utilisation"
+        yield f"ceilings: throttled in {slowed} of {slowed + usable} processes: {which}"
+    hit = sum(timing.measured["machine"]["overloaded"] for timing in group.usable_ceilings)
     if hit:
-        yield f"ceilings: {loaded(hit, ceilings)}; they may lie higher, and utilisation lower"
+        yield f"ceilings: {loaded(hit, usable)}; they may lie higher, and utilisation lower"
     if group.cases and not any(row.router == "vanilla" for row in group.cases):
         yield "no realised efficiency: this run has no vanilla row to hold others against; time one, too"
     for label in sorted({row.label for row in group.cases if row.balance == "as routed"}):

@@ -178,8 +178,7 @@ def _case_row(
     seconds = [value for _, one in used for value in one["seconds"]]
     known |= {"status": "ok" if valid and len(seconds) >= FEWEST else "invalid"}
     if len(seconds) < FEWEST:
-        few = f"no time, too few samples: {len(seconds)}"
-        few = "; ".join(filter(None, (few, flags)))
+        few = "; ".join(filter(None, (f"no time, too few samples: {len(seconds)}", flags)))
         return CaseRow(**known, n=len(seconds), processes=len(used), flags=few)
     spread = summary(seconds)
     short = any(min(one["seconds"]) * one["loops"] < SHORTEST for _, one in used)
@@ -231,9 +230,6 @@ def _flags(measured: list[tuple[Timing, dict[str, Any]]], all_of_them: int, ran_
 def _unlike(valid: list[tuple[Timing, dict[str, Any]]]) -> str:
     """Differences between processes whose samples are pooled."""
     texts = []
-    balances = sorted({timing.measured["balance"] for timing, _ in valid})
-    if len(balances) > 1:
-        texts.append(f"balance differs between processes ({', '.join(balances)})")
     compiled = sum(timing.measured["compiled"] for timing, _ in valid)
     if 0 < compiled < len(valid):
         texts.append(f"compiled in {compiled} of {len(valid)} processes")
@@ -248,9 +244,7 @@ def held_against(row: CaseRow, dense: CaseRow | None) -> CaseRow:
     """``row`` with its speed-ups over the same case of the ``dense`` row."""
     if dense is None or row.seconds_median is None or dense.seconds_median is None:
         return row
-    if row.is_invalid or dense.is_invalid:
-        return row
-    if not row.flops_realised or not dense.flops_realised:
+    if row.is_invalid or not row.flops_realised or not dense.flops_realised:
         return row
     achieved = dense.seconds_median / row.seconds_median
     promised = dense.flops_realised / row.flops_realised
@@ -266,12 +260,8 @@ def held_against(row: CaseRow, dense: CaseRow | None) -> CaseRow:
 
 def memory_rows(timing: Timing) -> list[MemoryRow]:
     router = timing.cell["router"]
-    known = {
-        "label": router["label"],
-        "router": router["name"],
-        "phase": MEMORY[timing.kind],
-        "status": timing.status,
-    }
+    known = {"label": router["label"], "router": router["name"], "status": timing.status}
+    known["phase"] = MEMORY[timing.kind]
     if timing.status != "ok":
         asked, error = timing.asked_bytes, timing.error or ""
         return [MemoryRow(**known, part="peak", asked_bytes=asked, error=error)]

@@ -1,11 +1,11 @@
 """Timings of one run: schemes of each size compared to dense and to the machine's ceilings."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
+
+import pandas as pd
 
 from modbench.report.line import canonical_json, cell_key
 from modbench.report.timing import Timing, refuse_other_environments, refuse_other_versions
@@ -40,45 +40,31 @@ class Group:
             router = timing.cell["router"]
             if router is not None:
                 found.setdefault(router["label"], []).append(timing)
-        return {label: found[label] for label in sorted(found)}
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def failed_ceilings(self) -> list[Timing]:
+        return [t for t in self.timings if t.kind == "ceiling" and t.status != "ok"]
+
+    @cached_property
+    def throttled_ceilings(self) -> list[Timing]:
+        return [t for t in self.timings if t.kind == "ceiling" and throttled(t.measured.get("gpu"))]
+
+    @cached_property
+    def usable_ceilings(self) -> list[Timing]:
+        unusable = [*self.failed_ceilings, *self.throttled_ceilings]
+        return [t for t in self.timings if t.kind == "ceiling" and t not in unusable]
 
     @cached_property
     def ceilings(self) -> dict[tuple[str, str], dict[str, Any]]:
         """The fastest matmul of each dtype and component."""
-        best: dict[tuple[str, str], dict[str, Any]] = {}
-        for timing in self.timings:
-            for gemm in timing.measured.get("gemm", []) if _usable_ceiling(timing) else []:
-                at = gemm["dtype"], gemm["component"]
-                if at not in best or gemm["flops_per_second"] > best[at]["flops_per_second"]:
-                    best[at] = gemm
-        return {at: best[at] for at in sorted(best)}
+        gemms = [gemm for timing in self.usable_ceilings for gemm in timing.measured["gemm"]]
+        gemms.sort(key=lambda gemm: (gemm["dtype"], gemm["component"], gemm["flops_per_second"]))
+        return {(gemm["dtype"], gemm["component"]): gemm for gemm in gemms}
 
-    @cached_property
-    def failed_ceilings(self) -> list[tuple[str, str]]:
-        """Distinct (status, error) of the processes that failed to measure ceilings."""
-        bad = (t for t in self.timings if t.kind == "ceiling" and t.status != "ok")
-        return list(dict.fromkeys((timing.status, timing.error or "") for timing in bad))
-
-    @cached_property
-    def throttled_ceilings(self) -> tuple[int, int]:
-        """Number of throttled ceiling processes, and of all."""
-        good = [t for t in self.timings if t.kind == "ceiling" and t.status == "ok"]
-        return sum(not _usable_ceiling(timing) for timing in good), len(good)
-
-    @cached_property
-    def loaded_ceilings(self) -> tuple[int, int]:
-        """Number of ceiling processes under load, and of all usable ones."""
-        usable = [t for t in self.timings if t.kind == "ceiling" and _usable_ceiling(t)]
-        return sum(bool(t.measured["machine"]["overloaded"]) for t in usable), len(usable)
-
-    @cached_property
+    @property
     def copy_bytes_per_second(self) -> float | None:
-        found = [
-            timing.measured["copy_bytes_per_second"]
-            for timing in self.timings
-            if timing.kind == "ceiling" and _usable_ceiling(timing)
-        ]
-        return max(found, default=None)
+        return max((t.measured["copy_bytes_per_second"] for t in self.usable_ceilings), default=None)
 
     def ceiling(self, dtype: str) -> float | None:
         return max(
@@ -165,15 +151,6 @@ class TimingTable:
 
 
 def _csv(kind: type, rows: Sequence[Any]) -> str:
-    names = [field.name for field in fields(kind)]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(names)
-    for row in rows:
-        values = (getattr(row, name) for name in names)
-        writer.writerow(["" if value is None else value for value in values])
-    return stream.getvalue()
-
-
-def _usable_ceiling(timing: Timing) -> bool:
-    return timing.status == "ok" and not throttled(timing.measured.get("gpu"))
+    # object: integers stay integers in a column with missing values.
+    frame = pd.DataFrame(rows, columns=[field.name for field in fields(kind)], dtype=object)
+    return frame.to_csv(index=False, lineterminator="\n")

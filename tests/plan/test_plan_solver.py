@@ -48,11 +48,11 @@ STEP = {"token_choice:fine_grained": 8, "token_choice": 2, "expert_choice": 2, "
 }
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(
     router=st.sampled_from(SCHEMES),
     tokens=st.integers(10**6, 10**13),
-    per_token=st.floats(7.5, 12.5),
+    per_token=st.floats(7.5, 10.5),
 )
 def test_a_fixed_number_of_tokens_uses_the_budget_and_no_more(
     router: str, tokens: int, per_token: float
@@ -69,8 +69,8 @@ def test_a_fixed_number_of_tokens_uses_the_budget_and_no_more(
     assert found.flops_per_token == of_sequence / BASE.sequence
 
 
-@settings(deadline=None, max_examples=20)
-@given(router=st.sampled_from(SCHEMES), exponent=st.floats(15.5, 24), ratio=st.floats(1, 200))
+@settings(deadline=None, max_examples=10)
+@given(router=st.sampled_from(SCHEMES), exponent=st.floats(15.5, 21), ratio=st.floats(1, 200))
 def test_tokens_for_each_parameter_use_the_budget_to_a_sequence(
     router: str, exponent: float, ratio: float
 ) -> None:
@@ -114,7 +114,7 @@ def test_routing_buys_a_larger_model() -> None:
 
 def test_experts_of_a_width_of_their_own_are_left_at_it() -> None:
     options = {"expert_width": 256}
-    found = solve("token_choice", options, BASE, budget=10**20, tokens=10**9)
+    found = solve("token_choice", options, BASE, budget=10**19, tokens=10**9)
     assert found.flops == -(-(10**9) * own_flops("token_choice", found.model, 1024, **options) // 1024)
     assert 0.9 < found.share <= 1
 

@@ -126,10 +126,3 @@ def test_a_corrupt_record_leaves_the_old_report(tmp_path, fakes, six):
     with pytest.raises(UserError, match=r"bad\.jsonl, line 1"):
         write_report(tmp_path)
     assert _bytes(tmp_path) == before
-
-
-def test_a_folder_in_a_files_place_is_named_before_anything_is_replaced(tmp_path, fakes, six):
-    (tmp_path / "step_time_vs_training_flops.svg").mkdir()
-    with pytest.raises(UserError, match=r"step_time_vs_training_flops\.svg: is a folder"):
-        write_report(fakes.store(tmp_path, six))
-    assert _bytes(tmp_path) == {}

@@ -87,14 +87,6 @@ def test_loads_are_held_against_an_even_one_and_no_ops_stand_apart(fakes):
     assert drawn == [([1, 2], [1.6, 0.4]), ([3, 4], [1.2, 0.8])]
 
 
-@pytest.mark.parametrize("value", [None, "all"])
-def test_a_plugins_option_of_another_meaning_sets_no_expert_apart(fakes, value):
-    routing = fakes.make_routing((), (0, 1), load=(10, 40, 30, 20))
-    record = fakes.make_record("a", routing=routing, options={"no_op_experts": value})
-    line = _drawn(expert_figure, [record]).axes[0].lines[0]
-    assert list(line.get_ydata()) == [1.6, 1.2, 0.8, 0.4]
-
-
 def test_experts_that_nobody_goes_to_are_drawn_at_zero(fakes):
     routing = fakes.make_routing((), (0,), load=(0, 0))
     figure = _drawn(expert_figure, [fakes.make_record("a", routing=routing)])

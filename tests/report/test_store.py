@@ -128,8 +128,11 @@ def _corrupted(fakes):
             "but its cell's key",
         ),
         "unknown metric": (fakes.altered(record, lambda r: r["metrics"].update(los=1)), "metric 'los'"),
-        "unknown field": (fakes.altered(record, lambda r: r.update(host="h")), "unknown field 'host'"),
-        "missing field": (fakes.altered(record, lambda r: r.pop("status")), "'status' is missing"),
+        "unknown field": (fakes.altered(record, lambda r: r.update(host="h")), "unknown one: host"),
+        "missing field": (
+            fakes.altered(record, lambda r: r.pop("status")),
+            "lacks a field or has an unknown one: status",
+        ),
         "NaN": (line.replace('"heldout_loss":5.0', '"heldout_loss":NaN'), "finite"),
         "infinity": (line.replace('"heldout_loss":5.0', '"heldout_loss":1e999'), "finite"),
         "a field twice": (line[:-1] + ',"status":"ok"}', "not canonical"),

@@ -39,7 +39,6 @@ def test_a_line_survives_its_own_line() -> None:
         ({"kind": "ceiling"}, "a ceiling has no router"),
         ({"measured": {}}, r"measured\.cases is missing"),
         ({"status": "oom"}, "status is oom and error is empty"),
-        ({"schema": 2}, "schema is 2 and this modbench reads 1"),
     ],
 )
 def test_a_line_that_cannot_be_is_refused(change: dict[str, Any], sentence: str) -> None:

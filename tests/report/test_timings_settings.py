@@ -76,9 +76,9 @@ def test_sizes_may_be_of_different_dtypes_and_a_process_that_died_tells_none() -
 
 def test_what_processes_of_a_scheme_did_otherwise_is_told() -> None:
     def process(repetition: int, **changes: Any) -> Timing:
-        fields = {"flops": 1000, "balance": "forced", "compiled": False, "throttled": None, **changes}
+        fields = {"flops": 1000, "compiled": False, "throttled": None, **changes}
         case = make_case(flops=fields["flops"], throttled=fields["throttled"])
-        made = timed("mod", case, balance=fields["balance"])
+        made = timed("mod", case)
         measured = {**made.measured, "compiled": fields["compiled"]}
         return make_timing("time", made.cell, measured, repetition=repetition)
 
@@ -88,8 +88,6 @@ def test_what_processes_of_a_scheme_did_otherwise_is_told() -> None:
 
     usual = process(1), process(2)
     assert flags(*usual) == ""
-    other = process(3, balance="as routed")
-    assert flags(*usual, other) == "balance differs between processes (as routed, forced)"
     assert flags(*usual, process(3, compiled=True)) == "compiled in 1 of 3 processes"
     assert flags(*(process(n, compiled=True) for n in (1, 2))) == ""
     told = (

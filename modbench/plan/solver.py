@@ -4,7 +4,7 @@ Shapes follow a base: its width per layer, head width, ratio of MLP to model wid
 key/value heads, vocabulary and sequence length. Nothing is allocated.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
@@ -122,38 +122,30 @@ class _Family:
         # Whole groups of layers, so that the share of routed layers is the nominal one.
         every = getattr(build_router(plain, {**preset, **options}), "every", 1)
         self.period = every if isinstance(every, int) and every > 0 else 1
-        self.fewest = self._fewest()
-        self.step = self._step()
+        # Whole groups, two layers or more.
+        least = self.period * -(-2 // self.period)
+        depths = range(least, max(least, model.layers) + 1, self.period)
+        self.fewest = self._accepted(replace(model, layers=layers) for layers in depths).layers
+        #: The smallest MLP width, which divides all others.
+        self.step = self._accepted(self.shape(1, self.fewest, n) for n in range(1, _STEPS + 1)).hidden
+
+    def _accepted(self, models: Iterable[ModelConfig]) -> ModelConfig:
+        """The first of ``models`` that the router accepts."""
+        refused: list[UserError] = []
+        for model in models:
+            try:
+                meta_decoder(self.router, self.options, model)
+            except UserError as error:
+                refused.append(error)
+            else:
+                return model
+        raise refused[0]
 
     def _read(self, model: ModelConfig) -> tuple[int, int, int]:
         """FLOPs of one sequence, parameters, active parameters."""
         decoder = meta_decoder(self.router, self.options, model)
         flops = convention_flops(decoder, self.load, self.convention)
         return flops, decoder.parameter_count("total"), decoder.parameter_count("active")
-
-    def _fewest(self) -> int:
-        """The smallest depth the router accepts: whole groups, two layers or more."""
-        least = self.period * -(-2 // self.period)
-        for layers in range(least, self.base.model.layers + 1, self.period):
-            try:
-                meta_decoder(self.router, self.options, replace(self.base.model, layers=layers))
-            except UserError:
-                continue
-            return layers
-        return least
-
-    def _step(self) -> int:
-        """The smallest MLP width the router accepts, which divides all others."""
-        refused: UserError | None = None
-        for width in range(1, _STEPS + 1):
-            try:
-                meta_decoder(self.router, self.options, self.shape(1, self.fewest, width))
-            except UserError as error:
-                refused = refused or error
-                continue
-            return width
-        assert refused is not None
-        raise refused
 
     def shape(self, heads: int, layers: int, mlp_width: int) -> ModelConfig:
         model = self.base.model

@@ -1,9 +1,8 @@
 """The section of leaderboard.md on how often tokens choose no-op experts, by layer."""
 
-from typing import Any
-
 from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.markdown_table import escaped, table
+from modbench.report.routing import by_layer
 
 
 def idle_experts(board: Leaderboard) -> list[str]:
@@ -20,13 +19,10 @@ def idle_experts(board: Leaderboard) -> list[str]:
 
 
 def _rows(entry: Entry) -> list[list[str]]:
-    found: dict[int, list[dict[str, Any]]] = {}
-    for routing in entry.row.routings:
-        for layer in routing["causal"]["experts"]:
-            if "by_no_op" in layer:
-                found.setdefault(layer["layer"], []).append(layer)
     rows = []
-    for number, layers in sorted(found.items()):
+    for number, layers in by_layer(entry.row.routings, "causal", "experts").items():
+        if "by_no_op" not in layers[0]:
+            continue
         counts = [layer["by_no_op"] for layer in layers]
         tokens = sum(map(sum, counts))
         # Experts per token; the causal rule drops no assignment.

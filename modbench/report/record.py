@@ -5,7 +5,7 @@ torch: the process that runs a cell imports this.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from pydantic import TypeAdapter
 
@@ -14,11 +14,9 @@ from modbench.report.metrics import METRICS, Metric, metric
 from modbench.report.routing import check_routing
 from modbench.report.shape import at_least, check, closed, list_of, optional
 
-__all__ = ["SCHEMA", "STATUSES", "Record", "Status", "canonical_json", "cell_key"]
+__all__ = ["Record", "Status", "canonical_json", "cell_key"]
 
-SCHEMA = 2
 Status = Literal["ok", "failed", "oom", "diverged"]
-STATUSES: tuple[Status, ...] = get_args(Status)
 
 #: Units of metrics that are whole numbers.
 _COUNTED = ("steps", "tokens", "parameters", "FLOP")
@@ -55,6 +53,7 @@ _SHAPE = TypeAdapter(
                 ranks=bool,
             )
         ],
+        status=Status,
         metrics=closed(**{name: optional[_values(of)] for name, of in METRICS.items()}),
         curve=list_of[closed(step=int, flops=int, tokens=int, train_loss=float, heldout_loss=float)],
     )
@@ -70,8 +69,7 @@ class Record(Line):
             not the key of ``cell``.
     """
 
-    SCHEMA: ClassVar[int] = SCHEMA
-    STATUSES: ClassVar[tuple[str, ...]] = STATUSES
+    SCHEMA: ClassVar[int] = 2
 
     suite: dict[str, Any]  #: name, version, rank_by (the metric that ranks its table)
     cell: dict[str, Any]  #: the resolved cell: router, model, data, train, measure, seed
@@ -87,7 +85,7 @@ class Record(Line):
     error: str | None  #: why the run is not ok
     started: str  #: UTC, ISO 8601
     finished: str
-    schema: int = SCHEMA
+    schema: int = 2
 
     def __post_init__(self) -> None:
         self.hold_copies()
@@ -98,4 +96,4 @@ class Record(Line):
         self.check_outcome()
 
 
-_CHECKED = ("suite", "cell", "code", "environment", "data", "audit", "metrics", "curve")
+_CHECKED = ("suite", "cell", "code", "environment", "data", "audit", "status", "metrics", "curve")

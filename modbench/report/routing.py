@@ -77,6 +77,17 @@ def _check_lengths(where: str, length: int, **lists: list[Any]) -> None:
             raise UserError(f"{where}.{name} has {len(value)} entries; it must have {length}")
 
 
+def by_layer(
+    routings: Sequence[dict[str, Any]], rule: str, part: str
+) -> dict[int, list[dict[str, Any]]]:
+    """The entries of ``depth`` or ``experts`` of all seeds, by layer."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for routing in routings:
+        for layer in routing[rule][part]:
+            found.setdefault(layer["layer"], []).append(layer)
+    return dict(sorted(found.items()))
+
+
 def pooled(routings: Sequence[dict[str, Any]], rule: str) -> dict[str, Any]:
     """Sum the routing of several seeds of one cell under ``rule``.
 
@@ -84,11 +95,12 @@ def pooled(routings: Sequence[dict[str, Any]], rule: str) -> dict[str, Any]:
     added, and ``tokens``: (text, seen, routed) of each id, most frequent first. Experts are left out:
     their numbers mean something else in each seed."""
     first = routings[0]
-    layers: dict[int, dict[str, Any]] = {}
-    for routing in routings:
-        for layer in routing[rule]["depth"]:
-            known = layers.get(layer["layer"])
-            layers[layer["layer"]] = layer if known is None else _added(known, layer)
+    depth = []
+    for number, layers in by_layer(routings, rule, "depth").items():
+        gates = [layer["gates"] for layer in layers if layer["gates"] is not None]
+        weights = added_weights(gates) if gates else None
+        routed = _sums(layer["routed"] for layer in layers)
+        depth.append({"layer": number, "routed": routed, "gates": weights})
     seen = _sums(routing["seen"] for routing in routings)
     routed = _sums(routing[rule]["routed"] for routing in routings)
     # The ids are those of the held-out text, and the same in all seeds.
@@ -97,7 +109,7 @@ def pooled(routings: Sequence[dict[str, Any]], rule: str) -> dict[str, Any]:
         "windows": sum(routing["windows"] for routing in routings),
         "sequence": first["sequence"],
         "edges": first["edges"],
-        "depth": [layers[number] for number in sorted(layers)],
+        "depth": depth,
         "entered": _sums(routing[rule]["entered"] for routing in routings),
         "tokens": [(first["texts"][index], seen[index], routed[index]) for index in order],
     }
@@ -108,41 +120,31 @@ def busiest_first(
 ) -> dict[int, tuple[list[int], list[int]]]:
     """Loads of each layer's experts, busiest first; the last ``no_ops`` experts of a layer are sorted
     separately. Seeds are added rank by rank, since expert numbers mean something else in each seed."""
-    found: dict[int, tuple[list[int], list[int]]] = {}
-    for routing in routings:
-        for layer in routing[rule]["experts"]:
-            real = len(layer["load"]) - no_ops
-            parts = [sorted(part, reverse=True) for part in (layer["load"][:real], layer["load"][real:])]
-            if layer["layer"] in found:
-                known = found[layer["layer"]]
-                parts = [_sums(pair) for pair in zip(known, parts, strict=True)]
-            found[layer["layer"]] = (parts[0], parts[1])
-    return {number: found[number] for number in sorted(found)}
+    found = {}
+    for number, layers in by_layer(routings, rule, "experts").items():
+        real = len(layers[0]["load"]) - no_ops
+        found[number] = (
+            _sums(sorted(layer["load"][:real], reverse=True) for layer in layers),
+            _sums(sorted(layer["load"][real:], reverse=True) for layer in layers),
+        )
+    return found
 
 
 def taken_by_experts(routings: Sequence[dict[str, Any]], rule: str) -> list[dict[str, Any]]:
     """``layer``, ``taken`` and ``by_taken``, as in a record, of each expert-choice layer; seeds are
     added."""
-    found: dict[int, dict[str, Any]] = {}
-    for routing in routings:
-        for layer in routing[rule]["experts"]:
-            if "taken" not in layer:
-                continue
-            known = found.get(layer["layer"], {"taken": [], "by_taken": []})
-            found[layer["layer"]] = {
-                name: [sum(pair) for pair in zip_longest(known[name], layer[name], fillvalue=0)]
+    found = []
+    for number, layers in by_layer(routings, rule, "experts").items():
+        if "taken" in layers[0]:
+            sums = {
+                name: [
+                    sum(column)
+                    for column in zip_longest(*(layer[name] for layer in layers), fillvalue=0)
+                ]
                 for name in ("taken", "by_taken")
             }
-    return [{"layer": number, **found[number]} for number in sorted(found)]
-
-
-def _added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    gates = [layer["gates"] for layer in (one, other) if layer["gates"] is not None]
-    return {
-        "layer": one["layer"],
-        "routed": _sums([one["routed"], other["routed"]]),
-        "gates": added_weights(gates) if gates else None,
-    }
+            found.append({"layer": number, **sums})
+    return found
 
 
 def added_weights(histograms: Sequence[dict[str, Any]]) -> dict[str, Any]:

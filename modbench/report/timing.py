@@ -7,7 +7,7 @@ in one process each, and the machine's ceilings. Only lines of one run are compa
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, TypeAdapter
 
@@ -18,7 +18,6 @@ from modbench.report.store import read_lines
 
 TIMINGS = "timings"
 Kind = Literal["time", "ceiling", "training_memory", "inference_memory"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 TimingStatus = Literal["ok", "failed", "oom"]
 
 #: Parts of the environment that must be equal in a run: the machine, and, with the environment's
@@ -33,6 +32,7 @@ _NotNegative = Annotated[int, Field(ge=0)]
 _SHAPE = TypeAdapter(
     at_least(
         kind=Kind,
+        status=TimingStatus,
         suite=closed(name=str, version=int),
         code=closed(version=str, commit=str | None, dirty=bool | None),
         environment=at_least(
@@ -102,7 +102,6 @@ class Timing(Line):
     """
 
     SCHEMA: ClassVar[int] = 1
-    STATUSES: ClassVar[tuple[str, ...]] = get_args(TimingStatus)
 
     run: str
     suite: dict[str, Any]  #: name, version
@@ -119,11 +118,11 @@ class Timing(Line):
     error: str | None
     started: str
     finished: str
-    schema: int = SCHEMA
+    schema: int = 1
 
     def __post_init__(self) -> None:
         self.hold_copies()
-        named = ("kind", "suite", "code", "environment", "cell")
+        named = ("kind", "status", "suite", "code", "environment", "cell")
         check("", {name: getattr(self, name) for name in named}, _SHAPE)
         if (self.cell["router"] is None) != (self.kind == "ceiling"):
             raise UserError(f"kind is {self.kind}; a ceiling has no router, every other kind has one")

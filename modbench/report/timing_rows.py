@@ -65,13 +65,9 @@ class CaseRow:
         return self.seconds_median is not None
 
     @property
-    def is_invalid(self) -> bool:
-        return self.status == "invalid"
-
-    @property
     def doubts(self) -> str:
         """Reasons to doubt its time; empty if there are none."""
-        found = "invalid" if self.is_invalid else "", _doubts(self.stable, self.loaded)
+        found = "invalid" if self.status == "invalid" else "", _doubts(self.stable, self.loaded)
         return ", ".join(filter(None, found))
 
     @property
@@ -244,7 +240,7 @@ def held_against(row: CaseRow, dense: CaseRow | None) -> CaseRow:
     """``row`` with its speed-ups over the same case of the ``dense`` row."""
     if dense is None or row.seconds_median is None or dense.seconds_median is None:
         return row
-    if row.is_invalid or not row.flops_realised or not dense.flops_realised:
+    if row.status == "invalid" or not row.flops_realised or not dense.flops_realised:
         return row
     achieved = dense.seconds_median / row.seconds_median
     promised = dense.flops_realised / row.flops_realised

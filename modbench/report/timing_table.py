@@ -83,7 +83,9 @@ class Group:
 
     def _dense(self, rows: Sequence[CaseRow]) -> dict[str, CaseRow]:
         """Cases of the first vanilla row with a valid time."""
-        valid = [row for row in rows if row.router == "vanilla" and row.is_timed and not row.is_invalid]
+        valid = [
+            row for row in rows if row.router == "vanilla" and row.is_timed and row.status != "invalid"
+        ]
         return {row.case: row for row in valid if row.label == valid[0].label}
 
     @cached_property

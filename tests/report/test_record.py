@@ -64,7 +64,7 @@ def test_a_record_holds_a_copy(fakes):
             {"metrics": {"forward_seconds": {"median": 1, "iqr": 0, "n": 3}}},
             "metrics.forward_seconds.stable is missing",
         ),
-        ({"status": "fine"}, "status 'fine' is not known"),
+        ({"status": "fine"}, "status is 'fine'; input should be 'ok'"),
         ({"error": "boom"}, "an ok run has none"),
         ({"status": "failed", "error": " "}, "status is failed and error is empty"),
         ({"suite": {"name": "x"}}, "suite.version is missing"),

@@ -18,7 +18,6 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.model.layer import Layer
-from modbench.plan.activations import Steps
 from modbench.routing.router import Router
 
 CPU = torch.device("cpu")
@@ -180,6 +179,3 @@ def test_weights_that_are_frozen_have_neither_gradient_nor_optimizer_state() -> 
         assert found["gradients"] == 4 * sum(learned)
     assert predicted["optimizer"] == 8 * sum(learned)
     assert measured["optimizer"] == 8 * sum(learned) + 4 * len(learned)  # steps of each are counted
-    # Cast to bfloat16 they stay frozen.
-    cast = Steps(footprint._on_meta(of), 32, compute="bfloat16").cast(Fixed(of.config, 0))
-    assert [name for name, weight in cast.named_parameters() if not weight.requires_grad] == ["fixed"]

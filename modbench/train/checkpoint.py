@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from modbench.errors import UserError
@@ -96,10 +96,3 @@ def save_weights(path: Path, model: RoutedDecoder, *, key: str = "") -> None:
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with _whole(path) as half:
         save_file(tensors, half, metadata=owner)
-
-
-def weights_owner(path: Path) -> dict[str, str]:
-    """``router`` and ``key`` of weights saved by `save_weights`; empty for other files."""
-    with safe_open(path, framework="pt") as file:
-        owner: dict[str, str] = json.loads((file.metadata() or {}).get("modbench", "{}"))
-    return owner

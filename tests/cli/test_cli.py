@@ -91,7 +91,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run tiny.toml --workers -1", "--workers is -1"),
         ("report", "results folder results holds no records"),
         ("report tinny --results corrupt", "has no suite 'tinny'; did you mean 'tiny'?"),
-        ("cell gone.json", "cell gone.json can't be read"),
         ("data prepare --source text --path gone.txt --tokenizer bytes", "gone.txt"),
         ("flops", "flops takes one of --router, --hf and --suite, and was given none"),
         ("flops --router mod --hf text.txt", "was given --router and --hf"),

@@ -97,7 +97,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("flops --router mid", "router 'mid' is not known; did you mean 'mod'?"),
         ("flops --router mod:hlaf", "router 'mod' has no preset 'hlaf'; did you mean 'half'?"),
         ("flops --router mod --option capacity", "--option capacity: it must be NAME=VALUE"),
-        ("flops --router mod --option capcity=0.5", "no option 'capcity'; did you mean 'capacity'?"),
+        ("flops --router mod --option capcity=0.5", "has no 'capcity'; did you mean 'capacity'?"),
         (
             "flops --router mod --option every=1 capacity=0.5 --option capacity=1",
             "--option capacity is given twice; give it once",

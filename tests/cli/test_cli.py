@@ -75,7 +75,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("run tyni.toml", "suite tyni.toml: there is no such file"),
         ("run quikc", "suite 'quikc' is not known; did you mean 'quick'?"),
-        ("run typo.toml", "suite typo.toml: there is no table [trian]; did you mean 'train'?"),
+        ("run typo.toml", "suite typo.toml has no 'trian'; did you mean 'train'?"),
         ("run image.toml", "suite image.toml isn't TOML"),
         ("run metric.toml", "metric 'heldout_los' is not known; did you mean 'heldout_loss'?"),
         ("run twins.toml", "two have the label 'vanilla'"),

@@ -1,44 +1,20 @@
 """Checks values from TOML files and command lines against field types, with pydantic."""
 
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from decimal import Decimal
 from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from modbench.errors import UserError, known_names
-
-_WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a string",
-    dict: "a table",
-    tuple: "a list",
-}
-
-
-def _expected(hint: Any) -> str:
-    """Describe the values that ``hint`` accepts."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(repr(part) for part in parts)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_expected(part) for part in parts if part is not type(None))
-    if origin is tuple:
-        return f"a list, each entry {_expected(parts[0])}"
-    return _WORDS.get(origin or hint, str(hint))
-
-
-_CONFIG: Any = {"strict": True, "allow_inf_nan": False, "arbitrary_types_allowed": True}
 
 
 @cache
 def _adapter(hint: Any) -> Any:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(hint, config=_CONFIG)
+    config: Any = {"strict": True, "allow_inf_nan": False, "arbitrary_types_allowed": True}
+    return TypeAdapter(hint, config=config)
 
 
 def _as_python(value: Any) -> Any:
@@ -56,23 +32,23 @@ def checked(what: str, value: Any, hint: Any) -> Any:
     Raises:
         UserError: the value has another type or is not finite; the message starts with ``what``.
     """
-    from pydantic import ValidationError
-
-    try:
-        return _adapter(hint).validate_python(_as_python(value))
-    except ValidationError as error:
-        raise UserError(f"{what} is {value!r}; it must be {_expected(hint)}") from error
+    return check_type(what, _as_python(value), hint)
 
 
-def check_type(what: str, value: Any, hint: Any) -> None:
-    """Check a value that Python code gives: as `checked`, but a float is never an int.
+def check_type(what: str, value: Any, hint: Any) -> Any:
+    """Check a value that Python code gives: as `checked`, but a float is never an int and a list never
+    a tuple.
 
     Raises:
         UserError: the value has another type; the message starts with ``what``.
     """
-    right = checked(what, value, hint)
-    if isinstance(value, float) and isinstance(right, int):
-        raise UserError(f"{what} is {value!r}; it must be {_expected(hint)}, such as {right}")
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        said = " or ".join(one["msg"] for one in error.errors())
+        raise UserError(f"{what} is {value!r}; {said.replace('Input', 'it')}") from error
 
 
 def checked_fields(
@@ -88,7 +64,7 @@ def checked_fields(
     known = [field.name for field in fields(kind) if field.init and field.name not in without]
     for key in table:
         if key not in known:
-            raise UserError(f"{where} has no key '{key}'; {known_names(key, known)}")
+            raise UserError(f"{where} has no '{key}'; {known_names(key, known)}")
     return {key: checked(f"{where} {key}", value, hints[key]) for key, value in table.items()}
 
 
@@ -103,7 +79,7 @@ def built(where: str, table: Mapping[str, Any], kind: type) -> Any:
     for field in fields(kind):
         required = field.default is MISSING and field.default_factory is MISSING
         if field.init and required and field.name not in arguments:
-            raise UserError(f"{where} has no '{field.name}'; give it a value")
+            raise UserError(f"{where} needs '{field.name}'; give it a value")
     try:
         return kind(**arguments)
     except UserError as error:

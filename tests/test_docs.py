@@ -72,7 +72,7 @@ def test_the_routers_of_the_guide_refuse_what_is_out_of_range(
     for capacity, words in (
         ("0", "capacity is 0; it must lie in (0, 1]"),
         ("1.5", "capacity is 1.5; it must lie in (0, 1]"),
-        ("true", "option 'capacity' is True; it must be a number"),
+        ("true", "capacity is True; it should be a valid number"),
     ):
         command = "audit top_share_checked --plugin top_share_checked.py --option"
         assert main([*command.split(), f"capacity={capacity}"]) == 2

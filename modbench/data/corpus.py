@@ -28,11 +28,6 @@ def read_corpus(
     Raises:
         UserError: the text is missing, empty, altered, out of reach, or too short to be split.
     """
-    if archives is not None and config.source != pypi_corpus.NAME:
-        raise UserError(
-            f"--archives is for source '{pypi_corpus.NAME}', but data source is '{config.source}'; "
-            "leave it out"
-        )
     if config.source == "text":
         return _read_text(config)
     if config.source == "huggingface":
@@ -99,33 +94,22 @@ def _jsonl_documents(text: str, config: DataConfig) -> Iterator[Document]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # brackets can be too deep for Python
+            row = dict(json.loads(line))
+        except (ValueError, TypeError) as error:
             raise UserError(
-                f"{config.path}:{number} is not JSON ({error}); fix or remove the line"
+                f"{config.path}:{number} is not a JSON object ({error}); fix or remove the line"
             ) from None
-        if not isinstance(row, dict):
-            raise UserError(
-                f'{config.path}:{number} is no JSON object; each line must be {{"text": ...}}'
-            )
         yield Document(str(number), _field(row, config, f"{config.path}:{number}"))
 
 
 def _field(row: dict[str, Any], config: DataConfig, where: str) -> str:
     value = row.get(config.text_field)
-    if isinstance(value, str):
-        if any("\ud800" <= char <= "\udfff" for char in value):
-            raise UserError(f"{where} holds half a surrogate pair, which is no text; fix or remove it")
-        return value
-    if value is not None:
+    if not isinstance(value, str) or any("\ud800" <= char <= "\udfff" for char in value):
         raise UserError(
-            f"{where} has {type(value).__name__} {str(value)[:40]!r} in field '{config.text_field}', "
-            "which is no text; fix or remove it, or set data text_field to another field"
+            f"{where} has no UTF-8 text in field '{config.text_field}'; fix or remove it, or set data "
+            f"text_field ({known_names(config.text_field, map(str, row))})"
         )
-    raise UserError(
-        f"{where} has no text in field '{config.text_field}'; set data text_field "
-        f"({known_names(config.text_field, map(str, row))})"
-    )
+    return value
 
 
 def _split(documents: Iterator[Document], config: DataConfig, where: str) -> Corpus:

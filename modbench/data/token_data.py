@@ -71,8 +71,8 @@ def prepare(
         force: build again even if the tokens are in the cache.
 
     Raises:
-        UserError: the text can't be read or changes meanwhile, the cache can't be written, a file in the
-            cache was altered, or the result is not the pinned one; nothing is left in the cache then.
+        UserError: the text can't be read, the cache can't be written, a file in it was altered, or the
+            result is not the pinned one; nothing is left in the cache then.
     """
     cache = cache or cache_folder()
     path = _token_path(config, cache)
@@ -179,11 +179,6 @@ def _build(
     config: DataConfig, path: Path, cache: Path, say: Callable[[str], None], archives: Path | None
 ) -> None:
     corpus = read_corpus(config, kept=cache / "archives", archives=archives, say=say)
-    if _token_path(config, cache) != path:  # the path names the text by its hash
-        raise UserError(
-            f"data path '{config.path}' changed while it was prepared; run again when no program writes "
-            "to it"
-        )
     train = [document.text for document in corpus.train]
     heldout = [document.text for document in corpus.heldout]
     say(f"tokenizing {sum(map(len, train)) + sum(map(len, heldout)):,} characters of {config.source}")

@@ -42,13 +42,19 @@ from modbench.model.layer import Layer
 from modbench.model.mlp import MLP, FeedForward
 from modbench.routers.token_choice_options import TokenChoiceOptions
 from modbench.routing.balance import SelectionBias, balance_loss, load_of
-from modbench.routing.choice import apply_capacity, best_experts
 from modbench.routing.dispatch import from_experts, to_experts
 from modbench.routing.expert_bank import ExpertBank, expert_widths
 from modbench.routing.force_balance import even_experts
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets
-from modbench.routing.topk import capacity_tokens, counts_to_host, evenly, score
+from modbench.routing.topk import (
+    apply_capacity,
+    best_experts,
+    capacity_tokens,
+    counts_to_host,
+    evenly,
+    score,
+)
 
 
 @register_router("token_choice")

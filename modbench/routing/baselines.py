@@ -1,7 +1,7 @@
-"""Scores that nobody learns: what a learned selection has to beat. No parameter, no matmul.
+"""Scores that are not learned: the baselines of a learned selection. No parameter, no matmul.
 
-What a control gives is an order of the tokens and a cut: at or above it a token enters under the causal
-rule. How high a score is beyond that says nothing, so no gate is made of it.
+A control gives an order of the tokens and a cut: at or above it a token is selected under the causal
+rule. Its scores make no gate.
 
 B sequences, T tokens, D model width.
 """
@@ -27,26 +27,35 @@ class Control(nn.Module, ABC):
         """Scores (B, T) in [0, 1], without a gradient."""
 
 
-class Gaussian(Control):
-    """A random score for each token, drawn anew in each training step. Shown as its quantile, which
-    orders tokens as a Gaussian score does and of which ``capacity`` lies at or above 1 - ``capacity``.
-
-    Under the causal rule the score depends on the token's place alone, so each place enters with
-    probability ``capacity``, independently of the others, whatever the batch and however it is read.
-    The draws are counted in a buffer: a run that is resumed goes on with the ones it had not seen.
-    """
+class _Hashed(Control):
+    """Scores that are hashed from a key of its own in each layer."""
 
     key: Tensor
-    draws: Tensor
 
     def __init__(self, capacity: float, layer: int) -> None:
         super().__init__()
-        self.layer, self.cut = layer, 1 - capacity
+        self.layer = layer
         self.register_buffer("key", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
     def initialise(self, seed: int) -> None:
-        self.key.fill_(_key(seed, self.layer))
+        self.key.fill_(stream(seed, f"layers.{self.layer}.control").initial_seed() & 0xFFFFFFFF)
+
+
+class Gaussian(_Hashed):
+    """A random score for each token, drawn again in each training step. Shown as its quantile, which
+    orders tokens as a Gaussian score does and of which ``capacity`` lies at or above 1 - ``capacity``.
+
+    Under the causal rule the score depends on the token's position alone, so each position is selected
+    with probability ``capacity``, independently of the others and of the batch. The draws are counted in
+    a buffer: a resumed run continues with the next one.
+    """
+
+    draws: Tensor
+
+    def __init__(self, capacity: float, layer: int) -> None:
+        super().__init__(capacity, layer)
+        self.cut = 1 - capacity
+        self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         places_BT = _places(x_BTD, context)
@@ -66,23 +75,14 @@ class Gaussian(Control):
         return draw
 
 
-class Hash(Control):
+class Hash(_Hashed):
     """A fixed random score for each token of the vocabulary, another in each layer (as Roller et al.
-    2021 hash tokens to experts). Where the context has no token ids, a token's place stands for it.
+    2021 hash tokens to experts). Where the context has no token ids, a token's position stands for it.
 
-    Tokens differ in how often they come, so no cut is known beforehand.
+    Tokens differ in frequency, so no cut is known beforehand.
     """
 
     cut = None
-    key: Tensor
-
-    def __init__(self, capacity: float, layer: int) -> None:
-        super().__init__()
-        self.layer = layer
-        self.register_buffer("key", torch.zeros((), dtype=torch.int64))
-
-    def initialise(self, seed: int) -> None:
-        self.key.fill_(_key(seed, self.layer))
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         tokens_BT = context.tokens_BT
@@ -120,10 +120,6 @@ def _places(x_BTD: Tensor, context: Context) -> Tensor:
         return torch.arange(first, first + tokens, device=x_BTD.device).expand(sequences, tokens)
     first_B1 = torch.tensor(before, device=x_BTD.device)[:, None]
     return first_B1 + torch.arange(tokens, device=x_BTD.device)
-
-
-def _key(seed: int, layer: int) -> int:
-    return stream(seed, f"layers.{layer}.control").initial_seed() & 0xFFFFFFFF
 
 
 def _uniform(*keys: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modbench.errors import UserError, known_names
-from modbench.sweep.suite import Scheme, Suite, check_distinct
+from modbench.sweep.suite import Scheme, Suite, check_labels
 from modbench.train.config import TrainConfig
 
 Cell = dict[str, Any]
@@ -31,7 +31,7 @@ def with_plugins(suite: Suite, plugins: Sequence[Path]) -> Suite:
     named = {scheme.router.partition(":")[0] for scheme in suite.schemes}
     fresh = sorted({name for plugin in plugins for name in load_plugin(plugin)} - named)
     schemes = suite.schemes + tuple(Scheme(router=name) for name in fresh)
-    check_distinct(f"suite {suite.source} with its plugins", [scheme.label for scheme in schemes])
+    check_labels(f"suite {suite.source} with its plugins", [scheme.label for scheme in schemes])
     return replace(suite, schemes=schemes)
 
 

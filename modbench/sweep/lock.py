@@ -1,7 +1,7 @@
 """File locks on results folders: one `modbench run` per suite, one process per cell."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -11,8 +11,7 @@ from modbench.errors import UserError
 LOCK = ".lock"
 
 
-@contextmanager
-def suite_lock(folder: Path, verb: str = "run") -> Iterator[None]:
+def suite_lock(folder: Path, verb: str = "run") -> AbstractContextManager[None]:
     """Hold results/<suite> for this run of ``modbench <verb>``.
 
     Raises:
@@ -22,14 +21,12 @@ def suite_lock(folder: Path, verb: str = "run") -> Iterator[None]:
         f"another `modbench {verb}` is at work in {folder}; wait for it to end, or give another "
         "folder with --results"
     )
-    with _locked(folder, busy):
-        yield
+    return _locked(folder, busy)
 
 
-@contextmanager
 def cell_lock(
     folder: Path, *, seconds: float = 10.0, waiting: Callable[[], None] = lambda: None
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Hold the folder of one cell, as the cell's own process does while it runs. ``waiting`` is called
     if another process holds it.
 
@@ -37,8 +34,7 @@ def cell_lock(
         UserError: another process still holds it after ``seconds``, or it can't be written.
     """
     busy = f"a process of an earlier run still works in {folder}; end it and run again"
-    with _locked(folder, busy, seconds=seconds, waiting=waiting):
-        yield
+    return _locked(folder, busy, seconds=seconds, waiting=waiting)
 
 
 def wait_for_orphans(folders: Sequence[Path], say: Callable[[str], None]) -> None:

@@ -104,14 +104,20 @@ class CellProcess:
         assert self._process.stdout is not None
         with self._process.stdout, self._output.open("ab", buffering=0) as rest:
             for line in self._process.stdout:
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    event = None
-                if isinstance(event, dict) and "event" in event:
+                event = parsed_line(line)
+                if "event" in event:
                     events.put((key, event))
                 else:
                     rest.write(line)
+
+
+def parsed_line(line: bytes) -> dict[str, Any]:
+    """Return the JSON document of a line that a process printed; empty for other output."""
+    try:
+        document = json.loads(line)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def kill_session(process: "subprocess.Popen[bytes]") -> None:

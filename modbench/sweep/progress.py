@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -18,62 +18,21 @@ _LINE_SECONDS = 10.0
 @dataclass
 class _Cell:
     title: str
+    task: TaskID
     phase: str = "starting"
-    step: int = 0
-    steps: int = 0
-    loss: float | None = None
-    stepping: bool = False  #: the current phase has steps
+    loss: str = ""
+    fraction: float = 0.0  #: estimated fraction done
+    told: float | None = None  #: time of its last line
 
-    def update(self, event: dict[str, Any]) -> None:
-        self.phase = str(event.get("phase", self.phase))
-        self.stepping = "step" in event
-        self.step = int(event.get("step", self.step))
-        self.steps = int(event.get("steps", self.steps))
-        loss = event.get("loss")
-        self.loss = float(loss) if loss is not None else self.loss
-
-    def fraction(self) -> float:
-        """Estimated fraction done, from 0 to 1."""
-        return _TRAINING_FRACTION * self.step / self.steps if self.steps else 0.0
-
-    def state(self) -> str:
+    def update(self, event: dict[str, Any]) -> str:
+        """Return the state after ``event``."""
+        self.phase = event.get("phase", self.phase)
         words = [self.phase]
-        if self.stepping:
-            words.append(f"step {self.step} of {self.steps}")
-        if self.loss is not None:
-            words.append(f"loss {self.loss:.3f}")
-        return ", ".join(words)
-
-
-@dataclass
-class _Tally:
-    """Cells done and running, and the estimated time left."""
-
-    suite: str = ""
-    unit: str = "cells"
-    total: int = 0
-    done: int = 0
-    done_before: int = 0
-    running: dict[str, _Cell] = field(default_factory=dict)
-    since: float = 0.0
-
-    @classmethod
-    def of(cls, suite: str, *, total: int, done: int, unit: str) -> "_Tally":
-        """Start now, with ``done`` cells done before."""
-        since = time.monotonic()
-        return cls(suite=suite, unit=unit, total=total, done=done, done_before=done, since=since)
-
-    def seconds_left(self) -> float | None:
-        """Estimate from the rate so far; None until there is one, and at the end."""
-        through = self.done - self.done_before + sum(cell.fraction() for cell in self.running.values())
-        if through < 0.02 or self.done == self.total:
-            return None
-        return (self.total - self.done_before - through) * (time.monotonic() - self.since) / through
-
-    def state(self) -> str:
-        left = self.seconds_left()
-        about = "" if left is None else f", about {clock(left)} left"
-        return f"{self.done} of {self.total} {self.unit} done{about}"
+        if "step" in event:
+            self.fraction = _TRAINING_FRACTION * event["step"] / event["steps"]
+            self.loss = f"loss {event['loss']:.3f}"
+            words.append(f"step {event['step']} of {event['steps']}")
+        return ", ".join([*words, self.loss] if self.loss else words)
 
 
 def clock(seconds: float) -> str:
@@ -84,111 +43,81 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Receives what the engine reports, and keeps the tally. Cells are named by their keys."""
+    """Shows what the engine reports. On a terminal: a bar for the suite and one per running cell.
+    Elsewhere: a line per phase, and one in ten seconds of training. Cells are named by their keys."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
-        self._tally = _Tally()
+        self.bars = Bars(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[said]}", markup=False),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._running: dict[str, _Cell] = {}
 
     def begin(self, suite: str, *, total: int, done: int, unit: str = "cells") -> None:
-        self._tally = _Tally.of(suite, total=total, done=done, unit=unit)
+        """Begin with ``done`` of ``total`` cells done before."""
+        self._total, self._done, self._done_before, self._unit = total, done, done, unit
+        self._since = time.monotonic()
+        self._suite = self.bars.add_task(suite, total=total, completed=done, said=self._state())
+        self._line(f"{suite}: {self._state()}")
 
     def started(self, key: str, title: str) -> None:
-        self._tally.running[key] = _Cell(title)
+        self._running[key] = _Cell(title, self.bars.add_task(title, total=1.0, said="starting"))
+        self._line(f"{title}: started")
 
     def event(self, key: str, event: dict[str, Any]) -> None:
         """An event of the cell: ``{"event": "phase", "phase"}`` or ``{"event": "step", "step", "steps",
         "loss"}``."""
-        if key in self._tally.running:  # not one that arrived after the cell's end
-            cell = self._tally.running[key]
-            new_phase = event.get("phase", cell.phase) != cell.phase
-            cell.update(event)
-            self._show(key, cell, new_phase)
+        cell = self._running.get(key)
+        if cell is None:  # it arrived after the cell's end
+            return
+        phase, now = cell.phase, time.monotonic()
+        said = cell.update(event)
+        self.bars.update(cell.task, completed=cell.fraction, said=said)
+        self._redraw()
+        if cell.phase != phase or cell.told is None or now - cell.told >= _LINE_SECONDS:
+            cell.told = now
+            self._line(f"{cell.title}: {said}")
 
     def ended(self, key: str, status: str, seconds: float, error: str) -> None:
-        title = self._tally.running.pop(key).title
-        self._tally.done += 1
+        cell = self._running.pop(key)
+        self._done += 1
+        self.bars.remove_task(cell.task)
+        self._redraw()
         why = f" ({error})" if error else ""
-        self._show_end(key, f"{title}: {status} after {clock(seconds)}{why}")
+        self.note(f"{cell.title}: {status} after {clock(seconds)}{why}; {self._state()}")
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def _show(self, key: str, cell: _Cell, new_phase: bool) -> None:
-        raise NotImplementedError
+    def _line(self, text: str) -> None:
+        if self.bars.disable:
+            self.note(text)
 
-    def _show_end(self, key: str, text: str) -> None:
-        raise NotImplementedError
+    def _completed(self) -> float:
+        return self._done + sum(cell.fraction for cell in self._running.values())
 
-
-class LineProgress(Progress):
-    """Lines for logs and pipes: one per event, and one in ten seconds of a cell's training."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
-        self._told: dict[str, float] = {}
-
-    def begin(self, suite: str, *, total: int, done: int, unit: str = "cells") -> None:
-        super().begin(suite, total=total, done=done, unit=unit)
-        self.note(f"{suite}: {self._tally.state()}")
-
-    def started(self, key: str, title: str) -> None:
-        super().started(key, title)
-        self.note(f"{title}: started")
-
-    def _show(self, key: str, cell: _Cell, new_phase: bool) -> None:
-        now = time.monotonic()
-        if new_phase or now - self._told.get(key, now - _LINE_SECONDS) >= _LINE_SECONDS:
-            self._told[key] = now
-            self.note(f"{cell.title}: {cell.state()}")
-
-    def _show_end(self, key: str, text: str) -> None:
-        self.note(f"{text}; {self._tally.state()}")
-
-
-class LiveProgress(Progress):
-    """A bar for the suite and one per running cell, redrawn in place."""
-
-    def __init__(self, bars: Bars) -> None:
-        super().__init__(bars.console)
-        self._bars = bars
-        self._tasks: dict[str, TaskID] = {}
-
-    def begin(self, suite: str, *, total: int, done: int, unit: str = "cells") -> None:
-        super().begin(suite, total=total, done=done, unit=unit)
-        self._suite = self._bars.add_task(suite, total=total, completed=done, said="")
-        self._redraw()
-
-    def started(self, key: str, title: str) -> None:
-        super().started(key, title)
-        self._tasks[key] = self._bars.add_task(title, total=1.0, said="starting")
-
-    def _show(self, key: str, cell: _Cell, new_phase: bool) -> None:
-        self._bars.update(self._tasks[key], completed=cell.fraction(), said=cell.state())
-        self._redraw()
-
-    def _show_end(self, key: str, text: str) -> None:
-        self._bars.remove_task(self._tasks.pop(key))
-        self.note(text)
-        self._redraw()
+    def _state(self) -> str:
+        """Cells done, and the time left, estimated from the rate of this run once there is one."""
+        new, about = self._completed() - self._done_before, ""
+        if new >= 0.02 and self._done < self._total:
+            left = (self._total - self._done_before - new) * (time.monotonic() - self._since) / new
+            about = f", about {clock(left)} left"
+        return f"{self._done} of {self._total} {self._unit} done{about}"
 
     def _redraw(self) -> None:
-        completed = self._tally.done + sum(cell.fraction() for cell in self._tally.running.values())
-        self._bars.update(self._suite, completed=completed, said=self._tally.state())
+        self.bars.update(self._suite, completed=self._completed(), said=self._state())
 
 
 @contextmanager
 def show_progress(console: Console) -> Iterator[Progress]:
-    """Bars if ``console`` is a terminal, else lines."""
-    if not console.is_terminal:
-        yield LineProgress(console)
+    """Show progress on ``console``."""
+    progress = Progress(console)
+    if progress.bars.disable:
+        yield progress
         return
-    bars = Bars(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[said]}", markup=False),
-        console=console,
-        transient=True,
-    )
-    with bars:
-        yield LiveProgress(bars)
+    with progress.bars:
+        yield progress

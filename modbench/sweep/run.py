@@ -1,6 +1,7 @@
 """`modbench run`: a suite file to records, table and plots."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from modbench.sweep.engine import Engine, Failure, InterruptedRunError, cell_com
 from modbench.sweep.lock import suite_lock
 from modbench.sweep.progress import show_progress
 from modbench.sweep.suite import Suite, load_suite
-from modbench.sweep.terminal import show_leaderboard
+from modbench.sweep.terminal import say, show_leaderboard
 
 
 def run_suite(
@@ -46,10 +47,10 @@ def run_suite(
     try:
         with suite_lock(folder):
             failures = _run_left(suite, cells, folder, err, workers=workers, command=command)
-            written = write_report(folder, say=lambda text: _say(err, text))
+            written = write_report(folder, say=partial(say, err))
     except InterruptedRunError:
         missing = len(cells_left(cells, folder))
-        _say(err, f"stopped with {missing} of {len(cells)} cells left; {_AGAIN} resume")
+        say(err, f"stopped with {missing} of {len(cells)} cells left; {_AGAIN} resume")
         return 130
     show_leaderboard((folder / "leaderboard.md").read_text(encoding="utf-8"))
     for path in written:
@@ -77,7 +78,7 @@ def _run_left(
     if data is not None:
         _refuse_other_data(cells, folder, data)
     if not left or data is None:
-        _say(console, f"all {len(cells)} cells of {suite.header.name} are done; writing the report")
+        say(console, f"all {len(cells)} cells of {suite.header.name} are done; writing the report")
         return []
     if not embedded:
         _refuse_few_items(suite)
@@ -98,18 +99,14 @@ def _run_left(
 _AGAIN = "run the same command again to"
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(f"modbench: {text}", markup=False, highlight=False, soft_wrap=True)
-
-
 def _tell_failures(failures: Sequence[Failure], cells: Sequence[Cell], console: Console) -> int:
     if not failures:
         return 0
     for failure in failures:
-        _say(console, f"{failure.title} {failure.status}: {failure.error}; its log: {failure.log}")
+        say(console, f"{failure.title} {failure.status}: {failure.error}; its log: {failure.log}")
     retry = any(failure.status == "failed" for failure in failures)
     again = f"; {_AGAIN} try what failed once more" if retry else ""
-    _say(console, f"{len(failures)} of {len(cells)} cells failed{again}")
+    say(console, f"{len(failures)} of {len(cells)} cells failed{again}")
     return 1
 
 
@@ -156,4 +153,4 @@ def _prepare_data(suite: Suite, console: Console) -> dict[str, Any]:
     """Prepare the suite's data once for all cells; return what records state of it."""
     from modbench.data.token_data import prepare
 
-    return prepare(suite.data, say=lambda text: _say(console, text)).summary()
+    return prepare(suite.data, say=partial(say, console)).summary()

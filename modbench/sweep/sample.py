@@ -45,20 +45,17 @@ def find_record(run: str, results: Path) -> Record:
     """
     suite, _, name = run.partition("/")
     records = latest(read_records(results / suite)) if (results / suite / "records").is_dir() else []
-    if records and not name:
-        rows = sorted({f"{suite}/{record.cell['router']['label']}" for record in records})
-        raise UserError(f"run '{run}' is a suite; name one of its rows: {', '.join(rows)}")
     if not records:
         have = sorted(path.parent.name for path in results.glob("*/records"))
         raise UserError(
             f"run '{run}' must be SUITE/LABEL, such as quick/mod, with records in {results}; "
             f"{known_names(suite, have)}"
         )
-    labelled = [record for record in records if record.cell["router"]["label"] == name]
-    found = labelled or [record for record in records if record.key.startswith(name)]
+    runs = {f"{suite}/{record.cell['router']['label']}" for record in records}
+    found = [record for record in records if record.cell["router"]["label"] == name]
+    found = found or [record for record in records if name and record.key.startswith(name)]
     if not found:
-        labels = {record.cell["router"]["label"] for record in records}
-        raise UserError(f"run '{run}' is not known; {known_names(name, labels)}")
+        raise UserError(f"run '{run}' is not known; {known_names(run, runs)}")
     trained = [record for record in found if record.status == "ok"]
     if not trained:
         status = found[0].status
@@ -134,6 +131,9 @@ def _load_model(record: Record, run: str, folder: Path, plugins: Sequence[Path])
             f"run '{run}': its weights {weights} are not here; results keep them on the machine that "
             "trained: run the suite here, into another --results folder"
         )
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     from modbench.model.config import ModelConfig
     from modbench.routing.build import build_model
     from modbench.routing.registry import build_router
@@ -145,7 +145,13 @@ def _load_model(record: Record, run: str, folder: Path, plugins: Sequence[Path])
         build_router(router["name"], router["options"]),
         record.cell["seed"],
     )
-    _load_weights(model, weights, record, run)
+    try:
+        model.load_state_dict(load_file(weights))
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise UserError(
+            f"run '{run}': {weights} are no weights of router '{router['name']}' "
+            f"({' '.join(str(error).split())[:200]}); run the suite into another --results folder"
+        ) from error
     return model
 
 
@@ -162,42 +168,8 @@ def _load_plugin_of(router: dict[str, Any], plugins: Sequence[Path], run: str) -
         return
     for plugin in plugins:
         load_plugin(plugin)
-    now = plugin_sha256(name)
-    if now is None:
+    if plugin_sha256(name) != digest:
         raise UserError(
-            f"run '{run}': its router '{name}' is of a plugin file (sha256 {digest[:12]}); give that "
-            "file with --plugin"
+            f"run '{run}': its router '{name}' is of a plugin file with sha256 {digest[:12]}; give that "
+            "file with --plugin, as it was when the run was trained, or run the suite again"
         )
-    if now != digest:
-        raise UserError(
-            f"run '{run}': the plugin file of its router '{name}', or its package, has changed "
-            f"since the run was trained (sha256 {digest[:12]} then, {now[:12]} now); give --plugin the "
-            "file as it was, or run the suite again"
-        )
-
-
-def _load_weights(model: "RoutedDecoder", weights: Path, record: Record, run: str) -> None:
-    """
-    Raises:
-        UserError: the weights can't be read, or are those of another record or router.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from modbench.train.checkpoint import weights_owner
-
-    name, again = model.router.name, "run the suite into another --results folder"
-    try:
-        owner = weights_owner(weights)
-        if owner and (owner["router"] != name or owner["key"] not in ("", record.key)):
-            key = f", record {owner['key'][:8]}" if owner["key"] else ""
-            raise UserError(
-                f"run '{run}' is of router '{name}', record {record.key[:8]}, and {weights} are weights "
-                f"of router '{owner['router']}'{key}; put them where they belong, or {again}"
-            )
-        model.load_state_dict(load_file(weights))
-    except (RuntimeError, OSError, SafetensorError) as error:
-        raise UserError(
-            f"run '{run}': {weights} are no weights of router '{name}' "
-            f"({' '.join(str(error).split())[:200]}); {again}"
-        ) from error

@@ -76,7 +76,21 @@ class Scheme:
     def __post_init__(self) -> None:
         if not self.label:
             object.__setattr__(self, "label", self.router)
-        _check_label(self.label)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tables:
+    """The tables of a suite file, not yet checked."""
+
+    suite: dict[str, Any]
+    model: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    measure: dict[str, Any] = field(default_factory=dict)
+    time: dict[str, Any] = field(default_factory=dict)
+    sweep: dict[str, Any]
+    shapes: tuple[dict[str, Any], ...] = ()
+    schemes: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +144,8 @@ def load_suite(name: str) -> Suite:
     path = find_suite(name)
     source = path.name if name in shipped_suites() else name
     try:
-        content = tomllib.loads(
-            path.read_bytes().decode("utf-8-sig")
-        )  # with or without a byte-order mark
-    except (ValueError, RecursionError) as error:  # brackets can be too deep for Python
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # a byte-order mark may be there
+    except ValueError as error:
         raise UserError(f"suite {source} isn't TOML ({error}); fix it there") from error
     except OSError as error:
         raise UserError(f"suite {source} can't be read ({error.strerror}); check the file") from error
@@ -146,47 +158,26 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     Raises:
         UserError: see `load_suite`.
     """
+    tables: _Tables = built(f"suite {source}", content, _Tables)
     where = f"suite {source}:"
-    tables = {
-        "suite": dict,
-        "model": dict,
-        "data": dict,
-        "train": dict,
-        "measure": dict,
-        "time": dict,
-        "sweep": dict,
-        "shapes": tuple[dict, ...],
-        "schemes": tuple[dict, ...],
-    }
-    for key in content:
-        if key not in tables:
-            raise UserError(f"{where} there is no table [{key}]; {known_names(key, tables)}")
-    for key in ("suite", "sweep", "schemes"):
-        if not content.get(key):
-            shown = f"[[{key}]]" if key == "schemes" else f"[{key}]"
-            raise UserError(f"{where} there is no table {shown}; add it")
-    given = {
-        key: checked(f"{where} {key}", content.get(key, [] if hint is not dict else {}), hint)
-        for key, hint in tables.items()
-    }
-    axes = built(f"{where} [sweep]", given["sweep"], Axes)
-    data = built(f"{where} [data]", given["data"], DataConfig)
-    train = checked_fields(f"{where} [train]", given["train"], TrainConfig, without=("budget",))
-    schemes = [_scheme(where, number, table) for number, table in enumerate(given["schemes"], start=1)]
-    check_distinct(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
+    axes = built(f"{where} [sweep]", tables.sweep, Axes)
+    data = built(f"{where} [data]", tables.data, DataConfig)
+    train = checked_fields(f"{where} [train]", tables.train, TrainConfig, without=("budget",))
+    schemes = [_scheme(where, number, table) for number, table in enumerate(tables.schemes, start=1)]
+    check_labels(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
     for scheme in schemes:
         at = f"{where} [[schemes]] '{scheme.label}' train" if scheme.train else f"{where} [train]"
         for budget in axes.budgets:
             built(at, {**train, **scheme.train, "budget": budget}, TrainConfig)
     return Suite(
         source=source,
-        header=built(f"{where} [suite]", given["suite"], Header),
+        header=built(f"{where} [suite]", tables.suite, Header),
         data=data,
         train=train,
-        measure=built(f"{where} [measure]", given["measure"], MeasureConfig),
-        time=built(f"{where} [time]", given["time"], TimeConfig),
+        measure=built(f"{where} [measure]", tables.measure, MeasureConfig),
+        time=built(f"{where} [time]", tables.time, TimeConfig),
         axes=axes,
-        shapes=_shapes(where, given["model"], given["shapes"], data),
+        shapes=_shapes(where, tables, data),
         schemes=tuple(schemes),
     )
 
@@ -197,51 +188,35 @@ def _scheme(where: str, number: int, table: Mapping[str, Any]) -> Scheme:
     return replace(scheme, train=checked_fields(at, scheme.train, TrainConfig, without=("budget",)))
 
 
-def _shapes(
-    where: str, model: Mapping[str, Any], tables: tuple[dict, ...], data: DataConfig
-) -> tuple[Shape, ...]:
+def _shapes(where: str, tables: _Tables, data: DataConfig) -> tuple[Shape, ...]:
     """The shapes, with the vocabulary of the data's tokenizer."""
-    checked_fields(f"{where} [model]", model, ModelConfig)
-    places = [(f"{where} [model]", "", dict(model))]
-    if tables:
-        places = []
-        for number, table in enumerate(tables, start=1):
-            at = f"{where} [[shapes]] {number}"
-            label = checked(f"{at} label", table.get("label", ""), str)
-            try:
-                _check_label(label)
-            except UserError as error:
-                raise UserError(f"{at}: {error}") from error
-            overrides = {key: value for key, value in table.items() if key != "label"}
-            places.append((at, label, {**model, **overrides}))
-        check_distinct(f"{where} [[shapes]]", [label for _, label, _ in places])
     shapes = []
-    for at, label, table in places:
-        shape = Shape(
-            label=label, model=built(at, {"vocabulary": data.vocabulary, **table}, ModelConfig)
-        )
-        if shape.model.vocabulary != data.vocabulary:
+    for number, table in enumerate(tables.shapes or ({},), start=1):
+        at = f"{where} [[shapes]] {number}" if tables.shapes else f"{where} [model]"
+        overrides = dict(table)
+        label = checked(f"{at} label", overrides.pop("label", ""), str)
+        model = built(at, {"vocabulary": data.vocabulary, **tables.model, **overrides}, ModelConfig)
+        if model.vocabulary != data.vocabulary:
             raise UserError(
-                f"{at} vocabulary is {shape.model.vocabulary}, but the tokenizer of [data] has "
+                f"{at} vocabulary is {model.vocabulary}, but the tokenizer of [data] has "
                 f"{data.vocabulary}; leave it out, the data determines it"
             )
-        shapes.append(shape)
+        shapes.append(Shape(label=label, model=model))
+    if tables.shapes:
+        check_labels(f"{where} [[shapes]]", [shape.label for shape in shapes])
     return tuple(shapes)
 
 
-def _check_label(label: str) -> None:
-    if not _LABEL.fullmatch(label):
-        raise UserError(
-            f"label is {label!r}; it must be 1 to 60 letters, digits, spaces and "
-            ". , : ; + % = ( ) @ * - _, starting with a letter or a digit"
-        )
-
-
-def check_distinct(where: str, labels: list[str]) -> None:
+def check_labels(where: str, labels: list[str]) -> None:
     """
     Raises:
-        UserError: two labels are equal; the sentence starts with ``where``.
+        UserError: a label is malformed, or two are equal; the sentence starts with ``where``.
     """
     for label in labels:
+        if not _LABEL.fullmatch(label):
+            raise UserError(
+                f"{where}: label is {label!r}; it must be 1 to 60 letters, digits, spaces and "
+                ". , : ; + % = ( ) @ * - _, starting with a letter or a digit"
+            )
         if labels.count(label) > 1:
             raise UserError(f"{where}: two have the label '{label}'; give each its own label")

@@ -1,10 +1,15 @@
-"""Prints leaderboard.md on a terminal, with as many columns as fit."""
+"""Prints messages and leaderboard.md on a terminal, with as many columns as fit."""
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 _NOTES = "\n## Notes"  # a terminal shows the part before the notes
+
+
+def say(console: Console, text: str) -> None:
+    """Print a message of modbench."""
+    console.print(f"modbench: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_leaderboard(markdown: str, console: Console | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from modbench.measure.memory import MEMORY_ENV
 from modbench.sweep.crash import error_of
-from modbench.sweep.process import child_environment, kill_session
+from modbench.sweep.process import child_environment, kill_session, parsed_line
 
 
 class DiedError(Exception):
@@ -59,7 +59,7 @@ def run_worker(
             process.stdin.write(json.dumps(spec).encode() + b"\n")
             process.stdin.flush()
         for line in process.stdout:
-            document = _document(line)
+            document = parsed_line(line)
             if "status" in document:
                 found = document
             elif "event" in document:
@@ -71,14 +71,6 @@ def run_worker(
     if code or found is None:
         raise DiedError(code, error_of(log, start, code))
     return found
-
-
-def _document(line: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(line)
-    except ValueError:
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 def _end_with(process: "subprocess.Popen[bytes]") -> None:

@@ -30,12 +30,13 @@ from modbench.sweep.lock import suite_lock
 from modbench.sweep.progress import show_progress
 from modbench.sweep.stop_signals import stop_signals
 from modbench.sweep.suite import load_suite
-from modbench.sweep.terminal import show_leaderboard
+from modbench.sweep.terminal import say, show_leaderboard
 from modbench.sweep.timing_jobs import Job, timing_cells, timing_jobs, worker_spec
 from modbench.sweep.timing_process import DiedError, run_worker
 from modbench.train.out_of_memory import out_of_memory_kills
 
 _DONE = ("ok", "oom")
+_CODE = ("version", "commit", "dirty")
 WORKER = (sys.executable, "-m", "modbench.measure.worker")
 
 
@@ -60,6 +61,8 @@ def time_suite(
     """
     if repetitions is not None and repetitions < 1:
         raise UserError(f"--repetitions is {repetitions}; it must be 1 or more")
+    from modbench.measure.system_load import thread_count
+
     err = Console(stderr=True)
     suite = with_plugins(load_suite(name), plugins)
     cells = timing_cells(suite, only)
@@ -69,25 +72,29 @@ def time_suite(
         replace(suite.time, repetitions=repetitions)  # raises UserError for too few samples
     jobs = timing_jobs(cells, repetitions)
     folder = results / suite.header.name
-    with suite_lock(folder / TIMINGS, "time"), stop_signals(_stop):
+    with (
+        suite_lock(folder / TIMINGS, "time"),
+        stop_signals(_stop),
+        closing(MachineLock()) as lock,
+    ):
         bench = _Bench(
             folder=folder,
             suite={"name": suite.header.name, "version": suite.header.version},
-            threads=suite.time.threads or _cores(),
+            threads=suite.time.threads or thread_count(),
             worker=worker,
             repetitions=repetitions,
         )
-        failed = bench.run(jobs, err, again=again)
-        written = write_report(folder, say=lambda text: _say(err, text))
+        failed = bench.run(jobs, err, lock, again=again)
+        written = write_report(folder, say=partial(say, err))
     show_leaderboard((folder / "timings.md").read_text(encoding="utf-8"))
     for path in written:
         print(path)
     said = [f"{_label(one)} {one.status}: {one.error}; its log: {log}" for one, log in failed]
     for text in dict.fromkeys(said):  # repetitions fail with the same error
-        _say(err, text)
+        say(err, text)
     broken = sum(timing.status == "failed" for timing, _ in failed)
     if broken:
-        _say(err, f"{broken} of {len(jobs)} processes failed; run the same command again to try them")
+        say(err, f"{broken} of {len(jobs)} processes failed; run the same command again to try them")
     return 1 if broken else 0
 
 
@@ -96,19 +103,9 @@ def _stop(number: int) -> None:
     raise KeyboardInterrupt
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(f"modbench: {text}", markup=False, highlight=False, soft_wrap=True)
-
-
 def _label(timing: Timing) -> str:
     router = timing.cell["router"]
     return f"{timing.kind} of {'the machine' if router is None else router['label']}"
-
-
-def _cores() -> int:
-    from modbench.measure.system_load import thread_count
-
-    return thread_count()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +118,10 @@ class _Bench:
     worker: Sequence[str]
     repetitions: int
 
-    def run(self, jobs: Sequence[Job], console: Console, *, again: bool) -> list[tuple[Timing, Path]]:
-        """Run the jobs that are left; return those whose status is not ok, each with its log."""
-        with closing(MachineLock()) as lock:
-            return self._run_left(lock, jobs, console, again=again)
-
-    def _run_left(
-        self, lock: MachineLock, jobs: Sequence[Job], console: Console, *, again: bool
+    def run(
+        self, jobs: Sequence[Job], console: Console, lock: MachineLock, *, again: bool
     ) -> list[tuple[Timing, Path]]:
+        """Run the jobs that are left; return those whose status is not ok, each with its log."""
         from modbench.measure.environment import code_version
 
         code = code_version()
@@ -137,7 +130,7 @@ class _Bench:
         run, done = self._current(jobs, machine, code, console, again)
         left = [job for job in jobs if job.identity not in done]
         if not left:
-            _say(console, f"run {run} is done; --again begins another one")
+            say(console, f"run {run} is done; --again begins another one")
             return []
         failed = []
         with ShardWriter(self.folder, TIMINGS) as shard, show_progress(console) as progress:
@@ -181,28 +174,23 @@ class _Bench:
         again: bool,
     ) -> tuple[str, set[tuple[str, str, int]]]:
         """The run to continue, and its jobs that are done."""
-        timings, here = read_timings(self.folder), machine_in_words(machine)
+        timings = read_timings(self.folder)
         if timings and not again:
-            elsewhere = {t.run: t for t in timings if t.machine != here}
-            unlike = {t.run: t for t in timings if t.settings != settings_of(machine, t.kind)}
-            last = next((t for t in reversed(timings) if t.run not in elsewhere | unlike), timings[-1])
+            unlike = {timing.run: timing for timing in timings if _difference(timing, machine)}
+            last = next((t for t in reversed(timings) if t.run not in unlike), timings[-1])
             mine = [timing for timing in timings if timing.run == last.run]
             others = _other_versions(jobs, mine)
-            here_and_now = last.run not in elsewhere | unlike
-            if here_and_now and _same_code(last.code, code) and not others:
+            what = _difference(unlike.get(last.run, last), machine)
+            if not what and any(last.code[name] != code[name] for name in _CODE):
+                what = "was made by another code"
+            elif not what and others:
+                what = f"has other options, shapes or plugin code of {', '.join(others)}"
+            if not what:
                 if code["dirty"]:
                     changes = "local changes, which may differ from those of its first processes"
-                    _say(console, f"run {last.run} continues with {changes}; --again begins another one")
+                    say(console, f"run {last.run} continues with {changes}; --again begins another one")
                 return last.run, {timing.job for timing in mine if timing.status in _DONE}
-            if last.run in elsewhere:
-                what = f"was made by another machine ({last.machine})"
-            elif last.run in unlike:
-                what = f"was made under other settings ({_differing(unlike[last.run], machine)})"
-            elif not _same_code(last.code, code):
-                what = "was made by another code"
-            else:
-                what = f"has other options, shapes or plugin code of {', '.join(others)}"
-            _say(console, f"run {last.run} {what}; beginning a new one")
+            say(console, f"run {last.run} {what}; beginning a new one")
         moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         return f"{moment}-{secrets.token_hex(3)}", set()
 
@@ -210,10 +198,10 @@ class _Bench:
         return self.folder / "cells" / job.key / "timing.log"
 
     def _run(
-        self, job: Job, changes: dict[str, Any], say: Callable[[dict[str, Any]], None]
+        self, job: Job, changes: dict[str, Any], hear: Callable[[dict[str, Any]], None]
     ) -> dict[str, Any]:
         spec = worker_spec(job, self.threads) | changes
-        return run_worker(self.worker, spec, self._log(job), say)
+        return run_worker(self.worker, spec, self._log(job), hear)
 
     def _timing(
         self,
@@ -221,11 +209,11 @@ class _Bench:
         run: str,
         code: dict[str, Any],
         machine: dict[str, Any],
-        say: Callable[[dict[str, Any]], None],
+        hear: Callable[[dict[str, Any]], None],
     ) -> Timing:
         started, kills = datetime.now(UTC), out_of_memory_kills()
         try:
-            found = self._run(job, {}, say)
+            found = self._run(job, {}, hear)
         except DiedError as death:
             found = {"status": "failed", "error": str(death), "asked_bytes": None, "measured": {}}
             if death.code == -signal.SIGKILL and out_of_memory_kills() > kills:
@@ -257,11 +245,10 @@ def _other_versions(jobs: Sequence[Job], timings: Sequence[Timing]) -> list[str]
     return sorted({label for label, key in found if keys.get(label, key) != key})
 
 
-def _differing(timing: Timing, machine: dict[str, Any]) -> str:
-    """Names of the settings that have changed since ``timing``."""
+def _difference(timing: Timing, machine: dict[str, Any]) -> str:
+    """How machine and settings have changed since ``timing``; empty if they have not."""
+    if timing.machine != machine_in_words(machine):
+        return f"was made by another machine ({timing.machine})"
     now, then = settings_of(machine, timing.kind), timing.settings
-    return ", ".join(name for name in sorted(now.keys() | then) if now.get(name) != then.get(name))
-
-
-def _same_code(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(one[name] == other[name] for name in ("version", "commit", "dirty"))
+    changed = [name for name in sorted(now.keys() | then) if now.get(name) != then.get(name)]
+    return f"was made under other settings ({', '.join(changed)})" if changed else ""

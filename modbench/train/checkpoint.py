@@ -2,14 +2,13 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from modbench.errors import UserError
@@ -43,24 +42,15 @@ def _whole(path: Path) -> Iterator[Path]:
     try:
         yield half
         half.replace(path)
-    except BaseException as error:
-        half.unlink(missing_ok=True)
-        reason = _os_error(error)
-        if reason is None or not isinstance(error, Exception):
-            raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason: BaseException = error
+        while reason.__context__ is not None:  # PyTorch chains the system's error
+            reason = reason.__context__
         raise UserError(
             f"{path}: can't be written ({reason}); make room or fix its permissions, then run again"
         ) from error
-
-
-def _os_error(error: BaseException | None) -> str | None:
-    """The system's reason behind ``error``: PyTorch chains it, safetensors only quotes it."""
-    while error is not None and not isinstance(error, OSError):
-        quoted = re.search(r"([^:]+) \(os error \d+\)", str(error))
-        if isinstance(error, SafetensorError) and quoted:
-            return quoted[1].strip()
-        error = error.__context__
-    return None if error is None else error.strerror
+    finally:
+        half.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any] | None:
@@ -96,10 +86,3 @@ def save_weights(path: Path, model: RoutedDecoder, *, key: str = "") -> None:
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with _whole(path) as half:
         save_file(tensors, half, metadata=owner)
-
-
-def weights_owner(path: Path) -> dict[str, str]:
-    """``router`` and ``key`` of weights saved by `save_weights`; empty for other files."""
-    with safe_open(path, framework="pt") as file:
-        owner: dict[str, str] = json.loads((file.metadata() or {}).get("modbench", "{}"))
-    return owner

@@ -7,15 +7,12 @@ from eager ones by rounding: sums are fused.
 B sequences, T tokens.
 """
 
-import os
-import shutil
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from modbench.errors import UserError
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.force_balance import strided
@@ -31,37 +28,17 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def compiles(wanted: Compile, on: torch.device) -> bool:
-    """Return True if ``wanted`` compiles on the device ``on``.
-
-    Raises:
-        UserError: it does, and there is no C++ compiler.
-    """
-    if wanted == "off" or (wanted == "auto" and on.type != "cuda"):
-        return False
-    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
-    if on.type == "cpu" and not any(map(shutil.which, compilers)):
-        raise UserError(
-            f"compile is '{wanted}' and no C++ compiler is found ({' or '.join(compilers)}); "
-            "install one, or set compile to 'off'"
-        )
-    return True
+    """Return True if ``wanted`` compiles on the device ``on``."""
+    return wanted == "on" or (wanted == "auto" and on.type == "cuda")
 
 
 def losses_of(model: RoutedDecoder, wanted: Compile) -> Losses:
-    """Return the losses of ``model``, compiled at the first call if ``wanted`` compiles on its device.
-
-    Raises:
-        UserError: as `compiles`.
-    """
+    """Return the losses of ``model``, compiled if ``wanted`` compiles on its device."""
     return _compiled(eager(model), model, wanted)
 
 
 def forward_of(model: RoutedDecoder, wanted: Compile) -> Forward:
-    """Return the forward pass of ``model``, compiled in the same way.
-
-    Raises:
-        UserError: as `compiles`.
-    """
+    """Return the forward pass of ``model``, compiled in the same way."""
 
     def forward(tokens_BT: Tensor, context: Context) -> Tensor:
         return model(tokens_BT, context)  # type: ignore[no-any-return]

@@ -5,8 +5,7 @@ is counted before it is taken, the last one after: only then is it known to be t
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from modbench.counting.counter import FlopCounter, seen_conventions
 from modbench.counting.restore_state import untouched
@@ -34,9 +33,8 @@ class CountedSteps:
             with untouched(model, train=True), FlopCounter() as counter:
                 context = passes()
             off = _ledger_minus_counter(model, load, context.trace.counts, counter)
-        except (
-            Exception
-        ) as error:  # an op without a formula, or the router's own code: goes to the record
+        # An op without a formula, or an error of the router's code: it goes to the record.
+        except Exception as error:
             if failed_allocation(error) is not None:
                 self.unseen += 1
             else:
@@ -50,10 +48,6 @@ class CountedSteps:
     def figure(self) -> str:
         """All differences in one line; empty if there are none."""
         return ", ".join(self.wrong.values())
-
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint; ``CountedSteps(**state)`` restores it."""
-        return asdict(self)
 
 
 def _ledger_minus_counter(

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -158,11 +158,10 @@ class _Run:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of step ``step`` (from 0), on the model's device."""
-        inputs_BT, targets_BT = self.batches.step(step)
-        return (
-            inputs_BT.to(self.device, non_blocking=True),
-            targets_BT.to(self.device, non_blocking=True),
+        inputs_BT, targets_BT = (
+            rows_BT.to(self.device, non_blocking=True) for rows_BT in self.batches.step(step)
         )
+        return inputs_BT, targets_BT
 
     @property
     def tokens(self) -> int:
@@ -190,7 +189,7 @@ class _Run:
             "flops": str(self.flops),
             "each": str(self.each),
             "curve": self.curve,
-            "counts": self.counts.state(),
+            "counts": asdict(self.counts),
             "random": torch.get_rng_state(),
         }
         if self.device.type == "cuda":

@@ -77,19 +77,19 @@ def test_a_byte_order_mark_is_no_text(tmp_path, name, content):
         ("a.txt", b"a\xff\n", "is not UTF-8 (byte 1)"),
         ("a.txt", b"\xef\xbb\xbfa\xff\n", "is not UTF-8 (byte 4)"),
         ("a.txt", b"one line only", "has no line break"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": \n', ":2 is not JSON"),
-        ("a.jsonl", b'{"text": "a"}\n[1]\n', ":2 is no JSON object"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', ":2 is not a JSON object"),
+        ("a.jsonl", b'{"text": "a"}\n[1]\n', ":2 is not a JSON object"),
         (
             "a.jsonl",
             b'{"txt": "a"}\n',
-            ":1 has no text in field 'text'; set data text_field (did you mean 'txt'?",
+            "; fix or remove it, or set data text_field (did you mean 'txt'?",
         ),
         (
             "a.jsonl",
             b'{"text": 5}\n',
-            ":1 has int '5' in field 'text', which is no text; fix or remove",
+            ":1 has no UTF-8 text in field 'text'; fix or remove",
         ),
-        ("a.jsonl", b'{"text": "\\ud800"}\n', ":1 holds half a surrogate pair"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', ":1 has no UTF-8 text in field"),
         (
             "a.jsonl",
             b'{"text": "a"}\n{"text": "a"}\n',
@@ -120,14 +120,6 @@ def test_a_file_that_is_no_corpus_is_named_with_the_place(tmp_path, name, conten
         read(tmp_path, source="text", path=str(tmp_path / name))
     assert sentence in str(caught.value)
     assert name in str(caught.value)
-
-
-def test_archives_are_refused_for_a_source_that_has_none(tmp_path):
-    config = DataConfig(source="text", path="a.txt")
-    with pytest.raises(
-        UserError, match="--archives is for source 'pypi-en-v1', but data source is 'text'"
-    ):
-        read_corpus(config, kept=tmp_path, archives=tmp_path)
 
 
 # The Hugging Face path runs for real, on a folder of files, in a process of its own: `datasets` reads
@@ -177,7 +169,7 @@ def test_a_data_set_is_streamed_by_name_split_field_and_count(tmp_path):
     assert sorted(some[0] + some[1]) == sorted(f"text {number}" for number in range(40))
     assert len(some[1]) == 4
     assert sorted(other[0] + other[1]) == ["v 1", "v 2"]
-    assert f"data set '{name}', document 0 has no text in field 'text'" in field
+    assert f"data set '{name}', document 0 has no UTF-8 text in field 'text'" in field
     assert "known: body" in field
     assert "split 'test'" in split
     assert "data set 'nobody/nothing-of-this-name'" in gone

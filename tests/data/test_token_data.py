@@ -226,22 +226,3 @@ def test_loading_imports_neither_torch_nor_datasets_nor_requests(prepared):
         [sys.executable, "-c", program, config.path, str(cache)], capture_output=True, text=True
     )
     assert done.stdout == "[]\n", done.stderr
-
-
-def test_a_text_that_changes_before_it_is_read_is_not_kept_as_what_it_was(tmp_path, monkeypatch):
-    path = tmp_path / "a.txt"
-    path.write_text("old line\n" * 300)
-    config = DataConfig(source="text", path=str(path), tokenizer="bytes")
-    read = token_data.read_corpus
-
-    def saved_meanwhile(*args, **kwargs):
-        path.write_text("new line\n" * 300)
-        return read(*args, **kwargs)
-
-    monkeypatch.setattr(token_data, "read_corpus", saved_meanwhile)
-    with pytest.raises(UserError, match="changed while it was prepared; run again"):
-        prepare(config, cache=tmp_path, say=silent)
-    monkeypatch.undo()
-    path.write_text("old line\n" * 300)
-    data = prepare(config, cache=tmp_path, say=silent)
-    assert data.tokenizer.decode(data.train_N[:8].tolist()) == "old line"

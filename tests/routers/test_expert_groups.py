@@ -13,8 +13,8 @@ from torch import nn
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.routing.build import build_model
-from modbench.routing.choice import best_experts
 from modbench.routing.registry import build_router, preset_options
+from modbench.routing.topk import best_experts
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=1, heads=4, mlp_width=48)
 

@@ -229,7 +229,7 @@ def test_it_passes_the_audit(name: str) -> None:
         ),
         ({"recursions": 1, "auxiliary": 0.5}, "'auxiliary' has no effect with recursions 1"),
         ({"recursions": 1, "depth": "token_choice"}, "depth is 'token_choice' with recursions 1"),
-        ({"gate_scale": float("inf")}, "'gate_scale' is inf; it must be a number"),
+        ({"gate_scale": float("inf")}, "gate_scale is inf; it should be a finite number"),
         ({"recursions": 3}, "layers is 6 with 3 recursions: .*; set layers to 5"),
         ({"recursions": 5}, "layers is 6 with 5 recursions: .*; set layers to 7"),
     ],

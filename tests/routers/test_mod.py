@@ -170,7 +170,7 @@ def test_a_model_that_routes_nothing_is_refused(layers: int, options: dict) -> N
             {"scores": "stride", "threshold_decay": 0.5},
             "'threshold_decay' has no effect with scores 'stride'",
         ),
-        ({"scores": "gausian"}, "'scores' is 'gausian'; it must be one of 'learned', 'gaussian'"),
+        ({"scores": "gausian"}, "scores is 'gausian'; it should be 'learned', 'gaussian'"),
     ],
     ids=str,
 )
@@ -196,7 +196,7 @@ def test_an_option_that_works_or_is_left_at_its_default_is_taken(options: dict) 
 def test_numbers_that_are_none_are_refused_without_the_registry() -> None:
     for name in ("capacity", "auxiliary", "threshold_decay"):
         for value in (float("nan"), float("inf")):
-            with pytest.raises(UserError, match=f"{name} is {value}; it must be a number"):
+            with pytest.raises(UserError, match=f"{name} is {value}; it should be a finite number"):
                 MixtureOfDepths(**{name: value})
 
 

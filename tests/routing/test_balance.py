@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from modbench.routing.balance import SelectionBias, balance_loss
-from modbench.routing.choice import best_experts
+from modbench.routing.topk import best_experts
 
 
 @pytest.mark.parametrize("scope", ["batch", "sequence"])

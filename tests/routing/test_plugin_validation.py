@@ -33,7 +33,7 @@ SHAPE = ModelConfig(vocabulary=9, width=8, layers=1, heads=1)
 
 @pytest.fixture(autouse=True)
 def _restored_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in registry._installed():  # a module registers its router only when it is first imported
+    for name in registry.installed_modules():  # registered at its first import
         registry.router_class(name)
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     monkeypatch.setattr(registry, "_sources", dict(registry._sources))

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from modbench.sweep.engine import Engine, InterruptedRunError
 from modbench.sweep.lock import suite_lock
-from modbench.sweep.progress import LineProgress
+from modbench.sweep.progress import Progress
 
 
 def fake_command(spec: Path) -> list[str]:
@@ -32,7 +32,7 @@ def drive(folder: Path, labels: list[str]) -> int:
     try:
         with suite_lock(folder):
             fake_engine(folder).run(
-                [fake_cell(label) for label in labels], LineProgress(Console(stderr=True))
+                [fake_cell(label) for label in labels], Progress(Console(stderr=True))
             )
     except InterruptedRunError:
         return 130

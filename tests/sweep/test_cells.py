@@ -109,7 +109,7 @@ def test_a_scheme_may_train_differently() -> None:
         ({"router": "mid"}, "router 'mid' is not known; did you mean 'mod'?"),
         (
             {"router": "mod", "options": {"capcity": 0.5}},
-            "no option 'capcity'; did you mean 'capacity'?",
+            "has no 'capcity'; did you mean 'capacity'?",
         ),
         ({"router": "mod", "options": {"capacity": 2.0}}, "capacity is 2"),
     ],

@@ -17,7 +17,7 @@ from modbench.sweep import process
 from modbench.sweep.crash import KILLED
 from modbench.sweep.engine import cells_left
 from modbench.sweep.lock import suite_lock
-from modbench.sweep.progress import LineProgress
+from modbench.sweep.progress import Progress
 
 DRIVER = Path(__file__).with_name("drive_engine.py")
 
@@ -25,7 +25,7 @@ DRIVER = Path(__file__).with_name("drive_engine.py")
 def run(folder: Path, *labels: str, **settings: object) -> tuple[list, str]:
     """What failed, and what the display said."""
     said = StringIO()
-    progress = LineProgress(Console(file=said, width=200))
+    progress = Progress(Console(file=said, width=200))
     with suite_lock(folder):
         failures = fake_engine(folder, **settings).run([fake_cell(label) for label in labels], progress)
     return failures, said.getvalue()

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from modbench.sweep import progress
-from modbench.sweep.progress import LineProgress, clock, show_progress
+from modbench.sweep.progress import Progress, clock, show_progress
 from modbench.sweep.terminal import show_leaderboard
 
 TABLE = """# Suite s, version 1
@@ -36,7 +36,7 @@ def step(number: int, loss: float = 2.0) -> dict:
 
 def test_lines_are_throttled_and_phases_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     said, time = StringIO(), Clock(monkeypatch)
-    lines = LineProgress(Console(file=said, width=200))
+    lines = Progress(Console(file=said, width=200))
     lines.begin("s", total=2, done=0)
     lines.started("k", "mod")
     for number in range(1, 26):
@@ -50,7 +50,7 @@ def test_lines_are_throttled_and_phases_are_told_at_once(monkeypatch: pytest.Mon
 
 def test_the_time_left_follows_the_rate_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
     said, time = StringIO(), Clock(monkeypatch)
-    lines = LineProgress(Console(file=said, width=200))
+    lines = Progress(Console(file=said, width=200))
     lines.begin("s", total=5, done=2)
     lines.started("k", "mod")
     time.now += 60.0
@@ -66,16 +66,11 @@ def test_on_a_terminal_each_running_cell_has_its_step_and_loss() -> None:
         live.started("k", "mod")
         live.event("k", {"event": "phase", "phase": "train"})
         live.event("k", step(40, loss=3.25))
-        live._bars.refresh()
+        live.bars.refresh()
         live.ended("k", "failed", 75.0, "ValueError: [bold] no")
     assert "train, step 40 of 100, loss 3.250" in said.getvalue()
     assert "1 of 2 cells done" in said.getvalue()
     assert "mod: failed after 1:15 (ValueError: [bold] no)" in said.getvalue()
-
-
-def test_away_from_a_terminal_progress_is_lines() -> None:
-    with show_progress(Console(file=StringIO())) as lines:
-        assert isinstance(lines, LineProgress)
 
 
 def test_a_clock_reads_minutes_and_hours() -> None:

@@ -8,6 +8,7 @@ import pytest
 from timing_suite import write_suite
 
 from modbench.errors import UserError
+from modbench.measure import system_load
 from modbench.report.timing import TIMINGS, read_timings
 from modbench.report.timing_table import TimingTable
 from modbench.sweep import timings as verb
@@ -106,7 +107,7 @@ def test_a_scheme_that_was_edited_is_not_pooled_with_what_it_was(
 def test_threads_are_those_of_the_suite_or_one_to_each_core(
     threads: int, used: int, tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verb, "_cores", lambda: 7)
+    monkeypatch.setattr(system_load, "thread_count", lambda: 7)
     assert time("a", repetitions=1, change=("threads = 1", f"threads = {threads}")) == 0
     timings = read_timings(tmp_path / "results" / "fake")
     assert {timing.environment["threads"] for timing in timings} == {used}

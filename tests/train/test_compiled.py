@@ -15,7 +15,6 @@ import torch._dynamo.config as dynamo
 from torch import Tensor
 
 from modbench.counting.counter import FlopCounter
-from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -189,21 +188,7 @@ def test_no_layer_runs_eagerly_because_there_are_many(monkeypatch: pytest.Monkey
     assert loss.isfinite()
 
 
-def test_when_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+def test_when_to_compile() -> None:
     assert [compiles("auto", on) for on in (CPU, GPU)] == [False, True]
     assert [compiles("on", on) for on in (CPU, GPU)] == [True, True]
     assert [compiles("off", on) for on in (CPU, GPU)] == [False, False]
-
-
-def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setenv("CXX", "/nowhere/c++")
-    with pytest.raises(UserError, match="is found \\(/nowhere/c\\+\\+\\); install one"):
-        compiles("on", CPU)
-    monkeypatch.delenv("CXX")
-    with pytest.raises(UserError, match="g\\+\\+ or clang\\+\\+"):
-        compiles("on", CPU)
-    assert compiles("on", GPU)
-    assert not compiles("auto", CPU)

@@ -166,7 +166,7 @@ def test_a_half_written_checkpoint_leaves_the_last_one(
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fails)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         checkpoint.save(path, {"step": 2})
     assert checkpoint.load(path) == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]
@@ -178,7 +178,7 @@ def test_half_written_weights_are_not_left(tmp_path: Path, monkeypatch: pytest.M
         raise OSError("disk full")
 
     monkeypatch.setattr(checkpoint, "save_file", fails)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         checkpoint.save_weights(tmp_path / "model.safetensors", build_model(SHAPE, build_router("mod")))
     assert list(tmp_path.iterdir()) == []
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from modbench.accounting.literature import ALL_CONVENTIONS, literature_flops, reading
+from modbench.accounting.literature import ALL_CONVENTIONS, flops_under, reading
 from modbench.accounting.statement import meta_decoder
 from modbench.errors import UserError
-from modbench.ledger import CONVENTIONS, PHASES, Workload
+from modbench.ledger import PHASES, Workload
 from modbench.model.sizes import SIZES, Size
 from modbench.routing.registry import installed_modules, load_plugin, router_class
 
@@ -50,11 +50,7 @@ def current(routers: Sequence[str]) -> Table:
             ledger = decoder.ledger(workload)
             for convention in ALL_CONVENTIONS:
                 key = f"{name}/{shape}/{phase}/{convention}"
-                table[key] = (
-                    ledger.total(convention)
-                    if convention in CONVENTIONS
-                    else literature_flops(convention, read, workload)
-                )
+                table[key] = flops_under(convention, ledger, read, workload)
     return table
 
 
@@ -110,14 +106,10 @@ def run_gate(golden: Path, *, plugins: Sequence[Path] = (), accept: bool = False
 def _read(golden: Path, command: str) -> Table:
     try:
         table = json.loads(golden.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"FLOP table {golden} does not exist; make it with {command}") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"FLOP table {golden} can't be read ({error.strerror}); name a file with --golden"
+            f"FLOP table {golden} can't be read ({error}); make it with {command}"
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"FLOP table {golden} is no JSON ({error}); make it again: {command}") from error
     if not isinstance(table, dict) or not all(type(value) is int for value in table.values()):
         raise UserError(f"FLOP table {golden} must map keys to whole numbers; make it again: {command}")
     return table

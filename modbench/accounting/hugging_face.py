@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modbench.accounting.families import FAMILIES, family_shape
+from modbench.accounting.families import FAMILIES, family_reading
 from modbench.counting.counter import FlopCounter
 from modbench.counting.restore_state import untouched
 from modbench.errors import UserError
@@ -49,7 +49,7 @@ def build(config: Any, device: str) -> nn.Module:
             f"{transformers.__version__} knows; with a closed form: {', '.join(sorted(FAMILIES))}"
         )
     if name in FAMILIES:
-        family_shape(keys)  # says what is wrong in a sentence
+        family_reading(keys)  # says what is wrong in a sentence
     try:
         if isinstance(config, Mapping):
             further = {key: value for key, value in keys.items() if key != "model_type"}
@@ -90,15 +90,11 @@ def check(model: nn.Module) -> None:
 
     config: Any = model.config
     both_ways = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder
-    if both_ways or config.is_encoder_decoder:
+    no_head = not model.can_generate() or model.get_output_embeddings() is None
+    if both_ways or config.is_encoder_decoder or no_head:
         raise UserError(
-            f"{type(model).__name__} is no causal language model: a token sees later ones, or an "
-            "encoder's; build one with transformers.AutoModelForCausalLM"
-        )
-    if not model.can_generate() or model.get_output_embeddings() is None:
-        raise UserError(
-            f"{type(model).__name__} is no causal language model: it has no head that scores the next "
-            "token; build one with transformers.AutoModelForCausalLM"
+            f"{type(model).__name__} is no causal language model; build one with "
+            "transformers.AutoModelForCausalLM"
         )
 
 

@@ -22,12 +22,8 @@ def load_config(path: str | Path) -> dict[str, Any]:
         path = path / "config.json"
     try:
         config = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(
-            f"config {path} can't be read ({error.strerror}); give a model's config.json"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"config {path} is no JSON ({error}); give a model's config.json") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"config {path} can't be read ({error}); give a model's config.json") from error
     if not isinstance(config, dict):
         raise UserError(f"config {path} holds no JSON object; give a model's config.json")
     return config
@@ -74,14 +70,9 @@ class Source:
 
     def _named(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the family's keys under one name each, with defaults."""
+        renamed = {key: config[other] for other, key in self.family.also.items() if other in config}
         found = {key: config[key] for key in self.family.defaults if key in config}
-        for other, key in self.family.also.items():
-            if other in config and found.setdefault(key, config[other]) != config[other]:
-                raise UserError(
-                    f"config {other} is {config[other]!r} and {key} is {found[key]!r}; they are one "
-                    "thing: leave one out"
-                )
-        return {**self.family.defaults, **found}
+        return {**self.family.defaults, **renamed, **found}
 
     def __contains__(self, key: str) -> bool:
         """Return True if the family has this key."""

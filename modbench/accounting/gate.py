@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tabulate import tabulate
+
 from modbench.accounting.literature import ALL_CONVENTIONS, flops_under, reading
 from modbench.accounting.statement import meta_decoder
 from modbench.errors import UserError
@@ -56,18 +58,18 @@ def current(routers: Sequence[str]) -> Table:
 
 def differences(golden: Table, now: Table) -> list[str]:
     """Return a table of the keys that changed, are missing or are new, with old and new values."""
-    keys = [key for key in sorted({*golden, *now}) if golden.get(key) != now.get(key)]
-    if not keys:
-        return []
-    wide = max(map(len, keys))
-    lines = [f"{'':<9}{'router/shape/phase/convention':<{wide}}{'old':>26}{'new':>26}"]
-    for key in keys:
+    rows = []
+    for key in sorted({*golden, *now}):
         old, new = golden.get(key), now.get(key)
-        what = "new" if old is None else "missing" if new is None else "changed"
-        change = f"  {new / old - 1:+.4%}" if old and new is not None else ""
-        shown = ("-" if value is None else f"{value:,}" for value in (old, new))
-        lines.append(f"{what:<9}{key:<{wide}}" + "".join(f"{value:>26}" for value in shown) + change)
-    return lines
+        if old != new:
+            what = "new" if old is None else "missing" if new is None else "changed"
+            change = f"{new / old - 1:+.4%}" if old and new is not None else ""
+            shown = ("-" if value is None else f"{value:,}" for value in (old, new))
+            rows.append([what, key, *shown, change])
+    heads = ["", "router/shape/phase/convention", "old", "new", ""]
+    align = ("left", "left", "right", "right", "right")
+    table = tabulate(rows, heads, "plain", disable_numparse=True, colalign=align) if rows else ""
+    return table.splitlines()
 
 
 def run_gate(golden: Path, *, plugins: Sequence[Path] = (), accept: bool = False) -> int:

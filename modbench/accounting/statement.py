@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from modbench.accounting.literature import ALL_CONVENTIONS, Reading, check_known, flops_under
+from modbench.accounting.literature import ALL_CONVENTIONS, Reading, check_known, flops_under, reading
 from modbench.errors import FAULTS, UserError
 from modbench.ledger import CONVENTIONS, Direction, Ledger, Workload
 from modbench.model.config import ModelConfig
@@ -124,8 +124,6 @@ def router_statement(
     Raises:
         UserError: an unknown router, preset or option, or an impossible shape.
     """
-    from modbench.accounting.literature import reading
-
     routed, dense = meta_decoder(router, options, model), meta_decoder("vanilla", {}, model)
     return _stated(
         name or router,

@@ -50,8 +50,9 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 1: replacing the tokens after t leaves the logits up to t unchanged under the causal rule.
 
     Tested in float64, and in the model's own dtype with a coarser bound that one of two texts must meet.
-    Every t is tested in sequences of up to `EVERY` tokens; in longer ones the ends, the middle and
-    random positions (probe 3 covers the others). The other sequences of the batch stay the same.
+    Every t is tested in sequences of up to `EVERY` tokens; in longer ones the ends, the middle, both
+    sides of powers of two, and random positions (probe 3 covers the others). The other sequences of the
+    batch stay the same.
 
     Also: two equal passes agree, a detailed trace changes no logit, and scoring leaves no state behind.
     """
@@ -109,8 +110,11 @@ def _places(sequence: int, generator: torch.Generator) -> list[int]:
     """Positions of the last token that an edit keeps."""
     if sequence <= EVERY:
         return list(range(sequence - 1))
-    drawn = torch.randperm(sequence - 1, generator=generator)[:DRAWN].tolist()
-    return sorted({0, 1, sequence // 2, sequence - 2, *drawn})
+    places = {0, 1, sequence // 4, sequence // 2, sequence - 8, sequence - 2}
+    for power in range(4, sequence.bit_length()):
+        places |= {2**power - 2, 2**power - 1}
+    places |= set(torch.randperm(sequence - 1, generator=generator)[:DRAWN].tolist())
+    return sorted(place for place in places if place < sequence - 1)
 
 
 @torch.no_grad()

@@ -10,20 +10,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modbench.accounting.literature import (
-    ALL_CONVENTIONS,
-    LITERATURE,
-    literature_flops,
-    reading,
-)
+from modbench.accounting.literature import ALL_CONVENTIONS, Reading, convention_flops, reading
 from modbench.accounting.statement import meta_decoder
-from modbench.ledger import CONVENTIONS, Phase, Workload
+from modbench.ledger import Phase, Workload
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import SIZES, Size
 
 PAGE = Path(__file__).parents[2] / "docs" / "conventions.md"
 REGENERATE = "python -m modbench.accounting.conventions_page"
 ERRORS = "## Errors"
+CLOSING = f"""
+## Regenerating
+
+`{REGENERATE}` writes this page; with `--check` it writes nothing and exits with 1 where \
+the page is not what the code says.
+"""
+PHASES: dict[Phase, str] = {"forward": "Forward pass", "train": "Training step"}
 TRUTHS = ("full", "model")
 SCHEMES = ("vanilla", "token_choice", "expert_choice", "mod", "mode_staged", "mode_integrated")
 
@@ -48,10 +50,6 @@ class Case:
     size: Size
     options: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        return f"{self.router}, {self.shape}"
-
 
 CASES = (
     *(Case(shape="124M", router=router, size=SIZES["124M"]) for router in SCHEMES),
@@ -62,37 +60,31 @@ CASES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Row:
-    """FLOPs of one case under every convention."""
+    """Sizes of one case, and its FLOPs by phase and convention on one sequence; nominal routing."""
 
     name: str
-    parameters: int
-    active: int
+    sizes: Reading
     flops: dict[tuple[Phase, str], int]
 
 
 def measure(case: Case) -> Row:
-    """Compute every convention on one sequence of ``case``, forward and in training; nominal routing."""
     decoder = meta_decoder(case.router, case.options, case.size.model)
-    shape = reading(decoder)
-    flops: dict[tuple[Phase, str], int] = {}
-    phases: tuple[Phase, Phase] = ("forward", "train")
-    for phase in phases:
-        workload = Workload.uniform(1, case.size.sequence, phase)
-        ledger = decoder.ledger(workload)
-        for convention in CONVENTIONS:
-            flops[phase, convention] = ledger.total(convention)
-        for convention in LITERATURE:
-            flops[phase, convention] = literature_flops(convention, shape, workload)
-    return Row(name=case.name, parameters=shape.parameters, active=shape.active_parameters, flops=flops)
+    workloads = [Workload.uniform(1, case.size.sequence, phase) for phase in PHASES]
+    flops = {
+        (workload.phase, convention): convention_flops(decoder, workload, convention)
+        for workload in workloads
+        for convention in ALL_CONVENTIONS
+    }
+    return Row(f"{case.router}, {case.shape}", reading(decoder), flops)
 
 
 def page() -> str:
     """Return the whole page: its definitions, which are written by hand, and the computed tables."""
     definitions = PAGE.read_text().partition(f"\n{ERRORS}\n")[0]
     rows = [measure(case) for case in CASES]
-    return "\n".join([definitions, *_models(rows), *_errors(rows), *_closing()])
+    return "\n".join([definitions, *_models(rows), *_errors(rows), CLOSING])
 
 
 def _models(rows: Sequence[Row]) -> Iterator[str]:
@@ -112,12 +104,8 @@ def _models(rows: Sequence[Row]) -> Iterator[str]:
     yield "| model | parameters | active | `full`, forward | `full`, training |"
     yield "| --- | ---: | ---: | ---: | ---: |"
     for row in rows:
-        numbers = (
-            row.parameters,
-            row.active,
-            row.flops["forward", "full"],
-            row.flops["train", "full"],
-        )
+        spent = (row.flops[phase, "full"] for phase in PHASES)
+        numbers = (row.sizes.parameters, row.sizes.active_parameters, *spent)
         yield f"| {row.name} | " + " | ".join(f"{number:,}" for number in numbers) + " |"
 
 
@@ -136,11 +124,10 @@ def _shape(case: Case) -> str:
 
 
 def _errors(rows: Sequence[Row]) -> Iterator[str]:
-    phases: tuple[tuple[Phase, str], ...] = (("forward", "forward pass"), ("train", "training step"))
-    for phase, words in phases:
+    for phase, words in PHASES.items():
         for truth in TRUTHS:
             others = [convention for convention in ALL_CONVENTIONS if convention != truth]
-            yield from ("", f"### {words.capitalize()}, against `{truth}`", "")
+            yield from ("", f"### {words}, against `{truth}`", "")
             yield "Ratio less 1, in per cent; `=` is equal to the last digit."
             yield ""
             yield "| model | " + " | ".join(f"`{name}`" for name in others) + " |"
@@ -153,15 +140,6 @@ def _errors(rows: Sequence[Row]) -> Iterator[str]:
 
 def _error(value: int, truth: int) -> str:
     return "=" if value == truth else f"{100 * (value - truth) / truth:+.1f}"
-
-
-def _closing() -> Iterator[str]:
-    yield from ("", "## Regenerating", "")
-    yield (
-        f"`{REGENERATE}` writes this page; with `--check` it writes nothing and exits with 1 where "
-        "the page is not what the code says."
-    )
-    yield ""
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -108,17 +108,13 @@ def count(
 def _size(inputs: Any) -> tuple[int, int]:
     tokens = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
     shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else tokens
-    if (
-        not isinstance(shape, tuple | list)
-        or len(shape) != 2
-        or not all(type(size) is int and size > 0 for size in shape)
-    ):
-        given = shape if isinstance(shape, tuple | list) else type(inputs).__name__
-        raise UserError(
-            f"inputs are {given}; give (sequences, tokens), each 1 or more, a tensor of token ids of "
-            "that shape, or a dict with such a tensor as input_ids"
-        )
-    return shape[0], shape[1]
+    if isinstance(shape, tuple | list) and len(shape) == 2 and min(shape) > 0:
+        return shape[0], shape[1]
+    given = shape if isinstance(shape, tuple | list) else type(inputs).__name__
+    raise UserError(
+        f"inputs are {given}; give (sequences, tokens), each 1 or more, a tensor of token ids of that "
+        "shape, or a dict with such a tensor as input_ids"
+    )
 
 
 def _tokens(inputs: Any, vocabulary: int, device: torch.device) -> Tensor:

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from modbench.accounting.literature import ALL_CONVENTIONS, literature_flops, reading
+from tabulate import tabulate
+
+from modbench.accounting.literature import ALL_CONVENTIONS, flops_under, reading
 from modbench.accounting.statement import meta_decoder
 from modbench.errors import UserError
-from modbench.ledger import CONVENTIONS, PHASES, Workload
+from modbench.ledger import PHASES, Workload
 from modbench.model.sizes import SIZES, Size
 from modbench.routing.registry import installed_modules, load_plugin, router_class
 
@@ -50,28 +52,24 @@ def current(routers: Sequence[str]) -> Table:
             ledger = decoder.ledger(workload)
             for convention in ALL_CONVENTIONS:
                 key = f"{name}/{shape}/{phase}/{convention}"
-                table[key] = (
-                    ledger.total(convention)
-                    if convention in CONVENTIONS
-                    else literature_flops(convention, read, workload)
-                )
+                table[key] = flops_under(convention, ledger, read, workload)
     return table
 
 
 def differences(golden: Table, now: Table) -> list[str]:
     """Return a table of the keys that changed, are missing or are new, with old and new values."""
-    keys = [key for key in sorted({*golden, *now}) if golden.get(key) != now.get(key)]
-    if not keys:
-        return []
-    wide = max(map(len, keys))
-    lines = [f"{'':<9}{'router/shape/phase/convention':<{wide}}{'old':>26}{'new':>26}"]
-    for key in keys:
+    rows = []
+    for key in sorted({*golden, *now}):
         old, new = golden.get(key), now.get(key)
-        what = "new" if old is None else "missing" if new is None else "changed"
-        change = f"  {new / old - 1:+.4%}" if old and new is not None else ""
-        shown = ("-" if value is None else f"{value:,}" for value in (old, new))
-        lines.append(f"{what:<9}{key:<{wide}}" + "".join(f"{value:>26}" for value in shown) + change)
-    return lines
+        if old != new:
+            what = "new" if old is None else "missing" if new is None else "changed"
+            change = f"{new / old - 1:+.4%}" if old and new is not None else ""
+            shown = ("-" if value is None else f"{value:,}" for value in (old, new))
+            rows.append([what, key, *shown, change])
+    heads = ["", "router/shape/phase/convention", "old", "new", ""]
+    align = ("left", "left", "right", "right", "right")
+    table = tabulate(rows, heads, "plain", disable_numparse=True, colalign=align) if rows else ""
+    return table.splitlines()
 
 
 def run_gate(golden: Path, *, plugins: Sequence[Path] = (), accept: bool = False) -> int:
@@ -110,14 +108,10 @@ def run_gate(golden: Path, *, plugins: Sequence[Path] = (), accept: bool = False
 def _read(golden: Path, command: str) -> Table:
     try:
         table = json.loads(golden.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"FLOP table {golden} does not exist; make it with {command}") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"FLOP table {golden} can't be read ({error.strerror}); name a file with --golden"
+            f"FLOP table {golden} can't be read ({error}); make it with {command}"
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"FLOP table {golden} is no JSON ({error}); make it again: {command}") from error
     if not isinstance(table, dict) or not all(type(value) is int for value in table.values()):
         raise UserError(f"FLOP table {golden} must map keys to whole numbers; make it again: {command}")
     return table

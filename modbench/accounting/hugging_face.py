@@ -13,17 +13,17 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from modbench.accounting.families import FAMILIES, family_shape
+from modbench.accounting.families import FAMILIES, family_reading
 from modbench.counting.counter import FlopCounter
 from modbench.counting.restore_state import untouched
 from modbench.errors import UserError
-from modbench.ledger import OUTSIDE, Phase, labels
-from modbench.ledger.labels import Label
+from modbench.ledger import Phase, component
 
 #: Keys of a published config.json that say how weights are stored, or name code to run.
 _NOT_THE_MODEL = ("auto_map", "quantization_config", "transformers_version")
@@ -49,7 +49,7 @@ def build(config: Any, device: str) -> nn.Module:
             f"{transformers.__version__} knows; with a closed form: {', '.join(sorted(FAMILIES))}"
         )
     if name in FAMILIES:
-        family_shape(keys)  # says what is wrong in a sentence
+        family_reading(keys)  # says what is wrong in a sentence
     try:
         if isinstance(config, Mapping):
             further = {key: value for key, value in keys.items() if key != "model_type"}
@@ -90,15 +90,11 @@ def check(model: nn.Module) -> None:
 
     config: Any = model.config
     both_ways = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder
-    if both_ways or config.is_encoder_decoder:
+    no_head = not model.can_generate() or model.get_output_embeddings() is None
+    if both_ways or config.is_encoder_decoder or no_head:
         raise UserError(
-            f"{type(model).__name__} is no causal language model: a token sees later ones, or an "
-            "encoder's; build one with transformers.AutoModelForCausalLM"
-        )
-    if not model.can_generate() or model.get_output_embeddings() is None:
-        raise UserError(
-            f"{type(model).__name__} is no causal language model: it has no head that scores the next "
-            "token; build one with transformers.AutoModelForCausalLM"
+            f"{type(model).__name__} is no causal language model; build one with "
+            "transformers.AutoModelForCausalLM"
         )
 
 
@@ -227,10 +223,10 @@ def _labelled(model: Any) -> Iterator[None]:
     """Label what modules compute with their layer and component."""
     head, handles = model.get_output_embeddings(), []
     for name, module in model.named_modules():
-        label = Label(OUTSIDE, "head") if module is head else _label(model, name)
+        label = component("head") if module is head else _label(model, name)
         if label is not None:
-            handles.append(module.register_forward_pre_hook(_opener(label)))
-            handles.append(module.register_forward_hook(_close, always_call=True))
+            handles.append(module.register_forward_pre_hook(partial(_enter, label)))
+            handles.append(module.register_forward_hook(partial(_leave, label), always_call=True))
     try:
         yield
     finally:
@@ -238,7 +234,15 @@ def _labelled(model: Any) -> Iterator[None]:
             handle.remove()
 
 
-def _label(model: Any, name: str) -> Label | None:
+def _enter(label: component, *_: Any) -> None:
+    label.__enter__()
+
+
+def _leave(label: component, *_: Any) -> None:
+    label.__exit__()
+
+
+def _label(model: Any, name: str) -> component | None:
     inside = re.search(r"\.(\d+)\.(.+)$", name)
     if inside is None:
         return None
@@ -247,24 +251,11 @@ def _label(model: Any, name: str) -> Label | None:
     if parent in _ATTENTION and own not in _COMPONENTS:
         if not _holds_a_matrix(model.get_submodule(name)):
             return None
-        return Label(layer, "attention.out" if own in _OUT else "attention.qkv")
+        return component("attention.out" if own in _OUT else "attention.qkv", layer)
     if own == "gate" and hasattr(model.get_submodule(name.rpartition(".")[0]), "experts"):
-        return Label(layer, "router")
-    return Label(layer, _COMPONENTS[own]) if own in _COMPONENTS else None
+        return component("router", layer)
+    return component(_COMPONENTS[own], layer) if own in _COMPONENTS else None
 
 
 def _holds_a_matrix(module: nn.Module) -> bool:
     return any(parameter.dim() > 1 for parameter in module.parameters())
-
-
-def _opener(label: Label) -> Callable[..., None]:
-    def open_label(module: nn.Module, arguments: Any) -> None:
-        for counter in labels.listeners():
-            counter.open(label)
-
-    return open_label
-
-
-def _close(module: nn.Module, arguments: Any, output: Any) -> None:
-    for counter in labels.listeners():
-        counter.close()

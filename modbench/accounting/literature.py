@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modbench.errors import UserError, known_names
-from modbench.ledger import CONVENTIONS, Workload
+from modbench.ledger import CONVENTIONS, Ledger, Workload
 
 if TYPE_CHECKING:
     from modbench.model.layer import Layer
@@ -151,11 +151,7 @@ def literature_flops(convention: str, reading: Reading, workload: Workload) -> i
         UserError: ``convention`` is not one of `LITERATURE`.
     """
     if convention not in LITERATURE:
-        check_known(convention)
-        raise UserError(
-            f"convention '{convention}' is read off a ledger, not off a shape; "
-            f"{known_names(convention, LITERATURE)}"
-        )
+        raise UserError(f"convention '{convention}' is not known; {known_names(convention, LITERATURE)}")
     return _FORWARD[convention](reading, workload) * (3 if workload.phase == "train" else 1)
 
 
@@ -166,9 +162,14 @@ def convention_flops(decoder: "RoutedDecoder", workload: Workload, convention: s
         UserError: unknown convention.
     """
     check_known(convention)
+    return flops_under(convention, decoder.ledger(workload), reading(decoder), workload)
+
+
+def flops_under(convention: str, ledger: Ledger, reading: Reading, workload: Workload) -> int:
+    """The FLOPs of ``workload`` under any convention, given the model's ledger on it and its sizes."""
     if convention in CONVENTIONS:
-        return decoder.ledger(workload).total(convention)
-    return literature_flops(convention, reading(decoder), workload)
+        return ledger.total(convention)
+    return literature_flops(convention, reading, workload)
 
 
 def check_known(convention: str) -> None:

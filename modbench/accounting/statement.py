@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from modbench.accounting.literature import ALL_CONVENTIONS, Reading, check_known, literature_flops
+from modbench.accounting.literature import ALL_CONVENTIONS, Reading, check_known, flops_under, reading
 from modbench.errors import FAULTS, UserError
 from modbench.ledger import CONVENTIONS, Direction, Ledger, Workload
 from modbench.model.config import ModelConfig
@@ -88,12 +88,6 @@ def _stated(
     counters: Mapping[str, int | str],
     described: Mapping[str, Any],
 ) -> Statement:
-    def total(of: Model, convention: str) -> int:
-        ledger, reading = of
-        if convention in CONVENTIONS:
-            return ledger.total(convention)
-        return literature_flops(convention, reading, workload)
-
     components: dict[str, dict[Direction, int]] = {}
     if asked.convention in CONVENTIONS:
         for (_, component, direction), flops in model[0]:
@@ -103,12 +97,14 @@ def _stated(
         name=name,
         workload=workload,
         convention=asked.convention,
-        flops=total(model, asked.convention),
+        flops=flops_under(asked.convention, *model, workload),
         components=components,
         parameters=model[1].parameters,
         active_parameters=model[1].active_parameters,
-        dense_flops=total(dense, asked.convention),
-        conventions={c: total(model, c) for c in ALL_CONVENTIONS} if asked.compare else {},
+        dense_flops=flops_under(asked.convention, *dense, workload),
+        conventions={
+            c: flops_under(c, *model, workload) for c in (ALL_CONVENTIONS if asked.compare else ())
+        },
         counters=counters,
         described=described,
     )
@@ -128,8 +124,6 @@ def router_statement(
     Raises:
         UserError: an unknown router, preset or option, or an impossible shape.
     """
-    from modbench.accounting.literature import reading
-
     routed, dense = meta_decoder(router, options, model), meta_decoder("vanilla", {}, model)
     return _stated(
         name or router,

@@ -32,9 +32,8 @@ class Workload:
     the backward pass. ``input_gradient``: the backward pass continues below this part of the model.
 
     Raises:
-        ValueError: unknown phase, no sequence, a length that is not a whole number of 0 or more, a past
-        in
-            training, or dispatched decoding of more than one token.
+        ValueError: unknown phase, no sequence, a length below 0, a past in training, or dispatched
+            decoding of more than one token.
     """
 
     lengths: tuple[int, ...]
@@ -48,8 +47,8 @@ class Workload:
     def __post_init__(self) -> None:
         if self.phase not in PHASES:
             raise ValueError(f"phase '{self.phase}' is not known; known: {', '.join(PHASES)}")
-        for name in ("lengths", "past"):
-            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        for name in ("lengths", "past"):  # Python's integers never overflow, unlike numpy's
+            object.__setattr__(self, name, tuple(map(index, getattr(self, name))))
         if not self.lengths or min(self.lengths) < 0:
             raise ValueError(
                 f"lengths {self.lengths}: a workload needs one or more sequences of 0 or more tokens"
@@ -147,16 +146,6 @@ def _pairs(
             each = Flops(needed, rows * keys, executed)
         total += each * sequences
     return total
-
-
-def _whole(name: str, numbers: Sequence[int]) -> tuple[int, ...]:
-    """Convert numpy's and other integers to Python's, which never overflow."""
-    try:
-        return tuple(map(index, numbers))
-    except TypeError as error:
-        raise ValueError(
-            f"{name} {numbers}: a workload needs whole numbers, one per sequence"
-        ) from error
 
 
 def _each(value: int | Sequence[int], sequences: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -16,7 +17,7 @@ from modbench.measure.benchmark_target import BenchmarkTarget
 from modbench.measure.ceiling import ceilings
 from modbench.measure.memory_meter import release_memory
 from modbench.measure.nvml import Gpu, Watched, open_gpu
-from modbench.measure.stopwatch import Stopwatch, sampled, stopwatch
+from modbench.measure.stopwatch import Stopwatch, nothing, sampled, stopwatch
 from modbench.measure.system_load import LoadMonitor
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
@@ -38,7 +39,9 @@ def timed(kind: str, subject: BenchmarkTarget, threads: int, say: Say) -> dict[s
     if kind == "ceiling":
         say({"event": "phase", "phase": "matmuls and copies"})
         watched = Watched()
-        found = ceilings(subject, watch, meanwhile=lambda: _look(gpu, watched))
+        found = ceilings(
+            subject, watch, meanwhile=nothing if gpu is None else partial(gpu.look, watched)
+        )
         found["gpu"] = watched.as_dict() if gpu is not None else None
     else:
         found = _cases(subject, watch, gpu, say)
@@ -64,7 +67,7 @@ def _cases(subject: BenchmarkTarget, watch: Stopwatch, gpu: Gpu | None, say: Say
         except UserError:
             raise
         except Exception as error:
-            lack = _out_of_memory(error)
+            lack = out_of_memory(error)
             if lack is None:
                 # The log gets the traceback. The router may be able to train and not to decode yet.
                 traceback.print_exc()
@@ -82,8 +85,8 @@ def _cases(subject: BenchmarkTarget, watch: Stopwatch, gpu: Gpu | None, say: Say
     return found | ({"ran_out": ran_out} if ran_out else {}) | ({"failed": failed} if failed else {})
 
 
-def _out_of_memory(error: Exception) -> dict[str, Any] | None:
-    """Fields of a case that ran out of memory; None if ``error`` is something else."""
+def out_of_memory(error: Exception) -> dict[str, Any] | None:
+    """Size and sentence of a failed allocation; None if ``error`` is something else."""
     failed = failed_allocation(error)
     if failed is None:
         return None
@@ -91,13 +94,7 @@ def _out_of_memory(error: Exception) -> dict[str, Any] | None:
 
 
 def _named(case: BenchmarkCase) -> dict[str, Any]:
-    return {
-        "name": case.name,
-        "phase": case.phase,
-        "sequences": case.sequences,
-        "tokens": case.tokens,
-        "past": case.past,
-    }
+    return {name: getattr(case, name) for name in ("name", "phase", "sequences", "tokens", "past")}
 
 
 def _case(
@@ -121,7 +118,7 @@ def _case(
         warm_up=time.warm_up,
         before=prepared.before,
         begin=lambda: begun.append((monotonic(), None if gpu is None else gpu.joules())),
-        meanwhile=lambda: _look(gpu, watched),
+        meanwhile=nothing if gpu is None else partial(gpu.look, watched),
     )
     return _named(case) | {
         "seconds": samples.seconds,
@@ -130,11 +127,6 @@ def _case(
         "joules": _spent(gpu, *begun[0], samples.loops * time.samples),
         "gpu": watched.as_dict() if gpu is not None else None,
     }, kind
-
-
-def _look(gpu: Gpu | None, watched: Watched) -> None:
-    if gpu is not None:
-        gpu.look(watched)
 
 
 def _spent(gpu: Gpu | None, begun: float, before: float | None, runs: int) -> float | None:

@@ -17,7 +17,7 @@ from modbench.errors import UserError, known_names
 from modbench.measure.routed_lm import RoutedLM
 from modbench.measure.tasks import CHANCE, FOLDER
 
-__all__ = ["RoutedLM", "chance", "score"]
+__all__ = ["RoutedLM", "score"]
 
 
 def score(
@@ -81,17 +81,6 @@ def _score(lm: RoutedLM, tasks: list[str], limit: int | None, data: DataConfig) 
             raise UserError(f"task '{task}' has no metric; choose one with a metric, such as accuracy")
         scores |= figures
     return scores
-
-
-def chance(task: str) -> float:
-    """Chance accuracy of one of our tasks.
-
-    Raises:
-        UserError: not a task of ours.
-    """
-    if task not in CHANCE:
-        raise UserError(f"task '{task}' has no known chance level; {known_names(task, CHANCE)}")
-    return CHANCE[task]
 
 
 def _flat(name: str, results: Mapping[str, Any]) -> dict[str, float]:

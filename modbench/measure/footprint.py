@@ -93,11 +93,7 @@ def predicted_training(subject: BenchmarkTarget) -> dict[str, int]:
         "float32" if subject.dtype == torch.float32 else "autocast",
     )
     memory = measured.memory(subject.train.batch)
-    parts = {
-        "parameters": memory.parameters,
-        "gradients": memory.gradients,
-        "optimizer": memory.optimizer,
-    }
+    parts = {name: getattr(memory, name) for name in ("parameters", "gradients", "optimizer")}
     return parts | {"activations": memory.total - sum(parts.values()), "peak": memory.total}
 
 

@@ -94,8 +94,7 @@ class _Rule:
 
     def see(self, tokens_BT: torch.Tensor, trace: Trace) -> None:
         """Add one forward pass of ``tokens_BT`` without padding."""
-        sequences, _ = tokens_BT.shape
-        self.windows += sequences
+        self.windows += len(tokens_BT)
         tokens_N = tokens_BT.cpu().numpy().ravel()
         self.seen_V += np.bincount(tokens_N, minlength=len(self.seen_V))
         times_BT = np.zeros(tokens_BT.shape, dtype=np.int64)
@@ -104,7 +103,12 @@ class _Rule:
             # A plugin may show selections of another shape, which are ignored.
             if name == "selected" and shown.shape == tokens_BT.shape:
                 layers += 1
-                times_BT += self._depth(layer, shown.bool(), trace.tensors.get((layer, "gate")))
+                entered_BT = shown.bool().cpu().numpy()
+                times_BT += entered_BT
+                self.routed_T[layer] = self.routed_T.get(layer, 0) + entered_BT.sum(0)
+                gate = trace.tensors.get((layer, "gate"))
+                if gate is not None and gate.shape == shown.shape:
+                    self.gates.setdefault(layer, Weights()).add(gate, shown.bool())
             elif name == "load" and shown.dim() == 1:
                 load_E = shown.double().nan_to_num(0, 0, 0).clamp(min=0).round().long().cpu().numpy()
                 self.load_E[layer] = self.load_E.get(layer, 0) + load_E
@@ -161,13 +165,6 @@ class _Rule:
         if layer in self.by_no_op:
             found["by_no_op"] = self.by_no_op[layer].tolist()
         return found
-
-    def _depth(self, layer: int, selected_BT: torch.Tensor, gate: torch.Tensor | None) -> np.ndarray:
-        entered_BT = selected_BT.cpu().numpy()
-        self.routed_T[layer] = self.routed_T.get(layer, 0) + entered_BT.sum(0)
-        if gate is not None and gate.shape == selected_BT.shape:
-            self.gates.setdefault(layer, Weights()).add(gate, selected_BT)
-        return entered_BT
 
 
 def _with(counts_N: np.ndarray, numbers: np.ndarray, most: int = 0) -> np.ndarray:

@@ -19,10 +19,6 @@ from modbench.data.cache_folder import cache_folder
 _POLL_SECONDS = 0.1
 
 
-def _nothing() -> None:
-    pass
-
-
 class MachineLock:
     """Not held at first. ``poll`` is called while a method waits, and may raise."""
 
@@ -32,7 +28,9 @@ class MachineLock:
         except OSError:  # a cache folder that is read-only, shared by several users
             self._machine, self._queue = _open(Path(tempfile.gettempdir()) / f"modbench-{os.getuid()}")
 
-    def share(self, waiting: Callable[[], None] = _nothing, poll: Callable[[], None] = _nothing) -> bool:
+    def share(
+        self, waiting: Callable[[], None] = lambda: None, poll: Callable[[], None] = lambda: None
+    ) -> bool:
         """Hold the lock shared. While another process measures or waits to measure, release the lock,
         call ``waiting`` once and wait; return True if that was so. Takes microseconds otherwise."""
         if _try(self._queue, fcntl.LOCK_SH):
@@ -47,7 +45,7 @@ class MachineLock:
         return True
 
     @contextmanager
-    def exclusive(self, poll: Callable[[], None] = _nothing) -> Iterator[None]:
+    def exclusive(self, poll: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Hold the lock alone, after all others have released it; a shared hold is given up."""
         _release(self._machine)  # two waiting processes that kept it would wait for each other
         _acquire(self._queue, fcntl.LOCK_EX, poll)

@@ -11,9 +11,6 @@ import subprocess
 import sys
 from typing import Any
 
-from modbench.train.out_of_memory import failed_allocation
-
-STEPS = 2
 #: Environment in which the C library returns freed buffers to the kernel at once and uses small pages,
 #: so that the resident set is the memory in use.
 MEMORY_ENV = {
@@ -41,10 +38,11 @@ def peak_memory(spec: dict[str, Any], threads: int) -> dict[str, Any]:
         RuntimeError: the process failed; its last line says why.
     """
     threaded = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL")}
-    given = {"cell": spec["cell"], "plugins": spec["plugins"], "threads": threads}
+    cell = {**spec["cell"], "time": {"forced_balance": False, "deterministic": True}}
+    given = {"kind": "peak", "cell": cell, "plugins": spec["plugins"], "threads": threads}
     child = subprocess.run(
-        [sys.executable, "-m", "modbench.measure.memory"],
-        input=json.dumps(given),
+        [sys.executable, "-m", "modbench.measure.worker"],
+        input=f"{json.dumps(given)}\n",
         capture_output=True,
         text=True,
         env={**os.environ, **threaded, **MEMORY_ENV},
@@ -56,38 +54,7 @@ def peak_memory(spec: dict[str, Any], threads: int) -> dict[str, Any]:
         last = child.stderr.strip().splitlines()[-1:] or ["no output"]
         raise RuntimeError(f"measuring memory failed with exit code {child.returncode}: {last[0]}")
     found = json.loads(child.stdout.splitlines()[-1])
-    if "out_of_memory" in found:
-        raise MemoryError(f"measuring memory: {found['out_of_memory']}")
-    return {"median": found["peak_bytes"], "iqr": None, "n": 1, "stable": None}
-
-
-def _measure(spec: dict[str, Any]) -> int:
-    import torch
-
-    from modbench.measure.benchmark_target import BenchmarkTarget
-    from modbench.measure.footprint import steps_peak
-    from modbench.routing.registry import check_source, load_plugin
-    from modbench.train.numerics import make_deterministic
-
-    torch.set_num_threads(spec["threads"])
-    make_deterministic()
-    for plugin in spec["plugins"]:
-        load_plugin(plugin)
-    cell = spec["cell"]
-    check_source(cell["router"])
-    return steps_peak(BenchmarkTarget.of({**cell, "time": {"forced_balance": False}}), STEPS)
-
-
-def _answer(spec: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return {"peak_bytes": _measure(spec)}
-    except Exception as error:
-        failed = failed_allocation(error)
-        if failed is None:
-            raise
-        return {"out_of_memory": str(failed) or type(failed).__name__}
-
-
-if __name__ == "__main__":
-    answers, sys.stdout = sys.stdout, sys.stderr  # a router's own code may print
-    print(f"\n{json.dumps(_answer(json.load(sys.stdin)))}", file=answers)
+    if found["status"] == "oom":
+        asked = found["asked_bytes"]
+        raise MemoryError("measuring memory" + (f": tried to allocate {asked} bytes" if asked else ""))
+    return {"median": found["measured"]["peak"], "iqr": None, "n": 1, "stable": None}

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-#: Reasons for a lower clock than asked for (nvml.h, nvmlClocksEventReason*), by their bits.
+#: Reasons that slow a GPU down (nvml.h, nvmlClocksEventReason*), by their bits; not idling, and not
+#: clocks set by the user.
 THROTTLING: Mapping[int, str] = {
     0x04: "power cap",
     0x08: "hardware slowdown",
@@ -14,11 +15,6 @@ THROTTLING: Mapping[int, str] = {
     0x40: "hardware thermal slowdown",
     0x80: "power brake",
 }
-
-
-def throttling(reasons: int) -> list[str]:
-    """Reasons in a bit mask that slow a GPU down; idling and clocks set by the user are none."""
-    return [name for bit, name in THROTTLING.items() if reasons & bit]
 
 
 @dataclass
@@ -31,12 +27,14 @@ class Watched:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "clock_mhz": [min(self.clocks), max(self.clocks)] if self.clocks else None,
-            "memory_clock_mhz": (
-                [min(self.memory_clocks), max(self.memory_clocks)] if self.memory_clocks else None
-            ),
+            "clock_mhz": _range(self.clocks),
+            "memory_clock_mhz": _range(self.memory_clocks),
             "throttled": sorted(self.throttled),
         }
+
+
+def _range(clocks: list[int]) -> list[int] | None:
+    return [min(clocks), max(clocks)] if clocks else None
 
 
 class Gpu:
@@ -58,7 +56,7 @@ class Gpu:
         for name in ("EventReasons", "ThrottleReasons"):
             reasons = self._query(f"nvmlDeviceGetCurrentClocks{name}")
             if reasons is not None:
-                watched.throttled.update(throttling(reasons))
+                watched.throttled.update(name for bit, name in THROTTLING.items() if reasons & bit)
                 break
 
     def joules(self) -> float | None:

@@ -3,9 +3,8 @@
 B sequences, T tokens, V vocabulary, R requested rows of logits.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -75,29 +74,20 @@ class RoutedLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """For each (context, continuation): ln p(continuation | context), and True if greedy decoding
         gives the continuation. An empty context is one end-of-text token."""
-        # The choices of an item share their context, which is encoded once.
-        encode = lru_cache(maxsize=1)(self.tok_encode)
-        pairs = []
-        for request in requests:
-            context, continuation = request.args
-            ids = self._encode_pair(context, continuation, encode)
-            pairs.append(((context, continuation), *ids))
+        pairs = [(request.args, *self._encode_pair(*request.args)) for request in requests]
         return self._loglikelihood_tokens(pairs)
 
-    def _encode_pair(
-        self, context: str, continuation: str, encode: Callable[[str], list[int]] | None = None
-    ) -> tuple[list[int], list[int]]:
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens of the context and of the continuation, as in the tokenized whole.
 
         Trailing white space of the context moves to the continuation, as in lm-eval. If a token spans
         the boundary, both parts are tokenized separately, so that the continuation is scored in full.
         """
-        encode = encode or self.tok_encode
         head = context.rstrip()
         continuation = context[len(head) :] + continuation
         if not head:
             return [self.prefix_token_id], self.tok_encode(continuation)
-        context_ids = encode(head)
+        context_ids = self.tok_encode(head)
         whole_ids = self.tok_encode(head + continuation)
         if whole_ids[: len(context_ids)] == context_ids:
             return context_ids, whole_ids[len(context_ids) :]

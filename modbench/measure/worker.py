@@ -3,7 +3,7 @@
 The first line of its standard input is its specification in JSON: ``kind``, ``cell``, ``plugins``,
 ``threads``. The last line of its standard output is the result in JSON: ``status``, ``error``,
 ``asked_bytes``, ``environment``, ``measured``; lines before it are events. It ends when its standard
-input is closed, which means that its parent has ended.
+input is closed, which means that its parent has ended; kind ``peak`` takes all its input at once.
 """
 
 import json
@@ -12,6 +12,9 @@ import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+
+#: Training steps whose peak memory kind ``peak`` measures.
+STEPS = 2
 
 
 def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -23,10 +26,10 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
     import torch
 
     from modbench.measure.benchmark_target import BenchmarkTarget
+    from modbench.measure.clock import out_of_memory
     from modbench.measure.environment import environment
     from modbench.routing.registry import check_source, load_plugin
     from modbench.train.numerics import make_deterministic
-    from modbench.train.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
 
     torch.set_num_threads(spec["threads"])
     if spec["cell"]["time"].get("deterministic"):
@@ -40,14 +43,10 @@ def measure(spec: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict
     try:
         measured = _of_kind(spec["kind"], subject, spec["threads"], say)
     except Exception as error:
-        failed = failed_allocation(error)
-        if failed is None:
+        lack = out_of_memory(error)
+        if lack is None:
             raise
-        found |= {
-            "status": "oom",
-            "asked_bytes": asked_bytes(str(failed)),
-            "error": out_of_memory_sentence(failed),
-        }
+        found |= {"status": "oom"} | lack
     else:
         failed = measured.pop("failed", [])
         found |= {"measured": measured} | _outcome(measured.get("ran_out", []), failed)
@@ -83,6 +82,8 @@ def _of_kind(
     from modbench.measure import footprint
 
     say({"event": "phase", "phase": "memory"})
+    if kind == "peak":
+        return {"peak": footprint.steps_peak(subject, STEPS)}
     if kind == "training_memory":
         measured = footprint.training_footprint(subject)
         return {"measured": measured, "predicted": footprint.predicted_training(subject)}
@@ -103,7 +104,8 @@ def main() -> int:
     from modbench.errors import UserError
 
     spec = json.loads(sys.stdin.readline())
-    _follow_parent()
+    if spec["kind"] != "peak":
+        _follow_parent()
     # Output of plugins goes to the log, not between result lines.
     ours = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     sys.stdout.flush()

@@ -77,13 +77,21 @@ def router_class(name: str) -> "type[Router]":
     """Return the router registered as ``name``; load its package if needed.
 
     Raises:
-        UserError: an unknown name, or a package that does not register it.
+        UserError: an unknown name, or a package that cannot be imported or does not register it.
     """
     if name not in _registered:
         module = installed_modules().get(name)
         if module is None:
             raise UserError(f"router '{name}' is not known; {known_names(name, router_names())}")
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except UserError:
+            raise
+        except FAULTS as error:
+            raise UserError(
+                f"router '{name}': its package raised {type(error).__name__}: {error} when "
+                f"{module} was imported; fix or uninstall it"
+            ) from error
         if name not in _registered:
             raise UserError(
                 f"router '{name}': its entry point {module} does not register that name; "

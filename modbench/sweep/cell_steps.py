@@ -3,7 +3,7 @@
 W windows, T tokens.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -174,12 +174,13 @@ class CellSteps:
         for finding in findings(model, shapes=shapes, trained=(train.batch, train.sequence)):
             found.append(finding)
             self.stage.pause()
-        self.measured.audit = [finding.as_dict() for finding in found]
+        self.measured.audit = [asdict(finding) for finding in found]
         _add_counted_steps(self.measured.audit, trained)
 
     def _downstream(self, model: RoutedDecoder) -> dict[str, Any]:
         # Imported late: lm-eval takes seconds to import.
-        from modbench.measure.downstream import chance, score
+        from modbench.measure.downstream import score
+        from modbench.measure.tasks import CHANCE
 
         measure = self.measure_config
 
@@ -198,7 +199,7 @@ class CellSteps:
         for task in measure.downstream:
             metrics[task] = trained_scores[task]
             metrics[f"{task}_untrained"] = untrained_scores[task]
-            metrics[f"{task}_chance"] = chance(task)
+            metrics[f"{task}_chance"] = CHANCE[task]
         return metrics
 
 

@@ -7,12 +7,15 @@ from eager ones by rounding: sums are fused.
 B sequences, T tokens.
 """
 
+import os
+import shutil
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from modbench.errors import UserError
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.force_balance import strided
@@ -28,8 +31,20 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def compiles(wanted: Compile, on: torch.device) -> bool:
-    """Return True if ``wanted`` compiles on the device ``on``."""
-    return wanted == "on" or (wanted == "auto" and on.type == "cuda")
+    """Return True if ``wanted`` compiles on the device ``on``.
+
+    Raises:
+        UserError: it does, and there is no C++ compiler.
+    """
+    if wanted == "off" or (wanted == "auto" and on.type != "cuda"):
+        return False
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    if on.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise UserError(
+            f"compile is '{wanted}' and no C++ compiler is found ({' or '.join(compilers)}); "
+            "install one, or set compile to 'off'"
+        )
+    return True
 
 
 def losses_of(model: RoutedDecoder, wanted: Compile) -> Losses:

@@ -295,14 +295,14 @@ def built(kind: str, **options: Any) -> Any:
     [
         ({"model_type": "t5"}, "model_type 't5' is no causal .* a closed form: deepseek_v3, gpt2"),
         ({"model_type": "vit"}, "model_type 'vit' is no causal language model"),
-        ({"model_type": "bert"}, "BertLMHeadModel is no causal .* a token sees later ones"),
+        ({"model_type": "bert"}, "BertLMHeadModel is no causal"),
         ({}, "model_type 'None' is no causal"),
         ({**CONFIGS["llama"], "num_key_value_heads": 4}, "num_key_value_heads, 4, must divide it"),
         ({**CONFIGS["llama"], "hidden_act": "no such"}, "config of model_type 'llama' builds no model"),
         (torch.nn.Linear(2, 2), "Linear can't be counted; give a causal language model"),
         (3, "int can't be counted; give a causal language model"),
         ("no/such/config.json", "no/such/config.json can't be read"),
-        (lambda: built("llama", of="AutoModel"), "LlamaModel is no causal .* no head"),
+        (lambda: built("llama", of="AutoModel"), "LlamaModel is no causal"),
         (lambda: built("bert", of="AutoModelForMaskedLM"), "BertForMaskedLM is no causal"),
     ],
 )

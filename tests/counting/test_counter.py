@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modbench.counting import counter as counters
-from modbench.counting import formulas
+from modbench.counting import dispatch, formulas
 from modbench.counting.counter import FlopCounter, register_flop_formula
 from modbench.errors import UserError
 from modbench.ledger import Ledger, Workload
@@ -97,7 +96,7 @@ def test_an_op_nobody_thought_of_is_an_error_that_says_what_to_do(
 ) -> None:
     before = dict(formulas.FORMULAS)
     monkeypatch.setattr(formulas, "FORMULAS", before)
-    monkeypatch.setattr(counters, "FORMULAS", before)
+    monkeypatch.setattr(dispatch, "FORMULAS", before)
     spectrum = torch.randn(8)
     with pytest.raises(UserError, match=r"'aten::_fft_r2c' are not known; register"), FlopCounter():
         torch.fft.rfft(spectrum)

@@ -36,8 +36,8 @@ scheme, ? unchecked: it applies to a layer but cannot be evaluated there. The pr
 TAIL = """
 ## What the audit cannot find
 
-- State outside the attributes of modules and their classes: in closures, global variables, other
-  modules or files.
+- State outside the attributes of modules and their classes: in closures, other objects, global
+  variables, other modules or files.
 - Bugs at other lengths, batch sizes and dtypes: it tests an odd shape and that of the run, in float64
   and in the model's own dtype, where a leak passes if rounding could explain it.
 - Work outside PyTorch's matmuls: in numpy, in other threads, or as sums of pointwise products. The count

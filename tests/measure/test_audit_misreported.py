@@ -26,14 +26,6 @@ SENTENCES: dict[str, tuple[Any, str]] = {
         lambda trace, at: trace.show(1, "selected", at.double()),
         "layer 1 shows selected (3, 63) float64; it must be (3, 63) bool (topk) (at 3 x 63 tokens)",
     ),
-    "letters": (
-        lambda trace, at: trace.count(1, "depth", "abc"),
-        "layer 1 counts depth 'a', 'b', 'c'; give whole numbers (topk) (at 3 x 63 tokens)",
-    ),
-    "two of three": (
-        lambda trace, at: trace.count(1, "depth", [16, 16]),
-        "layer 1 counts depth of 2 sequences; there are 3 (topk) (at 3 x 63 tokens)",
-    ),
 }
 
 

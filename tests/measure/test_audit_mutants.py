@@ -112,7 +112,7 @@ FIGURES = {
     "drifts at evaluation": r"^scoring \(topk\) changes layers\.1\.average$",
     "updates again when repeated": r"^layers\.1\.average differs under activation checkpointing",
     "schedule in the class": r"^training changes class ScheduleInTheClass\.steps, which is not in",
-    "loss of padding": r"^the auxiliary losses of layer 1 change .* with the content of padding$",
+    "loss of padding": r"^loss 'predictor' of layer 1 changes .* with the content of padding$",
     "ties go to the latest": r"^layer 1 selects the last of tokens with equal scores",
     "causal never": r"^the causal rule selects 0% of the tokens, whatever the weights",
     "causal always": r"^the causal rule selects 100% of the tokens, whatever the weights",

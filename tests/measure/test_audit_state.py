@@ -21,19 +21,14 @@ SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 
 
 class Unfilled(Right):
-    """One buffer is never filled; another holds the largest integer."""
-
-    dtype = torch.float32
+    """One buffer is never filled."""
 
     def __init__(self, options: Depth, model: ModelConfig, layer: int) -> None:
         super().__init__(options, model, layer)
-        self.register_buffer("longest", torch.tensor([torch.iinfo(torch.int64).max]))
-        self.register_buffer("forgotten", torch.empty(1, model.width, dtype=self.dtype))
+        self.register_buffer("forgotten", torch.empty(1, model.width))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
-def test_an_uninitialised_buffer_is_named(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Unfilled, "dtype", dtype)
+def test_an_uninitialised_buffer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(mutants.MUTANTS, "unfilled", Unfilled)
     subject = Subject(build_model(SHAPE, Depth(bug="unfilled")))
     passed, figure = state(subject, subject.tokens(3, 63))

@@ -267,8 +267,6 @@ def test_a_cells_peak_can_be_predicted() -> None:
         ({"repetitions": 0}, "repetitions is 0; it must be 1 or more"),
         ({"repetitions": 1, "samples": 2}, "they must multiply to 3 or more"),
         ({"prefill": (0,)}, "prefill is [0]; each must be 1 or more"),
-        ({"decode_past": (8, 8)}, "decode_past is [8, 8]; an entry appears twice"),
-        ({"decode_batches": ()}, "decode_batches is empty"),
         ({"compile": "perhaps"}, "compile is 'perhaps'"),
         ({"threads": -1}, "threads is -1"),
     ],

@@ -15,6 +15,7 @@ import torch._dynamo.config as dynamo
 from torch import Tensor
 
 from modbench.counting.counter import FlopCounter
+from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -188,7 +189,18 @@ def test_no_layer_runs_eagerly_because_there_are_many(monkeypatch: pytest.Monkey
     assert loss.isfinite()
 
 
-def test_when_to_compile() -> None:
+def test_when_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     assert [compiles("auto", on) for on in (CPU, GPU)] == [False, True]
     assert [compiles("on", on) for on in (CPU, GPU)] == [True, True]
     assert [compiles("off", on) for on in (CPU, GPU)] == [False, False]
+
+
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    with pytest.raises(UserError, match=r"is found \(/nowhere/c\+\+\); install one"):
+        compiles("on", CPU)
+    assert compiles("on", GPU)
+    assert not compiles("auto", CPU)

@@ -5,10 +5,9 @@ computes; experts have no capacity limit.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
-from modbench.accounting.families.architecture import FamilyShape, ledger_of, shape_of
+from modbench.accounting.families.architecture import ledger_of, reading_of
 from modbench.accounting.families.defaults import FAMILIES
 from modbench.accounting.families.layers import architecture_of
 from modbench.accounting.families.source import load_config, misspelt
@@ -17,10 +16,8 @@ from modbench.ledger import Ledger, Workload
 
 __all__ = [
     "FAMILIES",
-    "FamilyShape",
     "family_ledger",
     "family_reading",
-    "family_shape",
     "load_config",
     "misspelt",
 ]
@@ -36,16 +33,7 @@ def family_ledger(config: Mapping[str, Any], workload: Workload, *, dense: bool 
     Raises:
         UserError: an unknown family (`FAMILIES` are known), or an impossible shape.
     """
-    return ledger_of(architecture_of(config, dense=dense)[1], workload)
-
-
-def family_shape(config: Mapping[str, Any], *, dense: bool = False) -> FamilyShape:
-    """Return sizes and parameter counts of a model of this config.json, or of its dense twin.
-
-    Raises:
-        UserError: an unknown family (`FAMILIES` are known), or an impossible shape.
-    """
-    return shape_of(*architecture_of(config, dense=dense))
+    return ledger_of(architecture_of(config, dense=dense), workload)
 
 
 def family_reading(config: Mapping[str, Any], *, dense: bool = False) -> Reading:
@@ -54,5 +42,4 @@ def family_reading(config: Mapping[str, Any], *, dense: bool = False) -> Reading
     Raises:
         UserError: an unknown family (`FAMILIES` are known), or an impossible shape.
     """
-    shape = family_shape(config, dense=dense)
-    return Reading(**{field.name: getattr(shape, field.name) for field in fields(Reading)})
+    return reading_of(architecture_of(config, dense=dense))

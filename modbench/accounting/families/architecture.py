@@ -6,6 +6,7 @@ Every family is described by this, so that one ledger serves all.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from modbench.accounting.literature import Reading
 from modbench.ledger import OUTSIDE, Flops, Key, Ledger, Workload, attention, matmul
 
 
@@ -57,36 +58,6 @@ class Architecture:
     positions: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class FamilyShape:
-    """The sizes that papers' formulas use, named as in `modbench.accounting.literature.Reading`.
-
-    ``attention_width`` is heads times query width, ``key_value_width`` key heads times key width,
-    ``value_width`` heads times value width; latent attention has values of another width, and keys per
-    head. ``attention_parameters``, ``feed_forward_parameters`` and ``router_parameters`` count the
-    matrices that process a token, over all layers: of experts the chosen and the shared ones; a shared
-    expert's gate is a router. ``parameters`` is the size of a checkpoint; ``active_parameters`` excludes
-    the experts that are not chosen. Both count the whole embedding, and a tied head once.
-    ``embedding_parameters``: token and position embeddings, without an untied head.
-    """
-
-    family: str
-    layers: int
-    width: int
-    heads: int
-    attention_width: int
-    key_value_width: int
-    value_width: int
-    attention_parameters: int
-    feed_forward_parameters: int
-    router_parameters: int
-    vocabulary: int
-    parameters: int
-    active_parameters: int
-    embedding_parameters: int
-    tied: bool
-
-
 def ledger_of(model: Architecture, workload: Workload) -> Ledger:
     """Return the ledger of ``model`` on ``workload``."""
     # Layers of a kind are one object.
@@ -103,7 +74,9 @@ def ledger_of(model: Architecture, workload: Workload) -> Ledger:
     return Ledger(entries) + head
 
 
-def shape_of(family: str, model: Architecture) -> FamilyShape:
+def reading_of(model: Architecture) -> Reading:
+    """Return the sizes of ``model``; a shared expert's gate is a router. The embeddings include those of
+    positions."""
     head = 0 if model.tied else model.vocabulary * model.width
     embedding = (model.vocabulary + model.positions) * model.width
     outside = embedding + head + model.further
@@ -112,14 +85,12 @@ def shape_of(family: str, model: Architecture) -> FamilyShape:
     first = model.layers[0]
     routers = [matrix for matrix in matrices if matrix.component == "router"]
     attention = [matrix for matrix in matrices if matrix.component.startswith("attention.")]
-    return FamilyShape(
-        family=family,
+    return Reading(
         layers=len(model.layers),
         width=model.width,
         heads=first.heads,
         attention_width=first.heads * first.head_width,
         key_value_width=first.key_heads * first.head_width,
-        value_width=first.heads * first.value_width,
         attention_parameters=_met(attention),
         feed_forward_parameters=_met(matrices) - _met(attention) - _met(routers),
         router_parameters=_met(routers),

@@ -82,7 +82,6 @@ FAMILIES: Mapping[str, Family] = {
             "n_head": 12,
             "n_inner": None,
             "attn_pdrop": 0.1,
-            "add_cross_attention": False,
             "tie_word_embeddings": True,
         },
         also={
@@ -172,8 +171,6 @@ FAMILIES: Mapping[str, Family] = {
             "n_shared_experts": 1,
             "n_routed_experts": 256,
             "num_experts_per_tok": 8,
-            "n_group": 8,
-            "topk_group": 4,
         },
         also={"num_local_experts": "n_routed_experts"},
     ),

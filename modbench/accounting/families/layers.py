@@ -5,29 +5,24 @@ from typing import Any
 
 from modbench.accounting.families.architecture import Architecture, Layer, Matrix
 from modbench.accounting.families.source import Source
-from modbench.errors import UserError, known_names
+from modbench.errors import UserError
 
 
-def architecture_of(config: Mapping[str, Any], *, dense: bool = False) -> tuple[str, Architecture]:
-    """Return the family's name and its architecture; with ``dense``, experts are replaced by an MLP of
-    the config's ``intermediate_size``.
+def architecture_of(config: Mapping[str, Any], *, dense: bool = False) -> Architecture:
+    """Build the architecture; with ``dense``, experts are replaced by an MLP of the config's
+    ``intermediate_size``.
 
     Raises:
         UserError: an unknown family, or an impossible shape.
     """
     source = Source(config)
-    return source.name, _gpt2(source) if source.name == "gpt2" else _llama_like(source, dense)
+    return _gpt2(source) if source.name == "gpt2" else _llama_like(source, dense)
 
 
 def _gpt2(source: Source) -> Architecture:
     width, heads = source.size("n_embd"), source.size("n_head")
     hidden = source.size_or_none("n_inner") or 4 * width
     head = _divided("n_embd", width, "n_head", heads)
-    if source.flag("add_cross_attention"):
-        raise UserError(
-            "config add_cross_attention is true; a model that attends to an encoder is no causal "
-            "language model by itself: set it to false"
-        )
     layer = Layer(
         matrices=(
             Matrix(component="attention.qkv", inner=width, columns=3 * width),
@@ -58,7 +53,7 @@ def _llama_like(source: Source, all_dense: bool) -> Architecture:
     attention = _latent(source, width) if "kv_lora_rank" in source else _grouped(source, width)
     matrices, head_width, value_width, further = attention
     heads, key_heads = _heads(source)
-    dense = _dense(source, width)
+    dense = _gated("mlp", width, source.size("intermediate_size"))
     sparse = (False,) * layers if all_dense else _sparse(source, layers)
     windows = _windows(source, layers)
     experts = _experts(source, width) if any(sparse) else ()
@@ -163,10 +158,6 @@ def _gated(component: str, width: int, hidden: int, copies: int = 1, met: int = 
     )
 
 
-def _dense(source: Source, width: int) -> tuple[Matrix, ...]:
-    return _gated("mlp", width, source.size("intermediate_size"))
-
-
 def _expert_count(source: Source) -> int:
     """Number of routed experts. Qwen's models with 0 are dense."""
     for key in ("n_routed_experts", "num_local_experts", "num_experts"):
@@ -181,13 +172,6 @@ def _experts(source: Source, width: int) -> tuple[Matrix, ...]:
         raise UserError(
             f"config num_experts_per_tok is {chosen}; there are {experts} experts to choose from"
         )
-    if "n_group" in source:
-        groups, kept = source.size("n_group"), source.size("topk_group")
-        if _divided("n_routed_experts", experts, "n_group", groups) < 2 or kept > groups:
-            raise UserError(
-                f"config n_group is {groups} and topk_group {kept}; a group needs 2 or more of the "
-                f"{experts} experts, and no more groups are chosen than there are"
-            )
     narrow = "moe_intermediate_size" if "moe_intermediate_size" in source else "intermediate_size"
     hidden = source.size(narrow)
     matrices = (
@@ -226,29 +210,15 @@ def _windows(source: Source, layers: int) -> tuple[int | None, ...]:
         return (window,) * layers
     kinds = source.words("layer_types")
     if kinds is None:
-        return _unlisted_windows(source, layers, slides, window)
+        border = source.size("max_window_layers", least=0)
+        if source.name == "qwen2_moe":
+            return tuple(window if n % 2 == 0 and n < border else None for n in range(layers))
+        return tuple(window if n >= border else None for n in range(layers))
     if len(kinds) != layers:
         raise UserError(f"config layer_types names {len(kinds)} layers of {layers}; name each")
-    known = ("full_attention", "sliding_attention")
-    for kind in kinds:
-        if kind not in known:
-            raise UserError(f"config layer_types: '{kind}' is not known; {known_names(kind, known)}")
     if window is None and "sliding_attention" in kinds:
         raise UserError(
             "config layer_types names sliding_attention, but there is no window; set "
             "use_sliding_window to true and sliding_window to its tokens"
         )
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-
-
-def _unlisted_windows(
-    source: Source, layers: int, slides: bool, window: int | None
-) -> tuple[int | None, ...]:
-    border = source.size("max_window_layers", least=0)
-    if source.name == "qwen2_moe":
-        if slides and window is None:
-            raise UserError(
-                "config use_sliding_window is true, but sliding_window is null; set it to its tokens"
-            )
-        return tuple(window if n % 2 == 0 and n < border else None for n in range(layers))
-    return tuple(window if n >= border else None for n in range(layers))

@@ -6,16 +6,10 @@ B sequences, T tokens.
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modbench.ledger import Workload
-from modbench.measure.audit.finding import (
-    Outcome,
-    Subject,
-    plain_block,
-    routers,
-    zero_routers,
-)
+from modbench.measure.audit.finding import Outcome, Subject, outer_routers, ragged, zero_routers
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
 
@@ -87,8 +81,7 @@ def _cases(tokens_BT: Tensor, length: int) -> Iterator[tuple[str, Tensor, tuple[
 
 def _wrong(model: RoutedDecoder, tokens_BT: Tensor, lengths: tuple[int, ...], tied: bool = False) -> str:
     """Describe the first count that differs from the nominal one; empty if there is none."""
-    ragged = min(lengths) < tokens_BT.shape[1]
-    context = Context(lengths_B=torch.tensor(lengths, device=tokens_BT.device) if ragged else None)
+    context = Context(lengths_B=ragged(lengths, tokens_BT))
     model(tokens_BT, context)
     trace = context.trace
     for (layer, what), nominal in model.nominal_counts(Workload(lengths=lengths)).items():
@@ -107,19 +100,12 @@ def _wrong(model: RoutedDecoder, tokens_BT: Tensor, lengths: tuple[int, ...], ti
             shown = tuple(int(row[:n].sum()) for row, n in zip(shown_BT, lengths, strict=True))
             last = [row[:n].flip(0) for row, n in zip(shown_BT, lengths, strict=True)]
             late = all(bool(row[:k].all()) for row, k in zip(last, shown, strict=True))
-            own = _has_own_router(model.layers[layer])
+            own = bool(outer_routers(model.layers[layer]))
             if tied and own and late and shown == nominal != lengths:
                 return f"layer {layer} selects the last of tokens with equal scores, not the first"
             if shown != nominal:
                 return f"{declared} and selects {_short(shown)}"
     return ""
-
-
-def _has_own_router(layer: nn.Module) -> bool:
-    """Return True if ``layer`` has a router outside the block it holds."""
-    block = plain_block(layer)
-    inside = {id(parameter) for parameter in block.parameters()} if block is not None else set()
-    return any(id(parameter) not in inside for parameter in routers(layer).values())
 
 
 def _short(counts: tuple[int, ...]) -> str:

@@ -86,7 +86,7 @@ def run_audit(
             "sequence": size.sequence,
             "seed": seed,
             "passed": not failed,
-            "probes": [finding.as_dict() for finding in found],
+            "probes": [asdict(finding) for finding in found],
         }
         print(json.dumps(document))
     return 1 if failed else 0

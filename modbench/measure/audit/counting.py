@@ -14,7 +14,7 @@ from torch import Tensor
 from modbench.accounting.count import count as executed
 from modbench.counting.counter import FlopCounter, seen_conventions
 from modbench.ledger import CONVENTIONS, Phase, Workload
-from modbench.measure.audit.finding import Outcome, Subject
+from modbench.measure.audit.finding import Outcome, Subject, next_tokens, ragged
 from modbench.model.context import Context, Selection
 from modbench.model.kv_cache import Cache
 from modbench.routing.build import RoutedDecoder
@@ -140,7 +140,7 @@ def _spend(
     model: RoutedDecoder, tokens_BT: Tensor, lengths: tuple[int, ...], rule: Selection, phase: Phase
 ) -> tuple[Workload, FlopCounter]:
     model.train(phase == "train")
-    context = Context(selection=rule, lengths_B=_lengths(tokens_BT, lengths))
+    context = Context(selection=rule, lengths_B=ragged(lengths, tokens_BT))
     with FlopCounter() as counter, torch.set_grad_enabled(phase == "train"):
         logits_BTV = model(tokens_BT, context)
         if phase == "train":
@@ -175,20 +175,11 @@ def _read(
     cache, found = Cache(len(text_BT)), []
     for number, lengths in enumerate(reads):
         past = tuple(cache.read)
-        first_B1 = torch.tensor(past, device=text_BT.device)[:, None]
-        places_BT = first_B1 + torch.arange(max(lengths), device=text_BT.device)
-        new_BT = text_BT.gather(1, places_BT.clamp(max=text_BT.shape[1] - 1))
-        context = Context(
-            selection="causal", cache=cache, lengths_B=_lengths(new_BT, lengths), logits="last"
-        )
+        new_BT, lengths_B = next_tokens(text_BT, cache, lengths)
+        context = Context(selection="causal", cache=cache, lengths_B=lengths_B, logits="last")
         with FlopCounter() as counter:
             model(new_BT, context)
         phase: Phase = "prefill" if number < 2 else "decode"
         workload = Workload(lengths=lengths, past=past, phase=phase, counts=context.trace.counts)
         found.append((("prompt", "chunk", "decoded token")[min(number, 2)], workload, counter))
     return found
-
-
-def _lengths(tokens_BT: Tensor, lengths: tuple[int, ...]) -> Tensor | None:
-    ragged = min(lengths) < tokens_BT.shape[1]
-    return torch.tensor(lengths, device=tokens_BT.device) if ragged else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, largest
+from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, largest, next_tokens
 from modbench.model.context import Context
 from modbench.model.kv_cache import Cache
 from modbench.routing.build import RoutedDecoder
@@ -106,11 +106,7 @@ def _parity(model: RoutedDecoder, tokens_BT: Tensor, reads: list[list[int]], rou
     def read(lengths: list[int]) -> list[float]:
         """Process ``lengths`` new tokens of each sequence; return the differences of their logits."""
         before = list(cache.read)
-        places_T = torch.arange(max(lengths), device=tokens_BT.device)
-        places_BT = torch.tensor(before, device=tokens_BT.device)[:, None] + places_T
-        new_BT = tokens_BT.gather(1, places_BT.clamp(max=tokens_BT.shape[1] - 1))
-        ragged = min(lengths) < new_BT.shape[1]
-        lengths_B = torch.tensor(lengths, device=new_BT.device) if ragged else None
+        new_BT, lengths_B = next_tokens(tokens_BT, cache, lengths)
         context = Context(selection="causal", cache=cache, lengths_B=lengths_B)
         logits_BTV = model(new_BT, context)
         for (layer, name), shown in context.trace.tensors.items():

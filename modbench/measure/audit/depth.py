@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from modbench.measure.audit.finding import (
     NO_SKIPPING,
@@ -21,6 +22,7 @@ from modbench.measure.audit.finding import (
     Subject,
     layer_by_layer,
     plain_block,
+    ragged,
     selected,
     zero_routers,
 )
@@ -40,7 +42,7 @@ ALL_CHANGE = (
 @torch.no_grad()
 def bypass(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 5: tokens that a layer shows as not selected leave it unchanged, bit for bit. No layer
-    writes into its input, and the trace's selections and counts have possible shapes and values."""
+    writes into its input, and shown selections have the right shape and dtype."""
     wrong = subject.misreported(tokens_BT)
     if wrong:
         return False, wrong
@@ -180,21 +182,11 @@ def gated(layer: nn.Module, x_ND: Tensor, delta_ND: Tensor) -> Tensor:
 @torch.no_grad()
 def alone(block: Block, x_BTD: Tensor, selected_BT: Tensor, rule: Selection) -> tuple[Tensor, Tensor]:
     """The selected tokens, and what ``block`` adds to them when it sees no others; (N, D) each."""
-    chosen = [row.nonzero().squeeze(1) for row in selected_BT]
-    rows = [row for row, places in enumerate(chosen) if len(places)]
-    counts = [len(chosen[row]) for row in rows]
-    x_RKD = x_BTD.new_zeros(len(rows), max(counts), x_BTD.shape[2])
-    positions_RK = torch.zeros(x_RKD.shape[:2], dtype=torch.long, device=x_BTD.device)
-    for place, row in enumerate(rows):
-        x_RKD[place, : counts[place]] = x_BTD[row, chosen[row]].detach()
-        positions_RK[place, : counts[place]] = chosen[row]
-    ragged = min(counts) < max(counts)
-    context = Context(
-        selection=rule,
-        lengths_B=torch.tensor(counts, device=x_BTD.device) if ragged else None,
-        positions_BT=positions_RK,
-    )
+    places = [row.nonzero().squeeze(1) for row in selected_BT]
+    x_RKD = pad_sequence([x_BTD[row, at].detach() for row, at in enumerate(places) if len(at)], True)
+    positions_RK = pad_sequence([at for at in places if len(at)], True)
+    counts = tuple(len(at) for at in places if len(at))
+    context = Context(selection=rule, lengths_B=ragged(counts, positions_RK), positions_BT=positions_RK)
     delta_RKD = block(x_RKD, context) - x_RKD
-    first = zip(x_RKD, counts, strict=True), zip(delta_RKD, counts, strict=True)
-    x_ND, delta_ND = (torch.cat([row_KD[:count] for row_KD, count in pairs]) for pairs in first)
-    return x_ND, delta_ND
+    real_RK = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+    return x_RKD[real_RK], delta_RKD[real_RK]

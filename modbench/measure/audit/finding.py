@@ -4,10 +4,11 @@ B sequences, T tokens, D model width, V vocabulary.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, get_type_hints
+from typing import Literal, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from modbench.errors import FAULTS
 from modbench.model.block import Block
 from modbench.model.context import Context, Selection
+from modbench.model.kv_cache import Cache
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.typed import checked
 
@@ -49,9 +51,6 @@ class Finding:
     @property
     def failed(self) -> bool:
         return self.verdict == "failed"
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -98,29 +97,20 @@ class Subject:
         return found
 
     def misreported(self, tokens_BT: Tensor) -> str:
-        """Describe a trace entry of impossible shape, dtype or value; empty if there is none, or if the
-        model raises."""
+        """Describe a shown ``selected`` of wrong shape or dtype; empty if there is none, or if the model
+        raises."""
         shape = tuple(tokens_BT.shape)
-        try:
-            for rule in RULES:
-                context = Context(selection=rule)
+        for rule in RULES:
+            context = Context(selection=rule)
+            try:
                 with torch.no_grad():
                     self.exact(tokens_BT, context)
-                for (layer, name), shown in context.trace.tensors.items():
-                    if name == "selected" and (shown.shape != shape or shown.dtype != torch.bool):
-                        kind = f"{tuple(shown.shape)} {str(shown.dtype).removeprefix('torch.')}"
-                        return f"layer {layer} shows selected {kind}; it must be {shape} bool ({rule})"
-                for (layer, name), counts in context.trace.counts.items():
-                    if not all(map(_is_count, counts)):
-                        given = ", ".join(map(repr, counts[:8]))
-                        return f"layer {layer} counts {name} {given}; give whole numbers ({rule})"
-                    if name == "depth" and len(counts) != shape[0]:
-                        return (
-                            f"layer {layer} counts {name} of {len(counts)} sequences; there are "
-                            f"{shape[0]} ({rule})"
-                        )
-        except FAULTS:  # a router's own code runs here; the probe reports what it raises
-            return ""
+            except FAULTS:  # a router's own code runs here; the probe reports what it raises
+                return ""
+            for (layer, name), shown in context.trace.tensors.items():
+                if name == "selected" and (shown.shape != shape or shown.dtype != torch.bool):
+                    kind = f"{tuple(shown.shape)} {str(shown.dtype).removeprefix('torch.')}"
+                    return f"layer {layer} shows selected {kind}; it must be {shape} bool ({rule})"
         return ""
 
     def held(self, passed: bool | None, figure: str) -> Outcome:
@@ -165,12 +155,31 @@ class Subject:
         return model.to(device_of(self.model)), taken
 
 
-def _is_count(count: object) -> bool:
-    return isinstance(count, int | float) and count >= 0 and float(count).is_integer()
-
-
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
+
+
+@contextmanager
+def seeded(seed: int, on: torch.device) -> Iterator[None]:
+    """Seed torch's generators; restore them at the end."""
+    with torch.random.fork_rng(devices=[on] if on.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def ragged(lengths: Sequence[int], tokens_BT: Tensor) -> Tensor | None:
+    """``lengths`` as a context takes them: None if no sequence of ``tokens_BT`` is padded."""
+    padded = min(lengths) < tokens_BT.shape[1]
+    return torch.tensor(lengths, device=tokens_BT.device) if padded else None
+
+
+def next_tokens(text_BT: Tensor, cache: Cache, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """The next ``lengths`` tokens of each sequence after those that ``cache`` has read, padded; and
+    their `ragged` lengths."""
+    first_B1 = torch.tensor(cache.read, device=text_BT.device)[:, None]
+    places_BT = first_B1 + torch.arange(max(lengths), device=text_BT.device)
+    new_BT = text_BT.gather(1, places_BT.clamp(max=text_BT.shape[1] - 1))
+    return new_BT, ragged(lengths, new_BT)
 
 
 def largest(one_BTV: Tensor, other_BTV: Tensor) -> Tensor:
@@ -188,6 +197,13 @@ def unmoved(one: Tensor, other: Tensor) -> bool:
 def routers(module: nn.Module) -> Mapping[str, nn.Parameter]:
     """Parameters with "router" in their name."""
     return {name: p for name, p in module.named_parameters() if "router" in name.lower()}
+
+
+def outer_routers(layer: nn.Module) -> list[nn.Parameter]:
+    """Router parameters of ``layer`` outside the block it holds."""
+    block = plain_block(layer)
+    inside = set() if block is None else {id(parameter) for parameter in block.parameters()}
+    return [parameter for parameter in routers(layer).values() if id(parameter) not in inside]
 
 
 @torch.no_grad()

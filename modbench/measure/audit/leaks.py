@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, largest
+from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, largest, ragged
 from modbench.measure.audit.state import changed_by_scoring
 from modbench.model.context import Context
 from modbench.model.trace import Trace
@@ -52,7 +52,7 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     Tested in float64, and in the model's own dtype with a coarser bound that one of two texts must meet.
     Every t is tested in sequences of up to `EVERY` tokens; in longer ones the ends, the middle, both
     sides of powers of two, and random positions (probe 3 covers the others). The other sequences of the
-    batch stay the same, since batch effects are probe 2's.
+    batch stay the same.
 
     Also: two equal passes agree, a detailed trace changes no logit, and scoring leaves no state behind.
     """
@@ -90,7 +90,7 @@ def _changes(model: RoutedDecoder, tokens_BT: Tensor, rounding: float, seed: int
     sequences, sequence = tokens_BT.shape
     before_BTV = model(tokens_BT, Context(selection="causal"))
     bound = rounding * max(1.0, before_BTV.abs().max().item())
-    most, changed, edits, with_any, with_near = 0.0, 0, 0, 0, 0
+    most, changed, with_any, with_near = 0.0, 0, list[bool](), list[bool]()
     for place in _places(sequence, generator):
         shape = (sequences, sequence - place - 1)
         other_BT = torch.randint(model.config.vocabulary, shape, generator=generator)
@@ -101,10 +101,9 @@ def _changes(model: RoutedDecoder, tokens_BT: Tensor, rounding: float, seed: int
         any_B, far_B = changed_BT.any(1), changed_BT[:, :-NEAR].any(1)
         most = max(most, difference_BT.max().item())
         changed += int(changed_BT.sum())
-        edits += sequences
-        with_any += int(any_B.sum())
-        with_near += int((any_B & ~far_B).sum())
-    return Changes(most, changed, edits, with_any, with_near)
+        with_any += any_B.tolist()
+        with_near += (any_B & ~far_B).tolist()
+    return Changes(most, changed, len(with_any), sum(with_any), sum(with_near))
 
 
 def _places(sequence: int, generator: torch.Generator) -> list[int]:
@@ -162,9 +161,8 @@ def _differences(
     bound of rounding."""
     bound = rounding
     for lengths in _batches(*tokens_BT.shape):
-        ragged = min(lengths) < tokens_BT.shape[1]
-        lengths_B = torch.tensor(lengths, device=tokens_BT.device) if ragged else None
-        together_BTV = model(tokens_BT, Context(selection="causal", lengths_B=lengths_B))
+        context = Context(selection="causal", lengths_B=ragged(lengths, tokens_BT))
+        together_BTV = model(tokens_BT, context)
         offs = []
         for row, length in list(enumerate(lengths))[-6:]:
             alone_BTV = model(tokens_BT[row : row + 1, :length], Context(selection="causal"))

@@ -16,11 +16,14 @@ from modbench.measure.audit.finding import (
     Outcome,
     Subject,
     layer_by_layer,
+    outer_routers,
     own_parameters,
     plain_block,
     routers,
+    seeded,
 )
 from modbench.model.context import Context
+from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
 
 #: Smallest norm of a depth router's gradient, relative to a linear gate's. A sigmoid gate gives a
@@ -43,9 +46,9 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     ``unchecked``, since cross-entropy may have to reach some of them. Auxiliary losses depend neither on
     the order of sequences nor on padding, and have no gradient in padding.
     """
-    first = subject.fresh()[0]
-    wrong = _equal_weights(first) or _order_dependent(first.double(), subject.tokens(3, TOKENS))
-    wrong = wrong or _padding_dependent(first.double(), subject.tokens(3, TOKENS))
+    first, text_BT = subject.fresh()[0], subject.tokens(3, TOKENS)
+    wrong = _equal_weights(first) or _order_dependent(first.double(), text_BT)
+    wrong = wrong or _padding_dependent(first, text_BT)
     if wrong:
         return False, wrong
     model, taken = subject.fresh(capacity=1.0)
@@ -55,39 +58,24 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     own = own_parameters(model)
     all_selected = "capacity" in taken or not subject.skips
     tokens_BT = subject.tokens(3, TOKENS if all_selected else TOKENS_PARTLY_SELECTED)
-    context = Context()
-    kept: list[tuple[int, nn.Module, Tensor, Tensor]] = []
-    x_BTD = model.embedding(tokens_BT)
-    for number, layer, before_BTD, after_BTD in layer_by_layer(model, tokens_BT, context):
-        x_BTD = after_BTD
-        x_BTD.retain_grad()
-        kept.append((number, layer, before_BTD, after_BTD))
-    head = model.embedding if model.head is None else model.head
-    logits_BTV = F.linear(model.norm(x_BTD), head.weight)
-    targets_BT = tokens_BT.roll(-1, 1)
-    F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten()).backward()
+    context, scales = _learn_text(model, tokens_BT)
     parameters = dict(model.named_parameters())
     idle = {name for name, parameter in parameters.items() if _idle(name, parameter)}
     asked = [name for name in names if name not in idle]
     lost = [name for name in asked if not _reached(parameters[name])]
+    lost += _rows_without_gradient(model, context)
     if lost:
         return False, f"cross-entropy does not reach {lost[0]}"
-    rows = next(_rows_without_gradient(model, context), None)
-    if rows:
-        return False, f"cross-entropy does not reach {rows}"
     by_text = [name for name in own if _reached(parameters[name])]
-    scales = [scale for entry in kept if (scale := _scale(*entry, context)) is not None]
     if scales and min(scales) < SMALLEST:
         return False, f"the router's gradient is {min(scales):.1e} of a linear gate's"
-    auxiliary = context.trace.auxiliary_loss()
-    if isinstance(auxiliary, Tensor) and auxiliary.requires_grad:
+    if isinstance(context.trace.auxiliary_loss(), Tensor):
         # A second pass, since compiled code runs backward only once.
         context = Context()
-        for _ in layer_by_layer(model, tokens_BT, context):
-            pass
-        auxiliary = context.trace.auxiliary_loss()
-        if isinstance(auxiliary, Tensor):
-            auxiliary.backward()
+        model(tokens_BT, context)
+        loss = context.trace.auxiliary_loss()
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            loss.backward()
     trained = {*predictors, *own}
     lost = [n for n in parameters if n in trained and not _reached(parameters[n]) and n not in idle]
     if lost:
@@ -103,6 +91,23 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return None, "a softmax over one expert has no gradient"
     figure = f"cross-entropy reaches {len(asked)} router parameters"
     return True, figure + (f", gradient {min(scales):.2f} of a linear gate's" if scales else "")
+
+
+def _learn_text(model: RoutedDecoder, tokens_BT: Tensor) -> tuple[Context, list[float]]:
+    """Run the backward pass of cross-entropy; return the context, and `_scale` of each layer that has
+    one."""
+    context = Context()
+    kept: list[tuple[int, nn.Module, Tensor, Tensor]] = []
+    x_BTD = model.embedding(tokens_BT)
+    for entry in layer_by_layer(model, tokens_BT, context):
+        x_BTD = entry[-1]
+        x_BTD.retain_grad()
+        kept.append(entry)
+    head = model.embedding if model.head is None else model.head
+    logits_BTV = F.linear(model.norm(x_BTD), head.weight)
+    F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.roll(-1, 1).flatten()).backward()
+    scales = (_scale(*entry, context) for entry in kept)
+    return context, [scale for scale in scales if scale is not None]
 
 
 def _reached(parameter: nn.Parameter) -> bool:
@@ -140,9 +145,7 @@ def _scale(
     selected_BT, block = context.trace.tensors.get((number, "selected")), plain_block(layer)
     if selected_BT is None or block is None or not selected_BT.any():
         return None
-    inside = {id(parameter) for parameter in block.parameters()}
-    width = before_BTD.shape[-1]
-    own = [p for p in routers(layer).values() if id(p) not in inside and p.numel() == width]
+    own = [p for p in outer_routers(layer) if p.numel() == before_BTD.shape[-1]]
     if len(own) != 1 or own[0].grad is None or after_BTD.grad is None:
         return None
     x_ND, delta_ND = alone(block, before_BTD, selected_BT, "topk")
@@ -167,26 +170,17 @@ def _order_dependent(model: RoutedDecoder, tokens_BT: Tensor) -> str:
     """Name an auxiliary loss or buffer that depends on the order of sequences; empty if there is none.
     Each layer is tested on the same input, since what earlier layers drop may depend on the order.
     Random losses are not tested."""
-    streams = [
-        (number, layer, before_BTD)
-        for number, layer, before_BTD, _ in layer_by_layer(
-            copy.deepcopy(model).eval(), tokens_BT, Context()
-        )
-    ]
-    for number, layer, x_BTD in streams:
-        first, selected = _losses(layer, x_BTD, tokens_BT, seed=0)
-        if not first:
-            continue
-        drawn, _ = _losses(layer, x_BTD, tokens_BT, seed=1)
-        rolled, others = _losses(layer, x_BTD.roll(1, 0), tokens_BT.roll(1, 0), seed=0)
-        if any(not torch.equal(shown.roll(1, 0), others[name]) for name, shown in selected.items()):
+    stream = list(layer_by_layer(copy.deepcopy(model).eval(), tokens_BT, Context()))
+    for number, layer, x_BTD, _ in stream:
+        context, first = _values(layer, x_BTD, Context(tokens_BT=tokens_BT))
+        _, drawn = _values(layer, x_BTD, Context(tokens_BT=tokens_BT), seed=1)
+        rolled, other = _values(layer, x_BTD.roll(1, 0), Context(tokens_BT=tokens_BT.roll(1, 0)))
+        shown, others = (trace.tensors.get((number, "selected")) for trace in (context, rolled))
+        if shown is not None and others is not None and not torch.equal(shown.roll(1, 0), others):
             continue  # selected at random, by position in the batch
-        for key, value in first.items():
-            if drawn[key] == value and abs(rolled[key] - value) > SUMMED * abs(value):
-                return (
-                    f"{key[1]} of layer {number} changes from {value:.6g} to {rolled[key]:.6g} when "
-                    "the sequences of the batch are reordered"
-                )
+        fixed = {name: value for name, value in first.items() if drawn[name] == value}
+        if changed := _changed(fixed, other, number):
+            return f"{changed} when the sequences of the batch are reordered"
     return ""
 
 
@@ -199,56 +193,41 @@ def _padding_dependent(model: RoutedDecoder, tokens_BT: Tensor) -> str:
     with torch.no_grad():
         stream = list(layer_by_layer(copy.deepcopy(model).eval(), tokens_BT, Context()))
     for number, layer, before_BTD, _ in stream:
-        losses, buffers = [], []
+        found = []
         for factor in (1.0, -3.0):
             x_BTD = torch.where(padding_BT[..., None], factor * before_BTD, before_BTD).requires_grad_()
-            context = Context(tokens_BT=tokens_BT, lengths_B=lengths_B)
-            with torch.random.fork_rng(devices=[x_BTD.device] if x_BTD.is_cuda else []):
-                torch.manual_seed(0)
-                own = copy.deepcopy(layer).train()
-                own(x_BTD, context)
-            buffers.append(_buffers(own))
-            loss = context.trace.auxiliary_loss()
-            if not isinstance(loss, Tensor):
-                continue
-            losses.append(loss.item())
-            slope = (
-                torch.autograd.grad(loss, x_BTD, allow_unused=True)[0] if loss.requires_grad else None
-            )
-            if slope is not None and bool(slope[padding_BT].any()):
-                return f"the auxiliary losses of layer {number} have a gradient in padding"
-        for (_, name), value in buffers[0].items():
-            if abs(buffers[1][0, name] - value) > SUMMED * abs(value):
-                return f"{name} of layer {number} depends on padding"
-        if len(losses) == 2 and abs(losses[0] - losses[1]) > SUMMED * abs(losses[0]):
-            return (
-                f"the auxiliary losses of layer {number} change from {losses[0]:.6g} to "
-                f"{losses[1]:.6g} with the content of padding"
-            )
+            trace, values = _values(layer, x_BTD, Context(tokens_BT=tokens_BT, lengths_B=lengths_B))
+            found.append(values)
+            loss = trace.auxiliary_loss()
+            if isinstance(loss, Tensor) and loss.requires_grad:
+                slope_BTD = torch.autograd.grad(loss, x_BTD, allow_unused=True)[0]
+                if slope_BTD is not None and bool(slope_BTD[padding_BT].any()):
+                    return f"the auxiliary losses of layer {number} have a gradient in padding"
+        if changed := _changed(found[0], found[1], number):
+            return f"{changed} with the content of padding"
     return ""
 
 
-def _losses(
-    layer: nn.Module, x_BTD: Tensor, tokens_BT: Tensor, *, seed: int
-) -> tuple[dict[tuple[int, str], float], dict[int, Tensor]]:
-    """Auxiliary losses and buffers of ``layer`` after a training pass, and its selections."""
-    context, own = Context(tokens_BT=tokens_BT), copy.deepcopy(layer).train()
-    with torch.random.fork_rng(devices=[x_BTD.device] if x_BTD.is_cuda else []):
-        torch.manual_seed(seed)
+def _values(
+    layer: nn.Module, x_BTD: Tensor, context: Context, *, seed: int = 0
+) -> tuple[Trace, dict[str, float]]:
+    """Trace of a training pass of a copy of ``layer``, its auxiliary losses, and a weighted sum of each
+    floating-point buffer after it."""
+    own = copy.deepcopy(layer).train()
+    with seeded(seed, x_BTD.device):
         own(x_BTD, context)
-    losses = {(at, f"loss '{name}'"): v.item() for (at, name), v in context.trace.losses.items()}
-    losses |= _buffers(own)
-    shown = context.trace.tensors.items()
-    return losses, {depth: value for (depth, name), value in shown if name == "selected"}
-
-
-def _buffers(layer: nn.Module) -> dict[tuple[int, str], float]:
-    """A weighted sum of each floating-point buffer of ``layer``, to compare it by."""
-    found = {}
-    for name, buffer in layer.named_buffers():
+    found = {f"loss '{name}'": loss.item() for (_, name), loss in context.trace.losses.items()}
+    for name, buffer in own.named_buffers():
         if buffer.is_floating_point():
-            weights = torch.arange(1, buffer.numel() + 1, dtype=torch.float64, device=buffer.device)
-            found[0, f"buffer '{name}'"] = (
-                (buffer.detach().double().flatten() * weights.sqrt()).sum().item()
-            )
-    return found
+            weights_N = torch.arange(1, buffer.numel() + 1, dtype=torch.float64, device=buffer.device)
+            total = buffer.detach().double().flatten() @ weights_N.sqrt()
+            found[f"buffer '{name}'"] = total.item()
+    return context.trace, found
+
+
+def _changed(first: dict[str, float], other: dict[str, float], number: int) -> str:
+    """Describe the first value that changes by more than rounding; empty if there is none."""
+    for name, value in first.items():
+        if abs(other[name] - value) > SUMMED * abs(value):
+            return f"{name} of layer {number} changes from {value:.6g} to {other[name]:.6g}"
+    return ""

@@ -4,14 +4,15 @@ B sequences, T tokens, V vocabulary.
 """
 
 import copy
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from modbench.measure.audit.finding import RULES, Outcome, Subject, device_of, unmoved
+from modbench.measure.audit.finding import RULES, Outcome, Subject, device_of, seeded, unmoved
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.train.config import TrainConfig
@@ -19,8 +20,6 @@ from modbench.train.loop import build_optimizer, training_step
 
 #: Attributes of every module: torch's own, or in ``state_dict``.
 _OF_TORCH = frozenset(vars(nn.Module()))
-#: Levels of nested containers and objects that are compared.
-_DEPTH = 4
 
 
 def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
@@ -39,9 +38,7 @@ def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
 
     def step(which: RoutedDecoder, by: torch.optim.Optimizer, draw: int) -> None:
         text_BT = subject.tokens(3, 33, draw)
-        on = device_of(which)
-        with torch.random.fork_rng(devices=[on] if on.type == "cuda" else []):
-            torch.manual_seed(draw)
+        with seeded(draw, device_of(which)):
             training_step(which.train(), by, train, (text_BT[:, :-1], text_BT[:, 1:]), torch.float32)
 
     step(model, optimizer, 1)
@@ -83,7 +80,7 @@ def _uninitialised(subject: Subject) -> str:
     strict = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
-        # PyTorch then fills new memory with NaN, or with the largest integer.
+        # PyTorch then fills new memory with NaN.
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
         model = build_model(*arguments)
@@ -92,17 +89,9 @@ def _uninitialised(subject: Subject) -> str:
         torch.utils.deterministic.fill_uninitialized_memory = kept  # type: ignore[attr-defined]
     for name, value in _tensors(model):
         # A value that is NaN on purpose is NaN in both models.
-        if (_looks_unfilled(value) & ~_looks_unfilled(plain[name])).any():
+        if (value.isnan() & ~plain[name].isnan()).any():
             return f"{name} is never filled; set it in initialise"
     return ""
-
-
-def _looks_unfilled(value: Tensor) -> Tensor:
-    if value.dtype == torch.bool:
-        return torch.zeros_like(value)
-    if value.is_floating_point() or value.is_complex():
-        return value.isnan()
-    return value == torch.iinfo(value.dtype).max
 
 
 def _tensors(model: RoutedDecoder) -> list[tuple[str, Tensor]]:
@@ -143,9 +132,7 @@ def _checkpointing(subject: Subject) -> str:
     for checkpoint in (False, True):
         model, text_BT = subject.twin().train(), subject.tokens(3, 33)
         context = Context(checkpoint=checkpoint)
-        on = device_of(model)
-        with torch.random.fork_rng(devices=[on] if on.type == "cuda" else []):
-            torch.manual_seed(0)
+        with seeded(0, device_of(model)):
             loss = model.loss(text_BT, text_BT.roll(-1, 1), context) + context.trace.auxiliary_loss()
             loss.backward()
         states.append(model.state_dict())
@@ -161,51 +148,45 @@ def _checkpointing(subject: Subject) -> str:
     return ""
 
 
-def _attributes(model: RoutedDecoder) -> dict[str, Any]:
-    """Copies of what modules and their classes hold outside ``state_dict``, by name."""
-    saved = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    found: dict[str, Any] = {}
+def _attributes(model: RoutedDecoder) -> dict[str, list[Any]]:
+    """Copies of the numbers, strings and tensors that modules and their classes hold outside
+    ``state_dict``, in containers too, by the attribute's name."""
+    saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+    held: dict[str, Any] = {}
     for name, module in model.named_modules():
-        for key in module._non_persistent_buffers_set:
-            buffer = module._buffers[key]
-            found[f"{name}.{key}"] = None if buffer is None else buffer.clone()
-        for key, value in vars(module).items():
+        for key, value in (vars(module) | module._buffers).items():
             if key not in _OF_TORCH:
-                found[f"{name}.{key}"] = _copied(value, saved, _DEPTH)
+                held[f"{name}.{key}"] = value
         kind = type(module)
         if not kind.__module__.startswith(("torch.", "modbench.model.")):
-            for key, value in vars(kind).items():
-                if not key.startswith("__"):
-                    found[f"class {kind.__name__}.{key}"] = _copied(value, saved, _DEPTH)
-    return found
+            held |= {f"class {kind.__name__}.{key}": value for key, value in vars(kind).items()}
+    return {
+        key: [_copied(leaf) for leaf in tree_leaves(value) if id(leaf) not in saved]
+        for key, value in held.items()
+    }
 
 
-def _copied(value: Any, saved: set[int], depth: int) -> Any:
+def _copied(value: Any) -> Any:
     """A copy of ``value`` to compare later; None for what cannot be compared."""
-    if isinstance(value, bool | int | float | complex | str):
-        return repr(value)  # NaN equals NaN
     if isinstance(value, Tensor):
-        return None if id(value) in saved else value.detach().clone()
+        return value.detach().clone()
     if isinstance(value, np.ndarray | np.generic):
-        return repr(value.tolist())
-    if depth == 0 or callable(value):
-        return None
-    if isinstance(value, Mapping):
-        return {repr(key): _copied(item, saved, depth - 1) for key, item in value.items()}
-    if isinstance(value, Sequence | Set):
-        return [_copied(item, saved, depth - 1) for item in value]
-    return _copied(getattr(value, "__dict__", None), saved, depth - 1)
+        value = value.tolist()
+    # As text, in which NaN equals NaN.
+    return repr(value) if isinstance(value, bool | int | float | complex | str | list) else None
 
 
-def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    return [name for name in after if not _same(before.get(name), after[name])]
+def _changed(before: Mapping[str, list[Any]], after: Mapping[str, list[Any]]) -> list[str]:
+    """Names of attributes that differ; a new one has no earlier value."""
+    return [name for name, now in after.items() if not _same(before.get(name), now)]
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return unmoved(one, other)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return type(one) is type(other) and bool(one == other)
+def _same(one: list[Any] | None, other: list[Any]) -> bool:
+    if one is None or len(one) != len(other):
+        return False
+    return all(
+        unmoved(a, b)
+        if isinstance(a, Tensor) and isinstance(b, Tensor)
+        else type(a) is type(b) and a == b
+        for a, b in zip(one, other, strict=True)
+    )

@@ -178,7 +178,7 @@ def test_a_load_that_can_not_be_is_refused() -> None:
         ({"past": (1, -1)}, "needs 0 or more cached tokens"),
         ({"past": (1, 1), "phase": "train"}, "nothing is cached in phase 'train'"),
         ({"phase": "decode", "padding": True}, "one token at a time"),
-        ({"phase": "deocde"}, "did you mean 'decode'"),
+        ({"phase": "deocde"}, "phase 'deocde' is not known; known: forward"),
     ):
         with pytest.raises(ValueError, match=words):
             Workload(lengths=(2, 3), **wrong)

@@ -132,7 +132,7 @@ def test_the_flops_commands_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
                         assert main([*words, "--accept"]) == 0
                     assert main(words) == 0, command
                     ran.append(words[1])
-    assert ran == ["--router", "--hf", "gate"]
+    assert ran == ["--router", "--hf", "--router", "gate"]
     assert Path(golden).is_file()
     assert "108 FLOP counts equal" in capsys.readouterr().out  # 3 shapes, 4 phases, 9 conventions
 

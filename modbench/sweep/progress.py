@@ -30,8 +30,9 @@ class _Cell:
         words = [self.phase]
         if "step" in event:
             self.fraction = _TRAINING_FRACTION * event["step"] / event["steps"]
-            self.loss = f"loss {event['loss']:.3f}"
             words.append(f"step {event['step']} of {event['steps']}")
+        if "loss" in event:
+            self.loss = f"loss {event['loss']:.3f}"
         return ", ".join([*words, self.loss] if self.loss else words)
 
 
@@ -69,8 +70,8 @@ class Progress:
         self._line(f"{title}: started")
 
     def event(self, key: str, event: dict[str, Any]) -> None:
-        """An event of the cell: ``{"event": "phase", "phase"}`` or ``{"event": "step", "step", "steps",
-        "loss"}``."""
+        """Show an event of the cell: ``{"event": "phase", "phase"}`` or ``{"event": "step", "step",
+        "steps"}``, in training with ``"loss"``."""
         cell = self._running.get(key)
         if cell is None:  # it arrived after the cell's end
             return

@@ -11,7 +11,7 @@ import torch
 from timed_made_up import SHAPE, subject
 from torch import nn
 
-from modbench.measure import footprint, memory, memory_meter
+from modbench.measure import footprint, memory_meter
 from modbench.measure.benchmark_target import BenchmarkTarget
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
@@ -69,11 +69,11 @@ def test_a_cells_steps_are_measured_after_the_same_steps(
     events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two steps, since the first one creates the optimizer's state."""
-    monkeypatch.setattr("modbench.train.numerics.make_deterministic", lambda: None)
     train = {"budget": 1, "sequence": 32, "batch": 2, "precision": "float32"}
-    cell = {"router": {"name": "mod", "options": {}}, "model": SHAPE, "train": train}
+    time = {"forced_balance": False, "deterministic": True}
+    cell = {"router": {"name": "mod", "options": {}}, "model": SHAPE, "train": train, "time": time}
     twice = ["step", "step"]
-    peak = memory._measure({"cell": cell, "plugins": [], "threads": 1})
+    peak = footprint.steps_peak(BenchmarkTarget.of(cell), 2)
     assert (peak, events) == (10**9, ["build", *twice, "meter", "build", *twice, "peak"])
 
 
@@ -96,10 +96,10 @@ def test_a_cells_steps_are_those_it_trains_by(
         taken.append((model.training, *(tokens_BT.shape for tokens_BT in batch), dtype))
 
     monkeypatch.setattr(footprint, "training_step", step)
-    monkeypatch.setattr("modbench.train.numerics.make_deterministic", lambda: None)
     train = {"budget": 1, "sequence": 31, "batch": 3, "precision": str(dtype).removeprefix("torch.")}
-    cell = {"router": {"name": "mod", "options": {}}, "model": SHAPE, "train": train}
-    memory._measure({"cell": cell, "plugins": [], "threads": 1})
+    time = {"forced_balance": False, "deterministic": True}
+    cell = {"router": {"name": "mod", "options": {}}, "model": SHAPE, "train": train, "time": time}
+    footprint.steps_peak(BenchmarkTarget.of(cell), 2)
     assert taken == 4 * [(True, (3, 31), (3, 31), dtype)]
 
 

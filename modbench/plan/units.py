@@ -4,6 +4,8 @@ from decimal import Decimal, InvalidOperation
 
 from modbench.errors import UserError
 
+#: The largest amount that plans compute with.
+_MOST = 10**27
 _SUFFIXES = {"K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
 
 
@@ -12,17 +14,19 @@ def amount(text: str, name: str = "amount") -> int:
     either case.
 
     Raises:
-        UserError: not a number, or not whole; the sentence starts with ``name``.
+        UserError: not a number, not whole, or above 1e27; the sentence starts with ``name``.
     """
     plain = text.strip().replace("_", "").replace(",", "")
     power = _SUFFIXES.get(plain[-1:].upper(), 0)
     try:
         number = Decimal(plain[:-1] if power else plain).scaleb(power)
-        whole = int(number)
+        whole = int(number) if abs(number) <= _MOST else _MOST + 1
     except (InvalidOperation, ValueError, OverflowError):
         raise UserError(
             f"{name} '{text}' is not a number; write it as 300000000000, 300B, 1.5T, 20M or 3e11"
         ) from None
+    if whole > _MOST:
+        raise UserError(f"{name} '{text}' is too large; plans go up to 1e27")
     if whole != number:
         raise UserError(f"{name} '{text}' is not a whole number; write one")
     return whole

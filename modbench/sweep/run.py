@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from modbench import kernels
 from modbench.errors import UserError
 from modbench.report.page import write_report
 from modbench.report.record import cell_key
@@ -39,6 +40,7 @@ def run_suite(
     err = Console(stderr=True)
     if workers < 0:
         raise UserError(f"--workers is {workers}; it must be 1 or more, or 0 for one per core")
+    kernels.mode()  # a wrong name is refused before anything runs
     suite = with_plugins(load_suite(name), plugins)
     cells = chosen(expand(suite), only)
     check_budgets(suite, cells)

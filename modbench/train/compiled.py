@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from modbench.errors import UserError
+from modbench.model.attention import Attention
 from modbench.model.context import Context
+from modbench.model.mlp import MLP
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.force_balance import strided
 from modbench.routing.topk import capacity_tokens
@@ -69,6 +71,20 @@ def eager(model: RoutedDecoder) -> Losses:
         return loss, context.trace.auxiliary_loss()
 
     return losses
+
+
+def compile_for_decoding(model: RoutedDecoder) -> None:
+    """Compile in place the parts of decoding whose shapes do not grow with the cache, as CUDA graphs
+    (``mode="reduce-overhead"``): projections, rotation and output of attention, and dense MLPs."""
+    # One program for each layer and number of sequences that it processes.
+    allow_programs(64 * len(model.layers))
+    for module in model.layers.modules():
+        names = {Attention: ("project", "merge"), MLP: ("forward",)}.get(type(module), ())
+        for name in set(names) - set(vars(module)):  # not yet compiled
+            function = torch.compile(getattr(module, name), mode="reduce-overhead", dynamic=False)
+            vars(module)[name] = function
+    # Results of CUDA graphs stay valid until the next token begins.
+    model.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
 
 
 def allow_programs(most: int) -> None:

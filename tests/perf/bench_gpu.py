@@ -11,10 +11,11 @@ from torch import Tensor
 from training import MadeUpText, Trained
 
 from modbench.model.config import ModelConfig
-from modbench.model.generate import compile_for_decoding, decode, prefill
+from modbench.model.generate import decode, prefill
 from modbench.model.sizes import SIZES
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
+from modbench.train.compiled import compile_for_decoding
 from modbench.train.numerics import device
 
 pytestmark = [

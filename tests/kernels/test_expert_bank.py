@@ -243,3 +243,22 @@ def test_each_expert_has_its_rows() -> None:
         alone[e] = last - first
         one_nD = plain.expert_bank(rows_ND[first:last], *given, alone, "swiglu")
         torch.testing.assert_close(one_nD, whole_ND[first:last])
+
+
+@pytest.mark.parametrize(("mode", "blocks"), [("fast", True), ("plain", False)])
+def test_the_mode_selects_the_path_of_integer_counts(
+    mode: str, blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[list[int]] = []
+    right = fast.in_blocks
+
+    def in_blocks(rows_ND: Tensor, up: Tensor, down: Tensor, counts: list[int], mlp: str) -> Tensor:
+        called.append(counts)
+        return right(rows_ND, up, down, counts, mlp)
+
+    monkeypatch.setattr(fast, "in_blocks", in_blocks)
+    monkeypatch.setenv(kernels.VARIABLE, mode)
+    bank = module().bfloat16()
+    counts = [70, *[1] * (bank.experts - 1)]
+    bank(torch.randn(sum(counts), bank.model.width).bfloat16(), counts)
+    assert bool(called) == blocks

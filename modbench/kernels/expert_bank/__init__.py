@@ -13,7 +13,7 @@ Counts = Sequence[int] | Tensor | None
 
 def expert_bank(rows_ND: Tensor, up_ECD: Tensor, down_EDF: Tensor, counts: Counts, mlp: str) -> Tensor:
     """down(activation(up x)) with the weights of each row's expert, (N, D), by the selected kernels."""
-    if isinstance(counts, Tensor) or (counts is None and mode() == "fast"):
+    if isinstance(counts, Tensor) or mode() == "fast":
         return fast.expert_bank(rows_ND, up_ECD, down_EDF, counts, mlp)
     if counts is None:
         counts = [len(rows_ND) // len(up_ECD)] * len(up_ECD)

@@ -20,7 +20,7 @@ def amount(text: str, name: str = "amount") -> int:
     power = _SUFFIXES.get(plain[-1:].upper(), 0)
     try:
         number = Decimal(plain[:-1] if power else plain).scaleb(power)
-        whole = int(number) if abs(number) <= _MOST else _MOST + 1
+        whole = _MOST + 1 if number.is_finite() and number > _MOST else int(number)
     except (InvalidOperation, ValueError, OverflowError):
         raise UserError(
             f"{name} '{text}' is not a number; write it as 300000000000, 300B, 1.5T, 20M or 3e11"

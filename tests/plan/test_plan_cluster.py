@@ -25,6 +25,12 @@ def test_an_amount_is_read_exactly(text: str, value: int) -> None:
     assert amount(text) == value
 
 
+@pytest.mark.parametrize("text", ["1.1e27", "1e400", "10000000000000000T"])
+def test_an_amount_that_no_plan_computes_with_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"is too large; plans go up to 1e27"):
+        amount(text)
+
+
 @pytest.mark.parametrize("text", ["", "B", "many", "nan", "inf", "3 x 4", "1Q"])
 def test_text_that_is_not_a_number_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"^tokens '.*' is not a number; write it as"):

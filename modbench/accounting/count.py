@@ -133,7 +133,7 @@ class NoMetaError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """What is run, whatever the model."""
+    """Settings of a run that do not depend on the model."""
 
     inputs: Any
     phase: Phase

@@ -1,4 +1,4 @@
-"""What other FLOP counters report for a model, as they are out of the box: fvcore and PyTorch's own.
+"""FLOPs of a model by other counters as they are out of the box: fvcore and PyTorch's own.
 
 docs/counters.md compares them, and more, on cases of known cost. B sequences, T tokens.
 """

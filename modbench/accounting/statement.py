@@ -69,7 +69,7 @@ class Statement:
 
     @property
     def profiled(self) -> int | None:
-        """What our counter saw."""
+        """FLOPs by our counter."""
         counted = self.counters.get("modbench")
         return counted if isinstance(counted, int) else None
 
@@ -159,7 +159,7 @@ def family_statement(
 
 
 def _counters(model: Any, workload: Workload, asked: Asked) -> dict[str, int | str]:
-    """What each counter reports for a workload of equal sequences."""
+    """FLOPs by each counter for a workload of equal sequences."""
     if not asked.profile:
         return {}
     from modbench.accounting.count import count

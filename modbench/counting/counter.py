@@ -100,7 +100,7 @@ class FlopCounter:
 
     @property
     def ledger(self) -> Ledger:
-        """What was counted, by (layer, component, direction), under the labels of
+        """The counted FLOPs by (layer, component, direction), under the labels of
         `modbench.ledger.component`; ops outside all labels are component ``other``."""
         self._check_pairs()
         return self._ledger()

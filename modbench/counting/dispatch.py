@@ -18,7 +18,7 @@ from modbench.ledger import labels
 
 
 class Recorder(labels.Listener, Protocol):
-    """What a counter does with the ops it sees."""
+    """Dispatch mode that hands ops to a counter."""
 
     def add(self, op: str, formula: Formula, arguments: dict[str, Any], result: Any) -> None: ...
 

@@ -45,7 +45,7 @@ class TokenData:
     sha256: str  #: of the tokens and what made them
 
     def summary(self) -> dict[str, Any]:
-        """What a record states of its data."""
+        """The data of a record."""
         return {
             "sha256": self.sha256,
             "train_tokens": len(self.train_N),
@@ -149,7 +149,7 @@ def prepare_command(
 
 
 def _header(config: DataConfig) -> dict[str, object]:
-    """What determines the tokens, apart from the code; its hash is part of the file's name."""
+    """Settings that determine the tokens; their hash is part of the file's name."""
     return {"config": config.settings(), "text_sha256": text_sha256(config)}
 
 

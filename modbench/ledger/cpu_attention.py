@@ -1,4 +1,4 @@
-"""What attention kernels compute on a CPU, beyond what attention needs.
+"""Query-key pairs that attention kernels compute on a CPU.
 
 PyTorch's CPU kernel (flash attention) processes query rows in blocks of 32, 64 or 256, and for each
 block whole blocks of 512 keys up to the last key that one of its rows sees. Its backward pass uses the

@@ -17,7 +17,7 @@ from modbench.train.out_of_memory import failed_allocation
 
 @dataclass
 class CountedSteps:
-    """What counting a run's first and last step has found. Steps are numbered from 1."""
+    """Results of counting a run's first and last step. Steps are numbered from 1."""
 
     counted: int = 0  #: steps counted
     unseen: int = 0  #: steps that ran out of memory under the counter

@@ -39,7 +39,7 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a run has spent, and its learning curve."""
+    """FLOPs, steps and tokens that a run spent, and its learning curve."""
 
     steps: int
     tokens: int

@@ -175,7 +175,7 @@ def updates(model: RoutedDecoder, tokens_BT: Tensor, rule: Selection) -> Iterato
 
 
 def gated(layer: nn.Module, x_ND: Tensor, delta_ND: Tensor) -> Tensor:
-    """What the gate of ``layer`` multiplies."""
+    """Return the tensor that the gate of ``layer`` multiplies."""
     return x_ND + delta_ND if getattr(layer, "adds_residual", False) else delta_ND
 
 

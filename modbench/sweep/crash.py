@@ -1,4 +1,4 @@
-"""What a cell that ended without a record says of itself."""
+"""The error sentence of a cell that ended without a record."""
 
 import re
 import signal

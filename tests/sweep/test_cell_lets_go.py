@@ -1,4 +1,4 @@
-"""What a cell holds while another process is measured, and when it pauses for one."""
+"""A cell holds the machine lock and pauses while another process is measured."""
 
 import threading
 import time

@@ -1,0 +1,121 @@
+"""Scorers: modules that give each token its scores. The default one is linear and has a closed form;
+the FLOPs of any other are counted.
+
+B sequences, T tokens, N tokens of a batch, D model width, E scores of a token.
+"""
+
+import copy
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from modbench.counting.counter import FlopCounter
+from modbench.ledger import Ledger, Workload, component, matmul
+from modbench.model.init import normal_
+from modbench.routing.topk import score
+
+
+class LinearScorer(nn.Module):
+    """Scores W x in float32: (..., D) to (..., ``scores``), or to (...) if ``scores`` is None."""
+
+    def __init__(self, width: int, scores: int | None, *, stream: str) -> None:
+        super().__init__()
+        self.stream, self.squeezed = stream, scores is None
+        self.weight = nn.Parameter(torch.empty(scores or 1, width))
+
+    def initialise(self, seed: int) -> None:
+        normal_(self.weight, seed, self.stream)
+
+    def forward(self, x_D: Tensor) -> Tensor:
+        scores_E = score(x_D, self.weight)
+        return scores_E.squeeze(-1) if self.squeezed else scores_E
+
+    def ledger(self, workload: Workload, layer: int, rows: int) -> Ledger:
+        """Return the closed form of ``rows`` tokens."""
+        return matmul(
+            workload,
+            layer,
+            "router",
+            rows=rows,
+            inner=self.weight.shape[1],
+            columns=len(self.weight),
+            weight_gradient=self.weight.requires_grad,
+        )
+
+
+def run_scorer(scorer: nn.Module, x_D: Tensor, layer: int) -> Tensor:
+    """Return the scores of ``x_D`` in float32 or wider, computed without autocast; a scorer whose
+    weights are narrower runs in their dtype."""
+    with component("router", layer):
+        if isinstance(scorer, LinearScorer):
+            return scorer(x_D)  # type: ignore[no-any-return]
+        kind, dtype = x_D.device.type, torch.promote_types(x_D.dtype, torch.float32)
+        own = next((p.dtype for p in scorer.parameters() if p.is_floating_point()), dtype)
+        off = x_D.is_meta or not torch.is_autocast_enabled(kind)
+        with nullcontext() if off else torch.autocast(kind, enabled=False):
+            scores: Tensor = scorer(x_D.to(own))
+        return scores.to(dtype) if isinstance(scores, Tensor) else scores
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What the FLOPs of a scorer depend on."""
+
+    shape: tuple[int, ...]
+    trains: bool
+    input_gradient: bool
+    weight_gradients: tuple[bool, ...]
+
+
+#: Ledgers of scorers by what they depend on. Not kept on the module, which is copied and saved.
+_counted: WeakKeyDictionary[nn.Module, dict[_Case, Ledger]] = WeakKeyDictionary()
+
+
+def has_closed_form(scorer: nn.Module | None) -> bool:
+    """Return True if the FLOPs of ``scorer`` follow from a closed form."""
+    return scorer is None or callable(getattr(scorer, "ledger", None))
+
+
+def scorer_ledger(
+    scorer: nn.Module | None, workload: Workload, layer: int, width: int, *, flat: bool = False
+) -> Ledger:
+    """Return the FLOPs of ``scorer`` for inputs of width ``width``: from its method ``ledger(workload,
+    layer, rows)`` if it has one, else counted on the meta device. The scorer reads (B, T, D), or if
+    ``flat`` (N, D) without padding."""
+    if scorer is None:
+        return Ledger()
+    rows = workload.tokens if flat else workload.slots
+    if has_closed_form(scorer):
+        return scorer.ledger(workload, layer, rows)  # type: ignore[no-any-return, operator]
+    if flat:
+        return _count(scorer, workload, layer, (rows, width)) if rows else Ledger()
+    if workload.phase == "decode":
+        return _count(scorer, workload, layer, (1, 1, width)) * rows
+    if workload.padding:
+        return _count(scorer, workload, layer, (workload.sequences, max(workload.lengths), width))
+    alike = Counter(length for length in workload.lengths if length)
+    return Ledger.sum(
+        _count(scorer, workload, layer, (sequences, length, width))
+        for length, sequences in alike.items()
+    )
+
+
+def _count(scorer: nn.Module, workload: Workload, layer: int, shape: tuple[int, ...]) -> Ledger:
+    trains = workload.phase == "train"
+    gradients = tuple(parameter.requires_grad for parameter in scorer.parameters())
+    case = _Case(shape, trains, trains and workload.input_gradient, gradients)
+    known = _counted.setdefault(scorer, {})
+    if case not in known:
+        twin = copy.deepcopy(scorer).to("meta").train(trains)
+        dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
+        x_D = torch.empty(shape, dtype=dtype, device="meta", requires_grad=case.input_gradient)
+        with FlopCounter() as counter, torch.set_grad_enabled(trains), component("router", layer):
+            scores = twin(x_D)
+            if trains and scores.requires_grad:
+                scores.sum().backward()
+        known[case] = counter.ledger
+    return known[case]

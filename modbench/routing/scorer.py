@@ -20,15 +20,18 @@ from modbench.routing.topk import score
 
 
 class LinearScorer(nn.Module):
-    """Scores W x in float32: (..., D) to (..., ``scores``), or to (...) if ``scores`` is None."""
+    """Scores W x in float32: (..., D) to (..., ``scores``), or to (...) if ``scores`` is None. The layer
+    that holds it sets ``layer``; initial weights depend on it and on ``stream``."""
 
-    def __init__(self, width: int, scores: int | None, *, stream: str) -> None:
+    layer = 0
+
+    def __init__(self, width: int, scores: int | None, *, stream: str = "router") -> None:
         super().__init__()
         self.stream, self.squeezed = stream, scores is None
         self.weight = nn.Parameter(torch.empty(scores or 1, width))
 
     def initialise(self, seed: int) -> None:
-        normal_(self.weight, seed, self.stream)
+        normal_(self.weight, seed, f"layers.{self.layer}.{self.stream}")
 
     def forward(self, x_D: Tensor) -> Tensor:
         scores_E = score(x_D, self.weight)
@@ -63,21 +66,30 @@ def run_scorer(scorer: nn.Module, x_D: Tensor, layer: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Case:
-    """What the FLOPs of a scorer depend on."""
+    """What the FLOPs of a module depend on."""
 
     shape: tuple[int, ...]
+    layer: int
+    label: str
     trains: bool
     input_gradient: bool
     weight_gradients: tuple[bool, ...]
 
 
-#: Ledgers of scorers by what they depend on. Not kept on the module, which is copied and saved.
+#: Ledgers by module. Not kept on the module, which is copied and saved.
 _counted: WeakKeyDictionary[nn.Module, dict[_Case, Ledger]] = WeakKeyDictionary()
 
 
-def has_closed_form(scorer: nn.Module | None) -> bool:
-    """Return True if the FLOPs of ``scorer`` follow from a closed form."""
-    return scorer is None or callable(getattr(scorer, "ledger", None))
+def at_layer(scorer: nn.Module | None, layer: int) -> nn.Module | None:
+    """Return ``scorer``, told the depth of the layer that holds it if it asks for that."""
+    if scorer is not None and hasattr(scorer, "layer"):
+        scorer.layer = layer
+    return scorer
+
+
+def has_closed_form(module: nn.Module | None) -> bool:
+    """Return True if the FLOPs of ``module`` follow from a closed form."""
+    return module is None or callable(getattr(module, "ledger", None))
 
 
 def scorer_ledger(
@@ -92,30 +104,45 @@ def scorer_ledger(
     if has_closed_form(scorer):
         return scorer.ledger(workload, layer, rows)  # type: ignore[no-any-return, operator]
     if flat:
-        return _count(scorer, workload, layer, (rows, width)) if rows else Ledger()
+        shape = (rows, width)
+        return module_ledger(scorer, workload, layer, "router", shape) if rows else Ledger()
+    return sequences_ledger(scorer, workload, layer, "router", width)
+
+
+def sequences_ledger(
+    module: nn.Module, workload: Workload, layer: int, label: str, width: int
+) -> Ledger:
+    """Return the FLOPs of ``module`` for inputs (B, T, D), counted on the meta device as ``label``."""
+    if not max(workload.lengths):
+        return Ledger()
     if workload.phase == "decode":
-        return _count(scorer, workload, layer, (1, 1, width)) * rows
+        return module_ledger(module, workload, layer, label, (1, 1, width)) * workload.slots
     if workload.padding:
-        return _count(scorer, workload, layer, (workload.sequences, max(workload.lengths), width))
+        shape = (workload.sequences, max(workload.lengths), width)
+        return module_ledger(module, workload, layer, label, shape)
     alike = Counter(length for length in workload.lengths if length)
     return Ledger.sum(
-        _count(scorer, workload, layer, (sequences, length, width))
+        module_ledger(module, workload, layer, label, (sequences, length, width))
         for length, sequences in alike.items()
     )
 
 
-def _count(scorer: nn.Module, workload: Workload, layer: int, shape: tuple[int, ...]) -> Ledger:
+def module_ledger(
+    module: nn.Module, workload: Workload, layer: int, label: str, shape: tuple[int, ...]
+) -> Ledger:
+    """Return the FLOPs of ``module`` for an input of ``shape`` in the phase of ``workload``, counted on
+    the meta device as ``label``, once for each case."""
     trains = workload.phase == "train"
-    gradients = tuple(parameter.requires_grad for parameter in scorer.parameters())
-    case = _Case(shape, trains, trains and workload.input_gradient, gradients)
-    known = _counted.setdefault(scorer, {})
+    gradients = tuple(parameter.requires_grad for parameter in module.parameters())
+    case = _Case(shape, layer, label, trains, trains and workload.input_gradient, gradients)
+    known = _counted.setdefault(module, {})
     if case not in known:
-        twin = copy.deepcopy(scorer).to("meta").train(trains)
+        twin = copy.deepcopy(module).to("meta").train(trains)
         dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
         x_D = torch.empty(shape, dtype=dtype, device="meta", requires_grad=case.input_gradient)
-        with FlopCounter() as counter, torch.set_grad_enabled(trains), component("router", layer):
-            scores = twin(x_D)
-            if trains and scores.requires_grad:
-                scores.sum().backward()
+        with FlopCounter() as counter, torch.set_grad_enabled(trains), component(label, layer):
+            out = twin(x_D)
+            if trains and out.requires_grad:
+                out.sum().backward()
         known[case] = counter.ledger
     return known[case]

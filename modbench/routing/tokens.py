@@ -75,6 +75,11 @@ class Tokens:
         device=scores.device)``."""
         return self._noise.generator(self._context)
 
+    @property
+    def real(self) -> Tensor | None:
+        """The tokens that are not padding, (B, T) bool; None: all of them."""
+        return self._context.real(self.ids) if self.ids.dim() == 2 else None
+
     @cached_property
     def sequences(self) -> Tensor:
         """The sequence of each token, in the shape of the scores."""

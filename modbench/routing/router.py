@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
 from modbench.model.config import ModelConfig
@@ -28,5 +28,8 @@ class Router(ABC):
         """Build the layer at depth ``layer`` (from 0) of a decoder of shape ``model``."""
 
     def options(self) -> dict[str, Any]:
-        """Return all options, including defaults; they are part of a record's key."""
-        return asdict(self)  # type: ignore[call-overload]
+        """Return all options, including defaults; they are part of a record's key. Fields with
+        ``init=False`` are no options."""
+        hidden = {field.name for field in fields(self) if not field.init}  # type: ignore[arg-type]
+        found: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        return {name: value for name, value in found.items() if name not in hidden}

@@ -1,0 +1,57 @@
+"""Checks of what hooks return, and options that a scheme hides."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import pytest
+import torch
+
+from modbench.errors import UserError
+from modbench.model.block import Block
+from modbench.model.config import ModelConfig
+from modbench.model.layer import Layer
+from modbench.routing.hook_checks import expect, shown
+from modbench.routing.option_checks import check_types, reject_unused
+from modbench.routing.router import Router
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(Router):
+    """A router with a hook and two options."""
+
+    name: ClassVar[str] = "base"
+    kept: float = 1.0
+    hidden: int = 2
+
+    def build_layer(self, model: ModelConfig, layer: int) -> Layer:
+        return Block(model, layer)
+
+    def choose(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived(Base):
+    """Hides an option, and inherits the hook."""
+
+    hidden: int = field(init=False, default=3)
+
+
+def test_the_sentence_names_router_hook_file_line_and_what_was_expected() -> None:
+    line = Base.choose.__code__.co_firstlineno
+    with pytest.raises(UserError) as raised:
+        expect(Derived(), "choose", False, shown(torch.zeros(2, 3)), "integer ids (N, K)")
+    assert str(raised.value) == (
+        f"router 'base': choose ({__file__}, line {line}) returned a tensor of shape (2, 3) and "
+        "torch.float32; expected integer ids (N, K)"
+    )
+    expect(Derived(), "choose", True, "", "")
+
+
+def test_a_hidden_field_is_no_option() -> None:
+    router = Derived(kept=2.0)
+    assert router.hidden == 3
+    assert router.options() == {"kept": 2.0}
+    check_types(router)
+    reject_unused(router, ("hidden", True, "kept"), ("kept", False, "hidden"))
+    with pytest.raises(TypeError, match="hidden"):
+        Derived(hidden=1)  # type: ignore[call-arg]

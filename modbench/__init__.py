@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from modbench.counting.counter import register_flop_formula as register_flop_formula
     from modbench.ledger import Ledger as Ledger
     from modbench.ledger import Workload as Workload
+    from modbench.routing.depth_router import DepthRouter as DepthRouter
+    from modbench.routing.registry import register_router as register_router
+    from modbench.routing.router import Router as Router
 
 __version__ = "0.1.0"
 
@@ -18,11 +21,14 @@ __version__ = "0.1.0"
 _WHERE = {
     "Counted": "modbench.accounting.count",
     "FlopCounter": "modbench.counting.counter",
+    "DepthRouter": "modbench.routing.depth_router",
     "Ledger": "modbench.ledger",
+    "Router": "modbench.routing.router",
     "Workload": "modbench.ledger",
     "count": "modbench.accounting.count",
     "family_ledger": "modbench.accounting.families",
     "register_flop_formula": "modbench.counting.counter",
+    "register_router": "modbench.routing.registry",
 }
 
 __all__ = [*_WHERE, "__version__"]

@@ -18,9 +18,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from modbench.errors import UserError
-from modbench.model.block import Block
 from modbench.model.config import ModelConfig
-from modbench.model.layer import Layer
 from modbench.model.mlp import FeedForward
 from modbench.routers.expert_choice import ExpertChoice, ExpertChoiceExperts
 from modbench.routers.mod import DepthOptions
@@ -61,16 +59,13 @@ class StagedMoDE(DepthOptions, TokenChoiceOptions):
         else:
             self._expert_choice()
 
-    def build_layer(self, model: ModelConfig, layer: int) -> Layer:
-        experts: FeedForward
+    def feed_forward(self, model: ModelConfig, layer: int) -> FeedForward:
         if self.experts_by == "token_choice":
-            experts = TokenChoiceExperts(self, model, layer)
-        else:
-            experts = ExpertChoiceExperts(self._expert_choice(), model, layer)
-        return self.placed(model, layer, Block(model, layer, experts))
+            return TokenChoiceExperts(self, model, layer)
+        return ExpertChoiceExperts(self._expert_choice(), model, layer)
 
-    def _keeps_average(self) -> bool:
-        return super()._keeps_average() or (self.experts_by == "expert_choice" and self.experts > 1)
+    def keeps_average(self) -> bool:
+        return super().keeps_average() or (self.experts_by == "expert_choice" and self.experts > 1)
 
     def _expert_choice(self) -> ExpertChoice:
         # One expert scores all tokens alike and has no use for a decay, which may be the block's.

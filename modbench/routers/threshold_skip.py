@@ -17,11 +17,11 @@ two; no first tokens that always enter. b starts where the target's share enters
 Sequences differ in how many of their tokens enter. Those that send equally many go through the block
 together, so that nothing is computed for padding.
 
-B sequences, T tokens, K that enter, R sequences that send any, D model width.
+B sequences, T tokens, D model width.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import ClassVar, Literal
 
@@ -30,34 +30,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.errors import UserError
-from modbench.ledger import Ledger, Workload, component, incremental_counts, matmul
-from modbench.model.block import Block
 from modbench.model.config import ModelConfig
-from modbench.model.context import Context
-from modbench.model.init import normal_
-from modbench.model.layer import Layer, trains
-from modbench.routing.force_balance import even_tokens
-from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
+from modbench.routing.depth_router import DepthRouter
 from modbench.routing.option_checks import check_types
 from modbench.routing.registry import register_router
-from modbench.routing.router import Presets, Router
-from modbench.routing.topk import capacity_tokens, score, selected_of_each
+from modbench.routing.router import Presets
+from modbench.routing.scorer import LinearScorer
+from modbench.routing.tokens import Tokens
+from modbench.routing.topk import score
 
 
 @register_router("threshold_skip")
 @dataclass(frozen=True, kw_only=True)
-class ThresholdSkip(Router):
-    """Every n-th block is entered by the tokens that score high enough."""
+class ThresholdSkip(DepthRouter):
+    """Every n-th block processes the tokens that score high enough."""
 
     presets: ClassVar[Presets] = {
         "every_block": {"every": 1},
         "eighth": {"target": 0.125},
     }
 
-    target: float = 0.5  #: share of the tokens that are to enter a routed block
+    target: float = 0.5  #: share of the tokens that a routed block is to process
     penalty: float = 1.0  #: weight of the squared distance from it
-    every: int = 2  #: route every n-th block, the others run for all
-    gate: Literal["straight_through", "sigmoid"] = "straight_through"
+    gate: Literal["straight_through", "sigmoid"] = "straight_through"  # type: ignore[assignment]
+    capacity: float = field(init=False, default=0.5)  # the target
+    offset: None = field(init=False, default=None)
+    first_dense: int = field(init=False, default=0)
+    last_dense: int = field(init=False, default=0)
+    causal: Literal["predictor"] = field(init=False, default="predictor")  # type: ignore[assignment]
+    auxiliary: float = field(init=False, default=0.01)
+    threshold_decay: float = field(init=False, default=0.95)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -65,102 +67,45 @@ class ThresholdSkip(Router):
             raise UserError(f"target is {self.target:g}; it must lie in (0, 1]")
         if self.penalty <= 0:
             raise UserError(f"penalty is {self.penalty:g}; it must be above 0")
-        if self.every < 1:
-            raise UserError(f"every is {self.every}; it must be 1 or more")
+        object.__setattr__(self, "capacity", self.target)
+        super().__post_init__()
 
-    def build_layer(self, model: ModelConfig, layer: int) -> Layer:
-        if model.layers < self.every:
-            raise UserError(
-                f"no block of {model.layers} is routed with every {self.every}; set every to "
-                f"{model.layers} or less, or layers to {self.every} or more"
-            )
-        block = Block(model, layer)
-        routed = layer % self.every == self.every - 1
-        return SkippableBlock(self, model, layer, block) if routed else block
+    def scorer(self, model: ModelConfig) -> nn.Module:
+        return BiasedScorer(model.width, self.target)
+
+    def applied_gate(self, scores_BT: Tensor) -> Tensor:
+        probability_BT = scores_BT.sigmoid()
+        if self.gate == "sigmoid":
+            return probability_BT
+        return 1 + (probability_BT - probability_BT.detach())  # exactly 1
+
+    def selected(self, scores_BT: Tensor, tokens: Tokens) -> Tensor:
+        return scores_BT >= 0  # a probability of one half or more
+
+    def losses(self, scores_BT: Tensor, selected_BT: Tensor, tokens: Tokens) -> Mapping[str, Tensor]:
+        """The penalty: its value is that of the share selected, its gradient that of the mean p."""
+        probability_BT, total = scores_BT.sigmoid(), sum(tokens.lengths)
+        if tokens.real is not None:
+            probability_BT = probability_BT.masked_fill(~tokens.real, 0.0)
+        soft = probability_BT.sum() / total
+        share = selected_BT.sum().to(soft.dtype) / total + (soft - soft.detach())
+        return {"budget": self.penalty * (share - self.target).square()}
 
 
-class SkippableBlock(Layer):
-    """A block that each token enters or passes by."""
+class BiasedScorer(LinearScorer):
+    """w^T x + b on the stream at unit scale. b starts where the target's share is selected if w^T x is
+    N(0, 1)."""
 
-    has_data_dependent_shapes = True
-
-    def __init__(self, options: ThresholdSkip, model: ModelConfig, layer: int, block: Block) -> None:
-        super().__init__()
-        self.options, self.model, self.layer, self.block = options, model, layer, block
-        self.router = nn.Parameter(torch.empty(1, model.width))
+    def __init__(self, width: int, target: float) -> None:
+        super().__init__(width, None, stream="depth_router")
+        self.target = target
         self.bias = nn.Parameter(torch.empty(1))
 
     def initialise(self, seed: int) -> None:
-        normal_(self.router, seed, f"layers.{self.layer}.depth_router")
-        nn.init.constant_(self.bias, NormalDist().inv_cdf(min(self.options.target, 1 - 1e-4)))
+        super().initialise(seed)
+        nn.init.constant_(self.bias, NormalDist().inv_cdf(min(self.target, 1 - 1e-4)))
 
-    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+    def forward(self, x_BTD: Tensor) -> Tensor:
         wide_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
-        with component("router", self.layer):
-            scores_BT1 = score(F.rms_norm(wide_BTD, x_BTD.shape[-1:]), self.router)
-        scores_BT = (scores_BT1 + self.bias.to(scores_BT1.dtype)).squeeze(-1)
-        probability_BT = scores_BT.sigmoid()
-        entering_BT = scores_BT >= 0  # p >= 1/2
-        entering_BT = even_tokens(entering_BT, context, self.options.target)
-        real_BT = context.real(x_BTD)
-        if real_BT is not None:
-            entering_BT = entering_BT & real_BT
-        nominal, _ = incremental_counts(self._share, context.lengths(x_BTD), context.before(x_BTD))
-        lengths = selected_of_each(entering_BT, nominal)
-        context.trace.show(self.layer, "selected", entering_BT)
-        context.trace.show(self.layer, "gate", probability_BT)
-        context.trace.count(self.layer, "depth", lengths)
-        if context.cache is not None:
-            context.trace.count(self.layer, "past", context.cache.lengths(self.layer, context.rows))
-        if context.selection == "topk":
-            self._budget(probability_BT, entering_BT, context)
-        out_BTD = x_BTD
-        for some in group_equal_sizes(lengths):
-            entering = GatheredTokens(x_BTD, entering_BT, some, context, layer=self.layer)
-            delta_RKD = self.block.delta(entering.x_RKD, entering.context)
-            gate_RK = entering.gather(probability_BT)
-            if self.options.gate == "straight_through":
-                gate_RK = 1 + (gate_RK - gate_RK.detach())  # exactly 1
-            out_BTD = entering.add_to(out_BTD, delta_RKD * gate_RK[..., None])
-        return out_BTD
-
-    def ledger(self, workload: Workload) -> Ledger:
-        lengths, past = self._entering(workload)
-        router = matmul(
-            workload,
-            self.layer,
-            "router",
-            rows=workload.slots,
-            inner=self.model.width,
-            columns=1,
-            weight_gradient=self.router.requires_grad,
-        )
-        blocks = [self.block.ledger(workload.routed(some, past)) for some in group_equal_sizes(lengths)]
-        return Ledger.sum([router, *blocks])
-
-    def takes_gradient(self, workload: Workload) -> bool:
-        return any(self._entering(workload)[0]) and trains(self)
-
-    def active_parameters(self) -> int:
-        return self.router.numel() + self.bias.numel() + self.block.active_parameters()
-
-    def _entering(self, workload: Workload) -> tuple[Sequence[int], Sequence[int]]:
-        """New and earlier tokens of each sequence that enter."""
-        new, past = incremental_counts(self._share, workload.lengths, workload.past)
-        lengths = workload.counts.get((self.layer, "depth"), new)
-        return lengths, workload.counts.get((self.layer, "past"), past)
-
-    def _share(self, tokens: int) -> int:
-        return capacity_tokens(self.options.target, tokens)
-
-    def _budget(self, probability_BT: Tensor, entering_BT: Tensor, context: Context) -> None:
-        """The loss on the share that entered: its value is the hard share's, its gradient p's."""
-        tokens = sum(context.lengths(probability_BT))
-        real_BT = context.real(probability_BT)
-        if real_BT is not None:
-            probability_BT = probability_BT.masked_fill(~real_BT, 0.0)
-        soft = probability_BT.sum() / tokens
-        hard = entering_BT.sum().to(soft.dtype) / tokens
-        entered = hard + (soft - soft.detach())
-        loss = self.options.penalty * (entered - self.options.target).square()
-        context.trace.loss(self.layer, "budget", loss)
+        scores_BT1 = score(F.rms_norm(wide_BTD, x_BTD.shape[-1:]), self.weight)
+        return (scores_BT1 + self.bias.to(scores_BT1.dtype)).squeeze(-1)

@@ -21,6 +21,7 @@ class Control(nn.Module, ABC):
     running average of the lowest score selected can tell."""
 
     cut: float | None
+    layer = 0  #: set by the layer that holds it
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
@@ -32,9 +33,8 @@ class _Hashed(Control):
 
     key: Tensor
 
-    def __init__(self, capacity: float, layer: int) -> None:
+    def __init__(self, capacity: float) -> None:
         super().__init__()
-        self.layer = layer
         self.register_buffer("key", torch.zeros((), dtype=torch.int64))
 
     def initialise(self, seed: int) -> None:
@@ -52,8 +52,8 @@ class Gaussian(_Hashed):
 
     draws: Tensor
 
-    def __init__(self, capacity: float, layer: int) -> None:
-        super().__init__(capacity, layer)
+    def __init__(self, capacity: float) -> None:
+        super().__init__(capacity)
         self.cut = 1 - capacity
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
@@ -96,7 +96,7 @@ class Stride(Control):
 
     cut = 0.5
 
-    def __init__(self, capacity: float, layer: int) -> None:
+    def __init__(self, capacity: float) -> None:
         super().__init__()
         self.capacity = capacity
 

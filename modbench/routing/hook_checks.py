@@ -1,7 +1,11 @@
 """Checks what the hooks of a router return; a message names the hook's file and line."""
 
+from collections.abc import Mapping
 from inspect import unwrap
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from modbench.errors import UserError
 from modbench.routing.router import Router
@@ -32,3 +36,18 @@ def shown(value: Any) -> str:
     if shape is None:
         return type(value).__name__
     return f"a tensor of shape {tuple(shape)} and {value.dtype}"
+
+
+def expect_losses(router: Router, losses: Any) -> None:
+    """Check that ``losses``, what the method of that name returned, are scalars by name."""
+    right = isinstance(losses, Mapping) and all(
+        isinstance(name, str) and isinstance(loss, Tensor) and loss.numel() == 1
+        for name, loss in losses.items()
+    )
+    expect(router, "losses", right, shown(losses), "a dict of tensors of one number each")
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Return True if checking the values of ``tensor`` costs no wait: not on a GPU, on the meta device
+    or while compiling."""
+    return not torch.compiler.is_compiling() and tensor.is_cpu and type(tensor) is Tensor

@@ -33,3 +33,8 @@ class Router(ABC):
         hidden = {field.name for field in fields(self) if not field.init}  # type: ignore[arg-type]
         found: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
         return {name: value for name, value in found.items() if name not in hidden}
+
+
+def overrides(router: Router, method: str, base: type[Router]) -> bool:
+    """Return True if the class of ``router`` overrides ``method`` of ``base``."""
+    return getattr(type(router), method) is not getattr(base, method)

@@ -83,7 +83,7 @@ _counted: WeakKeyDictionary[nn.Module, dict[_Case, Ledger]] = WeakKeyDictionary(
 def at_layer(scorer: nn.Module | None, layer: int) -> nn.Module | None:
     """Return ``scorer``, told the depth of the layer that holds it if it asks for that."""
     if scorer is not None and hasattr(scorer, "layer"):
-        scorer.layer = layer
+        scorer.layer = layer  # type: ignore[assignment]
     return scorer
 
 

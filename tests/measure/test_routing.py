@@ -67,7 +67,7 @@ def test_the_gates_scale_is_that_of_the_layers_that_show_one() -> None:
     # Two blocks to a recursion: one gate, two layers that are skipped.
     shape = replace(SHAPE, layers=6)
     made = build_model(shape, build_router("mixture_of_recursions", {"gate_scale": 0.5}))
-    torch.nn.init.zeros_(made.layers[1].router)  # sigmoid(0), so all tokens are selected
+    torch.nn.init.zeros_(made.layers[1].router.weight)  # sigmoid(0), so all tokens are selected
     assert routing_measures(made, WINDOWS_WT)["gate_scale"] == 0.25
 
 
@@ -143,7 +143,7 @@ def test_a_threshold_that_lets_all_in_differs_from_the_experts_top_tokens() -> N
 def test_places_that_are_filled_up_are_no_tokens_that_no_expert_took() -> None:
     made = model("mode_staged", experts_by="expert_choice", capacity=0.25, causal="ema_threshold")
     made.layers[1].threshold.value.fill_(0.0)  # selects scores above 0: another number in each sequence
-    torch.nn.init.normal_(made.layers[1].router, std=0.5)
+    torch.nn.init.normal_(made.layers[1].router.weight, std=0.5)
     for layer in made.layers:
         experts = layer.block.feed_forward if hasattr(layer, "block") else layer.feed_forward
         experts.threshold.value.fill_(0.0)

@@ -77,7 +77,7 @@ def depth_routed(layer: Any, rows: Rows, tokens: Tokens, rule: str) -> Told:
     if o.scores != "learned":
         scores = [_control(layer, ids, row, rule) for row, ids in enumerate(tokens)]
     else:
-        r = [(x_TD @ layer.router.T).squeeze(1) for x_TD in rows]
+        r = [(x_TD @ layer.router.weight.T).squeeze(1) for x_TD in rows]
         scores = [r_T.tolist() for r_T in r]
     if o.scores == "learned" and o.causal != "ema_threshold":
         told_by = r if o.causal == "aux_bce" else [predicted(layer.predictor, x) for x in rows]
@@ -92,7 +92,7 @@ def depth_routed(layer: Any, rows: Rows, tokens: Tokens, rule: str) -> Told:
             error = cross_entropy(torch.cat(told_by), truths)
             losses = {(layer.layer, "causal_rule"): o.auxiliary * error}
         elif o.scores == "gaussian" and layer.training:
-            moved = {"control.draws": layer.control.draws + 1}
+            moved = {"router.draws": layer.control.draws + 1}
     else:
         cut = 0.0 if layer.threshold is None else layer.threshold.value.item()
         if o.scores in ("gaussian", "stride"):
@@ -139,7 +139,7 @@ def skippable(layer: Any, rows: Rows, tokens: Tokens, rule: str) -> Told:
     p = []
     for x_TD in rows:
         unit_TD = torch.stack([unit(x_D, epsilon) for x_D in x_TD])
-        p.append(sigmoid(unit_TD @ layer.router[0] + layer.bias))
+        p.append(sigmoid(unit_TD @ layer.router.weight[0] + layer.router.bias))
     chosen = [[t for t, p_t in enumerate(p_T.tolist()) if p_t >= 0.5] for p_T in p]
     told = Told([], shown={(layer.layer, "selected"): chosen})
     if rule == "topk":
@@ -253,14 +253,15 @@ def passed(layer: Any, rows: Rows, tokens: Tokens, rule: str) -> Told:
 LOOPS = {
     "Block": plain_block,
     "DepthRouted": depth_routed,
-    "SkippableBlock": skippable,
     "Recursions": recursions,
     "Passed": passed,
 }
 
 
 def layer(layer: Any, rows: Rows, tokens: Tokens, rule: str) -> Told:
-    return LOOPS[type(layer).__name__](layer, rows, tokens, rule)
+    name = type(layer).__name__
+    loop = skippable if name == "DepthRouted" and layer.decides else LOOPS[name]
+    return loop(layer, rows, tokens, rule)
 
 
 def decoder(model: Any, tokens: Tokens, rule: str) -> Told:

@@ -17,8 +17,9 @@ from modbench.ledger import Workload
 from modbench.measure.audit import audit
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.routers.mod import DepthRouted, MixtureOfDepths
+from modbench.routers.mod import MixtureOfDepths
 from modbench.routing.build import build_model
+from modbench.routing.depth_router import DepthRouted
 from modbench.routing.registry import build_router
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
@@ -201,7 +202,10 @@ def test_numbers_that_are_none_are_refused_without_the_registry() -> None:
 
 
 def test_the_router_is_taught_by_aux_bce_alone() -> None:
-    for causal, taught in (("predictor", {"predictor.up", "predictor.down"}), ("aux_bce", {"router"})):
+    for causal, taught in (
+        ("predictor", {"predictor.up", "predictor.down"}),
+        ("aux_bce", {"router.weight"}),
+    ):
         layer = layer_of({"causal": causal})
         x_BTD = torch.randn(2, 16, SHAPE.width, dtype=torch.float64)
         context = Context()
@@ -219,7 +223,7 @@ def test_a_gate_passes_on_the_router_s_whole_gradient() -> None:
     chosen = context.trace.tensors[1, "selected"][0].nonzero().squeeze(1)
     (adds_KD,) = naive.block_adds(layer.block, [x_BTD[0, chosen]], [chosen.tolist()], "topk").rows
     expected_D = (adds_KD.sum(1)[:, None] * x_BTD[0, chosen]).sum(0)
-    torch.testing.assert_close(layer.router.grad[0], expected_D)
+    torch.testing.assert_close(layer.router.weight.grad[0], expected_D)
 
 
 @pytest.fixture(params=KINDS)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.routers.mod import DepthRouted
 from modbench.routing.build import build_model
+from modbench.routing.depth_router import DepthRouted
 from modbench.routing.registry import build_router
 from modbench.routing.topk import capacity_tokens, highest, pack_tokens
 
@@ -20,7 +20,7 @@ SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 
 def depth_layer(**options: object) -> DepthRouted:
     layer = build_model(SHAPE, build_router("mod", options), seed=2).layers[1]
-    torch.nn.init.normal_(layer.router, std=0.5)
+    torch.nn.init.normal_(layer.router.weight, std=0.5)
     return layer
 
 
@@ -96,7 +96,7 @@ def test_packing_keeps_the_order() -> None:
 
 def test_full_capacity_and_unit_gate_is_the_plain_block() -> None:
     layer = depth_layer(capacity=1.0, gate="scaled_sigmoid").double()
-    torch.nn.init.zeros_(layer.router)  # 2 * sigmoid(0) = 1
+    torch.nn.init.zeros_(layer.router.weight)  # 2 * sigmoid(0) = 1
     x_BTD = torch.randn(2, 11, SHAPE.width, dtype=torch.float64)
     torch.testing.assert_close(layer(x_BTD, Context()), layer.block(x_BTD, Context()))
 
@@ -148,7 +148,7 @@ def test_the_predictor_never_bends_what_it_watches() -> None:
     layer(x_BTD, context)
     context.trace.losses[1, "causal_rule"].backward()
     assert x_BTD.grad is None or not x_BTD.grad.any()
-    assert layer.router.grad is None
+    assert layer.router.weight.grad is None
     assert layer.predictor.up.grad.any()
 
 
@@ -159,7 +159,7 @@ def test_thresholds_move_in_training_only_and_are_saved() -> None:
     assert layer.threshold.updates == 0
     layer.train()(x_BTD, Context())
     assert layer.threshold.updates == 1
-    lowest = (x_BTD @ layer.router.T).squeeze(-1).topk(2).values[:, -1].mean()
+    lowest = (x_BTD @ layer.router.weight.T).squeeze(-1).topk(2).values[:, -1].mean()
     torch.testing.assert_close(layer.threshold.value, lowest)
     assert {"threshold.value", "threshold.updates"} <= set(layer.state_dict())
 
@@ -201,7 +201,7 @@ def test_selected_tokens_attend_at_their_own_positions() -> None:
     chosen = selected.trace.tensors[1, "selected"][0].nonzero().squeeze(1)
     renumbered = layer.block.delta(x_BTD[:, chosen], Context())
     placed = layer.block.delta(x_BTD[:, chosen], Context(positions_BT=chosen[None]))
-    gates = (x_BTD[0, chosen] @ layer.router.T.double()).squeeze(-1)
+    gates = (x_BTD[0, chosen] @ layer.router.weight.T.double()).squeeze(-1)
     torch.testing.assert_close(out_BTD[0, chosen], x_BTD[0, chosen] + gates[:, None] * placed[0])
     assert not torch.allclose(placed, renumbered)
 
@@ -220,7 +220,7 @@ def test_a_token_exactly_at_the_threshold_is_in() -> None:
     part(torch.randn(1, 5, SHAPE.width), context)
     assert context.trace.counts[0, "experts"] == (5 * 8,)
     layer = depth_layer(causal="ema_threshold")
-    torch.nn.init.zeros_(layer.router)
+    torch.nn.init.zeros_(layer.router.weight)
     context = Context(selection="causal")
     layer(torch.randn(1, 5, SHAPE.width), context)
     assert context.trace.counts[1, "depth"] == (5,)

@@ -60,7 +60,7 @@ def tied(model: Decoder) -> Tensor:
     which their arithmetic is exact."""
     half = model.config.width // 2
     for name, parameter in model.named_parameters():
-        if "router" in name:
+        if "router" in name and parameter.dim() == 2:
             parameter.data = (parameter.data * 64).round() / 64
             parameter.data[:, half:] = 0
     kinds = torch.randint(-16, 17, (5, half), dtype=torch.float64) / 8

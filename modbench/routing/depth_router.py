@@ -1,0 +1,345 @@
+"""DepthRouter: the base class of schemes in which each routed block processes some tokens of a sequence.
+
+B sequences, T tokens, D model width; R sequences with a selected token, K most tokens selected in one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modbench.errors import UserError
+from modbench.ledger import Counts, Ledger, Workload, incremental_counts
+from modbench.model.block import Block
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.layer import Layer, trains
+from modbench.model.mlp import MLP
+from modbench.routing.baselines import Control
+from modbench.routing.ema import EMA
+from modbench.routing.feed_forward import as_feed_forward
+from modbench.routing.force_balance import even_tokens
+from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
+from modbench.routing.hook_checks import expect, expect_losses, has_values, shown
+from modbench.routing.option_checks import check_types, reject_unused
+from modbench.routing.predictor import Predictor
+from modbench.routing.router import Router, overrides
+from modbench.routing.scorer import LinearScorer, at_layer, run_scorer, scorer_ledger
+from modbench.routing.tokens import Noise, Tokens, tokens_of
+from modbench.routing.topk import capacity_tokens, highest, selected_of_each
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthRouter(Router):
+    """In each routed block a part of a sequence's tokens is processed; the others skip the block.
+
+    In training, the ceil(capacity * T) tokens that score highest are selected: x' = x + gate * block(x)
+    for them, x' = x for the rest (Raposo et al. 2024, equation 1). A prediction may not compare a token
+    with later ones, so another rule selects there: ``predictor``, a small MLP that learns from the top-k
+    selection; ``aux_bce``, the scores themselves, trained in the same way; ``ema_threshold``, a moving
+    average of the lowest score selected. A scheme that overrides `selected` decides alone, in training
+    too; ``capacity`` is then the share of tokens that nominal FLOPs assume.
+
+    Raises:
+        UserError: an option out of range or without effect.
+    """
+
+    capacity: float = 0.125  #: share of a sequence's tokens that a routed block processes
+    every: int = 2  #: route every n-th block; the others stay dense
+    offset: int | None = None  #: which of each group of ``every``, from 0; None: the last
+    first_dense: int = 0  #: number of initial blocks that stay dense
+    last_dense: int = 0  #: number of final blocks that stay dense
+    causal: Literal["predictor", "aux_bce", "ema_threshold"] = "predictor"
+    auxiliary: float = 0.01  #: weight of the causal rule's cross-entropy
+    threshold_decay: float = 0.95  #: of the moving average behind ``ema_threshold``
+
+    #: True if the gate also multiplies the residual stream: x' = x + gate * (x + block(x)).
+    adds_residual: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not 0 < self.capacity <= 1:
+            raise UserError(f"capacity is {self.capacity:g}; it must lie in (0, 1]")
+        if self.every < 1:
+            raise UserError(f"every is {self.every}; it must be 1 or more")
+        if self.offset is not None and not 0 <= self.offset < self.every:
+            raise UserError(
+                f"offset is {self.offset} with every {self.every}; it must lie between 0 and every - 1"
+            )
+        for name in ("first_dense", "last_dense"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.auxiliary <= 0:
+            raise UserError(f"auxiliary is {self.auxiliary}; it must be above 0")
+        if not 0 <= self.threshold_decay < 1:
+            raise UserError(f"threshold_decay is {self.threshold_decay}; it must lie in [0, 1)")
+        if not self.learns_causal_rule():
+            return
+        reject_unused(
+            self,
+            ("auxiliary", self.causal == "ema_threshold", "causal"),
+            ("threshold_decay", not self.keeps_average(), "causal"),
+        )
+
+    def scorer(self, model: ModelConfig) -> nn.Module | None:
+        """Return the module that scores tokens, (B, T, D) to (B, T); its FLOPs are counted. None: no
+        scores, for a scheme that overrides `selected`; its gate is 1."""
+        return LinearScorer(model.width, None, stream="depth_router")
+
+    def gate(self, scores_BT: Tensor) -> Tensor:
+        """Return the factor on the block's output, (B, T)."""
+        return scores_BT
+
+    def feed_forward(self, model: ModelConfig, layer: int) -> nn.Module:
+        """Return the feed-forward part of the block at depth ``layer``: a dense MLP, experts such as
+        ``TokenChoice().feed_forward(model, layer)``, or any module from (B, T, D) to (B, T, D)."""
+        return MLP(model, layer)
+
+    def selected(self, scores_BT: Tensor, tokens: Tokens) -> Tensor:
+        """Return the tokens that the block processes, (B, T) bool. Override it where their number
+        depends on the scores; where ``tokens.causal``, no later token may have an influence."""
+        raise NotImplementedError
+
+    def losses(self, scores_BT: Tensor, selected_BT: Tensor, tokens: Tokens) -> Mapping[str, Tensor]:
+        """Return auxiliary losses by name, weighted, in training passes. If overridden, they must give
+        the scorer a gradient."""
+        return {}
+
+    def update(
+        self, scorer: nn.Module | None, scores_BT: Tensor, selected_BT: Tensor, tokens: Tokens
+    ) -> None:
+        """Change the buffers of ``scorer`` after a training pass; ``tokens.state`` has their values."""
+
+    def build_layer(self, model: ModelConfig, layer: int) -> Layer:
+        routed = [number for number in range(model.layers) if self.routes(number, model.layers)]
+        if not routed:
+            raise UserError(
+                f"no block of {model.layers} is routed with every {self.every}, offset {self.offset}, "
+                f"first_dense {self.first_dense} and last_dense {self.last_dense}; leave room for one"
+            )
+        block = Block(model, layer, as_feed_forward(self, self.feed_forward(model, layer), model, layer))
+        return DepthRouted(self, model, layer, block) if layer in routed else block
+
+    def routes(self, layer: int, layers: int) -> bool:
+        """Return True if the block at depth ``layer`` of ``layers`` is routed."""
+        which = self.every - 1 if self.offset is None else self.offset
+        dense = layer < self.first_dense or layer >= layers - self.last_dense
+        return layer % self.every == which and not dense
+
+    def applied_gate(self, scores_BT: Tensor) -> Tensor:
+        """Return `gate`; a scheme that has an option named ``gate`` overrides this method instead."""
+        return self.gate(scores_BT)
+
+    def learns_causal_rule(self) -> bool:
+        """Return True if the options of the causal rule have an effect."""
+        return not overrides(self, "selected", DepthRouter)
+
+    def keeps_average(self) -> bool:
+        """Return True if this configuration keeps a moving average with ``threshold_decay``."""
+        return self.causal == "ema_threshold"
+
+
+class DepthRouted(Layer):
+    """A block that processes the tokens that ``options`` selects."""
+
+    def __init__(self, options: DepthRouter, model: ModelConfig, layer: int, block: Block) -> None:
+        super().__init__()
+        self.options, self.model, self.layer, self.block = options, model, layer, block
+        self.adds_residual = options.adds_residual
+        scorer = options.scorer(model)
+        right = scorer is None or isinstance(scorer, nn.Module)
+        expect(options, "scorer", right, shown(scorer), "a torch.nn.Module or None")
+        self.router, self.noise = at_layer(scorer, layer), Noise(layer)
+        self.decides = overrides(options, "selected", DepthRouter)
+        if self.router is None and not self.decides:
+            raise UserError(
+                f"router '{options.name}': scorer returns None and selected is not overridden; without "
+                "scores, selected must choose the tokens"
+            )
+        learned = self.control is None and not self.decides
+        self.predictor = None
+        if learned and options.causal == "predictor":
+            self.predictor = Predictor(model, layer)
+        self.threshold = None
+        if learned and options.causal == "ema_threshold":
+            self.threshold = EMA(torch.zeros(()), options.threshold_decay)
+        elif self.control is not None and self.control.cut is None:
+            start = torch.tensor(1 - options.capacity)  # if all tokens came equally often
+            self.threshold = EMA(start, options.threshold_decay)
+
+    @property
+    def control(self) -> Control | None:
+        """The scorer if its scores are not learned and make no gate."""
+        return self.router if isinstance(self.router, Control) else None
+
+    @property
+    def has_data_dependent_shapes(self) -> bool:  # type: ignore[override]
+        return self.decides or self.block.has_data_dependent_shapes
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        tokens = tokens_of(x_BTD, context, self.noise, scorer=None if self.control else self.router)
+        scores_BT = self._scores(x_BTD, context)
+        if self.decides:
+            selected_BT, lengths = self._decided(scores_BT, tokens, context)
+        elif context.selection == "topk":
+            selected_BT, lengths = self._topk(x_BTD, scores_BT, tokens, context)
+        else:
+            selected_BT = self._causal_scores(x_BTD, scores_BT) >= self._cut()
+            selected_BT, lengths = self._counted(selected_BT, tokens, context)
+        gate_BT = self._gate(scores_BT)
+        context.trace.show(self.layer, "selected", selected_BT)
+        context.trace.show(self.layer, "gate", gate_BT)
+        context.trace.count(self.layer, "depth", lengths)
+        if context.cache is not None:
+            context.trace.count(self.layer, "past", context.cache.lengths(self.layer, context.rows))
+        if context.selection == "topk":
+            self._learn(scores_BT, selected_BT, tokens, context)
+        out_BTD = x_BTD
+        for counts in self._groups(lengths):
+            gathered = GatheredTokens(x_BTD, selected_BT, counts, context, layer=self.layer)
+            delta_RKD = self.block.delta(gathered.x_RKD, gathered.context)
+            if self.adds_residual:
+                delta_RKD = delta_RKD + gathered.x_RKD
+            if self._gated():
+                delta_RKD = delta_RKD * gathered.gather(gate_BT)[..., None]
+            out_BTD = gathered.add_to(out_BTD, delta_RKD)
+        return out_BTD
+
+    def ledger(self, workload: Workload) -> Ledger:
+        lengths, past = self._routed(workload)
+        scored = workload
+        if self.decides and not any(lengths) and not overrides(self.options, "losses", DepthRouter):
+            scored = replace(workload, phase="forward")  # no gate is applied: no gradient arrives
+        parts = []
+        if self.control is None:
+            parts.append(scorer_ledger(self.router, scored, self.layer, self.model.width))
+        if self.predictor is not None:
+            parts.append(self.predictor.ledger(workload))
+        parts += [self.block.ledger(workload.routed(some, past)) for some in self._groups(lengths)]
+        return Ledger.sum(parts)
+
+    def nominal_counts(self, workload: Workload) -> Counts:
+        if self.decides:
+            return {}
+        new, _ = incremental_counts(self._share, workload.lengths, workload.past)
+        return {(self.layer, "depth"): new} | dict(self.block.nominal_counts(workload.routed(new)))
+
+    def takes_gradient(self, workload: Workload) -> bool:
+        # The predictor learns from a loss of its own.
+        learns = trains(self.block) or (self.router is not None and trains(self.router))
+        return learns and (not self.decides or any(self._routed(workload)[0]))
+
+    def active_parameters(self) -> int:
+        everything = sum(parameter.numel() for parameter in self.parameters())
+        inside = sum(parameter.numel() for parameter in self.block.parameters())
+        return everything - inside + self.block.active_parameters()
+
+    def _scores(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """Return the scores (B, T); zeros if there is no scorer."""
+        if self.router is None:
+            wide = torch.promote_types(x_BTD.dtype, torch.float32)
+            return x_BTD.new_zeros(x_BTD.shape[:2], dtype=wide)
+        if self.control is not None:
+            return self.control(x_BTD, context)  # type: ignore[no-any-return]
+        scores_BT = run_scorer(self.router, x_BTD, self.layer)
+        self._expect("scorer", scores_BT, x_BTD, "a score per token")
+        return scores_BT
+
+    def _causal_scores(self, x_BTD: Tensor, scores_BT: Tensor) -> Tensor:
+        return scores_BT if self.predictor is None else self.predictor(x_BTD)
+
+    def _cut(self) -> float | Tensor:
+        """Return the threshold of the causal rule; a logit of 0 is a probability of one half."""
+        if self.threshold is not None:
+            return self.threshold.value
+        return 0.0 if self.control is None or self.control.cut is None else self.control.cut
+
+    def _gated(self) -> bool:
+        return self.router is not None and self.control is None
+
+    def _gate(self, scores_BT: Tensor) -> Tensor:
+        if not self._gated():
+            return torch.ones_like(scores_BT)
+        gate_BT = self.options.applied_gate(scores_BT)
+        self._expect("gate", gate_BT, scores_BT, "a factor per token")
+        if has_values(gate_BT):
+            right = bool(gate_BT.isfinite().all()) or not bool(scores_BT.isfinite().all())
+            expect(self.options, "gate", right, "NaN or Inf for finite scores", "finite factors")
+        return gate_BT
+
+    def _decided(
+        self, scores_BT: Tensor, tokens: Tokens, context: Context
+    ) -> tuple[Tensor, Sequence[int]]:
+        selected_BT = self.options.selected(scores_BT, tokens)
+        self._expect("selected", selected_BT, scores_BT, "a mask of the tokens", torch.bool)
+        return self._counted(selected_BT, tokens, context)
+
+    def _counted(
+        self, selected_BT: Tensor, tokens: Tokens, context: Context
+    ) -> tuple[Tensor, Sequence[int]]:
+        """Return ``selected_BT`` without padding, and the number of selected tokens per sequence."""
+        selected_BT = even_tokens(selected_BT, context, self.options.capacity)
+        if tokens.real is not None:
+            selected_BT = selected_BT & tokens.real
+        nominal, _ = incremental_counts(self._share, tokens.lengths, tokens.past)
+        return selected_BT, selected_of_each(selected_BT, nominal)
+
+    def _topk(
+        self, x_BTD: Tensor, scores_BT: Tensor, tokens: Tokens, context: Context
+    ) -> tuple[Tensor, Sequence[int]]:
+        """Select by the training rule, and train the causal one."""
+        causal_BT = self._causal_scores(x_BTD, scores_BT)
+        lengths = [self._share(n) for n in tokens.lengths]
+        selected_BT = highest(scores_BT.detach(), lengths, tokens.real)
+        selected_BT = even_tokens(selected_BT, context, self.options.capacity)
+        if self.threshold is not None:
+            if self.training and not context.trace.repeated:
+                lowest_B = scores_BT.detach().masked_fill(~selected_BT, torch.inf).amin(1)
+                self.threshold.update(lowest_B.mean())
+        elif self.control is None:
+            errors_BT = F.binary_cross_entropy_with_logits(
+                causal_BT, selected_BT.to(causal_BT.dtype), reduction="none"
+            )
+            error = errors_BT.mean() if tokens.real is None else errors_BT[tokens.real].mean()
+            context.trace.loss(self.layer, "causal_rule", self.options.auxiliary * error)
+        context.trace.show(self.layer, "predicted", causal_BT >= self._cut())
+        return selected_BT, lengths
+
+    def _learn(self, scores_BT: Tensor, selected_BT: Tensor, tokens: Tokens, context: Context) -> None:
+        """Report the scheme's losses and let it update its state."""
+        losses = self.options.losses(scores_BT, selected_BT, tokens)
+        expect_losses(self.options, losses)
+        for name, loss in losses.items():
+            context.trace.loss(self.layer, name, loss)
+        if tokens.training and not context.trace.repeated:
+            with torch.no_grad():
+                self.options.update(self.router, scores_BT.detach(), selected_BT, tokens)
+
+    def _expect(
+        self, hook: str, value: object, like_BT: Tensor, what: str, dtype: torch.dtype | None = None
+    ) -> None:
+        shape = tuple(like_BT.shape[:2])
+        right = isinstance(value, Tensor) and value.shape == shape
+        if right and isinstance(value, Tensor):
+            right = value.is_floating_point() if dtype is None else value.dtype == dtype
+        wanted = "floating point" if dtype is None else str(dtype)
+        expect(self.options, hook, right, shown(value), f"{what}, (B, T) = {shape}, {wanted}")
+
+    def _groups(self, lengths: Sequence[int]) -> list[Sequence[int]]:
+        """Split the sequences into groups that are processed together. Where the scores decide how many
+        tokens are selected in training, too, no slot is padded."""
+        if self.decides:
+            return list(group_equal_sizes(lengths))
+        return [lengths] if any(lengths) else []
+
+    def _routed(self, workload: Workload) -> tuple[Sequence[int], Sequence[int]]:
+        """Return the selected new and earlier tokens of each sequence."""
+        new, past = incremental_counts(self._share, workload.lengths, workload.past)
+        lengths = workload.counts.get((self.layer, "depth"), new)
+        return lengths, workload.counts.get((self.layer, "past"), past)
+
+    def _share(self, tokens: int) -> int:
+        return capacity_tokens(self.options.capacity, tokens)

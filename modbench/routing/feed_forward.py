@@ -1,0 +1,46 @@
+"""Any module as the feed-forward part of a block.
+
+B sequences, T tokens, D model width.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from modbench.errors import UserError
+from modbench.ledger import Ledger, Workload, component
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.model.mlp import FeedForward
+from modbench.routing.scorer import sequences_ledger
+
+
+class CountedFeedForward(FeedForward):
+    """A plain module from (B, T, D) to (B, T, D); its FLOPs are counted on the meta device."""
+
+    def __init__(self, module: nn.Module, model: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.model, self.layer, self.module = model, layer, module
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        with component("mlp", self.layer):
+            return self.module(x_BTD)  # type: ignore[no-any-return]
+
+    def ledger(self, workload: Workload) -> Ledger:
+        return sequences_ledger(self.module, workload, self.layer, "mlp", self.model.width)
+
+
+def as_feed_forward(router: Any, module: nn.Module, model: ModelConfig, layer: int) -> FeedForward:
+    """Return ``module``, what the ``feed_forward`` of ``router`` returned, as a part of a block.
+
+    Raises:
+        UserError: it is no module.
+    """
+    if isinstance(module, FeedForward):
+        return module
+    if not isinstance(module, nn.Module):
+        raise UserError(
+            f"router '{router.name}': feed_forward of layer {layer} returned {type(module).__name__}; "
+            "it must return a torch.nn.Module"
+        )
+    return CountedFeedForward(module, model, layer)

@@ -9,6 +9,7 @@ from modbench.ledger import Counts, Ledger, Workload
 from modbench.model.attention import Attention
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.counted import Place
 from modbench.model.layer import Layer, with_upstream_grad
 from modbench.model.mlp import MLP, FeedForward
 
@@ -23,6 +24,7 @@ class Block(Layer):
         self.attention = Attention(model, layer)
         self.feed_forward_norm = nn.RMSNorm(model.width, eps=model.norm_epsilon)
         self.feed_forward = feed_forward if feed_forward is not None else MLP(model, layer)
+        self.feed_forward.place = Place(layer, model.width)
 
     @property
     def has_data_dependent_shapes(self) -> bool:  # type: ignore[override]

@@ -102,7 +102,8 @@ class Context:
         sequences, tokens = x_BTD.shape[:2]
         if self.lengths_B is None:
             return [tokens] * sequences
-        lengths: list[int] = self.lengths_B.tolist()
+        known: list[int] | None = getattr(self.lengths_B, "on_host", None)
+        lengths: list[int] = self.lengths_B.tolist() if known is None else known
         if len(lengths) != sequences or min(lengths) < 1 or max(lengths) > tokens:
             raise UserError(
                 f"lengths_B is {lengths} for {sequences} sequences of {tokens} tokens; give each one "
@@ -126,3 +127,12 @@ class Context:
         if self.lengths_B is None:
             return None
         return torch.arange(x_BTD.shape[1], device=x_BTD.device) < self.lengths_B[:, None]
+
+
+def host_lengths(lengths: Sequence[int], on: torch.device) -> Tensor:
+    """Return ``lengths`` as the ``lengths_B`` of a context, on the device ``on``. On the meta device,
+    where tensors have no values, the tensor carries them along."""
+    lengths_B = torch.tensor(lengths, device=on)
+    if lengths_B.is_meta:
+        lengths_B.on_host = list(lengths)  # type: ignore[attr-defined]
+    return lengths_B

@@ -16,6 +16,7 @@ from modbench.kernels.cross_entropy import cross_entropy, losses, recomputes_log
 from modbench.ledger import OUTSIDE, Counts, Ledger, Workload, component, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.counted import Place
 from modbench.model.init import normal_
 from modbench.model.layer import Layer, run_layer, with_upstream_grad
 
@@ -28,6 +29,8 @@ class Decoder(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(layers)
+        for number, layer in enumerate(self.layers):
+            layer.place = Place(number, config.width)  # type: ignore[assignment]
         self.norm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
         self.head = None if config.tied_head else nn.Linear(config.width, config.vocabulary, bias=False)
 

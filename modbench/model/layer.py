@@ -12,10 +12,11 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from modbench.ledger import Counts, Ledger, Workload
 from modbench.model.context import Context
+from modbench.model.counted import Place, counted_ledger
 
 
 class Layer(nn.Module, ABC):
-    """One depth of the decoder. ``forward`` and ``ledger`` mirror each other, in one class.
+    """One depth of the decoder. ``forward`` and ``ledger``, if a layer states one, mirror each other.
 
     ``has_data_dependent_shapes``: in training, the number of routed tokens depends on the scores and is
     read from the device (``tolist``, ``item``, ``nonzero``). torch.compile skips such a layer; it runs
@@ -23,15 +24,26 @@ class Layer(nn.Module, ABC):
     """
 
     has_data_dependent_shapes = False
+    #: Set by the decoder.
+    place = Place(0, 0)
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """Return the residual stream after this layer, (B, T, D)."""
 
-    @abstractmethod
     def ledger(self, workload: Workload) -> Ledger:
-        """Return the closed form of the FLOPs of `forward` for ``workload``, and of its backward pass in
-        phase ``train``."""
+        """Return the FLOPs of `forward` for ``workload``, and of its backward pass in phase ``train``: a
+        closed form, or if a layer has none, counted on the meta device.
+
+        Raises:
+            UserError: there is no closed form, and the meta device cannot run the layer.
+        """
+        return counted_ledger(self, self.place, workload)
+
+    @property
+    def has_closed_form(self) -> bool:
+        """True if ``ledger`` is a closed form."""
+        return type(self).ledger is not Layer.ledger
 
     def nominal_counts(self, workload: Workload) -> Counts:
         """Return the routed counts, as `Trace.count` takes them, that the training rule keeps to exactly

@@ -11,6 +11,7 @@ from modbench.kernels.expert_bank.plain import activation
 from modbench.ledger import Counts, Ledger, Workload, component, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.counted import Place, counted_ledger
 from modbench.model.init import normal_, residual_scale
 from modbench.model.layer import with_upstream_grad
 
@@ -22,14 +23,21 @@ class FeedForward(nn.Module, ABC):
     """
 
     has_data_dependent_shapes = False
+    #: Set by the block that holds it.
+    place = Place(0, 0)
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """Return the update of the residual stream, (B, T, D), from the normalised stream."""
 
-    @abstractmethod
     def ledger(self, workload: Workload) -> Ledger:
-        """Return the closed form of `forward` for ``workload``."""
+        """As `modbench.model.layer.Layer.ledger`."""
+        return counted_ledger(self, self.place, workload)
+
+    @property
+    def has_closed_form(self) -> bool:
+        """True if ``ledger`` is a closed form."""
+        return type(self).ledger is not FeedForward.ledger
 
     def nominal_counts(self, workload: Workload) -> Counts:
         """As `modbench.model.layer.Layer.nominal_counts`."""

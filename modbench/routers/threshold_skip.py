@@ -82,13 +82,10 @@ class ThresholdSkip(DepthRouter):
     def selected(self, scores_BT: Tensor, tokens: Tokens) -> Tensor:
         return scores_BT >= 0  # a probability of one half or more
 
-    def losses(self, scores_BT: Tensor, selected_BT: Tensor, tokens: Tokens) -> Mapping[str, Tensor]:
+    def losses(self, scores_N: Tensor, selected_N: Tensor, tokens: Tokens) -> Mapping[str, Tensor]:
         """The penalty: its value is that of the share selected, its gradient that of the mean p."""
-        probability_BT, total = scores_BT.sigmoid(), sum(tokens.lengths)
-        if tokens.real is not None:
-            probability_BT = probability_BT.masked_fill(~tokens.real, 0.0)
-        soft = probability_BT.sum() / total
-        share = selected_BT.sum().to(soft.dtype) / total + (soft - soft.detach())
+        soft = scores_N.sigmoid().sum() / len(scores_N)
+        share = selected_N.sum().to(soft.dtype) / len(scores_N) + (soft - soft.detach())
         return {"budget": self.penalty * (share - self.target).square()}
 
 

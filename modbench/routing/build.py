@@ -1,7 +1,7 @@
 """Models from a shape and a router."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder
 from modbench.model.init import stream
 from modbench.model.layer import Layer
+from modbench.model.mlp import FeedForward
 from modbench.routing.plugin_validation import active_of, checked_call, ledger_of
 from modbench.routing.router import Router
 
@@ -31,6 +32,12 @@ class RoutedDecoder(Decoder):
         )
         super().__init__(config, layers)
         self.router = router
+
+    @property
+    def flops_source(self) -> Literal["closed form", "counted"]:
+        """How FLOPs are found: from closed forms alone, or with parts counted on the meta device."""
+        parts = [part for part in self.modules() if isinstance(part, Layer | FeedForward)]
+        return "closed form" if all(part.has_closed_form for part in parts) else "counted"
 
     def identity(self) -> dict[str, Any]:
         return {"router": self.router.name, **self.router.options(), **super().identity()}

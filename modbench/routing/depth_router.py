@@ -27,9 +27,9 @@ from modbench.routing.hook_checks import expect, expect_losses, has_values, show
 from modbench.routing.option_checks import check_types, reject_unused
 from modbench.routing.predictor import Predictor
 from modbench.routing.router import Router, overrides
-from modbench.routing.scorer import LinearScorer, at_layer, run_scorer, scorer_ledger
+from modbench.routing.scorer import LinearScorer, at_layer, has_closed_form, run_scorer, scorer_ledger
 from modbench.routing.tokens import Noise, Tokens, tokens_of
-from modbench.routing.topk import capacity_tokens, highest, selected_of_each
+from modbench.routing.topk import capacity_tokens, highest, nonzero_indices, selected_of_each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +76,16 @@ class DepthRouter(Router):
             raise UserError(f"auxiliary is {self.auxiliary}; it must be above 0")
         if not 0 <= self.threshold_decay < 1:
             raise UserError(f"threshold_decay is {self.threshold_decay}; it must lie in [0, 1)")
-        if not self.learns_causal_rule():
-            return
-        reject_unused(
-            self,
-            ("auxiliary", self.causal == "ema_threshold", "causal"),
-            ("threshold_decay", not self.keeps_average(), "causal"),
-        )
+        if overrides(self, "selected", DepthRouter):
+            for name in ("causal", "auxiliary", "threshold_decay"):
+                if getattr(self, name) != getattr(DepthRouter, name):
+                    raise UserError(f"option '{name}' has no effect: selected decides; leave it out")
+        if self.learns_causal_rule():
+            reject_unused(
+                self,
+                ("auxiliary", self.causal == "ema_threshold", "causal"),
+                ("threshold_decay", not self.keeps_average(), "causal"),
+            )
 
     def scorer(self, model: ModelConfig) -> nn.Module | None:
         """Return the module that scores tokens, (B, T, D) to (B, T); its FLOPs are counted. None: no
@@ -103,15 +106,16 @@ class DepthRouter(Router):
         depends on the scores; where ``tokens.causal``, no later token may have an influence."""
         raise NotImplementedError
 
-    def losses(self, scores_BT: Tensor, selected_BT: Tensor, tokens: Tokens) -> Mapping[str, Tensor]:
-        """Return auxiliary losses by name, weighted, in training passes. If overridden, they must give
-        the scorer a gradient."""
+    def losses(self, scores_N: Tensor, selected_N: Tensor, tokens: Tokens) -> Mapping[str, Tensor]:
+        """Return auxiliary losses by name, weighted, of the N tokens of a training pass, without
+        padding. They must give the scorer a gradient."""
         return {}
 
     def update(
-        self, scorer: nn.Module | None, scores_BT: Tensor, selected_BT: Tensor, tokens: Tokens
+        self, scorer: nn.Module | None, scores_N: Tensor, selected_N: Tensor, tokens: Tokens
     ) -> None:
-        """Change the buffers of ``scorer`` after a training pass; ``tokens.state`` has their values."""
+        """Change the buffers of ``scorer`` after a training pass of N tokens, without padding;
+        ``tokens.state`` has their values before it."""
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
         routed = [number for number in range(model.layers) if self.routes(number, model.layers)]
@@ -179,6 +183,10 @@ class DepthRouted(Layer):
     def has_data_dependent_shapes(self) -> bool:  # type: ignore[override]
         return self.decides or self.block.has_data_dependent_shapes
 
+    @property
+    def has_closed_form(self) -> bool:
+        return has_closed_form(self.router) or self.control is not None
+
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         tokens = tokens_of(x_BTD, context, self.noise, scorer=None if self.control else self.router)
         scores_BT = self._scores(x_BTD, context)
@@ -196,7 +204,7 @@ class DepthRouted(Layer):
         if context.cache is not None:
             context.trace.count(self.layer, "past", context.cache.lengths(self.layer, context.rows))
         if context.selection == "topk":
-            self._learn(scores_BT, selected_BT, tokens, context)
+            self._learn(x_BTD, scores_BT, selected_BT, context)
         out_BTD = x_BTD
         for counts in self._groups(lengths):
             gathered = GatheredTokens(x_BTD, selected_BT, counts, context, layer=self.layer)
@@ -308,15 +316,24 @@ class DepthRouted(Layer):
         context.trace.show(self.layer, "predicted", causal_BT >= self._cut())
         return selected_BT, lengths
 
-    def _learn(self, scores_BT: Tensor, selected_BT: Tensor, tokens: Tokens, context: Context) -> None:
+    def _learn(self, x_BTD: Tensor, scores_BT: Tensor, selected_BT: Tensor, context: Context) -> None:
         """Report the scheme's losses and let it update its state."""
-        losses = self.options.losses(scores_BT, selected_BT, tokens)
+        if not any(overrides(self.options, hook, DepthRouter) for hook in ("losses", "update")):
+            return
+        scores_N, selected_N, slots_N = scores_BT.flatten(), selected_BT.flatten(), None
+        real_BT = context.real(x_BTD)
+        if real_BT is not None:
+            slots_N = nonzero_indices(real_BT, sum(context.lengths(x_BTD)))
+            scores_N, selected_N = (t.index_select(0, slots_N) for t in (scores_N, selected_N))
+        scorer = None if self.control else self.router
+        tokens = tokens_of(x_BTD, context, self.noise, slots_N=slots_N, flat=True, scorer=scorer)
+        losses = self.options.losses(scores_N, selected_N, tokens)
         expect_losses(self.options, losses)
         for name, loss in losses.items():
             context.trace.loss(self.layer, name, loss)
         if tokens.training and not context.trace.repeated:
             with torch.no_grad():
-                self.options.update(self.router, scores_BT.detach(), selected_BT, tokens)
+                self.options.update(self.router, scores_N.detach(), selected_N, tokens)
 
     def _expect(
         self, hook: str, value: object, like_BT: Tensor, what: str, dtype: torch.dtype | None = None

@@ -22,6 +22,10 @@ class CountedFeedForward(FeedForward):
         super().__init__()
         self.model, self.layer, self.module = model, layer, module
 
+    @property
+    def has_closed_form(self) -> bool:
+        return False
+
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         with component("mlp", self.layer):
             return self.module(x_BTD)  # type: ignore[no-any-return]

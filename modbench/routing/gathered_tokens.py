@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from modbench.model.context import Context
+from modbench.model.context import Context, host_lengths
 from modbench.routing.topk import nonzero_indices, pack_tokens
 
 
@@ -45,7 +45,7 @@ class GatheredTokens:
         self.x_RKD = self.gather(x_BTD)
         self.context = Context(
             selection=context.selection,
-            lengths_B=torch.tensor(lengths, device=x_BTD.device) if padded else None,
+            lengths_B=host_lengths(lengths, x_BTD.device) if padded else None,
             positions_BT=self.gather(context.positions(x_BTD)),
             tokens_BT=None if context.tokens_BT is None else self.gather(context.tokens_BT),
             trace=context.trace,

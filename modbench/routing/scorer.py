@@ -4,7 +4,6 @@ the FLOPs of any other are counted.
 B sequences, T tokens, N tokens of a batch, D model width, E scores of a token.
 """
 
-import copy
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from modbench.counting.counter import FlopCounter
 from modbench.ledger import Ledger, Workload, component, matmul
+from modbench.model.counted import meta_twin
 from modbench.model.init import normal_
 from modbench.routing.topk import score
 
@@ -137,7 +137,7 @@ def module_ledger(
     case = _Case(shape, layer, label, trains, trains and workload.input_gradient, gradients)
     known = _counted.setdefault(module, {})
     if case not in known:
-        twin = copy.deepcopy(module).to("meta").train(trains)
+        twin = meta_twin(module).train(trains)
         dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
         x_D = torch.empty(shape, dtype=dtype, device="meta", requires_grad=case.input_gradient)
         with FlopCounter() as counter, torch.set_grad_enabled(trains), component(label, layer):

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modbench.model.counted import realised
+
 
 def score(x_D: Tensor, weight_ED: Tensor) -> Tensor:
     """``x @ weight^T`` in float32 (float64 for float64 input), whatever autocast says: (..., E).
@@ -72,7 +74,11 @@ def counts_to_host(counts: Tensor, nominal: Sequence[int] | Callable[[], Sequenc
     what the router's options promise, or what a call of it gives."""
     if not counts.is_meta:
         return counts.tolist()
-    return list(nominal() if callable(nominal) else nominal)
+    values = list(nominal() if callable(nominal) else nominal)
+    known = realised.get() or {}  # a layer without a ledger is being counted
+    if len(known.get("depth", ())) == len(values):
+        return list(known["depth"])
+    return evenly(known["experts"][0], len(values)) if "experts" in known else values
 
 
 def selected_of_each(

@@ -18,8 +18,9 @@ from modbench.measure.audit.finding import (
 )
 from modbench.model.context import Context
 
-#: Components computed for every token, and those not linear in the number of tokens.
-NOT_BY_TOKEN = ("router", "predictor", "attention.scores")
+#: Components computed for every token, those not linear in the number of tokens, and matmuls that carry
+#: no label, as in the scores of a layer that states no ledger.
+NOT_BY_TOKEN = ("router", "predictor", "attention.scores", "other")
 
 
 def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:

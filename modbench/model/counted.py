@@ -1,0 +1,183 @@
+"""The FLOPs of a part of the decoder that states no closed form: it is run on the meta device, where
+nothing has values and no arithmetic is done, under the counter.
+
+B sequences, T tokens, D model width.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from modbench.counting.counter import FlopCounter
+from modbench.errors import FAULTS, UserError
+from modbench.ledger import Ledger, Workload
+from modbench.model.context import Context, Selection, host_lengths
+from modbench.model.kv_cache import Cache
+
+M = TypeVar("M", bound=nn.Module)
+
+Counts = dict[str, tuple[int, ...]]
+#: Routing counts by name ("depth", "experts") of the part that is being counted; None: nominal ones.
+realised: ContextVar[Counts | None] = ContextVar("realised", default=None)
+_ledgers: WeakKeyDictionary[nn.Module, dict[Any, Ledger]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a part stands: its depth, and the model's width."""
+
+    layer: int
+    width: int
+
+
+def counted_ledger(part: nn.Module, place: Place, workload: Workload) -> Ledger:
+    """Return the FLOPs of ``part`` (``forward(x_BTD, context)``) for ``workload``, counted once for each
+    case.
+
+    Raises:
+        UserError: the part needs values, or does not report how many tokens it routed.
+    """
+    own = {what: counts for (layer, what), counts in workload.counts.items() if layer == place.layer}
+    frozen = tuple(parameter.requires_grad for parameter in part.parameters())
+    plain = replace(workload, counts={}, checkpoint=False)
+    size = (plain.lengths, plain.past, plain.phase, plain.padding, plain.input_gradient)
+    case = (place, frozen, tuple(sorted(own.items())), size)
+    known = _ledgers.setdefault(part, {})
+    if case not in known:
+        try:
+            known[case] = Ledger.sum(_pieces(meta_twin(part), place, plain, own))
+        except UserError:
+            raise
+        except FAULTS as error:
+            raise UserError(
+                f"layer {place.layer} has no ledger and cannot be counted on the meta device, where "
+                f"tensors have no values ({type(error).__name__}: {_one_line(error)}); give it "
+                "a ledger, or take counts through modbench.routing.topk.counts_to_host"
+            ) from error
+    return known[case]
+
+
+def meta_twin(module: M) -> M:
+    """Return a copy of ``module`` on the meta device; no values are copied."""
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(module, memo)
+
+
+def _pieces(part: nn.Module, place: Place, workload: Workload, own: Counts) -> Iterator[Ledger]:
+    """Yield the ledgers that add up to that of ``workload``: all sequences in one pass, where padding
+    counts or none is padded and routing is nominal; else sequence by sequence."""
+    if workload.phase == "decode" and max(workload.lengths) > 1:
+        for step in range(max(workload.lengths)):
+            lengths = tuple(int(n > step) for n in workload.lengths)
+            past = tuple(p + min(step, n) for p, n in zip(workload.past, workload.lengths, strict=True))
+            yield from _pieces(part, place, replace(workload, lengths=lengths, past=past), own)
+        return
+    alike = len(set(zip(workload.lengths, workload.past, strict=True))) == 1
+    whole = [counts for what, counts in own.items() if len(counts) != workload.sequences]
+    if workload.padding or whole or (alike and not own):
+        yield _pass(part, place, workload, own)
+        return
+    rows = zip(workload.lengths, workload.past, *own.values(), strict=True)
+    for (length, past, *counts), times in Counter(rows).items():
+        if length:
+            lone = replace(workload, lengths=(length,), past=(past,))
+            each: Counts = {what: (count,) for what, count in zip(own, counts, strict=True)}
+            yield _pass(part, place, lone, each) * times
+
+
+def _pass(part: nn.Module, place: Place, workload: Workload, own: Counts) -> Ledger:
+    """Count one pass, under the rule that routes as ``own`` says it was."""
+    cached = any(workload.past) or workload.phase in ("prefill", "decode")
+    rules: tuple[Selection, ...] = ("causal",) if cached else ("topk", "causal")
+    if workload.phase == "train":
+        rules = ("topk",)
+    told = {what: counts for what, counts in own.items() if what != "past"}
+    for rule in rules:
+        ledger, seen = _run(part, place, workload, own, rule, cached)
+        if all(seen.get((place.layer, what)) == counts for what, counts in told.items()):
+            return ledger
+    raise UserError(
+        f"layer {place.layer} routed {told} tokens, and counted on the meta device it does not report "
+        "the same; give it a ledger, or take counts through modbench.routing.topk.counts_to_host"
+    )
+
+
+def _run(
+    part: nn.Module,
+    place: Place,
+    workload: Workload,
+    own: Counts,
+    rule: Selection,
+    cached: bool,
+) -> tuple[Ledger, Any]:
+    train = workload.phase == "train"
+    cache = Cache(workload.sequences) if cached else None
+    part.train(train)
+    with torch.set_grad_enabled(train):
+        if cache is not None and any(workload.past):
+            before = {"depth": own["past"]} if "past" in own else None
+            with _routing(before):
+                part(*_inputs(part, place, workload.past, rule, cache, workload))
+            cache.advance(workload.past)
+        x_BTD, context = _inputs(part, place, workload.lengths, rule, cache, workload)
+        with _routing(own or None), FlopCounter() as counter:
+            out_BTD = part(x_BTD, context)
+            if train:
+                loss = out_BTD.sum() + context.trace.auxiliary_loss()
+                if loss.requires_grad:
+                    loss.backward()
+    return counter.ledger, context.trace.counts
+
+
+def _inputs(
+    part: nn.Module,
+    place: Place,
+    lengths: Sequence[int],
+    rule: Selection,
+    cache: Cache | None,
+    workload: Workload,
+) -> tuple[Tensor, Context]:
+    sequences, longest = len(lengths), max(lengths)
+    weights = (p.dtype for p in part.parameters() if p.is_floating_point())
+    x_BTD = torch.empty(
+        (sequences, longest, place.width),
+        dtype=next(weights, torch.float32),
+        device="meta",
+        requires_grad=workload.phase == "train" and workload.input_gradient,
+    )
+    context = Context(
+        selection=rule,
+        lengths_B=host_lengths(lengths, x_BTD.device) if min(lengths) < longest else None,
+        tokens_BT=torch.empty((sequences, longest), dtype=torch.long, device="meta"),
+        cache=cache,
+    )
+    if cache is not None:
+        context.positions_BT = cache.positions(longest, x_BTD.device)
+        context.past = cache.read
+    return x_BTD, context
+
+
+@contextmanager
+def _routing(counts: Counts | None) -> Iterator[None]:
+    token = realised.set(counts)
+    try:
+        yield
+    finally:
+        realised.reset(token)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

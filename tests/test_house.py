@@ -33,7 +33,7 @@ BELOW["sweep"] = BELOW["measure"] | {"measure", "report", "__version__"}
 BELOW["cli"] = BELOW["sweep"] | {"sweep"}
 BELOW["__main__"] = {"cli", "errors"}
 #: Opened by any file for its names; it imports nothing when it is loaded.
-BELOW["__init__"] = {"counting", "accounting", "ledger"}
+BELOW["__init__"] = {"counting", "accounting", "ledger", "routing"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -152,7 +152,6 @@ class DepthRouted(Layer):
     def __init__(self, options: DepthRouter, model: ModelConfig, layer: int, block: Block) -> None:
         super().__init__()
         self.options, self.model, self.layer, self.block = options, model, layer, block
-        self.adds_residual = options.adds_residual
         scorer = options.scorer(model)
         right = scorer is None or isinstance(scorer, nn.Module)
         expect(options, "scorer", right, shown(scorer), "a torch.nn.Module or None")
@@ -173,6 +172,11 @@ class DepthRouted(Layer):
         elif self.control is not None and self.control.cut is None:
             start = torch.tensor(1 - options.capacity)  # if all tokens came equally often
             self.threshold = EMA(start, options.threshold_decay)
+
+    @property
+    def adds_residual(self) -> bool:
+        """True if the gate also multiplies the residual stream (for the audit's probe 6)."""
+        return self.options.adds_residual
 
     @property
     def control(self) -> Control | None:
@@ -209,7 +213,7 @@ class DepthRouted(Layer):
         for counts in self._groups(lengths):
             gathered = GatheredTokens(x_BTD, selected_BT, counts, context, layer=self.layer)
             delta_RKD = self.block.delta(gathered.x_RKD, gathered.context)
-            if self.adds_residual:
+            if self.options.adds_residual:
                 delta_RKD = delta_RKD + gathered.x_RKD
             if self._gated():
                 delta_RKD = delta_RKD * gathered.gather(gate_BT)[..., None]

@@ -14,9 +14,9 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.routers.expert_choice import ExpertChoiceExperts
-from modbench.routers.mod import DepthRouted
 from modbench.routers.token_choice import TokenChoiceExperts
 from modbench.routing.build import build_model
+from modbench.routing.depth_router import DepthRouted
 from modbench.routing.registry import build_router
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)

@@ -1,5 +1,6 @@
 """Mutants of the built-in depth routing that are wrong at one position or in one mode only."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,9 @@ from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.layer import Layer
-from modbench.routers.mod import DepthOptions, DepthRouted
+from modbench.routers.mod import DepthOptions
 from modbench.routing import registry
+from modbench.routing.depth_router import DepthRouted
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 
@@ -22,12 +24,12 @@ SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 class PeeksLate(DepthRouted):
     """Tokens 100 to 119 are selected by the predictions for tokens 101 to 120."""
 
-    def _scores(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        scores_BT, causal_BT = super()._scores(x_BTD, context)
-        if context.selection == "causal" and x_BTD.shape[1] > 120:
+    def _causal_scores(self, x_BTD: Tensor, scores_BT: Tensor) -> Tensor:
+        causal_BT = super()._causal_scores(x_BTD, scores_BT)
+        if not self.training and x_BTD.shape[1] > 120:
             causal_BT = causal_BT.clone()
             causal_BT[:, 100:120] = causal_BT[:, 101:121].clone()
-        return scores_BT, causal_BT
+        return causal_BT
 
 
 class ComputesAllInTraining(DepthRouted):
@@ -38,16 +40,16 @@ class ComputesAllInTraining(DepthRouted):
 
 
 class ThresholdOfTheFirst(DepthRouted):
-    def _topk(self, scores_BT: Tensor, *rest: Any) -> tuple[Tensor, list[int]]:
-        found = super()._topk(scores_BT, *rest)
+    def _topk(self, x_BTD: Tensor, scores_BT: Tensor, *rest: Any) -> tuple[Tensor, Sequence[int]]:
+        found = super()._topk(x_BTD, scores_BT, *rest)
         if self.training and self.threshold is not None:
             self.threshold.update(scores_BT.detach()[0].mean())
         return found
 
 
 class ThresholdOfPadding(DepthRouted):
-    def _topk(self, scores_BT: Tensor, *rest: Any) -> tuple[Tensor, list[int]]:
-        found = super()._topk(scores_BT, *rest)
+    def _topk(self, x_BTD: Tensor, scores_BT: Tensor, *rest: Any) -> tuple[Tensor, Sequence[int]]:
+        found = super()._topk(x_BTD, scores_BT, *rest)
         if self.training and self.threshold is not None:
             self.threshold.update(scores_BT.detach().mean())
         return found

@@ -19,8 +19,8 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.routers.expert_choice import ExpertChoiceExperts
-from modbench.routers.mod import DepthRouted
 from modbench.routing.build import build_model
+from modbench.routing.depth_router import DepthRouted
 from modbench.routing.gathered_tokens import GatheredTokens
 from modbench.routing.registry import build_router
 

@@ -38,14 +38,18 @@ class Place:
     width: int
 
 
-def counted_ledger(part: nn.Module, place: Place, workload: Workload) -> Ledger:
+def counted_ledger(part: nn.Module, place: Place, workload: Workload, *, mixes: bool = True) -> Ledger:
     """Return the FLOPs of ``part`` (``forward(x_BTD, context)``) for ``workload``, counted once for each
-    case.
+    case. ``mixes``: tokens of a sequence attend to each other in it.
 
     Raises:
         UserError: the part needs values, or does not report how many tokens it routed.
     """
     own = {what: counts for (layer, what), counts in workload.counts.items() if layer == place.layer}
+    if not workload.padding and not mixes and any(len(c) != workload.sequences for c in own.values()):
+        # Counts of the whole batch: its tokens cost as much in one row, which needs no padding.
+        one_row = replace(workload, lengths=(workload.tokens,), past=(sum(workload.past),))
+        workload = replace(one_row, phase="prefill") if workload.phase == "decode" else one_row
     frozen = tuple(parameter.requires_grad for parameter in part.parameters())
     plain = replace(workload, counts={}, checkpoint=False)
     size = (plain.lengths, plain.past, plain.phase, plain.padding, plain.input_gradient)

@@ -32,7 +32,7 @@ class FeedForward(nn.Module, ABC):
 
     def ledger(self, workload: Workload) -> Ledger:
         """As `modbench.model.layer.Layer.ledger`."""
-        return counted_ledger(self, self.place, workload)
+        return counted_ledger(self, self.place, workload, mixes=False)
 
     @property
     def has_closed_form(self) -> bool:

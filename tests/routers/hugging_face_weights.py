@@ -59,17 +59,17 @@ def _mlp(ours: str, theirs: str) -> tuple[_Part, ...]:
 
 
 _ROUTED = (
-    _Part("router", ("gate.weight",)),
+    _Part("router.weight", ("gate.weight",)),
     _Part("bank.up", ("experts.gate_up_proj",)),
     _Part("bank.down", ("experts.down_proj",)),
 )
 #: Feed-forward parts, by what they must have; names relative to a block's feed-forward part.
 _DENSE = _mlp("", "")
-_BIAS = _Part("bias.value", ("gate.e_score_correction_bias",))
+_BIAS = _Part("router.bias.value", ("gate.e_score_correction_bias",))
 _SHARED = _mlp("shared.", "shared_experts.")  # DeepSeek's
 _GATED = (
     *_mlp("shared.", "shared_expert."),
-    _Part("shared_gate", ("shared_expert_gate.weight",)),
+    _Part("shared_gate.weight", ("shared_expert_gate.weight",)),
 )  # Qwen's
 
 
@@ -173,7 +173,7 @@ def _feed_forward_parts(names: Iterable[str], *, ours: bool) -> tuple[_Part, ...
     parts = list(_ROUTED)
     if has(_BIAS):
         parts.append(_BIAS)
-    if any(has(part) for part in _GATED if part.ours == "shared_gate" or not ours):
+    if any(has(part) for part in _GATED if part.ours == "shared_gate.weight" or not ours):
         parts.extend(_GATED)
     elif any(has(part) for part in _SHARED):
         parts.extend(_SHARED)
@@ -265,8 +265,8 @@ def _fitting(converted: State, into: nn.Module) -> State:
 
 def _check_router(state: State) -> None:
     for name, router in state.items():
-        bank = state.get(f"{name.removesuffix('router')}bank.up")
-        if name.endswith("router") and bank is not None and len(router) != len(bank):
+        bank = state.get(f"{name.removesuffix('router.weight')}bank.up")
+        if name.endswith("router.weight") and bank is not None and len(router) != len(bank):
             raise UserError(f"'{name}' chooses among {len(router)} experts and there are {len(bank)}")
 
 

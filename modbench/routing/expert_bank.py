@@ -143,7 +143,7 @@ def dispatched(
     tokens = len(flat_SD)
     if isinstance(counts, int):  # expert by expert, its tokens in order
         index_EK = pack_tokens(chosen_SE.T, counts, full=True)
-        first_E1 = torch.arange(0, bank.experts * tokens, tokens, device=index_EK.device)[:, None]
+        first_E1 = tokens * torch.arange(len(index_EK), device=index_EK.device)[:, None]
         chosen_N = (index_EK + first_E1).flatten()
     else:
         chosen_N = nonzero_indices(chosen_SE.T, sum(counts))

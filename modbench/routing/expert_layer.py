@@ -83,7 +83,7 @@ class RoutedExperts(FeedForward):
         width = self.model.width
         total = scorer_ledger(self.router, workload, self.layer, width, flat=True)
         # With a capacity factor, too: an even load finds room.
-        nominal = self.options.nominal_assignments(workload.lengths, workload.past)
+        nominal = self._nominal(workload.lengths, workload.past)
         (assignments,) = workload.counts.get((self.layer, "experts"), (nominal,))
         total += self.bank.ledger(workload, assignments)
         if self.shared is not None:
@@ -91,13 +91,13 @@ class RoutedExperts(FeedForward):
         return total + scorer_ledger(self.shared_gate, workload, self.layer, width)
 
     def nominal_counts(self, workload: Workload) -> Counts:
-        options, sizes = self.options, (workload.lengths, workload.past)
+        options, lengths, past = self.options, workload.lengths, workload.past
         if options.assigns:
-            load = options.exact_load(*sizes)
+            load = options.exact_load(lengths, past)
             return {} if load is None else {(self.layer, "load"): (load,) * options.experts}
         if options.no_ops() or options.capacity_factor is not None:
             return {}
-        return {(self.layer, "experts"): (options.nominal_assignments(*sizes),)}
+        return {(self.layer, "experts"): (self._nominal(lengths, past),)}
 
     def active_parameters(self) -> int:
         own = sum(parameter.numel() for parameter in self.parameters())
@@ -119,16 +119,15 @@ class RoutedExperts(FeedForward):
         options, (count, experts) = self.options, logits_NE.shape
         expert_ids_NK, gates_NK = checked_choice(options, options.choose(logits_NE, tokens), logits_NE)
         check_numbers(options, "choose", gates_NK, logits_NE, x_ND, self.router)
-        past = sum(tokens.past)
-        expert_ids_NK = even_experts(expert_ids_NK, context, past, options.experts, options.no_ops())
+        expert_ids_NK = even_experts(
+            expert_ids_NK, context, sum(tokens.past), options.experts, options.no_ops()
+        )
         load_E, capacity = load_of(expert_ids_NK, experts), self._capacity(count, context)
         counts: Sequence[int] | Tensor
         if self.bank.grouped(x_ND):
             order_A, counts = first_on_device(expert_ids_NK, load_E, options.experts, capacity)
         else:
-            load = counts_to_host(
-                load_E[: options.experts], lambda: evenly(self._nominal(tokens), options.experts)
-            )
+            load = counts_to_host(load_E[: options.experts], lambda: self._even_load(tokens))
             order_A, counts = first_of_each_expert(expert_ids_NK, load_E, load, capacity)
         tokens_A = order_A // options.top_k
         y_AD = self.bank(to_experts(x_ND, tokens_A, self.bank.dtype(x_ND)), counts)
@@ -155,7 +154,7 @@ class RoutedExperts(FeedForward):
         load_E = chosen_NE.sum(0)
         trace.show(self.layer, "load", load_E)
         if load is None:
-            counts = counts_to_host(load_E, lambda: evenly(self._nominal(tokens), options.experts))
+            counts = counts_to_host(load_E, lambda: self._even_load(tokens))
             trace.count(self.layer, "experts", [sum(counts)])
         if load is None or trace.detailed:
             trace.show(self.layer, "taken", chosen_NE.sum(1))
@@ -174,8 +173,11 @@ class RoutedExperts(FeedForward):
             with torch.no_grad():
                 options.update(self.router, logits_NE.detach(), chosen.detach(), tokens)
 
-    def _nominal(self, tokens: Tokens) -> int:
-        return self.options.nominal_assignments(tokens.lengths, tokens.past)
+    def _nominal(self, lengths: Sequence[int], past: Sequence[int]) -> int:
+        return self.options.nominal_assignments(lengths, past)
+
+    def _even_load(self, tokens: Tokens) -> list[int]:
+        return evenly(self._nominal(tokens.lengths, tokens.past), self.options.experts)
 
     def _capacity(self, tokens: int, context: Context) -> int | None:
         """Return the assignments that an expert takes of a batch of ``tokens``; None: all. The causal

@@ -73,6 +73,16 @@ _GATED = (
 )  # Qwen's
 
 
+def weights_of(module: nn.Module) -> State:
+    """The state of ``module`` without the counters of its noise, which have no counterpart."""
+    return {name: tensor for name, tensor in module.state_dict().items() if "noise." not in name}
+
+
+def load_weights(module: nn.Module, converted: State) -> None:
+    module.load_state_dict({**module.state_dict(), **converted})
+    assert converted.keys() == weights_of(module).keys()
+
+
 def feed_forward_to_hugging_face(feed_forward: nn.Module) -> State:
     """The weights of a block's dense MLP or token-choice experts, as Hugging Face's module has them.
 
@@ -82,7 +92,7 @@ def feed_forward_to_hugging_face(feed_forward: nn.Module) -> State:
     model, options = getattr(feed_forward, "model", None), getattr(feed_forward, "options", None)
     if not isinstance(model, ModelConfig):
         raise UserError(f"{type(feed_forward).__name__} is no feed-forward part; give a block's")
-    state = dict(feed_forward.state_dict())
+    state = weights_of(feed_forward)
     _only_swiglu(model)
     if getattr(options, "affinity", None) == "sigmoid" and _BIAS.ours not in state:
         raise UserError(
@@ -116,7 +126,7 @@ def to_hugging_face(decoder: Decoder) -> State:
     """
     if not isinstance(decoder, Decoder):
         raise UserError(f"{type(decoder).__name__} is no decoder; convert parts by themselves")
-    config, state = decoder.config, dict(decoder.state_dict())
+    config, state = decoder.config, weights_of(decoder)
     _only_swiglu(config)
     converted = _renamed(state, _decoder_parts(state, config, ours=True), where="Llama or Mixtral")
     if config.tied_head:
@@ -242,7 +252,7 @@ _OTHER_OPTIONS = "for they are of other options; give the router the weights'"
 
 def _fitting(converted: State, into: nn.Module) -> State:
     """``converted``, which ``into`` can load."""
-    own = into.state_dict()
+    own = weights_of(into)
     for name in sorted(own.keys() ^ converted.keys()):
         bias = name.endswith(_BIAS.ours)
         options = getattr(into, "options", getattr(into, "router", None))

@@ -1,5 +1,5 @@
-"""The conditional feed-forward part of CoLT5 (Ainslie et al. 2023, arXiv 2303.09752): a light MLP for each
-token, and a heavy one for those with a score above 0, which is causal. Low-level: it routes by itself."""
+"""The conditional feed-forward part of CoLT5 (Ainslie et al. 2023, arXiv 2303.09752): a light MLP
+for each token, a heavy one for those with a score above 0. Low-level: it routes by itself."""
 
 from dataclasses import dataclass
 

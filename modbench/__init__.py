@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from modbench.ledger import Ledger as Ledger
     from modbench.ledger import Workload as Workload
     from modbench.routing.depth_router import DepthRouter as DepthRouter
+    from modbench.routing.expert_router import ExpertRouter as ExpertRouter
     from modbench.routing.registry import register_router as register_router
     from modbench.routing.router import Router as Router
 
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 #: Imported when asked for: importing modbench loads no torch.
 _WHERE = {
     "Counted": "modbench.accounting.count",
+    "ExpertRouter": "modbench.routing.expert_router",
     "FlopCounter": "modbench.counting.counter",
     "DepthRouter": "modbench.routing.depth_router",
     "Ledger": "modbench.ledger",

@@ -15,191 +15,149 @@ paper's is the batch), so that a sequence's training does not depend on other se
 experts, not every other; experts are MLPs of the dense block's kind. Its variant that bounds the experts
 of a token is left out.
 
-B sequences, T tokens, D model width, E experts, K tokens an expert takes, N rows in all.
+N tokens of a batch, P pools, T tokens of the largest pool, E experts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from modbench.errors import UserError
-from modbench.ledger import Counts, Ledger, Workload, component, incremental_counts, matmul
-from modbench.model.block import Block
+from modbench.ledger import incremental_counts
 from modbench.model.config import ModelConfig
-from modbench.model.context import Context
-from modbench.model.init import normal_
-from modbench.model.layer import Layer
-from modbench.model.mlp import FeedForward
-from modbench.routing.dispatch import from_experts, to_experts
 from modbench.routing.ema import EMA
-from modbench.routing.expert_bank import ExpertBank, expert_width
-from modbench.routing.force_balance import even_pool, even_tokens
-from modbench.routing.option_checks import check_types, reject_unused
+from modbench.routing.expert_router import ExpertRouter
+from modbench.routing.force_balance import strided_tokens
+from modbench.routing.option_checks import reject_unused
 from modbench.routing.registry import register_router
-from modbench.routing.router import Presets, Router
-from modbench.routing.topk import (
-    capacity_tokens,
-    counts_to_host,
-    highest,
-    nonzero_indices,
-    pack_tokens,
-    score,
-)
+from modbench.routing.router import Presets
+from modbench.routing.scorer import LinearScorer
+from modbench.routing.tokens import Tokens
+from modbench.routing.topk import capacity_tokens, highest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdRouter(ExpertRouter):
+    """Every block's MLP is a bank of experts, each of which takes ``capacity`` / ``experts`` of the
+    tokens; when predicting, those at or above its threshold, an exponential average over training."""
+
+    capacity: float = 2.0  #: c, experts per token on average
+    threshold_decay: float = 0.95  #: of the exponential average
+    top_k: int = field(init=False, default=1)
+    shared_experts: int = field(init=False, default=0)
+    shared_width: int | None = field(init=False, default=None)
+    shared_gate: bool = field(init=False, default=False)
+    capacity_factor: float | None = field(init=False, default=None)
+    balance: float = field(init=False, default=0.0)
+    z_loss: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.capacity <= self.experts:
+            raise UserError(
+                f"capacity is {self.capacity:g} with {self.experts} experts; it must lie above 0 and "
+                "be no more than experts"
+            )
+        if not 0 <= self.threshold_decay < 1:
+            raise UserError(f"threshold_decay is {self.threshold_decay}; it must lie in [0, 1)")
+
+    def start(self) -> float:
+        """Return the thresholds before training."""
+        raise NotImplementedError
+
+    def pools(self, sizes: Sequence[int]) -> list[int]:
+        """Return the sizes of the pools that experts take their share of; by default the batch."""
+        return [sum(sizes)]
+
+    def taken(self, tokens: int) -> int:
+        """Return the tokens that an expert takes of a pool."""
+        return capacity_tokens(self.capacity, tokens, among=self.experts)
+
+    def load(self, lengths: Sequence[int], past: Sequence[int]) -> int:
+        """Return the nominal number of new tokens that each expert takes."""
+        return sum(incremental_counts(self.taken, self.pools(lengths), self.pools(past))[0])
+
+    def scorer(self, model: ModelConfig) -> nn.Module:
+        start_E = torch.full((self.experts,), self.start())
+        return ThresholdScorer(model.width, start_E, self.threshold_decay)
+
+    def nominal_experts_per_token(self) -> float:
+        return self.capacity
+
+    def nominal_assignments(self, lengths: Sequence[int], past: Sequence[int]) -> int:
+        return self.load(lengths, past) * self.experts
+
+    def even_assignments(
+        self, lengths: Sequence[int], past: Sequence[int], device: torch.device
+    ) -> Tensor:
+        lengths, past = self.pools(lengths), self.pools(past)
+        even_N = strided_tokens(self.capacity, past, lengths, device, among=self.experts)
+        return even_N[:, None].expand(-1, self.experts)
+
+
+class ThresholdScorer(LinearScorer):
+    """Linear logits, and a threshold for each expert."""
+
+    def __init__(self, width: int, start_E: Tensor, decay: float) -> None:
+        super().__init__(width, len(start_E))
+        self.threshold = EMA(start_E, decay)
 
 
 @register_router("expert_choice")
 @dataclass(frozen=True, kw_only=True)
-class ExpertChoice(Router):
-    """Every block's MLP is a bank of experts, each of which takes its share of a pool of tokens."""
+class ExpertChoice(ThresholdRouter):
+    """Experts choose the highest-scoring tokens of a pool."""
 
     presets: ClassVar[Presets] = {
         "batch_pool": {"pool": "batch"},
         "one_expert": {"capacity": 1.0},
     }
 
-    experts: int = 8
-    capacity: float = 2.0  #: c, experts per token on average
-    expert_width: int | None = None  #: None: the dense MLP's width / capacity, for equal active FLOPs
     pool: Literal["sequence", "batch"] = "sequence"  #: tokens that an expert compares in training
-    threshold_decay: float = 0.95  #: of the exponential average behind the causal rule
 
     def __post_init__(self) -> None:
-        check_types(self)
-        if self.experts < 1:
-            raise UserError(f"experts is {self.experts}; it must be 1 or more")
-        if not 0 < self.capacity <= self.experts:
-            raise UserError(
-                f"capacity is {self.capacity:g} with {self.experts} experts; it must lie above 0 and "
-                "be no more than experts"
-            )
-        if self.expert_width is not None and self.expert_width < 1:
-            raise UserError(f"expert_width is {self.expert_width}; it must be 1 or more")
-        if not 0 <= self.threshold_decay < 1:
-            raise UserError(f"threshold_decay is {self.threshold_decay}; it must lie in [0, 1)")
+        super().__post_init__()
         reject_unused(
             self,
             ("pool", self.experts == 1, "experts"),
             ("threshold_decay", self.experts == 1, "experts"),
         )
 
-    def build_layer(self, model: ModelConfig, layer: int) -> Layer:
-        return Block(model, layer, ExpertChoiceExperts(self, model, layer))
+    def start(self) -> float:
+        return 1 / self.experts  # an even softmax is all that is known before training
 
+    def pools(self, sizes: Sequence[int]) -> list[int]:
+        return list(sizes) if self.pool == "sequence" else [sum(sizes)]
 
-class ExpertChoiceExperts(FeedForward):
-    """Experts that choose tokens."""
+    def exact_load(self, lengths: Sequence[int], past: Sequence[int]) -> int:
+        return self.load(lengths, past)
 
-    def __init__(self, options: ExpertChoice, model: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.options, self.model, self.layer = options, model, layer
-        width = expert_width(model, options.expert_width, options.capacity)
-        self.bank = ExpertBank(model, layer, experts=options.experts, width=width)
-        self.router = nn.Parameter(torch.empty(options.experts, model.width))
-        # Before training an even softmax is all that is known of the scores.
-        start_E = torch.full((options.experts,), 1 / options.experts)
-        self.threshold = EMA(start_E, options.threshold_decay)
+    def assign(self, logits_NE: Tensor, tokens: Tokens) -> Tensor:
+        scores_NE = self.scores(logits_NE)
+        if tokens.causal:
+            cut_E = tokens.state["threshold.value"].to(scores_NE.dtype)
+            return scores_NE.masked_fill(~(scores_NE >= cut_E), 0.0)
+        lengths = self.pools(tokens.lengths)
+        scores_PET = self._by_pool(scores_NE.detach(), lengths, -torch.inf).transpose(1, 2)
+        counts = [self.taken(length) for length in lengths for _ in range(self.experts)]
+        taken_PET = highest(scores_PET.flatten(0, 1), counts, None).view_as(scores_PET)
+        rows = zip(taken_PET.transpose(1, 2), lengths, strict=True)
+        taken_NE = torch.cat([taken_TE[:length] for taken_TE, length in rows])
+        # A gate of 0 would mean that the expert does not take the token.
+        scores_NE = scores_NE.clamp(min=torch.finfo(scores_NE.dtype).tiny)
+        return scores_NE.masked_fill(~taken_NE, 0.0)
 
-    def initialise(self, seed: int) -> None:
-        normal_(self.router, seed, f"layers.{self.layer}.router")
+    def update(self, scorer: nn.Module, logits_NE: Tensor, gates_NE: Tensor, tokens: Tokens) -> None:
+        taken_NE = gates_NE.masked_fill(gates_NE == 0, torch.inf)
+        lowest_PE = self._by_pool(taken_NE, self.pools(tokens.lengths), torch.inf).amin(1)
+        scorer.threshold.update(lowest_PE.mean(0))  # type: ignore[operator, union-attr]
 
-    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        with component("router", self.layer):
-            scores_BTE = score(x_BTD, self.router).softmax(dim=-1)
-        if context.selection == "causal":
-            return self._above_threshold(x_BTD, scores_BTE, context)
-        return self._highest(x_BTD, scores_BTE, context)
-
-    def ledger(self, workload: Workload) -> Ledger:
-        router = matmul(
-            workload,
-            self.layer,
-            "router",
-            rows=workload.slots,
-            inner=self.model.width,
-            columns=self.options.experts,
-            weight_gradient=self.router.requires_grad,
-        )
-        taken = self._nominal(workload.lengths, workload.past)
-        computed = max(taken) * len(taken) if workload.padding else sum(taken)
-        counts = workload.counts.get((self.layer, "experts"), (computed * self.options.experts,))
-        return router + self.bank.ledger(workload, counts[0])
-
-    def nominal_counts(self, workload: Workload) -> Counts:
-        taken = sum(self._nominal(workload.lengths, workload.past))
-        return {(self.layer, "load"): (taken,) * self.options.experts}
-
-    def active_parameters(self) -> int:
-        # A token meets `capacity` experts on average.
-        return self.router.numel() + self.bank.parameters_of(self.options.capacity)
-
-    def _nominal(self, lengths: Sequence[int], past: Sequence[int]) -> list[int]:
-        """New tokens that each expert takes out of each pool."""
-        if self.options.pool == "batch":
-            lengths, past = [sum(lengths)], [sum(past)]
-        new, _ = incremental_counts(self._taken, lengths, past)
-        return list(new)
-
-    def _taken(self, tokens: int) -> int:
-        return capacity_tokens(self.options.capacity, tokens, among=self.options.experts)
-
-    def _highest(self, x_BTD: Tensor, scores_BTE: Tensor, context: Context) -> Tensor:
-        sequences, tokens, width = x_BTD.shape
-        real_BT = context.real(x_BTD)
-        taken = self._nominal(context.lengths(x_BTD), [0] * sequences)
-        if self.options.pool == "batch":
-            scores_BTE = scores_BTE.reshape(1, sequences * tokens, -1)
-            real_BT = None if real_BT is None else real_BT.reshape(1, -1)
-        pools, in_pool, experts = scores_BTE.shape
-        real_PT = None if real_BT is None else real_BT.repeat_interleave(experts, 0)
-        scores_PT = scores_BTE.transpose(1, 2).reshape(pools * experts, in_pool)
-        per_row = [k for k in taken for _ in range(experts)]
-        selected_PT = highest(scores_PT, per_row, real_PT)
-        index_PK = pack_tokens(selected_PT, max(taken), full=min(taken) == max(taken))
-        within_PK = selected_PT.gather(1, index_PK)
-        gates_PK = scores_PT.gather(1, index_PK) * within_PK
-
-        first_P = torch.arange(pools, device=x_BTD.device).repeat_interleave(experts) * in_pool
-        rows_PEK = (index_PK + first_P[:, None]).view(pools, experts, -1)
-        rows_N = rows_PEK.transpose(0, 1).flatten()  # sorted by expert, the pools side by side
-        gates_N = gates_PK.view(pools, experts, -1).transpose(0, 1).flatten()
-        x_SD = x_BTD.reshape(-1, width)
-        y_ND = self.bank(to_experts(x_SD, rows_N, self.bank.dtype(x_SD)), None)
-        out_SD = from_experts(y_ND, gates_N, rows_N, len(x_SD))
-
-        lowest_PE = scores_PT.detach().masked_fill(~selected_PT, torch.inf).amin(1).view(pools, experts)
-        if self.training and not context.trace.repeated:
-            self.threshold.update(lowest_PE.mean(0))
-        chosen_PET = selected_PT.view(pools, experts, -1)
-        context.trace.show(self.layer, "load", chosen_PET.sum((0, 2)))
-        chosen_BTE = chosen_PET.transpose(1, 2)
-        if context.trace.detailed:
-            context.trace.show(self.layer, "taken", chosen_BTE.sum(-1).flatten())
-        context.trace.show_choice(self.layer, scores_BTE, chosen_BTE, real_BT, scores_BTE)
-        return out_SD.to(x_BTD.dtype).view_as(x_BTD)
-
-    def _above_threshold(self, x_BTD: Tensor, scores_BTE: Tensor, context: Context) -> Tensor:
-        x_SD = x_BTD.flatten(0, 1)
-        options, scores_ES = self.options, scores_BTE.flatten(0, 1).T
-        chosen_BTE = scores_BTE >= self.threshold.value.to(scores_BTE.dtype)
-        even = even_pool if options.pool == "batch" else even_tokens
-        chosen_BTE = even(chosen_BTE, context, options.capacity, among=options.experts)
-        chosen_ES = chosen_BTE.flatten(0, 1).T
-        real_BT = context.real(x_BTD)
-        if real_BT is not None:
-            chosen_ES = chosen_ES & real_BT.flatten()
-        nominal = sum(self._nominal(context.lengths(x_BTD), context.before(x_BTD)))
-        counts = counts_to_host(chosen_ES.sum(1), [nominal] * self.options.experts)
-        # Sorted by expert.
-        chosen_N = nonzero_indices(chosen_ES, sum(counts))
-        rows_N = chosen_N % len(x_SD)
-        y_ND = self.bank(to_experts(x_SD, rows_N, self.bank.dtype(x_SD)), counts)
-        gates_N = scores_ES.flatten().index_select(0, chosen_N)
-        out_SD = from_experts(y_ND, gates_N, rows_N, len(x_SD))
-        context.trace.show(self.layer, "load", torch.tensor(counts))
-        context.trace.show(self.layer, "taken", chosen_ES.sum(0))
-        context.trace.show_choice(self.layer, scores_BTE, chosen_BTE, real_BT, scores_BTE)
-        context.trace.count(self.layer, "experts", [sum(counts)])
-        return out_SD.to(x_BTD.dtype).view_as(x_BTD)
+    def _by_pool(self, values_NE: Tensor, lengths: list[int], padding: float) -> Tensor:
+        """Return ``values_NE`` by pool, (P, T, E)."""
+        if len(set(lengths)) == 1:
+            return values_NE.view(len(lengths), lengths[0], -1)
+        return pad_sequence(values_NE.split(lengths), batch_first=True, padding_value=padding)

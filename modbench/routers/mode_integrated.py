@@ -19,17 +19,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from modbench.errors import UserError
-from modbench.model.block import Block
-from modbench.model.config import ModelConfig
-from modbench.model.layer import Layer
-from modbench.routers.token_choice import TokenChoiceExperts, TokenChoiceOptions
+from modbench.routers.token_choice import TokenChoice
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets
 
 
 @register_router("mode_integrated")
 @dataclass(frozen=True, kw_only=True)
-class IntegratedMoDE(TokenChoiceOptions):
+class IntegratedMoDE(TokenChoice):
     """Token choice among real and no-op experts."""
 
     presets: ClassVar[Presets] = {"one_no_op": {"no_op_experts": 1}}
@@ -46,9 +43,5 @@ class IntegratedMoDE(TokenChoiceOptions):
                 "group; set groups = 1"
             )
 
-    def _no_ops(self) -> int:
+    def no_ops(self) -> int:
         return self.no_op_experts
-
-    def build_layer(self, model: ModelConfig, layer: int) -> Layer:
-        experts = TokenChoiceExperts(self, model, layer, no_ops=self.no_op_experts)
-        return Block(model, layer, experts)

@@ -20,9 +20,10 @@ from typing import ClassVar, Literal
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.mlp import FeedForward
-from modbench.routers.expert_choice import ExpertChoice, ExpertChoiceExperts
+from modbench.routers.expert_choice import ExpertChoice
 from modbench.routers.mod import DepthOptions
-from modbench.routers.token_choice import TokenChoiceExperts, TokenChoiceOptions
+from modbench.routers.token_choice import TokenChoice
+from modbench.routers.token_choice_options import TokenChoiceOptions
 from modbench.routing.option_checks import reject_unused
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets
@@ -60,12 +61,15 @@ class StagedMoDE(DepthOptions, TokenChoiceOptions):
             self._expert_choice()
 
     def feed_forward(self, model: ModelConfig, layer: int) -> FeedForward:
-        if self.experts_by == "token_choice":
-            return TokenChoiceExperts(self, model, layer)
-        return ExpertChoiceExperts(self._expert_choice(), model, layer)
+        by_tokens = self.experts_by == "token_choice"
+        experts = self._token_choice() if by_tokens else self._expert_choice()
+        return experts.feed_forward(model, layer)
 
     def keeps_average(self) -> bool:
         return super().keeps_average() or (self.experts_by == "expert_choice" and self.experts > 1)
+
+    def _token_choice(self) -> TokenChoice:
+        return TokenChoice(**{one.name: getattr(self, one.name) for one in fields(TokenChoiceOptions)})
 
     def _expert_choice(self) -> ExpertChoice:
         # One expert scores all tokens alike and has no use for a decay, which may be the block's.

@@ -22,44 +22,29 @@ assignments, not tokens, and so is 1 at an even load whatever k (OLMoE's is k). 
 and empty places aren't computed. The causal rule drops nothing: which tokens are dropped
 depends on the rest of the batch and on the number of later tokens.
 
-B sequences, T tokens, S slots, padding included, N tokens that are no padding, A assignments, D model
-width, E experts, K chosen.
+N tokens of a batch, E experts, K chosen.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modbench.ledger import Counts, Ledger, Workload, component, incremental_counts, matmul
-from modbench.model.block import Block
 from modbench.model.config import ModelConfig
-from modbench.model.context import Context
-from modbench.model.init import normal_
-from modbench.model.layer import Layer
-from modbench.model.mlp import MLP, FeedForward
 from modbench.routers.token_choice_options import TokenChoiceOptions
 from modbench.routing.balance import SelectionBias, balance_loss, load_of
-from modbench.routing.dispatch import from_experts, to_experts
-from modbench.routing.expert_bank import ExpertBank, expert_widths
-from modbench.routing.force_balance import even_experts
+from modbench.routing.expert_router import ExpertRouter
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets
-from modbench.routing.topk import (
-    apply_capacity,
-    best_experts,
-    capacity_tokens,
-    counts_to_host,
-    evenly,
-    score,
-)
+from modbench.routing.scorer import LinearScorer
+from modbench.routing.tokens import Tokens
+from modbench.routing.topk import best_experts
 
 
 @register_router("token_choice")
 @dataclass(frozen=True, kw_only=True)
-class TokenChoice(TokenChoiceOptions):
+class TokenChoice(TokenChoiceOptions, ExpertRouter):
     """Every block's MLP is a bank of experts of which each token chooses ``top_k``."""
 
     presets: ClassVar[Presets] = {
@@ -82,231 +67,50 @@ class TokenChoice(TokenChoiceOptions):
         },
     }
 
-    def build_layer(self, model: ModelConfig, layer: int) -> Layer:
-        return Block(model, layer, TokenChoiceExperts(self, model, layer))
+    def scorer(self, model: ModelConfig) -> nn.Module:
+        return BiasedScorer(model.width, self.experts + self.no_ops(), self.bias_step)
 
+    def scores(self, logits_NE: Tensor) -> Tensor:
+        return logits_NE.sigmoid() if self.affinity == "sigmoid" else logits_NE.softmax(dim=-1)
 
-class TokenChoiceExperts(FeedForward):
-    """Experts that tokens choose. ``no_ops`` further experts do nothing and cost nothing."""
-
-    def __init__(
-        self, options: TokenChoiceOptions, model: ModelConfig, layer: int, no_ops: int = 0
-    ) -> None:
-        super().__init__()
-        self.options, self.model, self.layer, self.no_ops = options, model, layer, no_ops
-        width, shared_width = expert_widths(
-            model,
-            active=options.top_k,
-            width=options.expert_width,
-            shared=options.shared_experts,
-            shared_width=options.shared_width,
+    def choose(self, logits_NE: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        scores_NE, ranked_NE = self.scores(logits_NE), logits_NE
+        if self.bias_step or self.groups > 1:
+            ranked_NE = scores_NE.detach()
+        if self.bias_step:
+            ranked_NE = ranked_NE + tokens.state["bias.value"]
+        expert_ids_NK = best_experts(
+            ranked_NE, self.top_k, self.groups, self.top_groups, self.group_best
         )
-        self.bank = ExpertBank(model, layer, experts=options.experts, width=width)
-        self.router = nn.Parameter(torch.empty(options.experts + no_ops, model.width))
-        # Experts that all tokens meet are one wider MLP.
-        self.shared = MLP(replace(model, mlp_width=shared_width), layer) if shared_width else None
-        self.shared_gate = nn.Parameter(torch.empty(1, model.width)) if options.shared_gate else None
-        self.bias = SelectionBias(len(self.router), options.bias_step) if options.bias_step else None
-
-    @property
-    def has_data_dependent_shapes(self) -> bool:  # type: ignore[override]
-        """True where the number of tokens per expert is read from the device."""
-        return not self.bank.fits_grouped_mm()
-
-    def initialise(self, seed: int) -> None:
-        normal_(self.router, seed, f"layers.{self.layer}.router")
-        if self.shared_gate is not None:
-            normal_(self.shared_gate, seed, f"layers.{self.layer}.shared_gate")
-
-    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        x_SD = x_BTD.flatten(0, 1)
-        real_BT = context.real(x_BTD)
-        # Padding enters no router: it is left out here and comes back as zeros.
-        slots_N = None if real_BT is None else real_BT.flatten().nonzero().squeeze(1)
-        x_ND = x_SD if slots_N is None else x_SD.index_select(0, slots_N)
-
-        with component("router", self.layer):
-            logits_NE = score(x_ND, self.router)
-        sigmoid = self.options.affinity == "sigmoid"
-        scores_NE = logits_NE.sigmoid() if sigmoid else logits_NE.softmax(dim=-1)
-        experts_NK = self._choose(logits_NE, scores_NE, context)
-        before = sum(context.before(x_BTD))
-        experts_NK = even_experts(experts_NK, context, before, self.options.experts, self.no_ops)
-        load_E = load_of(experts_NK, len(self.router))
-        gates_NK = scores_NE.gather(1, experts_NK)
-        if self.options.renormalise:
+        gates_NK = scores_NE.gather(1, expert_ids_NK)
+        if self.renormalise:
             gates_NK = gates_NK / gates_NK.sum(dim=-1, keepdim=True)
-        if self.options.scaling != 1:
-            gates_NK = gates_NK * self.options.scaling
+        return expert_ids_NK, gates_NK * self.scaling if self.scaling != 1 else gates_NK
 
-        capacity = self._capacity(len(x_ND), context)
-        rows = self._rows_on_device if self.bank.grouped(x_ND) else self._rows
-        order_A, counts = rows(experts_NK, load_E, capacity, self._nominal(len(x_ND), before))
-        tokens_A = order_A // self.options.top_k
-        y_AD = self.bank(to_experts(x_ND, tokens_A, self.bank.dtype(x_ND)), counts)
-        gates_A = gates_NK.flatten().index_select(0, order_A)
-        y_ND = from_experts(y_AD, gates_A, tokens_A, len(x_ND))
-        self._report(context, load_E, capacity)
-        if context.trace.detailed:
-            self._show_choice(context, scores_NE, experts_NK, gates_NK)
-        trains = self.training and context.selection == "topk"
-        if self.bias is not None and trains and not context.trace.repeated:
-            self.bias.update(load_E)
-        if context.selection == "topk":  # training never uses the causal rule
-            self._losses(context, x_BTD, slots_N, logits_NE, scores_NE, experts_NK)
-        out_SD = y_ND
-        if slots_N is not None:
-            out_SD = y_ND.new_zeros(len(x_SD), y_ND.shape[1]).index_copy(0, slots_N, y_ND)
-        if self.shared is not None:
-            out_SD = out_SD + self._shared(x_BTD, context).flatten(0, 1)
-        return out_SD.to(x_BTD.dtype).view_as(x_BTD)
+    def auxiliary_losses(
+        self, logits_NE: Tensor, expert_ids_NK: Tensor, tokens: Tokens
+    ) -> dict[str, Tensor]:
+        if self.balance and (self.bias_step or self.groups > 1):
+            # Of the scores alone, as in DeepSeek-V3's equation 18.
+            expert_ids_NK = best_experts(logits_NE, self.top_k)
+        losses = self.losses(logits_NE, expert_ids_NK)
+        if self.balance and self.balance_scope == "sequence":
+            shares_NE = F.normalize(self.scores(logits_NE), p=1, dim=-1)
+            sequences = len(tokens.lengths)
+            balance = balance_loss(expert_ids_NK, shares_NE, tokens.sequences, sequences)
+            losses["balance"] = self.balance * balance
+        return losses
 
-    def ledger(self, workload: Workload) -> Ledger:
-        total = matmul(
-            workload,
-            self.layer,
-            "router",
-            rows=workload.tokens,
-            inner=self.model.width,
-            columns=len(self.router),
-            weight_gradient=self.router.requires_grad,
-        )
-        # With capacity, too: an even load finds room.
-        nominal = self._nominal(workload.tokens, sum(workload.past))
-        (assignments,) = workload.counts.get((self.layer, "experts"), (nominal,))
-        total += self.bank.ledger(workload, assignments)
-        if self.shared is not None:
-            total += self.shared.ledger(workload)
-        if self.shared_gate is not None:
-            total += matmul(
-                workload,
-                self.layer,
-                "router",
-                rows=workload.slots,
-                inner=self.model.width,
-                columns=1,
-                weight_gradient=self.shared_gate.requires_grad,
-            )
-        return total
-
-    def nominal_counts(self, workload: Workload) -> Counts:
-        if self.no_ops or self.options.capacity_factor is not None:
-            return {}
-        return {(self.layer, "experts"): (self._nominal(workload.tokens, sum(workload.past)),)}
-
-    def active_parameters(self) -> int:
-        own = sum(parameter.numel() for parameter in self.parameters())
-        idle = self.options.experts - self.options.top_k
-        return own - self.bank.parameters_of(idle)
-
-    def _choose(self, logits_NE: Tensor, scores_NE: Tensor, context: Context) -> Tensor:
-        options = self.options
-        if self.bias is None and options.groups == 1:
-            return best_experts(logits_NE, options.top_k)
-        scores_NE = scores_NE.detach()
-        if self.bias is not None:
-            scores_NE = scores_NE + self.bias.of(self.layer, context.trace)
-        return best_experts(
-            scores_NE, options.top_k, options.groups, options.top_groups, options.group_best
-        )
-
-    def _rows(
-        self, experts_NK: Tensor, load_E: Tensor, capacity: int | None, nominal: int
-    ) -> tuple[Tensor, Sequence[int]]:
-        """Which assignments are computed, sorted by expert, earlier tokens first, and how many each
-        expert has."""
-        order_A = experts_NK.flatten().argsort(stable=True)
-        counts = counts_to_host(load_E[: self.options.experts], evenly(nominal, self.options.experts))
-        order_A = order_A[: sum(counts)]  # the no-op experts come last and are not computed
-        if capacity is None:
-            return order_A, counts
-        expert_A = experts_NK.flatten().index_select(0, order_A)
-        counts = [min(count, capacity) for count in counts]
-        return order_A.index_select(0, apply_capacity(expert_A, load_E, capacity, sum(counts))), counts
-
-    def _rows_on_device(
-        self, experts_NK: Tensor, load_E: Tensor, capacity: int | None, nominal: int
-    ) -> tuple[Tensor, Tensor]:
-        """The same, with all assignments, those that are not computed at the end: how many these are, no
-        host has to know."""
-        expert_A = experts_NK.flatten()
-        if capacity is None:
-            return expert_A.argsort(stable=True), load_E[: self.options.experts]
-        order_A = expert_A.argsort(stable=True)
-        sorted_A = expert_A.index_select(0, order_A)
-        first_E = load_E.cumsum(0) - load_E
-        place_A = torch.arange(len(sorted_A), device=sorted_A.device) - first_E.index_select(0, sorted_A)
-        left_out_A = (place_A >= capacity) | (sorted_A >= self.options.experts)
-        order_A = order_A.index_select(0, left_out_A.to(torch.uint8).argsort(stable=True))
-        return order_A, load_E[: self.options.experts].clamp(max=capacity)
-
-    def _nominal(self, tokens: int, past: int) -> int:
-        """Assignments to experts that compute, of ``tokens`` new tokens that spread evenly."""
-        real, everyone = self.options.experts, self.options.experts + self.no_ops
-        (new,), _ = incremental_counts(
-            lambda n: n * self.options.top_k * real // everyone, [tokens], [past]
-        )
-        return new
-
-    def _capacity(self, tokens: int, context: Context) -> int | None:
-        """Assignments that each expert takes of a batch of ``tokens``; None: whatever comes."""
-        factor = self.options.capacity_factor
-        if factor is None or context.selection == "causal":
-            return None
-        return capacity_tokens(factor, tokens * self.options.top_k, among=len(self.router))
-
-    def _shared(self, x_BTD: Tensor, context: Context) -> Tensor:
-        assert self.shared is not None
-        y_BTD = self.shared(x_BTD, context)
-        if self.shared_gate is None:
-            return y_BTD  # type: ignore[no-any-return]
-        with component("router", self.layer):
-            gate_BT1 = score(x_BTD, self.shared_gate)
-        return y_BTD * gate_BT1.sigmoid()  # type: ignore[no-any-return]
-
-    def _report(self, context: Context, load_E: Tensor, capacity: int | None) -> None:
-        taken_E = load_E
-        if capacity is not None:
-            taken_E = torch.cat(
-                (load_E[: self.options.experts].clamp(max=capacity), load_E[self.options.experts :])
-            )
-            context.trace.show(self.layer, "dropped", load_E - taken_E)
-        context.trace.show(self.layer, "load", taken_E)
-        context.trace.count(self.layer, "experts", taken_E[: self.options.experts].sum())
-
-    def _show_choice(
-        self, context: Context, scores_NE: Tensor, experts_NK: Tensor, gates_NK: Tensor
+    def update(
+        self, scorer: nn.Module, logits_NE: Tensor, expert_ids_NK: Tensor, tokens: Tokens
     ) -> None:
-        chosen_NE = torch.zeros_like(scores_NE, dtype=torch.bool).scatter_(1, experts_NK, 1)
-        idle_NK = experts_NK >= self.options.experts
-        gates_NK = gates_NK.masked_fill(idle_NK, 0.0)
-        gates_NE = torch.zeros_like(scores_NE).scatter_(1, experts_NK, gates_NK)
-        context.trace.show_choice(self.layer, scores_NE, chosen_NE, gates=gates_NE)
-        if self.no_ops:
-            context.trace.show(self.layer, "no_op", idle_NK.sum(1))
+        if self.bias_step:
+            scorer.bias.update(load_of(expert_ids_NK, logits_NE.shape[1]))  # type: ignore[operator, union-attr]
 
-    def _losses(
-        self,
-        context: Context,
-        x_BTD: Tensor,
-        slots_N: Tensor | None,
-        logits_NE: Tensor,
-        scores_NE: Tensor,
-        experts_NK: Tensor,
-    ) -> None:
-        options, trace = self.options, context.trace
-        if options.balance:
-            if self.bias is not None or options.groups > 1:
-                # Of the scores alone, as in DeepSeek-V3's equation 18.
-                experts_NK = best_experts(logits_NE, options.top_k)
-            if options.affinity == "sigmoid":
-                scores_NE = scores_NE / scores_NE.sum(dim=-1, keepdim=True)
-            (sequences, tokens, _), sequence_N = x_BTD.shape, None
-            if options.balance_scope == "sequence":
-                sequence_S = torch.arange(sequences, device=x_BTD.device).repeat_interleave(tokens)
-                sequence_N = sequence_S if slots_N is None else sequence_S.index_select(0, slots_N)
-            balance = balance_loss(experts_NK, scores_NE, sequence_N, sequences)
-            trace.loss(self.layer, "balance", options.balance * balance)
-        if options.z_loss:
-            z_loss = logits_NE.logsumexp(dim=-1).square().mean()
-            trace.loss(self.layer, "z_loss", options.z_loss * z_loss)
+
+class BiasedScorer(LinearScorer):
+    """Linear logits, and the bias that affects only the choice of experts if its ``step`` is above 0."""
+
+    def __init__(self, width: int, experts: int, step: float) -> None:
+        super().__init__(width, experts)
+        self.bias = SelectionBias(experts, step) if step else None

@@ -10,8 +10,6 @@ B sequences, N tokens, E experts, K chosen.
 import torch
 from torch import Tensor, nn
 
-from modbench.model.trace import Trace
-
 
 def load_of(experts_NK: Tensor, experts: int) -> Tensor:
     """Return the number of assignments of each expert, (E,)."""
@@ -45,8 +43,7 @@ class SelectionBias(nn.Module):
     """A bias per expert that is added to the scores only for choosing experts: after each training step
     b += step * sign(mean load - load) (Wang et al. 2024, algorithm 1; DeepSeek-V3, equation 16).
 
-    A training step is one forward pass, which updates the bias at its end. The trace keeps the bias it
-    chose with, so that activation checkpointing repeats the same choice in the backward pass.
+    A training step is one forward pass, which updates the bias at its end.
     """
 
     value: Tensor
@@ -55,11 +52,6 @@ class SelectionBias(nn.Module):
         super().__init__()
         self.step = step
         self.register_buffer("value", torch.zeros(experts))
-
-    def of(self, layer: int, trace: Trace) -> Tensor:
-        """Return the bias (E,) that the pass of ``trace`` chooses with in ``layer``."""
-        trace.show(layer, "bias", self.value.clone())
-        return trace.tensors[layer, "bias"]
 
     @torch.no_grad()
     def update(self, load_E: Tensor) -> None:

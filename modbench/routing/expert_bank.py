@@ -4,6 +4,7 @@ E experts, N rows (token-expert assignments), D model width, F hidden width; B s
 S = B * T.
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
@@ -18,7 +19,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.init import normal_, residual_scale
 from modbench.model.mlp import up_columns
 from modbench.routing.dispatch import from_experts, to_experts
-from modbench.routing.topk import nonzero_indices
+from modbench.routing.topk import nonzero_indices, pack_tokens
 
 
 def expert_width(model: ModelConfig, width: int | None, active: float) -> int:
@@ -40,7 +41,7 @@ def expert_width(model: ModelConfig, width: int | None, active: float) -> int:
 
 
 def expert_widths(
-    model: ModelConfig, *, active: int, width: int | None, shared: int, shared_width: int | None
+    model: ModelConfig, *, active: float, width: int | None, shared: int, shared_width: int | None
 ) -> tuple[int, int]:
     """Return the hidden width of each routed expert, and of all ``shared`` experts together; a token is
     processed by ``active`` routed experts and by all shared ones. A width that is None follows from the
@@ -55,15 +56,15 @@ def expert_widths(
     if width is not None:
         return width, shared * (width if shared_width is None else shared_width)
     if shared_width is None:
-        each = model.hidden // (active + shared)
-        together = model.hidden - active * each
+        each = int(model.hidden // (active + shared))
+        together = int(model.hidden - active * each)
     else:
         together = shared * shared_width
-        each, rest = divmod(model.hidden - together, active)
-        each = 0 if rest else each
+        each = int((model.hidden - together) // active)
+        each = 0 if each * active != model.hidden - together else each
     if each < 1:
         raise UserError(
-            f"mlp_width {model.hidden} can't be shared by {active} active and {shared} shared experts"
+            f"mlp_width {model.hidden} can't be shared by {active:g} active and {shared} shared experts"
             f"{'' if shared_width is None else f' of width {shared_width}'}; set expert_width, or an "
             "mlp_width that divides"
         )
@@ -133,14 +134,23 @@ class ExpertBank(nn.Module):
 
 
 def dispatched(
-    bank: ExpertBank, x_BTD: Tensor, gates_SE: Tensor, chosen_SE: Tensor, counts: list[int]
+    bank: ExpertBank, x_SD: Tensor, gates_SE: Tensor, chosen_SE: Tensor, counts: Sequence[int] | int
 ) -> Tensor:
-    """Return each token's sum over its chosen experts, any number of them, weighted by their gates,
-    (B, T, D). ``counts``: tokens per expert."""
-    x_SD = x_BTD.flatten(0, 1)
-    chosen_N = nonzero_indices(chosen_SE.T, sum(counts))  # expert by expert, its tokens in order
-    rows_N = chosen_N % len(x_SD)
+    """Return each token's sum over its chosen experts, any number of them, weighted by their gates, in
+    the shape of ``x_SD``, which may also be (B, T, D). ``counts``: tokens per expert, or the number that
+    every expert takes, so that the host does not wait."""
+    flat_SD = x_SD.flatten(0, -2)
+    tokens = len(flat_SD)
+    if isinstance(counts, int):  # expert by expert, its tokens in order
+        index_EK = pack_tokens(chosen_SE.T, counts, full=True)
+        first_E1 = tokens * torch.arange(len(index_EK), device=index_EK.device)[:, None]
+        chosen_N = (index_EK + first_E1).flatten()
+    else:
+        chosen_N = nonzero_indices(chosen_SE.T, sum(counts))
+    rows_N = chosen_N % tokens
     gates_N = gates_SE.T.reshape(-1).index_select(0, chosen_N)
-    y_ND = bank(to_experts(x_SD, rows_N, bank.dtype(x_SD)), counts)
-    out_SD = from_experts(y_ND, gates_N, rows_N, len(x_SD))
-    return out_SD.to(x_BTD.dtype).view_as(x_BTD)
+    y_ND = bank(
+        to_experts(flat_SD, rows_N, bank.dtype(flat_SD)), None if isinstance(counts, int) else counts
+    )
+    out_SD = from_experts(y_ND, gates_N, rows_N, tokens)
+    return out_SD.to(x_SD.dtype).view_as(x_SD)

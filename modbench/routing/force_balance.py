@@ -43,34 +43,30 @@ def strided_rows(
     return torch.tensor(rows, dtype=torch.bool, device=device).view(len(before), tokens)
 
 
-def even_tokens(decided: Tensor, context: Context, capacity: float, among: int = 1) -> Tensor:
-    """``decided`` (bool), (B, T), or (B, T, E) where each expert decides; or under forced balance every
-    (``among`` / ``capacity``)-th token of each sequence, counted on from those that came before, and for
-    all experts the same. Padding never enters."""
+def strided_tokens(
+    capacity: float,
+    before: Sequence[int],
+    lengths: Sequence[int],
+    device: torch.device,
+    among: int = 1,
+) -> Tensor:
+    """`strided` of sequences of ``lengths`` tokens without padding, one after the other, (N,) bool."""
+    if len(set(lengths)) == 1:
+        return strided_rows(capacity, before, lengths[0], device, among).flatten()
+    pairs = zip(before, lengths, strict=True)
+    return torch.cat([strided_rows(capacity, [b], n, device, among).flatten() for b, n in pairs])
+
+
+def even_tokens(decided_BT: Tensor, context: Context, capacity: float, among: int = 1) -> Tensor:
+    """``decided_BT`` (bool), or under forced balance every (``among`` / ``capacity``)-th token of each
+    sequence, counted on from those that came before. Padding is never selected."""
     if not context.forced_balance:
-        return decided
+        return decided_BT
     context.trace.forced = True
-    tokens, before = decided.shape[1], context.before(decided)
-    return _like(decided, strided_rows(capacity, before, tokens, decided.device, among), context)
-
-
-def even_pool(decided: Tensor, context: Context, capacity: float, among: int = 1) -> Tensor:
-    """The same with the batch taken as one row of tokens, sequence after sequence, without padding."""
-    if not context.forced_balance:
-        return decided
-    context.trace.forced = True
-    real_BT, first = context.real(decided), sum(context.before(decided))
-    sequences, tokens = decided.shape[:2]
-    even_S = _strided(capacity, among, first, sequences * tokens, decided.device)
-    if real_BT is not None:
-        even_S = even_S.index_select(0, (real_BT.flatten().cumsum(0) - 1).clamp(min=0))
-    return _like(decided, even_S.view(sequences, tokens), context)
-
-
-def _like(decided: Tensor, even_BT: Tensor, context: Context) -> Tensor:
-    real_BT = context.real(decided)
-    even_BT = even_BT if real_BT is None else even_BT & real_BT
-    return even_BT if decided.dim() == 2 else even_BT[..., None].expand_as(decided)
+    tokens, before = decided_BT.shape[1], context.before(decided_BT)
+    even_BT = strided_rows(capacity, before, tokens, decided_BT.device, among)
+    real_BT = context.real(decided_BT)
+    return even_BT if real_BT is None else even_BT & real_BT
 
 
 def even_experts(
@@ -85,23 +81,6 @@ def even_experts(
     tokens, each = chosen_NK.shape
     first = before * each % (experts + no_ops)  # the pattern repeats after so many
     return _in_turn(first, tokens * each, experts, no_ops, chosen_NK.device).view(tokens, each)
-
-
-def even_gates(active_SE: Tensor, context: Context, before: int, each: int) -> Tensor:
-    """``active_SE`` (bool), who meets which expert, or under forced balance ``each`` experts in turn for
-    each slot; padding takes its turn, and is left out."""
-    if not context.forced_balance:
-        return active_SE
-    slots, experts = active_SE.shape
-    none_SK = torch.empty(slots, each, dtype=torch.long, device=active_SE.device)
-    chosen_SK = even_experts(none_SK, context, before, experts)
-    even_SE = torch.zeros_like(active_SE).scatter(1, chosen_SK, True)
-    if context.lengths_B is None:
-        return even_SE
-    even_BTE = even_SE.view(len(context.lengths_B), -1, experts)
-    real_BT = context.real(even_BTE)
-    assert real_BT is not None
-    return (even_BTE & real_BT[..., None]).flatten(0, 1)
 
 
 def _kept(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -129,6 +108,17 @@ def _in_turn(first: int, choices: int, experts: int, no_ops: int, device: torch.
         return choice_A % experts
     real_A, next_A = (n_A * experts // (experts + no_ops) for n_A in (choice_A, choice_A + 1))
     return torch.where(next_A > real_A, real_A % experts, experts + (choice_A - real_A) % no_ops)
+
+
+@_kept
+def assigned_in_turn(each: float, first: int, tokens: int, experts: int, device: torch.device) -> Tensor:
+    """Assignments (N, E) bool to experts in turn, of ``tokens`` tokens after ``first`` others; any first
+    n tokens have floor(n * ``each``) of them. Not to be written to."""
+    share = Fraction(repr(each))
+    token_N = torch.arange(first, first + tokens + 1, device=device)
+    begin_N = token_N * share.numerator // share.denominator
+    distance_NE = (torch.arange(experts, device=device) - begin_N[:-1, None]) % experts
+    return distance_NE < begin_N.diff()[:, None]
 
 
 @_kept

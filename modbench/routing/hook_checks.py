@@ -31,7 +31,9 @@ def defined_at(router: Router, hook: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return the type of ``value``, and of a tensor its shape and dtype."""
+    """Return the type of ``value``; of a tensor its shape and dtype; of a tuple its parts."""
+    if isinstance(value, tuple) and value:
+        return f"a tuple of {' and '.join(map(shown, value))}"
     shape = getattr(value, "shape", None)
     if shape is None:
         return type(value).__name__

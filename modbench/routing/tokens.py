@@ -21,14 +21,15 @@ class Noise(nn.Module):
     key: Tensor
     draws: Tensor
 
-    def __init__(self, layer: int) -> None:
+    def __init__(self, layer: int, name: str = "") -> None:
         super().__init__()
-        self.layer = layer
+        #: ``name`` tells apart two routers in one layer, such as experts in a depth-routed block.
+        self.layer, self.name = layer, f"{name}." if name else ""
         self.register_buffer("key", torch.zeros((), dtype=torch.int64))
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
     def initialise(self, seed: int) -> None:
-        self.key.fill_(stream(seed, f"layers.{self.layer}.noise").initial_seed() & 0x7FFFFFFF)
+        self.key.fill_(stream(seed, f"layers.{self.layer}.{self.name}noise").initial_seed() & 0x7FFFFFFF)
 
     @torch._disable_dynamo
     def generator(self, context: Context) -> torch.Generator:
@@ -36,10 +37,11 @@ class Noise(nn.Module):
         the host waits."""
         if self.key.is_meta or type(self.key) is not Tensor:  # no values, as when FLOPs are counted
             return torch.Generator()
-        shown = context.trace.tensors.get((self.layer, "draw"))
+        key = f"{self.name}draw"
+        shown = context.trace.tensors.get((self.layer, key))
         if shown is None:
             shown = self.draws.clone()
-            context.trace.show(self.layer, "draw", shown)
+            context.trace.show(self.layer, key, shown)
             if self.training:
                 self.draws += 1
         seed = (int(self.key) << 32) + int(shown)
@@ -122,16 +124,17 @@ def tokens_of(
         past=context.before(x_BTD),
         _noise=noise,
         _context=context,
-        state=_state(scorer, noise.layer, context),
+        state=_state(scorer, noise, context),
     )
 
 
-def _state(scorer: nn.Module | None, layer: int, context: Context) -> dict[str, Tensor]:
+def _state(scorer: nn.Module | None, noise: Noise, context: Context) -> dict[str, Tensor]:
     """The scorer's buffers as the pass found them: a repeated pass must decide as the first one did,
     though training has changed them in between."""
     found = dict[str, Tensor]()
     for name, buffer in scorer.named_buffers() if scorer is not None else ():
+        key = f"{noise.name}state.{name}"
         if not context.trace.repeated:
-            context.trace.show(layer, f"state.{name}", buffer.clone())
-        found[name] = context.trace.tensors[layer, f"state.{name}"]
+            context.trace.show(noise.layer, key, buffer.clone())
+        found[name] = context.trace.tensors[noise.layer, key]
     return found

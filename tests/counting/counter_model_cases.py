@@ -101,11 +101,10 @@ class _Decoder(nn.Module):
             # Of two real experts a token likes one as much as it dislikes the other, and the no-op
             # experts not at all: so each chooses one of either kind.
             with torch.no_grad():
-                for module in self.model.modules():
-                    router = module._parameters.get("router")
-                    if router is not None:
-                        router[1:] = 0.0
-                        router[1] = -router[0]
+                for layer in self.model.layers:
+                    weight = layer.feed_forward.router.weight
+                    weight[1:] = 0.0
+                    weight[1] = -weight[0]
 
     def forward(self, tokens_BT: Tensor) -> tuple[Tensor, ...]:
         context = Context(selection="topk")

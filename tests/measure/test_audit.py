@@ -3,6 +3,8 @@
 B sequences, T tokens, D width.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,11 +15,12 @@ from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
-from modbench.routers.expert_choice import ExpertChoiceExperts
-from modbench.routers.token_choice import TokenChoiceExperts
+from modbench.routers.expert_choice import ExpertChoice
 from modbench.routing.build import build_model
 from modbench.routing.depth_router import DepthRouted
+from modbench.routing.expert_layer import RoutedExperts
 from modbench.routing.registry import build_router
+from modbench.routing.tokens import Tokens
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 
@@ -35,22 +38,24 @@ def failed(model: Decoder) -> set[int]:
 
 
 def test_expert_choice_at_evaluation_is_caught_as_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(self: ExpertChoiceExperts, x: Tensor, scores: Tensor, context: Context) -> Tensor:
-        return self._highest(x, scores, context)
+    right = ExpertChoice.assign
 
-    monkeypatch.setattr(ExpertChoiceExperts, "_above_threshold", wrong)
+    def wrong(self: ExpertChoice, logits_NE: Tensor, tokens: Tokens) -> Tensor:
+        return right(self, logits_NE, replace(tokens, causal=False))
+
+    monkeypatch.setattr(ExpertChoice, "assign", wrong)
     assert 1 in failed(model_of("expert_choice"))
 
 
 def test_padding_in_a_router_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """One sequence's padding weighs in the mean that its tokens are judged by."""
-    right = TokenChoiceExperts.forward
+    right = RoutedExperts.forward
 
-    def wrong(self: TokenChoiceExperts, x_BTD: Tensor, context: Context) -> Tensor:
+    def wrong(self: RoutedExperts, x_BTD: Tensor, context: Context) -> Tensor:
         length = x_BTD.shape[1]
         return right(self, x_BTD, context) * (1 + 1e-4 * length)
 
-    monkeypatch.setattr(TokenChoiceExperts, "forward", wrong)
+    monkeypatch.setattr(RoutedExperts, "forward", wrong)
     assert failed(model_of("token_choice")) == {2, 3}  # to decode is to read shorter sequences
 
 

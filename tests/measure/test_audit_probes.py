@@ -18,9 +18,10 @@ from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
-from modbench.routers.expert_choice import ExpertChoiceExperts
+from modbench.routers.expert_choice import ExpertChoice
 from modbench.routing.build import build_model
 from modbench.routing.depth_router import DepthRouted
+from modbench.routing.expert_layer import RoutedExperts
 from modbench.routing.gathered_tokens import GatheredTokens
 from modbench.routing.registry import build_router
 
@@ -169,14 +170,14 @@ def test_a_nominal_count_missing_in_the_trace_fails(depth) -> None:
 
 
 def test_an_expert_that_takes_one_too_few_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = ExpertChoiceExperts._taken
+    right = ExpertChoice.taken
 
-    def nominal_counts(self: ExpertChoiceExperts, workload: Workload) -> Counts:
-        each = sum(right(self, n) for n in workload.lengths)
+    def nominal_counts(self: RoutedExperts, workload: Workload) -> Counts:
+        each = sum(right(self.options, n) for n in workload.lengths)
         return {(self.layer, "load"): (each,) * self.options.experts}
 
-    monkeypatch.setattr(ExpertChoiceExperts, "nominal_counts", nominal_counts)
-    monkeypatch.setattr(ExpertChoiceExperts, "_taken", lambda self, n: max(1, right(self, n) - 1))
+    monkeypatch.setattr(RoutedExperts, "nominal_counts", nominal_counts)
+    monkeypatch.setattr(ExpertChoice, "taken", lambda self, n: max(1, right(self, n) - 1))
     finding = the_failure(build_model(SHAPE, build_router("expert_choice")))
     assert finding.probe == 4
     assert "layer 0 declares load" in finding.figure

@@ -170,7 +170,7 @@ def test_experts_of_all_schemes_show_what_they_chose(name: str, options: dict) -
             experts = len(layer["load"])
             depth = {other["layer"]: sum(other["routed"]) for other in found[rule]["depth"]}
             tokens = depth.get(layer["layer"], 20 * 64)
-            assert experts == len(made.layers[0].feed_forward.router)
+            assert experts == len(made.layers[0].feed_forward.router.weight)
             assert sum(layer["scores"]["all"]) == tokens * experts
             if options.get("capacity_factor") is None or rule == "causal":
                 assert sum(layer["scores"]["selected"]) == sum(layer["load"])

@@ -11,7 +11,6 @@ from modbench.measure.routing import routing_measures
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
-from modbench.model.trace import Trace
 from modbench.report.metrics import METRICS
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
@@ -52,7 +51,7 @@ def test_causal_rules_that_select_all_or_no_tokens(selects_all: bool) -> None:
 def test_experts_without_tokens_are_dead() -> None:
     made = model("token_choice", experts=8, top_k=2)
     for layer in made.layers:
-        torch.nn.init.zeros_(layer.feed_forward.router)  # ties go to the first two
+        torch.nn.init.zeros_(layer.feed_forward.router.weight)  # ties go to the first two
     measured = routing_measures(made, WINDOWS_WT)
     assert measured["dead_experts"] == 2 * 6
     assert measured["expert_load_peak"] == 4
@@ -74,7 +73,7 @@ def test_the_gates_scale_is_that_of_the_layers_that_show_one() -> None:
 def test_what_exceeds_an_experts_capacity_is_dropped() -> None:
     made = model("token_choice", top_k=1, renormalise=False, capacity_factor=2.0)
     for layer in made.layers:
-        torch.nn.init.zeros_(layer.feed_forward.router)
+        torch.nn.init.zeros_(layer.feed_forward.router.weight)
     measured = routing_measures(made, WINDOWS_WT[:4])
     # All go to one of eight experts, which has room for two eighths.
     assert measured["dropped_assignments"] == 0.75
@@ -83,7 +82,7 @@ def test_what_exceeds_an_experts_capacity_is_dropped() -> None:
 def test_tokens_that_no_expert_takes_are_counted() -> None:
     made = model("expert_choice")
     for layer in made.layers:
-        layer.feed_forward.threshold.value.fill_(2.0)  # more than any probability
+        layer.feed_forward.router.threshold.value.fill_(2.0)  # more than any probability
     assert routing_measures(made, WINDOWS_WT)["untaken_tokens"] == 1
 
 
@@ -126,15 +125,15 @@ def test_a_scheme_has_the_measures_that_mean_something_in_it(
 def test_a_threshold_that_lets_all_in_differs_from_the_experts_top_tokens() -> None:
     made = model("expert_choice", experts=8, capacity=2.0)
     for layer in made.layers:
-        torch.nn.init.zeros_(layer.feed_forward.router)
-        layer.feed_forward.threshold.value.fill_(0.0)
+        torch.nn.init.zeros_(layer.feed_forward.router.weight)
+        layer.feed_forward.router.threshold.value.fill_(0.0)
     measured = routing_measures(made, WINDOWS_WT)
     assert measured["expert_realised_capacity"] == 8
     assert measured["expert_flip_rate"] == 0.75  # each took a quarter of the tokens in training
     assert measured["expert_gate_scale"] == pytest.approx(1)  # eight times an eighth
     assert measured["untaken_tokens"] == 0
     for layer in made.layers:
-        layer.feed_forward.threshold.value.fill_(2.0)
+        layer.feed_forward.router.threshold.value.fill_(2.0)
     measured = routing_measures(made, WINDOWS_WT)
     assert (measured["expert_realised_capacity"], measured["expert_flip_rate"]) == (0, 0.25)
     assert "expert_gate_scale" not in measured  # nothing had a weight
@@ -146,7 +145,7 @@ def test_places_that_are_filled_up_are_no_tokens_that_no_expert_took() -> None:
     torch.nn.init.normal_(made.layers[1].router.weight, std=0.5)
     for layer in made.layers:
         experts = layer.block.feed_forward if hasattr(layer, "block") else layer.feed_forward
-        experts.threshold.value.fill_(0.0)
+        experts.router.threshold.value.fill_(0.0)
     context = Context(selection="causal")
     made(torch.from_numpy(WINDOWS_WT[:, :-1]), context)
     entered = context.trace.tensors[1, "selected"].sum(1)
@@ -162,33 +161,22 @@ def test_the_experts_scale_is_what_their_gates_add_up_to(scaling: float) -> None
     options = {"renormalise": False, "scaling": scaling, "experts": 8, "top_k": 2}
     made = model("token_choice", **options)
     for layer in made.layers:
-        torch.nn.init.zeros_(layer.feed_forward.router)
+        torch.nn.init.zeros_(layer.feed_forward.router.weight)
     measured = routing_measures(made, WINDOWS_WT)
     assert measured["expert_gate_scale"] == pytest.approx(scaling * 2 / 8)
 
 
 def test_choices_of_no_op_experts_are_counted() -> None:
-    made = model("mode_integrated", experts=4, no_op_experts=4, top_k=2)
+    made = model("mode_integrated", experts=4, no_op_experts=4, top_k=2, bias_step=0.01)
     first, second = (layer.feed_forward for layer in made.layers)
     for part, best in ((first, (3, 4)), (second, (6, 7))):
-        torch.nn.init.zeros_(part.router)
-        part.bias = _Chosen(best)
+        torch.nn.init.zeros_(part.router.weight)
+        part.router.bias.value[list(best)] = 9.0
     measured = routing_measures(made, WINDOWS_WT)
     assert measured["no_op_choices"] == 0.75
     assert measured["no_op_tokens"] == 0.5
     # In the first layer one of two equal gates is a working expert's, in the second none is.
     assert measured["expert_gate_scale"] == pytest.approx(0.5)
-
-
-class _Chosen(torch.nn.Module):
-    """A bias that makes all tokens choose the ``best``."""
-
-    def __init__(self, best: tuple[int, ...]) -> None:
-        super().__init__()
-        self.best = best
-
-    def of(self, layer: int, trace: Trace) -> torch.Tensor:
-        return torch.zeros(8).index_fill(0, torch.tensor(self.best), 9.0)
 
 
 def test_recursions_are_judged_on_candidates_only() -> None:

@@ -3,6 +3,7 @@
 B sequences, T tokens, V vocabulary.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -20,9 +21,9 @@ from modbench.model.layer import Layer
 from modbench.plan.activations import Compute, Steps
 from modbench.plan.memory import Measured, Recipe
 from modbench.plan.memory_trace import Live
-from modbench.routers.token_choice import TokenChoiceExperts
 from modbench.routing import registry
 from modbench.routing.build import build_model
+from modbench.routing.expert_layer import RoutedExperts
 from modbench.routing.registry import build_router
 from modbench.routing.router import Router
 from modbench.routing.topk import counts_to_host
@@ -54,10 +55,10 @@ def use_realised_counts(monkeypatch: pytest.MonkeyPatch, context: Context) -> No
     """Replace the nominal number of real experts' tokens by what the untrained router chose."""
     counts = context.trace.counts
 
-    def nominal(self: TokenChoiceExperts, tokens: int, past: int) -> int:
-        return counts[self.layer, "experts"][0] * tokens // (SEQUENCES * LENGTH)
+    def nominal(self: RoutedExperts, lengths: Sequence[int], past: Sequence[int]) -> int:
+        return counts[self.layer, "experts"][0] * sum(lengths) // (SEQUENCES * LENGTH)
 
-    monkeypatch.setattr(TokenChoiceExperts, "_nominal", nominal)
+    monkeypatch.setattr(RoutedExperts, "_nominal", nominal)
 
 
 @pytest.mark.parametrize(

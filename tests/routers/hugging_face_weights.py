@@ -59,18 +59,28 @@ def _mlp(ours: str, theirs: str) -> tuple[_Part, ...]:
 
 
 _ROUTED = (
-    _Part("router", ("gate.weight",)),
+    _Part("router.weight", ("gate.weight",)),
     _Part("bank.up", ("experts.gate_up_proj",)),
     _Part("bank.down", ("experts.down_proj",)),
 )
 #: Feed-forward parts, by what they must have; names relative to a block's feed-forward part.
 _DENSE = _mlp("", "")
-_BIAS = _Part("bias.value", ("gate.e_score_correction_bias",))
+_BIAS = _Part("router.bias.value", ("gate.e_score_correction_bias",))
 _SHARED = _mlp("shared.", "shared_experts.")  # DeepSeek's
 _GATED = (
     *_mlp("shared.", "shared_expert."),
-    _Part("shared_gate", ("shared_expert_gate.weight",)),
+    _Part("shared_gate.weight", ("shared_expert_gate.weight",)),
 )  # Qwen's
+
+
+def weights_of(module: nn.Module) -> State:
+    """The state of ``module`` without the counters of its noise, which have no counterpart."""
+    return {name: tensor for name, tensor in module.state_dict().items() if "noise." not in name}
+
+
+def load_weights(module: nn.Module, converted: State) -> None:
+    module.load_state_dict({**module.state_dict(), **converted})
+    assert converted.keys() == weights_of(module).keys()
 
 
 def feed_forward_to_hugging_face(feed_forward: nn.Module) -> State:
@@ -82,7 +92,7 @@ def feed_forward_to_hugging_face(feed_forward: nn.Module) -> State:
     model, options = getattr(feed_forward, "model", None), getattr(feed_forward, "options", None)
     if not isinstance(model, ModelConfig):
         raise UserError(f"{type(feed_forward).__name__} is no feed-forward part; give a block's")
-    state = dict(feed_forward.state_dict())
+    state = weights_of(feed_forward)
     _only_swiglu(model)
     if getattr(options, "affinity", None) == "sigmoid" and _BIAS.ours not in state:
         raise UserError(
@@ -116,7 +126,7 @@ def to_hugging_face(decoder: Decoder) -> State:
     """
     if not isinstance(decoder, Decoder):
         raise UserError(f"{type(decoder).__name__} is no decoder; convert parts by themselves")
-    config, state = decoder.config, dict(decoder.state_dict())
+    config, state = decoder.config, weights_of(decoder)
     _only_swiglu(config)
     converted = _renamed(state, _decoder_parts(state, config, ours=True), where="Llama or Mixtral")
     if config.tied_head:
@@ -173,7 +183,7 @@ def _feed_forward_parts(names: Iterable[str], *, ours: bool) -> tuple[_Part, ...
     parts = list(_ROUTED)
     if has(_BIAS):
         parts.append(_BIAS)
-    if any(has(part) for part in _GATED if part.ours == "shared_gate" or not ours):
+    if any(has(part) for part in _GATED if part.ours == "shared_gate.weight" or not ours):
         parts.extend(_GATED)
     elif any(has(part) for part in _SHARED):
         parts.extend(_SHARED)
@@ -242,7 +252,7 @@ _OTHER_OPTIONS = "for they are of other options; give the router the weights'"
 
 def _fitting(converted: State, into: nn.Module) -> State:
     """``converted``, which ``into`` can load."""
-    own = into.state_dict()
+    own = weights_of(into)
     for name in sorted(own.keys() ^ converted.keys()):
         bias = name.endswith(_BIAS.ours)
         options = getattr(into, "options", getattr(into, "router", None))
@@ -265,8 +275,8 @@ def _fitting(converted: State, into: nn.Module) -> State:
 
 def _check_router(state: State) -> None:
     for name, router in state.items():
-        bank = state.get(f"{name.removesuffix('router')}bank.up")
-        if name.endswith("router") and bank is not None and len(router) != len(bank):
+        bank = state.get(f"{name.removesuffix('router.weight')}bank.up")
+        if name.endswith("router.weight") and bank is not None and len(router) != len(bank):
             raise UserError(f"'{name}' chooses among {len(router)} experts and there are {len(bank)}")
 
 

@@ -138,10 +138,10 @@ FROZEN: dict[str, Callable[[str], bool]] = {
     "all-but-the-norms": lambda name: "norm" not in name,
     "all-but-the-last-norms": lambda name: "feed_forward_norm" not in name,
     "all-but-the-first-norm-and-routers": lambda name: (
-        not name.endswith(("router", "layers.0.attention_norm.weight"))
+        not name.endswith(("router", "router.weight", "layers.0.attention_norm.weight"))
     ),
-    "all-but-routers": lambda name: not name.endswith("router"),
-    "routers": lambda name: name.endswith("router"),
+    "all-but-routers": lambda name: not name.endswith(("router", "router.weight")),
+    "routers": lambda name: name.endswith(("router", "router.weight")),
     "predictors": lambda name: "predictor" in name,
     "all-but-predictors": lambda name: "predictor" not in name,
     "attention": lambda name: ".attention." in name,

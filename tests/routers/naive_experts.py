@@ -6,6 +6,7 @@ T tokens, N tokens of all sequences, D width, E experts.
 
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -43,16 +44,16 @@ def chosen_of(scores: list[float], options: Any) -> list[int]:
 def tokens_choose(part: Any, rows: Rows, rule: str) -> Told:
     """Shazeer et al. 2017, equation 1, with every option: each token goes to the experts it scores
     highest. Experts beyond the bank's do nothing."""
-    o, experts, real = part.options, len(part.router), part.options.experts
+    o, experts, real = part.options, len(part.router.weight), part.options.experts
     tokens = sum(map(len, rows))
     room = math.inf
     if o.capacity_factor is not None and rule == "topk":
         room = written(o.capacity_factor, tokens * o.top_k, among=experts)
-    bias_E = torch.zeros(experts) if part.bias is None else part.bias.value
+    bias_E = torch.zeros(experts) if part.router.bias is None else part.router.bias.value
     workload, taken, told, z = [0] * experts, [0] * experts, Told([]), []
     gates, shares, assigned = [], [], []  # of each sequence
     for x_TD in rows:
-        logits_TE = x_TD @ part.router.T
+        logits_TE = x_TD @ part.router.weight.T
         scores_TE = softmax(logits_TE) if o.affinity == "softmax" else sigmoid(logits_TE)
         chosen = [chosen_of(scores, o) for scores in (scores_TE.detach() + bias_E).tolist()]
         admitted: list[list[int]] = []
@@ -72,7 +73,7 @@ def tokens_choose(part: Any, rows: Rows, rule: str) -> Told:
     if part.shared is not None:
         shared = dense(part.shared, rows, rule).rows
         if part.shared_gate is not None:
-            weights = [sigmoid(x_TD @ part.shared_gate.T) for x_TD in rows]
+            weights = [sigmoid(x_TD @ part.shared_gate.weight.T) for x_TD in rows]
             shared = [w_T1 * y_TD for w_T1, y_TD in zip(weights, shared, strict=True)]
         told.rows = [y_TD + s_TD for y_TD, s_TD in zip(told.rows, shared, strict=True)]
     told.shown = {(part.layer, "load"): taken}
@@ -86,10 +87,10 @@ def tokens_choose(part: Any, rows: Rows, rule: str) -> Told:
         told.losses[part.layer, "balance"] = o.balance * sum(losses) / len(losses)
     if o.z_loss and rule == "topk":
         told.losses[part.layer, "z_loss"] = o.z_loss * sum(z) / tokens
-    if part.bias is not None and part.training and rule == "topk":
+    if part.router.bias is not None and part.training and rule == "topk":
         mean = sum(workload) / experts
         steps = [o.bias_step * ((n < mean) - (n > mean)) for n in workload]
-        told.moved["bias.value"] = bias_E + numbers(steps)
+        told.moved["router.bias.value"] = bias_E + numbers(steps)
     return told
 
 
@@ -110,14 +111,14 @@ def experts_choose(part: Any, rows: Rows, rule: str) -> Told:
     if o.pool == "batch":
         pools = [torch.cat(rows)]
     for x_TD in pools:
-        scores_TE = softmax(x_TD @ part.router.T)
+        scores_TE = softmax(x_TD @ part.router.weight.T)
         columns = scores_TE.T.tolist()
         if rule == "topk":
             k = written(o.capacity, len(x_TD), among=o.experts)
             taken = [set(best(column, k)) for column in columns]
             lowest.append(numbers([min(c[t] for t in taken[e]) for e, c in enumerate(columns)]))
         else:
-            cuts = part.threshold.value.tolist()
+            cuts = part.router.threshold.value.tolist()
             taken = [
                 {t for t, s in enumerate(c) if s >= cut} for c, cut in zip(columns, cuts, strict=True)
             ]
@@ -126,7 +127,7 @@ def experts_choose(part: Any, rows: Rows, rule: str) -> Told:
         gates.append(scores_TE * mask(chosen, o.experts))
     told.rows = gated(part.bank, rows, gates)
     if part.training and rule == "topk":
-        told.moved = average(part, torch.stack(lowest).mean(0))
+        told.moved = moved_average(part, torch.stack(lowest).mean(0))
     told.shown[part.layer, "load"] = workload
     return told
 
@@ -134,10 +135,10 @@ def experts_choose(part: Any, rows: Rows, rule: str) -> Told:
 def experts_above(part: Any, rows: Rows, rule: str) -> Told:
     """Sun et al. 2026, section 3: y_t = sum of g(r_ti) E_i(x_t) over the experts with r_ti >= c_i; c_i
     then goes to the k-th highest of the batch's r_ti."""
-    o, told, cuts = part.options, Told([]), part.threshold.value.tolist()
+    o, told, cuts = part.options, Told([]), part.router.threshold.value.tolist()
     gates, logits, workload = [], [], [0] * o.experts
     for x_TD in rows:
-        logits_TE = x_TD @ part.router.T
+        logits_TE = x_TD @ part.router.weight.T
         chosen = [[e for e, r in enumerate(r_E) if r >= cuts[e]] for r_E in logits_TE.tolist()]
         gates_TE = sigmoid(logits_TE) if o.gate == "sigmoid" else softmax(logits_TE)
         gates.append(gates_TE * mask(chosen, o.experts))
@@ -147,7 +148,7 @@ def experts_above(part: Any, rows: Rows, rule: str) -> Told:
     if part.training and rule == "topk":
         k = written(o.capacity, len(logits), among=o.experts)
         kth = [sorted((r_E[e] for r_E in logits), reverse=True)[k - 1] for e in range(o.experts)]
-        told.moved = average(part, numbers(kth))
+        told.moved = moved_average(part, numbers(kth))
     told.shown[part.layer, "load"] = workload
     return told
 
@@ -157,7 +158,7 @@ def relu_gates(part: Any, rows: Rows, rule: str) -> Told:
     lambda after the pass, by 7 and 8."""
     o, told, gates = part.options, Told([]), []
     for x_TD in rows:
-        logits_TE = x_TD @ part.router.T
+        logits_TE = x_TD @ part.router.weight.T
         gates.append(torch.where(logits_TE > 0, logits_TE, 0.0))
     told.rows, gates_NE = gated(part.bank, rows, gates), torch.cat(gates)
     tokens, workload = len(gates_NE), [sum(g > 0 for g in gate_N) for gate_N in gates_NE.T.tolist()]
@@ -167,23 +168,30 @@ def relu_gates(part: Any, rows: Rows, rule: str) -> Told:
         for e in range(o.experts):
             f_e = o.experts / (o.active_experts * tokens) * workload[e]
             loss = loss + f_e * gates_NE[:, e].sum() / (part.model.layers * tokens)
-        coefficient = numbers(o.start_coefficient * o.multiplier ** part.exponent.item())
+        coefficient = numbers(o.start_coefficient * o.multiplier ** part.router.exponent.item())
         told.losses[part.layer, "sparsity"] = coefficient.float() * loss  # float32 in every model
     if part.training and rule == "topk":
         sparsity, target = 1 - sum(workload) / (o.experts * tokens), 1 - o.active_experts / o.experts
         far = abs(sparsity - target) > 1e-12
-        told.moved["exponent"] = part.exponent + far * (1 if sparsity < target else -1)
+        told.moved["router.exponent"] = part.router.exponent + far * (1 if sparsity < target else -1)
     return told
+
+
+def moved_average(part: Any, seen: Tensor) -> dict[str, Tensor]:
+    """The exponential average behind the thresholds of a part's scorer."""
+    scorer = SimpleNamespace(threshold=part.router.threshold, options=part.options)
+    return {f"router.{name}": value for name, value in average(scorer, seen).items()}
 
 
 LOOPS = {
     "MLP": dense,
-    "TokenChoiceExperts": tokens_choose,
-    "ExpertChoiceExperts": experts_choose,
-    "ThresholdExperts": experts_above,
-    "ReluExperts": relu_gates,
+    "TokenChoice": tokens_choose,
+    "IntegratedMoDE": tokens_choose,
+    "ExpertChoice": experts_choose,
+    "ExpertThreshold": experts_above,
+    "ReluRouting": relu_gates,
 }
 
 
 def feed_forward(part: Any, rows: Rows, rule: str) -> Told:
-    return LOOPS[type(part).__name__](part, rows, rule)
+    return LOOPS[type(getattr(part, "options", part)).__name__](part, rows, rule)

@@ -25,13 +25,13 @@ def ratio(n: int, of: int) -> float:
 
 def switch(part: Any, rows: Rows, rule: str) -> Told:
     """Fedus et al. 2021, equations 1 to 6; under the causal rule with no capacity to speak of."""
-    e_i, experts, tokens = expert(part), len(part.router), sum(map(len, rows))
+    e_i, experts, tokens = expert(part), len(part.router.weight), sum(map(len, rows))
     capacity = math.ceil(tokens / experts * 1.25) if rule == "topk" else tokens
     sent, p_sum, out = [0] * experts, 0, []
     for x_TD in rows:
         out.append([])
         for x_D in x_TD:
-            p_E = softmax(part.router @ x_D)
+            p_E = softmax(part.router.weight @ x_D)
             (i,) = best(p_E.tolist(), 1)
             room = sent[i] < capacity
             out[-1].append(p_E[i] * e_i(i, x_D) if room else torch.zeros_like(x_D))
@@ -43,12 +43,12 @@ def switch(part: Any, rows: Rows, rule: str) -> Told:
 
 def mixtral(part: Any, rows: Rows, rule: str) -> Told:
     """Jiang et al. 2024, section 2.1: Softmax(Top2(x W))_i SwiGLU_i(x), summed."""
-    e_i, experts = expert(part), len(part.router)
+    e_i, experts = expert(part), len(part.router.weight)
     out, sent, p_sum, tokens = [], [0] * experts, 0, sum(map(len, rows))
     for x_TD in rows:
         out.append([])
         for x_D in x_TD:
-            logits_E = part.router @ x_D
+            logits_E = part.router.weight @ x_D
             chosen = best(logits_E.tolist(), 2)
             gates = softmax(logits_E[chosen])
             out[-1].append(sum(g * e_i(i, x_D) for g, i in zip(gates, chosen, strict=True)))
@@ -70,7 +70,7 @@ def olmoe(part: Any, rows: Rows, rule: str) -> Told:
     for x_TD in rows:
         out.append([])
         for x_D in x_TD:
-            logits_E = part.router @ x_D
+            logits_E = part.router.weight @ x_D
             p_E = softmax(logits_E)
             chosen = best(p_E.tolist(), 8)
             out[-1].append(sum(p_E[i] * e_i(i, x_D) for i in chosen))
@@ -85,12 +85,12 @@ def olmoe(part: Any, rows: Rows, rule: str) -> Told:
 def deepseek_v3(part: Any, rows: Rows, rule: str) -> Told:
     """DeepSeek-V3, equations 12 to 20: 8 of 256 experts, of 4 of 8 groups by their best two; after a
     step of training the bias of who had too much falls, that of who had too little rises."""
-    e_i, b, out, losses, sent = expert(part), part.bias.value, [], [], [0] * 256
+    e_i, b, out, losses, sent = expert(part), part.router.bias.value, [], [], [0] * 256
     for u_TD in rows:
         f, p_E, y = [0] * 256, 0, []
         (shared_TD,) = [mlp("swiglu", part.shared.up.weight, part.shared.down.weight, u_TD)]
         for u_D, shared_D in zip(u_TD, shared_TD, strict=True):
-            s_E = sigmoid(part.router @ u_D)
+            s_E = sigmoid(part.router.weight @ u_D)
             biased = (s_E + b).tolist()
             sums = [sum(sorted(biased[g * 32 : g * 32 + 32])[-2:]) for g in range(8)]
             groups = best(sums, 4)
@@ -110,7 +110,7 @@ def deepseek_v3(part: Any, rows: Rows, rule: str) -> Told:
     told.shown[part.layer, "load"] = sent
     if part.training and rule == "topk":
         steps = [0.001 * ((n < sum(sent) / 256) - (n > sum(sent) / 256)) for n in sent]
-        told.moved["bias.value"] = b + numbers(steps)
+        told.moved["router.bias.value"] = b + numbers(steps)
     return told
 
 

@@ -12,7 +12,7 @@ from against_loop import equals_its_loop, model_of
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.routers.expert_choice import ExpertChoiceExperts
+from modbench.routing.expert_layer import RoutedExperts
 from modbench.routing.registry import build_router
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
@@ -26,9 +26,9 @@ OPTIONS: dict[str, dict] = {
 }
 
 
-def part_of(options: dict, shape: ModelConfig = SHAPE) -> ExpertChoiceExperts:
+def part_of(options: dict, shape: ModelConfig = SHAPE) -> RoutedExperts:
     part = model_of("expert_choice", options, shape).layers[0].feed_forward
-    assert isinstance(part, ExpertChoiceExperts)
+    assert isinstance(part, RoutedExperts)
     return part
 
 
@@ -66,7 +66,7 @@ def test_gates_are_the_scores_as_they_are() -> None:
     out_TD = part(x_BTD, Context())[0]
     alike_TD = naive.mlp("swiglu", part.bank.up[0], part.bank.down[0], x_BTD[0])
     weight_T = (out_TD * alike_TD).sum(1) / alike_TD.square().sum(1)
-    scores_TE = (x_BTD[0] @ part.router.T).softmax(-1)
+    scores_TE = (x_BTD[0] @ part.router.weight.T).softmax(-1)
     taken_TE = torch.stack(
         [torch.isin(torch.arange(40), torch.tensor(naive.best(s, 20))) for s in scores_TE.T.tolist()], 1
     )
@@ -86,7 +86,7 @@ def test_each_expert_takes_its_share_rounded_up(pool: str) -> None:
 
 def test_of_equal_scores_an_expert_takes_the_earlier() -> None:
     part = part_of({"experts": 2, "capacity": 1.0})
-    torch.nn.init.zeros_(part.router)
+    torch.nn.init.zeros_(part.router.weight)
     out_TD = part(torch.randn(1, 9, SHAPE.width, dtype=torch.float64), Context())[0]
     assert out_TD.any(1).tolist() == [True] * 5 + [False] * 4
 
@@ -110,7 +110,7 @@ def test_thresholds_follow_the_lowest_score_taken(pool: str) -> None:
     seen = []
     for _ in range(6):
         x_BTD = torch.randn(2, 16, SHAPE.width, dtype=torch.float64)
-        scores_BTE = (x_BTD @ part.router.T).softmax(-1)
+        scores_BTE = (x_BTD @ part.router.weight.T).softmax(-1)
         if pool == "batch":
             scores_BTE = scores_BTE.flatten(0, 1)[None]
         k = scores_BTE.shape[1] // 4
@@ -119,10 +119,10 @@ def test_thresholds_follow_the_lowest_score_taken(pool: str) -> None:
     average_E = torch.zeros(8, dtype=torch.float64)
     for n, lowest_E in enumerate(seen, start=1):
         average_E += max(1 / n, 0.25) * (lowest_E - average_E)
-    torch.testing.assert_close(part.threshold.value, average_E, rtol=1e-5, atol=0)
+    torch.testing.assert_close(part.router.threshold.value, average_E, rtol=1e-5, atol=0)
     part.eval()(x_BTD, Context())
     part.train()(x_BTD, Context(selection="causal"))
-    assert part.threshold.updates == 6
+    assert part.router.threshold.updates == 6
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ B sequences, T tokens, D width.
 import pytest
 import torch
 import transformers
-from hugging_face_weights import feed_forward_from_hugging_face
+from hugging_face_weights import feed_forward_from_hugging_face, load_weights
 from torch import nn
 
 from modbench.model.config import ModelConfig
@@ -85,7 +85,7 @@ def parts(experts: int, top_k: int, groups: int, top_groups: int, **more: object
         **more,
     }
     ours = build_model(SHAPE, build_router("token_choice", options)).layers[0].feed_forward
-    ours.load_state_dict(feed_forward_from_hugging_face(theirs.state_dict(), ours))
+    load_weights(ours, feed_forward_from_hugging_face(theirs.state_dict(), ours))
     return [ours.eval(), theirs.eval()]
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.routers.expert_threshold import ThresholdExperts
 from modbench.routing.build import build_model
+from modbench.routing.expert_layer import RoutedExperts
 from modbench.routing.registry import build_router
 
 OPTIONS: dict[str, dict] = {
@@ -31,10 +31,10 @@ def scheme(request: pytest.FixtureRequest, shape: ModelConfig) -> checks.Scheme:
     return checks.Scheme("expert_threshold", OPTIONS[request.param], shape)
 
 
-def part_of(name: str, shape: ModelConfig) -> ThresholdExperts:
+def part_of(name: str, shape: ModelConfig) -> RoutedExperts:
     part = model_of("expert_threshold", OPTIONS[name], shape).layers[0].feed_forward
-    assert isinstance(part, ThresholdExperts)
-    part.threshold.value.copy_(torch.linspace(-1, 1, part.options.experts))
+    assert isinstance(part, RoutedExperts)
+    part.router.threshold.value.copy_(torch.linspace(-1, 1, part.options.experts))
     return part
 
 
@@ -55,17 +55,17 @@ def test_padding_meets_no_expert(shape: ModelConfig) -> None:
 def test_thresholds_follow_the_kth_highest_of_real_tokens_in_training_only(shape: ModelConfig) -> None:
     part = part_of("default", shape)
     x_BTD = torch.randn(2, 16, shape.width, dtype=torch.float64)
-    before_E = part.threshold.value.clone()
+    before_E = part.router.threshold.value.clone()
     part.eval()(x_BTD, Context())
     part.train()(x_BTD, Context(selection="causal"))
-    assert torch.equal(part.threshold.value, before_E)
+    assert torch.equal(part.router.threshold.value, before_E)
     for step in range(1, 4):
         part(x_BTD, Context(lengths_B=torch.tensor([16, 5])))
-        logits_NE = torch.cat((x_BTD[0], x_BTD[1, :5])) @ part.router.T
+        logits_NE = torch.cat((x_BTD[0], x_BTD[1, :5])) @ part.router.weight.T
         k = math.ceil(21 * 2 / 8)
         kth_E = torch.stack([logits_E.sort(descending=True).values[k - 1] for logits_E in logits_NE.T])
-        torch.testing.assert_close(part.threshold.value, kth_E)
-        assert part.threshold.updates == step
+        torch.testing.assert_close(part.router.threshold.value, kth_E)
+        assert part.router.threshold.updates == step
 
 
 def test_a_pass_routes_by_the_thresholds_that_it_found(shape: ModelConfig) -> None:
@@ -73,16 +73,16 @@ def test_a_pass_routes_by_the_thresholds_that_it_found(shape: ModelConfig) -> No
     part = part_of("default", shape)
     x_BTD = torch.randn(2, 16, shape.width, dtype=torch.float64)
     causal_BTD = part(x_BTD, Context(selection="causal"))
-    before_E = part.threshold.value.clone()
+    before_E = part.router.threshold.value.clone()
     assert torch.equal(part(x_BTD, Context()), causal_BTD)
-    assert not torch.equal(part.threshold.value, before_E)
+    assert not torch.equal(part.router.threshold.value, before_E)
 
 
 def test_the_load_comes_to_the_capacity_in_expectation(shape: ModelConfig) -> None:
     model = build_model(shape, build_router("expert_threshold")).train()
     part = model.layers[0].feed_forward
 
-    def fanout(part: ThresholdExperts, sequences: int) -> Tensor:
+    def fanout(part: RoutedExperts, sequences: int) -> Tensor:
         context = Context()
         part(F.rms_norm(torch.randn(sequences, 64, shape.width) + 0.5, (shape.width,)), context)
         return context.trace.tensors[0, "load"] / (sequences * 64 / part.options.experts)
@@ -95,8 +95,8 @@ def test_the_load_comes_to_the_capacity_in_expectation(shape: ModelConfig) -> No
 
 def test_a_token_exactly_at_the_threshold_is_in(shape: ModelConfig) -> None:
     part = part_of("default", shape)
-    torch.nn.init.zeros_(part.router)
-    part.threshold.value.zero_()
+    torch.nn.init.zeros_(part.router.weight)
+    part.router.threshold.value.zero_()
     context = Context()
     part(torch.randn(1, 5, shape.width, dtype=torch.float64), context)
     assert context.trace.counts[0, "experts"] == (5 * 8,)
@@ -106,7 +106,7 @@ def test_a_batch_that_reaches_no_threshold_costs_the_router_alone(shape: ModelCo
     scheme = checks.Scheme("expert_threshold", {}, shape)
     model = scheme.built()
     for layer in model.layers:
-        layer.feed_forward.threshold.value.fill_(1e9)
+        layer.feed_forward.router.threshold.value.fill_(1e9)
     context, counter = checks.train(model, scheme.tokens(2, 9))
     assert context.trace.counts[0, "experts"] == (0,)
     workload = checks.Workload.uniform(2, 9, "train", counts=context.trace.counts)

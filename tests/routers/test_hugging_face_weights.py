@@ -12,7 +12,9 @@ from hugging_face_weights import (
     feed_forward_from_hugging_face,
     feed_forward_to_hugging_face,
     from_hugging_face,
+    load_weights,
     to_hugging_face,
+    weights_of,
 )
 from torch import Tensor, nn
 
@@ -89,7 +91,7 @@ def near(one: Tensor, other: Tensor) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_whole_model_has_their_logits_and_gradients(family: str, tied: bool) -> None:
     theirs, ours = theirs_of(family, tied), ours_of(family, tied)
-    ours.load_state_dict(from_hugging_face(theirs.state_dict(), ours.config))
+    load_weights(ours, from_hugging_face(theirs.state_dict(), ours.config))
     tokens_BT = torch.randint(97, (2, 41))
     ours_BTV = ours(tokens_BT, Context())
     theirs_BTV = theirs(tokens_BT).logits
@@ -110,9 +112,9 @@ def test_a_whole_model_goes_there_and_back_bit_for_bit(family: str, tied: bool) 
     ours, theirs = ours_of(family, tied), theirs_of(family, tied)
     there = to_hugging_face(ours)
     theirs.load_state_dict(there)
-    same(from_hugging_face(theirs.state_dict(), ours.config), ours.state_dict())
+    same(from_hugging_face(theirs.state_dict(), ours.config), weights_of(ours))
     again = theirs_of(family, tied).state_dict()
-    ours.load_state_dict(from_hugging_face(again, ours.config))
+    load_weights(ours, from_hugging_face(again, ours.config))
     same(to_hugging_face(ours), again)
 
 
@@ -201,7 +203,7 @@ def part_of(family: str) -> tuple[nn.Module, nn.Module]:
 @pytest.mark.parametrize("family", PARTS)
 def test_a_layer_has_their_outputs_and_gradients(family: str) -> None:
     ours, theirs = part_of(family)
-    ours.load_state_dict(feed_forward_from_hugging_face(theirs.state_dict()))
+    load_weights(ours, feed_forward_from_hugging_face(theirs.state_dict()))
     x_BTD = torch.randn(3, 63, 32)
     mine_BTD, its_BTD = (x_BTD.clone().requires_grad_() for _ in range(2))
     y_BTD, wanted_BTD = ours(mine_BTD, Context()), theirs(its_BTD)
@@ -221,7 +223,7 @@ def test_a_layer_has_their_outputs_and_gradients(family: str) -> None:
 def test_a_layer_goes_there_and_back_bit_for_bit(family: str) -> None:
     ours, theirs = part_of(family)
     theirs.load_state_dict(feed_forward_to_hugging_face(ours))
-    same(feed_forward_from_hugging_face(theirs.state_dict()), ours.state_dict())
+    same(feed_forward_from_hugging_face(theirs.state_dict()), weights_of(ours))
 
 
 @pytest.mark.parametrize("names", ["w1 w3 w2", "gate_proj up_proj down_proj"])
@@ -242,7 +244,7 @@ def test_experts_are_read_one_by_one_too(names: str) -> None:
             state[f"{expert}.{gate}.weight"], state[f"{expert}.{up}.weight"] = both[number].chunk(2)
             state[f"{expert}.{down}.weight"] = downs[number]
     state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-    same(from_hugging_face(state, ours.config), ours.state_dict())
+    same(from_hugging_face(state, ours.config), weights_of(ours))
     del state[f"model.layers.1.{block}.experts.3.{down}.weight"]
     with pytest.raises(UserError, match=r"lack 'model.layers.1.mlp.experts.3.down_proj.weight'"):
         from_hugging_face(state, ours.config)
@@ -292,7 +294,8 @@ def test_a_bias_of_the_choice_needs_bias_step() -> None:
     unbiased = build_model(SHAPE, build_router("token_choice", options)).layers[0].feed_forward
     state = theirs.state_dict()
     with pytest.raises(
-        UserError, match=r"have 'bias.value' and the model has none, since its bias_step is 0; set it ab"
+        UserError,
+        match=r"have 'router.bias.value' and the model has none, since its bias_step is 0; set",
     ):
         feed_forward_from_hugging_face(state, unbiased)
     with pytest.raises(UserError, match="affinity is 'sigmoid' with bias_step 0, and DeepSeek-V3's"):
@@ -300,7 +303,8 @@ def test_a_bias_of_the_choice_needs_bias_step() -> None:
     same(feed_forward_from_hugging_face(state, ours), feed_forward_from_hugging_face(state))
     biased = build_model(SHAPE, build_router("token_choice", {"expert_width": 6, "bias_step": 0.1}))
     with pytest.raises(
-        UserError, match=r"have no 'bias.value', which the model has, since its bias_step is 0.1; set"
+        UserError,
+        match=r"have no 'router.bias.value', which the model has, since its bias_step is 0.1",
     ):
         feed_forward_from_hugging_face(mixtral().state_dict(), biased.layers[0].feed_forward)
 
@@ -316,7 +320,7 @@ def test_weights_of_other_options_are_refused() -> None:
         from_hugging_face(state, SHAPE, ours_of("llama", False))
     fewer = build_model(SHAPE, build_router("token_choice", {"experts": 3, "expert_width": 24}))
     with pytest.raises(
-        UserError, match=r"router' comes to \(5, 32\) and the model's is \(3, 32\); give"
+        UserError, match=r"bank.up' comes to \(5, 48, 32\) and the model's is \(3, 48, 32\)"
     ):
         from_hugging_face(state, SHAPE, fewer)
 

@@ -10,14 +10,14 @@ from against_loop import equals_its_loop, model_of
 from modbench.errors import UserError
 from modbench.measure.audit import audit
 from modbench.model.config import ModelConfig
-from modbench.routers.expert_choice import ExpertChoiceExperts
-from modbench.routers.token_choice import TokenChoiceExperts
+from modbench.routers.expert_choice import ExpertChoice
+from modbench.routers.token_choice import TokenChoice
 from modbench.routing.build import build_model
 from modbench.routing.depth_router import DepthRouted
 from modbench.routing.registry import build_router
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
-BY = {"token_choice": TokenChoiceExperts, "expert_choice": ExpertChoiceExperts}
+BY = {"token_choice": TokenChoice, "expert_choice": ExpertChoice}
 
 OPTIONS: dict[str, dict] = {
     "default": {},
@@ -76,7 +76,7 @@ def test_every_block_has_experts_of_the_scheme_that_was_asked_for(experts_by: st
     model = build_model(SHAPE, build_router("mode_staged", {"experts_by": experts_by, "experts": 4}))
     dense, routed = model.layers
     for part in (dense.feed_forward, routed.block.feed_forward):
-        assert type(part) is BY[experts_by]
+        assert type(part.options) is BY[experts_by]
         assert part.bank.experts == 4
         assert part.bank.width == SHAPE.hidden // 2
 
@@ -94,7 +94,7 @@ def test_expert_choice_takes_its_own_options() -> None:
     layer = layer_of(options)
     part = layer.block.feed_forward
     assert (part.options.experts, part.options.capacity, part.options.pool) == (5, 3.0, "batch")
-    assert (part.bank.width, part.threshold.decay) == (9, 0.5)
+    assert (part.bank.width, part.router.threshold.decay) == (9, 0.5)
     assert layer.options.capacity == 0.25
 
 

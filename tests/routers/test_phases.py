@@ -168,7 +168,7 @@ def test_a_preset_spends_on_its_experts_what_a_dense_mlp_does(
     workload = Workload.uniform(2, 64, "train")  # which all experts can share
     parts = layer.ledger(workload).by_component("model")
     assert parts["experts"] + parts.get("mlp", 0) == dense.ledger(workload).by_component("model")["mlp"]
-    extra = layer.feed_forward.router.numel()
+    extra = layer.feed_forward.router.weight.numel()
     assert layer.active_parameters() - extra == dense.active_parameters()
 
 

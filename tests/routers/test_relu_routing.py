@@ -11,8 +11,8 @@ from against_loop import equals_its_loop, model_of
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.routers.relu_routing import ReluExperts
 from modbench.routing.build import build_model
+from modbench.routing.expert_layer import RoutedExperts
 from modbench.routing.registry import build_router
 
 OPTIONS: dict[str, dict] = {
@@ -26,9 +26,9 @@ def scheme(request: pytest.FixtureRequest, shape: ModelConfig) -> checks.Scheme:
     return checks.Scheme("relu_routing", OPTIONS[request.param], shape)
 
 
-def part_of(name: str, shape: ModelConfig) -> ReluExperts:
+def part_of(name: str, shape: ModelConfig) -> RoutedExperts:
     part = model_of("relu_routing", OPTIONS[name], shape).layers[0].feed_forward
-    assert isinstance(part, ReluExperts)
+    assert isinstance(part, RoutedExperts)
     return part
 
 
@@ -55,23 +55,23 @@ def test_the_coefficient_grows_while_too_many_experts_are_at_work(
     sign: float, lengths: list[int], factor: float, shape: ModelConfig
 ) -> None:
     part = part_of("default", shape)
-    part.router.data.fill_(sign)
+    part.router.weight.data.fill_(sign)
     x_BTD = torch.rand(2, 8, shape.width, dtype=torch.float64)
     for selection, training in (("topk", False), ("causal", True)):
         part.train(training)(x_BTD, Context(selection=selection))
-        assert part.coefficient().item() == pytest.approx(1e-8)
+        assert part.options.coefficient(part.router.exponent).item() == pytest.approx(1e-8)
     context = Context(lengths_B=torch.tensor(lengths))
     part.train()(x_BTD, context)
     assert context.trace.counts[0, "experts"] == (sum(lengths) * 8 if sign > 0 else 0,)
-    assert part.coefficient().item() == pytest.approx(1e-8 * factor)
+    assert part.options.coefficient(part.router.exponent).item() == pytest.approx(1e-8 * factor)
 
 
 def test_a_load_that_is_on_target_leaves_the_coefficient_alone(shape: ModelConfig) -> None:
     part = part_of("default", shape)
-    part.router.data.fill_(-1.0)
-    part.router.data[:2] = 1.0
+    part.router.weight.data.fill_(-1.0)
+    part.router.weight.data[:2] = 1.0
     part(torch.rand(2, 8, shape.width, dtype=torch.float64), Context())
-    assert part.coefficient().item() == pytest.approx(1e-8)
+    assert part.options.coefficient(part.router.exponent).item() == pytest.approx(1e-8)
 
 
 def test_training_comes_to_the_experts_that_were_asked_for(shape: ModelConfig) -> None:
@@ -95,18 +95,18 @@ def test_training_comes_to_the_experts_that_were_asked_for(shape: ModelConfig) -
 
 def test_the_coefficient_comes_back_from_wherever_it_went(shape: ModelConfig) -> None:
     part = part_of("default", shape)
-    part.router.data.fill_(1.0)
-    part.exponent.fill_(-500)
+    part.router.weight.data.fill_(1.0)
+    part.router.exponent.fill_(-500)
     for _ in range(500):
         part(torch.ones(1, 1, shape.width, dtype=torch.float64), Context())
-    assert part.coefficient().item() == pytest.approx(1e-8)
+    assert part.options.coefficient(part.router.exponent).item() == pytest.approx(1e-8)
 
 
 def test_no_gate_that_is_shut_costs_anything(shape: ModelConfig) -> None:
     scheme = checks.Scheme("relu_routing", {}, shape)
     model = scheme.built()
     for layer in model.layers:
-        torch.nn.init.zeros_(layer.feed_forward.router)
+        torch.nn.init.zeros_(layer.feed_forward.router.weight)
     context, counter = checks.train(model, scheme.tokens(2, 9))
     assert context.trace.counts[0, "experts"] == (0,)
     workload = checks.Workload.uniform(2, 9, "train", counts=context.trace.counts)

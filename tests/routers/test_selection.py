@@ -167,9 +167,9 @@ def test_thresholds_move_in_training_only_and_are_saved() -> None:
 def test_balance_loss_is_one_at_uniform_load() -> None:
     for options in ({}, {"top_k": 4}, {"top_k": 1, "renormalise": False}):
         part = build_model(SHAPE, build_router("token_choice", options)).layers[0].feed_forward
-        torch.nn.init.zeros_(part.router)
-        part.router.data[:, 0] = torch.arange(8) * 1e-6  # no ties, still uniform
-        torch.nn.init.orthogonal_(part.router, gain=1e-4)
+        torch.nn.init.zeros_(part.router.weight)
+        part.router.weight.data[:, 0] = torch.arange(8) * 1e-6  # no ties, still uniform
+        torch.nn.init.orthogonal_(part.router.weight, gain=1e-4)
         context = Context()
         part(torch.randn(64, 64, SHAPE.width), context)
         load_E = context.trace.tensors[0, "load"].float()
@@ -183,8 +183,8 @@ def test_no_op_experts_add_and_cost_nothing() -> None:
     part = (
         build_model(SHAPE, build_router("mode_integrated", {"no_op_experts": 4})).layers[0].feed_forward
     )
-    torch.nn.init.zeros_(part.router)
-    part.router.data[8:, 0] = 1.0  # the no-ops win wherever the first feature is positive
+    torch.nn.init.zeros_(part.router.weight)
+    part.router.weight.data[8:, 0] = 1.0  # the no-ops win wherever the first feature is positive
     x_BTD = F.normalize(torch.randn(1, 32, SHAPE.width), dim=-1)
     x_BTD[..., 0] = 1.0
     context = Context()
@@ -215,7 +215,7 @@ def test_block_is_transparent_to_positions_that_are_spelled_out() -> None:
 
 def test_a_token_exactly_at_the_threshold_is_in() -> None:
     part = build_model(SHAPE, build_router("expert_choice")).layers[0].feed_forward
-    torch.nn.init.zeros_(part.router)  # every score is 1/8, and so is the threshold
+    torch.nn.init.zeros_(part.router.weight)  # every score is 1/8, and so is the threshold
     context = Context(selection="causal")
     part(torch.randn(1, 5, SHAPE.width), context)
     assert context.trace.counts[0, "experts"] == (5 * 8,)

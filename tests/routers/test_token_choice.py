@@ -13,9 +13,9 @@ from against_loop import equals_its_loop, model_of
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.routers.token_choice import TokenChoiceExperts
 from modbench.routing.build import build_model
 from modbench.routing.expert_bank import ExpertBank
+from modbench.routing.expert_layer import RoutedExperts
 from modbench.routing.registry import build_router, preset_options
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=72)
@@ -31,9 +31,9 @@ def options_of(preset: str) -> dict:
     return preset_options(f"token_choice:{preset}")[1]
 
 
-def part_of(options: dict, shape: ModelConfig = SHAPE) -> TokenChoiceExperts:
+def part_of(options: dict, shape: ModelConfig = SHAPE) -> RoutedExperts:
     part = model_of("token_choice", options, shape).layers[0].feed_forward
-    assert isinstance(part, TokenChoiceExperts)
+    assert isinstance(part, RoutedExperts)
     return part.eval()
 
 
@@ -90,8 +90,8 @@ def test_it_equals_its_plain_loop_in_an_awkward_shape() -> None:
 
 def test_an_expert_with_no_room_drops_the_later_tokens_and_says_so() -> None:
     part = part_of({"experts": 4, "top_k": 1, "renormalise": False, "capacity_factor": 1.0})
-    torch.nn.init.zeros_(part.router)
-    part.router.data[2, 0] = 9.0  # all choose expert 2
+    torch.nn.init.zeros_(part.router.weight)
+    part.router.weight.data[2, 0] = 9.0  # all choose expert 2
     x_BTD = torch.randn(2, 10, 32, dtype=torch.float64)
     x_BTD[..., 0] = 1.0
     context = Context()
@@ -111,23 +111,23 @@ def test_an_expert_with_no_room_drops_the_later_tokens_and_says_so() -> None:
 
 def test_the_bias_follows_the_load_in_training_alone() -> None:
     part = part_of({"bias_step": 0.25, "balance": 0.0})
-    torch.nn.init.zeros_(part.bias.value)
+    torch.nn.init.zeros_(part.router.bias.value)
     x_BTD = torch.randn(2, 40, 32, dtype=torch.float64)
     part(x_BTD, Context())
     part.train()(x_BTD, Context(selection="causal"))
-    assert not part.bias.value.any()
+    assert not part.router.bias.value.any()
     context = Context()
     part(x_BTD, context)
     load_E = context.trace.tensors[0, "load"]
     wanted = [0.25 * ((workload < 20) - (workload > 20)) for workload in load_E.tolist()]
-    assert part.bias.value.tolist() == wanted
-    assert not context.trace.tensors[0, "bias"].any()  # what that pass chose with
+    assert part.router.bias.value.tolist() == wanted
+    assert not context.trace.tensors[0, "experts.state.bias.value"].any()  # what that pass chose with
 
 
 def test_the_bias_evens_the_load() -> None:
     part = part_of({"affinity": "sigmoid", "balance": 0.0, "bias_step": 0.005}).train()
-    torch.nn.init.zeros_(part.bias.value)
-    part.router.data[:, 0] = torch.linspace(-1, 1, 8)
+    torch.nn.init.zeros_(part.router.bias.value)
+    part.router.weight.data[:, 0] = torch.linspace(-1, 1, 8)
     x_BTD = torch.randn(4, 200, 32, dtype=torch.float64)
     x_BTD[..., 0] = 1.0
     loads = []
@@ -141,17 +141,17 @@ def test_the_bias_evens_the_load() -> None:
 def test_the_bias_chooses_and_weighs_nothing() -> None:
     """Under a bias that changes no choice the layer gives the same bits and the same gradients."""
     part = part_of({"experts": 4, "top_k": 2, "affinity": "sigmoid", "bias_step": 0.1})
-    torch.nn.init.zeros_(part.bias.value)
+    torch.nn.init.zeros_(part.router.bias.value)
     x_BTD = torch.randn(2, 9, 32, dtype=torch.float64)
     before_BTD = part(x_BTD, Context())
-    part.bias.value += 7.0
+    part.router.bias.value += 7.0
     assert torch.equal(part(x_BTD, Context()), before_BTD)
-    part.bias.value[3] += 9.0
+    part.router.bias.value[3] += 9.0
     context = Context()
     assert not torch.equal(part(x_BTD, context), before_BTD)
     assert context.trace.tensors[0, "load"][3] == 18
-    assert "bias.value" in part.state_dict()
-    assert all(name != "bias.value" for name, _ in part.named_parameters())
+    assert "router.bias.value" in part.state_dict()
+    assert all(name != "router.bias.value" for name, _ in part.named_parameters())
 
 
 def test_widths_that_are_given_are_kept() -> None:

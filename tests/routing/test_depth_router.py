@@ -106,7 +106,7 @@ class Stateful(Plain):
         scorer.cut.update(scores_N.mean())
 
 
-ROUTERS = [Plain(), MLPScored(), AboveMean(), EveryEighth(capacity=0.125), WithModule()]
+ROUTERS = [Plain(), MLPScored(), AboveMean(), EveryEighth(capacity=0.125), WithExperts(), WithModule()]
 ROUTERS += [Stateful(), Plain(causal="aux_bce"), Plain(causal="ema_threshold", every=1)]
 
 

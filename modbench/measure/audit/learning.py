@@ -25,6 +25,7 @@ from modbench.measure.audit.finding import (
 from modbench.model.context import Context
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
+from modbench.routing.tokens import Noise
 
 #: Smallest norm of a depth router's gradient, relative to a linear gate's. A sigmoid gate gives a
 #: quarter; a softmax over the selected tokens, one over their number.
@@ -214,6 +215,9 @@ def _values(
     """Trace of a training pass of a copy of ``layer``, its auxiliary losses, and a weighted sum of each
     floating-point buffer after it."""
     own = copy.deepcopy(layer).train()
+    for part in own.modules():
+        if isinstance(part, Noise):
+            part.draws += seed
     with seeded(seed, x_BTD.device):
         own(x_BTD, context)
     found = {f"loss '{name}'": loss.item() for (_, name), loss in context.trace.losses.items()}

@@ -17,66 +17,54 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", GUIDE, flags=re.DOTALL)
 
 
-def patched(text: str, diff: str) -> str:
-    """``text`` with each hunk's old lines replaced by its new ones."""
-    for hunk in re.split(r"^@@.*\n", diff, flags=re.MULTILINE)[1:]:
-        lines = hunk.splitlines(keepends=True)
-        old = "".join(line[1:] or "\n" for line in lines if line[0] in " -")
-        new = "".join(line[1:] or "\n" for line in lines if line[0] in " +")
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    return text
+def saved(source: str) -> str:
+    """Save ``source`` under a name that no other test uses; return the name."""
+    (name,) = re.findall(r'@register_router\("(\w+)"\)', source)
+    Path(f"{name}_of_the_guide.py").write_text(source.replace(f'"{name}"', f'"{name}_of_the_guide"'))
+    return f"{name}_of_the_guide"
 
 
-def verdicts(said: str) -> list[tuple[str, str, str]]:
-    """(number, name, verdict) of each probe's line; figures differ from machine to machine."""
-    return re.findall(r"^ *(\d+)  (\S.*?) {2,}(passed|FAILED|not asked) +", said, flags=re.MULTILINE)
+def test_the_guide_is_short() -> None:
+    assert len(GUIDE.splitlines()) <= 150
 
 
-def test_the_first_version_fails_and_the_second_passes_as_printed(
+def test_the_routers_of_the_guide_are_examples_and_one_that_leaks() -> None:
+    *shown, leaky = blocks("python")
+    examples = DOCS.parent / "examples"
+    assert shown == [(examples / f"{name}.py").read_text() for name in ("mlp_mod", "hash_router")]
+    assert '"leaky"' in leaky
+
+
+def test_the_router_that_leaks_is_found_and_passes_without_its_selection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    first, _ = blocks("python")
-    (diff,) = blocks("diff")
-    (command, *_) = [line for line in "".join(blocks("sh")).splitlines() if "audit" in line]
-    wrong, right = blocks("text")
-    assert len(verdicts(wrong)) == len(verdicts(right)) == 11
-    # One name to each file: a process loads a plugin once.
-    for number, (source, printed) in enumerate(((first, wrong), (patched(first, diff), right))):
-        name = f"top_share_{number}"
-        Path(f"{name}.py").write_text(source.replace('"top_share"', f'"{name}"'))
-        words = command.replace("top_share", name).split()[1:]
-        assert main(words) == (1 if "FAILED" in printed else 0)
-        assert verdicts(capsys.readouterr().out) == verdicts(printed)
-    assert [number for number, _, verdict in verdicts(wrong) if verdict == "FAILED"] == ["1", "3"]
+    source = blocks("python")[-1]
+    name = saved(source)
+    command = ["audit", name, "--plugin", f"{name}.py", "--layers", "2", "--sequence", "64"]
+    assert main(command) == 1
+    failed = re.findall(r"^ *(\d+)  .* FAILED", capsys.readouterr().out, flags=re.MULTILINE)
+    assert {"1", "3"} <= set(failed)
+    mended = source[: source.index("    def selected")].replace('"leaky"', '"mended"')
+    name = saved(mended)
+    assert main(["audit", name, "--plugin", f"{name}.py", "--layers", "2", "--sequence", "64"]) == 0
 
 
-def test_the_experts_of_the_guide_pass(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    _, source = blocks("python")
-    Path("in_turn.py").write_text(source)
-    assert main(["audit", "in_turn", "--plugin", "in_turn.py", "--layers", "2", "--sequence", "64"]) == 0
-    said = {int(number): verdict for number, _, verdict in verdicts(capsys.readouterr().out)}
-    assert {number for number, verdict in said.items() if verdict == "passed"} == {1, 2, 3, 4, 9, 10}
+def test_the_entry_point_of_the_guide_is_valid() -> None:
+    (table,) = blocks("toml")
+    assert tomllib.loads(table)["project"]["entry-points"]["modbench.routers"]
 
 
-def test_the_routers_of_the_guide_refuse_what_is_out_of_range(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    source = blocks("python")[0].replace('"top_share"', '"top_share_checked"')
-    Path("top_share_checked.py").write_text(source)
-    for capacity, words in (
-        ("0", "capacity is 0; it must lie in (0, 1]"),
-        ("1.5", "capacity is 1.5; it must lie in (0, 1]"),
-        ("true", "capacity is True; it should be a valid number"),
-    ):
-        command = "audit top_share_checked --plugin top_share_checked.py --option"
-        assert main([*command.split(), f"capacity={capacity}"]) == 2
-        assert words in capsys.readouterr().err
+def test_every_method_of_the_guide_is_one_of_the_base_classes() -> None:
+    from modbench import DepthRouter, ExpertRouter
+
+    _, depth, experts = re.split(r"^## .*`(?:DepthRouter|ExpertRouter)`$", GUIDE, flags=re.MULTILINE)
+    for text, base in ((depth, DepthRouter), (experts, ExpertRouter)):
+        rows = re.findall(r"^\| `(\w+)\(([\w, ]*)\)`", text, flags=re.MULTILINE)
+        assert len(rows) >= 6
+        for name, arguments in rows:
+            code = getattr(base, name).__code__
+            assert ", ".join(code.co_varnames[1 : code.co_argcount]) == arguments, name
 
 
 def test_every_link_of_every_page_leads_somewhere() -> None:

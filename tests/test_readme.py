@@ -101,8 +101,15 @@ def test_the_two_commands_are_sessions_that_exist() -> None:
     assert commands[1] in (ROOT / ".ci" / "run").read_text().replace(" --quiet", "")
 
 
-def test_the_tutorial_is_shorter_than_sixty_lines() -> None:
-    assert len(tutorial().splitlines()) < 60
+def test_the_tutorial_is_an_example_of_twenty_lines() -> None:
+    assert tutorial() == (ROOT / "examples" / "mlp_mod.py").read_text()
+    assert len(tutorial().splitlines()) <= 20
+
+
+def test_the_lengths_of_the_examples_are_as_stated() -> None:
+    (count, least, most) = re.findall(r"has (\w+) routers of (\d+) to (\d+) lines", README)[0]
+    lengths = [len(file.read_text().splitlines()) for file in (ROOT / "examples").glob("*.py")]
+    assert (len(lengths), min(lengths), max(lengths)) == (6, int(least), int(most)) and count == "six"
 
 
 def test_the_counting_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +130,7 @@ def test_the_flops_commands_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for block in blocks("sh"):
         for line in block.splitlines():
             for command in line.split(" && "):
-                if command.startswith("modbench flops") and "stride" not in command:
+                if command.startswith("modbench flops") and "mlp_mod" not in command:
                     words = [
                         str(tmp_path / word) if word.endswith((".json", ".py")) else word
                         for word in shlex.split(command)[1:]
@@ -140,15 +147,16 @@ def test_the_flops_commands_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.network
 @pytest.mark.slow
 def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
-    (tmp_path / "stride.py").write_text(tutorial())
-    commands = [line for block in blocks("sh") for line in block.splitlines() if "stride" in line]
+    (tmp_path / "mlp_mod.py").write_text(tutorial())
+    commands = [line for block in blocks("sh") for line in block.splitlines() if "mlp_mod" in line]
     assert commands == [
-        "modbench flops --router stride --plugin stride.py",
-        "modbench run quick --plugin stride.py --only stride",
-        "modbench run quick --plugin stride.py",
+        "modbench check mlp_mod.py",
+        "modbench flops --router mlp_mod --plugin mlp_mod.py",
+        "modbench run quick --plugin mlp_mod.py --only mlp_mod",
+        "modbench run quick --plugin mlp_mod.py",
     ]
     said = []
-    for command in commands[:2]:  # the third is the second with the six schemes that quick has
+    for command in commands[:3]:  # the fourth is the third with the six schemes that quick has
         done = subprocess.run(
             [sys.executable, "-m", *shlex.split(command)],
             cwd=tmp_path,
@@ -158,15 +166,15 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         said.append(done.stdout)
-    assert "ratio to the dense model" in said[0]
+    assert "ratio to the dense model" in said[1]
     (record,) = read_records(tmp_path / "results" / "quick")
-    assert record.cell["router"]["name"] == "stride"
+    assert record.cell["router"]["name"] == "mlp_mod"
     assert record.cell["router"]["plugin_sha256"] is not None
     assert all(finding["verdict"] != "failed" for finding in record.audit)
     assert record.metrics["heldout_loss"] < record.metrics["unigram_loss"] - 0.5
     assert record.metrics["modbench_cloze"] > record.metrics["modbench_cloze_chance"]
     table = (tmp_path / "results" / "quick" / "leaderboard.csv").read_text()
-    assert "stride" in table.splitlines()[1]
+    assert "mlp_mod" in table.splitlines()[1]
 
 
 def test_how_far_the_curves_end_above_the_table_is_as_recorded() -> None:

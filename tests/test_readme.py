@@ -109,7 +109,8 @@ def test_the_tutorial_is_an_example_of_twenty_lines() -> None:
 def test_the_lengths_of_the_examples_are_as_stated() -> None:
     (count, least, most) = re.findall(r"has (\w+) routers of (\d+) to (\d+) lines", README)[0]
     lengths = [len(file.read_text().splitlines()) for file in (ROOT / "examples").glob("*.py")]
-    assert (len(lengths), min(lengths), max(lengths)) == (6, int(least), int(most)) and count == "six"
+    assert (len(lengths), min(lengths), max(lengths)) == (6, int(least), int(most))
+    assert count == "six"
 
 
 def test_the_counting_example_runs(capsys: pytest.CaptureFixture[str]) -> None:

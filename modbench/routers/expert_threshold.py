@@ -21,9 +21,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from modbench.routers.expert_choice import ThresholdRouter
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets
+from modbench.routing.threshold_router import ThresholdRouter
 from modbench.routing.tokens import Tokens
 
 

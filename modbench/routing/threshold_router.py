@@ -1,0 +1,86 @@
+"""ThresholdRouter: what expert choice and expert threshold routing share.
+
+N tokens of a batch, E experts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from modbench.errors import UserError
+from modbench.ledger import incremental_counts
+from modbench.model.config import ModelConfig
+from modbench.routing.ema import EMA
+from modbench.routing.expert_router import ExpertRouter
+from modbench.routing.force_balance import strided_tokens
+from modbench.routing.scorer import LinearScorer
+from modbench.routing.topk import capacity_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdRouter(ExpertRouter):
+    """Every block's MLP is a bank of experts, each of which takes ``capacity`` / ``experts`` of the
+    tokens; when predicting, those at or above its threshold, an exponential average over training."""
+
+    capacity: float = 2.0  #: c, experts per token on average
+    threshold_decay: float = 0.95  #: of the exponential average
+    top_k: int = field(init=False, default=1)
+    shared_experts: int = field(init=False, default=0)
+    shared_width: int | None = field(init=False, default=None)
+    shared_gate: bool = field(init=False, default=False)
+    capacity_factor: float | None = field(init=False, default=None)
+    balance: float = field(init=False, default=0.0)
+    z_loss: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.capacity <= self.experts:
+            raise UserError(
+                f"capacity is {self.capacity:g} with {self.experts} experts; it must lie above 0 and "
+                "be no more than experts"
+            )
+        if not 0 <= self.threshold_decay < 1:
+            raise UserError(f"threshold_decay is {self.threshold_decay}; it must lie in [0, 1)")
+
+    def start(self) -> float:
+        """Return the thresholds before training."""
+        raise NotImplementedError
+
+    def pools(self, sizes: Sequence[int]) -> list[int]:
+        """Return the sizes of the pools that experts take their share of; by default the batch."""
+        return [sum(sizes)]
+
+    def taken(self, tokens: int) -> int:
+        """Return the tokens that an expert takes of a pool."""
+        return capacity_tokens(self.capacity, tokens, among=self.experts)
+
+    def load(self, lengths: Sequence[int], past: Sequence[int]) -> int:
+        """Return the nominal number of new tokens that each expert takes."""
+        return sum(incremental_counts(self.taken, self.pools(lengths), self.pools(past))[0])
+
+    def scorer(self, model: ModelConfig) -> nn.Module:
+        start_E = torch.full((self.experts,), self.start())
+        return ThresholdScorer(model.width, start_E, self.threshold_decay)
+
+    def nominal_experts_per_token(self) -> float:
+        return self.capacity
+
+    def nominal_assignments(self, lengths: Sequence[int], past: Sequence[int]) -> int:
+        return self.load(lengths, past) * self.experts
+
+    def even_assignments(
+        self, lengths: Sequence[int], past: Sequence[int], device: torch.device
+    ) -> Tensor:
+        lengths, past = self.pools(lengths), self.pools(past)
+        even_N = strided_tokens(self.capacity, past, lengths, device, among=self.experts)
+        return even_N[:, None].expand(-1, self.experts)
+
+
+class ThresholdScorer(LinearScorer):
+    """Linear logits, and a threshold for each expert."""
+
+    def __init__(self, width: int, start_E: Tensor, decay: float) -> None:
+        super().__init__(width, len(start_E))
+        self.threshold = EMA(start_E, decay)

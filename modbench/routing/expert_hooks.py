@@ -58,7 +58,7 @@ class ExpertHooks(ExpertOptions):
     def losses(self, logits_NE: Tensor, expert_ids_NK: Tensor) -> dict[str, Tensor]:
         """Return auxiliary losses by name, multiplied by their weights. A scheme that overrides `assign`
         has none by default, and is given gates (N, E) in place of ids."""
-        losses = dict[str, Tensor]()
+        losses: dict[str, Tensor] = {}
         if self.balance:
             shares_NE = F.normalize(self.scores(logits_NE), p=1, dim=-1)
             losses["balance"] = self.balance * balance_loss(expert_ids_NK, shares_NE)

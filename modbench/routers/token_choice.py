@@ -28,7 +28,6 @@ N tokens of a batch, E experts, K chosen.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.model.config import ModelConfig
@@ -73,6 +72,9 @@ class TokenChoice(TokenChoiceOptions, ExpertRouter):
     def scores(self, logits_NE: Tensor) -> Tensor:
         return logits_NE.sigmoid() if self.affinity == "sigmoid" else logits_NE.softmax(dim=-1)
 
+    def shares(self, scores_NE: Tensor) -> Tensor:
+        return scores_NE if self.affinity == "softmax" else super().shares(scores_NE)
+
     def choose(self, logits_NE: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         scores_NE, ranked_NE = self.scores(logits_NE), logits_NE
         if self.bias_step or self.groups > 1:
@@ -95,7 +97,7 @@ class TokenChoice(TokenChoiceOptions, ExpertRouter):
             expert_ids_NK = best_experts(logits_NE, self.top_k)
         losses = self.losses(logits_NE, expert_ids_NK)
         if self.balance and self.balance_scope == "sequence":
-            shares_NE = F.normalize(self.scores(logits_NE), p=1, dim=-1)
+            shares_NE = self.shares(self.scores(logits_NE))
             sequences = len(tokens.lengths)
             balance = balance_loss(expert_ids_NK, shares_NE, tokens.sequences, sequences)
             losses["balance"] = self.balance * balance

@@ -60,7 +60,7 @@ class ExpertHooks(ExpertOptions):
         has none by default, and is given gates (N, E) in place of ids."""
         losses: dict[str, Tensor] = {}
         if self.balance:
-            shares_NE = F.normalize(self.scores(logits_NE), p=1, dim=-1)
+            shares_NE = self.shares(self.scores(logits_NE))
             losses["balance"] = self.balance * balance_loss(expert_ids_NK, shares_NE)
         if self.z_loss:
             losses["z_loss"] = self.z_loss * logits_NE.logsumexp(dim=-1).square().mean()
@@ -80,6 +80,12 @@ class ExpertHooks(ExpertOptions):
     def assigns(self) -> bool:
         """True if the scheme overrides `assign`."""
         return type(self).assign is not ExpertHooks.assign
+
+    def shares(self, scores_NE: Tensor) -> Tensor:
+        """Return each expert's share of a token's scores for the balance loss; they sum to 1."""
+        if type(self).scores is ExpertHooks.scores:
+            return scores_NE
+        return F.normalize(scores_NE, p=1, dim=-1)
 
     # For the schemes of this package alone: what they promise more exactly than the defaults.
 

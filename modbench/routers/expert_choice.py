@@ -1,19 +1,20 @@
-"""Expert choice: each expert takes the tokens that score highest for it (Zhou et al. 2022, section 3).
+"""Expert choice: each expert processes the tokens that score highest for it (Zhou et al. 2022, section
+3).
 
-Equation 1: k = n c / E tokens for each expert, out of the n of a pool. Equation 2: S = softmax(X W) over
-the experts; each expert takes the top k of its column of S. A token's output is the sum over the experts
-that took it of its score times what the expert makes of it: gates are the scores as they are, not
-renormalised, and a token without an expert gets no update. No balance loss.
+Equation 1: k = n c / E tokens for each expert, of the n tokens of a pool. Equation 2: S = softmax(X W)
+over the experts; each expert takes the top k of its column of S. A token's output is the sum over its
+experts of score times expert output. Gates are the scores, not renormalised, and a token without an
+expert gets no update. There is no balance loss.
 
-That choice compares a token with later ones, so it may not be used to predict. The causal rule here
-is a score threshold per expert: an exponential average over training of the lowest score the expert took
-(Sun et al. 2026, Expert Threshold routing, who also train by it); an expert then takes every token at or
-above its own.
+That choice compares a token with later ones, so it cannot be used for prediction. The causal rule is a
+score threshold per expert: an exponential average over training of the lowest score that the expert
+took (Sun et al. 2026, Expert Threshold routing, who also train with it). When predicting, an expert
+processes every token at or above its threshold.
 
-Where this reads the paper differently: k is rounded up; the pool is one sequence by default (the
-paper's is the batch), so that a sequence's training does not depend on other sequences; every block has
-experts, not every other; experts are MLPs of the dense block's kind. Its variant that bounds the experts
-of a token is left out.
+Differences from the paper: k is rounded up; the pool is one sequence by default (the paper's is the
+batch), so that training on a sequence does not depend on other sequences; every block has experts, not
+every second one; experts are MLPs of the same kind as the dense block's. The variant that bounds the
+number of experts per token is left out.
 
 N tokens of a batch, P pools, T tokens of the largest pool, E experts.
 """

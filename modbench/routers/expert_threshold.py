@@ -1,16 +1,16 @@
-"""Expert Threshold routing (Sun et al. 2026, arXiv 2603.11535, section 3): expert choice over a batch
-without end. Each expert keeps a threshold c, an exponential average of the k-th highest of a batch's
-scores, k = tokens * capacity / experts, and takes every token whose score is at or above its own; in
-training and at inference alike. No token is compared with another, so nothing leaks; how many experts a
-token meets varies, and loads are even in expectation, without a balance loss.
+"""Expert Threshold routing (Sun et al. 2026, arXiv 2603.11535, section 3): expert choice over an
+unlimited batch. Each expert keeps a threshold c, an exponential average of the k-th highest score of a
+batch, k = tokens * capacity / experts, and processes every token whose score is at or above it, in
+training and at inference. Tokens are not compared with each other, so nothing leaks. The number of
+experts per token varies, and loads are even in expectation without a balance loss.
 
-As in the authors' code, thresholds stand in the space of the router's logits r, the gate is sigmoid(r),
-not renormalised, and the average decays by 0.99.
+As in the authors' code, thresholds apply to the router's logits r, the gate is sigmoid(r), not
+renormalised, and the decay of the average is 0.99.
 
-Where this reads it differently: thresholds hold from the first step on, without thousands of steps of
-expert choice (which leak) before; they start at the quantile of N(0, 1), which is how logits are first
-spread. They move after every training forward pass. k is rounded up. No shared expert, so that active
-FLOPs are those of the dense MLP.
+Differences from the paper: thresholds apply from the first step on, without initial steps of expert
+choice (which leak); they start at the quantile of N(0, 1), the initial distribution of the logits. They
+are updated after each training forward pass. k is rounded up. There is no shared expert, so that active
+FLOPs equal the dense MLP's.
 
 N tokens of a batch, E experts.
 """

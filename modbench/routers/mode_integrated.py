@@ -1,18 +1,19 @@
-"""Integrated MoDE (Raposo et al. 2024, section 4.3): attention for all; among the experts, some that do
-nothing, so that a token may choose to pass by. One router says both who passes by and where the others
-go (figure 7, right): y = sum_i g_i E_i(x) as in `modbench.routers.token_choice`, with E_i(x) = 0 for a
-no-op expert, which costs nothing.
+"""Integrated MoDE (Raposo et al. 2024, section 4.3): all tokens go through attention, and some of the
+experts are no-ops, so that a token can skip the MLP. One router decides which tokens skip and which
+experts process the others (figure 7, right): y = sum_i g_i E_i(x) as in
+`modbench.routers.token_choice`, with E_i(x) = 0 for a no-op expert, which costs nothing.
 
-How many tokens choose it depends on the routing. Nominal is what a balanced router spends,
-experts / (experts + no_op_experts) of all assignments, rounded down; realised is counted.
+The number of tokens that choose no-op experts depends on the routing. Nominal FLOPs are those of a
+balanced router, experts / (experts + no_op_experts) of all assignments, rounded down; realised ones are
+counted.
 
-The paper gives the idea in a paragraph and a figure, and no equation. What it leaves open is read so:
-each token chooses its experts, which is causal as it stands (the depth routing of its section 3 lets
-top-k choose tokens); no-op experts are as many as the others by default; a no-op expert has a router row
-and a score of its own, and its gate is renormalised with the others', so that choosing it also turns the
-rest down; the balance loss and the bias count it as they do any expert, and so steer how many pass by;
-with a capacity factor it takes every token. All blocks have experts. Where token choice reads its own
-papers differently, so does this.
+The paper describes the idea in a paragraph and a figure, without equations. What it leaves open is
+decided as follows: each token chooses its experts, which is causal (in the depth routing of its section
+3, top-k chooses tokens); by default there are as many no-op experts as others; a no-op expert has its
+own router row and score, and its gate is renormalised with the others, so choosing it also lowers the
+other gates; the balance loss and the bias count it like any expert, which steers how many tokens skip;
+a capacity factor does not limit it. All blocks have experts. The differences that token choice has from
+its papers apply here, too.
 """
 
 from dataclasses import dataclass

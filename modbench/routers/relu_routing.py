@@ -1,16 +1,16 @@
-"""ReMoE (Wang et al. 2024, arXiv 2412.14711): gates are R(x) = ReLU(x W) (section 3.2), and a token
-meets the experts whose gate is above 0, however many. No token is compared with another, so training and
-inference route alike, causally, and the output is continuous in the router's weights.
+"""ReMoE (Wang et al. 2024, arXiv 2412.14711): gates are R(x) = ReLU(x W) (section 3.2), and a token is
+processed by every expert whose gate is above 0. Tokens are not compared with each other, so training
+and inference use the same causal rule, and the output is continuous in the router's weights.
 
-How many experts a token meets is steered by an L1 loss on the gates, lambda / (L T) * sum f_e R(x_t)_e
+An L1 loss on the gates steers the number of experts per token: lambda / (L T) * sum f_e R(x_t)_e
 (equations 6 and 10), whose weights f_e = E / (k T) * (tokens of expert e) also balance the load (11).
-After each step lambda is multiplied by alpha^sign((1 - k/E) - S), S being the share of gates that are 0
-(7 and 8). lambda starts at 1e-8 and alpha is 1.2: for about the first hundred steps more than k experts
-are at work (section 3.5), and are counted.
+After each step lambda is multiplied by alpha^sign((1 - k/E) - S), where S is the fraction of gates that
+are 0 (7 and 8). lambda starts at 1e-8 and alpha is 1.2: for about the first hundred steps more than k
+experts per token are active (section 3.5), and their FLOPs are counted.
 
-Where this reads it differently: each layer keeps a lambda of its own, moved by its own S, where the
-paper has one for all layers; here every layer comes to k on average. lambda moves after each training
-forward pass.
+Differences from the paper: each layer has its own lambda, updated from its own S, where the paper has
+one for all layers; here every layer reaches k on average. lambda is updated after each training forward
+pass.
 
 N tokens of a batch, E experts.
 """

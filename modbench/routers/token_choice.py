@@ -1,26 +1,26 @@
-"""Token choice: each token goes to the k experts that score it highest, y = sum_i g_i E_i(x) over them
-(Shazeer et al. 2017, equation 1).
+"""Token choice: each token is processed by the k experts that it scores highest, and the output is
+y = sum_i g_i E_i(x) over them (Shazeer et al. 2017, equation 1).
 
 The presets follow, by equation number:
 
-``switch``       Fedus et al. 2021: softmax scores, one expert, its score the gate (1, 2); an expert
-                 takes tokens / experts * capacity factor of a batch, what comes later is dropped (3);
+``switch``       Fedus et al. 2021: softmax scores; one expert, whose score is the gate (1, 2); an expert
+                 processes tokens / experts * capacity factor tokens of a batch and drops later ones (3);
                  balance loss (4 to 6).
-``mixtral``      Jiang et al. 2024, section 2.1: a softmax over the two highest logits, which is the one
-                 over all, renormalised.
+``mixtral``      Jiang et al. 2024, section 2.1: a softmax over the two highest logits, which equals the
+                 softmax over all, renormalised.
 ``olmoe``        Muennighoff et al. 2024: 8 of 64 experts, gates not renormalised (1), balance loss (3),
                  z-loss (section 4.1.7; Zoph et al. 2022, equation 5).
 ``deepseek_v3``  DeepSeek-AI 2024: sigmoid scores (15), renormalised (13), one shared expert (12), a bias
-                 in the choice alone (16), a small balance loss of each sequence (17 to 20), experts of 4
-                 out of 8 groups (section 2.1.2), gates scaled by 2.5 (its released configuration). A
-                 group counts by its best top_k / top_groups experts, here 2; the released code and
-                 Hugging Face's take 2 whatever these are, and so does ``group_best = 2``.
+                 for the choice only (16), a small balance loss per sequence (17 to 20), experts from 4
+                 of 8 groups (section 2.1.2), gates scaled by 2.5 (its released configuration). A group
+                 is scored by its best top_k / top_groups experts, here 2; the released code and Hugging
+                 Face's always take 2, as ``group_best = 2`` does.
 
-Where this reads them differently: all experts that a token meets are together as wide as the dense MLP,
-so that active FLOPs equal its own (each of Mixtral's two is as wide). The balance loss counts
-assignments, not tokens, and so is 1 at an even load whatever k (OLMoE's is k). Capacity is rounded up,
-and empty places aren't computed. The causal rule drops nothing: which tokens are dropped
-depends on the rest of the batch and on the number of later tokens.
+Differences from the papers: all active experts together are as wide as the dense MLP, so that active
+FLOPs are equal (each of Mixtral's two is that wide). The balance loss counts assignments, not tokens,
+and is 1 at an even load for every k (OLMoE's is k). Capacity is rounded up, and unused capacity is not
+computed. The causal rule drops no token: which tokens are dropped depends on the rest of the batch and
+on later tokens.
 
 N tokens of a batch, E experts, K chosen.
 """

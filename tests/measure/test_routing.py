@@ -66,7 +66,7 @@ def test_the_gates_scale_is_that_of_the_layers_that_show_one() -> None:
     # Two blocks to a recursion: one gate, two layers that are skipped.
     shape = replace(SHAPE, layers=6)
     made = build_model(shape, build_router("mixture_of_recursions", {"gate_scale": 0.5}))
-    torch.nn.init.zeros_(made.layers[1].router.weight)  # sigmoid(0), so all tokens are selected
+    torch.nn.init.zeros_(made.layers[1].router)  # sigmoid(0), so all tokens are selected
     assert routing_measures(made, WINDOWS_WT)["gate_scale"] == 0.25
 
 

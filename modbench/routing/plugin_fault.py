@@ -1,0 +1,73 @@
+"""Describes errors of a router's own code: what was raised, in which file and line. Imports no torch."""
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from traceback import extract_tb
+from typing import Any
+
+from modbench.routing.plugin_code import is_authors
+
+_LONGEST = 300
+
+
+def raised(error: BaseException, during: str = "", remedy: str = "fix it") -> str:
+    """Return "raised KeyError: 'k' in DURING (my_router.py, line 16); fix it". Without an author's frame
+    in the traceback, file and line are left out."""
+    text = str(error.msg if isinstance(error, SyntaxError) else error)  # str(error) repeats the line
+    said = f"{type(error).__name__}: {' '.join(text.split())[:_LONGEST]}".removesuffix(": ")
+    where = f" in {during}" if during else ""
+    return f"raised {said}{where}{at(error)}; {_known_remedy(error) or remedy}"
+
+
+def at(error: BaseException) -> str:
+    """Return " (my_router.py, line 16)", the author's line that ``error`` came from; empty if it came
+    from none."""
+    last = _authors_line(error)
+    return f" ({shown(last[0])}, line {last[1]})" if last else ""
+
+
+def defined_at(function: Callable[..., Any]) -> str:
+    """Return " (my_router.py, line 12)", where an author defines ``function``; else nothing."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None or not is_authors(Path(code.co_filename)):
+        return ""
+    return f" ({shown(Path(code.co_filename))}, line {code.co_firstlineno})"
+
+
+def shown(file: Path) -> str:
+    """Return the path of ``file`` from the working directory if it lies there, else its name: records
+    hold no other paths."""
+    file, here = file.resolve(), Path.cwd()
+    return str(file.relative_to(here) if file.is_relative_to(here) else file.name)
+
+
+def _authors_line(error: BaseException) -> tuple[Path, int] | None:
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        file = Path(error.filename).resolve()
+        if is_authors(file):
+            return file, error.lineno
+    frames = [
+        (Path(frame.filename).resolve(), frame.lineno) for frame in extract_tb(error.__traceback__)
+    ]
+    return next(
+        ((file, line) for file, line in reversed(frames) if line is not None and is_authors(file)), None
+    )
+
+
+def _known_remedy(error: BaseException) -> str:
+    """Return what to do about a package that is not installed, or a dataclass that is not frozen; empty
+    for other errors."""
+    if isinstance(error, TypeError) and "non-frozen dataclass" in str(error):
+        return "write @dataclass(frozen=True, kw_only=True)"
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+    package = error.name.partition(".")[0]
+    if importlib.util.find_spec(package) is not None:
+        return ""
+    importer = _authors_line(error)
+    names = (package, f"{package}.py")
+    if importer and any(importer[0].with_name(name).exists() for name in names):
+        return f"a plugin file can't import its neighbour {package}: move that code into it"
+    return f"run `pip install {package}`"

@@ -2,14 +2,32 @@
 
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any
 
+from modbench.errors import FAULTS, UserError
 from modbench.routing.plugin_code import is_authors
 
 _LONGEST = 300
+
+
+@contextmanager
+def authors_code(router: str, during: str) -> Iterator[None]:
+    """Context in which code of the author of ``router`` runs, as in a training step.
+
+    Raises:
+        UserError: it raises something; the message names the router, the author's line and ``during``.
+    """
+    try:
+        yield
+    except UserError as error:
+        named = str(error).startswith(f"router '{router}'")
+        raise UserError(str(error) if named else f"router '{router}': {error}") from error
+    except FAULTS as error:
+        raise UserError(f"router '{router}' {raised(error, during)}") from error
 
 
 def raised(error: BaseException, during: str = "", remedy: str = "fix it") -> str:

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from modbench.errors import FAULTS, UserError
+from modbench.errors import UserError
 from modbench.ledger import Ledger, Workload
 from modbench.model.layer import Layer
-from modbench.routing.plugin_fault import defined_at, raised
+from modbench.routing.plugin_fault import authors_code, defined_at
 from modbench.routing.router import Router
 
 
@@ -19,13 +19,8 @@ def checked_call(
         UserError: it raises or returns something other than a ``kind``; the message names the router
             and ``where``, the method and layer.
     """
-    try:
+    with authors_code(router.name, where):
         result = function(*arguments)
-    except UserError as error:
-        named = str(error).startswith(f"router '{router.name}'")
-        raise UserError(str(error) if named else f"router '{router.name}': {error}") from error
-    except FAULTS as error:
-        raise UserError(f"router '{router.name}' {raised(error, where)}") from error
     if not isinstance(result, kind):
         raise UserError(
             f"router '{router.name}': {where}{defined_at(function)} returned "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from modbench.errors import FAULTS, UserError, known_names
 from modbench.routing.plugin_code import code_sha256
-from modbench.routing.plugin_fault import at, raised
+from modbench.routing.plugin_fault import at, authors_code, raised
 from modbench.typed import built
 
 if TYPE_CHECKING:
@@ -195,10 +195,6 @@ def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router
             required option.
     """
     router = router_class(name)
-    try:
+    with authors_code(name, "its construction"):
         instance: Router = built(f"router '{name}'", options or {}, router)
-    except UserError:
-        raise
-    except FAULTS as error:
-        raise UserError(f"router '{name}' {raised(error, 'its construction')}") from error
     return instance

@@ -11,7 +11,8 @@ from typing import Any
 from modbench.errors import FAULTS, UserError
 from modbench.routing.plugin_code import is_authors
 
-_LONGEST = 300
+#: Characters of a message; a record's error sentence holds them and the author's line.
+_LONGEST = 180
 
 
 @contextmanager
@@ -32,11 +33,12 @@ def authors_code(router: str, during: str) -> Iterator[None]:
 
 def raised(error: BaseException, during: str = "", remedy: str = "fix it") -> str:
     """Return "raised KeyError: 'k' in DURING (my_router.py, line 16); fix it". Without an author's frame
-    in the traceback, file and line are left out."""
+    in the traceback, file and line are left out. ``remedy`` may be empty."""
     text = str(error.msg if isinstance(error, SyntaxError) else error)  # str(error) repeats the line
     said = f"{type(error).__name__}: {' '.join(text.split())[:_LONGEST]}".removesuffix(": ")
     where = f" in {during}" if during else ""
-    return f"raised {said}{where}{at(error)}; {_known_remedy(error) or remedy}"
+    what_to_do = _known_remedy(error) or remedy
+    return f"raised {said}{where}{at(error)}" + (f"; {what_to_do}" if what_to_do else "")
 
 
 def at(error: BaseException) -> str:

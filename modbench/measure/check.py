@@ -146,7 +146,7 @@ def _small(router: Router) -> ModelConfig:
 def _print_audit(config: ModelConfig, router: Router, seed: int) -> list[Finding]:
     """Print each probe as it ends; return those that failed."""
     print(f"\naudit at {config.layers} layers of width {config.width}", flush=True)
-    with authors_code(router.name, "a training step"):
+    with authors_code(router, "a training step"):
         model = warmed(config, router.name, router.options(), seed, SEQUENCE)
     failed = []
     for finding in findings(model, seed=seed):
@@ -165,10 +165,10 @@ def _print_training(config: ModelConfig, router: Router, seed: int) -> str:
     print(f"\n{STEPS} training steps of {TRAIN.batch} x {SEQUENCE} bytes of {source}, nats per token")
     curves, scores = [], []
     for trained in (router, build_router("vanilla")):
-        with authors_code(router.name, "a training step"):
+        with authors_code(router, "a training step"):
             model = build_model(config, trained, seed).to(device())
             curves.append(_losses(model, batches))
-        with authors_code(router.name, "a forward pass under the causal rule"):
+        with authors_code(router, "a forward pass under the causal rule"):
             bytes_V = np.ones(config.vocabulary, dtype=np.int64)
             scored = heldout_loss(model, windows_WT, bytes_V, selection="causal")
             scores.append(scored.nats_per_token)

@@ -104,6 +104,7 @@ def _follow_parent() -> None:
 def main() -> int:
     from modbench.errors import FAULTS, UserError
     from modbench.routing.plugin_fault import raised
+    from modbench.routing.registry import router_class
 
     spec = json.loads(sys.stdin.readline())
     if spec["kind"] != "peak":
@@ -121,7 +122,9 @@ def main() -> int:
         if spec["cell"]["router"] is None:
             raise
         traceback.print_exc()
-        print(f"modbench: router '{spec['cell']['router']['name']}' {raised(error)}", file=sys.stderr)
+        name = spec["cell"]["router"]["name"]
+        said = raised(error, router=router_class(name))
+        print(f"modbench: router '{name}' {said}", file=sys.stderr)
         return 1
     print(json.dumps(found), file=ours, flush=True)
     return 0

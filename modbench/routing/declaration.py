@@ -33,7 +33,20 @@ def check_declaration(name: str, router: type) -> None:
     for option, value in _untyped(router):
         typed = f"{option}: {type(value).__name__} = {value!r}"
         raise UserError(f"{kind}: option '{option}' has no type; write `{typed}`")
+    for option in _shadowing(router):
+        raise UserError(f"{kind}: option '{option}' has the name of a method; rename it")
     _check_types(kind, router)
+
+
+def _shadowing(router: type[Router]) -> Iterator[str]:
+    """Yield options of a plugin that replace a method of a base class, which would then be called."""
+    for place, kind in enumerate(router.__mro__):
+        if kind.__module__.startswith("modbench."):
+            continue
+        for name in inspect.get_annotations(kind):
+            inherited = (vars(base)[name] for base in router.__mro__[place + 1 :] if name in vars(base))
+            if inspect.isfunction(next(inherited, None)):
+                yield name
 
 
 def _untyped(router: type[Router]) -> Iterator[tuple[str, Any]]:

@@ -6,39 +6,50 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modbench.errors import FAULTS, UserError
 from modbench.routing.plugin_code import is_authors
+
+if TYPE_CHECKING:
+    from modbench.routing.router import Router
 
 #: Characters of a message; a record's error sentence holds them and the author's line.
 _LONGEST = 180
 
 
 @contextmanager
-def authors_code(router: str, during: str) -> Iterator[None]:
+def authors_code(router: "Router | type[Router]", during: str) -> Iterator[None]:
     """Context in which code of the author of ``router`` runs, as in a training step.
 
     Raises:
         UserError: it raises something; the message names the router, the author's line and ``during``.
     """
+    name = router.name
     try:
         yield
     except UserError as error:
-        named = str(error).startswith(f"router '{router}'")
-        raise UserError(str(error) if named else f"router '{router}': {error}") from error
+        named = str(error).startswith(f"router '{name}'")
+        raise UserError(str(error) if named else f"router '{name}': {error}") from error
     except FAULTS as error:
-        raise UserError(f"router '{router}' {raised(error, during)}") from error
+        raise UserError(f"router '{name}' {raised(error, during, router=router)}") from error
 
 
-def raised(error: BaseException, during: str = "", remedy: str = "fix it") -> str:
+def raised(
+    error: BaseException,
+    during: str = "",
+    remedy: str = "fix it",
+    router: "Router | type[Router] | None" = None,
+) -> str:
     """Return "raised KeyError: 'k' in DURING (my_router.py, line 16); fix it". Without an author's frame
-    in the traceback, file and line are left out. ``remedy`` may be empty."""
+    in the traceback, as where a module of PyTorch gets a wrong shape, file and line are those of the
+    class of ``router``, if it is given. ``remedy`` may be empty."""
     text = str(error.msg if isinstance(error, SyntaxError) else error)  # str(error) repeats the line
     said = f"{type(error).__name__}: {' '.join(text.split())[:_LONGEST]}".removesuffix(": ")
     where = f" in {during}" if during else ""
-    what_to_do = _known_remedy(error) or remedy
-    return f"raised {said}{where}{at(error)}" + (f"; {what_to_do}" if what_to_do else "")
+    remedy = _known_remedy(error) or remedy
+    end = f"; {remedy}" if remedy else ""
+    return f"raised {said}{where}{at(error) or _class_at(router)}{end}"
 
 
 def at(error: BaseException) -> str:
@@ -54,6 +65,15 @@ def defined_at(function: Callable[..., Any]) -> str:
     if code is None or not is_authors(Path(code.co_filename)):
         return ""
     return f" ({shown(Path(code.co_filename))}, line {code.co_firstlineno})"
+
+
+def _class_at(router: "Router | type[Router] | None") -> str:
+    kind = router if isinstance(router, type) else type(router)
+    try:
+        file, line = Path(inspect.getfile(kind)), inspect.getsourcelines(kind)[1]
+    except (TypeError, OSError):  # not of a file, or the file is gone
+        return ""
+    return f" (class {kind.__name__}, {shown(file)}, line {line})" if is_authors(file) else ""
 
 
 def shown(file: Path) -> str:

@@ -19,7 +19,7 @@ def checked_call(
         UserError: it raises or returns something other than a ``kind``; the message names the router
             and ``where``, the method and layer.
     """
-    with authors_code(router.name, where):
+    with authors_code(router, where):
         result = function(*arguments)
     if not isinstance(result, kind):
         raise UserError(

@@ -195,6 +195,6 @@ def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router
             required option.
     """
     router = router_class(name)
-    with authors_code(name, "its construction"):
+    with authors_code(router, "its construction"):
         instance: Router = built(f"router '{name}'", options or {}, router)
     return instance

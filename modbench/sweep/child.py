@@ -32,6 +32,7 @@ def run_spec(path: Path) -> int:
 
 def _run(spec: dict[str, Any]) -> int:
     from modbench.routing.plugin_fault import raised
+    from modbench.routing.registry import router_class
     from modbench.sweep.cell import run_cell
     from modbench.train.loop import StoppedError
 
@@ -44,8 +45,9 @@ def _run(spec: dict[str, Any]) -> int:
         raise
     except FAULTS as error:
         traceback.print_exc()
-        said = raised(error, remedy="fix it and run again")
-        print(f"modbench: router '{spec['cell']['router']['name']}' {said}", file=sys.stderr)
+        name = spec["cell"]["router"]["name"]
+        said = raised(error, remedy="fix it and run again", router=router_class(name))
+        print(f"modbench: router '{name}' {said}", file=sys.stderr)
         return 1
     return 0
 

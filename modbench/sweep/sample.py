@@ -105,7 +105,7 @@ def sample_run(
     caches: list[Cache] = []
     torch.set_num_threads(1)
     started = time.perf_counter()
-    with authors_code(model.router.name, "generation"):
+    with authors_code(model.router, "generation"):
         new = generate(
             model,
             ids,

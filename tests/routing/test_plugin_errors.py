@@ -72,6 +72,10 @@ def said(capsys: pytest.CaptureFixture[str], text: str | bytes, *others: str) ->
             PLUGIN.replace("float = 0.25", "object = print"),
             "option 'capacity' has type <class 'object'> and default <built-in function print>; an op",
         ),
+        (
+            PLUGIN.replace("capacity", "options"),
+            "(Mistaken): option 'options' has the name of a method; rename it (mine.py, line 6)",
+        ),
         (PLUGIN.replace("frozen=True, ", ""), "(Mistaken) must be a frozen dataclass; put @register_r"),
         (PLUGIN.replace(LINE, ""), "(Mistaken) must be a frozen dataclass; put @register_router"),
         (

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from modbench.cli.main import main
 from modbench.errors import UserError
@@ -10,6 +11,7 @@ from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.routing import registry
 from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.plugin_validation import checked_call
 from modbench.routing.registry import build_router, load_plugin
 
 PLUGIN = """
@@ -132,6 +134,14 @@ def test_a_layer_that_is_not_built_names_router_and_layer(
     with pytest.raises(UserError) as error:
         RoutedDecoder(SHAPE, build_router("wrong"))
     assert str(error.value).startswith(f"router 'wrong'{sentence}")
+
+
+def test_an_error_without_a_line_of_the_author_names_the_class(tmp_path: Path) -> None:
+    load_plugin(plugin(tmp_path, build="return Wrong"))
+    router = build_router("wrong")
+    with pytest.raises(UserError) as error:
+        checked_call(router, "a pass", object, torch.nn.Linear(2, 3), torch.zeros(4))
+    assert str(error.value).endswith(" in a pass (class Mine, wrong.py, line 11); fix it")
 
 
 def test_an_initialisation_that_raises_gets_one_sentence(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.sizes import ShapeOptions
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.plugin_fault import authors_code
-from modbench.routing.registry import build_router, load_plugin, preset_options
+from modbench.routing.registry import build_router, load_plugin, preset_options, router_class
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import device, make_deterministic
@@ -57,7 +57,7 @@ def run_audit(
         raise UserError(f"sequence is {size.sequence}; an audit needs 2 tokens or more")
     make_deterministic()
     try:
-        with authors_code(router_name, "a training step"):
+        with authors_code(router_class(router_name), "a training step"):
             model = warmed(size.model, router_name, chosen, seed, size.sequence)
     except UserError as error:
         _raise_memory(error)

@@ -72,7 +72,7 @@ def _cases(subject: BenchmarkTarget, watch: Stopwatch, gpu: Gpu | None, say: Say
             if lack is None:
                 # The log gets the traceback. The router may be able to train and not to decode yet.
                 traceback.print_exc()
-                failed.append(f"{case.name} {raised(error)}")
+                failed.append(f"{case.name} {raised(error, router=model.router)}")
             else:
                 ran_out.append(_named(case) | lack)
         else:

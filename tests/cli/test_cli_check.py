@@ -118,6 +118,62 @@ def test_a_mistake_gets_one_sentence(
     assert sentence in line
 
 
+HOOK = """from dataclasses import dataclass
+from torch import nn
+from modbench import {base}, register_router
+
+@register_router("hooked")
+@dataclass(frozen=True, kw_only=True)
+class Hooked({base}):
+    def {hook}
+"""
+
+
+@pytest.mark.parametrize("command", ["check hooked.py", "audit hooked --plugin hooked.py --sequence 32"])
+@pytest.mark.parametrize(
+    ("base", "hook", "sentence"),
+    [
+        (
+            "DepthRouter",
+            "scorer(self, model): return nn.Linear(model.width, 3)",
+            "scorer (hooked.py, line 8) returned a tensor of shape (4, ",
+        ),
+        (
+            "DepthRouter",
+            "gate(self, scores_BT): return scores_BT * float('nan')",
+            "gate (hooked.py, line 8) returned NaN or Inf",
+        ),
+        (
+            "ExpertRouter",
+            "scorer(self, model): return nn.Linear(model.width, 3)",
+            "scorer (hooked.py, line 8) returned a module that gives a tensor of shape (",
+        ),
+        (
+            "ExpertRouter",
+            "choose(self, logits_NE, tokens): return logits_NE.topk(2).indices + 8, logits_NE[:, :2]",
+            "choose (hooked.py, line 8) returned expert ids from 8 to 15; expected 0 to 7",
+        ),
+        (
+            "ExpertRouter",
+            "choose(self, logits_NE, tokens): return logits_NE.topk(2).indices, logits_NE[:, :1]",
+            "choose (hooked.py, line 8) returned gates a tensor of shape (",
+        ),
+        (
+            "ExpertRouter",
+            "choose(self, x, tokens): return x.topk(2).indices, x[:, :2] * float('nan')",
+            "choose (hooked.py, line 8) returned gates that are NaN",
+        ),
+    ],
+)
+def test_what_a_hook_returns_wrongly_gets_one_sentence(
+    command: str, base: str, hook: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("hooked.py").write_text(HOOK.format(base=base, hook=hook))
+    assert main(command.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"modbench: router 'hooked': {sentence}")
+
+
 def test_a_router_that_shares_layers_gets_more_of_them() -> None:
     shapes = {name: check._small(registry.build_router(name)).layers for name in ("mod", "vanilla")}
     assert shapes == {"mod": 2, "vanilla": 4}

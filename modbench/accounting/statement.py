@@ -9,6 +9,7 @@ from modbench.accounting.literature import ALL_CONVENTIONS, Reading, check_known
 from modbench.errors import FAULTS, UserError
 from modbench.ledger import CONVENTIONS, Direction, Ledger, Workload
 from modbench.model.config import ModelConfig
+from modbench.routing.plugin_fault import raised
 
 if TYPE_CHECKING:
     from modbench.routing.build import RoutedDecoder
@@ -171,10 +172,9 @@ def _counters(model: Any, workload: Workload, asked: Asked) -> dict[str, int | s
     except UserError:
         raise
     except FAULTS as error:  # a router's own code runs here
-        raise UserError(
-            f"--profile: the model raised {type(error).__name__} on the meta device, where nothing has "
-            f"values ({' '.join(str(error).split())[:200]}); fix it, or leave --profile out"
-        ) from error
+        router, remedy = getattr(model, "router", None), "fix it, or leave --profile out"
+        what = raised(error, "a run on the meta device", remedy, router)
+        raise UserError(f"--profile: the model {what}") from error
     ours = counted.ledger.total(asked.convention)
     return {"modbench": ours, **other_counts(model, inputs, phase, past)}
 

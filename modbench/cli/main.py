@@ -14,6 +14,7 @@ import tyro
 
 from modbench import __version__
 from modbench.cli.audit import audit
+from modbench.cli.check import check
 from modbench.cli.data import data
 from modbench.cli.flops import flops
 from modbench.cli.gate import gate
@@ -27,6 +28,7 @@ from modbench.cli.time import time
 from modbench.errors import UserError
 
 COMMANDS: dict[str, Callable[..., int]] = {
+    "check": check,
     "run": run,
     "time": time,
     "report": report,

@@ -6,7 +6,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from modbench.errors import UserError
+from modbench.errors import FAULTS, UserError
 from modbench.measure.benchmark_case import (
     BenchmarkCase,
     inference_cases,
@@ -21,6 +21,7 @@ from modbench.measure.stopwatch import Stopwatch, nothing, sampled, stopwatch
 from modbench.measure.system_load import LoadMonitor
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
+from modbench.routing.plugin_fault import raised
 from modbench.train.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
 
 #: Least seconds of work whose energy is reported: a GPU's counter advances in steps.
@@ -66,12 +67,12 @@ def _cases(subject: BenchmarkTarget, watch: Stopwatch, gpu: Gpu | None, say: Say
             measured, kind = _case(case, model, subject, watch, gpu)
         except UserError:
             raise
-        except Exception as error:
+        except FAULTS as error:
             lack = out_of_memory(error)
             if lack is None:
                 # The log gets the traceback. The router may be able to train and not to decode yet.
                 traceback.print_exc()
-                failed.append(f"{case.name}: {type(error).__name__}: {' '.join(str(error).split())}")
+                failed.append(f"{case.name} {raised(error, router=model.router)}")
             else:
                 ran_out.append(_named(case) | lack)
         else:
@@ -85,7 +86,7 @@ def _cases(subject: BenchmarkTarget, watch: Stopwatch, gpu: Gpu | None, say: Say
     return found | ({"ran_out": ran_out} if ran_out else {}) | ({"failed": failed} if failed else {})
 
 
-def out_of_memory(error: Exception) -> dict[str, Any] | None:
+def out_of_memory(error: BaseException) -> dict[str, Any] | None:
     """Size and sentence of a failed allocation; None if ``error`` is something else."""
     failed = failed_allocation(error)
     if failed is None:

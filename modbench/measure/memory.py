@@ -11,6 +11,8 @@ import subprocess
 import sys
 from typing import Any
 
+from modbench.errors import UserError
+
 #: Environment in which the C library returns freed buffers to the kernel at once and uses small pages,
 #: so that the resident set is the memory in use.
 MEMORY_ENV = {
@@ -35,7 +37,8 @@ def peak_memory(spec: dict[str, Any], threads: int) -> dict[str, Any]:
     Raises:
         KilledError: the process was killed by SIGKILL.
         MemoryError: the process ran out of memory.
-        RuntimeError: the process failed; its last line says why.
+        UserError: the router's code raised.
+        RuntimeError: the process failed otherwise; its last line says why.
     """
     threaded = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL")}
     cell = {**spec["cell"], "time": {"forced_balance": False, "deterministic": True}}
@@ -51,8 +54,10 @@ def peak_memory(spec: dict[str, Any], threads: int) -> dict[str, Any]:
     if child.returncode == -signal.SIGKILL:
         raise KilledError("measuring memory")
     if child.returncode != 0:
-        last = child.stderr.strip().splitlines()[-1:] or ["no output"]
-        raise RuntimeError(f"measuring memory failed with exit code {child.returncode}: {last[0]}")
+        last = (child.stderr.strip().splitlines() or ["no output"])[-1]
+        if last.startswith("modbench: "):
+            raise UserError(f"{last.removeprefix('modbench: ')} (while memory was measured)")
+        raise RuntimeError(f"measuring memory failed with exit code {child.returncode}: {last}")
     found = json.loads(child.stdout.splitlines()[-1])
     if found["status"] == "oom":
         asked = found["asked_bytes"]

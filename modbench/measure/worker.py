@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -101,7 +102,9 @@ def _follow_parent() -> None:
 
 
 def main() -> int:
-    from modbench.errors import UserError
+    from modbench.errors import FAULTS, UserError
+    from modbench.routing.plugin_fault import raised
+    from modbench.routing.registry import router_class
 
     spec = json.loads(sys.stdin.readline())
     if spec["kind"] != "peak":
@@ -115,9 +118,14 @@ def main() -> int:
     except UserError as error:
         print(f"modbench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except SystemExit:
-        print("modbench: the measured code ended the process (sys.exit)", file=sys.stderr)
-        return 2
+    except FAULTS as error:
+        if spec["cell"]["router"] is None:
+            raise
+        traceback.print_exc()
+        name = spec["cell"]["router"]["name"]
+        said = raised(error, router=router_class(name))
+        print(f"modbench: router '{name}' {said}", file=sys.stderr)
+        return 1
     print(json.dumps(found), file=ours, flush=True)
     return 0
 

@@ -29,6 +29,7 @@ from modbench.model.context import Context
 from modbench.plan.memory_trace import Live
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.expert_bank import ExpertBank
+from modbench.routing.plugin_fault import raised
 from modbench.routing.plugin_validation import ledger_of
 from modbench.routing.registry import build_router
 
@@ -117,10 +118,7 @@ def fake_tensors(router: str, kernels: Kernels) -> Iterator[None]:
     except UserError:
         raise
     except FAULTS as error:
-        raise UserError(
-            f"router '{router}' raised {type(error).__name__}: {error} when its layer ran without "
-            "values; fix it"
-        ) from error
+        raise UserError(f"router '{router}' {raised(error, 'a pass without values')}") from error
 
 
 @contextmanager

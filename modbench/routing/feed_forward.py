@@ -12,6 +12,7 @@ from modbench.ledger import Ledger, Workload, component
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.mlp import FeedForward
+from modbench.routing.plugin_fault import defined_at
 from modbench.routing.scorer import sequences_ledger
 
 
@@ -44,7 +45,7 @@ def as_feed_forward(router: Any, module: nn.Module, model: ModelConfig, layer: i
         return module
     if not isinstance(module, nn.Module):
         raise UserError(
-            f"router '{router.name}': feed_forward of layer {layer} returned {type(module).__name__}; "
-            "it must return a torch.nn.Module"
+            f"router '{router.name}': feed_forward of layer {layer}{defined_at(router.feed_forward)} "
+            f"returned {type(module).__name__}; it must return a torch.nn.Module"
         )
     return CountedFeedForward(module, model, layer)

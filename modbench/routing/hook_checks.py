@@ -1,13 +1,13 @@
 """Checks what the hooks of a router return; a message names the hook's file and line."""
 
 from collections.abc import Mapping
-from inspect import unwrap
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from modbench.errors import UserError
+from modbench.routing.plugin_fault import defined_at
 from modbench.routing.router import Router
 
 
@@ -19,15 +19,8 @@ def expect(router: Router, hook: str, condition: bool, found: str, expected: str
     """
     if not condition:
         name = getattr(router, "name", type(router).__name__)
-        raise UserError(
-            f"router '{name}': {hook} ({defined_at(router, hook)}) returned {found}; expected {expected}"
-        )
-
-
-def defined_at(router: Router, hook: str) -> str:
-    """Return file and line of the definition of the method ``hook``."""
-    code = unwrap(getattr(type(router), hook)).__code__
-    return f"{code.co_filename}, line {code.co_firstlineno}"
+        where = f"{hook}{defined_at(getattr(type(router), hook))}"
+        raise UserError(f"router '{name}': {where} returned {found}; expected {expected}")
 
 
 def shown(value: Any) -> str:

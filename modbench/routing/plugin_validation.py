@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from modbench.errors import FAULTS, UserError
+from modbench.errors import UserError
 from modbench.ledger import Ledger, Workload
 from modbench.model.layer import Layer
+from modbench.routing.plugin_fault import authors_code, defined_at
 from modbench.routing.router import Router
 
 
@@ -18,19 +19,12 @@ def checked_call(
         UserError: it raises or returns something other than a ``kind``; the message names the router
             and ``where``, the method and layer.
     """
-    try:
+    with authors_code(router, where):
         result = function(*arguments)
-    except UserError as error:
-        named = str(error).startswith(f"router '{router.name}'")
-        raise UserError(str(error) if named else f"router '{router.name}': {error}") from error
-    except FAULTS as error:
-        raise UserError(
-            f"router '{router.name}' raised {type(error).__name__}: {error} in {where}; fix it"
-        ) from error
     if not isinstance(result, kind):
         raise UserError(
-            f"router '{router.name}': {where} returned {type(result).__name__}; it must return "
-            f"{kind.__module__}.{kind.__name__}"
+            f"router '{router.name}': {where}{defined_at(function)} returned "
+            f"{type(result).__name__}; it must return {kind.__module__}.{kind.__name__}"
         )
     return result
 
@@ -53,7 +47,7 @@ def active_of(router: Router, layer: Layer, number: int) -> int:
     total = sum(parameter.numel() for parameter in layer.parameters())
     if not 0 <= active <= total:
         raise UserError(
-            f"router '{router.name}': {where} is {active:,}; it must lie between 0 and the layer's "
-            f"{total:,} parameters"
+            f"router '{router.name}': {where}{defined_at(layer.active_parameters)} is {active:,}; it "
+            f"must lie between 0 and the layer's {total:,} parameters"
         )
     return active

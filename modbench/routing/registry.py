@@ -2,22 +2,26 @@
 
 import hashlib
 import importlib.util
+import inspect
+import os
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from modbench.errors import FAULTS, UserError, known_names
 from modbench.routing.plugin_code import code_sha256
+from modbench.routing.plugin_fault import at, authors_code, raised
 from modbench.typed import built
 
 if TYPE_CHECKING:
     from modbench.routing.router import Router
 
 GROUP = "modbench.routers"
+#: Start of the module name of a plugin file.
+_PLUGIN = "modbench_plugin_"
 _registered: "dict[str, type[Router]]" = {}
 #: File and code hash of each router that a plugin file registered.
 _sources: dict[str, tuple[Path, str]] = {}
@@ -28,30 +32,31 @@ def register_router(name: str) -> Callable[[R], R]:
     """Register the decorated dataclass under ``name``.
 
     Raises:
-        UserError: the name is taken, or the class is not a frozen dataclass that derives from `Router`.
+        UserError: the name is taken, or see `modbench.routing.declaration.check_declaration`.
     """
 
     def register(router: R) -> R:
-        from modbench.routing.router import Router
+        from modbench.routing.declaration import check_declaration
 
-        if not issubclass(router, Router):
-            raise UserError(f"router '{name}' must derive from modbench.routing.router.Router")
-        if not is_dataclass(router) or not router.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-            raise UserError(
-                f"router '{name}' ({router.__qualname__}) must be a frozen dataclass; "
-                "put @dataclass(frozen=True, kw_only=True) below @register_router"
-            )
+        check_declaration(name, router)
         owner = _registered[name].__module__ if name in _registered else installed_modules().get(name)
         if name in _registered or owner not in (None, router.__module__):
             raise UserError(
-                f"router '{name}' of {router.__module__} is already registered by {owner}; "
-                "choose another name"
+                f"router '{name}' of {_file_or_module(router.__module__)} is already registered by "
+                f"{_file_or_module(owner)}; choose another name"
             )
         router.name = name
         _registered[name] = router
         return router
 
     return register
+
+
+def _file_or_module(module: str | None) -> str:
+    """Return the plugin file of ``module``, or its name if it is no plugin file's."""
+    if module is None or not module.startswith(_PLUGIN):
+        return str(module)
+    return os.path.relpath(str(sys.modules[module].__file__))
 
 
 def _points() -> list[EntryPoint]:
@@ -88,10 +93,8 @@ def router_class(name: str) -> "type[Router]":
         except UserError:
             raise
         except FAULTS as error:
-            raise UserError(
-                f"router '{name}': its package raised {type(error).__name__}: {error} when "
-                f"{module} was imported; fix or uninstall it"
-            ) from error
+            what = raised(error, f"the import of {module}", "fix or uninstall it")
+            raise UserError(f"router '{name}': its package {what}") from error
         if name not in _registered:
             raise UserError(
                 f"router '{name}': its entry point {module} does not register that name; "
@@ -109,7 +112,7 @@ def load_plugin(path: str | Path) -> list[str]:
     file = Path(path).resolve()
     if not file.is_file():
         raise UserError(f"plugin {path}: there is no such file; give the path of a Python file")
-    module_name = f"modbench_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    module_name = f"{_PLUGIN}{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
     if module_name not in sys.modules:
         before = {*_registered, *installed_modules()}
         spec = importlib.util.spec_from_file_location(module_name, file)
@@ -122,17 +125,25 @@ def load_plugin(path: str | Path) -> list[str]:
             del sys.modules[module_name]
             for name in set(_registered) - before:
                 del _registered[name]
-            where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-            said = "" if isinstance(error, UserError) else f" raised {type(error).__name__}"
-            raise UserError(f"plugin {path}{said}: {error}{where}") from error
+            said = f": {error}{at(error)}" if isinstance(error, UserError) else f" {raised(error)}"
+            raise UserError(f"plugin {path}{said}") from error
         digest = code_sha256(file)
         _sources.update(dict.fromkeys(set(_registered) - before, (file, digest)))
     names = sorted(n for n, router in _registered.items() if router.__module__ == module_name)
     if not names:
-        raise UserError(
-            f"plugin {path} registers no router; decorate a class with @register_router('name')"
-        )
+        raise UserError(f"plugin {path} registers no router; {_forgotten(module_name)}")
     return names
+
+
+def _forgotten(module: str) -> str:
+    """Return where a plugin that registers nothing has to do so."""
+    from modbench.routing.router import Router
+
+    for kind in vars(sys.modules[module]).values():
+        if isinstance(kind, type) and issubclass(kind, Router) and kind.__module__ == module:
+            line = inspect.getsourcelines(kind)[1]
+            return f"put @register_router('name') above class {kind.__name__} in line {line}"
+    return "decorate a class with @register_router('name')"
 
 
 def check_source(router: Mapping[str, Any]) -> None:
@@ -184,13 +195,6 @@ def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router
             required option.
     """
     router = router_class(name)
-    try:
+    with authors_code(router, "its construction"):
         instance: Router = built(f"router '{name}'", options or {}, router)
-    except UserError:
-        raise
-    except FAULTS as error:
-        raise UserError(
-            f"router '{name}' raised {type(error).__name__}: {error} when it was built; fix its "
-            "__post_init__"
-        ) from error
     return instance

@@ -17,9 +17,11 @@ from modbench.train.config import TrainConfig
 Cell = dict[str, Any]
 
 
-def with_plugins(suite: Suite, plugins: Sequence[Path]) -> Suite:
+def with_plugins(
+    suite: Suite, plugins: Sequence[Path], mistakes: list[UserError] | None = None
+) -> Suite:
     """Return ``suite`` with one more scheme, default options, for each router of the plugin files that
-    the suite does not name.
+    the suite does not name. If ``mistakes`` is given, errors in a file are added to it.
 
     Raises:
         UserError: a file is missing, raises, or registers nothing; or another row has the router's name.
@@ -28,15 +30,24 @@ def with_plugins(suite: Suite, plugins: Sequence[Path]) -> Suite:
         return suite
     from modbench.routing.registry import load_plugin
 
+    names = set[str]()
+    for plugin in plugins:
+        try:
+            names |= {*load_plugin(plugin)}
+        except UserError as error:
+            if mistakes is None or not plugin.is_file():
+                raise
+            mistakes.append(error)
     named = {scheme.router.partition(":")[0] for scheme in suite.schemes}
-    fresh = sorted({name for plugin in plugins for name in load_plugin(plugin)} - named)
+    fresh = sorted(names - named)
     schemes = suite.schemes + tuple(Scheme(router=name) for name in fresh)
     check_labels(f"suite {suite.source} with its plugins", [scheme.label for scheme in schemes])
     return replace(suite, schemes=schemes)
 
 
-def expand(suite: Suite) -> list[Cell]:
-    """Return all cells of ``suite``, in the file's order. Imports the routers, and so torch.
+def expand(suite: Suite, mistakes: list[UserError] | None = None) -> list[Cell]:
+    """Return all cells of ``suite``, in the file's order. Imports the routers, and so torch. If
+    ``mistakes`` is given, those of plugins are added to it, and their cells left out.
 
     Raises:
         UserError: an unknown router or option, or a wrong value.
@@ -49,11 +60,15 @@ def expand(suite: Suite) -> list[Cell]:
             name, preset = preset_options(scheme.router)
             options = build_router(name, {**preset, **scheme.options}).options()
         except UserError as error:
-            raise UserError(f"suite {suite.source}: [[schemes]] '{scheme.label}': {error}") from error
-        routers.append((name, options))
+            named = UserError(f"suite {suite.source}: [[schemes]] '{scheme.label}': {error}")
+            if mistakes is None or not _may_be_of_plugin(scheme, mistakes):
+                raise named from error
+            mistakes.append(named)
+            continue
+        routers.append((scheme, name, options))
     cells = []
     for shape in suite.shapes:
-        for scheme, (name, options) in zip(suite.schemes, routers, strict=True):
+        for scheme, name, options in routers:
             label = f"{scheme.label}/{shape.label}" if shape.label else scheme.label
             router = {
                 "name": name,
@@ -78,6 +93,15 @@ def expand(suite: Suite) -> list[Cell]:
     return json.loads(json.dumps(cells))  # type: ignore[no-any-return]
 
 
+def _may_be_of_plugin(scheme: Scheme, mistakes: Sequence[UserError]) -> bool:
+    """Return True if the router of ``scheme`` is of a plugin file, or may be of one that was not loaded
+    because of its ``mistakes``."""
+    from modbench.routing.registry import plugin_file, router_names
+
+    name = scheme.router.partition(":")[0]
+    return plugin_file(name) is not None or (bool(mistakes) and name not in router_names())
+
+
 def plugins_of(cell: Cell) -> list[str]:
     """The plugin files that a process of ``cell`` loads: the file that registered its router, if any."""
     from modbench.routing.registry import plugin_file
@@ -86,13 +110,18 @@ def plugins_of(cell: Cell) -> list[str]:
     return [] if file is None else [str(file)]
 
 
-def chosen(cells: Sequence[Cell], labels: Sequence[str]) -> list[Cell]:
+def chosen(
+    cells: Sequence[Cell], labels: Sequence[str], mistakes: Sequence[UserError] = ()
+) -> list[Cell]:
     """The cells whose label is in ``labels``; all of them if ``labels`` is empty.
 
     Raises:
-        UserError: no cell has one of the labels.
+        UserError: no cell has one of the labels, or there are none; the first of ``mistakes``, for which
+            cells were left out, if there are any.
     """
     known = {cell["router"]["label"] for cell in cells}
+    if mistakes and (not known or not known.issuperset(labels)):
+        raise mistakes[0]
     for label in labels:
         if label not in known:
             raise UserError(
@@ -102,16 +131,28 @@ def chosen(cells: Sequence[Cell], labels: Sequence[str]) -> list[Cell]:
 
 
 def check_budgets(suite: Suite, cells: Sequence[Cell]) -> None:
-    """
+    """Check that each cell's budget is enough for a step. A plugin's router that builds no model is left
+    to the process of its cell, which records the reason, if other cells can go on.
+
     Raises:
         UserError: a cell's budget is smaller than one step, or its router can't take its shape; the
             sentence starts with the suite.
     """
-    from modbench.train.budget import steps_for
+    from modbench.train.budget import check_steps, step_flops
 
+    unbuilt: list[UserError] = []
     with error_prefix(suite):
         for cell in cells:
-            steps_for(cell)
+            try:
+                flops = step_flops(cell)
+            except UserError as error:
+                if cell["router"]["plugin_sha256"] is None:
+                    raise
+                unbuilt.append(error)
+            else:
+                check_steps(cell, flops)
+        if unbuilt and len(unbuilt) == len(cells):
+            raise unbuilt[0]
 
 
 @contextmanager

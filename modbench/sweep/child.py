@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from modbench.errors import UserError
+from modbench.errors import FAULTS, UserError
 from modbench.sweep.lock import cell_lock
 
 #: Environment variable: the descriptor of a pipe that closes when the engine's process ends.
@@ -31,8 +31,9 @@ def run_spec(path: Path) -> int:
 
 
 def _run(spec: dict[str, Any]) -> int:
+    from modbench.routing.plugin_fault import raised
+    from modbench.routing.registry import router_class
     from modbench.sweep.cell import run_cell
-    from modbench.sweep.crash import raised_sentence
     from modbench.train.loop import StoppedError
 
     try:
@@ -42,10 +43,11 @@ def _run(spec: dict[str, Any]) -> int:
         return 130
     except UserError:
         raise
-    except Exception as error:
+    except FAULTS as error:
         traceback.print_exc()
-        sentence = raised_sentence(error, spec["cell"]["router"]["name"], spec["plugins"])
-        print(f"modbench: {sentence}", file=sys.stderr)
+        name = spec["cell"]["router"]["name"]
+        said = raised(error, remedy="fix it and run again", router=router_class(name))
+        print(f"modbench: router '{name}' {said}", file=sys.stderr)
         return 1
     return 0
 

@@ -2,9 +2,7 @@
 
 import re
 import signal
-from collections.abc import Sequence
 from pathlib import Path
-from traceback import extract_tb
 
 KILLED = "killed (SIGKILL); likely out of memory"
 _RAISED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)(?=:|$)")
@@ -29,18 +27,3 @@ def error_of(log: Path, start: int, code: int) -> str:
     said = _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], last)
     said = said.removeprefix("modbench: ")[:_LONGEST]
     return said if last.startswith("modbench: ") and code > 0 else f"{how}: {said}"
-
-
-def raised_sentence(error: BaseException, router: str, plugins: Sequence[str]) -> str:
-    """One line on an ``error`` that a cell of ``router`` raised, with the line of the plugin file it
-    came from, if it came from one."""
-    what = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
-    own = [
-        frame
-        for frame in extract_tb(error.__traceback__)
-        if str(Path(frame.filename).resolve()) in plugins
-    ]
-    if not own:
-        return f"router '{router}': raised {what}"
-    where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}, in {own[-1].name}"
-    return f"router '{router}': its own code raised {what} in {where}; fix it and run again"

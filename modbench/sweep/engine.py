@@ -32,12 +32,13 @@ class InterruptedRunError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A cell that ended with status ``failed`` or ``oom``."""
+    """A cell that ended with status ``failed`` or ``oom``. ``refused``: for a user's mistake."""
 
     title: str
     status: str
     error: str
     log: Path
+    refused: bool
 
 
 def cell_command(spec: Path) -> list[str]:
@@ -140,7 +141,13 @@ class Engine:
         progress.ended(key, record.status, (finished - process.started).total_seconds(), error)
         if record.status not in ("failed", "oom"):
             return None
-        return Failure(title=process.title, status=record.status, error=error, log=process.log)
+        return Failure(
+            title=process.title,
+            status=record.status,
+            error=error,
+            log=process.log,
+            refused=process.refused(),
+        )
 
     def _record_crash(self, process: CellProcess) -> Record:
         """Append the record of a cell whose process wrote none."""

@@ -88,6 +88,10 @@ class CellProcess:
         self._process.wait()
         self._reader.join(timeout=5)
 
+    def refused(self) -> bool:
+        """Return True if the process has ended for a user's mistake."""
+        return self._process.returncode == 2
+
     def out_of_memory(self) -> bool:
         """Return True if the process was killed and the kernel has counted an out-of-memory kill since
         it started; a kill by hand alone is not one."""

@@ -32,19 +32,24 @@ def run_suite(
 ) -> int:
     """Run the cells of suite ``name`` that are left, and write its report into ``results``/<suite>.
 
-    Returns the exit code: 0, 1 if a cell failed, 130 if the user stopped the run.
+    Returns the exit code: 0, 1 if a cell failed, 2 if that or a row left out is a plugin's mistake, 130
+    if the user stopped the run.
 
     Raises:
-        UserError: an error in the suite, the plugins, the data or the folder, before anything has run.
+        UserError: an error in the suite, the data or the folder, or in the plugins of all rows, before
+            anything has run.
     """
     err = Console(stderr=True)
     if workers < 0:
         raise UserError(f"--workers is {workers}; it must be 1 or more, or 0 for one per core")
     kernels.mode()  # a wrong name is refused before anything runs
-    suite = with_plugins(load_suite(name), plugins)
-    cells = chosen(expand(suite), only)
+    mistakes: list[UserError] = []
+    suite = with_plugins(load_suite(name), plugins, mistakes)
+    cells = chosen(expand(suite, mistakes), only, mistakes)
     check_budgets(suite, cells)
     _refuse_no_scorer(suite)
+    for mistake in mistakes:
+        say(err, f"{mistake}; the other rows are run")
     folder = results / suite.header.name
     try:
         with suite_lock(folder):
@@ -57,7 +62,7 @@ def run_suite(
     show_leaderboard((folder / "leaderboard.md").read_text(encoding="utf-8"))
     for path in written:
         print(path)
-    return _tell_failures(failures, cells, err)
+    return max(_tell_failures(failures, cells, err), 2 if mistakes else 0)
 
 
 def _run_left(
@@ -109,7 +114,7 @@ def _tell_failures(failures: Sequence[Failure], cells: Sequence[Cell], console: 
     retry = any(failure.status == "failed" for failure in failures)
     again = f"; {_AGAIN} try what failed once more" if retry else ""
     say(console, f"{len(failures)} of {len(cells)} cells failed{again}")
-    return 1
+    return 2 if any(failure.refused for failure in failures) else 1
 
 
 def _default_workers() -> tuple[int, int]:

@@ -91,6 +91,7 @@ def sample_run(
     from modbench.data.token_data import load
     from modbench.model.generate import dense_cache_bytes, generate
     from modbench.model.kv_cache import Cache
+    from modbench.routing.plugin_fault import authors_code
 
     tokenizer = load(DataConfig(**record.cell["data"])).tokenizer
     ids = [tokenizer.encode(prompt) for prompt in prompts]
@@ -104,16 +105,17 @@ def sample_run(
     caches: list[Cache] = []
     torch.set_num_threads(1)
     started = time.perf_counter()
-    new = generate(
-        model,
-        ids,
-        new=drawing.tokens,
-        temperature=drawing.temperature,
-        top_p=drawing.top_p,
-        seed=drawing.seed,
-        cached=drawing.cache,
-        inspect=caches.append,
-    )
+    with authors_code(model.router, "generation"):
+        new = generate(
+            model,
+            ids,
+            new=drawing.tokens,
+            temperature=drawing.temperature,
+            top_p=drawing.top_p,
+            seed=drawing.seed,
+            cached=drawing.cache,
+            inspect=caches.append,
+        )
     seconds = time.perf_counter() - started
     how = "without a cache"
     if drawing.cache:

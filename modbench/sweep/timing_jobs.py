@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from modbench.errors import UserError
 from modbench.report.line import cell_key
 from modbench.report.timing import Kind
 from modbench.sweep.cells import Cell, chosen, error_prefix, expand, plugins_of
@@ -45,24 +46,38 @@ class Job:
         return f"{words} {self.repetition} of {repetitions}" if several else words
 
 
-def timing_cells(suite: Suite, only: Sequence[str] = ()) -> list[Cell]:
-    """The cells of ``suite`` to be timed, without budgets and seeds; all rows, or those in ``only``.
+def timing_cells(
+    suite: Suite, only: Sequence[str] = (), mistakes: list[UserError] | None = None
+) -> list[Cell]:
+    """The cells of ``suite`` to be timed, without budgets and seeds; all rows, or those in ``only``. If
+    ``mistakes`` is given, those of plugins are added to it, and their cells left out.
 
     Raises:
         UserError: as `modbench.sweep.cells.expand` and `chosen`, or a router that can't take a shape.
     """
     from modbench.train.budget import model_of
 
-    cells: dict[str, Cell] = {}
-    for cell in chosen(expand(suite), only):
+    cells: list[Cell] = []
+    seen = set[str]()
+    for cell in chosen(expand(suite, mistakes), only, mistakes or ()):
         train = {name: cell["train"][name] for name in _TRAIN}
         time = suite.time.resolved(train["sequence"]).of_a_process()
         timed = {"router": cell["router"], "model": cell["model"], "train": train, "time": time}
-        if cell_key(timed) not in cells:
+        if cell_key(timed) in seen:
+            continue
+        seen.add(cell_key(timed))
+        try:
             with error_prefix(suite):
                 model_of(timed)
-            cells[cell_key(timed)] = timed
-    return list(cells.values())
+        except UserError as error:
+            if mistakes is None or cell["router"]["plugin_sha256"] is None:
+                raise
+            mistakes.append(error)
+        else:
+            cells.append(timed)
+    if mistakes and not cells:
+        raise mistakes[0]
+    return cells
 
 
 def timing_jobs(cells: Sequence[Cell], repetitions: int) -> list[Job]:

@@ -53,24 +53,28 @@ def time_suite(
     """Finish the last run, if machine, code and schemes are unchanged, or begin a new one; then write
     the report into ``results``/<suite>.
 
-    Returns the exit code: 0, or 1 if a process failed. Running out of memory is a result, not a failure.
+    Returns the exit code: 0, 1 if a process failed, or 2 if a plugin has a mistake and other rows are
+    timed. Running out of memory is a result, not a failure.
 
     Raises:
-        UserError: an error in the suite, the plugins or the folder, before anything has run; or the
-            report can't be written, see `modbench.report.page.write_report`.
+        UserError: an error in the suite, the plugins of all rows or the folder, before anything has run;
+            or the report can't be written, see `modbench.report.page.write_report`.
     """
     if repetitions is not None and repetitions < 1:
         raise UserError(f"--repetitions is {repetitions}; it must be 1 or more")
     from modbench.measure.system_load import thread_count
 
     err = Console(stderr=True)
-    suite = with_plugins(load_suite(name), plugins)
-    cells = timing_cells(suite, only)
+    mistakes: list[UserError] = []
+    suite = with_plugins(load_suite(name), plugins, mistakes)
+    cells = timing_cells(suite, only, mistakes)
     if repetitions is None:
         repetitions = suite.time.repetitions
     else:
         replace(suite.time, repetitions=repetitions)  # raises UserError for too few samples
     jobs = timing_jobs(cells, repetitions)
+    for mistake in mistakes:
+        say(err, f"{mistake}; the other rows are timed")
     folder = results / suite.header.name
     with (
         suite_lock(folder / TIMINGS, "time"),
@@ -95,7 +99,7 @@ def time_suite(
     broken = sum(timing.status == "failed" for timing, _ in failed)
     if broken:
         say(err, f"{broken} of {len(jobs)} processes failed; run the same command again to try them")
-    return 1 if broken else 0
+    return 2 if mistakes else 1 if broken else 0
 
 
 def _stop(number: int) -> None:

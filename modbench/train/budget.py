@@ -32,19 +32,24 @@ def model_of(cell: Mapping[str, Any]) -> RoutedDecoder:
         raise UserError(f"row '{cell['router']['label']}': {error}") from error
 
 
-def steps_for(cell: Mapping[str, Any]) -> int:
-    """Nominal number of steps of the cell: floor(budget / nominal training FLOPs per step).
+def step_flops(cell: Mapping[str, Any]) -> int:
+    """Return the nominal FLOPs of one training step of the cell.
 
     Raises:
-        UserError: the budget is smaller than one step, or its router can't take its shape.
+        UserError: its router can't take its shape.
     """
-    train = TrainConfig(**cell["train"])
-    each = flops_per_step(model_of(cell), train)
-    steps = train.budget // each
-    if steps < 1:
+    return flops_per_step(model_of(cell), TrainConfig(**cell["train"]))
+
+
+def check_steps(cell: Mapping[str, Any], flops: int) -> None:
+    """
+    Raises:
+        UserError: the cell's budget is smaller than one step of ``flops``.
+    """
+    budget = cell["train"]["budget"]
+    if budget < flops:
         raise UserError(
-            f"[sweep] budgets: budget {train.budget:g} is smaller than one training step of "
-            f"'{cell['router']['label']}', which takes {each:g} FLOPs; raise it there, or "
+            f"[sweep] budgets: budget {budget:g} is smaller than one training step of "
+            f"'{cell['router']['label']}', which takes {flops:g} FLOPs; raise it there, or "
             "shrink batch, sequence or model"
         )
-    return steps

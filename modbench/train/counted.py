@@ -12,6 +12,7 @@ from modbench.counting.restore_state import untouched
 from modbench.ledger import Counts, Workload
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
+from modbench.routing.plugin_fault import raised
 from modbench.train.out_of_memory import failed_allocation
 
 
@@ -38,8 +39,7 @@ class CountedSteps:
             if failed_allocation(error) is not None:
                 self.unseen += 1
             else:
-                said = " ".join(str(error).split())[:200]
-                self.wrong[number] = f"training step {number} raised {type(error).__name__}: {said}"
+                self.wrong[number] = f"training step {number} {raised(error, remedy='')}"
             return
         self.counted += 1
         if off:

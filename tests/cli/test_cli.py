@@ -85,7 +85,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run gone.toml", "gone.txt"),
         ("run tiny.toml --results text.txt", "the results folder text.txt/tiny can't be written"),
         ("run tiny.toml --results corrupt", "corrupt/tiny/records/a.jsonl, line 1: no valid record"),
-        ("run tiny.toml --plugin raises.py", "plugin raises.py raised ZeroDivisionError"),
+        ("run tiny.toml --plugin raises.py --only raises", "plugin raises.py raised ZeroDivisionError"),
         ("run tiny.toml --plugin gone.py --plugin raises.py", "plugin gone.py: there is no such file"),
         ("run tiny.toml --only mod", "no row of the suite is called 'mod'"),
         ("run tiny.toml --workers -1", "--workers is -1"),

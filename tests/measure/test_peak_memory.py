@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from modbench.errors import UserError
 from modbench.measure import memory
 from modbench.measure.memory import MEMORY_ENV
 from modbench.model.config import ModelConfig
@@ -88,12 +89,15 @@ def test_the_measured_process_frees_buffers_at_once(monkeypatch: pytest.MonkeyPa
 )
 def test_a_process_that_ran_out_of_memory_says_so(said: str, asked: int | None, tmp_path: Path) -> None:
     forward = f"raise RuntimeError({said!r})"
-    with pytest.raises((MemoryError, RuntimeError)) as raised:
+    with pytest.raises((MemoryError, UserError)) as raised:
         memory.peak_memory(spec_of("large_in_steps", forward, tmp_path), 1)
     failed = failed_allocation(raised.value)
     if said == "shapes differ":
         assert failed is None
-        assert str(raised.value).endswith("exit code 1: RuntimeError: shapes differ")
+        assert str(raised.value) == (
+            "router 'large_in_steps' raised RuntimeError: shapes differ (large_in_steps.py, line 15); "
+            "fix it (while memory was measured)"
+        )
     else:
         assert str(failed).startswith("measuring memory")
         assert asked_bytes(str(failed)) == asked

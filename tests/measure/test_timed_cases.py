@@ -157,7 +157,8 @@ def test_an_error_in_a_case_leaves_the_others_timed(
 
     monkeypatch.setattr(benchmark_case, "training_step", step)
     found = timed("time", subject(decode_past=[8], decode_batches=[1]), 1, lambda _: None)
-    assert found["failed"] == ["train: RuntimeError: broken in two lines"]
+    (failed,) = found["failed"]
+    assert failed.startswith("train raised RuntimeError: broken in two lines (")
     assert "ran_out" not in found
     phases = [case["phase"] for case in found["cases"]]
     assert phases[0] == "forward"

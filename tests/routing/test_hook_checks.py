@@ -1,6 +1,7 @@
 """Checks of what hooks return, and options that a scheme hides."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -12,6 +13,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.layer import Layer
 from modbench.routing.hook_checks import expect, shown
 from modbench.routing.option_checks import check_types, reject_unused
+from modbench.routing.plugin_fault import shown as shown_path
 from modbench.routing.router import Router
 
 
@@ -37,11 +39,11 @@ class Derived(Base):
 
 
 def test_the_sentence_names_router_hook_file_line_and_what_was_expected() -> None:
-    line = Base.choose.__code__.co_firstlineno
+    at = f"{shown_path(Path(__file__))}, line {Base.choose.__code__.co_firstlineno}"
     with pytest.raises(UserError) as raised:
         expect(Derived(), "choose", False, shown(torch.zeros(2, 3)), "integer ids (N, K)")
     assert str(raised.value) == (
-        f"router 'base': choose ({__file__}, line {line}) returned a tensor of shape (2, 3) and "
+        f"router 'base': choose ({at}) returned a tensor of shape (2, 3) and "
         "torch.float32; expected integer ids (N, K)"
     )
     expect(Derived(), "choose", True, "", "")

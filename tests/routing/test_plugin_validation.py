@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from modbench.cli.main import main
 from modbench.errors import UserError
@@ -10,6 +11,7 @@ from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.routing import registry
 from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.plugin_validation import checked_call
 from modbench.routing.registry import build_router, load_plugin
 
 PLUGIN = """
@@ -64,7 +66,8 @@ def test_every_command_prints_the_sentence(
     assert main([*command.split(), "--plugin", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(
-        "modbench: router 'wrong' raised ZeroDivisionError: division by zero in ledger"
+        "modbench: router 'wrong' raised ZeroDivisionError: division by zero in ledger of layer 0 "
+        "(wrong.py, line 9); fix it"
     )
     assert not (tmp_path / "table.json").exists()
 
@@ -78,14 +81,26 @@ def _ask(model: RoutedDecoder) -> None:
 @pytest.mark.parametrize(
     ("method", "sentence"),
     [
-        ("def ledger(self, workload): return 5", ": ledger of layer 0 returned int; it must return"),
-        ("def ledger(self, workload): sys.exit(0)", " raised SystemExit: 0 in ledger of layer 0"),
+        (
+            "def ledger(self, workload): return 5",
+            ": ledger of layer 0 (wrong.py, line 9) returned int; it must",
+        ),
+        (
+            "def ledger(self, workload): sys.exit(0)",
+            " raised SystemExit: 0 in ledger of layer 0 (wrong.py",
+        ),
         (
             "def active_parameters(self): return 5.5",
-            ": active_parameters of layer 0 returned float; it must return builtins.int",
+            ": active_parameters of layer 0 (wrong.py, line 9) returned float; it must",
         ),
-        ("def active_parameters(self): return -1", ": active_parameters of layer 0 is -1; it must lie"),
-        ("def nominal_counts(self, workload): return 5", ": nominal_counts of layer 0 returned int"),
+        (
+            "def active_parameters(self): return -1",
+            ": active_parameters of layer 0 (wrong.py, line 9) is -1; it must",
+        ),
+        (
+            "def nominal_counts(self, workload): return 5",
+            ": nominal_counts of layer 0 (wrong.py, line 9) returned int",
+        ),
     ],
 )
 def test_a_wrong_answer_names_router_method_and_layer(
@@ -101,11 +116,14 @@ def test_a_wrong_answer_names_router_method_and_layer(
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
-        ("raise KeyError('lost')", " raised KeyError: 'lost' in build_layer of layer 0; fix it"),
-        ("sys.exit(0)", " raised SystemExit: 0 in build_layer of layer 0; fix it"),
+        (
+            "raise KeyError('lost')",
+            " raised KeyError: 'lost' in build_layer of layer 0 (wrong.py, line 15); fix it",
+        ),
+        ("sys.exit(0)", " raised SystemExit: 0 in build_layer of layer 0 (wrong.py, line 15); fix it"),
         (
             "return None",
-            ": build_layer of layer 0 returned NoneType; it must return modbench.model.layer",
+            ": build_layer of layer 0 (wrong.py, line 14) returned NoneType; it must",
         ),
     ],
 )
@@ -118,10 +136,19 @@ def test_a_layer_that_is_not_built_names_router_and_layer(
     assert str(error.value).startswith(f"router 'wrong'{sentence}")
 
 
+def test_an_error_without_a_line_of_the_author_names_the_class(tmp_path: Path) -> None:
+    load_plugin(plugin(tmp_path, build="return Wrong"))
+    router = build_router("wrong")
+    with pytest.raises(UserError) as error:
+        checked_call(router, "a pass", object, torch.nn.Linear(2, 3), torch.zeros(4))
+    assert str(error.value).endswith(" in a pass (class Mine, wrong.py, line 11); fix it")
+
+
 def test_an_initialisation_that_raises_gets_one_sentence(tmp_path: Path) -> None:
     load_plugin(plugin(tmp_path, "def initialise(self, seed): 1 / 0"))
     with pytest.raises(
-        UserError, match=r"router 'wrong' raised ZeroDivisionError.* in initialise; fix it"
+        UserError,
+        match=r"router 'wrong' raised ZeroDivisionError.* in initialise \(wrong.py, line 9\); fix it",
     ):
         build_model(SHAPE, build_router("wrong"))
 

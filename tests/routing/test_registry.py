@@ -61,7 +61,7 @@ def test_a_plugin_file_registers_its_router_once(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("raise RuntimeError('boom')", "raised RuntimeError: boom"),
-        ("def broken(:", "raised SyntaxError.*line 1"),
+        ("def broken(:", "raised SyntaxError.*mine.py, line 1"),
         ("import no_such_package_anywhere", "raised ModuleNotFoundError"),
         ("x = 1", "registers no router"),
         ("import sys; sys.exit(0)", "raised SystemExit"),

@@ -22,7 +22,7 @@ from modbench.routing.build import build_model
 from modbench.routing.ema import EMA
 from modbench.routing.registry import build_router, router_names
 from modbench.train import checkpoint
-from modbench.train.budget import flops_per_step, steps_for
+from modbench.train.budget import check_steps, flops_per_step, step_flops
 from modbench.train.config import TrainConfig
 from modbench.train.loop import (
     DivergedError,
@@ -235,12 +235,12 @@ def cell(budget: int) -> dict:
     }
 
 
-def test_steps_are_the_whole_ones_that_a_budget_pays() -> None:
+def test_a_budget_pays_for_one_step_or_more() -> None:
     each = flops_per_step(build_model(SHAPE, build_router("mod")), TRAIN)
-    assert steps_for(cell(each)) == 1
-    assert steps_for(cell(10 * each - 1)) == 9
+    assert step_flops(cell(each)) == each
+    check_steps(cell(each), each)
     with pytest.raises(UserError, match=r"smaller than one training step of 'my mod', which takes"):
-        steps_for(cell(each - 1))
+        check_steps(cell(each - 1), each)
 
 
 @pytest.mark.parametrize("times", [Fraction(1, 10), 10])

@@ -30,6 +30,7 @@ from modbench.measure.audit.learning import gradient
 from modbench.measure.audit.saving import saving
 from modbench.measure.audit.state import state
 from modbench.routing.build import RoutedDecoder
+from modbench.routing.plugin_fault import raised
 from modbench.train.out_of_memory import failed_allocation
 
 __all__ = ["PROBES", "ROUNDING", "Finding", "audit", "findings"]
@@ -127,4 +128,4 @@ def _outcome(probe: Probe, subject: Subject, tokens_BT: Tensor) -> Outcome:
     except FAULTS as error:  # a router's own code runs here; what it raises is the finding
         if failed_allocation(error) is not None:
             raise  # too little memory is not the router's fault
-        return False, f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return False, raised(error, remedy="", router=subject.model.router)

@@ -14,7 +14,8 @@ from modbench.measure.audit.finding import Subject
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import ShapeOptions
 from modbench.routing.build import RoutedDecoder, build_model
-from modbench.routing.registry import build_router, load_plugin, preset_options
+from modbench.routing.plugin_fault import authors_code
+from modbench.routing.registry import build_router, load_plugin, preset_options, router_class
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import device, make_deterministic
@@ -56,16 +57,11 @@ def run_audit(
         raise UserError(f"sequence is {size.sequence}; an audit needs 2 tokens or more")
     make_deterministic()
     try:
-        model = warmed(size.model, router_name, chosen, seed, size.sequence)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # a router's own code runs here
+        with authors_code(router_class(router_name), "a training step"):
+            model = warmed(size.model, router_name, chosen, seed, size.sequence)
+    except UserError as error:
         _raise_memory(error)
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"router '{name}' raised {type(error).__name__}: {reason} in a training step; fix its "
-            "forward, or reject the options in __post_init__"
-        ) from error
+        raise
     if format == "table":
         print(f"{name}: {ODD[0]} x {ODD[1]} and {SEQUENCES} x {size.sequence} tokens", flush=True)
     found: list[Finding] = []

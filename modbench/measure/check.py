@@ -1,0 +1,244 @@
+"""The backend of ``modbench check``: a router's FLOPs, audit and first training steps, in under a minute
+on two cores.
+
+B sequences, T tokens, N tokens of text.
+"""
+
+import math
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modbench.data.batches import Batches
+from modbench.data.config import DataConfig
+from modbench.data.prose import reduce_rst
+from modbench.data.token_data import load
+from modbench.data.tokenizer import Tokenizer
+from modbench.errors import UserError, known_names
+from modbench.ledger import Phase, Workload
+from modbench.measure.audit import Finding, findings
+from modbench.measure.audit.command import line, warmed
+from modbench.measure.loss import heldout_loss, heldout_windows
+from modbench.model.config import ModelConfig
+from modbench.model.sizes import SIZES
+from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.plugin_fault import authors_code
+from modbench.routing.registry import build_router, load_plugin, plugin_file, preset_options
+from modbench.routing.router import Router
+from modbench.train.config import TrainConfig
+from modbench.train.loop import build_optimizer, training_step
+from modbench.train.numerics import device, make_deterministic
+
+SEQUENCE = 64
+PHASES: tuple[Phase, ...] = ("forward", "train")
+STEPS = 20
+TRAIN = TrainConfig(budget=1, sequence=SEQUENCE, batch=8)
+#: Bytes of training text, and tokens that the causal rule is scored on.
+TEXT, HELDOUT = 100_000, 4096
+#: Numbers of layers to try: some routers leave the first ones dense, or share them.
+DEPTHS = (2, 4)
+DOCS = "docs/audit.md and docs/writing_a_router.md"
+
+
+def run_check(target: str, name: str | None = None, *, options: Mapping[str, Any], seed: int = 0) -> int:
+    """Check the router ``name`` of the plugin file ``target``, or the router called ``target``, and
+    print what is found. Returns 0, or 1 if a probe failed or the loss is not finite.
+
+    Raises:
+        UserError: an invalid file, name, preset, option or seed; or the router's code raises.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}; it must lie in [0, 2**32)")
+    asked = _chosen(target, name)
+    torch.set_num_threads(1)  # more threads slow tiny models down
+    make_deterministic()
+    plain, preset = preset_options(asked)
+    router = build_router(plain, {**preset, **options})
+    print(f"{asked}: {', '.join(f'{k}={v}' for k, v in router.options().items()) or 'no options'}\n")
+    _print_costs(router)
+    config = _small(router)
+    failed = _print_audit(config, router, seed)
+    diverged = _print_training(config, router, seed)
+    print()
+    _print_next(router, failed, diverged, is_default=not options and not preset)
+    return 1 if failed or diverged else 0
+
+
+def _chosen(target: str, name: str | None) -> str:
+    """The name of the router to check, maybe with a preset; a file is loaded first.
+
+    Raises:
+        UserError: the file cannot be loaded, registers several routers, or not this one.
+    """
+    if not target.endswith(".py") and not Path(target).is_file():
+        if name is not None:
+            raise UserError(f"check takes NAME after a FILE, and '{target}' is none; leave '{name}' out")
+        return target
+    names = load_plugin(target)
+    print(f"{target} registers {', '.join(names)}")
+    if name is None and len(names) > 1:
+        raise UserError(
+            f"plugin {target} registers {' and '.join(names)}; name one of them: modbench check "
+            f"{shlex.quote(target)} {names[0]}"
+        )
+    if name is not None and name.partition(":")[0] not in names:
+        raise UserError(f"plugin {target} registers no '{name}'; {known_names(name, names)}")
+    return name or names[0]
+
+
+def _print_costs(router: Router) -> None:
+    """Print nominal FLOPs per token and parameters next to the dense model's."""
+    size = SIZES["1M"]
+    with torch.device("meta"):
+        routed = RoutedDecoder(size.model, router)
+        dense = RoutedDecoder(size.model, build_router("vanilla"))
+    columns = []
+    for model in (routed, dense):
+        costs = {}
+        for phase in PHASES:
+            load = Workload.uniform(1, size.sequence, phase)
+            flops = model.train(phase == "train").ledger(load).total()
+            costs[f"{phase} FLOPs per token"] = flops / load.tokens
+        costs["active parameters"] = model.parameter_count("active")
+        costs["parameters"] = model.parameter_count("total")
+        columns.append(costs)
+    print(_row("", "router", "dense") + f"{'ratio':>8}")
+    for words, ours in columns[0].items():
+        theirs = columns[1][words]
+        print(_row(words, f"{ours:,.0f}", f"{theirs:,.0f}") + f"{ours / theirs:>8.3f}")
+    source = getattr(routed, "flops_source", "closed form")
+    print(
+        f"nominal, {source}, at the shape of `modbench run quick`: {size.model.layers} layers of width "
+        f"{size.model.width}, {size.sequence} tokens, vocabulary {size.model.vocabulary:,}"
+    )
+
+
+def _row(*cells: str) -> str:
+    return f"{cells[0]:<24}" + "".join(f"{cell:>14}" for cell in cells[1:])
+
+
+def _small(router: Router) -> ModelConfig:
+    """The smallest shape that ``router`` can build with a layer that differs from the dense model's.
+
+    Raises:
+        UserError: it can build none.
+    """
+    for layers in DEPTHS:
+        config = ModelConfig(vocabulary=Tokenizer().vocabulary, width=64, heads=2, layers=layers)
+        try:
+            with torch.device("meta"):
+                routed = RoutedDecoder(config, router)
+                dense = RoutedDecoder(config, build_router("vanilla"))
+        except UserError:
+            if layers == DEPTHS[-1]:
+                raise
+            continue
+        if str(routed.layers) != str(dense.layers):
+            break
+    return config
+
+
+def _print_audit(config: ModelConfig, router: Router, seed: int) -> list[Finding]:
+    """Print each probe as it ends; return those that failed."""
+    print(f"\naudit at {config.layers} layers of width {config.width}", flush=True)
+    with authors_code(router, "a training step"):
+        model = warmed(config, router.name, router.options(), seed, SEQUENCE)
+    failed = []
+    for finding in findings(model, seed=seed):
+        print(line(finding), flush=True)
+        failed += [finding] if finding.failed else []
+    return failed
+
+
+def _print_training(config: ModelConfig, router: Router, seed: int) -> str:
+    """Train the router and the dense model on the same batches and print their losses. Return what went
+    wrong; empty if nothing did."""
+    source, text_N = _text()
+    cut = len(text_N) - HELDOUT - 1
+    batches = Batches(text_N[:cut], sequence=SEQUENCE, batch=TRAIN.batch, seed=seed)
+    windows_WT = heldout_windows(text_N[cut:], sequence=SEQUENCE, tokens=HELDOUT)
+    print(f"\n{STEPS} training steps of {TRAIN.batch} x {SEQUENCE} bytes of {source}, nats per token")
+    curves, scores = [], []
+    for trained in (router, build_router("vanilla")):
+        with authors_code(router, "a training step"):
+            model = build_model(config, trained, seed).to(device())
+            curves.append(_losses(model, batches))
+        with authors_code(router, "a forward pass under the causal rule"):
+            bytes_V = np.ones(config.vocabulary, dtype=np.int64)
+            scored = heldout_loss(model, windows_WT, bytes_V, selection="causal")
+            scores.append(scored.nats_per_token)
+    print(_row("", "router", "dense"))
+    for step in (1, *range(5, STEPS + 1, 5)):
+        print(_row(f"step {step}", *(f"{curve[step - 1]:.3f}" for curve in curves)))
+    print(_row("held out, causal rule", *(f"{score:.3f}" for score in scores)))
+    if math.isfinite(sum(curves[0]) + scores[0]):
+        return ""
+    return f"router '{router.name}': its loss is not finite after {STEPS} training steps"
+
+
+def _losses(model: RoutedDecoder, batches: Batches) -> list[float]:
+    """The training loss of each step."""
+    optimizer, losses = build_optimizer(model, TRAIN), []
+    for step in range(STEPS):
+        inputs_BT, targets_BT = (rows_BT.to(device()) for rows_BT in batches.step(step))
+        batch = inputs_BT, targets_BT
+        loss, _ = training_step(model.train(), optimizer, TRAIN, batch, torch.float32)
+        losses.append(loss.item())
+    return losses
+
+
+def _text() -> tuple[str, np.ndarray]:
+    """Name and bytes of a text that needs no network: the embedded corpus if it is in the cache, else
+    the documentation that comes with Python."""
+    try:
+        data = load(DataConfig())
+    except UserError:
+        from pydoc_data.topics import topics
+
+        name, text = "Python's documentation", reduce_rst("\n\n".join(topics.values()))
+    else:
+        name, text = "the embedded corpus", data.tokenizer.decode(data.train_N[:TEXT].tolist())
+    return name, np.frombuffer(text.encode()[:TEXT], dtype=np.uint8)
+
+
+def _print_next(router: Router, failed: list[Finding], diverged: str, *, is_default: bool) -> None:
+    """Print what to do next."""
+    for finding in failed:
+        print(f"failed: probe {finding.probe}, {finding.name}: {explanation(finding)}")
+    if diverged:
+        print(f"failed: {diverged}")
+    if failed or diverged:
+        print(f"next: fix it and check again; see {DOCS}")
+        return
+    file = plugin_file(router.name)
+    if file is None:
+        print("next: give it a row in a suite (suites/quick.toml is one) and call modbench run SUITE")
+        return
+    plugin = shlex.quote(os.path.relpath(file))
+    print(f"next: modbench run quick --plugin {plugin} --only {router.name}")
+    if not is_default:
+        print("      that runs its defaults; options go into a suite's [[schemes]]")
+
+
+_EXPLANATIONS = {
+    1: "a prediction changes with later tokens, which are unknown when text is generated",
+    2: "a prediction changes with other sequences or padding in the batch",
+    3: "decoding token by token with a cache differs from the full forward pass",
+    4: "it does not process the number of tokens that its capacity promises",
+    5: "a skipped token changes",
+    6: "with gate 1, a routed block does not add what the block itself computes",
+    7: "selected tokens lose their order or their positions",
+    8: "no gradient of the cross-entropy reaches the router",
+    9: "FLOPs by ledger differ from those that run",
+    10: "saving and loading its weights does not give the same model",
+    11: "skipped tokens are computed all the same",
+}
+
+
+def explanation(finding: Finding) -> str:
+    return _EXPLANATIONS[finding.probe]

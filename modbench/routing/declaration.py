@@ -1,0 +1,87 @@
+"""Checks how a router class declares itself and its options, when it is registered."""
+
+import inspect
+import json
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from typing import Any, get_type_hints
+
+from modbench.errors import UserError
+from modbench.routing.router import Router
+from modbench.typed import check_type
+
+_DECORATORS = "@register_router('{}') and, below it, @dataclass(frozen=True, kw_only=True)"
+
+
+def check_declaration(name: str, router: type) -> None:
+    """
+    Raises:
+        UserError: ``router`` is not a frozen dataclass that derives from `Router` and builds layers, or
+            an option lacks a type or has a default of another one.
+    """
+    kind = f"router '{name}' ({router.__qualname__})"
+    if not issubclass(router, Router):
+        raise UserError(f"{kind} must derive from DepthRouter, ExpertRouter or Router of modbench")
+    own = vars(router).get("__dataclass_params__")  # a base class has its own
+    if own is None or not own.frozen:
+        raise UserError(f"{kind} must be a frozen dataclass; put {_DECORATORS.format(name)} above it")
+    if inspect.isabstract(router):
+        missing = ", ".join(sorted(router.__abstractmethods__))
+        raise UserError(
+            f"{kind} does not define {missing}; define it, or derive from DepthRouter or ExpertRouter"
+        )
+    for option, value in _untyped(router):
+        typed = f"{option}: {type(value).__name__} = {value!r}"
+        raise UserError(f"{kind}: option '{option}' has no type; write `{typed}`")
+    for option in _shadowing(router):
+        raise UserError(f"{kind}: option '{option}' has the name of a method; rename it")
+    _check_types(kind, router)
+
+
+def _shadowing(router: type[Router]) -> Iterator[str]:
+    """Yield options of a plugin that replace a method of a base class, which would then be called."""
+    for place, kind in enumerate(router.__mro__):
+        if kind.__module__.startswith("modbench."):
+            continue
+        for name in inspect.get_annotations(kind):
+            inherited = (vars(base)[name] for base in router.__mro__[place + 1 :] if name in vars(base))
+            if inspect.isfunction(next(inherited, None)):
+                yield name
+
+
+def _untyped(router: type[Router]) -> Iterator[tuple[str, Any]]:
+    """Yield class attributes that are meant as options, but are none without an annotation."""
+    options = {field.name for field in fields(router)}  # type: ignore[arg-type]
+    for kind in router.__mro__[: router.__mro__.index(Router)]:
+        annotated = inspect.get_annotations(kind)
+        for name, value in vars(kind).items():
+            number_or_text = isinstance(value, bool | int | float | str) and name.islower()
+            meant = number_or_text or (name in options and isinstance(value, tuple | None))
+            known = name in annotated or name == "name" or hasattr(Router, name)
+            if meant and not known and not name.startswith("_"):
+                yield name, value
+
+
+def _check_types(kind: str, router: type[Router]) -> None:
+    try:
+        hints = get_type_hints(router)
+    except NameError as error:
+        named = (f.name for f in fields(router) if str(error.name) in str(f.type))  # type: ignore[arg-type]
+        option = next(named, "?")
+        raise UserError(
+            f"{kind}: the type of option '{option}' can't be resolved ({error}); import it"
+        ) from error
+    for field in fields(router):  # type: ignore[arg-type]
+        if not field.init or field.default is MISSING:
+            continue
+        what = f"{kind}: the default of option '{field.name}'"
+        try:
+            check_type(what, field.default, hints[field.name])
+            json.dumps(field.default)
+        except UserError:
+            raise
+        except Exception as error:  # a hint that is no type, or a value that no record can hold
+            raise UserError(
+                f"{kind}: option '{field.name}' has type {field.type!r} and default {field.default!r}; "
+                "an option is a bool, int, float, str, None or a tuple of them"
+            ) from error

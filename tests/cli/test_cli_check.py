@@ -1,0 +1,188 @@
+"""`modbench check`: a new router's first minute."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from modbench.cli.main import main
+from modbench.data.tokenizer import Tokenizer
+from modbench.measure import check
+from modbench.routing import registry
+
+PLUGIN = """from dataclasses import dataclass
+from modbench.model.block import Block
+from modbench.model.layer import Layer
+from modbench.routing.registry import register_router
+from modbench.routing.router import Router
+
+@register_router("mean")
+@dataclass(frozen=True, kw_only=True)
+class Mean(Router):
+    share: float = 0.0
+    def build_layer(self, model, layer):
+        return MeanBlock(Block(model, layer), self.share)
+
+class MeanBlock(Layer):
+    def __init__(self, block, share):
+        super().__init__()
+        self.block, self.share = block, share
+    def forward(self, x_BTD, context):
+        return self.block(x_BTD + self.share * x_BTD.mean(1, keepdim=True), context)
+    def ledger(self, load):
+        return self.block.ledger(load)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A working directory with the plugin and no prepared text. The command makes its process
+    deterministic and registers the plugin; both are undone."""
+    for name in registry.installed_modules():  # imported once in a process, registered once
+        registry.router_class(name)
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(registry, "_sources", dict(registry._sources))
+    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    Path("mean.py").write_text(PLUGIN)
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def test_a_router_that_passes_is_told_the_next_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "mean.py"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("mean.py registers mean\nmean: share=0.0\n")
+    forward, train = re.findall(r"^(?:forward|train) FLOPs per token +([\d,]+) +\1 +1\.000$", said, re.M)
+    assert forward < train
+    assert len(re.findall(r"^[ \d]\d  .* (?:passed|not asked) ", said, re.M)) == 11
+    curve = re.findall(r"^step \d+ +([\d.]+) +([\d.]+)$", said, re.M)
+    assert len(curve) == 5
+    assert all(ours == dense for ours, dense in curve)  # the same batches and initial weights
+    assert float(curve[-1][0]) < float(curve[0][0]) - 1
+    assert re.search(r"^held out, causal rule +([\d.]+) +\1$", said, re.M)
+    assert said.endswith("\n\nnext: modbench run quick --plugin mean.py --only mean\n")
+
+
+def test_a_failed_probe_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "mean.py", "--option", "share=0.1"]) == 1
+    *_, causal, batch, decoding, last = capsys.readouterr().out.splitlines()
+    assert causal.startswith("failed: probe 1, causal: ")
+    assert batch.startswith("failed: probe 2, batch-invariant: ")
+    assert decoding.startswith("failed: probe 3, decode parity: ")
+    assert last == "next: fix it and check again; see docs/audit.md and docs/writing_a_router.md"
+
+
+def test_a_loss_that_is_not_finite_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("nan.py").write_text(PLUGIN.replace('"mean"', '"nan"').replace("share: float = 0.0", ""))
+    text = Path("nan.py").read_text().replace("self.share)", "float('nan'))")
+    Path("nan.py").write_text(text.replace("class Mean(Router):", "class Mean(Router):\n    pass"))
+    assert main(["check", "nan.py"]) == 1
+    assert "failed: router 'nan': its loss is not finite" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("gone.py", "plugin gone.py: there is no such file"),
+        ("mdo", "router 'mdo' is not known; did you mean 'mod'?"),
+        ("mod mean", "check takes NAME after a FILE, and 'mod' is none; leave 'mean' out"),
+        ("mean.py man", "plugin mean.py registers no 'man'; did you mean 'mean'?"),
+        ("mean.py mean:half", "router 'mean' has no preset 'half'"),
+        ("mean.py --option shar=1", "has no 'shar'; did you mean 'share'?"),
+        ("mean.py --seed -1", "seed is -1"),
+        ("two.py", "plugin two.py registers one and two; name one of them: modbench check two.py one"),
+        (
+            "raises.py",
+            "router 'raises' raised IndexError: index 5 is out of bounds for dimension 0 with size 4 in "
+            "a training step (raises.py, line 19); fix it",
+        ),
+    ],
+)
+def test_a_mistake_gets_one_sentence(
+    arguments: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("raises.py").write_text(
+        PLUGIN.replace('"mean"', '"raises"').replace("self.block(x_BTD", "self.block(x_BTD[5]")
+    )
+    one = PLUGIN[PLUGIN.index("@register") : PLUGIN.index("class MeanBlock")]
+    Path("two.py").write_text(
+        PLUGIN.replace('"mean"', '"one"') + one.replace('"mean"', '"two"').replace("Mean(", "Again(")
+    )
+    assert main(["check", *arguments.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert sentence in line
+
+
+HOOK = """from dataclasses import dataclass
+from torch import nn
+from modbench import {base}, register_router
+
+@register_router("hooked")
+@dataclass(frozen=True, kw_only=True)
+class Hooked({base}):
+    def {hook}
+"""
+
+
+@pytest.mark.parametrize("command", ["check hooked.py", "audit hooked --plugin hooked.py --sequence 32"])
+@pytest.mark.parametrize(
+    ("base", "hook", "sentence"),
+    [
+        (
+            "DepthRouter",
+            "scorer(self, model): return nn.Linear(model.width, 3)",
+            "scorer (hooked.py, line 8) returned a tensor of shape (4, ",
+        ),
+        (
+            "DepthRouter",
+            "gate(self, scores_BT): return scores_BT * float('nan')",
+            "gate (hooked.py, line 8) returned NaN or Inf",
+        ),
+        (
+            "ExpertRouter",
+            "scorer(self, model): return nn.Linear(model.width, 3)",
+            "scorer (hooked.py, line 8) returned a module that gives a tensor of shape (",
+        ),
+        (
+            "ExpertRouter",
+            "choose(self, logits_NE, tokens): return logits_NE.topk(2).indices + 8, logits_NE[:, :2]",
+            "choose (hooked.py, line 8) returned expert ids from 8 to 15; expected 0 to 7",
+        ),
+        (
+            "ExpertRouter",
+            "choose(self, logits_NE, tokens): return logits_NE.topk(2).indices, logits_NE[:, :1]",
+            "choose (hooked.py, line 8) returned gates a tensor of shape (",
+        ),
+        (
+            "ExpertRouter",
+            "choose(self, x, tokens): return x.topk(2).indices, x[:, :2] * float('nan')",
+            "choose (hooked.py, line 8) returned gates that are NaN",
+        ),
+    ],
+)
+def test_what_a_hook_returns_wrongly_gets_one_sentence(
+    command: str, base: str, hook: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("hooked.py").write_text(HOOK.format(base=base, hook=hook))
+    assert main(command.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"modbench: router 'hooked': {sentence}")
+
+
+def test_a_router_that_shares_layers_gets_more_of_them() -> None:
+    shapes = {name: check._small(registry.build_router(name)).layers for name in ("mod", "vanilla")}
+    assert shapes == {"mod": 2, "vanilla": 4}
+    assert check._small(registry.build_router("mixture_of_recursions")).layers == 4
+
+
+def test_the_embedded_corpus_is_read_where_it_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check._text()[0] == "Python's documentation"
+    tokens = SimpleNamespace(train_N=np.frombuffer(b"All happy", dtype=np.uint8), tokenizer=Tokenizer())
+    monkeypatch.setattr(check, "load", lambda config: tokens)
+    name, text_N = check._text()
+    assert (name, text_N.tobytes()) == ("the embedded corpus", b"All happy")

@@ -1,0 +1,170 @@
+"""Mistakes in a plugin file: one sentence with the file, the line and what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from modbench.cli.main import main
+from modbench.routing import registry
+
+HEAD = """from dataclasses import dataclass, field
+from modbench.model.block import Block
+from modbench.routing.registry import register_router
+from modbench.routing.router import Router
+
+"""
+PLUGIN = (
+    HEAD
+    + """@register_router("mistaken")
+@dataclass(frozen=True, kw_only=True)
+class Mistaken(Router):
+    capacity: float = 0.25
+
+    def build_layer(self, model, layer):
+        return Block(model, layer)
+"""
+)
+LINE = "@dataclass(frozen=True, kw_only=True)\n"
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in registry.installed_modules():  # imported once in a process, registered once
+        registry.router_class(name)
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(registry, "_sources", dict(registry._sources))
+    monkeypatch.chdir(tmp_path)
+
+
+def said(capsys: pytest.CaptureFixture[str], text: str | bytes, *others: str) -> str:
+    """What `modbench flops` says of a plugin file with ``text``."""
+    content = text.encode() if isinstance(text, str) else text
+    Path("mine.py").write_bytes(content)
+    assert main(["flops", "--router", "mistaken", "--plugin", *others, "mine.py"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.removeprefix("modbench: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            PLUGIN.replace("capacity: float", "capacity"),
+            "router 'mistaken' (Mistaken): option 'capacity' has no type; write `capacity: float = "
+            "0.25` (mine.py, line 6)",
+        ),
+        (
+            PLUGIN.replace("capacity: float", "capacity: Share").replace(
+                "from data", "from __future__ import annotations\nfrom data", 1
+            ),
+            "the type of option 'capacity' can't be resolved (name 'Share' is not defined); import it "
+            "(mine.py, line 7)",
+        ),
+        (
+            PLUGIN.replace("float = 0.25", "0.25 = 0.25"),
+            "option 'capacity' has type 0.25 and default 0.25; an option is a bool, int, float, str",
+        ),
+        (
+            PLUGIN.replace("0.25", "'quarter'"),
+            "the default of option 'capacity' is 'quarter'; it should be a valid number (mine.py",
+        ),
+        (
+            PLUGIN.replace("float = 0.25", "object = print"),
+            "option 'capacity' has type <class 'object'> and default <built-in function print>; an op",
+        ),
+        (
+            PLUGIN.replace("capacity", "options"),
+            "(Mistaken): option 'options' has the name of a method; rename it (mine.py, line 6)",
+        ),
+        (PLUGIN.replace("frozen=True, ", ""), "(Mistaken) must be a frozen dataclass; put @register_r"),
+        (PLUGIN.replace(LINE, ""), "(Mistaken) must be a frozen dataclass; put @register_router"),
+        (
+            PLUGIN.replace("(Router)", ""),
+            "(Mistaken) must derive from DepthRouter, ExpertRouter or Router",
+        ),
+        (
+            PLUGIN.replace("build_layer", "build_layers"),
+            "(Mistaken) does not define build_layer; define it, or derive from DepthRouter",
+        ),
+        (
+            PLUGIN.replace('@register_router("mistaken")\n', ""),
+            "registers no router; put @register_router('name') above class Mistaken in line 6",
+        ),
+        ("x = 1", "registers no router; decorate a class with @register_router('name')"),
+        (
+            PLUGIN + "    gates: list = []\n",
+            "raised ValueError: mutable default <class 'list'> for field gates is not allowed: use "
+            "default_factory (mine.py, line 7); fix it",
+        ),
+        ("x = (1\n", "raised SyntaxError: '(' was never closed (mine.py, line 1); fix it"),
+        (b"PK\x03\x04\x00\x00", "raised SyntaxError: source code "),
+        (b"\x89PNG\xff", "raised SyntaxError: "),
+        (
+            "import no_such_package.inner\n",
+            "raised ModuleNotFoundError: No module named 'no_such_package' (mine.py, line 1); run `pip "
+            "install no_such_package`",
+        ),
+        (
+            "import json.no_such_module\n",
+            "No module named 'json.no_such_module' (mine.py, line 1); fix it",
+        ),
+        (
+            "x = 1\nimport neighbour\n",
+            "(mine.py, line 2); a plugin file can't import its neighbour neighbour: move that code into",
+        ),
+    ],
+)
+def test_a_mistake_in_a_plugin_file_gets_one_sentence(
+    text: str | bytes, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("neighbour.py").write_text("")
+    line = said(capsys, text)
+    assert line.startswith("plugin mine.py")
+    assert sentence in line
+
+
+def test_an_inherited_option_without_a_type_is_not_ignored(capsys: pytest.CaptureFixture[str]) -> None:
+    text = HEAD + (
+        "from modbench.routers.mod import DepthOptions\n"
+        f'@register_router("mistaken")\n{LINE}class Mistaken(DepthOptions):\n'
+        "    offset = None\n"
+        "    def build_layer(self, model, layer): ...\n"
+    )
+    assert "option 'offset' has no type; write `offset: NoneType = None`" in said(capsys, text)
+
+
+def test_a_constant_and_a_method_need_no_type(capsys: pytest.CaptureFixture[str]) -> None:
+    text = PLUGIN.replace("mistaken", "constants") + "    KINDS = 2\n    _rate = 0.5\n"
+    Path("constants.py").write_text(text)
+    assert main(["flops", "--router", "constants", "--plugin", "constants.py"]) == 0
+
+
+def test_two_plugins_of_one_name_are_both_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("other").mkdir()
+    Path("other", "mine.py").write_text(PLUGIN)
+    line = said(capsys, PLUGIN, "other/mine.py")
+    assert line == (
+        "plugin mine.py: router 'mistaken' of mine.py is already registered by other/mine.py; choose "
+        "another name (mine.py, line 6)"
+    )
+
+
+def test_a_non_frozen_subclass_of_a_frozen_router_is_told_how(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = HEAD + (
+        "from modbench.routers.mod import DepthOptions\n"
+        '@register_router("mistaken")\n@dataclass\nclass Mistaken(DepthOptions):\n'
+        "    def build_layer(self, model, layer): ...\n"
+    )
+    line = said(capsys, text)
+    assert "cannot inherit non-frozen dataclass from a frozen one (mine.py, line 8); " in line
+    assert line.endswith("write @dataclass(frozen=True, kw_only=True)")
+
+
+def test_a_post_init_that_raises_is_located(capsys: pytest.CaptureFixture[str]) -> None:
+    line = said(capsys, PLUGIN + "    def __post_init__(self):\n        1 / 0\n")
+    assert line == (
+        "router 'mistaken' raised ZeroDivisionError: division by zero in its construction (mine.py, "
+        "line 14); fix it"
+    )

@@ -95,10 +95,11 @@ def findings(
     shapes: Sequence[tuple[int, int]] = ((3, 63),),
     trained: tuple[int, int] | None = None,
     seed: int = 0,
+    probes: Sequence[Probe] = PROBES,
 ) -> Iterator[Finding]:
-    """Like `audit`, but yield each finding as soon as it is known."""
+    """Like `audit`, but yield each finding as soon as it is known, of ``probes`` only."""
     subject = Subject(model, seed)
-    for probe in PROBES:
+    for probe in probes:
         asked = list(shapes[:1] if probe.once else shapes)
         if probe.trained and trained is not None and trained not in asked:
             asked.append(trained)

@@ -57,6 +57,7 @@ class Statement:
     conventions: Mapping[str, int] = field(default_factory=dict)
     counters: Mapping[str, int | str] = field(default_factory=dict)
     described: Mapping[str, Any] = field(default_factory=dict)  #: the model's shape and options
+    source: str = "closed form"  #: how the FLOPs were found; ``counted`` if a layer has no closed form
 
     @property
     def flops_per_token(self) -> float:
@@ -87,6 +88,7 @@ def _stated(
     asked: Asked,
     counters: Mapping[str, int | str],
     described: Mapping[str, Any],
+    source: str = "closed form",
 ) -> Statement:
     components: dict[str, dict[Direction, int]] = {}
     if asked.convention in CONVENTIONS:
@@ -107,6 +109,7 @@ def _stated(
         },
         counters=counters,
         described=described,
+        source=source,
     )
 
 
@@ -133,6 +136,7 @@ def router_statement(
         asked,
         _counters(routed, workload, asked),
         {"router": routed.router.name, "options": routed.router.options(), "shape": asdict(model)},
+        getattr(routed, "flops_source", "closed form"),
     )
 
 

@@ -29,7 +29,8 @@ def write_report(
     Args:
         suite_folder: ``results/<suite>``
         rank_by: the metric that ranks the table; by default the one of the suite's newest version
-        say: called with a sentence for each shard whose last line is cut off
+        say: called with a sentence for each shard whose last line is cut off, and one if no cell has
+            finished
 
     Raises:
         UserError: no records or timings, an invalid one, an unusable ``rank_by``, timings of one run
@@ -39,6 +40,9 @@ def write_report(
     (records, audits), timings = read_suite(folder), read_timings(folder)
     for sentence in (*cut_lines(folder, RECORDS), *cut_lines(folder, TIMINGS)):
         say(sentence)
+    if audits and not records and not timings:
+        say(f"{folder}: no cell has finished yet; there is nothing to report")
+        return []
     if not records and not timings:
         raise UserError(
             f"{folder}: there are no records in {folder / RECORDS}; run the suite first "

@@ -160,6 +160,14 @@ def test_a_report_reads_audits_from_the_records_folder(tmp_path, fakes):
     assert (line["rank"], line["audit"]) == ("1", "passed 5")
 
 
+def test_a_suite_of_which_no_cell_has_finished_is_no_error(tmp_path):
+    with ShardWriter(tmp_path) as shard:
+        shard.append(make_audit())
+    said = []
+    assert write_report(tmp_path, say=said.append) == []
+    assert said == [f"{tmp_path}: no cell has finished yet; there is nothing to report"]
+
+
 def _cells_of(page, label):
     lines = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
     (row,) = [line for line in lines if line[1] == label]

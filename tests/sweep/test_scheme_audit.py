@@ -29,6 +29,7 @@ from modbench.routing.build import build_model
 from modbench.routing.router import Router
 from modbench.sweep import scheme_audit
 from modbench.sweep.cell_checks import checks
+from modbench.sweep.engine import cells_left
 from modbench.sweep.scheme_audit import audit_of, scheme_of
 from modbench.sweep.stage import Stage
 from modbench.train.loop import Trained
@@ -177,6 +178,12 @@ def test_three_seeds_of_a_scheme_are_audited_once(tmp_path: Path) -> None:
         assert record.flops_source == "closed form"
     (audit,) = audits.values()
     assert [finding["probe"] for finding in audit.audit] == list(range(1, 12))
+    cells = [record.cell for record in records]
+    assert cells_left(cells, folder) == []
+    (shard,) = (path for path in folder.glob("records/*.jsonl") if '"kind":"audit"' in path.read_text())
+    lines = shard.read_text().splitlines(keepends=True)
+    shard.write_text("".join(line for line in lines if '"kind":"audit"' not in line))
+    assert cells_left(cells, folder) == cells  # cells whose audit is lost are run again
     row = (folder / "leaderboard.csv").read_text().splitlines()[1]
     assert row.startswith("1,1,mod,ok,3,passed 11,")
 

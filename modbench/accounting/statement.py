@@ -136,7 +136,7 @@ def router_statement(
         asked,
         _counters(routed, workload, asked),
         {"router": routed.router.name, "options": routed.router.options(), "shape": asdict(model)},
-        getattr(routed, "flops_source", "closed form"),
+        routed.flops_source,
     )
 
 

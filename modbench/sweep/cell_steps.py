@@ -117,7 +117,7 @@ class CellSteps:
         curve_WT = self._windows(self.measure_config.curve_tokens)
         self.stage.begin("train")
         model = self._fresh_model()
-        self.measured.flops_source = getattr(model, "flops_source", "closed form")
+        self.measured.flops_source = model.flops_source
         self.measured.metrics |= _costs(model, self.train_config)
         trained = self._train(model, curve_WT)
         self.stage.begin("held-out loss")

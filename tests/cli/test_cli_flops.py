@@ -62,7 +62,7 @@ def test_how_flops_were_found_is_stated_in_every_format(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for source in ("closed form", "counted"):
-        monkeypatch.setattr(RoutedDecoder, "flops_source", source, raising=False)
+        monkeypatch.setattr(RoutedDecoder, "flops_source", source)
         table, document, rows = (
             said(capsys, f"--router mod --format {format}") for format in ("table", "json", "csv")
         )

@@ -95,11 +95,10 @@ def findings(
     shapes: Sequence[tuple[int, int]] = ((3, 63),),
     trained: tuple[int, int] | None = None,
     seed: int = 0,
-    probes: Sequence[Probe] = PROBES,
 ) -> Iterator[Finding]:
-    """Like `audit`, but yield each finding as soon as it is known, of ``probes`` only."""
+    """Like `audit`, but yield each finding as soon as it is known."""
     subject = Subject(model, seed)
-    for probe in probes:
+    for probe in PROBES:
         asked = list(shapes[:1] if probe.once else shapes)
         if probe.trained and trained is not None and trained not in asked:
             asked.append(trained)
@@ -129,3 +128,17 @@ def _outcome(probe: Probe, subject: Subject, tokens_BT: Tensor) -> Outcome:
         if failed_allocation(error) is not None:
             raise  # too little memory is not the router's fault
         return False, f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def finding_of(name: str, model: RoutedDecoder, shape: tuple[int, int], seed: int = 0) -> Finding:
+    """Run the probe called ``name`` alone, at one shape."""
+    (probe,) = (probe for probe in PROBES if probe.name == name)
+    subject = Subject(model, seed)
+    passed, figure = _outcome(probe, subject, subject.tokens(*shape))
+    return Finding(
+        probe=probe.number,
+        name=name,
+        verdict=_VERDICTS[passed],
+        figure=figure,
+        ranks=probe.ranks,
+    )

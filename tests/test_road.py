@@ -19,7 +19,7 @@ from modbench.measure.loss import heldout_loss, heldout_windows
 from modbench.model.config import ModelConfig
 from modbench.report.metrics import METRICS
 from modbench.report.record import Record
-from modbench.report.store import read_records
+from modbench.report.store import read_records, read_suite
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
 
@@ -144,8 +144,10 @@ def test_one_command_gives_records_a_table_and_plots(place: Path) -> None:
     code, out = modbench_says(place, "run", "suite.toml", "--plugin", "leaky.py")
     assert code == 0, out
     folder = place / "results" / "road"
-    records = {record.cell["router"]["label"]: record for record in read_records(folder)}
+    found, audits = read_suite(folder)
+    records = {record.cell["router"]["label"]: record for record in found}
     assert set(records) == {"vanilla", "mod", "leaky"}
+    assert len(audits) == 3
     for label, record in records.items():
         metrics = record.metrics
         assert record.status == "ok"
@@ -153,7 +155,8 @@ def test_one_command_gives_records_a_table_and_plots(place: Path) -> None:
         assert metrics["train_flops"] <= 2e10 < metrics["train_flops"] * 1.05
         assert metrics["train_step_seconds"]["n"] == 3
         assert metrics["peak_memory_bytes"]["median"] > 4 * 4 * metrics["parameters"]
-        assert [finding["probe"] for finding in record.audit] == list(range(1, 12))
+        assert [finding["probe"] for finding in audits[record.audit_key].audit] == list(range(1, 12))
+        assert [finding["probe"] for finding in record.audit] == [1, 9]
         assert str(place) not in record.line().replace(str(place / "text.txt"), "")
         assert (folder / "cells" / record.key / "model.safetensors").exists()
         assert not (folder / "cells" / record.key / "checkpoint.pt").exists()
@@ -165,8 +168,10 @@ def test_one_command_gives_records_a_table_and_plots(place: Path) -> None:
         assert metrics["heldout_loss_leaky"] == leaky
         assert (causal != leaky) == differs
         assert metrics["leak"] == causal - leaky
-    leaks = [finding for finding in records["leaky"].audit if finding["verdict"] == "failed"]
-    assert [finding["probe"] for finding in leaks] == [1, 2, 3]  # the mean is over padding, too
+    leaky = records["leaky"]
+    for findings, failed in ((audits[leaky.audit_key].audit, [1, 2, 3]), (leaky.audit, [1])):
+        # The mean is over padding, too.
+        assert [one["probe"] for one in findings if one["verdict"] == "failed"] == failed
     page = (folder / "leaderboard.md").read_text()
     table = page[: page.index("## ")] if "## " in page else page
     assert "| leaky |" not in table.split("\n\n")[2]
@@ -227,5 +232,5 @@ def test_progress_lines_are_events(place: Path) -> None:
     assert code == 0, out
     events = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     phases = [event["phase"] for event in events if event["event"] == "phase"]
-    assert phases[:3] == ["train", "held-out loss", "audit"]
+    assert phases[:4] == ["audit", "train", "held-out loss", "checks"]
     assert any(event["event"] == "step" for event in events)

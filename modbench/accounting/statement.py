@@ -58,6 +58,7 @@ class Statement:
     conventions: Mapping[str, int] = field(default_factory=dict)
     counters: Mapping[str, int | str] = field(default_factory=dict)
     described: Mapping[str, Any] = field(default_factory=dict)  #: the model's shape and options
+    source: str = "closed form"  #: how the FLOPs were found; ``counted`` if a layer has no closed form
 
     @property
     def flops_per_token(self) -> float:
@@ -88,6 +89,7 @@ def _stated(
     asked: Asked,
     counters: Mapping[str, int | str],
     described: Mapping[str, Any],
+    source: str = "closed form",
 ) -> Statement:
     components: dict[str, dict[Direction, int]] = {}
     if asked.convention in CONVENTIONS:
@@ -108,6 +110,7 @@ def _stated(
         },
         counters=counters,
         described=described,
+        source=source,
     )
 
 
@@ -134,6 +137,7 @@ def router_statement(
         asked,
         _counters(routed, workload, asked),
         {"router": routed.router.name, "options": routed.router.options(), "shape": asdict(model)},
+        routed.flops_source,
     )
 
 

@@ -41,14 +41,15 @@ def _table(s: Statement) -> Iterator[str]:
                 f"{errors[0]:>+15.1%}{errors[1]:>+9.1%}"
             )
     yield ""
+    yield f"{'FLOPs':<18}{s.source:>22}"
     yield f"{'parameters':<18}{s.parameters:>22,}"
     yield f"{'active parameters':<18}{s.active_parameters:>22,}"
     yield f"ratio to the dense model of the same shape {s.ratio_to_dense:.4f}"
 
 
 def _counters(s: Statement) -> Iterator[str]:
-    """The closed form and each counter in adjacent columns."""
-    columns = [("closed form", f"{s.flops:,}", "")]
+    """The stated FLOPs and those of each counter in adjacent columns."""
+    columns = [(s.source, f"{s.flops:,}", "")]
     for name, counted in s.counters.items():
         difference = s.difference(name)
         shown = counted if isinstance(counted, str) else f"{counted:,}"
@@ -102,6 +103,7 @@ def as_json(statements: Sequence[Statement]) -> str:
             **_fields(s),
             **s.described,
             "flops": s.flops,
+            "flops_source": s.source,
             "flops_per_token": s.flops_per_token,
             "by_component": components,
             "parameters": s.parameters,
@@ -132,6 +134,7 @@ def as_csv(statements: Sequence[Statement]) -> str:
             "parameters": s.parameters,
             "active_parameters": s.active_parameters,
             "ratio_to_dense": s.ratio_to_dense,
+            "flops_source": s.source,
             "profiled": s.profiled,
         }
         for name, counted in s.counters.items():

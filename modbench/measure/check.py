@@ -22,7 +22,8 @@ from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError, known_names
 from modbench.ledger import Phase, Workload
 from modbench.measure.audit import Finding, findings
-from modbench.measure.audit.command import line, warmed
+from modbench.measure.audit.command import line
+from modbench.measure.audit.warmed import warmed
 from modbench.measure.loss import heldout_loss, heldout_windows
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import SIZES

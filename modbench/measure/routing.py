@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from modbench.measure.loss import SCORING_BATCH
+from modbench.measure.nominal_capacity import nominal_capacities
 from modbench.model.context import Context
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
@@ -28,6 +29,7 @@ def routing_measures(
     model.eval()
     sums: dict[str, float] = defaultdict(float)
     loads_E: dict[int, torch.Tensor] = {}
+    nominal: dict[str, float] = {}
     for start in range(0, len(windows_WT), batch):
         tokens_BT = torch.from_numpy(windows_WT[start : start + batch]).to(on)[:, :-1]
         traces = []
@@ -37,7 +39,8 @@ def routing_measures(
             traces.append(context.trace)
         _depth(sums, *traces)
         _experts(sums, loads_E, *traces)
-    return _rates(sums) | _evenness(list(loads_E.values()))
+        nominal = nominal or nominal_capacities(model, traces[1], tokens_BT.shape[1])
+    return _rates(sums) | nominal | _evenness(list(loads_E.values()))
 
 
 def _depth(sums: dict[str, float], training: Trace, causal: Trace) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from modbench.report.audit_record import Audits
+from modbench.report.capacity import far_from_nominal
 from modbench.report.metrics import METRICS, Metric, metric, ranking_metric
 from modbench.report.record import Record, canonical_json
 from modbench.report.row import Exact, Quality, Row, Timed, machine_differences, rows_of
@@ -37,14 +39,19 @@ class Leaderboard:
     machine_differences: tuple[str, ...]
 
     @classmethod
-    def of(cls, records: Sequence[Record], rank_by: str = "heldout_loss") -> "Leaderboard":
-        """The table of ``records``.
+    def of(
+        cls,
+        records: Sequence[Record],
+        rank_by: str = "heldout_loss",
+        audits: Audits | None = None,
+    ) -> "Leaderboard":
+        """The table of ``records`` and of the ``audits`` that they refer to.
 
         Raises:
             UserError: ``rank_by`` is unknown, timed, or has no better side.
         """
         criterion = ranking_metric(rank_by)
-        rows = rows_of(records)
+        rows = rows_of(records, audits)
         groups: dict[str, list[Row]] = {}
         for row in sorted(rows, key=lambda row: (row.cell["train"]["budget"], row.label)):
             groups.setdefault(canonical_json(row.conditions(rank_by)), []).append(row)
@@ -87,6 +94,7 @@ class Leaderboard:
             "note": entry.note or None,
             "router": row.cell["router"]["name"],
             "budget": row.cell["train"]["budget"],
+            "flops_source": row.flops_source,
         }
         for name in METRICS:
             line.update(_cells(name, self.value(row, name)))
@@ -124,6 +132,7 @@ def _cells(name: str, value: Quality | Exact | Timed | None) -> dict[str, Any]:
 #: (95 % t-interval, empty for one seed); timed: NAME_median, NAME_iqr, NAME_n, NAME_stable.
 COLUMNS = [
     *("comparison", "rank", "label", "status", "seeds", "audit", "note", "router", "budget"),
+    "flops_source",
     *(column for a_metric in METRICS.values() for column in _columns(a_metric)),
     *("plugin_sha256", "options", "model", "data", "train", "measure"),
     *("corpus_sha256", "cell", "records"),
@@ -158,7 +167,7 @@ def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
     for row, (low, high) in spans:
         rank = 1 + sum(other_high < low for _, (_, other_high) in spans)
         failures = ", ".join(row.audit_failures)
-        note = _with_few(f"failed audit probe {failures}" if failures else "", row)
+        note = _with_remarks(f"failed audit probe {failures}" if failures else "", row)
         ranked.append(((rank, low + high, row.label), Entry(row, comparison, rank, note)))
     unranked = []
     for row in rows:
@@ -168,12 +177,13 @@ def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
                 reason = f"{name} was not measured in all seeds"
             elif row.why_unranked is None and _span(row, criterion) is None:
                 reason = f"{name} was not measured"
-            unranked.append(Entry(row, comparison, None, _with_few(reason, row)))
+            unranked.append(Entry(row, comparison, None, _with_remarks(reason, row)))
     return [entry for _, entry in sorted(ranked, key=lambda pair: pair[0])] + unranked
 
 
-def _with_few(note: str, row: Row) -> str:
-    """``note`` with the metrics that fewer seeds of ``row`` have."""
+def _with_remarks(note: str, row: Row) -> str:
+    """``note``, a causal rule that selects far from its nominal capacity, and the metrics that fewer
+    seeds of ``row`` have."""
     few = ", ".join(f"{name} {count}" for name, count in row.measured_in_few.items())
     remark = f"of {len(row.ok)} finished seeds fewer have {few}" if few else ""
-    return "; ".join(filter(None, (note, remark)))
+    return "; ".join(filter(None, (note, far_from_nominal(row), remark)))

@@ -42,6 +42,32 @@ def cell_key(cell: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(cell).encode()).hexdigest()[:16]
 
 
+def json_object(line: str) -> dict[str, Any]:
+    """Parse a line of JSON.
+
+    Raises:
+        UserError: it is not a JSON object.
+    """
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"it is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError("it is not a JSON object")
+    return value
+
+
+def check_outcome(status: str, error: Any) -> None:
+    """
+    Raises:
+        UserError: the status contradicts the error.
+    """
+    if status == "ok" and error is not None:
+        raise UserError(f"status is ok but error is {error!r}; an ok run has none")
+    if status != "ok" and not (isinstance(error, str) and error.strip()):
+        raise UserError(f"status is {status} and error is empty; say what happened")
+
+
 def _utc(where: str, text: Any) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
@@ -53,13 +79,11 @@ def _utc(where: str, text: Any) -> datetime:
 
 
 class Line:
-    """Base class of frozen dataclasses whose fields are those of a line."""
+    """Base class of frozen dataclasses whose fields are those of a line. A field whose default is None
+    is left out of the line while it is None, so lines written before it existed are still read."""
 
     SCHEMA: ClassVar[int]
-    cell: dict[str, Any]
     key: str
-    status: Any
-    error: str | None
     started: str
     finished: str
     schema: int
@@ -73,24 +97,26 @@ class Line:
         for name, value in json.loads(self.line()).items():
             object.__setattr__(self, name, value)
 
-    def check_outcome(self) -> None:
+    def check_key(self, part: str) -> None:
         """
         Raises:
-            UserError: the key is not the cell's, the status contradicts the error, or
-                the run ends before it starts.
+            UserError: the key is not that of field ``part``, or the run ends before it starts.
         """
-        if self.key != cell_key(self.cell):
-            raise UserError(f"key is {self.key!r} but its cell's key is '{cell_key(self.cell)}'")
-        if self.status == "ok" and self.error is not None:
-            raise UserError(f"status is ok but error is {self.error!r}; an ok run has none")
-        if self.status != "ok" and not (isinstance(self.error, str) and self.error.strip()):
-            raise UserError(f"status is {self.status} and error is empty; say what happened")
+        key = cell_key(getattr(self, part))
+        if self.key != key:
+            raise UserError(f"key is {self.key!r} but its {part}'s key is '{key}'")
         if _utc("finished", self.finished) < _utc("started", self.started):
             raise UserError(f"finished {self.finished} is earlier than started {self.started}")
 
     def line(self) -> str:
         """All fields as one line of canonical JSON, without the newline."""
-        return canonical_json({field.name: getattr(self, field.name) for field in fields(self)})  # type: ignore[arg-type]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        absent = {name for name in self._optional() if values[name] is None}
+        return canonical_json({name: value for name, value in values.items() if name not in absent})
+
+    @classmethod
+    def _optional(cls) -> set[str]:
+        return {field.name for field in fields(cls) if field.default is None}  # type: ignore[arg-type]
 
     @classmethod
     def from_line(cls, line: str) -> Self:
@@ -99,12 +125,11 @@ class Line:
         Raises:
             UserError: the line is not JSON, not canonical (edited by hand), or not valid.
         """
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"it is not JSON ({error})") from None
-        if not isinstance(value, dict):
-            raise UserError("it is not a JSON object")
+        return cls.from_object(json_object(line), line)
+
+    @classmethod
+    def from_object(cls, value: dict[str, Any], line: str) -> Self:
+        """As `from_line`; ``value`` is the parsed ``line``."""
         # A line of another schema may have other fields; report its number, not those.
         if value.get("schema") != cls.SCHEMA:
             raise UserError(
@@ -112,6 +137,7 @@ class Line:
                 "modbench version that wrote it"
             )
         wrong = value.keys() ^ {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        wrong -= cls._optional()
         if wrong:
             raise UserError(f"it lacks a field or has an unknown one: {', '.join(sorted(wrong))}")
         found = cls(**value)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from modbench.report.capacity import FAR, far_from_nominal
 from modbench.report.idle_experts import idle_experts
 from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.markdown_table import escaped, made_by, table
@@ -38,16 +39,12 @@ def _comparison(board: Leaderboard, entries: list[Entry]) -> list[str]:
     parts = [f"{_conditions(board, entries)} Unigram loss: {unigram} nats/token."]
     ranked = [entry for entry in entries if entry.rank is not None]
     if ranked:
-        columns = _columns(board)
-        heads = ["rank", "scheme", *(heading for heading, *_ in columns), "audit"]
-        rows = []
-        for entry in ranked:
-            cells = [
-                form.format(*(_number(board, entry.row, *one, per) for one in metrics))
-                for _, form, metrics, per in columns
-            ]
-            rows.append([str(entry.rank), escaped(entry.row.label), *cells, escaped(entry.row.audit)])
-        parts.append(table(heads, rows, left=(1, len(heads) - 1)))
+        parts.append(_table(board, ranked))
+        if any(far_from_nominal(entry.row) for entry in ranked):
+            parts.append(
+                f"{_FAR_MARK} The causal rule selects more than {FAR} times the nominal capacity, or "
+                f"less than 1/{FAR} of it: compare by the realised FLOPs."
+            )
         if metric(board.rank_by).kind == "exact":
             parts.append(
                 f"Ranked by {board.rank_by}, which is exact: rows of equal figures share a rank."
@@ -71,6 +68,29 @@ def _comparison(board: Leaderboard, entries: list[Entry]) -> list[str]:
         parts.append("Not ranked, or ranked with a remark:")
         parts.append("\n".join(_remark(board, entry) for entry, _ in notes))
     return parts
+
+
+#: Marks the realised FLOPs of a causal rule that selects far from its nominal capacity.
+_FAR_MARK = "†"
+
+
+def _table(board: Leaderboard, ranked: list[Entry]) -> str:
+    columns = _columns(board)
+    # Records written before FLOPs could be counted do not say how they were found.
+    source = ["FLOPs"] if any(entry.row.flops_source for entry in board.entries) else []
+    heads = ["rank", "scheme", *(heading for heading, *_ in columns), *source, "audit"]
+    rows = []
+    for entry in ranked:
+        row = entry.row
+        cells = [
+            form.format(*(_number(board, row, *one, per) for one in metrics))
+            + (f" {_FAR_MARK}" if metrics == _FORWARD and far_from_nominal(row) else "")
+            for _, form, metrics, per in columns
+        ]
+        if source:
+            cells.append(row.flops_source or "-")
+        rows.append([str(entry.rank), escaped(row.label), *cells, escaped(row.audit)])
+    return table(heads, rows, left=(1, *range(len(heads) - 1 - len(source), len(heads))))
 
 
 def _remark(board: Leaderboard, entry: Entry) -> str:
@@ -180,10 +200,11 @@ def _unit(board: Leaderboard, name: str, power: int) -> tuple[str, float]:
 #: Heading; format of the cell; (metric, format of its value), ...; unit of the values.
 _Column = tuple[str, str, tuple[tuple[str, str], ...], float]
 
+_FORWARD = ("forward_flops_per_token", ".3f"), ("forward_flops_per_token_realised", ".3f")
+
 
 def _columns(board: Leaderboard) -> list[_Column]:
     """The columns of metrics."""
-    forward = ("forward_flops_per_token", ".3f"), ("forward_flops_per_token_realised", ".3f")
     cloze = ("modbench_cloze", "modbench_cloze_untrained", "modbench_cloze_chance")
     cache = ("kv_cache_bytes_per_token", ".0f"), ("kv_cache_share", ".3f")
     parameters = ("active_parameters", ".3f"), ("parameters", ".3f")
@@ -197,7 +218,7 @@ def _columns(board: Leaderboard) -> list[_Column]:
         ("leaky loss (nats/token)", "{}", (("heldout_loss_leaky", ".4f"),), 1),
         ("leak (nats/token)", "{}", (("leak", ".4f"),), 1),
         ("cloze accuracy (untrained, chance)", "{} ({}, {})", tuple((n, ".3f") for n in cloze), 1),
-        (f"forward {flops}FLOP/token, nominal / realised", "{} / {}", forward, per_flop),
+        (f"forward {flops}FLOP/token, nominal / realised", "{} / {}", _FORWARD, per_flop),
         (f"training {spent}FLOP spent", "{}", (("train_flops", ".1f"),), per_spent),
         ("steps", "{}", (("train_steps", "d"),), 1),
         ("tokens", "{}", (("train_tokens", "d"),), 1),
@@ -220,6 +241,11 @@ def _notes(board: Leaderboard, records: list[Record]) -> Iterable[str]:
         "where needed). Nominal: what the options promise; realised: what the causal rule selected on "
         "held-out text."
     )
+    if any(entry.row.flops_source for entry in board.entries):
+        yield (
+            "Column FLOPs: by a closed form, which the audit compares with a counter; or counted, by "
+            "running the layers on the meta device."
+        )
     yield "Held-out loss: under the causal rule. Leaky loss: under the training rule, no result."
     yield f"Seeds: {_by_row(board, _seeds)}; all figures: leaderboard.csv."
     names = sorted(

@@ -44,6 +44,8 @@ _TABLE = (
            "causal rule"),
     Metric("realised_capacity", "share", "none", "quality",
            "of the tokens of routed layers, those that enter under the causal rule"),
+    Metric("nominal_capacity", "share", "none", "exact",
+           "nominal share of the tokens of routed layers that are selected"),
     Metric("gate_scale", "1", "none", "quality",
            "mean magnitude of the gate of the tokens that enter"),
     Metric("causal_rule_accuracy", "share", "none", "quality",
@@ -60,6 +62,8 @@ _TABLE = (
            "between training and causal rule"),
     Metric("expert_realised_capacity", "experts/token", "none", "quality",
            "experts that take a token under the causal rule, on average, where experts choose"),
+    Metric("expert_nominal_capacity", "experts/token", "none", "exact",
+           "nominal number of experts that take a token, where experts choose"),
     Metric("expert_gate_scale", "1", "none", "quality",
            "of the tokens that an expert takes, the mean sum of what its experts' outputs are "
            "multiplied by"),

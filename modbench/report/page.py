@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from modbench.errors import UserError
+from modbench.report.audit_record import Audits
 from modbench.report.record import Record
-from modbench.report.store import RECORDS, cut_lines, read_records
+from modbench.report.store import RECORDS, cut_lines, read_suite
 from modbench.report.timing import TIMINGS, Timing, newest_run, read_timings
 
 
@@ -28,16 +29,20 @@ def write_report(
     Args:
         suite_folder: ``results/<suite>``
         rank_by: the metric that ranks the table; by default the one of the suite's newest version
-        say: called with a sentence for each shard whose last line is cut off
+        say: called with a sentence for each shard whose last line is cut off, and one if no cell has
+            finished
 
     Raises:
         UserError: no records or timings, an invalid one, an unusable ``rank_by``, timings of one run
             from several machines, or a folder that can't be written to.
     """
     folder = Path(suite_folder)
-    records, timings = read_records(folder), read_timings(folder)
+    (records, audits), timings = read_suite(folder), read_timings(folder)
     for sentence in (*cut_lines(folder, RECORDS), *cut_lines(folder, TIMINGS)):
         say(sentence)
+    if audits and not records and not timings:
+        say(f"{folder}: no cell has finished yet; there is nothing to report")
+        return []
     if not records and not timings:
         raise UserError(
             f"{folder}: there are no records in {folder / RECORDS}; run the suite first "
@@ -45,13 +50,13 @@ def write_report(
         )
     contents: dict[str, bytes] = {}
     if records:
-        contents |= _of_records(records, rank_by)
+        contents |= _of_records(records, audits, rank_by)
     if timings:
         contents |= _of_timings(timings)
     return _replace(folder, contents, gone=_of_other_sizes(folder, contents) if timings else [])
 
 
-def _of_records(records: list[Record], rank_by: str | None) -> dict[str, bytes]:
+def _of_records(records: list[Record], audits: Audits, rank_by: str | None) -> dict[str, bytes]:
     # Every cell imports records and their store; only a report needs pandas and seaborn.
     from modbench.report.figures import figures
     from modbench.report.leaderboard import Leaderboard
@@ -60,7 +65,7 @@ def _of_records(records: list[Record], rank_by: str | None) -> dict[str, bytes]:
     if rank_by is None:
         newest = max(records, key=lambda record: (record.suite["version"], record.suite["rank_by"]))
         rank_by = newest.suite["rank_by"]
-    board = Leaderboard.of(records, rank_by)
+    board = Leaderboard.of(records, rank_by, audits)
     contents = {"leaderboard.csv": board.csv().encode(), "leaderboard.md": markdown(board).encode()}
     contents.update(figures(board))
     return contents

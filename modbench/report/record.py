@@ -1,7 +1,8 @@
 """The record of one run.
 
-Its key is the hash of the resolved cell, seed included, so a rerun of a cell has the same key. Loads no
-torch: the process that runs a cell imports this.
+Its key is the hash of the resolved cell, seed included, so a rerun of a cell has the same key. The audit
+of its scheme is a record of its own (`modbench.report.audit_record`). Loads no torch: the process that
+runs a cell imports this.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import TypeAdapter
 
-from modbench.report.line import Line, canonical_json, cell_key
+from modbench.report.audit_record import CODE, FINDING
+from modbench.report.line import Line, canonical_json, cell_key, check_outcome
 from modbench.report.metrics import METRICS, Metric, metric
 from modbench.report.routing import check_routing
 from modbench.report.shape import at_least, check, closed, list_of, optional
@@ -40,19 +42,13 @@ _SHAPE = TypeAdapter(
             measure=dict,
             seed=int,
         ),
-        code=closed(version=str, commit=str | None, dirty=bool | None),
+        code=CODE,
         # Two timings are compared only where these are equal.
         environment=at_least(cpu=str | None, gpu=str | None, threads=int, torch=str),
         data=closed(sha256=str, train_tokens=int, heldout_tokens=int),
-        audit=list_of[
-            closed(
-                probe=int,
-                name=str,
-                verdict=Literal["passed", "failed", "not asked", "unchecked"],
-                figure=str,
-                ranks=bool,
-            )
-        ],
+        audit_key=str | None,
+        audit=list_of[FINDING],
+        flops_source=Literal["closed form", "counted"] | None,
         status=Status,
         metrics=closed(**{name: optional[_values(of)] for name, of in METRICS.items()}),
         curve=list_of[closed(step=int, flops=int, tokens=int, train_loss=float, heldout_loss=float)],
@@ -77,7 +73,9 @@ class Record(Line):
     code: dict[str, Any]  #: version, commit, dirty
     environment: dict[str, Any]  #: at least cpu, gpu, threads, torch; no host, user or path
     data: dict[str, Any]  #: sha256, train_tokens, heldout_tokens
-    audit: list[dict[str, Any]]  #: probe, name, verdict, figure, ranks (a failure prevents ranking)
+    #: probe, name, verdict, figure, ranks (a failure prevents ranking): what this cell checked; in
+    #: records without ``audit_key``, the whole audit
+    audit: list[dict[str, Any]]
     metrics: dict[str, Any]  #: a number, or {"median", "iqr", "n", "stable"} for the kind ``timed``
     curve: list[dict[str, Any]]  #: step, flops, tokens, train_loss, heldout_loss
     routing: dict[str, Any]  #: see `modbench.report.routing`; {} if the model routes nothing
@@ -86,6 +84,8 @@ class Record(Line):
     started: str  #: UTC, ISO 8601
     finished: str
     schema: int = 2
+    audit_key: str | None = None  #: key of the audit record of its scheme
+    flops_source: str | None = None  #: how its FLOPs were found: closed form, counted
 
     def __post_init__(self) -> None:
         self.hold_copies()
@@ -93,7 +93,11 @@ class Record(Line):
             metric(name)
         check("", {name: getattr(self, name) for name in _CHECKED}, _SHAPE)
         check_routing(self.routing)
-        self.check_outcome()
+        self.check_key("cell")
+        check_outcome(self.status, self.error)
 
 
-_CHECKED = ("suite", "cell", "code", "environment", "data", "audit", "status", "metrics", "curve")
+_CHECKED = (
+    *("suite", "cell", "code", "environment", "data", "audit_key", "audit", "flops_source"),
+    *("status", "metrics", "curve"),
+)

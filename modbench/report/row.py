@@ -4,12 +4,13 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from scipy.special import stdtrit
 
+from modbench.report.audit_record import Audits
 from modbench.report.metrics import METRICS, metric
 from modbench.report.record import Record, canonical_json, cell_key
 from modbench.report.store import latest
@@ -52,6 +53,7 @@ class Row:
 
     records: tuple[Record, ...]
     label: str  #: name in tables and plots, unique in the suite
+    audits: Audits = field(default_factory=dict, repr=False)  #: of the suite, by key
 
     @cached_property
     def cell(self) -> dict[str, Any]:
@@ -106,9 +108,27 @@ class Row:
         )
 
     @cached_property
+    def flops_source(self) -> str | None:
+        """How the FLOPs were found, ``closed form`` or ``counted``; None in old records."""
+        sources = {record.flops_source for record in self.records if record.flops_source}
+        return ", ".join(sorted(sources)) or None
+
+    @cached_property
     def _probes(self) -> list[dict[str, Any]]:
         """Audit probes of all runs."""
-        return [probe for record in self.records for probe in record.audit]
+        return [probe for record in self.records for probe in self._probes_of(record)]
+
+    def _probes_of(self, record: Record) -> list[dict[str, Any]]:
+        """Audit probes of the record's scheme, and those that its cell ran on the trained model."""
+        audit = self.audits.get(record.audit_key or "")
+        return [*(audit.audit if audit else ()), *record.audit]
+
+    @cached_property
+    def _is_audited(self) -> bool:
+        """Return True unless the audit of a record's scheme is missing."""
+        return all(
+            record.audit_key is None or record.audit_key in self.audits for record in self.records
+        )
 
     @cached_property
     def audit_failures(self) -> tuple[str, ...]:
@@ -126,7 +146,7 @@ class Row:
         verdicts: dict[tuple[int, str], set[str]] = defaultdict(set)
         for probe in self._probes:
             verdicts[probe["probe"], probe["name"]].add(probe["verdict"])
-        if not verdicts:
+        if not verdicts or not self._is_audited:
             return "not run"
         failed = [
             f"{number} {name}" for (number, name), of in sorted(verdicts.items()) if "failed" in of
@@ -145,8 +165,11 @@ class Row:
             return self.errors
         if any(_ranks(probe) and probe["verdict"] == "failed" for probe in self._probes):
             return "failed audit probe " + ", ".join(self.audit_failures)
+        if not self._is_audited:
+            return "audit was not run"
         for record in self.records:
-            run = {probe["probe"] for probe in record.audit if probe["verdict"] in ("passed", "failed")}
+            probes = self._probes_of(record)
+            run = {probe["probe"] for probe in probes if probe["verdict"] in ("passed", "failed")}
             missing = [str(number) for number in RANKING_PROBES if number not in run]
             if missing:
                 return f"audit probe {', '.join(missing)} was not run"
@@ -188,8 +211,9 @@ def interval(values: Sequence[float]) -> Quality:
     return Quality(mean=mean, low=mean - half, high=mean + half)
 
 
-def rows_of(records: Iterable[Record]) -> list[Row]:
-    """Group records into rows ordered by label; a rerun replaces the earlier record.
+def rows_of(records: Iterable[Record], audits: Audits | None = None) -> list[Row]:
+    """Group records into rows ordered by label; a rerun replaces the earlier record. ``audits``: those
+    that the records refer to, by key.
 
     Rows that share a label get their budget appended if all budgets differ, else the start of the
     cell's hash.
@@ -206,7 +230,8 @@ def rows_of(records: Iterable[Record]) -> list[Row]:
         for cell_hash, budget in budgets.items():
             suffix = budget if len(set(budgets.values())) == len(budgets) else cell_hash[:6]
             group = sorted(by_cell[cell_hash], key=lambda record: record.cell["seed"])
-            rows.append(Row(tuple(group), f"{label} [{suffix}]" if len(budgets) > 1 else label))
+            name = f"{label} [{suffix}]" if len(budgets) > 1 else label
+            rows.append(Row(tuple(group), name, audits or {}))
     return sorted(rows, key=lambda row: (row.label, row.cell_hash))
 
 

@@ -8,12 +8,13 @@ shards, order or duplicates.
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 from modbench.errors import UserError
-from modbench.report.line import Line
+from modbench.report.audit_record import KIND, AuditRecord, by_key
+from modbench.report.line import Line, json_object
 from modbench.report.record import Record
 
 RECORDS = "records"
@@ -89,17 +90,35 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def read_records(folder: Path) -> list[Record]:
-    """All records under ``folder`` (``results/<suite>``), reruns included, without duplicate lines,
-    ordered by key and line.
+def read_suite(folder: Path) -> tuple[list[Record], dict[str, AuditRecord]]:
+    """All records of cells under ``folder`` (``results/<suite>``), reruns included, without duplicate
+    lines, ordered by key and line; and the audits that they refer to, by key.
 
     An unterminated last line is skipped: its writer was killed, or is still writing.
 
     Raises:
         UserError: a line is not a valid record, or a shard can't be read; names file and line.
     """
-    lines = read_lines(Path(folder) / RECORDS, Record)
-    return [lines[line] for line in sorted(lines, key=lambda line: (lines[line].key, line))]
+    lines = read_lines(Path(folder) / RECORDS, _record_of)
+    ordered = [lines[line] for line in sorted(lines, key=lambda line: (lines[line].key, line))]
+    audits = by_key(record for record in ordered if isinstance(record, AuditRecord))
+    return [record for record in ordered if isinstance(record, Record)], audits
+
+
+def _record_of(line: str) -> Record | AuditRecord:
+    value = json_object(line)
+    kind = AuditRecord if value.get("kind") == KIND else Record
+    return kind.from_object(value, line)
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The cells of `read_suite`."""
+    return read_suite(folder)[0]
+
+
+def read_audits(folder: Path) -> dict[str, AuditRecord]:
+    """The audits of `read_suite`."""
+    return read_suite(folder)[1]
 
 
 def recorded_suites(results: Path, under: Iterable[str]) -> list[str]:
@@ -130,11 +149,11 @@ def _inside(folder: Path) -> list[Path]:
         raise UserError(_cannot_read(folder, error)) from error
 
 
-def read_lines(shards: Path, kind: type[L]) -> dict[str, L]:
-    """All shards in ``shards`` as {line: parsed line}; see `read_records`."""
+def read_lines(shards: Path, parse: Callable[[str], L]) -> dict[str, L]:
+    """All shards in ``shards`` as {line: parsed line}; see `read_suite`."""
     lines: dict[str, L] = {}
     for path in _shards(shards):
-        lines.update(_read_shard(path, kind))
+        lines.update(_read_shard(path, parse))
     return lines
 
 
@@ -155,13 +174,13 @@ def cut_lines(folder: Path, under: str) -> list[str]:
     return said
 
 
-def _read_shard(path: Path, kind: type[L]) -> Iterable[tuple[str, L]]:
+def _read_shard(path: Path, parse: Callable[[str], L]) -> Iterable[tuple[str, L]]:
     content = _content(path)
     # split, not splitlines: other line separators may stand inside a JSON string.
     for number, raw in enumerate(content.split(b"\n")[:-1], start=1):
         try:
             line = raw.decode()
-            yield line, kind.from_line(line)
+            yield line, parse(line)
         except (UserError, UnicodeDecodeError) as error:
             reason = error if isinstance(error, UserError) else "it is not UTF-8"
             raise UserError(

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, PositiveFloat, TypeAdapter
 
 from modbench.errors import UserError
-from modbench.report.line import Line, cell_key
+from modbench.report.line import Line, cell_key, check_outcome
 from modbench.report.shape import at_least, check, closed, list_of, optional
 from modbench.report.store import read_lines
 
@@ -128,7 +128,8 @@ class Timing(Line):
             raise UserError(f"kind is {self.kind}; a ceiling has no router, every other kind has one")
         if self.status == "ok" or (self.measured and self.kind == "time"):
             check("measured", self.measured, _MEASURED[self.kind])
-        self.check_outcome()
+        self.check_key("cell")
+        check_outcome(self.status, self.error)
 
     @property
     def job(self) -> tuple[str, str, int]:
@@ -167,7 +168,7 @@ def read_timings(folder: Path) -> list[Timing]:
     Raises:
         UserError: as `modbench.report.store.read_records`.
     """
-    lines = read_lines(Path(folder) / TIMINGS, Timing)
+    lines = read_lines(Path(folder) / TIMINGS, Timing.from_line)
     return [lines[line] for line in sorted(lines, key=lambda line: (lines[line].started_at, line))]
 
 

@@ -1,4 +1,4 @@
-"""One cell: train, measure, append the record.
+"""One cell: audit its scheme unless that is stored, train, measure, append the record.
 
 A cell that was killed or stopped resumes from its checkpoint: it loses at most the training since then,
 or the measurements of a trained model, which are taken again.
@@ -55,7 +55,7 @@ def _run(spec: dict[str, Any], say: Say, stop: Callable[[], bool]) -> Record:
     with ShardWriter(Path(spec["results"])) as shard, closing(MachineLock()) as lock:
         # A paused process would keep its memory on a GPU, where a timing could run out of it.
         stage = Stage(say, stop, lock, pauses=device().type == "cpu")
-        status, error = _outcome(CellSteps(spec, data, measured, stage), lock)
+        status, error = _outcome(CellSteps(spec, data, measured, stage, shard), lock)
         record = cell_record(
             spec["cell"],
             suite=spec["suite"],

@@ -1,4 +1,5 @@
-"""The steps of a cell: train a model, score and audit it, and measure memory and time.
+"""The steps of a cell: audit its scheme unless that is stored, train a model, score and check it, and
+measure memory and time.
 
 W windows, T tokens.
 """
@@ -13,13 +14,11 @@ import modbench
 from modbench.data.batches import Batches
 from modbench.data.token_data import DataConfig, TokenData
 from modbench.ledger import Workload
-from modbench.measure.audit import Finding, findings
 from modbench.measure.config import MeasureConfig
 from modbench.measure.environment import code_version
 from modbench.measure.histograms import RoutingHistograms
 from modbench.measure.kv_cache import kv_cache_measures
 from modbench.measure.loss import (
-    SCORING_BATCH,
     HeldoutLoss,
     heldout_loss,
     heldout_windows,
@@ -33,8 +32,11 @@ from modbench.measure.timing import time_model
 from modbench.model.config import ModelConfig
 from modbench.model.context import Selection
 from modbench.report.record import cell_key
+from modbench.report.store import ShardWriter
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router
+from modbench.sweep.cell_checks import checks
+from modbench.sweep.scheme_audit import audit_of
 from modbench.sweep.stage import Stage
 from modbench.train import checkpoint
 from modbench.train.config import TrainConfig
@@ -46,17 +48,28 @@ from modbench.train.numerics import device, precision
 class Measured:
     """Results so far; a cell that fails keeps those it has."""
 
+    audit_key: str | None = None
     audit: list[dict[str, Any]] = field(default_factory=list)
+    flops_source: str | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     curve: list[dict[str, Any]] = field(default_factory=list)
     routing: dict[str, Any] = field(default_factory=dict)
 
 
 class CellSteps:
-    """Runs the steps of the cell of ``spec`` on ``data`` and stores the results in ``measured``."""
+    """Runs the steps of the cell of ``spec`` on ``data`` and stores the results in ``measured``; a new
+    audit of its scheme goes to ``shard``."""
 
-    def __init__(self, spec: dict[str, Any], data: TokenData, measured: Measured, stage: Stage) -> None:
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        data: TokenData,
+        measured: Measured,
+        stage: Stage,
+        shard: ShardWriter,
+    ) -> None:
         self.spec, self.data, self.measured, self.stage = spec, data, measured, stage
+        self.shard = shard
         self.cell: dict[str, Any] = spec["cell"]
         self.train_config = TrainConfig(**self.cell["train"])
         self.measure_config = MeasureConfig(**self.cell["measure"])
@@ -71,7 +84,11 @@ class CellSteps:
             StoppedError: a stop was requested; the state of training is saved.
             DivergedError: the training loss is not finite.
         """
-        self._train_and_score()
+        self.stage.begin("audit")
+        audit = audit_of(self.cell, Path(self.spec["results"]), self.shard, self.stage)
+        self.measured.audit_key = audit.key
+        release_memory(self.device)
+        self._train_and_score(decodes=not any(_failed(probe, "decode parity") for probe in audit.audit))
         self.stage.begin("memory")
         release_memory(self.device)  # on a GPU, the measured process shares the memory with this one
         self.measured.metrics["peak_memory_bytes"] = peak_memory(self.spec, self.spec["threads"])
@@ -94,18 +111,20 @@ class CellSteps:
         sequence = self.train_config.sequence
         return heldout_windows(self.data.heldout_N, sequence=sequence, tokens=tokens)
 
-    def _train_and_score(self) -> None:
-        """The steps on the trained model, which is freed when this returns."""
+    def _train_and_score(self, *, decodes: bool) -> None:
+        """The steps on the trained model, which is freed when this returns. The KV cache is measured if
+        the scheme ``decodes`` correctly."""
         curve_WT = self._windows(self.measure_config.curve_tokens)
         self.stage.begin("train")
         model = self._fresh_model()
+        self.measured.flops_source = model.flops_source
         self.measured.metrics |= _costs(model, self.train_config)
         trained = self._train(model, curve_WT)
         self.stage.begin("held-out loss")
         self._score(model, curve_WT)
-        self.stage.begin("audit")
-        self._audit(model, trained)
-        if not any(_failed(finding, "decode parity") for finding in self.measured.audit):
+        self.stage.begin("checks")
+        self.measured.audit = [asdict(finding) for finding in checks(model, trained)]
+        if decodes:
             self.measured.metrics |= kv_cache_measures(model, curve_WT)
         if self.measure_config.downstream:
             self.stage.begin("downstream")
@@ -166,17 +185,6 @@ class CellSteps:
         }
         self.measured.metrics |= routing_measures(model, curve_WT)
 
-    def _audit(self, model: RoutedDecoder, trained: Trained) -> None:
-        train = self.train_config
-        # At an odd length, and at the length and batches of scoring and training.
-        shapes = ((3, 63), (SCORING_BATCH, train.sequence))
-        found: list[Finding] = []
-        for finding in findings(model, shapes=shapes, trained=(train.batch, train.sequence)):
-            found.append(finding)
-            self.stage.pause()
-        self.measured.audit = [asdict(finding) for finding in found]
-        _add_counted_steps(self.measured.audit, trained)
-
     def _downstream(self, model: RoutedDecoder) -> dict[str, Any]:
         # Imported late: lm-eval takes seconds to import.
         from modbench.measure.downstream import score
@@ -220,21 +228,6 @@ def _costs(model: RoutedDecoder, train: TrainConfig) -> dict[str, Any]:
         "parameters": model.parameter_count("total"),
         "active_parameters": model.parameter_count("active"),
     }
-
-
-def _add_counted_steps(audit: list[dict[str, Any]], trained: Trained) -> None:
-    """Add what counting real training steps found to probe 9."""
-    (count,) = (finding for finding in audit if finding["name"] == "count")
-    wrong = trained.miscounted
-    if wrong and count["verdict"] == "failed":
-        count["figure"] += f"; {wrong}"
-    elif wrong:
-        count |= {"verdict": "failed", "figure": f"ledger minus counter, FLOPs: {wrong}"}
-    elif count["verdict"] == "passed" and trained.counted_steps:
-        count["figure"] += f"; and in {trained.counted_steps} steps of training"
-    if trained.unseen_steps:
-        steps = "1 step was" if trained.unseen_steps == 1 else f"{trained.unseen_steps} steps were"
-        count["figure"] += f"; {steps} not counted in training, for want of memory"
 
 
 def _per(flops: int, tokens: int) -> int | float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modbench.report.record import Record, cell_key
-from modbench.report.store import ShardWriter, read_records
+from modbench.report.store import ShardWriter, read_records, read_suite
 from modbench.sweep.cell_record import cell_record
 from modbench.sweep.cells import Cell, plugins_of, title
 from modbench.sweep.lock import wait_for_orphans
@@ -47,12 +47,16 @@ def cell_command(spec: Path) -> list[str]:
 
 
 def cells_left(cells: Sequence[Cell], folder: Path) -> list[Cell]:
-    """The cells without a record in ``folder`` (results/<suite>) whose status is done.
+    """The cells without a record in ``folder`` (results/<suite>) whose status is done and whose audit is
+    stored.
 
     Raises:
         UserError: a record line is corrupt.
     """
-    done = {record.key for record in read_records(folder) if record.status in DONE}
+    records, audits = read_suite(folder)
+    done = {
+        record.key for record in records if record.status in DONE and record.audit_key in (None, *audits)
+    }
     return [cell for cell in cells if cell_key(cell) not in done]
 
 

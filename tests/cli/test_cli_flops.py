@@ -2,12 +2,14 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from modbench.cli.main import main
 from modbench.model.block import Block
+from modbench.routing.build import RoutedDecoder
 
 
 def said(capsys: pytest.CaptureFixture[str], words: str) -> str:
@@ -54,6 +56,19 @@ def test_a_chunk_after_cached_tokens_equals_its_closed_form(
     words = f"--router vanilla mod mode_staged --profile --past 7 --sequence 5 --phase {phase}"
     differences = [line.split() for line in said(capsys, words).splitlines() if "difference" in line]
     assert [ours for _, ours, *_ in differences] == ["0"] * 3
+
+
+def test_how_flops_were_found_is_stated_in_every_format(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source in ("closed form", "counted"):
+        monkeypatch.setattr(RoutedDecoder, "flops_source", source)
+        table, document, rows = (
+            said(capsys, f"--router mod --format {format}") for format in ("table", "json", "csv")
+        )
+        assert re.search(rf"^FLOPs +{source}$", table, re.MULTILINE)
+        assert json.loads(document)["models"][0]["flops_source"] == source
+        assert [row["flops_source"] for row in csv.DictReader(rows.splitlines())][-1] == source
 
 
 def test_a_misspelt_key_of_a_config_is_pointed_out(

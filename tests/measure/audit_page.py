@@ -14,7 +14,7 @@ from mutants import Depth
 from subtle_mutants import MUTANTS
 
 from modbench.measure.audit import PROBES, Finding, audit
-from modbench.measure.audit.command import warmed
+from modbench.measure.audit.warmed import warmed
 from modbench.model.config import ModelConfig
 from modbench.routing.build import build_model
 from modbench.routing.registry import installed_modules, preset_options, router_class

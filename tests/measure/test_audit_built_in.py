@@ -12,8 +12,8 @@ import torch
 
 import modbench.routers
 from modbench.measure.audit import PROBES, audit
-from modbench.measure.audit.command import warmed
 from modbench.measure.audit.finding import NO_SKIPPING
+from modbench.measure.audit.warmed import warmed
 from modbench.model.config import ModelConfig
 from modbench.routing.build import build_model
 from modbench.routing.registry import (

@@ -10,6 +10,7 @@ import torch
 from modbench.errors import UserError
 from modbench.measure.audit import PROBES, command
 from modbench.measure.audit.command import run_audit
+from modbench.measure.audit.warmed import STEPS, warmed
 from modbench.model.sizes import ShapeOptions
 
 SMALL = ShapeOptions(vocabulary=97, width=32, layers=2, heads=2, mlp_width=64, sequence=21)
@@ -98,8 +99,8 @@ def test_a_document_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_training_has_moved_what_training_moves() -> None:
     config = SMALL.resolved().model
-    model = command.warmed(config, "mod", {"causal": "ema_threshold"}, 0, 21)
-    assert model.layers[1].threshold.updates == command.STEPS
+    model = warmed(config, "mod", {"causal": "ema_threshold"}, 0, 21)
+    assert model.layers[1].threshold.updates == STEPS
     assert not model.training
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from modbench.measure.audit import audit
-from modbench.measure.audit.command import warmed
+from modbench.measure.audit.warmed import warmed
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context

@@ -48,6 +48,44 @@ def test_causal_rules_that_select_all_or_no_tokens(selects_all: bool) -> None:
     assert measured.get("causal_rule_precision") == (0.25 if selects_all else None)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "nominal"),
+    [
+        ("mod", {"capacity": 0.25}, 0.25),
+        ("mod", {"capacity": 0.2, "every": 1}, 13 / 64),  # rounded up
+        ("threshold_skip", {"target": 0.5}, 0.5),  # no nominal counts, but a nominal ledger
+        ("mixture_of_recursions", {"recursions": 2}, 0.5),
+        ("vanilla", {}, None),
+        ("token_choice", {}, None),
+    ],
+)
+def test_nominal_capacity_is_read_off_the_ledger(
+    name: str, options: dict, nominal: float | None
+) -> None:
+    shape = replace(SHAPE, layers=4)
+    made = build_model(shape, build_router(name, options))
+    measured = routing_measures(made, WINDOWS_WT, batch=2)
+    assert measured.get("nominal_capacity") == nominal
+    assert ("realised_capacity" in measured) == ("nominal_capacity" in measured)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "nominal"),
+    [
+        ("expert_choice", {"capacity": 1.0}, 1.0),
+        ("expert_threshold", {"capacity": 1.0}, 1.0),
+        ("relu_routing", {"active_experts": 2}, 2.0),
+        ("mode_staged", {"capacity": 0.25}, None),  # tokens choose its experts
+    ],
+)
+def test_nominal_experts_per_token_are_read_off_the_ledger_where_experts_choose(
+    name: str, options: dict, nominal: float | None
+) -> None:
+    measured = routing_measures(model(name, **options), WINDOWS_WT)
+    assert measured.get("expert_nominal_capacity") == nominal
+    assert ("expert_realised_capacity" in measured) == ("expert_nominal_capacity" in measured)
+
+
 def test_experts_without_tokens_are_dead() -> None:
     made = model("token_choice", experts=8, top_k=2)
     for layer in made.layers:

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from modbench.measure.config import MeasureConfig
 from modbench.measure.machine_lock import MachineLock
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder
+from modbench.report.store import ShardWriter
 from modbench.routing.build import build_model
 from modbench.sweep import cell_steps as steps
+from modbench.sweep import scheme_audit
 from modbench.sweep.cell_steps import CellSteps, Measured
 from modbench.sweep.stage import Stage
 from modbench.train.config import TrainConfig
@@ -44,7 +47,14 @@ def small(folder: Path) -> tuple[dict[str, Any], TokenData]:
         "measure": asdict(MeasureConfig(heldout_tokens=64, curve_tokens=64, downstream=())),
         "seed": 0,
     }
-    spec = {"suite": {}, "cell": cell, "plugins": [], "folder": str(folder), "threads": 1}
+    spec = {
+        "suite": {},
+        "cell": cell,
+        "plugins": [],
+        "results": str(folder),
+        "folder": str(folder),
+        "threads": 1,
+    }
     return spec, data
 
 
@@ -68,13 +78,15 @@ def test_its_model_is_gone_when_memory_is_measured(
         return {}
 
     monkeypatch.setattr(steps, "build_model", build)
-    monkeypatch.setattr(steps, "findings", held)
+    monkeypatch.setattr(steps, "audit_of", lambda *_: SimpleNamespace(key="k", audit=[]))
+    monkeypatch.setattr(steps, "checks", held)
     monkeypatch.setattr(steps, "peak_memory", weighed)
     monkeypatch.setattr(steps, "time_model", lambda *arguments, **options: {})
     spec, data = small(tmp_path)
     lock = MachineLock(tmp_path)
     stage = Stage(lambda event: None, lambda: False, lock)
-    CellSteps(spec, data, Measured(), stage).run(lock)
+    with ShardWriter(tmp_path) as shard:
+        CellSteps(spec, data, Measured(), stage, shard).run(lock)
     lock.close()
     assert alive == [1, 0]
 
@@ -99,8 +111,8 @@ def test_a_timing_need_not_wait_for_its_end(
         happened.append("end of audit")
 
     monkeypatch.setattr(steps, "train_model", trained)
-    monkeypatch.setattr(steps, "findings", found)
-    monkeypatch.setattr(steps, "_add_counted_steps", lambda *arguments: None)
+    monkeypatch.setattr(scheme_audit, "findings", found)
+    monkeypatch.setattr(steps, "checks", lambda *arguments: [])
     monkeypatch.setattr(steps, "peak_memory", lambda *arguments: {})
     monkeypatch.setattr(steps, "time_model", lambda *arguments, **options: {})
     lock, other = MachineLock(tmp_path), MachineLock(tmp_path)
@@ -118,7 +130,8 @@ def test_a_timing_need_not_wait_for_its_end(
             timing.start()
 
     spec, data = small(tmp_path)
-    CellSteps(spec, data, Measured(), Stage(say, lambda: False, lock)).run(lock)
+    with ShardWriter(tmp_path) as shard:
+        CellSteps(spec, data, Measured(), Stage(say, lambda: False, lock), shard).run(lock)
     timing.join(5)
     lock.close()
     assert happened.index(phase) < happened.index("timed") < happened.index(f"end of {phase}")

@@ -129,3 +129,17 @@ def _outcome(probe: Probe, subject: Subject, tokens_BT: Tensor) -> Outcome:
         if failed_allocation(error) is not None:
             raise  # too little memory is not the router's fault
         return False, raised(error, remedy="", router=subject.model.router)
+
+
+def finding_of(name: str, model: RoutedDecoder, shape: tuple[int, int], seed: int = 0) -> Finding:
+    """Run the probe called ``name`` alone, at one shape."""
+    (probe,) = (probe for probe in PROBES if probe.name == name)
+    subject = Subject(model, seed)
+    passed, figure = _outcome(probe, subject, subject.tokens(*shape))
+    return Finding(
+        probe=probe.number,
+        name=name,
+        verdict=_VERDICTS[passed],
+        figure=figure,
+        ranks=probe.ranks,
+    )

@@ -6,27 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from modbench.errors import UserError
 from modbench.measure.audit import PROBES, Finding, findings
-from modbench.measure.audit.finding import Subject
-from modbench.model.config import ModelConfig
+from modbench.measure.audit.warmed import ODD, SEQUENCES, warmed
 from modbench.model.sizes import ShapeOptions
-from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.plugin_fault import authors_code
-from modbench.routing.registry import build_router, load_plugin, preset_options, router_class
-from modbench.train.config import TrainConfig
-from modbench.train.loop import build_optimizer, training_step
-from modbench.train.numerics import device, make_deterministic
+from modbench.routing.registry import load_plugin, preset_options, router_class
+from modbench.train.numerics import make_deterministic
 from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
-
-#: Training steps before the audit, so that thresholds, biases and predictors have changed.
-STEPS = 8
-#: Small, since a few steps at the full rate teach a predictor to skip all tokens.
-RATE = 1e-4
-#: The odd shape of every audit, and the number of sequences at the length of the given size.
-ODD, SEQUENCES = (3, 63), 4
 
 
 def run_audit(
@@ -94,21 +81,6 @@ def _raise_memory(error: BaseException) -> None:
         raise UserError(
             f"{out_of_memory_sentence(allocation)}; audit a smaller size or sequence"
         ) from error
-
-
-def warmed(
-    config: ModelConfig, name: str, options: Mapping[str, Any], seed: int, sequence: int
-) -> RoutedDecoder:
-    """Build a model and train it for a few steps on random tokens."""
-    model = build_model(config, build_router(name, options), seed).to(device())
-    train = TrainConfig(budget=1, learning_rate=RATE)
-    optimizer = build_optimizer(model, train)
-    subject = Subject(model, seed)
-    for number in range(STEPS):
-        text_BT = subject.tokens(SEQUENCES, sequence + 1, draw=1 + number)
-        batch = text_BT[:, :-1], text_BT[:, 1:]
-        training_step(model.train(), optimizer, train, batch, torch.float32)
-    return model.eval()
 
 
 def line(finding: Finding) -> str:

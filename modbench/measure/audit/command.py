@@ -26,6 +26,8 @@ STEPS = 8
 RATE = 1e-4
 #: The odd shape of every audit, and the number of sequences at the length of the given size.
 ODD, SEQUENCES = (3, 63), 4
+#: The longest sequences of these training steps.
+LONGEST = 64
 
 
 def run_audit(
@@ -56,7 +58,7 @@ def run_audit(
         raise UserError(f"sequence is {size.sequence}; an audit needs 2 tokens or more")
     make_deterministic()
     try:
-        model = warmed(size.model, router_name, chosen, seed, size.sequence)
+        model = warmed(size.model, router_name, chosen, seed, min(size.sequence, LONGEST))
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # a router's own code runs here

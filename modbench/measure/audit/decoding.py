@@ -21,6 +21,8 @@ PROMPT, LONG = 8, 200
 SINGLE, SKIP, PAIR = 16, 12, 2
 #: Tokens that are read, dropped by rewinding the cache, and read again.
 DRAFT = 3
+#: Passes of another batch that is read in turns with the first.
+TURNS = 8
 #: In the model's own dtype, where rounding may flip a decision, this fraction of the tokens may differ.
 TOLERATED = 0.5
 
@@ -35,15 +37,12 @@ class Usage:
     last: bool = False
 
 
+ADVICE = "keep no state of decoding on the module, only keys and values in context.cache"
 #: Each usage alone, and what a router that fails with it only has to do.
 USAGES = {
-    "where two caches take turns; keep the state of decoding in context.cache, not on the module": Usage(
-        turns=True
-    ),
-    "after the cache is rewound; keep the state of decoding in context.cache, not on the module": Usage(
-        rewinds=True
-    ),
-    'after a prompt with logits="last", as generate reads it': Usage(last=True),
+    f"where two caches are read in turns; {ADVICE}": Usage(turns=True),
+    f"after the cache is rewound; {ADVICE}": Usage(rewinds=True),
+    'after a prompt with logits="last", as generate reads it; cache all of a prompt': Usage(last=True),
 }
 
 
@@ -51,7 +50,7 @@ USAGES = {
 def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 3: cached passes give the logits of the full causal pass. Tested on a batch (padded prompts
     of different lengths, then a chunk, then one token at a time) and, at the longest shape, on one
-    sequence of 200 tokens or its length. Both are read in turns, so that two caches are in use. The
+    sequence of 200 tokens or its length. At the first shape, another batch is read in turns with it. The
     batch's prompts are read with all logits, dropped by rewinding the cache, and read again with
     ``logits="last"`` as `modbench.model.generate` does; later tokens are dropped and read again, too.
 
@@ -59,8 +58,8 @@ def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     their logits alone. If all decoded tokens are selected, or none, initial weights are tested too:
     otherwise a decoding that always or never selects would pass. All this holds in float64, and for
     most tokens of one of two texts in the model's own dtype."""
-    alone_too = subject.is_longest(tokens_BT)
-    found = _read(subject, tokens_BT, Usage(turns=alone_too, rewinds=True, last=True))
+    turns = subject.is_first(tokens_BT)
+    found = _read(subject, tokens_BT, Usage(turns=turns, rewinds=True, last=True))
     together, *alone = found
     figure = together.figure
     if together.passed() and together.of and together.selected in (0, together.of):
@@ -76,7 +75,7 @@ def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return True, figure
     for draw, text_BT in enumerate(subject.texts(tokens_BT)):
         readings = [Reading(subject.own, text_BT[:4], _batch(text_BT[:4], Usage()), COARSE)]
-        if alone_too:
+        if subject.is_longest(tokens_BT):
             steps = [Pass([1])] * SINGLE
             one_1T = subject.tokens(1, PROMPT + CHUNK + len(steps), draw)
             passes = [Pass([PROMPT]), Pass([CHUNK]), *steps]
@@ -94,14 +93,16 @@ def _read(subject: Subject, tokens_BT: Tensor, usage: Usage) -> list[Parity]:
     """Read a batch and, at the longest shape, a sequence alone, in float64."""
     batch_BT = tokens_BT[:4]
     readings = [Reading(subject.exact, batch_BT, _batch(batch_BT, usage), ROUNDING)]
+    if usage.turns:
+        other_BT = subject.tokens(len(batch_BT), batch_BT.shape[1], draw=2)
+        readings.append(Reading(subject.exact, other_BT, _batch(other_BT, Usage())[:TURNS], ROUNDING))
+    found = in_turns(readings)[:1]
     if subject.is_longest(tokens_BT):
         steps = max(LONG, tokens_BT.shape[1] - PROMPT - CHUNK)
         text_1T = subject.tokens(1, PROMPT + CHUNK + steps)
         passes = [Pass([PROMPT]), Pass([CHUNK]), *map(Pass, _bursts(steps))]
-        readings.append(Reading(subject.exact, text_1T, passes, ROUNDING))
-    if usage.turns:
-        return in_turns(readings)
-    return [parity for reading in readings for parity in in_turns([reading])]
+        found += in_turns([Reading(subject.exact, text_1T, passes, ROUNDING)])
+    return found
 
 
 def _explained(subject: Subject, tokens_BT: Tensor, found: list[Parity]) -> str:

@@ -1,7 +1,8 @@
 """The backend of ``modbench audit``: audits a router with random weights on random text."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from modbench.errors import UserError
 from modbench.measure.audit import PROBES, Finding, findings
 from modbench.measure.audit.finding import Subject
 from modbench.model.config import ModelConfig
-from modbench.model.sizes import ShapeOptions
+from modbench.model.sizes import ShapeOptions, Size
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router, load_plugin, preset_options
 from modbench.train.config import TrainConfig
@@ -40,8 +41,8 @@ def run_audit(
     format: Literal["table", "json"] = "table",
 ) -> int:
     """Audit the router ``name`` (``NAME`` or ``NAME:PRESET``) with ``options`` in a decoder of
-    ``shape``, at 3 x 63 tokens and at 4 sequences of its length. Prints a line per probe as it ends, or
-    one JSON document. Returns 1 if a probe failed, else 0.
+    ``shape``, at 3 x 63 tokens and at 4 sequences of its length, on one thread. Prints a line per probe
+    as it ends, or one JSON document. Returns 1 if a probe failed, else 0.
 
     Raises:
         UserError: invalid plugin, router, preset, option or shape; a router that cannot take a training
@@ -57,28 +58,19 @@ def run_audit(
     if size.sequence < 2:
         raise UserError(f"sequence is {size.sequence}; an audit needs 2 tokens or more")
     make_deterministic()
-    try:
-        model = warmed(size.model, router_name, chosen, seed, min(size.sequence, LONGEST))
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # a router's own code runs here
-        _raise_memory(error)
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"router '{name}' raised {type(error).__name__}: {reason} in a training step; fix its "
-            "forward, or reject the options in __post_init__"
-        ) from error
-    if format == "table":
-        print(f"{name}: {ODD[0]} x {ODD[1]} and {SEQUENCES} x {size.sequence} tokens", flush=True)
     found: list[Finding] = []
-    try:
-        for finding in findings(model, shapes=(ODD, (SEQUENCES, size.sequence)), seed=seed):
-            found.append(finding)
-            if format == "table":
-                print(line(finding), flush=True)
-    except Exception as error:
-        _raise_memory(error)
-        raise
+    with one_thread():
+        model = _warmed(name, size, chosen, seed)
+        if format == "table":
+            print(f"{name}: {ODD[0]} x {ODD[1]} and {SEQUENCES} x {size.sequence} tokens", flush=True)
+        try:
+            for finding in findings(model, shapes=(ODD, (SEQUENCES, size.sequence)), seed=seed):
+                found.append(finding)
+                if format == "table":
+                    print(line(finding), flush=True)
+        except Exception as error:
+            _raise_memory(error)
+            raise
     failed = [finding for finding in found if finding.failed]
     if format == "json":
         document = {
@@ -92,6 +84,37 @@ def run_audit(
         }
         print(json.dumps(document))
     return 1 if failed else 0
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run on one thread: at the sizes of an audit, more are slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _warmed(name: str, size: Size, options: Mapping[str, Any], seed: int) -> RoutedDecoder:
+    """`warmed` on sequences of at most `LONGEST` tokens.
+
+    Raises:
+        UserError: the router cannot take a training step, or there is too little memory.
+    """
+    try:
+        router = preset_options(name)[0]
+        return warmed(size.model, router, options, seed, min(size.sequence, LONGEST))
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # a router's own code runs here
+        _raise_memory(error)
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"router '{name}' raised {type(error).__name__}: {reason} in a training step; fix its "
+            "forward, or reject the options in __post_init__"
+        ) from error
 
 
 def _raise_memory(error: BaseException) -> None:

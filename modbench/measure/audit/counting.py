@@ -15,6 +15,7 @@ from modbench.accounting.count import count as executed
 from modbench.counting.counter import FlopCounter, seen_conventions
 from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
 from modbench.measure.audit.active import too_few_active
+from modbench.measure.audit.compiled_step import miscounted_when_compiled
 from modbench.measure.audit.finding import Outcome, Subject, next_tokens, ragged
 from modbench.model.context import Context, Selection
 from modbench.model.kv_cache import Cache
@@ -39,7 +40,8 @@ def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
     Without padded slots it is at most that count; equal where there are none (one sequence, or the
     training rule on full sequences); and under the causal rule the sum over single sequences.
 
-    A layer has at least as many active parameters as the FLOPs of a token imply.
+    A layer has at least as many active parameters as the FLOPs of a token imply. Where training steps
+    are compiled, the traced program spends what the ledger says.
     """
     wrong: dict[str, str] = {}
     cases = 0
@@ -51,8 +53,10 @@ def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
     cases += 0 if unchecked else len(PHASES)
     if wrong:
         return False, f"ledger minus counter, FLOPs: {', '.join(wrong.values())}"
-    if subject.is_first(tokens_BT) and (few := too_few_active(subject)):
-        return False, few
+    if subject.is_first(tokens_BT):
+        wrong_parts = too_few_active(subject) or miscounted_when_compiled(subject, tokens_BT)
+        if wrong_parts:
+            return False, wrong_parts
     return True, f"ledger equals counter in {cases} cases{unchecked}"
 
 

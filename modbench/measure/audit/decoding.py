@@ -134,8 +134,9 @@ def _batch(tokens_BT: Tensor, usage: Usage) -> list[Pass]:
     passes += [Pass([1] * sequences)] * steps
     if not usage.rewinds:
         return passes
-    draft = Pass([min(DRAFT, steps - steps // 2)] * sequences, kept=False)
-    passes.insert(len(passes) - steps + steps // 2, draft)
+    if steps:
+        draft = Pass([min(DRAFT, steps - steps // 2)] * sequences, kept=False)
+        passes.insert(len(passes) - steps + steps // 2, draft)
     return [replace(passes[0], logits="all", kept=False), *passes]
 
 

@@ -23,8 +23,8 @@ from modbench.routing.build import RoutedDecoder
 NEAR, SHARE_NEAR, SHARE = 4, 0.03, 0.5
 #: Up to this length, every position is tested.
 EVERY = 64
-#: Number of random positions tested in longer sequences, of which this many are tested.
-DRAWN, LONG_SEQUENCES = 4, 2
+#: Number of random positions tested in a longer sequence.
+DRAWN = 4
 #: Last sequences of a batch that are compared with the same sequences alone.
 TESTED = 3
 
@@ -53,7 +53,7 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     the input of the head is compared.
 
     Tested in float64, and in the model's own dtype with a coarser bound that one of two texts must meet.
-    Every t is tested in sequences of up to `EVERY` tokens; in longer ones the ends, the middle, both
+    Every t is tested in sequences of up to `EVERY` tokens; in one longer one the ends, the middle, both
     sides of powers of two, and random positions (probe 3 covers the others). In the model's own dtype it
     is every fourth one of these.
 
@@ -63,7 +63,7 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     if subject.is_first(tokens_BT) and (changed := changed_by_scoring(subject)):
         return False, f"{changed}: scores depend on texts scored before; update it in training only"
     # The length matters here; the batch is probe 2's.
-    tokens_BT = tokens_BT[: 4 if tokens_BT.shape[1] <= EVERY else LONG_SEQUENCES]
+    tokens_BT = tokens_BT[: 4 if tokens_BT.shape[1] <= EVERY else 1]
     if wrong := _unrepeatable(subject, tokens_BT):
         return False, wrong
     exact = _changes(subject.exact, tokens_BT, ROUNDING, subject.seed)

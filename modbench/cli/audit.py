@@ -1,5 +1,6 @@
 """The command `modbench audit`."""
 
+import os
 from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -31,6 +32,8 @@ def audit(
         format: table: a line per probe; json: one JSON document on the last line
         plugin: Python files that register routers
     """
+    # More threads are slower at this size; read when torch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from modbench.measure.audit.command import run_audit
 
     return run_audit(

@@ -10,7 +10,7 @@ B sequences, T tokens.
 import os
 import shutil
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ Compile = Literal["auto", "on", "off"]
 Losses = Callable[[Tensor, Tensor, Context], tuple[Tensor, Tensor | float]]
 #: Logits of tokens, (B, T).
 Forward = Callable[[Tensor, Context], Tensor]
+#: Name of a backend of torch.compile, or a function that returns a callable for a traced graph.
+Backend = str | Callable[..., Any]
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -49,9 +51,9 @@ def compiles(wanted: Compile, on: torch.device) -> bool:
     return True
 
 
-def losses_of(model: RoutedDecoder, wanted: Compile) -> Losses:
-    """Return the losses of ``model``, compiled if ``wanted`` compiles on its device."""
-    return _compiled(eager(model), model, wanted)
+def losses_of(model: RoutedDecoder, wanted: Compile, backend: Backend = "inductor") -> Losses:
+    """Return the losses of ``model``, compiled by ``backend`` if ``wanted`` compiles on its device."""
+    return _compiled(eager(model), model, wanted, backend)
 
 
 def forward_of(model: RoutedDecoder, wanted: Compile) -> Forward:
@@ -96,7 +98,7 @@ def allow_programs(most: int) -> None:
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * most)
 
 
-def _compiled(function: F, model: RoutedDecoder, wanted: Compile) -> F:
+def _compiled(function: F, model: RoutedDecoder, wanted: Compile, backend: Backend = "inductor") -> F:
     if not compiles(wanted, next(model.parameters()).device):
         return function
     if any(layer.has_data_dependent_shapes for layer in model.layers):
@@ -105,4 +107,4 @@ def _compiled(function: F, model: RoutedDecoder, wanted: Compile) -> F:
     # The host computes these from sizes and options; they are constants of the program.
     for constant in (capacity_tokens, strided):
         torch.compiler.assume_constant_result(constant)
-    return torch.compile(function, dynamic=False)  # type: ignore[return-value]
+    return torch.compile(function, dynamic=False, backend=backend)  # type: ignore[return-value]

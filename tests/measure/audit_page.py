@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 
 import torch
 from mutants import Depth
@@ -39,16 +40,20 @@ TAIL = """
 - State outside the attributes of modules and their classes: in closures, other objects, global
   variables, other modules or files.
 - Bugs at other lengths, batch sizes and dtypes: it tests an odd shape and that of the run, in float64
-  and in the model's own dtype, where a leak passes if rounding could explain it.
+  and in the model's own dtype, where a leak passes if rounding could explain it. Probes 1, 2, 3 and 9
+  also test a small model with grouped-query attention and a GELU MLP, if the router accepts it.
 - Work outside PyTorch's matmuls: in numpy, in other threads, or as sums of pointwise products. The count
   is of what the counter sees.
 - Code that detects the counter or the audit and behaves differently.
+- Active parameters that are reported too high: probe 9 asks for as many as the FLOPs of a token imply.
 - Whether an equation is the paper's: which gate multiplies an expert's output, which way a bias is
   updated, what a predictor learns. The tests compare the built-in schemes with plain loops of the
   papers' equations and with Hugging Face's layers.
 - A gradient of the wrong size, except the scale of a depth router's: probe 8 asks whether cross-entropy
-  reaches each router parameter, and each row of a router's weight (E, D) whose layer shows its `load`
-  (E,). A gate detached behind a softmax still has a gradient, from the denominators of the others.
+  reaches each scorer (a module named `router`) and each other parameter with `router` in its name, and
+  each row of a router's weight (E, D) whose layer shows its `load` (E,); the other parameters of scorers
+  and of the scheme's own classes may be reached by an auxiliary loss instead, whatever their names. A
+  gate detached behind a softmax still has a gradient, from the denominators of the others.
 - Wasted work that the ledger counts: it is part of the FLOPs in the table.
 - A bug that needs weights or text which a few training steps on random tokens do not give.
 - Whether the share of tokens that the causal rule selects is a good one: probe 4 only reports it.
@@ -71,6 +76,9 @@ def page() -> Iterator[str]:
     heading = f"| | {' | '.join(f'{probe.number} {probe.name}' for probe in PROBES)} |"
     rule = f"| --- | {' | '.join([':-:'] * len(PROBES))} |"
     yield HEAD
+    yield "## What a failure means\n"
+    for probe in PROBES:
+        yield f"### {probe.number} {probe.name}\n\n{fill(probe.means, 105)}\n"
     yield "## Built-in routers and presets\n"
     yield "After eight training steps on random tokens, at 3 x 63 tokens.\n"
     yield heading

@@ -5,7 +5,10 @@ Each overrides one method and is named after its bug. ``MUTANTS`` of this file h
 B sequences, T tokens, D model width; R sequences with selected tokens, K the most of one sequence.
 """
 
+import random
+from collections.abc import MutableMapping
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import torch
 from mutants import MUTANTS as COARSE
@@ -13,8 +16,10 @@ from mutants import Depth, DoubleResidual, Right
 from torch import Tensor
 
 from modbench.ledger import Ledger, Workload
+from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.kv_cache import Cache
 from modbench.routing.gathered_tokens import GatheredTokens
 from modbench.routing.topk import highest
 
@@ -245,6 +250,83 @@ class DoubleResidualInPlace(DoubleResidual):
         return y_BTD if torch.is_grad_enabled() else x_BTD.copy_(y_BTD)
 
 
+class ForgetsThePrompt(Right):
+    """Where only the last logits of a prompt are asked for, selects no other token of it."""
+
+    def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
+        right_BT = super().likely(hints_BT, context)
+        if context.logits != "last":
+            return right_BT
+        last_B1 = torch.tensor(context.lengths(hints_BT))[:, None] - 1
+        return right_BT & (torch.arange(hints_BT.shape[1]) >= last_B1)
+
+
+class AboveTheMean(Right):
+    """Selects tokens whose prediction is above the mean of the predictions up to theirs. The sum is kept
+    on the module between cached passes."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.sums: MutableMapping[Cache | None, Tensor] = {}
+
+    def key(self, cache: Cache) -> Cache | None:
+        return None
+
+    def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
+        real_BT, cache = context.real(hints_BT), context.cache
+        sum_BT = (hints_BT if real_BT is None else hints_BT * real_BT).detach().cumsum(1)
+        if cache is not None:
+            if any(context.past):
+                sum_BT = sum_BT + self.sums[self.key(cache)]
+            self.sums[self.key(cache)] = sum_BT[:, -1:]
+        return hints_BT >= sum_BT / (context.positions(hints_BT) + 1)
+
+
+class AboveTheMeanByCache(AboveTheMean):
+    """The same; each cache has its own sum, which is not rewound."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.sums = WeakKeyDictionary()
+
+    def key(self, cache: Cache) -> Cache | None:
+        return cache
+
+
+class DrawnWithoutSeed(Right):
+    def initialise(self, seed: int) -> None:
+        super().initialise(random.getrandbits(32))
+
+
+class AttentionOfItsOwn(Right):
+    """Initialises its attention from another seed."""
+
+    def __init__(self, options: Depth, model: ModelConfig, layer: int) -> None:
+        super().__init__(options, model, layer)
+        right = self.block.attention.initialise
+        self.block.attention.initialise = lambda seed: right(seed + 1)
+
+
+class HalfActive(Right):
+    """Reports half of the block as active."""
+
+    def active_parameters(self) -> int:
+        return super().active_parameters() // 2
+
+
+class LedgerOfUngroupedHeads(Right):
+    """Counts as many key/value heads as heads."""
+
+    def ledger(self, workload: Workload) -> Ledger:
+        own, ungrouped = self.block, replace(self.model, kv_heads=self.model.heads)
+        with torch.device("meta"):
+            self.block = Block(ungrouped, self.layer)
+        try:
+            return super().ledger(workload)
+        finally:
+            self.block = own
+
+
 MUTANTS: dict[str, type[Right]] = COARSE
 MUTANTS |= {
     "ledger of prefill forgets": LedgerOfPrefillForgets,
@@ -273,4 +355,11 @@ MUTANTS |= {
     "NaN where one is selected": NaNWhereOneIsSelected,
     "writes into its input": WritesIntoItsInput,
     "double residual in place": DoubleResidualInPlace,
+    "forgets the prompt": ForgetsThePrompt,
+    "state of decoding on the module": AboveTheMean,
+    "state of decoding not rewound": AboveTheMeanByCache,
+    "drawn without the seed": DrawnWithoutSeed,
+    "attention of its own": AttentionOfItsOwn,
+    "half of the parameters active": HalfActive,
+    "ledger of ungrouped heads": LedgerOfUngroupedHeads,
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modbench.errors import UserError
-from modbench.measure.audit import PROBES, command
+from modbench.measure.audit import PROBES, Finding, command, explanation
 from modbench.measure.audit.command import run_audit
 from modbench.measure.audit.warmed import STEPS, warmed
 from modbench.model.sizes import ShapeOptions
@@ -125,3 +125,35 @@ def test_memory_that_runs_out_in_a_probe_is_a_sentence(monkeypatch: pytest.Monke
         UserError, match=r"^out of memory, asked for 2,147,483,648 bytes .*; audit a smal"
     ):
         run_audit("vanilla", shape=SMALL)
+
+
+def test_the_audit_runs_on_one_thread_and_restores_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def findings(*_: object, **__: object) -> list[object]:
+        threads.append(torch.get_num_threads())
+        return []
+
+    monkeypatch.setattr(command, "findings", findings)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert run_audit("vanilla", shape=SMALL) == 0
+        assert (threads, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_each_probe_explains_its_failure_and_points_to_a_section_of_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+    headings = re.findall(r"^#+ (.*)$", page, flags=re.MULTILINE)
+    anchors = {heading.lower().replace(" ", "-") for heading in headings}
+    for probe in PROBES:
+        finding = Finding(
+            probe=probe.number, name=probe.name, verdict="failed", figure="", ranks=probe.ranks
+        )
+        said = explanation(finding)
+        assert said.startswith(probe.means)
+        found = re.search(r" See docs/audit\.md#(\S+)\.$", said)
+        assert found, said
+        assert found[1] in anchors

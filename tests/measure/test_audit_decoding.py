@@ -59,7 +59,7 @@ def test_a_sequence_alone_is_decoded_to_the_scored_length(
         assert passed is passes, figure
 
 
-@pytest.mark.parametrize(("place", "passes"), [(150, True), (50, False)])
+@pytest.mark.parametrize(("place", "passes"), [(24, True), (18, False)])
 def test_in_the_models_own_dtype_rounding_may_change_some_tokens_but_not_most(
     place: int, passes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,13 @@ NAMED: dict[str, tuple[int, set[int]]] = {
     "NaN where one is selected": (2, set()),
     "writes into its input": (5, set()),
     "double residual in place": (6, {5}),
+    "forgets the prompt": (3, set()),
+    "state of decoding on the module": (3, set()),
+    "state of decoding not rewound": (3, set()),
+    "drawn without the seed": (10, set()),
+    "attention of its own": (10, set()),
+    "half of the parameters active": (9, set()),
+    "ledger of ungrouped heads": (9, set()),
 }
 
 
@@ -120,9 +127,16 @@ FIGURES = {
     "writes into its input": r"^layer 1 \(WritesIntoItsInput\) writes into its input \(topk\) ",
     "double residual in place": r"of the update of layer 1 is no multiple of .* \(at 3 x 63 tokens\)",
     "leak at place 37": r"^[1-3] earlier positions changed, by",
-    "decode selects all from 100": r"alone, 200 decoded tokens differ by up to \d\.\de[+-]\d\d",
+    "decode selects all from 100": r"alone, chunks .*, \d+ decoded tokens differ by up to \d\.\de",
     "selects all of a chunk": r"^chunks differ by|keys of",
     "prompt scaled": r"^prompts differ by \d\.\de[+-]\d\d, 48 decoded tokens differ by .*e-1\d,",
+    "forgets the prompt": r', after a prompt with logits="last", as generate reads it; cache all',
+    "state of decoding on the module": r"selected, where two caches are read in turns; keep no state",
+    "state of decoding not rewound": r"selected, after the cache is rewound; keep no state",
+    "drawn without the seed": r"^layers\.1\.\w+ differs between two models of the same seed; draw it in",
+    "attention of its own": r"^layers\.1\.block\.attention\.\w+\.weight starts unlike the dense",
+    "half of the parameters active": r"^layer 1 reports [\d,]+ active parameters; the FLOPs of a token",
+    "ledger of ungrouped heads": r"\(at 2 x 19 tokens, grouped-query attention, GELU MLP\)",
     "ledger overstates realised": r"FLOPs: \+\d+ in padded topk train without padding ",
 }
 

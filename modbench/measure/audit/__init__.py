@@ -8,11 +8,11 @@ B sequences, T tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from modbench.errors import FAULTS
+from modbench.errors import FAULTS, UserError
 from modbench.measure.audit.capacity import capacity
 from modbench.measure.audit.counting import count
 from modbench.measure.audit.decoding import decode_parity
@@ -24,45 +24,152 @@ from modbench.measure.audit.finding import (
     Subject,
     Unchecked,
     Verdict,
+    device_of,
 )
 from modbench.measure.audit.leaks import batch_invariant, causal
 from modbench.measure.audit.learning import gradient
 from modbench.measure.audit.saving import saving
 from modbench.measure.audit.state import state
-from modbench.routing.build import RoutedDecoder
+from modbench.model.config import ModelConfig
+from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.plugin_fault import raised
 from modbench.train.out_of_memory import failed_allocation
 
-__all__ = ["PROBES", "ROUNDING", "Finding", "audit", "findings"]
+__all__ = ["PROBES", "ROUNDING", "Finding", "audit", "explanation", "findings"]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """``ranks``: a failure keeps the router out of the ranking. ``once``: run at one shape only.
-    ``trained``: run at the shape of a training step, too. ``reads``: relies on the trace."""
+    """``means``: what a failure means, and what usually causes it. ``ranks``: a failure keeps the router
+    out of the ranking. ``once``: run at one shape only. ``trained``: run at the shape of a training
+    step, too. ``grouped``: run on a small model with grouped-query attention and a GELU MLP, too.
+    ``reads``: relies on the trace."""
 
     number: int
     name: str
     run: Callable[[Subject, Tensor], Outcome]
+    means: str
     ranks: bool = False
     once: bool = False
     trained: bool = False
+    grouped: bool = False
     reads: bool = True
 
 
 PROBES = (
-    Probe(1, "causal", causal, ranks=True, reads=False),
-    Probe(2, "batch-invariant", batch_invariant, ranks=True, reads=False),
-    Probe(3, "decode parity", decode_parity, ranks=True),
-    Probe(4, "capacity", capacity),
-    Probe(5, "bypass", bypass),
-    Probe(6, "unit gate", unit_gate),
-    Probe(7, "order and position", order_and_position),
-    Probe(8, "gradient", gradient, once=True),
-    Probe(9, "count", count, ranks=True, trained=True),
-    Probe(10, "state", state, once=True, reads=False),
-    Probe(11, "saving", saving),
+    Probe(
+        1,
+        "causal",
+        causal,
+        "A prediction depends on later tokens, so held-out losses are too low and text cannot be "
+        "generated; usually a top-k, a mean or a softmax over the sequence is used under the causal "
+        "rule.",
+        ranks=True,
+        grouped=True,
+        reads=False,
+    ),
+    Probe(
+        2,
+        "batch-invariant",
+        batch_invariant,
+        "A prediction depends on padding or on other sequences of the batch; usually a threshold, "
+        "capacity or statistic is computed over the whole batch, or padding is not masked.",
+        ranks=True,
+        grouped=True,
+        reads=False,
+    ),
+    Probe(
+        3,
+        "decode parity",
+        decode_parity,
+        "Generated text differs from what is scored; usually positions, the decision for a single "
+        "token, or cached keys differ with a cache, or state is kept on the module instead of in the "
+        "cache.",
+        ranks=True,
+        grouped=True,
+    ),
+    Probe(
+        4,
+        "capacity",
+        capacity,
+        "The layer does not route as many tokens as it declares, so nominal FLOPs are wrong; usually "
+        "the number is rounded differently, padding is selected, or a threshold selects all tokens or"
+        " none.",
+    ),
+    Probe(
+        5,
+        "bypass",
+        bypass,
+        "Tokens shown as skipped are changed; usually the layer shows another selection than it uses,"
+        " writes into its input, or processes skipped tokens in part.",
+    ),
+    Probe(
+        6,
+        "unit gate",
+        unit_gate,
+        "At gate 1 the layer is not its block; usually the residual is added twice or scaled by the "
+        "gate, or the gate is normalised over tokens.",
+    ),
+    Probe(
+        7,
+        "order and position",
+        order_and_position,
+        "Selected tokens are processed in another order or at other positions than in the text; "
+        "usually the indices of top-k are not sorted, or positions are counted from 0 among the "
+        "selected tokens.",
+    ),
+    Probe(
+        8,
+        "gradient",
+        gradient,
+        "The router does not learn, or learns from padding or from one sequence only; usually the "
+        "output is not multiplied by a gate that depends on the scores, or the gate is detached.",
+        once=True,
+    ),
+    Probe(
+        9,
+        "count",
+        count,
+        "The FLOPs in the table are not those that are executed, so the comparison at equal compute "
+        "is wrong; usually the ledger or active_parameters misses a matmul, padding, or the cached "
+        "tokens.",
+        ranks=True,
+        trained=True,
+        grouped=True,
+    ),
+    Probe(
+        10,
+        "state",
+        state,
+        "A resumed run differs from an uninterrupted one, or a run from its repetition; usually a "
+        "counter or threshold is no buffer, is updated outside training or twice under activation "
+        "checkpointing, or initial weights do not follow from the seed.",
+        once=True,
+        reads=False,
+    ),
+    Probe(
+        11,
+        "saving",
+        saving,
+        "Skipped tokens are computed and then discarded, so skipping saves no FLOPs; usually the "
+        "block runs for all tokens and a mask chooses afterwards.",
+    ),
 )
+
+#: The shape of a small model with grouped-query attention and a GELU MLP, and its tokens.
+GROUPED = ModelConfig(vocabulary=97, width=48, heads=6, kv_heads=2, mlp="gelu")
+GROUPED_TOKENS = (2, 19)
+
+
+def explanation(finding: Finding) -> str:
+    """Say in words what a failure of the finding's probe means, and where to read on."""
+    (probe,) = (probe for probe in PROBES if probe.number == finding.probe)
+    return f"{probe.means} See {anchor(probe)}."
+
+
+def anchor(probe: Probe) -> str:
+    """The section of the documentation about ``probe``."""
+    return f"docs/audit.md#{probe.number}-{probe.name.replace(' ', '-')}"
 
 
 _VERDICTS: dict[bool | Unchecked | None, Verdict] = {
@@ -98,21 +205,25 @@ def findings(
     seed: int = 0,
 ) -> Iterator[Finding]:
     """Like `audit`, but yield each finding as soon as it is known."""
-    subject = Subject(model, seed)
+    subject, grouped = Subject(model, seed, tuple(shapes)), _grouped(model, seed)
     for probe in PROBES:
-        asked = list(shapes[:1] if probe.once else shapes)
-        if probe.trained and trained is not None and trained not in asked:
-            asked.append(trained)
+        asked = [(subject, shape, "") for shape in (shapes[:1] if probe.once else shapes)]
+        if probe.trained and trained is not None and trained not in shapes:
+            asked.append((subject, trained, ""))
+        if probe.grouped and grouped is not None:
+            said = ", grouped-query attention, GELU MLP"
+            asked.append((grouped, GROUPED_TOKENS, said))
         passed: bool | Unchecked | None = None
         figure = ""
-        for shape in asked:
-            tokens_BT = subject.tokens(*shape)
-            here, said = _outcome(probe, subject, tokens_BT)
+        for asked_of, shape, where in asked:
+            tokens_BT = asked_of.tokens(*shape)
+            here, said = _outcome(probe, asked_of, tokens_BT)
             if probe.reads and here is False:  # a wrong trace explains other failures
-                said = subject.misreported(tokens_BT) or said
+                said = asked_of.misreported(tokens_BT) or said
             if here is False and not probe.once:
-                said += f" (at {shape[0]} x {shape[1]} tokens)"
-            if _RISING.index(here) >= _RISING.index(passed):
+                said += f" (at {shape[0]} x {shape[1]} tokens{where})"
+            known = _RISING.index(passed)
+            if _RISING.index(here) > known or (here == passed and asked_of is subject):
                 passed, figure = here, said
             if passed is False:
                 break
@@ -120,6 +231,20 @@ def findings(
         yield Finding(
             probe=probe.number, name=probe.name, verdict=verdict, figure=figure, ranks=probe.ranks
         )
+
+
+def _grouped(model: RoutedDecoder, seed: int) -> Subject | None:
+    """A small model with grouped-query attention and a GELU MLP; None if the router does not accept its
+    shape, or if ``model`` has both already."""
+    config = model.config
+    if config.mlp == "gelu" and config.key_heads < config.heads:
+        return None
+    try:
+        other = build_model(replace(GROUPED, layers=config.layers), model.router, seed)
+    except UserError:  # the router rejects the shape
+        return None
+    other = other.to(device=device_of(model), dtype=next(model.parameters()).dtype)
+    return Subject(other.eval(), seed, (GROUPED_TOKENS,), brief=True)
 
 
 def _outcome(probe: Probe, subject: Subject, tokens_BT: Tensor) -> Outcome:

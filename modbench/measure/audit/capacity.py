@@ -3,13 +3,14 @@
 B sequences, T tokens.
 """
 
+import copy
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from modbench.ledger import Workload
-from modbench.measure.audit.finding import Outcome, Subject, outer_routers, ragged, zero_routers
+from modbench.measure.audit.finding import Outcome, Subject, few, outer_routers, ragged, zero_routers
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
 
@@ -24,13 +25,15 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
 
     The share of tokens that the causal rule selects is reported; it fails only if it is 0 or 1 whatever
     the weights."""
+    tokens_BT = tokens_BT if subject.is_first(tokens_BT) else few(tokens_BT)
     sequence = tokens_BT.shape[1]
     model = subject.twin().train()
     if not model.nominal_counts(Workload.uniform(1, sequence)):
         return None, "no layer declares nominal counts"
     even = zero_routers(subject.twin().train())
     counted = 0
-    for length in (*(n for n in LENGTHS if n < sequence), sequence):
+    shorter = [n for n in LENGTHS if n < sequence] if subject.is_first(tokens_BT) else []
+    for length in (*shorter, sequence):
         for name, of_BT, lengths in _cases(tokens_BT, length):
             counted += 1
             for scores, which in (("", model), (", all scores equal", even)):
@@ -39,7 +42,7 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
                 wrong = _wrong(which, of_BT, lengths, tied=bool(scores))
                 if wrong:
                     return False, f"{wrong}; {name}{scores}, lengths {_short(lengths)}"
-    shares = _selected_by_the_causal_rule(subject, tokens_BT)
+    shares = _selected_by_the_causal_rule(subject, few(tokens_BT))
     if len(shares) > 1 and (set(shares) in ({0.0}, {1.0})):
         return False, f"the causal rule selects {shares[0]:.0%} of the tokens, whatever the weights"
     causal = f", the causal rule selects {shares[0]:.1%}" if shares else ""
@@ -54,8 +57,9 @@ def _selected_by_the_causal_rule(subject: Subject, tokens_BT: Tensor) -> list[fl
     layers = [n for (n, what), k in nominal.items() if what == "depth" and sum(k) < full.tokens]
     found = []
     for number in range(3):
-        model = subject.exact if number == 0 else subject.fresh()[0].double().eval()
+        model = (subject.exact, subject.initial, subject.initial)[number]
         if number == 2:
+            model = copy.deepcopy(model)
             generator = torch.Generator().manual_seed(subject.seed)
             for parameter in model.layers.parameters():
                 noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)

@@ -1,15 +1,19 @@
 """The backend of ``modbench audit``: audits a router with random weights on random text."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from modbench.errors import UserError
 from modbench.measure.audit import PROBES, Finding, findings
 from modbench.measure.audit.warmed import ODD, SEQUENCES, warmed
-from modbench.model.sizes import ShapeOptions
+from modbench.model.sizes import ShapeOptions, Size
+from modbench.routing.build import RoutedDecoder
 from modbench.routing.plugin_fault import authors_code
 from modbench.routing.registry import load_plugin, preset_options, router_class
 from modbench.train.numerics import make_deterministic
@@ -26,8 +30,8 @@ def run_audit(
     format: Literal["table", "json"] = "table",
 ) -> int:
     """Audit the router ``name`` (``NAME`` or ``NAME:PRESET``) with ``options`` in a decoder of
-    ``shape``, at 3 x 63 tokens and at 4 sequences of its length. Prints a line per probe as it ends, or
-    one JSON document. Returns 1 if a probe failed, else 0.
+    ``shape``, at 3 x 63 tokens and at 4 sequences of its length, on one thread. Prints a line per probe
+    as it ends, or one JSON document. Returns 1 if a probe failed, else 0.
 
     Raises:
         UserError: invalid plugin, router, preset, option or shape; a router that cannot take a training
@@ -43,23 +47,19 @@ def run_audit(
     if size.sequence < 2:
         raise UserError(f"sequence is {size.sequence}; an audit needs 2 tokens or more")
     make_deterministic()
-    try:
-        with authors_code(router_class(router_name), "a training step"):
-            model = warmed(size.model, router_name, chosen, seed, size.sequence)
-    except UserError as error:
-        _raise_memory(error)
-        raise
-    if format == "table":
-        print(f"{name}: {ODD[0]} x {ODD[1]} and {SEQUENCES} x {size.sequence} tokens", flush=True)
     found: list[Finding] = []
-    try:
-        for finding in findings(model, shapes=(ODD, (SEQUENCES, size.sequence)), seed=seed):
-            found.append(finding)
-            if format == "table":
-                print(line(finding), flush=True)
-    except Exception as error:
-        _raise_memory(error)
-        raise
+    with one_thread():
+        model = _warmed(name, size, chosen, seed)
+        if format == "table":
+            print(f"{name}: {ODD[0]} x {ODD[1]} and {SEQUENCES} x {size.sequence} tokens", flush=True)
+        try:
+            for finding in findings(model, shapes=(ODD, (SEQUENCES, size.sequence)), seed=seed):
+                found.append(finding)
+                if format == "table":
+                    print(line(finding), flush=True)
+        except Exception as error:
+            _raise_memory(error)
+            raise
     failed = [finding for finding in found if finding.failed]
     if format == "json":
         document = {
@@ -73,6 +73,32 @@ def run_audit(
         }
         print(json.dumps(document))
     return 1 if failed else 0
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run on one thread: at the sizes of an audit, more are slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _warmed(name: str, size: Size, options: Mapping[str, Any], seed: int) -> RoutedDecoder:
+    """Return the model of the audit.
+
+    Raises:
+        UserError: the router cannot take a training step, or there is too little memory.
+    """
+    router = preset_options(name)[0]
+    try:
+        with authors_code(router_class(router), "a training step"):
+            return warmed(size.model, router, options, seed, size.sequence)
+    except UserError as error:
+        _raise_memory(error)
+        raise
 
 
 def _raise_memory(error: BaseException) -> None:

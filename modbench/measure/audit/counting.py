@@ -13,7 +13,9 @@ from torch import Tensor
 
 from modbench.accounting.count import count as executed
 from modbench.counting.counter import FlopCounter, seen_conventions
-from modbench.ledger import CONVENTIONS, Phase, Workload
+from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
+from modbench.measure.audit.active import too_few_active
+from modbench.measure.audit.compiled_step import miscounted_when_compiled
 from modbench.measure.audit.finding import Outcome, Subject, next_tokens, ragged
 from modbench.model.context import Context, Selection
 from modbench.model.kv_cache import Cache
@@ -22,56 +24,69 @@ from modbench.routing.build import RoutedDecoder
 #: Single tokens counted one by one.
 LONE = 4
 #: New tokens of each sequence in a chunk after the prompt, and tokens decoded after that.
-CHUNK, STEPS = (4, 9, 2), 4
+CHUNK, STEPS = (4, 9, 2), 2
 #: Phases whose nominal FLOPs appear in budgets and tables.
 PHASES: tuple[Phase, ...] = ("forward", "train")
 
 
 def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 9: with padding, the ledger equals what the counter sees, in each convention it can see:
-    forward under both rules and training, with and without padding, one sequence and single tokens;
-    and with a cache, prompts, chunks and decoded tokens, in a batch and alone.
+    forward under both rules and training, with and without padding, and one sequence; and at the first
+    shape single tokens, and with a cache, prompts, chunks and decoded tokens, in a batch and alone.
 
     Without realised counts (nominal FLOPs of plans and tables) it equals the count on the meta device;
     a router that cannot run there is not checked.
 
     Without padded slots it is at most that count; equal where there are none (one sequence, or the
     training rule on full sequences); and under the causal rule the sum over single sequences.
+
+    A layer has at least as many active parameters as the FLOPs of a token imply. Where training steps
+    are compiled, the traced program spends what the ledger says.
     """
     wrong: dict[str, str] = {}
     cases = 0
-    decoded: set[bool] = set()
-    for case in _uncached(subject, tokens_BT):
+    for case in itertools.chain(_uncached(subject, tokens_BT), _each_cached(subject, tokens_BT)):
         cases += 1
         wrong |= case.wrong()
-    for model in (subject.exact, subject.fresh()[0].double().eval()):
-        for case in _cached(subject, model, tokens_BT.shape[1]):
-            cases += 1
-            wrong |= case.wrong()
-            if case.workload.phase == "decode":
-                decoded |= case.selects()
-        if decoded in (set(), {False, True}):
-            break  # initial weights are tested if all decoded tokens are selected, or none
     nominal, unchecked = _nominal(subject, tokens_BT)
     wrong |= nominal
     cases += 0 if unchecked else len(PHASES)
     if wrong:
         return False, f"ledger minus counter, FLOPs: {', '.join(wrong.values())}"
+    if subject.is_first(tokens_BT):
+        wrong_parts = too_few_active(subject) or miscounted_when_compiled(subject, tokens_BT)
+        if wrong_parts:
+            return False, wrong_parts
     return True, f"ledger equals counter in {cases} cases{unchecked}"
+
+
+def _each_cached(subject: Subject, tokens_BT: Tensor) -> Iterator["CountedPass"]:
+    """Cached passes; with initial weights, too, if all decoded tokens are selected, or none."""
+    decoded = set[bool]()
+    if not subject.is_first(tokens_BT):
+        return
+    for model in (subject.exact, subject.initial):
+        for case in _cached(subject, model, tokens_BT.shape[1]):
+            yield case
+            if case.workload.phase == "decode":
+                decoded |= case.selects()
+        if decoded in (set(), {False, True}):
+            break
 
 
 def _nominal(subject: Subject, tokens_BT: Tensor) -> tuple[dict[str, str], str]:
     """Errors of the ledger without realised counts, by phase; and why they cannot be checked, if so."""
     wrong: dict[str, str] = {}
     model, (sequences, tokens) = subject.twin().to("meta"), tokens_BT.shape
-    for phase in PHASES:
-        workload = Workload.uniform(sequences, tokens, phase)
-        try:
-            seen = executed(model, (sequences, tokens), phase=phase).ledger
-        except Exception as error:  # a router's own code runs here; it may need values
-            return wrong, f"; nominal not checked, on the meta device it raised {type(error).__name__}"
+    try:
+        seen = executed(model, (sequences, tokens), phase="train").ledger
+    except Exception as error:  # a router's own code runs here; it may need values
+        return wrong, f"; nominal not checked, on the meta device it raised {type(error).__name__}"
+    forward = Ledger({key: flops for key, flops in seen if key[2] == "forward"})
+    for phase, counted in zip(PHASES, (forward, seen), strict=True):
+        stated = model.ledger(Workload.uniform(sequences, tokens, phase))
         for convention in CONVENTIONS:
-            off = model.ledger(workload).total(convention) - seen.total(convention)
+            off = stated.total(convention) - counted.total(convention)
             if off:
                 wrong[phase] = f"{off:+d} in nominal {phase}"
     return wrong, ""
@@ -90,15 +105,16 @@ class CountedPass:
 
     def wrong(self) -> dict[str, str]:
         """The first difference of ledger and counter, by name of the pass."""
+        seen, *parts = (counter.ledger for counter in (self.counter, *self.parts))
+        dispatched = self.model.ledger(replace(self.workload, padding=True))
+        realised = self.model.ledger(self.workload)
+        needed = Ledger.sum(parts)
         for convention in seen_conventions(next(self.model.parameters()).device):
-            seen = self.counter.under(convention)
-            dispatched = self.model.ledger(replace(self.workload, padding=True)).total(convention)
-            if dispatched != seen:
-                return {self.name: f"{dispatched - seen:+d} in {self.name}"}
-            realised = self.model.ledger(self.workload).total(convention)
-            needed = sum(part.under(convention) for part in self.parts) if self.parts else realised
-            if realised > seen or realised != needed:
-                off = realised - (needed if self.parts else seen)
+            total, of = seen.total(convention), realised.total(convention)
+            if off := dispatched.total(convention) - total:
+                return {self.name: f"{off:+d} in {self.name}"}
+            off = of - needed.total(convention) if parts else max(0, of - total)
+            if off:
                 return {self.name: f"{off:+d} in {self.name} without padding"}
         return {}
 
@@ -112,34 +128,45 @@ def _uncached(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
     sequences, sequence = tokens_BT.shape
     full = (sequence,) * sequences
     padded = tuple(max(1, sequence - 7 * n) for n in range(sequences))
-    passes: tuple[tuple[Selection, Phase], ...] = (
-        ("topk", "forward"),
-        ("topk", "train"),
-        ("causal", "forward"),  # training uses the training rule only
-    )
-    shapes = [("", tokens_BT, full), ("padded ", tokens_BT, padded)]
-    shapes.append(("lone ", tokens_BT[:1], full[:1]))
-    # A layer that skips its only token spends less, and its router gets no gradient.
-    shapes += [("single-token ", token_BT, (1,)) for token_BT in subject.tokens(1, LONE).split(1, 1)]
-    for (which, text_BT, lengths), (rule, phase) in itertools.product(shapes, passes):
-        workload, counter = _spend(subject.twin(), text_BT, lengths, rule, phase)
+    twin = subject.twin()
+
+    def case(
+        name: str, text_BT: Tensor, lengths: tuple[int, ...], rule: Selection, phase: Phase
+    ) -> CountedPass:
+        workload, counter = _spend(twin, text_BT, lengths, rule, phase)
         exact = len(lengths) == 1 or (rule == "topk" and lengths == full)
         parts = (counter,) if exact else ()
-        yield CountedPass(f"{which}{rule} {phase}", subject.model, workload, counter, parts)
+        return CountedPass(f"{name}{rule} {phase}", subject.model, workload, counter, parts)
+
+    if subject.is_first(tokens_BT):
+        yield case("", tokens_BT, full, "topk", "forward")
+    yield case("", tokens_BT, full, "topk", "train")
+    yield case("", tokens_BT, full, "causal", "forward")
+    yield case("padded ", tokens_BT, padded, "topk", "train")
+    yield case("lone ", tokens_BT[:1], full[:1], "topk", "train")
+    if not subject.is_first(tokens_BT):
+        return
+    # A layer that skips its only token spends less, and its router gets no gradient.
+    for token_BT in subject.tokens(1, LONE).split(1, 1) if not subject.brief else ():
+        yield case("single-token ", token_BT, (1,), "topk", "train")
+        yield case("single-token ", token_BT, (1,), "causal", "forward")
     # In float64, where a sequence is routed alike alone and in a batch.
-    for which, text_BT, lengths in shapes[:2]:
-        workload, counter = _spend(subject.exact, text_BT, lengths, "causal", "forward")
-        alone = [
-            _spend(subject.exact, row_T[None, :length], (length,), "causal", "forward")[1]
-            for row_T, length in zip(text_BT, lengths, strict=True)
-        ]
-        yield CountedPass(f"{which}causal forward, summed,", subject.exact, workload, counter, alone)
+    alone = []
+    for row_T, length in zip(tokens_BT, padded, strict=True):
+        row_BT = row_T[None, :length]
+        workload, counter = _spend(subject.exact, row_BT, (length,), "causal", "forward")
+        alone.append(counter)
+        yield CountedPass("lone causal forward", subject.exact, workload, counter, (counter,))
+    workload, counter = _spend(subject.exact, tokens_BT, padded, "causal", "forward")
+    name = "padded causal forward, summed,"
+    yield CountedPass(name, subject.exact, workload, counter, alone)
 
 
 def _spend(
     model: RoutedDecoder, tokens_BT: Tensor, lengths: tuple[int, ...], rule: Selection, phase: Phase
 ) -> tuple[Workload, FlopCounter]:
     model.train(phase == "train")
+    model.zero_grad(set_to_none=True)
     context = Context(selection=rule, lengths_B=ragged(lengths, tokens_BT))
     with FlopCounter() as counter, torch.set_grad_enabled(phase == "train"):
         logits_BTV = model(tokens_BT, context)

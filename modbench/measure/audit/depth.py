@@ -20,7 +20,9 @@ from modbench.measure.audit.finding import (
     RULES,
     Outcome,
     Subject,
+    few,
     layer_by_layer,
+    misshapen,
     plain_block,
     ragged,
     selected,
@@ -43,14 +45,14 @@ ALL_CHANGE = (
 def bypass(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 5: tokens that a layer shows as not selected leave it unchanged, bit for bit. No layer
     writes into its input, and shown selections have the right shape and dtype."""
-    wrong = subject.misreported(tokens_BT)
-    if wrong:
-        return False, wrong
+    tokens_BT = few(tokens_BT)
     skipped, altered, quiet = 0, 0, False
     for rule in RULES:
         context, written = Context(selection=rule), set[int]()
         stream = layer_by_layer(subject.exact, tokens_BT, context, written)
         for number, layer, before_BTD, after_BTD in stream:
+            if wrong := misshapen(context, tokens_BT):
+                return False, wrong
             if written:
                 return False, f"layer {number} ({type(layer).__name__}) writes into its input ({rule})"
             changed_BT = (after_BTD != before_BTD).any(-1)
@@ -109,10 +111,10 @@ def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
     ``adds_residual = True`` and is compared with that."""
     if not subject.skips:
         return None, NO_SKIPPING
-    tokens_BT = tokens_BT[:3]
+    tokens_BT = few(tokens_BT)
     full, taken = subject.fresh(capacity=1.0)
     all_selected = "capacity" in taken  # then order and position, which are probe 7's, cannot be wrong
-    model = full.double().eval() if all_selected else subject.exact
+    model = full if all_selected else subject.exact
     worst, found = 0.0, 0
     for rule in RULES[:1] if all_selected else RULES:
         for update in updates(model, tokens_BT, rule):
@@ -130,7 +132,7 @@ def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
     if "gate" not in taken:
         figure = f"updates are multiples of the block's output, up to {worst:.1e}"
         return subject.held(True, figure)
-    model = zero_routers(unit.double().eval())
+    model = zero_routers(unit)
     worst = 0.0
     for update in updates(model, tokens_BT, "topk"):
         scale = (update.x_ND + update.delta_ND).abs().max().item()
@@ -146,7 +148,7 @@ def order_and_position(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return None, NO_SKIPPING
     worst, found = 0.0, 0
     for rule in RULES:
-        for update in updates(subject.exact, tokens_BT[:3], rule):
+        for update in updates(subject.exact, few(tokens_BT), rule):
             found += len(update.x_ND)
             beyond_N = update.beyond(update.x_ND, update.delta_ND)
             worst = max(worst, beyond_N.max().item())

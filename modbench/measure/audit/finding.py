@@ -18,6 +18,7 @@ from modbench.model.block import Block
 from modbench.model.context import Context, Selection
 from modbench.model.kv_cache import Cache
 from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.router import Router
 from modbench.typed import checked
 
 #: Largest relative difference of two float64 results that counts as rounding. It leaves room for
@@ -25,6 +26,8 @@ from modbench.typed import checked
 ROUNDING = 1e-5
 #: The same in the model's own dtype.
 COARSE = 1e-3
+#: Tokens that are enough where neither the length nor the batch matters.
+FEW = 256
 RULES: tuple[Selection, ...] = ("topk", "causal")
 Unchecked = Literal["unchecked"]
 #: True (passed), False (failed), None (nothing to ask) or ``unchecked`` (the probe applies but has no
@@ -55,15 +58,33 @@ class Finding:
 
 @dataclass(frozen=True)
 class Subject:
-    """The model under audit, which no probe changes, and the seed of all random tokens."""
+    """The model under audit, which no probe changes; the seed of all random tokens; and the shapes
+    (sequences, tokens) that are audited, so that a probe can run a test at one of them only. Without
+    shapes, every test runs. ``brief``: leave out tests of long sequences."""
 
     model: RoutedDecoder
     seed: int = 0
+    shapes: tuple[tuple[int, int], ...] = ()
+    brief: bool = False
+
+    def is_first(self, tokens_BT: Tensor) -> bool:
+        """Return True at the first shape."""
+        return not self.shapes or tuple(tokens_BT.shape) == self.shapes[0]
+
+    def is_longest(self, tokens_BT: Tensor) -> bool:
+        """Return True at the shape with the longest sequences."""
+        longest = max(self.shapes, key=lambda shape: shape[1], default=None)
+        return not self.brief and longest in (None, tuple(tokens_BT.shape))
 
     @cached_property
     def exact(self) -> RoutedDecoder:
         """A copy in float64, so that a difference is a bug rather than rounding."""
         return copy.deepcopy(self.model).double().eval()
+
+    @cached_property
+    def initial(self) -> RoutedDecoder:
+        """A newly initialised model of the same shape and router, in float64."""
+        return self._built(self.model.router)
 
     @cached_property
     def own(self) -> RoutedDecoder:
@@ -99,7 +120,6 @@ class Subject:
     def misreported(self, tokens_BT: Tensor) -> str:
         """Describe a shown ``selected`` of wrong shape or dtype; empty if there is none, or if the model
         raises."""
-        shape = tuple(tokens_BT.shape)
         for rule in RULES:
             context = Context(selection=rule)
             try:
@@ -107,10 +127,8 @@ class Subject:
                     self.exact(tokens_BT, context)
             except FAULTS:  # a router's own code runs here; the probe reports what it raises
                 return ""
-            for (layer, name), shown in context.trace.tensors.items():
-                if name == "selected" and (shown.shape != shape or shown.dtype != torch.bool):
-                    kind = f"{tuple(shown.shape)} {str(shown.dtype).removeprefix('torch.')}"
-                    return f"layer {layer} shows selected {kind}; it must be {shape} bool ({rule})"
+            if wrong := misshapen(context, tokens_BT):
+                return wrong
         return ""
 
     def held(self, passed: bool | None, figure: str) -> Outcome:
@@ -138,8 +156,8 @@ class Subject:
         return tokens_BT, self.tokens(sequences, length, draw=1)
 
     def fresh(self, **wanted: object) -> tuple[RoutedDecoder, set[str]]:
-        """A newly initialised model of the same shape and router, with those of the options ``wanted``
-        that the router has and accepts; and the names of these options."""
+        """A newly initialised model of the same shape in float64, its router with those of the options
+        ``wanted`` that it has and accepts; and the names of these options."""
         router, taken = self.model.router, set[str]()
         for name, value in wanted.items():
             try:
@@ -151,8 +169,26 @@ class Subject:
                 continue
             router = other
             taken.add(name)
+        return self._built(router) if taken else copy.deepcopy(self.initial), taken
+
+    def _built(self, router: Router) -> RoutedDecoder:
         model = build_model(self.model.config, router, self.seed + 1)
-        return model.to(device_of(self.model)), taken
+        return model.to(device_of(self.model)).double().eval()
+
+
+def few(tokens_BT: Tensor) -> Tensor:
+    """The first sequences of ``tokens_BT``: two, or as many as have `FEW` tokens together."""
+    return tokens_BT[: max(2, FEW // tokens_BT.shape[1])]
+
+
+def misshapen(context: Context, tokens_BT: Tensor) -> str:
+    """Describe a shown ``selected`` of wrong shape or dtype; empty if there is none."""
+    shape = tuple(tokens_BT.shape)
+    for (layer, name), shown in context.trace.tensors.items():
+        if name == "selected" and (shown.shape != shape or shown.dtype != torch.bool):
+            kind = f"{tuple(shown.shape)} {str(shown.dtype).removeprefix('torch.')}"
+            return f"layer {layer} shows selected {kind}; it must be {shape} bool ({context.selection})"
+    return ""
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -214,6 +250,15 @@ def zero_routers(model: RoutedDecoder) -> RoutedDecoder:
     return model
 
 
+def hidden(model: RoutedDecoder, tokens_BT: Tensor, context: Context) -> Tensor:
+    """The input of the head, (B, T, D): it decides the logits, and is cheaper to compare."""
+    context.tokens_BT = tokens_BT
+    x_BTD = model.embedding(tokens_BT)
+    for layer in model.layers:
+        x_BTD = layer(x_BTD, context)
+    return model.norm(x_BTD)  # type: ignore[no-any-return]
+
+
 def layer_by_layer(
     model: RoutedDecoder, tokens_BT: Tensor, context: Context, written: set[int] | None = None
 ) -> Iterator[tuple[int, nn.Module, Tensor, Tensor]]:
@@ -248,14 +293,3 @@ def plain_block(layer: nn.Module) -> Block | None:
     inside = {id(part) for block in blocks for part in block.modules() if part is not block}
     outer = [block for block in blocks if id(block) not in inside]
     return outer[0] if len(outer) == 1 else None
-
-
-def own_parameters(module: nn.Module) -> list[str]:
-    """Trained parameters held by the scheme's own classes, not by those of modbench.model."""
-    return [
-        f"{name}.{key}" if name else key
-        for name, part in module.named_modules()
-        if not type(part).__module__.startswith(("modbench.model.", "torch."))
-        for key, parameter in part.named_parameters(recurse=False)
-        if parameter.requires_grad
-    ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, largest, ragged
+from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, hidden, largest, ragged
 from modbench.measure.audit.state import changed_by_scoring
 from modbench.model.context import Context
 from modbench.model.trace import Trace
@@ -23,8 +23,10 @@ from modbench.routing.build import RoutedDecoder
 NEAR, SHARE_NEAR, SHARE = 4, 0.03, 0.5
 #: Up to this length, every position is tested.
 EVERY = 64
-#: Number of random positions tested in longer sequences.
-DRAWN = 32
+#: Number of random positions tested in a longer sequence.
+DRAWN = 4
+#: Last sequences of a batch that are compared with the same sequences alone.
+TESTED = 3
 
 
 @dataclass(frozen=True)
@@ -47,37 +49,29 @@ class Changes:
 
 @torch.no_grad()
 def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 1: replacing the tokens after t leaves the logits up to t unchanged under the causal rule.
+    """Probe 1: replacing the tokens after t leaves the logits up to t unchanged under the causal rule;
+    the input of the head is compared.
 
     Tested in float64, and in the model's own dtype with a coarser bound that one of two texts must meet.
-    Every t is tested in sequences of up to `EVERY` tokens; in longer ones the ends, the middle, both
-    sides of powers of two, and random positions (probe 3 covers the others). The other sequences of the
-    batch stay the same.
+    Every t is tested in sequences of up to `EVERY` tokens; in one longer one the ends, the middle, both
+    sides of powers of two, and random positions (probe 3 covers the others). In the model's own dtype it
+    is every fourth one of these.
 
-    Also: two equal passes agree, a detailed trace changes no logit, and scoring leaves no state behind.
+    Also, at the first shape: two equal passes agree, a detailed trace changes no logit, and scoring
+    leaves no state behind.
     """
-    if changed := changed_by_scoring(subject):
+    if subject.is_first(tokens_BT) and (changed := changed_by_scoring(subject)):
         return False, f"{changed}: scores depend on texts scored before; update it in training only"
-    tokens_BT = tokens_BT[:4]  # the length matters here; the batch is probe 2's
-    plain_BTV, again_BTV, detailed_BTV = (
-        subject.exact(tokens_BT, Context(selection="causal", trace=Trace(detailed=detailed)))
-        for detailed in (False, False, True)
-    )
-    if not plain_BTV.isfinite().all():
-        return False, "logits contain NaN or Inf"
-    bound = ROUNDING * max(1.0, plain_BTV.abs().max().item())
-    off = largest(again_BTV, plain_BTV).max().item()
-    if off > bound:
-        return False, f"two equal passes differ by {off:.1e}; scoring must not draw random numbers"
-    off = largest(detailed_BTV, plain_BTV).max().item()
-    if off > bound:
-        return False, f"logits differ by {off:.1e} where the trace is detailed"
+    # The length matters here; the batch is probe 2's.
+    tokens_BT = tokens_BT[: 4 if tokens_BT.shape[1] <= EVERY else 1]
+    if wrong := _unrepeatable(subject, tokens_BT):
+        return False, wrong
     exact = _changes(subject.exact, tokens_BT, ROUNDING, subject.seed)
     figure = f"{exact.changed} earlier positions changed, by up to {exact.most:.1e}"
     if subject.is_exact:
         return exact.changed == 0, figure
     for text_BT in subject.texts(tokens_BT):
-        own = _changes(subject.own, text_BT, COARSE, subject.seed)
+        own = _changes(subject.own, text_BT, COARSE, subject.seed, every=4)
         if own.is_rounding:
             break
     only = "" if own.is_rounding or exact.changed else " only"
@@ -85,18 +79,39 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     return exact.changed == 0 and own.is_rounding, figure
 
 
-def _changes(model: RoutedDecoder, tokens_BT: Tensor, rounding: float, seed: int) -> Changes:
+def _unrepeatable(subject: Subject, tokens_BT: Tensor) -> str:
+    """Describe logits that are not finite, or that differ in a second pass or where the trace is
+    detailed; empty if they are as they should be."""
+    first_BTD, *others = (
+        hidden(subject.exact, tokens_BT, Context(selection="causal", trace=Trace(detailed=detailed)))
+        for detailed in ((False, False, True) if subject.is_first(tokens_BT) else (False,))
+    )
+    if not first_BTD.isfinite().all():
+        return "logits contain NaN or Inf"
+    bound = ROUNDING * max(1.0, first_BTD.abs().max().item())
+    offs = [largest(other_BTD, first_BTD).max().item() for other_BTD in others]
+    if offs and offs[0] > bound:
+        return f"two equal passes differ by {offs[0]:.1e}; scoring must not draw random numbers"
+    if offs and offs[1] > bound:
+        return f"logits differ by {offs[1]:.1e} where the trace is detailed"
+    return ""
+
+
+def _changes(
+    model: RoutedDecoder, tokens_BT: Tensor, rounding: float, seed: int, *, every: int = 1
+) -> Changes:
+    """Changes by edits at `_places`."""
     generator = torch.Generator().manual_seed(seed)
     sequences, sequence = tokens_BT.shape
-    before_BTV = model(tokens_BT, Context(selection="causal"))
-    bound = rounding * max(1.0, before_BTV.abs().max().item())
+    before_BTD = hidden(model, tokens_BT, Context(selection="causal"))
+    bound = rounding * max(1.0, before_BTD.abs().max().item())
     most, changed, with_any, with_near = 0.0, 0, list[bool](), list[bool]()
-    for place in _places(sequence, generator):
+    for place in _places(sequence, generator, every):
         shape = (sequences, sequence - place - 1)
         other_BT = torch.randint(model.config.vocabulary, shape, generator=generator)
         edited_BT = torch.cat((tokens_BT[:, : place + 1], other_BT.to(tokens_BT.device)), dim=1)
-        after_BTV = model(edited_BT, Context(selection="causal"))
-        difference_BT = largest(after_BTV[:, : place + 1], before_BTV[:, : place + 1])
+        after_BTD = hidden(model, edited_BT, Context(selection="causal"))
+        difference_BT = largest(after_BTD[:, : place + 1], before_BTD[:, : place + 1])
         changed_BT = difference_BT > bound
         any_B, far_B = changed_BT.any(1), changed_BT[:, :-NEAR].any(1)
         most = max(most, difference_BT.max().item())
@@ -106,29 +121,31 @@ def _changes(model: RoutedDecoder, tokens_BT: Tensor, rounding: float, seed: int
     return Changes(most, changed, len(with_any), sum(with_any), sum(with_near))
 
 
-def _places(sequence: int, generator: torch.Generator) -> list[int]:
-    """Positions of the last token that an edit keeps."""
+def _places(sequence: int, generator: torch.Generator, every: int) -> list[int]:
+    """Positions of the last token that an edit keeps: each ``every``-th one of those to test."""
     if sequence <= EVERY:
-        return list(range(sequence - 1))
+        return list(range(sequence - 1))[::every]
     places = {0, 1, sequence // 4, sequence // 2, sequence - 8, sequence - 2}
     for power in range(4, sequence.bit_length()):
         places |= {2**power - 2, 2**power - 1}
     places |= set(torch.randperm(sequence - 1, generator=generator)[:DRAWN].tolist())
-    return sorted(place for place in places if place < sequence - 1)
+    return sorted(place for place in places if place < sequence - 1)[::every]
 
 
 @torch.no_grad()
 def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 2: a sequence has the same logits alone and in a batch, padded and not, down to one token.
+    """Probe 2: a sequence has the same logits alone and in a batch, padded and not, down to one token;
+    the input of the head is compared.
 
     Tested in float64; and in the model's own dtype, where at most half of the sequences of a batch may
     differ, in one of two texts. Under the training rule all logits are finite."""
-    for lengths in _batches(*tokens_BT.shape):
-        for row, length in enumerate(lengths[:2]):
+    short = subject.is_first(tokens_BT)
+    for lengths in _batches(*tokens_BT.shape, short=short):
+        for row, length in enumerate(lengths[:2] if short else lengths[:1]):
             trained_BTV = subject.exact(tokens_BT[row : row + 1, :length], Context())
             if not trained_BTV.isfinite().all():
                 return False, f"logits of {length} tokens contain NaN or Inf (topk)"
-    exact = list(_differences(subject.exact, tokens_BT, ROUNDING))
+    exact = list(_differences(subject.exact, tokens_BT, ROUNDING, short=short))
     most = max(off for offs, _ in exact for off in offs)
     passed = not any(off > bound for offs, bound in exact for off in offs)
     figure = f"alone and in a batch differ by up to {most:.1e}"
@@ -137,7 +154,7 @@ def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
     for text_BT in subject.texts(tokens_BT):
         own = [
             (sum(off > bound for off in offs), offs)
-            for offs, bound in _differences(subject.own, text_BT, COARSE)
+            for offs, bound in _differences(subject.own, text_BT, COARSE, short=short)
         ]
         is_rounding = all(wrong <= SHARE * len(offs) for wrong, offs in own)
         if is_rounding:
@@ -147,26 +164,31 @@ def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
     return passed and is_rounding, f"{figure}, in {subject.dtype}{only} by {most:.1e}"
 
 
-def _batches(sequences: int, sequence: int) -> Iterator[list[int]]:
-    """Lengths of the sequences of each batch."""
+def _batches(sequences: int, sequence: int, *, short: bool) -> Iterator[list[int]]:
+    """Lengths of the sequences of each batch; one batch of very ``short`` ones, if asked for."""
     yield [max(1, sequence * (n + 1) // sequences) for n in range(sequences)]
-    yield [min(n + 1, sequence) for n in range(sequences)]
+    if short:
+        yield [min(n + 1, sequence) for n in range(sequences)]
     yield [sequence] * sequences
 
 
 def _differences(
-    model: RoutedDecoder, tokens_BT: Tensor, rounding: float
+    model: RoutedDecoder, tokens_BT: Tensor, rounding: float, *, short: bool
 ) -> Iterator[tuple[list[float], float]]:
     """For each batch: how much each of its last sequences differs from the same sequence alone, and the
     bound of rounding."""
     bound = rounding
-    for lengths in _batches(*tokens_BT.shape):
+    alone: dict[tuple[int, int], Tensor] = {}
+    for lengths in _batches(*tokens_BT.shape, short=short):
         context = Context(selection="causal", lengths_B=ragged(lengths, tokens_BT))
-        together_BTV = model(tokens_BT, context)
+        together_BTD = hidden(model, tokens_BT, context)
         offs = []
-        for row, length in list(enumerate(lengths))[-6:]:
-            alone_BTV = model(tokens_BT[row : row + 1, :length], Context(selection="causal"))
-            bound = max(bound, rounding * alone_BTV.abs().max().item())
-            difference_BT = largest(together_BTV[row : row + 1, :length], alone_BTV)
+        for row, length in list(enumerate(lengths))[-TESTED:]:
+            if (row, length) not in alone:
+                row_BT = tokens_BT[row : row + 1, :length]
+                alone[row, length] = hidden(model, row_BT, Context(selection="causal"))
+            alone_BTD = alone[row, length]
+            bound = max(bound, rounding * alone_BTD.abs().max().item())
+            difference_BT = largest(together_BTD[row : row + 1, :length], alone_BTD)
             offs.append(difference_BT.max().item())
         yield offs, bound

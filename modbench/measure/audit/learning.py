@@ -17,11 +17,11 @@ from modbench.measure.audit.finding import (
     Subject,
     layer_by_layer,
     outer_routers,
-    own_parameters,
     plain_block,
     routers,
     seeded,
 )
+from modbench.measure.audit.learners import Parts, own_parameters, reached
 from modbench.model.context import Context
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
@@ -37,37 +37,36 @@ SUMMED = 1e-6
 
 
 def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 8: in a newly initialised model, cross-entropy alone has a gradient for each parameter with
-    "router" in its name, and for each row of a router weight (E, D) whose expert receives tokens by the
-    ``load`` that the layer shows. In a layer that shows ``selected`` and has a linear router, the
-    gradient has the scale of a linear gate's: sum_t <dL/dout_t, delta_t> x_t.
+    """Probe 8: in a newly initialised model, cross-entropy alone has a gradient for the router.
 
-    The auxiliary losses reach parameters with "predictor" in their name; all losses together reach all
-    parameters of the scheme's own classes. If none of those has "router" in its name the verdict is
-    ``unchecked``, since cross-entropy may have to reach some of them. Auxiliary losses depend neither on
-    the order of sequences nor on padding, and have no gradient in padding.
+    In a module named ``router`` (the scorer of the base classes), for one parameter or more; outside
+    such modules, for each parameter with "router" in its name; and for each row of a router weight
+    (E, D) whose expert receives tokens by the ``load`` that the layer shows. In a layer that shows
+    ``selected`` and has a linear router, the gradient has the scale of a linear gate's:
+    sum_t <dL/dout_t, delta_t> x_t.
+
+    All losses together reach each parameter of scorers and of the scheme's own classes, and one
+    parameter or more of each module of PyTorch that these hold. If nothing is named ``router`` the
+    verdict is ``unchecked``, since cross-entropy may have to reach some of them. Auxiliary losses depend
+    neither on the order of sequences nor on padding, and have no gradient in padding.
     """
     first, text_BT = subject.fresh()[0], subject.tokens(3, TOKENS)
-    wrong = _equal_weights(first) or _order_dependent(first.double(), text_BT)
+    wrong = _equal_weights(first) or _order_dependent(first, text_BT)
     wrong = wrong or _padding_dependent(first, text_BT)
     if wrong:
         return False, wrong
     model, taken = subject.fresh(capacity=1.0)
-    model = model.double().train()
-    names = [n for n, p in routers(model).items() if p.requires_grad]
-    predictors = [n for n, p in model.named_parameters() if "predictor" in n and p.requires_grad]
-    own = own_parameters(model)
+    model.train()
+    own, parts = own_parameters(model), Parts.of(model)
     all_selected = "capacity" in taken or not subject.skips
     tokens_BT = subject.tokens(3, TOKENS if all_selected else TOKENS_PARTLY_SELECTED)
     context, scales = _learn_text(model, tokens_BT)
-    parameters = dict(model.named_parameters())
-    idle = {name for name, parameter in parameters.items() if _idle(name, parameter)}
-    asked = [name for name in names if name not in idle]
-    lost = [name for name in asked if not _reached(parameters[name])]
-    lost += _rows_without_gradient(model, context)
+    by_text = reached(model)
+    idle = {name for name, parameter in model.named_parameters() if _idle(name, parameter)}
+    asked = parts.router_names - idle
+    lost = parts.lost(by_text, idle) or next(_rows_without_gradient(model, context), "")
     if lost:
-        return False, f"cross-entropy does not reach {lost[0]}"
-    by_text = [name for name in own if _reached(parameters[name])]
+        return False, f"cross-entropy does not reach {lost}"
     if scales and min(scales) < SMALLEST:
         return False, f"the router's gradient is {min(scales):.1e} of a linear gate's"
     if isinstance(context.trace.auxiliary_loss(), Tensor):
@@ -77,20 +76,19 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
         loss = context.trace.auxiliary_loss()
         if isinstance(loss, Tensor) and loss.requires_grad:
             loss.backward()
-    trained = {*predictors, *own}
-    lost = [n for n in parameters if n in trained and not _reached(parameters[n]) and n not in idle]
+    lost = parts.untaught(by_text | reached(model), idle)
     if lost:
-        return False, f"no loss reaches {lost[0]}"
-    if not names and own:
+        return False, f"no loss reaches {lost}"
+    if not parts.router_names and own:
         return "unchecked", (
-            f"no parameter has router in its name; cross-entropy reaches {len(by_text)} of the "
-            f"{len(own)} parameters of the scheme's own classes, all losses together reach all"
+            f"no parameter has router in its name; cross-entropy reaches {len(by_text & set(own))} of "
+            f"the {len(own)} parameters of the scheme's own classes, all losses together reach all"
         )
-    if not names:
+    if not parts.router_names:
         return None, "no parameter has router in its name"
     if not asked:
         return None, "a softmax over one expert has no gradient"
-    figure = f"cross-entropy reaches {len(asked)} router parameters"
+    figure = f"cross-entropy reaches {len(asked & by_text)} router parameters"
     return True, figure + (f", gradient {min(scales):.2f} of a linear gate's" if scales else "")
 
 
@@ -109,11 +107,6 @@ def _learn_text(model: RoutedDecoder, tokens_BT: Tensor) -> tuple[Context, list[
     F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.roll(-1, 1).flatten()).backward()
     scales = (_scale(*entry, context) for entry in kept)
     return context, [scale for scale in scales if scale is not None]
-
-
-def _reached(parameter: nn.Parameter) -> bool:
-    gradient = parameter.grad
-    return gradient is not None and bool(gradient.isfinite().all()) and bool(gradient.any())
 
 
 def _idle(name: str, parameter: nn.Parameter) -> bool:

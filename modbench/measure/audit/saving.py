@@ -13,6 +13,7 @@ from modbench.measure.audit.finding import (
     RULES,
     Outcome,
     Subject,
+    few,
     plain_block,
     selected,
 )
@@ -29,6 +30,7 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
     in training mode. Routers and predictors may see every token; attention scores are probe 9's."""
     if not subject.skips:
         return None, NO_SKIPPING
+    tokens_BT = few(tokens_BT)
     model = subject.twin()
     skipped, spent, everything = 0, 0, 0
     found = False

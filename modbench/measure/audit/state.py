@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from modbench.measure.audit.finding import RULES, Outcome, Subject, device_of, seeded, unmoved
+from modbench.measure.audit.initial import badly_initialised
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.train.config import TrainConfig
@@ -27,9 +28,10 @@ def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
     the same logits under both rules, and the same state after one more step, bit for bit.
 
     Also: training changes no attribute of a module or of its class; scoring changes nothing; activation
-    checkpointing changes neither loss nor state; and every parameter and buffer is initialised.
+    checkpointing changes neither loss nor state; every parameter and buffer is initialised, to the same
+    bits each time; and the parts that all schemes share start as in the dense model.
     """
-    wrong = _uninitialised(subject) or changed_by_scoring(subject) or _not_repeatable(subject)
+    wrong = badly_initialised(subject) or changed_by_scoring(subject) or _not_repeatable(subject)
     if wrong:
         return False, wrong
     train = TrainConfig(budget=1)
@@ -70,32 +72,6 @@ def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
     if differ:
         return False, f"{differ[0]} differs one step after resuming"
     return True, f"{len(resumed)} tensors saved, loaded and resumed bit for bit"
-
-
-def _uninitialised(subject: Subject) -> str:
-    """Name a parameter or buffer that is allocated and never filled; empty if there is none."""
-    arguments = (subject.model.config, subject.model.router, subject.seed)
-    plain = dict(_tensors(build_model(*arguments)))
-    kept = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    strict = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    try:
-        # PyTorch then fills new memory with NaN.
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
-        model = build_model(*arguments)
-    finally:
-        torch.use_deterministic_algorithms(strict, warn_only=warns)
-        torch.utils.deterministic.fill_uninitialized_memory = kept  # type: ignore[attr-defined]
-    for name, value in _tensors(model):
-        # A value that is NaN on purpose is NaN in both models.
-        if (value.isnan() & ~plain[name].isnan()).any():
-            return f"{name} is never filled; set it in initialise"
-    return ""
-
-
-def _tensors(model: RoutedDecoder) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
 
 
 @torch.no_grad()

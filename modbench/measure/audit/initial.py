@@ -1,0 +1,72 @@
+"""Part of probe 10: initial weights are complete, repeatable, and shared with the dense model."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from modbench.measure.audit.finding import Subject, unmoved
+from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.registry import build_router
+
+
+def badly_initialised(subject: Subject) -> str:
+    """Name a parameter or buffer that is never filled, that differs between two models of the same
+    configuration, router and seed, or that starts unlike the dense model's; empty if there is none."""
+    arguments = (subject.model.config, subject.model.router, subject.seed)
+    plain = _tensors(build_model(*arguments))
+    kept = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    strict = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        # PyTorch then fills new memory with NaN.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+        again = _tensors(build_model(*arguments))
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
+        torch.utils.deterministic.fill_uninitialized_memory = kept  # type: ignore[attr-defined]
+    for name, value in again.items():
+        # A value that is NaN on purpose is NaN in both models.
+        if (value.isnan() & ~plain[name].isnan()).any():
+            return f"{name} is never filled; set it in initialise"
+    for name, value in again.items():
+        if not unmoved(value, plain[name]):
+            return (
+                f"{name} differs between two models of the same seed; draw it in initialise(seed), from "
+                "the seed alone"
+            )
+    if name := _unlike_dense(subject, plain):
+        return (
+            f"{name} starts unlike the dense model's; leave the parts of modbench.model as their own "
+            "initialise fills them"
+        )
+    return ""
+
+
+def _unlike_dense(subject: Subject, initial: Mapping[str, Tensor]) -> str:
+    """Name a parameter of ``initial`` that the dense model has, too, in a module of the same class, with
+    other values; empty if there is none."""
+    dense = build_model(subject.model.config, build_router("vanilla"), subject.seed)
+    for name, shared in _tensors(dense).items():
+        for own in (name, re.sub(r"^(layers\.\d+\.)", r"\1block.", name)):
+            value = initial.get(own)
+            if value is None or value.shape != shared.shape:
+                continue
+            if _holder(subject.model, own) is _holder(dense, name) and not unmoved(value, shared):
+                return own
+    return ""
+
+
+def _holder(model: RoutedDecoder, name: str) -> type:
+    """The class that holds the parameter ``name``, itself or in modules of PyTorch."""
+    while name := name.rpartition(".")[0]:
+        kind = type(model.get_submodule(name))
+        if not kind.__module__.startswith("torch."):
+            return kind
+    return RoutedDecoder
+
+
+def _tensors(model: RoutedDecoder) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -21,7 +21,7 @@ from modbench.data.token_data import load
 from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError, known_names
 from modbench.ledger import Phase, Workload
-from modbench.measure.audit import Finding, findings
+from modbench.measure.audit import Finding, explanation, findings
 from modbench.measure.audit.command import line
 from modbench.measure.audit.warmed import warmed
 from modbench.measure.loss import heldout_loss, heldout_windows
@@ -43,7 +43,6 @@ TRAIN = TrainConfig(budget=1, sequence=SEQUENCE, batch=8)
 TEXT, HELDOUT = 100_000, 4096
 #: Numbers of layers to try: some routers leave the first ones dense, or share them.
 DEPTHS = (2, 4)
-DOCS = "docs/audit.md and docs/writing_a_router.md"
 
 
 def run_check(target: str, name: str | None = None, *, options: Mapping[str, Any], seed: int = 0) -> int:
@@ -214,7 +213,7 @@ def _print_next(router: Router, failed: list[Finding], diverged: str, *, is_defa
     if diverged:
         print(f"failed: {diverged}")
     if failed or diverged:
-        print(f"next: fix it and check again; see {DOCS}")
+        print("next: fix it and check again; docs/writing_a_router.md has the contract")
         return
     file = plugin_file(router.name)
     if file is None:
@@ -224,22 +223,3 @@ def _print_next(router: Router, failed: list[Finding], diverged: str, *, is_defa
     print(f"next: modbench run quick --plugin {plugin} --only {router.name}")
     if not is_default:
         print("      that runs its defaults; options go into a suite's [[schemes]]")
-
-
-_EXPLANATIONS = {
-    1: "a prediction changes with later tokens, which are unknown when text is generated",
-    2: "a prediction changes with other sequences or padding in the batch",
-    3: "decoding token by token with a cache differs from the full forward pass",
-    4: "it does not process the number of tokens that its capacity promises",
-    5: "a skipped token changes",
-    6: "with gate 1, a routed block does not add what the block itself computes",
-    7: "selected tokens lose their order or their positions",
-    8: "no gradient of the cross-entropy reaches the router",
-    9: "FLOPs by ledger differ from those that run",
-    10: "saving and loading its weights does not give the same model",
-    11: "skipped tokens are computed all the same",
-}
-
-
-def explanation(finding: Finding) -> str:
-    return _EXPLANATIONS[finding.probe]

@@ -74,7 +74,8 @@ def test_a_failed_probe_is_explained(capsys: pytest.CaptureFixture[str]) -> None
     assert causal.startswith("failed: probe 1, causal: ")
     assert batch.startswith("failed: probe 2, batch-invariant: ")
     assert decoding.startswith("failed: probe 3, decode parity: ")
-    assert last == "next: fix it and check again; see docs/audit.md and docs/writing_a_router.md"
+    assert causal.endswith(" See docs/audit.md#1-causal.")
+    assert last == "next: fix it and check again; docs/writing_a_router.md has the contract"
 
 
 def test_a_loss_that_is_not_finite_fails(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,14 +5,13 @@ N tokens, E experts, K experts of a token, D model width.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modbench.routing.expert_hooks import ExpertHooks
-from modbench.routing.hook_checks import expect, shown
+from modbench.routing.hook_checks import expect, has_values, shown
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -54,7 +53,7 @@ def checked_choice(router: ExpertHooks, choice: Any, logits_NE: Tensor) -> tuple
     if not _floats(gates_NK, shape):
         expected = f"floating-point gates (N, top_k) = {shape}"
         expect(router, "choose", False, f"gates {shown(gates_NK)}", expected)
-    if _has_values(ids_NK):
+    if has_values(ids_NK):
         low, high = (int(end) for end in ids_NK.aminmax())
         right = low >= 0 and high < experts
         expect(router, "choose", right, f"expert ids from {low} to {high}", f"0 to {experts - 1}")
@@ -79,7 +78,7 @@ def check_numbers(
 ) -> None:
     """Reject gates of ``hook`` that are NaN, unless the model has diverged: its input or its weights are
     not finite."""
-    if not _has_values(gates) or not gates.detach().isnan().any():
+    if not has_values(gates) or not gates.detach().isnan().any():
         return
     weights = () if scorer is None else scorer.parameters()
     if not all(bool(part.detach().isfinite().all()) for part in (x_ND, *weights)):
@@ -89,21 +88,5 @@ def check_numbers(
     expect(router, hook, False, "gates that are NaN", "numbers")
 
 
-def checked_losses(router: ExpertHooks, losses: Any) -> Mapping[str, Tensor]:
-    """Return what `auxiliary_losses`, or `losses`, gave."""
-    own = type(router).auxiliary_losses is not ExpertHooks.auxiliary_losses
-    hook = "auxiliary_losses" if own else "losses"
-    if not isinstance(losses, Mapping):
-        expect(router, hook, False, shown(losses), "a dict of scalar tensors by name")
-    for name, loss in losses.items():
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            expect(router, hook, False, f"'{name}' as {shown(loss)}", "a scalar tensor")
-    return losses  # type: ignore[no-any-return]
-
-
 def _floats(value: Any, shape: tuple[int, int]) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.shape == shape
-
-
-def _has_values(tensor: Tensor) -> bool:
-    return tensor.is_cpu and type(tensor) is Tensor and not torch.compiler.is_compiling()

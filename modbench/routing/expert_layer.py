@@ -22,12 +22,13 @@ from modbench.routing.expert_checks import (
     checked_choice,
     checked_gates,
     checked_logits,
-    checked_losses,
     checked_nominal,
     checked_scorer,
 )
 from modbench.routing.expert_hooks import ExpertHooks
 from modbench.routing.force_balance import even_experts
+from modbench.routing.hook_checks import expect_losses
+from modbench.routing.router import overrides
 from modbench.routing.scorer import LinearScorer, at_layer, has_closed_form, run_scorer, scorer_ledger
 from modbench.routing.tokens import Noise, Tokens, tokens_of
 from modbench.routing.topk import capacity_tokens, counts_to_host, evenly
@@ -170,7 +171,9 @@ class RoutedExperts(FeedForward):
     def _learn(self, logits_NE: Tensor, chosen: Tensor, tokens: Tokens, context: Context) -> None:
         """Report auxiliary losses, and move the scorer's buffers after a training pass."""
         options = self.options
-        losses = checked_losses(options, options.auxiliary_losses(logits_NE, chosen, tokens))
+        losses = options.auxiliary_losses(logits_NE, chosen, tokens)
+        own = overrides(options, "auxiliary_losses", ExpertHooks)
+        expect_losses(options, losses, "auxiliary_losses" if own else "losses")
         for name, loss in losses.items():
             context.trace.loss(self.layer, name, loss)
         if self.router is not None and tokens.training and not context.trace.repeated:

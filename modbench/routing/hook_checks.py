@@ -33,13 +33,12 @@ def shown(value: Any) -> str:
     return f"a tensor of shape {tuple(shape)} and {value.dtype}"
 
 
-def expect_losses(router: Router, losses: Any) -> None:
-    """Check that ``losses``, what the method of that name returned, are scalars by name."""
-    right = isinstance(losses, Mapping) and all(
-        isinstance(name, str) and isinstance(loss, Tensor) and loss.numel() == 1
-        for name, loss in losses.items()
-    )
-    expect(router, "losses", right, shown(losses), "a dict of tensors of one number each")
+def expect_losses(router: Router, losses: Any, hook: str = "losses") -> None:
+    """Check that ``losses``, what the method ``hook`` returned, are scalars by name."""
+    expect(router, hook, isinstance(losses, Mapping), shown(losses), "a dict of scalar tensors by name")
+    for name, loss in losses.items():
+        right = isinstance(loss, Tensor) and loss.numel() == 1
+        expect(router, hook, right, f"'{name}' as {shown(loss)}", "a scalar tensor")
 
 
 def has_values(tensor: Tensor) -> bool:

@@ -35,6 +35,6 @@ class Router(ABC):
         return {name: value for name, value in found.items() if name not in hidden}
 
 
-def overrides(router: Router, method: str, base: type[Router]) -> bool:
+def overrides(router: Router, method: str, base: type) -> bool:
     """Return True if the class of ``router`` overrides ``method`` of ``base``."""
     return getattr(type(router), method) is not getattr(base, method)

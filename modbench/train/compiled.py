@@ -104,6 +104,9 @@ def _compiled(function: F, model: RoutedDecoder, wanted: Compile, backend: Backe
     if any(layer.has_data_dependent_shapes for layer in model.layers):
         # Each layer between eager ones is a program of its own, with a gradient and without.
         allow_programs(4 * len(model.layers))
+    import torch._inductor.config as inductor
+
+    inductor.deterministic = torch.are_deterministic_algorithms_enabled()
     # The host computes these from sizes and options; they are constants of the program.
     for constant in (capacity_tokens, strided):
         torch.compiler.assume_constant_result(constant)

@@ -30,6 +30,7 @@ def autocast(dtype: torch.dtype, on: torch.device) -> AbstractContextManager[Non
 def make_deterministic() -> None:
     """Make results equal, to the bit, on the same machine type with the same number of threads."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    # torch.use_deterministic_algorithms does the same, and imports the compiler, which takes seconds.
+    torch.set_deterministic_debug_mode("error")
     # Filling fresh memory, which the flag turns on, only helps to find reads of uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -56,7 +56,8 @@ TAIL = """
   gate detached behind a softmax still has a gradient, from the denominators of the others.
 - Wasted work that the ledger counts: it is part of the FLOPs in the table.
 - A bug that needs weights or text which a few training steps on random tokens do not give.
-- Whether the share of tokens that the causal rule selects is a good one: probe 4 only reports it.
+- Whether the causal rule selects a good share of the tokens. Probe 4 reports it, and the table marks one
+  more than 1.5 times above or below the nominal capacity.
 - The inside of a layer that skips tokens and does not hold exactly one plain block: `?` above."""
 
 

@@ -338,7 +338,7 @@ def test_a_method_that_returns_something_else_is_named(
     Wrong = dataclass(frozen=True, kw_only=True)(type("Wrong", (ExpertRouter,), methods))
     line = returns.__code__.co_firstlineno
     words = (
-        rf"^router 'wrong': {method} \({__file__}, line {line}\) returned {found}; expected {expected}$"
+        rf"^router 'wrong': {method} \(tests/routing/test_expert_router.py, line {line}\) returned {found}; expected {expected}$"
     )
     with pytest.raises(UserError, match=words):
         build_model(SHAPE, Wrong())(drawn(2, 9), Context())

@@ -17,37 +17,69 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", GUIDE, flags=re.DOTALL)
 
 
-def saved(source: str) -> str:
-    """Save ``source`` under a name that no other test uses; return the name."""
+IMPORTS = """from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from modbench import DepthRouter, register_router
+
+
+"""
+
+
+def audited(source: str) -> int:
+    """Save ``source`` under a name that no other test uses; return the audit's exit code."""
     (name,) = re.findall(r'@register_router\("(\w+)"\)', source)
     Path(f"{name}_of_the_guide.py").write_text(source.replace(f'"{name}"', f'"{name}_of_the_guide"'))
-    return f"{name}_of_the_guide"
+    name = f"{name}_of_the_guide"
+    return main(["audit", name, "--plugin", f"{name}.py", "--layers", "2", "--sequence", "64"])
 
 
 def test_the_guide_is_short() -> None:
     assert len(GUIDE.splitlines()) <= 150
 
 
-def test_the_routers_of_the_guide_are_examples_and_one_that_leaks() -> None:
-    *shown, leaky = blocks("python")
+def test_the_routers_of_the_guide_are_examples() -> None:
+    first, second, *_ = blocks("python")
     examples = DOCS.parent / "examples"
-    assert shown == [(examples / f"{name}.py").read_text() for name in ("mlp_mod", "hash_router")]
-    assert '"leaky"' in leaky
+    assert first == (examples / "mlp_mod.py").read_text()
+    assert (examples / "hash_router.py").read_text().endswith(f"\n\n\n{second}")
 
 
 def test_the_router_that_leaks_is_found_and_passes_without_its_selection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    source = blocks("python")[-1]
-    name = saved(source)
-    command = ["audit", name, "--plugin", f"{name}.py", "--layers", "2", "--sequence", "64"]
-    assert main(command) == 1
+    source = IMPORTS + blocks("python")[-1]
+    assert audited(source) == 1
     failed = re.findall(r"^ *(\d+)  .* FAILED", capsys.readouterr().out, flags=re.MULTILINE)
     assert {"1", "3"} <= set(failed)
-    mended = source[: source.index("    def selected")].replace('"leaky"', '"mended"')
-    name = saved(mended)
-    assert main(["audit", name, "--plugin", f"{name}.py", "--layers", "2", "--sequence", "64"]) == 0
+    assert audited(source[: source.index("    def selected")].replace('"leaky"', '"repaired"')) == 0
+
+
+def test_the_state_of_the_guide_passes_the_audit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = (
+        IMPORTS
+        + """@register_router("stateful")
+@dataclass(frozen=True, kw_only=True)
+class Stateful(DepthRouter):
+    capacity: float = 0.5
+
+    def scorer(self, model):
+        scorer = nn.Sequential(nn.Linear(model.width, 1), nn.Flatten(-2))
+        scorer.register_buffer("threshold", torch.zeros(()))
+        return scorer
+
+    def gate(self, scores_BT):
+        return scores_BT.sigmoid()
+
+"""
+    )
+    assert audited(source + blocks("python")[2]) == 0
 
 
 def test_the_entry_point_of_the_guide_is_valid() -> None:

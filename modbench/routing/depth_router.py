@@ -102,9 +102,20 @@ class DepthRouter(Router):
         return MLP(model, layer)
 
     def selected(self, scores_BT: Tensor, tokens: Tokens) -> Tensor:
-        """Return the tokens that the block processes, (B, T) bool. Override it where their number
-        depends on the scores; where ``tokens.causal``, no later token may have an influence."""
-        raise NotImplementedError
+        """Return the tokens that the block processes, (B, T) bool: in training the top-k. Override it
+        where their number depends on the scores, or a rule of your own predicts; it then decides in
+        both cases, and no causal rule is built. Padding that it selects is left out.
+
+        Raises:
+            UserError: the default is called by an override where ``tokens.causal``.
+        """
+        if tokens.causal:
+            raise UserError(
+                "selected: top-k may not predict, and where selected is overridden no causal rule is "
+                "built; where tokens.causal, decide by the token's own score"
+            )
+        counts = [capacity_tokens(self.capacity, n) for n in tokens.lengths]
+        return highest(scores_BT.detach(), counts, tokens.real)
 
     def losses(self, scores_N: Tensor, selected_N: Tensor, tokens: Tokens) -> Mapping[str, Tensor]:
         """Return auxiliary losses by name, weighted, of the N tokens of a training pass, without

@@ -209,3 +209,42 @@ def test_what_hooks_return_is_checked(router: Router, words: str) -> None:
 def test_options_of_the_causal_rule_have_no_effect_where_selected_decides() -> None:
     with pytest.raises(UserError, match="causal"):
         AboveMean(causal="aux_bce")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateTokensFirst(Plain):
+    """Top-k of other scores in training, a threshold when predicting."""
+
+    def selected(self, scores_BT: Tensor, tokens: Tokens) -> Tensor:
+        if tokens.causal:
+            return scores_BT > 0
+        return super().selected(scores_BT + 100 * tokens.positions, tokens)
+
+
+def test_the_default_selection_can_be_called_with_other_scores() -> None:
+    layer = scheme(LateTokensFirst()).built().train().layers[1]
+    context = Context(lengths_B=torch.tensor([8, 4]))
+    layer(torch.randn(2, 8, 32), context)
+    assert context.trace.tensors[1, "selected"].nonzero().tolist() == [[0, 6], [0, 7], [1, 3]]
+
+
+def test_the_default_selection_may_not_predict() -> None:
+    router = bad(selected=lambda self, s, tokens: DepthRouter.selected(self, s, tokens))
+    model, tokens_BT = build_model(SHAPE, router), torch.zeros(2, 9, dtype=torch.long)
+    model(tokens_BT, Context())
+    with pytest.raises(UserError, match="top-k may not predict"):
+        model(tokens_BT, Context(selection="causal"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalised(Plain):
+    """A scorer that has no finite scores for weights of zero."""
+
+    def scorer(self, model: ModelConfig) -> nn.Module:
+        linear = nn.utils.parametrizations.weight_norm(nn.Linear(model.width, 1))
+        return nn.Sequential(linear, nn.Flatten(-2))
+
+
+def test_a_scorer_without_scores_for_weights_of_zero_passes_the_audit() -> None:
+    findings = audit(scheme(Normalised()).warmed(), shapes=((3, 31),))
+    assert [f"{f.name}: {f.figure}" for f in findings if f.failed] == []

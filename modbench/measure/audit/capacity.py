@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.measure.audit.finding import Outcome, Subject, few, outer_routers, ragged, zero_routers
 from modbench.model.context import Context
@@ -30,13 +31,13 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     model = subject.twin().train()
     if not model.nominal_counts(Workload.uniform(1, sequence)):
         return None, "no layer declares nominal counts"
-    even = zero_routers(subject.twin().train())
+    models = [("", model), *_even(subject)]
     counted = 0
     shorter = [n for n in LENGTHS if n < sequence] if subject.is_first(tokens_BT) else []
     for length in (*shorter, sequence):
         for name, of_BT, lengths in _cases(tokens_BT, length):
             counted += 1
-            for scores, which in (("", model), (", all scores equal", even)):
+            for scores, which in models:
                 if scores and "equal" not in name and "padded" not in name:
                     continue
                 wrong = _wrong(which, of_BT, lengths, tied=bool(scores))
@@ -47,6 +48,17 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return False, f"the causal rule selects {shares[0]:.0%} of the tokens, whatever the weights"
     causal = f", the causal rule selects {shares[0]:.1%}" if shares else ""
     return True, f"nominal counts hold in {counted} cases{causal}"
+
+
+def _even(subject: Subject) -> list[tuple[str, RoutedDecoder]]:
+    """The model with equal scores for all tokens; none if its scorer has no finite scores for weights
+    of zero, as with weight normalisation."""
+    model = zero_routers(subject.twin().train())
+    try:
+        model(subject.tokens(1, 2), Context())
+    except UserError:  # of the check of what hooks return
+        return []
+    return [(", all scores equal", model)]
 
 
 def _selected_by_the_causal_rule(subject: Subject, tokens_BT: Tensor) -> list[float]:

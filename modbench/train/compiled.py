@@ -51,8 +51,9 @@ def compiles(wanted: Compile, on: torch.device) -> bool:
     return True
 
 
-def losses_of(model: RoutedDecoder, wanted: Compile, backend: Backend = "inductor") -> Losses:
-    """Return the losses of ``model``, compiled by ``backend`` if ``wanted`` compiles on its device."""
+def losses_of(model: RoutedDecoder, wanted: Compile, backend: Backend | None = None) -> Losses:
+    """Return the losses of ``model``, compiled by ``backend`` (None: PyTorch's default) if ``wanted``
+    compiles on its device."""
     return _compiled(eager(model), model, wanted, backend)
 
 
@@ -98,7 +99,7 @@ def allow_programs(most: int) -> None:
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * most)
 
 
-def _compiled(function: F, model: RoutedDecoder, wanted: Compile, backend: Backend = "inductor") -> F:
+def _compiled(function: F, model: RoutedDecoder, wanted: Compile, backend: Backend | None = None) -> F:
     if not compiles(wanted, next(model.parameters()).device):
         return function
     if any(layer.has_data_dependent_shapes for layer in model.layers):
@@ -110,4 +111,5 @@ def _compiled(function: F, model: RoutedDecoder, wanted: Compile, backend: Backe
     # The host computes these from sizes and options; they are constants of the program.
     for constant in (capacity_tokens, strided):
         torch.compiler.assume_constant_result(constant)
-    return torch.compile(function, dynamic=False, backend=backend)  # type: ignore[return-value]
+    chosen = {} if backend is None else {"backend": backend}
+    return torch.compile(function, dynamic=False, **chosen)  # type: ignore

@@ -3,9 +3,7 @@ README's."""
 
 import importlib
 import pkgutil
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +16,6 @@ from modbench.model.config import ModelConfig
 from modbench.routing.build import build_model
 from modbench.routing.registry import (
     build_router,
-    load_plugin,
     preset_options,
     router_class,
     router_names,
@@ -76,22 +73,6 @@ def test_the_shortest_sequences_pass(name: str, tokens: int) -> None:
 def test_the_same_model_and_seed_give_the_same_findings() -> None:
     model = build_model(PLAIN, build_router("mod"), seed=1)
     assert audit(model, shapes=((2, 19),)) == audit(model, shapes=((2, 19),))
-
-
-def test_the_router_of_the_readme_passes(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    decorator = '@register_router("{}")'
-    (code,) = (block for block in blocks if decorator.format("stride") in block)
-    code = code.replace(decorator.format("stride"), decorator.format("stride_of_the_readme"))
-    (tmp_path / "stride.py").write_text(code)
-    (name,) = load_plugin(tmp_path / "stride.py")
-    model = build_model(PLAIN, build_router(name, {"stride": 3}))
-    findings = {finding.probe: finding for finding in audit(model)}
-    assert all(not finding.failed for finding in findings.values())
-    assert findings[6].figure == "updates are multiples of the block's output, up to 0.0e+00"
-    assert findings[8].figure == "no parameter has router in its name"
-    assert "routed layers spend 0.333" in findings[11].figure
 
 
 def test_what_does_not_apply_is_not_asked() -> None:

@@ -9,7 +9,7 @@ from modbench.ledger import Counts, Ledger, Workload
 from modbench.model.attention import Attention
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.counted import Place
+from modbench.model.counted import Place, checked_output
 from modbench.model.layer import Layer, with_upstream_grad
 from modbench.model.mlp import MLP, FeedForward
 
@@ -32,14 +32,18 @@ class Block(Layer):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), context)
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD), context)
+        return x_BTD + self._fed(x_BTD, context)
 
     def delta(self, x_BTD: Tensor, context: Context) -> Tensor:
         """Return the block's update of the residual stream, (B, T, D): ``forward(x) - x`` without the
         rounding of the subtraction."""
         attended_BTD = self.attention(self.attention_norm(x_BTD), context)
         middle_BTD = x_BTD + attended_BTD
-        return attended_BTD + self.feed_forward(self.feed_forward_norm(middle_BTD), context)
+        return attended_BTD + self._fed(middle_BTD, context)
+
+    def _fed(self, x_BTD: Tensor, context: Context) -> Tensor:
+        y_BTD = self.feed_forward(self.feed_forward_norm(x_BTD), context)
+        return checked_output(self.feed_forward, self.feed_forward.place, y_BTD, x_BTD)
 
     def ledger(self, workload: Workload) -> Ledger:
         workload = with_upstream_grad(workload, self.attention_norm)

@@ -69,6 +69,22 @@ def counted_ledger(part: nn.Module, place: Place, workload: Workload, *, mixes: 
     return known[case]
 
 
+def checked_output(part: nn.Module, place: Place, out_BTD: Any, x_BTD: Tensor) -> Tensor:
+    """Return ``out_BTD``, what the ``forward`` of ``part`` returned for ``x_BTD``.
+
+    Raises:
+        UserError: it is not a tensor of the shape of ``x_BTD``.
+    """
+    if not isinstance(out_BTD, Tensor) or out_BTD.shape != x_BTD.shape:
+        is_tensor = isinstance(out_BTD, Tensor)
+        found = f"shape {tuple(out_BTD.shape)}" if is_tensor else type(out_BTD).__name__
+        raise UserError(
+            f"forward of {type(part).__name__} in layer {place.layer} returned {found}; expected a "
+            f"tensor of shape (B, T, D) = {tuple(x_BTD.shape)}"
+        )
+    return out_BTD
+
+
 def meta_twin(module: M) -> M:
     """Return a copy of ``module`` on the meta device; no values are copied."""
     memo: dict[int, Any] = {}
@@ -138,7 +154,7 @@ def _run(
             cache.advance(workload.past)
         x_BTD, context = _inputs(part, place, workload.lengths, rule, cache, workload)
         with _routing(own or None), FlopCounter() as counter:
-            out_BTD = part(x_BTD, context)
+            out_BTD = checked_output(part, place, part(x_BTD, context), x_BTD)
             if train:
                 loss = out_BTD.sum() + context.trace.auxiliary_loss()
                 if loss.requires_grad:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from modbench.ledger import Counts, Ledger, Workload
 from modbench.model.context import Context
-from modbench.model.counted import Place, counted_ledger
+from modbench.model.counted import Place, checked_output, counted_ledger
 
 
 class Layer(nn.Module, ABC):
@@ -77,10 +77,12 @@ def run_layer(layer: nn.Module, x_BTD: Tensor, context: Context) -> Tensor:
     """Run ``layer`` as the context asks: with activation checkpointing, only its input is kept for the
     backward pass; under torch.compile, a layer with data-dependent shapes runs eagerly."""
     if context.checkpoint:
-        return _run_checkpointed(layer, x_BTD, context)
-    if torch.compiler.is_compiling() and layer.has_data_dependent_shapes:
-        return _run_eagerly(layer, x_BTD, context)
-    return layer(x_BTD, context)  # type: ignore[no-any-return]
+        out_BTD = _run_checkpointed(layer, x_BTD, context)
+    elif torch.compiler.is_compiling() and layer.has_data_dependent_shapes:
+        out_BTD = _run_eagerly(layer, x_BTD, context)
+    else:
+        out_BTD = layer(x_BTD, context)
+    return checked_output(layer, layer.place, out_BTD, x_BTD)  # type: ignore[arg-type]
 
 
 @torch._disable_dynamo  # torch.compiler.disable would import the compiler here

@@ -9,19 +9,19 @@ B sequences, T tokens, D model width.
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modbench.model.context import Context
 from modbench.model.init import stream
 from modbench.routing.force_balance import strided_rows
+from modbench.routing.scorer import LayerScorer
 
 
-class Control(nn.Module, ABC):
+class Control(LayerScorer, ABC):
     """Scores of a layer's tokens. ``cut``: what the causal rule compares them with, None where only the
     running average of the lowest score selected can tell."""
 
     cut: float | None
-    layer = 0  #: set by the layer that holds it
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:

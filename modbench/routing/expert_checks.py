@@ -76,16 +76,17 @@ def check_numbers(
     x_ND: Tensor,
     scorer: nn.Module | None,
 ) -> None:
-    """Reject gates of ``hook`` that are NaN, unless the model has diverged: its input or its weights are
-    not finite."""
-    if not has_values(gates) or not gates.detach().isnan().any():
+    """Reject gates of ``hook`` that are not finite, unless the model has diverged: its input or its
+    weights are not finite."""
+    if not has_values(gates) or gates.detach().isfinite().all():
         return
     weights = () if scorer is None else scorer.parameters()
     if not all(bool(part.detach().isfinite().all()) for part in (x_ND, *weights)):
         return
-    if logits_NE.detach().isnan().any():
-        expect(router, "scorer", False, "a module that gives NaN for finite inputs", "numbers")
-    expect(router, hook, False, "gates that are NaN", "numbers")
+    if not logits_NE.detach().isfinite().all():
+        found = "a module that gives NaN or Inf for finite inputs"
+        expect(router, "scorer", False, found, "finite logits")
+    expect(router, hook, False, "gates that are NaN or Inf", "finite gates")
 
 
 def _floats(value: Any, shape: tuple[int, int]) -> bool:

@@ -11,6 +11,7 @@ from modbench.errors import UserError
 from modbench.ledger import Ledger, Workload, component
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.counted import checked_output
 from modbench.model.mlp import FeedForward
 from modbench.routing.plugin_fault import defined_at
 from modbench.routing.scorer import sequences_ledger
@@ -29,7 +30,8 @@ class CountedFeedForward(FeedForward):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         with component("mlp", self.layer):
-            return self.module(x_BTD)  # type: ignore[no-any-return]
+            y_BTD = self.module(x_BTD)
+        return checked_output(self.module, self.place, y_BTD, x_BTD)
 
     def ledger(self, workload: Workload) -> Ledger:
         return sequences_ledger(self.module, workload, self.layer, "mlp", self.model.width)

@@ -19,11 +19,15 @@ from modbench.model.init import normal_
 from modbench.routing.topk import score
 
 
-class LinearScorer(nn.Module):
-    """Scores W x in float32: (..., D) to (..., ``scores``), or to (...) if ``scores`` is None. The layer
-    that holds it sets ``layer``; initial weights depend on it and on ``stream``."""
+class LayerScorer(nn.Module):
+    """A scorer that depends on the depth of its layer, which the layer that holds it sets."""
 
     layer = 0
+
+
+class LinearScorer(LayerScorer):
+    """Scores W x in float32: (..., D) to (..., ``scores``), or to (...) if ``scores`` is None. Initial
+    weights depend on ``layer`` and ``stream``."""
 
     def __init__(self, width: int, scores: int | None, *, stream: str = "router") -> None:
         super().__init__()
@@ -81,9 +85,9 @@ _counted: WeakKeyDictionary[nn.Module, dict[_Case, Ledger]] = WeakKeyDictionary(
 
 
 def at_layer(scorer: nn.Module | None, layer: int) -> nn.Module | None:
-    """Return ``scorer``, told the depth of the layer that holds it if it asks for that."""
-    if scorer is not None and hasattr(scorer, "layer"):
-        scorer.layer = layer  # type: ignore[assignment]
+    """Return ``scorer``, told the depth of the layer that holds it if it depends on that."""
+    if isinstance(scorer, LayerScorer):
+        scorer.layer = layer
     return scorer
 
 

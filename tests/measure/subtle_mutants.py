@@ -261,6 +261,15 @@ class ForgetsThePrompt(Right):
         return right_BT & (torch.arange(hints_BT.shape[1]) >= last_B1)
 
 
+class ForgetsAnUnpaddedPrompt(ForgetsThePrompt):
+    """The same, where prompts are equally long."""
+
+    def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
+        if context.lengths_B is not None:
+            return Right.likely(self, hints_BT, context)
+        return super().likely(hints_BT, context)
+
+
 class AboveTheMean(Right):
     """Selects tokens whose prediction is above the mean of the predictions up to theirs. The sum is kept
     on the module between cached passes."""
@@ -356,6 +365,7 @@ MUTANTS |= {
     "writes into its input": WritesIntoItsInput,
     "double residual in place": DoubleResidualInPlace,
     "forgets the prompt": ForgetsThePrompt,
+    "forgets an unpadded prompt": ForgetsAnUnpaddedPrompt,
     "state of decoding on the module": AboveTheMean,
     "state of decoding not rewound": AboveTheMeanByCache,
     "drawn without the seed": DrawnWithoutSeed,

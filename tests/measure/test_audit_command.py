@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modbench.errors import UserError
-from modbench.measure.audit import PROBES, Finding, command, explanation
+from modbench.measure.audit import PROBES, Finding, command, explanation, in_two
 from modbench.measure.audit.command import run_audit
 from modbench.measure.audit.warmed import STEPS, warmed
 from modbench.model.sizes import ShapeOptions
@@ -51,7 +51,7 @@ def _as_it_was():
 def test_a_line_to_each_probe_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_audit("mod:half", options={"causal": "aux_bce"}, shape=SMALL) == 0
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head == "mod:half: 3 x 63 and 4 x 21 tokens"
+    assert head == "mod:half: 3 x 63 and 2 x 21 tokens"
     assert len(lines) == len(PROBES)
     for probe, line in zip(PROBES, lines, strict=True):
         assert re.match(rf" ?{probe.number}  {probe.name} *  passed +\S", line)
@@ -135,6 +135,7 @@ def test_the_audit_runs_on_one_thread_and_restores_their_number(monkeypatch: pyt
         return []
 
     monkeypatch.setattr(command, "findings", findings)
+    monkeypatch.setattr(in_two, "_can_fork", lambda: False)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

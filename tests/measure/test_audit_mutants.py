@@ -28,7 +28,7 @@ NAMED: dict[str, tuple[int, set[int]]] = {
     "loss of sample 0 only": (8, set()),
     "positions 0..k-1": (7, {3}),
     # The order is lost only in batches of one length without a cache.
-    "order lost": (7, {2, 3, 6}),
+    "order lost": (7, {1, 2, 3, 6}),
     # Under the causal rule a softmax depends on later tokens.
     "softmax over the selected": (8, {1, 2, 3, 6}),
     # Selected tokens attend to skipped ones, whose keys are cached.
@@ -67,6 +67,7 @@ NAMED: dict[str, tuple[int, set[int]]] = {
     "writes into its input": (5, set()),
     "double residual in place": (6, {5}),
     "forgets the prompt": (3, set()),
+    "forgets an unpadded prompt": (3, {9}),
     "state of decoding on the module": (3, set()),
     "state of decoding not rewound": (3, set()),
     "drawn without the seed": (10, set()),
@@ -130,6 +131,7 @@ FIGURES = {
     "decode selects all from 100": r"alone, chunks .*, \d+ decoded tokens differ by up to \d\.\de",
     "selects all of a chunk": r"^chunks differ by|keys of",
     "prompt scaled": r"^prompts differ by \d\.\de[+-]\d\d, 48 decoded tokens differ by .*e-1\d,",
+    "forgets an unpadded prompt": r'after a prompt with logits="last", as generate reads it; cache all',
     "forgets the prompt": r', after a prompt with logits="last", as generate reads it; cache all',
     "state of decoding on the module": r"selected, where two caches are read in turns; keep no state",
     "state of decoding not rewound": r"selected, after the cache is rewound; keep no state",

@@ -133,3 +133,20 @@ def test_a_layer_that_needs_values_is_named() -> None:
     model = Made("of_layers", {}, SHAPE, OfLayers(kind=ReadsValues)).built()
     with pytest.raises(UserError, match="layer 1 has no ledger and cannot be counted on the meta"):
         model.ledger(Workload.uniform(1, 9))
+
+
+class ReturnsNothing(Layer):
+    def __init__(self, model: ModelConfig, layer: int) -> None:
+        super().__init__()
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        x_BTD.sum()
+
+
+def test_a_layer_that_returns_no_stream_is_named() -> None:
+    model = Made("of_layers", {}, SHAPE, OfLayers(kind=ReturnsNothing)).built()
+    words = "forward of ReturnsNothing in layer 1 returned NoneType; expected a tensor of shape"
+    with pytest.raises(UserError, match=words):
+        model.ledger(Workload.uniform(1, 9))
+    with pytest.raises(UserError, match=words):
+        model(torch.zeros(2, 9, dtype=torch.long), Context())

@@ -248,3 +248,23 @@ class Normalised(Plain):
 def test_a_scorer_without_scores_for_weights_of_zero_passes_the_audit() -> None:
     findings = audit(scheme(Normalised()).warmed(), shapes=((3, 31),))
     assert [f"{f.name}: {f.figure}" for f in findings if f.failed] == []
+
+
+def test_a_scorer_may_have_parts_of_any_name() -> None:
+    class Scorer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(32, 1)
+
+        def forward(self, x_BTD: Tensor) -> Tensor:
+            return self.layer(x_BTD).squeeze(-1)
+
+    layer = build_model(SHAPE, bad(scorer=lambda self, model: Scorer())).layers[1]
+    assert isinstance(layer.router.layer, nn.Linear)
+
+
+def test_a_feed_forward_part_of_another_width_is_named() -> None:
+    router = bad(feed_forward=lambda self, model, layer: nn.Linear(model.width, 1))
+    words = r"forward of Linear in layer 0 returned shape \(2, 9, 1\); expected .* = \(2, 9, 32\)"
+    with pytest.raises(UserError, match=words):
+        build_model(SHAPE, router)(torch.zeros(2, 9, dtype=torch.long), Context())

@@ -317,9 +317,9 @@ WRONG: list[tuple[str, Callable[..., Any], str, str]] = [
     ("choose", lambda _, x, t: (ids(x), ids(x)), "gates a .*int64", "floating-point gates .*"),
     ("choose", lambda _, x, t: (ids(x) + 8, gates(x)), "expert ids from 8 to 8", "0 to 7"),
     ("choose", lambda _, x, t: (ids(x) - 1, gates(x)), "expert ids from -1 to -1", "0 to 7"),
-    ("choose", lambda _, x, t: (ids(x), gates(x) / 0 * 0), "gates that are NaN", "numbers"),
+    ("choose", lambda _, x, t: (ids(x), gates(x) / 0 * 0), "gates that are NaN or Inf", "finite gates"),
     ("assign", lambda _, x, t: gates(x), r"a .* \(18, 2\) .*", r"floating-.* \(N, E\) = \(18, 8\)"),
-    ("assign", lambda _, x, t: x * torch.nan, "gates that are NaN", "numbers"),
+    ("assign", lambda _, x, t: x * torch.nan, "gates that are NaN or Inf", "finite gates"),
     ("losses", lambda *_: 0.1, "float", "a dict of scalar tensors by name"),
     ("losses", lambda _, x, e: {"z": x}, "'z' as a tensor of shape .*", "a scalar tensor"),
     ("losses", lambda _, x, e: {"z": 1.0}, "'z' as float", "a scalar tensor"),
@@ -355,7 +355,9 @@ def test_a_scorer_that_gives_nan_is_named_and_a_model_that_has_diverged_is_not()
         def scorer(self, model: ModelConfig) -> nn.Module:
             return Broken(model.width, self.experts)
 
-    with pytest.raises(UserError, match=r"scorer \(.*\) returned a module that gives NaN for finite"):
+    with pytest.raises(
+        UserError, match=r"scorer \(.*\) returned a module that gives NaN or Inf for finite"
+    ):
         build_model(SHAPE, Wrong())(drawn(1, 9), Context())
     for lost in ("embedding", "router"):
         model = model_of("minimal")
@@ -381,3 +383,25 @@ def test_a_scorer_that_gives_nan_is_named_and_a_model_that_has_diverged_is_not()
 def test_options_out_of_range_are_refused(options: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         Minimal(**options)
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_number_of_experts_far_from_top_k_has_to_be_declared(declared: bool) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class All(ExpertRouter):
+        name: ClassVar[str] = "all"
+
+        def assign(self, logits_NE: Tensor, tokens: Tokens) -> Tensor:
+            return logits_NE.softmax(dim=-1)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Declared(All):
+        expert_width: int | None = 16
+
+        def nominal_experts_per_token(self) -> float:
+            return self.experts
+
+    model = build_model(SHAPE, Declared() if declared else All())
+    (capacity,) = (one for one in audit(model, shapes=((2, 17),)) if one.name == "capacity")
+    assert capacity.failed == (not declared)
+    assert declared or "8 experts on average, and nominal is top_k, 2; define" in capacity.figure

@@ -7,7 +7,7 @@ asked`` and gives the reason; one that applies to a layer but cannot be evaluate
 B sequences, T tokens.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -203,10 +203,14 @@ def findings(
     shapes: Sequence[tuple[int, int]] = ((3, 63),),
     trained: tuple[int, int] | None = None,
     seed: int = 0,
+    only: Collection[int] | None = None,
 ) -> Iterator[Finding]:
-    """Like `audit`, but yield each finding as soon as it is known."""
+    """Like `audit`, but yield each finding as soon as it is known; ``only`` of the probes with these
+    numbers."""
     subject, grouped = Subject(model, seed, tuple(shapes)), _grouped(model, seed)
     for probe in PROBES:
+        if only is not None and probe.number not in only:
+            continue
         asked = [(subject, shape, "") for shape in (shapes[:1] if probe.once else shapes)]
         if probe.trained and trained is not None and trained not in shapes:
             asked.append((subject, trained, ""))

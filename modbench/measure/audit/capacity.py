@@ -14,7 +14,11 @@ from modbench.ledger import Workload
 from modbench.measure.audit.finding import Outcome, Subject, few, outer_routers, ragged, zero_routers
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
+from modbench.routing.expert_hooks import ExpertHooks
+from modbench.routing.expert_layer import RoutedExperts
 
+#: Factor between the experts of a token and ``top_k`` from which the number must be declared.
+FAR = 1.5
 LENGTHS = (1, 2, 7)
 
 
@@ -29,6 +33,8 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     tokens_BT = tokens_BT if subject.is_first(tokens_BT) else few(tokens_BT)
     sequence = tokens_BT.shape[1]
     model = subject.twin().train()
+    if undeclared := _undeclared(model, tokens_BT):
+        return False, undeclared
     if not model.nominal_counts(Workload.uniform(1, sequence)):
         return None, "no layer declares nominal counts"
     models = [("", model), *_even(subject)]
@@ -48,6 +54,27 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return False, f"the causal rule selects {shares[0]:.0%} of the tokens, whatever the weights"
     causal = f", the causal rule selects {shares[0]:.1%}" if shares else ""
     return True, f"nominal counts hold in {counted} cases{causal}"
+
+
+def _undeclared(model: RoutedDecoder, tokens_BT: Tensor) -> str:
+    """Describe a layer that assigns tokens to another number of experts than ``top_k``, while the
+    router does not define `nominal_experts_per_token`; empty if there is none."""
+    context = Context()
+    model(tokens_BT, context)
+    for layer in model.modules():
+        if isinstance(layer, RoutedExperts) and layer.options.assigns:
+            options = layer.options
+            defined = (
+                type(options).nominal_experts_per_token is not ExpertHooks.nominal_experts_per_token
+            )
+            (count,) = context.trace.counts.get((layer.layer, "experts"), (0,))
+            each = count / tokens_BT.numel()
+            if not defined and count and not 1 / FAR < each / options.top_k < FAR:
+                return (
+                    f"layer {layer.layer} assigns a token to {each:.3g} experts on average, and nominal "
+                    f"is top_k, {options.top_k}; define nominal_experts_per_token"
+                )
+    return ""
 
 
 def _even(subject: Subject) -> list[tuple[str, RoutedDecoder]]:

@@ -1,9 +1,10 @@
 """The backend of ``modbench audit``: audits a router with random weights on random text."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,8 @@ import torch
 
 from modbench.errors import UserError
 from modbench.measure.audit import PROBES, Finding, findings
-from modbench.measure.audit.warmed import ODD, SEQUENCES, warmed
+from modbench.measure.audit.in_two import in_two
+from modbench.measure.audit.warmed import LONG, ODD, warmed
 from modbench.model.sizes import ShapeOptions, Size
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.plugin_fault import authors_code
@@ -30,7 +32,8 @@ def run_audit(
     format: Literal["table", "json"] = "table",
 ) -> int:
     """Audit the router ``name`` (``NAME`` or ``NAME:PRESET``) with ``options`` in a decoder of
-    ``shape``, at 3 x 63 tokens and at 4 sequences of its length, on one thread. Prints a line per probe
+    ``shape``, at 3 x 63 tokens and at 2 sequences of its length, on one thread in each of
+    two processes. Prints a line per probe
     as it ends, or one JSON document. Returns 1 if a probe failed, else 0.
 
     Raises:
@@ -51,9 +54,11 @@ def run_audit(
     with one_thread():
         model = _warmed(name, size, chosen, seed)
         if format == "table":
-            print(f"{name}: {ODD[0]} x {ODD[1]} and {SEQUENCES} x {size.sequence} tokens", flush=True)
+            print(f"{name}: {ODD[0]} x {ODD[1]} and {LONG} x {size.sequence} tokens", flush=True)
         try:
-            for finding in findings(model, shapes=(ODD, (SEQUENCES, size.sequence)), seed=seed):
+            shapes = (ODD, (LONG, size.sequence))
+            run = partial(_findings, model, shapes, seed)
+            for finding in in_two(run) if model.embedding.weight.is_cpu else run(None):
                 found.append(finding)
                 if format == "table":
                     print(line(finding), flush=True)
@@ -99,6 +104,12 @@ def _warmed(name: str, size: Size, options: Mapping[str, Any], seed: int) -> Rou
     except UserError as error:
         _raise_memory(error)
         raise
+
+
+def _findings(
+    model: RoutedDecoder, shapes: Sequence[tuple[int, int]], seed: int, only: Collection[int] | None
+) -> Iterator[Finding]:
+    return findings(model, shapes=shapes, seed=seed, only=only)
 
 
 def _raise_memory(error: BaseException) -> None:

@@ -100,7 +100,8 @@ def _read(subject: Subject, tokens_BT: Tensor, usage: Usage) -> list[Parity]:
     if subject.is_longest(tokens_BT):
         steps = max(LONG, tokens_BT.shape[1] - PROMPT - CHUNK)
         text_1T = subject.tokens(1, PROMPT + CHUNK + steps)
-        passes = [Pass([PROMPT]), Pass([CHUNK]), *map(Pass, _bursts(steps))]
+        prompt = Pass([PROMPT], "last" if usage.last else "all")
+        passes = [prompt, Pass([CHUNK]), *map(Pass, _bursts(steps))]
         found += in_turns([Reading(subject.exact, text_1T, passes, ROUNDING)])
     return found
 

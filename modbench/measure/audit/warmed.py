@@ -22,8 +22,8 @@ STEPS = 8
 RATE = 1e-4
 #: Sequences of a training step, and their longest length.
 SEQUENCES, LONGEST = 4, 64
-#: The odd shape of every audit.
-ODD = (3, 63)
+#: The odd shape of every audit, and the number of sequences at the length of the given size.
+ODD, LONG = (3, 63), 2
 
 
 def warmed(

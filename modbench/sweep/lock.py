@@ -1,4 +1,4 @@
-"""File locks on results folders: one `modbench run` per suite, one process per cell."""
+"""File locks on results folders: one `modbench run` per suite, one process per cell and per audit."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 from modbench.errors import UserError
 
 LOCK = ".lock"
+_POLL_SECONDS = 0.2
 
 
 def suite_lock(folder: Path, verb: str = "run") -> AbstractContextManager[None]:
@@ -35,6 +36,23 @@ def cell_lock(
     """
     busy = f"a process of an earlier run still works in {folder}; end it and run again"
     return _locked(folder, busy, seconds=seconds, waiting=waiting)
+
+
+@contextmanager
+def audit_lock(results: Path, key: str, *, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the audit ``key`` of results/<suite>. ``waiting`` is called repeatedly while another process
+    holds it, and may raise."""
+    lock = FileLock(results / "cells" / f"audit-{key}.lock")
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=_POLL_SECONDS)
+        except Timeout:
+            waiting()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def wait_for_orphans(folders: Sequence[Path], say: Callable[[str], None]) -> None:

@@ -19,6 +19,7 @@ from modbench.report.line import cell_key
 from modbench.report.store import ShardWriter, read_audits
 from modbench.routing.plugin_code import code_sha256
 from modbench.routing.registry import router_class
+from modbench.sweep.lock import audit_lock
 from modbench.sweep.stage import Stage
 from modbench.train.numerics import device
 
@@ -53,15 +54,24 @@ def _installed_sha256(router: str) -> str:
 
 def audit_of(cell: dict[str, Any], results: Path, shard: ShardWriter, stage: Stage) -> AuditRecord:
     """The audit of the scheme of ``cell``: the one stored in ``results`` (results/<suite>), or a new
-    one, which is appended to ``shard``. Two cells that begin at the same time may both run it.
+    one, which is appended to ``shard``. Of processes that begin at the same time, one runs it and the
+    others wait.
 
     Raises:
         StoppedError: a stop was requested.
     """
     scheme = scheme_of(cell)
-    stored = read_audits(results).get(cell_key(scheme))
-    if stored is not None:
-        return stored
+    key = cell_key(scheme)
+    with audit_lock(results, key, waiting=stage.pause):
+        stored = read_audits(results).get(key)
+        if stored is not None:
+            return stored
+        record = _run(cell, scheme, stage)
+        shard.append(record)
+    return record
+
+
+def _run(cell: dict[str, Any], scheme: dict[str, Any], stage: Stage) -> AuditRecord:
     started = datetime.now(UTC)
     model = warmed(
         ModelConfig(**cell["model"]),
@@ -75,7 +85,7 @@ def audit_of(cell: dict[str, Any], results: Path, shard: ShardWriter, stage: Sta
     for finding in findings(model, shapes=shapes, trained=trained, seed=SEED):
         found.append(asdict(finding))
         stage.pause()
-    record = AuditRecord(
+    return AuditRecord(
         scheme=scheme,
         key=cell_key(scheme),
         code=code_version(),
@@ -84,5 +94,3 @@ def audit_of(cell: dict[str, Any], results: Path, shard: ShardWriter, stage: Sta
         started=started.isoformat(timespec="seconds"),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    shard.append(record)
-    return record

@@ -4,7 +4,10 @@ import copy
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.layer import Layer
+from modbench.report.audit_record import AuditRecord
 from modbench.report.line import cell_key
 from modbench.report.store import ShardWriter, read_audits, read_suite
 from modbench.routing.build import build_model
@@ -30,9 +34,10 @@ from modbench.routing.router import Router
 from modbench.sweep import scheme_audit
 from modbench.sweep.cell_checks import checks
 from modbench.sweep.engine import cells_left
+from modbench.sweep.lock import audit_lock
 from modbench.sweep.scheme_audit import audit_of, scheme_of
 from modbench.sweep.stage import Stage
-from modbench.train.loop import Trained
+from modbench.train.loop import StoppedError, Trained
 
 SUITE = """
 [suite]
@@ -146,6 +151,43 @@ def test_a_stored_audit_is_not_run_again(
         {"shapes": shapes, "trained": (2, 16), "seed": 0},
         {"shapes": shapes, "trained": (3, 16), "seed": 0},
     ]
+
+
+def test_two_cells_that_begin_together_share_one_audit(
+    tmp_path: Path, cell: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, runs = threading.Barrier(2), []
+
+    def found(model: object, **options: Any) -> Iterator[Finding]:
+        runs.append(options)
+        time.sleep(0.5)  # the other one now waits
+        yield Finding(probe=1, name="causal", verdict="passed", figure="", ranks=True)
+
+    def audit(seed: int) -> AuditRecord:
+        with closing(MachineLock(tmp_path)) as lock, ShardWriter(tmp_path / "s") as shard:
+            stage = Stage(lambda event: None, lambda: False, lock)
+            both.wait()
+            return audit_of(changed(cell, "seed", to=seed), tmp_path / "s", shard, stage)
+
+    monkeypatch.setattr(scheme_audit, "findings", found)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(audit, (0, 1))
+    assert first == second
+    assert len(runs) == 1
+    (shard,) = (tmp_path / "s" / "records").iterdir()
+    assert len(shard.read_text().splitlines()) == 1
+
+
+def test_a_cell_that_waits_for_an_audit_can_be_stopped(tmp_path: Path, cell: dict[str, Any]) -> None:
+    stops = iter((False, False, True))
+    with (
+        closing(MachineLock(tmp_path)) as lock,
+        ShardWriter(tmp_path / "s") as shard,
+        audit_lock(tmp_path / "s", cell_key(scheme_of(cell)), waiting=lambda: None),
+    ):
+        stage = Stage(lambda event: None, lambda: next(stops), lock)
+        with pytest.raises(StoppedError):
+            audit_of(cell, tmp_path / "s", shard, stage)
 
 
 def test_three_seeds_of_a_scheme_are_audited_once(tmp_path: Path) -> None:

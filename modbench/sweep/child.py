@@ -19,7 +19,8 @@ _GRACE_SECONDS = 30.0
 
 def run_spec(path: Path) -> int:
     """Run the cell of spec file ``path``. Returns 0 once its record is appended, whatever its status;
-    130 if it was stopped; 1 if it raised an error, which the last line of standard error states.
+    130 if it was stopped. If it raised an error, which the last line of standard error states, returns 2
+    for a plugin's mistake, else 1.
 
     Raises:
         UserError: another process runs this cell.
@@ -31,7 +32,7 @@ def run_spec(path: Path) -> int:
 
 
 def _run(spec: dict[str, Any]) -> int:
-    from modbench.routing.plugin_fault import raised
+    from modbench.routing.plugin_fault import at, raised
     from modbench.routing.registry import router_class
     from modbench.sweep.cell import run_cell
     from modbench.train.loop import StoppedError
@@ -45,10 +46,12 @@ def _run(spec: dict[str, Any]) -> int:
         raise
     except FAULTS as error:
         traceback.print_exc()
-        name = spec["cell"]["router"]["name"]
-        said = raised(error, remedy="fix it and run again", router=router_class(name))
-        print(f"modbench: router '{name}' {said}", file=sys.stderr)
-        return 1
+        router = router_class(spec["cell"]["router"]["name"])
+        said = raised(error, remedy="fix it and run again", router=router)
+        print(f"modbench: router '{router.name}' {said}", file=sys.stderr)
+        # A full disk is not a mistake of the plugin, unless its own code writes the file.
+        built_in = router.__module__.startswith("modbench.")
+        return 1 if built_in or (isinstance(error, OSError) and not at(error)) else 2
     return 0
 
 

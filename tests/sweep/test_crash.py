@@ -78,7 +78,7 @@ def test_what_a_routers_own_code_raises_is_told_as_its_own(
         timeout=120,
         check=False,
     )
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 2, done.stderr
     (record,) = read_records(tmp_path / "results" / "raises")
     assert record.status == "failed"
     assert record.error == (f"router '{name}' raised {said} (mine.py, line 16); fix it and run again")

@@ -4,7 +4,8 @@ A cell is plain JSON; the hash of its canonical form is the key of its record.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,10 +16,19 @@ from modbench.sweep.suite import Scheme, Suite, check_labels
 from modbench.train.config import TrainConfig
 
 Cell = dict[str, Any]
+_REGISTERS = re.compile(r"""register_router\(\s*["']([^"']+)""")
+
+
+class RefusedError(UserError):
+    """A plugin's mistake, for which the rows called ``labels`` are left out."""
+
+    def __init__(self, sentence: str, labels: Iterable[str]) -> None:
+        super().__init__(sentence)
+        self.labels = frozenset(labels)
 
 
 def with_plugins(
-    suite: Suite, plugins: Sequence[Path], mistakes: list[UserError] | None = None
+    suite: Suite, plugins: Sequence[Path], mistakes: list[RefusedError] | None = None
 ) -> Suite:
     """Return ``suite`` with one more scheme, default options, for each router of the plugin files that
     the suite does not name. If ``mistakes`` is given, errors in a file are added to it.
@@ -37,7 +47,9 @@ def with_plugins(
         except UserError as error:
             if mistakes is None or not plugin.is_file():
                 raise
-            mistakes.append(error)
+            registered = _REGISTERS.findall(plugin.read_text(encoding="utf-8", errors="replace"))
+            labels = (label for name in registered for label in _labels(name, suite))
+            mistakes.append(RefusedError(str(error), labels))
     named = {scheme.router.partition(":")[0] for scheme in suite.schemes}
     fresh = sorted(names - named)
     schemes = suite.schemes + tuple(Scheme(router=name) for name in fresh)
@@ -45,7 +57,7 @@ def with_plugins(
     return replace(suite, schemes=schemes)
 
 
-def expand(suite: Suite, mistakes: list[UserError] | None = None) -> list[Cell]:
+def expand(suite: Suite, mistakes: list[RefusedError] | None = None) -> list[Cell]:
     """Return all cells of ``suite``, in the file's order. Imports the routers, and so torch. If
     ``mistakes`` is given, those of plugins are added to it, and their cells left out.
 
@@ -60,16 +72,16 @@ def expand(suite: Suite, mistakes: list[UserError] | None = None) -> list[Cell]:
             name, preset = preset_options(scheme.router)
             options = build_router(name, {**preset, **scheme.options}).options()
         except UserError as error:
-            named = UserError(f"suite {suite.source}: [[schemes]] '{scheme.label}': {error}")
+            sentence = f"suite {suite.source}: [[schemes]] '{scheme.label}': {error}"
             if mistakes is None or not _may_be_of_plugin(scheme, mistakes):
-                raise named from error
-            mistakes.append(named)
+                raise UserError(sentence) from error
+            mistakes.append(RefusedError(sentence, _labels(scheme.label, suite)))
             continue
         routers.append((scheme, name, options))
     cells = []
-    for shape in suite.shapes:
+    for number, shape in enumerate(suite.shapes):
         for scheme, name, options in routers:
-            label = f"{scheme.label}/{shape.label}" if shape.label else scheme.label
+            label = _labels(scheme.label, suite)[number]
             router = {
                 "name": name,
                 "options": options,
@@ -93,6 +105,11 @@ def expand(suite: Suite, mistakes: list[UserError] | None = None) -> list[Cell]:
     return json.loads(json.dumps(cells))  # type: ignore[no-any-return]
 
 
+def _labels(scheme: str, suite: Suite) -> list[str]:
+    """Return the label of the row of each shape of ``suite`` for the scheme labelled ``scheme``."""
+    return [f"{scheme}/{shape.label}" if shape.label else scheme for shape in suite.shapes]
+
+
 def _may_be_of_plugin(scheme: Scheme, mistakes: Sequence[UserError]) -> bool:
     """Return True if the router of ``scheme`` is of a plugin file, or may be of one that was not loaded
     because of its ``mistakes``."""
@@ -111,22 +128,22 @@ def plugins_of(cell: Cell) -> list[str]:
 
 
 def chosen(
-    cells: Sequence[Cell], labels: Sequence[str], mistakes: Sequence[UserError] = ()
+    cells: Sequence[Cell], labels: Sequence[str], mistakes: Sequence[RefusedError] = ()
 ) -> list[Cell]:
-    """The cells whose label is in ``labels``; all of them if ``labels`` is empty.
+    """The cells whose label is in ``labels``; all of them if ``labels`` is empty. Labels of rows that
+    were left out for ``mistakes`` give no cells.
 
     Raises:
-        UserError: no cell has one of the labels, or there are none; the first of ``mistakes``, for which
-            cells were left out, if there are any.
+        UserError: no row has one of the labels; or all chosen rows were left out, with the mistake.
     """
     known = {cell["router"]["label"] for cell in cells}
-    if mistakes and (not known or not known.issuperset(labels)):
-        raise mistakes[0]
+    refused = {label: mistake for mistake in reversed(mistakes) for label in mistake.labels}
     for label in labels:
-        if label not in known:
-            raise UserError(
-                f"--only: no row of the suite is called '{label}'; {known_names(label, known)}"
-            )
+        if label not in known and label not in refused:
+            near = known_names(label, {*known, *refused})
+            raise UserError(f"--only: no row of the suite is called '{label}'; {near}")
+    if mistakes and known.isdisjoint(labels or known):
+        raise refused[labels[0]] if labels else mistakes[0]
     return [cell for cell in cells if not labels or cell["router"]["label"] in labels]
 
 

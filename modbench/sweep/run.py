@@ -13,7 +13,7 @@ from modbench.errors import UserError
 from modbench.report.page import write_report
 from modbench.report.record import cell_key
 from modbench.report.store import read_records
-from modbench.sweep.cells import Cell, check_budgets, chosen, expand, with_plugins
+from modbench.sweep.cells import Cell, RefusedError, check_budgets, chosen, expand, with_plugins
 from modbench.sweep.engine import Engine, Failure, InterruptedRunError, cell_command, cells_left
 from modbench.sweep.lock import suite_lock
 from modbench.sweep.progress import show_progress
@@ -43,7 +43,7 @@ def run_suite(
     if workers < 0:
         raise UserError(f"--workers is {workers}; it must be 1 or more, or 0 for one per core")
     kernels.mode()  # a wrong name is refused before anything runs
-    mistakes: list[UserError] = []
+    mistakes: list[RefusedError] = []
     suite = with_plugins(load_suite(name), plugins, mistakes)
     cells = chosen(expand(suite, mistakes), only, mistakes)
     check_budgets(suite, cells)

@@ -8,7 +8,7 @@ from typing import Any
 from modbench.errors import UserError
 from modbench.report.line import cell_key
 from modbench.report.timing import Kind
-from modbench.sweep.cells import Cell, chosen, error_prefix, expand, plugins_of
+from modbench.sweep.cells import Cell, RefusedError, chosen, error_prefix, expand, plugins_of
 from modbench.sweep.suite import Suite
 
 #: Fields of [train] that a timing depends on.
@@ -47,7 +47,7 @@ class Job:
 
 
 def timing_cells(
-    suite: Suite, only: Sequence[str] = (), mistakes: list[UserError] | None = None
+    suite: Suite, only: Sequence[str] = (), mistakes: list[RefusedError] | None = None
 ) -> list[Cell]:
     """The cells of ``suite`` to be timed, without budgets and seeds; all rows, or those in ``only``. If
     ``mistakes`` is given, those of plugins are added to it, and their cells left out.
@@ -72,11 +72,11 @@ def timing_cells(
         except UserError as error:
             if mistakes is None or cell["router"]["plugin_sha256"] is None:
                 raise
-            mistakes.append(error)
+            mistakes.append(RefusedError(str(error), [cell["router"]["label"]]))
         else:
             cells.append(timed)
     if mistakes and not cells:
-        raise mistakes[0]
+        raise mistakes[-1]  # of the last row in ``only``, not of another plugin
     return cells
 
 

@@ -25,7 +25,7 @@ from modbench.report.timing import (
     refuse_other_environments,
     settings_of,
 )
-from modbench.sweep.cells import with_plugins
+from modbench.sweep.cells import RefusedError, with_plugins
 from modbench.sweep.lock import suite_lock
 from modbench.sweep.progress import show_progress
 from modbench.sweep.stop_signals import stop_signals
@@ -65,7 +65,7 @@ def time_suite(
     from modbench.measure.system_load import thread_count
 
     err = Console(stderr=True)
-    mistakes: list[UserError] = []
+    mistakes: list[RefusedError] = []
     suite = with_plugins(load_suite(name), plugins, mistakes)
     cells = timing_cells(suite, only, mistakes)
     if repetitions is None:

@@ -8,6 +8,7 @@ from modbench.cli.main import main
 from modbench.errors import UserError
 from modbench.report.store import read_records
 from modbench.routing import registry
+from modbench.sweep.cells import RefusedError, chosen, expand, with_plugins
 from modbench.sweep.suite import load_suite
 from modbench.sweep.timing_jobs import timing_cells
 
@@ -95,10 +96,28 @@ def test_a_run_without_other_rows_ends_before_it_begins(capsys: pytest.CaptureFi
     assert not Path("results").exists()
 
 
+@pytest.mark.parametrize("broken", ["untyped.py", "lazy.py"], ids=["in the suite", "at its import"])
+def test_only_keeps_the_rows_without_a_mistake(broken: str) -> None:
+    name = broken.removesuffix(".py")
+    if name == "lazy":
+        Path("suite.toml").write_text(SUITE.replace('[[schemes]]\nrouter = "untyped"', ""))
+        text = PLUGIN.format(name=name, option="share: float", layer="None")
+        Path(broken).write_text(f"import no_such_package\n{text}")
+    mistakes: list[RefusedError] = []
+    cells = expand(with_plugins(load_suite("suite.toml"), [Path(broken)], mistakes), mistakes)
+    (cell,) = chosen(cells, ["vanilla", name], mistakes)
+    assert cell["router"]["label"] == "vanilla"
+    with pytest.raises(RefusedError, match=f"plugin {broken}"):
+        chosen(cells, [name], mistakes)
+    for wrong, right in (("vanila", "vanilla"), (f"{name}s", name)):
+        with pytest.raises(UserError, match=f"--only: .*'{wrong}'; did you mean '{right}'.*known: "):
+            chosen(cells, ["vanilla", wrong], mistakes)
+
+
 def test_other_rows_are_timed() -> None:
     registry.load_plugin("no_layer.py")
     Path("suite.toml").write_text(SUITE.replace('"untyped"', '"no_layer"'))
-    mistakes: list[UserError] = []
+    mistakes: list[RefusedError] = []
     cells = timing_cells(load_suite("suite.toml"), (), mistakes)
     assert [cell["router"]["label"] for cell in cells] == ["vanilla"]
     assert NO_LAYER in str(mistakes[0])

@@ -1,5 +1,6 @@
 """Checks how a router class declares itself and its options, when it is registered."""
 
+import difflib
 import inspect
 import json
 from collections.abc import Iterator
@@ -10,6 +11,19 @@ from modbench.errors import UserError
 from modbench.routing.router import Router
 from modbench.typed import check_type
 
+#: Methods that a plugin may override, by base class; names, since the classes import torch.
+_HOOKS = {
+    "DepthRouter": ("scorer", "gate", "feed_forward", "selected", "losses", "update"),
+    "ExpertRouter": (
+        "scorer",
+        "scores",
+        "choose",
+        "assign",
+        "nominal_experts_per_token",
+        "losses",
+        "update",
+    ),
+}
 _DECORATORS = "@register_router('{}') and, below it, @dataclass(frozen=True, kw_only=True)"
 
 
@@ -17,7 +31,8 @@ def check_declaration(name: str, router: type) -> None:
     """
     Raises:
         UserError: ``router`` is not a frozen dataclass that derives from `Router` and builds layers, or
-            an option lacks a type or has a default of another one.
+            an option lacks a type or has a default of another one, or the name of a method is nearly
+            that of a hook.
     """
     kind = f"router '{name}' ({router.__qualname__})"
     if not issubclass(router, Router):
@@ -35,6 +50,11 @@ def check_declaration(name: str, router: type) -> None:
         raise UserError(f"{kind}: option '{option}' has no type; write `{typed}`")
     for option in _shadowing(router):
         raise UserError(f"{kind}: option '{option}' has the name of a method; rename it")
+    for method, hook in _misspelt(router):
+        raise UserError(
+            f"{kind} defines '{method}'; did you mean '{hook}'? a method that "
+            f"is no hook needs another name, such as '_{method}'"
+        )
     _check_types(kind, router)
 
 
@@ -47,6 +67,21 @@ def _shadowing(router: type[Router]) -> Iterator[str]:
             inherited = (vars(base)[name] for base in router.__mro__[place + 1 :] if name in vars(base))
             if inspect.isfunction(next(inherited, None)):
                 yield name
+
+
+def _misspelt(router: type[Router]) -> Iterator[tuple[str, str]]:
+    """Yield methods of a plugin that are called nearly as a hook, which they then do not override, and
+    that hook."""
+    hooks = [hook for base in router.__mro__ for hook in _HOOKS.get(base.__name__, ())]
+    for place, kind in enumerate(router.__mro__):
+        if kind.__module__.startswith("modbench."):
+            continue
+        for name, value in vars(kind).items():
+            inherited = any(name in vars(base) for base in router.__mro__[place + 1 :])
+            if inspect.isfunction(value) and not name.startswith("_") and not inherited:
+                near = difflib.get_close_matches(name, hooks, n=1, cutoff=0.7)
+                if near:
+                    yield name, near[0]
 
 
 def _untyped(router: type[Router]) -> Iterator[tuple[str, Any]]:

@@ -139,6 +139,45 @@ def test_a_constant_and_a_method_need_no_type(capsys: pytest.CaptureFixture[str]
     assert main(["flops", "--router", "constants", "--plugin", "constants.py"]) == 0
 
 
+HOOKED = """from dataclasses import dataclass
+from modbench import DepthRouter, ExpertRouter, register_router
+
+@register_router("{name}")
+@dataclass(frozen=True, kw_only=True)
+class Mine({base}):
+    def {method}(self, *_):
+        return None
+"""
+
+
+@pytest.mark.parametrize(
+    ("base", "method", "hook"),
+    [
+        ("DepthRouter", "gates", "gate"),
+        ("DepthRouter", "score", "scorer"),
+        ("DepthRouter", "select", "selected"),
+        ("ExpertRouter", "chooses", "choose"),
+        ("ExpertRouter", "loss", "losses"),
+        ("ExpertRouter", "nominal_experts", "nominal_experts_per_token"),
+    ],
+)
+def test_a_misspelt_hook_is_not_ignored(
+    base: str, method: str, hook: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = said(capsys, HOOKED.format(name="mistaken", base=base, method=method))
+    assert line == (
+        f"plugin mine.py: router 'mistaken' (Mine) defines '{method}'; did you mean '{hook}'? a method "
+        f"that is no hook needs another name, such as '_{method}' (mine.py, line 4)"
+    )
+
+
+@pytest.mark.parametrize("method", ["temperature", "_gates", "applied_gate", "learns_causal_rule"])
+def test_a_method_that_is_no_misspelt_hook_is_accepted(method: str) -> None:
+    name = f"accepted{method}"
+    Path(f"{name}.py").write_text(HOOKED.format(name=name, base="DepthRouter", method=method))
+    assert registry.load_plugin(f"{name}.py") == [name]
+
+
 def test_two_plugins_of_one_name_are_both_named(capsys: pytest.CaptureFixture[str]) -> None:
     Path("other").mkdir()
     Path("other", "mine.py").write_text(PLUGIN)

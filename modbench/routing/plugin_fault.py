@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 #: Characters of a message; a record's error sentence holds them and the author's line.
 _LONGEST = 180
+_LOCATED = re.compile(r"\.py, line \d")
 
 
 @contextmanager
@@ -23,14 +25,16 @@ def authors_code(router: "Router | type[Router]", during: str) -> Iterator[None]
     """Context in which code of the author of ``router`` runs, as in a training step.
 
     Raises:
-        UserError: it raises something; the message names the router, the author's line and ``during``.
+        UserError: it raises something; the message names the router, the author's line or class, and
+            ``during``. A UserError keeps its sentence.
     """
     name = router.name
     try:
         yield
     except UserError as error:
         named = str(error).startswith(f"router '{name}'")
-        raise UserError(str(error) if named else f"router '{name}': {error}") from error
+        where = "" if _LOCATED.search(str(error)) else at(error) or _class_at(router)
+        raise UserError(f"{error}{where}" if named else f"router '{name}': {error}{where}") from error
     except FAULTS as error:
         raise UserError(f"router '{name}' {raised(error, during, router=router)}") from error
 
@@ -88,12 +92,11 @@ def _authors_line(error: BaseException) -> tuple[Path, int] | None:
         file = Path(error.filename).resolve()
         if is_authors(file):
             return file, error.lineno
-    frames = [
-        (Path(frame.filename).resolve(), frame.lineno) for frame in extract_tb(error.__traceback__)
-    ]
-    return next(
-        ((file, line) for file, line in reversed(frames) if line is not None and is_authors(file)), None
-    )
+    for frame in reversed(extract_tb(error.__traceback__)):
+        file = Path(frame.filename).resolve()
+        if frame.lineno is not None and is_authors(file):
+            return file, frame.lineno
+    return _authors_line(error.__cause__) if error.__cause__ is not None else None
 
 
 def _known_remedy(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.routing import registry
 from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.plugin_fault import authors_code
 from modbench.routing.plugin_validation import checked_call
 from modbench.routing.registry import build_router, load_plugin
 
@@ -142,6 +143,56 @@ def test_an_error_without_a_line_of_the_author_names_the_class(tmp_path: Path) -
     with pytest.raises(UserError) as error:
         checked_call(router, "a pass", object, torch.nn.Linear(2, 3), torch.zeros(4))
     assert str(error.value).endswith(" in a pass (class Mine, wrong.py, line 11); fix it")
+
+
+MINE = """from dataclasses import dataclass
+from modbench import {base}, register_router
+
+@register_router("wrong")
+@dataclass(frozen=True, kw_only=True)
+class Mine({base}):
+    {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("base", "body", "sentence"),
+    [
+        (
+            "DepthRouter",
+            "capacity: float = 2.0",
+            "router 'wrong': capacity is 2; it must lie in (0, 1] (class Mine, wrong.py, line 4)",
+        ),
+        (
+            "ExpertRouter",
+            "def __post_init__(self): super(Mine, self).__post_init__()\n    top_k: int = 9",
+            "router 'wrong': top_k is 9 of 8 experts; it must lie between 1 and experts "
+            "(wrong.py, line 7)",
+        ),
+        (
+            "DepthRouter",
+            "first_dense: int = 5",
+            "router 'wrong': no block of 1 is routed with every 2, offset None, first_dense 5 and "
+            "last_dense 0; leave room for one (class Mine, wrong.py, line 4)",
+        ),
+    ],
+    ids=["default", "own post-init", "shape"],
+)
+def test_an_impossible_option_or_shape_names_the_authors_line_or_class_once(
+    base: str, body: str, sentence: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "wrong.py"
+    path.write_text(MINE.format(base=base, body=body))
+    load_plugin(path)
+    with pytest.raises(UserError) as error, authors_code(registry.router_class("wrong"), "a step"):
+        RoutedDecoder(SHAPE, build_router("wrong"))
+    assert str(error.value) == sentence
+
+
+def test_an_impossible_option_of_a_built_in_router_names_no_file() -> None:
+    with pytest.raises(UserError) as error:
+        build_router("mod", {"capacity": 2.0})
+    assert str(error.value) == "router 'mod': capacity is 2; it must lie in (0, 1]"
 
 
 def test_an_initialisation_that_raises_gets_one_sentence(tmp_path: Path) -> None:

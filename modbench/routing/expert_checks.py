@@ -49,10 +49,10 @@ def checked_choice(router: ExpertHooks, choice: Any, logits_NE: Tensor) -> tuple
     ids_NK, gates_NK = choice
     if not isinstance(ids_NK, Tensor) or ids_NK.dtype not in _INTEGERS or ids_NK.shape != shape:
         expected = f"integer expert ids (N, top_k) = {shape}"
-        expect(router, "choose", False, f"expert ids {shown(ids_NK)}", expected)
+        expect(router, "choose", False, _described("expert ids", ids_NK), expected)
     if not _floats(gates_NK, shape):
         expected = f"floating-point gates (N, top_k) = {shape}"
-        expect(router, "choose", False, f"gates {shown(gates_NK)}", expected)
+        expect(router, "choose", False, _described("gates", gates_NK), expected)
     if has_values(ids_NK):
         low, high = (int(end) for end in ids_NK.aminmax())
         right = low >= 0 and high < experts
@@ -87,6 +87,13 @@ def check_numbers(
         found = "a module that gives NaN or Inf for finite inputs"
         expect(router, "scorer", False, found, "finite logits")
     expect(router, hook, False, "gates that are NaN or Inf", "finite gates")
+
+
+def _described(what: str, value: Any) -> str:
+    """Return "gates of shape (256, 1) and torch.float32", or "gates of type list"."""
+    if isinstance(value, Tensor):
+        return f"{what} of shape {tuple(value.shape)} and {value.dtype}"
+    return f"{what} of type {type(value).__name__}"
 
 
 def _floats(value: Any, shape: tuple[int, int]) -> bool:

@@ -157,7 +157,7 @@ class Hooked({base}):
         (
             "ExpertRouter",
             "choose(self, logits_NE, tokens): return logits_NE.topk(2).indices, logits_NE[:, :1]",
-            "choose (hooked.py, line 8) returned gates a tensor of shape (",
+            "choose (hooked.py, line 8) returned gates of shape (",
         ),
         (
             "ExpertRouter",

@@ -52,8 +52,8 @@ def check_declaration(name: str, router: type) -> None:
         raise UserError(f"{kind}: option '{option}' has the name of a method; rename it")
     for method, hook in _misspelt(router):
         raise UserError(
-            f"{kind} defines '{method}'; did you mean '{hook}'? a method that "
-            f"is no hook needs another name, such as '_{method}'"
+            f"{kind} defines '{method}'; did you mean '{hook}'? a method that is no hook needs another "
+            f"name, such as '_{method}'"
         )
     _check_types(kind, router)
 

@@ -194,7 +194,7 @@ def test_three_seeds_of_a_scheme_are_audited_once(tmp_path: Path) -> None:
     (tmp_path / "suite.toml").write_text(SUITE)
     (tmp_path / "text.txt").write_text("\n\n".join(f"one line and another, {n}." for n in range(200)))
     done = subprocess.run(
-        [sys.executable, "-m", "modbench", "run", "suite.toml", "--workers", "1"],
+        [sys.executable, "-m", "modbench", "run", "suite.toml", "--workers", "2"],
         cwd=tmp_path,
         env={
             **os.environ,

@@ -178,7 +178,10 @@ def test_two_cells_that_begin_together_share_one_audit(
     assert len(shard.read_text().splitlines()) == 1
 
 
-def test_a_cell_that_waits_for_an_audit_can_be_stopped(tmp_path: Path, cell: dict[str, Any]) -> None:
+def test_a_cell_that_waits_for_an_audit_can_be_stopped(
+    tmp_path: Path, cell: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheme_audit, "warmed", lambda *_: pytest.fail("it did not wait"))
     stops = iter((False, False, True))
     with (
         closing(MachineLock(tmp_path)) as lock,

@@ -70,8 +70,8 @@ def _shadowing(router: type[Router]) -> Iterator[str]:
 
 
 def _misspelt(router: type[Router]) -> Iterator[tuple[str, str]]:
-    """Yield methods of a plugin that are called nearly as a hook, which they then do not override, and
-    that hook."""
+    """Yield methods of a plugin that are called nearly as a hook which the plugin does not override,
+    and that hook."""
     hooks = [hook for base in router.__mro__ for hook in _HOOKS.get(base.__name__, ())]
     for place, kind in enumerate(router.__mro__):
         if kind.__module__.startswith("modbench."):
@@ -80,7 +80,7 @@ def _misspelt(router: type[Router]) -> Iterator[tuple[str, str]]:
             inherited = any(name in vars(base) for base in router.__mro__[place + 1 :])
             if inspect.isfunction(value) and not name.startswith("_") and not inherited:
                 near = difflib.get_close_matches(name, hooks, n=1, cutoff=0.7)
-                if near:
+                if near and near[0] not in vars(kind):  # else it is a helper of that hook
                     yield name, near[0]
 
 

@@ -16,6 +16,7 @@ from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.expert_hooks import ExpertHooks
 from modbench.routing.expert_layer import RoutedExperts
+from modbench.routing.router import overrides
 
 #: Factor between the experts of a token and ``top_k`` from which the number must be declared.
 FAR = 1.5
@@ -59,21 +60,24 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
 def _undeclared(model: RoutedDecoder, tokens_BT: Tensor) -> str:
     """Describe a layer that assigns tokens to another number of experts than ``top_k``, while the
     router does not define `nominal_experts_per_token`; empty if there is none."""
+    layers = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, RoutedExperts)
+        and layer.options.assigns
+        and not overrides(layer.options, "nominal_experts_per_token", ExpertHooks)
+    ]
     context = Context()
-    model(tokens_BT, context)
-    for layer in model.modules():
-        if isinstance(layer, RoutedExperts) and layer.options.assigns:
-            options = layer.options
-            defined = (
-                type(options).nominal_experts_per_token is not ExpertHooks.nominal_experts_per_token
+    if layers:
+        model(tokens_BT, context)
+    for layer in layers:
+        top_k, counts = layer.options.top_k, context.trace.counts
+        each = sum(counts.get((layer.layer, "experts"), ())) / tokens_BT.numel()
+        if each and not 1 / FAR < each / top_k < FAR:
+            return (
+                f"layer {layer.layer} assigns a token to {each:.3g} experts on average, and nominal "
+                f"is top_k, {top_k}; define nominal_experts_per_token"
             )
-            (count,) = context.trace.counts.get((layer.layer, "experts"), (0,))
-            each = count / tokens_BT.numel()
-            if not defined and count and not 1 / FAR < each / options.top_k < FAR:
-                return (
-                    f"layer {layer.layer} assigns a token to {each:.3g} experts on average, and nominal "
-                    f"is top_k, {options.top_k}; define nominal_experts_per_token"
-                )
     return ""
 
 

@@ -140,6 +140,9 @@ def chosen(
     refused = {label: mistake for mistake in reversed(mistakes) for label in mistake.labels}
     for label in labels:
         if label not in known and label not in refused:
+            for mistake in mistakes:
+                if not mistake.labels:  # of a file that may have this row
+                    raise mistake
             near = known_names(label, {*known, *refused})
             raise UserError(f"--only: no row of the suite is called '{label}'; {near}")
     if mistakes and known.isdisjoint(labels or known):

@@ -1,4 +1,4 @@
-"""What a scheme of experts may override, with the defaults: softmax scores, the ``top_k`` highest.
+"""The hooks that a scheme of experts may override; by default softmax scores, the ``top_k`` highest.
 
 N tokens of a batch without padding, D model width, E experts, K experts of a token.
 """

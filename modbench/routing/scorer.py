@@ -70,7 +70,7 @@ def run_scorer(scorer: nn.Module, x_D: Tensor, layer: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Case:
-    """What the FLOPs of a module depend on."""
+    """The properties that the FLOPs of a module depend on."""
 
     shape: tuple[int, ...]
     layer: int

@@ -1,4 +1,4 @@
-"""What a router's hooks see of the tokens they decide about, and their seeded noise.
+"""The view of the tokens that a router's hooks decide about, and their seeded noise.
 
 B sequences, T tokens, N tokens that are not padding.
 """

@@ -1,4 +1,4 @@
-"""What each cell checks of its own trained model; all else belongs to the audit of its scheme."""
+"""The checks of a cell's own trained model; all others belong to the audit of its scheme."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ def checks(model: RoutedDecoder, trained: Trained) -> list[Finding]:
 
 
 def counted_steps(trained: Trained) -> Finding:
-    """What counting real training steps found."""
+    """The finding from counting real training steps."""
     counted, unseen, wrong = trained.counted_steps, trained.unseen_steps, trained.miscounted
     figures = []
     if wrong:

@@ -28,7 +28,7 @@ SEED = 0
 
 
 def scheme_of(cell: dict[str, Any]) -> dict[str, Any]:
-    """What the audit of ``cell`` depends on: the code and options of its router, the shapes and the
+    """The inputs of the audit of ``cell``: the code and options of its router, the shapes and the
     versions, and neither seed nor budget."""
     router, train = cell["router"], cell["train"]
     return {

@@ -17,7 +17,7 @@ from modbench.model.context import Logits
 DECODED, CHUNK = 16, 5
 #: Tokens of the prompt of a sequence decoded alone, and the least number read after it.
 PROMPT, LONG = 8, 200
-#: Of these, so many are decoded one by one at first; then a chunk and single tokens take turns.
+#: Number of these that are decoded one by one at first; then chunks and single tokens alternate.
 SINGLE, SKIP, PAIR = 16, 12, 2
 #: Tokens that are read, dropped by rewinding the cache, and read again.
 DRAFT = 3
@@ -29,8 +29,9 @@ TOLERATED = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What a test of decoding does in addition to reading one text after the other: take turns between
-    two caches, rewind a cache and read the same tokens again, ask a prompt for its last logits only."""
+    """Uses of a cache that a test of decoding covers in addition to reading one text: take turns
+    between two caches, rewind a cache and read the same tokens again, ask a prompt for its last logits
+    only."""
 
     turns: bool = False
     rewinds: bool = False

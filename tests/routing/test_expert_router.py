@@ -384,25 +384,3 @@ def test_a_scorer_that_gives_nan_is_named_and_a_model_that_has_diverged_is_not()
 def test_options_out_of_range_are_refused(options: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         Minimal(**options)
-
-
-@pytest.mark.parametrize("declared", [False, True])
-def test_a_number_of_experts_far_from_top_k_has_to_be_declared(declared: bool) -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class All(ExpertRouter):
-        name: ClassVar[str] = "all"
-
-        def assign(self, logits_NE: Tensor, tokens: Tokens) -> Tensor:
-            return logits_NE.softmax(dim=-1)
-
-    @dataclass(frozen=True, kw_only=True)
-    class Declared(All):
-        expert_width: int | None = 16
-
-        def nominal_experts_per_token(self) -> float:
-            return self.experts
-
-    model = build_model(SHAPE, Declared() if declared else All())
-    (capacity,) = (one for one in audit(model, shapes=((2, 17),)) if one.name == "capacity")
-    assert capacity.failed == (not declared)
-    assert declared or "8 experts on average, and nominal is top_k, 2; define" in capacity.figure

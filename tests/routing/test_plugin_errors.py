@@ -37,7 +37,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def said(capsys: pytest.CaptureFixture[str], text: str | bytes, *others: str) -> str:
-    """What `modbench flops` says of a plugin file with ``text``."""
+    """The output of `modbench flops` for a plugin file with ``text``."""
     content = text.encode() if isinstance(text, str) else text
     Path("mine.py").write_bytes(content)
     assert main(["flops", "--router", "mistaken", "--plugin", *others, "mine.py"]) == 2

@@ -14,6 +14,7 @@ from modbench.measure.config import MeasureConfig
 from modbench.measure.time_config import TimeConfig
 from modbench.model.config import ModelConfig
 from modbench.report.metrics import ranking_metric
+from modbench.sweep.steps import check_steps
 from modbench.train.config import TrainConfig
 from modbench.typed import built, checked, checked_fields
 
@@ -45,9 +46,12 @@ class Axes:
 
     budgets: tuple[int, ...]
     seeds: tuple[int, ...] = (0,)
+    cell_timeout: float = 1800.0  #: seconds without progress after which a cell's process is ended
 
     def __post_init__(self) -> None:
-        for name, values in asdict(self).items():
+        if self.cell_timeout <= 0:
+            raise UserError(f"cell_timeout is {self.cell_timeout}; it must be above 0 seconds")
+        for name, values in (("budgets", self.budgets), ("seeds", self.seeds)):
             if not values:
                 raise UserError(f"{name} is empty; give it at least one entry")
             if len(set(values)) < len(values):
@@ -163,6 +167,11 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     axes = built(f"{where} [sweep]", tables.sweep, Axes)
     data = built(f"{where} [data]", tables.data, DataConfig)
     train = checked_fields(f"{where} [train]", tables.train, TrainConfig, without=("budget",))
+    measure: MeasureConfig = built(f"{where} [measure]", tables.measure, MeasureConfig)
+    try:
+        check_steps(measure.steps)
+    except UserError as error:
+        raise UserError(f"{where} [measure] {error}") from error
     schemes = [_scheme(where, number, table) for number, table in enumerate(tables.schemes, start=1)]
     check_labels(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
     for scheme in schemes:
@@ -174,7 +183,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         header=built(f"{where} [suite]", tables.suite, Header),
         data=data,
         train=train,
-        measure=built(f"{where} [measure]", tables.measure, MeasureConfig),
+        measure=measure,
         time=built(f"{where} [time]", tables.time, TimeConfig),
         axes=axes,
         shapes=_shapes(where, tables, data),

@@ -30,26 +30,3 @@ def model_of(cell: Mapping[str, Any]) -> RoutedDecoder:
             return RoutedDecoder(ModelConfig(**cell["model"]), router)
     except UserError as error:
         raise UserError(f"row '{cell['router']['label']}': {error}") from error
-
-
-def step_flops(cell: Mapping[str, Any]) -> int:
-    """Return the nominal FLOPs of one training step of the cell.
-
-    Raises:
-        UserError: its router can't take its shape.
-    """
-    return flops_per_step(model_of(cell), TrainConfig(**cell["train"]))
-
-
-def check_steps(cell: Mapping[str, Any], flops: int) -> None:
-    """
-    Raises:
-        UserError: the cell's budget is smaller than one step of ``flops``.
-    """
-    budget = cell["train"]["budget"]
-    if budget < flops:
-        raise UserError(
-            f"[sweep] budgets: budget {budget:g} is smaller than one training step of "
-            f"'{cell['router']['label']}', which takes {flops:g} FLOPs; raise it there, or "
-            "shrink batch, sequence or model"
-        )

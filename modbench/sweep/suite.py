@@ -15,6 +15,7 @@ from modbench.measure.time_config import TimeConfig
 from modbench.model.config import ModelConfig
 from modbench.report.metrics import ranking_metric
 from modbench.sweep.steps import check_steps
+from modbench.sweep.track import TrackConfig
 from modbench.train.config import TrainConfig
 from modbench.typed import built, checked, checked_fields
 
@@ -92,6 +93,7 @@ class _Tables:
     train: dict[str, Any] = field(default_factory=dict)
     measure: dict[str, Any] = field(default_factory=dict)
     time: dict[str, Any] = field(default_factory=dict)
+    track: dict[str, Any] = field(default_factory=dict)
     sweep: dict[str, Any]
     shapes: tuple[dict[str, Any], ...] = ()
     schemes: tuple[dict[str, Any], ...]
@@ -107,6 +109,7 @@ class Suite:
     train: dict[str, Any]
     measure: MeasureConfig
     time: TimeConfig
+    track: TrackConfig
     axes: Axes
     shapes: tuple[Shape, ...]
     schemes: tuple[Scheme, ...]
@@ -185,6 +188,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         train=train,
         measure=measure,
         time=built(f"{where} [time]", tables.time, TimeConfig),
+        track=built(f"{where} [track]", tables.track, TrackConfig),
         axes=axes,
         shapes=_shapes(where, tables, data),
         schemes=tuple(schemes),

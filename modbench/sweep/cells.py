@@ -31,7 +31,7 @@ def expand(rows: Rows) -> list[Cell]:
                 continue
             label, flops = labels_of(scheme.label, suite)[number], row.flops[number]
             if isinstance(flops, str):
-                mistake = RefusedError(f"suite {suite.source}: {flops}", [label])
+                mistake = RefusedError(f"suite {suite.source}: row '{label}': {flops}", [label])
                 if row.plugin is None:
                     raise mistake
                 rows.mistakes.append(mistake)

@@ -251,12 +251,11 @@ def describe_row(
 
     name, preset = preset_options(scheme["router"])
     options = build_router(name, {**preset, **scheme["options"]}).options()
-    router = {"name": name, "options": options, "label": scheme["label"]}
     config = TrainConfig(**{**train, **scheme["train"], "budget": 1})
     flops: list[int | str] = []
     for shape in shapes:
         try:
-            flops.append(flops_per_step(model_of({"router": router, "model": shape}), config))
+            flops.append(flops_per_step(model_of(name, options, shape), config))
         except UserError as error:
             flops.append(str(error))
     return {"name": name, "options": options, "plugin_sha256": plugin_sha256(name), "flops": flops}

@@ -1,0 +1,84 @@
+"""The steps of a cell: which a suite may choose, and what each gives."""
+
+import pytest
+
+from modbench.errors import UserError
+from modbench.ledger import Workload
+from modbench.measure.config import MeasureConfig
+from modbench.model.config import ModelConfig
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
+from modbench.sweep.steps import check_steps, step, step_names
+from modbench.sweep.steps.train import _costs, counted_steps
+from modbench.train.config import TrainConfig
+from modbench.train.loop import Trained
+
+SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=64)
+TRAIN = TrainConfig(budget=1, sequence=32, batch=2)
+OFF = "ledger minus counter, FLOPs: "
+EQUAL = "ledger equals counter in"
+UNSEEN = "not counted, for want of memory"
+
+
+def test_each_step_is_a_file_with_a_function_of_its_name() -> None:
+    assert {*step_names()} == {*MeasureConfig().steps}
+    for name in step_names():
+        assert step(name).__name__ == name
+
+
+@pytest.mark.parametrize("steps", [("train",), ("audit", "train", "timing"), MeasureConfig().steps])
+def test_a_suite_chooses_steps(steps: tuple[str, ...]) -> None:
+    check_steps(steps)
+
+
+@pytest.mark.parametrize(
+    ("steps", "sentence"),
+    [
+        (("train", "heldouts"), "'heldouts', which is not known; did you mean 'heldout'"),
+        (("train", "timing", "timing"), "names 'timing' twice"),
+        (("heldout",), "'train' must be there"),
+        (("heldout", "train"), "only 'audit' may come before it"),
+    ],
+)
+def test_steps_that_can_not_be_taken_are_refused(steps: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check_steps(steps)
+
+
+def trained(miscounted: str = "", counted: int = 2, unseen: int = 0) -> Trained:
+    return Trained(
+        steps=9,
+        tokens=576,
+        flops=1,
+        flops_nominal=1,
+        counted_steps=counted,
+        unseen_steps=unseen,
+        miscounted=miscounted,
+        curve=[],
+    )
+
+
+@pytest.mark.parametrize(
+    ("miscounted", "counted", "unseen", "verdict", "figure"),
+    [
+        ("", 2, 0, "passed", f"{EQUAL} 2 training steps"),
+        ("", 1, 1, "passed", f"{EQUAL} 1 training step; 1 training step was {UNSEEN}"),
+        ("", 0, 2, "not asked", f"2 training steps were {UNSEEN}"),
+        ("+3 in training step 1", 2, 0, "failed", f"{OFF}+3 in training step 1"),
+        ("+3 in x", 1, 2, "failed", f"{OFF}+3 in x; 2 training steps were {UNSEEN}"),
+    ],
+)
+def test_counted_training_steps_are_a_finding_of_probe_9(
+    miscounted: str, counted: int, unseen: int, verdict: str, figure: str
+) -> None:
+    finding = counted_steps(trained(miscounted, counted, unseen))
+    assert (finding.probe, finding.name, finding.ranks) == (9, "count", True)
+    assert (finding.verdict, finding.figure) == (verdict, figure)
+
+
+def test_nominal_costs_are_those_of_the_ledger() -> None:
+    model = build_model(SHAPE, build_router("mod"))
+    costs = _costs(model, TRAIN)
+    for phase in ("forward", "train"):
+        ledger = model.ledger(Workload.uniform(2, 32, phase))
+        assert costs[f"{phase}_flops_per_token"] == ledger.total() / 64

@@ -22,7 +22,7 @@ from modbench.data.cache_folder import cache_folder, put
 from modbench.measure.system_load import LoadMonitor
 
 #: Longest wait for other processes to pause; then the measurement is taken, and marked as loaded.
-QUIET_SECONDS = 20.0
+QUIET_SECONDS = 10.0
 #: Cores that other processes may keep busy on a quiet machine.
 _QUIET_CORES = 0.15
 _POLL_SECONDS = 0.25

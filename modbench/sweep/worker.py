@@ -176,10 +176,12 @@ def parsed_event(line: bytes) -> Event | None:
         event = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    known = _FIELDS.get(event.get("event", "")) if isinstance(event, dict) else None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return None
+    known = _FIELDS.get(event["event"])
     if known is None or not all(isinstance(event.get(name), kind) for name, kind in known.items()):
         return None
-    return event  # type: ignore[no-any-return]
+    return event
 
 
 def run_worker(

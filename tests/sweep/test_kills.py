@@ -89,11 +89,7 @@ def kill(process: "subprocess.Popen[str]", victims: str) -> None:
         for victim in [*([sweep] if victims != "worker" else []), *workers]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.kill()
-    if victims != "worker":
-        process.communicate()
-    else:
-        process.kill() if process.poll() is None else None
-        process.communicate()
+    process.communicate(timeout=300)  # a sweep that lives records the failure and goes on
 
 
 @pytest.mark.parametrize("rounds", [5, pytest.param(30, marks=pytest.mark.full)])

@@ -133,7 +133,8 @@ def _until(happens: Any) -> None:
 
 
 def test_the_real_worker_gives_a_users_mistake_as_one_sentence(tmp_path: Path) -> None:
-    cell = {"router": {"name": "mood", "options": {}}, "time": {}}
+    model = {"vocabulary": 97, "width": 16, "layers": 1, "heads": 2}
+    cell = {"router": {"name": "mood", "options": {}}, "time": {}, "train": {}, "model": model}
     spec = {"job": "peak", "cell": cell, "plugins": [], "threads": 1}
     with pytest.raises(DiedError, match="^router 'mood' is not known") as death:
         run_worker(spec, log=tmp_path / "log")

@@ -84,6 +84,7 @@ class _WeightsAndBiases(_Tracker):
     one."""
 
     def start(self, step: int) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it sends to the network, offline too
         import wandb
 
         # Captured output and threads that sample the machine would disturb the measurements.
@@ -155,7 +156,8 @@ class Trackers:
             try:
                 call(tracker)
             except Exception as error:
-                print(f"modbench: {name} failed ({error}); the cell goes on without it", file=sys.stderr)
+                why = " ".join(str(error).split())
+                print(f"modbench: {name} failed ({why}); the cell goes on without it", file=sys.stderr)
                 del self._trackers[name]
 
 

@@ -1,7 +1,4 @@
-"""Trackers of a cell, in the process that trains it: TensorBoard, Weights & Biases and trackio.
-
-A package is imported only if the suite asks for it.
-"""
+"""Trackers of a cell, in its worker process: TensorBoard, Weights & Biases and trackio."""
 
 import os
 import re
@@ -31,10 +28,7 @@ class TrackConfig:
 
 
 def check_trackers(config: TrackConfig) -> None:
-    """
-    Raises:
-        UserError: the package of a tracker that is on is not installed.
-    """
+    """Raise UserError if the package of a tracker that is on is not installed."""
     for name in config.packages():
         if find_spec(name) is None:
             raise UserError(
@@ -62,10 +56,9 @@ class _Tracker:
 
 
 class _TensorBoard(_Tracker):
-    """Event files in the cell's folder."""
+    """Event files in the cell's folder. Later steps of an interrupted process are purged."""
 
     def start(self, step: int) -> None:
-        """Purge ``step`` and later ones, which an interrupted process may have logged."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder = self.folder / "tensorboard" / self.named["name"]
@@ -80,10 +73,10 @@ class _TensorBoard(_Tracker):
 
 
 class _WeightsAndBiases(_Tracker):
-    """A run whose id is the cell's key, written to the cell's folder; `wandb sync` uploads an offline
-    one."""
+    """A run in the cell's folder, whose id is the cell's key."""
 
     def start(self, step: int) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it sends to the network, offline too
         import wandb
 
         # Captured output and threads that sample the machine would disturb the measurements.
@@ -125,7 +118,7 @@ class Trackers:
         kind = event["event"]
         if kind == "metrics":
             for name, value in event["metrics"].items():
-                number = value["median"] if isinstance(value, dict) else value
+                number = value.get("median") if isinstance(value, dict) else value
                 if isinstance(number, int | float):
                     self._metrics[f"metrics/{name}"] = float(number)
             self._step = max(self._step, event["metrics"].get("train_steps", 0))
@@ -155,7 +148,8 @@ class Trackers:
             try:
                 call(tracker)
             except Exception as error:
-                print(f"modbench: {name} failed ({error}); the cell goes on without it", file=sys.stderr)
+                why = " ".join(str(error).split())
+                print(f"modbench: {name} failed ({why}); the cell goes on without it", file=sys.stderr)
                 del self._trackers[name]
 
 

@@ -18,7 +18,7 @@ from modbench.data.token_data import DataConfig, load
 from modbench.measure.loss import heldout_loss, heldout_windows
 from modbench.model.config import ModelConfig
 from modbench.report.metrics import METRICS
-from modbench.report.record import Record
+from modbench.report.record import CellRecord
 from modbench.report.store import read_records, read_suite
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
@@ -121,7 +121,7 @@ def untimed(folder: Path) -> dict[str, Any]:
     }
 
 
-def scored_again(place: Path, record: Record) -> tuple[float, float]:
+def scored_again(place: Path, record: CellRecord) -> tuple[float, float]:
     """The held-out loss under both rules, from the weights that the run left."""
     weights = place / "results" / "road" / "cells" / record.key / "model.safetensors"
     router = record.cell["router"]
@@ -144,7 +144,7 @@ def test_one_command_gives_records_a_table_and_plots(place: Path) -> None:
     code, out = modbench_says(place, "run", "suite.toml", "--plugin", "leaky.py")
     assert code == 0, out
     folder = place / "results" / "road"
-    found, audits = read_suite(folder)
+    found, audits = read_suite(folder).cells, read_suite(folder).audits
     records = {record.cell["router"]["label"]: record for record in found}
     assert set(records) == {"vanilla", "mod", "leaky"}
     assert len(audits) == 3

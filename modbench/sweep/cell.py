@@ -16,7 +16,7 @@ from modbench.data.token_data import DataConfig, load
 from modbench.measure.environment import environment
 from modbench.measure.machine_lock import MachineLock
 from modbench.measure.memory import KilledError
-from modbench.report.record import Record, Status
+from modbench.report.record import CellRecord, Status
 from modbench.report.store import ShardWriter
 from modbench.routing.registry import check_source, load_plugin
 from modbench.sweep.cell_record import cell_record
@@ -29,7 +29,7 @@ from modbench.train.numerics import device, make_deterministic, precision
 from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
 
 
-def run_cell(spec: dict[str, Any], say: Say) -> Record:
+def run_cell(spec: dict[str, Any], say: Say) -> CellRecord:
     """Run the cell of ``spec`` (suite, cell, plugins, results, folder, threads), append its record and
     return it. ``say`` receives events of phases and steps.
 
@@ -43,7 +43,7 @@ def run_cell(spec: dict[str, Any], say: Say) -> Record:
         return _run(spec, say, lambda: bool(stops))
 
 
-def _run(spec: dict[str, Any], say: Say, stop: Callable[[], bool]) -> Record:
+def _run(spec: dict[str, Any], say: Say, stop: Callable[[], bool]) -> CellRecord:
     started = datetime.now(UTC)
     torch.set_num_threads(spec["threads"])
     make_deterministic()

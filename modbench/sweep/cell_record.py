@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from modbench.report.record import Record, Status, cell_key
+from modbench.report.record import CellRecord, Status, cell_key
 
 
 def cell_record(
@@ -21,11 +21,11 @@ def cell_record(
     metrics: dict[str, Any] | None = None,
     curve: list[dict[str, Any]] | None = None,
     routing: dict[str, Any] | None = None,
-) -> Record:
+) -> CellRecord:
     """The record of ``cell``, which finishes now. A cell that crashed has no measurements."""
     from modbench.measure.environment import code_version
 
-    return Record(
+    return CellRecord(
         suite=suite,
         cell=cell,
         key=cell_key(cell),

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from modbench.report.record import Record, cell_key
+from modbench.report.record import CellRecord, cell_key
 from modbench.report.store import ShardWriter, read_records, read_suite
 from modbench.sweep.cell_record import cell_record
 from modbench.sweep.cells import Cell, plugins_of, title
@@ -53,10 +53,9 @@ def cells_left(cells: Sequence[Cell], folder: Path) -> list[Cell]:
     Raises:
         UserError: a record line is corrupt.
     """
-    records, audits = read_suite(folder)
-    done = {
-        record.key for record in records if record.status in DONE and record.audit_key in (None, *audits)
-    }
+    found = read_suite(folder)
+    stored = (None, *found.audits)
+    done = {one.key for one in found.cells if one.status in DONE and one.audit_key in stored}
     return [cell for cell in cells if cell_key(cell) not in done]
 
 
@@ -129,7 +128,7 @@ class Engine:
             before=self._records(key),
         )
 
-    def _records(self, key: str) -> list[Record]:
+    def _records(self, key: str) -> list[CellRecord]:
         return [record for record in read_records(self.folder) if record.key == key]
 
     def _settle(self, key: str, process: CellProcess, progress: Progress) -> Failure | None:
@@ -153,7 +152,7 @@ class Engine:
             refused=process.refused(),
         )
 
-    def _record_crash(self, process: CellProcess) -> Record:
+    def _record_crash(self, process: CellProcess) -> CellRecord:
         """Append the record of a cell whose process wrote none."""
         import torch
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import modbench
-from modbench.report.record import Record
+from modbench.report.record import CellRecord
 from modbench.sweep.cells import Cell
 from modbench.sweep.child import PARENT_PIPE
 from modbench.sweep.crash import error_of
@@ -47,7 +47,7 @@ class CellProcess:
         command: Callable[[Path], list[str]],
         events: Events,
         alive: int,
-        before: Sequence[Record],
+        before: Sequence[CellRecord],
     ) -> None:
         self.title = title
         self.cell: Cell = spec["cell"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modbench.errors import UserError, known_names
-from modbench.report.record import Record
+from modbench.report.record import CellRecord
 from modbench.report.store import latest, read_records
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Drawing:
         check_sampling(self.temperature, self.top_p, self.seed)
 
 
-def find_record(run: str, results: Path) -> Record:
+def find_record(run: str, results: Path) -> CellRecord:
     """Return the record of ``SUITE/LABEL`` or ``SUITE/KEY`` (the first characters of a record's key).
 
     Raises:
@@ -125,7 +125,7 @@ def sample_run(
     return [prompt + tokenizer.decode(tokens) for prompt, tokens in zip(prompts, new, strict=True)]
 
 
-def _load_model(record: Record, run: str, folder: Path, plugins: Sequence[Path]) -> "RoutedDecoder":
+def _load_model(record: CellRecord, run: str, folder: Path, plugins: Sequence[Path]) -> "RoutedDecoder":
     """The trained model of ``record``, from the suite's results ``folder``."""
     weights = folder / "cells" / record.key / "model.safetensors"
     if not weights.is_file():

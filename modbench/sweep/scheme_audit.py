@@ -14,9 +14,8 @@ from modbench.measure.audit.warmed import ODD, warmed
 from modbench.measure.environment import code_version, environment
 from modbench.measure.loss import SCORING_BATCH
 from modbench.model.config import ModelConfig
-from modbench.report.audit_record import AuditRecord
-from modbench.report.line import cell_key
-from modbench.report.store import ShardWriter, read_audits
+from modbench.report.record import AuditRecord, cell_key
+from modbench.report.store import ShardWriter, read_suite
 from modbench.routing.plugin_code import code_sha256
 from modbench.routing.registry import router_class
 from modbench.sweep.lock import audit_lock
@@ -63,7 +62,7 @@ def audit_of(cell: dict[str, Any], results: Path, shard: ShardWriter, stage: Sta
     scheme = scheme_of(cell)
     key = cell_key(scheme)
     with audit_lock(results, key, waiting=stage.pause):
-        stored = read_audits(results).get(key)
+        stored = read_suite(results).audits.get(key)
         if stored is not None:
             return stored
         record = _run(cell, scheme, stage)

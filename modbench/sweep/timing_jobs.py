@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modbench.errors import UserError
-from modbench.report.line import cell_key
-from modbench.report.timing import Kind
+from modbench.report.record import Measurement, cell_key
 from modbench.sweep.cells import Cell, RefusedError, chosen, error_prefix, expand, plugins_of
 from modbench.sweep.suite import Suite
 
@@ -25,7 +24,7 @@ _WORDS = {
 class Job:
     """One process."""
 
-    kind: Kind
+    kind: Measurement
     cell: Cell
     repetition: int
 
@@ -35,7 +34,7 @@ class Job:
 
     @property
     def identity(self) -> tuple[str, str, int]:
-        """The same as `modbench.report.timing.Timing.job`."""
+        """The same as `modbench.report.record.TimingRecord.job`."""
         return self.kind, self.key, self.repetition
 
     def title(self, repetitions: int) -> str:
@@ -91,7 +90,7 @@ def timing_jobs(cells: Sequence[Cell], repetitions: int) -> list[Job]:
         turn = number % len(entries)
         order = entries[turn:] + entries[:turn]
         jobs += [replace(job, repetition=number + 1) for job in order]
-    kinds: tuple[Kind, ...] = ("training_memory", "inference_memory")
+    kinds: tuple[Measurement, ...] = ("training_memory", "inference_memory")
     return jobs + [Job(kind=kind, cell=cell, repetition=1) for cell in cells for kind in kinds]
 
 

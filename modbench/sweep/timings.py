@@ -16,12 +16,10 @@ from rich.console import Console
 from modbench.errors import UserError
 from modbench.measure.machine_lock import MachineLock
 from modbench.report.page import write_report
-from modbench.report.store import ShardWriter
+from modbench.report.record import TimingRecord
+from modbench.report.store import ShardWriter, read_suite
 from modbench.report.timing import (
-    TIMINGS,
-    Timing,
     machine_in_words,
-    read_timings,
     refuse_other_environments,
     settings_of,
 )
@@ -77,7 +75,7 @@ def time_suite(
         say(err, f"{mistake}; the other rows are timed")
     folder = results / suite.header.name
     with (
-        suite_lock(folder / TIMINGS, "time"),
+        suite_lock(folder / "timings", "time"),
         stop_signals(_stop),
         closing(MachineLock()) as lock,
     ):
@@ -107,9 +105,9 @@ def _stop(number: int) -> None:
     raise KeyboardInterrupt
 
 
-def _label(timing: Timing) -> str:
+def _label(timing: TimingRecord) -> str:
     router = timing.cell["router"]
-    return f"{timing.kind} of {'the machine' if router is None else router['label']}"
+    return f"{timing.measurement} of {'the machine' if router is None else router['label']}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +122,7 @@ class _Bench:
 
     def run(
         self, jobs: Sequence[Job], console: Console, lock: MachineLock, *, again: bool
-    ) -> list[tuple[Timing, Path]]:
+    ) -> list[tuple[TimingRecord, Path]]:
         """Run the jobs that are left; return those whose status is not ok, each with its log."""
         from modbench.measure.environment import code_version
 
@@ -137,7 +135,7 @@ class _Bench:
             say(console, f"run {run} is done; --again begins another one")
             return []
         failed = []
-        with ShardWriter(self.folder, TIMINGS) as shard, show_progress(console) as progress:
+        with ShardWriter(self.folder) as shard, show_progress(console) as progress:
             progress.begin(
                 f"{self.suite['name']} timings",
                 total=len(jobs),
@@ -158,8 +156,8 @@ class _Bench:
                     failed.append((timing, self._log(job)))
         return failed
 
-    def _of_run(self, run: str) -> list[Timing]:
-        return [timing for timing in read_timings(self.folder) if timing.run == run]
+    def _of_run(self, run: str) -> list[TimingRecord]:
+        return [timing for timing in read_suite(self.folder).timings if timing.run == run]
 
     def _machine(self, job: Job) -> dict[str, Any]:
         """The environment of a measuring process; this one does not use the GPU."""
@@ -178,7 +176,7 @@ class _Bench:
         again: bool,
     ) -> tuple[str, set[tuple[str, str, int]]]:
         """The run to continue, and its jobs that are done."""
-        timings = read_timings(self.folder)
+        timings = read_suite(self.folder).timings
         if timings and not again:
             unlike = {timing.run: timing for timing in timings if _difference(timing, machine)}
             last = next((t for t in reversed(timings) if t.run not in unlike), timings[-1])
@@ -214,7 +212,7 @@ class _Bench:
         code: dict[str, Any],
         machine: dict[str, Any],
         hear: Callable[[dict[str, Any]], None],
-    ) -> Timing:
+    ) -> TimingRecord:
         started, kills = datetime.now(UTC), out_of_memory_kills()
         try:
             found = self._run(job, {}, hear)
@@ -224,10 +222,10 @@ class _Bench:
                 from modbench.measure.footprint import predicted_peak
 
                 found |= {"status": "oom", "asked_bytes": predicted_peak(job.cell, job.kind)}
-        return Timing(
+        return TimingRecord(
             run=run,
             suite=self.suite,
-            kind=job.kind,
+            measurement=job.kind,
             cell=job.cell,
             key=job.key,
             repetition=job.repetition,
@@ -242,17 +240,20 @@ class _Bench:
         )
 
 
-def _other_versions(jobs: Sequence[Job], timings: Sequence[Timing]) -> list[str]:
+def _other_versions(jobs: Sequence[Job], timings: Sequence[TimingRecord]) -> list[str]:
     """Labels of ``jobs`` that stand for another scheme in ``timings``: samples must not be pooled."""
     keys = {job.cell["router"]["label"]: job.key for job in jobs if job.cell["router"] is not None}
     found = {(t.cell["router"]["label"], t.key) for t in timings if t.cell["router"] is not None}
     return sorted({label for label, key in found if keys.get(label, key) != key})
 
 
-def _difference(timing: Timing, machine: dict[str, Any]) -> str:
+def _difference(timing: TimingRecord, machine: dict[str, Any]) -> str:
     """How machine and settings have changed since ``timing``; empty if they have not."""
-    if timing.machine != machine_in_words(machine):
-        return f"was made by another machine ({timing.machine})"
-    now, then = settings_of(machine, timing.kind), timing.settings
+    if machine_in_words(timing.environment) != machine_in_words(machine):
+        return f"was made by another machine ({machine_in_words(timing.environment)})"
+    now, then = (
+        settings_of(machine, timing.measurement),
+        settings_of(timing.environment, timing.measurement),
+    )
     changed = [name for name in sorted(now.keys() | then) if now.get(name) != then.get(name)]
     return f"was made under other settings ({', '.join(changed)})" if changed else ""

@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from modbench.report.record import Record, cell_key
+from modbench.report.record import CellRecord, cell_key
 from modbench.report.store import ShardWriter
 from modbench.sweep.child import follow_parent
 from modbench.sweep.lock import cell_lock
@@ -45,7 +45,7 @@ if label.startswith("killed"):
     os.kill(os.getpid(), signal.SIGKILL)
 print(json.dumps({"event": "step", "step": 5, "steps": 5, "loss": 1.5, "flops": 10}), flush=True)
 status = label.split()[0] if label.split()[0] in ("failed", "diverged", "oom") else "ok"
-record = Record(
+record = CellRecord(
     suite=spec["suite"],
     cell=spec["cell"],
     key=cell_key(spec["cell"]),

@@ -26,9 +26,9 @@ from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.layer import Layer
-from modbench.report.audit_record import AuditRecord
 from modbench.report.line import cell_key
-from modbench.report.store import ShardWriter, read_audits, read_suite
+from modbench.report.record import AuditRecord
+from modbench.report.store import ShardWriter, read_suite
 from modbench.routing.build import build_model
 from modbench.routing.router import Router
 from modbench.sweep import scheme_audit
@@ -145,7 +145,7 @@ def test_a_stored_audit_is_not_run_again(
             with ShardWriter(tmp_path / "s") as shard:  # each cell has a process and a shard of its own
                 audits.append(audit_of(one, tmp_path / "s", shard, stage))
     assert audits[0] == audits[1]
-    assert read_audits(tmp_path / "s") == {audit.key: audit for audit in audits}
+    assert read_suite(tmp_path / "s").audits == {audit.key: audit for audit in audits}
     shapes = [(3, 63), (16, 16)]
     assert run == [
         {"shapes": shapes, "trained": (2, 16), "seed": 0},
@@ -215,7 +215,7 @@ def test_three_seeds_of_a_scheme_are_audited_once(tmp_path: Path) -> None:
         line for shard in folder.glob("records/*.jsonl") for line in shard.read_text().splitlines()
     ]
     assert len(written) == 4
-    records, audits = read_suite(folder)
+    records, audits = read_suite(folder).cells, read_suite(folder).audits
     assert {record.audit_key for record in records} == set(audits)
     for record in records:
         assert [finding["name"] for finding in record.audit] == ["causal", "count"]

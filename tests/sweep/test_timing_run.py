@@ -9,7 +9,7 @@ from timing_suite import write_suite
 
 from modbench.errors import UserError
 from modbench.measure import system_load
-from modbench.report.timing import TIMINGS, read_timings
+from modbench.report.store import read_suite
 from modbench.report.timing_table import TimingTable
 from modbench.sweep import timings as verb
 from modbench.sweep.crash import KILLED
@@ -59,7 +59,7 @@ def test_each_repetition_begins_with_another_one_and_memory_comes_last(
     assert words[9:] == [
         f"{kind}_memory {label}" for label in "ab" for kind in ("training", "inference")
     ]
-    timings = read_timings(tmp_path / "results" / "fake")
+    timings = read_suite(tmp_path / "results" / "fake").timings
     assert len({timing.run for timing in timings}) == 1
     assert len({timing.job for timing in timings}) == len(timings) == 13
 
@@ -79,10 +79,10 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, time: Time) -> None:
     )
     assert time("a", "b", repetitions=2) == 0
     assert asked(tmp_path) == []
-    assert len({timing.run for timing in read_timings(folder)}) == 1
+    assert len({timing.run for timing in read_suite(folder).timings}) == 1
     assert time("a", repetitions=1, again=True) == 0
     assert len(asked(tmp_path)) == 4
-    assert len({timing.run for timing in read_timings(folder)}) == 2
+    assert len({timing.run for timing in read_suite(folder).timings}) == 2
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_scheme_that_was_edited_is_not_pooled_with_what_it_was(
     assert time("a", "b", repetitions=1, change=change) == 0
     assert len(asked(tmp_path)) == 7  # all of it
     assert "has other options, shapes or plugin code of" in capsys.readouterr().err
-    assert len({timing.run for timing in read_timings(tmp_path / "results" / "fake")}) == 2
+    assert len({timing.run for timing in read_suite(tmp_path / "results" / "fake").timings}) == 2
     assert time("a", "b", repetitions=1, change=change) == 0
     assert asked(tmp_path) == []
 
@@ -109,7 +109,7 @@ def test_threads_are_those_of_the_suite_or_one_to_each_core(
 ) -> None:
     monkeypatch.setattr(system_load, "thread_count", lambda: 7)
     assert time("a", repetitions=1, change=("threads = 1", f"threads = {threads}")) == 0
-    timings = read_timings(tmp_path / "results" / "fake")
+    timings = read_suite(tmp_path / "results" / "fake").timings
     assert {timing.environment["threads"] for timing in timings} == {used}
 
 
@@ -146,15 +146,15 @@ def test_an_unfinished_run_is_gone_on_with(
     assert asked(tmp_path) == ["ceiling machine", "time a"]
     assert time("a", repetitions=3) == 0
     assert len(asked(tmp_path)) == 6
-    (run,) = {timing.run for timing in read_timings(tmp_path / "results" / "fake")}
+    (run,) = {timing.run for timing in read_suite(tmp_path / "results" / "fake").timings}
     assert run in (tmp_path / "results" / "fake" / "timings.md").read_text()
 
 
 def test_want_of_memory_is_a_result_and_the_others_go_on(tmp_path: Path, time: Time) -> None:
     assert time("a", "big", "c", repetitions=1) == 0
     statuses = {
-        (timing.kind, timing.cell["router"]["label"]): (timing.status, timing.asked_bytes)
-        for timing in read_timings(tmp_path / "results" / "fake")
+        (timing.measurement, timing.cell["router"]["label"]): (timing.status, timing.asked_bytes)
+        for timing in read_suite(tmp_path / "results" / "fake").timings
         if timing.cell["router"] is not None
     }
     assert statuses["time", "big"] == statuses["training_memory", "big"] == ("oom", 77)
@@ -167,7 +167,7 @@ def test_what_all_repetitions_say_is_said_once(
     tmp_path: Path, time: Time, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert time("a", "big", repetitions=3) == 0
-    assert len([t for t in read_timings(tmp_path / "results" / "fake") if t.status == "oom"]) > 3
+    assert len([t for t in read_suite(tmp_path / "results" / "fake").timings if t.status == "oom"]) > 3
     assert capsys.readouterr().err.count("time of big oom: ") == 1
 
 
@@ -191,8 +191,8 @@ def test_a_kill_by_the_kernel_is_want_of_memory(
     assert time("a", "killed", repetitions=1) == 0
     by_hand, by_kernel = (
         timing
-        for timing in read_timings(tmp_path / "results" / "fake")
-        if timing.kind == "time" and timing.cell["router"]["label"] == "killed"
+        for timing in read_suite(tmp_path / "results" / "fake").timings
+        if timing.measurement == "time" and timing.cell["router"]["label"] == "killed"
     )
     assert (by_hand.status, by_hand.asked_bytes) == ("failed", None)
     assert by_kernel.status == "oom"
@@ -229,7 +229,7 @@ def test_other_settings_begin_another_run_and_those_from_before_go_on_with_their
 ) -> None:
     folder = tmp_path / "results" / "fake"
     assert time("a", "b", repetitions=1, only=("a",)) == 0
-    (mine,) = {timing.run for timing in read_timings(folder)}
+    (mine,) = {timing.run for timing in read_suite(folder).timings}
     with monkeypatch.context() as other:
         other.setenv(name, value)
         assert time("a", "b", repetitions=1, only=("b",)) == 0
@@ -244,7 +244,7 @@ def test_each_machine_goes_on_with_its_own_run_whatever_others_did_since(
 ) -> None:
     folder = tmp_path / "results" / "fake"
     assert time("a", "b", repetitions=1, only=("a",)) == 0
-    (mine,) = {timing.run for timing in read_timings(folder)}
+    (mine,) = {timing.run for timing in read_suite(folder).timings}
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("FAKE_CPU", "Another CPU")
         assert time("a", "b", repetitions=1, only=("b",)) == 0
@@ -284,12 +284,12 @@ def test_a_machine_that_changes_within_a_run_is_refused_by_name(
     monkeypatch.setattr(verb, "run_worker", moved)
     with pytest.raises(UserError, match=r"\(cpu Another CPU.* and \(cpu Imaginary CPU"):
         time("a")
-    assert len(read_timings(tmp_path / "results" / "fake")) == 1
+    assert len(read_suite(tmp_path / "results" / "fake").timings) == 1
 
 
 def test_two_at_once_are_refused(tmp_path: Path, time: Time) -> None:
     with (
-        suite_lock(tmp_path / "results" / "fake" / TIMINGS),
+        suite_lock(tmp_path / "results" / "fake" / "timings"),
         pytest.raises(UserError, match="another `modbench time` is at work"),
     ):
         time("a")
@@ -333,7 +333,7 @@ def test_the_real_worker_gives_times_memory_and_ceilings(
     (tmp_path / "suite.toml").write_text(text)
     results = tmp_path / "results"
     assert verb.time_suite(str(tmp_path / "suite.toml"), results=results, repetitions=1) == 0
-    timings = read_timings(results / "fake")
+    timings = read_suite(results / "fake").timings
     assert [timing.status for timing in timings] == ["ok"] * 7
     assert str(tmp_path) not in "".join(timing.line() for timing in timings)
     (table,) = TimingTable.of(timings).groups

@@ -11,7 +11,7 @@ import pytest
 from timing_suite import write_suite
 
 import modbench
-from modbench.report.timing import TIMINGS
+from modbench.report.store import RECORDS
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -43,7 +43,7 @@ def test_a_run_that_is_asked_to_stop_says_so_and_leaves_nothing_half_done(
     _, said = run.communicate(timeout=60)
     assert run.returncode == 130
     assert said.endswith("modbench: stopped; run the same command again to continue\n")
-    shards = list((tmp_path / "results" / "fake" / TIMINGS).glob("*.jsonl"))
+    shards = list((tmp_path / "results" / "fake" / RECORDS).glob("*.jsonl"))
     assert all(shard.stat().st_size for shard in shards)
     with pytest.raises(ProcessLookupError):
         os.kill(int(measuring.read_text()), 0)

@@ -138,13 +138,16 @@ def _suite_statements(
     ``plugins`` are added as in `modbench run`."""
     from modbench.accounting.statement import router_statement
     from modbench.accounting.uniform import uniform_workload
-    from modbench.sweep.cells import with_plugins
-    from modbench.sweep.suite import load_suite
+    from modbench.routing.registry import load_plugin
+    from modbench.sweep.suite import Scheme, load_suite
     from modbench.train.config import TrainConfig
 
-    loaded = with_plugins(load_suite(suite), plugins)
+    loaded = load_suite(suite)
+    named = {scheme.router.partition(":")[0] for scheme in loaded.schemes}
+    names = {name for file in plugins for name in load_plugin(file)}
+    schemes = [*loaded.schemes, *(Scheme(router=name) for name in sorted(names - named))]
     for shape in loaded.shapes:
-        for scheme in loaded.schemes:
+        for scheme in schemes:
             train = {**loaded.train, **scheme.train}
             batch = train.get("batch", TrainConfig.batch)
             sequence = train.get("sequence", TrainConfig.sequence)

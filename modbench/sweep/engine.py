@@ -89,7 +89,7 @@ class Engine:
         if stop and (todo or running):
             raise InterruptedRunError
         wall = time.monotonic() - begun
-        self.progress.note(summary_line(len(jobs), self.seconds, wall))
+        self.progress.note(summary_line(f"{len(jobs)} {self.progress.unit}", self.seconds, wall))
         return failures
 
     def _start(self, job: Job, events: Any) -> tuple[Worker, int]:
@@ -105,7 +105,7 @@ class Engine:
     def _is_over(self, worker: Worker) -> bool:
         return worker.ended() or time.monotonic() - worker.heard > self.timeout
 
-    def _stored(self, job: Job) -> list[str]:
+    def _stored(self, job: Job) -> list[str | None]:
         """Statuses of the records of ``job``."""
         return [line.status for line in finished(self.folder) if identity_of(line) == job.identity]
 
@@ -129,7 +129,7 @@ class Engine:
         if worker.result is not None:
             return worker.result["status"], worker.result["error"] or "", False
         if len(stored := self._stored(job)) > before:  # killed between record and result
-            return stored[-1], "", False
+            return stored[-1] or "ok", "", False
         status, error = "failed", worker.error()
         if late:
             error = f"no progress for {self.timeout:.0f} s in step {worker.phase}; its process was ended"

@@ -76,13 +76,13 @@ class Progress:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._running: dict[str, _Cell] = {}
-        self._suite, self._total, self._done, self._unit = "", 0, 0, "cells"
+        self._suite, self._total, self._done, self.unit = "", 0, 0, "cells"
         self._done_before, self._since = 0.0, time.monotonic()
         self.live = Live(get_renderable=self._table, console=console, transient=True)
 
     def begin(self, suite: str, *, total: int, done: int, unit: str = "cells") -> None:
         """Begin with ``done`` of ``total`` cells done before."""
-        self._suite, self._total, self._done, self._unit = suite, total, done, unit
+        self._suite, self._total, self._done, self.unit = suite, total, done, unit
         self._done_before = float(done)  # fractions of resumed cells are added
         self._since = time.monotonic()
         self._line(f"{suite}: {self._state()}")
@@ -126,13 +126,13 @@ class Progress:
         if new >= 0.02 and self._done < self._total:
             left = (self._total - completed) * (time.monotonic() - self._since) / new
             about = f", about {clock(left)} left"
-        return f"{self._done} of {self._total} {self._unit} done{about}"
+        return f"{self._done} of {self._total} {self.unit} done{about}"
 
     def _table(self) -> Group:
         """The table, without columns that are empty, and the suite's line."""
         rows = [(cell.title, cell.figures) for cell in list(self._running.values())]
         shown = [name for name in _COLUMNS if any(figures.get(name) for _, figures in rows)]
-        table = Table(self._unit, box=None, pad_edge=False, collapse_padding=True)
+        table = Table(self.unit, box=None, pad_edge=False, collapse_padding=True)
         for name in shown:
             table.add_column(name, justify="left" if name == "step" else "right", no_wrap=name != "step")
         for title, figures in rows:
@@ -149,10 +149,10 @@ def show_progress(console: Console) -> Iterator[Progress]:
         yield progress
 
 
-def summary_line(cells: int, seconds_by_step: Mapping[str, float], wall: float) -> str:
-    """The last line of a run: its number of cells and wall time, and the percentage of the workers'
-    summed time that each step took, largest first."""
-    line, total = f"{cells} cells in {clock(wall)}", sum(seconds_by_step.values())
+def summary_line(what: str, seconds_by_step: Mapping[str, float], wall: float) -> str:
+    """The last line of a run: ``what`` was run (6 cells), its wall time, and the percentage of the
+    workers' summed time that each step took, largest first."""
+    line, total = f"{what} in {clock(wall)}", sum(seconds_by_step.values())
     by_size = sorted(seconds_by_step.items(), key=lambda item: -item[1])
     steps = ", ".join(f"{step} {_percent(seconds / total)}" for step, seconds in by_size if seconds)
     return f"{line}; of the workers' time: {steps}" if steps else line

@@ -81,7 +81,9 @@ def resolve(suite: Suite, plugins: Sequence[Path] = (), command: Sequence[str] =
             try:
                 found = describe_row(asdict(scheme), _shapes(suite), suite.train)
             except UserError as error:
-                raise UserError(f"suite {suite.source}: [[schemes]] '{scheme.label}': {error}") from error
+                raise UserError(
+                    f"suite {suite.source}: [[schemes]] '{scheme.label}': {error}"
+                ) from error
             rows.resolved[scheme.label] = Resolved(**found)
     return rows
 
@@ -194,9 +196,7 @@ def _run(
     return None
 
 
-def _refused_file(
-    suite: Suite, file: Path | None, how: str, left: Mapping[str, Scheme]
-) -> RefusedError:
+def _refused_file(suite: Suite, file: Path | None, how: str, left: Mapping[str, Scheme]) -> RefusedError:
     if file is None:
         return RefusedError(f"suite {suite.source}: {how}", [*left])
     text = file.read_text(encoding="utf-8", errors="replace")

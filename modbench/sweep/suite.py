@@ -1,9 +1,8 @@
 """Suite files: strict TOML that states schemes, shapes, budgets and measurements. Imports no torch."""
 
-import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,11 @@ from modbench.measure.config import MeasureConfig
 from modbench.measure.time_config import TimeConfig
 from modbench.model.config import ModelConfig
 from modbench.report.metrics import ranking_metric
+from modbench.report.names import LABEL, LABEL_WORDS, NAME
 from modbench.sweep.steps import check_steps
 from modbench.sweep.track import TrackConfig
 from modbench.train.config import TrainConfig
 from modbench.typed import built, checked, checked_fields
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
-_LABEL = re.compile(r"\w[\w .,:;+%=()@*-]{0,59}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +30,7 @@ class Header:
     rank_by: str = "heldout_loss"  #: the metric that ranks the table
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not NAME.fullmatch(self.name):
             raise UserError(
                 f"name is {self.name!r}; it becomes a folder's name: lower-case letters, digits, "
                 "'_', '-' and '.', starting with a letter or a digit"
@@ -81,6 +78,8 @@ class Scheme:
     def __post_init__(self) -> None:
         if not self.label:
             object.__setattr__(self, "label", self.router)
+        if not LABEL.fullmatch(self.router):  # records of other routers are refused
+            raise UserError(f"router is {self.router!r}; it must be {LABEL_WORDS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,10 +225,7 @@ def check_labels(where: str, labels: list[str]) -> None:
         UserError: a label is malformed, or two are equal; the sentence starts with ``where``.
     """
     for label in labels:
-        if not _LABEL.fullmatch(label):
-            raise UserError(
-                f"{where}: label is {label!r}; it must be 1 to 60 letters, digits, spaces and "
-                ". , : ; + % = ( ) @ * - _, starting with a letter or a digit"
-            )
+        if not LABEL.fullmatch(label):
+            raise UserError(f"{where}: label is {label!r}; it must be {LABEL_WORDS}")
         if labels.count(label) > 1:
             raise UserError(f"{where}: two have the label '{label}'; give each its own label")

@@ -3,7 +3,6 @@ ceilings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from modbench.report.record import cell_key
 from modbench.sweep.cells import Cell, chosen, expand
@@ -63,7 +62,9 @@ def timing_jobs(cells: Sequence[Cell], repetitions: int) -> list[TimedProcess]:
     """All jobs in the order in which they run: repetition by repetition, so that a drift of the machine
     affects all schemes alike; each repetition begins with another scheme; memory comes last."""
     machines = {cell_key(machine): machine for machine in ({**cell, "router": None} for cell in cells)}
-    entries = [TimedProcess(measurement="ceiling", cell=cell, repetition=1) for cell in machines.values()]
+    entries = [
+        TimedProcess(measurement="ceiling", cell=cell, repetition=1) for cell in machines.values()
+    ]
     entries += [TimedProcess(measurement="time", cell=cell, repetition=1) for cell in cells]
     jobs = []
     for number in range(repetitions):
@@ -71,4 +72,6 @@ def timing_jobs(cells: Sequence[Cell], repetitions: int) -> list[TimedProcess]:
         order = entries[turn:] + entries[:turn]
         jobs += [replace(job, repetition=number + 1) for job in order]
     kinds = ("training_memory", "inference_memory")
-    return jobs + [TimedProcess(measurement=kind, cell=cell, repetition=1) for cell in cells for kind in kinds]
+    return jobs + [
+        TimedProcess(measurement=kind, cell=cell, repetition=1) for cell in cells for kind in kinds
+    ]

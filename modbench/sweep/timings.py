@@ -172,7 +172,7 @@ def _crash_record(
     asked = None
     if status == "oom" and not spec["plugins"]:  # code of plugins does not run in this process
         asked = predicted_peak(spec["cell"], spec["job"])
-    found = {"status": status, "error": error, "asked_bytes": asked, "measured": {}}
+    found: dict[str, Any] = {"status": status, "error": error, "asked_bytes": asked, "measured": {}}
     return timing_record(spec, machine, found, started)
 
 
@@ -213,8 +213,10 @@ def _other_versions(wanted: Sequence[TimedProcess], timings: Sequence[TimingReco
 
 def _difference(timing: TimingRecord, machine: dict[str, Any]) -> str:
     """How machine and settings have changed since ``timing``; empty if they have not."""
-    if timing.machine != machine_in_words(machine):
-        return f"was made by another machine ({timing.machine})"
-    now, then = settings_of(machine, timing.measurement), timing.settings
+    before = machine_in_words(timing.environment)
+    if before != machine_in_words(machine):
+        return f"was made by another machine ({before})"
+    now = settings_of(machine, timing.measurement)
+    then = settings_of(timing.environment, timing.measurement)
     changed = [name for name in sorted(now.keys() | then) if now.get(name) != then.get(name)]
     return f"was made under other settings ({', '.join(changed)})" if changed else ""

@@ -94,7 +94,8 @@ class Worker:
     def __init__(
         self, spec: Mapping[str, Any], *, log: Path, hear: Say, command: Sequence[str] = COMMAND
     ) -> None:
-        self.log, self.started, self.result = log, datetime.now(UTC), None
+        self.log, self.started = log, datetime.now(UTC)
+        self.result: dict[str, Any] | None = None
         self.heard = time.monotonic()  #: when the last event came
         self.phase = "start"
         self._hear, self._kills_before = hear, out_of_memory_kills()

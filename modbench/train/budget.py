@@ -17,9 +17,7 @@ def flops_per_step(model: RoutedDecoder, train: TrainConfig) -> int:
     return model.ledger(Workload.uniform(train.batch, train.sequence, "train")).total("model")
 
 
-def model_of(
-    router: str, options: Mapping[str, Any], shape: Mapping[str, Any]
-) -> RoutedDecoder:
+def model_of(router: str, options: Mapping[str, Any], shape: Mapping[str, Any]) -> RoutedDecoder:
     """Build a model on the meta device.
 
     Raises:

@@ -17,6 +17,7 @@ from modbench.sweep.timing_jobs import timing_cells
 def expand(of: Suite) -> list[dict]:
     return cells_of(resolve(of))
 
+
 PLUGIN = """
 from dataclasses import dataclass
 from modbench import DepthRouter, register_router

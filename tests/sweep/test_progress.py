@@ -142,10 +142,10 @@ def test_events_of_a_timing_need_no_loss_and_no_budget(monkeypatch: pytest.Monke
 
 def test_the_last_line_has_the_steps_by_their_time() -> None:
     seconds = {"audit": 28.0, "train": 126.0, "downstream": 0.0, "timing": 46.0}
-    assert summary_line(6, seconds, 161.0) == (
+    assert summary_line("6 cells", seconds, 161.0) == (
         "6 cells in 2:41; of the workers' time: train 63 %, timing 23 %, audit 14 %"
     )
-    assert summary_line(0, {}, 1.0) == "0 cells in 0:01"
+    assert summary_line("0 cells", {}, 1.0) == "0 cells in 0:01"
 
 
 def test_large_numbers_have_a_prefix() -> None:

@@ -103,16 +103,17 @@ def test_a_router_that_the_suite_names_is_not_added_again() -> None:
         ({"first": "1 / 0"}, r"plugin bad\.py raised ZeroDivisionError: .*line 6"),
         ({"first": "os._exit(0)"}, r"plugin bad\.py: its process ended: "),
         ({"first": "os.kill(os.getpid(), 11)"}, r"plugin bad\.py: its process ended: killed by SIGSEGV"),
-        ({"build": "os._exit(3)"}, "row 'bad': its process ended while its model was built: exit code 3"),
+        (
+            {"build": "os._exit(3)"},
+            "row 'bad': its process ended while its model was built: exit code 3",
+        ),
         ({"build": "raise KeyError('k')"}, r"router 'bad' raised KeyError: 'k' in build_layer.*line 12"),
         ({"ledger": "os.abort()"}, "row 'bad': its process ended while its model was built: .*SIGABRT"),
         ({"ledger": "raise KeyError('k')"}, "router 'bad' raised KeyError: 'k'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_a_plugin_that_ends_its_process_costs_its_own_row(
-    broken: dict[str, str], reason: str
-) -> None:
+def test_a_plugin_that_ends_its_process_costs_its_own_row(broken: dict[str, str], reason: str) -> None:
     rows = resolved(plugin("bad", **broken), plugin("good"))
     assert labels(rows) == ["vanilla", "good"]
     (mistake,) = rows.mistakes
@@ -122,9 +123,7 @@ def test_a_plugin_that_ends_its_process_costs_its_own_row(
 
 
 @pytest.mark.parametrize("where", ["first", "build", "ledger"])
-def test_a_plugin_that_hangs_costs_its_own_row(
-    where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plugin_that_hangs_costs_its_own_row(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_of, "PLUGIN_SECONDS", 8.0)
     rows = resolved(plugin("hangs", **{where: "time.sleep(600)"}))
     assert labels(rows) == ["vanilla"]

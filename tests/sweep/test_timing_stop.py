@@ -25,7 +25,11 @@ def test_a_run_that_is_asked_to_stop_says_so_and_leaves_nothing_half_done(
         f"verb.time_suite.__kwdefaults__['command'] = {worker!r}\n"
         "sys.exit(modbench.cli.main.main(['time', 'suite.toml', '--only', 'slow']))"
     )
-    places = {"FAKE_CODE": '{"version": "0", "commit": null, "dirty": null}', "FAKE_LOG": str(tmp_path / "log"), "MODBENCH_CACHE": str(tmp_path / "cache")}
+    places = {
+        "FAKE_CODE": '{"version": "0", "commit": null, "dirty": null}',
+        "FAKE_LOG": str(tmp_path / "log"),
+        "MODBENCH_CACHE": str(tmp_path / "cache"),
+    }
     run = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,

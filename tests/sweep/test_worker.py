@@ -38,14 +38,17 @@ def run(body: str, place: Path, job: str = "time", **settings: Any) -> dict[str,
     return run_worker({"job": job, "threads": 3}, log=place / "log", command=command, **settings)
 
 
-@pytest.mark.parametrize("job", ["cell", "time", "ceiling", "training_memory", "inference_memory", "peak"])
+@pytest.mark.parametrize(
+    "job", [*("cell", "time", "ceiling"), *("training_memory", "inference_memory", "peak")]
+)
 def test_memory_is_measured_with_an_allocator_of_its_own(
     job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ALLOCATOR:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MALLOC_TOP_PAD_", "77")
-    expected = MEMORY_ALLOCATOR if "memory" in job or job == "peak" else {**ALLOCATOR, "MALLOC_TOP_PAD_": "77"}
+    chosen = {**ALLOCATOR, "MALLOC_TOP_PAD_": "77"}
+    expected = MEMORY_ALLOCATOR if "memory" in job or job == "peak" else chosen
     found = run("result = dict(os.environ)", tmp_path, job)
     assert {name: found[name] for name in ALLOCATOR} == expected
     assert found["OMP_NUM_THREADS"] == found["MKL_NUM_THREADS"] == "3"
@@ -54,7 +57,8 @@ def test_memory_is_measured_with_an_allocator_of_its_own(
 def test_what_is_printed_is_no_event_and_goes_to_the_log(tmp_path: Path) -> None:
     heard: list[dict[str, Any]] = []
     printed = '{"event": "result", "result": {"status": "forged"}}'
-    body = f"print('{printed}'); os.write(2, b'to stderr'); say({{'event': 'phase', 'phase': 'p'}}); result = {{}}"
+    sends = "say({'event': 'phase', 'phase': 'p'}); result = {}"
+    body = f"print('{printed}'); os.write(2, b'to stderr'); {sends}"
     assert run(body, tmp_path, hear=heard.append) == {}
     assert heard == [{"event": "phase", "phase": "p"}]
     assert sorted((tmp_path / "log").read_text().split("to stderr")) == ["", f"{printed}\n"]
@@ -136,7 +140,7 @@ def test_the_real_worker_gives_a_users_mistake_as_one_sentence(tmp_path: Path) -
     model = {"vocabulary": 97, "width": 16, "layers": 1, "heads": 2}
     cell = {"router": {"name": "mood", "options": {}}, "time": {}, "train": {}, "model": model}
     spec = {"job": "peak", "cell": cell, "plugins": [], "threads": 1}
-    with pytest.raises(DiedError, match="^router 'mood' is not known") as death:
+    with pytest.raises(DiedError, match=r"^router 'mood' is not known") as death:
         run_worker(spec, log=tmp_path / "log")
     assert death.value.code == 2
     assert (tmp_path / "log").read_text().count("\n") == 1

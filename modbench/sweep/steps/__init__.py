@@ -28,7 +28,9 @@ def check_steps(names: tuple[str, ...]) -> None:
     """
     for name in names:
         if name not in step_names():
-            raise UserError(f"steps names '{name}', which is not known; {known_names(name, step_names())}")
+            raise UserError(
+                f"steps names '{name}', which is not known; {known_names(name, step_names())}"
+            )
         if names.count(name) > 1:
             raise UserError(f"steps names '{name}' twice; remove one")
     if "train" not in names or any(name != "audit" for name in names[: names.index("train")]):

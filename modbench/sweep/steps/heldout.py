@@ -16,9 +16,7 @@ def heldout(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
     correctly. Stores the routing histograms."""
     windows_WT = cell.windows(cell.measure.heldout_tokens)
     curve_WT = cell.windows(cell.measure.curve_tokens)
-    histograms = RoutingHistograms(
-        sequence=cell.train.sequence, pieces=cell.data.tokenizer.pieces
-    )
+    histograms = RoutingHistograms(sequence=cell.train.sequence, pieces=cell.data.tokenizer.pieces)
 
     def scored(rule: Selection) -> HeldoutLoss:
         watch = histograms.watch(rule)

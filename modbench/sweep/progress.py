@@ -28,7 +28,7 @@ class _Cell:
         """Return the state after ``event``."""
         self.phase = event.get("phase", self.phase)
         words = [self.phase]
-        if "step" in event:
+        if "steps" in event:
             self.fraction = _TRAINING_FRACTION * event["step"] / event["steps"]
             words.append(f"step {event['step']} of {event['steps']}")
         if "loss" in event:

@@ -18,7 +18,7 @@ nox.options.default_venv_backend = "none"
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE / ".nox"
-#: PyTorch, as pyproject.toml has it.
+#: The lower bound of PyTorch in pyproject.toml.
 OLDEST = "torch==2.11.*"
 #: Tests keep to one thread each, and a process of them grows to 2 GB.
 PARALLEL = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
@@ -55,14 +55,17 @@ def module(session: nox.Session, *words: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests, on up to four cores; arguments after -- go to pytest."""
-    module(session, "pytest", *PARALLEL, *session.posargs)
+    """All tests but the full matrix, on up to four cores; arguments after -- go to pytest."""
+    module(session, "pytest", *PARALLEL, "-m", "not full", *session.posargs)
 
 
-@nox.session
-def oldest(session: nox.Session) -> None:
-    """All tests with the oldest PyTorch that is supported; arguments after -- go to pytest."""
-    session.run(ready(session, "oldest", [OLDEST]), "-m", "pytest", *PARALLEL, *session.posargs)
+@nox.session(name="tests-full")
+@nox.parametrize("torch", ["newest", "oldest"], ids=["newest", "oldest"])
+def tests_full(session: nox.Session, torch: str) -> None:
+    """All tests and the full matrix, with the newest and with the oldest PyTorch that is supported;
+    arguments after -- go to pytest."""
+    python = ready(session, "oldest", [OLDEST]) if torch == "oldest" else ready(session)
+    session.run(python, "-m", "pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session

@@ -33,11 +33,14 @@ def test_training_is_not_told_what_only_timing_knows(words: str, kept: str, noxf
 
 
 class Session:
-    """As far as bench-gpu asks it, on a machine with a GPU."""
+    """The part of nox's session that is used here; every command prints "True"."""
 
-    posargs: tuple[str, ...] = ()
+    def __init__(self, *posargs: str) -> None:
+        self.posargs = posargs
+        self.commands: list[tuple[str, ...]] = []
 
     def run(self, *words: str, silent: bool = False) -> str:
+        self.commands.append(words)
         return "True"
 
     def error(self, words: str) -> None:
@@ -68,3 +71,16 @@ def test_schemes_are_trained_unless_the_timing_was_refused_or_stopped(
     with contextlib.nullcontext() if raised is None else pytest.raises(raised):
         noxfile.bench_gpu.func(Session())
     assert verbs == ["time", "run"][: 2 if trains else 1]
+
+
+def test_the_full_matrix_runs_in_tests_full_with_both_versions_of_pytorch(
+    noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noxfile, "ready", lambda session, name="newest", further=(): name)
+    short, full = Session("-k", "mod"), Session("-k", "mod")
+    noxfile.tests.func(short)
+    for version in ("newest", "oldest"):
+        noxfile.tests_full.func(full, version)
+    words = ("-m", "pytest", *noxfile.PARALLEL)
+    assert short.commands == [("newest", *words, "-m", "not full", "-k", "mod")]
+    assert full.commands == [(version, *words, "-k", "mod") for version in ("newest", "oldest")]

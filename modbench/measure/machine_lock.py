@@ -1,8 +1,8 @@
 """One measurement at a time on a machine, while training pauses.
 
-A process that measures holds a file lock and says so in a file next to it. Processes that train look at
-that file between two steps and pause while it names a living process; they hold no lock, so that one that
-hangs stops nobody. All modbench processes of a user share the two files, whatever suite they run.
+A process that measures holds a file lock and says so in a file next to it. Processes that train look
+at that file between two steps and pause while it names a living process; they hold no lock, so that
+one that hangs stops nobody. All modbench processes of a user share the two files.
 """
 
 import contextlib

@@ -133,12 +133,10 @@ def _load_model(record: CellRecord, run: str, folder: Path, plugins: Sequence[Pa
             f"run '{run}': its weights {weights} are not here; results keep them on the machine that "
             "trained: run the suite here, into another --results folder"
         )
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     from modbench.model.config import ModelConfig
     from modbench.routing.build import build_model
     from modbench.routing.registry import build_router
+    from modbench.train.checkpoint import DamagedError, load_weights
 
     router = record.cell["router"]
     _load_plugin_of(router, plugins, run)
@@ -148,11 +146,11 @@ def _load_model(record: CellRecord, run: str, folder: Path, plugins: Sequence[Pa
         record.cell["seed"],
     )
     try:
-        model.load_state_dict(load_file(weights))
-    except (RuntimeError, OSError, SafetensorError) as error:
+        load_weights(weights, model, key=record.key)
+    except DamagedError as error:
         raise UserError(
-            f"run '{run}': {weights} are no weights of router '{router['name']}' "
-            f"({' '.join(str(error).split())[:200]}); run the suite into another --results folder"
+            f"run '{run}': its weights {weights} are damaged or of another run ({error}); run the suite "
+            "into another --results folder"
         ) from error
     return model
 

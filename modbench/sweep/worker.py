@@ -1,9 +1,9 @@
 """A worker: one process that runs one job. Every training cell, timing and memory measurement is one.
 
-The parent writes the job's specification, one line of JSON, to the worker's standard input and keeps that
-open: when it closes, the parent has ended, and the worker stores its state and ends. Events are lines of
-JSON on a pipe of their own, so that nothing which plugin code prints is taken for one; standard output and
-error go to the job's log. A worker may be killed at any moment.
+The parent writes the job's specification, one line of JSON, to the worker's standard input and keeps
+it open: when it closes, the parent has ended, and the worker stores its state and ends. Events are
+lines of JSON on a pipe of their own, so that nothing which plugin code prints is taken for one;
+standard output and error go to the job's log. A worker may be killed at any moment.
 """
 
 import contextlib

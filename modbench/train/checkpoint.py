@@ -1,22 +1,28 @@
-"""Checkpoints and weights on disk, written whole or not at all."""
+"""Checkpoints and weights on disk, written whole or not at all. Each file holds the sha256 of its
+content, so that one that was damaged later is not used."""
 
+import hashlib
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from modbench.errors import UserError
 from modbench.routing.build import RoutedDecoder
 
+_DIGEST_BYTES = 32
+
 
 class DamagedError(ValueError):
-    """The file is not as it was written."""
+    """The file differs from what was written."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -25,10 +31,95 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Raises:
         UserError: the file can't be written; ``path`` is unchanged.
     """
-    with _whole(path) as half, half.open("wb") as file:
+    with _whole(path) as half, half.open("w+b") as file:
         torch.save(state, file)
+        file.seek(0)
+        file.write(hashlib.file_digest(file, "sha256").digest())
         file.flush()
         os.fsync(file.fileno())
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """Load the checkpoint at ``path``; None if there is none.
+
+    Raises:
+        DamagedError: the file differs from what `save` wrote.
+    """
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    saved, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    if hashlib.sha256(saved).digest() != digest:
+        raise DamagedError("its content differs from its sha256")
+    state = torch.load(io.BytesIO(saved), weights_only=True, map_location="cpu")
+    if not isinstance(state, dict):
+        raise DamagedError(f"it holds {type(state).__name__}")
+    return state
+
+
+def difference(found: object, expected: object, name: str = "it") -> str:
+    """Describe the first entry of ``found`` with other keys, type, shape or dtype than in ``expected``;
+    empty if there is none. An empty dict or list in ``expected`` stands for any."""
+    if isinstance(expected, Tensor) and isinstance(found, Tensor):
+        have, want = ((one.dtype, tuple(one.shape)) for one in (found, expected))
+        return "" if have == want else f"{name} is {have[0]} {have[1]}, not {want[0]} {want[1]}"
+    if type(found) is not type(expected):
+        return f"{name} is {type(found).__name__}, not {type(expected).__name__}"
+    if isinstance(expected, list):
+        found, expected = dict(enumerate(found)), dict(enumerate(expected))  # type: ignore[arg-type]
+    if not isinstance(expected, dict) or not expected:
+        return ""
+    odd = sorted(map(str, expected.keys() ^ found.keys()))  # type: ignore[attr-defined]
+    if odd:
+        return f"{name} has or lacks {odd[0]}"
+    parts = (difference(found[key], one, str(key)) for key, one in expected.items())  # type: ignore[index]
+    return next(filter(None, parts), "")
+
+
+def save_weights(path: Path, model: RoutedDecoder, *, key: str = "") -> None:
+    """Save parameters and buffers as safetensors, with the router's name, the ``key`` of the record and
+    the sha256 of all that.
+
+    Raises:
+        UserError: the file can't be written; ``path`` is unchanged.
+    """
+    # Shared parameters are written once per name: the format has no sharing.
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    # One entry: the order of several is undefined in the format, and equal weights must give equal
+    # bytes.
+    owner = {"router": model.router.name, "key": key}
+    owner["sha256"] = _digest(owner, tensors)
+    with _whole(path) as half:
+        save_file(tensors, half, metadata={"modbench": json.dumps(owner)})
+
+
+def load_weights(path: Path, model: RoutedDecoder, *, key: str = "") -> None:
+    """Load the weights at ``path`` into ``model``.
+
+    Raises:
+        DamagedError: the file differs from what `save_weights` wrote for this model and ``key``.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            owner = json.loads((file.metadata() or {}).get("modbench", "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise DamagedError(" ".join(str(error).split())[:100]) from error
+    if not isinstance(owner, dict) or owner.pop("sha256", None) != _digest(owner, tensors):
+        raise DamagedError("its content differs from its sha256")
+    if owner != {"router": model.router.name, "key": key}:
+        raise DamagedError("it is of another run")
+    if why := difference(tensors, dict(model.state_dict())):
+        raise DamagedError(why)
+    model.load_state_dict(tensors)
+
+
+def _digest(owner: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(owner, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -53,36 +144,7 @@ def _whole(path: Path) -> Iterator[Path]:
         half.unlink(missing_ok=True)
 
 
-def load(path: Path) -> dict[str, Any] | None:
-    """Load the checkpoint at ``path``; None if there is none.
-
-    Raises:
-        DamagedError: the file is not a checkpoint.
-    """
-    if not path.exists():
-        return None
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except (PermissionError, MemoryError):  # the file may be intact
-        raise
-    # For damaged files PyTorch raises OSError, RuntimeError, EOFError, UnpicklingError or KeyError.
-    except Exception as error:
-        raise DamagedError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(state, dict):
-        raise DamagedError(f"it holds {type(state).__name__}")
-    return state
-
-
-def save_weights(path: Path, model: RoutedDecoder, *, key: str = "") -> None:
-    """Save parameters and buffers as safetensors, with the router's name and the ``key`` of the record.
-
-    Raises:
-        UserError: the file can't be written; ``path`` is unchanged.
-    """
-    # One entry: the order of several is undefined in the format, and equal weights must give equal
-    # bytes.
-    owner = {"modbench": json.dumps({"router": model.router.name, "key": key})}
-    # Shared parameters are written once per name: the format has no sharing.
-    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with _whole(path) as half:
-        save_file(tensors, half, metadata=owner)
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that a killed process left in ``folder``."""
+    for half in folder.glob("*.half"):
+        half.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ PROGRESS_SECONDS = 0.5
 
 
 class DivergedError(Exception):
-    """The training loss is not finite."""
+    """A loss or a weight is not finite."""
 
 
 class StoppedError(Exception):
@@ -167,17 +167,27 @@ class _Run:
     def tokens(self) -> int:
         return self.step * self.load.tokens
 
-    def add_point(self, train_loss: float, heldout_loss: float) -> None:
-        """Add a point to the learning curve."""
-        self.curve.append(
-            {
-                "step": self.step,
-                "tokens": self.tokens,
-                "flops": self.flops,
-                "train_loss": train_loss,
-                "heldout_loss": heldout_loss,
-            }
-        )
+    def add_point(self, train_loss: float, evaluate: Callable[[RoutedDecoder], float]) -> dict[str, Any]:
+        """Add a point to the learning curve and return it.
+
+        Raises:
+            DivergedError: a weight or the held-out loss is not finite.
+        """
+        if not all(weight.isfinite().all() for weight in self.model.parameters()):
+            raise DivergedError(f"a weight is not finite after step {self.step}")
+        heldout_loss = evaluate(self.model)
+        self.model.train()
+        if not math.isfinite(heldout_loss):
+            raise DivergedError(f"the held-out loss is {heldout_loss} after step {self.step}")
+        point = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "flops": self.flops,
+            "train_loss": train_loss,
+            "heldout_loss": heldout_loss,
+        }
+        self.curve.append(point)
+        return point
 
     def state(self, origin: str) -> dict[str, Any]:
         """The checkpoint."""
@@ -186,8 +196,8 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "origin": origin,
             "step": self.step,
-            "flops": str(self.flops),
-            "each": str(self.each),
+            "flops": self.flops,
+            "each": self.each,
             "curve": self.curve,
             "counts": asdict(self.counts),
             "random": torch.get_rng_state(),
@@ -196,16 +206,51 @@ class _Run:
             state["cuda_random"] = torch.cuda.get_rng_state(self.device)
         return state
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+    def resume(self, path: Path, origin: str) -> None:
+        """Continue from the checkpoint at ``path``. One that is damaged or of another ``origin`` is not
+        used, which standard error says."""
+        try:
+            state = checkpoint.load(path)
+            if state is None:
+                return
+            self._check(state, origin)
+        except checkpoint.DamagedError as error:
+            words = f"{path.name} is not used ({error}): training starts from the beginning"
+            print(words, file=sys.stderr)
+            return
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.curve = state["step"], state["curve"]
-        self.flops, self.each = int(state["flops"]), int(state["each"])
+        self.flops, self.each = state["flops"], state["each"]
         self.counts = CountedSteps(**state["counts"])
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_random"], self.device)
+
+    def _check(self, state: dict[str, Any], origin: str) -> None:
+        """
+        Raises:
+            DamagedError: ``state`` is of another origin, or has other entries than a state of this run.
+        """
+        why = checkpoint.difference(state, self.state(origin))
+        if not why:
+            weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+            moments = {
+                number: {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
+                for number, weight in enumerate(weights)
+            }
+            found = state["optimizer"]["state"]  # a weight without a gradient so far has no moments
+            why = checkpoint.difference(found, {number: moments.get(number) for number in found})
+        if not why:
+            point = dict.fromkeys(("step", "tokens", "flops"), 0) | {
+                "train_loss": 0.0,
+                "heldout_loss": 0.0,
+            }
+            why = checkpoint.difference(state["curve"], [point] * len(state["curve"]))
+        if not why and state["origin"] != origin:
+            why = f"it is of {state['origin']}, not {origin}"
+        if why:
+            raise checkpoint.DamagedError(why)
 
     def result(self) -> Trained:
         return Trained(
@@ -240,18 +285,17 @@ def train_model(
     and learning curve follow the fraction of the budget that is spent. The first and the last step are
     counted (`modbench.train.counted`).
 
-    ``evaluate`` returns the held-out loss for a point of the learning curve. ``say`` receives progress
-    events. ``origin`` names text and code: a checkpoint of another origin is not used. Once ``stop()``
-    returns True, the state is saved.
+    ``evaluate`` returns the held-out loss for a point of the learning curve. ``say`` receives the events
+    ``step``, every `PROGRESS_SECONDS`, and ``point``. ``origin`` names text and code: a checkpoint of
+    another origin is not used. Once ``stop()`` returns True, the state is saved.
 
     Raises:
-        DivergedError: the loss is not finite.
+        DivergedError: a loss is not finite, or a weight is not at a point of the learning curve.
         StoppedError: ``stop()`` returned True; call again to continue.
     """
     run, path = _Run(model, batches, train, dtype), folder / "checkpoint.pt"
-    state = _checkpoint_of(path, origin)
-    if state is not None:
-        run.restore(state)
+    checkpoint.remove_leftovers(folder)
+    run.resume(path, origin)
     saved, said = time.monotonic(), 0.0
     model.train()
     while (left := run.steps_left()) > 0:
@@ -268,26 +312,14 @@ def train_model(
             run.count(run.step)
         # By the number of points: `expected` varies, so the same fraction may be reached twice.
         if last or train.evaluations * run.flops // expected > len(run.curve):
-            run.add_point(loss, evaluate(model))
-            model.train()
+            say({"event": "point", **run.add_point(loss, evaluate)})
         now = time.monotonic()
         if now - said >= PROGRESS_SECONDS or last:
-            say({"event": "step", "step": run.step, "steps": total, "loss": loss, "flops": run.flops})
+            spent = {"flops": run.flops, "budget": train.budget, "tokens": run.tokens}
+            done = {"phase": "train", "step": run.step, "steps": total, "loss": loss}
+            say({"event": "step", **done, **spent})
             said = now
         if now - saved >= train.checkpoint_seconds or last:
             checkpoint.save(path, run.state(origin))
             saved = time.monotonic()
     return run.result()
-
-
-def _checkpoint_of(path: Path, origin: str) -> dict[str, Any] | None:
-    """The checkpoint at ``path``; None if there is none, or it is damaged or of another origin."""
-    try:
-        state = checkpoint.load(path)
-        if state is None or state["origin"] == origin:
-            return state
-        why = f"is of {state['origin']}, not {origin}"
-    except (checkpoint.DamagedError, KeyError) as error:
-        why = f"is damaged ({error})"
-    print(f"{path.name} {why}: training starts from the beginning", file=sys.stderr)
-    return None

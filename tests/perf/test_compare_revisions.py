@@ -10,6 +10,8 @@ import pytest
 from compare_revisions import Tree, main
 from comparison import Change, Comparison, compare, medians_of
 
+pytestmark = pytest.mark.full
+
 STEADY = {"steady": 1.0}
 
 

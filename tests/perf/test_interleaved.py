@@ -17,6 +17,8 @@ from targets import Reach
 
 from modbench.model.config import ModelConfig
 
+pytestmark = pytest.mark.full
+
 HERE = Path(__file__).parent
 
 

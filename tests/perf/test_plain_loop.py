@@ -14,6 +14,8 @@ from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder
 
+pytestmark = pytest.mark.full
+
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=40)
 SEQUENCES, TOKENS = 3, 24
 

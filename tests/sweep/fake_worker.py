@@ -1,5 +1,5 @@
-"""A fake of `python -m modbench.sweep.worker`: trains and measures nothing, ends as its row's label says,
-and appends a record."""
+"""A fake of `python -m modbench.sweep.worker`: trains and measures nothing, ends as its row's label
+says, and appends a record."""
 
 import json
 import os

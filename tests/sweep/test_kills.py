@@ -1,4 +1,4 @@
-"""SIGKILL of workers, of the sweep, or of both, at random moments: nothing is lost, nothing is double."""
+"""SIGKILL of workers, of the sweep, or of both, at random moments: nothing is lost or double."""
 
 import contextlib
 import os

@@ -117,7 +117,8 @@ def test_a_plugin_that_ends_its_process_costs_its_own_row(broken: dict[str, str]
     rows = resolved(plugin("bad", **broken), plugin("good"))
     assert labels(rows) == ["vanilla", "good"]
     (mistake,) = rows.mistakes
-    assert pytest.raises(UserError, chosen, expand(rows), ["bad"], rows.mistakes).match(reason)
+    with pytest.raises(UserError, match=reason):
+        chosen(expand(rows), ["bad"], rows.mistakes)
     assert mistake.labels == {"bad"}
     assert len(str(mistake)) <= 300
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import save_file
 from torch import Tensor
 
 from modbench.data import token_data
@@ -83,6 +82,11 @@ def weights_at(results: Path, record: CellRecord) -> Path:
 
 def model_of(router: str) -> Decoder:
     return build_model(ModelConfig(**SHAPE), build_router(router, OPTIONS[router]))
+
+
+def save_trained(results: Path, router: str) -> None:
+    path = weights_at(results, find_record(f"tiny/{router}", results))
+    save_weights(path, model_of(router), key=path.parent.name)
 
 
 @pytest.fixture
@@ -166,7 +170,7 @@ def test_a_drawing_that_cannot_be_is_refused_before_a_model_is_built(
 def test_a_prompt_that_is_no_text_is_refused(
     prompt: str, words: str, results: Path, sample: Callable[..., list[str]]
 ) -> None:
-    save_weights(weights_at(results, find_record("tiny/mod", results)), model_of("mod"))
+    save_trained(results, "mod")
     with pytest.raises(UserError, match=words):
         sample(prompt=prompt)
 
@@ -177,18 +181,29 @@ def test_weights_that_are_gone_or_broken_are_told(
     with pytest.raises(UserError, match="are not here; results keep them on the machine that trained"):
         sample()
     path = weights_at(results, find_record("tiny/mod", results))
-    save_weights(path, model_of("mod"))
+    save_weights(path, model_of("mod"), key=path.parent.name)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="no weights of router 'mod'"):
+    with pytest.raises(UserError, match=r"damaged or of another run"):
         sample()
 
 
-def test_weights_of_another_router_are_refused(results: Path, sample: Callable[..., list[str]]) -> None:
+def test_damaged_weights_and_those_of_another_run_are_refused(
+    results: Path, sample: Callable[..., list[str]]
+) -> None:
     path = weights_at(results, find_record("tiny/mod", results))
-    save_file({name: tensor.clone() for name, tensor in model_of("vanilla").state_dict().items()}, path)
-    with pytest.raises(UserError, match=r"no weights of router 'mod' \(.*Missing key"):
-        sample()
-    save_file({name: tensor.clone() for name, tensor in model_of("mod").state_dict().items()}, path)
+    for router, key in (("vanilla", path.parent.name), ("mod", "another")):
+        save_weights(path, model_of(router), key=key)
+        with pytest.raises(UserError, match=r"damaged or of another run \(it is of another run\)"):
+            sample()
+    save_weights(path, model_of("mod"), key=path.parent.name)
+    content = bytearray(path.read_bytes())
+    for changed in (-1, 20):  # of a tensor, of the header
+        content[changed] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"weights \S+ are damaged or of another run \("):
+            sample()
+        content[changed] ^= 1
+    path.write_bytes(content)
     assert sample()[0].startswith("And")
 
 
@@ -209,7 +224,7 @@ def test_what_is_said_has_the_size_of_the_cache(
     one_layer = 5 * 2 * 16 * 4
     for threshold, layers in ((-1e9, 2), (1e9, 1)):  # all enter the second layer, and none
         model.layers[1].threshold.value.fill_(threshold)
-        save_weights(path, model)
+        save_weights(path, model, key=path.parent.name)
         sample()
         kept, dense = f"{layers * one_layer:,}", f"{2 * one_layer:,}"
         said = capsys.readouterr().err
@@ -234,7 +249,7 @@ def test_a_cache_with_state_of_a_schemes_own_is_held_against_a_dense_model(
         return plain(mlp, x_BTD, context)
 
     monkeypatch.setattr(MLP, "forward", keeps_its_input)
-    save_weights(weights_at(results, find_record("tiny/vanilla", results)), model_of("vanilla"))
+    save_trained(results, "vanilla")
     sample("tiny/vanilla")
     dense = 5 * 2 * 2 * 16 * 4  # what no skipping gives, and the state takes as much again
     said = capsys.readouterr().err
@@ -244,7 +259,7 @@ def test_a_cache_with_state_of_a_schemes_own_is_held_against_a_dense_model(
 def test_a_text_longer_than_any_trained_is_told(
     results: Path, sample: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_weights(weights_at(results, find_record("tiny/mod", results)), model_of("mod"))
+    save_trained(results, "mod")
     sample(tokens=7)
     assert "positions" not in capsys.readouterr().err
     sample(tokens=8)

@@ -1,4 +1,4 @@
-"""Step ``heldout``: held-out loss under both selection rules, routing statistics, size of the KV cache."""
+"""Step ``heldout``: held-out loss under both selection rules, routing statistics, KV cache."""
 
 from typing import Any
 

@@ -97,38 +97,31 @@ def test_a_router_that_the_suite_names_is_not_added_again() -> None:
     assert (mine["router"]["label"], mine["router"]["options"]) == ("mine", {"share": 0.1})
 
 
-@pytest.mark.parametrize(
-    ("broken", "reason"),
-    [
-        ({"first": "1 / 0"}, r"plugin bad\.py raised ZeroDivisionError: .*line 6"),
-        ({"first": "os._exit(0)"}, r"plugin bad\.py: its process ended: "),
-        ({"first": "os.kill(os.getpid(), 11)"}, r"plugin bad\.py: its process ended: killed by SIGSEGV"),
-        (
-            {"build": "os._exit(3)"},
-            "row 'bad': its process ended while its model was built: exit code 3",
-        ),
-        ({"build": "raise KeyError('k')"}, r"router 'bad' raised KeyError: 'k' in build_layer.*line 12"),
-        ({"ledger": "os.abort()"}, "row 'bad': its process ended while its model was built: .*SIGABRT"),
-        ({"ledger": "raise KeyError('k')"}, "router 'bad' raised KeyError: 'k'"),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
-)
-def test_a_plugin_that_ends_its_process_costs_its_own_row(broken: dict[str, str], reason: str) -> None:
-    rows = resolved(plugin("bad", **broken), plugin("good"))
-    assert labels(rows) == ["vanilla", "good"]
-    (mistake,) = rows.mistakes
-    with pytest.raises(UserError, match=reason):
-        chosen(expand(rows), ["bad"], rows.mistakes)
-    assert mistake.labels == {"bad"}
-    assert len(str(mistake)) <= 300
+#: Plugins whose code ends or hangs its process, or raises, and what is said of them.
+BROKEN = {
+    "raises": ({"first": "1 / 0"}, r"plugin raises\.py raised ZeroDivisionError: .*line 6"),
+    "exits": ({"first": "os._exit(0)"}, r"plugin exits\.py: its process ended: "),
+    "crashes": ({"first": "os.kill(os.getpid(), 11)"}, r"plugin crashes\.py: .* killed by SIGSEGV"),
+    "exits_later": ({"build": "os._exit(3)"}, "row 'exits_later': its process ended .*: exit code 3"),
+    "raises_later": ({"build": "raise KeyError('k')"}, r"raised KeyError: 'k' in build_layer.*line 12"),
+    "aborts": ({"ledger": "os.abort()"}, "row 'aborts': its process ended .*SIGABRT"),
+    "miscounts": ({"ledger": "raise KeyError('k')"}, "router 'miscounts' raised KeyError: 'k'"),
+    "hangs": ({"first": "time.sleep(600)"}, r"plugin hangs\.py: .* no progress for 20 s; ended"),
+    "hangs_later": ({"ledger": "time.sleep(600)"}, "row 'hangs_later': .* no progress for 20 s; ended"),
+}
 
 
-@pytest.mark.parametrize("where", ["first", "build", "ledger"])
-def test_a_plugin_that_hangs_costs_its_own_row(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows_of, "PLUGIN_SECONDS", 8.0)
-    rows = resolved(plugin("hangs", **{where: "time.sleep(600)"}))
-    assert labels(rows) == ["vanilla"]
-    assert "no progress for 8 s; ended" in str(rows.mistakes[0])
+def test_a_plugin_that_breaks_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_of, "PLUGIN_SECONDS", 20.0)
+    plugins = [plugin(name, **broken) for name, (broken, _) in BROKEN.items()]
+    rows = resolved(*plugins, plugin("good"))
+    cells = expand(rows)
+    assert [cell["router"]["label"] for cell in cells] == ["vanilla", "good"]
+    assert all(len(mistake.labels) == 1 for mistake in rows.mistakes)
+    assert all(len(str(mistake)) <= 300 for mistake in rows.mistakes)
+    for name, (_, reason) in BROKEN.items():
+        with pytest.raises(UserError, match=reason):
+            chosen(cells, [name], rows.mistakes)
 
 
 def test_a_row_that_ends_its_process_leaves_the_files_other_rows() -> None:

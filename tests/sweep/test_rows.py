@@ -140,7 +140,7 @@ def test_a_wrong_option_of_a_plugins_row_costs_that_row() -> None:
 
 
 def test_a_router_that_cannot_take_a_shape_costs_that_row() -> None:
-    build = "raise ValueError('too narrow') if model.width < 32 else None"
+    build = "if model.width < 32: raise ValueError('too narrow')"
     shapes = '[[shapes]]\nlabel = "s"\n[[shapes]]\nlabel = "w"\nwidth = 32\n'
     rows = resolved(plugin("wide", build=build), more=shapes)
     assert labels(rows) == ["vanilla/s", "vanilla/w", "wide/w"]

@@ -12,6 +12,7 @@ import pytest
 from modbench.errors import UserError
 from modbench.sweep import track
 from modbench.sweep.cells import expand
+from modbench.sweep.rows import resolve
 from modbench.sweep.suite import parse_suite
 from modbench.sweep.track import TrackConfig, Trackers, check_trackers, open_trackers
 
@@ -186,7 +187,7 @@ def test_trackers_are_no_part_of_a_cell() -> None:
     }
     tracked = parse_suite(suite | {"track": {"tensorboard": True, "wandb": "offline"}}, "s.toml")
     assert tracked.track == TrackConfig(tensorboard=True, wandb="offline")
-    assert expand(tracked) == expand(parse_suite(suite, "s.toml"))
+    assert expand(resolve(tracked)) == expand(resolve(parse_suite(suite, "s.toml")))
     with pytest.raises(UserError, match=r"\[track\] wandb is True; it should be 'off', 'offline' or"):
         parse_suite(suite | {"track": {"wandb": True}}, "s.toml")
 

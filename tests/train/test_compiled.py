@@ -41,9 +41,12 @@ EAGER_LAYERS = {
     "threshold_skip",
     "token_choice",
 }
+#: Schemes compiled in the same parts as token_choice.
+ALIKE = ("expert_threshold", "mode_integrated", "relu_routing")
 TOKENS = 24
 CASES = [
-    *((name, {}) for name in router_names()),
+    *((name, {}) for name in router_names() if name not in ALIKE),
+    *(pytest.param(name, {}, marks=pytest.mark.full) for name in ALIKE),
     pytest.param("mod", {"causal": "ema_threshold"}, marks=pytest.mark.full),
     pytest.param("mod", {"scores": "gaussian"}, marks=pytest.mark.full),
     pytest.param("expert_choice", {"pool": "batch"}, marks=pytest.mark.full),

@@ -169,7 +169,8 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         said.append(done.stdout)
     assert "ratio to the dense model" in said[1]
-    (record,), audits = read_suite(tmp_path / "results" / "quick")
+    found = read_suite(tmp_path / "results" / "quick")
+    (record,), audits = found.cells, found.audits
     assert record.cell["router"]["name"] == "mlp_mod"
     assert record.cell["router"]["plugin_sha256"] is not None
     found = [*audits[record.audit_key].audit, *record.audit]

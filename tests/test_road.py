@@ -1,7 +1,6 @@
 """The whole road on a small text: train, audit, measure, record, rank, plot; resumed after a kill."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -18,8 +17,8 @@ from modbench.data.token_data import DataConfig, load
 from modbench.measure.loss import heldout_loss, heldout_windows
 from modbench.model.config import ModelConfig
 from modbench.report.metrics import METRICS
-from modbench.report.record import Record
-from modbench.report.store import read_records, read_suite
+from modbench.report.record import CellRecord
+from modbench.report.store import read_suite
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
 
@@ -117,11 +116,11 @@ def untimed(folder: Path) -> dict[str, Any]:
             record.audit,
             record.status,
         )
-        for record in read_records(folder)
+        for record in read_suite(folder).cells
     }
 
 
-def scored_again(place: Path, record: Record) -> tuple[float, float]:
+def scored_again(place: Path, record: CellRecord) -> tuple[float, float]:
     """The held-out loss under both rules, from the weights that the run left."""
     weights = place / "results" / "road" / "cells" / record.key / "model.safetensors"
     router = record.cell["router"]
@@ -144,8 +143,9 @@ def test_one_command_gives_records_a_table_and_plots_even_after_a_kill(place: Pa
     code, out = modbench_says(place, "run", "suite.toml", "--plugin", "leaky.py")
     assert code == 0, out
     folder = place / "results" / "road"
-    found, audits = read_suite(folder)
-    records = {record.cell["router"]["label"]: record for record in found}
+    stored = read_suite(folder)
+    audits = stored.audits
+    records = {record.cell["router"]["label"]: record for record in stored.cells}
     assert set(records) == {"vanilla", "mod", "leaky"}
     assert len(audits) == 3
     for label, record in records.items():
@@ -197,7 +197,7 @@ def resumes_to_the_same_record_after_a_kill(place: Path) -> None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert len(read_records(place / "parts" / "road")) == 0
+    assert len(read_suite(place / "parts" / "road").cells) == 0
     code, out = modbench_says(place, "run", "suite.toml", "--results", "parts", "--only", "mod")
     assert code == 0, out
     resumed = untimed(place / "parts" / "road")
@@ -221,15 +221,3 @@ def test_a_budget_smaller_than_one_step_is_refused_before_anything_runs(place: P
     assert code == 2
     assert "smaller than one training step of 'vanilla'" in out
     assert not list(place.glob("results/**/*.jsonl"))
-
-
-def test_progress_lines_are_events(place: Path) -> None:
-    (place / "suite.toml").write_text(SUITE.format(budget="1e9"))
-    assert modbench_says(place, "run", "suite.toml", "--only", "mod")[0] == 0
-    (spec,) = place.glob("results/road/cells/*/spec.json")
-    code, out = modbench_says(place, "cell", str(spec))
-    assert code == 0, out
-    events = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    phases = [event["phase"] for event in events if event["event"] == "phase"]
-    assert phases[:4] == ["audit", "train", "held-out loss", "checks"]
-    assert any(event["event"] == "step" for event in events)

@@ -22,8 +22,7 @@ from modbench.errors import UserError
 from modbench.ledger import Phase, Workload
 from modbench.model.sizes import ShapeOptions
 from modbench.routing.registry import load_plugin
-from modbench.sweep.cells import with_plugins
-from modbench.sweep.suite import load_suite
+from modbench.sweep.suite import Scheme, load_suite
 from modbench.train.config import TrainConfig
 
 
@@ -84,10 +83,9 @@ def flops(
         if value is not None and value < least:
             raise UserError(f"{name} is {value}; it must be {least} or more")
     _refuse_unused(given[0], shape, batch, option)
-    for file in flat(plugin):
-        load_plugin(file)
+    registered = {name for file in flat(plugin) for name in load_plugin(file)}
     if suite:
-        statements = list(_suite_statements(suite, flat(plugin), phase, past, asked))
+        statements = list(_suite_statements(suite, registered, phase, past, asked))
     elif files:
         load = uniform_workload(batch, shape.sequence or 2048, phase, past)
         statements = list(_family_statements(files, load, asked))
@@ -132,13 +130,15 @@ def _family_statements(files: Sequence[Path], load: Workload, asked: Asked) -> I
 
 
 def _suite_statements(
-    suite: str, plugins: Sequence[Path], phase: Phase, past: int, asked: Asked
+    suite: str, registered: set[str], phase: Phase, past: int, asked: Asked
 ) -> Iterator[Statement]:
-    """Yield a statement for each scheme and shape, at the suite's batch and sequence; routers of
-    ``plugins`` are added as in `modbench run`."""
-    loaded = with_plugins(load_suite(suite), plugins)
+    """Yield a statement for each scheme and shape, at the suite's batch and sequence; routers that
+    plugins ``registered`` are added as in `modbench run`."""
+    loaded = load_suite(suite)
+    named = {scheme.router.partition(":")[0] for scheme in loaded.schemes}
+    schemes = [*loaded.schemes, *(Scheme(router=name) for name in sorted(registered - named))]
     for shape in loaded.shapes:
-        for scheme in loaded.schemes:
+        for scheme in schemes:
             train = {**loaded.train, **scheme.train}
             batch = train.get("batch", TrainConfig.batch)
             sequence = train.get("sequence", TrainConfig.sequence)

@@ -8,7 +8,6 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import tyro
 
@@ -52,10 +51,6 @@ def _dispatch(arguments: list[str]) -> int:
         case ["--version"]:
             print(f"modbench {__version__}")
             return 0
-        case ["cell", spec]:  # started by `modbench run`, so not in --help
-            from modbench.sweep.child import run_spec
-
-            return run_spec(Path(spec))
         case ["flops", "gate", *rest]:
             return tyro.cli(gate, args=rest, prog="modbench flops gate")
         case [name, *rest] if name in COMMANDS:

@@ -28,10 +28,9 @@ def report(
         rank_by: metric that ranks the table (`modbench list metrics`); by default the suite's choice
     """
     from modbench.report.page import write_report
-    from modbench.report.store import RECORDS, recorded_suites
-    from modbench.report.timing import TIMINGS
+    from modbench.report.store import recorded_suites
 
-    known = recorded_suites(results, (RECORDS, TIMINGS))
+    known = recorded_suites(results)
     if not known:
         raise UserError(
             f"results folder {results} holds no records; make some with `modbench run quick`"

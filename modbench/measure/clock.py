@@ -31,10 +31,17 @@ Say = Callable[[dict[str, Any]], None]
 BALANCES = ("forced", "as routed", "nothing routed")
 
 
-def timed(kind: str, subject: BenchmarkTarget, threads: int, say: Say) -> dict[str, Any]:
-    """Measure. ``kind`` ``time``: the subject's ``cases`` and ``balance``, the cases that ``ran_out`` of
-    memory and those that ``failed``; ``ceiling``: `ceilings` of its machine. Both with the state of the
-    ``machine``."""
+def timed(
+    kind: str,
+    subject: BenchmarkTarget,
+    threads: int,
+    say: Say = lambda event: None,
+    *,
+    inference: bool = True,
+) -> dict[str, Any]:
+    """Measure. ``kind`` ``time``: the subject's ``cases`` (of training, and of ``inference``) and
+    ``balance``, the cases that ``ran_out`` of memory and those that ``failed``; ``ceiling``: `ceilings`
+    of its machine. Both with the state of the ``machine``."""
     watch, load = stopwatch(subject.on), LoadMonitor()
     gpu, why_none = open_gpu(subject.on)
     if kind == "ceiling":
@@ -45,17 +52,19 @@ def timed(kind: str, subject: BenchmarkTarget, threads: int, say: Say) -> dict[s
         )
         found["gpu"] = watched.as_dict() if gpu is not None else None
     else:
-        found = _cases(subject, watch, gpu, say)
+        found = _cases(subject, watch, gpu, say, inference)
     # Work of a GPU keeps one or two cores busy, whatever the number of threads.
     state = load.state(threads, all_at_work=subject.on.type == "cpu")
     return found | {"machine": state | {"nvml": why_none or "ok"}}
 
 
-def _cases(subject: BenchmarkTarget, watch: Stopwatch, gpu: Gpu | None, say: Say) -> dict[str, Any]:
+def _cases(
+    subject: BenchmarkTarget, watch: Stopwatch, gpu: Gpu | None, say: Say, inference: bool
+) -> dict[str, Any]:
     model, time, dtype = subject.build(), subject.time, subject.dtype
     in_turn = (
         *training_cases(model, time, subject.train, dtype),
-        *inference_cases(model, time, dtype),
+        *(inference_cases(model, time, dtype) if inference else ()),
     )
     cases: list[dict[str, Any]] = []
     ran_out: list[dict[str, Any]] = []

@@ -8,12 +8,14 @@ from modbench.measure.tasks import CHANCE
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig:
-    """Held-out text, timing and downstream tasks.
+    """What is measured: steps, held-out text, timing and downstream tasks.
 
     Raises:
         UserError: a field is out of range, with the value and what would be right.
     """
 
+    #: what a cell does, in this order: the files of modbench/sweep/steps
+    steps: tuple[str, ...] = ("audit", "train", "heldout", "downstream", "memory", "timing")
     heldout_tokens: int = 65_536  #: held-out tokens of the final loss
     curve_tokens: int = 8_192  #: held-out tokens of each point of the learning curve
     timing_repeats: int = 12  #: timed forward passes and training steps
@@ -22,6 +24,7 @@ class MeasureConfig:
 
     def __post_init__(self) -> None:
         # JSON specifications hold a list.
+        object.__setattr__(self, "steps", tuple(self.steps))
         object.__setattr__(self, "downstream", tuple(self.downstream))
         for task in self.downstream:
             if task not in CHANCE:

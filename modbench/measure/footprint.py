@@ -51,21 +51,6 @@ def training_footprint(subject: BenchmarkTarget) -> dict[str, int]:
     return parts | {"activations": peak - sum(parts.values()), "peak": peak}
 
 
-def steps_peak(subject: BenchmarkTarget, steps: int) -> int:
-    """Peak bytes of ``steps`` training steps of a new model, the first without gradients."""
-
-    def take_steps() -> None:
-        model = subject.build().train()
-        optimizer = build_optimizer(model, subject.train)
-        for _ in range(steps):
-            _step(subject, model, optimizer)
-
-    take_steps()
-    meter = MemoryMeter(subject.on)
-    take_steps()
-    return meter.peak()
-
-
 def inference_footprint(subject: BenchmarkTarget) -> dict[str, int]:
     """Bytes at the peak of `largest_prefill`, with weights in the subject's dtype. ``cache``: keys and
     values; ``activations``: the rest of the peak."""

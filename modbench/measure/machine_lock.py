@@ -1,86 +1,115 @@
-"""The lock of one machine: shared by processes that train, exclusive for a process that measures.
+"""One measurement at a time on a machine, while training pauses.
 
-All modbench processes of a user take it, whatever suite they run. It is a shared lock of the system,
-which filelock has not; a second lock, the queue, keeps overlapping training processes from starving a
-measurement.
+A process that measures holds a file lock and says so in a file next to it. Processes that train look
+at that file between two steps and pause while it names a living process; they hold no lock, so that
+one that hangs stops nobody. All modbench processes of a user share the two files.
 """
 
-import fcntl
+import contextlib
+import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-from modbench.data.cache_folder import cache_folder
+import psutil
+from filelock import FileLock, Timeout
 
-_POLL_SECONDS = 0.1
+from modbench.data.cache_folder import cache_folder, put
+from modbench.measure.system_load import LoadMonitor
 
-
-class MachineLock:
-    """Not held at first. ``poll`` is called while a method waits, and may raise."""
-
-    def __init__(self, folder: Path | None = None) -> None:
-        try:
-            self._machine, self._queue = _open(folder or cache_folder())
-        except OSError:  # a cache folder that is read-only, shared by several users
-            self._machine, self._queue = _open(Path(tempfile.gettempdir()) / f"modbench-{os.getuid()}")
-
-    def share(
-        self, waiting: Callable[[], None] = lambda: None, poll: Callable[[], None] = lambda: None
-    ) -> bool:
-        """Hold the lock shared. While another process measures or waits to measure, release the lock,
-        call ``waiting`` once and wait; return True if that was so. Takes microseconds otherwise."""
-        if _try(self._queue, fcntl.LOCK_SH):
-            _release(self._queue)
-            if _try(self._machine, fcntl.LOCK_SH):
-                return False
-        waiting()
-        _release(self._machine)
-        _acquire(self._queue, fcntl.LOCK_SH, poll)
-        _release(self._queue)
-        _acquire(self._machine, fcntl.LOCK_SH, poll)
-        return True
-
-    @contextmanager
-    def exclusive(self, poll: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold the lock alone, after all others have released it; a shared hold is given up."""
-        _release(self._machine)  # two waiting processes that kept it would wait for each other
-        _acquire(self._queue, fcntl.LOCK_EX, poll)
-        try:
-            _acquire(self._machine, fcntl.LOCK_EX, poll)
-        finally:
-            _release(self._queue)
-        try:
-            yield
-        finally:
-            _release(self._machine)
-
-    def close(self) -> None:
-        self._machine.close()
-        self._queue.close()
+#: Longest wait for other processes to pause; then the measurement is taken, and marked as loaded.
+QUIET_SECONDS = 10.0
+#: Cores that other processes may keep busy on a quiet machine.
+_QUIET_CORES = 0.15
+_POLL_SECONDS = 0.25
 
 
-def _open(folder: Path) -> tuple[IO[str], IO[str]]:
-    folder.mkdir(parents=True, exist_ok=True)
-    return (folder / "machine.lock").open("w"), (folder / "machine.queue").open("w")
-
-
-def _acquire(file: IO[str], kind: int, poll: Callable[[], None]) -> None:
-    while not _try(file, kind):
+@contextmanager
+def measuring(
+    title: str,
+    *,
+    wait: Callable[[str], None] = lambda reason: None,
+    poll: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+    """Measure alone on this machine. ``title`` names the measurement for those who wait for it; ``wait``
+    is called with the reason of each wait, ``poll`` repeatedly while it lasts, and may raise."""
+    folder = _folder()
+    lock, marker = FileLock(folder / "measuring.lock"), folder / "measuring.json"
+    while not lock.is_locked:
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=0)
+            break
+        wait(f"waiting for {measured_elsewhere() or 'another measurement'} to end")
         poll()
         time.sleep(_POLL_SECONDS)
-
-
-def _try(file: IO[str], kind: int) -> bool:
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        put(marker, json.dumps({"title": title, **_identity(os.getpid())}).encode())
+        _wait_until_quiet(wait, poll)
+        yield
+    finally:
+        marker.unlink(missing_ok=True)
+        lock.release()
 
 
-def _release(file: IO[str]) -> None:
-    fcntl.flock(file, fcntl.LOCK_UN)
+def measured_elsewhere() -> str | None:
+    """What another process measures now, with its process id; None if none does. Takes microseconds if
+    none does."""
+    marker = _folder() / "measuring.json"
+    try:
+        stated = json.loads(marker.read_bytes())
+        alive = stated["pid"] != os.getpid() and _identity(stated["pid"])["since"] == stated["since"]
+        return f"the measurement of {stated['title']} (process {stated['pid']})" if alive else None
+    # No measurement; the process was killed; or the file is not ours.
+    except (OSError, psutil.Error, ValueError, KeyError, TypeError):
+        return None
+
+
+def _identity(pid: int) -> dict[str, Any]:
+    """A process id may be used again: with its start, it names one process."""
+    return {"pid": pid, "since": psutil.Process(pid).create_time()}
+
+
+def _wait_until_quiet(wait: Callable[[str], None], poll: Callable[[], None]) -> None:
+    end = time.monotonic() + QUIET_SECONDS
+    while time.monotonic() < end:
+        load, before = LoadMonitor(), _processor_seconds()
+        time.sleep(_POLL_SECONDS)
+        if load.state(1)["others"] <= _QUIET_CORES:
+            return
+        poll()
+        after = _processor_seconds()
+        spent = {pid: after[pid] - before[pid] for pid in after.keys() & before}
+        busiest = max(spent, key=spent.__getitem__, default=os.getpid())
+        with contextlib.suppress(psutil.Error):
+            wait(f"waiting for a quiet machine: process {busiest} ({psutil.Process(busiest).name()})")
+
+
+def _processor_seconds() -> dict[int, float]:
+    """Processor time of other processes, by process id."""
+    own = _own()
+    return {
+        process.pid: sum(process.info["cpu_times"][:2])
+        for process in psutil.process_iter(["cpu_times"])
+        if process.pid not in own and process.info["cpu_times"]
+    }
+
+
+def _own() -> set[int]:
+    """This process and its descendants."""
+    return {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+
+
+def _folder() -> Path:
+    folder = cache_folder()
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        return folder
+    # A cache folder that is read-only, shared by several users.
+    folder = Path(tempfile.gettempdir()) / f"modbench-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    return folder

@@ -1,15 +1,14 @@
 """The table: ranked rows, and its CSV."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
 
-from modbench.report.audit_record import Audits
 from modbench.report.capacity import far_from_nominal
 from modbench.report.metrics import METRICS, Metric, metric, ranking_metric
-from modbench.report.record import Record, canonical_json
+from modbench.report.record import AuditRecord, CellRecord, canonical_json
 from modbench.report.row import Exact, Quality, Row, Timed, machine_differences, rows_of
 
 
@@ -41,9 +40,9 @@ class Leaderboard:
     @classmethod
     def of(
         cls,
-        records: Sequence[Record],
+        records: Sequence[CellRecord],
         rank_by: str = "heldout_loss",
-        audits: Audits | None = None,
+        audits: Mapping[str, AuditRecord] | None = None,
     ) -> "Leaderboard":
         """The table of ``records`` and of the ``audits`` that they refer to.
 

@@ -1,14 +1,24 @@
-"""One line of a shard: canonical JSON, checked when written and when read. Loads no torch."""
+"""What all records share: one line of canonical JSON, a key and a digest. Loads no torch."""
 
 import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Self
+from functools import cache
+from typing import Annotated, Any, ClassVar, get_type_hints
+
+from pydantic import TypeAdapter
 
 from modbench.errors import UserError
+from modbench.report.shape import at_least, check, closed, like, optional
+
+#: Version of the lines written now.
+SCHEMA = 3
+
+CODE = closed(version=str, commit=str | None, dirty=bool | None)
+ENVIRONMENT: Any = {"cpu": str | None, "gpu": str | None, "threads": int, "torch": str}
 
 
 def canonical_json(value: object) -> str:
@@ -37,113 +47,72 @@ def _refuse_non_finite(value: Any, where: str) -> None:
             _refuse_non_finite(item, f"{where}[{index}]")
 
 
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def cell_key(cell: Mapping[str, Any]) -> str:
     """The key of a cell: the first 16 hexadecimal digits of the hash of its JSON."""
-    return hashlib.sha256(canonical_json(cell).encode()).hexdigest()[:16]
+    return sha256(canonical_json(cell))[:16]
 
 
-def json_object(line: str) -> dict[str, Any]:
-    """Parse a line of JSON.
-
-    Raises:
-        UserError: it is not a JSON object.
-    """
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"it is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError("it is not a JSON object")
-    return value
-
-
-def check_outcome(status: str, error: Any) -> None:
-    """
-    Raises:
-        UserError: the status contradicts the error.
-    """
-    if status == "ok" and error is not None:
-        raise UserError(f"status is ok but error is {error!r}; an ok run has none")
-    if status != "ok" and not (isinstance(error, str) and error.strip()):
-        raise UserError(f"status is {status} and error is empty; say what happened")
-
-
-def _utc(where: str, text: Any) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        moment = datetime.min
-    if moment.utcoffset() != timedelta(0):
-        raise UserError(f"{where} is {text!r}; it must be a UTC time in ISO 8601, with +00:00")
-    return moment
-
-
+@dataclass(frozen=True, kw_only=True)
 class Line:
-    """Base class of frozen dataclasses whose fields are those of a line. A field whose default is None
-    is left out of the line while it is None, so lines written before it existed are still read."""
+    """Base class of records. Holds a copy, in plain JSON types, of its arguments. A field whose default
+    is None is left out of the line while it is None.
 
-    SCHEMA: ClassVar[int]
-    key: str
-    started: str
+    Raises:
+        UserError: a field is not as declared, a number is NaN or Inf, or ``key`` is not the key of what
+            was run.
+    """
+
+    kind: ClassVar[str]
+    schema: ClassVar[int] = SCHEMA
+    subject: ClassVar[str] = "cell"  #: the field that ``key`` is the hash of
+
+    key: str  #: cell_key of the subject
+    code: Annotated[dict[str, Any], like(CODE)]  #: version, commit, dirty
+    #: at least cpu, gpu, threads, torch; no host, user or path
+    environment: Annotated[dict[str, Any], like(at_least(**ENVIRONMENT))]
+    started: str  #: UTC, ISO 8601
     finished: str
-    schema: int
 
-    def hold_copies(self) -> None:
-        """Replace each field by a copy in plain JSON types.
-
-        Raises:
-            UserError: a field is not JSON.
-        """
-        for name, value in json.loads(self.line()).items():
+    def __post_init__(self) -> None:
+        values = json.loads(canonical_json(self._fields()))
+        kind: Any = type(self)
+        check("", values, _shape_of(kind))
+        for name, value in values.items():
             object.__setattr__(self, name, value)
-
-    def check_key(self, part: str) -> None:
-        """
-        Raises:
-            UserError: the key is not that of field ``part``, or the run ends before it starts.
-        """
-        key = cell_key(getattr(self, part))
+        key = cell_key(values[self.subject])
         if self.key != key:
-            raise UserError(f"key is {self.key!r} but its {part}'s key is '{key}'")
-        if _utc("finished", self.finished) < _utc("started", self.started):
+            raise UserError(f"key is {self.key!r} but its {self.subject}'s key is '{key}'")
+        if self.finished_at < self.started_at:
             raise UserError(f"finished {self.finished} is earlier than started {self.started}")
+        self._check()
+
+    def _check(self) -> None:
+        """Check what the types of the fields do not tell."""
+
+    @classmethod
+    def names(cls) -> dict[str, bool]:
+        """The fields by name, and whether each must be in a line."""
+        return {field.name: field.default is not None for field in fields(cls)}
+
+    def _fields(self) -> dict[str, Any]:
+        found = {name: (getattr(self, name), needed) for name, needed in self.names().items()}
+        return {name: value for name, (value, needed) in found.items() if needed or value is not None}
 
     def line(self) -> str:
-        """All fields as one line of canonical JSON, without the newline."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        absent = {name for name in self._optional() if values[name] is None}
-        return canonical_json({name: value for name, value in values.items() if name not in absent})
+        """The record as one line of canonical JSON, without the newline."""
+        return canonical_json(self._unsigned() | {"digest": self.digest})
 
-    @classmethod
-    def _optional(cls) -> set[str]:
-        return {field.name for field in fields(cls) if field.default is None}  # type: ignore[arg-type]
+    def _unsigned(self) -> dict[str, Any]:
+        return self._fields() | {"kind": self.kind, "schema": self.schema, "digest": ""}
 
-    @classmethod
-    def from_line(cls, line: str) -> Self:
-        """Read what `line` wrote.
-
-        Raises:
-            UserError: the line is not JSON, not canonical (edited by hand), or not valid.
-        """
-        return cls.from_object(json_object(line), line)
-
-    @classmethod
-    def from_object(cls, value: dict[str, Any], line: str) -> Self:
-        """As `from_line`; ``value`` is the parsed ``line``."""
-        # A line of another schema may have other fields; report its number, not those.
-        if value.get("schema") != cls.SCHEMA:
-            raise UserError(
-                f"schema is {value.get('schema')!r} and this modbench reads {cls.SCHEMA}; use the "
-                "modbench version that wrote it"
-            )
-        wrong = value.keys() ^ {field.name for field in fields(cls)}  # type: ignore[arg-type]
-        wrong -= cls._optional()
-        if wrong:
-            raise UserError(f"it lacks a field or has an unknown one: {', '.join(sorted(wrong))}")
-        found = cls(**value)
-        if found.line() != line:
-            raise UserError("it is not canonical JSON, so something other than modbench wrote it")
-        return found
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the line in which the digest is empty."""
+        return sha256(canonical_json(self._unsigned()))
 
     @property
     def started_at(self) -> datetime:
@@ -152,3 +121,27 @@ class Line:
     @property
     def finished_at(self) -> datetime:
         return _utc("finished", self.finished)
+
+
+@cache
+def _shape_of(kind: Any) -> TypeAdapter[Any]:
+    types = get_type_hints(kind, include_extras=True)
+    names = kind.names().items()
+    return TypeAdapter(closed(**{n: types[n] if must else optional[types[n]] for n, must in names}))
+
+
+def _utc(where: str, text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = datetime.min
+    if moment.utcoffset() != timedelta(0):
+        raise UserError(f"{where} is {text[:60]!r}; it must be a UTC time in ISO 8601, with +00:00")
+    return moment
+
+
+def check_outcome(status: str, error: str | None) -> None:
+    if status == "ok" and error is not None:
+        raise UserError(f"status is ok but error is {error[:60]!r}; an ok run has none")
+    if status != "ok" and not (error and error.strip()):
+        raise UserError(f"status is {status} and error is empty; say what happened")

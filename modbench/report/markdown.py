@@ -8,7 +8,7 @@ from modbench.report.idle_experts import idle_experts
 from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.markdown_table import escaped, made_by, table
 from modbench.report.metrics import METRICS, metric
-from modbench.report.record import Record
+from modbench.report.record import CellRecord
 from modbench.report.routed_tokens import routed_tokens
 from modbench.report.row import MACHINE, Exact, Quality, Row
 
@@ -234,7 +234,7 @@ def _columns(board: Leaderboard) -> list[_Column]:
     return columns
 
 
-def _notes(board: Leaderboard, records: list[Record]) -> Iterable[str]:
+def _notes(board: Leaderboard, records: list[CellRecord]) -> Iterable[str]:
     yield (
         "FLOPs: convention `model` (2 per multiply-accumulate; causal attention costs its triangle; "
         "logits and routers counted, the embedding look-up free; backward dX and dW of each matmul "
@@ -301,7 +301,7 @@ def _trained_with(name: str) -> Callable[[Row], str]:
     return lambda row: escaped(str(row.cell["train"].get(name, "not set")))
 
 
-def _machine(record: Record) -> str:
+def _machine(record: CellRecord) -> str:
     environment = record.environment
     named = [f"{name} {environment[name]}" for name in MACHINE if environment.get(name) is not None]
     return ", ".join(named)

@@ -3,15 +3,12 @@ timings.md and the figures."""
 
 import contextlib
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 from modbench.errors import UserError
-from modbench.report.audit_record import Audits
-from modbench.report.record import Record
-from modbench.report.store import RECORDS, cut_lines, read_suite
-from modbench.report.timing import TIMINGS, Timing, newest_run, read_timings
+from modbench.report.store import RECORDS, SuiteRecords, read_suite, temporary_path
+from modbench.report.timing import newest_run
 
 
 def write_report(
@@ -37,47 +34,48 @@ def write_report(
             from several machines, or a folder that can't be written to.
     """
     folder = Path(suite_folder)
-    (records, audits), timings = read_suite(folder), read_timings(folder)
-    for sentence in (*cut_lines(folder, RECORDS), *cut_lines(folder, TIMINGS)):
+    found = read_suite(folder)
+    for sentence in found.cut:
         say(sentence)
-    if audits and not records and not timings:
+    if found.audits and not found.cells and not found.timings:
         say(f"{folder}: no cell has finished yet; there is nothing to report")
         return []
-    if not records and not timings:
+    if not found.cells and not found.timings:
         raise UserError(
             f"{folder}: there are no records in {folder / RECORDS}; run the suite first "
             f"(modbench run {folder.resolve().name}), or point --results at the folder above it"
         )
     contents: dict[str, bytes] = {}
-    if records:
-        contents |= _of_records(records, audits, rank_by)
-    if timings:
-        contents |= _of_timings(timings)
-    return _replace(folder, contents, gone=_of_other_sizes(folder, contents) if timings else [])
+    if found.cells:
+        contents |= _of_cells(found, rank_by)
+    if found.timings:
+        contents |= _of_timings(found)
+    gone = _of_other_sizes(folder, contents) if found.timings else []
+    return _replace(folder, contents, gone)
 
 
-def _of_records(records: list[Record], audits: Audits, rank_by: str | None) -> dict[str, bytes]:
+def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
     # Every cell imports records and their store; only a report needs pandas and seaborn.
     from modbench.report.figures import figures
     from modbench.report.leaderboard import Leaderboard
     from modbench.report.markdown import markdown
 
     if rank_by is None:
-        newest = max(records, key=lambda record: (record.suite["version"], record.suite["rank_by"]))
+        newest = max(found.cells, key=lambda record: (record.suite["version"], record.suite["rank_by"]))
         rank_by = newest.suite["rank_by"]
-    board = Leaderboard.of(records, rank_by, audits)
+    board = Leaderboard.of(found.cells, rank_by, found.audits)
     contents = {"leaderboard.csv": board.csv().encode(), "leaderboard.md": markdown(board).encode()}
     contents.update(figures(board))
     return contents
 
 
-def _of_timings(timings: list[Timing]) -> dict[str, bytes]:
+def _of_timings(found: SuiteRecords) -> dict[str, bytes]:
     from modbench.report.timing_figures import timing_figures
     from modbench.report.timing_page import timing_page
     from modbench.report.timing_table import TimingTable
 
-    table = TimingTable.of(newest_run(timings))
-    others = len({timing.run for timing in timings}) - 1
+    table = TimingTable.of(newest_run(found.timings))
+    others = len({timing.run for timing in found.timings}) - 1
     return {
         "timings.csv": table.csv().encode(),
         "memory.csv": table.memory_csv().encode(),
@@ -101,7 +99,7 @@ def _replace(folder: Path, contents: dict[str, bytes], gone: list[Path]) -> list
     try:
         for name, content in contents.items():
             path = folder / name
-            temporary[path] = folder / f".{name}.{secrets.token_hex(4)}.tmp"
+            temporary[path] = temporary_path(path)
             temporary[path].write_bytes(content)
         for path, written in temporary.items():
             os.replace(written, path)

@@ -1,103 +1,343 @@
-"""The record of one run.
+"""Records: one line of canonical JSON each, checked when written and when read.
 
-Its key is the hash of the resolved cell, seed included, so a rerun of a cell has the same key. The audit
-of its scheme is a record of its own (`modbench.report.audit_record`). Loads no torch: the process that
-runs a cell imports this.
+A record is of a kind: a cell that was trained and measured, the audit of a scheme, or a process of
+`modbench time`. Its key is the hash of what was run; its digest is the hash of the line itself, so that
+a damaged or edited line is refused. Loads no torch: the process that runs a cell imports this.
 """
 
+import json
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
-from modbench.report.audit_record import CODE, FINDING
-from modbench.report.line import Line, canonical_json, cell_key, check_outcome
-from modbench.report.metrics import METRICS, Metric, metric
+from modbench.errors import UserError
+from modbench.report.line import (
+    ENVIRONMENT,
+    SCHEMA,
+    Line,
+    canonical_json,
+    cell_key,
+    check_outcome,
+    sha256,
+)
+from modbench.report.metrics import METRICS, Metric
+from modbench.report.names import LABEL, LABEL_WORDS, NAME, ROW_LABEL
 from modbench.report.routing import check_routing
-from modbench.report.shape import at_least, check, closed, list_of, optional
+from modbench.report.shape import (
+    COUNT,
+    POSITIVE,
+    REAL,
+    SECONDS,
+    at_least,
+    check,
+    closed,
+    like,
+    list_of,
+    matching,
+    optional,
+)
 
-__all__ = ["Record", "Status", "canonical_json", "cell_key"]
+__all__ = [
+    "AnyRecord",
+    "AuditRecord",
+    "CellRecord",
+    "Measurement",
+    "Status",
+    "TimingRecord",
+    "canonical_json",
+    "cell_key",
+    "parse_line",
+    "read_record",
+]
+
+#: Versions of the lines that had no digest, by kind.
+_UNSIGNED = {"cell": 2, "audit": 1, "timing": 1}
+_DEEPEST = 32
 
 Status = Literal["ok", "failed", "oom", "diverged"]
+TimingStatus = Literal["ok", "failed", "oom"]
+Measurement = Literal["time", "ceiling", "training_memory", "inference_memory"]
+
+
+_NAME: Any = matching(NAME, "lower-case letters, digits, '_', '-' and '.'")
+_LABEL: Any = matching(LABEL, LABEL_WORDS)
+_ROW_LABEL: Any = matching(ROW_LABEL, f"{LABEL_WORDS}; or two of them with a '/' between")
+_ROUTER = closed(name=_LABEL, options=dict, plugin_sha256=str | None, label=_ROW_LABEL)
+_FINDING = closed(
+    probe=int,
+    name=str,
+    verdict=Literal["passed", "failed", "not asked", "unchecked"],
+    figure=str,
+    ranks=bool,
+)
 
 #: Units of metrics that are whole numbers.
 _COUNTED = ("steps", "tokens", "parameters", "FLOP")
-_TIMED = closed(median=float, iqr=float | None, n=int, stable=bool | None)
+_TIMED = closed(
+    median=REAL,
+    iqr=REAL | None,
+    n=POSITIVE,
+    stable=bool | None,
+    loaded=optional[bool],  #: the machine's load exceeded its cores
+    threads=optional[POSITIVE],
+)
 
 
 def _values(of: Metric) -> Any:
     if of.kind == "timed":
         return _TIMED
-    return int if of.unit in _COUNTED else float
-
-
-_SHAPE = TypeAdapter(
-    at_least(
-        suite=closed(name=str, version=int, rank_by=str),
-        cell=closed(
-            router=closed(name=str, options=dict, plugin_sha256=str | None, label=str),
-            model=dict,
-            data=dict,
-            train=at_least(budget=int),
-            measure=dict,
-            seed=int,
-        ),
-        code=CODE,
-        # Two timings are compared only where these are equal.
-        environment=at_least(cpu=str | None, gpu=str | None, threads=int, torch=str),
-        data=closed(sha256=str, train_tokens=int, heldout_tokens=int),
-        audit_key=str | None,
-        audit=list_of[FINDING],
-        flops_source=Literal["closed form", "counted"] | None,
-        status=Status,
-        metrics=closed(**{name: optional[_values(of)] for name, of in METRICS.items()}),
-        curve=list_of[closed(step=int, flops=int, tokens=int, train_loss=float, heldout_loss=float)],
-    )
-)
+    return COUNT if of.unit in _COUNTED else REAL
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record(Line):
-    """One run. Holds a copy, in plain JSON types, of its arguments.
+class CellRecord(Line):
+    """One run of a cell. A rerun has the same key. The audit of its scheme is a record of its own."""
 
-    Raises:
-        UserError: a field is not as below, a metric is unknown, a number is NaN or Inf, or ``key`` is
-            not the key of ``cell``.
-    """
+    kind: ClassVar[str] = "cell"
 
-    SCHEMA: ClassVar[int] = 2
-
-    suite: dict[str, Any]  #: name, version, rank_by (the metric that ranks its table)
-    cell: dict[str, Any]  #: the resolved cell: router, model, data, train, measure, seed
-    key: str  #: cell_key(cell)
-    code: dict[str, Any]  #: version, commit, dirty
-    environment: dict[str, Any]  #: at least cpu, gpu, threads, torch; no host, user or path
-    data: dict[str, Any]  #: sha256, train_tokens, heldout_tokens
+    #: name, version, rank_by (the metric that ranks its table)
+    suite: Annotated[dict[str, Any], like(closed(name=_NAME, version=int, rank_by=_NAME))]
+    #: the resolved cell: router, model, data, train, measure, seed
+    cell: Annotated[
+        dict[str, Any],
+        like(
+            closed(
+                router=_ROUTER,
+                model=dict,
+                data=dict,
+                train=at_least(budget=POSITIVE, sequence=optional[POSITIVE | None]),
+                measure=at_least(
+                    heldout_tokens=optional[POSITIVE | None],
+                    downstream=optional[list[str]],
+                    downstream_limit=optional[POSITIVE | None],
+                ),
+                seed=int,
+            )
+        ),
+    ]
+    #: sha256, train_tokens, heldout_tokens
+    data: Annotated[dict[str, Any], like(closed(sha256=str, train_tokens=COUNT, heldout_tokens=COUNT))]
     #: probe, name, verdict, figure, ranks (a failure prevents ranking): what this cell checked; in
     #: records without ``audit_key``, the whole audit
-    audit: list[dict[str, Any]]
-    metrics: dict[str, Any]  #: a number, or {"median", "iqr", "n", "stable"} for the kind ``timed``
-    curve: list[dict[str, Any]]  #: step, flops, tokens, train_loss, heldout_loss
+    audit: Annotated[list[dict[str, Any]], like(list_of[_FINDING])]
+    #: a number, or {"median", "iqr", "n", "stable"} with "loaded" and "threads" for the kind ``timed``
+    metrics: Annotated[
+        dict[str, Any],
+        like(closed(**{name: optional[_values(of)] for name, of in METRICS.items()})),
+    ]
+    curve: Annotated[
+        list[dict[str, Any]],
+        like(list_of[closed(step=COUNT, flops=COUNT, tokens=COUNT, train_loss=REAL, heldout_loss=REAL)]),
+    ]
     routing: dict[str, Any]  #: see `modbench.report.routing`; {} if the model routes nothing
     status: Status
     error: str | None  #: why the run is not ok
-    started: str  #: UTC, ISO 8601
-    finished: str
-    schema: int = 2
     audit_key: str | None = None  #: key of the audit record of its scheme
-    flops_source: str | None = None  #: how its FLOPs were found: closed form, counted
+    #: how its FLOPs were found
+    flops_source: Annotated[str, like(Literal["closed form", "counted"])] | None = None
+    #: wall time of each step
+    seconds: (
+        Annotated[dict[str, float], like(dict[_NAME, Annotated[float, Field(ge=0, le=1e30)]])] | None
+    ) = None
 
-    def __post_init__(self) -> None:
-        self.hold_copies()
-        for name in self.metrics if isinstance(self.metrics, dict) else ():
-            metric(name)
-        check("", {name: getattr(self, name) for name in _CHECKED}, _SHAPE)
+    def _check(self) -> None:
         check_routing(self.routing)
-        self.check_key("cell")
         check_outcome(self.status, self.error)
 
 
-_CHECKED = (
-    *("suite", "cell", "code", "environment", "data", "audit_key", "audit", "flops_source"),
-    *("status", "metrics", "curve"),
+@dataclass(frozen=True, kw_only=True)
+class AuditRecord(Line):
+    """The audit of one scheme. The cells of all seeds and budgets refer to it by key."""
+
+    kind: ClassVar[str] = "audit"
+    subject: ClassVar[str] = "scheme"
+
+    #: what the findings depend on: router (name, options, hash of its code), model, shapes audited
+    #: (sequences, tokens), shape of a training step, versions of PyTorch and modbench, device type
+    scheme: Annotated[
+        dict[str, Any],
+        like(
+            closed(
+                router=closed(name=_LABEL, options=dict, code_sha256=str | None),
+                model=dict,
+                shapes=list_of[list_of[int]],
+                trained=list_of[int],
+                torch=str,
+                modbench=str,
+                device=str,
+            )
+        ),
+    ]
+    #: probe, name, verdict, figure, ranks (a failure prevents ranking)
+    audit: Annotated[list[dict[str, Any]], like(list_of[_FINDING])]
+
+
+_FLOPS = at_least(model=COUNT, executed=COUNT)
+_GPU = at_least(throttled=list[str]) | None
+_MACHINE = at_least(overloaded=bool)
+_ASKED: dict[str, Any] = {
+    "name": str,
+    "phase": Literal["forward", "train", "prefill", "decode"],
+    "sequences": POSITIVE,
+    "tokens": POSITIVE,
+    "past": COUNT,
+}
+_CASE = closed(
+    **_ASKED,
+    seconds=Annotated[list[SECONDS], Field(min_length=1)],
+    loops=POSITIVE,
+    flops=closed(nominal=_FLOPS, realised=_FLOPS, dispatched=_FLOPS),
+    joules=REAL | None,
+    gpu=_GPU,
 )
+_GEMM = at_least(dtype=str, component=str, rows=int, inner=int, columns=int, flops_per_second=SECONDS)
+_BYTES: Any = dict[str, Annotated[int, Field(ge=-(10**30), le=10**30)]]
+_MEMORY = TypeAdapter(closed(measured=_BYTES, predicted=_BYTES))
+_MEASURED: dict[str, TypeAdapter[Any]] = {
+    "time": TypeAdapter(
+        closed(
+            cases=list_of[_CASE],
+            balance=str,
+            compiled=bool,
+            machine=_MACHINE,
+            ran_out=optional[list_of[closed(**_ASKED, asked_bytes=COUNT | None, error=str)]],
+        )
+    ),
+    "ceiling": TypeAdapter(
+        closed(gemm=list_of[_GEMM], copy_bytes_per_second=SECONDS, machine=_MACHINE, gpu=_GPU)
+    ),
+    "training_memory": _MEMORY,
+    "inference_memory": _MEMORY,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimingRecord(Line):
+    """One process of `modbench time`.
+
+    A run is what one call started and later calls continued: each scheme in several processes, its
+    memory in one process each, and the machine's ceilings. Only records of one run are compared.
+    """
+
+    kind: ClassVar[str] = "timing"
+
+    run: Annotated[str, like(_LABEL)]
+    suite: Annotated[dict[str, Any], like(closed(name=_NAME, version=int))]  #: name, version
+    measurement: Measurement
+    #: router (null for a ceiling), model, train, time
+    cell: Annotated[
+        dict[str, Any],
+        like(
+            closed(
+                router=_ROUTER | None,
+                model=dict,
+                train=at_least(sequence=POSITIVE, batch=POSITIVE, precision=str),
+                time=dict,
+            )
+        ),
+    ]
+    repetition: int  #: from 1
+    #: at least cpu, gpu, threads, torch, dtype; no host, user or path
+    environment: Annotated[
+        dict[str, Any],
+        like(at_least(**ENVIRONMENT, dtype=str, variables=optional[dict[str, str]])),
+    ]
+    #: what the process measured; if not ok: {}, or the cases that could be timed
+    measured: dict[str, Any]
+    asked_bytes: Annotated[int, like(COUNT)] | None  #: size of the allocation that failed, if known
+    status: TimingStatus
+    error: str | None
+
+    def _check(self) -> None:
+        if (self.cell["router"] is None) != (self.measurement == "ceiling"):
+            raise UserError(
+                f"measurement is {self.measurement}; a ceiling has no router, every other one has"
+            )
+        if self.status == "ok" or (self.measured and self.measurement == "time"):
+            check("measured", self.measured, _MEASURED[self.measurement])
+            if self.measurement.endswith("memory"):
+                parts = set(self.measured["measured"])
+                if "peak" not in parts or parts != set(self.measured["predicted"]):
+                    raise UserError("measured and predicted differ in their parts, or lack the peak")
+        check_outcome(self.status, self.error)
+
+    @property
+    def job(self) -> tuple[str, str, int]:
+        """Its place in the run: measurement, key, repetition."""
+        return self.measurement, self.key, self.repetition
+
+
+AnyRecord = CellRecord | AuditRecord | TimingRecord
+_KINDS: dict[str, type[AnyRecord]] = {
+    kind.kind: kind for kind in (CellRecord, AuditRecord, TimingRecord)
+}
+
+
+def parse_line(line: str) -> dict[str, Any]:
+    """The fields of ``line``, ``kind`` included and ``digest`` checked. Those of lines written before
+    records had a digest are given their present names. The fields themselves are not checked.
+
+    Raises:
+        UserError: it is not a JSON object, nested too deeply, of an unknown schema or kind, or it was
+            changed after it was written.
+    """
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"it is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError("it is not a JSON object")
+    if _depth(value) > _DEEPEST:
+        raise UserError(f"it is nested more than {_DEEPEST} levels deep")
+    schema, digest = value.pop("schema", None), value.pop("digest", None)
+    if schema == SCHEMA:
+        if digest != sha256(line.replace(f'"digest":"{digest}"', '"digest":""', 1)):
+            raise UserError("its digest is of another line; it was changed after it was written")
+    else:
+        value = _renamed(value, schema, line)
+    if not isinstance(value.get("kind"), str) or value["kind"] not in _KINDS:
+        raise UserError(f"kind is {str(value.get('kind'))[:60]!r}; known: {', '.join(_KINDS)}")
+    return value
+
+
+def _renamed(value: dict[str, Any], schema: Any, line: str) -> dict[str, Any]:
+    """The fields of a line without a digest, in today's names."""
+    kind = value.get("kind", "cell")
+    measurement = kind in ("time", "ceiling", "training_memory", "inference_memory")
+    renamed = {"kind": "timing", "measurement": kind} if measurement else {"kind": kind}
+    kind = renamed["kind"]
+    if not isinstance(kind, str) or schema != _UNSIGNED.get(kind):
+        raise UserError(
+            f"schema is {str(schema)[:60]} and this modbench reads up to {SCHEMA}; use the modbench "
+            "version that wrote it"
+        )
+    if canonical_json(value | {"schema": schema}) != line:
+        raise UserError("it is not canonical JSON, so something other than modbench wrote it")
+    return value | renamed
+
+
+def _depth(value: Any) -> int:
+    """Levels of lists and objects in ``value``."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        inside = [item for one in level for item in (one.values() if isinstance(one, dict) else one)]
+        level = [item for item in inside if isinstance(item, dict | list)]
+    return depth
+
+
+def read_record(line: str) -> AnyRecord:
+    """The record of ``line``, of any kind and any schema so far.
+
+    Raises:
+        UserError: see `parse_line`, or a field is not as its class declares.
+    """
+    values = parse_line(line)
+    kind = _KINDS[values.pop("kind")]
+    names = kind.names()
+    wrong = {name for name in values.keys() ^ names if name in values or names[name]}
+    if wrong:
+        listed = ", ".join(repr(name)[1:-1][:60] for name in sorted(wrong)[:5])
+        raise UserError(f"it lacks a field or has an unknown one: {listed}")
+    return kind(**values)

@@ -12,38 +12,45 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from modbench.errors import UserError
-from modbench.report.shape import check, closed, list_of, optional
+from modbench.report.shape import COUNTS, POSITIVE, check, closed, list_of, optional
 
 RULES = ("causal", "topk")
 #: Largest number of bins of a histogram of scores or gates.
 WEIGHT_BINS = 40
 
-_Counts = list[Annotated[int, Field(ge=0)]]
-_WEIGHTS = closed(exponent=int, first=int, all=_Counts, selected=_Counts) | None
+_WEIGHTS = (
+    closed(
+        exponent=Annotated[int, Field(ge=-1000, le=1000)],
+        first=Annotated[int, Field(ge=-(2**63), lt=2**63)],
+        all=COUNTS,
+        selected=COUNTS,
+    )
+    | None
+)
 _RULE = closed(
     #: depth-routed layers: selected tokens by position bin, histogram of gates
-    depth=list_of[closed(layer=int, routed=_Counts, gates=_WEIGHTS)],
-    entered=_Counts,  #: tokens selected by none of these layers, by one, by two, ...
-    routed=_Counts,  #: per id, how often a layer selected it
+    depth=list_of[closed(layer=int, routed=COUNTS, gates=_WEIGHTS)],
+    entered=COUNTS,  #: tokens selected by none of these layers, by one, by two, ...
+    routed=COUNTS,  #: per id, how often a layer selected it
     experts=list_of[
         closed(
             layer=int,
-            load=_Counts,
+            load=COUNTS,
             scores=_WEIGHTS,
-            taken=optional[_Counts],  #: expert choice: tokens with any expert, by position bin
-            by_taken=optional[_Counts],  #: expert choice: tokens with no expert, one, two, ...
-            by_no_op=optional[_Counts],  #: tokens with no choice of a no-op expert, one, two, ...
+            taken=optional[COUNTS],  #: expert choice: tokens with any expert, by position bin
+            by_taken=optional[COUNTS],  #: expert choice: tokens with no expert, one, two, ...
+            by_no_op=optional[COUNTS],  #: tokens with no choice of a no-op expert, one, two, ...
         )
     ],
 )
 _ROUTING = TypeAdapter(
     closed(
-        windows=Annotated[int, Field(ge=1)],  #: windows of held-out text, each read without context
-        sequence=Annotated[int, Field(ge=1)],  #: tokens of each
-        edges=_Counts,  #: edges of the position bins, in tokens
-        ids=_Counts,  #: the most frequent token ids; empty without depth-routed layers
+        windows=POSITIVE,  #: windows of held-out text, each read without context
+        sequence=POSITIVE,  #: tokens of each
+        edges=COUNTS,  #: edges of the position bins, in tokens
+        ids=COUNTS,  #: the most frequent token ids; empty without depth-routed layers
         texts=list[str],  #: text of each id; empty: end of text
-        seen=_Counts,  #: occurrences of each id
+        seen=COUNTS,  #: occurrences of each id
         causal=_RULE,
         topk=_RULE,
     )
@@ -59,22 +66,42 @@ def check_routing(value: Any) -> None:
     if value == {}:
         return
     check("routing", value, _ROUTING)
-    bins, ids, tokens = len(value["edges"]) - 1, len(value["ids"]), value["windows"] * value["sequence"]
+    edges, ids, tokens = value["edges"], len(value["ids"]), value["windows"] * value["sequence"]
+    if len(edges) < 2 or edges != sorted({0, *edges, value["sequence"]}):
+        raise UserError("routing.edges must rise from 0 to the number of tokens of a window")
     _check_lengths("routing", ids, texts=value["texts"], seen=value["seen"])
     for name in RULES:
         where, rule = f"routing.{name}", value[name]
         _check_lengths(where, ids, routed=rule["routed"])
         _check_lengths(where, len(rule["depth"]) + 1, entered=rule["entered"])
-        if sum(rule["entered"]) != tokens:
-            raise UserError(f"{where}.entered adds up to {sum(rule['entered'])} of {tokens} tokens")
+        _check_sum(where, tokens, entered=rule["entered"])
         for index, layer in enumerate(rule["depth"]):
-            _check_lengths(f"{where}.depth[{index}]", bins, routed=layer["routed"])
+            at = f"{where}.depth[{index}]"
+            _check_lengths(at, len(edges) - 1, routed=layer["routed"])
+            if layer["gates"] is not None:
+                _check_lengths(at, len(layer["gates"]["all"]), selected=layer["gates"]["selected"])
+                if not any(layer["gates"]["all"]):
+                    raise UserError(f"{at}.gates counts no token")
+        for index, layer in enumerate(rule["experts"]):
+            at, asked = f"{where}.experts[{index}]", {"taken", "by_taken"} & layer.keys()
+            if len(asked) == 1:
+                raise UserError(f"{at} has {asked.pop()} alone; it must have both, or neither")
+            if asked:
+                _check_lengths(at, len(edges) - 1, taken=layer["taken"])
+            sums = {name: layer[name] for name in ("by_taken", "by_no_op") if name in layer}
+            _check_sum(at, tokens, **sums)
 
 
 def _check_lengths(where: str, length: int, **lists: list[Any]) -> None:
     for name, value in lists.items():
         if len(value) != length:
             raise UserError(f"{where}.{name} has {len(value)} entries; it must have {length}")
+
+
+def _check_sum(where: str, total: int, **lists: list[int]) -> None:
+    for name, value in lists.items():
+        if sum(value) != total:
+            raise UserError(f"{where}.{name} adds up to {sum(value)} of {total} tokens")
 
 
 def by_layer(

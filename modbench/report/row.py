@@ -3,16 +3,15 @@
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from scipy.special import stdtrit
 
-from modbench.report.audit_record import Audits
 from modbench.report.metrics import METRICS, metric
-from modbench.report.record import Record, canonical_json, cell_key
+from modbench.report.record import AuditRecord, CellRecord, canonical_json, cell_key
 from modbench.report.store import latest
 
 #: Probes that every run must pass to be ranked: causal, batch-invariant, decode parity, FLOPs.
@@ -51,9 +50,9 @@ class Timed:
 class Row:
     """The records of cells that differ in the seed only, one per seed, ordered by seed."""
 
-    records: tuple[Record, ...]
+    records: tuple[CellRecord, ...]
     label: str  #: name in tables and plots, unique in the suite
-    audits: Audits = field(default_factory=dict, repr=False)  #: of the suite, by key
+    audits: Mapping[str, AuditRecord] = field(default_factory=dict, repr=False)  #: of the suite, by key
 
     @cached_property
     def cell(self) -> dict[str, Any]:
@@ -66,7 +65,7 @@ class Row:
         return _row_hash(self.records[0])
 
     @cached_property
-    def ok(self) -> tuple[Record, ...]:
+    def ok(self) -> tuple[CellRecord, ...]:
         return tuple(record for record in self.records if record.status == "ok")
 
     @cached_property
@@ -118,7 +117,7 @@ class Row:
         """Audit probes of all runs."""
         return [probe for record in self.records for probe in self._probes_of(record)]
 
-    def _probes_of(self, record: Record) -> list[dict[str, Any]]:
+    def _probes_of(self, record: CellRecord) -> list[dict[str, Any]]:
         """Audit probes of the record's scheme, and those that its cell ran on the trained model."""
         audit = self.audits.get(record.audit_key or "")
         return [*(audit.audit if audit else ()), *record.audit]
@@ -211,14 +210,14 @@ def interval(values: Sequence[float]) -> Quality:
     return Quality(mean=mean, low=mean - half, high=mean + half)
 
 
-def rows_of(records: Iterable[Record], audits: Audits | None = None) -> list[Row]:
+def rows_of(records: Iterable[CellRecord], audits: Mapping[str, AuditRecord] | None = None) -> list[Row]:
     """Group records into rows ordered by label; a rerun replaces the earlier record. ``audits``: those
     that the records refer to, by key.
 
     Rows that share a label get their budget appended if all budgets differ, else the start of the
     cell's hash.
     """
-    by_cell: dict[str, list[Record]] = defaultdict(list)
+    by_cell: dict[str, list[CellRecord]] = defaultdict(list)
     for record in latest(records):
         by_cell[_row_hash(record)].append(record)
     by_label: dict[str, dict[str, str]] = defaultdict(dict)
@@ -235,11 +234,11 @@ def rows_of(records: Iterable[Record], audits: Audits | None = None) -> list[Row
     return sorted(rows, key=lambda row: (row.label, row.cell_hash))
 
 
-def _unseeded(record: Record) -> dict[str, Any]:
+def _unseeded(record: CellRecord) -> dict[str, Any]:
     return {name: part for name, part in record.cell.items() if name != "seed"}
 
 
-def _row_hash(record: Record) -> str:
+def _row_hash(record: CellRecord) -> str:
     # The cell names a text file by its path; the record has the hash of its contents.
     return cell_key({"cell": _unseeded(record), "corpus": record.data})
 

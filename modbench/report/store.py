@@ -1,28 +1,38 @@
-"""Storage of records: ``results/<suite>/records/<writer>.jsonl``, one shard per writer process;
-timings are in ``timings`` next to ``records``.
+"""Storage of records: ``results/<suite>/records/<writer>.jsonl``, one shard per writer process.
 
 Measured with eight writers under random SIGKILL: a shared file loses records even with a lock, one
 shard per writer loses none. Shards are append-only. Results depend on the set of lines only, not on
-shards, order or duplicates.
+shards, order or duplicates. Older timings are in ``timings`` next to ``records``.
 """
 
+import contextlib
+import fcntl
 import os
 import secrets
-from collections.abc import Callable, Iterable
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple
+
+import psutil
 
 from modbench.errors import UserError
-from modbench.report.audit_record import KIND, AuditRecord, by_key
-from modbench.report.line import Line, json_object
-from modbench.report.record import Record
+from modbench.report.record import (
+    AnyRecord,
+    AuditRecord,
+    CellRecord,
+    TimingRecord,
+    parse_line,
+    read_record,
+)
 
 RECORDS = "records"
-L = TypeVar("L", bound=Line)
+_FOLDERS = (RECORDS, "timings")
 
 
 class ShardWriter:
-    """Writer of a new shard in ``folder/under`` (``results/<suite>/records``); a context manager.
+    """Writer of a new shard in ``folder`` (``results/<suite>``); a context manager.
 
     The shard is opened at once, so that a read-only folder is found before training starts. Closing
     removes an empty shard.
@@ -31,16 +41,18 @@ class ShardWriter:
         UserError: the folder can't be created or written to.
     """
 
-    def __init__(self, folder: Path, under: str = RECORDS) -> None:
-        self.path = Path(folder) / under / f"{secrets.token_hex(8)}.jsonl"
+    def __init__(self, folder: Path) -> None:
+        self.path = Path(folder) / RECORDS / f"{secrets.token_hex(8)}.jsonl"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
             self._file = os.open(self.path, flags, 0o644)
         except OSError as error:
             raise UserError(_cannot_write(self.path.parent, error)) from error
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # see `remove_leftovers`
 
-    def append(self, record: Line) -> None:
+    def append(self, record: AnyRecord) -> None:
         """Write one line and fsync it.
 
         Raises:
@@ -48,7 +60,7 @@ class ShardWriter:
                 shard then is unchanged.
         """
         line = record.line()
-        type(record).from_line(line)
+        read_record(line)
         size = os.fstat(self._file).st_size
         rest = memoryview(f"{line}\n".encode())
         try:
@@ -90,53 +102,139 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def read_suite(folder: Path) -> tuple[list[Record], dict[str, AuditRecord]]:
-    """All records of cells under ``folder`` (``results/<suite>``), reruns included, without duplicate
-    lines, ordered by key and line; and the audits that they refer to, by key.
+@dataclass(frozen=True)
+class SuiteRecords:
+    """All records of a suite, reruns included, without duplicate lines."""
+
+    cells: list[CellRecord]  #: ordered by key, then line
+    audits: dict[str, AuditRecord]  #: by key; of several, the one finished last
+    timings: list[TimingRecord]  #: ordered by start
+    cut: list[str]  #: a sentence for each shard whose last line is cut off
+
+
+def read_suite(folder: Path) -> SuiteRecords:
+    """All records under ``folder`` (``results/<suite>``).
 
     An unterminated last line is skipped: its writer was killed, or is still writing.
 
     Raises:
         UserError: a line is not a valid record, or a shard can't be read; names file and line.
     """
-    lines = read_lines(Path(folder) / RECORDS, _record_of)
-    ordered = [lines[line] for line in sorted(lines, key=lambda line: (lines[line].key, line))]
-    audits = by_key(record for record in ordered if isinstance(record, AuditRecord))
-    return [record for record in ordered if isinstance(record, Record)], audits
+    lines: dict[str, AnyRecord] = {}
+    cut = []
+    for shard in _shards(Path(folder)):
+        for number, line in _lines(shard):
+            if number == 0:
+                cut.append(line)
+            elif line not in lines:
+                with _naming(shard, number):
+                    lines[line] = read_record(line)
+    records = [lines[line] for line in sorted(lines, key=lambda line: (lines[line].key, line))]
+    cells = [record for record in records if isinstance(record, CellRecord)]
+    audits = sorted(
+        (record for record in records if isinstance(record, AuditRecord)),
+        key=lambda audit: audit.finished_at,
+    )
+    timings = sorted(
+        (record for record in records if isinstance(record, TimingRecord)),
+        key=lambda timing: timing.started_at,
+    )
+    return SuiteRecords(cells, {audit.key: audit for audit in audits}, timings, cut)
 
 
-def _record_of(line: str) -> Record | AuditRecord:
-    value = json_object(line)
-    kind = AuditRecord if value.get("kind") == KIND else Record
-    return kind.from_object(value, line)
-
-
-def read_records(folder: Path) -> list[Record]:
+def read_records(folder: Path) -> list[CellRecord]:
     """The cells of `read_suite`."""
-    return read_suite(folder)[0]
+    return read_suite(folder).cells
 
 
-def read_audits(folder: Path) -> dict[str, AuditRecord]:
-    """The audits of `read_suite`."""
-    return read_suite(folder)[1]
+class Finished(NamedTuple):
+    """What a record says of the progress of its suite; parts that its kind lacks are None."""
+
+    kind: str
+    key: str
+    status: str | None
+    audit_key: str | None
+    run: str | None
+    measurement: str | None
+    repetition: int | None
 
 
-def recorded_suites(results: Path, under: Iterable[str]) -> list[str]:
-    """Names of the suites in ``results`` with a non-empty shard in one of their folders ``under``.
+def finished(folder: Path) -> list[Finished]:
+    """One entry per line under ``folder`` (``results/<suite>``). Digests are checked, fields are not:
+    this takes a tenth of the time of `read_suite`.
+
+    Raises:
+        UserError: see `read_suite`.
+    """
+    found = []
+    for shard in _shards(Path(folder)):
+        for number, line in _lines(shard):
+            if number:
+                with _naming(shard, number):
+                    value = parse_line(line)
+                    parts: list[Any] = [value.get(name) for name in Finished._fields]
+                    if not all(isinstance(part, str | int | None) for part in parts):
+                        raise UserError("a field is of another type")
+                    found.append(Finished(*parts))
+    return found
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove the empty shards and the temporary files that killed processes left in ``folder``
+    (``results/<suite>``), and return them. The caller holds the suite's lock."""
+    gone = [shard for shard in _shards(Path(folder)) if shard.stat().st_size == 0 and _is_free(shard)]
+    gone += [path for path in Path(folder).glob(".*.tmp") if not _is_written(path)]
+    for path in gone:
+        path.unlink(missing_ok=True)
+    return gone
+
+
+def _is_free(shard: Path) -> bool:
+    """Return True if no process has ``shard`` open for writing."""
+    with shard.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
+def temporary_path(path: Path) -> Path:
+    """A file next to ``path`` for this process to write, before it takes the place of ``path``."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _is_written(temporary: Path) -> bool:
+    """Return True if the process that writes ``temporary`` is alive."""
+    pid = temporary.name.split(".")[-2]
+    return pid.isdecimal() and psutil.pid_exists(int(pid))
+
+
+def recorded_suites(results: Path) -> list[str]:
+    """Names of the suites in ``results`` with a non-empty shard.
 
     Raises:
         UserError: a folder can't be read.
     """
-    found = set()
-    for suite in _inside(results):
-        for folder in under if suite.is_dir() else ():
-            if any(path.stat().st_size for path in _shards(suite / folder)):
-                found.add(suite.name)
-    return sorted(found)
+    suites = (path for path in _inside(results) if path.is_dir())
+    return [path.name for path in suites if any(shard.stat().st_size for shard in _shards(path))]
 
 
-def _shards(folder: Path) -> list[Path]:
-    return [path for path in _inside(folder) if path.suffix == ".jsonl"]
+def _shards(suite: Path) -> list[Path]:
+    """The shards of ``suite``.
+
+    Raises:
+        UserError: one is not a regular file; a FIFO would block its reader.
+    """
+    found = [path for name in _FOLDERS for path in _inside(suite / name) if path.suffix == ".jsonl"]
+    for path in found:
+        try:
+            regular = stat.S_ISREG(path.stat().st_mode)
+        except OSError as error:
+            raise UserError(_cannot_read(path, error)) from error
+        if not regular:
+            raise UserError(f"{path}: it is not a regular file; move it out of the results")
+    return found
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -149,51 +247,38 @@ def _inside(folder: Path) -> list[Path]:
         raise UserError(_cannot_read(folder, error)) from error
 
 
-def read_lines(shards: Path, parse: Callable[[str], L]) -> dict[str, L]:
-    """All shards in ``shards`` as {line: parsed line}; see `read_suite`."""
-    lines: dict[str, L] = {}
-    for path in _shards(shards):
-        lines.update(_read_shard(path, parse))
-    return lines
-
-
-def cut_lines(folder: Path, under: str) -> list[str]:
-    """A sentence for each shard in ``folder/under`` whose last line is cut off, which readers skip.
-
-    Raises:
-        UserError: a shard can't be read.
-    """
-    said = []
-    for path in _shards(Path(folder) / under):
-        _, _, rest = _content(path).rpartition(b"\n")
-        if rest:
-            said.append(
-                f"{path}: its last line is cut off (a killed process) and is skipped; running the suite "
-                "again repeats what is missing"
-            )
-    return said
-
-
-def _read_shard(path: Path, parse: Callable[[str], L]) -> Iterable[tuple[str, L]]:
-    content = _content(path)
-    # split, not splitlines: other line separators may stand inside a JSON string.
-    for number, raw in enumerate(content.split(b"\n")[:-1], start=1):
-        try:
-            line = raw.decode()
-            yield line, parse(line)
-        except (UserError, UnicodeDecodeError) as error:
-            reason = error if isinstance(error, UserError) else "it is not UTF-8"
-            raise UserError(
-                f"{path}, line {number}: no valid record: {reason}; restore the file, or remove that "
-                "line and run the suite again, which repeats only that cell"
-            ) from error
-
-
-def _content(shard: Path) -> bytes:
+def _lines(shard: Path) -> Iterator[tuple[int, str]]:
+    """The complete lines of ``shard`` with their numbers, from 1; number 0 has a sentence if the last
+    line is cut off."""
     try:
-        return shard.read_bytes()
+        content = shard.read_bytes()
     except OSError as error:
         raise UserError(_cannot_read(shard, error)) from error
+    # split, not splitlines: other line separators may stand inside a JSON string.
+    *lines, rest = content.split(b"\n")
+    for number, raw in enumerate(lines, start=1):
+        with _naming(shard, number):
+            line = raw.decode()
+        yield number, line
+    if rest:
+        yield (
+            0,
+            f"{shard}: its last line is cut off (a killed process) and is skipped; running the suite "
+            "again repeats what is missing",
+        )
+
+
+@contextlib.contextmanager
+def _naming(shard: Path, number: int) -> Iterator[None]:
+    """Name file and line in the error of a line that can't be read."""
+    try:
+        yield
+    except (UserError, UnicodeDecodeError) as error:
+        reason = error if isinstance(error, UserError) else "it is not UTF-8"
+        raise UserError(
+            f"{shard}, line {number}: no valid record: {reason}; restore the file, or remove that line "
+            "and run the suite again, which repeats only that cell"
+        ) from error
 
 
 def _cannot_read(where: Path, error: OSError) -> str:
@@ -201,13 +286,13 @@ def _cannot_read(where: Path, error: OSError) -> str:
     return f"{where}: can't be read ({reason}); make it readable, or move it out of the results"
 
 
-def latest(records: Iterable[Record]) -> list[Record]:
+def latest(records: Iterable[CellRecord]) -> list[CellRecord]:
     """One record per key, ordered by key.
 
     Of several records of one key (reruns): an ``ok`` one before any other, then the one finished last,
     then the greatest line. The choice does not depend on their order.
     """
-    best: dict[str, Record] = {}
+    best: dict[str, CellRecord] = {}
     for record in records:
         other = best.get(record.key)
         if other is None or _preference(record) > _preference(other):
@@ -215,5 +300,5 @@ def latest(records: Iterable[Record]) -> list[Record]:
     return [best[key] for key in sorted(best)]
 
 
-def _preference(record: Record) -> tuple[object, ...]:
-    return (record.status == "ok", record.finished_at, record.line())
+def _preference(record: CellRecord) -> tuple[Any, ...]:
+    return record.status == "ok", record.finished_at, record.line()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from modbench.report.markdown_table import escaped, made_by, table
+from modbench.report.timing import machine_in_words
 from modbench.report.timing_rows import CaseRow, MemoryRow, loaded
 from modbench.report.timing_table import Group, TimingTable
 
@@ -20,7 +21,7 @@ def timing_page(timings: TimingTable, others: int = 0) -> str:
     first = timings.timings[0]
     parts = [
         f"# Timings of suite {escaped(first.suite['name'])}, version {first.suite['version']}",
-        f"Run {escaped(first.run)}; machine: {escaped(first.machine)}.",
+        f"Run {escaped(first.run)}; machine: {escaped(machine_in_words(first.environment))}.",
     ]
     for title, group in zip(timings.titles, timings.groups, strict=True):
         if title:

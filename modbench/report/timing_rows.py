@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modbench.analysis.intervals import summary
-from modbench.report.timing import Timing
+from modbench.report.record import TimingRecord
 
 #: Shortest sample that pyperf accepts, in seconds.
 SHORTEST = 1e-3
@@ -104,12 +104,12 @@ def loaded(hit: int, processes: int) -> str:
     return f"the machine's load exceeded its cores in {hit} of {processes} processes"
 
 
-def case_rows(timings: Sequence[Timing], ceiling: Callable[[str], float | None]) -> list[CaseRow]:
+def case_rows(timings: Sequence[TimingRecord], ceiling: Callable[[str], float | None]) -> list[CaseRow]:
     """The cases of one scheme, from its processes."""
     if not timings:
         return []
     router = timings[0].cell["router"]
-    found: dict[str, list[tuple[Timing, dict[str, Any]]]] = {}
+    found: dict[str, list[tuple[TimingRecord, dict[str, Any]]]] = {}
     lacking: dict[str, list[dict[str, Any]]] = {}
     for timing in timings:
         for case in timing.measured.get("cases", []):
@@ -142,14 +142,14 @@ def case_rows(timings: Sequence[Timing], ceiling: Callable[[str], float | None])
     return rows
 
 
-def _outgrown(timing: Timing) -> bool:
+def _outgrown(timing: TimingRecord) -> bool:
     """True if it lists the cases that ran out of memory and timed all others."""
     return "ran_out" in timing.measured
 
 
 def _case_row(
     router: dict[str, Any],
-    measured: list[tuple[Timing, dict[str, Any]]],
+    measured: list[tuple[TimingRecord, dict[str, Any]]],
     processes: int,
     ran_out: int,
     ceiling: Callable[[str], float | None],
@@ -202,7 +202,7 @@ def _case_row(
     )
 
 
-def _flags(measured: list[tuple[Timing, dict[str, Any]]], all_of_them: int, ran_out: int) -> str:
+def _flags(measured: list[tuple[TimingRecord, dict[str, Any]]], all_of_them: int, ran_out: int) -> str:
     """Remarks on the processes; ``ran_out`` of them ran out of memory."""
     processes = len(measured)
     overloaded = sum(timing.measured["machine"]["overloaded"] for timing, _ in measured)
@@ -223,7 +223,7 @@ def _flags(measured: list[tuple[Timing, dict[str, Any]]], all_of_them: int, ran_
     return "; ".join(texts)
 
 
-def _unlike(valid: list[tuple[Timing, dict[str, Any]]]) -> str:
+def _unlike(valid: list[tuple[TimingRecord, dict[str, Any]]]) -> str:
     """Differences between processes whose samples are pooled."""
     texts = []
     compiled = sum(timing.measured["compiled"] for timing, _ in valid)
@@ -254,10 +254,10 @@ def held_against(row: CaseRow, dense: CaseRow | None) -> CaseRow:
     )
 
 
-def memory_rows(timing: Timing) -> list[MemoryRow]:
+def memory_rows(timing: TimingRecord) -> list[MemoryRow]:
     router = timing.cell["router"]
     known = {"label": router["label"], "router": router["name"], "status": timing.status}
-    known["phase"] = MEMORY[timing.kind]
+    known["phase"] = MEMORY[timing.measurement]
     if timing.status != "ok":
         asked, error = timing.asked_bytes, timing.error or ""
         return [MemoryRow(**known, part="peak", asked_bytes=asked, error=error)]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from modbench.report.line import canonical_json, cell_key
-from modbench.report.timing import Timing, refuse_other_environments, refuse_other_versions
+from modbench.report.record import TimingRecord, canonical_json, cell_key
+from modbench.report.timing import refuse_other_environments, refuse_other_versions
 from modbench.report.timing_rows import (
     MEMORY,
     CaseRow,
@@ -25,7 +25,7 @@ class Group:
     """Schemes of one size, compared to each other."""
 
     shape: dict[str, Any]  #: model, train, time
-    timings: tuple[Timing, ...]
+    timings: tuple[TimingRecord, ...]
 
     @cached_property
     def name(self) -> str:
@@ -34,8 +34,8 @@ class Group:
         return ends.pop() if len(ends) == 1 else ""
 
     @cached_property
-    def _by_label(self) -> dict[str, list[Timing]]:
-        found: dict[str, list[Timing]] = {}
+    def _by_label(self) -> dict[str, list[TimingRecord]]:
+        found: dict[str, list[TimingRecord]] = {}
         for timing in self.timings:
             router = timing.cell["router"]
             if router is not None:
@@ -43,17 +43,19 @@ class Group:
         return dict(sorted(found.items()))
 
     @cached_property
-    def failed_ceilings(self) -> list[Timing]:
-        return [t for t in self.timings if t.kind == "ceiling" and t.status != "ok"]
+    def failed_ceilings(self) -> list[TimingRecord]:
+        return [t for t in self.timings if t.measurement == "ceiling" and t.status != "ok"]
 
     @cached_property
-    def throttled_ceilings(self) -> list[Timing]:
-        return [t for t in self.timings if t.kind == "ceiling" and throttled(t.measured.get("gpu"))]
+    def throttled_ceilings(self) -> list[TimingRecord]:
+        return [
+            t for t in self.timings if t.measurement == "ceiling" and throttled(t.measured.get("gpu"))
+        ]
 
     @cached_property
-    def usable_ceilings(self) -> list[Timing]:
+    def usable_ceilings(self) -> list[TimingRecord]:
         unusable = [*self.failed_ceilings, *self.throttled_ceilings]
-        return [t for t in self.timings if t.kind == "ceiling" and t not in unusable]
+        return [t for t in self.timings if t.measurement == "ceiling" and t not in unusable]
 
     @cached_property
     def ceilings(self) -> dict[tuple[str, str], dict[str, Any]]:
@@ -77,7 +79,7 @@ class Group:
         """Rows by label; cases in the order of timing."""
         rows: list[CaseRow] = []
         for timings in self._by_label.values():
-            rows += case_rows([t for t in timings if t.kind == "time"], self.ceiling)
+            rows += case_rows([t for t in timings if t.measurement == "time"], self.ceiling)
         dense = self._dense(rows)
         return tuple(held_against(row, dense.get(row.case)) for row in rows)
 
@@ -94,7 +96,7 @@ class Group:
             row
             for timings in self._by_label.values()
             for timing in timings
-            if timing.kind in MEMORY
+            if timing.measurement in MEMORY
             for row in memory_rows(timing)
         )
 
@@ -104,10 +106,10 @@ class TimingTable:
     """All timings of one run."""
 
     groups: tuple[Group, ...]
-    timings: tuple[Timing, ...]
+    timings: tuple[TimingRecord, ...]
 
     @classmethod
-    def of(cls, timings: Iterable[Timing]) -> "TimingTable":
+    def of(cls, timings: Iterable[TimingRecord]) -> "TimingTable":
         """
         Raises:
             UserError: machines or settings differ, or two schemes share a label.
@@ -115,7 +117,7 @@ class TimingTable:
         timings = tuple(timings)
         refuse_other_environments(timings)
         refuse_other_versions(timings)
-        groups: dict[str, list[Timing]] = {}
+        groups: dict[str, list[TimingRecord]] = {}
         for timing in timings:
             groups.setdefault(cell_key({**timing.cell, "router": None}), []).append(timing)
         ordered = sorted(groups.values(), key=lambda group: canonical_json(group[0].cell["model"]))

@@ -1,87 +1,185 @@
-"""One cell: audit its scheme unless that is stored, train, measure, append the record.
+"""One cell: its steps in order, then its record.
 
 A cell that was killed or stopped resumes from its checkpoint: it loses at most the training since then,
 or the measurements of a trained model, which are taken again.
 """
 
-from collections.abc import Callable
-from contextlib import closing
+import math
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from modbench.data.token_data import DataConfig, load
+from modbench.data.token_data import DataConfig, TokenData, load
+from modbench.measure.benchmark_target import BenchmarkTarget
+from modbench.measure.config import MeasureConfig
 from modbench.measure.environment import environment
-from modbench.measure.machine_lock import MachineLock
-from modbench.measure.memory import KilledError
-from modbench.report.record import Record, Status
+from modbench.measure.loss import heldout_windows
+from modbench.measure.matmul_rate import matmul_rate
+from modbench.model.config import ModelConfig
+from modbench.report.record import Status
 from modbench.report.store import ShardWriter
-from modbench.routing.registry import check_source, load_plugin
+from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.registry import build_router, check_source, load_plugin
 from modbench.sweep.cell_record import cell_record
-from modbench.sweep.cell_steps import CellSteps, Measured
-from modbench.sweep.crash import KILLED
+from modbench.sweep.lock import cell_lock
 from modbench.sweep.stage import Say, Stage
+from modbench.sweep.steps import step
 from modbench.sweep.stop_signals import stop_signals
+from modbench.sweep.track import TrackConfig, open_trackers
+from modbench.train.config import TrainConfig
 from modbench.train.loop import DivergedError
 from modbench.train.numerics import device, make_deterministic, precision
 from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
 
 
-def run_cell(spec: dict[str, Any], say: Say) -> Record:
-    """Run the cell of ``spec`` (suite, cell, plugins, results, folder, threads), append its record and
-    return it. ``say`` receives events of phases and steps.
+class CellRun:
+    """A cell while it runs: what its steps need, and what they have found.
+
+    ``spec``: suite, cell, plugins, results, folder, threads. A cell that fails keeps what it has found.
+    """
+
+    def __init__(self, spec: dict[str, Any], data: TokenData, stage: Stage, shard: ShardWriter) -> None:
+        self.spec, self.data, self.stage, self.shard = spec, data, stage, shard
+        self.cell: dict[str, Any] = spec["cell"]
+        self.results, self.folder = Path(spec["results"]), Path(spec["folder"])
+        self.title = f"{spec['suite']['name']}/{self.cell['router']['label']}"
+        self.train = TrainConfig(**self.cell["train"])
+        self.measure = MeasureConfig(**self.cell["measure"])
+        self.router = build_router(self.cell["router"]["name"], self.cell["router"]["options"])
+        self.device = device()
+        self.dtype = precision(self.train.precision, self.device)
+        self.trackers = open_trackers(
+            TrackConfig(**spec.get("track", {})),
+            suite=spec["suite"]["name"],
+            cell=self.cell,
+            key=self.folder.name,
+            folder=self.folder,
+        )
+        self.decodes = False  #: the audit has found that decoding equals the full forward pass
+        self.audit_key: str | None = None
+        self.audit: list[dict[str, Any]] = []
+        self.flops_source: str | None = None
+        self.metrics: dict[str, Any] = {}
+        self.curve: list[dict[str, Any]] = []
+        self.routing: dict[str, Any] = {}
+
+    def fresh_model(self) -> RoutedDecoder:
+        """The cell's model before training."""
+        config = ModelConfig(**self.cell["model"])
+        return build_model(config, self.router, self.cell["seed"]).to(self.device)
+
+    def windows(self, tokens: int) -> np.ndarray:
+        """Held-out windows (W, T + 1) of about ``tokens`` tokens."""
+        return heldout_windows(self.data.heldout_N, sequence=self.train.sequence, tokens=tokens)
+
+    def target(self) -> BenchmarkTarget:
+        """The cell as a target of `modbench time`, in the numerics of its training."""
+        time = {
+            "samples": self.measure.timing_repeats,
+            "compile": self.train.compile,
+            "deterministic": True,
+        }
+        return BenchmarkTarget.of({**self.cell, "time": time})
+
+    def say(self, event: dict[str, Any]) -> None:
+        """Send an event to the parent and to the trackers."""
+        self.stage.say(event)
+        self.trackers.event(event)
+
+    def found(self) -> dict[str, Any]:
+        """What the steps found, as fields of the record."""
+        names = ("audit_key", "audit", "flops_source", "metrics", "curve", "routing")
+        return {name: getattr(self, name) for name in names} | {"seconds": self.stage.end()}
+
+
+def run_cell(spec: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Run the cell of ``spec`` and append its record; return its status, error and seconds by step.
+    ``say`` receives events of steps.
 
     Raises:
-        UserError: a plugin, router or corpus differs from what the cell states, or a folder can't be
-            written.
+        UserError: a plugin, router or corpus differs from what the cell states, a folder can't be
+            written, or another process runs this cell.
         StoppedError: a stop signal arrived; the state is saved.
     """
     stops: list[int] = []
-    with stop_signals(stops.append):
+    with stop_signals(stops.append), cell_lock(Path(spec["folder"])):
         return _run(spec, say, lambda: bool(stops))
 
 
-def _run(spec: dict[str, Any], say: Say, stop: Callable[[], bool]) -> Record:
+def _run(spec: dict[str, Any], say: Say, stop: Callable[[], bool]) -> dict[str, Any]:
     started = datetime.now(UTC)
-    torch.set_num_threads(spec["threads"])
+    stage = Stage(say, stop)
+    prepare_process(spec)
     make_deterministic()
-    for plugin in spec["plugins"]:
-        load_plugin(plugin)
-    check_source(spec["cell"]["router"])
-    Path(spec["folder"]).mkdir(parents=True, exist_ok=True)
-    data, measured = load(DataConfig(**spec["cell"]["data"])), Measured()
-    with ShardWriter(Path(spec["results"])) as shard, closing(MachineLock()) as lock:
-        # A paused process would keep its memory on a GPU, where a timing could run out of it.
-        stage = Stage(say, stop, lock, pauses=device().type == "cpu")
-        status, error = _outcome(CellSteps(spec, data, measured, stage, shard), lock)
+    data = load(DataConfig(**spec["cell"]["data"]))
+    with ShardWriter(Path(spec["results"])) as shard:
+        run = CellRun(spec, data, stage, shard)
+        status, error = _outcome(run)
         record = cell_record(
-            spec["cell"],
+            run.cell,
             suite=spec["suite"],
             data=data.summary(),
-            environment=environment(precision(spec["cell"]["train"]["precision"], device())),
+            environment=environment(run.dtype),
             status=status,
             error=error,
             started=started,
-            **vars(measured),
+            **run.found(),
         )
         shard.append(record)
-    (Path(spec["folder"]) / "checkpoint.pt").unlink(missing_ok=True)
-    return record
+    (run.folder / "checkpoint.pt").unlink(missing_ok=True)
+    return {"status": status, "error": error, "seconds": record.seconds}
 
 
-def _outcome(steps: CellSteps, lock: MachineLock) -> tuple[Status, str | None]:
-    """Run ``steps``; return the record's status and error. Divergence and lack of memory are results."""
+def prepare_process(spec: Mapping[str, Any]) -> None:
+    """Set the threads of this process and load the plugins of ``spec``.
+
+    Raises:
+        UserError: a plugin raises, or has changed since the run began.
+    """
+    torch.set_num_threads(spec["threads"])
+    for plugin in spec["plugins"]:
+        load_plugin(plugin)
+    if spec["cell"]["router"] is not None:
+        check_source(spec["cell"]["router"])
+
+
+def _outcome(run: CellRun) -> tuple[Status, str | None]:
+    """Run the steps; return the record's status and error. Divergence and lack of memory are results."""
     try:
-        steps.run(lock)
+        _take_steps(run)
     except DivergedError as reason:
         return "diverged", str(reason)
-    except KilledError as reason:
-        return "oom", f"{reason}: {KILLED}"
     except Exception as reason:
         failed = failed_allocation(reason)
         if failed is None:
             raise
         return "oom", out_of_memory_sentence(failed)
     return "ok", None
+
+
+def _take_steps(run: CellRun) -> None:
+    try:
+        model = run.fresh_model()
+        run.say({"event": "machine", "flops_per_second": matmul_rate(run.dtype, run.device)})
+        for name in run.measure.steps:
+            run.stage.begin(name)
+            metrics = step(name)(model, run)
+            run.metrics |= _finite(metrics)
+            run.say({"event": "metrics", "metrics": metrics})
+    finally:
+        run.trackers.close()
+
+
+def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
+    """
+    Raises:
+        DivergedError: a metric is not finite.
+    """
+    for name, value in metrics.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise DivergedError(f"{name} of the trained model is {value}")
+    return metrics

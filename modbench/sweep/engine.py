@@ -1,38 +1,47 @@
-"""Runs cells, one process each, on this machine. It keeps no state: what is left to do is the cells
+"""Runs jobs, one worker process each, on this machine. It keeps no state: what is left to do is the jobs
 minus the records."""
 
-import os
 import queue
-import sys
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from modbench.report.record import Record, cell_key
-from modbench.report.store import ShardWriter, read_records, read_suite
-from modbench.sweep.cell_record import cell_record
-from modbench.sweep.cells import Cell, plugins_of, title
-from modbench.sweep.lock import wait_for_orphans
-from modbench.sweep.process import CellProcess, Events
-from modbench.sweep.progress import Progress
+from modbench.report.record import CellRecord, TimingRecord
+from modbench.report.store import Finished, ShardWriter, finished
+from modbench.sweep.progress import Progress, summary_line
 from modbench.sweep.stop_signals import stop_signals
+from modbench.sweep.worker import COMMAND, Worker
 
-#: Statuses of a cell that is done; a failed cell is run again.
-DONE = frozenset({"ok", "diverged", "oom"})
 _POLL_SECONDS = 0.2
 
 
+#: Kind of record, key, and of a timing run, measurement and repetition.
+Identity = tuple[str, str, str | None, str | None, int | None]
+
+
 class InterruptedRunError(Exception):
-    """The user stopped the run. Finished cells are recorded, the others stored a checkpoint."""
+    """The user stopped the run. Finished jobs are recorded, the others stored a checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """One worker process: its specification, and how its end is recorded if the worker can't."""
+
+    identity: Identity  #: see `identity_of`
+    title: str
+    spec: dict[str, Any]
+    log: Path
+    #: (status, error, start) -> the record of a worker that wrote none
+    crash_record: Callable[[str, str, datetime], CellRecord | TimingRecord] = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A cell that ended with status ``failed`` or ``oom``. ``refused``: for a user's mistake."""
+    """A job that ended with status ``failed`` or ``oom``. ``refused``: for a plugin's mistake."""
 
     title: str
     status: str
@@ -41,169 +50,122 @@ class Failure:
     refused: bool
 
 
-def cell_command(spec: Path) -> list[str]:
-    """The command that runs one cell."""
-    return [sys.executable, "-m", "modbench", "cell", str(spec)]
-
-
-def cells_left(cells: Sequence[Cell], folder: Path) -> list[Cell]:
-    """The cells without a record in ``folder`` (results/<suite>) whose status is done and whose audit is
-    stored.
-
-    Raises:
-        UserError: a record line is corrupt.
-    """
-    records, audits = read_suite(folder)
-    done = {
-        record.key for record in records if record.status in DONE and record.audit_key in (None, *audits)
-    }
-    return [cell for cell in cells if cell_key(cell) not in done]
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Engine:
-    """One subprocess per cell, ``workers`` at a time, each with ``threads`` threads."""
+    """Runs ``workers`` jobs at a time and reports to ``progress``. ``timeout``: seconds without progress
+    after which a worker is ended."""
 
     folder: Path  #: results/<suite>
-    suite: dict[str, Any]  #: for records: name, version
-    data: dict[str, Any]  #: for records: sha256, train_tokens, heldout_tokens
+    progress: Progress
     workers: int = 1
-    threads: int = 1
-    command: Callable[[Path], list[str]] = cell_command
-    stop_seconds: float = 20.0  #: time for a cell to store its checkpoint when asked to stop
+    timeout: float = 1800.0
+    command: Sequence[str] = COMMAND
+    stop_seconds: float = 20.0  #: time for a worker to store its checkpoint when asked to stop
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  #: by step
 
-    def run(self, cells: Sequence[Cell], progress: Progress) -> list[Failure]:
-        """Run the cells that are left; the caller holds the suite's lock. Returns the failures.
+    def run(self, jobs: Sequence[Job]) -> list[Failure]:
+        """Run ``jobs``; the caller holds the suite's lock. Returns the failures.
 
         Raises:
             InterruptedRunError: SIGINT, SIGTERM or SIGHUP arrived.
             UserError: the folder can't be written, or a record line is corrupt.
         """
-        wait_for_orphans([self._cell_folder(cell_key(cell)) for cell in cells], progress.note)
-        todo = deque(cells_left(cells, self.folder))
-        progress.begin(str(self.suite["name"]), total=len(cells), done=len(cells) - len(todo))
+        todo, begun = deque(jobs), time.monotonic()
         failures: list[Failure] = []
-        running: dict[str, CellProcess] = {}
-        events: Events = queue.SimpleQueue()
-        alive, parent_end = os.pipe()
+        running: dict[Job, tuple[Worker, int]] = {}  # with the number of its records at the start
+        events: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         stop: list[int] = []
         with stop_signals(stop.append):
             try:
                 while (todo or running) and not stop:
                     while todo and len(running) < self.workers:
-                        cell = todo.popleft()
-                        key = cell_key(cell)
-                        running[key] = self._start(key, cell, title(cell, cells), events, alive)
-                        progress.started(key, running[key].title)
-                    _pass_on(events, progress)
-                    for key in [key for key, process in running.items() if process.ended()]:
-                        failure = self._settle(key, running.pop(key), progress)
-                        failures += [failure] if failure else []
+                        job = todo.popleft()
+                        running[job] = self._start(job, events)
+                    self._pass_on(events)
+                    for job in [job for job, (worker, _) in running.items() if self._is_over(worker)]:
+                        failures += self._settle(job, *running.pop(job))
             finally:
-                self._stop(running, events, progress, stop)
-                os.close(alive)
-                os.close(parent_end)
+                self._stop([worker for worker, _ in running.values()], events, stop)
         if stop and (todo or running):
             raise InterruptedRunError
+        wall = time.monotonic() - begun
+        self.progress.note(summary_line(f"{len(jobs)} {self.progress.unit}", self.seconds, wall))
         return failures
 
-    def _cell_folder(self, key: str) -> Path:
-        return self.folder / "cells" / key
+    def _start(self, job: Job, events: Any) -> tuple[Worker, int]:
+        key = str(job.identity)
+        self.progress.started(key, job.title)
 
-    def _start(self, key: str, cell: Cell, name: str, events: Events, alive: int) -> CellProcess:
-        spec = {
-            "suite": self.suite,
-            "cell": cell,
-            "plugins": plugins_of(cell),
-            "results": str(self.folder.resolve()),
-            "folder": str(self._cell_folder(key).resolve()),
-            "threads": self.threads,
-        }
-        return CellProcess(
-            key,
-            name,
-            spec,
-            command=self.command,
-            events=events,
-            alive=alive,
-            before=self._records(key),
-        )
+        def hear(event: dict[str, Any]) -> None:
+            events.put((key, event))
 
-    def _records(self, key: str) -> list[Record]:
-        return [record for record in read_records(self.folder) if record.key == key]
+        before = len(self._stored(job))
+        return Worker(job.spec, log=job.log, hear=hear, command=self.command), before
 
-    def _settle(self, key: str, process: CellProcess, progress: Progress) -> Failure | None:
-        """Make sure that a cell whose process has ended has a record, and report its status."""
-        process.close()
-        finished = datetime.now(UTC)
-        fresh = [record for record in self._records(key) if record not in process.before]
-        if fresh:
-            record = max(fresh, key=lambda record: record.finished_at)
-        else:
-            record = self._record_crash(process)
-        error = record.error or ""
-        progress.ended(key, record.status, (finished - process.started).total_seconds(), error)
-        if record.status not in ("failed", "oom"):
-            return None
-        return Failure(
-            title=process.title,
-            status=record.status,
-            error=error,
-            log=process.log,
-            refused=process.refused(),
-        )
+    def _is_over(self, worker: Worker) -> bool:
+        return worker.ended() or time.monotonic() - worker.heard > self.timeout
 
-    def _record_crash(self, process: CellProcess) -> Record:
-        """Append the record of a cell whose process wrote none."""
-        import torch
+    def _stored(self, job: Job) -> list[str | None]:
+        """Statuses of the records of ``job``."""
+        return [line.status for line in finished(self.folder) if identity_of(line) == job.identity]
 
-        from modbench.measure.environment import environment
+    def _settle(self, job: Job, worker: Worker, before: int) -> list[Failure]:
+        """Make sure that a job whose worker has ended has a record, and report its status."""
+        late = not worker.ended()
+        worker.close()
+        wall = (datetime.now(UTC) - worker.started).total_seconds()
+        status, error, refused = self._outcome(job, worker, before, late)
+        by_step = (worker.result or {}).get("seconds") or {}
+        for name, seconds in by_step.items():
+            self.seconds[name] += seconds
+        self.seconds["other"] += max(0.0, wall - sum(by_step.values()))
+        self.progress.ended(str(job.identity), status, wall, error)
+        if status not in ("failed", "oom"):
+            return []
+        return [Failure(title=job.title, status=status, error=error, log=job.log, refused=refused)]
 
-        machine = environment(torch.float32)
-        record = cell_record(
-            process.cell,
-            suite=self.suite,
-            data=self.data,
-            # The other entries describe this process, not the one that crashed.
-            environment={name: machine[name] for name in ("cpu", "gpu", "torch")}
-            | {"threads": self.threads},
-            status="oom" if process.out_of_memory() else "failed",
-            error=process.error(),
-            started=process.started,
-        )
-        with ShardWriter(self.folder) as writer:
-            writer.append(record)
-        return record
+    def _outcome(self, job: Job, worker: Worker, before: int, late: bool) -> tuple[str, str, bool]:
+        """Status and error of a worker that has ended, and whether a plugin's mistake ended it."""
+        if worker.result is not None:
+            return worker.result["status"], worker.result["error"] or "", False
+        if len(stored := self._stored(job)) > before:  # killed between record and result
+            return stored[-1] or "ok", "", False
+        status, error = "failed", worker.error()
+        if late:
+            error = f"no progress for {self.timeout:.0f} s in step {worker.phase}; its process was ended"
+        elif worker.out_of_memory():
+            status = "oom"
+        with ShardWriter(self.folder) as shard:
+            shard.append(job.crash_record(status, error, worker.started))
+        return status, error, worker.code == 2
 
-    def _stop(
-        self,
-        running: Mapping[str, CellProcess],
-        events: Events,
-        progress: Progress,
-        stop: Sequence[int],
-    ) -> None:
-        """Ask the running cells to store their checkpoints and end; kill those that don't in time, or
+    def _stop(self, running: Sequence[Worker], events: Any, stop: Sequence[int]) -> None:
+        """Ask the running workers to store their checkpoints and end; kill those that don't in time, or
         all of them at a second signal."""
         if not running:
             return
-        progress.note(f"stopping: waiting up to {self.stop_seconds:.0f} s for checkpoints")
-        for process in running.values():
-            process.ask_to_stop()
+        self.progress.note(f"stopping: waiting up to {self.stop_seconds:.0f} s for checkpoints")
+        for worker in running:
+            worker.ask_to_stop()
         deadline = time.monotonic() + self.stop_seconds
-        while not all(process.ended() for process in running.values()):
+        while not all(worker.ended() for worker in running):
             if time.monotonic() > deadline or len(stop) > 1:
                 break
-            _pass_on(events, progress)
-        for process in running.values():
-            process.close()
+            self._pass_on(events)
+        for worker in running:
+            worker.close()
+
+    def _pass_on(self, events: Any) -> None:
+        """Show the events that have arrived; wait a moment if there are none."""
+        try:
+            key, event = events.get(timeout=_POLL_SECONDS)
+            while True:
+                self.progress.event(key, event)
+                key, event = events.get_nowait()
+        except queue.Empty:
+            return
 
 
-def _pass_on(events: Events, progress: Progress) -> None:
-    """Show the events that have arrived; wait a moment if there are none."""
-    try:
-        key, event = events.get(timeout=_POLL_SECONDS)
-        while True:
-            progress.event(key, event)
-            key, event = events.get_nowait()
-    except queue.Empty:
-        return
+def identity_of(line: Finished) -> Identity:
+    """The identity of the job whose record ``line`` is."""
+    return line.kind, line.key, line.run, line.measurement, line.repetition

@@ -1,39 +1,161 @@
-"""Progress of a run: live bars on a terminal, lines elsewhere."""
+"""Progress of a run: a live table on a terminal, plain lines elsewhere, and the summary at its end."""
 
+import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
-from rich.progress import Progress as Bars
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
-#: Fraction of a cell's time that training takes, for the estimate of the time left.
+#: Fraction of a cell's time that training takes, for the estimate of the suite's time left.
 _TRAINING_FRACTION = 0.9
 _LINE_SECONDS = 10.0
+#: Rates are means over this many events, which come at most twice a second.
+_WINDOW = 40
+_COLUMNS = ("step", "loss", "FLOPs", "tokens/s", "util.", "left")
 
 
 @dataclass
 class _Cell:
     title: str
-    task: TaskID
     phase: str = "starting"
-    loss: str = ""
+    figures: dict[str, str] = field(default_factory=lambda: {"step": "starting"})  #: by column
+    peak: float | None = None  #: FLOP/s of a matmul on its machine
     fraction: float = 0.0  #: estimated fraction done
+    resumed_at: float | None = None  #: ``fraction`` before the first step of this run
+    window: deque[tuple[float, int, int, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     told: float | None = None  #: time of its last line
 
-    def update(self, event: dict[str, Any]) -> str:
-        """Return the state after ``event``."""
-        self.phase = event.get("phase", self.phase)
-        words = [self.phase]
-        if "steps" in event:
-            self.fraction = _TRAINING_FRACTION * event["step"] / event["steps"]
-            words.append(f"step {event['step']} of {event['steps']}")
-        if "loss" in event:
-            self.loss = f"loss {event['loss']:.3f}"
-        return ", ".join([*words, self.loss] if self.loss else words)
+    def update(self, event: Mapping[str, Any], now: float) -> None:
+        figures = dict(self.figures)  # replaced at the end: another thread draws the table
+        if event.get("phase", self.phase) != self.phase:
+            self.phase = figures["step"] = event["phase"]
+            self.window.clear()
+            figures |= dict.fromkeys(("tokens/s", "util.", "left"), "")
+        if event.get("event") == "machine":
+            self.peak = event["flops_per_second"]
+        elif event.get("event") == "step":
+            step, steps = event["step"], event["steps"]
+            figures["step"] = f"{self.phase} {step}/{steps}"
+            if self.resumed_at is None:
+                self.resumed_at = _TRAINING_FRACTION * (step - 1) / steps
+            self.fraction = max(self.fraction, _TRAINING_FRACTION * step / steps)
+            if "loss" in event:
+                figures["loss"] = f"{event['loss']:.3f}"
+            if "budget" in event:
+                budget, unit = _scaled(event["budget"])
+                spent = event["flops"] / event["budget"]
+                figures["FLOPs"] = f"{spent * budget:.3g}/{budget:.3g} {unit}FLOP ({_percent(spent)})"
+            self.window.append((now, step, event.get("flops", 0), event.get("tokens", 0)))
+            figures |= self._rates(steps)
+        self.figures = figures
+
+    def _rates(self, total_steps: int) -> dict[str, str]:
+        (since, *before), (now, *after) = self.window[0], self.window[-1]
+        if now <= since:  # one step, or several at once
+            return {}
+        steps, flops, tokens = ((b - a) / (now - since) for a, b in zip(before, after, strict=True))
+        return {
+            "tokens/s": "{:.3g}{}".format(*_scaled(tokens)) if tokens else "",
+            "util.": _percent(flops / self.peak) if flops and self.peak else "",
+            "left": clock((total_steps - after[0]) / steps) if steps else "",
+        }
+
+
+class Progress:
+    """Shows what the engine reports. On a terminal: a table with a row per running cell, and a line for
+    the suite. Elsewhere: a line per phase, and one in ten seconds of training. Cells are named by their
+    keys."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._running: dict[str, _Cell] = {}
+        self._suite, self._total, self._done, self.unit = "", 0, 0, "cells"
+        self._done_before, self._since = 0.0, time.monotonic()
+        self.live = Live(get_renderable=self._table, console=console, transient=True)
+
+    def begin(self, suite: str, *, total: int, done: int, unit: str = "cells") -> None:
+        """Begin with ``done`` of ``total`` cells done before."""
+        self._suite, self._total, self._done, self.unit = suite, total, done, unit
+        self._done_before = float(done)  # fractions of resumed cells are added
+        self._since = time.monotonic()
+        self._line(f"{suite}: {self._state()}")
+
+    def started(self, key: str, title: str) -> None:
+        self._running[key] = _Cell(title)
+        self._line(f"{title}: started")
+
+    def event(self, key: str, event: Mapping[str, Any]) -> None:
+        """Show an event of the cell's worker: a phase, a step or the machine's matmul rate. Others are
+        ignored."""
+        cell = self._running.get(key)
+        if cell is None:  # it arrived after the cell's end
+            return
+        phase, resumed_at, now = cell.phase, cell.resumed_at, time.monotonic()
+        cell.update(event, now)
+        if resumed_at is None:
+            self._done_before += cell.resumed_at or 0.0
+        if cell.phase != phase or cell.told is None or now - cell.told >= _LINE_SECONDS:
+            cell.told = now
+            known = [f"{name} {cell.figures[name]}" for name in _COLUMNS if cell.figures.get(name)]
+            self._line(f"{cell.title}: {', '.join(known).removeprefix('step ')}")
+
+    def ended(self, key: str, status: str, seconds: float, error: str) -> None:
+        cell = self._running.pop(key)
+        self._done += 1
+        why = f" ({error})" if error else ""
+        self.note(f"{cell.title}: {status} after {clock(seconds)}{why}; {self._state()}")
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self, text: str) -> None:
+        if not self._console.is_interactive:
+            self.note(text)
+
+    def _state(self) -> str:
+        """Cells done, and the time left, estimated from the rate of this run once there is one."""
+        completed = self._done + sum(cell.fraction for cell in list(self._running.values()))
+        new, about = completed - self._done_before, ""
+        if new >= 0.02 and self._done < self._total:
+            left = (self._total - completed) * (time.monotonic() - self._since) / new
+            about = f", about {clock(left)} left"
+        return f"{self._done} of {self._total} {self.unit} done{about}"
+
+    def _table(self) -> Group:
+        """The table, without columns that are empty, and the suite's line."""
+        rows = [(cell.title, cell.figures) for cell in list(self._running.values())]
+        shown = [name for name in _COLUMNS if any(figures.get(name) for _, figures in rows)]
+        table = Table(self.unit, box=None, pad_edge=False, collapse_padding=True)
+        for name in shown:
+            table.add_column(name, justify="left" if name == "step" else "right", no_wrap=name != "step")
+        for title, figures in rows:
+            texts = [title, *(figures.get(name) or "-" for name in shown)]
+            table.add_row(*(Text(text, no_wrap=True, overflow="ellipsis") for text in texts))
+        return Group(table, Text(f"{self._suite}: {self._state()}"))
+
+
+@contextmanager
+def show_progress(console: Console) -> Iterator[Progress]:
+    """Show progress on ``console``."""
+    progress = Progress(console)
+    with progress.live if console.is_interactive else nullcontext():
+        yield progress
+
+
+def summary_line(what: str, seconds_by_step: Mapping[str, float], wall: float) -> str:
+    """The last line of a run: ``what`` was run (6 cells), its wall time, and the percentage of the
+    workers' summed time that each step took, largest first."""
+    line, total = f"{what} in {clock(wall)}", sum(seconds_by_step.values())
+    by_size = sorted(seconds_by_step.items(), key=lambda item: -item[1])
+    steps = ", ".join(f"{step} {_percent(seconds / total)}" for step, seconds in by_size if seconds)
+    return f"{line}; of the workers' time: {steps}" if steps else line
 
 
 def clock(seconds: float) -> str:
@@ -43,82 +165,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class Progress:
-    """Shows what the engine reports. On a terminal: a bar for the suite and one per running cell.
-    Elsewhere: a line per phase, and one in ten seconds of training. Cells are named by their keys."""
-
-    def __init__(self, console: Console) -> None:
-        self.bars = Bars(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[said]}", markup=False),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._running: dict[str, _Cell] = {}
-
-    def begin(self, suite: str, *, total: int, done: int, unit: str = "cells") -> None:
-        """Begin with ``done`` of ``total`` cells done before."""
-        self._total, self._done, self._done_before, self._unit = total, done, done, unit
-        self._since = time.monotonic()
-        self._suite = self.bars.add_task(suite, total=total, completed=done, said=self._state())
-        self._line(f"{suite}: {self._state()}")
-
-    def started(self, key: str, title: str) -> None:
-        self._running[key] = _Cell(title, self.bars.add_task(title, total=1.0, said="starting"))
-        self._line(f"{title}: started")
-
-    def event(self, key: str, event: dict[str, Any]) -> None:
-        """Show an event of the cell: ``{"event": "phase", "phase"}`` or ``{"event": "step", "step",
-        "steps"}``, in training with ``"loss"``."""
-        cell = self._running.get(key)
-        if cell is None:  # it arrived after the cell's end
-            return
-        phase, now = cell.phase, time.monotonic()
-        said = cell.update(event)
-        self.bars.update(cell.task, completed=cell.fraction, said=said)
-        self._redraw()
-        if cell.phase != phase or cell.told is None or now - cell.told >= _LINE_SECONDS:
-            cell.told = now
-            self._line(f"{cell.title}: {said}")
-
-    def ended(self, key: str, status: str, seconds: float, error: str) -> None:
-        cell = self._running.pop(key)
-        self._done += 1
-        self.bars.remove_task(cell.task)
-        self._redraw()
-        why = f" ({error})" if error else ""
-        self.note(f"{cell.title}: {status} after {clock(seconds)}{why}; {self._state()}")
-
-    def note(self, text: str) -> None:
-        self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def _line(self, text: str) -> None:
-        if self.bars.disable:
-            self.note(text)
-
-    def _completed(self) -> float:
-        return self._done + sum(cell.fraction for cell in self._running.values())
-
-    def _state(self) -> str:
-        """Cells done, and the time left, estimated from the rate of this run once there is one."""
-        new, about = self._completed() - self._done_before, ""
-        if new >= 0.02 and self._done < self._total:
-            left = (self._total - self._done_before - new) * (time.monotonic() - self._since) / new
-            about = f", about {clock(left)} left"
-        return f"{self._done} of {self._total} {self._unit} done{about}"
-
-    def _redraw(self) -> None:
-        self.bars.update(self._suite, completed=self._completed(), said=self._state())
+def _scaled(value: float) -> tuple[float, str]:
+    """``12_345`` as ``12.345, "k"``."""
+    power = max(0, int(math.log10(1.0005 * value)) // 3)  # 999.9 is printed as 1k
+    return value / 1000**power, " kMGTPEZ"[power].strip()
 
 
-@contextmanager
-def show_progress(console: Console) -> Iterator[Progress]:
-    """Show progress on ``console``."""
-    progress = Progress(console)
-    if progress.bars.disable:
-        yield progress
-        return
-    with progress.bars:
-        yield progress
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.0f} %"

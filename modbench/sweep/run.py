@@ -1,6 +1,6 @@
 """`modbench run`: a suite file to records, table and plots."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,13 +12,17 @@ from modbench import kernels
 from modbench.errors import UserError
 from modbench.report.page import write_report
 from modbench.report.record import cell_key
-from modbench.report.store import read_records
-from modbench.sweep.cells import Cell, RefusedError, check_budgets, chosen, expand, with_plugins
-from modbench.sweep.engine import Engine, Failure, InterruptedRunError, cell_command, cells_left
-from modbench.sweep.lock import suite_lock
+from modbench.report.store import read_suite, remove_leftovers
+from modbench.sweep.cell_jobs import cell_jobs, cells_left
+from modbench.sweep.cells import Cell, chosen, expand
+from modbench.sweep.engine import Engine, Failure, InterruptedRunError
+from modbench.sweep.lock import suite_lock, wait_for_orphans
 from modbench.sweep.progress import show_progress
+from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.suite import Suite, load_suite
 from modbench.sweep.terminal import say, show_leaderboard
+from modbench.sweep.track import check_trackers
+from modbench.sweep.worker import COMMAND
 
 
 def run_suite(
@@ -28,7 +32,7 @@ def run_suite(
     plugins: Sequence[Path] = (),
     workers: int = 0,
     only: Sequence[str] = (),
-    command: Callable[[Path], list[str]] = cell_command,
+    command: Sequence[str] = COMMAND,
 ) -> int:
     """Run the cells of suite ``name`` that are left, and write its report into ``results``/<suite>.
 
@@ -43,17 +47,18 @@ def run_suite(
     if workers < 0:
         raise UserError(f"--workers is {workers}; it must be 1 or more, or 0 for one per core")
     kernels.mode()  # a wrong name is refused before anything runs
-    mistakes: list[RefusedError] = []
-    suite = with_plugins(load_suite(name), plugins, mistakes)
-    cells = chosen(expand(suite, mistakes), only, mistakes)
-    check_budgets(suite, cells)
+    suite = load_suite(name)
+    check_trackers(suite.track)
     _refuse_no_scorer(suite)
-    for mistake in mistakes:
+    rows = resolve(suite, plugins)
+    cells = chosen(expand(rows), only, rows.mistakes)
+    for mistake in rows.mistakes:
         say(err, f"{mistake}; the other rows are run")
     folder = results / suite.header.name
     try:
         with suite_lock(folder):
-            failures = _run_left(suite, cells, folder, err, workers=workers, command=command)
+            remove_leftovers(folder)
+            failures = _run_left(rows, cells, folder, err, workers=workers, command=command)
             written = write_report(folder, say=partial(say, err))
     except InterruptedRunError:
         missing = len(cells_left(cells, folder))
@@ -62,23 +67,24 @@ def run_suite(
     show_leaderboard((folder / "leaderboard.md").read_text(encoding="utf-8"))
     for path in written:
         print(path)
-    return max(_tell_failures(failures, cells, err), 2 if mistakes else 0)
+    return max(_tell_failures(failures, cells, err), 2 if rows.mistakes else 0)
 
 
 def _run_left(
-    suite: Suite,
+    rows: Rows,
     cells: Sequence[Cell],
     folder: Path,
     console: Console,
     *,
     workers: int,
-    command: Callable[[Path], list[str]],
+    command: Sequence[str],
 ) -> list[Failure]:
     """Prepare the data and run the cells that are left; return the failures.
 
     Raises:
         InterruptedRunError: the user stopped the run.
     """
+    suite = rows.suite
     left = cells_left(cells, folder)
     embedded = suite.data.source == "pypi-en-v1"  # pinned; other text may have changed since
     data = _prepare_data(suite, console) if left or not embedded else None
@@ -90,17 +96,19 @@ def _run_left(
     if not embedded:
         _refuse_few_items(suite)
     most, threads = _default_workers()
-    header = suite.header
-    engine = Engine(
-        folder=folder,
-        suite={"name": header.name, "version": header.version, "rank_by": header.rank_by},
-        data=data,
-        workers=min(workers or most, len(cells)),
-        threads=threads,
-        command=command,
-    )
     with show_progress(console) as progress:
-        return engine.run(cells, progress)
+        folders = [folder / "cells" / cell_key(cell) for cell in cells]
+        wait_for_orphans(folders, progress.note)
+        jobs = cell_jobs(cells, rows, folder, data, threads)
+        progress.begin(suite.header.name, total=len(cells), done=len(cells) - len(jobs), unit="cells")
+        engine = Engine(
+            folder=folder,
+            progress=progress,
+            workers=min(workers or most, len(cells)),
+            timeout=suite.axes.cell_timeout,
+            command=command,
+        )
+        return engine.run(jobs)
 
 
 _AGAIN = "run the same command again to"
@@ -128,9 +136,14 @@ def _default_workers() -> tuple[int, int]:
     return (1, cores) if torch.cuda.is_available() else (cores, 1)
 
 
+def _downstream(suite: Suite) -> tuple[str, ...]:
+    """The downstream tasks that its cells score."""
+    return suite.measure.downstream if "downstream" in suite.measure.steps else ()
+
+
 def _refuse_no_scorer(suite: Suite) -> None:
     """Refuse downstream tasks without lm-eval before anything is trained."""
-    if suite.measure.downstream and find_spec("lm_eval") is None:
+    if _downstream(suite) and find_spec("lm_eval") is None:
         raise UserError(
             f"suite {suite.header.name} has downstream tasks, and lm-eval, which scores them, is not "
             "installed; install it, or write `downstream = []` under [measure]"
@@ -139,7 +152,7 @@ def _refuse_no_scorer(suite: Suite) -> None:
 
 def _refuse_few_items(suite: Suite) -> None:
     """Refuse a text that is too short for the cloze task before anything is trained."""
-    if "modbench_cloze" in suite.measure.downstream:
+    if "modbench_cloze" in _downstream(suite):
         from modbench.measure.tasks.modbench_cloze.items import items
 
         items(suite.data)
@@ -147,7 +160,7 @@ def _refuse_few_items(suite: Suite) -> None:
 
 def _refuse_other_data(cells: Sequence[Cell], folder: Path, data: dict[str, Any]) -> None:
     keys = {cell_key(cell) for cell in cells}
-    for record in read_records(folder):
+    for record in read_suite(folder).cells:
         if record.key in keys and record.data["sha256"] != data["sha256"]:
             raise UserError(
                 f"{folder} holds records of this suite made from other text (sha256 "

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modbench.errors import UserError, known_names
-from modbench.report.record import Record
-from modbench.report.store import latest, read_records
+from modbench.report.record import CellRecord
+from modbench.report.store import latest, read_suite
 
 if TYPE_CHECKING:
     from modbench.routing.build import RoutedDecoder
@@ -37,14 +37,14 @@ class Drawing:
         check_sampling(self.temperature, self.top_p, self.seed)
 
 
-def find_record(run: str, results: Path) -> Record:
+def find_record(run: str, results: Path) -> CellRecord:
     """Return the record of ``SUITE/LABEL`` or ``SUITE/KEY`` (the first characters of a record's key).
 
     Raises:
         UserError: no such run, several, or one that failed.
     """
     suite, _, name = run.partition("/")
-    records = latest(read_records(results / suite)) if (results / suite / "records").is_dir() else []
+    records = latest(read_suite(results / suite).cells) if (results / suite / "records").is_dir() else []
     if not records:
         have = sorted(path.parent.name for path in results.glob("*/records"))
         raise UserError(
@@ -125,7 +125,7 @@ def sample_run(
     return [prompt + tokenizer.decode(tokens) for prompt, tokens in zip(prompts, new, strict=True)]
 
 
-def _load_model(record: Record, run: str, folder: Path, plugins: Sequence[Path]) -> "RoutedDecoder":
+def _load_model(record: CellRecord, run: str, folder: Path, plugins: Sequence[Path]) -> "RoutedDecoder":
     """The trained model of ``record``, from the suite's results ``folder``."""
     weights = folder / "cells" / record.key / "model.safetensors"
     if not weights.is_file():

@@ -1,44 +1,77 @@
-"""The stage of a running cell: its phase, a stop request, and pauses while another process measures."""
+"""The stage of a running job: its current step, the time spent in each, stop requests and pauses."""
 
-from collections.abc import Callable
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from modbench.measure.machine_lock import MachineLock
+import psutil
+
+from modbench.measure.machine_lock import measured_elsewhere, measuring
 from modbench.train.loop import StoppedError
 
 Say = Callable[[dict[str, Any]], None]
+_POLL_SECONDS = 0.1
+#: Seconds between two events of a wait, which tell the parent that this process is alive.
+_TOLD_SECONDS = 5.0
 
 
 class Stage:
-    """Reports a cell's phases to ``say``, ends it when ``stop`` returns True, and holds the machine lock
-    shared while it trains. Where ``pauses`` is False it keeps the lock until it measures."""
+    """Reports a job's steps to ``say``, ends it when ``stop`` returns True, and pauses it while another
+    process measures. ``seconds``: wall time of each step, waits apart."""
 
-    def __init__(
-        self, say: Say, stop: Callable[[], bool], lock: MachineLock, *, pauses: bool = True
-    ) -> None:
-        self.say, self._stop, self._lock, self._pauses = say, stop, lock, pauses
-        self._phase = ""
-        lock.share(self._tell_waiting, self.check)
+    def __init__(self, say: Say, stop: Callable[[], bool] = lambda: False) -> None:
+        self.say, self._stop = say, stop
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._name, self._told = "start", 0.0
+        self._since = time.monotonic() - (time.time() - psutil.Process().create_time())
 
-    def begin(self, phase: str) -> None:
-        """Pause if needed, then begin another phase.
+    def begin(self, name: str) -> None:
+        """Pause if needed, then begin another step.
 
         Raises:
             StoppedError: a stop was requested.
         """
         self.pause()
-        self._phase = phase
-        self._tell(phase)
+        self._enter(name)
 
     def pause(self) -> None:
-        """Wait until no other process measures.
+        """Wait until no other process measures. Takes microseconds if none does.
 
         Raises:
             StoppedError: a stop was requested.
         """
         self.check()
-        if self._pauses and self._lock.share(self._tell_waiting, self.check):
-            self._tell(self._phase)
+        name = self._name
+        while what := measured_elsewhere():
+            self.wait(f"waiting for {what} to end")
+            self.check()
+            time.sleep(_POLL_SECONDS)
+        if self._name != name:
+            self._enter(name)
+
+    @contextmanager
+    def measuring(self, title: str) -> Iterator[None]:
+        """Measure alone on this machine; see `modbench.measure.machine_lock.measuring`.
+
+        Raises:
+            StoppedError: a stop was requested while this waited.
+        """
+        name = self._name
+        with measuring(title, wait=self.wait, poll=self.check):
+            if self._name != name:
+                self._enter(name)
+            yield
+
+    def wait(self, reason: str) -> None:
+        """Report that the job waits, and why."""
+        if self._name != "waiting":
+            self._account("waiting")
+            self._told = 0.0
+        if time.monotonic() - self._told > _TOLD_SECONDS:
+            self._told = time.monotonic()
+            self.say({"event": "phase", "phase": reason})
 
     def check(self) -> None:
         """
@@ -56,8 +89,20 @@ class Stage:
             return True
         return False
 
-    def _tell_waiting(self) -> None:
-        self._tell("waiting for a timing to end")
+    def end(self) -> dict[str, float]:
+        """End the last step; return the seconds of each."""
+        self._account("end")
+        return {name: round(seconds, 3) for name, seconds in self.seconds.items()}
 
-    def _tell(self, phase: str) -> None:
-        self.say({"event": "phase", "phase": phase})
+    def tell(self) -> None:
+        """Report the current step again: the job makes progress."""
+        self.say({"event": "phase", "phase": self._name})
+
+    def _enter(self, name: str) -> None:
+        self._account(name)
+        self.tell()
+
+    def _account(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[self._name] += now - self._since
+        self._name, self._since = name, now

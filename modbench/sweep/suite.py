@@ -1,9 +1,8 @@
 """Suite files: strict TOML that states schemes, shapes, budgets and measurements. Imports no torch."""
 
-import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from modbench.measure.config import MeasureConfig
 from modbench.measure.time_config import TimeConfig
 from modbench.model.config import ModelConfig
 from modbench.report.metrics import ranking_metric
+from modbench.report.names import LABEL, LABEL_WORDS, NAME
+from modbench.sweep.steps import check_steps
+from modbench.sweep.track import TrackConfig
 from modbench.train.config import TrainConfig
 from modbench.typed import built, checked, checked_fields
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
-_LABEL = re.compile(r"\w[\w .,:;+%=()@*-]{0,59}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ class Header:
     rank_by: str = "heldout_loss"  #: the metric that ranks the table
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not NAME.fullmatch(self.name):
             raise UserError(
                 f"name is {self.name!r}; it becomes a folder's name: lower-case letters, digits, "
                 "'_', '-' and '.', starting with a letter or a digit"
@@ -45,9 +44,12 @@ class Axes:
 
     budgets: tuple[int, ...]
     seeds: tuple[int, ...] = (0,)
+    cell_timeout: float = 1800.0  #: seconds without progress after which a cell's process is ended
 
     def __post_init__(self) -> None:
-        for name, values in asdict(self).items():
+        if self.cell_timeout <= 0:
+            raise UserError(f"cell_timeout is {self.cell_timeout}; it must be above 0 seconds")
+        for name, values in (("budgets", self.budgets), ("seeds", self.seeds)):
             if not values:
                 raise UserError(f"{name} is empty; give it at least one entry")
             if len(set(values)) < len(values):
@@ -76,6 +78,8 @@ class Scheme:
     def __post_init__(self) -> None:
         if not self.label:
             object.__setattr__(self, "label", self.router)
+        if not LABEL.fullmatch(self.router):  # records of other routers are refused
+            raise UserError(f"router is {self.router!r}; it must be {LABEL_WORDS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,7 @@ class _Tables:
     train: dict[str, Any] = field(default_factory=dict)
     measure: dict[str, Any] = field(default_factory=dict)
     time: dict[str, Any] = field(default_factory=dict)
+    track: dict[str, Any] = field(default_factory=dict)
     sweep: dict[str, Any]
     shapes: tuple[dict[str, Any], ...] = ()
     schemes: tuple[dict[str, Any], ...]
@@ -103,6 +108,7 @@ class Suite:
     train: dict[str, Any]
     measure: MeasureConfig
     time: TimeConfig
+    track: TrackConfig
     axes: Axes
     shapes: tuple[Shape, ...]
     schemes: tuple[Scheme, ...]
@@ -163,6 +169,11 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     axes = built(f"{where} [sweep]", tables.sweep, Axes)
     data = built(f"{where} [data]", tables.data, DataConfig)
     train = checked_fields(f"{where} [train]", tables.train, TrainConfig, without=("budget",))
+    measure: MeasureConfig = built(f"{where} [measure]", tables.measure, MeasureConfig)
+    try:
+        check_steps(measure.steps)
+    except UserError as error:
+        raise UserError(f"{where} [measure] {error}") from error
     schemes = [_scheme(where, number, table) for number, table in enumerate(tables.schemes, start=1)]
     check_labels(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
     for scheme in schemes:
@@ -174,8 +185,9 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         header=built(f"{where} [suite]", tables.suite, Header),
         data=data,
         train=train,
-        measure=built(f"{where} [measure]", tables.measure, MeasureConfig),
+        measure=measure,
         time=built(f"{where} [time]", tables.time, TimeConfig),
+        track=built(f"{where} [track]", tables.track, TrackConfig),
         axes=axes,
         shapes=_shapes(where, tables, data),
         schemes=tuple(schemes),
@@ -213,10 +225,7 @@ def check_labels(where: str, labels: list[str]) -> None:
         UserError: a label is malformed, or two are equal; the sentence starts with ``where``.
     """
     for label in labels:
-        if not _LABEL.fullmatch(label):
-            raise UserError(
-                f"{where}: label is {label!r}; it must be 1 to 60 letters, digits, spaces and "
-                ". , : ; + % = ( ) @ * - _, starting with a letter or a digit"
-            )
+        if not LABEL.fullmatch(label):
+            raise UserError(f"{where}: label is {label!r}; it must be {LABEL_WORDS}")
         if labels.count(label) > 1:
             raise UserError(f"{where}: two have the label '{label}'; give each its own label")

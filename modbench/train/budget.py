@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.routing.build import RoutedDecoder
@@ -18,38 +17,11 @@ def flops_per_step(model: RoutedDecoder, train: TrainConfig) -> int:
     return model.ledger(Workload.uniform(train.batch, train.sequence, "train")).total("model")
 
 
-def model_of(cell: Mapping[str, Any]) -> RoutedDecoder:
-    """Build the cell's model on the meta device.
+def model_of(router: str, options: Mapping[str, Any], shape: Mapping[str, Any]) -> RoutedDecoder:
+    """Build a model on the meta device.
 
     Raises:
-        UserError: its router can't take its shape; the sentence starts with the row's label.
+        UserError: an unknown router or option, or the router can't take ``shape``.
     """
-    router = build_router(cell["router"]["name"], cell["router"]["options"])
-    try:
-        with torch.device("meta"):
-            return RoutedDecoder(ModelConfig(**cell["model"]), router)
-    except UserError as error:
-        raise UserError(f"row '{cell['router']['label']}': {error}") from error
-
-
-def step_flops(cell: Mapping[str, Any]) -> int:
-    """Return the nominal FLOPs of one training step of the cell.
-
-    Raises:
-        UserError: its router can't take its shape.
-    """
-    return flops_per_step(model_of(cell), TrainConfig(**cell["train"]))
-
-
-def check_steps(cell: Mapping[str, Any], flops: int) -> None:
-    """
-    Raises:
-        UserError: the cell's budget is smaller than one step of ``flops``.
-    """
-    budget = cell["train"]["budget"]
-    if budget < flops:
-        raise UserError(
-            f"[sweep] budgets: budget {budget:g} is smaller than one training step of "
-            f"'{cell['router']['label']}', which takes {flops:g} FLOPs; raise it there, or "
-            "shrink batch, sequence or model"
-        )
+    with torch.device("meta"):
+        return RoutedDecoder(ModelConfig(**shape), build_router(router, options))

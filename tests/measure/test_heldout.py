@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from modbench.measure.timing import summary
 from torch import nn
 
 from modbench.errors import UserError
 from modbench.ledger import Ledger, Workload
 from modbench.measure.loss import heldout_loss, heldout_windows, unigram_loss
-from modbench.measure.timing import summary
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.routing.build import build_model

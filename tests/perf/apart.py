@@ -8,8 +8,9 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from modbench.model.config import ModelConfig
 from modbench.sweep.process import ALLOCATOR
+
+from modbench.model.config import ModelConfig
 
 
 class PlainLoopApart:

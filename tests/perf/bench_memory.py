@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from modbench.sweep.timing_process import run_worker
 from pytest_benchmark.fixture import BenchmarkFixture
 from targets import Reach
 
 from modbench.measure.time_config import TimeConfig
 from modbench.model.config import ModelConfig
-from modbench.sweep.timing_process import run_worker
 
 ROUTERS = (
     "vanilla",

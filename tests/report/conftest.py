@@ -1,5 +1,6 @@
 """Records with plainly made-up figures; no test here measures anything."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from modbench.report.record import Record, cell_key
+from modbench.report.record import AnyRecord, CellRecord, cell_key
 
 FLOPS_PER_TOKEN = 3_000_000
 
@@ -29,7 +30,7 @@ def make_record(
     measure: dict[str, Any] | None = None,
     finished: str = "2026-01-01T00:10:00+00:00",
     **fields: Any,
-) -> Record:
+) -> CellRecord:
     """A record of ``label``; ``cost`` scales its FLOPs and times against a dense model's 1."""
     cell = {
         "router": {
@@ -125,7 +126,7 @@ def make_record(
         "started": "2026-01-01T00:00:00+00:00",
         "finished": finished,
     }
-    return Record(**{**arguments, **fields})
+    return CellRecord(**{**arguments, **fields})
 
 
 def make_routing(
@@ -165,7 +166,7 @@ def make_routing(
     return copy
 
 
-def store(folder: Path, records: list[Record], shards: int = 1) -> Path:
+def store(folder: Path, records: list[CellRecord], shards: int = 1) -> Path:
     """``records`` in so many shards under ``folder``, as bytes that no writer made."""
     (folder / "records").mkdir(parents=True, exist_ok=True)
     for number in range(shards):
@@ -174,25 +175,47 @@ def store(folder: Path, records: list[Record], shards: int = 1) -> Path:
     return folder
 
 
-def altered(record: Record, change: Callable[[dict[str, Any]], None]) -> str:
-    """The line of ``record`` after ``change`` to its fields, checks passed by."""
+def plain(value: dict[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def altered(record: AnyRecord, change: Callable[[dict[str, Any]], None]) -> str:
+    """The line of ``record`` after ``change`` to its fields, with the digest of the new line."""
     value = json.loads(record.line())
     change(value)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    value["digest"] = ""
+    value["digest"] = hashlib.sha256(plain(value).encode()).hexdigest()
+    return plain(value)
+
+
+def old_line(record: AnyRecord) -> str:
+    """The line of ``record`` in the form that records had before they had a digest."""
+    value = json.loads(record.line())
+    del value["digest"]
+    value["schema"] = 2 if value["kind"] == "cell" else 1
+    if value["kind"] == "cell":
+        del value["kind"]
+    elif value["kind"] == "timing":
+        value["kind"] = value.pop("measurement")
+    return plain(value)
 
 
 @pytest.fixture
 def fakes() -> Any:
-    """This module's functions: `make_record`, `make_routing`, `store`, `altered`."""
+    """This module's functions: `make_record`, `make_routing`, `store`, `altered`, `old_line`."""
     import types
 
     return types.SimpleNamespace(
-        make_record=make_record, make_routing=make_routing, store=store, altered=altered
+        make_record=make_record,
+        make_routing=make_routing,
+        store=store,
+        altered=altered,
+        old_line=old_line,
     )
 
 
 @pytest.fixture
-def six() -> list[Record]:
+def six() -> list[CellRecord]:
     """A record of each built-in scheme."""
     return [
         make_record("vanilla", loss=4.90, cost=1.0),

@@ -8,13 +8,11 @@ from dataclasses import replace
 import pytest
 
 from modbench.errors import UserError
-from modbench.report.audit_record import AuditRecord, by_key
 from modbench.report.leaderboard import Leaderboard
-from modbench.report.line import cell_key
 from modbench.report.markdown import markdown
 from modbench.report.page import write_report
-from modbench.report.record import Record
-from modbench.report.store import ShardWriter, read_audits, read_records
+from modbench.report.record import AuditRecord, cell_key, read_record
+from modbench.report.store import ShardWriter, read_suite
 
 PROBES = {1: "causal", 2: "batch-invariant", 3: "decode parity", 9: "count", 10: "state"}
 
@@ -58,7 +56,7 @@ def cells(fakes, audit, *, own=(), label="mod", seeds=(0,), **changes):
 
 
 def board_of(records, *audits):
-    return Leaderboard.of(records, audits=by_key(audits))
+    return Leaderboard.of(records, audits={audit.key: audit for audit in audits})
 
 
 def test_records_and_audits_share_shards_and_are_read_apart(tmp_path, fakes):
@@ -68,15 +66,15 @@ def test_records_and_audits_share_shards_and_are_read_apart(tmp_path, fakes):
         for line in (records[0], audit, records[1]):
             shard.append(line)
     assert json.loads(shard.path.read_text().splitlines()[1])["kind"] == "audit"
-    assert read_audits(tmp_path) == {audit.key: audit}
-    assert sorted(record.cell["seed"] for record in read_records(tmp_path)) == [0, 1]
+    found = read_suite(tmp_path)
+    assert found.audits == {audit.key: audit}
+    assert sorted(record.cell["seed"] for record in found.cells) == [0, 1]
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"key": "0" * 16}, "key is '0000000000000000' but its scheme's key is"),
-        ({"kind": "cell"}, "kind is 'cell'"),
         ({"audit": [{"probe": 1}]}, r"audit\[0\].name is missing"),
         ({"finished": "2025-01-01T00:10:00+00:00"}, "is earlier than started"),
     ],
@@ -89,18 +87,19 @@ def test_a_wrong_field_of_an_audit_is_named(change, sentence):
 def test_fields_that_older_records_lack_are_absent_from_their_lines(fakes):
     old = fakes.make_record()
     assert {"audit_key", "flops_source"}.isdisjoint(json.loads(old.line()))
-    assert Record.from_line(old.line()).audit_key is None
+    assert read_record(old.line()).audit_key is None
     new = fakes.make_record(audit_key="0" * 16, flops_source="counted")
-    assert Record.from_line(new.line()) == new
-    spelt_out = fakes.altered(old, lambda value: value.update(audit_key=None))
-    with pytest.raises(UserError, match="not canonical"):
-        Record.from_line(spelt_out)
+    assert read_record(new.line()) == new
 
 
-def test_of_two_audits_of_one_scheme_the_one_finished_last_counts():
+def test_of_two_audits_of_one_scheme_the_one_finished_last_counts(tmp_path):
     first = make_audit(failed=(2,))
     second = make_audit(finished="2026-01-01T00:02:00+00:00")
-    assert by_key([second, first]) == by_key([first, second]) == {first.key: second}
+    for number, order in enumerate(([second, first], [first, second])):
+        with ShardWriter(tmp_path / str(number)) as shard:
+            for audit in order:
+                shard.append(audit)
+        assert read_suite(tmp_path / str(number)).audits == {first.key: second}
 
 
 def test_seeds_share_the_audit_of_their_scheme(fakes):

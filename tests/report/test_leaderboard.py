@@ -8,9 +8,9 @@ import pytest
 
 from modbench.errors import UserError
 from modbench.report.leaderboard import COLUMNS, Leaderboard
-from modbench.report.line import cell_key
 from modbench.report.markdown import markdown
 from modbench.report.metrics import METRICS
+from modbench.report.record import cell_key
 
 
 def _table(board: Leaderboard) -> pd.DataFrame:
@@ -284,9 +284,10 @@ def test_exact_figures_that_differ_are_a_range_in_the_csv(fakes):
     assert _table(Leaderboard.of(records)).loc[0, "train_steps"] == "10..12"
 
 
-def test_labels_that_are_hard_on_csv_come_back_whole(fakes):
-    label = 'a,"b"\nc;\tü'
-    assert _table(Leaderboard.of([fakes.make_record(label)])).loc[0, "label"] == label
+def test_foreign_text_in_the_csv_comes_back_whole_and_is_no_formula(fakes):
+    record = fakes.make_record(status="failed", error='=1+1,"b"\nc;\tü')
+    note = _table(Leaderboard.of([record])).loc[0, "note"]
+    assert note == 'seed 0 failed: =1+1,"b"\nc;\tü'
 
 
 def _without(record, *names):

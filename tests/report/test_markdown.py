@@ -184,7 +184,7 @@ def test_times_of_different_machines_are_dashes_and_the_difference_is_named(fake
 
 
 @pytest.mark.parametrize(
-    ("label", "shown"),
+    ("text", "shown"),
     [
         ("<script>alert(1)</script>", "&lt;script&gt;alert(1)&lt;/script&gt;"),
         ("a|b", r"a\|b"),
@@ -199,10 +199,10 @@ def test_times_of_different_machines_are_dashes_and_the_difference_is_named(fake
         ("&lt;", "&amp;lt;"),
     ],
 )
-def test_foreign_text_stays_text(fakes, label, shown):
-    assert escaped(label) == shown
-    page = markdown(Leaderboard.of([fakes.make_record(label)]))
-    assert f"| {shown} |" in page
+def test_foreign_text_stays_text(fakes, text, shown):
+    assert escaped(text) == shown
+    page = markdown(Leaderboard.of([fakes.make_record(status="failed", error=text)]))
+    assert f"seed 0 failed: {shown}\n" in page
     assert "<script" not in page
 
 

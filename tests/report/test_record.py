@@ -1,3 +1,4 @@
+import json
 import math
 import subprocess
 import sys
@@ -6,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from modbench.errors import UserError
-from modbench.report.record import Record, canonical_json, cell_key
+from modbench.report.record import canonical_json, cell_key, read_record
 
 
 def test_a_record_survives_its_own_line_to_the_bit(fakes):
     record = fakes.make_record(loss=0.1 + 0.2, metrics={"leak": 5e-324, "train_flops": 2**70 + 1})
-    again = Record.from_line(record.line())
+    again = read_record(record.line())
     assert again == record
     assert again.metrics["heldout_loss"] == 0.1 + 0.2
     assert again.metrics["train_flops"] == 2**70 + 1
@@ -55,7 +56,7 @@ def test_a_record_holds_a_copy(fakes):
     ("change", "sentence"),
     [
         ({"key": "0" * 16}, "key is '0000000000000000' but its cell's key is"),
-        ({"metrics": {"heldout_los": 1.0}}, "metric 'heldout_los' is not known; did you mean"),
+        ({"metrics": {"heldout_los": 1.0}}, "metrics.heldout_los is not a known field"),
         ({"metrics": {"heldout_loss": "low"}}, "metrics.heldout_loss is 'low'"),
         ({"metrics": {"heldout_loss": True}}, "metrics.heldout_loss is True"),
         ({"metrics": {"train_steps": 54.0}}, "metrics.train_steps is 54.0; .*valid integer"),
@@ -78,6 +79,10 @@ def test_a_record_holds_a_copy(fakes):
             {"audit": [{"probe": 1, "name": "a", "verdict": "pased", "figure": "0", "ranks": True}]},
             r"audit\[0\].verdict is 'pased'; input should be 'passed'",
         ),
+        ({"suite": {"name": "Fake", "version": 1, "rank_by": "leak"}}, "suite.name is 'Fake'; it must"),
+        ({"metrics": {"train_steps": 10**31}}, "metrics.train_steps is 10+; input should be less"),
+        ({"seconds": {"train": -1.0}}, "seconds.train is -1.0"),
+        ({"seconds": {"Train it": 1.0}}, "seconds.Train it.*lower-case letters"),
         ({"finished": "yesterday"}, "finished is 'yesterday'; it must be a UTC time"),
         ({"finished": "2026-01-01T00:10:00"}, "must be a UTC time"),
         ({"finished": "2025-01-01T00:10:00+00:00"}, "is earlier than started"),
@@ -86,6 +91,74 @@ def test_a_record_holds_a_copy(fakes):
 def test_a_wrong_field_is_named(fakes, change, sentence):
     with pytest.raises(UserError, match=sentence):
         replace(fakes.make_record(), **change)
+
+
+@pytest.mark.parametrize(
+    "sign", ["=1+1", "+1", "-1", "@sum", "<b>bold</b>", "a|b", "a\nb", "", "x" * 70]
+)
+@pytest.mark.parametrize("where", ["label", "name"])
+def test_a_label_that_is_a_formula_or_html_is_refused(fakes, sign, where):
+    with pytest.raises(UserError, match=rf"cell\.router\.{where} is '.*; it must be 1 to 60 letters"):
+        fakes.make_record(**{"router": "mod", "label" if where == "label" else "router": sign or " "})
+
+
+def test_a_row_of_a_suite_of_several_shapes_has_two_labels(fakes):
+    assert fakes.make_record("mod, every second/124M", router="mod").key
+    with pytest.raises(UserError, match="label"):
+        fakes.make_record("mod/124M/1", router="mod")
+
+
+def test_a_timed_metric_says_how_many_threads_it_had_and_if_the_machine_was_loaded(fakes):
+    timed = {"median": 0.1, "iqr": 0.01, "n": 12, "stable": True, "loaded": True, "threads": 2}
+    record = fakes.make_record(metrics={"forward_seconds": timed}, seconds={"train": 41.5})
+    assert read_record(record.line()) == record
+    assert record.metrics["forward_seconds"] == timed
+    for wrong in ({"loaded": 1}, {"threads": 0}, {"load": 2}):
+        with pytest.raises(UserError, match=r"metrics\.forward_seconds"):
+            fakes.make_record(metrics={"forward_seconds": timed | wrong})
+
+
+def test_the_digest_is_the_hash_of_the_line_without_it(fakes):
+    record = fakes.make_record()
+    value = json.loads(record.line())
+    assert (value["kind"], value["schema"], value["digest"]) == ("cell", 3, record.digest)
+    assert fakes.altered(record, lambda value: None) == record.line()
+
+
+@pytest.mark.parametrize("change", [lambda r: r, lambda r: r.pop("digest")], ids=["wrong", "none"])
+def test_an_edited_value_is_refused(fakes, change):
+    value = json.loads(fakes.make_record().line())
+    change(value)
+    value["metrics"]["heldout_loss"] = 1.0
+    with pytest.raises(UserError, match="its digest is of another line"):
+        read_record(canonical_json(value))
+
+
+@pytest.mark.parametrize("depth", [40, 900, 100_000])
+def test_deep_nesting_is_refused_in_a_sentence(fakes, depth):
+    nested = "[" * depth + "]" * depth
+    line = fakes.make_record().line().replace('"options":{}', f'"options":{{"experts":{nested}}}')
+    with pytest.raises(UserError, match=r"nested more than 32 levels|not JSON"):
+        read_record(line)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r["routing"]["causal"].update(experts=[3]),
+        lambda r: r.update(metrics=[3]),
+        lambda r: r.update(kind=["cell"]),
+        lambda r: r.update(started=3),
+        lambda r: r["cell"].update(train=[3]),
+        lambda r: r["cell"]["measure"].update(heldout_tokens="all"),
+        lambda r: r.update(cell=3, key=cell_key({})),
+    ],
+)
+def test_a_field_of_another_type_is_refused_in_a_sentence(fakes, change):
+    line = fakes.altered(fakes.make_record(routing=fakes.make_routing()), change)
+    with pytest.raises(UserError) as raised:
+        read_record(line)
+    assert len(str(raised.value)) < 300
 
 
 def test_records_and_store_load_nothing_heavy():

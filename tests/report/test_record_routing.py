@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from modbench.errors import UserError
-from modbench.report.record import Record
+from modbench.report.record import read_record
 from modbench.report.routing import added_weights, busiest_first, check_routing, pooled
 
 
@@ -18,7 +18,7 @@ def _set(value, path, new):
 
 def test_routing_survives_its_records_line(fakes):
     record = fakes.make_record(routing=fakes.make_routing(experts=(0,)))
-    assert Record.from_line(record.line()).routing == record.routing
+    assert read_record(record.line()).routing == record.routing
 
 
 def test_a_record_of_routing_that_contradicts_itself_is_refused(fakes):
@@ -40,6 +40,10 @@ def test_a_record_of_routing_that_contradicts_itself_is_refused(fakes):
         (("topk", "depth", 1, "gates"), {"first": 0}, r"topk.depth\[1\].gates.exponent is missing"),
         (("topk", "experts", 0, "load"), [-1], r"topk.experts\[0\].load\[0\] is -1"),
         (("topk", "routed"), [1], "routing.topk.routed has 1 entries; it must have 4"),
+        (("edges",), [0, 10, 5], "routing.edges must rise from 0"),
+        (("topk", "depth", 0, "gates", "selected"), [1], r"selected has 1 entries; it must have 3"),
+        (("topk", "depth", 0, "gates", "all"), [0, 0, 0], r"depth\[0\].gates counts no token"),
+        (("topk", "experts", 1, "by_no_op"), [9], r"experts\[1\].by_no_op adds up to 9 of 100"),
     ],
 )
 def test_a_wrong_field_of_routing_is_named(fakes, path, value, sentence):

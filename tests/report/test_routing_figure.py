@@ -4,7 +4,7 @@ import pytest
 
 from modbench.report.leaderboard import Leaderboard
 from modbench.report.plot_style import look
-from modbench.report.record import Record, cell_key
+from modbench.report.record import CellRecord, cell_key
 from modbench.report.routing_figure import MOST_ROWS, depth_figure, expert_figure, routing_figures
 
 
@@ -118,7 +118,7 @@ def _choosing(fakes) -> dict:
     return routing
 
 
-def _recursions(fakes, *, layers: int, recursions: int) -> Record:
+def _recursions(fakes, *, layers: int, recursions: int) -> CellRecord:
     """Mixture-of-recursions, all of whose blocks but the first recursion's tokens skip."""
     each = (layers - 2) // recursions
     record = fakes.make_record(
@@ -131,10 +131,10 @@ def _recursions(fakes, *, layers: int, recursions: int) -> Record:
             layer["gates"] = None  # a recursion has one router, before its first block
     record.cell["model"]["layers"] = layers
     fields = {**vars(record), "key": cell_key(record.cell)}
-    return Record(**fields)
+    return CellRecord(**fields)
 
 
-def _of_all_schemes(fakes) -> list[Record]:
+def _of_all_schemes(fakes) -> list[CellRecord]:
     experts = fakes.make_routing((), (0, 1, 2, 3))
     idle = fakes.make_routing((), (0, 1, 2, 3), load=tuple(range(32, 0, -2)))
     for layer in idle["causal"]["experts"]:

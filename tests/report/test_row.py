@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from modbench.report.line import cell_key
+from modbench.report.record import cell_key
 from modbench.report.row import Exact, Quality, Timed, interval, machine_differences, rows_of
 
 

@@ -4,11 +4,21 @@ import subprocess
 import sys
 
 import pytest
+from test_audit_record import make_audit
+from timings_made_up import ceiling, make_case, timed, weighed
 
 from modbench.cli.main import main
 from modbench.errors import UserError
 from modbench.report import store
-from modbench.report.store import ShardWriter, latest, read_records
+from modbench.report.store import (
+    Finished,
+    ShardWriter,
+    finished,
+    latest,
+    read_records,
+    read_suite,
+    remove_leftovers,
+)
 
 
 def test_what_is_appended_is_read_and_each_writer_has_its_own_shard(tmp_path, fakes):
@@ -117,6 +127,10 @@ def test_only_an_unterminated_last_line_is_passed_over(tmp_path, fakes, cut):
 def _corrupted(fakes):
     record = fakes.make_record("mod")
     line = record.line()
+
+    def with_its_digest(text):
+        return fakes.altered(record, lambda value: value["metrics"].update(heldout_loss=float(text)))
+
     return {
         "half a line": (line[:300], "not JSON"),
         "an empty line": ("", "not JSON"),
@@ -127,16 +141,21 @@ def _corrupted(fakes):
             fakes.altered(record, lambda r: r["cell"].update(seed=7)),
             "but its cell's key",
         ),
-        "unknown metric": (fakes.altered(record, lambda r: r["metrics"].update(los=1)), "metric 'los'"),
+        "unknown metric": (
+            fakes.altered(record, lambda r: r["metrics"].update(los=1)),
+            "metrics.los",
+        ),
+        "unknown kind": (fakes.altered(record, lambda r: r.update(kind="los")), "kind is 'los'; known"),
         "unknown field": (fakes.altered(record, lambda r: r.update(host="h")), "unknown one: host"),
         "missing field": (
             fakes.altered(record, lambda r: r.pop("status")),
             "lacks a field or has an unknown one: status",
         ),
-        "NaN": (line.replace('"heldout_loss":5.0', '"heldout_loss":NaN'), "finite"),
-        "infinity": (line.replace('"heldout_loss":5.0', '"heldout_loss":1e999'), "finite"),
-        "a field twice": (line[:-1] + ',"status":"ok"}', "not canonical"),
-        "reformatted": (json.dumps(json.loads(line)), "not canonical"),
+        "NaN": (with_its_digest("nan"), "finite"),
+        "infinity": (with_its_digest("inf"), "finite"),
+        "a field twice": (line[:-1] + ',"status":"ok"}', "another line"),
+        "reformatted": (json.dumps(json.loads(line)), "another line"),
+        "old, reformatted": (json.dumps(json.loads(fakes.old_line(record))), "not canonical"),
     }
 
 
@@ -150,12 +169,14 @@ def _corrupted(fakes):
         "no schema",
         "another cell",
         "unknown metric",
+        "unknown kind",
         "unknown field",
         "missing field",
         "NaN",
         "infinity",
         "a field twice",
         "reformatted",
+        "old, reformatted",
     ],
 )
 def test_a_corrupt_line_is_named_and_nothing_is_changed(tmp_path, fakes, what):
@@ -210,9 +231,9 @@ def test_of_reruns_an_ok_one_wins_then_the_one_finished_last_then_the_greatest_l
 _WRITER = """
 import sys
 from pathlib import Path
-from modbench.report.record import Record
+from modbench.report.record import read_record
 from modbench.report.store import ShardWriter
-record = Record.from_line(Path(sys.argv[2]).read_text())
+record = read_record(Path(sys.argv[2]).read_text())
 with ShardWriter(Path(sys.argv[1])) as writer:
     for _ in range(1000):
         writer.append(record)
@@ -230,6 +251,78 @@ def test_a_killed_writer_loses_nothing_that_it_had_appended(tmp_path, fakes):
         writer.kill()
     (shard,) = (tmp_path / "records").iterdir()
     assert shard.read_bytes().count(b"\n") >= 3
+    assert len(read_records(tmp_path)) == 1
+
+
+def test_a_flipped_byte_is_refused_wherever_it_is(tmp_path, fakes):
+    line = fakes.make_record().line()
+    shard = tmp_path / "records" / "a.jsonl"
+    shard.parent.mkdir()
+    for place in range(0, len(line), 61):
+        damaged = bytearray(f"{line}\n".encode())
+        damaged[place] ^= 1
+        shard.write_bytes(damaged)
+        for read in (read_suite, finished):
+            with pytest.raises(UserError, match=r"a\.jsonl, line 1: no valid record"):
+                read(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["FIFO", "folder", "device"])
+@pytest.mark.parametrize("read", [read_suite, finished, remove_leftovers])
+def test_what_is_no_regular_file_is_refused_without_opening_it(tmp_path, what, read):
+    shard = tmp_path / "records" / "a.jsonl"
+    shard.parent.mkdir()
+    if what == "FIFO":
+        os.mkfifo(shard)
+    elif what == "folder":
+        shard.mkdir()
+    else:
+        shard.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"a\.jsonl: it is not a regular file"):
+        read(tmp_path)
+
+
+def test_lines_of_each_kind_from_before_digests_are_read(tmp_path, fakes):
+    cell, audit = fakes.make_record(), make_audit()
+    timings = [timed("mod", make_case()), ceiling(), weighed("mod", 99, 98)]
+    for folder, records in (("records", (cell, audit)), ("timings", timings)):
+        (tmp_path / folder).mkdir()
+        lines = [fakes.old_line(record) + "\n" for record in records]
+        (tmp_path / folder / "old.jsonl").write_text("".join(lines))
+    found = read_suite(tmp_path)
+    assert (found.cells, found.audits) == ([cell], {audit.key: audit})
+    assert sorted(found.timings, key=lambda timing: timing.job) == sorted(
+        timings, key=lambda timing: timing.job
+    )
+    assert [entry.kind for entry in finished(tmp_path)] == ["cell", "audit", *["timing"] * 3]
+
+
+def test_what_is_finished_is_told_without_reading_records_in_full(tmp_path, fakes):
+    cell, timing = fakes.make_record(audit_key="ab" * 8), timed("mod", make_case(), repetition=2)
+    with ShardWriter(tmp_path) as shard:
+        for record in (cell, make_audit(), timing):
+            shard.append(record)
+    told = sorted(finished(tmp_path), key=lambda entry: entry.kind)
+    assert told == [
+        Finished("audit", make_audit().key, None, None, None, None, None),
+        Finished("cell", cell.key, "ok", "ab" * 8, None, None, None),
+        Finished("timing", timing.key, "ok", None, "run-1", "time", 2),
+    ]
+
+
+def test_what_killed_processes_left_is_removed_and_what_live_ones_write_is_kept(tmp_path, fakes):
+    with ShardWriter(tmp_path) as writer:
+        writer.append(fakes.make_record())
+        dead = [tmp_path / "records" / "dead.jsonl", tmp_path / ".leaderboard.md.99999999.tmp"]
+        for path in dead:
+            path.touch()
+        live = store.temporary_path(tmp_path / "leaderboard.md")
+        live.touch()
+        with ShardWriter(tmp_path) as empty:
+            assert remove_leftovers(tmp_path) == dead
+            assert empty.path.exists()
+        assert live.exists()
+    assert not any(path.exists() for path in dead)
     assert len(read_records(tmp_path)) == 1
 
 

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 from timings_made_up import cell_of, make_case, make_timing, rows_of, timed, weighed
 
-from modbench.report.timing import Timing
+from modbench.report.record import TimingRecord
 from modbench.report.timing_page import timing_page
 from modbench.report.timing_table import TimingTable
 
 THROTTLED = ("power cap",)
 
 
-def page_of(*timings: Timing, **options: Any) -> str:
+def page_of(*timings: TimingRecord, **options: Any) -> str:
     return timing_page(TimingTable.of(timings), **options)
 
 
@@ -44,7 +44,7 @@ def test_an_allocation_that_failed_is_in_the_unit_of_the_table() -> None:
 
 
 def test_the_page_says_when_it_was_measured() -> None:
-    def at(label: str, day: int) -> Timing:
+    def at(label: str, day: int) -> TimingRecord:
         begun = {
             "started": f"2026-01-0{day}T00:00:00+00:00",
             "finished": f"2026-01-0{day}T01:00:00+00:00",

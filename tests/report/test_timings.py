@@ -11,8 +11,9 @@ from timings_made_up import ceiling, cell_of, make_case, make_timing, rows_of, t
 
 from modbench.errors import UserError
 from modbench.report.page import write_report
-from modbench.report.store import ShardWriter
-from modbench.report.timing import TIMINGS, Timing, newest_run, read_timings
+from modbench.report.record import TimingRecord, read_record
+from modbench.report.store import ShardWriter, read_suite
+from modbench.report.timing import newest_run
 from modbench.report.timing_figures import NAMED
 from modbench.report.timing_page import timing_page
 from modbench.report.timing_rows import CaseRow
@@ -21,22 +22,22 @@ from modbench.report.timing_table import TimingTable
 THROTTLED = ("power cap",)
 
 
-def row_of(*timings: Timing) -> CaseRow:
+def row_of(*timings: TimingRecord) -> CaseRow:
     (row,) = rows_of(*timings).values()
     return row
 
 
 def test_a_line_survives_its_own_line() -> None:
     timing = timed("vanilla", make_case())
-    assert Timing.from_line(timing.line()) == timing
+    assert read_record(timing.line()) == timing
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"key": "0" * 16}, "its cell's key is"),
-        ({"kind": "weight"}, "kind is 'weight'; input should be 'time'"),
-        ({"kind": "ceiling"}, "a ceiling has no router"),
+        ({"measurement": "weight"}, "measurement is 'weight'; input should be 'time'"),
+        ({"measurement": "ceiling"}, "a ceiling has no router"),
         ({"measured": {}}, r"measured\.cases is missing"),
         ({"status": "oom"}, "status is oom and error is empty"),
     ],
@@ -108,7 +109,7 @@ def test_utilisation_is_over_the_fastest_of_all_components() -> None:
 
 
 def test_a_ceiling_on_a_machine_with_other_work_is_told() -> None:
-    def page(*ceilings: Timing) -> str:
+    def page(*ceilings: TimingRecord) -> str:
         return timing_page(TimingTable.of([timed("vanilla", make_case()), *ceilings]))
 
     quiet, loaded = ceiling(), ceiling(repetition=2, overloaded=True)
@@ -278,8 +279,8 @@ def test_the_newest_run_counts_and_of_a_job_done_twice_what_went_well() -> None:
     assert {timing.run for timing in newest_run([old, good, gone_on])} == {"run-1"}
 
 
-def write(folder: Path, timings: list[Timing]) -> Path:
-    with ShardWriter(folder, TIMINGS) as shard:
+def write(folder: Path, timings: list[TimingRecord]) -> Path:
+    with ShardWriter(folder) as shard:
         for timing in timings:
             shard.append(timing)
     return folder
@@ -298,7 +299,7 @@ def test_the_report_follows_from_the_set_of_lines(tmp_path: Path) -> None:
     many = tmp_path / "many"
     for timing in reversed(TIMINGS_OF_A_RUN):
         write(many, [timing, timing])
-    assert len(read_timings(many)) == 4
+    assert len(read_suite(many).timings) == 4
     assert [path.read_bytes() for path in write_report(one)] == [
         path.read_bytes() for path in write_report(many)
     ]

@@ -8,7 +8,7 @@ import pytest
 from timings_made_up import ceiling, cell_of, make_case, make_timing, timed, weighed
 
 from modbench.errors import UserError
-from modbench.report.timing import Timing
+from modbench.report.record import TimingRecord
 from modbench.report.timing_figures import timing_figures
 from modbench.report.timing_page import timing_page
 from modbench.report.timing_table import TimingTable
@@ -35,7 +35,7 @@ def test_of_a_case(changes: dict[str, Any], sentence: str) -> None:
         timed("mod", make_case() | changes)
 
 
-def changed(timing: Timing, **measured: Any) -> None:
+def changed(timing: TimingRecord, **measured: Any) -> None:
     replace(timing, measured={**timing.measured, **measured})
 
 
@@ -46,10 +46,10 @@ def changed(timing: Timing, **measured: Any) -> None:
         (OUTGROWN, {"ran_out": [LACK | {"error": None}]}, "measured.ran_out[0].error is None"),
         (ceiling(), {"gemm": [GEMM]}, "measured.gemm[0].flops_per_second is missing"),
         (ceiling(), {"copy_bytes_per_second": 0}, "measured.copy_bytes_per_second is 0"),
-        (weighed("mod", 99, 98), {"predicted": {}}, "measured.predicted.peak is missing"),
+        (weighed("mod", 99, 98), {"predicted": {}}, "measured and predicted differ in their parts"),
     ],
 )
-def test_of_what_was_measured(timing: Timing, measured: dict[str, Any], sentence: str) -> None:
+def test_of_what_was_measured(timing: TimingRecord, measured: dict[str, Any], sentence: str) -> None:
     changed(timing)
     with pytest.raises(UserError, match=re.escape(sentence)):
         changed(timing, **measured)

@@ -7,7 +7,8 @@ import pytest
 from timings_made_up import ceiling, cell_of, make_case, make_timing, rows_of, timed, weighed
 
 from modbench.errors import UserError
-from modbench.report.timing import Timing, refuse_other_environments
+from modbench.report.record import TimingRecord
+from modbench.report.timing import refuse_other_environments
 from modbench.report.timing_page import timing_page
 from modbench.report.timing_table import TimingTable
 
@@ -49,10 +50,10 @@ def test_memory_is_weighed_under_an_allocator_of_its_own() -> None:
     """And under the same settings otherwise."""
     kept, back, threads = {"MALLOC_TOP_PAD_": "9"}, {"MALLOC_TOP_PAD_": "0"}, {"OMP_NUM_THREADS": "2"}
 
-    def one(**variables: str) -> Timing:
+    def one(**variables: str) -> TimingRecord:
         return timed("mod", make_case(), environment={"variables": variables})
 
-    def memory(**variables: str) -> Timing:
+    def memory(**variables: str) -> TimingRecord:
         return weighed("mod", 99, 98, environment={"variables": variables})
 
     refuse_other_environments([one(**kept), memory(**back)])
@@ -75,14 +76,14 @@ def test_sizes_may_be_of_different_dtypes_and_a_process_that_died_tells_none() -
 
 
 def test_what_processes_of_a_scheme_did_otherwise_is_told() -> None:
-    def process(repetition: int, **changes: Any) -> Timing:
+    def process(repetition: int, **changes: Any) -> TimingRecord:
         fields = {"flops": 1000, "compiled": False, "throttled": None, **changes}
         case = make_case(flops=fields["flops"], throttled=fields["throttled"])
         made = timed("mod", case)
         measured = {**made.measured, "compiled": fields["compiled"]}
         return make_timing("time", made.cell, measured, repetition=repetition)
 
-    def flags(*processes: Timing) -> str:
+    def flags(*processes: TimingRecord) -> str:
         (row,) = rows_of(*processes).values()
         return row.flags
 

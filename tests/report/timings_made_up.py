@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from modbench.report.line import cell_key
-from modbench.report.timing import Timing
+from modbench.report.record import TimingRecord, cell_key
 from modbench.report.timing_rows import CaseRow
 from modbench.report.timing_table import TimingTable
 
@@ -30,7 +29,7 @@ def cell_of(label: str | None, router: str | None = None) -> dict[str, Any]:
 
 
 def make_timing(
-    kind: str,
+    measurement: str,
     cell: dict[str, Any],
     measured: dict[str, Any],
     *,
@@ -38,11 +37,11 @@ def make_timing(
     run: str = "run-1",
     environment: dict[str, Any] | None = None,
     **fields: Any,
-) -> Timing:
+) -> TimingRecord:
     arguments: dict[str, Any] = {
         "run": run,
         "suite": {"name": "fake", "version": 1},
-        "kind": kind,
+        "measurement": measurement,
         "cell": cell,
         "key": cell_key(cell),
         "repetition": repetition,
@@ -55,7 +54,7 @@ def make_timing(
         "started": "2026-01-01T00:00:00+00:00",
         "finished": "2026-01-01T00:01:00+00:00",
     }
-    return Timing(**{**arguments, **fields})
+    return TimingRecord(**{**arguments, **fields})
 
 
 def make_case(
@@ -95,7 +94,7 @@ def timed(
     balance: str = "forced",
     ran_out: Sequence[dict[str, Any]] = (),
     **fields: Any,
-) -> Timing:
+) -> TimingRecord:
     measured = {
         "cases": list(cases),
         "balance": balance,
@@ -114,7 +113,7 @@ def ceiling(
     throttled: Sequence[str] = (),
     copied: float = 2e10,
     **fields: Any,
-) -> Timing:
+) -> TimingRecord:
     gemms = [
         {
             "dtype": dtype,
@@ -133,7 +132,7 @@ def ceiling(
     return make_timing("ceiling", cell_of(None), measured, **fields)
 
 
-def weighed(label: str, measured: int, predicted: int, **fields: Any) -> Timing:
+def weighed(label: str, measured: int, predicted: int, **fields: Any) -> TimingRecord:
     def parts(peak: int) -> dict[str, int]:
         return {
             "parameters": 10,
@@ -147,6 +146,6 @@ def weighed(label: str, measured: int, predicted: int, **fields: Any) -> Timing:
     return make_timing("training_memory", cell_of(label), found, **fields)
 
 
-def rows_of(*timings: Timing) -> dict[tuple[str, str], CaseRow]:
+def rows_of(*timings: TimingRecord) -> dict[tuple[str, str], CaseRow]:
     (group,) = TimingTable.of(timings).groups
     return {(row.label, row.case): row for row in group.cases}

@@ -1,17 +1,20 @@
 """`drive_engine.py FOLDER LABEL ...`: runs fake cells as `modbench run` runs real ones, to be killed."""
 
 import sys
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
 
-from modbench.sweep.engine import Engine, InterruptedRunError
-from modbench.sweep.lock import suite_lock
+from modbench.report.record import CellRecord, cell_key
+from modbench.sweep.cell_jobs import cells_left
+from modbench.sweep.cell_record import cell_record
+from modbench.sweep.engine import Engine, Failure, InterruptedRunError, Job
+from modbench.sweep.lock import suite_lock, wait_for_orphans
 from modbench.sweep.progress import Progress
 
-
-def fake_command(spec: Path) -> list[str]:
-    return [sys.executable, str(Path(__file__).with_name("fake_cell.py")), str(spec)]
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+DATA = {"sha256": "0", "train_tokens": 1, "heldout_tokens": 1}
 
 
 def fake_cell(label: str) -> dict:
@@ -20,20 +23,57 @@ def fake_cell(label: str) -> dict:
     return {"router": router, "train": {"budget": 1}, "seed": 0, **empty}
 
 
-def fake_engine(folder: Path, **settings: object) -> Engine:
-    data = {"sha256": "0", "train_tokens": 1, "heldout_tokens": 1}
+def fake_job(label: str, folder: Path, threads: int) -> Job:
+    cell = fake_cell(label)
+    key = cell_key(cell)
     suite = {"name": folder.name, "version": 1, "rank_by": "heldout_loss"}
-    return Engine(
-        **{"folder": folder, "suite": suite, "data": data, "command": fake_command, **settings}
+    spec = {
+        "job": "cell",
+        "suite": suite,
+        "cell": cell,
+        "plugins": [],
+        "results": str(folder),
+        "folder": str(folder / "cells" / key),
+        "threads": threads,
+    }
+
+    def crash_record(status: str, error: str, started: datetime) -> CellRecord:
+        return cell_record(
+            cell,
+            suite=suite,
+            data=DATA,
+            environment={"cpu": None, "gpu": None, "threads": threads, "torch": "0"},
+            status=status,
+            error=error,
+            started=started,
+        )
+
+    return Job(
+        identity=("cell", key, None, None, None),
+        title=label,
+        spec=spec,
+        log=folder / "cells" / key / "log.txt",
+        crash_record=crash_record,
     )
+
+
+def run_fakes(
+    folder: Path, labels: list[str], console: Console, *, threads: int = 1, **settings: object
+) -> list[Failure]:
+    """Run the cells called ``labels`` that are left; return the failures."""
+    progress = Progress(console)
+    cells = [fake_cell(label) for label in labels]
+    with suite_lock(folder):
+        wait_for_orphans([folder / "cells" / cell_key(cell) for cell in cells], progress.note)
+        left = [cell["router"]["label"] for cell in cells_left(cells, folder)]
+        progress.begin(folder.name, total=len(cells), done=len(cells) - len(left), unit="cells")
+        engine = Engine(**{"folder": folder, "progress": progress, "command": FAKE, **settings})
+        return engine.run([fake_job(label, folder, threads) for label in left])
 
 
 def drive(folder: Path, labels: list[str]) -> int:
     try:
-        with suite_lock(folder):
-            fake_engine(folder).run(
-                [fake_cell(label) for label in labels], Progress(Console(stderr=True))
-            )
+        run_fakes(folder, labels, Console(stderr=True))
     except InterruptedRunError:
         return 130
     return 0

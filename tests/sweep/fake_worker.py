@@ -1,71 +1,172 @@
-"""A fake of `modbench.measure.worker`: measures nothing, and ends as the row's label says."""
+"""A fake of `python -m modbench.sweep.worker`: trains and measures nothing, ends as its row's label
+says, and appends a record."""
 
-import contextlib
-import fcntl
 import json
 import os
 import signal
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from modbench.report.record import CellRecord, TimingRecord, cell_key
+from modbench.report.store import ShardWriter
+from modbench.sweep.lock import cell_lock
+from modbench.sweep.worker import event_writer, follow_parent
+
 spec = json.loads(sys.stdin.readline())
+follow_parent()
+say = event_writer()
 router = spec["cell"]["router"]
-label = "machine" if router is None else router["label"]
-if spec["kind"] != "machine":
-    with Path(os.environ["FAKE_LOG"]).open("a") as log:
-        log.write(f"{spec['kind']} {label}\n")
-machine = Path(os.environ["MODBENCH_CACHE"], "machine.lock")
-with machine.open("w") as lock, contextlib.suppress(BlockingIOError):
-    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    Path(os.environ["FAKE_LOG"]).with_name("not alone").touch()
-left = Path(os.environ["FAKE_LOG"]).with_name("broken")
-if label.startswith("breaks") and not left.exists() and spec["kind"] == "time":
-    left.touch()
-    raise ValueError("this is broken")
-if label.startswith("slow") and spec["kind"] == "time":
-    left.with_name("slow").write_text(str(os.getpid()))
-    time.sleep(60)
-if label.startswith("killed") and spec["kind"] == "time":
-    os.kill(os.getpid(), signal.SIGKILL)
-print(json.dumps({"event": "phase", "phase": "nothing"}), flush=True)
-spent = dict.fromkeys(("model", "full", "executed"), 1000)
-case = {
-    "name": "forward",
-    "phase": "forward",
-    "sequences": 1,
-    "tokens": 8,
-    "past": 0,
-    "seconds": [0.1, 0.1, 0.1],
-    "loops": 1,
-    "flops": dict.fromkeys(("nominal", "realised", "dispatched"), spent),
-    "joules": None,
-    "gpu": None,
-}
-parts = {"parameters": 1, "gradients": 1, "optimizer": 2, "activations": 6, "peak": 10}
-measured = {
-    "time": {
-        "cases": [case],
-        "balance": "forced",
-        "compiled": False,
-        "machine": {"overloaded": False},
-    },
-    "ceiling": {"gemm": [], "copy_bytes_per_second": 1.0, "machine": {"overloaded": False}, "gpu": None},
-    "training_memory": {"measured": parts, "predicted": parts},
-    "inference_memory": {"measured": parts, "predicted": parts},
-    "machine": {},
-}
-found = {"status": "ok", "error": None, "asked_bytes": None, "measured": measured[spec["kind"]]}
-if label.startswith("big"):
-    found |= {"status": "oom", "error": "out of memory", "asked_bytes": 77, "measured": {}}
-found["environment"] = {
-    "cpu": os.environ.get("FAKE_CPU", "Imaginary CPU"),
-    "gpu": None,
-    "cores": 2,
-    "threads": spec["threads"],
-    "torch": "0",
-    "dtype": "float32",
-    "python": os.environ.get("FAKE_PYTHON", "3.11.7"),
-    "variables": {name: os.environ[name] for name in ("OMP_NUM_THREADS", "MALLOC_TOP_PAD_")},
-}
-print(json.dumps(found))
+label = router["label"] if router else "machine"
+results = Path(spec.get("results", "."))
+NOW = datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def started(name: str) -> None:
+    (results / f"{name}.pid").write_text(str(os.getpid()))
+
+
+def begin_cell() -> None:
+    cell_lock(Path(spec["folder"])).__enter__()
+    marker = Path(spec["folder"], "half_way")
+    with open(results / "started.txt", "a") as starts:
+        starts.write(f"{label} {os.environ['OMP_NUM_THREADS']}\n")
+
+    def stop(number: int, frame: object) -> None:
+        marker.write_text("a checkpoint")
+        sys.exit(130)
+
+    signal.signal(signal.SIGTERM, stop)
+    print(json.dumps({"event": "phase", "phase": "printed by a library"}), flush=True)
+    os.write(1, b'{"event": "result", "result": {}}\n')
+    say({"event": "phase", "phase": "train"})
+    say({"event": "step", "phase": "train", "step": "five"})
+    if label.startswith("slow") and not marker.exists():
+        started(label)
+        time.sleep(60)
+
+
+def misbehave() -> None:
+    if label.startswith("deaf"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        started(label)
+        time.sleep(60)
+    if label.startswith("crash"):
+        raise RuntimeError("no such file: /home/someone/secret/data.txt")
+    if label.startswith("killed"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if label.startswith("refused"):
+        print("modbench: router 'refused' raised KeyError", file=sys.stderr)
+        sys.exit(2)
+
+
+def cell() -> dict:
+    begin_cell()
+    misbehave()
+    say({"event": "step", "phase": "train", "step": 5, "steps": 5, "loss": 1.5, "flops": 10})
+    status = label.split()[0] if label.split()[0] in ("diverged", "oom") else "ok"
+    error = None if status == "ok" else "as asked"
+    record = CellRecord(
+        suite=spec["suite"],
+        cell=spec["cell"],
+        key=cell_key(spec["cell"]),
+        code={"version": "0", "commit": None, "dirty": None},
+        environment={"cpu": None, "gpu": None, "threads": spec["threads"], "torch": "0"},
+        data={"sha256": "0", "train_tokens": 1, "heldout_tokens": 1},
+        audit=[],
+        metrics={},
+        curve=[],
+        routing={},
+        status=status,
+        error=error,
+        started=NOW,
+        finished=NOW,
+    )
+    with ShardWriter(results) as writer:
+        writer.append(record)
+    if label.startswith("recorded"):  # killed between its record and its result
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"status": status, "error": error, "seconds": {"train": 0.1}}
+
+
+def environment() -> dict:
+    return {
+        "cpu": os.environ.get("FAKE_CPU", "Imaginary CPU"),
+        "gpu": None,
+        "cores": 2,
+        "threads": spec["threads"],
+        "torch": "0",
+        "dtype": "float32",
+        "python": os.environ.get("FAKE_PYTHON", "3.11.7"),
+        "variables": {name: os.environ[name] for name in ("OMP_NUM_THREADS", "MALLOC_TOP_PAD_")},
+    }
+
+
+def timing() -> dict:
+    log = Path(os.environ["FAKE_LOG"])
+    with log.open("a") as file:
+        file.write(f"{spec['job']} {label}\n")
+    if label.startswith("breaks") and not log.with_name("broken").exists() and spec["job"] == "time":
+        log.with_name("broken").touch()
+        raise ValueError("this is broken")
+    if label.startswith("slow") and spec["job"] == "time":
+        log.with_name("slow").write_text(str(os.getpid()))
+        time.sleep(60)
+    if spec["job"] == "time":
+        misbehave()
+    say({"event": "phase", "phase": "nothing"})
+    spent = dict.fromkeys(("model", "full", "executed"), 1000)
+    case = {
+        "name": "forward",
+        "phase": "forward",
+        "sequences": 1,
+        "tokens": 8,
+        "past": 0,
+        "seconds": [0.1, 0.1, 0.1],
+        "loops": 1,
+        "flops": dict.fromkeys(("nominal", "realised", "dispatched"), spent),
+        "joules": None,
+        "gpu": None,
+    }
+    machine = {"overloaded": False}
+    times = {"cases": [case], "balance": "forced", "compiled": False, "machine": machine}
+    ceilings = {"gemm": [], "copy_bytes_per_second": 1.0, "machine": machine, "gpu": None}
+    parts = {"parameters": 1, "gradients": 1, "optimizer": 2, "activations": 6, "peak": 10}
+    memory = {"measured": parts, "predicted": parts}
+    found = {"status": "ok", "error": None, "asked_bytes": None}
+    found["measured"] = {"time": times, "ceiling": ceilings}.get(spec["job"], memory)
+    if label.startswith("big"):
+        found |= {"status": "oom", "error": "out of memory", "asked_bytes": 77, "measured": {}}
+    record = TimingRecord(
+        run=spec["run"],
+        suite=spec["suite"],
+        measurement=spec["job"],
+        cell=spec["cell"],
+        key=cell_key(spec["cell"]),
+        repetition=spec["repetition"],
+        code=json.loads(os.environ["FAKE_CODE"]),
+        environment=environment(),
+        **found,
+        started=NOW,
+        finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )
+    with ShardWriter(results) as writer:
+        writer.append(record)
+    return {"status": record.status, "error": record.error, "seconds": {}}
+
+
+if spec["job"] == "cell":
+    result = cell()
+elif spec["job"] == "machine":
+    result = {"environment": environment()}
+else:
+    alone = FileLock(Path(os.environ["FAKE_LOG"]).with_name("alone.lock"))
+    try:
+        alone.acquire(timeout=0)
+    except Timeout:
+        Path(os.environ["FAKE_LOG"]).with_name("not alone").touch()
+    result = timing()
+say({"event": "result", "result": result})

@@ -7,21 +7,25 @@ import pytest
 from modbench.errors import UserError
 from modbench.report.record import cell_key
 from modbench.routing.registry import build_router
-from modbench.sweep.cells import check_budgets, chosen, expand, plugins_of, title, with_plugins
+from modbench.sweep.cells import chosen, title
+from modbench.sweep.cells import expand as cells_of
+from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite
-from modbench.sweep.timing_jobs import Job, timing_cells, worker_spec
+from modbench.sweep.timing_jobs import timing_cells
+
+
+def expand(of: Suite) -> list[dict]:
+    return cells_of(resolve(of))
+
 
 PLUGIN = """
 from dataclasses import dataclass
-from modbench.routing.registry import register_router
-from modbench.routing.router import Router
+from modbench import DepthRouter, register_router
 
-@register_router("{name}")
+@register_router("sweep_taken")
 @dataclass(frozen=True, kw_only=True)
-class Mine(Router):
-    share: float = 0.5
-    def build_layer(self, model, layer):
-        raise NotImplementedError
+class Mine(DepthRouter):
+    pass
 """
 
 
@@ -34,12 +38,6 @@ def suite(schemes: list[dict], **tables: dict) -> Suite:
         **tables,
     }
     return parse_suite(content, "mine.toml")
-
-
-def plugin(tmp_path: Path, name: str) -> Path:
-    file = tmp_path / f"{name}.py"
-    file.write_text(PLUGIN.format(name=name))
-    return file
 
 
 def test_a_suite_is_schemes_times_shapes_times_budgets_times_seeds() -> None:
@@ -123,40 +121,6 @@ def test_an_unknown_router_or_a_wrong_option_is_named_with_the_suite(
     assert sentence in str(error.value)
 
 
-def test_a_plugin_that_the_suite_does_not_name_becomes_a_row(tmp_path: Path) -> None:
-    file = plugin(tmp_path, "sweep_fresh")
-    cells = expand(with_plugins(suite([{"router": "vanilla"}]), [file]))
-    assert [cell["router"]["label"] for cell in cells] == ["vanilla", "sweep_fresh"]
-    assert cells[1]["router"]["options"] == {"share": 0.5}
-    assert len(cells[1]["router"]["plugin_sha256"]) == 64
-    assert cells[0]["router"]["plugin_sha256"] is None
-
-
-def test_a_plugin_that_the_suite_names_is_not_added_again(tmp_path: Path) -> None:
-    file = plugin(tmp_path, "sweep_named")
-    scheme = {"router": "sweep_named", "options": {"share": 0.1}}
-    (cell,) = expand(with_plugins(suite([scheme]), [file]))
-    assert cell["router"]["options"] == {"share": 0.1}
-
-
-def test_a_plugin_whose_name_is_another_rows_label_is_refused(tmp_path: Path) -> None:
-    file = plugin(tmp_path, "sweep_taken")
-    with pytest.raises(UserError, match="two have the label 'sweep_taken'"):
-        with_plugins(suite([{"router": "vanilla", "label": "sweep_taken"}]), [file])
-
-
-def test_a_process_loads_the_file_that_its_router_is_of_and_no_other(tmp_path: Path) -> None:
-    files = [plugin(tmp_path, name) for name in ("sweep_mine", "sweep_other")]
-    scheme = {"router": "vanilla"}
-    cells = expand(with_plugins(suite([scheme]), files))
-    wanted = {"vanilla": [], "sweep_mine": [str(files[0])], "sweep_other": [str(files[1])]}
-    assert {cell["router"]["label"]: plugins_of(cell) for cell in cells} == wanted
-    job = Job(kind="time", cell=cells[1], repetition=1)
-    assert worker_spec(job, 1)["plugins"] == [str(files[0])]
-    machine = Job(kind="ceiling", cell={**cells[1], "router": None}, repetition=1)
-    assert worker_spec(machine, 1)["plugins"] == []
-
-
 def test_only_keeps_the_rows_that_are_named_and_refuses_others() -> None:
     cells = expand(suite([{"router": "vanilla"}, {"router": "mod"}]))
     assert chosen(cells, []) == cells
@@ -166,11 +130,9 @@ def test_only_keeps_the_rows_that_are_named_and_refuses_others() -> None:
 
 
 def test_a_budget_smaller_than_one_step_is_refused() -> None:
-    enough = suite([{"router": "vanilla"}])
-    check_budgets(enough, expand(enough))
     little = suite([{"router": "vanilla"}], sweep={"budgets": [1000]})
     with pytest.raises(UserError) as error:
-        check_budgets(little, expand(little))
+        expand(little)
     assert str(error.value).startswith(
         "suite mine.toml: [sweep] budgets: budget 1000 is smaller than one training step of 'vanilla'"
     )
@@ -185,9 +147,7 @@ def test_a_budget_smaller_than_one_step_is_refused() -> None:
     ids=["one-size", "two-sizes"],
 )
 @pytest.mark.parametrize(
-    "refuse",
-    [lambda shallow: check_budgets(shallow, expand(shallow)), timing_cells],
-    ids=["run", "time"],
+    "refuse", [expand, lambda shallow: timing_cells(resolve(shallow))], ids=["run", "time"]
 )
 def test_a_scheme_that_can_not_take_its_shape_is_named_with_suite_row_and_size(
     refuse: Callable[[Suite], object], shapes: list[dict], row: str
@@ -199,6 +159,14 @@ def test_a_scheme_that_can_not_take_its_shape_is_named_with_suite_row_and_size(
         refuse(shallow)
     sentence = f"suite mine.toml: row '{row}': router 'mod': no block of 1 is routed"
     assert str(error.value).startswith(sentence)
+
+
+def test_a_plugin_whose_name_is_another_rows_label_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "sweep_taken.py"
+    file.write_text(PLUGIN)
+    taken = suite([{"router": "vanilla", "label": "sweep_taken"}])
+    with pytest.raises(UserError, match="two have the label 'sweep_taken'"):
+        resolve(taken, [file])
 
 
 def test_a_title_tells_apart_what_differs() -> None:

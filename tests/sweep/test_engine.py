@@ -7,17 +7,16 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from drive_engine import fake_cell, fake_engine
+from drive_engine import fake_cell, run_fakes
 from rich.console import Console
 
 from modbench.errors import UserError
 from modbench.report.record import cell_key
 from modbench.report.store import read_records
-from modbench.sweep import process
+from modbench.sweep import worker
+from modbench.sweep.cell_jobs import cells_left
 from modbench.sweep.crash import KILLED
-from modbench.sweep.engine import cells_left
 from modbench.sweep.lock import suite_lock
-from modbench.sweep.progress import Progress
 
 DRIVER = Path(__file__).with_name("drive_engine.py")
 
@@ -25,9 +24,7 @@ DRIVER = Path(__file__).with_name("drive_engine.py")
 def run(folder: Path, *labels: str, **settings: object) -> tuple[list, str]:
     """What failed, and what the display said."""
     said = StringIO()
-    progress = Progress(Console(file=said, width=200))
-    with suite_lock(folder):
-        failures = fake_engine(folder, **settings).run([fake_cell(label) for label in labels], progress)
+    failures = run_fakes(folder, list(labels), Console(file=said, width=200), **settings)
     return failures, said.getvalue()
 
 
@@ -79,11 +76,11 @@ def test_a_crash_is_recorded_without_machine_paths_and_the_suite_goes_on(tmp_pat
 
 
 def test_a_failed_cell_is_tried_again_and_a_diverged_one_is_not(tmp_path: Path) -> None:
-    labels = ["crash", "failed in its own words", "diverged", "oom"]
+    labels = ["crash", "refused", "diverged", "oom"]
     for _ in range(2):
         run(tmp_path / "s", *labels)
     assert starts(tmp_path / "s").count("crash") == 2
-    assert starts(tmp_path / "s").count("failed in its own words") == 2
+    assert starts(tmp_path / "s").count("refused") == 2
     assert starts(tmp_path / "s").count("diverged") == 1
     assert starts(tmp_path / "s").count("oom") == 1
 
@@ -103,19 +100,37 @@ def test_a_kill_by_hand_is_a_failure_and_one_by_the_kernel_is_out_of_memory(
     assert failure.status == "failed"
     assert failure.error == KILLED
     kills = iter(range(10))
-    monkeypatch.setattr(process, "out_of_memory_kills", lambda: next(kills))
+    monkeypatch.setattr(worker, "out_of_memory_kills", lambda: next(kills))
     (failure,), _ = run(tmp_path / "s", "killed")
     assert failure.status == "oom"
     assert failure.error == KILLED
 
 
-def test_what_a_cell_prints_besides_events_is_kept_apart_from_its_log(tmp_path: Path) -> None:
-    _, said = run(tmp_path / "s", "a")
-    folder = tmp_path / "s" / "cells" / cell_key(fake_cell("a"))
-    assert (folder / "output.txt").read_text() == "a library's chatter\n"
-    assert (folder / "log.txt").read_text() == ""
+def test_what_a_cell_prints_is_in_its_log_and_no_event(tmp_path: Path) -> None:
+    failures, said = run(tmp_path / "s", "a")
+    log = tmp_path / "s" / "cells" / cell_key(fake_cell("a")) / "log.txt"
+    assert "printed by a library" in log.read_text()
+    assert failures == []
     assert "a: train" in said
-    assert "chatter" not in said
+    assert "printed" not in said
+
+
+def test_a_cell_that_hangs_is_ended_and_the_others_go_on(tmp_path: Path) -> None:
+    (failure,), _ = run(tmp_path / "s", "deaf", "a", timeout=5.0)
+    assert failure.error == "no progress for 5 s in step train; its process was ended"
+    assert statuses(tmp_path / "s") == [("a", "ok"), ("deaf", "failed")]
+    assert not is_alive(int((tmp_path / "s" / "deaf.pid").read_text()))
+
+
+def test_a_cell_that_is_killed_after_its_record_has_one_record(tmp_path: Path) -> None:
+    assert run(tmp_path / "s", "recorded")[0] == []
+    assert statuses(tmp_path / "s") == [("recorded", "ok")]
+
+
+def test_a_mistake_of_a_plugin_is_told_from_a_crash(tmp_path: Path) -> None:
+    failures, _ = run(tmp_path / "s", "refused", "crash")
+    assert [(one.title, one.refused) for one in failures] == [("refused", True), ("crash", False)]
+    assert failures[0].error == "router 'refused' raised KeyError"
 
 
 def test_a_cell_gets_the_threads_it_is_given(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from modbench.sweep import progress
-from modbench.sweep.progress import Progress, clock, show_progress
+from modbench.sweep.progress import Progress, clock, show_progress, summary_line
 from modbench.sweep.terminal import show_leaderboard
 
 TABLE = """# Suite s, version 1
@@ -30,8 +30,24 @@ class Clock:
         monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
 
 
-def step(number: int, loss: float = 2.0) -> dict:
-    return {"event": "step", "step": number, "steps": 100, "loss": loss}
+TFLOP = 10**12
+
+
+def train(step: int, loss: float = 2.0) -> dict:
+    """A step of 100, each of 0.02 TFLOP and 512 tokens, that spend all of 2 TFLOP."""
+    event = {"event": "step", "phase": "train", "step": step, "steps": 100, "loss": loss}
+    return event | {"flops": step * TFLOP // 50, "budget": 2 * TFLOP, "tokens": 512 * step}
+
+
+def lines_of(said: StringIO) -> list[str]:
+    return said.getvalue().splitlines()
+
+
+def drawn(live: Progress, width: int = 100) -> list[str]:
+    """The lines of the table."""
+    console = Console(file=StringIO(), width=width)
+    console.print(live.live.get_renderable())
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
 
 
 def test_lines_are_throttled_and_phases_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,13 +55,34 @@ def test_lines_are_throttled_and_phases_are_told_at_once(monkeypatch: pytest.Mon
     lines = Progress(Console(file=said, width=200))
     lines.begin("s", total=2, done=0)
     lines.started("k", "mod")
-    for number in range(1, 26):
+    for step in range(1, 26):
         time.now += 1.0
-        lines.event("k", step(number))
+        lines.event("k", train(step))
     lines.event("k", {"event": "phase", "phase": "audit"})
-    told = [line for line in said.getvalue().splitlines() if "step" in line]
-    assert told == [f"mod: starting, step {number} of 100, loss 2.000" for number in (1, 11, 21)]
-    assert said.getvalue().splitlines()[-1] == "mod: audit, loss 2.000"
+    told = [line.split(",")[0] for line in lines_of(said) if "loss" in line]
+    assert told == [f"mod: train {step}/100" for step in (1, 11, 21)] + ["mod: audit"]
+    assert lines_of(said)[-2] == (
+        "mod: train 21/100, loss 2.000, FLOPs 0.42/2 TFLOP (21 %), tokens/s 512, left 1:19"
+    )
+    assert lines_of(said)[-1] == "mod: audit, loss 2.000, FLOPs 0.5/2 TFLOP (25 %)"
+
+
+def test_rates_are_those_of_the_last_events_and_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    time = Clock(monkeypatch)
+    live = Progress(Console(file=StringIO()))
+    live.begin("s", total=1, done=0)
+    live.started("k", "mod")
+    live.event("k", {"event": "machine", "flops_per_second": 10**11})
+    for step in range(40, 60):  # resumed at step 40
+        live.event("k", train(step))
+        time.now += 10.0
+    assert " ".join(drawn(live)[1].split()) == "mod train 59/100 2.000 1.18/2 TFLOP (59 %) 51.2 2 % 6:50"
+    for step in range(60, 100):
+        live.event("k", train(step))
+        time.now += 0.1
+    assert (
+        " ".join(drawn(live)[1].split()) == "mod train 99/100 2.000 1.98/2 TFLOP (99 %) 5.12k 200 % 0:00"
+    )
 
 
 def test_the_time_left_follows_the_rate_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,22 +92,65 @@ def test_the_time_left_follows_the_rate_of_this_run(monkeypatch: pytest.MonkeyPa
     lines.started("k", "mod")
     time.now += 60.0
     lines.ended("k", "ok", 60.0, "")
-    assert said.getvalue().splitlines()[-1] == ("mod: ok after 1:00; 3 of 5 cells done, about 2:00 left")
+    assert lines_of(said)[-1] == "mod: ok after 1:00; 3 of 5 cells done, about 2:00 left"
 
 
-def test_on_a_terminal_each_running_cell_has_its_step_and_loss() -> None:
+def test_steps_before_a_resume_do_not_shorten_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    time = Clock(monkeypatch)
+    live = Progress(Console(file=StringIO()))
+    live.begin("s", total=1, done=0)
+    live.started("k", "mod")
+    live.event("k", train(51))
+    time.now += 90.0
+    live.event("k", train(60))  # 0.54 of the cell is done, 0.09 of it in 90 seconds
+    assert drawn(live)[-1] == "s: 0 of 1 cells done, about 7:40 left"
+
+
+def test_on_a_terminal_each_running_cell_has_a_row() -> None:
     said = StringIO()
-    console = Console(file=said, width=100, force_terminal=True)
+    console = Console(file=said, width=80, force_terminal=True, force_interactive=True)
     with show_progress(console) as live:
-        live.begin("s", total=2, done=1)
-        live.started("k", "mod")
-        live.event("k", {"event": "phase", "phase": "train"})
-        live.event("k", step(40, loss=3.25))
-        live.bars.refresh()
-        live.ended("k", "failed", 75.0, "ValueError: [bold] no")
-    assert "train, step 40 of 100, loss 3.250" in said.getvalue()
-    assert "1 of 2 cells done" in said.getvalue()
+        live.begin("s", total=3, done=1)
+        live.started("a", "mode_integrated, 1.5e+12 FLOPs, seed [0]")
+        live.started("b", "mod")
+        live.event("a", train(40, loss=3.25))
+        live.event("b", {"event": "phase", "phase": "audit"})
+        live.live.refresh()
+        head, first, second, suite = drawn(live, width=80)
+        live.ended("b", "failed", 75.0, "ValueError: [bold] no")
+    assert head.split() == ["cells", "step", "loss", "FLOPs"]
+    assert first.endswith("train 40/100 3.250 0.8/2 TFLOP (40 %)")
+    assert second.split() == ["mod", "audit", "-", "-"]
+    assert suite == "s: 1 of 3 cells done"
+    assert "train 40/100" in said.getvalue()
     assert "mod: failed after 1:15 (ValueError: [bold] no)" in said.getvalue()
+
+
+def test_events_of_a_timing_need_no_loss_and_no_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    time = Clock(monkeypatch)
+    live = Progress(Console(file=StringIO()))
+    live.begin("s timings", total=2, done=0, unit="processes")
+    live.started("0", "time of mod")
+    for step in (1, 2):
+        live.event("0", {"event": "step", "phase": "timing", "step": step, "steps": 4})
+        time.now += 5.0
+    assert [line.split() for line in drawn(live)[:2]] == [
+        ["processes", "step", "left"],
+        ["time", "of", "mod", "timing", "2/4", "0:10"],
+    ]
+
+
+def test_the_last_line_has_the_steps_by_their_time() -> None:
+    seconds = {"audit": 28.0, "train": 126.0, "downstream": 0.0, "timing": 46.0}
+    assert summary_line("6 cells", seconds, 161.0) == (
+        "6 cells in 2:41; of the workers' time: train 63 %, timing 23 %, audit 14 %"
+    )
+    assert summary_line("0 cells", {}, 1.0) == "0 cells in 0:01"
+
+
+def test_large_numbers_have_a_prefix() -> None:
+    texts = ["{:.3g}{}".format(*progress._scaled(value)) for value in (0.5, 850, 999.9, 12_345, 1e23)]
+    assert texts == ["0.5", "850", "1k", "12.3k", "100Z"]
 
 
 def test_a_clock_reads_minutes_and_hours() -> None:

@@ -15,7 +15,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.model.mlp import MLP
-from modbench.report.record import Record, Status, cell_key
+from modbench.report.record import CellRecord, Status, cell_key
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router, router_names
 from modbench.sweep.sample import Drawing, _load_plugin_of, find_record, sample_run
@@ -37,7 +37,7 @@ class Letters:
         return "".join(chr(32 + token % 90) for token in tokens)
 
 
-def record_of(label: str, router: str, seed: int, status: Status = "ok") -> Record:
+def record_of(label: str, router: str, seed: int, status: Status = "ok") -> CellRecord:
     cell: dict[str, Any] = {
         "router": {"name": router, "options": OPTIONS[router], "plugin_sha256": None, "label": label},
         "model": SHAPE,
@@ -46,7 +46,7 @@ def record_of(label: str, router: str, seed: int, status: Status = "ok") -> Reco
         "measure": {},
         "seed": seed,
     }
-    return Record(
+    return CellRecord(
         suite={"name": "tiny", "version": 1, "rank_by": "heldout_loss"},
         cell=cell,
         key=cell_key(cell),
@@ -74,7 +74,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def weights_at(results: Path, record: Record) -> Path:
+def weights_at(results: Path, record: CellRecord) -> Path:
     path = results / "tiny" / "cells" / record.key / "model.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

@@ -1,98 +1,74 @@
-"""A cell reports its phases, pauses while another process measures, and stops when asked to."""
+"""A job reports its steps, pauses while another process measures, and stops when asked to."""
 
-import threading
-import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modbench.measure.machine_lock import MachineLock
+from modbench.sweep import stage as stages
 from modbench.sweep.stage import Stage
 from modbench.train.loop import StoppedError
 
+OTHER = "the measurement of other/row (process 7)"
+
 
 @pytest.fixture
-def locks(tmp_path: Path) -> Iterator[tuple[MachineLock, MachineLock]]:
-    locks = MachineLock(tmp_path), MachineLock(tmp_path)
-    yield locks
-    for lock in locks:
-        lock.close()
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """What another process measures at each look; nothing once the list is empty."""
+    looks: list[str | None] = []
+    monkeypatch.setattr(stages, "measured_elsewhere", lambda: looks.pop(0) if looks else None)
+    monkeypatch.setattr(stages, "_POLL_SECONDS", 0.0)
+    return looks
 
 
-Locks = tuple[MachineLock, MachineLock]
+def phases(told: list[dict[str, Any]]) -> list[str]:
+    assert {event["event"] for event in told} == {"phase"}
+    return [event["phase"] for event in told]
 
 
-def test_a_phase_that_was_paused_is_reported_again(locks: Locks) -> None:
-    told: list[Any] = []
-    lock, other = locks
-    stage = Stage(told.append, lambda: False, lock)
+def test_a_step_that_was_paused_is_reported_again(elsewhere: list[str | None]) -> None:
+    told: list[dict[str, Any]] = []
+    stage = Stage(told.append)
     stage.begin("train")
-
-    def measure() -> None:
-        with other.exclusive():
-            told.append("timed")
-
-    timing = threading.Thread(target=measure, daemon=True)
-    timing.start()
-    while len(told) == 1:
-        assert not stage.stopped()
-    timing.join(5)
-    phases = [event if isinstance(event, str) else event["phase"] for event in told]
-    assert phases == ["train", "waiting for a timing to end", "timed", "train"]
+    elsewhere += [OTHER, OTHER, OTHER]
+    assert not stage.stopped()
+    assert phases(told) == ["train", f"waiting for {OTHER} to end", "train"]
+    assert stage.end().keys() == {"start", "train", "waiting"}
 
 
-def test_a_stop_ends_a_pause(locks: Locks) -> None:
-    lock, other = locks
-    timed, over = threading.Event(), threading.Event()
-    stage = Stage(lambda event: None, timed.is_set, lock)
+def test_a_long_wait_is_reported_repeatedly(
+    elsewhere: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "_TOLD_SECONDS", 0.0)
+    told: list[dict[str, Any]] = []
+    elsewhere += [OTHER, OTHER]
+    Stage(told.append).begin("train")
+    assert phases(told) == [*(2 * [f"waiting for {OTHER} to end"]), "start", "train"]
 
-    def measure() -> None:
-        with other.exclusive():
-            timed.set()
-            over.wait(10)
 
-    timing = threading.Thread(target=measure, daemon=True)
-    timing.start()
-
-    def work() -> None:
-        while True:
-            stage.pause()
-            time.sleep(0.01)
-
+def test_a_stop_ends_a_pause(elsewhere: list[str | None]) -> None:
+    elsewhere += 100 * [OTHER]
+    stage = Stage(lambda event: None, lambda: len(elsewhere) < 98)
     with pytest.raises(StoppedError):
-        work()
-    assert timing.is_alive()
-    over.set()
-    timing.join(5)
-
-
-def test_a_cell_on_a_gpu_keeps_the_machine(locks: Locks) -> None:
-    lock, other = locks
-    stage = Stage(lambda event: None, lambda: False, lock, pauses=False)
-    pauses: list[bool] = []
-
-    def poll() -> None:
         stage.pause()
-        pauses.append(True)
-        if len(pauses) > 2:
-            raise TimeoutError
-
-    with pytest.raises(TimeoutError), other.exclusive(poll):
-        pytest.fail("a cell at work released the machine")
+    assert len(elsewhere) == 97
 
 
-def test_a_stop_is_seen_between_two_pieces_of_work(locks: Locks) -> None:
-    told: list[Any] = []
+def test_a_stop_is_seen_between_two_pieces_of_work(elsewhere: list[str | None]) -> None:
+    told: list[dict[str, Any]] = []
     stopped = False
-    stage = Stage(told.append, lambda: stopped, locks[0])
+    stage = Stage(told.append, lambda: stopped)
     stage.begin("audit")
     assert not stage.stopped()
     stopped = True
     assert stage.stopped()
     with pytest.raises(StoppedError):
-        stage.pause()
-    with pytest.raises(StoppedError):
         stage.begin("downstream")
-    assert told == [{"event": "phase", "phase": "audit"}]
+    assert phases(told) == ["audit"]
+
+
+def test_the_start_of_the_process_counts() -> None:
+    stage = Stage(lambda event: None)
+    stage.begin("train")
+    seconds = stage.end()
+    assert seconds["start"] > 0.05  # this process has imported this package
+    assert seconds["train"] < seconds["start"]

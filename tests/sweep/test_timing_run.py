@@ -1,5 +1,6 @@
 """`modbench time` with a stand-in for what measures: order, resumption, failures, machines."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +9,16 @@ import pytest
 from timing_suite import write_suite
 
 from modbench.errors import UserError
-from modbench.measure import system_load
-from modbench.report.timing import TIMINGS, read_timings
+from modbench.measure import environment, system_load
+from modbench.report.record import TimingRecord
+from modbench.report.store import read_suite
 from modbench.report.timing_table import TimingTable
 from modbench.sweep import timings as verb
+from modbench.sweep import worker
 from modbench.sweep.crash import KILLED
+from modbench.sweep.engine import Engine, InterruptedRunError
 from modbench.sweep.lock import suite_lock
+from modbench.sweep.rows import resolve
 from modbench.sweep.suite import load_suite
 from modbench.sweep.timing_jobs import timing_cells, timing_jobs
 
@@ -24,6 +29,7 @@ Time = Callable[..., int]
 def time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Time:
     """Runs a suite with the given labels; ``tmp_path``/log has what was asked of the workers."""
     monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("FAKE_CODE", json.dumps(environment.code_version()))
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
 
     def run(*labels: str, change: tuple[str, str] = ("", ""), **arguments: object) -> int:
@@ -35,11 +41,15 @@ def time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Time:
         return verb.time_suite(
             str(tmp_path / "suite.toml"),
             results=tmp_path / "results",
-            worker=(sys.executable, str(Path(__file__).with_name("fake_worker.py"))),
+            command=(sys.executable, str(Path(__file__).with_name("fake_worker.py"))),
             **arguments,  # type: ignore[arg-type]
         )
 
     return run
+
+
+def timings_of(folder: Path) -> list[TimingRecord]:
+    return read_suite(folder).timings
 
 
 def asked(place: Path) -> list[str]:
@@ -59,7 +69,7 @@ def test_each_repetition_begins_with_another_one_and_memory_comes_last(
     assert words[9:] == [
         f"{kind}_memory {label}" for label in "ab" for kind in ("training", "inference")
     ]
-    timings = read_timings(tmp_path / "results" / "fake")
+    timings = timings_of(tmp_path / "results" / "fake")
     assert len({timing.run for timing in timings}) == 1
     assert len({timing.job for timing in timings}) == len(timings) == 13
 
@@ -79,10 +89,10 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, time: Time) -> None:
     )
     assert time("a", "b", repetitions=2) == 0
     assert asked(tmp_path) == []
-    assert len({timing.run for timing in read_timings(folder)}) == 1
+    assert len({timing.run for timing in timings_of(folder)}) == 1
     assert time("a", repetitions=1, again=True) == 0
     assert len(asked(tmp_path)) == 4
-    assert len({timing.run for timing in read_timings(folder)}) == 2
+    assert len({timing.run for timing in timings_of(folder)}) == 2
 
 
 @pytest.mark.parametrize(
@@ -98,7 +108,7 @@ def test_a_scheme_that_was_edited_is_not_pooled_with_what_it_was(
     assert time("a", "b", repetitions=1, change=change) == 0
     assert len(asked(tmp_path)) == 7  # all of it
     assert "has other options, shapes or plugin code of" in capsys.readouterr().err
-    assert len({timing.run for timing in read_timings(tmp_path / "results" / "fake")}) == 2
+    assert len({timing.run for timing in timings_of(tmp_path / "results" / "fake")}) == 2
     assert time("a", "b", repetitions=1, change=change) == 0
     assert asked(tmp_path) == []
 
@@ -109,7 +119,7 @@ def test_threads_are_those_of_the_suite_or_one_to_each_core(
 ) -> None:
     monkeypatch.setattr(system_load, "thread_count", lambda: 7)
     assert time("a", repetitions=1, change=("threads = 1", f"threads = {threads}")) == 0
-    timings = read_timings(tmp_path / "results" / "fake")
+    timings = timings_of(tmp_path / "results" / "fake")
     assert {timing.environment["threads"] for timing in timings} == {used}
 
 
@@ -131,30 +141,30 @@ def test_a_shape_that_a_router_cannot_take_is_refused_before_anything_is_timed(
 def test_an_unfinished_run_is_gone_on_with(
     tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right, calls = verb.run_worker, []
+    right, ended = Engine._settle, []
 
-    def stopped(*arguments: object) -> object:
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return right(*arguments)  # type: ignore[arg-type]
+    def settle(self: Engine, *arguments: object) -> object:
+        ended.append(1)
+        found = right(self, *arguments)  # type: ignore[arg-type]
+        if len(ended) == 2:
+            raise InterruptedRunError
+        return found
 
     with monkeypatch.context() as patched:
-        patched.setattr(verb, "run_worker", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            time("a", repetitions=3)
+        patched.setattr(Engine, "_settle", settle)
+        assert time("a", repetitions=3) == 130
     assert asked(tmp_path) == ["ceiling machine", "time a"]
     assert time("a", repetitions=3) == 0
     assert len(asked(tmp_path)) == 6
-    (run,) = {timing.run for timing in read_timings(tmp_path / "results" / "fake")}
+    (run,) = {timing.run for timing in timings_of(tmp_path / "results" / "fake")}
     assert run in (tmp_path / "results" / "fake" / "timings.md").read_text()
 
 
 def test_want_of_memory_is_a_result_and_the_others_go_on(tmp_path: Path, time: Time) -> None:
     assert time("a", "big", "c", repetitions=1) == 0
     statuses = {
-        (timing.kind, timing.cell["router"]["label"]): (timing.status, timing.asked_bytes)
-        for timing in read_timings(tmp_path / "results" / "fake")
+        (timing.measurement, timing.cell["router"]["label"]): (timing.status, timing.asked_bytes)
+        for timing in timings_of(tmp_path / "results" / "fake")
         if timing.cell["router"] is not None
     }
     assert statuses["time", "big"] == statuses["training_memory", "big"] == ("oom", 77)
@@ -167,8 +177,8 @@ def test_what_all_repetitions_say_is_said_once(
     tmp_path: Path, time: Time, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert time("a", "big", repetitions=3) == 0
-    assert len([t for t in read_timings(tmp_path / "results" / "fake") if t.status == "oom"]) > 3
-    assert capsys.readouterr().err.count("time of big oom: ") == 1
+    assert len([t for t in timings_of(tmp_path / "results" / "fake") if t.status == "oom"]) > 3
+    assert capsys.readouterr().err.count("big, times 1 of 3 oom: ") == 1
 
 
 def test_what_failed_is_told_and_tried_again(
@@ -176,7 +186,7 @@ def test_what_failed_is_told_and_tried_again(
 ) -> None:
     assert time("a", "breaks", "c", repetitions=1) == 1
     said = capsys.readouterr().err
-    assert "time of breaks failed: exit code 1: ValueError: this is broken; its log: " in said
+    assert "breaks, times failed: exit code 1: ValueError: this is broken; its log: " in said
     assert "time c" in asked(tmp_path)
     assert time("a", "breaks", "c", repetitions=1) == 0
     assert asked(tmp_path) == ["time breaks"]
@@ -187,12 +197,12 @@ def test_a_kill_by_the_kernel_is_want_of_memory(
 ) -> None:
     assert time("a", "killed", repetitions=1) == 1
     kills = iter(range(100))
-    monkeypatch.setattr(verb, "out_of_memory_kills", lambda: next(kills))
+    monkeypatch.setattr(worker, "out_of_memory_kills", lambda: next(kills))
     assert time("a", "killed", repetitions=1) == 0
     by_hand, by_kernel = (
         timing
-        for timing in read_timings(tmp_path / "results" / "fake")
-        if timing.kind == "time" and timing.cell["router"]["label"] == "killed"
+        for timing in timings_of(tmp_path / "results" / "fake")
+        if timing.measurement == "time" and timing.cell["router"]["label"] == "killed"
     )
     assert (by_hand.status, by_hand.asked_bytes) == ("failed", None)
     assert by_kernel.status == "oom"
@@ -229,7 +239,7 @@ def test_other_settings_begin_another_run_and_those_from_before_go_on_with_their
 ) -> None:
     folder = tmp_path / "results" / "fake"
     assert time("a", "b", repetitions=1, only=("a",)) == 0
-    (mine,) = {timing.run for timing in read_timings(folder)}
+    (mine,) = {timing.run for timing in timings_of(folder)}
     with monkeypatch.context() as other:
         other.setenv(name, value)
         assert time("a", "b", repetitions=1, only=("b",)) == 0
@@ -244,7 +254,7 @@ def test_each_machine_goes_on_with_its_own_run_whatever_others_did_since(
 ) -> None:
     folder = tmp_path / "results" / "fake"
     assert time("a", "b", repetitions=1, only=("a",)) == 0
-    (mine,) = {timing.run for timing in read_timings(folder)}
+    (mine,) = {timing.run for timing in timings_of(folder)}
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("FAKE_CPU", "Another CPU")
         assert time("a", "b", repetitions=1, only=("b",)) == 0
@@ -260,8 +270,10 @@ def test_code_with_local_changes_is_told_and_is_other_code(
 ) -> None:
     code = {"version": "0", "commit": "f" * 40, "dirty": False}
     monkeypatch.setattr("modbench.measure.environment.code_version", lambda: dict(code))
+    monkeypatch.setenv("FAKE_CODE", json.dumps(code))
     assert time("vanilla") == 0
     code["dirty"] = True
+    monkeypatch.setenv("FAKE_CODE", json.dumps(code))
     assert time("vanilla") == 0
     assert "was made by another code; beginning a new one" in capsys.readouterr().err
     assert time("vanilla") == 0
@@ -270,26 +282,9 @@ def test_code_with_local_changes_is_told_and_is_other_code(
     assert "is done; --again begins another one" in said
 
 
-def test_a_machine_that_changes_within_a_run_is_refused_by_name(
-    tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = verb.run_worker
-
-    def moved(*arguments: object) -> object:
-        found = right(*arguments)  # type: ignore[arg-type]
-        if "time" in str(arguments[1]["kind"]):  # type: ignore[index]
-            found["environment"]["cpu"] = "Another CPU"
-        return found
-
-    monkeypatch.setattr(verb, "run_worker", moved)
-    with pytest.raises(UserError, match=r"\(cpu Another CPU.* and \(cpu Imaginary CPU"):
-        time("a")
-    assert len(read_timings(tmp_path / "results" / "fake")) == 1
-
-
 def test_two_at_once_are_refused(tmp_path: Path, time: Time) -> None:
     with (
-        suite_lock(tmp_path / "results" / "fake" / TIMINGS),
+        suite_lock(tmp_path / "results" / "fake"),
         pytest.raises(UserError, match="another `modbench time` is at work"),
     ):
         time("a")
@@ -302,21 +297,21 @@ def test_no_repetition_is_refused(time: Time) -> None:
 
 def test_budgets_and_seeds_are_timed_once(tmp_path: Path) -> None:
     write_suite(tmp_path, "a", "b")
-    cells = timing_cells(load_suite(str(tmp_path / "suite.toml")))
+    cells = timing_cells(resolve(load_suite(str(tmp_path / "suite.toml"))))
     assert [cell["router"]["label"] for cell in cells] == ["a", "b"]
     assert cells[0]["train"] == {"sequence": 16, "batch": 1, "precision": "auto"}
     jobs = timing_jobs(cells, 4)
-    assert len({job.identity for job in jobs}) == len(jobs) == 4 * 3 + 4
+    assert len({(job.measurement, job.key, job.repetition) for job in jobs}) == len(jobs) == 4 * 3 + 4
 
 
 def test_the_gpu_suite_times_two_sizes_each_with_its_ceilings() -> None:
-    jobs = timing_jobs(timing_cells(load_suite("gpu")), 1)
-    ceilings = [job for job in jobs if job.kind == "ceiling"]
-    labels = {job.cell["router"]["label"] for job in jobs if job.kind == "time"}
+    jobs = timing_jobs(timing_cells(resolve(load_suite("gpu"))), 1)
+    ceilings = [job for job in jobs if job.measurement == "ceiling"]
+    labels = {job.cell["router"]["label"] for job in jobs if job.measurement == "time"}
     assert len(ceilings) == 2
-    assert len(labels) == len([job for job in jobs if job.kind == "time"])
+    assert len(labels) == len([job for job in jobs if job.measurement == "time"])
     assert {label.rpartition("/")[2] for label in labels} == {"124M", "350M"}
-    routers = {job.cell["router"]["name"] for job in jobs if job.kind == "time"}
+    routers = {job.cell["router"]["name"] for job in jobs if job.measurement == "time"}
     assert routers == {
         *("vanilla", "token_choice", "expert_choice"),
         *("mod", "mode_staged", "mode_integrated"),
@@ -333,7 +328,7 @@ def test_the_real_worker_gives_times_memory_and_ceilings(
     (tmp_path / "suite.toml").write_text(text)
     results = tmp_path / "results"
     assert verb.time_suite(str(tmp_path / "suite.toml"), results=results, repetitions=1) == 0
-    timings = read_timings(results / "fake")
+    timings = timings_of(results / "fake")
     assert [timing.status for timing in timings] == ["ok"] * 7
     assert str(tmp_path) not in "".join(timing.line() for timing in timings)
     (table,) = TimingTable.of(timings).groups

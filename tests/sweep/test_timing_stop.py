@@ -11,7 +11,7 @@ import pytest
 from timing_suite import write_suite
 
 import modbench
-from modbench.report.timing import TIMINGS
+from modbench.report.store import RECORDS
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -22,10 +22,14 @@ def test_a_run_that_is_asked_to_stop_says_so_and_leaves_nothing_half_done(
     worker = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
     code = (
         "import sys, modbench.cli.main, modbench.sweep.timings as verb\n"
-        f"verb.time_suite.__kwdefaults__['worker'] = {worker!r}\n"
+        f"verb.time_suite.__kwdefaults__['command'] = {worker!r}\n"
         "sys.exit(modbench.cli.main.main(['time', 'suite.toml', '--only', 'slow']))"
     )
-    places = {"FAKE_LOG": str(tmp_path / "log"), "MODBENCH_CACHE": str(tmp_path / "cache")}
+    places = {
+        "FAKE_CODE": '{"version": "0", "commit": null, "dirty": null}',
+        "FAKE_LOG": str(tmp_path / "log"),
+        "MODBENCH_CACHE": str(tmp_path / "cache"),
+    }
     run = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -43,7 +47,7 @@ def test_a_run_that_is_asked_to_stop_says_so_and_leaves_nothing_half_done(
     _, said = run.communicate(timeout=60)
     assert run.returncode == 130
     assert said.endswith("modbench: stopped; run the same command again to continue\n")
-    shards = list((tmp_path / "results" / "fake" / TIMINGS).glob("*.jsonl"))
+    shards = list((tmp_path / "results" / "fake" / RECORDS).glob("*.jsonl"))
     assert all(shard.stat().st_size for shard in shards)
     with pytest.raises(ProcessLookupError):
         os.kill(int(measuring.read_text()), 0)

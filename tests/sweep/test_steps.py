@@ -1,13 +1,15 @@
-"""The finding of a cell on the training steps that were counted, and its nominal costs."""
+"""The steps of a cell: which a suite may choose, and what each gives."""
 
 import pytest
 
+from modbench.errors import UserError
 from modbench.ledger import Workload
+from modbench.measure.config import MeasureConfig
 from modbench.model.config import ModelConfig
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
-from modbench.sweep.cell_checks import counted_steps
-from modbench.sweep.cell_steps import _costs
+from modbench.sweep.steps import check_steps, step, step_names
+from modbench.sweep.steps.train import _costs, counted_steps
 from modbench.train.config import TrainConfig
 from modbench.train.loop import Trained
 
@@ -16,6 +18,31 @@ TRAIN = TrainConfig(budget=1, sequence=32, batch=2)
 OFF = "ledger minus counter, FLOPs: "
 EQUAL = "ledger equals counter in"
 UNSEEN = "not counted, for want of memory"
+
+
+def test_each_step_is_a_file_with_a_function_of_its_name() -> None:
+    assert {*step_names()} == {*MeasureConfig().steps}
+    for name in step_names():
+        assert step(name).__name__ == name
+
+
+@pytest.mark.parametrize("steps", [("train",), ("audit", "train", "timing"), MeasureConfig().steps])
+def test_a_suite_chooses_steps(steps: tuple[str, ...]) -> None:
+    check_steps(steps)
+
+
+@pytest.mark.parametrize(
+    ("steps", "sentence"),
+    [
+        (("train", "heldouts"), "'heldouts', which is not known; did you mean 'heldout'"),
+        (("train", "timing", "timing"), "names 'timing' twice"),
+        (("heldout",), "'train' must be there"),
+        (("heldout", "train"), "only 'audit' may come before it"),
+    ],
+)
+def test_steps_that_can_not_be_taken_are_refused(steps: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check_steps(steps)
 
 
 def trained(miscounted: str = "", counted: int = 2, unseen: int = 0) -> Trained:

@@ -1,4 +1,5 @@
-"""The audit of a scheme: run once, stored as a record of its own, referred to by cells."""
+"""Step ``audit``: the audit of the cell's scheme. It belongs to the scheme: it runs once, is stored as a
+record of its own, and cells of other budgets and seeds refer to it by its key."""
 
 import inspect
 from dataclasses import asdict
@@ -13,18 +14,41 @@ from modbench.measure.audit import findings
 from modbench.measure.audit.warmed import ODD, warmed
 from modbench.measure.environment import code_version, environment
 from modbench.measure.loss import SCORING_BATCH
+from modbench.measure.memory_meter import release_memory
 from modbench.model.config import ModelConfig
-from modbench.report.audit_record import AuditRecord
-from modbench.report.line import cell_key
-from modbench.report.store import ShardWriter, read_audits
+from modbench.report.record import AuditRecord, cell_key
+from modbench.report.store import read_suite
+from modbench.routing.build import RoutedDecoder
 from modbench.routing.plugin_code import code_sha256
 from modbench.routing.registry import router_class
+from modbench.sweep.cell import CellRun
 from modbench.sweep.lock import audit_lock
-from modbench.sweep.stage import Stage
 from modbench.train.numerics import device
 
 #: Seed of the weights and tokens of every audit.
 SEED = 0
+
+
+def audit(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
+    """Take the audit that is stored, or run and store it. Of processes that begin at the same time, one
+    runs it and the others wait. No metrics.
+
+    Raises:
+        StoppedError: a stop was requested.
+    """
+    scheme = scheme_of(cell.cell)
+    key = cell_key(scheme)
+    with audit_lock(cell.results, key, waiting=cell.stage.pause):
+        stored = read_suite(cell.results).audits.get(key)
+        if stored is None:
+            stored = _run(cell, scheme)
+            cell.shard.append(stored)
+    cell.audit_key = key
+    cell.decodes = not any(
+        finding["name"] == "decode parity" and finding["verdict"] == "failed" for finding in stored.audit
+    )
+    release_memory(cell.device)
+    return {}
 
 
 def scheme_of(cell: dict[str, Any]) -> dict[str, Any]:
@@ -52,39 +76,21 @@ def _installed_sha256(router: str) -> str:
     return code_sha256(Path(inspect.getfile(router_class(router))))
 
 
-def audit_of(cell: dict[str, Any], results: Path, shard: ShardWriter, stage: Stage) -> AuditRecord:
-    """The audit of the scheme of ``cell``: the one stored in ``results`` (results/<suite>), or a new
-    one, which is appended to ``shard``. Of processes that begin at the same time, one runs it and the
-    others wait.
-
-    Raises:
-        StoppedError: a stop was requested.
-    """
-    scheme = scheme_of(cell)
-    key = cell_key(scheme)
-    with audit_lock(results, key, waiting=stage.pause):
-        stored = read_audits(results).get(key)
-        if stored is not None:
-            return stored
-        record = _run(cell, scheme, stage)
-        shard.append(record)
-    return record
-
-
-def _run(cell: dict[str, Any], scheme: dict[str, Any], stage: Stage) -> AuditRecord:
-    started = datetime.now(UTC)
+def _run(cell: CellRun, scheme: dict[str, Any]) -> AuditRecord:
+    started, router = datetime.now(UTC), cell.cell["router"]
     model = warmed(
-        ModelConfig(**cell["model"]),
-        cell["router"]["name"],
-        cell["router"]["options"],
+        ModelConfig(**cell.cell["model"]),
+        router["name"],
+        router["options"],
         SEED,
-        cell["train"]["sequence"],
+        cell.train.sequence,
     )
     found = []
     shapes, trained = [tuple(shape) for shape in scheme["shapes"]], tuple(scheme["trained"])
     for finding in findings(model, shapes=shapes, trained=trained, seed=SEED):
         found.append(asdict(finding))
-        stage.pause()
+        cell.stage.tell()
+        cell.stage.pause()
     return AuditRecord(
         scheme=scheme,
         key=cell_key(scheme),

@@ -1,0 +1,39 @@
+"""Step ``heldout``: held-out loss under both selection rules, routing statistics, KV cache."""
+
+from typing import Any
+
+from modbench.measure.histograms import RoutingHistograms
+from modbench.measure.kv_cache import kv_cache_measures
+from modbench.measure.loss import HeldoutLoss, heldout_loss, unigram_loss
+from modbench.measure.routing import routing_measures
+from modbench.model.context import Selection
+from modbench.routing.build import RoutedDecoder
+from modbench.sweep.cell import CellRun
+
+
+def heldout(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
+    """Losses, realised FLOPs and routing on held-out text; the KV cache if the scheme decodes
+    correctly. Stores the routing histograms."""
+    windows_WT = cell.windows(cell.measure.heldout_tokens)
+    curve_WT = cell.windows(cell.measure.curve_tokens)
+    histograms = RoutingHistograms(sequence=cell.train.sequence, pieces=cell.data.tokenizer.pieces)
+
+    def scored(rule: Selection) -> HeldoutLoss:
+        watch = histograms.watch(rule)
+        return heldout_loss(model, windows_WT, cell.data.token_bytes_V, selection=rule, watch=watch)
+
+    causal, leaky = scored("causal"), scored("topk")
+    cell.routing = histograms.as_dict()
+    metrics = {
+        "heldout_loss": causal.nats_per_token,
+        "heldout_bits_per_byte": causal.bits_per_byte,
+        "heldout_loss_leaky": leaky.nats_per_token,
+        "leak": causal.nats_per_token - leaky.nats_per_token,
+        "unigram_loss": unigram_loss(cell.data.train_N, windows_WT, cell.cell["model"]["vocabulary"]),
+        "forward_flops_per_token_realised": causal.realised_flops_per_token,
+        "forward_flops_per_token_dispatched": causal.dispatched_flops_per_token,
+    }
+    metrics |= routing_measures(model, curve_WT)
+    if cell.decodes:
+        metrics |= kv_cache_measures(model, curve_WT)
+    return metrics

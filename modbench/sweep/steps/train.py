@@ -1,0 +1,112 @@
+"""Step ``train``: train the model to its budget, and check it cheaply: the FLOPs of its first and last
+training step, and the causality of its trained weights."""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import modbench
+from modbench.data.batches import Batches
+from modbench.ledger import Workload
+from modbench.measure.audit import Finding, finding_of
+from modbench.measure.audit.warmed import ODD
+from modbench.measure.environment import code_version
+from modbench.measure.loss import heldout_loss
+from modbench.report.record import cell_key
+from modbench.routing.build import RoutedDecoder
+from modbench.sweep.cell import CellRun
+from modbench.train import checkpoint
+from modbench.train.config import TrainConfig
+from modbench.train.loop import Trained, train_model
+
+
+def train(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
+    """Costs, and what training spent. Stores the weights, the learning curve and the findings.
+
+    Raises:
+        StoppedError: a stop was requested; the state of training is saved.
+        DivergedError: a loss or a weight is not finite.
+    """
+    cell.flops_source = model.flops_source
+    costs = _costs(model, cell.train)
+    curve_WT = cell.windows(cell.measure.curve_tokens)
+    token_bytes_V = cell.data.token_bytes_V
+
+    def evaluate(model: RoutedDecoder) -> float:
+        return heldout_loss(model, curve_WT, token_bytes_V, selection="causal").nats_per_token
+
+    trained = train_model(
+        model,
+        Batches(
+            cell.data.train_N,
+            sequence=cell.train.sequence,
+            batch=cell.train.batch,
+            seed=cell.cell["seed"],
+        ),
+        cell.train,
+        dtype=cell.dtype,
+        evaluate=evaluate,
+        folder=cell.folder,
+        say=cell.say,
+        origin=f"text {cell.data.sha256[:12]}, modbench {modbench.__version__} "
+        f"{code_version()['commit']}",
+        stop=cell.stage.stopped,
+    )
+    cell.curve = trained.curve
+    checkpoint.save_weights(cell.folder / "model.safetensors", model, key=cell_key(cell.cell))
+    cell.stage.begin("checks")
+    cell.audit = [asdict(finding) for finding in _checks(model, trained)]
+    return costs | {
+        "train_steps": trained.steps,
+        "train_tokens": trained.tokens,
+        "train_flops": trained.flops,
+        "train_flops_nominal": trained.flops_nominal,
+    }
+
+
+def _costs(model: RoutedDecoder, train: TrainConfig) -> dict[str, Any]:
+    """Nominal FLOPs per token of one training batch, and parameters. The model is left in training
+    mode."""
+    tokens = train.batch * train.sequence
+    forward = model.eval().ledger(Workload.uniform(train.batch, train.sequence, "forward"))
+    step = model.train().ledger(Workload.uniform(train.batch, train.sequence, "train"))
+    return {
+        "forward_flops_per_token": _per(forward.total("model"), tokens),
+        "forward_flops_per_token_full": _per(forward.total("full"), tokens),
+        "train_flops_per_token": _per(step.total("model"), tokens),
+        "parameters": model.parameter_count("total"),
+        "active_parameters": model.parameter_count("active"),
+    }
+
+
+def _per(flops: int, tokens: int) -> int | float:
+    return flops / tokens if flops % tokens else flops // tokens
+
+
+def _checks(model: RoutedDecoder, trained: Trained) -> list[Finding]:
+    """Findings of probe 1 on the trained weights, and of probe 9 on the first and last training step."""
+    causal = finding_of("causal", model, ODD)
+    return [replace(causal, figure=f"trained weights: {causal.figure}"), counted_steps(trained)]
+
+
+def counted_steps(trained: Trained) -> Finding:
+    """The finding from counting real training steps."""
+    counted, unseen, wrong = trained.counted_steps, trained.unseen_steps, trained.miscounted
+    figures = []
+    if wrong:
+        figures.append(f"ledger minus counter, FLOPs: {wrong}")
+    elif counted:
+        figures.append(f"ledger equals counter in {_steps(counted)}")
+    if unseen:
+        were = "was" if unseen == 1 else "were"
+        figures.append(f"{_steps(unseen)} {were} not counted, for want of memory")
+    return Finding(
+        probe=9,
+        name="count",
+        verdict="failed" if wrong else "passed" if counted else "not asked",
+        figure="; ".join(figures),
+        ranks=True,
+    )
+
+
+def _steps(number: int) -> str:
+    return "1 training step" if number == 1 else f"{number} training steps"

@@ -1,0 +1,308 @@
+"""A worker: one process that runs one job. Every training cell, timing and memory measurement is one.
+
+The parent writes the job's specification, one line of JSON, to the worker's standard input and keeps
+it open: when it closes, the parent has ended, and the worker stores its state and ends. Events are
+lines of JSON on a pipe of their own, so that nothing which plugin code prints is taken for one;
+standard output and error go to the job's log. A worker may be killed at any moment.
+"""
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import modbench
+from modbench.errors import FAULTS, UserError
+from modbench.sweep.crash import error_of
+from modbench.train.out_of_memory import out_of_memory_kills
+
+Event = dict[str, Any]
+Say = Callable[[Event], None]
+
+#: The function that runs each kind of job: takes the specification and a `Say`, returns the result.
+JOBS = {
+    "cell": "modbench.sweep.cell:run_cell",
+    "rows": "modbench.sweep.rows:describe_rows",
+    "machine": "modbench.sweep.timing_job:describe_machine",
+    "time": "modbench.sweep.timing_job:run_timing",
+    "ceiling": "modbench.sweep.timing_job:run_timing",
+    "training_memory": "modbench.sweep.timing_job:run_timing",
+    "inference_memory": "modbench.sweep.timing_job:run_timing",
+    "peak": "modbench.sweep.timing_job:measure_peak",
+}
+COMMAND = (sys.executable, "-m", "modbench.sweep.worker")
+#: Environment variable: the descriptor of the pipe of events.
+_EVENTS = "MODBENCH_EVENTS"
+_GRACE_SECONDS = 30.0
+_POLL_SECONDS = 0.1
+
+#: By default glibc returns large buffers to the kernel at once; a training step then spends up to a
+#: fifth of its time on page faults. These settings keep the memory, and ask for it in huge pages.
+ALLOCATOR = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+#: Where memory is measured, freed buffers return to the kernel at once and pages are small, so that the
+#: resident set is the memory in use.
+MEMORY_ALLOCATOR = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_TOP_PAD_": "0",
+}
+_MEASURES_MEMORY = ("training_memory", "inference_memory", "peak")
+
+_NUMBER, _TEXT = int | float, str
+#: Fields of each event, with their types. Further fields are allowed.
+_FIELDS: dict[str, dict[str, Any]] = {
+    "phase": {"phase": _TEXT},
+    "step": {"phase": _TEXT, "step": int, "steps": int},
+    "point": {"step": int, "flops": int, "train_loss": _NUMBER, "heldout_loss": _NUMBER},
+    "metrics": {"metrics": dict},
+    "machine": {"flops_per_second": _NUMBER},
+    "row": {},
+    "result": {"result": dict},
+}
+
+
+class DiedError(Exception):
+    """A worker ended without a result, with exit code ``code``."""
+
+    def __init__(self, code: int, how: str) -> None:
+        super().__init__(how)
+        self.code = code
+
+
+class Worker:
+    """Starts the worker of ``spec`` (``job``, ``threads`` and what the job needs). ``hear`` receives its
+    events in a thread of their own; ``result`` is its result once it has reported one."""
+
+    def __init__(
+        self, spec: Mapping[str, Any], *, log: Path, hear: Say, command: Sequence[str] = COMMAND
+    ) -> None:
+        self.log, self.started = log, datetime.now(UTC)
+        self.result: dict[str, Any] | None = None
+        self.heard = time.monotonic()  #: when the last event came
+        self.phase = "start"
+        self._hear, self._kills_before = hear, out_of_memory_kills()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        reading, writing = os.pipe()
+        with self.log.open("ab") as output:
+            self._log_start = output.tell()
+            self._process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=_environment(spec) | {_EVENTS: str(writing)},
+                start_new_session=True,  # Ctrl-C on the terminal is for the parent to handle
+                pass_fds=(writing,),
+            )
+        os.close(writing)
+        self._reader = threading.Thread(target=self._read, args=(reading,), daemon=True)
+        self._reader.start()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died before it read; its log has the error
+            self._process.stdin.write(json.dumps(spec).encode() + b"\n")
+            self._process.stdin.flush()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def code(self) -> int:
+        """Exit code of a worker that has ended."""
+        return int(self._process.returncode)
+
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def ask_to_stop(self) -> None:
+        """Ask the worker to store its state and end."""
+        if not self.ended():
+            self._process.terminate()
+
+    def close(self) -> None:
+        """Kill what is left of the worker's session, and read the last events."""
+        # Nothing may be left; macOS raises PermissionError for a group with only a zombie.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._reader.join(timeout=5)
+
+    def error(self) -> str:
+        """One line on how it ended."""
+        return error_of(self.log, self._log_start, self.code)
+
+    def out_of_memory(self) -> bool:
+        """Return True if it was killed and the kernel has counted an out-of-memory kill since it
+        started; a kill by hand alone is not one."""
+        return self.code == -signal.SIGKILL and out_of_memory_kills() > self._kills_before
+
+    def _read(self, descriptor: int) -> None:
+        with os.fdopen(descriptor, "rb") as pipe:
+            for line in pipe:
+                event = parsed_event(line)
+                if event is None:
+                    continue
+                self.heard = time.monotonic()
+                self.phase = event.get("phase", self.phase)
+                if event["event"] == "result":
+                    self.result = event["result"]
+                else:
+                    self._hear(event)
+
+
+def parsed_event(line: bytes) -> Event | None:
+    """Return the event of ``line``; None if it is not one."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return None
+    known = _FIELDS.get(event["event"])
+    if known is None or not all(isinstance(event.get(name), kind) for name, kind in known.items()):
+        return None
+    return event
+
+
+def run_worker(
+    spec: Mapping[str, Any],
+    *,
+    log: Path,
+    hear: Say = lambda event: None,
+    poll: Callable[[], None] = lambda: None,
+    timeout: float = math.inf,
+    command: Sequence[str] = COMMAND,
+) -> dict[str, Any]:
+    """Run a worker to its end and return its result. ``poll`` is called while it runs, and may raise.
+    ``timeout``: seconds without an event after which it is ended.
+
+    Raises:
+        DiedError: it reported no result.
+    """
+    worker = Worker(spec, log=log, hear=hear, command=command)
+    late = False
+    try:
+        while not worker.ended() and not late:
+            poll()
+            time.sleep(_POLL_SECONDS)
+            late = time.monotonic() - worker.heard > timeout
+    finally:
+        worker.close()
+    if late:
+        raise DiedError(worker.code, f"no progress for {timeout:.0f} s; ended")
+    if worker.code or worker.result is None:
+        raise DiedError(worker.code, worker.error())
+    return worker.result
+
+
+def _environment(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Environment variables of a worker: its threads, its allocator, and this modbench, whatever the
+    working directory holds."""
+    threads = str(spec["threads"])
+    names = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
+    path = [str(Path(modbench.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    return {
+        **ALLOCATOR,
+        **os.environ,
+        **(MEMORY_ALLOCATOR if spec["job"] in _MEASURES_MEMORY else {}),
+        **{f"{name}_NUM_THREADS": threads for name in names},
+        "VECLIB_MAXIMUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "PYTHONSAFEPATH": "1",
+    }
+
+
+def main() -> int:
+    """Run the job of standard input. Returns 0 with a result; 130 if stopped; 2 for a user's or a plugin
+    author's mistake, else 1: the last line of the log states the error."""
+    line = sys.stdin.readline()
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        follow_parent()
+    spec = json.loads(line)
+    say = event_writer()
+    module, _, function = JOBS[spec["job"]].partition(":")
+    try:
+        result = getattr(importlib.import_module(module), function)(spec, say)
+    except UserError as error:
+        print(f"modbench: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except FAULTS as error:
+        return _told(spec, error)
+    say({"event": "result", "result": result})
+    return 0
+
+
+def _told(spec: Mapping[str, Any], error: BaseException) -> int:
+    """Print what ended the job of ``spec``; return its exit code."""
+    from modbench.routing.plugin_fault import at, raised
+    from modbench.routing.registry import router_class
+    from modbench.train.loop import StoppedError
+
+    if isinstance(error, StoppedError):
+        print("modbench: stopped by a signal, its checkpoint is stored", file=sys.stderr)
+        return 130
+    traceback.print_exception(error)
+    name = (spec.get("cell") or {}).get("router") and spec["cell"]["router"]["name"]
+    if not name:
+        return 1
+    router = router_class(name)
+    said = raised(error, remedy="fix it and run again", router=router)
+    print(f"modbench: router '{name}' {said}", file=sys.stderr)
+    # A full disk is not a mistake of the plugin, unless its own code writes the file.
+    built_in = router.__module__.startswith("modbench.")
+    return 1 if built_in or (isinstance(error, OSError) and not at(error)) else 2
+
+
+def event_writer() -> Say:
+    """The function that sends events; without a parent they go to standard output."""
+    descriptor = int(os.environ.pop(_EVENTS, "1"))
+    if descriptor != 1:
+        os.set_inheritable(descriptor, False)
+
+    def say(event: Event) -> None:
+        # The parent may have been killed: `follow_parent` then asks this process to store its state.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(descriptor, json.dumps(event).encode() + b"\n")
+
+    return say
+
+
+def follow_parent() -> None:
+    """Once the parent has ended, send SIGTERM to this process, as the parent would have, and SIGKILL to
+    its session after a grace period. Plugin code gets an empty standard input."""
+    alive = os.dup(0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+
+    def watch() -> None:
+        os.read(alive, 1)  # nothing more is ever written: this returns when the pipe closes
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(_GRACE_SECONDS)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="follow-parent").start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

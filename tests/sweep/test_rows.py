@@ -1,0 +1,198 @@
+"""The rows of a suite: code of plugins runs in workers, and its mistakes cost its own rows."""
+
+from pathlib import Path
+
+import pytest
+
+from modbench.cli.main import main
+from modbench.errors import UserError
+from modbench.report.store import read_suite
+from modbench.routing.registry import build_router
+from modbench.sweep import rows as rows_of
+from modbench.sweep.cells import chosen, expand
+from modbench.sweep.rows import Rows, resolve
+from modbench.sweep.suite import load_suite
+
+SUITE = """
+[suite]
+name = "mistakes"
+[model]
+width = 16
+layers = 1
+heads = 2
+[data]
+source = "text"
+path = "text.txt"
+tokenizer = "bytes"
+[train]
+sequence = 16
+batch = 1
+[measure]
+steps = ["train", "heldout"]
+heldout_tokens = 16
+curve_tokens = 16
+[sweep]
+budgets = [1e7]
+[[schemes]]
+router = "vanilla"
+"""
+PLUGIN = """from dataclasses import dataclass
+import os, time
+from modbench.model.block import Block
+from modbench.routing.registry import register_router
+from modbench.routing.router import Router
+{first}
+@register_router("{name}")
+@dataclass(frozen=True, kw_only=True)
+class Mine(Router):
+    share: float = 0.5
+    def build_layer(self, model, layer):
+        {build}
+        return Sub(model, layer)
+class Sub(Block):
+    def ledger(self, workload):
+        {ledger}
+        return super().ledger(workload)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    Path("suite.toml").write_text(SUITE)
+    Path("text.txt").write_text("\n\n".join(f"one line and another, {n}." for n in range(200)))
+
+
+def plugin(name: str, first: str = "", build: str = "pass", ledger: str = "pass") -> Path:
+    file = Path(f"{name}.py")
+    file.write_text(PLUGIN.format(name=name, first=first, build=build, ledger=ledger))
+    return file
+
+
+def resolved(*plugins: Path, more: str = "") -> Rows:
+    Path("suite.toml").write_text(SUITE + more)
+    return resolve(load_suite("suite.toml"), plugins)
+
+
+def labels(rows: Rows) -> list[str]:
+    return [cell["router"]["label"] for cell in expand(rows)]
+
+
+def test_a_router_that_the_suite_does_not_name_gets_a_row() -> None:
+    rows = resolved(plugin("fresh"))
+    vanilla, fresh = expand(rows)
+    assert (vanilla["router"]["label"], fresh["router"]["label"]) == ("vanilla", "fresh")
+    assert fresh["router"]["options"] == {"share": 0.5}
+    assert len(fresh["router"]["plugin_sha256"]) == 64
+    assert rows.plugins_of(fresh) == [str(Path("fresh.py").resolve())]
+    assert vanilla["router"]["plugin_sha256"] is None
+    assert rows.plugins_of(vanilla) == []
+    assert rows.resolved["fresh"].flops == rows.resolved["vanilla"].flops
+
+
+def test_a_router_that_the_suite_names_is_not_added_again() -> None:
+    more = '[[schemes]]\nrouter = "named"\nlabel = "mine"\noptions.share = 0.1\n'
+    _, mine = expand(resolved(plugin("named"), more=more))
+    assert (mine["router"]["label"], mine["router"]["options"]) == ("mine", {"share": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ({"first": "1 / 0"}, r"plugin bad\.py raised ZeroDivisionError: .*line 6"),
+        ({"first": "os._exit(0)"}, r"plugin bad\.py: its process ended: "),
+        ({"first": "os.kill(os.getpid(), 11)"}, r"plugin bad\.py: its process ended: killed by SIGSEGV"),
+        (
+            {"build": "os._exit(3)"},
+            "row 'bad': its process ended while its model was built: exit code 3",
+        ),
+        ({"build": "raise KeyError('k')"}, r"router 'bad' raised KeyError: 'k' in build_layer.*line 12"),
+        ({"ledger": "os.abort()"}, "row 'bad': its process ended while its model was built: .*SIGABRT"),
+        ({"ledger": "raise KeyError('k')"}, "router 'bad' raised KeyError: 'k'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_plugin_that_ends_its_process_costs_its_own_row(broken: dict[str, str], reason: str) -> None:
+    rows = resolved(plugin("bad", **broken), plugin("good"))
+    assert labels(rows) == ["vanilla", "good"]
+    (mistake,) = rows.mistakes
+    with pytest.raises(UserError, match=reason):
+        chosen(expand(rows), ["bad"], rows.mistakes)
+    assert mistake.labels == {"bad"}
+    assert len(str(mistake)) <= 300
+
+
+@pytest.mark.parametrize("where", ["first", "build", "ledger"])
+def test_a_plugin_that_hangs_costs_its_own_row(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_of, "PLUGIN_SECONDS", 8.0)
+    rows = resolved(plugin("hangs", **{where: "time.sleep(600)"}))
+    assert labels(rows) == ["vanilla"]
+    assert "no progress for 8 s; ended" in str(rows.mistakes[0])
+
+
+def test_a_row_that_ends_its_process_leaves_the_files_other_rows() -> None:
+    more = "".join(
+        f'[[schemes]]\nrouter = "two"\nlabel = "{share}"\noptions.share = {share}\n'
+        for share in (0.1, 0.2, 0.3)
+    )
+    rows = resolved(plugin("two", build="self.share == 0.2 and os._exit(1)"), more=more)
+    assert labels(rows) == ["vanilla", "0.1", "0.3"]
+
+
+def test_a_wrong_option_of_a_plugins_row_costs_that_row() -> None:
+    rows = resolved(plugin("opts"), more='[[schemes]]\nrouter = "opts"\noptions.shares = 1.0\n')
+    assert labels(rows) == ["vanilla"]
+    assert "[[schemes]] 'opts': router 'opts' has no 'shares'; did you mean" in str(rows.mistakes[0])
+
+
+def test_a_router_that_cannot_take_a_shape_costs_that_row() -> None:
+    build = "raise ValueError('too narrow') if model.width < 32 else None"
+    shapes = '[[shapes]]\nlabel = "s"\n[[shapes]]\nlabel = "w"\nwidth = 32\n'
+    rows = resolved(plugin("wide", build=build), more=shapes)
+    assert labels(rows) == ["vanilla/s", "vanilla/w", "wide/w"]
+    assert "too narrow" in str(rows.mistakes[0])
+
+
+def test_the_other_rows_are_run_and_the_exit_code_is_2(capsys: pytest.CaptureFixture[str]) -> None:
+    bad, good = plugin("bad_run", first="1 / 0"), plugin("good_run")
+    assert main(["run", "suite.toml", "--plugin", str(bad), str(good)]) == 2
+    assert "plugin bad_run.py raised ZeroDivisionError" in capsys.readouterr().err
+    records = read_suite(Path("results/mistakes")).cells
+    assert {record.cell["router"]["label"]: record.status for record in records} == {
+        "vanilla": "ok",
+        "good_run": "ok",
+    }
+
+
+def test_a_run_of_nothing_but_mistakes_ends_before_it_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    plugin("bad_only", first="1 / 0")
+    assert main(["run", "suite.toml", "--plugin", "bad_only.py", "--only", "bad_only"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "plugin bad_only.py raised ZeroDivisionError" in line
+    assert not Path("results").exists()
+
+
+def test_an_unknown_label_is_told_with_the_nearest_even_of_a_row_left_out() -> None:
+    rows = resolved(plugin("bad_label", first="1 / 0"))
+    cells = expand(rows)
+    for wrong, right in (("vanila", "vanilla"), ("bad_labels", "bad_label")):
+        with pytest.raises(UserError, match=f"--only: .*'{wrong}'; did you mean '{right}'.*known: "):
+            chosen(cells, ["vanilla", wrong], rows.mistakes)
+
+
+def test_a_name_that_no_plugin_has_is_a_mistake_of_the_suite(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("suite.toml").write_text(SUITE + '[[schemes]]\nrouter = "nobody"\n')
+    assert main(["run", "suite.toml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "[[schemes]] 'nobody': router 'nobody' is not known" in line
+
+
+def test_a_missing_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "suite.toml", "--plugin", "nowhere.py"]) == 2
+    assert "plugin nowhere.py: there is no such file" in capsys.readouterr().err
+
+
+def test_a_row_names_every_option() -> None:
+    rows = resolved(more='[[schemes]]\nrouter = "mod"\noptions.capacity = 0.25\n')
+    assert rows.resolved["mod"].options == build_router("mod", {"capacity": 0.25}).options()

@@ -204,15 +204,13 @@ class Recursions(Layer):
         """Select the tokens of ``active_BT`` (None: all) that continue, and count them per sequence."""
         lengths = context.lengths(scores_BT)
         nominal, _ = self._nominal(lengths, context.before(scores_BT), r)
-        if context.selection == "causal":
-            kept_BT = scores_BT >= 0
-            if active_BT is not None:
-                kept_BT = kept_BT & active_BT
-            kept_BT = self._even(kept_BT, r, context)
-            return kept_BT, selected_of_each(kept_BT, nominal)
         predicted_BT = scores_BT >= 0
         if active_BT is not None:
             predicted_BT = predicted_BT & active_BT
+        if context.selection == "causal":
+            kept_BT = self._even(predicted_BT, r, context)
+            return kept_BT, selected_of_each(kept_BT, nominal)
+        if active_BT is not None:
             context.trace.show(self._first(r), "candidates", active_BT)
         context.trace.show(self._first(r), "predicted", predicted_BT)
         kept_BT = self._even(highest(scores_BT.detach(), list(nominal), active_BT), r, context)

@@ -16,15 +16,14 @@ import torch
 from modbench.data.token_data import DataConfig, TokenData, load
 from modbench.measure.benchmark_target import BenchmarkTarget
 from modbench.measure.config import MeasureConfig
-from modbench.measure.environment import environment
+from modbench.measure.environment import code_version, environment
 from modbench.measure.loss import heldout_windows
 from modbench.measure.matmul_rate import matmul_rate
 from modbench.model.config import ModelConfig
-from modbench.report.record import Status
+from modbench.report.record import CellRecord, Status, cell_key
 from modbench.report.store import ShardWriter
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router, check_source, load_plugin
-from modbench.sweep.cell_record import cell_record
 from modbench.sweep.lock import cell_lock
 from modbench.sweep.stage import Say, Stage
 from modbench.sweep.steps import step
@@ -132,6 +131,34 @@ def _run(spec: dict[str, Any], say: Say, stop: Callable[[], bool]) -> dict[str, 
         shard.append(record)
     (run.folder / "checkpoint.pt").unlink(missing_ok=True)
     return {"status": status, "error": error, "seconds": record.seconds}
+
+
+def cell_record(
+    cell: dict[str, Any],
+    *,
+    suite: dict[str, Any],
+    data: dict[str, Any],
+    environment: dict[str, Any],
+    status: Status,
+    error: str | None,
+    started: datetime,
+    **found: Any,
+) -> CellRecord:
+    """The record of ``cell``, which finishes now. A cell that crashed has ``found`` nothing."""
+    nothing: dict[str, Any] = {"audit": [], "metrics": {}, "curve": [], "routing": {}}
+    return CellRecord(
+        suite=suite,
+        cell=cell,
+        key=cell_key(cell),
+        code=code_version(),
+        environment=environment,
+        data=data,
+        status=status,
+        error=error,
+        started=started.isoformat(timespec="seconds"),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        **nothing | found,
+    )
 
 
 def prepare_process(spec: Mapping[str, Any]) -> None:

@@ -13,8 +13,7 @@ from modbench.errors import UserError
 from modbench.report.page import write_report
 from modbench.report.record import cell_key
 from modbench.report.store import read_suite, remove_leftovers
-from modbench.sweep.cell_jobs import cell_jobs, cells_left
-from modbench.sweep.cells import Cell, chosen, expand
+from modbench.sweep.cells import Cell, cell_jobs, cells_left, chosen, expand
 from modbench.sweep.engine import Engine, Failure, InterruptedRunError
 from modbench.sweep.lock import suite_lock, wait_for_orphans
 from modbench.sweep.progress import show_progress

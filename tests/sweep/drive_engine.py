@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from modbench.report.record import CellRecord, cell_key
-from modbench.sweep.cell_jobs import cells_left
-from modbench.sweep.cell_record import cell_record
+from modbench.sweep.cell import cell_record
+from modbench.sweep.cells import cells_left
 from modbench.sweep.engine import Engine, Failure, InterruptedRunError, Job
 from modbench.sweep.lock import suite_lock, wait_for_orphans
 from modbench.sweep.progress import Progress

@@ -14,7 +14,7 @@ from modbench.errors import UserError
 from modbench.report.record import cell_key
 from modbench.report.store import read_records
 from modbench.sweep import worker
-from modbench.sweep.cell_jobs import cells_left
+from modbench.sweep.cells import cells_left
 from modbench.sweep.crash import KILLED
 from modbench.sweep.lock import suite_lock
 

@@ -56,7 +56,7 @@ def module(session: nox.Session, *words: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests but the full matrix, on up to four cores; arguments after -- go to pytest."""
-    module(session, "pytest", *PARALLEL, "-m", "not full", *session.posargs)
+    module(session, "pytest", *PARALLEL, "-m", "not full and not slow", *session.posargs)
 
 
 @nox.session(name="tests-full")

@@ -17,7 +17,7 @@ AWKWARD = ModelConfig(
 PLAIN = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 
 
-@pytest.fixture(params=[PLAIN, AWKWARD], ids=["plain", "awkward"])
+@pytest.fixture(params=[pytest.param(PLAIN, marks=pytest.mark.full), AWKWARD], ids=["plain", "awkward"])
 def shape(request: pytest.FixtureRequest) -> ModelConfig:
     """Deeper for the scheme whose layers must be enough to share."""
     if request.node.callspec.params.get("name") == "mixture_of_recursions":

@@ -146,8 +146,8 @@ def test_the_flops_commands_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "108 FLOP counts equal" in capsys.readouterr().out  # 3 shapes, 4 phases, 9 conventions
 
 
+@pytest.mark.full
 @pytest.mark.network
-@pytest.mark.slow
 def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     (tmp_path / "mlp_mod.py").write_text(tutorial())
     commands = [line for block in blocks("sh") for line in block.splitlines() if "mlp_mod" in line]

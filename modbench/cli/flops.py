@@ -3,17 +3,27 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
+from modbench.accounting.families import load_config, misspelt
+from modbench.accounting.statement import (
+    Asked,
+    Statement,
+    differing,
+    family_statement,
+    router_statement,
+)
+from modbench.accounting.table import FORMATS
+from modbench.accounting.uniform import uniform_workload
 from modbench.cli.options import Plugins, RouterOptions, Routers, flat, parsed_options, tell
 from modbench.errors import UserError
 from modbench.ledger import Phase, Workload
 from modbench.model.sizes import ShapeOptions
-
-if TYPE_CHECKING:
-    from modbench.accounting.statement import Asked, Statement
+from modbench.routing.registry import load_plugin
+from modbench.sweep.suite import Scheme, load_suite
+from modbench.train.config import TrainConfig
 
 
 def flops(
@@ -60,11 +70,6 @@ def flops(
         format: table: for reading; json: one JSON document on the last line; csv
         plugin: Python files that register routers; with --suite, new routers get a row
     """
-    from modbench.accounting.statement import Asked, differing, router_statement
-    from modbench.accounting.table import FORMATS
-    from modbench.accounting.uniform import uniform_workload
-    from modbench.routing.registry import load_plugin
-
     files = flat(hf)
     sources = {"--router": router, "--hf": files, "--suite": suite}
     given = [flag for flag, value in sources.items() if value]
@@ -78,20 +83,16 @@ def flops(
         if value is not None and value < least:
             raise UserError(f"{name} is {value}; it must be {least} or more")
     _refuse_unused(given[0], shape, batch, option)
-    for file in flat(plugin):
-        load_plugin(file)
-    statements: list[Statement] = []
+    registered = {name for file in flat(plugin) for name in load_plugin(file)}
     if suite:
-        statements.extend(_suite_statements(suite, flat(plugin), phase, past, asked))
+        statements = list(_suite_statements(suite, registered, phase, past, asked))
     elif files:
         load = uniform_workload(batch, shape.sequence or 2048, phase, past)
-        statements.extend(_family_statements(files, load, asked))
+        statements = list(_family_statements(files, load, asked))
     else:
-        size = shape.resolved()
+        size, options = shape.resolved(), parsed_options(option)
         load = uniform_workload(batch, size.sequence, phase, past)
-        options = parsed_options(option)
-        for name in flat(router):
-            statements.append(router_statement(name, options, size.model, load, asked))
+        statements = [router_statement(one, options, size.model, load, asked) for one in flat(router)]
     print(FORMATS[format](statements))
     wrong = differing(statements)
     for one in wrong:
@@ -117,10 +118,7 @@ def _refuse_unused(source: str, shape: ShapeOptions, batch: int, option: Sequenc
         raise UserError(f"--{flag} has no effect with {source}; leave it out")
 
 
-def _family_statements(files: Sequence[Path], load: Workload, asked: "Asked") -> "Iterator[Statement]":
-    from modbench.accounting.families import load_config, misspelt
-    from modbench.accounting.statement import family_statement
-
+def _family_statements(files: Sequence[Path], load: Workload, asked: Asked) -> Iterator[Statement]:
     for file in files:
         config = load_config(file)
         for key, meant in misspelt(config):
@@ -132,20 +130,13 @@ def _family_statements(files: Sequence[Path], load: Workload, asked: "Asked") ->
 
 
 def _suite_statements(
-    suite: str, plugins: Sequence[Path], phase: Phase, past: int, asked: "Asked"
-) -> "Iterator[Statement]":
-    """Yield a statement for each scheme and shape, at the suite's batch and sequence; routers of
-    ``plugins`` are added as in `modbench run`."""
-    from modbench.accounting.statement import router_statement
-    from modbench.accounting.uniform import uniform_workload
-    from modbench.routing.registry import load_plugin
-    from modbench.sweep.suite import Scheme, load_suite
-    from modbench.train.config import TrainConfig
-
+    suite: str, registered: set[str], phase: Phase, past: int, asked: Asked
+) -> Iterator[Statement]:
+    """Yield a statement for each scheme and shape, at the suite's batch and sequence; routers that
+    plugins ``registered`` are added as in `modbench run`."""
     loaded = load_suite(suite)
     named = {scheme.router.partition(":")[0] for scheme in loaded.schemes}
-    names = {name for file in plugins for name in load_plugin(file)}
-    schemes = [*loaded.schemes, *(Scheme(router=name) for name in sorted(names - named))]
+    schemes = [*loaded.schemes, *(Scheme(router=name) for name in sorted(registered - named))]
     for shape in loaded.shapes:
         for scheme in schemes:
             train = {**loaded.train, **scheme.train}

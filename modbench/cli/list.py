@@ -3,12 +3,15 @@
 import ast
 import re
 import tomllib
-from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
+
+from modbench.report.metrics import METRICS
+from modbench.routing.registry import router_names
+from modbench.sweep.suite import shipped_suites
 
 
 def list_(
@@ -25,19 +28,20 @@ def list_(
     Args:
         what: all (the default), routers, suites or metrics
     """
-    for name, entries in LISTS.items():
+    lists = {
+        "routers": {name: _first_sentence(name) for name in router_names()},
+        "suites": {name: _description(path) for name, path in shipped_suites().items()},
+        "metrics": {
+            metric.name: f"{metric.meaning} [{metric.unit}; better: {metric.direction}; {metric.kind}]"
+            for metric in METRICS.values()
+        },
+    }
+    for name, entries in lists.items():
         if what in ("all", name):
             print(name)
-            for entry, meaning in entries():
+            for entry, meaning in entries.items():
                 print(f"  {entry}\n      {meaning}")
     return 0
-
-
-def _routers() -> Iterator[tuple[str, str]]:
-    from modbench.routing.registry import router_names
-
-    for name in router_names():
-        yield name, _first_sentence(name)
 
 
 def _first_sentence(router: str) -> str:
@@ -49,23 +53,5 @@ def _first_sentence(router: str) -> str:
     return re.split(r"\.(?=\s+[A-Z]|\s*$)", words, maxsplit=1)[0].replace("\n", " ")
 
 
-def _suites() -> Iterator[tuple[str, str]]:
-    from modbench.sweep.suite import shipped_suites
-
-    for name, path in shipped_suites().items():
-        yield name, tomllib.loads(path.read_text(encoding="utf-8"))["suite"].get("description", "")
-
-
-def _metrics() -> Iterator[tuple[str, str]]:
-    from modbench.report.metrics import METRICS
-
-    for metric in METRICS.values():
-        better = "" if metric.direction == "none" else f", {metric.direction} is better"
-        yield metric.name, f"{metric.meaning} [{metric.unit}{better}; {metric.kind}]"
-
-
-LISTS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
-    "routers": _routers,
-    "suites": _suites,
-    "metrics": _metrics,
-}
+def _description(suite: Path) -> str:
+    return str(tomllib.loads(suite.read_text(encoding="utf-8"))["suite"].get("description", ""))

@@ -27,21 +27,9 @@ from modbench.cli.time import time
 from modbench.errors import UserError
 
 COMMANDS: dict[str, Callable[..., int]] = {
-    "check": check,
-    "run": run,
-    "time": time,
-    "report": report,
-    "list": list_,
-    "data": data,
-    "flops": flops,
-    "plan": plan,
-    "audit": audit,
-    "sample": sample,
+    command.__name__.rstrip("_"): command
+    for command in (check, run, time, report, list_, data, flops, plan, audit, sample)
 }
-ABOUT = (
-    "Compares routing schemes for language models at equal compute. "
-    "`modbench --version` prints the version."
-)
 #: Errors of a full disk, an exhausted quota or missing permissions.
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
@@ -55,8 +43,10 @@ def _dispatch(arguments: list[str]) -> int:
             return tyro.cli(gate, args=rest, prog="modbench flops gate")
         case [name, *rest] if name in COMMANDS:
             return tyro.cli(COMMANDS[name], args=rest, prog=f"modbench {name}")
+    about = "Compares routing schemes for language models at equal compute. "
+    about += "`modbench --version` prints the version."
     return tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, args=arguments, prog="modbench", description=ABOUT
+        COMMANDS, args=arguments, prog="modbench", description=about
     )
 
 

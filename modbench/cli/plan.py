@@ -1,17 +1,16 @@
 """The command `modbench plan`."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
 from modbench.cli.options import Plugins, RouterOptions, Routers, flat, parsed_options
 from modbench.errors import UserError
 from modbench.model.sizes import ShapeOptions
-
-if TYPE_CHECKING:
-    from modbench.plan.gpus import Cluster
-    from modbench.plan.memory import Recipe
+from modbench.plan.gpus import Cluster, described_gpu
+from modbench.plan.units import amount
+from modbench.routing.registry import load_plugin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,23 +30,6 @@ class ClusterOptions:
     expert_parallel: int = 1  #: GPUs that each layer's experts are divided over
     checkpoint: bool = False  #: activation checkpointing: keep only the input of each layer
     micro_batch: int = 1  #: sequences per GPU in one forward pass
-
-    def cluster(self) -> "Cluster":
-        from modbench.plan.gpus import Cluster, described_gpu
-
-        gpu = described_gpu(self.gpu, self.peak_tflops, self.memory_gb)
-        return Cluster(gpu=gpu, gpus=self.gpus, utilisation=self.utilisation)
-
-    def recipe(self) -> "Recipe":
-        from modbench.plan.memory import Recipe
-
-        return Recipe(
-            state=self.state,
-            shard=self.gpus if self.shard is None else self.shard,
-            expert_parallel=self.expert_parallel,
-            checkpoint=self.checkpoint,
-            micro_batch=self.micro_batch,
-        )
 
 
 def plan(
@@ -84,10 +66,9 @@ def plan(
         format: table: for reading; json: one JSON document on the last line; csv
         plugin: Python files that register routers
     """
+    from modbench.plan.memory import Recipe
     from modbench.plan.plan import plan as make_plan
     from modbench.plan.table import FORMATS
-    from modbench.plan.units import amount
-    from modbench.routing.registry import load_plugin
 
     if tokens_per_parameter is not None and (budget is None or tokens is not None):
         raise UserError("--tokens-per-parameter needs --budget without --tokens")
@@ -100,8 +81,18 @@ def plan(
         tokens=None if tokens is None else amount(tokens, "tokens"),
         budget=None if budget is None else amount(budget, "budget"),
         tokens_per_parameter=20.0 if tokens_per_parameter is None else tokens_per_parameter,
-        cluster=cluster.cluster(),
-        recipe=cluster.recipe(),
+        cluster=Cluster(
+            gpu=described_gpu(cluster.gpu, cluster.peak_tflops, cluster.memory_gb),
+            gpus=cluster.gpus,
+            utilisation=cluster.utilisation,
+        ),
+        recipe=Recipe(
+            state=cluster.state,
+            shard=cluster.gpus if cluster.shard is None else cluster.shard,
+            expert_parallel=cluster.expert_parallel,
+            checkpoint=cluster.checkpoint,
+            micro_batch=cluster.micro_batch,
+        ),
         batch=None if batch is None else amount(batch, "batch"),
         convention=convention,
     )

@@ -66,23 +66,17 @@ class MixtureOfRecursions(Router):
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.recursions < 1:
-            raise UserError(f"recursions is {self.recursions}; it must be 1 or more")
+        if self.recursions < 2:
+            raise UserError(f"recursions is {self.recursions}; it must be 2 or more")
         for name in ("gate_scale", "auxiliary"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name):g}; it must be above 0")
         if self.balance < 0:
             raise UserError(f"balance is {self.balance:g}; it must be 0 or more")
-        if self.depth == "token_choice" and self.recursions == 1:
-            raise UserError(
-                "depth is 'token_choice' with recursions 1, which leaves nothing to choose and the "
-                "router without a gradient; set recursions to 2 or more or depth = 'expert_choice'"
-            )
         reject_unused(
             self,
             ("auxiliary", self.depth == "token_choice", "depth"),
             ("balance", self.depth == "expert_choice", "depth"),
-            ("auxiliary", self.recursions == 1, "recursions"),
         )
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
@@ -210,15 +204,13 @@ class Recursions(Layer):
         """Select the tokens of ``active_BT`` (None: all) that continue, and count them per sequence."""
         lengths = context.lengths(scores_BT)
         nominal, _ = self._nominal(lengths, context.before(scores_BT), r)
-        if context.selection == "causal":
-            kept_BT = scores_BT >= 0
-            if active_BT is not None:
-                kept_BT = kept_BT & active_BT
-            kept_BT = self._even(kept_BT, r, context)
-            return kept_BT, selected_of_each(kept_BT, nominal)
         predicted_BT = scores_BT >= 0
         if active_BT is not None:
             predicted_BT = predicted_BT & active_BT
+        if context.selection == "causal":
+            kept_BT = self._even(predicted_BT, r, context)
+            return kept_BT, selected_of_each(kept_BT, nominal)
+        if active_BT is not None:
             context.trace.show(self._first(r), "candidates", active_BT)
         context.trace.show(self._first(r), "predicted", predicted_BT)
         kept_BT = self._even(highest(scores_BT.detach(), list(nominal), active_BT), r, context)

@@ -13,8 +13,8 @@ The presets follow, by equation number:
 ``deepseek_v3``  DeepSeek-AI 2024: sigmoid scores (15), renormalised (13), one shared expert (12), a bias
                  for the choice only (16), a small balance loss per sequence (17 to 20), experts from 4
                  of 8 groups (section 2.1.2), gates scaled by 2.5 (its released configuration). A group
-                 is scored by its best top_k / top_groups experts, here 2; the released code and Hugging
-                 Face's always take 2, as ``group_best = 2`` does.
+                 is scored by its best top_k / top_groups experts, here 2, which the released code and
+                 Hugging Face's take whatever top_k is.
 
 Differences from the papers: all active experts together are as wide as the dense MLP, so that active
 FLOPs are equal (each of Mixtral's two is that wide). The balance loss counts assignments, not tokens,
@@ -81,9 +81,7 @@ class TokenChoice(TokenChoiceOptions, ExpertRouter):
             ranked_NE = scores_NE.detach()
         if self.bias_step:
             ranked_NE = ranked_NE + tokens.state["bias.value"]
-        expert_ids_NK = best_experts(
-            ranked_NE, self.top_k, self.groups, self.top_groups, self.group_best
-        )
+        expert_ids_NK = best_experts(ranked_NE, self.top_k, self.groups, self.top_groups)
         gates_NK = scores_NE.gather(1, expert_ids_NK)
         if self.renormalise:
             gates_NK = gates_NK / gates_NK.sum(dim=-1, keepdim=True)

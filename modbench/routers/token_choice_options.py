@@ -1,7 +1,7 @@
 """Options of the schemes in which tokens choose experts."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from modbench.errors import UserError
 from modbench.routing.expert_options import ExpertOptions
@@ -17,7 +17,6 @@ class TokenChoiceOptions(ExpertOptions):
     scaling: float = 1.0  #: all gates are multiplied by it
     groups: int = 1  #: number of equal groups of experts
     top_groups: int = 1  #: groups that a token may choose experts of
-    group_best: int | None = None  #: experts that a group is scored by; None: ceil(top_k / top_groups)
     balance_scope: Literal["batch", "sequence"] = "batch"  #: tokens whose load is to be even
     bias_step: float = 0.0  #: step of a bias that evens the load, seen by the choice alone; 0: none
 
@@ -31,26 +30,12 @@ class TokenChoiceOptions(ExpertOptions):
                 "top_k 1 with renormalise true makes every gate 1 and leaves the router without "
                 "a gradient; set renormalise = false"
             )
-        if self.bias_step < 0:
-            raise UserError(f"bias_step is {self.bias_step}; it must be 0 or more")
-        if self.bias_step > 1:
-            raise UserError(
-                f"bias_step is {self.bias_step:g}; it must be 1 or less, which is as far as scores lie "
-                "apart"
-            )
+        if not 0 <= self.bias_step <= 1:  # scores lie in (0, 1)
+            raise UserError(f"bias_step is {self.bias_step:g}; it must lie in [0, 1]")
         if self.scaling <= 0:
             raise UserError(f"scaling is {self.scaling:g}; it must be above 0")
         self._check_groups()
         self._reject_unused()
-
-    def options(self) -> dict[str, Any]:
-        """All options but a ``group_best`` that is what None stands for: the layer is the same, and so
-        is a record's key."""
-        options = super().options()
-        best, groups = self.group_best, self.top_groups
-        if best is None or (best - 1) * groups < self.top_k <= best * groups:
-            del options["group_best"]
-        return options
 
     def _check_groups(self) -> None:
         if self.experts % self.groups:
@@ -63,14 +48,6 @@ class TokenChoiceOptions(ExpertOptions):
                 f"top_k is {self.top_k} and the {self.top_groups} groups that a token may choose have "
                 f"{room} experts; raise top_groups"
             )
-        if self.group_best is None:
-            return
-        size = self.experts // self.groups
-        if not 1 <= self.group_best <= size:
-            raise UserError(
-                f"group_best is {self.group_best} and a group has {size} experts; it must lie between 1 "
-                "and that"
-            )
 
     def _reject_unused(self) -> None:
         choices = self.experts + self.no_ops()
@@ -79,7 +56,6 @@ class TokenChoiceOptions(ExpertOptions):
             self,
             ("z_loss", self.affinity == "sigmoid", "affinity"),
             ("balance_scope", not self.balance, "balance"),
-            ("group_best", self.groups == 1, "groups"),
             ("groups", self.top_groups == self.groups, "top_groups"),
             ("groups", self.groups == self.experts, "experts"),
             ("bias_step", takes_all, "top_k"),

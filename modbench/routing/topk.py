@@ -111,15 +111,13 @@ def pack_tokens(selected_BT: Tensor, longest: int, *, full: bool = False) -> Ten
     return (~selected_BT).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
 
 
-def best_experts(
-    scores_NE: Tensor, k: int, groups: int = 1, top_groups: int = 1, group_best: int | None = None
-) -> Tensor:
+def best_experts(scores_NE: Tensor, k: int, groups: int = 1, top_groups: int = 1) -> Tensor:
     """The ``k`` experts that score highest, (N, K), the best first, ties to the lower number; of
-    ``groups`` equal groups, only those in the ``top_groups`` whose best ``group_best`` experts sum to
-    most; None: k / ``top_groups``, rounded up."""
+    ``groups`` equal groups, only those in the ``top_groups`` whose best k / ``top_groups`` experts,
+    rounded up, sum to most."""
     if groups > top_groups:
         scores_NGM = scores_NE.unflatten(1, (groups, -1))
-        members = min(group_best or -(-k // top_groups), scores_NGM.shape[2])
+        members = min(-(-k // top_groups), scores_NGM.shape[2])
         group_NG = scores_NGM.sort(dim=-1, descending=True).values[..., :members].sum(-1)
         order_NG = group_NG.argsort(dim=-1, descending=True, stable=True)
         out_NG = torch.zeros_like(group_NG, dtype=torch.bool).scatter_(1, order_NG[:, top_groups:], 1)

@@ -57,23 +57,25 @@ def load(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def difference(found: object, expected: object, name: str = "it") -> str:
-    """Describe the first entry of ``found`` with other keys, type, shape or dtype than in ``expected``;
-    empty if there is none. An empty dict or list in ``expected`` stands for any."""
+def check(found: object, expected: object, name: str = "it") -> None:
+    """Compare keys, types, shapes and dtypes. An empty dict or list in ``expected`` stands for any.
+
+    Raises:
+        DamagedError: ``found`` differs; the sentence names the first difference.
+    """
     if isinstance(expected, Tensor) and isinstance(found, Tensor):
         have, want = ((one.dtype, tuple(one.shape)) for one in (found, expected))
-        return "" if have == want else f"{name} is {have[0]} {have[1]}, not {want[0]} {want[1]}"
-    if type(found) is not type(expected):
-        return f"{name} is {type(found).__name__}, not {type(expected).__name__}"
-    if isinstance(expected, list):
-        found, expected = dict(enumerate(found)), dict(enumerate(expected))  # type: ignore[arg-type]
-    if not isinstance(expected, dict) or not expected:
-        return ""
-    odd = sorted(map(str, expected.keys() ^ found.keys()))  # type: ignore[attr-defined]
-    if odd:
-        return f"{name} has or lacks {odd[0]}"
-    parts = (difference(found[key], one, str(key)) for key, one in expected.items())  # type: ignore[index]
-    return next(filter(None, parts), "")
+        if have != want:
+            raise DamagedError(f"{name} is {have[0]} {have[1]}, not {want[0]} {want[1]}")
+    elif type(found) is not type(expected):
+        raise DamagedError(f"{name} is {type(found).__name__}, not {type(expected).__name__}")
+    elif isinstance(expected, list) and isinstance(found, list):
+        check(dict(enumerate(found)), dict(enumerate(expected)), name)
+    elif isinstance(expected, dict) and isinstance(found, dict) and expected:
+        for key in sorted(map(str, expected.keys() ^ found.keys())):
+            raise DamagedError(f"{name} has or lacks {key}")
+        for key, one in expected.items():
+            check(found[key], one, str(key))
 
 
 def save_weights(path: Path, model: RoutedDecoder, *, key: str = "") -> None:
@@ -109,8 +111,7 @@ def load_weights(path: Path, model: RoutedDecoder, *, key: str = "") -> None:
         raise DamagedError("its content differs from its sha256")
     if owner != {"router": model.router.name, "key": key}:
         raise DamagedError("it is of another run")
-    if why := difference(tensors, dict(model.state_dict())):
-        raise DamagedError(why)
+    check(tensors, dict(model.state_dict()))
     model.load_state_dict(tensors)
 
 

@@ -55,12 +55,12 @@ def _ledger_minus_counter(
 ) -> int:
     """The first difference between the ledger and ``counter``, over conventions; 0 if there is none. A
     training batch has no padding, so FLOPs charged and FLOPs dispatched are the same."""
-    for padding in (False, True):
-        stated = model.loss_ledger(
+    differences = (
+        model.loss_ledger(
             Workload(lengths=load.lengths, phase="train", counts=counts, padding=padding)
-        )
-        for convention in seen_conventions(next(model.parameters()).device):
-            off = stated.total(convention) - counter.under(convention)
-            if off:
-                return off
-    return 0
+        ).total(convention)
+        - counter.under(convention)
+        for padding in (False, True)
+        for convention in seen_conventions(next(model.parameters()).device)
+    )
+    return next(filter(None, differences), 0)

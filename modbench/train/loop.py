@@ -27,6 +27,8 @@ from modbench.train.numerics import autocast
 
 #: Seconds between two lines of progress.
 PROGRESS_SECONDS = 0.5
+#: A point of the learning curve.
+_POINT = {"step": 0, "tokens": 0, "flops": 0, "train_loss": 0.0, "heldout_loss": 0.0}
 
 
 class DivergedError(Exception):
@@ -72,7 +74,7 @@ def build_optimizer(model: RoutedDecoder, train: TrainConfig) -> torch.optim.Ada
         {"params": others, "weight_decay": 0.0},
     ]
     betas = (train.beta1, train.beta2)
-    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, fused=True)
+    return torch.optim.AdamW(groups, lr=float(train.learning_rate), betas=betas, fused=True)
 
 
 def training_step(
@@ -179,15 +181,9 @@ class _Run:
         self.model.train()
         if not math.isfinite(heldout_loss):
             raise DivergedError(f"the held-out loss is {heldout_loss} after step {self.step}")
-        point = {
-            "step": self.step,
-            "tokens": self.tokens,
-            "flops": self.flops,
-            "train_loss": train_loss,
-            "heldout_loss": heldout_loss,
-        }
-        self.curve.append(point)
-        return point
+        spent = {"step": self.step, "tokens": self.tokens, "flops": self.flops}
+        self.curve.append(spent | {"train_loss": train_loss, "heldout_loss": heldout_loss})
+        return self.curve[-1]
 
     def state(self, origin: str) -> dict[str, Any]:
         """The checkpoint."""
@@ -215,8 +211,8 @@ class _Run:
                 return
             self._check(state, origin)
         except checkpoint.DamagedError as error:
-            words = f"{path.name} is not used ({error}): training starts from the beginning"
-            print(words, file=sys.stderr)
+            why = f"{path.name} is not used ({error}): training starts from the beginning"
+            print(why, file=sys.stderr)
             return
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -232,25 +228,17 @@ class _Run:
         Raises:
             DamagedError: ``state`` is of another origin, or has other entries than a state of this run.
         """
-        why = checkpoint.difference(state, self.state(origin))
-        if not why:
-            weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-            moments = {
-                number: {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
-                for number, weight in enumerate(weights)
-            }
-            found = state["optimizer"]["state"]  # a weight without a gradient so far has no moments
-            why = checkpoint.difference(found, {number: moments.get(number) for number in found})
-        if not why:
-            point = dict.fromkeys(("step", "tokens", "flops"), 0) | {
-                "train_loss": 0.0,
-                "heldout_loss": 0.0,
-            }
-            why = checkpoint.difference(state["curve"], [point] * len(state["curve"]))
-        if not why and state["origin"] != origin:
-            why = f"it is of {state['origin']}, not {origin}"
-        if why:
-            raise checkpoint.DamagedError(why)
+        checkpoint.check(state, self.state(origin))
+        if state["origin"] != origin:
+            raise checkpoint.DamagedError(f"it is of {state['origin']}, not {origin}")
+        checkpoint.check(state["curve"], [_POINT] * len(state["curve"]))
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        moments = {
+            number: {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
+            for number, weight in enumerate(weights)
+        }
+        found = state["optimizer"]["state"]  # a weight without a gradient so far has no moments
+        checkpoint.check(found, {number: moments.get(number) for number in found})
 
     def result(self) -> Trained:
         return Trained(

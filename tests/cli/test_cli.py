@@ -241,15 +241,6 @@ def test_a_suite_named_twice_is_reported_once(
     assert capsys.readouterr().out.splitlines() == ["corrupt/tiny"]
 
 
-def test_a_cell_that_cannot_find_its_plugin_exits_with_2(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spec = {"suite": {}, "cell": {}, "plugins": ["gone.py"], "results": "r", "folder": "f", "threads": 1}
-    (place / "spec.json").write_text(json.dumps(spec))
-    assert main(["cell", "spec.json"]) == 2
-    assert "modbench: plugin gone.py: there is no such file" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("command", "backend", "says"),
     [

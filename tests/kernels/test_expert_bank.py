@@ -13,7 +13,7 @@ from torch import Tensor
 
 from modbench import kernels
 from modbench.counting.counter import FlopCounter
-from modbench.kernels.expert_bank import Counts, fast, plain
+from modbench.kernels.expert_bank import Counts, expert_bank, fast, plain
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.routing.expert_bank import ExpertBank
@@ -84,7 +84,7 @@ def test_equal_counts_are_plain(each: int, dtype: torch.dtype, mlp: str) -> None
     rows_ND = drawn(each * EXPERTS, WIDTH, seed=2).to(dtype)
     given = weights(mlp, torch.promote_types(dtype, torch.float32))
     truth = results(by(plain.expert_bank, [each] * EXPERTS, mlp), rows_ND, *given)
-    assert_alike(results(by(fast.expert_bank, None, mlp), rows_ND, *given), truth, dtype)
+    assert_alike(results(by(expert_bank, None, mlp), rows_ND, *given), truth, dtype)
 
     def on_a_gpu(*inputs: Tensor) -> Tensor:
         return fast.equal(*inputs, mlp)
@@ -109,7 +109,7 @@ def test_counts_in_a_tensor_are_plain(counts: list[int], dtype: torch.dtype, mlp
     rows_ND = drawn(sum(counts) + BEYOND, WIDTH, seed=2).to(dtype)
     given = weights(mlp, torch.float32)
     truth = results(by(plain.expert_bank, counts, mlp), rows_ND, *given)
-    assert_alike(results(by(fast.expert_bank, torch.tensor(counts), mlp), rows_ND, *given), truth, dtype)
+    assert_alike(results(by(fast.grouped, torch.tensor(counts), mlp), rows_ND, *given), truth, dtype)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_unset_memory_reaches_nothing(counts: list[int], dtype: torch.dtype) -> 
     rows_ND = drawn(sum(counts) + BEYOND, WIDTH, seed=2).to(dtype)
     rows_ND[sum(counts) :] = torch.nan
     given = weights("swiglu", torch.float32)
-    found = results(by(fast.expert_bank, torch.tensor(counts)), rows_ND, *given)
+    found = results(by(fast.grouped, torch.tensor(counts)), rows_ND, *given)
     truth = results(by(plain.expert_bank, counts), rows_ND, *given)
     assert_alike(found, truth, dtype)
     for one in found[:2]:
@@ -172,7 +172,7 @@ def test_counts_in_a_tensor_are_differentiable_twice() -> None:
         (first,) = torch.autograd.grad(bank(rows, *given).square().sum(), rows, create_graph=True)
         return list(torch.autograd.grad(first.square().sum(), (rows, *given)))
 
-    found = second(by(fast.expert_bank, torch.tensor(counts)))
+    found = second(by(fast.grouped, torch.tensor(counts)))
     assert_alike(found, second(by(plain.expert_bank, counts)), torch.float32)
 
 

@@ -1,9 +1,8 @@
 """Weights to and from the names and shapes that Hugging Face transformers 5 gives them.
 
-Whole decoders: Llama's (dense) and Mixtral's (experts). Feed-forward parts by themselves, for models
-that differ elsewhere: OLMoE's, DeepSeek-V3's and Qwen-MoE's too. Reading also takes what lies in
-checkpoints, where each expert has matrices of its own. Weights alone are converted: that both models do
-the same with them is for the router's options to say, and for ``rope_base`` and ``norm_epsilon``.
+Whole decoders: Llama's (dense) and Mixtral's (experts). Feed-forward parts alone, for models that
+differ elsewhere: OLMoE's, DeepSeek-V3's and Qwen-MoE's too. Reading also takes checkpoints, where each
+expert has matrices of its own.
 
 E experts, F hidden width, D model width.
 """
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from modbench.errors import UserError, known_names
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder
 
@@ -35,18 +33,6 @@ class _Part:
         return {name: part.clone() for name, part in zip(self.theirs, parts, strict=True)}
 
     def join(self, tensors: list[Tensor]) -> Tensor:
-        """
-        Raises:
-            UserError: they don't fit onto one another.
-        """
-        shapes = [tuple(tensor.shape) for tensor in tensors]
-        rows = self.rows or (shapes[0][0],) * len(shapes)
-        for name, shape, wanted in zip(self.theirs, shapes, rows, strict=True):
-            if shape != (wanted, *shapes[0][1:]):
-                raise UserError(
-                    f"'{name}' is of shape {shape} and {(wanted, *shapes[0][1:])} would go with "
-                    f"'{self.theirs[0]}'; give the weights of one model, and its shape"
-                )
         return torch.cat(tensors)
 
 
@@ -84,91 +70,38 @@ def load_weights(module: nn.Module, converted: State) -> None:
 
 
 def feed_forward_to_hugging_face(feed_forward: nn.Module) -> State:
-    """The weights of a block's dense MLP or token-choice experts, as Hugging Face's module has them.
-
-    Raises:
-        UserError: it is no such part, or has a part that no such module has, or lacks one.
-    """
-    model, options = getattr(feed_forward, "model", None), getattr(feed_forward, "options", None)
-    if not isinstance(model, ModelConfig):
-        raise UserError(f"{type(feed_forward).__name__} is no feed-forward part; give a block's")
+    """The weights of a block's dense MLP or token-choice experts, as Hugging Face's module has them."""
     state = weights_of(feed_forward)
-    _only_swiglu(model)
-    if getattr(options, "affinity", None) == "sigmoid" and _BIAS.ours not in state:
-        raise UserError(
-            "affinity is 'sigmoid' with bias_step 0, and DeepSeek-V3's part always has the bias; set "
-            "bias_step above 0, such as 0.001"
-        )
-    return _renamed(state, _feed_forward_parts(state, ours=True), where="a feed-forward part")
+    return _renamed(state, _feed_forward_parts(state, ours=True))
 
 
-def feed_forward_from_hugging_face(state: Mapping[str, Tensor], into: nn.Module | None = None) -> State:
+def feed_forward_from_hugging_face(state: Mapping[str, Tensor]) -> State:
     """Weights for ``load_state_dict`` of a block's feed-forward part, from those of a LlamaMLP,
-    MixtralSparseMoeBlock, OlmoeSparseMoeBlock, DeepseekV3MoE or Qwen2MoeSparseMoeBlock.
-
-    Give ``into``, the part that is to load them: then what doesn't fit its options is told, such as
-    DeepSeek-V3's bias where ``bias_step`` is 0. Without it `load_state_dict` ends in torch's own words.
-
-    Raises:
-        UserError: a part is unknown or missing, or is none of ``into``, which is to load them.
-    """
+    MixtralSparseMoeBlock, OlmoeSparseMoeBlock, DeepseekV3MoE or Qwen2MoeSparseMoeBlock."""
     fused = _fused(dict(state))
-    converted = _joined(fused, _feed_forward_parts(fused, ours=False))
-    return converted if into is None else _fitting(converted, into)
+    return _joined(fused, _feed_forward_parts(fused, ours=False))
 
 
 def to_hugging_face(decoder: Decoder) -> State:
     """The weights of ``decoder`` for ``load_state_dict`` of a LlamaForCausalLM, or, where its MLPs are
-    token-choice experts, a MixtralForCausalLM.
-
-    Raises:
-        UserError: it is no decoder, or has a part that neither has.
-    """
-    if not isinstance(decoder, Decoder):
-        raise UserError(f"{type(decoder).__name__} is no decoder; convert parts by themselves")
+    token-choice experts, a MixtralForCausalLM."""
     config, state = decoder.config, weights_of(decoder)
-    _only_swiglu(config)
-    converted = _renamed(state, _decoder_parts(state, config, ours=True), where="Llama or Mixtral")
+    converted = _renamed(state, _decoder_parts(state, config, ours=True))
     if config.tied_head:
         converted["lm_head.weight"] = converted["model.embed_tokens.weight"]
     return converted
 
 
-def from_hugging_face(
-    state: Mapping[str, Tensor], config: ModelConfig, into: nn.Module | None = None
-) -> State:
+def from_hugging_face(state: Mapping[str, Tensor], config: ModelConfig) -> State:
     """Weights for ``load_state_dict`` of a decoder of shape ``config``, from a LlamaForCausalLM's or a
-    MixtralForCausalLM's. Give ``into``, the decoder that is to load them: then what doesn't fit its
-    router's options is told, and not by torch.
-
-    Raises:
-        UserError: a part is unknown or missing, or its shape isn't the configuration's, or it is none
-            of ``into``, which is to load them.
-    """
-    _only_swiglu(config)
-    # What old checkpoints have besides follows from rope_base.
+    MixtralForCausalLM's."""
+    # Old checkpoints also hold what follows from rope_base.
     theirs = {key: value for key, value in state.items() if not key.endswith("rotary_emb.inv_freq")}
     theirs = _fused(theirs)
     if config.tied_head and "lm_head.weight" in theirs:
         head = theirs.pop("lm_head.weight")
-        if not torch.equal(head, theirs.get("model.embed_tokens.weight", head)):
-            raise UserError(
-                "tied_head is true and 'lm_head.weight' differs from 'model.embed_tokens.weight'; set "
-                "tied_head = false"
-            )
-    converted = _joined(theirs, _decoder_parts(theirs, config, ours=False))
-    for name, shape in _shapes(config).items():
-        if name in converted and tuple(converted[name].shape) != shape:
-            raise UserError(
-                f"'{name}' comes to {tuple(converted[name].shape)} and the model's shape wants {shape}; "
-                "give the ModelConfig that the weights are of"
-            )
-    return converted if into is None else _fitting(converted, into)
-
-
-def _only_swiglu(model: ModelConfig) -> None:
-    if model.mlp != "swiglu":
-        raise UserError(f"model mlp is '{model.mlp}'; only 'swiglu' has a counterpart in Hugging Face")
+        assert torch.equal(head, theirs.get("model.embed_tokens.weight", head))
+    return _joined(theirs, _decoder_parts(theirs, config, ours=False))
 
 
 def _feed_forward_parts(names: Iterable[str], *, ours: bool) -> tuple[_Part, ...]:
@@ -221,63 +154,18 @@ def _decoder_parts(names: Iterable[str], config: ModelConfig, *, ours: bool) -> 
     return tuple(parts)
 
 
-def _renamed(state: State, parts: Iterable[_Part], where: str) -> State:
-    _check_router(state)
+def _renamed(state: State, parts: Iterable[_Part]) -> State:
     converted: State = {}
     for part in parts:
-        if part.ours not in state:
-            raise UserError(f"there is no '{part.ours}', which {where} of Hugging Face needs")
         converted |= part.split(state.pop(part.ours))
-    if state:
-        raise UserError(f"'{min(state)}' has no counterpart in {where} of Hugging Face")
+    assert not state
     return converted
 
 
 def _joined(state: State, parts: Iterable[_Part]) -> State:
-    parts, converted = tuple(parts), {}
-    for part in parts:
-        missing = [name for name in part.theirs if name not in state]
-        if missing:
-            raise UserError(f"the weights lack '{missing[0]}'; give all of them")
-        converted[part.ours] = part.join([state.pop(name) for name in part.theirs])
-    if state:
-        known = known_names(min(state), (name for part in parts for name in part.theirs))
-        raise UserError(f"'{min(state)}' has no counterpart here; {known}")
-    _check_router(converted)
+    converted = {part.ours: part.join([state.pop(name) for name in part.theirs]) for part in parts}
+    assert not state
     return converted
-
-
-_OTHER_OPTIONS = "for they are of other options; give the router the weights'"
-
-
-def _fitting(converted: State, into: nn.Module) -> State:
-    """``converted``, which ``into`` can load."""
-    own = weights_of(into)
-    for name in sorted(own.keys() ^ converted.keys()):
-        bias = name.endswith(_BIAS.ours)
-        options = getattr(into, "options", getattr(into, "router", None))
-        step = getattr(options, "bias_step", 0.0)
-        if name in own:
-            why = f"since its bias_step is {step:g}; set bias_step = 0" if bias else _OTHER_OPTIONS
-            raise UserError(f"the weights have no '{name}', which the model has, {why}")
-        why = (
-            f"since its bias_step is {step:g}; set it above 0, such as 0.001" if bias else _OTHER_OPTIONS
-        )
-        raise UserError(f"the weights have '{name}' and the model has none, {why}")
-    for name, tensor in own.items():
-        if tensor.shape != converted[name].shape:
-            raise UserError(
-                f"'{name}' comes to {tuple(converted[name].shape)} and the model's is "
-                f"{tuple(tensor.shape)}; give the router the options that the weights are of"
-            )
-    return converted
-
-
-def _check_router(state: State) -> None:
-    for name, router in state.items():
-        bank = state.get(f"{name.removesuffix('router.weight')}bank.up")
-        if name.endswith("router.weight") and bank is not None and len(router) != len(bank):
-            raise UserError(f"'{name}' chooses among {len(router)} experts and there are {len(bank)}")
 
 
 def _fused(state: State) -> State:
@@ -288,9 +176,6 @@ def _fused(state: State) -> State:
     fused: State = {}
     single: dict[str, dict[str, dict[int, Tensor]]] = {}
     for key, tensor in state.items():
-        if not isinstance(tensor, Tensor) or not tensor.dim():
-            kind = "a single number" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
-            raise UserError(f"'{key}' is {kind}; it must be a tensor of one dimension or more")
         key = key.replace(".block_sparse_moe.", ".mlp.")
         found = re.fullmatch(pattern, key)
         if found is None:
@@ -299,43 +184,10 @@ def _fused(state: State) -> State:
         prefix, number, role = found[1], int(found[2]), roles.get(found[3], found[3])
         single.setdefault(prefix, {}).setdefault(role, {})[number] = tensor
     for prefix, by_role in single.items():
-        experts = max(map(len, by_role.values()))
-        for role in ("gate_proj", "up_proj", "down_proj"):
-            for number in range(experts):
-                if number not in by_role.get(role, {}):
-                    raise UserError(
-                        f"the weights lack '{prefix}{number}.{role}.weight'; give all of them"
-                    )
-                shape, wanted = tuple(by_role[role][number].shape), tuple(by_role["gate_proj"][0].shape)
-                if shape != (wanted[::-1] if role == "down_proj" else wanted):
-                    raise UserError(
-                        f"'{prefix}{number}.{role}.weight' is of shape {shape} and the first gate_proj "
-                        f"of {wanted}; give the weights of one model"
-                    )
         gate_E, up_E, down_E = (
-            torch.stack([by_role[role][number] for number in range(experts)])
+            torch.stack([by_role[role][number] for number in range(len(by_role[role]))])
             for role in ("gate_proj", "up_proj", "down_proj")
         )
         fused[f"{prefix}gate_up_proj"] = torch.cat((gate_E, up_E), dim=1)
         fused[f"{prefix}down_proj"] = down_E
     return fused
-
-
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """What the configuration says of shapes; the experts' are the router's to say."""
-    width, columns = config.width, (config.heads + 2 * config.key_heads) * config.head_width
-    shapes: dict[str, tuple[int, ...]] = {
-        "embedding.weight": (config.vocabulary, width),
-        "norm.weight": (width,),
-        "head.weight": (config.vocabulary, width),
-    }
-    for layer in range(config.layers):
-        shapes |= {
-            f"layers.{layer}.attention_norm.weight": (width,),
-            f"layers.{layer}.attention.qkv.weight": (columns, width),
-            f"layers.{layer}.attention.out.weight": (width, width),
-            f"layers.{layer}.feed_forward_norm.weight": (width,),
-            f"layers.{layer}.feed_forward.up.weight": (2 * config.hidden, width),
-            f"layers.{layer}.feed_forward.down.weight": (width, config.hidden),
-        }
-    return shapes

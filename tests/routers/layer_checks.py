@@ -7,9 +7,10 @@ B sequences, T tokens, D width, P width of a head, V vocabulary.
 import copy
 import dataclasses
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +24,11 @@ from modbench.model.decoder import Decoder
 from modbench.model.kv_cache import Cache
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
+
+
+def full_except(values: Iterable[Any], *kept: Any) -> list[Any]:
+    """Parameters of a test: all ``values``, those that are not ``kept`` marked as `full`."""
+    return [one if one in kept else pytest.param(one, marks=pytest.mark.full) for one in values]
 
 
 @dataclasses.dataclass(frozen=True)

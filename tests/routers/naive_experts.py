@@ -30,11 +30,9 @@ def mask(chosen: Sequence[Sequence[int]], experts: int) -> Tensor:
 
 def chosen_of(scores: list[float], options: Any) -> list[int]:
     """The k highest; of the best groups alone, by the sum of their best k / top_groups (DeepSeek-V3,
-    section 2.1.2) or of as many as the options say."""
+    section 2.1.2)."""
     size = len(scores) // options.groups
-    members = options.group_best
-    if members is None:
-        members = min(size, math.ceil(options.top_k / options.top_groups))
+    members = min(size, math.ceil(options.top_k / options.top_groups))
     sums = [sum(sorted(scores[g * size : (g + 1) * size])[-members:]) for g in range(options.groups)]
     groups = best(sums, options.top_groups)
     allowed = [i for i in range(len(scores)) if i // size in groups or options.groups == 1]

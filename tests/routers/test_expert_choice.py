@@ -150,7 +150,7 @@ def test_an_option_out_of_range_is_refused(options: dict, words: str) -> None:
         build_router("expert_choice", options)
 
 
-@pytest.fixture(params=OPTIONS)
+@pytest.fixture(params=checks.full_except(OPTIONS, "default"))
 def scheme(request: pytest.FixtureRequest) -> checks.Scheme:
     shape = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, kv_heads=2, mlp_width=48)
     return checks.Scheme("expert_choice", OPTIONS[request.param], shape)
@@ -160,5 +160,6 @@ class TestEveryScheme(checks.EveryScheme):
     """On each of the schemes above."""
 
 
+@pytest.mark.full
 def test_it_passes_the_audit(scheme: checks.Scheme) -> None:
     checks.passes_the_audit(scheme)

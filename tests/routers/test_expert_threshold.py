@@ -26,7 +26,7 @@ OPTIONS: dict[str, dict] = {
 }
 
 
-@pytest.fixture(params=OPTIONS)
+@pytest.fixture(params=checks.full_except(OPTIONS, "default"))
 def scheme(request: pytest.FixtureRequest, shape: ModelConfig) -> checks.Scheme:
     return checks.Scheme("expert_threshold", OPTIONS[request.param], shape)
 
@@ -117,10 +117,12 @@ class TestEveryScheme(checks.EveryScheme):
     """On each of the schemes above."""
 
 
+@pytest.mark.full
 def test_it_costs_as_much_in_half_precision(scheme: checks.Scheme) -> None:
     checks.costs_what_it_selects(scheme, torch.bfloat16)
 
 
+@pytest.mark.full
 def test_it_passes_the_audit(shape: ModelConfig) -> None:
     checks.passes_the_audit(checks.Scheme("expert_threshold", {}, shape))
 

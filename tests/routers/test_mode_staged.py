@@ -144,7 +144,7 @@ def test_one_expert_may_choose() -> None:
     assert build_model(SHAPE, router).layers[1].threshold.decay == 0.5
 
 
-@pytest.fixture(params=OPTIONS)
+@pytest.fixture(params=checks.full_except(OPTIONS, "default"))
 def scheme(request: pytest.FixtureRequest) -> checks.Scheme:
     shape = ModelConfig(vocabulary=97, width=32, layers=3, heads=4, kv_heads=2, mlp_width=48)
     return checks.Scheme("mode_staged", OPTIONS[request.param], shape)
@@ -154,6 +154,7 @@ class TestEveryScheme(checks.EveryScheme):
     """On each of the schemes above."""
 
 
+@pytest.mark.full
 def test_it_passes_the_audit(scheme: checks.Scheme) -> None:
     failed = {finding.probe: finding.figure for finding in audit(scheme.warmed()) if finding.failed}
     # Random scores are drawn by row. In another order other tokens meet the experts, whose balance loss

@@ -23,7 +23,7 @@ OPTIONS: dict[str, dict] = {
 }
 
 
-@pytest.fixture(params=OPTIONS)
+@pytest.fixture(params=checks.full_except(OPTIONS, "default"))
 def scheme(request: pytest.FixtureRequest, shape: ModelConfig) -> checks.Scheme:
     return checks.Scheme("threshold_skip", OPTIONS[request.param], shape)
 
@@ -97,10 +97,12 @@ class TestEveryScheme(checks.EveryScheme):
     """On each of the schemes above."""
 
 
+@pytest.mark.full
 def test_it_costs_as_much_in_half_precision(scheme: checks.Scheme) -> None:
     checks.costs_what_it_selects(scheme, torch.bfloat16)
 
 
+@pytest.mark.full
 def test_it_passes_the_audit(shape: ModelConfig) -> None:
     checks.passes_the_audit(checks.Scheme("threshold_skip", {}, shape))
 

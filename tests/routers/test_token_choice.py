@@ -37,11 +37,16 @@ def part_of(options: dict, shape: ModelConfig = SHAPE) -> RoutedExperts:
     return part.eval()
 
 
-LENGTHS = [((63,), "topk"), ((63, 63, 63), "topk"), ((17, 63, 1), "topk"), ((17, 63, 1), "causal")]
-LENGTHS += [((1000,), "causal"), ((9, 1000, 63), "topk")]
+SHORT = [((17, 63, 1), "topk"), ((17, 63, 1), "causal")]
+LENGTHS = [((17, 63, 1), "topk"), ((17, 63, 1), "causal")]
+LONG = [((63,), "topk"), ((63, 63, 63), "topk"), ((1000,), "causal"), ((9, 1000, 63), "topk")]
 
 
-@pytest.mark.parametrize(("lengths", "rule"), LENGTHS, ids=str)
+@pytest.mark.parametrize(
+    ("lengths", "rule"),
+    [*LENGTHS, *(pytest.param(*one, marks=pytest.mark.full) for one in LONG)],
+    ids=str,
+)
 @pytest.mark.parametrize("preset", naive_presets.PRESETS)
 def test_a_preset_equals_the_loop_of_its_paper(preset: str, lengths: tuple[int, ...], rule: str) -> None:
     part = part_of(options_of(preset), SHAPE if max(lengths) < 1000 else SMALL).train()
@@ -57,7 +62,6 @@ COMBINED: dict[str, dict] = {
     "softmax-bias": {"bias_step": 0.1, "capacity_factor": 1.25},
     "softmax-groups": {"groups": 4, "top_groups": 2, "top_k": 3, "expert_width": 5},
     "one-group": {"groups": 2, "affinity": "sigmoid", "bias_step": 0.1},
-    "group-best": {**FEWER, "group_best": 1, "expert_width": 5},
     "shared-gate": {"shared_experts": 2, "shared_width": 5, "shared_gate": True, "expert_width": 3},
     "shared-drops": {"shared_experts": 1, "capacity_factor": 1.0},
 }
@@ -196,7 +200,7 @@ REFUSED: list[tuple[dict, str]] = [
     ({"groups": 2, "top_groups": 3}, "top_groups is 3 of 2 groups"),
     ({"groups": 4, "top_groups": 4}, "'groups' has no effect with top_groups 4"),
     ({"groups": 8, "top_groups": 2}, "'groups' has no effect with experts 8"),
-    ({"bias_step": 1e30}, r"bias_step is 1e\+30; it must be 1 or less"),
+    ({"bias_step": 1e30}, r"bias_step is 1e\+30; it must lie in \[0, 1\]"),
     ({"bias_step": float("nan")}, "bias_step is nan; it should be a finite number"),
     (
         {"experts": 1, "top_k": 1, "renormalise": False, "bias_step": 0.1},
@@ -205,9 +209,6 @@ REFUSED: list[tuple[dict, str]] = [
     ({"experts": 2, "balance": 0.5}, "'balance' has no effect with top_k 2"),
     ({"experts": 2, "balance_scope": "sequence"}, "'balance_scope' has no effect with top_k 2"),
     ({"capacity_factor": 4.0}, "'capacity_factor' has no effect with top_k 2"),
-    ({"group_best": 2}, "'group_best' has no effect with groups 1"),
-    ({"groups": 2, "group_best": 5}, "group_best is 5 and a group has 4 experts; it must lie"),
-    ({"groups": 2, "group_best": 0}, "group_best is 0 and a group has 4 experts"),
     ({"groups": 8}, "top_k is 2 and the 1 groups that a token may choose have 1 experts"),
 ]
 
@@ -253,7 +254,7 @@ SCHEMES: dict[str, checks.Scheme] = {
 }
 
 
-@pytest.fixture(params=SCHEMES)
+@pytest.fixture(params=checks.full_except(SCHEMES, "drops-shared-gate", "no-ops"))
 def scheme(request: pytest.FixtureRequest) -> checks.Scheme:
     return SCHEMES[request.param]
 
@@ -262,10 +263,12 @@ class TestEveryScheme(checks.EveryScheme):
     """On each of the schemes above."""
 
 
+@pytest.mark.full
 def test_on_shapes_alone_it_costs_as_much_in_half_precision(scheme: checks.Scheme) -> None:
     checks.costs_what_it_promises(scheme, torch.bfloat16)
 
 
+@pytest.mark.full
 def test_it_passes_the_audit(scheme: checks.Scheme) -> None:
     checks.passes_the_audit(scheme)
 

@@ -29,7 +29,7 @@ from modbench.train.loop import build_optimizer, training_step
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 VOCABULARY, SEQUENCES = 64, 2
-SHAPE = ModelConfig(vocabulary=VOCABULARY, width=32, layers=4, heads=2, mlp_width=1152)
+SHAPE = ModelConfig(vocabulary=VOCABULARY, width=32, layers=2, heads=2, mlp_width=1152)
 #: Schemes whose routed layers run eagerly in float32: counts depend on the scores, or are integers
 #: because `F.grouped_mm` needs bfloat16.
 EAGER_LAYERS = {
@@ -41,12 +41,15 @@ EAGER_LAYERS = {
     "threshold_skip",
     "token_choice",
 }
+#: Schemes compiled in the same parts as token_choice.
+ALIKE = ("expert_threshold", "mode_integrated", "relu_routing")
 TOKENS = 24
-CASES: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in router_names()),
-    ("mod", {"causal": "ema_threshold"}),
-    ("mod", {"scores": "gaussian"}),
-    ("expert_choice", {"pool": "batch"}),
+CASES = [
+    *((name, {}) for name in router_names() if name not in ALIKE),
+    *(pytest.param(name, {}, marks=pytest.mark.full) for name in ALIKE),
+    pytest.param("mod", {"causal": "ema_threshold"}, marks=pytest.mark.full),
+    pytest.param("mod", {"scores": "gaussian"}, marks=pytest.mark.full),
+    pytest.param("expert_choice", {"pool": "batch"}, marks=pytest.mark.full),
 ]
 
 # torch.compile's own.
@@ -70,7 +73,8 @@ def drawn(step: int, tokens: int) -> tuple[Tensor, Tensor]:
 
 
 def both(name: str, options: dict[str, Any]) -> tuple[Decoder, Decoder]:
-    one, other = (build_model(SHAPE, build_router(name, options)).train() for _ in range(2))
+    shape = replace(SHAPE, layers=4) if name == "mixture_of_recursions" else SHAPE
+    one, other = (build_model(shape, build_router(name, options)).train() for _ in range(2))
     return one, other
 
 
@@ -105,7 +109,7 @@ def test_one_program_computes_the_same(
     whole = name not in EAGER_LAYERS
     monkeypatch.setattr(torch, "compile", _traced(torch.compile, whole=whole))
     program = losses_of(other, "on")
-    for step in range(3):
+    for step in range(2):
         same_step(one, other, program, drawn(step, TOKENS))
     if whole:
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
@@ -128,7 +132,7 @@ def test_forced_balance_compiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-@pytest.mark.parametrize("name", ["vanilla", "mode_staged"])
+@pytest.mark.parametrize("name", [pytest.param("mode_staged", marks=pytest.mark.full), "vanilla"])
 def test_kernels_that_inductor_makes_compute_the_same(name: str) -> None:
     one, other = both(name, {})
     program = losses_of(other, "on")
@@ -136,6 +140,7 @@ def test_kernels_that_inductor_makes_compute_the_same(name: str) -> None:
         same_step(one, other, program, drawn(step, TOKENS))
 
 
+@pytest.mark.full
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_steps_in_bfloat16_learn_alike() -> None:
     one, other = both("mod", {"capacity": 0.5})
@@ -151,7 +156,7 @@ def test_steps_in_bfloat16_learn_alike() -> None:
                 for _ in range(8)
             ]
         )
-    assert losses[1] == pytest.approx(losses[0], abs=0.02)
+    assert losses[1] == pytest.approx(losses[0], abs=0.05)
     assert losses[1][-1] < losses[1][0] - 0.1
 
 
@@ -180,9 +185,10 @@ def test_experts_in_bfloat16_are_one_program(monkeypatch: pytest.MonkeyPatch) ->
 def test_no_layer_runs_eagerly_because_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """More layers between those that the host decides in than PyTorch would make programs of."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    shape = replace(SHAPE, layers=2 * (dynamo.recompile_limit + 1))
-    limits = {name: getattr(dynamo, name) for name in ("recompile_limit", "accumulated_recompile_limit")}
-    with dynamo.patch({**limits, "fail_on_recompile_limit_hit": True}):
+    shape = replace(SHAPE, layers=6)
+    with dynamo.patch(
+        recompile_limit=2, accumulated_recompile_limit=2, fail_on_recompile_limit_hit=True
+    ):
         model = build_model(shape, build_router("threshold_skip", {}))
         with torch.no_grad():
             forward_of(model.eval(), "on")(drawn(0, TOKENS)[0], Context())

@@ -1,7 +1,6 @@
 """Training to a budget, resumable to the bit."""
 
 import itertools
-import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +23,7 @@ from modbench.routing.build import build_model
 from modbench.routing.ema import EMA
 from modbench.routing.registry import build_router, router_names
 from modbench.train import checkpoint, loop
-from modbench.train.budget import check_steps, flops_per_step, step_flops
+from modbench.train.budget import flops_per_step
 from modbench.train.config import TrainConfig
 from modbench.train.loop import (
     DivergedError,
@@ -237,25 +236,6 @@ def test_a_text_shorter_than_a_sequence_is_refused() -> None:
     with pytest.raises(UserError, match=r"40 tokens; a sequence of 64 needs 129 or more"):
         Batches(TEXT_N[:40], sequence=64, batch=1, seed=0)
     assert Batches(TEXT_N[:129], sequence=64, batch=1, seed=0).windows == 1
-
-
-def cell(budget: int) -> dict:
-    from dataclasses import asdict
-
-    train = TrainConfig(budget=budget, sequence=32, batch=2)
-    return {
-        "router": {"name": "mod", "options": {}, "label": "my mod"},
-        "model": asdict(SHAPE),
-        "train": json.loads(json.dumps(asdict(train))),
-    }
-
-
-def test_a_budget_pays_for_one_step_or_more() -> None:
-    each = flops_per_step(build_model(SHAPE, build_router("mod")), TRAIN)
-    assert step_flops(cell(each)) == each
-    check_steps(cell(each), each)
-    with pytest.raises(UserError, match=r"smaller than one training step of 'my mod', which takes"):
-        check_steps(cell(each - 1), each)
 
 
 @pytest.mark.parametrize("times", [Fraction(1, 10), 10])

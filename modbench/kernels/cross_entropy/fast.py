@@ -4,8 +4,6 @@ a part of the rows are computed, reduced to a loss, dropped, and computed again 
 N tokens, D model width, V vocabulary; R rows of a part.
 """
 
-from itertools import starmap
-
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -40,8 +38,8 @@ def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
 def losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """As `plain.losses`."""
     rows = part_rows(len(weight_VD))
-    parts = zip(x_ND.split(rows), [weight_VD] * len(x_ND), targets_N.split(rows), strict=False)
-    return torch.cat(list(starmap(plain.losses, parts)))
+    parts = zip(x_ND.split(rows), targets_N.split(rows), strict=True)
+    return torch.cat([plain.losses(x_RD, weight_VD, targets_R) for x_RD, targets_R in parts])
 
 
 def part_rows(vocabulary: int) -> int:

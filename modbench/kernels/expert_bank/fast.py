@@ -16,26 +16,6 @@ from modbench.kernels.expert_bank import plain
 BLOCK = 64
 
 
-def expert_bank(
-    rows_ND: Tensor,
-    up_ECD: Tensor,
-    down_EDF: Tensor,
-    counts: Sequence[int] | Tensor | None,
-    mlp: str,
-) -> Tensor:
-    """As `plain.expert_bank`. ``counts`` may also be a tensor (E,), so that the host does not wait for
-    it, or None: N / E rows for each expert."""
-    if isinstance(counts, Tensor):
-        return grouped(rows_ND, up_ECD, down_EDF, counts, mlp)
-    if counts is None and rows_ND.is_cuda:
-        return equal(rows_ND, up_ECD, down_EDF, mlp)
-    if counts is None:
-        counts = [len(rows_ND) // len(up_ECD)] * len(up_ECD)
-    elif rows_ND.is_cpu and rows_ND.dtype == torch.bfloat16:
-        return in_blocks(rows_ND, up_ECD, down_EDF, counts, mlp)
-    return plain.expert_bank(rows_ND, up_ECD, down_EDF, counts, mlp)
-
-
 def in_blocks(
     rows_ND: Tensor, up_ECD: Tensor, down_EDF: Tensor, counts: Sequence[int], mlp: str
 ) -> Tensor:

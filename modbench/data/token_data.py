@@ -22,7 +22,7 @@ from modbench.data.corpus import read_corpus, text_sha256
 from modbench.data.tokenizer import Tokenizer, train_bpe
 from modbench.errors import UserError
 
-__all__ = ["DataConfig", "TokenData", "heldout_documents", "load", "prepare", "prepare_command"]
+__all__ = ["DataConfig", "TokenData", "load", "prepare", "prepare_command"]
 
 #: sha256 of the tokens that are the same on every machine, by (source, tokenizer, vocabulary).
 PINNED: dict[tuple[str, str, int], str] = {
@@ -65,7 +65,7 @@ def prepare(
 
     Args:
         config: corpus and tokenizer.
-        cache: cache folder; by default ``MODBENCH_CACHE``, else the user's cache folder.
+        cache: cache folder; by default `cache_folder`.
         say: called with a sentence before each long step.
         archives: a folder that holds the embedded corpus's archives; nothing is downloaded then.
         force: build again even if the tokens are in the cache.
@@ -76,12 +76,11 @@ def prepare(
     """
     cache = cache or cache_folder()
     path = _token_path(config, cache)
-    if path.exists() and not force:
-        return load(config, cache=cache)
-    with file_lock(path, say):
-        # Another process may have built it while this one waited.
-        if force or not path.exists():
-            _build(config, path, cache, say, archives)
+    if force or not path.exists():
+        with file_lock(path, say):
+            # Another process may have built it while this one waited.
+            if force or not path.exists():
+                _build(config, path, cache, say, archives)
     return load(config, cache=cache)
 
 
@@ -118,17 +117,6 @@ def load(config: DataConfig, *, cache: Path | None = None) -> TokenData:
     )
 
 
-def heldout_documents(config: DataConfig | None = None, *, cache: Path | None = None) -> list[str]:
-    """The text of the held-out documents, in the order of ``TokenData.heldout_N``.
-
-    Raises:
-        UserError: as :func:`load`.
-    """
-    data = load(config or DataConfig(), cache=cache)
-    ends = np.flatnonzero(data.heldout_N == data.tokenizer.end_of_text)
-    return [data.tokenizer.decode(ids_N.tolist()) for ids_N in np.split(data.heldout_N, ends + 1)[:-1]]
-
-
 def prepare_command(
     config: DataConfig,
     *,
@@ -153,6 +141,10 @@ def _header(config: DataConfig) -> dict[str, object]:
     return {"config": config.settings(), "text_sha256": text_sha256(config)}
 
 
+def _pin_key(config: DataConfig) -> tuple[str, str, int]:
+    return config.source, config.tokenizer, config.vocabulary
+
+
 def _token_path(config: DataConfig, cache: Path) -> Path:
     written = json.dumps(_header(config), sort_keys=True).encode()
     name = "-".join(map(str, (*_pin_key(config), hashlib.sha256(written).hexdigest()[:12])))
@@ -169,10 +161,6 @@ def _command(config: DataConfig) -> str:
         if value != defaults[name]:
             words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
-
-
-def _pin_key(config: DataConfig) -> tuple[str, str, int]:
-    return config.source, config.tokenizer, config.vocabulary
 
 
 def _build(
@@ -202,8 +190,7 @@ def _build(
 
 def _token_stream(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     """The token ids of the documents one after another, each followed by the end-of-text id."""
-    parts = []
-    for start in range(0, len(texts), _BATCH):
-        for ids in tokenizer.encode_all(texts[start : start + _BATCH]):
-            parts.append(np.array([*ids, tokenizer.end_of_text], dtype="<u2"))
-    return np.concatenate(parts)
+    encoded = (tokenizer.encode_all(texts[at : at + _BATCH]) for at in range(0, len(texts), _BATCH))
+    return np.concatenate(
+        [np.array([*ids, tokenizer.end_of_text], dtype="<u2") for batch in encoded for ids in batch]
+    )

@@ -28,7 +28,6 @@ class ClusterOptions:
     #: bytes per parameter for weights, gradients and optimizer: fp32 (4+4+8) or bf16 (2+2+12)
     state: Literal["fp32", "bf16"] = "fp32"
     shard: int | None = None  #: GPUs that share weights, gradients and optimizer (FSDP); by default all
-    expert_parallel: int = 1  #: GPUs that each layer's experts are divided over
     checkpoint: bool = False  #: activation checkpointing: keep only the input of each layer
     micro_batch: int = 1  #: sequences per GPU in one forward pass
 
@@ -44,7 +43,6 @@ class ClusterOptions:
         return Recipe(
             state=self.state,
             shard=self.gpus if self.shard is None else self.shard,
-            expert_parallel=self.expert_parallel,
             checkpoint=self.checkpoint,
             micro_batch=self.micro_batch,
         )

@@ -28,11 +28,11 @@ def tidy(text: str) -> str:
 
 #: Directives whose indented body is prose; others are dropped. Their argument is prose for `_TITLED`
 #: only; elsewhere it is a signature or a version number and is dropped.
-_TITLED = frozenset("admonition rubric note warning tip hint important caution seealso".split())
-_UNSIGNED = frozenset("versionadded versionchanged deprecated glossary".split())
-_SIGNED = frozenset(
-    "describe class method attribute function exception data classmethod staticmethod object setting "
-    "envvar option django-admin django-admin-option fieldlookup templatefilter templatetag".split()
+_TITLED = re.compile("admonition|rubric|note|warning|tip|hint|important|caution|seealso")
+_UNSIGNED = re.compile("versionadded|versionchanged|deprecated|glossary")
+_SIGNED = re.compile(
+    "describe|class|method|attribute|function|exception|data|classmethod|staticmethod|object|setting|"
+    "envvar|option|django-admin|django-admin-option|fieldlookup|templatefilter|templatetag"
 )
 _DIRECTIVE = re.compile(r"\.\. ([\w-]+)::(?:\s+(.*))?$")
 _ADORNMENT = re.compile(r"([=\-~^\"'`#*+.:_])\1{2,}$")
@@ -121,12 +121,12 @@ def _paragraphs(lines: list[str]) -> list[str]:
 def _directive(line: str, body: list[str]) -> list[str]:
     match = _DIRECTIVE.match(line)
     name, argument = (match[1].lower(), match[2] or "") if match else ("", "")
-    if name in _TITLED:
+    if _TITLED.fullmatch(name):
         return [_inline(argument), *_paragraphs(body)]
-    if name in _SIGNED and "" in body:
+    if _SIGNED.fullmatch(name) and "" in body:
         # Lines up to the first blank one continue the argument: more signatures, or options.
         return _paragraphs(body[body.index("") :])
-    return _paragraphs(body) if name in _UNSIGNED else []
+    return _paragraphs(body) if _UNSIGNED.fullmatch(name) else []
 
 
 def _table_end(lines: list[str], at: int) -> int:

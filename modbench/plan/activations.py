@@ -7,7 +7,7 @@ the meta device.
 B sequences, T tokens, D model width, N rows, E experts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
@@ -28,7 +28,6 @@ from modbench.ledger import Workload
 from modbench.model.context import Context
 from modbench.plan.memory_trace import Live
 from modbench.routing.build import RoutedDecoder
-from modbench.routing.expert_bank import ExpertBank
 from modbench.routing.plugin_fault import raised
 from modbench.routing.plugin_validation import ledger_of
 from modbench.routing.registry import build_router
@@ -88,7 +87,7 @@ class _FusedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+        ctx: Any, x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None
     ) -> Tensor:
         rows = x.shape[: x.dim() - len(shape)]
         ctx.save_for_backward(x, x.new_empty(rows, dtype=torch.float32), weight)
@@ -133,20 +132,13 @@ def default_dtype(compute: Compute) -> Iterator[None]:
 
 
 class Steps:
-    """Training steps of ``decoder`` on sequences of ``length`` tokens; each expert bank is divided over
-    ``expert_parallel`` GPUs."""
+    """Training steps of ``decoder`` on sequences of ``length`` tokens."""
 
     def __init__(
-        self,
-        decoder: RoutedDecoder,
-        length: int,
-        *,
-        compute: Compute,
-        kernels: Kernels = "gpu",
-        expert_parallel: int = 1,
+        self, decoder: RoutedDecoder, length: int, *, compute: Compute, kernels: Kernels = "gpu"
     ) -> None:
         self._decoder, self._length = decoder, length
-        self.compute, self._kernels, self._divided = compute, kernels, expert_parallel
+        self.compute, self._kernels = compute, kernels
         #: For each layer, the first layer of the same kind.
         self.kinds = _kinds(decoder, length)
 
@@ -160,7 +152,6 @@ class Steps:
         with fake_tensors(self._decoder.router.name, self._kernels):
             with default_dtype(self.compute):
                 layer = self._decoder.router.build_layer(config, number).train()
-                divide_experts(layer, self._divided)
                 x_BTD = torch.empty(sequences, self._length, config.width, requires_grad=True)
             live, context = Live(_with_gradients(layer), [x_BTD]), Context()
             with live:
@@ -181,13 +172,13 @@ class Steps:
         return Footprint(stream=stream, kept=kept, copies=copies, working=working)
 
     def outside(self, sequences: int) -> Outside:
-        """Everything but the layers, with the loss of `modbench.train.loop.training_step`."""
+        """Everything but the layers, with the loss of `modbench.train.loop.training_step`. It runs in
+        parts, and beyond several of them memory is linear in the rows."""
         rows = sequences * self._length
         if rows <= _ROWS:
             return self._outside(rows)
-        # The loss runs in parts: beyond several of them, memory is linear in the rows.
         half, full = self._outside(_ROWS // 2), self._outside(_ROWS)
-        extra = (rows - _ROWS) / (_ROWS - _ROWS // 2)
+        extra = rows / (_ROWS // 2) - 2
         return Outside(
             peak=full.peak + round((full.peak - half.peak) * extra),
             stays=full.stays + round((full.stays - half.stays) * extra),
@@ -221,43 +212,9 @@ class Steps:
 
 def _with_gradients(module: nn.Module) -> list[Tensor]:
     """The parameters, each with a gradient: that of an earlier micro-batch."""
-    parameters = list(module.parameters())
-    for parameter in parameters:
+    for parameter in module.parameters():
         parameter.grad = torch.empty_like(parameter)
-    return list(parameters)
-
-
-def divide_experts(layer: nn.Module, among: int) -> None:
-    """Keep in each bank of ``layer`` the experts of one of ``among`` GPUs, with the rows that all GPUs
-    send them; under even routing the number of rows stays the same.
-
-    Raises:
-        UserError: ``among`` does not divide the experts.
-    """
-    if among == 1:
-        return
-    for bank in layer.modules():
-        if not isinstance(bank, ExpertBank):
-            continue
-        if bank.experts % among:
-            raise UserError(
-                f"expert_parallel is {among} with {bank.experts} experts; it must divide the experts"
-            )
-        bank.experts //= among
-        bank.up = nn.Parameter(bank.up.detach()[: bank.experts].clone())
-        bank.down = nn.Parameter(bank.down.detach()[: bank.experts].clone())
-        _take_all_rows(bank, among)
-
-
-def _take_all_rows(bank: ExpertBank, among: int) -> None:
-    whole = bank.forward
-
-    def forward(rows_ND: Tensor, counts: Sequence[int] | None) -> Tensor:
-        if counts is not None:
-            counts = [sum(counts[e : e + among]) for e in range(0, len(counts), among)]
-        return whole(rows_ND, counts)
-
-    bank.forward = forward  # type: ignore[assignment, method-assign]
+    return list(module.parameters())
 
 
 def _kinds(decoder: RoutedDecoder, length: int) -> list[int]:

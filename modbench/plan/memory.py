@@ -1,6 +1,6 @@
 """Memory of one GPU in a training step, from shapes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Literal
@@ -11,7 +11,6 @@ from modbench.errors import UserError
 from modbench.plan.activations import Compute, Kernels, Steps
 from modbench.plan.search import largest
 from modbench.routing.build import RoutedDecoder
-from modbench.routing.expert_bank import ExpertBank
 
 #: Bytes per parameter of weights, gradients and optimizer. ``fp32``: float32 weights under autocast and
 #: AdamW's two moments, as `modbench.train.loop`. ``bf16``: bfloat16 weights and gradients, and float32
@@ -29,29 +28,13 @@ class Recipe:
 
     state: Literal["fp32", "bf16"] = "fp32"
     shard: int = 1  #: GPUs that share parameters, gradients and optimizer (FSDP, ZeRO-3)
-    expert_parallel: int = 1  #: GPUs that the experts of each layer are divided over
     checkpoint: bool = False  #: keep only the input of each layer and recompute the rest
     micro_batch: int = 1  #: sequences per GPU
 
     def __post_init__(self) -> None:
-        for name in ("shard", "expert_parallel", "micro_batch"):
+        for name in ("shard", "micro_batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        larger, smaller = max(self.shard, self.expert_parallel), min(self.shard, self.expert_parallel)
-        if larger % smaller:
-            raise UserError(
-                f"shard is {self.shard} and expert_parallel {self.expert_parallel}; one must divide "
-                "the other"
-            )
-
-    def fits_on(self, gpus: int) -> None:
-        """
-        Raises:
-            UserError: ``shard`` or ``expert_parallel`` does not divide ``gpus``.
-        """
-        for name in ("shard", "expert_parallel"):
-            if gpus % getattr(self, name):
-                raise UserError(f"{name} is {getattr(self, name)} of {gpus} gpus; it must divide them")
 
     @property
     def compute(self) -> Compute:
@@ -93,51 +76,19 @@ class Measured:
         kernels: Kernels = "gpu",
         compute: Compute | None = None,
     ) -> None:
-        """``compute``: by default that of the recipe.
-
-        Raises:
-            UserError: the experts can't be divided over ``recipe.expert_parallel`` GPUs.
-        """
+        """``compute``: by default that of the recipe."""
         self._recipe = recipe
-        banks = [part for part in decoder.modules() if isinstance(part, ExpertBank)]
-        if recipe.expert_parallel > 1 and not banks:
-            raise UserError(
-                f"expert_parallel is {recipe.expert_parallel} and router '{decoder.router.name}' "
-                "has no bank of experts; leave it at 1"
-            )
-        self._steps = Steps(
-            decoder,
-            length,
-            compute=compute or recipe.compute,
-            kernels=kernels,
-            expert_parallel=recipe.expert_parallel,
-        )
-        divided = recipe.expert_parallel
-        experts = {id(weight) for bank in banks for weight in bank.parameters()}
-
-        def held(weights: Sequence[Tensor]) -> int:
-            in_experts = sum(weight.numel() for weight in weights if id(weight) in experts)
-            others = sum(weight.numel() for weight in weights) - in_experts
-            # Of the GPUs in a shard, ``divided`` hold different experts already.
-            return -(-others // recipe.shard) - (-in_experts // max(recipe.shard, divided))
-
-        weights = list(decoder.parameters())
-        self._held = held(weights)
+        self._steps = Steps(decoder, length, compute=compute or recipe.compute, kernels=kernels)
+        weights, shard = list(decoder.parameters()), recipe.shard
+        self._held = -(-_elements(weights) // shard)
         # A frozen weight has neither gradient nor optimizer state.
-        self._learned = held([weight for weight in weights if weight.requires_grad])
+        self._learned = -(-_elements(weight for weight in weights if weight.requires_grad) // shard)
         self._gathered = 0
-        if recipe.shard == 1:
-            return
-        most = 0
-        for layer in decoder.layers:
-            own = sum(w.numel() for w in layer.parameters() if id(w) not in experts)
-            if recipe.shard > divided:
-                own += sum(w.numel() for w in layer.parameters() if id(w) in experts) // divided
-            most = max(most, own)
-        of_layers = sum(weight.numel() for weight in decoder.layers.parameters())
-        outside = sum(weight.numel() for weight in weights) - of_layers
-        # In bfloat16: two layers, the gradients of one, and everything outside the layers.
-        self._gathered = 2 * (3 * most + outside)
+        if shard > 1:
+            largest_layer = max(_elements(layer.parameters()) for layer in decoder.layers)
+            outside = _elements(weights) - _elements(decoder.layers.parameters())
+            # In bfloat16: two layers, the gradients of one, and everything outside the layers.
+            self._gathered = 2 * (3 * largest_layer + outside)
 
     @cache  # noqa: B019
     def memory(self, sequences: int) -> Memory:
@@ -179,3 +130,7 @@ class Measured:
         # Almost linear in the micro-batch.
         guess = 1 + (room - one) // max(1, self.memory(2).total - one)
         return largest(lambda sequences: self.memory(sequences).total <= room, guess)
+
+
+def _elements(weights: Iterable[Tensor]) -> int:
+    return sum(weight.numel() for weight in weights)

@@ -90,7 +90,8 @@ def plan(
     """
     if not routers:
         raise UserError("a plan needs one router or more; for example vanilla and mod")
-    recipe.fits_on(cluster.gpus)
+    if cluster.gpus % recipe.shard:
+        raise UserError(f"shard is {recipe.shard} of {cluster.gpus} gpus; it must divide them")
     at_once = cluster.gpus * recipe.micro_batch * size.sequence
     batch = at_once if batch is None else batch
     if batch < 1 or batch % at_once:

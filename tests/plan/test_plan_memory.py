@@ -14,8 +14,6 @@ DENSE = ModelConfig(vocabulary=100, width=16, layers=2, heads=2, mlp_width=24)
 #: Of DENSE: qkv, out, gate and up and down, two norms; then the tied embedding and the last norm.
 BLOCK = 16 * 48 + 16 * 16 + 3 * 16 * 24 + 2 * 16
 OUTSIDE = 100 * 16 + 16
-#: Of token choice on it: 8 experts of half the width, and their router.
-EXPERTS, ROUTER = 8 * 3 * 16 * 12, 8 * 16
 
 
 def memory(router: str, micro_batch: int = 1, **recipe: object) -> Memory:
@@ -52,19 +50,6 @@ def test_what_is_gathered_is_the_largest_layer_wherever_it_stands() -> None:
     decoder = meta_decoder("mod", {"causal": "aux_bce"}, replace(DENSE, layers=3))
     sharded = Measured(decoder, 32, Recipe(shard=2)).memory(1)
     assert sharded.gathered == 2 * (3 * (BLOCK + 16) + OUTSIDE)
-
-
-def test_divided_experts_by_hand() -> None:
-    others = 2 * (BLOCK - 3 * 16 * 24 + ROUTER) + OUTSIDE
-    divided = memory("token_choice", expert_parallel=4)
-    assert divided.parameters == 4 * (others + 2 * EXPERTS // 4)
-    # As many experts as shards: each GPU has its own whole, and gathers none.
-    both = memory("token_choice", expert_parallel=4, shard=4)
-    assert both.parameters == 4 * (others // 4 + 2 * EXPERTS // 4)
-    assert both.gathered == 2 * (3 * (BLOCK - 3 * 16 * 24 + ROUTER) + OUTSIDE)
-    further = memory("token_choice", expert_parallel=4, shard=8)
-    assert further.parameters == 4 * (others // 8 + 2 * EXPERTS // 8)
-    assert further.gathered == 2 * (3 * (BLOCK - 3 * 16 * 24 + ROUTER + EXPERTS // 4) + OUTSIDE)
 
 
 def test_checkpoints_keep_the_inputs_of_layers_alone() -> None:
@@ -116,33 +101,12 @@ def test_the_largest_number_is_found_from_any_guess(answer: int, guess: int) -> 
     ("recipe", "says"),
     [
         ({"shard": 0}, "shard is 0; it must be 1 or more"),
-        ({"expert_parallel": 0}, "expert_parallel is 0; it must be 1 or more"),
         ({"micro_batch": 0}, "micro_batch is 0; it must be 1 or more"),
-        ({"shard": 4, "expert_parallel": 6}, "shard is 4 and expert_parallel 6; one must divide"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(recipe: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=says):
         Recipe(**recipe)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", ["shard", "expert_parallel"])
-def test_gpus_are_divided_evenly(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} is 3 of 8 gpus; it must divide them"):
-        Recipe(**{name: 3}).fits_on(8)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("router", "among", "says"),
-    [
-        ("vanilla", 2, "^expert_parallel is 2 and router 'vanilla' has no bank of experts"),
-        ("token_choice", 16, "^expert_parallel is 16 with 8 experts; it must divide"),
-        ("token_choice", 3, "^expert_parallel is 3 with 8 experts; it must divide"),
-    ],
-)
-def test_experts_are_divided_evenly(router: str, among: int, says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        memory(router, expert_parallel=among)
 
 
 def test_a_tied_heads_gradient_waits_beside_the_layers_and_is_added_to_in_place() -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from functools import cache
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ SIZE = Size(model=ModelConfig(vocabulary=100, width=32, layers=2, heads=4, mlp_w
 CLUSTER = Cluster(gpu=described_gpu("mine", peak_tflops=0.001, memory_gb=0.01), gpus=2, utilisation=0.5)
 
 
+@cache
 def planned(*routers: str, **how: Any) -> Plan:
     how = {"tokens": 10**6, "cluster": CLUSTER, "recipe": Recipe()} | how
     return plan(routers or ("vanilla", "mod:half"), {}, SIZE, **how)
@@ -150,22 +152,22 @@ made = plan(
     Size(model=model, sequence=4096),
     tokens=15 * 10**12,
     cluster=Cluster(gpu=described_gpu("h200"), gpus=2048),
-    recipe=Recipe(state="bf16", shard=512, expert_parallel=64, checkpoint=True),
+    recipe=Recipe(state="bf16", shard=512, checkpoint=True),
 )
 scheme = made.schemes[0]
-print(scheme.parameters, scheme.largest_micro_batch, peak() - before)
+print(scheme.parameters, peak() - before)
 """
 
 
+@pytest.mark.full
 def test_a_trillion_parameters_are_planned_in_little_memory() -> None:
     done = subprocess.run([sys.executable, "-c", _TRILLION], capture_output=True, text=True, check=True)
-    parameters, micro_batch, grown = (int(word) for word in done.stdout.split())
+    parameters, grown = (int(word) for word in done.stdout.split())
     # Layers of 256 experts of 3 x 7168 x 3072, attention of 4 x 7168^2, a router and two norms; every
     # other has a depth router and a predictor.
     layer = 256 * 3 * 7168 * 3072 + 4 * 7168**2 + 256 * 7168 + 2 * 7168
     routed = 7168 + 7168 * 3584 + 3584
     assert parameters == 61 * layer + 30 * routed + 2 * 129280 * 7168 + 7168
     assert parameters > 10**12
-    assert micro_batch >= 1
     kilobytes = grown if sys.platform != "darwin" else grown // 1024
     assert kilobytes < 200 * 1024

@@ -5,12 +5,13 @@ written by hand.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modbench.accounting.literature import ALL_CONVENTIONS, Reading, convention_flops, reading
+from modbench.accounting.literature import ALL_CONVENTIONS, Reading, flops_under, reading
 from modbench.accounting.statement import meta_decoder
 from modbench.ledger import Phase, Workload
 from modbench.model.config import ModelConfig
@@ -71,13 +72,13 @@ class Row:
 
 def measure(case: Case) -> Row:
     decoder = meta_decoder(case.router, case.options, case.size.model)
-    workloads = [Workload.uniform(1, case.size.sequence, phase) for phase in PHASES]
-    flops = {
-        (workload.phase, convention): convention_flops(decoder, workload, convention)
-        for workload in workloads
-        for convention in ALL_CONVENTIONS
-    }
-    return Row(f"{case.router}, {case.shape}", reading(decoder), flops)
+    sizes, flops = reading(decoder), {}
+    for phase in PHASES:
+        workload = Workload.uniform(1, case.size.sequence, phase)
+        ledger = decoder.ledger(workload)
+        for convention in ALL_CONVENTIONS:
+            flops[phase, convention] = flops_under(convention, ledger, sizes, workload)
+    return Row(f"{case.router}, {case.shape}", sizes, flops)
 
 
 def page() -> str:
@@ -97,21 +98,25 @@ def _models(rows: Sequence[Row]) -> Iterator[str]:
         "leaves 202M."
     )
     yield ""
-    yield "| shape | L x d | heads, key heads | MLP | V | head | S |"
+    yield _row("shape", "L x d", "heads, key heads", "MLP", "V", "head", "S")
     yield "| --- | --- | --- | --- | ---: | --- | ---: |"
     yield from dict.fromkeys(_shape(case) for case in CASES)
     yield ""
-    yield "| model | parameters | active | `full`, forward | `full`, training |"
+    yield _row("model", "parameters", "active", "`full`, forward", "`full`, training")
     yield "| --- | ---: | ---: | ---: | ---: |"
     for row in rows:
         spent = (row.flops[phase, "full"] for phase in PHASES)
         numbers = (row.sizes.parameters, row.sizes.active_parameters, *spent)
-        yield f"| {row.name} | " + " | ".join(f"{number:,}" for number in numbers) + " |"
+        yield _row(row.name, *(f"{number:,}" for number in numbers))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _shape(case: Case) -> str:
     model = case.size.model
-    cells = (
+    return _row(
         case.shape,
         f"{model.layers} x {model.width}",
         f"{model.heads}, {model.key_heads}",
@@ -120,22 +125,18 @@ def _shape(case: Case) -> str:
         "tied" if model.tied_head else "untied",
         f"{case.size.sequence:,}",
     )
-    return "| " + " | ".join(cells) + " |"
 
 
 def _errors(rows: Sequence[Row]) -> Iterator[str]:
-    for phase, words in PHASES.items():
-        for truth in TRUTHS:
-            others = [convention for convention in ALL_CONVENTIONS if convention != truth]
-            yield from ("", f"### {words}, against `{truth}`", "")
-            yield "Ratio less 1, in per cent; `=` is equal to the last digit."
-            yield ""
-            yield "| model | " + " | ".join(f"`{name}`" for name in others) + " |"
-            yield "| --- |" + " ---: |" * len(others)
-            for row in rows:
-                right = row.flops[phase, truth]
-                cells = (_error(row.flops[phase, name], right) for name in others)
-                yield f"| {row.name} | " + " | ".join(cells) + " |"
+    for (phase, words), truth in itertools.product(PHASES.items(), TRUTHS):
+        others = [convention for convention in ALL_CONVENTIONS if convention != truth]
+        yield from ("", f"### {words}, against `{truth}`", "")
+        yield from ("Ratio less 1, in per cent; `=` is equal to the last digit.", "")
+        yield _row("model", *(f"`{name}`" for name in others))
+        yield "| --- |" + " ---: |" * len(others)
+        for row in rows:
+            right = row.flops[phase, truth]
+            yield _row(row.name, *(_error(row.flops[phase, name], right) for name in others))
 
 
 def _error(value: int, truth: int) -> str:

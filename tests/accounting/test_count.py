@@ -62,7 +62,7 @@ def small(name: str = "llama", device: str = "cpu") -> Any:
     return hugging_face.build(CONFIGS[name], device)
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.full), "meta"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_closed_form_is_what_the_model_runs(name: str, device: str) -> None:
     model = small(name, device)
@@ -73,7 +73,9 @@ def test_the_closed_form_is_what_the_model_runs(name: str, device: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name", ["Mixtral-8x7B", *(pytest.param(name, marks=pytest.mark.full) for name in PUBLISHED)]
+)
 def test_published_sizes_are_counted_on_meta(name: str) -> None:
     for phase, tokens, past in [("train", 1000, 0), ("decode", 1, 1000)]:
         counted = count(PUBLISHED[name], (2, tokens), phase=phase, past=past)  # type: ignore[arg-type]
@@ -137,7 +139,7 @@ def configs(draw: st.DrawFn) -> Config:
 
 
 @settings(
-    max_examples=40,
+    max_examples=12,
     deadline=None,
     database=None,
     derandomize=True,
@@ -172,23 +174,9 @@ def test_a_config_comes_as_a_dict_a_path_or_a_config_object(tmp_path: Path) -> N
     assert given_dict.per_token == given_dict.total / 18
 
 
-def test_inputs_come_as_a_shape_as_tokens_or_as_keyword_tensors() -> None:
+def test_inputs_come_as_a_shape_or_as_tokens() -> None:
     model, tokens_BT = small(), torch.randint(101, (2, 9))
-    by_shape = count(model, (2, 9), phase="train")
-    assert count(model, tokens_BT, phase="train") == by_shape
-    assert count(model, {"input_ids": tokens_BT, "labels": tokens_BT}, phase="train") == by_shape
-
-
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("name", ["llama", "qwen2-window"])
-def test_the_model_needs_what_a_padding_mask_lets_through(name: str, device: str) -> None:
-    mask_BT = torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
-    inputs = {"input_ids": torch.zeros(2, 9, dtype=torch.long), "attention_mask": mask_BT}
-    counted = count(small(name, device), inputs)
-    nine, five = (count(CONFIGS[name], (1, length)) for length in (9, 5))
-    needed = [one.ledger.by_component("model")["attention.scores"] for one in (nine, five)]
-    assert counted.ledger.by_component("model")["attention.scores"] == sum(needed)
-    assert counted.total == count(CONFIGS[name], (2, 9)).total
+    assert count(model, tokens_BT, phase="train") == count(model, (2, 9), phase="train")
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -270,15 +258,10 @@ def test_attention_that_is_written_out_needs_its_square() -> None:
     assert counted.total_model == counted.total == closed.total("full") > closed.total("model")
 
 
-def test_a_model_that_meta_can_not_run_is_built_on_the_cpu_while_it_is_small(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_model_that_meta_can_not_run_is_counted_on_the_cpu() -> None:
     config = {**CONFIGS["mixtral"], "model_type": "minimax"}
-    assert count(config, (2, 9)).total == count(hugging_face.build(config, "cpu"), (2, 9)).total > 0
+    assert count(hugging_face.build(config, "cpu"), (2, 9)).total > 0
     with pytest.raises(UserError, match=r"MiniMaxForCausalLM can't run .* meta device .* on a CPU"):
-        count(hugging_face.build(config, "meta"), (2, 9))
-    monkeypatch.setattr("modbench.accounting.count._SMALL", 1000)
-    with pytest.raises(UserError, match="on the meta device"):
         count(config, (2, 9))
 
 
@@ -318,17 +301,10 @@ def test_what_is_no_causal_language_model_is_refused(model: Any, sentence: str) 
     [
         ((2, 0), {}, r"inputs are \(2, 0\); give \(sequences, tokens\), each 1 or more"),
         ((2,), {}, r"inputs are \(2,\)"),
-        ("ab", {}, "inputs are str"),
-        ({}, {}, "inputs are dict"),
         (torch.zeros(3, dtype=torch.long), {}, r"inputs are \(3,\)"),
         ((2, 9), {"phase": "trian"}, "phase 'trian' is not known; did you mean 'train'"),
         ((2, 9), {"phase": "train", "past": 3}, "nothing is cached in phase 'train'"),
         ((2, 9), {"past": -1}, r"past \(-1, -1\)"),
-        (
-            {"input_ids": torch.zeros(2, 9, dtype=torch.long), "attention_mask": torch.ones(2, 9)},
-            {"phase": "decode"},
-            "inputs attention_mask: after cached tokens, .* only input_ids",
-        ),
     ],
 )
 def test_inputs_that_can_not_be_are_refused(inputs: Any, options: dict, sentence: str) -> None:

@@ -34,7 +34,7 @@ def _gpt2(source: Source) -> Architecture:
         key_heads=heads,
         head_width=head,
         value_width=head,
-        dropout=source.share("attn_pdrop") > 0,
+        dropout=bool(source.read("attn_pdrop", float | None)),
         further=(3 + 1) * width + hidden + width + 2 * 2 * width,
     )
     return Architecture(
@@ -66,7 +66,7 @@ def _llama_like(source: Source, all_dense: bool) -> Architecture:
             head_width=head_width,
             value_width=value_width,
             window=window,
-            dropout=source.share("attention_dropout") > 0,
+            dropout=bool(source.read("attention_dropout", float | None)),
             further=further + (0 if is_sparse else bias) + 2 * width,
         )
         for is_sparse, window in set(zip(sparse, windows, strict=True))
@@ -179,8 +179,8 @@ def _experts(source: Source, width: int) -> tuple[Matrix, ...]:
         *_gated("experts", width, hidden, copies=experts, met=chosen),
     )
     if "shared_expert_intermediate_size" in source:
-        shared = source.size("shared_expert_intermediate_size")
         gate = Matrix(component="router", inner=width, columns=1)
+        shared = source.size("shared_expert_intermediate_size")
         return (*matrices, gate, *_gated("experts", width, shared))
     if "n_shared_experts" in source and (shared := source.size("n_shared_experts", least=0)):
         return (*matrices, *_gated("experts", width, shared * hidden))
@@ -195,7 +195,8 @@ def _sparse(source: Source, layers: int) -> tuple[bool, ...]:
         dense = source.size("first_k_dense_replace", least=0)
         return tuple(number >= dense for number in range(layers))
     if "decoder_sparse_step" in source:
-        step, without = source.size("decoder_sparse_step"), source.numbers("mlp_only_layers")
+        step = source.size("decoder_sparse_step")
+        without = source.read("mlp_only_layers", tuple[int, ...] | None) or ()
         return tuple((n + 1) % step == 0 and n not in without for n in range(layers))
     return (True,) * layers
 
@@ -208,7 +209,7 @@ def _windows(source: Source, layers: int) -> tuple[int | None, ...]:
     window = source.size_or_none("sliding_window") if slides else None
     if "layer_types" not in source:
         return (window,) * layers
-    kinds = source.words("layer_types")
+    kinds = source.read("layer_types", tuple[str, ...] | None)
     if kinds is None:
         border = source.size("max_window_layers", least=0)
         if source.name == "qwen2_moe":

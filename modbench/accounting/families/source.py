@@ -1,12 +1,11 @@
 """Reads a config.json by its family's keys: renames, defaults and type checks."""
 
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modbench.accounting.families.defaults import FAMILIES, Family
+from modbench.accounting.families.defaults import FAMILIES
 from modbench.errors import UserError, known_names
 from modbench.typed import checked
 
@@ -29,19 +28,6 @@ def load_config(path: str | Path) -> dict[str, Any]:
     return config
 
 
-def misspelt(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return unknown keys that resemble a missing key of the family, each with that key."""
-    family = FAMILIES.get(str(config.get("model_type")))
-    if family is None:
-        return []
-    known = {*family.defaults, *family.also}
-    found = []
-    for key in sorted(set(config) - known):
-        near = difflib.get_close_matches(key, known - set(config), n=1, cutoff=0.9)
-        found += [(key, match) for match in near]
-    return found
-
-
 class Source:
     """One config, read key by key.
 
@@ -57,19 +43,23 @@ class Source:
                 f"{known_names(name, FAMILIES)}"
             )
         self.name: str = name
-        self.family: Family = FAMILIES[name]
+        family = self.family = FAMILIES[name]
         # The family's keys under one name each, with defaults.
-        renamed = {key: config[other] for other, key in self.family.also.items() if other in config}
-        found = {key: config[key] for key in self.family.defaults if key in config}
-        self._config = {**self.family.defaults, **renamed, **found}
+        renamed = {key: config[other] for other, key in family.also.items() if other in config}
+        found = {key: config[key] for key in family.defaults if key in config}
+        self._config = {**family.defaults, **renamed, **found}
 
     def __contains__(self, key: str) -> bool:
         """Return True if the family has this key."""
         return key in self._config
 
+    def read(self, key: str, hint: Any) -> Any:
+        """Return the value of a key (None if it is missing), which must be of type ``hint``."""
+        return checked(f"config {key}", self._config.get(key), hint)
+
     def size(self, key: str, least: int = 1) -> int:
         """Return a whole number of ``least`` or more."""
-        value: int = checked(f"config {key}", self._config[key], int)
+        value: int = self.read(key, int)
         if value < least:
             raise UserError(f"config {key} is {value}; it must be {least} or more")
         return value
@@ -79,16 +69,4 @@ class Source:
 
     def flag(self, key: bool | str) -> bool:
         """Return the value of a key, or a bool as it is."""
-        return key if isinstance(key, bool) else bool(checked(f"config {key}", self._config[key], bool))
-
-    def share(self, key: str) -> float:
-        value = self._config[key]
-        return 0.0 if value is None else float(checked(f"config {key}", value, float))
-
-    def words(self, key: str) -> tuple[str, ...] | None:
-        value = self._config.get(key)
-        return None if value is None else tuple(checked(f"config {key}", value, tuple[str, ...]))
-
-    def numbers(self, key: str) -> tuple[int, ...]:
-        value = self._config.get(key)
-        return () if value is None else tuple(checked(f"config {key}", value, tuple[int, ...]))
+        return key if isinstance(key, bool) else bool(self.read(key, bool))

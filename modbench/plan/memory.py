@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from modbench.errors import UserError
-from modbench.plan.activations import Compute, Kernels, Steps
+from modbench.plan.activations import Compute, Kernels, training_activations
 from modbench.plan.search import largest
 from modbench.routing.build import RoutedDecoder
 
@@ -16,6 +16,8 @@ from modbench.routing.build import RoutedDecoder
 #: AdamW's two moments, as `modbench.train.loop`. ``bf16``: bfloat16 weights and gradients, and float32
 #: weights and moments in the optimizer.
 STATES: Mapping[str, tuple[int, int, int]] = {"fp32": (4, 4, 8), "bf16": (2, 2, 12)}
+#: Tokens up to which a step is run; beyond, its memory is extrapolated.
+_ROWS = 2**15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +55,12 @@ class Memory:
     optimizer: int
     #: gathered from shards: the layer at work, a prefetched one, and a layer's gradients
     gathered: int
-    copies: int  #: weights in another dtype kept for the backward pass, such as autocast's
-    activations: int  #: kept by the layers for the backward pass
-    logits: int  #: peak of embedding, head and loss
-    #: largest temporary use by a layer, with the tokens and the gradient of a tied head
-    working: int
+    #: everything else: kept for the backward pass, copies of weights in another dtype, temporary
+    activations: int
 
     @property
     def total(self) -> int:
-        """``logits`` and ``working`` are never held at once: the larger counts."""
-        return sum(getattr(self, field.name) for field in fields(self)) - min(self.logits, self.working)
+        return sum(getattr(self, field.name) for field in fields(self))
 
 
 class Measured:
@@ -77,8 +75,9 @@ class Measured:
         compute: Compute | None = None,
     ) -> None:
         """``compute``: by default that of the recipe."""
-        self._recipe = recipe
-        self._steps = Steps(decoder, length, compute=compute or recipe.compute, kernels=kernels)
+        self._decoder, self._length, self._recipe = decoder, length, recipe
+        self._kernels: Kernels = kernels
+        self._compute = compute or recipe.compute
         weights, shard = list(decoder.parameters()), recipe.shard
         self._held = -(-_elements(weights) // shard)
         # A frozen weight has neither gradient nor optimizer state.
@@ -90,36 +89,34 @@ class Measured:
             # In bfloat16: two layers, the gradients of one, and everything outside the layers.
             self._gathered = 2 * (3 * largest_layer + outside)
 
-    @cache  # noqa: B019
     def memory(self, sequences: int) -> Memory:
         """At a micro-batch of ``sequences``."""
-        outside = self._steps.outside(sequences)
-        kinds = {number: self._steps.layer(number, sequences) for number in set(self._steps.kinds)}
-        activations = copies = cast = peak = 0
-        for number in self._steps.kinds:
-            layer, working = kinds[number], kinds[number].working
-            activations += layer.stream
-            cast += layer.copies
-            if self._recipe.checkpoint:
-                working += layer.kept + layer.copies
-            else:
-                activations += layer.kept
-                copies += layer.copies
-            # While a layer runs backward, what later layers kept is freed.
-            peak = max(peak, activations + copies + working)
-        if self._steps.compute == "autocast":
-            # Autocast holds all weights that it cast until the forward pass ends.
-            peak = max(peak, activations + cast)
         weights, gradients, optimizer = STATES[self._recipe.state]
         return Memory(
             parameters=self._held * weights,
             gradients=self._learned * gradients,
             optimizer=self._learned * optimizer,
             gathered=self._gathered,
-            copies=copies,
-            activations=activations,
-            logits=outside.peak,
-            working=outside.stays + peak - activations - copies,
+            activations=self._activations(sequences),
+        )
+
+    def _activations(self, sequences: int) -> int:
+        """Beyond `_ROWS` tokens they are linear in the number of sequences."""
+        most = max(2, _ROWS // self._length)
+        if sequences <= most:
+            return self._run(sequences)
+        half, full = self._run(most // 2), self._run(most)
+        return full + round((full - half) / (most - most // 2) * (sequences - most))
+
+    @cache  # noqa: B019
+    def _run(self, sequences: int) -> int:
+        return training_activations(
+            self._decoder,
+            sequences,
+            self._length,
+            compute=self._compute,
+            kernels=self._kernels,
+            checkpoint=self._recipe.checkpoint,
         )
 
     def largest_micro_batch(self, room: int) -> int:

@@ -33,11 +33,7 @@ def as_table(plan: Plan) -> str:
         if key != "share_of_budget" or plan.budget is not None:
             cells = (f"  {form(column[key]):>{w}}" for column, w in zip(columns, wide, strict=True))
             lines.append(f"{label:<24}{''.join(cells)}".rstrip())
-    lines += [
-        "",
-        "at the peak: logits and the working set of a layer are never held at once; of them the ",
-    ]
-    return "\n".join(lines) + "larger"
+    return "\n".join(lines)
 
 
 def _gb(size: int) -> str:

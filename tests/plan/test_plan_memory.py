@@ -7,6 +7,7 @@ import pytest
 from modbench.accounting.statement import meta_decoder
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
+from modbench.plan import memory as memory_module
 from modbench.plan.memory import Measured, Memory, Recipe
 from modbench.plan.search import largest
 
@@ -29,20 +30,12 @@ def test_states_by_hand() -> None:
     assert fp32.gathered == bf16.gathered == 0
 
 
-def test_autocast_keeps_each_matrix_once_more() -> None:
-    # But for the head, which is done with before the backward pass.
-    matrices = 2 * (BLOCK - 2 * 16)
-    assert memory("vanilla").copies == 2 * matrices
-    assert memory("vanilla", state="bf16").copies == 0
-
-
 def test_shards_by_hand() -> None:
     parameters = 2 * BLOCK + OUTSIDE
     sharded = memory("vanilla", shard=3)
     assert sharded.parameters == -(-parameters // 3) * 4
     # Two layers and one's gradients, and all outside the layers, in bfloat16.
     assert sharded.gathered == 2 * (3 * BLOCK + OUTSIDE)
-    assert sharded.copies == 0
 
 
 def test_what_is_gathered_is_the_largest_layer_wherever_it_stands() -> None:
@@ -53,32 +46,20 @@ def test_what_is_gathered_is_the_largest_layer_wherever_it_stands() -> None:
 
 
 def test_checkpoints_keep_the_inputs_of_layers_alone() -> None:
-    kept, checkpoint = (memory("mode_staged", 2, state="bf16", checkpoint=on) for on in (False, True))
-    assert checkpoint.activations == 2 * (2 * 32 * 16 * 2)
-    assert checkpoint.activations < kept.activations
-    assert checkpoint.working > kept.working
+    recipe = Recipe(state="bf16", shard=2, checkpoint=True)
+    decoders = [meta_decoder("mod", {}, replace(DENSE, layers=layers)) for layers in (4, 6)]
+    peaks = [Measured(decoder, 32, recipe).memory(2).activations for decoder in decoders]
+    inputs = 2 * (2 * 32 * 16 * 2)
+    assert inputs <= peaks[1] - peaks[0] < 1.3 * inputs  # routers keep a few numbers for their losses
+    kept = Measured(decoders[1], 32, replace(recipe, checkpoint=False)).memory(2)
+    assert peaks[1] < kept.activations
 
 
-def test_autocast_holds_all_cast_weights_until_the_forward_pass_ends() -> None:
-    deep = replace(DENSE, layers=30)
-    decoder = meta_decoder("vanilla", {}, deep)
-    memory = Measured(decoder, 4, Recipe(checkpoint=True)).memory(1)
-    tokens, tied_head = 2 * 4 * 8, 4 * 100 * 16
-    assert memory.working == tokens + tied_head + 30 * 2 * (BLOCK - 2 * 16)
-    assert Measured(decoder, 4, Recipe(checkpoint=True, state="bf16")).memory(1).working < memory.working
-
-
-def test_the_peak_holds_logits_or_a_layers_work() -> None:
-    of = {
-        "parameters": 1,
-        "gradients": 10,
-        "optimizer": 100,
-        "gathered": 1_000,
-        "copies": 10_000,
-        "activations": 100_000,
-    }
-    assert Memory(**of, logits=3_000_000, working=2_000_000).total == 3_111_111
-    assert Memory(**of, logits=3_000_000, working=4_000_000).total == 4_111_111
+def test_beyond_the_rows_that_are_run_memory_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, recipe = meta_decoder("vanilla", {}, DENSE), Recipe()
+    run = Measured(decoder, 32, recipe).memory(16)
+    monkeypatch.setattr(memory_module, "_ROWS", 32 * 4)
+    assert Measured(decoder, 32, recipe).memory(16).total == pytest.approx(run.total, rel=0.01)
 
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:
@@ -107,15 +88,3 @@ def test_the_largest_number_is_found_from_any_guess(answer: int, guess: int) -> 
 def test_a_recipe_that_cannot_be_is_refused(recipe: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=says):
         Recipe(**recipe)  # type: ignore[arg-type]
-
-
-def test_a_tied_heads_gradient_waits_beside_the_layers_and_is_added_to_in_place() -> None:
-    wide = replace(DENSE, vocabulary=4096)
-    tied, own = (
-        Measured(meta_decoder("vanilla", {}, replace(wide, tied_head=tied)), 4, Recipe()).memory(1)
-        for tied in (True, False)
-    )
-    weight = 4 * wide.vocabulary * wide.width
-    assert tied.logits == own.logits
-    assert tied.working == own.working + weight
-    assert own.parameters == tied.parameters + weight

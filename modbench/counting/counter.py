@@ -103,22 +103,15 @@ class FlopCounter:
         """The counted FLOPs by (layer, component, direction), under the labels of
         `modbench.ledger.component`; ops outside all labels are component ``other``."""
         self._check_pairs()
-        return self._ledger()
-
-    def _ledger(self) -> Ledger:
         return Ledger.sum(
             Ledger({(label.layer, label.component, direction): Flops(*flops)})
             for (label, direction, _), flops in self._counted.items()
         )
 
-    @property
-    def by_component(self) -> dict[str, int]:
-        """FLOPs by component, full square."""
-        return self._ledger().by_component("full")
-
     def under(self, convention: str) -> int:
         """The total as ``convention`` counts it."""
-        return self.total_model if convention == "model" else self._ledger().total(convention)
+        totals = {"model": "total_model", "full": "total", "executed": "executed"}
+        return int(getattr(self, totals[convention]))
 
     def __enter__(self) -> "FlopCounter":
         if self._thread is not None:

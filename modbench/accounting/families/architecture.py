@@ -10,7 +10,7 @@ from modbench.accounting.literature import Reading
 from modbench.ledger import OUTSIDE, Flops, Key, Ledger, Workload, attention, matmul
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Matrix:
     """A weight of (inner, columns) in ``copies``, of which each token uses ``met`` (its experts).
     ``again``: every step also applies it to all cached tokens."""

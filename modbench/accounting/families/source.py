@@ -2,12 +2,47 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from modbench.accounting.families.defaults import FAMILIES
 from modbench.errors import UserError, known_names
 from modbench.typed import checked
+
+#: By family, the keys of its config.json that are read, with transformers' defaults.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = json.loads(
+    Path(__file__).with_name("defaults.json").read_bytes()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Differences between families that no key of config.json states. ``also``: other names of keys.
+    Biases: always, never, or the key of the config that states it."""
+
+    also: Mapping[str, str] = field(default_factory=dict)
+    qkv_bias: bool | str = False
+    out_bias: bool | str = False
+    mlp_bias: bool | str = False
+    query_key_norm: Literal["none", "head", "width"] = "none"
+
+
+_BIASED: Any = {"qkv_bias": "attention_bias", "out_bias": "attention_bias"}
+_EXPERTS = {"num_local_experts": "num_experts"}
+_OF_GPT2 = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions"}
+_OF_GPT2 |= {"num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family(**_BIASED, mlp_bias="mlp_bias"),
+    "mistral": Family(),
+    "qwen2": Family(qkv_bias=True),
+    "qwen3": Family(**_BIASED, query_key_norm="head"),
+    "gpt2": Family(also=_OF_GPT2),
+    "mixtral": Family(),
+    "olmoe": Family(**_BIASED, query_key_norm="width", also=_EXPERTS),
+    "qwen2_moe": Family(qkv_bias="qkv_bias"),
+    "qwen3_moe": Family(**_BIASED, query_key_norm="head", also=_EXPERTS),
+    "deepseek_v3": Family(also={"num_local_experts": "n_routed_experts"}),
+}
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
@@ -43,11 +78,11 @@ class Source:
                 f"{known_names(name, FAMILIES)}"
             )
         self.name: str = name
-        family = self.family = FAMILIES[name]
+        self.family, defaults = FAMILIES[name], DEFAULTS[name]
         # The family's keys under one name each, with defaults.
-        renamed = {key: config[other] for other, key in family.also.items() if other in config}
-        found = {key: config[key] for key in family.defaults if key in config}
-        self._config = {**family.defaults, **renamed, **found}
+        renamed = {key: config[other] for other, key in self.family.also.items() if other in config}
+        found = {key: config[key] for key in defaults if key in config}
+        self._config = {**defaults, **renamed, **found}
 
     def __contains__(self, key: str) -> bool:
         """Return True if the family has this key."""

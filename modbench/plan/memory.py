@@ -9,7 +9,7 @@ from torch import Tensor
 
 from modbench.errors import UserError
 from modbench.plan.activations import Compute, Kernels, training_activations
-from modbench.plan.search import largest
+from modbench.plan.solver import largest
 from modbench.routing.build import RoutedDecoder
 
 #: Bytes per parameter of weights, gradients and optimizer. ``fp32``: float32 weights under autocast and

@@ -17,7 +17,6 @@ from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import Size
-from modbench.plan.search import largest
 from modbench.routing.registry import build_router, preset_options
 
 #: A shape that uses a smaller share of the budget is not accepted, if there is another.
@@ -204,3 +203,21 @@ def _widest(family: _Family, cost: Cost, heads: int, layers: int, limit: int) ->
         root = (slope**2 + 4 * curve * (limit - one)) ** 0.5
         steps = largest(lambda n: at(n) <= limit, 1 + int(usual * 2 * (limit - one) / (slope + root)))
     yield family.shape(heads, layers, steps * family.step)
+
+
+def largest(holds: Callable[[int], bool], guess: int) -> int:
+    """The largest n >= 1 for which ``holds(n)``, or 0. ``holds`` must be true up to some n and false
+    above it. The search starts at ``guess``, since ``holds`` may be slow."""
+    low, high, step = 0, max(1, guess), 1
+    if holds(high):
+        while holds(high + step):
+            high, step = high + step, step * 2
+        low, high = high, high + step
+    else:
+        while high > step and not holds(high - step):
+            high, step = high - step, step * 2
+        low = max(0, high - step)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low

@@ -28,7 +28,7 @@ def as_table(plan: Plan) -> str:
         lines.append(f"shapes solved for a budget of {plan.budget:.4g} training FLOPs")
     lines.append("")
     columns = [_flat(plan, scheme) for scheme in schemes]
-    wide = [max(14, len(scheme.name)) for scheme in schemes]
+    wide = [max(14, len(scheme.router)) for scheme in schemes]
     for label, key, form in _ROWS:
         if key != "share_of_budget" or plan.budget is not None:
             cells = (f"  {form(column[key]):>{w}}" for column, w in zip(columns, wide, strict=True))
@@ -65,25 +65,18 @@ _ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 
 def _fields(plan: Plan, scheme: Scheme) -> dict[str, Any]:
+    own = asdict(scheme)
+    shape = own.pop("model")
     return {
-        "router": scheme.name,
-        **{name: getattr(scheme.model, name) for name in _SHAPE},
+        "router": scheme.router,
+        **{name: shape[name] for name in _SHAPE},
         "sequence": plan.sequence,
-        "parameters": scheme.parameters,
-        "active_parameters": scheme.active_parameters,
-        "tokens": scheme.tokens,
-        "steps": scheme.steps,
         "convention": plan.convention,
-        "forward_flops_per_token": scheme.forward_per_token,
-        "training_flops_per_token": scheme.training_per_token,
-        "training_flops": scheme.flops,
-        "share_of_budget": None if plan.budget is None else scheme.flops / plan.budget,
-        "dense_flops": scheme.dense_flops,
+        **own,
+        "share_of_budget": None if plan.budget is None else scheme.training_flops / plan.budget,
         "ratio_to_dense": scheme.ratio_to_dense,
-        "days": scheme.days,
         "fits": plan.fits(scheme),
         "share_of_card": plan.share_of_card(scheme),
-        "largest_micro_batch": scheme.largest_micro_batch,
         "memory": {**asdict(scheme.memory), "total": scheme.memory.total},
     }
 

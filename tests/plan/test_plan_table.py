@@ -34,19 +34,19 @@ def test_a_plan_by_hand() -> None:
     dense, routed = made.schemes
     matmuls = 2 * 64 * (2 * 8704 + 3200)
     pairs = 2 * 4 * 32 * (64 * 65 // 2)
-    assert dense.forward_per_token == (matmuls + pairs) / 64
-    assert dense.training_per_token == 3 * (matmuls + pairs) / 64
-    assert dense.flops == 3 * (matmuls + pairs) * 10**6 // 64
+    assert dense.forward_flops_per_token == (matmuls + pairs) / 64
+    assert dense.training_flops_per_token == 3 * (matmuls + pairs) / 64
+    assert dense.training_flops == 3 * (matmuls + pairs) * 10**6 // 64
     assert dense.parameters == dense.active_parameters == 2 * (8704 + 64) + 3200 + 32
     assert dense.ratio_to_dense == 1
     # Two GPUs at half of 1e9 FLOP/s.
-    assert dense.days == pytest.approx(dense.flops / 1e9 / 86_400)
+    assert dense.days == pytest.approx(dense.training_flops / 1e9 / 86_400)
     assert dense.steps == -(-(10**6) // 128)
     # Half the tokens in the second block: half its matmuls, a quarter of its pairs and a little.
     half = matmuls - 2 * 32 * 8704 + pairs // 2 + 4 * 32 * (32 * 33 // 2)
     routing = 2 * 64 * (32 + 32 * 16 + 16)
-    assert routed.forward_per_token == (half + routing) / 64
-    assert routed.ratio_to_dense == routed.flops / dense.flops < 1
+    assert routed.forward_flops_per_token == (half + routing) / 64
+    assert routed.ratio_to_dense == routed.training_flops / dense.training_flops < 1
 
 
 def test_steps_hold_whole_micro_batches() -> None:
@@ -73,7 +73,7 @@ def test_schemes_of_one_budget_spend_the_same() -> None:
         ["vanilla", "mod", "mode_staged"], {}, SIZE, budget=10**13, cluster=CLUSTER, recipe=Recipe()
     )
     for scheme in made.schemes:
-        assert 0.99 * 10**13 <= scheme.flops <= 10**13
+        assert 0.99 * 10**13 <= scheme.training_flops <= 10**13
     assert "share of the budget" in as_table(made)
     fixed = plan(["mod"], {}, SIZE, budget=10**13, tokens=5 * 10**6, cluster=CLUSTER, recipe=Recipe())
     assert fixed.schemes[0].tokens == 5 * 10**6
@@ -86,7 +86,7 @@ def test_every_format_tells_the_same() -> None:
     assert "\n" not in as_json(made)
     assert [row["router"] for row in rows] == ["vanilla", "mod:half"]
     for scheme, row, told in zip(made.schemes, rows, document["schemes"], strict=True):
-        assert int(row["training_flops"]) == told["training_flops"] == scheme.flops
+        assert int(row["training_flops"]) == told["training_flops"] == scheme.training_flops
         assert int(row["memory_total"]) == told["memory"]["total"] == scheme.memory.total
         assert int(row["kv_heads"]) == told["kv_heads"] == 4
         assert told["largest_micro_batch"] == scheme.largest_micro_batch
@@ -96,14 +96,14 @@ def test_every_format_tells_the_same() -> None:
     assert "model FLOPs utilisation 50% (assumed)" in text
     assert "FLOPs under convention model, nominal routing" in text
     for scheme in made.schemes:
-        assert f"{scheme.flops:.4g}" in text
+        assert f"{scheme.training_flops:.4g}" in text
     assert set(FORMATS) == {"table", "json", "csv"}
 
 
 def test_a_second_forward_pass_is_executed_and_not_needed() -> None:
     def flops(convention: str, checkpoint: bool) -> int:
         made = planned("vanilla", convention=convention, recipe=Recipe(checkpoint=checkpoint))
-        return made.schemes[0].flops
+        return made.schemes[0].training_flops
 
     assert flops("model", True) == flops("model", False)
     assert flops("executed", True) > flops("executed", False)

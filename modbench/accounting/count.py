@@ -25,16 +25,27 @@ from modbench.routing.build import RoutedDecoder
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """FLOPs of a phase: ``total`` counts attention by its full square, ``total_model`` by the query-key
-    pairs it needs, ``executed`` as PyTorch's CPU kernels run it. ``ledger`` has all three by layer,
-    component and direction. ``tokens`` are new tokens, padding included."""
+    """FLOPs of a phase by direction, and by layer and component for a decoder of modbench. ``tokens``
+    are new tokens, padding included."""
 
     phase: Phase
     tokens: int
-    total: int
-    total_model: int
-    executed: int
     ledger: Ledger
+
+    @property
+    def total(self) -> int:
+        """FLOPs with attention by its full square."""
+        return self.ledger.total("full")
+
+    @property
+    def total_model(self) -> int:
+        """FLOPs with attention by the query-key pairs that it needs."""
+        return self.ledger.total("model")
+
+    @property
+    def executed(self) -> int:
+        """FLOPs as PyTorch's CPU kernels run them."""
+        return self.ledger.total("executed")
 
     @property
     def per_token(self) -> float:
@@ -86,14 +97,7 @@ def count(
     device = next(model.parameters()).device
     tokens_BT = inputs.to(device) if isinstance(inputs, Tensor) else _tokens(shape, vocabulary, device)
     counter = run(model, tokens_BT, phase, past, around or nullcontext())
-    return Counted(
-        phase=phase,
-        tokens=sequences * length,
-        total=counter.total,
-        total_model=counter.total_model,
-        executed=counter.executed,
-        ledger=counter.ledger,
-    )
+    return Counted(phase=phase, tokens=sequences * length, ledger=counter.ledger)
 
 
 def _tokens(shape: Sequence[int], vocabulary: int, device: torch.device) -> Tensor:

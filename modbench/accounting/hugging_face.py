@@ -9,7 +9,6 @@ B sequences, T tokens.
 """
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from modbench.accounting.families import FAMILIES, family_reading, load_config
 from modbench.counting.counter import FlopCounter
 from modbench.counting.restore_state import untouched
 from modbench.errors import UserError
-from modbench.ledger import Phase, component
+from modbench.ledger import Phase
 
 #: Keys of a published config.json that say how weights are stored, or name code to run.
 _NOT_THE_MODEL = ("auto_map", "quantization_config", "transformers_version")
@@ -85,12 +84,9 @@ def check(model: nn.Module) -> None:
     """
     if not isinstance(model, installed().PreTrainedModel):
         raise UserError(_not_countable(model))
-    from transformers.models.auto import modeling_auto as auto
-
     config: Any = model.config
-    both_ways = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder
     no_head = not model.can_generate() or model.get_output_embeddings() is None
-    if both_ways or config.is_encoder_decoder or no_head:
+    if config.is_encoder_decoder or no_head:
         raise UserError(
             f"{type(model).__name__} is no causal language model; build one with "
             "transformers.AutoModelForCausalLM"
@@ -133,7 +129,6 @@ def _profile(
         if past:
             with FlopCounter():  # without which the meta device takes no mask with values
                 _run(model, tokens_BT[:, :1].expand(-1, past), cache, logits_to_keep=1)
-        stack.enter_context(_labelled(model))
         stack.enter_context(around)
         stack.enter_context(counter)
         if phase == "decode":
@@ -205,48 +200,3 @@ def fit_for_meta(model: Any) -> Iterator[None]:
         if experts is not None:
             model.set_experts_implementation(experts)
         config.pad_token_id = pad
-
-
-#: The component of a module inside a layer, by its name.
-_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-_COMPONENTS = {
-    **dict.fromkeys(_ATTENTION, "attention.scores"),
-    **dict.fromkeys(("mlp", "feed_forward", "block_sparse_moe", "ffn", "fc1", "fc2"), "mlp"),
-    **dict.fromkeys(("experts", "shared_expert", "shared_experts"), "experts"),
-    **dict.fromkeys(("router", "shared_expert_gate"), "router"),
-}
-_OUT = ("o_proj", "out_proj", "c_proj", "dense")
-
-
-@contextmanager
-def _labelled(model: Any) -> Iterator[None]:
-    """Label what modules compute with their layer and component."""
-    head, handles = model.get_output_embeddings(), []
-    for name, module in model.named_modules():
-        label = component("head") if module is head else _label(model, name)
-        if label is not None:
-            handles.append(module.register_forward_pre_hook(lambda *_, label=label: label.__enter__()))
-            leave = module.register_forward_hook(
-                lambda *_, label=label: label.__exit__(), always_call=True
-            )
-            handles.append(leave)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _label(model: Any, name: str) -> component | None:
-    inside = re.search(r"\.(\d+)\.(.+)$", name)
-    if inside is None:
-        return None
-    layer, path = int(inside[1]), inside[2].split(".")
-    own, parent = path[-1], path[-2] if len(path) > 1 else ""
-    if parent in _ATTENTION and own not in _COMPONENTS:
-        if all(parameter.dim() < 2 for parameter in model.get_submodule(name).parameters()):
-            return None  # a norm
-        return component("attention.out" if own in _OUT else "attention.qkv", layer)
-    if own == "gate" and hasattr(model.get_submodule(name.rpartition(".")[0]), "experts"):
-        return component("router", layer)
-    return component(_COMPONENTS[own], layer) if own in _COMPONENTS else None

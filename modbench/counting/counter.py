@@ -42,26 +42,23 @@ class FlopCounter:
     ...     model(x).sum().backward()
     >>> counter.total
 
-    Three conventions. ``total`` (``full``) counts attention by its full square; ``total_model``
-    (``model``) by the query-key pairs it needs: the triangle of causal attention, what a mask or a block
-    mask's rule allows. A mask on the meta device has no values, and all its pairs count
-    (``unread_masks`` counts such calls). SDPA's backward pass is twice its forward pass in both; neither
-    includes recomputation by activation checkpointing. ``executed`` is what PyTorch's CPU kernels run,
-    recomputation included: see `modbench.counting.attention.FusedAttention` for what they skip and
-    repeat, and for other devices. On the meta device attention runs, and is counted, as on a CPU.
+    ``total`` (convention ``full``) counts attention by its full square; ``total_model`` by the query-key
+    pairs it needs: the triangle of causal attention, what a mask or a block mask's rule allows. A mask
+    on the meta device has no values, and all its pairs count (``unread_masks`` counts such calls). The
+    backward pass of SDPA is twice its forward pass in both; neither includes recomputation by activation
+    checkpointing. ``executed`` is what PyTorch's CPU kernels run, recomputation included
+    (`modbench.counting.attention.FusedAttention`). On the meta device attention is counted as on a CPU.
 
     A counter sees what its own thread runs, with the threads in which autograd runs a backward pass on a
-    GPU. Code compiled by torch.compile runs uncompiled while any counter is at work, and is counted as
-    written (`modbench.counting.compiled`). A product written as pointwise multiplication and a sum
-    counts 0; attention written in matmuls counts as matmuls; code outside PyTorch is not seen. A
-    multiply-accumulate of complex numbers counts 2.
+    GPU. Code compiled by torch.compile runs uncompiled while any counter is at work
+    (`modbench.counting.compiled`). A product written as pointwise multiplication and a sum counts 0;
+    code outside PyTorch is not seen. A multiply-accumulate of complex numbers counts 2.
 
     Raises:
         UserError: an op without a formula (`register_flop_formula` adds one), compiled code that can't
-        run
-            uncompiled, or the counter is entered while it is counting. ``total_model`` and ``ledger``:
-            the backward pass of a masked attention, written in matmuls, whose forward pass was not
-            counted.
+            run uncompiled, or the counter is entered while it is counting. ``total_model`` and
+            ``ledger``: the backward pass of a masked attention, written in matmuls, whose forward pass
+            was not counted.
     """
 
     def __init__(self) -> None:

@@ -6,7 +6,8 @@ nothing is allocated and any router works. Routing takes its nominal counts, as 
 B sequences, T tokens.
 """
 
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,11 +21,12 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from modbench.errors import FAULTS, UserError
 from modbench.model.context import Context
 from modbench.model.kv_cache import Cache
-from modbench.plan.memory_trace import Live
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.plugin_fault import raised
 
@@ -35,6 +37,41 @@ Compute = Literal["float32", "autocast", "bfloat16"]
 Kernels = Literal["gpu", "cpu"]
 
 _IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
+
+
+class Live(TorchDispatchMode):
+    """Bytes of storages allocated inside: ``now`` and ``peak``. Tensors in ``before`` and their
+    gradients exist before and do not count."""
+
+    def __init__(self, before: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        before = list(before)
+        gradients = [tensor.grad for tensor in before if tensor.is_leaf and tensor.grad is not None]
+        # Holding them keeps their addresses from being used again.
+        self._before = [tensor.untyped_storage() for tensor in (*before, *gradients)]
+        self._known = {storage._cdata for storage in self._before}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
 
 
 class _Device(TorchFunctionMode):

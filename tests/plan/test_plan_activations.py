@@ -18,9 +18,8 @@ from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.layer import Layer
-from modbench.plan.activations import Compute, training_activations
+from modbench.plan.activations import Compute, Live, training_activations
 from modbench.plan.memory import Measured, Recipe
-from modbench.plan.memory_trace import Live
 from modbench.routing import registry
 from modbench.routing.build import build_model
 from modbench.routing.expert_layer import RoutedExperts

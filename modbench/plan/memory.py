@@ -17,7 +17,7 @@ from modbench.routing.build import RoutedDecoder
 #: weights and moments in the optimizer.
 STATES: Mapping[str, tuple[int, int, int]] = {"fp32": (4, 4, 8), "bf16": (2, 2, 12)}
 #: Tokens up to which a step is run; beyond, its memory is extrapolated.
-_ROWS = 2**15
+_ROWS = 2**13
 
 
 @dataclass(frozen=True, kw_only=True)

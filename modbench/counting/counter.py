@@ -6,7 +6,6 @@ and grouped experts.
 """
 
 import threading
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -121,13 +120,8 @@ class FlopCounter:
         self._mode.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
-        self._mode.__exit__(kind, error, where)
+    def __exit__(self, *error: Any) -> None:
+        self._mode.__exit__(*error)
         self._thread = None
         AT_WORK.end()
 

@@ -37,7 +37,7 @@ class AtWork:
             self._counters -= 1
             if not self._counters:
                 sdpa.watch(False)
-                labels.listeners = labels.no_listeners
+                labels.listeners = tuple
                 UNCOMPILED.end()
 
 

@@ -105,8 +105,8 @@ def _scan(combine: Any, start: Any, over: Any, further: Any) -> Any:
         given, shape = tree_flatten(combine(*carry, *slices, *further))
         carry = tuple(given[: len(carry)])
         rows.append(given[len(carry) :])
-    besides = (None if of[0] is None else torch.stack(of) for of in zip(*rows, strict=True))
-    flat = (*carry, *besides)
+    stacked = (None if of[0] is None else torch.stack(of) for of in zip(*rows, strict=True))
+    flat = (*carry, *stacked)
     return tree_unflatten(flat, shape) if isinstance(combine, functools.partial) else flat
 
 

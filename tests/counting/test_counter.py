@@ -106,7 +106,7 @@ def test_skipped_tokens_are_not_computed() -> None:
     assert spent[0.125] < 0.5 * spent[1.0]
 
 
-def test_an_op_nobody_thought_of_is_an_error_that_says_what_to_do(
+def test_an_unknown_op_is_an_error_that_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = dict(formulas.FORMULAS)

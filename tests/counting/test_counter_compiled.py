@@ -20,7 +20,7 @@ def program(x: Tensor) -> Tensor:
 
 
 @pytest.fixture(autouse=True)
-def _compiles_anew() -> None:
+def _nothing_is_compiled_yet() -> None:
     torch._dynamo.reset()
 
 

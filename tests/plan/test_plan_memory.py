@@ -39,7 +39,7 @@ def test_shards_by_hand() -> None:
 
 
 def test_what_is_gathered_is_the_largest_layer_wherever_it_stands() -> None:
-    """Of three layers the middle one is depth-routed, and has a vector of scores besides."""
+    """Of three layers the middle one is depth-routed, and has a vector of scores in addition."""
     decoder = meta_decoder("mod", {"causal": "aux_bce"}, replace(DENSE, layers=3))
     sharded = Measured(decoder, 32, Recipe(shard=2)).memory(1)
     assert sharded.gathered == 2 * (3 * (BLOCK + 16) + OUTSIDE)

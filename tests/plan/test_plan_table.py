@@ -148,7 +148,7 @@ model = ModelConfig(
 )
 made = plan(
     ["mode_staged"],
-    {"experts": 256, "top_k": 8, "expert_width": 3072},
+    {"experts": 32, "top_k": 2, "expert_width": 24576},
     Size(model=model, sequence=4096),
     tokens=15 * 10**12,
     cluster=Cluster(gpu=described_gpu("h200"), gpus=2048),
@@ -163,9 +163,9 @@ print(scheme.parameters, peak() - before)
 def test_a_trillion_parameters_are_planned_in_little_memory() -> None:
     done = subprocess.run([sys.executable, "-c", _TRILLION], capture_output=True, text=True, check=True)
     parameters, grown = (int(word) for word in done.stdout.split())
-    # Layers of 256 experts of 3 x 7168 x 3072, attention of 4 x 7168^2, a router and two norms; every
+    # Layers of 32 experts of 3 x 7168 x 24576, attention of 4 x 7168^2, a router and two norms; every
     # other has a depth router and a predictor.
-    layer = 256 * 3 * 7168 * 3072 + 4 * 7168**2 + 256 * 7168 + 2 * 7168
+    layer = 32 * 3 * 7168 * 24576 + 4 * 7168**2 + 32 * 7168 + 2 * 7168
     routed = 7168 + 7168 * 3584 + 3584
     assert parameters == 61 * layer + 30 * routed + 2 * 129280 * 7168 + 7168
     assert parameters > 10**12

@@ -5,12 +5,13 @@ written by hand.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from modbench.accounting.literature import ALL_CONVENTIONS, Reading, convention_flops, reading
+from modbench.accounting.literature import ALL_CONVENTIONS, Reading, flops_under, reading
 from modbench.accounting.statement import meta_decoder
 from modbench.ledger import Phase, Workload
 from modbench.model.config import ModelConfig
@@ -38,52 +39,42 @@ GPT2 = Size(
 )
 #: A small Mixtral: grouped keys, an untied head, and two experts per token as wide as a dense MLP.
 MIXTRAL = SIZES["124M"]
-MIXTRAL_OPTIONS = {"expert_width": MIXTRAL.model.hidden}
+SHAPES = {"124M": SIZES["124M"], "217M": CHINCHILLA_217M, "GPT-2": GPT2, "Mixtral-like": MIXTRAL}
 
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One model of the table, at one sequence length."""
-
-    shape: str
-    router: str
-    size: Size
-    options: dict[str, int] = field(default_factory=dict)
-
-
-CASES = (
-    *(Case(shape="124M", router=router, size=SIZES["124M"]) for router in SCHEMES),
-    *(Case(shape="217M", router=router, size=CHINCHILLA_217M) for router in SCHEMES),
-    Case(shape="GPT-2", router="vanilla", size=GPT2),
-    Case(shape="GPT-2", router="mod", size=GPT2),
-    Case(shape="Mixtral-like", router="token_choice", size=MIXTRAL, options=MIXTRAL_OPTIONS),
+#: Shape, router and its options.
+CASES: tuple[tuple[str, str, dict[str, int]], ...] = (
+    *(("124M", router, {}) for router in SCHEMES),
+    *(("217M", router, {}) for router in SCHEMES),
+    ("GPT-2", "vanilla", {}),
+    ("GPT-2", "mod", {}),
+    ("Mixtral-like", "token_choice", {"expert_width": MIXTRAL.model.hidden}),
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """Sizes of one case, and its FLOPs by phase and convention on one sequence; nominal routing."""
+    """Sizes of one model, and its FLOPs by phase and convention on one sequence; nominal routing."""
 
     name: str
     sizes: Reading
     flops: dict[tuple[Phase, str], int]
 
 
-def measure(case: Case) -> Row:
-    decoder = meta_decoder(case.router, case.options, case.size.model)
-    workloads = [Workload.uniform(1, case.size.sequence, phase) for phase in PHASES]
-    flops = {
-        (workload.phase, convention): convention_flops(decoder, workload, convention)
-        for workload in workloads
-        for convention in ALL_CONVENTIONS
-    }
-    return Row(f"{case.router}, {case.shape}", reading(decoder), flops)
+def measure(shape: str, router: str, options: dict[str, int]) -> Row:
+    decoder = meta_decoder(router, options, SHAPES[shape].model)
+    sizes, flops = reading(decoder), {}
+    for phase in PHASES:
+        workload = Workload.uniform(1, SHAPES[shape].sequence, phase)
+        ledger = decoder.ledger(workload)
+        for convention in ALL_CONVENTIONS:
+            flops[phase, convention] = flops_under(convention, ledger, sizes, workload)
+    return Row(f"{router}, {shape}", sizes, flops)
 
 
 def page() -> str:
     """Return the whole page: its definitions, which are written by hand, and the computed tables."""
     definitions = PAGE.read_text().partition(f"\n{ERRORS}\n")[0]
-    rows = [measure(case) for case in CASES]
+    rows = [measure(*case) for case in CASES]
     return "\n".join([definitions, *_models(rows), *_errors(rows), CLOSING])
 
 
@@ -97,45 +88,45 @@ def _models(rows: Sequence[Row]) -> Iterator[str]:
         "leaves 202M."
     )
     yield ""
-    yield "| shape | L x d | heads, key heads | MLP | V | head | S |"
+    yield _row("shape", "L x d", "heads, key heads", "MLP", "V", "head", "S")
     yield "| --- | --- | --- | --- | ---: | --- | ---: |"
-    yield from dict.fromkeys(_shape(case) for case in CASES)
+    yield from (_shape(name, size) for name, size in SHAPES.items())
     yield ""
-    yield "| model | parameters | active | `full`, forward | `full`, training |"
+    yield _row("model", "parameters", "active", "`full`, forward", "`full`, training")
     yield "| --- | ---: | ---: | ---: | ---: |"
     for row in rows:
         spent = (row.flops[phase, "full"] for phase in PHASES)
         numbers = (row.sizes.parameters, row.sizes.active_parameters, *spent)
-        yield f"| {row.name} | " + " | ".join(f"{number:,}" for number in numbers) + " |"
+        yield _row(row.name, *(f"{number:,}" for number in numbers))
 
 
-def _shape(case: Case) -> str:
-    model = case.size.model
-    cells = (
-        case.shape,
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _shape(name: str, size: Size) -> str:
+    model = size.model
+    return _row(
+        name,
         f"{model.layers} x {model.width}",
         f"{model.heads}, {model.key_heads}",
         f"{model.mlp} {model.hidden}",
         f"{model.vocabulary:,}",
         "tied" if model.tied_head else "untied",
-        f"{case.size.sequence:,}",
+        f"{size.sequence:,}",
     )
-    return "| " + " | ".join(cells) + " |"
 
 
 def _errors(rows: Sequence[Row]) -> Iterator[str]:
-    for phase, words in PHASES.items():
-        for truth in TRUTHS:
-            others = [convention for convention in ALL_CONVENTIONS if convention != truth]
-            yield from ("", f"### {words}, against `{truth}`", "")
-            yield "Ratio less 1, in per cent; `=` is equal to the last digit."
-            yield ""
-            yield "| model | " + " | ".join(f"`{name}`" for name in others) + " |"
-            yield "| --- |" + " ---: |" * len(others)
-            for row in rows:
-                right = row.flops[phase, truth]
-                cells = (_error(row.flops[phase, name], right) for name in others)
-                yield f"| {row.name} | " + " | ".join(cells) + " |"
+    for (phase, words), truth in itertools.product(PHASES.items(), TRUTHS):
+        others = [convention for convention in ALL_CONVENTIONS if convention != truth]
+        yield from ("", f"### {words}, against `{truth}`", "")
+        yield from ("Ratio less 1, in per cent; `=` is equal to the last digit.", "")
+        yield _row("model", *(f"`{name}`" for name in others))
+        yield "| --- |" + " ---: |" * len(others)
+        for row in rows:
+            right = row.flops[phase, truth]
+            yield _row(row.name, *(_error(row.flops[phase, name], right) for name in others))
 
 
 def _error(value: int, truth: int) -> str:

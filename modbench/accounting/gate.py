@@ -56,8 +56,8 @@ def current(routers: Sequence[str]) -> Table:
     return table
 
 
-def differences(golden: Table, now: Table) -> list[str]:
-    """Return a table of the keys that changed, are missing or are new, with old and new values."""
+def differences(golden: Table, now: Table) -> list[list[str]]:
+    """Return a row for each key that changed, is missing or is new, with old and new values."""
     rows = []
     for key in sorted({*golden, *now}):
         old, new = golden.get(key), now.get(key)
@@ -66,10 +66,7 @@ def differences(golden: Table, now: Table) -> list[str]:
             change = f"{new / old - 1:+.4%}" if old and new is not None else ""
             shown = ("-" if value is None else f"{value:,}" for value in (old, new))
             rows.append([what, key, *shown, change])
-    heads = ["", "router/shape/phase/convention", "old", "new", ""]
-    align = ("left", "left", "right", "right", "right")
-    table = tabulate(rows, heads, "plain", disable_numparse=True, colalign=align) if rows else ""
-    return table.splitlines()
+    return rows
 
 
 def run_gate(golden: Path, *, plugins: Sequence[Path] = (), accept: bool = False) -> int:
@@ -87,6 +84,7 @@ def run_gate(golden: Path, *, plugins: Sequence[Path] = (), accept: bool = False
     if golden != GOLDEN:
         words += ["--golden", str(golden)]
     command = shlex.join(["modbench", "flops", "gate", *words, "--accept"])
+    known = {} if accept else _read(golden, command)
     now = current(routers)
     if accept:
         try:
@@ -95,11 +93,12 @@ def run_gate(golden: Path, *, plugins: Sequence[Path] = (), accept: bool = False
             raise UserError(f"FLOP table {golden} can't be written ({error.strerror})") from error
         print(f"{len(now)} FLOP counts accepted into {golden}")
         return 0
-    found = differences(_read(golden, command), now)
-    for line in found:
-        print(line)
-    if found:
-        print(f"{len(found) - 1} FLOP counts differ from {golden}; if that is meant: {command}")
+    rows = differences(known, now)
+    if rows:
+        heads = ["", "router/shape/phase/convention", "old", "new", ""]
+        align = ("left", "left", "right", "right", "right")
+        print(tabulate(rows, heads, "plain", disable_numparse=True, colalign=align))
+        print(f"{len(rows)} FLOP counts differ from {golden}; if that is meant: {command}")
         return 1
     print(f"{len(now)} FLOP counts equal {golden}")
     return 0

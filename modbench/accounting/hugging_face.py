@@ -8,56 +8,54 @@ them.
 B sequences, T tokens.
 """
 
-import copy
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from modbench.accounting.families import FAMILIES, family_reading
+from modbench.accounting.families import FAMILIES, family_reading, load_config
 from modbench.counting.counter import FlopCounter
 from modbench.counting.restore_state import untouched
 from modbench.errors import UserError
-from modbench.ledger import Phase, component
+from modbench.ledger import Phase
 
 #: Keys of a published config.json that say how weights are stored, or name code to run.
 _NOT_THE_MODEL = ("auto_map", "quantization_config", "transformers_version")
 
 
 def build(config: Any, device: str) -> nn.Module:
-    """Build a model with random weights from a config of transformers or the dict of a config.json.
+    """Build a model with random weights from a config of transformers, the dict of a config.json or its
+    path.
 
     Raises:
         UserError: transformers is not installed, or the config is not that of a causal language model.
     """
     transformers = installed()
-    if isinstance(config, transformers.PreTrainedConfig):
-        name, keys = config.model_type, config.to_dict()
-    else:
-        keys = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
-        name = keys.get("model_type")
     from transformers.models.auto import modeling_auto as auto
 
+    if isinstance(config, str | Path):
+        config = load_config(config)
+    if isinstance(config, transformers.PreTrainedConfig):
+        config = config.to_dict()
+    elif not isinstance(config, Mapping):
+        raise UserError(_not_countable(config))
+    keys = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
+    name = keys.pop("model_type", None)
     if name not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(
             f"model_type '{name}' is no causal language model that transformers "
             f"{transformers.__version__} knows; with a closed form: {', '.join(sorted(FAMILIES))}"
         )
     if name in FAMILIES:
-        family_reading(keys)  # says what is wrong in a sentence
+        family_reading({"model_type": name, **keys})  # says what is wrong in a sentence
     try:
-        if isinstance(config, Mapping):
-            further = {key: value for key, value in keys.items() if key != "model_type"}
-            config = transformers.AutoConfig.for_model(name, **further)
-        else:
-            config = copy.deepcopy(config)
         with torch.device(device):
-            return transformers.AutoModelForCausalLM.from_config(config)
+            built = transformers.AutoConfig.for_model(name, **keys)
+            return transformers.AutoModelForCausalLM.from_config(built)
     except Exception as error:
         raise UserError(
             f"config of model_type '{name}' builds no model ({type(error).__name__}: {error}); fix it"
@@ -72,7 +70,7 @@ def installed() -> Any:
     return transformers
 
 
-def not_countable(model: Any) -> str:
+def _not_countable(model: Any) -> str:
     return (
         f"{type(model).__name__} can't be counted; give a causal language model of transformers, a "
         "config of one, or a decoder of modbench"
@@ -85,13 +83,10 @@ def check(model: nn.Module) -> None:
         UserError: ``model`` is not a causal language model of transformers.
     """
     if not isinstance(model, installed().PreTrainedModel):
-        raise UserError(not_countable(model))
-    from transformers.models.auto import modeling_auto as auto
-
+        raise UserError(_not_countable(model))
     config: Any = model.config
-    both_ways = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder
     no_head = not model.can_generate() or model.get_output_embeddings() is None
-    if both_ways or config.is_encoder_decoder or no_head:
+    if config.is_encoder_decoder or no_head:
         raise UserError(
             f"{type(model).__name__} is no causal language model; build one with "
             "transformers.AutoModelForCausalLM"
@@ -99,43 +94,48 @@ def check(model: nn.Module) -> None:
 
 
 def profile(
-    model: Any,
-    inputs: Mapping[str, Tensor],
-    phase: Phase,
-    past: int,
-    around: AbstractContextManager[Any],
+    model: Any, tokens_BT: Tensor, phase: Phase, past: int, around: AbstractContextManager[Any]
 ) -> FlopCounter:
-    """Run ``phase`` on ``inputs`` after ``past`` cached tokens and return the counter that saw it; only
-    what it counts runs inside ``around``.
+    """Run ``phase`` on ``tokens_BT`` after ``past`` cached tokens and return the counter that saw it;
+    only what it counts runs inside ``around``.
 
     Raises:
-        UserError: the model computes no logits or loss, nothing is trained, or an op is unknown.
+        UserError: the model can't run, nothing is trained, or an op is unknown.
     """
-    tokens_BT = inputs["input_ids"]
-    on_meta = tokens_BT.is_meta
-    counter = FlopCounter()
+    try:
+        return _profile(model, tokens_BT, phase, past, around)
+    except UserError:
+        raise
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        where = "the meta device" if tokens_BT.is_meta else "these inputs"
+        remedy = "give it on a CPU" if tokens_BT.is_meta else "change them, or count another phase"
+        raise UserError(
+            f"{type(model).__name__} can't run phase '{phase}' on {where} ({type(error).__name__}: "
+            f"{error}); {remedy}"
+        ) from error
+
+
+def _profile(
+    model: Any, tokens_BT: Tensor, phase: Phase, past: int, around: AbstractContextManager[Any]
+) -> FlopCounter:
+    on_meta, train, counter, cache = tokens_BT.is_meta, phase == "train", FlopCounter(), None
     with ExitStack() as stack:
-        stack.enter_context(untouched(model, train=phase == "train"))
-        stack.enter_context(torch.set_grad_enabled(phase == "train"))
+        stack.enter_context(untouched(model, train=train))
+        stack.enter_context(torch.set_grad_enabled(train))
         if on_meta:
             stack.enter_context(fit_for_meta(model))
-        cache = None
         if on_meta or past or phase in ("prefill", "decode"):
             cache = installed().DynamicCache(config=model.config)
         if past:
-            past_BT = tokens_BT[:, :1].expand(-1, past)
             with FlopCounter():  # without which the meta device takes no mask with values
-                _run(model, {"input_ids": past_BT}, cache, logits_to_keep=1)
-        stack.enter_context(_labelled(model))
+                _run(model, tokens_BT[:, :1].expand(-1, past), cache, logits_to_keep=1)
         stack.enter_context(around)
         stack.enter_context(counter)
         if phase == "decode":
             for token_B1 in tokens_BT.split(1, dim=1):
-                _run(model, {**inputs, "input_ids": token_B1}, cache)
-        elif phase == "prefill":
-            _run(model, inputs, cache, logits_to_keep=1)
-        elif phase == "train":
-            loss = _run(model, {"labels": tokens_BT, **inputs}, cache).loss
+                _run(model, token_B1, cache)
+        elif train:
+            loss = _run(model, tokens_BT, cache, labels=tokens_BT).loss
             if loss is None or not loss.requires_grad:
                 raise UserError(
                     f"{type(model).__name__} has no loss with a gradient; phase 'train' needs one "
@@ -143,28 +143,27 @@ def profile(
                 )
             loss.backward()
         else:
-            _run(model, inputs, cache)
+            _run(model, tokens_BT, cache, **({"logits_to_keep": 1} if phase == "prefill" else {}))
     if on_meta and counter.unread_masks:
         raise NotImplementedError("it makes attention masks of its own, which have no values there")
     return counter
 
 
-def _run(model: Any, inputs: Mapping[str, Any], cache: Any, **options: Any) -> Any:
-    parameters = inspect.signature(model.forward).parameters
+def _run(model: Any, tokens_BT: Tensor, cache: Any, **options: Any) -> Any:
     options |= {"use_cache": cache is not None, "return_dict": True}
     if cache is not None:
         options[_cache_argument(model.forward)] = cache
-    if options.get("logits_to_keep") and "logits_to_keep" not in parameters:
+    if (
+        "logits_to_keep" in options
+        and "logits_to_keep" not in inspect.signature(model.forward).parameters
+    ):
         raise UserError(
             f"{type(model).__name__} can't score the last token alone; phases with a cache need a "
             "model whose forward takes logits_to_keep"
         )
-    if inputs["input_ids"].is_meta and model.config._attn_implementation == "sdpa":
-        options |= _masks(model, inputs, cache)
-    output = model(**{**inputs, **options})
-    if getattr(output, "logits", None) is None:
-        raise UserError(f"{type(model).__name__} returns no logits; it is no causal language model")
-    return output
+    if tokens_BT.is_meta and model.config._attn_implementation == "sdpa":
+        options |= _masks(model, tokens_BT, cache)
+    return model(input_ids=tokens_BT, **options)
 
 
 def _cache_argument(function: Callable[..., Any]) -> str:
@@ -172,22 +171,18 @@ def _cache_argument(function: Callable[..., Any]) -> str:
     return "cache" if "cache" in inspect.signature(function).parameters else "past_key_values"
 
 
-def _masks(model: Any, inputs: Mapping[str, Any], cache: Any) -> dict[str, Any]:
+def _masks(model: Any, tokens_BT: Tensor, cache: Any) -> dict[str, Any]:
     """Return the attention masks that the model would build, on the CPU, as arguments of its forward."""
     from transformers.masking_utils import create_masks_for_generate
 
-    given = inputs.get("attention_mask")
-    sequences, tokens = inputs["input_ids"].shape
     made = create_masks_for_generate(
         config=model.config,
-        inputs_embeds=torch.empty(1 if given is None else sequences, tokens, 1),
-        attention_mask=given,
+        inputs_embeds=torch.empty(1, tokens_BT.shape[1], 1),
+        attention_mask=None,
         **{_cache_argument(create_masks_for_generate): cache},
     )
     each = made.values() if isinstance(made, Mapping) else [made]
-    if all(mask is None for mask in each):
-        return {"attention_mask": None} if given is not None else {}
-    return {"attention_mask": made}
+    return {} if all(mask is None for mask in each) else {"attention_mask": made}
 
 
 @contextmanager
@@ -205,57 +200,3 @@ def fit_for_meta(model: Any) -> Iterator[None]:
         if experts is not None:
             model.set_experts_implementation(experts)
         config.pad_token_id = pad
-
-
-#: The component of a module inside a layer, by its name.
-_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-_COMPONENTS = {
-    **dict.fromkeys(_ATTENTION, "attention.scores"),
-    **dict.fromkeys(("mlp", "feed_forward", "block_sparse_moe", "ffn", "fc1", "fc2"), "mlp"),
-    **dict.fromkeys(("experts", "shared_expert", "shared_experts"), "experts"),
-    **dict.fromkeys(("router", "shared_expert_gate"), "router"),
-}
-_OUT = ("o_proj", "out_proj", "c_proj", "dense")
-
-
-@contextmanager
-def _labelled(model: Any) -> Iterator[None]:
-    """Label what modules compute with their layer and component."""
-    head, handles = model.get_output_embeddings(), []
-    for name, module in model.named_modules():
-        label = component("head") if module is head else _label(model, name)
-        if label is not None:
-            handles.append(module.register_forward_pre_hook(partial(_enter, label)))
-            handles.append(module.register_forward_hook(partial(_leave, label), always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _enter(label: component, *_: Any) -> None:
-    label.__enter__()
-
-
-def _leave(label: component, *_: Any) -> None:
-    label.__exit__()
-
-
-def _label(model: Any, name: str) -> component | None:
-    inside = re.search(r"\.(\d+)\.(.+)$", name)
-    if inside is None:
-        return None
-    layer, path = int(inside[1]), inside[2].split(".")
-    own, parent = path[-1], path[-2] if len(path) > 1 else ""
-    if parent in _ATTENTION and own not in _COMPONENTS:
-        if not _holds_a_matrix(model.get_submodule(name)):
-            return None
-        return component("attention.out" if own in _OUT else "attention.qkv", layer)
-    if own == "gate" and hasattr(model.get_submodule(name.rpartition(".")[0]), "experts"):
-        return component("router", layer)
-    return component(_COMPONENTS[own], layer) if own in _COMPONENTS else None
-
-
-def _holds_a_matrix(module: nn.Module) -> bool:
-    return any(parameter.dim() > 1 for parameter in module.parameters())

@@ -86,16 +86,14 @@ def reading(decoder: "RoutedDecoder") -> Reading:
     )
 
 
-def _kaplan(model: Reading, workload: Workload) -> int:
-    """Kaplan et al. 2020, equation 2.2 and Table 1: 2 N T + 2 L a P."""
-    return 2 * model.matrices * workload.slots + 2 * model.layers * model.attention_width * _pairs(
-        workload
-    )
-
-
 def _six_n(model: Reading, workload: Workload) -> int:
     """Kaplan et al. 2020, section 2.1: C = 6 N D, a third of it forward: 2 N T."""
     return 2 * model.matrices * workload.slots
+
+
+def _kaplan(model: Reading, workload: Workload) -> int:
+    """Kaplan et al. 2020, equation 2.2 and Table 1: 2 N T + 2 L a P."""
+    return _six_n(model, workload) + 2 * model.layers * model.attention_width * _pairs(workload)
 
 
 def _chinchilla_a4(model: Reading, workload: Workload) -> int:
@@ -143,33 +141,29 @@ LITERATURE: tuple[str, ...] = tuple(_FORWARD)
 ALL_CONVENTIONS: tuple[str, ...] = (*CONVENTIONS, *LITERATURE)
 
 
-def literature_flops(convention: str, reading: Reading, workload: Workload) -> int:
-    """Compute the FLOPs of ``workload`` by the formula of ``convention``; training is three forward
-    passes.
-
-    Raises:
-        UserError: ``convention`` is not one of `LITERATURE`.
-    """
-    if convention not in LITERATURE:
-        raise UserError(f"convention '{convention}' is not known; {known_names(convention, LITERATURE)}")
-    return _FORWARD[convention](reading, workload) * (3 if workload.phase == "train" else 1)
-
-
-def convention_flops(decoder: "RoutedDecoder", workload: Workload, convention: str) -> int:
-    """Compute the FLOPs of ``decoder`` on ``workload`` under any convention: its ledger's or a paper's.
+def flops_under(convention: str, ledger: Ledger, reading: Reading, workload: Workload) -> int:
+    """Compute the FLOPs of ``workload`` under any convention, given the model's ledger on it and its
+    sizes. In papers, training is three forward passes.
 
     Raises:
         UserError: unknown convention.
     """
     check_known(convention)
-    return flops_under(convention, decoder.ledger(workload), reading(decoder), workload)
-
-
-def flops_under(convention: str, ledger: Ledger, reading: Reading, workload: Workload) -> int:
-    """The FLOPs of ``workload`` under any convention, given the model's ledger on it and its sizes."""
     if convention in CONVENTIONS:
         return ledger.total(convention)
-    return literature_flops(convention, reading, workload)
+    return _FORWARD[convention](reading, workload) * (3 if workload.phase == "train" else 1)
+
+
+def convention_flops(decoder: "RoutedDecoder", workload: Workload, convention: str) -> int:
+    """Compute the FLOPs of ``decoder`` on ``workload`` under any convention.
+
+    Raises:
+        UserError: unknown convention.
+    """
+    ledger = decoder.ledger(workload)
+    if convention in CONVENTIONS:
+        return ledger.total(convention)
+    return flops_under(convention, ledger, reading(decoder), workload)
 
 
 def check_known(convention: str) -> None:

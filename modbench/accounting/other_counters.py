@@ -36,11 +36,12 @@ def other_counts(model: Any, inputs: tuple[int, int], phase: Phase, past: int) -
 
     def fvcores() -> int:
         built = model if isinstance(model, nn.Module) else hugging_face.build(model, "meta")
-        device = next(built.parameters()).device
-        tokens_BT = torch.zeros(*inputs, dtype=torch.long, device=device)
+        tokens_BT = torch.zeros(*inputs, dtype=torch.long, device=next(built.parameters()).device)
         fit = nullcontext() if built is model else hugging_face.fit_for_meta(built)
-        with untouched(built, train=False), fit:
-            return fvcore_flops(Traced(built), (tokens_BT,))
+        with untouched(built, train=False), fit, torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # It counts multiply-accumulates.
+            return 2 * int(fvcore_analysis(Traced(built), (tokens_BT,)).total())
 
     other_phase = phase != "forward" or past > 0
     return {
@@ -74,8 +75,7 @@ class Traced(nn.Module):
 
 
 def fvcore_analysis(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    """Return fvcore's analysis of ``module(*inputs)``, without its warnings. It counts
-    multiply-accumulates."""
+    """Return fvcore's analysis of ``module(*inputs)``, without its warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports torch.jit's deprecated parts
         from fvcore.nn import FlopCountAnalysis
@@ -83,10 +83,3 @@ def fvcore_analysis(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
     analysis = FlopCountAnalysis(module, inputs)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     return analysis.tracer_warnings("none")
-
-
-def fvcore_flops(module: nn.Module, inputs: tuple[Any, ...]) -> int:
-    """Return the FLOPs of ``module(*inputs)`` by fvcore, 2 per multiply-accumulate."""
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return 2 * int(fvcore_analysis(module, inputs).total())

@@ -2,7 +2,7 @@
 counters see when it runs on the meta device."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from modbench.accounting.literature import ALL_CONVENTIONS, Reading, check_known, flops_under, reading
@@ -55,9 +55,9 @@ class Statement:
     parameters: int
     active_parameters: int
     dense_flops: int
-    conventions: Mapping[str, int] = field(default_factory=dict)
-    counters: Mapping[str, int | str] = field(default_factory=dict)
-    described: Mapping[str, Any] = field(default_factory=dict)  #: the model's shape and options
+    conventions: Mapping[str, int]
+    counters: Mapping[str, int | str]
+    described: Mapping[str, Any]  #: the model's shape and options
     source: str = "closed form"  #: how the FLOPs were found; ``counted`` if a layer has no closed form
 
     @property
@@ -72,8 +72,7 @@ class Statement:
     @property
     def profiled(self) -> int | None:
         """FLOPs by our counter."""
-        counted = self.counters.get("modbench")
-        return counted if isinstance(counted, int) else None
+        return self.counters.get("modbench")  # type: ignore[return-value]
 
     def difference(self, counter: str) -> float | None:
         """Per cent by which ``counter`` differs from the closed form."""
@@ -81,23 +80,14 @@ class Statement:
         return 100 * (counted - self.flops) / self.flops if isinstance(counted, int) else None
 
 
-def _stated(
-    name: str,
-    model: Model,
-    dense: Model,
-    workload: Workload,
-    asked: Asked,
-    counters: Mapping[str, int | str],
-    described: Mapping[str, Any],
-    source: str = "closed form",
-) -> Statement:
+def _stated(model: Model, dense: Model, workload: Workload, asked: Asked, **others: Any) -> Statement:
     components: dict[str, dict[Direction, int]] = {}
     if asked.convention in CONVENTIONS:
         for (_, component, direction), flops in model[0]:
             spent = components.setdefault(component, {"forward": 0, "backward": 0, "recompute": 0})
             spent[direction] += flops.under(asked.convention)
+    compared = ALL_CONVENTIONS if asked.compare else ()
     return Statement(
-        name=name,
         workload=workload,
         convention=asked.convention,
         flops=flops_under(asked.convention, *model, workload),
@@ -105,12 +95,8 @@ def _stated(
         parameters=model[1].parameters,
         active_parameters=model[1].active_parameters,
         dense_flops=flops_under(asked.convention, *dense, workload),
-        conventions={
-            c: flops_under(c, *model, workload) for c in (ALL_CONVENTIONS if asked.compare else ())
-        },
-        counters=counters,
-        described=described,
-        source=source,
+        conventions={name: flops_under(name, *model, workload) for name in compared},
+        **others,
     )
 
 
@@ -129,15 +115,16 @@ def router_statement(
         UserError: an unknown router, preset or option, or an impossible shape.
     """
     routed, dense = meta_decoder(router, options, model), meta_decoder("vanilla", {}, model)
+    described = {"router": routed.router.name, "options": routed.router.options()}
     return _stated(
-        name or router,
         (routed.ledger(workload), reading(routed)),
         (dense.ledger(workload), reading(dense)),
         workload,
         asked,
-        _counters(routed, workload, asked),
-        {"router": routed.router.name, "options": routed.router.options(), "shape": asdict(model)},
-        routed.flops_source,
+        name=name or router,
+        counters=_counters(routed, workload, asked),
+        described={**described, "shape": asdict(model)},
+        source=routed.flops_source,
     )
 
 
@@ -152,14 +139,18 @@ def family_statement(
     """
     from modbench.accounting.families import family_ledger, family_reading
 
+    model, dense = (
+        (family_ledger(config, workload, dense=twin), family_reading(config, dense=twin))
+        for twin in (False, True)
+    )
     return _stated(
-        name,
-        (family_ledger(config, workload), family_reading(config)),
-        (family_ledger(config, workload, dense=True), family_reading(config, dense=True)),
+        model,
+        dense,
         workload,
         asked,
-        _counters(config, workload, asked),
-        {"config": dict(config)},
+        name=name,
+        counters=_counters(config, workload, asked),
+        described={"config": dict(config)},
     )
 
 

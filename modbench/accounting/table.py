@@ -17,29 +17,29 @@ def as_table(statements: Sequence[Statement]) -> str:
 
 
 def _table(s: Statement) -> Iterator[str]:
-    yield f"{s.name}: {_arrives(s)}, convention {s.convention} (nominal routing)"
+    workload, tokens = s.workload, s.workload.tokens
+    each = f"{workload.phase}, {workload.sequences} x {workload.lengths[0]} tokens"
+    each += " one at a time" * (workload.phase == "decode")
+    if workload.past[0]:
+        each += f" after {workload.past[0]} cached"
+    yield f"{s.name}: {each}, convention {s.convention} (nominal routing)"
     yield ""
     shown = [d for d in _DIRECTIONS if any(spent[d] for spent in s.components.values())]
-    if s.components:
-        yield f"{'component':<18}" + "".join(f"{d:>20}" for d in shown) + _head("FLOPs")
-        for name, spent in s.components.items():
-            yield _row(name, [spent[d] for d in shown], sum(spent.values()), s)
-        sums = [sum(spent[d] for spent in s.components.values()) for d in shown]
-        yield _row("total", sums, s.flops, s)
-    else:
-        yield f"{'':<18}" + _head("FLOPs")
-        yield _row("total", [], s.flops, s)
+    rows = {name: [spent[d] for d in shown] for name, spent in s.components.items()}
+    flops = {name: sum(spent.values()) for name, spent in s.components.items()} | {"total": s.flops}
+    rows["total"] = [sum(row) for row in zip(*rows.values(), strict=True)]
+    yield _line(["component" if shown else "", *shown, "FLOPs", "per token", "share"])
+    for name, parts in rows.items():
+        cells = [*parts, flops[name], f"{flops[name] / tokens:,.1f}", f"{flops[name] / s.flops:.1%}"]
+        yield _line([name, *cells])
     if s.counters:
         yield from ("", *_counters(s))
     if s.conventions:
         yield ""
-        yield f"{'convention':<18}{'FLOPs':>22}{'per token':>22}{'against model':>15}{'full':>9}"
-        for convention, flops in s.conventions.items():
-            errors = [flops / s.conventions[truth] - 1 for truth in ("model", "full")]
-            yield (
-                f"{convention:<18}{flops:>22,}{flops / s.workload.tokens:>22,.1f}"
-                f"{errors[0]:>+15.1%}{errors[1]:>+9.1%}"
-            )
+        yield _line(["convention", "FLOPs", "per token", "against model", "full"])
+        for convention, spent_ in s.conventions.items():
+            errors = (f"{spent_ / s.conventions[truth] - 1:+.1%}" for truth in ("model", "full"))
+            yield _line([convention, spent_, f"{spent_ / tokens:,.1f}", *errors])
     yield ""
     yield f"{'FLOPs':<18}{s.source:>22}"
     yield f"{'parameters':<18}{s.parameters:>22,}"
@@ -47,38 +47,19 @@ def _table(s: Statement) -> Iterator[str]:
     yield f"ratio to the dense model of the same shape {s.ratio_to_dense:.4f}"
 
 
+def _line(cells: Sequence[Any]) -> str:
+    """A label and cells in columns, numbers with thousands separators."""
+    label, *others = (f"{cell:,}" if isinstance(cell, int) else cell for cell in cells)
+    return f"{label:<18}" + "".join(f"{cell:>22}" for cell in others)
+
+
 def _counters(s: Statement) -> Iterator[str]:
     """The stated FLOPs and those of each counter in adjacent columns."""
-    columns = [(s.source, f"{s.flops:,}", "")]
-    for name, counted in s.counters.items():
-        difference = s.difference(name)
-        shown = counted if isinstance(counted, str) else f"{counted:,}"
-        columns.append((name, shown, "" if difference is None else _per_cent(difference)))
-    for row, cells in zip(("counter", "FLOPs", "difference"), zip(*columns, strict=True), strict=True):
-        yield (f"{row:<12}" + "".join(f"{cell:>24}" for cell in cells)).rstrip()
-
-
-def _per_cent(difference: float) -> str:
-    return f"{difference:+.4f} %" if difference else "0"
-
-
-def _head(what: str) -> str:
-    return f"{what:>22}{'per token':>20}{'share':>9}"
-
-
-def _row(name: str, parts: Sequence[int], flops: int, s: Statement) -> str:
-    cells = "".join(f"{part:>20,}" for part in parts)
-    return f"{name:<18}{cells}{flops:>22,}{flops / s.workload.tokens:>20,.1f}{flops / s.flops:>9.1%}"
-
-
-def _arrives(s: Statement) -> str:
-    workload = s.workload
-    each = f"{workload.sequences} x {workload.lengths[0]} tokens"
-    if workload.phase == "decode":
-        each += " one at a time"
-    if workload.past[0]:
-        each += f" after {workload.past[0]} cached"
-    return f"{workload.phase}, {each}"
+    differences = (s.difference(name) for name in s.counters)
+    shown = ("" if d is None else f"{d:+.4f} %" if d else "0" for d in differences)
+    yield _line(["counter", s.source, *s.counters])
+    yield _line(["FLOPs", s.flops, *s.counters.values()])
+    yield _line(["difference", "", *shown]).rstrip()
 
 
 def _fields(s: Statement) -> dict[str, Any]:
@@ -96,10 +77,10 @@ def as_json(statements: Sequence[Statement]) -> str:
     """One JSON document, on one line."""
     models = []
     for s in statements:
-        components: Mapping[str, Any] = {
+        components = {
             name: {**spent, "flops": sum(spent.values())} for name, spent in s.components.items()
         }
-        model: dict[str, Any] = {
+        model = {
             **_fields(s),
             **s.described,
             "flops": s.flops,
@@ -115,12 +96,12 @@ def as_json(statements: Sequence[Statement]) -> str:
             model["conventions"] = dict(s.conventions)
         if s.counters:
             model["profiled"] = s.profiled
-            counters = model["counters"] = dict[str, dict[str, Any]]()
-            for name, counted in s.counters.items():
-                if isinstance(counted, str):
-                    counters[name] = {"reason": counted}
-                else:
-                    counters[name] = {"flops": counted, "difference_percent": s.difference(name)}
+            model["counters"] = {
+                name: {"reason": counted}
+                if isinstance(counted, str)
+                else {"flops": counted, "difference_percent": s.difference(name)}
+                for name, counted in s.counters.items()
+            }
         models.append(model)
     return json.dumps({"models": models})
 

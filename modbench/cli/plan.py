@@ -27,7 +27,6 @@ class ClusterOptions:
     #: bytes per parameter for weights, gradients and optimizer: fp32 (4+4+8) or bf16 (2+2+12)
     state: Literal["fp32", "bf16"] = "fp32"
     shard: int | None = None  #: GPUs that share weights, gradients and optimizer (FSDP); by default all
-    expert_parallel: int = 1  #: GPUs that each layer's experts are divided over
     checkpoint: bool = False  #: activation checkpointing: keep only the input of each layer
     micro_batch: int = 1  #: sequences per GPU in one forward pass
 
@@ -89,7 +88,6 @@ def plan(
         recipe=Recipe(
             state=cluster.state,
             shard=cluster.gpus if cluster.shard is None else cluster.shard,
-            expert_parallel=cluster.expert_parallel,
             checkpoint=cluster.checkpoint,
             micro_batch=cluster.micro_batch,
         ),

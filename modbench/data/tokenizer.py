@@ -14,8 +14,8 @@ from modbench.errors import UserError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
 
+#: Two token ids that become one token when adjacent.
 Merge = tuple[int, int]
-"""Two token ids that become one token when adjacent."""
 
 
 class Tokenizer:
@@ -66,11 +66,9 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     Raises:
         UserError: the texts have too few distinct pairs for that many ids.
     """
-    from tokenizers import Tokenizer as Engine
-    from tokenizers import models, pre_tokenizers, trainers
+    from tokenizers import pre_tokenizers, trainers
 
-    engine = Engine(models.BPE())
-    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    engine = _engine()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - 1,
         show_progress=False,
@@ -95,18 +93,14 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
-def _engine(merges: Sequence[Merge], pieces: Sequence[bytes]) -> "Engine":
+def _engine(merges: Sequence[Merge] = (), pieces: Sequence[bytes] = ()) -> "Engine":
     from tokenizers import Tokenizer as Engine
     from tokenizers import models, pre_tokenizers
 
     char_of = {value: char for char, value in _byte_of_character().items()}
     written = ["".join(char_of[value] for value in piece) for piece in pieces]
-    engine = Engine(
-        models.BPE(
-            vocab={piece: index for index, piece in enumerate(written)},
-            merges=[(written[left], written[right]) for left, right in merges],
-        )
-    )
+    vocab = {piece: index for index, piece in enumerate(written)}
+    engine = Engine(models.BPE(vocab, [(written[left], written[right]) for left, right in merges]))
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     return engine
 

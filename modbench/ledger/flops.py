@@ -30,14 +30,10 @@ class Flops:
         return f"Flops(model={self.model}, full={self.full}, executed={self.executed})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Flops) and self._all == other._all
+        return isinstance(other, Flops) and _all(self) == _all(other)
 
     def __hash__(self) -> int:
-        return hash(self._all)
-
-    @property
-    def _all(self) -> tuple[int, int, int]:
-        return self.model, self.full, self.executed
+        return hash(_all(self))
 
     def __add__(self, other: "Flops") -> "Flops":
         return Flops(self.model + other.model, self.full + other.full, self.executed + other.executed)
@@ -52,6 +48,9 @@ class Flops:
             ValueError: unknown convention.
         """
         return int(seen_by(convention)(self))
+
+
+_all = attrgetter(*CONVENTIONS)
 
 
 def seen_by(convention: str) -> Callable[[Flops], int]:

@@ -7,28 +7,13 @@ a label.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from modbench.ledger.ledger import OUTSIDE
 
-
-class Listener(Protocol):
-    """A counter that follows the labels."""
-
-    unread_masks: int
-
-    def open(self, label: "Label | None", pairs: Any = None) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def no_listeners() -> Sequence[Listener]:
-    return ()
-
-
 #: Returns the counters at work in the calling thread, the innermost last. `modbench.counting` replaces
 #: it while a counter is at work.
-listeners: Callable[[], Sequence[Listener]] = no_listeners
+listeners: Callable[[], Sequence[Any]] = tuple
 
 
 @dataclass(frozen=True)

@@ -50,23 +50,15 @@ class Workload:
         for name in ("lengths", "past"):  # Python's integers never overflow, unlike numpy's
             object.__setattr__(self, name, tuple(map(index, getattr(self, name))))
         if not self.lengths or min(self.lengths) < 0:
-            raise ValueError(
-                f"lengths {self.lengths}: a workload needs one or more sequences of 0 or more tokens"
-            )
+            raise ValueError(f"lengths {self.lengths}: give one or more sequences of 0 or more tokens")
         if not self.past:
             object.__setattr__(self, "past", (0,) * len(self.lengths))
         if len(self.past) != len(self.lengths) or min(self.past) < 0:
-            raise ValueError(
-                f"past {self.past}: it needs 0 or more cached tokens for each of "
-                f"{len(self.lengths)} sequences"
-            )
+            raise ValueError(f"past {self.past}: each of {len(self.lengths)} sequences needs 0 or more")
         if any(self.past) and self.phase == "train":
             raise ValueError(f"past {self.past}: nothing is cached in phase 'train'; leave it out")
         if self.padding and self.phase == "decode" and max(self.lengths) > 1:
-            raise ValueError(
-                f"lengths {self.lengths}: with padding, decoding is counted one token at a time; "
-                "give lengths of 0 or 1"
-            )
+            raise ValueError(f"lengths {self.lengths}: decoding with padding takes one token at a time")
 
     @classmethod
     def uniform(

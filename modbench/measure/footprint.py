@@ -18,7 +18,7 @@ from modbench.measure.benchmark_target import BenchmarkTarget
 from modbench.measure.memory_meter import MemoryMeter
 from modbench.model.context import Context
 from modbench.model.kv_cache import Cache
-from modbench.plan.inference import inference_memory
+from modbench.plan.activations import inference_memory
 from modbench.plan.memory import Measured, Recipe
 from modbench.routing.build import RoutedDecoder
 from modbench.train.loop import build_optimizer, training_step

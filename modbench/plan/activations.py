@@ -1,37 +1,34 @@
-"""Bytes that a training step holds in addition to weights, gradients and optimizer states.
+"""Peak bytes of a training step or a prefill, from shapes.
 
-One layer of each kind runs once on fake tensors of the CPU: they have shapes, storages and autocast but
-no values, so nothing is allocated and any router's layer works. Routing takes its nominal counts, as on
-the meta device.
+The model runs on fake tensors of the CPU: they have shapes, storages and autocast but no values, so
+nothing is allocated and any router works. Routing takes its nominal counts, as on the meta device.
 
-B sequences, T tokens, D model width, N rows, E experts.
+B sequences, T tokens.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from functools import cache
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
 )
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from modbench.errors import FAULTS, UserError
-from modbench.ledger import Workload
 from modbench.model.context import Context
-from modbench.plan.memory_trace import Live
+from modbench.model.kv_cache import Cache
 from modbench.routing.build import RoutedDecoder
-from modbench.routing.expert_bank import ExpertBank
 from modbench.routing.plugin_fault import raised
-from modbench.routing.plugin_validation import ledger_of
-from modbench.routing.registry import build_router
 
 #: ``float32``: everything. ``autocast``: float32 weights and residual stream, matmuls in bfloat16.
 #: ``bfloat16``: weights and residual stream.
@@ -39,29 +36,42 @@ Compute = Literal["float32", "autocast", "bfloat16"]
 #: The device whose kernels are assumed.
 Kernels = Literal["gpu", "cpu"]
 
-#: Tokens up to which the loss is run; beyond, it is extrapolated.
-_ROWS = 2**15
-
 _IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Footprint:
-    """Bytes of one layer in a training step."""
+class Live(TorchDispatchMode):
+    """Bytes of storages allocated inside: ``now`` and ``peak``. Tensors in ``before`` and their
+    gradients exist before and do not count."""
 
-    stream: int  #: the layer's input
-    kept: int  #: other tensors kept for the backward pass
-    copies: int  #: weights in another dtype kept for the backward pass
-    working: int  #: largest temporary use by its forward and backward pass, on top of the above
+    def __init__(self, before: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        before = list(before)
+        gradients = [tensor.grad for tensor in before if tensor.is_leaf and tensor.grad is not None]
+        # Holding them keeps their addresses from being used again.
+        self._before = [tensor.untyped_storage() for tensor in (*before, *gradients)]
+        self._known = {storage._cdata for storage in self._before}
 
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return out
 
-@dataclass(frozen=True, kw_only=True)
-class Outside:
-    """Bytes of embedding, last norm, head and loss. ``peak``: their largest use; ``stays``: held while
-    the layers run backward, which are the tokens and the gradient of a tied head."""
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._freed, key, size)
 
-    peak: int
-    stays: int
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
 
 
 class _Device(TorchFunctionMode):
@@ -88,7 +98,7 @@ class _FusedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+        ctx: Any, x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None
     ) -> Tensor:
         rows = x.shape[: x.dim() - len(shape)]
         ctx.save_for_backward(x, x.new_empty(rows, dtype=torch.float32), weight)
@@ -101,13 +111,15 @@ class _FusedNorm(torch.autograd.Function):
 
 
 @contextmanager
-def fake_tensors(router: str, kernels: Kernels) -> Iterator[None]:
-    """Context in which tensors have no values.
+def _without_values(router: str, kernels: Kernels, dtype: torch.dtype) -> Iterator[None]:
+    """Context in which tensors have no values and new weights are of ``dtype``.
 
     Raises:
         UserError: the layers of ``router`` need values, or fail.
     """
+    before = torch.get_default_dtype()
     try:
+        torch.set_default_dtype(dtype)
         with FakeTensorMode(), _Device(kernels):
             yield
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
@@ -119,155 +131,87 @@ def fake_tensors(router: str, kernels: Kernels) -> Iterator[None]:
         raise
     except FAULTS as error:
         raise UserError(f"router '{router}' {raised(error, 'a pass without values')}") from error
-
-
-@contextmanager
-def default_dtype(compute: Compute) -> Iterator[None]:
-    """Context in which new weights have the dtype of ``compute``."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if compute == "bfloat16" else torch.float32)
-    try:
-        yield
     finally:
         torch.set_default_dtype(before)
 
 
-class Steps:
-    """Training steps of ``decoder`` on sequences of ``length`` tokens; each expert bank is divided over
-    ``expert_parallel`` GPUs."""
+def _on_device(forward: Callable[..., Any], kernels: Kernels) -> Callable[..., Any]:
+    """Torch leaves function modes out of a backward pass, where checkpointed layers run again."""
 
-    def __init__(
-        self,
-        decoder: RoutedDecoder,
-        length: int,
-        *,
-        compute: Compute,
-        kernels: Kernels = "gpu",
-        expert_parallel: int = 1,
-    ) -> None:
-        self._decoder, self._length = decoder, length
-        self.compute, self._kernels, self._divided = compute, kernels, expert_parallel
-        #: For each layer, the first layer of the same kind.
-        self.kinds = _kinds(decoder, length)
+    def run(*args: Any) -> Any:
+        with _Device(kernels):
+            return forward(*args)
 
-    def layer(self, number: int, sequences: int) -> Footprint:
-        """The layer at depth ``number``.
-
-        Raises:
-            UserError: it needs values.
-        """
-        config = self._decoder.config
-        with fake_tensors(self._decoder.router.name, self._kernels):
-            with default_dtype(self.compute):
-                layer = self._decoder.router.build_layer(config, number).train()
-                divide_experts(layer, self._divided)
-                x_BTD = torch.empty(sequences, self._length, config.width, requires_grad=True)
-            live, context = Live(_with_gradients(layer), [x_BTD]), Context()
-            with live:
-                with self._autocast():
-                    y_BTD = layer(x_BTD, context)
-                roots: list[Any] = [torch.autograd.graph.get_gradient_edge(y_BTD)]
-                shape, dtype = y_BTD.shape, y_BTD.dtype
-                del y_BTD
-                copies, kept = live.copies, live.now - live.copies
-                gradients: list[Tensor | None] = [torch.empty(shape, dtype=dtype)]
-                losses = context.trace.auxiliary_loss()
-                if isinstance(losses, Tensor) and losses.requires_grad:
-                    roots.append(losses)
-                    gradients.append(None)
-                torch.autograd.backward(roots, gradients)
-            stream = x_BTD.untyped_storage().nbytes()
-        working = max(0, live.peak - kept - copies)
-        return Footprint(stream=stream, kept=kept, copies=copies, working=working)
-
-    def outside(self, sequences: int) -> Outside:
-        """Everything but the layers, with the loss of `modbench.train.loop.training_step`."""
-        rows = sequences * self._length
-        if rows <= _ROWS:
-            return self._outside(rows)
-        # The loss runs in parts: beyond several of them, memory is linear in the rows.
-        half, full = self._outside(_ROWS // 2), self._outside(_ROWS)
-        extra = (rows - _ROWS) / (_ROWS - _ROWS // 2)
-        return Outside(
-            peak=full.peak + round((full.peak - half.peak) * extra),
-            stays=full.stays + round((full.stays - half.stays) * extra),
-        )
-
-    @cache  # noqa: B019
-    def _outside(self, rows: int) -> Outside:
-        config = self._decoder.config
-        with fake_tensors(self._decoder.router.name, self._kernels):
-            with default_dtype(self.compute):
-                # An untied head: fake tensors do not accumulate a tied one's gradient in place.
-                shell = RoutedDecoder(
-                    replace(config, layers=1, tied_head=False), build_router("vanilla")
-                ).train()
-            shell.layers = nn.ModuleList()
-            tokens_BT = torch.zeros(1, rows, dtype=torch.long)
-            live = Live(_with_gradients(shell))
-            with live:
-                inputs_BT, targets_BT = tokens_BT.clone(), tokens_BT.clone()
-                with self._autocast():
-                    loss = shell.loss(inputs_BT, targets_BT, Context())
-                loss.backward()
-            weight = shell.embedding.weight.untyped_storage().nbytes()
-            stays = 2 * tokens_BT.untyped_storage().nbytes() + (weight if config.tied_head else 0)
-        return Outside(peak=live.peak, stays=stays)
-
-    def _autocast(self) -> Any:
-        on = self.compute == "autocast"
-        return torch.autocast("cpu", torch.bfloat16) if on else nullcontext()
+    return run
 
 
-def _with_gradients(module: nn.Module) -> list[Tensor]:
-    """The parameters, each with a gradient: that of an earlier micro-batch."""
-    parameters = list(module.parameters())
-    for parameter in parameters:
-        parameter.grad = torch.empty_like(parameter)
-    return list(parameters)
-
-
-def divide_experts(layer: nn.Module, among: int) -> None:
-    """Keep in each bank of ``layer`` the experts of one of ``among`` GPUs, with the rows that all GPUs
-    send them; under even routing the number of rows stays the same.
+def training_activations(
+    decoder: RoutedDecoder,
+    sequences: int,
+    length: int,
+    *,
+    compute: Compute,
+    kernels: Kernels = "gpu",
+    checkpoint: bool = False,
+) -> int:
+    """Peak bytes of a training step that accumulates gradients, in addition to weights, gradients and
+    optimizer states.
 
     Raises:
-        UserError: ``among`` does not divide the experts.
+        UserError: the router's layers need values.
     """
-    if among == 1:
-        return
-    for bank in layer.modules():
-        if not isinstance(bank, ExpertBank):
-            continue
-        if bank.experts % among:
-            raise UserError(
-                f"expert_parallel is {among} with {bank.experts} experts; it must divide the experts"
-            )
-        bank.experts //= among
-        bank.up = nn.Parameter(bank.up.detach()[: bank.experts].clone())
-        bank.down = nn.Parameter(bank.down.detach()[: bank.experts].clone())
-        _take_all_rows(bank, among)
+    dtype = torch.bfloat16 if compute == "bfloat16" else torch.float32
+    with _without_values(decoder.router.name, kernels, dtype):
+        model = RoutedDecoder(decoder.config, decoder.router).train()
+        for layer in model.layers:
+            layer.forward = _on_device(layer.forward, kernels)
+        weights = list(model.parameters())
+        for weight in weights:
+            if weight.requires_grad:
+                weight.grad = torch.empty_like(weight)
+        tokens_BT = torch.zeros(sequences, length, dtype=torch.long)
+        live, context = Live(weights), Context(checkpoint=checkpoint)
+        with live:
+            inputs_BT, targets_BT = tokens_BT.clone(), tokens_BT.clone()
+            with torch.autocast("cpu", torch.bfloat16, enabled=compute == "autocast"):
+                loss = model.loss(inputs_BT, targets_BT, context)
+            (loss + context.trace.auxiliary_loss()).backward()
+    return live.peak
 
 
-def _take_all_rows(bank: ExpertBank, among: int) -> None:
-    whole = bank.forward
+@dataclass(frozen=True, kw_only=True)
+class InferenceMemory:
+    """Bytes at the peak of a prefill: weights, KV cache, temporary tensors."""
 
-    def forward(rows_ND: Tensor, counts: Sequence[int] | None) -> Tensor:
-        if counts is not None:
-            counts = [sum(counts[e : e + among]) for e in range(0, len(counts), among)]
-        return whole(rows_ND, counts)
+    parameters: int
+    cache: int
+    working: int
 
-    bank.forward = forward  # type: ignore[assignment, method-assign]
+    @property
+    def total(self) -> int:
+        return self.parameters + self.cache + self.working
 
 
-def _kinds(decoder: RoutedDecoder, length: int) -> list[int]:
-    """Layers are of one kind if their FLOPs and the shapes of their parameters are equal."""
-    first: dict[Any, int] = {}
-    kinds: list[int] = []
-    workload = Workload.uniform(1, length, "train")
-    for number, layer in enumerate(decoder.layers):
-        ledger = ledger_of(decoder.router, layer, number, workload)  # type: ignore[arg-type]
-        spent = frozenset((component, direction, flops) for (_, component, direction), flops in ledger)
-        shapes = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
-        kinds.append(first.setdefault((type(layer), spent, shapes), number))
-    return kinds
+def inference_memory(
+    decoder: RoutedDecoder, sequences: int, length: int, *, bfloat16: bool, kernels: Kernels = "gpu"
+) -> InferenceMemory:
+    """The prefill of ``sequences`` prompts of ``length`` tokens, in bfloat16 or float32, with nominal
+    routing.
+
+    Raises:
+        UserError: the router's layers need values.
+    """
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    with _without_values(decoder.router.name, kernels, dtype), torch.no_grad():
+        model = RoutedDecoder(decoder.config, decoder.router).eval()
+        weights = list(model.parameters())
+        tokens_BT = torch.zeros(sequences, length, dtype=torch.long)
+        live, cache = Live([*weights, tokens_BT]), Cache(sequences)
+        with live:
+            model(tokens_BT, Context(selection="causal", cache=cache, logits="last"))
+        kept = cache.bytes
+    return InferenceMemory(
+        parameters=sum(weight.numel() * weight.element_size() for weight in weights),
+        cache=kept,
+        working=live.peak - kept,
+    )

@@ -41,15 +41,17 @@ def described_gpu(name: str, peak_tflops: float | None = None, memory_gb: float 
     for field_name, value in (("peak_tflops", peak_tflops), ("memory_gb", memory_gb)):
         if value is not None and not 0 < value < inf:
             raise UserError(f"{field_name} is {value}; it must be above 0 and finite")
+    flops = None if peak_tflops is None else peak_tflops * 1e12
+    memory = None if memory_gb is None else round(memory_gb * 1e9)
     known = GPUS.get(name.lower())
-    if known is None and (peak_tflops is None or memory_gb is None):
+    if known is not None:
+        return Gpu(name=known.name, flops=flops or known.flops, memory=memory or known.memory)
+    if flops is None or memory is None:
         raise UserError(
             f"GPU '{name}' is not known; {known_names(name.lower(), GPUS)}; for another GPU give both "
             "peak_tflops and memory_gb"
         )
-    flops = known.flops if peak_tflops is None and known else (peak_tflops or 0) * 1e12
-    memory = known.memory if memory_gb is None and known else round((memory_gb or 0) * 1e9)
-    return Gpu(name=known.name if known else name, flops=flops, memory=memory)
+    return Gpu(name=name, flops=flops, memory=memory)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Memory of one GPU in a training step, from shapes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Literal
@@ -8,15 +8,16 @@ from typing import Literal
 from torch import Tensor
 
 from modbench.errors import UserError
-from modbench.plan.activations import Compute, Kernels, Steps
-from modbench.plan.search import largest
+from modbench.plan.activations import Compute, Kernels, training_activations
+from modbench.plan.solver import largest
 from modbench.routing.build import RoutedDecoder
-from modbench.routing.expert_bank import ExpertBank
 
 #: Bytes per parameter of weights, gradients and optimizer. ``fp32``: float32 weights under autocast and
 #: AdamW's two moments, as `modbench.train.loop`. ``bf16``: bfloat16 weights and gradients, and float32
 #: weights and moments in the optimizer.
 STATES: Mapping[str, tuple[int, int, int]] = {"fp32": (4, 4, 8), "bf16": (2, 2, 12)}
+#: Tokens up to which a step is run; beyond, its memory is extrapolated.
+_ROWS = 2**13
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,29 +30,13 @@ class Recipe:
 
     state: Literal["fp32", "bf16"] = "fp32"
     shard: int = 1  #: GPUs that share parameters, gradients and optimizer (FSDP, ZeRO-3)
-    expert_parallel: int = 1  #: GPUs that the experts of each layer are divided over
     checkpoint: bool = False  #: keep only the input of each layer and recompute the rest
     micro_batch: int = 1  #: sequences per GPU
 
     def __post_init__(self) -> None:
-        for name in ("shard", "expert_parallel", "micro_batch"):
+        for name in ("shard", "micro_batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        larger, smaller = max(self.shard, self.expert_parallel), min(self.shard, self.expert_parallel)
-        if larger % smaller:
-            raise UserError(
-                f"shard is {self.shard} and expert_parallel {self.expert_parallel}; one must divide "
-                "the other"
-            )
-
-    def fits_on(self, gpus: int) -> None:
-        """
-        Raises:
-            UserError: ``shard`` or ``expert_parallel`` does not divide ``gpus``.
-        """
-        for name in ("shard", "expert_parallel"):
-            if gpus % getattr(self, name):
-                raise UserError(f"{name} is {getattr(self, name)} of {gpus} gpus; it must divide them")
 
     @property
     def compute(self) -> Compute:
@@ -70,16 +55,12 @@ class Memory:
     optimizer: int
     #: gathered from shards: the layer at work, a prefetched one, and a layer's gradients
     gathered: int
-    copies: int  #: weights in another dtype kept for the backward pass, such as autocast's
-    activations: int  #: kept by the layers for the backward pass
-    logits: int  #: peak of embedding, head and loss
-    #: largest temporary use by a layer, with the tokens and the gradient of a tied head
-    working: int
+    #: everything else: kept for the backward pass, copies of weights in another dtype, temporary
+    activations: int
 
     @property
     def total(self) -> int:
-        """``logits`` and ``working`` are never held at once: the larger counts."""
-        return sum(getattr(self, field.name) for field in fields(self)) - min(self.logits, self.working)
+        return sum(getattr(self, field.name) for field in fields(self))
 
 
 class Measured:
@@ -93,82 +74,49 @@ class Measured:
         kernels: Kernels = "gpu",
         compute: Compute | None = None,
     ) -> None:
-        """``compute``: by default that of the recipe.
-
-        Raises:
-            UserError: the experts can't be divided over ``recipe.expert_parallel`` GPUs.
-        """
-        self._recipe = recipe
-        banks = [part for part in decoder.modules() if isinstance(part, ExpertBank)]
-        if recipe.expert_parallel > 1 and not banks:
-            raise UserError(
-                f"expert_parallel is {recipe.expert_parallel} and router '{decoder.router.name}' "
-                "has no bank of experts; leave it at 1"
-            )
-        self._steps = Steps(
-            decoder,
-            length,
-            compute=compute or recipe.compute,
-            kernels=kernels,
-            expert_parallel=recipe.expert_parallel,
-        )
-        divided = recipe.expert_parallel
-        experts = {id(weight) for bank in banks for weight in bank.parameters()}
-
-        def held(weights: Sequence[Tensor]) -> int:
-            in_experts = sum(weight.numel() for weight in weights if id(weight) in experts)
-            others = sum(weight.numel() for weight in weights) - in_experts
-            # Of the GPUs in a shard, ``divided`` hold different experts already.
-            return -(-others // recipe.shard) - (-in_experts // max(recipe.shard, divided))
-
-        weights = list(decoder.parameters())
-        self._held = held(weights)
+        """``compute``: by default that of the recipe."""
+        self._decoder, self._length, self._recipe = decoder, length, recipe
+        self._kernels: Kernels = kernels
+        self._compute = compute or recipe.compute
+        weights, shard = list(decoder.parameters()), recipe.shard
+        self._held = -(-_elements(weights) // shard)
         # A frozen weight has neither gradient nor optimizer state.
-        self._learned = held([weight for weight in weights if weight.requires_grad])
+        self._learned = -(-_elements(weight for weight in weights if weight.requires_grad) // shard)
         self._gathered = 0
-        if recipe.shard == 1:
-            return
-        most = 0
-        for layer in decoder.layers:
-            own = sum(w.numel() for w in layer.parameters() if id(w) not in experts)
-            if recipe.shard > divided:
-                own += sum(w.numel() for w in layer.parameters() if id(w) in experts) // divided
-            most = max(most, own)
-        of_layers = sum(weight.numel() for weight in decoder.layers.parameters())
-        outside = sum(weight.numel() for weight in weights) - of_layers
-        # In bfloat16: two layers, the gradients of one, and everything outside the layers.
-        self._gathered = 2 * (3 * most + outside)
+        if shard > 1:
+            largest_layer = max(_elements(layer.parameters()) for layer in decoder.layers)
+            outside = _elements(weights) - _elements(decoder.layers.parameters())
+            # In bfloat16: two layers, the gradients of one, and everything outside the layers.
+            self._gathered = 2 * (3 * largest_layer + outside)
 
-    @cache  # noqa: B019
     def memory(self, sequences: int) -> Memory:
         """At a micro-batch of ``sequences``."""
-        outside = self._steps.outside(sequences)
-        kinds = {number: self._steps.layer(number, sequences) for number in set(self._steps.kinds)}
-        activations = copies = cast = peak = 0
-        for number in self._steps.kinds:
-            layer, working = kinds[number], kinds[number].working
-            activations += layer.stream
-            cast += layer.copies
-            if self._recipe.checkpoint:
-                working += layer.kept + layer.copies
-            else:
-                activations += layer.kept
-                copies += layer.copies
-            # While a layer runs backward, what later layers kept is freed.
-            peak = max(peak, activations + copies + working)
-        if self._steps.compute == "autocast":
-            # Autocast holds all weights that it cast until the forward pass ends.
-            peak = max(peak, activations + cast)
         weights, gradients, optimizer = STATES[self._recipe.state]
         return Memory(
             parameters=self._held * weights,
             gradients=self._learned * gradients,
             optimizer=self._learned * optimizer,
             gathered=self._gathered,
-            copies=copies,
-            activations=activations,
-            logits=outside.peak,
-            working=outside.stays + peak - activations - copies,
+            activations=self._activations(sequences),
+        )
+
+    def _activations(self, sequences: int) -> int:
+        """Beyond `_ROWS` tokens they are linear in the number of sequences."""
+        most = max(2, _ROWS // self._length)
+        if sequences <= most:
+            return self._run(sequences)
+        half, full = self._run(most // 2), self._run(most)
+        return full + round((full - half) / (most - most // 2) * (sequences - most))
+
+    @cache  # noqa: B019
+    def _run(self, sequences: int) -> int:
+        return training_activations(
+            self._decoder,
+            sequences,
+            self._length,
+            compute=self._compute,
+            kernels=self._kernels,
+            checkpoint=self._recipe.checkpoint,
         )
 
     def largest_micro_batch(self, room: int) -> int:
@@ -179,3 +127,7 @@ class Measured:
         # Almost linear in the micro-batch.
         guess = 1 + (room - one) // max(1, self.memory(2).total - one)
         return largest(lambda sequences: self.memory(sequences).total <= room, guess)
+
+
+def _elements(weights: Iterable[Tensor]) -> int:
+    return sum(weight.numel() for weight in weights)

@@ -21,15 +21,15 @@ class Scheme:
     """The run of one scheme, with nominal routing; FLOPs are in the plan's convention. ``dense_flops``:
     those of the dense model of the same shape on the same tokens."""
 
-    name: str
+    router: str
     model: ModelConfig
     parameters: int
     active_parameters: int
     tokens: int
     steps: int
-    forward_per_token: float
-    training_per_token: float
-    flops: int
+    forward_flops_per_token: float
+    training_flops_per_token: float
+    training_flops: int
     dense_flops: int
     days: float
     memory: Memory
@@ -37,7 +37,7 @@ class Scheme:
 
     @property
     def ratio_to_dense(self) -> float:
-        return self.flops / self.dense_flops
+        return self.training_flops / self.dense_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,8 @@ def plan(
     """
     if not routers:
         raise UserError("a plan needs one router or more; for example vanilla and mod")
-    recipe.fits_on(cluster.gpus)
+    if cluster.gpus % recipe.shard:
+        raise UserError(f"shard is {recipe.shard} of {cluster.gpus} gpus; it must divide them")
     at_once = cluster.gpus * recipe.micro_batch * size.sequence
     batch = at_once if batch is None else batch
     if batch < 1 or batch % at_once:
@@ -145,15 +146,16 @@ def _scheme(
     flops = spent_on(tokens, of_sequence, sequence)
     measured = Measured(routed, sequence, recipe)
     return Scheme(
-        name=name,
+        router=name,
         model=size.model,
         parameters=routed.parameter_count("total"),
         active_parameters=routed.parameter_count("active"),
         tokens=tokens,
         steps=-(-tokens // batch),
-        forward_per_token=convention_flops(routed, Workload.uniform(1, sequence), convention) / sequence,
-        training_per_token=of_sequence / sequence,
-        flops=flops,
+        forward_flops_per_token=convention_flops(routed, Workload.uniform(1, sequence), convention)
+        / sequence,
+        training_flops_per_token=of_sequence / sequence,
+        training_flops=flops,
         dense_flops=spent_on(tokens, convention_flops(dense, training, convention), sequence),
         days=cluster.days(flops),
         memory=measured.memory(recipe.micro_batch),

@@ -17,7 +17,6 @@ from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import Size
-from modbench.plan.search import largest
 from modbench.routing.registry import build_router, preset_options
 
 #: A shape that uses a smaller share of the budget is not accepted, if there is another.
@@ -26,27 +25,13 @@ USED = 0.99
 _STEPS = 512
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Solution:
-    """A shape that spends ``flops`` <= ``budget`` on ``tokens``; ``share`` is flops / budget."""
+    """A shape that spends ``flops`` on ``tokens``."""
 
-    router: str
-    model: ModelConfig
-    sequence: int
+    size: Size
     tokens: int
     flops: int
-    budget: int
-    parameters: int
-    active_parameters: int
-    flops_per_token: float
-
-    @property
-    def share(self) -> float:
-        return self.flops / self.budget
-
-    @property
-    def size(self) -> Size:
-        return Size(model=self.model, sequence=self.sequence)
 
 
 def spent_on(tokens: int, of_sequence: int, sequence: int) -> int:
@@ -81,30 +66,19 @@ def solve(
         raise UserError(f"tokens is {tokens}; it must be 1 or more")
     if not 0 < tokens_per_parameter < inf:
         raise UserError(f"tokens_per_parameter is {tokens_per_parameter}; it must be above 0 and finite")
-    family = _Family(router, options, base, convention)
+    family, sequence = _Family(router, options, base, convention), base.sequence
 
     def cost(model: ModelConfig) -> int:
-        flops, _, active = family.read(model)
+        flops, active = family.read(model)
         if tokens is not None:
-            return spent_on(tokens, flops, base.sequence)
-        return max(flops, ceil(flops * active * Fraction(tokens_per_parameter) / base.sequence))
+            return spent_on(tokens, flops, sequence)
+        return max(flops, ceil(flops * active * Fraction(tokens_per_parameter) / sequence))
 
     each = f"{tokens_per_parameter:g} tokens for each active parameter"
     model = _search(family, cost, budget, each if tokens is None else f"{tokens:,} tokens")
-    flops, parameters, active = family.read(model)
-    if tokens is None:
-        tokens = budget // flops * base.sequence
-    return Solution(
-        router=router,
-        model=model,
-        sequence=base.sequence,
-        tokens=tokens,
-        flops=spent_on(tokens, flops, base.sequence),
-        budget=budget,
-        parameters=parameters,
-        active_parameters=active,
-        flops_per_token=flops / base.sequence,
-    )
+    flops, _ = family.read(model)
+    seen = budget // flops * sequence if tokens is None else tokens
+    return Solution(Size(model=model, sequence=sequence), seen, spent_on(seen, flops, sequence))
 
 
 class _Family:
@@ -141,11 +115,11 @@ class _Family:
                 return model
         raise refused[0]
 
-    def _read(self, model: ModelConfig) -> tuple[int, int, int]:
-        """FLOPs of one sequence, parameters, active parameters."""
+    def _read(self, model: ModelConfig) -> tuple[int, int]:
+        """FLOPs of one sequence, active parameters."""
         decoder = meta_decoder(self.router, self.options, model)
         flops = convention_flops(decoder, self.load, self.convention)
-        return flops, decoder.parameter_count("total"), decoder.parameter_count("active")
+        return flops, decoder.parameter_count("active")
 
     def shape(self, heads: int, layers: int, mlp_width: int) -> ModelConfig:
         model = self.base.model
@@ -167,13 +141,14 @@ class _Family:
         groups = round(heads * self.base.model.head_width / self.aspect / self.period)
         return max(self.fewest, groups * self.period)
 
-    def mlp_width(self, heads: int) -> int:
+    def mlp_steps(self, heads: int) -> int:
+        """Number of steps of the MLP width that follows the base's ratio."""
         width = heads * self.base.model.head_width
-        return max(1, round(width * self.ratio / self.step)) * self.step
+        return max(1, round(width * self.ratio / self.step))
 
     def like_base(self, number: int) -> ModelConfig:
         heads = self.heads(number)
-        return self.shape(heads, self.layers(heads), self.mlp_width(heads))
+        return self.shape(heads, self.layers(heads), self.mlp_steps(heads) * self.step)
 
     def drift(self, model: ModelConfig) -> float:
         """Distance of ``model`` from the base's proportions."""
@@ -188,10 +163,12 @@ def _search(family: _Family, cost: Cost, limit: int, what: str) -> ModelConfig:
     """The shape closest to the base's proportions whose cost is just below ``limit``."""
     least = family.shape(1, family.fewest, family.step)
     if cost(least) > limit:
+        up = 10 ** max(0, len(str(cost(least))) - 4)  # to four digits, so that what is printed suffices
         raise UserError(
             f"the budget is too small for '{family.router}' on {what}: the smallest shape is "
-            f"{_shape(least)}, and takes {_above(cost(least))} FLOPs; raise the budget, or take fewer "
-            "tokens or a base with narrower heads, a shorter sequence or a smaller vocabulary"
+            f"{least.layers} layers, width {least.width}, MLP width {least.hidden}, and takes "
+            f"{-(-cost(least) // up) * up:.3e} FLOPs; raise the budget, or take fewer tokens or a base "
+            "with narrower heads, a shorter sequence or a smaller vocabulary"
         )
     # Costs grow with the cube of the width, or its sixth power if tokens grow with it.
     guess = round((limit / cost(least)) ** 0.2)
@@ -215,7 +192,7 @@ def _widest(family: _Family, cost: Cost, heads: int, layers: int, limit: int) ->
     def at(steps: int) -> int:
         return cost(family.shape(heads, layers, steps * family.step))
 
-    usual = family.mlp_width(heads) // family.step
+    usual = family.mlp_steps(heads)
     one, two, three = at(1), at(1 + usual), at(1 + 2 * usual)
     if one > limit:
         return
@@ -228,11 +205,19 @@ def _widest(family: _Family, cost: Cost, heads: int, layers: int, limit: int) ->
     yield family.shape(heads, layers, steps * family.step)
 
 
-def _shape(model: ModelConfig) -> str:
-    return f"{model.layers} layers, width {model.width}, MLP width {model.hidden}"
-
-
-def _above(flops: int) -> str:
-    """``flops`` to four digits, rounded up, so that the printed budget suffices."""
-    digits = max(0, len(str(flops)) - 4)
-    return f"{-(-flops // 10**digits) * 10**digits:.3e}"
+def largest(holds: Callable[[int], bool], guess: int) -> int:
+    """The largest n >= 1 for which ``holds(n)``, or 0. ``holds`` must be true up to some n and false
+    above it. The search starts at ``guess``, since ``holds`` may be slow."""
+    low, high, step = 0, max(1, guess), 1
+    if holds(high):
+        while holds(high + step):
+            high, step = high + step, step * 2
+        low, high = high, high + step
+    else:
+        while high > step and not holds(high - step):
+            high, step = high - step, step * 2
+        low = max(0, high - step)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low

@@ -1,5 +1,5 @@
-"""What a model runs, profiled, is what its closed form says, to the integer: each layer's each
-component, each direction, under each convention; and profiling leaves no trace.
+"""What a model runs, profiled, is what its closed form says, to the integer, in each direction under
+each convention; and profiling leaves no trace.
 
 B sequences, T tokens, V vocabulary.
 """
@@ -21,7 +21,7 @@ from modbench.accounting import hugging_face
 from modbench.accounting.count import Counted, count
 from modbench.accounting.families import family_ledger
 from modbench.errors import UserError
-from modbench.ledger import Ledger, Phase, Workload
+from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
 from modbench.model.config import ModelConfig
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
@@ -39,12 +39,16 @@ LOADS: list[tuple[Phase, int, int, int]] = [
 ]
 
 
-def entries(ledger: Ledger) -> dict:
-    return {key: flops for key, flops in ledger if flops.full}
+def by_direction(ledger: Ledger) -> dict:
+    return {
+        (convention, direction): ledger.total(convention, direction)
+        for convention in CONVENTIONS
+        for direction in ("forward", "backward", "recompute")
+    }
 
 
 def assert_same(counted: Counted, closed: Ledger) -> None:
-    assert entries(counted.ledger) == entries(closed)
+    assert by_direction(counted.ledger) == by_direction(closed)
     assert closed.total("full") == counted.total > 0
     assert closed.total("model") == counted.total_model
     assert closed.total("executed") == counted.executed
@@ -62,7 +66,7 @@ def small(name: str = "llama", device: str = "cpu") -> Any:
     return hugging_face.build(CONFIGS[name], device)
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.full), "meta"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_closed_form_is_what_the_model_runs(name: str, device: str) -> None:
     model = small(name, device)
@@ -73,7 +77,9 @@ def test_the_closed_form_is_what_the_model_runs(name: str, device: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name", ["Mixtral-8x7B", *(pytest.param(name, marks=pytest.mark.full) for name in PUBLISHED)]
+)
 def test_published_sizes_are_counted_on_meta(name: str) -> None:
     for phase, tokens, past in [("train", 1000, 0), ("decode", 1, 1000)]:
         counted = count(PUBLISHED[name], (2, tokens), phase=phase, past=past)  # type: ignore[arg-type]
@@ -137,7 +143,7 @@ def configs(draw: st.DrawFn) -> Config:
 
 
 @settings(
-    max_examples=40,
+    max_examples=12,
     deadline=None,
     database=None,
     derandomize=True,
@@ -172,23 +178,9 @@ def test_a_config_comes_as_a_dict_a_path_or_a_config_object(tmp_path: Path) -> N
     assert given_dict.per_token == given_dict.total / 18
 
 
-def test_inputs_come_as_a_shape_as_tokens_or_as_keyword_tensors() -> None:
+def test_inputs_come_as_a_shape_or_as_tokens() -> None:
     model, tokens_BT = small(), torch.randint(101, (2, 9))
-    by_shape = count(model, (2, 9), phase="train")
-    assert count(model, tokens_BT, phase="train") == by_shape
-    assert count(model, {"input_ids": tokens_BT, "labels": tokens_BT}, phase="train") == by_shape
-
-
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("name", ["llama", "qwen2-window"])
-def test_the_model_needs_what_a_padding_mask_lets_through(name: str, device: str) -> None:
-    mask_BT = torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
-    inputs = {"input_ids": torch.zeros(2, 9, dtype=torch.long), "attention_mask": mask_BT}
-    counted = count(small(name, device), inputs)
-    nine, five = (count(CONFIGS[name], (1, length)) for length in (9, 5))
-    needed = [one.ledger.by_component("model")["attention.scores"] for one in (nine, five)]
-    assert counted.ledger.by_component("model")["attention.scores"] == sum(needed)
-    assert counted.total == count(CONFIGS[name], (2, 9)).total
+    assert count(model, tokens_BT, phase="train") == count(model, (2, 9), phase="train")
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -255,8 +247,9 @@ def test_checkpointing_is_executed_and_not_needed(device: str) -> None:
     enable = getattr(model, "activation_checkpointing_enable", None)  # its name in later versions
     (enable or model.gradient_checkpointing_enable)()
     again = count(model, (2, 9), phase="train")
-    assert entries(again.ledger) == entries(usual.ledger)
-    body = sum(f.executed for (layer, _, to), f in usual.ledger if layer >= 0 and to == "forward")
+    assert (again.total, again.total_model) == (usual.total, usual.total_model)
+    closed = family_ledger(CONFIGS["llama"], Workload.uniform(2, 9, "train"))
+    body = sum(f.executed for (layer, _, to), f in closed if layer >= 0 and to == "forward")
     # Of each layer all but its last matmul is run again, whose result the backward pass doesn't need.
     last = 3 * 2 * (2 * 9) * 80 * 48
     assert again.executed == usual.executed + body - last
@@ -270,15 +263,10 @@ def test_attention_that_is_written_out_needs_its_square() -> None:
     assert counted.total_model == counted.total == closed.total("full") > closed.total("model")
 
 
-def test_a_model_that_meta_can_not_run_is_built_on_the_cpu_while_it_is_small(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_model_that_meta_can_not_run_is_counted_on_the_cpu() -> None:
     config = {**CONFIGS["mixtral"], "model_type": "minimax"}
-    assert count(config, (2, 9)).total == count(hugging_face.build(config, "cpu"), (2, 9)).total > 0
+    assert count(hugging_face.build(config, "cpu"), (2, 9)).total > 0
     with pytest.raises(UserError, match=r"MiniMaxForCausalLM can't run .* meta device .* on a CPU"):
-        count(hugging_face.build(config, "meta"), (2, 9))
-    monkeypatch.setattr("modbench.accounting.count._SMALL", 1000)
-    with pytest.raises(UserError, match="on the meta device"):
         count(config, (2, 9))
 
 
@@ -295,7 +283,6 @@ def built(kind: str, **options: Any) -> Any:
     [
         ({"model_type": "t5"}, "model_type 't5' is no causal .* a closed form: deepseek_v3, gpt2"),
         ({"model_type": "vit"}, "model_type 'vit' is no causal language model"),
-        ({"model_type": "bert"}, "BertLMHeadModel is no causal"),
         ({}, "model_type 'None' is no causal"),
         ({**CONFIGS["llama"], "num_key_value_heads": 4}, "num_key_value_heads, 4, must divide it"),
         ({**CONFIGS["llama"], "hidden_act": "no such"}, "config of model_type 'llama' builds no model"),
@@ -318,17 +305,10 @@ def test_what_is_no_causal_language_model_is_refused(model: Any, sentence: str) 
     [
         ((2, 0), {}, r"inputs are \(2, 0\); give \(sequences, tokens\), each 1 or more"),
         ((2,), {}, r"inputs are \(2,\)"),
-        ("ab", {}, "inputs are str"),
-        ({}, {}, "inputs are dict"),
         (torch.zeros(3, dtype=torch.long), {}, r"inputs are \(3,\)"),
         ((2, 9), {"phase": "trian"}, "phase 'trian' is not known; did you mean 'train'"),
         ((2, 9), {"phase": "train", "past": 3}, "nothing is cached in phase 'train'"),
         ((2, 9), {"past": -1}, r"past \(-1, -1\)"),
-        (
-            {"input_ids": torch.zeros(2, 9, dtype=torch.long), "attention_mask": torch.ones(2, 9)},
-            {"phase": "decode"},
-            "inputs attention_mask: after cached tokens, .* only input_ids",
-        ),
     ],
 )
 def test_inputs_that_can_not_be_are_refused(inputs: Any, options: dict, sentence: str) -> None:

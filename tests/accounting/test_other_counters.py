@@ -4,6 +4,7 @@ off."""
 import json
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,10 @@ sys.path.append(str(Path(__file__).parents[1] / "counting"))
 from counter_case import Work
 from other_counters import fvcore_with_handles
 
+PLAIN = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
+AWKWARD = ModelConfig(
+    vocabulary=301, width=48, layers=3, heads=6, kv_heads=2, mlp="gelu", mlp_width=80, tied_head=False
+)
 MATMULS = ("mm", "bmm", "matmul", "linear", "einsum", "baddbmm", "addmm", "mv", "dot", "conv")
 MIXTRAL = {
     "model_type": "mixtral",
@@ -36,8 +41,11 @@ MIXTRAL = {
 }
 
 
+@pytest.mark.parametrize("shape", [PLAIN, pytest.param(AWKWARD, marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", router_names())
 def test_fvcore_with_handles_counts_what_the_ledger_says(name: str, shape: ModelConfig) -> None:
+    if name == "mixture_of_recursions":  # whose layers must be enough to share
+        shape = replace(shape, layers=4)
     model = build_model(shape, build_router(name)).eval()
     tokens_BT, context = torch.randint(shape.vocabulary, (3, 63)), Context()
     work = Work(run=list, module=Traced(model), inputs=(tokens_BT,))

@@ -121,7 +121,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "plan --router mod --tokens 1B --tokens-per-parameter 7",
             "--tokens-per-parameter needs --budg",
         ),
-        ("plan --router mod --tokens many", "tokens 'many' is not a number"),
+        ("plan --router mod --tokens many", "tokens 'many' is not a whole number"),
         ("plan --router mod --tokens 1B --gpu h1000", "GPU 'h1000' is not known; did you mean 'h100'?"),
         ("plan --router mod --tokens 1B --utilisation 2", "utilisation is 2.0"),
         ("plan --router mod --tokens 1B --gpus 8 --shard 3", "shard is 3 of 8 gpus"),

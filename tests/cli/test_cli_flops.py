@@ -71,14 +71,6 @@ def test_how_flops_were_found_is_stated_in_every_format(
         assert [row["flops_source"] for row in csv.DictReader(rows.splitlines())][-1] == source
 
 
-def test_a_misspelt_key_of_a_config_is_pointed_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "typo.json").write_text('{"model_type": "llama", "hiden_size": 64}')
-    assert main(["flops", "--hf", str(tmp_path / "typo.json")]) == 0
-    assert "key 'hiden_size' is not read; did you mean 'hidden_size'?" in capsys.readouterr().err
-
-
 def test_csv_has_a_row_for_each_component_and_the_total(capsys: pytest.CaptureFixture[str]) -> None:
     table = said(capsys, "--router mod --phase decode --past 9 --sequence 4 --format csv")
     rows = list(csv.DictReader(table.splitlines()))

@@ -210,7 +210,7 @@ def page(answers: dict[str, Answers]) -> str:
 
 
 def differs(fresh: str) -> bool:
-    """Whether the committed table says something else; prints what. Counters and cases that can't be
+    """Return True if the committed table differs; print how. Counters and cases that can't be
     had here are passed over."""
     new = list(csv.DictReader(io.StringIO(fresh)))
     names = list(new[0])

@@ -136,7 +136,7 @@ def _bank(rows: int) -> int:
 EIGHT = {"experts": 8, "top_k": 2}
 DEPTH = {"capacity": 0.125, "every": 2, "causal": "predictor"}
 KEPT = 3  # 12.5 % of 24 tokens
-#: Beside the block that the kept tokens enter: router, and the predictor's two matmuls (hidden: D / 2).
+#: In addition to the block: router, and the predictor's two matmuls (hidden: D / 2).
 CHOICE, WATCH_UP, WATCH_DOWN = mm(N, D, 1), mm(N, D, D // 2), mm(N, D // 2, 1)
 AGAIN_KEPT = (square(B, H, T, T, P) + square(B, H, KEPT, KEPT, P)) // 2
 DENSE = _attention() + _gated(N)

@@ -6,6 +6,7 @@ forward is not asked about the others.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -72,10 +73,12 @@ def _profiler(work: Work) -> int:
 
 
 def _fvcore(work: Work) -> int:
-    from modbench.accounting.other_counters import fvcore_flops
+    from modbench.accounting.other_counters import fvcore_analysis
 
     assert work.module is not None
-    return fvcore_flops(work.module, work.inputs)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return 2 * int(fvcore_analysis(work.module, work.inputs).total())
 
 
 def _shape(value: Any) -> list[int]:

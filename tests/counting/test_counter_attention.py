@@ -300,7 +300,7 @@ def test_a_backward_pass_whose_forward_pass_was_not_counted(backend: SDPBackend,
         for ask in (lambda: counter.total_model, lambda: counter.ledger, lambda: counter.under("model")):
             with pytest.raises(UserError, match="run the forward pass inside"):
                 ask()
-        assert counter.under("full") == sum(counter.by_component.values()) == counter.total
+        assert counter.under("full") == sum(counter.by_op.values()) == counter.total
     else:
         assert counter.total_model == 2 * EACH * SEQUENCES * HEADS * (28 if masked else 49)
 

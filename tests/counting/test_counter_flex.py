@@ -48,7 +48,7 @@ def counted(run: Callable[[], object]) -> FlopCounter:
         (causal, None, 2 * TRIANGLE, 2 * CAUSAL_BLOCKS),
         # Rows 0-127 see block 0, 128-255 blocks 0 and 1, 256-299 block 1 and the last.
         (within_documents, None, 2 * 3 * 5050, 2 * (128 * 128 + 128 * 256 + 44 * 172)),
-        # In the second sequence nobody sees the first ten keys, which 300 to 291 would have.
+        # In the second sequence no query sees the first ten keys, which 300 to 291 would have.
         (shifted, SEQUENCES, 2 * TRIANGLE - (3000 - 45), 2 * CAUSAL_BLOCKS),
     ],
     ids=["causal", "documents", "by-sequence"],

@@ -1,4 +1,4 @@
-"""Ops beside those of a transformer, and transformations of programs: each by hand."""
+"""Ops other than those of a transformer, and transformations of programs: each by hand."""
 
 from collections.abc import Callable
 

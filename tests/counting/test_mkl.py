@@ -87,6 +87,7 @@ def runs():
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("shape", "batch", "tokens"),
     [
@@ -116,6 +117,7 @@ def test_attention_asks_mkl_for_the_blocks_that_are_counted() -> None:
     assert 2 * both == 7 * forward  # the scores once more: 1 + 2.5
 
 
+@pytest.mark.full
 def test_a_routine_that_prints_no_shape_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="the program under MKL failed"):
         executed("def runs(): return {'broken': lambda: 1 / 0}")

@@ -6,6 +6,7 @@ import re
 import tarfile
 import zipfile
 
+import numpy as np
 import pytest
 
 from modbench.data import pypi_corpus, token_data
@@ -171,15 +172,14 @@ def test_prepared_from_a_folder_of_archives(monkeypatch, small_archives, tmp_pat
     data = token_data.prepare(
         config, cache=tmp_path / "cache", archives=small_archives, say=lambda sentence: None
     )
-    heldout = token_data.heldout_documents(config, cache=tmp_path / "cache")
+    heldout = data.tokenizer.decode(data.heldout_N.tolist())
     assert "Out, out, brief candle!" in heldout
     train = data.tokenizer.decode(data.train_N.tolist())
     assert "Words, words, words." in train
     assert "candle" not in train
-    for text in heldout:
-        for chapter in re.findall(r"(?:beginning|writ) (\d+)\.", text):
-            assert f"beginning {chapter}." not in train
-            assert f"writ {chapter}." not in train
+    for chapter in re.findall(r"(?:beginning|writ) (\d+)\.", heldout):
+        assert f"beginning {chapter}." not in train
+        assert f"writ {chapter}." not in train
 
 
 def test_a_corpus_that_is_not_the_pinned_one_is_refused_and_not_kept(small_archives, tmp_path):
@@ -208,6 +208,7 @@ def _source(name: str) -> str:
     return name.rsplit("/", 1)[0] if name.startswith("bible/") else name.split("/")[0]
 
 
+@pytest.mark.full
 @pytest.mark.network
 def test_sizes_and_held_out_shares_are_as_documented(real):
     total, held_out = {}, {}
@@ -225,6 +226,7 @@ def test_sizes_and_held_out_shares_are_as_documented(real):
         assert 0.05 < held_out[source] / size < 0.08, source
 
 
+@pytest.mark.full
 @pytest.mark.network
 def test_real_corpus_has_no_boilerplate_and_no_passage_on_both_sides(real):
     assert len(ARCHIVES) == 4
@@ -239,6 +241,7 @@ def test_real_corpus_has_no_boilerplate_and_no_passage_on_both_sides(real):
     assert not sides[0] & sides[1]
 
 
+@pytest.mark.full
 @pytest.mark.network
 def test_no_held_out_document_is_told_in_the_training_part(real):
     """Runs of 13 words that a held-out document shares with the training text show near-duplicates."""
@@ -254,11 +257,20 @@ def test_no_held_out_document_is_told_in_the_training_part(real):
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("tokenizer", ["bpe", "bytes"])
-def test_real_token_file_is_the_pinned_one(tokenizer, tmp_path, real):
+@pytest.mark.parametrize("tokenizer", [pytest.param("bpe", marks=pytest.mark.full), "bytes"])
+def test_real_token_file_is_the_pinned_one(tokenizer, tmp_path):
     config = DataConfig(tokenizer=tokenizer)
     data = token_data.prepare(
         config, cache=tmp_path, archives=cache_folder() / "archives", say=lambda sentence: None
     )
     assert data.sha256 == token_data.PINNED["pypi-en-v1", tokenizer, config.vocabulary]
-    assert token_data.heldout_documents(config, cache=tmp_path) == [piece.text for piece in real.heldout]
+
+
+@pytest.mark.full
+@pytest.mark.network
+def test_tokens_decode_to_the_real_text(tmp_path, real):
+    archives = cache_folder() / "archives"
+    data = token_data.prepare(DataConfig(), cache=tmp_path, archives=archives, say=lambda sentence: None)
+    ends = np.flatnonzero(data.heldout_N == data.tokenizer.end_of_text) + 1
+    heldout = [data.tokenizer.decode(ids_N) for ids_N in np.split(data.heldout_N, ends)[:-1]]
+    assert heldout == [piece.text for piece in real.heldout]

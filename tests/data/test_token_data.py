@@ -11,7 +11,7 @@ import pytest
 
 from modbench.cli.main import main
 from modbench.data import token_data
-from modbench.data.token_data import DataConfig, heldout_documents, load, prepare, prepare_command
+from modbench.data.token_data import DataConfig, load, prepare, prepare_command
 from modbench.errors import UserError
 
 
@@ -50,17 +50,14 @@ def test_streams_are_the_documents_each_followed_by_end_of_text(prepared):
         assert side.dtype == np.uint16
         assert side[-1] == data.tokenizer.end_of_text
         assert not side.flags.writeable
-    documents = heldout_documents(config, cache=cache)
+    ends = np.flatnonzero(data.heldout_N == data.tokenizer.end_of_text) + 1
+    pieces = np.split(data.heldout_N, ends)[:-1]
+    documents = [data.tokenizer.decode(ids_N.tolist()) for ids_N in pieces]
     assert len(documents) == 10
     assert data.token_bytes_V[data.heldout_N].sum() == sum(len(text.encode()) for text in documents)
     assert data.token_bytes_V.shape == (300,)
     assert data.token_bytes_V[data.tokenizer.end_of_text] == 0
-    assert (
-        data.tokenizer.encode(documents[3])
-        == np.split(data.heldout_N, np.flatnonzero(data.heldout_N == data.tokenizer.end_of_text) + 1)[3][
-            :-1
-        ].tolist()
-    )
+    assert data.tokenizer.encode(documents[3]) == pieces[3][:-1].tolist()
 
 
 def test_a_second_start_reads_no_text(monkeypatch, prepared):

@@ -131,7 +131,7 @@ def test_a_dense_model_worked_out_by_hand() -> None:
 
 
 def test_whole_numbers_of_any_kind_count_as_pythons() -> None:
-    """Small ones of numpy's overflow, and what one load reckoned must not be another's answer."""
+    """Small ones of numpy's overflow, and one workload's cached result must not serve another."""
     small = Workload(lengths=(np.int16(301),), past=[np.int64(3)], phase="decode")
     spent = [
         attention(workload, 0, heads=4, head_width=64)

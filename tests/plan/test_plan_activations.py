@@ -5,7 +5,7 @@ B sequences, T tokens, V vocabulary.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -18,9 +18,8 @@ from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.layer import Layer
-from modbench.plan.activations import Compute, Steps
+from modbench.plan.activations import Compute, Live, training_activations
 from modbench.plan.memory import Measured, Recipe
-from modbench.plan.memory_trace import Live
 from modbench.routing import registry
 from modbench.routing.build import build_model
 from modbench.routing.expert_layer import RoutedExperts
@@ -30,6 +29,10 @@ from modbench.routing.topk import counts_to_host
 
 ROUTERS = ("vanilla", "token_choice", "expert_choice", "mod", "mode_staged", "mode_integrated")
 SEQUENCES, LENGTH = 3, 40
+#: Odd vocabulary, grouped heads, an untied head, a depth that 2 does not divide.
+AWKWARD = ModelConfig(
+    vocabulary=301, width=48, layers=3, heads=6, kv_heads=2, mlp="gelu", mlp_width=80, tied_head=False
+)
 
 
 def real_peak(
@@ -65,6 +68,7 @@ def use_realised_counts(monkeypatch: pytest.MonkeyPatch, context: Context) -> No
     ("compute", "checkpoint"), [("float32", False), ("autocast", False), ("autocast", True)]
 )
 @pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("shape", [AWKWARD])
 def test_peak_is_within_10_percent_of_a_real_step(
     router: str,
     compute: Compute,
@@ -78,18 +82,29 @@ def test_peak_is_within_10_percent_of_a_real_step(
     recipe = Recipe(checkpoint=checkpoint)
     measured = Measured(meta_decoder(router, {}, shape), LENGTH, recipe, "cpu", compute)
     memory = measured.memory(SEQUENCES)
-    states = memory.parameters + memory.gradients + memory.optimizer
-    # Recomputation of a layer is predicted slightly too high: its largest tensors never coexist.
-    assert memory.total - states == pytest.approx(real, rel=0.12 if checkpoint else 0.05)
+    assert memory.activations == pytest.approx(real, rel=0.05)
+
+
+def of_a_layer(router: str, shape: ModelConfig, **options: object) -> int:
+    """Bytes that one more group of two layers adds to the peak."""
+    peaks = (
+        training_activations(
+            meta_decoder(router, options, replace(shape, layers=layers)),
+            SEQUENCES,
+            LENGTH,
+            compute="bfloat16",
+        )
+        for layers in (4, 2)
+    )
+    return next(peaks) - next(peaks)
 
 
 def test_a_dense_layer_by_hand() -> None:
     shape = ModelConfig(vocabulary=64, width=32, layers=2, heads=4, kv_heads=2, mlp_width=48)
-    steps = Steps(meta_decoder("vanilla", {}, shape), LENGTH, compute="bfloat16")
-    layer = steps.layer(0, SEQUENCES)
     width, heads, key_heads, head_width, hidden = 32, 4, 2, 8, 48
     in_bfloat16 = (
-        width  # normalised for attention
+        width  # the stream
+        + width  # normalised for attention
         + (heads + 2 * key_heads) * head_width  # of which the values are a part
         + (heads + key_heads) * head_width  # queries and keys, rotated
         + heads * head_width  # what attention gives
@@ -101,38 +116,24 @@ def test_a_dense_layer_by_hand() -> None:
     in_float32 = 2 + heads  # a scale for each norm, log-sum-exp for each head
     rotation = 2 * 4 * LENGTH * head_width // 2  # cos and sin
     rows = SEQUENCES * LENGTH
-    assert layer.stream == rows * width * 2
-    assert layer.kept == rows * (2 * in_bfloat16 + 4 * in_float32) + rotation
-    assert layer.copies == 0
+    each = rows * (2 * in_bfloat16 + 4 * in_float32) + rotation
+    assert of_a_layer("vanilla", shape) == 2 * each
 
 
-def test_head_and_loss_by_hand() -> None:
-    shape = ModelConfig(vocabulary=5000, width=16, layers=2, heads=2)
-    outside = Steps(meta_decoder("vanilla", {}, shape), LENGTH, compute="bfloat16").outside(SEQUENCES)
-    rows = SEQUENCES * LENGTH
-    assert outside.stays == 2 * 8 * rows + 5000 * 16 * 2
-    # Logits in bfloat16 and float32 and their log-softmax, or their gradients.
-    assert rows * 5000 * (2 + 4) < outside.peak < rows * 5000 * (2 + 4 + 4 + 4)
-
-
-@pytest.mark.parametrize("router", ["token_choice", "expert_choice", "mode_staged"])
-def test_divided_experts_keep_as_much_for_the_same_rows(router: str) -> None:
-    decoder = meta_decoder(router, {}, ModelConfig(vocabulary=64, width=32, layers=2, heads=4))
-    whole, divided = (
-        Steps(decoder, 16, compute="autocast", expert_parallel=n).layer(0, SEQUENCES) for n in (1, 4)
+def test_a_gpus_norm_keeps_less_than_a_cpus() -> None:
+    decoder = meta_decoder("vanilla", {}, AWKWARD)
+    gpu, cpu = (
+        training_activations(decoder, SEQUENCES, LENGTH, compute="bfloat16", kernels=kernels)
+        for kernels in ("gpu", "cpu")  # type: ignore[arg-type]
     )
-    assert divided.kept == whole.kept
-    # bfloat16 copies of 2 experts rather than 8, 3 x 32 x 48 each.
-    assert whole.copies - divided.copies == 6 * 3 * 32 * 48 * 2
-    assert divided.working < whole.working
+    assert gpu < 0.9 * cpu
 
 
 def test_depth_routing_keeps_less() -> None:
     shape = ModelConfig(vocabulary=64, width=32, layers=2, heads=4)
-    steps = Steps(meta_decoder("mod", {"causal": "aux_bce"}, shape), 64, compute="bfloat16")
-    dense, routed = (steps.layer(number, SEQUENCES) for number in (0, 1))
+    dense, routed = of_a_layer("vanilla", shape), of_a_layer("mod", shape, causal="aux_bce")
     # An eighth of the tokens is selected; scores, indices and float32 router inputs are kept too.
-    assert dense.kept / 8 < routed.kept < dense.kept / 3
+    assert (1 + 1 / 8) / 2 < routed / dense < (1 + 1 / 3) / 2
 
 
 class Counting(Layer):
@@ -175,9 +176,8 @@ def _plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_plugin")
 def test_a_plugin_that_uses_counts_to_host_is_planned() -> None:
     shape = ModelConfig(vocabulary=64, width=32, layers=2, heads=4)
-    half = Steps(meta_decoder("by_count", {}, shape), 64, compute="bfloat16").layer(0, 2)
-    dense = Steps(meta_decoder("vanilla", {}, shape), 64, compute="bfloat16").layer(0, 2)
-    assert 0.4 * dense.kept < half.kept < 0.8 * dense.kept
+    half, dense = of_a_layer("by_count", shape), of_a_layer("vanilla", shape)
+    assert 0.4 * dense < half < 0.8 * dense
 
 
 @pytest.mark.usefixtures("_plugin")
@@ -193,6 +193,6 @@ def test_a_plugin_that_uses_counts_to_host_is_planned() -> None:
 )
 def test_a_plugin_that_cannot_run_gets_the_reason(by: str, says: str) -> None:
     shape = ModelConfig(vocabulary=64, width=32, layers=2, heads=4)
-    steps = Steps(meta_decoder("by_count", {"by": by}, shape), 64, compute="bfloat16")
+    decoder = meta_decoder("by_count", {"by": by}, shape)
     with pytest.raises(UserError, match=says):
-        steps.layer(0, 2)
+        training_activations(decoder, 2, 64, compute="bfloat16")

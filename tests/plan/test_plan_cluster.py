@@ -25,27 +25,15 @@ def test_an_amount_is_read_exactly(text: str, value: int) -> None:
     assert amount(text) == value
 
 
-@pytest.mark.parametrize("text", ["1.1e27", "1e400", "10000000000000000T"])
-def test_an_amount_that_no_plan_computes_with_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"is too large; plans go up to 1e27"):
-        amount(text)
-
-
-@pytest.mark.parametrize("text", ["", "B", "many", "nan", "inf", "3 x 4", "1Q"])
-def test_text_that_is_not_a_number_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"^tokens '.*' is not a number; write it as"):
+@pytest.mark.parametrize("text", ["", "many", "nan", "inf", "1Q", "1.5", "1.0000000001B"])
+def test_text_that_is_not_a_whole_number_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"^tokens '.*' is not a whole number; write it as"):
         amount(text, "tokens")
-
-
-@pytest.mark.parametrize("text", ["1.5", "0.0001K", "1.0000000001B"])
-def test_an_amount_is_whole(text: str) -> None:
-    with pytest.raises(UserError, match=r"^budget '.*' is not a whole number; write one$"):
-        amount(text, "budget")
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1_240_000_000, "1.24B"), (999_600, "1M"), (12, "12"), (1.05e12, "1.05T"), (3e15, "3e+15")],
+    [(1_240_000_000, "1.24B"), (999_600, "1M"), (12, "12"), (1.05e12, "1.05T")],
 )
 def test_an_amount_is_shown_with_three_digits(value: float, text: str) -> None:
     assert shown(value) == text

@@ -6,7 +6,7 @@ import pytest
 
 from modbench.accounting.statement import meta_decoder
 from modbench.model.config import ModelConfig
-from modbench.plan.inference import InferenceMemory, inference_memory
+from modbench.plan.activations import InferenceMemory, inference_memory
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, kv_heads=2, mlp_width=64)
 

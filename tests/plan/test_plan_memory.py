@@ -7,15 +7,14 @@ import pytest
 from modbench.accounting.statement import meta_decoder
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
+from modbench.plan import memory as memory_module
 from modbench.plan.memory import Measured, Memory, Recipe
-from modbench.plan.search import largest
+from modbench.plan.solver import largest
 
 DENSE = ModelConfig(vocabulary=100, width=16, layers=2, heads=2, mlp_width=24)
 #: Of DENSE: qkv, out, gate and up and down, two norms; then the tied embedding and the last norm.
 BLOCK = 16 * 48 + 16 * 16 + 3 * 16 * 24 + 2 * 16
 OUTSIDE = 100 * 16 + 16
-#: Of token choice on it: 8 experts of half the width, and their router.
-EXPERTS, ROUTER = 8 * 3 * 16 * 12, 8 * 16
 
 
 def memory(router: str, micro_batch: int = 1, **recipe: object) -> Memory:
@@ -31,69 +30,36 @@ def test_states_by_hand() -> None:
     assert fp32.gathered == bf16.gathered == 0
 
 
-def test_autocast_keeps_each_matrix_once_more() -> None:
-    # But for the head, which is done with before the backward pass.
-    matrices = 2 * (BLOCK - 2 * 16)
-    assert memory("vanilla").copies == 2 * matrices
-    assert memory("vanilla", state="bf16").copies == 0
-
-
 def test_shards_by_hand() -> None:
     parameters = 2 * BLOCK + OUTSIDE
     sharded = memory("vanilla", shard=3)
     assert sharded.parameters == -(-parameters // 3) * 4
     # Two layers and one's gradients, and all outside the layers, in bfloat16.
     assert sharded.gathered == 2 * (3 * BLOCK + OUTSIDE)
-    assert sharded.copies == 0
 
 
 def test_what_is_gathered_is_the_largest_layer_wherever_it_stands() -> None:
-    """Of three layers the middle one is depth-routed, and has a vector of scores besides."""
+    """Of three layers the middle one is depth-routed, and has a vector of scores in addition."""
     decoder = meta_decoder("mod", {"causal": "aux_bce"}, replace(DENSE, layers=3))
     sharded = Measured(decoder, 32, Recipe(shard=2)).memory(1)
     assert sharded.gathered == 2 * (3 * (BLOCK + 16) + OUTSIDE)
 
 
-def test_divided_experts_by_hand() -> None:
-    others = 2 * (BLOCK - 3 * 16 * 24 + ROUTER) + OUTSIDE
-    divided = memory("token_choice", expert_parallel=4)
-    assert divided.parameters == 4 * (others + 2 * EXPERTS // 4)
-    # As many experts as shards: each GPU has its own whole, and gathers none.
-    both = memory("token_choice", expert_parallel=4, shard=4)
-    assert both.parameters == 4 * (others // 4 + 2 * EXPERTS // 4)
-    assert both.gathered == 2 * (3 * (BLOCK - 3 * 16 * 24 + ROUTER) + OUTSIDE)
-    further = memory("token_choice", expert_parallel=4, shard=8)
-    assert further.parameters == 4 * (others // 8 + 2 * EXPERTS // 8)
-    assert further.gathered == 2 * (3 * (BLOCK - 3 * 16 * 24 + ROUTER + EXPERTS // 4) + OUTSIDE)
-
-
 def test_checkpoints_keep_the_inputs_of_layers_alone() -> None:
-    kept, checkpoint = (memory("mode_staged", 2, state="bf16", checkpoint=on) for on in (False, True))
-    assert checkpoint.activations == 2 * (2 * 32 * 16 * 2)
-    assert checkpoint.activations < kept.activations
-    assert checkpoint.working > kept.working
+    recipe = Recipe(state="bf16", shard=2, checkpoint=True)
+    decoders = [meta_decoder("mod", {}, replace(DENSE, layers=layers)) for layers in (4, 6)]
+    peaks = [Measured(decoder, 32, recipe).memory(2).activations for decoder in decoders]
+    inputs = 2 * (2 * 32 * 16 * 2)
+    assert inputs <= peaks[1] - peaks[0] < 1.3 * inputs  # routers keep a few numbers for their losses
+    kept = Measured(decoders[1], 32, replace(recipe, checkpoint=False)).memory(2)
+    assert peaks[1] < kept.activations
 
 
-def test_autocast_holds_all_cast_weights_until_the_forward_pass_ends() -> None:
-    deep = replace(DENSE, layers=30)
-    decoder = meta_decoder("vanilla", {}, deep)
-    memory = Measured(decoder, 4, Recipe(checkpoint=True)).memory(1)
-    tokens, tied_head = 2 * 4 * 8, 4 * 100 * 16
-    assert memory.working == tokens + tied_head + 30 * 2 * (BLOCK - 2 * 16)
-    assert Measured(decoder, 4, Recipe(checkpoint=True, state="bf16")).memory(1).working < memory.working
-
-
-def test_the_peak_holds_logits_or_a_layers_work() -> None:
-    of = {
-        "parameters": 1,
-        "gradients": 10,
-        "optimizer": 100,
-        "gathered": 1_000,
-        "copies": 10_000,
-        "activations": 100_000,
-    }
-    assert Memory(**of, logits=3_000_000, working=2_000_000).total == 3_111_111
-    assert Memory(**of, logits=3_000_000, working=4_000_000).total == 4_111_111
+def test_beyond_the_rows_that_are_run_memory_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, recipe = meta_decoder("vanilla", {}, DENSE), Recipe()
+    run = Measured(decoder, 32, recipe).memory(16)
+    monkeypatch.setattr(memory_module, "_ROWS", 32 * 4)
+    assert Measured(decoder, 32, recipe).memory(16).total == pytest.approx(run.total, rel=0.01)
 
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:
@@ -116,42 +82,9 @@ def test_the_largest_number_is_found_from_any_guess(answer: int, guess: int) -> 
     ("recipe", "says"),
     [
         ({"shard": 0}, "shard is 0; it must be 1 or more"),
-        ({"expert_parallel": 0}, "expert_parallel is 0; it must be 1 or more"),
         ({"micro_batch": 0}, "micro_batch is 0; it must be 1 or more"),
-        ({"shard": 4, "expert_parallel": 6}, "shard is 4 and expert_parallel 6; one must divide"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(recipe: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=says):
         Recipe(**recipe)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", ["shard", "expert_parallel"])
-def test_gpus_are_divided_evenly(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} is 3 of 8 gpus; it must divide them"):
-        Recipe(**{name: 3}).fits_on(8)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("router", "among", "says"),
-    [
-        ("vanilla", 2, "^expert_parallel is 2 and router 'vanilla' has no bank of experts"),
-        ("token_choice", 16, "^expert_parallel is 16 with 8 experts; it must divide"),
-        ("token_choice", 3, "^expert_parallel is 3 with 8 experts; it must divide"),
-    ],
-)
-def test_experts_are_divided_evenly(router: str, among: int, says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        memory(router, expert_parallel=among)
-
-
-def test_a_tied_heads_gradient_waits_beside_the_layers_and_is_added_to_in_place() -> None:
-    wide = replace(DENSE, vocabulary=4096)
-    tied, own = (
-        Measured(meta_decoder("vanilla", {}, replace(wide, tied_head=tied)), 4, Recipe()).memory(1)
-        for tied in (True, False)
-    )
-    weight = 4 * wide.vocabulary * wide.width
-    assert tied.logits == own.logits
-    assert tied.working == own.working + weight
-    assert own.parameters == tied.parameters + weight

@@ -8,19 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from modbench.accounting.families.architecture import ledger_of, reading_of
-from modbench.accounting.families.defaults import FAMILIES
 from modbench.accounting.families.layers import architecture_of
-from modbench.accounting.families.source import load_config, misspelt
+from modbench.accounting.families.source import FAMILIES, load_config
 from modbench.accounting.literature import Reading
 from modbench.ledger import Ledger, Workload
 
-__all__ = [
-    "FAMILIES",
-    "family_ledger",
-    "family_reading",
-    "load_config",
-    "misspelt",
-]
+__all__ = ["FAMILIES", "family_ledger", "family_reading", "load_config"]
 
 
 def family_ledger(config: Mapping[str, Any], workload: Workload, *, dense: bool = False) -> Ledger:

@@ -10,7 +10,7 @@ from modbench.accounting.literature import Reading
 from modbench.ledger import OUTSIDE, Flops, Key, Ledger, Workload, attention, matmul
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Matrix:
     """A weight of (inner, columns) in ``copies``, of which each token uses ``met`` (its experts).
     ``again``: every step also applies it to all cached tokens."""
@@ -107,18 +107,29 @@ def _met(matrices: Iterable[Matrix]) -> int:
 
 
 def _layer_ledger(layer: Layer, workload: Workload) -> Ledger:
-    again = _cached_and_new(workload)
+    rows = {False: workload.slots, True: _cached_and_new(workload)}
     ledger = Ledger.sum(
         matmul(
             workload,
             0,
             matrix.component,
-            rows=(again if matrix.again else workload.slots) * matrix.met,
+            rows=rows[matrix.again] * matrix.met,
             inner=matrix.inner,
             columns=matrix.columns,
         )
         for matrix in layer.matrices
-    ) + _scores(layer, workload)
+    )
+    ledger += attention(
+        workload,
+        0,
+        heads=layer.heads,
+        head_width=layer.head_width,
+        value_width=layer.value_width,
+        gradient=True,
+        pairs=_pairs(layer.window, workload),
+        # PyTorch has no fused CPU kernel for dropout.
+        fused=not (layer.dropout and workload.phase == "train"),
+    )
     return ledger + ledger.recomputed() if workload.checkpoint and workload.phase == "train" else ledger
 
 
@@ -128,20 +139,6 @@ def _cached_and_new(workload: Workload) -> int:
         return workload.pairs().full
     wide = [new + past for new, past in zip(workload.lengths, workload.past, strict=True)]
     return workload.sequences * max(wide) if workload.padding else sum(wide)
-
-
-def _scores(layer: Layer, workload: Workload) -> Ledger:
-    """Scores and weighted values of a layer. PyTorch has no fused CPU kernel for dropout."""
-    return attention(
-        workload,
-        0,
-        heads=layer.heads,
-        head_width=layer.head_width,
-        value_width=layer.value_width,
-        gradient=True,
-        pairs=_pairs(layer.window, workload),
-        fused=not (layer.dropout and workload.phase == "train"),
-    )
 
 
 def _pairs(window: int | None, workload: Workload) -> Flops:

@@ -1,6 +1,7 @@
 """Builds a family's architecture from its config, as its model in transformers does."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from modbench.accounting.families.architecture import Architecture, Layer, Matrix
@@ -25,16 +26,16 @@ def _gpt2(source: Source) -> Architecture:
     head = _divided("n_embd", width, "n_head", heads)
     layer = Layer(
         matrices=(
-            Matrix(component="attention.qkv", inner=width, columns=3 * width),
-            Matrix(component="attention.out", inner=width, columns=width),
-            Matrix(component="mlp", inner=width, columns=hidden),
-            Matrix(component="mlp", inner=hidden, columns=width),
+            Matrix("attention.qkv", width, 3 * width),
+            Matrix("attention.out", width, width),
+            Matrix("mlp", width, hidden),
+            Matrix("mlp", hidden, width),
         ),
         heads=heads,
         key_heads=heads,
         head_width=head,
         value_width=head,
-        dropout=source.share("attn_pdrop") > 0,
+        dropout=bool(source.read("attn_pdrop", float | None)),
         further=(3 + 1) * width + hidden + width + 2 * 2 * width,
     )
     return Architecture(
@@ -66,7 +67,7 @@ def _llama_like(source: Source, all_dense: bool) -> Architecture:
             head_width=head_width,
             value_width=value_width,
             window=window,
-            dropout=source.share("attention_dropout") > 0,
+            dropout=bool(source.read("attention_dropout", float | None)),
             further=further + (0 if is_sparse else bias) + 2 * width,
         )
         for is_sparse, window in set(zip(sparse, windows, strict=True))
@@ -105,38 +106,23 @@ def _grouped(source: Source, width: int) -> _Attention:
         each = _divided("hidden_size", width, "num_attention_heads", heads)
         head = each if head is None else head
     norm = source.family.query_key_norm
-    if norm == "width" and head * heads != width:
-        raise UserError(
-            f"config head_dim is {head}; {source.name} needs hidden_size / num_attention_heads, "
-            f"{width / heads:g}"
-        )
     query, pair = heads * head, 2 * groups * head
     further = source.flag(source.family.qkv_bias) * (query + pair)
     further += source.flag(source.family.out_bias) * width
     further += {"none": 0, "head": 2 * head, "width": query + pair // 2}[norm]
-    matrices = (
-        Matrix(component="attention.qkv", inner=width, columns=query + pair),
-        Matrix(component="attention.out", inner=query, columns=width),
-    )
-    return matrices, head, head, further
+    qkv, out = Matrix("attention.qkv", width, query + pair), Matrix("attention.out", query, width)
+    return (qkv, out), head, head, further
 
 
 def _latent(source: Source, width: int) -> _Attention:
     """Multi-head latent attention: the cache holds latents, and each step expands all of them into keys
     and values, as transformers does. (Kernels that attend to the latents themselves cost less.)"""
-    heads, groups = _heads(source)
-    if groups != heads:
-        raise UserError(
-            f"config num_key_value_heads is {groups}; latent attention needs as many as "
-            f"num_attention_heads, {heads}"
-        )
+    heads = source.size("num_attention_heads")
     nope, rope = source.size("qk_nope_head_dim"), source.size("qk_rope_head_dim")
     head, value = nope + rope, source.size("v_head_dim")
     query_rank, rank = source.size_or_none("q_lora_rank"), source.size("kv_lora_rank")
 
-    def qkv(inner: int, columns: int, again: bool = False) -> Matrix:
-        return Matrix(component="attention.qkv", inner=inner, columns=columns, again=again)
-
+    qkv = partial(Matrix, "attention.qkv")
     query: tuple[Matrix, ...] = (qkv(width, heads * head),)
     if query_rank is not None:
         query = (qkv(width, query_rank), qkv(query_rank, heads * head))
@@ -144,18 +130,16 @@ def _latent(source: Source, width: int) -> _Attention:
         *query,
         qkv(width, rank + rope),
         qkv(rank, heads * (nope + value), again=True),
-        Matrix(component="attention.out", inner=heads * value, columns=width),
+        Matrix("attention.out", heads * value, width),
     )
     further = (query_rank or 0) + rank
     further += source.flag("attention_bias") * ((query_rank or 0) + rank + rope + width)
     return matrices, head, value, further
 
 
-def _gated(component: str, width: int, hidden: int, copies: int = 1, met: int = 1) -> tuple[Matrix, ...]:
-    return (
-        Matrix(component=component, inner=width, columns=2 * hidden, copies=copies, met=met),
-        Matrix(component=component, inner=hidden, columns=width, copies=copies, met=met),
-    )
+def _gated(component: str, width: int, hidden: int, **experts: Any) -> tuple[Matrix, Matrix]:
+    up = Matrix(component, width, 2 * hidden, **experts)
+    return up, Matrix(component, hidden, width, **experts)
 
 
 def _expert_count(source: Source) -> int:
@@ -175,13 +159,12 @@ def _experts(source: Source, width: int) -> tuple[Matrix, ...]:
     narrow = "moe_intermediate_size" if "moe_intermediate_size" in source else "intermediate_size"
     hidden = source.size(narrow)
     matrices = (
-        Matrix(component="router", inner=width, columns=experts),
+        Matrix("router", width, experts),
         *_gated("experts", width, hidden, copies=experts, met=chosen),
     )
     if "shared_expert_intermediate_size" in source:
         shared = source.size("shared_expert_intermediate_size")
-        gate = Matrix(component="router", inner=width, columns=1)
-        return (*matrices, gate, *_gated("experts", width, shared))
+        return (*matrices, Matrix("router", width, 1), *_gated("experts", width, shared))
     if "n_shared_experts" in source and (shared := source.size("n_shared_experts", least=0)):
         return (*matrices, *_gated("experts", width, shared * hidden))
     return matrices
@@ -195,7 +178,8 @@ def _sparse(source: Source, layers: int) -> tuple[bool, ...]:
         dense = source.size("first_k_dense_replace", least=0)
         return tuple(number >= dense for number in range(layers))
     if "decoder_sparse_step" in source:
-        step, without = source.size("decoder_sparse_step"), source.numbers("mlp_only_layers")
+        step = source.size("decoder_sparse_step")
+        without = source.read("mlp_only_layers", tuple[int, ...] | None) or ()
         return tuple((n + 1) % step == 0 and n not in without for n in range(layers))
     return (True,) * layers
 
@@ -208,7 +192,7 @@ def _windows(source: Source, layers: int) -> tuple[int | None, ...]:
     window = source.size_or_none("sliding_window") if slides else None
     if "layer_types" not in source:
         return (window,) * layers
-    kinds = source.words("layer_types")
+    kinds = source.read("layer_types", tuple[str, ...] | None)
     if kinds is None:
         border = source.size("max_window_layers", least=0)
         if source.name == "qwen2_moe":
@@ -216,9 +200,4 @@ def _windows(source: Source, layers: int) -> tuple[int | None, ...]:
         return tuple(window if n >= border else None for n in range(layers))
     if len(kinds) != layers:
         raise UserError(f"config layer_types names {len(kinds)} layers of {layers}; name each")
-    if window is None and "sliding_attention" in kinds:
-        raise UserError(
-            "config layer_types names sliding_attention, but there is no window; set "
-            "use_sliding_window to true and sliding_window to its tokens"
-        )
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)

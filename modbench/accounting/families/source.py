@@ -1,14 +1,48 @@
 """Reads a config.json by its family's keys: renames, defaults and type checks."""
 
-import difflib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from modbench.accounting.families.defaults import FAMILIES, Family
 from modbench.errors import UserError, known_names
 from modbench.typed import checked
+
+#: By family, the keys of its config.json that are read, with transformers' defaults.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = json.loads(
+    Path(__file__).with_name("defaults.json").read_bytes()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Differences between families that no key of config.json states. ``also``: other names of keys.
+    Biases: always, never, or the key of the config that states it."""
+
+    also: Mapping[str, str] = field(default_factory=dict)
+    qkv_bias: bool | str = False
+    out_bias: bool | str = False
+    mlp_bias: bool | str = False
+    query_key_norm: Literal["none", "head", "width"] = "none"
+
+
+_BIASED: Any = {"qkv_bias": "attention_bias", "out_bias": "attention_bias"}
+_EXPERTS = {"num_local_experts": "num_experts"}
+_OF_GPT2 = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions"}
+_OF_GPT2 |= {"num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family(**_BIASED, mlp_bias="mlp_bias"),
+    "mistral": Family(),
+    "qwen2": Family(qkv_bias=True),
+    "qwen3": Family(**_BIASED, query_key_norm="head"),
+    "gpt2": Family(also=_OF_GPT2),
+    "mixtral": Family(),
+    "olmoe": Family(**_BIASED, query_key_norm="width", also=_EXPERTS),
+    "qwen2_moe": Family(qkv_bias="qkv_bias"),
+    "qwen3_moe": Family(**_BIASED, query_key_norm="head", also=_EXPERTS),
+    "deepseek_v3": Family(also={"num_local_experts": "n_routed_experts"}),
+}
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
@@ -29,19 +63,6 @@ def load_config(path: str | Path) -> dict[str, Any]:
     return config
 
 
-def misspelt(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return unknown keys that resemble a missing key of the family, each with that key."""
-    family = FAMILIES.get(str(config.get("model_type")))
-    if family is None:
-        return []
-    known = {*family.defaults, *family.also}
-    found = []
-    for key in sorted(set(config) - known):
-        near = difflib.get_close_matches(key, known - set(config), n=1, cutoff=0.9)
-        found += [(key, match) for match in near]
-    return found
-
-
 class Source:
     """One config, read key by key.
 
@@ -57,19 +78,23 @@ class Source:
                 f"{known_names(name, FAMILIES)}"
             )
         self.name: str = name
-        self.family: Family = FAMILIES[name]
+        self.family, defaults = FAMILIES[name], DEFAULTS[name]
         # The family's keys under one name each, with defaults.
         renamed = {key: config[other] for other, key in self.family.also.items() if other in config}
-        found = {key: config[key] for key in self.family.defaults if key in config}
-        self._config = {**self.family.defaults, **renamed, **found}
+        found = {key: config[key] for key in defaults if key in config}
+        self._config = {**defaults, **renamed, **found}
 
     def __contains__(self, key: str) -> bool:
         """Return True if the family has this key."""
         return key in self._config
 
+    def read(self, key: str, hint: Any) -> Any:
+        """Return the value of a key (None if it is missing), which must be of type ``hint``."""
+        return checked(f"config {key}", self._config.get(key), hint)
+
     def size(self, key: str, least: int = 1) -> int:
         """Return a whole number of ``least`` or more."""
-        value: int = checked(f"config {key}", self._config[key], int)
+        value: int = self.read(key, int)
         if value < least:
             raise UserError(f"config {key} is {value}; it must be {least} or more")
         return value
@@ -79,16 +104,4 @@ class Source:
 
     def flag(self, key: bool | str) -> bool:
         """Return the value of a key, or a bool as it is."""
-        return key if isinstance(key, bool) else bool(checked(f"config {key}", self._config[key], bool))
-
-    def share(self, key: str) -> float:
-        value = self._config[key]
-        return 0.0 if value is None else float(checked(f"config {key}", value, float))
-
-    def words(self, key: str) -> tuple[str, ...] | None:
-        value = self._config.get(key)
-        return None if value is None else tuple(checked(f"config {key}", value, tuple[str, ...]))
-
-    def numbers(self, key: str) -> tuple[int, ...]:
-        value = self._config.get(key)
-        return () if value is None else tuple(checked(f"config {key}", value, tuple[int, ...]))
+        return key if isinstance(key, bool) else bool(self.read(key, bool))

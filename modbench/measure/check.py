@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,26 +96,21 @@ def _print_costs(router: Router) -> None:
     """Print nominal FLOPs per token and parameters next to the dense model's."""
     size = SIZES["1M"]
     with torch.device("meta"):
-        routed = RoutedDecoder(size.model, router)
-        dense = RoutedDecoder(size.model, build_router("vanilla"))
-    columns = []
-    for model in (routed, dense):
-        costs = {}
-        for phase in PHASES:
-            load = Workload.uniform(1, size.sequence, phase)
-            flops = model.train(phase == "train").ledger(load).total()
-            costs[f"{phase} FLOPs per token"] = flops / load.tokens
-        costs["active parameters"] = model.parameter_count("active")
-        costs["parameters"] = model.parameter_count("total")
-        columns.append(costs)
+        routed, dense = (RoutedDecoder(size.model, one) for one in (router, build_router("vanilla")))
     print(_row("", "router", "dense") + f"{'ratio':>8}")
-    for words, ours in columns[0].items():
-        theirs = columns[1][words]
+    costs: dict[str, list[float]] = {}
+    for phase in PHASES:
+        load = Workload.uniform(1, size.sequence, phase)
+        flops = [m.train(phase == "train").ledger(load).total() / load.tokens for m in (routed, dense)]
+        costs[f"{phase} FLOPs per token"] = flops
+    costs["active parameters"] = [m.parameter_count("active") for m in (routed, dense)]
+    costs["parameters"] = [m.parameter_count("total") for m in (routed, dense)]
+    for words, (ours, theirs) in costs.items():
         print(_row(words, f"{ours:,.0f}", f"{theirs:,.0f}") + f"{ours / theirs:>8.3f}")
-    source = getattr(routed, "flops_source", "closed form")
     print(
-        f"nominal, {source}, at the shape of `modbench run quick`: {size.model.layers} layers of width "
-        f"{size.model.width}, {size.sequence} tokens, vocabulary {size.model.vocabulary:,}"
+        f"nominal, {routed.flops_source}, at the shape of `modbench run quick`: {size.model.layers} "
+        f"layers of width {size.model.width}, {size.sequence} tokens, vocabulary "
+        f"{size.model.vocabulary:,}"
     )
 
 
@@ -130,16 +126,11 @@ def _small(router: Router) -> ModelConfig:
     """
     for layers in DEPTHS:
         config = ModelConfig(vocabulary=Tokenizer().vocabulary, width=64, heads=2, layers=layers)
-        try:
-            with torch.device("meta"):
-                routed = RoutedDecoder(config, router)
-                dense = RoutedDecoder(config, build_router("vanilla"))
-        except UserError:
-            if layers == DEPTHS[-1]:
-                raise
-            continue
-        if str(routed.layers) != str(dense.layers):
-            break
+        with suppress(UserError) if layers < DEPTHS[-1] else nullcontext(), torch.device("meta"):
+            routed = RoutedDecoder(config, router)
+            dense = RoutedDecoder(config, build_router("vanilla"))
+            if str(routed.layers) != str(dense.layers):
+                break
     return config
 
 
@@ -185,8 +176,8 @@ def _losses(model: RoutedDecoder, batches: Batches) -> list[float]:
     """The training loss of each step."""
     optimizer, losses = build_optimizer(model, TRAIN), []
     for step in range(STEPS):
-        inputs_BT, targets_BT = (rows_BT.to(device()) for rows_BT in batches.step(step))
-        batch = inputs_BT, targets_BT
+        inputs_BT, targets_BT = batches.step(step)
+        batch = inputs_BT.to(device()), targets_BT.to(device())
         loss, _ = training_step(model.train(), optimizer, TRAIN, batch, torch.float32)
         losses.append(loss.item())
     return losses

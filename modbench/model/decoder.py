@@ -4,8 +4,8 @@ B sequences, T tokens, D model width, V vocabulary.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,10 +34,6 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
         self.head = None if config.tied_head else nn.Linear(config.width, config.vocabulary, bias=False)
 
-    def identity(self) -> dict[str, Any]:
-        """Return what distinguishes this model from others, for the caches that it fills."""
-        return {f"model {name}": value for name, value in asdict(self.config).items()}
-
     def initialise(self, seed: int) -> None:
         """Fill all parameters. The parts that schemes share get the same values under every router."""
         normal_(self.embedding.weight, seed, "embedding")
@@ -50,23 +46,15 @@ class Decoder(nn.Module):
                 initialise(seed)
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        """Return logits (B, T, V), or (B, 1, V) if the context asks for those of the last tokens. If
-        anything raises, the context's cache keeps its earlier state.
+        """Return logits (B, T, V), or (B, 1, V) if the context asks for those of the last tokens.
 
         Raises:
-            UserError: no tokens, or lengths of another batch.
-            ValueError: a cache with the training rule, which may look at later tokens, or a cache of
-                another model or of another number of sequences.
+            UserError: no tokens, or lengths or a cache of another batch.
+            ValueError: a cache with the training rule, which may look at later tokens.
         """
-        if context.cache is None:
-            return self._logits(tokens_BT, context)
-        mark = context.cache.mark()
-        try:
-            return self._logits(tokens_BT, context)
-        except BaseException:
-            # Layers that cached these tokens already would attend to them in the next pass.
-            context.cache.rewind(mark)
-            raise
+        x_BTD = self._hidden(tokens_BT, context)
+        with component("head"):
+            return F.linear(x_BTD, self._head_weight())
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, context: Context) -> Tensor:
         """Return the mean cross-entropy of ``targets_BT`` in nats, without auxiliary losses. It never
@@ -90,11 +78,6 @@ class Decoder(nn.Module):
         _check_targets(tokens_BT, targets_BT)
         return losses(x_ND, self._head_weight(), targets_BT.flatten()).view_as(targets_BT)
 
-    def _logits(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        x_BTD = self._hidden(tokens_BT, context)
-        with component("head"):
-            return F.linear(x_BTD, self._head_weight())
-
     def _head_weight(self) -> Tensor:
         return self.embedding.weight if self.head is None else self.head.weight
 
@@ -105,7 +88,6 @@ class Decoder(nn.Module):
         if context.cache is not None:
             if context.selection != "causal":
                 raise ValueError(f"selection '{context.selection}' with a cache; it must be 'causal'")
-            context.cache.serve(self.identity(), len(tokens_BT))
             context.positions_BT = context.cache.positions(tokens_BT.shape[1], tokens_BT.device)
             context.past = context.cache.read
         for layer in self.layers:
@@ -182,22 +164,18 @@ class Decoder(nn.Module):
         return total if kind == "total" else total - self._inactive()
 
     def _inactive(self) -> int:
-        """Return the number of inactive parameters, each counted once."""
-        earlier: list[tuple[set[Tensor], int]] = []
+        """Return the number of inactive parameters. They belong to the innermost module that reports
+        them: layers that share that module count them once."""
+        inactive: dict[nn.Module, int] = {}
         for number, active in enumerate(self.active_by_layer()):
-            part, inactive = self.layers[number], _size(self.layers[number]) - active
-            # The inactive parameters belong to the innermost module that reports them: two layers may
-            # share that module.
-            for inner in part.modules() if inactive else ():
+            part = self.layers[number]
+            idle = _size(part) - active
+            for inner in part.modules() if idle else ():
                 reports = callable(getattr(inner, "active_parameters", None))
-                if reports and _size(inner) - self.active_of(inner, number) == inactive:
+                if reports and _size(inner) - self.active_of(inner, number) == idle:
                     part = inner
-            own = set[Tensor](part.parameters())
-            shared = [(others, known) for others, known in earlier if not own.isdisjoint(others)]
-            common = own & set[Tensor]().union(*(others for others, _ in shared))
-            counted = min(sum(p.numel() for p in common), sum(known for _, known in shared))
-            earlier.append((own, max(0, inactive - counted)))
-        return sum(inactive for _, inactive in earlier)
+            inactive[part] = idle
+        return sum(inactive.values())
 
     def active_by_layer(self) -> list[int]:
         """Return the active parameters of each layer.

@@ -65,12 +65,10 @@ class Trace:
         """Report a tensor.
 
         Raises:
-            UserError: it is not a tensor, or it is a ``load`` that is not (E,).
+            UserError: it is not a tensor.
         """
-        if not isinstance(value, Tensor) or (name == "load" and value.dim() != 1):
-            found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            right = "(E,), a number of each expert" if name == "load" else "a tensor"
-            raise UserError(f"layer {layer} shows {name} {found}; it must be {right}")
+        if not isinstance(value, Tensor):
+            raise UserError(f"layer {layer} shows {name} {value!r}; it must be a tensor")
         if not self.repeated:
             self.tensors[layer, name] = value.detach()
 

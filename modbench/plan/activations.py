@@ -30,7 +30,6 @@ from modbench.plan.memory_trace import Live
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.expert_bank import ExpertBank
 from modbench.routing.plugin_fault import raised
-from modbench.routing.plugin_validation import ledger_of
 from modbench.routing.registry import build_router
 
 #: ``float32``: everything. ``autocast``: float32 weights and residual stream, matmuls in bfloat16.
@@ -266,7 +265,7 @@ def _kinds(decoder: RoutedDecoder, length: int) -> list[int]:
     kinds: list[int] = []
     workload = Workload.uniform(1, length, "train")
     for number, layer in enumerate(decoder.layers):
-        ledger = ledger_of(decoder.router, layer, number, workload)  # type: ignore[arg-type]
+        ledger = decoder.layer_ledger(number, workload)
         spent = frozenset((component, direction, flops) for (_, component, direction), flops in ledger)
         shapes = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
         kinds.append(first.setdefault((type(layer), spent, shapes), number))

@@ -23,7 +23,7 @@ from modbench.routing.ema import EMA
 from modbench.routing.feed_forward import as_feed_forward
 from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
-from modbench.routing.hook_checks import expect, expect_losses, has_values, shown
+from modbench.routing.hook_checks import checked_scorer, expect, expect_losses, has_values, shown
 from modbench.routing.option_checks import check_types, reject_unused
 from modbench.routing.predictor import Predictor
 from modbench.routing.router import Router, overrides
@@ -135,7 +135,7 @@ class DepthRouter(Router):
                 f"no block of {model.layers} is routed with every {self.every}, offset {self.offset}, "
                 f"first_dense {self.first_dense} and last_dense {self.last_dense}; leave room for one"
             )
-        block = Block(model, layer, as_feed_forward(self, self.feed_forward(model, layer), model, layer))
+        block = Block(model, layer, as_feed_forward(self, self.feed_forward(model, layer), layer))
         return DepthRouted(self, model, layer, block) if layer in routed else block
 
     def routes(self, layer: int, layers: int) -> bool:
@@ -163,9 +163,7 @@ class DepthRouted(Layer):
     def __init__(self, options: DepthRouter, model: ModelConfig, layer: int, block: Block) -> None:
         super().__init__()
         self.options, self.model, self.layer, self.block = options, model, layer, block
-        scorer = options.scorer(model)
-        right = scorer is None or isinstance(scorer, nn.Module)
-        expect(options, "scorer", right, shown(scorer), "a torch.nn.Module or None")
+        scorer = checked_scorer(options, options.scorer(model))
         self.router, self.noise = at_layer(scorer, layer), Noise(layer)
         self.decides = overrides(options, "selected", DepthRouter)
         if self.router is None and not self.decides:

@@ -22,24 +22,6 @@ from modbench.routing.dispatch import from_experts, to_experts
 from modbench.routing.topk import nonzero_indices, pack_tokens
 
 
-def expert_width(model: ModelConfig, width: int | None, active: float) -> int:
-    """Return the hidden width of each expert: ``width``, or if that is None the dense MLP's divided by
-    the experts per token, so that active FLOPs equal the dense MLP's.
-
-    Raises:
-        UserError: the dense width does not divide.
-    """
-    if width is not None:
-        return width
-    share = model.hidden / Fraction(repr(active))  # the decimal as the user wrote it
-    if share.denominator != 1 or share < 1:
-        raise UserError(
-            f"mlp_width {model.hidden} can't be shared by {active:g} active experts; "
-            "set expert_width, or an mlp_width that divides"
-        )
-    return int(share)
-
-
 def expert_widths(
     model: ModelConfig, *, active: float, width: int | None, shared: int, shared_width: int | None
 ) -> tuple[int, int]:
@@ -51,10 +33,16 @@ def expert_widths(
     Raises:
         UserError: the dense width does not divide, or leaves the experts nothing.
     """
-    if not shared:
-        return expert_width(model, width, active), 0
     if width is not None:
         return width, shared * (width if shared_width is None else shared_width)
+    if not shared:
+        share = model.hidden / Fraction(repr(active))  # the decimal as the user wrote it
+        if share.denominator != 1 or share < 1:
+            raise UserError(
+                f"mlp_width {model.hidden} can't be shared by {active:g} active experts; "
+                "set expert_width, or an mlp_width that divides"
+            )
+        return int(share), 0
     if shared_width is None:
         each = int(model.hidden // (active + shared))
         together = int(model.hidden - active * each)

@@ -170,7 +170,8 @@ def test_a_checkout_that_is_not_installed_has_its_own_routers(
     assert {point.value for point in registry._points()} == {p.value for p in installed + stranger}
 
 
-@pytest.mark.parametrize("end", ["", "raise KeyError('k')"])
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["", pytest.param("raise KeyError('k')", marks=pytest.mark.full)])
 def test_a_built_in_router_that_a_plugin_imports_stays_built_in(end: str, tmp_path: Path) -> None:
     name = f"imports_{len(end)}"
     path = plugin(tmp_path, f"import modbench.routers.mod\n{PLUGIN.format(name=name)}\n{end}")

@@ -10,15 +10,14 @@ import shlex
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
 import torch
 
 from modbench.data.batches import Batches
-from modbench.data.config import DataConfig
 from modbench.data.prose import reduce_rst
-from modbench.data.token_data import load
 from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError, known_names
 from modbench.ledger import Phase, Workload
@@ -149,11 +148,14 @@ def _print_audit(config: ModelConfig, router: Router, seed: int) -> list[Finding
 def _print_training(config: ModelConfig, router: Router, seed: int) -> str:
     """Train the router and the dense model on the same batches and print their losses. Return what went
     wrong; empty if nothing did."""
-    source, text_N = _text()
+    text_N = _text()
     cut = len(text_N) - HELDOUT - 1
     batches = Batches(text_N[:cut], sequence=SEQUENCE, batch=TRAIN.batch, seed=seed)
     windows_WT = heldout_windows(text_N[cut:], sequence=SEQUENCE, tokens=HELDOUT)
-    print(f"\n{STEPS} training steps of {TRAIN.batch} x {SEQUENCE} bytes of {source}, nats per token")
+    print(
+        f"\n{STEPS} training steps of {TRAIN.batch} x {SEQUENCE} bytes of Python's documentation, nats"
+        " per token"
+    )
     curves, scores = [], []
     for trained in (router, build_router("vanilla")):
         with authors_code(router, "a training step"):
@@ -183,18 +185,10 @@ def _losses(model: RoutedDecoder, batches: Batches) -> list[float]:
     return losses
 
 
-def _text() -> tuple[str, np.ndarray]:
-    """Name and bytes of a text that needs no network: the embedded corpus if it is in the cache, else
-    the documentation that comes with Python."""
-    try:
-        data = load(DataConfig())
-    except UserError:
-        from pydoc_data.topics import topics
-
-        name, text = "Python's documentation", reduce_rst("\n\n".join(topics.values()))
-    else:
-        name, text = "the embedded corpus", data.tokenizer.decode(data.train_N[:TEXT].tolist())
-    return name, np.frombuffer(text.encode()[:TEXT], dtype=np.uint8)
+def _text() -> np.ndarray:
+    """Bytes of a text that needs no network: the documentation that comes with Python."""
+    text = reduce_rst("\n\n".join(topics.values()))
+    return np.frombuffer(text.encode()[:TEXT], dtype=np.uint8)
 
 
 def _print_next(router: Router, failed: list[Finding], diverged: str, *, is_default: bool) -> None:

@@ -69,11 +69,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def losses(self, tokens_BT: Tensor, targets_BT: Tensor, context: Context) -> Tensor:
-        """Return the cross-entropy of each token in nats, (B, T), in float32 or wider, without gradient.
-
-        Raises:
-            UserError: as `loss`.
-        """
+        """Return the cross-entropy of each token in nats, (B, T), in float32 or wider, no gradient."""
         x_ND = self._hidden(tokens_BT, context).flatten(0, 1)
         _check_targets(tokens_BT, targets_BT)
         return losses(x_ND, self._head_weight(), targets_BT.flatten()).view_as(targets_BT)
@@ -138,11 +134,7 @@ class Decoder(nn.Module):
         return self.layers[number].ledger(workload)  # type: ignore[no-any-return, operator]
 
     def nominal_counts(self, workload: Workload) -> Counts:
-        """Return the nominal counts of all layers.
-
-        Raises:
-            UserError: a layer's counts are not whole numbers.
-        """
+        """Return the nominal counts of all layers."""
         found: dict[tuple[int, str], tuple[int, ...]] = {}
         for number in range(len(self.layers)):
             found |= self.layer_nominal_counts(number, workload)
@@ -178,11 +170,7 @@ class Decoder(nn.Module):
         return sum(inactive.values())
 
     def active_by_layer(self) -> list[int]:
-        """Return the active parameters of each layer.
-
-        Raises:
-            UserError: as `parameter_count`.
-        """
+        """Return the active parameters of each layer."""
         return [self.active_of(layer, number) for number, layer in enumerate(self.layers)]
 
     def active_of(self, part: nn.Module, number: int) -> int:

@@ -24,7 +24,9 @@ class Layer(nn.Module, ABC):
     """
 
     has_data_dependent_shapes = False
-    #: Set by the decoder.
+    #: Tokens of a sequence attend to each other.
+    mixes = True
+    #: Set by the decoder, or by the block that holds a part.
     place = Place(0, 0)
 
     @abstractmethod
@@ -38,7 +40,7 @@ class Layer(nn.Module, ABC):
         Raises:
             UserError: there is no closed form, and the meta device cannot run the layer.
         """
-        return counted_ledger(self, self.place, workload)
+        return counted_ledger(self, self.place, workload, mixes=self.mixes)
 
     @property
     def has_closed_form(self) -> bool:

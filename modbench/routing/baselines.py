@@ -6,8 +6,6 @@ rule. Its scores make no gate.
 B sequences, T tokens, D model width.
 """
 
-from abc import ABC, abstractmethod
-
 import torch
 from torch import Tensor
 
@@ -17,15 +15,11 @@ from modbench.routing.force_balance import strided_rows
 from modbench.routing.scorer import LayerScorer
 
 
-class Control(LayerScorer, ABC):
-    """Scores of a layer's tokens. ``cut``: what the causal rule compares them with, None where only the
-    running average of the lowest score selected can tell."""
+class Control(LayerScorer):
+    """Scores (B, T) in [0, 1] of a layer's tokens, without a gradient. ``cut``: what the causal rule
+    compares them with, None where only the running average of the lowest score selected can tell."""
 
     cut: float | None
-
-    @abstractmethod
-    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        """Scores (B, T) in [0, 1], without a gradient."""
 
 
 class _Hashed(Control):

@@ -12,7 +12,6 @@ from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder
 from modbench.model.init import stream
 from modbench.model.layer import Layer
-from modbench.model.mlp import FeedForward
 from modbench.routing.plugin_fault import checked_call, defined_at
 from modbench.routing.router import Router
 
@@ -37,7 +36,7 @@ class RoutedDecoder(Decoder):
     @property
     def flops_source(self) -> Literal["closed form", "counted"]:
         """How FLOPs are found: from closed forms alone, or with parts counted on the meta device."""
-        parts = [part for part in self.modules() if isinstance(part, Layer | FeedForward)]
+        parts = [part for part in self.modules() if isinstance(part, Layer)]
         return "closed form" if all(part.has_closed_form for part in parts) else "counted"
 
     def layer_ledger(self, number: int, workload: Workload) -> Ledger:

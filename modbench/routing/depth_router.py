@@ -24,7 +24,7 @@ from modbench.routing.feed_forward import as_feed_forward
 from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
 from modbench.routing.hook_checks import checked_scorer, expect, expect_losses, has_values, shown
-from modbench.routing.option_checks import check_types, reject_unused
+from modbench.routing.option_checks import check_at_least, check_types, reject_unused
 from modbench.routing.predictor import Predictor
 from modbench.routing.router import Router, overrides
 from modbench.routing.scorer import LinearScorer, at_layer, has_closed_form, run_scorer, scorer_ledger
@@ -63,15 +63,12 @@ class DepthRouter(Router):
         check_types(self)
         if not 0 < self.capacity <= 1:
             raise UserError(f"capacity is {self.capacity:g}; it must lie in (0, 1]")
-        if self.every < 1:
-            raise UserError(f"every is {self.every}; it must be 1 or more")
+        check_at_least(1, self, "every")
+        check_at_least(0, self, "first_dense", "last_dense")
         if self.offset is not None and not 0 <= self.offset < self.every:
             raise UserError(
                 f"offset is {self.offset} with every {self.every}; it must lie between 0 and every - 1"
             )
-        for name in ("first_dense", "last_dense"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.auxiliary <= 0:
             raise UserError(f"auxiliary is {self.auxiliary}; it must be above 0")
         if not 0 <= self.threshold_decay < 1:

@@ -68,9 +68,7 @@ def counts_to_host(counts: Tensor, nominal: Sequence[int] | Callable[[], Sequenc
 def selected_of_each(
     selected_BT: Tensor, nominal: Sequence[int] | Callable[[], Sequence[int]]
 ) -> list[int]:
-    """How many tokens of each sequence are selected, `known` as such."""
-    if selected_BT.shape[1] == 1 and not selected_BT.is_meta:  # each new token of decoding comes here
-        return [int(entered) for entered in selected_BT.flatten().tolist()]
+    """Return the number of selected tokens of each sequence."""
     return counts_to_host(selected_BT.sum(1), nominal)
 
 

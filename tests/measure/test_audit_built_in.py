@@ -40,7 +40,9 @@ def shaped(shape: ModelConfig, name: str) -> ModelConfig:
     return replace(shape, layers=LAYERS.get(name, shape.layers))
 
 
-@pytest.mark.parametrize("name", [*NAMES, *PRESETS])
+@pytest.mark.parametrize(
+    "name", [*NAMES, *(pytest.param(name, marks=pytest.mark.full) for name in PRESETS)]
+)
 def test_every_router_and_preset_passes(name: str) -> None:
     router, options = preset_options(name)
     model = warmed(shaped(PLAIN, router), router, options, 3, 32)
@@ -62,11 +64,9 @@ def test_an_awkward_shape_passes_and_nothing_is_left_changed(name: str) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("tokens", [1, 2])
-@pytest.mark.parametrize("name", ["mod", "expert_choice", "vanilla"])
-def test_the_shortest_sequences_pass(name: str, tokens: int) -> None:
-    model = build_model(PLAIN, build_router(name))
-    findings = audit(model, shapes=((1, tokens),))
+@pytest.mark.parametrize("name", ["mod", "expert_choice"])
+def test_the_shortest_sequences_pass(name: str) -> None:
+    findings = audit(build_model(PLAIN, build_router(name)), shapes=((1, 1), (1, 2)))
     assert [(finding.probe, finding.figure) for finding in findings if finding.failed] == []
 
 

@@ -45,7 +45,7 @@ def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
     are compiled, the traced program spends what the ledger says.
     """
     first = subject.is_first(tokens_BT)
-    cached = _each_cached(subject, tokens_BT) if first else ()
+    cached = _each_cached(subject, tokens_BT) if first and not subject.brief else ()
     counted, wrong = 0, dict[str, str]()
     for case in itertools.chain(_uncached(subject, tokens_BT), cached):
         counted += 1

@@ -148,8 +148,8 @@ def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
 
     A layer that shows ``selected`` must cache as many keys as it selects tokens; others are judged by
     their logits alone. If all decoded tokens are selected, or none, initial weights are tested too:
-    otherwise a decoding that always or never selects would pass. All this holds in float64, and for
-    most tokens of one of two texts in the model's own dtype."""
+    otherwise a decoding that always or never selects would pass. All this holds in float64, and at the
+    longest shape for most tokens of one of two texts in the model's own dtype."""
     found = [_batch(subject, tokens_BT)]
     if subject.is_longest(tokens_BT):
         found.append(_alone(subject, tokens_BT.shape[1]))
@@ -160,15 +160,17 @@ def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
         if not initial.passed():
             return False, figure
     figure += "".join(f"; alone, {reading.figure()}" for reading in found[1:])
-    if subject.is_exact or not all(reading.passed() for reading in found):
-        return all(reading.passed() for reading in found), figure
+    passed = all(reading.passed() for reading in found)
+    if subject.is_exact or not passed or not subject.is_longest(tokens_BT):
+        return passed, figure
     for draw, text_BT in enumerate(subject.texts(tokens_BT)):
-        readings = [Reading(subject.own, text_BT[:4], _passes(text_BT[:4]), COARSE)]
-        if subject.is_longest(tokens_BT):
-            one_1T = subject.tokens(1, PROMPT + CHUNK + SINGLE, draw)
-            passes = [Pass([PROMPT]), Pass([CHUNK]), *[Pass([1])] * SINGLE]
-            readings.append(Reading(subject.own, one_1T, passes, COARSE))
-        wrong = [reading for reading in readings if not reading.run().passed(TOLERATED)]
+        one_1T = subject.tokens(1, PROMPT + CHUNK + SINGLE, draw)
+        passes = [Pass([PROMPT]), Pass([CHUNK]), *[Pass([1])] * SINGLE]
+        readings = [
+            Reading(subject.own, text_BT[:4], _passes(text_BT[:4]), COARSE).run(),
+            Reading(subject.own, one_1T, passes, COARSE).run(),
+        ]
+        wrong = [reading for reading in readings if not reading.passed(TOLERATED)]
         if not wrong:
             most = max(reading.most for reading in readings)
             return True, f"{figure}; in {subject.dtype} by {most:.1e}"

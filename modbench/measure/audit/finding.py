@@ -59,7 +59,7 @@ class Finding:
 class Subject:
     """The model under audit, which no probe changes; the seed of all random tokens; and the shapes
     (sequences, tokens) that are audited, so that a probe can run a test at one of them only. Without
-    shapes, every test runs. ``brief``: leave out tests of long sequences."""
+    shapes, every test runs. ``brief``: leave out the longest tests."""
 
     model: RoutedDecoder
     seed: int = 0

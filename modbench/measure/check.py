@@ -119,10 +119,7 @@ def _row(*cells: str) -> str:
 
 def _small(router: Router) -> ModelConfig:
     """The smallest shape that ``router`` can build with a layer that differs from the dense model's.
-
-    Raises:
-        UserError: it can build none.
-    """
+    Raise a `UserError` if it can build none."""
     for layers in DEPTHS:
         config = ModelConfig(vocabulary=Tokenizer().vocabulary, width=64, heads=2, layers=layers)
         with suppress(UserError) if layers < DEPTHS[-1] else nullcontext(), torch.device("meta"):

@@ -76,11 +76,8 @@ class Context:
             self.lengths(tokens_BT)
 
     def lengths(self, x_BTD: Tensor) -> list[int]:
-        """Return the number of real tokens of each sequence of ``x_BTD``.
-
-        Raises:
-            UserError: there is not one length per sequence, between 1 and T.
-        """
+        """Return the number of real tokens of each sequence of ``x_BTD``. Raise a `UserError` if there
+        is not one length per sequence, between 1 and T."""
         sequences, tokens = x_BTD.shape[:2]
         if self.lengths_B is None:
             return [tokens] * sequences

@@ -40,11 +40,8 @@ class Place:
 
 def counted_ledger(part: nn.Module, place: Place, workload: Workload, *, mixes: bool = True) -> Ledger:
     """Return the FLOPs of ``part`` (``forward(x_BTD, context)``) for ``workload``, counted once for each
-    case. ``mixes``: tokens of a sequence attend to each other in it.
-
-    Raises:
-        UserError: the part needs values, or does not report how many tokens it routed.
-    """
+    case. ``mixes``: tokens of a sequence attend to each other in it. Raise a `UserError` if the part
+    needs values, or does not report how many tokens it routed."""
     own = {what: counts for (layer, what), counts in workload.counts.items() if layer == place.layer}
     if not workload.padding and not mixes and any(len(c) != workload.sequences for c in own.values()):
         # Counts of the whole batch: its tokens cost as much in one row, which needs no padding.
@@ -71,11 +68,8 @@ def counted_ledger(part: nn.Module, place: Place, workload: Workload, *, mixes: 
 
 
 def checked_output(part: nn.Module, place: Place, out_BTD: Any, x_BTD: Tensor) -> Tensor:
-    """Return ``out_BTD``, what the ``forward`` of ``part`` returned for ``x_BTD``.
-
-    Raises:
-        UserError: it is not a tensor of the shape of ``x_BTD``.
-    """
+    """Return ``out_BTD``, what the ``forward`` of ``part`` returned for ``x_BTD``. Raise a `UserError`
+    if it is not a tensor of the shape of ``x_BTD``."""
     if not isinstance(out_BTD, Tensor) or out_BTD.shape != x_BTD.shape:
         is_tensor = isinstance(out_BTD, Tensor)
         found = f"shape {tuple(out_BTD.shape)}" if is_tensor else type(out_BTD).__name__

@@ -147,11 +147,8 @@ class Decoder(nn.Module):
     def parameter_count(self, kind: Literal["total", "active"] = "total") -> int:
         """Return the number of parameters: all, or the active ones of a token routed at every layer. The
         embedding counts whole in both, a tied head once. Parameters shared by layers count once, and so
-        does their inactive part, as if a token used the same part in each layer.
-
-        Raises:
-            UserError: a layer reports more active parameters than it has, or fewer than 0.
-        """
+        does their inactive part, as if a token used the same part in each layer. Raise a `UserError` if
+        a layer reports more active parameters than it has, or fewer than 0."""
         total = _size(self)
         return total if kind == "total" else total - self._inactive()
 

@@ -110,11 +110,8 @@ def dense_cache_bytes(model: Decoder, tokens: int) -> int:
 
 
 def check_sampling(temperature: float, top_p: float, seed: int) -> None:
-    """Check the sampling options of `generate`.
-
-    Raises:
-        UserError: one of them is out of range, with the value and what would be right.
-    """
+    """Check the sampling options of `generate`. Raise a `UserError` if one of them is out of range, with
+    the value and what would be right."""
     if not 0 <= seed < 2**32:
         raise UserError(f"seed is {seed}; it must lie in [0, 2**32)")
     if not 0 <= temperature < float("inf"):

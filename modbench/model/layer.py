@@ -35,11 +35,8 @@ class Layer(nn.Module, ABC):
 
     def ledger(self, workload: Workload) -> Ledger:
         """Return the FLOPs of `forward` for ``workload``, and of its backward pass in phase ``train``: a
-        closed form, or if a layer has none, counted on the meta device.
-
-        Raises:
-            UserError: there is no closed form, and the meta device cannot run the layer.
-        """
+        closed form, or if a layer has none, counted on the meta device. Raise a `UserError` if there is
+        no closed form, and the meta device cannot run the layer."""
         return counted_ledger(self, self.place, workload, mixes=self.mixes)
 
     @property

@@ -48,11 +48,7 @@ class Trace:
             self.repeated = False
 
     def loss(self, layer: int, name: str, value: Tensor) -> None:
-        """Report an auxiliary loss.
-
-        Raises:
-            UserError: it is not a tensor of one number.
-        """
+        """Report an auxiliary loss. Raise a `UserError` if it is not a tensor of one number."""
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
             raise UserError(
@@ -62,11 +58,7 @@ class Trace:
             self.losses[layer, name] = value
 
     def show(self, layer: int, name: str, value: Tensor) -> None:
-        """Report a tensor.
-
-        Raises:
-            UserError: it is not a tensor.
-        """
+        """Report a tensor. Raise a `UserError` if it is not a tensor."""
         if not isinstance(value, Tensor):
             raise UserError(f"layer {layer} shows {name} {value!r}; it must be a tensor")
         if not self.repeated:

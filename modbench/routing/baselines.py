@@ -52,7 +52,7 @@ class Gaussian(_Hashed):
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        places_BT = _places(x_BTD, context)
+        places_BT = context.positions(x_BTD)
         if context.selection == "causal":
             return _uniform(self.key, places_BT)
         row_B1 = torch.arange(len(x_BTD), device=x_BTD.device)[:, None]
@@ -80,7 +80,7 @@ class Hash(_Hashed):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         tokens_BT = context.tokens_BT
-        return _uniform(self.key, _places(x_BTD, context) if tokens_BT is None else tokens_BT)
+        return _uniform(self.key, context.positions(x_BTD) if tokens_BT is None else tokens_BT)
 
 
 class Stride(Control):
@@ -104,16 +104,6 @@ CONTROLS: dict[str, type[Gaussian | Hash | Stride]] = {
     "hash": Hash,
     "stride": Stride,
 }
-
-
-def _places(x_BTD: Tensor, context: Context) -> Tensor:
-    """How many tokens each of ``x_BTD`` follows, those read before included, (B, T)."""
-    before, (sequences, tokens) = context.before(x_BTD), x_BTD.shape[:2]
-    if len(set(before)) == 1:  # then no number is sent to a GPU, which would be waited for
-        first = before[0]
-        return torch.arange(first, first + tokens, device=x_BTD.device).expand(sequences, tokens)
-    first_B1 = torch.tensor(before, device=x_BTD.device)[:, None]
-    return first_B1 + torch.arange(tokens, device=x_BTD.device)
 
 
 def _uniform(*keys: Tensor) -> Tensor:

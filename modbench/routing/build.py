@@ -17,11 +17,8 @@ from modbench.routing.router import Router
 
 
 class RoutedDecoder(Decoder):
-    """A decoder whose layers ``router`` builds; what the layers report is validated.
-
-    Raises:
-        UserError: the router cannot build a layer for this shape.
-    """
+    """A decoder whose layers ``router`` builds; what the layers report is validated. Raise a `UserError`
+    if the router cannot build a layer for this shape."""
 
     def __init__(self, config: ModelConfig, router: Router) -> None:
         layers = (
@@ -65,10 +62,7 @@ class RoutedDecoder(Decoder):
 
 def build_model(config: ModelConfig, router: Router, seed: int = 0) -> RoutedDecoder:
     """Build a decoder with initial weights: the same bits for the same arguments, whatever ran before.
-
-    Raises:
-        UserError: the router cannot build this shape.
-    """
+    Raise a `UserError` if the router cannot build this shape."""
     state = torch.get_rng_state()
     # A plugin's own initialisation draws from the global generator.
     torch.manual_seed(stream(seed, "router").initial_seed())

@@ -100,12 +100,9 @@ class DepthRouter(Router):
 
     def selected(self, scores_BT: Tensor, tokens: Tokens) -> Tensor:
         """Return the tokens that the block processes, (B, T) bool: in training the top-k. Override it
-        where their number depends on the scores, or a rule of your own predicts; it then decides in
-        both cases, and no causal rule is built. Padding that it selects is left out.
-
-        Raises:
-            UserError: the default is called by an override where ``tokens.causal``.
-        """
+        where their number depends on the scores, or a rule of your own predicts; it then decides in both
+        cases, and no causal rule is built. Padding that it selects is left out. Raise a `UserError` if
+        the default is called by an override where ``tokens.causal``."""
         if tokens.causal:
             raise UserError(
                 "selected: top-k may not predict, and where selected is overridden no causal rule is "

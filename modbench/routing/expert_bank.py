@@ -28,11 +28,8 @@ def expert_widths(
     """Return the hidden width of each routed expert, and of all ``shared`` experts together; a token is
     processed by ``active`` routed experts and by all shared ones. A width that is None follows from the
     dense MLP's, so that active FLOPs are equal: all experts have the same width, and the remainder goes
-    to the shared ones (DeepSeek-V3: 18432 = (8 + 1) * 2048).
-
-    Raises:
-        UserError: the dense width does not divide, or leaves the experts nothing.
-    """
+    to the shared ones (DeepSeek-V3: 18432 = (8 + 1) * 2048). Raise a `UserError` if the dense width does
+    not divide, or leaves the experts nothing."""
     if width is not None:
         return width, shared * (width if shared_width is None else shared_width)
     if not shared:

@@ -38,11 +38,8 @@ class CountedFeedForward(FeedForward):
 
 
 def as_feed_forward(router: Any, module: nn.Module, layer: int) -> FeedForward:
-    """Return ``module``, what the ``feed_forward`` of ``router`` returned, as a part of a block.
-
-    Raises:
-        UserError: it is no module.
-    """
+    """Return ``module``, what the ``feed_forward`` of ``router`` returned, as a part of a block. Raise a
+    `UserError` if it is no module."""
     if isinstance(module, FeedForward):
         return module
     if not isinstance(module, nn.Module):

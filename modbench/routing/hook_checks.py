@@ -21,11 +21,8 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def expect(router: Router, hook: str, condition: bool, found: str, expected: str) -> None:
-    """Check ``condition``, which holds if the method ``hook`` of ``router`` returned what it must.
-
-    Raises:
-        UserError: it does not hold.
-    """
+    """Check ``condition``, which holds if the method ``hook`` of ``router`` returned what it must. Raise
+    a `UserError` if it does not hold."""
     if not condition:
         name = getattr(router, "name", type(router).__name__)
         where = f"{hook}{defined_at(getattr(type(router), hook))}"

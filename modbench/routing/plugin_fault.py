@@ -21,12 +21,9 @@ _LOCATED = re.compile(r"\.py, line \d")
 
 @contextmanager
 def authors_code(router: "Router | type[Router]", during: str) -> Iterator[None]:
-    """Context in which code of the author of ``router`` runs, as in a training step.
-
-    Raises:
-        UserError: it raises something; the message names the router, the author's line or class, and
-            ``during``. A UserError keeps its sentence.
-    """
+    """Context in which code of the author of ``router`` runs, as in a training step. Raise a `UserError`
+    if it raises something; the message names the router, the author's line or class, and ``during``. A
+    UserError keeps its sentence."""
     name = router.name
     try:
         yield
@@ -41,12 +38,9 @@ def authors_code(router: "Router | type[Router]", during: str) -> Iterator[None]
 def checked_call(
     router: "Router", where: str, kind: type, function: Callable[..., Any], *arguments: Any
 ) -> Any:
-    """Return ``function(*arguments)``, which is code of ``router``'s author.
-
-    Raises:
-        UserError: it raises or returns something other than a ``kind``; the message names the router
-            and ``where``, the method and layer.
-    """
+    """Return ``function(*arguments)``, which is code of ``router``'s author. Raise a `UserError` if it
+    raises or returns something other than a ``kind``; the message names the router and ``where``, the
+    method and layer."""
     with authors_code(router, where):
         result = function(*arguments)
     if not isinstance(result, kind):

@@ -138,11 +138,8 @@ def load_plugin(path: str | Path) -> list[str]:
 
 
 def check_source(router: Mapping[str, Any]) -> None:
-    """Check that the plugin of a cell's ``router`` has not changed since the run began.
-
-    Raises:
-        UserError: it has changed.
-    """
+    """Check that the plugin of a cell's ``router`` has not changed since the run began. Raise a
+    `UserError` if it has changed."""
     name, digest = router["name"], router.get("plugin_sha256")
     if plugin_sha256(name) != digest:
         raise UserError(

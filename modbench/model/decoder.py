@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.kernels.cross_entropy import cross_entropy, losses, recomputes_logits
-from modbench.ledger import OUTSIDE, Counts, Ledger, Workload, component, matmul
+from modbench.ledger import OUTSIDE, Counts, Ledger, Workload, component
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.counted import Place
 from modbench.model.init import normal_
-from modbench.model.layer import Layer, run_layer, with_upstream_grad
+from modbench.model.layer import Layer, run_layer, weight_ledger, with_upstream_grad
 
 
 class Decoder(nn.Module):
@@ -119,15 +119,8 @@ class Decoder(nn.Module):
         return ledger
 
     def _head_ledger(self, workload: Workload) -> Ledger:
-        return matmul(
-            with_upstream_grad(workload, self.norm),
-            OUTSIDE,
-            "head",
-            rows=workload.scored,
-            inner=self.config.width,
-            columns=self.config.vocabulary,
-            weight_gradient=self._head_weight().requires_grad,
-        )
+        workload = with_upstream_grad(workload, self.norm)
+        return weight_ledger(workload, OUTSIDE, "head", self._head_weight(), workload.scored)
 
     def layer_ledger(self, number: int, workload: Workload) -> Ledger:
         """Return the ledger of the layer at depth ``number``."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from modbench.ledger import Counts, Ledger, Workload
+from modbench.ledger import Counts, Ledger, Workload, matmul
 from modbench.model.context import Context
 from modbench.model.counted import Place, checked_output, counted_ledger
 
@@ -70,6 +70,29 @@ def with_upstream_grad(workload: Workload, part: nn.Module) -> Workload:
     """Return the workload of what follows ``part``: where that is trained, the backward pass continues
     to it."""
     return workload if workload.input_gradient else workload.after(trains(part))
+
+
+def weight_ledger(
+    workload: Workload,
+    layer: int,
+    label: str,
+    weight: Tensor,
+    rows: int,
+    *,
+    input_gradient: bool | None = None,
+) -> Ledger:
+    """Return the FLOPs of the matmul of ``rows`` rows with ``weight`` (..., columns, inner)."""
+    columns, inner = weight.shape[-2:]
+    return matmul(
+        workload,
+        layer,
+        label,
+        rows=rows,
+        inner=inner,
+        columns=columns,
+        input_gradient=input_gradient,
+        weight_gradient=weight.requires_grad,
+    )
 
 
 def run_layer(layer: nn.Module, x_BTD: Tensor, context: Context) -> Tensor:

@@ -6,11 +6,11 @@ B sequences, T tokens, D model width, F hidden width.
 from torch import Tensor, nn
 
 from modbench.kernels.expert_bank.plain import activation
-from modbench.ledger import Ledger, Workload, component, matmul
+from modbench.ledger import Ledger, Workload, component
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.init import normal_, residual_scale
-from modbench.model.layer import Layer, with_upstream_grad
+from modbench.model.layer import Layer, weight_ledger, with_upstream_grad
 
 
 class FeedForward(Layer):
@@ -40,23 +40,10 @@ class MLP(FeedForward):
             return self.down(activation(self.up(x_BTD), self.model.mlp))  # type: ignore[no-any-return]
 
     def ledger(self, workload: Workload) -> Ledger:
-        rows, width, hidden = workload.slots, self.model.width, self.model.hidden
-        return matmul(
-            workload,
-            self.layer,
-            "mlp",
-            rows=rows,
-            inner=width,
-            columns=up_columns(self.model, hidden),
-            weight_gradient=self.up.weight.requires_grad,
-        ) + matmul(
-            with_upstream_grad(workload, self.up),
-            self.layer,
-            "mlp",
-            rows=rows,
-            inner=hidden,
-            columns=width,
-            weight_gradient=self.down.weight.requires_grad,
+        return weight_ledger(
+            workload, self.layer, "mlp", self.up.weight, workload.slots
+        ) + weight_ledger(
+            with_upstream_grad(workload, self.up), self.layer, "mlp", self.down.weight, workload.slots
         )
 
 

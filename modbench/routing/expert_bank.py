@@ -14,9 +14,10 @@ from modbench.errors import UserError
 from modbench.kernels import mode
 from modbench.kernels.autocast import autocast_dtype
 from modbench.kernels.expert_bank import Counts, expert_bank, fast
-from modbench.ledger import Ledger, Workload, component, matmul
+from modbench.ledger import Ledger, Workload, component
 from modbench.model.config import ModelConfig
 from modbench.model.init import normal_, residual_scale
+from modbench.model.layer import weight_ledger
 from modbench.model.mlp import up_columns
 from modbench.routing.dispatch import from_experts, to_experts
 from modbench.routing.topk import nonzero_indices, pack_tokens
@@ -95,22 +96,9 @@ class ExpertBank(nn.Module):
 
     def ledger(self, workload: Workload, rows: int) -> Ledger:
         """Return the closed form for ``rows`` assignments, however they are balanced."""
-        return matmul(
-            workload,
-            self.layer,
-            "experts",
-            rows=rows,
-            inner=self.model.width,
-            columns=up_columns(self.model, self.width),
-            weight_gradient=self.up.requires_grad,
-        ) + matmul(
-            workload.after(self.up.requires_grad),
-            self.layer,
-            "experts",
-            rows=rows,
-            inner=self.width,
-            columns=self.model.width,
-            weight_gradient=self.down.requires_grad,
+        later = workload.after(self.up.requires_grad)
+        return weight_ledger(workload, self.layer, "experts", self.up, rows) + weight_ledger(
+            later, self.layer, "experts", self.down, rows
         )
 
     def parameters_of(self, experts: float) -> int:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from modbench.counting.counter import FlopCounter
-from modbench.ledger import Ledger, Workload, component, matmul
+from modbench.ledger import Ledger, Workload, component
 from modbench.model.counted import meta_twin
 from modbench.model.init import normal_
+from modbench.model.layer import weight_ledger
 from modbench.routing.topk import score
 
 
@@ -43,15 +44,7 @@ class LinearScorer(LayerScorer):
 
     def ledger(self, workload: Workload, layer: int, rows: int) -> Ledger:
         """Return the closed form of ``rows`` tokens."""
-        return matmul(
-            workload,
-            layer,
-            "router",
-            rows=rows,
-            inner=self.weight.shape[1],
-            columns=len(self.weight),
-            weight_gradient=self.weight.requires_grad,
-        )
+        return weight_ledger(workload, layer, "router", self.weight, rows)
 
 
 def run_scorer(scorer: nn.Module, x_D: Tensor, layer: int) -> Tensor:

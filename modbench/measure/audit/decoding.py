@@ -193,7 +193,8 @@ def _batch(subject: Subject, tokens_BT: Tensor) -> Reading:
 def _alone(subject: Subject, sequence: int) -> Reading:
     """Read one sequence in float64: single tokens, in between chunks, which are cheaper."""
     steps = max(LONG, sequence - PROMPT - CHUNK)
-    bursts = [*[1] * SINGLE, *[SKIP, *[1] * PAIR] * ((steps - SINGLE) // (SKIP + PAIR) - 1)]
+    repeats = (steps - SINGLE - PAIR) // (SKIP + PAIR)
+    bursts = [*[1] * SINGLE, *[SKIP, *[1] * PAIR] * repeats]
     bursts += [1] * (steps - sum(bursts))
     text_1T = subject.tokens(1, PROMPT + CHUNK + steps)
     passes = [Pass([PROMPT], "last"), Pass([CHUNK]), *(Pass([length]) for length in bursts)]

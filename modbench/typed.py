@@ -48,7 +48,9 @@ def check_type(what: str, value: Any, hint: Any) -> Any:
         return _adapter(hint).validate_python(value)
     except ValidationError as error:
         said = " or ".join(one["msg"] for one in error.errors())
-        raise UserError(f"{what} is {value!r}; {said.replace('Input', 'it')}") from error
+        shown = repr(value)
+        shown = f"{shown[:77]}..." if len(shown) > 80 else shown
+        raise UserError(f"{what} is {shown}; {said.replace('Input', 'it')}") from error
 
 
 def checked_fields(

@@ -53,7 +53,7 @@ def parsed_options(groups: Iterable[Sequence[str]]) -> dict[str, Any]:
             raise UserError(f"--option {name} is given twice; give it once")
         try:
             options[name] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):  # no TOML, or too deeply nested
             options[name] = value
     return options
 

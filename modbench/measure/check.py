@@ -8,16 +8,16 @@ import math
 import os
 import shlex
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
 import torch
 
 from modbench.data.batches import Batches
-from modbench.data.config import DataConfig
 from modbench.data.prose import reduce_rst
-from modbench.data.token_data import load
 from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError, known_names
 from modbench.ledger import Phase, Workload
@@ -95,26 +95,21 @@ def _print_costs(router: Router) -> None:
     """Print nominal FLOPs per token and parameters next to the dense model's."""
     size = SIZES["1M"]
     with torch.device("meta"):
-        routed = RoutedDecoder(size.model, router)
-        dense = RoutedDecoder(size.model, build_router("vanilla"))
-    columns = []
-    for model in (routed, dense):
-        costs = {}
-        for phase in PHASES:
-            load = Workload.uniform(1, size.sequence, phase)
-            flops = model.train(phase == "train").ledger(load).total()
-            costs[f"{phase} FLOPs per token"] = flops / load.tokens
-        costs["active parameters"] = model.parameter_count("active")
-        costs["parameters"] = model.parameter_count("total")
-        columns.append(costs)
+        routed, dense = (RoutedDecoder(size.model, one) for one in (router, build_router("vanilla")))
     print(_row("", "router", "dense") + f"{'ratio':>8}")
-    for words, ours in columns[0].items():
-        theirs = columns[1][words]
+    costs: dict[str, list[float]] = {}
+    for phase in PHASES:
+        load = Workload.uniform(1, size.sequence, phase)
+        flops = [m.train(phase == "train").ledger(load).total() / load.tokens for m in (routed, dense)]
+        costs[f"{phase} FLOPs per token"] = flops
+    costs["active parameters"] = [m.parameter_count("active") for m in (routed, dense)]
+    costs["parameters"] = [m.parameter_count("total") for m in (routed, dense)]
+    for words, (ours, theirs) in costs.items():
         print(_row(words, f"{ours:,.0f}", f"{theirs:,.0f}") + f"{ours / theirs:>8.3f}")
-    source = getattr(routed, "flops_source", "closed form")
     print(
-        f"nominal, {source}, at the shape of `modbench run quick`: {size.model.layers} layers of width "
-        f"{size.model.width}, {size.sequence} tokens, vocabulary {size.model.vocabulary:,}"
+        f"nominal, {routed.flops_source}, at the shape of `modbench run quick`: {size.model.layers} "
+        f"layers of width {size.model.width}, {size.sequence} tokens, vocabulary "
+        f"{size.model.vocabulary:,}"
     )
 
 
@@ -124,22 +119,14 @@ def _row(*cells: str) -> str:
 
 def _small(router: Router) -> ModelConfig:
     """The smallest shape that ``router`` can build with a layer that differs from the dense model's.
-
-    Raises:
-        UserError: it can build none.
-    """
+    Raise a `UserError` if it can build none."""
     for layers in DEPTHS:
         config = ModelConfig(vocabulary=Tokenizer().vocabulary, width=64, heads=2, layers=layers)
-        try:
-            with torch.device("meta"):
-                routed = RoutedDecoder(config, router)
-                dense = RoutedDecoder(config, build_router("vanilla"))
-        except UserError:
-            if layers == DEPTHS[-1]:
-                raise
-            continue
-        if str(routed.layers) != str(dense.layers):
-            break
+        with suppress(UserError) if layers < DEPTHS[-1] else nullcontext(), torch.device("meta"):
+            routed = RoutedDecoder(config, router)
+            dense = RoutedDecoder(config, build_router("vanilla"))
+            if str(routed.layers) != str(dense.layers):
+                break
     return config
 
 
@@ -158,11 +145,14 @@ def _print_audit(config: ModelConfig, router: Router, seed: int) -> list[Finding
 def _print_training(config: ModelConfig, router: Router, seed: int) -> str:
     """Train the router and the dense model on the same batches and print their losses. Return what went
     wrong; empty if nothing did."""
-    source, text_N = _text()
+    text_N = _text()
     cut = len(text_N) - HELDOUT - 1
     batches = Batches(text_N[:cut], sequence=SEQUENCE, batch=TRAIN.batch, seed=seed)
     windows_WT = heldout_windows(text_N[cut:], sequence=SEQUENCE, tokens=HELDOUT)
-    print(f"\n{STEPS} training steps of {TRAIN.batch} x {SEQUENCE} bytes of {source}, nats per token")
+    print(
+        f"\n{STEPS} training steps of {TRAIN.batch} x {SEQUENCE} bytes of Python's documentation, nats"
+        " per token"
+    )
     curves, scores = [], []
     for trained in (router, build_router("vanilla")):
         with authors_code(router, "a training step"):
@@ -185,25 +175,17 @@ def _losses(model: RoutedDecoder, batches: Batches) -> list[float]:
     """The training loss of each step."""
     optimizer, losses = build_optimizer(model, TRAIN), []
     for step in range(STEPS):
-        inputs_BT, targets_BT = (rows_BT.to(device()) for rows_BT in batches.step(step))
-        batch = inputs_BT, targets_BT
+        inputs_BT, targets_BT = batches.step(step)
+        batch = inputs_BT.to(device()), targets_BT.to(device())
         loss, _ = training_step(model.train(), optimizer, TRAIN, batch, torch.float32)
         losses.append(loss.item())
     return losses
 
 
-def _text() -> tuple[str, np.ndarray]:
-    """Name and bytes of a text that needs no network: the embedded corpus if it is in the cache, else
-    the documentation that comes with Python."""
-    try:
-        data = load(DataConfig())
-    except UserError:
-        from pydoc_data.topics import topics
-
-        name, text = "Python's documentation", reduce_rst("\n\n".join(topics.values()))
-    else:
-        name, text = "the embedded corpus", data.tokenizer.decode(data.train_N[:TEXT].tolist())
-    return name, np.frombuffer(text.encode()[:TEXT], dtype=np.uint8)
+def _text() -> np.ndarray:
+    """Bytes of a text that needs no network: the documentation that comes with Python."""
+    text = reduce_rst("\n\n".join(topics.values()))
+    return np.frombuffer(text.encode()[:TEXT], dtype=np.uint8)
 
 
 def _print_next(router: Router, failed: list[Finding], diverged: str, *, is_default: bool) -> None:

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.counting.attention import without_values
-from modbench.ledger import Ledger, Workload, attention, component, matmul
+from modbench.ledger import Ledger, Workload, attention, component
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.init import normal_, residual_scale
-from modbench.model.layer import with_upstream_grad
+from modbench.model.layer import weight_ledger, with_upstream_grad
 from modbench.model.rope import rotary_angles, rotate
 
 
@@ -64,28 +64,11 @@ class Attention(nn.Module):
 
     def ledger(self, workload: Workload) -> Ledger:
         """Return the closed form of `forward` for ``workload``."""
-        rows, width = workload.slots, self.model.width
-        projected = with_upstream_grad(workload, self.qkv)
+        rows, projected = workload.slots, with_upstream_grad(workload, self.qkv)
         return (
-            matmul(
-                workload,
-                self.layer,
-                "attention.qkv",
-                rows=rows,
-                inner=width,
-                columns=(self.heads + 2 * self.key_heads) * self.head_width,
-                weight_gradient=self.qkv.weight.requires_grad,
-            )
+            weight_ledger(workload, self.layer, "attention.qkv", self.qkv.weight, rows)
             + attention(projected, self.layer, heads=self.heads, head_width=self.head_width)
-            + matmul(
-                projected,
-                self.layer,
-                "attention.out",
-                rows=rows,
-                inner=width,
-                columns=width,
-                weight_gradient=self.out.weight.requires_grad,
-            )
+            + weight_ledger(projected, self.layer, "attention.out", self.out.weight, rows)
         )
 
     def merge(self, y_BHTP: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ B sequences, T tokens, D model width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from modbench.errors import UserError, known_names
+from modbench.errors import UserError
 from modbench.model.kv_cache import Cache
 from modbench.model.trace import Trace
 
@@ -37,9 +37,6 @@ class Context:
 
     A layer that processes some of the tokens gets the inner context from
     `modbench.routing.gathered_tokens.GatheredTokens`, which carries all of this over.
-
-    Raises:
-        UserError: an unknown selection rule or choice of logits, or lengths that are not (B,) integers.
     """
 
     selection: Selection = "topk"
@@ -54,23 +51,11 @@ class Context:
     checkpoint: bool = False
     forced_balance: bool = False
 
-    def __post_init__(self) -> None:
-        for name, known in (("selection", get_args(Selection)), ("logits", get_args(Logits))):
-            value = getattr(self, name)
-            if value not in known:
-                raise UserError(f"{name} '{value}' is not known; {known_names(value, known)}")
-        lengths_B = self.lengths_B
-        if lengths_B is not None and (lengths_B.dim() != 1 or lengths_B.dtype not in _INTEGERS):
-            raise UserError(
-                f"lengths_B is of shape {tuple(lengths_B.shape)} and {lengths_B.dtype}; it must be (B,) "
-                "and int32 or int64"
-            )
-
     def check(self, tokens_BT: Tensor) -> None:
         """Check token ids (B, T) against this context.
 
         Raises:
-            UserError: no tokens, lengths or positions of another shape, or positions with a cache.
+            UserError: no tokens, or lengths or a cache of another number of sequences.
         """
         if (
             tokens_BT.dtype not in _INTEGERS
@@ -81,24 +66,18 @@ class Context:
                 f"tokens are of shape {tuple(tokens_BT.shape)} and {tokens_BT.dtype}; they must be "
                 "(B, T) int32 or int64, one token or more"
             )
-        if self.positions_BT is not None:
-            if self.cache is not None:
-                raise UserError("positions_BT with a cache, which sets them; leave them out")
-            if self.positions_BT.shape != tokens_BT.shape:
-                raise UserError(
-                    f"positions_BT is of shape {tuple(self.positions_BT.shape)} for tokens of shape "
-                    f"{tuple(tokens_BT.shape)}; give each token one"
-                )
+        if self.cache is not None and self.cache.sequences != len(tokens_BT):
+            raise UserError(
+                f"a cache of {self.cache.sequences} sequences was given tokens of {len(tokens_BT)}; "
+                "give as many"
+            )
         # Only where values are at hand: the host would wait for a GPU, and meta tensors have none.
         if self.lengths_B is not None and type(self.lengths_B) is Tensor and self.lengths_B.is_cpu:
             self.lengths(tokens_BT)
 
     def lengths(self, x_BTD: Tensor) -> list[int]:
-        """Return the number of real tokens of each sequence of ``x_BTD``.
-
-        Raises:
-            UserError: there is not one length per sequence, between 1 and T.
-        """
+        """Return the number of real tokens of each sequence of ``x_BTD``. Raise a `UserError` if there
+        is not one length per sequence, between 1 and T."""
         sequences, tokens = x_BTD.shape[:2]
         if self.lengths_B is None:
             return [tokens] * sequences

@@ -40,11 +40,8 @@ class Place:
 
 def counted_ledger(part: nn.Module, place: Place, workload: Workload, *, mixes: bool = True) -> Ledger:
     """Return the FLOPs of ``part`` (``forward(x_BTD, context)``) for ``workload``, counted once for each
-    case. ``mixes``: tokens of a sequence attend to each other in it.
-
-    Raises:
-        UserError: the part needs values, or does not report how many tokens it routed.
-    """
+    case. ``mixes``: tokens of a sequence attend to each other in it. Raise a `UserError` if the part
+    needs values, or does not report how many tokens it routed."""
     own = {what: counts for (layer, what), counts in workload.counts.items() if layer == place.layer}
     if not workload.padding and not mixes and any(len(c) != workload.sequences for c in own.values()):
         # Counts of the whole batch: its tokens cost as much in one row, which needs no padding.
@@ -61,20 +58,18 @@ def counted_ledger(part: nn.Module, place: Place, workload: Workload, *, mixes: 
         except UserError:
             raise
         except FAULTS as error:
+            said = " ".join(str(error).split())
             raise UserError(
                 f"layer {place.layer} has no ledger and cannot be counted on the meta device, where "
-                f"tensors have no values ({type(error).__name__}: {_one_line(error)}); give it "
-                "a ledger, or take counts through modbench.routing.topk.counts_to_host"
+                f"tensors have no values ({type(error).__name__}: {said[:200]}); give it a "
+                "ledger, or take counts through modbench.routing.topk.counts_to_host"
             ) from error
     return known[case]
 
 
 def checked_output(part: nn.Module, place: Place, out_BTD: Any, x_BTD: Tensor) -> Tensor:
-    """Return ``out_BTD``, what the ``forward`` of ``part`` returned for ``x_BTD``.
-
-    Raises:
-        UserError: it is not a tensor of the shape of ``x_BTD``.
-    """
+    """Return ``out_BTD``, what the ``forward`` of ``part`` returned for ``x_BTD``. Raise a `UserError`
+    if it is not a tensor of the shape of ``x_BTD``."""
     if not isinstance(out_BTD, Tensor) or out_BTD.shape != x_BTD.shape:
         is_tensor = isinstance(out_BTD, Tensor)
         found = f"shape {tuple(out_BTD.shape)}" if is_tensor else type(out_BTD).__name__
@@ -136,23 +131,17 @@ def _pass(part: nn.Module, place: Place, workload: Workload, own: Counts) -> Led
 
 
 def _run(
-    part: nn.Module,
-    place: Place,
-    workload: Workload,
-    own: Counts,
-    rule: Selection,
-    cached: bool,
+    part: nn.Module, place: Place, workload: Workload, own: Counts, rule: Selection, cached: bool
 ) -> tuple[Ledger, Any]:
     train = workload.phase == "train"
     cache = Cache(workload.sequences) if cached else None
     part.train(train)
     with torch.set_grad_enabled(train):
         if cache is not None and any(workload.past):
-            before = {"depth": own["past"]} if "past" in own else None
-            with _routing(before):
-                part(*_inputs(part, place, workload.past, rule, cache, workload))
+            with _routing({"depth": own["past"]} if "past" in own else None):
+                part(*_inputs(part, place, workload, workload.past, rule, cache))
             cache.advance(workload.past)
-        x_BTD, context = _inputs(part, place, workload.lengths, rule, cache, workload)
+        x_BTD, context = _inputs(part, place, workload, workload.lengths, rule, cache)
         with _routing(own or None), FlopCounter() as counter:
             out_BTD = checked_output(part, place, part(x_BTD, context), x_BTD)
             if train:
@@ -165,10 +154,10 @@ def _run(
 def _inputs(
     part: nn.Module,
     place: Place,
+    workload: Workload,
     lengths: Sequence[int],
     rule: Selection,
     cache: Cache | None,
-    workload: Workload,
 ) -> tuple[Tensor, Context]:
     sequences, longest = len(lengths), max(lengths)
     weights = (p.dtype for p in part.parameters() if p.is_floating_point())
@@ -197,7 +186,3 @@ def _routing(counts: Counts | None) -> Iterator[None]:
         yield
     finally:
         realised.reset(token)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

@@ -4,8 +4,8 @@ B sequences, T tokens, D model width, V vocabulary.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.kernels.cross_entropy import cross_entropy, losses, recomputes_logits
-from modbench.ledger import OUTSIDE, Counts, Ledger, Workload, component, matmul
+from modbench.ledger import OUTSIDE, Counts, Ledger, Workload, component
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.counted import Place
 from modbench.model.init import normal_
-from modbench.model.layer import Layer, run_layer, with_upstream_grad
+from modbench.model.layer import Layer, run_layer, weight_ledger, with_upstream_grad
 
 
 class Decoder(nn.Module):
@@ -34,10 +34,6 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
         self.head = None if config.tied_head else nn.Linear(config.width, config.vocabulary, bias=False)
 
-    def identity(self) -> dict[str, Any]:
-        """Return what distinguishes this model from others, for the caches that it fills."""
-        return {f"model {name}": value for name, value in asdict(self.config).items()}
-
     def initialise(self, seed: int) -> None:
         """Fill all parameters. The parts that schemes share get the same values under every router."""
         normal_(self.embedding.weight, seed, "embedding")
@@ -50,23 +46,15 @@ class Decoder(nn.Module):
                 initialise(seed)
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        """Return logits (B, T, V), or (B, 1, V) if the context asks for those of the last tokens. If
-        anything raises, the context's cache keeps its earlier state.
+        """Return logits (B, T, V), or (B, 1, V) if the context asks for those of the last tokens.
 
         Raises:
-            UserError: no tokens, or lengths of another batch.
-            ValueError: a cache with the training rule, which may look at later tokens, or a cache of
-                another model or of another number of sequences.
+            UserError: no tokens, or lengths or a cache of another batch.
+            ValueError: a cache with the training rule, which may look at later tokens.
         """
-        if context.cache is None:
-            return self._logits(tokens_BT, context)
-        mark = context.cache.mark()
-        try:
-            return self._logits(tokens_BT, context)
-        except BaseException:
-            # Layers that cached these tokens already would attend to them in the next pass.
-            context.cache.rewind(mark)
-            raise
+        x_BTD = self._hidden(tokens_BT, context)
+        with component("head"):
+            return F.linear(x_BTD, self._head_weight())
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, context: Context) -> Tensor:
         """Return the mean cross-entropy of ``targets_BT`` in nats, without auxiliary losses. It never
@@ -81,19 +69,10 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def losses(self, tokens_BT: Tensor, targets_BT: Tensor, context: Context) -> Tensor:
-        """Return the cross-entropy of each token in nats, (B, T), in float32 or wider, without gradient.
-
-        Raises:
-            UserError: as `loss`.
-        """
+        """Return the cross-entropy of each token in nats, (B, T), in float32 or wider, no gradient."""
         x_ND = self._hidden(tokens_BT, context).flatten(0, 1)
         _check_targets(tokens_BT, targets_BT)
         return losses(x_ND, self._head_weight(), targets_BT.flatten()).view_as(targets_BT)
-
-    def _logits(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        x_BTD = self._hidden(tokens_BT, context)
-        with component("head"):
-            return F.linear(x_BTD, self._head_weight())
 
     def _head_weight(self) -> Tensor:
         return self.embedding.weight if self.head is None else self.head.weight
@@ -105,7 +84,6 @@ class Decoder(nn.Module):
         if context.cache is not None:
             if context.selection != "causal":
                 raise ValueError(f"selection '{context.selection}' with a cache; it must be 'causal'")
-            context.cache.serve(self.identity(), len(tokens_BT))
             context.positions_BT = context.cache.positions(tokens_BT.shape[1], tokens_BT.device)
             context.past = context.cache.read
         for layer in self.layers:
@@ -141,26 +119,15 @@ class Decoder(nn.Module):
         return ledger
 
     def _head_ledger(self, workload: Workload) -> Ledger:
-        return matmul(
-            with_upstream_grad(workload, self.norm),
-            OUTSIDE,
-            "head",
-            rows=workload.scored,
-            inner=self.config.width,
-            columns=self.config.vocabulary,
-            weight_gradient=self._head_weight().requires_grad,
-        )
+        workload = with_upstream_grad(workload, self.norm)
+        return weight_ledger(workload, OUTSIDE, "head", self._head_weight(), workload.scored)
 
     def layer_ledger(self, number: int, workload: Workload) -> Ledger:
         """Return the ledger of the layer at depth ``number``."""
         return self.layers[number].ledger(workload)  # type: ignore[no-any-return, operator]
 
     def nominal_counts(self, workload: Workload) -> Counts:
-        """Return the nominal counts of all layers.
-
-        Raises:
-            UserError: a layer's counts are not whole numbers.
-        """
+        """Return the nominal counts of all layers."""
         found: dict[tuple[int, str], tuple[int, ...]] = {}
         for number in range(len(self.layers)):
             found |= self.layer_nominal_counts(number, workload)
@@ -173,38 +140,27 @@ class Decoder(nn.Module):
     def parameter_count(self, kind: Literal["total", "active"] = "total") -> int:
         """Return the number of parameters: all, or the active ones of a token routed at every layer. The
         embedding counts whole in both, a tied head once. Parameters shared by layers count once, and so
-        does their inactive part, as if a token used the same part in each layer.
-
-        Raises:
-            UserError: a layer reports more active parameters than it has, or fewer than 0.
-        """
+        does their inactive part, as if a token used the same part in each layer. Raise a `UserError` if
+        a layer reports more active parameters than it has, or fewer than 0."""
         total = _size(self)
         return total if kind == "total" else total - self._inactive()
 
     def _inactive(self) -> int:
-        """Return the number of inactive parameters, each counted once."""
-        earlier: list[tuple[set[Tensor], int]] = []
+        """Return the number of inactive parameters. They belong to the innermost module that reports
+        them: layers that share that module count them once."""
+        inactive: dict[nn.Module, int] = {}
         for number, active in enumerate(self.active_by_layer()):
-            part, inactive = self.layers[number], _size(self.layers[number]) - active
-            # The inactive parameters belong to the innermost module that reports them: two layers may
-            # share that module.
-            for inner in part.modules() if inactive else ():
+            part = self.layers[number]
+            idle = _size(part) - active
+            for inner in part.modules() if idle else ():
                 reports = callable(getattr(inner, "active_parameters", None))
-                if reports and _size(inner) - self.active_of(inner, number) == inactive:
+                if reports and _size(inner) - self.active_of(inner, number) == idle:
                     part = inner
-            own = set[Tensor](part.parameters())
-            shared = [(others, known) for others, known in earlier if not own.isdisjoint(others)]
-            common = own & set[Tensor]().union(*(others for others, _ in shared))
-            counted = min(sum(p.numel() for p in common), sum(known for _, known in shared))
-            earlier.append((own, max(0, inactive - counted)))
-        return sum(inactive for _, inactive in earlier)
+            inactive[part] = idle
+        return sum(inactive.values())
 
     def active_by_layer(self) -> list[int]:
-        """Return the active parameters of each layer.
-
-        Raises:
-            UserError: as `parameter_count`.
-        """
+        """Return the active parameters of each layer."""
         return [self.active_of(layer, number) for number, layer in enumerate(self.layers)]
 
     def active_of(self, part: nn.Module, number: int) -> int:

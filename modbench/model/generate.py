@@ -22,9 +22,8 @@ def prefill(
     each prompt's last token, and the cache to continue from.
 
     Raises:
-        UserError: no tokens, tokens out of the vocabulary, or lengths that are not 1 to T.
+        UserError: no tokens, or lengths that are not 1 to T.
     """
-    _check_tokens(model, tokens_BT)
     sequences, tokens = tokens_BT.shape
     cache = Cache(sequences)
     return _last_logits(model, tokens_BT, lengths or [tokens] * sequences, cache), cache
@@ -35,10 +34,8 @@ def decode(model: Decoder, tokens_B: Tensor, cache: Cache) -> Tensor:
     """Read one more token of each sequence into ``cache``; return the logits (B, V) that follow it.
 
     Raises:
-        UserError: no tokens, tokens out of the vocabulary, or a cache of other sequences or of another
-            model.
+        UserError: no tokens, or a cache of another number of sequences.
     """
-    _check_tokens(model, tokens_B[:, None])
     return model(tokens_B[:, None], Context(selection="causal", cache=cache))[:, 0]  # type: ignore[no-any-return]
 
 
@@ -113,11 +110,8 @@ def dense_cache_bytes(model: Decoder, tokens: int) -> int:
 
 
 def check_sampling(temperature: float, top_p: float, seed: int) -> None:
-    """Check the sampling options of `generate`.
-
-    Raises:
-        UserError: one of them is out of range, with the value and what would be right.
-    """
+    """Check the sampling options of `generate`. Raise a `UserError` if one of them is out of range, with
+    the value and what would be right."""
     if not 0 <= seed < 2**32:
         raise UserError(f"seed is {seed}; it must lie in [0, 2**32)")
     if not 0 <= temperature < float("inf"):
@@ -160,12 +154,6 @@ def _choose(logits_V: Tensor, temperature: float, top_p: float, generator: torch
     outside_V[0] = False
     drawn = torch.multinomial(sorted_V.masked_fill(outside_V, 0.0), 1, generator=generator)
     return int(order_V[drawn])
-
-
-def _check_tokens(model: Decoder, tokens_BT: Tensor) -> None:
-    # Only where values are at hand: the host would wait for a GPU, and meta tensors have none.
-    if tokens_BT.numel() and tokens_BT.device.type == "cpu" and type(tokens_BT) is Tensor:
-        _check_vocabulary(model, [int(tokens_BT.min()), int(tokens_BT.max())])
 
 
 def _check_vocabulary(model: Decoder, tokens: Sequence[int]) -> None:

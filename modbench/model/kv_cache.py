@@ -5,9 +5,8 @@ A depth-routed layer caches only the tokens it processed, so layers differ in le
 B sequences, T new tokens, C cached and new tokens, K key/value heads, P width of a head.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,28 +43,7 @@ class Cache:
             raise UserError(f"a cache needs 1 or more sequences, not {sequences}")
         self.sequences = sequences
         self.read = [0] * sequences
-        self._served: Mapping[str, Any] | None = None
         self._layers: dict[int, LayerCache] = {}
-
-    def serve(self, identity: Mapping[str, Any], sequences: int) -> None:
-        """Bind the cache to the first model that fills it, or check that it is the same one.
-
-        Raises:
-            UserError: another model filled it, or it holds another number of sequences.
-        """
-        if sequences != self.sequences:
-            raise UserError(
-                f"a cache of {self.sequences} sequences was given tokens of {sequences}; give as many"
-            )
-        if self._served is None:
-            self._served = identity
-        filled, given = self._served, identity
-        if filled != given:
-            name = next(name for name in {**filled, **given} if filled.get(name) != given.get(name))
-            raise UserError(
-                f"the cache was filled by a model with {name} {filled.get(name)!r} and given to one "
-                f"with {name} {given.get(name)!r}; continue with the model that read the prompt"
-            )
 
     def lengths(self, layer: int, rows: Sequence[int] | None = None) -> list[int]:
         """Return the tokens cached in ``layer`` for each sequence, or for those of ``rows``."""

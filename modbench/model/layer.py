@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from modbench.ledger import Counts, Ledger, Workload
+from modbench.ledger import Counts, Ledger, Workload, matmul
 from modbench.model.context import Context
 from modbench.model.counted import Place, checked_output, counted_ledger
 
@@ -24,7 +24,9 @@ class Layer(nn.Module, ABC):
     """
 
     has_data_dependent_shapes = False
-    #: Set by the decoder.
+    #: Tokens of a sequence attend to each other.
+    mixes = True
+    #: Set by the decoder, or by the block that holds a part.
     place = Place(0, 0)
 
     @abstractmethod
@@ -33,12 +35,9 @@ class Layer(nn.Module, ABC):
 
     def ledger(self, workload: Workload) -> Ledger:
         """Return the FLOPs of `forward` for ``workload``, and of its backward pass in phase ``train``: a
-        closed form, or if a layer has none, counted on the meta device.
-
-        Raises:
-            UserError: there is no closed form, and the meta device cannot run the layer.
-        """
-        return counted_ledger(self, self.place, workload)
+        closed form, or if a layer has none, counted on the meta device. Raise a `UserError` if there is
+        no closed form, and the meta device cannot run the layer."""
+        return counted_ledger(self, self.place, workload, mixes=self.mixes)
 
     @property
     def has_closed_form(self) -> bool:
@@ -71,6 +70,29 @@ def with_upstream_grad(workload: Workload, part: nn.Module) -> Workload:
     """Return the workload of what follows ``part``: where that is trained, the backward pass continues
     to it."""
     return workload if workload.input_gradient else workload.after(trains(part))
+
+
+def weight_ledger(
+    workload: Workload,
+    layer: int,
+    label: str,
+    weight: Tensor,
+    rows: int,
+    *,
+    input_gradient: bool | None = None,
+) -> Ledger:
+    """Return the FLOPs of the matmul of ``rows`` rows with ``weight`` (..., columns, inner)."""
+    columns, inner = weight.shape[-2:]
+    return matmul(
+        workload,
+        layer,
+        label,
+        rows=rows,
+        inner=inner,
+        columns=columns,
+        input_gradient=input_gradient,
+        weight_gradient=weight.requires_grad,
+    )
 
 
 def run_layer(layer: nn.Module, x_BTD: Tensor, context: Context) -> Tensor:

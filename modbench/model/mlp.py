@@ -3,49 +3,21 @@
 B sequences, T tokens, D model width, F hidden width.
 """
 
-from abc import ABC, abstractmethod
-
 from torch import Tensor, nn
 
 from modbench.kernels.expert_bank.plain import activation
-from modbench.ledger import Counts, Ledger, Workload, component, matmul
+from modbench.ledger import Ledger, Workload, component
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.counted import Place, counted_ledger
 from modbench.model.init import normal_, residual_scale
-from modbench.model.layer import with_upstream_grad
+from modbench.model.layer import Layer, weight_ledger, with_upstream_grad
 
 
-class FeedForward(nn.Module, ABC):
-    """The part of a block that follows attention: a dense MLP or experts.
+class FeedForward(Layer):
+    """The part of a block that follows attention: a dense MLP or experts. ``forward`` returns the update
+    of the residual stream, (B, T, D), from the normalised stream."""
 
-    ``has_data_dependent_shapes`` as in `modbench.model.layer.Layer`.
-    """
-
-    has_data_dependent_shapes = False
-    #: Set by the block that holds it.
-    place = Place(0, 0)
-
-    @abstractmethod
-    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        """Return the update of the residual stream, (B, T, D), from the normalised stream."""
-
-    def ledger(self, workload: Workload) -> Ledger:
-        """As `modbench.model.layer.Layer.ledger`."""
-        return counted_ledger(self, self.place, workload, mixes=False)
-
-    @property
-    def has_closed_form(self) -> bool:
-        """True if ``ledger`` is a closed form."""
-        return type(self).ledger is not FeedForward.ledger
-
-    def nominal_counts(self, workload: Workload) -> Counts:
-        """As `modbench.model.layer.Layer.nominal_counts`."""
-        return {}
-
-    def active_parameters(self) -> int:
-        """As `modbench.model.layer.Layer.active_parameters`."""
-        return sum(parameter.numel() for parameter in self.parameters())
+    mixes = False
 
 
 class MLP(FeedForward):
@@ -68,23 +40,10 @@ class MLP(FeedForward):
             return self.down(activation(self.up(x_BTD), self.model.mlp))  # type: ignore[no-any-return]
 
     def ledger(self, workload: Workload) -> Ledger:
-        rows, width, hidden = workload.slots, self.model.width, self.model.hidden
-        return matmul(
-            workload,
-            self.layer,
-            "mlp",
-            rows=rows,
-            inner=width,
-            columns=up_columns(self.model, hidden),
-            weight_gradient=self.up.weight.requires_grad,
-        ) + matmul(
-            with_upstream_grad(workload, self.up),
-            self.layer,
-            "mlp",
-            rows=rows,
-            inner=hidden,
-            columns=width,
-            weight_gradient=self.down.weight.requires_grad,
+        return weight_ledger(
+            workload, self.layer, "mlp", self.up.weight, workload.slots
+        ) + weight_ledger(
+            with_upstream_grad(workload, self.up), self.layer, "mlp", self.down.weight, workload.slots
         )
 
 

@@ -48,11 +48,7 @@ class Trace:
             self.repeated = False
 
     def loss(self, layer: int, name: str, value: Tensor) -> None:
-        """Report an auxiliary loss.
-
-        Raises:
-            UserError: it is not a tensor of one number.
-        """
+        """Report an auxiliary loss. Raise a `UserError` if it is not a tensor of one number."""
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
             raise UserError(
@@ -62,15 +58,9 @@ class Trace:
             self.losses[layer, name] = value
 
     def show(self, layer: int, name: str, value: Tensor) -> None:
-        """Report a tensor.
-
-        Raises:
-            UserError: it is not a tensor, or it is a ``load`` that is not (E,).
-        """
-        if not isinstance(value, Tensor) or (name == "load" and value.dim() != 1):
-            found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            right = "(E,), a number of each expert" if name == "load" else "a tensor"
-            raise UserError(f"layer {layer} shows {name} {found}; it must be {right}")
+        """Report a tensor. Raise a `UserError` if it is not a tensor."""
+        if not isinstance(value, Tensor):
+            raise UserError(f"layer {layer} shows {name} {value!r}; it must be a tensor")
         if not self.repeated:
             self.tensors[layer, name] = value.detach()
 

@@ -6,8 +6,6 @@ rule. Its scores make no gate.
 B sequences, T tokens, D model width.
 """
 
-from abc import ABC, abstractmethod
-
 import torch
 from torch import Tensor
 
@@ -17,15 +15,11 @@ from modbench.routing.force_balance import strided_rows
 from modbench.routing.scorer import LayerScorer
 
 
-class Control(LayerScorer, ABC):
-    """Scores of a layer's tokens. ``cut``: what the causal rule compares them with, None where only the
-    running average of the lowest score selected can tell."""
+class Control(LayerScorer):
+    """Scores (B, T) in [0, 1] of a layer's tokens, without a gradient. ``cut``: what the causal rule
+    compares them with, None where only the running average of the lowest score selected can tell."""
 
     cut: float | None
-
-    @abstractmethod
-    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        """Scores (B, T) in [0, 1], without a gradient."""
 
 
 class _Hashed(Control):
@@ -58,7 +52,7 @@ class Gaussian(_Hashed):
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        places_BT = _places(x_BTD, context)
+        places_BT = context.positions(x_BTD)
         if context.selection == "causal":
             return _uniform(self.key, places_BT)
         row_B1 = torch.arange(len(x_BTD), device=x_BTD.device)[:, None]
@@ -86,7 +80,7 @@ class Hash(_Hashed):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         tokens_BT = context.tokens_BT
-        return _uniform(self.key, _places(x_BTD, context) if tokens_BT is None else tokens_BT)
+        return _uniform(self.key, context.positions(x_BTD) if tokens_BT is None else tokens_BT)
 
 
 class Stride(Control):
@@ -110,16 +104,6 @@ CONTROLS: dict[str, type[Gaussian | Hash | Stride]] = {
     "hash": Hash,
     "stride": Stride,
 }
-
-
-def _places(x_BTD: Tensor, context: Context) -> Tensor:
-    """How many tokens each of ``x_BTD`` follows, those read before included, (B, T)."""
-    before, (sequences, tokens) = context.before(x_BTD), x_BTD.shape[:2]
-    if len(set(before)) == 1:  # then no number is sent to a GPU, which would be waited for
-        first = before[0]
-        return torch.arange(first, first + tokens, device=x_BTD.device).expand(sequences, tokens)
-    first_B1 = torch.tensor(before, device=x_BTD.device)[:, None]
-    return first_B1 + torch.arange(tokens, device=x_BTD.device)
 
 
 def _uniform(*keys: Tensor) -> Tensor:

@@ -11,19 +11,6 @@ from modbench.errors import UserError
 from modbench.routing.router import Router
 from modbench.typed import check_type
 
-#: Methods that a plugin may override, by base class; names, since the classes import torch.
-_HOOKS = {
-    "DepthRouter": ("scorer", "gate", "feed_forward", "selected", "losses", "update"),
-    "ExpertRouter": (
-        "scorer",
-        "scores",
-        "choose",
-        "assign",
-        "nominal_experts_per_token",
-        "losses",
-        "update",
-    ),
-}
 _DECORATORS = "@register_router('{}') and, below it, @dataclass(frozen=True, kw_only=True)"
 
 
@@ -58,29 +45,37 @@ def check_declaration(name: str, router: type) -> None:
     _check_types(kind, router)
 
 
+def _own_classes(router: type[Router]) -> Iterator[tuple[type, tuple[type, ...]]]:
+    """Yield each class of the plugin among the bases of ``router``, and the classes it derives from."""
+    for place, kind in enumerate(router.__mro__):
+        if not kind.__module__.startswith("modbench."):
+            yield kind, router.__mro__[place + 1 :]
+
+
 def _shadowing(router: type[Router]) -> Iterator[str]:
     """Yield options of a plugin that replace a method of a base class, which would then be called."""
-    for place, kind in enumerate(router.__mro__):
-        if kind.__module__.startswith("modbench."):
-            continue
+    for kind, bases in _own_classes(router):
         for name in inspect.get_annotations(kind):
-            inherited = (vars(base)[name] for base in router.__mro__[place + 1 :] if name in vars(base))
+            inherited = (vars(base)[name] for base in bases if name in vars(base))
             if inspect.isfunction(next(inherited, None)):
                 yield name
 
 
 def _misspelt(router: type[Router]) -> Iterator[tuple[str, str]]:
-    """Yield methods of a plugin that are called nearly as a hook which the plugin does not override,
-    and that hook."""
-    hooks = [hook for base in router.__mro__ for hook in _HOOKS.get(base.__name__, ())]
-    for place, kind in enumerate(router.__mro__):
-        if kind.__module__.startswith("modbench."):
-            continue
+    """Yield methods of a plugin that are called nearly as a method of modbench which the plugin does not
+    override, and that method."""
+    for kind, bases in _own_classes(router):
+        hooks = {
+            name
+            for base in bases
+            for name, value in vars(base).items()
+            if base.__module__.startswith("modbench.") and inspect.isfunction(value)
+        }
         for name, value in vars(kind).items():
-            inherited = any(name in vars(base) for base in router.__mro__[place + 1 :])
+            inherited = any(name in vars(base) for base in bases)
             if inspect.isfunction(value) and not name.startswith("_") and not inherited:
-                near = difflib.get_close_matches(name, hooks, n=1, cutoff=0.7)
-                if near and near[0] not in vars(kind):  # else it is a helper of that hook
+                near = difflib.get_close_matches(name, sorted(hooks), n=1, cutoff=0.7)
+                if near and near[0] not in vars(kind):  # else it is a helper of that method
                     yield name, near[0]
 
 

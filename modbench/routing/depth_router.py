@@ -23,8 +23,8 @@ from modbench.routing.ema import EMA
 from modbench.routing.feed_forward import as_feed_forward
 from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
-from modbench.routing.hook_checks import expect, expect_losses, has_values, shown
-from modbench.routing.option_checks import check_types, reject_unused
+from modbench.routing.hook_checks import checked_scorer, expect, expect_losses, has_values, shown
+from modbench.routing.option_checks import check_at_least, check_types, reject_unused
 from modbench.routing.predictor import Predictor
 from modbench.routing.router import Router, overrides
 from modbench.routing.scorer import LinearScorer, at_layer, has_closed_form, run_scorer, scorer_ledger
@@ -63,15 +63,12 @@ class DepthRouter(Router):
         check_types(self)
         if not 0 < self.capacity <= 1:
             raise UserError(f"capacity is {self.capacity:g}; it must lie in (0, 1]")
-        if self.every < 1:
-            raise UserError(f"every is {self.every}; it must be 1 or more")
+        check_at_least(1, self, "every")
+        check_at_least(0, self, "first_dense", "last_dense")
         if self.offset is not None and not 0 <= self.offset < self.every:
             raise UserError(
                 f"offset is {self.offset} with every {self.every}; it must lie between 0 and every - 1"
             )
-        for name in ("first_dense", "last_dense"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.auxiliary <= 0:
             raise UserError(f"auxiliary is {self.auxiliary}; it must be above 0")
         if not 0 <= self.threshold_decay < 1:
@@ -103,12 +100,9 @@ class DepthRouter(Router):
 
     def selected(self, scores_BT: Tensor, tokens: Tokens) -> Tensor:
         """Return the tokens that the block processes, (B, T) bool: in training the top-k. Override it
-        where their number depends on the scores, or a rule of your own predicts; it then decides in
-        both cases, and no causal rule is built. Padding that it selects is left out.
-
-        Raises:
-            UserError: the default is called by an override where ``tokens.causal``.
-        """
+        where their number depends on the scores, or a rule of your own predicts; it then decides in both
+        cases, and no causal rule is built. Padding that it selects is left out. Raise a `UserError` if
+        the default is called by an override where ``tokens.causal``."""
         if tokens.causal:
             raise UserError(
                 "selected: top-k may not predict, and where selected is overridden no causal rule is "
@@ -135,7 +129,7 @@ class DepthRouter(Router):
                 f"no block of {model.layers} is routed with every {self.every}, offset {self.offset}, "
                 f"first_dense {self.first_dense} and last_dense {self.last_dense}; leave room for one"
             )
-        block = Block(model, layer, as_feed_forward(self, self.feed_forward(model, layer), model, layer))
+        block = Block(model, layer, as_feed_forward(self, self.feed_forward(model, layer), layer))
         return DepthRouted(self, model, layer, block) if layer in routed else block
 
     def routes(self, layer: int, layers: int) -> bool:
@@ -163,9 +157,7 @@ class DepthRouted(Layer):
     def __init__(self, options: DepthRouter, model: ModelConfig, layer: int, block: Block) -> None:
         super().__init__()
         self.options, self.model, self.layer, self.block = options, model, layer, block
-        scorer = options.scorer(model)
-        right = scorer is None or isinstance(scorer, nn.Module)
-        expect(options, "scorer", right, shown(scorer), "a torch.nn.Module or None")
+        scorer = checked_scorer(options, options.scorer(model))
         self.router, self.noise = at_layer(scorer, layer), Noise(layer)
         self.decides = overrides(options, "selected", DepthRouter)
         if self.router is None and not self.decides:

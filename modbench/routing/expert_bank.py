@@ -14,30 +14,13 @@ from modbench.errors import UserError
 from modbench.kernels import mode
 from modbench.kernels.autocast import autocast_dtype
 from modbench.kernels.expert_bank import Counts, expert_bank, fast
-from modbench.ledger import Ledger, Workload, component, matmul
+from modbench.ledger import Ledger, Workload, component
 from modbench.model.config import ModelConfig
 from modbench.model.init import normal_, residual_scale
+from modbench.model.layer import weight_ledger
 from modbench.model.mlp import up_columns
 from modbench.routing.dispatch import from_experts, to_experts
 from modbench.routing.topk import nonzero_indices, pack_tokens
-
-
-def expert_width(model: ModelConfig, width: int | None, active: float) -> int:
-    """Return the hidden width of each expert: ``width``, or if that is None the dense MLP's divided by
-    the experts per token, so that active FLOPs equal the dense MLP's.
-
-    Raises:
-        UserError: the dense width does not divide.
-    """
-    if width is not None:
-        return width
-    share = model.hidden / Fraction(repr(active))  # the decimal as the user wrote it
-    if share.denominator != 1 or share < 1:
-        raise UserError(
-            f"mlp_width {model.hidden} can't be shared by {active:g} active experts; "
-            "set expert_width, or an mlp_width that divides"
-        )
-    return int(share)
 
 
 def expert_widths(
@@ -46,15 +29,18 @@ def expert_widths(
     """Return the hidden width of each routed expert, and of all ``shared`` experts together; a token is
     processed by ``active`` routed experts and by all shared ones. A width that is None follows from the
     dense MLP's, so that active FLOPs are equal: all experts have the same width, and the remainder goes
-    to the shared ones (DeepSeek-V3: 18432 = (8 + 1) * 2048).
-
-    Raises:
-        UserError: the dense width does not divide, or leaves the experts nothing.
-    """
-    if not shared:
-        return expert_width(model, width, active), 0
+    to the shared ones (DeepSeek-V3: 18432 = (8 + 1) * 2048). Raise a `UserError` if the dense width does
+    not divide, or leaves the experts nothing."""
     if width is not None:
         return width, shared * (width if shared_width is None else shared_width)
+    if not shared:
+        share = model.hidden / Fraction(repr(active))  # the decimal as the user wrote it
+        if share.denominator != 1 or share < 1:
+            raise UserError(
+                f"mlp_width {model.hidden} can't be shared by {active:g} active experts; "
+                "set expert_width, or an mlp_width that divides"
+            )
+        return int(share), 0
     if shared_width is None:
         each = int(model.hidden // (active + shared))
         together = int(model.hidden - active * each)
@@ -110,22 +96,9 @@ class ExpertBank(nn.Module):
 
     def ledger(self, workload: Workload, rows: int) -> Ledger:
         """Return the closed form for ``rows`` assignments, however they are balanced."""
-        return matmul(
-            workload,
-            self.layer,
-            "experts",
-            rows=rows,
-            inner=self.model.width,
-            columns=up_columns(self.model, self.width),
-            weight_gradient=self.up.requires_grad,
-        ) + matmul(
-            workload.after(self.up.requires_grad),
-            self.layer,
-            "experts",
-            rows=rows,
-            inner=self.width,
-            columns=self.model.width,
-            weight_gradient=self.down.requires_grad,
+        later = workload.after(self.up.requires_grad)
+        return weight_ledger(workload, self.layer, "experts", self.up, rows) + weight_ledger(
+            later, self.layer, "experts", self.down, rows
         )
 
     def parameters_of(self, experts: float) -> int:

@@ -17,17 +17,17 @@ from modbench.model.mlp import MLP, FeedForward
 from modbench.routing.balance import load_of
 from modbench.routing.dispatch import first_of_each_expert, first_on_device, from_experts, to_experts
 from modbench.routing.expert_bank import ExpertBank, dispatched, expert_widths
-from modbench.routing.expert_checks import (
+from modbench.routing.expert_hooks import ExpertHooks
+from modbench.routing.force_balance import even_experts
+from modbench.routing.hook_checks import (
     check_numbers,
     checked_choice,
     checked_gates,
     checked_logits,
-    checked_nominal,
     checked_scorer,
+    expect,
+    expect_losses,
 )
-from modbench.routing.expert_hooks import ExpertHooks
-from modbench.routing.force_balance import even_experts
-from modbench.routing.hook_checks import expect_losses
 from modbench.routing.router import overrides
 from modbench.routing.scorer import LinearScorer, at_layer, has_closed_form, run_scorer, scorer_ledger
 from modbench.routing.tokens import Noise, Tokens, tokens_of
@@ -40,7 +40,7 @@ class RoutedExperts(FeedForward):
     def __init__(self, options: ExpertHooks, model: ModelConfig, layer: int) -> None:
         super().__init__()
         self.options, self.model, self.layer = options, model, layer
-        self.active = checked_nominal(options) if options.assigns else options.top_k
+        self.active = _nominal_experts(options) if options.assigns else options.top_k
         width, shared_width = expert_widths(
             model,
             active=self.active,
@@ -221,3 +221,12 @@ class RoutedExperts(FeedForward):
         context.trace.show_choice(self.layer, scores_NE, chosen_NE, gates=gates_NE)
         if self.options.no_ops():
             context.trace.show(self.layer, "no_op", idle_NK.sum(1))
+
+
+def _nominal_experts(options: ExpertHooks) -> float:
+    """Return the nominal experts per token of a router that assigns."""
+    found = options.nominal_experts_per_token()
+    right = isinstance(found, int | float) and 0 < found <= options.experts
+    expected = f"a number above 0 and at most experts, {options.experts}"
+    expect(options, "nominal_experts_per_token", right, repr(found), expected)
+    return found

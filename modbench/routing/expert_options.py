@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from modbench.errors import UserError
-from modbench.routing.option_checks import check_types, reject_unused
+from modbench.routing.option_checks import check_at_least, check_types, reject_unused
 from modbench.routing.router import Router
 
 
@@ -24,17 +24,12 @@ class ExpertOptions(Router):
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("experts", "expert_width", "shared_width"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}; it must be 1 or more")
+        check_at_least(1, self, "experts", "expert_width", "shared_width")
+        check_at_least(0, self, "shared_experts", "balance", "z_loss")
         if not 1 <= self.top_k <= self.experts:
             raise UserError(
                 f"top_k is {self.top_k} of {self.experts} experts; it must lie between 1 and experts"
             )
-        for name in ("shared_experts", "balance", "z_loss"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.capacity_factor is not None and self.capacity_factor < 1:
             raise UserError(
                 f"capacity_factor is {self.capacity_factor:g}; it must be 1 or more, as an even load "

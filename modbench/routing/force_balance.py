@@ -22,12 +22,12 @@ from modbench.routing.topk import capacity_tokens
 
 
 def strided(capacity: float, first: int, tokens: int, among: int = 1) -> list[bool]:
-    """Which of ``tokens`` tokens after ``first`` others enter, if of any first n ``share(capacity, n,
-    among)`` do: those at floor(j * among / capacity) for j = 0, 1, ..."""
+    """Return which of ``tokens`` tokens after ``first`` others are selected if
+    ``capacity_tokens(capacity, n, among)`` of any first n are: those at floor(j * among / capacity) for
+    j = 0, 1, ..."""
     row, each = [False] * tokens, Fraction(repr(capacity)) / among
-    for j in range(
-        capacity_tokens(capacity, first, among), capacity_tokens(capacity, first + tokens, among)
-    ):
+    before, end = (capacity_tokens(capacity, n, among) for n in (first, first + tokens))
+    for j in range(before, end):
         row[j * each.denominator // each.numerator - first] = True
     return row
 
@@ -35,12 +35,11 @@ def strided(capacity: float, first: int, tokens: int, among: int = 1) -> list[bo
 def strided_rows(
     capacity: float, before: Sequence[int], tokens: int, device: torch.device, among: int = 1
 ) -> Tensor:
-    """`strided` of each sequence, ``before[b]`` tokens of which came earlier, (B, ``tokens``) bool. Not
-    to be written to: it is kept, where all sequences have come as far."""
+    """Return `strided` of each sequence, ``before[b]`` tokens of which came earlier, (B, ``tokens``)
+    bool. Not to be written to: results are kept."""
     if len(set(before)) == 1:
         return _strided(capacity, among, before[0], tokens, device).expand(len(before), tokens)
-    rows = [strided(capacity, first, tokens, among) for first in before]
-    return torch.tensor(rows, dtype=torch.bool, device=device).view(len(before), tokens)
+    return torch.stack([_strided(capacity, among, first, tokens, device) for first in before])
 
 
 def strided_tokens(
@@ -50,11 +49,9 @@ def strided_tokens(
     device: torch.device,
     among: int = 1,
 ) -> Tensor:
-    """`strided` of sequences of ``lengths`` tokens without padding, one after the other, (N,) bool."""
-    if len(set(lengths)) == 1:
-        return strided_rows(capacity, before, lengths[0], device, among).flatten()
+    """Return `strided` of sequences of ``lengths`` tokens without padding, one after the other, (N,)."""
     pairs = zip(before, lengths, strict=True)
-    return torch.cat([strided_rows(capacity, [b], n, device, among).flatten() for b, n in pairs])
+    return torch.cat([_strided(capacity, among, first, tokens, device) for first, tokens in pairs])
 
 
 def even_tokens(decided_BT: Tensor, context: Context, capacity: float, among: int = 1) -> Tensor:

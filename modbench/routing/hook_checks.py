@@ -1,22 +1,28 @@
-"""Checks what the hooks of a router return; a message names the hook's file and line."""
+"""Checks what the hooks of a router return; a message names the hook's file and line. Values are checked
+where they cost nothing: on a CPU, not while tensors have none.
+
+N tokens, E experts, K experts of a token, D model width.
+"""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.routing.plugin_fault import defined_at
 from modbench.routing.router import Router
 
+if TYPE_CHECKING:
+    from modbench.routing.expert_hooks import ExpertHooks
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 def expect(router: Router, hook: str, condition: bool, found: str, expected: str) -> None:
-    """Check ``condition``, which holds if the method ``hook`` of ``router`` returned what it must.
-
-    Raises:
-        UserError: it does not hold.
-    """
+    """Check ``condition``, which holds if the method ``hook`` of ``router`` returned what it must. Raise
+    a `UserError` if it does not hold."""
     if not condition:
         name = getattr(router, "name", type(router).__name__)
         where = f"{hook}{defined_at(getattr(type(router), hook))}"
@@ -33,6 +39,18 @@ def shown(value: Any) -> str:
     return f"a tensor of shape {tuple(shape)} and {value.dtype}"
 
 
+def is_float(value: Any, shape: tuple[int, ...]) -> bool:
+    """Return True for a floating-point tensor of ``shape``."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.shape == shape
+
+
+def checked_scorer(router: Router, scorer: Any) -> nn.Module | None:
+    """Return what `scorer` built."""
+    right = scorer is None or isinstance(scorer, nn.Module)
+    expect(router, "scorer", right, shown(scorer), "a torch.nn.Module or None")
+    return scorer  # type: ignore[no-any-return]
+
+
 def expect_losses(router: Router, losses: Any, hook: str = "losses") -> None:
     """Check that ``losses``, what the method ``hook`` returned, are scalars by name."""
     expect(router, hook, isinstance(losses, Mapping), shown(losses), "a dict of scalar tensors by name")
@@ -45,3 +63,58 @@ def has_values(tensor: Tensor) -> bool:
     """Return True if checking the values of ``tensor`` costs no wait: not on a GPU, on the meta device
     or while compiling."""
     return not torch.compiler.is_compiling() and tensor.is_cpu and type(tensor) is Tensor
+
+
+def checked_logits(router: Router, logits_NE: Any, shape: tuple[int, int]) -> Tensor:
+    """Return what the scorer gave for N tokens."""
+    found = f"a module that gives {shown(logits_NE)}"
+    expected = f"a module that gives floating-point logits (N, E) = {shape}"
+    expect(router, "scorer", is_float(logits_NE, shape), found, expected)
+    return logits_NE  # type: ignore[no-any-return]
+
+
+def checked_choice(router: "ExpertHooks", choice: Any, logits_NE: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ids (N, K) and gates (N, K) of `choose`."""
+    shape, experts = (len(logits_NE), router.top_k), logits_NE.shape[1]
+    pair = isinstance(choice, tuple | list) and len(choice) == 2
+    expect(router, "choose", pair, shown(choice), "two tensors, expert ids and gates")
+    ids_NK, gates_NK = choice
+    right = isinstance(ids_NK, Tensor) and ids_NK.dtype in _INTEGERS and ids_NK.shape == shape
+    expected = f"integer expert ids (N, top_k) = {shape}"
+    expect(router, "choose", right, f"expert ids as {shown(ids_NK)}", expected)
+    expected = f"floating-point gates (N, top_k) = {shape}"
+    expect(router, "choose", is_float(gates_NK, shape), f"gates as {shown(gates_NK)}", expected)
+    if has_values(ids_NK):
+        low, high = (int(end) for end in ids_NK.aminmax())
+        right = low >= 0 and high < experts
+        expect(router, "choose", right, f"expert ids from {low} to {high}", f"0 to {experts - 1}")
+    return ids_NK.to(torch.int64), gates_NK
+
+
+def checked_gates(router: "ExpertHooks", gates_NE: Any, logits_NE: Tensor) -> Tensor:
+    """Return the gates (N, E) of `assign`."""
+    shape = (len(logits_NE), router.experts)
+    expected = f"floating-point gates (N, E) = {shape}"
+    expect(router, "assign", is_float(gates_NE, shape), shown(gates_NE), expected)
+    return gates_NE  # type: ignore[no-any-return]
+
+
+def check_numbers(
+    router: Router,
+    hook: str,
+    gates: Tensor,
+    logits_NE: Tensor,
+    x_ND: Tensor,
+    scorer: nn.Module | None,
+) -> None:
+    """Reject gates of ``hook`` that are not finite, unless the model has diverged: its input or its
+    weights are not finite."""
+    if not has_values(gates) or gates.detach().isfinite().all():
+        return
+    weights = () if scorer is None else scorer.parameters()
+    if not all(bool(part.detach().isfinite().all()) for part in (x_ND, *weights)):
+        return
+    finite = bool(logits_NE.detach().isfinite().all())
+    found = "a module that gives NaN or Inf for finite inputs"
+    expect(router, "scorer", finite, found, "finite logits")
+    expect(router, hook, False, "gates that are NaN or Inf", "finite gates")

@@ -20,6 +20,17 @@ def check_types(router: "Router") -> None:
         check_type(option, value, hints[option])
 
 
+def check_at_least(lowest: int, router: "Router", *options: str) -> None:
+    """
+    Raises:
+        UserError: an option that is set and below ``lowest``.
+    """
+    for option in options:
+        value = getattr(router, option)
+        if value is not None and value < lowest:
+            raise UserError(f"{option} is {value}; it must be {lowest} or more")
+
+
 def reject_unused(router: "Router", *rules: tuple[str, bool, str]) -> None:
     """Reject options that are set but have no effect: two rows of a table would differ by name alone.
     A rule is (option, True if it has no effect, option that is the reason).

@@ -1,6 +1,5 @@
 """Describes errors of a router's own code: what was raised, in which file and line. Imports no torch."""
 
-import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -22,12 +21,9 @@ _LOCATED = re.compile(r"\.py, line \d")
 
 @contextmanager
 def authors_code(router: "Router | type[Router]", during: str) -> Iterator[None]:
-    """Context in which code of the author of ``router`` runs, as in a training step.
-
-    Raises:
-        UserError: it raises something; the message names the router, the author's line or class, and
-            ``during``. A UserError keeps its sentence.
-    """
+    """Context in which code of the author of ``router`` runs, as in a training step. Raise a `UserError`
+    if it raises something; the message names the router, the author's line or class, and ``during``. A
+    UserError keeps its sentence."""
     name = router.name
     try:
         yield
@@ -37,6 +33,22 @@ def authors_code(router: "Router | type[Router]", during: str) -> Iterator[None]
         raise UserError(f"{error}{where}" if named else f"router '{name}': {error}{where}") from error
     except FAULTS as error:
         raise UserError(f"router '{name}' {raised(error, during, router=router)}") from error
+
+
+def checked_call(
+    router: "Router", where: str, kind: type, function: Callable[..., Any], *arguments: Any
+) -> Any:
+    """Return ``function(*arguments)``, which is code of ``router``'s author. Raise a `UserError` if it
+    raises or returns something other than a ``kind``; the message names the router and ``where``, the
+    method and layer."""
+    with authors_code(router, where):
+        result = function(*arguments)
+    if not isinstance(result, kind):
+        raise UserError(
+            f"router '{router.name}': {where}{defined_at(function)} returned "
+            f"{type(result).__name__}; it must return {kind.__module__}.{kind.__name__}"
+        )
+    return result
 
 
 def raised(
@@ -51,7 +63,6 @@ def raised(
     text = str(error.msg if isinstance(error, SyntaxError) else error)  # str(error) repeats the line
     said = f"{type(error).__name__}: {' '.join(text.split())[:_LONGEST]}".removesuffix(": ")
     where = f" in {during}" if during else ""
-    remedy = _known_remedy(error) or remedy
     end = f"; {remedy}" if remedy else ""
     return f"raised {said}{where}{at(error) or _class_at(router)}{end}"
 
@@ -97,20 +108,3 @@ def _authors_line(error: BaseException) -> tuple[Path, int] | None:
         if frame.lineno is not None and is_authors(file):
             return file, frame.lineno
     return _authors_line(error.__cause__) if error.__cause__ is not None else None
-
-
-def _known_remedy(error: BaseException) -> str:
-    """Return what to do about a package that is not installed, or a dataclass that is not frozen; empty
-    for other errors."""
-    if isinstance(error, TypeError) and "non-frozen dataclass" in str(error):
-        return "write @dataclass(frozen=True, kw_only=True)"
-    if not isinstance(error, ModuleNotFoundError) or not error.name:
-        return ""
-    package = error.name.partition(".")[0]
-    if importlib.util.find_spec(package) is not None:
-        return ""
-    importer = _authors_line(error)
-    names = (package, f"{package}.py")
-    if importer and any(importer[0].with_name(name).exists() for name in names):
-        return f"a plugin file can't import its neighbour {package}: move that code into it"
-    return f"run `pip install {package}`"

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modbench.ledger import Ledger, Workload, component, matmul
+from modbench.ledger import Ledger, Workload, component
 from modbench.model.config import ModelConfig
 from modbench.model.init import normal_
+from modbench.model.layer import weight_ledger
 from modbench.routing.topk import score
 
 
@@ -38,23 +39,7 @@ class Predictor(nn.Module):
             return score(F.gelu(F.linear(x_BTD, self.up)), self.down).squeeze(-1)
 
     def ledger(self, workload: Workload) -> Ledger:
-        rows, width = workload.slots, self.model.width
-        return matmul(
-            workload,
-            self.layer,
-            "predictor",
-            rows=rows,
-            inner=width,
-            columns=self.hidden,
-            input_gradient=False,
-            weight_gradient=self.up.requires_grad,
-        ) + matmul(
-            workload,
-            self.layer,
-            "predictor",
-            rows=rows,
-            inner=self.hidden,
-            columns=1,
-            input_gradient=self.up.requires_grad,
-            weight_gradient=self.down.requires_grad,
-        )
+        rows, layer, learns = workload.slots, self.layer, self.up.requires_grad
+        return weight_ledger(
+            workload, layer, "predictor", self.up, rows, input_gradient=False
+        ) + weight_ledger(workload, layer, "predictor", self.down, rows, input_gradient=learns)

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import inspect
 import os
 import sys
 import tomllib
@@ -131,27 +130,16 @@ def load_plugin(path: str | Path) -> list[str]:
         _sources.update(dict.fromkeys(set(_registered) - before, (file, digest)))
     names = sorted(n for n, router in _registered.items() if router.__module__ == module_name)
     if not names:
-        raise UserError(f"plugin {path} registers no router; {_forgotten(module_name)}")
+        raise UserError(
+            f"plugin {path} registers no router; put @register_router('name') above a class that "
+            "derives from DepthRouter, ExpertRouter or Router"
+        )
     return names
 
 
-def _forgotten(module: str) -> str:
-    """Return where a plugin that registers nothing has to do so."""
-    from modbench.routing.router import Router
-
-    for kind in vars(sys.modules[module]).values():
-        if isinstance(kind, type) and issubclass(kind, Router) and kind.__module__ == module:
-            line = inspect.getsourcelines(kind)[1]
-            return f"put @register_router('name') above class {kind.__name__} in line {line}"
-    return "decorate a class with @register_router('name')"
-
-
 def check_source(router: Mapping[str, Any]) -> None:
-    """Check that the plugin of a cell's ``router`` has not changed since the run began.
-
-    Raises:
-        UserError: it has changed.
-    """
+    """Check that the plugin of a cell's ``router`` has not changed since the run began. Raise a
+    `UserError` if it has changed."""
     name, digest = router["name"], router.get("plugin_sha256")
     if plugin_sha256(name) != digest:
         raise UserError(

@@ -6,16 +6,17 @@ B sequences, T tokens, N tokens of a batch, D model width, E scores of a token.
 
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from modbench.counting.counter import FlopCounter
-from modbench.ledger import Ledger, Workload, component, matmul
+from modbench.ledger import Ledger, Workload, component
 from modbench.model.counted import meta_twin
 from modbench.model.init import normal_
+from modbench.model.layer import weight_ledger
 from modbench.routing.topk import score
 
 
@@ -43,15 +44,7 @@ class LinearScorer(LayerScorer):
 
     def ledger(self, workload: Workload, layer: int, rows: int) -> Ledger:
         """Return the closed form of ``rows`` tokens."""
-        return matmul(
-            workload,
-            layer,
-            "router",
-            rows=rows,
-            inner=self.weight.shape[1],
-            columns=len(self.weight),
-            weight_gradient=self.weight.requires_grad,
-        )
+        return weight_ledger(workload, layer, "router", self.weight, rows)
 
 
 def run_scorer(scorer: nn.Module, x_D: Tensor, layer: int) -> Tensor:
@@ -68,20 +61,8 @@ def run_scorer(scorer: nn.Module, x_D: Tensor, layer: int) -> Tensor:
         return scores.to(dtype) if isinstance(scores, Tensor) else scores
 
 
-@dataclass(frozen=True)
-class _Case:
-    """The properties that the FLOPs of a module depend on."""
-
-    shape: tuple[int, ...]
-    layer: int
-    label: str
-    trains: bool
-    input_gradient: bool
-    weight_gradients: tuple[bool, ...]
-
-
-#: Ledgers by module. Not kept on the module, which is copied and saved.
-_counted: WeakKeyDictionary[nn.Module, dict[_Case, Ledger]] = WeakKeyDictionary()
+#: Ledgers by module and case. Not kept on the module, which is copied and saved.
+_counted: WeakKeyDictionary[nn.Module, dict[Any, Ledger]] = WeakKeyDictionary()
 
 
 def at_layer(scorer: nn.Module | None, layer: int) -> nn.Module | None:
@@ -104,47 +85,38 @@ def scorer_ledger(
     ``flat`` (N, D) without padding."""
     if scorer is None:
         return Ledger()
-    rows = workload.tokens if flat else workload.slots
     if has_closed_form(scorer):
+        rows = workload.tokens if flat else workload.slots
         return scorer.ledger(workload, layer, rows)  # type: ignore[no-any-return, operator]
-    if flat:
-        shape = (rows, width)
-        return module_ledger(scorer, workload, layer, "router", shape) if rows else Ledger()
-    return sequences_ledger(scorer, workload, layer, "router", width)
-
-
-def sequences_ledger(
-    module: nn.Module, workload: Workload, layer: int, label: str, width: int
-) -> Ledger:
-    """Return the FLOPs of ``module`` for inputs (B, T, D), counted on the meta device as ``label``."""
     if not max(workload.lengths):
         return Ledger()
+    if flat:
+        return _counted_for(scorer, workload, layer, (workload.tokens, width))
     if workload.phase == "decode":
-        return module_ledger(module, workload, layer, label, (1, 1, width)) * workload.slots
+        return _counted_for(scorer, workload, layer, (1, 1, width)) * workload.slots
     if workload.padding:
         shape = (workload.sequences, max(workload.lengths), width)
-        return module_ledger(module, workload, layer, label, shape)
+        return _counted_for(scorer, workload, layer, shape)
     alike = Counter(length for length in workload.lengths if length)
     return Ledger.sum(
-        module_ledger(module, workload, layer, label, (sequences, length, width))
+        _counted_for(scorer, workload, layer, (sequences, length, width))
         for length, sequences in alike.items()
     )
 
 
-def module_ledger(
-    module: nn.Module, workload: Workload, layer: int, label: str, shape: tuple[int, ...]
-) -> Ledger:
-    """Return the FLOPs of ``module`` for an input of ``shape`` in the phase of ``workload``, counted on
-    the meta device as ``label``, once for each case."""
+def _counted_for(scorer: nn.Module, workload: Workload, layer: int, shape: tuple[int, ...]) -> Ledger:
+    """Return the FLOPs of ``scorer`` for an input of ``shape`` in the phase of ``workload``, counted on
+    the meta device once for each case."""
     trains = workload.phase == "train"
-    gradients = tuple(parameter.requires_grad for parameter in module.parameters())
-    case = _Case(shape, layer, label, trains, trains and workload.input_gradient, gradients)
-    known = _counted.setdefault(module, {})
+    needs_gradient = trains and workload.input_gradient
+    frozen = tuple(not parameter.requires_grad for parameter in scorer.parameters())
+    case = shape, layer, trains, needs_gradient, frozen
+    known = _counted.setdefault(scorer, {})
     if case not in known:
-        twin = meta_twin(module).train(trains)
+        twin = meta_twin(scorer).train(trains)
         dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
-        x_D = torch.empty(shape, dtype=dtype, device="meta", requires_grad=case.input_gradient)
-        with FlopCounter() as counter, torch.set_grad_enabled(trains), component(label, layer):
+        x_D = torch.empty(shape, dtype=dtype, device="meta", requires_grad=needs_gradient)
+        with FlopCounter() as counter, torch.set_grad_enabled(trains), component("router", layer):
             out = twin(x_D)
             if trains and out.requires_grad:
                 out.sum().backward()

@@ -45,28 +45,12 @@ def highest(scores_BT: Tensor, counts: list[int], real_BT: Tensor | None) -> Ten
     the earlier token, which `torch.topk` does not promise."""
     if real_BT is not None:
         scores_BT = scores_BT.masked_fill(~real_BT, -torch.inf)
-    alike = min(counts) == max(counts)
-    if alike and (chosen_BK := _without_ties(scores_BT, counts[0])) is not None:
-        return torch.zeros_like(scores_BT, dtype=torch.bool).scatter_(1, chosen_BK, 1)
     order_BT = scores_BT.argsort(dim=-1, descending=True, stable=True)
-    if alike:
+    if min(counts) == max(counts):  # no copy from the host, which would wait for a GPU
         return torch.zeros_like(scores_BT, dtype=torch.bool).scatter_(1, order_BT[:, : counts[0]], 1)
     limits_B1 = torch.tensor(counts, device=scores_BT.device)[:, None]
     within_BT = torch.arange(scores_BT.shape[1], device=scores_BT.device) < limits_B1
     return torch.zeros_like(within_BT).scatter_(1, order_BT, within_BT)
-
-
-def _without_ties(scores_BT: Tensor, count: int) -> Tensor | None:
-    """Places (B, ``count``) of the highest scores of each row, by `torch.topk`, which is faster than to
-    sort; None where more of them would do as well, or where it takes as long to know that none does."""
-    if not scores_BT.is_cpu or not 0 < count < scores_BT.shape[1] or torch.compiler.is_compiling():
-        return None
-    if torch.jit.is_tracing():  # it would record the branch that is taken
-        return None
-    best = scores_BT.topk(count + 1)
-    last_B, next_B = best.values[:, count - 1 :].unbind(1)
-    apart_B = last_B > next_B  # NaN is above nothing
-    return best.indices[:, :count] if not apart_B.is_meta and apart_B.all() else None
 
 
 def counts_to_host(counts: Tensor, nominal: Sequence[int] | Callable[[], Sequence[int]]) -> list[int]:
@@ -84,9 +68,7 @@ def counts_to_host(counts: Tensor, nominal: Sequence[int] | Callable[[], Sequenc
 def selected_of_each(
     selected_BT: Tensor, nominal: Sequence[int] | Callable[[], Sequence[int]]
 ) -> list[int]:
-    """How many tokens of each sequence are selected, `known` as such."""
-    if selected_BT.shape[1] == 1 and not selected_BT.is_meta:  # each new token of decoding comes here
-        return [int(entered) for entered in selected_BT.flatten().tolist()]
+    """Return the number of selected tokens of each sequence."""
     return counts_to_host(selected_BT.sum(1), nominal)
 
 

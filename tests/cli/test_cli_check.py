@@ -2,14 +2,11 @@
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from modbench.cli.main import main
-from modbench.data.tokenizer import Tokenizer
 from modbench.measure import check
 from modbench.routing import registry
 
@@ -157,7 +154,7 @@ class Hooked({base}):
         (
             "ExpertRouter",
             "choose(self, logits_NE, tokens): return logits_NE.topk(2).indices, logits_NE[:, :1]",
-            "choose (hooked.py, line 8) returned gates of shape (",
+            "choose (hooked.py, line 8) returned gates as a tensor of shape (",
         ),
         (
             "ExpertRouter",
@@ -179,11 +176,3 @@ def test_a_router_that_shares_layers_gets_more_of_them() -> None:
     shapes = {name: check._small(registry.build_router(name)).layers for name in ("mod", "vanilla")}
     assert shapes == {"mod": 2, "vanilla": 4}
     assert check._small(registry.build_router("mixture_of_recursions")).layers == 4
-
-
-def test_the_embedded_corpus_is_read_where_it_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check._text()[0] == "Python's documentation"
-    tokens = SimpleNamespace(train_N=np.frombuffer(b"All happy", dtype=np.uint8), tokenizer=Tokenizer())
-    monkeypatch.setattr(check, "load", lambda config: tokens)
-    name, text_N = check._text()
-    assert (name, text_N.tobytes()) == ("the embedded corpus", b"All happy")

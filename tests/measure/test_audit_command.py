@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modbench.errors import UserError
-from modbench.measure.audit import PROBES, Finding, command, explanation, in_two
+from modbench.measure.audit import PROBES, Finding, command, explanation
 from modbench.measure.audit.command import run_audit
 from modbench.measure.audit.warmed import STEPS, warmed
 from modbench.model.sizes import ShapeOptions
@@ -135,7 +135,6 @@ def test_the_audit_runs_on_one_thread_and_restores_their_number(monkeypatch: pyt
         return []
 
     monkeypatch.setattr(command, "findings", findings)
-    monkeypatch.setattr(in_two, "_can_fork", lambda: False)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -10,7 +10,7 @@ import pytest
 from mutants import Depth, Right
 from torch import Tensor
 
-from modbench.measure.audit import audit
+from modbench.measure.audit import findings
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.routing.build import build_model
@@ -41,7 +41,5 @@ def test_an_impossible_trace_is_named(told: str, monkeypatch: pytest.MonkeyPatch
             return y_BTD
 
     monkeypatch.setitem(mutants.MUTANTS, "case", Case)
-    found = audit(build_model(SHAPE, Depth(bug="case"), seed=4))
-    failed = {finding.probe: finding.figure for finding in found if finding.failed}
-    assert 5 in failed
-    assert set(failed.values()) == {sentence}
+    (finding,) = findings(build_model(SHAPE, Depth(bug="case"), seed=4), only={5})
+    assert (finding.failed, finding.figure) == (True, sentence)

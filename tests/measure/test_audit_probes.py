@@ -13,7 +13,7 @@ from mutants import Depth, Right
 from torch import Tensor
 
 from modbench.ledger import Counts, Workload
-from modbench.measure.audit import Finding, audit
+from modbench.measure.audit import findings
 from modbench.measure.audit.finding import NO_BLOCK
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
@@ -40,19 +40,16 @@ def depth(monkeypatch: pytest.MonkeyPatch):
     return model
 
 
-def failures(model: Decoder) -> list[Finding]:
-    return [finding for finding in audit(model) if finding.failed]
-
-
-def the_failure(model: Decoder) -> Finding:
-    (finding,) = failures(model)
-    return finding
+def failures(model: Decoder, *probes: int) -> dict[int, str]:
+    """Figures of the failed ones of ``probes``, by number; of all if none is given."""
+    only = probes or range(1, 12)
+    return {f.probe: f.figure for f in findings(model, only=only) if f.failed}
 
 
 @pytest.mark.parametrize("gate", ["linear", "sigmoid", "scaled_sigmoid"])
 def test_a_residual_of_the_whole_block_passes_where_it_is_declared(gate: str) -> None:
     router = build_router("mod", {"residual": "full", "gate": gate})
-    assert failures(build_model(SHAPE, router, seed=4)) == []
+    assert failures(build_model(SHAPE, router, seed=4), 5, 6, 7, 8) == {}
 
 
 def test_a_residual_of_the_whole_block_is_a_double_residual_where_it_is_not(
@@ -60,9 +57,9 @@ def test_a_residual_of_the_whole_block_is_a_double_residual_where_it_is_not(
 ) -> None:
     model = build_model(SHAPE, build_router("mod", {"residual": "full"}), seed=4)
     monkeypatch.setattr(DepthRouted, "adds_residual", False)
-    assert the_failure(model).probe == 6
+    assert set(failures(model, 5, 6, 7, 8)) == {6}
     monkeypatch.setattr(DepthRouted, "adds_residual", True)
-    assert the_failure(build_model(SHAPE, build_router("mod"), seed=4)).probe == 6
+    assert set(failures(build_model(SHAPE, build_router("mod"), seed=4), 5, 6, 7, 8)) == {6}
 
 
 def test_a_gate_that_keeps_the_gradient_from_the_router_is_named(depth) -> None:
@@ -70,7 +67,7 @@ def test_a_gate_that_keeps_the_gradient_from_the_router_is_named(depth) -> None:
         def gate(self, scores_RK: Tensor) -> Tensor:
             return super().gate(scores_RK).detach()
 
-    failed = {finding.probe: finding.figure for finding in failures(depth(Detached))}
+    failed = failures(depth(Detached))
     assert set(failed) == {8, 9}  # its ledger counts a gradient that does not exist
     assert failed[8] == "cross-entropy does not reach layers.1.router"
 
@@ -80,7 +77,7 @@ def test_a_predictor_that_nothing_teaches_is_named(depth) -> None:
         def errors(self, hints_BT: Tensor, targets_BT: Tensor) -> Tensor:
             return super().errors(hints_BT.detach(), targets_BT)
 
-    failed = {finding.probe: finding.figure for finding in failures(depth(Untaught))}
+    failed = failures(depth(Untaught), 8, 9)
     assert set(failed) == {8, 9}
     assert failed[8] == "no loss reaches layers.1.predictor"
 
@@ -91,12 +88,12 @@ def test_a_loss_that_is_drawn_at_random_is_no_loss_of_one_sequence(depth) -> Non
             kept_BT = torch.rand(hints_BT.shape, device=hints_BT.device) < 0.5
             return super().errors(hints_BT, targets_BT) * kept_BT
 
-    assert failures(depth(Drawn)) == []
+    assert failures(depth(Drawn), 8, 9, 10) == {}
 
 
 def test_a_selection_by_lot_is_no_teacher_of_one_sequence() -> None:
     options = {"scores": "gaussian", "capacity": 0.4}
-    assert failures(build_model(SHAPE, build_router("mode_staged", options), seed=4)) == []
+    assert failures(build_model(SHAPE, build_router("mode_staged", options), seed=4), 8) == {}
 
 
 def test_an_option_of_the_same_name_that_means_something_else_is_left_alone() -> None:
@@ -109,7 +106,7 @@ def test_an_option_of_the_same_name_that_means_something_else_is_left_alone() ->
                 raise ValueError("capacity is experts per token here")
             return Depth(gate=self.gate).build_layer(model, layer)
 
-    assert failures(build_model(SHAPE, Other(), seed=4)) == []
+    assert failures(build_model(SHAPE, Other(), seed=4), 6, 8) == {}
 
 
 @pytest.mark.parametrize("where", ["list", "buffer", "tensor"])
@@ -127,9 +124,8 @@ def test_state_that_hides_is_found(where: str, depth) -> None:
                 getattr(self, where).add_(1)
             return super().highest(scores_BT, context)
 
-    finding = the_failure(depth(Hiding))
     figure = f"training changes layers.1.{where}, which is not in state_dict"
-    assert (finding.probe, finding.figure) == (10, figure)
+    assert failures(depth(Hiding), 10) == {10: figure}
 
 
 def test_what_is_made_on_first_use_is_no_state(depth) -> None:
@@ -141,7 +137,7 @@ def test_what_is_made_on_first_use_is_no_state(depth) -> None:
                 self.made = {"table": torch.arange(9)}
             return super().highest(scores_BT, context)
 
-    assert failures(depth(Caching)) == []
+    assert failures(depth(Caching), 1, 10) == {}
 
 
 def test_an_unsaved_constant_drawn_from_the_seed_fails(depth) -> None:
@@ -155,9 +151,7 @@ def test_an_unsaved_constant_drawn_from_the_seed_fails(depth) -> None:
                 return super().gate(scores_RK)
             return super().gate(scores_RK) * self.factor
 
-    finding = the_failure(depth(Unsaved))
-    assert finding.probe == 10
-    assert "logits of the loaded model (topk) differ by" in finding.figure
+    assert "logits of the loaded model (topk) differ by" in failures(depth(Unsaved), 10)[10]
 
 
 def test_a_nominal_count_missing_in_the_trace_fails(depth) -> None:
@@ -165,9 +159,8 @@ def test_a_nominal_count_missing_in_the_trace_fails(depth) -> None:
         def nominal_counts(self, workload: Workload) -> Counts:
             return {(1, "entered"): (1,)}
 
-    finding = the_failure(depth(Silent))
-    assert finding.probe == 4
-    assert finding.figure.startswith("layer 1 declares entered 1, and the trace has no such count; one")
+    figure = failures(depth(Silent), 4)[4]
+    assert figure.startswith("layer 1 declares entered 1, and the trace has no such count; one")
 
 
 def test_an_expert_that_takes_one_too_few_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,9 +172,8 @@ def test_an_expert_that_takes_one_too_few_is_named(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(RoutedExperts, "nominal_counts", nominal_counts)
     monkeypatch.setattr(ExpertChoice, "taken", lambda self, n: max(1, right(self, n) - 1))
-    finding = the_failure(build_model(SHAPE, build_router("expert_choice")))
-    assert finding.probe == 4
-    assert "layer 0 declares load" in finding.figure
+    model = build_model(SHAPE, build_router("expert_choice"))
+    assert "layer 0 declares load" in failures(model, 4)[4]
 
 
 def test_an_mlp_that_runs_for_all_saves_nothing(depth) -> None:
@@ -193,9 +185,9 @@ def test_an_mlp_that_runs_for_all_saves_nothing(depth) -> None:
             rest_1TD = torch.zeros(1, 3 * delta_RKD.shape[1], delta_RKD.shape[2]).to(delta_RKD)
             return delta_RKD + 0 * self.block.feed_forward(rest_1TD, Context()).sum()
 
-    failed = {finding.probe: finding for finding in failures(depth(HalfMasked))}
+    failed = failures(depth(HalfMasked), 9, 11)
     assert set(failed) == {9, 11}
-    assert "layer 1 spends 1." in failed[11].figure
+    assert "layer 1 spends 1." in failed[11]
 
 
 class InAList(Right):
@@ -210,13 +202,13 @@ class InAList(Right):
 
 
 def test_a_block_in_a_list_is_found(depth) -> None:
-    findings = audit(depth(InAList))
-    assert [finding.verdict for finding in findings] == ["passed"] * 11
+    found = findings(depth(InAList), only={5, 6, 7, 8, 11})
+    assert {finding.verdict for finding in found} == {"passed"}
 
     class Doubled(mutants.DoubleResidual, InAList):
         pass
 
-    assert the_failure(depth(Doubled)).probe == 6
+    assert set(failures(depth(Doubled), 5, 6, 7, 11)) == {6}
 
 
 def test_a_router_without_a_block_of_ours_is_unchecked_where_tokens_skip(depth) -> None:
@@ -226,10 +218,9 @@ def test_a_router_without_a_block_of_ours_is_unchecked_where_tokens_skip(depth) 
             self.blocks.append(Block(model, layer))
             self.blocks[1].requires_grad_(False)
 
-    findings = {finding.probe: finding for finding in audit(depth(Several))}
-    for probe in (6, 7, 11):
+    for finding in findings(depth(Several), only={6, 7, 11}):
         figure = f"tokens skip layer 1, {NO_BLOCK}"
-        assert (findings[probe].verdict, findings[probe].figure) == ("unchecked", figure)
+        assert (finding.verdict, finding.figure) == ("unchecked", figure)
 
 
 class Unshown(Right):
@@ -245,15 +236,13 @@ def test_skipping_is_found_where_it_is_not_shown(depth) -> None:
     class Masked(mutants.MaskedButComputed, Unshown):
         pass
 
-    findings = {finding.probe: finding for finding in audit(depth(Unshown))}
-    assert findings[5].verdict == "not asked"
-    assert findings[5].figure == "a layer leaves some tokens unchanged and does not show selected"
+    found = {finding.probe: finding for finding in findings(depth(Unshown))}
+    assert found[5].verdict == "not asked"
+    assert found[5].figure == "a layer leaves some tokens unchanged and does not show selected"
     # With capacity 1 no token is left unchanged, so the selection cannot be inferred.
-    assert {probe for probe, finding in findings.items() if finding.verdict == "not asked"} == {5, 6}
-    assert [finding for finding in findings.values() if finding.failed] == []
-    findings = {finding.probe: finding for finding in audit(depth(Masked))}
-    assert findings[11].verdict == "failed"
-    assert "layer 1 spends 3." in findings[11].figure
+    assert {probe for probe, finding in found.items() if finding.verdict == "not asked"} == {5, 6}
+    assert [finding for finding in found.values() if finding.failed] == []
+    assert "layer 1 spends 3." in failures(depth(Masked), 11)[11]
 
 
 def test_a_router_parameter_of_another_name_is_asked_for_a_gradient(depth) -> None:
@@ -273,13 +262,10 @@ def test_a_router_parameter_of_another_name_is_asked_for_a_gradient(depth) -> No
         def gate(self, scores_RK: Tensor) -> Tensor:
             return super().gate(scores_RK.detach())
 
-    findings = {finding.probe: finding for finding in audit(depth(Renamed))}
-    assert findings[8].verdict == "unchecked"
-    assert (
-        "cross-entropy reaches 1 of the 2 parameters of the scheme's own classes" in findings[8].figure
-    )
-    (finding,) = [finding for finding in audit(depth(Lost)) if finding.probe == 8]
-    assert (finding.verdict, finding.figure) == ("failed", "no loss reaches layers.1.chooser")
+    (finding,) = findings(depth(Renamed), only={8})
+    assert finding.verdict == "unchecked"
+    assert "cross-entropy reaches 1 of the 2 parameters of the scheme's own classes" in finding.figure
+    assert failures(depth(Lost), 8) == {8: "no loss reaches layers.1.chooser"}
 
 
 def test_a_layer_that_selects_no_token_has_no_router_gradient(depth) -> None:
@@ -292,9 +278,7 @@ def test_a_layer_that_selects_no_token_has_no_router_gradient(depth) -> None:
         def nominal_counts(self, workload: Workload) -> Counts:
             return {}
 
-    finding = the_failure(depth(Threshold))
-    assert finding.probe == 9
-    assert "in single-token topk train" in finding.figure
+    assert "in single-token topk train" in failures(depth(Threshold), 9)[9]
 
 
 def test_experts_that_start_alike_are_named(depth) -> None:
@@ -308,9 +292,7 @@ def test_experts_that_start_alike_are_named(depth) -> None:
         def delta(self, inner: GatheredTokens, scores_RK: Tensor) -> Tensor:
             return super().delta(inner, scores_RK) + 0 * self.second.delta(inner.x_RKD, inner.context)
 
-    (finding,) = [finding for finding in audit(depth(Alike)) if finding.probe == 8]
-    assert finding.verdict == "failed"
-    assert "start with the same weights" in finding.figure
+    assert "start with the same weights" in failures(depth(Alike), 8)[8]
 
 
 def test_a_router_that_exits_fails_its_probe_only(depth) -> None:
@@ -318,11 +300,10 @@ def test_a_router_that_exits_fails_its_probe_only(depth) -> None:
         def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
             raise SystemExit(0)
 
-    findings = audit(depth(Exits))
-    assert len(findings) == 11
-    assert findings[0].failed
+    figure, *others = (finding.figure for finding in findings(depth(Exits), only={1, 2, 8}))
+    assert len(others) == 2
     said = r"raised SystemExit: 0 \(.*test_audit_probes.py, line \d+\) \(at 3 x 63 tokens\)"
-    assert re.fullmatch(said, findings[0].figure)
+    assert re.fullmatch(said, figure)
 
 
 def test_random_scoring_is_reported_as_unequal_passes(depth) -> None:
@@ -330,5 +311,4 @@ def test_random_scoring_is_reported_as_unequal_passes(depth) -> None:
         def likely(self, hints_BT: Tensor, context: Context) -> Tensor:
             return hints_BT + torch.randn_like(hints_BT) >= 0.3
 
-    (figure,) = [finding.figure for finding in failures(depth(Drawn)) if finding.probe == 1]
-    assert figure.startswith("two equal passes differ by ")
+    assert failures(depth(Drawn), 1)[1].startswith("two equal passes differ by ")

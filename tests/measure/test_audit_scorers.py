@@ -9,7 +9,7 @@ from mutants import learning
 from torch import Tensor, nn
 
 from modbench.ledger import Ledger, Workload
-from modbench.measure.audit.learners import NO_GATE
+from modbench.measure.audit.learning import NO_GATE
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.mlp import FeedForward

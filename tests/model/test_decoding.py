@@ -17,13 +17,8 @@ from modbench.routing.registry import build_router
 
 SCHEMES: dict[str, tuple[str, dict]] = {
     "vanilla": ("vanilla", {}),
-    "token_choice": ("token_choice", {}),
     "expert_choice": ("expert_choice", {}),
     "mod": ("mod", {"capacity": 0.4}),
-    "mod-aux": ("mod", {"causal": "aux_bce", "every": 1}),
-    "mod-threshold": ("mod", {"causal": "ema_threshold", "residual": "full"}),
-    "mode_staged": ("mode_staged", {"capacity": 0.4}),
-    "mode_integrated": ("mode_integrated", {"no_op_experts": 2}),
 }
 
 
@@ -37,22 +32,6 @@ def warmed(shape: ModelConfig, scheme: str) -> Decoder:
 
 def close(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, atol=2e-5, rtol=1e-4)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_prompt_and_then_token_by_token_is_the_full_forward(scheme: str, shape: ModelConfig) -> None:
-    model = warmed(shape, scheme)
-    tokens_BT = torch.randint(shape.vocabulary, (3, 60))
-    whole_BTV = model(tokens_BT, Context(selection="causal"))
-    cache = Cache(3)
-    first_BTV = model(tokens_BT[:, :37], Context(selection="causal", cache=cache))
-    parts = [first_BTV]
-    for place in range(37, 60):
-        token_B1 = tokens_BT[:, place : place + 1]
-        parts.append(model(token_B1, Context(selection="causal", cache=cache)))
-    assert close(torch.cat(parts, dim=1), whole_BTV)
-    assert cache.read == [60] * 3
 
 
 @torch.no_grad()
@@ -135,30 +114,3 @@ def test_a_rewound_cache_goes_on_as_if_nothing_had_followed() -> None:
     assert (cache.read, cache.bytes) == ([20] * 3, size)
     again = [read(cache, tokens_BT[:, place : place + 1]) for place in range(20, 40)]
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("where", ["a layer", "the norm"])
-@pytest.mark.parametrize("read", [0, 5], ids=["of a prompt", "of a token"])
-def test_a_pass_that_is_broken_off_leaves_its_cache_as_it_was(
-    where: str, read: int, shape: ModelConfig
-) -> None:
-    model = build_model(shape, build_router("vanilla")).eval()
-    tokens_BT = torch.randint(shape.vocabulary, (2, 9))
-    whole_BTV = model(tokens_BT, Context(selection="causal"))
-    cache = Cache(2)
-    if read:
-        model(tokens_BT[:, :read], Context(selection="causal", cache=cache))
-
-    def broken(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    part = model.layers[-1].feed_forward if where == "a layer" else model.norm
-    hook = part.register_forward_hook(broken)
-    with pytest.raises(KeyboardInterrupt):
-        model(tokens_BT[:, read : read + 1], Context(selection="causal", cache=cache))
-    hook.remove()
-    assert cache.read == [read] * 2
-    assert cache.lengths(0) == [read] * 2
-    rest_BTV = model(tokens_BT[:, read:], Context(selection="causal", cache=cache))
-    assert close(rest_BTV, whole_BTV[:, read:])

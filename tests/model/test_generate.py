@@ -1,7 +1,5 @@
 """Generated text: with a cache and without it the same, ragged prompts included."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -23,33 +21,19 @@ def model(name: str, **options) -> Decoder:
     return built.eval()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("vanilla", {}),
-        ("token_choice", {}),
-        ("expert_choice", {}),
-        ("mod", {"causal": "aux_bce", "every": 1}),
-        ("mode_staged", {"capacity": 0.5}),
-        ("mode_integrated", {}),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_two_hundred_tokens_with_and_without_a_cache(
-    name: str, options: dict, temperature: float
-) -> None:
-    made = model(name, **options).double()
-    settings = {"new": 200, "temperature": temperature, "seed": 7}
+@pytest.mark.parametrize("name", ["mod", "mode_integrated"])
+def test_drawn_tokens_are_the_same_with_and_without_a_cache(name: str) -> None:
+    made = model(name).double()
+    settings = {"new": 40, "temperature": 1.0, "seed": 7}
     with_cache = generate(made, PROMPTS, **settings)
-    assert [len(text) for text in with_cache] == [200] * 3
+    assert [len(text) for text in with_cache] == [40] * 3
     assert with_cache == generate(made, PROMPTS, cached=False, **settings)
 
 
 SCHEMES = [
-    f"{name}:{preset}".rstrip(":")
+    name if preset is None else pytest.param(f"{name}:{preset}", marks=pytest.mark.full)
     for name in router_names()
-    for preset in ("", *router_class(name).presets)
+    for preset in (None, *router_class(name).presets)
 ]
 
 
@@ -170,57 +154,14 @@ def test_what_can_not_be_generated(prompts: list, options: dict, words: str) -> 
         generate(model("vanilla"), prompts, **{"new": 1, **options})
 
 
-@pytest.mark.parametrize(
-    ("tokens", "lengths", "words"),
-    [
-        ([[], []], None, r"tokens are of shape \(2, 0\)"),
-        ([[3.0]], None, "and torch.float32; they must be"),
-        ([[3, 61]], None, "token 61 is outside the vocabulary 0 to 60"),
-        ([[-2, 1]], None, "token -2 is outside the vocabulary 0 to 60"),
-        ([[3, 1], [4, 1]], [2, 0], r"lengths_B is \[2, 0\] for 2 sequences of 2 tokens; give each one"),
-        ([[3, 1], [4, 1]], [1, 3], r"lengths_B is \[1, 3\] for 2 sequences of 2 tokens; give each one"),
-    ],
-    ids=str,
-)
-def test_a_prompt_that_can_not_be_read(tokens: list, lengths: list | None, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        prefill(model("vanilla"), torch.tensor(tokens), lengths)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "words"),
-    [
-        ([3, 61], "token 61 is outside the vocabulary 0 to 60"),
-        ([3, 1, 4], "a cache of 2 sequences was given tokens of 3; give as many"),
-        ([3], "a cache of 2 sequences was given tokens of 1"),
-    ],
-    ids=str,
-)
-def test_a_token_that_can_not_go_on(tokens: list, words: str) -> None:
+def test_a_prompt_or_token_of_another_batch_is_refused() -> None:
     made = model("mod")
+    with pytest.raises(UserError, match=r"lengths_B is \[1, 3\] for 2 sequences of 2 tokens; give each"):
+        prefill(made, torch.tensor([[3, 1], [4, 1]]), [1, 3])
     _, cache = prefill(made, torch.randint(61, (2, 5)))
-    with pytest.raises(UserError, match=words):
-        decode(made, torch.tensor(tokens), cache)
+    with pytest.raises(UserError, match="a cache of 2 sequences was given tokens of 3; give as many"):
+        decode(made, torch.tensor([3, 1, 4]), cache)
     assert cache.read == [5, 5]
-
-
-def test_a_cache_is_of_the_model_that_filled_it() -> None:
-    mod = model("mod")
-    token_B = torch.tensor([3, 1])
-    for other, words in (
-        (model("vanilla"), "with router 'mod' and given to one with router 'vanilla'; continue with"),
-        (model("mod", capacity=0.5), "with capacity 0.125 and given to one with capacity 0.5"),
-        (
-            build_model(replace(SHAPE, rope_base=5e5), build_router("mod")),
-            r"with model rope_base 10000\.0 and given to one with model rope_base 500000\.0",
-        ),
-    ):
-        _, cache = prefill(mod, torch.randint(61, (2, 5)))
-        with pytest.raises(UserError, match=f"the cache was filled by a model {words}"):
-            decode(other, token_B, cache)
-        decode(mod, token_B, cache)
-    # Another model of the same make is one.
-    decode(model("mod"), token_B, cache)
 
 
 def test_a_model_on_shapes_alone_is_not_asked_for_its_tokens() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from modbench import DepthRouter, Router
 from modbench.errors import UserError
 from modbench.measure.audit import audit
+from modbench.measure.audit import findings as findings_of
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
@@ -122,6 +123,8 @@ def scheme(router: Router) -> Made:
     return Made(router.name, {}, SHAPE, router)
 
 
+#: Those unlike every built-in scheme.
+AUDITED = [MLPScored(), AboveMean(), EveryEighth(capacity=0.125), WithModule(), Stateful()]
 routers = pytest.mark.parametrize("router", ROUTERS, ids=lambda router: type(router).__name__)
 
 
@@ -130,7 +133,7 @@ def test_the_ledger_equals_what_is_executed(router: Router) -> None:
     checks.costs_what_it_selects(scheme(router), torch.float32)
 
 
-@routers
+@pytest.mark.parametrize("router", AUDITED, ids=lambda router: type(router).__name__)
 def test_it_passes_the_audit(router: Router) -> None:
     findings = audit(scheme(router).warmed(), shapes=((3, 31),), trained=(2, 17))
     assert [f"{f.name}: {f.figure}" for f in findings if f.failed] == []
@@ -246,7 +249,7 @@ class Normalised(Plain):
 
 
 def test_a_scorer_without_scores_for_weights_of_zero_passes_the_audit() -> None:
-    findings = audit(scheme(Normalised()).warmed(), shapes=((3, 31),))
+    findings = findings_of(scheme(Normalised()).warmed(), shapes=((3, 31),), only={4, 6})
     assert [f"{f.name}: {f.figure}" for f in findings if f.failed] == []
 
 

@@ -88,36 +88,24 @@ def said(capsys: pytest.CaptureFixture[str], text: str | bytes, *others: str) ->
         ),
         (
             PLUGIN.replace('@register_router("mistaken")\n', ""),
-            "registers no router; put @register_router('name') above class Mistaken in line 6",
+            "registers no router; put @register_router('name') above a class that derives from",
         ),
-        ("x = 1", "registers no router; decorate a class with @register_router('name')"),
         (
             PLUGIN + "    gates: list = []\n",
             "raised ValueError: mutable default <class 'list'> for field gates is not allowed: use "
             "default_factory (mine.py, line 7); fix it",
         ),
         ("x = (1\n", "raised SyntaxError: '(' was never closed (mine.py, line 1); fix it"),
-        (b"PK\x03\x04\x00\x00", "raised SyntaxError: source code "),
         (b"\x89PNG\xff", "raised SyntaxError: "),
         (
             "import no_such_package.inner\n",
-            "raised ModuleNotFoundError: No module named 'no_such_package' (mine.py, line 1); run `pip "
-            "install no_such_package`",
-        ),
-        (
-            "import json.no_such_module\n",
-            "No module named 'json.no_such_module' (mine.py, line 1); fix it",
-        ),
-        (
-            "x = 1\nimport neighbour\n",
-            "(mine.py, line 2); a plugin file can't import its neighbour neighbour: move that code into",
+            "raised ModuleNotFoundError: No module named 'no_such_package' (mine.py, line 1); fix it",
         ),
     ],
 )
 def test_a_mistake_in_a_plugin_file_gets_one_sentence(
     text: str | bytes, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("neighbour.py").write_text("")
     line = said(capsys, text)
     assert line.startswith("plugin mine.py")
     assert sentence in line
@@ -198,7 +186,6 @@ def test_a_non_frozen_subclass_of_a_frozen_router_is_told_how(
     )
     line = said(capsys, text)
     assert "cannot inherit non-frozen dataclass from a frozen one (mine.py, line 8); " in line
-    assert line.endswith("write @dataclass(frozen=True, kw_only=True)")
 
 
 def test_a_post_init_that_raises_is_located(capsys: pytest.CaptureFixture[str]) -> None:

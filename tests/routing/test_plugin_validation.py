@@ -11,8 +11,7 @@ from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.routing import registry
 from modbench.routing.build import RoutedDecoder, build_model
-from modbench.routing.plugin_fault import authors_code
-from modbench.routing.plugin_validation import checked_call
+from modbench.routing.plugin_fault import authors_code, checked_call
 from modbench.routing.registry import build_router, load_plugin
 
 PLUGIN = """

@@ -2,20 +2,28 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
 
+from modbench.cli.options import parsed_options
 from modbench.errors import UserError
 from modbench.model.block import Block
 from modbench.routing import registry
-from modbench.routing.registry import build_router, load_plugin, register_router, router_names
+from modbench.routing.registry import (
+    build_router,
+    load_plugin,
+    register_router,
+    router_class,
+    router_names,
+)
 from modbench.routing.router import Router
 
+BUILT_IN = [n for n, module in registry.installed_modules().items() if module.startswith("modbench.")]
 PLUGIN = """
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from modbench.model.block import Block
 from modbench.routing.registry import register_router
 from modbench.routing.router import Router
@@ -141,6 +149,17 @@ def test_a_bad_option_names_field_value_and_remedy(router: str, options: dict, w
     assert f"router '{router}'" in str(raised.value)
 
 
+@pytest.mark.parametrize("router", BUILT_IN)
+def test_an_option_of_a_wrong_type_gets_one_sentence(router: str) -> None:
+    deep = parsed_options([[f"value={'[' * 900}{']' * 900}"]])["value"]
+    for option in (field.name for field in fields(router_class(router)) if field.init):
+        for value in ([3], {"a": 1}, [[3] * 200], deep):
+            with pytest.raises(UserError) as raised:
+                build_router(router, {option: value})
+            assert str(raised.value).startswith(f"router '{router}' {option} is ")
+            assert len(str(raised.value)) <= 300
+
+
 def test_a_post_init_that_raises_gets_one_sentence(tmp_path: Path) -> None:
     text = PLUGIN.format(name="mine_post") + "    def __post_init__(self):\n        1 / 0\n"
     load_plugin(plugin(tmp_path, text))
@@ -170,7 +189,8 @@ def test_a_checkout_that_is_not_installed_has_its_own_routers(
     assert {point.value for point in registry._points()} == {p.value for p in installed + stranger}
 
 
-@pytest.mark.parametrize("end", ["", "raise KeyError('k')"])
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["", pytest.param("raise KeyError('k')", marks=pytest.mark.full)])
 def test_a_built_in_router_that_a_plugin_imports_stays_built_in(end: str, tmp_path: Path) -> None:
     name = f"imports_{len(end)}"
     path = plugin(tmp_path, f"import modbench.routers.mod\n{PLUGIN.format(name=name)}\n{end}")

@@ -42,8 +42,7 @@ __all__ = ["PROBES", "ROUNDING", "Finding", "audit", "explanation", "findings"]
 class Probe:
     """``means``: what a failure means, and what usually causes it. ``ranks``: a failure keeps the router
     out of the ranking. ``once``: run at one shape only. ``trained``: run at the shape of a training
-    step, too. ``grouped``: run on a small model with grouped-query attention and a GELU MLP, too.
-    ``reads``: relies on the trace."""
+    step, too. ``grouped``: run on a small model with grouped-query attention and a GELU MLP, too."""
 
     number: int
     name: str
@@ -53,7 +52,6 @@ class Probe:
     once: bool = False
     trained: bool = False
     grouped: bool = False
-    reads: bool = True
 
 
 PROBES = (
@@ -66,7 +64,6 @@ PROBES = (
         "rule.",
         ranks=True,
         grouped=True,
-        reads=False,
     ),
     Probe(
         2,
@@ -76,7 +73,6 @@ PROBES = (
         "capacity or statistic is computed over the whole batch, or padding is not masked.",
         ranks=True,
         grouped=True,
-        reads=False,
     ),
     Probe(
         3,
@@ -145,7 +141,6 @@ PROBES = (
         "counter or threshold is no buffer, is updated outside training or twice under activation "
         "checkpointing, or initial weights do not follow from the seed.",
         once=True,
-        reads=False,
     ),
     Probe(
         11,
@@ -164,12 +159,7 @@ GROUPED_TOKENS = (2, 19)
 def explanation(finding: Finding) -> str:
     """Say in words what a failure of the finding's probe means, and where to read on."""
     (probe,) = (probe for probe in PROBES if probe.number == finding.probe)
-    return f"{probe.means} See {anchor(probe)}."
-
-
-def anchor(probe: Probe) -> str:
-    """The section of the documentation about ``probe``."""
-    return f"docs/audit.md#{probe.number}-{probe.name.replace(' ', '-')}"
+    return f"{probe.means} See docs/audit.md#{probe.number}-{probe.name.replace(' ', '-')}."
 
 
 _VERDICTS: dict[bool | Unchecked | None, Verdict] = {
@@ -189,11 +179,7 @@ def audit(
     trained: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> list[Finding]:
-    """Run the probes on ``model`` with random tokens of each of ``shapes`` (sequences, tokens): an odd
-    length by default, plus those it is scored with. The count is also run at the shape it was
-    ``trained`` with, since it decides how many steps a budget buys. ``model`` is not changed.
-
-    A probe fails if it fails, or raises, at any shape. Running out of memory is raised."""
+    """Return the `findings` of all probes."""
     return list(findings(model, shapes=shapes, trained=trained, seed=seed))
 
 
@@ -203,38 +189,52 @@ def findings(
     shapes: Sequence[tuple[int, int]] = ((3, 63),),
     trained: tuple[int, int] | None = None,
     seed: int = 0,
-    only: Collection[int] | None = None,
+    only: Collection[int] = range(1, len(PROBES) + 1),
 ) -> Iterator[Finding]:
-    """Like `audit`, but yield each finding as soon as it is known; ``only`` of the probes with these
-    numbers."""
-    subject, grouped = Subject(model, seed, tuple(shapes)), _grouped(model, seed)
-    for probe in PROBES:
-        if only is not None and probe.number not in only:
-            continue
-        asked = [(subject, shape, "") for shape in (shapes[:1] if probe.once else shapes)]
+    """Run the probes on ``model`` with random tokens of each of ``shapes`` (sequences, tokens): an odd
+    length by default, plus those it is scored with. The count is also run at the shape it was
+    ``trained`` with, since it decides how many steps a budget buys. ``model`` is not changed. Yield each
+    finding as soon as it is known; ``only``: of the probes with these numbers.
+
+    A probe fails if it fails, or raises, at any shape. Running out of memory is raised."""
+    subject = Subject(model, seed, tuple(shapes))
+    asked = [probe for probe in PROBES if probe.number in only]
+    grouped = _grouped(model, seed) if any(probe.grouped for probe in asked) else None
+    for probe in asked:
+        cases = [(subject, shape) for shape in (shapes[:1] if probe.once else shapes)]
         if probe.trained and trained is not None and trained not in shapes:
-            asked.append((subject, trained, ""))
+            cases.append((subject, trained))
         if probe.grouped and grouped is not None:
-            said = ", grouped-query attention, GELU MLP"
-            asked.append((grouped, GROUPED_TOKENS, said))
+            cases.append((grouped, GROUPED_TOKENS))
         passed: bool | Unchecked | None = None
         figure = ""
-        for asked_of, shape, where in asked:
-            tokens_BT = asked_of.tokens(*shape)
-            here, said = _outcome(probe, asked_of, tokens_BT)
-            if probe.reads and here is False:  # a wrong trace explains other failures
-                said = asked_of.misreported(tokens_BT) or said
+        for one, shape in cases:
+            here, said = _outcome(probe, one, one.tokens(*shape))
             if here is False and not probe.once:
+                where = ", grouped-query attention, GELU MLP" if one is grouped else ""
                 said += f" (at {shape[0]} x {shape[1]} tokens{where})"
-            known = _RISING.index(passed)
-            if _RISING.index(here) > known or (here == passed and asked_of is subject):
+            higher = _RISING.index(here) > _RISING.index(passed)
+            if higher or (here == passed and one is subject):
                 passed, figure = here, said
             if passed is False:
                 break
-        verdict = _VERDICTS[passed]
         yield Finding(
-            probe=probe.number, name=probe.name, verdict=verdict, figure=figure, ranks=probe.ranks
+            probe=probe.number,
+            name=probe.name,
+            verdict=_VERDICTS[passed],
+            figure=figure,
+            ranks=probe.ranks,
         )
+
+
+def finding_of(name: str, model: RoutedDecoder, shape: tuple[int, int], seed: int = 0) -> Finding:
+    """Run the probe called ``name`` alone, at one shape of ``model``."""
+    (probe,) = (probe for probe in PROBES if probe.name == name)
+    subject = Subject(model, seed)
+    passed, figure = _outcome(probe, subject, subject.tokens(*shape))
+    return Finding(
+        probe=probe.number, name=name, verdict=_VERDICTS[passed], figure=figure, ranks=probe.ranks
+    )
 
 
 def _grouped(model: RoutedDecoder, seed: int) -> Subject | None:
@@ -258,17 +258,3 @@ def _outcome(probe: Probe, subject: Subject, tokens_BT: Tensor) -> Outcome:
         if failed_allocation(error) is not None:
             raise  # too little memory is not the router's fault
         return False, raised(error, remedy="", router=subject.model.router)
-
-
-def finding_of(name: str, model: RoutedDecoder, shape: tuple[int, int], seed: int = 0) -> Finding:
-    """Run the probe called ``name`` alone, at one shape."""
-    (probe,) = (probe for probe in PROBES if probe.name == name)
-    subject = Subject(model, seed)
-    passed, figure = _outcome(probe, subject, subject.tokens(*shape))
-    return Finding(
-        probe=probe.number,
-        name=name,
-        verdict=_VERDICTS[passed],
-        figure=figure,
-        ranks=probe.ranks,
-    )

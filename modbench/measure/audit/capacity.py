@@ -38,18 +38,19 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return False, undeclared
     if not model.nominal_counts(Workload.uniform(1, sequence)):
         return None, "no layer declares nominal counts"
-    models = [("", model), *_even(subject)]
+    tied = zero_routers(subject.twin().train())
+    scores_ties = _runs(tied, subject.tokens(1, 2))
     counted = 0
     shorter = [n for n in LENGTHS if n < sequence] if subject.is_first(tokens_BT) else []
     for length in (*shorter, sequence):
         for name, of_BT, lengths in _cases(tokens_BT, length):
             counted += 1
-            for scores, which in models:
-                if scores and "equal" not in name and "padded" not in name:
-                    continue
-                wrong = _wrong(which, of_BT, lengths, tied=bool(scores))
-                if wrong:
-                    return False, f"{wrong}; {name}{scores}, lengths {_short(lengths)}"
+            wrong = _wrong(model, of_BT, lengths)
+            if not wrong and scores_ties and name in ("padded", "all tokens equal"):
+                wrong = _wrong(tied, of_BT, lengths, tied=True)
+                name += ", all scores equal"
+            if wrong:
+                return False, f"{wrong}; {name}, lengths {_short(lengths)}"
     shares = _selected_by_the_causal_rule(subject, few(tokens_BT))
     if len(shares) > 1 and (set(shares) in ({0.0}, {1.0})):
         return False, f"the causal rule selects {shares[0]:.0%} of the tokens, whatever the weights"
@@ -57,39 +58,32 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     return True, f"nominal counts hold in {counted} cases{causal}"
 
 
+def _runs(model: RoutedDecoder, tokens_BT: Tensor) -> bool:
+    """Return False if a scorer has no finite scores for weights of 0 (weight normalisation)."""
+    try:
+        model(tokens_BT, Context())
+    except UserError:
+        return False
+    return True
+
+
 def _undeclared(model: RoutedDecoder, tokens_BT: Tensor) -> str:
     """Describe a layer that assigns tokens to another number of experts than ``top_k``, while the
     router does not define `nominal_experts_per_token`; empty if there is none."""
-    layers = [
-        layer
-        for layer in model.modules()
-        if isinstance(layer, RoutedExperts)
-        and layer.options.assigns
-        and not overrides(layer.options, "nominal_experts_per_token", ExpertHooks)
-    ]
+    layers = [layer for layer in model.modules() if isinstance(layer, RoutedExperts)]
     context = Context()
-    if layers:
+    if any(layer.options.assigns for layer in layers):
         model(tokens_BT, context)
     for layer in layers:
         top_k, counts = layer.options.top_k, context.trace.counts
         each = sum(counts.get((layer.layer, "experts"), ())) / tokens_BT.numel()
-        if each and not 1 / FAR < each / top_k < FAR:
+        declared = overrides(layer.options, "nominal_experts_per_token", ExpertHooks)
+        if layer.options.assigns and not declared and each and not 1 / FAR < each / top_k < FAR:
             return (
                 f"layer {layer.layer} assigns a token to {each:.3g} experts on average, and nominal "
                 f"is top_k, {top_k}; define nominal_experts_per_token"
             )
     return ""
-
-
-def _even(subject: Subject) -> list[tuple[str, RoutedDecoder]]:
-    """The model with equal scores for all tokens; none if its scorer has no finite scores for weights
-    of zero, as with weight normalisation."""
-    model = zero_routers(subject.twin().train())
-    try:
-        model(subject.tokens(1, 2), Context())
-    except UserError:  # of the check of what hooks return
-        return []
-    return [(", all scores equal", model)]
 
 
 def _selected_by_the_causal_rule(subject: Subject, tokens_BT: Tensor) -> list[float]:
@@ -98,20 +92,20 @@ def _selected_by_the_causal_rule(subject: Subject, tokens_BT: Tensor) -> list[fl
     full = Workload.uniform(*tokens_BT.shape)
     nominal = subject.exact.nominal_counts(full)
     layers = [n for (n, what), k in nominal.items() if what == "depth" and sum(k) < full.tokens]
+    if not layers or full.tokens == 1:
+        return []
+    noisy = copy.deepcopy(subject.initial)
+    generator = torch.Generator().manual_seed(subject.seed)
+    for parameter in noisy.layers.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        parameter.add_(noise.to(parameter.device) * parameter.std(correction=0))
     found = []
-    for number in range(3):
-        model = (subject.exact, subject.initial, subject.initial)[number]
-        if number == 2:
-            model = copy.deepcopy(model)
-            generator = torch.Generator().manual_seed(subject.seed)
-            for parameter in model.layers.parameters():
-                noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-                parameter.add_(noise.to(parameter.device) * parameter.std(correction=0))
+    for model in (subject.exact, subject.initial, noisy):
         context = Context(selection="causal")
         model(tokens_BT, context)
         shown = [context.trace.tensors.get((layer, "selected")) for layer in layers]
         shares = [shown_BT.double().mean().item() for shown_BT in shown if shown_BT is not None]
-        if shares and tokens_BT.numel() > 1:
+        if shares:
             found.append(sum(shares) / len(shares))
     return found
 
@@ -144,14 +138,13 @@ def _wrong(model: RoutedDecoder, tokens_BT: Tensor, lengths: tuple[int, ...], ti
             return f"{declared}: 0 where there are tokens"
         shown_BT = trace.tensors.get((layer, "selected"))
         if what == "depth" and shown_BT is not None:
-            shown = tuple(int(row[:n].sum()) for row, n in zip(shown_BT, lengths, strict=True))
-            last = [row[:n].flip(0) for row, n in zip(shown_BT, lengths, strict=True)]
-            late = all(bool(row[:k].all()) for row, k in zip(last, shown, strict=True))
-            own = bool(outer_routers(model.layers[layer]))
-            if tied and own and late and shown == nominal != lengths:
-                return f"layer {layer} selects the last of tokens with equal scores, not the first"
+            rows = [row[:length] for row, length in zip(shown_BT, lengths, strict=True)]
+            shown = tuple(int(row.sum()) for row in rows)
             if shown != nominal:
                 return f"{declared} and selects {_short(shown)}"
+            late = all(bool(row[len(row) - k :].all()) for row, k in zip(rows, shown, strict=True))
+            if tied and late and nominal != lengths and outer_routers(model.layers[layer]):
+                return f"layer {layer} selects the last of tokens with equal scores, not the first"
     return ""
 
 

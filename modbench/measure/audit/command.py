@@ -1,10 +1,9 @@
 """The backend of ``modbench audit``: audits a router with random weights on random text."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +11,8 @@ import torch
 
 from modbench.errors import UserError
 from modbench.measure.audit import PROBES, Finding, findings
-from modbench.measure.audit.in_two import in_two
 from modbench.measure.audit.warmed import LONG, ODD, warmed
-from modbench.model.sizes import ShapeOptions, Size
-from modbench.routing.build import RoutedDecoder
+from modbench.model.sizes import ShapeOptions
 from modbench.routing.plugin_fault import authors_code
 from modbench.routing.registry import load_plugin, preset_options, router_class
 from modbench.train.numerics import make_deterministic
@@ -32,9 +29,8 @@ def run_audit(
     format: Literal["table", "json"] = "table",
 ) -> int:
     """Audit the router ``name`` (``NAME`` or ``NAME:PRESET``) with ``options`` in a decoder of
-    ``shape``, at 3 x 63 tokens and at 2 sequences of its length, on one thread in each of
-    two processes. Prints a line per probe
-    as it ends, or one JSON document. Returns 1 if a probe failed, else 0.
+    ``shape``, at 3 x 63 tokens and at 2 sequences of its length, on one thread. Print a line per probe
+    as it ends, or one JSON document. Return 1 if a probe failed, else 0.
 
     Raises:
         UserError: invalid plugin, router, preset, option or shape; a router that cannot take a training
@@ -42,7 +38,7 @@ def run_audit(
     """
     for plugin in plugins:
         load_plugin(plugin)
-    router_name, chosen = preset_options(name)
+    router, chosen = preset_options(name)
     chosen |= options or {}
     size = (shape or ShapeOptions()).resolved()
     if not 0 <= seed < 2**32:
@@ -51,24 +47,19 @@ def run_audit(
         raise UserError(f"sequence is {size.sequence}; an audit needs 2 tokens or more")
     make_deterministic()
     found: list[Finding] = []
-    with one_thread():
-        model = _warmed(name, size, chosen, seed)
+    with one_thread(), _enough_memory():
+        with authors_code(router_class(router), "a training step"):
+            model = warmed(size.model, router, chosen, seed, size.sequence)
         if format == "table":
             print(f"{name}: {ODD[0]} x {ODD[1]} and {LONG} x {size.sequence} tokens", flush=True)
-        try:
-            shapes = (ODD, (LONG, size.sequence))
-            run = partial(_findings, model, shapes, seed)
-            for finding in in_two(run) if model.embedding.weight.is_cpu else run(None):
-                found.append(finding)
-                if format == "table":
-                    print(line(finding), flush=True)
-        except Exception as error:
-            _raise_memory(error)
-            raise
-    failed = [finding for finding in found if finding.failed]
+        for finding in findings(model, shapes=(ODD, (LONG, size.sequence)), seed=seed):
+            found.append(finding)
+            if format == "table":
+                print(line(finding), flush=True)
+    failed = any(finding.failed for finding in found)
     if format == "json":
         document = {
-            "router": router_name,
+            "router": router,
             "options": model.router.options(),
             "model": asdict(size.model),
             "sequence": size.sequence,
@@ -77,7 +68,7 @@ def run_audit(
             "probes": [asdict(finding) for finding in found],
         }
         print(json.dumps(document))
-    return 1 if failed else 0
+    return int(failed)
 
 
 @contextmanager
@@ -91,33 +82,20 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _warmed(name: str, size: Size, options: Mapping[str, Any], seed: int) -> RoutedDecoder:
-    """Return the model of the audit.
-
-    Raises:
-        UserError: the router cannot take a training step, or there is too little memory.
+@contextmanager
+def _enough_memory() -> Iterator[None]:
     """
-    router = preset_options(name)[0]
+    Raises:
+        UserError: what runs inside is out of memory.
+    """
     try:
-        with authors_code(router_class(router), "a training step"):
-            return warmed(size.model, router, options, seed, size.sequence)
-    except UserError as error:
-        _raise_memory(error)
-        raise
-
-
-def _findings(
-    model: RoutedDecoder, shapes: Sequence[tuple[int, int]], seed: int, only: Collection[int] | None
-) -> Iterator[Finding]:
-    return findings(model, shapes=shapes, seed=seed, only=only)
-
-
-def _raise_memory(error: BaseException) -> None:
-    allocation = failed_allocation(error)
-    if allocation is not None:
-        raise UserError(
-            f"{out_of_memory_sentence(allocation)}; audit a smaller size or sequence"
-        ) from error
+        yield
+    except Exception as error:
+        allocation = failed_allocation(error)
+        if allocation is None:
+            raise
+        said = f"{out_of_memory_sentence(allocation)}; audit a smaller size or sequence"
+        raise UserError(said) from error
 
 
 def line(finding: Finding) -> str:

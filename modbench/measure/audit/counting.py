@@ -14,7 +14,6 @@ from torch import Tensor
 from modbench.accounting.count import count as executed
 from modbench.counting.counter import FlopCounter, seen_conventions
 from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
-from modbench.measure.audit.active import too_few_active
 from modbench.measure.audit.compiled_step import miscounted_when_compiled
 from modbench.measure.audit.finding import Outcome, Subject, next_tokens, ragged
 from modbench.model.context import Context, Selection
@@ -25,6 +24,8 @@ from modbench.routing.build import RoutedDecoder
 LONE = 4
 #: New tokens of each sequence in a chunk after the prompt, and tokens decoded after that.
 CHUNK, STEPS = (4, 9, 2), 2
+#: Tokens over which FLOPs are averaged: where experts choose tokens, one token alone gets every expert.
+ACTIVE_TOKENS = 512
 #: Phases whose nominal FLOPs appear in budgets and tables.
 PHASES: tuple[Phase, ...] = ("forward", "train")
 
@@ -43,35 +44,22 @@ def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
     A layer has at least as many active parameters as the FLOPs of a token imply. Where training steps
     are compiled, the traced program spends what the ledger says.
     """
-    wrong: dict[str, str] = {}
-    cases = 0
-    for case in itertools.chain(_uncached(subject, tokens_BT), _each_cached(subject, tokens_BT)):
-        cases += 1
+    first = subject.is_first(tokens_BT)
+    cached = _each_cached(subject, tokens_BT) if first and not subject.brief else ()
+    counted, wrong = 0, dict[str, str]()
+    for case in itertools.chain(_uncached(subject, tokens_BT), cached):
+        counted += 1
         wrong |= case.wrong()
     nominal, unchecked = _nominal(subject, tokens_BT)
     wrong |= nominal
-    cases += 0 if unchecked else len(PHASES)
     if wrong:
         return False, f"ledger minus counter, FLOPs: {', '.join(wrong.values())}"
-    if subject.is_first(tokens_BT):
-        wrong_parts = too_few_active(subject) or miscounted_when_compiled(subject, tokens_BT)
+    if first:
+        wrong_parts = _too_few_active(subject) or miscounted_when_compiled(subject, tokens_BT)
         if wrong_parts:
             return False, wrong_parts
-    return True, f"ledger equals counter in {cases} cases{unchecked}"
-
-
-def _each_cached(subject: Subject, tokens_BT: Tensor) -> Iterator["CountedPass"]:
-    """Cached passes; with initial weights, too, if all decoded tokens are selected, or none."""
-    decoded = set[bool]()
-    if not subject.is_first(tokens_BT):
-        return
-    for model in (subject.exact, subject.initial):
-        for case in _cached(subject, model, tokens_BT.shape[1]):
-            yield case
-            if case.workload.phase == "decode":
-                decoded |= case.selects()
-        if decoded in (set(), {False, True}):
-            break
+    counted += 0 if unchecked else len(PHASES)
+    return True, f"ledger equals counter in {counted} cases{unchecked}"
 
 
 def _nominal(subject: Subject, tokens_BT: Tensor) -> tuple[dict[str, str], str]:
@@ -86,10 +74,30 @@ def _nominal(subject: Subject, tokens_BT: Tensor) -> tuple[dict[str, str], str]:
     for phase, counted in zip(PHASES, (forward, seen), strict=True):
         stated = model.ledger(Workload.uniform(sequences, tokens, phase))
         for convention in CONVENTIONS:
-            off = stated.total(convention) - counted.total(convention)
-            if off:
+            if off := stated.total(convention) - counted.total(convention):
                 wrong[phase] = f"{off:+d} in nominal {phase}"
     return wrong, ""
+
+
+def _too_few_active(subject: Subject) -> str:
+    """Name the first layer with fewer active parameters than the FLOPs of a token imply, if any. A
+    matmul spends 2 FLOPs per parameter and token. A layer that applies its parameters repeatedly must
+    report all of them at most. Tokens are routed at every depth."""
+    model, full = subject.model, Workload.uniform(1, ACTIVE_TOKENS)
+    for number, active in enumerate(model.active_by_layer()):
+        depths = [key for key in model.layer_nominal_counts(number, full) if key[1] == "depth"]
+        workload = Workload(lengths=full.lengths, counts=dict.fromkeys(depths, full.lengths))
+        ledger = model.layer_ledger(number, workload)
+        # Attention scores use no parameters.
+        flops = sum(flops.model for (_, part, _), flops in ledger if part != "attention.scores")
+        total = sum(parameter.numel() for parameter in model.layers[number].parameters())
+        implied = min(flops // ACTIVE_TOKENS // 2, total)
+        if active < implied:
+            return (
+                f"layer {number} reports {active:,} active parameters; the FLOPs of a token imply "
+                f"{implied:,} or more"
+            )
+    return ""
 
 
 @dataclass(frozen=True)
@@ -174,6 +182,18 @@ def _spend(
             loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten())
             (loss + context.trace.auxiliary_loss()).backward()
     return Workload(lengths=lengths, phase=phase, counts=context.trace.counts), counter
+
+
+def _each_cached(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
+    """Cached passes; with initial weights, too, if all decoded tokens are selected, or none."""
+    decoded = set[bool]()
+    for model in (subject.exact, subject.initial):
+        for case in _cached(subject, model, tokens_BT.shape[1]):
+            yield case
+            if case.workload.phase == "decode":
+                decoded |= case.selects()
+        if decoded in (set(), {False, True}):
+            break
 
 
 def _cached(subject: Subject, model: RoutedDecoder, longest: int) -> Iterator[CountedPass]:

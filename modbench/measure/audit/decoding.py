@@ -3,15 +3,17 @@
 B sequences, T tokens, V vocabulary.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from modbench.measure.audit.cached_reading import Parity, Pass, Reading, in_turns
-from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject
-from modbench.model.context import Logits
+from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, largest, next_tokens
+from modbench.model.context import Context, Logits
+from modbench.model.kv_cache import Cache
+from modbench.routing.build import RoutedDecoder
 
 #: Tokens of each sequence of a batch that are decoded one by one, after a chunk of at most `CHUNK`.
 DECODED, CHUNK = 16, 5
@@ -27,24 +29,113 @@ TURNS = 8
 TOLERATED = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
-class Usage:
-    """Uses of a cache that a test of decoding covers in addition to reading one text: take turns
-    between two caches, rewind a cache and read the same tokens again, ask a prompt for its last logits
-    only."""
+@dataclass(frozen=True)
+class Pass:
+    """New tokens of each sequence, and whose logits are asked for. If it is not ``kept``, the cache is
+    rewound afterwards, and the next pass reads the same tokens."""
 
-    turns: bool = False
-    rewinds: bool = False
-    last: bool = False
+    lengths: list[int]
+    logits: Logits = "all"
+    kept: bool = True
 
 
-ADVICE = "keep no state of decoding on the module, only keys and values in context.cache"
-#: Each usage alone, and what a router that fails with it only has to do.
-USAGES = {
-    f"where two caches are read in turns; {ADVICE}": Usage(turns=True),
-    f"after the cache is rewound; {ADVICE}": Usage(rewinds=True),
-    'after a prompt with logits="last", as generate reads it; cache all of a prompt': Usage(last=True),
-}
+@dataclass
+class Reading:
+    """A text (B, T) that ``passes`` read into a cache of its own, and how their logits differ from those
+    of the full pass."""
+
+    model: RoutedDecoder
+    tokens_BT: Tensor
+    passes: Sequence[Pass]
+    rounding: float = ROUNDING
+    #: Differences of the logits of prompts, chunks and decoded tokens.
+    offs: dict[str, list[float]] = field(
+        default_factory=lambda: {"chunks": [], "prompts": [], "decoded": []}
+    )
+    #: Pairs of a decoded token and a layer that shows ``selected``, and those that were selected.
+    pairs: int = 0
+    selected: int = 0
+
+    def __post_init__(self) -> None:
+        sequences = len(self.tokens_BT)
+        self.cache = Cache(sequences)
+        #: Keys that each layer should cache, by sequence.
+        self.due: defaultdict[int, list[int]] = defaultdict(lambda: [0] * sequences)
+        self.whole_BTV = self.model(self.tokens_BT, Context(selection="causal"))
+        self.bound = self.rounding * max(1.0, self.whole_BTV.abs().max().item())
+
+    def run(self) -> "Reading":
+        """Run all passes."""
+        for _ in self.steps():
+            pass
+        return self
+
+    def steps(self) -> Iterator[None]:
+        """Run the passes, one at a time."""
+        for one in self.passes:
+            mark = self.cache.mark()
+            what = "decoded" if one.kept and max(one.lengths) == 1 else "chunks"
+            what = what if any(self.cache.read) else "prompts"
+            counts = self._run(one, what)
+            if not one.kept:
+                self.cache.rewind(mark)
+                yield
+                continue
+            for layer, each in counts.items():
+                self.due[layer] = [n + more for n, more in zip(self.due[layer], each, strict=True)]
+            if what == "decoded":
+                self.selected += sum(map(sum, counts.values()))
+                self.pairs += len(one.lengths) * len(counts)
+            yield
+
+    def _run(self, one: Pass, what: str) -> dict[int, list[int]]:
+        """Run a pass; return the number of selected tokens by layer and sequence."""
+        before = list(self.cache.read)
+        new_BT, lengths_B = next_tokens(self.tokens_BT, self.cache, one.lengths)
+        context = Context(selection="causal", cache=self.cache, lengths_B=lengths_B, logits=one.logits)
+        logits_BTV = self.model(new_BT, context)
+        for row, (first, length) in enumerate(zip(before, one.lengths, strict=True)):
+            asked = 1 if one.logits == "last" else length
+            full_TV = self.whole_BTV[row, first + length - asked : first + length]
+            self.offs[what] += largest(logits_BTV[row, :asked], full_TV).tolist()
+        return {
+            layer: [int(shown[row, :length].sum()) for row, length in enumerate(one.lengths)]
+            for (layer, name), shown in context.trace.tensors.items()
+            if name == "selected"
+        }
+
+    @property
+    def most(self) -> float:
+        """Largest difference."""
+        return max(off for offs in self.offs.values() for off in offs)
+
+    @property
+    def wrong_keys(self) -> str:
+        """Describe a layer that caches another number of keys than it selects tokens; empty if there is
+        none. A layer without attention caches none."""
+        for layer, expected in sorted(self.due.items()):
+            kept = self.cache.lengths(layer)
+            if any(kept) and kept != expected:
+                return f"layer {layer} caches {kept} keys of {expected} selected tokens; "
+        return ""
+
+    def passed(self, tolerated: float = 0.0) -> bool:
+        """Return True if at most the fraction ``tolerated`` of prompts, of chunks and of decoded tokens
+        differs by more than rounding."""
+        wrong = (
+            sum(off > self.bound for off in offs) / max(1, len(offs)) for offs in self.offs.values()
+        )
+        return not self.wrong_keys and max(wrong) <= tolerated
+
+    def figure(self) -> str:
+        decoded = self.offs["decoded"]
+        figure = f"{len(decoded)} decoded tokens differ by up to {max(decoded, default=0.0):.1e}"
+        if self.pairs:
+            figure += f", {self.selected / self.pairs:.0%} selected"
+        for what in ("chunks", "prompts"):
+            if (most := max(self.offs[what], default=0.0)) > self.bound:
+                figure = f"{what} differ by {most:.1e}, {figure}"
+        return self.wrong_keys + figure
 
 
 @torch.no_grad()
@@ -57,99 +148,71 @@ def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
 
     A layer that shows ``selected`` must cache as many keys as it selects tokens; others are judged by
     their logits alone. If all decoded tokens are selected, or none, initial weights are tested too:
-    otherwise a decoding that always or never selects would pass. All this holds in float64, and for
-    most tokens of one of two texts in the model's own dtype."""
-    turns = subject.is_first(tokens_BT)
-    found = _read(subject, tokens_BT, Usage(turns=turns, rewinds=True, last=True))
-    together, *alone = found
-    figure = together.figure
-    if together.passed() and together.of and together.selected in (0, together.of):
-        initial = Reading(subject.initial, tokens_BT[:4], _batch(tokens_BT[:4], Usage()), ROUNDING)
-        (together,) = in_turns([initial])
-        figure = f"{together.figure}, with initial weights"
-        if not together.passed():
-            return False, figure
-    if not all(parity.passed() for parity in found):
-        return False, _explained(subject, tokens_BT, found)
-    figure += "".join(f"; {parity.figure}" for parity in alone)
-    if subject.is_exact:
-        return True, figure
-    for draw, text_BT in enumerate(subject.texts(tokens_BT)):
-        readings = [Reading(subject.own, text_BT[:4], _batch(text_BT[:4], Usage()), COARSE)]
-        if subject.is_longest(tokens_BT):
-            steps = [Pass([1])] * SINGLE
-            one_1T = subject.tokens(1, PROMPT + CHUNK + len(steps), draw)
-            passes = [Pass([PROMPT]), Pass([CHUNK]), *steps]
-            readings.append(Reading(subject.own, one_1T, passes, COARSE))
-        own = [parity for reading in readings for parity in in_turns([reading])]
-        wrong = [parity for parity in own if not parity.passed(TOLERATED)]
-        if not wrong:
-            break
-    if wrong:
-        return False, f"{figure}; in {subject.dtype} only {wrong[0].figure}"
-    return True, f"{figure}; in {subject.dtype} by {max(parity.most for parity in own):.1e}"
-
-
-def _read(subject: Subject, tokens_BT: Tensor, usage: Usage) -> list[Parity]:
-    """Read a batch and, at the longest shape, a sequence alone, in float64."""
-    batch_BT = tokens_BT[:4]
-    readings = [Reading(subject.exact, batch_BT, _batch(batch_BT, usage), ROUNDING)]
-    if usage.turns:
-        other_BT = subject.tokens(len(batch_BT), batch_BT.shape[1], draw=2)
-        readings.append(Reading(subject.exact, other_BT, _batch(other_BT, Usage())[:TURNS], ROUNDING))
-    found = in_turns(readings)[:1]
+    otherwise a decoding that always or never selects would pass. All this holds in float64, and at the
+    longest shape for most tokens of one of two texts in the model's own dtype."""
+    found = [_batch(subject, tokens_BT)]
     if subject.is_longest(tokens_BT):
-        steps = max(LONG, tokens_BT.shape[1] - PROMPT - CHUNK)
-        text_1T = subject.tokens(1, PROMPT + CHUNK + steps)
-        prompt = Pass([PROMPT], "last" if usage.last else "all")
-        passes = [prompt, Pass([CHUNK]), *map(Pass, _bursts(steps))]
-        found += in_turns([Reading(subject.exact, text_1T, passes, ROUNDING)])
-    return found
+        found.append(_alone(subject, tokens_BT.shape[1]))
+    figure = found[0].figure()
+    if found[0].passed() and found[0].pairs and found[0].selected in (0, found[0].pairs):
+        initial = Reading(subject.initial, tokens_BT[:4], _passes(tokens_BT[:4])).run()
+        figure = f"{initial.figure()}, with initial weights"
+        if not initial.passed():
+            return False, figure
+    figure += "".join(f"; alone, {reading.figure()}" for reading in found[1:])
+    passed = all(reading.passed() for reading in found)
+    if subject.is_exact or not passed or not subject.is_longest(tokens_BT):
+        return passed, figure
+    for draw, text_BT in enumerate(subject.texts(tokens_BT)):
+        one_1T = subject.tokens(1, PROMPT + CHUNK + SINGLE, draw)
+        passes = [Pass([PROMPT]), Pass([CHUNK]), *[Pass([1])] * SINGLE]
+        readings = [
+            Reading(subject.own, text_BT[:4], _passes(text_BT[:4]), COARSE).run(),
+            Reading(subject.own, one_1T, passes, COARSE).run(),
+        ]
+        wrong = [reading for reading in readings if not reading.passed(TOLERATED)]
+        if not wrong:
+            most = max(reading.most for reading in readings)
+            return True, f"{figure}; in {subject.dtype} by {most:.1e}"
+    return False, f"{figure}; in {subject.dtype} only {wrong[0].figure()}"
 
 
-def _explained(subject: Subject, tokens_BT: Tensor, found: list[Parity]) -> str:
-    """The figure of a failure; where plain decoding is right, with the usage that is not."""
-    plain = _read(subject, tokens_BT, Usage())
-    if all(parity.passed() for parity in plain):
-        for said, usage in USAGES.items():
-            again = _read(subject, tokens_BT, usage)
-            wrong = [parity for parity in again if not parity.passed()]
-            if wrong:
-                return f"{wrong[0].figure}, {said}"
-        plain = found
-    together, *alone = plain
-    if not together.passed():
-        return together.figure
-    return f"{together.figure}; alone, {alone[0].figure}"
+def _batch(subject: Subject, tokens_BT: Tensor) -> Reading:
+    """Read a batch in float64; at the first shape, in turns with another one."""
+    text_BT = tokens_BT[:4]
+    reading = Reading(subject.exact, text_BT, _passes(text_BT, rewinds=True))
+    turns: Iterator[None] = iter(())
+    if subject.is_first(tokens_BT):
+        other_BT = subject.tokens(len(text_BT), text_BT.shape[1], draw=2)
+        turns = Reading(subject.exact, other_BT, _passes(other_BT)[:TURNS]).steps()
+    for _ in reading.steps():
+        next(turns, None)
+    return reading
 
 
-def _batch(tokens_BT: Tensor, usage: Usage) -> list[Pass]:
-    """Passes of a batch whose sequences are at different positions."""
+def _alone(subject: Subject, sequence: int) -> Reading:
+    """Read one sequence in float64: single tokens, in between chunks, which are cheaper."""
+    steps = max(LONG, sequence - PROMPT - CHUNK)
+    repeats = (steps - SINGLE - PAIR) // (SKIP + PAIR)
+    bursts = [*[1] * SINGLE, *[SKIP, *[1] * PAIR] * repeats]
+    bursts += [1] * (steps - sum(bursts))
+    text_1T = subject.tokens(1, PROMPT + CHUNK + steps)
+    passes = [Pass([PROMPT], "last"), Pass([CHUNK]), *(Pass([length]) for length in bursts)]
+    return Reading(subject.exact, text_1T, passes).run()
+
+
+def _passes(tokens_BT: Tensor, *, rewinds: bool = False) -> list[Pass]:
+    """Passes of a batch whose sequences are at different positions. ``rewinds``: read the prompts and
+    some later tokens twice."""
     sequences, sequence = tokens_BT.shape
     steps = min(DECODED, sequence - 1)
     more = min(CHUNK, sequence - 1 - steps)
     longest = sequence - steps - more
     prompts = [1 + (longest - 1) * (n + 1) // sequences for n in range(sequences)]
-    chunks = [max(1, more - n) for n in range(sequences)] if more else []
-    logits: Logits = "last" if usage.last else "all"
-    passes = [Pass(prompts, logits), *([Pass(chunks)] if chunks else [])]
-    passes += [Pass([1] * sequences)] * steps
-    if not usage.rewinds:
-        return passes
-    if steps:
-        draft = Pass([min(DRAFT, steps - steps // 2)] * sequences, kept=False)
-        passes.insert(len(passes) - steps + steps // 2, draft)
-    return [replace(passes[0], logits="all", kept=False), *passes]
-
-
-def _bursts(steps: int) -> Iterator[list[int]]:
-    """Numbers of tokens of each pass after the prompt: single tokens, in between chunks, which are
-    cheaper; the last tokens are single."""
-    singles = min(SINGLE, steps)
-    yield from [[1]] * singles
-    steps -= singles
-    while steps >= SKIP + 2 * PAIR:
-        yield [SKIP]
-        yield from [[1]] * PAIR
-        steps -= SKIP + PAIR
-    yield from [[1]] * steps
+    chunk = [Pass([max(1, more - n) for n in range(sequences)])] if more else []
+    singles = [Pass([1] * sequences)] * steps
+    if not rewinds:
+        return [Pass(prompts), *chunk, *singles]
+    draft = [Pass([min(DRAFT, steps - steps // 2)] * sequences, kept=False)] if steps else []
+    singles[steps // 2 : steps // 2] = draft
+    return [Pass(prompts, kept=False), Pass(prompts, "last"), *chunk, *singles]

@@ -34,11 +34,6 @@ from modbench.routing.build import RoutedDecoder
 
 #: Relative rounding error of float64 when the input is subtracted from the output.
 CANCELLED = 1e-13
-#: Most likely a scheme that routes a part of a block.
-ALL_CHANGE = (
-    "tokens shown as not selected are changed by their layer; a scheme that routes a part of a block "
-    "must not show selected"
-)
 
 
 @torch.no_grad()
@@ -62,15 +57,15 @@ def bypass(subject: Subject, tokens_BT: Tensor) -> Outcome:
                 continue
             skipped += int((~selected_BT).sum())
             altered += int((changed_BT & ~selected_BT).sum())
+    if not skipped and quiet:
+        return None, "a layer leaves some tokens unchanged and does not show selected"
     if not skipped:
-        return (
-            None,
-            "a layer leaves some tokens unchanged and does not show selected"
-            if quiet
-            else "no layer skips tokens",
-        )
+        return None, "no layer skips tokens"
     if altered == skipped:
-        return False, f"{altered} of {skipped} {ALL_CHANGE}"
+        return False, (
+            f"{altered} of {skipped} tokens shown as not selected are changed by their layer; a scheme "
+            "that routes a part of a block must not show selected"
+        )
     return altered == 0, f"{altered} of {skipped} skipped tokens changed"
 
 
@@ -89,13 +84,9 @@ class Update:
     def beyond(self, *directions_ND: Tensor) -> Tensor:
         """Relative norm of the part of each token's update outside the span of ``directions``, (N,); 0
         if it is below the rounding of the input."""
-        rest_ND, basis = self.added_ND, list[Tensor]()
-        for direction_ND in directions_ND:
-            for unit_ND in basis:
-                direction_ND = direction_ND - (direction_ND * unit_ND).sum(-1, keepdim=True) * unit_ND
-            unit_ND = direction_ND / direction_ND.norm(dim=-1, keepdim=True).clamp(min=1e-300)
-            rest_ND = rest_ND - (rest_ND * unit_ND).sum(-1, keepdim=True) * unit_ND
-            basis.append(unit_ND)
+        basis_NDK, _ = torch.linalg.qr(torch.stack(directions_ND, dim=-1))
+        along_NK1 = basis_NDK.transpose(1, 2) @ self.added_ND[..., None]
+        rest_ND = self.added_ND - (basis_NDK @ along_NK1).squeeze(-1)
         lost_N = CANCELLED * self.x_ND.norm(dim=-1)
         rest_N = (rest_ND.norm(dim=-1) - lost_N).clamp(min=0)
         return (rest_N / self.added_ND.norm(dim=-1).clamp(min=1e-300)).nan_to_num(nan=torch.inf)
@@ -109,7 +100,7 @@ def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
     For any other gate, the update of a token must be a multiple of the block's output: a layer that adds
     or scales its input fails. A layer defined as x + gate * (x + delta) declares this by an attribute
     ``adds_residual = True`` and is compared with that."""
-    if not subject.skips:
+    if not subject.skipping:
         return None, NO_SKIPPING
     tokens_BT = few(tokens_BT)
     full, taken = subject.fresh(capacity=1.0)
@@ -144,7 +135,7 @@ def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
 def order_and_position(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 7: selected tokens keep order and position: the update of each is a combination of the
     token and of the block's output among the selected tokens, in order and at their positions."""
-    if not subject.skips:
+    if not subject.skipping:
         return None, NO_SKIPPING
     worst, found = 0.0, 0
     for rule in RULES:
@@ -172,8 +163,8 @@ def updates(model: RoutedDecoder, tokens_BT: Tensor, rule: Selection) -> Iterato
         if selected_BT is None or block is None or not selected_BT.any():
             continue
         x_ND, delta_ND = alone(block, before_BTD, selected_BT, rule)
-        gated_ND = gated(layer, x_ND, delta_ND)
-        yield Update(number, x_ND, after_BTD[selected_BT] - x_ND, delta_ND, gated_ND)
+        added_ND = after_BTD[selected_BT] - x_ND
+        yield Update(number, x_ND, added_ND, delta_ND, gated(layer, x_ND, delta_ND))
 
 
 def gated(layer: nn.Module, x_ND: Tensor, delta_ND: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from typing import Literal, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from modbench.errors import FAULTS
 from modbench.model.block import Block
 from modbench.model.context import Context, Selection
 from modbench.model.kv_cache import Cache
@@ -60,7 +59,7 @@ class Finding:
 class Subject:
     """The model under audit, which no probe changes; the seed of all random tokens; and the shapes
     (sequences, tokens) that are audited, so that a probe can run a test at one of them only. Without
-    shapes, every test runs. ``brief``: leave out tests of long sequences."""
+    shapes, every test runs. ``brief``: leave out the longest tests."""
 
     model: RoutedDecoder
     seed: int = 0
@@ -97,17 +96,13 @@ class Subject:
 
     @property
     def is_exact(self) -> bool:
-        """Return True if the model's own dtype is float64 already."""
+        """True if the model's own dtype is float64."""
         return self.dtype == torch.float64
 
     @cached_property
-    def skips(self) -> bool:
-        """Return True if a layer shows ``selected``, or changes some tokens and not others."""
-        return bool(self._skipped)
-
-    @cached_property
-    def _skipped(self) -> dict[int, bool]:
-        """The layers that skip tokens; True for those that hold one plain block."""
+    def skipping(self) -> dict[int, bool]:
+        """Layers that show ``selected``, or change some tokens and not others; True for those that hold
+        one plain block."""
         tokens_BT, found = self.tokens(2, 63), dict[int, bool]()
         for rule in RULES:
             context = Context(selection=rule)
@@ -117,28 +112,13 @@ class Subject:
                         found[number] = plain_block(layer) is not None
         return found
 
-    def misreported(self, tokens_BT: Tensor) -> str:
-        """Describe a shown ``selected`` of wrong shape or dtype; empty if there is none, or if the model
-        raises."""
-        for rule in RULES:
-            context = Context(selection=rule)
-            try:
-                with torch.no_grad():
-                    self.exact(tokens_BT, context)
-            except FAULTS:  # a router's own code runs here; the probe reports what it raises
-                return ""
-            if wrong := misshapen(context, tokens_BT):
-                return wrong
-        return ""
-
     def held(self, passed: bool | None, figure: str) -> Outcome:
         """Outcome of a probe that compares layers with the plain block they hold: ``unchecked`` if a
         layer that skips tokens holds none, or several."""
-        bare = [str(number) for number, holds in self._skipped.items() if not holds]
+        bare = [str(number) for number, holds in self.skipping.items() if not holds]
         if passed is False or not bare:
             return passed, figure
-        others = f"; elsewhere {figure}" if passed and len(bare) < len(self._skipped) else ""
-        return "unchecked", f"tokens skip layer {', '.join(bare)}, {NO_BLOCK}{others}"
+        return "unchecked", f"tokens skip layer {', '.join(bare)}, {NO_BLOCK}"
 
     def twin(self) -> RoutedDecoder:
         return copy.deepcopy(self.model)
@@ -146,8 +126,8 @@ class Subject:
     def tokens(self, sequences: int, length: int, draw: int = 0) -> Tensor:
         """Random tokens (B, T); each ``draw`` gives other ones."""
         generator = torch.Generator().manual_seed(self.seed + 1000 * draw)
-        shape = (sequences, length)
-        tokens_BT = torch.randint(self.model.config.vocabulary, shape, generator=generator)
+        vocabulary = self.model.config.vocabulary
+        tokens_BT = torch.randint(vocabulary, (sequences, length), generator=generator)
         return tokens_BT.to(device_of(self.model))
 
     def texts(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -269,7 +249,7 @@ def layer_by_layer(
     for number, layer in enumerate(model.layers):
         given_BTD, before_BTD = x_BTD, x_BTD.detach().clone()
         x_BTD = layer(given_BTD, context)
-        if written is not None and not torch.equal(given_BTD.nan_to_num(), before_BTD.nan_to_num()):
+        if written is not None and not unmoved(given_BTD, before_BTD):
             written.add(number)
         yield number, layer, before_BTD, x_BTD
 

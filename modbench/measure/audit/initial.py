@@ -1,7 +1,9 @@
 """Part of probe 10: initial weights are complete, repeatable, and shared with the dense model."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,22 +18,12 @@ def badly_initialised(subject: Subject) -> str:
     configuration, router and seed, or that starts unlike the dense model's; empty if there is none."""
     arguments = (subject.model.config, subject.model.router, subject.seed)
     plain = _tensors(build_model(*arguments))
-    kept = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    strict = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    try:
-        # PyTorch then fills new memory with NaN.
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    with _new_memory_is_nan():
         again = _tensors(build_model(*arguments))
-    finally:
-        torch.use_deterministic_algorithms(strict, warn_only=warns)
-        torch.utils.deterministic.fill_uninitialized_memory = kept  # type: ignore[attr-defined]
     for name, value in again.items():
         # A value that is NaN on purpose is NaN in both models.
         if (value.isnan() & ~plain[name].isnan()).any():
             return f"{name} is never filled; set it in initialise"
-    for name, value in again.items():
         if not unmoved(value, plain[name]):
             return (
                 f"{name} differs between two models of the same seed; draw it in initialise(seed), from "
@@ -43,6 +35,21 @@ def badly_initialised(subject: Subject) -> str:
             "initialise fills them"
         )
     return ""
+
+
+@contextmanager
+def _new_memory_is_nan() -> Iterator[None]:
+    strict = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic: Any = torch.utils.deterministic  # type: ignore[attr-defined]
+    fills = deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
+        deterministic.fill_uninitialized_memory = fills
 
 
 def _unlike_dense(subject: Subject, initial: Mapping[str, Tensor]) -> str:

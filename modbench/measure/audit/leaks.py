@@ -1,10 +1,9 @@
 """Probes 1 and 2: logits depend on no later token and on no other sequence in the batch.
 
-B sequences, T tokens, V vocabulary.
+B sequences, T tokens, D model width.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,35 +15,18 @@ from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
 
 #: In the model's own dtype a routing decision may depend on the last digit, and an edit that the layer
-#: does not see may flip it. A flip changes a few tokens of one sequence, and later ones that attend to
-#: them. A leak changes the last tokens before an edit, or all sequences. So a model passes if at most
-#: `SHARE_NEAR` of the edits change only the last `NEAR` positions before them, and at most `SHARE` of
-#: them change any.
-NEAR, SHARE_NEAR, SHARE = 4, 0.03, 0.5
+#: does not see may flip it: a few tokens of one sequence change, and later ones that attend to them. A
+#: leak changes nearly all sequences. So a model passes if at most this share of the edits, or of the
+#: sequences of a batch, change any.
+SHARE = 0.5
 #: Up to this length, every position is tested.
 EVERY = 64
 #: Number of random positions tested in a longer sequence.
 DRAWN = 4
+REPEATED = "two equal passes differ by {}; scoring must not draw random numbers"
+DETAILED = "logits differ by {} where the trace is detailed"
 #: Last sequences of a batch that are compared with the same sequences alone.
 TESTED = 3
-
-
-@dataclass(frozen=True)
-class Changes:
-    """Effect of edits on earlier positions: the largest change of their logits, how many changed by
-    more than rounding, the number of edits (one per position and sequence), how many of them changed
-    an earlier position, and how many changed only positions close before the edit."""
-
-    most: float
-    changed: int
-    edits: int
-    with_any: int
-    with_near: int
-
-    @property
-    def is_rounding(self) -> bool:
-        """Return True if flipped decisions explain all changes."""
-        return self.with_near <= SHARE_NEAR * self.edits and self.with_any <= SHARE * self.edits
 
 
 @torch.no_grad()
@@ -60,24 +42,23 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     Also, at the first shape: two equal passes agree, a detailed trace changes no logit, and scoring
     leaves no state behind.
     """
-    if subject.is_first(tokens_BT) and (changed := changed_by_scoring(subject)):
-        return False, f"{changed}: scores depend on texts scored before; update it in training only"
+    if subject.is_first(tokens_BT) and (state := changed_by_scoring(subject)):
+        return False, f"{state}: scores depend on texts scored before; update it in training only"
     # The length matters here; the batch is probe 2's.
     tokens_BT = tokens_BT[: 4 if tokens_BT.shape[1] <= EVERY else 1]
     if wrong := _unrepeatable(subject, tokens_BT):
         return False, wrong
-    # One sequence: what others change is probe 2's.
-    exact = _changes(subject.exact, tokens_BT[:1], ROUNDING, subject.seed)
-    figure = f"{exact.changed} earlier positions changed, by up to {exact.most:.1e}"
-    if subject.is_exact:
-        return exact.changed == 0, figure
+    most, changed = _changes(subject.exact, tokens_BT[:1], ROUNDING, subject.seed)
+    figure = f"{sum(changed)} earlier positions changed, by up to {most:.1e}"
+    if subject.is_exact or any(changed):
+        return not any(changed), figure
     for text_BT in subject.texts(tokens_BT):
-        own = _changes(subject.own, text_BT, COARSE, subject.seed, every=4)
-        if own.is_rounding:
+        _, changed = _changes(subject.own, text_BT, COARSE, subject.seed, every=4)
+        by = sum(positions > 0 for positions in changed)
+        if is_rounding := by <= SHARE * len(changed):
             break
-    only = "" if own.is_rounding or exact.changed else " only"
-    figure += f", in {subject.dtype}{only} by {own.with_any} of {own.edits} edits"
-    return exact.changed == 0 and own.is_rounding, figure
+    only = "" if is_rounding else " only"
+    return is_rounding, f"{figure}, in {subject.dtype}{only} by {by} of {len(changed)} edits"
 
 
 def _unrepeatable(subject: Subject, tokens_BT: Tensor) -> str:
@@ -90,47 +71,42 @@ def _unrepeatable(subject: Subject, tokens_BT: Tensor) -> str:
     if not first_BTD.isfinite().all():
         return "logits contain NaN or Inf"
     bound = ROUNDING * max(1.0, first_BTD.abs().max().item())
-    offs = [largest(other_BTD, first_BTD).max().item() for other_BTD in others]
-    if offs and offs[0] > bound:
-        return f"two equal passes differ by {offs[0]:.1e}; scoring must not draw random numbers"
-    if offs and offs[1] > bound:
-        return f"logits differ by {offs[1]:.1e} where the trace is detailed"
+    for other_BTD, what in zip(others, (REPEATED, DETAILED), strict=False):
+        if (off := largest(other_BTD, first_BTD).max().item()) > bound:
+            return what.format(f"{off:.1e}")
     return ""
 
 
 def _changes(
     model: RoutedDecoder, tokens_BT: Tensor, rounding: float, seed: int, *, every: int = 1
-) -> Changes:
-    """Changes by edits at `_places`."""
+) -> tuple[float, list[int]]:
+    """The largest change of the logits of positions before edits at `_places`; and for each edit and
+    sequence, how many of these changed by more than rounding."""
     generator = torch.Generator().manual_seed(seed)
     sequences, sequence = tokens_BT.shape
     before_BTD = hidden(model, tokens_BT, Context(selection="causal"))
     bound = rounding * max(1.0, before_BTD.abs().max().item())
-    most, changed, with_any, with_near = 0.0, 0, list[bool](), list[bool]()
-    for place in _places(sequence, generator, every):
+    most, changed = 0.0, list[int]()
+    for place in _places(sequence, generator)[::every]:
         shape = (sequences, sequence - place - 1)
         other_BT = torch.randint(model.config.vocabulary, shape, generator=generator)
         edited_BT = torch.cat((tokens_BT[:, : place + 1], other_BT.to(tokens_BT.device)), dim=1)
         after_BTD = hidden(model, edited_BT, Context(selection="causal"))
         difference_BT = largest(after_BTD[:, : place + 1], before_BTD[:, : place + 1])
-        changed_BT = difference_BT > bound
-        any_B, far_B = changed_BT.any(1), changed_BT[:, :-NEAR].any(1)
         most = max(most, difference_BT.max().item())
-        changed += int(changed_BT.sum())
-        with_any += any_B.tolist()
-        with_near += (any_B & ~far_B).tolist()
-    return Changes(most, changed, len(with_any), sum(with_any), sum(with_near))
+        changed += (difference_BT > bound).sum(1).tolist()
+    return most, changed
 
 
-def _places(sequence: int, generator: torch.Generator, every: int) -> list[int]:
-    """Positions of the last token that an edit keeps: each ``every``-th one of those to test."""
+def _places(sequence: int, generator: torch.Generator) -> list[int]:
+    """Positions of the last token that an edit keeps."""
     if sequence <= EVERY:
-        return list(range(sequence - 1))[::every]
-    places = {0, 1, sequence // 4, sequence // 2, sequence - 8, sequence - 2}
-    for power in range(4, sequence.bit_length()):
+        return list(range(sequence - 1))
+    places = {0, sequence // 2, sequence - 8, sequence - 2}
+    for power in range(EVERY.bit_length() - 1, sequence.bit_length()):
         places |= {2**power - 2, 2**power - 1}
     places |= set(torch.randperm(sequence - 1, generator=generator)[:DRAWN].tolist())
-    return sorted(place for place in places if place < sequence - 1)[::every]
+    return sorted(place for place in places if place < sequence - 1)
 
 
 @torch.no_grad()
@@ -142,27 +118,23 @@ def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
     differ, in one of two texts. Under the training rule all logits are finite."""
     short = subject.is_first(tokens_BT)
     for lengths in _batches(*tokens_BT.shape, short=short):
-        for row, length in enumerate(lengths[:2] if short else lengths[:1]):
+        for row, length in enumerate(lengths[: 1 + short]):
             trained_BTV = subject.exact(tokens_BT[row : row + 1, :length], Context())
             if not trained_BTV.isfinite().all():
                 return False, f"logits of {length} tokens contain NaN or Inf (topk)"
     exact = list(_differences(subject.exact, tokens_BT, ROUNDING, short=short))
     most = max(off for offs, _ in exact for off in offs)
-    passed = not any(off > bound for offs, bound in exact for off in offs)
     figure = f"alone and in a batch differ by up to {most:.1e}"
-    if subject.is_exact:
-        return passed, figure
+    if subject.is_exact or any(off > bound for offs, bound in exact for off in offs):
+        return not any(off > bound for offs, bound in exact for off in offs), figure
     for text_BT in subject.texts(tokens_BT):
-        own = [
-            (sum(off > bound for off in offs), offs)
-            for offs, bound in _differences(subject.own, text_BT, COARSE, short=short)
-        ]
-        is_rounding = all(wrong <= SHARE * len(offs) for wrong, offs in own)
-        if is_rounding:
+        own = list(_differences(subject.own, text_BT, COARSE, short=short))
+        wrong = (sum(off > bound for off in offs) / len(offs) for offs, bound in own)
+        if is_rounding := max(wrong) <= SHARE:
             break
-    only = "" if is_rounding or not passed else " only"
-    most = max(off for _, offs in own for off in offs)
-    return passed and is_rounding, f"{figure}, in {subject.dtype}{only} by {most:.1e}"
+    only = "" if is_rounding else " only"
+    most = max(off for offs, _ in own for off in offs)
+    return is_rounding, f"{figure}, in {subject.dtype}{only} by {most:.1e}"
 
 
 def _batches(sequences: int, sequence: int, *, short: bool) -> Iterator[list[int]]:
@@ -178,17 +150,12 @@ def _differences(
 ) -> Iterator[tuple[list[float], float]]:
     """For each batch: how much each of its last sequences differs from the same sequence alone, and the
     bound of rounding."""
-    bound = rounding
-    alone: dict[tuple[int, int], Tensor] = {}
     for lengths in _batches(*tokens_BT.shape, short=short):
         context = Context(selection="causal", lengths_B=ragged(lengths, tokens_BT))
         together_BTD = hidden(model, tokens_BT, context)
-        offs = []
+        bound, offs = rounding, []
         for row, length in list(enumerate(lengths))[-TESTED:]:
-            if (row, length) not in alone:
-                row_BT = tokens_BT[row : row + 1, :length]
-                alone[row, length] = hidden(model, row_BT, Context(selection="causal"))
-            alone_BTD = alone[row, length]
+            alone_BTD = hidden(model, tokens_BT[row : row + 1, :length], Context(selection="causal"))
             bound = max(bound, rounding * alone_BTD.abs().max().item())
             difference_BT = largest(together_BTD[row : row + 1, :length], alone_BTD)
             offs.append(difference_BT.max().item())

@@ -1,11 +1,11 @@
 """Probe 8: the loss has a gradient of the right scale for every router parameter.
 
-B sequences, T tokens, D model width, V vocabulary, N selected.
+B sequences, T tokens, D model width, E experts, V vocabulary, N selected.
 """
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,6 @@ from modbench.measure.audit.finding import (
     routers,
     seeded,
 )
-from modbench.measure.audit.learners import Parts, own_parameters, reached
 from modbench.model.context import Context
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
@@ -34,6 +33,12 @@ SMALLEST = 0.02
 TOKENS, TOKENS_PARTLY_SELECTED = 128, 512
 #: Relative rounding error of an auxiliary loss whose terms are summed in another order.
 SUMMED = 1e-6
+#: Largest entry of a gradient that is rounding in float64, relative to the largest of all parameters.
+ROUNDED = 1e-13
+NO_GATE = (
+    ": no gate depends on its scores; multiply the output of a block or expert by a gate that does (not "
+    "detached, and not renormalised over a single expert), or use no scorer"
+)
 
 
 def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
@@ -57,39 +62,97 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return False, wrong
     model, taken = subject.fresh(capacity=1.0)
     model.train()
-    own, parts = own_parameters(model), Parts.of(model)
-    all_selected = "capacity" in taken or not subject.skips
+    all_selected = "capacity" in taken or not subject.skipping
     tokens_BT = subject.tokens(3, TOKENS if all_selected else TOKENS_PARTLY_SELECTED)
     context, scales = _learn_text(model, tokens_BT)
-    by_text = reached(model)
-    idle = {name for name, parameter in model.named_parameters() if _idle(name, parameter)}
-    asked = parts.router_names - idle
-    lost = parts.lost(by_text, idle) or next(_rows_without_gradient(model, context), "")
+    by_text = _reached(model)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    idle = {name for name, parameter in trained.items() if _idle(name, parameter)}
+    groups = _groups(model)
+    wanted = {name for name in trained if "router" in name.lower()}
+    lost = _lost(model, wanted - idle, by_text) or next(_rows_without_gradient(model, context), "")
     if lost:
         return False, f"cross-entropy does not reach {lost}"
     if scales and min(scales) < SMALLEST:
         return False, f"the router's gradient is {min(scales):.1e} of a linear gate's"
-    if isinstance(context.trace.auxiliary_loss(), Tensor):
-        # A second pass, since compiled code runs backward only once.
-        context = Context()
-        model(tokens_BT, context)
-        loss = context.trace.auxiliary_loss()
-        if isinstance(loss, Tensor) and loss.requires_grad:
-            loss.backward()
-    lost = parts.untaught(by_text | reached(model), idle)
-    if lost:
-        return False, f"no loss reaches {lost}"
-    if not parts.router_names and own:
+    # A second pass, since compiled code runs backward only once.
+    context = Context()
+    model(tokens_BT, context)
+    loss = context.trace.auxiliary_loss()
+    if isinstance(loss, Tensor) and loss.requires_grad:
+        loss.backward()
+    by_losses = by_text | _reached(model)
+    for name, group in groups.items():
+        if not group & by_losses and not group <= idle:
+            return False, f"no loss reaches {name}"
+    own = {name for name, group in groups.items() if group == {name}}
+    if not wanted and own:
         return "unchecked", (
-            f"no parameter has router in its name; cross-entropy reaches {len(by_text & set(own))} of "
-            f"the {len(own)} parameters of the scheme's own classes, all losses together reach all"
+            f"no parameter has router in its name; cross-entropy reaches {len(by_text & own)} of the "
+            f"{len(own)} parameters of the scheme's own classes, all losses together reach all"
         )
-    if not parts.router_names:
+    if not wanted:
         return None, "no parameter has router in its name"
-    if not asked:
+    if not wanted - idle:
         return None, "a softmax over one expert has no gradient"
-    figure = f"cross-entropy reaches {len(asked & by_text)} router parameters"
+    figure = f"cross-entropy reaches {len((wanted - idle) & by_text)} router parameters"
     return True, figure + (f", gradient {min(scales):.2f} of a linear gate's" if scales else "")
+
+
+def _reached(model: RoutedDecoder) -> frozenset[str]:
+    """Names of parameters whose gradient is finite and above rounding."""
+    most = {
+        name: parameter.grad.abs().max().item()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and parameter.grad.isfinite().all()
+    }
+    bound = ROUNDED * max(most.values(), default=0.0)
+    return frozenset(name for name, value in most.items() if value > bound)
+
+
+def _idle(name: str, parameter: nn.Parameter) -> bool:
+    """Return True for the router of a single expert with a zero gradient, as of a softmax over one."""
+    gradient = parameter.grad
+    one = ".feed_forward." in name and parameter.shape[:1] == (1,)
+    return one and gradient is not None and not bool(gradient.any())
+
+
+def _lost(model: RoutedDecoder, wanted: set[str], reached: frozenset[str]) -> str:
+    """Name the first router parameter that has no gradient, or module named ``router`` in which no
+    parameter has one; empty if there is none."""
+    modules = [name for name, _ in model.named_modules() if name.rpartition(".")[2] == "router"]
+    for name in sorted(wanted - reached):
+        module = next((module for module in modules if name.startswith(f"{module}.")), "")
+        if not module:
+            return name
+        if not any(other.startswith(f"{module}.") for other in reached):
+            return module + NO_GATE
+    return ""
+
+
+def _groups(model: RoutedDecoder) -> Mapping[str, set[str]]:
+    """Groups of trained parameters of which some loss must reach one, by the first of each: each single
+    parameter of scorers and of the scheme's own classes, and those of each module of PyTorch that the
+    scheme's own classes hold, since an expert of several may be without tokens."""
+    groups: dict[str, set[str]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        path = name.split(".")
+        modules = [model.get_submodule(".".join(path[:end])) for end in range(1, len(path))]
+        # The innermost module that is not PyTorch's holds the parameter.
+        holders = [n for n, module in enumerate(modules) if not _of(module, "torch.")]
+        is_own = bool(holders) and not _of(modules[holders[-1]], "modbench.model.")
+        in_scorer = "router" in path[:-1]
+        if in_scorer or (is_own and holders[-1] == len(modules) - 1):
+            groups[name] = {name}
+        elif is_own:
+            groups.setdefault(".".join(path[: holders[-1] + 2]), set()).add(name)
+    return {min(group): group for group in groups.values()}
+
+
+def _of(module: nn.Module, package: str) -> bool:
+    return type(module).__module__.startswith(package)
 
 
 def _learn_text(model: RoutedDecoder, tokens_BT: Tensor) -> tuple[Context, list[float]]:
@@ -107,13 +170,6 @@ def _learn_text(model: RoutedDecoder, tokens_BT: Tensor) -> tuple[Context, list[
     F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.roll(-1, 1).flatten()).backward()
     scales = (_scale(*entry, context) for entry in kept)
     return context, [scale for scale in scales if scale is not None]
-
-
-def _idle(name: str, parameter: nn.Parameter) -> bool:
-    """Return True for the router of a single expert with a zero gradient, as of a softmax over one."""
-    gradient = parameter.grad
-    one = ".feed_forward." in name and parameter.shape[:1] == (1,)
-    return one and gradient is not None and not bool(gradient.any())
 
 
 def _rows_without_gradient(model: RoutedDecoder, context: Context) -> Iterator[str]:

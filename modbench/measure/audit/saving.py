@@ -28,7 +28,7 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 11: in a layer that skips tokens, matmuls run for no more rows than the selected tokens fill
     when padded: the sequences with any, times the most that one of them has. The training rule is tested
     in training mode. Routers and predictors may see every token; attention scores are probe 9's."""
-    if not subject.skips:
+    if not subject.skipping:
         return None, NO_SKIPPING
     tokens_BT = few(tokens_BT)
     model = subject.twin()
@@ -48,14 +48,10 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
                 continue
             found = True
             sent = [n for n in selected_BT.sum(1).tolist() if n]
-            workload = Workload(
-                lengths=(max(sent),) * len(sent) if sent else (0,),
-                counts={
-                    key: value
-                    for key, value in context.trace.counts.items()
-                    if key[1] not in ("depth", "past")
-                },
-            )
+            inner = {
+                key: n for key, n in context.trace.counts.items() if key[1] not in ("depth", "past")
+            }
+            workload = Workload(lengths=(max(sent, default=0),) * max(1, len(sent)), counts=inner)
             own, allowed = _by_token(counter.ledger), _by_token(block.ledger(workload)) if sent else 0
             if own > allowed:
                 return False, (

@@ -21,6 +21,7 @@ from modbench.train.loop import build_optimizer, training_step
 
 #: Attributes of every module: torch's own, or in ``state_dict``.
 _OF_TORCH = frozenset(vars(nn.Module()))
+TRAIN = TrainConfig(budget=1)
 
 
 def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
@@ -31,32 +32,23 @@ def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
     checkpointing changes neither loss nor state; every parameter and buffer is initialised, to the same
     bits each time; and the parts that all schemes share start as in the dense model.
     """
-    wrong = badly_initialised(subject) or changed_by_scoring(subject) or _not_repeatable(subject)
+    wrong = badly_initialised(subject) or changed_by_scoring(subject)
     if wrong:
         return False, wrong
-    train = TrainConfig(budget=1)
-    model = subject.twin().train()
-    optimizer = build_optimizer(model, train)
-
-    def step(which: RoutedDecoder, by: torch.optim.Optimizer, draw: int) -> None:
-        text_BT = subject.tokens(3, 33, draw)
-        with seeded(draw, device_of(which)):
-            training_step(which.train(), by, train, (text_BT[:, :-1], text_BT[:, 1:]), torch.float32)
-
-    step(model, optimizer, 1)
+    model = subject.twin()
+    optimizer = build_optimizer(model, TRAIN)
+    _step(subject, model, optimizer, 1)
     before = _attributes(model)  # after the first step: tables built on first use are no state
-    step(model, optimizer, 2)
-    step(model, optimizer, 3)
+    _step(subject, model, optimizer, 2)
     if changed := _changed(before, _attributes(model)):
-        return False, f"training changes {changed[0]}, which is not in state_dict"
-    wrong = _checkpointing(subject)
-    if wrong:
+        return False, f"training changes {changed}, which is not in state_dict"
+    if wrong := _checkpointing(subject):
         return False, wrong
 
-    loaded = build_model(model.config, model.router, subject.seed + 1).to(device_of(model))
-    loaded = loaded.to(next(model.parameters()).dtype)
+    loaded = build_model(model.config, model.router, subject.seed + 1)
+    loaded = loaded.to(device=device_of(model), dtype=subject.dtype)
     loaded.load_state_dict(copy.deepcopy(model.state_dict()))
-    other = build_optimizer(loaded, train)
+    other = build_optimizer(loaded, TRAIN)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     text_BT = subject.tokens(3, 63, 4)
     for rule in RULES:
@@ -65,13 +57,17 @@ def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
         if not torch.equal(one_BTV, two_BTV):
             most = (one_BTV - two_BTV).abs().max().item()
             return False, f"logits of the loaded model ({rule}) differ by {most:.1e}"
-    step(model, optimizer, 5)
-    step(loaded, other, 5)
-    resumed = loaded.state_dict()
-    differ = [name for name, value in model.state_dict().items() if not unmoved(value, resumed[name])]
-    if differ:
-        return False, f"{differ[0]} differs one step after resuming"
-    return True, f"{len(resumed)} tensors saved, loaded and resumed bit for bit"
+    _step(subject, model, optimizer, 5)
+    _step(subject, loaded, other, 5)
+    if differs := _differs(model.state_dict(), loaded.state_dict()):
+        return False, f"{differs} differs one step after resuming"
+    return True, f"{len(loaded.state_dict())} tensors saved, loaded and resumed bit for bit"
+
+
+def _step(subject: Subject, model: RoutedDecoder, by: torch.optim.Optimizer, draw: int) -> None:
+    text_BT = subject.tokens(3, 33, draw)
+    with seeded(draw, device_of(model)):
+        training_step(model.train(), by, TRAIN, (text_BT[:, :-1], text_BT[:, 1:]), torch.float32)
 
 
 @torch.no_grad()
@@ -86,20 +82,10 @@ def changed_by_scoring(subject: Subject) -> str:
         # Tables built on first use are no state.
         held, saved = _attributes(model), copy.deepcopy(model.state_dict()) | saved
         model(text_BT, Context(selection=rule))
-        changed = [name for name, value in model.state_dict().items() if not unmoved(value, saved[name])]
-        if changed := changed or _changed(held, _attributes(model)):
-            return f"scoring ({rule}) changes {changed[0]}"
+        changed = _differs(model.state_dict(), saved) or _changed(held, _attributes(model))
+        if changed:
+            return f"scoring ({rule}) changes {changed}"
     return ""
-
-
-@torch.no_grad()
-def _not_repeatable(subject: Subject) -> str:
-    """The difference of two scorings of one text; empty if there is none."""
-    model, text_BT = subject.twin().eval(), subject.tokens(3, 33)
-    first_BTV, again_BTV = (model(text_BT, Context(selection="causal")) for _ in range(2))
-    if torch.equal(first_BTV, again_BTV):
-        return ""
-    return f"the same text scored twice differs by {(first_BTV - again_BTV).abs().max().item():.1e}"
 
 
 def _checkpointing(subject: Subject) -> str:
@@ -113,15 +99,19 @@ def _checkpointing(subject: Subject) -> str:
             loss.backward()
         states.append(model.state_dict())
         losses.append(loss.item())
-    changed = [name for name, value in states[0].items() if not unmoved(value, states[1][name])]
-    if changed:
+    if differs := _differs(*states):
         return (
-            f"{changed[0]} differs under activation checkpointing; update it only where "
+            f"{differs} differs under activation checkpointing; update it only where "
             "context.trace.repeated is false"
         )
     if losses[0] != losses[1]:
         return f"the loss is {losses[0]:.6g}, and {losses[1]:.6g} under activation checkpointing"
     return ""
+
+
+def _differs(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
+    """Name the first tensor of ``one`` that differs in ``other``; empty if there is none."""
+    return next((name for name, value in one.items() if not unmoved(value, other[name])), "")
 
 
 def _attributes(model: RoutedDecoder) -> dict[str, list[Any]]:
@@ -143,26 +133,13 @@ def _attributes(model: RoutedDecoder) -> dict[str, list[Any]]:
 
 
 def _copied(value: Any) -> Any:
-    """A copy of ``value`` to compare later; None for what cannot be compared."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, np.ndarray | np.generic):
+    """A copy of ``value`` to compare later, as text, in which NaN equals NaN; None for what cannot be
+    compared."""
+    if isinstance(value, Tensor | np.ndarray | np.generic):
         value = value.tolist()
-    # As text, in which NaN equals NaN.
     return repr(value) if isinstance(value, bool | int | float | complex | str | list) else None
 
 
-def _changed(before: Mapping[str, list[Any]], after: Mapping[str, list[Any]]) -> list[str]:
-    """Names of attributes that differ; a new one has no earlier value."""
-    return [name for name, now in after.items() if not _same(before.get(name), now)]
-
-
-def _same(one: list[Any] | None, other: list[Any]) -> bool:
-    if one is None or len(one) != len(other):
-        return False
-    return all(
-        unmoved(a, b)
-        if isinstance(a, Tensor) and isinstance(b, Tensor)
-        else type(a) is type(b) and a == b
-        for a, b in zip(one, other, strict=True)
-    )
+def _changed(before: Mapping[str, list[Any]], after: Mapping[str, list[Any]]) -> str:
+    """Name the first attribute that differs; a new one has no earlier value. Empty if there is none."""
+    return next((name for name, now in after.items() if before.get(name) != now), "")

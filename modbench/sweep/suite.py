@@ -151,7 +151,7 @@ def load_suite(name: str) -> Suite:
     source = path.name if name in shipped_suites() else name
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # a byte-order mark may be there
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"suite {source} isn't TOML ({error}); fix it there") from error
     except OSError as error:
         raise UserError(f"suite {source} can't be read ({error.strerror}); check the file") from error

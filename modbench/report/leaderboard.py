@@ -4,12 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pandas as pd
-
-from modbench.report.capacity import far_from_nominal
 from modbench.report.metrics import METRICS, Metric, metric, ranking_metric
 from modbench.report.record import AuditRecord, CellRecord, canonical_json
 from modbench.report.row import Exact, Quality, Row, Timed, machine_differences, rows_of
+from modbench.report.table import csv_table
 
 
 @dataclass(frozen=True)
@@ -76,10 +74,7 @@ class Leaderboard:
 
     def csv(self) -> str:
         """The table as CSV, all metrics at full precision, columns as in `COLUMNS`."""
-        lines = [self._line(entry) for entry in self.entries]
-        # object: integers stay integers in a column with missing values.
-        frame = pd.DataFrame(lines, columns=COLUMNS, dtype=object)
-        return frame.to_csv(index=False, lineterminator="\n")
+        return csv_table(COLUMNS, [self._line(entry) for entry in self.entries])
 
     def _line(self, entry: Entry) -> dict[str, Any]:
         row = entry.row
@@ -113,7 +108,7 @@ def _columns(a_metric: Metric) -> list[str]:
         return [name]
     if a_metric.kind == "quality":
         return [name, f"{name}_low", f"{name}_high"]
-    return [f"{name}_{part}" for part in ("median", "iqr", "n", "stable")]
+    return [f"{name}_{part}" for part in ("median", "iqr", "n", "stable", "loaded")]
 
 
 def _cells(name: str, value: Quality | Exact | Timed | None) -> dict[str, Any]:
@@ -128,7 +123,8 @@ def _cells(name: str, value: Quality | Exact | Timed | None) -> dict[str, Any]:
 
 #: Columns of leaderboard.csv, in order. Those of a metric, in the unit of `METRICS`:
 #: exact: NAME (``low..high`` if seeds disagree); quality: NAME (mean over seeds), NAME_low and NAME_high
-#: (95 % t-interval, empty for one seed); timed: NAME_median, NAME_iqr, NAME_n, NAME_stable.
+#: (95 % t-interval, empty for one seed); timed: NAME_median, NAME_iqr, NAME_n,
+#: NAME_stable, NAME_loaded.
 COLUMNS = [
     *("comparison", "rank", "label", "status", "seeds", "audit", "note", "router", "budget"),
     "flops_source",
@@ -181,8 +177,8 @@ def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
 
 
 def _with_remarks(note: str, row: Row) -> str:
-    """``note``, a causal rule that selects far from its nominal capacity, and the metrics that fewer
-    seeds of ``row`` have."""
+    """``note`` and what else a reader of the row must know."""
+    unigram = "held-out loss is above the unigram loss" if row.is_above_unigram else ""
     few = ", ".join(f"{name} {count}" for name, count in row.measured_in_few.items())
-    remark = f"of {len(row.ok)} finished seeds fewer have {few}" if few else ""
-    return "; ".join(filter(None, (note, far_from_nominal(row), remark)))
+    few = f"of {len(row.ok)} finished seeds fewer have {few}" if few else ""
+    return "; ".join(filter(None, (note, unigram, row.far_from_nominal, few)))

@@ -104,6 +104,16 @@ def _check_sum(where: str, total: int, **lists: list[int]) -> None:
             raise UserError(f"{where}.{name} adds up to {sum(value)} of {total} tokens")
 
 
+def layout(routing: dict[str, Any]) -> Any:
+    """What must be equal in two routings for their counts to be added."""
+    layers = [
+        (rule, layer["layer"], len(layer.get("load", ())), "taken" in layer)
+        for rule in RULES
+        for layer in (*routing[rule]["depth"], *routing[rule]["experts"])
+    ]
+    return routing["edges"], routing["ids"], layers
+
+
 def by_layer(
     routings: Sequence[dict[str, Any]], rule: str, part: str
 ) -> dict[int, list[dict[str, Any]]]:

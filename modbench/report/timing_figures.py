@@ -9,10 +9,14 @@ from matplotlib.lines import Line2D
 
 from modbench.report.plot_style import (
     DOTTED,
+    DOUBTED,
+    GREY,
     REFERENCE,
     Mark,
     blank,
+    draw_point,
     files,
+    handle,
     legend_below,
     look,
     marks,
@@ -22,8 +26,6 @@ from modbench.report.plot_style import (
     written_out,
 )
 from modbench.report.timing_table import Group, TimingTable
-
-_GREY = Mark(REFERENCE, "o", "-")
 
 #: File names of the figures, whatever the sizes.
 NAMED = re.compile(r"(realised_efficiency|memory_predicted)(_[A-Za-z0-9.-]+)?\.(png|svg)")
@@ -49,23 +51,12 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")
 
 
-def _point(axes: Axes, x: float, y: float, mark: Mark, *, filled: bool, **style: Any) -> None:
-    style |= {"color": mark.color, "marker": mark.marker}
-    style["markerfacecolor"] = mark.color if filled else "none"
-    axes.plot([x], [y], linestyle="none", **style)
-
-
-def _handle(mark: Mark, *, filled: bool = True) -> Line2D:
-    face = mark.color if filled else "none"
-    return Line2D([], [], color=mark.color, marker=mark.marker, markerfacecolor=face, linestyle="none")
-
-
 def _efficiency(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Axes) -> None:
     rows = [
         row for row in group.cases if row.realised_efficiency is not None and row.router != "vanilla"
     ]
     if not rows:
-        say_nothing_to_show(axes, "no routed scheme was timed beside a vanilla one")
+        say_nothing_to_show(axes, "no routed scheme and vanilla were both timed")
         return
     cases = list(dict.fromkeys(row.case for row in rows))
     labels = list(dict.fromkeys(row.label for row in rows))
@@ -73,13 +64,13 @@ def _efficiency(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Ax
         # Side by side, so that no marker hides another.
         shift = 0.6 * ((labels.index(row.label) + 0.5) / len(labels) - 0.5)
         place = cases.index(row.case) + shift
-        style: dict[str, Any] = {"filled": not row.doubts_of_both, "markersize": 6.5, "clip_on": False}
-        _point(axes, place, row.realised_efficiency or 0, look_of[row.label], **style)
-    handles = [_handle(look_of[label]) for label in labels]
+        style: dict[str, Any] = {"filled": not row.efficiency_marks, "markersize": 6.5, "clip_on": False}
+        draw_point(axes, place, row.realised_efficiency or 0, look_of[row.label], **style)
+    handles = [handle(look_of[label]) for label in labels]
     names = list(plains(labels).values())
-    if any(row.doubts_of_both for row in rows):
-        handles.append(_handle(_GREY, filled=False))
-        names.append("unstable or loaded")
+    if any(row.efficiency_marks for row in rows):
+        handles.append(handle(GREY, filled=False))
+        names.append(DOUBTED)
     axes.axhline(1.0, color=REFERENCE, **DOTTED)
     handles.append(Line2D([], [], color=REFERENCE, **DOTTED))
     axes.set_ylim(bottom=0)
@@ -100,11 +91,11 @@ def _memory(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Axes) 
         say_nothing_to_show(axes, "no memory was measured")
         return
     for row, predicted, measured in rows:
-        mark = look_of.get(row.label, _GREY)
-        _point(axes, predicted, measured, mark, filled=row.phase == "training", markersize=7)
+        mark = look_of.get(row.label, GREY)
+        draw_point(axes, predicted, measured, mark, filled=row.phase == "training", markersize=7)
     texts = plains(list(dict.fromkeys(row.label for row, _, _ in rows)))
-    handles = [_handle(look_of.get(label, _GREY)) for label in texts]
-    handles += [_handle(_GREY), _handle(_GREY, filled=False)]
+    handles = [handle(look_of.get(label, GREY)) for label in texts]
+    handles += [handle(GREY), handle(GREY, filled=False)]
     values = [value for _, *pair in rows for value in pair]
     low, high = min(values) / 1.3, max(values) * 1.3
     axes.plot([low, high], [low, high], color=REFERENCE, **DOTTED)

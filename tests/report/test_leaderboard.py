@@ -11,6 +11,7 @@ from modbench.report.leaderboard import COLUMNS, Leaderboard
 from modbench.report.markdown import markdown
 from modbench.report.metrics import METRICS
 from modbench.report.record import cell_key
+from modbench.report.table import csv_table
 
 
 def _table(board: Leaderboard) -> pd.DataFrame:
@@ -327,3 +328,8 @@ def test_a_single_value_is_neither_stable_nor_unstable_in_the_table_and_on_the_p
     told = [line[f"peak_memory_bytes_{part}"] for part in ("median", "iqr", "n", "stable")]
     assert told == ["80000000.0", "", "1", ""]
     assert "| 80.0 |" in markdown(board)
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum", "\t=1"])
+def test_a_text_that_is_a_formula_gets_an_apostrophe_in_the_csv(text):
+    assert csv_table(["a", "b"], [{"a": text, "b": -1.5}]) == f"a,b\n'{text},-1.5\n"

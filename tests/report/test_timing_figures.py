@@ -28,7 +28,7 @@ def drawn(draw: Any, *timings: TimingRecord) -> Axes:
 def hollow(axes: Axes) -> list[bool]:
     """Of each point in turn, without the lines between none."""
     points = [line for line in axes.lines if line.get_linestyle() == "None"]
-    return [same_color(line.get_markerfacecolor(), "none") for line in points]
+    return [same_color(line.get_markerfacecolor(), "white") for line in points]
 
 
 @pytest.mark.parametrize(("loops", "stable"), [(1, False), (2, True)])
@@ -80,7 +80,7 @@ def test_a_case_of_too_few_samples_does_not_look_measured() -> None:
         "no time, too few samples: 2; throttled in 1 of 2 processes (power cap): left out; 1 more "
         "processes failed"
     )
-    assert row.flags == why
+    assert row.remarks == why
     assert f"- mod, forward: invalid: {why}\n" in page_of(*timings)
 
 

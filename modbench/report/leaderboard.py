@@ -153,7 +153,7 @@ def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
     spans = [
         (row, span)
         for row in rows
-        if row.why_unranked is None and name not in row.measured_in_few
+        if row.why_unranked is None and row.is_whole(name)
         if (span := _span(row, criterion))
     ]
     if criterion.kind == "quality" and any(len(row.ok) > 1 for row, _ in spans):
@@ -168,7 +168,7 @@ def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
     for row in rows:
         if row not in [ranked_row for ranked_row, _ in spans]:
             reason = row.why_unranked or "one seed gives no interval to rank among rows of several seeds"
-            if row.why_unranked is None and name in row.measured_in_few:
+            if row.why_unranked is None and not row.is_whole(name):
                 reason = f"{name} was not measured in all seeds"
             elif row.why_unranked is None and _span(row, criterion) is None:
                 reason = f"{name} was not measured"
@@ -179,6 +179,4 @@ def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
 def _with_remarks(note: str, row: Row) -> str:
     """``note`` and what else a reader of the row must know."""
     unigram = "held-out loss is above the unigram loss" if row.is_above_unigram else ""
-    few = ", ".join(f"{name} {count}" for name, count in row.measured_in_few.items())
-    few = f"of {len(row.ok)} finished seeds fewer have {few}" if few else ""
-    return "; ".join(filter(None, (note, unigram, row.far_from_nominal, few)))
+    return "; ".join(filter(None, (note, unigram, row.far_from_nominal)))

@@ -204,8 +204,9 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
     """Add a legend below the axes in up to three columns, as the width allows; the figure grows by its
     height."""
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    height = figure.get_figheight()
     for columns in (3, 2, 1):
-        figure.set_figheight(HEIGHT + _LEGEND_LINE * -(-len(labels) // columns))
+        figure.set_figheight(height + _LEGEND_LINE * -(-len(labels) // columns))
         legend = figure.legend(
             handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.8
         )

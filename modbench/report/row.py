@@ -188,11 +188,9 @@ class Row:
                 return f"audit probe {', '.join(missing)} was not run"
         return None
 
-    @cached_property
-    def measured_in_few(self) -> dict[str, int]:
-        """Metrics that only some finished seeds have, and the number that have each."""
-        counts = Counter(name for record in self.ok for name in record.metrics)
-        return {name: counts[name] for name in METRICS if 0 < counts[name] < len(self.ok)}
+    def is_whole(self, name: str) -> bool:
+        """Return True if all finished seeds measured the metric ``name``, or none did."""
+        return len({name in record.metrics for record in self.ok}) < 2
 
     @cached_property
     def far_from_nominal(self) -> str:

@@ -14,7 +14,6 @@ from modbench.report.page import write_report
 from modbench.report.record import TimingRecord, read_record
 from modbench.report.store import ShardWriter, read_suite
 from modbench.report.timing import newest_run
-from modbench.report.timing_figures import NAMED
 from modbench.report.timing_page import timing_page
 from modbench.report.timing_table import CaseRow, TimingTable
 
@@ -303,25 +302,8 @@ def test_the_report_follows_from_the_set_of_lines(tmp_path: Path) -> None:
         path.read_bytes() for path in write_report(many)
     ]
     names = {path.name for path in write_report(one)}
-    figures = {"realised_efficiency", "memory_predicted"}
-    pictures = {f"{name}.{ending}" for name in figures for ending in ("png", "svg")}
+    pictures = {f"realised_efficiency.{ending}" for ending in ("png", "svg")}
     assert names == {"timings.csv", "memory.csv", "timings.md"} | pictures
-
-
-def test_figures_of_sizes_that_are_timed_no_more_are_gone(tmp_path: Path) -> None:
-    sizes = [
-        {**cell_of(f"mod/{name}"), "model": {"width": width}} for name, width in (("a", 8), ("b", 9))
-    ]
-    both = [make_timing("time", cell, timed("x", make_case()).measured) for cell in sizes]
-    write_report(write(tmp_path, both))
-    (tmp_path / "realised_efficiency_of_mine.txt").touch()
-    assert (tmp_path / "realised_efficiency_a.png").exists()
-    write_report(write(tmp_path, [replace(one, run="run-2") for one in TIMINGS_OF_A_RUN]))
-    assert {path.name for path in tmp_path.glob("realised_efficiency*")} == {
-        "realised_efficiency.png",
-        "realised_efficiency.svg",
-        "realised_efficiency_of_mine.txt",
-    }
 
 
 def test_the_csv_has_every_case_in_full(tmp_path: Path) -> None:
@@ -356,16 +338,7 @@ def test_sizes_stand_apart() -> None:
     assert "## large" in page
 
 
-def test_names_that_come_out_alike_as_files_stand_apart(tmp_path: Path) -> None:
-    cells = [{**cell_of(f"mod/{name}"), "model": {"width": n}} for n, name in enumerate(("a b", "a-b"))]
-    measured = timed("x", make_case()).measured
-    write_report(write(tmp_path, [make_timing("time", cell, measured) for cell in cells]))
-    figures = sorted(path.name for path in tmp_path.glob("memory_predicted*.png"))
-    assert figures == ["memory_predicted_a-b-2.png", "memory_predicted_a-b.png"]
-    assert all(NAMED.fullmatch(figure) for figure in figures)
-
-
-def test_sizes_whose_names_come_out_alike_have_figures_of_their_own(tmp_path: Path) -> None:
+def test_sizes_of_one_name_have_titles_of_their_own() -> None:
     cells = [{**cell_of(f"mod/{name}"), "model": {"width": n}} for n, name in enumerate(("ä", "ö"))]
     cells.append({**cells[0], "train": {"sequence": 8, "batch": 2, "precision": "float32"}})
     cells[2]["router"] = {**cells[2]["router"], "label": "vanilla/ä"}
@@ -373,9 +346,5 @@ def test_sizes_whose_names_come_out_alike_have_figures_of_their_own(tmp_path: Pa
     timings = [make_timing("time", cell, measured) for cell in cells]
     titles = TimingTable.of(timings).titles
     assert sorted(titles) == ["ä", "ä, 2", "ö"]
-    write_report(write(tmp_path, timings))
-    figures = list(tmp_path.glob("realised_efficiency*.png"))
-    assert len(figures) == 3
-    assert all(NAMED.fullmatch(figure.name) for figure in figures)  # or they would never go
-    page = (tmp_path / "timings.md").read_text()
+    page = timing_page(TimingTable.of(timings))
     assert all(f"## {title}\n" in page for title in titles)

@@ -73,8 +73,9 @@ class Leaderboard:
         return row.value(name)
 
     def csv(self) -> str:
-        """The table as CSV, all metrics at full precision, columns as in `COLUMNS`."""
-        return csv_table(COLUMNS, [self._line(entry) for entry in self.entries])
+        """The table as CSV, all metrics at full precision."""
+        lines = [self._line(entry) for entry in self.entries]
+        return csv_table(list(lines[0]), lines)
 
     def _line(self, entry: Entry) -> dict[str, Any]:
         row = entry.row
@@ -102,36 +103,19 @@ class Leaderboard:
         return line
 
 
-def _columns(a_metric: Metric) -> list[str]:
-    name = a_metric.name
-    if a_metric.kind == "exact":
-        return [name]
-    if a_metric.kind == "quality":
-        return [name, f"{name}_low", f"{name}_high"]
-    return [f"{name}_{part}" for part in ("median", "iqr", "n", "stable", "loaded")]
-
-
 def _cells(name: str, value: Quality | Exact | Timed | None) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if isinstance(value, Exact):
+    """The columns of a metric. exact: NAME (``low..high`` if seeds disagree); quality: NAME (mean over
+    seeds), NAME_low and NAME_high (95 % t-interval); timed: NAME_median, _iqr, _n, _stable, _loaded."""
+    kind = metric(name).kind
+    if kind == "exact":
+        if not isinstance(value, Exact):
+            return {name: None}
         return {name: value.low if value.low == value.high else f"{value.low}..{value.high}"}
-    if isinstance(value, Quality):
-        return {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
-    return {f"{name}_{part}": cell for part, cell in asdict(value).items()}
-
-
-#: Columns of leaderboard.csv, in order. Those of a metric, in the unit of `METRICS`:
-#: exact: NAME (``low..high`` if seeds disagree); quality: NAME (mean over seeds), NAME_low and NAME_high
-#: (95 % t-interval, empty for one seed); timed: NAME_median, NAME_iqr, NAME_n,
-#: NAME_stable, NAME_loaded.
-COLUMNS = [
-    *("comparison", "rank", "label", "status", "seeds", "audit", "note", "router", "budget"),
-    "flops_source",
-    *(column for a_metric in METRICS.values() for column in _columns(a_metric)),
-    *("plugin_sha256", "options", "model", "data", "train", "measure"),
-    *("corpus_sha256", "cell", "records"),
-]
+    parts = asdict(value) if value else {}
+    names = {"mean": name, "low": f"{name}_low", "high": f"{name}_high"}
+    if kind == "timed":
+        names = {part: f"{name}_{part}" for part in ("median", "iqr", "n", "stable", "loaded")}
+    return {column: parts.get(part) for part, column in names.items()}
 
 
 def _span(row: Row, criterion: Metric) -> tuple[float, float] | None:

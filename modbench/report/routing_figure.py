@@ -46,6 +46,7 @@ class _Strip:
 
     title: str
     part: str
+    seeds: int
     causal: dict[str, Any]
     training: dict[str, Any]
 
@@ -105,7 +106,7 @@ def _strips(board: Leaderboard) -> list[_Strip]:
         name = texts[entry.row.label]
         for part, title in (("depth", name), ("taken", f"{name}, by its experts' choice")):
             if causal[part]:
-                found.append(_Strip(f"{title}: {tokens}", part, causal, training))
+                found.append(_Strip(f"{title}: {tokens}", part, len(routings), causal, training))
     return found
 
 
@@ -116,7 +117,7 @@ def _draw_depth(part: SubFigure, strip: _Strip) -> None:
     by_position, *by_weight = _panels(part, 1 + len(ends))
     _positions(by_position, strip, "routed", "tokens selected")
     for axes, (layer, color) in zip(by_weight, ends, strict=True):
-        _weights(axes, layer, color)
+        _weights(axes, layer, color, strip.seeds)
 
 
 def _draw_taken(part: SubFigure, strip: _Strip) -> None:
@@ -156,7 +157,7 @@ def _positions(axes: Axes, strip: _Strip, counted: str, label: str) -> None:
     _percent(axes, label)
 
 
-def _weights(axes: Axes, layer: dict[str, Any], color: Any) -> None:
+def _weights(axes: Axes, layer: dict[str, Any], color: Any, seeds: int) -> None:
     """Histograms of the router scores of all tokens and of the selected ones."""
     gates = layer["gates"]
     width, tokens = 2.0 ** gates["exponent"], sum(gates["all"])
@@ -165,7 +166,8 @@ def _weights(axes: Axes, layer: dict[str, Any], color: Any) -> None:
         axes.stairs([count / tokens for count in counts], edges, fill=True, color=shade, zorder=2)
     axes.set_xlim(edges[0], edges[-1])
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.set_xlabel(f"router score, layer {layer['layer']}")
+    first = " (first seed)" if seeds > 1 else ""
+    axes.set_xlabel(f"router score, layer {layer['layer']}{first}")
     _percent(axes, "tokens")
 
 

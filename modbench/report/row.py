@@ -40,7 +40,7 @@ class Exact:
 @dataclass(frozen=True, kw_only=True)
 class Timed:
     """Over seeds: median of medians, widest IQR, total n; stable if all are, loaded if one is. ``iqr``
-    and ``stable`` are None if a seed has one value, ``loaded`` if no seed says it."""
+    and ``stable`` may be None if a seed has one value, ``loaded`` if no seed says it."""
 
     median: float
     iqr: float | None
@@ -225,14 +225,14 @@ class Row:
         if not values:
             return None
         if kind == "timed":
-            spread = all(value["iqr"] is not None for value in values)
-            judged = all(value["stable"] is not None for value in values)
+            iqrs, stable = [v["iqr"] for v in values], {v["stable"] for v in values}
+            loaded = [value["loaded"] for value in values if "loaded" in value]
             return Timed(
                 median=statistics.median(value["median"] for value in values),
-                iqr=max(value["iqr"] for value in values) if spread else None,
+                iqr=None if None in iqrs else max(iqrs),
                 n=sum(value["n"] for value in values),
-                stable=all(value["stable"] for value in values) if judged else None,
-                loaded=any(said) if (said := [v["loaded"] for v in values if "loaded" in v]) else None,
+                stable=False if False in stable else None if None in stable else True,
+                loaded=any(loaded) if loaded else None,
             )
         return Exact(low=min(values), high=max(values)) if kind == "exact" else interval(values)
 

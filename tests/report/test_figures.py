@@ -157,7 +157,7 @@ def test_vanilla_rows_have_a_line_of_proportion_each_that_can_be_told_apart(fake
 
 @pytest.mark.parametrize("name", ["loss_vs_forward_flops", "step_time_vs_training_flops"])
 def test_many_points_or_long_names_are_numbered_and_named_in_the_legend(fakes, name):
-    many = [fakes.make_record(f"row {n:02}", cost=0.5 + 0.02 * n, loss=4 + n % 7) for n in range(40)]
+    many = [fakes.make_record(f"row {n:02}", cost=0.5 + 0.02 * n, loss=4 + n % 7) for n in range(12)]
     long = [fakes.make_record(f"capacity={n}" + 20 * "x" + 20 * "y") for n in range(10, 12)]
     for records in (many, long):
         board = Leaderboard.of(records)

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -174,7 +175,7 @@ def _step_times(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, ax
         text = texts[entry.row.label]
         points.append(Point(flops.low, milliseconds, text, mark))
         if entry.row.cell["router"]["name"] == "vanilla":
-            dense.append((milliseconds / flops.low, entry.row.label))
+            dense.append(milliseconds / flops.low)
     if not points:
         say_nothing_to_show(axes, "no run has a step time")
         return
@@ -182,16 +183,11 @@ def _step_times(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, ax
     low, high = axes.get_xlim()
     bottom, top = axes.get_ylim()
     lines = [(handle(GREY, filled=False), DOUBTED)] if doubted else []
-    for slope, label in dense:
-        # One line is grey; several lines have the style of their rows.
-        drawn: dict[str, Any] = {"color": REFERENCE, **DOTTED}
-        legend = "as much time per FLOP as vanilla"
-        if len(dense) > 1:
-            mark, legend = look_of[label], f"time per FLOP of {texts[label]}"
-            drawn = {"color": mark.color, "linestyle": mark.dashes, "linewidth": 1.2}
-        axes.plot([low, high], [low * slope, high * slope], **drawn)
-        avoid += [(x, slope * x) for x in (low + (high - low) * step / 200 for step in range(201))]
-        lines.append((Line2D([], [], **drawn), legend))
+    if dense:
+        slope = dense[0]
+        axes.plot([low, high], [low * slope, high * slope], color=REFERENCE, **DOTTED)
+        avoid += [(x, slope * x) for x in np.linspace(low, high, 201)]
+        lines.append((Line2D([], [], color=REFERENCE, **DOTTED), "as much time per FLOP as vanilla"))
     # The reference line must not change the limits.
     axes.set_xlim(low, high)
     axes.set_ylim(bottom, top)
@@ -219,7 +215,7 @@ def _point(
     axes.errorbar(
         [x], [y], yerr=[[y - low], [high - y]], fmt="none", ecolor=mark.color, capsize=4, zorder=2.5
     )
-    return [(x, low + (high - low) * step / 20) for step in range(21)]
+    return [(x, place) for place in np.linspace(low, high, 21)]
 
 
 _FIGURES: dict[str, Callable[[Leaderboard, dict[str, Mark], Figure, Axes], Any]] = {

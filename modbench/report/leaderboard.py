@@ -148,16 +148,23 @@ def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
         failures = ", ".join(row.audit_failures)
         note = _with_remarks(f"failed audit probe {failures}" if failures else "", row)
         ranked.append(((rank, low + high, row.label), Entry(row, comparison, rank, note)))
-    unranked = []
-    for row in rows:
-        if row not in [ranked_row for ranked_row, _ in spans]:
-            reason = row.why_unranked or "one seed gives no interval to rank among rows of several seeds"
-            if row.why_unranked is None and not row.is_whole(name):
-                reason = f"{name} was not measured in all seeds"
-            elif row.why_unranked is None and _span(row, criterion) is None:
-                reason = f"{name} was not measured"
-            unranked.append(Entry(row, comparison, None, _with_remarks(reason, row)))
+    shown = [row for row, _ in spans]
+    unranked = [
+        Entry(row, comparison, None, _with_remarks(_why_unranked(row, criterion), row))
+        for row in rows
+        if row not in shown
+    ]
     return [entry for _, entry in sorted(ranked, key=lambda pair: pair[0])] + unranked
+
+
+def _why_unranked(row: Row, criterion: Metric) -> str:
+    if row.why_unranked:
+        return row.why_unranked
+    if not row.is_whole(criterion.name):
+        return f"{criterion.name} was not measured in all seeds"
+    if _span(row, criterion) is None:
+        return f"{criterion.name} was not measured"
+    return "one seed gives no interval to rank among rows of several seeds"
 
 
 def _with_remarks(note: str, row: Row) -> str:

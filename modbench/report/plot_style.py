@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -19,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, fontManager
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, Locator, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from modbench.report.leaderboard import Entry
@@ -189,14 +188,13 @@ def say_nothing_to_show(axes: Axes, why: str) -> None:
     axes.text(0.5, 0.5, why, ha="center", va="center", wrap=True, transform=axes.transAxes)
 
 
-def written_out(axis: Axis, low: float, high: float, unit: str = "") -> None:
+def written_out(axis: Axis, low: float, high: float) -> None:
     """Set the ticks of a logarithmic ``axis`` from ``low`` to ``high``, such as 2 G."""
-    decades = np.log10(high / low)
-    locator: Locator = MaxNLocator(nbins=5)
-    if decades > 0.8:
-        locator = LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=12)
-    axis.set_major_locator(locator)
-    axis.set_major_formatter(EngFormatter(unit))
+    subs = (1, 2, 5) if high < 100 * low else (1,)
+    axis.set_major_locator(
+        LogLocator(subs=subs, numticks=12) if high > 6 * low else MaxNLocator(nbins=5)
+    )
+    axis.set_major_formatter(EngFormatter())
     axis.set_minor_locator(NullLocator())
 
 

@@ -66,7 +66,8 @@ def draw_efficiency(group: Group, look_of: dict[str, Mark], axes: Axes) -> set[s
         style: dict[str, Any] = {"filled": not row.efficiency_marks, "markersize": 6.5, "clip_on": False}
         draw_point(axes, place, row.realised_efficiency or 0, look_of[row.label], **style)
     axes.axhline(1.0, color=REFERENCE, **DOTTED)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(1.0, *(row.realised_efficiency or 0 for row in rows)))
+    axes.set_xlim(-0.5, len(cases) - 0.5)
     axes.set_xticks(range(len(cases)), [plain(case) for case in cases], rotation=60, ha="right")
     axes.grid(visible=False, axis="x")
     axes.set_ylabel("speed-up achieved / promised")

@@ -144,17 +144,6 @@ def test_a_single_row_makes_figures(fakes):
     assert len(figures(Leaderboard.of([fakes.make_record("mod")]))) == 10
 
 
-def test_vanilla_rows_have_a_line_of_proportion_each_that_can_be_told_apart(fakes):
-    rows = [fakes.make_record(f"dense {n}", router="vanilla", cost=n) for n in (1, 2)]
-    figure, axes = _axes(Leaderboard.of(rows), "step_time_vs_training_flops")
-    (legend,) = figure.legends
-    names = [text.get_text() for text in legend.get_texts()]
-    assert names == ["time per FLOP of dense 1", "time per FLOP of dense 2"]
-    assert len({line.get_color() for line in legend.get_lines()}) == 2
-    drawn = {line.get_color() for line in axes.lines if len(set(line.get_xdata())) == 2}
-    assert drawn >= {line.get_color() for line in legend.get_lines()}
-
-
 @pytest.mark.parametrize("name", ["loss_vs_forward_flops", "step_time_vs_training_flops"])
 def test_many_points_or_long_names_are_numbered_and_named_in_the_legend(fakes, name):
     many = [fakes.make_record(f"row {n:02}", cost=0.5 + 0.02 * n, loss=4 + n % 7) for n in range(12)]

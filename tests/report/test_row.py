@@ -183,3 +183,18 @@ def test_seeds_whose_routing_is_laid_out_otherwise_are_left_out(fakes):
     records = [fakes.make_record("mod", seed=n, routing=one) for n, one in enumerate(routings)]
     (row,) = rows_of(records)
     assert row.routings == [routings[0], routings[2]]
+
+
+def test_an_unstable_seed_marks_its_row_even_next_to_one_that_has_a_single_value(fakes):
+    values = [
+        {"median": 1.0, "iqr": None, "n": 1, "stable": None, "loaded": True},
+        {"median": 3.0, "iqr": 0.1, "n": 12, "stable": False},
+    ]
+    (row,) = rows_of(
+        [
+            fakes.make_record(seed=seed, metrics={"train_step_seconds": value})
+            for seed, value in enumerate(values)
+        ]
+    )
+    found = row.value("train_step_seconds")
+    assert (found.stable, found.loaded, found.marks) == (False, True, "unstable, loaded")

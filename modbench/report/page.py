@@ -53,7 +53,7 @@ def write_report(
 
 
 def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
-    # Every cell imports records and their store; only a report needs pandas and seaborn.
+    # Every cell imports records and their store; only a report needs matplotlib and scipy.
     from modbench.report.figures import figures
     from modbench.report.leaderboard import Leaderboard
     from modbench.report.markdown import markdown

@@ -260,7 +260,8 @@ def name_points(
     markers = [Bbox(to_data.transform([centre - half, centre + half])) for centre in centres]
     x, y = zip(*avoid, strict=True) if avoid else ((), ())
     # A limit on iterations, and none on time: the file is the same on every machine.
-    adjust_text(texts, x=x, y=y, objects=markers, ax=axes, iter_lim=500, **_PLACEMENT)
+    limit = max(5, min(500, 50_000 // len(points) ** 2))
+    adjust_text(texts, x=x, y=y, objects=markers, ax=axes, iter_lim=limit, **_PLACEMENT)
 
 
 def files(name: str, figure: Figure) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -14,11 +15,15 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.plot_style import (
     DOTTED,
+    DOUBTED,
+    GREY,
     REFERENCE,
     Mark,
     Point,
     blank,
+    draw_point,
     files,
+    handle,
     legend_below,
     look,
     marks,
@@ -131,7 +136,7 @@ def _final_losses(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, 
         bar = None if loss.low is None or loss.high is None else (loss.low, loss.high)
         bars += _point(axes, flops.low, loss.mean, bar, mark)
         text = texts[entry.row.label]
-        points.append(Point(flops.low, loss.mean, text, mark.color, mark.marker))
+        points.append(Point(flops.low, loss.mean, text, mark))
     if not points:
         say_nothing_to_show(axes, "no run was finished")
         return
@@ -155,6 +160,7 @@ def _step_times(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, ax
         )
         return
     points, avoid, dense = [], [], []
+    doubted = False
     texts = row_names(board.entries)
     for entry in _by_label(board):
         time = board.value(entry.row, "train_step_seconds")
@@ -163,28 +169,25 @@ def _step_times(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, ax
             continue
         milliseconds, half = 1e3 * time.median, 0.5e3 * (time.iqr or 0)
         mark = look_of[entry.row.label]
-        avoid += _point(axes, flops.low, milliseconds, (milliseconds - half, milliseconds + half), mark)
-        text = texts[entry.row.label] + (" (unstable)" if time.stable is False else "")
-        points.append(Point(flops.low, milliseconds, text, mark.color, mark.marker))
+        bar = milliseconds - half, milliseconds + half
+        avoid += _point(axes, flops.low, milliseconds, bar, mark, filled=not time.marks)
+        doubted |= bool(time.marks)
+        text = texts[entry.row.label]
+        points.append(Point(flops.low, milliseconds, text, mark))
         if entry.row.cell["router"]["name"] == "vanilla":
-            dense.append((milliseconds / flops.low, entry.row.label))
+            dense.append(milliseconds / flops.low)
     if not points:
         say_nothing_to_show(axes, "no run has a step time")
         return
     axes.margins(0.2, 0.2)
     low, high = axes.get_xlim()
     bottom, top = axes.get_ylim()
-    lines = []
-    for slope, label in dense:
-        # One line is grey; several lines have the style of their rows.
-        drawn: dict[str, Any] = {"color": REFERENCE, **DOTTED}
-        legend = "as much time per FLOP as vanilla"
-        if len(dense) > 1:
-            mark, legend = look_of[label], f"time per FLOP of {texts[label]}"
-            drawn = {"color": mark.color, "linestyle": mark.dashes, "linewidth": 1.2}
-        axes.plot([low, high], [low * slope, high * slope], **drawn)
-        avoid += [(x, slope * x) for x in (low + (high - low) * step / 200 for step in range(201))]
-        lines.append((Line2D([], [], **drawn), legend))
+    lines = [(handle(GREY, filled=False), DOUBTED)] if doubted else []
+    if dense:
+        slope = dense[0]
+        axes.plot([low, high], [low * slope, high * slope], color=REFERENCE, **DOTTED)
+        avoid += [(x, slope * x) for x in np.linspace(low, high, 201)]
+        lines.append((Line2D([], [], color=REFERENCE, **DOTTED), "as much time per FLOP as vanilla"))
     # The reference line must not change the limits.
     axes.set_xlim(low, high)
     axes.set_ylim(bottom, top)
@@ -196,17 +199,23 @@ def _step_times(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, ax
 
 
 def _point(
-    axes: Axes, x: float, y: float, bar: tuple[float, float] | None, mark: Mark
+    axes: Axes,
+    x: float,
+    y: float,
+    bar: tuple[float, float] | None,
+    mark: Mark,
+    *,
+    filled: bool = True,
 ) -> list[tuple[float, float]]:
     """Draw a marker and its error bar; return places on the bar that texts must avoid."""
-    axes.plot([x], [y], linestyle="none", color=mark.color, marker=mark.marker, markersize=8, zorder=3)
+    draw_point(axes, x, y, mark, filled=filled, markersize=8, zorder=3)
     if bar is None:
         return []
     low, high = bar
     axes.errorbar(
         [x], [y], yerr=[[y - low], [high - y]], fmt="none", ecolor=mark.color, capsize=4, zorder=2.5
     )
-    return [(x, low + (high - low) * step / 20) for step in range(21)]
+    return [(x, place) for place in np.linspace(low, high, 21)]
 
 
 _FIGURES: dict[str, Callable[[Leaderboard, dict[str, Mark], Figure, Axes], Any]] = {

@@ -4,12 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pandas as pd
-
-from modbench.report.capacity import far_from_nominal
 from modbench.report.metrics import METRICS, Metric, metric, ranking_metric
 from modbench.report.record import AuditRecord, CellRecord, canonical_json
 from modbench.report.row import Exact, Quality, Row, Timed, machine_differences, rows_of
+from modbench.report.table import csv_table
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,9 @@ class Leaderboard:
         return row.value(name)
 
     def csv(self) -> str:
-        """The table as CSV, all metrics at full precision, columns as in `COLUMNS`."""
+        """The table as CSV, all metrics at full precision."""
         lines = [self._line(entry) for entry in self.entries]
-        # object: integers stay integers in a column with missing values.
-        frame = pd.DataFrame(lines, columns=COLUMNS, dtype=object)
-        return frame.to_csv(index=False, lineterminator="\n")
+        return csv_table(list(lines[0]), lines)
 
     def _line(self, entry: Entry) -> dict[str, Any]:
         row = entry.row
@@ -107,35 +103,19 @@ class Leaderboard:
         return line
 
 
-def _columns(a_metric: Metric) -> list[str]:
-    name = a_metric.name
-    if a_metric.kind == "exact":
-        return [name]
-    if a_metric.kind == "quality":
-        return [name, f"{name}_low", f"{name}_high"]
-    return [f"{name}_{part}" for part in ("median", "iqr", "n", "stable")]
-
-
 def _cells(name: str, value: Quality | Exact | Timed | None) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if isinstance(value, Exact):
+    """The columns of a metric. exact: NAME (``low..high`` if seeds disagree); quality: NAME (mean over
+    seeds), NAME_low and NAME_high (95 % t-interval); timed: NAME_median, _iqr, _n, _stable, _loaded."""
+    kind = metric(name).kind
+    if kind == "exact":
+        if not isinstance(value, Exact):
+            return {name: None}
         return {name: value.low if value.low == value.high else f"{value.low}..{value.high}"}
-    if isinstance(value, Quality):
-        return {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
-    return {f"{name}_{part}": cell for part, cell in asdict(value).items()}
-
-
-#: Columns of leaderboard.csv, in order. Those of a metric, in the unit of `METRICS`:
-#: exact: NAME (``low..high`` if seeds disagree); quality: NAME (mean over seeds), NAME_low and NAME_high
-#: (95 % t-interval, empty for one seed); timed: NAME_median, NAME_iqr, NAME_n, NAME_stable.
-COLUMNS = [
-    *("comparison", "rank", "label", "status", "seeds", "audit", "note", "router", "budget"),
-    "flops_source",
-    *(column for a_metric in METRICS.values() for column in _columns(a_metric)),
-    *("plugin_sha256", "options", "model", "data", "train", "measure"),
-    *("corpus_sha256", "cell", "records"),
-]
+    parts = asdict(value) if value else {}
+    names = {"mean": name, "low": f"{name}_low", "high": f"{name}_high"}
+    if kind == "timed":
+        names = {part: f"{name}_{part}" for part in ("median", "iqr", "n", "stable", "loaded")}
+    return {column: parts.get(part) for part, column in names.items()}
 
 
 def _span(row: Row, criterion: Metric) -> tuple[float, float] | None:
@@ -157,7 +137,7 @@ def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
     spans = [
         (row, span)
         for row in rows
-        if row.why_unranked is None and name not in row.measured_in_few
+        if row.why_unranked is None and row.is_whole(name)
         if (span := _span(row, criterion))
     ]
     if criterion.kind == "quality" and any(len(row.ok) > 1 for row, _ in spans):
@@ -168,21 +148,26 @@ def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
         failures = ", ".join(row.audit_failures)
         note = _with_remarks(f"failed audit probe {failures}" if failures else "", row)
         ranked.append(((rank, low + high, row.label), Entry(row, comparison, rank, note)))
-    unranked = []
-    for row in rows:
-        if row not in [ranked_row for ranked_row, _ in spans]:
-            reason = row.why_unranked or "one seed gives no interval to rank among rows of several seeds"
-            if row.why_unranked is None and name in row.measured_in_few:
-                reason = f"{name} was not measured in all seeds"
-            elif row.why_unranked is None and _span(row, criterion) is None:
-                reason = f"{name} was not measured"
-            unranked.append(Entry(row, comparison, None, _with_remarks(reason, row)))
+    shown = [row for row, _ in spans]
+    unranked = [
+        Entry(row, comparison, None, _with_remarks(_why_unranked(row, criterion), row))
+        for row in rows
+        if row not in shown
+    ]
     return [entry for _, entry in sorted(ranked, key=lambda pair: pair[0])] + unranked
 
 
+def _why_unranked(row: Row, criterion: Metric) -> str:
+    if row.why_unranked:
+        return row.why_unranked
+    if not row.is_whole(criterion.name):
+        return f"{criterion.name} was not measured in all seeds"
+    if _span(row, criterion) is None:
+        return f"{criterion.name} was not measured"
+    return "one seed gives no interval to rank among rows of several seeds"
+
+
 def _with_remarks(note: str, row: Row) -> str:
-    """``note``, a causal rule that selects far from its nominal capacity, and the metrics that fewer
-    seeds of ``row`` have."""
-    few = ", ".join(f"{name} {count}" for name, count in row.measured_in_few.items())
-    remark = f"of {len(row.ok)} finished seeds fewer have {few}" if few else ""
-    return "; ".join(filter(None, (note, far_from_nominal(row), remark)))
+    """``note`` and what else a reader of the row must know."""
+    unigram = "held-out loss is above the unigram loss" if row.is_above_unigram else ""
+    return "; ".join(filter(None, (note, unigram, row.far_from_nominal)))

@@ -27,11 +27,13 @@ def canonical_json(value: object) -> str:
     Raises:
         UserError: ``value`` holds NaN or Inf (the sentence gives its path) or is not JSON.
     """
-    _refuse_non_finite(value, "")
     try:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        text = json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
         text.encode()
-    except (TypeError, UnicodeEncodeError) as error:
+    except (TypeError, ValueError) as error:
+        _refuse_non_finite(value, "")
         raise UserError(f"a record holds plain JSON only ({error}); convert the value") from error
     return text
 

@@ -20,8 +20,7 @@ def write_report(
     """Derive all files in ``results/<suite>`` from its records and timings; return their paths.
 
     The bytes depend on the records and ``rank_by`` only. Files are written after all contents are
-    made, each in one step, so a report that fails leaves the old files. Figures of sizes that are no
-    longer timed are removed.
+    made, each in one step, so a report that fails leaves the old files.
 
     Args:
         suite_folder: ``results/<suite>``
@@ -50,12 +49,11 @@ def write_report(
         contents |= _of_cells(found, rank_by)
     if found.timings:
         contents |= _of_timings(found)
-    gone = _of_other_sizes(folder, contents) if found.timings else []
-    return _replace(folder, contents, gone)
+    return _replace(folder, contents)
 
 
 def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
-    # Every cell imports records and their store; only a report needs pandas and seaborn.
+    # Every cell imports records and their store; only a report needs matplotlib and scipy.
     from modbench.report.figures import figures
     from modbench.report.leaderboard import Leaderboard
     from modbench.report.markdown import markdown
@@ -84,17 +82,8 @@ def _of_timings(found: SuiteRecords) -> dict[str, bytes]:
     }
 
 
-def _of_other_sizes(folder: Path, contents: dict[str, bytes]) -> list[Path]:
-    """Figures of an earlier report whose sizes are no longer timed."""
-    from modbench.report.timing_figures import NAMED
-
-    return [
-        path for path in folder.glob("*.*") if NAMED.fullmatch(path.name) and path.name not in contents
-    ]
-
-
-def _replace(folder: Path, contents: dict[str, bytes], gone: list[Path]) -> list[Path]:
-    """Replace the old files by ``contents`` and remove ``gone``."""
+def _replace(folder: Path, contents: dict[str, bytes]) -> list[Path]:
+    """Replace the old files by ``contents``."""
     temporary: dict[Path, Path] = {}
     try:
         for name, content in contents.items():
@@ -103,8 +92,6 @@ def _replace(folder: Path, contents: dict[str, bytes], gone: list[Path]) -> list
             temporary[path].write_bytes(content)
         for path, written in temporary.items():
             os.replace(written, path)
-        for path in gone:
-            path.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UserError(

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -19,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, fontManager
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, Locator, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from modbench.report.leaderboard import Entry
@@ -29,6 +28,7 @@ WIDTH, HEIGHT = 5.4, 4.2
 _LEGEND_LINE = 0.24
 DOTS_PER_INCH = 200
 REFERENCE = "0.35"  #: grey, for reference lines
+DOUBTED = "unstable or loaded"  #: legend of hollow markers of times
 DOTTED: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1.4}
 _FONT_FILE = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 _FONT = "modbench DejaVu Sans"
@@ -49,7 +49,7 @@ _PLACEMENT: dict[str, Any] = {
 #: Built-in schemes, in the order of their marks; the same in every figure.
 SCHEMES = (
     *("expert_choice", "mod", "mode_integrated", "mode_staged", "token_choice", "vanilla"),
-    None,  # the first scheme that is not built in
+    "",  # the first scheme that is not built in
     *("expert_threshold", "mixture_of_recursions", "relu_routing", "threshold_skip"),
 )
 
@@ -63,17 +63,19 @@ class Mark:
     dashes: Any
 
 
+GREY = Mark(REFERENCE, "o", "-")
+
+
 def marks(labels: Sequence[str]) -> dict[str, Mark]:
-    """One mark per label. Built-in schemes have fixed marks; other schemes take, in sorted order, the
-    free ones, starting with the mark reserved for them. Labels of one scheme (the part before a slash
+    """One mark per label. Built-in schemes have fixed marks; other schemes take, in sorted order,
+    the free ones. Labels of one scheme (the part before a slash
     or bracket) share its colour."""
     schemes: dict[str, list[str]] = {}
     for label in sorted(set(labels)):
         schemes.setdefault(label.partition("/")[0].partition(" [")[0], []).append(label)
-    places = {scheme: SCHEMES.index(scheme) for scheme in schemes if scheme in SCHEMES}
-    start, taken = SCHEMES.index(None), set(places.values())
-    free = (place for place in chain(range(start, -1, -1), count(start + 1)) if place not in taken)
-    places |= dict(zip((scheme for scheme in schemes if scheme not in places), free, strict=False))
+    taken = {SCHEMES.index(scheme) for scheme in schemes if scheme in SCHEMES}
+    free = (place for place in count(SCHEMES.index("")) if place not in taken)
+    places = {s: SCHEMES.index(s) if s in SCHEMES else next(free) for s in schemes}
     return {
         label: _mark(places[scheme], further)
         for scheme, own in schemes.items()
@@ -92,6 +94,18 @@ def _colors() -> list[Any]:
     """seaborn's colour-blind-safe palette without pink and yellow, too pale on white."""
     palette = sns.color_palette("colorblind")
     return [palette[index] for index in (0, 1, 2, 3, 4, 5, 7, 9)]
+
+
+def draw_point(axes: Axes, x: float, y: float, mark: Mark, *, filled: bool, **style: Any) -> None:
+    """Draw the marker of ``mark``; hollow unless ``filled``."""
+    style |= {"color": mark.color, "marker": mark.marker, "linestyle": "none"}
+    axes.plot([x], [y], markerfacecolor=mark.color if filled else "white", **style)
+
+
+def handle(mark: Mark, *, filled: bool = True) -> Line2D:
+    """The marker of ``mark`` for a legend."""
+    face = mark.color if filled else "white"
+    return Line2D([], [], color=mark.color, marker=mark.marker, markerfacecolor=face, linestyle="none")
 
 
 @contextmanager
@@ -174,14 +188,13 @@ def say_nothing_to_show(axes: Axes, why: str) -> None:
     axes.text(0.5, 0.5, why, ha="center", va="center", wrap=True, transform=axes.transAxes)
 
 
-def written_out(axis: Axis, low: float, high: float, unit: str = "") -> None:
+def written_out(axis: Axis, low: float, high: float) -> None:
     """Set the ticks of a logarithmic ``axis`` from ``low`` to ``high``, such as 2 G."""
-    decades = np.log10(high / low)
-    locator: Locator = MaxNLocator(nbins=5)
-    if decades > 0.8:
-        locator = LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=12)
-    axis.set_major_locator(locator)
-    axis.set_major_formatter(EngFormatter(unit))
+    subs = (1, 2, 5) if high < 100 * low else (1,)
+    axis.set_major_locator(
+        LogLocator(subs=subs, numticks=12) if high > 6 * low else MaxNLocator(nbins=5)
+    )
+    axis.set_major_formatter(EngFormatter())
     axis.set_minor_locator(NullLocator())
 
 
@@ -189,8 +202,9 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
     """Add a legend below the axes in up to three columns, as the width allows; the figure grows by its
     height."""
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    height = figure.get_figheight()
     for columns in (3, 2, 1):
-        figure.set_figheight(HEIGHT + _LEGEND_LINE * -(-len(labels) // columns))
+        figure.set_figheight(height + _LEGEND_LINE * -(-len(labels) // columns))
         legend = figure.legend(
             handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.8
         )
@@ -206,8 +220,7 @@ class Point:
     x: float
     y: float
     text: str
-    color: Any
-    marker: str = "o"
+    mark: Mark
 
 
 def name_points(
@@ -226,8 +239,7 @@ def name_points(
     named: list[tuple[Any, str]] = []
     if len(points) > _MOST_NAMED or any(len(point.text) >= _LONGEST for point in points):
         for number, point in enumerate(points, start=1):
-            handle = Line2D([], [], color=point.color, marker=point.marker, linestyle="none")
-            named.append((handle, f"{number}  {point.text}"))
+            named.append((handle(point.mark), f"{number}  {point.text}"))
         points = [replace(point, text=str(number)) for number, point in enumerate(points, start=1)]
     named += lines
     if named:
@@ -248,7 +260,8 @@ def name_points(
     markers = [Bbox(to_data.transform([centre - half, centre + half])) for centre in centres]
     x, y = zip(*avoid, strict=True) if avoid else ((), ())
     # A limit on iterations, and none on time: the file is the same on every machine.
-    adjust_text(texts, x=x, y=y, objects=markers, ax=axes, iter_lim=500, **_PLACEMENT)
+    limit = max(5, min(500, 50_000 // len(points) ** 2))
+    adjust_text(texts, x=x, y=y, objects=markers, ax=axes, iter_lim=limit, **_PLACEMENT)
 
 
 def files(name: str, figure: Figure) -> dict[str, bytes]:

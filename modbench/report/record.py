@@ -21,7 +21,7 @@ from modbench.report.line import (
     check_outcome,
     sha256,
 )
-from modbench.report.metrics import METRICS, Metric
+from modbench.report.metrics import METRICS
 from modbench.report.names import LABEL, LABEL_WORDS, NAME, ROW_LABEL
 from modbench.report.routing import check_routing
 from modbench.report.shape import (
@@ -84,10 +84,27 @@ _TIMED = closed(
 )
 
 
-def _values(of: Metric) -> Any:
-    if of.kind == "timed":
-        return _TIMED
-    return COUNT if of.unit in _COUNTED else REAL
+_METRICS = closed(
+    **{
+        name: optional[_TIMED if of.kind == "timed" else COUNT if of.unit in _COUNTED else REAL]
+        for name, of in METRICS.items()
+    }
+)
+_CELL = closed(
+    router=_ROUTER,
+    model=dict,
+    data=dict,
+    train=at_least(budget=POSITIVE, sequence=optional[POSITIVE | None]),
+    measure=at_least(
+        heldout_tokens=optional[POSITIVE | None],
+        downstream=optional[list[str]],
+        downstream_limit=optional[POSITIVE | None],
+    ),
+    seed=int,
+)
+_DATA = closed(sha256=str, train_tokens=COUNT, heldout_tokens=COUNT)
+_POINT = closed(step=COUNT, flops=COUNT, tokens=COUNT, train_loss=REAL, heldout_loss=REAL)
+_STEPS: Any = dict[_NAME, Annotated[float, Field(ge=0, le=1e30)]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,51 +116,37 @@ class CellRecord(Line):
     #: name, version, rank_by (the metric that ranks its table)
     suite: Annotated[dict[str, Any], like(closed(name=_NAME, version=int, rank_by=_NAME))]
     #: the resolved cell: router, model, data, train, measure, seed
-    cell: Annotated[
-        dict[str, Any],
-        like(
-            closed(
-                router=_ROUTER,
-                model=dict,
-                data=dict,
-                train=at_least(budget=POSITIVE, sequence=optional[POSITIVE | None]),
-                measure=at_least(
-                    heldout_tokens=optional[POSITIVE | None],
-                    downstream=optional[list[str]],
-                    downstream_limit=optional[POSITIVE | None],
-                ),
-                seed=int,
-            )
-        ),
-    ]
-    #: sha256, train_tokens, heldout_tokens
-    data: Annotated[dict[str, Any], like(closed(sha256=str, train_tokens=COUNT, heldout_tokens=COUNT))]
+    cell: Annotated[dict[str, Any], like(_CELL)]
+    data: Annotated[dict[str, Any], like(_DATA)]  #: sha256, train_tokens, heldout_tokens
     #: probe, name, verdict, figure, ranks (a failure prevents ranking): what this cell checked; in
     #: records without ``audit_key``, the whole audit
     audit: Annotated[list[dict[str, Any]], like(list_of[_FINDING])]
     #: a number, or {"median", "iqr", "n", "stable"} with "loaded" and "threads" for the kind ``timed``
-    metrics: Annotated[
-        dict[str, Any],
-        like(closed(**{name: optional[_values(of)] for name, of in METRICS.items()})),
-    ]
-    curve: Annotated[
-        list[dict[str, Any]],
-        like(list_of[closed(step=COUNT, flops=COUNT, tokens=COUNT, train_loss=REAL, heldout_loss=REAL)]),
-    ]
+    metrics: Annotated[dict[str, Any], like(_METRICS)]
+    #: step, flops, tokens, train_loss, heldout_loss
+    curve: Annotated[list[dict[str, Any]], like(list_of[_POINT])]
     routing: dict[str, Any]  #: see `modbench.report.routing`; {} if the model routes nothing
     status: Status
     error: str | None  #: why the run is not ok
     audit_key: str | None = None  #: key of the audit record of its scheme
     #: how its FLOPs were found
     flops_source: Annotated[str, like(Literal["closed form", "counted"])] | None = None
-    #: wall time of each step
-    seconds: (
-        Annotated[dict[str, float], like(dict[_NAME, Annotated[float, Field(ge=0, le=1e30)]])] | None
-    ) = None
+    seconds: Annotated[dict[str, float], like(_STEPS)] | None = None  #: wall time of each step
 
     def _check(self) -> None:
         check_routing(self.routing)
         check_outcome(self.status, self.error)
+
+
+_SCHEME = closed(
+    router=closed(name=_LABEL, options=dict, code_sha256=str | None),
+    model=dict,
+    shapes=list_of[list_of[int]],
+    trained=list_of[int],
+    torch=str,
+    modbench=str,
+    device=str,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,24 +158,18 @@ class AuditRecord(Line):
 
     #: what the findings depend on: router (name, options, hash of its code), model, shapes audited
     #: (sequences, tokens), shape of a training step, versions of PyTorch and modbench, device type
-    scheme: Annotated[
-        dict[str, Any],
-        like(
-            closed(
-                router=closed(name=_LABEL, options=dict, code_sha256=str | None),
-                model=dict,
-                shapes=list_of[list_of[int]],
-                trained=list_of[int],
-                torch=str,
-                modbench=str,
-                device=str,
-            )
-        ),
-    ]
+    scheme: Annotated[dict[str, Any], like(_SCHEME)]
     #: probe, name, verdict, figure, ranks (a failure prevents ranking)
     audit: Annotated[list[dict[str, Any]], like(list_of[_FINDING])]
 
 
+_TIMED_CELL = closed(
+    router=_ROUTER | None,
+    model=dict,
+    train=at_least(sequence=POSITIVE, batch=POSITIVE, precision=str),
+    time=dict,
+)
+_MEASURING = at_least(**ENVIRONMENT, dtype=str, variables=optional[dict[str, str]])
 _FLOPS = at_least(model=COUNT, executed=COUNT)
 _GPU = at_least(throttled=list[str]) | None
 _MACHINE = at_least(overloaded=bool)
@@ -226,23 +223,10 @@ class TimingRecord(Line):
     suite: Annotated[dict[str, Any], like(closed(name=_NAME, version=int))]  #: name, version
     measurement: Measurement
     #: router (null for a ceiling), model, train, time
-    cell: Annotated[
-        dict[str, Any],
-        like(
-            closed(
-                router=_ROUTER | None,
-                model=dict,
-                train=at_least(sequence=POSITIVE, batch=POSITIVE, precision=str),
-                time=dict,
-            )
-        ),
-    ]
+    cell: Annotated[dict[str, Any], like(_TIMED_CELL)]
     repetition: int  #: from 1
     #: at least cpu, gpu, threads, torch, dtype; no host, user or path
-    environment: Annotated[
-        dict[str, Any],
-        like(at_least(**ENVIRONMENT, dtype=str, variables=optional[dict[str, str]])),
-    ]
+    environment: Annotated[dict[str, Any], like(_MEASURING)]
     #: what the process measured; if not ok: {}, or the cases that could be timed
     measured: dict[str, Any]
     asked_bytes: Annotated[int, like(COUNT)] | None  #: size of the allocation that failed, if known

@@ -2,7 +2,7 @@
 
 Counts are of held-out tokens under each selection rule; `modbench.measure.histograms` takes them. A
 histogram of router scores or gates has bins of width 2^``exponent``; the first starts at ``first``
-widths, so histograms of different ranges can be added. Loads no torch.
+widths. Loads no torch.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,8 +15,6 @@ from modbench.errors import UserError
 from modbench.report.shape import COUNTS, POSITIVE, check, closed, list_of, optional
 
 RULES = ("causal", "topk")
-#: Largest number of bins of a histogram of scores or gates.
-WEIGHT_BINS = 40
 
 _WEIGHTS = (
     closed(
@@ -104,6 +102,16 @@ def _check_sum(where: str, total: int, **lists: list[int]) -> None:
             raise UserError(f"{where}.{name} adds up to {sum(value)} of {total} tokens")
 
 
+def layout(routing: dict[str, Any]) -> Any:
+    """What must be equal in two routings for their counts to be added."""
+    layers = [
+        (rule, layer["layer"], len(layer.get("load", ())), "taken" in layer)
+        for rule in RULES
+        for layer in (*routing[rule]["depth"], *routing[rule]["experts"])
+    ]
+    return routing["edges"], routing["ids"], layers
+
+
 def by_layer(
     routings: Sequence[dict[str, Any]], rule: str, part: str
 ) -> dict[int, list[dict[str, Any]]]:
@@ -119,15 +127,14 @@ def pooled(routings: Sequence[dict[str, Any]], rule: str) -> dict[str, Any]:
     """Sum the routing of several seeds of one cell under ``rule``.
 
     Returns ``windows``, ``sequence``, ``edges`` as in a record, ``depth`` and ``entered`` with counts
-    added, and ``tokens``: (text, seen, routed) of each id, most frequent first. Experts are left out:
-    their numbers mean something else in each seed."""
+    added, and ``tokens``: (text, seen, routed) of each id, most frequent first. ``gates`` are those of
+    the first seed, since scores differ in scale; experts are left out, since their numbers mean
+    something else in each seed."""
     first = routings[0]
     depth = []
     for number, layers in by_layer(routings, rule, "depth").items():
-        gates = [layer["gates"] for layer in layers if layer["gates"] is not None]
-        weights = added_weights(gates) if gates else None
         routed = _sums(layer["routed"] for layer in layers)
-        depth.append({"layer": number, "routed": routed, "gates": weights})
+        depth.append({"layer": number, "routed": routed, "gates": layers[0]["gates"]})
     seen = _sums(routing["seen"] for routing in routings)
     routed = _sums(routing[rule]["routed"] for routing in routings)
     # The ids are those of the held-out text, and the same in all seeds.
@@ -172,32 +179,6 @@ def taken_by_experts(routings: Sequence[dict[str, Any]], rule: str) -> list[dict
             }
             found.append({"layer": number, **sums})
     return found
-
-
-def added_weights(histograms: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Add histograms. Bins are as wide as the widest input bin, or wider to keep within
-    `WEIGHT_BINS`."""
-    exponent = max(weights["exponent"] for weights in histograms)
-    while True:
-        spans = [_span(weights, exponent) for weights in histograms]
-        low, high = min(low for low, _ in spans), max(high for _, high in spans)
-        if high - low < WEIGHT_BINS:
-            break
-        exponent += 1
-    total: dict[str, Any] = {"exponent": exponent, "first": low}
-    for name in ("all", "selected"):
-        counts = [0] * (high - low + 1)
-        for weights in histograms:
-            for place, count in enumerate(weights[name], start=weights["first"]):
-                counts[(place >> exponent - weights["exponent"]) - low] += count
-        total[name] = counts
-    return total
-
-
-def _span(weights: dict[str, Any], exponent: int) -> tuple[int, int]:
-    """Indices of the first and last bin, at bin width 2^``exponent``."""
-    shift = exponent - weights["exponent"]
-    return weights["first"] >> shift, weights["first"] + len(weights["all"]) - 1 >> shift
 
 
 def _sums(lists: Iterable[Sequence[int]]) -> list[int]:

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from modbench.report.leaderboard import Entry, Leaderboard
+from modbench.report.leaderboard import Leaderboard
 from modbench.report.plot_style import (
     DOTTED,
     REFERENCE,
@@ -36,31 +36,23 @@ _SKIPPED = "0.82"
 _TRAINING: dict[str, Any] = {"linestyle": (0, (1, 1.2)), "linewidth": 1.1}
 _CAUSAL: dict[str, Any] = {"linewidth": 1.6}
 _EVEN: dict[str, Any] = DOTTED | {"linewidth": 1.2}
-_EXPERTS: tuple[dict[str, Any], dict[str, Any]] = (
-    {"marker": "o", "markersize": 3},
-    {"marker": "o", "markersize": 3, "linestyle": (0, (2, 1))},
-)
-_TICK_STEPS = (1, 2, 5, 10)
-#: Largest number of lines in a legend.
-_NAMED = 4
+_EXPERT: dict[str, Any] = {"marker": "o", "markersize": 3}
+_NO_OP: dict[str, Any] = _EXPERT | {"linestyle": (0, (2, 1))}
 
 
 @dataclass(frozen=True)
 class _Strip:
-    """Contents of one strip."""
+    """Contents of one strip. ``part``: ``depth``, or ``taken`` for expert choice."""
 
     title: str
+    part: str
+    seeds: int
     causal: dict[str, Any]
     training: dict[str, Any]
-    names: dict[int, str]  #: of the layers shown
-    draw: Callable[[SubFigure, "_Strip"], None]
 
-    def layers(self, rule: dict[str, Any], part: str) -> list[dict[str, Any]]:
-        return [layer for layer in rule[part] if layer["layer"] in self.names]
-
-    def lines(self, part: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    def lines(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Counts and style of each line: the training rule's, then the causal rule's, by layer."""
-        pairs = list(zip(self.layers(self.training, part), self.layers(self.causal, part), strict=True))
+        pairs = list(zip(self.training[self.part], self.causal[self.part], strict=True))
         for (training, causal), color in zip(pairs, _colors(len(pairs)), strict=True):
             yield training, {"color": color, **_TRAINING}
             yield causal, {"color": color, **_CAUSAL}
@@ -82,17 +74,18 @@ def depth_figure(board: Leaderboard) -> Figure:
     found = _strips(board)
     strips = found[:MOST_ROWS]
     if not strips:
-        return _nothing("no run has a layer that tokens skip, or experts that choose")
+        return _nothing("no run has depth-routed layers or experts that choose tokens")
     figure = _spaced(_WIDTH, _STRIP * len(strips) + _MARGIN)
     parts = figure.subfigures(len(strips), 1, squeeze=False).flat
     for part, strip in zip(parts, strips, strict=True):
         part.suptitle(strip.title, x=0.01, ha="left", fontsize=11)
-        strip.draw(part, strip)
-    handles = [Line2D([], [], color=REFERENCE, **_CAUSAL), Line2D([], [], color=REFERENCE, **_TRAINING)]
+        draw: Callable[[SubFigure, _Strip], None] = _draw_depth if strip.part == "depth" else _draw_taken
+        draw(part, strip)
+    handles: list[Any] = [Line2D([], [], color=REFERENCE, **style) for style in (_CAUSAL, _TRAINING)]
     labels = ["causal rule", "training rule"]
-    if any(strip.draw is _draw_depth for strip in strips):
-        handles += [Patch(color=REFERENCE), Patch(color=_SKIPPED)]  # type: ignore[list-item]
-        labels += ["enters", "passes by (causal rule)"]
+    if any(strip.part == "depth" for strip in strips):
+        handles += [Patch(color=REFERENCE), Patch(color=_SKIPPED)]
+        labels += ["selected", "skipped (causal rule)"]
     _legend(figure, handles, labels, len(found))
     return figure
 
@@ -104,58 +97,38 @@ def _strips(board: Leaderboard) -> list[_Strip]:
         routings = entry.row.routings
         if not routings:
             continue
-        causal, training = (pooled(routings, rule) for rule in ("causal", "topk"))
+        causal, training = (
+            pooled(routings, rule) | {"taken": taken_by_experts(routings, rule)}
+            for rule in ("causal", "topk")
+        )
         seeds = f"{len(routings)} seeds, " if len(routings) > 1 else ""
         tokens = f"{seeds}{causal['windows'] * causal['sequence']:,} held-out tokens"
-        if causal["depth"]:
-            called = _depth_names(entry, [layer["layer"] for layer in causal["depth"]])
-            title = f"{texts[entry.row.label]}: {tokens}"
-            found.append(_Strip(title, causal, training, called, _draw_depth))
-        for rule, name in ((causal, "causal"), (training, "topk")):
-            rule["taken"] = taken_by_experts(routings, name)
-        if causal["taken"]:
-            title = f"{texts[entry.row.label]}, by its experts' choice: {tokens}"
-            called = {layer["layer"]: f"layer {layer['layer']}" for layer in causal["taken"]}
-            found.append(_Strip(title, causal, training, called, _draw_taken))
+        name = texts[entry.row.label]
+        for part, title in (("depth", name), ("taken", f"{name}, by its experts' choice")):
+            if causal[part]:
+                found.append(_Strip(f"{title}: {tokens}", part, len(routings), causal, training))
     return found
 
 
-def _depth_names(entry: Entry, layers: Sequence[int]) -> dict[int, str]:
-    """Names of the depth-routed layers; in mixture-of-recursions, of the first layer of each
-    recursion, which has the same tokens as the others."""
-    cell = entry.row.cell
-    recursions = cell["router"]["options"].get("recursions")
-    if cell["router"]["name"] != "mixture_of_recursions" or not recursions:
-        return {layer: f"layer {layer}" for layer in layers}
-    each = max((cell["model"]["layers"] - 2) // recursions, 1)
-    names = {layer: f"recursion {(layer - 1) // each + 1}" for layer in reversed(layers)}
-    return {min(n for n in layers if names[n] == name): name for name in reversed(names.values())}
-
-
 def _draw_depth(part: SubFigure, strip: _Strip) -> None:
-    layers = strip.layers(strip.causal, "depth")
-    colors = _colors(len(layers))
-    with_scores = [pair for pair in zip(layers, colors, strict=True) if pair[0]["gates"]]
-    ends = with_scores[:1] + with_scores[1:][-1:]
+    layers = strip.causal["depth"]
+    scored = [pair for pair in zip(layers, _colors(len(layers)), strict=True) if pair[0]["gates"]]
+    ends = scored[:1] + scored[1:][-1:]
     by_position, *by_weight = _panels(part, 1 + len(ends))
-    _positions(by_position, strip, "depth", "routed")
-    _percent(by_position, "tokens that enter")
+    _positions(by_position, strip, "routed", "tokens selected")
     for axes, (layer, color) in zip(by_weight, ends, strict=True):
-        _weights(axes, layer, strip.names[layer["layer"]], color)
+        _weights(axes, layer, color, strip.seeds)
 
 
 def _draw_taken(part: SubFigure, strip: _Strip) -> None:
     by_position, by_number = _panels(part, 2)
-    _positions(by_position, strip, "taken", "taken")
-    _percent(by_position, "tokens taken")
-    most = 1
-    for layer, style in strip.lines("taken"):
+    _positions(by_position, strip, "taken", "tokens chosen")
+    for layer, style in strip.lines():
         shares = [count / sum(layer["by_taken"]) for count in layer["by_taken"]]
         by_number.plot(range(len(shares)), shares, **style)
-        most = max(most, len(shares) - 1)
-    by_number.set_xlim(0, most)
-    by_number.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=_TICK_STEPS))
-    by_number.set_xlabel("experts that take a token")
+    by_number.set_xlim(left=0)
+    by_number.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    by_number.set_xlabel("experts per token")
     by_number.set_ylim(bottom=0)
     _percent(by_number, "tokens")
 
@@ -166,33 +139,25 @@ def _panels(part: SubFigure, count: int) -> list[Axes]:
     return list(found.flat)
 
 
-def _positions(axes: Axes, strip: _Strip, part: str, counted: str) -> None:
+def _positions(axes: Axes, strip: _Strip, counted: str, label: str) -> None:
     """Share of tokens in ``counted`` by position, one line per layer and rule."""
     causal = strip.causal
     together = -(-(len(causal["edges"]) - 1) // _POSITIONS)
     edges = sorted({*causal["edges"][::together], causal["edges"][-1]})
     tokens = [(high - low) * causal["windows"] for low, high in pairwise(edges)]
-    for layer, style in strip.lines(part):
+    for layer, style in strip.lines():
         starts = range(0, len(layer[counted]), together)
         counts = [sum(layer[counted][start : start + together]) for start in starts]
         shares = [count / of for count, of in zip(counts, tokens, strict=True)]
         axes.stairs(shares, edges, baseline=None, **style)
     axes.set_xlim(0, edges[-1])
-    axes.set_xticks(_places(0, edges[-1]))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set_xlabel("position in the sequence")
-    _name_lines(axes, [strip.names[layer["layer"]] for layer in strip.layers(causal, part)])
+    _name_layers(axes, [layer["layer"] for layer in causal[strip.part]])
+    _percent(axes, label)
 
 
-def _places(first: int, last: int) -> list[int]:
-    """Ticks from ``first`` to ``last``: quarters if ``last`` is a multiple of 4, else round numbers."""
-    ticks = [part * last // 4 for part in range(1, 5)]
-    if last % 4:
-        round_ones = MaxNLocator(nbins=6, integer=True, steps=_TICK_STEPS)
-        ticks = [int(tick) for tick in round_ones.tick_values(first, last)]
-    return [first, *(tick for tick in ticks if first < tick <= last)]
-
-
-def _weights(axes: Axes, layer: dict[str, Any], name: str, color: Any) -> None:
+def _weights(axes: Axes, layer: dict[str, Any], color: Any, seeds: int) -> None:
     """Histograms of the router scores of all tokens and of the selected ones."""
     gates = layer["gates"]
     width, tokens = 2.0 ** gates["exponent"], sum(gates["all"])
@@ -200,8 +165,9 @@ def _weights(axes: Axes, layer: dict[str, Any], name: str, color: Any) -> None:
     for counts, shade in ((gates["all"], _SKIPPED), (gates["selected"], color)):
         axes.stairs([count / tokens for count in counts], edges, fill=True, color=shade, zorder=2)
     axes.set_xlim(edges[0], edges[-1])
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=_TICK_STEPS))
-    axes.set_xlabel(f"router's weight, {name}", fontsize=10)  # the name of a recursion is long
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    first = " (first seed)" if seeds > 1 else ""
+    axes.set_xlabel(f"router score, layer {layer['layer']}{first}")
     _percent(axes, "tokens")
 
 
@@ -215,45 +181,40 @@ def expert_figure(board: Leaderboard) -> Figure:
     rows = found[:MOST_ROWS]
     if not rows:
         return _nothing("no run has experts")
-    # Three or two panels per line, whichever leaves fewer places empty.
-    columns = len(rows) if len(rows) < 3 else min((3, 2), key=lambda columns: -len(rows) % columns)
+    columns = min(len(rows), 2 if len(rows) == 4 else 3)
     lines = -(-len(rows) // columns)
     figure = _spaced(_WIDTH if columns > 1 else WIDTH, _STRIP * lines + _MARGIN)
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes in panels[len(rows) :]:
         axes.set_axis_off()
-    some_do_nothing = False
+    handles, labels = [Line2D([], [], color=REFERENCE, **_EVEN)], ["even load"]
     texts = row_names(board.entries)
     for axes, entry in zip(panels, rows, strict=False):
-        no_ops = entry.row.cell["router"]["options"].get("no_op_experts") or 0
-        some_do_nothing |= no_ops > 0
+        no_ops = entry.row.cell["router"]["options"].get("no_op_experts")
+        no_ops = no_ops if isinstance(no_ops, int) else 0
         _loads(axes, busiest_first(entry.row.routings, "causal", no_ops))
         axes.set_title(texts[entry.row.label])
-    handles, labels = [Line2D([], [], color=REFERENCE, **_EVEN)], ["even load"]
-    if some_do_nothing:
-        handles.append(Line2D([], [], color=REFERENCE, **_EXPERTS[1]))
-        labels.append("experts that do nothing")
+        if no_ops and len(labels) == 1:
+            handles.append(Line2D([], [], color=REFERENCE, **_NO_OP))
+            labels.append("no-op experts")
     _legend(figure, handles, labels, len(found))
     return figure
 
 
 def _loads(axes: Axes, layers: dict[int, tuple[list[int], list[int]]]) -> None:
-    colors = _colors(len(layers))
-    most = 1
-    for parts, color in zip(layers.values(), colors, strict=True):
-        mean = sum(map(sum, parts)) / sum(map(len, parts))
-        first = 1
-        for loads, style in zip(parts, _EXPERTS, strict=True):
-            places = range(first, first + len(loads))
-            axes.plot(places, [load / mean if mean else 0 for load in loads], color=color, **style)
-            first += len(loads)
-        most = max(most, first - 1)
+    for (experts, no_ops), color in zip(layers.values(), _colors(len(layers)), strict=True):
+        loads = experts + no_ops
+        mean = sum(loads) / len(loads)
+        ratios = [load / mean if mean else 0 for load in loads]
+        places, real = range(1, len(loads) + 1), len(experts)
+        axes.plot(places[:real], ratios[:real], color=color, **_EXPERT)
+        axes.plot(places[real:], ratios[real:], color=color, **_NO_OP)
     axes.axhline(1, color=REFERENCE, **_EVEN)
-    axes.set_xticks(range(1, most + 1) if most <= 8 else _places(1, most))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=_TICK_STEPS))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.set_ylim(bottom=0)
     axes.set_xlabel("experts, busiest first")
     axes.set_ylabel("load / even load")
-    _name_lines(axes, [f"layer {number}" for number in layers])
+    _name_layers(axes, list(layers))
 
 
 def _colors(count: int) -> list[Any]:
@@ -263,30 +224,24 @@ def _colors(count: int) -> list[Any]:
 
 
 def _percent(axes: Axes, label: str) -> None:
-    """Format the y axis in percent, up to 100 %."""
-    ticks = MaxNLocator(nbins=5, steps=_TICK_STEPS).tick_values(*axes.get_ylim())
-    axes.set_yticks([tick for tick in ticks if 0 <= tick <= min(axes.get_ylim()[1], 1 + 1e-9)])
-    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
+    """Format the y axis in percent."""
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %" if share <= 1 else "")
     axes.set_ylabel(label)
 
 
-def _name_lines(axes: Axes, names: list[str]) -> None:
-    """Add a legend above the lines; of many lines it names the first, the last and some in between."""
-    count, colors = min(len(names), _NAMED), _colors(len(names))
-    shown = [round(n * (len(names) - 1) / max(count - 1, 1)) for n in range(count)]
-    rows = -(-len(shown) // 2)
-    _, top = axes.get_ylim()
-    axes.set_ylim(0, (1.07 + 0.14 * rows) * top)
+def _name_layers(axes: Axes, layers: Sequence[int]) -> None:
+    """Add a legend above the lines, which names the first and the last of the ``layers``."""
+    colors = _colors(len(layers))
+    named = sorted({0, len(layers) - 1})
+    axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
     axes.legend(
-        [Line2D([], [], color=colors[index], linewidth=1.6) for index in shown],
-        [names[index] for index in shown],
+        [Line2D([], [], color=colors[index], linewidth=1.6) for index in named],
+        [f"layer {layers[index]}" for index in named],
         loc="upper center",
-        ncols=min(len(shown), 2),
+        ncols=2,
         fontsize=9,
         handlelength=1.2,
-        columnspacing=1.2,
-        handletextpad=0.5,
-        labelspacing=0.3,
         borderaxespad=0.2,
         framealpha=1,  # no grid lines through names
         edgecolor="none",

@@ -12,10 +12,12 @@ from scipy.special import stdtrit
 
 from modbench.report.metrics import METRICS, metric
 from modbench.report.record import AuditRecord, CellRecord, canonical_json, cell_key
+from modbench.report.routing import layout
 from modbench.report.store import latest
 
 #: Probes that every run must pass to be ranked: causal, batch-invariant, decode parity, FLOPs.
 RANKING_PROBES = (1, 2, 3, 9)
+FAR = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +39,24 @@ class Exact:
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """Over seeds: median of medians, widest IQR, total n, stable if all are. ``iqr`` and ``stable`` are
-    None if a seed has one value, which has no spread."""
+    """Over seeds: median of medians, widest IQR, total n; stable if all are, loaded if one is. ``iqr``
+    and ``stable`` may be None if a seed has one value, ``loaded`` if no seed says it."""
 
     median: float
     iqr: float | None
     n: int
     stable: bool | None
+    loaded: bool | None = None
+
+    @property
+    def marks(self) -> str:
+        """Reasons to doubt it; empty if there are none."""
+        return time_marks(self.stable, self.loaded)
+
+
+def time_marks(stable: bool | None, loaded: bool | None) -> str:
+    """``unstable``, ``loaded``, both or neither."""
+    return ", ".join(["unstable"] * (stable is False) + ["loaded"] * bool(loaded))
 
 
 @dataclass(frozen=True)
@@ -70,8 +83,9 @@ class Row:
 
     @cached_property
     def routings(self) -> list[dict[str, Any]]:
-        """Routing of each finished seed that routes."""
-        return [record.routing for record in self.ok if record.routing]
+        """Routing of the finished seeds that route, in the same layers and bins."""
+        found = [record.routing for record in self.ok if record.routing]
+        return [routing for routing in found if layout(routing) == layout(found[0])]
 
     def conditions(self, rank_by: str) -> dict[str, Any]:
         """Conditions that must be equal for two rows to be ranked against each other: budget, model,
@@ -174,11 +188,33 @@ class Row:
                 return f"audit probe {', '.join(missing)} was not run"
         return None
 
+    def is_whole(self, name: str) -> bool:
+        """Return True if all finished seeds measured the metric ``name``, or none did."""
+        return len({name in record.metrics for record in self.ok}) < 2
+
     @cached_property
-    def measured_in_few(self) -> dict[str, int]:
-        """Metrics that only some finished seeds have, and the number that have each."""
-        counts = Counter(name for record in self.ok for name in record.metrics)
-        return {name: counts[name] for name in METRICS if 0 < counts[name] < len(self.ok)}
+    def far_from_nominal(self) -> str:
+        """Describe a causal rule that selects more than `FAR` times the nominal capacity, or less than
+        1 / `FAR` of it, mean over seeds: its nominal FLOPs are not those of the model that is scored."""
+        found = []
+        for prefix, unit in (("", "of tokens"), ("expert_", "experts per token")):
+            realised = self.value(f"{prefix}realised_capacity")
+            nominal = self.value(f"{prefix}nominal_capacity")
+            if not isinstance(realised, Quality) or not isinstance(nominal, Exact):
+                continue
+            if not nominal.low / FAR <= realised.mean <= nominal.low * FAR:
+                selects = f"causal rule selects {realised.mean:.3g} {unit}"
+                found.append(f"{selects}, nominal {nominal.low:.3g}")
+        return "; ".join(found)
+
+    @cached_property
+    def is_above_unigram(self) -> bool:
+        """Return True if a finished run ends with a held-out loss above its unigram loss."""
+        return any(
+            {"heldout_loss", "unigram_loss"} <= record.metrics.keys()
+            and record.metrics["heldout_loss"] > record.metrics["unigram_loss"]
+            for record in self.ok
+        )
 
     def value(self, name: str) -> Quality | Exact | Timed | None:
         """The metric ``name`` over the seeds that measured it (quality: finished runs only); None if no
@@ -189,13 +225,14 @@ class Row:
         if not values:
             return None
         if kind == "timed":
-            spread = all(value["iqr"] is not None for value in values)
-            judged = all(value["stable"] is not None for value in values)
+            iqrs, stable = [v["iqr"] for v in values], {v["stable"] for v in values}
+            loaded = [value["loaded"] for value in values if "loaded" in value]
             return Timed(
                 median=statistics.median(value["median"] for value in values),
-                iqr=max(value["iqr"] for value in values) if spread else None,
+                iqr=None if None in iqrs else max(iqrs),
                 n=sum(value["n"] for value in values),
-                stable=all(value["stable"] for value in values) if judged else None,
+                stable=False if False in stable else None if None in stable else True,
+                loaded=any(loaded) if loaded else None,
             )
         return Exact(low=min(values), high=max(values)) if kind == "exact" else interval(values)
 
@@ -255,20 +292,20 @@ MACHINE = (
 
 
 def machine_differences(rows: Iterable[Row]) -> list[str]:
-    """One text per property in which the machines of the rows' timed metrics differ; empty if all
-    timings may be compared."""
-    timed = [
-        (row.label, record.environment)
-        for row in rows
-        for record in row.records
-        if any(metric(name).kind == "timed" for name in record.metrics)
-    ]
-    texts = []
-    for name in MACHINE:
-        labels: dict[str, set[str]] = defaultdict(set)
-        for label, environment in timed:
-            labels[canonical_json(environment.get(name))].add(label)
+    """One text per property in which the machines of the rows' timed metrics differ, or the threads of
+    one metric; empty if all timings may be compared."""
+    found: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for row in rows:
+        for record in row.records:
+            for name in (name for name in record.metrics if METRICS[name].kind == "timed"):
+                machine = record.environment | {
+                    "threads": record.metrics[name].get("threads", record.environment["threads"])
+                }
+                for part in MACHINE:
+                    found[part, name][canonical_json(machine.get(part))].add(row.label)
+    texts = {}
+    for (part, _), labels in found.items():
         if len(labels) > 1:
-            parts = [f"{value} ({', '.join(sorted(labels[value]))})" for value in sorted(labels)]
-            texts.append(f"{name}: " + " and ".join(parts))
-    return texts
+            values = (f"{value} ({', '.join(sorted(labels[value]))})" for value in sorted(labels))
+            texts[f"{part}: {' and '.join(values)}"] = part
+    return sorted(texts, key=lambda text: MACHINE.index(texts[text]))

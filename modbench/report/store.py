@@ -29,6 +29,8 @@ from modbench.report.record import (
 
 RECORDS = "records"
 _FOLDERS = (RECORDS, "timings")
+_LONGEST = 300  #: characters of a sentence on a line
+_REPAIR = "; restore the file, or remove that line and run the suite again"
 
 
 class ShardWriter:
@@ -274,11 +276,11 @@ def _naming(shard: Path, number: int) -> Iterator[None]:
     try:
         yield
     except (UserError, UnicodeDecodeError) as error:
-        reason = error if isinstance(error, UserError) else "it is not UTF-8"
-        raise UserError(
-            f"{shard}, line {number}: no valid record: {reason}; restore the file, or remove that line "
-            "and run the suite again, which repeats only that cell"
-        ) from error
+        reason = str(error) if isinstance(error, UserError) else "it is not UTF-8"
+        where = f"{shard}, line {number}: no valid record: "
+        room = max(_LONGEST - len(where) - len(_REPAIR), 80)
+        reason = reason if len(reason) <= room else f"{reason[: room - 1]}…"
+        raise UserError(f"{where}{reason}{_REPAIR}") from error
 
 
 def _cannot_read(where: Path, error: OSError) -> str:

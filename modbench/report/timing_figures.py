@@ -1,116 +1,74 @@
-"""Two figures per size: realised efficiency by case, and measured against predicted memory."""
+"""The figure of timings: realised efficiency by case, one panel per size."""
 
-import re
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from modbench.report.plot_style import (
     DOTTED,
+    DOUBTED,
+    GREY,
+    HEIGHT,
     REFERENCE,
+    WIDTH,
     Mark,
-    blank,
+    draw_point,
     files,
+    handle,
     legend_below,
     look,
     marks,
     plain,
     plains,
     say_nothing_to_show,
-    written_out,
+    sheet,
 )
 from modbench.report.timing_table import Group, TimingTable
 
-_GREY = Mark(REFERENCE, "o", "-")
-
-#: File names of the figures, whatever the sizes.
-NAMED = re.compile(r"(realised_efficiency|memory_predicted)(_[A-Za-z0-9.-]+)?\.(png|svg)")
-
 
 def timing_figures(table: TimingTable) -> dict[str, bytes]:
-    """All figures of ``table``, by file name."""
-    contents: dict[str, bytes] = {}
-    for number, (title, group) in enumerate(zip(table.titles, table.groups, strict=True), start=1):
-        suffix = f"_{_safe(title) or number}" if title else ""
-        if f"memory_predicted{suffix}.png" in contents:
-            suffix += f"-{number}"
-        look_of = marks([row.label for row in group.cases])
-        for name, draw in (("realised_efficiency", _efficiency), ("memory_predicted", _memory)):
-            with look():
-                figure, axes = blank()
-                draw(group, look_of, figure, axes)
-                contents.update(files(name + suffix, figure))
-    return contents
+    """The figure as PNG and SVG, by file name."""
+    labels = list(dict.fromkeys(row.label for group in table.groups for row in group.cases))
+    look_of = marks(labels)
+    with look():
+        figure = sheet(WIDTH, HEIGHT * len(table.groups))
+        panels = figure.subplots(len(table.groups), 1, squeeze=False).flat
+        drawn: set[str] = set()
+        for axes, title, group in zip(panels, table.titles, table.groups, strict=True):
+            drawn |= draw_efficiency(group, look_of, axes)
+            axes.set_title(plain(title))
+        if drawn:
+            names = plains([label for label in labels if label in drawn])
+            handles: list[Any] = [handle(look_of[label]) for label in names]
+            entries = [*names.values(), "as promised"]
+            handles.append(Line2D([], [], color=REFERENCE, **DOTTED))
+            if any(row.efficiency_marks for group in table.groups for row in group.cases):
+                handles.append(handle(GREY, filled=False))
+                entries.append(DOUBTED)
+            legend_below(figure, handles, entries)
+        return files("realised_efficiency", figure)
 
 
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")
-
-
-def _point(axes: Axes, x: float, y: float, mark: Mark, *, filled: bool, **style: Any) -> None:
-    style |= {"color": mark.color, "marker": mark.marker}
-    style["markerfacecolor"] = mark.color if filled else "none"
-    axes.plot([x], [y], linestyle="none", **style)
-
-
-def _handle(mark: Mark, *, filled: bool = True) -> Line2D:
-    face = mark.color if filled else "none"
-    return Line2D([], [], color=mark.color, marker=mark.marker, markerfacecolor=face, linestyle="none")
-
-
-def _efficiency(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Axes) -> None:
+def draw_efficiency(group: Group, look_of: dict[str, Mark], axes: Axes) -> set[str]:
+    """Draw the routed schemes of ``group``, hollow where a time is doubtful; return their labels."""
     rows = [
         row for row in group.cases if row.realised_efficiency is not None and row.router != "vanilla"
     ]
     if not rows:
-        say_nothing_to_show(axes, "no routed scheme was timed beside a vanilla one")
-        return
+        say_nothing_to_show(axes, "no routed scheme and vanilla were both timed")
+        return set()
     cases = list(dict.fromkeys(row.case for row in rows))
     labels = list(dict.fromkeys(row.label for row in rows))
     for row in rows:
-        # Side by side, so that no marker hides another.
-        shift = 0.6 * ((labels.index(row.label) + 0.5) / len(labels) - 0.5)
-        place = cases.index(row.case) + shift
-        style: dict[str, Any] = {"filled": not row.doubts_of_both, "markersize": 6.5, "clip_on": False}
-        _point(axes, place, row.realised_efficiency or 0, look_of[row.label], **style)
-    handles = [_handle(look_of[label]) for label in labels]
-    names = list(plains(labels).values())
-    if any(row.doubts_of_both for row in rows):
-        handles.append(_handle(_GREY, filled=False))
-        names.append("unstable or loaded")
+        # Next to each other, so that no marker hides another.
+        place = cases.index(row.case) + 0.6 * ((labels.index(row.label) + 0.5) / len(labels) - 0.5)
+        style: dict[str, Any] = {"filled": not row.efficiency_marks, "markersize": 6.5, "clip_on": False}
+        draw_point(axes, place, row.realised_efficiency or 0, look_of[row.label], **style)
     axes.axhline(1.0, color=REFERENCE, **DOTTED)
-    handles.append(Line2D([], [], color=REFERENCE, **DOTTED))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(1.0, *(row.realised_efficiency or 0 for row in rows)))
+    axes.set_xlim(-0.5, len(cases) - 0.5)
     axes.set_xticks(range(len(cases)), [plain(case) for case in cases], rotation=60, ha="right")
     axes.grid(visible=False, axis="x")
     axes.set_ylabel("speed-up achieved / promised")
-    legend_below(figure, handles, [*names, "as promised"])
-
-
-def _memory(group: Group, look_of: dict[str, Mark], figure: Figure, axes: Axes) -> None:
-    rows = [
-        (row, row.predicted, row.measured)
-        for row in group.memory
-        # Values may be missing, or not above 0 for a model smaller than a page of memory.
-        if row.part == "peak" and row.predicted and row.measured and min(row.predicted, row.measured) > 0
-    ]
-    if not rows:
-        say_nothing_to_show(axes, "no memory was measured")
-        return
-    for row, predicted, measured in rows:
-        mark = look_of.get(row.label, _GREY)
-        _point(axes, predicted, measured, mark, filled=row.phase == "training", markersize=7)
-    texts = plains(list(dict.fromkeys(row.label for row, _, _ in rows)))
-    handles = [_handle(look_of.get(label, _GREY)) for label in texts]
-    handles += [_handle(_GREY), _handle(_GREY, filled=False)]
-    values = [value for _, *pair in rows for value in pair]
-    low, high = min(values) / 1.3, max(values) * 1.3
-    axes.plot([low, high], [low, high], color=REFERENCE, **DOTTED)
-    handles.append(Line2D([], [], color=REFERENCE, **DOTTED))
-    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
-    axes.set(xlabel="peak predicted", ylabel="peak measured")
-    for axis in (axes.xaxis, axes.yaxis):
-        written_out(axis, low, high, "B")
-    legend_below(figure, handles, [*texts.values(), "training", "inference", "as predicted"])
+    return set(labels)

@@ -189,7 +189,7 @@ def test_a_table_of_old_records_has_no_column_for_how_flops_were_found(fakes):
     assert "FLOPs" not in _cells_of(markdown(Leaderboard.of([fakes.make_record("old")])), "old")
 
 
-FORWARD = "forward MFLOP/token, nominal / realised"
+FORWARD = "forward FLOP/token, nominal / realised"
 
 
 @pytest.mark.parametrize(
@@ -211,8 +211,8 @@ def test_a_causal_rule_far_from_its_nominal_capacity_is_marked(fakes, name, real
     notes = {entry.row.label: entry.note for entry in board.entries}
     assert notes == {"mod": note, "vanilla": ""}
     page = markdown(board)
-    assert _cells_of(page, "mod")[FORWARD] == ("3.000 / 3.030 †" if note else "3.000 / 3.030")
-    assert _cells_of(page, "vanilla")[FORWARD] == "3.000 / 3.030"
+    assert _cells_of(page, "mod")[FORWARD] == ("3.000 M / 3.030 M †" if note else "3.000 M / 3.030 M")
+    assert _cells_of(page, "vanilla")[FORWARD] == "3.000 M / 3.030 M"
     assert ("† The causal rule selects more than 1.5 times" in page) == bool(note)
 
 

@@ -6,13 +6,24 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.colors import same_color
 from matplotlib.image import imread
 
 from modbench import routers
 from modbench.report import figures as figures_module
 from modbench.report.figures import figures
 from modbench.report.leaderboard import Leaderboard
-from modbench.report.plot_style import SCHEMES, Point, blank, look, marks, name_points, plain, plains
+from modbench.report.plot_style import (
+    GREY,
+    SCHEMES,
+    Point,
+    blank,
+    look,
+    marks,
+    name_points,
+    plain,
+    plains,
+)
 
 _CURVES = "loss_vs_training_flops"
 
@@ -133,20 +144,9 @@ def test_a_single_row_makes_figures(fakes):
     assert len(figures(Leaderboard.of([fakes.make_record("mod")]))) == 10
 
 
-def test_vanilla_rows_have_a_line_of_proportion_each_that_can_be_told_apart(fakes):
-    rows = [fakes.make_record(f"dense {n}", router="vanilla", cost=n) for n in (1, 2)]
-    figure, axes = _axes(Leaderboard.of(rows), "step_time_vs_training_flops")
-    (legend,) = figure.legends
-    names = [text.get_text() for text in legend.get_texts()]
-    assert names == ["time per FLOP of dense 1", "time per FLOP of dense 2"]
-    assert len({line.get_color() for line in legend.get_lines()}) == 2
-    drawn = {line.get_color() for line in axes.lines if len(set(line.get_xdata())) == 2}
-    assert drawn >= {line.get_color() for line in legend.get_lines()}
-
-
 @pytest.mark.parametrize("name", ["loss_vs_forward_flops", "step_time_vs_training_flops"])
 def test_many_points_or_long_names_are_numbered_and_named_in_the_legend(fakes, name):
-    many = [fakes.make_record(f"row {n:02}", cost=0.5 + 0.02 * n, loss=4 + n % 7) for n in range(40)]
+    many = [fakes.make_record(f"row {n:02}", cost=0.5 + 0.02 * n, loss=4 + n % 7) for n in range(12)]
     long = [fakes.make_record(f"capacity={n}" + 20 * "x" + 20 * "y") for n in range(10, 12)]
     for records in (many, long):
         board = Leaderboard.of(records)
@@ -178,7 +178,7 @@ def test_labels_keep_off_points_each_other_and_the_edge(count):
         xs, ys = generator.uniform(1, 2, count), generator.uniform(1, 1.3, count)
         axes.plot(xs, ys, "o", markersize=8)
         axes.margins(0.2)
-        points = [Point(x, y, f"scheme_{i}", "k") for i, (x, y) in enumerate(zip(xs, ys, strict=True))]
+        points = [Point(x, y, f"scheme_{i}", GREY) for i, (x, y) in enumerate(zip(xs, ys, strict=True))]
         name_points(figure, axes, points)
         renderer = figure.canvas.get_renderer()
         boxes = [text.get_window_extent(renderer) for text in axes.texts]
@@ -254,3 +254,20 @@ def test_a_legend_is_as_wide_as_the_figure_at_most(fakes, length, columns):
 def test_a_label_in_a_figure_is_one_short_line():
     assert plain("a\nb   c") == "a b c"
     assert len(plain("x" * 500)) == 30
+
+
+def test_a_doubtful_time_is_hollow_and_the_legend_says_why(fakes):
+    time = {"median": 0.1, "iqr": 0.006, "n": 12, "stable": True}
+    records = [
+        fakes.make_record("sound"),
+        fakes.make_record(
+            "unstable", cost=1.5, metrics={"train_step_seconds": time | {"stable": False}}
+        ),
+        fakes.make_record("loaded", cost=2.0, metrics={"train_step_seconds": time | {"loaded": True}}),
+    ]
+    figure, axes = _axes(Leaderboard.of(records), "step_time_vs_training_flops")
+    points = [line for line in axes.lines if line.get_marker() in tuple("osD^vPX")]
+    assert [same_color(line.get_markerfacecolor(), "white") for line in points] == [True, False, True]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["unstable or loaded"]
+    figure, _ = _axes(Leaderboard.of(records[:1]), "step_time_vs_training_flops")
+    assert not figure.legends

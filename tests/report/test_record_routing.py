@@ -6,7 +6,7 @@ import pytest
 
 from modbench.errors import UserError
 from modbench.report.record import read_record
-from modbench.report.routing import added_weights, busiest_first, check_routing, pooled
+from modbench.report.routing import busiest_first, check_routing, pooled
 
 
 def _set(value, path, new):
@@ -61,24 +61,9 @@ def test_several_seeds_are_added_up(fakes):
     found = pooled([one, other], "causal")
     assert (found["windows"], found["sequence"], found["edges"]) == (20, 10, [0, 5, 10])
     assert [layer["routed"] for layer in found["depth"]] == [[8, 12]] * 2
-    assert found["depth"][0]["gates"]["selected"] == [0, 4, 16]
+    assert found["depth"][0]["gates"]["selected"] == [0, 2, 8]
     assert found["entered"] == [160, 40, 0]
     assert found["tokens"] == [(" the", 100, 100), ("\n", 40, 6), ("|", 32, 16), ("", 8, 4)]
-
-
-def test_seeds_whose_bins_differ_are_added_in_the_wider_ones():
-    fine = {"exponent": -1, "first": -3, "all": [1, 2, 4], "selected": [0, 1, 4]}  # from -1.5 to 0
-    wide = {"exponent": 0, "first": -1, "all": [10, 20], "selected": [0, 5]}  # from -1 to 1
-    total = {"exponent": 0, "first": -2, "all": [1, 16, 20], "selected": [0, 5, 5]}
-    assert added_weights([fine, wide]) == added_weights([wide, fine]) == total
-
-
-def test_seeds_far_apart_need_wider_bins_than_any_of_them():
-    low = {"exponent": 0, "first": -39, "all": [1] * 40, "selected": [0] * 40}
-    high = {"exponent": 0, "first": 0, "all": [1] * 40, "selected": [1] * 40}
-    total = added_weights([low, high])
-    assert (total["exponent"], total["first"], len(total["all"])) == (1, -20, 40)
-    assert (sum(total["all"]), sum(total["selected"])) == (80, 40)
 
 
 def test_experts_are_ordered_before_seeds_are_added_up(fakes):

@@ -1,22 +1,22 @@
-"""Who is routed, as the page tells it."""
+"""Selected tokens, as the page tells it."""
 
 import pytest
 
 from modbench.report.leaderboard import Leaderboard
 from modbench.report.markdown import markdown
-from modbench.report.routed_tokens import shown
+from modbench.report.routing_tables import shown
 
 
 def _line(records) -> list[str]:
     page = markdown(Leaderboard.of(records))
-    assert "## Who is routed" in page
-    section = page.split("## Who is routed")[1].split("## Notes")[0]
+    assert "## Selected tokens" in page
+    section = page.split("## Selected tokens")[1].split("## Notes")[0]
     (line,) = [line for line in section.splitlines() if line.startswith("| mod |")]
     return [cell.strip() for cell in line.split(" | ")]
 
 
 def test_a_page_without_routing_has_no_such_section(six):
-    assert "Who is routed" not in markdown(Leaderboard.of(six))
+    assert "Selected tokens" not in markdown(Leaderboard.of(six))
 
 
 def test_the_ends_are_named_with_their_share_and_how_often_they_were_seen(fakes):

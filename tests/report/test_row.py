@@ -159,3 +159,42 @@ def test_another_amount_of_heldout_text_is_another_comparison(fakes):
         row.cell["measure"]["heldout_tokens"] for row in rows
     ]
     assert conditions[0] != conditions[1]
+
+
+def test_threads_of_a_time_are_compared_between_rows_before_those_of_the_environment(fakes):
+    time = {"median": 0.1, "iqr": 0.006, "n": 12, "stable": True}
+
+    def differences(*threads):
+        return machine_differences(
+            rows_of(
+                [
+                    fakes.make_record(label, metrics={"train_step_seconds": time | {"threads": number}})
+                    for label, number in zip(("mod", "vanilla"), threads, strict=True)
+                ]
+            )
+        )
+
+    assert differences(7, 7) == []
+    assert differences(1, 2) == ["threads: 1 (mod) and 2 (vanilla)"]
+
+
+def test_seeds_whose_routing_is_laid_out_otherwise_are_left_out(fakes):
+    routings = [fakes.make_routing(), fakes.make_routing((1,)), fakes.make_routing()]
+    records = [fakes.make_record("mod", seed=n, routing=one) for n, one in enumerate(routings)]
+    (row,) = rows_of(records)
+    assert row.routings == [routings[0], routings[2]]
+
+
+def test_an_unstable_seed_marks_its_row_even_next_to_one_that_has_a_single_value(fakes):
+    values = [
+        {"median": 1.0, "iqr": None, "n": 1, "stable": None, "loaded": True},
+        {"median": 3.0, "iqr": 0.1, "n": 12, "stable": False},
+    ]
+    (row,) = rows_of(
+        [
+            fakes.make_record(seed=seed, metrics={"train_step_seconds": value})
+            for seed, value in enumerate(values)
+        ]
+    )
+    found = row.value("train_step_seconds")
+    assert (found.stable, found.loaded, found.marks) == (False, True, "unstable, loaded")

@@ -57,7 +57,7 @@ def test_the_page_says_when_it_was_measured() -> None:
 
 def test_other_runs_are_told_where_there_are_any() -> None:
     one = timed("mod", make_case())
-    assert "Other runs in timings/: 2; runs aren't compared." in page_of(one, others=2)
+    assert "Other runs of this suite: 2; runs aren't compared." in page_of(one, others=2)
     assert "Other runs" not in page_of(one)
 
 
@@ -72,17 +72,16 @@ def test_a_forced_balance_is_told_where_any_row_has_it(balances: tuple[str, ...]
 def test_what_was_compiled_is_told(compiled: bool) -> None:
     made = timed("mod", make_case())
     page = page_of(make_timing("time", made.cell, {**made.measured, "compiled": compiled}))
-    assert ("all compiled but decoding" in page) is compiled
-    assert ("nothing compiled" in page) is not compiled
+    assert f"Matmuls in bfloat16, {'compiled' if compiled else 'not compiled'};" in page
 
 
-def test_a_flag_of_some_cases_names_them() -> None:
-    few = make_case("prefill 8 x 1", seconds=(1.0, 1.0, 1.0, 1.9))
-    page = page_of(timed("mod", make_case(), few), timed("vanilla", make_case()))
-    assert "- mod, prefill 8 x 1: unstable" in page
+def test_a_remark_on_some_cases_names_them() -> None:
+    slow = timed("mod", make_case(), make_case("prefill 8 x 1", throttled=THROTTLED), repetition=2)
+    page = page_of(timed("mod", make_case(), make_case("prefill 8 x 1", throttled=())), slow)
+    assert "- mod, prefill 8 x 1: throttled in 1 of 2 processes" in page
     assert "all cases" not in page
 
 
 def test_a_process_that_weighed_memory_is_none_of_those_that_are_timed() -> None:
     (row,) = rows_of(timed("mod", make_case()), weighed("mod", 1100, 1000)).values()
-    assert (row.processes, row.flags) == (1, "")
+    assert (row.processes, row.remarks) == (1, "")

@@ -38,7 +38,7 @@ def test_cases_before_memory_ran_out_stand() -> None:
     assert set(rows) == {("mod", "forward"), ("mod", "all others")}
     case, others = rows["mod", "forward"], rows["mod", "all others"]
     assert (case.status, case.n, case.processes) == ("ok", 8, 2)
-    assert "1 more processes failed" in case.flags
+    assert "1 more processes failed" in case.remarks
     assert (others.status, others.asked_bytes, others.seconds_median) == ("oom", 123, None)
     assert f"mod, all others: oom: {words}" in timing_page(TimingTable.of(timings))
 
@@ -57,9 +57,9 @@ def test_a_case_that_memory_ran_out_in_is_a_row_beside_the_others() -> None:
     rows = rows_of(*timings)
     assert set(rows) == {(name, case) for name in ("mod", "vanilla") for case in ("forward", "train")}
     here, none = rows["mod", "train"], rows["vanilla", "train"]
-    assert (here.status, here.n, here.flags) == ("ok", 4, "memory ran out in 1 of 2 processes")
-    assert rows["mod", "forward"].flags == ""
-    assert rows["vanilla", "forward"].flags == "1 more processes failed"
+    assert (here.status, here.n, here.remarks) == ("ok", 4, "memory ran out in 1 of 2 processes")
+    assert rows["mod", "forward"].remarks == ""
+    assert rows["vanilla", "forward"].remarks == "1 more processes failed"
     assert (none.status, none.asked_bytes, none.seconds_median) == ("oom", 123, None)
     assert (none.phase, none.sequences, none.tokens, none.past) == ("train", 4, 256, 0)
     page = timing_page(TimingTable.of(timings))
@@ -77,7 +77,7 @@ def test_cases_that_failed_are_a_row_beside_those_that_were_timed() -> None:
     ]
     rows = rows_of(*timings)
     assert [case for _, case in rows] == ["forward", "train", "all others"]
-    assert (rows["mod", "forward"].status, rows["mod", "forward"].flags) == ("ok", "")
+    assert (rows["mod", "forward"].status, rows["mod", "forward"].remarks) == ("ok", "")
     assert rows["mod", "train"].status == "oom"
     others = rows["mod", "all others"]
     assert (others.status, others.error) == ("failed", words)

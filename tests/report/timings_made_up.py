@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from modbench.report.record import TimingRecord, cell_key
-from modbench.report.timing_rows import CaseRow
-from modbench.report.timing_table import TimingTable
+from modbench.report.timing_table import CaseRow, TimingTable
 
 MODEL = {"vocabulary": 2048, "width": 128, "layers": 4}
 TRAIN = {"sequence": 256, "batch": 4, "precision": "auto"}

@@ -221,7 +221,7 @@ def test_another_machine_begins_another_run(
     page = (tmp_path / "results" / "fake" / "timings.md").read_text()
     assert "Another CPU" in page
     assert "Imaginary" not in page
-    assert "Other runs in timings/: 1; runs aren't compared." in page
+    assert "Other runs of this suite: 1; runs aren't compared." in page
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def test_shapes_override_the_model_and_carry_labels(tmp_path: Path) -> None:
         ("[sweep]", "[time]\nsamples = 0\n[sweep]", "[time]: time samples is 0; it must be 1 or more"),
         ("[[schemes]]", "[schemes]", "isn't TOML ("),
         ("[model]", "[model", "isn't TOML ("),
+        ("[model]", f"x = {900 * '['}\n[model]", "isn't TOML ("),
     ],
 )
 def test_a_mistake_gets_a_sentence_with_the_file_and_the_place(

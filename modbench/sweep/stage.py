@@ -24,7 +24,7 @@ class Stage:
     def __init__(self, say: Say, stop: Callable[[], bool] = lambda: False) -> None:
         self.say, self._stop = say, stop
         self.seconds: dict[str, float] = defaultdict(float)
-        self._name, self._told = "start", 0.0
+        self._name, self._before, self._told = "start", "start", 0.0
         self._since = time.monotonic() - (time.time() - psutil.Process().create_time())
 
     def begin(self, name: str) -> None:
@@ -43,13 +43,11 @@ class Stage:
             StoppedError: a stop was requested.
         """
         self.check()
-        name = self._name
         while what := measured_elsewhere():
             self.wait(f"waiting for {what} to end")
             self.check()
             time.sleep(_POLL_SECONDS)
-        if self._name != name:
-            self._enter(name)
+        self._resume()
 
     @contextmanager
     def measuring(self, title: str) -> Iterator[None]:
@@ -58,15 +56,14 @@ class Stage:
         Raises:
             StoppedError: a stop was requested while this waited.
         """
-        name = self._name
         with measuring(title, wait=self.wait, poll=self.check):
-            if self._name != name:
-                self._enter(name)
+            self._resume()
             yield
 
     def wait(self, reason: str) -> None:
-        """Report that the job waits, and why."""
+        """Report that the job waits, and why; `pause` ends the wait."""
         if self._name != "waiting":
+            self._before = self._name
             self._account("waiting")
             self._told = 0.0
         if time.monotonic() - self._told > _TOLD_SECONDS:
@@ -97,6 +94,11 @@ class Stage:
     def tell(self) -> None:
         """Report the current step again: the job makes progress."""
         self.say({"event": "phase", "phase": self._name})
+
+    def _resume(self) -> None:
+        """Go on with the step before a wait, if there was one."""
+        if self._name == "waiting":
+            self._enter(self._before)
 
     def _enter(self, name: str) -> None:
         self._account(name)

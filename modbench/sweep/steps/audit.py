@@ -38,7 +38,13 @@ def audit(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
     """
     scheme = scheme_of(cell.cell)
     key = cell_key(scheme)
-    with audit_lock(cell.results, key, waiting=cell.stage.pause):
+
+    def waiting() -> None:
+        cell.stage.wait("waiting for another cell to audit this scheme")
+        cell.stage.check()
+
+    with audit_lock(cell.results, key, waiting=waiting):
+        cell.stage.pause()
         stored = read_suite(cell.results).audits.get(key)
         if stored is None:
             stored = _run(cell, scheme)

@@ -1,5 +1,6 @@
 """What tests share: the small shapes that routing must be right on."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 from modbench.model.config import ModelConfig
 
+# A measurement among tests at work would wait for a machine that is never quiet.
+os.environ.setdefault("MODBENCH_QUIET_SECONDS", "0")
 # Models this small lose by a second thread, and lose badly when tests run beside other work.
 torch.set_num_threads(1)
 

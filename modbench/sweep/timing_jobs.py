@@ -1,8 +1,8 @@
-"""The jobs of `modbench time`: times of each scheme and repetition, memory, and the machine's
+"""The processes of a timing run: times of each scheme and repetition, memory, and the machine's
 ceilings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from modbench.report.record import cell_key
 from modbench.sweep.cells import Cell, chosen, expand
@@ -18,22 +18,13 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimedProcess:
+class TimedProcess(NamedTuple):
     """One process of a timing run."""
 
     measurement: str  #: time, ceiling, training_memory or inference_memory
-    cell: Cell
+    key: str  #: cell_key(cell)
     repetition: int
-
-    @property
-    def key(self) -> str:
-        return cell_key(self.cell)
-
-    @property
-    def label(self) -> str:
-        """Its place in the run."""
-        return self.cell["router"]["label"] if self.cell["router"] else "the machine"
+    cell: Cell
 
     def title(self, repetitions: int) -> str:
         words = _WORDS[self.measurement]
@@ -59,19 +50,16 @@ def timing_cells(rows: Rows, only: Sequence[str] = ()) -> list[Cell]:
 
 
 def timing_jobs(cells: Sequence[Cell], repetitions: int) -> list[TimedProcess]:
-    """All jobs in the order in which they run: repetition by repetition, so that a drift of the machine
-    affects all schemes alike; each repetition begins with another scheme; memory comes last."""
-    machines = {cell_key(machine): machine for machine in ({**cell, "router": None} for cell in cells)}
-    entries = [
-        TimedProcess(measurement="ceiling", cell=cell, repetition=1) for cell in machines.values()
-    ]
-    entries += [TimedProcess(measurement="time", cell=cell, repetition=1) for cell in cells]
+    """All processes in the order in which they run: repetition by repetition, so that a drift of the
+    machine affects all schemes alike; each repetition begins with another scheme; memory comes last."""
+    keyed = {cell_key(cell): cell for cell in cells}
+    machines = {cell_key(cell): cell for cell in ({**cell, "router": None} for cell in cells)}
+    entries = [("ceiling", *item) for item in machines.items()]
+    entries += [("time", *item) for item in keyed.items()]
     jobs = []
     for number in range(repetitions):
         turn = number % len(entries)
-        order = entries[turn:] + entries[:turn]
-        jobs += [replace(job, repetition=number + 1) for job in order]
+        for measurement, key, cell in entries[turn:] + entries[:turn]:
+            jobs.append(TimedProcess(measurement, key, number + 1, cell))
     kinds = ("training_memory", "inference_memory")
-    return jobs + [
-        TimedProcess(measurement=kind, cell=cell, repetition=1) for cell in cells for kind in kinds
-    ]
+    return jobs + [TimedProcess(kind, key, 1, keyed[key]) for key in keyed for kind in kinds]

@@ -109,7 +109,7 @@ def _run_left(
         jobs = [
             _job(one, rows, folder, run, threads, machine, repetitions)
             for one in wanted
-            if (one.measurement, one.key, one.repetition) not in done
+            if one[:3] not in done
         ]
         if not jobs:
             say(console, f"run {run} is done; --again begins another one")
@@ -206,7 +206,7 @@ def _current(
 
 def _other_versions(wanted: Sequence[TimedProcess], timings: Sequence[TimingRecord]) -> list[str]:
     """Labels of ``wanted`` that stand for another scheme in ``timings``: samples must not be pooled."""
-    keys = {one.label: one.key for one in wanted if one.cell["router"] is not None}
+    keys = {one.cell["router"]["label"]: one.key for one in wanted if one.cell["router"] is not None}
     found = {(t.cell["router"]["label"], t.key) for t in timings if t.cell["router"] is not None}
     return sorted({label for label, key in found if keys.get(label, key) != key})
 

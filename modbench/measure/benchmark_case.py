@@ -5,15 +5,17 @@ B sequences, T tokens.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
+from modbench.measure.benchmark_target import BenchmarkTarget
+from modbench.measure.stopwatch import nothing
 from modbench.measure.time_config import TimeConfig
-from modbench.model.context import Context
+from modbench.model.context import Context, Logits
 from modbench.model.kv_cache import Cache
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
@@ -22,16 +24,13 @@ from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import autocast
 
-Run = Callable[[], Sequence[Trace]]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
+class Prepared(NamedTuple):
     """``run`` runs the case once and returns the traces of its forward passes; ``before`` is called
     before each run, untimed."""
 
-    run: Run
-    before: Callable[[], object] = lambda: None
+    run: Callable[[], list[Trace]]
+    before: Callable[[], object] = nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,25 +57,18 @@ class BenchmarkCase:
         padded slots)."""
         each = self.tokens // len(traces)
 
+        def ledger(past: int, tokens: int, **routed: Any) -> Ledger:
+            load = Workload.uniform(self.sequences, tokens, self.phase, past, **routed)
+            return model.loss_ledger(load)
+
         def spent(padding: bool) -> Ledger:
             return Ledger.sum(
-                model.loss_ledger(
-                    Workload.uniform(
-                        self.sequences,
-                        each,
-                        self.phase,
-                        self.past + number * each,
-                        counts=trace.counts,
-                        padding=padding,
-                    )
-                )
+                ledger(self.past + number * each, each, counts=trace.counts, padding=padding)
                 for number, trace in enumerate(traces)
             )
 
         ledgers = {
-            "nominal": model.loss_ledger(
-                Workload.uniform(self.sequences, self.tokens, self.phase, self.past)
-            ),
+            "nominal": ledger(self.past, self.tokens),
             "realised": spent(padding=False),
             "dispatched": spent(padding=True),
         }
@@ -86,120 +78,98 @@ class BenchmarkCase:
         }
 
 
-def training_cases(
-    model: RoutedDecoder, config: TimeConfig, train: TrainConfig, dtype: torch.dtype
-) -> tuple[BenchmarkCase, ...]:
+def training_cases(model: RoutedDecoder, subject: BenchmarkTarget) -> list[BenchmarkCase]:
     """Forward pass and training step of one batch of random tokens under the training rule, as
     `modbench.train` runs them."""
-    on = next(model.parameters()).device
-    passes, losses = forward_of(model, config.compile), losses_of(model, config.compile)
-
-    def batch() -> tuple[Tensor, Tensor]:
-        batch_BT = random_tokens(model, train.batch, train.sequence + 1)
-        return batch_BT[:, :-1].contiguous(), batch_BT[:, 1:].contiguous()
+    train, time = subject.train, subject.time
+    passes, losses = forward_of(model, time.compile), losses_of(model, time.compile)
 
     def forward() -> Prepared:
         model.eval()
-        tokens_BT, _ = batch()
+        tokens_BT, _ = random_batch(model, train)
 
         def run() -> list[Trace]:
-            context = Context(selection="topk", forced_balance=config.forced_balance)
-            with torch.no_grad(), autocast(dtype, on):
+            context = Context(selection="topk", forced_balance=time.forced_balance)
+            with torch.no_grad(), autocast(subject.dtype, subject.on):
                 passes(tokens_BT, context)
             return [context.trace]
 
-        return Prepared(run=run)
+        return Prepared(run)
 
     def step() -> Prepared:
-        model.train()
-        both, forced = batch(), config.forced_balance
-        optimizer = build_optimizer(model, train)
+        optimizer, batch = build_optimizer(model.train(), train), random_batch(model, train)
+        forced = time.forced_balance
 
         def run() -> list[Trace]:
             _, context = training_step(
-                model, optimizer, train, both, dtype, forced_balance=forced, losses=losses
+                model, optimizer, train, batch, subject.dtype, forced_balance=forced, losses=losses
             )
             return [context.trace]
 
-        return Prepared(run=run)
+        return Prepared(run)
 
-    sequences, tokens = train.batch, train.sequence
-    return (
-        BenchmarkCase(phase="forward", sequences=sequences, tokens=tokens, prepare=forward),
-        BenchmarkCase(phase="train", sequences=sequences, tokens=tokens, prepare=step),
-    )
+    case = partial(BenchmarkCase, sequences=train.batch, tokens=train.sequence)
+    return [case(phase="forward", prepare=forward), case(phase="train", prepare=step)]
 
 
-def inference_cases(
-    model: RoutedDecoder, config: TimeConfig, dtype: torch.dtype
-) -> tuple[BenchmarkCase, ...]:
-    """Prefill and decode cases under the causal rule with weights in ``dtype``; on a GPU, if ``config``
-    compiles, decoding is compiled, too (`compile_for_decoding`)."""
+def inference_cases(model: RoutedDecoder, subject: BenchmarkTarget) -> list[BenchmarkCase]:
+    """Prefill and decode cases under the causal rule with weights in the subject's dtype; on a GPU, if
+    it compiles, decoding is compiled, too (`compile_for_decoding`)."""
+    time = subject.time
 
-    @cache
     def serve() -> None:
         model.zero_grad(set_to_none=True)
-        model.eval().to(dtype)
+        model.eval().to(subject.dtype)
 
     def prefill(length: int) -> Prepared:
         serve()
-        compile_layers(model, config)
-        tokens_BT = random_tokens(model, config.prefill_batch, length)
-        return Prepared(
-            run=lambda: [_read(model, tokens_BT, Cache(len(tokens_BT)), config, logits="last")]
-        )
+        compile_layers(model, time)
+        tokens_BT = random_tokens(model, time.prefill_batch, length)
+        return Prepared(lambda: [read(model, tokens_BT, Cache(len(tokens_BT)), time, logits="last")])
 
     def decode(sequences: int, past: int) -> Prepared:
         serve()
         eager_layers(model)
-        return _decoding(model, config, sequences, past)
-
-    prefills = [
-        BenchmarkCase(
-            phase="prefill",
-            sequences=config.prefill_batch,
-            tokens=length,
-            prepare=partial(prefill, length),
+        if is_compiled(model, time) and subject.on.type == "cuda":
+            compile_for_decoding(model)
+        cache = Cache(sequences)
+        tokens_BT = random_tokens(model, sequences, past + time.decode_tokens)
+        read(model, tokens_BT[:, :past], cache, time, logits="last")
+        filled = cache.mark()
+        steps = [step_B1.contiguous() for step_B1 in tokens_BT[:, past:].split(1, dim=1)]
+        return Prepared(
+            lambda: [read(model, step_B1, cache, time, logits="all") for step_B1 in steps],
+            before=lambda: cache.rewind(filled),
         )
-        for length in config.prefill
+
+    prompts, tokens = time.prefill_batch, time.decode_tokens
+    return [
+        *(
+            BenchmarkCase(
+                phase="prefill", sequences=prompts, tokens=length, prepare=partial(prefill, length)
+            )
+            for length in time.prefill
+        ),
+        *(
+            BenchmarkCase(
+                phase="decode",
+                sequences=sequences,
+                tokens=tokens,
+                past=past,
+                prepare=partial(decode, sequences, past),
+            )
+            for sequences in time.decode_batches
+            for past in time.decode_past
+        ),
     ]
-    decodings = [
-        BenchmarkCase(
-            phase="decode",
-            sequences=sequences,
-            tokens=config.decode_tokens,
-            past=past,
-            prepare=partial(decode, sequences, past),
-        )
-        for sequences in config.decode_batches
-        for past in config.decode_past
-    ]
-    return *prefills, *decodings
-
-
-def _decoding(model: RoutedDecoder, config: TimeConfig, sequences: int, past: int) -> Prepared:
-    tokens, on = config.decode_tokens, next(model.parameters()).device
-    if is_compiled(model, config) and on.type == "cuda":
-        compile_for_decoding(model)
-    kept = Cache(sequences)
-    tokens_BT = random_tokens(model, sequences, past + tokens)
-    _read(model, tokens_BT[:, :past], kept, config, logits="last")
-    filled = kept.mark()
-    steps = [tokens_BT[:, place : place + 1].contiguous() for place in range(past, past + tokens)]
-
-    def run() -> list[Trace]:
-        return [_read(model, step_B1, kept, config, logits="all") for step_B1 in steps]
-
-    return Prepared(run=run, before=lambda: kept.rewind(filled))
 
 
 @torch.no_grad()
-def _read(
-    model: RoutedDecoder, tokens_BT: Tensor, cache: Cache, config: TimeConfig, *, logits: Any
+def read(
+    model: RoutedDecoder, tokens_BT: Tensor, cache: Cache, time: TimeConfig, *, logits: Logits
 ) -> Trace:
-    context = Context(
-        selection="causal", cache=cache, logits=logits, forced_balance=config.forced_balance
-    )
+    """Read tokens into ``cache`` under the causal rule."""
+    context = Context(selection="causal", cache=cache, logits=logits, forced_balance=time.forced_balance)
     model(tokens_BT, context)
     return context.trace
 
@@ -211,20 +181,26 @@ def random_tokens(model: RoutedDecoder, sequences: int, tokens: int) -> Tensor:
     return tokens_BT.to(next(model.parameters()).device)
 
 
-def is_compiled(model: RoutedDecoder, config: TimeConfig) -> bool:
-    """Return True if ``config`` compiles on the model's device."""
-    return compiles(config.compile, next(model.parameters()).device)
+def random_batch(model: RoutedDecoder, train: TrainConfig) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (B, T) of a training step."""
+    window_BT = random_tokens(model, train.batch, train.sequence + 1)
+    return window_BT[:, :-1].contiguous(), window_BT[:, 1:].contiguous()
 
 
-def compile_layers(model: RoutedDecoder, config: TimeConfig) -> None:
-    """Compile each layer of ``model`` in place if ``config`` asks for it; under the causal rule shapes
+def is_compiled(model: RoutedDecoder, time: TimeConfig) -> bool:
+    """Return True if ``time`` compiles on the model's device."""
+    return compiles(time.compile, next(model.parameters()).device)
+
+
+def compile_layers(model: RoutedDecoder, time: TimeConfig) -> None:
+    """Compile each layer of ``model`` in place if ``time`` asks for it; under the causal rule shapes
     depend on data, so the whole model cannot be one program."""
-    if not is_compiled(model, config) or any("forward" in vars(layer) for layer in model.layers):
+    if not is_compiled(model, time) or any("forward" in vars(layer) for layer in model.layers):
         return
     import torch._dynamo.config as dynamo
 
     # One program per layer and shape. A layer that silently ran eager would spoil the comparison.
-    allow_programs(2 * len(model.layers) * (2 + len(config.prefill)))
+    allow_programs(2 * len(model.layers) * (2 + len(time.prefill)))
     dynamo.fail_on_recompile_limit_hit = True
     for layer in model.layers:
         vars(layer)["forward"] = torch.compile(layer.forward, dynamic=False)

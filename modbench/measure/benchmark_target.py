@@ -1,5 +1,4 @@
-"""The target of one `modbench time` process: a scheme at one size, or the machine's ceilings for the
-matmuls of that size."""
+"""The target of a timing or memory measurement: a scheme at one size, or only the machine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,3 +49,9 @@ class BenchmarkTarget:
         """Build the scheme's model with random weights."""
         assert self.router is not None
         return build_model(self.config, self.router).to(self.on)
+
+    def outline(self) -> RoutedDecoder:
+        """Build the model on the meta device, without values."""
+        assert self.router is not None
+        with torch.device("meta"):
+            return RoutedDecoder(self.config, self.router)

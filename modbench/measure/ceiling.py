@@ -33,58 +33,39 @@ def gemm_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 
+@torch.no_grad()
 def ceilings(
-    subject: BenchmarkTarget,
-    watch: Stopwatch,
-    copied: int | None = None,
-    meanwhile: Callable[[], object] = nothing,
+    subject: BenchmarkTarget, watch: Stopwatch, meanwhile: Callable[[], object] = nothing
 ) -> dict[str, Any]:
     """Measure ``gemm``, the FLOP/s of ``(rows, inner) @ (inner, columns)`` with the rows of one training
     batch, in the run's dtype and in float32; and ``copy_bytes_per_second``, bytes read and written. Each
     is the best sample, since disturbances only slow it down. ``meanwhile``: see `sampled`."""
-    time = subject.time
+    time, on = subject.time, subject.on
 
     def best(run: Callable[[], object]) -> float:
         taken = sampled(watch, run, samples=time.samples, warm_up=time.warm_up, meanwhile=meanwhile)
         return min(taken.seconds)
 
+    def matmul_seconds(dtype: torch.dtype, rows: int, inner: int, columns: int) -> float:
+        x_RI = torch.randn(rows, inner, device=on).to(dtype)
+        weight_CI = torch.randn(columns, inner, device=on).to(dtype)
+        times = range(IN_A_ROW[on.type])
+        return best(lambda: [F.linear(x_RI, weight_CI) for _ in times]) / len(times)
+
     rows = subject.train.batch * subject.train.sequence
-    gemms = []
-    for dtype in dict.fromkeys((subject.dtype, torch.float32)):
-        for name, (inner, columns) in gemm_shapes(subject.config).items():
-            run, times = _gemm(subject, dtype, rows, inner, columns)
-            seconds = best(run) / times
-            gemms.append(
-                {
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "component": name,
-                    "rows": rows,
-                    "inner": inner,
-                    "columns": columns,
-                    "flops_per_second": 2 * rows * inner * columns / seconds,
-                }
-            )
-    size = COPIED[subject.on.type] if copied is None else copied
-    return {"gemm": gemms, "copy_bytes_per_second": 2 * size / best(_copy(subject, size))}
-
-
-def _gemm(
-    subject: BenchmarkTarget, dtype: torch.dtype, rows: int, inner: int, columns: int
-) -> tuple[Callable[[], object], int]:
-    """The matmul, and how often a run repeats it."""
-    times = IN_A_ROW[subject.on.type]
-    x_RI = torch.randn(rows, inner, device=subject.on).to(dtype)
-    weight_CI = torch.randn(columns, inner, device=subject.on).to(dtype)
-
-    @torch.no_grad()
-    def run() -> None:
-        for _ in range(times):
-            F.linear(x_RI, weight_CI)
-
-    return run, times
-
-
-def _copy(subject: BenchmarkTarget, size: int) -> Callable[[], object]:
-    source = torch.ones(size, dtype=torch.uint8, device=subject.on)
+    gemms = [
+        {
+            "dtype": str(dtype).removeprefix("torch."),
+            "component": name,
+            "rows": rows,
+            "inner": inner,
+            "columns": columns,
+            "flops_per_second": 2 * rows * inner * columns / matmul_seconds(dtype, rows, inner, columns),
+        }
+        for dtype in dict.fromkeys((subject.dtype, torch.float32))
+        for name, (inner, columns) in gemm_shapes(subject.config).items()
+    ]
+    source = torch.ones(COPIED[on.type], dtype=torch.uint8, device=on)
     target = torch.zeros_like(source)
-    return lambda: target.copy_(source)
+    seconds = best(lambda: target.copy_(source))
+    return {"gemm": gemms, "copy_bytes_per_second": 2 * len(source) / seconds}

@@ -95,19 +95,19 @@ def _print_costs(router: Router) -> None:
     """Print nominal FLOPs per token and parameters next to the dense model's."""
     size = SIZES["1M"]
     with torch.device("meta"):
-        routed, dense = (RoutedDecoder(size.model, one) for one in (router, build_router("vanilla")))
+        models = [RoutedDecoder(size.model, one) for one in (router, build_router("vanilla"))]
     print(_row("", "router", "dense") + f"{'ratio':>8}")
     costs: dict[str, list[float]] = {}
     for phase in PHASES:
         load = Workload.uniform(1, size.sequence, phase)
-        flops = [m.train(phase == "train").ledger(load).total() / load.tokens for m in (routed, dense)]
+        flops = [model.train(phase == "train").ledger(load).total() / load.tokens for model in models]
         costs[f"{phase} FLOPs per token"] = flops
-    costs["active parameters"] = [m.parameter_count("active") for m in (routed, dense)]
-    costs["parameters"] = [m.parameter_count("total") for m in (routed, dense)]
+    costs["active parameters"] = [model.parameter_count("active") for model in models]
+    costs["parameters"] = [model.parameter_count("total") for model in models]
     for words, (ours, theirs) in costs.items():
         print(_row(words, f"{ours:,.0f}", f"{theirs:,.0f}") + f"{ours / theirs:>8.3f}")
     print(
-        f"nominal, {routed.flops_source}, at the shape of `modbench run quick`: {size.model.layers} "
+        f"nominal, {models[0].flops_source}, at the shape of `modbench run quick`: {size.model.layers} "
         f"layers of width {size.model.width}, {size.sequence} tokens, vocabulary "
         f"{size.model.vocabulary:,}"
     )
@@ -145,7 +145,9 @@ def _print_audit(config: ModelConfig, router: Router, seed: int) -> list[Finding
 def _print_training(config: ModelConfig, router: Router, seed: int) -> str:
     """Train the router and the dense model on the same batches and print their losses. Return what went
     wrong; empty if nothing did."""
-    text_N = _text()
+    # A text that needs no network: the documentation that comes with Python.
+    text = reduce_rst("\n\n".join(topics.values())).encode()[:TEXT]
+    text_N = np.frombuffer(text, dtype=np.uint8)
     cut = len(text_N) - HELDOUT - 1
     batches = Batches(text_N[:cut], sequence=SEQUENCE, batch=TRAIN.batch, seed=seed)
     windows_WT = heldout_windows(text_N[cut:], sequence=SEQUENCE, tokens=HELDOUT)
@@ -173,19 +175,12 @@ def _print_training(config: ModelConfig, router: Router, seed: int) -> str:
 
 def _losses(model: RoutedDecoder, batches: Batches) -> list[float]:
     """The training loss of each step."""
-    optimizer, losses = build_optimizer(model, TRAIN), []
+    optimizer, losses = build_optimizer(model.train(), TRAIN), []
     for step in range(STEPS):
-        inputs_BT, targets_BT = batches.step(step)
-        batch = inputs_BT.to(device()), targets_BT.to(device())
-        loss, _ = training_step(model.train(), optimizer, TRAIN, batch, torch.float32)
+        inputs_BT, targets_BT = (tokens_BT.to(device()) for tokens_BT in batches.step(step))
+        loss, _ = training_step(model, optimizer, TRAIN, (inputs_BT, targets_BT), torch.float32)
         losses.append(loss.item())
     return losses
-
-
-def _text() -> np.ndarray:
-    """Bytes of a text that needs no network: the documentation that comes with Python."""
-    text = reduce_rst("\n\n".join(topics.values()))
-    return np.frombuffer(text.encode()[:TEXT], dtype=np.uint8)
 
 
 def _print_next(router: Router, failed: list[Finding], diverged: str, *, is_default: bool) -> None:

@@ -29,13 +29,12 @@ class MeasureConfig:
         for task in self.downstream:
             if task not in CHANCE:
                 raise UserError(f"downstream task '{task}' is not known; {known_names(task, CHANCE)}")
-        for name in ("heldout_tokens", "curve_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"measure {name} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("heldout_tokens", "curve_tokens", "downstream_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"measure {name} is {value}; it must be 1 or more")
         if self.timing_repeats < 3:
             raise UserError(
                 f"measure timing_repeats is {self.timing_repeats}; it must be 3 or more, "
                 "for a median and an interquartile range"
             )
-        if self.downstream_limit is not None and self.downstream_limit < 1:
-            raise UserError(f"measure downstream_limit is {self.downstream_limit}; it must be 1 or more")

@@ -3,7 +3,6 @@
 import math
 import random
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
@@ -17,8 +16,6 @@ from modbench.errors import UserError, known_names
 from modbench.measure.routed_lm import RoutedLM
 from modbench.measure.tasks import CHANCE, FOLDER
 
-__all__ = ["RoutedLM", "score"]
-
 
 def score(
     model: nn.Module,
@@ -27,7 +24,6 @@ def score(
     tasks: Sequence[str],
     batch: int = 32,
     limit: int | None = None,
-    autocast: AbstractContextManager[Any] | None = None,
     sequence: int = 256,
     data: DataConfig | None = None,
 ) -> dict[str, float]:
@@ -36,7 +32,7 @@ def score(
     Args:
         model: called as ``model(tokens_BT, context) -> logits_BTV``; its mode and the global random
             generators are restored.
-        batch, sequence, autocast: see `RoutedLM`; ``sequence`` is the model's training length.
+        batch, sequence: see `RoutedLM`; ``sequence`` is the model's training length.
         limit: number of items of each task; None: all.
         data: the corpus whose held-out part our tasks are built from; None: the embedded one.
 
@@ -50,32 +46,24 @@ def score(
     """
     if not tasks:
         return {}
+    lm = RoutedLM(model, tokenizer, sequence=sequence, batch=batch)
     # lm-eval draws from Python's global generator, even to name a task.
     state = random.getstate()
     try:
-        return _score(
-            RoutedLM(model, tokenizer, sequence=sequence, batch=batch, autocast=autocast),
-            list(dict.fromkeys(tasks)),
-            limit,
-            data or DataConfig(),
-        )
+        loaded = _load(list(dict.fromkeys(tasks)), data or DataConfig())
+        merged: Any = {
+            part: {name: entry for one in loaded.values() for name, entry in one[part].items()}
+            for part in ("tasks", "groups", "group_map")
+        }
+        # `simple_evaluate` would reseed all global generators, and the bootstrap would start a process
+        # pool; the standard error of an accuracy has a closed form.
+        results: Any = evaluate(lm, merged, limit=limit, bootstrap_iters=0, log_samples=False)
     finally:
         random.setstate(state)
-
-
-def _score(lm: RoutedLM, tasks: list[str], limit: int | None, data: DataConfig) -> dict[str, float]:
-    loaded = _load(tasks, data)
-    merged: Any = {
-        part: {name: entry for one in loaded.values() for name, entry in one[part].items()}
-        for part in ("tasks", "groups", "group_map")
-    }
-    # `simple_evaluate` would reseed all global generators, and the bootstrap would start a process
-    # pool; the standard error of an accuracy has a closed form.
-    results: Any = evaluate(lm, merged, limit=limit, bootstrap_iters=0, log_samples=False)
     scores: dict[str, float] = {}
-    for task in tasks:
+    for task, entry in loaded.items():
         figures = _flat(task, results)
-        for name in [] if figures else loaded[task]["tasks"]:
+        for name in [] if figures else entry["tasks"]:
             figures |= _flat(name, results)
         if not figures:
             raise UserError(f"task '{task}' has no metric; choose one with a metric, such as accuracy")

@@ -59,11 +59,11 @@ def environment(dtype: torch.dtype) -> dict[str, Any]:
 def _nvidia(gpu: str, *fields: str) -> dict[str, str]:
     """Driver and clocks of ``gpu`` (a UUID, since CUDA_VISIBLE_DEVICES may renumber GPUs) from
     nvidia-smi; {} without it."""
-    command = ["nvidia-smi", f"--id={gpu}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
-    try:
-        line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return {}  # not an NVIDIA GPU, or no nvidia-smi in this container
+    line = _output(
+        "nvidia-smi", f"--id={gpu}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"
+    )
+    if not line:
+        return {}
     driver, processor, memory = line.split(", ")
     return {"driver": driver, "gpu_clock_max": processor, "gpu_memory_clock_max": memory}
 
@@ -80,18 +80,19 @@ def _cpu() -> str:
 def code_version() -> dict[str, Any]:
     """Version; in a checkout also the commit, and whether the package differs from it."""
     package = Path(modbench.__file__).parent
-    version: dict[str, Any] = {"version": modbench.__version__, "commit": None, "dirty": None}
-    if not (package.parent / ".git").exists():
-        return version
+    commit = dirty = None
+    if (package.parent / ".git").exists():
+        git = ("git", "-C", str(package))
+        commit = _output(*git, "rev-parse", "HEAD")
+        changes = _output(*git, "status", "--porcelain", "--", str(package))
+        dirty = None if changes is None else bool(changes)
+    return {"version": modbench.__version__, "commit": commit, "dirty": dirty}
+
+
+def _output(*command: str) -> str | None:
+    """Standard output of ``command``; None if it is not installed or fails."""
     try:
-        version["commit"] = _git(package, "rev-parse", "HEAD")
-        version["dirty"] = bool(_git(package, "status", "--porcelain", "--", str(package)))
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        # git is not installed or rejects the checkout.
-        return version
-    return version
-
-
-def _git(folder: Path, *words: str) -> str:
-    command = ["git", "-C", str(folder), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return None
+    return done.stdout.strip()

@@ -19,10 +19,9 @@ class MemoryMeter:
         gc.collect()
         with contextlib.suppress(OSError, AttributeError):  # not glibc
             ctypes.CDLL(None).malloc_trim(0)
+        self._baseline = psutil.Process().memory_info().rss
         if on.type == "cuda":
-            self._baseline = int(torch.cuda.memory_allocated(on))
-        else:
-            self._baseline = int(psutil.Process().memory_info().rss)
+            self._baseline = torch.cuda.memory_allocated(on)
         self.reset_peak()
 
     def reset_peak(self) -> None:
@@ -39,11 +38,9 @@ class MemoryMeter:
 
 
 def _peak_resident_bytes() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):  # which `reset_peak` resets, unlike ru_maxrss
-                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, IndexError):  # not Linux
+        # `reset_peak` resets it, unlike ru_maxrss.
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -1,25 +1,25 @@
 """Nominal capacity of routed layers, read off the ledger, which every scheme has: a nominal count of a
 layer is the one at which the ledger equals the nominal ledger."""
 
-from typing import Any
+from bisect import bisect_left
 
 from modbench.ledger import Workload
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
 
 
-def nominal_capacities(model: RoutedDecoder, trace: Trace, tokens: int) -> dict[str, Any]:
+def nominal_capacities(model: RoutedDecoder, trace: Trace, tokens: int) -> dict[str, float]:
     """Nominal values of ``realised_capacity`` and ``expert_realised_capacity`` for sequences of
     ``tokens``, averaged over the layers that show ``selected`` or ``taken`` in ``trace`` (causal rule)
     and whose ledger depends on the count that they report. Empty if none does."""
-    depth, experts = dict[int, float](), list[float]()
-    for layer, name in trace.counts:
+    depth: dict[int, float] = {}
+    experts: list[float] = []
+    for layer, name in sorted(trace.counts, key=lambda key: key[1]):  # "depth" comes first
         if name == "depth" and (layer, "selected") in trace.tensors:
             count = _nominal_count(model, (layer, name), tokens, most=tokens)
             if count is not None:
                 depth[layer] = count
-    for layer, name in trace.counts:
-        if name == "experts" and (layer, "taken") in trace.tensors:
+        elif name == "experts" and (layer, "taken") in trace.tensors:
             most = tokens * trace.tensors[layer, "load"].numel()
             count = _nominal_count(model, (layer, name), tokens, most=most)
             if count is not None:
@@ -42,8 +42,5 @@ def _nominal_count(model: RoutedDecoder, key: tuple[int, str], tokens: int, *, m
 
     if flops(0) == flops(most):
         return None
-    nominal, low, high = model.ledger(Workload(lengths=(tokens,))).total(), 0, most
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if flops(middle) >= nominal else (middle + 1, high)
-    return low
+    nominal = model.ledger(Workload(lengths=(tokens,))).total()
+    return bisect_left(range(most), nominal, key=flops)

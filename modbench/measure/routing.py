@@ -1,11 +1,10 @@
 """Routing metrics on held-out text: selections under both rules, how well the causal rule predicts the
 training rule, and how evenly experts are used.
 
-B sequences, T tokens, E experts.
+B sequences, T tokens, N tokens that reach an expert layer, E experts.
 """
 
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,24 @@ from modbench.measure.nominal_capacity import nominal_capacities
 from modbench.model.context import Context
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
+
+#: Each metric is a quotient of two sums over tokens and layers.
+_RATES = {
+    "flip_rate": ("flipped", "routed"),
+    "realised_capacity": ("entered", "routed"),
+    "gate_scale": ("gate", "gated"),
+    "causal_rule_accuracy": ("right", "judged"),
+    "causal_rule_base_rate": ("skipped", "judged"),
+    "causal_rule_recall": ("hits", "members"),
+    "causal_rule_precision": ("hits", "predicted"),
+    "untaken_tokens": ("untaken", "offered"),
+    "expert_realised_capacity": ("taken", "offered"),
+    "expert_flip_rate": ("flipped_pairs", "pairs"),
+    "expert_gate_scale": ("weight", "met"),
+    "no_op_choices": ("no_op_choices", "choices"),
+    "no_op_tokens": ("no_op_tokens", "choosing"),
+    "dropped_assignments": ("dropped", "assigned"),
+}
 
 
 @torch.no_grad()
@@ -32,15 +49,17 @@ def routing_measures(
     nominal: dict[str, float] = {}
     for start in range(0, len(windows_WT), batch):
         tokens_BT = torch.from_numpy(windows_WT[start : start + batch]).to(on)[:, :-1]
-        traces = []
-        for rule in ("topk", "causal"):
-            context = Context(selection=rule, trace=Trace(detailed=True))  # type: ignore[arg-type]
+        training, causal = (
+            Context(selection="topk", trace=Trace(detailed=True)),
+            Context(selection="causal", trace=Trace(detailed=True)),
+        )
+        for context in (training, causal):
             model(tokens_BT, context)
-            traces.append(context.trace)
-        _depth(sums, *traces)
-        _experts(sums, loads_E, *traces)
-        nominal = nominal or nominal_capacities(model, traces[1], tokens_BT.shape[1])
-    return _rates(sums) | nominal | _evenness(list(loads_E.values()))
+        _depth(sums, training.trace, causal.trace)
+        _experts(sums, loads_E, training.trace, causal.trace)
+        nominal = nominal or nominal_capacities(model, causal.trace, tokens_BT.shape[1])
+    rates = {name: sums[part] / sums[of] for name, (part, of) in _RATES.items() if sums[of]}
+    return rates | nominal | _evenness(list(loads_E.values()))
 
 
 def _depth(sums: dict[str, float], training: Trace, causal: Trace) -> None:
@@ -59,80 +78,43 @@ def _depth(sums: dict[str, float], training: Trace, causal: Trace) -> None:
         if predicted_BT is not None:
             # Recursions route only the candidates; skipping the others needs no prediction.
             candidate_BT = training.tensors.get((layer, "candidates"), torch.ones_like(member_BT))
-            member_BT, predicted_BT = member_BT & candidate_BT, predicted_BT & candidate_BT
-            sums["judged"] += candidate_BT.sum().item()
+            member_BT, predicted_BT = member_BT[candidate_BT], predicted_BT[candidate_BT]
+            sums["judged"] += member_BT.numel()
             sums["members"] += member_BT.sum().item()
+            sums["skipped"] += (~member_BT).sum().item()
             sums["predicted"] += predicted_BT.sum().item()
             sums["hits"] += (predicted_BT & member_BT).sum().item()
+            sums["right"] += (predicted_BT == member_BT).sum().item()
 
 
 def _experts(
     sums: dict[str, float], loads_E: dict[int, torch.Tensor], training: Trace, causal: Trace
 ) -> None:
     for (layer, name), value in causal.tensors.items():
+        chosen_NE = causal.tensors.get((layer, "chosen"))
         if name == "load":
             loads_E[layer] = loads_E.get(layer, 0) + value.double().cpu()
-        elif name == "taken":
-            # Without padding, if the layer shows its choices.
-            chosen_NE = causal.tensors.get((layer, "chosen"))
-            taken_N = value if chosen_NE is None else chosen_NE.sum(-1)
+        elif name == "taken" and chosen_NE is not None:  # without padding, unlike ``taken`` itself
+            taken_N, before_NE = chosen_NE.sum(-1), training.tensors.get((layer, "chosen"))
             sums["offered"] += taken_N.numel()
             sums["untaken"] += (taken_N == 0).sum().item()
             sums["taken"] += taken_N.sum().item()
-            _flips(sums, layer, training, causal)
+            # A depth-routed layer processes other tokens under each rule.
+            if before_NE is not None and (layer, "selected") not in causal.tensors:
+                sums["pairs"] += chosen_NE.numel()
+                sums["flipped_pairs"] += (before_NE != chosen_NE).sum().item()
         elif name == "weights":
-            met_N = value.count_nonzero(-1) > 0
-            sums["met"] += met_N.sum().item()
+            sums["met"] += value.any(-1).sum().item()
             sums["weight"] += value.abs().sum().item()
-        elif name == "no_op":
-            chosen_N = causal.tensors[layer, "chosen"].sum(-1)
-            sums["choosing"] += chosen_N.numel()
-            sums["choices"] += chosen_N.sum().item()
+        elif name == "no_op" and chosen_NE is not None:
+            sums["choosing"] += len(chosen_NE)
+            sums["choices"] += chosen_NE.sum().item()
             sums["no_op_choices"] += value.sum().item()
-            sums["no_op_tokens"] += (value == chosen_N).sum().item()
+            sums["no_op_tokens"] += (value == chosen_NE.sum(-1)).sum().item()
     for (layer, name), dropped_E in training.tensors.items():
         if name == "dropped":
             sums["dropped"] += dropped_E.sum().item()
             sums["assigned"] += (dropped_E.sum() + training.tensors[layer, "load"].sum()).item()
-
-
-def _flips(sums: dict[str, float], layer: int, training: Trace, causal: Trace) -> None:
-    """Count flipped choices of a layer that processes the same tokens under both rules, which a
-    depth-routed layer does not."""
-    pair = [trace.tensors.get((layer, "chosen")) for trace in (training, causal)]
-    if (layer, "selected") in causal.tensors or pair[0] is None or pair[1] is None:
-        return
-    sums["pairs"] += pair[1].numel()
-    sums["flipped_pairs"] += (pair[0] != pair[1]).sum().item()
-
-
-def _rates(sums: dict[str, float]) -> dict[str, float]:
-    rates: dict[str, Any] = {}
-    if sums["routed"]:
-        rates["flip_rate"] = sums["flipped"] / sums["routed"]
-        rates["realised_capacity"] = sums["entered"] / sums["routed"]
-    if sums["gated"]:
-        rates["gate_scale"] = sums["gate"] / sums["gated"]
-    if sums["judged"]:
-        wrong = sums["predicted"] + sums["members"] - 2 * sums["hits"]
-        rates["causal_rule_accuracy"] = 1 - wrong / sums["judged"]
-        rates["causal_rule_base_rate"] = 1 - sums["members"] / sums["judged"]
-        rates["causal_rule_recall"] = sums["hits"] / sums["members"]
-        if sums["predicted"]:
-            rates["causal_rule_precision"] = sums["hits"] / sums["predicted"]
-    if sums["offered"]:
-        rates["untaken_tokens"] = sums["untaken"] / sums["offered"]
-        rates["expert_realised_capacity"] = sums["taken"] / sums["offered"]
-    if sums["pairs"]:
-        rates["expert_flip_rate"] = sums["flipped_pairs"] / sums["pairs"]
-    if sums["met"]:
-        rates["expert_gate_scale"] = sums["weight"] / sums["met"]
-    if sums["choosing"]:
-        rates["no_op_choices"] = sums["no_op_choices"] / sums["choices"]
-        rates["no_op_tokens"] = sums["no_op_tokens"] / sums["choosing"]
-    if sums["assigned"]:
-        rates["dropped_assignments"] = sums["dropped"] / sums["assigned"]
-    return rates
 
 
 def _evenness(loads_E: list[torch.Tensor]) -> dict[str, float]:

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 
+Action = Callable[[], object]
 #: Least seconds of a sample; shorter runs are repeated. Twice pyperf's minimum.
 SHORTEST = 2e-3
 _MOST_LOOPS = 4096
@@ -16,16 +16,12 @@ def nothing() -> None:
     """Do nothing: the default callback."""
 
 
-class Stopwatch(Protocol):
-    def seconds(self, run: Callable[[], object], meanwhile: Callable[[], object] = nothing) -> float:
-        """Seconds of one run. ``meanwhile`` is called, untimed, once the work is launched; a GPU is
-        still busy with it then."""
-
-
-class HostStopwatch:
+class Stopwatch:
     """For work that is complete when the call returns."""
 
-    def seconds(self, run: Callable[[], object], meanwhile: Callable[[], object] = nothing) -> float:
+    def seconds(self, run: Action, meanwhile: Action = nothing) -> float:
+        """Seconds of one run. ``meanwhile`` is called, untimed, once the work is launched; a GPU is
+        still busy with it then."""
         start = time.perf_counter()
         run()
         seconds = time.perf_counter() - start
@@ -33,31 +29,30 @@ class HostStopwatch:
         return seconds
 
 
-class CudaStopwatch:
-    """For work launched on a GPU's stream. ``flush`` overwrites the L2 cache before each run; ``cuda``
-    is `torch.cuda`."""
+class CudaStopwatch(Stopwatch):
+    """For work launched on a GPU's stream. ``flush`` overwrites the L2 cache before each run."""
 
-    def __init__(self, cuda: Any, flush: Callable[[], object]) -> None:
-        self._cuda, self._flush = cuda, flush
+    def __init__(self, flush: Action) -> None:
+        self._flush = flush
 
-    def seconds(self, run: Callable[[], object], meanwhile: Callable[[], object] = nothing) -> float:
-        start, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
+    def seconds(self, run: Action, meanwhile: Action = nothing) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._flush()
-        self._cuda.synchronize()
+        torch.cuda.synchronize()
         start.record()
         run()
         end.record()
         meanwhile()
         end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3  # milliseconds
+        return start.elapsed_time(end) / 1e3  # milliseconds
 
 
 def stopwatch(on: torch.device) -> Stopwatch:
     """The stopwatch for device ``on``."""
     if on.type != "cuda":
-        return HostStopwatch()
+        return Stopwatch()
     room = 2 * torch.cuda.get_device_properties(on).L2_cache_size
-    return CudaStopwatch(torch.cuda, torch.empty(room, dtype=torch.uint8, device=on).zero_)
+    return CudaStopwatch(torch.empty(room, dtype=torch.uint8, device=on).zero_)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,19 +65,19 @@ class Samples:
 
 def sampled(
     watch: Stopwatch,
-    run: Callable[[], object],
+    run: Action,
     *,
     samples: int,
     warm_up: int = 0,
-    before: Callable[[], object] = nothing,
-    begin: Callable[[], object] = nothing,
-    meanwhile: Callable[[], object] = nothing,
+    before: Action = nothing,
+    begin: Action = nothing,
+    meanwhile: Action = nothing,
 ) -> Samples:
     """Time ``run`` after ``warm_up`` untimed runs. ``before`` is called before each run, ``begin``
     before the first sample, and ``meanwhile`` during the last run of each sample, once its work is
     launched; none of them is timed."""
 
-    def span(loops: int, last: Callable[[], object] = nothing) -> float:
+    def span(loops: int, last: Action = nothing) -> float:
         total = 0.0
         for left in reversed(range(loops)):
             before()
@@ -94,8 +89,5 @@ def sampled(
     loops = 1
     while loops < _MOST_LOOPS and span(loops) < SHORTEST:
         loops *= 2
-    seconds = []
     begin()
-    for _ in range(samples):
-        seconds.append(span(loops, meanwhile) / loops)
-    return Samples(seconds=seconds, loops=loops)
+    return Samples(seconds=[span(loops, meanwhile) / loops for _ in range(samples)], loops=loops)

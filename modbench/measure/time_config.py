@@ -5,6 +5,11 @@ from typing import Any, Literal
 
 from modbench.errors import UserError
 
+_LEAST = dict.fromkeys(("repetitions", "samples", "prefill_batch", "decode_tokens"), 1) | {
+    "warm_up": 0,
+    "threads": 0,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TimeConfig:
@@ -35,12 +40,9 @@ class TimeConfig:
             object.__setattr__(self, name, values)
             if min(values, default=1) < 1:
                 raise UserError(f"time {name} is {list(values)}; each must be 1 or more")
-        for name in ("repetitions", "samples", "prefill_batch", "decode_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"time {name} is {getattr(self, name)}; it must be 1 or more")
-        for name in ("warm_up", "threads"):
-            if getattr(self, name) < 0:
-                raise UserError(f"time {name} is {getattr(self, name)}; it must be 0 or more")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise UserError(f"time {name} is {getattr(self, name)}; it must be {least} or more")
         if self.repetitions * self.samples < 3:
             raise UserError(
                 f"time repetitions is {self.repetitions} and samples {self.samples}; they must multiply "

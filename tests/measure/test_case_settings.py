@@ -22,8 +22,7 @@ def in_bfloat16(**changes: Any) -> BenchmarkTarget:
 
 
 def both(of: BenchmarkTarget, model: Decoder) -> list[BenchmarkCase]:
-    training = training_cases(model, of.time, of.train, of.dtype)
-    return [*training, *inference_cases(model, of.time, of.dtype)]
+    return training_cases(model, of) + inference_cases(model, of)
 
 
 def settings(model: Decoder, case: BenchmarkCase) -> set[tuple[Any, ...]]:

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from timed_made_up import subject
 
 from modbench.measure import ceiling
-from modbench.measure.stopwatch import nothing
+from modbench.measure.stopwatch import Stopwatch, nothing
 
 
-class Samples:
+class Samples(Stopwatch):
     """A stopwatch by which a first run takes 9 s, and the next three 1.0, 0.5 and 2.0 s."""
 
     def __init__(self) -> None:
@@ -26,8 +26,13 @@ class Samples:
         return (9.0, 1.0, 0.5, 2.0)[(self.runs - 1) % 4]
 
 
+@pytest.fixture(autouse=True)
+def _copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceiling, "COPIED", {"cpu": 1000})
+
+
 def test_a_ceiling_is_two_flops_a_product_and_two_bytes_a_copy_over_the_best_sample() -> None:
-    found = ceiling.ceilings(subject(), Samples(), copied=1000)
+    found = ceiling.ceilings(subject(), Samples())
     for gemm in found["gemm"]:
         products = gemm["rows"] * gemm["inner"] * gemm["columns"]
         assert gemm["flops_per_second"] == 2 * products / 0.5
@@ -35,12 +40,12 @@ def test_a_ceiling_is_two_flops_a_product_and_two_bytes_a_copy_over_the_best_sam
 
 
 def test_matmuls_in_a_row_are_counted_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = ceiling.ceilings(subject(), Samples(), copied=16)["gemm"]
+    one = ceiling.ceilings(subject(), Samples())["gemm"]
     monkeypatch.setitem(ceiling.IN_A_ROW, "cpu", 3)
     calls: list[int] = []
     count = SimpleNamespace(linear=lambda *_: calls.append(1))
     monkeypatch.setattr(ceiling, "F", count)
-    three = ceiling.ceilings(subject(), Samples(), copied=16)["gemm"]
+    three = ceiling.ceilings(subject(), Samples())["gemm"]
     assert len(calls) == 3 * 4 * len(three)
     for before, after in zip(one, three, strict=True):
         assert after["flops_per_second"] == pytest.approx(3 * before["flops_per_second"])
@@ -57,7 +62,7 @@ def test_matmuls_run_in_the_reported_dtype(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(ceiling, "F", SimpleNamespace(linear=linear))
     of = replace(subject(), dtype=torch.bfloat16)
-    found = ceiling.ceilings(of, Samples(), copied=16)
+    found = ceiling.ceilings(of, Samples())
     told = [gemm["dtype"] for gemm in found["gemm"]]
     assert told == ["bfloat16"] * 5 + ["float32"] * 5
     assert seen == [(f"torch.{dtype}",) * 2 for dtype in told for _ in range(4)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from timed_made_up import Nvml, Ticking, subject
 
-from modbench.measure import clock
+from modbench.measure import clock, nvml
 from modbench.measure.nvml import Gpu
 from modbench.measure.stopwatch import SHORTEST
 
@@ -32,7 +32,7 @@ def timed(
 ) -> dict[str, Any]:
     """On a GPU, a case's samples taking ``tick`` seconds all together and a run ``each``."""
     moments = count(0.0, tick)
-    monkeypatch.setattr(clock, "monotonic", lambda: next(moments))
+    monkeypatch.setattr(nvml, "monotonic", lambda: next(moments))
     monkeypatch.setattr(clock, "open_gpu", lambda on: (Gpu(Counting(), "new"), ""))
     monkeypatch.setattr(clock, "stopwatch", lambda on: Ticking(each))
     monkeypatch.setattr("modbench.measure.ceiling.COPIED", {"cpu": 16})

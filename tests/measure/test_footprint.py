@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from timed_made_up import SHAPE, subject
+from timed_made_up import subject
 from torch import nn
 
 from modbench.measure import footprint, memory_meter
@@ -63,44 +63,6 @@ def test_a_prefill_is_measured_after_a_first_one(events: list[str]) -> None:
 def test_a_step_is_measured_after_a_first_one(events: list[str]) -> None:
     footprint.training_footprint(subject())
     assert events == ["build", "step", "meter", "build", "step", "reset", "step", "peak"]
-
-
-def test_a_cells_steps_are_measured_after_the_same_steps(
-    events: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two steps, since the first one creates the optimizer's state."""
-    train = {"budget": 1, "sequence": 32, "batch": 2, "precision": "float32"}
-    time = {"forced_balance": False, "deterministic": True}
-    cell = {"router": {"name": "mod", "options": {}}, "model": SHAPE, "train": train, "time": time}
-    twice = ["step", "step"]
-    peak = footprint.steps_peak(BenchmarkTarget.of(cell), 2)
-    assert (peak, events) == (10**9, ["build", *twice, "meter", "build", *twice, "peak"])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_cells_steps_are_those_it_trains_by(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken: list[tuple[Any, ...]] = []
-
-    def step(
-        model: Decoder,
-        optimizer: Any,
-        train: Any,
-        batch: Any,
-        dtype: torch.dtype,
-        *,
-        forced_balance: bool,
-    ) -> None:
-        assert not forced_balance
-        taken.append((model.training, *(tokens_BT.shape for tokens_BT in batch), dtype))
-
-    monkeypatch.setattr(footprint, "training_step", step)
-    train = {"budget": 1, "sequence": 31, "batch": 3, "precision": str(dtype).removeprefix("torch.")}
-    time = {"forced_balance": False, "deterministic": True}
-    cell = {"router": {"name": "mod", "options": {}}, "model": SHAPE, "train": train, "time": time}
-    footprint.steps_peak(BenchmarkTarget.of(cell), 2)
-    assert taken == 4 * [(True, (3, 31), (3, 31), dtype)]
 
 
 def test_the_largest_prefill_is_that_of_any_case() -> None:

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from modbench.measure.timing import summary
 from torch import nn
 
 from modbench.errors import UserError
@@ -113,23 +112,3 @@ def test_top_k_evaluation_differs_from_causal_only_by_the_rule() -> None:
             for rule in ("causal", "topk")
         )
         assert (causal != leaky) == differs
-
-
-def test_a_summary_says_when_it_is_unstable() -> None:
-    steady = summary([1.0, 1.01, 0.99, 1.0, 1.0])
-    assert steady == {"median": 1.0, "iqr": pytest.approx(0.0), "n": 5, "stable": True}
-    assert not summary([1.0, 1.0, 1.0, 1.0, 3.0])["stable"]
-
-
-@pytest.mark.parametrize(
-    ("extreme", "stable"), [(0.45, False), (0.55, True), (1.45, True), (1.55, False)]
-)
-def test_one_extreme_among_many_is_unstable_all_the_same(extreme: float, stable: bool) -> None:
-    """The standard deviation stays below a tenth of the mean."""
-    assert summary([1.0] * 40 + [extreme])["stable"] == stable
-
-
-@pytest.mark.parametrize(("apart", "stable"), [(0.08, True), (0.15, False)])
-def test_a_standard_deviation_above_a_tenth_of_the_mean_is_unstable(apart: float, stable: bool) -> None:
-    values = [10.0] + [10.0 * (1 + apart), 10.0 * (1 - apart)] * 4
-    assert summary(values)["stable"] is stable

@@ -219,19 +219,3 @@ def test_scores_agree_with_the_choices(
         highest = scores.masked_fill(chosen, -torch.inf).amax(among)
         assert chosen.any()
         assert (lowest >= highest).all()
-
-
-def test_trace_entries_of_other_shapes_are_ignored() -> None:
-    histograms = RoutingHistograms(sequence=8, pieces=PIECES)
-    trace = Trace()
-    trace.show(0, "selected", torch.ones(3, dtype=torch.bool))
-    trace.show(1, "selected", torch.ones(2, 8, dtype=torch.bool))
-    trace.show(1, "gate", torch.ones(2))
-    trace.show(2, "load", torch.tensor([1.4, -1.0, torch.nan]))
-    trace.show(2, "scores", torch.ones(4, 3))
-    for rule in ("causal", "topk"):
-        histograms.watch(rule)(torch.zeros(2, 8, dtype=torch.int64), trace)
-    found = histograms.as_dict()
-    check_routing(found)
-    assert [(layer["layer"], layer["gates"]) for layer in found["causal"]["depth"]] == [(1, None)]
-    assert found["causal"]["experts"] == [{"layer": 2, "load": [1, 0, 0], "scores": None}]

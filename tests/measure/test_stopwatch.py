@@ -7,8 +7,10 @@ import pytest
 import torch
 from timed_made_up import Nvml, Ticking
 
-from modbench.measure.nvml import Gpu, Watched, open_gpu
-from modbench.measure.stopwatch import SHORTEST, CudaStopwatch, HostStopwatch, sampled, stopwatch
+from modbench.analysis.intervals import summary
+from modbench.measure import nvml
+from modbench.measure.nvml import Gpu, GpuMonitor, open_gpu
+from modbench.measure.stopwatch import SHORTEST, CudaStopwatch, sampled, stopwatch
 
 
 def test_a_short_run_is_repeated_until_a_sample_is_long_enough() -> None:
@@ -46,7 +48,7 @@ def test_a_gpu_is_timed_by_its_events_behind_a_flush_of_twice_its_cache(
     assert asked == [(2000, {"dtype": torch.uint8, "device": on})]
     watch._flush()
     assert not room.any()
-    assert isinstance(stopwatch(torch.device("cpu")), HostStopwatch)
+    assert not isinstance(stopwatch(torch.device("cpu")), CudaStopwatch)
 
 
 def test_what_comes_between_runs_is_off_the_clock() -> None:
@@ -64,7 +66,9 @@ def test_what_comes_between_runs_is_off_the_clock() -> None:
     assert order == [*run, *run, "begin", *run, "meanwhile", *run, "meanwhile"]
 
 
-def test_a_gpus_cache_is_flushed_before_each_run_and_its_stream_awaited() -> None:
+def test_a_gpus_cache_is_flushed_before_each_run_and_its_stream_awaited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     order: list[str] = []
 
     class Event:
@@ -80,25 +84,34 @@ def test_a_gpus_cache_is_flushed_before_each_run_and_its_stream_awaited() -> Non
         def elapsed_time(self, end: "Event") -> float:
             return 250.0
 
-    cuda = SimpleNamespace(Event=Event, synchronize=lambda: order.append("wait for all"))
-    watch = CudaStopwatch(cuda, lambda: order.append("flush"))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("wait for all"))
+    watch = CudaStopwatch(lambda: order.append("flush"))
     run, meanwhile = (lambda: order.append("run")), (lambda: order.append("meanwhile"))
     assert watch.seconds(run, meanwhile) == 0.25
     assert order == ["flush", "wait for all", "record", "run", "record", "meanwhile", "wait"]
 
 
-def test_clocks_throttling_and_energy_come_from_nvml() -> None:
-    gpu, watched = Gpu(Nvml(), "new"), Watched()
-    gpu.look(watched)
-    assert watched.as_dict()["throttled"] == []
-    gpu.look(watched)
-    assert watched.as_dict() == {
+def test_clocks_and_throttling_come_from_nvml() -> None:
+    monitor = GpuMonitor(Gpu(Nvml(), "new"))
+    monitor.look()
+    seen = monitor.seen()
+    assert seen is not None
+    assert seen["throttled"] == []
+    monitor.look()
+    assert monitor.seen() == {
         "clock_mhz": [1900, 2000],
         "memory_clock_mhz": [1500, 1500],
         "throttled": ["power cap", "software thermal slowdown"],
     }
-    assert gpu.joules() == 12.5
-    assert Gpu(Nvml(), "old").joules() is None
+
+
+def test_a_gpu_that_counts_no_energy_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "LEAST_COUNTED", 0.0)
+    for handle, joules in (("new", 0.0), ("old", None)):
+        monitor = GpuMonitor(Gpu(Nvml(), handle))
+        monitor.begin()
+        assert monitor.joules(1) == joules
 
 
 @pytest.mark.parametrize("driver", ["old", "new"])
@@ -109,14 +122,35 @@ def test_throttling_is_asked_by_the_name_that_the_driver_knows(driver: str) -> N
                 raise RuntimeError
             return 0x08
 
-    watched = Watched()
+    monitor = GpuMonitor(Gpu(renamed := Renamed(), "new"))
     for _ in range(2):
-        Gpu(renamed := Renamed(), "new").look(watched)
-    assert watched.throttled == ({"hardware slowdown"} if driver == "new" else set())
-    assert renamed.looks == (driver == "old")
+        monitor.look()
+    seen = monitor.seen()
+    assert seen is not None
+    assert ("hardware slowdown" in seen["throttled"]) == (driver == "new")
+    assert (renamed.looks > 0) == (driver == "old")
 
 
 def test_where_nvml_cannot_be_asked_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_gpu(torch.device("cpu")) == (None, "no GPU")
     monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
     assert open_gpu(torch.device("cuda")) == (None, "pynvml is not installed")
+
+
+@pytest.mark.parametrize(
+    ("values", "stable"),
+    [
+        ([1.0, 1.01, 0.99, 1.0, 1.0], True),
+        # One extreme among many leaves the standard deviation below a tenth of the mean.
+        ([1.0] * 40 + [0.45], False),
+        ([1.0] * 40 + [0.55], True),
+        ([1.0] * 40 + [1.45], True),
+        ([1.0] * 40 + [1.55], False),
+        ([1.0] + [1.08, 0.92] * 4, True),
+        ([1.0] + [1.15, 0.85] * 4, False),
+    ],
+)
+def test_a_summary_states_whether_it_is_stable(values: list[float], stable: bool) -> None:
+    found = summary(values)
+    assert found["stable"] is stable
+    assert (found["median"], found["n"]) == (1.0, len(values))

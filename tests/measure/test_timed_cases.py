@@ -19,15 +19,14 @@ from modbench.measure.benchmark_case import BenchmarkCase, inference_cases, trai
 from modbench.measure.benchmark_target import BenchmarkTarget
 from modbench.measure.ceiling import ceilings
 from modbench.measure.clock import balance, timed
-from modbench.measure.stopwatch import HostStopwatch
+from modbench.measure.stopwatch import Stopwatch
 from modbench.measure.time_config import TimeConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 
 
 def all_cases(of: BenchmarkTarget, model: Decoder) -> list[BenchmarkCase]:
-    training = training_cases(model, of.time, of.train, of.dtype)
-    return [*training, *inference_cases(model, of.time, of.dtype)]
+    return training_cases(model, of) + inference_cases(model, of)
 
 
 @pytest.mark.parametrize("router", ["vanilla", "mod", "token_choice", "expert_choice", "relu_routing"])
@@ -50,16 +49,16 @@ def test_each_case_spends_the_nominal_flops(router: str) -> None:
 def test_decoding_goes_on_from_the_same_place_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     of = subject("mod", decode_past=[8], decode_batches=[2])
     model = of.build()
-    (case,) = (case for case in inference_cases(model, of.time, of.dtype) if case.phase == "decode")
+    (case,) = (case for case in inference_cases(model, of) if case.phase == "decode")
     read: list[list[int]] = []
-    right = benchmark_case._read
+    right = benchmark_case.read
 
     def watch(run: Any, tokens_BT: torch.Tensor, cache: Any, *rest: Any, **more: Any) -> Any:
         read.append(list(cache.read))
         return right(run, tokens_BT, cache, *rest, **more)
 
     prepared = case.prepare()
-    monkeypatch.setattr(benchmark_case, "_read", watch)
+    monkeypatch.setattr(benchmark_case, "read", watch)
     for _ in range(2):
         prepared.before()
         prepared.run()
@@ -71,7 +70,7 @@ def test_decoding_computes_what_a_full_pass_would() -> None:
     model = of.build()
     seen: list[torch.Tensor] = []
     model.register_forward_hook(lambda module, given, out: seen.append(out))
-    (case,) = (case for case in inference_cases(model, of.time, of.dtype) if case.phase == "decode")
+    (case,) = (case for case in inference_cases(model, of) if case.phase == "decode")
     case.prepare().run()
     tokens_BT = benchmark_case.random_tokens(model, 2, 16)
     with torch.no_grad():
@@ -83,7 +82,7 @@ def test_training_takes_a_step() -> None:
     of = subject("token_choice")
     model = of.build()
     before = {name: value.clone() for name, value in model.named_parameters()}
-    for case in training_cases(model, of.time, of.train, of.dtype):
+    for case in training_cases(model, of):
         case.prepare().run()
         moved = [
             name for name, value in model.named_parameters() if not torch.equal(value, before[name])
@@ -124,7 +123,7 @@ def test_out_of_memory_in_a_case_leaves_the_others_timed(monkeypatch: pytest.Mon
     """Memory that runs out in training, after there were gradients and half of an optimizer's state."""
     of = subject("mod", decode_past=[8], decode_batches=[1])
     seen: list[bool] = []
-    right = benchmark_case._read
+    right = benchmark_case.read
 
     def step(*given: Any, **more: Any) -> Any:
         right_step(*given, **more)
@@ -136,7 +135,7 @@ def test_out_of_memory_in_a_case_leaves_the_others_timed(monkeypatch: pytest.Mon
 
     right_step = benchmark_case.training_step
     monkeypatch.setattr(benchmark_case, "training_step", step)
-    monkeypatch.setattr(benchmark_case, "_read", read)
+    monkeypatch.setattr(benchmark_case, "read", read)
     found = timed("time", of, 1, lambda _: None)
     assert [case["name"] for case in found["cases"]] == [
         *("forward", "prefill 24 x 1", "decode after 8 x 1")
@@ -205,8 +204,9 @@ def test_all_is_compiled_where_it_is_asked_for_but_decoding(
     assert not compiled or dynamo.fail_on_recompile_limit_hit
 
 
-def test_ceilings_are_of_the_models_own_matmuls() -> None:
-    found = ceilings(subject(), HostStopwatch(), copied=2**16)
+def test_ceilings_are_of_the_models_own_matmuls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modbench.measure.ceiling.COPIED", {"cpu": 2**16})
+    found = ceilings(subject(), Stopwatch())
     sizes = {g["component"]: (g["rows"], g["inner"], g["columns"]) for g in found["gemm"]}
     assert sizes == {
         "attention.qkv": (64, 32, 96),

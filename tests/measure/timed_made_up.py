@@ -3,7 +3,7 @@
 from typing import Any
 
 from modbench.measure.benchmark_target import BenchmarkTarget
-from modbench.measure.stopwatch import nothing
+from modbench.measure.stopwatch import Stopwatch, nothing
 
 SHAPE = {"vocabulary": 97, "width": 32, "layers": 4, "heads": 4, "mlp_width": 64}
 TIME = {
@@ -27,7 +27,7 @@ def subject(router: str = "vanilla", **changes: Any) -> BenchmarkTarget:
     )
 
 
-class Ticking:
+class Ticking(Stopwatch):
     """A stopwatch by which each run takes ``seconds``."""
 
     def __init__(self, seconds: float) -> None:
@@ -42,14 +42,13 @@ class Ticking:
 class Nvml:
     """The module pynvml of a made-up GPU, whose clock falls and is slowed down at the second look."""
 
-    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
     NVMLError = RuntimeError
 
     def __init__(self) -> None:
         self.looks = 0
 
     def nvmlDeviceGetClockInfo(self, handle: str, clock: int) -> int:  # noqa: N802
-        return 2000 - 100 * self.looks if clock == self.NVML_CLOCK_SM else 1500
+        return 2000 - 100 * self.looks if clock == 1 else 1500
 
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:  # noqa: N802
         self.looks += 1

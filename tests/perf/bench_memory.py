@@ -1,18 +1,18 @@
 """Peak memory of training steps of every built-in scheme: what the plan says of it beforehand, against a
 fresh process that takes them, as `modbench time` does."""
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from modbench.sweep.timing_process import run_worker
 from pytest_benchmark.fixture import BenchmarkFixture
 from targets import Reach
 
+from modbench.measure.footprint import predicted_peak
 from modbench.measure.time_config import TimeConfig
 from modbench.model.config import ModelConfig
+from modbench.sweep.worker import run_worker
 
 ROUTERS = (
     "vanilla",
@@ -28,7 +28,6 @@ ROUTERS = (
 )
 SHAPE = ModelConfig(vocabulary=2048, width=256, layers=8, heads=4)
 SEQUENCES, TOKENS = 4, 512
-WORKER = (sys.executable, "-m", "modbench.measure.worker")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -48,14 +47,15 @@ def test_predicted_against_measured_peak(
         "time": asdict(TimeConfig()),
     }
     threads = pytestconfig.getoption("--perf-threads")
-    spec = {"kind": "training_memory", "cell": cell, "plugins": [], "threads": threads}
+    spec = {"job": "peak", "cell": cell, "plugins": [], "threads": threads}
 
     def weighed() -> dict[str, Any]:
-        return run_worker(WORKER, spec, tmp_path / "log.txt", lambda event: None)
+        return run_worker(spec, log=tmp_path / "log.txt")
 
     found = benchmark.pedantic(weighed, rounds=1, iterations=1)
-    assert found["status"] == "ok", found
-    measured, predicted = (found["measured"][name]["peak"] for name in ("measured", "predicted"))
+    measured, predicted = found["peak"], predicted_peak(cell)
+    assert measured is not None, found
+    assert predicted is not None
     # Revisions are compared by it, not by how long the process took.
     benchmark.extra_info["bytes"] = measured
     what = f"peak memory, predicted {predicted / 1e6:.0f} and measured {measured / 1e6:.0f} MB"

@@ -8,11 +8,10 @@ depend on the text only, not on a model or tokenizer.
 import random
 import re
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -67,17 +66,13 @@ def dataset(data: Mapping[str, Any] | None = None, **_: Any) -> "dict[str, Datas
     return {"validation": Dataset.from_list(list(items(DataConfig(**(data or {})))))}
 
 
+@lru_cache(maxsize=4)
 def items(config: DataConfig) -> tuple[Item, ...]:
     """The items, ``{"source", "context", "choices", "answer"}``, alternating between sources.
 
     Raises:
         UserError: the corpus is missing or altered, or has too few suitable sentences.
     """
-    return _items(config, load(config).sha256)
-
-
-@lru_cache(maxsize=4)
-def _items(config: DataConfig, sha256: str) -> tuple[Item, ...]:
     data = load(config)
     heldout = _documents(data.heldout_N, data.tokenizer)
     words = count_words(_documents(data.train_N, data.tokenizer))
@@ -97,27 +92,23 @@ def _documents(stream_N: "np.ndarray", tokenizer: "Tokenizer") -> list[str]:
     return [tokenizer.decode(ids_N.tolist()) for ids_N in np.split(stream_N, ends + 1) if len(ids_N)]
 
 
-@dataclass(frozen=True)
-class WordCounts:
+class WordCounts(NamedTuple):
     """Counts of words in a text: all, and those followed by a full stop, ! or ?."""
 
-    all: Mapping[str, int]
-    last: Mapping[str, int]
+    all: Counter[str]
+    last: Counter[str]
 
 
 def count_words(texts: Iterable[str]) -> WordCounts:
     """Count words without surrounding punctuation; case matters."""
-    tokens: Counter[str] = Counter()
-    for text in texts:
-        tokens.update(text.split())
-    everywhere: Counter[str] = Counter()
-    last: Counter[str] = Counter()
+    tokens = Counter(token for text in texts for token in text.split())
+    words = WordCounts(all=Counter(), last=Counter())
     for token, count in tokens.items():
         word = token.strip(_PUNCTUATION)
-        everywhere[word] += count
+        words.all[word] += count
         if token.rstrip("\"')]").endswith((".", "?", "!")):
-            last[word] += count
-    return WordCounts(all=everywhere, last=last)
+            words.last[word] += count
+    return words
 
 
 def build_items(
@@ -141,17 +132,14 @@ def build_items(
 
     used: Counter[str] = Counter()
     seen: set[str] = set()
-    queues = {source: _drafts(source, found[source], band_of, used, seen) for source in sorted(found)}
+    turns = deque((name, _drafts(name, found[name], band_of, used, seen)) for name in sorted(found))
     drafts: list[tuple[str, str, str, list[str]]] = []
-    while queues and len(drafts) < count:
-        for source in list(queues):
-            draft = next(queues[source], None) if len(drafts) < count else None
-            if draft is not None:
-                drafts.append((source, *draft))
-            elif len(drafts) < count:
-                del queues[source]
-
-    places = _drawn(random.Random(_SEED), [number % 4 for number in range(len(drafts))], len(drafts))
+    while turns and len(drafts) < count:
+        source, queue = turns.popleft()
+        if draft := next(queue, None):
+            drafts.append((source, *draft))
+            turns.append((source, queue))
+    places = _shuffled(random.Random(_SEED), [number % 4 for number in range(len(drafts))])
     return [
         {
             "source": source,
@@ -170,8 +158,8 @@ def _bands(words: WordCounts) -> list[tuple[str, ...]]:
     for word, count in words.all.items():
         plain = len(word) >= 3 and word.isascii() and word.isalpha() and word.islower()
         # Words that are often names would be poor distractors.
-        if plain and count >= _LEAST_FREQUENCY and words.all.get(word.capitalize(), 0) * 4 <= count:
-            band = min(len(word), 9) // 2, count.bit_length(), (words.last.get(word, 0) + 1).bit_length()
+        if plain and count >= _LEAST_FREQUENCY and words.all[word.capitalize()] * 4 <= count:
+            band = min(len(word), 9) // 2, count.bit_length(), (words.last[word] + 1).bit_length()
             bands[band].append(word)
     return [tuple(sorted(band)) for band in bands.values()]
 
@@ -198,14 +186,14 @@ def _drafts(
     """(context, answer, three distractors), in random order. ``used`` (answers) and ``seen`` (ends of
     sentences) are shared among sources."""
     rng = random.Random(f"{_SEED} {source}")
-    for context, answer in _drawn(rng, sentences, len(sentences)):
+    for context, answer in _shuffled(rng, sentences):
         end = " ".join(re.findall(r"[a-z]+", context.lower())[-8:])
         # If a word is a prefix of another, a tokenizer may add their probabilities.
         pool = [word for word in band_of[answer] if not _overlap(word, answer)]
         if end in seen or used[answer] >= _MOST_PER_ANSWER or len(pool) < _LEAST_POOL:
             continue
         wrong: list[str] = []
-        for word in _drawn(rng, pool, len(pool)):
+        for word in _shuffled(rng, pool):
             if len(wrong) < 3 and not any(_overlap(word, other) for other in wrong):
                 wrong.append(word)
         if len(wrong) == 3:
@@ -218,11 +206,11 @@ def _overlap(one: str, other: str) -> bool:
     return one.startswith(other) or other.startswith(one)
 
 
-def _drawn(rng: random.Random, pool: Sequence[T], count: int) -> list[T]:
-    """Sample ``count`` of ``pool`` in random order; the same in every version of Python, which only
-    ``Random.random`` guarantees."""
+def _shuffled(rng: random.Random, pool: Sequence[T]) -> list[T]:
+    """``pool`` in random order; the same in every version of Python, which only ``Random.random``
+    guarantees."""
     drawn = list(pool)
-    for place in range(count):
+    for place in range(len(drawn)):
         other = place + int(rng.random() * (len(drawn) - place))
         drawn[place], drawn[other] = drawn[other], drawn[place]
-    return drawn[:count]
+    return drawn

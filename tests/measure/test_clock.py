@@ -10,7 +10,7 @@ import pytest
 from timed_made_up import Nvml, Ticking, subject
 
 from modbench.measure import clock, nvml
-from modbench.measure.nvml import Gpu
+from modbench.measure.nvml import Gpu, GpuMonitor
 from modbench.measure.stopwatch import SHORTEST
 
 ONE_DECODING = {"decode_past": [8], "decode_batches": [1], "decode_tokens": 2}
@@ -27,22 +27,14 @@ class Counting(Nvml):
         return next(self.spent)
 
 
-def timed(
-    monkeypatch: pytest.MonkeyPatch, kind: str = "time", *, tick: float = 1.0, each: float = 1.0
-) -> dict[str, Any]:
-    """On a GPU, a case's samples taking ``tick`` seconds all together and a run ``each``."""
-    moments = count(0.0, tick)
+def timed(monkeypatch: pytest.MonkeyPatch, kind: str = "time", *, each: float = 1.0) -> dict[str, Any]:
+    """On a GPU, the samples of a case taking a second in total and a run ``each``."""
+    moments = count(0.0, 1.0)
     monkeypatch.setattr(nvml, "monotonic", lambda: next(moments))
     monkeypatch.setattr(clock, "open_gpu", lambda on: (Gpu(Counting(), "new"), ""))
     monkeypatch.setattr(clock, "stopwatch", lambda on: Ticking(each))
     monkeypatch.setattr("modbench.measure.ceiling.COPIED", {"cpu": 16})
     return clock.timed(kind, subject("mod", **ONE_DECODING), 1, lambda _: None)
-
-
-def test_energy_is_reported_per_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = timed(monkeypatch)
-    assert [case["loops"] for case in found["cases"]] == [1] * 4
-    assert [case["joules"] for case in found["cases"]] == [6 / 3] * 4
 
 
 def test_energy_of_a_run_that_is_repeated_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,12 +43,15 @@ def test_energy_of_a_run_that_is_repeated_is_shared_out(monkeypatch: pytest.Monk
     assert [case["joules"] for case in found["cases"]] == [6 / (4 * 3)] * 4
 
 
-@pytest.mark.parametrize(("tick", "told"), [(0.9, False), (1.0, True), (7.0, True)])
+@pytest.mark.parametrize(("seconds", "told"), [(0.9, False), (1.0, True), (7.0, True)])
 def test_energy_is_reported_for_a_second_or_more(
-    tick: float, told: bool, monkeypatch: pytest.MonkeyPatch
+    seconds: float, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = timed(monkeypatch, tick=tick)
-    assert [case["joules"] is not None for case in found["cases"]] == [told] * 4
+    moments = iter((5.0, 5.0 + seconds))
+    monkeypatch.setattr(nvml, "monotonic", lambda: next(moments))
+    monitor = GpuMonitor(Gpu(Counting(), "new"))
+    monitor.begin()
+    assert monitor.joules(3) == (6 / 3 if told else None)
 
 
 @pytest.mark.parametrize("kind", ["time", "ceiling"])

@@ -82,7 +82,7 @@ def test_a_peak_is_the_highest_resident_set_above_the_baseline(
     assert (tmp_path / "clear_refs").read_text() == "5"  # proc(5): resets the peak
 
 
-@pytest.mark.parametrize("forced", [True, False])
+@pytest.mark.parametrize("forced", [pytest.param(True, marks=pytest.mark.full), False])
 def test_measured_memory_routes_as_timed_cases_do(forced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """And reads prompts as they are read to decode: logits of the last token alone, no gradients."""
     seen: list[tuple[bool, ...]] = []

@@ -1,5 +1,7 @@
 """Routing histograms of numbers and of routers with known choices."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,16 +20,22 @@ from modbench.routing.registry import build_router
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=64)
 WINDOWS_WT = np.random.default_rng(0).integers(97, size=(20, 65))
 PIECES = tuple(f"<{number}>".encode() for number in range(97))
+
+
+def full(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.full)
+
+
 EXPERTS = [
     ("token_choice", {}),
-    ("token_choice", {"affinity": "sigmoid", "bias_step": 0.1}),
+    full("token_choice", {"affinity": "sigmoid", "bias_step": 0.1}),
     ("token_choice", {"top_k": 1, "renormalise": False, "capacity_factor": 1.0}),
     ("expert_choice", {}),
-    ("expert_choice", {"pool": "batch"}),
-    ("expert_threshold", {}),
+    full("expert_choice", {"pool": "batch"}),
+    full("expert_threshold", {}),
     ("relu_routing", {}),
     ("mode_integrated", {}),
-    ("mode_staged", {}),
+    full("mode_staged", {}),
     ("mode_staged", {"experts_by": "expert_choice"}),
 ]
 
@@ -139,10 +147,10 @@ def test_bytes_that_are_no_text_are_written_out_and_ids_are_bounded() -> None:
     ("name", "options"),
     [
         ("mod", {}),
-        ("mod", {"gate": "sigmoid", "causal": "aux_bce"}),
-        ("mode_staged", {}),
+        full("mod", {"gate": "sigmoid", "causal": "aux_bce"}),
+        full("mode_staged", {}),
         ("threshold_skip", {}),
-        ("mixture_of_recursions", {}),
+        full("mixture_of_recursions", {}),
         ("mixture_of_recursions", {"depth": "token_choice"}),
     ],
 )
@@ -167,6 +175,10 @@ def test_experts_of_all_schemes_show_what_they_chose(name: str, options: dict) -
         layers = found[rule]["experts"]
         assert [layer["layer"] for layer in layers] == [0, 1, 2, 3]
         for layer in layers:
+            assert ("by_no_op" in layer) == (name == "mode_integrated")
+            choosing = name in ("expert_choice", "expert_threshold", "relu_routing")
+            staged = options.get("experts_by") == "expert_choice" and layer["layer"] in (0, 2)
+            assert ("taken" in layer) == (choosing or staged)
             experts = len(layer["load"])
             depth = {other["layer"]: sum(other["routed"]) for other in found[rule]["depth"]}
             tokens = depth.get(layer["layer"], 20 * 64)
@@ -184,12 +196,6 @@ def test_choices_of_no_op_experts_are_counted_by_layer() -> None:
         for layer in found[rule]["experts"]:
             assert sum(layer["by_no_op"]) == 20 * 64
             assert sum(n * count for n, count in enumerate(layer["by_no_op"])) == sum(layer["load"][5:])
-    for name, options in EXPERTS:
-        for layer in routing(model(name, **options))["causal"]["experts"]:
-            assert ("by_no_op" in layer) == (name == "mode_integrated")
-            choosing = name in ("expert_choice", "expert_threshold", "relu_routing")
-            staged = options.get("experts_by") == "expert_choice" and layer["layer"] in (0, 2)
-            assert ("taken" in layer) == (choosing or staged)
 
 
 @pytest.mark.parametrize(

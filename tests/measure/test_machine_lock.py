@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -99,18 +100,30 @@ def test_a_process_id_that_was_used_again_is_another_process(tmp_path: Path) -> 
 
 
 def test_a_busy_process_is_named_and_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_lock, "QUIET_SECONDS", 3.0)
-    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
-    monkeypatch.setattr(machine_lock, "_own", lambda: {os.getpid()})  # a stranger, not a child
+    class Busy:
+        def state(self, threads: int) -> dict[str, float]:
+            return {"others": 1.0}
+
+    seconds = count()
+    spent = {os.getppid(): 0.0, 1: 0.0}
+    monkeypatch.setattr(machine_lock, "QUIET_SECONDS", 0.6)
+    monkeypatch.setattr(machine_lock, "LoadMonitor", Busy)
+    monkeypatch.setattr(
+        machine_lock, "_processor_seconds", lambda: spent | {os.getppid(): next(seconds)}
+    )
     reasons: list[str] = []
-    try:
-        started = time.monotonic()
-        with measuring("mine", wait=reasons.append):
-            assert 2.5 < time.monotonic() - started < 20
-    finally:
-        busy.kill()
-        busy.wait()
-    assert any(f"process {busy.pid} (" in reason for reason in reasons)
+    started = time.monotonic()
+    with measuring("mine", wait=reasons.append):
+        assert 0.6 <= time.monotonic() - started < 20
+    named = f"waiting for a quiet machine: process {os.getppid()} ("
+    assert len(reasons) >= 1
+    assert all(reason.startswith(named) for reason in reasons)
+
+
+def test_own_processes_are_not_waited_for(other: "subprocess.Popen[str]") -> None:
+    spent = machine_lock._processor_seconds()
+    assert os.getppid() in spent
+    assert not {os.getpid(), other.pid} & spent.keys()
 
 
 def test_a_read_only_cache_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

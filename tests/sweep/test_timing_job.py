@@ -78,7 +78,12 @@ def test_a_measurement_is_one_record(spec: dict[str, Any]) -> None:
     ],
 )
 def test_a_case_that_fails_leaves_the_others_timed(
-    error: Exception, status: str, sentence: str, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    error: Exception,
+    status: str,
+    sentence: str,
+    spec: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     failing_step(monkeypatch, error)
     record = record_of(spec)
@@ -87,6 +92,7 @@ def test_a_case_that_fails_leaves_the_others_timed(
     assert record.error.startswith(sentence)
     assert record.asked_bytes == (2**31 if status == "oom" else None)
     assert [case["phase"] for case in record.measured["cases"]] == ["forward", "prefill", "decode"]
+    assert ("Traceback" in capsys.readouterr().err) == (status == "failed")
 
 
 def test_of_several_failed_cases_the_first_is_stated(

@@ -49,8 +49,7 @@ def environment(dtype: torch.dtype) -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        found["gpu"] = properties.name
-        found["gpu_memory_bytes"] = properties.total_memory
+        found |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory}
         found["cuda"] = torch.version.cuda
         found |= _nvidia(f"GPU-{properties.uuid}", "driver_version", "clocks.max.sm", "clocks.max.mem")
     return found

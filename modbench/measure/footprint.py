@@ -83,12 +83,8 @@ def predicted_inference(subject: BenchmarkTarget) -> dict[str, int]:
         bfloat16=subject.dtype != torch.float32,
         kernels="cpu" if subject.on.type == "cpu" else "gpu",
     )
-    return {
-        "parameters": memory.parameters,
-        "cache": memory.cache,
-        "activations": memory.working,
-        "peak": memory.total,
-    }
+    parts = {"parameters": memory.parameters, "cache": memory.cache, "activations": memory.working}
+    return parts | {"peak": memory.total}
 
 
 def predicted_peak(cell: Mapping[str, Any], kind: str = "time") -> int | None:

@@ -91,17 +91,12 @@ def _wait_until_quiet(wait: Callable[[str], None], poll: Callable[[], None]) -> 
 
 def _processor_seconds() -> dict[int, float]:
     """Processor time of other processes, by process id."""
-    own = _own()
+    own = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
     return {
         process.pid: sum(process.info["cpu_times"][:2])
         for process in psutil.process_iter(["cpu_times"])
         if process.pid not in own and process.info["cpu_times"]
     }
-
-
-def _own() -> set[int]:
-    """This process and its descendants."""
-    return {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
 
 
 def _folder() -> Path:

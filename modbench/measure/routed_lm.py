@@ -55,16 +55,9 @@ class RoutedLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         return self.tokenizer.encode(string)
 
-    def loglikelihood(
-        self, requests: list[Instance], disable_tqdm: bool = True
-    ) -> list[tuple[float, bool]]:
-        """For each (context, continuation): ln p(continuation | context), and True if greedy decoding
-        gives the continuation. An empty context is one end-of-text token."""
-        pairs = [(request.args, *self._encode_pair(*request.args)) for request in requests]
-        return self._loglikelihood_tokens(pairs)
-
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokens of the context and of the continuation, as in the tokenized whole.
+        """Tokens of the context and of the continuation, as in the tokenized whole. An empty context is
+        one end-of-text token.
 
         Trailing white space of the context moves to the continuation, as in lm-eval. If a token spans
         the boundary, both parts are tokenized separately, so that the continuation is scored in full.

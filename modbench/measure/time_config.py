@@ -5,9 +5,10 @@ from typing import Any, Literal
 
 from modbench.errors import UserError
 
-_LEAST = dict.fromkeys(("repetitions", "samples", "prefill_batch", "decode_tokens"), 1) | {
-    "warm_up": 0,
-    "threads": 0,
+#: The smallest value of a field.
+_LEAST = {
+    **dict.fromkeys(("repetitions", "samples", "prefill_batch", "decode_tokens"), 1),
+    **dict.fromkeys(("warm_up", "threads"), 0),
 }
 
 

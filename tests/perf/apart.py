@@ -1,5 +1,5 @@
 """A plain loop in a process of its own, as somebody runs it who knows nothing of modbench: with the C
-library's usual settings, which modbench's cells change (`modbench.sweep.process.ALLOCATOR`)."""
+library's usual settings, which modbench's cells change (`modbench.sweep.worker.ALLOCATOR`)."""
 
 import json
 import os
@@ -8,9 +8,8 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from modbench.sweep.process import ALLOCATOR
-
 from modbench.model.config import ModelConfig
+from modbench.sweep.worker import ALLOCATOR
 
 
 class PlainLoopApart:

@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from comparison import Comparison, Medians, compare, medians_of
-from modbench.sweep.process import ALLOCATOR
 
 from modbench.measure.system_load import SLACK, core_count
+from modbench.sweep.worker import ALLOCATOR
 
 BENCHMARKS = "tests/perf/bench_*.py"
 #: Short, for it is the medians of whole processes that are compared. Arguments may say otherwise.

@@ -6,20 +6,18 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from modbench.report.leaderboard import Entry, Leaderboard
+from modbench.report.leaderboard import Leaderboard
 from modbench.report.plot_style import (
     DOTTED,
     DOUBTED,
     GREY,
     REFERENCE,
     Mark,
-    Point,
     blank,
     draw_point,
     files,
@@ -27,7 +25,6 @@ from modbench.report.plot_style import (
     legend_below,
     look,
     marks,
-    name_points,
     row_names,
     say_nothing_to_show,
     written_out,
@@ -35,25 +32,31 @@ from modbench.report.plot_style import (
 from modbench.report.routing_figure import routing_figures
 from modbench.report.row import Exact, Quality, Row, Timed
 
+#: What a figure draws of each row: the row, its mark, its name.
+_Rows = list[tuple[Row, Mark, str]]
+#: Handles of the legend by text.
+_Handles = dict[str, Any]
+
 
 def figures(board: Leaderboard) -> dict[str, bytes]:
     """All figures of ``board``, by file name."""
-    look_of = marks([entry.row.label for entry in board.entries])
     contents = {}
-    for name, draw in _FIGURES.items():
+    for name in FIGURES:
         with look():
-            figure, axes = blank()
-            draw(board, look_of, figure, axes)
-            contents.update(files(name, figure))
+            contents.update(files(name, drawn(board, name)))
     return contents | routing_figures(board)
 
 
-def _by_label(board: Leaderboard) -> list[Entry]:
-    def order(entry: Entry) -> tuple[Any, ...]:
-        cell = entry.row.cell
-        return cell["router"]["label"], cell["train"]["budget"], entry.row.label
-
-    return sorted(board.entries, key=order)
+def drawn(board: Leaderboard, name: str) -> Figure:
+    """The figure ``name``, one of `FIGURES`."""
+    look_of = marks([entry.row.label for entry in board.entries])
+    names = row_names(board.entries)
+    rows = [(row, look_of[row.label], names[row.label]) for row in (e.row for e in board.entries)]
+    rows.sort(key=lambda one: (one[0].cell["router"]["label"], one[0].cell["train"]["budget"], one[2]))
+    figure, axes = blank()
+    if handles := FIGURES[name](board, rows, axes):
+        legend_below(figure, handles)
+    return figure
 
 
 def _curve(row: Row) -> list[tuple[float, float, float, float]]:
@@ -74,151 +77,99 @@ def _curve(row: Row) -> list[tuple[float, float, float, float]]:
     return points
 
 
-def _learning_curves(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, axes: Axes) -> None:
-    handles, labels = [], []
-    texts = row_names(board.entries)
+def _learning_curves(board: Leaderboard, rows: _Rows, axes: Axes) -> _Handles:
+    handles: _Handles = {}
     banded = False
-    for entry in _by_label(board):
-        points = _curve(entry.row)
+    for row, mark, name in rows:
+        points = _curve(row)
         if not points:
             continue
         flops, mean, least, greatest = zip(*points, strict=True)
-        mark = look_of[entry.row.label]
-        (line,) = axes.plot(
-            flops,
-            mean,
-            color=mark.color,
-            marker=mark.marker,
-            linestyle=mark.dashes,
-            linewidth=1.8,
-            markersize=5.5,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
-        )
+        style: dict[str, Any] = {"color": mark.color, "marker": mark.marker, "linestyle": mark.dashes}
+        style |= {"markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
+        (handles[name],) = axes.plot(flops, mean, linewidth=1.8, **style)
         if least != greatest:
             banded = True
             axes.fill_between(flops, least, greatest, color=mark.color, alpha=0.18, linewidth=0)
-        handles.append(line)
-        labels.append(texts[entry.row.label])
     if not handles:
         say_nothing_to_show(axes, "no run has a learning curve")
-        return
-    unigram = _unigram_losses(board)
+        return handles
+    values = (row.value("unigram_loss") for row, _, _ in rows)
+    unigram = sorted({end for one in values if isinstance(one, Exact) for end in (one.low, one.high)})
     for value in unigram:
-        axes.axhline(value, color=REFERENCE, **DOTTED)
-    if unigram:
-        handles.append(Line2D([], [], color=REFERENCE, **DOTTED))
-        labels.append("unigram " + ", ".join(f"{value:.2f}" for value in unigram))
+        line = axes.axhline(value, color=REFERENCE, **DOTTED)
+        handles["unigram " + ", ".join(f"{value:.2f}" for value in unigram)] = line
     axes.set_xscale("log")
     written_out(axes.xaxis, *axes.get_xlim())
     axes.set_xlabel("training FLOPs spent (convention model)")
     seeds = "\nmean of seeds, band from least to greatest" if banded else ""
     axes.set_ylabel(f"held-out loss, causal rule (nats/token){seeds}")
-    legend_below(figure, handles, labels)
+    return handles
 
 
-def _unigram_losses(board: Leaderboard) -> list[float]:
-    values = (entry.row.value("unigram_loss") for entry in board.entries)
-    return sorted(
-        {end for value in values if isinstance(value, Exact) for end in (value.low, value.high)}
-    )
-
-
-def _final_losses(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, axes: Axes) -> None:
-    points, bars = [], []
-    texts = row_names(board.entries)
-    for entry in _by_label(board):
-        loss = entry.row.value("heldout_loss")
-        flops = entry.row.value("forward_flops_per_token")
-        if not isinstance(loss, Quality) or not isinstance(flops, Exact):
-            continue
-        mark = look_of[entry.row.label]
-        bar = None if loss.low is None or loss.high is None else (loss.low, loss.high)
-        bars += _point(axes, flops.low, loss.mean, bar, mark)
-        text = texts[entry.row.label]
-        points.append(Point(flops.low, loss.mean, text, mark))
-    if not points:
+def _final_losses(board: Leaderboard, rows: _Rows, axes: Axes) -> _Handles:
+    handles: _Handles = {}
+    barred = False
+    for row, mark, name in rows:
+        loss, flops = row.value("heldout_loss"), row.value("forward_flops_per_token")
+        if isinstance(loss, Quality) and isinstance(flops, Exact):
+            half = 0 if loss.high is None else loss.high - loss.mean
+            barred |= loss.high is not None
+            handles[name] = _point(axes, flops.low, loss.mean, half, mark)
+    if not handles:
         say_nothing_to_show(axes, "no run was finished")
-        return
-    axes.margins(0.28, 0.14)
+        return handles
+    axes.margins(0.1)
     axes.set_xscale("log")
     written_out(axes.xaxis, *axes.get_xlim())
     axes.set_xlabel("forward FLOPs per token (nominal, convention model)")
-    seeds = "\nmean of seeds and its 95 % t-interval" if bars else ""
+    seeds = "\nmean of seeds and its 95 % t-interval" if barred else ""
     axes.set_ylabel(f"final held-out loss, causal rule (nats/token){seeds}")
-    name_points(figure, axes, points, bars)
+    return handles
 
 
-def _step_times(board: Leaderboard, look_of: dict[str, Mark], figure: Figure, axes: Axes) -> None:
+def _step_times(board: Leaderboard, rows: _Rows, axes: Axes) -> _Handles:
     if board.machine_differences:
-        say_nothing_to_show(
-            axes,
-            "step times of different machines are not compared:\n"
-            + "\n".join(
-                difference.partition(":")[0] + " differs" for difference in board.machine_differences
-            ),
-        )
-        return
-    points, avoid, dense = [], [], []
+        parts = (f"{text.partition(':')[0]} differs" for text in board.machine_differences)
+        why = "\n".join(("step times of different machines are not compared:", *parts))
+        say_nothing_to_show(axes, why)
+        return {}
+    handles: _Handles = {}
+    dense: list[tuple[float, float]] = []
     doubted = False
-    texts = row_names(board.entries)
-    for entry in _by_label(board):
-        time = board.value(entry.row, "train_step_seconds")
-        flops = entry.row.value("train_flops_per_token")
-        if not isinstance(time, Timed) or not isinstance(flops, Exact):
-            continue
-        milliseconds, half = 1e3 * time.median, 0.5e3 * (time.iqr or 0)
-        mark = look_of[entry.row.label]
-        bar = milliseconds - half, milliseconds + half
-        avoid += _point(axes, flops.low, milliseconds, bar, mark, filled=not time.marks)
-        doubted |= bool(time.marks)
-        text = texts[entry.row.label]
-        points.append(Point(flops.low, milliseconds, text, mark))
-        if entry.row.cell["router"]["name"] == "vanilla":
-            dense.append(milliseconds / flops.low)
-    if not points:
+    for row, mark, name in rows:
+        time, flops = board.value(row, "train_step_seconds"), row.value("train_flops_per_token")
+        if isinstance(time, Timed) and isinstance(flops, Exact):
+            milliseconds, half = 1e3 * time.median, 0.5e3 * (time.iqr or 0)
+            handles[name] = _point(axes, flops.low, milliseconds, half, mark, filled=not time.marks)
+            doubted |= bool(time.marks)
+            dense += [(flops.low, milliseconds)] * (row.cell["router"]["name"] == "vanilla")
+    if not handles:
         say_nothing_to_show(axes, "no run has a step time")
-        return
-    axes.margins(0.2, 0.2)
-    low, high = axes.get_xlim()
-    bottom, top = axes.get_ylim()
-    lines = [(handle(GREY, filled=False), DOUBTED)] if doubted else []
+        return handles
+    axes.margins(0.1)
+    if doubted:
+        handles[DOUBTED] = handle(GREY, filled=False)
     if dense:
-        slope = dense[0]
-        axes.plot([low, high], [low * slope, high * slope], color=REFERENCE, **DOTTED)
-        avoid += [(x, slope * x) for x in np.linspace(low, high, 201)]
-        lines.append((Line2D([], [], color=REFERENCE, **DOTTED), "as much time per FLOP as vanilla"))
-    # The reference line must not change the limits.
-    axes.set_xlim(low, high)
-    axes.set_ylim(bottom, top)
+        slope = dense[0][1] / dense[0][0]
+        line = axes.axline(dense[0], slope=slope, color=REFERENCE, **DOTTED)
+        handles["as much time per FLOP as vanilla"] = line
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.set_xlabel("training FLOPs per token (nominal, convention model)")
     axes.set_ylabel("training step, median ± half its IQR (ms)")
-    name_points(figure, axes, points, avoid, lines)
+    return handles
 
 
-def _point(
-    axes: Axes,
-    x: float,
-    y: float,
-    bar: tuple[float, float] | None,
-    mark: Mark,
-    *,
-    filled: bool = True,
-) -> list[tuple[float, float]]:
-    """Draw a marker and its error bar; return places on the bar that texts must avoid."""
+def _point(axes: Axes, x: float, y: float, half: float, mark: Mark, *, filled: bool = True) -> Line2D:
+    """Draw a marker with an error bar of ``half`` on each side; return its handle for the legend."""
     draw_point(axes, x, y, mark, filled=filled, markersize=8, zorder=3)
-    if bar is None:
-        return []
-    low, high = bar
-    axes.errorbar(
-        [x], [y], yerr=[[y - low], [high - y]], fmt="none", ecolor=mark.color, capsize=4, zorder=2.5
-    )
-    return [(x, place) for place in np.linspace(low, high, 21)]
+    if half:
+        axes.errorbar([x], [y], yerr=half, fmt="none", ecolor=mark.color, capsize=4, zorder=2.5)
+    return handle(mark)
 
 
-_FIGURES: dict[str, Callable[[Leaderboard, dict[str, Mark], Figure, Axes], Any]] = {
+FIGURES: dict[str, Callable[[Leaderboard, _Rows, Axes], _Handles]] = {
     "loss_vs_training_flops": _learning_curves,
     "loss_vs_forward_flops": _final_losses,
     "step_time_vs_training_flops": _step_times,

@@ -1,6 +1,6 @@
 """leaderboard.md: ranked rows, rows that could not be ranked and why, notes and metrics."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.metrics import METRICS, metric
@@ -10,6 +10,9 @@ from modbench.report.table import escaped, made_by, markdown_table
 
 #: Marks of figures that need a sentence under the table.
 _FAR_MARK, _UNIGRAM_MARK = "†", "‡"
+
+#: Settings that the page states above the table of each comparison.
+_CONDITIONS = {"budget", "sequence", "heldout_tokens"}
 
 _FLOPS = (
     "FLOPs: convention `model` (2 per multiply-accumulate; causal attention costs its triangle; logits "
@@ -130,27 +133,34 @@ _COLUMNS: tuple[_Column, ...] = (
 
 
 def _table(board: Leaderboard, ranked: list[Entry]) -> str:
+    """The table of ``ranked``, without the columns in which no row has a value."""
     name = board.rank_by
     columns = list(_COLUMNS)
     if all(name != shown for _, _, metrics, _ in columns for shown, _ in metrics):
         form = "" if metric(name).kind == "exact" else ".4f"
         columns.insert(0, (f"{name} ({metric(name).unit})", "{}", ((name, form),), 1))
+    rows = [entry.row for entry in ranked]
+    cells: dict[str, list[object]] = {
+        "rank": [entry.rank for entry in ranked],
+        "scheme": [row.label for row in rows],
+    }
+    for heading, form, metrics, per in columns:
+        if any(board.value(row, shown) is not None for row in rows for shown, _ in metrics):
+            figures = [[_number(board, row, *one, per) for one in metrics] for row in rows]
+            cells[heading] = [form.format(*of_row) for of_row in figures]
+    for heading, mark, marked in (
+        (_LOSS, _UNIGRAM_MARK, [row.is_above_unigram for row in rows]),
+        (_FORWARD, _FAR_MARK, [bool(row.far_from_nominal) for row in rows]),
+    ):
+        if heading in cells:
+            pairs = zip(cells[heading], marked, strict=True)
+            cells[heading] = [f"{cell} {mark}" if has else cell for cell, has in pairs]
     # Records written before FLOPs could be counted do not say how they were found.
-    source = ["FLOPs"] if any(entry.row.flops_source for entry in board.entries) else []
-    heads = ["rank", "scheme", *(heading for heading, *_ in columns), *source, "audit"]
-    rows = []
-    for entry in ranked:
-        row, cells = entry.row, []
-        for heading, form, metrics, per in columns:
-            cell = form.format(*(_number(board, row, *one, per) for one in metrics))
-            if heading == _LOSS and row.is_above_unigram:
-                cell += f" {_UNIGRAM_MARK}"
-            if heading == _FORWARD and row.far_from_nominal:
-                cell += f" {_FAR_MARK}"
-            cells.append(cell)
-        cells += [row.flops_source or "-"] if source else []
-        rows.append([entry.rank, row.label, *cells, row.audit])
-    return markdown_table(heads, rows, left=(1, *range(len(heads) - 1 - len(source), len(heads))))
+    if any(row.flops_source for row in rows):
+        cells["FLOPs"] = [row.flops_source or "-" for row in rows]
+    cells["audit"] = [row.audit for row in rows]
+    left = [number for number, head in enumerate(cells) if head in ("scheme", "FLOPs", "audit")]
+    return markdown_table(list(cells), zip(*cells.values(), strict=True), left=left)
 
 
 def _remark(board: Leaderboard, entry: Entry) -> str:
@@ -217,19 +227,10 @@ def _notes(board: Leaderboard) -> Iterable[str]:
     if any(row.flops_source for row in rows):
         yield _SOURCE
     yield "Held-out loss: under the causal rule. Leaky loss: under the training rule, no result."
-    seeds = _by_row(rows, lambda row: ", ".join(str(record.cell["seed"]) for record in row.records))
-    yield f"Seeds: {seeds}; all figures: leaderboard.csv."
-    if any(_items(row).startswith("at most") for row in rows):
-        yield f"Items of each downstream task: {_by_row(rows, _items)}."
-    names = {name for row in rows for name in row.cell["train"]} - {"budget", "sequence"}
-    found = {name: _by_row(rows, _trained_with(name)) for name in sorted(names)}
-    different = [
-        f"{escaped(name)} {text}"
-        for name, text in found.items()
-        if len({_trained_with(name)(row) for row in rows}) > 1
-    ]
-    if different:
-        yield f"Training settings differ: {'; '.join(different)}."
+    seeds = {row.label: ", ".join(str(one.cell["seed"]) for one in row.records) for row in rows}
+    yield f"Seeds: {_by_row(seeds)}; all figures: leaderboard.csv."
+    if settings := "; ".join(_different_settings(rows)):
+        yield f"Settings differ: {settings}."
     if board.machine_differences:
         different = [escaped(text) for text in board.machine_differences]
         yield (
@@ -243,8 +244,8 @@ def _notes(board: Leaderboard) -> Iterable[str]:
         )
     for machine in sorted({_machine(record.environment) for record in records if record.metrics}):
         yield f"Machine: {escaped(machine)}."
-    codes = _by_row(rows, lambda row: ", ".join(sorted({made_by(one.code) for one in row.records})))
-    yield f"Code: {codes}."
+    codes = {row.label: ", ".join(sorted({made_by(one.code) for one in row.records})) for row in rows}
+    yield f"Code: {_by_row(codes)}."
     routers = [record.cell["router"] for record in records]
     for name, sha in sorted(
         {(one["name"], one["plugin_sha256"]) for one in routers if one["plugin_sha256"]}
@@ -252,25 +253,23 @@ def _notes(board: Leaderboard) -> Iterable[str]:
         yield f"Plugin: {escaped(name)}, a file with sha256 {escaped(sha)}."
 
 
-def _by_row(rows: list[Row], text_of: Callable[[Row], str]) -> str:
-    """The text that ``text_of`` gives for all rows; where it differs, each text with its rows."""
+def _different_settings(rows: list[Row]) -> Iterable[str]:
+    """The settings of training and measuring in which ``rows`` differ, with the rows of each value."""
+    for part in ("train", "measure"):
+        for name in sorted({name for row in rows for name in row.cell[part]} - _CONDITIONS):
+            values = {row.label: str(row.cell[part].get(name, "not set")) for row in rows}
+            if len(set(values.values())) > 1:
+                yield f"{escaped(name)} {_by_row(values)}"
+
+
+def _by_row(texts: dict[str, str]) -> str:
+    """The text of all rows; where it differs, each text with the labels of its rows."""
     labels: dict[str, list[str]] = {}
-    for row in rows:
-        labels.setdefault(escaped(text_of(row)), []).append(escaped(row.label))
+    for label, text in texts.items():
+        labels.setdefault(escaped(text), []).append(escaped(label))
     if len(labels) == 1:
         return next(iter(labels))
     return " and ".join(f"{text} ({', '.join(labels[text])})" for text in labels)
-
-
-def _items(row: Row) -> str:
-    measure = row.cell["measure"]
-    if not measure.get("downstream"):
-        return "none"
-    return f"at most {limit}" if (limit := measure.get("downstream_limit")) else "all"
-
-
-def _trained_with(name: str) -> Callable[[Row], str]:
-    return lambda row: str(row.cell["train"].get(name, "not set"))
 
 
 def _machine(environment: dict[str, object]) -> str:

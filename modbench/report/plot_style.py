@@ -1,10 +1,10 @@
-"""Style shared by all figures: fixed matplotlib settings, a colour and marker per label, placement of
-labels, reproducible files."""
+"""Style shared by all figures: fixed matplotlib settings, a colour and marker per label, legends,
+reproducible files."""
 
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, fontManager
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
-from matplotlib.transforms import Bbox
 
 from modbench.report.leaderboard import Entry
 
@@ -28,24 +27,13 @@ WIDTH, HEIGHT = 5.4, 4.2
 _LEGEND_LINE = 0.24
 DOTS_PER_INCH = 200
 REFERENCE = "0.35"  #: grey, for reference lines
-DOUBTED = "unstable or loaded"  #: legend of hollow markers of times
+DOUBTED = "doubtful time"  #: legend of hollow markers of times
 DOTTED: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1.4}
 _FONT_FILE = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 _FONT = "modbench DejaVu Sans"
 _MARKERS = "osD^vPX"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 3)))
 _LONGEST, _END = 30, 14
-_MOST_NAMED = 10  #: largest number of points with a name next to each
-_MARKER = 5  #: half of the space kept free around a point, in points
-_PLACEMENT: dict[str, Any] = {
-    "expand": (1.1, 1.3),
-    "force_text": (0.6, 0.9),
-    "force_static": (0.6, 0.4),
-    "force_explode": (0.5, 1.0),
-    "max_move": (20, 20),
-    "min_arrow_len": 12,
-    "arrowprops": {"arrowstyle": "-", "color": REFERENCE, "linewidth": 0.8},
-}
 #: Built-in schemes, in the order of their marks; the same in every figure.
 SCHEMES = (
     *("expert_choice", "mod", "mode_integrated", "mode_staged", "token_choice", "vanilla"),
@@ -67,9 +55,8 @@ GREY = Mark(REFERENCE, "o", "-")
 
 
 def marks(labels: Sequence[str]) -> dict[str, Mark]:
-    """One mark per label. Built-in schemes have fixed marks; other schemes take, in sorted order,
-    the free ones. Labels of one scheme (the part before a slash
-    or bracket) share its colour."""
+    """One mark per label. Built-in schemes have fixed marks; other schemes take, in sorted order, the
+    free ones. Labels of one scheme (the part before a slash or bracket) share its colour."""
     schemes: dict[str, list[str]] = {}
     for label in sorted(set(labels)):
         schemes.setdefault(label.partition("/")[0].partition(" [")[0], []).append(label)
@@ -198,70 +185,18 @@ def written_out(axis: Axis, low: float, high: float) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """Add a legend below the axes in up to three columns, as the width allows; the figure grows by its
-    height."""
+def legend_below(figure: Figure, handles: dict[str, Any]) -> None:
+    """Add a legend of ``handles`` by text below the axes, in up to three columns as the width allows;
+    the figure grows by its height."""
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     height = figure.get_figheight()
+    place: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "handlelength": 2.8}
     for columns in (3, 2, 1):
-        figure.set_figheight(height + _LEGEND_LINE * -(-len(labels) // columns))
-        legend = figure.legend(
-            handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.8
-        )
+        figure.set_figheight(height + _LEGEND_LINE * -(-len(handles) // columns))
+        legend = figure.legend(list(handles.values()), list(handles), ncols=columns, **place)
         if columns == 1 or legend.get_window_extent(renderer).width <= figure.bbox.width:
             break
         legend.remove()
-
-
-@dataclass(frozen=True)
-class Point:
-    """A labelled point, in data coordinates."""
-
-    x: float
-    y: float
-    text: str
-    mark: Mark
-
-
-def name_points(
-    figure: Figure,
-    axes: Axes,
-    points: Sequence[Point],
-    avoid: Sequence[tuple[float, float]] = (),
-    lines: Sequence[tuple[Any, str]] = (),
-) -> None:
-    """Write each point's text near it with adjustText, clear of all points, of other texts and of the
-    places ``avoid`` (x, y in data coordinates); distant texts are connected by a line. For more than
-    `_MOST_NAMED` points, or long names, write numbers that the legend explains. ``lines`` (handle,
-    text) are added to the legend."""
-    from adjustText import adjust_text
-
-    named: list[tuple[Any, str]] = []
-    if len(points) > _MOST_NAMED or any(len(point.text) >= _LONGEST for point in points):
-        for number, point in enumerate(points, start=1):
-            named.append((handle(point.mark), f"{number}  {point.text}"))
-        points = [replace(point, text=str(number)) for number, point in enumerate(points, start=1)]
-    named += lines
-    if named:
-        legend_below(figure, *zip(*named, strict=True))
-    figure.draw_without_rendering()
-    # The layout is settled; nothing may move under the texts from here on.
-    figure.set_layout_engine("none")
-    half = _MARKER * figure.dpi / 72
-    to_data = axes.transData.inverted()
-    centres = axes.transData.transform([(point.x, point.y) for point in points])
-    middle = axes.get_window_extent().get_points()[:, 0].mean()
-    # Start on the side of the point that has more room.
-    sides = ["left" if x < middle else "right" for x in centres[:, 0]]
-    texts = [
-        axes.text(point.x, point.y, point.text, ha=side, va="center")
-        for point, side in zip(points, sides, strict=True)
-    ]
-    markers = [Bbox(to_data.transform([centre - half, centre + half])) for centre in centres]
-    x, y = zip(*avoid, strict=True) if avoid else ((), ())
-    # A limit on iterations, and none on time: the file is the same on every machine.
-    limit = max(5, min(500, 50_000 // len(points) ** 2))
-    adjust_text(texts, x=x, y=y, objects=markers, ax=axes, iter_lim=limit, **_PLACEMENT)
 
 
 def files(name: str, figure: Figure) -> dict[str, bytes]:

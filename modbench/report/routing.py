@@ -6,7 +6,6 @@ widths. Loads no torch.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import zip_longest
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
@@ -127,14 +126,14 @@ def pooled(routings: Sequence[dict[str, Any]], rule: str) -> dict[str, Any]:
     """Sum the routing of several seeds of one cell under ``rule``.
 
     Returns ``windows``, ``sequence``, ``edges`` as in a record, ``depth`` and ``entered`` with counts
-    added, and ``tokens``: (text, seen, routed) of each id, most frequent first. ``gates`` are those of
-    the first seed, since scores differ in scale; experts are left out, since their numbers mean
-    something else in each seed."""
+    added, and ``tokens``: (text, seen, routed) of each id, most frequent first. Experts are left out,
+    since their numbers mean something else in each seed; so are histograms, since scores differ in
+    scale."""
     first = routings[0]
     depth = []
     for number, layers in by_layer(routings, rule, "depth").items():
         routed = _sums(layer["routed"] for layer in layers)
-        depth.append({"layer": number, "routed": routed, "gates": layers[0]["gates"]})
+        depth.append({"layer": number, "routed": routed})
     seen = _sums(routing["seen"] for routing in routings)
     routed = _sums(routing[rule]["routed"] for routing in routings)
     # The ids are those of the held-out text, and the same in all seeds.
@@ -161,23 +160,6 @@ def busiest_first(
             _sums(sorted(layer["load"][:real], reverse=True) for layer in layers),
             _sums(sorted(layer["load"][real:], reverse=True) for layer in layers),
         )
-    return found
-
-
-def taken_by_experts(routings: Sequence[dict[str, Any]], rule: str) -> list[dict[str, Any]]:
-    """``layer``, ``taken`` and ``by_taken``, as in a record, of each expert-choice layer; seeds are
-    added."""
-    found = []
-    for number, layers in by_layer(routings, rule, "experts").items():
-        if "taken" in layers[0]:
-            sums = {
-                name: [
-                    sum(column)
-                    for column in zip_longest(*(layer[name] for layer in layers), fillvalue=0)
-                ]
-                for name in ("taken", "by_taken")
-            }
-            found.append({"layer": number, **sums})
     return found
 
 

@@ -54,9 +54,10 @@ class Timed:
         return time_marks(self.stable, self.loaded)
 
 
-def time_marks(stable: bool | None, loaded: bool | None) -> str:
-    """``unstable``, ``loaded``, both or neither."""
-    return ", ".join(["unstable"] * (stable is False) + ["loaded"] * bool(loaded))
+def time_marks(stable: bool | None, loaded: bool | None, throttled: bool | None = None) -> str:
+    """Those of ``unstable``, ``loaded`` and ``throttled`` that hold."""
+    marks = {"unstable": stable is False, "loaded": loaded, "throttled": throttled}
+    return ", ".join(mark for mark, holds in marks.items() if holds)
 
 
 @dataclass(frozen=True)

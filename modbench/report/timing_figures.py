@@ -24,40 +24,39 @@ from modbench.report.plot_style import (
     say_nothing_to_show,
     sheet,
 )
-from modbench.report.timing_table import Group, TimingTable
+from modbench.report.timing_table import CaseRow, TimingTable
 
 
 def timing_figures(table: TimingTable) -> dict[str, bytes]:
     """The figure as PNG and SVG, by file name."""
-    labels = list(dict.fromkeys(row.label for group in table.groups for row in group.cases))
+    shown = [[row for row in group.cases if _is_drawn(row)] for group in table.groups]
+    labels = list(dict.fromkeys(row.label for rows in shown for row in rows))
     look_of = marks(labels)
     with look():
         figure = sheet(WIDTH, HEIGHT * len(table.groups))
         panels = figure.subplots(len(table.groups), 1, squeeze=False).flat
-        drawn: set[str] = set()
-        for axes, title, group in zip(panels, table.titles, table.groups, strict=True):
-            drawn |= draw_efficiency(group, look_of, axes)
+        for axes, title, rows in zip(panels, table.titles, shown, strict=True):
+            draw_efficiency(rows, look_of, axes)
             axes.set_title(plain(title))
-        if drawn:
-            names = plains([label for label in labels if label in drawn])
-            handles: list[Any] = [handle(look_of[label]) for label in names]
-            entries = [*names.values(), "as promised"]
-            handles.append(Line2D([], [], color=REFERENCE, **DOTTED))
-            if any(row.efficiency_marks for group in table.groups for row in group.cases):
-                handles.append(handle(GREY, filled=False))
-                entries.append(DOUBTED)
-            legend_below(figure, handles, entries)
+        if labels:
+            names = plains(labels)
+            handles: dict[str, Any] = {names[label]: handle(look_of[label]) for label in labels}
+            handles["as promised"] = Line2D([], [], color=REFERENCE, **DOTTED)
+            if any(row.efficiency_marks for rows in shown for row in rows):
+                handles[DOUBTED] = handle(GREY, filled=False)
+            legend_below(figure, handles)
         return files("realised_efficiency", figure)
 
 
-def draw_efficiency(group: Group, look_of: dict[str, Mark], axes: Axes) -> set[str]:
-    """Draw the routed schemes of ``group``, hollow where a time is doubtful; return their labels."""
-    rows = [
-        row for row in group.cases if row.realised_efficiency is not None and row.router != "vanilla"
-    ]
+def _is_drawn(row: CaseRow) -> bool:
+    return row.realised_efficiency is not None and row.router != "vanilla"
+
+
+def draw_efficiency(rows: list[CaseRow], look_of: dict[str, Mark], axes: Axes) -> None:
+    """Draw the efficiencies of the routed schemes, hollow where a time is doubtful."""
     if not rows:
         say_nothing_to_show(axes, "no routed scheme and vanilla were both timed")
-        return set()
+        return
     cases = list(dict.fromkeys(row.case for row in rows))
     labels = list(dict.fromkeys(row.label for row in rows))
     for row in rows:
@@ -71,4 +70,3 @@ def draw_efficiency(group: Group, look_of: dict[str, Mark], axes: Axes) -> set[s
     axes.set_xticks(range(len(cases)), [plain(case) for case in cases], rotation=60, ha="right")
     axes.grid(visible=False, axis="x")
     axes.set_ylabel("speed-up achieved / promised")
-    return set(labels)

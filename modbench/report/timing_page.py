@@ -17,8 +17,8 @@ _PARTS = ("parameters", "gradients", "optimizer", "cache", "activations", "peak"
 _TIMES = (
     "Times: median ± interquartile range. Unstable by pyperf's rules: a standard deviation above 10 % "
     "of the mean, an extreme more than 50 % from it, or a sample shorter than 1 ms. Loaded: the "
-    "machine's load exceeded its cores in a process behind the figure. Invalid: throttled in all "
-    "processes."
+    "machine's load exceeded its cores in a process behind the figure. Throttled: the GPU was, in all "
+    "processes; otherwise those in which it was are left out."
 )
 _BALANCE = (
     "Balance is forced: untrained routers compute their scores and route evenly whatever these are. In "
@@ -149,26 +149,20 @@ def _ceilings(group: Group) -> str:
 
 
 def _remarks(group: Group) -> Iterable[str]:
-    remarked: dict[tuple[str, str], list[str]] = {}
     for row in group.cases:
         if not row.is_timed:
-            yield f"{row.label}, {row.case}: {row.status}: {row.error or row.remarks}"
-        elif row.remarks:
-            remarked.setdefault((row.label, row.remarks), []).append(row.case)
-    for (label, remarks), cases in remarked.items():
-        every = len(cases) == sum(row.label == label for row in group.cases)
-        yield f"{label}, {'all cases' if every else ', '.join(cases)}: {remarks}"
+            yield f"{row.label}, {row.case}: {row.status}: {row.error}"
+        elif row.failed:
+            some = f"{row.failed} of {row.processes + row.failed} processes"
+            yield f"{row.label}, {row.case}: failed or out of memory in {some}"
     for part in group.memory:
         if part.status != "ok":
             yield f"{part.label}, memory of {part.phase}: {part.error}"
-    yield from dict.fromkeys(f"ceilings: {t.status}: {t.error}" for t in group.failed_ceilings)
-    measured = sum(t.measurement == "ceiling" for t in group.timings) - len(group.failed_ceilings)
-    usable = len(group.usable_ceilings)
-    if usable < measured:
-        which = "left out" if usable else "invalid, so that there is no utilisation"
-        yield f"ceilings: throttled in {measured - usable} of {measured} processes: {which}"
-    if any(timing.measured["machine"]["overloaded"] for timing in group.usable_ceilings):
-        yield "ceilings: taken on a loaded machine; they may lie higher, and utilisation lower"
+    ceilings = [timing for timing in group.timings if timing.measurement == "ceiling"]
+    yield from dict.fromkeys(f"ceilings: {t.status}: {t.error}" for t in ceilings if t.status != "ok")
+    found = group.measured_ceilings
+    if any(one["machine"]["overloaded"] or (one["gpu"] or {}).get("throttled") for one in found):
+        yield "ceilings: loaded or throttled; they may lie higher, and utilisation lower"
     if group.cases and not any(row.router == "vanilla" for row in group.cases):
         yield "no realised efficiency: this run has no vanilla row to compare others with; time one, too"
     for label in sorted({row.label for row in group.cases if row.balance == "as routed"}):

@@ -27,14 +27,14 @@ MEMORY = {"training_memory": "training", "inference_memory": "inference"}
 
 @dataclass(frozen=True, kw_only=True)
 class CaseRow:
-    """One case of one scheme, over all processes that measured it. Figures may be None. ``status`` is
-    ``ok``, ``invalid`` (throttled in all processes, so nothing is derived from its time; or fewer
-    samples than `FEWEST`, so it has no time), ``oom`` or ``failed``."""
+    """One case of one scheme, over all processes that measured it; or, if all its processes ended with
+    an error, what was not measured and why. Figures may be None. ``status`` is ``ok``, ``invalid``
+    (fewer samples than `FEWEST`, so no time), ``oom`` or ``failed``."""
 
     label: str
     router: str
     case: str
-    phase: str
+    phase: str = ""
     sequences: int | None = None
     tokens: int | None = None
     past: int | None = None
@@ -42,11 +42,12 @@ class CaseRow:
     seconds_median: float | None = None  #: per run: all new tokens of all sequences
     seconds_iqr: float | None = None
     n: int = 0
-    processes: int = 0
+    processes: int = 0  #: that measured it
+    failed: int = 0  #: processes that did not
     stable: bool | None = None
     loaded: bool | None = None  #: the machine's load exceeded its cores in any process
+    throttled: bool | None = None  #: in all processes; else those that were throttled are left out
     marks: str = ""  #: reasons to doubt its time
-    remarks: str = ""
     flops_nominal: int | None = None  #: convention model
     flops_realised: int | None = None
     flops_executed: int | None = None  #: convention executed, with padded slots
@@ -72,7 +73,7 @@ class CaseRow:
         """The row with its speed-ups over the same case of the ``dense`` row."""
         if dense is None or self.seconds_median is None or dense.seconds_median is None:
             return self
-        if self.status == "invalid" or not self.flops_realised or not dense.flops_realised:
+        if not self.flops_realised or not dense.flops_realised:
             return self
         achieved = dense.seconds_median / self.seconds_median
         promised = dense.flops_realised / self.flops_realised
@@ -81,7 +82,11 @@ class CaseRow:
             speed_up=achieved,
             promised_speed_up=promised,
             realised_efficiency=achieved / promised,
-            efficiency_marks=time_marks(self.stable and dense.stable, self.loaded or dense.loaded),
+            efficiency_marks=time_marks(
+                self.stable and dense.stable,
+                self.loaded or dense.loaded,
+                self.throttled or dense.throttled,
+            ),
         )
 
 
@@ -127,25 +132,20 @@ class Group:
         return dict(sorted(found.items()))
 
     @cached_property
-    def failed_ceilings(self) -> list[TimingRecord]:
-        return [t for t in self.timings if t.measurement == "ceiling" and t.status != "ok"]
-
-    @cached_property
-    def usable_ceilings(self) -> list[TimingRecord]:
-        """Those that were measured without throttling."""
-        measured = [t for t in self.timings if t.measurement == "ceiling" and t.status == "ok"]
-        return [timing for timing in measured if not _throttled(timing.measured["gpu"])]
+    def measured_ceilings(self) -> list[dict[str, Any]]:
+        """What the processes that measured ceilings found."""
+        return [t.measured for t in self.timings if t.measurement == "ceiling" and t.status == "ok"]
 
     @cached_property
     def ceilings(self) -> dict[tuple[str, str], dict[str, Any]]:
         """The fastest matmul of each dtype and component."""
-        gemms = [gemm for timing in self.usable_ceilings for gemm in timing.measured["gemm"]]
+        gemms = [gemm for measured in self.measured_ceilings for gemm in measured["gemm"]]
         gemms.sort(key=lambda gemm: (gemm["dtype"], gemm["component"], gemm["flops_per_second"]))
         return {(gemm["dtype"], gemm["component"]): gemm for gemm in gemms}
 
     @property
     def copy_bytes_per_second(self) -> float | None:
-        return max((t.measured["copy_bytes_per_second"] for t in self.usable_ceilings), default=None)
+        return max((m["copy_bytes_per_second"] for m in self.measured_ceilings), default=None)
 
     @cached_property
     def cases(self) -> tuple[CaseRow, ...]:
@@ -153,55 +153,42 @@ class Group:
         rows: list[CaseRow] = []
         for timings in self._by_label.values():
             rows += self._cases_of([t for t in timings if t.measurement == "time"])
-        valid = [r for r in rows if r.router == "vanilla" and r.is_timed and r.status == "ok"]
+        valid = [row for row in rows if row.router == "vanilla" and row.is_timed]
         dense = {row.case: row for row in valid if row.label == valid[0].label}
         return tuple(row.compared_to(dense.get(row.case)) for row in rows)
 
     def _cases_of(self, timings: Sequence[TimingRecord]) -> list[CaseRow]:
         """The cases of one scheme, from its processes."""
         found: dict[str, list[_Sample]] = defaultdict(list)
-        lacking: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for timing in timings:
             for case in timing.measured.get("cases", []):
                 found[case["name"]].append((timing, case))
-            for case in timing.measured.get("ran_out", []):
-                lacking[case["name"]].append(case)
-        rows = [
-            self._case(samples, len(timings) - len(samples) - len(lacking[name]), len(lacking[name]))
-            for name, samples in found.items()
-        ]
-        for name, cases in lacking.items():
-            if cases and name not in found:
-                asked = {part: cases[-1][part] for part in cases[-1] if part != "name"}
-                rows.append(CaseRow(**_scheme(timings[0]), case=name, status="oom", **asked))
-        listed = [t for t in timings if t.status == "oom" and "ran_out" in t.measured]
-        ended = [t for t in timings if t.status != "ok" and t not in listed]
-        if timings and len(ended) == len(timings):
-            last, case = ended[-1], "all others" if rows else "all"
+        rows = [self._case(samples, len(timings) - len(samples)) for samples in found.values()]
+        if timings and all(timing.status != "ok" for timing in timings):
+            last, case = timings[-1], "all others" if rows else "all"
             why: dict[str, Any] = {
                 "status": last.status,
                 "asked_bytes": last.asked_bytes,
                 "error": last.error or "",
             }
-            rows.append(CaseRow(**_scheme(last), case=case, phase="", **why))
+            rows.append(CaseRow(**_scheme(last), case=case, failed=len(timings), **why))
         return rows
 
-    def _case(self, samples: list[_Sample], failed: int, ran_out: int) -> CaseRow:
-        """One case that was measured; other processes ``failed`` or ``ran_out`` of memory."""
-        valid = [(timing, case) for timing, case in samples if not _throttled(case["gpu"])]
-        used = valid or samples
+    def _case(self, samples: list[_Sample], failed: int) -> CaseRow:
+        """One case that was measured; other processes ``failed`` or ran out of memory."""
+        cool = [(timing, case) for timing, case in samples if not _throttled(case["gpu"])]
+        used = cool or samples
         timing, case = used[0]
         seconds = [value for _, one in used for value in one["seconds"]]
-        short = any(min(one["seconds"]) * one["loops"] < SHORTEST for _, one in used)
         row = CaseRow(
             **_scheme(timing),
             case=case["name"],
             **{name: case[name] for name in ("phase", "sequences", "tokens", "past")},
-            status="ok" if valid and len(seconds) >= FEWEST else "invalid",
             n=len(seconds),
             processes=len(used),
+            failed=failed,
             loaded=any(of.measured["machine"]["overloaded"] for of, _ in used),
-            remarks="; ".join(_remarks(samples, used, len(seconds), failed, ran_out)),
+            throttled=not cool,
             flops_nominal=case["flops"]["nominal"]["model"],
             flops_realised=case["flops"]["realised"]["model"],
             flops_executed=case["flops"]["dispatched"]["executed"],
@@ -210,24 +197,19 @@ class Group:
             dtype=timing.environment["dtype"],
         )
         if len(seconds) < FEWEST:
-            return row
+            return replace(row, status="invalid", error=f"no time, too few samples: {len(seconds)}")
         spread = summary(seconds)
+        short = any(min(one["seconds"]) * one["loops"] < SHORTEST for _, one in used)
         stable = spread["stable"] and not short
-        marks = time_marks(stable, row.loaded)
-        row = replace(
+        rates = [g["flops_per_second"] for (dtype, _), g in self.ceilings.items() if dtype == row.dtype]
+        rate, best = case["flops"]["dispatched"]["executed"] / spread["median"], max(rates, default=None)
+        joules = [one["joules"] for _, one in used if one["joules"] is not None]
+        return replace(
             row,
             seconds_median=spread["median"],
             seconds_iqr=spread["iqr"],
             stable=stable,
-            marks=marks if valid else ", ".join(filter(None, ("invalid", marks))),
-        )
-        if not valid:
-            return row
-        rates = [g["flops_per_second"] for (dtype, _), g in self.ceilings.items() if dtype == row.dtype]
-        rate, best = case["flops"]["dispatched"]["executed"] / spread["median"], max(rates, default=None)
-        joules = [one["joules"] for _, one in valid if one["joules"] is not None]
-        return replace(
-            row,
+            marks=time_marks(stable, row.loaded, row.throttled),
             flops_per_second=rate,
             ceiling=best,
             utilisation=None if best is None else rate / best,
@@ -240,36 +222,13 @@ class Group:
         return tuple(row for t in timings if t.measurement in MEMORY for row in _memory_rows(t))
 
 
-def _throttled(gpu: dict[str, Any] | None) -> list[str]:
-    return [] if gpu is None else list(gpu["throttled"])
+def _throttled(gpu: dict[str, Any] | None) -> bool:
+    return gpu is not None and bool(gpu["throttled"])
 
 
 def _scheme(timing: TimingRecord) -> dict[str, Any]:
     router = timing.cell["router"]
     return {"label": router["label"], "router": router["name"]}
-
-
-def _remarks(
-    samples: list[_Sample], used: list[_Sample], n: int, failed: int, ran_out: int
-) -> Iterable[str]:
-    """What a reader of one case must know besides its marks."""
-    count = len(samples)
-    if n < FEWEST:
-        yield f"no time, too few samples: {n}"
-    slowed = [_throttled(case["gpu"]) for _, case in samples]
-    if any(slowed):
-        reasons = ", ".join(sorted({reason for some in slowed for reason in some}))
-        hit = sum(map(bool, slowed))
-        which = "invalid" if hit == count else "left out"
-        yield f"throttled in {hit} of {count} processes ({reasons}): {which}"
-    if ran_out:
-        yield f"memory ran out in {ran_out} of {count + failed + ran_out} processes"
-    if failed:
-        yield f"{failed} more processes failed"
-    if len({timing.measured["compiled"] for timing, _ in used}) > 1:
-        yield "compiled in some processes only"
-    if len({canonical_json(case["flops"]) for _, case in used}) > 1:
-        yield "FLOPs differ between processes"
 
 
 def _memory_rows(timing: TimingRecord) -> list[MemoryRow]:
@@ -315,14 +274,10 @@ class TimingTable:
 
     @cached_property
     def titles(self) -> tuple[str, ...]:
-        """A distinct title per group; empty for a single one."""
+        """A title per group; empty for a single one."""
         if len(self.groups) == 1:
             return ("",)
-        titles: list[str] = []
-        for number, group in enumerate(self.groups, start=1):
-            name = group.name or f"Shape {number}"
-            titles.append(name if name not in titles else f"{name}, {number}")
-        return tuple(titles)
+        return tuple(group.name or f"Shape {n}" for n, group in enumerate(self.groups, start=1))
 
     def csv(self) -> str:
         """All cases at full precision; the columns are those of `CaseRow`."""

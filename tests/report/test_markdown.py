@@ -45,16 +45,6 @@ def test_one_seed_is_said_to_be_no_claim(six):
     )
 
 
-def test_the_conditions_say_how_many_items_are_the_limit_where_one_was_set(fakes):
-    some = fakes.make_record("some", measure={"downstream_limit": 5})
-    every = fakes.make_record("every", measure={"downstream_limit": None})
-    no_task = fakes.make_record("no_task", measure={"downstream_limit": 7, "downstream": ()})
-    assert "downstream task" not in markdown(Leaderboard.of([every, no_task]))
-    mixed = markdown(Leaderboard.of([some, every]))
-    assert "- Items of each downstream task: all (every) and at most 5 (some).\n" in mixed
-    assert "## Comparison 2" in markdown(Leaderboard.of([some, every], rank_by="modbench_cloze"))
-
-
 def test_notes_say_what_the_table_was_made_from(six):
     page = markdown(Leaderboard.of(six))
     for said in (
@@ -140,11 +130,11 @@ def test_a_page_without_a_ranked_row_says_so(fakes):
     assert "No row could be ranked." in markdown(Leaderboard.of([fakes.make_record(status="oom")]))
 
 
-def test_times_of_different_machines_are_dashes_and_the_difference_is_named(fakes):
+def test_times_of_different_machines_are_left_out_and_the_difference_is_named(fakes):
     page = markdown(
         Leaderboard.of([fakes.make_record("a"), fakes.make_record("b", environment={"threads": 64})])
     )
-    assert _cells(page, "a")["training step (ms), median ± IQR"] == "-"
+    assert "training step (ms), median ± IQR" not in _cells(page, "a")
     assert "machines that differ are not compared: threads: 2 (a) and 64 (b)" in page
 
 
@@ -215,9 +205,31 @@ def test_what_a_row_was_trained_with_and_others_were_not_is_told(fakes):
             )
         )
 
-    assert "settings differ" not in page(0.1, 0.1, 0.1)
-    words = "- Training settings differ: learning_rate 0.1 (a, c) and 0.2 (b).\n"
-    assert words in page(0.1, 0.2, 0.1)
+    assert "Settings differ" not in page(0.1, 0.1, 0.1)
+    assert "- Settings differ: learning_rate 0.1 (a, c) and 0.2 (b).\n" in page(0.1, 0.2, 0.1)
+
+
+def test_a_limit_on_downstream_items_that_differs_is_told(fakes):
+    records = [fakes.make_record(f"{n}", measure={"downstream_limit": n}) for n in (5, None)]
+    assert "- Settings differ: downstream_limit 5 (5) and None (None).\n" in markdown(
+        Leaderboard.of(records)
+    )
+
+
+def test_a_column_in_which_no_row_has_a_value_is_left_out(fakes):
+    left_out = ("modbench_cloze", "train_step_seconds", "peak_memory_bytes", "kv_cache")
+    whole = fakes.make_record("mod")
+    kept = {name: of for name, of in whole.metrics.items() if not name.startswith(left_out)}
+    lean = replace(whole, metrics=kept)
+    heads = set(_cells(markdown(Leaderboard.of([whole])), "mod"))
+    assert heads - set(_cells(markdown(Leaderboard.of([lean])), "mod")) == {
+        "cloze accuracy (untrained, chance)",
+        "training step (ms), median ± IQR",
+        "peak memory (MB)",
+        "KV cache (B/token, share of dense)",
+    }
+    other = fakes.make_record("vanilla")
+    assert _cells(markdown(Leaderboard.of([lean, other])), "mod")["peak memory (MB)"] == "-"
 
 
 def test_a_run_that_ends_above_its_unigram_loss_is_marked(fakes):

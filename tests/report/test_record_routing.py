@@ -61,7 +61,6 @@ def test_several_seeds_are_added_up(fakes):
     found = pooled([one, other], "causal")
     assert (found["windows"], found["sequence"], found["edges"]) == (20, 10, [0, 5, 10])
     assert [layer["routed"] for layer in found["depth"]] == [[8, 12]] * 2
-    assert found["depth"][0]["gates"]["selected"] == [0, 2, 8]
     assert found["entered"] == [160, 40, 0]
     assert found["tokens"] == [(" the", 100, 100), ("\n", 40, 6), ("|", 32, 16), ("", 8, 4)]
 

@@ -9,7 +9,6 @@ from timings_made_up import ceiling, cell_of, make_case, make_timing, rows_of, t
 from modbench.errors import UserError
 from modbench.report.record import TimingRecord
 from modbench.report.timing import refuse_other_environments
-from modbench.report.timing_page import timing_page
 from modbench.report.timing_table import TimingTable
 
 SET = {"variables": {"OMP_NUM_THREADS": "2"}, "python": "3.11.7", "deterministic": False}
@@ -75,33 +74,11 @@ def test_sizes_may_be_of_different_dtypes_and_a_process_that_died_tells_none() -
     assert len(TimingTable.of([timed("mod", make_case()), died, other]).groups) == 2
 
 
-def test_what_processes_of_a_scheme_did_otherwise_is_told() -> None:
-    def process(repetition: int, **changes: Any) -> TimingRecord:
-        fields = {"flops": 1000, "compiled": False, "throttled": None, **changes}
-        case = make_case(flops=fields["flops"], throttled=fields["throttled"])
-        made = timed("mod", case)
-        measured = {**made.measured, "compiled": fields["compiled"]}
-        return make_timing("time", made.cell, measured, repetition=repetition)
-
-    def remarks(*processes: TimingRecord) -> str:
-        (row,) = rows_of(*processes).values()
-        return row.remarks
-
-    usual = process(1), process(2)
-    assert remarks(*usual) == ""
-    assert remarks(*usual, process(3, compiled=True)) == "compiled in some processes only"
-    assert remarks(*(process(n, compiled=True) for n in (1, 2))) == ""
-    told = "FLOPs differ between processes"
-    assert remarks(*usual, process(3, flops=2000)) == told
-    assert f"- mod, all cases: {told}" in timing_page(TimingTable.of([*usual, process(3, flops=2000)]))
-
-
 def test_of_a_process_that_is_left_out_nothing_is_shown() -> None:
     slow = timed("mod", make_case(flops=2000, throttled=("power cap",)), balance="as routed")
     usual = timed("mod", make_case(flops=1000), repetition=2)
     (row,) = rows_of(slow, usual).values()
     assert (row.flops_realised, row.balance) == (1000, "forced")
-    assert row.remarks == "throttled in 1 of 2 processes (power cap): left out"
 
 
 def test_ceilings_are_of_the_settings_of_what_is_held_against_them() -> None:

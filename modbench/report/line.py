@@ -69,7 +69,6 @@ class Line:
     """
 
     kind: ClassVar[str]
-    schema: ClassVar[int] = SCHEMA
     subject: ClassVar[str] = "cell"  #: the field that ``key`` is the hash of
 
     key: str  #: cell_key of the subject
@@ -81,8 +80,7 @@ class Line:
 
     def __post_init__(self) -> None:
         values = json.loads(canonical_json(self._fields()))
-        kind: Any = type(self)
-        check("", values, _shape_of(kind))
+        check("", values, shape_of(type(self)))
         for name, value in values.items():
             object.__setattr__(self, name, value)
         key = cell_key(values[self.subject])
@@ -95,21 +93,16 @@ class Line:
     def _check(self) -> None:
         """Check what the types of the fields do not tell."""
 
-    @classmethod
-    def names(cls) -> dict[str, bool]:
-        """The fields by name, and whether each must be in a line."""
-        return {field.name: field.default is not None for field in fields(cls)}
-
     def _fields(self) -> dict[str, Any]:
-        found = {name: (getattr(self, name), needed) for name, needed in self.names().items()}
-        return {name: value for name, (value, needed) in found.items() if needed or value is not None}
+        values = {field: getattr(self, field.name) for field in fields(self)}
+        return {of.name: v for of, v in values.items() if v is not None or of.default is not None}
 
     def line(self) -> str:
         """The record as one line of canonical JSON, without the newline."""
         return canonical_json(self._unsigned() | {"digest": self.digest})
 
     def _unsigned(self) -> dict[str, Any]:
-        return self._fields() | {"kind": self.kind, "schema": self.schema, "digest": ""}
+        return self._fields() | {"kind": self.kind, "schema": SCHEMA, "digest": ""}
 
     @property
     def digest(self) -> str:
@@ -126,10 +119,12 @@ class Line:
 
 
 @cache
-def _shape_of(kind: Any) -> TypeAdapter[Any]:
+def shape_of(kind: Any) -> TypeAdapter[Any]:
+    """The fields of a class of records; those whose default is None may be missing."""
     types = get_type_hints(kind, include_extras=True)
-    names = kind.names().items()
-    return TypeAdapter(closed(**{n: types[n] if must else optional[types[n]] for n, must in names}))
+    may_lack = {field.name for field in fields(kind) if field.default is None}
+    names = (field.name for field in fields(kind))
+    return TypeAdapter(closed(**{n: optional[types[n]] if n in may_lack else types[n] for n in names}))
 
 
 def _utc(where: str, text: str) -> datetime:

@@ -44,12 +44,8 @@ def write_report(
             f"{folder}: there are no records in {folder / RECORDS}; run the suite first "
             f"(modbench run {folder.resolve().name}), or point --results at the folder above it"
         )
-    contents: dict[str, bytes] = {}
-    if found.cells:
-        contents |= _of_cells(found, rank_by)
-    if found.timings:
-        contents |= _of_timings(found)
-    return _replace(folder, contents)
+    contents = _of_cells(found, rank_by) if found.cells else {}
+    return _replace(folder, contents | (_of_timings(found) if found.timings else {}))
 
 
 def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
@@ -58,13 +54,10 @@ def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
     from modbench.report.leaderboard import Leaderboard
     from modbench.report.markdown import markdown
 
-    if rank_by is None:
-        newest = max(found.cells, key=lambda record: (record.suite["version"], record.suite["rank_by"]))
-        rank_by = newest.suite["rank_by"]
-    board = Leaderboard.of(found.cells, rank_by, found.audits)
-    contents = {"leaderboard.csv": board.csv().encode(), "leaderboard.md": markdown(board).encode()}
-    contents.update(figures(board))
-    return contents
+    newest = max(found.cells, key=lambda record: (record.suite["version"], record.suite["rank_by"]))
+    board = Leaderboard.of(found.cells, rank_by or newest.suite["rank_by"], found.audits)
+    pages = {"leaderboard.csv": board.csv(), "leaderboard.md": markdown(board)}
+    return {name: text.encode() for name, text in pages.items()} | figures(board)
 
 
 def _of_timings(found: SuiteRecords) -> dict[str, bytes]:
@@ -74,12 +67,9 @@ def _of_timings(found: SuiteRecords) -> dict[str, bytes]:
 
     table = TimingTable.of(newest_run(found.timings))
     others = len({timing.run for timing in found.timings}) - 1
-    return {
-        "timings.csv": table.csv().encode(),
-        "memory.csv": table.memory_csv().encode(),
-        "timings.md": timing_page(table, others).encode(),
-        **timing_figures(table),
-    }
+    pages = {"timings.csv": table.csv(), "memory.csv": table.memory_csv()}
+    pages["timings.md"] = timing_page(table, others)
+    return {name: text.encode() for name, text in pages.items()} | timing_figures(table)
 
 
 def _replace(folder: Path, contents: dict[str, bytes]) -> list[Path]:

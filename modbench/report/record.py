@@ -20,6 +20,7 @@ from modbench.report.line import (
     cell_key,
     check_outcome,
     sha256,
+    shape_of,
 )
 from modbench.report.metrics import METRICS
 from modbench.report.names import LABEL, LABEL_WORDS, NAME, ROW_LABEL
@@ -319,9 +320,5 @@ def read_record(line: str) -> AnyRecord:
     """
     values = parse_line(line)
     kind = _KINDS[values.pop("kind")]
-    names = kind.names()
-    wrong = {name for name in values.keys() ^ names if name in values or names[name]}
-    if wrong:
-        listed = ", ".join(repr(name)[1:-1][:60] for name in sorted(wrong)[:5])
-        raise UserError(f"it lacks a field or has an unknown one: {listed}")
+    check("", values, shape_of(kind))  # an unknown name is no argument of the class
     return kind(**values)

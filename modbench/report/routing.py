@@ -66,39 +66,24 @@ def check_routing(value: Any) -> None:
     edges, ids, tokens = value["edges"], len(value["ids"]), value["windows"] * value["sequence"]
     if len(edges) < 2 or edges != sorted({0, *edges, value["sequence"]}):
         raise UserError("routing.edges must rise from 0 to the number of tokens of a window")
-    _check_lengths("routing", ids, texts=value["texts"], seen=value["seen"])
+    _check_counts("routing", value, texts=ids, seen=ids)
     for name in RULES:
         where, rule = f"routing.{name}", value[name]
-        _check_lengths(where, ids, routed=rule["routed"])
-        _check_lengths(where, len(rule["depth"]) + 1, entered=rule["entered"])
-        _check_sum(where, tokens, entered=rule["entered"])
+        _check_counts(where, rule, tokens, routed=ids, entered=len(rule["depth"]) + 1)
         for index, layer in enumerate(rule["depth"]):
-            at = f"{where}.depth[{index}]"
-            _check_lengths(at, len(edges) - 1, routed=layer["routed"])
-            if layer["gates"] is not None:
-                _check_lengths(at, len(layer["gates"]["all"]), selected=layer["gates"]["selected"])
-                if not any(layer["gates"]["all"]):
-                    raise UserError(f"{at}.gates counts no token")
+            _check_counts(f"{where}.depth[{index}]", layer, routed=len(edges) - 1)
         for index, layer in enumerate(rule["experts"]):
-            at, asked = f"{where}.experts[{index}]", {"taken", "by_taken"} & layer.keys()
-            if len(asked) == 1:
-                raise UserError(f"{at} has {asked.pop()} alone; it must have both, or neither")
-            if asked:
-                _check_lengths(at, len(edges) - 1, taken=layer["taken"])
-            sums = {name: layer[name] for name in ("by_taken", "by_no_op") if name in layer}
-            _check_sum(at, tokens, **sums)
+            _check_counts(f"{where}.experts[{index}]", layer, tokens, taken=len(edges) - 1)
 
 
-def _check_lengths(where: str, length: int, **lists: list[Any]) -> None:
-    for name, value in lists.items():
-        if len(value) != length:
-            raise UserError(f"{where}.{name} has {len(value)} entries; it must have {length}")
-
-
-def _check_sum(where: str, total: int, **lists: list[int]) -> None:
-    for name, value in lists.items():
-        if sum(value) != total:
-            raise UserError(f"{where}.{name} adds up to {sum(value)} of {total} tokens")
+def _check_counts(where: str, value: dict[str, Any], tokens: int = 0, **lengths: int) -> None:
+    """Check the lengths of lists in ``value``, and that counts of all tokens add up to ``tokens``."""
+    for name, length in lengths.items():
+        if name in value and len(value[name]) != length:
+            raise UserError(f"{where}.{name} has {len(value[name])} entries; it must have {length}")
+    for name in ("entered", "by_taken", "by_no_op"):
+        if name in value and sum(value[name]) != tokens:
+            raise UserError(f"{where}.{name} adds up to {sum(value[name])} of {tokens} tokens")
 
 
 def layout(routing: dict[str, Any]) -> Any:

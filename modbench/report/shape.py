@@ -16,7 +16,7 @@ _typed_dict: Any = TypedDict
 #: Numbers that can be added, divided and drawn without overflow.
 COUNT: Any = Annotated[int, Field(ge=0, le=10**30)]
 POSITIVE: Any = Annotated[int, Field(ge=1, le=10**30)]
-REAL: Any = Annotated[float, Field(ge=-1e30, le=1e30)]
+REAL: Any = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
 SECONDS: Any = Annotated[float, Field(gt=0, le=1e30)]
 COUNTS: Any = list_of[COUNT]
 

@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import os
 import secrets
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,14 +132,10 @@ def read_suite(folder: Path) -> SuiteRecords:
                     lines[line] = read_record(line)
     records = [lines[line] for line in sorted(lines, key=lambda line: (lines[line].key, line))]
     cells = [record for record in records if isinstance(record, CellRecord)]
-    audits = sorted(
-        (record for record in records if isinstance(record, AuditRecord)),
-        key=lambda audit: audit.finished_at,
-    )
-    timings = sorted(
-        (record for record in records if isinstance(record, TimingRecord)),
-        key=lambda timing: timing.started_at,
-    )
+    audits = [record for record in records if isinstance(record, AuditRecord)]
+    audits.sort(key=lambda audit: audit.finished_at)
+    timings = [record for record in records if isinstance(record, TimingRecord)]
+    timings.sort(key=lambda timing: timing.started_at)
     return SuiteRecords(cells, {audit.key: audit for audit in audits}, timings, cut)
 
 
@@ -230,10 +225,8 @@ def _shards(suite: Path) -> list[Path]:
     """
     found = [path for name in _FOLDERS for path in _inside(suite / name) if path.suffix == ".jsonl"]
     for path in found:
-        try:
-            regular = stat.S_ISREG(path.stat().st_mode)
-        except OSError as error:
-            raise UserError(_cannot_read(path, error)) from error
+        with _readable(path):
+            regular = path.is_file()
         if not regular:
             raise UserError(f"{path}: it is not a regular file; move it out of the results")
     return found
@@ -241,21 +234,15 @@ def _shards(suite: Path) -> list[Path]:
 
 def _inside(folder: Path) -> list[Path]:
     """Sorted contents; unlike `Path.glob`, this reports an unreadable folder."""
-    try:
-        return sorted(folder.iterdir())
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(_cannot_read(folder, error)) from error
+    with _readable(folder):
+        return sorted(folder.iterdir()) if folder.exists() else []
 
 
 def _lines(shard: Path) -> Iterator[tuple[int, str]]:
     """The complete lines of ``shard`` with their numbers, from 1; number 0 has a sentence if the last
     line is cut off."""
-    try:
+    with _readable(shard):
         content = shard.read_bytes()
-    except OSError as error:
-        raise UserError(_cannot_read(shard, error)) from error
     # split, not splitlines: other line separators may stand inside a JSON string.
     *lines, rest = content.split(b"\n")
     for number, raw in enumerate(lines, start=1):
@@ -283,9 +270,16 @@ def _naming(shard: Path, number: int) -> Iterator[None]:
         raise UserError(f"{where}{reason}{_REPAIR}") from error
 
 
-def _cannot_read(where: Path, error: OSError) -> str:
-    reason = error.strerror or type(error).__name__
-    return f"{where}: can't be read ({reason}); make it readable, or move it out of the results"
+@contextlib.contextmanager
+def _readable(where: Path) -> Iterator[None]:
+    """Name the file or folder that can't be read."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{where}: can't be read ({error.strerror or type(error).__name__}); make it readable, or "
+            "move it out of the results"
+        ) from error
 
 
 def latest(records: Iterable[CellRecord]) -> list[CellRecord]:

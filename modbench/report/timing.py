@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from modbench.errors import UserError
-from modbench.report.record import Measurement, TimingRecord, cell_key
+from modbench.report.record import Measurement, TimingRecord
 
 #: Parts of the environment that must be equal in a run: the machine, and, with the environment's
 #: ``variables``, its settings.
@@ -32,25 +32,27 @@ def settings_of(environment: dict[str, Any], measurement: Measurement) -> dict[s
 def newest_run(timings: Iterable[TimingRecord]) -> list[TimingRecord]:
     """The timings of the run that was continued last. Of a repeated job the last timing counts, an
     ``ok`` one before any other."""
-    timings = list(timings)
-    if not timings:
-        return []
-    run = max(timings, key=lambda timing: (timing.started_at, timing.run)).run
+    ordered = sorted(timings, key=lambda timing: (timing.finished_at, timing.line()))
+    run = max(ordered, key=lambda timing: (timing.started_at, timing.run)).run if ordered else ""
     jobs: dict[Any, TimingRecord] = {}
-    for timing in sorted(timings, key=lambda timing: (timing.finished_at, timing.line())):
-        if timing.run == run:
-            before = jobs.get(timing.job)
-            if before is None or before.status != "ok" or timing.status == "ok":
-                jobs[timing.job] = timing
+    for timing in ordered:
+        if timing.run == run and (timing.status == "ok" or not _is_ok(jobs.get(timing.job))):
+            jobs[timing.job] = timing
     return [jobs[job] for job in sorted(jobs)]
 
 
-def refuse_other_versions(timings: Iterable[TimingRecord]) -> None:
+def _is_ok(timing: TimingRecord | None) -> bool:
+    return timing is not None and timing.status == "ok"
+
+
+def refuse_incomparable(timings: Iterable[TimingRecord]) -> None:
     """
     Raises:
-        UserError: two cells share a label, so their samples would be pooled.
+        UserError: the timings differ in machine or settings, or two cells share a label, so that their
+            samples would be pooled; the sentence names the difference.
     """
     keys: dict[str, str] = {}
+    environments = []
     for timing in timings:
         router = timing.cell["router"]
         if router is not None and keys.setdefault(router["label"], timing.key) != timing.key:
@@ -58,43 +60,14 @@ def refuse_other_versions(timings: Iterable[TimingRecord]) -> None:
                 f"run {timing.run} timed '{router['label']}' with two sets of options, shapes or plugin "
                 "code; time all schemes again with `modbench time --again`"
             )
-
-
-def refuse_other_environments(timings: Iterable[TimingRecord]) -> None:
-    """
-    Raises:
-        UserError: the timings differ in machine or settings; the sentence names both.
-    """
-    timings = list(timings)
-    machines = sorted({machine_in_words(timing.environment) for timing in timings})
-    if len(machines) > 1:
-        raise UserError(
-            "timings of different machines are not compared: "
-            + " and ".join(f"({machine})" for machine in machines)
-            + "; time all of them on one machine with `modbench time --again`"
-        )
-    # A process that was killed has recorded no dtype.
-    dtypes: dict[str, set[str]] = {}
-    for timing in timings:
-        if timing.measured:
-            shape = cell_key({**timing.cell, "router": None})
-            dtypes.setdefault(shape, set()).add(timing.environment["dtype"])
-    different = [f"dtype {_listed(found)}" for found in dtypes.values() if len(found) > 1]
-    settings = [(t.measurement, settings_of(t.environment, t.measurement)) for t in timings]
-    for name in sorted({name for _, of in settings for name in of}):
-        values = {
-            of.get(name)
-            for measurement, of in settings
-            if not (measurement.endswith("memory") and name.startswith(ALLOCATOR))
-        }
-        if len(values) > 1:
-            different.append(f"{name} {_listed(values)}")
-    if different:
-        raise UserError(
-            f"timings under different settings are not compared: {'; '.join(different)}; time all of "
-            "them under one with `modbench time --again`"
-        )
-
-
-def _listed(values: Iterable[str | None]) -> str:
-    return " and ".join(sorted("not set" if value is None else f"'{value}'" for value in values))
+        # Variables of the allocator differ between a time and a memory of one run.
+        settings = settings_of(timing.environment, "training_memory")
+        environments.append({"machine": machine_in_words(timing.environment), **settings})
+    for name in sorted({name for environment in environments for name in environment}):
+        found = {environment.get(name, "not set") for environment in environments}
+        if len(found) > 1:
+            raise UserError(
+                f"timings of one run with different {name} are not compared: "
+                f"{' and '.join(f'({text})' for text in sorted(found))}; time all of them under one "
+                "with `modbench time --again`"
+            )

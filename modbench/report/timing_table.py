@@ -16,7 +16,7 @@ from modbench.analysis.intervals import summary
 from modbench.report.record import TimingRecord, canonical_json, cell_key
 from modbench.report.row import time_marks
 from modbench.report.table import csv_table
-from modbench.report.timing import refuse_other_environments, refuse_other_versions
+from modbench.report.timing import refuse_incomparable
 
 #: Shortest sample that pyperf accepts, in seconds.
 SHORTEST = 1e-3
@@ -263,8 +263,7 @@ class TimingTable:
             UserError: machines or settings differ, or two schemes share a label.
         """
         timings = tuple(timings)
-        refuse_other_environments(timings)
-        refuse_other_versions(timings)
+        refuse_incomparable(timings)
         groups: dict[str, list[TimingRecord]] = defaultdict(list)
         for timing in timings:
             groups[cell_key({**timing.cell, "router": None})].append(timing)

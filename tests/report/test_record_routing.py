@@ -41,8 +41,7 @@ def test_a_record_of_routing_that_contradicts_itself_is_refused(fakes):
         (("topk", "experts", 0, "load"), [-1], r"topk.experts\[0\].load\[0\] is -1"),
         (("topk", "routed"), [1], "routing.topk.routed has 1 entries; it must have 4"),
         (("edges",), [0, 10, 5], "routing.edges must rise from 0"),
-        (("topk", "depth", 0, "gates", "selected"), [1], r"selected has 1 entries; it must have 3"),
-        (("topk", "depth", 0, "gates", "all"), [0, 0, 0], r"depth\[0\].gates counts no token"),
+        (("topk", "experts", 1, "taken"), [9], r"experts\[1\].taken has 1 entries; it must have 2"),
         (("topk", "experts", 1, "by_no_op"), [9], r"experts\[1\].by_no_op adds up to 9 of 100"),
     ],
 )

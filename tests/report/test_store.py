@@ -146,10 +146,13 @@ def _corrupted(fakes):
             "metrics.los",
         ),
         "unknown kind": (fakes.altered(record, lambda r: r.update(kind="los")), "kind is 'los'; known"),
-        "unknown field": (fakes.altered(record, lambda r: r.update(host="h")), "unknown one: host"),
+        "unknown field": (
+            fakes.altered(record, lambda r: r.update(host="h")),
+            "host is not a known field",
+        ),
         "missing field": (
             fakes.altered(record, lambda r: r.pop("status")),
-            "lacks a field or has an unknown one: status",
+            "status is missing",
         ),
         "NaN": (with_its_digest("nan"), "finite"),
         "infinity": (with_its_digest("inf"), "finite"),

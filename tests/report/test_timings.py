@@ -221,7 +221,7 @@ def test_memory_is_held_against_its_prediction() -> None:
 
 def test_timings_of_two_machines_are_refused_by_name() -> None:
     other = {"cpu": "Another CPU", "cores": 64}
-    with pytest.raises(UserError, match="different machines") as raised:
+    with pytest.raises(UserError, match="different machine") as raised:
         TimingTable.of([timed("vanilla", make_case()), timed("mod", make_case(), environment=other)])
     assert "cpu Imaginary CPU, cores 2" in str(raised.value)
     assert "cpu Another CPU, cores 64" in str(raised.value)
@@ -236,7 +236,7 @@ def test_timings_of_two_machines_are_refused_by_name() -> None:
     ids=str,
 )
 def test_each_part_of_a_machine_tells_it_from_others(changed: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="different machines"):
+    with pytest.raises(UserError, match="different machine"):
         TimingTable.of([timed("vanilla", make_case()), timed("mod", make_case(), environment=changed)])
 
 

@@ -119,7 +119,7 @@ def _cells(name: str, value: Quality | Exact | Timed | None) -> dict[str, Any]:
 
 
 def _span(row: Row, criterion: Metric) -> tuple[float, float] | None:
-    """The row's interval, better end first, negated if higher is better."""
+    """The row's interval, better end first, negated if higher is better; None if it was not measured."""
     value = row.value(criterion.name)
     if value is None or isinstance(value, Timed):
         return None
@@ -133,41 +133,35 @@ def _span(row: Row, criterion: Metric) -> tuple[float, float] | None:
 
 def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
     """Entries of one comparison: ranked ones by rank, figure and label, then unranked ones."""
-    name = criterion.name
-    spans = [
-        (row, span)
-        for row in rows
-        if row.why_unranked is None and row.is_whole(name)
-        if (span := _span(row, criterion))
-    ]
-    if criterion.kind == "quality" and any(len(row.ok) > 1 for row, _ in spans):
-        spans = [(row, span) for row, span in spans if len(row.ok) > 1]
-    ranked = []
-    for row, (low, high) in spans:
-        rank = 1 + sum(other_high < low for _, (_, other_high) in spans)
-        failures = ", ".join(row.audit_failures)
-        note = _with_remarks(f"failed audit probe {failures}" if failures else "", row)
-        ranked.append(((rank, low + high, row.label), Entry(row, comparison, rank, note)))
-    shown = [row for row, _ in spans]
-    unranked = [
-        Entry(row, comparison, None, _with_remarks(_why_unranked(row, criterion), row))
-        for row in rows
-        if row not in shown
-    ]
-    return [entry for _, entry in sorted(ranked, key=lambda pair: pair[0])] + unranked
+    spans: dict[str, tuple[float, float]] = {}
+    reasons: dict[str, str] = {}
+    for row in rows:
+        span = _span(row, criterion)
+        if row.why_unranked:
+            reasons[row.label] = row.why_unranked
+        elif not row.is_whole(criterion.name):
+            reasons[row.label] = f"{criterion.name} was not measured in all seeds"
+        elif span is None:
+            reasons[row.label] = f"{criterion.name} was not measured"
+        else:
+            spans[row.label] = span
+    single = [row.label for row in rows if row.label in spans and len(row.ok) == 1]
+    if criterion.kind == "quality" and len(single) < len(spans):
+        for label in single:
+            del spans[label]
+            reasons[label] = "one seed gives no interval to rank among rows of several seeds"
+    entries = []
+    for row in rows:
+        rank = None
+        if row.label in spans:
+            rank = 1 + sum(high < spans[row.label][0] for _, high in spans.values())
+        above = "held-out loss is above the unigram loss" if row.is_above_unigram else ""
+        notes = (reasons.get(row.label, row.audit_failures), above, row.far_from_nominal)
+        entries.append(Entry(row, comparison, rank, "; ".join(filter(None, notes))))
 
+    def order(entry: Entry) -> tuple[Any, ...]:
+        if entry.rank is None:
+            return (1,)
+        return 0, entry.rank, sum(spans[entry.row.label]), entry.row.label
 
-def _why_unranked(row: Row, criterion: Metric) -> str:
-    if row.why_unranked:
-        return row.why_unranked
-    if not row.is_whole(criterion.name):
-        return f"{criterion.name} was not measured in all seeds"
-    if _span(row, criterion) is None:
-        return f"{criterion.name} was not measured"
-    return "one seed gives no interval to rank among rows of several seeds"
-
-
-def _with_remarks(note: str, row: Row) -> str:
-    """``note`` and what else a reader of the row must know."""
-    unigram = "held-out loss is above the unigram loss" if row.is_above_unigram else ""
-    return "; ".join(filter(None, (note, unigram, row.far_from_nominal)))
+    return sorted(entries, key=order)

@@ -72,15 +72,16 @@ class Line:
     subject: ClassVar[str] = "cell"  #: the field that ``key`` is the hash of
 
     key: str  #: cell_key of the subject
-    code: Annotated[dict[str, Any], like(CODE)]  #: version, commit, dirty
-    #: at least cpu, gpu, threads, torch; no host, user or path
+    code: Annotated[dict[str, Any], like(CODE)]
+    #: of the process that measured; no host, user or path
     environment: Annotated[dict[str, Any], like(at_least(**ENVIRONMENT))]
     started: str  #: UTC, ISO 8601
     finished: str
 
     def __post_init__(self) -> None:
         values = json.loads(canonical_json(self._fields()))
-        check("", values, shape_of(type(self)))
+        kind: Any = type(self)
+        check("", values, shape_of(kind))
         for name, value in values.items():
             object.__setattr__(self, name, value)
         key = cell_key(values[self.subject])

@@ -1,6 +1,8 @@
 """leaderboard.md: ranked rows, rows that could not be ranked and why, notes and metrics."""
 
 from collections.abc import Iterable
+from string import Formatter
+from typing import Any
 
 from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.metrics import METRICS, metric
@@ -96,71 +98,56 @@ def _legend(board: Leaderboard, ranked: list[Entry]) -> Iterable[str]:
         )
 
 
-#: Heading; format of the cell; (metric, format of its value), ...; unit of the values.
-_Column = tuple[str, str, tuple[tuple[str, str], ...], float]
 _LOSS = "held-out loss (nats/token)"
 _FORWARD = "forward FLOP/token, nominal / realised"
-_COLUMNS: tuple[_Column, ...] = (
-    (_LOSS, "{}", (("heldout_loss", ".4f"),), 1),
-    ("bits/byte", "{}", (("heldout_bits_per_byte", ".4f"),), 1),
-    ("leaky loss (nats/token)", "{}", (("heldout_loss_leaky", ".4f"),), 1),
-    ("leak (nats/token)", "{}", (("leak", ".4f"),), 1),
-    (
-        "cloze accuracy (untrained, chance)",
-        "{} ({}, {})",
-        tuple((f"modbench_cloze{end}", ".3f") for end in ("", "_untrained", "_chance")),
-        1,
+#: Heading of each column and its cells: metrics and their formats, see `_number`.
+_COLUMNS = {
+    _LOSS: "{heldout_loss:.4f}",
+    "bits/byte": "{heldout_bits_per_byte:.4f}",
+    "leaky loss (nats/token)": "{heldout_loss_leaky:.4f}",
+    "leak (nats/token)": "{leak:.4f}",
+    "cloze accuracy (untrained, chance)": (
+        "{modbench_cloze:.3f} ({modbench_cloze_untrained:.3f}, {modbench_cloze_chance:.3f})"
     ),
-    (
-        _FORWARD,
-        "{} / {}",
-        (("forward_flops_per_token", "si"), ("forward_flops_per_token_realised", "si")),
-        1,
-    ),
-    ("training FLOP spent", "{}", (("train_flops", "si"),), 1),
-    ("steps", "{}", (("train_steps", "d"),), 1),
-    ("tokens", "{}", (("train_tokens", "d"),), 1),
-    ("training step (ms), median ± IQR", "{}", (("train_step_seconds", ".1f"),), 1e-3),
-    ("peak memory (MB)", "{}", (("peak_memory_bytes", ".1f"),), 1e6),
-    (
-        "KV cache (B/token, share of dense)",
-        "{} ({})",
-        (("kv_cache_bytes_per_token", ".0f"), ("kv_cache_share", ".3f")),
-        1,
-    ),
-    ("parameters, active / all", "{} / {}", (("active_parameters", "si"), ("parameters", "si")), 1),
-)
+    _FORWARD: "{forward_flops_per_token:si} / {forward_flops_per_token_realised:si}",
+    "training FLOP spent": "{train_flops:si}",
+    "steps": "{train_steps:d}",
+    "tokens": "{train_tokens:d}",
+    "training step (ms), median ± IQR": "{train_step_seconds:ms}",
+    "peak memory (MB)": "{peak_memory_bytes:MB}",
+    "KV cache (B/token, share of dense)": "{kv_cache_bytes_per_token:.0f} ({kv_cache_share:.3f})",
+    "parameters, active / all": "{active_parameters:si} / {parameters:si}",
+}
 
 
 def _table(board: Leaderboard, ranked: list[Entry]) -> str:
     """The table of ``ranked``, without the columns in which no row has a value."""
     name = board.rank_by
-    columns = list(_COLUMNS)
-    if all(name != shown for _, _, metrics, _ in columns for shown, _ in metrics):
+    columns = dict(_COLUMNS)
+    if not any(f"{{{name}:" in template for template in columns.values()):
         form = "" if metric(name).kind == "exact" else ".4f"
-        columns.insert(0, (f"{name} ({metric(name).unit})", "{}", ((name, form),), 1))
+        columns = {f"{name} ({metric(name).unit})": f"{{{name}:{form}}}", **columns}
     rows = [entry.row for entry in ranked]
-    cells: dict[str, list[object]] = {
-        "rank": [entry.rank for entry in ranked],
-        "scheme": [row.label for row in rows],
-    }
-    for heading, form, metrics, per in columns:
-        if any(board.value(row, shown) is not None for row in rows for shown, _ in metrics):
-            figures = [[_number(board, row, *one, per) for one in metrics] for row in rows]
-            cells[heading] = [form.format(*of_row) for of_row in figures]
-    for heading, mark, marked in (
-        (_LOSS, _UNIGRAM_MARK, [row.is_above_unigram for row in rows]),
-        (_FORWARD, _FAR_MARK, [bool(row.far_from_nominal) for row in rows]),
-    ):
-        if heading in cells:
-            pairs = zip(cells[heading], marked, strict=True)
-            cells[heading] = [f"{cell} {mark}" if has else cell for cell, has in pairs]
+    labels = [row.label for row in rows]
+    cells: dict[str, list[object]] = {"rank": [entry.rank for entry in ranked], "scheme": [*labels]}
+    for heading, template in columns.items():
+        parts = list(Formatter().parse(template))
+        if any(board.value(row, shown) is not None for row in rows for _, shown, *_ in parts if shown):
+            cells[heading] = [_cell(board, row, heading, parts) for row in rows]
     # Records written before FLOPs could be counted do not say how they were found.
     if any(row.flops_source for row in rows):
         cells["FLOPs"] = [row.flops_source or "-" for row in rows]
     cells["audit"] = [row.audit for row in rows]
     left = [number for number, head in enumerate(cells) if head in ("scheme", "FLOPs", "audit")]
     return markdown_table(list(cells), zip(*cells.values(), strict=True), left=left)
+
+
+def _cell(board: Leaderboard, row: Row, heading: str, parts: list[Any]) -> str:
+    """The cell of ``row``; ``parts``: text before a metric, its name, its format."""
+    shown = [text + (_number(board, row, name, form) if name else "") for text, name, form, _ in parts]
+    shown += [f" {_UNIGRAM_MARK}"] * (heading == _LOSS and row.is_above_unigram)
+    shown += [f" {_FAR_MARK}"] * (heading == _FORWARD and bool(row.far_from_nominal))
+    return "".join(shown)
 
 
 def _remark(board: Leaderboard, entry: Entry) -> str:
@@ -189,6 +176,7 @@ def _conditions(board: Leaderboard, row: Row) -> str:
     )
 
 
+_UNITS = {"ms": 1e-3, "MB": 1e6}
 _PREFIXES = {0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P", 18: "E", 21: "Z", 24: "Y"}
 
 
@@ -200,13 +188,14 @@ def _si(value: float) -> str:
     return f"{value:#.4g} "
 
 
-def _number(board: Leaderboard, row: Row, name: str, form: str, per: float = 1) -> str:
-    """The metric ``name`` of ``row`` divided by ``per``; a dash if it was not measured."""
+def _number(board: Leaderboard, row: Row, name: str, form: str) -> str:
+    """The metric ``name`` of ``row`` as ``form``: si, ms, MB or one of Python's; "-" if not measured."""
 
     def text(value: float) -> str:
         if form == "si":
             return _si(value).rstrip()
-        value = value if per == 1 else value / per
+        if form in _UNITS:
+            return f"{value / _UNITS[form]:.1f}"
         return f"{value:{f'z{form}' if form.endswith('f') else form}}"  # z: no sign for rounded zeros
 
     value = board.value(row, name)

@@ -2,6 +2,7 @@
 reproducible files."""
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,23 +135,18 @@ def plain(label: str) -> str:
 
 def plains(labels: Sequence[str]) -> dict[str, str]:
     """`plain` of each label; labels that would look the same get a number."""
-    texts: dict[str, str] = {}
-    for label in labels:
-        text, taken = plain(label), list(texts.values())
-        number = 2
-        while text in taken:
-            text, number = f"{plain(label)} ({number})", number + 1
-        texts[label] = text
-    return texts
+    texts = {label: plain(label) for label in labels}
+    same = Counter(texts.values())
+    return {
+        label: text if same[text] == 1 else f"{text} ({number})"
+        for number, (label, text) in enumerate(texts.items(), start=1)
+    }
 
 
 def row_names(entries: Sequence[Entry]) -> dict[str, str]:
     """Name of each row in figures, by label; marks unranked rows."""
     shown = plains([entry.row.label for entry in entries])
-    unranked = {entry.row.label for entry in entries if entry.rank is None}
-    return {
-        label: text + (" (not ranked)" if label in unranked else "") for label, text in shown.items()
-    }
+    return {e.row.label: shown[e.row.label] + " (not ranked)" * (e.rank is None) for e in entries}
 
 
 def sheet(width: float = WIDTH, height: float = HEIGHT) -> Figure:

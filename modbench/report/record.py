@@ -60,21 +60,13 @@ Status = Literal["ok", "failed", "oom", "diverged"]
 TimingStatus = Literal["ok", "failed", "oom"]
 Measurement = Literal["time", "ceiling", "training_memory", "inference_memory"]
 
-
 _NAME: Any = matching(NAME, "lower-case letters, digits, '_', '-' and '.'")
 _LABEL: Any = matching(LABEL, LABEL_WORDS)
 _ROW_LABEL: Any = matching(ROW_LABEL, f"{LABEL_WORDS}; or two of them with a '/' between")
 _ROUTER = closed(name=_LABEL, options=dict, plugin_sha256=str | None, label=_ROW_LABEL)
-_FINDING = closed(
-    probe=int,
-    name=str,
-    verdict=Literal["passed", "failed", "not asked", "unchecked"],
-    figure=str,
-    ranks=bool,
-)
-
-#: Units of metrics that are whole numbers.
-_COUNTED = ("steps", "tokens", "parameters", "FLOP")
+_VERDICT = Literal["passed", "failed", "not asked", "unchecked"]
+#: One probe of an audit; ``ranks``: a failure prevents ranking.
+_FINDING = closed(probe=int, name=str, verdict=_VERDICT, figure=str, ranks=bool)
 _TIMED = closed(
     median=REAL,
     iqr=REAL | None,
@@ -83,8 +75,8 @@ _TIMED = closed(
     loaded=optional[bool],  #: the machine's load exceeded its cores
     threads=optional[POSITIVE],
 )
-
-
+#: Units of metrics that are whole numbers.
+_COUNTED = ("steps", "tokens", "parameters", "FLOP")
 _METRICS = closed(
     **{
         name: optional[_TIMED if of.kind == "timed" else COUNT if of.unit in _COUNTED else REAL]
@@ -114,17 +106,13 @@ class CellRecord(Line):
 
     kind: ClassVar[str] = "cell"
 
-    #: name, version, rank_by (the metric that ranks its table)
+    #: ``rank_by`` is the metric that ranks the suite's table
     suite: Annotated[dict[str, Any], like(closed(name=_NAME, version=int, rank_by=_NAME))]
-    #: the resolved cell: router, model, data, train, measure, seed
-    cell: Annotated[dict[str, Any], like(_CELL)]
-    data: Annotated[dict[str, Any], like(_DATA)]  #: sha256, train_tokens, heldout_tokens
-    #: probe, name, verdict, figure, ranks (a failure prevents ranking): what this cell checked; in
-    #: records without ``audit_key``, the whole audit
+    cell: Annotated[dict[str, Any], like(_CELL)]  #: the resolved cell
+    data: Annotated[dict[str, Any], like(_DATA)]
+    #: what this cell checked; in records without ``audit_key``, the whole audit
     audit: Annotated[list[dict[str, Any]], like(list_of[_FINDING])]
-    #: a number, or {"median", "iqr", "n", "stable"} with "loaded" and "threads" for the kind ``timed``
     metrics: Annotated[dict[str, Any], like(_METRICS)]
-    #: step, flops, tokens, train_loss, heldout_loss
     curve: Annotated[list[dict[str, Any]], like(list_of[_POINT])]
     routing: dict[str, Any]  #: see `modbench.report.routing`; {} if the model routes nothing
     status: Status
@@ -142,8 +130,8 @@ class CellRecord(Line):
 _SCHEME = closed(
     router=closed(name=_LABEL, options=dict, code_sha256=str | None),
     model=dict,
-    shapes=list_of[list_of[int]],
-    trained=list_of[int],
+    shapes=list_of[list_of[int]],  #: (sequences, tokens) of each
+    trained=list_of[int],  #: shape of a training step
     torch=str,
     modbench=str,
     device=str,
@@ -157,10 +145,7 @@ class AuditRecord(Line):
     kind: ClassVar[str] = "audit"
     subject: ClassVar[str] = "scheme"
 
-    #: what the findings depend on: router (name, options, hash of its code), model, shapes audited
-    #: (sequences, tokens), shape of a training step, versions of PyTorch and modbench, device type
-    scheme: Annotated[dict[str, Any], like(_SCHEME)]
-    #: probe, name, verdict, figure, ranks (a failure prevents ranking)
+    scheme: Annotated[dict[str, Any], like(_SCHEME)]  #: what the findings depend on
     audit: Annotated[list[dict[str, Any]], like(list_of[_FINDING])]
 
 
@@ -189,24 +174,23 @@ _CASE = closed(
     joules=REAL | None,
     gpu=_GPU,
 )
+_RAN_OUT = closed(**_ASKED, asked_bytes=COUNT | None, error=str)
+_TIMES = closed(
+    cases=list_of[_CASE],
+    balance=str,
+    compiled=bool,
+    machine=_MACHINE,
+    ran_out=optional[list_of[_RAN_OUT]],
+)
 _GEMM = at_least(dtype=str, component=str, rows=int, inner=int, columns=int, flops_per_second=SECONDS)
+_CEILING = closed(gemm=list_of[_GEMM], copy_bytes_per_second=SECONDS, machine=_MACHINE, gpu=_GPU)
 _BYTES: Any = dict[str, Annotated[int, Field(ge=-(10**30), le=10**30)]]
-_MEMORY = TypeAdapter(closed(measured=_BYTES, predicted=_BYTES))
-_MEASURED: dict[str, TypeAdapter[Any]] = {
-    "time": TypeAdapter(
-        closed(
-            cases=list_of[_CASE],
-            balance=str,
-            compiled=bool,
-            machine=_MACHINE,
-            ran_out=optional[list_of[closed(**_ASKED, asked_bytes=COUNT | None, error=str)]],
-        )
-    ),
-    "ceiling": TypeAdapter(
-        closed(gemm=list_of[_GEMM], copy_bytes_per_second=SECONDS, machine=_MACHINE, gpu=_GPU)
-    ),
-    "training_memory": _MEMORY,
-    "inference_memory": _MEMORY,
+_MEMORY = closed(measured=_BYTES, predicted=_BYTES)
+_MEASURED = {
+    "time": TypeAdapter(_TIMES),
+    "ceiling": TypeAdapter(_CEILING),
+    "training_memory": TypeAdapter(_MEMORY),
+    "inference_memory": TypeAdapter(_MEMORY),
 }
 
 
@@ -221,12 +205,10 @@ class TimingRecord(Line):
     kind: ClassVar[str] = "timing"
 
     run: Annotated[str, like(_LABEL)]
-    suite: Annotated[dict[str, Any], like(closed(name=_NAME, version=int))]  #: name, version
+    suite: Annotated[dict[str, Any], like(closed(name=_NAME, version=int))]
     measurement: Measurement
-    #: router (null for a ceiling), model, train, time
-    cell: Annotated[dict[str, Any], like(_TIMED_CELL)]
+    cell: Annotated[dict[str, Any], like(_TIMED_CELL)]  #: its router is null for a ceiling
     repetition: int  #: from 1
-    #: at least cpu, gpu, threads, torch, dtype; no host, user or path
     environment: Annotated[dict[str, Any], like(_MEASURING)]
     #: what the process measured; if not ok: {}, or the cases that could be timed
     measured: dict[str, Any]
@@ -319,6 +301,7 @@ def read_record(line: str) -> AnyRecord:
         UserError: see `parse_line`, or a field is not as its class declares.
     """
     values = parse_line(line)
-    kind = _KINDS[values.pop("kind")]
+    kind: Any = _KINDS[values.pop("kind")]
     check("", values, shape_of(kind))  # an unknown name is no argument of the class
-    return kind(**values)
+    record: AnyRecord = kind(**values)
+    return record

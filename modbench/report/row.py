@@ -128,48 +128,44 @@ class Row:
         return ", ".join(sorted(sources)) or None
 
     @cached_property
-    def _probes(self) -> list[dict[str, Any]]:
-        """Audit probes of all runs."""
-        return [probe for record in self.records for probe in self._probes_of(record)]
-
-    def _probes_of(self, record: CellRecord) -> list[dict[str, Any]]:
-        """Audit probes of the record's scheme, and those that its cell ran on the trained model."""
-        audit = self.audits.get(record.audit_key or "")
-        return [*(audit.audit if audit else ()), *record.audit]
+    def _probes_by_run(self) -> list[list[dict[str, Any]]]:
+        """Of each run, the audit probes of its scheme, and those that it ran on the trained model."""
+        audits = [self.audits.get(record.audit_key or "") for record in self.records]
+        pairs = zip(audits, self.records, strict=True)
+        return [[*(audit.audit if audit else ()), *record.audit] for audit, record in pairs]
 
     @cached_property
     def _is_audited(self) -> bool:
         """Return True unless the audit of a record's scheme is missing."""
-        return all(
-            record.audit_key is None or record.audit_key in self.audits for record in self.records
-        )
+        return all(record.audit_key in (None, *self.audits) for record in self.records)
 
     @cached_property
-    def audit_failures(self) -> tuple[str, ...]:
-        """Failed probes, each once with its figure; those that prevent ranking first."""
-        failed = {
-            (not _ranks(probe), probe["probe"], f"{probe['probe']} {probe['name']} ({probe['figure']})")
-            for probe in self._probes
-            if probe["verdict"] == "failed"
-        }
-        return tuple(text for _, _, text in sorted(failed))
+    def _failures(self) -> list[tuple[bool, int, str, str]]:
+        """Failed probes, each once: True unless it prevents ranking, number, name, figure."""
+        failed = [p for probes in self._probes_by_run for p in probes if p["verdict"] == "failed"]
+        prevents = [p["ranks"] or p["probe"] in RANKING_PROBES for p in failed]
+        found = zip(failed, prevents, strict=True)
+        return sorted({(not one, p["probe"], p["name"], p["figure"]) for p, one in found})
+
+    @property
+    def audit_failures(self) -> str:
+        """Failed probes with their figures, those that prevent ranking first; empty without any."""
+        failed = (f"{number} {name} ({figure})" for _, number, name, figure in self._failures)
+        return f"failed audit probe {', '.join(failed)}" if self._failures else ""
 
     @property
     def audit(self) -> str:
         """``passed 7, unchecked 3, not asked 1``, or the probes that failed in any run."""
-        verdicts: dict[tuple[int, str], set[str]] = defaultdict(set)
-        for probe in self._probes:
-            verdicts[probe["probe"], probe["name"]].add(probe["verdict"])
-        if not verdicts or not self._is_audited:
+        probes = [probe for of_run in self._probes_by_run for probe in of_run]
+        if not probes or not self._is_audited:
             return "not run"
-        failed = [
-            f"{number} {name}" for (number, name), of in sorted(verdicts.items()) if "failed" in of
-        ]
-        if failed:
-            return "failed " + ", ".join(failed)
-        order = ("unchecked", "passed", "not asked")
-        counts = Counter(next(verdict for verdict in order if verdict in of) for of in verdicts.values())
-        rest = [f", {name} {counts[name]}" for name in ("unchecked", "not asked") if counts[name]]
+        if self._failures:
+            failed = sorted({(number, name) for _, number, name, _ in self._failures})
+            return "failed " + ", ".join(f"{number} {name}" for number, name in failed)
+        order = ("not asked", "passed", "unchecked")
+        probes.sort(key=lambda probe: order.index(probe["verdict"]))
+        counts = Counter({probe["probe"]: probe["verdict"] for probe in probes}.values())
+        rest = (f", {name} {counts[name]}" for name in ("unchecked", "not asked") if counts[name])
         return f"passed {counts['passed']}{''.join(rest)}"
 
     @property
@@ -177,12 +173,11 @@ class Row:
         """Why the row cannot be ranked, whatever its figures; None if it can."""
         if self.errors:
             return self.errors
-        if any(_ranks(probe) and probe["verdict"] == "failed" for probe in self._probes):
-            return "failed audit probe " + ", ".join(self.audit_failures)
+        if self._failures and not self._failures[0][0]:
+            return self.audit_failures
         if not self._is_audited:
             return "audit was not run"
-        for record in self.records:
-            probes = self._probes_of(record)
+        for probes in self._probes_by_run:
             run = {probe["probe"] for probe in probes if probe["verdict"] in ("passed", "failed")}
             missing = [str(number) for number in RANKING_PROBES if number not in run]
             if missing:
@@ -281,10 +276,6 @@ def _row_hash(record: CellRecord) -> str:
     return cell_key({"cell": _unseeded(record), "corpus": record.data})
 
 
-def _ranks(probe: dict[str, Any]) -> bool:
-    return probe["ranks"] or probe["probe"] in RANKING_PROBES
-
-
 #: Parts of the environment that must be equal for wall times or memory to be compared.
 MACHINE = (
     *("cpu", "gpu", "cores", "threads", "driver", "cuda", "torch", "dtype", "deterministic"),
@@ -296,14 +287,12 @@ def machine_differences(rows: Iterable[Row]) -> list[str]:
     """One text per property in which the machines of the rows' timed metrics differ, or the threads of
     one metric; empty if all timings may be compared."""
     found: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for row in rows:
-        for record in row.records:
-            for name in (name for name in record.metrics if METRICS[name].kind == "timed"):
-                machine = record.environment | {
-                    "threads": record.metrics[name].get("threads", record.environment["threads"])
-                }
-                for part in MACHINE:
-                    found[part, name][canonical_json(machine.get(part))].add(row.label)
+    for label, record in [(row.label, record) for row in rows for record in row.records]:
+        for name in (name for name in record.metrics if METRICS[name].kind == "timed"):
+            threads = record.metrics[name].get("threads", record.environment["threads"])
+            machine = record.environment | {"threads": threads}
+            for part in MACHINE:
+                found[part, name][canonical_json(machine.get(part))].add(label)
     texts = {}
     for (part, _), labels in found.items():
         if len(labels) > 1:

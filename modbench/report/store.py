@@ -288,13 +288,6 @@ def latest(records: Iterable[CellRecord]) -> list[CellRecord]:
     Of several records of one key (reruns): an ``ok`` one before any other, then the one finished last,
     then the greatest line. The choice does not depend on their order.
     """
-    best: dict[str, CellRecord] = {}
-    for record in records:
-        other = best.get(record.key)
-        if other is None or _preference(record) > _preference(other):
-            best[record.key] = record
+    ordered = sorted(records, key=lambda one: (one.status == "ok", one.finished_at, one.line()))
+    best = {record.key: record for record in ordered}
     return [best[key] for key in sorted(best)]
-
-
-def _preference(record: CellRecord) -> tuple[Any, ...]:
-    return record.status == "ok", record.finished_at, record.line()

@@ -12,6 +12,8 @@ _PHASES = {
     "prefill": "Prefill (ms)",
     "decode": "Decoding, one step of the batch (ms)",
 }
+#: Heading, rows and cells of a table.
+_Table = tuple[str, list[CaseRow], Callable[[CaseRow], str]]
 _PARTS = ("parameters", "gradients", "optimizer", "cache", "activations", "peak")
 
 _TIMES = (
@@ -65,20 +67,17 @@ def _group(group: Group) -> list[str]:
         f"{train['sequence']} tokens, precision {escaped(train['precision'])}."
     ]
     rows = [row for row in group.cases if row.is_timed]
-    for heading in dict.fromkeys(_PHASES[row.phase] for row in rows):
-        of_heading = [row for row in rows if _PHASES[row.phase] == heading]
-        parts += [f"### {heading}", _by_case(of_heading, _milliseconds)]
-    for heading, name, cell in (
-        ("Realised efficiency (promised speed-up)", "realised_efficiency", _efficiency),
-        (
-            "Utilisation (%)",
-            "utilisation",
-            lambda row: _marked(f"{100 * row.utilisation:.1f}", row.marks),
-        ),
-        ("Energy of a run (J)", "joules", lambda row: f"{row.joules:.3g}"),
-    ):
-        if any(getattr(row, name) is not None for row in rows):
-            parts += [f"### {heading}", _by_case(rows, cell, name)]
+    tables: list[_Table] = [
+        (heading, [row for row in rows if _PHASES[row.phase] == heading], _milliseconds)
+        for heading in dict.fromkeys(_PHASES.values())
+    ]
+    tables += [
+        ("Realised efficiency (promised speed-up)", rows, _efficiency),
+        ("Utilisation (%)", rows, _utilisation),
+        ("Energy of a run (J)", rows, lambda row: "" if row.joules is None else f"{row.joules:.3g}"),
+    ]
+    for heading, shown, cell in tables:
+        parts += _by_case(heading, shown, cell)
     if group.memory:
         parts += ["### Memory (MB), measured / predicted", _memory(group.memory)]
     if group.ceilings:
@@ -89,30 +88,33 @@ def _group(group: Group) -> list[str]:
     return parts
 
 
-def _by_case(
-    rows: Sequence[CaseRow], cell: Callable[[CaseRow], str], name: str = "seconds_median"
-) -> str:
-    """A table of ``cell`` by scheme and case; a dash where the field ``name`` is None."""
-    cases = list(dict.fromkeys(row.case for row in rows))
-    found = {(row.label, row.case): cell(row) for row in rows if getattr(row, name) is not None}
-    labels = dict.fromkeys(row.label for row in rows)
+def _by_case(heading: str, rows: Sequence[CaseRow], cell: Callable[[CaseRow], str]) -> list[str]:
+    """A table of ``cell`` by scheme and case, a dash where it is empty; nothing if all are."""
+    found = {(row.label, row.case): cell(row) or "-" for row in rows}
+    if {*found.values()} <= {"-"}:
+        return []
+    cases, labels = dict.fromkeys(row.case for row in rows), dict.fromkeys(row.label for row in rows)
     lines = [[label, *(found.get((label, case), "-") for case in cases)] for label in labels]
-    return markdown_table(["scheme", *cases], lines)
-
-
-def _marked(text: str, marks: str) -> str:
-    return f"{text} ({marks})" if marks else text
+    return [f"### {heading}", markdown_table(["scheme", *cases], lines)]
 
 
 def _milliseconds(row: CaseRow) -> str:
     per = 1e3 / (row.tokens or 1) if row.phase == "decode" else 1e3
     median, spread = (row.seconds_median or 0) * per, (row.seconds_iqr or 0) * per
-    return _marked(f"{median:.2f} ± {spread:.2f}", row.marks)
+    return f"{median:.2f} ± {spread:.2f}" + (f" ({row.marks})" if row.marks else "")
+
+
+def _utilisation(row: CaseRow) -> str:
+    if row.utilisation is None:
+        return ""
+    return f"{100 * row.utilisation:.1f}" + (f" ({row.marks})" if row.marks else "")
 
 
 def _efficiency(row: CaseRow) -> str:
-    inside = ", ".join(filter(None, (f"{row.promised_speed_up:.2f}", row.efficiency_marks)))
-    return f"{row.realised_efficiency:.2f} ({inside})"
+    if row.realised_efficiency is None:
+        return ""
+    marks = f", {row.efficiency_marks}" if row.efficiency_marks else ""
+    return f"{row.realised_efficiency:.2f} ({row.promised_speed_up:.2f}{marks})"
 
 
 def _memory(rows: Sequence[MemoryRow]) -> str:

@@ -89,7 +89,7 @@ def _check_counts(where: str, value: dict[str, Any], tokens: int = 0, **lengths:
 def layout(routing: dict[str, Any]) -> Any:
     """What must be equal in two routings for their counts to be added."""
     layers = [
-        (rule, layer["layer"], len(layer.get("load", ())), "taken" in layer)
+        (rule, layer["layer"], len(layer.get("load", ())))
         for rule in RULES
         for layer in (*routing[rule]["depth"], *routing[rule]["experts"])
     ]

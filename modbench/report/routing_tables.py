@@ -33,7 +33,7 @@ def routed_tokens(board: Leaderboard) -> list[str]:
         "## Selected tokens",
         "Share of held-out tokens that depth-routed layers select under the causal rule; of tokens that "
         f"occur {SEEN} times or more (seeds added up), those selected most and least. ␣ is a space, ⏎ a "
-        "new line. By position and by router score: routing.png; experts: expert_load.png.",
+        "new line. By position: routing.png; experts: expert_load.png.",
         markdown_table(
             ("scheme", "layers", "tokens by layers selected", "most", "least"), rows, range(5)
         ),

@@ -33,8 +33,8 @@ _EFFICIENCY = (
     "counter."
 )
 _UTILISATION = (
-    "Utilisation: FLOP/s, convention `executed` with padded slots, over the fastest of the matmuls "
-    "under Ceilings in the row's dtype."
+    "Utilisation: FLOP/s, convention `executed` with padded slots, over the fastest matmul at the "
+    "model's shapes in the row's dtype, see Ceilings."
 )
 _MEMORY = (
     "Memory: 10^6 bytes at the peak of a fresh process above its baseline, which is taken after the "
@@ -137,15 +137,12 @@ def _megabytes(row: MemoryRow | None) -> str:
 
 
 def _ceilings(group: Group) -> str:
-    dtypes = sorted({dtype for dtype, _ in group.ceilings})
     lines = []
-    for component in dict.fromkeys(component for _, component in group.ceilings):
-        gemms = [group.ceilings.get((dtype, component)) for dtype in dtypes]
-        shape = next(gemm for gemm in gemms if gemm is not None)
-        size = f"({shape['rows']}, {shape['inner']}) @ ({shape['inner']}, {shape['columns']})"
-        rates = ("-" if g is None else f"{g['flops_per_second'] / 1e12:.4g}" for g in gemms)
-        lines.append([f"{component} {size}", *rates])
-    text = markdown_table(["matmul", *(f"{dtype} (TFLOP/s)" for dtype in dtypes)], lines)
+    for dtype, gemm in group.ceilings.items():
+        rows, inner, columns = gemm["rows"], gemm["inner"], gemm["columns"]
+        size = f"{gemm['component']} ({rows}, {inner}) @ ({inner}, {columns})"
+        lines.append([dtype, f"{gemm['flops_per_second'] / 1e12:.4g}", size])
+    text = markdown_table(("dtype", "TFLOP/s", "fastest matmul"), lines, left=(0, 2))
     copied = group.copy_bytes_per_second
     return text if copied is None else f"{text}\n\nCopies: {copied / 1e9:.4g} GB/s, read and written."
 

@@ -137,11 +137,11 @@ class Group:
         return [t.measured for t in self.timings if t.measurement == "ceiling" and t.status == "ok"]
 
     @cached_property
-    def ceilings(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """The fastest matmul of each dtype and component."""
+    def ceilings(self) -> dict[str, dict[str, Any]]:
+        """The fastest matmul of each dtype."""
         gemms = [gemm for measured in self.measured_ceilings for gemm in measured["gemm"]]
-        gemms.sort(key=lambda gemm: (gemm["dtype"], gemm["component"], gemm["flops_per_second"]))
-        return {(gemm["dtype"], gemm["component"]): gemm for gemm in gemms}
+        gemms.sort(key=lambda gemm: (gemm["dtype"], gemm["flops_per_second"]))
+        return {gemm["dtype"]: gemm for gemm in gemms}
 
     @property
     def copy_bytes_per_second(self) -> float | None:
@@ -201,8 +201,8 @@ class Group:
         spread = summary(seconds)
         short = any(min(one["seconds"]) * one["loops"] < SHORTEST for _, one in used)
         stable = spread["stable"] and not short
-        rates = [g["flops_per_second"] for (dtype, _), g in self.ceilings.items() if dtype == row.dtype]
-        rate, best = case["flops"]["dispatched"]["executed"] / spread["median"], max(rates, default=None)
+        rate = case["flops"]["dispatched"]["executed"] / spread["median"]
+        best = self.ceilings.get(row.dtype, {}).get("flops_per_second")
         joules = [one["joules"] for _, one in used if one["joules"] is not None]
         return replace(
             row,

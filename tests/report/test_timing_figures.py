@@ -120,8 +120,9 @@ def test_the_page_is_in_the_units_that_it_names() -> None:
     )
     assert "| scheme | forward |\n| --- | ---: |\n| mod | 105.00 ± 10.00 |" in page
     assert "| scheme | decode after 8 x 1 |\n| --- | ---: |\n| mod | 10.50 ± 1.00 |" in page
-    assert "| matmul | bfloat16 (TFLOP/s) | float32 (TFLOP/s) |" in page
-    assert "| head (1024, 128) @ (128, 2048) | 3 | 6 |" in page
+    assert "| dtype | TFLOP/s | fastest matmul |" in page
+    assert "| bfloat16 | 3 | head (1024, 128) @ (128, 2048) |" in page
+    assert "| float32 | 6 | head (1024, 128) @ (128, 2048) |" in page
     assert "Copies: 20 GB/s, read and written." in page
     assert "| 3.0 / 2.0 | +50.0 |" in page
 

@@ -1,6 +1,6 @@
 """Figures of the leaderboard: loss against training FLOPs, loss against forward FLOPs per token, step
-time against training FLOPs per token, and those of `modbench.report.routing_figure`. All FLOPs are in
-convention ``model``."""
+time against training FLOPs per token, and those of `modbench.report.routing_figure`; and the figure of
+timings. All FLOPs are in convention ``model``."""
 
 import statistics
 from collections.abc import Callable
@@ -16,7 +16,9 @@ from modbench.report.plot_style import (
     DOTTED,
     DOUBTED,
     GREY,
+    HEIGHT,
     REFERENCE,
+    WIDTH,
     Mark,
     blank,
     draw_point,
@@ -25,12 +27,16 @@ from modbench.report.plot_style import (
     legend_below,
     look,
     marks,
+    plain,
+    plains,
     row_names,
     say_nothing_to_show,
+    sheet,
     written_out,
 )
 from modbench.report.routing_figure import routing_figures
 from modbench.report.row import Exact, Quality, Row, Timed
+from modbench.report.timing_table import CaseRow, TimingTable
 
 #: What a figure draws of each row: the row, its mark, its name.
 _Rows = list[tuple[Row, Mark, str]]
@@ -174,3 +180,48 @@ FIGURES: dict[str, Callable[[Leaderboard, _Rows, Axes], _Handles]] = {
     "loss_vs_forward_flops": _final_losses,
     "step_time_vs_training_flops": _step_times,
 }
+
+
+def timing_figures(table: TimingTable) -> dict[str, bytes]:
+    """Realised efficiency by case, one panel per size, by file name."""
+    shown = [[row for row in group.cases if _is_drawn(row)] for group in table.groups]
+    labels = list(dict.fromkeys(row.label for rows in shown for row in rows))
+    look_of = marks(labels)
+    with look():
+        figure = sheet(WIDTH, HEIGHT * len(table.groups))
+        panels = figure.subplots(len(table.groups), 1, squeeze=False).flat
+        for axes, title, rows in zip(panels, table.titles, shown, strict=True):
+            draw_efficiency(rows, look_of, axes)
+            axes.set_title(plain(title))
+        if labels:
+            names = plains(labels)
+            handles: dict[str, Any] = {names[label]: handle(look_of[label]) for label in labels}
+            handles["as promised"] = Line2D([], [], color=REFERENCE, **DOTTED)
+            if any(row.efficiency_marks for rows in shown for row in rows):
+                handles[DOUBTED] = handle(GREY, filled=False)
+            legend_below(figure, handles)
+        return files("realised_efficiency", figure)
+
+
+def _is_drawn(row: CaseRow) -> bool:
+    return row.realised_efficiency is not None and row.router != "vanilla"
+
+
+def draw_efficiency(rows: list[CaseRow], look_of: dict[str, Mark], axes: Axes) -> None:
+    """Draw the efficiencies of the routed schemes, hollow where a time is doubtful."""
+    if not rows:
+        say_nothing_to_show(axes, "no routed scheme and vanilla were both timed")
+        return
+    cases = list(dict.fromkeys(row.case for row in rows))
+    labels = list(dict.fromkeys(row.label for row in rows))
+    for row in rows:
+        # Next to each other, so that no marker hides another.
+        place = cases.index(row.case) + 0.6 * ((labels.index(row.label) + 0.5) / len(labels) - 0.5)
+        style: dict[str, Any] = {"filled": not row.efficiency_marks, "markersize": 6.5, "clip_on": False}
+        draw_point(axes, place, row.realised_efficiency or 0, look_of[row.label], **style)
+    axes.axhline(1.0, color=REFERENCE, **DOTTED)
+    axes.set_ylim(0, 1.1 * max(1.0, *(row.realised_efficiency or 0 for row in rows)))
+    axes.set_xlim(-0.5, len(cases) - 0.5)
+    axes.set_xticks(range(len(cases)), [plain(case) for case in cases], rotation=60, ha="right")
+    axes.grid(visible=False, axis="x")
+    axes.set_ylabel("speed-up achieved / promised")

@@ -61,7 +61,7 @@ def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
 
 
 def _of_timings(found: SuiteRecords) -> dict[str, bytes]:
-    from modbench.report.timing_figures import timing_figures
+    from modbench.report.figures import timing_figures
     from modbench.report.timing_page import timing_page
     from modbench.report.timing_table import TimingTable
 

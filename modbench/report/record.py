@@ -13,31 +13,29 @@ from pydantic import Field, TypeAdapter
 
 from modbench.errors import UserError
 from modbench.report.line import (
+    COUNT,
     ENVIRONMENT,
+    POSITIVE,
+    REAL,
     SCHEMA,
+    SECONDS,
     Line,
+    at_least,
     canonical_json,
     cell_key,
+    check,
     check_outcome,
+    closed,
+    like,
+    list_of,
+    matching,
+    optional,
     sha256,
     shape_of,
 )
 from modbench.report.metrics import METRICS
 from modbench.report.names import LABEL, LABEL_WORDS, NAME, ROW_LABEL
 from modbench.report.routing import check_routing
-from modbench.report.shape import (
-    COUNT,
-    POSITIVE,
-    REAL,
-    SECONDS,
-    at_least,
-    check,
-    closed,
-    like,
-    list_of,
-    matching,
-    optional,
-)
 
 __all__ = [
     "AnyRecord",

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from modbench.errors import UserError
-from modbench.report.shape import COUNTS, POSITIVE, check, closed, list_of, optional
+from modbench.report.line import COUNTS, POSITIVE, check, closed, list_of, optional
 
 RULES = ("causal", "topk")
 

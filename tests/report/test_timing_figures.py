@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import same_color
 from timings_made_up import ceiling, cell_of, make_case, make_timing, rows_of, timed, weighed
 
-from modbench.report import timing_figures
+from modbench.report.figures import draw_efficiency, timing_figures
 from modbench.report.plot_style import blank, marks
 from modbench.report.record import TimingRecord
 from modbench.report.timing_page import timing_page
@@ -20,7 +20,7 @@ def drawn(*timings: TimingRecord) -> Axes:
     (group,) = TimingTable.of(timings).groups
     rows = [row for row in group.cases if row.router != "vanilla"]
     _, axes = blank()
-    timing_figures.draw_efficiency(rows, marks([row.label for row in rows]), axes)
+    draw_efficiency(rows, marks([row.label for row in rows]), axes)
     return axes
 
 
@@ -139,9 +139,9 @@ def test_each_size_has_a_panel_of_its_own() -> None:
     cells = [{**cell_of(f"mod/{name}"), "model": {"width": n}} for n, name in enumerate("ab")]
     table = TimingTable.of([make_timing("time", cell, measured) for cell in cells])
     assert sorted(table.titles) == ["a", "b"]
-    contents = timing_figures.timing_figures(table)
+    contents = timing_figures(table)
     assert sorted(contents) == ["realised_efficiency.png", "realised_efficiency.svg"]
-    assert contents == timing_figures.timing_figures(table)
+    assert contents == timing_figures(table)
 
 
 def test_a_page_without_a_time_tells_nothing_of_how_times_were_taken() -> None:

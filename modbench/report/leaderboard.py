@@ -78,8 +78,11 @@ class Leaderboard:
         return csv_table(list(lines[0]), lines)
 
     def _line(self, entry: Entry) -> dict[str, Any]:
-        row = entry.row
-        line: dict[str, Any] = {
+        row, router = entry.row, entry.row.cell["router"]
+        metrics: dict[str, Any] = {}
+        for name in METRICS:
+            metrics |= _cells(name, self.value(row, name))
+        return {
             "comparison": entry.comparison,
             "rank": entry.rank,
             "label": row.label,
@@ -87,20 +90,17 @@ class Leaderboard:
             "seeds": len(row.ok),
             "audit": row.audit,
             "note": entry.note or None,
-            "router": row.cell["router"]["name"],
+            "router": router["name"],
             "budget": row.cell["train"]["budget"],
             "flops_source": row.flops_source,
+            **metrics,
+            "plugin_sha256": router["plugin_sha256"],
+            "options": canonical_json(router["options"]),
+            **{part: canonical_json(row.cell[part]) for part in ("model", "data", "train", "measure")},
+            "corpus_sha256": row.records[0].data["sha256"],
+            "cell": row.cell_hash,
+            "records": " ".join(record.key for record in row.records),
         }
-        for name in METRICS:
-            line.update(_cells(name, self.value(row, name)))
-        line["plugin_sha256"] = row.cell["router"]["plugin_sha256"]
-        line["options"] = canonical_json(row.cell["router"]["options"])
-        for part in ("model", "data", "train", "measure"):
-            line[part] = canonical_json(row.cell[part])
-        line["corpus_sha256"] = row.records[0].data["sha256"]
-        line["cell"] = row.cell_hash
-        line["records"] = " ".join(record.key for record in row.records)
-        return line
 
 
 def _cells(name: str, value: Quality | Exact | Timed | None) -> dict[str, Any]:

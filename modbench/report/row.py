@@ -254,9 +254,9 @@ def rows_of(records: Iterable[CellRecord], audits: Mapping[str, AuditRecord] | N
     for record in latest(records):
         by_cell[_row_hash(record)].append(record)
     by_label: dict[str, dict[str, str]] = defaultdict(dict)
-    for cell_hash, group in by_cell.items():
-        cell = group[0].cell
-        by_label[cell["router"]["label"]][cell_hash] = f"{cell['train']['budget']:.6g} FLOP"
+    for cell_hash, (record, *_) in by_cell.items():
+        budget = f"{record.cell['train']['budget']:.6g} FLOP"
+        by_label[record.cell["router"]["label"]][cell_hash] = budget
     rows = []
     for label, budgets in by_label.items():
         for cell_hash, budget in budgets.items():

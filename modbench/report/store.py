@@ -32,6 +32,22 @@ _LONGEST = 300  #: characters of a sentence on a line
 _REPAIR = "; restore the file, or remove that line and run the suite again"
 
 
+_REMEDIES = {
+    "read": "make it readable, or move it out of the results",
+    "written": "give --results a folder you may write to, with space",
+}
+
+
+@contextlib.contextmanager
+def _naming_place(where: Path, done: str) -> Iterator[None]:
+    """Name the file or folder that can't be ``done``, read or written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"{where}: can't be {done} ({reason}); {_REMEDIES[done]}") from error
+
+
 class ShardWriter:
     """Writer of a new shard in ``folder`` (``results/<suite>``); a context manager.
 
@@ -44,12 +60,10 @@ class ShardWriter:
 
     def __init__(self, folder: Path) -> None:
         self.path = Path(folder) / RECORDS / f"{secrets.token_hex(8)}.jsonl"
-        try:
+        with _naming_place(self.path.parent, "written"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
             self._file = os.open(self.path, flags, 0o644)
-        except OSError as error:
-            raise UserError(_cannot_write(self.path.parent, error)) from error
         with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # see `remove_leftovers`
 
@@ -64,15 +78,16 @@ class ShardWriter:
         read_record(line)
         size = os.fstat(self._file).st_size
         rest = memoryview(f"{line}\n".encode())
-        try:
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
-            os.fsync(self._file)
-            _sync_folder(self.path.parent)
-        except OSError as error:
-            # A partial line would corrupt the next one.
-            os.ftruncate(self._file, size)
-            raise UserError(_cannot_write(self.path, error)) from error
+        with _naming_place(self.path, "written"):
+            try:
+                while rest:
+                    rest = rest[os.write(self._file, rest) :]
+                os.fsync(self._file)
+                _sync_folder(self.path.parent)
+            except OSError:
+                # A partial line would corrupt the next one.
+                os.ftruncate(self._file, size)
+                raise
 
     def close(self) -> None:
         if self._file < 0:
@@ -87,11 +102,6 @@ class ShardWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _cannot_write(where: Path, error: OSError) -> str:
-    reason = error.strerror or type(error).__name__
-    return f"{where}: can't be written ({reason}); give --results a folder you may write to, with space"
 
 
 def _sync_folder(folder: Path) -> None:
@@ -225,7 +235,7 @@ def _shards(suite: Path) -> list[Path]:
     """
     found = [path for name in _FOLDERS for path in _inside(suite / name) if path.suffix == ".jsonl"]
     for path in found:
-        with _readable(path):
+        with _naming_place(path, "read"):
             regular = path.is_file()
         if not regular:
             raise UserError(f"{path}: it is not a regular file; move it out of the results")
@@ -234,14 +244,14 @@ def _shards(suite: Path) -> list[Path]:
 
 def _inside(folder: Path) -> list[Path]:
     """Sorted contents; unlike `Path.glob`, this reports an unreadable folder."""
-    with _readable(folder):
+    with _naming_place(folder, "read"):
         return sorted(folder.iterdir()) if folder.exists() else []
 
 
 def _lines(shard: Path) -> Iterator[tuple[int, str]]:
     """The complete lines of ``shard`` with their numbers, from 1; number 0 has a sentence if the last
     line is cut off."""
-    with _readable(shard):
+    with _naming_place(shard, "read"):
         content = shard.read_bytes()
     # split, not splitlines: other line separators may stand inside a JSON string.
     *lines, rest = content.split(b"\n")
@@ -268,18 +278,6 @@ def _naming(shard: Path, number: int) -> Iterator[None]:
         room = max(_LONGEST - len(where) - len(_REPAIR), 80)
         reason = reason if len(reason) <= room else f"{reason[: room - 1]}…"
         raise UserError(f"{where}{reason}{_REPAIR}") from error
-
-
-@contextlib.contextmanager
-def _readable(where: Path) -> Iterator[None]:
-    """Name the file or folder that can't be read."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{where}: can't be read ({error.strerror or type(error).__name__}); make it readable, or "
-            "move it out of the results"
-        ) from error
 
 
 def latest(records: Iterable[CellRecord]) -> list[CellRecord]:

@@ -1,15 +1,14 @@
-"""Expert choice: each expert processes the tokens that score highest for it (Zhou et al. 2022, section
-3).
+"""Expert choice: each expert processes the tokens that score highest for it (Zhou et al. 2022,
+section 3).
 
 Equation 1: k = n c / E tokens for each expert, of the n tokens of a pool. Equation 2: S = softmax(X W)
 over the experts; each expert takes the top k of its column of S. A token's output is the sum over its
-experts of score times expert output. Gates are the scores, not renormalised, and a token without an
-expert gets no update. There is no balance loss.
+experts of score times expert output: gates are not renormalised, and a token without an expert gets no
+update. There is no balance loss.
 
-That choice compares a token with later ones, so it cannot be used for prediction. The causal rule is a
-score threshold per expert: an exponential average over training of the lowest score that the expert
-took (Sun et al. 2026, Expert Threshold routing, who also train with it). When predicting, an expert
-processes every token at or above its threshold.
+That choice compares a token with later ones and may not predict. The causal rule is a score threshold
+per expert: an exponential average over training of the lowest score that the expert took (Sun et al.
+2026, Expert Threshold routing, who also train with it); an expert processes every token at or above it.
 
 Differences from the paper: k is rounded up; the pool is one sequence by default (the paper's is the
 batch), so that training on a sequence does not depend on other sequences; every block has experts, not

@@ -1,30 +1,31 @@
-"""Mixture-of-Recursions (Bae et al. 2025, arXiv 2507.10524): blocks that are applied again and again, to
-fewer and fewer tokens. Middle-cycle sharing: the first and the last block are the model's own, the n
-between them are applied ``recursions`` times, so layers = 2 + recursions * n. Recursion-wise caching: a
-recursion's tokens attend to each other only, and leave keys in a cache of that recursion.
+"""Mixture-of-Recursions (Bae et al. 2025, arXiv 2507.10524): shared blocks that are applied repeatedly,
+to fewer and fewer tokens. Middle-cycle sharing: the first and the last block are not shared, the n
+between them are applied ``recursions`` times, so layers = 2 + recursions * n. Recursion-wise caching:
+the tokens of a recursion attend to each other only, and their keys are cached by recursion.
 
-``depth = "expert_choice"`` (section 2.2): before recursion r, from 0, a router scores the tokens that
-took part in the last one, g = sigmoid(theta_r^T x); the best of them, (recursions - r) / recursions of a
-sequence, go on and become x + g * f(x) (equation 2.1), the others keep x and are done. Top-k looks at
-later tokens; the causal rule is g >= 1/2, taught by binary cross-entropy on the router's own score (the
-auxiliary loss). ``depth = "token_choice"``: one router says at the start how many recursions a token
-takes, i = argmax of g = softmax(theta^T x); it then becomes x + g_i * f^i(x): causal by construction,
-with a balance loss that is 1 where every depth is chosen equally often.
+``depth = "expert_choice"`` (section 2.2): before recursion r, from 0, a router scores the tokens of the
+last one, g = sigmoid(theta_r^T x); the highest (recursions - r) / recursions of a sequence become
+x + g * f(x) (equation 2.1), the others keep x and stop. Top-k looks at later tokens; the causal rule is
+g >= 1/2, trained by binary cross-entropy on the router's own score (the auxiliary loss).
+``depth = "token_choice"``: one router chooses each token's number of recursions at the start,
+i = argmax of g = softmax(theta^T x), and the token becomes x + g_i * f^i(x), which is causal. A balance
+loss is 1 if all depths are chosen equally often.
 
-As in the authors' configurations the routers are linear and the balance loss weighs 0.1. There f is a
-block's whole output, residual included, expert choice's g is multiplied by 0.1 and its auxiliary loss by
-0.001: the preset ``published``. By default f is what blocks add, as in `modbench.routers.mod`; under
-gates of full size the auxiliary loss has to weigh more, or the causal rule lets too few in.
+As in the authors' configurations, routers are linear and the balance loss has weight 0.1. In the preset
+``published``, too, f is a block's whole output, residual included, the g of expert choice is multiplied
+by 0.1 and its auxiliary loss by 0.001. By default f is what blocks add, as in `modbench.routers.mod`;
+with gates of full size a smaller auxiliary loss makes the causal rule select too few tokens.
 
-Where else this reads the paper differently: k is rounded up; the first recursion takes every token under
-both rules, gated, and teaches no causal rule; no z-loss; in token choice the gate is applied once, where
-a token leaves, as in the authors' code (the paper's equation has one in every recursion).
+Differences from the paper: k is rounded up; the first recursion processes every token in both kinds,
+gated, and trains no causal rule; no z-loss; in token choice the gate is applied once, where a token
+stops, as in the authors' code (the paper's equation has one in every recursion).
 
-B sequences, T tokens, K that take part, R sequences that send any, D model width, N recursions.
+B sequences, T tokens, R recursions, N tokens without padding, D model width; S sequences with a selected
+token, K selected tokens of a sequence.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -39,12 +40,13 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.init import normal_
 from modbench.model.layer import Layer, trains, with_upstream_grad
+from modbench.routing.balance import balance_loss, load_of
 from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
-from modbench.routing.option_checks import check_types, reject_unused
+from modbench.routing.option_checks import check_at_least, check_types, reject_unused
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets, Router
-from modbench.routing.topk import capacity_tokens, highest, score, selected_of_each
+from modbench.routing.topk import capacity_tokens, highest, nonzero_indices, score, selected_of_each
 
 
 @register_router("mixture_of_recursions")
@@ -57,22 +59,20 @@ class MixtureOfRecursions(Router):
         "published": {"residual": "full", "gate_scale": 0.1, "auxiliary": 0.001},
     }
 
-    recursions: int = 2  #: times that the shared blocks are applied at most
+    recursions: int = 2  #: most times that the shared blocks are applied
     depth: Literal["expert_choice", "token_choice"] = "expert_choice"
-    residual: Literal["delta", "full"] = "delta"  #: f: what blocks add, or all that they give
+    residual: Literal["delta", "full"] = "delta"  #: f: what blocks add, or their whole output
     gate_scale: float = 1.0  #: all gates are multiplied by it
     auxiliary: float = 0.1  #: expert choice: weight of the causal rule's cross-entropy
     balance: float = 0.1  #: token choice: weight of the balance loss
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.recursions < 2:
-            raise UserError(f"recursions is {self.recursions}; it must be 2 or more")
+        check_at_least(2, self, "recursions")
+        check_at_least(0, self, "balance")
         for name in ("gate_scale", "auxiliary"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name):g}; it must be above 0")
-        if self.balance < 0:
-            raise UserError(f"balance is {self.balance:g}; it must be 0 or more")
         reject_unused(
             self,
             ("auxiliary", self.depth == "token_choice", "depth"),
@@ -94,7 +94,7 @@ class MixtureOfRecursions(Router):
 
 
 class Passed(Layer):
-    """A depth whose work is done elsewhere."""
+    """A depth that `Recursions` computes."""
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         return x_BTD
@@ -104,8 +104,8 @@ class Passed(Layer):
 
 
 class Recursions(Layer):
-    """All recursions, from depth 1 on. Recursion r's blocks are the depths from 1 + r * blocks on, in
-    labels, counts and caches."""
+    """All recursions, from depth 1 on. In labels, counts and caches, the blocks of recursion r are the
+    depths from 1 + r * blocks on."""
 
     has_data_dependent_shapes = True
 
@@ -128,19 +128,18 @@ class Recursions(Layer):
         parts, by_token = [], self.options.depth == "token_choice"
         for r in range(self.options.recursions):
             if r == 0 or not by_token:
-                parts.append(
-                    matmul(
-                        workload,
-                        self._first(r),
-                        "router",
-                        rows=workload.slots,
-                        inner=self.model.width,
-                        columns=self.options.recursions if by_token else 1,
-                        weight_gradient=self.router.requires_grad,
-                    )
+                scored = matmul(
+                    workload,
+                    self._depths(r)[0],
+                    "router",
+                    rows=workload.slots,
+                    inner=self.model.width,
+                    columns=self.options.recursions if by_token else 1,
+                    weight_gradient=self.router.requires_grad,
                 )
-            for inner in self._loads(workload, r):
-                for block in self._at(r):
+                parts.append(scored)
+            for inner in self._routed(workload, r):
+                for block in self._blocks(r):
                     parts.append(block.ledger(inner))
                     inner = with_upstream_grad(inner, block)
             gated = self.router.requires_grad and not by_token
@@ -151,39 +150,62 @@ class Recursions(Layer):
         if self.options.depth == "token_choice":
             return {}
         return {
-            (number, "depth"): self._nominal(workload.lengths, workload.past, r)[0]
+            (depth, "depth"): self._nominal(workload.lengths, workload.past, r)[0]
             for r in range(1, self.options.recursions)
-            for number in self._numbers(r)
+            for depth in self._depths(r)
         }
 
     def _expert_choice(self, x_BTD: Tensor, context: Context) -> Tensor:
-        active_BT = context.real(x_BTD)
+        real_BT = context.real(x_BTD)
+        active_BT = x_BTD.new_ones(x_BTD.shape[:2], dtype=torch.bool) if real_BT is None else real_BT
         for r in range(self.options.recursions):
-            with component("router", self._first(r)):
+            with component("router", self._depths(r)[0]):
                 scores_BT = score(x_BTD, self.router[r : r + 1]).squeeze(-1)
             gate_BT = scores_BT.sigmoid() * self.options.gate_scale
-            context.trace.show(self._first(r), "gate", gate_BT)
+            context.trace.show(self._depths(r)[0], "gate", gate_BT)
             if r == 0:
-                update_BTD = self._update(x_BTD, context, r) * gate_BT[..., None]
-                x_BTD = x_BTD + update_BTD.to(x_BTD.dtype)
+                f_BTD = self._f(self._delta(x_BTD, context, r), x_BTD)
+                x_BTD = x_BTD + (f_BTD * gate_BT[..., None]).to(x_BTD.dtype)
                 continue
-            active_BT, counts = self._kept(scores_BT, active_BT, r, context)
-            before_BTD = x_BTD
-            for entering, update_RKD in self._again(before_BTD, active_BT, counts, r, context):
-                gate_RK = entering.gather(gate_BT)
-                x_BTD = entering.add_to(x_BTD, update_RKD * gate_RK[..., None])
+            active_BT, counts = self._continuing(scores_BT, active_BT, r, context)
+            out_BTD = x_BTD
+            for gathered in self._gathered(x_BTD, active_BT, counts, r, context):
+                delta_SKD = self._delta(gathered.x_RKD, gathered.context, r)
+                f_SKD = self._f(delta_SKD, gathered.x_RKD)
+                out_BTD = gathered.add_to(out_BTD, f_SKD * gathered.gather(gate_BT)[..., None])
+            x_BTD = out_BTD
         return x_BTD
 
+    def _continuing(
+        self, scores_BT: Tensor, active_BT: Tensor, r: int, context: Context
+    ) -> tuple[Tensor, Sequence[int]]:
+        """Select the tokens of ``active_BT`` that continue, and count them by sequence."""
+        depth, lengths = self._depths(r)[0], context.lengths(scores_BT)
+        nominal, _ = self._nominal(lengths, context.before(scores_BT), r)
+        predicted_BT = (scores_BT >= 0) & active_BT
+        if context.selection == "causal":
+            kept_BT = self._even(predicted_BT, r, context)
+            return kept_BT, selected_of_each(kept_BT, nominal)
+        kept_BT = self._even(highest(scores_BT.detach(), list(nominal), active_BT), r, context)
+        errors_BT = F.binary_cross_entropy_with_logits(
+            scores_BT, kept_BT.to(scores_BT.dtype), reduction="none"
+        )
+        candidates, _ = self._nominal(lengths, [0] * len(lengths), r - 1)
+        error = errors_BT.masked_fill(~active_BT, 0.0).sum() / sum(candidates)
+        context.trace.loss(depth, "causal_rule", self.options.auxiliary * error)
+        context.trace.show(depth, "candidates", active_BT)
+        context.trace.show(depth, "predicted", predicted_BT)
+        return kept_BT, nominal
+
     def _token_choice(self, x_BTD: Tensor, context: Context) -> Tensor:
-        with component("router", self._first(0)):
-            logits_BTN = score(x_BTD, self.router)
-        gates_BTN = logits_BTN.softmax(dim=-1)
-        last_BT1 = logits_BTN.argsort(dim=-1, descending=True, stable=True)[..., :1]
-        gate_BT1 = gates_BTN.gather(-1, last_BT1) * self.options.gate_scale
-        context.trace.show(self._first(0), "gate", gate_BT1.squeeze(-1))
-        real_BT = context.real(x_BTD)
-        self._balance(gates_BTN, last_BT1.squeeze(-1), real_BT, context)
-        added_BTD = self._delta(x_BTD, context, 0).to(x_BTD.dtype)
+        with component("router", 1):
+            logits_BTR = score(x_BTD, self.router)
+        gates_BTR = logits_BTR.softmax(dim=-1)
+        last_BT1 = logits_BTR.argsort(dim=-1, descending=True, stable=True)[..., :1]
+        self._balance(gates_BTR, last_BT1, context)
+        gate_BT1 = gates_BTR.gather(-1, last_BT1) * self.options.gate_scale
+        context.trace.show(1, "gate", gate_BT1.squeeze(-1))
+        real_BT, added_BTD = context.real(x_BTD), self._delta(x_BTD, context, 0)
         for r in range(1, self.options.recursions):
             active_BT = last_BT1.squeeze(-1) >= r
             if real_BT is not None:
@@ -191,91 +213,53 @@ class Recursions(Layer):
             active_BT = self._even(active_BT, r, context)
             nominal, _ = self._nominal(context.lengths(x_BTD), context.before(x_BTD), r)
             counts = selected_of_each(active_BT, nominal)
-            context.trace.show(self._first(r), "gate", gate_BT1.squeeze(-1))
-            stream_BTD = x_BTD + added_BTD
-            for entering, delta_RKD in self._again(stream_BTD, active_BT, counts, r, context):
-                added_BTD = entering.add_to(added_BTD, delta_RKD)
-        whole_BTD = added_BTD + x_BTD if self.options.residual == "full" else added_BTD
-        return x_BTD + (whole_BTD * gate_BT1).to(x_BTD.dtype)
+            context.trace.show(self._depths(r)[0], "gate", gate_BT1.squeeze(-1))
+            for gathered in self._gathered(x_BTD + added_BTD, active_BT, counts, r, context):
+                delta_SKD = self._delta(gathered.x_RKD, gathered.context, r)
+                added_BTD = gathered.add_to(added_BTD, delta_SKD)
+        return x_BTD + (self._f(added_BTD, x_BTD) * gate_BT1).to(x_BTD.dtype)
 
-    def _kept(
-        self, scores_BT: Tensor, active_BT: Tensor | None, r: int, context: Context
-    ) -> tuple[Tensor, list[int]]:
-        """Select the tokens of ``active_BT`` (None: all) that continue, and count them per sequence."""
-        lengths = context.lengths(scores_BT)
-        nominal, _ = self._nominal(lengths, context.before(scores_BT), r)
-        predicted_BT = scores_BT >= 0
-        if active_BT is not None:
-            predicted_BT = predicted_BT & active_BT
-        if context.selection == "causal":
-            kept_BT = self._even(predicted_BT, r, context)
-            return kept_BT, selected_of_each(kept_BT, nominal)
-        if active_BT is not None:
-            context.trace.show(self._first(r), "candidates", active_BT)
-        context.trace.show(self._first(r), "predicted", predicted_BT)
-        kept_BT = self._even(highest(scores_BT.detach(), list(nominal), active_BT), r, context)
-        errors_BT = F.binary_cross_entropy_with_logits(
-            scores_BT, kept_BT.to(scores_BT.dtype), reduction="none"
-        )
-        if active_BT is not None:
-            errors_BT = errors_BT.masked_fill(~active_BT, 0.0)
-        asked, _ = self._nominal(lengths, [0] * len(lengths), r - 1)
-        error = self.options.auxiliary * errors_BT.sum() / sum(asked)
-        context.trace.loss(self._first(r), "causal_rule", error)
-        return kept_BT, list(nominal)
-
-    def _balance(
-        self, gates_BTN: Tensor, last_BT: Tensor, real_BT: Tensor | None, context: Context
-    ) -> None:
-        chosen_BTN = F.one_hot(last_BT, self.options.recursions)
+    def _balance(self, gates_BTR: Tensor, last_BT1: Tensor, context: Context) -> None:
+        gates_NR, last_N1 = gates_BTR.flatten(0, 1), last_BT1.flatten(0, 1)
+        real_BT = context.real(last_BT1)
         if real_BT is not None:
-            chosen_BTN = chosen_BTN * real_BT[..., None]
-            gates_BTN = gates_BTN.masked_fill(~real_BT[..., None], 0.0)
-        load_N = chosen_BTN.sum((0, 1))
-        context.trace.show(self._first(0), "depths", load_N)
+            real_N = nonzero_indices(real_BT, sum(context.lengths(last_BT1)))
+            gates_NR, last_N1 = (t.index_select(0, real_N) for t in (gates_NR, last_N1))
+        context.trace.show(1, "depths", load_of(last_N1, self.options.recursions))
         if context.selection == "topk" and self.options.balance:
-            tokens = sum(context.lengths(last_BT))
-            share_N = load_N.to(gates_BTN.dtype) / tokens
-            balance = self.options.recursions * (share_N * gates_BTN.sum((0, 1)) / tokens).sum()
-            context.trace.loss(self._first(0), "balance", self.options.balance * balance)
+            balance = self.options.balance * balance_loss(last_N1, gates_NR)
+            context.trace.loss(1, "balance", balance)
 
-    def _again(
+    def _gathered(
         self, x_BTD: Tensor, active_BT: Tensor, counts: Sequence[int], r: int, context: Context
-    ) -> Iterator[tuple[GatheredTokens, Tensor]]:
-        """Recursion r of the ``active_BT``, one set of sequences after the other, so that nothing is
-        computed for padding: who takes part, and what f makes of them (R, K, D)."""
-        for number in self._numbers(r):
-            context.trace.show(number, "selected", active_BT)
-            context.trace.count(number, "depth", counts)
+    ) -> Iterator[GatheredTokens]:
+        """Yield recursion r's tokens by sequences of equal counts, so that nothing is computed for
+        padding."""
+        for depth in self._depths(r):
+            context.trace.show(depth, "selected", active_BT)
+            context.trace.count(depth, "depth", counts)
             if context.cache is not None:
-                context.trace.count(number, "past", context.cache.lengths(number, context.rows))
+                context.trace.count(depth, "past", context.cache.lengths(depth, context.rows))
         for some in group_equal_sizes(counts):
-            entering = GatheredTokens(x_BTD, active_BT, some, context, layer=self._first(r))
-            by_token = self.options.depth == "token_choice"
-            recur = self._delta if by_token else self._update
-            yield entering, recur(entering.x_RKD, entering.context, r)
+            yield GatheredTokens(x_BTD, active_BT, some, context, layer=self._depths(r)[0])
 
-    def _update(self, x_BTD: Tensor, context: Context, r: int) -> Tensor:
-        """f of equation 2.1."""
-        delta_BTD = self._delta(x_BTD, context, r)
+    def _f(self, delta_BTD: Tensor, x_BTD: Tensor) -> Tensor:
         return delta_BTD + x_BTD if self.options.residual == "full" else delta_BTD
 
     def _delta(self, x_BTD: Tensor, context: Context, r: int) -> Tensor:
         """Return the update of the residual stream by recursion r's blocks."""
-        added_BTD: Tensor | None = None
-        for block in self._at(r):
-            delta_BTD = block.delta(x_BTD if added_BTD is None else x_BTD + added_BTD, context)
-            added_BTD = delta_BTD if added_BTD is None else added_BTD + delta_BTD
-        assert added_BTD is not None
+        added_BTD = torch.zeros_like(x_BTD)
+        for block in self._blocks(r):
+            added_BTD = added_BTD + block.delta(x_BTD + added_BTD, context)
         return added_BTD
 
-    def _loads(self, workload: Workload, r: int) -> list[Workload]:
+    def _routed(self, workload: Workload, r: int) -> list[Workload]:
         """Return the workloads of recursion r, one for each group of sequences with equal counts."""
         if r == 0:
             return [workload]
         new, past = self._nominal(workload.lengths, workload.past, r)
-        lengths = workload.counts.get((self._first(r), "depth"), new)
-        past = workload.counts.get((self._first(r), "past"), past)
+        lengths = workload.counts.get((self._depths(r)[0], "depth"), new)
+        past = workload.counts.get((self._depths(r)[0], "past"), past)
         return [workload.routed(some, past) for some in group_equal_sizes(lengths)]
 
     def _nominal(
@@ -291,27 +275,16 @@ class Recursions(Layer):
         recursions = self.options.recursions
         return even_tokens(active_BT, context, float(recursions - r), among=recursions)
 
-    def _first(self, r: int) -> int:
-        return 1 + r * len(self.blocks)
+    def _depths(self, r: int) -> range:
+        each = len(self.blocks)
+        return range(1 + r * each, 1 + (r + 1) * each)
 
-    def _numbers(self, r: int) -> range:
-        """The depths of recursion r."""
-        return range(self._first(r), self._first(r + 1))
-
-    def _at(self, r: int) -> list[Block]:
-        blocks: list[Block] = list(self.blocks)  # type: ignore[arg-type]
-        return [
-            renumbered(block, number) for block, number in zip(blocks, self._numbers(r), strict=True)
-        ]
-
-
-def renumbered(block: Block, layer: int) -> Block:
-    """The same block at another depth: its labels and its cache are that depth's, its parameters are the
-    block's own and held by it alone."""
-    twin = copy.copy(block)
-    twin._modules = dict(block._modules)
-    for name in ("attention", "feed_forward"):
-        part = copy.copy(getattr(block, name))
-        part.layer = layer
-        setattr(twin, name, part)
-    return twin
+    def _blocks(self, r: int) -> Iterator[Block]:
+        """Yield the blocks under the depths of recursion r, which are their labels and caches. Their
+        parameters are those of ``self.blocks``."""
+        for shared, depth in zip(self.blocks, self._depths(r), strict=True):
+            block: Block = copy(shared)  # type: ignore[assignment]
+            block._modules = dict(shared._modules)
+            block.attention, block.feed_forward = copy(block.attention), copy(block.feed_forward)
+            block.attention.layer = block.feed_forward.layer = depth  # type: ignore[assignment]
+            yield block

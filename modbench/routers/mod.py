@@ -1,5 +1,5 @@
-"""Mixture-of-Depths (Raposo et al. 2024): in every n-th block, each sequence's k highest-scoring tokens
-go through the block, attention and MLP; the others pass it by.
+"""Mixture-of-Depths (Raposo et al. 2024): in every n-th block, attention and MLP process the k
+highest-scoring tokens of each sequence; the others skip the block.
 
 Equation 1: x' = r * f(X) + x for the selected, x for the rest, with r = w^T x. The f of a pre-norm block
 is what it adds to the residual stream (``residual = "delta"``); ``"full"`` takes it as the block's whole
@@ -7,17 +7,17 @@ output, x + r * (x + delta). The selected attend to each other only, causally, a
 
 Top-k over a sequence looks at later tokens, so it trains and may not predict. Causal rules, the first
 two from section 3.5: ``aux_bce``, binary cross-entropy with the router's output as logit and top-k
-membership as target, a token entering where its sigmoid is 0.5 or more; ``predictor``, the same loss on
-a small MLP that sees the stream behind a stop-gradient; ``ema_threshold``, an exponential average of the
-lowest score that was selected (ours).
+membership as target, a token being selected where its sigmoid is 0.5 or more; ``predictor``, the same
+loss on a small MLP that sees the stream behind a stop-gradient; ``ema_threshold``, an exponential
+average of the lowest score selected (ours).
 
 ``scores`` other than ``learned`` are controls (the paper's is ``gaussian``), see
 `modbench.routing.baselines`: no router, no predictor, and causal rules of their own.
 
-Where this reads the paper differently: k is rounded up; equation 1 lets in what lies above a percentile,
-here exactly k enter, ties going to the earlier token; ``scaled_sigmoid`` is 2 * sigmoid(r), 1 at 0; the
-predictor, whose shape the paper leaves open, first brings its input to unit scale; under a control the
-gate is 1 and not the random score, so that what is compared is who enters.
+Differences from the paper: k is rounded up; equation 1 selects what lies above a percentile, here
+exactly k tokens are selected, ties going to the earlier one; ``scaled_sigmoid`` is 2 * sigmoid(r), 1 at
+0; the predictor, whose shape the paper leaves open, first scales its input to unit RMS; under a control
+the gate is 1 and not the random score, so that only the selection differs.
 
 B sequences, T tokens.
 """
@@ -59,9 +59,8 @@ class DepthOptions(DepthRouter):
         return self.residual == "full"
 
     def scorer(self, model: ModelConfig) -> nn.Module | None:
-        if self.scores == "learned":
-            return super().scorer(model)
-        return CONTROLS[self.scores](self.capacity)
+        learned = self.scores == "learned"
+        return super().scorer(model) if learned else CONTROLS[self.scores](self.capacity)
 
     def applied_gate(self, scores_BT: Tensor) -> Tensor:
         if self.gate == "linear":

@@ -3,17 +3,14 @@ experts are no-ops, so that a token can skip the MLP. One router decides which t
 experts process the others (figure 7, right): y = sum_i g_i E_i(x) as in
 `modbench.routers.token_choice`, with E_i(x) = 0 for a no-op expert, which costs nothing.
 
-The number of tokens that choose no-op experts depends on the routing. Nominal FLOPs are those of a
-balanced router, experts / (experts + no_op_experts) of all assignments, rounded down; realised ones are
-counted.
+Nominal FLOPs are those of a balanced router, experts / (experts + no_op_experts) of all assignments,
+rounded down; realised ones are counted.
 
-The paper describes the idea in a paragraph and a figure, without equations. What it leaves open is
-decided as follows: each token chooses its experts, which is causal (in the depth routing of its section
-3, top-k chooses tokens); by default there are as many no-op experts as others; a no-op expert has its
-own router row and score, and its gate is renormalised with the others, so choosing it also lowers the
-other gates; the balance loss and the bias count it like any expert, which steers how many tokens skip;
-a capacity factor does not limit it. All blocks have experts. The differences that token choice has from
-its papers apply here, too.
+The paper has no equations for it. What it leaves open: tokens choose experts, which is causal; by
+default there are as many no-op experts as others; a no-op expert has its own router row and score, and
+its gate is renormalised with the others, so choosing it also lowers the other gates; the balance loss
+and the bias count it like any expert, which steers how many tokens skip; a capacity factor does not
+limit it. All blocks have experts. The differences of token choice from its papers apply here, too.
 """
 
 from dataclasses import dataclass

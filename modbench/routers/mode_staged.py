@@ -1,17 +1,15 @@
 """Staged MoDE (Raposo et al. 2024, section 4.3): depth routing first, experts within the block.
 
-Every block's MLP is a bank of experts; in every n-th block each sequence's k highest-scoring tokens
-enter and are routed among that block's experts, the others pass by its attention, too (figure 7,
-middle). That is the paper's equation 1, x' = r * f(X) + x for the selected, x for the rest, with a block
-of experts for f. ``experts_by`` says how: each token chooses experts (`modbench.routers.token_choice`:
-Shazeer et al. 2017, equation 1), or each expert chooses out of the tokens that entered
-(`modbench.routers.expert_choice`: Zhou et al. 2022, equations 1 and 2).
+Every block's MLP is a bank of experts. In every n-th block the k highest-scoring tokens of each sequence
+are selected, as in `modbench.routers.mod`, and routed among that block's experts; the others skip its
+attention, too (figure 7, middle). ``experts_by``: each token chooses experts
+(`modbench.routers.token_choice`), or each expert chooses among the selected tokens
+(`modbench.routers.expert_choice`).
 
-The paper gives staged MoDE no equation of its own. What it leaves open is read so: it doesn't say which
-experts it used, here token choice by default; blocks that aren't depth-routed have experts as well;
-capacity, pools, balance and z-loss of a routed block are those of the tokens that entered it; each of
-the two routers has its own losses and its own causal rule. Where `modbench.routers.mod` and the schemes
-of experts read their papers differently, so does this.
+The paper gives no equation and does not say which experts it used: here token choice by default. Blocks
+without depth routing have experts as well. Capacity, pools, balance loss and z-loss of a routed block
+are those of its selected tokens; each of the two routers has its own losses and its own causal rule. The
+differences of the three schemes from their papers apply here, too.
 """
 
 from dataclasses import dataclass, fields
@@ -22,11 +20,13 @@ from modbench.model.config import ModelConfig
 from modbench.model.mlp import FeedForward
 from modbench.routers.expert_choice import ExpertChoice
 from modbench.routers.mod import DepthOptions
-from modbench.routers.token_choice import TokenChoice
-from modbench.routers.token_choice_options import TokenChoiceOptions
+from modbench.routers.token_choice import TokenChoice, TokenChoiceOptions
+from modbench.routing.expert_router import ExpertRouter
 from modbench.routing.option_checks import reject_unused
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets
+
+_TOKEN_CHOICE = {field.name for field in fields(TokenChoiceOptions)}
 
 
 @register_router("mode_staged")
@@ -46,11 +46,12 @@ class StagedMoDE(DepthOptions, TokenChoiceOptions):
 
     def __post_init__(self) -> None:
         DepthOptions.__post_init__(self)
-        reject_unused(
-            self,
-            *((option, scheme != self.experts_by, "experts_by") for option, scheme in _OF.items()),
+        by_tokens = self.experts_by == "token_choice"
+        unused = (
+            ("expert_capacity", "pool") if by_tokens else _TOKEN_CHOICE - {"experts", "expert_width"}
         )
-        if self.experts_by == "token_choice":
+        reject_unused(self, *((option, True, "experts_by") for option in sorted(unused)))
+        if by_tokens:
             TokenChoiceOptions.__post_init__(self)
         elif self.experts >= 1 and not 0 < self.expert_capacity <= self.experts:
             raise UserError(
@@ -58,20 +59,17 @@ class StagedMoDE(DepthOptions, TokenChoiceOptions):
                 "above 0 and be no more than experts"
             )
         else:
-            self._expert_choice()
+            self._experts()
 
     def feed_forward(self, model: ModelConfig, layer: int) -> FeedForward:
-        by_tokens = self.experts_by == "token_choice"
-        experts = self._token_choice() if by_tokens else self._expert_choice()
-        return experts.feed_forward(model, layer)
+        return self._experts().feed_forward(model, layer)
 
     def keeps_average(self) -> bool:
         return super().keeps_average() or (self.experts_by == "expert_choice" and self.experts > 1)
 
-    def _token_choice(self) -> TokenChoice:
-        return TokenChoice(**{one.name: getattr(self, one.name) for one in fields(TokenChoiceOptions)})
-
-    def _expert_choice(self) -> ExpertChoice:
+    def _experts(self) -> ExpertRouter:
+        if self.experts_by == "token_choice":
+            return TokenChoice(**{name: getattr(self, name) for name in _TOKEN_CHOICE})
         # One expert scores all tokens alike and has no use for a decay, which may be the block's.
         decay = self.threshold_decay if self.experts > 1 else ExpertChoice.threshold_decay
         return ExpertChoice(
@@ -81,11 +79,3 @@ class StagedMoDE(DepthOptions, TokenChoiceOptions):
             pool=self.pool,
             threshold_decay=decay,
         )
-
-
-#: The scheme that an option belongs to, of those that belong to one alone.
-_OF = {
-    field.name: "token_choice"
-    for field in fields(TokenChoiceOptions)
-    if field.name not in ("experts", "expert_width")
-} | {"expert_capacity": "expert_choice", "pool": "expert_choice"}

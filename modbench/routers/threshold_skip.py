@@ -1,21 +1,18 @@
 """Layer skipping by a learned threshold: D-LLM (Jiang et al. 2024, NeurIPS). Before a block, each token
-decides by itself whether to enter it or to pass it by (equations 7 and 10); one that passes leaves no
-key behind, and those that enter attend to each other only (13). No token is compared with another, so
-training and inference decide alike, causally.
+is selected or skipped by its own score (equations 7 and 10); a skipped token leaves no key, and the
+selected ones attend to each other only (13). No token is compared with another, so training and
+inference use the same causal rule.
 
 The decision is hard forward, p >= 1/2 with p = sigmoid(r), and soft backward, a straight-through
-estimator (8 and 9): ``gate = "straight_through"``; ``"sigmoid"`` weights what the block adds by p
-instead. A loss on how many enter keeps to the budget (11, 12 and 14). Here it is penalty * (share that
-entered - target)^2 for each block, as in SkipLayer (Zeng et al. 2023, arXiv 2311.15436); D-LLM takes the
-absolute difference of each token's share of all blocks.
+estimator (8 and 9): ``gate = "straight_through"``; ``"sigmoid"`` multiplies what the block adds by p
+instead. A loss keeps to the budget (11, 12 and 14): here penalty * (share selected - target)^2 for each
+block, as in SkipLayer (Zeng et al. 2023, arXiv 2311.15436); D-LLM takes the absolute difference of each
+token's share of all blocks.
 
-Where else this reads D-LLM differently: r = w^T x + b on the stream at unit scale, not an MLP with two
-outputs; no Gumbel noise; what is skipped is not computed in training either, so that a token which
-passes by teaches the router through the budget alone; every n-th block is routed, not all but the first
-two; no first tokens that always enter. b starts where the target's share enters if w^T x is N(0, 1).
-
-Sequences differ in how many of their tokens enter. Those that send equally many go through the block
-together, so that nothing is computed for padding.
+Other differences from D-LLM: r = w^T x + b on the stream at unit RMS, not an MLP with two outputs; no
+Gumbel noise; a skipped block is not computed in training either, so that a skipped token trains the
+router through the budget alone; every n-th block is routed, not all but the first two; no initial tokens
+that are always selected.
 
 B sequences, T tokens, D model width.
 """
@@ -50,8 +47,8 @@ class ThresholdSkip(DepthRouter):
         "eighth": {"target": 0.125},
     }
 
-    target: float = 0.5  #: share of the tokens that a routed block is to process
-    penalty: float = 1.0  #: weight of the squared distance from it
+    target: float = 0.5  #: share of the tokens that a routed block should process
+    penalty: float = 1.0  #: weight of the budget loss
     gate: Literal["straight_through", "sigmoid"] = "straight_through"  # type: ignore[assignment]
     capacity: float = field(init=False, default=0.5)  # the target
     offset: None = field(init=False, default=None)

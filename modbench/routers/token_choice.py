@@ -26,19 +26,70 @@ N tokens of a batch, E experts, K chosen.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from modbench.errors import UserError
 from modbench.model.config import ModelConfig
-from modbench.routers.token_choice_options import TokenChoiceOptions
 from modbench.routing.balance import SelectionBias, balance_loss, load_of
+from modbench.routing.expert_options import ExpertOptions
 from modbench.routing.expert_router import ExpertRouter
+from modbench.routing.option_checks import check_at_least, reject_unused
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets
 from modbench.routing.scorer import LinearScorer
 from modbench.routing.tokens import Tokens
 from modbench.routing.topk import best_experts
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenChoiceOptions(ExpertOptions):
+    """The options of every scheme in which tokens choose experts."""
+
+    affinity: Literal["softmax", "sigmoid"] = "softmax"  #: scores from logits
+    renormalise: bool = True  #: gates of the chosen experts sum to 1
+    scaling: float = 1.0  #: all gates are multiplied by it
+    groups: int = 1  #: number of equal groups of experts
+    top_groups: int = 1  #: number of groups from which a token chooses experts
+    balance_scope: Literal["batch", "sequence"] = "batch"  #: tokens over which the load is balanced
+    bias_step: float = 0.0  #: step of a bias for the choice alone that balances the load; 0: none
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, self, "groups", "top_groups")
+        if self.top_k == 1 and self.renormalise:
+            raise UserError(
+                "top_k 1 with renormalise true makes every gate 1 and leaves the router without "
+                "a gradient; set renormalise = false"
+            )
+        if not 0 <= self.bias_step <= 1:  # scores lie in (0, 1)
+            raise UserError(f"bias_step is {self.bias_step:g}; it must lie in [0, 1]")
+        if self.scaling <= 0:
+            raise UserError(f"scaling is {self.scaling:g}; it must be above 0")
+        if self.experts % self.groups:
+            raise UserError(f"groups is {self.groups} of {self.experts} experts; it must divide experts")
+        if self.top_groups > self.groups:
+            raise UserError(f"top_groups is {self.top_groups} of {self.groups} groups; choose fewer")
+        room = self.experts // self.groups * self.top_groups
+        if self.top_k > room:
+            raise UserError(
+                f"top_k is {self.top_k} and the {self.top_groups} groups that a token may choose have "
+                f"{room} experts; raise top_groups"
+            )
+        choices = self.experts + self.no_ops()
+        takes_all = self.top_k == choices
+        reject_unused(
+            self,
+            ("z_loss", self.affinity == "sigmoid", "affinity"),
+            ("balance_scope", not self.balance, "balance"),
+            ("groups", self.top_groups == self.groups, "top_groups"),
+            ("groups", self.groups == self.experts, "experts"),
+            ("bias_step", takes_all, "top_k"),
+            ("balance", takes_all and self.balance > 0, "top_k"),
+            ("balance_scope", takes_all, "top_k"),
+            ("capacity_factor", (self.capacity_factor or 0) * self.top_k >= choices, "top_k"),
+        )
 
 
 @register_router("token_choice")

@@ -220,7 +220,7 @@ def test_it_passes_the_audit(name: str) -> None:
         ({"recursions": 1}, "recursions is 1; it must be 2 or more"),
         ({"gate_scale": 0.0}, "gate_scale is 0; it must be above 0"),
         ({"auxiliary": 0.0}, "auxiliary is 0; it must be above 0"),
-        ({"balance": -1.0}, "balance is -1; it must be 0 or more"),
+        ({"balance": -1.0}, "balance is -1.0; it must be 0 or more"),
         ({"depth": "expert"}, "depth"),
         (
             {"balance": 0.5},

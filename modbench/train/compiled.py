@@ -10,7 +10,7 @@ B sequences, T tokens.
 import os
 import shutil
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +31,6 @@ Losses = Callable[[Tensor, Tensor, Context], tuple[Tensor, Tensor | float]]
 Forward = Callable[[Tensor, Context], Tensor]
 #: Name of a backend of torch.compile, or a function that returns a callable for a traced graph.
 Backend = str | Callable[..., Any]
-F = TypeVar("F", bound=Callable[..., object])
 
 
 def compiles(wanted: Compile, on: torch.device) -> bool:
@@ -51,19 +50,14 @@ def compiles(wanted: Compile, on: torch.device) -> bool:
     return True
 
 
-def losses_of(model: RoutedDecoder, wanted: Compile, backend: Backend | None = None) -> Losses:
-    """Return the losses of ``model``, compiled by ``backend`` (None: PyTorch's default) if ``wanted``
-    compiles on its device."""
+def losses_of(model: RoutedDecoder, wanted: Compile, backend: Backend = "inductor") -> Losses:
+    """Return the losses of ``model``, compiled by ``backend`` if ``wanted`` compiles on its device."""
     return _compiled(eager(model), model, wanted, backend)
 
 
 def forward_of(model: RoutedDecoder, wanted: Compile) -> Forward:
     """Return the forward pass of ``model``, compiled in the same way."""
-
-    def forward(tokens_BT: Tensor, context: Context) -> Tensor:
-        return model(tokens_BT, context)  # type: ignore[no-any-return]
-
-    return _compiled(forward, model, wanted)
+    return _compiled(lambda tokens_BT, context: model(tokens_BT, context), model, wanted)
 
 
 def eager(model: RoutedDecoder) -> Losses:
@@ -99,7 +93,9 @@ def allow_programs(most: int) -> None:
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * most)
 
 
-def _compiled(function: F, model: RoutedDecoder, wanted: Compile, backend: Backend | None = None) -> F:
+def _compiled(
+    function: Callable[..., Any], model: RoutedDecoder, wanted: Compile, backend: Backend = "inductor"
+) -> Callable[..., Any]:
     if not compiles(wanted, next(model.parameters()).device):
         return function
     if any(layer.has_data_dependent_shapes for layer in model.layers):
@@ -111,5 +107,4 @@ def _compiled(function: F, model: RoutedDecoder, wanted: Compile, backend: Backe
     # The host computes these from sizes and options; they are constants of the program.
     for constant in (capacity_tokens, strided):
         torch.compiler.assume_constant_result(constant)
-    chosen = {} if backend is None else {"backend": backend}
-    return torch.compile(function, dynamic=False, **chosen)  # type: ignore
+    return torch.compile(function, dynamic=False, backend=backend)

@@ -1,7 +1,7 @@
 """The [train] table of a suite. Imports no torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 from modbench.errors import UserError
 
@@ -41,7 +41,7 @@ class TrainConfig:
                 raise UserError(f"train {name} is {getattr(self, name)}; it must lie in [0, 1)")
         if self.weight_decay < 0:
             raise UserError(f"train weight_decay is {self.weight_decay}; it must be 0 or more")
-        modes = ("auto", "on", "off")
-        for name, known in (("compile", modes), ("precision", ("auto", "float32", "bfloat16"))):
+        for name in ("compile", "precision"):
+            known = get_args(get_type_hints(TrainConfig)[name])
             if getattr(self, name) not in known:
                 raise UserError(f"train {name} is '{getattr(self, name)}'; it must be one of {known}")

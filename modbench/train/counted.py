@@ -1,11 +1,8 @@
-"""Counts the first and the last training step: the budget must be charged for what a step computes.
-
-The audit sees only the trained model; a router may compute more at the start of training. The first step
-is counted before it is taken, the last one after: only then is it known to be the last.
-"""
+"""Counts the first training step, before it is taken, and the last one, after it: the budget must be
+charged for what a step computes, and the audit sees only the trained model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from modbench.counting.counter import FlopCounter, seen_conventions
 from modbench.counting.restore_state import untouched
@@ -27,9 +24,8 @@ class CountedSteps:
     def count(
         self, number: int, model: RoutedDecoder, load: Workload, passes: Callable[[], Context]
     ) -> None:
-        """Run ``passes``, the forward and backward pass of step ``number``, under the counter, compare
-        with the ledger of ``load`` as it was routed, and restore the model. Training is unchanged, to
-        the bit."""
+        """Run ``passes``, the forward and backward pass of step ``number``, under the counter, and
+        compare with the ledger of ``load`` as it was routed. Training is unchanged, to the bit."""
         try:
             with untouched(model, train=True), FlopCounter() as counter:
                 context = passes()
@@ -55,12 +51,9 @@ def _ledger_minus_counter(
 ) -> int:
     """The first difference between the ledger and ``counter``, over conventions; 0 if there is none. A
     training batch has no padding, so FLOPs charged and FLOPs dispatched are the same."""
-    differences = (
-        model.loss_ledger(
-            Workload(lengths=load.lengths, phase="train", counts=counts, padding=padding)
-        ).total(convention)
-        - counter.under(convention)
-        for padding in (False, True)
-        for convention in seen_conventions(next(model.parameters()).device)
-    )
-    return next(filter(None, differences), 0)
+    for padding in (False, True):
+        ledger = model.loss_ledger(replace(load, counts=counts, padding=padding))
+        for convention in seen_conventions(next(model.parameters()).device):
+            if off := ledger.total(convention) - counter.under(convention):
+                return off
+    return 0

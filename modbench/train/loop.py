@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from modbench.train.numerics import autocast
 
 #: Seconds between two lines of progress.
 PROGRESS_SECONDS = 0.5
+#: Numbers of a run that its checkpoint holds.
+_PLAIN = ("step", "flops", "each", "curve")
 #: A point of the learning curve.
 _POINT = {"step": 0, "tokens": 0, "flops": 0, "train_loss": 0.0, "heldout_loss": 0.0}
 
@@ -65,10 +67,9 @@ def learning_rate(done: float, train: TrainConfig) -> float:
 
 def build_optimizer(model: RoutedDecoder, train: TrainConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices; vectors and the embedding have none."""
-    embedding = model.embedding.weight
     parameters = list(model.parameters())
-    matrices = [p for p in parameters if p.dim() >= 2 and p is not embedding]
-    others = [p for p in parameters if p.dim() < 2 or p is embedding]
+    matrices = [p for p in parameters if p.dim() >= 2 and p is not model.embedding.weight]
+    others = [p for p in parameters if p.dim() < 2 or p is model.embedding.weight]
     groups = [
         {"params": matrices, "weight_decay": train.weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -87,13 +88,10 @@ def training_step(
     forced_balance: bool = False,
     losses: Losses | None = None,
 ) -> tuple[Tensor, Context]:
-    """Forward, backward, clipping, optimizer step.
-
-    Returns the cross-entropy in nats per token, without auxiliary losses, and the context with its
-    trace. ``forced_balance``: see `modbench.model.context.Context`. ``losses``: the compiled losses of
-    ``model`` (`modbench.train.compiled`). A GPU is waited for only where a layer has data-dependent
-    shapes or its experts do not fit grouped matmul.
-    """
+    """Forward, backward, clipping, optimizer step. Return the cross-entropy in nats per token, without
+    auxiliary losses, and the context with its trace. ``forced_balance``: see
+    `modbench.model.context.Context`. ``losses``: the compiled losses of ``model``
+    (`modbench.train.compiled`)."""
     loss, context = _passes(losses or eager(model), batch, dtype, forced_balance)
     torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
     optimizer.step()
@@ -126,7 +124,7 @@ class _Run:
         self.load = Workload.uniform(train.batch, train.sequence, "train")
         self.nominal = flops_per_step(model, train)
         self.step, self.flops, self.curve = 0, 0, list[dict[str, Any]]()
-        self.each = self.nominal  #: estimated FLOPs of the next step: those of the last one
+        self.each = self.nominal  #: FLOPs of the last step, the estimate for the next one
         self.counts = CountedSteps()
         self._routed: Any = None  #: realised routing of the last step, which ``each`` is of
 
@@ -147,7 +145,7 @@ class _Run:
         )
         if context.trace.counts != self._routed:
             self._routed = context.trace.counts
-            realised = Workload(lengths=self.load.lengths, phase="train", counts=self._routed)
+            realised = replace(self.load, counts=self._routed)
             self.each = self.model.ledger(realised).total("model")
         self.flops += self.each
         self.step += 1
@@ -187,20 +185,16 @@ class _Run:
 
     def state(self, origin: str) -> dict[str, Any]:
         """The checkpoint."""
-        state = {
+        on_gpu = self.device.type == "cuda"
+        return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "origin": origin,
-            "step": self.step,
-            "flops": self.flops,
-            "each": self.each,
-            "curve": self.curve,
             "counts": asdict(self.counts),
             "random": torch.get_rng_state(),
+            "gpu_random": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+            "origin": origin,
+            **{name: getattr(self, name) for name in _PLAIN},
         }
-        if self.device.type == "cuda":
-            state["cuda_random"] = torch.cuda.get_rng_state(self.device)
-        return state
 
     def resume(self, path: Path, origin: str) -> None:
         """Continue from the checkpoint at ``path``. One that is damaged or of another ``origin`` is not
@@ -216,29 +210,24 @@ class _Run:
             return
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.curve = state["step"], state["curve"]
-        self.flops, self.each = state["flops"], state["each"]
         self.counts = CountedSteps(**state["counts"])
         torch.set_rng_state(state["random"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_random"], self.device)
+        if state["gpu_random"] is not None:
+            torch.cuda.set_rng_state(state["gpu_random"], self.device)
+        for name in _PLAIN:
+            setattr(self, name, state[name])
 
     def _check(self, state: dict[str, Any], origin: str) -> None:
-        """
-        Raises:
-            DamagedError: ``state`` is of another origin, or has other entries than a state of this run.
-        """
+        """Raise a `DamagedError` if ``state`` is of another origin, or has other entries or types than a
+        state of this run."""
         checkpoint.check(state, self.state(origin))
         if state["origin"] != origin:
             raise checkpoint.DamagedError(f"it is of {state['origin']}, not {origin}")
         checkpoint.check(state["curve"], [_POINT] * len(state["curve"]))
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        moments = {
-            number: {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
-            for number, weight in enumerate(weights)
-        }
+        moments = [{"step": torch.zeros(()), "exp_avg": one, "exp_avg_sq": one} for one in weights]
         found = state["optimizer"]["state"]  # a weight without a gradient so far has no moments
-        checkpoint.check(found, {number: moments.get(number) for number in found})
+        checkpoint.check(found, {n: one for n, one in enumerate(moments) if n in found})
 
     def result(self) -> Trained:
         return Trained(
@@ -268,10 +257,9 @@ def train_model(
     """Train until another step would exceed ``train.budget``; continue from the checkpoint in
     ``folder``.
 
-    The budget pays for the routing that takes place (realised FLOPs, convention ``model``), not for what
-    the options promise: a scheme that skips more tokens than promised takes more steps. Learning rate
-    and learning curve follow the fraction of the budget that is spent. The first and the last step are
-    counted (`modbench.train.counted`).
+    The budget pays for realised FLOPs (convention ``model``): a scheme that skips more tokens than its
+    options promise takes more steps. Learning rate and learning curve follow the fraction of the budget
+    that is spent. The first and the last step are counted (`modbench.train.counted`).
 
     ``evaluate`` returns the held-out loss for a point of the learning curve. ``say`` receives the events
     ``step``, every `PROGRESS_SECONDS`, and ``point``. ``origin`` names text and code: a checkpoint of

@@ -3,17 +3,17 @@
 import re
 from pathlib import Path
 
-_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "PiB": 2**50}
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 #: Messages of PyTorch on a CPU, PyTorch on a GPU, and numpy.
 _SIZE = re.compile(r"(?:[Tt]ried to allocate|Unable to allocate) ([\d.]+) (bytes|[KMGTP]iB)")
-#: Messages of plain RuntimeErrors that give no size.
-_WORDS = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
+#: Messages of plain RuntimeErrors.
+_WORDS = re.compile("can't allocate memory|out of memory|_ALLOC_FAILED|[Tt]ried to allocate")
 
 
 def asked_bytes(text: str) -> int | None:
     """The size that an allocation error asked for; None if ``text`` gives none."""
     match = _SIZE.search(text)
-    return None if match is None else round(float(match[1]) * _UNITS[match[2]])
+    return None if match is None else round(float(match[1]) * 1024 ** _UNITS.index(match[2]))
 
 
 def failed_allocation(error: BaseException) -> BaseException | None:
@@ -24,11 +24,9 @@ def failed_allocation(error: BaseException) -> BaseException | None:
     while cause is not None:
         if isinstance(cause, torch.OutOfMemoryError | MemoryError):
             return cause
-        text = str(cause)
-        if isinstance(cause, RuntimeError) and (
-            asked_bytes(text) is not None or any(words in text for words in _WORDS)
-        ):
-            return cause  # PyTorch on a CPU, and some CUDA libraries
+        # PyTorch on a CPU, and some CUDA libraries
+        if isinstance(cause, RuntimeError) and _WORDS.search(str(cause)):
+            return cause
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
 
@@ -43,8 +41,6 @@ def out_of_memory_sentence(error: BaseException) -> str:
 
 def out_of_memory_kills() -> int:
     """Number of processes that the Linux kernel has killed for lack of memory; 0 if unknown."""
-    try:
-        text = Path("/proc/vmstat").read_text()
-    except OSError:
-        return 0
-    return sum(int(count) for count in re.findall(r"^oom_kill (\d+)$", text, flags=re.MULTILINE))
+    vmstat = Path("/proc/vmstat")
+    found = re.search(r"^oom_kill (\d+)$", vmstat.read_text() if vmstat.exists() else "", re.MULTILINE)
+    return 0 if found is None else int(found[1])

@@ -39,10 +39,10 @@ batch = 4
 learning_rate = 1e-2
 checkpoint_seconds = 0.05
 [measure]
+steps = {steps}
 heldout_tokens = 1024
 curve_tokens = 256
 timing_repeats = 3
-downstream = []
 [sweep]
 budgets = [{budget}]
 [[schemes]]
@@ -50,6 +50,8 @@ router = "vanilla"
 [[schemes]]
 router = "mod"
 """
+
+EVERY_STEP = ["audit", "train", "heldout", "memory", "timing"]
 
 LEAKY = """
 from dataclasses import dataclass
@@ -139,7 +141,7 @@ def scored_again(place: Path, record: CellRecord) -> tuple[float, float]:
 
 
 def test_one_command_gives_records_a_table_and_plots_even_after_a_kill(place: Path) -> None:
-    (place / "suite.toml").write_text(SUITE.format(budget="2e10"))
+    (place / "suite.toml").write_text(SUITE.format(budget="5e9", steps=EVERY_STEP))
     code, out = modbench_says(place, "run", "suite.toml", "--plugin", "leaky.py")
     assert code == 0, out
     folder = place / "results" / "road"
@@ -152,7 +154,7 @@ def test_one_command_gives_records_a_table_and_plots_even_after_a_kill(place: Pa
         metrics = record.metrics
         assert record.status == "ok"
         assert metrics["heldout_loss"] < metrics["unigram_loss"] or label == "leaky"
-        assert metrics["train_flops"] <= 2e10 < metrics["train_flops"] * 1.05
+        assert metrics["train_flops"] <= 5e9 < metrics["train_flops"] * 1.05
         assert metrics["train_step_seconds"]["n"] == 3
         assert metrics["peak_memory_bytes"]["median"] > 4 * 4 * metrics["parameters"]
         assert [finding["probe"] for finding in audits[record.audit_key].audit] == list(range(1, 12))
@@ -188,6 +190,7 @@ def test_one_command_gives_records_a_table_and_plots_even_after_a_kill(place: Pa
 
 
 def resumes_to_the_same_record_after_a_kill(place: Path) -> None:
+    (place / "suite.toml").write_text(SUITE.format(budget="5e9", steps=["train", "heldout"]))
     process = start(place, "run", "suite.toml", "--results", "parts", "--only", "mod")
     cells = place / "parts" / "road" / "cells"
     deadline = time.monotonic() + 120
@@ -200,8 +203,11 @@ def resumes_to_the_same_record_after_a_kill(place: Path) -> None:
     assert len(read_suite(place / "parts" / "road").cells) == 0
     code, out = modbench_says(place, "run", "suite.toml", "--results", "parts", "--only", "mod")
     assert code == 0, out
-    resumed = untimed(place / "parts" / "road")
-    assert resumed == {"mod": untimed(place / "results" / "road")["mod"]}
+    metrics, *resumed = untimed(place / "parts" / "road")["mod"]
+    whole, *once = untimed(place / "results" / "road")["mod"]
+    assert resumed == once
+    assert {"heldout_loss", "train_flops"} < metrics.keys()
+    assert metrics == {name: whole[name] for name in metrics}
 
 
 def refuses_text_that_changed_since_its_records(place: Path) -> None:
@@ -216,7 +222,7 @@ def refuses_text_that_changed_since_its_records(place: Path) -> None:
 
 
 def test_a_budget_smaller_than_one_step_is_refused_before_anything_runs(place: Path) -> None:
-    (place / "suite.toml").write_text(SUITE.format(budget="1000"))
+    (place / "suite.toml").write_text(SUITE.format(budget="1000", steps=EVERY_STEP))
     code, out = modbench_says(place, "run", "suite.toml")
     assert code == 2
     assert "smaller than one training step of 'vanilla'" in out

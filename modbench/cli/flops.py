@@ -22,8 +22,6 @@ from modbench.errors import UserError
 from modbench.ledger import Phase, Workload
 from modbench.model.sizes import ShapeOptions
 from modbench.routing.registry import load_plugin
-from modbench.sweep.suite import Scheme, load_suite
-from modbench.train.config import TrainConfig
 
 
 def flops(
@@ -34,7 +32,6 @@ def flops(
         UseAppendAction,
         arg(metavar="CONFIG.json ...", help_behavior_hint=""),
     ] = (),
-    suite: Annotated[str | None, arg(metavar="SUITE", help_behavior_hint="")] = None,
     shape: OmitArgPrefixes[ShapeOptions],
     option: RouterOptions = (),
     batch: int = 1,
@@ -55,7 +52,6 @@ def flops(
     Args:
         router: routers (`modbench list routers`), a row for each
         hf: config.json files of Hugging Face causal language models, a row for each
-        suite: name of a shipped suite or path of a TOML file: a row for each of its schemes and shapes
         shape: shape of the decoder, with --router
         option: options of the routers; by default their defaults
         batch: number of sequences
@@ -68,25 +64,23 @@ def flops(
         profile: also count a run on the meta device, next to fvcore and PyTorch's FlopCounterMode; the
             exit code is 1 if our counter differs
         format: table: for reading; json: one JSON document on the last line; csv
-        plugin: Python files that register routers; with --suite, new routers get a row
+        plugin: Python files that register routers
     """
     files = flat(hf)
-    sources = {"--router": router, "--hf": files, "--suite": suite}
-    given = [flag for flag, value in sources.items() if value]
-    if len(given) != 1:
+    if bool(router) == bool(files):
+        given = "both" if router else "none"
         raise UserError(
-            "flops takes one of --router, --hf and --suite, and was given "
-            f"{' and '.join(given) or 'none'}; for example: modbench flops --router mod"
+            f"flops takes either --router or --hf and was given {given}; for example: modbench flops "
+            "--router mod"
         )
     asked = Asked(convention=convention, compare=compare_conventions, profile=profile)
     for name, value, least in (("batch", batch, 1), ("past", past, 0), ("sequence", shape.sequence, 1)):
         if value is not None and value < least:
             raise UserError(f"{name} is {value}; it must be {least} or more")
-    _refuse_unused(given[0], shape, batch, option)
-    registered = {name for file in flat(plugin) for name in load_plugin(file)}
-    if suite:
-        statements = list(_suite_statements(suite, registered, phase, past, asked))
-    elif files:
+    for file in flat(plugin):
+        load_plugin(file)
+    if files:
+        _refuse_unused(shape, option)
         load = uniform_workload(batch, shape.sequence or 2048, phase, past)
         statements = list(_family_statements(files, load, asked))
     else:
@@ -100,22 +94,14 @@ def flops(
     return 1 if wrong else 0
 
 
-def _refuse_unused(source: str, shape: ShapeOptions, batch: int, option: Sequence[object]) -> None:
-    """
-    Raises:
-        UserError: an option that has no effect with ``source`` (--router, --hf or --suite).
-    """
-    if source == "--router":
-        return
-    changed = [field.name for field in fields(shape) if getattr(shape, field.name) != field.default]
-    unused = [name for name in changed if source == "--suite" or name != "sequence"]
-    if source == "--suite" and batch != 1:
-        unused.append("batch")
-    if option:
-        unused.append("option")
+def _refuse_unused(shape: ShapeOptions, option: Sequence[object]) -> None:
+    """Raise a `UserError` for an option that has no effect with --hf."""
+    unused = ["option"] if option else []
+    for field in fields(shape):
+        if field.name != "sequence" and getattr(shape, field.name) != field.default:
+            unused.append(field.name.replace("_", "-"))
     if unused:
-        flag = unused[0].replace("_", "-")
-        raise UserError(f"--{flag} has no effect with {source}; leave it out")
+        raise UserError(f"--{unused[0]} has no effect with --hf; leave it out")
 
 
 def _family_statements(files: Sequence[Path], load: Workload, asked: Asked) -> Iterator[Statement]:
@@ -125,21 +111,3 @@ def _family_statements(files: Sequence[Path], load: Workload, asked: Asked) -> I
             yield family_statement(config, load, asked, name=str(file))
         except UserError as error:
             raise UserError(f"{file}: {error}") from error
-
-
-def _suite_statements(
-    suite: str, registered: set[str], phase: Phase, past: int, asked: Asked
-) -> Iterator[Statement]:
-    """Yield a statement for each scheme and shape, at the suite's batch and sequence; routers that
-    plugins ``registered`` are added as in `modbench run`."""
-    loaded = load_suite(suite)
-    named = {scheme.router.partition(":")[0] for scheme in loaded.schemes}
-    schemes = [*loaded.schemes, *(Scheme(router=name) for name in sorted(registered - named))]
-    for shape in loaded.shapes:
-        for scheme in schemes:
-            train = {**loaded.train, **scheme.train}
-            batch = train.get("batch", TrainConfig.batch)
-            sequence = train.get("sequence", TrainConfig.sequence)
-            load = uniform_workload(batch, sequence, phase, past)
-            name = " ".join(filter(None, (scheme.label, shape.label)))
-            yield router_statement(scheme.router, scheme.options, shape.model, load, asked, name=name)

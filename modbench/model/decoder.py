@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.errors import UserError
-from modbench.kernels.cross_entropy import cross_entropy, losses, recomputes_logits
+from modbench.kernels.cross_entropy import cross_entropy, recomputes_logits
 from modbench.ledger import OUTSIDE, Counts, Ledger, Workload, component
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -72,7 +72,8 @@ class Decoder(nn.Module):
         """Return the cross-entropy of each token in nats, (B, T), in float32 or wider, no gradient."""
         x_ND = self._hidden(tokens_BT, context).flatten(0, 1)
         _check_targets(tokens_BT, targets_BT)
-        return losses(x_ND, self._head_weight(), targets_BT.flatten()).view_as(targets_BT)
+        losses_N = cross_entropy(x_ND, self._head_weight(), targets_BT.flatten(), "none")
+        return losses_N.view_as(targets_BT)
 
     def _head_weight(self) -> Tensor:
         return self.embedding.weight if self.head is None else self.head.weight

@@ -23,7 +23,7 @@ def test_options_are_read_as_toml(capsys: pytest.CaptureFixture[str]) -> None:
     assert eighth != said(capsys, "--router mod --option capacity=0.5")
 
 
-@pytest.mark.parametrize("source", ["--router mod vanilla", "--hf config.json", "--suite quick"])
+@pytest.mark.parametrize("source", ["--router mod vanilla", "--hf config.json"])
 def test_json_is_one_document_on_the_last_line(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,19 +103,3 @@ def test_a_repeated_flag_adds_to_its_values(
     for name in ("a.json", "b.json"):
         Path(name).write_text('{"model_type": "llama"}')
     assert said(capsys, repeated) == said(capsys, once)
-
-
-def test_a_plugins_router_joins_a_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "joins.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from modbench.routing.registry import register_router\n"
-        "from modbench.routers.vanilla import Vanilla\n"
-        '@register_router("joins_a_suite")\n'
-        "@dataclass(frozen=True, kw_only=True)\n"
-        "class Joins(Vanilla): pass\n"
-    )
-    table = said(capsys, f"--suite quick --plugin {tmp_path / 'joins.py'} --format csv")
-    totals = [line.split(",") for line in table.splitlines() if ",total," in line]
-    flops = {row[0]: row[7] for row in totals}
-    assert list(flops)[-1] == "joins_a_suite"
-    assert flops["joins_a_suite"] == flops["vanilla"]

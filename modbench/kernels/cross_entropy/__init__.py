@@ -1,5 +1,4 @@
-"""Cross-entropy of the logits x W^T, by the selected kernels. ``head`` is the component that it counts
-under.
+"""Cross-entropy of the logits x W^T, by the selected kernels.
 
 N tokens, D model width, V vocabulary.
 """
@@ -8,16 +7,16 @@ from torch import Tensor
 
 from modbench.kernels import mode
 from modbench.kernels.cross_entropy import fast, plain
+from modbench.kernels.cross_entropy.plain import Reduction
 
 
-def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Mean of -log softmax(x W^T)[target] in nats, in float32 or wider; the matmul follows autocast."""
-    return (fast if mode() == "fast" else plain).cross_entropy(x_ND, weight_VD, targets_N)
-
-
-def losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """-log softmax(x W^T)[target] of each token in nats, (N,), in float32 or wider."""
-    return (fast if mode() == "fast" else plain).losses(x_ND, weight_VD, targets_N)
+def cross_entropy(
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, reduction: Reduction = "mean"
+) -> Tensor:
+    """-log softmax(x W^T)[target] in nats, in float32 or wider: the mean, or with ``"none"`` the loss of
+    each token, (N,). The matmul follows autocast."""
+    kernel = fast if mode() == "fast" else plain
+    return kernel.cross_entropy(x_ND, weight_VD, targets_N, reduction)
 
 
 def recomputes_logits(tokens: int, vocabulary: int) -> bool:

@@ -14,32 +14,22 @@ from modbench.kernels.cross_entropy import plain
 LOGITS = 2**26
 
 
-def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def cross_entropy(
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, reduction: plain.Reduction = "mean"
+) -> Tensor:
     """As `plain.cross_entropy`."""
     rows = part_rows(len(weight_VD))
     if len(x_ND) <= rows:
-        return plain.cross_entropy(x_ND, weight_VD, targets_N)
+        return plain.cross_entropy(x_ND, weight_VD, targets_N, reduction)
+    settings = {"use_reentrant": False, "preserve_rng_state": False}
     parts = zip(x_ND.split(rows), targets_N.split(rows), strict=True)
-    losses = [
-        checkpoint(  # type: ignore[no-untyped-call]
-            plain.cross_entropy,
-            x_RD,
-            weight_VD,
-            targets_R,
-            "sum",
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
-        for x_RD, targets_R in parts
-    ]
-    return torch.stack(losses).sum() / len(x_ND)
-
-
-def losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """As `plain.losses`."""
-    rows = part_rows(len(weight_VD))
-    parts = zip(x_ND.split(rows), targets_N.split(rows), strict=True)
-    return torch.cat([plain.losses(x_RD, weight_VD, targets_R) for x_RD, targets_R in parts])
+    losses_N = torch.cat(
+        [
+            checkpoint(plain.cross_entropy, x_RD, weight_VD, targets_R, "none", **settings)  # type: ignore
+            for x_RD, targets_R in parts
+        ]
+    )
+    return losses_N if reduction == "none" else losses_N.mean()
 
 
 def part_rows(vocabulary: int) -> int:

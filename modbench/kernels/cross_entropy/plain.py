@@ -3,6 +3,8 @@
 N tokens, D model width, V vocabulary.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,11 +12,14 @@ from torch import Tensor
 from modbench.kernels.autocast import matmul_dtype
 from modbench.ledger import component
 
+Reduction = Literal["mean", "none"]
 #: A target that no caller has: PyTorch leaves out the loss of one class, and here all others are errors.
 _NO_TARGET = torch.iinfo(torch.int64).min
 
 
-def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, reduction: str = "mean") -> Tensor:
+def cross_entropy(
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, reduction: Reduction = "mean"
+) -> Tensor:
     """-log softmax(x W^T)[target] in nats, in float32 or wider; the matmul follows autocast.
 
     Raises:
@@ -25,9 +30,3 @@ def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, reduction:
         logits_NV = F.linear(x_ND.to(dtype), weight_VD.to(dtype))
     logits_NV = logits_NV.to(torch.promote_types(dtype, torch.float32))
     return F.cross_entropy(logits_NV, targets_N.long(), reduction=reduction, ignore_index=_NO_TARGET)
-
-
-@torch.no_grad()
-def losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """The loss of each token, (N,)."""
-    return cross_entropy(x_ND, weight_VD, targets_N, "none")

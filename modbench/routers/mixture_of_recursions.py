@@ -167,35 +167,30 @@ class Recursions(Layer):
                 f_BTD = self._f(self._delta(x_BTD, context, r), x_BTD)
                 x_BTD = x_BTD + (f_BTD * gate_BT[..., None]).to(x_BTD.dtype)
                 continue
-            active_BT, counts = self._continuing(scores_BT, active_BT, r, context)
-            out_BTD = x_BTD
-            for gathered in self._gathered(x_BTD, active_BT, counts, r, context):
+            active_BT, out_BTD = self._continuing(scores_BT, active_BT, r, context), x_BTD
+            for gathered in self._gathered(x_BTD, active_BT, r, context):
                 delta_SKD = self._delta(gathered.x_RKD, gathered.context, r)
                 f_SKD = self._f(delta_SKD, gathered.x_RKD)
                 out_BTD = gathered.add_to(out_BTD, f_SKD * gathered.gather(gate_BT)[..., None])
             x_BTD = out_BTD
         return x_BTD
 
-    def _continuing(
-        self, scores_BT: Tensor, active_BT: Tensor, r: int, context: Context
-    ) -> tuple[Tensor, Sequence[int]]:
-        """Select the tokens of ``active_BT`` that continue, and count them by sequence."""
-        depth, lengths = self._depths(r)[0], context.lengths(scores_BT)
-        nominal, _ = self._nominal(lengths, context.before(scores_BT), r)
+    def _continuing(self, scores_BT: Tensor, active_BT: Tensor, r: int, context: Context) -> Tensor:
+        """Select the tokens of ``active_BT`` that continue, and train the causal rule."""
         predicted_BT = (scores_BT >= 0) & active_BT
         if context.selection == "causal":
-            kept_BT = self._even(predicted_BT, r, context)
-            return kept_BT, selected_of_each(kept_BT, nominal)
-        kept_BT = self._even(highest(scores_BT.detach(), list(nominal), active_BT), r, context)
+            return predicted_BT
+        depth, lengths = self._depths(r)[0], context.lengths(scores_BT)
+        candidates, kept = (self._nominal(lengths, [0] * len(lengths), n)[0] for n in (r - 1, r))
+        kept_BT = highest(scores_BT.detach(), list(kept), active_BT)
         errors_BT = F.binary_cross_entropy_with_logits(
             scores_BT, kept_BT.to(scores_BT.dtype), reduction="none"
         )
-        candidates, _ = self._nominal(lengths, [0] * len(lengths), r - 1)
         error = errors_BT.masked_fill(~active_BT, 0.0).sum() / sum(candidates)
         context.trace.loss(depth, "causal_rule", self.options.auxiliary * error)
         context.trace.show(depth, "candidates", active_BT)
         context.trace.show(depth, "predicted", predicted_BT)
-        return kept_BT, nominal
+        return kept_BT
 
     def _token_choice(self, x_BTD: Tensor, context: Context) -> Tensor:
         with component("router", 1):
@@ -205,16 +200,11 @@ class Recursions(Layer):
         self._balance(gates_BTR, last_BT1, context)
         gate_BT1 = gates_BTR.gather(-1, last_BT1) * self.options.gate_scale
         context.trace.show(1, "gate", gate_BT1.squeeze(-1))
-        real_BT, added_BTD = context.real(x_BTD), self._delta(x_BTD, context, 0)
+        added_BTD = self._delta(x_BTD, context, 0)
         for r in range(1, self.options.recursions):
             active_BT = last_BT1.squeeze(-1) >= r
-            if real_BT is not None:
-                active_BT = active_BT & real_BT
-            active_BT = self._even(active_BT, r, context)
-            nominal, _ = self._nominal(context.lengths(x_BTD), context.before(x_BTD), r)
-            counts = selected_of_each(active_BT, nominal)
             context.trace.show(self._depths(r)[0], "gate", gate_BT1.squeeze(-1))
-            for gathered in self._gathered(x_BTD + added_BTD, active_BT, counts, r, context):
+            for gathered in self._gathered(x_BTD + added_BTD, active_BT, r, context):
                 delta_SKD = self._delta(gathered.x_RKD, gathered.context, r)
                 added_BTD = gathered.add_to(added_BTD, delta_SKD)
         return x_BTD + (self._f(added_BTD, x_BTD) * gate_BT1).to(x_BTD.dtype)
@@ -231,10 +221,16 @@ class Recursions(Layer):
             context.trace.loss(1, "balance", balance)
 
     def _gathered(
-        self, x_BTD: Tensor, active_BT: Tensor, counts: Sequence[int], r: int, context: Context
+        self, x_BTD: Tensor, active_BT: Tensor, r: int, context: Context
     ) -> Iterator[GatheredTokens]:
-        """Yield recursion r's tokens by sequences of equal counts, so that nothing is computed for
+        """Yield the tokens of recursion r by sequences of equal counts, so that nothing is computed for
         padding."""
+        recursions, real_BT = self.options.recursions, context.real(x_BTD)
+        active_BT = even_tokens(active_BT, context, float(recursions - r), among=recursions)
+        if real_BT is not None:
+            active_BT = active_BT & real_BT
+        nominal, _ = self._nominal(context.lengths(x_BTD), context.before(x_BTD), r)
+        counts = selected_of_each(active_BT, nominal)
         for depth in self._depths(r):
             context.trace.show(depth, "selected", active_BT)
             context.trace.count(depth, "depth", counts)
@@ -270,10 +266,6 @@ class Recursions(Layer):
         return incremental_counts(
             lambda n: capacity_tokens(float(recursions - r), n, among=recursions), lengths, past
         )
-
-    def _even(self, active_BT: Tensor, r: int, context: Context) -> Tensor:
-        recursions = self.options.recursions
-        return even_tokens(active_BT, context, float(recursions - r), among=recursions)
 
     def _depths(self, r: int) -> range:
         each = len(self.blocks)

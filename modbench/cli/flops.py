@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
+from tyro.conf import OmitArgPrefixes, arg
 
 from modbench.accounting.families import load_config
 from modbench.accounting.statement import (
@@ -17,7 +17,7 @@ from modbench.accounting.statement import (
 )
 from modbench.accounting.table import FORMATS
 from modbench.accounting.uniform import uniform_workload
-from modbench.cli.options import Plugins, RouterOptions, Routers, flat, parsed_options, tell
+from modbench.cli.options import Plugins, RouterOptions, Routers, Several, flat, parsed_options, tell
 from modbench.errors import UserError
 from modbench.ledger import Phase, Workload
 from modbench.model.sizes import ShapeOptions
@@ -27,11 +27,7 @@ from modbench.routing.registry import load_plugin
 def flops(
     *,
     router: Routers = (),
-    hf: Annotated[
-        tuple[tuple[Path, ...], ...],
-        UseAppendAction,
-        arg(metavar="CONFIG.json ...", help_behavior_hint=""),
-    ] = (),
+    hf: Annotated[Several[Path], arg(metavar="CONFIG.json ...", help_behavior_hint="")] = (),
     shape: OmitArgPrefixes[ShapeOptions],
     option: RouterOptions = (),
     batch: int = 1,

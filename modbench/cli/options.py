@@ -14,20 +14,11 @@ from modbench.errors import UserError
 T = TypeVar("T")
 
 #: Options with several values take them after one flag or after repeated flags; see `flat`.
-Plugins = Annotated[
-    tuple[tuple[Path, ...], ...], UseAppendAction, arg(metavar="FILE ...", help_behavior_hint="")
-]
-Routers = Annotated[
-    tuple[tuple[str, ...], ...],
-    UseAppendAction,
-    arg(metavar="NAME[:PRESET] ...", help_behavior_hint=""),
-]
-RouterOptions = Annotated[
-    tuple[tuple[str, ...], ...], UseAppendAction, arg(metavar="NAME=VALUE ...", help_behavior_hint="")
-]
-Labels = Annotated[
-    tuple[tuple[str, ...], ...], UseAppendAction, arg(metavar="LABEL ...", help_behavior_hint="")
-]
+Several = Annotated[tuple[tuple[T, ...], ...], UseAppendAction]
+Plugins = Annotated[Several[Path], arg(metavar="FILE ...", help_behavior_hint="")]
+Routers = Annotated[Several[str], arg(metavar="NAME[:PRESET] ...", help_behavior_hint="")]
+RouterOptions = Annotated[Several[str], arg(metavar="NAME=VALUE ...", help_behavior_hint="")]
+Labels = Annotated[Several[str], arg(metavar="LABEL ...", help_behavior_hint="")]
 Suite = Annotated[Positional[str], arg(metavar="SUITE")]
 Results = Annotated[Path, arg(metavar="DIR")]
 Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]

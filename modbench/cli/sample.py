@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from modbench.cli.options import Plugins, Results, flat
+from modbench.cli.options import Plugins, Results, Several, flat
 from modbench.errors import UserError
 from modbench.sweep.sample import Drawing
 
@@ -14,11 +14,7 @@ def sample(
     run: Annotated[Positional[str], arg(metavar="SUITE/LABEL")],
     /,
     *,
-    prompt: Annotated[
-        tuple[tuple[str, ...], ...],
-        UseAppendAction,
-        arg(metavar="TEXT ...", help_behavior_hint="(required)"),
-    ] = (),
+    prompt: Annotated[Several[str], arg(metavar="TEXT ...", help_behavior_hint="(required)")] = (),
     drawing: OmitArgPrefixes[Drawing],
     results: Results = Path("results"),
     plugin: Plugins = (),

@@ -26,11 +26,8 @@ class DamagedError(ValueError):
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Replace the checkpoint at ``path`` by ``state``; safe against a kill at any moment.
-
-    Raises:
-        UserError: the file can't be written; ``path`` is unchanged.
-    """
+    """Replace the checkpoint at ``path`` by ``state``; safe against a kill at any moment. Raise a
+    `UserError` if the file can't be written; ``path`` is then unchanged."""
     with _whole(path) as half, half.open("w+b") as file:
         torch.save(state, file)
         file.seek(0)
@@ -40,11 +37,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """Load the checkpoint at ``path``; None if there is none.
-
-    Raises:
-        DamagedError: the file differs from what `save` wrote.
-    """
+    """Load the checkpoint at ``path``; None if there is none. Raise a `DamagedError` if the file
+    differs from what `save` wrote."""
     if not path.exists():
         return None
     content = path.read_bytes()
@@ -58,11 +52,8 @@ def load(path: Path) -> dict[str, Any] | None:
 
 
 def check(found: object, expected: object, name: str = "it") -> None:
-    """Compare keys, types, shapes and dtypes. An empty dict or list in ``expected`` stands for any.
-
-    Raises:
-        DamagedError: ``found`` differs; the sentence names the first difference.
-    """
+    """Compare keys, types, shapes and dtypes; raise a `DamagedError` that names the first difference. An
+    empty dict or list in ``expected`` stands for any."""
     if isinstance(expected, Tensor) and isinstance(found, Tensor):
         have, want = ((one.dtype, tuple(one.shape)) for one in (found, expected))
         if have != want:
@@ -80,15 +71,11 @@ def check(found: object, expected: object, name: str = "it") -> None:
 
 def save_weights(path: Path, model: RoutedDecoder, *, key: str = "") -> None:
     """Save parameters and buffers as safetensors, with the router's name, the ``key`` of the record and
-    the sha256 of all that.
-
-    Raises:
-        UserError: the file can't be written; ``path`` is unchanged.
-    """
+    the sha256 of all that. Raise a `UserError` if the file can't be written; ``path`` is then
+    unchanged."""
     # Shared parameters are written once per name: the format has no sharing.
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    # One entry: the order of several is undefined in the format, and equal weights must give equal
-    # bytes.
+    # One entry, since the order of several is undefined and equal weights must give equal bytes.
     owner = {"router": model.router.name, "key": key}
     owner["sha256"] = _digest(owner, tensors)
     with _whole(path) as half:
@@ -96,11 +83,8 @@ def save_weights(path: Path, model: RoutedDecoder, *, key: str = "") -> None:
 
 
 def load_weights(path: Path, model: RoutedDecoder, *, key: str = "") -> None:
-    """Load the weights at ``path`` into ``model``.
-
-    Raises:
-        DamagedError: the file differs from what `save_weights` wrote for this model and ``key``.
-    """
+    """Load the weights at ``path`` into ``model``. Raise a `DamagedError` if the file differs from what
+    `save_weights` wrote for this model and ``key``."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -125,11 +109,8 @@ def _digest(owner: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` at the end, and is removed if that fails.
-
-    Raises:
-        UserError: the file can't be written.
-    """
+    """A temporary path that becomes ``path`` at the end, and is removed if that fails. Raise a
+    `UserError` if the file can't be written."""
     half = path.with_suffix(".half")
     try:
         yield half

@@ -27,7 +27,7 @@ def balance_loss(
     losses of the sequences that have a token. ``shares_NE``: each expert's share of a token's scores."""
     experts = shares_NE.shape[1]
     if sequence_N is None:
-        load_E = load_of(experts_NK, experts).to(shares_NE.dtype)
+        load_E = load_of(experts_NK, experts)
         share_E = load_E / load_E.sum().clamp(min=1)
         return experts * (share_E * shares_NE.mean(0)).sum()
     cells_NK = sequence_N[:, None] * experts + experts_NK

@@ -234,7 +234,8 @@ def _by_token(layer: Any, rows: Rows, rule: str) -> Told:
         told.rows.append(torch.stack(out))
     if rule == "topk" and o.balance:
         gates_TN, everything = torch.cat(gates), [i for some in depths for i in some]
-        f = [everything.count(i) / len(everything) for i in range(o.recursions)]
+        f = numbers([everything.count(i) / len(everything) for i in range(o.recursions)])
+        f = f.float().tolist()  # as `modbench.routing.balance`
         balance = o.recursions * sum(f_i * p for f_i, p in zip(f, gates_TN.mean(0), strict=True))
         told.losses[1, "balance"] = o.balance * balance
     return told

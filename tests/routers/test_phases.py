@@ -178,8 +178,8 @@ def test_a_preset_spends_on_its_experts_what_a_dense_mlp_does(
 
 def test_a_load_that_can_not_be_is_refused() -> None:
     for wrong, words in (
-        ({"past": (1,)}, "needs 0 or more cached tokens for each of 2 sequences"),
-        ({"past": (1, -1)}, "needs 0 or more cached tokens"),
+        ({"past": (1,)}, "each of 2 sequences needs 0 or more"),
+        ({"past": (1, -1)}, "each of 2 sequences needs 0 or more"),
         ({"past": (1, 1), "phase": "train"}, "nothing is cached in phase 'train'"),
         ({"phase": "decode", "padding": True}, "one token at a time"),
         ({"phase": "deocde"}, "phase 'deocde' is not known; known: forward"),

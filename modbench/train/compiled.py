@@ -50,14 +50,19 @@ def compiles(wanted: Compile, on: torch.device) -> bool:
     return True
 
 
-def losses_of(model: RoutedDecoder, wanted: Compile, backend: Backend = "inductor") -> Losses:
-    """Return the losses of ``model``, compiled by ``backend`` if ``wanted`` compiles on its device."""
+def losses_of(model: RoutedDecoder, wanted: Compile, backend: Backend | None = None) -> Losses:
+    """Return the losses of ``model``, compiled by ``backend`` (None: PyTorch's default) if ``wanted``
+    compiles on its device."""
     return _compiled(eager(model), model, wanted, backend)
 
 
 def forward_of(model: RoutedDecoder, wanted: Compile) -> Forward:
     """Return the forward pass of ``model``, compiled in the same way."""
-    return _compiled(lambda tokens_BT, context: model(tokens_BT, context), model, wanted)
+
+    def forward(tokens_BT: Tensor, context: Context) -> Tensor:
+        return model(tokens_BT, context)  # type: ignore[no-any-return]
+
+    return _compiled(forward, model, wanted)
 
 
 def eager(model: RoutedDecoder) -> Losses:
@@ -94,7 +99,7 @@ def allow_programs(most: int) -> None:
 
 
 def _compiled(
-    function: Callable[..., Any], model: RoutedDecoder, wanted: Compile, backend: Backend = "inductor"
+    function: Callable[..., Any], model: RoutedDecoder, wanted: Compile, backend: Backend | None = None
 ) -> Callable[..., Any]:
     if not compiles(wanted, next(model.parameters()).device):
         return function
@@ -107,4 +112,5 @@ def _compiled(
     # The host computes these from sizes and options; they are constants of the program.
     for constant in (capacity_tokens, strided):
         torch.compiler.assume_constant_result(constant)
-    return torch.compile(function, dynamic=False, backend=backend)
+    chosen = {} if backend is None else {"backend": backend}
+    return torch.compile(function, dynamic=False, **chosen)  # type: ignore

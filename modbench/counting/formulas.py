@@ -150,21 +150,6 @@ def _sampled(given: Arguments, result: Any) -> int:
     return 2 * _stored(given["self"]) * given["mat1"].shape[-1]
 
 
-def _conv_tbc(given: Arguments, result: Tensor) -> int:
-    """Convolution of (steps, B, D): a matmul per filter tap, over the steps at which the tap meets the
-    input and not its padding."""
-    steps, sequences, _ = given["self"].shape
-    taps, pad = given["weight"].shape[0], given["pad"]
-    met = sum(max(0, min(steps + pad - tap, result.shape[0]) - max(0, pad - tap)) for tap in range(taps))
-    return 2 * met * sequences * given["weight"][0].numel()
-
-
-def _affine_grid(given: Arguments, result: Tensor) -> int:
-    """Each point of the grid is a row of (x, y, 1) or (x, y, z, 1) times the transformation."""
-    points: Tensor = given.get("grad", result)
-    return 2 * points.numel() * (points.shape[-1] + 1)
-
-
 def _linear_cross_entropy(given: Arguments, result: Any) -> int:
     """The logits; and the gradients of both operands, which the op computes in its forward pass."""
     gradients = sum(given.get(f"compute_{name}_grad", False) for name in ("input", "linear_weight"))
@@ -276,7 +261,6 @@ _ATEN: dict[str, Formula] = {
     "_dyn_quant_matmul_4bit": _linear("inp"),
     "_grouped_mm _scaled_grouped_mm _scaled_grouped_mm_v2": _grouped,
     "convolution _convolution convolution_backward": _convolution,
-    "conv_tbc": _conv_tbc,
     "_native_multi_head_attention": _attention_layer,
     "_transformer_encoder_layer_fwd": _encoder_layer,
     "mkldnn_rnn_layer": _recurrent_layer(1),
@@ -285,8 +269,6 @@ _ATEN: dict[str, Formula] = {
     "_euclidean_dist": _euclidean,
     "_cdist_forward": _distances,
     "sparse_sampled_addmm": _sampled,
-    "affine_grid_generator cudnn_affine_grid_generator": _affine_grid,
-    "cudnn_affine_grid_generator_backward": _affine_grid,
     "_embedding_bag _embedding_bag_forward_only": _bag("weight"),
     "_embedding_bag_backward _embedding_bag_dense_backward _embedding_bag_sparse_backward "
     "_embedding_bag_per_sample_weights_backward": _bag("grad"),

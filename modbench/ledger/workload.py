@@ -30,11 +30,8 @@ class Workload:
     uses its nominal counts. With ``padding``, the slots that pad each sequence to the longest are
     counted where they are computed (dispatched). ``checkpoint``: each layer's forward pass runs again in
     the backward pass. ``input_gradient``: the backward pass continues below this part of the model.
-
-    Raises:
-        ValueError: unknown phase, no sequence, a length below 0, a past in training, or dispatched
-            decoding of more than one token.
-    """
+    Raise a `ValueError` for an unknown phase, no sequence, a length below 0, a past in training, or
+    dispatched decoding of more than one token."""
 
     lengths: tuple[int, ...]
     phase: Phase = "forward"

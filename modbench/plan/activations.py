@@ -118,11 +118,8 @@ class _FusedNorm(torch.autograd.Function):
 
 @contextmanager
 def _without_values(router: str, kernels: Kernels, dtype: torch.dtype) -> Iterator[None]:
-    """Context in which tensors have no values and new weights are of ``dtype``.
-
-    Raises:
-        UserError: the layers of ``router`` need values, or fail.
-    """
+    """Context in which tensors have no values and new weights are of ``dtype``. Raise a `UserError` if
+    the layers of ``router`` need values, or fail."""
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(dtype)
@@ -215,11 +212,8 @@ def training_activations(
     checkpoint: bool = False,
 ) -> int:
     """Peak bytes of a training step that accumulates gradients, in addition to weights, gradients and
-    optimizer states. Of equal layers, three are run.
-
-    Raises:
-        UserError: the router's layers need values.
-    """
+    optimizer states. Of equal layers, three are run. Raise a `UserError` if the router's layers need
+    values."""
     dtype = torch.bfloat16 if compute == "bfloat16" else torch.float32
     kinds = _kinds(decoder, sequences, length)
     with _without_values(decoder.router.name, kernels, dtype):
@@ -257,11 +251,7 @@ def inference_memory(
     decoder: RoutedDecoder, sequences: int, length: int, *, bfloat16: bool, kernels: Kernels = "gpu"
 ) -> InferenceMemory:
     """The prefill of ``sequences`` prompts of ``length`` tokens, in bfloat16 or float32, with nominal
-    routing.
-
-    Raises:
-        UserError: the router's layers need values.
-    """
+    routing. Raise a `UserError` if the router's layers need values."""
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     with _without_values(decoder.router.name, kernels, dtype), torch.no_grad():
         model = RoutedDecoder(decoder.config, decoder.router).eval()

@@ -43,9 +43,7 @@ BIBLE_ASV = Archive(
     "d5f7a0ff67967b6b1f901a7f57895e2e38f5e748743bbafdbfbffdc8895f37c8",
 )
 DJANGO = Archive(
-    "django",
-    "django-5.2.19.tar.gz",
-    "ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1",
+    "django", "django-5.2.19.tar.gz", "ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1"
 )
 
 

@@ -34,17 +34,18 @@ def text_sha256(config: DataConfig) -> str | None:
     `UserError` if there is no such file."""
     if config.source != "text":
         return None
-    return hashlib.sha256(_text_bytes(config).removeprefix(codecs.BOM_UTF8)).hexdigest()
+    return hashlib.sha256(_text_bytes(config)).hexdigest()
 
 
 def _text_bytes(config: DataConfig) -> bytes:
+    """The content of the local text file without a byte-order mark."""
     path = Path(str(config.path))
     if path.suffix not in (".txt", ".jsonl"):
         raise UserError(
             f"data path '{path}' ends with '{path.suffix}'; a .txt or a .jsonl file can be read"
         )
     try:
-        return path.read_bytes()
+        return path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise UserError(
             f"data path '{path}' can't be read ({error.strerror}); give the path of a text file"
@@ -52,13 +53,11 @@ def _text_bytes(config: DataConfig) -> bytes:
 
 
 def _read_text(config: DataConfig) -> Corpus:
-    content = _text_bytes(config)
     try:
-        # Not "utf-8-sig", whose errors count bytes from the end of the mark.
-        text = content.decode("utf-8").removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+        text = _text_bytes(config).decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"data path '{config.path}' is not UTF-8 (byte {error.start}); convert it to UTF-8 first"
+            f"data path '{config.path}' is not UTF-8 (byte {error.start} of the text); convert it first"
         ) from None
     of_documents = str(config.path).endswith(".jsonl")
     if not text.strip():

@@ -91,9 +91,7 @@ class Workload:
         return _pairs(self.lengths, self.past, self.padding, self.phase == "decode", window)
 
     def routed(
-        self,
-        tokens_per_sequence: int | Sequence[int],
-        past_per_sequence: int | Sequence[int] = 0,
+        self, tokens_per_sequence: int | Sequence[int], past_per_sequence: int | Sequence[int] = 0
     ) -> "Workload":
         """Return the workload of a part that processes ``tokens_per_sequence`` new tokens after
         ``past_per_sequence`` earlier ones. Sequences without new tokens are dropped, unless all are."""
@@ -111,11 +109,7 @@ class Workload:
 
 @lru_cache(maxsize=1024)  # all layers of a model have the same
 def _pairs(
-    lengths: tuple[int, ...],
-    past: tuple[int, ...],
-    padding: bool,
-    decoding: bool,
-    window: int | None,
+    lengths: tuple[int, ...], past: tuple[int, ...], padding: bool, decoding: bool, window: int | None
 ) -> Flops:
     longest = max(lengths)
     widest = max(n + p for n, p in zip(lengths, past, strict=True))

@@ -103,8 +103,4 @@ def as_csv(plan: Plan) -> str:
     return csv_text([_flat(plan, scheme) for scheme in plan.schemes])
 
 
-FORMATS: Mapping[str, Callable[[Plan], str]] = {
-    "table": as_table,
-    "json": as_json,
-    "csv": as_csv,
-}
+FORMATS: Mapping[str, Callable[[Plan], str]] = {"table": as_table, "json": as_json, "csv": as_csv}

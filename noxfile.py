@@ -81,7 +81,7 @@ def flops(session: nox.Session) -> None:
     """Hold every router's FLOPs against the committed table; arguments after -- go to the gate."""
     module(session, "modbench", "flops", "gate", *session.posargs)
     if not session.posargs:
-        module(session, "modbench.accounting.conventions_page", "--check")
+        session.run(ready(session), "tests/accounting/conventions_page.py", "--check")
 
 
 @nox.session

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.accounting import hugging_face
-from modbench.accounting.uniform import uniform_workload
+from modbench.accounting.literature import uniform_workload
 from modbench.counting.counter import FlopCounter
 from modbench.counting.restore_state import untouched
 from modbench.errors import UserError
@@ -76,12 +76,9 @@ def count(
     ``prefill`` fills a cache and scores the last token of each sequence; ``decode`` takes the tokens one
     at a time. ``past`` tokens of each sequence are read into the cache before, uncounted.
 
-    ``around``: a context manager entered around the counted run, such as another counter.
-
-    Raises:
-        UserError: no causal language model, unsuitable inputs, an unknown phase, a ``past`` in a phase
-            without a cache, a model that the meta device cannot run, or an unknown op.
-    """
+    ``around``: a context manager entered around the counted run, such as another counter. Raise a
+    `UserError` if ``model`` is no causal language model or cannot run, the inputs do not fit, the phase
+    is unknown or has no cache for ``past``, or an op is unknown."""
     shape = tuple(inputs.shape if isinstance(inputs, Tensor) else inputs)
     if len(shape) != 2 or min(shape) < 1:
         raise UserError(f"inputs are {shape}; give (sequences, tokens), each 1 or more, or token ids")
@@ -89,14 +86,29 @@ def count(
     uniform_workload(sequences, length, phase, past)
     if not isinstance(model, nn.Module):
         model = hugging_face.build(model, "meta")
+    device, counter = next(model.parameters()).device, FlopCounter()
+    cached, train = past > 0 or phase in ("prefill", "decode"), phase == "train"
     if isinstance(model, RoutedDecoder):
-        vocabulary, run = model.config.vocabulary, _run_decoder
+        vocabulary, run = model.config.vocabulary, _decoder_pass(model, sequences if cached else 0)
+        ready: AbstractContextManager[Any] = nullcontext()
     else:
         hugging_face.check(model)
-        vocabulary, run = model.get_input_embeddings().num_embeddings, hugging_face.profile
-    device = next(model.parameters()).device
+        vocabulary = model.get_input_embeddings().num_embeddings
+        run = hugging_face.model_pass(model, cached or device.type == "meta")
+        ready = hugging_face.ready(model, phase, counter)
     tokens_BT = inputs.to(device) if isinstance(inputs, Tensor) else _tokens(shape, vocabulary, device)
-    counter = run(model, tokens_BT, phase, past, around or nullcontext())
+    with ready, untouched(model, train=train), torch.set_grad_enabled(train):
+        if past:
+            with FlopCounter():  # without which the meta device takes no mask with values
+                run(_tokens((sequences, past), vocabulary, device), "last")
+        with around or nullcontext(), counter:
+            if phase == "decode":
+                for token_B1 in tokens_BT.split(1, dim=1):
+                    run(token_B1, "all")
+            elif train:
+                run(tokens_BT, "loss").backward()
+            else:
+                run(tokens_BT, "last" if phase == "prefill" else "all")
     return Counted(phase=phase, tokens=sequences * length, ledger=counter.ledger)
 
 
@@ -108,31 +120,19 @@ def _tokens(shape: Sequence[int], vocabulary: int, device: torch.device) -> Tens
     return torch.randint(vocabulary, tuple(shape), generator=generator).to(device)
 
 
-def _run_decoder(
-    model: RoutedDecoder,
-    tokens_BT: Tensor,
-    phase: Phase,
-    past: int,
-    around: AbstractContextManager[Any],
-) -> FlopCounter:
-    counter, train, cache = FlopCounter(), phase == "train", Cache(len(tokens_BT))
+def _decoder_pass(model: RoutedDecoder, cached: int) -> hugging_face.Pass:
+    """Return what runs ``model``, with a cache of ``cached`` sequences if there are any."""
+    cache = Cache(cached) if cached else None
 
-    def read(tokens_BT: Tensor, logits: Literal["all", "last"]) -> None:
-        model(tokens_BT, Context(selection="causal", cache=cache, logits=logits))
+    def run(tokens_BT: Tensor, wanted: hugging_face.Wanted) -> Any:
+        if cache is not None:
+            logits: Literal["all", "last"] = "last" if wanted == "last" else "all"
+            return model(tokens_BT, Context(selection="causal", cache=cache, logits=logits))
+        context = Context()
+        logits_BTV = model(tokens_BT, context)
+        if wanted != "loss":
+            return logits_BTV
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), tokens_BT.flatten())
+        return loss + context.trace.auxiliary_loss()
 
-    with untouched(model, train=train), torch.set_grad_enabled(train):
-        if past:
-            read(_tokens((len(tokens_BT), past), model.config.vocabulary, tokens_BT.device), "last")
-        with around, counter:
-            if phase == "decode":
-                for token_B1 in tokens_BT.split(1, dim=1):
-                    read(token_B1, "all")
-            elif phase == "prefill" or past:
-                read(tokens_BT, "last" if phase == "prefill" else "all")
-            else:
-                context = Context()
-                logits_BTV = model(tokens_BT, context)
-                if train:
-                    loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), tokens_BT.flatten())
-                    (loss + context.trace.auxiliary_loss()).backward()
-    return counter
+    return run

@@ -64,19 +64,15 @@ def differences(golden: Table, now: Table) -> list[list[str]]:
         if old != new:
             what = "new" if old is None else "missing" if new is None else "changed"
             change = f"{new / old - 1:+.4%}" if old and new is not None else ""
-            shown = ("-" if value is None else f"{value:,}" for value in (old, new))
-            rows.append([what, key, *shown, change])
+            rows.append([what, key, *("-" if v is None else f"{v:,}" for v in (old, new)), change])
     return rows
 
 
 def run_gate(golden: Path, *, plugins: Sequence[Path] = (), accept: bool = False) -> int:
     """Compare the table at ``golden`` with the current FLOPs of the routers that ``plugins`` register,
     or of the built-in ones. Print the differences; return 1 if there are any, else 0. ``accept`` writes
-    the new table instead.
-
-    Raises:
-        UserError: the table is missing, malformed or not writable, or a plugin fails.
-    """
+    the new table instead. Raise a `UserError` if the table is missing, malformed or not writable, or a
+    plugin fails."""
     if plugins and golden == GOLDEN:
         raise UserError("--plugin needs --golden FILE: a plugin's counts stand in a table of their own")
     routers = [name for plugin in plugins for name in load_plugin(plugin)] or built_in()

@@ -10,30 +10,30 @@ B sequences, T tokens.
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from modbench.accounting.families import FAMILIES, family_reading, load_config
 from modbench.counting.counter import FlopCounter
-from modbench.counting.restore_state import untouched
 from modbench.errors import UserError
 from modbench.ledger import Phase
 
 #: Keys of a published config.json that say how weights are stored, or name code to run.
 _NOT_THE_MODEL = ("auto_map", "quantization_config", "transformers_version")
 
+Wanted = Literal["all", "last", "loss"]
+#: Runs a model on new tokens (B, T); returns the loss if that is wanted.
+Pass = Callable[[Tensor, Wanted], Any]
+
 
 def build(config: Any, device: str) -> nn.Module:
     """Build a model with random weights from a config of transformers, the dict of a config.json or its
-    path.
-
-    Raises:
-        UserError: transformers is not installed, or the config is not that of a causal language model.
-    """
+    path. Raise a `UserError` if transformers is not installed or the config is not that of a causal
+    language model."""
     transformers = installed()
     from transformers.models.auto import modeling_auto as auto
 
@@ -78,10 +78,7 @@ def _not_countable(model: Any) -> str:
 
 
 def check(model: nn.Module) -> None:
-    """
-    Raises:
-        UserError: ``model`` is not a causal language model of transformers.
-    """
+    """Raise a `UserError` if ``model`` is not a causal language model of transformers."""
     if not isinstance(model, installed().PreTrainedModel):
         raise UserError(_not_countable(model))
     config: Any = model.config
@@ -93,77 +90,55 @@ def check(model: nn.Module) -> None:
         )
 
 
-def profile(
-    model: Any, tokens_BT: Tensor, phase: Phase, past: int, around: AbstractContextManager[Any]
-) -> FlopCounter:
-    """Run ``phase`` on ``tokens_BT`` after ``past`` cached tokens and return the counter that saw it;
-    only what it counts runs inside ``around``.
-
-    Raises:
-        UserError: the model can't run, nothing is trained, or an op is unknown.
-    """
+@contextmanager
+def ready(model: Any, phase: Phase, counter: FlopCounter) -> Iterator[None]:
+    """Context in which ``model`` runs ``phase`` under ``counter``, on the meta device too. Raise a
+    `UserError` if the model can't run, nothing is trained, or an op is unknown."""
+    on_meta = next(model.parameters()).is_meta
     try:
-        return _profile(model, tokens_BT, phase, past, around)
+        with fit_for_meta(model) if on_meta else nullcontext():
+            yield
+        if on_meta and counter.unread_masks:
+            raise NotImplementedError("it makes attention masks of its own, which have no values there")
     except UserError:
         raise
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        where = "the meta device" if tokens_BT.is_meta else "these inputs"
-        remedy = "give it on a CPU" if tokens_BT.is_meta else "change them, or count another phase"
+        where = "the meta device" if on_meta else "these inputs"
+        remedy = "give it on a CPU" if on_meta else "change them, or count another phase"
         raise UserError(
             f"{type(model).__name__} can't run phase '{phase}' on {where} ({type(error).__name__}: "
             f"{error}); {remedy}"
         ) from error
 
 
-def _profile(
-    model: Any, tokens_BT: Tensor, phase: Phase, past: int, around: AbstractContextManager[Any]
-) -> FlopCounter:
-    on_meta, train, counter, cache = tokens_BT.is_meta, phase == "train", FlopCounter(), None
-    with ExitStack() as stack:
-        stack.enter_context(untouched(model, train=train))
-        stack.enter_context(torch.set_grad_enabled(train))
-        if on_meta:
-            stack.enter_context(fit_for_meta(model))
-        if on_meta or past or phase in ("prefill", "decode"):
-            cache = installed().DynamicCache(config=model.config)
-        if past:
-            with FlopCounter():  # without which the meta device takes no mask with values
-                _run(model, tokens_BT[:, :1].expand(-1, past), cache, logits_to_keep=1)
-        stack.enter_context(around)
-        stack.enter_context(counter)
-        if phase == "decode":
-            for token_B1 in tokens_BT.split(1, dim=1):
-                _run(model, token_B1, cache)
-        elif train:
-            loss = _run(model, tokens_BT, cache, labels=tokens_BT).loss
-            if loss is None or not loss.requires_grad:
+def model_pass(model: Any, cached: bool) -> Pass:
+    """Return what runs ``model`` on new tokens, with a cache if asked for."""
+    cache = installed().DynamicCache(config=model.config) if cached else None
+
+    def run(tokens_BT: Tensor, wanted: Wanted) -> Any:
+        options: dict[str, Any] = {"use_cache": cached, "return_dict": True}
+        if cached:
+            options[_cache_argument(model.forward)] = cache
+        if wanted == "last":
+            if "logits_to_keep" not in inspect.signature(model.forward).parameters:
                 raise UserError(
-                    f"{type(model).__name__} has no loss with a gradient; phase 'train' needs one "
-                    "parameter or more that requires_grad"
+                    f"{type(model).__name__} can't score the last token alone; phases with a cache need "
+                    "a model whose forward takes logits_to_keep"
                 )
-            loss.backward()
-        else:
-            _run(model, tokens_BT, cache, **({"logits_to_keep": 1} if phase == "prefill" else {}))
-    if on_meta and counter.unread_masks:
-        raise NotImplementedError("it makes attention masks of its own, which have no values there")
-    return counter
+            options["logits_to_keep"] = 1
+        if wanted == "loss":
+            options["labels"] = tokens_BT
+        if tokens_BT.is_meta and model.config._attn_implementation == "sdpa":
+            options |= _masks(model, tokens_BT, cache)
+        out = model(input_ids=tokens_BT, **options)
+        if wanted == "loss" and (out.loss is None or not out.loss.requires_grad):
+            raise UserError(
+                f"{type(model).__name__} has no loss with a gradient; phase 'train' needs one "
+                "parameter or more that requires_grad"
+            )
+        return out.loss if wanted == "loss" else out
 
-
-def _run(model: Any, tokens_BT: Tensor, cache: Any, **options: Any) -> Any:
-    options |= {"use_cache": cache is not None, "return_dict": True}
-    if cache is not None:
-        options[_cache_argument(model.forward)] = cache
-    if (
-        "logits_to_keep" in options
-        and "logits_to_keep" not in inspect.signature(model.forward).parameters
-    ):
-        raise UserError(
-            f"{type(model).__name__} can't score the last token alone; phases with a cache need a "
-            "model whose forward takes logits_to_keep"
-        )
-    if tokens_BT.is_meta and model.config._attn_implementation == "sdpa":
-        options |= _masks(model, tokens_BT, cache)
-    return model(input_ids=tokens_BT, **options)
+    return run
 
 
 def _cache_argument(function: Callable[..., Any]) -> str:

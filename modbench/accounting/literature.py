@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modbench.errors import UserError, known_names
-from modbench.ledger import CONVENTIONS, Ledger, Workload
+from modbench.ledger import CONVENTIONS, PHASES, Ledger, Workload
 
 if TYPE_CHECKING:
     from modbench.model.layer import Layer
@@ -143,11 +143,7 @@ ALL_CONVENTIONS: tuple[str, ...] = (*CONVENTIONS, *LITERATURE)
 
 def flops_under(convention: str, ledger: Ledger, reading: Reading, workload: Workload) -> int:
     """Compute the FLOPs of ``workload`` under any convention, given the model's ledger on it and its
-    sizes. In papers, training is three forward passes.
-
-    Raises:
-        UserError: unknown convention.
-    """
+    sizes. In papers, training is three forward passes. Raise a `UserError` for an unknown convention."""
     check_known(convention)
     if convention in CONVENTIONS:
         return ledger.total(convention)
@@ -155,11 +151,8 @@ def flops_under(convention: str, ledger: Ledger, reading: Reading, workload: Wor
 
 
 def convention_flops(decoder: "RoutedDecoder", workload: Workload, convention: str) -> int:
-    """Compute the FLOPs of ``decoder`` on ``workload`` under any convention.
-
-    Raises:
-        UserError: unknown convention.
-    """
+    """Compute the FLOPs of ``decoder`` on ``workload`` under any convention. Raise a `UserError` for an
+    unknown convention."""
     ledger = decoder.ledger(workload)
     if convention in CONVENTIONS:
         return ledger.total(convention)
@@ -167,11 +160,18 @@ def convention_flops(decoder: "RoutedDecoder", workload: Workload, convention: s
 
 
 def check_known(convention: str) -> None:
-    """
-    Raises:
-        UserError: unknown convention.
-    """
+    """Raise a `UserError` if ``convention`` is unknown."""
     if convention not in ALL_CONVENTIONS:
         raise UserError(
             f"convention '{convention}' is not known; {known_names(convention, ALL_CONVENTIONS)}"
         )
+
+
+def uniform_workload(sequences: int, length: int, phase: str, past: int) -> Workload:
+    """Return `Workload.uniform`. Raise a `UserError` if the phase is unknown or a size impossible."""
+    if phase not in PHASES:
+        raise UserError(f"phase '{phase}' is not known; {known_names(phase, PHASES)}")
+    try:
+        return Workload.uniform(sequences, length, phase, past)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(str(error)) from error

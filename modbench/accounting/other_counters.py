@@ -16,7 +16,7 @@ from modbench.accounting import hugging_face
 from modbench.accounting.count import count
 from modbench.counting.restore_state import untouched
 from modbench.ledger import Phase
-from modbench.model.context import Context, Selection
+from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
 
 FORWARD_ONLY = "n/a: forward only"
@@ -60,15 +60,15 @@ def _or_reason(counter: Callable[[], int]) -> int | str:
 class Traced(nn.Module):
     """A causal language model as fvcore traces it: tensors in, tensors out."""
 
-    def __init__(self, model: nn.Module, selection: Selection = "topk") -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self._selection = model, selection
+        self.model = model
 
     def forward(self, tokens_BT: Tensor) -> tuple[Tensor, ...]:
         if not isinstance(self.model, RoutedDecoder):
             logits_BTV: Tensor = self.model(input_ids=tokens_BT, use_cache=False, return_dict=False)[0]
             return (logits_BTV,)
-        context = Context(selection=self._selection)
+        context = Context()
         logits_BTV = self.model(tokens_BT, context)
         # A trace drops what nothing uses, such as a predictor that only a loss reads.
         return (logits_BTV, *context.trace.losses.values())

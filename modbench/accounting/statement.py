@@ -1,7 +1,7 @@
 """States what a model spends by its closed form, without allocating or running it; and, if asked, what
 counters see when it runs on the meta device."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,7 @@ Model = tuple[Ledger, Reading]
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """How FLOPs are stated: under one ``convention``, or compared under all; ``profile`` also counts
-    them as the model runs.
-
-    Raises:
-        UserError: an unknown convention, or ``profile`` under a formula, which nothing executes.
-    """
+    them as the model runs, which no paper's formula allows."""
 
     convention: str = "model"
     compare: bool = False
@@ -42,10 +38,9 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """FLOPs of one model under one convention, with nominal routing. ``components`` has the forward,
-    backward and recompute FLOPs of each; it is empty under the literature's conventions, which have
-    none. ``conventions`` has the total under every convention; ``counters`` what each counter reports,
-    or why it reports nothing: ours under ``convention``, the others as they count."""
+    """FLOPs of one model under one convention, with nominal routing. ``components`` is empty under the
+    conventions of papers, ``conventions`` has the totals under all. ``counters``: what each counter
+    reports, or why it reports nothing."""
 
     name: str
     workload: Workload
@@ -61,15 +56,6 @@ class Statement:
     source: str = "closed form"  #: how the FLOPs were found; ``counted`` if a layer has no closed form
 
     @property
-    def flops_per_token(self) -> float:
-        return self.flops / self.workload.tokens
-
-    @property
-    def ratio_to_dense(self) -> float:
-        """Ratio to the dense model of the same shape."""
-        return self.flops / self.dense_flops
-
-    @property
     def profiled(self) -> int | None:
         """FLOPs by our counter."""
         return self.counters.get("modbench")  # type: ignore[return-value]
@@ -80,7 +66,9 @@ class Statement:
         return 100 * (counted - self.flops) / self.flops if isinstance(counted, int) else None
 
 
-def _stated(model: Model, dense: Model, workload: Workload, asked: Asked, **others: Any) -> Statement:
+def _stated(
+    built: Any, model: Model, dense: Model, workload: Workload, asked: Asked, **others: Any
+) -> Statement:
     components: dict[str, dict[Direction, int]] = {}
     if asked.convention in CONVENTIONS:
         for (_, component, direction), flops in model[0]:
@@ -96,6 +84,7 @@ def _stated(model: Model, dense: Model, workload: Workload, asked: Asked, **othe
         active_parameters=model[1].active_parameters,
         dense_flops=flops_under(asked.convention, *dense, workload),
         conventions={name: flops_under(name, *model, workload) for name in compared},
+        counters=_counters(built, workload, asked) if asked.profile else {},
         **others,
     )
 
@@ -109,20 +98,17 @@ def router_statement(
     *,
     name: str = "",
 ) -> Statement:
-    """State a router (``NAME`` or ``NAME:PRESET``) next to the dense decoder of the same shape.
-
-    Raises:
-        UserError: an unknown router, preset or option, or an impossible shape.
-    """
+    """State a router (``NAME`` or ``NAME:PRESET``) next to the dense decoder of the same shape. Raise a
+    `UserError` if its name or an option is unknown, or the shape impossible."""
     routed, dense = meta_decoder(router, options, model), meta_decoder("vanilla", {}, model)
     described = {"router": routed.router.name, "options": routed.router.options()}
     return _stated(
+        routed,
         (routed.ledger(workload), reading(routed)),
         (dense.ledger(workload), reading(dense)),
         workload,
         asked,
         name=name or router,
-        counters=_counters(routed, workload, asked),
         described={**described, "shape": asdict(model)},
         source=routed.flops_source,
     )
@@ -131,33 +117,19 @@ def router_statement(
 def family_statement(
     config: Mapping[str, Any], workload: Workload, asked: Asked, *, name: str
 ) -> Statement:
-    """State a Hugging Face causal LM next to its dense twin, which has an MLP of the configuration's
-    ``intermediate_size`` in place of experts. Loads torch only to profile.
-
-    Raises:
-        UserError: an unknown family or an impossible configuration.
-    """
+    """State a Hugging Face causal LM next to its dense variant, which has an MLP of the config's
+    ``intermediate_size`` in place of experts. Loads torch only to profile. Raise a `UserError` if the
+    family is unknown or the config impossible."""
     from modbench.accounting.families import family_ledger, family_reading
 
     model, dense = (
         (family_ledger(config, workload, dense=twin), family_reading(config, dense=twin))
         for twin in (False, True)
     )
-    return _stated(
-        model,
-        dense,
-        workload,
-        asked,
-        name=name,
-        counters=_counters(config, workload, asked),
-        described={"config": dict(config)},
-    )
+    return _stated(config, model, dense, workload, asked, name=name, described={"config": dict(config)})
 
 
 def _counters(model: Any, workload: Workload, asked: Asked) -> dict[str, int | str]:
-    """FLOPs by each counter for a workload of equal sequences."""
-    if not asked.profile:
-        return {}
     from modbench.accounting.count import count
     from modbench.accounting.other_counters import other_counts
 
@@ -184,8 +156,3 @@ def meta_decoder(router: str, options: Mapping[str, Any], model: ModelConfig) ->
     plain, preset = preset_options(router)
     with torch.device("meta"):
         return RoutedDecoder(model, build_router(plain, {**preset, **options}))
-
-
-def differing(statements: Sequence[Statement]) -> list[Statement]:
-    """Return those for which our counter differs from the closed form."""
-    return [s for s in statements if s.profiled is not None and s.profiled != s.flops]

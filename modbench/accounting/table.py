@@ -33,7 +33,12 @@ def _table(s: Statement) -> Iterator[str]:
         cells = [*parts, flops[name], f"{flops[name] / tokens:,.1f}", f"{flops[name] / s.flops:.1%}"]
         yield _line([name, *cells])
     if s.counters:
-        yield from ("", *_counters(s))
+        differences = (s.difference(name) for name in s.counters)
+        shown_ = ("" if d is None else f"{d:+.4f} %" if d else "0" for d in differences)
+        yield ""
+        yield _line(["counter", s.source, *s.counters])
+        yield _line(["FLOPs", s.flops, *s.counters.values()])
+        yield _line(["difference", "", *shown_]).rstrip()
     if s.conventions:
         yield ""
         yield _line(["convention", "FLOPs", "per token", "against model", "full"])
@@ -44,22 +49,13 @@ def _table(s: Statement) -> Iterator[str]:
     yield f"{'FLOPs':<18}{s.source:>22}"
     yield f"{'parameters':<18}{s.parameters:>22,}"
     yield f"{'active parameters':<18}{s.active_parameters:>22,}"
-    yield f"ratio to the dense model of the same shape {s.ratio_to_dense:.4f}"
+    yield f"ratio to the dense model of the same shape {s.flops / s.dense_flops:.4f}"
 
 
 def _line(cells: Sequence[Any]) -> str:
     """A label and cells in columns, numbers with thousands separators."""
     label, *others = (f"{cell:,}" if isinstance(cell, int) else cell for cell in cells)
     return f"{label:<18}" + "".join(f"{cell:>22}" for cell in others)
-
-
-def _counters(s: Statement) -> Iterator[str]:
-    """The stated FLOPs and those of each counter in adjacent columns."""
-    differences = (s.difference(name) for name in s.counters)
-    shown = ("" if d is None else f"{d:+.4f} %" if d else "0" for d in differences)
-    yield _line(["counter", s.source, *s.counters])
-    yield _line(["FLOPs", s.flops, *s.counters.values()])
-    yield _line(["difference", "", *shown]).rstrip()
 
 
 def _fields(s: Statement) -> dict[str, Any]:
@@ -73,66 +69,65 @@ def _fields(s: Statement) -> dict[str, Any]:
     }
 
 
+def _whole(s: Statement) -> dict[str, Any]:
+    return {
+        "parameters": s.parameters,
+        "active_parameters": s.active_parameters,
+        "ratio_to_dense": s.flops / s.dense_flops,
+        "flops_source": s.source,
+    }
+
+
 def as_json(statements: Sequence[Statement]) -> str:
     """One JSON document, on one line."""
-    models = []
-    for s in statements:
-        components = {
-            name: {**spent, "flops": sum(spent.values())} for name, spent in s.components.items()
+    return json.dumps({"models": [_document(statement) for statement in statements]})
+
+
+def _document(s: Statement) -> dict[str, Any]:
+    model = _fields(s) | dict(s.described) | _whole(s) | {"flops": s.flops, "dense_flops": s.dense_flops}
+    model["flops_per_token"] = s.flops / s.workload.tokens
+    model["by_component"] = {
+        name: {**spent, "flops": sum(spent.values())} for name, spent in s.components.items()
+    }
+    if s.conventions:
+        model["conventions"] = dict(s.conventions)
+    if s.counters:
+        model["profiled"] = s.profiled
+        model["counters"] = {
+            name: {"reason": counted}
+            if isinstance(counted, str)
+            else {"flops": counted, "difference_percent": s.difference(name)}
+            for name, counted in s.counters.items()
         }
-        model = {
-            **_fields(s),
-            **s.described,
-            "flops": s.flops,
-            "flops_source": s.source,
-            "flops_per_token": s.flops_per_token,
-            "by_component": components,
-            "parameters": s.parameters,
-            "active_parameters": s.active_parameters,
-            "dense_flops": s.dense_flops,
-            "ratio_to_dense": s.ratio_to_dense,
-        }
-        if s.conventions:
-            model["conventions"] = dict(s.conventions)
-        if s.counters:
-            model["profiled"] = s.profiled
-            model["counters"] = {
-                name: {"reason": counted}
-                if isinstance(counted, str)
-                else {"flops": counted, "difference_percent": s.difference(name)}
-                for name, counted in s.counters.items()
-            }
-        models.append(model)
-    return json.dumps({"models": models})
+    return model
 
 
 def as_csv(statements: Sequence[Statement]) -> str:
     """One row per component and one for the total; with conventions compared, one row per total."""
-    rows: list[dict[str, Any]] = []
-    for s in statements:
-        base = _fields(s)
-        whole: dict[str, Any] = {
-            "parameters": s.parameters,
-            "active_parameters": s.active_parameters,
-            "ratio_to_dense": s.ratio_to_dense,
-            "flops_source": s.source,
-            "profiled": s.profiled,
-        }
-        for name, counted in s.counters.items():
-            column = "profiled" if name == "modbench" else name
-            whole |= {column: counted, f"{column}_difference_percent": s.difference(name)}
-        totals = s.conventions or {s.convention: s.flops}
-        for name, spent in s.components.items():
-            rows.append(base | {"component": name, "flops": sum(spent.values())})
-        for convention, flops in totals.items():
-            total = {"component": "total", "convention": convention, "flops": flops}
-            rows.append(base | total | (whole if convention == s.convention else {}))
-    for row in rows:
-        row["flops_per_token"] = row["flops"] / (row["sequences"] * row["tokens"])
+    return csv_text([row for statement in statements for row in _rows(statement)])
+
+
+def _rows(s: Statement) -> Iterator[dict[str, Any]]:
+    def row(component: str, flops: int, **further: Any) -> dict[str, Any]:
+        numbers = {"flops": flops, "flops_per_token": flops / s.workload.tokens}
+        return _fields(s) | {"component": component} | numbers | further
+
+    for name, spent in s.components.items():
+        yield row(name, sum(spent.values()))
+    whole = _whole(s) | {"profiled": s.profiled}
+    for name, counted in s.counters.items():
+        column = "profiled" if name == "modbench" else name
+        whole |= {column: counted, f"{column}_difference_percent": s.difference(name)}
+    for convention, flops in (s.conventions or {s.convention: s.flops}).items():
+        further = whole if convention == s.convention else {}
+        yield row("total", flops, convention=convention, **further)
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """``rows`` as CSV; columns in order of appearance, missing values as empty cells."""
     out = io.StringIO()
-    first = [*_fields(statements[0]), "component", "flops", "flops_per_token"]
-    names = dict.fromkeys([*first, *(name for row in rows for name in row)])
-    writer = csv.DictWriter(out, list(names), restval="", lineterminator="\n")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(out, list(columns), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue().rstrip("\n")

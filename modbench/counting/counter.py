@@ -51,14 +51,10 @@ class FlopCounter:
     A counter sees what its own thread runs, with the threads in which autograd runs a backward pass on a
     GPU. Code compiled by torch.compile runs uncompiled while any counter is at work
     (`modbench.counting.compiled`). A product written as pointwise multiplication and a sum counts 0;
-    code outside PyTorch is not seen. A multiply-accumulate of complex numbers counts 2.
-
-    Raises:
-        UserError: an op without a formula (`register_flop_formula` adds one), compiled code that can't
-            run uncompiled, or the counter is entered while it is counting. ``total_model`` and
-            ``ledger``: the backward pass of a masked attention, written in matmuls, whose forward pass
-            was not counted.
-    """
+    code outside PyTorch is not seen. A multiply-accumulate of complex numbers counts 2. Raise a
+    `UserError` for an op without a formula (`register_flop_formula` adds one), compiled code that can't
+    run uncompiled, and a counter entered while it is counting; from ``total_model`` and ``ledger`` for
+    the backward pass of a masked attention, written in matmuls, whose forward pass was not counted."""
 
     def __init__(self) -> None:
         self._counted: dict[tuple[Label, Direction, str], list[int]] = {}

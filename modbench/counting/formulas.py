@@ -25,11 +25,8 @@ Formula = Callable[[Arguments, Any], int | Flops]
 def register_flop_formula(op: str | OpOverload | OpOverloadPacket, formula: Formula) -> None:
     """Count ``op`` (an op, or its name such as ``"mylib::my_matmul"``) by ``formula``, which takes the
     op's arguments, by their schema names, and its result, and returns FLOPs (2 per multiply-accumulate):
-    an integer for all conventions, or `modbench.ledger.Flops`.
-
-    Raises:
-        UserError: a malformed name, or an op that has a formula.
-    """
+    an integer for all conventions, or `modbench.ledger.Flops`. Raise a `UserError` for a malformed name
+    or an op that has a formula."""
     if isinstance(op, OpOverload):
         op = op._schema.name
     elif isinstance(op, OpOverloadPacket):
@@ -80,10 +77,6 @@ def _product(left: Tensor, result: Tensor) -> int:
     return 2 * int((results.prod(1) * lefts[:, -1]).sum())
 
 
-def _outer(given: Arguments, result: Tensor) -> int:
-    return 2 * result.numel()
-
-
 def _grouped(given: Arguments, result: Any) -> int:
     """Groups along the rows, the columns or the contraction, up to the last offset. On the meta device
     offsets have no values, and all rows count."""
@@ -102,12 +95,6 @@ def _grouped(given: Arguments, result: Any) -> int:
         else:
             inner = last
     return 2 * rows * inner * columns
-
-
-def _each_product(given: Arguments, result: Any) -> int:
-    """Matrices times matrices, pair by pair."""
-    pairs = zip(given["self"], given["mat2"], strict=True)
-    return sum(2 * left.numel() * right.shape[-1] for left, right in pairs)
 
 
 def _convolution(given: Arguments, result: Any) -> int:
@@ -143,26 +130,6 @@ def _bag(rows: str) -> Formula:
         return 2 * met * given[rows].shape[-1]
 
     return formula
-
-
-def _sampled(given: Arguments, result: Any) -> int:
-    """A product of dense matrices, computed where ``self`` stores an element."""
-    return 2 * _stored(given["self"]) * given["mat1"].shape[-1]
-
-
-def _conv_tbc(given: Arguments, result: Tensor) -> int:
-    """Convolution of (steps, B, D): a matmul per filter tap, over the steps at which the tap meets the
-    input and not its padding."""
-    steps, sequences, _ = given["self"].shape
-    taps, pad = given["weight"].shape[0], given["pad"]
-    met = sum(max(0, min(steps + pad - tap, result.shape[0]) - max(0, pad - tap)) for tap in range(taps))
-    return 2 * met * sequences * given["weight"][0].numel()
-
-
-def _affine_grid(given: Arguments, result: Tensor) -> int:
-    """Each point of the grid is a row of (x, y, 1) or (x, y, z, 1) times the transformation."""
-    points: Tensor = given.get("grad", result)
-    return 2 * points.numel() * (points.shape[-1] + 1)
 
 
 def _linear_cross_entropy(given: Arguments, result: Any) -> int:
@@ -264,8 +231,10 @@ _ATEN: dict[str, Formula] = {
     "addmv addmv_": _matmul("mat", "vec"),
     "dot": _matmul("self", "tensor"),
     "vdot": _matmul("self", "other"),
-    "addr addr_": _outer,
-    "_foreach_mm": _each_product,
+    "addr addr_": lambda given, result: 2 * result.numel(),
+    "_foreach_mm": lambda given, result: (
+        2 * sum(x.numel() * y.shape[-1] for x, y in zip(given["self"], given["mat2"], strict=True))
+    ),
     # These arrive undecomposed under inference mode, and nested.
     "matmul": lambda given, result: _product(given["self"], result),
     "matmul_backward": lambda given, result: _product(given["self"], given["grad"]) * sum(given["mask"]),
@@ -276,7 +245,6 @@ _ATEN: dict[str, Formula] = {
     "_dyn_quant_matmul_4bit": _linear("inp"),
     "_grouped_mm _scaled_grouped_mm _scaled_grouped_mm_v2": _grouped,
     "convolution _convolution convolution_backward": _convolution,
-    "conv_tbc": _conv_tbc,
     "_native_multi_head_attention": _attention_layer,
     "_transformer_encoder_layer_fwd": _encoder_layer,
     "mkldnn_rnn_layer": _recurrent_layer(1),
@@ -284,9 +252,8 @@ _ATEN: dict[str, Formula] = {
     "_trilinear": _trilinear,
     "_euclidean_dist": _euclidean,
     "_cdist_forward": _distances,
-    "sparse_sampled_addmm": _sampled,
-    "affine_grid_generator cudnn_affine_grid_generator": _affine_grid,
-    "cudnn_affine_grid_generator_backward": _affine_grid,
+    # Computed where ``self`` stores an element.
+    "sparse_sampled_addmm": lambda given, result: 2 * _stored(given["self"]) * given["mat1"].shape[-1],
     "_embedding_bag _embedding_bag_forward_only": _bag("weight"),
     "_embedding_bag_backward _embedding_bag_dense_backward _embedding_bag_sparse_backward "
     "_embedding_bag_per_sample_weights_backward": _bag("grad"),

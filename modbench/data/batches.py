@@ -11,11 +11,8 @@ from modbench.errors import UserError
 
 
 class Batches:
-    """Windows of T + 1 tokens; each epoch has its own order and its own offset.
-
-    Raises:
-        UserError: the text is too short for one window at every offset.
-    """
+    """Windows of T + 1 tokens; each epoch has its own order and its own offset. Raise a `UserError` if
+    the text is too short for one window at every offset."""
 
     def __init__(self, text_N: np.ndarray, *, sequence: int, batch: int, seed: int) -> None:
         self.text_N, self.sequence, self.batch, self.seed = text_N, sequence, batch, seed

@@ -22,11 +22,7 @@ def cache_folder() -> Path:
 @contextlib.contextmanager
 def file_lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of ``path`` while it is made; other processes wait. The lock of a killed process is
-    free.
-
-    Raises:
-        UserError: the folder can't be written.
-    """
+    free. Raise a `UserError` if the folder can't be written."""
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     with _writable(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,11 +40,8 @@ def file_lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 def put(path: Path, content: bytes) -> None:
     """Replace ``path`` by a file of ``content``; the caller holds its `file_lock`.
 
-    A process killed at any moment leaves the old file or the new one, whole.
-
-    Raises:
-        UserError: the folder can't be written, or the disk is full; ``path`` is unchanged.
-    """
+    A process killed at any moment leaves the old file or the new one, whole. Raise a `UserError` if the
+    folder can't be written or the disk is full; ``path`` is unchanged then."""
     temporary = path.with_name(f"{path.name}.part")
     with _writable(path.parent):
         try:

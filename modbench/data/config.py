@@ -10,24 +10,16 @@ TokenizerKind = Literal["bpe", "bytes"]
 
 #: Sources that read a field; for other sources it must keep its default.
 _FIELDS_OF = {
+    **dict.fromkeys(("name", "subset", "split", "revision", "documents"), ("huggingface",)),
+    **dict.fromkeys(("heldout", "text_field"), ("text", "huggingface")),
     "path": ("text",),
-    "heldout": ("text", "huggingface"),
-    "text_field": ("text", "huggingface"),
-    "name": ("huggingface",),
-    "subset": ("huggingface",),
-    "split": ("huggingface",),
-    "revision": ("huggingface",),
-    "documents": ("huggingface",),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """A corpus and its tokenizer.
-
-    Raises:
-        UserError: a field is unknown, out of range, missing, or of another source.
-    """
+    """A corpus and its tokenizer. Raise a `UserError` if a field is unknown, out of range, missing, or
+    of another source."""
 
     source: Source = "pypi-en-v1"
     tokenizer: TokenizerKind = "bpe"

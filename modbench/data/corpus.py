@@ -20,11 +20,8 @@ def read_corpus(
     """Read the text of ``config``, split into a training and a held-out part.
 
     ``archives``, or else the cache folder ``kept``, holds the archives of the embedded corpus; ``say``
-    is called with a sentence before each long step.
-
-    Raises:
-        UserError: the text is missing, empty, altered, out of reach, or too short to be split.
-    """
+    is called with a sentence before each long step. Raise a `UserError` if the text is missing, empty,
+    altered, out of reach, or too short to be split."""
     if config.source == "text":
         return _read_text(config)
     if config.source == "huggingface":
@@ -33,24 +30,22 @@ def read_corpus(
 
 
 def text_sha256(config: DataConfig) -> str | None:
-    """The sha256 of the local text file without a byte-order mark; None for other sources.
-
-    Raises:
-        UserError: there is no such file.
-    """
+    """The sha256 of the local text file without a byte-order mark; None for other sources. Raise a
+    `UserError` if there is no such file."""
     if config.source != "text":
         return None
-    return hashlib.sha256(_text_bytes(config).removeprefix(codecs.BOM_UTF8)).hexdigest()
+    return hashlib.sha256(_text_bytes(config)).hexdigest()
 
 
 def _text_bytes(config: DataConfig) -> bytes:
+    """The content of the local text file without a byte-order mark."""
     path = Path(str(config.path))
     if path.suffix not in (".txt", ".jsonl"):
         raise UserError(
             f"data path '{path}' ends with '{path.suffix}'; a .txt or a .jsonl file can be read"
         )
     try:
-        return path.read_bytes()
+        return path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise UserError(
             f"data path '{path}' can't be read ({error.strerror}); give the path of a text file"
@@ -58,13 +53,11 @@ def _text_bytes(config: DataConfig) -> bytes:
 
 
 def _read_text(config: DataConfig) -> Corpus:
-    content = _text_bytes(config)
     try:
-        # Not "utf-8-sig", whose errors count bytes from the end of the mark.
-        text = content.decode("utf-8").removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+        text = _text_bytes(config).decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"data path '{config.path}' is not UTF-8 (byte {error.start}); convert it to UTF-8 first"
+            f"data path '{config.path}' is not UTF-8 (byte {error.start} of the text); convert it first"
         ) from None
     of_documents = str(config.path).endswith(".jsonl")
     if not text.strip():
@@ -76,7 +69,7 @@ def _read_text(config: DataConfig) -> Corpus:
 
 
 def _split_tail(text: str, config: DataConfig) -> Corpus:
-    """Hold out the tail of one document, from the first line that starts in its last fraction."""
+    """Hold out the tail, from the first line that starts in the last fraction of the text."""
     cut = text.find("\n", int(len(text) * (1 - config.heldout))) + 1
     if not cut or not text[:cut].strip() or not text[cut:].strip():
         raise UserError(

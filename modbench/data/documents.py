@@ -57,11 +57,7 @@ def _cut(text: str, size: int) -> list[str]:
 
 def split_by_hash(documents: Iterable[Document], share: float) -> Corpus:
     """Hold out the fraction ``share`` of the distinct texts, at least one: those with the smallest hash.
-    Equal texts lie on one side.
-
-    Raises:
-        ValueError: fewer than two distinct texts.
-    """
+    Equal texts lie on one side. Raise a `ValueError` for fewer than two."""
     hashed = [(digest(document.text), document) for document in documents]
     keys = sorted({key for key, _ in hashed})
     if len(keys) < 2:

@@ -7,10 +7,8 @@ import re
 
 _ASCII = str.maketrans(
     {
-        "\u2018": "'",
-        "\u2019": "'",
-        "\u201c": '"',
-        "\u201d": '"',
+        **dict.fromkeys("\u2018\u2019", "'"),
+        **dict.fromkeys("\u201c\u201d", '"'),
         "\u2013": "-",
         "\u2014": "--",
         "\u2026": "...",
@@ -37,6 +35,7 @@ _SIGNED = re.compile(
 _DIRECTIVE = re.compile(r"\.\. ([\w-]+)::(?:\s+(.*))?$")
 _ADORNMENT = re.compile(r"([=\-~^\"'`#*+.:_])\1{2,}$")
 _TABLE_RULE = re.compile(r"(\+[-=+]+\+|=+( +=+)+)$")
+_SENTENCE_END = re.compile(r"[.!?][)\"']*$")
 _BULLET = re.compile(r"([*+-]|#\.|\d+\.|\(\d+\)) +")
 _DOCTEST_OR_FIELD = re.compile(r">>> |:[\w -]+:(\s|$)")
 
@@ -138,15 +137,12 @@ def _table_end(lines: list[str], at: int) -> int:
     return at + 1
 
 
-def _is_prose(paragraph: str) -> bool:
-    """Return True for a sentence; titles, names and introductions to dropped code are not."""
-    return len(paragraph.split()) >= 6 and re.search(r"[.!?][)\"']*$", paragraph) is not None
-
-
 def reduce_rst(text: str) -> str:
     """The prose of a reStructuredText page: its full sentences, one paragraph per block of text.
 
     Code, tables, titles, signatures and markup are dropped; the text of roles, literals and notes stays.
     """
     lines = [line.rstrip() for line in text.translate(_ASCII).expandtabs(8).splitlines()]
-    return tidy("\n\n".join(filter(_is_prose, _paragraphs(lines))))
+    # Not titles, names and introductions to dropped code.
+    sentences = (p for p in _paragraphs(lines) if len(p.split()) >= 6 and _SENTENCE_END.search(p))
+    return tidy("\n\n".join(sentences))

@@ -61,19 +61,11 @@ def prepare(
     archives: Path | None = None,
     force: bool = False,
 ) -> TokenData:
-    """Return the tokens of ``config``; build them if they are not in the cache.
-
-    Args:
-        config: corpus and tokenizer.
-        cache: cache folder; by default `cache_folder`.
-        say: called with a sentence before each long step.
-        archives: a folder that holds the embedded corpus's archives; nothing is downloaded then.
-        force: build again even if the tokens are in the cache.
-
-    Raises:
-        UserError: the text can't be read, the cache can't be written, a file in it was altered, or the
-            result is not the pinned one; nothing is left in the cache then.
-    """
+    """Return the tokens of ``config``; build them if they are not in the ``cache`` (by default
+    `cache_folder`), or with ``force``. ``say`` is called with a sentence before each long step. With a
+    folder of ``archives`` of the embedded corpus nothing is downloaded. Raise a `UserError` if the text
+    can't be read, the cache can't be written, a file in it was altered, or the result is not the pinned
+    one; nothing is left in the cache then."""
     cache = cache or cache_folder()
     path = _token_path(config, cache)
     if force or not path.exists():
@@ -85,11 +77,8 @@ def prepare(
 
 
 def load(config: DataConfig, *, cache: Path | None = None) -> TokenData:
-    """Return the tokens of ``config`` from the cache, verified.
-
-    Raises:
-        UserError: they are not there, or a file was altered.
-    """
+    """Return the tokens of ``config`` from the cache, verified. Raise a `UserError` if they are not
+    there, or a file was altered."""
     path = _token_path(config, cache or cache_folder())
     pinned = PINNED.get(_pin_key(config))
     try:
@@ -125,7 +114,7 @@ def prepare_command(
     cache: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> str:
-    """Run ``modbench data prepare``; return the sentences to print. Raises as :func:`prepare`."""
+    """Run ``modbench data prepare`` and return the sentences to print. Arguments as `prepare`."""
     data = prepare(config, cache=cache, say=say, archives=archives, force=force)
     text_bytes = int(data.token_bytes_V[data.heldout_N].sum())
     return (
@@ -185,7 +174,10 @@ def _build(
             "not kept; its archives are as pinned, so the difference is tokenizers "
             f"{version('tokenizers')}: install tokenizers {PINNED_WITH}"
         )
-    _write(path, header, tokens_N)
+    buffer = BytesIO()
+    np.save(buffer, tokens_N)
+    put(path.with_suffix(".npy"), buffer.getvalue())
+    put(path, json.dumps({"header": header, "sha256": built}, sort_keys=True).encode())
 
 
 def _token_stream(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
@@ -207,22 +199,9 @@ def _content_sha256(header: dict[str, Any], tokens_N: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, header: dict[str, Any], tokens_N: np.ndarray) -> None:
-    """Write the token ids and then ``path`` (NAME.json). Raises as `put`."""
-    buffer = BytesIO()
-    np.save(buffer, tokens_N)
-    put(path.with_suffix(".npy"), buffer.getvalue())
-    document = {"header": header, "sha256": _content_sha256(header, tokens_N)}
-    put(path, json.dumps(document, sort_keys=True).encode())
-
-
 def _read(path: Path) -> tuple[dict[str, Any], np.ndarray, str]:
-    """Header, token ids (mapped from the file) and sha256 of ``path`` (NAME.json).
-
-    Raises:
-        FileNotFoundError: one of the files is missing.
-        ValueError: one of the files is not as it was written.
-    """
+    """Header, token ids (mapped from the file) and sha256 of ``path`` (NAME.json). Raise a
+    `FileNotFoundError` if one is missing, a `ValueError` if one was altered."""
     document = json.loads(path.read_bytes())
     tokens_N = np.load(path.with_suffix(".npy"), mmap_mode="r")
     found = _content_sha256(document["header"], tokens_N)

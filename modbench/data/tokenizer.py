@@ -21,11 +21,8 @@ Merge = tuple[int, int]
 class Tokenizer:
     """Text to token ids and back.
 
-    ``Tokenizer()`` has no merges: one token per byte of UTF-8.
-
-    Raises:
-        ValueError: a merge names an unknown token.
-    """
+    ``Tokenizer()`` has no merges: one token per byte of UTF-8. Raise a `ValueError` if a merge names an
+    unknown token."""
 
     def __init__(self, merges: Sequence[Merge] = ()) -> None:
         pieces = [bytes([value]) for value in range(256)]
@@ -61,11 +58,8 @@ class Tokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Learn a byte-pair encoding of ``vocabulary`` ids (with bytes and end of text) on ``texts``.
-
-    Raises:
-        UserError: the texts have too few distinct pairs for that many ids.
-    """
+    """Learn a byte-pair encoding of ``vocabulary`` ids (with bytes and end of text) on ``texts``. Raise
+    a `UserError` if the texts have too few distinct pairs for that many ids."""
     from tokenizers import pre_tokenizers, trainers
 
     engine = _engine()

@@ -42,11 +42,7 @@ class Flops:
         return Flops(self.model * factor, self.full * factor, self.executed * factor)
 
     def under(self, convention: str) -> int:
-        """Return the integer under ``convention``.
-
-        Raises:
-            ValueError: unknown convention.
-        """
+        """Return the integer under ``convention``. Raise a `ValueError` for an unknown convention."""
         return int(seen_by(convention)(self))
 
 

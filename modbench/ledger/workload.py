@@ -30,11 +30,8 @@ class Workload:
     uses its nominal counts. With ``padding``, the slots that pad each sequence to the longest are
     counted where they are computed (dispatched). ``checkpoint``: each layer's forward pass runs again in
     the backward pass. ``input_gradient``: the backward pass continues below this part of the model.
-
-    Raises:
-        ValueError: unknown phase, no sequence, a length below 0, a past in training, or dispatched
-            decoding of more than one token.
-    """
+    Raise a `ValueError` for an unknown phase, no sequence, a length below 0, a past in training, or
+    dispatched decoding of more than one token."""
 
     lengths: tuple[int, ...]
     phase: Phase = "forward"
@@ -94,9 +91,7 @@ class Workload:
         return _pairs(self.lengths, self.past, self.padding, self.phase == "decode", window)
 
     def routed(
-        self,
-        tokens_per_sequence: int | Sequence[int],
-        past_per_sequence: int | Sequence[int] = 0,
+        self, tokens_per_sequence: int | Sequence[int], past_per_sequence: int | Sequence[int] = 0
     ) -> "Workload":
         """Return the workload of a part that processes ``tokens_per_sequence`` new tokens after
         ``past_per_sequence`` earlier ones. Sequences without new tokens are dropped, unless all are."""
@@ -114,11 +109,7 @@ class Workload:
 
 @lru_cache(maxsize=1024)  # all layers of a model have the same
 def _pairs(
-    lengths: tuple[int, ...],
-    past: tuple[int, ...],
-    padding: bool,
-    decoding: bool,
-    window: int | None,
+    lengths: tuple[int, ...], past: tuple[int, ...], padding: bool, decoding: bool, window: int | None
 ) -> Flops:
     longest = max(lengths)
     widest = max(n + p for n, p in zip(lengths, past, strict=True))

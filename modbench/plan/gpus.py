@@ -33,11 +33,8 @@ GPUS: Mapping[str, Gpu] = {
 
 def described_gpu(name: str, peak_tflops: float | None = None, memory_gb: float | None = None) -> Gpu:
     """The GPU ``name``; the figures replace those of its data sheet. With both figures any name is
-    allowed.
-
-    Raises:
-        UserError: an unknown name without both figures, or a figure that is not positive and finite.
-    """
+    allowed. Raise a `UserError` for an unknown name without both figures, or a figure that is not
+    positive and finite."""
     for field_name, value in (("peak_tflops", peak_tflops), ("memory_gb", memory_gb)):
         if value is not None and not 0 < value < inf:
             raise UserError(f"{field_name} is {value}; it must be above 0 and finite")
@@ -56,11 +53,8 @@ def described_gpu(name: str, peak_tflops: float | None = None, memory_gb: float 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """``gpus`` GPUs of one kind. ``utilisation`` is the assumed model FLOPs utilisation (MFU).
-
-    Raises:
-        UserError: no GPU, or a utilisation outside (0, 1].
-    """
+    """``gpus`` GPUs of one kind. ``utilisation`` is the assumed model FLOPs utilisation (MFU). Raise a
+    `UserError` for no GPU, or a utilisation outside (0, 1]."""
 
     gpu: Gpu = field(default_factory=lambda: GPUS["h100"])
     gpus: int = 8

@@ -82,12 +82,9 @@ def plan(
     ``tokens`` tokens, ``batch`` tokens per step (by default one micro-batch per GPU).
 
     With a ``budget``, each scheme has the shape like ``size`` that spends this number of training FLOPs
-    on ``tokens`` tokens, by default ``tokens_per_parameter`` per active parameter.
-
-    Raises:
-        UserError: no router or tokens, GPUs or experts that can't be divided, a batch that is not a
-            multiple of the micro-batches of all GPUs, or as `modbench.plan.solver.solve`.
-    """
+    on ``tokens`` tokens, by default ``tokens_per_parameter`` per active parameter. Raise a `UserError`
+    for no router or tokens, GPUs or experts that can't be divided, a batch that is not a multiple of the
+    micro-batches of all GPUs, and as `modbench.plan.solver.solve`."""
     if not routers:
         raise UserError("a plan needs one router or more; for example vanilla and mod")
     if cluster.gpus % recipe.shard:
@@ -100,17 +97,10 @@ def plan(
             f"take {recipe.micro_batch} x {size.sequence} tokens each at a time"
         )
     schemes = []
+    asked: dict[str, Any] = {"tokens": tokens, "tokens_per_parameter": tokens_per_parameter}
     for name in routers:
         if budget is not None:
-            solved = solve(
-                name,
-                options,
-                size,
-                budget=budget,
-                tokens=tokens,
-                tokens_per_parameter=tokens_per_parameter,
-                convention=convention,
-            )
+            solved = solve(name, options, size, budget=budget, convention=convention, **asked)
             shape, seen = solved.size, solved.tokens
         elif tokens is None or tokens < 1:
             raise UserError(f"tokens is {tokens}; a plan needs tokens, 1 or more, or a budget, or both")

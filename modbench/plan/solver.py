@@ -54,12 +54,9 @@ def solve(
     On ``tokens`` tokens: the shape closest to the base's proportions that uses at least 99 % of the
     budget, with the widest MLP that fits; if there is none, the shape that uses most. Without
     ``tokens``: the same on ``tokens_per_parameter`` tokens per active parameter (with the embedding),
-    then as many whole sequences as the budget allows.
-
-    Raises:
-        UserError: a budget, tokens or ratio that is not positive, a budget too small for any shape, or
-            an unknown router, preset, option or convention.
-    """
+    then as many whole sequences as the budget allows. Raise a `UserError` for a budget, tokens or ratio
+    that is not positive, a budget too small for any shape, or an unknown router, preset, option or
+    convention."""
     if budget < 1:
         raise UserError(f"budget is {budget}; it must be 1 FLOP or more")
     if tokens is not None and tokens < 1:

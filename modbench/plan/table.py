@@ -1,12 +1,11 @@
 """Formats of plans: table, JSON, CSV."""
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from modbench.accounting.table import csv_text
 from modbench.plan.memory import Memory
 from modbench.plan.plan import Plan, Scheme
 from modbench.plan.units import shown
@@ -101,16 +100,7 @@ def as_json(plan: Plan) -> str:
 
 def as_csv(plan: Plan) -> str:
     """One row per scheme; memory in bytes."""
-    out = io.StringIO()
-    rows = [_flat(plan, scheme) for scheme in plan.schemes]
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().rstrip("\n")
+    return csv_text([_flat(plan, scheme) for scheme in plan.schemes])
 
 
-FORMATS: Mapping[str, Callable[[Plan], str]] = {
-    "table": as_table,
-    "json": as_json,
-    "csv": as_csv,
-}
+FORMATS: Mapping[str, Callable[[Plan], str]] = {"table": as_table, "json": as_json, "csv": as_csv}

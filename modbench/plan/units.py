@@ -9,11 +9,7 @@ _POWERS = {"T": 12, "B": 9, "G": 9, "M": 6, "K": 3}
 
 def amount(text: str, name: str = "amount") -> int:
     """Parse ``text`` as an integer, exactly. K, M, B (or G) and T are 10^3, 10^6, 10^9 and 10^12, in
-    either case.
-
-    Raises:
-        UserError: not a whole number; the sentence starts with ``name``.
-    """
+    either case. Raise a `UserError` that starts with ``name`` for anything else."""
     plain = text.strip().replace("_", "").replace(",", "")
     power = _POWERS.get(plain[-1:].upper(), 0)
     try:

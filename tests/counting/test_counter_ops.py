@@ -312,28 +312,6 @@ def test_a_formula_that_gives_no_count_is_named(gives, monkeypatch: pytest.Monke
         torch.fft.rfft(torch.randn(8))
 
 
-@pytest.mark.parametrize(
-    ("run", "flops"),
-    [
-        # Per tap, steps at which it meets one of 9 inputs: 8, 9 and 8.
-        (lambda: torch.conv_tbc(grad(9, 2, 4), grad(3, 4, 6), grad(6), 1), 2 * (8 + 9 + 8) * 2 * 4 * 6),
-        (lambda: torch.conv_tbc(grad(9, 2, 4), grad(3, 4, 6), grad(6)), 2 * (7 + 7 + 7) * 2 * 4 * 6),
-        (lambda: torch.conv_tbc(grad(2, 2, 4), grad(5, 4, 6), grad(6), 4), 2 * (5 * 2) * 2 * 4 * 6),
-    ],
-    ids=["same", "valid", "wider-than-input"],
-)
-def test_a_convolution_of_steps_by_sequences(run: Callable[[], Tensor], flops: int) -> None:
-    assert both(run) == (flops, 3 * flops)
-
-
-@pytest.mark.parametrize("size", [(2, 3, 5, 7), (2, 3, 5, 7, 4)])
-def test_an_affine_grid_is_a_matmul_per_sequence(size: tuple[int, ...]) -> None:
-    dims = len(size) - 2
-    theta, points = grad(2, dims, dims + 1), torch.Size(size[2:]).numel()
-    once = 2 * 2 * points * dims * (dims + 1)
-    assert both(lambda: F.affine_grid(theta, size, align_corners=True)) == (once, 2 * once)
-
-
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_sampled_products_cost_what_they_store() -> None:
     pattern, left, right = torch.eye(8).to_sparse_csr(), grad(8, 4), grad(4, 8)

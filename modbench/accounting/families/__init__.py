@@ -17,22 +17,12 @@ __all__ = ["FAMILIES", "family_ledger", "family_reading", "load_config"]
 
 
 def family_ledger(config: Mapping[str, Any], workload: Workload, *, dense: bool = False) -> Ledger:
-    """Return the ledger of a model of this config.json on ``workload``, or with ``dense`` that of its
-    dense twin: an MLP of the config's ``intermediate_size`` in place of experts.
-
-    Every weight is trained. In phases with a cache, layers with a sliding window cache one window, and
-    latent attention expands the whole cache into keys and values at every step.
-
-    Raises:
-        UserError: an unknown family (`FAMILIES` are known), or an impossible shape.
-    """
+    """Return the ledger of a model of this config.json on ``workload``, all its weights trained. With
+    ``dense``, an MLP of the config's ``intermediate_size`` replaces experts. Raise a `UserError` if the
+    family (not one of `FAMILIES`) is unknown, or the shape impossible."""
     return ledger_of(architecture_of(config, dense=dense), workload)
 
 
 def family_reading(config: Mapping[str, Any], *, dense: bool = False) -> Reading:
-    """Return the sizes that papers' formulas use, of a model of this config.json or of its dense twin.
-
-    Raises:
-        UserError: an unknown family (`FAMILIES` are known), or an impossible shape.
-    """
+    """Return the sizes that papers' formulas use. Arguments and errors as `family_ledger`."""
     return reading_of(architecture_of(config, dense=dense))

@@ -11,11 +11,7 @@ from modbench.errors import UserError
 
 def architecture_of(config: Mapping[str, Any], *, dense: bool = False) -> Architecture:
     """Build the architecture; with ``dense``, experts are replaced by an MLP of the config's
-    ``intermediate_size``.
-
-    Raises:
-        UserError: an unknown family, or an impossible shape.
-    """
+    ``intermediate_size``. Raise a `UserError` for an unknown family or an impossible shape."""
     source = Source(config)
     return _gpt2(source) if source.name == "gpt2" else _llama_like(source, dense)
 

@@ -46,11 +46,8 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
-    """Load a model's config.json from the file or its folder.
-
-    Raises:
-        UserError: the file can't be read or is not a JSON object.
-    """
+    """Load a model's config.json from the file or its folder. Raise a `UserError` if the file can't be
+    read or is not a JSON object."""
     path = Path(path)
     if path.is_dir():
         path = path / "config.json"
@@ -64,11 +61,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
 
 
 class Source:
-    """One config, read key by key.
-
-    Raises:
-        UserError: an unknown family.
-    """
+    """One config, read key by key. Raise a `UserError` for an unknown family."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         name: Any = config.get("model_type")

@@ -1,7 +1,7 @@
 """Writes the tables of ``docs/conventions.md``: the error of each convention on our schemes.
+``nox -s flops`` compares; ``python tests/accounting/conventions_page.py`` writes.
 
-``python -m modbench.accounting.conventions_page [--check] [FILE]``. The definitions above the tables are
-written by hand.
+The definitions above the tables are written by hand.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.sizes import SIZES, Size
 
 PAGE = Path(__file__).parents[2] / "docs" / "conventions.md"
-REGENERATE = "python -m modbench.accounting.conventions_page"
+REGENERATE = "python tests/accounting/conventions_page.py"
 ERRORS = "## Errors"
 CLOSING = f"""
 ## Regenerating
@@ -133,20 +133,18 @@ def _error(value: int, truth: int) -> str:
     return "=" if value == truth else f"{100 * (value - truth) / truth:+.1f}"
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Write the page, or with ``--check`` return 1 if it is not up to date."""
-    parser = argparse.ArgumentParser(prog=REGENERATE, description="Write docs/conventions.md.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if it differs")
-    parser.add_argument("path", nargs="?", type=Path, default=PAGE)
-    arguments = parser.parse_args(words)
-    path, text = arguments.path, page().encode()
-    if not arguments.check:
-        path.write_bytes(text)
-        print(f"{path} written")
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write docs/conventions.md.")
+    parser.add_argument("--check", action="store_true", help="compare with the file, write nothing")
+    only_check = parser.parse_args().check
+    text = page()
+    if not only_check:
+        PAGE.write_text(text)
         return 0
-    same = path.is_file() and path.read_bytes() == text
-    print(f"{path} is up to date" if same else f"{path} is out of date: {REGENERATE} {path}")
-    return 0 if same else 1
+    if PAGE.read_text() == text:
+        return 0
+    print(f"{PAGE.name} is not what the code says now; run {REGENERATE}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

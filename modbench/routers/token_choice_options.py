@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from modbench.errors import UserError
-from modbench.routing.expert_options import ExpertOptions
+from modbench.routing.expert_hooks import ExpertOptions
 from modbench.routing.option_checks import reject_unused
 
 

@@ -105,13 +105,3 @@ def best_experts(scores_NE: Tensor, k: int, groups: int = 1, top_groups: int = 1
         out_NG = torch.zeros_like(group_NG, dtype=torch.bool).scatter_(1, order_NG[:, top_groups:], 1)
         scores_NE = scores_NGM.masked_fill(out_NG[..., None], -torch.inf).flatten(1)
     return scores_NE.argsort(dim=-1, descending=True, stable=True)[:, :k]
-
-
-def apply_capacity(expert_A: Tensor, load_E: Tensor, capacity: int, total: int) -> Tensor:
-    """Which assignments their experts take when each has room for ``capacity``: the first ones.
-
-    ``expert_A``: the expert of each assignment, sorted; ``load_E``: how many each has; ``total``: how
-    many they take together, as the host knows it. Places in ``expert_A``, in order."""
-    first_E = load_E.cumsum(0) - load_E
-    place_A = torch.arange(len(expert_A), device=expert_A.device) - first_E.index_select(0, expert_A)
-    return nonzero_indices(place_A < capacity, total)

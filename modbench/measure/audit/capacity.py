@@ -15,7 +15,7 @@ from modbench.measure.audit.finding import Outcome, Subject, few, outer_routers,
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.expert_hooks import ExpertHooks
-from modbench.routing.expert_layer import RoutedExperts
+from modbench.routing.expert_router import RoutedExperts
 from modbench.routing.router import overrides
 
 #: Factor between the experts of a token and ``top_k`` from which the number must be declared.

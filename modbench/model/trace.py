@@ -8,8 +8,6 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from modbench.errors import UserError
-
 
 class Trace:
     """Losses, tensors and counts that routed layers report.
@@ -48,19 +46,12 @@ class Trace:
             self.repeated = False
 
     def loss(self, layer: int, name: str, value: Tensor) -> None:
-        """Report an auxiliary loss. Raise a `UserError` if it is not a tensor of one number."""
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            found = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
-            raise UserError(
-                f"loss '{name}' of layer {layer} is {found}; it must be a tensor of one number"
-            )
+        """Report an auxiliary loss, a tensor of one number."""
         if not self.repeated:
             self.losses[layer, name] = value
 
     def show(self, layer: int, name: str, value: Tensor) -> None:
-        """Report a tensor. Raise a `UserError` if it is not a tensor."""
-        if not isinstance(value, Tensor):
-            raise UserError(f"layer {layer} shows {name} {value!r}; it must be a tensor")
+        """Report a tensor."""
         if not self.repeated:
             self.tensors[layer, name] = value.detach()
 

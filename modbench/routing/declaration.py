@@ -93,14 +93,7 @@ def _untyped(router: type[Router]) -> Iterator[tuple[str, Any]]:
 
 
 def _check_types(kind: str, router: type[Router]) -> None:
-    try:
-        hints = get_type_hints(router)
-    except NameError as error:
-        named = (f.name for f in fields(router) if str(error.name) in str(f.type))  # type: ignore[arg-type]
-        option = next(named, "?")
-        raise UserError(
-            f"{kind}: the type of option '{option}' can't be resolved ({error}); import it"
-        ) from error
+    hints = get_type_hints(router)
     for field in fields(router):  # type: ignore[arg-type]
         if not field.init or field.default is MISSING:
             continue

@@ -23,7 +23,13 @@ from modbench.routing.ema import EMA
 from modbench.routing.feed_forward import as_feed_forward
 from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
-from modbench.routing.hook_checks import checked_scorer, expect, expect_losses, has_values, shown
+from modbench.routing.hook_checks import (
+    checked_scorer,
+    checked_tensor,
+    expect,
+    expect_losses,
+    has_values,
+)
 from modbench.routing.option_checks import check_at_least, check_types, reject_unused
 from modbench.routing.predictor import Predictor
 from modbench.routing.router import Router, overrides
@@ -197,12 +203,17 @@ class DepthRouted(Layer):
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         tokens = tokens_of(x_BTD, context, self.noise, scorer=None if self.control else self.router)
         scores_BT = self._scores(x_BTD, context)
-        if self.decides:
-            selected_BT, lengths = self._decided(scores_BT, tokens, context)
-        elif context.selection == "topk":
+        if context.selection == "topk" and not self.decides:
             selected_BT, lengths = self._topk(x_BTD, scores_BT, tokens, context)
         else:
-            selected_BT = self._causal_scores(x_BTD, scores_BT) >= self._cut()
+            if self.decides:
+                selected_BT = self.options.selected(scores_BT, tokens)
+                expected, shape = "a mask of the tokens, torch.bool, (B, T)", scores_BT.shape
+                checked_tensor(
+                    self.options, "selected", selected_BT, shape, expected, dtypes=(torch.bool,)
+                )
+            else:
+                selected_BT = self._causal_scores(x_BTD, scores_BT) >= self._cut()
             selected_BT, lengths = self._counted(selected_BT, tokens, context)
         gate_BT = self._gate(scores_BT)
         context.trace.show(self.layer, "selected", selected_BT)
@@ -260,8 +271,8 @@ class DepthRouted(Layer):
         if self.control is not None:
             return self.control(x_BTD, context)  # type: ignore[no-any-return]
         scores_BT = run_scorer(self.router, x_BTD, self.layer)
-        self._expect("scorer", scores_BT, x_BTD, "a score per token")
-        return scores_BT
+        expected, shape = "a floating-point score per token, (B, T)", x_BTD.shape[:2]
+        return checked_tensor(self.options, "scorer", scores_BT, shape, expected)
 
     def _causal_scores(self, x_BTD: Tensor, scores_BT: Tensor) -> Tensor:
         return scores_BT if self.predictor is None else self.predictor(x_BTD)
@@ -279,18 +290,12 @@ class DepthRouted(Layer):
         if not self._gated():
             return torch.ones_like(scores_BT)
         gate_BT = self.options.applied_gate(scores_BT)
-        self._expect("gate", gate_BT, scores_BT, "a factor per token")
+        expected = "a factor per token, floating-point, (B, T)"
+        checked_tensor(self.options, "gate", gate_BT, scores_BT.shape, expected)
         if has_values(gate_BT):
             right = bool(gate_BT.isfinite().all()) or not bool(scores_BT.isfinite().all())
             expect(self.options, "gate", right, "NaN or Inf for finite scores", "finite factors")
         return gate_BT
-
-    def _decided(
-        self, scores_BT: Tensor, tokens: Tokens, context: Context
-    ) -> tuple[Tensor, Sequence[int]]:
-        selected_BT = self.options.selected(scores_BT, tokens)
-        self._expect("selected", selected_BT, scores_BT, "a mask of the tokens", torch.bool)
-        return self._counted(selected_BT, tokens, context)
 
     def _counted(
         self, selected_BT: Tensor, tokens: Tokens, context: Context
@@ -341,16 +346,6 @@ class DepthRouted(Layer):
         if tokens.training and not context.trace.repeated:
             with torch.no_grad():
                 self.options.update(self.router, scores_N.detach(), selected_N, tokens)
-
-    def _expect(
-        self, hook: str, value: object, like_BT: Tensor, what: str, dtype: torch.dtype | None = None
-    ) -> None:
-        shape = tuple(like_BT.shape[:2])
-        right = isinstance(value, Tensor) and value.shape == shape
-        if right and isinstance(value, Tensor):
-            right = value.is_floating_point() if dtype is None else value.dtype == dtype
-        wanted = "floating point" if dtype is None else str(dtype)
-        expect(self.options, hook, right, shown(value), f"{what}, (B, T) = {shape}, {wanted}")
 
     def _groups(self, lengths: Sequence[int]) -> list[Sequence[int]]:
         """Split the sequences into groups that are processed together. Where the scores decide how many

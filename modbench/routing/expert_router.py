@@ -24,9 +24,8 @@ from modbench.routing.force_balance import even_experts
 from modbench.routing.hook_checks import (
     check_numbers,
     checked_choice,
-    checked_gates,
-    checked_logits,
     checked_scorer,
+    checked_tensor,
     expect,
     expect_losses,
 )
@@ -117,7 +116,10 @@ class RoutedExperts(FeedForward):
             dtype = torch.promote_types(x_ND.dtype, torch.float32)
             return x_ND.new_zeros(len(x_ND), experts, dtype=dtype)
         logits_NE = run_scorer(self.router, x_ND, self.layer)
-        return checked_logits(self.options, logits_NE, (len(x_ND), experts))
+        found = "a module that gives "
+        expected = f"{found}floating-point logits (N, E)"
+        shape = len(x_ND), experts
+        return checked_tensor(self.options, "scorer", logits_NE, shape, expected, found=found)
 
     def _choose(
         self, x_ND: Tensor, logits_NE: Tensor, tokens: Tokens, context: Context
@@ -148,7 +150,9 @@ class RoutedExperts(FeedForward):
     ) -> tuple[Tensor, Tensor]:
         """Return the output (N, D) of the experts that tokens are assigned to, and the gates (N, E)."""
         options, trace, load = self.options, context.trace, None
-        gates_NE = checked_gates(options, options.assign(logits_NE, tokens), logits_NE)
+        shape, expected = (len(x_ND), options.experts), "floating-point gates (N, E)"
+        gates_NE = options.assign(logits_NE, tokens)
+        gates_NE = checked_tensor(options, "assign", gates_NE, shape, expected)
         check_numbers(options, "assign", gates_NE, logits_NE, x_ND, self.router)
         chosen_NE = gates_NE != 0
         if context.selection == "topk":

@@ -4,9 +4,8 @@ import hashlib
 import importlib.util
 import os
 import sys
-import tomllib
 from collections.abc import Callable, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -58,18 +57,9 @@ def _file_or_module(module: str | None) -> str:
     return os.path.relpath(str(sys.modules[module].__file__))
 
 
-def _points() -> list[EntryPoint]:
-    """Return entry points of installed packages, and of this checkout if it is not installed."""
-    found, project = list(entry_points(group=GROUP)), Path(__file__).parents[2] / "pyproject.toml"
-    if any(point.module.startswith("modbench.routers.") for point in found) or not project.exists():
-        return found
-    own = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["entry-points"][GROUP]
-    return found + [EntryPoint(name, module, GROUP) for name, module in own.items()]
-
-
 def installed_modules() -> dict[str, str]:
     """Return the module of each installed router by name, without loading any."""
-    return {point.name: point.module for point in sorted(_points())}
+    return {point.name: point.module for point in sorted(entry_points(group=GROUP))}
 
 
 def router_names() -> list[str]:

@@ -4,7 +4,6 @@ the FLOPs of any other are counted.
 B sequences, T tokens, N tokens of a batch, D model width, E scores of a token.
 """
 
-from collections import Counter
 from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -81,27 +80,16 @@ def scorer_ledger(
     scorer: nn.Module | None, workload: Workload, layer: int, width: int, *, flat: bool = False
 ) -> Ledger:
     """Return the FLOPs of ``scorer`` for inputs of width ``width``: from its method ``ledger(workload,
-    layer, rows)`` if it has one, else counted on the meta device. The scorer reads (B, T, D), or if
-    ``flat`` (N, D) without padding."""
+    layer, rows)`` if it has one, else counted on the meta device. The scorer reads (B, T, D), token by
+    token, or if ``flat`` (N, D) without padding."""
     if scorer is None:
         return Ledger()
+    rows = workload.tokens if flat else workload.slots
     if has_closed_form(scorer):
-        rows = workload.tokens if flat else workload.slots
         return scorer.ledger(workload, layer, rows)  # type: ignore[no-any-return, operator]
-    if not max(workload.lengths):
+    if not rows:
         return Ledger()
-    if flat:
-        return _counted_for(scorer, workload, layer, (workload.tokens, width))
-    if workload.phase == "decode":
-        return _counted_for(scorer, workload, layer, (1, 1, width)) * workload.slots
-    if workload.padding:
-        shape = (workload.sequences, max(workload.lengths), width)
-        return _counted_for(scorer, workload, layer, shape)
-    alike = Counter(length for length in workload.lengths if length)
-    return Ledger.sum(
-        _counted_for(scorer, workload, layer, (sequences, length, width))
-        for length, sequences in alike.items()
-    )
+    return _counted_for(scorer, workload, layer, (rows, width) if flat else (1, rows, width))
 
 
 def _counted_for(scorer: nn.Module, workload: Workload, layer: int, shape: tuple[int, ...]) -> Ledger:

@@ -18,6 +18,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.model.layer import Layer
+from modbench.model.mlp import FeedForward
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
 
@@ -65,7 +66,7 @@ def equals_its_loop(
     context = Context(selection=rule, tokens_BT=tokens_BT, lengths_B=_ragged(lengths))
     out_BTD = part(fast_BTD, context)
     rows = [slow_BTD[b, :length] for b, length in enumerate(lengths)]
-    if isinstance(part, Layer):
+    if isinstance(part, Layer) and not isinstance(part, FeedForward):
         told = naive_depth.layer(twin, rows, _ids(tokens_BT, lengths), rule)
     else:
         told = (loop or naive_experts.feed_forward)(twin, rows, rule)

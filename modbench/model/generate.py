@@ -19,11 +19,7 @@ def prefill(
     model: Decoder, tokens_BT: Tensor, lengths: Sequence[int] | None = None
 ) -> tuple[Tensor, Cache]:
     """Read prompts, padded on the right where ``lengths`` says so. Return the logits (B, V) that follow
-    each prompt's last token, and the cache to continue from.
-
-    Raises:
-        UserError: no tokens, or lengths that are not 1 to T.
-    """
+    each prompt's last token, and the cache to continue from."""
     sequences, tokens = tokens_BT.shape
     cache = Cache(sequences)
     return _last_logits(model, tokens_BT, lengths or [tokens] * sequences, cache), cache
@@ -31,11 +27,7 @@ def prefill(
 
 @torch.no_grad()
 def decode(model: Decoder, tokens_B: Tensor, cache: Cache) -> Tensor:
-    """Read one more token of each sequence into ``cache``; return the logits (B, V) that follow it.
-
-    Raises:
-        UserError: no tokens, or a cache of another number of sequences.
-    """
+    """Read one more token of each sequence into ``cache``; return the logits (B, V) that follow it."""
     return model(tokens_B[:, None], Context(selection="causal", cache=cache))[:, 0]  # type: ignore[no-any-return]
 
 
@@ -55,13 +47,11 @@ def generate(
 
     ``temperature`` 0 takes the most likely token, the first of equals; above 0, tokens are drawn from
     softmax(logits / temperature) with one generator per prompt, so that a prompt's result does not
-    depend on the other prompts. ``top_p`` keeps the most likely tokens whose probabilities first sum to
-    at least that (nucleus sampling, Holtzman et al. 2020). With ``cached`` false, every step reads all
-    tokens again: the reference implementation. ``inspect`` is called once with the final cache, in which
-    everything but the last new tokens has been read.
-
-    Raises:
-        UserError: no prompt, an empty one, a token out of the vocabulary, or an option out of range.
+    depend on the other prompts. ``top_p`` keeps the most likely tokens whose probabilities first sum
+    to at least that (nucleus sampling, Holtzman et al. 2020). With ``cached`` false, every step reads
+    all tokens again: the reference implementation. ``inspect`` is called once with the final cache,
+    in which everything but the last new tokens has been read. Raise a `UserError` for no prompt, an
+    empty one, a token outside the vocabulary, or an option out of range.
     """
     texts = [list(prompt) for prompt in prompts]
     if not texts or not all(texts):

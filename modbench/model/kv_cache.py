@@ -28,11 +28,7 @@ Mark = tuple[list[int], dict[int, list[int]]]
 
 
 class Cache:
-    """The keys and values of ``sequences`` sequences; ``read`` counts the tokens read of each.
-
-    Raises:
-        UserError: fewer than 1 sequence.
-    """
+    """The keys and values of ``sequences`` sequences; ``read`` counts the tokens read of each."""
 
     def __init__(self, sequences: int) -> None:
         if sequences < 1:
@@ -129,10 +125,9 @@ class Cache:
 
 
 def _select_rows(t_BKCP: Tensor, rows: Sequence[int]) -> Tensor:
-    """Return the sequences ``rows``; a view where they are adjacent."""
-    first, end = rows[0], rows[-1] + 1
-    if list(rows) == list(range(first, end)):
-        return t_BKCP[first:end]
+    """Return the sequences ``rows``; a view if they are all."""
+    if len(rows) == len(t_BKCP):
+        return t_BKCP
     return t_BKCP.index_select(0, torch.tensor(list(rows), device=t_BKCP.device))
 
 

@@ -44,7 +44,7 @@ from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
 from modbench.routing.option_checks import check_types, reject_unused
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets, Router
-from modbench.routing.topk import capacity_tokens, highest, score, selected_of_each
+from modbench.routing.topk import capacity_tokens, counts_to_host, highest, score
 
 
 @register_router("mixture_of_recursions")
@@ -190,7 +190,7 @@ class Recursions(Layer):
                 active_BT = active_BT & real_BT
             active_BT = self._even(active_BT, r, context)
             nominal, _ = self._nominal(context.lengths(x_BTD), context.before(x_BTD), r)
-            counts = selected_of_each(active_BT, nominal)
+            counts = counts_to_host(active_BT.sum(1), nominal)
             context.trace.show(self._first(r), "gate", gate_BT1.squeeze(-1))
             stream_BTD = x_BTD + added_BTD
             for entering, delta_RKD in self._again(stream_BTD, active_BT, counts, r, context):
@@ -209,7 +209,7 @@ class Recursions(Layer):
             predicted_BT = predicted_BT & active_BT
         if context.selection == "causal":
             kept_BT = self._even(predicted_BT, r, context)
-            return kept_BT, selected_of_each(kept_BT, nominal)
+            return kept_BT, counts_to_host(kept_BT.sum(1), nominal)
         if active_BT is not None:
             context.trace.show(self._first(r), "candidates", active_BT)
         context.trace.show(self._first(r), "predicted", predicted_BT)

@@ -15,12 +15,9 @@ _DECORATORS = "@register_router('{}') and, below it, @dataclass(frozen=True, kw_
 
 
 def check_declaration(name: str, router: type) -> None:
-    """
-    Raises:
-        UserError: ``router`` is not a frozen dataclass that derives from `Router` and builds layers, or
-            an option lacks a type or has a default of another one, or the name of a method is nearly
-            that of a hook.
-    """
+    """Raise a `UserError` if ``router`` is not a frozen dataclass that derives from `Router` and builds
+    layers, an option lacks a type or has a default of another one, or the name of a method is nearly
+    that of a hook."""
     kind = f"router '{name}' ({router.__qualname__})"
     if not issubclass(router, Router):
         raise UserError(f"{kind} must derive from DepthRouter, ExpertRouter or Router of modbench")

@@ -24,7 +24,6 @@ from modbench.routing.feed_forward import as_feed_forward
 from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
 from modbench.routing.hook_checks import (
-    checked_scorer,
     checked_tensor,
     expect,
     expect_losses,
@@ -33,24 +32,22 @@ from modbench.routing.hook_checks import (
 from modbench.routing.option_checks import check_at_least, check_types, reject_unused
 from modbench.routing.predictor import Predictor
 from modbench.routing.router import Router, overrides
-from modbench.routing.scorer import LinearScorer, at_layer, has_closed_form, run_scorer, scorer_ledger
+from modbench.routing.scorer import LinearScorer, has_closed_form, run_scorer, scorer_ledger, scorer_of
 from modbench.routing.tokens import Noise, Tokens, tokens_of
-from modbench.routing.topk import capacity_tokens, highest, nonzero_indices, selected_of_each
+from modbench.routing.topk import capacity_tokens, counts_to_host, highest, nonzero_indices
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthRouter(Router):
     """In each routed block a part of a sequence's tokens is processed; the others skip the block.
 
-    In training, the ceil(capacity * T) tokens that score highest are selected: x' = x + gate * block(x)
-    for them, x' = x for the rest (Raposo et al. 2024, equation 1). A prediction may not compare a token
-    with later ones, so another rule selects there: ``predictor``, a small MLP that learns from the top-k
-    selection; ``aux_bce``, the scores themselves, trained in the same way; ``ema_threshold``, a moving
-    average of the lowest score selected. A scheme that overrides `selected` decides alone, in training
-    too; ``capacity`` is then the share of tokens that nominal FLOPs assume.
-
-    Raises:
-        UserError: an option out of range or without effect.
+    In training, the ceil(capacity * T) tokens that score highest are selected: x' = x + gate *
+    block(x) for them, x' = x for the rest (Raposo et al. 2024, equation 1). A prediction may not
+    compare a token with later ones, so another rule selects there: ``predictor``, a small MLP that
+    learns from the top-k selection; ``aux_bce``, the scores themselves, trained in the same way;
+    ``ema_threshold``, a moving average of the lowest score selected. A scheme that overrides
+    `selected` decides alone, in training too; ``capacity`` is then the share of tokens that nominal
+    FLOPs assume. Raise a `UserError` for an option out of range or without effect.
     """
 
     capacity: float = 0.125  #: share of a sequence's tokens that a routed block processes
@@ -135,7 +132,7 @@ class DepthRouter(Router):
                 f"no block of {model.layers} is routed with every {self.every}, offset {self.offset}, "
                 f"first_dense {self.first_dense} and last_dense {self.last_dense}; leave room for one"
             )
-        block = Block(model, layer, as_feed_forward(self, self.feed_forward(model, layer), layer))
+        block = Block(model, layer, as_feed_forward(self, self.feed_forward(model, layer)))
         return DepthRouted(self, model, layer, block) if layer in routed else block
 
     def routes(self, layer: int, layers: int) -> bool:
@@ -163,8 +160,7 @@ class DepthRouted(Layer):
     def __init__(self, options: DepthRouter, model: ModelConfig, layer: int, block: Block) -> None:
         super().__init__()
         self.options, self.model, self.layer, self.block = options, model, layer, block
-        scorer = checked_scorer(options, options.scorer(model))
-        self.router, self.noise = at_layer(scorer, layer), Noise(layer)
+        self.router, self.noise = scorer_of(options, model, layer), Noise(layer)
         self.decides = overrides(options, "selected", DepthRouter)
         if self.router is None and not self.decides:
             raise UserError(
@@ -305,7 +301,7 @@ class DepthRouted(Layer):
         if tokens.real is not None:
             selected_BT = selected_BT & tokens.real
         nominal, _ = incremental_counts(self._share, tokens.lengths, tokens.past)
-        return selected_BT, selected_of_each(selected_BT, nominal)
+        return selected_BT, counts_to_host(selected_BT.sum(1), nominal)
 
     def _topk(
         self, x_BTD: Tensor, scores_BT: Tensor, tokens: Tokens, context: Context

@@ -24,13 +24,12 @@ from modbench.routing.force_balance import even_experts
 from modbench.routing.hook_checks import (
     check_numbers,
     checked_choice,
-    checked_scorer,
     checked_tensor,
     expect,
     expect_losses,
 )
 from modbench.routing.router import overrides
-from modbench.routing.scorer import LinearScorer, at_layer, has_closed_form, run_scorer, scorer_ledger
+from modbench.routing.scorer import LinearScorer, has_closed_form, run_scorer, scorer_ledger, scorer_of
 from modbench.routing.tokens import Noise, Tokens, tokens_of
 from modbench.routing.topk import capacity_tokens, counts_to_host, evenly
 
@@ -50,11 +49,13 @@ class RoutedExperts(FeedForward):
             shared_width=options.shared_width,
         )
         self.bank = ExpertBank(model, layer, experts=options.experts, width=width)
-        self.router = at_layer(checked_scorer(options, options.scorer(model)), layer)
+        self.router = scorer_of(options, model, layer)
         # All shared experts together are one wider MLP.
         self.shared = MLP(replace(model, mlp_width=shared_width), layer) if shared_width else None
-        gate = LinearScorer(model.width, 1, stream="shared_gate") if options.shared_gate else None
-        self.shared_gate = at_layer(gate, layer)
+        self.shared_gate = None
+        if options.shared_gate:
+            self.shared_gate = LinearScorer(model.width, 1, stream="shared_gate")
+            self.shared_gate.layer = layer
         self.noise = Noise(layer, "experts")
 
     @property
@@ -89,7 +90,7 @@ class RoutedExperts(FeedForward):
         width = self.model.width
         total = scorer_ledger(self.router, workload, self.layer, width, flat=True)
         # With a capacity factor, too: an even load finds room.
-        nominal = self._nominal(workload.lengths, workload.past)
+        nominal = self.options.nominal_assignments(workload.lengths, workload.past)
         (assignments,) = workload.counts.get((self.layer, "experts"), (nominal,))
         total += self.bank.ledger(workload, assignments)
         if self.shared is not None:
@@ -103,7 +104,7 @@ class RoutedExperts(FeedForward):
             return {} if load is None else {(self.layer, "load"): (load,) * options.experts}
         if options.no_ops() or options.capacity_factor is not None:
             return {}
-        return {(self.layer, "experts"): (self._nominal(lengths, past),)}
+        return {(self.layer, "experts"): (self.options.nominal_assignments(lengths, past),)}
 
     def active_parameters(self) -> int:
         own = sum(parameter.numel() for parameter in self.parameters())
@@ -135,7 +136,8 @@ class RoutedExperts(FeedForward):
         counts: Sequence[int] | Tensor
         order_A, counts = by_expert(expert_ids_NK, load_E, options.experts, capacity)
         if not self.bank.grouped(x_ND):
-            counts = counts_to_host(counts, lambda: self._even_load(tokens))
+            nominal = options.nominal_assignments(tokens.lengths, tokens.past)
+            counts = counts_to_host(counts, evenly(nominal, options.experts))
             order_A = order_A[: sum(counts)]
         tokens_A = order_A // options.top_k
         y_AD = self.bank(to_experts(x_ND, tokens_A, self.bank.dtype(x_ND)), counts)
@@ -164,7 +166,8 @@ class RoutedExperts(FeedForward):
         load_E = chosen_NE.sum(0)
         trace.show(self.layer, "load", load_E)
         if load is None:
-            counts = counts_to_host(load_E, lambda: self._even_load(tokens))
+            nominal = options.nominal_assignments(tokens.lengths, tokens.past)
+            counts = counts_to_host(load_E, evenly(nominal, options.experts))
             trace.count(self.layer, "experts", [sum(counts)])
         if load is None or trace.detailed:
             trace.show(self.layer, "taken", chosen_NE.sum(1))
@@ -184,12 +187,6 @@ class RoutedExperts(FeedForward):
         if self.router is not None and tokens.training and not context.trace.repeated:
             with torch.no_grad():
                 options.update(self.router, logits_NE.detach(), chosen.detach(), tokens)
-
-    def _nominal(self, lengths: Sequence[int], past: Sequence[int]) -> int:
-        return self.options.nominal_assignments(lengths, past)
-
-    def _even_load(self, tokens: Tokens) -> list[int]:
-        return evenly(self._nominal(tokens.lengths, tokens.past), self.options.experts)
 
     def _capacity(self, tokens: int, context: Context) -> int | None:
         """Return the assignments that an expert takes of a batch of ``tokens``; None: all. The causal

@@ -57,13 +57,6 @@ def checked_tensor(
     return value  # type: ignore[no-any-return]
 
 
-def checked_scorer(router: Router, scorer: Any) -> nn.Module | None:
-    """Return what `scorer` built."""
-    right = scorer is None or isinstance(scorer, nn.Module)
-    expect(router, "scorer", right, shown(scorer), "a torch.nn.Module or None")
-    return scorer  # type: ignore[no-any-return]
-
-
 def expect_losses(router: Router, losses: Any, hook: str = "losses") -> None:
     """Check that ``losses``, what the method ``hook`` returned, are scalars by name."""
     expect(router, hook, isinstance(losses, Mapping), shown(losses), "a dict of scalar tensors by name")

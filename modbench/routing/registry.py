@@ -27,11 +27,8 @@ R = TypeVar("R", bound="type[Router]")
 
 
 def register_router(name: str) -> Callable[[R], R]:
-    """Register the decorated dataclass under ``name``.
-
-    Raises:
-        UserError: the name is taken, or see `modbench.routing.declaration.check_declaration`.
-    """
+    """Register the decorated dataclass under ``name``. Raise a `UserError` if the name is taken, or see
+    `modbench.routing.declaration.check_declaration`."""
 
     def register(router: R) -> R:
         from modbench.routing.declaration import check_declaration
@@ -68,11 +65,8 @@ def router_names() -> list[str]:
 
 
 def router_class(name: str) -> "type[Router]":
-    """Return the router registered as ``name``; load its package if needed.
-
-    Raises:
-        UserError: an unknown name, or a package that cannot be imported or does not register it.
-    """
+    """Return the router registered as ``name``; load its package if needed. Raise a `UserError` for an
+    unknown name, or a package that cannot be imported or does not register it."""
     if name not in _registered:
         module = installed_modules().get(name)
         if module is None:
@@ -93,11 +87,8 @@ def router_class(name: str) -> "type[Router]":
 
 
 def load_plugin(path: str | Path) -> list[str]:
-    """Run a plugin file and return the names it registers. A file is loaded once per process.
-
-    Raises:
-        UserError: the file is missing, raises, or registers nothing.
-    """
+    """Run a plugin file and return the names it registers. A file is loaded once per process. Raise a
+    `UserError` if it is missing, raises, or registers nothing."""
     file = Path(path).resolve()
     if not file.is_file():
         raise UserError(f"plugin {path}: there is no such file; give the path of a Python file")
@@ -151,11 +142,8 @@ def plugin_file(name: str) -> Path | None:
 
 
 def preset_options(name: str) -> tuple[str, dict[str, Any]]:
-    """Return router name and options of ``NAME`` or ``NAME:PRESET``.
-
-    Raises:
-        UserError: an unknown router or preset.
-    """
+    """Return router name and options of ``NAME`` or ``NAME:PRESET``. Raise a `UserError` if one of them
+    is unknown."""
     router, colon, preset = name.partition(":")
     if not colon:
         return router, {}
@@ -166,12 +154,8 @@ def preset_options(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router":
-    """Build the router ``name`` with checked ``options``.
-
-    Raises:
-        UserError: an unknown router or option, an option with a wrong type or out of range, or a missing
-            required option.
-    """
+    """Build the router ``name`` with checked ``options``. Raise a `UserError` for an unknown router, or
+    an unknown, wrong or missing option."""
     router = router_class(name)
     with authors_code(router, "its construction"):
         instance: Router = built(f"router '{name}'", options or {}, router)

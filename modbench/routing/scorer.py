@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from modbench.counting.counter import FlopCounter
 from modbench.ledger import Ledger, Workload, component
+from modbench.model.config import ModelConfig
 from modbench.model.counted import meta_twin
 from modbench.model.init import normal_
 from modbench.model.layer import weight_ledger
+from modbench.routing.hook_checks import expect, shown
 from modbench.routing.topk import score
 
 
@@ -64,8 +66,11 @@ def run_scorer(scorer: nn.Module, x_D: Tensor, layer: int) -> Tensor:
 _counted: WeakKeyDictionary[nn.Module, dict[Any, Ledger]] = WeakKeyDictionary()
 
 
-def at_layer(scorer: nn.Module | None, layer: int) -> nn.Module | None:
-    """Return ``scorer``, told the depth of the layer that holds it if it depends on that."""
+def scorer_of(router: Any, model: ModelConfig, layer: int) -> nn.Module | None:
+    """Return the scorer of ``router``, told the depth of its layer if it depends on that."""
+    scorer: nn.Module | None = router.scorer(model)
+    right = scorer is None or isinstance(scorer, nn.Module)
+    expect(router, "scorer", right, shown(scorer), "a torch.nn.Module or None")
     if isinstance(scorer, LayerScorer):
         scorer.layer = layer
     return scorer

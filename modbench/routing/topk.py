@@ -5,7 +5,7 @@ assignments.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from fractions import Fraction
 from functools import lru_cache
@@ -53,23 +53,16 @@ def highest(scores_BT: Tensor, counts: list[int], real_BT: Tensor | None) -> Ten
     return torch.zeros_like(within_BT).scatter_(1, order_BT, within_BT)
 
 
-def counts_to_host(counts: Tensor, nominal: Sequence[int] | Callable[[], Sequence[int]]) -> list[int]:
+def counts_to_host(counts: Tensor, nominal: Sequence[int]) -> list[int]:
     """``counts`` as integers of the host. A tensor on the meta device has no values: there ``nominal``,
-    what the router's options promise, or what a call of it gives."""
+    what the router's options promise."""
     if not counts.is_meta:
         return counts.tolist()
-    values = list(nominal() if callable(nominal) else nominal)
+    values = list(nominal)
     known = realised.get() or {}  # a layer without a ledger is being counted
     if len(known.get("depth", ())) == len(values):
         return list(known["depth"])
     return evenly(known["experts"][0], len(values)) if "experts" in known else values
-
-
-def selected_of_each(
-    selected_BT: Tensor, nominal: Sequence[int] | Callable[[], Sequence[int]]
-) -> list[int]:
-    """Return the number of selected tokens of each sequence."""
-    return counts_to_host(selected_BT.sum(1), nominal)
 
 
 def nonzero_indices(mask: Tensor, total: int) -> Tensor:

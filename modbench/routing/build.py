@@ -9,7 +9,8 @@ from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder
 from modbench.model.init import stream
 from modbench.model.layer import Layer
-from modbench.routing.plugin_fault import authors_code, checked_call
+from modbench.routing.hook_checks import expect, shown
+from modbench.routing.plugin_fault import authors_code
 from modbench.routing.router import Router
 
 
@@ -18,13 +19,13 @@ class RoutedDecoder(Decoder):
     for this shape."""
 
     def __init__(self, config: ModelConfig, router: Router) -> None:
-        layers = (
-            checked_call(
-                router, f"build_layer of layer {number}", Layer, router.build_layer, config, number
-            )
-            for number in range(config.layers)
-        )
-        super().__init__(config, layers)
+        def built(number: int) -> Layer:
+            with authors_code(router, f"build_layer of layer {number}"):
+                layer = router.build_layer(config, number)
+            expect(router, "build_layer", isinstance(layer, Layer), shown(layer), "a Layer")
+            return layer
+
+        super().__init__(config, map(built, range(config.layers)))
         self.router = router
 
     @property
@@ -54,7 +55,8 @@ def build_model(config: ModelConfig, router: Router, seed: int = 0) -> RoutedDec
     torch.manual_seed(stream(seed, "router").initial_seed())
     try:
         model = RoutedDecoder(config, router)
-        checked_call(router, "initialise", type(None), model.initialise, seed)
+        with authors_code(router, "initialise"):
+            model.initialise(seed)
     finally:
         torch.set_rng_state(state)
     return model

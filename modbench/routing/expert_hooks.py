@@ -65,7 +65,7 @@ class ExpertOptions(Router):
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertHooks(ExpertOptions):
-    """The methods that `modbench.routing.expert_layer.RoutedExperts` calls. No method sees padding."""
+    """The methods that `modbench.routing.expert_router.RoutedExperts` calls. No method sees padding."""
 
     def scorer(self, model: ModelConfig) -> nn.Module | None:
         """Return the module that gives each token its logits, (N, D) to (N, E); its FLOPs are counted.

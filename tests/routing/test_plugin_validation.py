@@ -11,7 +11,7 @@ from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.routing import registry
 from modbench.routing.build import RoutedDecoder, build_model
-from modbench.routing.plugin_fault import authors_code, checked_call
+from modbench.routing.plugin_fault import authors_code
 from modbench.routing.registry import build_router, load_plugin
 
 PLUGIN = """
@@ -109,7 +109,7 @@ def test_a_method_of_a_layer_that_raises_is_named(method: str, sentence: str, tm
         ("sys.exit(0)", " raised SystemExit: 0 in build_layer of layer 0 (wrong.py, line 15); fix it"),
         (
             "return None",
-            ": build_layer of layer 0 (wrong.py, line 14) returned NoneType; it must",
+            ": build_layer (wrong.py, line 14) returned NoneType; expected a Layer",
         ),
     ],
 )
@@ -125,8 +125,8 @@ def test_a_layer_that_is_not_built_names_router_and_layer(
 def test_an_error_without_a_line_of_the_author_names_the_class(tmp_path: Path) -> None:
     load_plugin(plugin(tmp_path, build="return Wrong"))
     router = build_router("wrong")
-    with pytest.raises(UserError) as error:
-        checked_call(router, "a pass", object, torch.nn.Linear(2, 3), torch.zeros(4))
+    with pytest.raises(UserError) as error, authors_code(router, "a pass"):
+        torch.nn.Linear(2, 3)(torch.zeros(4))
     assert str(error.value).endswith(" in a pass (class Mine, wrong.py, line 11); fix it")
 
 

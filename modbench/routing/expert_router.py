@@ -40,7 +40,10 @@ class RoutedExperts(FeedForward):
     def __init__(self, options: ExpertHooks, model: ModelConfig, layer: int) -> None:
         super().__init__()
         self.options, self.model, self.layer = options, model, layer
-        self.active = _nominal_experts(options) if options.assigns else options.top_k
+        self.active = options.nominal_experts_per_token()
+        right = isinstance(self.active, int | float) and 0 < self.active <= options.experts
+        expected = f"a number above 0 and at most experts, {options.experts}"
+        expect(options, "nominal_experts_per_token", right, repr(self.active), expected)
         width, shared_width = expert_widths(
             model,
             active=self.active,
@@ -244,12 +247,3 @@ class ExpertRouter(ExpertHooks):
     def feed_forward(self, model: ModelConfig, layer: int) -> FeedForward:
         """Build the experts of the block at depth ``layer``."""
         return RoutedExperts(self, model, layer)
-
-
-def _nominal_experts(options: ExpertHooks) -> float:
-    """Return the nominal experts per token of a router that assigns."""
-    found = options.nominal_experts_per_token()
-    right = isinstance(found, int | float) and 0 < found <= options.experts
-    expected = f"a number above 0 and at most experts, {options.experts}"
-    expect(options, "nominal_experts_per_token", right, repr(found), expected)
-    return found

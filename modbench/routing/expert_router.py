@@ -130,7 +130,9 @@ class RoutedExperts(FeedForward):
     ) -> tuple[Tensor, Tensor]:
         """Return the output (N, D) of the experts that tokens choose, and their ids (N, K)."""
         options, (count, experts) = self.options, logits_NE.shape
-        expert_ids_NK, gates_NK = checked_choice(options, options.choose(logits_NE, tokens), logits_NE)
+        expert_ids_NK, gates_NK = checked_choice(
+            options, options.choose(logits_NE, tokens), logits_NE, options.top_k
+        )
         check_numbers(options, "choose", gates_NK, logits_NE, x_ND, self.router)
         expert_ids_NK = even_experts(
             expert_ids_NK, context, sum(tokens.past), options.experts, options.no_ops()

@@ -5,7 +5,7 @@ N tokens, E experts, K experts of a token, D model width.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,6 @@ from torch import Tensor, nn
 from modbench.errors import UserError
 from modbench.routing.plugin_fault import defined_at
 from modbench.routing.router import Router
-
-if TYPE_CHECKING:
-    from modbench.routing.expert_hooks import ExpertHooks
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -71,9 +68,9 @@ def has_values(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and tensor.is_cpu and type(tensor) is Tensor
 
 
-def checked_choice(router: "ExpertHooks", choice: Any, logits_NE: Tensor) -> tuple[Tensor, Tensor]:
+def checked_choice(router: Router, choice: Any, logits_NE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """Return the ids (N, K) and gates (N, K) of `choose`."""
-    shape, experts = (len(logits_NE), router.top_k), logits_NE.shape[1]
+    shape, experts = (len(logits_NE), top_k), logits_NE.shape[1]
     pair = isinstance(choice, tuple | list) and len(choice) == 2
     expect(router, "choose", pair, shown(choice), "two tensors, expert ids and gates")
     ids_NK, gates_NK = choice

@@ -21,6 +21,8 @@ DECODED, CHUNK = 16, 5
 PROMPT, LONG = 8, 200
 #: Number of these that are decoded one by one at first; then chunks and single tokens alternate.
 SINGLE, SKIP, PAIR = 16, 12, 2
+#: Tokens that are read, dropped by rewinding the cache, and read again.
+DRAFT = 3
 #: Passes of another batch that is read in turns with the first.
 TURNS = 8
 #: In the model's own dtype, where rounding may flip a decision, this fraction of the tokens may differ.
@@ -29,10 +31,12 @@ TOLERATED = 0.5
 
 @dataclass(frozen=True)
 class Pass:
-    """New tokens of each sequence, and whose logits are asked for."""
+    """New tokens of each sequence, and whose logits are asked for. If it is not ``kept``, the cache is
+    rewound afterwards, and the next pass reads the same tokens."""
 
     lengths: list[int]
     logits: Logits = "all"
+    kept: bool = True
 
 
 @dataclass
@@ -69,9 +73,14 @@ class Reading:
     def steps(self) -> Iterator[None]:
         """Run the passes, one at a time."""
         for one in self.passes:
-            what = "decoded" if max(one.lengths) == 1 else "chunks"
+            mark = self.cache.mark()
+            what = "decoded" if one.kept and max(one.lengths) == 1 else "chunks"
             what = what if any(self.cache.read) else "prompts"
             counts = self._run(one, what)
+            if not one.kept:
+                self.cache.rewind(mark)
+                yield
+                continue
             for layer, each in counts.items():
                 self.due[layer] = [n + more for n, more in zip(self.due[layer], each, strict=True)]
             if what == "decoded":
@@ -133,8 +142,9 @@ class Reading:
 def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 3: cached passes give the logits of the full causal pass. Tested on a batch (padded prompts
     of different lengths, then a chunk, then one token at a time) and, at the longest shape, on one
-    sequence of 200 tokens or its length. At the first shape, another batch is read in turns with it, its
-    prompts with ``logits="last"`` as `modbench.model.generate` does.
+    sequence of 200 tokens or its length. At the first shape, another batch is read in turns with it. The
+    batch's prompts are read with all logits, dropped by rewinding the cache, and read again with
+    ``logits="last"`` as `modbench.model.generate` does; later tokens are dropped and read again, too.
 
     A layer that shows ``selected`` must cache as many keys as it selects tokens; others are judged by
     their logits alone. If all decoded tokens are selected, or none, initial weights are tested too:
@@ -170,15 +180,13 @@ def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
 def _batch(subject: Subject, tokens_BT: Tensor) -> Reading:
     """Read a batch in float64; at the first shape, in turns with another one."""
     text_BT = tokens_BT[:4]
-    reading = Reading(subject.exact, text_BT, _passes(text_BT))
-    if not subject.is_first(tokens_BT):
-        return reading.run()
-    other_BT = subject.tokens(len(text_BT), text_BT.shape[1], draw=2)
-    other = Reading(subject.exact, other_BT, _passes(other_BT, "last")[:TURNS])
-    turns = other.steps()
+    reading = Reading(subject.exact, text_BT, _passes(text_BT, rewinds=True))
+    turns: Iterator[None] = iter(())
+    if subject.is_first(tokens_BT):
+        other_BT = subject.tokens(len(text_BT), text_BT.shape[1], draw=2)
+        turns = Reading(subject.exact, other_BT, _passes(other_BT)[:TURNS]).steps()
     for _ in reading.steps():
         next(turns, None)
-    reading.offs["prompts"] += other.offs["prompts"]
     return reading
 
 
@@ -193,12 +201,18 @@ def _alone(subject: Subject, sequence: int) -> Reading:
     return Reading(subject.exact, text_1T, passes).run()
 
 
-def _passes(tokens_BT: Tensor, logits: Logits = "all") -> list[Pass]:
-    """Passes of a batch whose sequences are at different positions; ``logits``: of its prompts."""
+def _passes(tokens_BT: Tensor, *, rewinds: bool = False) -> list[Pass]:
+    """Passes of a batch whose sequences are at different positions. ``rewinds``: read the prompts and
+    some later tokens twice."""
     sequences, sequence = tokens_BT.shape
     steps = min(DECODED, sequence - 1)
     more = min(CHUNK, sequence - 1 - steps)
     longest = sequence - steps - more
     prompts = [1 + (longest - 1) * (n + 1) // sequences for n in range(sequences)]
     chunk = [Pass([max(1, more - n) for n in range(sequences)])] if more else []
-    return [Pass(prompts, logits), *chunk, *[Pass([1] * sequences)] * steps]
+    singles = [Pass([1] * sequences)] * steps
+    if not rewinds:
+        return [Pass(prompts), *chunk, *singles]
+    draft = [Pass([min(DRAFT, steps - steps // 2)] * sequences, kept=False)] if steps else []
+    singles[steps // 2 : steps // 2] = draft
+    return [Pass(prompts, kept=False), Pass(prompts, "last"), *chunk, *singles]

@@ -10,11 +10,7 @@ from modbench.typed import check_type
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of the decoder, common to all schemes.
-
-    Raises:
-        UserError: a field is out of range, with the value and what would be right.
-    """
+    """Shape of the decoder, common to all schemes. Raise a `UserError` for a field out of range."""
 
     vocabulary: int = 2048
     width: int = 128

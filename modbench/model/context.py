@@ -52,11 +52,8 @@ class Context:
     forced_balance: bool = False
 
     def check(self, tokens_BT: Tensor) -> None:
-        """Check token ids (B, T) against this context.
-
-        Raises:
-            UserError: no tokens, or lengths or a cache of another number of sequences.
-        """
+        """Check token ids (B, T) against this context. Raise a `UserError` for no tokens, or for lengths
+        or a cache of another number of sequences."""
         if (
             tokens_BT.dtype not in _INTEGERS
             or tokens_BT.dim() != 2

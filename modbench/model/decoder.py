@@ -58,11 +58,8 @@ class Decoder(nn.Module):
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, context: Context) -> Tensor:
         """Return the mean cross-entropy of ``targets_BT`` in nats, without auxiliary losses. It never
-        holds all logits at once; its FLOPs are those of `forward` and its backward pass.
-
-        Raises:
-            UserError: as `forward`, or targets of another shape than the tokens.
-        """
+        holds all logits at once; its FLOPs are those of `forward` and its backward pass. Raise a
+        `UserError` as `forward`, or if targets have another shape."""
         x_ND = self._hidden(tokens_BT, context).flatten(0, 1)
         _check_targets(tokens_BT, targets_BT)
         return cross_entropy(x_ND, self._head_weight(), targets_BT.flatten())
@@ -100,10 +97,10 @@ class Decoder(nn.Module):
         frozen parameters, and what precedes the first trained one, get no gradient."""
         parts = []
         workload = replace(workload, input_gradient=self.embedding.weight.requires_grad)
-        for number, layer in enumerate(self.layers):
-            part = self.layer_ledger(number, workload)
+        for layer in self._layers():
+            part = layer.ledger(workload)
             parts.append(part)
-            takes: bool = layer.takes_gradient(workload)  # type: ignore[operator]
+            takes = layer.takes_gradient(workload)
             if workload.checkpoint and (takes or any(way == "backward" for (_, _, way), _ in part)):
                 parts.append(part.recomputed())
             workload = workload.after(takes)
@@ -123,26 +120,17 @@ class Decoder(nn.Module):
         workload = with_upstream_grad(workload, self.norm)
         return weight_ledger(workload, OUTSIDE, "head", self._head_weight(), workload.scored)
 
-    def layer_ledger(self, number: int, workload: Workload) -> Ledger:
-        """Return the ledger of the layer at depth ``number``."""
-        return self.layers[number].ledger(workload)  # type: ignore[no-any-return, operator]
-
     def nominal_counts(self, workload: Workload) -> Counts:
         """Return the nominal counts of all layers."""
         found: dict[tuple[int, str], tuple[int, ...]] = {}
-        for number in range(len(self.layers)):
-            found |= self.layer_nominal_counts(number, workload)
+        for layer in self._layers():
+            found |= layer.nominal_counts(workload)
         return found
-
-    def layer_nominal_counts(self, number: int, workload: Workload) -> Counts:
-        """Return the nominal counts of the layer at depth ``number``."""
-        return self.layers[number].nominal_counts(workload)  # type: ignore[no-any-return, operator]
 
     def parameter_count(self, kind: Literal["total", "active"] = "total") -> int:
         """Return the number of parameters: all, or the active ones of a token routed at every layer. The
         embedding counts whole in both, a tied head once. Parameters shared by layers count once, and so
-        does their inactive part, as if a token used the same part in each layer. Raise a `UserError` if
-        a layer reports more active parameters than it has, or fewer than 0."""
+        does their inactive part, as if a token used the same part in each layer."""
         total = _size(self)
         return total if kind == "total" else total - self._inactive()
 
@@ -150,23 +138,21 @@ class Decoder(nn.Module):
         """Return the number of inactive parameters. They belong to the innermost module that reports
         them: layers that share that module count them once."""
         inactive: dict[nn.Module, int] = {}
-        for number, active in enumerate(self.active_by_layer()):
-            part = self.layers[number]
+        for part, active in zip(self.layers, self.active_by_layer(), strict=True):
             idle = _size(part) - active
             for inner in part.modules() if idle else ():
-                reports = callable(getattr(inner, "active_parameters", None))
-                if reports and _size(inner) - self.active_of(inner, number) == idle:
+                reported = getattr(inner, "active_parameters", None)
+                if callable(reported) and _size(inner) - reported() == idle:
                     part = inner
             inactive[part] = idle
         return sum(inactive.values())
 
     def active_by_layer(self) -> list[int]:
         """Return the active parameters of each layer."""
-        return [self.active_of(layer, number) for number, layer in enumerate(self.layers)]
+        return [layer.active_parameters() for layer in self._layers()]
 
-    def active_of(self, part: nn.Module, number: int) -> int:
-        """Return the active parameters of ``part``, which belongs to the layer at depth ``number``."""
-        return part.active_parameters()  # type: ignore[no-any-return, operator]
+    def _layers(self) -> list[Layer]:
+        return list(self.layers)  # type: ignore[arg-type]
 
 
 def _size(part: nn.Module) -> int:

@@ -19,11 +19,7 @@ def prefill(
     model: Decoder, tokens_BT: Tensor, lengths: Sequence[int] | None = None
 ) -> tuple[Tensor, Cache]:
     """Read prompts, padded on the right where ``lengths`` says so. Return the logits (B, V) that follow
-    each prompt's last token, and the cache to continue from.
-
-    Raises:
-        UserError: no tokens, or lengths that are not 1 to T.
-    """
+    each prompt's last token, and the cache to continue from."""
     sequences, tokens = tokens_BT.shape
     cache = Cache(sequences)
     return _last_logits(model, tokens_BT, lengths or [tokens] * sequences, cache), cache
@@ -31,11 +27,7 @@ def prefill(
 
 @torch.no_grad()
 def decode(model: Decoder, tokens_B: Tensor, cache: Cache) -> Tensor:
-    """Read one more token of each sequence into ``cache``; return the logits (B, V) that follow it.
-
-    Raises:
-        UserError: no tokens, or a cache of another number of sequences.
-    """
+    """Read one more token of each sequence into ``cache``; return the logits (B, V) that follow it."""
     return model(tokens_B[:, None], Context(selection="causal", cache=cache))[:, 0]  # type: ignore[no-any-return]
 
 
@@ -48,35 +40,29 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    end: int | None = None,
     cached: bool = True,
     inspect: Callable[[Cache], None] | None = None,
 ) -> list[list[int]]:
-    """Return ``new`` tokens after each prompt, or those before the token ``end``.
+    """Return ``new`` tokens after each prompt.
 
     ``temperature`` 0 takes the most likely token, the first of equals; above 0, tokens are drawn from
     softmax(logits / temperature) with one generator per prompt, so that a prompt's result does not
-    depend on the other prompts. ``top_p`` keeps the most likely tokens whose probabilities first sum to
-    at least that (nucleus sampling, Holtzman et al. 2020). With ``cached`` false, every step reads all
-    tokens again: the reference implementation. ``inspect`` is called once with the final cache, in which
-    everything but the last new tokens has been read.
-
-    Raises:
-        UserError: no prompt, an empty one, a token out of the vocabulary, or an option out of range.
+    depend on the other prompts. ``top_p`` keeps the most likely tokens whose probabilities first sum
+    to at least that (nucleus sampling, Holtzman et al. 2020). With ``cached`` false, every step reads
+    all tokens again: the reference implementation. ``inspect`` is called once with the final cache,
+    in which everything but the last new tokens has been read. Raise a `UserError` for no prompt, an
+    empty one, a token outside the vocabulary, or an option out of range.
     """
     texts = [list(prompt) for prompt in prompts]
     if not texts or not all(texts):
         raise UserError("generate needs one or more prompts of at least one token each")
     _check_vocabulary(model, [token for text in texts for token in text])
-    if end is not None:
-        _check_vocabulary(model, [end])
     if new < 1:
         raise UserError(f"new is {new}; it must be 1 or more")
     check_sampling(temperature, top_p, seed)
     model.eval()
     on = next(model.parameters()).device
     generators = [_generator(seed, texts, number) for number in range(len(texts))]
-    running = set(range(len(texts)))
     cache = Cache(len(texts)) if cached else None
     chosen: list[int] = []
     for _ in range(new):
@@ -91,15 +77,11 @@ def generate(
             _choose(logits_V, temperature, top_p, generator)
             for logits_V, generator in zip(logits_BV.float().cpu(), generators, strict=True)
         ]
-        for row, token in enumerate(chosen):
-            texts[row].append(token)
-            if token == end:
-                running.discard(row)
-        if not running:
-            break
+        for text, token in zip(texts, chosen, strict=True):
+            text.append(token)
     if inspect is not None and cache is not None:
         inspect(cache)
-    return [_until(text[len(prompt) :], end) for text, prompt in zip(texts, prompts, strict=True)]
+    return [text[-new:] for text in texts]
 
 
 def dense_cache_bytes(model: Decoder, tokens: int) -> int:
@@ -134,10 +116,6 @@ def _generator(seed: int, prompts: list[list[int]], number: int) -> torch.Genera
     """Return the generator of a prompt; equal prompts get different ones."""
     earlier = prompts[:number].count(prompts[number])
     return torch.Generator().manual_seed((seed << 16) + earlier)
-
-
-def _until(tokens: list[int], end: int | None) -> list[int]:
-    return tokens[: tokens.index(end)] if end is not None and end in tokens else tokens
 
 
 def _choose(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:

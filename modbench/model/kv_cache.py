@@ -23,20 +23,12 @@ class LayerCache:
     lengths: list[int]
 
 
-@dataclass(frozen=True)
-class Mark:
-    """A state of a cache that `Cache.rewind` returns to."""
-
-    read: list[int]
-    lengths: dict[int, list[int]]
+#: A state of a cache that `Cache.rewind` returns to: tokens read, and those cached by layer.
+Mark = tuple[list[int], dict[int, list[int]]]
 
 
 class Cache:
-    """The keys and values of ``sequences`` sequences; ``read`` counts the tokens read of each.
-
-    Raises:
-        UserError: fewer than 1 sequence.
-    """
+    """The keys and values of ``sequences`` sequences; ``read`` counts the tokens read of each."""
 
     def __init__(self, sequences: int) -> None:
         if sequences < 1:
@@ -103,14 +95,13 @@ class Cache:
 
     def mark(self) -> Mark:
         """Return the current state for `rewind`."""
-        lengths = {layer: list(cached.lengths) for layer, cached in self._layers.items()}
-        return Mark(list(self.read), lengths)
+        return self.read, {layer: list(cached.lengths) for layer, cached in self._layers.items()}
 
     def rewind(self, mark: Mark) -> None:
         """Drop the tokens read since ``mark``. Nothing is copied; later tokens overwrite them."""
-        self.read = list(mark.read)
+        self.read, lengths = mark
         for layer, cached in self._layers.items():
-            cached.lengths = list(mark.lengths.get(layer, [0] * self.sequences))
+            cached.lengths = list(lengths.get(layer, [0] * self.sequences))
 
     def _with_room(self, layer: int, needed: int, k_BKTP: Tensor, v_BKTP: Tensor) -> LayerCache:
         """Return the layer's storage with room for ``needed`` tokens. It doubles when full, so that
@@ -134,10 +125,9 @@ class Cache:
 
 
 def _select_rows(t_BKCP: Tensor, rows: Sequence[int]) -> Tensor:
-    """Return the sequences ``rows``; a view where they are adjacent."""
-    first, end = rows[0], rows[-1] + 1
-    if list(rows) == list(range(first, end)):
-        return t_BKCP[first:end]
+    """Return the sequences ``rows``; a view if they are all."""
+    if len(rows) == len(t_BKCP):
+        return t_BKCP
     return t_BKCP.index_select(0, torch.tensor(list(rows), device=t_BKCP.device))
 
 

@@ -59,10 +59,7 @@ class ShapeOptions:
     sequence: int | None = None  #: tokens per sequence
 
     def resolved(self) -> Size:
-        """
-        Raises:
-            UserError: an unknown size, or an invalid shape.
-        """
+        """Return the resolved size. Raise a `UserError` for an unknown size or an invalid shape."""
         if self.size not in SIZES:
             raise UserError(f"size '{self.size}' is not known; {known_names(self.size, SIZES)}")
         size = SIZES[self.size]

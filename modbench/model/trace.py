@@ -8,8 +8,6 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from modbench.errors import UserError
-
 
 class Trace:
     """Losses, tensors and counts that routed layers report.
@@ -48,19 +46,12 @@ class Trace:
             self.repeated = False
 
     def loss(self, layer: int, name: str, value: Tensor) -> None:
-        """Report an auxiliary loss. Raise a `UserError` if it is not a tensor of one number."""
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            found = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
-            raise UserError(
-                f"loss '{name}' of layer {layer} is {found}; it must be a tensor of one number"
-            )
+        """Report an auxiliary loss, a tensor of one number."""
         if not self.repeated:
             self.losses[layer, name] = value
 
     def show(self, layer: int, name: str, value: Tensor) -> None:
-        """Report a tensor. Raise a `UserError` if it is not a tensor."""
-        if not isinstance(value, Tensor):
-            raise UserError(f"layer {layer} shows {name} {value!r}; it must be a tensor")
+        """Report a tensor."""
         if not self.repeated:
             self.tensors[layer, name] = value.detach()
 
@@ -69,20 +60,18 @@ class Trace:
         layer: int,
         scores: Tensor,
         chosen: Tensor,
-        real: Tensor | None = None,
         gates: Tensor | None = None,
     ) -> None:
         """Report the choice of experts if the trace is detailed: for each token and expert (..., E) the
         router's score before renormalisation and scaling, whether the expert processes the token, and
-        the gate (0 where it does not). ``real`` (...) marks the tokens that are not padding; only they
-        are kept, as ``scores`` (N, E), ``chosen`` (N, E) bool and ``weights`` (N, E)."""
+        the gate (0 where it does not)."""
         if not self.detailed:
             return
         shown = {"scores": scores, "chosen": chosen}
         if gates is not None:
             shown["weights"] = gates * chosen
         for name, value in shown.items():
-            self.show(layer, name, value.flatten(0, -2) if real is None else value[real])
+            self.show(layer, name, value.flatten(0, -2))
 
     def count(self, layer: int, name: str, counts: Tensor | Sequence[int]) -> None:
         """Report the number of routed tokens (one count per sequence) or assignments (one count). A

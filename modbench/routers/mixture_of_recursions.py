@@ -46,7 +46,7 @@ from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
 from modbench.routing.option_checks import check_at_least, check_types, reject_unused
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets, Router
-from modbench.routing.topk import capacity_tokens, highest, nonzero_indices, score, selected_of_each
+from modbench.routing.topk import capacity_tokens, counts_to_host, highest, nonzero_indices, score
 
 
 @register_router("mixture_of_recursions")
@@ -230,7 +230,7 @@ class Recursions(Layer):
         if real_BT is not None:
             active_BT = active_BT & real_BT
         nominal, _ = self._nominal(context.lengths(x_BTD), context.before(x_BTD), r)
-        counts = selected_of_each(active_BT, nominal)
+        counts = counts_to_host(active_BT.sum(1), nominal)
         for depth in self._depths(r):
             context.trace.show(depth, "selected", active_BT)
             context.trace.count(depth, "depth", counts)

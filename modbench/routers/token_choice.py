@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.routing.balance import SelectionBias, balance_loss, load_of
-from modbench.routing.expert_options import ExpertOptions
+from modbench.routing.expert_hooks import ExpertOptions
 from modbench.routing.expert_router import ExpertRouter
 from modbench.routing.option_checks import check_at_least, reject_unused
 from modbench.routing.registry import register_router

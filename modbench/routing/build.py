@@ -1,33 +1,31 @@
 """Models from a shape and a router."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from torch import nn
 
-from modbench.errors import UserError
 from modbench.ledger import Counts, Ledger, Workload
 from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder
 from modbench.model.init import stream
 from modbench.model.layer import Layer
-from modbench.routing.plugin_fault import checked_call, defined_at
+from modbench.routing.hook_checks import expect, shown
+from modbench.routing.plugin_fault import authors_code
 from modbench.routing.router import Router
 
 
 class RoutedDecoder(Decoder):
-    """A decoder whose layers ``router`` builds; what the layers report is validated. Raise a `UserError`
-    if the router cannot build a layer for this shape."""
+    """A decoder whose layers ``router`` builds. Raise a `UserError` if the router cannot build a layer
+    for this shape."""
 
     def __init__(self, config: ModelConfig, router: Router) -> None:
-        layers = (
-            checked_call(
-                router, f"build_layer of layer {number}", Layer, router.build_layer, config, number
-            )
-            for number in range(config.layers)
-        )
-        super().__init__(config, layers)
+        def built(number: int) -> Layer:
+            with authors_code(router, f"build_layer of layer {number}"):
+                layer = router.build_layer(config, number)
+            expect(router, "build_layer", isinstance(layer, Layer), shown(layer), "a Layer")
+            return layer
+
+        super().__init__(config, map(built, range(config.layers)))
         self.router = router
 
     @property
@@ -36,28 +34,17 @@ class RoutedDecoder(Decoder):
         parts = [part for part in self.modules() if isinstance(part, Layer)]
         return "closed form" if all(part.has_closed_form for part in parts) else "counted"
 
-    def layer_ledger(self, number: int, workload: Workload) -> Ledger:
-        layer: Layer = self.layers[number]  # type: ignore[assignment]
-        where = f"ledger of layer {number}"
-        ledger: Ledger = checked_call(self.router, where, Ledger, layer.ledger, workload)
-        return ledger
+    def ledger(self, workload: Workload) -> Ledger:
+        with authors_code(self.router, "ledger"):
+            return super().ledger(workload)
 
-    def layer_nominal_counts(self, number: int, workload: Workload) -> Counts:
-        where = f"nominal_counts of layer {number}"
-        layer: Layer = self.layers[number]  # type: ignore[assignment]
-        counts: Counts = checked_call(self.router, where, Mapping, layer.nominal_counts, workload)
-        return counts
+    def nominal_counts(self, workload: Workload) -> Counts:
+        with authors_code(self.router, "nominal_counts"):
+            return super().nominal_counts(workload)
 
-    def active_of(self, part: nn.Module, number: int) -> int:
-        where, report = f"active_parameters of layer {number}", part.active_parameters
-        active: int = checked_call(self.router, where, int, report)  # type: ignore[arg-type]
-        total = sum(parameter.numel() for parameter in part.parameters())
-        if not 0 <= active <= total:
-            raise UserError(
-                f"router '{self.router.name}': {where}{defined_at(report)} is {active:,}; it "  # type: ignore[arg-type]
-                f"must lie between 0 and the layer's {total:,} parameters"
-            )
-        return active
+    def active_by_layer(self) -> list[int]:
+        with authors_code(self.router, "active_parameters"):
+            return super().active_by_layer()
 
 
 def build_model(config: ModelConfig, router: Router, seed: int = 0) -> RoutedDecoder:
@@ -68,7 +55,8 @@ def build_model(config: ModelConfig, router: Router, seed: int = 0) -> RoutedDec
     torch.manual_seed(stream(seed, "router").initial_seed())
     try:
         model = RoutedDecoder(config, router)
-        checked_call(router, "initialise", type(None), model.initialise, seed)
+        with authors_code(router, "initialise"):
+            model.initialise(seed)
     finally:
         torch.set_rng_state(state)
     return model

@@ -15,12 +15,9 @@ _DECORATORS = "@register_router('{}') and, below it, @dataclass(frozen=True, kw_
 
 
 def check_declaration(name: str, router: type) -> None:
-    """
-    Raises:
-        UserError: ``router`` is not a frozen dataclass that derives from `Router` and builds layers, or
-            an option lacks a type or has a default of another one, or the name of a method is nearly
-            that of a hook.
-    """
+    """Raise a `UserError` if ``router`` is not a frozen dataclass that derives from `Router` and builds
+    layers, an option lacks a type or has a default of another one, or the name of a method is nearly
+    that of a hook."""
     kind = f"router '{name}' ({router.__qualname__})"
     if not issubclass(router, Router):
         raise UserError(f"{kind} must derive from DepthRouter, ExpertRouter or Router of modbench")
@@ -93,14 +90,7 @@ def _untyped(router: type[Router]) -> Iterator[tuple[str, Any]]:
 
 
 def _check_types(kind: str, router: type[Router]) -> None:
-    try:
-        hints = get_type_hints(router)
-    except NameError as error:
-        named = (f.name for f in fields(router) if str(error.name) in str(f.type))  # type: ignore[arg-type]
-        option = next(named, "?")
-        raise UserError(
-            f"{kind}: the type of option '{option}' can't be resolved ({error}); import it"
-        ) from error
+    hints = get_type_hints(router)
     for field in fields(router):  # type: ignore[arg-type]
         if not field.init or field.default is MISSING:
             continue

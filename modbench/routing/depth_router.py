@@ -23,28 +23,31 @@ from modbench.routing.ema import EMA
 from modbench.routing.feed_forward import as_feed_forward
 from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
-from modbench.routing.hook_checks import checked_scorer, expect, expect_losses, has_values, shown
+from modbench.routing.hook_checks import (
+    checked_tensor,
+    expect,
+    expect_losses,
+    has_values,
+)
 from modbench.routing.option_checks import check_at_least, check_types, reject_unused
 from modbench.routing.predictor import Predictor
 from modbench.routing.router import Router, overrides
-from modbench.routing.scorer import LinearScorer, at_layer, has_closed_form, run_scorer, scorer_ledger
+from modbench.routing.scorer import LinearScorer, has_closed_form, run_scorer, scorer_ledger, scorer_of
 from modbench.routing.tokens import Noise, Tokens, tokens_of
-from modbench.routing.topk import capacity_tokens, highest, nonzero_indices, selected_of_each
+from modbench.routing.topk import capacity_tokens, counts_to_host, highest, nonzero_indices
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthRouter(Router):
     """In each routed block a part of a sequence's tokens is processed; the others skip the block.
 
-    In training, the ceil(capacity * T) tokens that score highest are selected: x' = x + gate * block(x)
-    for them, x' = x for the rest (Raposo et al. 2024, equation 1). A prediction may not compare a token
-    with later ones, so another rule selects there: ``predictor``, a small MLP that learns from the top-k
-    selection; ``aux_bce``, the scores themselves, trained in the same way; ``ema_threshold``, a moving
-    average of the lowest score selected. A scheme that overrides `selected` decides alone, in training
-    too; ``capacity`` is then the share of tokens that nominal FLOPs assume.
-
-    Raises:
-        UserError: an option out of range or without effect.
+    In training, the ceil(capacity * T) tokens that score highest are selected: x' = x + gate *
+    block(x) for them, x' = x for the rest (Raposo et al. 2024, equation 1). A prediction may not
+    compare a token with later ones, so another rule selects there: ``predictor``, a small MLP that
+    learns from the top-k selection; ``aux_bce``, the scores themselves, trained in the same way;
+    ``ema_threshold``, a moving average of the lowest score selected. A scheme that overrides
+    `selected` decides alone, in training too; ``capacity`` is then the share of tokens that nominal
+    FLOPs assume. Raise a `UserError` for an option out of range or without effect.
     """
 
     capacity: float = 0.125  #: share of a sequence's tokens that a routed block processes
@@ -129,7 +132,7 @@ class DepthRouter(Router):
                 f"no block of {model.layers} is routed with every {self.every}, offset {self.offset}, "
                 f"first_dense {self.first_dense} and last_dense {self.last_dense}; leave room for one"
             )
-        block = Block(model, layer, as_feed_forward(self, self.feed_forward(model, layer), layer))
+        block = Block(model, layer, as_feed_forward(self, self.feed_forward(model, layer)))
         return DepthRouted(self, model, layer, block) if layer in routed else block
 
     def routes(self, layer: int, layers: int) -> bool:
@@ -157,8 +160,7 @@ class DepthRouted(Layer):
     def __init__(self, options: DepthRouter, model: ModelConfig, layer: int, block: Block) -> None:
         super().__init__()
         self.options, self.model, self.layer, self.block = options, model, layer, block
-        scorer = checked_scorer(options, options.scorer(model))
-        self.router, self.noise = at_layer(scorer, layer), Noise(layer)
+        self.router, self.noise = scorer_of(options, model, layer), Noise(layer)
         self.decides = overrides(options, "selected", DepthRouter)
         if self.router is None and not self.decides:
             raise UserError(
@@ -197,12 +199,17 @@ class DepthRouted(Layer):
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         tokens = tokens_of(x_BTD, context, self.noise, scorer=None if self.control else self.router)
         scores_BT = self._scores(x_BTD, context)
-        if self.decides:
-            selected_BT, lengths = self._decided(scores_BT, tokens, context)
-        elif context.selection == "topk":
+        if context.selection == "topk" and not self.decides:
             selected_BT, lengths = self._topk(x_BTD, scores_BT, tokens, context)
         else:
-            selected_BT = self._causal_scores(x_BTD, scores_BT) >= self._cut()
+            if self.decides:
+                selected_BT = self.options.selected(scores_BT, tokens)
+                expected, shape = "a mask of the tokens, torch.bool, (B, T)", scores_BT.shape
+                checked_tensor(
+                    self.options, "selected", selected_BT, shape, expected, dtypes=(torch.bool,)
+                )
+            else:
+                selected_BT = self._causal_scores(x_BTD, scores_BT) >= self._cut()
             selected_BT, lengths = self._counted(selected_BT, tokens, context)
         gate_BT = self._gate(scores_BT)
         context.trace.show(self.layer, "selected", selected_BT)
@@ -260,8 +267,8 @@ class DepthRouted(Layer):
         if self.control is not None:
             return self.control(x_BTD, context)  # type: ignore[no-any-return]
         scores_BT = run_scorer(self.router, x_BTD, self.layer)
-        self._expect("scorer", scores_BT, x_BTD, "a score per token")
-        return scores_BT
+        expected, shape = "a floating-point score per token, (B, T)", x_BTD.shape[:2]
+        return checked_tensor(self.options, "scorer", scores_BT, shape, expected)
 
     def _causal_scores(self, x_BTD: Tensor, scores_BT: Tensor) -> Tensor:
         return scores_BT if self.predictor is None else self.predictor(x_BTD)
@@ -279,18 +286,12 @@ class DepthRouted(Layer):
         if not self._gated():
             return torch.ones_like(scores_BT)
         gate_BT = self.options.applied_gate(scores_BT)
-        self._expect("gate", gate_BT, scores_BT, "a factor per token")
+        expected = "a factor per token, floating-point, (B, T)"
+        checked_tensor(self.options, "gate", gate_BT, scores_BT.shape, expected)
         if has_values(gate_BT):
             right = bool(gate_BT.isfinite().all()) or not bool(scores_BT.isfinite().all())
             expect(self.options, "gate", right, "NaN or Inf for finite scores", "finite factors")
         return gate_BT
-
-    def _decided(
-        self, scores_BT: Tensor, tokens: Tokens, context: Context
-    ) -> tuple[Tensor, Sequence[int]]:
-        selected_BT = self.options.selected(scores_BT, tokens)
-        self._expect("selected", selected_BT, scores_BT, "a mask of the tokens", torch.bool)
-        return self._counted(selected_BT, tokens, context)
 
     def _counted(
         self, selected_BT: Tensor, tokens: Tokens, context: Context
@@ -300,7 +301,7 @@ class DepthRouted(Layer):
         if tokens.real is not None:
             selected_BT = selected_BT & tokens.real
         nominal, _ = incremental_counts(self._share, tokens.lengths, tokens.past)
-        return selected_BT, selected_of_each(selected_BT, nominal)
+        return selected_BT, counts_to_host(selected_BT.sum(1), nominal)
 
     def _topk(
         self, x_BTD: Tensor, scores_BT: Tensor, tokens: Tokens, context: Context
@@ -341,16 +342,6 @@ class DepthRouted(Layer):
         if tokens.training and not context.trace.repeated:
             with torch.no_grad():
                 self.options.update(self.router, scores_N.detach(), selected_N, tokens)
-
-    def _expect(
-        self, hook: str, value: object, like_BT: Tensor, what: str, dtype: torch.dtype | None = None
-    ) -> None:
-        shape = tuple(like_BT.shape[:2])
-        right = isinstance(value, Tensor) and value.shape == shape
-        if right and isinstance(value, Tensor):
-            right = value.is_floating_point() if dtype is None else value.dtype == dtype
-        wanted = "floating point" if dtype is None else str(dtype)
-        expect(self.options, hook, right, shown(value), f"{what}, (B, T) = {shape}, {wanted}")
 
     def _groups(self, lengths: Sequence[int]) -> list[Sequence[int]]:
         """Split the sequences into groups that are processed together. Where the scores decide how many

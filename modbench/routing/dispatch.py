@@ -7,33 +7,16 @@ PyTorch's deterministic algorithms do. Advanced indexing (``x[index]``) would no
 N tokens, K experts of a token, E experts, A rows (token-expert assignments), D model width.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from modbench.routing.topk import apply_capacity
 
-
-def first_of_each_expert(
-    experts_NK: Tensor, load_E: Tensor, load: Sequence[int], capacity: int | None
-) -> tuple[Tensor, list[int]]:
-    """Return the assignments that are computed, sorted by expert, earlier tokens first, (A,), and how
-    many each expert has: at most ``capacity``. ``load`` are the assignments of the experts that compute,
-    which are the first of ``load_E``."""
-    order_A = experts_NK.flatten().argsort(stable=True)[: sum(load)]
-    if capacity is None:
-        return order_A, list(load)
-    expert_A = experts_NK.flatten().index_select(0, order_A)
-    counts = [min(count, capacity) for count in load]
-    return order_A.index_select(0, apply_capacity(expert_A, load_E, capacity, sum(counts))), counts
-
-
-def first_on_device(
+def by_expert(
     experts_NK: Tensor, load_E: Tensor, experts: int, capacity: int | None
 ) -> tuple[Tensor, Tensor]:
-    """As `first_of_each_expert`, with all assignments: those that are not computed come last, so that
-    the host does not have to wait for their number. ``experts`` of the experts compute."""
+    """Return the assignments sorted by expert, earlier tokens first, (A,), those that are not computed
+    last; and how many each of the first ``experts`` experts, which compute, has: at most ``capacity``.
+    """
     expert_A = experts_NK.flatten()
     order_A = expert_A.argsort(stable=True)
     if capacity is None:

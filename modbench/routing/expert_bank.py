@@ -33,28 +33,21 @@ def expert_widths(
     not divide, or leaves the experts nothing."""
     if width is not None:
         return width, shared * (width if shared_width is None else shared_width)
-    if not shared:
-        share = model.hidden / Fraction(repr(active))  # the decimal as the user wrote it
-        if share.denominator != 1 or share < 1:
-            raise UserError(
-                f"mlp_width {model.hidden} can't be shared by {active:g} active experts; "
-                "set expert_width, or an mlp_width that divides"
-            )
-        return int(share), 0
-    if shared_width is None:
-        each = int(model.hidden // (active + shared))
-        together = int(model.hidden - active * each)
+    number = Fraction(repr(active))  # the decimal as the user wrote it
+    if shared and shared_width is None:
+        each = Fraction(model.hidden // (number + shared))
+        together = int(model.hidden - number * each)
     else:
-        together = shared * shared_width
-        each = int((model.hidden - together) // active)
-        each = 0 if each * active != model.hidden - together else each
-    if each < 1:
+        together = shared * (shared_width or 0)
+        each = (model.hidden - together) / number
+    if each.denominator != 1 or each < 1:
+        also = f" and {shared} shared" if shared else ""
+        wide = "" if shared_width is None else f" of width {shared_width}"
         raise UserError(
-            f"mlp_width {model.hidden} can't be shared by {active:g} active and {shared} shared experts"
-            f"{'' if shared_width is None else f' of width {shared_width}'}; set expert_width, or an "
-            "mlp_width that divides"
+            f"mlp_width {model.hidden} can't be shared by {active:g} active{also} experts{wide}; "
+            "set expert_width, or an mlp_width that divides"
         )
-    return each, together
+    return int(each), together
 
 
 class ExpertBank(nn.Module):

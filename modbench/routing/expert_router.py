@@ -1,13 +1,233 @@
-"""ExpertRouter: the base of schemes that replace every block's MLP by experts."""
+"""ExpertRouter, the base of schemes that replace every block's MLP by experts, and its layer.
 
-from dataclasses import dataclass
+B sequences, T tokens, S slots, padding included, N tokens that are not padding, A assignments, D model
+width, E experts, K experts of a token.
+"""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from modbench.ledger import Counts, Ledger, Workload
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
+from modbench.model.context import Context
 from modbench.model.layer import Layer
-from modbench.model.mlp import FeedForward
+from modbench.model.mlp import MLP, FeedForward
+from modbench.routing.balance import load_of
+from modbench.routing.dispatch import by_expert, from_experts, to_experts
+from modbench.routing.expert_bank import ExpertBank, dispatched, expert_widths
 from modbench.routing.expert_hooks import ExpertHooks
-from modbench.routing.expert_layer import RoutedExperts
+from modbench.routing.force_balance import even_experts
+from modbench.routing.hook_checks import (
+    check_numbers,
+    checked_choice,
+    checked_tensor,
+    expect,
+    expect_losses,
+)
+from modbench.routing.router import overrides
+from modbench.routing.scorer import LinearScorer, has_closed_form, run_scorer, scorer_ledger, scorer_of
+from modbench.routing.tokens import Noise, Tokens, tokens_of
+from modbench.routing.topk import capacity_tokens, counts_to_host, evenly
+
+
+class RoutedExperts(FeedForward):
+    """A bank of experts, the scorer ``router`` and shared experts, which process every token."""
+
+    def __init__(self, options: ExpertHooks, model: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.options, self.model, self.layer = options, model, layer
+        self.active = options.nominal_experts_per_token()
+        right = isinstance(self.active, int | float) and 0 < self.active <= options.experts
+        expected = f"a number above 0 and at most experts, {options.experts}"
+        expect(options, "nominal_experts_per_token", right, repr(self.active), expected)
+        width, shared_width = expert_widths(
+            model,
+            active=self.active,
+            width=options.expert_width,
+            shared=options.shared_experts,
+            shared_width=options.shared_width,
+        )
+        self.bank = ExpertBank(model, layer, experts=options.experts, width=width)
+        self.router = scorer_of(options, model, layer)
+        # All shared experts together are one wider MLP.
+        self.shared = MLP(replace(model, mlp_width=shared_width), layer) if shared_width else None
+        self.shared_gate = None
+        if options.shared_gate:
+            self.shared_gate = LinearScorer(model.width, 1, stream="shared_gate")
+            self.shared_gate.layer = layer
+        self.noise = Noise(layer, "experts")
+
+    @property
+    def has_data_dependent_shapes(self) -> bool:  # type: ignore[override]
+        """True where the number of tokens per expert is read from the device."""
+        if self.options.assigns:
+            return self.options.exact_load((1,), (0,)) is None
+        return not self.bank.fits_grouped_mm()
+
+    @property
+    def has_closed_form(self) -> bool:
+        return has_closed_form(self.router)
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        x_SD, real_BT = x_BTD.flatten(0, 1), context.real(x_BTD)
+        # Padding is left out here and comes back as zeros.
+        slots_N = None if real_BT is None else real_BT.flatten().nonzero().squeeze(1)
+        x_ND = x_SD if slots_N is None else x_SD.index_select(0, slots_N)
+        tokens = tokens_of(x_BTD, context, self.noise, slots_N=slots_N, flat=True, scorer=self.router)
+        logits_NE = self._logits(x_ND)
+        route = self._assign if self.options.assigns else self._choose
+        out_SD, chosen = route(x_ND, logits_NE, tokens, context)
+        if context.selection == "topk":  # training never uses the causal rule
+            self._learn(logits_NE, chosen, tokens, context)
+        if slots_N is not None:
+            out_SD = out_SD.new_zeros(len(x_SD), out_SD.shape[1]).index_copy(0, slots_N, out_SD)
+        if self.shared is not None:
+            out_SD = out_SD + self._shared(x_BTD, context).flatten(0, 1)
+        return out_SD.to(x_BTD.dtype).view_as(x_BTD)
+
+    def ledger(self, workload: Workload) -> Ledger:
+        width = self.model.width
+        total = scorer_ledger(self.router, workload, self.layer, width, flat=True)
+        # With a capacity factor, too: an even load finds room.
+        nominal = self.options.nominal_assignments(workload.lengths, workload.past)
+        (assignments,) = workload.counts.get((self.layer, "experts"), (nominal,))
+        total += self.bank.ledger(workload, assignments)
+        if self.shared is not None:
+            total += self.shared.ledger(workload)
+        return total + scorer_ledger(self.shared_gate, workload, self.layer, width)
+
+    def nominal_counts(self, workload: Workload) -> Counts:
+        options, lengths, past = self.options, workload.lengths, workload.past
+        if options.assigns:
+            load = options.exact_load(lengths, past)
+            return {} if load is None else {(self.layer, "load"): (load,) * options.experts}
+        if options.no_ops() or options.capacity_factor is not None:
+            return {}
+        return {(self.layer, "experts"): (self.options.nominal_assignments(lengths, past),)}
+
+    def active_parameters(self) -> int:
+        own = sum(parameter.numel() for parameter in self.parameters())
+        bank = self.bank
+        return own - bank.parameters_of(bank.experts) + bank.parameters_of(self.active)
+
+    def _logits(self, x_ND: Tensor) -> Tensor:
+        experts = self.options.experts + self.options.no_ops()
+        if self.router is None:
+            dtype = torch.promote_types(x_ND.dtype, torch.float32)
+            return x_ND.new_zeros(len(x_ND), experts, dtype=dtype)
+        logits_NE = run_scorer(self.router, x_ND, self.layer)
+        found = "a module that gives "
+        expected = f"{found}floating-point logits (N, E)"
+        shape = len(x_ND), experts
+        return checked_tensor(self.options, "scorer", logits_NE, shape, expected, found=found)
+
+    def _choose(
+        self, x_ND: Tensor, logits_NE: Tensor, tokens: Tokens, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        """Return the output (N, D) of the experts that tokens choose, and their ids (N, K)."""
+        options, (count, experts) = self.options, logits_NE.shape
+        expert_ids_NK, gates_NK = checked_choice(
+            options, options.choose(logits_NE, tokens), logits_NE, options.top_k
+        )
+        check_numbers(options, "choose", gates_NK, logits_NE, x_ND, self.router)
+        expert_ids_NK = even_experts(
+            expert_ids_NK, context, sum(tokens.past), options.experts, options.no_ops()
+        )
+        load_E, capacity = load_of(expert_ids_NK, experts), self._capacity(count, context)
+        counts: Sequence[int] | Tensor
+        order_A, counts = by_expert(expert_ids_NK, load_E, options.experts, capacity)
+        if not self.bank.grouped(x_ND):
+            nominal = options.nominal_assignments(tokens.lengths, tokens.past)
+            counts = counts_to_host(counts, evenly(nominal, options.experts))
+            order_A = order_A[: sum(counts)]
+        tokens_A = order_A // options.top_k
+        y_AD = self.bank(to_experts(x_ND, tokens_A, self.bank.dtype(x_ND)), counts)
+        gates_A = gates_NK.flatten().index_select(0, order_A)
+        self._show_load(context, load_E, capacity)
+        if context.trace.detailed:
+            self._show_choice(context, logits_NE, expert_ids_NK, gates_NK)
+        return from_experts(y_AD, gates_A, tokens_A, count), expert_ids_NK
+
+    def _assign(
+        self, x_ND: Tensor, logits_NE: Tensor, tokens: Tokens, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        """Return the output (N, D) of the experts that tokens are assigned to, and the gates (N, E)."""
+        options, trace, load = self.options, context.trace, None
+        shape, expected = (len(x_ND), options.experts), "floating-point gates (N, E)"
+        gates_NE = options.assign(logits_NE, tokens)
+        gates_NE = checked_tensor(options, "assign", gates_NE, shape, expected)
+        check_numbers(options, "assign", gates_NE, logits_NE, x_ND, self.router)
+        chosen_NE = gates_NE != 0
+        if context.selection == "topk":
+            load = options.exact_load(tokens.lengths, tokens.past)
+        if context.forced_balance and load is None:
+            trace.forced = True
+            chosen_NE = options.even_assignments(tokens.lengths, tokens.past, x_ND.device)
+            gates_NE = options.scores(logits_NE).masked_fill(~chosen_NE, 0)
+        load_E = chosen_NE.sum(0)
+        trace.show(self.layer, "load", load_E)
+        if load is None:
+            nominal = options.nominal_assignments(tokens.lengths, tokens.past)
+            counts = counts_to_host(load_E, evenly(nominal, options.experts))
+            trace.count(self.layer, "experts", [sum(counts)])
+        if load is None or trace.detailed:
+            trace.show(self.layer, "taken", chosen_NE.sum(1))
+        if trace.detailed:
+            trace.show_choice(self.layer, options.scores(logits_NE), chosen_NE, gates=gates_NE)
+        y_ND = dispatched(self.bank, x_ND, gates_NE, chosen_NE, counts if load is None else load)
+        return y_ND, gates_NE
+
+    def _learn(self, logits_NE: Tensor, chosen: Tensor, tokens: Tokens, context: Context) -> None:
+        """Report auxiliary losses, and move the scorer's buffers after a training pass."""
+        options = self.options
+        losses = options.auxiliary_losses(logits_NE, chosen, tokens)
+        own = overrides(options, "auxiliary_losses", ExpertHooks)
+        expect_losses(options, losses, "auxiliary_losses" if own else "losses")
+        for name, loss in losses.items():
+            context.trace.loss(self.layer, name, loss)
+        if self.router is not None and tokens.training and not context.trace.repeated:
+            with torch.no_grad():
+                options.update(self.router, logits_NE.detach(), chosen.detach(), tokens)
+
+    def _capacity(self, tokens: int, context: Context) -> int | None:
+        """Return the assignments that an expert takes of a batch of ``tokens``; None: all. The causal
+        rule drops none: which are dropped depends on the batch and on later tokens."""
+        options = self.options
+        if options.capacity_factor is None or context.selection == "causal":
+            return None
+        experts = options.experts + options.no_ops()
+        return capacity_tokens(options.capacity_factor, tokens * options.top_k, among=experts)
+
+    def _shared(self, x_BTD: Tensor, context: Context) -> Tensor:
+        assert self.shared is not None
+        y_BTD: Tensor = self.shared(x_BTD, context)
+        if self.shared_gate is None:
+            return y_BTD
+        return y_BTD * run_scorer(self.shared_gate, x_BTD, self.layer).sigmoid()
+
+    def _show_load(self, context: Context, load_E: Tensor, capacity: int | None) -> None:
+        experts, taken_E = self.options.experts, load_E
+        if capacity is not None:
+            taken_E = torch.cat((load_E[:experts].clamp(max=capacity), load_E[experts:]))
+            context.trace.show(self.layer, "dropped", load_E - taken_E)
+        context.trace.show(self.layer, "load", taken_E)
+        context.trace.count(self.layer, "experts", taken_E[:experts].sum())
+
+    def _show_choice(
+        self, context: Context, logits_NE: Tensor, expert_ids_NK: Tensor, gates_NK: Tensor
+    ) -> None:
+        scores_NE = self.options.scores(logits_NE)
+        chosen_NE = torch.zeros_like(scores_NE, dtype=torch.bool).scatter_(1, expert_ids_NK, 1)
+        idle_NK = expert_ids_NK >= self.options.experts
+        gates_NK = gates_NK.masked_fill(idle_NK, 0.0).to(scores_NE.dtype)
+        gates_NE = torch.zeros_like(scores_NE).scatter_(1, expert_ids_NK, gates_NK)
+        context.trace.show_choice(self.layer, scores_NE, chosen_NE, gates=gates_NE)
+        if self.options.no_ops():
+            context.trace.show(self.layer, "no_op", idle_NK.sum(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +241,6 @@ class ExpertRouter(ExpertHooks):
     `nominal_experts_per_token()`.
     `losses(logits_NE, expert_ids_NK)`: auxiliary losses by name.
     `update(scorer, logits_NE, chosen, tokens)`: moves the buffers of the scorer.
-
-    All else is done by `modbench.routing.expert_layer.RoutedExperts`.
     """
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:

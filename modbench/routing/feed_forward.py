@@ -4,16 +4,15 @@ B sequences, T tokens, D model width.
 """
 
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor, nn
 
-from modbench.errors import UserError
 from modbench.ledger import Ledger, Workload, component
 from modbench.model.context import Context
 from modbench.model.counted import checked_output, counted_ledger
 from modbench.model.mlp import FeedForward
-from modbench.routing.plugin_fault import defined_at
+from modbench.routing.hook_checks import expect, shown
+from modbench.routing.router import Router
 
 
 class CountedFeedForward(FeedForward):
@@ -37,14 +36,8 @@ class CountedFeedForward(FeedForward):
         return False
 
 
-def as_feed_forward(router: Any, module: nn.Module, layer: int) -> FeedForward:
-    """Return ``module``, what the ``feed_forward`` of ``router`` returned, as a part of a block. Raise a
-    `UserError` if it is no module."""
-    if isinstance(module, FeedForward):
-        return module
-    if not isinstance(module, nn.Module):
-        raise UserError(
-            f"router '{router.name}': feed_forward of layer {layer}{defined_at(router.feed_forward)} "
-            f"returned {type(module).__name__}; it must return a torch.nn.Module"
-        )
-    return CountedFeedForward(module)
+def as_feed_forward(router: Router, module: nn.Module) -> FeedForward:
+    """Return ``module``, what the ``feed_forward`` of ``router`` returned, as a part of a block."""
+    right = isinstance(module, nn.Module)
+    expect(router, "feed_forward", right, shown(module), "a torch.nn.Module")
+    return module if isinstance(module, FeedForward) else CountedFeedForward(module)

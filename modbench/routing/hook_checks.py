@@ -4,8 +4,8 @@ where they cost nothing: on a CPU, not while tensors have none.
 N tokens, E experts, K experts of a token, D model width.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,6 @@ from torch import Tensor, nn
 from modbench.errors import UserError
 from modbench.routing.plugin_fault import defined_at
 from modbench.routing.router import Router
-
-if TYPE_CHECKING:
-    from modbench.routing.expert_hooks import ExpertHooks
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -39,16 +36,22 @@ def shown(value: Any) -> str:
     return f"a tensor of shape {tuple(shape)} and {value.dtype}"
 
 
-def is_float(value: Any, shape: tuple[int, ...]) -> bool:
-    """Return True for a floating-point tensor of ``shape``."""
-    return isinstance(value, Tensor) and value.is_floating_point() and value.shape == shape
-
-
-def checked_scorer(router: Router, scorer: Any) -> nn.Module | None:
-    """Return what `scorer` built."""
-    right = scorer is None or isinstance(scorer, nn.Module)
-    expect(router, "scorer", right, shown(scorer), "a torch.nn.Module or None")
-    return scorer  # type: ignore[no-any-return]
+def checked_tensor(
+    router: Router,
+    hook: str,
+    value: Any,
+    shape: Sequence[int],
+    expected: str,
+    *,
+    found: str = "",
+    dtypes: tuple[torch.dtype, ...] | None = None,
+) -> Tensor:
+    """Return ``value``, which ``hook`` returned, in words the part ``found`` of it, if it is a tensor of
+    ``shape`` and of one of ``dtypes`` (None: floating-point)."""
+    right = isinstance(value, Tensor) and value.shape == torch.Size(shape)
+    right = right and (value.is_floating_point() if dtypes is None else value.dtype in dtypes)
+    expect(router, hook, right, found + shown(value), f"{expected} = {tuple(shape)}")
+    return value  # type: ignore[no-any-return]
 
 
 def expect_losses(router: Router, losses: Any, hook: str = "losses") -> None:
@@ -65,38 +68,21 @@ def has_values(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and tensor.is_cpu and type(tensor) is Tensor
 
 
-def checked_logits(router: Router, logits_NE: Any, shape: tuple[int, int]) -> Tensor:
-    """Return what the scorer gave for N tokens."""
-    found = f"a module that gives {shown(logits_NE)}"
-    expected = f"a module that gives floating-point logits (N, E) = {shape}"
-    expect(router, "scorer", is_float(logits_NE, shape), found, expected)
-    return logits_NE  # type: ignore[no-any-return]
-
-
-def checked_choice(router: "ExpertHooks", choice: Any, logits_NE: Tensor) -> tuple[Tensor, Tensor]:
+def checked_choice(router: Router, choice: Any, logits_NE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """Return the ids (N, K) and gates (N, K) of `choose`."""
-    shape, experts = (len(logits_NE), router.top_k), logits_NE.shape[1]
+    shape, experts = (len(logits_NE), top_k), logits_NE.shape[1]
     pair = isinstance(choice, tuple | list) and len(choice) == 2
     expect(router, "choose", pair, shown(choice), "two tensors, expert ids and gates")
     ids_NK, gates_NK = choice
-    right = isinstance(ids_NK, Tensor) and ids_NK.dtype in _INTEGERS and ids_NK.shape == shape
-    expected = f"integer expert ids (N, top_k) = {shape}"
-    expect(router, "choose", right, f"expert ids as {shown(ids_NK)}", expected)
-    expected = f"floating-point gates (N, top_k) = {shape}"
-    expect(router, "choose", is_float(gates_NK, shape), f"gates as {shown(gates_NK)}", expected)
+    expected, found = "integer expert ids (N, top_k)", "expert ids as "
+    checked_tensor(router, "choose", ids_NK, shape, expected, found=found, dtypes=_INTEGERS)
+    expected = "floating-point gates (N, top_k)"
+    checked_tensor(router, "choose", gates_NK, shape, expected, found="gates as ")
     if has_values(ids_NK):
         low, high = (int(end) for end in ids_NK.aminmax())
         right = low >= 0 and high < experts
         expect(router, "choose", right, f"expert ids from {low} to {high}", f"0 to {experts - 1}")
     return ids_NK.to(torch.int64), gates_NK
-
-
-def checked_gates(router: "ExpertHooks", gates_NE: Any, logits_NE: Tensor) -> Tensor:
-    """Return the gates (N, E) of `assign`."""
-    shape = (len(logits_NE), router.experts)
-    expected = f"floating-point gates (N, E) = {shape}"
-    expect(router, "assign", is_float(gates_NE, shape), shown(gates_NE), expected)
-    return gates_NE  # type: ignore[no-any-return]
 
 
 def check_numbers(

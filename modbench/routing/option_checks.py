@@ -11,20 +11,14 @@ if TYPE_CHECKING:
 
 
 def check_types(router: "Router") -> None:
-    """
-    Raises:
-        UserError: an option whose value does not have the type of its field, or is NaN or infinite.
-    """
+    """Raise a `UserError` for an option of another type than its field, or NaN or infinite."""
     hints = get_type_hints(type(router))
     for option, value in router.options().items():
         check_type(option, value, hints[option])
 
 
 def check_at_least(lowest: int, router: "Router", *options: str) -> None:
-    """
-    Raises:
-        UserError: an option that is set and below ``lowest``.
-    """
+    """Raise a `UserError` for an option that is set and below ``lowest``."""
     for option in options:
         value = getattr(router, option)
         if value is not None and value < lowest:
@@ -32,12 +26,9 @@ def check_at_least(lowest: int, router: "Router", *options: str) -> None:
 
 
 def reject_unused(router: "Router", *rules: tuple[str, bool, str]) -> None:
-    """Reject options that are set but have no effect: two rows of a table would differ by name alone.
-    A rule is (option, True if it has no effect, option that is the reason).
-
-    Raises:
-        UserError: an option without effect does not have its default value.
-    """
+    """Reject options that are set but have no effect: two rows of a table would differ by name alone. A
+    rule is (option, True if it has no effect, option that is the reason). Raise a `UserError`, unless
+    they have their default values."""
     defaults = {field.name: field.default for field in fields(router)}  # type: ignore[arg-type]
     for option, is_unused, reason in rules:
         if is_unused and getattr(router, option) != defaults[option]:

@@ -35,22 +35,6 @@ def authors_code(router: "Router | type[Router]", during: str) -> Iterator[None]
         raise UserError(f"router '{name}' {raised(error, during, router=router)}") from error
 
 
-def checked_call(
-    router: "Router", where: str, kind: type, function: Callable[..., Any], *arguments: Any
-) -> Any:
-    """Return ``function(*arguments)``, which is code of ``router``'s author. Raise a `UserError` if it
-    raises or returns something other than a ``kind``; the message names the router and ``where``, the
-    method and layer."""
-    with authors_code(router, where):
-        result = function(*arguments)
-    if not isinstance(result, kind):
-        raise UserError(
-            f"router '{router.name}': {where}{defined_at(function)} returned "
-            f"{type(result).__name__}; it must return {kind.__module__}.{kind.__name__}"
-        )
-    return result
-
-
 def raised(
     error: BaseException,
     during: str = "",

@@ -4,9 +4,8 @@ import hashlib
 import importlib.util
 import os
 import sys
-import tomllib
 from collections.abc import Callable, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,11 +27,8 @@ R = TypeVar("R", bound="type[Router]")
 
 
 def register_router(name: str) -> Callable[[R], R]:
-    """Register the decorated dataclass under ``name``.
-
-    Raises:
-        UserError: the name is taken, or see `modbench.routing.declaration.check_declaration`.
-    """
+    """Register the decorated dataclass under ``name``. Raise a `UserError` if the name is taken, or see
+    `modbench.routing.declaration.check_declaration`."""
 
     def register(router: R) -> R:
         from modbench.routing.declaration import check_declaration
@@ -58,18 +54,9 @@ def _file_or_module(module: str | None) -> str:
     return os.path.relpath(str(sys.modules[module].__file__))
 
 
-def _points() -> list[EntryPoint]:
-    """Return entry points of installed packages, and of this checkout if it is not installed."""
-    found, project = list(entry_points(group=GROUP)), Path(__file__).parents[2] / "pyproject.toml"
-    if any(point.module.startswith("modbench.routers.") for point in found) or not project.exists():
-        return found
-    own = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["entry-points"][GROUP]
-    return found + [EntryPoint(name, module, GROUP) for name, module in own.items()]
-
-
 def installed_modules() -> dict[str, str]:
     """Return the module of each installed router by name, without loading any."""
-    return {point.name: point.module for point in sorted(_points())}
+    return {point.name: point.module for point in sorted(entry_points(group=GROUP))}
 
 
 def router_names() -> list[str]:
@@ -78,11 +65,8 @@ def router_names() -> list[str]:
 
 
 def router_class(name: str) -> "type[Router]":
-    """Return the router registered as ``name``; load its package if needed.
-
-    Raises:
-        UserError: an unknown name, or a package that cannot be imported or does not register it.
-    """
+    """Return the router registered as ``name``; load its package if needed. Raise a `UserError` for an
+    unknown name, or a package that cannot be imported or does not register it."""
     if name not in _registered:
         module = installed_modules().get(name)
         if module is None:
@@ -103,11 +87,8 @@ def router_class(name: str) -> "type[Router]":
 
 
 def load_plugin(path: str | Path) -> list[str]:
-    """Run a plugin file and return the names it registers. A file is loaded once per process.
-
-    Raises:
-        UserError: the file is missing, raises, or registers nothing.
-    """
+    """Run a plugin file and return the names it registers. A file is loaded once per process. Raise a
+    `UserError` if it is missing, raises, or registers nothing."""
     file = Path(path).resolve()
     if not file.is_file():
         raise UserError(f"plugin {path}: there is no such file; give the path of a Python file")
@@ -161,11 +142,8 @@ def plugin_file(name: str) -> Path | None:
 
 
 def preset_options(name: str) -> tuple[str, dict[str, Any]]:
-    """Return router name and options of ``NAME`` or ``NAME:PRESET``.
-
-    Raises:
-        UserError: an unknown router or preset.
-    """
+    """Return router name and options of ``NAME`` or ``NAME:PRESET``. Raise a `UserError` if one of them
+    is unknown."""
     router, colon, preset = name.partition(":")
     if not colon:
         return router, {}
@@ -176,12 +154,8 @@ def preset_options(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router":
-    """Build the router ``name`` with checked ``options``.
-
-    Raises:
-        UserError: an unknown router or option, an option with a wrong type or out of range, or a missing
-            required option.
-    """
+    """Build the router ``name`` with checked ``options``. Raise a `UserError` for an unknown router, or
+    an unknown, wrong or missing option."""
     router = router_class(name)
     with authors_code(router, "its construction"):
         instance: Router = built(f"router '{name}'", options or {}, router)

@@ -4,7 +4,6 @@ the FLOPs of any other are counted.
 B sequences, T tokens, N tokens of a batch, D model width, E scores of a token.
 """
 
-from collections import Counter
 from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,9 +13,11 @@ from torch import Tensor, nn
 
 from modbench.counting.counter import FlopCounter
 from modbench.ledger import Ledger, Workload, component
+from modbench.model.config import ModelConfig
 from modbench.model.counted import meta_twin
 from modbench.model.init import normal_
 from modbench.model.layer import weight_ledger
+from modbench.routing.hook_checks import expect, shown
 from modbench.routing.topk import score
 
 
@@ -65,8 +66,11 @@ def run_scorer(scorer: nn.Module, x_D: Tensor, layer: int) -> Tensor:
 _counted: WeakKeyDictionary[nn.Module, dict[Any, Ledger]] = WeakKeyDictionary()
 
 
-def at_layer(scorer: nn.Module | None, layer: int) -> nn.Module | None:
-    """Return ``scorer``, told the depth of the layer that holds it if it depends on that."""
+def scorer_of(router: Any, model: ModelConfig, layer: int) -> nn.Module | None:
+    """Return the scorer of ``router``, told the depth of its layer if it depends on that."""
+    scorer: nn.Module | None = router.scorer(model)
+    right = scorer is None or isinstance(scorer, nn.Module)
+    expect(router, "scorer", right, shown(scorer), "a torch.nn.Module or None")
     if isinstance(scorer, LayerScorer):
         scorer.layer = layer
     return scorer
@@ -81,27 +85,16 @@ def scorer_ledger(
     scorer: nn.Module | None, workload: Workload, layer: int, width: int, *, flat: bool = False
 ) -> Ledger:
     """Return the FLOPs of ``scorer`` for inputs of width ``width``: from its method ``ledger(workload,
-    layer, rows)`` if it has one, else counted on the meta device. The scorer reads (B, T, D), or if
-    ``flat`` (N, D) without padding."""
+    layer, rows)`` if it has one, else counted on the meta device. The scorer reads (B, T, D), token by
+    token, or if ``flat`` (N, D) without padding."""
     if scorer is None:
         return Ledger()
+    rows = workload.tokens if flat else workload.slots
     if has_closed_form(scorer):
-        rows = workload.tokens if flat else workload.slots
         return scorer.ledger(workload, layer, rows)  # type: ignore[no-any-return, operator]
-    if not max(workload.lengths):
+    if not rows:
         return Ledger()
-    if flat:
-        return _counted_for(scorer, workload, layer, (workload.tokens, width))
-    if workload.phase == "decode":
-        return _counted_for(scorer, workload, layer, (1, 1, width)) * workload.slots
-    if workload.padding:
-        shape = (workload.sequences, max(workload.lengths), width)
-        return _counted_for(scorer, workload, layer, shape)
-    alike = Counter(length for length in workload.lengths if length)
-    return Ledger.sum(
-        _counted_for(scorer, workload, layer, (sequences, length, width))
-        for length, sequences in alike.items()
-    )
+    return _counted_for(scorer, workload, layer, (rows, width) if flat else (1, rows, width))
 
 
 def _counted_for(scorer: nn.Module, workload: Workload, layer: int, shape: tuple[int, ...]) -> Ledger:

@@ -61,8 +61,9 @@ class ThresholdRouter(ExpertRouter):
         return sum(incremental_counts(self.taken, self.pools(lengths), self.pools(past))[0])
 
     def scorer(self, model: ModelConfig) -> nn.Module:
-        start_E = torch.full((self.experts,), self.start())
-        return ThresholdScorer(model.width, start_E, self.threshold_decay)
+        scorer = LinearScorer(model.width, self.experts)
+        scorer.threshold = EMA(torch.full((self.experts,), self.start()), self.threshold_decay)
+        return scorer
 
     def nominal_experts_per_token(self) -> float:
         return self.capacity
@@ -76,11 +77,3 @@ class ThresholdRouter(ExpertRouter):
         lengths, past = self.pools(lengths), self.pools(past)
         even_N = strided_tokens(self.capacity, past, lengths, device, among=self.experts)
         return even_N[:, None].expand(-1, self.experts)
-
-
-class ThresholdScorer(LinearScorer):
-    """Linear logits, and a threshold for each expert."""
-
-    def __init__(self, width: int, start_E: Tensor, decay: float) -> None:
-        super().__init__(width, len(start_E))
-        self.threshold = EMA(start_E, decay)

@@ -5,7 +5,7 @@ assignments.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from fractions import Fraction
 from functools import lru_cache
@@ -53,23 +53,16 @@ def highest(scores_BT: Tensor, counts: list[int], real_BT: Tensor | None) -> Ten
     return torch.zeros_like(within_BT).scatter_(1, order_BT, within_BT)
 
 
-def counts_to_host(counts: Tensor, nominal: Sequence[int] | Callable[[], Sequence[int]]) -> list[int]:
+def counts_to_host(counts: Tensor, nominal: Sequence[int]) -> list[int]:
     """``counts`` as integers of the host. A tensor on the meta device has no values: there ``nominal``,
-    what the router's options promise, or what a call of it gives."""
+    what the router's options promise."""
     if not counts.is_meta:
         return counts.tolist()
-    values = list(nominal() if callable(nominal) else nominal)
+    values = list(nominal)
     known = realised.get() or {}  # a layer without a ledger is being counted
     if len(known.get("depth", ())) == len(values):
         return list(known["depth"])
     return evenly(known["experts"][0], len(values)) if "experts" in known else values
-
-
-def selected_of_each(
-    selected_BT: Tensor, nominal: Sequence[int] | Callable[[], Sequence[int]]
-) -> list[int]:
-    """Return the number of selected tokens of each sequence."""
-    return counts_to_host(selected_BT.sum(1), nominal)
 
 
 def nonzero_indices(mask: Tensor, total: int) -> Tensor:
@@ -105,13 +98,3 @@ def best_experts(scores_NE: Tensor, k: int, groups: int = 1, top_groups: int = 1
         out_NG = torch.zeros_like(group_NG, dtype=torch.bool).scatter_(1, order_NG[:, top_groups:], 1)
         scores_NE = scores_NGM.masked_fill(out_NG[..., None], -torch.inf).flatten(1)
     return scores_NE.argsort(dim=-1, descending=True, stable=True)[:, :k]
-
-
-def apply_capacity(expert_A: Tensor, load_E: Tensor, capacity: int, total: int) -> Tensor:
-    """Which assignments their experts take when each has room for ``capacity``: the first ones.
-
-    ``expert_A``: the expert of each assignment, sorted; ``load_E``: how many each has; ``total``: how
-    many they take together, as the host knows it. Places in ``expert_A``, in order."""
-    first_E = load_E.cumsum(0) - load_E
-    place_A = torch.arange(len(expert_A), device=expert_A.device) - first_E.index_select(0, expert_A)
-    return nonzero_indices(place_A < capacity, total)

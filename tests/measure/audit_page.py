@@ -40,8 +40,8 @@ TAIL = """
 - State outside the attributes of modules and their classes: in closures, other objects, global
   variables, other modules or files.
 - Bugs at other lengths, batch sizes and dtypes: it tests an odd shape and that of the run, in float64
-  and in the model's own dtype, where a leak passes if rounding could explain it. Probes 1, 2, 3 and 9
-  also test a small model with grouped-query attention and a GELU MLP, if the router accepts it.
+  and in the model's own dtype, where a leak passes if rounding could explain it. Probe 9 also
+  tests a small model with grouped-query attention and a GELU MLP, if the router accepts it.
 - Work outside PyTorch's matmuls: in numpy, in other threads, or as sums of pointwise products. The count
   is of what the counter sees.
 - Code that detects the counter or the audit and behaves differently.

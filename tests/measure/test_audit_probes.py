@@ -22,7 +22,7 @@ from modbench.model.decoder import Decoder
 from modbench.routers.expert_choice import ExpertChoice
 from modbench.routing.build import build_model
 from modbench.routing.depth_router import DepthRouted
-from modbench.routing.expert_layer import RoutedExperts
+from modbench.routing.expert_router import RoutedExperts
 from modbench.routing.gathered_tokens import GatheredTokens
 from modbench.routing.registry import build_router
 

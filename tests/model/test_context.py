@@ -1,6 +1,5 @@
 """What a forward pass can't be given, told in one sentence, and what its layers share."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.trace import Trace
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router, router_class
 
@@ -69,22 +67,6 @@ def test_a_router_made_in_python_refuses_options_of_another_type(
 ) -> None:
     with pytest.raises(UserError, match=f"^{words}"):
         router_class(name)(**options)
-
-
-@pytest.mark.parametrize(
-    ("tell", "sentence"),
-    [
-        (lambda trace: trace.loss(1, "even", 0.5), "loss 'even' of layer 1 is 0.5; it must be a tensor"),
-        (
-            lambda trace: trace.loss(1, "even", torch.ones(2)),
-            r"loss 'even' of layer 1 is \(2,\); it must",
-        ),
-        (lambda trace: trace.show(1, "gate", [0.5]), r"layer 1 shows gate \[0.5\]; it must be a tensor"),
-    ],
-)
-def test_a_trace_refuses_what_nobody_could_read(tell: Callable[[Trace], None], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        tell(Trace())
 
 
 @pytest.mark.parametrize("learns", [False, True])

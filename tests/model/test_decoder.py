@@ -149,16 +149,6 @@ def test_what_is_idle_of_what_layers_share_is_idle_once(what: str, banks: int) -
     assert model.parameter_count("active") == model.parameter_count("total") - idle > 0
 
 
-@pytest.mark.parametrize("active", [-1, 10**9])
-def test_more_active_parameters_than_there_are_is_refused(
-    active: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = build_model(ModelConfig(width=16, layers=2, heads=2), build_router("vanilla"))
-    monkeypatch.setattr(Block, "active_parameters", lambda self: active)
-    with pytest.raises(UserError, match=r"router 'vanilla': active_parameters of layer 0 .*is [-1]"):
-        model.parameter_count("active")
-
-
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

@@ -95,17 +95,6 @@ def test_greedy_is_the_argmax_of_the_full_forward() -> None:
         assert text[place] == int(logits_V.argmax())
 
 
-def test_the_end_token_ends_one_text_and_not_the_others() -> None:
-    made = model("vanilla").double()
-    free = generate(made, PROMPTS, new=40, temperature=1.0, seed=1)
-    end = free[0][5]
-    for cached in (True, False):
-        cut = generate(made, PROMPTS, new=40, temperature=1.0, seed=1, end=end, cached=cached)
-        for text, whole in zip(cut, free, strict=True):
-            assert text == (whole[: whole.index(end)] if end in whole else whole)
-    assert len(cut[0]) <= 5
-
-
 def test_top_p_leaves_the_likeliest_tokens() -> None:
     made = model("vanilla")
     logits_BV, _ = prefill(made, torch.tensor([PROMPTS[0]]))
@@ -141,7 +130,6 @@ def test_decode_goes_on_from_prefill() -> None:
         ([[1], []], {}, "at least one token"),
         ([[61]], {}, "token 61 is outside the vocabulary 0 to 60"),
         ([[3, -1]], {}, "token -1 is outside the vocabulary 0 to 60"),
-        ([[1]], {"end": 61}, "token 61 is outside the vocabulary 0 to 60"),
         ([[1]], {"new": 0}, "new is 0"),
         ([[1]], {"seed": 2**40}, "seed is 1099511627776"),
         ([[1]], {"temperature": -1.0}, "temperature is -1.0"),

@@ -23,7 +23,7 @@ from modbench.plan.activations import Compute, Live, training_activations
 from modbench.plan.memory import Measured, Recipe
 from modbench.routing import registry
 from modbench.routing.build import build_model
-from modbench.routing.expert_layer import RoutedExperts
+from modbench.routing.expert_router import RoutedExperts
 from modbench.routing.registry import build_router
 from modbench.routing.router import Router
 from modbench.routing.topk import counts_to_host

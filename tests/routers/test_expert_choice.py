@@ -12,7 +12,7 @@ from against_loop import equals_its_loop, model_of
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.routing.expert_layer import RoutedExperts
+from modbench.routing.expert_router import RoutedExperts
 from modbench.routing.registry import build_router
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)

@@ -12,7 +12,7 @@ from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.routing.build import build_model
-from modbench.routing.expert_layer import RoutedExperts
+from modbench.routing.expert_router import RoutedExperts
 from modbench.routing.registry import build_router
 
 OPTIONS: dict[str, dict] = {

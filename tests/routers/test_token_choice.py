@@ -15,7 +15,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.routing.build import build_model
 from modbench.routing.expert_bank import ExpertBank
-from modbench.routing.expert_layer import RoutedExperts
+from modbench.routing.expert_router import RoutedExperts
 from modbench.routing.registry import build_router, preset_options
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=72)

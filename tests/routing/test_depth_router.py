@@ -200,7 +200,7 @@ def bad(**methods: object) -> Router:
         (bad(gate=lambda self, s: s * torch.nan), "gate .*returned NaN or Inf"),
         (bad(selected=lambda self, s, tokens: s), r"selected .*; expected a mask .*torch.bool"),
         (bad(losses=lambda self, s, m, tokens: s), "losses .*; expected a dict"),
-        (bad(feed_forward=lambda self, model, layer: 3), r"feed_forward of layer 0 \(.*\) returned int"),
+        (bad(feed_forward=lambda self, model, layer: 3), r"feed_forward \(.*\) returned int"),
     ],
 )
 def test_what_hooks_return_is_checked(router: Router, words: str) -> None:

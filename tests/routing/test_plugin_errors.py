@@ -57,8 +57,7 @@ def said(capsys: pytest.CaptureFixture[str], text: str | bytes, *others: str) ->
             PLUGIN.replace("capacity: float", "capacity: Share").replace(
                 "from data", "from __future__ import annotations\nfrom data", 1
             ),
-            "the type of option 'capacity' can't be resolved (name 'Share' is not defined); import it "
-            "(mine.py, line 7)",
+            "raised NameError: name 'Share' is not defined (mine.py, line 7)",
         ),
         (
             PLUGIN.replace("float = 0.25", "0.25 = 0.25"),

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from modbench.cli.main import main
 from modbench.errors import UserError
@@ -11,7 +10,7 @@ from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.routing import registry
 from modbench.routing.build import RoutedDecoder, build_model
-from modbench.routing.plugin_fault import authors_code, checked_call
+from modbench.routing.plugin_fault import authors_code, raised
 from modbench.routing.registry import build_router, load_plugin
 
 PLUGIN = """
@@ -66,7 +65,7 @@ def test_every_command_prints_the_sentence(
     assert main([*command.split(), "--plugin", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(
-        "modbench: router 'wrong' raised ZeroDivisionError: division by zero in ledger of layer 0 "
+        "modbench: router 'wrong' raised ZeroDivisionError: division by zero in ledger "
         "(wrong.py, line 9); fix it"
     )
     assert not (tmp_path / "table.json").exists()
@@ -81,36 +80,22 @@ def _ask(model: RoutedDecoder) -> None:
 @pytest.mark.parametrize(
     ("method", "sentence"),
     [
+        ("def ledger(self, workload): return 5", "'int' object has no attribute 'entries' in ledger ("),
+        ("def ledger(self, workload): sys.exit(0)", "SystemExit: 0 in ledger (wrong.py, line 9)"),
         (
-            "def ledger(self, workload): return 5",
-            ": ledger of layer 0 (wrong.py, line 9) returned int; it must",
+            "def active_parameters(self): 1 / 0",
+            "division by zero in active_parameters (wrong",
         ),
-        (
-            "def ledger(self, workload): sys.exit(0)",
-            " raised SystemExit: 0 in ledger of layer 0 (wrong.py",
-        ),
-        (
-            "def active_parameters(self): return 5.5",
-            ": active_parameters of layer 0 (wrong.py, line 9) returned float; it must",
-        ),
-        (
-            "def active_parameters(self): return -1",
-            ": active_parameters of layer 0 (wrong.py, line 9) is -1; it must",
-        ),
-        (
-            "def nominal_counts(self, workload): return 5",
-            ": nominal_counts of layer 0 (wrong.py, line 9) returned int",
-        ),
+        ("def nominal_counts(self, workload): return 5", "TypeError: "),
     ],
 )
-def test_a_wrong_answer_names_router_method_and_layer(
-    method: str, sentence: str, tmp_path: Path
-) -> None:
+def test_a_method_of_a_layer_that_raises_is_named(method: str, sentence: str, tmp_path: Path) -> None:
     load_plugin(plugin(tmp_path, method))
     model = RoutedDecoder(SHAPE, build_router("wrong"))
     with pytest.raises(UserError) as error:
         _ask(model)
-    assert str(error.value).startswith(f"router 'wrong'{sentence}")
+    assert str(error.value).startswith("router 'wrong' raised ")
+    assert sentence in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +108,7 @@ def test_a_wrong_answer_names_router_method_and_layer(
         ("sys.exit(0)", " raised SystemExit: 0 in build_layer of layer 0 (wrong.py, line 15); fix it"),
         (
             "return None",
-            ": build_layer of layer 0 (wrong.py, line 14) returned NoneType; it must",
+            ": build_layer (wrong.py, line 14) returned NoneType; expected a Layer",
         ),
     ],
 )
@@ -139,9 +124,8 @@ def test_a_layer_that_is_not_built_names_router_and_layer(
 def test_an_error_without_a_line_of_the_author_names_the_class(tmp_path: Path) -> None:
     load_plugin(plugin(tmp_path, build="return Wrong"))
     router = build_router("wrong")
-    with pytest.raises(UserError) as error:
-        checked_call(router, "a pass", object, torch.nn.Linear(2, 3), torch.zeros(4))
-    assert str(error.value).endswith(" in a pass (class Mine, wrong.py, line 11); fix it")
+    said = raised(RuntimeError("no such shape"), "a pass", router=router)
+    assert said.endswith(" in a pass (class Mine, wrong.py, line 11); fix it")
 
 
 MINE = """from dataclasses import dataclass

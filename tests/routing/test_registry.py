@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from dataclasses import dataclass, fields
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
@@ -172,21 +171,6 @@ def test_a_required_option_says_where_to_give_it(tmp_path: Path) -> None:
     load_plugin(plugin(tmp_path, text))
     with pytest.raises(UserError, match="needs 'strength'; give it a value"):
         build_router("mine_need")
-
-
-@pytest.mark.parametrize("others", [False, True])
-def test_a_checkout_that_is_not_installed_has_its_own_routers(
-    others: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    installed = list(entry_points(group=registry.GROUP))
-    own = {point.name for point in installed if point.module.startswith("modbench.routers.")}
-    assert "vanilla" in own
-    stranger = [EntryPoint("stranger", "somewhere.router", registry.GROUP)] if others else []
-    monkeypatch.setattr(registry, "entry_points", lambda group: stranger)
-    monkeypatch.setattr(registry, "_registered", {})
-    assert set(router_names()) == own | {point.name for point in stranger}
-    monkeypatch.setattr(registry, "entry_points", lambda group: installed + stranger)
-    assert {point.value for point in registry._points()} == {p.value for p in installed + stranger}
 
 
 @pytest.mark.slow

@@ -63,7 +63,6 @@ PROBES = (
         "generated; usually a top-k, a mean or a softmax over the sequence is used under the causal "
         "rule.",
         ranks=True,
-        grouped=True,
     ),
     Probe(
         2,
@@ -72,7 +71,6 @@ PROBES = (
         "A prediction depends on padding or on other sequences of the batch; usually a threshold, "
         "capacity or statistic is computed over the whole batch, or padding is not masked.",
         ranks=True,
-        grouped=True,
     ),
     Probe(
         3,
@@ -82,7 +80,6 @@ PROBES = (
         "token, or cached keys differ with a cache, or state is kept on the module instead of in the "
         "cache.",
         ranks=True,
-        grouped=True,
     ),
     Probe(
         4,
@@ -177,10 +174,9 @@ def audit(
     *,
     shapes: Sequence[tuple[int, int]] = ((3, 63),),
     trained: tuple[int, int] | None = None,
-    seed: int = 0,
 ) -> list[Finding]:
     """Return the `findings` of all probes."""
-    return list(findings(model, shapes=shapes, trained=trained, seed=seed))
+    return list(findings(model, shapes=shapes, trained=trained))
 
 
 def findings(
@@ -218,22 +214,20 @@ def findings(
                 passed, figure = here, said
             if passed is False:
                 break
-        yield Finding(
-            probe=probe.number,
-            name=probe.name,
-            verdict=_VERDICTS[passed],
-            figure=figure,
-            ranks=probe.ranks,
-        )
+        yield _finding(probe, passed, figure)
 
 
-def finding_of(name: str, model: RoutedDecoder, shape: tuple[int, int], seed: int = 0) -> Finding:
+def finding_of(name: str, model: RoutedDecoder, shape: tuple[int, int]) -> Finding:
     """Run the probe called ``name`` alone, at one shape of ``model``."""
     (probe,) = (probe for probe in PROBES if probe.name == name)
-    subject = Subject(model, seed)
-    passed, figure = _outcome(probe, subject, subject.tokens(*shape))
+    subject = Subject(model)
+    return _finding(probe, *_outcome(probe, subject, subject.tokens(*shape)))
+
+
+def _finding(probe: Probe, passed: bool | Unchecked | None, figure: str) -> Finding:
+    verdict = _VERDICTS[passed]
     return Finding(
-        probe=probe.number, name=name, verdict=_VERDICTS[passed], figure=figure, ranks=probe.ranks
+        probe=probe.number, name=probe.name, verdict=verdict, figure=figure, ranks=probe.ranks
     )
 
 

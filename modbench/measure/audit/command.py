@@ -30,12 +30,8 @@ def run_audit(
 ) -> int:
     """Audit the router ``name`` (``NAME`` or ``NAME:PRESET``) with ``options`` in a decoder of
     ``shape``, at 3 x 63 tokens and at 2 sequences of its length, on one thread. Print a line per probe
-    as it ends, or one JSON document. Return 1 if a probe failed, else 0.
-
-    Raises:
-        UserError: invalid plugin, router, preset, option or shape; a router that cannot take a training
-            step; or too little memory.
-    """
+    as it ends, or one JSON document. Return 1 if a probe failed, else 0. Raise a `UserError` for invalid
+    arguments, a router that cannot take a training step, or too little memory."""
     for plugin in plugins:
         load_plugin(plugin)
     router, chosen = preset_options(name)
@@ -84,10 +80,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def _enough_memory() -> Iterator[None]:
-    """
-    Raises:
-        UserError: what runs inside is out of memory.
-    """
+    """Raise a `UserError` if what runs inside is out of memory."""
     try:
         yield
     except Exception as error:

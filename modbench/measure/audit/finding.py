@@ -73,7 +73,7 @@ class Subject:
     def is_longest(self, tokens_BT: Tensor) -> bool:
         """Return True at the shape with the longest sequences."""
         longest = max(self.shapes, key=lambda shape: shape[1], default=None)
-        return not self.brief and longest in (None, tuple(tokens_BT.shape))
+        return longest in (None, tuple(tokens_BT.shape))
 
     @cached_property
     def exact(self) -> RoutedDecoder:

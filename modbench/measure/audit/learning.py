@@ -223,6 +223,8 @@ def _order_dependent(model: RoutedDecoder, tokens_BT: Tensor) -> str:
     stream = list(layer_by_layer(copy.deepcopy(model).eval(), tokens_BT, Context()))
     for number, layer, x_BTD, _ in stream:
         context, first = _values(layer, x_BTD, Context(tokens_BT=tokens_BT))
+        if not first:
+            continue
         _, drawn = _values(layer, x_BTD, Context(tokens_BT=tokens_BT), seed=1)
         rolled, other = _values(layer, x_BTD.roll(1, 0), Context(tokens_BT=tokens_BT.roll(1, 0)))
         shown, others = (trace.tensors.get((number, "selected")) for trace in (context, rolled))

@@ -161,7 +161,7 @@ def _kinds(decoder: RoutedDecoder, sequences: int, length: int) -> list[Hashable
         (
             type(layer),
             *((weight.shape, uses[id(weight)] > 1 and number) for weight in layer.parameters()),
-            *decoder.layer_ledger(number, workload).by_component("full").items(),
+            *layer.ledger(workload).by_component("full").items(),  # type: ignore[operator]
         )
         for number, layer in enumerate(decoder.layers)
     ]

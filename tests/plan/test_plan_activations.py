@@ -23,7 +23,7 @@ from modbench.plan.activations import Compute, Live, training_activations
 from modbench.plan.memory import Measured, Recipe
 from modbench.routing import registry
 from modbench.routing.build import build_model
-from modbench.routing.expert_router import RoutedExperts
+from modbench.routing.expert_hooks import ExpertHooks
 from modbench.routing.registry import build_router
 from modbench.routing.router import Router
 from modbench.routing.topk import counts_to_host
@@ -57,12 +57,12 @@ def real_peak(
 
 def use_realised_counts(monkeypatch: pytest.MonkeyPatch, context: Context) -> None:
     """Replace the nominal number of real experts' tokens by what the untrained router chose."""
-    counts = context.trace.counts
+    counts = [count for (_, name), (count,) in context.trace.counts.items() if name == "experts"]
 
-    def nominal(self: RoutedExperts, lengths: Sequence[int], past: Sequence[int]) -> int:
-        return counts[self.layer, "experts"][0] * sum(lengths) // (SEQUENCES * LENGTH)
+    def nominal(self: ExpertHooks, lengths: Sequence[int], past: Sequence[int]) -> int:
+        return sum(counts) // len(counts) * sum(lengths) // (SEQUENCES * LENGTH)
 
-    monkeypatch.setattr(RoutedExperts, "_nominal", nominal)
+    monkeypatch.setattr(ExpertHooks, "nominal_assignments", nominal)
 
 
 @pytest.mark.parametrize(

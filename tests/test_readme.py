@@ -176,7 +176,6 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     found = [*audits[record.audit_key].audit, *record.audit]
     assert all(finding["verdict"] != "failed" for finding in found)
     assert record.metrics["heldout_loss"] < record.metrics["unigram_loss"] - 0.5
-    assert record.metrics["modbench_cloze"] > record.metrics["modbench_cloze_chance"]
     table = (tmp_path / "results" / "quick" / "leaderboard.csv").read_text()
     assert "mlp_mod" in table.splitlines()[1]
 

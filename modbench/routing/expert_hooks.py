@@ -140,7 +140,7 @@ class ExpertHooks(ExpertOptions):
         """Return the nominal number of computed assignments of sequences of ``lengths`` new tokens."""
         each = Fraction(repr(self.nominal_experts_per_token()))
         each = each * self.experts / (self.experts + self.no_ops())
-        (new,), _ = incremental_counts(lambda n: int(n * each), [sum(lengths)], [sum(past)])
+        (new,), _ = incremental_counts(lambda n: int(n * each), [int(sum(lengths))], [int(sum(past))])
         return new
 
     def even_assignments(

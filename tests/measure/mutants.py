@@ -64,9 +64,8 @@ class Right(Layer):
         if context.selection == "topk":
             errors_BT = self.errors(hints_BT, selected_BT.to(hints_BT.dtype))
             context.trace.loss(self.layer, "predictor", 0.01 * self.mean(errors_BT, context))
-        counts = counts_to_host(
-            selected_BT.sum(1), lambda: list(map(self.capacity_tokens, context.lengths(x_BTD)))
-        )
+        nominal = [*map(self.capacity_tokens, context.lengths(x_BTD))]
+        counts = counts_to_host(selected_BT.sum(1), nominal)
         context.trace.show(self.layer, "selected", selected_BT)
         context.trace.count(self.layer, "depth", counts)
         if context.cache is not None:

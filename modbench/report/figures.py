@@ -45,9 +45,9 @@ _Handles = dict[str, Any]
 
 
 def figures(board: Leaderboard) -> dict[str, bytes]:
-    """All figures of ``board``, by file name."""
-    contents = {}
-    for name in FIGURES:
+    """All figures of ``board``, by file name; that of step times if any row has one."""
+    contents, timed = {}, any(entry.row.value("train_step_seconds") for entry in board.entries)
+    for name in FIGURES if timed else [*FIGURES][:-1]:
         with look():
             contents.update(files(name, drawn(board, name)))
     return contents | routing_figures(board)

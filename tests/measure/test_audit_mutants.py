@@ -32,7 +32,7 @@ NAMED: dict[str, tuple[int, set[int]]] = {
     "softmax over the selected": (8, {1, 2, 3, 6}),
     # Selected tokens attend to skipped ones, whose keys are cached.
     "masked but computed": (11, {3, 7, 9}),
-    "schedule outside state_dict": (10, set()),
+    "schedule outside state_dict": (10, {9}),
     # The predictor learns it, too.
     "padding selected": (4, {8}),
     # Alone, other tokens are selected, so FLOPs of single sequences do not add up.

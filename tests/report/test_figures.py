@@ -1,6 +1,7 @@
 import io
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -136,7 +137,7 @@ def test_step_times_of_different_machines_are_not_drawn(fakes):
 
 def test_runs_that_all_failed_still_make_figures_that_say_so(fakes):
     board = Leaderboard.of([fakes.make_record(status="oom")])
-    assert len(figures(board)) == 10
+    assert len(figures(board)) == 8
     assert _texts(_axes(board, "loss_vs_forward_flops")[1]) == ["no run was finished"]
 
 
@@ -236,3 +237,12 @@ def test_a_doubtful_time_is_hollow_and_the_legend_says_why(fakes):
     assert _legend(figure)[-1] == "doubtful time"
     figure, _ = _axes(Leaderboard.of(records[:1]), "step_time_vs_training_flops")
     assert _legend(figure) == ["sound"]
+
+
+def test_a_suite_without_times_has_no_figure_of_times(fakes):
+    record = fakes.make_record()
+    metrics = {name: value for name, value in record.metrics.items() if name != "train_step_seconds"}
+    made = figures(Leaderboard.of([replace(record, metrics=metrics)]))
+    assert "loss_vs_training_flops.png" in made
+    assert "step_time_vs_training_flops.png" not in made
+    assert "step_time_vs_training_flops.png" in figures(Leaderboard.of([record]))

@@ -8,7 +8,7 @@ from modbench.measure.tasks import CHANCE
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig:
-    """What is measured: steps, held-out text, timing and downstream tasks.
+    """Measurements of a cell: steps, held-out text, timing and downstream tasks.
 
     Raises:
         UserError: a field is out of range, with the value and what would be right.

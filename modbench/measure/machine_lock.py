@@ -2,7 +2,7 @@
 
 A process that measures holds a file lock and says so in a file next to it. Processes that train look
 at that file between two steps and pause while it names a living process; they hold no lock, so that
-one that hangs stops nobody. All modbench processes of a user share the two files.
+one that hangs blocks no measurement. All modbench processes of a user share the two files.
 """
 
 import contextlib
@@ -57,8 +57,8 @@ def measuring(
 
 
 def measured_elsewhere() -> str | None:
-    """What another process measures now, with its process id; None if none does. Takes microseconds if
-    none does."""
+    """Title and process id of another process's measurement; None if there is none, which takes
+    microseconds."""
     marker = _folder() / "measuring.json"
     try:
         stated = json.loads(marker.read_bytes())

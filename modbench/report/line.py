@@ -1,4 +1,4 @@
-"""What all records share: one line of canonical JSON, a key, a digest, and shapes of JSON objects that
+"""Base of all records: one line of canonical JSON, a key, a digest, and shapes of JSON objects that
 pydantic checks without coercion. Loads no torch."""
 
 import hashlib

@@ -72,7 +72,7 @@ def _comparison(board: Leaderboard, entries: list[Entry]) -> list[str]:
 
 
 def _legend(board: Leaderboard, ranked: list[Entry]) -> Iterable[str]:
-    """What the marks and the ranks of the table mean."""
+    """Explanations of the table's marks and ranks."""
     if any(entry.row.is_above_unigram for entry in ranked):
         yield (
             f"{_UNIGRAM_MARK} The held-out loss of a run ends above its unigram loss: it has learned "

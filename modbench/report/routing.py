@@ -87,7 +87,7 @@ def _check_counts(where: str, value: dict[str, Any], tokens: int = 0, **lengths:
 
 
 def layout(routing: dict[str, Any]) -> Any:
-    """What must be equal in two routings for their counts to be added."""
+    """Layout of a routing: counts of two routings are added only if it is equal."""
     layers = [
         (rule, layer["layer"], len(layer.get("load", ())))
         for rule in RULES

@@ -155,7 +155,7 @@ def read_records(folder: Path) -> list[CellRecord]:
 
 
 class Finished(NamedTuple):
-    """What a record says of the progress of its suite; parts that its kind lacks are None."""
+    """Identity and status of a record; parts that its kind lacks are None."""
 
     kind: str
     key: str

@@ -133,7 +133,7 @@ class Group:
 
     @cached_property
     def measured_ceilings(self) -> list[dict[str, Any]]:
-        """What the processes that measured ceilings found."""
+        """Results of the processes that measured ceilings."""
         return [t.measured for t in self.timings if t.measurement == "ceiling" and t.status == "ok"]
 
     @cached_property

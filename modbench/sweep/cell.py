@@ -90,7 +90,7 @@ class CellRun:
         self.trackers.event(event)
 
     def found(self) -> dict[str, Any]:
-        """What the steps found, as fields of the record."""
+        """Results of the steps, as fields of the record."""
         names = ("audit_key", "audit", "flops_source", "metrics", "curve", "routing")
         return {name: getattr(self, name) for name in names} | {"seconds": self.stage.end()}
 

@@ -154,7 +154,7 @@ def _ask(
 
 @dataclass
 class _Answers:
-    """What a worker has reported."""
+    """Events that a worker has reported."""
 
     names: list[str] | None = None  #: routers that the file registers; None until it is loaded
     fresh: list[str] = field(default_factory=list)  #: those that no scheme names

@@ -1,4 +1,4 @@
-"""What a model runs, profiled, is what its closed form says, to the integer, in each direction under
+"""The profiled FLOPs of a model equal its closed form, to the integer, in each direction under
 each convention; and profiling leaves no trace.
 
 B sequences, T tokens, V vocabulary.

@@ -175,10 +175,10 @@ def test_an_unknown_label_is_told_with_the_nearest_even_of_a_row_left_out() -> N
 
 
 def test_a_name_that_no_plugin_has_is_a_mistake_of_the_suite(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("suite.toml").write_text(SUITE + '[[schemes]]\nrouter = "nobody"\n')
+    Path("suite.toml").write_text(SUITE + '[[schemes]]\nrouter = "unknown"\n')
     assert main(["run", "suite.toml"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "[[schemes]] 'nobody': router 'nobody' is not known" in line
+    assert "[[schemes]] 'unknown': router 'unknown' is not known" in line
 
 
 def test_a_missing_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

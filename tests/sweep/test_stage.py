@@ -13,7 +13,7 @@ OTHER = "the measurement of other/row (process 7)"
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
-    """What another process measures at each look; nothing once the list is empty."""
+    """Measurements of another process, one per look; none once the list is empty."""
     looks: list[str | None] = []
     monkeypatch.setattr(stages, "measured_elsewhere", lambda: looks.pop(0) if looks else None)
     monkeypatch.setattr(stages, "_POLL_SECONDS", 0.0)

@@ -177,7 +177,7 @@ def test_one_command_gives_records_a_table_and_plots_even_after_a_kill(place: Pa
     table = page[: page.index("## ")] if "## " in page else page
     assert "| leaky |" not in table.split("\n\n")[2]
     assert "leaky" in page
-    assert len(list(folder.glob("*.png"))) == len(list(folder.glob("*.svg"))) == 5
+    assert len(list(folder.glob("*.png"))) == len(list(folder.glob("*.svg"))) == 4
 
     files = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     code, out = modbench_says(place, "report")

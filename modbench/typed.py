@@ -62,7 +62,7 @@ def checked_fields(
         UserError: an unknown key (with the nearest match) or a wrong type; the message starts with
             ``where``.
     """
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     known = [field.name for field in fields(kind) if field.init and field.name not in without]
     for key in table:
         if key not in known:

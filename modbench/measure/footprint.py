@@ -77,14 +77,13 @@ def predicted_training(subject: BenchmarkTarget) -> dict[str, int]:
 
 def predicted_inference(subject: BenchmarkTarget) -> dict[str, int]:
     """Prediction of `inference_footprint` by `modbench.plan`."""
-    memory = inference_memory(
+    parts = inference_memory(
         subject.outline(),
         *largest_prefill(subject),
         bfloat16=subject.dtype != torch.float32,
         kernels="cpu" if subject.on.type == "cpu" else "gpu",
     )
-    parts = {"parameters": memory.parameters, "cache": memory.cache, "activations": memory.working}
-    return parts | {"peak": memory.total}
+    return parts | {"peak": sum(parts.values())}
 
 
 def predicted_peak(cell: Mapping[str, Any], kind: str = "time") -> int | None:

@@ -7,15 +7,14 @@ B sequences, T tokens.
 """
 
 import weakref
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -26,7 +25,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modbench.errors import FAULTS, UserError
-from modbench.ledger import Workload
 from modbench.model.context import Context
 from modbench.model.kv_cache import Cache
 from modbench.routing.build import RoutedDecoder
@@ -43,12 +41,11 @@ _IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
 
 class Live(TorchDispatchMode):
     """Bytes of storages allocated inside: ``now`` and ``peak``. Tensors in ``before`` and their
-    gradients exist before and do not count. ``converted``: bytes of weights of layers that are not run,
-    in autocast's dtype."""
+    gradients exist before and do not count."""
 
     def __init__(self, before: Iterable[Tensor]) -> None:
         super().__init__()
-        self.now = self.peak = self.converted = 0
+        self.now = self.peak = 0
         before = list(before)
         gradients = [tensor.grad for tensor in before if tensor.is_leaf and tensor.grad is not None]
         # Holding them keeps their addresses from being used again.
@@ -68,12 +65,9 @@ class Live(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key not in self._known:
             self._known.add(key)
-            self.grow(size)
+            self.now += size
+            self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self._freed, key, size)
-
-    def grow(self, size: int) -> None:
-        self.now += size
-        self.peak = max(self.peak, self.now)
 
     def _freed(self, key: int, size: int) -> None:
         self._known.discard(key)
@@ -138,68 +132,10 @@ def _without_values(router: str, kernels: Kernels, dtype: torch.dtype) -> Iterat
         torch.set_default_dtype(before)
 
 
-class _Held(torch.autograd.Function):
-    """Stands for a layer that keeps ``size`` bytes from its forward to its backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, live: Live, size: int) -> Tensor:
-        ctx.live, ctx.size = live, size
-        live.grow(size)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.live.grow(-ctx.size)
-        return *gradients, None, None
-
-
-def _kinds(decoder: RoutedDecoder, sequences: int, length: int) -> list[Hashable]:
-    """Return a key per layer; layers of equal keys keep equally many bytes."""
-    workload = Workload.uniform(sequences, length, "train")
-    uses = Counter(id(weight) for layer in decoder.layers for weight in layer.parameters())
-    return [
-        (
-            type(layer),
-            *((weight.shape, uses[id(weight)] > 1 and number) for weight in layer.parameters()),
-            *layer.ledger(workload).by_component("full").items(),  # type: ignore[operator]
-        )
-        for number, layer in enumerate(decoder.layers)
-    ]
-
-
-def _run_each_kind(model: RoutedDecoder, kinds: list[Hashable], live: Live, kernels: Kernels) -> None:
-    """Let only the first two layers of each kind and its last one run. Those between hold as many bytes
-    as the second one, up to the start of the layer after it."""
-    last = {kind: number for number, kind in enumerate(kinds)}
-    seen: Counter[Hashable] = Counter()
-    starts: dict[int, int] = {}
-    second: dict[Hashable, int] = {}
-
-    def replaced(number: int, layer: nn.Module, position: int) -> Callable[..., Any]:
-        kind, forward = kinds[number], layer.forward
-        runs = position < 2 or number == last[kind]
-        if position == 1:
-            second[kind] = number
-
-        def run(x_BTD: Tensor, *others: Any) -> Any:
-            starts.setdefault(number, live.now)
-            if not runs:
-                two, context = second[kind], others[0]
-                held = kept = starts[two + 1] - starts[two]
-                if context.checkpoint:  # the rest are weights that autocast converts and keeps
-                    held = min(x_BTD.nbytes, kept)
-                    live.grow(kept - held)
-                    live.converted += kept - held
-                return _Held.apply(x_BTD, live, held)  # type: ignore[no-untyped-call]
-            # Torch leaves function modes out of a backward pass, where checkpointed layers run again.
-            with _Device(kernels):
-                return forward(x_BTD, *others)
-
-        return run
-
-    for number, layer in enumerate(model.layers):
-        layer.forward = replaced(number, layer, seen[kinds[number]])
-        seen[kinds[number]] += 1
+def _on_device(kernels: Kernels, forward: Callable[..., Any], *args: Any) -> Any:
+    # Torch leaves function modes out of a backward pass, where checkpointed layers run again.
+    with _Device(kernels):
+        return forward(*args)
 
 
 def training_activations(
@@ -212,46 +148,32 @@ def training_activations(
     checkpoint: bool = False,
 ) -> int:
     """Peak bytes of a training step that accumulates gradients, in addition to weights, gradients and
-    optimizer states. Of equal layers, three are run. Raise a `UserError` if the router's layers need
-    values."""
+    optimizer states. Raise a `UserError` if the router's layers need values."""
     dtype = torch.bfloat16 if compute == "bfloat16" else torch.float32
-    kinds = _kinds(decoder, sequences, length)
     with _without_values(decoder.router.name, kernels, dtype):
         model = RoutedDecoder(decoder.config, decoder.router).train()
+        for layer in model.layers:
+            layer.forward = partial(_on_device, kernels, layer.forward)
         weights = list(model.parameters())
         for weight in weights:
             if weight.requires_grad:
                 weight.grad = torch.empty_like(weight)
         tokens_BT = torch.zeros(sequences, length, dtype=torch.long)
         live, context = Live(weights), Context(checkpoint=checkpoint)
-        _run_each_kind(model, kinds, live, kernels)
         with live:
             inputs_BT, targets_BT = tokens_BT.clone(), tokens_BT.clone()
             with torch.autocast("cpu", torch.bfloat16, enabled=compute == "autocast"):
                 loss = model.loss(inputs_BT, targets_BT, context)
-            live.grow(-live.converted)
             (loss + context.trace.auxiliary_loss()).backward()
     return live.peak
 
 
-@dataclass(frozen=True, kw_only=True)
-class InferenceMemory:
-    """Bytes at the peak of a prefill: weights, KV cache, temporary tensors."""
-
-    parameters: int
-    cache: int
-    working: int
-
-    @property
-    def total(self) -> int:
-        return self.parameters + self.cache + self.working
-
-
 def inference_memory(
     decoder: RoutedDecoder, sequences: int, length: int, *, bfloat16: bool, kernels: Kernels = "gpu"
-) -> InferenceMemory:
-    """The prefill of ``sequences`` prompts of ``length`` tokens, in bfloat16 or float32, with nominal
-    routing. Raise a `UserError` if the router's layers need values."""
+) -> dict[str, int]:
+    """Bytes at the peak of a prefill of ``sequences`` prompts of ``length`` tokens, in bfloat16 or
+    float32, with nominal routing: weights, KV cache and temporary tensors. Raise a `UserError` if the
+    router's layers need values."""
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     with _without_values(decoder.router.name, kernels, dtype), torch.no_grad():
         model = RoutedDecoder(decoder.config, decoder.router).eval()
@@ -261,8 +183,5 @@ def inference_memory(
         with live:
             model(tokens_BT, Context(selection="causal", cache=cache, logits="last"))
         kept = cache.bytes
-    return InferenceMemory(
-        parameters=sum(weight.numel() * weight.element_size() for weight in weights),
-        cache=kept,
-        working=live.peak - kept,
-    )
+    parameters = sum(weight.nbytes for weight in weights)
+    return {"parameters": parameters, "cache": kept, "activations": live.peak - kept}

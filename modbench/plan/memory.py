@@ -1,5 +1,6 @@
 """Memory of one GPU in a training step, from shapes."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -9,7 +10,6 @@ from torch import Tensor
 
 from modbench.errors import UserError
 from modbench.plan.activations import Compute, Kernels, training_activations
-from modbench.plan.solver import largest
 from modbench.routing.build import RoutedDecoder
 
 #: Bytes per parameter of weights, gradients and optimizer. ``fp32``: float32 weights under autocast and
@@ -117,12 +117,7 @@ class Measured:
 
     def largest_micro_batch(self, room: int) -> int:
         """The largest number of sequences that fits ``room`` bytes; may be 0."""
-        one = self.memory(1).total
-        if one > room:
-            return 0
-        # Almost linear in the micro-batch.
-        guess = 1 + (room - one) // max(1, self.memory(2).total - one)
-        return largest(lambda sequences: self.memory(sequences).total <= room, guess)
+        return bisect_right(range(1, 2**24), room, key=lambda sequences: self.memory(sequences).total)
 
 
 def _elements(weights: Iterable[Tensor]) -> int:

@@ -12,7 +12,7 @@ from torch import nn
 
 from modbench.accounting.literature import (
     ALL_CONVENTIONS,
-    LITERATURE,
+    FORMULAS,
     Reading,
     convention_flops,
     flops_under,
@@ -36,18 +36,14 @@ AWKWARD = ModelConfig(
 #: N is 144 + 100 + 10 = 254, the head 6 * 11 = 66.
 SMALL = Reading(
     layers=2,
-    width=6,
     heads=2,
     attention_width=4,
-    key_value_width=2,
     attention_parameters=144,
     feed_forward_parameters=100,
     router_parameters=10,
-    vocabulary=11,
-    embedding_parameters=66,
+    head_parameters=66,
     parameters=500,
     active_parameters=350,
-    tied=True,
 )
 #: 2 sequences of 3: 6 tokens, 2 * 9 pairs.
 FORWARD_BY_HAND = {
@@ -69,7 +65,7 @@ def decoder(model: ModelConfig, router: str = "vanilla", **options: object) -> R
         return RoutedDecoder(model, build_router(router, options))
 
 
-@pytest.mark.parametrize("convention", LITERATURE)
+@pytest.mark.parametrize("convention", FORMULAS)
 def test_a_formula_gives_what_it_gives_by_hand(convention: str) -> None:
     expected = FORWARD_BY_HAND[convention]
     assert papers(convention, SMALL, Workload.uniform(2, 3)) == expected
@@ -107,14 +103,12 @@ def test_chinchillas_table_a4(
     shape = replace(
         SMALL,
         layers=layers,
-        width=width,
         heads=heads,
         attention_width=inner,
-        key_value_width=inner,
         attention_parameters=layers * 4 * width * inner,
         feed_forward_parameters=layers * 2 * width * hidden,
         router_parameters=0,
-        vocabulary=vocabulary,
+        head_parameters=vocabulary * width,
     )
     workload = Workload.uniform(1, sequence, "train")
     parameters = 13 * layers * width**2 + vocabulary * width
@@ -166,6 +160,11 @@ def test_papers_charge_depth_routing_as_if_every_token_entered() -> None:
     assert convention_flops(routed, workload, "full") < full
 
 
+def matrices(shape: Reading) -> int:
+    """Elements of a token's matrices between embedding and head."""
+    return shape.attention_parameters + shape.feed_forward_parameters + shape.router_parameters
+
+
 @pytest.mark.parametrize(
     ("router", "feed_forward", "routers"),
     [
@@ -185,18 +184,18 @@ def test_a_reading_tells_attention_experts_and_routers_apart(
     assert shape.attention_parameters == 2 * 4 * 32 * 32
     assert (shape.feed_forward_parameters, shape.router_parameters) == (feed_forward, routers)
     vectors = 5 * 32
-    assert shape.active_parameters == shape.matrices + shape.head + vectors
+    assert shape.active_parameters == matrices(shape) + shape.head_parameters + vectors
     assert shape.parameters == sum(p.numel() for p in model.parameters())
-    assert (shape.layers, shape.heads, shape.attention_width, shape.key_value_width) == (2, 4, 32, 32)
+    assert (shape.layers, shape.heads, shape.attention_width) == (2, 4, 32)
 
 
 def test_a_reading_of_grouped_keys_and_an_untied_head() -> None:
     shape = reading(decoder(AWKWARD))
-    assert (shape.attention_width, shape.key_value_width, shape.tied) == (48, 16, False)
+    assert shape.attention_width == 48
     assert shape.attention_parameters == 3 * (48 * 48 + 2 * 48 * 16 + 48 * 48)
     assert shape.feed_forward_parameters == 3 * 2 * 48 * 80
-    assert shape.embedding_parameters == shape.head == 301 * 48
-    assert shape.active_parameters == shape.matrices + 2 * shape.head + 7 * 48
+    assert shape.head_parameters == 301 * 48
+    assert shape.active_parameters == matrices(shape) + 2 * shape.head_parameters + 7 * 48
 
 
 class Thin(Layer):
@@ -223,7 +222,7 @@ class ThinRouter(Router):
 
 def test_a_plugins_matrices_sum_up_whatever_its_layers_are() -> None:
     shape = reading(RoutedDecoder(PLAIN, ThinRouter()))
-    assert shape.matrices == 2 * 32 * 32
+    assert matrices(shape) == 2 * 32 * 32
     assert min(shape.attention_parameters, shape.feed_forward_parameters, shape.router_parameters) >= 0
 
 

@@ -110,7 +110,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("flops --hf gone.json", "config gone.json can't be read"),
         ("flops --hf text.txt", "config text.txt can't be read"),
         ("flops --hf bert.json", "model_type 'bert' is no causal language model"),
-        ("flops --hf negative.json", "negative.json: config hidden_size is -5; it must be 1 or more"),
+        (
+            "flops --hf negative.json",
+            "negative.json: config hidden_size is -5; it should be greater than",
+        ),
         ("flops --hf negative.json --convention palmm", "convention 'palmm' is not known; did you mean"),
         ("flops --hf bert.json --width 8", "--width has no effect with --hf; leave it out"),
         ("flops gate --golden .", "FLOP table . can't be read ([Errno 21] Is a directory"),

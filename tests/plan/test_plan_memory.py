@@ -9,7 +9,6 @@ from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.plan import memory as memory_module
 from modbench.plan.memory import Measured, Memory, Recipe
-from modbench.plan.solver import largest
 
 DENSE = ModelConfig(vocabulary=100, width=16, layers=2, heads=2, mlp_width=24)
 #: Of DENSE: qkv, out, gate and up and down, two norms; then the tied embedding and the last norm.
@@ -70,12 +69,6 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:
     assert measured.memory(most).total <= room < measured.memory(most + 1).total
     assert measured.largest_micro_batch(measured.memory(1).total) == 1
     assert measured.largest_micro_batch(measured.memory(1).total - 1) == 0
-
-
-@pytest.mark.parametrize("guess", [0, 1, 6, 7, 8, 30, 1000])
-@pytest.mark.parametrize("answer", [0, 1, 2, 7, 100])
-def test_the_largest_number_is_found_from_any_guess(answer: int, guess: int) -> None:
-    assert largest(lambda n: n <= answer, guess) == answer
 
 
 @pytest.mark.parametrize(

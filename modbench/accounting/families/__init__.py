@@ -4,14 +4,13 @@ Pure Python: neither torch nor transformers is imported. A family computes what 
 computes; experts have no capacity limit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from modbench.accounting.families.architecture import ledger_of, reading_of
-from modbench.accounting.families.layers import architecture_of
-from modbench.accounting.families.source import FAMILIES, load_config
+from modbench.accounting.families.config import FAMILIES, load_config, read_config
+from modbench.accounting.families.layers import Matrix, layers_of, norm_parameters
 from modbench.accounting.literature import Reading
-from modbench.ledger import Ledger, Workload
+from modbench.ledger import OUTSIDE, Ledger, Workload, matmul
 
 __all__ = ["FAMILIES", "family_ledger", "family_reading", "load_config"]
 
@@ -20,9 +19,44 @@ def family_ledger(config: Mapping[str, Any], workload: Workload, *, dense: bool 
     """Return the ledger of a model of this config.json on ``workload``, all its weights trained. With
     ``dense``, an MLP of the config's ``intermediate_size`` replaces experts. Raise a `UserError` if the
     family (not one of `FAMILIES`) is unknown, or the shape impossible."""
-    return ledger_of(architecture_of(config, dense=dense), workload)
+    read = read_config(config)
+    layers = layers_of(read, dense=dense)
+    ledgers = {layer: layer.ledger(workload).entries for layer in set(layers)}
+    inside = {
+        (number, component, direction): flops
+        for number, layer in enumerate(layers)
+        for (_, component, direction), flops in ledgers[layer].items()
+    }
+    width, vocabulary = read.hidden_size, read.vocab_size
+    return Ledger(inside) + matmul(
+        workload, OUTSIDE, "head", rows=workload.scored, inner=width, columns=vocabulary
+    )
 
 
 def family_reading(config: Mapping[str, Any], *, dense: bool = False) -> Reading:
-    """Return the sizes that papers' formulas use. Arguments and errors as `family_ledger`."""
-    return reading_of(architecture_of(config, dense=dense))
+    """Return the sizes that papers' formulas use; a shared expert's gate is a router. Arguments and
+    errors as `family_ledger`."""
+    read = read_config(config)
+    layers = layers_of(read, dense=dense)
+    head = read.vocab_size * read.hidden_size
+    others = head * (1 if read.tie_word_embeddings else 2) + norm_parameters(read)
+    others += (read.max_position_embeddings or 0) * read.hidden_size
+    others += sum(layer.further for layer in layers)
+    matrices = [matrix for layer in layers for matrix in layer.matrices]
+    routers = _met(m for m in matrices if m.component == "router")
+    attention = _met(m for m in matrices if m.component.startswith("attention."))
+    return Reading(
+        layers=len(layers),
+        heads=layers[0].heads,
+        attention_width=layers[0].heads * layers[0].head_width,
+        attention_parameters=attention,
+        feed_forward_parameters=_met(matrices) - attention - routers,
+        router_parameters=routers,
+        head_parameters=head,
+        parameters=others + sum(matrix.size * matrix.copies for matrix in matrices),
+        active_parameters=others + _met(matrices),
+    )
+
+
+def _met(matrices: Iterable[Matrix]) -> int:
+    return sum(matrix.size * matrix.met for matrix in matrices)

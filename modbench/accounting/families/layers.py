@@ -1,199 +1,193 @@
-"""Builds a family's architecture from its config, as its model in transformers does."""
+"""A causal language model as the matrices of its layers, built from its config as transformers does.
 
-from collections.abc import Mapping
+Every family is described by this, so that one ledger serves all.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
-from modbench.accounting.families.architecture import Architecture, Layer, Matrix
-from modbench.accounting.families.source import Source
-from modbench.errors import UserError
+from modbench.accounting.families.config import FamilyConfig
+from modbench.ledger import Flops, Ledger, Workload, attention, matmul
 
 
-def architecture_of(config: Mapping[str, Any], *, dense: bool = False) -> Architecture:
-    """Build the architecture; with ``dense``, experts are replaced by an MLP of the config's
-    ``intermediate_size``. Raise a `UserError` for an unknown family or an impossible shape."""
-    source = Source(config)
-    return _gpt2(source) if source.name == "gpt2" else _llama_like(source, dense)
+@dataclass(frozen=True)
+class Matrix:
+    """A weight of (inner, outer) in ``copies``, of which each token uses ``met`` (its experts).
+    ``again``: every step also applies it to all cached tokens."""
+
+    component: str
+    inner: int
+    outer: int
+    copies: int = 1
+    met: int = 1
+    again: bool = False
+
+    @property
+    def size(self) -> int:
+        return self.inner * self.outer
 
 
-def _gpt2(source: Source) -> Architecture:
-    width, heads = source.size("n_embd"), source.size("n_head")
-    hidden = source.size_or_none("n_inner") or 4 * width
-    head = _divided("n_embd", width, "n_head", heads)
-    layer = Layer(
-        matrices=(
-            Matrix("attention.qkv", width, 3 * width),
-            Matrix("attention.out", width, width),
-            Matrix("mlp", width, hidden),
-            Matrix("mlp", hidden, width),
-        ),
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A block: its matrices, its attention, and its ``further`` parameters (biases, norms).
+
+    ``head_width`` is that of queries and keys, ``value_width`` that of values. A token sees the last
+    ``window`` tokens. With ``dropout`` on attention weights, training does not use the fused kernels.
+    """
+
+    matrices: tuple[Matrix, ...]
+    heads: int
+    head_width: int
+    value_width: int
+    window: int | None
+    dropout: bool
+    further: int
+
+    def ledger(self, workload: Workload) -> Ledger:
+        rows = {False: workload.slots, True: _cached_and_new(workload)}
+        ledger = Ledger.sum(
+            matmul(workload, 0, m.component, rows=rows[m.again] * m.met, inner=m.inner, columns=m.outer)
+            for m in self.matrices
+        )
+        ledger += attention(
+            workload,
+            0,
+            heads=self.heads,
+            head_width=self.head_width,
+            value_width=self.value_width,
+            gradient=True,
+            pairs=_pairs(self.window, workload),
+            # PyTorch has no fused CPU kernel for dropout.
+            fused=not (self.dropout and workload.phase == "train"),
+        )
+        again = workload.checkpoint and workload.phase == "train"
+        return ledger + ledger.recomputed() if again else ledger
+
+
+def _cached_and_new(workload: Workload) -> int:
+    """Rows of a matmul that each step applies to the whole cache."""
+    if workload.phase == "decode":
+        return workload.pairs().full
+    wide = [new + past for new, past in zip(workload.lengths, workload.past, strict=True)]
+    return workload.sequences * max(wide) if workload.padding else sum(wide)
+
+
+def _pairs(window: int | None, workload: Workload) -> Flops:
+    """Query-key pairs of a layer. A cache keeps at most one window of tokens, which makes ``full``
+    smaller."""
+    if window is None:
+        return workload.pairs()
+    needed = workload.pairs(window).model
+    if workload.phase == "decode" and not workload.padding:
+        return Flops(needed, needed)
+    given = replace(workload, past=tuple(min(past, window - 1) for past in workload.past)).pairs(window)
+    return Flops(needed, given.full, given.executed)
+
+
+def layers_of(config: FamilyConfig, *, dense: bool = False) -> list[Layer]:
+    """Return the pre-norm blocks of a model: attention, and MLPs or experts. With ``dense``, an MLP of
+    the config's ``intermediate_size`` replaces experts."""
+    width, gpt2 = config.hidden_size, config.model_type == "gpt2"
+    block = _grouped(config) if config.kv_lora_rank is None else _latent(config, config.kv_lora_rank)
+    block = replace(block, further=block.further + 2 * norm_parameters(config))
+    hidden = config.intermediate_size or 4 * width
+    mlp = _gated("mlp", width, hidden)
+    if gpt2:
+        mlp = (Matrix("mlp", width, hidden), Matrix("mlp", hidden, width))
+    bias = config.mlp_bias * sum(matrix.outer for matrix in mlp)
+    with_mlp = replace(block, matrices=block.matrices + mlp, further=block.further + bias)
+    with_experts = replace(block, matrices=block.matrices + tuple(_experts(config)))
+    without = config.mlp_only_layers or ()
+    return [
+        replace(
+            with_experts
+            if config.num_experts
+            and not dense
+            and number >= config.first_k_dense_replace
+            and (number + 1) % config.decoder_sparse_step == 0
+            and number not in without
+            else with_mlp,
+            window=config.sliding_window if _slides(config, number) else None,
+        )
+        for number in range(config.num_hidden_layers)
+    ]
+
+
+def norm_parameters(config: FamilyConfig) -> int:
+    """Return the parameters of one norm of the residual stream: a scale, and in GPT-2 a bias."""
+    return config.hidden_size * (2 if config.model_type == "gpt2" else 1)
+
+
+def _slides(config: FamilyConfig, layer: int) -> bool:
+    """Return True if the attention of ``layer`` has a window."""
+    if config.layer_types is not None:
+        return config.use_sliding_window and config.layer_types[layer] == "sliding_attention"
+    border = config.max_window_layers
+    if border is None:
+        return config.use_sliding_window
+    before = layer % 2 == 0 and layer < border
+    slides = before if config.model_type == "qwen2_moe" else layer >= border
+    return config.use_sliding_window and slides
+
+
+def _grouped(config: FamilyConfig) -> Layer:
+    """Attention with queries in groups that share keys and values."""
+    width, heads = config.hidden_size, config.num_attention_heads
+    head = config.head_dim or width // heads
+    query, pair = heads * head, 2 * (config.num_key_value_heads or heads) * head
+    qkv_bias = config.attention_bias if config.qkv_bias is None else config.qkv_bias
+    further = qkv_bias * (query + pair) + config.attention_bias * width
+    further += {None: 0, "head": 2 * head, "width": query + pair // 2}[config.query_key_norm]
+    return Layer(
+        matrices=(Matrix("attention.qkv", width, query + pair), Matrix("attention.out", query, width)),
         heads=heads,
-        key_heads=heads,
         head_width=head,
         value_width=head,
-        dropout=bool(source.read("attn_pdrop", float | None)),
-        further=(3 + 1) * width + hidden + width + 2 * 2 * width,
-    )
-    return Architecture(
-        vocabulary=source.size("vocab_size"),
-        width=width,
-        layers=(layer,) * source.size("n_layer"),
-        tied=source.flag("tie_word_embeddings"),
-        further=2 * width,
-        positions=source.size("n_positions"),
+        window=None,
+        dropout=bool(config.attention_dropout),
+        further=further,
     )
 
 
-def _llama_like(source: Source, all_dense: bool) -> Architecture:
-    """Pre-norm blocks of RMSNorm, attention and gated MLPs or experts."""
-    width, layers = source.size("hidden_size"), source.size("num_hidden_layers")
-    attention = _latent(source, width) if "kv_lora_rank" in source else _grouped(source, width)
-    matrices, head_width, value_width, further = attention
-    heads, key_heads = _heads(source)
-    dense = _gated("mlp", width, source.size("intermediate_size"))
-    sparse = (False,) * layers if all_dense else _sparse(source, layers)
-    windows = _windows(source, layers)
-    experts = _experts(source, width) if any(sparse) else ()
-    bias = source.flag(source.family.mlp_bias) * sum(matrix.columns for matrix in dense)
-    kinds = {
-        (is_sparse, window): Layer(
-            matrices=matrices + (experts if is_sparse else dense),
-            heads=heads,
-            key_heads=key_heads,
-            head_width=head_width,
-            value_width=value_width,
-            window=window,
-            dropout=bool(source.read("attention_dropout", float | None)),
-            further=further + (0 if is_sparse else bias) + 2 * width,
-        )
-        for is_sparse, window in set(zip(sparse, windows, strict=True))
-    }
-    return Architecture(
-        vocabulary=source.size("vocab_size"),
-        width=width,
-        layers=tuple(kinds[kind] for kind in zip(sparse, windows, strict=True)),
-        tied=source.flag("tie_word_embeddings"),
-        further=width,
-    )
-
-
-def _divided(whole: str, total: int, part: str, parts: int) -> int:
-    if total % parts:
-        raise UserError(f"config {whole} is {total}; {part}, {parts}, must divide it")
-    return total // parts
-
-
-#: Matrices, width of a query or key and of a value, biases and norms.
-_Attention = tuple[tuple[Matrix, ...], int, int, int]
-
-
-def _heads(source: Source) -> tuple[int, int]:
-    heads = source.size("num_attention_heads")
-    groups = source.size_or_none("num_key_value_heads") or heads
-    _divided("num_attention_heads", heads, "num_key_value_heads", groups)
-    return heads, groups
-
-
-def _grouped(source: Source, width: int) -> _Attention:
-    """Queries in groups that share keys and values."""
-    heads, groups = _heads(source)
-    head = source.size_or_none("head_dim")
-    if head is None or source.name == "llama":  # whose config insists on it
-        each = _divided("hidden_size", width, "num_attention_heads", heads)
-        head = each if head is None else head
-    norm = source.family.query_key_norm
-    query, pair = heads * head, 2 * groups * head
-    further = source.flag(source.family.qkv_bias) * (query + pair)
-    further += source.flag(source.family.out_bias) * width
-    further += {"none": 0, "head": 2 * head, "width": query + pair // 2}[norm]
-    qkv, out = Matrix("attention.qkv", width, query + pair), Matrix("attention.out", query, width)
-    return (qkv, out), head, head, further
-
-
-def _latent(source: Source, width: int) -> _Attention:
+def _latent(config: FamilyConfig, rank: int) -> Layer:
     """Multi-head latent attention: the cache holds latents, and each step expands all of them into keys
     and values, as transformers does. (Kernels that attend to the latents themselves cost less.)"""
-    heads = source.size("num_attention_heads")
-    nope, rope = source.size("qk_nope_head_dim"), source.size("qk_rope_head_dim")
-    head, value = nope + rope, source.size("v_head_dim")
-    query_rank, rank = source.size_or_none("q_lora_rank"), source.size("kv_lora_rank")
-
+    width, heads, value = config.hidden_size, config.num_attention_heads, config.v_head_dim
+    nope, rope, query_rank = config.qk_nope_head_dim, config.qk_rope_head_dim, config.q_lora_rank
+    query, ranks = heads * (nope + rope), (query_rank or 0) + rank
     qkv = partial(Matrix, "attention.qkv")
-    query: tuple[Matrix, ...] = (qkv(width, heads * head),)
+    queries = (qkv(width, query),)
     if query_rank is not None:
-        query = (qkv(width, query_rank), qkv(query_rank, heads * head))
-    matrices = (
-        *query,
-        qkv(width, rank + rope),
-        qkv(rank, heads * (nope + value), again=True),
-        Matrix("attention.out", heads * value, width),
+        queries = (qkv(width, query_rank), qkv(query_rank, query))  # type: ignore[assignment]
+    return Layer(
+        matrices=(
+            *queries,
+            qkv(width, rank + rope),
+            qkv(rank, heads * (nope + value), again=True),
+            Matrix("attention.out", heads * value, width),
+        ),
+        heads=heads,
+        head_width=nope + rope,
+        value_width=value,
+        window=None,
+        dropout=bool(config.attention_dropout),
+        further=ranks + config.attention_bias * (ranks + rope + width),
     )
-    further = (query_rank or 0) + rank
-    further += source.flag("attention_bias") * ((query_rank or 0) + rank + rope + width)
-    return matrices, head, value, further
 
 
-def _gated(component: str, width: int, hidden: int, **experts: Any) -> tuple[Matrix, Matrix]:
-    up = Matrix(component, width, 2 * hidden, **experts)
-    return up, Matrix(component, hidden, width, **experts)
+def _gated(component: str, width: int, hidden: int, copies: int = 1, met: int = 1) -> tuple[Matrix, ...]:
+    up = Matrix(component, width, 2 * hidden, copies, met)
+    return up, Matrix(component, hidden, width, copies, met)
 
 
-def _expert_count(source: Source) -> int:
-    """Number of routed experts. Qwen's models with 0 are dense."""
-    for key in ("n_routed_experts", "num_local_experts", "num_experts"):
-        if key in source:
-            return source.size(key, least=0 if "decoder_sparse_step" in source else 1)
-    return 0
-
-
-def _experts(source: Source, width: int) -> tuple[Matrix, ...]:
-    experts, chosen = _expert_count(source), source.size("num_experts_per_tok")
-    if chosen > experts:
-        raise UserError(
-            f"config num_experts_per_tok is {chosen}; there are {experts} experts to choose from"
-        )
-    narrow = "moe_intermediate_size" if "moe_intermediate_size" in source else "intermediate_size"
-    hidden = source.size(narrow)
-    matrices = (
-        Matrix("router", width, experts),
-        *_gated("experts", width, hidden, copies=experts, met=chosen),
-    )
-    if "shared_expert_intermediate_size" in source:
-        shared = source.size("shared_expert_intermediate_size")
-        return (*matrices, Matrix("router", width, 1), *_gated("experts", width, shared))
-    if "n_shared_experts" in source and (shared := source.size("n_shared_experts", least=0)):
-        return (*matrices, *_gated("experts", width, shared * hidden))
-    return matrices
-
-
-def _sparse(source: Source, layers: int) -> tuple[bool, ...]:
-    """Return for each layer if it has experts."""
-    if not _expert_count(source):
-        return (False,) * layers
-    if "first_k_dense_replace" in source:
-        dense = source.size("first_k_dense_replace", least=0)
-        return tuple(number >= dense for number in range(layers))
-    if "decoder_sparse_step" in source:
-        step = source.size("decoder_sparse_step")
-        without = source.read("mlp_only_layers", tuple[int, ...] | None) or ()
-        return tuple((n + 1) % step == 0 and n not in without for n in range(layers))
-    return (True,) * layers
-
-
-def _windows(source: Source, layers: int) -> tuple[int | None, ...]:
-    """Return each layer's attention window; None: unlimited."""
-    if "sliding_window" not in source:
-        return (None,) * layers
-    slides = source.flag("use_sliding_window") if "use_sliding_window" in source else True
-    window = source.size_or_none("sliding_window") if slides else None
-    if "layer_types" not in source:
-        return (window,) * layers
-    kinds = source.read("layer_types", tuple[str, ...] | None)
-    if kinds is None:
-        border = source.size("max_window_layers", least=0)
-        if source.name == "qwen2_moe":
-            return tuple(window if n % 2 == 0 and n < border else None for n in range(layers))
-        return tuple(window if n >= border else None for n in range(layers))
-    if len(kinds) != layers:
-        raise UserError(f"config layer_types names {len(kinds)} layers of {layers}; name each")
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+def _experts(config: FamilyConfig) -> Iterator[Matrix]:
+    width, experts = config.hidden_size, config.num_experts
+    hidden = config.moe_intermediate_size or config.intermediate_size or 4 * width
+    yield Matrix("router", width, experts)
+    yield from _gated("experts", width, hidden, copies=experts, met=config.num_experts_per_tok)
+    if config.shared_expert_intermediate_size is not None:
+        yield Matrix("router", width, 1)
+        yield from _gated("experts", width, config.shared_expert_intermediate_size)
+    if config.n_shared_experts:
+        yield from _gated("experts", width, config.n_shared_experts * hidden)

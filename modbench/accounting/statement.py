@@ -55,11 +55,6 @@ class Statement:
     described: Mapping[str, Any]  #: the model's shape and options
     source: str = "closed form"  #: how the FLOPs were found; ``counted`` if a layer has no closed form
 
-    @property
-    def profiled(self) -> int | None:
-        """FLOPs by our counter."""
-        return self.counters.get("modbench")  # type: ignore[return-value]
-
     def difference(self, counter: str) -> float | None:
         """Per cent by which ``counter`` differs from the closed form."""
         counted = self.counters[counter]
@@ -95,8 +90,6 @@ def router_statement(
     model: ModelConfig,
     workload: Workload,
     asked: Asked,
-    *,
-    name: str = "",
 ) -> Statement:
     """State a router (``NAME`` or ``NAME:PRESET``) next to the dense decoder of the same shape. Raise a
     `UserError` if its name or an option is unknown, or the shape impossible."""
@@ -108,7 +101,7 @@ def router_statement(
         (dense.ledger(workload), reading(dense)),
         workload,
         asked,
-        name=name or router,
+        name=router,
         described={**described, "shape": asdict(model)},
         source=routed.flops_source,
     )

@@ -1,9 +1,7 @@
-"""Formats statements as text for a terminal, as one JSON document, and as CSV."""
+"""Formats statements as text for a terminal, and as one JSON document."""
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from modbench.accounting.statement import Statement
@@ -58,41 +56,34 @@ def _line(cells: Sequence[Any]) -> str:
     return f"{label:<18}" + "".join(f"{cell:>22}" for cell in others)
 
 
-def _fields(s: Statement) -> dict[str, Any]:
-    return {
-        "model": s.name,
-        "phase": s.workload.phase,
-        "convention": s.convention,
-        "sequences": s.workload.sequences,
-        "tokens": s.workload.lengths[0],
-        "past": s.workload.past[0],
-    }
-
-
-def _whole(s: Statement) -> dict[str, Any]:
-    return {
-        "parameters": s.parameters,
-        "active_parameters": s.active_parameters,
-        "ratio_to_dense": s.flops / s.dense_flops,
-        "flops_source": s.source,
-    }
-
-
 def as_json(statements: Sequence[Statement]) -> str:
     """One JSON document, on one line."""
     return json.dumps({"models": [_document(statement) for statement in statements]})
 
 
 def _document(s: Statement) -> dict[str, Any]:
-    model = _fields(s) | dict(s.described) | _whole(s) | {"flops": s.flops, "dense_flops": s.dense_flops}
-    model["flops_per_token"] = s.flops / s.workload.tokens
-    model["by_component"] = {
-        name: {**spent, "flops": sum(spent.values())} for name, spent in s.components.items()
+    model = {
+        "model": s.name,
+        "phase": s.workload.phase,
+        "convention": s.convention,
+        "sequences": s.workload.sequences,
+        "tokens": s.workload.lengths[0],
+        "past": s.workload.past[0],
+        **s.described,
+        "parameters": s.parameters,
+        "active_parameters": s.active_parameters,
+        "ratio_to_dense": s.flops / s.dense_flops,
+        "flops_source": s.source,
+        "flops": s.flops,
+        "dense_flops": s.dense_flops,
+        "flops_per_token": s.flops / s.workload.tokens,
+        "by_component": {
+            name: {**spent, "flops": sum(spent.values())} for name, spent in s.components.items()
+        },
     }
     if s.conventions:
         model["conventions"] = dict(s.conventions)
     if s.counters:
-        model["profiled"] = s.profiled
         model["counters"] = {
             name: {"reason": counted}
             if isinstance(counted, str)
@@ -100,41 +91,3 @@ def _document(s: Statement) -> dict[str, Any]:
             for name, counted in s.counters.items()
         }
     return model
-
-
-def as_csv(statements: Sequence[Statement]) -> str:
-    """One row per component and one for the total; with conventions compared, one row per total."""
-    return csv_text([row for statement in statements for row in _rows(statement)])
-
-
-def _rows(s: Statement) -> Iterator[dict[str, Any]]:
-    def row(component: str, flops: int, **further: Any) -> dict[str, Any]:
-        numbers = {"flops": flops, "flops_per_token": flops / s.workload.tokens}
-        return _fields(s) | {"component": component} | numbers | further
-
-    for name, spent in s.components.items():
-        yield row(name, sum(spent.values()))
-    whole = _whole(s) | {"profiled": s.profiled}
-    for name, counted in s.counters.items():
-        column = "profiled" if name == "modbench" else name
-        whole |= {column: counted, f"{column}_difference_percent": s.difference(name)}
-    for convention, flops in (s.conventions or {s.convention: s.flops}).items():
-        further = whole if convention == s.convention else {}
-        yield row("total", flops, convention=convention, **further)
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """``rows`` as CSV; columns in order of appearance, missing values as empty cells."""
-    out = io.StringIO()
-    columns = dict.fromkeys(name for row in rows for name in row)
-    writer = csv.DictWriter(out, list(columns), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().rstrip("\n")
-
-
-FORMATS: Mapping[str, Callable[[Sequence[Statement]], str]] = {
-    "table": as_table,
-    "json": as_json,
-    "csv": as_csv,
-}

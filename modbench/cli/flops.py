@@ -9,13 +9,8 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from modbench.accounting.families import load_config
 from modbench.accounting.literature import uniform_workload
-from modbench.accounting.statement import (
-    Asked,
-    Statement,
-    family_statement,
-    router_statement,
-)
-from modbench.accounting.table import FORMATS
+from modbench.accounting.statement import Asked, Statement, family_statement, router_statement
+from modbench.accounting.table import as_json, as_table
 from modbench.cli.options import Plugins, RouterOptions, Routers, Several, flat, parsed_options, tell
 from modbench.errors import UserError
 from modbench.ledger import Phase, Workload
@@ -35,7 +30,7 @@ def flops(
     convention: str = "model",
     compare_conventions: bool = False,
     profile: bool = False,
-    format: Literal["table", "json", "csv"] = "table",
+    format: Literal["table", "json"] = "table",
     plugin: Plugins = (),
 ) -> int:
     """Print the FLOPs of a model: total, per token, by component, and relative to the dense model.
@@ -58,7 +53,7 @@ def flops(
         compare_conventions: print the total under every convention
         profile: also count a run on the meta device, next to fvcore and PyTorch's FlopCounterMode; the
             exit code is 1 if our counter differs
-        format: table: for reading; json: one JSON document on the last line; csv
+        format: table: for reading; json: one JSON document on the last line
         plugin: Python files that register routers
     """
     files = flat(hf)
@@ -82,10 +77,10 @@ def flops(
         size, options = shape.resolved(), parsed_options(option)
         load = uniform_workload(batch, size.sequence, phase, past)
         statements = [router_statement(one, options, size.model, load, asked) for one in flat(router)]
-    print(FORMATS[format](statements))
-    wrong = [one for one in statements if one.profiled not in (None, one.flops)]
+    print(as_json(statements) if format == "json" else as_table(statements))
+    wrong = [one for one in statements if one.counters.get("modbench", one.flops) != one.flops]
     for one in wrong:
-        tell(f"{one.name}: the closed form says {one.flops:,}, the counter {one.profiled:,}")
+        tell(f"{one.name}: the closed form says {one.flops:,}, the counter {one.counters['modbench']:,}")
     return 1 if wrong else 0
 
 

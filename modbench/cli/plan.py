@@ -40,9 +40,8 @@ def plan(
     tokens: Annotated[str | None, arg(metavar="AMOUNT", help_behavior_hint="")] = None,
     budget: Annotated[str | None, arg(metavar="FLOPS", help_behavior_hint="")] = None,
     tokens_per_parameter: float | None = None,
-    batch: Annotated[str | None, arg(metavar="TOKENS", help_behavior_hint="")] = None,
     convention: str = "model",
-    format: Literal["table", "json", "csv"] = "table",
+    format: Literal["table", "json"] = "table",
     plugin: Plugins = (),
 ) -> int:
     """Print training FLOPs, days and memory per GPU. With a budget, print the shape of each scheme that
@@ -59,15 +58,14 @@ def plan(
         budget: training FLOPs, such as 1e21, that the shape of each scheme is solved for
         tokens_per_parameter: with a budget and no tokens: training tokens per active parameter, by
             default 20
-        batch: tokens of one step; by default one micro-batch on each GPU
         convention: how FLOPs are counted: model, full, executed or a paper's convention
             (docs/conventions.md)
-        format: table: for reading; json: one JSON document on the last line; csv
+        format: table: for reading; json: one JSON document on the last line
         plugin: Python files that register routers
     """
     from modbench.plan.memory import Recipe
     from modbench.plan.plan import plan as make_plan
-    from modbench.plan.table import FORMATS
+    from modbench.plan.table import as_json, as_table
 
     if tokens_per_parameter is not None and (budget is None or tokens is not None):
         raise UserError("--tokens-per-parameter needs --budget without --tokens")
@@ -91,8 +89,7 @@ def plan(
             checkpoint=cluster.checkpoint,
             micro_batch=cluster.micro_batch,
         ),
-        batch=None if batch is None else amount(batch, "batch"),
         convention=convention,
     )
-    print(FORMATS[format](made))
+    print(as_json(made) if format == "json" else as_table(made))
     return 0

@@ -1,6 +1,5 @@
 """Memory of one GPU in a training step, from shapes."""
 
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -74,6 +73,7 @@ class Measured:
         self._decoder, self._length, self._recipe = decoder, length, recipe
         self._kernels: Kernels = kernels
         self._compute = compute or recipe.compute
+        self._most = max(2, _ROWS // length)
         weights, shard = list(decoder.parameters()), recipe.shard
         self._held = -(-_elements(weights) // shard)
         # A frozen weight has neither gradient nor optimizer state.
@@ -98,11 +98,11 @@ class Measured:
 
     def _activations(self, sequences: int) -> int:
         """Beyond `_ROWS` tokens they are linear in the number of sequences."""
-        most = max(2, _ROWS // self._length)
+        half, most = self._most // 2, self._most
         if sequences <= most:
             return self._run(sequences)
-        half, full = self._run(most // 2), self._run(most)
-        return full + round((full - half) / (most - most // 2) * (sequences - most))
+        each = (self._run(most) - self._run(half)) / (most - half)
+        return self._run(most) + round(each * (sequences - most))
 
     @cache  # noqa: B019
     def _run(self, sequences: int) -> int:
@@ -117,7 +117,12 @@ class Measured:
 
     def largest_micro_batch(self, room: int) -> int:
         """The largest number of sequences that fits ``room`` bytes; may be 0."""
-        return bisect_right(range(1, 2**24), room, key=lambda sequences: self.memory(sequences).total)
+        half, most = self._most // 2, self._most
+        each = (self.memory(most).total - self.memory(half).total) / (most - half)
+        found = most + int((room - self.memory(most).total) // each)
+        while found > 0 and self.memory(found).total > room:  # fewer than ``most`` may need more
+            found -= 1
+        return max(0, found)
 
 
 def _elements(weights: Iterable[Tensor]) -> int:

@@ -26,7 +26,6 @@ class Scheme:
     parameters: int
     active_parameters: int
     tokens: int
-    steps: int
     forward_flops_per_token: float
     training_flops_per_token: float
     training_flops: int
@@ -35,31 +34,17 @@ class Scheme:
     memory: Memory
     largest_micro_batch: int  #: sequences that fit the GPU's memory; may be 0
 
-    @property
-    def ratio_to_dense(self) -> float:
-        return self.training_flops / self.dense_flops
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """``batch``: tokens per step on all GPUs. ``budget``: training FLOPs that shapes were solved for;
-    None if the shape was given."""
+    """``budget``: training FLOPs that shapes were solved for; None if the shape was given."""
 
     cluster: Cluster
     recipe: Recipe
     convention: str
     sequence: int
-    batch: int
     budget: int | None
     schemes: tuple[Scheme, ...]
-
-    @property
-    def accumulated(self) -> int:
-        """Micro-batches per GPU and step."""
-        return self.batch // (self.cluster.gpus * self.recipe.micro_batch * self.sequence)
-
-    def share_of_card(self, scheme: Scheme) -> float:
-        return scheme.memory.total / self.cluster.gpu.memory
 
     def fits(self, scheme: Scheme) -> bool:
         return scheme.memory.total <= self.cluster.gpu.memory
@@ -75,27 +60,18 @@ def plan(
     tokens_per_parameter: float = 20.0,
     cluster: Cluster,
     recipe: Recipe,
-    batch: int | None = None,
     convention: str = "model",
 ) -> Plan:
     """Plan the training of each of ``routers`` (``NAME`` or ``NAME:PRESET``) at the shape ``size`` on
-    ``tokens`` tokens, ``batch`` tokens per step (by default one micro-batch per GPU).
+    ``tokens`` tokens.
 
     With a ``budget``, each scheme has the shape like ``size`` that spends this number of training FLOPs
     on ``tokens`` tokens, by default ``tokens_per_parameter`` per active parameter. Raise a `UserError`
-    for no router or tokens, GPUs or experts that can't be divided, a batch that is not a multiple of the
-    micro-batches of all GPUs, and as `modbench.plan.solver.solve`."""
+    for no router or tokens, GPUs that can't be divided, and as `modbench.plan.solver.solve`."""
     if not routers:
         raise UserError("a plan needs one router or more; for example vanilla and mod")
     if cluster.gpus % recipe.shard:
         raise UserError(f"shard is {recipe.shard} of {cluster.gpus} gpus; it must divide them")
-    at_once = cluster.gpus * recipe.micro_batch * size.sequence
-    batch = at_once if batch is None else batch
-    if batch < 1 or batch % at_once:
-        raise UserError(
-            f"batch is {batch:,} tokens; it must be a multiple of {at_once:,}, for {cluster.gpus} gpus "
-            f"take {recipe.micro_batch} x {size.sequence} tokens each at a time"
-        )
     schemes = []
     asked: dict[str, Any] = {"tokens": tokens, "tokens_per_parameter": tokens_per_parameter}
     for name in routers:
@@ -106,13 +82,12 @@ def plan(
             raise UserError(f"tokens is {tokens}; a plan needs tokens, 1 or more, or a budget, or both")
         else:
             shape, seen = size, tokens
-        schemes.append(_scheme(name, options, shape, seen, cluster, recipe, batch, convention))
+        schemes.append(_scheme(name, options, shape, seen, cluster, recipe, convention))
     return Plan(
         cluster=cluster,
         recipe=recipe,
         convention=convention,
         sequence=size.sequence,
-        batch=batch,
         budget=budget,
         schemes=tuple(schemes),
     )
@@ -125,7 +100,6 @@ def _scheme(
     tokens: int,
     cluster: Cluster,
     recipe: Recipe,
-    batch: int,
     convention: str,
 ) -> Scheme:
     sequence = size.sequence
@@ -141,7 +115,6 @@ def _scheme(
         parameters=routed.parameter_count("total"),
         active_parameters=routed.parameter_count("active"),
         tokens=tokens,
-        steps=-(-tokens // batch),
         forward_flops_per_token=convention_flops(routed, Workload.uniform(1, sequence), convention)
         / sequence,
         training_flops_per_token=of_sequence / sequence,

@@ -4,6 +4,7 @@ Shapes follow a base: its width per layer, head width, ratio of MLP to model wid
 key/value heads, vocabulary and sequence length. Nothing is allocated.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -167,20 +168,17 @@ def _search(family: _Family, cost: Cost, limit: int, what: str) -> ModelConfig:
             f"{-(-cost(least) // up) * up:.3e} FLOPs; raise the budget, or take fewer tokens or a base "
             "with narrower heads, a shorter sequence or a smaller vocabulary"
         )
-    # Costs grow with the cube of the width, or its sixth power if tokens grow with it.
-    guess = round((limit / cost(least)) ** 0.2)
-    number = largest(lambda n: cost(family.like_base(n)) <= limit, guess)
-    near = [family.heads(n) for n in range(max(1, number - 1), number + 3)]
-    found: list[ModelConfig] = []
+    number = max(1, _largest(lambda n: cost(family.like_base(n)), limit, 1))
+    found = [least]
     for groups in (0, -1, 1):
-        for heads in near:
+        for heads in (family.heads(number), family.heads(number + 1)):
             layers = family.layers(heads) + groups * family.period
             if layers >= family.fewest:
                 found += _widest(family, cost, heads, layers, limit)
         used = [model for model in found if cost(model) >= USED * limit]
         if used:
             return min(used, key=family.drift)
-    return max(found, key=cost, default=least)
+    return max(found, key=cost)
 
 
 def _widest(family: _Family, cost: Cost, heads: int, layers: int, limit: int) -> Iterator[ModelConfig]:
@@ -190,31 +188,14 @@ def _widest(family: _Family, cost: Cost, heads: int, layers: int, limit: int) ->
         return cost(family.shape(heads, layers, steps * family.step))
 
     usual = family.mlp_steps(heads)
-    one, two, three = at(1), at(1 + usual), at(1 + 2 * usual)
-    if one > limit:
-        return
-    steps = usual
-    if three > one:  # else the experts have a fixed width
-        # Usually a polynomial of degree 2 or less.
-        curve, slope = (three - 2 * two + one) / 2, (4 * two - three - 3 * one) / 2
-        root = (slope**2 + 4 * curve * (limit - one)) ** 0.5
-        steps = largest(lambda n: at(n) <= limit, 1 + int(usual * 2 * (limit - one) / (slope + root)))
-    yield family.shape(heads, layers, steps * family.step)
+    fixed = at(1) == at(1 + usual)  # experts of a width of their own
+    steps = usual if fixed else _largest(at, limit, 2 * usual)
+    if steps and at(steps) <= limit:
+        yield family.shape(heads, layers, steps * family.step)
 
 
-def largest(holds: Callable[[int], bool], guess: int) -> int:
-    """The largest n >= 1 for which ``holds(n)``, or 0. ``holds`` must be true up to some n and false
-    above it. The search starts at ``guess``, since ``holds`` may be slow."""
-    low, high, step = 0, max(1, guess), 1
-    if holds(high):
-        while holds(high + step):
-            high, step = high + step, step * 2
-        low, high = high, high + step
-    else:
-        while high > step and not holds(high - step):
-            high, step = high - step, step * 2
-        low = max(0, high - step)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
+def _largest(cost: Callable[[int], int], limit: int, guess: int) -> int:
+    """The largest n >= 1 whose cost, which grows with n, is at most ``limit``; 0 if there is none."""
+    while cost(guess) <= limit:
+        guess *= 2
+    return bisect_right(range(1, guess), limit, key=cost)

@@ -1,106 +1,74 @@
-"""Formats of plans: table, JSON, CSV."""
+"""Formats plans as text for a terminal, and as one JSON document."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from typing import Any
 
-from modbench.accounting.table import csv_text
+from tabulate import tabulate
+
 from modbench.plan.memory import Memory
 from modbench.plan.plan import Plan, Scheme
 from modbench.plan.units import shown
 
+_SHAPE = ("layers", "width", "heads", "kv_heads", "mlp_width", "vocabulary")
+
 
 def as_table(plan: Plan) -> str:
     """Quantities in rows, schemes in columns."""
-    cluster, recipe, schemes, gpu = plan.cluster, plan.recipe, plan.schemes, plan.cluster.gpu
+    cluster, recipe, gpu = plan.cluster, plan.recipe, plan.cluster.gpu
     shared = f"shared by {recipe.shard}" if recipe.shard > 1 else "whole"
     kept = "layers checkpointed" if recipe.checkpoint else "no checkpointing"
     lines = [
         f"{cluster.gpus} x {gpu.name}: {gpu.flops / 1e12:g} TFLOP/s in bfloat16 and "
         f"{gpu.memory / 1e9:g} GB each, model FLOPs utilisation {cluster.utilisation:.0%} (assumed)",
-        f"{plan.accumulated} x {recipe.micro_batch} x {plan.sequence} tokens per GPU and step, "
-        f"{plan.batch:,} in all; {recipe.state} states, {shared}, {kept}",
+        f"{recipe.micro_batch} x {plan.sequence} tokens per GPU; {recipe.state} states {shared}; {kept}",
         f"FLOPs under convention {plan.convention}, nominal routing",
     ]
     if plan.budget is not None:
         lines.append(f"shapes solved for a budget of {plan.budget:.4g} training FLOPs")
-    lines.append("")
-    columns = [_flat(plan, scheme) for scheme in schemes]
-    wide = [max(14, len(scheme.router)) for scheme in schemes]
-    for label, key, form in _ROWS:
-        if key != "share_of_budget" or plan.budget is not None:
-            cells = (f"  {form(column[key]):>{w}}" for column, w in zip(columns, wide, strict=True))
-            lines.append(f"{label:<24}{''.join(cells)}".rstrip())
-    return "\n".join(lines)
+    columns = [dict(_column(plan, scheme)) for scheme in plan.schemes]
+    rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
+    aligned = ("left", *("right" for _ in columns))
+    table = tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=aligned)
+    return "\n".join([*lines, "", table])
+
+
+def _column(plan: Plan, scheme: Scheme) -> Iterator[tuple[str, str]]:
+    """Yield labels and cells."""
+    yield "", scheme.router
+    for name in _SHAPE:
+        yield name, str(getattr(scheme.model, name))
+    yield "parameters", shown(scheme.parameters)
+    yield "active parameters", shown(scheme.active_parameters)
+    yield "tokens", shown(scheme.tokens)
+    yield "forward FLOPs per token", f"{scheme.forward_flops_per_token:.4g}"
+    yield "training FLOPs per token", f"{scheme.training_flops_per_token:.4g}"
+    yield "training FLOPs", f"{scheme.training_flops:.4g}"
+    if plan.budget is not None:
+        yield "share of the budget", f"{scheme.training_flops / plan.budget:.2%}"
+    yield "ratio to dense", f"{scheme.training_flops / scheme.dense_flops:.4f}"
+    yield "days", f"{scheme.days:.4g}"
+    for field in fields(Memory):
+        yield f"memory per GPU, {field.name}", _gb(getattr(scheme.memory, field.name))
+    yield "memory per GPU, total", _gb(scheme.memory.total)
+    yield "share of the GPU's memory", f"{scheme.memory.total / plan.cluster.gpu.memory:.1%}"
+    yield "fits", "yes" if plan.fits(scheme) else "no"
+    yield "largest micro-batch", str(scheme.largest_micro_batch or "none")
 
 
 def _gb(size: int) -> str:
-    return f"{size / 1e9:.3f}" if size < 1e9 else f"{size / 1e9:,.2f}"
-
-
-_SHAPE = ("layers", "width", "heads", "kv_heads", "mlp_width", "vocabulary")
-#: Rows of the table: label, key of `_fields`, format.
-_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("", "router", str),
-    *((name, name, str) for name in _SHAPE),
-    ("parameters", "parameters", shown),
-    ("active parameters", "active_parameters", shown),
-    ("tokens", "tokens", shown),
-    ("steps", "steps", "{:,}".format),
-    ("forward FLOPs per token", "forward_flops_per_token", "{:.4g}".format),
-    ("training FLOPs per token", "training_flops_per_token", "{:.4g}".format),
-    ("training FLOPs", "training_flops", "{:.4g}".format),
-    ("share of the budget", "share_of_budget", "{:.2%}".format),
-    ("ratio to dense", "ratio_to_dense", "{:.4f}".format),
-    ("days", "days", "{:.4g}".format),
-    ("memory per GPU, GB", "router", lambda name: ""),
-    *((f"  {field.name}", f"memory_{field.name}", _gb) for field in fields(Memory)),
-    ("  at the peak", "memory_total", _gb),
-    ("  share of the GPU's", "share_of_card", "{:.1%}".format),
-    ("fits", "fits", lambda fits: "yes" if fits else "no"),
-    ("largest micro-batch", "largest_micro_batch", lambda most: str(most or "none")),
-)
-
-
-def _fields(plan: Plan, scheme: Scheme) -> dict[str, Any]:
-    own = asdict(scheme)
-    shape = own.pop("model")
-    return {
-        "router": scheme.router,
-        **{name: shape[name] for name in _SHAPE},
-        "sequence": plan.sequence,
-        "convention": plan.convention,
-        **own,
-        "share_of_budget": None if plan.budget is None else scheme.training_flops / plan.budget,
-        "ratio_to_dense": scheme.ratio_to_dense,
-        "fits": plan.fits(scheme),
-        "share_of_card": plan.share_of_card(scheme),
-        "memory": {**asdict(scheme.memory), "total": scheme.memory.total},
-    }
-
-
-def _flat(plan: Plan, scheme: Scheme) -> dict[str, Any]:
-    row = _fields(plan, scheme)
-    return row | {f"memory_{name}": size for name, size in row.pop("memory").items()}
+    return f"{size / 1e9:,.{3 if size < 1e9 else 2}f} GB"
 
 
 def as_json(plan: Plan) -> str:
     """One JSON document, on one line."""
-    return json.dumps(
-        {
-            "cluster": asdict(plan.cluster),
-            "recipe": asdict(plan.recipe),
-            "batch": plan.batch,
-            "budget": plan.budget,
-            "schemes": [_fields(plan, scheme) for scheme in plan.schemes],
-        }
-    )
+    document = asdict(plan)
+    for scheme, row in zip(plan.schemes, document["schemes"], strict=True):
+        row |= _shape(row.pop("model")) | {"fits": plan.fits(scheme)}
+        row["memory"]["total"] = scheme.memory.total
+    return json.dumps(document)
 
 
-def as_csv(plan: Plan) -> str:
-    """One row per scheme; memory in bytes."""
-    return csv_text([_flat(plan, scheme) for scheme in plan.schemes])
-
-
-FORMATS: Mapping[str, Callable[[Plan], str]] = {"table": as_table, "json": as_json, "csv": as_csv}
+def _shape(model: dict[str, Any]) -> dict[str, Any]:
+    return {name: model[name] for name in _SHAPE}

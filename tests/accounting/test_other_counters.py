@@ -80,7 +80,7 @@ def test_a_counter_that_fails_says_so_in_its_column(monkeypatch: pytest.MonkeyPa
     assert isinstance(found["fvcore"], int)
 
 
-@pytest.mark.parametrize("format", ["table", "json", "csv"])
+@pytest.mark.parametrize("format", ["table", "json"])
 def test_profile_prints_the_counters_side_by_side(
     format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,11 +91,9 @@ def test_profile_prints_the_counters_side_by_side(
     if format == "table":
         (names,) = (line for line in out.splitlines() if line.startswith("counter"))
         assert names.split() == ["counter", "closed", "form", "modbench", "fvcore", "FlopCounterMode"]
-    elif format == "json":
+    else:
         (model,) = json.loads(out)["models"]
         theirs = model["counters"]["fvcore"]
         assert model["counters"]["modbench"] == {"flops": model["flops"], "difference_percent": 0.0}
         off = 100 * (theirs["flops"] - model["flops"]) / model["flops"]
         assert theirs["difference_percent"] == off < 0
-    else:
-        assert "profiled,profiled_difference_percent,fvcore,fvcore_difference_percent" in out

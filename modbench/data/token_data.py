@@ -22,7 +22,7 @@ from modbench.data.corpus import read_corpus, text_sha256
 from modbench.data.tokenizer import Tokenizer, train_bpe
 from modbench.errors import UserError
 
-__all__ = ["DataConfig", "TokenData", "load", "prepare", "prepare_command"]
+__all__ = ["DataConfig", "TokenData", "load", "prepare"]
 
 #: sha256 of the tokens that are the same on every machine, by (source, tokenizer, vocabulary).
 PINNED: dict[tuple[str, str, int], str] = {
@@ -58,21 +58,19 @@ def prepare(
     *,
     cache: Path | None = None,
     say: Callable[[str], None] = print,
-    archives: Path | None = None,
     force: bool = False,
 ) -> TokenData:
     """Return the tokens of ``config``; build them if they are not in the ``cache`` (by default
-    `cache_folder`), or with ``force``. ``say`` is called with a sentence before each long step. With a
-    folder of ``archives`` of the embedded corpus nothing is downloaded. Raise a `UserError` if the text
-    can't be read, the cache can't be written, a file in it was altered, or the result is not the pinned
-    one; nothing is left in the cache then."""
+    `cache_folder`), or with ``force``. ``say`` is called with a sentence before each long step. Raise a
+    `UserError` if the text can't be read, the cache can't be written, a file in it was altered, or the
+    result is not the pinned one; nothing is left in the cache then."""
     cache = cache or cache_folder()
     path = _token_path(config, cache)
     if force or not path.exists():
         with file_lock(path, say):
             # Another process may have built it while this one waited.
             if force or not path.exists():
-                _build(config, path, cache, say, archives)
+                _build(config, path, cache / "archives", say)
     return load(config, cache=cache)
 
 
@@ -106,25 +104,6 @@ def load(config: DataConfig, *, cache: Path | None = None) -> TokenData:
     )
 
 
-def prepare_command(
-    config: DataConfig,
-    *,
-    force: bool = False,
-    archives: Path | None = None,
-    cache: Path | None = None,
-    say: Callable[[str], None] = print,
-) -> str:
-    """Run ``modbench data prepare`` and return the sentences to print. Arguments as `prepare`."""
-    data = prepare(config, cache=cache, say=say, archives=archives, force=force)
-    text_bytes = int(data.token_bytes_V[data.heldout_N].sum())
-    return (
-        f"{config.source} is ready: {len(data.train_N):,} training and {len(data.heldout_N):,} held-out "
-        f"tokens of a {config.tokenizer} vocabulary of {data.tokenizer.vocabulary:,} "
-        f"({text_bytes / len(data.heldout_N):.2f} bytes per token)\n"
-        f"sha256 {data.sha256}\n{_token_path(config, cache or cache_folder())}"
-    )
-
-
 def _header(config: DataConfig) -> dict[str, object]:
     """Settings that determine the tokens; their hash is part of the file's name."""
     return {"config": config.settings(), "text_sha256": text_sha256(config)}
@@ -152,10 +131,8 @@ def _command(config: DataConfig) -> str:
     return shlex.join(words)
 
 
-def _build(
-    config: DataConfig, path: Path, cache: Path, say: Callable[[str], None], archives: Path | None
-) -> None:
-    corpus = read_corpus(config, kept=cache / "archives", archives=archives, say=say)
+def _build(config: DataConfig, path: Path, archives: Path, say: Callable[[str], None]) -> None:
+    corpus = read_corpus(config, kept=archives, say=say)
     train = [document.text for document in corpus.train]
     heldout = [document.text for document in corpus.heldout]
     say(f"tokenizing {sum(map(len, train)) + sum(map(len, heldout)):,} characters of {config.source}")

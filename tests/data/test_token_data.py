@@ -11,7 +11,7 @@ import pytest
 
 from modbench.cli.main import main
 from modbench.data import token_data
-from modbench.data.token_data import DataConfig, load, prepare, prepare_command
+from modbench.data.token_data import DataConfig, load, prepare
 from modbench.errors import UserError
 
 
@@ -201,15 +201,6 @@ def test_a_process_killed_before_the_end_leaves_nothing_that_is_used(config, tmp
         load(config, cache=tmp_path / "c")
     prepare(config, cache=tmp_path / "c", say=silent)
     assert load(config, cache=tmp_path / "c").sha256
-
-
-def test_command_says_what_there_is(prepared):
-    config, cache, path = prepared
-    data = load(config, cache=cache)
-    said = prepare_command(config, cache=cache, say=silent)
-    assert f"{len(data.train_N):,} training and {len(data.heldout_N):,} held-out tokens" in said
-    assert data.sha256 in said
-    assert str(path) in said
 
 
 def test_loading_imports_neither_torch_nor_datasets_nor_requests(prepared):

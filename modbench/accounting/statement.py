@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modbench.accounting.literature import ALL_CONVENTIONS, Reading, check_known, flops_under, reading
 from modbench.errors import FAULTS, UserError
-from modbench.ledger import CONVENTIONS, Direction, Ledger, Workload
+from modbench.ledger import CONVENTIONS, Ledger, Workload
 from modbench.model.config import ModelConfig
 from modbench.routing.plugin_fault import raised
 
@@ -46,7 +46,7 @@ class Statement:
     workload: Workload
     convention: str
     flops: int
-    components: Mapping[str, Mapping[Direction, int]]
+    components: Mapping[str, int]
     parameters: int
     active_parameters: int
     dense_flops: int
@@ -64,17 +64,13 @@ class Statement:
 def _stated(
     built: Any, model: Model, dense: Model, workload: Workload, asked: Asked, **others: Any
 ) -> Statement:
-    components: dict[str, dict[Direction, int]] = {}
-    if asked.convention in CONVENTIONS:
-        for (_, component, direction), flops in model[0]:
-            spent = components.setdefault(component, {"forward": 0, "backward": 0, "recompute": 0})
-            spent[direction] += flops.under(asked.convention)
+    has_components = asked.convention in CONVENTIONS
     compared = ALL_CONVENTIONS if asked.compare else ()
     return Statement(
         workload=workload,
         convention=asked.convention,
         flops=flops_under(asked.convention, *model, workload),
-        components=components,
+        components=model[0].by_component(asked.convention) if has_components else {},
         parameters=model[1].parameters,
         active_parameters=model[1].active_parameters,
         dense_flops=flops_under(asked.convention, *dense, workload),

@@ -5,9 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from modbench.accounting.statement import Statement
-from modbench.ledger import Direction
-
-_DIRECTIONS: tuple[Direction, ...] = ("forward", "backward", "recompute")
 
 
 def as_table(statements: Sequence[Statement]) -> str:
@@ -22,27 +19,22 @@ def _table(s: Statement) -> Iterator[str]:
         each += f" after {workload.past[0]} cached"
     yield f"{s.name}: {each}, convention {s.convention} (nominal routing)"
     yield ""
-    shown = [d for d in _DIRECTIONS if any(spent[d] for spent in s.components.values())]
-    rows = {name: [spent[d] for d in shown] for name, spent in s.components.items()}
-    flops = {name: sum(spent.values()) for name, spent in s.components.items()} | {"total": s.flops}
-    rows["total"] = [sum(row) for row in zip(*rows.values(), strict=True)]
-    yield _line(["component" if shown else "", *shown, "FLOPs", "per token", "share"])
-    for name, parts in rows.items():
-        cells = [*parts, flops[name], f"{flops[name] / tokens:,.1f}", f"{flops[name] / s.flops:.1%}"]
-        yield _line([name, *cells])
+    yield _line(["component" if s.components else "", "FLOPs", "per token", "share"])
+    for name, spent in {**s.components, "total": s.flops}.items():
+        yield _line([name, spent, f"{spent / tokens:,.1f}", f"{spent / s.flops:.1%}"])
     if s.counters:
         differences = (s.difference(name) for name in s.counters)
-        shown_ = ("" if d is None else f"{d:+.4f} %" if d else "0" for d in differences)
+        shown = ("" if d is None else f"{d:+.4f} %" if d else "0" for d in differences)
         yield ""
         yield _line(["counter", s.source, *s.counters])
         yield _line(["FLOPs", s.flops, *s.counters.values()])
-        yield _line(["difference", "", *shown_]).rstrip()
+        yield _line(["difference", "", *shown]).rstrip()
     if s.conventions:
         yield ""
         yield _line(["convention", "FLOPs", "per token", "against model", "full"])
-        for convention, spent_ in s.conventions.items():
-            errors = (f"{spent_ / s.conventions[truth] - 1:+.1%}" for truth in ("model", "full"))
-            yield _line([convention, spent_, f"{spent_ / tokens:,.1f}", *errors])
+        for convention, spent in s.conventions.items():
+            errors = (f"{spent / s.conventions[truth] - 1:+.1%}" for truth in ("model", "full"))
+            yield _line([convention, spent, f"{spent / tokens:,.1f}", *errors])
     yield ""
     yield f"{'FLOPs':<18}{s.source:>22}"
     yield f"{'parameters':<18}{s.parameters:>22,}"
@@ -77,9 +69,7 @@ def _document(s: Statement) -> dict[str, Any]:
         "flops": s.flops,
         "dense_flops": s.dense_flops,
         "flops_per_token": s.flops / s.workload.tokens,
-        "by_component": {
-            name: {**spent, "flops": sum(spent.values())} for name, spent in s.components.items()
-        },
+        "by_component": dict(s.components),
     }
     if s.conventions:
         model["conventions"] = dict(s.conventions)

@@ -13,7 +13,6 @@ def data(
     /,
     *,
     config: OmitArgPrefixes[DataConfig],
-    force: bool = False,
 ) -> int:
     """Fetch, check and tokenize a corpus into the cache, unless it is there already.
 
@@ -22,11 +21,10 @@ def data(
     Args:
         action: prepare: build the token files of a corpus
         config: the corpus and its tokenizer
-        force: build the token files even if they exist
     """
     from modbench.data.token_data import prepare
 
-    made = prepare(config, force=force, say=tell)
+    made = prepare(config, say=tell)
     print(
         f"{config.source} is ready: {len(made.train_N):,} training and {len(made.heldout_N):,} held-out "
         f"tokens of a {config.tokenizer} vocabulary of {config.vocabulary:,}; sha256 {made.sha256}"

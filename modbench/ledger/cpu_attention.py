@@ -18,12 +18,6 @@ def executed_pairs(queries: int, keys: int) -> int:
     )
 
 
-def is_fused(head_width: int, value_width: int) -> bool:
-    """Return True if a CPU runs the fused kernel; otherwise it runs matmuls over the whole square, with
-    a backward pass of twice the forward pass."""
-    return head_width == value_width
-
-
 def backward_width(head_width: int, value_width: int) -> int:
     """Multiply-accumulates per query-key pair of a fused kernel's backward pass: the recomputed scores,
     dP, dV, dQ and dK."""

@@ -41,15 +41,12 @@ class Flops:
     def __mul__(self, factor: int) -> "Flops":
         return Flops(self.model * factor, self.full * factor, self.executed * factor)
 
-    def under(self, convention: str) -> int:
-        """Return the integer under ``convention``. Raise a `ValueError` for an unknown convention."""
-        return int(seen_by(convention)(self))
-
 
 _all = attrgetter(*CONVENTIONS)
 
 
 def seen_by(convention: str) -> Callable[[Flops], int]:
+    """Return what reads a quantity under ``convention``. Raise a `ValueError` for an unknown one."""
     if convention not in CONVENTIONS:
         raise ValueError(f"convention '{convention}' is not known; known: {', '.join(CONVENTIONS)}")
     return attrgetter(convention)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
-from modbench.ledger.cpu_attention import backward_width, is_fused
+from modbench.ledger.cpu_attention import backward_width
 from modbench.ledger.flops import Flops, seen_by
 from modbench.ledger.workload import Workload
 
@@ -120,7 +120,7 @@ def attention(
     value_width = head_width if value_width is None else value_width
     pairs, each = workload.pairs() if pairs is None else pairs, 2 * heads * (head_width + value_width)
     again = 2 * heads * backward_width(head_width, value_width)
-    if not (fused and is_fused(head_width, value_width)):
+    if not fused or head_width != value_width:
         pairs, again = Flops(pairs.model, pairs.full), 2 * each
     forward = pairs * each
     entries: dict[Key, Flops] = {(layer, "attention.scores", "forward"): forward}

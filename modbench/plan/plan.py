@@ -2,7 +2,7 @@
 allocated."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modbench.accounting.literature import convention_flops
@@ -46,9 +46,6 @@ class Plan:
     budget: int | None
     schemes: tuple[Scheme, ...]
 
-    def fits(self, scheme: Scheme) -> bool:
-        return scheme.memory.total <= self.cluster.gpu.memory
-
 
 def plan(
     routers: Sequence[str],
@@ -72,6 +69,14 @@ def plan(
         raise UserError("a plan needs one router or more; for example vanilla and mod")
     if cluster.gpus % recipe.shard:
         raise UserError(f"shard is {recipe.shard} of {cluster.gpus} gpus; it must divide them")
+    planned = Plan(
+        cluster=cluster,
+        recipe=recipe,
+        convention=convention,
+        sequence=size.sequence,
+        budget=budget,
+        schemes=(),
+    )
     schemes = []
     asked: dict[str, Any] = {"tokens": tokens, "tokens_per_parameter": tokens_per_parameter}
     for name in routers:
@@ -82,45 +87,30 @@ def plan(
             raise UserError(f"tokens is {tokens}; a plan needs tokens, 1 or more, or a budget, or both")
         else:
             shape, seen = size, tokens
-        schemes.append(_scheme(name, options, shape, seen, cluster, recipe, convention))
-    return Plan(
-        cluster=cluster,
-        recipe=recipe,
-        convention=convention,
-        sequence=size.sequence,
-        budget=budget,
-        schemes=tuple(schemes),
-    )
+        schemes.append(_scheme(planned, name, options, shape.model, seen))
+    return replace(planned, schemes=tuple(schemes))
 
 
-def _scheme(
-    name: str,
-    options: Mapping[str, Any],
-    size: Size,
-    tokens: int,
-    cluster: Cluster,
-    recipe: Recipe,
-    convention: str,
-) -> Scheme:
-    sequence = size.sequence
-    routed, dense = meta_decoder(name, options, size.model), meta_decoder("vanilla", {}, size.model)
+def _scheme(of: Plan, name: str, options: Mapping[str, Any], model: ModelConfig, tokens: int) -> Scheme:
+    sequence, convention, recipe = of.sequence, of.convention, of.recipe
+    routed, dense = meta_decoder(name, options, model), meta_decoder("vanilla", {}, model)
     # Only convention ``executed`` counts the recomputation of checkpointed layers.
     training = Workload.uniform(1, sequence, "train", checkpoint=recipe.checkpoint)
+    forward = convention_flops(routed, Workload.uniform(1, sequence), convention)
     of_sequence = convention_flops(routed, training, convention)
     flops = spent_on(tokens, of_sequence, sequence)
     measured = Measured(routed, sequence, recipe)
     return Scheme(
         router=name,
-        model=size.model,
+        model=model,
         parameters=routed.parameter_count("total"),
         active_parameters=routed.parameter_count("active"),
         tokens=tokens,
-        forward_flops_per_token=convention_flops(routed, Workload.uniform(1, sequence), convention)
-        / sequence,
+        forward_flops_per_token=forward / sequence,
         training_flops_per_token=of_sequence / sequence,
         training_flops=flops,
         dense_flops=spent_on(tokens, convention_flops(dense, training, convention), sequence),
-        days=cluster.days(flops),
+        days=of.cluster.days(flops),
         memory=measured.memory(recipe.micro_batch),
-        largest_micro_batch=measured.largest_micro_batch(cluster.gpu.memory),
+        largest_micro_batch=measured.largest_micro_batch(of.cluster.gpu.memory),
     )

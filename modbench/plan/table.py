@@ -53,7 +53,6 @@ def _column(plan: Plan, scheme: Scheme) -> Iterator[tuple[str, str]]:
         yield f"memory per GPU, {field.name}", _gb(getattr(scheme.memory, field.name))
     yield "memory per GPU, total", _gb(scheme.memory.total)
     yield "share of the GPU's memory", f"{scheme.memory.total / plan.cluster.gpu.memory:.1%}"
-    yield "fits", "yes" if plan.fits(scheme) else "no"
     yield "largest micro-batch", str(scheme.largest_micro_batch or "none")
 
 
@@ -65,7 +64,7 @@ def as_json(plan: Plan) -> str:
     """One JSON document, on one line."""
     document = asdict(plan)
     for scheme, row in zip(plan.schemes, document["schemes"], strict=True):
-        row |= _shape(row.pop("model")) | {"fits": plan.fits(scheme)}
+        row |= _shape(row.pop("model"))
         row["memory"]["total"] = scheme.memory.total
     return json.dumps(document)
 

@@ -9,8 +9,6 @@ from modbench.errors import UserError
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"source": "pypi-en"}, "data source 'pypi-en' is not known; did you mean 'pypi-en-v1'?"),
-        ({"tokenizer": "byte"}, "data tokenizer 'byte' is not known; did you mean 'bytes'?"),
         (
             {"path": "a.txt"},
             "data path is 'a.txt', but source 'pypi-en-v1' has no such setting; "

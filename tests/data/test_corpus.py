@@ -71,11 +71,11 @@ def test_a_byte_order_mark_is_no_text(tmp_path, name, content):
     [
         ("gone.txt", None, "can't be read (No such file or directory)"),
         ("a.csv", b"a", "ends with '.csv'; a .txt or a .jsonl"),
-        ("a.txt", b" \n ", "holds no text; give a file with lines of text"),
-        ("a.jsonl", b"", "holds no text; give a file with at least two documents"),
-        ("a.txt", b"\xef\xbb\xbf\n", "holds no text"),
+        ("a.txt", b" \n ", "has no text on both sides of a line break"),
+        ("a.jsonl", b"", "has 0 documents with text"),
+        ("a.txt", b"\xef\xbb\xbf\n", "has no text on both sides"),
         ("a.txt", b"a\xff\n", "is not UTF-8 (byte 1 of the text)"),
-        ("a.txt", b"one line only", "has no line break"),
+        ("a.txt", b"one line only", "has no text on both sides of a line break"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', ":2 is not a JSON object"),
         ("a.jsonl", b'{"text": "a"}\n[1]\n', ":2 is not a JSON object"),
         (

@@ -7,7 +7,7 @@ from modbench.data.documents import Document, fraction, in_pieces, split_by_hash
 
 def test_equal_texts_lie_on_one_side_of_the_split():
     documents = [Document(str(number), f"text {number % 40}") for number in range(200)]
-    corpus = split_by_hash(documents, 0.2)
+    corpus = split_by_hash(documents, 0.2, "it")
     train, heldout = ({document.text for document in side} for side in (corpus.train, corpus.heldout))
     assert len(heldout) == 8
     assert not train & heldout
@@ -17,13 +17,13 @@ def test_equal_texts_lie_on_one_side_of_the_split():
 def test_split_holds_something_out_and_keeps_something_however_small():
     documents = [Document("a", "one"), Document("b", "two")]
     for share in (0.001, 0.999):
-        corpus = split_by_hash(documents, share)
+        corpus = split_by_hash(documents, share, "it")
         assert (len(corpus.train), len(corpus.heldout)) == (1, 1)
 
 
 def test_split_of_one_distinct_text_is_refused():
-    with pytest.raises(ValueError, match="two distinct"):
-        split_by_hash([Document("a", "same"), Document("b", "same")], 0.5)
+    with pytest.raises(ValueError, match="it has 2 documents with text, fewer than two different"):
+        split_by_hash([Document("a", "same"), Document("b", "same")], 0.5, "it")
 
 
 def test_pieces_hold_all_the_text_and_break_at_blank_lines_only():

@@ -2,14 +2,12 @@
 
 import json
 import multiprocessing
-import shlex
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from modbench.cli.main import main
 from modbench.data import token_data
 from modbench.data.token_data import DataConfig, load, prepare
 from modbench.errors import UserError
@@ -88,7 +86,7 @@ def flip(content):
     ids=["cut", "one-bit", "empty", "something-else"],
 )
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
-def test_an_altered_file_is_refused_by_name_and_rebuilt_by_force(prepared, change, suffix):
+def test_an_altered_file_is_refused_by_name_and_rebuilt_when_deleted(prepared, change, suffix):
     config, cache, path = prepared
     file = path.with_suffix(suffix)
     whole = file.read_bytes()
@@ -98,51 +96,24 @@ def test_an_altered_file_is_refused_by_name_and_rebuilt_by_force(prepared, chang
         with pytest.raises(UserError) as caught:
             start(config, cache=cache)
         assert str(path) in str(caught.value)
-        assert "; delete it or run `modbench data prepare --source text" in str(caught.value)
-        assert "--force`" in str(caught.value)
+        assert "; delete it and run `modbench data prepare`" in str(caught.value)
     assert file.read_bytes() == altered
-    prepare(config, cache=cache, force=True, say=silent)
+    path.unlink()
+    prepare(config, cache=cache, say=silent)
     assert file.read_bytes() == whole
 
 
 def test_a_file_that_is_not_the_pinned_one_is_refused(monkeypatch, prepared):
     config, cache, path = prepared
     monkeypatch.setattr(token_data, "PINNED", {("text", "bpe", 300): "0" * 64})
-    with pytest.raises(
-        UserError, match=rf"{path} .* has sha256 .*, not the pinned 0{{64}}\); delete it"
-    ):
+    with pytest.raises(UserError, match=rf"{path} .* has sha256 .*, not 0{{64}}\); delete it"):
         load(config, cache=cache)
 
 
 def test_what_is_not_prepared_is_said_with_the_command(config, tmp_path):
-    command = "run `modbench data prepare --source text "
+    command = "run `modbench data prepare`"
     with pytest.raises(UserError, match=f"'text' is not prepared, or has changed since .*; {command}"):
         load(config, cache=tmp_path)
-
-
-@pytest.mark.parametrize("tokenizer", ["bpe", "bytes"])
-def test_the_stated_command_rebuilds_the_file(tmp_path, monkeypatch, tokenizer):
-    vocabulary = 300 if tokenizer == "bpe" else 257
-    text = tmp_path / "my own.jsonl"
-    text.write_text("".join(f'{{"body": "line {n} of a text"}}\n' for n in range(500)))
-    config = DataConfig(
-        source="text",
-        path=str(text),
-        text_field="body",
-        heldout=0.25,
-        tokenizer=tokenizer,
-        vocabulary=vocabulary,
-    )
-    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
-    prepare(config, say=silent)
-    (path,) = (tmp_path / "cache").glob("*.json")
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
-    with pytest.raises(UserError) as caught:
-        load(config)
-    command = shlex.split(str(caught.value).rsplit("`", 2)[1])
-    assert main(command[1:]) == 0
-    assert path.read_bytes() == whole
 
 
 def test_a_changed_text_file_is_another_corpus(prepared):
@@ -163,7 +134,7 @@ def test_a_cache_that_cannot_be_written_is_said(config, tmp_path):
 
 def _prepare(config, cache, start, results):
     start.wait()
-    results.put(prepare(config, cache=cache, say=silent, force=True).sha256)
+    results.put(prepare(config, cache=cache, say=silent).sha256)
 
 
 def test_processes_that_prepare_at_once_agree(config, tmp_path):

@@ -67,7 +67,9 @@ def test_what_is_not_known_is_refused() -> None:
     with pytest.raises(ValueError, match="phase 'trian' is not known; known: forward, train"):
         Workload(lengths=(1,), phase="trian")
     with pytest.raises(ValueError, match="convention 'modle' is not known; known: model, full"):
-        Ledger().total("modle") if Ledger().entries else Flops(1, 1).under("modle")
+        Ledger().total("modle") if Ledger().entries else Ledger(
+            {(0, "mlp", "forward"): Flops(1, 1)}
+        ).total("modle")
     with pytest.raises(ValueError, match="one or more sequences"):
         Workload(lengths=())
 

@@ -88,12 +88,12 @@ def _pairs(window: int | None, workload: Workload) -> Flops:
 def layers_of(config: FamilyConfig, *, dense: bool = False) -> list[Layer]:
     """Return the pre-norm blocks of a model: attention, and MLPs or experts. With ``dense``, an MLP of
     the config's ``intermediate_size`` replaces experts."""
-    width, gpt2 = config.hidden_size, config.model_type == "gpt2"
+    width = config.hidden_size
     block = _grouped(config) if config.kv_lora_rank is None else _latent(config, config.kv_lora_rank)
     block = replace(block, further=block.further + 2 * norm_parameters(config))
     hidden = config.intermediate_size or 4 * width
     mlp = _gated("mlp", width, hidden)
-    if gpt2:
+    if config.model_type == "gpt2":
         mlp = (Matrix("mlp", width, hidden), Matrix("mlp", hidden, width))
     bias = config.mlp_bias * sum(matrix.outer for matrix in mlp)
     with_mlp = replace(block, matrices=block.matrices + mlp, further=block.further + bias)
@@ -121,14 +121,14 @@ def norm_parameters(config: FamilyConfig) -> int:
 
 def _slides(config: FamilyConfig, layer: int) -> bool:
     """Return True if the attention of ``layer`` has a window."""
-    if config.layer_types is not None:
-        return config.use_sliding_window and config.layer_types[layer] == "sliding_attention"
-    border = config.max_window_layers
-    if border is None:
-        return config.use_sliding_window
-    before = layer % 2 == 0 and layer < border
-    slides = before if config.model_type == "qwen2_moe" else layer >= border
-    return config.use_sliding_window and slides
+    border, kinds = config.max_window_layers, config.layer_types
+    if not config.use_sliding_window:
+        return False
+    if kinds is not None:
+        return kinds[layer] == "sliding_attention"
+    if config.model_type == "qwen2_moe":
+        return layer % 2 == 0 and layer < (border or 0)
+    return layer >= (border or 0)
 
 
 def _grouped(config: FamilyConfig) -> Layer:

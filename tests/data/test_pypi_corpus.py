@@ -158,9 +158,7 @@ def small_archives(monkeypatch, tmp_path):
         "BIBLE_ASV": ASV,
         "DJANGO": DJANGO,
     }.items():
-        archive = Archive(
-            project=name, filename=f"{name}.bin", sha256=hashlib.sha256(content).hexdigest()
-        )
+        archive = Archive(filename=f"{name}.bin", sha256=hashlib.sha256(content).hexdigest())
         monkeypatch.setattr(pypi_corpus, name, archive)
         (folder / archive.filename).write_bytes(content)
     return tmp_path

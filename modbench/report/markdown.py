@@ -124,9 +124,9 @@ def _table(board: Leaderboard, entries: list[Entry]) -> str:
         "scheme": [row.label for row in rows],
     }
     for heading, template in columns.items():
-        names = [name for name, _ in _FIELD.findall(template)]
-        if any(board.value(row, name) for row in rows for name in names):
-            cells[heading] = [_cell(board, row, template) for row in rows]
+        found = [_cell(board, row, template) for row in rows]
+        if {*found} != {"-"}:
+            cells[heading] = found
     if any(row.flops_source for row in rows):
         cells["FLOPs"] = [row.flops_source or "-" for row in rows]
     cells["audit"] = [row.audit for row in rows]
@@ -135,7 +135,9 @@ def _table(board: Leaderboard, entries: list[Entry]) -> str:
 
 
 def _cell(board: Leaderboard, row: Row, template: str) -> str:
-    return _FIELD.sub(lambda field: _number(board, row, *field.groups()), template)
+    """``template`` with the figures of ``row``; "-" if none was measured."""
+    shown = [_number(board, row, *field) for field in _FIELD.findall(template)]
+    return _FIELD.sub("{}", template).format(*shown) if {*shown} != {"-"} else "-"
 
 
 def si(value: float) -> str:

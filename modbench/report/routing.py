@@ -2,7 +2,7 @@
 
 Counts are of held-out tokens under each selection rule; `modbench.measure.histograms` takes them. A
 histogram of router scores or gates has bins of width 2^``exponent``; the first starts at ``first``
-widths. Loads no torch.
+widths. Counts that no figure reads are optional. Loads no torch.
 """
 
 from typing import Annotated, Any
@@ -25,14 +25,14 @@ _WEIGHTS = (
 )
 _RULE = closed(
     #: depth-routed layers: selected tokens by position bin, histogram of gates
-    depth=list_of[closed(layer=int, routed=COUNTS, gates=_WEIGHTS)],
-    entered=COUNTS,  #: tokens selected by none of these layers, by one, by two, ...
-    routed=COUNTS,  #: per id, how often a layer selected it
+    depth=list_of[closed(layer=int, routed=COUNTS, gates=optional[_WEIGHTS])],
+    entered=optional[COUNTS],  #: tokens selected by none of these layers, by one, by two, ...
+    routed=optional[COUNTS],  #: per id, how often a layer selected it
     experts=list_of[
         closed(
             layer=int,
             load=Annotated[COUNTS, Field(min_length=1)],
-            scores=_WEIGHTS,
+            scores=optional[_WEIGHTS],
             taken=optional[COUNTS],  #: expert choice: tokens with any expert, by position bin
             by_taken=optional[COUNTS],  #: expert choice: tokens with no expert, one, two, ...
             by_no_op=optional[COUNTS],  #: tokens with no choice of a no-op expert, one, two, ...
@@ -44,9 +44,9 @@ _ROUTING = TypeAdapter(
         windows=POSITIVE,  #: windows of held-out text, each read without context
         sequence=POSITIVE,  #: tokens of each
         edges=COUNTS,  #: edges of the position bins, in tokens
-        ids=COUNTS,  #: the most frequent token ids; empty without depth-routed layers
-        texts=list[str],  #: text of each id; empty: end of text
-        seen=COUNTS,  #: occurrences of each id
+        ids=optional[COUNTS],  #: the most frequent token ids; empty without depth-routed layers
+        texts=optional[list[str]],  #: text of each id; empty: end of text
+        seen=optional[COUNTS],  #: occurrences of each id
         causal=_RULE,
         topk=_RULE,
     )

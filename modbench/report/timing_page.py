@@ -56,12 +56,12 @@ def timing_page(timings: TimingTable, others: int = 0) -> str:
     parts += _by_case("Utilisation (%)", rows, _utilisation)
     parts += _by_case("Energy of a run (J)", rows, _joules)
     if timings.memory:
-        parts += ["### Memory (MB), measured / predicted", _memory(timings)]
+        parts += ["## Memory (MB), measured / predicted", _memory(timings)]
     if timings.ceilings:
-        parts += ["### Ceilings", *_ceilings(timings)]
+        parts += ["## Ceilings", *_ceilings(timings)]
     remarks = [f"- {escaped(remark)}" for remark in _remarks(timings)]
     if remarks:
-        parts += ["### Remarks", "\n".join(remarks)]
+        parts += ["## Remarks", "\n".join(remarks)]
     parts += ["## Notes", "\n".join(f"- {note}" for note in _notes(timings, others))]
     return "\n\n".join(parts) + "\n"
 
@@ -88,7 +88,7 @@ def _by_case(heading: str, rows: Sequence[CaseRow], cell: Callable[[CaseRow], st
         return []
     cases, labels = dict.fromkeys(row.case for row in rows), dict.fromkeys(row.label for row in rows)
     lines = [[label, *(found.get((label, case), "-") for case in cases)] for label in labels]
-    return [f"### {heading}", markdown_table(["scheme", *cases], lines)]
+    return [f"## {heading}", markdown_table(["scheme", *cases], lines)]
 
 
 def _milliseconds(row: CaseRow) -> str:

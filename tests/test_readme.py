@@ -12,7 +12,7 @@ import torch
 
 import modbench
 from modbench.cli.main import main
-from modbench.report.store import read_records, read_suite
+from modbench.report.store import read_suite
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -46,7 +46,7 @@ def test_the_table_is_that_of_the_committed_results() -> None:
 
 
 def test_the_committed_results_are_of_all_six_schemes_and_of_committed_code() -> None:
-    records = read_records(ROOT / "results" / "quick")
+    records = read_suite(ROOT / "results" / "quick").cells
     labels = sorted(record.cell["router"]["label"] for record in records)
     assert labels == [
         "expert_choice",
@@ -182,6 +182,6 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
 
 def test_how_far_the_curves_end_above_the_table_is_as_recorded() -> None:
     (said,) = re.findall(r"its ends lie ([\d.]+) to ([\d.]+) nats above", README)
-    records = read_records(ROOT / "results" / "quick")
+    records = read_suite(ROOT / "results" / "quick").cells
     above = [record.curve[-1]["heldout_loss"] - record.metrics["heldout_loss"] for record in records]
     assert (f"{min(above):.2f}", f"{max(above):.2f}") == said

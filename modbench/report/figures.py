@@ -1,6 +1,6 @@
-"""Figures of the leaderboard: loss against training FLOPs, loss against forward FLOPs per token, step
-time against training FLOPs per token, and those of `modbench.report.routing_figure`; and the figure of
-timings. All FLOPs are in convention ``model``."""
+"""Figures of the leaderboard: loss against training FLOPs, loss against forward FLOPs per token, and
+those of `modbench.report.routing_figure`; and the figure of timings. All FLOPs are in convention
+``model``."""
 
 import statistics
 from collections.abc import Callable
@@ -9,33 +9,27 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from modbench.report.leaderboard import Leaderboard
 from modbench.report.plot_style import (
     DOTTED,
-    DOUBTED,
     GREY,
-    HEIGHT,
     REFERENCE,
-    WIDTH,
     Mark,
     blank,
     draw_point,
     files,
+    folded,
     handle,
     legend_below,
     look,
     marks,
-    plain,
-    plains,
     row_names,
     say_nothing_to_show,
-    sheet,
     written_out,
 )
 from modbench.report.routing_figure import routing_figures
-from modbench.report.row import Exact, Quality, Row, Timed
+from modbench.report.row import Row
 from modbench.report.timing_table import CaseRow, TimingTable
 
 #: What a figure draws of each row: the row, its mark, its name.
@@ -45,9 +39,9 @@ _Handles = dict[str, Any]
 
 
 def figures(board: Leaderboard) -> dict[str, bytes]:
-    """All figures of ``board``, by file name; that of step times if any row has one."""
-    contents, timed = {}, any(entry.row.value("train_step_seconds") for entry in board.entries)
-    for name in FIGURES if timed else [*FIGURES][:-1]:
+    """All figures of ``board``, by file name."""
+    contents = {}
+    for name in FIGURES:
         with look():
             contents.update(files(name, drawn(board, name)))
     return contents | routing_figures(board)
@@ -55,7 +49,7 @@ def figures(board: Leaderboard) -> dict[str, bytes]:
 
 def drawn(board: Leaderboard, name: str) -> Figure:
     """The figure ``name``, one of `FIGURES`."""
-    look_of = marks([entry.row.label for entry in board.entries])
+    look_of = marks(entry.row.label for entry in board.entries)
     names = row_names(board.entries)
     rows = [(row, look_of[row.label], names[row.label]) for row in (e.row for e in board.entries)]
     rows.sort(key=lambda one: (one[0].cell["router"]["label"], one[0].cell["train"]["budget"], one[2]))
@@ -100,11 +94,11 @@ def _learning_curves(board: Leaderboard, rows: _Rows, axes: Axes) -> _Handles:
     if not handles:
         say_nothing_to_show(axes, "no run has a learning curve")
         return handles
-    values = (row.value("unigram_loss") for row, _, _ in rows)
-    unigram = sorted({end for one in values if isinstance(one, Exact) for end in (one.low, one.high)})
-    for value in unigram:
-        line = axes.axhline(value, color=REFERENCE, **DOTTED)
-        handles["unigram " + ", ".join(f"{value:.2f}" for value in unigram)] = line
+    values = [row.value("unigram_loss") for row, _, _ in rows]
+    unigram = sorted({value.center for value in values if value})
+    for loss in unigram:
+        line = axes.axhline(loss, color=REFERENCE, **DOTTED)
+        handles["unigram " + ", ".join(f"{loss:.2f}" for loss in unigram)] = line
     axes.set_xscale("log")
     written_out(axes.xaxis, *axes.get_xlim())
     axes.set_xlabel("training FLOPs spent (convention model)")
@@ -118,10 +112,12 @@ def _final_losses(board: Leaderboard, rows: _Rows, axes: Axes) -> _Handles:
     barred = False
     for row, mark, name in rows:
         loss, flops = row.value("heldout_loss"), row.value("forward_flops_per_token")
-        if isinstance(loss, Quality) and isinstance(flops, Exact):
-            half = 0 if loss.high is None else loss.high - loss.mean
-            barred |= loss.high is not None
-            handles[name] = _point(axes, flops.low, loss.mean, half, mark)
+        if loss and flops:
+            draw_point(axes, flops.center, loss.center, mark, filled=True, markersize=8, zorder=3)
+            if loss.spread is not None:
+                barred, bar = True, {"ecolor": mark.color, "capsize": 4, "zorder": 2.5}
+                axes.errorbar([flops.center], [loss.center], yerr=loss.spread, fmt="none", **bar)
+            handles[name] = handle(mark)
     if not handles:
         say_nothing_to_show(axes, "no run was finished")
         return handles
@@ -134,77 +130,26 @@ def _final_losses(board: Leaderboard, rows: _Rows, axes: Axes) -> _Handles:
     return handles
 
 
-def _step_times(board: Leaderboard, rows: _Rows, axes: Axes) -> _Handles:
-    if board.machine_differences:
-        parts = (f"{text.partition(':')[0]} differs" for text in board.machine_differences)
-        why = "\n".join(("step times of different machines are not compared:", *parts))
-        say_nothing_to_show(axes, why)
-        return {}
-    handles: _Handles = {}
-    dense: list[tuple[float, float]] = []
-    doubted = False
-    for row, mark, name in rows:
-        time, flops = board.value(row, "train_step_seconds"), row.value("train_flops_per_token")
-        if isinstance(time, Timed) and isinstance(flops, Exact):
-            milliseconds, half = 1e3 * time.median, 0.5e3 * (time.iqr or 0)
-            handles[name] = _point(axes, flops.low, milliseconds, half, mark, filled=not time.marks)
-            doubted |= bool(time.marks)
-            dense += [(flops.low, milliseconds)] * (row.cell["router"]["name"] == "vanilla")
-    if not handles:
-        say_nothing_to_show(axes, "no run has a step time")
-        return handles
-    axes.margins(0.1)
-    if doubted:
-        handles[DOUBTED] = handle(GREY, filled=False)
-    if dense:
-        slope = dense[0][1] / dense[0][0]
-        line = axes.axline(dense[0], slope=slope, color=REFERENCE, **DOTTED)
-        handles["as much time per FLOP as vanilla"] = line
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.xaxis.set_major_formatter(EngFormatter())
-    axes.set_xlabel("training FLOPs per token (nominal, convention model)")
-    axes.set_ylabel("training step, median ± half its IQR (ms)")
-    return handles
-
-
-def _point(axes: Axes, x: float, y: float, half: float, mark: Mark, *, filled: bool = True) -> Line2D:
-    """Draw a marker with an error bar of ``half`` on each side; return its handle for the legend."""
-    draw_point(axes, x, y, mark, filled=filled, markersize=8, zorder=3)
-    if half:
-        axes.errorbar([x], [y], yerr=half, fmt="none", ecolor=mark.color, capsize=4, zorder=2.5)
-    return handle(mark)
-
-
 FIGURES: dict[str, Callable[[Leaderboard, _Rows, Axes], _Handles]] = {
     "loss_vs_training_flops": _learning_curves,
     "loss_vs_forward_flops": _final_losses,
-    "step_time_vs_training_flops": _step_times,
 }
 
 
 def timing_figures(table: TimingTable) -> dict[str, bytes]:
-    """Realised efficiency by case, one panel per size, by file name."""
-    shown = [[row for row in group.cases if _is_drawn(row)] for group in table.groups]
-    labels = list(dict.fromkeys(row.label for rows in shown for row in rows))
-    look_of = marks(labels)
+    """Realised efficiency by case, by file name."""
+    rows = [row for row in table.cases if row.realised_efficiency and row.router != "vanilla"]
+    look_of = marks(row.label for row in rows)
     with look():
-        figure = sheet(WIDTH, HEIGHT * len(table.groups))
-        panels = figure.subplots(len(table.groups), 1, squeeze=False).flat
-        for axes, title, rows in zip(panels, table.titles, shown, strict=True):
-            draw_efficiency(rows, look_of, axes)
-            axes.set_title(plain(title))
-        if labels:
-            names = plains(labels)
-            handles: dict[str, Any] = {names[label]: handle(look_of[label]) for label in labels}
+        figure, axes = blank()
+        draw_efficiency(rows, look_of, axes)
+        if rows:
+            handles: dict[str, Any] = {folded(label): handle(look_of[label]) for label in look_of}
             handles["as promised"] = Line2D([], [], color=REFERENCE, **DOTTED)
-            if any(row.efficiency_marks for rows in shown for row in rows):
-                handles[DOUBTED] = handle(GREY, filled=False)
+            if any(row.efficiency_marks for row in rows):
+                handles["doubtful time"] = handle(GREY, filled=False)
             legend_below(figure, handles)
         return files("realised_efficiency", figure)
-
-
-def _is_drawn(row: CaseRow) -> bool:
-    return row.realised_efficiency is not None and row.router != "vanilla"
 
 
 def draw_efficiency(rows: list[CaseRow], look_of: dict[str, Mark], axes: Axes) -> None:
@@ -222,6 +167,6 @@ def draw_efficiency(rows: list[CaseRow], look_of: dict[str, Mark], axes: Axes) -
     axes.axhline(1.0, color=REFERENCE, **DOTTED)
     axes.set_ylim(0, 1.1 * max(1.0, *(row.realised_efficiency or 0 for row in rows)))
     axes.set_xlim(-0.5, len(cases) - 0.5)
-    axes.set_xticks(range(len(cases)), [plain(case) for case in cases], rotation=60, ha="right")
+    axes.set_xticks(range(len(cases)), cases, rotation=60, ha="right")
     axes.grid(visible=False, axis="x")
     axes.set_ylabel("speed-up achieved / promised")

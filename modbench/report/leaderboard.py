@@ -1,12 +1,12 @@
 """The table: ranked rows, and its CSV."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from modbench.report.metrics import METRICS, Metric, metric, ranking_metric
+from modbench.report.metrics import METRICS, Metric, ranking_metric
 from modbench.report.record import AuditRecord, CellRecord, canonical_json
-from modbench.report.row import Exact, Quality, Row, Timed, machine_differences, rows_of
+from modbench.report.row import Row, Value, machine_differences, rows_of
 from modbench.report.table import csv_table
 
 
@@ -49,14 +49,14 @@ class Leaderboard:
         """
         criterion = ranking_metric(rank_by)
         rows = rows_of(records, audits)
-        groups: dict[str, list[Row]] = {}
-        for row in sorted(rows, key=lambda row: (row.cell["train"]["budget"], row.label)):
-            groups.setdefault(canonical_json(row.conditions(rank_by)), []).append(row)
-        ordered = sorted(groups, key=lambda text: (groups[text][0].cell["train"]["budget"], text))
+        groups: dict[tuple[int, str], list[Row]] = {}
+        for row in rows:
+            conditions = row.cell["train"]["budget"], canonical_json(row.conditions(rank_by))
+            groups.setdefault(conditions, []).append(row)
         entries = [
             entry
-            for number, text in enumerate(ordered, start=1)
-            for entry in _ranked(groups[text], number, criterion)
+            for number, conditions in enumerate(sorted(groups), start=1)
+            for entry in _ranked(groups[conditions], number, criterion)
         ]
         return cls(tuple(entries), rank_by, tuple(machine_differences(rows)))
 
@@ -66,22 +66,21 @@ class Leaderboard:
         numbers = sorted({entry.comparison for entry in self.entries})
         return [[e for e in self.entries if e.comparison == number] for number in numbers]
 
-    def value(self, row: Row, name: str) -> Quality | Exact | Timed | None:
+    def value(self, row: Row, name: str) -> Value | None:
         """The metric ``name`` of ``row``; None for timed metrics if machines differ."""
-        if metric(name).kind == "timed" and self.machine_differences:
+        if METRICS[name].kind == "timed" and self.machine_differences:
             return None
         return row.value(name)
 
     def csv(self) -> str:
         """The table as CSV, all metrics at full precision."""
-        lines = [self._line(entry) for entry in self.entries]
-        return csv_table(list(lines[0]), lines)
+        return csv_table([self._line(entry) for entry in self.entries])
 
     def _line(self, entry: Entry) -> dict[str, Any]:
         row, router = entry.row, entry.row.cell["router"]
         metrics: dict[str, Any] = {}
         for name in METRICS:
-            metrics |= _cells(name, self.value(row, name))
+            metrics |= _columns(name, self.value(row, name))
         return {
             "comparison": entry.comparison,
             "rank": entry.rank,
@@ -98,36 +97,29 @@ class Leaderboard:
             "options": canonical_json(router["options"]),
             **{part: canonical_json(row.cell[part]) for part in ("model", "data", "train", "measure")},
             "corpus_sha256": row.records[0].data["sha256"],
-            "cell": row.cell_hash,
             "records": " ".join(record.key for record in row.records),
         }
 
 
-def _cells(name: str, value: Quality | Exact | Timed | None) -> dict[str, Any]:
+def _columns(name: str, value: Value | None) -> dict[str, Any]:
     """The columns of a metric. exact: NAME (``low..high`` if seeds disagree); quality: NAME (mean over
     seeds), NAME_low and NAME_high (95 % t-interval); timed: NAME_median, _iqr, _n, _stable, _loaded."""
-    kind = metric(name).kind
-    if kind == "exact":
-        if not isinstance(value, Exact):
-            return {name: None}
-        return {name: value.low if value.low == value.high else f"{value.low}..{value.high}"}
-    parts = asdict(value) if value else {}
-    names = {"mean": name, "low": f"{name}_low", "high": f"{name}_high"}
+    kind = METRICS[name].kind
     if kind == "timed":
-        names = {part: f"{name}_{part}" for part in ("median", "iqr", "n", "stable", "loaded")}
-    return {column: parts.get(part) for part, column in names.items()}
+        parts = {"median": "center", "iqr": "iqr", "n": "n", "stable": "stable", "loaded": "loaded"}
+        return {f"{name}_{part}": getattr(value, of, None) for part, of in parts.items()}
+    if kind == "quality":
+        parts = {name: "center", f"{name}_low": "low", f"{name}_high": "high"}
+        return {column: getattr(value, of, None) for column, of in parts.items()}
+    if value is None or value.low == value.high:
+        return {name: value and value.low}
+    return {name: f"{value.low}..{value.high}"}
 
 
-def _span(row: Row, criterion: Metric) -> tuple[float, float] | None:
-    """The row's interval, better end first, negated if higher is better; None if it was not measured."""
-    value = row.value(criterion.name)
-    if value is None or isinstance(value, Timed):
-        return None
-    if isinstance(value, Quality):
-        low = value.mean if value.low is None else value.low
-        high = value.mean if value.high is None else value.high
-    else:
-        low, high = value.low, value.high
+def _span(value: Value, criterion: Metric) -> tuple[float, float]:
+    """The interval of ``value``, better end first, negated if higher is better."""
+    low = value.center if value.low is None else value.low
+    high = value.center if value.high is None else value.high
     return (low, high) if criterion.direction == "lower" else (-high, -low)
 
 
@@ -136,15 +128,15 @@ def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
     spans: dict[str, tuple[float, float]] = {}
     reasons: dict[str, str] = {}
     for row in rows:
-        span = _span(row, criterion)
+        value = row.value(criterion.name)
         if row.why_unranked:
             reasons[row.label] = row.why_unranked
-        elif not row.is_whole(criterion.name):
-            reasons[row.label] = f"{criterion.name} was not measured in all seeds"
-        elif span is None:
+        elif value is None:
             reasons[row.label] = f"{criterion.name} was not measured"
+        elif not all(criterion.name in record.metrics for record in row.ok):
+            reasons[row.label] = f"{criterion.name} was not measured in all seeds"
         else:
-            spans[row.label] = span
+            spans[row.label] = _span(value, criterion)
     single = [row.label for row in rows if row.label in spans and len(row.ok) == 1]
     if criterion.kind == "quality" and len(single) < len(spans):
         for label in single:
@@ -155,8 +147,7 @@ def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
         rank = None
         if row.label in spans:
             rank = 1 + sum(high < spans[row.label][0] for _, high in spans.values())
-        above = "held-out loss is above the unigram loss" if row.is_above_unigram else ""
-        notes = (reasons.get(row.label, row.audit_failures), above, row.far_from_nominal)
+        notes = [reasons.get(row.label, row.audit_failures), *row.remarks]
         entries.append(Entry(row, comparison, rank, "; ".join(filter(None, notes))))
 
     def order(entry: Entry) -> tuple[Any, ...]:

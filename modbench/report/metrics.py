@@ -127,17 +127,6 @@ _TABLE = (
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
 
 
-def metric(name: str) -> Metric:
-    """The metric called ``name``.
-
-    Raises:
-        UserError: unknown name; the sentence lists all metrics.
-    """
-    if name not in METRICS:
-        raise UserError(f"metric '{name}' is not known; {known_names(name, METRICS)}")
-    return METRICS[name]
-
-
 def ranking_metric(name: str) -> Metric:
     """The metric called ``name``, if it can rank a table: it has a direction and its values may be
     compared across runs.
@@ -145,8 +134,7 @@ def ranking_metric(name: str) -> Metric:
     Raises:
         UserError: unknown name, or a metric that cannot rank.
     """
-    found = metric(name)
-    if found.direction == "none" or found.kind == "timed":
-        usable = [m.name for m in METRICS.values() if m.direction != "none" and m.kind != "timed"]
+    usable = {m.name: m for m in METRICS.values() if m.direction != "none" and m.kind != "timed"}
+    if name not in usable:
         raise UserError(f"rank_by is '{name}', which can't rank; {known_names(name, usable)}")
-    return found
+    return usable[name]

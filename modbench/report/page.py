@@ -1,13 +1,13 @@
 """Writes the derived files of a suite: leaderboard.csv, leaderboard.md, timings.csv, memory.csv,
 timings.md and the figures."""
 
-import contextlib
-import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from modbench.errors import UserError
-from modbench.report.store import RECORDS, SuiteRecords, read_suite, temporary_path
+from modbench.report.store import RECORDS, SuiteRecords, read_suite, write_files
+from modbench.report.table import csv_table
 from modbench.report.timing import newest_run
 
 
@@ -25,7 +25,7 @@ def write_report(
     Args:
         suite_folder: ``results/<suite>``
         rank_by: the metric that ranks the table; by default the one of the suite's newest version
-        say: called with a sentence for each shard whose last line is cut off, and one if no cell has
+        say: called with a sentence for each file whose last line is cut off, and one if no cell has
             finished
 
     Raises:
@@ -45,7 +45,9 @@ def write_report(
             f"(modbench run {folder.resolve().name}), or point --results at the folder above it"
         )
     contents = _of_cells(found, rank_by) if found.cells else {}
-    return _replace(folder, contents | (_of_timings(found) if found.timings else {}))
+    contents |= _of_timings(found) if found.timings else {}
+    write_files(folder, contents)
+    return [folder / name for name in contents]
 
 
 def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
@@ -65,31 +67,12 @@ def _of_timings(found: SuiteRecords) -> dict[str, bytes]:
     from modbench.report.timing_page import timing_page
     from modbench.report.timing_table import TimingTable
 
-    table = TimingTable.of(newest_run(found.timings))
+    table = TimingTable(newest_run(found.timings))
     others = len({timing.run for timing in found.timings}) - 1
-    pages = {"timings.csv": table.csv(), "memory.csv": table.memory_csv()}
-    pages["timings.md"] = timing_page(table, others)
+    pages = {"timings.md": timing_page(table, others)}
+    for name, rows in (
+        ("timings.csv", [asdict(row) for row in table.cases]),
+        ("memory.csv", table.memory),
+    ):
+        pages |= {name: csv_table(rows)} if rows else {}
     return {name: text.encode() for name, text in pages.items()} | timing_figures(table)
-
-
-def _replace(folder: Path, contents: dict[str, bytes]) -> list[Path]:
-    """Replace the old files by ``contents``."""
-    temporary: dict[Path, Path] = {}
-    try:
-        for name, content in contents.items():
-            path = folder / name
-            temporary[path] = temporary_path(path)
-            temporary[path].write_bytes(content)
-        for path, written in temporary.items():
-            os.replace(written, path)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise UserError(
-            f"{folder}: the report can't be written there ({reason}); "
-            "make the folder writable, with space, and run modbench report"
-        ) from error
-    finally:
-        for written in temporary.values():
-            with contextlib.suppress(OSError):  # an unwritable folder, reported above
-                written.unlink(missing_ok=True)
-    return list(temporary)

@@ -2,12 +2,11 @@
 reproducible files."""
 
 import io
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,14 @@ WIDTH, HEIGHT = 5.4, 4.2
 _LEGEND_LINE = 0.24
 DOTS_PER_INCH = 200
 REFERENCE = "0.35"  #: grey, for reference lines
-DOUBTED = "doubtful time"  #: legend of hollow markers of times
 DOTTED: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1.4}
 _FONT_FILE = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 _FONT = "modbench DejaVu Sans"
 _MARKERS = "osD^vPX"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 3)))
-_LONGEST, _END = 30, 14
-#: Built-in schemes, in the order of their marks; the same in every figure.
-SCHEMES = (
-    *("expert_choice", "mod", "mode_integrated", "mode_staged", "token_choice", "vanilla"),
-    "",  # the first scheme that is not built in
-    *("expert_threshold", "mixture_of_recursions", "relu_routing", "threshold_skip"),
-)
+#: Of seaborn's colour-blind-safe palette: without pink and yellow, too pale on white.
+_COLORS = (0, 1, 2, 3, 4, 5, 7, 9)
+_LONGEST = 30  #: characters of a line of a name
 
 
 @dataclass(frozen=True)
@@ -55,33 +49,19 @@ class Mark:
 GREY = Mark(REFERENCE, "o", "-")
 
 
-def marks(labels: Sequence[str]) -> dict[str, Mark]:
-    """One mark per label. Built-in schemes have fixed marks; other schemes take, in sorted order, the
-    free ones. Labels of one scheme (the part before a slash or bracket) share its colour."""
+def marks(labels: Iterable[str]) -> dict[str, Mark]:
+    """One mark per label, by its place in sorted order. Labels of one scheme (the part before a slash or
+    bracket) share its colour."""
     schemes: dict[str, list[str]] = {}
     for label in sorted(set(labels)):
         schemes.setdefault(label.partition("/")[0].partition(" [")[0], []).append(label)
-    taken = {SCHEMES.index(scheme) for scheme in schemes if scheme in SCHEMES}
-    free = (place for place in count(SCHEMES.index("")) if place not in taken)
-    places = {s: SCHEMES.index(s) if s in SCHEMES else next(free) for s in schemes}
-    return {
-        label: _mark(places[scheme], further)
-        for scheme, own in schemes.items()
-        for further, label in enumerate(own)
-    }
-
-
-def _mark(place: int, further: int) -> Mark:
-    colors, other = _colors(), place + further
-    return Mark(
-        colors[place % len(colors)], _MARKERS[other % len(_MARKERS)], _DASHES[other % len(_DASHES)]
-    )
-
-
-def _colors() -> list[Any]:
-    """seaborn's colour-blind-safe palette without pink and yellow, too pale on white."""
-    palette = sns.color_palette("colorblind")
-    return [palette[index] for index in (0, 1, 2, 3, 4, 5, 7, 9)]
+    palette = [sns.color_palette("colorblind")[index] for index in _COLORS]
+    found = {}
+    for place, own in enumerate(schemes.values()):
+        for number, label in enumerate(own, start=place):
+            marker, dashes = _MARKERS[number % len(_MARKERS)], _DASHES[number % len(_DASHES)]
+            found[label] = Mark(palette[place % len(palette)], marker, dashes)
+    return found
 
 
 def draw_point(axes: Axes, x: float, y: float, mark: Mark, *, filled: bool, **style: Any) -> None:
@@ -127,26 +107,14 @@ def _font() -> str:
     return _FONT
 
 
-def plain(label: str) -> str:
-    """``label`` on one line, shortened in the middle: long labels differ most at their ends."""
-    text = " ".join(label.split())
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1 - _END]}…{text[-_END:]}"
-
-
-def plains(labels: Sequence[str]) -> dict[str, str]:
-    """`plain` of each label; labels that would look the same get a number."""
-    texts = {label: plain(label) for label in labels}
-    same = Counter(texts.values())
-    return {
-        label: text if same[text] == 1 else f"{text} ({number})"
-        for number, (label, text) in enumerate(texts.items(), start=1)
-    }
-
-
 def row_names(entries: Sequence[Entry]) -> dict[str, str]:
     """Name of each row in figures, by label; marks unranked rows."""
-    shown = plains([entry.row.label for entry in entries])
-    return {e.row.label: shown[e.row.label] + " (not ranked)" * (e.rank is None) for e in entries}
+    return {e.row.label: folded(e.row.label + " (not ranked)" * (e.rank is None)) for e in entries}
+
+
+def folded(label: str) -> str:
+    """``label`` in lines that are short enough for a panel's title."""
+    return textwrap.fill(label, _LONGEST)
 
 
 def sheet(width: float = WIDTH, height: float = HEIGHT) -> Figure:
@@ -185,10 +153,10 @@ def legend_below(figure: Figure, handles: dict[str, Any]) -> None:
     """Add a legend of ``handles`` by text below the axes, in up to three columns as the width allows;
     the figure grows by its height."""
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    height = figure.get_figheight()
+    height, lines = figure.get_figheight(), sum(1 + name.count("\n") for name in handles)
     place: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "handlelength": 2.8}
     for columns in (3, 2, 1):
-        figure.set_figheight(height + _LEGEND_LINE * -(-len(handles) // columns))
+        figure.set_figheight(height + _LEGEND_LINE * -(-lines // columns))
         legend = figure.legend(list(handles.values()), list(handles), ncols=columns, **place)
         if columns == 1 or legend.get_window_extent(renderer).width <= figure.bbox.width:
             break

@@ -1,5 +1,5 @@
 """Two figures of routing on held-out text: selected tokens by position, and the load of experts. One
-panel per row, one line per layer, summed over seeds."""
+panel per row, one line per layer, of the first finished seed."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -22,7 +22,6 @@ from modbench.report.plot_style import (
     say_nothing_to_show,
     sheet,
 )
-from modbench.report.routing import busiest_first, pooled
 from modbench.report.row import Row
 
 #: Largest number of panels, in the table's order.
@@ -62,16 +61,20 @@ def expert_figure(board: Leaderboard) -> Figure:
     for axes, row in panels:
         no_ops = row.cell["router"]["options"].get("no_op_experts")
         no_ops = no_ops if isinstance(no_ops, int) else 0
-        _loads(axes, busiest_first(row.routings, "causal", no_ops))
+        _loads(axes, _routing(row)["causal"]["experts"], no_ops)
         styles |= {"no-op experts": _NO_OP} if no_ops else {}
     _legend(figure, styles)
     return figure
 
 
+def _routing(row: Row) -> dict[str, Any]:
+    return row.ok[0].routing
+
+
 def _panels(board: Leaderboard, part: str, nothing: str) -> tuple[Figure, list[tuple[Axes, Row]]]:
     """A figure with a titled panel for each row whose routing has a ``part``; one that says ``nothing``
     if there are none."""
-    found = [entry.row for entry in board.entries if any(r["causal"][part] for r in entry.row.routings)]
+    found = [e.row for e in board.entries if e.row.ok and _routing(e.row).get("causal", {}).get(part)]
     rows = found[:MOST_ROWS]
     if not rows:
         figure = sheet()
@@ -93,13 +96,13 @@ def _panels(board: Leaderboard, part: str, nothing: str) -> tuple[Figure, list[t
 
 
 def _positions(axes: Axes, row: Row) -> None:
-    causal, training = (pooled(row.routings, rule) for rule in ("causal", "topk"))
-    together = -(-(len(causal["edges"]) - 1) // _POSITIONS)
-    edges = sorted({*causal["edges"][::together], causal["edges"][-1]})
-    tokens = [(high - low) * causal["windows"] for low, high in pairwise(edges)]
-    colors = _colors(len(causal["depth"]))
-    for counts, style in ((training, _TRAINING), (causal, _CAUSAL)):
-        for layer, color in zip(counts["depth"], colors, strict=True):
+    routing = _routing(row)
+    together = -(-(len(routing["edges"]) - 1) // _POSITIONS)
+    edges = sorted({*routing["edges"][::together], routing["edges"][-1]})
+    tokens = [(high - low) * routing["windows"] for low, high in pairwise(edges)]
+    layers = routing["causal"]["depth"]
+    for rule, style in (("topk", _TRAINING), ("causal", _CAUSAL)):
+        for layer, color in zip(routing[rule]["depth"], _colors(len(layers)), strict=False):
             routed = layer["routed"]
             sums = (sum(routed[at : at + together]) for at in range(0, len(routed), together))
             shares = [count / of for count, of in zip(sums, tokens, strict=True)]
@@ -108,21 +111,23 @@ def _positions(axes: Axes, row: Row) -> None:
     axes.set_xlabel("position in the sequence")
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes.set_ylabel("tokens selected")
-    _finish(axes, [layer["layer"] for layer in causal["depth"]])
+    _finish(axes, layers)
 
 
-def _loads(axes: Axes, layers: dict[int, tuple[list[int], list[int]]]) -> None:
-    for (experts, no_ops), color in zip(layers.values(), _colors(len(layers)), strict=True):
-        loads = experts + no_ops
-        mean = sum(loads) / len(loads)
+def _loads(axes: Axes, layers: list[dict[str, Any]], no_ops: int) -> None:
+    """Draw loads, busiest first; the last ``no_ops`` experts of a layer are no-ops."""
+    for layer, color in zip(layers, _colors(len(layers)), strict=True):
+        real = len(layer["load"]) - no_ops
+        mean = sum(layer["load"]) / len(layer["load"])
+        loads = sorted(layer["load"][:real], reverse=True) + sorted(layer["load"][real:], reverse=True)
         ratios = [load / mean if mean else 0 for load in loads]
-        places, real = range(1, len(loads) + 1), len(experts)
+        places = range(1, len(loads) + 1)
         axes.plot(places[:real], ratios[:real], color=color, **_EXPERT)
         axes.plot(places[real:], ratios[real:], color=color, **_NO_OP)
     axes.axhline(1, color=REFERENCE, **DOTTED)
     axes.set_xlabel("experts, busiest first")
     axes.set_ylabel("load / even load")
-    _finish(axes, list(layers))
+    _finish(axes, layers)
 
 
 def _colors(count: int) -> list[Any]:
@@ -131,7 +136,7 @@ def _colors(count: int) -> list[Any]:
     return [shades(0.8 * index / max(count - 1, 1)) for index in range(count)]
 
 
-def _finish(axes: Axes, layers: Sequence[int]) -> None:
+def _finish(axes: Axes, layers: Sequence[dict[str, Any]]) -> None:
     """Set ticks, and add a legend above the lines, which names the first and the last of ``layers``."""
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
@@ -140,7 +145,7 @@ def _finish(axes: Axes, layers: Sequence[int]) -> None:
     named = sorted({0, len(layers) - 1})
     axes.legend(
         [Line2D([], [], color=colors[index], linewidth=1.6) for index in named],
-        [f"layer {layers[index]}" for index in named],
+        [f"layer {layers[index]['layer']}" for index in named],
         loc="upper center",
         ncols=2,
         fontsize=9,

@@ -10,47 +10,44 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from modbench.report.metrics import METRICS, metric
+from modbench.report.metrics import METRICS
 from modbench.report.record import AuditRecord, CellRecord, canonical_json, cell_key
-from modbench.report.routing import layout
 from modbench.report.store import latest
+from modbench.report.timing import HARDWARE
 
 #: Probes that every run must pass to be ranked: causal, batch-invariant, decode parity, FLOPs.
 RANKING_PROBES = (1, 2, 3, 9)
 FAR = 1.5
+#: Parts of the environment that must be equal for wall times or memory to be compared.
+MACHINE = (*HARDWARE, "dtype", "deterministic", "world_size")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quality:
-    """Mean over seeds and its 95 % t-interval; ``low`` and ``high`` are None for one seed."""
+class Value:
+    """A metric over seeds.
 
-    mean: float
-    low: float | None
-    high: float | None
+    exact: ``center`` and ``low`` are the smallest value, ``high`` the largest. quality: the mean and its
+    95 % t-interval, None for one seed. timed: the median of medians, the widest IQR, the total number of
+    samples; stable if all seeds are, loaded if one is. ``iqr`` and ``stable`` are None if a seed has one
+    value, ``loaded`` if no seed says it.
+    """
 
-
-@dataclass(frozen=True, kw_only=True)
-class Exact:
-    """Smallest and largest value over seeds, which should be equal."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timed:
-    """Over seeds: median of medians, widest IQR, total n; stable if all are, loaded if one is. ``iqr``
-    and ``stable`` may be None if a seed has one value, ``loaded`` if no seed says it."""
-
-    median: float
-    iqr: float | None
-    n: int
-    stable: bool | None
+    center: float
+    low: float | None = None
+    high: float | None = None
+    iqr: float | None = None
+    n: int | None = None
+    stable: bool | None = None
     loaded: bool | None = None
 
     @property
+    def spread(self) -> float | None:
+        """Half the interval, the IQR, or the difference of exact values."""
+        return self.iqr if self.high is None else self.high - self.center
+
+    @property
     def marks(self) -> str:
-        """Reasons to doubt it; empty if there are none."""
+        """Reasons to doubt a time; empty if there are none."""
         return time_marks(self.stable, self.loaded)
 
 
@@ -74,19 +71,8 @@ class Row:
         return _unseeded(self.records[0])
 
     @cached_property
-    def cell_hash(self) -> str:
-        """Unique identifier of the row: hash of its cell and its corpus."""
-        return _row_hash(self.records[0])
-
-    @cached_property
     def ok(self) -> tuple[CellRecord, ...]:
         return tuple(record for record in self.records if record.status == "ok")
-
-    @cached_property
-    def routings(self) -> list[dict[str, Any]]:
-        """Routing of the finished seeds that route, in the same layers and bins."""
-        found = [record.routing for record in self.ok if record.routing]
-        return [routing for routing in found if layout(routing) == layout(found[0])]
 
     def conditions(self, rank_by: str) -> dict[str, Any]:
         """Conditions that must be equal for two rows to be ranked against each other: budget, model,
@@ -111,15 +97,6 @@ class Row:
         if len(counts) == 1:
             return self.records[0].status
         return ", ".join(f"{status} {counts[status]}" for status in sorted(counts, reverse=True))
-
-    @property
-    def errors(self) -> str:
-        """Errors by seed; empty if there are none."""
-        return "; ".join(
-            f"seed {record.cell['seed']} {record.status}: {record.error}"
-            for record in self.records
-            if record.status != "ok"
-        )
 
     @cached_property
     def flops_source(self) -> str | None:
@@ -148,12 +125,6 @@ class Row:
         return sorted({(not one, p["probe"], p["name"], p["figure"]) for p, one in found})
 
     @property
-    def audit_failures(self) -> str:
-        """Failed probes with their figures, those that prevent ranking first; empty without any."""
-        failed = (f"{number} {name} ({figure})" for _, number, name, figure in self._failures)
-        return f"failed audit probe {', '.join(failed)}" if self._failures else ""
-
-    @property
     def audit(self) -> str:
         """``passed 7, unchecked 3, not asked 1``, or the probes that failed in any run."""
         probes = [probe for of_run in self._probes_by_run for probe in of_run]
@@ -171,8 +142,9 @@ class Row:
     @property
     def why_unranked(self) -> str | None:
         """Why the row cannot be ranked, whatever its figures; None if it can."""
-        if self.errors:
-            return self.errors
+        lost = [record for record in self.records if record.status != "ok"]
+        if lost:
+            return "; ".join(f"seed {one.cell['seed']} {one.status}: {one.error}" for one in lost)
         if self._failures and not self._failures[0][0]:
             return self.audit_failures
         if not self._is_audited:
@@ -184,63 +156,63 @@ class Row:
                 return f"audit probe {', '.join(missing)} was not run"
         return None
 
-    def is_whole(self, name: str) -> bool:
-        """Return True if all finished seeds measured the metric ``name``, or none did."""
-        return len({name in record.metrics for record in self.ok}) < 2
+    @property
+    def audit_failures(self) -> str:
+        """Failed probes with their figures, those that prevent ranking first; empty without any."""
+        failed = (f"{number} {name} ({figure})" for _, number, name, figure in self._failures)
+        return f"failed audit probe {', '.join(failed)}" if self._failures else ""
 
-    @cached_property
-    def far_from_nominal(self) -> str:
-        """Describe a causal rule that selects more than `FAR` times the nominal capacity, or less than
-        1 / `FAR` of it, mean over seeds: its nominal FLOPs are not those of the model that is scored."""
+    @property
+    def remarks(self) -> list[str]:
+        """Reasons to read the figures of finished runs with care."""
         found = []
-        for prefix, unit in (("", "of tokens"), ("expert_", "experts per token")):
-            realised = self.value(f"{prefix}realised_capacity")
-            nominal = self.value(f"{prefix}nominal_capacity")
-            if not isinstance(realised, Quality) or not isinstance(nominal, Exact):
-                continue
-            if not nominal.low / FAR <= realised.mean <= nominal.low * FAR:
-                selects = f"causal rule selects {realised.mean:.3g} {unit}"
-                found.append(f"{selects}, nominal {nominal.low:.3g}")
-        return "; ".join(found)
-
-    @cached_property
-    def is_above_unigram(self) -> bool:
-        """Return True if a finished run ends with a held-out loss above its unigram loss."""
-        return any(
+        if any(
             {"heldout_loss", "unigram_loss"} <= record.metrics.keys()
             and record.metrics["heldout_loss"] > record.metrics["unigram_loss"]
             for record in self.ok
-        )
+        ):
+            found.append("held-out loss is above the unigram loss")
+        for prefix, unit in (("", "of tokens"), ("expert_", "experts per token")):
+            realised = self.value(f"{prefix}realised_capacity")
+            nominal = self.value(f"{prefix}nominal_capacity")
+            if not realised or not nominal:
+                continue
+            if not nominal.center / FAR <= realised.center <= nominal.center * FAR:
+                selects = f"causal rule selects {realised.center:.3g} {unit}"
+                found.append(f"{selects}, nominal {nominal.center:.3g}")
+        return found
 
-    def value(self, name: str) -> Quality | Exact | Timed | None:
+    def value(self, name: str) -> Value | None:
         """The metric ``name`` over the seeds that measured it (quality: finished runs only); None if no
         seed did."""
-        kind = metric(name).kind
+        kind = METRICS[name].kind
         records = self.ok if kind == "quality" else self.ok or self.records
         values = [record.metrics[name] for record in records if name in record.metrics]
         if not values:
             return None
-        if kind == "timed":
-            iqrs, stable = [v["iqr"] for v in values], {v["stable"] for v in values}
-            loaded = [value["loaded"] for value in values if "loaded" in value]
-            return Timed(
-                median=statistics.median(value["median"] for value in values),
-                iqr=None if None in iqrs else max(iqrs),
-                n=sum(value["n"] for value in values),
-                stable=False if False in stable else None if None in stable else True,
-                loaded=any(loaded) if loaded else None,
-            )
-        return Exact(low=min(values), high=max(values)) if kind == "exact" else interval(values)
+        if kind == "exact":
+            return Value(center=min(values), low=min(values), high=max(values))
+        if kind == "quality":
+            return interval(values)
+        iqrs, stable = [v["iqr"] for v in values], {v["stable"] for v in values}
+        loaded = [value["loaded"] for value in values if "loaded" in value]
+        return Value(
+            center=statistics.median(value["median"] for value in values),
+            iqr=None if None in iqrs else max(iqrs),
+            n=sum(value["n"] for value in values),
+            stable=False if False in stable else None if None in stable else True,
+            loaded=any(loaded) if loaded else None,
+        )
 
 
-def interval(values: Sequence[float]) -> Quality:
+def interval(values: Sequence[float]) -> Value:
     """Mean and 95 % t-interval of independent ``values``, one per seed."""
     count = len(values)
     mean = math.fsum(values) / count
     if count == 1:
-        return Quality(mean=mean, low=None, high=None)
+        return Value(center=mean)
     half = float(stdtrit(count - 1, 0.975)) * statistics.stdev(values) / math.sqrt(count)
-    return Quality(mean=mean, low=mean - half, high=mean + half)
+    return Value(center=mean, low=mean - half, high=mean + half)
 
 
 def rows_of(records: Iterable[CellRecord], audits: Mapping[str, AuditRecord] | None = None) -> list[Row]:
@@ -248,39 +220,26 @@ def rows_of(records: Iterable[CellRecord], audits: Mapping[str, AuditRecord] | N
     that the records refer to, by key.
 
     Rows that share a label get their budget appended if all budgets differ, else the start of the
-    cell's hash.
+    hash of cell and corpus.
     """
-    by_cell: dict[str, list[CellRecord]] = defaultdict(list)
+    by_label: dict[str, dict[str, list[CellRecord]]] = defaultdict(lambda: defaultdict(list))
     for record in latest(records):
-        by_cell[_row_hash(record)].append(record)
-    by_label: dict[str, dict[str, str]] = defaultdict(dict)
-    for cell_hash, (record, *_) in by_cell.items():
-        budget = f"{record.cell['train']['budget']:.6g} FLOP"
-        by_label[record.cell["router"]["label"]][cell_hash] = budget
+        # The cell names a text file by its path; the record has the hash of its contents.
+        key = cell_key({"cell": _unseeded(record), "corpus": record.data})
+        by_label[record.cell["router"]["label"]][key].append(record)
     rows = []
-    for label, budgets in by_label.items():
-        for cell_hash, budget in budgets.items():
-            suffix = budget if len(set(budgets.values())) == len(budgets) else cell_hash[:6]
-            group = sorted(by_cell[cell_hash], key=lambda record: record.cell["seed"])
-            name = f"{label} [{suffix}]" if len(budgets) > 1 else label
-            rows.append(Row(tuple(group), name, audits or {}))
-    return sorted(rows, key=lambda row: (row.label, row.cell_hash))
+    for label, groups in by_label.items():
+        budgets = [f"{group[0].cell['train']['budget']:.6g} FLOP" for group in groups.values()]
+        by_budget = len(set(budgets)) == len(budgets)
+        for (key, group), budget in zip(groups.items(), budgets, strict=True):
+            name = f"{label} [{budget if by_budget else key[:6]}]" if len(groups) > 1 else label
+            seeds = sorted(group, key=lambda record: record.cell["seed"])
+            rows.append(Row(tuple(seeds), name, audits or {}))
+    return sorted(rows, key=lambda row: row.label)
 
 
 def _unseeded(record: CellRecord) -> dict[str, Any]:
     return {name: part for name, part in record.cell.items() if name != "seed"}
-
-
-def _row_hash(record: CellRecord) -> str:
-    # The cell names a text file by its path; the record has the hash of its contents.
-    return cell_key({"cell": _unseeded(record), "corpus": record.data})
-
-
-#: Parts of the environment that must be equal for wall times or memory to be compared.
-MACHINE = (
-    *("cpu", "gpu", "cores", "threads", "driver", "cuda", "torch", "dtype", "deterministic"),
-    "world_size",
-)
 
 
 def machine_differences(rows: Iterable[Row]) -> list[str]:

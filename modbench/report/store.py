@@ -1,18 +1,18 @@
-"""Storage of records: ``results/<suite>/records/<writer>.jsonl``, one shard per writer process.
+"""Storage of records: lines of canonical JSON in ``results/<suite>/records/*.jsonl``.
 
-Measured with eight writers under random SIGKILL: a shared file loses records even with a lock, one
-shard per writer loses none. Shards are append-only. Results depend on the set of lines only, not on
-shards, order or duplicates. Older timings are in ``timings`` next to ``records``.
+Each record is written to a file of its own, which appears in one step: a process may be killed at any
+moment and leaves a whole record or none. Results depend on the set of lines only, not on files, order
+or duplicates. Records written before may share a file; older timings are in ``timings`` next to
+``records``.
 """
 
 import contextlib
-import fcntl
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
 
@@ -30,16 +30,16 @@ RECORDS = "records"
 _FOLDERS = (RECORDS, "timings")
 _LONGEST = 300  #: characters of a sentence on a line
 _REPAIR = "; restore the file, or remove that line and run the suite again"
-
-
 _REMEDIES = {
     "read": "make it readable, or move it out of the results",
     "written": "give --results a folder you may write to, with space",
 }
+_Parsed = TypeVar("_Parsed")
+_Rerun = TypeVar("_Rerun", CellRecord, TimingRecord)
 
 
 @contextlib.contextmanager
-def _naming_place(where: Path, done: str) -> Iterator[None]:
+def _naming(where: Path, done: str) -> Iterator[None]:
     """Name the file or folder that can't be ``done``, read or written."""
     try:
         yield
@@ -48,60 +48,42 @@ def _naming_place(where: Path, done: str) -> Iterator[None]:
         raise UserError(f"{where}: can't be {done} ({reason}); {_REMEDIES[done]}") from error
 
 
-class ShardWriter:
-    """Writer of a new shard in ``folder`` (``results/<suite>``); a context manager.
-
-    The shard is opened at once, so that a read-only folder is found before training starts. Closing
-    removes an empty shard.
+def append_record(folder: Path, record: AnyRecord) -> Path:
+    """Store ``record`` under ``folder`` (``results/<suite>``); return its file.
 
     Raises:
-        UserError: the folder can't be created or written to.
+        UserError: the record is not valid (changed since it was built), or writing fails.
     """
+    line = record.line()
+    read_record(line)
+    path = Path(folder) / RECORDS / f"{secrets.token_hex(8)}.jsonl"
+    with _naming(path.parent, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_files(path.parent, {path.name: f"{line}\n".encode()})
+    return path
 
-    def __init__(self, folder: Path) -> None:
-        self.path = Path(folder) / RECORDS / f"{secrets.token_hex(8)}.jsonl"
-        with _naming_place(self.path.parent, "written"):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
-            self._file = os.open(self.path, flags, 0o644)
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # see `remove_leftovers`
 
-    def append(self, record: AnyRecord) -> None:
-        """Write one line and fsync it.
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files in ``folder`` by name, each in one step and after all contents are on the disk.
 
-        Raises:
-            UserError: the record is not valid (changed since it was built), or writing fails; the
-                shard then is unchanged.
-        """
-        line = record.line()
-        read_record(line)
-        size = os.fstat(self._file).st_size
-        rest = memoryview(f"{line}\n".encode())
-        with _naming_place(self.path, "written"):
-            try:
-                while rest:
-                    rest = rest[os.write(self._file, rest) :]
-                os.fsync(self._file)
-                _sync_folder(self.path.parent)
-            except OSError:
-                # A partial line would corrupt the next one.
-                os.ftruncate(self._file, size)
-                raise
-
-    def close(self) -> None:
-        if self._file < 0:
-            return
-        if os.fstat(self._file).st_size == 0:
-            self.path.unlink(missing_ok=True)
-        os.close(self._file)
-        self._file = -1
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    Raises:
+        UserError: writing fails; the old files then are unchanged.
+    """
+    temporary = {folder / name: folder / f".{name}.{os.getpid()}.tmp" for name in contents}
+    with _naming(folder, "written"):
+        try:
+            for path, written in temporary.items():
+                with written.open("wb") as file:
+                    file.write(contents[path.name])
+                    file.flush()
+                    os.fsync(file.fileno())
+            for path, written in temporary.items():
+                os.replace(written, path)
+            _sync_folder(folder)
+        finally:
+            for written in temporary.values():
+                with contextlib.suppress(OSError):  # an unwritable folder, reported above
+                    written.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -113,6 +95,19 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove the temporary files that killed processes left in ``folder`` (``results/<suite>``), and
+    files without a record; return them."""
+    gone = [path for path in _files(folder) if path.stat().st_size == 0]
+    for path in [*folder.glob(".*.tmp"), *folder.glob(f"{RECORDS}/.*.tmp")]:
+        writer = path.name.split(".")[-2]
+        if not (writer.isdecimal() and psutil.pid_exists(int(writer))):
+            gone.append(path)
+    for path in gone:
+        path.unlink(missing_ok=True)
+    return gone
+
+
 @dataclass(frozen=True)
 class SuiteRecords:
     """All records of a suite, reruns included, without duplicate lines."""
@@ -120,38 +115,27 @@ class SuiteRecords:
     cells: list[CellRecord]  #: ordered by key, then line
     audits: dict[str, AuditRecord]  #: by key; of several, the one finished last
     timings: list[TimingRecord]  #: ordered by start
-    cut: list[str]  #: a sentence for each shard whose last line is cut off
+    cut: list[str]  #: a sentence for each file whose last line is cut off
 
 
 def read_suite(folder: Path) -> SuiteRecords:
-    """All records under ``folder`` (``results/<suite>``).
-
-    An unterminated last line is skipped: its writer was killed, or is still writing.
+    """All records under ``folder`` (``results/<suite>``). An unterminated last line is skipped.
 
     Raises:
-        UserError: a line is not a valid record, or a shard can't be read; names file and line.
+        UserError: a line is not a valid record, or a file can't be read; names file and line.
     """
-    lines: dict[str, AnyRecord] = {}
-    cut = []
-    for shard in _shards(Path(folder)):
-        for number, line in _lines(shard):
-            if number == 0:
-                cut.append(line)
-            elif line not in lines:
-                with _naming(shard, number):
-                    lines[line] = read_record(line)
-    records = [lines[line] for line in sorted(lines, key=lambda line: (lines[line].key, line))]
-    cells = [record for record in records if isinstance(record, CellRecord)]
+    found, cut = _read(folder, read_record)
+    records = [found[line] for line in sorted(found, key=lambda line: (found[line].key, line))]
     audits = [record for record in records if isinstance(record, AuditRecord)]
     audits.sort(key=lambda audit: audit.finished_at)
     timings = [record for record in records if isinstance(record, TimingRecord)]
     timings.sort(key=lambda timing: timing.started_at)
-    return SuiteRecords(cells, {audit.key: audit for audit in audits}, timings, cut)
-
-
-def read_records(folder: Path) -> list[CellRecord]:
-    """The cells of `read_suite`."""
-    return read_suite(folder).cells
+    return SuiteRecords(
+        cells=[record for record in records if isinstance(record, CellRecord)],
+        audits={audit.key: audit for audit in audits},
+        timings=timings,
+        cut=cut,
+    )
 
 
 class Finished(NamedTuple):
@@ -167,75 +151,73 @@ class Finished(NamedTuple):
 
 
 def finished(folder: Path) -> list[Finished]:
-    """One entry per line under ``folder`` (``results/<suite>``). Digests are checked, fields are not:
+    """One entry per record under ``folder`` (``results/<suite>``). Digests are checked, fields are not:
     this takes a tenth of the time of `read_suite`.
 
     Raises:
         UserError: see `read_suite`.
     """
-    found = []
-    for shard in _shards(Path(folder)):
-        for number, line in _lines(shard):
-            if number:
-                with _naming(shard, number):
-                    value = parse_line(line)
-                    parts: list[Any] = [value.get(name) for name in Finished._fields]
-                    if not all(isinstance(part, str | int | None) for part in parts):
-                        raise UserError("a field is of another type")
-                    found.append(Finished(*parts))
-    return found
+    return list(_read(folder, _finished)[0].values())
 
 
-def remove_leftovers(folder: Path) -> list[Path]:
-    """Remove the empty shards and the temporary files that killed processes left in ``folder``
-    (``results/<suite>``), and return them. The caller holds the suite's lock."""
-    gone = [shard for shard in _shards(Path(folder)) if shard.stat().st_size == 0 and _is_free(shard)]
-    gone += [path for path in Path(folder).glob(".*.tmp") if not _is_written(path)]
-    for path in gone:
-        path.unlink(missing_ok=True)
-    return gone
+def _finished(line: str) -> Finished:
+    value = parse_line(line)
+    parts: list[Any] = [value.get(name) for name in Finished._fields]
+    if not all(isinstance(part, str | int | None) for part in parts):
+        raise UserError("a field is of another type")
+    return Finished(*parts)
 
 
-def _is_free(shard: Path) -> bool:
-    """Return True if no process has ``shard`` open for writing."""
-    with shard.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-    return True
+def _read(folder: Path, parse: Callable[[str], _Parsed]) -> tuple[dict[str, _Parsed], list[str]]:
+    """The result of ``parse`` for each distinct line under ``folder``, by line; and a sentence for each
+    file whose last line is cut off.
 
-
-def temporary_path(path: Path) -> Path:
-    """A file next to ``path`` for this process to write, before it takes the place of ``path``."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _is_written(temporary: Path) -> bool:
-    """Return True if the process that writes ``temporary`` is alive."""
-    pid = temporary.name.split(".")[-2]
-    return pid.isdecimal() and psutil.pid_exists(int(pid))
+    Raises:
+        UserError: a line can't be parsed, or a file can't be read.
+    """
+    found: dict[str, _Parsed] = {}
+    cut = []
+    for path in _files(folder):
+        with _naming(path, "read"):
+            # split, not splitlines: other line separators may stand inside a JSON string.
+            *lines, rest = path.read_bytes().split(b"\n")
+        for number, raw in enumerate(lines, start=1):
+            try:
+                line = raw.decode()
+                found[line] = found.get(line) or parse(line)
+            except (UserError, UnicodeDecodeError) as error:
+                reason = str(error) if isinstance(error, UserError) else "it is not UTF-8"
+                where = f"{path}, line {number}: no valid record: "
+                room = max(_LONGEST - len(where) - len(_REPAIR), 80)
+                reason = reason if len(reason) <= room else f"{reason[: room - 1]}…"
+                raise UserError(f"{where}{reason}{_REPAIR}") from error
+        if rest:
+            cut.append(
+                f"{path}: its last line is cut off and is skipped; running the suite again repeats what "
+                "is missing"
+            )
+    return found, cut
 
 
 def recorded_suites(results: Path) -> list[str]:
-    """Names of the suites in ``results`` with a non-empty shard.
+    """Names of the suites in ``results`` with a record.
 
     Raises:
         UserError: a folder can't be read.
     """
     suites = (path for path in _inside(results) if path.is_dir())
-    return [path.name for path in suites if any(shard.stat().st_size for shard in _shards(path))]
+    return [path.name for path in suites if any(file.stat().st_size for file in _files(path))]
 
 
-def _shards(suite: Path) -> list[Path]:
-    """The shards of ``suite``.
+def _files(suite: Path) -> list[Path]:
+    """The files of records of ``suite``.
 
     Raises:
         UserError: one is not a regular file; a FIFO would block its reader.
     """
     found = [path for name in _FOLDERS for path in _inside(suite / name) if path.suffix == ".jsonl"]
     for path in found:
-        with _naming_place(path, "read"):
+        with _naming(path, "read"):
             regular = path.is_file()
         if not regular:
             raise UserError(f"{path}: it is not a regular file; move it out of the results")
@@ -244,48 +226,18 @@ def _shards(suite: Path) -> list[Path]:
 
 def _inside(folder: Path) -> list[Path]:
     """Sorted contents; unlike `Path.glob`, this reports an unreadable folder."""
-    with _naming_place(folder, "read"):
+    with _naming(folder, "read"):
         return sorted(folder.iterdir()) if folder.exists() else []
 
 
-def _lines(shard: Path) -> Iterator[tuple[int, str]]:
-    """The complete lines of ``shard`` with their numbers, from 1; number 0 has a sentence if the last
-    line is cut off."""
-    with _naming_place(shard, "read"):
-        content = shard.read_bytes()
-    # split, not splitlines: other line separators may stand inside a JSON string.
-    *lines, rest = content.split(b"\n")
-    for number, raw in enumerate(lines, start=1):
-        with _naming(shard, number):
-            line = raw.decode()
-        yield number, line
-    if rest:
-        yield (
-            0,
-            f"{shard}: its last line is cut off (a killed process) and is skipped; running the suite "
-            "again repeats what is missing",
-        )
-
-
-@contextlib.contextmanager
-def _naming(shard: Path, number: int) -> Iterator[None]:
-    """Name file and line in the error of a line that can't be read."""
-    try:
-        yield
-    except (UserError, UnicodeDecodeError) as error:
-        reason = str(error) if isinstance(error, UserError) else "it is not UTF-8"
-        where = f"{shard}, line {number}: no valid record: "
-        room = max(_LONGEST - len(where) - len(_REPAIR), 80)
-        reason = reason if len(reason) <= room else f"{reason[: room - 1]}…"
-        raise UserError(f"{where}{reason}{_REPAIR}") from error
-
-
-def latest(records: Iterable[CellRecord]) -> list[CellRecord]:
-    """One record per key, ordered by key.
+def latest(
+    records: Iterable[_Rerun], key: Callable[[_Rerun], Any] = lambda record: record.key
+) -> list[_Rerun]:
+    """One record per ``key``, ordered by it.
 
     Of several records of one key (reruns): an ``ok`` one before any other, then the one finished last,
     then the greatest line. The choice does not depend on their order.
     """
     ordered = sorted(records, key=lambda one: (one.status == "ok", one.finished_at, one.line()))
-    best = {record.key: record for record in ordered}
-    return [best[key] for key in sorted(best)]
+    best = {key(record): record for record in ordered}
+    return [best[found] for found in sorted(best)]

@@ -32,11 +32,11 @@ def markdown_table(
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """``rows`` as CSV, numbers at full precision, None as an empty cell. A text that a spreadsheet
-    would take for a formula gets an apostrophe in front."""
+def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """``rows`` of the same columns as CSV, numbers at full precision, None as an empty cell. A text that
+    a spreadsheet would take for a formula gets an apostrophe in front."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer = csv.DictWriter(stream, [*rows[0]], lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
     return stream.getvalue()
@@ -46,6 +46,11 @@ def _csv_cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return f"'{value}" if value.startswith(_FORMULA) else value.replace("\r", " ")
+
+
+def in_words(settings: Mapping[str, object]) -> str:
+    """Names and values of ``settings`` as Markdown, sorted by name."""
+    return ", ".join(f"{escaped(name)} {escaped(settings[name])}" for name in sorted(settings))
 
 
 def made_by(code: Mapping[str, object]) -> str:

@@ -1,10 +1,11 @@
 """Which timings may be compared: those of one run, one machine and one set of settings."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from modbench.errors import UserError
 from modbench.report.record import Measurement, TimingRecord
+from modbench.report.store import latest
 
 #: Parts of the environment that must be equal in a run: the machine, and, with the environment's
 #: ``variables``, its settings.
@@ -14,9 +15,9 @@ SETTINGS = ("python", "deterministic")
 ALLOCATOR = ("GLIBC_TUNABLES", "MALLOC_")
 
 
-def machine_in_words(environment: dict[str, Any]) -> str:
+def machine_in_words(environment: dict[str, Any], parts: Sequence[str] = HARDWARE) -> str:
     """Description of the machine in ``environment``."""
-    named = (name for name in HARDWARE if environment.get(name) is not None)
+    named = (name for name in parts if environment.get(name) is not None)
     return ", ".join(f"{name} {environment[name]}" for name in named)
 
 
@@ -29,30 +30,19 @@ def settings_of(environment: dict[str, Any], measurement: Measurement) -> dict[s
     return named | variables
 
 
-def newest_run(timings: Iterable[TimingRecord]) -> list[TimingRecord]:
-    """The timings of the run that was continued last. Of a repeated job the last timing counts, an
-    ``ok`` one before any other."""
-    ordered = sorted(timings, key=lambda timing: (timing.finished_at, timing.line()))
-    run = max(ordered, key=lambda timing: (timing.started_at, timing.run)).run if ordered else ""
-    jobs: dict[Any, TimingRecord] = {}
-    for timing in ordered:
-        if timing.run == run and (timing.status == "ok" or not _is_ok(jobs.get(timing.job))):
-            jobs[timing.job] = timing
-    return [jobs[job] for job in sorted(jobs)]
+def newest_run(timings: Sequence[TimingRecord]) -> list[TimingRecord]:
+    """The timings of the run that was continued last, one of each job."""
+    run = max(timings, key=lambda timing: (timing.started_at, timing.run)).run
+    return latest((one for one in timings if one.run == run), key=lambda one: one.job)
 
 
-def _is_ok(timing: TimingRecord | None) -> bool:
-    return timing is not None and timing.status == "ok"
-
-
-def refuse_incomparable(timings: Iterable[TimingRecord]) -> None:
+def refuse_incomparable(timings: Sequence[TimingRecord]) -> None:
     """
     Raises:
         UserError: the timings differ in machine or settings, or two cells share a label, so that their
             samples would be pooled; the sentence names the difference.
     """
     keys: dict[str, str] = {}
-    environments = []
     for timing in timings:
         router = timing.cell["router"]
         if router is not None and keys.setdefault(router["label"], timing.key) != timing.key:
@@ -60,9 +50,12 @@ def refuse_incomparable(timings: Iterable[TimingRecord]) -> None:
                 f"run {timing.run} timed '{router['label']}' with two sets of options, shapes or plugin "
                 "code; time all schemes again with `modbench time --again`"
             )
-        # Variables of the allocator differ between a time and a memory of one run.
-        settings = settings_of(timing.environment, "training_memory")
-        environments.append({"machine": machine_in_words(timing.environment), **settings})
+    # Variables of the allocator differ between a time and a memory of one run.
+    environments = [
+        {"machine": machine_in_words(timing.environment)}
+        | settings_of(timing.environment, "training_memory")
+        for timing in timings
+    ]
     for name in sorted({name for environment in environments for name in environment}):
         found = {environment.get(name, "not set") for environment in environments}
         if len(found) > 1:

@@ -1,21 +1,17 @@
 """timings.md: times, realised efficiency, utilisation, memory, the machine's ceilings."""
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 
-from modbench.report.table import escaped, made_by, markdown_table
+from modbench.report.table import escaped, in_words, made_by, markdown_table
 from modbench.report.timing import machine_in_words
-from modbench.report.timing_table import CaseRow, Group, MemoryRow, TimingTable
+from modbench.report.timing_table import PARTS, CaseRow, TimingTable
 
 _PHASES = {
-    "forward": "Forward pass and training step (ms)",
-    "train": "Forward pass and training step (ms)",
-    "prefill": "Prefill (ms)",
-    "decode": "Decoding, one step of the batch (ms)",
+    "Forward pass and training step (ms)": ("forward", "train"),
+    "Prefill (ms)": ("prefill",),
+    "Decoding, one step of the batch (ms)": ("decode",),
 }
-#: Heading, rows and cells of a table.
-_Table = tuple[str, list[CaseRow], Callable[[CaseRow], str]]
-_PARTS = ("parameters", "gradients", "optimizer", "cache", "activations", "peak")
-
 _TIMES = (
     "Times: median ± interquartile range. Unstable by pyperf's rules: a standard deviation above 10 % "
     "of the mean, an extreme more than 50 % from it, or a sample shorter than 1 ms. Loaded: the "
@@ -51,41 +47,38 @@ def timing_page(timings: TimingTable, others: int = 0) -> str:
     parts = [
         f"# Timings of suite {escaped(first.suite['name'])}, version {first.suite['version']}",
         f"Run {escaped(first.run)}; machine: {machine}.",
+        *_models(timings),
     ]
-    for title, group in zip(timings.titles, timings.groups, strict=True):
-        parts += [f"## {escaped(title)}"] if title else []
-        parts += _group(group)
+    rows = [row for row in timings.cases if row.is_timed]
+    for heading, phases in _PHASES.items():
+        parts += _by_case(heading, [row for row in rows if row.phase in phases], _milliseconds)
+    parts += _by_case("Realised efficiency (promised speed-up)", rows, _efficiency)
+    parts += _by_case("Utilisation (%)", rows, _utilisation)
+    parts += _by_case("Energy of a run (J)", rows, _joules)
+    if timings.memory:
+        parts += ["## Memory (MB), measured / predicted", _memory(timings)]
+    if timings.ceilings:
+        parts += ["## Ceilings", *_ceilings(timings)]
+    remarks = [f"- {escaped(remark)}" for remark in _remarks(timings)]
+    if remarks:
+        parts += ["## Remarks", "\n".join(remarks)]
     parts += ["## Notes", "\n".join(f"- {note}" for note in _notes(timings, others))]
     return "\n\n".join(parts) + "\n"
 
 
-def _group(group: Group) -> list[str]:
-    shape, train = group.shape["model"], group.shape["train"]
-    described = ", ".join(f"{escaped(name)} {escaped(shape[name])}" for name in sorted(shape))
-    parts = [
-        f"Model: {described}; forward passes and training steps of {train['batch']} sequences of "
-        f"{train['sequence']} tokens, precision {escaped(train['precision'])}."
-    ]
-    rows = [row for row in group.cases if row.is_timed]
-    tables: list[_Table] = [
-        (heading, [row for row in rows if _PHASES[row.phase] == heading], _milliseconds)
-        for heading in dict.fromkeys(_PHASES.values())
-    ]
-    tables += [
-        ("Realised efficiency (promised speed-up)", rows, _efficiency),
-        ("Utilisation (%)", rows, _utilisation),
-        ("Energy of a run (J)", rows, lambda row: "" if row.joules is None else f"{row.joules:.3g}"),
-    ]
-    for heading, shown, cell in tables:
-        parts += _by_case(heading, shown, cell)
-    if group.memory:
-        parts += ["### Memory (MB), measured / predicted", _memory(group.memory)]
-    if group.ceilings:
-        parts += ["### Ceilings", _ceilings(group)]
-    remarks = list(_remarks(group))
-    if remarks:
-        parts += ["### Remarks", "\n".join(f"- {escaped(remark)}" for remark in remarks)]
-    return parts
+def _models(timings: TimingTable) -> Iterable[str]:
+    """A paragraph on each shape, with the labels of its rows if there are several shapes."""
+    shapes: dict[tuple[str, str], list[str]] = {}
+    for row in timings.cases:
+        shapes.setdefault((row.model, row.train), []).append(row.label)
+    for (model, train), labels in shapes.items():
+        of = f" of {escaped(', '.join(dict.fromkeys(labels)))}" if len(shapes) > 1 else ""
+        step = json.loads(train)
+        yield (
+            f"Model{of}: {in_words(json.loads(model))}; forward passes and training steps of "
+            f"{step['batch']} sequences of {step['sequence']} tokens, precision "
+            f"{escaped(step['precision'])}."
+        )
 
 
 def _by_case(heading: str, rows: Sequence[CaseRow], cell: Callable[[CaseRow], str]) -> list[str]:
@@ -95,7 +88,7 @@ def _by_case(heading: str, rows: Sequence[CaseRow], cell: Callable[[CaseRow], st
         return []
     cases, labels = dict.fromkeys(row.case for row in rows), dict.fromkeys(row.label for row in rows)
     lines = [[label, *(found.get((label, case), "-") for case in cases)] for label in labels]
-    return [f"### {heading}", markdown_table(["scheme", *cases], lines)]
+    return [f"## {heading}", markdown_table(["scheme", *cases], lines)]
 
 
 def _milliseconds(row: CaseRow) -> str:
@@ -117,54 +110,54 @@ def _efficiency(row: CaseRow) -> str:
     return f"{row.realised_efficiency:.2f} ({row.promised_speed_up:.2f}{marks})"
 
 
-def _memory(rows: Sequence[MemoryRow]) -> str:
-    found = {(row.label, row.phase, row.part): row for row in rows}
+def _joules(row: CaseRow) -> str:
+    return "" if row.joules is None else f"{row.joules:.3g}"
+
+
+def _memory(timings: TimingTable) -> str:
     lines = []
-    for label, phase in dict.fromkeys((row.label, row.phase) for row in rows):
-        difference = found[label, phase, "peak"].difference
-        cells = [_megabytes(found.get((label, phase, part))) for part in _PARTS]
-        lines.append([label, phase, *cells, "-" if difference is None else f"{100 * difference:+.1f}"])
-    return markdown_table(["scheme", "phase", *_PARTS, "peak, measured over predicted (%)"], lines)
+    for row in timings.memory:
+        pairs = [(row[part], row[f"{part}_predicted"]) for part in PARTS]
+        cells = ["-" if m is None else f"{m / 1e6:.1f} / {(p or 0) / 1e6:.1f}" for m, p in pairs]
+        (peak, predicted), over = pairs[-1], "-"
+        if row["status"] != "ok":
+            asked = row["asked_bytes"]
+            cells[-1] = row["status"] + ("" if asked is None else f", asked for {asked / 1e6:.1f}")
+        elif predicted:
+            over = f"{100 * (peak / predicted - 1):+.1f}"
+        lines.append([row["label"], row["phase"], *cells, over])
+    return markdown_table(["scheme", "phase", *PARTS, "peak, measured over predicted (%)"], lines)
 
 
-def _megabytes(row: MemoryRow | None) -> str:
-    if row is None:
-        return "-"
-    if row.status != "ok":
-        asked = "" if row.asked_bytes is None else f", asked for {row.asked_bytes / 1e6:.1f}"
-        return f"{row.status}{asked}"
-    return f"{(row.measured or 0) / 1e6:.1f} / {(row.predicted or 0) / 1e6:.1f}"
-
-
-def _ceilings(group: Group) -> str:
+def _ceilings(timings: TimingTable) -> list[str]:
     lines = []
-    for dtype, gemm in group.ceilings.items():
+    for (_, dtype), gemm in timings.ceilings.items():
         rows, inner, columns = gemm["rows"], gemm["inner"], gemm["columns"]
         size = f"{gemm['component']} ({rows}, {inner}) @ ({inner}, {columns})"
         lines.append([dtype, f"{gemm['flops_per_second'] / 1e12:.4g}", size])
-    text = markdown_table(("dtype", "TFLOP/s", "fastest matmul"), lines, left=(0, 2))
-    copied = group.copy_bytes_per_second
-    return text if copied is None else f"{text}\n\nCopies: {copied / 1e9:.4g} GB/s, read and written."
+    copied = max(one.measured["copy_bytes_per_second"] for one in timings.measured("ceiling"))
+    table = markdown_table(("dtype", "TFLOP/s", "fastest matmul"), lines, left=(0, 2))
+    return [table, f"Copies: {copied / 1e9:.4g} GB/s, read and written."]
 
 
-def _remarks(group: Group) -> Iterable[str]:
-    for row in group.cases:
+def _remarks(timings: TimingTable) -> Iterable[str]:
+    for row in timings.cases:
         if not row.is_timed:
             yield f"{row.label}, {row.case}: {row.status}: {row.error}"
         elif row.failed:
             some = f"{row.failed} of {row.processes + row.failed} processes"
             yield f"{row.label}, {row.case}: failed or out of memory in {some}"
-    for part in group.memory:
-        if part.status != "ok":
-            yield f"{part.label}, memory of {part.phase}: {part.error}"
-    ceilings = [timing for timing in group.timings if timing.measurement == "ceiling"]
+    for part in timings.memory:
+        if part["status"] != "ok":
+            yield f"{part['label']}, memory of {part['phase']}: {part['error']}"
+    ceilings = [timing for timing in timings.timings if timing.measurement == "ceiling"]
     yield from dict.fromkeys(f"ceilings: {t.status}: {t.error}" for t in ceilings if t.status != "ok")
-    found = group.measured_ceilings
+    found = [timing.measured for timing in timings.measured("ceiling")]
     if any(one["machine"]["overloaded"] or (one["gpu"] or {}).get("throttled") for one in found):
         yield "ceilings: loaded or throttled; they may lie higher, and utilisation lower"
-    if group.cases and not any(row.router == "vanilla" for row in group.cases):
+    if timings.cases and not any(row.router == "vanilla" for row in timings.cases):
         yield "no realised efficiency: this run has no vanilla row to compare others with; time one, too"
-    for label in sorted({row.label for row in group.cases if row.balance == "as routed"}):
+    for label in sorted({row.label for row in timings.cases if row.balance == "as routed"}):
         yield f"{label}, balance as routed: its routers weren't forced to route evenly"
 
 
@@ -172,7 +165,7 @@ def _notes(timings: TimingTable, others: int) -> Iterable[str]:
     begun = min(timing.started for timing in timings.timings)
     ended = max(timing.finished for timing in timings.timings)
     yield f"Measured from {begun} to {ended}."
-    rows = [row for group in timings.groups for row in group.cases if row.is_timed]
+    rows = [row for row in timings.cases if row.is_timed]
     if rows:
         counts = sorted({(row.n, row.processes) for row in rows})
         several = ", ".join(f"{n} samples of {processes} processes" for n, processes in counts)
@@ -188,7 +181,7 @@ def _notes(timings: TimingTable, others: int) -> Iterable[str]:
             f"Matmuls in {escaped(dtypes)}, {how}; forward passes and training steps under autocast, "
             "prefill and decoding with weights in that dtype."
         )
-    if any(group.memory for group in timings.groups):
+    if timings.memory:
         yield _MEMORY
     if others:
         yield f"Other runs of this suite: {others}; runs aren't compared."

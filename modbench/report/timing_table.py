@@ -7,15 +7,14 @@ plain matmul at the model's shapes in the same dtype and run.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from modbench.analysis.intervals import summary
-from modbench.report.record import TimingRecord, canonical_json, cell_key
+from modbench.report.record import TimingRecord, canonical_json
 from modbench.report.row import time_marks
-from modbench.report.table import csv_table
 from modbench.report.timing import refuse_incomparable
 
 #: Shortest sample that pyperf accepts, in seconds.
@@ -23,6 +22,7 @@ SHORTEST = 1e-3
 #: Smallest number of samples with a meaningful spread.
 FEWEST = 3
 MEMORY = {"training_memory": "training", "inference_memory": "inference"}
+PARTS = ("parameters", "gradients", "optimizer", "cache", "activations", "peak")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,8 @@ class CaseRow:
 
     label: str
     router: str
+    model: str  #: JSON, as ``train``
+    train: str
     case: str
     phase: str = ""
     sequences: int | None = None
@@ -47,7 +49,6 @@ class CaseRow:
     stable: bool | None = None
     loaded: bool | None = None  #: the machine's load exceeded its cores in any process
     throttled: bool | None = None  #: in all processes; else those that were throttled are left out
-    marks: str = ""  #: reasons to doubt its time
     flops_nominal: int | None = None  #: convention model
     flops_realised: int | None = None
     flops_executed: int | None = None  #: convention executed, with padded slots
@@ -68,6 +69,11 @@ class CaseRow:
     @property
     def is_timed(self) -> bool:
         return self.seconds_median is not None
+
+    @property
+    def marks(self) -> str:
+        """Reasons to doubt its time."""
+        return time_marks(self.stable, self.loaded, self.throttled) if self.is_timed else ""
 
     def compared_to(self, dense: "CaseRow | None") -> "CaseRow":
         """The row with its speed-ups over the same case of the ``dense`` row."""
@@ -90,72 +96,50 @@ class CaseRow:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class MemoryRow:
-    """One part of a scheme's memory, in bytes; ``difference`` is measured / predicted - 1."""
-
-    label: str
-    router: str
-    phase: str
-    part: str
-    status: str
-    predicted: int | None = None
-    measured: int | None = None
-    difference: float | None = None
-    asked_bytes: int | None = None
-    error: str = ""
-
-
 #: A process and one of its cases.
 _Sample = tuple[TimingRecord, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Group:
-    """Schemes of one size, compared to each other."""
+class TimingTable:
+    """All timings of one run.
 
-    shape: dict[str, Any]  #: model, train, time
-    timings: tuple[TimingRecord, ...]
+    Raises:
+        UserError: machines or settings differ, or two schemes share a label.
+    """
 
-    @cached_property
-    def name(self) -> str:
-        """The common suffix of all labels after a slash (suites of several sizes); else empty."""
-        ends = {label.rpartition("/")[2] if "/" in label else "" for label in self._by_label}
-        return ends.pop() if len(ends) == 1 else ""
+    timings: Sequence[TimingRecord]
 
-    @cached_property
-    def _by_label(self) -> dict[str, list[TimingRecord]]:
-        found = defaultdict(list)
-        for timing in self.timings:
-            if timing.cell["router"] is not None:
-                found[timing.cell["router"]["label"]].append(timing)
-        return dict(sorted(found.items()))
+    def __post_init__(self) -> None:
+        refuse_incomparable(self.timings)
 
     @cached_property
-    def measured_ceilings(self) -> list[dict[str, Any]]:
-        """Results of the processes that measured ceilings."""
-        return [t.measured for t in self.timings if t.measurement == "ceiling" and t.status == "ok"]
+    def ceilings(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """The fastest matmul of each model and dtype."""
+        found = {
+            (canonical_json(timing.cell["model"]), gemm["dtype"], gemm["flops_per_second"]): gemm
+            for timing in self.measured("ceiling")
+            for gemm in timing.measured["gemm"]
+        }
+        return {key[:2]: found[key] for key in sorted(found)}
+
+    def measured(self, measurement: str) -> list[TimingRecord]:
+        """The processes of ``measurement`` that succeeded."""
+        return [t for t in self.timings if t.measurement == measurement and t.status == "ok"]
 
     @cached_property
-    def ceilings(self) -> dict[str, dict[str, Any]]:
-        """The fastest matmul of each dtype."""
-        gemms = [gemm for measured in self.measured_ceilings for gemm in measured["gemm"]]
-        gemms.sort(key=lambda gemm: (gemm["dtype"], gemm["flops_per_second"]))
-        return {gemm["dtype"]: gemm for gemm in gemms}
-
-    @property
-    def copy_bytes_per_second(self) -> float | None:
-        return max((m["copy_bytes_per_second"] for m in self.measured_ceilings), default=None)
-
-    @cached_property
-    def cases(self) -> tuple[CaseRow, ...]:
+    def cases(self) -> list[CaseRow]:
         """Rows by label; cases in the order of timing."""
-        rows: list[CaseRow] = []
-        for timings in self._by_label.values():
-            rows += self._cases_of([t for t in timings if t.measurement == "time"])
-        valid = [row for row in rows if row.router == "vanilla" and row.is_timed]
-        dense = {row.case: row for row in valid if row.label == valid[0].label}
-        return tuple(row.compared_to(dense.get(row.case)) for row in rows)
+        by_label = defaultdict(list)
+        for timing in self.timings:
+            if timing.measurement == "time":
+                by_label[timing.cell["router"]["label"]].append(timing)
+        rows = [row for _, timings in sorted(by_label.items()) for row in self._cases_of(timings)]
+        dense: dict[Any, CaseRow] = {}
+        for row in rows:
+            if row.router == "vanilla" and row.is_timed:
+                dense.setdefault((row.model, row.train, row.case), row)
+        return [row.compared_to(dense.get((row.model, row.train, row.case))) for row in rows]
 
     def _cases_of(self, timings: Sequence[TimingRecord]) -> list[CaseRow]:
         """The cases of one scheme, from its processes."""
@@ -164,14 +148,9 @@ class Group:
             for case in timing.measured.get("cases", []):
                 found[case["name"]].append((timing, case))
         rows = [self._case(samples, len(timings) - len(samples)) for samples in found.values()]
-        if timings and all(timing.status != "ok" for timing in timings):
-            last, case = timings[-1], "all others" if rows else "all"
-            why: dict[str, Any] = {
-                "status": last.status,
-                "asked_bytes": last.asked_bytes,
-                "error": last.error or "",
-            }
-            rows.append(CaseRow(**_scheme(last), case=case, failed=len(timings), **why))
+        if all(timing.status != "ok" for timing in timings):
+            case, last = "all others" if rows else "all", _outcome(timings[-1])
+            rows.append(CaseRow(**last, case=case, failed=len(timings)))
         return rows
 
     def _case(self, samples: list[_Sample], failed: int) -> CaseRow:
@@ -180,6 +159,7 @@ class Group:
         used = cool or samples
         timing, case = used[0]
         seconds = [value for _, one in used for value in one["seconds"]]
+        executed = case["flops"]["dispatched"]["executed"]
         row = CaseRow(
             **_scheme(timing),
             case=case["name"],
@@ -191,7 +171,7 @@ class Group:
             throttled=not cool,
             flops_nominal=case["flops"]["nominal"]["model"],
             flops_realised=case["flops"]["realised"]["model"],
-            flops_executed=case["flops"]["dispatched"]["executed"],
+            flops_executed=executed,
             balance=timing.measured["balance"],
             compiled=timing.measured["compiled"],
             dtype=timing.environment["dtype"],
@@ -200,16 +180,14 @@ class Group:
             return replace(row, status="invalid", error=f"no time, too few samples: {len(seconds)}")
         spread = summary(seconds)
         short = any(min(one["seconds"]) * one["loops"] < SHORTEST for _, one in used)
-        stable = spread["stable"] and not short
-        rate = case["flops"]["dispatched"]["executed"] / spread["median"]
-        best = self.ceilings.get(row.dtype, {}).get("flops_per_second")
+        rate = executed / spread["median"]
+        best = self.ceilings.get((row.model, row.dtype), {}).get("flops_per_second")
         joules = [one["joules"] for _, one in used if one["joules"] is not None]
         return replace(
             row,
             seconds_median=spread["median"],
             seconds_iqr=spread["iqr"],
-            stable=stable,
-            marks=time_marks(stable, row.loaded, row.throttled),
+            stable=spread["stable"] and not short,
             flops_per_second=rate,
             ceiling=best,
             utilisation=None if best is None else rate / best,
@@ -217,9 +195,17 @@ class Group:
         )
 
     @cached_property
-    def memory(self) -> tuple[MemoryRow, ...]:
-        timings = (timing for of in self._by_label.values() for timing in of)
-        return tuple(row for t in timings if t.measurement in MEMORY for row in _memory_rows(t))
+    def memory(self) -> list[dict[str, Any]]:
+        """Bytes of each scheme and phase: each of `PARTS`, measured and ``_predicted``."""
+        rows = []
+        for timing in self.timings:
+            if timing.measurement in MEMORY:
+                row = _outcome(timing) | {"phase": MEMORY[timing.measurement]}
+                for part in PARTS:
+                    row[part] = timing.measured.get("measured", {}).get(part)
+                    row[f"{part}_predicted"] = timing.measured.get("predicted", {}).get(part)
+                rows.append(row)
+        return sorted(rows, key=lambda row: (row["label"], row["phase"]))
 
 
 def _throttled(gpu: dict[str, Any] | None) -> bool:
@@ -228,64 +214,10 @@ def _throttled(gpu: dict[str, Any] | None) -> bool:
 
 def _scheme(timing: TimingRecord) -> dict[str, Any]:
     router = timing.cell["router"]
-    return {"label": router["label"], "router": router["name"]}
+    shape = {part: canonical_json(timing.cell[part]) for part in ("model", "train")}
+    return {"label": router["label"], "router": router["name"], **shape}
 
 
-def _memory_rows(timing: TimingRecord) -> list[MemoryRow]:
-    known = {**_scheme(timing), "status": timing.status, "phase": MEMORY[timing.measurement]}
-    if timing.status != "ok":
-        asked, error = timing.asked_bytes, timing.error or ""
-        return [MemoryRow(**known, part="peak", asked_bytes=asked, error=error)]
-    measured, predicted = timing.measured["measured"], timing.measured["predicted"]
-    return [
-        MemoryRow(
-            **known,
-            part=part,
-            predicted=predicted[part],
-            measured=measured[part],
-            difference=measured[part] / predicted[part] - 1 if predicted[part] else None,
-        )
-        for part in predicted
-    ]
-
-
-@dataclass(frozen=True)
-class TimingTable:
-    """All timings of one run."""
-
-    groups: tuple[Group, ...]
-    timings: tuple[TimingRecord, ...]
-
-    @classmethod
-    def of(cls, timings: Iterable[TimingRecord]) -> "TimingTable":
-        """
-        Raises:
-            UserError: machines or settings differ, or two schemes share a label.
-        """
-        timings = tuple(timings)
-        refuse_incomparable(timings)
-        groups: dict[str, list[TimingRecord]] = defaultdict(list)
-        for timing in timings:
-            groups[cell_key({**timing.cell, "router": None})].append(timing)
-        ordered = sorted(groups.values(), key=lambda group: canonical_json(group[0].cell["model"]))
-        shapes = [{k: v for k, v in group[0].cell.items() if k != "router"} for group in ordered]
-        return cls(tuple(map(Group, shapes, map(tuple, ordered))), timings)
-
-    @cached_property
-    def titles(self) -> tuple[str, ...]:
-        """A title per group; empty for a single one."""
-        if len(self.groups) == 1:
-            return ("",)
-        return tuple(group.name or f"Shape {n}" for n, group in enumerate(self.groups, start=1))
-
-    def csv(self) -> str:
-        """All cases at full precision; the columns are those of `CaseRow`."""
-        return _csv(CaseRow, [row for group in self.groups for row in group.cases])
-
-    def memory_csv(self) -> str:
-        """All parts in bytes; the columns are those of `MemoryRow`."""
-        return _csv(MemoryRow, [row for group in self.groups for row in group.memory])
-
-
-def _csv(kind: type, rows: Sequence[Any]) -> str:
-    return csv_table([field.name for field in fields(kind)], map(asdict, rows))
+def _outcome(timing: TimingRecord) -> dict[str, Any]:
+    ended = {"status": timing.status, "asked_bytes": timing.asked_bytes, "error": timing.error or ""}
+    return _scheme(timing) | ended

@@ -21,7 +21,7 @@ from modbench.measure.loss import heldout_windows
 from modbench.measure.matmul_rate import matmul_rate
 from modbench.model.config import ModelConfig
 from modbench.report.record import CellRecord, Status, cell_key
-from modbench.report.store import ShardWriter
+from modbench.report.store import append_record
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router, check_source, load_plugin
 from modbench.sweep.lock import cell_lock
@@ -41,8 +41,8 @@ class CellRun:
     ``spec``: suite, cell, plugins, results, folder, threads. A cell that fails keeps what it has found.
     """
 
-    def __init__(self, spec: dict[str, Any], data: TokenData, stage: Stage, shard: ShardWriter) -> None:
-        self.spec, self.data, self.stage, self.shard = spec, data, stage, shard
+    def __init__(self, spec: dict[str, Any], data: TokenData, stage: Stage) -> None:
+        self.spec, self.data, self.stage = spec, data, stage
         self.cell: dict[str, Any] = spec["cell"]
         self.results, self.folder = Path(spec["results"]), Path(spec["folder"])
         self.title = f"{spec['suite']['name']}/{self.cell['router']['label']}"
@@ -115,20 +115,19 @@ def _run(spec: dict[str, Any], say: Say, stop: Callable[[], bool]) -> dict[str, 
     prepare_process(spec)
     make_deterministic()
     data = load(DataConfig(**spec["cell"]["data"]))
-    with ShardWriter(Path(spec["results"])) as shard:
-        run = CellRun(spec, data, stage, shard)
-        status, error = _outcome(run)
-        record = cell_record(
-            run.cell,
-            suite=spec["suite"],
-            data=data.summary(),
-            environment=environment(run.dtype),
-            status=status,
-            error=error,
-            started=started,
-            **run.found(),
-        )
-        shard.append(record)
+    run = CellRun(spec, data, stage)
+    status, error = _outcome(run)
+    record = cell_record(
+        run.cell,
+        suite=spec["suite"],
+        data=data.summary(),
+        environment=environment(run.dtype),
+        status=status,
+        error=error,
+        started=started,
+        **run.found(),
+    )
+    append_record(run.results, record)
     (run.folder / "checkpoint.pt").unlink(missing_ok=True)
     return {"status": status, "error": error, "seconds": record.seconds}
 

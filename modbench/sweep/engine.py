@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modbench.report.record import CellRecord, TimingRecord
-from modbench.report.store import Finished, ShardWriter, finished
+from modbench.report.store import Finished, append_record, finished
 from modbench.sweep.progress import Progress, summary_line
 from modbench.sweep.stop_signals import stop_signals
 from modbench.sweep.worker import COMMAND, Worker
@@ -135,8 +135,7 @@ class Engine:
             error = f"no progress for {self.timeout:.0f} s in step {worker.phase}; its process was ended"
         elif worker.out_of_memory():
             status = "oom"
-        with ShardWriter(self.folder) as shard:
-            shard.append(job.crash_record(status, error, worker.started))
+        append_record(self.folder, job.crash_record(status, error, worker.started))
         return status, error, worker.code == 2
 
     def _stop(self, running: Sequence[Worker], events: Any, stop: Sequence[int]) -> None:

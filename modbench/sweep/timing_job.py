@@ -9,7 +9,7 @@ from modbench.measure.benchmark_target import BenchmarkTarget
 from modbench.measure.clock import out_of_memory, timed
 from modbench.measure.environment import code_version, environment
 from modbench.report.record import TimingRecord, cell_key
-from modbench.report.store import ShardWriter
+from modbench.report.store import append_record
 from modbench.sweep.cell import prepare_process
 from modbench.sweep.stage import Say, Stage
 from modbench.train.numerics import device, make_deterministic, precision
@@ -30,8 +30,7 @@ def run_timing(spec: dict[str, Any], say: Say) -> dict[str, Any]:
         say({"event": "phase", "phase": "measuring"})
         found = _measured(spec["job"], target, spec["threads"], say)
     record = timing_record(spec, environment(target.dtype), found, started)
-    with ShardWriter(Path(spec["results"])) as shard:
-        shard.append(record)
+    append_record(Path(spec["results"]), record)
     return {"status": record.status, "error": record.error, "seconds": stage.end()}
 
 

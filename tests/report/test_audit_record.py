@@ -12,7 +12,7 @@ from modbench.report.leaderboard import Leaderboard
 from modbench.report.markdown import markdown
 from modbench.report.page import write_report
 from modbench.report.record import AuditRecord, cell_key, read_record
-from modbench.report.store import ShardWriter, read_suite
+from modbench.report.store import append_record, read_suite
 
 PROBES = {1: "causal", 2: "batch-invariant", 3: "decode parity", 9: "count", 10: "state"}
 
@@ -59,13 +59,11 @@ def board_of(records, *audits):
     return Leaderboard.of(records, audits={audit.key: audit for audit in audits})
 
 
-def test_records_and_audits_share_shards_and_are_read_apart(tmp_path, fakes):
+def test_records_and_audits_share_a_folder_and_are_read_apart(tmp_path, fakes):
     audit = make_audit()
     records = cells(fakes, audit, seeds=(0, 1))
-    with ShardWriter(tmp_path) as shard:
-        for line in (records[0], audit, records[1]):
-            shard.append(line)
-    assert json.loads(shard.path.read_text().splitlines()[1])["kind"] == "audit"
+    paths = [append_record(tmp_path, line) for line in (records[0], audit, records[1])]
+    assert json.loads(paths[1].read_text())["kind"] == "audit"
     found = read_suite(tmp_path)
     assert found.audits == {audit.key: audit}
     assert sorted(record.cell["seed"] for record in found.cells) == [0, 1]
@@ -76,7 +74,6 @@ def test_records_and_audits_share_shards_and_are_read_apart(tmp_path, fakes):
     [
         ({"key": "0" * 16}, "key is '0000000000000000' but its scheme's key is"),
         ({"audit": [{"probe": 1}]}, r"audit\[0\].name is missing"),
-        ({"finished": "2025-01-01T00:10:00+00:00"}, "is earlier than started"),
     ],
 )
 def test_a_wrong_field_of_an_audit_is_named(change, sentence):
@@ -96,9 +93,8 @@ def test_of_two_audits_of_one_scheme_the_one_finished_last_counts(tmp_path):
     first = make_audit(failed=(2,))
     second = make_audit(finished="2026-01-01T00:02:00+00:00")
     for number, order in enumerate(([second, first], [first, second])):
-        with ShardWriter(tmp_path / str(number)) as shard:
-            for audit in order:
-                shard.append(audit)
+        for audit in order:
+            append_record(tmp_path / str(number), audit)
         assert read_suite(tmp_path / str(number)).audits == {first.key: second}
 
 
@@ -151,17 +147,15 @@ def test_a_cell_whose_audit_is_missing_is_not_ranked(fakes):
 
 def test_a_report_reads_audits_from_the_records_folder(tmp_path, fakes):
     audit = make_audit()
-    with ShardWriter(tmp_path) as shard:
-        for line in (audit, *cells(fakes, audit)):
-            shard.append(line)
+    for line in (audit, *cells(fakes, audit)):
+        append_record(tmp_path, line)
     write_report(tmp_path)
     (line,) = csv.DictReader((tmp_path / "leaderboard.csv").read_text().splitlines())
     assert (line["rank"], line["audit"]) == ("1", "passed 5")
 
 
 def test_a_suite_of_which_no_cell_has_finished_is_no_error(tmp_path):
-    with ShardWriter(tmp_path) as shard:
-        shard.append(make_audit())
+    append_record(tmp_path, make_audit())
     said = []
     assert write_report(tmp_path, say=said.append) == []
     assert said == [f"{tmp_path}: no cell has finished yet; there is nothing to report"]
@@ -189,9 +183,6 @@ def test_a_table_of_old_records_has_no_column_for_how_flops_were_found(fakes):
     assert "FLOPs" not in _cells_of(markdown(Leaderboard.of([fakes.make_record("old")])), "old")
 
 
-FORWARD = "forward FLOP/token, nominal / realised"
-
-
 @pytest.mark.parametrize(
     ("name", "realised", "nominal", "note"),
     [
@@ -211,9 +202,7 @@ def test_a_causal_rule_far_from_its_nominal_capacity_is_marked(fakes, name, real
     notes = {entry.row.label: entry.note for entry in board.entries}
     assert notes == {"mod": note, "vanilla": ""}
     page = markdown(board)
-    assert _cells_of(page, "mod")[FORWARD] == ("3.000 M / 3.030 M †" if note else "3.000 M / 3.030 M")
-    assert _cells_of(page, "vanilla")[FORWARD] == "3.000 M / 3.030 M"
-    assert ("† The causal rule selects more than 1.5 times" in page) == bool(note)
+    assert (f"- **mod**: {note}\n" in page) == bool(note)
 
 
 def test_a_capacity_is_judged_by_the_mean_over_seeds(fakes):

@@ -1,25 +1,16 @@
 import io
-import re
 import xml.etree.ElementTree as ElementTree
-from dataclasses import replace
-from pathlib import Path
 
 import matplotlib as mpl
 import pytest
-from matplotlib.colors import same_color
 from matplotlib.image import imread
-from matplotlib.lines import AxLine
 
-from modbench import routers
 from modbench.report import figures as figures_module
 from modbench.report.figures import figures
 from modbench.report.leaderboard import Leaderboard
 from modbench.report.plot_style import (
-    SCHEMES,
     look,
     marks,
-    plain,
-    plains,
 )
 
 _CURVES = "loss_vs_training_flops"
@@ -43,10 +34,7 @@ def test_each_figure_is_a_png_and_an_svg_that_can_be_read(six):
     contents = figures(Leaderboard.of(six))
     assert sorted(contents) == [
         f"{name}.{ending}"
-        for name in (
-            *("expert_load", "loss_vs_forward_flops", "loss_vs_training_flops", "routing"),
-            "step_time_vs_training_flops",
-        )
+        for name in (*("expert_load", "loss_vs_forward_flops", "loss_vs_training_flops", "routing"),)
         for ending in ("png", "svg")
     ]
     for name, content in contents.items():
@@ -112,27 +100,9 @@ def test_a_figure_says_what_its_bars_are_where_it_has_any(fakes, name, words):
 def test_the_legend_names_each_point_and_says_when_it_is_unranked(fakes, six):
     board = Leaderboard.of([*six, fakes.make_record("leaky", failed_probes=(1,), cost=1.3)])
     names = [record.cell["router"]["label"] for record in six]
-    for name in ("loss_vs_forward_flops", "step_time_vs_training_flops"):
-        figure, axes = _axes(board, name)
-        assert {*names, "leaky (not ranked)"} <= {*_legend(figure)}
-        assert len([line for line in axes.lines if line.get_marker() in tuple("osD^vPX")]) == 7
-
-
-def test_step_times_have_the_line_of_proportion_only_beside_a_dense_row(six):
-    for records, lines in ((six, 1), (six[1:], 0)):
-        figure, axes = _axes(Leaderboard.of(records), "step_time_vs_training_flops")
-        assert _legend(figure).count("as much time per FLOP as vanilla") == lines
-        assert sum(isinstance(line, AxLine) for line in axes.lines) == lines
-
-
-def test_step_times_of_different_machines_are_not_drawn(fakes):
-    board = Leaderboard.of(
-        [fakes.make_record("a"), fakes.make_record("b", environment={"cpu": "other"})]
-    )
-    _, axes = _axes(board, "step_time_vs_training_flops")
-    assert axes.lines == [] or len(axes.lines) == 0
-    (text,) = _texts(axes)
-    assert "cpu differs" in text
+    figure, axes = _axes(board, "loss_vs_forward_flops")
+    assert {*names, "leaky (not ranked)"} <= {*_legend(figure)}
+    assert len([line for line in axes.lines if line.get_marker() in tuple("osD^vPX")]) == 7
 
 
 def test_runs_that_all_failed_still_make_figures_that_say_so(fakes):
@@ -142,14 +112,7 @@ def test_runs_that_all_failed_still_make_figures_that_say_so(fakes):
 
 
 def test_a_single_row_makes_figures(fakes):
-    assert len(figures(Leaderboard.of([fakes.make_record("mod")]))) == 10
-
-
-def test_shortened_labels_stay_distinct():
-    long = [f"mod capacity={share} every=2 learning rate=0.01" for share in ("0.125", "0.250", "0.500")]
-    assert plain(long[0]) == "mod capacity=0.…ning rate=0.01"
-    assert len({*plains([*long, "a b", "a  b"]).values()}) == 5
-    assert plains(["short", *long])["short"] == "short"
+    assert len(figures(Leaderboard.of([fakes.make_record("mod")]))) == 8
 
 
 def test_figures_have_the_same_bytes_each_time(six):
@@ -166,17 +129,6 @@ def test_each_label_keeps_its_mark_whatever_the_order_and_differs_from_all_other
     assert len({mark.marker for mark in first}) == len({mark.color for mark in first}) == 7
 
 
-def test_a_built_in_scheme_has_its_mark_whoever_else_is_there():
-    known = [name for name in SCHEMES if name]
-    alone = {name: marks([name])[name] for name in known}
-    assert len({(mark.color, mark.marker) for mark in alone.values()}) == len(known)
-    assert marks([*known, "a", "zzz"]).items() >= alone.items()
-    assert marks(["zzz"])["zzz"] == marks(["zzz", *known[:6]])["zzz"]
-    assert marks(["mod/124M", "a/124M"])["mod/124M"] == alone["mod"]
-    two = marks(["mod/124M", "mod/350M"])
-    assert two["mod/124M"] == alone["mod"] != two["mod/350M"]
-
-
 def test_labels_of_one_scheme_share_its_colour_and_nothing_else():
     labels = [f"{name}{end}" for name in ("mod", "mine", "vanilla") for end in (" [1]", " [2]", "/a")]
     found = marks(labels)
@@ -184,15 +136,7 @@ def test_labels_of_one_scheme_share_its_colour_and_nothing_else():
     for name in ("mod", "mine", "vanilla"):
         own = [found[label] for label in labels if label.startswith(name)]
         assert len({mark.marker for mark in own}) == len({str(mark.dashes) for mark in own}) == 3
-        assert {mark.color for mark in own} == {marks([name])[name].color}
-
-
-def test_every_built_in_scheme_has_a_mark():
-    files = Path(routers.__file__).parent.glob("*.py")
-    registered = {
-        name for file in files for name in re.findall(r'@register_router\("(\w+)"\)', file.read_text())
-    }
-    assert registered == {name for name in SCHEMES if name}
+        assert len({mark.color for mark in own}) == 1
 
 
 @pytest.mark.parametrize("label", ["_hidden", "x" * 60])
@@ -201,7 +145,8 @@ def test_any_label_can_be_drawn(fakes, label):
     figure, _ = _axes(board, "loss_vs_training_flops")
     (legend,) = figure.legends
     assert len(legend.get_texts()) == 3
-    assert plain(label) in [text.get_text() for text in legend.get_texts()]
+    assert label in [text.get_text().replace("\n", "") for text in legend.get_texts()]
+    assert max(len(line) for text in legend.get_texts() for line in text.get_text().split("\n")) <= 30
     figure.canvas.draw()
 
 
@@ -215,34 +160,3 @@ def test_a_legend_is_as_wide_as_the_figure_at_most(fakes, length, columns):
     figure.canvas.draw()
     assert legend._ncols == columns
     assert 0 <= legend.get_window_extent().x0 < legend.get_window_extent().x1 <= figure.bbox.x1
-
-
-def test_a_label_in_a_figure_is_one_short_line():
-    assert plain("a\nb   c") == "a b c"
-    assert len(plain("x" * 500)) == 30
-
-
-def test_a_doubtful_time_is_hollow_and_the_legend_says_why(fakes):
-    time = {"median": 0.1, "iqr": 0.006, "n": 12, "stable": True}
-    records = [
-        fakes.make_record("sound"),
-        fakes.make_record(
-            "unstable", cost=1.5, metrics={"train_step_seconds": time | {"stable": False}}
-        ),
-        fakes.make_record("loaded", cost=2.0, metrics={"train_step_seconds": time | {"loaded": True}}),
-    ]
-    figure, axes = _axes(Leaderboard.of(records), "step_time_vs_training_flops")
-    points = [line for line in axes.lines if line.get_marker() in tuple("osD^vPX")]
-    assert [same_color(line.get_markerfacecolor(), "white") for line in points] == [True, False, True]
-    assert _legend(figure)[-1] == "doubtful time"
-    figure, _ = _axes(Leaderboard.of(records[:1]), "step_time_vs_training_flops")
-    assert _legend(figure) == ["sound"]
-
-
-def test_a_suite_without_times_has_no_figure_of_times(fakes):
-    record = fakes.make_record()
-    metrics = {name: value for name, value in record.metrics.items() if name != "train_step_seconds"}
-    made = figures(Leaderboard.of([replace(record, metrics=metrics)]))
-    assert "loss_vs_training_flops.png" in made
-    assert "step_time_vs_training_flops.png" not in made
-    assert "step_time_vs_training_flops.png" in figures(Leaderboard.of([record]))

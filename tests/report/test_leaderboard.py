@@ -321,4 +321,4 @@ def test_a_single_value_is_neither_stable_nor_unstable_in_the_table_and_on_the_p
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum", "\t=1"])
 def test_a_text_that_is_a_formula_gets_an_apostrophe_in_the_csv(text):
-    assert csv_table(["a", "b"], [{"a": text, "b": -1.5}]) == f"a,b\n'{text},-1.5\n"
+    assert csv_table([{"a": text, "b": -1.5}]) == f"a,b\n'{text},-1.5\n"

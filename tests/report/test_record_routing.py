@@ -1,4 +1,4 @@
-"""The routing section of a record: its validation, and sums over seeds."""
+"""The routing section of a record: its validation."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 
 from modbench.errors import UserError
 from modbench.report.record import read_record
-from modbench.report.routing import busiest_first, check_routing, pooled
+from modbench.report.routing import check_routing
 
 
 def _set(value, path, new):
@@ -23,8 +23,8 @@ def test_routing_survives_its_records_line(fakes):
 
 def test_a_record_of_routing_that_contradicts_itself_is_refused(fakes):
     broken = fakes.make_routing()
-    broken["causal"]["entered"] = [1, 2, 3]
-    with pytest.raises(UserError, match=r"routing\.causal\.entered adds up to 6 of 100 tokens"):
+    broken["edges"] = [0, 10, 5]
+    with pytest.raises(UserError, match=r"routing\.edges must rise from 0"):
         replace(fakes.make_record(), routing=broken)
 
 
@@ -33,16 +33,13 @@ def test_a_record_of_routing_that_contradicts_itself_is_refused(fakes):
     [
         (("windows",), "10", "routing.windows is '10'; input should be a valid integer"),
         (("texts",), ["a", "b", "c", 1], r"routing.texts\[3\] is 1"),
-        (("seen",), [1, 2, 3], "routing.seen has 3 entries; it must have 4"),
         (("topk",), None, "routing.topk is None"),
         (("topk", "entred"), [], "routing.topk.entred is not a known field"),
-        (("topk", "depth", 0, "routed"), [1], r"topk.depth\[0\].routed has 1 entries; it must have 2"),
+        (("topk", "depth", 0, "routed"), [1], r"topk.depth\[0\].routed has 1 entries"),
         (("topk", "depth", 1, "gates"), {"first": 0}, r"topk.depth\[1\].gates.exponent is missing"),
         (("topk", "experts", 0, "load"), [-1], r"topk.experts\[0\].load\[0\] is -1"),
-        (("topk", "routed"), [1], "routing.topk.routed has 1 entries; it must have 4"),
         (("edges",), [0, 10, 5], "routing.edges must rise from 0"),
-        (("topk", "experts", 1, "taken"), [9], r"experts\[1\].taken has 1 entries; it must have 2"),
-        (("topk", "experts", 1, "by_no_op"), [9], r"experts\[1\].by_no_op adds up to 9 of 100"),
+        (("topk", "experts", 0, "load"), [], r"topk.experts\[0\].load is \[\]"),
     ],
 )
 def test_a_wrong_field_of_routing_is_named(fakes, path, value, sentence):
@@ -53,19 +50,3 @@ def test_a_wrong_field_of_routing_is_named(fakes, path, value, sentence):
     _set(routing, path, value)
     with pytest.raises(UserError, match=sentence):
         check_routing(routing)
-
-
-def test_several_seeds_are_added_up(fakes):
-    one, other = fakes.make_routing(), fakes.make_routing(routed=(10, 0, 16, 0))
-    found = pooled([one, other], "causal")
-    assert (found["windows"], found["sequence"], found["edges"]) == (20, 10, [0, 5, 10])
-    assert [layer["routed"] for layer in found["depth"]] == [[8, 12]] * 2
-    assert found["entered"] == [160, 40, 0]
-    assert found["tokens"] == [(" the", 100, 100), ("\n", 40, 6), ("|", 32, 16), ("", 8, 4)]
-
-
-def test_experts_are_ordered_before_seeds_are_added_up(fakes):
-    one = fakes.make_routing((), (0,), load=(10, 40, 30, 20))
-    other = fakes.make_routing((), (0,), load=(50, 25, 15, 10))
-    assert busiest_first([one, other], "causal") == {0: ([90, 55, 35, 20], [])}
-    assert busiest_first([one, other], "causal", no_ops=2) == {0: ([90, 35], [45, 30])}

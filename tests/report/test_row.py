@@ -3,19 +3,19 @@ from dataclasses import replace
 import pytest
 
 from modbench.report.record import cell_key
-from modbench.report.row import Exact, Quality, Timed, interval, machine_differences, rows_of
+from modbench.report.row import Value, interval, machine_differences, rows_of
 
 
 def test_interval_is_students_over_seeds():
     # By hand: mean 2, standard deviation 1, t(2, 0.975) = 4.302653, half = 4.302653 / sqrt(3).
     found = interval([1.0, 2.0, 3.0])
-    assert found.mean == 2.0
+    assert found.center == 2.0
     assert found.high - 2.0 == pytest.approx(2.484138, abs=1e-6)
     assert 2.0 - found.low == pytest.approx(2.484138, abs=1e-6)
 
 
 def test_one_seed_has_no_interval():
-    assert interval([4.5]) == Quality(mean=4.5, low=None, high=None)
+    assert interval([4.5]) == Value(center=4.5)
 
 
 def test_seeds_of_one_cell_are_one_row_and_options_are_not(fakes):
@@ -59,7 +59,7 @@ def test_exact_figures_that_differ_over_seeds_are_shown_not_averaged(fakes):
             for seed, steps in ((0, 10), (1, 12))
         ]
     )
-    assert row.value("train_steps") == Exact(low=10, high=12)
+    assert row.value("train_steps") == Value(center=10, low=10, high=12)
 
 
 def test_times_over_seeds_are_as_unsteady_as_the_worst(fakes):
@@ -73,7 +73,7 @@ def test_times_over_seeds_are_as_unsteady_as_the_worst(fakes):
             for seed, value in enumerate(timed)
         ]
     )
-    assert row.value("train_step_seconds") == Timed(median=0.2, iqr=0.04, n=24, stable=False)
+    assert row.value("train_step_seconds") == Value(center=0.2, iqr=0.04, n=24, stable=False)
 
 
 def test_one_value_has_no_spread_and_is_not_called_stable(fakes):
@@ -83,7 +83,7 @@ def test_one_value_has_no_spread_and_is_not_called_stable(fakes):
             [fakes.make_record(seed=seed, metrics={"peak_memory_bytes": one}) for seed in range(records)]
         )
         found = row.value("peak_memory_bytes")
-        assert found == Timed(median=5e7, iqr=None, n=n, stable=None)
+        assert found == Value(center=5e7, iqr=None, n=n, stable=None)
 
 
 def test_a_seed_of_one_value_keeps_the_others_from_being_called_stable(fakes):
@@ -97,7 +97,7 @@ def test_a_seed_of_one_value_keeps_the_others_from_being_called_stable(fakes):
             for seed, value in enumerate(values)
         ]
     )
-    assert row.value("peak_memory_bytes") == Timed(median=2.0, iqr=None, n=13, stable=None)
+    assert row.value("peak_memory_bytes") == Value(center=2.0, iqr=None, n=13, stable=None)
 
 
 def test_quality_comes_from_finished_runs_alone(fakes):
@@ -107,9 +107,9 @@ def test_quality_comes_from_finished_runs_alone(fakes):
             fakes.make_record(seed=1, status="diverged", metrics={"heldout_loss": 99.0}),
         ]
     )
-    assert row.value("heldout_loss") == Quality(mean=5.0, low=None, high=None)
+    assert row.value("heldout_loss") == Value(center=5.0)
     assert row.status == "ok 1, diverged 1"
-    assert row.errors == "seed 1 diverged: the loss is not finite at step 7"
+    assert row.why_unranked == "seed 1 diverged: the loss is not finite at step 7"
 
 
 def test_a_metric_that_was_not_measured_has_no_value(fakes):
@@ -176,13 +176,6 @@ def test_threads_of_a_time_are_compared_between_rows_before_those_of_the_environ
 
     assert differences(7, 7) == []
     assert differences(1, 2) == ["threads: 1 (mod) and 2 (vanilla)"]
-
-
-def test_seeds_whose_routing_is_laid_out_otherwise_are_left_out(fakes):
-    routings = [fakes.make_routing(), fakes.make_routing((1,)), fakes.make_routing()]
-    records = [fakes.make_record("mod", seed=n, routing=one) for n, one in enumerate(routings)]
-    (row,) = rows_of(records)
-    assert row.routings == [routings[0], routings[2]]
 
 
 def test_an_unstable_seed_marks_its_row_even_next_to_one_that_has_a_single_value(fakes):

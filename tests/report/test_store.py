@@ -12,104 +12,78 @@ from modbench.errors import UserError
 from modbench.report import store
 from modbench.report.store import (
     Finished,
-    ShardWriter,
+    append_record,
     finished,
     latest,
-    read_records,
     read_suite,
     remove_leftovers,
 )
 
 
-def test_what_is_appended_is_read_and_each_writer_has_its_own_shard(tmp_path, fakes):
+def test_what_is_appended_is_read_and_each_record_has_its_own_file(tmp_path, fakes):
     first, second = fakes.make_record("vanilla"), fakes.make_record("mod")
-    with ShardWriter(tmp_path) as one, ShardWriter(tmp_path) as other:
-        one.append(first)
-        other.append(second)
-        assert one.path != other.path
-        assert len(read_records(tmp_path)) == 2
-    assert {record.key for record in read_records(tmp_path)} == {first.key, second.key}
-    assert one.path.read_text() == first.line() + "\n"
+    one, other = append_record(tmp_path, first), append_record(tmp_path, second)
+    assert one != other
+    assert {record.key for record in read_suite(tmp_path).cells} == {first.key, second.key}
+    assert one.read_text() == first.line() + "\n"
 
 
 def test_no_folder_is_no_records(tmp_path):
-    assert read_records(tmp_path / "nothing") == []
-
-
-def test_a_writer_that_wrote_nothing_leaves_nothing(tmp_path):
-    with ShardWriter(tmp_path):
-        pass
-    assert list((tmp_path / "records").iterdir()) == []
-
-
-def test_a_shard_name_is_never_taken_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(store.secrets, "token_hex", lambda _: "taken")
-    with ShardWriter(tmp_path), pytest.raises(UserError, match="can't be written"):
-        ShardWriter(tmp_path)
+    assert read_suite(tmp_path / "nothing").cells == []
 
 
 def test_a_record_changed_into_a_bad_one_is_not_written(tmp_path, fakes):
     record = fakes.make_record()
     record.metrics["heldout_loss"] = float("nan")
-    with ShardWriter(tmp_path) as writer:
-        with pytest.raises(UserError, match="finite"):
-            writer.append(record)
-        writer.append(fakes.make_record("mod"))
-    assert [r.cell["router"]["name"] for r in read_records(tmp_path)] == ["mod"]
+    with pytest.raises(UserError, match="finite"):
+        append_record(tmp_path, record)
+    assert read_suite(tmp_path).cells == []
 
 
 def test_a_line_is_on_the_disk_before_it_counts_as_written(tmp_path, fakes, monkeypatch):
     order = []
-    right = {name: getattr(os, name) for name in ("write", "fsync")}
+    right = {name: getattr(os, name) for name in ("fsync", "replace")}
 
     def noted(name):
-        def call(file, *rest):
-            order.append((name, os.fstat(file).st_ino))
-            return right[name](file, *rest)
+        def call(first, *rest):
+            order.append((name, os.fstat(first).st_ino if name == "fsync" else None))
+            return right[name](first, *rest)
 
         return call
 
-    with ShardWriter(tmp_path) as writer:
-        for name in right:
-            monkeypatch.setattr(os, name, noted(name))
-        writer.append(fakes.make_record())
-    shard, folder = writer.path.stat().st_ino, writer.path.parent.stat().st_ino
-    assert order == [("write", shard), ("fsync", shard), ("fsync", folder)]
+    for name in right:
+        monkeypatch.setattr(os, name, noted(name))
+    path = append_record(tmp_path, fakes.make_record())
+    file, folder = path.stat().st_ino, path.parent.stat().st_ino
+    assert order == [("fsync", file), ("replace", None), ("fsync", folder)]
 
 
-def test_a_full_disk_leaves_the_shard_as_it_was(tmp_path, fakes, monkeypatch):
-    really_write = os.write
+def test_a_full_disk_leaves_no_part_of_a_record(tmp_path, fakes, monkeypatch):
+    append_record(tmp_path, fakes.make_record("vanilla"))
+    before = {path: path.read_bytes() for path in (tmp_path / "records").iterdir()}
 
-    def half(file, data):
-        if len(data) < 500:
-            raise OSError(28, "No space left on device")
-        return really_write(file, data[: len(data) // 2])
+    def full(file):
+        raise OSError(28, "No space left on device")
 
-    with ShardWriter(tmp_path) as writer:
-        writer.append(fakes.make_record("vanilla"))
-        before = writer.path.read_bytes()
-        monkeypatch.setattr(store.os, "write", half)
-        with pytest.raises(UserError, match="No space left on device"):
-            writer.append(fakes.make_record("mod"))
-        monkeypatch.undo()
-        assert writer.path.read_bytes() == before
-        writer.append(fakes.make_record("token_choice"))
-    assert len(read_records(tmp_path)) == 2
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        append_record(tmp_path, fakes.make_record("mod"))
+    assert {path: path.read_bytes() for path in (tmp_path / "records").iterdir()} == before
 
 
-def test_a_place_that_can_not_hold_records_is_named(tmp_path):
+def test_a_place_that_can_not_hold_records_is_named(tmp_path, fakes):
     (tmp_path / "records").write_text("a file where the folder goes")
     with pytest.raises(UserError, match=r"records: can't be written .*; give --results"):
-        ShardWriter(tmp_path)
+        append_record(tmp_path, fakes.make_record())
     with pytest.raises(UserError, match=r"records: can't be read"):
-        read_records(tmp_path)
+        read_suite(tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write into any folder")
-def test_a_read_only_folder_is_named(tmp_path):
+def test_a_read_only_folder_is_named(tmp_path, fakes):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="Permission denied"):
-        ShardWriter(tmp_path)
+        append_record(tmp_path, fakes.make_record())
     tmp_path.chmod(0o700)
 
 
@@ -120,7 +94,7 @@ def test_only_an_unterminated_last_line_is_passed_over(tmp_path, fakes, cut):
     shard.parent.mkdir()
     content = f"{whole}\n{killed}\n".encode()[:-cut]
     shard.write_bytes(content)
-    assert [record.line() for record in read_records(tmp_path)] == [whole]
+    assert [record.line() for record in read_suite(tmp_path).cells] == [whole]
     assert shard.read_bytes() == content
 
 
@@ -158,7 +132,6 @@ def _corrupted(fakes):
         "infinity": (with_its_digest("inf"), "finite"),
         "a field twice": (line[:-1] + ',"status":"ok"}', "another line"),
         "reformatted": (json.dumps(json.loads(line)), "another line"),
-        "old, reformatted": (json.dumps(json.loads(fakes.old_line(record))), "not canonical"),
     }
 
 
@@ -179,7 +152,6 @@ def _corrupted(fakes):
         "infinity",
         "a field twice",
         "reformatted",
-        "old, reformatted",
     ],
 )
 def test_a_corrupt_line_is_named_and_nothing_is_changed(tmp_path, fakes, what):
@@ -189,7 +161,7 @@ def test_a_corrupt_line_is_named_and_nothing_is_changed(tmp_path, fakes, what):
     content = f"{fakes.make_record().line()}\n{bad}\n{fakes.make_record(seed=1).line()}\n"
     shard.write_text(content)
     with pytest.raises(UserError) as raised:
-        read_records(tmp_path)
+        read_suite(tmp_path)
     assert f"{shard}, line 2: " in str(raised.value)
     assert reason in str(raised.value)
     assert "remove that line" in str(raised.value)
@@ -203,20 +175,20 @@ def test_bytes_that_are_no_text_are_named(tmp_path):
     shard.parent.mkdir()
     shard.write_bytes(b"\xff\xfe\n")
     with pytest.raises(UserError, match=r"a\.jsonl, line 1: .*not UTF-8"):
-        read_records(tmp_path)
+        read_suite(tmp_path)
 
 
 def test_a_line_separator_inside_a_string_ends_no_line(tmp_path, fakes):
     record = fakes.make_record(status="failed", error="one\u2028two\nthree")
     fakes.store(tmp_path, [record])
-    assert read_records(tmp_path) == [record]
+    assert read_suite(tmp_path).cells == [record]
 
 
 def test_the_set_of_records_counts_not_shards_order_or_copies(tmp_path, fakes, six):
     one = fakes.store(tmp_path / "one", six)
     many = fakes.store(tmp_path / "many", [*six[::-1], six[2], six[0]], shards=4)
-    assert read_records(one) == read_records(many)
-    assert len(read_records(many)) == 6
+    assert read_suite(one).cells == read_suite(many).cells
+    assert len(read_suite(many).cells) == 6
 
 
 def test_of_reruns_an_ok_one_wins_then_the_one_finished_last_then_the_greatest_line(fakes):
@@ -236,12 +208,11 @@ _WRITER = """
 import sys
 from pathlib import Path
 from modbench.report.record import read_record
-from modbench.report.store import ShardWriter
+from modbench.report.store import append_record
 record = read_record(Path(sys.argv[2]).read_text())
-with ShardWriter(Path(sys.argv[1])) as writer:
-    for _ in range(1000):
-        writer.append(record)
-        print("appended", flush=True)
+for _ in range(1000):
+    append_record(Path(sys.argv[1]), record)
+    print("appended", flush=True)
 """
 
 
@@ -253,9 +224,8 @@ def test_a_killed_writer_loses_nothing_that_it_had_appended(tmp_path, fakes):
         for _ in range(3):
             assert writer.stdout.readline()
         writer.kill()
-    (shard,) = (tmp_path / "records").iterdir()
-    assert shard.read_bytes().count(b"\n") >= 3
-    assert len(read_records(tmp_path)) == 1
+    assert len(list((tmp_path / "records").glob("*.jsonl"))) >= 3
+    assert len(read_suite(tmp_path).cells) == 1
 
 
 def test_a_flipped_byte_is_refused_wherever_it_is(tmp_path, fakes):
@@ -303,9 +273,8 @@ def test_lines_of_each_kind_from_before_digests_are_read(tmp_path, fakes):
 
 def test_what_is_finished_is_told_without_reading_records_in_full(tmp_path, fakes):
     cell, timing = fakes.make_record(audit_key="ab" * 8), timed("mod", make_case(), repetition=2)
-    with ShardWriter(tmp_path) as shard:
-        for record in (cell, make_audit(), timing):
-            shard.append(record)
+    for record in (cell, make_audit(), timing):
+        append_record(tmp_path, record)
     told = sorted(finished(tmp_path), key=lambda entry: entry.kind)
     assert told == [
         Finished("audit", make_audit().key, None, None, None, None, None),
@@ -315,27 +284,26 @@ def test_what_is_finished_is_told_without_reading_records_in_full(tmp_path, fake
 
 
 def test_what_killed_processes_left_is_removed_and_what_live_ones_write_is_kept(tmp_path, fakes):
-    with ShardWriter(tmp_path) as writer:
-        writer.append(fakes.make_record())
-        dead = [tmp_path / "records" / "dead.jsonl", tmp_path / ".leaderboard.md.99999999.tmp"]
-        for path in dead:
-            path.touch()
-        live = store.temporary_path(tmp_path / "leaderboard.md")
-        live.touch()
-        with ShardWriter(tmp_path) as empty:
-            assert remove_leftovers(tmp_path) == dead
-            assert empty.path.exists()
-        assert live.exists()
+    append_record(tmp_path, fakes.make_record())
+    dead = [
+        tmp_path / "records" / "dead.jsonl",
+        tmp_path / ".leaderboard.md.99999999.tmp",
+        tmp_path / "records" / ".dead.jsonl.99999999.tmp",
+    ]
+    live = tmp_path / f".leaderboard.md.{os.getpid()}.tmp"
+    for path in (*dead, live):
+        path.touch()
+    assert remove_leftovers(tmp_path) == dead
+    assert live.exists()
     assert not any(path.exists() for path in dead)
-    assert len(read_records(tmp_path)) == 1
+    assert len(read_suite(tmp_path).cells) == 1
 
 
 @pytest.mark.parametrize("under", ["records", "timings"])
 def test_a_last_line_that_is_cut_off_is_told_by_the_report(tmp_path, fakes, capsys, under):
     suite = tmp_path / "mine"
     kept = fakes.make_record()
-    with ShardWriter(suite) as writer:
-        writer.append(kept)
+    append_record(suite, kept)
     assert main(["report", "--results", str(tmp_path)]) == 0
     assert "cut off" not in capsys.readouterr().err
     shard = suite / under / "killed.jsonl"
@@ -343,7 +311,7 @@ def test_a_last_line_that_is_cut_off_is_told_by_the_report(tmp_path, fakes, caps
     shard.write_text(fakes.make_record("mod").line()[:-1])
     assert main(["report", "--results", str(tmp_path)]) == 0
     assert capsys.readouterr().err == (
-        f"modbench: {shard}: its last line is cut off (a killed process) and is skipped; running the "
-        "suite again repeats what is missing\n"
+        f"modbench: {shard}: its last line is cut off and is skipped; running the suite again repeats "
+        "what is missing\n"
     )
-    assert read_records(suite) == [kept]
+    assert read_suite(suite).cells == [kept]

@@ -11,7 +11,7 @@ from modbench.report.timing_table import TimingTable
 
 
 def page_of(*timings: TimingRecord, **options: Any) -> str:
-    return timing_page(TimingTable.of(timings), **options)
+    return timing_page(TimingTable(timings), **options)
 
 
 def test_memory_is_shown_by_part_measured_before_predicted() -> None:

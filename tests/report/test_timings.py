@@ -12,7 +12,7 @@ from timings_made_up import ceiling, cell_of, make_case, make_timing, rows_of, t
 from modbench.errors import UserError
 from modbench.report.page import write_report
 from modbench.report.record import TimingRecord, read_record
-from modbench.report.store import ShardWriter, read_suite
+from modbench.report.store import append_record, read_suite
 from modbench.report.timing import newest_run
 from modbench.report.timing_page import timing_page
 from modbench.report.timing_table import CaseRow, TimingTable
@@ -79,8 +79,8 @@ def test_what_is_promised_is_what_was_realised_and_neither_what_was_planned_nor_
 def test_without_a_dense_row_there_is_no_efficiency() -> None:
     alone, dense = timed("mod", make_case()), timed("vanilla", make_case())
     assert row_of(alone).realised_efficiency is None
-    assert "no realised efficiency: this run has no vanilla row" in timing_page(TimingTable.of([alone]))
-    assert "no realised efficiency" not in timing_page(TimingTable.of([alone, dense]))
+    assert "no realised efficiency: this run has no vanilla row" in timing_page(TimingTable([alone]))
+    assert "no realised efficiency" not in timing_page(TimingTable([alone, dense]))
     rows = rows_of(timed("mod", make_case("prefill 8 x 1")), timed("vanilla", make_case()))
     assert rows["mod", "prefill 8 x 1"].realised_efficiency is None
 
@@ -107,7 +107,7 @@ def test_utilisation_is_over_the_fastest_of_all_components() -> None:
 
 def test_a_ceiling_on_a_machine_with_other_work_is_told() -> None:
     def page(*ceilings: TimingRecord) -> str:
-        return timing_page(TimingTable.of([timed("vanilla", make_case()), *ceilings]))
+        return timing_page(TimingTable([timed("vanilla", make_case()), *ceilings]))
 
     quiet, loaded = ceiling(), ceiling(repetition=2, overloaded=True)
     assert "ceilings: loaded or throttled" in page(quiet, loaded)
@@ -116,7 +116,7 @@ def test_a_ceiling_on_a_machine_with_other_work_is_told() -> None:
 
 def test_a_ceiling_that_failed_is_told_and_nothing_said_of_utilisation() -> None:
     failed = make_timing("ceiling", cell_of(None), {}, status="failed", error="it broke")
-    page = timing_page(TimingTable.of([timed("vanilla", make_case()), failed]))
+    page = timing_page(TimingTable([timed("vanilla", make_case()), failed]))
     assert "- ceilings: failed: it broke" in page
     assert "Utilisation" not in page
 
@@ -128,11 +128,11 @@ def test_what_follows_from_an_unstable_time_is_marked(shaky: str) -> None:
     timings = [timed(label, make_case(seconds=seconds)) for label, seconds in times.items()]
     row = rows_of(*timings)["mod", "forward"]
     assert (row.stable, row.efficiency_marks) == (shaky != "mod", "unstable")
-    page = timing_page(TimingTable.of([*timings, ceiling()]))
+    page = timing_page(TimingTable([*timings, ceiling()]))
     assert "| mod | 1.00 (1.00, unstable) |" in page
     assert f"| {shaky} | 1.0 (unstable) |" in page
     stable = [timed(label, make_case(seconds=(1.0,) * 4)) for label in times]
-    assert "unstable" not in timing_page(TimingTable.of([*stable, ceiling()])).partition("## Notes")[0]
+    assert "unstable" not in timing_page(TimingTable([*stable, ceiling()])).partition("## Notes")[0]
 
 
 @pytest.mark.parametrize("busy", ["vanilla", "mod"])
@@ -140,7 +140,7 @@ def test_what_follows_from_a_loaded_machine_is_marked(busy: str) -> None:
     timings = [timed(one, make_case(), overloaded=one == busy) for one in ("vanilla", "mod")]
     row = rows_of(*timings)["mod", "forward"]
     assert (row.loaded, row.efficiency_marks) == (busy == "mod", "loaded")
-    page = timing_page(TimingTable.of([*timings, ceiling()])).partition("## Notes")[0]
+    page = timing_page(TimingTable([*timings, ceiling()])).partition("## Notes")[0]
     assert "| mod | 1.00 (1.00, loaded) |" in page
     assert f"| {busy} | 100.00 ± 0.00 (loaded) |" in page
     assert page.count("(loaded)") == 2  # its time and its utilisation
@@ -152,8 +152,8 @@ def test_two_schemes_under_one_label_are_not_pooled() -> None:
     measured = timed("mine", make_case()).measured
     timings = [make_timing("time", cell, measured) for cell in (one, other)]
     with pytest.raises(UserError, match="run run-1 timed 'mine' with two sets of options"):
-        TimingTable.of(timings)
-    assert TimingTable.of(timings[:1]).groups
+        TimingTable(timings)
+    assert TimingTable(timings[:1]).cases
 
 
 def test_a_throttled_process_is_left_out_where_another_is_not() -> None:
@@ -175,7 +175,7 @@ def test_a_time_that_was_throttled_throughout_is_marked_and_what_follows_from_it
     rows = rows_of(*timings)
     assert (rows[slowed, "forward"].throttled, rows[slowed, "forward"].marks) == (True, "throttled")
     assert rows["mod", "forward"].efficiency_marks == "throttled"
-    page = timing_page(TimingTable.of(timings))
+    page = timing_page(TimingTable(timings))
     assert f"| {slowed} | 100.00 ± 0.00 (throttled) |" in page
     assert "ceilings: loaded or throttled" in page
 
@@ -198,7 +198,7 @@ def test_a_machine_with_other_work_is_flagged() -> None:
 def test_a_case_says_when_it_is_unstable(case: dict[str, Any]) -> None:
     row = row_of(timed("mod", case))
     assert (row.stable, row.marks) == (False, "unstable")
-    assert "(unstable)" in timing_page(TimingTable.of([timed("mod", case)]))
+    assert "(unstable)" in timing_page(TimingTable([timed("mod", case)]))
 
 
 def test_a_short_run_that_was_repeated_is_no_short_sample() -> None:
@@ -212,17 +212,17 @@ def test_one_process_of_short_samples_makes_the_pooled_time_unstable() -> None:
 
 
 def test_memory_is_held_against_its_prediction() -> None:
-    table = TimingTable.of([weighed("mod", 1100, 1000)])
-    parts = {row.part: row for row in table.groups[0].memory}
-    assert parts["peak"].difference == pytest.approx(0.1)
-    assert parts["gradients"].difference == 0.0
+    table = TimingTable([weighed("mod", 1100, 1000)])
+    (row,) = table.memory
+    assert (row["peak"], row["peak_predicted"]) == (1100, 1000)
+    assert row["gradients"] == row["gradients_predicted"] == 10
     assert "| 0.0 / 0.0 | +10.0 |" in timing_page(table)
 
 
 def test_timings_of_two_machines_are_refused_by_name() -> None:
     other = {"cpu": "Another CPU", "cores": 64}
     with pytest.raises(UserError, match="different machine") as raised:
-        TimingTable.of([timed("vanilla", make_case()), timed("mod", make_case(), environment=other)])
+        TimingTable([timed("vanilla", make_case()), timed("mod", make_case(), environment=other)])
     assert "cpu Imaginary CPU, cores 2" in str(raised.value)
     assert "cpu Another CPU, cores 64" in str(raised.value)
 
@@ -237,13 +237,13 @@ def test_timings_of_two_machines_are_refused_by_name() -> None:
 )
 def test_each_part_of_a_machine_tells_it_from_others(changed: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="different machine"):
-        TimingTable.of([timed("vanilla", make_case()), timed("mod", make_case(), environment=changed)])
+        TimingTable([timed("vanilla", make_case()), timed("mod", make_case(), environment=changed)])
 
 
 def test_balance_as_routed_is_told() -> None:
-    page = timing_page(TimingTable.of([timed("mine", make_case(), balance="as routed")]))
+    page = timing_page(TimingTable([timed("mine", make_case(), balance="as routed")]))
     assert "mine, balance as routed" in page
-    assert "balance as routed" not in timing_page(TimingTable.of([timed("mod", make_case())]))
+    assert "balance as routed" not in timing_page(TimingTable([timed("mod", make_case())]))
 
 
 def test_the_newest_run_counts_and_of_a_job_done_twice_what_went_well() -> None:
@@ -264,9 +264,8 @@ def test_the_newest_run_counts_and_of_a_job_done_twice_what_went_well() -> None:
 
 
 def write(folder: Path, timings: list[TimingRecord]) -> Path:
-    with ShardWriter(folder) as shard:
-        for timing in timings:
-            shard.append(timing)
+    for timing in timings:
+        append_record(folder, timing)
     return folder
 
 
@@ -305,20 +304,24 @@ def test_the_csv_has_every_case_in_full(tmp_path: Path) -> None:
     assert counts == [7 * 7 * 10**8, 7 * 10**8, 2 * 5 * 7 * 10**8]
     assert rows[0]["joules"] == ""
     assert [row["past"] for row in rows] == ["0", "0", "0"]  # a 0 is no blank
-    parts = list(csv.DictReader(io.StringIO((tmp_path / "memory.csv").read_text())))
-    assert [row["part"] for row in parts][-1] == "peak"
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "memory.csv").read_text()))
+    assert [row[name] for name in ("label", "phase", "peak")] == ["mod/small", "training", "1100"]
 
 
 def test_decoding_is_shown_by_step(tmp_path: Path) -> None:
-    page = timing_page(TimingTable.of([timed("mod", make_case("decode after 8 x 1", tokens=16))]))
+    page = timing_page(TimingTable([timed("mod", make_case("decode after 8 x 1", tokens=16))]))
     assert "| mod | 6.25 ± 0.00 |" in page
 
 
-def test_sizes_stand_apart() -> None:
-    small, large = cell_of("mod/small"), {**cell_of("mod/large"), "model": {"width": 256}}
-    measured = timed("x", make_case()).measured
-    table = TimingTable.of([make_timing("time", cell, measured) for cell in (small, large)])
-    assert sorted(group.name for group in table.groups) == ["large", "small"]
+def test_a_scheme_is_compared_to_vanilla_of_its_own_size() -> None:
+    timings, model = [], {"small": {"width": 128}, "large": {"width": 256}}
+    for label, seconds in (("vanilla/small", 1.0), ("mod/small", 0.5), ("vanilla/large", 8.0)):
+        cell = {**cell_of(label), "model": model[label.partition("/")[2]]}
+        measured = timed("x", make_case(seconds=(seconds,) * 4)).measured
+        timings.append(make_timing("time", cell, measured))
+    table = TimingTable(timings)
+    speed_ups = {row.label: row.speed_up for row in table.cases}
+    assert speed_ups == {"vanilla/small": 1.0, "mod/small": 2.0, "vanilla/large": 1.0}
     page = timing_page(table)
-    assert "## small" in page
-    assert "## large" in page
+    assert "Model of mod/small, vanilla/small: width 128;" in page
+    assert "Model of vanilla/large: width 256;" in page

@@ -20,7 +20,7 @@ def test_out_of_memory_is_a_row_with_the_size() -> None:
     ]
     row = rows_of(*timings)["mod", "all"]
     assert (row.status, row.asked_bytes, row.seconds_median) == ("oom", 123, None)
-    page = timing_page(TimingTable.of(timings))
+    page = timing_page(TimingTable(timings))
     assert f"mod, all: oom: {words}" in page
     assert f"mod, memory of training: {words}" in page
     assert "oom, asked for 0.0" in page
@@ -40,7 +40,7 @@ def test_cases_before_memory_ran_out_stand() -> None:
     assert (case.status, case.n, case.processes) == ("ok", 8, 2)
     assert case.failed == 1
     assert (others.status, others.asked_bytes, others.seconds_median) == ("oom", 123, None)
-    page = timing_page(TimingTable.of(timings))
+    page = timing_page(TimingTable(timings))
     assert f"mod, all others: oom: {words}" in page
     assert "mod, forward: failed or out of memory in 1 of 3 processes" in page
 

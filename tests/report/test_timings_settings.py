@@ -32,8 +32,8 @@ def test_timings_under_other_settings_are_refused_by_name(changed: dict[str, Any
     one = timed("mod", make_case(), environment=SET)
     other = timed("mod", make_case(), repetition=2, environment={**SET, **changed})
     with pytest.raises(UserError, match=f"timings of one run with different {re.escape(named)}; time"):
-        TimingTable.of([one, other])
-    assert TimingTable.of([one, one]).groups
+        TimingTable([one, other])
+    assert TimingTable([one, one]).cases
 
 
 def test_memory_is_weighed_under_an_allocator_of_its_own() -> None:
@@ -60,7 +60,8 @@ def test_sizes_may_be_of_different_dtypes_and_a_process_that_died_tells_none() -
         "time", cell_of("mod"), {}, repetition=2, status="failed", error="broke", environment=in_full
     )
     other = make_timing("time", full, measured, environment=in_full)
-    assert len(TimingTable.of([timed("mod", make_case()), died, other]).groups) == 2
+    labels = {row.label for row in TimingTable([timed("mod", make_case()), died, other]).cases}
+    assert labels == {"mod", "mod in full"}
 
 
 def test_of_a_process_that_is_left_out_nothing_is_shown() -> None:
@@ -72,7 +73,7 @@ def test_of_a_process_that_is_left_out_nothing_is_shown() -> None:
 
 def test_ceilings_are_of_the_settings_of_what_is_held_against_them() -> None:
     with pytest.raises(UserError, match="different deterministic"):
-        TimingTable.of(
+        TimingTable(
             [
                 timed("mod", make_case(), environment={"deterministic": True}),
                 ceiling(environment={"deterministic": False}),

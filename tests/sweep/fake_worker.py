@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from modbench.report.record import CellRecord, TimingRecord, cell_key
-from modbench.report.store import ShardWriter
+from modbench.report.store import append_record
 from modbench.sweep.lock import cell_lock
 from modbench.sweep.worker import event_writer, follow_parent
 
@@ -85,8 +85,7 @@ def cell() -> dict:
         started=NOW,
         finished=NOW,
     )
-    with ShardWriter(results) as writer:
-        writer.append(record)
+    append_record(results, record)
     if label.startswith("recorded"):  # killed between its record and its result
         os.kill(os.getpid(), signal.SIGKILL)
     return {"status": status, "error": error, "seconds": {"train": 0.1}}
@@ -153,8 +152,7 @@ def timing() -> dict:
         started=NOW,
         finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
-    with ShardWriter(results) as writer:
-        writer.append(record)
+    append_record(results, record)
     return {"status": record.status, "error": record.error, "seconds": {}}
 
 

@@ -28,7 +28,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.layer import Layer
 from modbench.report.record import cell_key
-from modbench.report.store import ShardWriter, read_suite
+from modbench.report.store import read_suite
 from modbench.routing.build import build_model
 from modbench.routing.router import Router
 from modbench.sweep.cell import CellRun
@@ -102,12 +102,11 @@ def _machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def take_audit(cell: dict[str, Any], folder: Path, stage: Stage | None = None) -> CellRun:
-    """Take the step of ``cell``, as its own process with its own shard does."""
+    """Take the step of ``cell``, as its own process does."""
     spec, data = small(folder)
-    with ShardWriter(folder / "s") as shard:
-        spec |= {"cell": cell, "results": str(folder / "s")}
-        run = CellRun(spec, data, stage or Stage(lambda event: None), shard)
-        assert audit_step.audit(None, run) == {}
+    spec |= {"cell": cell, "results": str(folder / "s")}
+    run = CellRun(spec, data, stage or Stage(lambda event: None))
+    assert audit_step.audit(None, run) == {}
     return run
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import modbench
-from modbench.report.store import read_records
+from modbench.report.store import read_suite
 
 #: The first matmul's weights alone are 3 * width * width * 4 bytes: 824 GB.
 SUITE = """
@@ -52,7 +52,7 @@ def test_the_record_of_a_cell_that_memory_did_not_hold(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    (record,) = read_records(tmp_path / "results" / "wide")
+    (record,) = read_suite(tmp_path / "results" / "wide").cells
     assert record.status == "oom"
     assert f"asked for {3 * 262_144**2 * 4:,} bytes" in str(record.error)
     assert "Traceback" not in done.stderr

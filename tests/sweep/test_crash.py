@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import modbench
-from modbench.report.store import read_records
+from modbench.report.store import read_suite
 from modbench.sweep.crash import error_of
 
 SUITE = """
@@ -79,7 +79,7 @@ def test_what_a_routers_own_code_raises_is_told_as_its_own(
         check=False,
     )
     assert done.returncode == 2, done.stderr
-    (record,) = read_records(tmp_path / "results" / "raises")
+    (record,) = read_suite(tmp_path / "results" / "raises").cells
     assert record.status == "failed"
     assert record.error == (f"router '{name}' raised {said} (mine.py, line 16); fix it and run again")
 

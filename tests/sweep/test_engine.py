@@ -12,7 +12,7 @@ from rich.console import Console
 
 from modbench.errors import UserError
 from modbench.report.record import cell_key
-from modbench.report.store import read_records
+from modbench.report.store import read_suite
 from modbench.sweep import worker
 from modbench.sweep.cells import cells_left
 from modbench.sweep.crash import KILLED
@@ -34,7 +34,7 @@ def starts(folder: Path) -> list[str]:
 
 
 def statuses(folder: Path) -> list[tuple[str, str]]:
-    return sorted((record.cell["router"]["label"], record.status) for record in read_records(folder))
+    return sorted((record.cell["router"]["label"], record.status) for record in read_suite(folder).cells)
 
 
 def wait_for(file: Path) -> None:

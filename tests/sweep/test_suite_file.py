@@ -97,7 +97,7 @@ def test_shapes_override_the_model_and_carry_labels(tmp_path: Path) -> None:
         (
             'name = "mine"',
             'name = "m"\nrank_by = "heldout_los"',
-            "[suite]: metric 'heldout_los' is not known; did you mean 'heldout_loss'?",
+            "[suite]: rank_by is 'heldout_los', which can't rank; did you mean 'heldout_loss'?",
         ),
         (
             'name = "mine"',

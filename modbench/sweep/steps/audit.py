@@ -17,7 +17,7 @@ from modbench.measure.loss import SCORING_BATCH
 from modbench.measure.memory_meter import release_memory
 from modbench.model.config import ModelConfig
 from modbench.report.record import AuditRecord, cell_key
-from modbench.report.store import read_suite
+from modbench.report.store import append_record, read_suite
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.plugin_code import code_sha256
 from modbench.routing.registry import router_class
@@ -48,7 +48,7 @@ def audit(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
         stored = read_suite(cell.results).audits.get(key)
         if stored is None:
             stored = _run(cell, scheme)
-            cell.shard.append(stored)
+            append_record(cell.results, stored)
     cell.audit_key = key
     cell.decodes = not any(
         finding["name"] == "decode parity" and finding["verdict"] == "failed" for finding in stored.audit

@@ -19,7 +19,7 @@ from modbench.model.context import Context, Logits
 from modbench.model.kv_cache import Cache
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
-from modbench.train.compiled import allow_programs, compile_for_decoding, compiles, forward_of, losses_of
+from modbench.train.compiled import compiled, compiles, losses_of
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import autocast
@@ -82,7 +82,8 @@ def training_cases(model: RoutedDecoder, subject: BenchmarkTarget) -> list[Bench
     """Forward pass and training step of one batch of random tokens under the training rule, as
     `modbench.train` runs them."""
     train, time = subject.train, subject.time
-    passes, losses = forward_of(model, time.compile), losses_of(model, time.compile)
+    passes = compiled(model.forward, model, time.compile)
+    losses = losses_of(model, time.compile)
 
     def forward() -> Prepared:
         model.eval()
@@ -113,8 +114,7 @@ def training_cases(model: RoutedDecoder, subject: BenchmarkTarget) -> list[Bench
 
 
 def inference_cases(model: RoutedDecoder, subject: BenchmarkTarget) -> list[BenchmarkCase]:
-    """Prefill and decode cases under the causal rule with weights in the subject's dtype; on a GPU, if
-    it compiles, decoding is compiled, too (`compile_for_decoding`)."""
+    """Prefill and decode cases under the causal rule, eager, with weights in the subject's dtype."""
     time = subject.time
 
     def serve() -> None:
@@ -123,15 +123,11 @@ def inference_cases(model: RoutedDecoder, subject: BenchmarkTarget) -> list[Benc
 
     def prefill(length: int) -> Prepared:
         serve()
-        compile_layers(model, time)
         tokens_BT = random_tokens(model, time.prefill_batch, length)
         return Prepared(lambda: [read(model, tokens_BT, Cache(len(tokens_BT)), time, logits="last")])
 
     def decode(sequences: int, past: int) -> Prepared:
         serve()
-        eager_layers(model)
-        if is_compiled(model, time) and subject.on.type == "cuda":
-            compile_for_decoding(model)
         cache = Cache(sequences)
         tokens_BT = random_tokens(model, sequences, past + time.decode_tokens)
         read(model, tokens_BT[:, :past], cache, time, logits="last")
@@ -190,23 +186,3 @@ def random_batch(model: RoutedDecoder, train: TrainConfig) -> tuple[Tensor, Tens
 def is_compiled(model: RoutedDecoder, time: TimeConfig) -> bool:
     """Return True if ``time`` compiles on the model's device."""
     return compiles(time.compile, next(model.parameters()).device)
-
-
-def compile_layers(model: RoutedDecoder, time: TimeConfig) -> None:
-    """Compile each layer of ``model`` in place if ``time`` asks for it; under the causal rule shapes
-    depend on data, so the whole model cannot be one program."""
-    if not is_compiled(model, time) or any("forward" in vars(layer) for layer in model.layers):
-        return
-    import torch._dynamo.config as dynamo
-
-    # One program per layer and shape. A layer that silently ran eager would spoil the comparison.
-    allow_programs(2 * len(model.layers) * (2 + len(time.prefill)))
-    dynamo.fail_on_recompile_limit_hit = True
-    for layer in model.layers:
-        vars(layer)["forward"] = torch.compile(layer.forward, dynamic=False)
-
-
-def eager_layers(model: RoutedDecoder) -> None:
-    """Undo `compile_layers`: the cache grows with each token, which would recompile each time."""
-    for layer in model.layers:
-        vars(layer).pop("forward", None)

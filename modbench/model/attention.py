@@ -42,7 +42,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """Return the attention output of the normalised stream ``x_BTD``, (B, T, D)."""
-        q_BHTP, k_BKTP, v_BKTP = self.project(x_BTD, context.positions_BT)
+        q_BHTP, k_BKTP, v_BKTP = self._project(x_BTD, context.positions_BT)
         grouped, mask_B1TC, past = self.key_heads != self.heads, None, [0]
         if context.cache is not None:
             past = context.cache.lengths(self.layer, context.rows)
@@ -60,7 +60,8 @@ class Attention(nn.Module):
                 is_causal=not any(past),
                 enable_gqa=grouped,
             )
-        return self.merge(y_BHTP)
+        with component("attention.out", self.layer):
+            return self.out(y_BHTP.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def ledger(self, workload: Workload) -> Ledger:
         """Return the closed form of `forward` for ``workload``."""
@@ -71,12 +72,7 @@ class Attention(nn.Module):
             + weight_ledger(projected, self.layer, "attention.out", self.out.weight, rows)
         )
 
-    def merge(self, y_BHTP: Tensor) -> Tensor:
-        """Return the output projection of all heads, (B, T, D)."""
-        with component("attention.out", self.layer):
-            return self.out(y_BHTP.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-    def project(self, x_BTD: Tensor, positions_BT: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x_BTD: Tensor, positions_BT: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return rotated queries (B, H, T, P), rotated keys and values (B, K, T, P)."""
         with component("attention.qkv", self.layer):
             qkv_BTC = self.qkv(x_BTD)

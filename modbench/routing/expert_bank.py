@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.kernels import mode
-from modbench.kernels.autocast import autocast_dtype
+from modbench.kernels.autocast import matmul_dtype
 from modbench.kernels.expert_bank import Counts, expert_bank, fast
 from modbench.ledger import Ledger, Workload, component
 from modbench.model.config import ModelConfig
@@ -67,9 +67,9 @@ class ExpertBank(nn.Module):
 
     def forward(self, rows_ND: Tensor, counts: Counts) -> Tensor:
         """The experts' MLPs on rows sorted by expert, (N, D). ``counts[e]`` rows belong to expert e; a
-        tensor stays on its device; None: N / E rows each. Rows beyond the sum of ``counts`` belong to no
-        expert and come out as 0."""
-        rows_ND = rows_ND.to(self.dtype(rows_ND))
+        tensor stays on its device. Rows beyond the sum of ``counts`` belong to no expert and come out as
+        0."""
+        rows_ND = rows_ND.to(matmul_dtype(rows_ND))
         with component("experts", self.layer):
             return expert_bank(rows_ND, self.up, self.down, counts, self.model.mlp)
 
@@ -79,13 +79,7 @@ class ExpertBank(nn.Module):
 
     def fits_grouped_mm(self) -> bool:
         """Return True if counts can stay a tensor, so that the host does not wait for them."""
-        dtype = self.dtype(self.up)
-        return mode() == "fast" and fast.fits_grouped_mm(self.up, self.down, dtype)
-
-    def dtype(self, x_D: Tensor) -> torch.dtype:
-        """The dtype of the matmuls of rows like ``x_D``."""
-        dtype = autocast_dtype(x_D)
-        return self.up.dtype if dtype is None else dtype
+        return mode() == "fast" and fast.fits_grouped_mm(self.up, self.down, matmul_dtype(self.up))
 
     def ledger(self, workload: Workload, rows: int) -> Ledger:
         """Return the closed form for ``rows`` assignments, however they are balanced."""
@@ -106,17 +100,18 @@ def dispatched(
     the shape of ``x_SD``, which may also be (B, T, D). ``counts``: tokens per expert, or the number that
     every expert takes, so that the host does not wait."""
     flat_SD = x_SD.flatten(0, -2)
-    tokens = len(flat_SD)
+    tokens, experts = chosen_SE.shape
+    loads: Counts
     if isinstance(counts, int):  # expert by expert, its tokens in order
         index_EK = pack_tokens(chosen_SE.T, counts, full=True)
-        first_E1 = tokens * torch.arange(len(index_EK), device=index_EK.device)[:, None]
+        first_E1 = tokens * torch.arange(experts, device=index_EK.device)[:, None]
         chosen_N = (index_EK + first_E1).flatten()
+        on_device = bank.grouped(flat_SD)
+        loads = first_E1.new_full((experts,), counts) if on_device else [counts] * experts
     else:
-        chosen_N = nonzero_indices(chosen_SE.T, sum(counts))
+        chosen_N, loads = nonzero_indices(chosen_SE.T, sum(counts)), counts
     rows_N = chosen_N % tokens
     gates_N = gates_SE.T.reshape(-1).index_select(0, chosen_N)
-    y_ND = bank(
-        to_experts(flat_SD, rows_N, bank.dtype(flat_SD)), None if isinstance(counts, int) else counts
-    )
+    y_ND = bank(to_experts(flat_SD, rows_N, matmul_dtype(flat_SD)), loads)
     out_SD = from_experts(y_ND, gates_N, rows_N, tokens)
     return out_SD.to(x_SD.dtype).view_as(x_SD)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from modbench.kernels.autocast import matmul_dtype
 from modbench.ledger import Counts, Ledger, Workload
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
@@ -145,7 +146,7 @@ class RoutedExperts(FeedForward):
             counts = counts_to_host(counts, evenly(nominal, options.experts))
             order_A = order_A[: sum(counts)]
         tokens_A = order_A // options.top_k
-        y_AD = self.bank(to_experts(x_ND, tokens_A, self.bank.dtype(x_ND)), counts)
+        y_AD = self.bank(to_experts(x_ND, tokens_A, matmul_dtype(x_ND)), counts)
         gates_A = gates_NK.flatten().index_select(0, order_A)
         self._show_load(context, load_E, capacity)
         if context.trace.detailed:

@@ -1,21 +1,14 @@
 """On a GPU, in bf16: the dense 124M model against the machine, routed models of its shape against it."""
 
-from functools import partial
-
 import pytest
 import torch
 from gemm import ceiling, gemms
 from interleaved import InTurns
 from targets import Reach
-from torch import Tensor
 from training import MadeUpText, Trained
 
 from modbench.model.config import ModelConfig
-from modbench.model.generate import decode, prefill
 from modbench.model.sizes import SIZES
-from modbench.routing.build import build_model
-from modbench.routing.registry import build_router
-from modbench.train.compiled import compile_for_decoding
 from modbench.train.numerics import device
 
 pytestmark = [
@@ -26,8 +19,6 @@ pytestmark = [
 SHAPE: ModelConfig = SIZES["124M"].model
 TOKENS: int = SIZES["124M"].sequence
 SEQUENCES = 16
-PAST, NEW = 512, 32
-WAYS = ("compiled", "eager")
 
 
 @pytest.fixture
@@ -68,25 +59,3 @@ def test_token_choice_against_dense(in_turns: InTurns, reach: Reach) -> None:
     ways = {"token_choice": trained("token_choice", experts=8, top_k=2), "dense": trained("vanilla")}
     ratios = in_turns(ways, text()).ratios("token_choice", "dense")
     reach("GPU, token choice training, 8 experts, top 2, over dense, time, bf16", ratios, 1.25, "x")
-
-
-@pytest.mark.parametrize("router", ["vanilla", "token_choice", "mod"])
-def test_compiled_decoding(router: str, in_turns: InTurns, reach: Reach) -> None:
-    """Compiled decoding over eager decoding, the same tokens after the same past."""
-    models = {way: build_model(SHAPE, build_router(router)).to(device()).eval() for way in WAYS}
-    compile_for_decoding(models["compiled"])
-    tokens_BT = text()()[0][:4, : PAST + NEW]
-    found: dict[str, Tensor] = {}
-    caches = {way: prefill(model, tokens_BT[:, :PAST])[1] for way, model in models.items()}
-    marks = {way: cache.mark() for way, cache in caches.items()}
-    for token_B in tokens_BT[:, PAST:].unbind(1):
-        found |= {way: decode(model, token_B, caches[way]) for way, model in models.items()}
-        torch.testing.assert_close(found["compiled"], found["eager"], rtol=1e-3, atol=1e-3)
-
-    def run(way: str) -> None:
-        caches[way].rewind(marks[way])
-        for token_B in tokens_BT[:, PAST:].unbind(1):
-            found[way] = decode(models[way], token_B, caches[way])
-
-    turns = in_turns({way: partial(run, way) for way in WAYS})
-    reach.shown(f"GPU, {router}, compiled decoding over eager", turns.ratios(*WAYS), "x")

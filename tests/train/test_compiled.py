@@ -20,10 +20,9 @@ from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
-from modbench.model.generate import decode, prefill
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router, router_names
-from modbench.train.compiled import compile_for_decoding, compiles, eager, forward_of, losses_of
+from modbench.train.compiled import compiled, compiles, eager, losses_of
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 
@@ -191,7 +190,7 @@ def test_no_layer_runs_eagerly_because_there_are_many(monkeypatch: pytest.Monkey
     ):
         model = build_model(shape, build_router("threshold_skip", {}))
         with torch.no_grad():
-            forward_of(model.eval(), "on")(drawn(0, TOKENS)[0], Context())
+            compiled(model.eval().forward, model, "on")(drawn(0, TOKENS)[0], Context())
         loss, _ = losses_of(model.train(), "on")(*drawn(0, TOKENS), Context())
     assert loss.isfinite()
 
@@ -211,32 +210,3 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         compiles("on", CPU)
     assert compiles("on", GPU)
     assert not compiles("auto", CPU)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["vanilla", "mod", "token_choice"])
-def test_compiled_decoding_gives_the_same_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    programs: list[torch.fx.GraphModule] = []
-
-    def backend(program: torch.fx.GraphModule, _: Any) -> Any:
-        programs.append(program)
-        return program.forward
-
-    whole = torch.compile
-
-    def compile(function: Any, *, mode: str, dynamic: bool) -> Any:
-        assert mode == "reduce-overhead"
-        return whole(function, backend=backend, fullgraph=True, dynamic=dynamic)
-
-    monkeypatch.setattr(torch, "compile", compile)
-    one, other = (model.eval() for model in both(name, {}))
-    compile_for_decoding(other)
-    tokens_BT = drawn(0, 8)[0]
-    (_, cache), (_, their_cache) = (prefill(model, tokens_BT[:, :5]) for model in (one, other))
-    before = len(programs)
-    for token_B in tokens_BT[:, 5:].unbind(1):
-        truth_BV = decode(one, token_B, cache)
-        torch.testing.assert_close(decode(other, token_B, their_cache), truth_BV)
-    # Two for attention and one for a dense MLP, in each layer; a routed layer may select no token.
-    parts = 2 if name == "token_choice" else 3
-    assert parts * SHAPE.layers // 2 <= len(programs) - before

@@ -12,19 +12,17 @@ from torch import Tensor
 
 
 def expert_bank(
-    rows_ND: Tensor, up_ECD: Tensor, down_EDF: Tensor, counts: Sequence[int], mlp: str
+    rows_ND: Tensor,
+    ups: Tensor | Sequence[Tensor],
+    downs: Tensor | Sequence[Tensor],
+    counts: Sequence[int],
+    mlp: str,
 ) -> Tensor:
-    """down(activation(up x)) with the weights of each row's expert, cast to the rows' dtype, (N, D).
+    """down(activation(up x)) with the weights of each row's expert, (C, D) and (D, F), cast to the rows'
+    dtype, (N, D).
 
     Rows are sorted by expert, ``counts[e]`` of them for expert e. Rows beyond the sum of ``counts``
     belong to no expert and come out as 0."""
-    return loop(rows_ND, up_ECD.unbind(), down_EDF.unbind(), counts, mlp)
-
-
-def loop(
-    rows_ND: Tensor, ups: Sequence[Tensor], downs: Sequence[Tensor], counts: Sequence[int], mlp: str
-) -> Tensor:
-    """The loop of `expert_bank` over pairs of weights, (C, D) and (D, F)."""
     *parts, beyond_nD = rows_ND.split([*counts, len(rows_ND) - sum(counts)])
     out = [
         F.linear(activation(F.linear(x_nD, up_CD.to(x_nD.dtype)), mlp), down_DF.to(x_nD.dtype))

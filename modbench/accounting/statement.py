@@ -128,8 +128,7 @@ def _counters(model: Any, workload: Workload, asked: Asked) -> dict[str, int | s
     except UserError:
         raise
     except FAULTS as error:  # a router's own code runs here
-        router, remedy = getattr(model, "router", None), "fix it, or leave --profile out"
-        what = raised(error, "a run on the meta device", remedy, router)
+        what = raised(error, "a run on the meta device", "fix it, or leave --profile out")
         raise UserError(f"--profile: the model {what}") from error
     ours = counted.ledger.total(asked.convention)
     return {"modbench": ours, **other_counts(model, inputs, phase, past)}

@@ -73,7 +73,7 @@ def _cases(
             if lack is None:
                 # The log gets the traceback. The router may be able to train and not to decode yet.
                 traceback.print_exc()
-                failed.append(f"{case.name} {raised(error, router=model.router)}")
+                failed.append(f"{case.name} {raised(error)}")
             else:
                 ran_out.append(named | lack)
         else:

@@ -2,22 +2,19 @@
 
 import difflib
 import inspect
-import json
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
-from typing import Any, get_type_hints
+from dataclasses import fields
+from typing import Any
 
 from modbench.errors import UserError
 from modbench.routing.router import Router
-from modbench.typed import check_type
 
 _DECORATORS = "@register_router('{}') and, below it, @dataclass(frozen=True, kw_only=True)"
 
 
 def check_declaration(name: str, router: type) -> None:
     """Raise a `UserError` if ``router`` is not a frozen dataclass that derives from `Router` and builds
-    layers, an option lacks a type or has a default of another one, or the name of a method is nearly
-    that of a hook."""
+    layers, an option lacks a type, or the name of a method is nearly that of a hook."""
     kind = f"router '{name}' ({router.__qualname__})"
     if not issubclass(router, Router):
         raise UserError(f"{kind} must derive from DepthRouter, ExpertRouter or Router of modbench")
@@ -32,36 +29,20 @@ def check_declaration(name: str, router: type) -> None:
     for option, value in _untyped(router):
         typed = f"{option}: {type(value).__name__} = {value!r}"
         raise UserError(f"{kind}: option '{option}' has no type; write `{typed}`")
-    for option in _shadowing(router):
-        raise UserError(f"{kind}: option '{option}' has the name of a method; rename it")
     for method, hook in _misspelt(router):
         raise UserError(
             f"{kind} defines '{method}'; did you mean '{hook}'? a method that is no hook needs another "
             f"name, such as '_{method}'"
         )
-    _check_types(kind, router)
-
-
-def _own_classes(router: type[Router]) -> Iterator[tuple[type, tuple[type, ...]]]:
-    """Yield each class of the plugin among the bases of ``router``, and the classes it derives from."""
-    for place, kind in enumerate(router.__mro__):
-        if not kind.__module__.startswith("modbench."):
-            yield kind, router.__mro__[place + 1 :]
-
-
-def _shadowing(router: type[Router]) -> Iterator[str]:
-    """Yield options of a plugin that replace a method of a base class, which would then be called."""
-    for kind, bases in _own_classes(router):
-        for name in inspect.get_annotations(kind):
-            inherited = (vars(base)[name] for base in bases if name in vars(base))
-            if inspect.isfunction(next(inherited, None)):
-                yield name
 
 
 def _misspelt(router: type[Router]) -> Iterator[tuple[str, str]]:
     """Yield methods of a plugin that are called nearly as a method of modbench which the plugin does not
     override, and that method."""
-    for kind, bases in _own_classes(router):
+    for place, kind in enumerate(router.__mro__):
+        bases = router.__mro__[place + 1 :]
+        if kind.__module__.startswith("modbench."):
+            continue
         hooks = {
             name
             for base in bases
@@ -87,21 +68,3 @@ def _untyped(router: type[Router]) -> Iterator[tuple[str, Any]]:
             known = name in annotated or name == "name" or hasattr(Router, name)
             if meant and not known and not name.startswith("_"):
                 yield name, value
-
-
-def _check_types(kind: str, router: type[Router]) -> None:
-    hints = get_type_hints(router)
-    for field in fields(router):  # type: ignore[arg-type]
-        if not field.init or field.default is MISSING:
-            continue
-        what = f"{kind}: the default of option '{field.name}'"
-        try:
-            check_type(what, field.default, hints[field.name])
-            json.dumps(field.default)
-        except UserError:
-            raise
-        except Exception as error:  # a hint that is no type, or a value that no record can hold
-            raise UserError(
-                f"{kind}: option '{field.name}' has type {field.type!r} and default {field.default!r}; "
-                "an option is a bool, int, float, str, None or a tuple of them"
-            ) from error

@@ -23,12 +23,7 @@ from modbench.routing.ema import EMA
 from modbench.routing.feed_forward import as_feed_forward
 from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
-from modbench.routing.hook_checks import (
-    checked_tensor,
-    expect,
-    expect_losses,
-    has_values,
-)
+from modbench.routing.hook_checks import checked_tensor, expect_losses
 from modbench.routing.option_checks import check_at_least, check_types, reject_unused
 from modbench.routing.predictor import Predictor
 from modbench.routing.router import Router, overrides
@@ -287,11 +282,7 @@ class DepthRouted(Layer):
             return torch.ones_like(scores_BT)
         gate_BT = self.options.applied_gate(scores_BT)
         expected = "a factor per token, floating-point, (B, T)"
-        checked_tensor(self.options, "gate", gate_BT, scores_BT.shape, expected)
-        if has_values(gate_BT):
-            right = bool(gate_BT.isfinite().all()) or not bool(scores_BT.isfinite().all())
-            expect(self.options, "gate", right, "NaN or Inf for finite scores", "finite factors")
-        return gate_BT
+        return checked_tensor(self.options, "gate", gate_BT, scores_BT.shape, expected)
 
     def _counted(
         self, selected_BT: Tensor, tokens: Tokens, context: Context

@@ -22,13 +22,7 @@ from modbench.routing.dispatch import by_expert, from_experts, to_experts
 from modbench.routing.expert_bank import ExpertBank, dispatched, expert_widths
 from modbench.routing.expert_hooks import ExpertHooks
 from modbench.routing.force_balance import even_experts
-from modbench.routing.hook_checks import (
-    check_numbers,
-    checked_choice,
-    checked_tensor,
-    expect,
-    expect_losses,
-)
+from modbench.routing.hook_checks import checked_choice, checked_tensor, expect, expect_losses
 from modbench.routing.router import overrides
 from modbench.routing.scorer import LinearScorer, has_closed_form, run_scorer, scorer_ledger, scorer_of
 from modbench.routing.tokens import Noise, Tokens, tokens_of
@@ -134,7 +128,6 @@ class RoutedExperts(FeedForward):
         expert_ids_NK, gates_NK = checked_choice(
             options, options.choose(logits_NE, tokens), logits_NE, options.top_k
         )
-        check_numbers(options, "choose", gates_NK, logits_NE, x_ND, self.router)
         expert_ids_NK = even_experts(
             expert_ids_NK, context, sum(tokens.past), options.experts, options.no_ops()
         )
@@ -161,7 +154,6 @@ class RoutedExperts(FeedForward):
         shape, expected = (len(x_ND), options.experts), "floating-point gates (N, E)"
         gates_NE = options.assign(logits_NE, tokens)
         gates_NE = checked_tensor(options, "assign", gates_NE, shape, expected)
-        check_numbers(options, "assign", gates_NE, logits_NE, x_ND, self.router)
         chosen_NE = gates_NE != 0
         if context.selection == "topk":
             load = options.exact_load(tokens.lengths, tokens.past)

@@ -1,12 +1,7 @@
-"""The hash of a plugin's code, and which files belong to a plugin's author. Imports no torch."""
+"""The hash of a plugin's code. Imports no torch."""
 
 import hashlib
-import sysconfig
 from pathlib import Path
-
-_INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
-_PACKAGES = {"site-packages", "dist-packages"}
-_OURS = Path(__file__).resolve().parent.parent
 
 
 def code_sha256(file: Path) -> str:
@@ -25,11 +20,3 @@ def code_sha256(file: Path) -> str:
 
 def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def is_authors(path: Path) -> bool:
-    """Return True for a Python file outside Python's library, installed packages and modbench."""
-    if path.suffix != ".py" or not path.is_file() or _PACKAGES & set(path.parts):
-        return False
-    folders = [Path(sysconfig.get_path(kind)).resolve() for kind in _INSTALLED]
-    return not any(path.is_relative_to(folder) for folder in [*folders, _OURS])

@@ -1,7 +1,7 @@
 """Describes errors of a router's own code: what was raised, in which file and line. Imports no torch."""
 
 import inspect
-import re
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,70 +9,57 @@ from traceback import extract_tb
 from typing import TYPE_CHECKING, Any
 
 from modbench.errors import FAULTS, UserError
-from modbench.routing.plugin_code import is_authors
 
 if TYPE_CHECKING:
     from modbench.routing.router import Router
 
 #: Characters of a message; a record's error sentence holds them and the author's line.
 _LONGEST = 180
-_LOCATED = re.compile(r"\.py, line \d")
+_NOT_AUTHORS = (Path(sysconfig.get_path("stdlib")).resolve(), Path(__file__).resolve().parent.parent)
 
 
 @contextmanager
 def authors_code(router: "Router | type[Router]", during: str) -> Iterator[None]:
     """Context in which code of the author of ``router`` runs, as in a training step. Raise a `UserError`
-    if it raises something; the message names the router, the author's line or class, and ``during``. A
-    UserError keeps its sentence."""
+    if it raises something; the message names the router, the author's line, if there is one, and
+    ``during``. A UserError keeps its sentence."""
     name = router.name
     try:
         yield
     except UserError as error:
         named = str(error).startswith(f"router '{name}'")
-        where = "" if _LOCATED.search(str(error)) else at(error) or _class_at(router)
-        raise UserError(f"{error}{where}" if named else f"router '{name}': {error}{where}") from error
+        raise UserError(str(error) if named else f"router '{name}': {error}") from error
     except FAULTS as error:
-        raise UserError(f"router '{name}' {raised(error, during, router=router)}") from error
+        raise UserError(f"router '{name}' {raised(error, during)}") from error
 
 
-def raised(
-    error: BaseException,
-    during: str = "",
-    remedy: str = "fix it",
-    router: "Router | type[Router] | None" = None,
-) -> str:
-    """Return "raised KeyError: 'k' in DURING (my_router.py, line 16); fix it". Without an author's frame
-    in the traceback, as where a module of PyTorch gets a wrong shape, file and line are those of the
-    class of ``router``, if it is given. ``remedy`` may be empty."""
+def raised(error: BaseException, during: str = "", remedy: str = "fix it") -> str:
+    """Return "raised KeyError: 'k' in DURING (my_router.py, line 16); REMEDY"; both may be empty."""
     text = str(error.msg if isinstance(error, SyntaxError) else error)  # str(error) repeats the line
     said = f"{type(error).__name__}: {' '.join(text.split())[:_LONGEST]}".removesuffix(": ")
     where = f" in {during}" if during else ""
     end = f"; {remedy}" if remedy else ""
-    return f"raised {said}{where}{at(error) or _class_at(router)}{end}"
+    return f"raised {said}{where}{at(error)}{end}"
 
 
 def at(error: BaseException) -> str:
     """Return " (my_router.py, line 16)", the author's line that ``error`` came from; empty if it came
     from none."""
-    last = _authors_line(error)
-    return f" ({shown(last[0])}, line {last[1]})" if last else ""
+    frames = [(frame.filename, frame.lineno) for frame in extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno))
+    for name, line in reversed(frames):
+        if line is not None and _is_authors(Path(name)):
+            return f" ({shown(Path(name))}, line {line})"
+    return at(error.__cause__) if error.__cause__ is not None else ""
 
 
 def defined_at(function: Callable[..., Any]) -> str:
     """Return " (my_router.py, line 12)", where an author defines ``function``; else nothing."""
     code = getattr(inspect.unwrap(function), "__code__", None)
-    if code is None or not is_authors(Path(code.co_filename)):
+    if code is None or not _is_authors(Path(code.co_filename)):
         return ""
     return f" ({shown(Path(code.co_filename))}, line {code.co_firstlineno})"
-
-
-def _class_at(router: "Router | type[Router] | None") -> str:
-    kind = router if isinstance(router, type) else type(router)
-    try:
-        file, line = Path(inspect.getfile(kind)), inspect.getsourcelines(kind)[1]
-    except (TypeError, OSError):  # not of a file, or the file is gone
-        return ""
-    return f" (class {kind.__name__}, {shown(file)}, line {line})" if is_authors(file) else ""
 
 
 def shown(file: Path) -> str:
@@ -82,13 +69,9 @@ def shown(file: Path) -> str:
     return str(file.relative_to(here) if file.is_relative_to(here) else file.name)
 
 
-def _authors_line(error: BaseException) -> tuple[Path, int] | None:
-    if isinstance(error, SyntaxError) and error.filename and error.lineno:
-        file = Path(error.filename).resolve()
-        if is_authors(file):
-            return file, error.lineno
-    for frame in reversed(extract_tb(error.__traceback__)):
-        file = Path(frame.filename).resolve()
-        if frame.lineno is not None and is_authors(file):
-            return file, frame.lineno
-    return _authors_line(error.__cause__) if error.__cause__ is not None else None
+def _is_authors(file: Path) -> bool:
+    """Return True for a Python file outside Python's library, installed packages and modbench."""
+    file = file.resolve()
+    installed = {"site-packages", "dist-packages"} & set(file.parts)
+    ours = any(file.is_relative_to(folder) for folder in _NOT_AUTHORS)
+    return file.suffix == ".py" and file.is_file() and not installed and not ours

@@ -268,7 +268,7 @@ def _told(spec: Mapping[str, Any], error: BaseException) -> int:
     if not name:
         return 1
     router = router_class(name)
-    said = raised(error, remedy="fix it and run again", router=router)
+    said = raised(error, remedy="fix it and run again")
     print(f"modbench: router '{name}' {said}", file=sys.stderr)
     # A full disk is not a mistake of the plugin, unless its own code writes the file.
     built_in = router.__module__.startswith("modbench.")

@@ -137,29 +137,14 @@ class Hooked({base}):
             "scorer (hooked.py, line 8) returned a tensor of shape (4, ",
         ),
         (
-            "DepthRouter",
-            "gate(self, scores_BT): return scores_BT * float('nan')",
-            "gate (hooked.py, line 8) returned NaN or Inf",
-        ),
-        (
             "ExpertRouter",
             "scorer(self, model): return nn.Linear(model.width, 3)",
             "scorer (hooked.py, line 8) returned a module that gives a tensor of shape (",
         ),
         (
             "ExpertRouter",
-            "choose(self, logits_NE, tokens): return logits_NE.topk(2).indices + 8, logits_NE[:, :2]",
-            "choose (hooked.py, line 8) returned expert ids from 8 to 15; expected 0 to 7",
-        ),
-        (
-            "ExpertRouter",
             "choose(self, logits_NE, tokens): return logits_NE.topk(2).indices, logits_NE[:, :1]",
             "choose (hooked.py, line 8) returned gates as a tensor of shape (",
-        ),
-        (
-            "ExpertRouter",
-            "choose(self, x, tokens): return x.topk(2).indices, x[:, :2] * float('nan')",
-            "choose (hooked.py, line 8) returned gates that are NaN",
         ),
     ],
 )

@@ -53,28 +53,6 @@ def said(capsys: pytest.CaptureFixture[str], text: str | bytes, *others: str) ->
             "router 'mistaken' (Mistaken): option 'capacity' has no type; write `capacity: float = "
             "0.25` (mine.py, line 6)",
         ),
-        (
-            PLUGIN.replace("capacity: float", "capacity: Share").replace(
-                "from data", "from __future__ import annotations\nfrom data", 1
-            ),
-            "raised NameError: name 'Share' is not defined (mine.py, line 7)",
-        ),
-        (
-            PLUGIN.replace("float = 0.25", "0.25 = 0.25"),
-            "option 'capacity' has type 0.25 and default 0.25; an option is a bool, int, float, str",
-        ),
-        (
-            PLUGIN.replace("0.25", "'quarter'"),
-            "the default of option 'capacity' is 'quarter'; it should be a valid number (mine.py",
-        ),
-        (
-            PLUGIN.replace("float = 0.25", "object = print"),
-            "option 'capacity' has type <class 'object'> and default <built-in function print>; an op",
-        ),
-        (
-            PLUGIN.replace("capacity", "options"),
-            "(Mistaken): option 'options' has the name of a method; rename it (mine.py, line 6)",
-        ),
         (PLUGIN.replace("frozen=True, ", ""), "(Mistaken) must be a frozen dataclass; put @register_r"),
         (PLUGIN.replace(LINE, ""), "(Mistaken) must be a frozen dataclass; put @register_router"),
         (

@@ -10,7 +10,7 @@ from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.routing import registry
 from modbench.routing.build import RoutedDecoder, build_model
-from modbench.routing.plugin_fault import authors_code, raised
+from modbench.routing.plugin_fault import authors_code
 from modbench.routing.registry import build_router, load_plugin
 
 PLUGIN = """
@@ -80,7 +80,7 @@ def _ask(model: RoutedDecoder) -> None:
 @pytest.mark.parametrize(
     ("method", "sentence"),
     [
-        ("def ledger(self, workload): return 5", "'int' object has no attribute 'entries' in ledger ("),
+        ("def ledger(self, workload): return 5", "'int' object has no attribute 'entries' in ledger; fix it"),
         ("def ledger(self, workload): sys.exit(0)", "SystemExit: 0 in ledger (wrong.py, line 9)"),
         (
             "def active_parameters(self): 1 / 0",
@@ -121,13 +121,6 @@ def test_a_layer_that_is_not_built_names_router_and_layer(
     assert str(error.value).startswith(f"router 'wrong'{sentence}")
 
 
-def test_an_error_without_a_line_of_the_author_names_the_class(tmp_path: Path) -> None:
-    load_plugin(plugin(tmp_path, build="return Wrong"))
-    router = build_router("wrong")
-    said = raised(RuntimeError("no such shape"), "a pass", router=router)
-    assert said.endswith(" in a pass (class Mine, wrong.py, line 11); fix it")
-
-
 MINE = """from dataclasses import dataclass
 from modbench import {base}, register_router
 
@@ -144,24 +137,23 @@ class Mine({base}):
         (
             "DepthRouter",
             "capacity: float = 2.0",
-            "router 'wrong': capacity is 2; it must lie in (0, 1] (class Mine, wrong.py, line 4)",
+            "router 'wrong': capacity is 2; it must lie in (0, 1]",
         ),
         (
             "ExpertRouter",
             "def __post_init__(self): super(Mine, self).__post_init__()\n    top_k: int = 9",
-            "router 'wrong': top_k is 9 of 8 experts; it must lie between 1 and experts "
-            "(wrong.py, line 7)",
+            "router 'wrong': top_k is 9 of 8 experts; it must lie between 1 and experts",
         ),
         (
             "DepthRouter",
             "first_dense: int = 5",
             "router 'wrong': no block of 1 is routed with every 2, offset None, first_dense 5 and "
-            "last_dense 0; leave room for one (class Mine, wrong.py, line 4)",
+            "last_dense 0; leave room for one",
         ),
     ],
     ids=["default", "own post-init", "shape"],
 )
-def test_an_impossible_option_or_shape_names_the_authors_line_or_class_once(
+def test_an_impossible_option_or_shape_names_the_router_once(
     base: str, body: str, sentence: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "wrong.py"
@@ -170,12 +162,6 @@ def test_an_impossible_option_or_shape_names_the_authors_line_or_class_once(
     with pytest.raises(UserError) as error, authors_code(registry.router_class("wrong"), "a step"):
         RoutedDecoder(SHAPE, build_router("wrong"))
     assert str(error.value) == sentence
-
-
-def test_an_impossible_option_of_a_built_in_router_names_no_file() -> None:
-    with pytest.raises(UserError) as error:
-        build_router("mod", {"capacity": 2.0})
-    assert str(error.value) == "router 'mod': capacity is 2; it must lie in (0, 1]"
 
 
 def test_an_initialisation_that_raises_gets_one_sentence(tmp_path: Path) -> None:

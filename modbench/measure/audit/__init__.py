@@ -251,4 +251,4 @@ def _outcome(probe: Probe, subject: Subject, tokens_BT: Tensor) -> Outcome:
     except FAULTS as error:  # a router's own code runs here; what it raises is the finding
         if failed_allocation(error) is not None:
             raise  # too little memory is not the router's fault
-        return False, raised(error, remedy="", router=subject.model.router)
+        return False, raised(error, remedy="")

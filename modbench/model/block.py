@@ -52,8 +52,3 @@ class Block(Layer):
 
     def nominal_counts(self, workload: Workload) -> Counts:
         return self.feed_forward.nominal_counts(workload)
-
-    def active_parameters(self) -> int:
-        everything = sum(parameter.numel() for parameter in self.parameters())
-        inactive = sum(parameter.numel() for parameter in self.feed_forward.parameters())
-        return everything - inactive + self.feed_forward.active_parameters()

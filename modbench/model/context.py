@@ -19,7 +19,7 @@ from modbench.model.trace import Trace
 Selection = Literal["topk", "causal"]
 #: The tokens whose logits a pass returns.
 Logits = Literal["all", "last"]
-_INTEGERS = (torch.int32, torch.int64)
+INTEGERS = (torch.int32, torch.int64)
 
 
 @dataclass(kw_only=True)
@@ -54,11 +54,7 @@ class Context:
     def check(self, tokens_BT: Tensor) -> None:
         """Check token ids (B, T) against this context. Raise a `UserError` for no tokens, or for lengths
         or a cache of another number of sequences."""
-        if (
-            tokens_BT.dtype not in _INTEGERS
-            or tokens_BT.dim() != 2
-            or not all(map(int, tokens_BT.shape))
-        ):
+        if tokens_BT.dtype not in INTEGERS or tokens_BT.dim() != 2 or not all(map(int, tokens_BT.shape)):
             raise UserError(
                 f"tokens are of shape {tuple(tokens_BT.shape)} and {tokens_BT.dtype}; they must be "
                 "(B, T) int32 or int64, one token or more"

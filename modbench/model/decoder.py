@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.errors import UserError
-from modbench.kernels.cross_entropy import cross_entropy, recomputes_logits
+from modbench.kernels.cross_entropy import Reduction, cross_entropy, recomputes_logits
 from modbench.ledger import OUTSIDE, Counts, Ledger, Workload, component
 from modbench.model.config import ModelConfig
-from modbench.model.context import Context
+from modbench.model.context import INTEGERS, Context
 from modbench.model.counted import Place
 from modbench.model.init import normal_
-from modbench.model.layer import Layer, run_layer, weight_ledger, with_upstream_grad
+from modbench.model.layer import Layer, run_layer, size, weight_ledger, with_upstream_grad
 
 
 class Decoder(nn.Module):
@@ -60,17 +60,23 @@ class Decoder(nn.Module):
         """Return the mean cross-entropy of ``targets_BT`` in nats, without auxiliary losses. It never
         holds all logits at once; its FLOPs are those of `forward` and its backward pass. Raise a
         `UserError` as `forward`, or if targets have another shape."""
-        x_ND = self._hidden(tokens_BT, context).flatten(0, 1)
-        _check_targets(tokens_BT, targets_BT)
-        return cross_entropy(x_ND, self._head_weight(), targets_BT.flatten())
+        return self._cross_entropy(tokens_BT, targets_BT, context, "mean")
 
     @torch.no_grad()
     def losses(self, tokens_BT: Tensor, targets_BT: Tensor, context: Context) -> Tensor:
         """Return the cross-entropy of each token in nats, (B, T), in float32 or wider, no gradient."""
+        return self._cross_entropy(tokens_BT, targets_BT, context, "none").view_as(targets_BT)
+
+    def _cross_entropy(
+        self, tokens_BT: Tensor, targets_BT: Tensor, context: Context, reduction: Reduction
+    ) -> Tensor:
         x_ND = self._hidden(tokens_BT, context).flatten(0, 1)
-        _check_targets(tokens_BT, targets_BT)
-        losses_N = cross_entropy(x_ND, self._head_weight(), targets_BT.flatten(), "none")
-        return losses_N.view_as(targets_BT)
+        if targets_BT.shape != tokens_BT.shape or targets_BT.dtype not in INTEGERS:
+            raise UserError(
+                f"targets are of shape {tuple(targets_BT.shape)} and {targets_BT.dtype} for tokens of "
+                f"shape {tuple(tokens_BT.shape)}; give each token one, int32 or int64"
+            )
+        return cross_entropy(x_ND, self._head_weight(), targets_BT.flatten(), reduction)
 
     def _head_weight(self) -> Tensor:
         return self.embedding.weight if self.head is None else self.head.weight
@@ -131,7 +137,7 @@ class Decoder(nn.Module):
         """Return the number of parameters: all, or the active ones of a token routed at every layer. The
         embedding counts whole in both, a tied head once. Parameters shared by layers count once, and so
         does their inactive part, as if a token used the same part in each layer."""
-        total = _size(self)
+        total = size(self)
         return total if kind == "total" else total - self._inactive()
 
     def _inactive(self) -> int:
@@ -139,10 +145,10 @@ class Decoder(nn.Module):
         them: layers that share that module count them once."""
         inactive: dict[nn.Module, int] = {}
         for part, active in zip(self.layers, self.active_by_layer(), strict=True):
-            idle = _size(part) - active
+            idle = size(part) - active
             for inner in part.modules() if idle else ():
                 reported = getattr(inner, "active_parameters", None)
-                if callable(reported) and _size(inner) - reported() == idle:
+                if callable(reported) and size(inner) - reported() == idle:
                     part = inner
             inactive[part] = idle
         return sum(inactive.values())
@@ -153,18 +159,6 @@ class Decoder(nn.Module):
 
     def _layers(self) -> list[Layer]:
         return list(self.layers)  # type: ignore[arg-type]
-
-
-def _size(part: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in part.parameters())
-
-
-def _check_targets(tokens_BT: Tensor, targets_BT: Tensor) -> None:
-    if targets_BT.shape != tokens_BT.shape or targets_BT.dtype not in (torch.int32, torch.int64):
-        raise UserError(
-            f"targets are of shape {tuple(targets_BT.shape)} and {targets_BT.dtype} for tokens of shape "
-            f"{tuple(tokens_BT.shape)}; give each token one, int32 or int64"
-        )
 
 
 def _last_tokens(x_BTD: Tensor, context: Context) -> Tensor:

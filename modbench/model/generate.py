@@ -3,7 +3,7 @@
 B sequences, T tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -40,30 +40,31 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    cached: bool = True,
-    inspect: Callable[[Cache], None] | None = None,
+    cache: Cache | None = None,
 ) -> list[list[int]]:
     """Return ``new`` tokens after each prompt.
 
     ``temperature`` 0 takes the most likely token, the first of equals; above 0, tokens are drawn from
     softmax(logits / temperature) with one generator per prompt, so that a prompt's result does not
     depend on the other prompts. ``top_p`` keeps the most likely tokens whose probabilities first sum
-    to at least that (nucleus sampling, Holtzman et al. 2020). With ``cached`` false, every step reads
-    all tokens again: the reference implementation. ``inspect`` is called once with the final cache,
-    in which everything but the last new tokens has been read. Raise a `UserError` for no prompt, an
-    empty one, a token outside the vocabulary, or an option out of range.
+    to at least that (nucleus sampling, Holtzman et al. 2020). ``cache``: an empty one, in which at the
+    end everything but the last new tokens has been read; without it, every step reads all tokens again:
+    the reference implementation. Raise a `UserError` for no prompt, an empty one, a token outside the
+    vocabulary, or an option out of range.
     """
     texts = [list(prompt) for prompt in prompts]
     if not texts or not all(texts):
         raise UserError("generate needs one or more prompts of at least one token each")
-    _check_vocabulary(model, [token for text in texts for token in text])
+    vocabulary = model.config.vocabulary
+    for token in (token for text in texts for token in text):
+        if not 0 <= token < vocabulary:
+            raise UserError(f"token {token} is outside the vocabulary 0 to {vocabulary - 1}")
     if new < 1:
         raise UserError(f"new is {new}; it must be 1 or more")
     check_sampling(temperature, top_p, seed)
     model.eval()
     on = next(model.parameters()).device
     generators = [_generator(seed, texts, number) for number in range(len(texts))]
-    cache = Cache(len(texts)) if cached else None
     chosen: list[int] = []
     for _ in range(new):
         if chosen and cache is not None:
@@ -79,8 +80,6 @@ def generate(
         ]
         for text, token in zip(texts, chosen, strict=True):
             text.append(token)
-    if inspect is not None and cache is not None:
-        inspect(cache)
     return [text[-new:] for text in texts]
 
 
@@ -132,11 +131,3 @@ def _choose(logits_V: Tensor, temperature: float, top_p: float, generator: torch
     outside_V[0] = False
     drawn = torch.multinomial(sorted_V.masked_fill(outside_V, 0.0), 1, generator=generator)
     return int(order_V[drawn])
-
-
-def _check_vocabulary(model: Decoder, tokens: Sequence[int]) -> None:
-    for token in tokens:
-        if not 0 <= token < model.config.vocabulary:
-            raise UserError(
-                f"token {token} is outside the vocabulary 0 to {model.config.vocabulary - 1}"
-            )

@@ -46,10 +46,11 @@ class Cache:
     @property
     def bytes(self) -> int:
         """Bytes of the keys and values of all cached tokens, without memory allocated ahead."""
-        return sum(
-            sum(cached.lengths) * (_token_bytes(cached.k_BKCP) + _token_bytes(cached.v_BKCP))
-            for cached in self._layers.values()
-        )
+        found = 0
+        for cached in self._layers.values():
+            _, heads, _, width = cached.k_BKCP.shape
+            found += sum(cached.lengths) * 2 * heads * width * cached.k_BKCP.element_size()
+        return found
 
     def positions(self, tokens: int, device: torch.device) -> Tensor:
         """Return the positions of the next ``tokens`` tokens of each sequence, (B, T)."""
@@ -110,18 +111,15 @@ class Cache:
         room = 0 if cached is None else cached.k_BKCP.shape[2]
         if cached is not None and room >= needed:
             return cached
-        tensors = []
-        olds = (None, None) if cached is None else (cached.k_BKCP, cached.v_BKCP)
-        for old, new in zip(olds, (k_BKTP, v_BKTP), strict=True):
-            _, heads, _, width = new.shape
-            # Zeros: attention masks the positions beyond a sequence's end, but they must be finite.
-            larger = new.new_zeros(self.sequences, heads, max(needed, 2 * room), width)
-            if old is not None:
-                larger[:, :, :room] = old
-            tensors.append(larger)
-        lengths = [0] * self.sequences if cached is None else cached.lengths
-        self._layers[layer] = LayerCache(tensors[0], tensors[1], lengths)
-        return self._layers[layer]
+        _, heads, _, width = k_BKTP.shape
+        # Zeros: attention masks the positions beyond a sequence's end, but they must be finite.
+        shape = self.sequences, heads, max(needed, 2 * room), width
+        larger = LayerCache(k_BKTP.new_zeros(shape), v_BKTP.new_zeros(shape), [0] * self.sequences)
+        if cached is not None:
+            larger.k_BKCP[:, :, :room], larger.v_BKCP[:, :, :room] = cached.k_BKCP, cached.v_BKCP
+            larger.lengths = cached.lengths
+        self._layers[layer] = larger
+        return larger
 
 
 def _select_rows(t_BKCP: Tensor, rows: Sequence[int]) -> Tensor:
@@ -129,8 +127,3 @@ def _select_rows(t_BKCP: Tensor, rows: Sequence[int]) -> Tensor:
     if len(rows) == len(t_BKCP):
         return t_BKCP
     return t_BKCP.index_select(0, torch.tensor(list(rows), device=t_BKCP.device))
-
-
-def _token_bytes(t_BKCP: Tensor) -> int:
-    """Bytes of one token of one sequence."""
-    return t_BKCP.shape[1] * t_BKCP.shape[3] * t_BKCP.element_size()

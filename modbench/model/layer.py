@@ -56,9 +56,15 @@ class Layer(nn.Module, ABC):
         return trains(self)
 
     def active_parameters(self) -> int:
-        """Return the number of parameters that process a token routed at every layer. Override where a
-        token is sent to some of several experts."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Return the number of parameters that process a token routed at every layer: all but the
+        inactive ones of its parts. Override where a token is sent to some of several experts."""
+        parts = (part for part in self.children() if isinstance(part, Layer))
+        return size(self) - sum(size(part) - part.active_parameters() for part in parts)
+
+
+def size(part: nn.Module) -> int:
+    """Return the number of parameters of ``part``."""
+    return sum(parameter.numel() for parameter in part.parameters())
 
 
 def trains(part: nn.Module) -> bool:

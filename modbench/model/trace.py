@@ -18,8 +18,9 @@ class Trace:
     tokens choose a depth show ``depths``, the number of tokens by depth. Layers with experts show
     ``load`` (E,), tokens per expert, no-op experts last; ``dropped`` (E,), assignments beyond capacity;
     and where experts choose, ``taken``, the number of experts of each token. If the trace is detailed
-    they also show what `show_choice` receives and, with no-op experts, ``no_op`` (N,), the number of
-    no-op choices of each token.
+    they also show for each token and expert, (N, E), the router's ``scores`` before renormalisation and
+    scaling, ``chosen``, and the gate applied, ``weights``, 0 where it is not chosen; and with no-op
+    experts ``no_op`` (N,), the number of no-op choices of each token.
     """
 
     def __init__(self, *, detailed: bool = False) -> None:
@@ -31,7 +32,7 @@ class Trace:
         #: True while activation checkpointing repeats a forward pass: everything is reported already,
         #: and state that training updates (averages, biases) must not be updated twice.
         self.repeated = False
-        #: Keep what `show_choice` receives; a training step keeps none of it.
+        #: Keep the choice of experts, too; a training step does not.
         self.detailed = detailed
         #: Set where a routing decision was replaced by an even one (`modbench.routing.force_balance`).
         self.forced = False
@@ -54,24 +55,6 @@ class Trace:
         """Report a tensor."""
         if not self.repeated:
             self.tensors[layer, name] = value.detach()
-
-    def show_choice(
-        self,
-        layer: int,
-        scores: Tensor,
-        chosen: Tensor,
-        gates: Tensor | None = None,
-    ) -> None:
-        """Report the choice of experts if the trace is detailed: for each token and expert (..., E) the
-        router's score before renormalisation and scaling, whether the expert processes the token, and
-        the gate (0 where it does not)."""
-        if not self.detailed:
-            return
-        shown = {"scores": scores, "chosen": chosen}
-        if gates is not None:
-            shown["weights"] = gates * chosen
-        for name, value in shown.items():
-            self.show(layer, name, value.flatten(0, -2))
 
     def count(self, layer: int, name: str, counts: Tensor | Sequence[int]) -> None:
         """Report the number of routed tokens (one count per sequence) or assignments (one count). A

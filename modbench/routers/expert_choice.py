@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from modbench.routing.option_checks import reject_unused
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets
 from modbench.routing.threshold_router import ThresholdRouter
@@ -45,14 +44,6 @@ class ExpertChoice(ThresholdRouter):
     }
 
     pool: Literal["sequence", "batch"] = "sequence"  #: tokens that an expert compares in training
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        reject_unused(
-            self,
-            ("pool", self.experts == 1, "experts"),
-            ("threshold_decay", self.experts == 1, "experts"),
-        )
 
     def start(self) -> float:
         return 1 / self.experts  # an even softmax is all that is known before training

@@ -65,17 +65,15 @@ class StagedMoDE(DepthOptions, TokenChoiceOptions):
         return self._experts().feed_forward(model, layer)
 
     def keeps_average(self) -> bool:
-        return super().keeps_average() or (self.experts_by == "expert_choice" and self.experts > 1)
+        return super().keeps_average() or self.experts_by == "expert_choice"
 
     def _experts(self) -> ExpertRouter:
         if self.experts_by == "token_choice":
             return TokenChoice(**{name: getattr(self, name) for name in _TOKEN_CHOICE})
-        # One expert scores all tokens alike and has no use for a decay, which may be the block's.
-        decay = self.threshold_decay if self.experts > 1 else ExpertChoice.threshold_decay
         return ExpertChoice(
             experts=self.experts,
             capacity=self.expert_capacity,
             expert_width=self.expert_width,
             pool=self.pool,
-            threshold_decay=decay,
+            threshold_decay=self.threshold_decay,
         )

@@ -33,8 +33,7 @@ from torch import Tensor, nn
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.routing.balance import SelectionBias, balance_loss, load_of
-from modbench.routing.expert_hooks import ExpertOptions
-from modbench.routing.expert_router import ExpertRouter
+from modbench.routing.expert_router import ExpertOptions, ExpertRouter
 from modbench.routing.option_checks import check_at_least, reject_unused
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets
@@ -77,18 +76,11 @@ class TokenChoiceOptions(ExpertOptions):
                 f"top_k is {self.top_k} and the {self.top_groups} groups that a token may choose have "
                 f"{room} experts; raise top_groups"
             )
-        choices = self.experts + self.no_ops()
-        takes_all = self.top_k == choices
         reject_unused(
             self,
             ("z_loss", self.affinity == "sigmoid", "affinity"),
             ("balance_scope", not self.balance, "balance"),
             ("groups", self.top_groups == self.groups, "top_groups"),
-            ("groups", self.groups == self.experts, "experts"),
-            ("bias_step", takes_all, "top_k"),
-            ("balance", takes_all and self.balance > 0, "top_k"),
-            ("balance_scope", takes_all, "top_k"),
-            ("capacity_factor", (self.capacity_factor or 0) * self.top_k >= choices, "top_k"),
         )
 
 

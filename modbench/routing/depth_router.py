@@ -197,15 +197,7 @@ class DepthRouted(Layer):
         if context.selection == "topk" and not self.decides:
             selected_BT, lengths = self._topk(x_BTD, scores_BT, tokens, context)
         else:
-            if self.decides:
-                selected_BT = self.options.selected(scores_BT, tokens)
-                expected, shape = "a mask of the tokens, torch.bool, (B, T)", scores_BT.shape
-                checked_tensor(
-                    self.options, "selected", selected_BT, shape, expected, dtypes=(torch.bool,)
-                )
-            else:
-                selected_BT = self._causal_scores(x_BTD, scores_BT) >= self._cut()
-            selected_BT, lengths = self._counted(selected_BT, tokens, context)
+            selected_BT, lengths = self._by_threshold(x_BTD, scores_BT, tokens, context)
         gate_BT = self._gate(scores_BT)
         context.trace.show(self.layer, "selected", selected_BT)
         context.trace.show(self.layer, "gate", gate_BT)
@@ -249,11 +241,6 @@ class DepthRouted(Layer):
         learns = trains(self.block) or (self.router is not None and trains(self.router))
         return learns and (not self.decides or any(self._routed(workload)[0]))
 
-    def active_parameters(self) -> int:
-        everything = sum(parameter.numel() for parameter in self.parameters())
-        inside = sum(parameter.numel() for parameter in self.block.parameters())
-        return everything - inside + self.block.active_parameters()
-
     def _scores(self, x_BTD: Tensor, context: Context) -> Tensor:
         """Return the scores (B, T); zeros if there is no scorer."""
         if self.router is None:
@@ -284,10 +271,18 @@ class DepthRouted(Layer):
         expected = "a factor per token, floating-point, (B, T)"
         return checked_tensor(self.options, "gate", gate_BT, scores_BT.shape, expected)
 
-    def _counted(
-        self, selected_BT: Tensor, tokens: Tokens, context: Context
+    def _by_threshold(
+        self, x_BTD: Tensor, scores_BT: Tensor, tokens: Tokens, context: Context
     ) -> tuple[Tensor, Sequence[int]]:
-        """Return ``selected_BT`` without padding, and the number of selected tokens per sequence."""
+        """Select by the scheme's own rule or the causal one. Return the tokens selected, without
+        padding, and their number per sequence."""
+        if self.decides:
+            selected_BT = self.options.selected(scores_BT, tokens)
+            expected, bools = "a mask of the tokens, torch.bool, (B, T)", (torch.bool,)
+            shape = scores_BT.shape
+            checked_tensor(self.options, "selected", selected_BT, shape, expected, dtypes=bools)
+        else:
+            selected_BT = self._causal_scores(x_BTD, scores_BT) >= self._cut()
         selected_BT = even_tokens(selected_BT, context, self.options.capacity)
         if tokens.real is not None:
             selected_BT = selected_BT & tokens.real

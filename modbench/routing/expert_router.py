@@ -6,33 +6,172 @@ width, E experts, K experts of a token.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from modbench.errors import UserError
 from modbench.kernels.autocast import matmul_dtype
-from modbench.ledger import Counts, Ledger, Workload
+from modbench.ledger import Counts, Ledger, Workload, incremental_counts
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.layer import Layer
 from modbench.model.mlp import MLP, FeedForward
-from modbench.routing.balance import load_of
+from modbench.routing.balance import balance_loss, load_of
 from modbench.routing.dispatch import by_expert, from_experts, to_experts
 from modbench.routing.expert_bank import ExpertBank, dispatched, expert_widths
-from modbench.routing.expert_hooks import ExpertHooks
-from modbench.routing.force_balance import even_experts
+from modbench.routing.force_balance import assigned_in_turn, even_experts
 from modbench.routing.hook_checks import checked_choice, checked_tensor, expect, expect_losses
-from modbench.routing.router import overrides
+from modbench.routing.option_checks import check_at_least, check_types, reject_unused
+from modbench.routing.router import Router, overrides
 from modbench.routing.scorer import LinearScorer, has_closed_form, run_scorer, scorer_ledger, scorer_of
 from modbench.routing.tokens import Noise, Tokens, tokens_of
-from modbench.routing.topk import capacity_tokens, counts_to_host, evenly
+from modbench.routing.topk import best_experts, capacity_tokens, counts_to_host, evenly
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertOptions(Router):
+    """The options that all schemes of experts share. A scheme hides one by declaring it again as
+    ``field(init=False, default=...)``."""
+
+    experts: int = 8
+    top_k: int = 2  #: experts per token
+    expert_width: int | None = None  #: None: active experts are together as wide as the dense MLP
+    shared_experts: int = 0  #: further experts, which process every token
+    shared_width: int | None = None  #: of each; None: as wide as the others
+    shared_gate: bool = False  #: their output is multiplied by sigmoid(w^T x), as in Qwen's models
+    capacity_factor: float | None = None  #: room in an expert, in training, over an even load; None: any
+    balance: float = 0.01  #: weight of the balance loss
+    z_loss: float = 0.0  #: weight of the mean squared log-sum-exp of the router's logits
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_at_least(1, self, "experts", "expert_width", "shared_width")
+        check_at_least(0, self, "shared_experts", "balance", "z_loss")
+        if not 1 <= self.top_k <= self.experts:
+            raise UserError(
+                f"top_k is {self.top_k} of {self.experts} experts; it must lie between 1 and experts"
+            )
+        if self.capacity_factor is not None and self.capacity_factor < 1:
+            raise UserError(
+                f"capacity_factor is {self.capacity_factor:g}; it must be 1 or more, as an even load "
+                "needs; leave it out to drop nothing"
+            )
+        reject_unused(
+            self,
+            ("shared_width", not self.shared_experts, "shared_experts"),
+            ("shared_gate", not self.shared_experts, "shared_experts"),
+        )
+
+    def no_ops(self) -> int:
+        """Return the number of no-op experts: their ids follow those of the others, and their
+        assignments are not computed. Only for schemes that override `choose`."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertRouter(ExpertOptions):
+    """Every block's MLP is a bank of experts. Override what differs; no method sees padding."""
+
+    def build_layer(self, model: ModelConfig, layer: int) -> Layer:
+        return Block(model, layer, self.feed_forward(model, layer))
+
+    def feed_forward(self, model: ModelConfig, layer: int) -> FeedForward:
+        """Build the experts of the block at depth ``layer``."""
+        return RoutedExperts(self, model, layer)
+
+    def scorer(self, model: ModelConfig) -> nn.Module | None:
+        """Return the module that gives each token its logits, (N, D) to (N, E); its FLOPs are counted.
+        State of the scheme is a buffer of it. None: no scores, and logits are zeros."""
+        return LinearScorer(model.width, self.experts + self.no_ops())
+
+    def scores(self, logits_NE: Tensor) -> Tensor:
+        """Return the scores of `choose`, the balance loss and the trace, (N, E)."""
+        return logits_NE.softmax(dim=-1)
+
+    def choose(self, logits_NE: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Return the ids of each token's ``top_k`` experts and their gates, both (N, K)."""
+        scores_NE = self.scores(logits_NE)
+        expert_ids_NK = best_experts(scores_NE, self.top_k)
+        gates_NK = scores_NE.gather(1, expert_ids_NK)
+        if self.top_k > 1:
+            gates_NK = gates_NK / gates_NK.sum(dim=-1, keepdim=True)
+        return expert_ids_NK, gates_NK
+
+    def assign(self, logits_NE: Tensor, tokens: Tokens) -> Tensor:
+        """Return each expert's gate for each token, (N, E); 0: not processed. Override it in place of
+        `choose` where experts choose tokens or the number of experts of a token varies, together with
+        `nominal_experts_per_token`."""
+        expert_ids_NK, gates_NK = self.choose(logits_NE, tokens)
+        return torch.zeros_like(logits_NE).scatter(1, expert_ids_NK, gates_NK.to(logits_NE.dtype))
+
+    def nominal_experts_per_token(self) -> float:
+        """Return the experts of a token on average that the options promise, for a scheme that
+        overrides `assign`."""
+        return self.top_k
+
+    def losses(self, logits_NE: Tensor, expert_ids_NK: Tensor) -> dict[str, Tensor]:
+        """Return auxiliary losses by name, multiplied by their weights. A scheme that overrides `assign`
+        has none by default, and is given gates (N, E) in place of ids."""
+        losses: dict[str, Tensor] = {}
+        if self.balance:
+            shares_NE = self.shares(self.scores(logits_NE))
+            losses["balance"] = self.balance * balance_loss(expert_ids_NK, shares_NE)
+        if self.z_loss:
+            losses["z_loss"] = self.z_loss * logits_NE.logsumexp(dim=-1).square().mean()
+        return losses
+
+    def auxiliary_losses(self, logits_NE: Tensor, chosen: Tensor, tokens: Tokens) -> dict[str, Tensor]:
+        """Return what `losses` does; override this one where a loss depends on ``tokens``. ``chosen``:
+        ids (N, K), or of a scheme that overrides `assign`, gates (N, E)."""
+        if self.assigns and type(self).losses is ExpertRouter.losses:
+            return {}
+        return self.losses(logits_NE, chosen)
+
+    def update(self, scorer: nn.Module, logits_NE: Tensor, chosen: Tensor, tokens: Tokens) -> None:
+        """Change the buffers of ``scorer`` after a training pass, without gradient."""
+
+    @property
+    def assigns(self) -> bool:
+        """True if the scheme overrides `assign`."""
+        return type(self).assign is not ExpertRouter.assign
+
+    def shares(self, scores_NE: Tensor) -> Tensor:
+        """Return each expert's share of a token's scores for the balance loss; they sum to 1."""
+        if type(self).scores is ExpertRouter.scores:
+            return scores_NE
+        return F.normalize(scores_NE, p=1, dim=-1)
+
+    # For the schemes of this package alone: what they promise more exactly than the defaults.
+
+    def exact_load(self, lengths: Sequence[int], past: Sequence[int]) -> int | None:
+        """Return the new tokens that `assign` gives each expert under the training rule if the sizes
+        tell, so that shapes are static and the host need not wait; None: they don't."""
+        return None
+
+    def nominal_assignments(self, lengths: Sequence[int], past: Sequence[int]) -> int:
+        """Return the nominal number of computed assignments of sequences of ``lengths`` new tokens."""
+        each = Fraction(repr(self.nominal_experts_per_token()))
+        each = each * self.experts / (self.experts + self.no_ops())
+        (new,), _ = incremental_counts(lambda n: int(n * each), [int(sum(lengths))], [int(sum(past))])
+        return new
+
+    def even_assignments(
+        self, lengths: Sequence[int], past: Sequence[int], device: torch.device
+    ) -> Tensor:
+        """Return the assignments (N, E) bool of `assign` under forced balance, as many as
+        `nominal_assignments`."""
+        each = self.nominal_experts_per_token()
+        return assigned_in_turn(each, sum(past), sum(lengths), self.experts, device)
 
 
 class RoutedExperts(FeedForward):
     """A bank of experts, the scorer ``router`` and shared experts, which process every token."""
 
-    def __init__(self, options: ExpertHooks, model: ModelConfig, layer: int) -> None:
+    def __init__(self, options: ExpertRouter, model: ModelConfig, layer: int) -> None:
         super().__init__()
         self.options, self.model, self.layer = options, model, layer
         self.active = options.nominal_experts_per_token()
@@ -143,7 +282,13 @@ class RoutedExperts(FeedForward):
         gates_A = gates_NK.flatten().index_select(0, order_A)
         self._show_load(context, load_E, capacity)
         if context.trace.detailed:
-            self._show_choice(context, logits_NE, expert_ids_NK, gates_NK)
+            idle_NK = expert_ids_NK >= options.experts
+            shown_NK = gates_NK.masked_fill(idle_NK, 0.0).to(logits_NE.dtype)
+            gates_NE = torch.zeros_like(logits_NE).scatter_(1, expert_ids_NK, shown_NK)
+            chosen_NE = torch.zeros_like(logits_NE, dtype=torch.bool).scatter_(1, expert_ids_NK, 1)
+            self._show_choice(context, logits_NE, chosen_NE, gates_NE)
+            if options.no_ops():
+                context.trace.show(self.layer, "no_op", idle_NK.sum(1))
         return from_experts(y_AD, gates_A, tokens_A, count), expert_ids_NK
 
     def _assign(
@@ -170,7 +315,7 @@ class RoutedExperts(FeedForward):
         if load is None or trace.detailed:
             trace.show(self.layer, "taken", chosen_NE.sum(1))
         if trace.detailed:
-            trace.show_choice(self.layer, options.scores(logits_NE), chosen_NE, gates=gates_NE)
+            self._show_choice(context, logits_NE, chosen_NE, gates_NE)
         y_ND = dispatched(self.bank, x_ND, gates_NE, chosen_NE, counts if load is None else load)
         return y_ND, gates_NE
 
@@ -178,7 +323,7 @@ class RoutedExperts(FeedForward):
         """Report auxiliary losses, and move the scorer's buffers after a training pass."""
         options = self.options
         losses = options.auxiliary_losses(logits_NE, chosen, tokens)
-        own = overrides(options, "auxiliary_losses", ExpertHooks)
+        own = overrides(options, "auxiliary_losses", ExpertRouter)
         expect_losses(options, losses, "auxiliary_losses" if own else "losses")
         for name, loss in losses.items():
             context.trace.loss(self.layer, name, loss)
@@ -211,34 +356,9 @@ class RoutedExperts(FeedForward):
         context.trace.count(self.layer, "experts", taken_E[:experts].sum())
 
     def _show_choice(
-        self, context: Context, logits_NE: Tensor, expert_ids_NK: Tensor, gates_NK: Tensor
+        self, context: Context, logits_NE: Tensor, chosen_NE: Tensor, gates_NE: Tensor
     ) -> None:
-        scores_NE = self.options.scores(logits_NE)
-        chosen_NE = torch.zeros_like(scores_NE, dtype=torch.bool).scatter_(1, expert_ids_NK, 1)
-        idle_NK = expert_ids_NK >= self.options.experts
-        gates_NK = gates_NK.masked_fill(idle_NK, 0.0).to(scores_NE.dtype)
-        gates_NE = torch.zeros_like(scores_NE).scatter_(1, expert_ids_NK, gates_NK)
-        context.trace.show_choice(self.layer, scores_NE, chosen_NE, gates=gates_NE)
-        if self.options.no_ops():
-            context.trace.show(self.layer, "no_op", idle_NK.sum(1))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpertRouter(ExpertHooks):
-    """Every block's MLP is a bank of experts. Override what differs:
-
-    `scorer(model)`: the module from (N, D) to logits (N, E).
-    `scores(logits_NE)`: the scores; by default their softmax.
-    `choose(logits_NE, tokens)`: each token's experts and gates, both (N, K); or
-    `assign(logits_NE, tokens)`: gates (N, E), 0 where an expert does not process a token, together with
-    `nominal_experts_per_token()`.
-    `losses(logits_NE, expert_ids_NK)`: auxiliary losses by name.
-    `update(scorer, logits_NE, chosen, tokens)`: moves the buffers of the scorer.
-    """
-
-    def build_layer(self, model: ModelConfig, layer: int) -> Layer:
-        return Block(model, layer, self.feed_forward(model, layer))
-
-    def feed_forward(self, model: ModelConfig, layer: int) -> FeedForward:
-        """Build the experts of the block at depth ``layer``."""
-        return RoutedExperts(self, model, layer)
+        """Show the scores of all experts, those chosen and the gates applied, for a detailed trace."""
+        shown = {"scores": self.options.scores(logits_NE), "chosen": chosen_NE, "weights": gates_NE}
+        for name, value in shown.items():
+            context.trace.show(self.layer, name, value)

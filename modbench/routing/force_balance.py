@@ -42,18 +42,6 @@ def strided_rows(
     return torch.stack([_strided(capacity, among, first, tokens, device) for first in before])
 
 
-def strided_tokens(
-    capacity: float,
-    before: Sequence[int],
-    lengths: Sequence[int],
-    device: torch.device,
-    among: int = 1,
-) -> Tensor:
-    """Return `strided` of sequences of ``lengths`` tokens without padding, one after the other, (N,)."""
-    pairs = zip(before, lengths, strict=True)
-    return torch.cat([_strided(capacity, among, first, tokens, device) for first, tokens in pairs])
-
-
 def even_tokens(decided_BT: Tensor, context: Context, capacity: float, among: int = 1) -> Tensor:
     """``decided_BT`` (bool), or under forced balance every (``among`` / ``capacity``)-th token of each
     sequence, counted on from those that came before. Padding is never selected."""

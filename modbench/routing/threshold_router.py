@@ -14,7 +14,7 @@ from modbench.ledger import incremental_counts
 from modbench.model.config import ModelConfig
 from modbench.routing.ema import EMA
 from modbench.routing.expert_router import ExpertRouter
-from modbench.routing.force_balance import strided_tokens
+from modbench.routing.force_balance import strided_rows
 from modbench.routing.scorer import LinearScorer
 from modbench.routing.topk import capacity_tokens
 
@@ -74,6 +74,6 @@ class ThresholdRouter(ExpertRouter):
     def even_assignments(
         self, lengths: Sequence[int], past: Sequence[int], device: torch.device
     ) -> Tensor:
-        lengths, past = self.pools(lengths), self.pools(past)
-        even_N = strided_tokens(self.capacity, past, lengths, device, among=self.experts)
-        return even_N[:, None].expand(-1, self.experts)
+        pools = zip(self.pools(past), self.pools(lengths), strict=True)
+        rows = [strided_rows(self.capacity, [first], n, device, self.experts)[0] for first, n in pools]
+        return torch.cat(rows)[:, None].expand(-1, self.experts)

@@ -102,7 +102,7 @@ def sample_run(
             f"{longest - drawing.tokens} with {drawing.tokens} new tokens goes to {longest}",
             file=sys.stderr,
         )
-    caches: list[Cache] = []
+    cache = Cache(len(ids)) if drawing.cache else None
     torch.set_num_threads(1)
     started = time.perf_counter()
     with authors_code(model.router, "generation"):
@@ -113,14 +113,13 @@ def sample_run(
             temperature=drawing.temperature,
             top_p=drawing.top_p,
             seed=drawing.seed,
-            cached=drawing.cache,
-            inspect=caches.append,
+            cache=cache,
         )
     seconds = time.perf_counter() - started
     how = "without a cache"
-    if drawing.cache:
-        dense = dense_cache_bytes(model, sum(caches[0].read))
-        how = f"with a cache of {caches[0].bytes:,} bytes ({dense:,} in a dense model of its shape)"
+    if cache is not None:
+        dense = dense_cache_bytes(model, sum(cache.read))
+        how = f"with a cache of {cache.bytes:,} bytes ({dense:,} in a dense model of its shape)"
     print(f"modbench: {sum(map(len, new))} tokens in {seconds:.2f} s {how}", file=sys.stderr)
     return [prompt + tokenizer.decode(tokens) for prompt, tokens in zip(prompts, new, strict=True)]
 

@@ -8,6 +8,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.model.generate import decode, dense_cache_bytes, generate, prefill
+from modbench.model.kv_cache import Cache
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router, preset_options, router_class, router_names
 
@@ -25,9 +26,9 @@ def model(name: str, **options) -> Decoder:
 def test_drawn_tokens_are_the_same_with_and_without_a_cache(name: str) -> None:
     made = model(name).double()
     settings = {"new": 40, "temperature": 1.0, "seed": 7}
-    with_cache = generate(made, PROMPTS, **settings)
+    with_cache = generate(made, PROMPTS, cache=Cache(3), **settings)
     assert [len(text) for text in with_cache] == [40] * 3
-    assert with_cache == generate(made, PROMPTS, cached=False, **settings)
+    assert with_cache == generate(made, PROMPTS, **settings)
 
 
 SCHEMES = [
@@ -52,20 +53,13 @@ def test_every_scheme_writes_what_forward_passes_without_a_cache_say(scheme: str
     made = model(name, **options).double()
     alone = [without_a_cache(made, prompt, 12) for prompt in PROMPTS]
     for prompts, wanted in ((PROMPTS, alone), (PROMPTS[:1], alone[:1])):
-        assert generate(made, prompts, new=12, cached=False) == wanted
         assert generate(made, prompts, new=12) == wanted
-
-
-def test_no_cache_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, seen = model("mod"), []
-    monkeypatch.setattr("modbench.model.generate.Cache", None)
-    assert len(generate(made, PROMPTS, new=3, cached=False, inspect=seen.append)[0]) == 3
-    assert not seen
+        assert generate(made, prompts, new=12, cache=Cache(len(prompts))) == wanted
 
 
 def test_a_prompt_gives_the_same_alone_as_among_others() -> None:
     made = model("mod").double()
-    together = generate(made, PROMPTS, new=30, temperature=1.0)
+    together = generate(made, PROMPTS, new=30, temperature=1.0, cache=Cache(3))
     assert together == [generate(made, [p], new=30, temperature=1.0)[0] for p in PROMPTS]
 
 
@@ -159,17 +153,14 @@ def test_a_model_on_shapes_alone_is_not_asked_for_its_tokens() -> None:
     assert decode(made, torch.empty(2, dtype=torch.long, device="meta"), cache).is_meta
 
 
-def test_the_cache_can_be_looked_at() -> None:
-    made, seen = model("mod"), []
-    options = {"new": 4, "temperature": 1.0}
-    said = generate(made, PROMPTS, **options)
-    assert generate(made, PROMPTS, **options, inspect=seen.append) == said
-    (cache,) = seen
+def test_the_cache_holds_what_was_read() -> None:
+    made, cache = model("mod"), Cache(3)
+    generate(made, PROMPTS, new=4, temperature=1.0, cache=cache)
     assert cache.read == [len(prompt) + 3 for prompt in PROMPTS]
     dense = dense_cache_bytes(made, sum(cache.read))
     assert dense == sum(cache.read) * 4 * 2 * 2 * 8 * 4  # layers, keys and values, heads, width, float32
     assert 0 < cache.bytes < dense
-    plain = model("vanilla")
-    generate(plain, PROMPTS, **options, inspect=seen.append)
-    assert seen[1].bytes == dense
+    plain, cache = model("vanilla"), Cache(3)
+    generate(plain, PROMPTS, new=4, temperature=1.0, cache=cache)
+    assert cache.bytes == dense
     assert dense_cache_bytes(made.double(), 1) == 2 * dense_cache_bytes(plain, 1)

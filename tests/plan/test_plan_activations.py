@@ -22,7 +22,7 @@ from modbench.plan.activations import Compute, Live, training_activations
 from modbench.plan.memory import Measured, Recipe
 from modbench.routing import registry
 from modbench.routing.build import build_model
-from modbench.routing.expert_hooks import ExpertHooks
+from modbench.routing.expert_router import ExpertRouter
 from modbench.routing.registry import build_router
 from modbench.routing.router import Router
 from modbench.routing.topk import counts_to_host
@@ -58,10 +58,10 @@ def use_realised_counts(monkeypatch: pytest.MonkeyPatch, context: Context) -> No
     """Replace the nominal number of real experts' tokens by what the untrained router chose."""
     counts = [count for (_, name), (count,) in context.trace.counts.items() if name == "experts"]
 
-    def nominal(self: ExpertHooks, lengths: Sequence[int], past: Sequence[int]) -> int:
+    def nominal(self: ExpertRouter, lengths: Sequence[int], past: Sequence[int]) -> int:
         return sum(counts) // len(counts) * sum(lengths) // (SEQUENCES * LENGTH)
 
-    monkeypatch.setattr(ExpertHooks, "nominal_assignments", nominal)
+    monkeypatch.setattr(ExpertRouter, "nominal_assignments", nominal)
 
 
 @pytest.mark.parametrize(

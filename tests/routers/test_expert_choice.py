@@ -133,14 +133,6 @@ def test_thresholds_follow_the_lowest_score_taken(pool: str) -> None:
         ({"capacity": 0.0}, "capacity is 0 with 8 experts"),
         ({"expert_width": 0}, "expert_width is 0; it must be 1 or more"),
         ({"threshold_decay": 1.0}, "threshold_decay is 1.0; it must lie in"),
-        (
-            {"experts": 1, "capacity": 1.0, "pool": "batch"},
-            "option 'pool' has no effect with experts 1; leave it out",
-        ),
-        (
-            {"experts": 1, "capacity": 1.0, "threshold_decay": 0.5},
-            "'threshold_decay' has no effect with experts 1",
-        ),
         ({"pool": "world"}, "pool is 'world'; it should be '"),
     ],
     ids=str,

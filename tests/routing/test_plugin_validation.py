@@ -80,7 +80,10 @@ def _ask(model: RoutedDecoder) -> None:
 @pytest.mark.parametrize(
     ("method", "sentence"),
     [
-        ("def ledger(self, workload): return 5", "'int' object has no attribute 'entries' in ledger; fix it"),
+        (
+            "def ledger(self, workload): return 5",
+            "'int' object has no attribute 'entries' in ledger",
+        ),
         ("def ledger(self, workload): sys.exit(0)", "SystemExit: 0 in ledger (wrong.py, line 9)"),
         (
             "def active_parameters(self): 1 / 0",

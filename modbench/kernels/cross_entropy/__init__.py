@@ -7,7 +7,7 @@ from torch import Tensor
 
 from modbench.kernels import mode
 from modbench.kernels.cross_entropy import fast, plain
-from modbench.kernels.cross_entropy.plain import Reduction
+from modbench.kernels.cross_entropy.plain import Reduction as Reduction
 
 
 def cross_entropy(

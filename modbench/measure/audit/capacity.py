@@ -15,8 +15,7 @@ from modbench.ledger import Workload
 from modbench.measure.audit.finding import Outcome, Subject, few, outer_routers, ragged, zero_routers
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
-from modbench.routing.expert_hooks import ExpertHooks
-from modbench.routing.expert_router import RoutedExperts
+from modbench.routing.expert_router import ExpertRouter, RoutedExperts
 from modbench.routing.router import overrides
 
 #: Factor between the experts of a token and ``top_k`` from which the number must be declared.
@@ -72,7 +71,7 @@ def _undeclared(model: RoutedDecoder, tokens_BT: Tensor) -> str:
     for layer in layers:
         top_k, counts = layer.options.top_k, context.trace.counts
         each = sum(counts.get((layer.layer, "experts"), ())) / tokens_BT.numel()
-        declared = overrides(layer.options, "nominal_experts_per_token", ExpertHooks)
+        declared = overrides(layer.options, "nominal_experts_per_token", ExpertRouter)
         if layer.options.assigns and not declared and each and not 1 / FAR < each / top_k < FAR:
             return (
                 f"layer {layer.layer} assigns a token to {each:.3g} experts on average, and nominal "

@@ -14,11 +14,7 @@ VARIABLE = "MODBENCH_KERNELS"
 
 
 def mode() -> Mode:
-    """The selected kernels.
-
-    Raises:
-        UserError: the environment variable holds another value.
-    """
+    """Return the selected kernels. Raise a `UserError` if the environment variable has another value."""
     found = os.environ.get(VARIABLE, "fast")
     if found not in ("plain", "fast"):
         raise UserError(

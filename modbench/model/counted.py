@@ -6,7 +6,7 @@ B sequences, T tokens, D model width.
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ M = TypeVar("M", bound=nn.Module)
 Counts = dict[str, tuple[int, ...]]
 #: Routing counts by name ("depth", "experts") of the part that is being counted; None: nominal ones.
 realised: ContextVar[Counts | None] = ContextVar("realised", default=None)
-_ledgers: WeakKeyDictionary[nn.Module, dict[Any, Ledger]] = WeakKeyDictionary()
+_ledgers: WeakKeyDictionary[nn.Module, dict[object, Ledger]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,25 @@ def counted_ledger(part: nn.Module, place: Place, workload: Workload, *, mixes: 
     plain = replace(workload, counts={}, checkpoint=False)
     size = (plain.lengths, plain.past, plain.phase, plain.padding, plain.input_gradient)
     case = (place, frozen, tuple(sorted(own.items())), size)
+    try:
+        return counted_once(part, case, lambda twin: Ledger.sum(_pieces(twin, place, plain, own)))
+    except UserError:
+        raise
+    except FAULTS as error:
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"layer {place.layer} has no ledger and cannot be counted on the meta device, where tensors "
+            f"have no values ({type(error).__name__}: {said[:200]}); give it a ledger, or take counts "
+            "through modbench.routing.topk.counts_to_host"
+        ) from error
+
+
+def counted_once(part: M, case: object, count: Callable[[M], Ledger]) -> Ledger:
+    """Return what ``count`` returns for a copy of ``part`` on the meta device. It is called once for
+    each ``case``; results are not kept on the part, which is copied and saved."""
     known = _ledgers.setdefault(part, {})
     if case not in known:
-        try:
-            known[case] = Ledger.sum(_pieces(meta_twin(part), place, plain, own))
-        except UserError:
-            raise
-        except FAULTS as error:
-            said = " ".join(str(error).split())
-            raise UserError(
-                f"layer {place.layer} has no ledger and cannot be counted on the meta device, where "
-                f"tensors have no values ({type(error).__name__}: {said[:200]}); give it a "
-                "ledger, or take counts through modbench.routing.topk.counts_to_host"
-            ) from error
+        known[case] = count(_meta_twin(part))
     return known[case]
 
 
@@ -80,7 +86,7 @@ def checked_output(part: nn.Module, place: Place, out_BTD: Any, x_BTD: Tensor) -
     return out_BTD
 
 
-def meta_twin(module: M) -> M:
+def _meta_twin(module: M) -> M:
     """Return a copy of ``module`` on the meta device; no values are copied."""
     memo: dict[int, Any] = {}
     for parameter in module.parameters():

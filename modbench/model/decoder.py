@@ -46,12 +46,9 @@ class Decoder(nn.Module):
                 initialise(seed)
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        """Return logits (B, T, V), or (B, 1, V) if the context asks for those of the last tokens.
-
-        Raises:
-            UserError: no tokens, or lengths or a cache of another batch.
-            ValueError: a cache with the training rule, which may look at later tokens.
-        """
+        """Return logits (B, T, V), or (B, 1, V) if the context asks for those of the last tokens. Raise
+        a `UserError` for no tokens, or lengths or a cache of another batch; a `ValueError` for a cache
+        with the training rule, which may look at later tokens."""
         x_BTD = self._hidden(tokens_BT, context)
         with component("head"):
             return F.linear(x_BTD, self._head_weight())

@@ -69,10 +69,7 @@ class Cache:
         rows: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Append the first ``lengths[i]`` new tokens of each sequence (of the sequences ``rows``).
-
-        Returns:
-            Keys and values of all cached tokens up to the longest sequence, (B, K, C, P) each.
-        """
+        Return keys and values of all cached tokens up to the longest sequence, (B, K, C, P) each."""
         rows = range(self.sequences) if rows is None else rows
         past = self.lengths(layer, rows)
         ends = [p + n for p, n in zip(past, lengths, strict=True)]

@@ -6,7 +6,6 @@ B sequences, T tokens, N tokens of a batch, D model width, E scores of a token.
 
 from contextlib import nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from modbench.counting.counter import FlopCounter
 from modbench.ledger import Ledger, Workload, component
 from modbench.model.config import ModelConfig
-from modbench.model.counted import meta_twin
+from modbench.model.counted import counted_once
 from modbench.model.init import normal_
 from modbench.model.layer import weight_ledger
 from modbench.routing.hook_checks import expect, shown
@@ -62,10 +61,6 @@ def run_scorer(scorer: nn.Module, x_D: Tensor, layer: int) -> Tensor:
         return scores.to(dtype) if isinstance(scores, Tensor) else scores
 
 
-#: Ledgers by module and case. Not kept on the module, which is copied and saved.
-_counted: WeakKeyDictionary[nn.Module, dict[Any, Ledger]] = WeakKeyDictionary()
-
-
 def scorer_of(router: Any, model: ModelConfig, layer: int) -> nn.Module | None:
     """Return the scorer of ``router``, told the depth of its layer if it depends on that."""
     scorer: nn.Module | None = router.scorer(model)
@@ -103,15 +98,15 @@ def _counted_for(scorer: nn.Module, workload: Workload, layer: int, shape: tuple
     trains = workload.phase == "train"
     needs_gradient = trains and workload.input_gradient
     frozen = tuple(not parameter.requires_grad for parameter in scorer.parameters())
-    case = shape, layer, trains, needs_gradient, frozen
-    known = _counted.setdefault(scorer, {})
-    if case not in known:
-        twin = meta_twin(scorer).train(trains)
+
+    def count(twin: nn.Module) -> Ledger:
+        twin.train(trains)
         dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
         x_D = torch.empty(shape, dtype=dtype, device="meta", requires_grad=needs_gradient)
         with FlopCounter() as counter, torch.set_grad_enabled(trains), component("router", layer):
             out = twin(x_D)
             if trains and out.requires_grad:
                 out.sum().backward()
-        known[case] = counter.ledger
-    return known[case]
+        return counter.ledger
+
+    return counted_once(scorer, (shape, layer, trains, needs_gradient, frozen), count)

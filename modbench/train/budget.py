@@ -19,11 +19,8 @@ def flops_per_step(model: RoutedDecoder, train: TrainConfig) -> int:
 
 
 def model_of(router: str, options: Mapping[str, Any], shape: Mapping[str, Any]) -> RoutedDecoder:
-    """Build a model on the meta device.
-
-    Raises:
-        UserError: an unknown router or option, or the router can't take ``shape``.
-    """
+    """Build a model on the meta device. Raise a `UserError` for an unknown router or option, or a shape
+    that the router does not support."""
     with torch.device("meta"), _Uninitialised():
         return RoutedDecoder(ModelConfig(**shape), build_router(router, options))
 

@@ -158,21 +158,17 @@ class _Run:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of step ``step`` (from 0), on the model's device."""
-        inputs_BT, targets_BT = (
-            rows_BT.to(self.device, non_blocking=True) for rows_BT in self.batches.step(step)
-        )
-        return inputs_BT, targets_BT
+        inputs_BT, targets_BT = self.batches.step(step)
+        on = self.device
+        return inputs_BT.to(on, non_blocking=True), targets_BT.to(on, non_blocking=True)
 
     @property
     def tokens(self) -> int:
         return self.step * self.load.tokens
 
     def add_point(self, train_loss: float, evaluate: Callable[[RoutedDecoder], float]) -> dict[str, Any]:
-        """Add a point to the learning curve and return it.
-
-        Raises:
-            DivergedError: a weight or the held-out loss is not finite.
-        """
+        """Add a point to the learning curve and return it. Raise a `DivergedError` if a weight or the
+        held-out loss is not finite."""
         if not all(weight.isfinite().all() for weight in self.model.parameters()):
             raise DivergedError(f"a weight is not finite after step {self.step}")
         heldout_loss = evaluate(self.model)
@@ -197,8 +193,8 @@ class _Run:
         }
 
     def resume(self, path: Path, origin: str) -> None:
-        """Continue from the checkpoint at ``path``. One that is damaged or of another ``origin`` is not
-        used, which standard error says."""
+        """Continue from the checkpoint at ``path``, if there is one. One that is damaged or of another
+        ``origin`` is not used, which standard error says."""
         try:
             state = checkpoint.load(path)
             if state is None:
@@ -229,18 +225,6 @@ class _Run:
         found = state["optimizer"]["state"]  # a weight without a gradient so far has no moments
         checkpoint.check(found, {n: one for n, one in enumerate(moments) if n in found})
 
-    def result(self) -> Trained:
-        return Trained(
-            steps=self.step,
-            tokens=self.tokens,
-            flops=self.flops,
-            flops_nominal=self.step * self.nominal,
-            counted_steps=self.counts.counted,
-            unseen_steps=self.counts.unseen,
-            miscounted=self.counts.figure(),
-            curve=self.curve,
-        )
-
 
 def train_model(
     model: RoutedDecoder,
@@ -263,11 +247,9 @@ def train_model(
 
     ``evaluate`` returns the held-out loss for a point of the learning curve. ``say`` receives the events
     ``step``, every `PROGRESS_SECONDS`, and ``point``. ``origin`` names text and code: a checkpoint of
-    another origin is not used. Once ``stop()`` returns True, the state is saved.
-
-    Raises:
-        DivergedError: a loss is not finite, or a weight is not at a point of the learning curve.
-        StoppedError: ``stop()`` returned True; call again to continue.
+    another origin is not used. Raise a `DivergedError` if a loss is not finite, or a weight is not at a
+    point of the learning curve; a `StoppedError` once ``stop()`` returns True and the state is saved:
+    call again to continue.
     """
     run, path = _Run(model, batches, train, dtype), folder / "checkpoint.pt"
     checkpoint.remove_leftovers(folder)
@@ -298,4 +280,13 @@ def train_model(
         if now - saved >= train.checkpoint_seconds or last:
             checkpoint.save(path, run.state(origin))
             saved = time.monotonic()
-    return run.result()
+    return Trained(
+        steps=run.step,
+        tokens=run.tokens,
+        flops=run.flops,
+        flops_nominal=run.step * run.nominal,
+        counted_steps=run.counts.counted,
+        unseen_steps=run.counts.unseen,
+        miscounted=run.counts.figure(),
+        curve=run.curve,
+    )

@@ -20,11 +20,8 @@ _NO_TARGET = torch.iinfo(torch.int64).min
 def cross_entropy(
     x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, reduction: Reduction = "mean"
 ) -> Tensor:
-    """-log softmax(x W^T)[target] in nats, in float32 or wider; the matmul follows autocast.
-
-    Raises:
-        IndexError: a target outside the vocabulary, -100 included.
-    """
+    """-log softmax(x W^T)[target] in nats, in float32 or wider; the matmul follows autocast. Raise an
+    `IndexError` for a target outside the vocabulary, -100 included."""
     dtype = matmul_dtype(x_ND)
     with component("head"):
         logits_NV = F.linear(x_ND.to(dtype), weight_VD.to(dtype))

@@ -43,9 +43,8 @@ from modbench.model.layer import Layer, trains, with_upstream_grad
 from modbench.routing.balance import balance_loss, load_of
 from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
-from modbench.routing.option_checks import check_at_least, check_types, reject_unused
 from modbench.routing.registry import register_router
-from modbench.routing.router import Presets, Router
+from modbench.routing.router import Presets, Router, check_at_least, check_types, reject_unused
 from modbench.routing.topk import capacity_tokens, counts_to_host, highest, nonzero_indices, score
 
 

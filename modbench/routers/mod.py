@@ -30,9 +30,8 @@ from torch import Tensor, nn
 from modbench.model.config import ModelConfig
 from modbench.routing.baselines import CONTROLS
 from modbench.routing.depth_router import DepthRouter
-from modbench.routing.option_checks import reject_unused
 from modbench.routing.registry import register_router
-from modbench.routing.router import Presets
+from modbench.routing.router import Presets, reject_unused
 
 
 @dataclass(frozen=True, kw_only=True)

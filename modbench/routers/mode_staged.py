@@ -22,9 +22,8 @@ from modbench.routers.expert_choice import ExpertChoice
 from modbench.routers.mod import DepthOptions
 from modbench.routers.token_choice import TokenChoice, TokenChoiceOptions
 from modbench.routing.expert_router import ExpertRouter
-from modbench.routing.option_checks import reject_unused
 from modbench.routing.registry import register_router
-from modbench.routing.router import Presets
+from modbench.routing.router import Presets, reject_unused
 
 _TOKEN_CHOICE = {field.name for field in fields(TokenChoiceOptions)}
 

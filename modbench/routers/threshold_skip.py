@@ -29,9 +29,8 @@ from torch import Tensor, nn
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.routing.depth_router import DepthRouter
-from modbench.routing.option_checks import check_types
 from modbench.routing.registry import register_router
-from modbench.routing.router import Presets
+from modbench.routing.router import Presets, check_types
 from modbench.routing.scorer import LinearScorer
 from modbench.routing.tokens import Tokens
 from modbench.routing.topk import score

@@ -34,9 +34,8 @@ from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.routing.balance import SelectionBias, balance_loss, load_of
 from modbench.routing.expert_router import ExpertOptions, ExpertRouter
-from modbench.routing.option_checks import check_at_least, reject_unused
 from modbench.routing.registry import register_router
-from modbench.routing.router import Presets
+from modbench.routing.router import Presets, check_at_least, reject_unused
 from modbench.routing.scorer import LinearScorer
 from modbench.routing.tokens import Tokens
 from modbench.routing.topk import best_experts

@@ -24,9 +24,8 @@ from modbench.routing.feed_forward import as_feed_forward
 from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
 from modbench.routing.hook_checks import checked_tensor, expect_losses
-from modbench.routing.option_checks import check_at_least, check_types, reject_unused
 from modbench.routing.predictor import Predictor
-from modbench.routing.router import Router, overrides
+from modbench.routing.router import Router, check_at_least, check_types, overrides, reject_unused
 from modbench.routing.scorer import LinearScorer, has_closed_form, run_scorer, scorer_ledger, scorer_of
 from modbench.routing.tokens import Noise, Tokens, tokens_of
 from modbench.routing.topk import capacity_tokens, counts_to_host, highest, nonzero_indices
@@ -249,8 +248,7 @@ class DepthRouted(Layer):
         if self.control is not None:
             return self.control(x_BTD, context)  # type: ignore[no-any-return]
         scores_BT = run_scorer(self.router, x_BTD, self.layer)
-        expected, shape = "a floating-point score per token, (B, T)", x_BTD.shape[:2]
-        return checked_tensor(self.options, "scorer", scores_BT, shape, expected)
+        return checked_tensor(self.options, "scorer", scores_BT, x_BTD.shape[:2])
 
     def _causal_scores(self, x_BTD: Tensor, scores_BT: Tensor) -> Tensor:
         return scores_BT if self.predictor is None else self.predictor(x_BTD)
@@ -268,8 +266,7 @@ class DepthRouted(Layer):
         if not self._gated():
             return torch.ones_like(scores_BT)
         gate_BT = self.options.applied_gate(scores_BT)
-        expected = "a factor per token, floating-point, (B, T)"
-        return checked_tensor(self.options, "gate", gate_BT, scores_BT.shape, expected)
+        return checked_tensor(self.options, "gate", gate_BT, scores_BT.shape)
 
     def _by_threshold(
         self, x_BTD: Tensor, scores_BT: Tensor, tokens: Tokens, context: Context
@@ -278,9 +275,7 @@ class DepthRouted(Layer):
         padding, and their number per sequence."""
         if self.decides:
             selected_BT = self.options.selected(scores_BT, tokens)
-            expected, bools = "a mask of the tokens, torch.bool, (B, T)", (torch.bool,)
-            shape = scores_BT.shape
-            checked_tensor(self.options, "selected", selected_BT, shape, expected, dtypes=bools)
+            checked_tensor(self.options, "selected", selected_BT, scores_BT.shape, "bool")
         else:
             selected_BT = self._causal_scores(x_BTD, scores_BT) >= self._cut()
         selected_BT = even_tokens(selected_BT, context, self.options.capacity)

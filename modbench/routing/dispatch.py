@@ -1,5 +1,4 @@
-"""Tokens to experts and back: sort assignments by expert, gather the rows that experts are given,
-scatter their weighted results.
+"""Tokens to experts and back: sort assignments by expert, and sum the weighted results of a token.
 
 `Tensor.index_add` adds in the order of its index on a CPU, whatever the number of threads; on a GPU
 PyTorch's deterministic algorithms do. Advanced indexing (``x[index]``) would not.
@@ -27,12 +26,6 @@ def by_expert(
     left_out_A = (place_A >= capacity) | (sorted_A >= experts)
     order_A = order_A.index_select(0, left_out_A.to(torch.uint8).argsort(stable=True))
     return order_A, load_E[:experts].clamp(max=capacity)
-
-
-def to_experts(x_ND: Tensor, tokens_A: Tensor, dtype: torch.dtype) -> Tensor:
-    """The rows that experts are given, (A, D), in ``dtype``: row a is of token ``tokens_A[a]``.
-    Gradients of a token's rows are summed in the dtype of ``x_ND``."""
-    return x_ND.index_select(0, tokens_A).to(dtype)
 
 
 def from_experts(rows_AD: Tensor, gates_A: Tensor, tokens_A: Tensor, tokens: int) -> Tensor:

@@ -19,7 +19,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.init import normal_, residual_scale
 from modbench.model.layer import weight_ledger
 from modbench.model.mlp import up_columns
-from modbench.routing.dispatch import from_experts, to_experts
+from modbench.routing.dispatch import from_experts
 from modbench.routing.topk import nonzero_indices, pack_tokens
 
 
@@ -68,7 +68,7 @@ class ExpertBank(nn.Module):
     def forward(self, rows_ND: Tensor, counts: Counts) -> Tensor:
         """The experts' MLPs on rows sorted by expert, (N, D). ``counts[e]`` rows belong to expert e; a
         tensor stays on its device. Rows beyond the sum of ``counts`` belong to no expert and come out as
-        0."""
+        0. Gradients of the rows have their dtype, not that of the matmuls."""
         rows_ND = rows_ND.to(matmul_dtype(rows_ND))
         with component("experts", self.layer):
             return expert_bank(rows_ND, self.up, self.down, counts, self.model.mlp)
@@ -112,6 +112,6 @@ def dispatched(
         chosen_N, loads = nonzero_indices(chosen_SE.T, sum(counts)), counts
     rows_N = chosen_N % tokens
     gates_N = gates_SE.T.reshape(-1).index_select(0, chosen_N)
-    y_ND = bank(to_experts(flat_SD, rows_N, matmul_dtype(flat_SD)), loads)
+    y_ND = bank(flat_SD.index_select(0, rows_N), loads)
     out_SD = from_experts(y_ND, gates_N, rows_N, tokens)
     return out_SD.to(x_SD.dtype).view_as(x_SD)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.errors import UserError
-from modbench.kernels.autocast import matmul_dtype
 from modbench.ledger import Counts, Ledger, Workload, incremental_counts
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
@@ -21,12 +20,11 @@ from modbench.model.context import Context
 from modbench.model.layer import Layer
 from modbench.model.mlp import MLP, FeedForward
 from modbench.routing.balance import balance_loss, load_of
-from modbench.routing.dispatch import by_expert, from_experts, to_experts
+from modbench.routing.dispatch import by_expert, from_experts
 from modbench.routing.expert_bank import ExpertBank, dispatched, expert_widths
 from modbench.routing.force_balance import assigned_in_turn, even_experts
 from modbench.routing.hook_checks import checked_choice, checked_tensor, expect, expect_losses
-from modbench.routing.option_checks import check_at_least, check_types, reject_unused
-from modbench.routing.router import Router, overrides
+from modbench.routing.router import Router, check_at_least, check_types, overrides, reject_unused
 from modbench.routing.scorer import LinearScorer, has_closed_form, run_scorer, scorer_ledger, scorer_of
 from modbench.routing.tokens import Noise, Tokens, tokens_of
 from modbench.routing.topk import best_experts, capacity_tokens, counts_to_host, evenly
@@ -254,19 +252,16 @@ class RoutedExperts(FeedForward):
             dtype = torch.promote_types(x_ND.dtype, torch.float32)
             return x_ND.new_zeros(len(x_ND), experts, dtype=dtype)
         logits_NE = run_scorer(self.router, x_ND, self.layer)
-        found = "a module that gives "
-        expected = f"{found}floating-point logits (N, E)"
-        shape = len(x_ND), experts
-        return checked_tensor(self.options, "scorer", logits_NE, shape, expected, found=found)
+        shape, gives = (len(x_ND), experts), "a module that gives "
+        return checked_tensor(self.options, "scorer", logits_NE, shape, part=gives)
 
     def _choose(
         self, x_ND: Tensor, logits_NE: Tensor, tokens: Tokens, context: Context
     ) -> tuple[Tensor, Tensor]:
         """Return the output (N, D) of the experts that tokens choose, and their ids (N, K)."""
         options, (count, experts) = self.options, logits_NE.shape
-        expert_ids_NK, gates_NK = checked_choice(
-            options, options.choose(logits_NE, tokens), logits_NE, options.top_k
-        )
+        choice = options.choose(logits_NE, tokens)
+        expert_ids_NK, gates_NK = checked_choice(options, choice, count, options.top_k)
         expert_ids_NK = even_experts(
             expert_ids_NK, context, sum(tokens.past), options.experts, options.no_ops()
         )
@@ -278,7 +273,7 @@ class RoutedExperts(FeedForward):
             counts = counts_to_host(counts, evenly(nominal, options.experts))
             order_A = order_A[: sum(counts)]
         tokens_A = order_A // options.top_k
-        y_AD = self.bank(to_experts(x_ND, tokens_A, matmul_dtype(x_ND)), counts)
+        y_AD = self.bank(x_ND.index_select(0, tokens_A), counts)
         gates_A = gates_NK.flatten().index_select(0, order_A)
         self._show_load(context, load_E, capacity)
         if context.trace.detailed:
@@ -296,9 +291,8 @@ class RoutedExperts(FeedForward):
     ) -> tuple[Tensor, Tensor]:
         """Return the output (N, D) of the experts that tokens are assigned to, and the gates (N, E)."""
         options, trace, load = self.options, context.trace, None
-        shape, expected = (len(x_ND), options.experts), "floating-point gates (N, E)"
         gates_NE = options.assign(logits_NE, tokens)
-        gates_NE = checked_tensor(options, "assign", gates_NE, shape, expected)
+        checked_tensor(options, "assign", gates_NE, (len(x_ND), options.experts))
         chosen_NE = gates_NE != 0
         if context.selection == "topk":
             load = options.exact_load(tokens.lengths, tokens.past)

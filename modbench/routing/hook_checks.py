@@ -1,6 +1,6 @@
 """Checks what the hooks of a router return; a message names the hook's file and line.
 
-N tokens, E experts, K experts of a token, D model width.
+N tokens, K experts of a token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,11 @@ from modbench.errors import UserError
 from modbench.routing.plugin_fault import defined_at
 from modbench.routing.router import Router
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_DTYPES = {
+    "bool": {torch.bool},
+    "integer": {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8},
+    "floating-point": {torch.float64, torch.float32, torch.bfloat16, torch.float16},
+}
 
 
 def expect(router: Router, hook: str, condition: bool, found: str, expected: str) -> None:
@@ -40,16 +44,16 @@ def checked_tensor(
     hook: str,
     value: Any,
     shape: Sequence[int],
-    expected: str,
+    kind: str = "floating-point",
     *,
-    found: str = "",
-    dtypes: tuple[torch.dtype, ...] | None = None,
+    part: str = "",
 ) -> Tensor:
-    """Return ``value``, which ``hook`` returned, in words the part ``found`` of it, if it is a tensor of
-    ``shape`` and of one of ``dtypes`` (None: floating-point)."""
+    """Return ``value``, the ``part`` of what ``hook`` returned, if it is a tensor of ``shape`` and
+    ``kind``."""
     right = isinstance(value, Tensor) and value.shape == torch.Size(shape)
-    right = right and (value.is_floating_point() if dtypes is None else value.dtype in dtypes)
-    expect(router, hook, right, found + shown(value), f"{expected} = {tuple(shape)}")
+    right = right and value.dtype in _DTYPES[kind]
+    expected = f"{part}{kind} values of shape {tuple(shape)}"
+    expect(router, hook, right, part + shown(value), expected)
     return value  # type: ignore[no-any-return]
 
 
@@ -61,14 +65,11 @@ def expect_losses(router: Router, losses: Any, hook: str = "losses") -> None:
         expect(router, hook, right, f"'{name}' as {shown(loss)}", "a scalar tensor")
 
 
-def checked_choice(router: Router, choice: Any, logits_NE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Return the ids (N, K) and gates (N, K) of `choose`."""
-    shape = len(logits_NE), top_k
+def checked_choice(router: Router, choice: Any, tokens: int, top_k: int) -> tuple[Tensor, Tensor]:
+    """Return the ids and gates, (N, K) each, of N ``tokens`` that `choose` returned."""
     pair = isinstance(choice, tuple | list) and len(choice) == 2
     expect(router, "choose", pair, shown(choice), "two tensors, expert ids and gates")
-    ids_NK, gates_NK = choice
-    expected, found = "integer expert ids (N, top_k)", "expert ids as "
-    checked_tensor(router, "choose", ids_NK, shape, expected, found=found, dtypes=_INTEGERS)
-    expected = "floating-point gates (N, top_k)"
-    checked_tensor(router, "choose", gates_NK, shape, expected, found="gates as ")
-    return ids_NK.to(torch.int64), gates_NK
+    ids, gates = choice
+    shape = tokens, top_k
+    ids_NK = checked_tensor(router, "choose", ids, shape, "integer", part="expert ids as ")
+    return ids_NK.to(torch.int64), checked_tensor(router, "choose", gates, shape, part="gates as ")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from modbench.errors import FAULTS, UserError, known_names
-from modbench.routing.plugin_code import code_sha256
 from modbench.routing.plugin_fault import at, authors_code, raised
 from modbench.typed import built
 
@@ -118,6 +117,24 @@ def load_plugin(path: str | Path) -> list[str]:
     return names
 
 
+def code_sha256(file: Path) -> str:
+    """Return the SHA-256 of the plugin ``file``. For a file in a package (a folder with an
+    ``__init__.py``), return one hash of all Python files of the outermost package."""
+    package = None
+    for folder in file.resolve().parents:
+        if not (folder / "__init__.py").exists():
+            break
+        package = folder
+    if package is None:
+        return _sha256(file)
+    lines = [f"{path.relative_to(package)} {_sha256(path)}" for path in sorted(package.rglob("*.py"))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def check_source(router: Mapping[str, Any]) -> None:
     """Check that the plugin of a cell's ``router`` has not changed since the run began. Raise a
     `UserError` if it has changed."""
@@ -130,8 +147,8 @@ def check_source(router: Mapping[str, Any]) -> None:
 
 
 def plugin_sha256(name: str) -> str | None:
-    """Return the code hash of the plugin that registered ``name`` (see
-    `modbench.routing.plugin_code.code_sha256`), or None for an installed router."""
+    """Return the code hash of the plugin that registered ``name`` (`code_sha256`), or
+    None for an installed router."""
     return _sources[name][1] if name in _sources else None
 
 

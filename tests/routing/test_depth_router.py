@@ -196,8 +196,14 @@ def bad(**methods: object) -> Router:
         (bad(scorer=lambda self, model: nn.Linear(32, 2)), r"scorer .*returned a tensor of shape"),
         (bad(scorer=lambda self, model: 3), "scorer .*returned int; expected a torch.nn.Module"),
         (bad(scorer=lambda self, model: None), "scorer returns None and selected is not overridden"),
-        (bad(gate=lambda self, s: s[..., None]), r"gate .*\(2, 9, 1\).*; expected a factor per token"),
-        (bad(selected=lambda self, s, tokens: s), r"selected .*; expected a mask .*torch.bool"),
+        (
+            bad(gate=lambda self, s: s[..., None]),
+            r"gate .*\(2, 9, 1\).*; expected floating-point",
+        ),
+        (
+            bad(selected=lambda self, s, tokens: s),
+            r"selected .*; expected bool values",
+        ),
         (bad(losses=lambda self, s, m, tokens: s), "losses .*; expected a dict"),
         (bad(feed_forward=lambda self, model, layer: 3), r"feed_forward \(.*\) returned int"),
     ],

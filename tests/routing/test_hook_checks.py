@@ -12,9 +12,8 @@ from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.layer import Layer
 from modbench.routing.hook_checks import expect, shown
-from modbench.routing.option_checks import check_types, reject_unused
 from modbench.routing.plugin_fault import shown as shown_path
-from modbench.routing.router import Router
+from modbench.routing.router import Router, check_types, reject_unused
 
 
 @dataclass(frozen=True, kw_only=True)

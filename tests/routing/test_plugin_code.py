@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from modbench.routing.plugin_code import code_sha256
+from modbench.routing.registry import code_sha256
 
 
 def test_a_single_file_has_the_hash_of_its_bytes(tmp_path: Path) -> None:

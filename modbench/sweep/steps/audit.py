@@ -19,8 +19,7 @@ from modbench.model.config import ModelConfig
 from modbench.report.record import AuditRecord, cell_key
 from modbench.report.store import append_record, read_suite
 from modbench.routing.build import RoutedDecoder
-from modbench.routing.plugin_code import code_sha256
-from modbench.routing.registry import router_class
+from modbench.routing.registry import code_sha256, router_class
 from modbench.sweep.cell import CellRun
 from modbench.sweep.lock import audit_lock
 from modbench.train.numerics import device

@@ -38,7 +38,6 @@ def generate(
     *,
     new: int,
     temperature: float = 0.0,
-    top_p: float = 1.0,
     seed: int = 0,
     cache: Cache | None = None,
 ) -> list[list[int]]:
@@ -46,11 +45,10 @@ def generate(
 
     ``temperature`` 0 takes the most likely token, the first of equals; above 0, tokens are drawn from
     softmax(logits / temperature) with one generator per prompt, so that a prompt's result does not
-    depend on the other prompts. ``top_p`` keeps the most likely tokens whose probabilities first sum
-    to at least that (nucleus sampling, Holtzman et al. 2020). ``cache``: an empty one, in which at the
-    end everything but the last new tokens has been read; without it, every step reads all tokens again:
-    the reference implementation. Raise a `UserError` for no prompt, an empty one, a token outside the
-    vocabulary, or an option out of range.
+    depend on the other prompts. ``cache``: an empty one, in which at the end everything but the last new
+    tokens has been read; without it, every step reads all tokens again: the reference implementation.
+    Raise a `UserError` for no prompt, an empty one, a token outside the vocabulary, or an option out of
+    range.
     """
     texts = [list(prompt) for prompt in prompts]
     if not texts or not all(texts):
@@ -61,7 +59,7 @@ def generate(
             raise UserError(f"token {token} is outside the vocabulary 0 to {vocabulary - 1}")
     if new < 1:
         raise UserError(f"new is {new}; it must be 1 or more")
-    check_sampling(temperature, top_p, seed)
+    check_sampling(temperature, seed)
     model.eval()
     on = next(model.parameters()).device
     generators = [_generator(seed, texts, number) for number in range(len(texts))]
@@ -75,7 +73,7 @@ def generate(
             lengths = [len(text) for text in texts]
             logits_BV = _last_logits(model, torch.tensor(padded, device=on), lengths, cache)
         chosen = [
-            _choose(logits_V, temperature, top_p, generator)
+            _choose(logits_V, temperature, generator)
             for logits_V, generator in zip(logits_BV.float().cpu(), generators, strict=True)
         ]
         for text, token in zip(texts, chosen, strict=True):
@@ -90,15 +88,12 @@ def dense_cache_bytes(model: Decoder, tokens: int) -> int:
     return tokens * config.layers * 2 * config.key_heads * config.head_width * weight.element_size()
 
 
-def check_sampling(temperature: float, top_p: float, seed: int) -> None:
-    """Check the sampling options of `generate`. Raise a `UserError` if one of them is out of range, with
-    the value and what would be right."""
+def check_sampling(temperature: float, seed: int) -> None:
+    """Raise a `UserError` if a sampling option of `generate` is out of range."""
     if not 0 <= seed < 2**32:
         raise UserError(f"seed is {seed}; it must lie in [0, 2**32)")
     if not 0 <= temperature < float("inf"):
         raise UserError(f"temperature is {temperature}; it must be 0 or more, and finite")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}; it must lie in (0, 1]")
 
 
 def _last_logits(
@@ -117,17 +112,11 @@ def _generator(seed: int, prompts: list[list[int]], number: int) -> torch.Genera
     return torch.Generator().manual_seed((seed << 16) + earlier)
 
 
-def _choose(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+def _choose(logits_V: Tensor, temperature: float, generator: torch.Generator) -> int:
     if not logits_V.isfinite().all():
         raise UserError("logits contain NaN or Inf; the checkpoint has diverged, train it again")
     if temperature == 0:
         return int(logits_V.argmax())
     # In float64, relative to the largest, so that no temperature above 0 overflows.
     probabilities_V = ((logits_V.double() - logits_V.max()) / temperature).softmax(-1)
-    order_V = probabilities_V.argsort(descending=True, stable=True)
-    sorted_V = probabilities_V[order_V]
-    # Keep a token while those before it sum to less than top_p; the first is always kept.
-    outside_V = sorted_V.cumsum(-1) - sorted_V >= top_p
-    outside_V[0] = False
-    drawn = torch.multinomial(sorted_V.masked_fill(outside_V, 0.0), 1, generator=generator)
-    return int(order_V[drawn])
+    return int(torch.multinomial(probabilities_V, 1, generator=generator))

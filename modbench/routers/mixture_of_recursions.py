@@ -44,7 +44,7 @@ from modbench.routing.balance import balance_loss, load_of
 from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
 from modbench.routing.registry import register_router
-from modbench.routing.router import Presets, Router, check_at_least, check_types, reject_unused
+from modbench.routing.router import Presets, Router, check_at_least, check_types
 from modbench.routing.topk import capacity_tokens, counts_to_host, highest, nonzero_indices, score
 
 
@@ -72,11 +72,6 @@ class MixtureOfRecursions(Router):
         for name in ("gate_scale", "auxiliary"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name):g}; it must be above 0")
-        reject_unused(
-            self,
-            ("auxiliary", self.depth == "token_choice", "depth"),
-            ("balance", self.depth == "expert_choice", "depth"),
-        )
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
         shared = model.layers - 2

@@ -44,14 +44,8 @@ class DepthOptions(DepthRouter):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        controlled = not self.learns_causal_rule()
-        reject_unused(
-            self,
-            ("gate", controlled, "scores"),
-            ("causal", controlled, "scores"),
-            ("auxiliary", controlled, "scores"),
-            ("threshold_decay", controlled and not self.keeps_average(), "scores"),
-        )
+        controlled = self.scores != "learned"
+        reject_unused(self, ("gate", controlled, "scores"), ("causal", controlled, "scores"))
 
     @property
     def adds_residual(self) -> bool:  # type: ignore[override]
@@ -65,12 +59,6 @@ class DepthOptions(DepthRouter):
         if self.gate == "linear":
             return scores_BT
         return scores_BT.sigmoid() * (2 if self.gate == "scaled_sigmoid" else 1)
-
-    def learns_causal_rule(self) -> bool:
-        return self.scores == "learned"
-
-    def keeps_average(self) -> bool:
-        return super().keeps_average() if self.scores == "learned" else self.scores == "hash"
 
 
 @register_router("mod")

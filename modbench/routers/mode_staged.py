@@ -63,9 +63,6 @@ class StagedMoDE(DepthOptions, TokenChoiceOptions):
     def feed_forward(self, model: ModelConfig, layer: int) -> FeedForward:
         return self._experts().feed_forward(model, layer)
 
-    def keeps_average(self) -> bool:
-        return super().keeps_average() or self.experts_by == "expert_choice"
-
     def _experts(self) -> ExpertRouter:
         if self.experts_by == "token_choice":
             return TokenChoice(**{name: getattr(self, name) for name in _TOKEN_CHOICE})

@@ -25,7 +25,7 @@ from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
 from modbench.routing.hook_checks import checked_tensor, expect_losses
 from modbench.routing.predictor import Predictor
-from modbench.routing.router import Router, check_at_least, check_types, overrides, reject_unused
+from modbench.routing.router import Router, check_at_least, check_types, overrides
 from modbench.routing.scorer import LinearScorer, has_closed_form, run_scorer, scorer_ledger, scorer_of
 from modbench.routing.tokens import Noise, Tokens, tokens_of
 from modbench.routing.topk import capacity_tokens, counts_to_host, highest, nonzero_indices
@@ -74,12 +74,6 @@ class DepthRouter(Router):
             for name in ("causal", "auxiliary", "threshold_decay"):
                 if getattr(self, name) != getattr(DepthRouter, name):
                     raise UserError(f"option '{name}' has no effect: selected decides; leave it out")
-        if self.learns_causal_rule():
-            reject_unused(
-                self,
-                ("auxiliary", self.causal == "ema_threshold", "causal"),
-                ("threshold_decay", not self.keeps_average(), "causal"),
-            )
 
     def scorer(self, model: ModelConfig) -> nn.Module | None:
         """Return the module that scores tokens, (B, T, D) to (B, T); its FLOPs are counted. None: no
@@ -138,14 +132,6 @@ class DepthRouter(Router):
     def applied_gate(self, scores_BT: Tensor) -> Tensor:
         """Return `gate`; a scheme that has an option named ``gate`` overrides this method instead."""
         return self.gate(scores_BT)
-
-    def learns_causal_rule(self) -> bool:
-        """Return True if the options of the causal rule have an effect."""
-        return not overrides(self, "selected", DepthRouter)
-
-    def keeps_average(self) -> bool:
-        """Return True if this configuration keeps a moving average with ``threshold_decay``."""
-        return self.causal == "ema_threshold"
 
 
 class DepthRouted(Layer):

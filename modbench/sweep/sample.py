@@ -21,7 +21,6 @@ class Drawing:
 
     tokens: int = 100  #: new tokens per prompt
     temperature: float = 0.0  #: 0: always the most likely token
-    top_p: float = 1.0  #: sample from the most likely tokens with this total probability
     seed: int = 0
     cache: bool = True  #: keep keys and values; without, each new token processes the whole text again
 
@@ -34,7 +33,7 @@ class Drawing:
             raise UserError(f"tokens is {self.tokens}; it must be 1 or more")
         from modbench.model.generate import check_sampling
 
-        check_sampling(self.temperature, self.top_p, self.seed)
+        check_sampling(self.temperature, self.seed)
 
 
 def find_record(run: str, results: Path) -> CellRecord:
@@ -111,7 +110,6 @@ def sample_run(
             ids,
             new=drawing.tokens,
             temperature=drawing.temperature,
-            top_p=drawing.top_p,
             seed=drawing.seed,
             cache=cache,
         )

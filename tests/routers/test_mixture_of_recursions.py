@@ -222,14 +222,6 @@ def test_it_passes_the_audit(name: str) -> None:
         ({"auxiliary": 0.0}, "auxiliary is 0; it must be above 0"),
         ({"balance": -1.0}, "balance is -1.0; it must be 0 or more"),
         ({"depth": "expert"}, "depth"),
-        (
-            {"balance": 0.5},
-            "option 'balance' has no effect with depth 'expert_choice'; leave it out",
-        ),
-        (
-            {"depth": "token_choice", "auxiliary": 0.5},
-            "'auxiliary' has no effect with depth 'token_choice'",
-        ),
         ({"gate_scale": float("inf")}, "gate_scale is inf; it should be a finite number"),
         ({"recursions": 3}, "layers is 6 with 3 recursions: .*; set layers to 5"),
         ({"recursions": 5}, "layers is 6 with 5 recursions: .*; set layers to 7"),

@@ -118,8 +118,6 @@ def test_expert_choice_takes_its_own_options() -> None:
         ({"experts_by": "expert_choice", "experts": 0}, "experts is 0; it must be 1 or more"),
         ({"experts_by": "expert_choice", "expert_width": 0}, "expert_width is 0; it must be 1 or more"),
         ({"experts_by": "expert"}, "experts_by is 'expert'; it should be .*'token_choice'"),
-        ({"threshold_decay": 0.5}, "'threshold_decay' has no effect with causal 'predictor'"),
-        ({"causal": "ema_threshold", "auxiliary": 0.5}, "'auxiliary' has no effect with causal"),
         ({"affinity": "sigmoid", "z_loss": 0.1}, "'z_loss' has no effect with affinity 'sigmoid'"),
         ({"top_k": 9}, "top_k is 9 of 8 experts"),
         ({"capacity": 2.0}, r"capacity is 2; it must lie in \(0, 1\]"),

@@ -62,7 +62,9 @@ def generate(
     check_sampling(temperature, seed)
     model.eval()
     on = next(model.parameters()).device
-    generators = [_generator(seed, texts, number) for number in range(len(texts))]
+    # Equal prompts get different generators.
+    seeds = [(seed << 16) + texts[:number].count(text) for number, text in enumerate(texts)]
+    generators = [torch.Generator().manual_seed(each) for each in seeds]
     chosen: list[int] = []
     for _ in range(new):
         if chosen and cache is not None:
@@ -104,12 +106,6 @@ def _last_logits(
     lengths_B = torch.tensor(list(lengths), device=tokens_BT.device) if padded else None
     context = Context(selection="causal", cache=cache, lengths_B=lengths_B, logits="last")
     return model(tokens_BT, context)[:, 0]  # type: ignore[no-any-return]
-
-
-def _generator(seed: int, prompts: list[list[int]], number: int) -> torch.Generator:
-    """Return the generator of a prompt; equal prompts get different ones."""
-    earlier = prompts[:number].count(prompts[number])
-    return torch.Generator().manual_seed((seed << 16) + earlier)
 
 
 def _choose(logits_V: Tensor, temperature: float, generator: torch.Generator) -> int:

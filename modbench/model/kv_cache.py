@@ -84,7 +84,10 @@ class Cache:
                 all_BKCP[row, :, first:end] = new_BKTP[i, :, : end - first]
         for row, end in zip(rows, ends, strict=True):
             cached.lengths[row] = end
-        k_BKCP, v_BKCP = (_select_rows(all_BKCP, rows)[:, :, : max(ends)] for all_BKCP in stored)
+        if len(rows) < self.sequences:
+            rows_R = torch.tensor(list(rows), device=k_BKTP.device)
+            stored = stored[0].index_select(0, rows_R), stored[1].index_select(0, rows_R)
+        k_BKCP, v_BKCP = (all_BKCP[:, :, : max(ends)] for all_BKCP in stored)
         return k_BKCP, v_BKCP
 
     def advance(self, lengths: Sequence[int]) -> None:
@@ -117,10 +120,3 @@ class Cache:
             larger.lengths = cached.lengths
         self._layers[layer] = larger
         return larger
-
-
-def _select_rows(t_BKCP: Tensor, rows: Sequence[int]) -> Tensor:
-    """Return the sequences ``rows``; a view if they are all."""
-    if len(rows) == len(t_BKCP):
-        return t_BKCP
-    return t_BKCP.index_select(0, torch.tensor(list(rows), device=t_BKCP.device))

@@ -69,7 +69,13 @@ class ShapeOptions:
             if (value := getattr(self, field.name, None)) is not None
         }
         if "width" in given:
-            given = {"heads": self._heads(given["width"]), "kv_heads": None, "mlp_width": None} | given
+            each = size.model.head_width
+            if "heads" not in given and given["width"] % each:
+                raise UserError(
+                    f"model width {self.width} is not a multiple of the head width {each} of size "
+                    f"'{self.size}'; give heads too"
+                )
+            given = {"heads": given["width"] // each, "kv_heads": None, "mlp_width": None} | given
         if "heads" in given:
             given = {"kv_heads": None} | given
         if "mlp" in given:
@@ -78,12 +84,3 @@ class ShapeOptions:
         if sequence < 1:
             raise UserError(f"sequence is {sequence}; it must be 1 or more")
         return Size(model=replace(size.model, **given), sequence=sequence)
-
-    def _heads(self, width: int) -> int:
-        each = SIZES[self.size].model.head_width
-        if self.heads is None and width % each:
-            raise UserError(
-                f"model width {width} is not a multiple of the head width {each} of size '{self.size}'; "
-                "give heads too"
-            )
-        return width // each

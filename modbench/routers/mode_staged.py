@@ -15,7 +15,6 @@ differences of the three schemes from their papers apply here, too.
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
-from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.mlp import FeedForward
 from modbench.routers.expert_choice import ExpertChoice
@@ -52,11 +51,6 @@ class StagedMoDE(DepthOptions, TokenChoiceOptions):
         reject_unused(self, *((option, True, "experts_by") for option in sorted(unused)))
         if by_tokens:
             TokenChoiceOptions.__post_init__(self)
-        elif self.experts >= 1 and not 0 < self.expert_capacity <= self.experts:
-            raise UserError(
-                f"expert_capacity is {self.expert_capacity:g} with {self.experts} experts; it must lie "
-                "above 0 and be no more than experts"
-            )
         else:
             self._experts()
 

@@ -218,7 +218,11 @@ class RoutedExperts(FeedForward):
         if slots_N is not None:
             out_SD = out_SD.new_zeros(len(x_SD), out_SD.shape[1]).index_copy(0, slots_N, out_SD)
         if self.shared is not None:
-            out_SD = out_SD + self._shared(x_BTD, context).flatten(0, 1)
+            shared_BTD: Tensor = self.shared(x_BTD, context)
+            if self.shared_gate is not None:
+                gate_BT1 = run_scorer(self.shared_gate, x_BTD, self.layer).sigmoid()
+                shared_BTD = shared_BTD * gate_BT1
+            out_SD = out_SD + shared_BTD.flatten(0, 1)
         return out_SD.to(x_BTD.dtype).view_as(x_BTD)
 
     def ledger(self, workload: Workload) -> Ledger:
@@ -333,13 +337,6 @@ class RoutedExperts(FeedForward):
             return None
         experts = options.experts + options.no_ops()
         return capacity_tokens(options.capacity_factor, tokens * options.top_k, among=experts)
-
-    def _shared(self, x_BTD: Tensor, context: Context) -> Tensor:
-        assert self.shared is not None
-        y_BTD: Tensor = self.shared(x_BTD, context)
-        if self.shared_gate is None:
-            return y_BTD
-        return y_BTD * run_scorer(self.shared_gate, x_BTD, self.layer).sigmoid()
 
     def _show_load(self, context: Context, load_E: Tensor, capacity: int | None) -> None:
         experts, taken_E = self.options.experts, load_E

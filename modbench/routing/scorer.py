@@ -89,12 +89,7 @@ def scorer_ledger(
         return scorer.ledger(workload, layer, rows)  # type: ignore[no-any-return, operator]
     if not rows:
         return Ledger()
-    return _counted_for(scorer, workload, layer, (rows, width) if flat else (1, rows, width))
-
-
-def _counted_for(scorer: nn.Module, workload: Workload, layer: int, shape: tuple[int, ...]) -> Ledger:
-    """Return the FLOPs of ``scorer`` for an input of ``shape`` in the phase of ``workload``, counted on
-    the meta device once for each case."""
+    shape = (rows, width) if flat else (1, rows, width)
     trains = workload.phase == "train"
     needs_gradient = trains and workload.input_gradient
     frozen = tuple(not parameter.requires_grad for parameter in scorer.parameters())

@@ -113,7 +113,7 @@ def test_expert_choice_takes_its_own_options() -> None:
         ({"expert_capacity": 1.0}, "'expert_capacity' has no effect with experts_by"),
         (
             {"experts_by": "expert_choice", "expert_capacity": 9.0},
-            "expert_capacity is 9 with 8 experts; it must lie above 0 and be no more than experts",
+            "capacity is 9 with 8 experts; it must lie above 0 and be no more than experts",
         ),
         ({"experts_by": "expert_choice", "experts": 0}, "experts is 0; it must be 1 or more"),
         ({"experts_by": "expert_choice", "expert_width": 0}, "expert_width is 0; it must be 1 or more"),

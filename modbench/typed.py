@@ -4,9 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from decimal import Decimal
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
+
+from annotated_types import Ge, Gt, Lt
 
 from modbench.errors import UserError, known_names
+
+#: Types of fields with a range.
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Lt(1)]
 
 
 @cache

@@ -71,7 +71,7 @@ def test_shapes_override_the_model_and_carry_labels(tmp_path: Path) -> None:
         ("[train]", "[trian]", "has no 'trian'; did you mean 'train'?"),
         ("width = 32", "widht = 32", "[model] has no 'widht'; did you mean 'width'?"),
         ("batch = 4", "budget = 4", "[train] has no 'budget'; known: batch, "),
-        ("batch = 4", "batch = 0", "[train]: train batch is 0; it must be 1 or more"),
+        ("batch = 4", "batch = 0", "[train] batch is 0; it should be greater than or equal to 1"),
         ("batch = 4", 'batch = "4"', "[train] batch is '4'; it should be a valid integer"),
         ("heads = 4", "heads = 5", "[model]: model width 32 with 5 heads"),
         (
@@ -88,7 +88,7 @@ def test_shapes_override_the_model_and_carry_labels(tmp_path: Path) -> None:
         ('label = "mod 25 %"', 'label = "<script>"', "[[schemes]]: label is '<script>'"),
         ("options =", "option =", "[[schemes]] 2 has no 'option'; did you mean 'options'?"),
         ("learning_rate", "learning_rat", "[[schemes]] 'mod 25 %' train has no 'learning_rat'"),
-        ("1e-3", "-1.0", "[[schemes]] 'mod 25 %' train: train learning_rate is -1.0"),
+        ("1e-3", "-1.0", "[[schemes]] 'mod 25 %' train learning_rate is -1"),
         ('router = "vanilla"', 'label = "x"', "[[schemes]] 1 needs 'router'; give it a value"),
         ('name = "mine"', 'name = "../mine"', "[suite]: name is '../mine'; it becomes a folder's name"),
         ('name = "mine"', 'name = "a/b"', "[suite]: name is 'a/b'; it becomes a folder's name"),

@@ -2,6 +2,7 @@
 
 import resource
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from modbench.model.config import ModelConfig
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
 from modbench.train import checkpoint
+
+SHAPE = ModelConfig(vocabulary=300, width=16, layers=2, heads=2)
 
 
 @contextmanager
@@ -26,9 +29,7 @@ def files_of_at_most(size):
 @pytest.mark.parametrize("size", [100, 20_000])
 @pytest.mark.parametrize("name", ["checkpoint.pt", "model.safetensors"])
 def test_a_disk_that_takes_no_more_gets_a_sentence_and_the_old_file_stays(tmp_path, name, size):
-    model = build_model(
-        ModelConfig(vocabulary=300, width=16, layers=1, heads=2), build_router("vanilla"), seed=0
-    )
+    model = build_model(SHAPE, build_router("vanilla"))
     path = tmp_path / name
     path.write_bytes(b"old")
     state = {"model": model.state_dict(), "random": torch.get_rng_state()}
@@ -59,4 +60,32 @@ def test_an_interrupt_while_the_disk_refuses_stays_one(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", stopped)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(tmp_path / "checkpoint.pt", {"step": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_half_written_checkpoint_leaves_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"step": 1})
+
+    def fails(state: object, file) -> None:
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(UserError, match="disk full"):
+        checkpoint.save(path, {"step": 2})
+    assert checkpoint.load(path) == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_half_written_weights_are_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(tensors: object, half: Path, metadata: object) -> None:
+        half.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "save_file", fails)
+    with pytest.raises(UserError, match="disk full"):
+        checkpoint.save_weights(tmp_path / "model.safetensors", build_model(SHAPE, build_router("mod")))
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,5 @@
 """Training to a budget, resumable to the bit."""
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,14 +12,12 @@ import pytest
 import torch
 
 from modbench.data.batches import Batches
-from modbench.errors import UserError
 from modbench.ledger import Flops, Ledger, Workload
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.routing.build import build_model
-from modbench.routing.ema import EMA
 from modbench.routing.registry import build_router, router_names
 from modbench.train import checkpoint, loop
 from modbench.train.budget import flops_per_step
@@ -169,34 +166,6 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
         run("vanilla", tmp_path, train=wild, steps=20)
 
 
-def test_a_half_written_checkpoint_leaves_the_last_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "checkpoint.pt"
-    checkpoint.save(path, {"step": 1})
-
-    def fails(state: object, file) -> None:
-        file.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", fails)
-    with pytest.raises(UserError, match="disk full"):
-        checkpoint.save(path, {"step": 2})
-    assert checkpoint.load(path) == {"step": 1}
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_half_written_weights_are_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(tensors: object, half: Path, metadata: object) -> None:
-        half.write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(checkpoint, "save_file", fails)
-    with pytest.raises(UserError, match="disk full"):
-        checkpoint.save_weights(tmp_path / "model.safetensors", build_model(SHAPE, build_router("mod")))
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_learning_rate_warms_up_and_ends_with_the_run() -> None:
     train = TrainConfig(budget=10**12, learning_rate=1.0, warmup=0.1, final_learning_rate=0.1)
     rates = [learning_rate((step + 1) / 100, train) for step in range(100)]
@@ -208,34 +177,6 @@ def test_learning_rate_warms_up_and_ends_with_the_run() -> None:
         progress = (step - 9) / 90
         assert rates[step] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
     assert learning_rate(1.0, replace(train, warmup=0.0)) == pytest.approx(0.1)
-
-
-def test_batches_depend_on_seed_and_step_alone() -> None:
-    first = Batches(TEXT_N, sequence=32, batch=3, seed=7)
-    again = Batches(TEXT_N, sequence=32, batch=3, seed=7)
-    for step in (0, 5, 200):
-        for ours, theirs in zip(first.step(step), again.step(step), strict=True):
-            assert torch.equal(ours, theirs)
-    other = Batches(TEXT_N, sequence=32, batch=3, seed=8)
-    assert not torch.equal(first.step(0)[0], other.step(0)[0])
-
-
-def test_an_epoch_shows_each_window_once_and_targets_are_the_next_tokens() -> None:
-    text_N = np.arange(1000).astype(np.uint16)
-    batches = Batches(text_N, sequence=32, batch=1, seed=0)
-    starts = []
-    for step in range(batches.windows):
-        inputs_BT, targets_BT = batches.step(step)
-        assert torch.equal(targets_BT, inputs_BT + 1)
-        starts.append(int(inputs_BT[0, 0]))
-    assert len(set(starts)) == batches.windows
-    assert all((b - a) % 32 == 0 for a, b in itertools.pairwise(starts))
-
-
-def test_a_text_shorter_than_a_sequence_is_refused() -> None:
-    with pytest.raises(UserError, match=r"40 tokens; a sequence of 64 needs 129 or more"):
-        Batches(TEXT_N[:40], sequence=64, batch=1, seed=0)
-    assert Batches(TEXT_N[:129], sequence=64, batch=1, seed=0).windows == 1
 
 
 @pytest.mark.parametrize("times", [Fraction(1, 10), 10])
@@ -419,10 +360,3 @@ def test_progress_is_said_as_events(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "budget": flops,
         "tokens": 4 * 64,
     }
-
-
-def test_a_running_average_is_the_mean_at_first_and_then_forgets() -> None:
-    average = EMA(torch.tensor(5.0), decay=0.75)
-    for seen, expected in ((1.0, 1.0), (3.0, 2.0), (8.0, 4.0), (8.0, 5.0), (9.0, 6.0), (10.0, 7.0)):
-        average.update(torch.tensor(seen))
-        assert average.value.item() == pytest.approx(expected)

@@ -6,13 +6,17 @@ from decimal import Decimal
 from functools import cache
 from typing import Annotated, Any, get_type_hints
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from modbench.errors import UserError, known_names
 
 #: Types of fields with a range.
 Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+#: Fractions: of a whole, above 0; of what is kept, below 1.
+Part = Annotated[float, Gt(0), Le(1)]
 Share = Annotated[float, Ge(0), Lt(1)]
 
 

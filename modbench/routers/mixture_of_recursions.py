@@ -27,10 +27,11 @@ token, K selected tokens of a sequence.
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from modbench.errors import UserError
@@ -44,8 +45,9 @@ from modbench.routing.balance import balance_loss, load_of
 from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
 from modbench.routing.registry import register_router
-from modbench.routing.router import Presets, Router, check_at_least, check_types
+from modbench.routing.router import Presets, Router, check_types
 from modbench.routing.topk import capacity_tokens, counts_to_host, highest, nonzero_indices, score
+from modbench.typed import NotNegative, Positive
 
 
 @register_router("mixture_of_recursions")
@@ -58,20 +60,15 @@ class MixtureOfRecursions(Router):
         "published": {"residual": "full", "gate_scale": 0.1, "auxiliary": 0.001},
     }
 
-    recursions: int = 2  #: most times that the shared blocks are applied
+    recursions: Annotated[int, Ge(2)] = 2  #: most times that the shared blocks are applied
     depth: Literal["expert_choice", "token_choice"] = "expert_choice"
     residual: Literal["delta", "full"] = "delta"  #: f: what blocks add, or their whole output
-    gate_scale: float = 1.0  #: all gates are multiplied by it
-    auxiliary: float = 0.1  #: expert choice: weight of the causal rule's cross-entropy
-    balance: float = 0.1  #: token choice: weight of the balance loss
+    gate_scale: Positive = 1.0  #: all gates are multiplied by it
+    auxiliary: Positive = 0.1  #: expert choice: weight of the causal rule's cross-entropy
+    balance: NotNegative = 0.1  #: token choice: weight of the balance loss
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_at_least(2, self, "recursions")
-        check_at_least(0, self, "balance")
-        for name in ("gate_scale", "auxiliary"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} is {getattr(self, name):g}; it must be above 0")
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
         shared = model.layers - 2

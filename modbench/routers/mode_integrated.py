@@ -20,6 +20,7 @@ from modbench.errors import UserError
 from modbench.routers.token_choice import TokenChoice
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets
+from modbench.typed import Count
 
 
 @register_router("mode_integrated")
@@ -29,12 +30,10 @@ class IntegratedMoDE(TokenChoice):
 
     presets: ClassVar[Presets] = {"one_no_op": {"no_op_experts": 1}}
 
-    no_op_experts: int = 8
+    no_op_experts: Count = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.no_op_experts < 1:
-            raise UserError(f"no_op_experts is {self.no_op_experts}; it must be 1 or more")
         if self.groups > 1:
             raise UserError(
                 f"groups is {self.groups} with no_op_experts {self.no_op_experts}, which stand in no "

@@ -16,9 +16,10 @@ N tokens of a batch, E experts.
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 
 from modbench.errors import UserError
@@ -28,6 +29,7 @@ from modbench.routing.registry import register_router
 from modbench.routing.router import Presets
 from modbench.routing.scorer import LinearScorer
 from modbench.routing.tokens import Tokens
+from modbench.typed import Count, Positive
 
 
 @register_router("relu_routing")
@@ -40,9 +42,9 @@ class ReluRouting(ExpertRouter):
         "fine_grained": {"experts": 64, "active_experts": 8},
     }
 
-    active_experts: int = 2  #: k, experts per token that the loss steers to
-    start_coefficient: float = 1e-8  #: lambda before training
-    multiplier: float = 1.2  #: alpha, by which lambda grows or falls after each forward pass
+    active_experts: Count = 2  #: k, experts per token that the loss steers to
+    start_coefficient: Positive = 1e-8  #: lambda before training
+    multiplier: Annotated[float, Gt(1)] = 1.2  #: alpha, by which lambda grows or falls in a pass
     top_k: int = field(init=False, default=1)
     shared_experts: int = field(init=False, default=0)
     shared_width: int | None = field(init=False, default=None)
@@ -53,15 +55,11 @@ class ReluRouting(ExpertRouter):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.active_experts <= self.experts:
+        if self.active_experts > self.experts:
             raise UserError(
                 f"active_experts is {self.active_experts} of {self.experts} experts; it must lie "
                 "between 1 and experts"
             )
-        if self.start_coefficient <= 0:
-            raise UserError(f"start_coefficient is {self.start_coefficient}; it must be above 0")
-        if self.multiplier <= 1:
-            raise UserError(f"multiplier is {self.multiplier:g}; it must be above 1")
 
     def scorer(self, model: ModelConfig) -> nn.Module:
         return SteeredScorer(model, self.experts)

@@ -26,14 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.routing.depth_router import DepthRouter
 from modbench.routing.registry import register_router
-from modbench.routing.router import Presets, check_types
+from modbench.routing.router import Presets
 from modbench.routing.scorer import LinearScorer
 from modbench.routing.tokens import Tokens
 from modbench.routing.topk import score
+from modbench.typed import Part, Positive
 
 
 @register_router("threshold_skip")
@@ -46,8 +46,8 @@ class ThresholdSkip(DepthRouter):
         "eighth": {"target": 0.125},
     }
 
-    target: float = 0.5  #: share of the tokens that a routed block should process
-    penalty: float = 1.0  #: weight of the budget loss
+    target: Part = 0.5  #: share of the tokens that a routed block should process
+    penalty: Positive = 1.0  #: weight of the budget loss
     gate: Literal["straight_through", "sigmoid"] = "straight_through"  # type: ignore[assignment]
     capacity: float = field(init=False, default=0.5)  # the target
     offset: None = field(init=False, default=None)
@@ -58,11 +58,6 @@ class ThresholdSkip(DepthRouter):
     threshold_decay: float = field(init=False, default=0.95)
 
     def __post_init__(self) -> None:
-        check_types(self)
-        if not 0 < self.target <= 1:
-            raise UserError(f"target is {self.target:g}; it must lie in (0, 1]")
-        if self.penalty <= 0:
-            raise UserError(f"penalty is {self.penalty:g}; it must be above 0")
         object.__setattr__(self, "capacity", self.target)
         super().__post_init__()
 

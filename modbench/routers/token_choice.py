@@ -26,8 +26,9 @@ N tokens of a batch, E experts, K chosen.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from annotated_types import Le
 from torch import Tensor, nn
 
 from modbench.errors import UserError
@@ -35,10 +36,11 @@ from modbench.model.config import ModelConfig
 from modbench.routing.balance import SelectionBias, balance_loss, load_of
 from modbench.routing.expert_router import ExpertOptions, ExpertRouter
 from modbench.routing.registry import register_router
-from modbench.routing.router import Presets, check_at_least, reject_unused
+from modbench.routing.router import Presets, reject_unused
 from modbench.routing.scorer import LinearScorer
 from modbench.routing.tokens import Tokens
 from modbench.routing.topk import best_experts
+from modbench.typed import Count, NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,24 +49,20 @@ class TokenChoiceOptions(ExpertOptions):
 
     affinity: Literal["softmax", "sigmoid"] = "softmax"  #: scores from logits
     renormalise: bool = True  #: gates of the chosen experts sum to 1
-    scaling: float = 1.0  #: all gates are multiplied by it
-    groups: int = 1  #: number of equal groups of experts
-    top_groups: int = 1  #: number of groups from which a token chooses experts
+    scaling: Positive = 1.0  #: all gates are multiplied by it
+    groups: Count = 1  #: number of equal groups of experts
+    top_groups: Count = 1  #: number of groups from which a token chooses experts
     balance_scope: Literal["batch", "sequence"] = "batch"  #: tokens over which the load is balanced
-    bias_step: float = 0.0  #: step of a bias for the choice alone that balances the load; 0: none
+    #: step of a bias for the choice alone that balances the load; 0: none
+    bias_step: Annotated[NotNegative, Le(1)] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, self, "groups", "top_groups")
         if self.top_k == 1 and self.renormalise:
             raise UserError(
                 "top_k 1 with renormalise true makes every gate 1 and leaves the router without "
                 "a gradient; set renormalise = false"
             )
-        if not 0 <= self.bias_step <= 1:  # scores lie in (0, 1)
-            raise UserError(f"bias_step is {self.bias_step:g}; it must lie in [0, 1]")
-        if self.scaling <= 0:
-            raise UserError(f"scaling is {self.scaling:g}; it must be above 0")
         if self.experts % self.groups:
             raise UserError(f"groups is {self.groups} of {self.experts} experts; it must divide experts")
         if self.top_groups > self.groups:

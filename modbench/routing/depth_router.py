@@ -25,10 +25,11 @@ from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
 from modbench.routing.hook_checks import checked_tensor, expect_losses
 from modbench.routing.predictor import Predictor
-from modbench.routing.router import Router, check_at_least, check_types, overrides
+from modbench.routing.router import Router, check_types, overrides
 from modbench.routing.scorer import LinearScorer, has_closed_form, run_scorer, scorer_ledger, scorer_of
 from modbench.routing.tokens import Noise, Tokens, tokens_of
 from modbench.routing.topk import capacity_tokens, counts_to_host, highest, nonzero_indices
+from modbench.typed import Count, Natural, Part, Positive, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,32 +45,24 @@ class DepthRouter(Router):
     FLOPs assume. Raise a `UserError` for an option out of range or without effect.
     """
 
-    capacity: float = 0.125  #: share of a sequence's tokens that a routed block processes
-    every: int = 2  #: route every n-th block; the others stay dense
+    capacity: Part = 0.125  #: share of a sequence's tokens that a routed block processes
+    every: Count = 2  #: route every n-th block; the others stay dense
     offset: int | None = None  #: which of each group of ``every``, from 0; None: the last
-    first_dense: int = 0  #: number of initial blocks that stay dense
-    last_dense: int = 0  #: number of final blocks that stay dense
+    first_dense: Natural = 0  #: number of initial blocks that stay dense
+    last_dense: Natural = 0  #: number of final blocks that stay dense
     causal: Literal["predictor", "aux_bce", "ema_threshold"] = "predictor"
-    auxiliary: float = 0.01  #: weight of the causal rule's cross-entropy
-    threshold_decay: float = 0.95  #: of the moving average behind ``ema_threshold``
+    auxiliary: Positive = 0.01  #: weight of the causal rule's cross-entropy
+    threshold_decay: Share = 0.95  #: of the moving average behind ``ema_threshold``
 
     #: True if the gate also multiplies the residual stream: x' = x + gate * (x + block(x)).
     adds_residual: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_types(self)
-        if not 0 < self.capacity <= 1:
-            raise UserError(f"capacity is {self.capacity:g}; it must lie in (0, 1]")
-        check_at_least(1, self, "every")
-        check_at_least(0, self, "first_dense", "last_dense")
         if self.offset is not None and not 0 <= self.offset < self.every:
             raise UserError(
                 f"offset is {self.offset} with every {self.every}; it must lie between 0 and every - 1"
             )
-        if self.auxiliary <= 0:
-            raise UserError(f"auxiliary is {self.auxiliary}; it must be above 0")
-        if not 0 <= self.threshold_decay < 1:
-            raise UserError(f"threshold_decay is {self.threshold_decay}; it must lie in [0, 1)")
         if overrides(self, "selected", DepthRouter):
             for name in ("causal", "auxiliary", "threshold_decay"):
                 if getattr(self, name) != getattr(DepthRouter, name):

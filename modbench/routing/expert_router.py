@@ -24,10 +24,11 @@ from modbench.routing.dispatch import by_expert, from_experts
 from modbench.routing.expert_bank import ExpertBank, dispatched, expert_widths
 from modbench.routing.force_balance import assigned_in_turn, even_experts
 from modbench.routing.hook_checks import checked_choice, checked_tensor, expect, expect_losses
-from modbench.routing.router import Router, check_at_least, check_types, overrides, reject_unused
+from modbench.routing.router import Router, check_types, overrides, reject_unused
 from modbench.routing.scorer import LinearScorer, has_closed_form, run_scorer, scorer_ledger, scorer_of
 from modbench.routing.tokens import Noise, Tokens, tokens_of
 from modbench.routing.topk import best_experts, capacity_tokens, counts_to_host, evenly
+from modbench.typed import Count, Natural, NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +36,18 @@ class ExpertOptions(Router):
     """The options that all schemes of experts share. A scheme hides one by declaring it again as
     ``field(init=False, default=...)``."""
 
-    experts: int = 8
+    experts: Count = 8
     top_k: int = 2  #: experts per token
-    expert_width: int | None = None  #: None: active experts are together as wide as the dense MLP
-    shared_experts: int = 0  #: further experts, which process every token
-    shared_width: int | None = None  #: of each; None: as wide as the others
+    expert_width: Count | None = None  #: None: active experts are together as wide as the dense MLP
+    shared_experts: Natural = 0  #: further experts, which process every token
+    shared_width: Count | None = None  #: of each; None: as wide as the others
     shared_gate: bool = False  #: their output is multiplied by sigmoid(w^T x), as in Qwen's models
     capacity_factor: float | None = None  #: room in an expert, in training, over an even load; None: any
-    balance: float = 0.01  #: weight of the balance loss
-    z_loss: float = 0.0  #: weight of the mean squared log-sum-exp of the router's logits
+    balance: NotNegative = 0.01  #: weight of the balance loss
+    z_loss: NotNegative = 0.0  #: weight of the mean squared log-sum-exp of the router's logits
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_at_least(1, self, "experts", "expert_width", "shared_width")
-        check_at_least(0, self, "shared_experts", "balance", "z_loss")
         if not 1 <= self.top_k <= self.experts:
             raise UserError(
                 f"top_k is {self.top_k} of {self.experts} experts; it must lie between 1 and experts"

@@ -1,9 +1,10 @@
 """The plugin contract: a router holds the options of a scheme and builds one layer per depth."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
@@ -43,18 +44,13 @@ def overrides(router: Router, method: str, base: type) -> bool:
 
 
 def check_types(router: Router) -> None:
-    """Raise a `UserError` for an option of another type than its field, or NaN or infinite."""
-    hints = get_type_hints(type(router))
-    for option, value in router.options().items():
-        check_type(option, value, hints[option])
-
-
-def check_at_least(lowest: int, router: Router, *options: str) -> None:
-    """Raise a `UserError` for an option that is set and below ``lowest``."""
-    for option in options:
-        value = getattr(router, option)
-        if value is not None and value < lowest:
-            raise UserError(f"{option} is {value}; it must be {lowest} or more")
+    """Raise a `UserError` for an option that is NaN or infinite, or of another type or out of the range
+    that its class or a base class declares."""
+    options = router.options()
+    for kind in reversed(type(router).__mro__):
+        for name, hint in inspect.get_annotations(kind, eval_str=True).items():
+            if name in options:
+                check_type(name, options[name], hint)
 
 
 def reject_unused(router: Router, *rules: tuple[str, bool, str]) -> None:

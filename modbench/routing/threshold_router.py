@@ -17,6 +17,7 @@ from modbench.routing.expert_router import ExpertRouter
 from modbench.routing.force_balance import strided_rows
 from modbench.routing.scorer import LinearScorer
 from modbench.routing.topk import capacity_tokens
+from modbench.typed import Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class ThresholdRouter(ExpertRouter):
     tokens; when predicting, those at or above its threshold, an exponential average over training."""
 
     capacity: float = 2.0  #: c, experts per token on average
-    threshold_decay: float = 0.95  #: of the exponential average
+    threshold_decay: Share = 0.95  #: of the exponential average
     top_k: int = field(init=False, default=1)
     shared_experts: int = field(init=False, default=0)
     shared_width: int | None = field(init=False, default=None)
@@ -41,8 +42,6 @@ class ThresholdRouter(ExpertRouter):
                 f"capacity is {self.capacity:g} with {self.experts} experts; it must lie above 0 and "
                 "be no more than experts"
             )
-        if not 0 <= self.threshold_decay < 1:
-            raise UserError(f"threshold_decay is {self.threshold_decay}; it must lie in [0, 1)")
 
     def start(self) -> float:
         """Return the thresholds before training."""

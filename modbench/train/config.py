@@ -1,11 +1,9 @@
 """The [train] table of a suite. Imports no torch."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from annotated_types import Ge
-
-from modbench.typed import Count, Positive, Share
+from modbench.typed import Count, NotNegative, Positive, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +16,7 @@ class TrainConfig:
     learning_rate: Positive = 3e-3  #: peak
     warmup: Share = 0.1  #: fraction of the budget in which the learning rate rises linearly
     final_learning_rate: Share = 0.1  #: fraction of the peak at the end of the cosine
-    weight_decay: Annotated[float, Ge(0)] = 0.1  #: of matrices; vectors and the embedding have none
+    weight_decay: NotNegative = 0.1  #: of matrices; vectors and the embedding have none
     beta1: Share = 0.9
     beta2: Share = 0.95
     clip: Positive = 1.0  #: gradient norm

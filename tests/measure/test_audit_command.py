@@ -108,7 +108,7 @@ def test_wrong_arguments_are_user_errors() -> None:
     for name, others, words in (
         ("mdo", {}, "did you mean 'mod'"),
         ("mod:quarter", {}, "no preset 'quarter'"),
-        ("mod", {"options": {"capacity": 2.0}}, "capacity is 2; it must lie in"),
+        ("mod", {"options": {"capacity": 2.0}}, "capacity is 2; it should be less than"),
         ("mod", {"shape": ShapeOptions(sequence=1)}, "sequence is 1; an audit needs 2 tokens or more"),
         ("mod", {"shape": ShapeOptions(size="2M")}, "size '2M' is not known"),
     ):

@@ -128,11 +128,11 @@ def test_thresholds_follow_the_lowest_score_taken(pool: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"experts": 0}, "experts is 0; it must be 1 or more"),
+        ({"experts": 0}, "experts is 0; it should be greater than or equal to 1"),
         ({"capacity": 9.0}, "capacity is 9 with 8 experts; it must lie above 0"),
         ({"capacity": 0.0}, "capacity is 0 with 8 experts"),
-        ({"expert_width": 0}, "expert_width is 0; it must be 1 or more"),
-        ({"threshold_decay": 1.0}, "threshold_decay is 1.0; it must lie in"),
+        ({"expert_width": 0}, "expert_width is 0; it should be greater than or equal to 1"),
+        ({"threshold_decay": 1.0}, "threshold_decay is 1; it should be less than"),
         ({"pool": "world"}, "pool is 'world'; it should be '"),
     ],
     ids=str,

@@ -130,10 +130,10 @@ def test_it_passes_the_audit(shape: ModelConfig) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"experts": 0}, "experts is 0; it must be 1 or more"),
+        ({"experts": 0}, "experts is 0; it should be greater than or equal to 1"),
         ({"capacity": 9.0}, "capacity is 9 with 8 experts; it must lie above 0"),
-        ({"expert_width": 0}, "expert_width is 0; it must be 1 or more"),
-        ({"threshold_decay": 1.0}, r"threshold_decay is 1.0; it must lie in \[0, 1\)"),
+        ({"expert_width": 0}, "expert_width is 0; it should be greater than or equal to 1"),
+        ({"threshold_decay": 1.0}, r"threshold_decay is 1\.0; it should be less than 1"),
         ({"gate": "relu"}, "gate"),
         ({"capacity": 3.0}, "mlp_width 64 can't be shared by 3 active experts"),
     ],

@@ -217,10 +217,10 @@ def test_it_passes_the_audit(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"recursions": 1}, "recursions is 1; it must be 2 or more"),
-        ({"gate_scale": 0.0}, "gate_scale is 0; it must be above 0"),
-        ({"auxiliary": 0.0}, "auxiliary is 0; it must be above 0"),
-        ({"balance": -1.0}, "balance is -1.0; it must be 0 or more"),
+        ({"recursions": 1}, "recursions is 1; it should be greater than or equal to 2"),
+        ({"gate_scale": 0.0}, "gate_scale is 0; it should be greater than 0"),
+        ({"auxiliary": 0.0}, "auxiliary is 0; it should be greater than 0"),
+        ({"balance": -1.0}, "balance is -1; it should be greater than or equal to 0"),
         ({"depth": "expert"}, "depth"),
         ({"gate_scale": float("inf")}, "gate_scale is inf; it should be a finite number"),
         ({"recursions": 3}, "layers is 6 with 3 recursions: .*; set layers to 5"),

@@ -130,11 +130,11 @@ def test_it_passes_the_audit(shape: ModelConfig) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"experts": 0}, "experts is 0; it must be 1 or more"),
+        ({"experts": 0}, "experts is 0; it should be greater than or equal to 1"),
         ({"active_experts": 9}, "active_experts is 9 of 8 experts; it must lie between 1 and experts"),
-        ({"expert_width": 0}, "expert_width is 0; it must be 1 or more"),
-        ({"start_coefficient": 0.0}, "start_coefficient is 0.0; it must be above 0"),
-        ({"multiplier": 1.0}, "multiplier is 1; it must be above 1"),
+        ({"expert_width": 0}, "expert_width is 0; it should be greater than or equal to 1"),
+        ({"start_coefficient": 0.0}, "start_coefficient is 0; it should be greater than 0"),
+        ({"multiplier": 1.0}, "multiplier is 1; it should be greater than 1"),
         ({"active_experts": 3}, "mlp_width 64 can't be shared by 3 active experts"),
     ],
 )

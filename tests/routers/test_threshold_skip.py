@@ -110,9 +110,9 @@ def test_it_passes_the_audit(shape: ModelConfig) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"target": 0.0}, r"target is 0; it must lie in \(0, 1\]"),
-        ({"penalty": 0.0}, "penalty is 0; it must be above 0"),
-        ({"every": 0}, "every is 0; it must be 1 or more"),
+        ({"target": 0.0}, r"target is 0; it should be greater than 0"),
+        ({"penalty": 0.0}, "penalty is 0; it should be greater than 0"),
+        ({"every": 0}, "every is 0; it should be greater than or equal to 1"),
         ({"gate": "linear"}, "gate"),
     ],
 )

@@ -140,7 +140,7 @@ class Mine({base}):
         (
             "DepthRouter",
             "capacity: float = 2.0",
-            "router 'wrong': capacity is 2; it must lie in (0, 1]",
+            "router 'wrong': capacity is 2.0; it should be less than or equal to 1",
         ),
         (
             "ExpertRouter",

@@ -128,8 +128,8 @@ def test_an_unknown_router_gets_the_nearest_name_and_the_list() -> None:
     ("router", "options", "words"),
     [
         ("mod", {"capcity": 0.5}, "has no 'capcity'; did you mean 'capacity'"),
-        ("mod", {"capacity": 0}, r"capacity is 0; it must lie in \(0, 1\]"),
-        ("mod", {"capacity": 1.5}, r"capacity is 1.5; it must lie in \(0, 1\]"),
+        ("mod", {"capacity": 0}, r"capacity is 0; it should be greater than 0"),
+        ("mod", {"capacity": 1.5}, r"capacity is 1.5; it should be less than or equal to 1"),
         ("mod", {"capacity": "half"}, "capacity is 'half'; it should be a valid number"),
         ("mod", {"every": True}, "every is True; it should be a valid integer"),
         ("mod", {"gate": "tanh"}, "gate is 'tanh'; it should be 'linear'"),

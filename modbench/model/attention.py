@@ -53,12 +53,7 @@ class Attention(nn.Module):
                 mask_B1TC = _mask(past, new, q_BHTP, k_BKCP)
         with component("attention.scores", self.layer):
             y_BHTP = F.scaled_dot_product_attention(
-                q_BHTP,
-                k_BKTP,
-                v_BKTP,
-                attn_mask=mask_B1TC,
-                is_causal=not any(past),
-                enable_gqa=grouped,
+                q_BHTP, k_BKTP, v_BKTP, attn_mask=mask_B1TC, is_causal=not any(past), enable_gqa=grouped
             )
         with component("attention.out", self.layer):
             return self.out(y_BHTP.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

@@ -38,10 +38,7 @@ from modbench.routing.topk import highest
 class ExpertChoice(ThresholdRouter):
     """Experts choose the highest-scoring tokens of a pool."""
 
-    presets: ClassVar[Presets] = {
-        "batch_pool": {"pool": "batch"},
-        "one_expert": {"capacity": 1.0},
-    }
+    presets: ClassVar[Presets] = {"batch_pool": {"pool": "batch"}, "one_expert": {"capacity": 1.0}}
 
     pool: Literal["sequence", "batch"] = "sequence"  #: tokens that an expert compares in training
 

@@ -41,10 +41,7 @@ from modbench.typed import Part, Positive
 class ThresholdSkip(DepthRouter):
     """Every n-th block processes the tokens that score high enough."""
 
-    presets: ClassVar[Presets] = {
-        "every_block": {"every": 1},
-        "eighth": {"target": 0.125},
-    }
+    presets: ClassVar[Presets] = {"every_block": {"every": 1}, "eighth": {"target": 0.125}}
 
     target: Part = 0.5  #: share of the tokens that a routed block should process
     penalty: Positive = 1.0  #: weight of the budget loss

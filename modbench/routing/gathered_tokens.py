@@ -22,13 +22,7 @@ class GatheredTokens:
     """
 
     def __init__(
-        self,
-        x_BTD: Tensor,
-        selected_BT: Tensor,
-        counts: Sequence[int],
-        context: Context,
-        *,
-        layer: int,
+        self, x_BTD: Tensor, selected_BT: Tensor, counts: Sequence[int], context: Context, *, layer: int
     ) -> None:
         rows = [row for row, count in enumerate(counts) if count]
         lengths = [counts[row] for row in rows]

@@ -19,7 +19,7 @@ from modbench.model.context import Context, Logits
 from modbench.model.kv_cache import Cache
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
-from modbench.train.compiled import compiled, compiles, losses_of
+from modbench.train.compiled import compiled, compiles, eager
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import autocast
@@ -83,7 +83,7 @@ def training_cases(model: RoutedDecoder, subject: BenchmarkTarget) -> list[Bench
     `modbench.train` runs them."""
     train, time = subject.train, subject.time
     passes = compiled(model.forward, model, time.compile)
-    losses = losses_of(model, time.compile)
+    losses = compiled(eager(model), model, time.compile)
 
     def forward() -> Prepared:
         model.eval()

@@ -51,11 +51,6 @@ def eager(model: RoutedDecoder) -> Losses:
     return losses
 
 
-def losses_of(model: RoutedDecoder, wanted: Compile) -> Losses:
-    """Return the losses of ``model``, compiled if ``wanted`` compiles on its device."""
-    return compiled(eager(model), model, wanted)
-
-
 def compiled(function: Callable[..., Any], model: RoutedDecoder, wanted: Compile) -> Callable[..., Any]:
     """Return ``function``, a pass of ``model``, compiled if ``wanted`` compiles on its device."""
     if not compiles(wanted, next(model.parameters()).device):

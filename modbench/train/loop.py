@@ -20,7 +20,7 @@ from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
 from modbench.train import checkpoint
 from modbench.train.budget import flops_per_step
-from modbench.train.compiled import Losses, eager, losses_of
+from modbench.train.compiled import Losses, compiled, eager
 from modbench.train.config import TrainConfig
 from modbench.train.counted import CountedSteps
 from modbench.train.numerics import autocast
@@ -120,7 +120,7 @@ class _Run:
         self.model, self.batches, self.train, self.dtype = model, batches, train, dtype
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(model, train)
-        self.losses = losses_of(model, train.compile)
+        self.losses = compiled(eager(model), model, train.compile)
         self.load = Workload.uniform(train.batch, train.sequence, "train")
         self.nominal = flops_per_step(model, train)
         self.step, self.flops, self.curve = 0, 0, list[dict[str, Any]]()

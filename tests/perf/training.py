@@ -12,7 +12,7 @@ from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
-from modbench.train.compiled import losses_of
+from modbench.train.compiled import compiled, eager
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 
@@ -57,7 +57,7 @@ class Trained:
         self.dtype = dtype
         self.model = build_model(shape, build_router(router, options)).to(on).train()
         self.optimizer = build_optimizer(self.model, self.train)
-        self.losses = losses_of(self.model, self.train.compile)
+        self.losses = compiled(eager(self.model), self.model, self.train.compile)
 
     def __call__(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         batch = (inputs_BT, targets_BT)

@@ -22,7 +22,7 @@ from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router, router_names
-from modbench.train.compiled import compiled, compiles, eager, losses_of
+from modbench.train.compiled import compiled, compiles, eager
 from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 
@@ -107,7 +107,7 @@ def test_one_program_computes_the_same(
     one, other = both(name, options)
     whole = name not in EAGER_LAYERS
     monkeypatch.setattr(torch, "compile", _traced(torch.compile, whole=whole))
-    program = losses_of(other, "on")
+    program = compiled(eager(other), other, "on")
     for step in range(2):
         same_step(one, other, program, drawn(step, TOKENS))
     if whole:
@@ -126,7 +126,7 @@ def _traced(compile: Any, *, whole: bool) -> Any:
 def test_forced_balance_compiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = both("mod", {})
     monkeypatch.setattr(torch, "compile", _traced(torch.compile, whole=True))
-    program = losses_of(other, "on")
+    program = compiled(eager(other), other, "on")
     same_step(one, other, program, drawn(0, TOKENS), forced_balance=True)
 
 
@@ -134,7 +134,7 @@ def test_forced_balance_compiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", [pytest.param("mode_staged", marks=pytest.mark.full), "vanilla"])
 def test_kernels_that_inductor_makes_compute_the_same(name: str) -> None:
     one, other = both(name, {})
-    program = losses_of(other, "on")
+    program = compiled(eager(other), other, "on")
     for step in range(2):
         same_step(one, other, program, drawn(step, TOKENS))
 
@@ -145,7 +145,7 @@ def test_steps_in_bfloat16_learn_alike() -> None:
     one, other = both("mod", {"capacity": 0.5})
     train = TrainConfig(budget=1, compile="on")
     losses = []
-    for model, run in ((one, None), (other, losses_of(other, "on"))):
+    for model, run in ((one, None), (other, compiled(eager(other), other, "on"))):
         optimizer = build_optimizer(model, train)
         losses.append(
             [
@@ -176,7 +176,7 @@ def test_a_compiled_program_counts_as_the_eager_one() -> None:
 def test_experts_in_bfloat16_are_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", _traced(torch.compile, whole=True))
     model = build_model(SHAPE, build_router("token_choice", {})).bfloat16().train()
-    loss, _ = losses_of(model, "on")(*drawn(0, TOKENS), Context())
+    loss, _ = compiled(eager(model), model, "on")(*drawn(0, TOKENS), Context())
     loss.backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
@@ -191,7 +191,7 @@ def test_no_layer_runs_eagerly_because_there_are_many(monkeypatch: pytest.Monkey
         model = build_model(shape, build_router("threshold_skip", {}))
         with torch.no_grad():
             compiled(model.eval().forward, model, "on")(drawn(0, TOKENS)[0], Context())
-        loss, _ = losses_of(model.train(), "on")(*drawn(0, TOKENS), Context())
+        loss, _ = compiled(eager(model.train()), model, "on")(*drawn(0, TOKENS), Context())
     assert loss.isfinite()
 
 

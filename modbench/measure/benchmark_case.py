@@ -82,7 +82,11 @@ def training_cases(model: RoutedDecoder, subject: BenchmarkTarget) -> list[Bench
     """Forward pass and training step of one batch of random tokens under the training rule, as
     `modbench.train` runs them."""
     train, time = subject.train, subject.time
-    passes = compiled(model.forward, model, time.compile)
+
+    def logits(tokens_BT: Tensor, context: Context) -> Tensor:
+        return model(tokens_BT, context)  # type: ignore[no-any-return]
+
+    passes = compiled(logits, model, time.compile)
     losses = compiled(eager(model), model, time.compile)
 
     def forward() -> Prepared:

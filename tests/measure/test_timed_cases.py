@@ -170,7 +170,7 @@ def test_training_is_compiled_where_it_is_asked_for(
     monkeypatch.setattr(torch, "compile", compile)
     of = subject("mod", compile=asked, prefill=[24, 8], decode_batches=[1], decode_past=[8])
     model = of.build()
-    expected = {"forward": ["Decoder.forward"], "train": ["losses"]}
+    expected = {"forward": ["logits"], "train": ["losses"]}
     for case in all_cases(of, model):
         prepared = case.prepare()
         ran.clear()

@@ -20,11 +20,11 @@ SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 SENTENCES: dict[str, tuple[Any, str]] = {
     "one of each sequence": (
         lambda trace, at: trace.show(1, "selected", at[:, :1]),
-        "layer 1 shows selected (3, 1) bool; it must be (3, 63) bool (topk) (at 3 x 63 tokens)",
+        "layer 1 shows selected (3, 1) bool; it must be (3, 63) bool (topk)",
     ),
     "weights": (
         lambda trace, at: trace.show(1, "selected", at.double()),
-        "layer 1 shows selected (3, 63) float64; it must be (3, 63) bool (topk) (at 3 x 63 tokens)",
+        "layer 1 shows selected (3, 63) float64; it must be (3, 63) bool (topk)",
     ),
 }
 

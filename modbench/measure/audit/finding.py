@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from modbench.model.block import Block
 from modbench.model.context import Context, Selection
 from modbench.model.kv_cache import Cache
-from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.build import RoutedDecoder, build_model, outline
 from modbench.routing.router import Router
 from modbench.typed import checked
 
@@ -143,8 +143,7 @@ class Subject:
             try:
                 hint = get_type_hints(type(router))[name]
                 other = replace(router, **{name: checked(name, value, hint)})  # type: ignore[type-var]
-                with torch.device("meta"):
-                    RoutedDecoder(self.model.config, other)
+                outline(self.model.config, other)
             except Exception:  # a router's own code runs here: it rejects the option
                 continue
             router = other

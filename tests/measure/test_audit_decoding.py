@@ -74,18 +74,6 @@ def test_in_the_models_own_dtype_rounding_may_change_some_tokens_but_not_most(
     assert passed is False, figure  # and there none at all
 
 
-def test_in_a_models_own_dtype_one_of_two_texts_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = Subject(build_model(SHAPE, build_router("vanilla"), seed=4))
-    first_BT = subject.tokens(3, 63)
-
-    def wrong(x_BTD: Tensor, context: Context) -> bool:
-        tokens_BT = context.tokens_BT
-        return tokens_BT is not None and bool(tokens_BT[0, 0] == first_BT[0, 0])
-
-    passed, figure = decoded(wrong, monkeypatch, dtype=torch.float32)
-    assert passed, figure
-
-
 def test_decoding_that_selects_all_is_told_from_a_model_that_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

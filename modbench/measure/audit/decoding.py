@@ -150,7 +150,7 @@ def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     A layer that shows ``selected`` must cache as many keys as it selects tokens; others are judged by
     their logits alone. If all decoded tokens are selected, or none, initial weights are tested too:
     otherwise a decoding that always or never selects would pass. All this holds in float64, and at the
-    longest shape for most tokens of one of two texts in the model's own dtype."""
+    longest shape for most tokens in the model's own dtype."""
     found = [_batch(subject, tokens_BT)]
     if subject.is_longest(tokens_BT):
         found.append(_alone(subject, tokens_BT.shape[1]))
@@ -164,10 +164,9 @@ def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     passed = all(reading.passed() for reading in found)
     if subject.is_exact or not passed or not subject.is_longest(tokens_BT):
         return passed, figure
-    for text_BT in subject.texts(tokens_BT):
-        own = Reading(subject.own, text_BT[:4], _passes(text_BT[:4]), COARSE).run()
-        if own.passed(TOLERATED):
-            return True, f"{figure}; in {subject.dtype} by {own.most:.1e}"
+    own = Reading(subject.own, tokens_BT[:4], _passes(tokens_BT[:4]), COARSE).run()
+    if own.passed(TOLERATED):
+        return True, f"{figure}; in {subject.dtype} by {own.most:.1e}"
     return False, f"{figure}; in {subject.dtype} only {own.figure()}"
 
 

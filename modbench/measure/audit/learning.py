@@ -5,7 +5,7 @@ B sequences, T tokens, D model width, E experts, V vocabulary, N selected.
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,6 @@ from modbench.measure.audit.finding import (
     layer_by_layer,
     outer_routers,
     plain_block,
-    routers,
     seeded,
 )
 from modbench.model.context import Context
@@ -46,10 +45,8 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 8: in a newly initialised model, cross-entropy alone has a gradient for the router.
 
     In a module named ``router`` (the scorer of the base classes), for one parameter or more; outside
-    such modules, for each parameter with "router" in its name; and for each row of a router weight
-    (E, D) whose expert receives tokens by the ``load`` that the layer shows. In a layer that shows
-    ``selected`` and has a linear router, the gradient has the scale of a linear gate's:
-    sum_t <dL/dout_t, delta_t> x_t.
+    such modules, for each parameter with "router" in its name. In a layer that shows ``selected`` and
+    has a linear router, the gradient has the scale of a linear gate's: sum_t <dL/dout_t, delta_t> x_t.
 
     All losses together reach each parameter of scorers and of the scheme's own classes, and one
     parameter or more of each module of PyTorch that these hold. If nothing is named ``router`` the
@@ -62,14 +59,13 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     model.train()
     all_selected = "capacity" in taken or not subject.skipping
     tokens_BT = subject.tokens(3, TOKENS if all_selected else TOKENS_PARTLY_SELECTED)
-    context, scales = _learn_text(model, tokens_BT)
+    scales = _learn_text(model, tokens_BT)
     by_text = _reached(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     idle = {name for name, parameter in trained.items() if _idle(name, parameter)}
     groups = _groups(model)
     wanted = {name for name in trained if "router" in name.lower()}
-    lost = _lost(model, wanted - idle, by_text) or next(_rows_without_gradient(model, context), "")
-    if lost:
+    if lost := _lost(model, wanted - idle, by_text):
         return False, f"cross-entropy does not reach {lost}"
     if scales and min(scales) < SMALLEST:
         return False, f"the router's gradient is {min(scales):.1e} of a linear gate's"
@@ -153,9 +149,8 @@ def _of(module: nn.Module, package: str) -> bool:
     return type(module).__module__.startswith(package)
 
 
-def _learn_text(model: RoutedDecoder, tokens_BT: Tensor) -> tuple[Context, list[float]]:
-    """Run the backward pass of cross-entropy; return the context, and `_scale` of each layer that has
-    one."""
+def _learn_text(model: RoutedDecoder, tokens_BT: Tensor) -> list[float]:
+    """Run the backward pass of cross-entropy; return `_scale` of each layer that has one."""
     context = Context()
     kept: list[tuple[int, nn.Module, Tensor, Tensor]] = []
     x_BTD = model.embedding(tokens_BT)
@@ -167,23 +162,7 @@ def _learn_text(model: RoutedDecoder, tokens_BT: Tensor) -> tuple[Context, list[
     logits_BTV = F.linear(model.norm(x_BTD), head.weight)
     F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.roll(-1, 1).flatten()).backward()
     scales = (_scale(*entry, context) for entry in kept)
-    return context, [scale for scale in scales if scale is not None]
-
-
-def _rows_without_gradient(model: RoutedDecoder, context: Context) -> Iterator[str]:
-    """Rows of router weights (E, D) without a gradient though tokens are routed to their expert, where
-    other rows have one."""
-    for number, layer in enumerate(model.layers):
-        load_E = context.trace.tensors.get((number, "load"))
-        for name, parameter in routers(layer).items():
-            if load_E is None or parameter.grad is None:
-                continue
-            if parameter.shape == (*load_E.shape, model.config.width):
-                reached_E = parameter.grad.any(1)
-                cut_E = ~reached_E & (load_E.to(reached_E.device) > 0)
-                for row in cut_E.nonzero().flatten().tolist() if reached_E.any() else ():
-                    tokens = int(load_E[row])
-                    yield f"row {row} of layers.{number}.{name}, to whose expert {tokens} tokens go"
+    return [scale for scale in scales if scale is not None]
 
 
 def _scale(

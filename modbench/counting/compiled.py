@@ -24,15 +24,28 @@ _WARNING = "torch.compile with fullgraph=True found no compiled frames"
 
 def run_uncompiled(undo: ExitStack) -> None:
     """Disable compiled code in all threads until ``undo`` closes."""
-    if torch.__version__.startswith("2.12."):  # which warns of what is asked for here
-        undo.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", message=_WARNING)
-    undo.enter_context(torch.compiler.set_stance("force_eager"))
+    if "torch._dynamo" in sys.modules:
+        _force_eager(undo)
+    else:  # nothing is compiled yet, and importing Dynamo takes a second
+        replace(undo, torch, "compile", _uncompiled)
     replace(undo, torch, "cond", _taken)
     for module, name in _RUNNERS:
         kind = getattr(sys.modules.get(module), name, None)
         if kind is not None and kind.__call__ is not _refuse:
             replace(undo, kind, "__call__", _refuse)
+
+
+@torch._disable_dynamo
+def _force_eager(undo: ExitStack) -> None:
+    if torch.__version__.startswith("2.12."):  # which warns of what is asked for here
+        undo.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message=_WARNING)
+    undo.enter_context(torch.compiler.set_stance("force_eager"))
+
+
+def _uncompiled(model: Any = None, **options: Any) -> Any:
+    """Stands in for torch.compile, also as a decorator with options."""
+    return (lambda function: function) if model is None else model
 
 
 def replace(undo: ExitStack, owner: Any, name: str, function: Any) -> None:

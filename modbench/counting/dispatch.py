@@ -25,7 +25,6 @@ class AtWork:
     def __init__(self) -> None:
         self._lock, self._counters, self._undo = threading.Lock(), 0, ExitStack()
 
-    @torch._disable_dynamo  # which imports Dynamo, before code under the counter does
     def begin(self) -> None:
         with self._lock:
             if not self._counters:

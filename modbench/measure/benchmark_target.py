@@ -8,7 +8,7 @@ import torch
 
 from modbench.measure.time_config import TimeConfig
 from modbench.model.config import ModelConfig
-from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.build import RoutedDecoder, build_model, outline
 from modbench.routing.registry import build_router
 from modbench.routing.router import Router
 from modbench.train.config import TrainConfig
@@ -53,5 +53,4 @@ class BenchmarkTarget:
     def outline(self) -> RoutedDecoder:
         """Build the model on the meta device, without values."""
         assert self.router is not None
-        with torch.device("meta"):
-            return RoutedDecoder(self.config, self.router)
+        return outline(self.config, self.router)

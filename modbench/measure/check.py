@@ -27,7 +27,7 @@ from modbench.measure.audit.warmed import warmed
 from modbench.measure.loss import heldout_loss, heldout_windows
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import SIZES
-from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.build import RoutedDecoder, build_model, outline
 from modbench.routing.plugin_fault import authors_code
 from modbench.routing.registry import build_router, load_plugin, plugin_file, preset_options
 from modbench.routing.router import Router
@@ -94,8 +94,7 @@ def _chosen(target: str, name: str | None) -> str:
 def _print_costs(router: Router) -> None:
     """Print nominal FLOPs per token and parameters next to the dense model's."""
     size = SIZES["1M"]
-    with torch.device("meta"):
-        models = [RoutedDecoder(size.model, one) for one in (router, build_router("vanilla"))]
+    models = [outline(size.model, one) for one in (router, build_router("vanilla"))]
     print(_row("", "router", "dense") + f"{'ratio':>8}")
     costs: dict[str, list[float]] = {}
     for phase in PHASES:
@@ -122,9 +121,8 @@ def _small(router: Router) -> ModelConfig:
     Raise a `UserError` if it can build none."""
     for layers in DEPTHS:
         config = ModelConfig(vocabulary=Tokenizer().vocabulary, width=64, heads=2, layers=layers)
-        with suppress(UserError) if layers < DEPTHS[-1] else nullcontext(), torch.device("meta"):
-            routed = RoutedDecoder(config, router)
-            dense = RoutedDecoder(config, build_router("vanilla"))
+        with suppress(UserError) if layers < DEPTHS[-1] else nullcontext():
+            routed, dense = outline(config, router), outline(config, build_router("vanilla"))
             if str(routed.layers) != str(dense.layers):
                 break
     return config

@@ -61,7 +61,7 @@ def heldout_loss(
     watch: Callable[[torch.Tensor, Trace], None] | None = None,
 ) -> HeldoutLoss:
     """Cross-entropy over ``windows_WT`` in float32, each window from an empty context. ``watch`` gets
-    the tokens (B, T) and the detailed trace of each forward pass."""
+    the tokens (B, T) and the trace of each forward pass."""
     on = next(model.parameters()).device
     model.eval()
     nats, tokens, text_bytes, realised, dispatched = 0.0, 0, 0, 0, 0
@@ -69,7 +69,7 @@ def heldout_loss(
         window_BT = torch.from_numpy(windows_WT[start : start + batch]).to(on)
         # Copies, since layers may write to the tokens they get.
         inputs_BT, targets_BT = window_BT[:, :-1].clone(), window_BT[:, 1:]
-        context = Context(selection=selection, trace=Trace(detailed=watch is not None))
+        context = Context(selection=selection)
         losses_BT = model.losses(inputs_BT, targets_BT, context)
         nats += losses_BT.double().sum().item()
         tokens += targets_BT.numel()

@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import gc
 import resource
-import sys
 from pathlib import Path
 
 import psutil
@@ -34,15 +33,11 @@ class MemoryMeter:
     def peak(self) -> int:
         if self._on.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._on)) - self._baseline
-        return _peak_resident_bytes() - self._baseline
-
-
-def _peak_resident_bytes() -> int:
-    with contextlib.suppress(OSError, IndexError):  # not Linux
-        # `reset_peak` resets it, unlike ru_maxrss.
-        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        with contextlib.suppress(OSError, IndexError):  # not Linux
+            # `reset_peak` resets it, unlike ru_maxrss.
+            status = Path("/proc/self/status").read_text()
+            return 1024 * int(status.split("VmHWM:")[1].split()[0]) - self._baseline
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self._baseline  # bytes on macOS
 
 
 def release_memory(on: torch.device) -> None:

@@ -1,17 +1,19 @@
 """Routing metrics on held-out text: selections under both rules, how well the causal rule predicts the
-training rule, and how evenly experts are used.
+training rule, how evenly experts are used, and the size of the KV cache.
 
-B sequences, T tokens, N tokens that reach an expert layer, E experts.
+B sequences, T tokens, W windows, N tokens that reach an expert layer, E experts.
 """
 
+from bisect import bisect_left
 from collections import defaultdict
 
 import numpy as np
 import torch
 
+from modbench.ledger import Workload
 from modbench.measure.loss import SCORING_BATCH
-from modbench.measure.nominal_capacity import nominal_capacities
 from modbench.model.context import Context
+from modbench.model.generate import dense_cache_bytes, prefill
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
 
@@ -57,7 +59,7 @@ def routing_measures(
             model(tokens_BT, context)
         _depth(sums, training.trace, causal.trace)
         _experts(sums, loads_E, training.trace, causal.trace)
-        nominal = nominal or nominal_capacities(model, causal.trace, tokens_BT.shape[1])
+        nominal = nominal or _nominal_capacities(model, causal.trace, tokens_BT.shape[1])
     rates = {name: sums[part] / sums[of] for name, (part, of) in _RATES.items() if sums[of]}
     return rates | nominal | _evenness(list(loads_E.values()))
 
@@ -131,4 +133,64 @@ def _evenness(loads_E: list[torch.Tensor]) -> dict[str, float]:
         "expert_load_peak": sum(peaks) / len(peaks),
         "expert_load_entropy": sum(entropies) / len(entropies),
         "dead_experts": float(sum(int((load_E == 0).sum()) for load_E in loads_E)),
+    }
+
+
+def _nominal_capacities(model: RoutedDecoder, trace: Trace, tokens: int) -> dict[str, float]:
+    """Nominal values of ``realised_capacity`` and ``expert_realised_capacity`` for sequences of
+    ``tokens``, averaged over the layers that show ``selected`` or ``taken`` in ``trace`` (causal rule)
+    and whose ledger depends on the count that they report. Empty if none does. A nominal count of a
+    layer is the one at which the ledger, which every scheme has, equals the nominal ledger."""
+    depth: dict[int, float] = {}
+    experts: list[float] = []
+    for layer, name in sorted(trace.counts, key=lambda key: key[1]):  # "depth" comes first
+        if name == "depth" and (layer, "selected") in trace.tensors:
+            count = _nominal_count(model, (layer, name), tokens, most=tokens)
+            if count is not None:
+                depth[layer] = count
+        elif name == "experts" and (layer, "taken") in trace.tensors:
+            most = tokens * trace.tensors[layer, "load"].numel()
+            count = _nominal_count(model, (layer, name), tokens, most=most)
+            if count is not None:
+                # Of the tokens that reach the experts.
+                experts.append(count / depth.get(layer, tokens))
+    found = {}
+    if depth:
+        found["nominal_capacity"] = sum(depth.values()) / len(depth) / tokens
+    if experts:
+        found["expert_nominal_capacity"] = sum(experts) / len(experts)
+    return found
+
+
+def _nominal_count(model: RoutedDecoder, key: tuple[int, str], tokens: int, *, most: int) -> int | None:
+    """The smallest count of ``key``, at most ``most``, at which the ledger of one sequence of ``tokens``
+    reaches the nominal one; None if the ledger does not depend on the count."""
+
+    def flops(count: int) -> int:
+        return model.ledger(Workload(lengths=(tokens,), counts={key: (count,)})).total()
+
+    if flops(0) == flops(most):
+        return None
+    nominal = model.ledger(Workload(lengths=(tokens,))).total()
+    return bisect_left(range(most), nominal, key=flops)
+
+
+@torch.no_grad()
+def kv_cache_measures(
+    model: RoutedDecoder, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
+) -> dict[str, float]:
+    """Process ``windows_WT`` under the causal rule, each with an empty cache: cached bytes per token,
+    without preallocated room, and their share of a dense cache. A token that skips a layer leaves no
+    key there."""
+    on = next(model.parameters()).device
+    model.eval()
+    kept, tokens = 0, 0
+    for start in range(0, len(windows_WT), batch):
+        tokens_BT = torch.from_numpy(windows_WT[start : start + batch]).to(on)[:, :-1]
+        _, cache = prefill(model, tokens_BT)
+        kept += cache.bytes
+        tokens += tokens_BT.numel()
+    return {
+        "kv_cache_bytes_per_token": kept / tokens,
+        "kv_cache_share": kept / dense_cache_bytes(model, tokens),
     }

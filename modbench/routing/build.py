@@ -1,8 +1,9 @@
 """Models from a shape and a router."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from modbench.ledger import Counts, Ledger, Workload
 from modbench.model.config import ModelConfig
@@ -45,6 +46,23 @@ class RoutedDecoder(Decoder):
     def active_by_layer(self) -> list[int]:
         with authors_code(self.router, "active_parameters"):
             return super().active_by_layer()
+
+
+def outline(config: ModelConfig, router: Router) -> RoutedDecoder:
+    """Build a decoder on the meta device, without values. Raise a `UserError` if the router cannot build
+    this shape."""
+    with torch.device("meta"), _Uninitialised():
+        return RoutedDecoder(config, router)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Skips the functions of `torch.nn.init`: on the meta device they do nothing, after an import of the
+    compiler, which takes a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def build_model(config: ModelConfig, router: Router, seed: int = 0) -> RoutedDecoder:

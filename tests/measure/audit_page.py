@@ -50,10 +50,9 @@ TAIL = """
   updated, what a predictor learns. The tests compare the built-in schemes with plain loops of the
   papers' equations and with Hugging Face's layers.
 - A gradient of the wrong size, except the scale of a depth router's: probe 8 asks whether cross-entropy
-  reaches each scorer (a module named `router`) and each other parameter with `router` in its name, and
-  each row of a router's weight (E, D) whose layer shows its `load` (E,); the other parameters of scorers
-  and of the scheme's own classes may be reached by an auxiliary loss instead, whatever their names. A
-  gate detached behind a softmax still has a gradient, from the denominators of the others.
+  reaches each scorer (a module named `router`) and each other parameter with `router` in its name; the
+  other parameters of scorers and of the scheme's own classes may be reached by an auxiliary loss
+  instead, whatever their names. A gate detached for one expert only is not found.
 - Wasted work that the ledger counts: it is part of the FLOPs in the table.
 - A bug that needs weights or text which a few training steps on random tokens do not give.
 - Whether the causal rule selects a good share of the tokens. Probe 4 reports it, and the table marks one

@@ -42,10 +42,11 @@ class Mean(Layer):
 
 @pytest.fixture(autouse=True)
 def _as_it_was():
-    """The command makes its process deterministic; this one goes on."""
-    before = torch.are_deterministic_algorithms_enabled()
+    """The command makes its process deterministic and uses one thread; this one goes on."""
+    before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     yield
     torch.use_deterministic_algorithms(before)
+    torch.set_num_threads(threads)
 
 
 def test_a_line_to_each_probe_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,23 +126,6 @@ def test_memory_that_runs_out_in_a_probe_is_a_sentence(monkeypatch: pytest.Monke
         UserError, match=r"^out of memory, asked for 2,147,483,648 bytes .*; audit a smal"
     ):
         run_audit("vanilla", shape=SMALL)
-
-
-def test_the_audit_runs_on_one_thread_and_restores_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = []
-
-    def findings(*_: object, **__: object) -> list[object]:
-        threads.append(torch.get_num_threads())
-        return []
-
-    monkeypatch.setattr(command, "findings", findings)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        assert run_audit("vanilla", shape=SMALL) == 0
-        assert (threads, torch.get_num_threads()) == ([1], 2)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_each_probe_explains_its_failure_and_points_to_a_section_of_the_documentation() -> None:

@@ -89,19 +89,18 @@ def test_a_dependence_on_the_batch_without_padding_is_found(
     assert 2 in {finding.probe for finding in failures(batch_mean, monkeypatch, ((3, 63),))}
 
 
-@pytest.mark.parametrize("sequences", [1, 3])
-def test_a_decoding_that_is_another_is_seen(sequences: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoding_that_is_another_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def decoded(x_BTD: Tensor, context: Context) -> Tensor:
-        one = context.cache is not None and x_BTD.shape[:2] == (sequences, 1)
+        one = context.cache is not None and x_BTD.shape[:2] == (3, 1)
         return where(one, lambda: x_BTD)
 
     (finding,) = failures(decoded, monkeypatch, ((3, 63),))
     assert finding.probe == 3
-    assert f"in torch.float32 only {3 * 16 if sequences == 3 else 16} decoded tokens" in finding.figure
+    assert f"in torch.float32 only {3 * 16} decoded tokens" in finding.figure
 
 
 def test_a_token_that_rounding_tips_in_one_text_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Changes token 3 of one text, and through attention later ones, where the token sum is odd."""
+    """Changes token 3 of one copy, and through attention later ones, where others are edited."""
     model = build_model(SHAPE, build_router("vanilla"), seed=4)
     subject = Subject(model, 0)
     text_BT = subject.tokens(4, 63)
@@ -109,9 +108,9 @@ def test_a_token_that_rounding_tips_in_one_text_is_no_leak(monkeypatch: pytest.M
 
     def forward(self: Block, x_BTD: Tensor, context: Context) -> Tensor:
         tokens_BT = context.tokens_BT
-        if x_BTD.dtype == torch.float32 and tokens_BT is not None and tokens_BT.shape == (4, 63):
+        if x_BTD.dtype == torch.float32 and tokens_BT is not None and tokens_BT.shape == (8, 63):
             same = bool((tokens_BT[0, :4] == text_BT[0, :4]).all())
-            tipped = same and int(tokens_BT.sum()) % 2
+            tipped = same and not torch.equal(tokens_BT, text_BT[:1].expand(8, -1))
             x_BTD = x_BTD.clone()
             x_BTD[0, 3] *= 2.0 if tipped else 1.0
         return right(self, x_BTD, context)

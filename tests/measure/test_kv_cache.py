@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from modbench.measure.kv_cache import kv_cache_measures
+from modbench.measure.routing import kv_cache_measures
 from modbench.model.config import ModelConfig
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router

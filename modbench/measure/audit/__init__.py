@@ -95,6 +95,7 @@ PROBES = (
         bypass,
         "Tokens shown as skipped are changed; usually the layer shows another selection than it uses,"
         " writes into its input, or processes skipped tokens in part.",
+        once=True,
     ),
     Probe(
         6,
@@ -102,6 +103,7 @@ PROBES = (
         unit_gate,
         "At gate 1 the layer is not its block; usually the residual is added twice or scaled by the "
         "gate, or the gate is normalised over tokens.",
+        once=True,
     ),
     Probe(
         7,
@@ -110,6 +112,7 @@ PROBES = (
         "Selected tokens are processed in another order or at other positions than in the text; "
         "usually the indices of top-k are not sorted, or positions are counted from 0 among the "
         "selected tokens.",
+        once=True,
     ),
     Probe(
         8,
@@ -145,6 +148,7 @@ PROBES = (
         saving,
         "Skipped tokens are computed and then discarded, so skipping saves no FLOPs; usually the "
         "block runs for all tokens and a mask chooses afterwards.",
+        once=True,
     ),
 )
 
@@ -209,8 +213,7 @@ def findings(
             if here is False and not probe.once:
                 where = ", grouped-query attention, GELU MLP" if one is grouped else ""
                 said += f" (at {shape[0]} x {shape[1]} tokens{where})"
-            higher = _RISING.index(here) > _RISING.index(passed)
-            if higher or (here == passed and one is subject):
+            if not figure or _RISING.index(here) > _RISING.index(passed):
                 passed, figure = here, said
             if passed is False:
                 break

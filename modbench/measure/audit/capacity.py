@@ -25,16 +25,16 @@ LENGTHS = (1, 2, 7)
 
 @torch.no_grad()
 def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
-    """Probe 4: the routed counts equal `Layer.nominal_counts` at every length, for one sequence, a batch
-    and padding, and where all tokens or all scores are equal (ties go to the earlier token). A depth
-    count is never 0 for a sequence with tokens.
+    """Probe 4: the routed counts equal `Layer.nominal_counts` for one sequence of several lengths, a
+    batch and padding, and where all tokens or all scores are equal (ties go to the earlier token); at
+    further shapes for a padded batch. A depth count is never 0 for a sequence with tokens.
 
-    The share of tokens that the causal rule selects is reported; it fails only if it is 0 or 1 whatever
-    the weights."""
-    tokens_BT = tokens_BT if subject.is_first(tokens_BT) else few(tokens_BT)
+    The share of tokens that the causal rule selects is reported at the first shape; it fails only if it
+    is 0 or 1 whatever the weights."""
+    first, tokens_BT = subject.is_first(tokens_BT), few(tokens_BT)
     sequence = tokens_BT.shape[1]
     model = subject.twin().train()
-    if undeclared := _undeclared(model, tokens_BT):
+    if first and (undeclared := _undeclared(model, tokens_BT)):
         return False, undeclared
     if not model.nominal_counts(Workload.uniform(1, sequence)):
         return None, "no layer declares nominal counts"
@@ -44,17 +44,15 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
         tied(subject.tokens(1, 2), Context())
         scores_ties = True
     counted = 0
-    shorter = [n for n in LENGTHS if n < sequence] if subject.is_first(tokens_BT) else []
-    for length in (*shorter, sequence):
-        for name, of_BT, lengths in _cases(tokens_BT, length):
-            counted += 1
-            wrong = _wrong(model, of_BT, lengths)
-            if not wrong and scores_ties and name in ("padded", "all tokens equal"):
-                wrong = _wrong(tied, of_BT, lengths, tied=True)
-                name += ", all scores equal"
-            if wrong:
-                return False, f"{wrong}; {name}, lengths {_short(lengths)}"
-    shares = _selected_by_the_causal_rule(subject, few(tokens_BT))
+    for name, of_BT, lengths in _cases(tokens_BT, first=first):
+        counted += 1
+        wrong = _wrong(model, of_BT, lengths)
+        if not wrong and scores_ties and name in ("padded", "all tokens equal"):
+            wrong = _wrong(tied, of_BT, lengths, tied=True)
+            name += ", all scores equal"
+        if wrong:
+            return False, f"{wrong}; {name}, lengths {_short(lengths)}"
+    shares = _selected_by_the_causal_rule(subject, tokens_BT) if first else []
     if len(shares) > 1 and (set(shares) in ({0.0}, {1.0})):
         return False, f"the causal rule selects {shares[0]:.0%} of the tokens, whatever the weights"
     causal = f", the causal rule selects {shares[0]:.1%}" if shares else ""
@@ -104,14 +102,17 @@ def _selected_by_the_causal_rule(subject: Subject, tokens_BT: Tensor) -> list[fl
     return found
 
 
-def _cases(tokens_BT: Tensor, length: int) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
-    """Name, tokens and lengths of each batch."""
-    three_BT = tokens_BT[:3, :length]
-    padded = tuple(max(1, length * (n + 1) // len(three_BT)) for n in range(len(three_BT)))
-    yield "one sequence", tokens_BT[:1, :length], (length,)
-    yield "a batch", tokens_BT[:, :length], (length,) * len(tokens_BT)
-    yield "padded", three_BT, padded
-    yield "all tokens equal", torch.zeros_like(three_BT), (length,) * len(three_BT)
+def _cases(tokens_BT: Tensor, *, first: bool) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
+    """Name, tokens and lengths of each batch; one padded batch beyond the first shape."""
+    sequence, three_BT = tokens_BT.shape[1], tokens_BT[:3]
+    if first:
+        for length in (*(n for n in LENGTHS if n < sequence), sequence):
+            yield "one sequence", tokens_BT[:1, :length], (length,)
+        yield "a batch", tokens_BT, (sequence,) * len(tokens_BT)
+        yield "all tokens equal", torch.zeros_like(three_BT), (sequence,) * len(three_BT)
+        yield "padded", three_BT, tuple(min(n, sequence) for n in LENGTHS)[: len(three_BT)]
+    rows = len(three_BT)
+    yield "padded", three_BT, tuple(max(1, sequence * (n + 1) // rows) for n in range(rows))
 
 
 def _wrong(model: RoutedDecoder, tokens_BT: Tensor, lengths: tuple[int, ...], tied: bool = False) -> str:

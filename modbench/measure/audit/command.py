@@ -42,8 +42,9 @@ def run_audit(
     if size.sequence < 2:
         raise UserError(f"sequence is {size.sequence}; an audit needs 2 tokens or more")
     make_deterministic()
+    torch.set_num_threads(1)  # at the sizes of an audit, more are slower
     found: list[Finding] = []
-    with one_thread(), _enough_memory():
+    with _enough_memory():
         with authors_code(router_class(router), "a training step"):
             model = warmed(size.model, router, chosen, seed, size.sequence)
         if format == "table":
@@ -65,17 +66,6 @@ def run_audit(
         }
         print(json.dumps(document))
     return int(failed)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run on one thread: at the sizes of an audit, more are slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

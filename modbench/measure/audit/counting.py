@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modbench.accounting.count import count as executed
 from modbench.counting.counter import FlopCounter, seen_conventions
 from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
 from modbench.measure.audit.finding import Outcome, Subject, device_of, next_tokens, ragged
@@ -20,9 +19,9 @@ from modbench.model.layer import Layer
 from modbench.routing.build import RoutedDecoder
 
 #: Single tokens counted one by one.
-LONE = 4
+LONE = 2
 #: New tokens of each sequence in a chunk after the prompt, and tokens decoded after that.
-CHUNK, STEPS = (4, 9, 2), 2
+CHUNK, STEPS = (4, 9), 2
 #: Tokens over which FLOPs are averaged: where experts choose tokens, one token alone gets every expert.
 ACTIVE_TOKENS = 512
 #: Phases whose nominal FLOPs appear in budgets and tables.
@@ -31,8 +30,8 @@ PHASES: tuple[Phase, ...] = ("forward", "train")
 
 def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 9: with padding, the ledger equals what the counter sees, in each convention it can see:
-    forward under both rules and training, with and without padding, and one sequence; and at the first
-    shape single tokens, and with a cache, prompts, chunks and decoded tokens, in a batch and alone.
+    training, and forward under the causal rule; at the first shape also with padding, of one sequence,
+    of single tokens, and with a cache, prompts, chunks and decoded tokens, in a batch and alone.
 
     Without realised counts (nominal FLOPs of plans and tables) it equals the count of a training step
     where this routes nominal counts, else on the meta device; a router that cannot run there is not
@@ -43,9 +42,10 @@ def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
 
     A layer has at least as many active parameters as the FLOPs of a token imply.
     """
-    first = subject.is_first(tokens_BT)
-    cached = _each_cached(subject, tokens_BT) if first and not subject.brief else ()
-    cases, wrong = [*_uncached(subject, tokens_BT), *cached], dict[str, str]()
+    first = subject.is_first(tokens_BT) and not subject.brief
+    cases, wrong = [*_full(subject, tokens_BT)], dict[str, str]()
+    if first:
+        cases += [*_padded_and_lone(subject, tokens_BT), *_each_cached(subject, tokens_BT)]
     for case in cases:
         wrong |= case.wrong()
     step = next(case for case in cases if case.workload.phase == "train")
@@ -69,7 +69,9 @@ def _nominal(subject: Subject, step: "CountedPass") -> tuple[dict[str, str], str
     # On a GPU the counter does not see the convention ``executed``.
     if device_of(model).type != "cpu" or model.ledger(step.workload) != nominal:
         try:
-            seen = executed(subject.twin().to("meta"), (sequences, tokens), phase="train").ledger
+            on_meta_BT = torch.zeros(sequences, tokens, dtype=torch.long, device="meta")
+            lengths = step.workload.lengths
+            seen = _spend(subject.twin().to("meta"), on_meta_BT, lengths, "topk", "train")[1].ledger
         except Exception as error:  # a router's own code runs here; it may need values
             return wrong, f"; nominal not checked, on the meta device it raised {type(error).__name__}"
     forward = Ledger({key: flops for key, flops in seen if key[2] == "forward"})
@@ -135,42 +137,44 @@ class CountedPass:
         return {bool(number) for counts in depths for number in counts}
 
 
-def _uncached(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
-    sequences, sequence = tokens_BT.shape
-    full = (sequence,) * sequences
-    padded = tuple(max(1, sequence - 7 * n) for n in range(sequences))
-    twin = subject.twin()
+def _full(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
+    """Training and scoring of full sequences."""
+    twin, full = subject.twin(), (tokens_BT.shape[1],) * len(tokens_BT)
+    yield _counted("", twin, tokens_BT, full, "topk", "train")
+    yield _counted("", twin, tokens_BT, full, "causal", "forward")
 
-    def case(
-        name: str, text_BT: Tensor, lengths: tuple[int, ...], rule: Selection, phase: Phase
-    ) -> CountedPass:
-        workload, counter = _spend(twin, text_BT, lengths, rule, phase)
-        exact = len(lengths) == 1 or (rule == "topk" and lengths == full)
-        parts = (counter,) if exact else ()
-        return CountedPass(f"{name}{rule} {phase}", subject.model, workload, counter, parts)
 
-    if subject.is_first(tokens_BT):
-        yield case("", tokens_BT, full, "topk", "forward")
-    yield case("", tokens_BT, full, "topk", "train")
-    yield case("", tokens_BT, full, "causal", "forward")
-    yield case("padded ", tokens_BT, padded, "topk", "train")
-    yield case("lone ", tokens_BT[:1], full[:1], "topk", "train")
-    if not subject.is_first(tokens_BT):
-        return
+def _padded_and_lone(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
+    """Padded batches, one sequence, and single tokens."""
+    twin, tokens_BT = subject.twin(), tokens_BT[:2]
+    padded = tuple(max(1, tokens_BT.shape[1] - 7 * n) for n in range(len(tokens_BT)))
+    yield _counted("padded ", twin, tokens_BT, padded, "topk", "train")
+    yield _counted("lone ", twin, tokens_BT[:1], padded[:1], "topk", "train")
     # A layer that skips its only token spends less, and its router gets no gradient.
-    for token_BT in subject.tokens(1, LONE).split(1, 1) if not subject.brief else ():
-        yield case("single-token ", token_BT, (1,), "topk", "train")
-        yield case("single-token ", token_BT, (1,), "causal", "forward")
+    for token_BT in subject.tokens(1, LONE).split(1, 1):
+        yield _counted("single-token ", twin, token_BT, (1,), "topk", "train")
+        yield _counted("single-token ", twin, token_BT, (1,), "causal", "forward")
     # In float64, where a sequence is routed alike alone and in a batch.
-    alone = []
-    for row_T, length in zip(tokens_BT, padded, strict=True):
-        row_BT = row_T[None, :length]
-        workload, counter = _spend(subject.exact, row_BT, (length,), "causal", "forward")
-        alone.append(counter)
-        yield CountedPass("lone causal forward", subject.exact, workload, counter, (counter,))
-    workload, counter = _spend(subject.exact, tokens_BT, padded, "causal", "forward")
-    name = "padded causal forward, summed,"
-    yield CountedPass(name, subject.exact, workload, counter, alone)
+    alone = [
+        _counted("lone ", subject.exact, row_T[None, :length], (length,), "causal", "forward")
+        for row_T, length in zip(tokens_BT, padded, strict=True)
+    ]
+    yield from alone
+    together = _counted("padded ", subject.exact, tokens_BT, padded, "causal", "forward")
+    yield replace(together, name=f"{together.name}, summed,", parts=[one.counter for one in alone])
+
+
+def _counted(
+    name: str,
+    model: RoutedDecoder,
+    tokens_BT: Tensor,
+    lengths: tuple[int, ...],
+    rule: Selection,
+    phase: Phase,
+) -> CountedPass:
+    workload, counter = _spend(model, tokens_BT, lengths, rule, phase)
+    exact = len(lengths) == 1 or (rule == "topk" and min(lengths) == tokens_BT.shape[1])
+    return CountedPass(f"{name}{rule} {phase}", model, workload, counter, (counter,) if exact else ())
 
 
 def _spend(

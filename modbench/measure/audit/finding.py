@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from modbench.model.block import Block
 from modbench.model.context import Context, Selection
 from modbench.model.kv_cache import Cache
-from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.build import RoutedDecoder, build_model, outline
 from modbench.routing.router import Router
 from modbench.typed import checked
 
@@ -130,11 +130,6 @@ class Subject:
         tokens_BT = torch.randint(vocabulary, (sequences, length), generator=generator)
         return tokens_BT.to(device_of(self.model))
 
-    def texts(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """``tokens_BT`` and a second text of its shape: rounding flips no decision in both."""
-        sequences, length = tokens_BT.shape
-        return tokens_BT, self.tokens(sequences, length, draw=1)
-
     def fresh(self, **wanted: object) -> tuple[RoutedDecoder, set[str]]:
         """A newly initialised model of the same shape in float64, its router with those of the options
         ``wanted`` that it has and accepts; and the names of these options."""
@@ -143,8 +138,7 @@ class Subject:
             try:
                 hint = get_type_hints(type(router))[name]
                 other = replace(router, **{name: checked(name, value, hint)})  # type: ignore[type-var]
-                with torch.device("meta"):
-                    RoutedDecoder(self.model.config, other)
+                outline(self.model.config, other)
             except Exception:  # a router's own code runs here: it rejects the option
                 continue
             router = other
@@ -159,16 +153,6 @@ class Subject:
 def few(tokens_BT: Tensor) -> Tensor:
     """The first sequences of ``tokens_BT``: two, or as many as have `FEW` tokens together."""
     return tokens_BT[: max(2, FEW // tokens_BT.shape[1])]
-
-
-def misshapen(context: Context, tokens_BT: Tensor) -> str:
-    """Describe a shown ``selected`` of wrong shape or dtype; empty if there is none."""
-    shape = tuple(tokens_BT.shape)
-    for (layer, name), shown in context.trace.tensors.items():
-        if name == "selected" and (shown.shape != shape or shown.dtype != torch.bool):
-            kind = f"{tuple(shown.shape)} {str(shown.dtype).removeprefix('torch.')}"
-            return f"layer {layer} shows selected {kind}; it must be {shape} bool ({context.selection})"
-    return ""
 
 
 def device_of(model: nn.Module) -> torch.device:

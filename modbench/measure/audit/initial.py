@@ -39,16 +39,16 @@ def badly_initialised(subject: Subject) -> str:
 
 @contextmanager
 def _new_memory_is_nan() -> Iterator[None]:
-    strict = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    # torch.use_deterministic_algorithms does the same, and imports the compiler, which takes a second.
+    mode = torch.get_deterministic_debug_mode()
     deterministic: Any = torch.utils.deterministic  # type: ignore[attr-defined]
     fills = deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")
     deterministic.fill_uninitialized_memory = True
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(strict, warn_only=warns)
+        torch.set_deterministic_debug_mode(mode)
         deterministic.fill_uninitialized_memory = fills
 
 

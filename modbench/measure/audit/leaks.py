@@ -1,8 +1,9 @@
 """Probes 1 and 2: logits depend on no later token and on no other sequence in the batch.
 
-B sequences, T tokens, D model width.
+B sequences, T tokens, D model width, P edited places.
 """
 
+import random
 from collections.abc import Iterator
 
 import torch
@@ -22,7 +23,11 @@ SHARE = 0.5
 #: Up to this length, every position is tested.
 EVERY = 64
 #: Number of random positions tested in a longer sequence.
-DRAWN = 4
+DRAWN = 2
+#: Number of texts that are edited, since an edit doesn't flip every decision.
+TEXTS = 2
+#: Edited copies of a text in one batch.
+COPIES = 8
 REPEATED = "two equal passes differ by {}; scoring must not draw random numbers"
 DETAILED = "logits differ by {} where the trace is detailed"
 #: Last sequences of a batch that are compared with the same sequences alone.
@@ -34,8 +39,8 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 1: replacing the tokens after t leaves the logits up to t unchanged under the causal rule;
     the input of the head is compared.
 
-    Tested in float64, and in the model's own dtype with a coarser bound that one of two texts must meet.
-    Every t is tested in sequences of up to `EVERY` tokens; in one longer one the ends, the middle, both
+    Tested in float64, and in the model's own dtype with a coarser bound that most edits must meet. Every
+    t is tested in sequences of up to `EVERY` tokens; in longer ones the middle, the end, both
     sides of powers of two, and random positions (probe 3 covers the others). In the model's own dtype it
     is every fourth one of these.
 
@@ -45,18 +50,15 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     if subject.is_first(tokens_BT) and (state := changed_by_scoring(subject)):
         return False, f"{state}: scores depend on texts scored before; update it in training only"
     # The length matters here; the batch is probe 2's.
-    tokens_BT = tokens_BT[: 4 if tokens_BT.shape[1] <= EVERY else 1]
-    if wrong := _unrepeatable(subject, tokens_BT):
+    if wrong := _unrepeatable(subject, tokens_BT[:4]):
         return False, wrong
-    most, changed = _changes(subject.exact, tokens_BT[:1], ROUNDING, subject.seed)
+    most, changed = _changes(subject, subject.exact, tokens_BT[:TEXTS], ROUNDING)
     figure = f"{sum(changed)} earlier positions changed, by up to {most:.1e}"
     if subject.is_exact or any(changed):
         return not any(changed), figure
-    for text_BT in subject.texts(tokens_BT):
-        _, changed = _changes(subject.own, text_BT, COARSE, subject.seed, every=4)
-        by = sum(positions > 0 for positions in changed)
-        if is_rounding := by <= SHARE * len(changed):
-            break
+    _, changed = _changes(subject, subject.own, tokens_BT[:1], COARSE, every=4)
+    by = sum(positions > 0 for positions in changed)
+    is_rounding = by <= SHARE * len(changed)
     only = "" if is_rounding else " only"
     return is_rounding, f"{figure}, in {subject.dtype}{only} by {by} of {len(changed)} edits"
 
@@ -78,34 +80,40 @@ def _unrepeatable(subject: Subject, tokens_BT: Tensor) -> str:
 
 
 def _changes(
-    model: RoutedDecoder, tokens_BT: Tensor, rounding: float, seed: int, *, every: int = 1
+    subject: Subject, model: RoutedDecoder, tokens_BT: Tensor, rounding: float, *, every: int = 1
 ) -> tuple[float, list[int]]:
-    """The largest change of the logits of positions before edits at `_places`; and for each edit and
-    sequence, how many of these changed by more than rounding."""
-    generator = torch.Generator().manual_seed(seed)
-    sequences, sequence = tokens_BT.shape
-    before_BTD = hidden(model, tokens_BT, Context(selection="causal"))
-    bound = rounding * max(1.0, before_BTD.abs().max().item())
+    """The largest change of the logits of positions before edits at `_places`; and for each edit of each
+    text, how many of these changed by more than rounding. `COPIES` edits of a text run as one batch."""
+    on, sequence = tokens_BT.device, tokens_BT.shape[1]
+    places = _places(sequence, subject.seed)[::every]
     most, changed = 0.0, list[int]()
-    for place in _places(sequence, generator)[::every]:
-        shape = (sequences, sequence - place - 1)
-        other_BT = torch.randint(model.config.vocabulary, shape, generator=generator)
-        edited_BT = torch.cat((tokens_BT[:, : place + 1], other_BT.to(tokens_BT.device)), dim=1)
-        after_BTD = hidden(model, edited_BT, Context(selection="causal"))
-        difference_BT = largest(after_BTD[:, : place + 1], before_BTD[:, : place + 1])
-        most = max(most, difference_BT.max().item())
-        changed += (difference_BT > bound).sum(1).tolist()
+    for number, text_T in enumerate(tokens_BT):
+        others_PT = subject.tokens(len(places), sequence, draw=2 + number)
+        copies = 0
+        for first in range(0, len(places), COPIES):
+            places_B = torch.tensor(places[first : first + COPIES], device=on)
+            other_BT = others_PT[first : first + COPIES]
+            text_BT = text_T.expand(len(places_B), -1)
+            kept_BT = torch.arange(sequence, device=on) <= places_B[:, None]
+            if len(text_BT) != copies:
+                before_BTD, copies = hidden(model, text_BT, Context(selection="causal")), len(text_BT)
+                bound = rounding * max(1.0, before_BTD.abs().max().item())
+            edited_BT = torch.where(kept_BT, text_BT, other_BT)
+            after_BTD = hidden(model, edited_BT, Context(selection="causal"))
+            difference_BT = largest(after_BTD, before_BTD).where(kept_BT, 0.0)
+            most = max(most, difference_BT.max().item())
+            changed += (difference_BT > bound).sum(1).tolist()
     return most, changed
 
 
-def _places(sequence: int, generator: torch.Generator) -> list[int]:
+def _places(sequence: int, seed: int) -> list[int]:
     """Positions of the last token that an edit keeps."""
     if sequence <= EVERY:
         return list(range(sequence - 1))
-    places = {0, sequence // 2, sequence - 8, sequence - 2}
+    places = {sequence // 2, sequence - 2}
     for power in range(EVERY.bit_length() - 1, sequence.bit_length()):
         places |= {2**power - 2, 2**power - 1}
-    places |= set(torch.randperm(sequence - 1, generator=generator)[:DRAWN].tolist())
+    places |= set(random.Random(seed).sample(range(sequence - 1), DRAWN))
     return sorted(place for place in places if place < sequence - 1)
 
 
@@ -115,23 +123,20 @@ def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
     the input of the head is compared.
 
     Tested in float64; and in the model's own dtype, where at most half of the sequences of a batch may
-    differ, in one of two texts. Under the training rule all logits are finite."""
+    differ. Under the training rule all logits are finite, down to one token."""
+    for length in (1, 2, tokens_BT.shape[1]):
+        trained_BTD = hidden(subject.exact, tokens_BT[:1, :length], Context())
+        if not trained_BTD.isfinite().all():
+            return False, f"logits of {length} tokens contain NaN or Inf (topk)"
     short = subject.is_first(tokens_BT)
-    for lengths in _batches(*tokens_BT.shape, short=short):
-        for row, length in enumerate(lengths[: 1 + short]):
-            trained_BTV = subject.exact(tokens_BT[row : row + 1, :length], Context())
-            if not trained_BTV.isfinite().all():
-                return False, f"logits of {length} tokens contain NaN or Inf (topk)"
     exact = list(_differences(subject.exact, tokens_BT, ROUNDING, short=short))
     most = max(off for offs, _ in exact for off in offs)
     figure = f"alone and in a batch differ by up to {most:.1e}"
-    if subject.is_exact or any(off > bound for offs, bound in exact for off in offs):
-        return not any(off > bound for offs, bound in exact for off in offs), figure
-    for text_BT in subject.texts(tokens_BT):
-        own = list(_differences(subject.own, text_BT, COARSE, short=short))
-        wrong = (sum(off > bound for off in offs) / len(offs) for offs, bound in own)
-        if is_rounding := max(wrong) <= SHARE:
-            break
+    wrong = any(off > bound for offs, bound in exact for off in offs)
+    if subject.is_exact or wrong:
+        return not wrong, figure
+    own = list(_differences(subject.own, tokens_BT, COARSE, short=False))
+    is_rounding = max(sum(off > bound for off in offs) / len(offs) for offs, bound in own) <= SHARE
     only = "" if is_rounding else " only"
     most = max(off for offs, _ in own for off in offs)
     return is_rounding, f"{figure}, in {subject.dtype}{only} by {most:.1e}"
@@ -150,12 +155,17 @@ def _differences(
 ) -> Iterator[tuple[list[float], float]]:
     """For each batch: how much each of its last sequences differs from the same sequence alone, and the
     bound of rounding."""
+    alone: dict[tuple[int, int], Tensor] = {}
     for lengths in _batches(*tokens_BT.shape, short=short):
-        context = Context(selection="causal", lengths_B=ragged(lengths, tokens_BT))
-        together_BTD = hidden(model, tokens_BT, context)
+        batch_BT = tokens_BT[:, : max(lengths)]
+        context = Context(selection="causal", lengths_B=ragged(lengths, batch_BT))
+        together_BTD = hidden(model, batch_BT, context)
         bound, offs = rounding, []
         for row, length in list(enumerate(lengths))[-TESTED:]:
-            alone_BTD = hidden(model, tokens_BT[row : row + 1, :length], Context(selection="causal"))
+            if (row, length) not in alone:
+                text_1T = tokens_BT[row : row + 1, :length]
+                alone[row, length] = hidden(model, text_1T, Context(selection="causal"))
+            alone_BTD = alone[row, length]
             bound = max(bound, rounding * alone_BTD.abs().max().item())
             difference_BT = largest(together_BTD[row : row + 1, :length], alone_BTD)
             offs.append(difference_BT.max().item())

@@ -5,7 +5,7 @@ B sequences, T tokens, D model width, E experts, V vocabulary, N selected.
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,6 @@ from modbench.measure.audit.finding import (
     layer_by_layer,
     outer_routers,
     plain_block,
-    routers,
     seeded,
 )
 from modbench.model.context import Context
@@ -29,8 +28,9 @@ from modbench.routing.tokens import Noise
 #: Smallest norm of a depth router's gradient, relative to a linear gate's. A sigmoid gate gives a
 #: quarter; a softmax over the selected tokens, one over their number.
 SMALLEST = 0.02
-#: Sequence lengths long enough to tell these apart: with capacity 1, and with less.
-TOKENS, TOKENS_PARTLY_SELECTED = 128, 512
+#: Sequence lengths long enough to tell these apart: with capacity 1, and with less; and another where
+#: the length does not matter.
+TOKENS, TOKENS_PARTLY_SELECTED, SHORT = 128, 512, 63
 #: Relative rounding error of an auxiliary loss whose terms are summed in another order.
 SUMMED = 1e-6
 #: Largest entry of a gradient that is rounding in float64, relative to the largest of all parameters.
@@ -45,39 +45,33 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 8: in a newly initialised model, cross-entropy alone has a gradient for the router.
 
     In a module named ``router`` (the scorer of the base classes), for one parameter or more; outside
-    such modules, for each parameter with "router" in its name; and for each row of a router weight
-    (E, D) whose expert receives tokens by the ``load`` that the layer shows. In a layer that shows
-    ``selected`` and has a linear router, the gradient has the scale of a linear gate's:
-    sum_t <dL/dout_t, delta_t> x_t.
+    such modules, for each parameter with "router" in its name. In a layer that shows ``selected`` and
+    has a linear router, the gradient has the scale of a linear gate's: sum_t <dL/dout_t, delta_t> x_t.
 
     All losses together reach each parameter of scorers and of the scheme's own classes, and one
     parameter or more of each module of PyTorch that these hold. If nothing is named ``router`` the
     verdict is ``unchecked``, since cross-entropy may have to reach some of them. Auxiliary losses depend
     neither on the order of sequences nor on padding, and have no gradient in padding.
     """
-    first, text_BT = subject.fresh()[0], subject.tokens(3, TOKENS)
-    wrong = _equal_weights(first) or _order_dependent(first, text_BT)
-    wrong = wrong or _padding_dependent(first, text_BT)
-    if wrong:
+    if wrong := _equal_weights(subject.initial) or _dependent(subject.initial, subject.tokens(3, SHORT)):
         return False, wrong
     model, taken = subject.fresh(capacity=1.0)
     model.train()
     all_selected = "capacity" in taken or not subject.skipping
     tokens_BT = subject.tokens(3, TOKENS if all_selected else TOKENS_PARTLY_SELECTED)
-    context, scales = _learn_text(model, tokens_BT)
+    scales = _learn_text(model, tokens_BT)
     by_text = _reached(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     idle = {name for name, parameter in trained.items() if _idle(name, parameter)}
     groups = _groups(model)
     wanted = {name for name in trained if "router" in name.lower()}
-    lost = _lost(model, wanted - idle, by_text) or next(_rows_without_gradient(model, context), "")
-    if lost:
+    if lost := _lost(model, wanted - idle, by_text):
         return False, f"cross-entropy does not reach {lost}"
     if scales and min(scales) < SMALLEST:
         return False, f"the router's gradient is {min(scales):.1e} of a linear gate's"
     # A second pass, since compiled code runs backward only once.
     context = Context()
-    model(tokens_BT, context)
+    model(tokens_BT[:, :SHORT], context)
     loss = context.trace.auxiliary_loss()
     if isinstance(loss, Tensor) and loss.requires_grad:
         loss.backward()
@@ -155,9 +149,8 @@ def _of(module: nn.Module, package: str) -> bool:
     return type(module).__module__.startswith(package)
 
 
-def _learn_text(model: RoutedDecoder, tokens_BT: Tensor) -> tuple[Context, list[float]]:
-    """Run the backward pass of cross-entropy; return the context, and `_scale` of each layer that has
-    one."""
+def _learn_text(model: RoutedDecoder, tokens_BT: Tensor) -> list[float]:
+    """Run the backward pass of cross-entropy; return `_scale` of each layer that has one."""
     context = Context()
     kept: list[tuple[int, nn.Module, Tensor, Tensor]] = []
     x_BTD = model.embedding(tokens_BT)
@@ -169,23 +162,7 @@ def _learn_text(model: RoutedDecoder, tokens_BT: Tensor) -> tuple[Context, list[
     logits_BTV = F.linear(model.norm(x_BTD), head.weight)
     F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.roll(-1, 1).flatten()).backward()
     scales = (_scale(*entry, context) for entry in kept)
-    return context, [scale for scale in scales if scale is not None]
-
-
-def _rows_without_gradient(model: RoutedDecoder, context: Context) -> Iterator[str]:
-    """Rows of router weights (E, D) without a gradient though tokens are routed to their expert, where
-    other rows have one."""
-    for number, layer in enumerate(model.layers):
-        load_E = context.trace.tensors.get((number, "load"))
-        for name, parameter in routers(layer).items():
-            if load_E is None or parameter.grad is None:
-                continue
-            if parameter.shape == (*load_E.shape, model.config.width):
-                reached_E = parameter.grad.any(1)
-                cut_E = ~reached_E & (load_E.to(reached_E.device) > 0)
-                for row in cut_E.nonzero().flatten().tolist() if reached_E.any() else ():
-                    tokens = int(load_E[row])
-                    yield f"row {row} of layers.{number}.{name}, to whose expert {tokens} tokens go"
+    return [scale for scale in scales if scale is not None]
 
 
 def _scale(
@@ -215,57 +192,58 @@ def _equal_weights(model: RoutedDecoder) -> str:
     return ""
 
 
-@torch.no_grad()
-def _order_dependent(model: RoutedDecoder, tokens_BT: Tensor) -> str:
-    """Name an auxiliary loss or buffer that depends on the order of sequences; empty if there is none.
-    Each layer is tested on the same input, since what earlier layers drop may depend on the order.
-    Random losses are not tested."""
-    stream = list(layer_by_layer(copy.deepcopy(model).eval(), tokens_BT, Context()))
+def _dependent(model: RoutedDecoder, tokens_BT: Tensor) -> str:
+    """Describe an auxiliary loss or buffer that depends on the order of sequences or on padding; empty
+    if there is none. Each layer is tested on the same input, since what earlier layers drop may depend
+    on the order."""
+    with torch.no_grad():
+        stream = list(layer_by_layer(model, tokens_BT, Context()))
     for number, layer, x_BTD, _ in stream:
-        context, first = _values(layer, x_BTD, Context(tokens_BT=tokens_BT))
+        trace, first = _values(layer, x_BTD, tokens_BT)
         if not first:
             continue
-        _, drawn = _values(layer, x_BTD, Context(tokens_BT=tokens_BT), seed=1)
-        rolled, other = _values(layer, x_BTD.roll(1, 0), Context(tokens_BT=tokens_BT.roll(1, 0)))
-        shown, others = (trace.tensors.get((number, "selected")) for trace in (context, rolled))
-        if shown is not None and others is not None and not torch.equal(shown.roll(1, 0), others):
-            continue  # selected at random, by position in the batch
-        fixed = {name: value for name, value in first.items() if drawn[name] == value}
-        if changed := _changed(fixed, other, number):
-            return f"{changed} when the sequences of the batch are reordered"
+        _, drawn = _values(layer, x_BTD, tokens_BT, seed=1)
+        rolled, other = _values(layer, x_BTD.roll(1, 0), tokens_BT.roll(1, 0))
+        shown, others = (found.tensors.get((number, "selected")) for found in (trace, rolled))
+        # Random losses are not tested, nor a selection at random, by position in the batch.
+        if shown is None or others is None or torch.equal(shown.roll(1, 0), others):
+            fixed = {name: value for name, value in first.items() if drawn[name] == value}
+            if changed := _changed(fixed, other, number):
+                return f"{changed} when the sequences of the batch are reordered"
+        if wrong := _padding_dependent(number, layer, x_BTD, tokens_BT):
+            return wrong
     return ""
 
 
-def _padding_dependent(model: RoutedDecoder, tokens_BT: Tensor) -> str:
-    """Name an auxiliary loss or buffer that depends on padding; empty if there is none."""
+def _padding_dependent(number: int, layer: nn.Module, before_BTD: Tensor, tokens_BT: Tensor) -> str:
     sequences, sequence = tokens_BT.shape
-    lengths_B = torch.tensor([sequence * (n + 1) // sequences for n in range(sequences)])
-    lengths_B = lengths_B.to(tokens_BT.device)
+    lengths_B = torch.arange(1, sequences + 1, device=tokens_BT.device) * sequence // sequences
     padding_BT = torch.arange(sequence, device=tokens_BT.device) >= lengths_B[:, None]
-    with torch.no_grad():
-        stream = list(layer_by_layer(copy.deepcopy(model).eval(), tokens_BT, Context()))
-    for number, layer, before_BTD, _ in stream:
-        found = []
-        for factor in (1.0, -3.0):
-            x_BTD = torch.where(padding_BT[..., None], factor * before_BTD, before_BTD).requires_grad_()
-            trace, values = _values(layer, x_BTD, Context(tokens_BT=tokens_BT, lengths_B=lengths_B))
-            found.append(values)
-            loss = trace.auxiliary_loss()
-            if isinstance(loss, Tensor) and loss.requires_grad:
-                slope_BTD = torch.autograd.grad(loss, x_BTD, allow_unused=True)[0]
-                if slope_BTD is not None and bool(slope_BTD[padding_BT].any()):
-                    return f"the auxiliary losses of layer {number} have a gradient in padding"
-        if changed := _changed(found[0], found[1], number):
-            return f"{changed} with the content of padding"
-    return ""
+    found = []
+    for factor in (1.0, -3.0):
+        x_BTD = torch.where(padding_BT[..., None], factor * before_BTD, before_BTD).requires_grad_()
+        trace, values = _values(layer, x_BTD, tokens_BT, lengths_B)
+        found.append(values)
+        loss = trace.auxiliary_loss()
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            slope_BTD = torch.autograd.grad(loss, x_BTD, allow_unused=True)[0]
+            if slope_BTD is not None and bool(slope_BTD[padding_BT].any()):
+                return f"the auxiliary losses of layer {number} have a gradient in padding"
+    changed = _changed(found[0], found[1], number)
+    return changed and f"{changed} with the content of padding"
 
 
 def _values(
-    layer: nn.Module, x_BTD: Tensor, context: Context, *, seed: int = 0
+    layer: nn.Module,
+    x_BTD: Tensor,
+    tokens_BT: Tensor,
+    lengths_B: Tensor | None = None,
+    *,
+    seed: int = 0,
 ) -> tuple[Trace, dict[str, float]]:
     """Trace of a training pass of a copy of ``layer``, its auxiliary losses, and a weighted sum of each
     floating-point buffer after it."""
-    own = copy.deepcopy(layer).train()
+    own, context = copy.deepcopy(layer).train(), Context(tokens_BT=tokens_BT, lengths_B=lengths_B)
     for part in own.modules():
         if isinstance(part, Noise):
             part.draws += seed

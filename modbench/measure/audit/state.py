@@ -14,14 +14,12 @@ from torch.utils._pytree import tree_leaves
 
 from modbench.measure.audit.finding import RULES, Outcome, Subject, device_of, seeded, unmoved
 from modbench.measure.audit.initial import badly_initialised
+from modbench.measure.audit.warmed import take_step
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder, build_model
-from modbench.train.config import TrainConfig
-from modbench.train.loop import build_optimizer, training_step
 
 #: Attributes of every module: torch's own, or in ``state_dict``.
 _OF_TORCH = frozenset(vars(nn.Module()))
-TRAIN = TrainConfig(budget=1)
 
 
 def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
@@ -29,27 +27,24 @@ def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
     the same logits under both rules, and the same state after one more step, bit for bit.
 
     Also: training changes no attribute of a module or of its class; scoring changes nothing; activation
-    checkpointing changes neither loss nor state; every parameter and buffer is initialised, to the same
-    bits each time; and the parts that all schemes share start as in the dense model.
+    checkpointing changes neither output nor state; every parameter and buffer is initialised, to the
+    same bits each time; and the parts that all schemes share start as in the dense model.
     """
     wrong = badly_initialised(subject) or changed_by_scoring(subject)
     if wrong:
         return False, wrong
     model = subject.twin()
-    optimizer = build_optimizer(model, TRAIN)
-    _step(subject, model, optimizer, 1)
+    _step(subject, model, 1)
     before = _attributes(model)  # after the first step: tables built on first use are no state
-    _step(subject, model, optimizer, 2)
+    _step(subject, model, 2)
     if changed := _changed(before, _attributes(model)):
         return False, f"training changes {changed}, which is not in state_dict"
-    if wrong := _checkpointing(subject):
+    if wrong := _changed_by_repetition(subject):
         return False, wrong
 
     loaded = build_model(model.config, model.router, subject.seed + 1)
     loaded = loaded.to(device=device_of(model), dtype=subject.dtype)
     loaded.load_state_dict(copy.deepcopy(model.state_dict()))
-    other = build_optimizer(loaded, TRAIN)
-    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     text_BT = subject.tokens(3, 63, 4)
     for rule in RULES:
         with torch.no_grad():
@@ -57,17 +52,16 @@ def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
         if not torch.equal(one_BTV, two_BTV):
             most = (one_BTV - two_BTV).abs().max().item()
             return False, f"logits of the loaded model ({rule}) differ by {most:.1e}"
-    _step(subject, model, optimizer, 5)
-    _step(subject, loaded, other, 5)
+    _step(subject, model, 5)
+    _step(subject, loaded, 5)
     if differs := _differs(model.state_dict(), loaded.state_dict()):
         return False, f"{differs} differs one step after resuming"
     return True, f"{len(loaded.state_dict())} tensors saved, loaded and resumed bit for bit"
 
 
-def _step(subject: Subject, model: RoutedDecoder, by: torch.optim.Optimizer, draw: int) -> None:
-    text_BT = subject.tokens(3, 33, draw)
+def _step(subject: Subject, model: RoutedDecoder, draw: int) -> None:
     with seeded(draw, device_of(model)):
-        training_step(model.train(), by, TRAIN, (text_BT[:, :-1], text_BT[:, 1:]), torch.float32)
+        take_step(model, subject.tokens(3, 33, draw))
 
 
 @torch.no_grad()
@@ -88,24 +82,25 @@ def changed_by_scoring(subject: Subject) -> str:
     return ""
 
 
-def _checkpointing(subject: Subject) -> str:
-    """Name what differs under activation checkpointing; empty if nothing does."""
-    states, losses = [], []
-    for checkpoint in (False, True):
-        model, text_BT = subject.twin().train(), subject.tokens(3, 33)
-        context = Context(checkpoint=checkpoint)
-        with seeded(0, device_of(model)):
-            loss = model.loss(text_BT, text_BT.roll(-1, 1), context) + context.trace.auxiliary_loss()
-            loss.backward()
-        states.append(model.state_dict())
-        losses.append(loss.item())
-    if differs := _differs(*states):
-        return (
-            f"{differs} differs under activation checkpointing; update it only where "
-            "context.trace.repeated is false"
-        )
-    if losses[0] != losses[1]:
-        return f"the loss is {losses[0]:.6g}, and {losses[1]:.6g} under activation checkpointing"
+def _changed_by_repetition(subject: Subject) -> str:
+    """Name what differs when a layer's pass is repeated as by activation checkpointing (whose import in
+    PyTorch takes a second); empty if nothing does."""
+    model, context = subject.twin().train(), Context(tokens_BT=subject.tokens(3, 33))
+    x_BTD = model.embedding(context.tokens_BT)
+    for number, layer in enumerate(model.layers):
+        with seeded(number, device_of(model)):
+            first_BTD = layer(x_BTD, context)
+        saved = copy.deepcopy(layer.state_dict())
+        with seeded(number, device_of(model)), context.trace.repeating():
+            again_BTD = layer(x_BTD, context)
+        if differs := _differs(layer.state_dict(), saved):
+            return (
+                f"layers.{number}.{differs} differs under activation checkpointing; update it only "
+                "where context.trace.repeated is false"
+            )
+        if not unmoved(first_BTD, again_BTD):
+            return f"the output of layer {number} differs under activation checkpointing"
+        x_BTD = first_BTD.detach().requires_grad_()
     return ""
 
 

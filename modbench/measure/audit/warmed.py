@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from modbench.measure.audit.finding import Subject
 from modbench.model.config import ModelConfig
+from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router
-from modbench.train.config import TrainConfig
-from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import device
 
 #: Training steps before the audit, so that thresholds, biases and predictors have changed.
@@ -32,11 +32,20 @@ def warmed(
     """Build a model and train it for a few steps on random tokens, ``sequence`` (at most `LONGEST`) in
     each sequence."""
     model = build_model(config, build_router(name, options), seed).to(device())
-    train = TrainConfig(budget=1, learning_rate=RATE)
-    optimizer = build_optimizer(model, train)
     subject = Subject(model, seed)
     for number in range(STEPS):
-        text_BT = subject.tokens(SEQUENCES, min(sequence, LONGEST) + 1, draw=1 + number)
-        batch = text_BT[:, :-1], text_BT[:, 1:]
-        training_step(model.train(), optimizer, train, batch, torch.float32)
+        take_step(model, subject.tokens(SEQUENCES, min(sequence, LONGEST) + 1, draw=1 + number))
     return model.eval()
+
+
+def take_step(model: RoutedDecoder, text_BT: Tensor) -> None:
+    """Move each weight by `RATE` against the sign of its gradient: about what the first steps of AdamW
+    do, whose import in PyTorch takes a second."""
+    context = Context()
+    loss = model.train().loss(text_BT[:, :-1], text_BT[:, 1:], context)
+    (loss + context.trace.auxiliary_loss()).backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad.sign(), alpha=RATE)
+    model.zero_grad(set_to_none=True)

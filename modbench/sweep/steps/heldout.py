@@ -3,9 +3,8 @@
 from typing import Any
 
 from modbench.measure.histograms import RoutingHistograms
-from modbench.measure.kv_cache import kv_cache_measures
 from modbench.measure.loss import HeldoutLoss, heldout_loss, unigram_loss
-from modbench.measure.routing import routing_measures
+from modbench.measure.routing import kv_cache_measures, routing_measures
 from modbench.model.context import Selection
 from modbench.routing.build import RoutedDecoder
 from modbench.sweep.cell import CellRun
@@ -16,7 +15,7 @@ def heldout(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
     correctly. Stores the routing histograms."""
     windows_WT = cell.windows(cell.measure.heldout_tokens)
     curve_WT = cell.windows(cell.measure.curve_tokens)
-    histograms = RoutingHistograms(sequence=cell.train.sequence, pieces=cell.data.tokenizer.pieces)
+    histograms = RoutingHistograms(sequence=cell.train.sequence)
 
     def scored(rule: Selection) -> HeldoutLoss:
         watch = histograms.watch(rule)

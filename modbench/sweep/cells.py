@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modbench.errors import UserError, known_names
-from modbench.report.record import cell_key
+from modbench.report.record import CellRecord, cell_key
 from modbench.report.store import finished
 from modbench.sweep.engine import Job
 from modbench.sweep.rows import Rows
@@ -134,9 +134,13 @@ def cell_jobs(
     suite = rows.suite
     header = suite.header
     named = {"name": header.name, "version": header.version, "rank_by": header.rank_by}
-    machine = environment(torch.float32)
-    # The other entries describe this process, not one that crashed.
-    known = {name: machine[name] for name in ("cpu", "gpu", "torch")} | {"threads": threads}
+
+    def crash_record(cell: Cell, *how: Any) -> CellRecord:
+        machine = environment(torch.float32)
+        # The other entries describe this process, not the one that crashed.
+        known = {name: machine[name] for name in ("cpu", "gpu", "torch")} | {"threads": threads}
+        return cell_record(cell, named, data, known, *how)
+
     jobs = []
     for cell in cells_left(cells, folder):
         key = cell_key(cell)
@@ -157,7 +161,7 @@ def cell_jobs(
                 title=title(cell, cells),
                 spec=spec,
                 log=cell_folder / "log.txt",
-                crash_record=partial(cell_record, cell, named, data, known),
+                crash_record=partial(crash_record, cell),
             )
         )
     return jobs

@@ -18,7 +18,6 @@ from modbench.sweep.worker import Worker, stop_signals
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 20.0  #: time for a worker to store its checkpoint when asked to stop
 
-
 #: Kind of record, key, and of a timing run, measurement and repetition.
 Identity = tuple[str, str, str | None, str | None, int | None]
 
@@ -89,13 +88,8 @@ class Engine:
     def _start(self, job: Job) -> tuple[Worker, int]:
         key, before = str(job.identity), len(self._stored(job))
         self.progress.started(key, job.title)
-        worker = Worker(
-            job.spec,
-            log=job.log,
-            hear=partial(self.progress.event, key),
-            timeout=self.timeout,
-        )
-        return worker, before
+        hear = partial(self.progress.event, key)
+        return Worker(job.spec, log=job.log, hear=hear, timeout=self.timeout), before
 
     def _stored(self, job: Job) -> list[str | None]:
         """Statuses of the records of ``job``."""

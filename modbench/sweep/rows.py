@@ -113,12 +113,10 @@ def _ask(suite: Suite, file: Path | None, schemes: Sequence[Scheme]) -> dict[str
     }
     at = ["its import"]
     with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log.txt")
         try:
             return run_worker(
-                spec,
-                log=Path(folder, "log.txt"),
-                hear=lambda event: at.append(event["phase"]),
-                timeout=PLUGIN_SECONDS,
+                spec, log=log, hear=lambda event: at.append(event["phase"]), timeout=PLUGIN_SECONDS
             )
         except DiedError as death:
             where = f"plugin {file}" if file else f"suite {suite.source}, installed routers"

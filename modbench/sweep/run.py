@@ -104,12 +104,11 @@ def _jobs_left(rows: Rows, cells: Sequence[Cell], folder: Path, tell: Tell) -> t
     suite = rows.suite
     left = cells_left(cells, folder)
     embedded = suite.data.source == "pypi-en-v1"  # pinned; other text may have changed since
-    if not left and embedded:
-        return [], len(cells)
-    from modbench.data.token_data import prepare
+    if left or not embedded:
+        from modbench.data.token_data import prepare
 
-    data = prepare(suite.data, say=tell).summary()
-    _refuse_other_data(cells, folder, data)
+        data = prepare(suite.data, say=tell).summary()
+        _refuse_other_data(cells, folder, data)
     if not left:
         return [], len(cells)
     measure = suite.measure

@@ -60,7 +60,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run quikc", "suite 'quikc' is not known; did you mean 'quick'?"),
         ("run typo.toml", "suite typo.toml has no 'trian'; did you mean 'train'?"),
         ("run image.toml", "suite image.toml isn't TOML"),
-        ("run metric.toml", "metric 'heldout_los' is not known; did you mean 'heldout_loss'?"),
+        ("run metric.toml", "rank_by is 'heldout_los', which can't rank; did you mean 'heldout_loss'?"),
         ("run twins.toml", "two have the label 'vanilla'"),
         ("run escape.toml", "name is '../tiny'; it becomes a folder's name"),
         ("run router.toml", "router 'vanila' is not known; did you mean 'vanilla'?"),

@@ -1,18 +1,15 @@
 """The whole road on a small text: train, audit, measure, record, rank, plot; resumed after a kill."""
 
 import contextlib
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from small_suite import modbench_says, start, suite_text
 
-import modbench
 from modbench.data.token_data import DataConfig, load
 from modbench.measure.loss import heldout_loss, heldout_windows
 from modbench.model.config import ModelConfig
@@ -21,35 +18,6 @@ from modbench.report.record import CellRecord
 from modbench.report.store import read_suite
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
-
-SUITE = """
-[suite]
-name = "road"
-[model]
-width = 32
-layers = 2
-heads = 4
-[data]
-source = "text"
-path = "text.txt"
-tokenizer = "bytes"
-[train]
-sequence = 64
-batch = 4
-learning_rate = 1e-2
-checkpoint_seconds = 0.05
-[measure]
-steps = {steps}
-heldout_tokens = 1024
-curve_tokens = 256
-timing_repeats = 3
-[sweep]
-budgets = [{budget}]
-[[schemes]]
-router = "vanilla"
-[[schemes]]
-router = "mod"
-"""
 
 TRAINED = ["audit", "train", "heldout"]
 MEASURED = ["train", "heldout", "memory", "timing"]
@@ -88,26 +56,16 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(place: Path, *words: str) -> "subprocess.Popen[str]":
-    environment = {
-        **os.environ,
-        "MODBENCH_CACHE": str(place / "cache"),
-        "PYTHONPATH": str(Path(modbench.__file__).parent.parent),
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "modbench", *words],
-        cwd=place,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+def suite(budget: float, steps: list[str]) -> str:
+    return suite_text(
+        "road",
+        "vanilla",
+        "mod",
+        model={"width": 32, "layers": 2, "heads": 4},
+        train={"sequence": 64, "batch": 4, "learning_rate": 1e-2, "checkpoint_seconds": 0.05},
+        measure={"steps": steps, "heldout_tokens": 1024, "curve_tokens": 256, "timing_repeats": 3},
+        sweep={"budgets": [budget]},
     )
-
-
-def modbench_says(place: Path, *words: str) -> tuple[int, str]:
-    process = start(place, *words)
-    out, _ = process.communicate(timeout=300)
-    return process.returncode, out
 
 
 def untimed(folder: Path) -> dict[str, Any]:
@@ -142,7 +100,7 @@ def scored_again(place: Path, record: CellRecord) -> tuple[float, float]:
 
 
 def test_one_command_gives_records_a_table_and_plots_even_after_a_kill(place: Path) -> None:
-    (place / "suite.toml").write_text(SUITE.format(budget="5e9", steps=TRAINED))
+    (place / "suite.toml").write_text(suite(5e9, TRAINED))
     code, out = modbench_says(place, "run", "suite.toml", "--plugin", "leaky.py")
     assert code == 0, out
     folder = place / "results" / "road"
@@ -189,7 +147,7 @@ def test_one_command_gives_records_a_table_and_plots_even_after_a_kill(place: Pa
 
 def resumes_to_the_same_record_after_a_kill(place: Path) -> None:
     """With time and memory measured, too."""
-    (place / "timed.toml").write_text(SUITE.format(budget="5e9", steps=MEASURED))
+    (place / "timed.toml").write_text(suite(5e9, MEASURED))
     process = start(place, "run", "timed.toml", "--results", "parts", "--only", "mod")
     cells = place / "parts" / "road" / "cells"
     deadline = time.monotonic() + 120
@@ -225,7 +183,7 @@ def refuses_text_that_changed_since_its_records(place: Path) -> None:
 
 
 def test_a_budget_smaller_than_one_step_is_refused_before_anything_runs(place: Path) -> None:
-    (place / "suite.toml").write_text(SUITE.format(budget="1000", steps=TRAINED))
+    (place / "suite.toml").write_text(suite(1000, TRAINED))
     code, out = modbench_says(place, "run", "suite.toml")
     assert code == 2
     assert "smaller than one training step of 'vanilla'" in out

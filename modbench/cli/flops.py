@@ -64,9 +64,6 @@ def flops(
             "--router mod"
         )
     asked = Asked(convention=convention, compare=compare_conventions, profile=profile)
-    for name, value, least in (("batch", batch, 1), ("past", past, 0), ("sequence", shape.sequence, 1)):
-        if value is not None and value < least:
-            raise UserError(f"{name} is {value}; it must be {least} or more")
     for file in flat(plugin):
         load_plugin(file)
     if files:

@@ -4,14 +4,12 @@ Measured bytes are above the memory that the process held after the same work ha
 freed: code that a first run loads, such as the optimizer's and the matmul kernels', does not count.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from modbench.errors import UserError
 from modbench.measure.benchmark_case import random_batch, random_tokens, read
 from modbench.measure.benchmark_target import BenchmarkTarget
 from modbench.measure.memory_meter import MemoryMeter
@@ -84,18 +82,6 @@ def predicted_inference(subject: BenchmarkTarget) -> dict[str, int]:
         kernels="cpu" if subject.on.type == "cpu" else "gpu",
     )
     return parts | {"peak": sum(parts.values())}
-
-
-def predicted_peak(cell: Mapping[str, Any], kind: str = "time") -> int | None:
-    """Predicted peak bytes of a training step of ``cell`` (of `modbench time` or of a suite), or of a
-    prefill if ``kind`` is ``inference_memory``; None if it cannot be predicted."""
-    if cell["router"] is None:
-        return None
-    predict = predicted_inference if kind == "inference_memory" else predicted_training
-    try:
-        return predict(BenchmarkTarget.of({"time": {}, **cell}))["peak"]
-    except UserError:
-        return None
 
 
 def largest_prefill(subject: BenchmarkTarget) -> tuple[int, int]:

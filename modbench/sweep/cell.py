@@ -5,7 +5,7 @@ or the measurements of a trained model, which are taken again.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from modbench.data.token_data import DataConfig, TokenData, load
-from modbench.measure.benchmark_target import BenchmarkTarget
 from modbench.measure.config import MeasureConfig
 from modbench.measure.environment import code_version, environment
 from modbench.measure.loss import heldout_windows
@@ -27,8 +26,8 @@ from modbench.routing.registry import build_router, check_source, load_plugin
 from modbench.sweep.lock import cell_lock
 from modbench.sweep.stage import Say, Stage
 from modbench.sweep.steps import step
-from modbench.sweep.stop_signals import stop_signals
-from modbench.sweep.track import TrackConfig, open_trackers
+from modbench.sweep.track import TrackConfig, Trackers
+from modbench.sweep.worker import stop_signals
 from modbench.train.config import TrainConfig
 from modbench.train.loop import DivergedError
 from modbench.train.numerics import device, make_deterministic, precision
@@ -51,20 +50,11 @@ class CellRun:
         self.router = build_router(self.cell["router"]["name"], self.cell["router"]["options"])
         self.device = device()
         self.dtype = precision(self.train.precision, self.device)
-        self.trackers = open_trackers(
-            TrackConfig(**spec.get("track", {})),
-            suite=spec["suite"]["name"],
-            cell=self.cell,
-            key=self.folder.name,
-            folder=self.folder,
+        self.trackers = Trackers(
+            TrackConfig(**spec.get("track", {})), spec["suite"]["name"], self.cell, self.folder
         )
         self.decodes = False  #: the audit has found that decoding equals the full forward pass
-        self.audit_key: str | None = None
-        self.audit: list[dict[str, Any]] = []
-        self.flops_source: str | None = None
-        self.metrics: dict[str, Any] = {}
-        self.curve: list[dict[str, Any]] = []
-        self.routing: dict[str, Any] = {}
+        self.found: dict[str, Any] = {"metrics": {}}  #: by field of the record
 
     def fresh_model(self) -> RoutedDecoder:
         """The cell's model before training."""
@@ -75,24 +65,10 @@ class CellRun:
         """Held-out windows (W, T + 1) of about ``tokens`` tokens."""
         return heldout_windows(self.data.heldout_N, sequence=self.train.sequence, tokens=tokens)
 
-    def target(self) -> BenchmarkTarget:
-        """The cell as a target of `modbench time`, in the numerics of its training."""
-        time = {
-            "samples": self.measure.timing_repeats,
-            "compile": self.train.compile,
-            "deterministic": True,
-        }
-        return BenchmarkTarget.of({**self.cell, "time": time})
-
     def say(self, event: dict[str, Any]) -> None:
         """Send an event to the parent and to the trackers."""
         self.stage.say(event)
         self.trackers.event(event)
-
-    def found(self) -> dict[str, Any]:
-        """Results of the steps, as fields of the record."""
-        names = ("audit_key", "audit", "flops_source", "metrics", "curve", "routing")
-        return {name: getattr(self, name) for name in names} | {"seconds": self.stage.end()}
 
 
 def run_cell(spec: dict[str, Any], say: Say) -> dict[str, Any]:
@@ -106,39 +82,33 @@ def run_cell(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     """
     stops: list[int] = []
     with stop_signals(stops.append), cell_lock(Path(spec["folder"])):
-        return _run(spec, say, lambda: bool(stops))
-
-
-def _run(spec: dict[str, Any], say: Say, stop: Callable[[], bool]) -> dict[str, Any]:
-    started = datetime.now(UTC)
-    stage = Stage(say, stop)
-    prepare_process(spec)
-    make_deterministic()
-    data = load(DataConfig(**spec["cell"]["data"]))
-    run = CellRun(spec, data, stage)
-    status, error = _outcome(run)
-    record = cell_record(
-        run.cell,
-        suite=spec["suite"],
-        data=data.summary(),
-        environment=environment(run.dtype),
-        status=status,
-        error=error,
-        started=started,
-        **run.found(),
-    )
-    append_record(run.results, record)
-    (run.folder / "checkpoint.pt").unlink(missing_ok=True)
-    return {"status": status, "error": error, "seconds": record.seconds}
+        started, stage = datetime.now(UTC), Stage(say, lambda: bool(stops))
+        prepare_process(spec)
+        make_deterministic()
+        data = load(DataConfig(**spec["cell"]["data"]))
+        run = CellRun(spec, data, stage)
+        outcome = _outcome(run)
+        record = cell_record(
+            run.cell,
+            spec["suite"],
+            data.summary(),
+            environment(run.dtype),
+            *outcome,
+            started,
+            **run.found,
+            seconds=stage.end(),
+        )
+        append_record(run.results, record)
+        (run.folder / "checkpoint.pt").unlink(missing_ok=True)
+    return {"status": record.status, "error": record.error, "seconds": record.seconds}
 
 
 def cell_record(
     cell: dict[str, Any],
-    *,
     suite: dict[str, Any],
     data: dict[str, Any],
     environment: dict[str, Any],
-    status: Status,
+    status: Any,
     error: str | None,
     started: datetime,
     **found: Any,
@@ -174,9 +144,18 @@ def prepare_process(spec: Mapping[str, Any]) -> None:
 
 
 def _outcome(run: CellRun) -> tuple[Status, str | None]:
-    """Run the steps; return the record's status and error. Divergence and lack of memory are results."""
+    """Take the steps; return the record's status and error."""
     try:
-        _take_steps(run)
+        model = run.fresh_model()
+        run.say({"event": "machine", "flops_per_second": matmul_rate(run.dtype, run.device)})
+        for name in run.measure.steps:
+            run.stage.begin(name)
+            metrics = step(name)(model, run)
+            for metric, value in metrics.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise DivergedError(f"{metric} of the trained model is {value}")
+            run.found["metrics"] |= metrics
+            run.say({"event": "metrics", "metrics": metrics})
     except DivergedError as reason:
         return "diverged", str(reason)
     except Exception as reason:
@@ -184,28 +163,6 @@ def _outcome(run: CellRun) -> tuple[Status, str | None]:
         if failed is None:
             raise
         return "oom", out_of_memory_sentence(failed)
-    return "ok", None
-
-
-def _take_steps(run: CellRun) -> None:
-    try:
-        model = run.fresh_model()
-        run.say({"event": "machine", "flops_per_second": matmul_rate(run.dtype, run.device)})
-        for name in run.measure.steps:
-            run.stage.begin(name)
-            metrics = step(name)(model, run)
-            run.metrics |= _finite(metrics)
-            run.say({"event": "metrics", "metrics": metrics})
     finally:
         run.trackers.close()
-
-
-def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
-    """
-    Raises:
-        DivergedError: a metric is not finite.
-    """
-    for name, value in metrics.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise DivergedError(f"{name} of the trained model is {value}")
-    return metrics
+    return "ok", None

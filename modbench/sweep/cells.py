@@ -7,7 +7,6 @@ A cell is plain JSON; the hash of its canonical form is the key of its record.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from modbench.errors import UserError, known_names
 from modbench.report.record import CellRecord, cell_key
 from modbench.report.store import finished
 from modbench.sweep.engine import Job
-from modbench.sweep.rows import RefusedError, Rows, labels_of
+from modbench.sweep.rows import Rows
 from modbench.train.config import TrainConfig
 
 Cell = dict[str, Any]
@@ -33,14 +32,15 @@ def expand(rows: Rows) -> list[Cell]:
             the sentence starts with the suite.
     """
     suite, cells = rows.suite, list[Cell]()
-    for number, shape in enumerate(suite.shapes):
+    for number, (size, model) in enumerate(suite.shapes.items()):
         for scheme in suite.schemes:
             row = rows.resolved.get(scheme.label)
             if row is None:  # its plugin has a mistake
                 continue
-            label, flops = labels_of(scheme.label, suite)[number], row.flops[number]
+            label = f"{scheme.label}/{size}" if size else scheme.label
+            flops = row.flops[number]
             if isinstance(flops, str):
-                mistake = RefusedError(f"suite {suite.source}: row '{label}': {flops}", [label])
+                mistake = UserError(f"suite {suite.source}: row '{label}': {flops}")
                 if row.plugin is None:
                     raise mistake
                 rows.mistakes.append(mistake)
@@ -63,7 +63,7 @@ def expand(rows: Rows) -> list[Cell]:
                     cells.append(
                         {
                             "router": router,
-                            "model": asdict(shape.model),
+                            "model": asdict(model),
                             "data": asdict(suite.data),
                             "train": asdict(train),
                             "measure": asdict(suite.measure),
@@ -75,26 +75,24 @@ def expand(rows: Rows) -> list[Cell]:
 
 
 def chosen(
-    cells: Sequence[Cell], labels: Sequence[str], mistakes: Sequence[RefusedError] = ()
+    cells: Sequence[Cell], labels: Sequence[str], mistakes: Sequence[UserError] = ()
 ) -> list[Cell]:
-    """The cells whose label is in ``labels``; all of them if ``labels`` is empty. Labels of rows that
-    were left out for ``mistakes`` give no cells.
+    """The cells whose label is in ``labels``; all of them if ``labels`` is empty. A label without a row
+    may be of a row that was left out for ``mistakes``.
 
     Raises:
         UserError: no row has one of the labels; or all chosen rows were left out, with the mistake.
     """
     known = {cell["router"]["label"] for cell in cells}
-    refused = {label: mistake for mistake in reversed(mistakes) for label in mistake.labels}
     for label in labels:
-        if label not in known and label not in refused:
-            for mistake in mistakes:
-                if not mistake.labels:  # of a file that may have this row
-                    raise mistake
-            near = known_names(label, {*known, *refused})
-            raise UserError(f"--only: no row of the suite is called '{label}'; {near}")
-    if mistakes and known.isdisjoint(labels or known):
-        raise refused[labels[0]] if labels else mistakes[0]
-    return [cell for cell in cells if not labels or cell["router"]["label"] in labels]
+        if label not in known and not mistakes:
+            raise UserError(
+                f"--only: no row of the suite is called '{label}'; {known_names(label, known)}"
+            )
+    found = [cell for cell in cells if not labels or cell["router"]["label"] in labels]
+    if mistakes and not found:
+        raise mistakes[0]
+    return found
 
 
 def title(cell: Cell, among: Sequence[Cell]) -> str:
@@ -128,9 +126,21 @@ def cell_jobs(
     cells: Sequence[Cell], rows: Rows, folder: Path, data: dict[str, Any], threads: int
 ) -> list[Job]:
     """The jobs of the cells that are left. ``data``: for records of crashed cells."""
+    import torch
+
+    from modbench.measure.environment import environment
+    from modbench.sweep.cell import cell_record
+
     suite = rows.suite
     header = suite.header
     named = {"name": header.name, "version": header.version, "rank_by": header.rank_by}
+
+    def crash_record(cell: Cell, *how: Any) -> CellRecord:
+        machine = environment(torch.float32)
+        # The other entries describe this process, not the one that crashed.
+        known = {name: machine[name] for name in ("cpu", "gpu", "torch")} | {"threads": threads}
+        return cell_record(cell, named, data, known, *how)
+
     jobs = []
     for cell in cells_left(cells, folder):
         key = cell_key(cell)
@@ -151,36 +161,7 @@ def cell_jobs(
                 title=title(cell, cells),
                 spec=spec,
                 log=cell_folder / "log.txt",
-                crash_record=partial(_crash_record, cell, named, data, threads),
+                crash_record=partial(crash_record, cell),
             )
         )
     return jobs
-
-
-def _crash_record(
-    cell: Cell,
-    suite: dict[str, Any],
-    data: dict[str, Any],
-    threads: int,
-    status: Any,
-    error: str,
-    started: datetime,
-) -> CellRecord:
-    """The record of a cell whose worker wrote none."""
-    import torch
-
-    from modbench.measure.environment import environment
-    from modbench.sweep.cell import cell_record
-
-    machine = environment(torch.float32)
-    # The other entries describe this process, not the one that crashed.
-    known = {name: machine[name] for name in ("cpu", "gpu", "torch")} | {"threads": threads}
-    return cell_record(
-        cell,
-        suite=suite,
-        data=data,
-        environment=known,
-        status=status,
-        error=error,
-        started=started,
-    )

@@ -1,30 +1,25 @@
 """Runs jobs, one worker process each, on this machine. It keeps no state: what is left to do is the jobs
 minus the records."""
 
-import queue
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from modbench.report.record import CellRecord, TimingRecord
 from modbench.report.store import Finished, append_record, finished
 from modbench.sweep.progress import Progress, summary_line
-from modbench.sweep.stop_signals import stop_signals
-from modbench.sweep.worker import COMMAND, Worker
+from modbench.sweep.worker import Worker, stop_signals
 
 _POLL_SECONDS = 0.2
-
+_STOP_SECONDS = 20.0  #: time for a worker to store its checkpoint when asked to stop
 
 #: Kind of record, key, and of a timing run, measurement and repetition.
 Identity = tuple[str, str, str | None, str | None, int | None]
-
-
-class InterruptedRunError(Exception):
-    """The user stopped the run. Finished jobs are recorded, the others stored a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,51 +54,42 @@ class Engine:
     progress: Progress
     workers: int = 1
     timeout: float = 1800.0
-    command: Sequence[str] = COMMAND
-    stop_seconds: float = 20.0  #: time for a worker to store its checkpoint when asked to stop
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  #: by step
 
     def run(self, jobs: Sequence[Job]) -> list[Failure]:
         """Run ``jobs``; the caller holds the suite's lock. Returns the failures.
 
         Raises:
-            InterruptedRunError: SIGINT, SIGTERM or SIGHUP arrived.
+            KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP arrived. Finished jobs are recorded, the others
+                stored a checkpoint.
             UserError: the folder can't be written, or a record line is corrupt.
         """
         todo, begun = deque(jobs), time.monotonic()
         failures: list[Failure] = []
         running: dict[Job, tuple[Worker, int]] = {}  # with the number of its records at the start
-        events: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         stop: list[int] = []
         with stop_signals(stop.append):
             try:
                 while (todo or running) and not stop:
                     while todo and len(running) < self.workers:
                         job = todo.popleft()
-                        running[job] = self._start(job, events)
-                    self._pass_on(events)
-                    for job in [job for job, (worker, _) in running.items() if self._is_over(worker)]:
+                        running[job] = self._start(job)
+                    time.sleep(_POLL_SECONDS)
+                    for job in [job for job, (worker, _) in running.items() if worker.over()]:
                         failures += self._settle(job, *running.pop(job))
             finally:
-                self._stop([worker for worker, _ in running.values()], events, stop)
+                self._stop([worker for worker, _ in running.values()], stop)
         if stop and (todo or running):
-            raise InterruptedRunError
+            raise KeyboardInterrupt
         wall = time.monotonic() - begun
         self.progress.note(summary_line(f"{len(jobs)} {self.progress.unit}", self.seconds, wall))
         return failures
 
-    def _start(self, job: Job, events: Any) -> tuple[Worker, int]:
-        key = str(job.identity)
+    def _start(self, job: Job) -> tuple[Worker, int]:
+        key, before = str(job.identity), len(self._stored(job))
         self.progress.started(key, job.title)
-
-        def hear(event: dict[str, Any]) -> None:
-            events.put((key, event))
-
-        before = len(self._stored(job))
-        return Worker(job.spec, log=job.log, hear=hear, command=self.command), before
-
-    def _is_over(self, worker: Worker) -> bool:
-        return worker.ended() or time.monotonic() - worker.heard > self.timeout
+        hear = partial(self.progress.event, key)
+        return Worker(job.spec, log=job.log, hear=hear, timeout=self.timeout), before
 
     def _stored(self, job: Job) -> list[str | None]:
         """Statuses of the records of ``job``."""
@@ -111,10 +97,9 @@ class Engine:
 
     def _settle(self, job: Job, worker: Worker, before: int) -> list[Failure]:
         """Make sure that a job whose worker has ended has a record, and report its status."""
-        late = not worker.ended()
         worker.close()
         wall = (datetime.now(UTC) - worker.started).total_seconds()
-        status, error, refused = self._outcome(job, worker, before, late)
+        status, error, refused = self._outcome(job, worker, before)
         by_step = (worker.result or {}).get("seconds") or {}
         for name, seconds in by_step.items():
             self.seconds[name] += seconds
@@ -124,45 +109,31 @@ class Engine:
             return []
         return [Failure(title=job.title, status=status, error=error, log=job.log, refused=refused)]
 
-    def _outcome(self, job: Job, worker: Worker, before: int, late: bool) -> tuple[str, str, bool]:
+    def _outcome(self, job: Job, worker: Worker, before: int) -> tuple[str, str, bool]:
         """Status and error of a worker that has ended, and whether a plugin's mistake ended it."""
         if worker.result is not None:
             return worker.result["status"], worker.result["error"] or "", False
         if len(stored := self._stored(job)) > before:  # killed between record and result
             return stored[-1] or "ok", "", False
-        status, error = "failed", worker.error()
-        if late:
-            error = f"no progress for {self.timeout:.0f} s in step {worker.phase}; its process was ended"
-        elif worker.out_of_memory():
-            status = "oom"
+        status, error = "oom" if worker.out_of_memory() else "failed", worker.error()
         append_record(self.folder, job.crash_record(status, error, worker.started))
         return status, error, worker.code == 2
 
-    def _stop(self, running: Sequence[Worker], events: Any, stop: Sequence[int]) -> None:
+    def _stop(self, running: Sequence[Worker], stop: Sequence[int]) -> None:
         """Ask the running workers to store their checkpoints and end; kill those that don't in time, or
         all of them at a second signal."""
         if not running:
             return
-        self.progress.note(f"stopping: waiting up to {self.stop_seconds:.0f} s for checkpoints")
+        self.progress.note(f"stopping: waiting up to {_STOP_SECONDS:.0f} s for checkpoints")
         for worker in running:
             worker.ask_to_stop()
-        deadline = time.monotonic() + self.stop_seconds
+        deadline = time.monotonic() + _STOP_SECONDS
         while not all(worker.ended() for worker in running):
             if time.monotonic() > deadline or len(stop) > 1:
                 break
-            self._pass_on(events)
+            time.sleep(_POLL_SECONDS)
         for worker in running:
             worker.close()
-
-    def _pass_on(self, events: Any) -> None:
-        """Show the events that have arrived; wait a moment if there are none."""
-        try:
-            key, event = events.get(timeout=_POLL_SECONDS)
-            while True:
-                self.progress.event(key, event)
-                key, event = events.get_nowait()
-        except queue.Empty:
-            return
 
 
 def identity_of(line: Finished) -> Identity:

@@ -1,7 +1,10 @@
 """File locks on results folders: one `modbench run` per suite, one process per cell and per audit."""
 
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -12,47 +15,34 @@ LOCK = ".lock"
 _POLL_SECONDS = 0.2
 
 
-def suite_lock(folder: Path, verb: str = "run") -> AbstractContextManager[None]:
-    """Hold results/<suite> for this run of ``modbench <verb>``.
+def suite_lock(folder: Path) -> AbstractContextManager[None]:
+    """Hold results/<suite> for this run.
 
     Raises:
         UserError: another run holds it, or it can't be written.
     """
-    busy = (
-        f"another `modbench {verb}` is at work in {folder}; wait for it to end, or give another "
-        "folder with --results"
-    )
-    return _locked(folder, busy)
+    busy = f"another `modbench` is at work in {folder}; wait for it to end, or give another --results"
+    return _locked(folder / LOCK, busy)
 
 
 def cell_lock(
     folder: Path, *, seconds: float = 10.0, waiting: Callable[[], None] = lambda: None
 ) -> AbstractContextManager[None]:
     """Hold the folder of one cell, as the cell's own process does while it runs. ``waiting`` is called
-    if another process holds it.
+    while another process holds it.
 
     Raises:
         UserError: another process still holds it after ``seconds``, or it can't be written.
     """
     busy = f"a process of an earlier run still works in {folder}; end it and run again"
-    return _locked(folder, busy, seconds=seconds, waiting=waiting)
+    return _locked(folder / LOCK, busy, seconds=seconds, waiting=waiting)
 
 
-@contextmanager
-def audit_lock(results: Path, key: str, *, waiting: Callable[[], None]) -> Iterator[None]:
+def audit_lock(results: Path, key: str, *, waiting: Callable[[], None]) -> AbstractContextManager[None]:
     """Hold the audit ``key`` of results/<suite>. ``waiting`` is called repeatedly while another process
     holds it, and may raise."""
-    lock = FileLock(results / "cells" / f"audit-{key}.lock")
-    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=_POLL_SECONDS)
-        except Timeout:
-            waiting()
-    try:
-        yield
-    finally:
-        lock.release()
+    file = results / "cells" / f"audit-{key}.lock"
+    return _locked(file, "", seconds=math.inf, waiting=waiting)
 
 
 def wait_for_orphans(folders: Sequence[Path], say: Callable[[str], None]) -> None:
@@ -62,29 +52,31 @@ def wait_for_orphans(folders: Sequence[Path], say: Callable[[str], None]) -> Non
         UserError: one still runs after a minute.
     """
     said = "a cell of an earlier, killed run is storing its checkpoint; waiting for it to end"
+    once = cache(lambda: say(said))
     for folder in folders:
         if (folder / LOCK).exists():
-            with cell_lock(folder, seconds=60.0, waiting=lambda: say(said)):
+            with cell_lock(folder, seconds=60.0, waiting=once):
                 pass
 
 
 @contextmanager
 def _locked(
-    folder: Path, busy: str, *, seconds: float = 0.0, waiting: Callable[[], None] = lambda: None
+    file: Path, busy: str, *, seconds: float = 0.0, waiting: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    lock = FileLock(folder / LOCK)
+    lock, end = FileLock(file), time.monotonic() + seconds
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            waiting()
-            lock.acquire(timeout=seconds)
-    except Timeout:
-        raise UserError(busy) from None
+        file.parent.mkdir(parents=True, exist_ok=True)
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if time.monotonic() >= end:
+                    raise UserError(busy) from None
+                waiting()
+                time.sleep(_POLL_SECONDS)
     except OSError as error:
         raise UserError(
-            f"the results folder {folder} can't be written ({error.strerror}); "
+            f"the results folder {file.parent} can't be written ({error.strerror}); "
             "give another one with --results, or fix its permissions"
         ) from error
     try:

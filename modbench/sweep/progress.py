@@ -1,4 +1,5 @@
-"""Progress of a run: a live table on a terminal, plain lines elsewhere, and the summary at its end."""
+"""Output of a run: a live table on a terminal and plain lines elsewhere; at its end the summary line and
+the table of results."""
 
 import math
 import time
@@ -6,6 +7,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console, Group
@@ -13,12 +16,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-#: Fraction of a cell's time that training takes, for the estimate of the suite's time left.
-_TRAINING_FRACTION = 0.9
 _LINE_SECONDS = 10.0
 #: Rates are means over this many events, which come at most twice a second.
 _WINDOW = 40
 _COLUMNS = ("step", "loss", "FLOPs", "tokens/s", "util.", "left")
+_NOTES = "\n## Notes"  # a terminal shows the part of leaderboard.md before the notes
 
 
 @dataclass
@@ -27,8 +29,6 @@ class _Cell:
     phase: str = "starting"
     figures: dict[str, str] = field(default_factory=lambda: {"step": "starting"})  #: by column
     peak: float | None = None  #: FLOP/s of a matmul on its machine
-    fraction: float = 0.0  #: estimated fraction done
-    resumed_at: float | None = None  #: ``fraction`` before the first step of this run
     window: deque[tuple[float, int, int, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     told: float | None = None  #: time of its last line
 
@@ -43,9 +43,6 @@ class _Cell:
         elif event.get("event") == "step":
             step, steps = event["step"], event["steps"]
             figures["step"] = f"{self.phase} {step}/{steps}"
-            if self.resumed_at is None:
-                self.resumed_at = _TRAINING_FRACTION * (step - 1) / steps
-            self.fraction = max(self.fraction, _TRAINING_FRACTION * step / steps)
             if "loss" in event:
                 figures["loss"] = f"{event['loss']:.3f}"
             if "budget" in event:
@@ -77,14 +74,13 @@ class Progress:
         self._console = console
         self._running: dict[str, _Cell] = {}
         self._suite, self._total, self._done, self.unit = "", 0, 0, "cells"
-        self._done_before, self._since = 0.0, time.monotonic()
+        self._done_before, self._since = 0, time.monotonic()
         self.live = Live(get_renderable=self._table, console=console, transient=True)
 
     def begin(self, suite: str, *, total: int, done: int, unit: str = "cells") -> None:
         """Begin with ``done`` of ``total`` cells done before."""
         self._suite, self._total, self._done, self.unit = suite, total, done, unit
-        self._done_before = float(done)  # fractions of resumed cells are added
-        self._since = time.monotonic()
+        self._done_before, self._since = done, time.monotonic()
         self._line(f"{suite}: {self._state()}")
 
     def started(self, key: str, title: str) -> None:
@@ -97,10 +93,8 @@ class Progress:
         cell = self._running.get(key)
         if cell is None:  # it arrived after the cell's end
             return
-        phase, resumed_at, now = cell.phase, cell.resumed_at, time.monotonic()
+        phase, now = cell.phase, time.monotonic()
         cell.update(event, now)
-        if resumed_at is None:
-            self._done_before += cell.resumed_at or 0.0
         if cell.phase != phase or cell.told is None or now - cell.told >= _LINE_SECONDS:
             cell.told = now
             known = [f"{name} {cell.figures[name]}" for name in _COLUMNS if cell.figures.get(name)]
@@ -120,11 +114,10 @@ class Progress:
             self.note(text)
 
     def _state(self) -> str:
-        """Cells done, and the time left, estimated from the rate of this run once there is one."""
-        completed = self._done + sum(cell.fraction for cell in list(self._running.values()))
-        new, about = completed - self._done_before, ""
-        if new >= 0.02 and self._done < self._total:
-            left = (self._total - completed) * (time.monotonic() - self._since) / new
+        """Cells done, and the time left, estimated from those that this run has finished."""
+        new, about = self._done - self._done_before, ""
+        if new and self._done < self._total:
+            left = (self._total - self._done) * (time.monotonic() - self._since) / new
             about = f", about {clock(left)} left"
         return f"{self._done} of {self._total} {self.unit} done{about}"
 
@@ -159,10 +152,8 @@ def summary_line(what: str, seconds_by_step: Mapping[str, float], wall: float) -
 
 
 def clock(seconds: float) -> str:
-    """``75`` as ``1:15``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    """``75`` as ``0:01:15``."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def _scaled(value: float) -> tuple[float, str]:
@@ -173,3 +164,36 @@ def _scaled(value: float) -> tuple[float, str]:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.0f} %"
+
+
+def say(console: Console, text: str) -> None:
+    """Print a message of modbench."""
+    console.print(f"modbench: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_leaderboard(markdown: str, console: Console | None = None) -> None:
+    """Print the tables of ``markdown`` and the text around them, up to its notes. A terminal gets the
+    columns that fit."""
+    console = console or Console()
+    for is_table, lines in groupby(
+        markdown.partition(_NOTES)[0].rstrip().splitlines(), lambda line: line.startswith("|")
+    ):
+        if not (is_table and console.is_terminal):
+            console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+            continue
+        cells = [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines]
+        table, room, shown = Table(), console.width - 1, list[tuple[str, ...]]()
+        hidden = []
+        for head, rule, *body in zip(*cells, strict=True):
+            width = max(map(len, [*head.split(), *body]))
+            room -= width + 3  # a space to each side and a rule
+            if room < 0:
+                hidden.append(head)
+                continue
+            table.add_column(Text(head), justify="right" if rule.endswith(":") else "left", width=width)
+            shown.append(tuple(body))
+        for row in zip(*shown, strict=True):
+            table.add_row(*map(Text, row))
+        console.print(table)
+        if hidden:
+            console.print(f"Not shown: {', '.join(hidden)}.", markup=False, highlight=False)

@@ -45,7 +45,6 @@ class Stage:
         self.check()
         while what := measured_elsewhere():
             self.wait(f"waiting for {what} to end")
-            self.check()
             time.sleep(_POLL_SECONDS)
         self._resume()
 
@@ -61,7 +60,11 @@ class Stage:
             yield
 
     def wait(self, reason: str) -> None:
-        """Report that the job waits, and why; `pause` ends the wait."""
+        """Report that the job waits, and why; `pause` ends the wait.
+
+        Raises:
+            StoppedError: a stop was requested.
+        """
         if self._name != "waiting":
             self._before = self._name
             self._account("waiting")
@@ -69,6 +72,7 @@ class Stage:
         if time.monotonic() - self._told > _TOLD_SECONDS:
             self._told = time.monotonic()
             self.say({"event": "phase", "phase": reason})
+        self.check()
 
     def check(self) -> None:
         """

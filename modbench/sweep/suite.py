@@ -59,14 +59,6 @@ class Axes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
-    """One size of the decoder. ``label`` is empty if a suite has one size only."""
-
-    label: str = ""
-    model: ModelConfig
-
-
-@dataclass(frozen=True, kw_only=True)
 class Scheme:
     """A row of the table: a router with options, and its own training settings."""
 
@@ -110,7 +102,7 @@ class Suite:
     time: TimeConfig
     track: TrackConfig
     axes: Axes
-    shapes: tuple[Shape, ...]
+    shapes: dict[str, ModelConfig]  #: sizes of the decoder by label; one size alone has an empty label
     schemes: tuple[Scheme, ...]
 
 
@@ -166,41 +158,41 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     """
     tables: _Tables = built(f"suite {source}", content, _Tables)
     where = f"suite {source}:"
-    axes = built(f"{where} [sweep]", tables.sweep, Axes)
-    data = built(f"{where} [data]", tables.data, DataConfig)
+
+    def table(name: str, kind: type) -> Any:
+        return built(f"{where} [{name}]", getattr(tables, name), kind)
+
+    data, axes, measure = (
+        table("data", DataConfig),
+        table("sweep", Axes),
+        table("measure", MeasureConfig),
+    )
+    check_steps(f"{where} [measure]", measure.steps)
     train = checked_fields(f"{where} [train]", tables.train, TrainConfig, without=("budget",))
-    measure: MeasureConfig = built(f"{where} [measure]", tables.measure, MeasureConfig)
-    try:
-        check_steps(measure.steps)
-    except UserError as error:
-        raise UserError(f"{where} [measure] {error}") from error
-    schemes = [_scheme(where, number, table) for number, table in enumerate(tables.schemes, start=1)]
-    check_labels(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
-    for scheme in schemes:
+    schemes = []
+    for number, entries in enumerate(tables.schemes, start=1):
+        scheme: Scheme = built(f"{where} [[schemes]] {number}", entries, Scheme)
         at = f"{where} [[schemes]] '{scheme.label}' train" if scheme.train else f"{where} [train]"
+        own = checked_fields(at, scheme.train, TrainConfig, without=("budget",))
         for budget in axes.budgets:
-            built(at, {**train, **scheme.train, "budget": budget}, TrainConfig)
+            built(at, {**train, **own, "budget": budget}, TrainConfig)
+        schemes.append(replace(scheme, train=own))
+    check_labels(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
     return Suite(
         source=source,
-        header=built(f"{where} [suite]", tables.suite, Header),
+        header=table("suite", Header),
         data=data,
         train=train,
         measure=measure,
-        time=built(f"{where} [time]", tables.time, TimeConfig),
-        track=built(f"{where} [track]", tables.track, TrackConfig),
+        time=table("time", TimeConfig),
+        track=table("track", TrackConfig),
         axes=axes,
         shapes=_shapes(where, tables, data),
         schemes=tuple(schemes),
     )
 
 
-def _scheme(where: str, number: int, table: Mapping[str, Any]) -> Scheme:
-    scheme = built(f"{where} [[schemes]] {number}", table, Scheme)
-    at = f"{where} [[schemes]] '{scheme.label}' train"
-    return replace(scheme, train=checked_fields(at, scheme.train, TrainConfig, without=("budget",)))
-
-
-def _shapes(where: str, tables: _Tables, data: DataConfig) -> tuple[Shape, ...]:
+def _shapes(where: str, tables: _Tables, data: DataConfig) -> dict[str, ModelConfig]:
     """The shapes, with the vocabulary of the data's tokenizer."""
     shapes = []
     for number, table in enumerate(tables.shapes or ({},), start=1):
@@ -213,10 +205,10 @@ def _shapes(where: str, tables: _Tables, data: DataConfig) -> tuple[Shape, ...]:
                 f"{at} vocabulary is {model.vocabulary}, but the tokenizer of [data] has "
                 f"{data.vocabulary}; leave it out, the data determines it"
             )
-        shapes.append(Shape(label=label, model=model))
+        shapes.append((label, model))
     if tables.shapes:
-        check_labels(f"{where} [[shapes]]", [shape.label for shape in shapes])
-    return tuple(shapes)
+        check_labels(f"{where} [[shapes]]", [label for label, _ in shapes])
+    return dict(shapes)
 
 
 def check_labels(where: str, labels: list[str]) -> None:

@@ -12,43 +12,56 @@ from modbench.report.record import TimingRecord, cell_key
 from modbench.report.store import append_record
 from modbench.sweep.cell import prepare_process
 from modbench.sweep.stage import Say, Stage
-from modbench.train.numerics import device, make_deterministic, precision
+from modbench.train.numerics import make_deterministic
+
+#: Measurements of memory, with their predictions.
+_MEMORY: dict[str, Any] = {
+    "training_memory": (footprint.training_footprint, footprint.predicted_training),
+    "inference_memory": (footprint.inference_footprint, footprint.predicted_inference),
+}
 
 
 def run_timing(spec: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Take the measurement of ``spec`` (suite, run, job, cell, repetition, plugins, results, threads),
-    alone on this machine, and append its record; return its status and error.
+    """Take the measurement of ``spec`` (suite, run, measurement, cell, repetition, plugins, results,
+    threads), alone on this machine, and append its record; return its status, error and seconds.
 
     Raises:
         UserError: invalid plugin, router, option or shape.
     """
     started, stage = datetime.now(UTC), Stage(say)
-    target = _target(spec)
-    router = spec["cell"]["router"]
-    title = f"{spec['suite']['name']}/{router['label'] if router else 'the machine'}"
-    with stage.measuring(title):
+    target, router = _target(spec), spec["cell"]["router"]
+    with stage.measuring(f"{spec['suite']['name']}/{router['label'] if router else 'the machine'}"):
         say({"event": "phase", "phase": "measuring"})
-        found = _measured(spec["job"], target, spec["threads"], say)
-    record = timing_record(spec, environment(target.dtype), found, started)
+        found = _measured(spec, target, say)
+    record = timing_record(spec, environment(target.dtype), started=started, **found)
     append_record(Path(spec["results"]), record)
     return {"status": record.status, "error": record.error, "seconds": stage.end()}
 
 
 def timing_record(
-    spec: dict[str, Any], machine: dict[str, Any], found: dict[str, Any], started: datetime
+    spec: dict[str, Any],
+    machine: dict[str, Any],
+    status: Any,
+    error: str | None,
+    started: datetime,
+    *,
+    asked_bytes: int | None = None,
+    measured: dict[str, Any] | None = None,
 ) -> TimingRecord:
-    """The record of the measurement of ``spec``, which finishes now. ``found``: measured, asked_bytes,
-    status, error."""
+    """The record of the measurement of ``spec``, which finishes now."""
     return TimingRecord(
         run=spec["run"],
         suite=spec["suite"],
-        measurement=spec["job"],
+        measurement=spec["measurement"],
         cell=spec["cell"],
         key=cell_key(spec["cell"]),
         repetition=spec["repetition"],
         code=code_version(),
         environment=machine,
-        **found,
+        status=status,
+        error=error,
+        asked_bytes=asked_bytes,
+        measured=measured or {},
         started=started.isoformat(timespec="milliseconds"),
         finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
@@ -56,24 +69,14 @@ def timing_record(
 
 def describe_machine(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     """The environment of a process that measures; its parent does not use the GPU."""
-    cell = {**spec["cell"], "router": None}
-    prepare_process({**spec, "cell": cell})
-    dtype = precision(cell["train"]["precision"], device())
-    if cell["time"].get("deterministic"):
-        make_deterministic()
-    return {"environment": environment(dtype)}
+    return {"environment": environment(_target(spec).dtype)}
 
 
 def measure_peak(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     """The ``peak`` bytes of a training step of the cell of ``spec``, or the ``error`` of a failed
     allocation."""
-    try:
-        return {"peak": footprint.training_footprint(_target(spec))["peak"], "error": None}
-    except Exception as error:
-        lack = out_of_memory(error)
-        if lack is None:
-            raise
-        return {"peak": None, "error": lack["error"]}
+    found = _measured(spec, _target(spec), say)
+    return {"peak": found["measured"].get("measured", {}).get("peak"), "error": found["error"]}
 
 
 def _target(spec: dict[str, Any]) -> BenchmarkTarget:
@@ -83,43 +86,26 @@ def _target(spec: dict[str, Any]) -> BenchmarkTarget:
     return BenchmarkTarget.of(spec["cell"])
 
 
-def _measured(job: str, target: BenchmarkTarget, threads: int, say: Say) -> dict[str, Any]:
-    """Measured, asked_bytes, status and error of a timing record."""
+def _measured(spec: dict[str, Any], target: BenchmarkTarget, say: Say) -> dict[str, Any]:
+    """Status, error, asked_bytes and measured of a timing record. Of several failed cases the first is
+    stated."""
     found: dict[str, Any] = {"status": "ok", "error": None, "asked_bytes": None, "measured": {}}
+    kind = spec["measurement"]
     try:
-        measured = _of(job, target, threads, say)
+        if kind in _MEMORY:
+            measure, predict = _MEMORY[kind]
+            measured = {"measured": measure(target), "predicted": predict(target)}
+        else:
+            measured = timed(kind, target, spec["threads"], say)
     except Exception as error:
         lack = out_of_memory(error)
         if lack is None:
             raise
         return found | {"status": "oom"} | lack
-    failed = measured.pop("failed", [])
-    return found | {"measured": measured} | _outcome(measured.get("ran_out", []), failed)
-
-
-def _of(job: str, target: BenchmarkTarget, threads: int, say: Say) -> dict[str, Any]:
-    if job in ("time", "ceiling"):
-        return timed(job, target, threads, say)
-    if job == "training_memory":
-        measured = footprint.training_footprint(target)
-        return {"measured": measured, "predicted": footprint.predicted_training(target)}
-    assert job == "inference_memory", job
-    measured = footprint.inference_footprint(target)
-    return {"measured": measured, "predicted": footprint.predicted_inference(target)}
-
-
-def _outcome(ran_out: list[dict[str, Any]], failed: list[str]) -> dict[str, Any]:
-    """Status and error of a process with cases that ``ran_out`` of memory or ``failed``."""
-    outcome = {}
-    if ran_out:
-        first = ran_out[0]
-        error = _first_of(len(ran_out), f"{first['name']}: {first['error']}")
-        outcome = {"status": "oom", "asked_bytes": first["asked_bytes"], "error": error}
-    if failed:
-        errors = filter(None, (_first_of(len(failed), failed[0]), outcome.get("error")))
-        outcome |= {"status": "failed", "error": "; ".join(errors)}
-    return outcome
-
-
-def _first_of(cases: int, first: str) -> str:
-    return first if cases == 1 else f"{cases} cases, the first {first}"
+    failed, ran_out = measured.pop("failed", []), measured.get("ran_out", [])
+    errors = [*failed, *(f"{one['name']}: {one['error']}" for one in ran_out)]
+    if errors:
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        found |= {"status": "failed" if failed else "oom", "error": errors[0] + more}
+        found["asked_bytes"] = ran_out[0]["asked_bytes"] if ran_out else None
+    return found | {"measured": measured}

@@ -36,80 +36,26 @@ def check_trackers(config: TrackConfig) -> None:
             )
 
 
-@dataclass(kw_only=True)
-class _Tracker:
-    """A run of Weights & Biases or trackio; `start` opens ``run``."""
-
-    config: TrackConfig
-    folder: Path  #: results/<suite>/cells/<key>
-    named: dict[str, Any]  #: project, group, name (unique in the project) and config (the cell)
-    run: Any = None
-
-    def start(self, step: int) -> None:
-        raise NotImplementedError
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self.run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        self.run.finish()
-
-
-class _TensorBoard(_Tracker):
-    """Event files in the cell's folder. Later steps of an interrupted process are purged."""
-
-    def start(self, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder = self.folder / "tensorboard" / self.named["name"]
-        self.run = SummaryWriter(str(folder), purge_step=step, flush_secs=10)
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.run.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self.run.close()
-
-
-class _WeightsAndBiases(_Tracker):
-    """A run in the cell's folder, whose id is the cell's key."""
-
-    def start(self, step: int) -> None:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it sends to the network, offline too
-        import wandb
-
-        # Captured output and threads that sample the machine would disturb the measurements.
-        quiet = {"console": "off", "silent": True, "disable_git": True, "x_disable_stats": True}
-        self.run = wandb.init(
-            **self.named,
-            id=self.folder.name,
-            dir=str(self.folder),
-            mode=self.config.wandb,
-            resume="allow",
-            settings=wandb.Settings(**quiet, init_timeout=30, finish_timeout=10),
-        )
-
-
-class _Trackio(_Tracker):
-    """A run in the database of TRACKIO_DIR, by default results/<suite>/cells/trackio. A dashboard shows
-    one database, so the cells share it."""
-
-    def start(self, step: int) -> None:
-        os.environ.setdefault("TRACKIO_DIR", str(self.folder.parent / "trackio"))
-        import trackio
-
-        unsampled = {"auto_log_cpu": False, "auto_log_gpu": False}
-        self.run = trackio.init(**self.named, resume="allow", embed=False, **unsampled)
+Log = Callable[[int, Mapping[str, float]], None]
 
 
 class Trackers:
-    """The trackers of a cell, by package, started at its first step. One that raises is dropped, with a
-    line on standard error."""
+    """The trackers that ``config`` turns on for the ``cell`` of ``suite`` with ``folder``
+    (results/<suite>/cells/<key>), started at its first step. One that raises is dropped, with a line on
+    standard error."""
 
-    def __init__(self, trackers: dict[str, _Tracker]) -> None:
-        self._trackers = trackers
-        self._started = False
+    def __init__(self, config: TrackConfig, suite: str, cell: Mapping[str, Any], folder: Path) -> None:
+        self._config, self._folder, key = config, folder, folder.name
+        label, budget = cell["router"]["label"], cell["train"]["budget"]
+        name = re.sub(r"[^\w.+-]+", "_", f"{label}-{budget:.3g}-seed{cell['seed']}-{key[:8]}")
+        self._named: dict[str, Any] = {
+            "project": config.project or suite,
+            "group": suite,
+            "name": name,
+            "config": dict(cell),
+        }
+        self._on = config.packages()
+        self._open: dict[str, tuple[Log, Callable[[], None]]] = {}  #: of the started: log and close
         self._step = 0
         self._metrics: dict[str, float] = {}
 
@@ -133,35 +79,63 @@ class Trackers:
         logs nothing, since that would purge the steps of earlier ones."""
         if self._metrics and self._step:
             self._log(self._step + 1, self._metrics)
-        if self._started:
-            self._each(lambda tracker: tracker.close())
-        self._trackers = {}
+        self._each(lambda name: self._open[name][1]() if name in self._open else None)
+        self._on = []
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
-        if not self._started:
-            self._each(lambda tracker: tracker.start(step))
-        self._each(lambda tracker: tracker.log(step, values))
-        self._started, self._step = True, max(self._step, step)
+        def log(name: str) -> None:
+            if name not in self._open:
+                self._open[name] = getattr(self, f"_start_{name}")(step)
+            self._open[name][0](step, values)
 
-    def _each(self, call: Callable[[_Tracker], None]) -> None:
-        for name, tracker in list(self._trackers.items()):
+        self._each(log)
+        self._step = max(self._step, step)
+
+    def _each(self, call: Callable[[str], None]) -> None:
+        for name in list(self._on):
             try:
-                call(tracker)
+                call(name)
             except Exception as error:
                 why = " ".join(str(error).split())
                 print(f"modbench: {name} failed ({why}); the cell goes on without it", file=sys.stderr)
-                del self._trackers[name]
+                self._on.remove(name)
 
+    def _start_tensorboard(self, step: int) -> tuple[Log, Callable[[], None]]:
+        """Event files in the cell's folder. Later steps of an interrupted process are purged."""
+        from torch.utils.tensorboard import SummaryWriter
 
-def open_trackers(
-    config: TrackConfig, *, suite: str, cell: Mapping[str, Any], key: str, folder: Path
-) -> Trackers:
-    """The trackers that ``config`` turns on for the cell ``key`` of ``suite``, whose folder is
-    results/<suite>/cells/<key>."""
-    label, budget = cell["router"]["label"], cell["train"]["budget"]
-    name = re.sub(r"[^\w.+-]+", "_", f"{label}-{budget:.3g}-seed{cell['seed']}-{key[:8]}")
-    named = {"project": config.project or suite, "group": suite, "name": name, "config": dict(cell)}
-    kinds = {"tensorboard": _TensorBoard, "wandb": _WeightsAndBiases, "trackio": _Trackio}
-    return Trackers(
-        {on: kinds[on](config=config, folder=folder, named=named) for on in config.packages()}
-    )
+        folder = self._folder / "tensorboard" / self._named["name"]
+        writer = SummaryWriter(str(folder), purge_step=step, flush_secs=10)
+
+        def log(step: int, values: Mapping[str, float]) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        return log, writer.close
+
+    def _start_wandb(self, step: int) -> tuple[Log, Callable[[], None]]:
+        """A run in the cell's folder, whose id is the cell's key."""
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it sends to the network, offline too
+        import wandb
+
+        # Captured output and threads that sample the machine would disturb the measurements.
+        quiet = {"console": "off", "silent": True, "disable_git": True, "x_disable_stats": True}
+        run = wandb.init(
+            **self._named,
+            id=self._folder.name,
+            dir=str(self._folder),
+            mode=self._config.wandb,
+            resume="allow",
+            settings=wandb.Settings(**quiet, init_timeout=30, finish_timeout=10),
+        )
+        return lambda step, values: run.log(dict(values), step=step), run.finish
+
+    def _start_trackio(self, step: int) -> tuple[Log, Callable[[], None]]:
+        """A run in the database of TRACKIO_DIR, by default results/<suite>/cells/trackio. A dashboard
+        shows one database, so the cells share it."""
+        os.environ.setdefault("TRACKIO_DIR", str(self._folder.parent / "trackio"))
+        import trackio
+
+        unsampled = {"auto_log_cpu": False, "auto_log_gpu": False}
+        run = trackio.init(**self._named, resume="allow", embed=False, **unsampled)
+        return lambda step, values: run.log(dict(values), step=step), run.finish

@@ -12,13 +12,12 @@ import json
 import math
 import os
 import signal
-import stat
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,10 +35,7 @@ JOBS = {
     "cell": "modbench.sweep.cell:run_cell",
     "rows": "modbench.sweep.rows:describe_rows",
     "machine": "modbench.sweep.timing_job:describe_machine",
-    "time": "modbench.sweep.timing_job:run_timing",
-    "ceiling": "modbench.sweep.timing_job:run_timing",
-    "training_memory": "modbench.sweep.timing_job:run_timing",
-    "inference_memory": "modbench.sweep.timing_job:run_timing",
+    "timing": "modbench.sweep.timing_job:run_timing",
     "peak": "modbench.sweep.timing_job:measure_peak",
 }
 COMMAND = (sys.executable, "-m", "modbench.sweep.worker")
@@ -64,7 +60,6 @@ MEMORY_ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": "65536",
     "MALLOC_TOP_PAD_": "0",
 }
-_MEASURES_MEMORY = ("training_memory", "inference_memory", "peak")
 
 _NUMBER, _TEXT = int | float, str
 #: Fields of each event, with their types. Further fields are allowed.
@@ -74,7 +69,6 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "point": {"step": int, "flops": int, "train_loss": _NUMBER, "heldout_loss": _NUMBER},
     "metrics": {"metrics": dict},
     "machine": {"flops_per_second": _NUMBER},
-    "row": {},
     "result": {"result": dict},
 }
 
@@ -89,22 +83,29 @@ class DiedError(Exception):
 
 class Worker:
     """Starts the worker of ``spec`` (``job``, ``threads`` and what the job needs). ``hear`` receives its
-    events in a thread of their own; ``result`` is its result once it has reported one."""
+    events in a thread of their own; ``result`` is its result once it has reported one. ``timeout``:
+    seconds without an event after which `over` ends it."""
 
     def __init__(
-        self, spec: Mapping[str, Any], *, log: Path, hear: Say, command: Sequence[str] = COMMAND
+        self,
+        spec: Mapping[str, Any],
+        *,
+        log: Path,
+        hear: Say,
+        timeout: float = math.inf,
+        command: Sequence[str] | None = None,
     ) -> None:
         self.log, self.started = log, datetime.now(UTC)
         self.result: dict[str, Any] | None = None
-        self.heard = time.monotonic()  #: when the last event came
-        self.phase = "start"
+        self._timeout, self._late = timeout, False
+        self._heard, self._phase = time.monotonic(), "start"
         self._hear, self._kills_before = hear, out_of_memory_kills()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         reading, writing = os.pipe()
         with self.log.open("ab") as output:
             self._log_start = output.tell()
             self._process = subprocess.Popen(
-                list(command),
+                list(command or COMMAND),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -121,16 +122,17 @@ class Worker:
             self._process.stdin.flush()
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
     def code(self) -> int:
         """Exit code of a worker that has ended."""
         return int(self._process.returncode)
 
     def ended(self) -> bool:
         return self._process.poll() is not None
+
+    def over(self) -> bool:
+        """Return True if it has ended, or has sent no event for too long."""
+        self._late = not self.ended() and time.monotonic() - self._heard > self._timeout
+        return self._late or self.ended()
 
     def ask_to_stop(self) -> None:
         """Ask the worker to store its state and end."""
@@ -150,12 +152,18 @@ class Worker:
 
     def error(self) -> str:
         """One line on how it ended."""
+        if self._late:
+            return f"no progress for {self._timeout:.0f} s in step {self._phase}; its process was ended"
         return error_of(self.log, self._log_start, self.code)
 
     def out_of_memory(self) -> bool:
         """Return True if it was killed and the kernel has counted an out-of-memory kill since it
         started; a kill by hand alone is not one."""
-        return self.code == -signal.SIGKILL and out_of_memory_kills() > self._kills_before
+        return (
+            not self._late
+            and self.code == -signal.SIGKILL
+            and out_of_memory_kills() > self._kills_before
+        )
 
     def _read(self, descriptor: int) -> None:
         with os.fdopen(descriptor, "rb") as pipe:
@@ -163,8 +171,7 @@ class Worker:
                 event = parsed_event(line)
                 if event is None:
                     continue
-                self.heard = time.monotonic()
-                self.phase = event.get("phase", self.phase)
+                self._heard, self._phase = time.monotonic(), event.get("phase", self._phase)
                 if event["event"] == "result":
                     self.result = event["result"]
                 else:
@@ -192,7 +199,7 @@ def run_worker(
     hear: Say = lambda event: None,
     poll: Callable[[], None] = lambda: None,
     timeout: float = math.inf,
-    command: Sequence[str] = COMMAND,
+    command: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Run a worker to its end and return its result. ``poll`` is called while it runs, and may raise.
     ``timeout``: seconds without an event after which it is ended.
@@ -200,17 +207,13 @@ def run_worker(
     Raises:
         DiedError: it reported no result.
     """
-    worker = Worker(spec, log=log, hear=hear, command=command)
-    late = False
+    worker = Worker(spec, log=log, hear=hear, timeout=timeout, command=command)
     try:
-        while not worker.ended() and not late:
+        while not worker.over():
             poll()
             time.sleep(_POLL_SECONDS)
-            late = time.monotonic() - worker.heard > timeout
     finally:
         worker.close()
-    if late:
-        raise DiedError(worker.code, f"no progress for {timeout:.0f} s; ended")
     if worker.code or worker.result is None:
         raise DiedError(worker.code, worker.error())
     return worker.result
@@ -219,13 +222,13 @@ def run_worker(
 def _environment(spec: Mapping[str, Any]) -> dict[str, str]:
     """Environment variables of a worker: its threads, its allocator, and this modbench, whatever the
     working directory holds."""
-    threads = str(spec["threads"])
+    threads, of_memory = str(spec["threads"]), "memory" in spec.get("measurement", "")
     names = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
     path = [str(Path(modbench.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     return {
         **ALLOCATOR,
         **os.environ,
-        **(MEMORY_ALLOCATOR if spec["job"] in _MEASURES_MEMORY else {}),
+        **(MEMORY_ALLOCATOR if of_memory else {}),
         **{f"{name}_NUM_THREADS": threads for name in names},
         "VECLIB_MAXIMUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",
@@ -237,10 +240,8 @@ def _environment(spec: Mapping[str, Any]) -> dict[str, str]:
 def main() -> int:
     """Run the job of standard input. Returns 0 with a result; 130 if stopped; 2 for a user's or a plugin
     author's mistake, else 1: the last line of the log states the error."""
-    line = sys.stdin.readline()
-    if stat.S_ISFIFO(os.fstat(0).st_mode):
-        follow_parent()
-    spec = json.loads(line)
+    spec = json.loads(sys.stdin.readline())
+    follow_parent()
     say = event_writer()
     module, _, function = JOBS[spec["job"]].partition(":")
     try:
@@ -275,11 +276,25 @@ def _told(spec: Mapping[str, Any], error: BaseException) -> int:
     return 1 if built_in or (isinstance(error, OSError) and not at(error)) else 2
 
 
+@contextlib.contextmanager
+def stop_signals(handle: Callable[[int], object]) -> Iterator[None]:
+    """Call ``handle`` with each signal that arrives: SIGINT, SIGTERM, SIGHUP."""
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # nohup
+        before[number] = signal.signal(number, lambda number, frame: handle(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def event_writer() -> Say:
-    """The function that sends events; without a parent they go to standard output."""
-    descriptor = int(os.environ.pop(_EVENTS, "1"))
-    if descriptor != 1:
-        os.set_inheritable(descriptor, False)
+    """The function that sends events."""
+    descriptor = int(os.environ.pop(_EVENTS))
+    os.set_inheritable(descriptor, False)
 
     def say(event: Event) -> None:
         # The parent may have been killed: `follow_parent` then asks this process to store its state.

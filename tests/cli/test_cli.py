@@ -7,29 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_suite import suite_text
 
 import modbench
 from modbench.cli.main import COMMANDS, main
 
-SUITE = """
-[suite]
-name = "tiny"
-[model]
-width = 32
-layers = 2
-heads = 4
-[data]
-source = "text"
-path = "text.txt"
-tokenizer = "bytes"
-[train]
-sequence = 32
-batch = 2
-[sweep]
-budgets = [1e9]
-[[schemes]]
-router = "vanilla"
-"""
+SUITE = suite_text("tiny", "vanilla")
 
 
 def python(*words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
@@ -56,7 +39,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "metric.toml": SUITE.replace('"tiny"', '"tiny"\nrank_by = "heldout_los"'),
         "twins.toml": SUITE + '[[schemes]]\nrouter = "vanilla"\n',
         "escape.toml": SUITE.replace('"tiny"', '"../tiny"'),
-        "broke.toml": SUITE.replace("1e9", "1000"),
+        "broke.toml": suite_text("tiny", "vanilla", sweep={"budgets": [1000]}),
         "gone.toml": SUITE.replace("text.txt", "gone.txt"),
         "image.toml": "\x89PNG",
         "bert.json": '{"model_type": "bert"}',
@@ -77,7 +60,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run quikc", "suite 'quikc' is not known; did you mean 'quick'?"),
         ("run typo.toml", "suite typo.toml has no 'trian'; did you mean 'train'?"),
         ("run image.toml", "suite image.toml isn't TOML"),
-        ("run metric.toml", "metric 'heldout_los' is not known; did you mean 'heldout_loss'?"),
+        ("run metric.toml", "rank_by is 'heldout_los', which can't rank; did you mean 'heldout_loss'?"),
         ("run twins.toml", "two have the label 'vanilla'"),
         ("run escape.toml", "name is '../tiny'; it becomes a folder's name"),
         ("run router.toml", "router 'vanila' is not known; did you mean 'vanilla'?"),
@@ -104,7 +87,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         ("flops --router mod --size 12M", "size '12M' is not known; did you mean '124M'?"),
         ("flops --router mod --width 30", "model width 30 is not a multiple of the head width 32"),
-        ("flops --router mod --batch 0", "batch is 0; it must be 1 or more"),
+        ("flops --router mod --batch 0", "lengths (): give one or more sequences"),
         ("flops --router mod --phase train --past 4", "nothing is cached in phase 'train'"),
         ("flops --router mod --convention palm --profile", "convention 'palm' is a formula"),
         ("flops --hf gone.json", "config gone.json can't be read"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from timed_made_up import SHAPE, subject
+from timed_made_up import subject
 
 from modbench.errors import UserError
 from modbench.ledger import Workload
@@ -232,17 +232,6 @@ def test_the_cache_is_predicted_to_the_byte(router: str, precision: str) -> None
         width = 4 if precision == "float32" else 2
         assert measured["cache"] == 3 * 30 * 4 * 2 * 32 * width
     assert predicted["peak"] == sum(predicted[part] for part in ("parameters", "cache", "activations"))
-
-
-def test_a_cells_peak_can_be_predicted() -> None:
-    cell = {
-        "router": {"name": "mod", "options": {}},
-        "model": SHAPE,
-        "train": {"budget": 10**9, "sequence": 32, "batch": 2, "precision": "float32"},
-    }
-    assert footprint.predicted_peak(cell) == footprint.predicted_training(subject("mod"))["peak"]
-    assert footprint.predicted_peak({**cell, "router": {"name": "none", "options": {}}}) is None
-    assert footprint.predicted_peak({**cell, "router": None}) is None  # a machine's ceilings
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from targets import Reach
 
-from modbench.measure.footprint import predicted_peak
+from modbench.measure.benchmark_target import BenchmarkTarget
+from modbench.measure.footprint import predicted_training
 from modbench.measure.time_config import TimeConfig
 from modbench.model.config import ModelConfig
 from modbench.sweep.worker import run_worker
@@ -47,15 +48,16 @@ def test_predicted_against_measured_peak(
         "time": asdict(TimeConfig()),
     }
     threads = pytestconfig.getoption("--perf-threads")
-    spec = {"job": "peak", "cell": cell, "plugins": [], "threads": threads}
+    job = {"job": "peak", "measurement": "training_memory", "plugins": [], "threads": threads}
+    spec = {**job, "cell": cell}
 
     def weighed() -> dict[str, Any]:
         return run_worker(spec, log=tmp_path / "log.txt")
 
     found = benchmark.pedantic(weighed, rounds=1, iterations=1)
-    measured, predicted = found["peak"], predicted_peak(cell)
+    measured = found["peak"]
+    predicted = predicted_training(BenchmarkTarget.of(cell))["peak"]
     assert measured is not None, found
-    assert predicted is not None
     # Revisions are compared by it, not by how long the process took.
     benchmark.extra_info["bytes"] = measured
     what = f"peak memory, predicted {predicted / 1e6:.0f} and measured {measured / 1e6:.0f} MB"

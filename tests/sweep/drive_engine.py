@@ -1,15 +1,16 @@
 """`drive_engine.py FOLDER LABEL ...`: runs fake cells as `modbench run` runs real ones, to be killed."""
 
 import sys
-from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from modbench.report.record import CellRecord, cell_key
+from modbench.report.record import cell_key
+from modbench.sweep import worker
 from modbench.sweep.cell import cell_record
 from modbench.sweep.cells import cells_left
-from modbench.sweep.engine import Engine, Failure, InterruptedRunError, Job
+from modbench.sweep.engine import Engine, Failure, Job
 from modbench.sweep.lock import suite_lock, wait_for_orphans
 from modbench.sweep.progress import Progress
 
@@ -37,23 +38,13 @@ def fake_job(label: str, folder: Path, threads: int) -> Job:
         "threads": threads,
     }
 
-    def crash_record(status: str, error: str, started: datetime) -> CellRecord:
-        return cell_record(
-            cell,
-            suite=suite,
-            data=DATA,
-            environment={"cpu": None, "gpu": None, "threads": threads, "torch": "0"},
-            status=status,
-            error=error,
-            started=started,
-        )
-
+    machine = {"cpu": None, "gpu": None, "threads": threads, "torch": "0"}
     return Job(
         identity=("cell", key, None, None, None),
         title=label,
         spec=spec,
         log=folder / "cells" / key / "log.txt",
-        crash_record=crash_record,
+        crash_record=partial(cell_record, cell, suite, DATA, machine),
     )
 
 
@@ -67,14 +58,15 @@ def run_fakes(
         wait_for_orphans([folder / "cells" / cell_key(cell) for cell in cells], progress.note)
         left = [cell["router"]["label"] for cell in cells_left(cells, folder)]
         progress.begin(folder.name, total=len(cells), done=len(cells) - len(left), unit="cells")
-        engine = Engine(**{"folder": folder, "progress": progress, "command": FAKE, **settings})
+        engine = Engine(**{"folder": folder, "progress": progress, **settings})
         return engine.run([fake_job(label, folder, threads) for label in left])
 
 
 def drive(folder: Path, labels: list[str]) -> int:
+    worker.COMMAND = FAKE
     try:
         run_fakes(folder, labels, Console(stderr=True))
-    except InterruptedRunError:
+    except KeyboardInterrupt:
         return 130
     return 0
 

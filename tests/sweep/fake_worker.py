@@ -105,16 +105,17 @@ def environment() -> dict:
 
 
 def timing() -> dict:
+    kind = spec["measurement"]
     log = Path(os.environ["FAKE_LOG"])
     with log.open("a") as file:
-        file.write(f"{spec['job']} {label}\n")
-    if label.startswith("breaks") and not log.with_name("broken").exists() and spec["job"] == "time":
+        file.write(f"{kind} {label}\n")
+    if label.startswith("breaks") and not log.with_name("broken").exists() and kind == "time":
         log.with_name("broken").touch()
         raise ValueError("this is broken")
-    if label.startswith("slow") and spec["job"] == "time":
+    if label.startswith("slow") and kind == "time":
         log.with_name("slow").write_text(str(os.getpid()))
         time.sleep(60)
-    if spec["job"] == "time":
+    if kind == "time":
         misbehave()
     say({"event": "phase", "phase": "nothing"})
     spent = dict.fromkeys(("model", "full", "executed"), 1000)
@@ -136,17 +137,17 @@ def timing() -> dict:
     parts = {"parameters": 1, "gradients": 1, "optimizer": 2, "activations": 6, "peak": 10}
     memory = {"measured": parts, "predicted": parts}
     found = {"status": "ok", "error": None, "asked_bytes": None}
-    found["measured"] = {"time": times, "ceiling": ceilings}.get(spec["job"], memory)
+    found["measured"] = {"time": times, "ceiling": ceilings}.get(kind, memory)
     if label.startswith("big"):
         found |= {"status": "oom", "error": "out of memory", "asked_bytes": 77, "measured": {}}
     record = TimingRecord(
         run=spec["run"],
         suite=spec["suite"],
-        measurement=spec["job"],
+        measurement=kind,
         cell=spec["cell"],
         key=cell_key(spec["cell"]),
         repetition=spec["repetition"],
-        code=json.loads(os.environ["FAKE_CODE"]),
+        code={"version": "0", "commit": None, "dirty": None},
         environment=environment(),
         **found,
         started=NOW,

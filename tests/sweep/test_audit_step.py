@@ -1,9 +1,6 @@
 """The audit of a scheme is run once; cells refer to it and check their own trained models."""
 
 import copy
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_suite import modbench_says, write_suite
 from torch import Tensor, nn
 
 import modbench
@@ -40,31 +38,6 @@ from modbench.sweep.steps.audit import scheme_of
 from modbench.sweep.steps.train import _checks
 from modbench.train.config import TrainConfig
 from modbench.train.loop import StoppedError, Trained
-
-SUITE = """
-[suite]
-name = "seeds"
-[model]
-width = 16
-layers = 2
-heads = 2
-[data]
-source = "text"
-path = "text.txt"
-tokenizer = "bytes"
-[train]
-sequence = 16
-batch = 2
-[measure]
-heldout_tokens = 64
-curve_tokens = 64
-steps = ["audit", "train", "heldout"]
-[sweep]
-budgets = [1e8]
-seeds = [0, 1, 2]
-[[schemes]]
-router = "mod"
-"""
 
 
 def small(folder: Path) -> tuple[dict[str, Any], TokenData]:
@@ -183,7 +156,7 @@ def test_a_stored_audit_is_not_run_again(
 
     monkeypatch.setattr(audit_step, "findings", found)
     cells = (cell, changed(cell, "seed", to=1), changed(cell, "train", "batch", to=3))
-    keys = [take_audit(one, tmp_path).audit_key for one in cells]
+    keys = [take_audit(one, tmp_path).found["audit_key"] for one in cells]
     assert keys[0] == keys[1]
     assert {*read_suite(tmp_path / "s").audits} == {*keys}
     shapes = [(3, 63), (16, 16)]
@@ -218,7 +191,7 @@ def test_two_cells_that_begin_together_share_one_audit(
 
     def audit(seed: int) -> str | None:
         both.wait()
-        return take_audit(changed(cell, "seed", to=seed), tmp_path).audit_key
+        return take_audit(changed(cell, "seed", to=seed), tmp_path).found["audit_key"]
 
     monkeypatch.setattr(audit_step, "findings", found)
     with ThreadPoolExecutor(2) as pool:
@@ -244,22 +217,17 @@ def test_a_cell_that_waits_for_an_audit_can_be_stopped(
 
 
 def test_three_seeds_of_a_scheme_are_audited_once(tmp_path: Path) -> None:
-    (tmp_path / "suite.toml").write_text(SUITE)
-    (tmp_path / "text.txt").write_text("\n\n".join(f"one line and another, {n}." for n in range(200)))
-    done = subprocess.run(
-        [sys.executable, "-m", "modbench", "run", "suite.toml", "--workers", "2"],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "MODBENCH_CACHE": str(tmp_path / "cache"),
-            "PYTHONPATH": str(Path(modbench.__file__).parent.parent),
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    write_suite(
+        tmp_path,
+        "seeds",
+        "mod",
+        model={"layers": 2},
+        train={"batch": 2},
+        measure={"steps": ["audit", "train", "heldout"], "heldout_tokens": 64, "curve_tokens": 64},
+        sweep={"budgets": [1e8], "seeds": [0, 1, 2]},
     )
-    assert done.returncode == 0, done.stderr
+    code, out = modbench_says(tmp_path, "run", "suite.toml", "--workers", "2")
+    assert code == 0, out
     folder = tmp_path / "results" / "seeds"
     written = [
         line for shard in folder.glob("records/*.jsonl") for line in shard.read_text().splitlines()

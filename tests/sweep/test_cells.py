@@ -11,7 +11,7 @@ from modbench.sweep.cells import chosen, title
 from modbench.sweep.cells import expand as cells_of
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite
-from modbench.sweep.timing_jobs import timing_cells
+from modbench.sweep.timings import timing_cells
 
 
 def expand(of: Suite) -> list[dict]:

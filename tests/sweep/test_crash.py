@@ -1,39 +1,12 @@
 """What is said of what a router's own code raised."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
+from small_suite import modbench_says, write_suite
 
-import modbench
 from modbench.report.store import read_suite
 from modbench.sweep.crash import error_of
 
-SUITE = """
-[suite]
-name = "raises"
-[model]
-width = 16
-layers = 1
-heads = 2
-[data]
-source = "text"
-path = "text.txt"
-tokenizer = "bytes"
-[train]
-sequence = 16
-batch = 1
-[measure]
-heldout_tokens = 16
-curve_tokens = 16
-downstream = []
-[sweep]
-budgets = [1e7]
-[[schemes]]
-router = "{name}"
-"""
 PLUGIN = """
 import sys
 from dataclasses import dataclass
@@ -41,7 +14,7 @@ from modbench.model.block import Block
 from modbench.routing.registry import register_router
 from modbench.routing.router import Router
 
-@register_router("{name}")
+@register_router("raises_key")
 @dataclass(frozen=True, kw_only=True)
 class Mine(Router):
     def build_layer(self, model, layer):
@@ -49,39 +22,19 @@ class Mine(Router):
 
 class Mean(Block):
     def forward(self, x_BTD, context):
-        {raises}
+        raise KeyError('k')
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "raises", "said"),
-    [
-        ("raises_key", "raise KeyError('k')", "KeyError: 'k'"),
-    ],
-)
-def test_what_a_routers_own_code_raises_is_told_as_its_own(
-    name: str, raises: str, said: str, tmp_path: Path
-) -> None:
-    (tmp_path / "suite.toml").write_text(SUITE.format(name=name))
-    (tmp_path / "text.txt").write_text("\n\n".join(f"one line and another, {n}." for n in range(200)))
-    (tmp_path / "mine.py").write_text(PLUGIN.format(name=name, raises=raises))
-    done = subprocess.run(
-        [sys.executable, "-m", "modbench", "run", "suite.toml", "--plugin", "mine.py"],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "MODBENCH_CACHE": str(tmp_path / "cache"),
-            "PYTHONPATH": str(Path(modbench.__file__).parent.parent),
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 2, done.stderr
+def test_what_a_routers_own_code_raises_is_told_as_its_own(tmp_path: Path) -> None:
+    write_suite(tmp_path, "raises", "raises_key")
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    code, out = modbench_says(tmp_path, "run", "suite.toml", "--plugin", "mine.py")
+    assert code == 2, out
     (record,) = read_suite(tmp_path / "results" / "raises").cells
     assert record.status == "failed"
-    assert record.error == (f"router '{name}' raised {said} (mine.py, line 16); fix it and run again")
+    said = "KeyError: 'k' (mine.py, line 16); fix it and run again"
+    assert record.error == f"router 'raises_key' raised {said}"
 
 
 def test_a_sentence_of_ours_needs_no_exit_code(tmp_path: Path) -> None:

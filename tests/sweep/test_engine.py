@@ -7,7 +7,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from drive_engine import fake_cell, run_fakes
+from drive_engine import FAKE, fake_cell, run_fakes
 from rich.console import Console
 
 from modbench.errors import UserError
@@ -19,6 +19,11 @@ from modbench.sweep.crash import KILLED
 from modbench.sweep.lock import suite_lock
 
 DRIVER = Path(__file__).with_name("drive_engine.py")
+
+
+@pytest.fixture(autouse=True)
+def _fake_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "COMMAND", FAKE)
 
 
 def run(folder: Path, *labels: str, **settings: object) -> tuple[list, str]:
@@ -193,7 +198,7 @@ def test_after_a_kill_of_the_run_its_cell_ends_too_and_the_rest_resumes(tmp_path
 
 
 def test_a_second_run_in_the_same_folder_is_refused_at_once(tmp_path: Path) -> None:
-    with suite_lock(tmp_path / "s"), pytest.raises(UserError, match="another `modbench run` is at work"):
+    with suite_lock(tmp_path / "s"), pytest.raises(UserError, match="another `modbench` is at work"):
         run(tmp_path / "s", "a")
     run(tmp_path / "s", "a")
     assert starts(tmp_path / "s") == ["a"]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from modbench.model.mlp import MLP
 from modbench.report.record import CellRecord, Status, cell_key
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router, router_names
-from modbench.sweep.sample import Drawing, _load_plugin_of, find_record, sample_run
+from modbench.sweep.sample import Drawing, find_record, load_model, sample_run
 from modbench.train.checkpoint import save_weights
 
 SHAPE = {"vocabulary": 257, "width": 16, "layers": 2, "heads": 2}
@@ -136,7 +137,7 @@ def test_a_run_that_failed_is_told_as_such(results: Path, status: Status) -> Non
         + record_of("half", "mod", 8).line()
         + "\n"
     )
-    words = rf"no trained model, it is recorded as {status} \(the loss is nan at step 3\); change the"
+    words = rf"no trained model, it is recorded as {status} \(the loss is nan at step 3\)"
     with pytest.raises(UserError, match=words):
         find_record("tiny/broken", results)
     key = record_of("half", "mod", 8).key[:8]
@@ -228,8 +229,6 @@ def test_what_is_said_has_the_size_of_the_cache(
         kept, dense = f"{layers * one_layer:,}", f"{2 * one_layer:,}"
         said = capsys.readouterr().err
         assert f" s with a cache of {kept} bytes ({dense} in a dense model of its shape)\n" in said
-    sample(cache=False)
-    assert capsys.readouterr().err.rstrip().endswith(" s without a cache")
 
 
 def test_a_cache_with_state_of_a_schemes_own_is_held_against_a_dense_model(
@@ -263,10 +262,7 @@ def test_a_text_longer_than_any_trained_is_told(
     assert "positions" not in capsys.readouterr().err
     sample(tokens=8)
     first = capsys.readouterr().err.splitlines()[0]
-    assert first == (
-        "modbench: positions beyond 10 were never trained, and a prompt of 3 with 8 new tokens goes to "
-        "11"
-    )
+    assert first == "modbench: positions from 10 to 11 were never trained"
 
 
 def plugin_at(file: Path, *lines: str) -> Path:
@@ -283,25 +279,37 @@ def plugin_at(file: Path, *lines: str) -> Path:
     return file
 
 
-def test_the_plugin_of_the_router_is_loaded(tmp_path: Path) -> None:
-    files = [plugin_at(tmp_path / f"sampled_{name}.py") for name in ("first", "second")]
-    _load_plugin_of({"name": "vanilla", "plugin_sha256": None}, files, "s/a")
+def trained_with(results: Path, name: str, digest: str | None) -> CellRecord:
+    """A record of router ``name``, with weights of the dense model."""
+    record = record_of("mine", "vanilla", 0)
+    router = record.cell["router"] | {"name": name, "plugin_sha256": digest}
+    cell = record.cell | {"router": router}
+    record = replace(record, cell=cell, key=cell_key(cell))
+    path = weights_at(results, record)
+    save_weights(path, model_of("vanilla"), key=path.parent.name)
+    return record
+
+
+def test_the_plugin_of_the_router_is_loaded(results: Path) -> None:
+    files = [plugin_at(results / f"sampled_{name}.py") for name in ("first", "second")]
+    load_model(trained_with(results, "vanilla", None), "tiny/mine", results / "tiny", files)
     assert not {file.stem for file in files} & set(router_names())
     digest = sha256(files[1].read_bytes()).hexdigest()
-    _load_plugin_of({"name": "sampled_second", "plugin_sha256": digest}, files, "s/a")
+    record = trained_with(results, "sampled_second", digest)
+    with pytest.raises(UserError, match="damaged or of another run"):  # weights of the dense model
+        load_model(record, "tiny/mine", results / "tiny", files)
     assert "sampled_second" in router_names()
 
 
-def test_a_plugin_that_changed_since_the_run_was_trained_is_refused(tmp_path: Path) -> None:
-    file = plugin_at(tmp_path / "sampled_edited.py")
-    words = f"its router 'sampled_edited' is of a plugin file with sha256 {12 * '0'}; give that file"
-    with pytest.raises(UserError, match=words):
-        _load_plugin_of({"name": "sampled_edited", "plugin_sha256": 64 * "0"}, [file], "s/a")
-
-
-@pytest.mark.parametrize("name", ["sampled_nowhere", "vanilla"])
-def test_a_plugins_run_without_its_plugin_is_refused(name: str) -> None:
-    """Even where an installed router has that name."""
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("sampled_edited", True), ("sampled_nowhere", False), ("vanilla", False)],
+    ids=["changed", "not-given", "an-installed-router-has-its-name"],
+)
+def test_a_plugin_other_than_the_run_was_trained_with_is_refused(
+    name: str, given: bool, results: Path
+) -> None:
+    files = [plugin_at(results / f"{name}.py")] if given else []
     words = f"its router '{name}' is of a plugin file with sha256 ab{10 * '0'}; give that file"
     with pytest.raises(UserError, match=words):
-        _load_plugin_of({"name": name, "plugin_sha256": "ab" + 62 * "0"}, [], "s/a")
+        load_model(trained_with(results, name, "ab" + 62 * "0"), "tiny/mine", results / "tiny", files)

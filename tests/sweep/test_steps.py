@@ -16,8 +16,8 @@ from modbench.train.loop import Trained
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=64)
 TRAIN = TrainConfig(budget=1, sequence=32, batch=2)
 OFF = "ledger minus counter, FLOPs: "
-EQUAL = "ledger equals counter in"
-UNSEEN = "not counted, for want of memory"
+EQUAL = "training steps in which the ledger equals the counter:"
+UNSEEN = "steps not counted, for want of memory:"
 
 
 def test_each_step_is_a_file_with_a_function_of_its_name() -> None:
@@ -28,7 +28,7 @@ def test_each_step_is_a_file_with_a_function_of_its_name() -> None:
 
 @pytest.mark.parametrize("steps", [("train",), ("audit", "train", "timing"), MeasureConfig().steps])
 def test_a_suite_chooses_steps(steps: tuple[str, ...]) -> None:
-    check_steps(steps)
+    check_steps("suite", steps)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_suite_chooses_steps(steps: tuple[str, ...]) -> None:
 )
 def test_steps_that_can_not_be_taken_are_refused(steps: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        check_steps(steps)
+        check_steps("suite", steps)
 
 
 def trained(miscounted: str = "", counted: int = 2, unseen: int = 0) -> Trained:
@@ -61,11 +61,11 @@ def trained(miscounted: str = "", counted: int = 2, unseen: int = 0) -> Trained:
 @pytest.mark.parametrize(
     ("miscounted", "counted", "unseen", "verdict", "figure"),
     [
-        ("", 2, 0, "passed", f"{EQUAL} 2 training steps"),
-        ("", 1, 1, "passed", f"{EQUAL} 1 training step; 1 training step was {UNSEEN}"),
-        ("", 0, 2, "not asked", f"2 training steps were {UNSEEN}"),
+        ("", 2, 0, "passed", f"{EQUAL} 2"),
+        ("", 1, 1, "passed", f"{EQUAL} 1; {UNSEEN} 1"),
+        ("", 0, 2, "not asked", f"{EQUAL} 0; {UNSEEN} 2"),
         ("+3 in training step 1", 2, 0, "failed", f"{OFF}+3 in training step 1"),
-        ("+3 in x", 1, 2, "failed", f"{OFF}+3 in x; 2 training steps were {UNSEEN}"),
+        ("+3 in x", 1, 2, "failed", f"{OFF}+3 in x; {UNSEEN} 2"),
     ],
 )
 def test_counted_training_steps_are_a_finding_of_probe_9(

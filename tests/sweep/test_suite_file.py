@@ -48,9 +48,9 @@ def test_a_suite_is_read_with_whole_floats_as_budgets(tmp_path: Path) -> None:
 
 
 def test_the_vocabulary_follows_the_tokenizer(tmp_path: Path) -> None:
-    assert parse(tmp_path, GOOD).shapes[0].model.vocabulary == 257
+    assert parse(tmp_path, GOOD).shapes[""].vocabulary == 257
     bpe = GOOD.replace('tokenizer = "bytes"', "vocabulary = 512")
-    assert parse(tmp_path, bpe).shapes[0].model.vocabulary == 512
+    assert parse(tmp_path, bpe).shapes[""].vocabulary == 512
 
 
 def test_what_is_timed_has_defaults(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_what_is_timed_has_defaults(tmp_path: Path) -> None:
 def test_shapes_override_the_model_and_carry_labels(tmp_path: Path) -> None:
     shapes = '[[shapes]]\nlabel = "small"\n[[shapes]]\nlabel = "wide"\nwidth = 64\n'
     suite = parse(tmp_path, GOOD + shapes)
-    assert [(shape.label, shape.model.width) for shape in suite.shapes] == [("small", 32), ("wide", 64)]
+    assert {label: model.width for label, model in suite.shapes.items()} == {"small": 32, "wide": 64}
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {
         "suite": {"name": "tiny", "version": 1},
         "run": "1",
-        "job": "time",
+        "job": "timing",
+        "measurement": "time",
         "cell": {
             "router": router,
             "model": {"vocabulary": 97, "width": 16, "layers": 2, "heads": 2},
@@ -107,9 +108,8 @@ def test_of_several_failed_cases_the_first_is_stated(
     record = record_of(spec)
     assert (record.status, record.asked_bytes) == ("failed", 2**31)
     assert record.error is not None
-    first, second = record.error.split("; train: ")
-    assert first.startswith("2 cases, the first prefill 8 x 1 raised RuntimeError: broken (")
-    assert second == SAID
+    assert record.error.startswith("prefill 8 x 1 raised RuntimeError: broken (")
+    assert record.error.endswith(" (and 2 more)")
 
 
 def test_a_model_that_does_not_fit_is_a_record(
@@ -124,16 +124,16 @@ def test_a_model_that_does_not_fit_is_a_record(
     assert record.measured == {}
 
 
-@pytest.mark.parametrize("job", ["training_memory", "inference_memory"])
-def test_memory_is_recorded_with_its_prediction(job: str, spec: dict[str, Any]) -> None:
-    record = record_of(spec, job=job)
+@pytest.mark.parametrize("measurement", ["training_memory", "inference_memory"])
+def test_memory_is_recorded_with_its_prediction(measurement: str, spec: dict[str, Any]) -> None:
+    record = record_of(spec, measurement=measurement)
     measured, predicted = record.measured["measured"], record.measured["predicted"]
     assert measured.keys() == predicted.keys()
     assert measured["parameters"] == predicted["parameters"]
 
 
-def test_a_machine_is_described_without_the_plugins_router(spec: dict[str, Any]) -> None:
-    cell = spec["cell"] | {"router": {"name": "unknown", "options": {}}}
+def test_a_machine_is_described_without_a_router(spec: dict[str, Any]) -> None:
+    cell = spec["cell"] | {"router": None}
     found = describe_machine(spec | {"cell": cell}, lambda event: None)["environment"]
     assert (found["threads"], found["dtype"]) == (1, "float32")
 
@@ -141,6 +141,7 @@ def test_a_machine_is_described_without_the_plugins_router(spec: dict[str, Any])
 def test_a_peak_that_does_not_fit_is_an_answer_and_other_errors_are_raised(
     spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    peak = spec | {"measurement": "training_memory"}
     for error in (LACK, RuntimeError("broken")):
 
         def step(*_: Any, error: Exception = error, **__: Any) -> Any:
@@ -148,14 +149,14 @@ def test_a_peak_that_does_not_fit_is_an_answer_and_other_errors_are_raised(
 
         monkeypatch.setattr(footprint, "training_step", step)
         if error is LACK:
-            assert measure_peak(spec, lambda event: None) == {"peak": None, "error": SAID}
+            assert measure_peak(peak, lambda event: None) == {"peak": None, "error": SAID}
         else:
             with pytest.raises(RuntimeError, match="broken"):
-                measure_peak(spec, lambda event: None)
+                measure_peak(peak, lambda event: None)
 
 
 def test_a_worker_measures_the_peak(spec: dict[str, Any], tmp_path: Path) -> None:
-    found = run_worker(spec | {"job": "peak"}, log=tmp_path / "log")
+    found = run_worker(spec | {"job": "peak", "measurement": "training_memory"}, log=tmp_path / "log")
     assert found["error"] is None
     assert found["peak"] > 0
 
@@ -181,7 +182,8 @@ def cell(spec: dict[str, Any], tmp_path: Path) -> Any:
         cell=spec["cell"],
         spec=spec,
         device=torch.device("cpu"),
-        target=lambda: BenchmarkTarget.of(spec["cell"]),
+        train=SimpleNamespace(compile="off"),
+        measure=SimpleNamespace(timing_repeats=3),
         stage=Stage(),
         title="tiny/mod",
         router=SimpleNamespace(name="mod"),

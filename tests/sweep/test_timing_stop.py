@@ -21,12 +21,11 @@ def test_a_run_that_is_asked_to_stop_says_so_and_leaves_nothing_half_done(
     write_suite(tmp_path, "slow")
     worker = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
     code = (
-        "import sys, modbench.cli.main, modbench.sweep.timings as verb\n"
-        f"verb.time_suite.__kwdefaults__['command'] = {worker!r}\n"
+        "import sys, modbench.cli.main, modbench.sweep.worker as worker\n"
+        f"worker.COMMAND = {worker!r}\n"
         "sys.exit(modbench.cli.main.main(['time', 'suite.toml', '--only', 'slow']))"
     )
     places = {
-        "FAKE_CODE": '{"version": "0", "commit": null, "dirty": null}',
         "FAKE_LOG": str(tmp_path / "log"),
         "MODBENCH_CACHE": str(tmp_path / "cache"),
     }

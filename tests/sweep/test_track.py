@@ -14,7 +14,7 @@ from modbench.sweep import track
 from modbench.sweep.cells import expand
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import parse_suite
-from modbench.sweep.track import TrackConfig, Trackers, check_trackers, open_trackers
+from modbench.sweep.track import TrackConfig, Trackers, check_trackers
 
 KEY = "0123456789abcdef"
 CELL = {"router": {"label": "mod/small 25 %"}, "train": {"budget": 1_500_000_000_000}, "seed": 3}
@@ -71,7 +71,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, name: str, **settings: bool) -> FakeBa
 
 
 def opened(config: TrackConfig, folder: Path) -> Trackers:
-    return open_trackers(config, suite="s", cell=CELL, key=KEY, folder=folder / "cells" / KEY)
+    return Trackers(config, "s", CELL, folder / "cells" / KEY)
 
 
 def step(number: int, loss: float) -> dict[str, Any]:

@@ -33,23 +33,22 @@ say({{"event": "result", "result": result}})
 """
 
 
-def run(body: str, place: Path, job: str = "time", **settings: Any) -> dict[str, Any]:
+def run(body: str, place: Path, measurement: str = "time", **settings: Any) -> dict[str, Any]:
     command = (sys.executable, "-c", BODY.format(body=body))
-    return run_worker({"job": job, "threads": 3}, log=place / "log", command=command, **settings)
+    spec = {"job": "timing", "measurement": measurement, "threads": 3}
+    return run_worker(spec, log=place / "log", command=command, **settings)
 
 
-@pytest.mark.parametrize(
-    "job", [*("cell", "time", "ceiling"), *("training_memory", "inference_memory", "peak")]
-)
+@pytest.mark.parametrize("measurement", ["time", "ceiling", "training_memory", "inference_memory"])
 def test_memory_is_measured_with_an_allocator_of_its_own(
-    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    measurement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ALLOCATOR:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MALLOC_TOP_PAD_", "77")
     chosen = {**ALLOCATOR, "MALLOC_TOP_PAD_": "77"}
-    expected = MEMORY_ALLOCATOR if "memory" in job or job == "peak" else chosen
-    found = run("result = dict(os.environ)", tmp_path, job)
+    expected = MEMORY_ALLOCATOR if "memory" in measurement else chosen
+    found = run("result = dict(os.environ)", tmp_path, measurement)
     assert {name: found[name] for name in ALLOCATOR} == expected
     assert found["OMP_NUM_THREADS"] == found["MKL_NUM_THREADS"] == "3"
 
@@ -139,7 +138,7 @@ def _until(happens: Any) -> None:
 def test_the_real_worker_gives_a_users_mistake_as_one_sentence(tmp_path: Path) -> None:
     model = {"vocabulary": 97, "width": 16, "layers": 1, "heads": 2}
     cell = {"router": {"name": "mood", "options": {}}, "time": {}, "train": {}, "model": model}
-    spec = {"job": "peak", "cell": cell, "plugins": [], "threads": 1}
+    spec = {"job": "peak", "measurement": "training_memory", "cell": cell, "plugins": [], "threads": 1}
     with pytest.raises(DiedError, match=r"^router 'mood' is not known") as death:
         run_worker(spec, log=tmp_path / "log")
     assert death.value.code == 2

@@ -19,23 +19,23 @@ def step_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def check_steps(names: tuple[str, ...]) -> None:
+def check_steps(where: str, names: tuple[str, ...]) -> None:
     """Check the ``steps`` of a suite.
 
     Raises:
         UserError: an unknown or repeated name, or ``train`` is missing or comes after a step that needs
-            the trained model.
+            the trained model; the sentence starts with ``where``.
     """
     for name in names:
         if name not in step_names():
             raise UserError(
-                f"steps names '{name}', which is not known; {known_names(name, step_names())}"
+                f"{where} steps names '{name}', which is not known; {known_names(name, step_names())}"
             )
         if names.count(name) > 1:
-            raise UserError(f"steps names '{name}' twice; remove one")
+            raise UserError(f"{where} steps names '{name}' twice; remove one")
     if "train" not in names or any(name != "audit" for name in names[: names.index("train")]):
         raise UserError(
-            f"steps is {list(names)}; 'train' must be there, and only 'audit' may come before it"
+            f"{where} steps is {list(names)}; 'train' must be there, and only 'audit' may come before it"
         )
 
 

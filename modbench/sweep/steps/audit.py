@@ -4,6 +4,7 @@ record of its own, and cells of other budgets and seeds refer to it by its key."
 import inspect
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,14 @@ def audit(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
     """
     scheme = scheme_of(cell.cell)
     key = cell_key(scheme)
-
-    def waiting() -> None:
-        cell.stage.wait("waiting for another cell to audit this scheme")
-        cell.stage.check()
-
+    waiting = partial(cell.stage.wait, "waiting for another cell to audit this scheme")
     with audit_lock(cell.results, key, waiting=waiting):
         cell.stage.pause()
         stored = read_suite(cell.results).audits.get(key)
         if stored is None:
             stored = _run(cell, scheme)
             append_record(cell.results, stored)
-    cell.audit_key = key
+    cell.found["audit_key"] = key
     cell.decodes = not any(
         finding["name"] == "decode parity" and finding["verdict"] == "failed" for finding in stored.audit
     )
@@ -64,7 +61,9 @@ def scheme_of(cell: dict[str, Any]) -> dict[str, Any]:
         "router": {
             "name": router["name"],
             "options": router["options"],
-            "code_sha256": router["plugin_sha256"] or _installed_sha256(router["name"]),
+            # Of an installed router, the hash of its package; of a built-in one, that of modbench.
+            "code_sha256": router["plugin_sha256"]
+            or code_sha256(Path(inspect.getfile(router_class(router["name"])))),
         },
         "model": cell["model"],
         # An odd length, and the length and batch of scoring.
@@ -74,11 +73,6 @@ def scheme_of(cell: dict[str, Any]) -> dict[str, Any]:
         "modbench": modbench.__version__,
         "device": device().type,
     }
-
-
-def _installed_sha256(router: str) -> str:
-    """Hash of the package that holds an installed router; for built-in routers that is modbench."""
-    return code_sha256(Path(inspect.getfile(router_class(router))))
 
 
 def _run(cell: CellRun, scheme: dict[str, Any]) -> AuditRecord:

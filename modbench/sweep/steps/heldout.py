@@ -22,7 +22,7 @@ def heldout(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
         return heldout_loss(model, windows_WT, cell.data.token_bytes_V, selection=rule, watch=watch)
 
     causal, leaky = scored("causal"), scored("topk")
-    cell.routing = histograms.as_dict()
+    cell.found["routing"] = histograms.as_dict()
     metrics = {
         "heldout_loss": causal.nats_per_token,
         "heldout_bits_per_byte": causal.bits_per_byte,

@@ -23,6 +23,7 @@ def memory(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
     release_memory(cell.device)  # on a GPU, the measured process shares the memory with this one
     spec = {
         "job": "peak",
+        "measurement": "training_memory",
         "cell": {**cell.cell, "time": {"deterministic": True}},
         "plugins": cell.spec["plugins"],
         "threads": cell.spec["threads"],

@@ -6,6 +6,7 @@ import torch
 
 from modbench.analysis.intervals import summary
 from modbench.errors import UserError
+from modbench.measure.benchmark_target import BenchmarkTarget
 from modbench.measure.clock import timed
 from modbench.measure.memory_meter import release_memory
 from modbench.measure.system_load import thread_count
@@ -24,7 +25,11 @@ def timing(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
         UserError: the router's code raised.
     """
     release_memory(cell.device)
-    target, threads, before = cell.target(), thread_count(), torch.get_num_threads()
+    # As in the cell's training.
+    numerics = {"compile": cell.train.compile, "deterministic": True}
+    time = {"samples": cell.measure.timing_repeats, **numerics}
+    target = BenchmarkTarget.of({**cell.cell, "time": time})
+    threads, before = thread_count(), torch.get_num_threads()
     with cell.stage.measuring(cell.title):
         torch.set_num_threads(threads)
         try:

@@ -26,7 +26,7 @@ def train(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
         StoppedError: a stop was requested; the state of training is saved.
         DivergedError: a loss or a weight is not finite.
     """
-    cell.flops_source = model.flops_source
+    cell.found["flops_source"] = model.flops_source
     costs = _costs(model, cell.train)
     curve_WT = cell.windows(cell.measure.curve_tokens)
     token_bytes_V = cell.data.token_bytes_V
@@ -51,10 +51,10 @@ def train(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
         f"{code_version()['commit']}",
         stop=cell.stage.stopped,
     )
-    cell.curve = trained.curve
+    cell.found["curve"] = trained.curve
     checkpoint.save_weights(cell.folder / "model.safetensors", model, key=cell_key(cell.cell))
     cell.stage.begin("checks")
-    cell.audit = [asdict(finding) for finding in _checks(model, trained)]
+    cell.found["audit"] = [asdict(finding) for finding in _checks(model, trained)]
     return costs | {
         "train_steps": trained.steps,
         "train_tokens": trained.tokens,
@@ -90,23 +90,16 @@ def _checks(model: RoutedDecoder, trained: Trained) -> list[Finding]:
 
 def counted_steps(trained: Trained) -> Finding:
     """The finding from counting real training steps."""
-    counted, unseen, wrong = trained.counted_steps, trained.unseen_steps, trained.miscounted
-    figures = []
+    counted, wrong = trained.counted_steps, trained.miscounted
+    figure = f"training steps in which the ledger equals the counter: {counted}"
     if wrong:
-        figures.append(f"ledger minus counter, FLOPs: {wrong}")
-    elif counted:
-        figures.append(f"ledger equals counter in {_steps(counted)}")
-    if unseen:
-        were = "was" if unseen == 1 else "were"
-        figures.append(f"{_steps(unseen)} {were} not counted, for want of memory")
+        figure = f"ledger minus counter, FLOPs: {wrong}"
+    if trained.unseen_steps:
+        figure += f"; steps not counted, for want of memory: {trained.unseen_steps}"
     return Finding(
         probe=9,
         name="count",
         verdict="failed" if wrong else "passed" if counted else "not asked",
-        figure="; ".join(figures),
+        figure=figure,
         ranks=True,
     )
-
-
-def _steps(number: int) -> str:
-    return "1 training step" if number == 1 else f"{number} training steps"

@@ -1,0 +1,59 @@
+"""A small suite on a small text, and `modbench` in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import modbench
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "model": {"width": 16, "layers": 1, "heads": 2},
+    "data": {"source": "text", "path": "text.txt", "tokenizer": "bytes"},
+    "train": {"sequence": 16, "batch": 1},
+    "measure": {"steps": ["train", "heldout"], "heldout_tokens": 16, "curve_tokens": 16},
+    "sweep": {"budgets": [1e7]},
+}
+TEXT = "\n\n".join(f"one line and another, {n}." for n in range(400))
+
+
+def suite_text(name: str, *routers: str, **tables: dict[str, Any]) -> str:
+    """A suite of ``routers``, with entries of ``tables`` in place of `DEFAULTS`."""
+    lines = [f'[suite]\nname = "{name}"']
+    for table in {**DEFAULTS, **tables}:
+        lines.append(f"[{table}]")
+        entries = DEFAULTS.get(table, {}) | tables.get(table, {})
+        lines += [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
+    lines += [f'[[schemes]]\nrouter = "{router}"' for router in routers]
+    return "\n".join(lines) + "\n"
+
+
+def write_suite(place: Path, name: str, *routers: str, **tables: dict[str, Any]) -> None:
+    """Write suite.toml and its text into ``place``."""
+    (place / "suite.toml").write_text(suite_text(name, *routers, **tables))
+    (place / "text.txt").write_text(TEXT)
+
+
+def start(place: Path, *words: str) -> "subprocess.Popen[str]":
+    """`modbench WORDS` in ``place``, with both outputs in one pipe."""
+    places = {
+        "MODBENCH_CACHE": str(place / "cache"),
+        "PYTHONPATH": str(Path(modbench.__file__).parent.parent),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "modbench", *words],
+        cwd=place,
+        env={**os.environ, **places},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def modbench_says(place: Path, *words: str) -> tuple[int, str]:
+    """Exit code and output of `modbench WORDS` in ``place``."""
+    process = start(place, *words)
+    out, _ = process.communicate(timeout=300)
+    return process.returncode, out

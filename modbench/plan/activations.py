@@ -88,8 +88,13 @@ class _Device(TorchFunctionMode):
         if func == _IS_META and not args[0].dtype.is_floating_point:
             return True
         if self._gpu and func in (F.rms_norm, torch.rms_norm):
-            return _FusedNorm.apply(*args, **(kwargs or {}))  # type: ignore[no-untyped-call]
+            return _fused_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _fused_norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Any:
+    # PyTorch 2.11 takes no keywords.
+    return _FusedNorm.apply(x, shape, weight, eps)  # type: ignore[no-untyped-call]
 
 
 class _FusedNorm(torch.autograd.Function):
@@ -97,9 +102,7 @@ class _FusedNorm(torch.autograd.Function):
     one float32 factor per row. A CPU runs several ops that keep more."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, shape: Any, weight: Tensor | None, _eps: float | None) -> Tensor:
         rows = x.shape[: x.dim() - len(shape)]
         ctx.save_for_backward(x, x.new_empty(rows, dtype=torch.float32), weight)
         return torch.empty_like(x)

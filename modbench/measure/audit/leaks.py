@@ -24,7 +24,7 @@ SHARE = 0.5
 EVERY = 64
 #: Number of random positions tested in a longer sequence.
 DRAWN = 2
-#: Number of texts that are edited, since an edit doesn't flip every decision.
+#: Number of texts that are edited at the first shape, since an edit doesn't flip every decision.
 TEXTS = 2
 #: Edited copies of a text in one batch.
 COPIES = 8
@@ -52,7 +52,8 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     # The length matters here; the batch is probe 2's.
     if wrong := _unrepeatable(subject, tokens_BT[:4]):
         return False, wrong
-    most, changed = _changes(subject, subject.exact, tokens_BT[:TEXTS], ROUNDING)
+    texts_BT = tokens_BT[: TEXTS if subject.is_first(tokens_BT) else 1]
+    most, changed = _changes(subject, subject.exact, texts_BT, ROUNDING)
     figure = f"{sum(changed)} earlier positions changed, by up to {most:.1e}"
     if subject.is_exact or any(changed):
         return not any(changed), figure

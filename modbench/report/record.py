@@ -253,7 +253,7 @@ def parse_line(line: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError("it is not a JSON object")
     schema, digest = value.pop("schema", None), value.pop("digest", None)
-    if schema == SCHEMA:
+    if schema == SCHEMA or (digest is not None and schema in _UNSIGNED.values()):
         if digest != sha256(line.replace(f'"digest":"{digest}"', '"digest":""', 1)):
             raise UserError("its digest is of another line; it was changed after it was written")
     else:
@@ -268,9 +268,10 @@ def _renamed(value: dict[str, Any], schema: Any) -> dict[str, Any]:
     kind = str(value.get("kind", "cell"))
     renamed = {"kind": "timing", "measurement": kind} if kind in _MEASURED else {"kind": kind}
     if schema != _UNSIGNED.get(renamed["kind"]):
+        older = _UNSIGNED.get(renamed["kind"], SCHEMA)
         raise UserError(
-            f"schema is {str(schema)[:60]} and this modbench reads up to {SCHEMA}; use the modbench "
-            "version that wrote it"
+            f"schema is {str(schema)[:50]} and this modbench reads {older} and {SCHEMA}; use "
+            "the version that wrote it"
         )
     return value | renamed
 

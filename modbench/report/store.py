@@ -103,6 +103,7 @@ def remove_leftovers(folder: Path) -> list[Path]:
         writer = path.name.split(".")[-2]
         if not (writer.isdecimal() and psutil.pid_exists(int(writer))):
             gone.append(path)
+    gone = [path for path in gone if path.is_file()]
     for path in gone:
         path.unlink(missing_ok=True)
     return gone

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from modbench.errors import UserError
+from modbench.errors import UserError, is_file
 from modbench.sweep.suite import Scheme, Suite, check_labels
 from modbench.sweep.worker import DiedError, Say, run_worker
 
@@ -56,7 +56,7 @@ def resolve(suite: Suite, plugins: Sequence[Path] = ()) -> Rows:
     from modbench.routing.registry import installed_modules
 
     for file in plugins:
-        if not file.is_file():
+        if not is_file(file):
             raise UserError(f"plugin {file}: there is no such file; give the path of a Python file")
     installed, rows = installed_modules(), Rows(suite)
     modules = {s.label: installed.get(s.router.partition(":")[0], "") for s in suite.schemes}

@@ -8,7 +8,7 @@ from typing import Any
 
 import modbench
 from modbench.data.config import DataConfig
-from modbench.errors import UserError, known_names
+from modbench.errors import UserError, is_file, known_names
 from modbench.measure.config import MeasureConfig
 from modbench.measure.time_config import TimeConfig
 from modbench.model.config import ModelConfig
@@ -125,7 +125,7 @@ def find_suite(name: str) -> Path:
     if name in shipped:
         return shipped[name]
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return path
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise UserError(f"suite {name}: there is no such file; give the path of a TOML file")

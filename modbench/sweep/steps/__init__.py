@@ -40,6 +40,8 @@ def check_steps(where: str, names: tuple[str, ...]) -> None:
 
 
 def step(name: str) -> Step:
-    """The function of step ``name``."""
-    found: Step = getattr(importlib.import_module(f"{__name__}.{name}"), name)
+    """The function of step ``name``. Raise a `UserError` if its file has none of this name."""
+    found: Step | None = getattr(importlib.import_module(f"{__name__}.{name}"), name, None)
+    if found is None:
+        raise UserError(f"modbench/sweep/steps/{name}.py has no function '{name}'; add it")
     return found

@@ -240,12 +240,9 @@ _KINDS: dict[str, type[AnyRecord]] = {
 
 def parse_line(line: str) -> dict[str, Any]:
     """The fields of ``line``, ``kind`` included and ``digest`` checked. Those of lines written before
-    records had a digest are given their present names. The fields themselves are not checked.
-
-    Raises:
-        UserError: it is not a JSON object, of an unknown schema or kind, or it was changed after it was
-            written.
-    """
+    records had a digest are given their present names. The fields themselves are not checked. Raises
+    UserError: it is not a JSON object, of an unknown schema or kind, or it was changed after it was
+    written."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -277,11 +274,8 @@ def _renamed(value: dict[str, Any], schema: Any) -> dict[str, Any]:
 
 
 def read_record(line: str) -> AnyRecord:
-    """The record of ``line``, of any kind and any schema so far.
-
-    Raises:
-        UserError: see `parse_line`, or a field is not as its class declares.
-    """
+    """The record of ``line``, of any kind and any schema so far. Raises UserError: see `parse_line`, or
+    a field is not as its class declares."""
     values = parse_line(line)
     kind: Any = _KINDS[values.pop("kind")]
     check("", values, shape_of(kind))  # an unknown name is no argument of the class

@@ -133,11 +133,8 @@ def cell_record(
 
 
 def prepare_process(spec: Mapping[str, Any]) -> None:
-    """Set the threads of this process and load the plugins of ``spec``.
-
-    Raises:
-        UserError: a plugin raises, or has changed since the run began.
-    """
+    """Set the threads of this process and load the plugins of ``spec``. Raises UserError: a plugin
+    raises, or has changed since the run began."""
     torch.set_num_threads(spec["threads"])
     for plugin in spec["plugins"]:
         load_plugin(plugin)

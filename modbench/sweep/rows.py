@@ -47,12 +47,9 @@ class Rows:
 
 
 def resolve(suite: Suite, plugins: Sequence[Path] = ()) -> Rows:
-    """Resolve the rows of ``suite``, and of the routers of the files ``plugins``.
-
-    Raises:
-        UserError: an unknown router or option or a wrong value in the suite; a plugin file is missing;
-            or two rows have the same label.
-    """
+    """Resolve the rows of ``suite``, and of the routers of the files ``plugins``. Raises UserError: an
+    unknown router or option or a wrong value in the suite; a plugin file is missing; or two rows have
+    the same label."""
     from modbench.routing.registry import installed_modules
 
     for file in plugins:
@@ -126,11 +123,8 @@ def _ask(suite: Suite, file: Path | None, schemes: Sequence[Scheme]) -> dict[str
 
 def describe_rows(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     """Load the plugin of ``spec``. Return the ``rows`` of its routers by label: fields of `Resolved`, or
-    an error; and the ``fresh`` routers, which none of the ``schemes`` names.
-
-    Raises:
-        UserError: the plugin raises or registers nothing.
-    """
+    an error; and the ``fresh`` routers, which none of the ``schemes`` names. Raises UserError: the
+    plugin raises or registers nothing."""
     import torch
 
     from modbench.routing.registry import load_plugin
@@ -154,11 +148,8 @@ def describe_rows(spec: dict[str, Any], say: Say) -> dict[str, Any]:
 def describe_row(
     scheme: Mapping[str, Any], shapes: Sequence[Mapping[str, Any]], train: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The fields of `Resolved` of ``scheme``. Imports torch and the router.
-
-    Raises:
-        UserError: an unknown router or option, or a wrong value.
-    """
+    """The fields of `Resolved` of ``scheme``. Imports torch and the router. Raises UserError: an unknown
+    router or option, or a wrong value."""
     from modbench.routing.registry import build_router, plugin_sha256, preset_options
     from modbench.train.budget import flops_per_step, model_of
     from modbench.train.config import TrainConfig

@@ -20,12 +20,8 @@ def step_names() -> list[str]:
 
 
 def check_steps(where: str, names: tuple[str, ...]) -> None:
-    """Check the ``steps`` of a suite.
-
-    Raises:
-        UserError: an unknown or repeated name, or ``train`` is missing or comes after a step that needs
-            the trained model; the sentence starts with ``where``.
-    """
+    """Check the ``steps`` of a suite. Raises UserError: an unknown or repeated name, or ``train`` is
+    missing or comes after a step that needs the trained model; the sentence starts with ``where``."""
     for name in names:
         if name not in step_names():
             raise UserError(

@@ -4,9 +4,10 @@ Pure Python. Measurements name their results after it, and the report derives it
 """
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Literal
 
-from modbench.errors import UserError, known_names
+from modbench.errors import UserError
 
 Direction = Literal["lower", "higher", "none"]
 Kind = Literal["exact", "timed", "quality"]
@@ -132,5 +133,7 @@ def ranking_metric(name: str) -> Metric:
     compared across runs. Raises UserError: unknown name, or a metric that cannot rank."""
     usable = {m.name: m for m in METRICS.values() if m.direction != "none" and m.kind != "timed"}
     if name not in usable:
-        raise UserError(f"rank_by is '{name}', which can't rank; {known_names(name, usable)}")
+        near = [f"did you mean '{other}'? " for other in get_close_matches(name, usable, n=1)]
+        hint = "".join(near)  # all names would make more than a sentence
+        raise UserError(f"rank_by is '{name[:60]}', which can't rank; {hint}see `modbench list metrics`")
     return usable[name]

@@ -1,5 +1,6 @@
 """IsoFLOP grids: shapes of one family, around the size that spends a budget compute-optimally."""
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -8,12 +9,13 @@ from math import inf, log
 
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
-from modbench.plan.solver import largest
 
 #: Reads a shape: nominal training FLOPs per token (convention ``model``), active parameters.
 Read = Callable[[ModelConfig], tuple[float, int]]
 #: Largest ratio of active parameters between neighbours of a grid, and of its ends to its centre.
 WIDEST_STEP, WIDEST_REACH = 2.0, 4.0
+#: Number of widths that are searched.
+_WIDEST = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +89,17 @@ def isoflop_grid(family: Family, base: ModelConfig, budget: int, read: Read) -> 
         flops, active = at(number)
         return flops * active * family.tokens_per_parameter
 
-    def nearest(value: Callable[[int], float], target: float, least: int) -> int:
-        below = max(least, largest(lambda n: n < least or value(n) <= target, least))
+    def nearest(value: Callable[[int], float], target: float) -> int:
+        below = max(1, bisect_right(range(1, _WIDEST), target, key=value))
         return min((below, below + 1), key=lambda n: abs(log(value(n) / target)))
 
     def active(number: int) -> float:
         return float(at(number)[1])
 
-    centre = nearest(cost, float(budget), 1)
+    centre = nearest(cost, float(budget))
     smaller, larger = [centre], [centre]
     for step in range(1, family.sizes // 2 + 1):
-        number = min(smaller[-1] - 1, nearest(active, active(centre) / family.spacing**step, 1))
+        number = min(smaller[-1] - 1, nearest(active, active(centre) / family.spacing**step))
         while number + 1 < smaller[-1] and active(smaller[-1]) > WIDEST_STEP * active(number):
             number += 1
         if number < 1:
@@ -106,7 +108,7 @@ def isoflop_grid(family: Family, base: ModelConfig, budget: int, read: Read) -> 
                 f"{centre * family.width_step}; raise the budget, or lower width_step"
             )
         smaller.append(number)
-        number = max(larger[-1] + 1, nearest(active, active(centre) * family.spacing**step, 1))
+        number = max(larger[-1] + 1, nearest(active, active(centre) * family.spacing**step))
         while number - 1 > larger[-1] and active(number) > WIDEST_STEP * active(larger[-1]):
             number -= 1
         larger.append(number)

@@ -1,7 +1,7 @@
 """IsoFLOP sweep of a suite: its records as runs, the optima of all schemes, and their tables."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,9 @@ from modbench.analysis.comparison import Difference, SpeedUp, difference, shared
 from modbench.analysis.isoflop import FITS, IsoFlop, Optimum, analyse
 from modbench.analysis.learning_rate import RateChoice, choose_rate, rate_at
 from modbench.analysis.noise import Run
+from modbench.report.leaderboard import Leaderboard
 from modbench.report.record import CellRecord
+from modbench.report.store import latest
 from modbench.report.table import csv_table
 
 #: Metrics that a curve can have on its axis.
@@ -20,6 +22,8 @@ SIZES = ("active_parameters", "parameters", "forward_flops_per_token")
 #: The fit of the page's table; the others are columns of the CSV.
 HEADLINE = "parabola"
 DENSE = "vanilla"
+#: Learning rates at one size that check the law.
+LEAST_RATES = 3
 
 
 def scheme_of(record: CellRecord) -> str:
@@ -54,9 +58,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The cells of a suite with isoFLOP grids, newest record of each."""
+    """The cells of a suite with isoFLOP grids, newest record of each; and the schemes that may not be
+    ranked, with the reason."""
 
     cells: tuple[CellRecord, ...]
+    unranked: Mapping[str, str]
 
     @cached_property
     def rates(self) -> dict[str, Rates]:
@@ -87,6 +93,10 @@ class Sweep:
     def curve_records(self) -> list[CellRecord]:
         """The finished records that make the curves."""
         return [one for one in self.cells if _loss(one) is not None and not self.is_trial(one)]
+
+    @property
+    def has_curves(self) -> bool:
+        return bool(self.curve_records())
 
     def runs(self, size: str = SIZES[0]) -> list[Run]:
         """The runs of the curves, with the metric ``size`` on their axis."""
@@ -124,7 +134,11 @@ class Sweep:
         """The optima of all schemes at ``budget``, ranked by their intervals, best first."""
         optima = [one for one in self.analysis.optima if (one.budget, one.fit) == (budget, fit)]
         ranks = shared_ranks(
-            {one.scheme: one.loss_interval for one in optima if one.loss_interval is not None}
+            {
+                one.scheme: one.loss_interval
+                for one in optima
+                if one.loss_interval is not None and one.scheme not in self.unranked
+            }
         )
         margin = self.cells[0].suite["isoflop"]["margin"]
         dense = any(one.scheme == DENSE for one in optima)
@@ -142,6 +156,33 @@ class Sweep:
             )
         inf = float("inf")
         return sorted(lines, key=lambda line: (line.rank or inf, line.optimum.loss or inf))
+
+    def optimum(self, scheme: str, budget: int, fit: str) -> Optimum | None:
+        """The optimum, or None if the scheme has no run at ``budget``."""
+        key = (scheme, budget, fit)
+        return next(
+            (one for one in self.analysis.optima if (one.scheme, one.budget, one.fit) == key), None
+        )
+
+    def law(self, scheme: str) -> str:
+        """Describe the check of the learning rate's law, at the largest size of the middle budget."""
+        rates = self.rates[scheme]
+        found: dict[int, dict[float, float]] = defaultdict(dict)
+        for record in self.cells:
+            cell, loss = record.cell, _loss(record)
+            at_middle = cell["train"]["budget"] == rates.plan["middle_budget"]
+            first_seed = cell["seed"] == rates.plan["seed"]
+            if scheme_of(record) == scheme and at_middle and first_seed and loss is not None:
+                found[cell["model"]["width"]][cell["train"]["learning_rate"]] = loss
+        width = max(found, default=0)
+        losses, expected = found[width], rates.at(width) if width else None
+        if len(losses) < LEAST_RATES or width == rates.plan["middle_width"] or expected not in losses:
+            return "not checked"
+        best = min(losses, key=losses.__getitem__)
+        lost = losses[expected] - losses[best]
+        return f"width {width}: {expected:g} by the law" + (
+            ", which is best" if best == expected else f", {best:g} is better by {lost:.4f} nats"
+        )
 
     def forward_flops(self, optimum: Optimum) -> float | None:
         """Nominal forward FLOPs per token at ``optimum``, between those of its neighbours."""
@@ -171,7 +212,7 @@ class Sweep:
             for fit in FITS
             for line in self.lines(budget, fit)
         ]
-        return csv_table(list(rows[0]), rows)
+        return csv_table(rows)
 
     def _optimum_row(self, line: Line) -> dict[str, Any]:
         one, compared, faster = line.optimum, line.difference, line.speed_up
@@ -222,7 +263,7 @@ class Sweep:
             for scheme, rates in self.rates.items()
             for rate, loss in rates.losses.items()
         ]
-        return csv_table(list(rows[0]), rows)
+        return csv_table(rows)
 
 
 def _loss(record: CellRecord) -> float | None:
@@ -230,7 +271,12 @@ def _loss(record: CellRecord) -> float | None:
     return record.metrics.get("heldout_loss") if record.status == "ok" else None
 
 
-def sweep_of(records: Sequence[CellRecord]) -> Sweep | None:
-    """The isoFLOP sweep of ``records``, of which the last of each key counts; None if there is none."""
-    newest = {record.key: record for record in records if "isoflop" in record.suite}
-    return Sweep(tuple(newest.values())) if newest else None
+def sweep_of(records: Sequence[CellRecord], board: Leaderboard) -> Sweep | None:
+    """The isoFLOP sweep of ``records``, of which the last of each key counts; None if there is none.
+    ``board``: their table, whose audits tell which schemes may be ranked."""
+    newest = {record.key: record for record in latest(records) if "isoflop" in record.suite}
+    unranked = {}
+    for row in (entry.row for entry in board.entries):
+        if len(row.ok) == len(row.records) and row.why_unranked:
+            unranked[scheme_of(row.records[0])] = row.why_unranked
+    return Sweep(tuple(newest.values()), unranked) if newest else None

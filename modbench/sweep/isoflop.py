@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from modbench.analysis.comparison import MARGIN
 from modbench.analysis.learning_rate import RateChoice, choose_rate, is_geometric, neighbours, rate_at
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
@@ -27,7 +26,7 @@ class IsoFlopConfig(Family):
     learning_rates: tuple[float, ...] = (2.5e-3, 5e-3, 1e-2)  #: tried at the middle size, ascending
     extensions: int = 2  #: rates that may be added at an end whose rate is the best
     exponent: float = -0.5  #: the rate of other sizes is proportional to width ** exponent
-    margin: float = MARGIN  #: difference in nats per token within which two schemes are equivalent
+    margin: float = 0.01  #: difference in nats per token within which two schemes are equivalent
     passes: float = 4.0  #: most passes over the training text
 
     def __post_init__(self) -> None:

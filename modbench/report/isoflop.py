@@ -41,7 +41,7 @@ class Rates:
 
     def at(self, width: int) -> float | None:
         """The rate of a model of ``width``; None before any was chosen."""
-        if self.choice.best is None:
+        if self.choice.best is None or self.choice.verdict == "open":
             return None
         return rate_at(self.choice.best, self.plan["middle_width"], width, self.plan["exponent"])
 

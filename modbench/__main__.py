@@ -2,7 +2,9 @@
 
 import sys
 
-from modbench.cli.main import main
+from modbench.cli.apart import run
+
+main = run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -10,6 +11,14 @@ class UserError(ValueError):
 
 #: Exceptions of plugin code. SystemExit is included because it would end the process with exit code 0.
 FAULTS = (Exception, SystemExit)
+
+
+def is_file(path: Path) -> bool:
+    """Return True if ``path`` is a file; False for a name that the file system does not accept, too."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def known_names(name: object, known: Iterable[str]) -> str:

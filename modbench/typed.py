@@ -36,23 +36,16 @@ def _as_python(value: Any) -> Any:
 
 
 def checked(what: str, value: Any, hint: Any) -> Any:
-    """Return ``value`` as an instance of ``hint``: bool, int, float, str, dict, None, Literal,
-    tuple[X, ...] and their unions. Lists become tuples. An int is accepted as a float, and a float
-    without a fraction as an int; a bool is neither.
-
-    Raises:
-        UserError: the value has another type or is not finite; the message starts with ``what``.
-    """
+    """Return ``value`` as an instance of ``hint``: bool, int, float, str, dict, None, Literal, tuple[X,
+    ...] and their unions. Lists become tuples. An int is accepted as a float, and a float without a
+    fraction as an int; a bool is neither. Raises UserError: the value has another type or is not finite;
+    the message starts with ``what``."""
     return check_type(what, _as_python(value), hint)
 
 
 def check_type(what: str, value: Any, hint: Any) -> Any:
-    """Check a value that Python code gives: as `checked`, but a float is never an int and a list never
-    a tuple.
-
-    Raises:
-        UserError: the value has another type; the message starts with ``what``.
-    """
+    """Check a value that Python code gives: as `checked`, but a float is never an int and a list never a
+    tuple. Raises UserError: the value has another type; the message starts with ``what``."""
     from pydantic import ValidationError
 
     try:
@@ -68,11 +61,8 @@ def checked_fields(
     where: str, table: Mapping[str, Any], kind: type, *, without: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return ``table`` as keyword arguments of the dataclass ``kind``, except the fields in ``without``.
-
-    Raises:
-        UserError: an unknown key (with the nearest match) or a wrong type; the message starts with
-            ``where``.
-    """
+    Raises UserError: an unknown key (with the nearest match) or a wrong type; the message starts with
+    ``where``."""
     hints = get_type_hints(kind, include_extras=True)
     known = [field.name for field in fields(kind) if field.init and field.name not in without]
     for key in table:
@@ -82,12 +72,8 @@ def checked_fields(
 
 
 def built(where: str, table: Mapping[str, Any], kind: type) -> Any:
-    """Build the dataclass ``kind`` from ``table``.
-
-    Raises:
-        UserError: an unknown or missing key, a wrong type, or a value out of range; the message starts
-            with ``where``.
-    """
+    """Build the dataclass ``kind`` from ``table``. Raises UserError: an unknown or missing key, a wrong
+    type, or a value out of range; the message starts with ``where``."""
     arguments = checked_fields(where, table, kind)
     for field in fields(kind):
         required = field.default is MISSING and field.default_factory is MISSING

@@ -75,11 +75,8 @@ def _linear(columns: Array, losses: Array, delta: float, steps: int) -> tuple[fl
 
 def fit_surface(sizes: Any, tokens: Any, losses: Any, *, delta: float = DELTA) -> Surface:
     """Fit a `Surface` to runs by variable projection: search alpha and beta; E, A and B follow for each
-    pair by non-negative least squares under the Huber loss. All three arguments have shape (P,).
-
-    Raises:
-        UserError: fewer than six runs.
-    """
+    pair by non-negative least squares under the Huber loss. All three arguments have shape (P,). Raises
+    UserError: fewer than six runs."""
     n, d, y = (np.asarray(values, float) for values in (sizes, tokens, losses))
     if len(y) < _LEAST_RUNS:
         raise UserError(

@@ -30,11 +30,8 @@ def flat(values: Iterable[Iterable[T]]) -> tuple[T, ...]:
 
 
 def parsed_options(groups: Iterable[Sequence[str]]) -> dict[str, Any]:
-    """Parse ``NAME=VALUE`` pairs; each value is TOML, or a string where it is not valid TOML.
-
-    Raises:
-        UserError: a pair without a name or "=", or a name that is given twice.
-    """
+    """Parse ``NAME=VALUE`` pairs; each value is TOML, or a string where it is not valid TOML. Raises
+    UserError: a pair without a name or "=", or a name that is given twice."""
     options: dict[str, Any] = {}
     for pair in flat(groups):
         name, equals, value = pair.partition("=")

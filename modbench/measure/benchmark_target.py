@@ -28,11 +28,8 @@ class BenchmarkTarget:
 
     @classmethod
     def of(cls, cell: Mapping[str, Any]) -> "BenchmarkTarget":
-        """Build from ``cell`` (router, model, train, time) for this machine.
-
-        Raises:
-            UserError: an unknown router, option or field, or a wrong value.
-        """
+        """Build from ``cell`` (router, model, train, time) for this machine. Raises UserError: an
+        unknown router, option or field, or a wrong value."""
         on, router = device(), cell["router"]
         # Timing spends no budget.
         train = TrainConfig(**{**cell["train"], "budget": 1})

@@ -47,11 +47,8 @@ DEPTHS = (2, 4)
 
 def run_check(target: str, name: str | None = None, *, options: Mapping[str, Any], seed: int = 0) -> int:
     """Check the router ``name`` of the plugin file ``target``, or the router called ``target``, and
-    print what is found. Returns 0, or 1 if a probe failed or the loss is not finite.
-
-    Raises:
-        UserError: an invalid file, name, preset, option or seed; or the router's code raises.
-    """
+    print what is found. Returns 0, or 1 if a probe failed or the loss is not finite. Raises UserError:
+    an invalid file, name, preset, option or seed; or the router's code raises."""
     if not 0 <= seed < 2**32:
         raise UserError(f"seed is {seed}; it must lie in [0, 2**32)")
     asked = _chosen(target, name)
@@ -70,11 +67,8 @@ def run_check(target: str, name: str | None = None, *, options: Mapping[str, Any
 
 
 def _chosen(target: str, name: str | None) -> str:
-    """The name of the router to check, maybe with a preset; a file is loaded first.
-
-    Raises:
-        UserError: the file cannot be loaded, registers several routers, or not this one.
-    """
+    """The name of the router to check, maybe with a preset; a file is loaded first. Raises UserError:
+    the file cannot be loaded, registers several routers, or not this one."""
     if not target.endswith(".py") and not Path(target).is_file():
         if name is not None:
             raise UserError(f"check takes NAME after a FILE, and '{target}' is none; leave '{name}' out")

@@ -8,11 +8,8 @@ from modbench.measure.tasks import CHANCE
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig:
-    """Measurements of a cell: steps, held-out text, timing and downstream tasks.
-
-    Raises:
-        UserError: a field is out of range, with the value and what would be right.
-    """
+    """Measurements of a cell: steps, held-out text, timing and downstream tasks. Raises UserError: a
+    field is out of range, with the value and what would be right."""
 
     #: what a cell does, in this order: the files of modbench/sweep/steps
     steps: tuple[str, ...] = ("audit", "train", "heldout", "downstream", "memory", "timing")

@@ -57,11 +57,8 @@ def inference_footprint(subject: BenchmarkTarget) -> dict[str, int]:
 
 
 def predicted_training(subject: BenchmarkTarget) -> dict[str, int]:
-    """Prediction of `training_footprint` by `modbench.plan`, without allocating.
-
-    Raises:
-        UserError: the router's layers depend on values.
-    """
+    """Prediction of `training_footprint` by `modbench.plan`, without allocating. Raises UserError: the
+    router's layers depend on values."""
     memory = Measured(
         subject.outline(),
         subject.train.sequence,

@@ -34,11 +34,7 @@ class HeldoutLoss:
 
 def heldout_windows(heldout_N: np.ndarray, *, sequence: int, tokens: int) -> np.ndarray:
     """Windows (W, T + 1), W = tokens / T rounded up, spread evenly over the held-out text without
-    overlap; fewer if the text is shorter.
-
-    Raises:
-        UserError: the text is shorter than one window.
-    """
+    overlap; fewer if the text is shorter. Raises UserError: the text is shorter than one window."""
     most = (len(heldout_N) - 1) // sequence
     if most < 1:
         raise UserError(

@@ -14,13 +14,10 @@ _LEAST = {
 
 @dataclass(frozen=True, kw_only=True)
 class TimeConfig:
-    """Cases, and how often each is timed. The forward pass and the training step use [train]'s batch
-    and sequence. A decode sample is ``decode_tokens`` consecutive tokens, since a depth-routed layer
-    selects only one in several.
-
-    Raises:
-        UserError: a field is out of range, with the value and what would be right.
-    """
+    """Cases, and how often each is timed. The forward pass and the training step use [train]'s batch and
+    sequence. A decode sample is ``decode_tokens`` consecutive tokens, since a depth-routed layer selects
+    only one in several. Raises UserError: a field is out of range, with the value and what would be
+    right."""
 
     repetitions: int = 5  #: fresh processes per scheme
     samples: int = 10  #: timed runs per case and process

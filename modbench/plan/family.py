@@ -20,11 +20,8 @@ _WIDEST = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Shapes whose depth follows the width, and the sizes of a grid.
-
-    Raises:
-        UserError: a field is out of range, or the grid is too coarse or too wide.
-    """
+    """Shapes whose depth follows the width, and the sizes of a grid. Raises UserError: a field is out of
+    range, or the grid is too coarse or too wide."""
 
     width_step: int = 8  #: all widths are multiples of it
     head_width: int | None = None  #: None: as many heads as in [model], at every width
@@ -75,11 +72,8 @@ def isoflop_grid(family: Family, base: ModelConfig, budget: int, read: Read) -> 
 
     The centre is the shape whose compute-optimal training (``tokens_per_parameter`` tokens per active
     parameter) costs closest to ``budget`` FLOPs. The others have ``spacing`` times as many or as few
-    active parameters, rounded to widths of the family.
-
-    Raises:
-        UserError: the budget is too small for a centred grid, or the family too coarse for its spacing.
-    """
+    active parameters, rounded to widths of the family. Raises UserError: the budget is too small for a
+    centred grid, or the family too coarse for its spacing."""
 
     @cache
     def at(number: int) -> tuple[float, int]:

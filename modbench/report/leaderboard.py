@@ -42,11 +42,8 @@ class Leaderboard:
         rank_by: str = "heldout_loss",
         audits: Mapping[str, AuditRecord] | None = None,
     ) -> "Leaderboard":
-        """The table of ``records`` and of the ``audits`` that they refer to.
-
-        Raises:
-            UserError: ``rank_by`` is unknown, timed, or has no better side.
-        """
+        """The table of ``records`` and of the ``audits`` that they refer to. Raises UserError:
+        ``rank_by`` is unknown, timed, or has no better side."""
         criterion = ranking_metric(rank_by)
         rows = rows_of(records, audits)
         groups: dict[tuple[int, str], list[Row]] = {}

@@ -61,11 +61,8 @@ def matching(pattern: re.Pattern[str], words: str) -> Any:
 
 
 def check(where: str, value: Any, shape: TypeAdapter[Any]) -> None:
-    """Validate ``value``; ``where`` is the path of ``value`` itself, empty at the top.
-
-    Raises:
-        UserError: a field is missing, unknown or of another type; the sentence gives its path.
-    """
+    """Validate ``value``; ``where`` is the path of ``value`` itself, empty at the top. Raises UserError:
+    a field is missing, unknown or of another type; the sentence gives its path."""
     try:
         shape.validate_python(value)
     except ValidationError as error:
@@ -92,11 +89,8 @@ ENVIRONMENT: Any = {"cpu": str | None, "gpu": str | None, "threads": int, "torch
 
 
 def canonical_json(value: object) -> str:
-    """``value`` as JSON in one canonical form: sorted keys, no spaces, floats that round-trip.
-
-    Raises:
-        UserError: ``value`` holds NaN or Inf, or is not JSON.
-    """
+    """``value`` as JSON in one canonical form: sorted keys, no spaces, floats that round-trip. Raises
+    UserError: ``value`` holds NaN or Inf, or is not JSON."""
     try:
         text = json.dumps(
             value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
@@ -129,12 +123,8 @@ def _utc(text: str) -> str:
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """Base class of records. Holds a copy, in plain JSON types, of its arguments. A field whose default
-    is None is left out of the line while it is None.
-
-    Raises:
-        UserError: a field is not as declared, a number is NaN or Inf, or ``key`` is not the key of what
-            was run.
-    """
+    is None is left out of the line while it is None. Raises UserError: a field is not as declared, a
+    number is NaN or Inf, or ``key`` is not the key of what was run."""
 
     kind: ClassVar[str]
     subject: ClassVar[str] = "cell"  #: the field that ``key`` is the hash of

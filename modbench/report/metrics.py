@@ -129,11 +129,7 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
 
 def ranking_metric(name: str) -> Metric:
     """The metric called ``name``, if it can rank a table: it has a direction and its values may be
-    compared across runs.
-
-    Raises:
-        UserError: unknown name, or a metric that cannot rank.
-    """
+    compared across runs. Raises UserError: unknown name, or a metric that cannot rank."""
     usable = {m.name: m for m in METRICS.values() if m.direction != "none" and m.kind != "timed"}
     if name not in usable:
         raise UserError(f"rank_by is '{name}', which can't rank; {known_names(name, usable)}")

@@ -3,7 +3,7 @@
 import re
 
 #: A suite's name, which is also the name of its folder.
-NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,59}")
 #: The label of a scheme or a shape, and the name of a router.
 LABEL = re.compile(r"\w[\w .,:;+%=()@*-]{0,59}")
 #: The label of a row: its scheme's, in suites of several shapes with its shape's.

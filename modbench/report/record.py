@@ -253,12 +253,9 @@ _KINDS: dict[str, type[AnyRecord]] = {
 
 def parse_line(line: str) -> dict[str, Any]:
     """The fields of ``line``, ``kind`` included and ``digest`` checked. Those of lines written before
-    records had a digest are given their present names. The fields themselves are not checked.
-
-    Raises:
-        UserError: it is not a JSON object, of an unknown schema or kind, or it was changed after it was
-            written.
-    """
+    records had a digest are given their present names. The fields themselves are not checked. Raises
+    UserError: it is not a JSON object, of an unknown schema or kind, or it was changed after it was
+    written."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -266,7 +263,7 @@ def parse_line(line: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError("it is not a JSON object")
     schema, digest = value.pop("schema", None), value.pop("digest", None)
-    if schema == SCHEMA:
+    if schema == SCHEMA or (digest is not None and schema in _UNSIGNED.values()):
         if digest != sha256(line.replace(f'"digest":"{digest}"', '"digest":""', 1)):
             raise UserError("its digest is of another line; it was changed after it was written")
     else:
@@ -281,19 +278,17 @@ def _renamed(value: dict[str, Any], schema: Any) -> dict[str, Any]:
     kind = str(value.get("kind", "cell"))
     renamed = {"kind": "timing", "measurement": kind} if kind in _MEASURED else {"kind": kind}
     if schema != _UNSIGNED.get(renamed["kind"]):
+        older = _UNSIGNED.get(renamed["kind"], SCHEMA)
         raise UserError(
-            f"schema is {str(schema)[:60]} and this modbench reads up to {SCHEMA}; use the modbench "
-            "version that wrote it"
+            f"schema is {str(schema)[:50]} and this modbench reads {older} and {SCHEMA}; use "
+            "the version that wrote it"
         )
     return value | renamed
 
 
 def read_record(line: str) -> AnyRecord:
-    """The record of ``line``, of any kind and any schema so far.
-
-    Raises:
-        UserError: see `parse_line`, or a field is not as its class declares.
-    """
+    """The record of ``line``, of any kind and any schema so far. Raises UserError: see `parse_line`, or
+    a field is not as its class declares."""
     values = parse_line(line)
     kind: Any = _KINDS[values.pop("kind")]
     check("", values, shape_of(kind))  # an unknown name is no argument of the class

@@ -54,11 +54,8 @@ _ROUTING = TypeAdapter(
 
 
 def check_routing(value: Any) -> None:
-    """Validate the routing of a record; ``{}`` is that of a model that routes nothing.
-
-    Raises:
-        UserError: a field is missing or of another type, or the position bins contradict each other.
-    """
+    """Validate the routing of a record; ``{}`` is that of a model that routes nothing. Raises UserError:
+    a field is missing or of another type, or the position bins contradict each other."""
     if value == {}:
         return
     check("routing", value, _ROUTING)

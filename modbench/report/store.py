@@ -49,11 +49,8 @@ def _naming(where: Path, done: str) -> Iterator[None]:
 
 
 def append_record(folder: Path, record: AnyRecord) -> Path:
-    """Store ``record`` under ``folder`` (``results/<suite>``); return its file.
-
-    Raises:
-        UserError: the record is not valid (changed since it was built), or writing fails.
-    """
+    """Store ``record`` under ``folder`` (``results/<suite>``); return its file. Raises UserError: the
+    record is not valid (changed since it was built), or writing fails."""
     line = record.line()
     read_record(line)
     path = Path(folder) / RECORDS / f"{secrets.token_hex(8)}.jsonl"
@@ -64,11 +61,8 @@ def append_record(folder: Path, record: AnyRecord) -> Path:
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files in ``folder`` by name, each in one step and after all contents are on the disk.
-
-    Raises:
-        UserError: writing fails; the old files then are unchanged.
-    """
+    """Write files in ``folder`` by name, each in one step and after all contents are on the disk. Raises
+    UserError: writing fails; the old files then are unchanged."""
     temporary = {folder / name: folder / f".{name}.{os.getpid()}.tmp" for name in contents}
     with _naming(folder, "written"):
         try:
@@ -103,6 +97,7 @@ def remove_leftovers(folder: Path) -> list[Path]:
         writer = path.name.split(".")[-2]
         if not (writer.isdecimal() and psutil.pid_exists(int(writer))):
             gone.append(path)
+    gone = [path for path in gone if path.is_file()]
     for path in gone:
         path.unlink(missing_ok=True)
     return gone
@@ -119,11 +114,8 @@ class SuiteRecords:
 
 
 def read_suite(folder: Path) -> SuiteRecords:
-    """All records under ``folder`` (``results/<suite>``). An unterminated last line is skipped.
-
-    Raises:
-        UserError: a line is not a valid record, or a file can't be read; names file and line.
-    """
+    """All records under ``folder`` (``results/<suite>``). An unterminated last line is skipped. Raises
+    UserError: a line is not a valid record, or a file can't be read; names file and line."""
     found, cut = _read(folder, read_record)
     records = [found[line] for line in sorted(found, key=lambda line: (found[line].key, line))]
     audits = [record for record in records if isinstance(record, AuditRecord)]
@@ -152,11 +144,7 @@ class Finished(NamedTuple):
 
 def finished(folder: Path) -> list[Finished]:
     """One entry per record under ``folder`` (``results/<suite>``). Digests are checked, fields are not:
-    this takes a tenth of the time of `read_suite`.
-
-    Raises:
-        UserError: see `read_suite`.
-    """
+    this takes a tenth of the time of `read_suite`. Raises UserError: see `read_suite`."""
     return list(_read(folder, _finished)[0].values())
 
 
@@ -169,12 +157,9 @@ def _finished(line: str) -> Finished:
 
 
 def _read(folder: Path, parse: Callable[[str], _Parsed]) -> tuple[dict[str, _Parsed], list[str]]:
-    """The result of ``parse`` for each distinct line under ``folder``, by line; and a sentence for each
-    file whose last line is cut off.
-
-    Raises:
-        UserError: a line can't be parsed, or a file can't be read.
-    """
+    """The result of ``parse`` for each distinct line under ``folder``, by line; and a sentence for
+    each file whose last line is cut off. Raises UserError: a line can't be parsed, or a file can't be
+    read."""
     found: dict[str, _Parsed] = {}
     cut = []
     for path in _files(folder):
@@ -200,21 +185,14 @@ def _read(folder: Path, parse: Callable[[str], _Parsed]) -> tuple[dict[str, _Par
 
 
 def recorded_suites(results: Path) -> list[str]:
-    """Names of the suites in ``results`` with a record.
-
-    Raises:
-        UserError: a folder can't be read.
-    """
+    """Names of the suites in ``results`` with a record. Raises UserError: a folder can't be read."""
     suites = (path for path in _inside(results) if path.is_dir())
     return [path.name for path in suites if any(file.stat().st_size for file in _files(path))]
 
 
 def _files(suite: Path) -> list[Path]:
-    """The files of records of ``suite``.
-
-    Raises:
-        UserError: one is not a regular file; a FIFO would block its reader.
-    """
+    """The files of records of ``suite``. Raises UserError: one is not a regular file; a FIFO would block
+    its reader."""
     found = [path for name in _FOLDERS for path in _inside(suite / name) if path.suffix == ".jsonl"]
     for path in found:
         with _naming(path, "read"):

@@ -37,11 +37,8 @@ def newest_run(timings: Sequence[TimingRecord]) -> list[TimingRecord]:
 
 
 def refuse_incomparable(timings: Sequence[TimingRecord]) -> None:
-    """
-    Raises:
-        UserError: the timings differ in machine or settings, or two cells share a label, so that their
-            samples would be pooled; the sentence names the difference.
-    """
+    """Raises UserError: the timings differ in machine or settings, or two cells share a label, so that
+    their samples would be pooled; the sentence names the difference."""
     keys: dict[str, str] = {}
     for timing in timings:
         router = timing.cell["router"]

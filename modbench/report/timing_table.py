@@ -102,11 +102,8 @@ _Sample = tuple[TimingRecord, dict[str, Any]]
 
 @dataclass(frozen=True)
 class TimingTable:
-    """All timings of one run.
-
-    Raises:
-        UserError: machines or settings differ, or two schemes share a label.
-    """
+    """All timings of one run. Raises UserError: machines or settings differ, or two schemes share a
+    label."""
 
     timings: Sequence[TimingRecord]
 

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from modbench.errors import FAULTS, UserError, known_names
+from modbench.errors import FAULTS, UserError, is_file, known_names
 from modbench.routing.plugin_fault import at, authors_code, raised
 from modbench.typed import built
 
@@ -89,7 +89,7 @@ def load_plugin(path: str | Path) -> list[str]:
     """Run a plugin file and return the names it registers. A file is loaded once per process. Raise a
     `UserError` if it is missing, raises, or registers nothing."""
     file = Path(path).resolve()
-    if not file.is_file():
+    if not is_file(file):
         raise UserError(f"plugin {path}: there is no such file; give the path of a Python file")
     module_name = f"{_PLUGIN}{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
     if module_name not in sys.modules:

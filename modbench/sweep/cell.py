@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from modbench.data.token_data import DataConfig, TokenData, load
+from modbench.errors import UserError
 from modbench.measure.config import MeasureConfig
 from modbench.measure.environment import code_version, environment
 from modbench.measure.loss import heldout_windows
 from modbench.measure.matmul_rate import matmul_rate
 from modbench.model.config import ModelConfig
+from modbench.report.metrics import METRICS
 from modbench.report.record import CellRecord, Status, cell_key
 from modbench.report.store import append_record
 from modbench.routing.build import RoutedDecoder, build_model
@@ -131,16 +133,25 @@ def cell_record(
 
 
 def prepare_process(spec: Mapping[str, Any]) -> None:
-    """Set the threads of this process and load the plugins of ``spec``.
-
-    Raises:
-        UserError: a plugin raises, or has changed since the run began.
-    """
+    """Set the threads of this process and load the plugins of ``spec``. Raises UserError: a plugin
+    raises, or has changed since the run began."""
     torch.set_num_threads(spec["threads"])
     for plugin in spec["plugins"]:
         load_plugin(plugin)
     if spec["cell"]["router"] is not None:
         check_source(spec["cell"]["router"])
+
+
+def _checked(name: str, metrics: Any) -> dict[str, Any]:
+    """The metrics that step ``name`` returned; an error of the step's author names the step."""
+    if not isinstance(metrics, dict):
+        raise UserError(f"step {name} returned {type(metrics).__name__}; it must be a dict of metrics")
+    if unknown := sorted(metrics.keys() - METRICS.keys()):
+        raise UserError(
+            f"step {name} returned '{unknown[0]}', which is no metric; add it to "
+            "modbench/report/metrics.py"
+        )
+    return metrics
 
 
 def _outcome(run: CellRun) -> tuple[Status, str | None]:
@@ -150,7 +161,7 @@ def _outcome(run: CellRun) -> tuple[Status, str | None]:
         run.say({"event": "machine", "flops_per_second": matmul_rate(run.dtype, run.device)})
         for name in run.measure.steps:
             run.stage.begin(name)
-            metrics = step(name)(model, run)
+            metrics = _checked(name, step(name)(model, run))
             for metric, value in metrics.items():
                 if isinstance(value, float) and not math.isfinite(value):
                     raise DivergedError(f"{metric} of the trained model is {value}")

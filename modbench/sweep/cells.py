@@ -29,12 +29,9 @@ DONE = frozenset({"ok", "diverged", "oom"})
 def expand(rows: Rows, done: Mapping[str, float | None] | None = None) -> list[Cell]:
     """Return the cells of ``rows`` in the suite's order. A plugin's router that can't take a shape is
     added to the mistakes of ``rows``, and its cells are left out. ``done``: loss by key of the cells
-    that are done, which tells the learning rates of isoFLOP grids; None: diverged.
-
-    Raises:
-        UserError: a built-in router can't take a shape, or a budget is smaller than one training step;
-            the sentence starts with the suite.
-    """
+    that are done, which tells the learning rates of isoFLOP grids; None: diverged. Raises UserError: a
+    built-in router can't take a shape, or a budget is smaller than one training step; the sentence
+    starts with the suite."""
     suite, cells = rows.suite, list[Cell]()
     if suite.isoflop is not None:
         for scheme in suite.schemes:
@@ -140,11 +137,8 @@ def chosen(
     cells: Sequence[Cell], labels: Sequence[str], mistakes: Sequence[UserError] = ()
 ) -> list[Cell]:
     """The cells whose label is in ``labels``; all of them if ``labels`` is empty. A label without a row
-    may be of a row that was left out for ``mistakes``.
-
-    Raises:
-        UserError: no row has one of the labels; or all chosen rows were left out, with the mistake.
-    """
+    may be of a row that was left out for ``mistakes``. Raises UserError: no row has one of the labels;
+    or all chosen rows were left out, with the mistake."""
     known = {cell["router"]["label"] for cell in cells}
     known |= {label.partition("/")[0] for label in known}
     for label in labels:
@@ -174,11 +168,7 @@ def title(cell: Cell, among: Sequence[Cell]) -> str:
 
 def cells_left(cells: Sequence[Cell], folder: Path) -> list[Cell]:
     """The cells without a record in ``folder`` (results/<suite>) whose status is done and whose audit is
-    stored.
-
-    Raises:
-        UserError: a record line is corrupt.
-    """
+    stored. Raises UserError: a record line is corrupt."""
     lines = finished(folder)
     audits = {line.key for line in lines if line.kind == "audit"}
     done = {

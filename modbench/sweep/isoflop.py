@@ -17,11 +17,8 @@ from modbench.plan.family import Family
 
 @dataclass(frozen=True, kw_only=True)
 class IsoFlopConfig(Family):
-    """The [isoflop] table of a suite: the family of shapes, and the learning rates.
-
-    Raises:
-        UserError: a field is out of range.
-    """
+    """The [isoflop] table of a suite: the family of shapes, and the learning rates. Raises UserError: a
+    field is out of range."""
 
     learning_rates: tuple[float, ...] = (2.5e-3, 5e-3, 1e-2)  #: tried at the middle size, ascending
     extensions: int = 2  #: rates that may be added at an end whose rate is the best

@@ -16,11 +16,8 @@ _POLL_SECONDS = 0.2
 
 
 def suite_lock(folder: Path) -> AbstractContextManager[None]:
-    """Hold results/<suite> for this run.
-
-    Raises:
-        UserError: another run holds it, or it can't be written.
-    """
+    """Hold results/<suite> for this run. Raises UserError: another run holds it, or it can't be
+    written."""
     busy = f"another `modbench` is at work in {folder}; wait for it to end, or give another --results"
     return _locked(folder / LOCK, busy)
 
@@ -29,11 +26,8 @@ def cell_lock(
     folder: Path, *, seconds: float = 10.0, waiting: Callable[[], None] = lambda: None
 ) -> AbstractContextManager[None]:
     """Hold the folder of one cell, as the cell's own process does while it runs. ``waiting`` is called
-    while another process holds it.
-
-    Raises:
-        UserError: another process still holds it after ``seconds``, or it can't be written.
-    """
+    while another process holds it. Raises UserError: another process still holds it after ``seconds``,
+    or it can't be written."""
     busy = f"a process of an earlier run still works in {folder}; end it and run again"
     return _locked(folder / LOCK, busy, seconds=seconds, waiting=waiting)
 
@@ -47,10 +41,7 @@ def audit_lock(results: Path, key: str, *, waiting: Callable[[], None]) -> Abstr
 
 def wait_for_orphans(folders: Sequence[Path], say: Callable[[str], None]) -> None:
     """Wait for cells of an earlier run that was killed: they notice it, store a checkpoint and end.
-
-    Raises:
-        UserError: one still runs after a minute.
-    """
+    Raises UserError: one still runs after a minute."""
     said = "a cell of an earlier, killed run is storing its checkpoint; waiting for it to end"
     once = cache(lambda: say(said))
     for folder in folders:

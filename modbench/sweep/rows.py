@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from modbench.errors import UserError
+from modbench.errors import UserError, is_file
 from modbench.model.config import ModelConfig
 from modbench.plan.family import isoflop_grid
 from modbench.sweep.isoflop import IsoFlopConfig
@@ -54,16 +54,13 @@ class Rows:
 
 
 def resolve(suite: Suite, plugins: Sequence[Path] = ()) -> Rows:
-    """Resolve the rows of ``suite``, and of the routers of the files ``plugins``.
-
-    Raises:
-        UserError: an unknown router or option or a wrong value in the suite; a plugin file is missing;
-            or two rows have the same label.
-    """
+    """Resolve the rows of ``suite``, and of the routers of the files ``plugins``. Raises UserError: an
+    unknown router or option or a wrong value in the suite; a plugin file is missing; or two rows have
+    the same label."""
     from modbench.routing.registry import installed_modules
 
     for file in plugins:
-        if not file.is_file():
+        if not is_file(file):
             raise UserError(f"plugin {file}: there is no such file; give the path of a Python file")
     installed, rows = installed_modules(), Rows(suite)
     modules = {s.label: installed.get(s.router.partition(":")[0], "") for s in suite.schemes}
@@ -138,11 +135,8 @@ def _ask(suite: Suite, file: Path | None, schemes: Sequence[Scheme]) -> dict[str
 
 def describe_rows(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     """Load the plugin of ``spec``. Return the ``rows`` of its routers by label: fields of `Resolved`, or
-    an error; and the ``fresh`` routers, which none of the ``schemes`` names.
-
-    Raises:
-        UserError: the plugin raises or registers nothing.
-    """
+    an error; and the ``fresh`` routers, which none of the ``schemes`` names. Raises UserError: the
+    plugin raises or registers nothing."""
     import torch
 
     from modbench.routing.registry import load_plugin
@@ -174,11 +168,8 @@ def describe_row(
     budgets: Sequence[int] = (),
 ) -> dict[str, Any]:
     """The fields of `Resolved` of ``scheme`` at each of ``shapes``, or with the grids of ``family``
-    around ``base`` for ``budgets``. Imports torch and the router.
-
-    Raises:
-        UserError: an unknown router or option, a wrong value, or a budget without a grid.
-    """
+    around ``base`` for ``budgets``. Imports torch and the router. Raises UserError: an unknown router or
+    option, a wrong value, or a budget without a grid."""
     from modbench.routing.registry import build_router, plugin_sha256, preset_options
     from modbench.train.budget import flops_per_step, model_of
     from modbench.train.config import TrainConfig

@@ -32,12 +32,8 @@ def run_suite(
     only: Sequence[str] = (),
 ) -> int:
     """Run the cells of suite ``name`` that are left, and write its report into ``results``/<suite>.
-    Returns the exit code of `run_left`.
-
-    Raises:
-        UserError: an error in the suite, the data or the folder, or in the plugins of all rows, before
-            anything has run.
-    """
+    Returns the exit code of `run_left`. Raises UserError: an error in the suite, the data or the folder,
+    or in the plugins of all rows, before anything has run."""
     if workers < 0:
         raise UserError(f"--workers is {workers}; it must be 1 or more, or 0 for one per core")
     kernels.mode()  # a wrong name is refused before anything runs

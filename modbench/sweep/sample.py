@@ -28,12 +28,9 @@ def sample_run(
     run: str, prompts: Sequence[str], *, results: Path, plugins: Sequence[Path], drawing: Drawing
 ) -> list[str]:
     """Return each of ``prompts`` with the text that the model of ``run`` generates after it. Speed and
-    cache size are printed on standard error.
-
-    Raises:
-        UserError: there is no such run; its weights or its router are missing; its plugin's code has
-            changed; a prompt is not text; or ``drawing`` has a field out of range.
-    """
+    cache size are printed on standard error. Raises UserError: there is no such run; its weights or its
+    router are missing; its plugin's code has changed; a prompt is not text; or ``drawing`` has a field
+    out of range."""
     from modbench.model.generate import check_sampling, dense_cache_bytes, generate
 
     if drawing.tokens < 1:
@@ -80,10 +77,7 @@ def sample_run(
 
 def find_record(run: str, results: Path) -> CellRecord:
     """Return the record of ``SUITE/LABEL`` or ``SUITE/KEY`` (the first characters of a record's key).
-
-    Raises:
-        UserError: no such run, several, or one that failed.
-    """
+    Raises UserError: no such run, several, or one that failed."""
     suite, _, name = run.partition("/")
     records = latest(read_suite(results / suite).cells) if suite in recorded_suites(results) else []
     if not records:
@@ -107,12 +101,9 @@ def find_record(run: str, results: Path) -> CellRecord:
 
 
 def load_model(record: CellRecord, run: str, folder: Path, plugins: Sequence[Path]) -> "RoutedDecoder":
-    """The trained model of ``record``, from the suite's results ``folder``.
-
-    Raises:
-        UserError: its weights are missing or damaged; none of ``plugins`` registers its router, or its
-            code has changed since ``run`` was trained.
-    """
+    """The trained model of ``record``, from the suite's results ``folder``. Raises UserError: its
+    weights are missing or damaged; none of ``plugins`` registers its router, or its code has changed
+    since ``run`` was trained."""
     weights = folder / "cells" / record.key / "model.safetensors"
     if not weights.is_file():
         raise UserError(

@@ -28,20 +28,13 @@ class Stage:
         self._since = time.monotonic() - (time.time() - psutil.Process().create_time())
 
     def begin(self, name: str) -> None:
-        """Pause if needed, then begin another step.
-
-        Raises:
-            StoppedError: a stop was requested.
-        """
+        """Pause if needed, then begin another step. Raises StoppedError: a stop was requested."""
         self.pause()
         self._enter(name)
 
     def pause(self) -> None:
-        """Wait until no other process measures. Takes microseconds if none does.
-
-        Raises:
-            StoppedError: a stop was requested.
-        """
+        """Wait until no other process measures. Takes microseconds if none does. Raises StoppedError: a
+        stop was requested."""
         self.check()
         while what := measured_elsewhere():
             self.wait(f"waiting for {what} to end")
@@ -50,21 +43,15 @@ class Stage:
 
     @contextmanager
     def measuring(self, title: str) -> Iterator[None]:
-        """Measure alone on this machine; see `modbench.measure.machine_lock.measuring`.
-
-        Raises:
-            StoppedError: a stop was requested while this waited.
-        """
+        """Measure alone on this machine; see `modbench.measure.machine_lock.measuring`. Raises
+        StoppedError: a stop was requested while this waited."""
         with measuring(title, wait=self.wait, poll=self.check):
             self._resume()
             yield
 
     def wait(self, reason: str) -> None:
-        """Report that the job waits, and why; `pause` ends the wait.
-
-        Raises:
-            StoppedError: a stop was requested.
-        """
+        """Report that the job waits, and why; `pause` ends the wait. Raises StoppedError: a stop was
+        requested."""
         if self._name != "waiting":
             self._before = self._name
             self._account("waiting")
@@ -75,10 +62,7 @@ class Stage:
         self.check()
 
     def check(self) -> None:
-        """
-        Raises:
-            StoppedError: a stop was requested.
-        """
+        """Raises StoppedError: a stop was requested."""
         if self._stop():
             raise StoppedError
 

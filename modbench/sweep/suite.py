@@ -8,7 +8,7 @@ from typing import Any
 
 import modbench
 from modbench.data.config import DataConfig
-from modbench.errors import UserError, known_names
+from modbench.errors import UserError, is_file, known_names
 from modbench.measure.config import MeasureConfig
 from modbench.measure.time_config import TimeConfig
 from modbench.model.config import ModelConfig
@@ -127,16 +127,12 @@ def shipped_suites() -> dict[str, Path]:
 
 
 def find_suite(name: str) -> Path:
-    """The file of suite ``name``: a shipped suite's name, or a path.
-
-    Raises:
-        UserError: neither.
-    """
+    """The file of suite ``name``: a shipped suite's name, or a path. Raises UserError: neither."""
     shipped = shipped_suites()
     if name in shipped:
         return shipped[name]
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return path
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise UserError(f"suite {name}: there is no such file; give the path of a TOML file")
@@ -144,12 +140,8 @@ def find_suite(name: str) -> Path:
 
 
 def load_suite(name: str) -> Suite:
-    """Load the suite file that ``name`` stands for (see `find_suite`).
-
-    Raises:
-        UserError: no such suite, not TOML, an unknown table or key, a wrong type or value; the
-            sentence names the file and the key.
-    """
+    """Load the suite file that ``name`` stands for (see `find_suite`). Raises UserError: no such suite,
+    not TOML, an unknown table or key, a wrong type or value; the sentence names the file and the key."""
     path = find_suite(name)
     source = path.name if name in shipped_suites() else name
     try:
@@ -162,11 +154,8 @@ def load_suite(name: str) -> Suite:
 
 
 def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
-    """Build the suite of the TOML document ``content``; ``source`` names it in messages.
-
-    Raises:
-        UserError: see `load_suite`.
-    """
+    """Build the suite of the TOML document ``content``; ``source`` names it in messages. Raises
+    UserError: see `load_suite`."""
     tables: _Tables = built(f"suite {source}", content, _Tables)
     where = f"suite {source}:"
 
@@ -250,10 +239,7 @@ def _shapes(where: str, tables: _Tables, data: DataConfig) -> dict[str, ModelCon
 
 
 def check_labels(where: str, labels: list[str]) -> None:
-    """
-    Raises:
-        UserError: a label is malformed, or two are equal; the sentence starts with ``where``.
-    """
+    """Raises UserError: a label is malformed, or two are equal; the sentence starts with ``where``."""
     for label in labels:
         if not LABEL.fullmatch(label):
             raise UserError(f"{where}: label is {label!r}; it must be {LABEL_WORDS}")

@@ -23,11 +23,8 @@ _MEMORY: dict[str, Any] = {
 
 def run_timing(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     """Take the measurement of ``spec`` (suite, run, measurement, cell, repetition, plugins, results,
-    threads), alone on this machine, and append its record; return its status, error and seconds.
-
-    Raises:
-        UserError: invalid plugin, router, option or shape.
-    """
+    threads), alone on this machine, and append its record; return its status, error and seconds. Raises
+    UserError: invalid plugin, router, option or shape."""
     started, stage = datetime.now(UTC), Stage(say)
     target, router = _target(spec), spec["cell"]["router"]
     with stage.measuring(f"{spec['suite']['name']}/{router['label'] if router else 'the machine'}"):

@@ -35,11 +35,8 @@ def time_suite(
     again: bool = False,
 ) -> int:
     """Finish the last run of this machine, code and schemes, or begin a new one (always if ``again``);
-    then write the report into ``results``/<suite>. Returns the exit code of `run_left`.
-
-    Raises:
-        UserError: an error in the suite, the plugins of all rows or the folder, before anything has run.
-    """
+    then write the report into ``results``/<suite>. Returns the exit code of `run_left`. Raises
+    UserError: an error in the suite, the plugins of all rows or the folder, before anything has run."""
     suite = load_suite(name)
     if repetitions is not None:
         suite = replace(suite, time=replace(suite.time, repetitions=repetitions))
@@ -58,10 +55,7 @@ def time_suite(
 
 def timing_cells(rows: Rows, only: Sequence[str] = ()) -> list[Cell]:
     """The cells of ``rows`` to be timed, without budgets and seeds; all rows, or those in ``only``.
-
-    Raises:
-        UserError: as `modbench.sweep.cells.expand` and `chosen`.
-    """
+    Raises UserError: as `modbench.sweep.cells.expand` and `chosen`."""
     cells: dict[str, Cell] = {}
     for cell in chosen(expand(rows), only, rows.mistakes):
         train = {name: cell["train"][name] for name in _TRAIN}

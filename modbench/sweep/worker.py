@@ -202,11 +202,8 @@ def run_worker(
     command: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Run a worker to its end and return its result. ``poll`` is called while it runs, and may raise.
-    ``timeout``: seconds without an event after which it is ended.
-
-    Raises:
-        DiedError: it reported no result.
-    """
+    ``timeout``: seconds without an event after which it is ended. Raises DiedError: it reported no
+    result."""
     worker = Worker(spec, log=log, hear=hear, timeout=timeout, command=command)
     try:
         while not worker.over():

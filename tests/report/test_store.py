@@ -256,6 +256,15 @@ def test_what_is_no_regular_file_is_refused_without_opening_it(tmp_path, what, r
         read(tmp_path)
 
 
+def test_digest_is_checked_whatever_the_schema_says(tmp_path, fakes):
+    line = fakes.make_record().line().replace('"schema":3', '"schema":2', 1)
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "a.jsonl").write_text(f"{line}\n")
+    for read in (read_suite, finished):
+        with pytest.raises(UserError, match="its digest is of another line"):
+            read(tmp_path)
+
+
 def test_lines_of_each_kind_from_before_digests_are_read(tmp_path, fakes):
     cell, audit = fakes.make_record(), make_audit()
     timings = [timed("mod", make_case()), ceiling(), weighed("mod", 99, 98)]
@@ -285,6 +294,7 @@ def test_what_is_finished_is_told_without_reading_records_in_full(tmp_path, fake
 
 def test_what_killed_processes_left_is_removed_and_what_live_ones_write_is_kept(tmp_path, fakes):
     append_record(tmp_path, fakes.make_record())
+    (tmp_path / "records" / ".folder.jsonl.99999999.tmp").mkdir()  # of the user's
     dead = [
         tmp_path / "records" / "dead.jsonl",
         tmp_path / ".leaderboard.md.99999999.tmp",

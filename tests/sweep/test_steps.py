@@ -1,5 +1,7 @@
 """The steps of a cell: which a suite may choose, and what each gives."""
 
+from typing import Any
+
 import pytest
 
 from modbench.errors import UserError
@@ -8,6 +10,7 @@ from modbench.measure.config import MeasureConfig
 from modbench.model.config import ModelConfig
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
+from modbench.sweep.cell import _checked
 from modbench.sweep.steps import check_steps, step, step_names
 from modbench.sweep.steps.train import _costs, counted_steps
 from modbench.train.config import TrainConfig
@@ -43,6 +46,27 @@ def test_a_suite_chooses_steps(steps: tuple[str, ...]) -> None:
 def test_steps_that_can_not_be_taken_are_refused(steps: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         check_steps("suite", steps)
+
+
+@pytest.mark.parametrize(
+    ("returned", "sentence"),
+    [
+        (None, "step mine returned NoneType; it must be a dict of metrics"),
+        (
+            {"heldout_loss": 1.0, "mine": 2},
+            "step mine returned 'mine', which is no metric; add it to modbench",
+        ),
+    ],
+)
+def test_step_that_returns_something_else_is_named(returned: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        _checked("mine", returned)
+
+
+def test_file_without_the_function_of_its_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("modbench.sweep.steps.memory.memory")
+    with pytest.raises(UserError, match=r"steps/memory.py has no function 'memory'; add it"):
+        step("memory")
 
 
 def trained(miscounted: str = "", counted: int = 2, unseen: int = 0) -> Trained:

@@ -20,12 +20,8 @@ def step_names() -> list[str]:
 
 
 def check_steps(where: str, names: tuple[str, ...]) -> None:
-    """Check the ``steps`` of a suite.
-
-    Raises:
-        UserError: an unknown or repeated name, or ``train`` is missing or comes after a step that needs
-            the trained model; the sentence starts with ``where``.
-    """
+    """Check the ``steps`` of a suite. Raises UserError: an unknown or repeated name, or ``train`` is
+    missing or comes after a step that needs the trained model; the sentence starts with ``where``."""
     for name in names:
         if name not in step_names():
             raise UserError(
@@ -40,6 +36,8 @@ def check_steps(where: str, names: tuple[str, ...]) -> None:
 
 
 def step(name: str) -> Step:
-    """The function of step ``name``."""
-    found: Step = getattr(importlib.import_module(f"{__name__}.{name}"), name)
+    """The function of step ``name``. Raise a `UserError` if its file has none of this name."""
+    found: Step | None = getattr(importlib.import_module(f"{__name__}.{name}"), name, None)
+    if found is None:
+        raise UserError(f"modbench/sweep/steps/{name}.py has no function '{name}'; add it")
     return found

@@ -31,11 +31,7 @@ SEED = 0
 
 def audit(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
     """Take the audit that is stored, or run and store it. Of processes that begin at the same time, one
-    runs it and the others wait. No metrics.
-
-    Raises:
-        StoppedError: a stop was requested.
-    """
+    runs it and the others wait. No metrics. Raises StoppedError: a stop was requested."""
     scheme = scheme_of(cell.cell)
     key = cell_key(scheme)
     waiting = partial(cell.stage.wait, "waiting for another cell to audit this scheme")

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from modbench.measure.histograms import RoutingHistograms
 from modbench.measure.loss import HeldoutLoss, heldout_loss, unigram_loss
 from modbench.measure.routing import kv_cache_measures, routing_measures
 from modbench.model.context import Selection
+from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
 from modbench.sweep.cell import CellRun
 
@@ -18,7 +21,12 @@ def heldout(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
     histograms = RoutingHistograms(sequence=cell.train.sequence)
 
     def scored(rule: Selection) -> HeldoutLoss:
-        watch = histograms.watch(rule)
+        counts = histograms.watch(rule)
+
+        def watch(tokens_BT: Tensor, trace: Trace) -> None:
+            cell.stage.tell()  # so that a long text is not taken for a cell that hangs
+            counts(tokens_BT, trace)
+
         return heldout_loss(model, windows_WT, cell.data.token_bytes_V, selection=rule, watch=watch)
 
     causal, leaky = scored("causal"), scored("topk")

@@ -68,11 +68,8 @@ def dataset(data: Mapping[str, Any] | None = None, **_: Any) -> "dict[str, Datas
 
 @lru_cache(maxsize=4)
 def items(config: DataConfig) -> tuple[Item, ...]:
-    """The items, ``{"source", "context", "choices", "answer"}``, alternating between sources.
-
-    Raises:
-        UserError: the corpus is missing or altered, or has too few suitable sentences.
-    """
+    """The items, ``{"source", "context", "choices", "answer"}``, alternating between sources. Raises
+    UserError: the corpus is missing or altered, or has too few suitable sentences."""
     data = load(config)
     heldout = _documents(data.heldout_N, data.tokenizer)
     words = count_words(_documents(data.train_N, data.tokenizer))

@@ -1,0 +1,50 @@
+"""Runs a command that loads plugins in a process of its own, so that a plugin that crashes is told."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from modbench.cli.main import main
+from modbench.cli.options import tell
+
+#: Environment variable of the inner process: the file that it makes once the command has ended.
+_ENDED = "MODBENCH_COMMAND_ENDED"
+#: Commands whose plugins do not run in the workers of a sweep.
+_OF_PLUGINS = ("check", "audit", "flops", "plan", "sample")
+
+
+def run() -> int:
+    """Run the command of `sys.argv`; see `modbench.cli.main.main`."""
+    arguments, ended = sys.argv[1:], os.environ.pop(_ENDED, None)
+    if ended is not None:
+        code = 1
+        try:
+            code = main(arguments)
+        finally:
+            Path(ended).touch()
+        return code
+    loads = any(word.partition("=")[0] == "--plugin" for word in arguments) or arguments[:1] == ["check"]
+    if loads and arguments[0] in _OF_PLUGINS:
+        return _run_apart(arguments)
+    return main(arguments)
+
+
+def _run_apart(arguments: Sequence[str]) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        ended = Path(folder, "ended")
+        command = [sys.executable, "-m", "modbench", *arguments]
+        try:
+            code = subprocess.run(
+                command, env={**os.environ, _ENDED: str(ended)}, check=False
+            ).returncode
+        except KeyboardInterrupt:  # the inner process got it as well, and has said so
+            return 130
+        if ended.exists():
+            return code
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+    tell(f"the process that loaded the plugin {how} before the command was done; fix that in the plugin")
+    return 2

@@ -53,13 +53,24 @@ def write_report(
 def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
     # Every cell imports records and their store; only a report needs matplotlib and scipy.
     from modbench.report.figures import figures
+    from modbench.report.isoflop import sweep_of
+    from modbench.report.isoflop_figures import isoflop_figures
+    from modbench.report.isoflop_page import isoflop_page
     from modbench.report.leaderboard import Leaderboard
     from modbench.report.markdown import markdown
 
     newest = max(found.cells, key=lambda record: (record.suite["version"], record.suite["rank_by"]))
     board = Leaderboard.of(found.cells, rank_by or newest.suite["rank_by"], found.audits)
-    pages = {"leaderboard.csv": board.csv(), "leaderboard.md": markdown(board)}
-    return {name: text.encode() for name, text in pages.items()} | figures(board)
+    pages = {"leaderboard.csv": board.csv()}
+    if sweep := sweep_of(found.cells, board):
+        pages |= {"leaderboard.md": isoflop_page(sweep)}
+        pages |= {"learning_rates.csv": sweep.rates_csv()}
+        pages |= {"optima.csv": sweep.optima_csv()} if sweep.has_curves else {}
+        drawn = isoflop_figures(sweep) if sweep.has_curves else {}
+    else:
+        pages |= {"leaderboard.md": markdown(board)}
+        drawn = figures(board)
+    return {name: text.encode() for name, text in pages.items()} | drawn
 
 
 def _of_timings(found: SuiteRecords) -> dict[str, bytes]:

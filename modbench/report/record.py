@@ -97,6 +97,19 @@ _POINT = closed(step=COUNT, flops=COUNT, tokens=COUNT, train_loss=REAL, heldout_
 _STEPS: Any = dict[_NAME, Annotated[float, Field(ge=0, le=1e30)]]
 
 
+#: Learning rates of an isoFLOP suite; see `modbench.sweep.isoflop.stated`.
+_ISOFLOP = closed(
+    learning_rates=list_of[SECONDS],
+    extensions=COUNT,
+    exponent=REAL,
+    margin=SECONDS,
+    middle_width=POSITIVE,
+    middle_budget=POSITIVE,
+    seed=int,
+)
+_SUITE = closed(name=_NAME, version=int, rank_by=_NAME, isoflop=optional[_ISOFLOP])
+
+
 @dataclass(frozen=True, kw_only=True)
 class CellRecord(Line):
     """One run of a cell. A rerun has the same key. The audit of its scheme is a record of its own."""
@@ -104,7 +117,7 @@ class CellRecord(Line):
     kind: ClassVar[str] = "cell"
 
     #: ``rank_by`` is the metric that ranks the suite's table
-    suite: Annotated[dict[str, Any], like(closed(name=_NAME, version=int, rank_by=_NAME))]
+    suite: Annotated[dict[str, Any], like(_SUITE)]
     cell: Annotated[dict[str, Any], like(_CELL)]  #: the resolved cell
     data: Annotated[dict[str, Any], like(_DATA)]
     #: what this cell checked; in records without ``audit_key``, the whole audit

@@ -5,17 +5,20 @@ A cell is plain JSON; the hash of its canonical form is the key of its record.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from modbench.errors import UserError, known_names
+from modbench.model.config import ModelConfig
 from modbench.report.record import CellRecord, cell_key
-from modbench.report.store import finished
+from modbench.report.store import finished, read_suite
 from modbench.sweep.engine import Job
-from modbench.sweep.rows import Rows
+from modbench.sweep.isoflop import Point, chosen_rate, middle_of, points, stated
+from modbench.sweep.rows import Resolved, Rows
+from modbench.sweep.suite import Scheme, Suite
 from modbench.train.config import TrainConfig
 
 Cell = dict[str, Any]
@@ -23,12 +26,18 @@ Cell = dict[str, Any]
 DONE = frozenset({"ok", "diverged", "oom"})
 
 
-def expand(rows: Rows) -> list[Cell]:
+def expand(rows: Rows, done: Mapping[str, float | None] | None = None) -> list[Cell]:
     """Return the cells of ``rows`` in the suite's order. A plugin's router that can't take a shape is
-    added to the mistakes of ``rows``, and its cells are left out. Raises UserError: a built-in router
-    can't take a shape, or a budget is smaller than one training step; the sentence starts with the
-    suite."""
+    added to the mistakes of ``rows``, and its cells are left out. ``done``: loss by key of the cells
+    that are done, which tells the learning rates of isoFLOP grids; None: diverged. Raises UserError: a
+    built-in router can't take a shape, or a budget is smaller than one training step; the sentence
+    starts with the suite."""
     suite, cells = rows.suite, list[Cell]()
+    if suite.isoflop is not None:
+        for scheme in suite.schemes:
+            if scheme.label in rows.resolved:
+                cells += _isoflop_cells(rows, scheme, done or {})
+        return _plain(cells)
     for number, (size, model) in enumerate(suite.shapes.items()):
         for scheme in suite.schemes:
             row = rows.resolved.get(scheme.label)
@@ -42,12 +51,7 @@ def expand(rows: Rows) -> list[Cell]:
                     raise mistake
                 rows.mistakes.append(mistake)
                 continue
-            router = {
-                "name": row.name,
-                "options": row.options,
-                "plugin_sha256": row.plugin_sha256,
-                "label": label,
-            }
+            router = _router(row, label)
             for budget in suite.axes.budgets:
                 if budget < flops:
                     raise UserError(
@@ -57,18 +61,76 @@ def expand(rows: Rows) -> list[Cell]:
                     )
                 train = TrainConfig(**{**suite.train, **scheme.train, "budget": budget})
                 for seed in suite.axes.seeds:
-                    cells.append(
-                        {
-                            "router": router,
-                            "model": asdict(model),
-                            "data": asdict(suite.data),
-                            "train": asdict(train),
-                            "measure": asdict(suite.measure),
-                            "seed": seed,
-                        }
-                    )
-    # With lists for tuples, as specifications and records have them.
+                    cells.append(_cell(suite, router, asdict(model), asdict(train), seed))
+    return _plain(cells)
+
+
+def _router(row: Resolved, label: str) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "options": row.options,
+        "plugin_sha256": row.plugin_sha256,
+        "label": label,
+    }
+
+
+def _cell(suite: Suite, router: Any, model: Any, train: Any, seed: int) -> Cell:
+    data, measure = asdict(suite.data), asdict(suite.measure)
+    return {
+        "router": router,
+        "model": model,
+        "data": data,
+        "train": train,
+        "measure": measure,
+        "seed": seed,
+    }
+
+
+def _plain(cells: list[Cell]) -> list[Cell]:
+    """``cells`` with lists for tuples, as specifications and records have them."""
     return json.loads(json.dumps(cells))  # type: ignore[no-any-return]
+
+
+def _isoflop_cells(rows: Rows, scheme: Scheme, done: Mapping[str, float | None]) -> list[Cell]:
+    """The cells of ``scheme`` that are known now that those of ``done`` are."""
+    suite, row = rows.suite, rows.resolved[scheme.label]
+    config, seeds = suite.family_of(scheme), suite.axes.seeds
+    grids = grids_of(rows, scheme)
+
+    def cell(point: Point) -> Cell:
+        label = f"{scheme.label}/w{point.shape.width}"
+        own = {"budget": point.budget, "learning_rate": point.learning_rate}
+        train = TrainConfig(**{**suite.train, **scheme.train, **own})
+        return _cell(suite, _router(row, label), asdict(point.shape), asdict(train), point.seed)
+
+    losses: dict[float, float | None] = {}
+    while True:
+        known = [(point, cell(point)) for point in points(config, grids, seeds, losses)]
+        wanted = chosen_rate(config, losses).wanted
+        keys = (
+            {point.learning_rate: cell_key(_plain([one])[0]) for point, one in known} if wanted else {}
+        )
+        fresh = {rate: done[keys[rate]] for rate in wanted if keys[rate] in done}
+        if not fresh:
+            return [one for _, one in known]
+        losses |= fresh
+
+
+def grids_of(rows: Rows, scheme: Scheme) -> dict[int, list[ModelConfig]]:
+    """The isoFLOP grid of ``scheme`` at each budget."""
+    shapes = rows.resolved[scheme.label].grids
+    found = ([ModelConfig(**shape) for shape in grid] for grid in shapes)
+    return dict(zip(rows.suite.axes.budgets, found, strict=True))
+
+
+def losses_in(folder: Path) -> dict[str, float | None]:
+    """The held-out loss by key of the cells that are done in ``folder`` (results/<suite>); None unless
+    the run was finished."""
+    return {
+        record.key: record.metrics.get("heldout_loss") if record.status == "ok" else None
+        for record in read_suite(folder).cells
+        if record.status in DONE
+    }
 
 
 def chosen(
@@ -78,12 +140,17 @@ def chosen(
     may be of a row that was left out for ``mistakes``. Raises UserError: no row has one of the labels;
     or all chosen rows were left out, with the mistake."""
     known = {cell["router"]["label"] for cell in cells}
+    known |= {label.partition("/")[0] for label in known}
     for label in labels:
         if label not in known and not mistakes:
             raise UserError(
                 f"--only: no row of the suite is called '{label}'; {known_names(label, known)}"
             )
-    found = [cell for cell in cells if not labels or cell["router"]["label"] in labels]
+    found = []
+    for cell in cells:
+        label = cell["router"]["label"]
+        if not labels or label in labels or label.partition("/")[0] in labels:
+            found.append(cell)
     if mistakes and not found:
         raise mistakes[0]
     return found
@@ -129,7 +196,7 @@ def cell_jobs(
         machine = environment(torch.float32)
         # The other entries describe this process, not the one that crashed.
         known = {name: machine[name] for name in ("cpu", "gpu", "torch")} | {"threads": threads}
-        return cell_record(cell, named, data, known, *how)
+        return cell_record(cell, named | _stated(rows, cell), data, known, *how)
 
     jobs = []
     for cell in cells_left(cells, folder):
@@ -137,7 +204,7 @@ def cell_jobs(
         cell_folder = folder.resolve() / "cells" / key
         spec = {
             "job": "cell",
-            "suite": named,
+            "suite": named | _stated(rows, cell),
             "cell": cell,
             "track": asdict(suite.track),
             "plugins": rows.plugins_of(cell),
@@ -155,3 +222,14 @@ def cell_jobs(
             )
         )
     return jobs
+
+
+def _stated(rows: Rows, cell: Cell) -> dict[str, Any]:
+    """What the record of ``cell`` states of the learning rates of its isoFLOP grids, if it has any."""
+    suite = rows.suite
+    if suite.isoflop is None:
+        return {}
+    label = cell["router"]["label"].partition("/")[0]
+    scheme = next(one for one in suite.schemes if one.label == label)
+    middle = middle_of(grids_of(rows, scheme))
+    return {"isoflop": stated(suite.family_of(scheme), middle, suite.axes.seeds[0])}

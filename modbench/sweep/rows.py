@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from modbench.errors import UserError, is_file
+from modbench.model.config import ModelConfig
+from modbench.plan.family import isoflop_grid
+from modbench.sweep.isoflop import IsoFlopConfig
 from modbench.sweep.suite import Scheme, Suite, check_labels
 from modbench.sweep.worker import DiedError, Say, run_worker
 
 #: Seconds without progress after which the worker of a plugin is ended.
 PLUGIN_SECONDS = 120.0
+#: Least training steps of a run on an isoFLOP curve, so that less than 0.5 % of the budget is unspent.
+LEAST_STEPS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,8 @@ class Resolved:
     options: dict[str, Any]
     plugin_sha256: str | None
     flops: list[int | str]
+    #: with isoFLOP grids: the shapes of each budget of the suite, in ascending order
+    grids: list[list[dict[str, Any]]] = field(default_factory=list)
     plugin: str | None = None  #: the plugin file that a process of this row loads
 
 
@@ -70,7 +77,7 @@ def resolve(suite: Suite, plugins: Sequence[Path] = ()) -> Rows:
         may_be_left_out = rows.mistakes and not modules[scheme.label]  # of a plugin with a mistake
         if scheme not in packaged and scheme.label not in rows.resolved and not may_be_left_out:
             try:
-                found = describe_row(asdict(scheme), _shapes(suite), suite.train)
+                found = describe_row(asdict(scheme), suite.train, **_sizes(suite, scheme))
             except UserError as error:
                 where = f"suite {suite.source}: [[schemes]] '{scheme.label}'"
                 raise UserError(f"{where}: {error}") from error
@@ -93,8 +100,13 @@ def _add(rows: Rows, file: Path | None, answer: dict[str, Any] | UserError) -> N
             rows.resolved[label] = Resolved(**found, plugin=str(file.resolve()) if file else None)
 
 
-def _shapes(suite: Suite) -> list[dict[str, Any]]:
-    return [asdict(model) for model in suite.shapes.values()]
+def _sizes(suite: Suite, scheme: Scheme) -> dict[str, Any]:
+    """The shapes of ``scheme`` as `describe_row` takes them: all of them, or the family of its grids."""
+    shapes = [asdict(model) for model in suite.shapes.values()]
+    if suite.isoflop is None:
+        return {"shapes": shapes}
+    family = asdict(suite.family_of(scheme))
+    return {"shapes": [], "family": family, "base": shapes[0], "budgets": list(suite.axes.budgets)}
 
 
 def _ask(suite: Suite, file: Path | None, schemes: Sequence[Scheme]) -> dict[str, Any] | UserError:
@@ -103,8 +115,8 @@ def _ask(suite: Suite, file: Path | None, schemes: Sequence[Scheme]) -> dict[str
     spec = {
         "job": "rows",
         "plugins": [str(file)] if file else [],
-        "schemes": [asdict(scheme) for scheme in schemes],
-        "shapes": _shapes(suite),
+        "schemes": [[asdict(scheme), _sizes(suite, scheme)] for scheme in schemes],
+        "other": _sizes(suite, Scheme(router="other")),
         "train": suite.train,
         "threads": 1,
     }
@@ -131,25 +143,33 @@ def describe_rows(spec: dict[str, Any], say: Say) -> dict[str, Any]:
 
     torch.set_num_threads(spec["threads"])
     names = [name for file in spec["plugins"] for name in load_plugin(file)]
-    named = {scheme["router"].partition(":")[0] for scheme in spec["schemes"]}
+    named = {scheme["router"].partition(":")[0] for scheme, _ in spec["schemes"]}
     fresh = [name for name in names if name not in named]
     rows: dict[str, Any] = {}
-    for scheme in [*spec["schemes"], *(asdict(Scheme(router=name)) for name in fresh)]:
+    others = [[asdict(Scheme(router=name)), spec["other"]] for name in fresh]
+    for scheme, sizes in [*spec["schemes"], *others]:
         if spec["plugins"] and scheme["router"].partition(":")[0] not in names:
             continue
         say({"event": "phase", "phase": f"row '{scheme['label']}'"})
         try:
-            rows[scheme["label"]] = describe_row(scheme, spec["shapes"], spec["train"])
+            rows[scheme["label"]] = describe_row(scheme, spec["train"], **sizes)
         except UserError as error:
             rows[scheme["label"]] = str(error)
     return {"rows": rows, "fresh": fresh}
 
 
 def describe_row(
-    scheme: Mapping[str, Any], shapes: Sequence[Mapping[str, Any]], train: Mapping[str, Any]
+    scheme: Mapping[str, Any],
+    train: Mapping[str, Any],
+    *,
+    shapes: Sequence[Mapping[str, Any]],
+    family: Mapping[str, Any] | None = None,
+    base: Mapping[str, Any] | None = None,
+    budgets: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """The fields of `Resolved` of ``scheme``. Imports torch and the router. Raises UserError: an unknown
-    router or option, or a wrong value."""
+    """The fields of `Resolved` of ``scheme`` at each of ``shapes``, or with the grids of ``family``
+    around ``base`` for ``budgets``. Imports torch and the router. Raises UserError: an unknown router or
+    option, a wrong value, or a budget without a grid."""
     from modbench.routing.registry import build_router, plugin_sha256, preset_options
     from modbench.train.budget import flops_per_step, model_of
     from modbench.train.config import TrainConfig
@@ -163,4 +183,23 @@ def describe_row(
             flops.append(flops_per_step(model_of(name, options, shape), config))
         except UserError as error:
             flops.append(str(error))
-    return {"name": name, "options": options, "plugin_sha256": plugin_sha256(name), "flops": flops}
+    described = {"name": name, "options": options, "plugin_sha256": plugin_sha256(name), "flops": flops}
+    if family is None or base is None:
+        return described
+
+    def read(model: ModelConfig) -> tuple[float, int]:
+        decoder = model_of(name, options, asdict(model))
+        tokens = config.batch * config.sequence
+        return flops_per_step(decoder, config) / tokens, decoder.parameter_count("active")
+
+    grids = []
+    for budget in budgets:
+        grid = isoflop_grid(IsoFlopConfig(**family), ModelConfig(**base), budget, read)
+        steps = budget // flops_per_step(model_of(name, options, asdict(grid[-1])), config)
+        if steps < LEAST_STEPS:
+            raise UserError(
+                f"budget {budget:g} buys only {steps} training steps of width {grid[-1].width}, too "
+                f"few to spend it within 0.5 %; raise it, or lower batch or sequence ({LEAST_STEPS} do)"
+            )
+        grids.append([asdict(shape) for shape in grid])
+    return described | {"grids": grids}

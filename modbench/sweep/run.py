@@ -12,7 +12,7 @@ from modbench.errors import UserError
 from modbench.report.page import write_report
 from modbench.report.record import cell_key
 from modbench.report.store import read_suite, remove_leftovers
-from modbench.sweep.cells import Cell, cell_jobs, cells_left, chosen, expand
+from modbench.sweep.cells import Cell, cell_jobs, cells_left, chosen, expand, losses_in
 from modbench.sweep.engine import Engine, Failure, Job
 from modbench.sweep.lock import suite_lock, wait_for_orphans
 from modbench.sweep.progress import say, show_leaderboard, show_progress
@@ -40,8 +40,15 @@ def run_suite(
     suite = load_suite(name)
     check_trackers(suite.track)
     rows = resolve(suite, plugins)
+    folder = results / suite.header.name
     cells = chosen(expand(rows), only, rows.mistakes)
-    left = partial(_jobs_left, rows, cells, results / suite.header.name)
+
+    def known() -> list[Cell]:
+        if suite.isoflop is None:
+            return cells
+        return chosen(expand(rows, losses_in(folder)), only, rows.mistakes)
+
+    left = partial(_jobs_left, rows, known, folder)
     return run_left(rows, results, left, of="cells", page="leaderboard", workers=workers)
 
 
@@ -74,15 +81,21 @@ def run_left(
         jobs, total = left(tell)
         if not jobs:
             tell(f"all {total} {of} of {name} are done; writing the report")
-        else:
+        tried = set()
+        while jobs:
             with show_progress(err) as progress:
                 progress.begin(name, total=total, done=total - len(jobs), unit=of)
-                failures = Engine(
+                failures += Engine(
                     folder=folder,
                     progress=progress,
                     workers=workers or _parallel()[0],
                     timeout=rows.suite.axes.cell_timeout,
                 ).run(jobs)
+            if rows.suite.isoflop is None:
+                break
+            tried |= {job.identity for job in jobs}
+            jobs, total = left(tell)  # the losses tell the learning rates of the next cells
+            jobs = [job for job in jobs if job.identity not in tried]
         written = write_report(folder, say=tell)
     show_leaderboard((folder / f"{page}.md").read_text(encoding="utf-8"))
     for path in written:
@@ -95,9 +108,11 @@ def run_left(
     return 2 if rows.mistakes or any(one.refused for one in failed) else 1 if failed else 0
 
 
-def _jobs_left(rows: Rows, cells: Sequence[Cell], folder: Path, tell: Tell) -> tuple[list[Job], int]:
-    """Prepare the data once for all cells; return the jobs of the cells that are left."""
-    suite = rows.suite
+def _jobs_left(
+    rows: Rows, known: Callable[[], list[Cell]], folder: Path, tell: Tell
+) -> tuple[list[Job], int]:
+    """Prepare the data once for all cells; return the jobs of those of the ``known`` that are left."""
+    suite, cells = rows.suite, known()
     left = cells_left(cells, folder)
     embedded = suite.data.source == "pypi-en-v1"  # pinned; other text may have changed since
     if left or not embedded:

@@ -14,6 +14,7 @@ from modbench.measure.time_config import TimeConfig
 from modbench.model.config import ModelConfig
 from modbench.report.metrics import ranking_metric
 from modbench.report.names import LABEL, LABEL_WORDS, NAME
+from modbench.sweep.isoflop import IsoFlopConfig
 from modbench.sweep.steps import check_steps
 from modbench.sweep.track import TrackConfig
 from modbench.train.config import TrainConfig
@@ -66,6 +67,7 @@ class Scheme:
     label: str = ""  #: its name in tables and plots; the router's name if empty
     options: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)  #: overrides of TrainConfig fields
+    tokens_per_parameter: float | None = None  #: overrides that of [isoflop]
 
     def __post_init__(self) -> None:
         if not self.label:
@@ -85,6 +87,7 @@ class _Tables:
     measure: dict[str, Any] = field(default_factory=dict)
     time: dict[str, Any] = field(default_factory=dict)
     track: dict[str, Any] = field(default_factory=dict)
+    isoflop: dict[str, Any] | None = None
     sweep: dict[str, Any]
     shapes: tuple[dict[str, Any], ...] = ()
     schemes: tuple[dict[str, Any], ...]
@@ -104,6 +107,14 @@ class Suite:
     axes: Axes
     shapes: dict[str, ModelConfig]  #: sizes of the decoder by label; one size alone has an empty label
     schemes: tuple[Scheme, ...]
+    isoflop: IsoFlopConfig | None = None  #: sizes around each scheme's optimum, in place of shapes
+
+    def family_of(self, scheme: Scheme) -> IsoFlopConfig:
+        """The family of shapes of ``scheme``; only for a suite with isoFLOP grids."""
+        assert self.isoflop is not None
+        if scheme.tokens_per_parameter is None:
+            return self.isoflop
+        return replace(self.isoflop, tokens_per_parameter=scheme.tokens_per_parameter)
 
 
 def shipped_suites() -> dict[str, Path]:
@@ -167,6 +178,8 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
             built(at, {**train, **own, "budget": budget}, TrainConfig)
         schemes.append(replace(scheme, train=own))
     check_labels(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
+    isoflop = None if tables.isoflop is None else table("isoflop", IsoFlopConfig)
+    _refuse_contradictions(where, tables, schemes)
     return Suite(
         source=source,
         header=table("suite", Header),
@@ -178,7 +191,32 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         axes=axes,
         shapes=_shapes(where, tables, data),
         schemes=tuple(schemes),
+        isoflop=isoflop,
     )
+
+
+def _refuse_contradictions(where: str, tables: _Tables, schemes: list[Scheme]) -> None:
+    """Raise a `UserError` for settings that only an isoFLOP suite has, or that it chooses itself."""
+    if tables.isoflop is None:
+        for scheme in schemes:
+            if scheme.tokens_per_parameter is not None:
+                raise UserError(
+                    f"{where} [[schemes]] '{scheme.label}' has tokens_per_parameter, which only a suite "
+                    "with [isoflop] uses; remove it, or add [isoflop]"
+                )
+        return
+    if tables.shapes:
+        raise UserError(f"{where} [[shapes]] and [isoflop] both give sizes; remove one of them")
+    for at, settings in [("[train]", tables.train), *((f"'{s.label}' train", s.train) for s in schemes)]:
+        if "learning_rate" in settings:
+            raise UserError(
+                f"{where} {at} has a learning_rate, and [isoflop] chooses it from its learning_rates; "
+                "remove it"
+            )
+    for scheme in schemes:
+        if scheme.tokens_per_parameter is not None:
+            own = {**tables.isoflop, "tokens_per_parameter": scheme.tokens_per_parameter}
+            built(f"{where} [[schemes]] '{scheme.label}'", own, IsoFlopConfig)
 
 
 def _shapes(where: str, tables: _Tables, data: DataConfig) -> dict[str, ModelConfig]:

@@ -1,0 +1,189 @@
+"""Optimum of each scheme at each budget, with intervals. Shapes: P sizes, S draws of noise."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+
+from modbench.analysis.curve import CURVE_FITS, LEAST_SIZES, VERDICTS, Minima, Verdict
+from modbench.analysis.noise import Array, Cell, Noise, Run, by_cell, draw_losses, measure_noise
+from modbench.analysis.surface import Surface, fit_surface, refit
+from modbench.errors import UserError
+
+FITS = (*CURVE_FITS, "surface")
+DRAWS = 1000
+#: Below this share of draws with an interior optimum, there is no interval.
+LEAST_INTERIOR = 0.5
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimum:
+    """The optimum of a scheme at a budget by one fit. Size and loss are None unless the verdict is
+    interior. Intervals hold 95 % of the interior draws; they are None, with the reason in ``void``, if
+    there are too few of these or if no cell was repeated."""
+
+    scheme: str
+    budget: float
+    fit: str
+    verdict: Verdict
+    size: float | None = None
+    tokens: float | None = None
+    loss: float | None = None
+    size_interval: Interval | None = None
+    loss_interval: Interval | None = None
+    interior_share: float | None = None  #: of the draws
+    void: str = ""
+    drawn_losses: Array = field(repr=False, compare=False)  #: (S,), NaN where a draw isn't interior
+
+
+@dataclass(frozen=True)
+class IsoFlop:
+    """The analysis of a sweep."""
+
+    noise: Noise
+    optima: list[Optimum]
+    surfaces: dict[str, Surface]
+
+    def optimum(self, scheme: str, budget: float, fit: str) -> Optimum:
+        """Return the optimum of ``scheme`` at ``budget`` by ``fit``; KeyError if there is no curve."""
+        for one in self.optima:
+            if (one.scheme, one.budget, one.fit) == (scheme, budget, fit):
+                return one
+        raise KeyError((scheme, budget, fit))
+
+
+def quantiles(values: Array, level: float = 0.95) -> Interval:
+    """The central interval that holds ``level`` of ``values``."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def analyse(
+    runs: Iterable[Run], *, draws: int = DRAWS, seed: int = 0, fits: Sequence[str] = FITS
+) -> IsoFlop:
+    """Fit every isoFLOP curve of ``runs`` by each of ``fits``: parabola, Akima interpolation, and the
+    loss surface of the scheme over all its budgets. The caller leaves out runs without a finite loss."""
+    runs = list(runs)
+    noise = measure_noise(runs)
+    cells = by_cell(runs)
+    drawn = draw_losses(runs, noise, draws, seed)
+    repeated = noise.pooled is not None
+    curves: dict[str, dict[float, list[Cell]]] = defaultdict(lambda: defaultdict(list))
+    for cell in cells:
+        curves[cell[0]][cell[1]].append(cell)
+    optima: list[Optimum] = []
+    surfaces = {}
+    for scheme, budgets in curves.items():
+        surface = None
+        if "surface" in fits:
+            surface = _Surfaces([cell for row in budgets.values() for cell in row], cells, drawn)
+            if surface.fitted is not None:
+                surfaces[scheme] = surface.fitted
+        for budget, row in budgets.items():
+            sizes = np.array([cell[2] for cell in row])
+            tokens = np.array([_mean_tokens(cells[cell]) for cell in row])
+            means = np.array([np.mean([run.loss for run in cells[cell].values()]) for cell in row])
+            noisy = np.stack([drawn[cell] for cell in row], axis=1)
+            for fit in fits:
+                if surface is not None and fit == "surface":
+                    point, spread = surface.minima(sizes, tokens)
+                else:
+                    point, spread = CURVE_FITS[fit](sizes, means), CURVE_FITS[fit](sizes, noisy)
+                optima.append(_optimum((scheme, budget, fit), sizes, tokens, point, spread, repeated))
+    return IsoFlop(noise, optima, surfaces)
+
+
+def _mean_tokens(runs: dict[int, Run]) -> float:
+    return float(np.mean([run.tokens for run in runs.values()]))
+
+
+def _optimum(
+    key: tuple[str, float, str],
+    sizes: Array,
+    tokens: Array,
+    point: Minima,
+    spread: Minima,
+    repeated: bool,
+) -> Optimum:
+    scheme, budget, fit = key
+    verdict = VERDICTS[int(point.verdicts[0])]
+    losses = spread.losses
+    if verdict != "interior":
+        nothing = np.full(len(losses), np.nan)
+        return Optimum(scheme=scheme, budget=budget, fit=fit, verdict=verdict, drawn_losses=nothing)
+    share = float(spread.interior.mean()) if repeated else None
+    void = ""
+    if share is None:
+        void = "one seed: no cell was repeated, so the noise is unknown"
+    elif share < LEAST_INTERIOR:
+        void = f"only {share:.0%} of the draws have an interior optimum"
+    inside = spread.interior
+    return Optimum(
+        scheme=scheme,
+        budget=budget,
+        fit=fit,
+        verdict=verdict,
+        size=float(point.sizes[0]),
+        tokens=float(np.exp(_log_tokens(sizes, tokens)(np.log(point.sizes[0])))),
+        loss=float(point.losses[0]),
+        size_interval=None if void else quantiles(spread.sizes[inside]),
+        loss_interval=None if void else quantiles(losses[inside]),
+        interior_share=share,
+        void=void,
+        drawn_losses=np.full(len(losses), np.nan) if void else losses,
+    )
+
+
+def _log_tokens(sizes: Array, tokens: Array) -> PchipInterpolator:
+    """Log tokens against log size along a curve of equal FLOPs."""
+    return PchipInterpolator(np.log(sizes), np.log(tokens))
+
+
+class _Surfaces:
+    """The surface of one scheme and its refits to the draws; without any if the runs don't suffice."""
+
+    def __init__(
+        self, row: list[Cell], cells: dict[Cell, dict[int, Run]], drawn: dict[Cell, Array]
+    ) -> None:
+        sizes = np.array([cell[2] for cell in row])
+        tokens = np.array([_mean_tokens(cells[cell]) for cell in row])
+        means = np.array([np.mean([run.loss for run in cells[cell].values()]) for cell in row])
+        self.draws = len(drawn[row[0]])
+        self.fitted: Surface | None = None
+        self.refits: list[Surface] = []
+        if len({cell[1] for cell in row}) < 2:
+            return
+        try:
+            self.fitted = fit_surface(sizes, tokens, means)
+        except UserError:  # too few runs: a verdict below
+            return
+        noise = np.stack([drawn[cell] for cell in row], axis=1) - means
+        self.refits = refit(self.fitted, sizes, tokens, self.fitted.loss(sizes, tokens) + noise)
+
+    def minima(self, sizes: Array, tokens: Array) -> tuple[Minima, Minima]:
+        """The surface's minimum along the curve of ``sizes`` and ``tokens`` (P,), and the refits'."""
+        if self.fitted is None or len(sizes) < LEAST_SIZES:
+            few = VERDICTS.index("too-few")
+            return _all_alike(1, few), _all_alike(self.draws, few)
+        log_sizes = np.linspace(np.log(sizes[0]), np.log(sizes[-1]), 801)
+        log_tokens = _log_tokens(sizes, tokens)(log_sizes)
+        return _along([self.fitted], log_sizes, log_tokens), _along(self.refits, log_sizes, log_tokens)
+
+
+def _along(surfaces: list[Surface], log_sizes: Array, log_tokens: Array) -> Minima:
+    e, a, b, alpha, beta = np.array([[s.E, s.A, s.B, s.alpha, s.beta] for s in surfaces]).T[:, :, None]
+    losses = e + a * np.exp(-alpha * log_sizes) + b * np.exp(-beta * log_tokens)
+    best = losses.argmin(axis=1)
+    verdicts = np.select([best == 0, best == len(log_sizes) - 1], [1, 2], 0)
+    inside = verdicts == 0
+    lowest = losses[np.arange(len(losses)), best]
+    sizes = np.exp(log_sizes[best])
+    return Minima(verdicts, np.where(inside, sizes, np.nan), np.where(inside, lowest, np.nan))
+
+
+def _all_alike(rows: int, verdict: int) -> Minima:
+    nothing = np.full(rows, np.nan)
+    return Minima(np.full(rows, verdict), nothing, nothing)

@@ -1,0 +1,132 @@
+"""Noise between seeds, measured from repeated cells, and draws of it.
+
+The loss of a cell with seed s is modelled as mean + shift(budget, s) + residual. The shift is shared by
+every cell of that budget and seed (the order of the data), so it cancels in differences between schemes
+that were run with the same seeds. Shapes: S draws.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One trained cell. ``size`` is on the axis of the curve, for example active parameters."""
+
+    scheme: str
+    budget: float  #: training FLOPs of the curve
+    size: float
+    tokens: float
+    loss: float  #: held-out, nats per token
+    seed: int
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A standard deviation and the degrees of freedom that it was estimated with."""
+
+    sd: float
+    freedom: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Measured spreads. ``residuals`` has a scheme only if some of its cells were repeated; ``pooled``
+    is over all schemes, None if no cell was repeated."""
+
+    residuals: Mapping[str, Spread]
+    pooled: Spread | None
+    shift: Spread
+
+    def residual(self, scheme: str) -> Spread | None:
+        return self.residuals.get(scheme, self.pooled)
+
+
+Cell = tuple[str, float, float]
+
+
+def by_cell(runs: Iterable[Run]) -> dict[Cell, dict[int, Run]]:
+    """The runs of each (scheme, budget, size), by seed, in a fixed order."""
+    cells: dict[Cell, dict[int, Run]] = defaultdict(dict)
+    for run in sorted(runs, key=lambda run: (run.scheme, run.budget, run.size, run.seed)):
+        seeds = cells[run.scheme, run.budget, run.size]
+        if run.seed in seeds:
+            raise ValueError(f"two runs of {run.scheme}, {run.budget:g}, {run.size:g}, seed {run.seed}")
+        seeds[run.seed] = run
+    return dict(cells)
+
+
+def measure_noise(runs: Iterable[Run]) -> Noise:
+    """Estimate the noise from the repeated cells, by analysis of variance (cell means and seed shifts)
+    over the cells of each budget that have the same seeds."""
+    tables: dict[tuple[float, tuple[int, ...]], dict[Cell, list[float]]] = defaultdict(dict)
+    for cell, seeds in by_cell(runs).items():
+        if len(seeds) > 1:
+            tables[cell[1], tuple(seeds)][cell] = [run.loss for run in seeds.values()]
+    squares: dict[str, float] = defaultdict(float)
+    freedoms: dict[str, float] = defaultdict(float)
+    shifts: list[tuple[float, int, int]] = []  # sum of squares, degrees of freedom, cells
+    for table in tables.values():
+        losses = np.array(list(table.values()))  # (cells, seeds)
+        deviations = losses - losses.mean(axis=1, keepdims=True)
+        cells, repeats = losses.shape
+        if cells > 1:
+            shared = deviations.mean(axis=0)
+            deviations = deviations - shared
+            shifts.append((float((shared**2).sum()), repeats - 1, cells))
+        free = (repeats - 1) * (cells - 1) / cells if cells > 1 else repeats - 1
+        for (scheme, _, _), row in zip(table, deviations, strict=True):
+            squares[scheme] += float((row**2).sum())
+            freedoms[scheme] += free
+    residuals = {
+        scheme: Spread(
+            float(np.sqrt(squares[scheme] / freedoms[scheme])), max(1, round(freedoms[scheme]))
+        )
+        for scheme in squares
+    }
+    if not residuals:
+        return Noise(residuals={}, pooled=None, shift=Spread(0.0, 1))
+    total = sum(freedoms.values())
+    pooled = Spread(float(np.sqrt(sum(squares.values()) / total)), max(1, round(total)))
+    free = sum(one[1] for one in shifts)
+    # The mean square of the shifts contains residual / cells.
+    variance = sum(s - f * pooled.sd**2 / cells for s, f, cells in shifts) / free if free else 0.0
+    return Noise(
+        residuals=residuals,
+        pooled=pooled,
+        shift=Spread(float(np.sqrt(max(0.0, variance))), max(1, free)),
+    )
+
+
+def draw_losses(runs: Iterable[Run], noise: Noise, draws: int, seed: int = 0) -> dict[Cell, Array]:
+    """The mean loss of each cell plus ``draws`` draws of its noise: arrays (S,). Spreads are themselves
+    drawn, from the distribution of their estimate, so that few seeds give wide intervals (Student's
+    t)."""
+    generator = np.random.default_rng(seed)
+    cells = by_cell(runs)
+
+    def scale(spread: Spread) -> Array:
+        return spread.sd * np.sqrt(spread.freedom / generator.chisquare(spread.freedom, draws))
+
+    shift_sd = scale(noise.shift)
+    shifts = {
+        key: shift_sd * generator.standard_normal(draws)
+        for key in sorted({(budget, one) for (_, budget, _), seeds in cells.items() for one in seeds})
+    }
+    scales = {}
+    for scheme in sorted({scheme for scheme, _, _ in cells}):
+        spread = noise.residual(scheme)
+        scales[scheme] = np.zeros(draws) if spread is None else scale(spread)
+    found = {}
+    for (scheme, budget, size), seeds in cells.items():
+        mean = np.mean([run.loss for run in seeds.values()])
+        shift = np.mean([shifts[budget, one] for one in seeds], axis=0)
+        residual = scales[scheme] * generator.standard_normal(draws) / np.sqrt(len(seeds))
+        found[scheme, budget, size] = mean + shift + residual
+    return found

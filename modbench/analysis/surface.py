@@ -1,0 +1,179 @@
+"""Fit of the loss surface L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, equation 2).
+
+Shapes: P runs, S draws of noise.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize, nnls
+
+from modbench.errors import UserError
+
+Array = NDArray[np.float64]
+
+#: Residual in nats at which the Huber loss turns from square to linear.
+DELTA = 1e-3
+#: Range searched for both exponents.
+EXPONENTS = (0.01, 2.0)
+_STARTS = np.geomspace(0.05, 1.2, 9)
+#: The five unknowns, plus one residual.
+_LEAST_RUNS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """A fitted surface. ``huber`` is the mean Huber loss of its residuals, ``at_edge`` tells that an
+    exponent ended at the edge of the searched range."""
+
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+    huber: float
+    at_edge: bool = False
+
+    def loss(self, sizes: Any, tokens: Any) -> Array:
+        """Loss in nats of models of ``sizes`` parameters trained on ``tokens`` tokens."""
+        n, d = np.asarray(sizes, float), np.asarray(tokens, float)
+        return np.asarray(self.E + self.A * n**-self.alpha + self.B * d**-self.beta)
+
+    def optimal_size(self, flops: float, per_parameter_and_token: float = 6.0) -> float:
+        """Size of least loss when training takes C = 6 N D FLOPs (Hoffmann et al. 2022, equation 4)."""
+        ratio = self.alpha * self.A / (self.beta * self.B)
+        product = flops / per_parameter_and_token
+        return float((ratio * product**self.beta) ** (1 / (self.alpha + self.beta)))
+
+
+def mean_huber(residuals: Array, delta: float) -> float:
+    """Mean Huber loss of ``residuals``: half the square up to ``delta``, linear above it."""
+    size = np.abs(residuals)
+    return float(np.mean(np.where(size <= delta, residuals**2 / 2, delta * (size - delta / 2))))
+
+
+def _weights(residuals: Array, delta: float) -> Array:
+    return np.asarray(delta / np.maximum(np.abs(residuals), delta))
+
+
+def _linear(columns: Array, losses: Array, delta: float, steps: int) -> tuple[float, Array]:
+    """The non-negative E, A, B of least mean Huber loss for given exponents, by ``steps`` steps of
+    reweighted least squares at most."""
+    terms, _ = nnls(columns, losses)
+    for _ in range(steps):
+        root = np.sqrt(_weights(losses - columns @ terms, delta))
+        new, _ = nnls(columns * root[:, None], losses * root)
+
+        done = np.allclose(new, terms, rtol=1e-11, atol=0)
+        terms = new
+        if done:
+            break
+    return mean_huber(losses - columns @ terms, delta), terms
+
+
+def fit_surface(sizes: Any, tokens: Any, losses: Any, *, delta: float = DELTA) -> Surface:
+    """Fit a `Surface` to runs by variable projection: search alpha and beta; E, A and B follow for each
+    pair by non-negative least squares under the Huber loss. All three arguments have shape (P,). Raises
+    UserError: fewer than six runs."""
+    n, d, y = (np.asarray(values, float) for values in (sizes, tokens, losses))
+    if len(y) < _LEAST_RUNS:
+        raise UserError(
+            f"a surface needs at least {_LEAST_RUNS} runs and got {len(y)}; add sizes or budgets"
+        )
+    n_unit, d_unit = np.exp(np.log(n).mean()), np.exp(np.log(d).mean())
+    log_n, log_d = np.log(n / n_unit), np.log(d / d_unit)
+
+    def project(exponents: Array, steps: int = 100) -> tuple[float, Array]:
+        alpha, beta = np.exp(exponents)
+        columns = np.stack([np.ones_like(y), np.exp(-alpha * log_n), np.exp(-beta * log_d)], axis=1)
+        return _linear(columns, y, delta, steps)
+
+    starts = [np.log([alpha, beta]) for alpha in _STARTS for beta in _STARTS]
+    best = sorted(starts, key=lambda start: project(start, steps=3)[0])[:2]
+    settings: dict[str, Any] = {
+        "bounds": [tuple(np.log(EXPONENTS))] * 2,
+        "options": {"xatol": 1e-9, "fatol": 1e-16, "maxiter": 2000},
+    }
+    found = min(
+        (minimize(lambda x: project(x)[0], start, method="Nelder-Mead", **settings) for start in best),
+        key=lambda result: float(result.fun),
+    )
+    alpha, beta = np.exp(found.x)
+    huber, (e, a, b) = project(found.x)
+    edge = any(np.isclose(value, end, rtol=1e-3) for value in (alpha, beta) for end in EXPONENTS)
+    return Surface(
+        E=float(e),
+        A=float(a * n_unit**alpha),
+        B=float(b * d_unit**beta),
+        alpha=float(alpha),
+        beta=float(beta),
+        huber=huber,
+        at_edge=edge or a == 0 or b == 0,
+    )
+
+
+def refit(
+    surface: Surface, sizes: Any, tokens: Any, losses: Any, *, delta: float = DELTA
+) -> list[Surface]:
+    """Fit a surface to each row of ``losses`` (S, P), which are noisy copies of the losses that
+    ``surface`` was fitted to. Damped Gauss-Newton steps from ``surface``, for all rows at once, on the
+    logarithms of the five positive parameters."""
+    n, d, y = (np.asarray(values, float) for values in (sizes, tokens, losses))
+    n_unit, d_unit = np.exp(np.log(n).mean()), np.exp(np.log(d).mean())
+    log_n, log_d = np.log(n / n_unit), np.log(d / d_unit)
+    tiny = 1e-9
+    start = [
+        max(surface.E, tiny),
+        max(surface.A * n_unit**-surface.alpha, tiny),
+        max(surface.B * d_unit**-surface.beta, tiny),
+        surface.alpha,
+        surface.beta,
+    ]
+    x = np.tile(np.log(start), (len(y), 1))
+    damping = np.full(len(y), 1e-3)
+
+    def terms(x: Array) -> tuple[Array, Array, Array]:
+        e, a, b, alpha, beta = (value[:, None] for value in np.exp(x).T)
+        return e, a * np.exp(-alpha * log_n), b * np.exp(-beta * log_d)
+
+    def objective(x: Array) -> Array:
+        size = np.abs(y - sum(terms(x)))
+        return np.asarray(np.where(size <= delta, size**2 / 2, delta * (size - delta / 2)).mean(axis=1))
+
+    low, high = (
+        np.log([1e-12, 1e-12, 1e-12, *([EXPONENTS[0]] * 2)]),
+        np.log([1e6] * 3 + [EXPONENTS[1]] * 2),
+    )
+    now = objective(x)
+    for _ in range(60):
+        e, a, b = terms(x)
+        residual = y - (e + a + b)
+        exponents = np.exp(x[:, 3:])
+        slopes = np.stack(
+            [
+                np.broadcast_to(e, y.shape),
+                a,
+                b,
+                -a * exponents[:, :1] * log_n,
+                -b * exponents[:, 1:] * log_d,
+            ],
+            axis=2,
+        )
+        weighted = slopes * _weights(residual, delta)[:, :, None]
+        normal = np.einsum("spi,spj->sij", weighted, slopes)
+        right = np.einsum("spi,sp->si", weighted, residual)
+        diagonal = np.einsum("sii->si", normal) + 1e-15
+        damped = normal + np.einsum("si,ij->sij", damping[:, None] * diagonal, np.eye(5))
+        trial = np.clip(x + np.linalg.solve(damped, right[:, :, None])[:, :, 0], low, high)
+        then = objective(trial)
+        better = then < now
+        x = np.where(better[:, None], trial, x)
+        now = np.where(better, then, now)
+        damping = np.clip(np.where(better, damping / 5, damping * 4), 1e-9, 1e9)
+    e, a, b, alpha, beta = np.exp(x).T
+    return [
+        Surface(E=e_, A=a_ * n_unit**al, B=b_ * d_unit**be, alpha=al, beta=be, huber=h)
+        for e_, a_, b_, al, be, h in zip(e, a, b, alpha, beta, now, strict=True)
+    ]

@@ -1,0 +1,282 @@
+"""IsoFLOP sweep of a suite: its records as runs, the optima of all schemes, and their tables."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from modbench.analysis.comparison import Difference, SpeedUp, difference, shared_ranks, speed_up
+from modbench.analysis.isoflop import FITS, IsoFlop, Optimum, analyse
+from modbench.analysis.learning_rate import RateChoice, choose_rate, rate_at
+from modbench.analysis.noise import Run
+from modbench.report.leaderboard import Leaderboard
+from modbench.report.record import CellRecord
+from modbench.report.store import latest
+from modbench.report.table import csv_table
+
+#: Metrics that a curve can have on its axis.
+SIZES = ("active_parameters", "parameters", "forward_flops_per_token")
+#: The fit of the page's table; the others are columns of the CSV.
+HEADLINE = "parabola"
+DENSE = "vanilla"
+#: Learning rates at one size that check the law.
+LEAST_RATES = 3
+
+
+def scheme_of(record: CellRecord) -> str:
+    """The scheme of a cell: its label without that of the shape."""
+    return str(record.cell["router"]["label"]).partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Losses of the learning rates tried for a scheme at its middle size and budget; None: diverged."""
+
+    plan: dict[str, Any]  #: the entry ``isoflop`` of a record's suite
+    losses: dict[float, float | None]
+    choice: RateChoice
+
+    def at(self, width: int) -> float | None:
+        """The rate of a model of ``width``; None before any was chosen."""
+        if self.choice.best is None or self.choice.verdict == "open":
+            return None
+        return rate_at(self.choice.best, self.plan["middle_width"], width, self.plan["exponent"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One optimum with its comparisons to the dense model."""
+
+    optimum: Optimum
+    rank: int | None
+    difference: Difference | None
+    speed_up: SpeedUp | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The cells of a suite with isoFLOP grids, newest record of each; and the schemes that may not be
+    ranked, with the reason."""
+
+    cells: tuple[CellRecord, ...]
+    unranked: Mapping[str, str]
+
+    @cached_property
+    def rates(self) -> dict[str, Rates]:
+        """The learning rates of each scheme."""
+        by_scheme: dict[str, list[CellRecord]] = defaultdict(list)
+        for record in self.cells:
+            by_scheme[scheme_of(record)].append(record)
+        found = {}
+        for scheme, records in sorted(by_scheme.items()):
+            plan = max(records, key=lambda record: record.suite["version"]).suite["isoflop"]
+            losses = {
+                record.cell["train"]["learning_rate"]: _loss(record)
+                for record in records
+                if record.cell["model"]["width"] == plan["middle_width"]
+                and record.cell["train"]["budget"] == plan["middle_budget"]
+                and record.cell["seed"] == plan["seed"]
+                and record.status in ("ok", "diverged")
+            }
+            choice = choose_rate(plan["learning_rates"], losses, plan["extensions"])
+            found[scheme] = Rates(plan, dict(sorted(losses.items())), choice)
+        return found
+
+    def is_trial(self, record: CellRecord) -> bool:
+        """Return True if ``record`` only tries a learning rate: another one belongs to its size."""
+        expected = self.rates[scheme_of(record)].at(record.cell["model"]["width"])
+        return bool(record.cell["train"]["learning_rate"] != expected)
+
+    def curve_records(self) -> list[CellRecord]:
+        """The finished records that make the curves."""
+        return [one for one in self.cells if _loss(one) is not None and not self.is_trial(one)]
+
+    @property
+    def has_curves(self) -> bool:
+        return bool(self.curve_records())
+
+    def runs(self, size: str = SIZES[0]) -> list[Run]:
+        """The runs of the curves, with the metric ``size`` on their axis."""
+        return [
+            Run(
+                scheme=scheme_of(record),
+                budget=record.cell["train"]["budget"],
+                size=record.metrics[size],
+                tokens=record.metrics["train_tokens"],
+                loss=record.metrics["heldout_loss"],
+                seed=record.cell["seed"],
+            )
+            for record in self.curve_records()
+        ]
+
+    @cached_property
+    def analysis(self) -> IsoFlop:
+        """The analysis with active parameters on the axis."""
+        return analyse(self.runs())
+
+    @cached_property
+    def budgets(self) -> list[int]:
+        return sorted({record.cell["train"]["budget"] for record in self.cells})
+
+    @cached_property
+    def bits_per_nat_and_byte(self) -> float:
+        """Bits per byte of one nat per token, equal for all cells of one text and tokenizer."""
+        ratios = [
+            record.metrics["heldout_bits_per_byte"] / record.metrics["heldout_loss"]
+            for record in self.curve_records()
+        ]
+        return float(np.median(ratios))
+
+    def lines(self, budget: int, fit: str = HEADLINE) -> list[Line]:
+        """The optima of all schemes at ``budget``, ranked by their intervals, best first."""
+        optima = [one for one in self.analysis.optima if (one.budget, one.fit) == (budget, fit)]
+        ranks = shared_ranks(
+            {
+                one.scheme: one.loss_interval
+                for one in optima
+                if one.loss_interval is not None and one.scheme not in self.unranked
+            }
+        )
+        margin = self.cells[0].suite["isoflop"]["margin"]
+        dense = any(one.scheme == DENSE for one in optima)
+        lines = []
+        for one in optima:
+            compared = dense and one.scheme != DENSE
+            pair = (self.analysis, one.scheme, DENSE, budget, fit)
+            lines.append(
+                Line(
+                    optimum=one,
+                    rank=ranks.get(one.scheme),
+                    difference=difference(*pair, margin) if compared else None,
+                    speed_up=speed_up(*pair) if compared else None,
+                )
+            )
+        inf = float("inf")
+        return sorted(lines, key=lambda line: (line.rank or inf, line.optimum.loss or inf))
+
+    def optimum(self, scheme: str, budget: int, fit: str) -> Optimum | None:
+        """The optimum, or None if the scheme has no run at ``budget``."""
+        key = (scheme, budget, fit)
+        return next(
+            (one for one in self.analysis.optima if (one.scheme, one.budget, one.fit) == key), None
+        )
+
+    def law(self, scheme: str) -> str:
+        """Describe the check of the learning rate's law, at the largest size of the middle budget."""
+        rates = self.rates[scheme]
+        found: dict[int, dict[float, float]] = defaultdict(dict)
+        for record in self.cells:
+            cell, loss = record.cell, _loss(record)
+            at_middle = cell["train"]["budget"] == rates.plan["middle_budget"]
+            first_seed = cell["seed"] == rates.plan["seed"]
+            if scheme_of(record) == scheme and at_middle and first_seed and loss is not None:
+                found[cell["model"]["width"]][cell["train"]["learning_rate"]] = loss
+        width = max(found, default=0)
+        losses, expected = found[width], rates.at(width) if width else None
+        if len(losses) < LEAST_RATES or width == rates.plan["middle_width"] or expected not in losses:
+            return "not checked"
+        best = min(losses, key=losses.__getitem__)
+        lost = losses[expected] - losses[best]
+        return f"width {width}: {expected:g} by the law" + (
+            ", which is best" if best == expected else f", {best:g} is better by {lost:.4f} nats"
+        )
+
+    def forward_flops(self, optimum: Optimum) -> float | None:
+        """Nominal forward FLOPs per token at ``optimum``, between those of its neighbours."""
+        if optimum.size is None:
+            return None
+        pairs = sorted(
+            {
+                (record.metrics["active_parameters"], record.metrics["forward_flops_per_token"])
+                for record in self.curve_records()
+                if (scheme_of(record), record.cell["train"]["budget"])
+                == (optimum.scheme, optimum.budget)
+            }
+        )
+        sizes, flops = np.log(np.array(pairs, float)).T
+        return float(np.exp(np.interp(np.log(optimum.size), sizes, flops)))
+
+    def noise_floor(self, scheme: str) -> float | None:
+        """Two standard deviations of the loss of one run between seeds, in nats per token."""
+        spread = self.analysis.noise.residual(scheme)
+        return None if spread is None else 2 * spread.sd
+
+    def optima_csv(self) -> str:
+        """One line per budget, scheme and fit, at full precision."""
+        rows = [
+            self._optimum_row(line)
+            for budget in self.budgets
+            for fit in FITS
+            for line in self.lines(budget, fit)
+        ]
+        return csv_table(rows)
+
+    def _optimum_row(self, line: Line) -> dict[str, Any]:
+        one, compared, faster = line.optimum, line.difference, line.speed_up
+        loss_low, loss_high = one.loss_interval or (None, None)
+        size_low, size_high = one.size_interval or (None, None)
+        return {
+            "budget": one.budget,
+            "fit": one.fit,
+            "scheme": one.scheme,
+            "rank": line.rank,
+            "verdict": one.verdict,
+            "loss": one.loss,
+            "loss_low": loss_low,
+            "loss_high": loss_high,
+            "bits_per_byte": None if one.loss is None else one.loss * self.bits_per_nat_and_byte,
+            "active_parameters": one.size,
+            "active_parameters_low": size_low,
+            "active_parameters_high": size_high,
+            "tokens": one.tokens,
+            "forward_flops_per_token": self.forward_flops(one),
+            "interior_share": one.interior_share,
+            "interval_missing_because": one.void or None,
+            "noise_floor": self.noise_floor(one.scheme),
+            "difference": compared and compared.nats,
+            "difference_low": compared and compared.interval[0],
+            "difference_high": compared and compared.interval[1],
+            "difference_verdict": compared and compared.verdict,
+            "difference_margin": compared and compared.margin,
+            "speed_up": faster and faster.factor,
+            "speed_up_bound": (faster and faster.bound) or None,
+            "speed_up_low": faster and faster.interval[0],
+            "speed_up_high": faster and faster.interval[1],
+            "learning_rate_verdict": self.rates[one.scheme].choice.verdict,
+        }
+
+    def rates_csv(self) -> str:
+        """One line per learning rate that was tried at a middle size."""
+        rows = [
+            {
+                "scheme": scheme,
+                "width": rates.plan["middle_width"],
+                "budget": rates.plan["middle_budget"],
+                "learning_rate": rate,
+                "loss": loss,
+                "chosen": rate == rates.choice.best,
+                "verdict": rates.choice.verdict,
+            }
+            for scheme, rates in self.rates.items()
+            for rate, loss in rates.losses.items()
+        ]
+        return csv_table(rows)
+
+
+def _loss(record: CellRecord) -> float | None:
+    """The held-out loss; None unless the run is finished."""
+    return record.metrics.get("heldout_loss") if record.status == "ok" else None
+
+
+def sweep_of(records: Sequence[CellRecord], board: Leaderboard) -> Sweep | None:
+    """The isoFLOP sweep of ``records``, of which the last of each key counts; None if there is none.
+    ``board``: their table, whose audits tell which schemes may be ranked."""
+    newest = {record.key: record for record in latest(records) if "isoflop" in record.suite}
+    unranked = {}
+    for row in (entry.row for entry in board.entries):
+        if len(row.ok) == len(row.records) and row.why_unranked:
+            unranked[scheme_of(row.records[0])] = row.why_unranked
+    return Sweep(tuple(newest.values()), unranked) if newest else None

@@ -1,0 +1,118 @@
+"""IsoFLOP suites: which sizes, budgets, learning rates and seeds of a scheme are run. Imports no torch.
+
+The learning rate is chosen at the middle size of the middle budget; all other sizes follow from it by a
+law in the width, which is checked at the largest size of the middle budget.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from modbench.analysis.learning_rate import RateChoice, choose_rate, is_geometric, neighbours, rate_at
+from modbench.errors import UserError
+from modbench.model.config import ModelConfig
+from modbench.plan.family import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsoFlopConfig(Family):
+    """The [isoflop] table of a suite: the family of shapes, and the learning rates. Raises UserError: a
+    field is out of range."""
+
+    learning_rates: tuple[float, ...] = (2.5e-3, 5e-3, 1e-2)  #: tried at the middle size, ascending
+    extensions: int = 2  #: rates that may be added at an end whose rate is the best
+    exponent: float = -0.5  #: the rate of other sizes is proportional to width ** exponent
+    margin: float = 0.01  #: difference in nats per token within which two schemes are equivalent
+    passes: float = 4.0  #: most passes over the training text
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rates = self.learning_rates
+        if len(rates) < 3 or rates[0] <= 0 or not is_geometric(rates):
+            raise UserError(
+                f"learning_rates is {list(rates)}; it must be three or more that ascend by one ratio, "
+                "such as [0.0025, 0.005, 0.01]"
+            )
+        if self.extensions < 0:
+            raise UserError(f"extensions is {self.extensions}; it must be 0 or more")
+        if not isfinite(self.exponent):
+            raise UserError(f"exponent is {self.exponent}; it must be finite")
+        for name in ("margin", "passes"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One cell of a scheme."""
+
+    shape: ModelConfig
+    budget: int
+    learning_rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Middle:
+    """Where learning rates are tried."""
+
+    shape: ModelConfig
+    budget: int
+
+
+def middle_of(grids: Mapping[int, Sequence[ModelConfig]]) -> Middle:
+    """The middle size of the middle budget of ``grids``: shapes in ascending order by budget."""
+    budgets = sorted(grids)
+    budget = budgets[len(budgets) // 2]
+    return Middle(grids[budget][len(grids[budget]) // 2], budget)
+
+
+def chosen_rate(config: IsoFlopConfig, losses: Mapping[float, float | None]) -> RateChoice:
+    """The choice among the rates whose ``losses`` at the middle are known; None: diverged."""
+    return choose_rate(config.learning_rates, losses, config.extensions)
+
+
+def points(
+    config: IsoFlopConfig,
+    grids: Mapping[int, Sequence[ModelConfig]],
+    seeds: Sequence[int],
+    losses: Mapping[float, float | None],
+) -> list[Point]:
+    """The cells of a scheme that are known, given the ``losses`` of the learning rates tried so far.
+
+    First the learning rates. Once one is chosen: every size of every budget with the first of ``seeds``,
+    those of the middle budget with all, and the neighbouring rates at its largest size.
+    """
+    middle, choice = middle_of(grids), chosen_rate(config, losses)
+    trials = [*losses, *choice.wanted]
+    found = [_point(middle.shape, middle.budget, rate, seeds[0]) for rate in sorted(trials)]
+    if choice.verdict == "open" or choice.best is None:
+        return found
+    for budget, shapes in sorted(grids.items()):
+        for shape in shapes:
+            rate = rate_at(choice.best, middle.shape.width, shape.width, config.exponent)
+            for seed in seeds if budget == middle.budget else seeds[:1]:
+                found.append(_point(shape, budget, rate, seed))
+    largest = grids[middle.budget][-1]
+    rate = rate_at(choice.best, middle.shape.width, largest.width, config.exponent)
+    for other in neighbours(config.learning_rates, rate):
+        found.append(_point(largest, middle.budget, other, seeds[0]))
+    return list(dict.fromkeys(found))
+
+
+def _point(shape: ModelConfig, budget: int, rate: float, seed: int) -> Point:
+    return Point(shape=shape, budget=budget, learning_rate=rate, seed=seed)
+
+
+def stated(config: IsoFlopConfig, middle: Middle, seed: int) -> dict[str, Any]:
+    """The entry ``isoflop`` in the suite of each record, so that a report needs records only."""
+    return {
+        "learning_rates": list(config.learning_rates),
+        "extensions": config.extensions,
+        "exponent": config.exponent,
+        "margin": config.margin,
+        "middle_width": middle.shape.width,
+        "middle_budget": middle.budget,
+        "seed": seed,
+    }

@@ -1,0 +1,226 @@
+"""Intervals, comparisons and ranks on simulated sweeps whose truth is known."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from modbench.analysis.comparison import difference, shared_ranks, speed_up
+from modbench.analysis.isoflop import FITS, analyse
+from modbench.analysis.noise import Run, draw_losses, measure_noise
+from modbench.analysis.surface import Surface
+
+BUDGETS = (3e12, 1e13, 3e13)
+DENSE = Surface(E=2.0, A=60.0, B=2000.0, alpha=0.34, beta=0.42, huber=0.0)
+
+
+def optimum(surface: Surface, flops: float) -> tuple[float, float]:
+    size = surface.optimal_size(flops)
+    return size, float(surface.loss(size, flops / 6 / size))
+
+
+def sweep(
+    schemes: dict[str, Surface],
+    *,
+    sd: float = 0.0,
+    shift: float = 0.0,
+    repeats: int = 3,
+    width: float = 2.0,
+    sizes: int = 5,
+    centre: float = 1.0,
+    seed: int = 0,
+    budgets: Sequence[float] = BUDGETS,
+) -> list[Run]:
+    """Runs at sizes within ``width`` of each optimum; ``repeats`` seeds at the second budget, else 1."""
+    generator = np.random.default_rng(seed)
+    shifts = {(flops, one): generator.normal(0, shift) for flops in budgets for one in range(repeats)}
+    runs = []
+    for name, surface in schemes.items():
+        for flops in budgets:
+            middle = centre * surface.optimal_size(flops)
+            for size in np.geomspace(middle / width, middle * width, sizes):
+                for one in range(repeats if flops == budgets[1] else 1):
+                    tokens = flops / 6 / size
+                    loss = (
+                        float(surface.loss(size, tokens)) + shifts[flops, one] + generator.normal(0, sd)
+                    )
+                    runs.append(
+                        Run(
+                            scheme=name,
+                            budget=flops,
+                            size=float(size),
+                            tokens=float(tokens),
+                            loss=loss,
+                            seed=one,
+                        )
+                    )
+    return runs
+
+
+def times_cheaper(factor: float) -> Surface:
+    """The surface whose optimum at C FLOPs has the dense loss of ``factor`` times C."""
+    scale = factor**0.5
+    return Surface(
+        E=DENSE.E,
+        A=DENSE.A * scale**-DENSE.alpha,
+        B=DENSE.B * scale**-DENSE.beta,
+        alpha=DENSE.alpha,
+        beta=DENSE.beta,
+        huber=0.0,
+    )
+
+
+def test_noise_of_seeds_is_measured_apart_from_the_shift_they_share() -> None:
+    schemes = {str(number): DENSE for number in range(20)}
+    noise = measure_noise(sweep(schemes, sd=0.01, shift=0.05, repeats=12))
+    assert noise.pooled is not None
+    assert noise.pooled.sd == pytest.approx(0.01, rel=0.1)
+    assert noise.shift.sd == pytest.approx(0.05, rel=0.5)
+    assert noise.shift.freedom == 11
+    assert noise.pooled.freedom == pytest.approx(11 * 99, abs=1)
+
+
+def test_draws_have_the_spread_of_the_mean_of_their_seeds() -> None:
+    runs = sweep({"dense": DENSE}, sd=0.01, repeats=40)
+    noise = measure_noise(runs)
+    drawn = draw_losses(runs, noise, 4000)
+    for (_, flops, _), losses in drawn.items():
+        expected = 0.01 / (40**0.5 if flops == BUDGETS[1] else 1)
+        assert np.std(losses) == pytest.approx(expected, rel=0.15)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_optimum_without_noise_is_near_the_truth(fit: str) -> None:
+    isoflop = analyse(sweep({"dense": DENSE}), draws=20)
+    for flops in BUDGETS:
+        size, loss = optimum(DENSE, flops)
+        found = isoflop.optimum("dense", flops, fit)
+        assert found.verdict == "interior"
+        assert found.size == pytest.approx(size, rel=0.03)
+        assert found.loss == pytest.approx(loss, abs=1e-3)
+        assert found.tokens == pytest.approx(flops / 6 / size, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("fit", "least", "most"),
+    [
+        ("parabola", 0.92, 0.98),
+        ("akima", 0.88, 0.98),
+        pytest.param("surface", 0.92, 0.98, marks=pytest.mark.full),
+    ],
+)
+def test_intervals_contain_the_truth_as_often_as_they_say(fit: str, least: float, most: float) -> None:
+    hits = []
+    sweeps = 400
+    for number in range(sweeps):
+        runs = sweep({"dense": DENSE}, sd=0.01, seed=number)
+        isoflop = analyse(runs, draws=1000, fits=(fit,))
+        for flops in BUDGETS:
+            interval = isoflop.optimum("dense", flops, fit).loss_interval
+            if interval is not None:
+                hits.append(interval[0] <= optimum(DENSE, flops)[1] <= interval[1])
+    assert len(hits) > 0.95 * 3 * sweeps
+    assert least <= np.mean(hits) <= most
+
+
+def test_difference_is_paired_by_seed() -> None:
+    schemes = {"dense": DENSE, "mod": times_cheaper(1.2)}
+    isoflop = analyse(sweep(schemes, sd=0.003, shift=0.2))
+    found = difference(isoflop, "mod", "dense", BUDGETS[1], "parabola")
+    alone = isoflop.optimum("mod", BUDGETS[1], "parabola").loss_interval
+    assert found is not None
+    assert alone is not None
+    truth = optimum(schemes["mod"], BUDGETS[1])[1] - optimum(DENSE, BUDGETS[1])[1]
+    assert found.verdict == "better"
+    assert found.interval[0] <= truth <= found.interval[1]
+    assert found.interval[1] - found.interval[0] < 0.1 * (alone[1] - alone[0])
+
+
+@pytest.mark.parametrize(
+    ("sd", "margin", "verdict"), [(0.001, 0.01, "equivalent"), (0.02, 0.01, "undecided")]
+)
+def test_no_difference_is_claimed_only_by_an_equivalence_test(
+    sd: float, margin: float, verdict: str
+) -> None:
+    isoflop = analyse(sweep({"dense": DENSE, "same": DENSE}, sd=sd, seed=4))
+    found = difference(isoflop, "same", "dense", BUDGETS[1], "parabola", margin)
+    assert found is not None
+    assert found.verdict == verdict
+
+
+def test_speed_up_at_equal_loss_is_the_true_factor() -> None:
+    schemes = {"dense": DENSE, "fast": times_cheaper(1.5), "slow": times_cheaper(0.7)}
+    isoflop = analyse(sweep(schemes, sd=1e-4))
+    fast = speed_up(isoflop, "fast", "dense", BUDGETS[1], "surface")
+    slow = speed_up(isoflop, "slow", "dense", BUDGETS[1], "surface")
+    assert fast is not None
+    assert slow is not None
+    assert (fast.bound, slow.bound) == ("", "")
+    assert fast.factor == pytest.approx(1.5, rel=0.02)
+    assert slow.factor == pytest.approx(0.7, rel=0.02)
+    for found in (fast, slow):
+        low, high = found.interval
+        assert low is not None
+        assert high is not None
+        assert low < found.factor < high
+
+
+def test_speed_up_beyond_the_reference_budgets_is_only_a_bound() -> None:
+    isoflop = analyse(sweep({"dense": DENSE, "fast": times_cheaper(1.5)}, sd=1e-4))
+    last = speed_up(isoflop, "fast", "dense", BUDGETS[2], "surface")
+    assert last is not None
+    assert (last.factor, last.bound, last.interval[1]) == (1.0, "at least", None)
+    slow = analyse(sweep({"dense": DENSE, "slow": times_cheaper(0.7)}, sd=1e-4))
+    first = speed_up(slow, "slow", "dense", BUDGETS[0], "surface")
+    assert first is not None
+    assert (first.factor, first.bound, first.interval[0]) == (1.0, "at most", None)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_grid_off_its_centre_gives_no_number(fit: str) -> None:
+    isoflop = analyse(sweep({"dense": DENSE}, sd=0.001, centre=5.0))
+    for flops in BUDGETS:
+        found = isoflop.optimum("dense", flops, fit)
+        assert found.verdict == "edge-low"
+        assert found.size is found.loss is found.loss_interval is None
+    assert difference(isoflop, "dense", "dense", BUDGETS[1], fit) is None
+    assert speed_up(isoflop, "dense", "dense", BUDGETS[1], fit) is None
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_two_sizes_are_too_few(fit: str) -> None:
+    isoflop = analyse(sweep({"dense": DENSE}, sizes=2))
+    assert {isoflop.optimum("dense", flops, fit).verdict for flops in BUDGETS} == {"too-few"}
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_one_seed_gives_no_interval_and_says_so(fit: str) -> None:
+    isoflop = analyse(sweep({"dense": DENSE, "mod": DENSE}, sd=0.001, repeats=1))
+    for flops in BUDGETS:
+        found = isoflop.optimum("dense", flops, fit)
+        assert found.verdict == "interior"
+        assert found.loss_interval is found.size_interval is None
+        assert found.void.startswith("one seed")
+    assert difference(isoflop, "mod", "dense", BUDGETS[1], fit) is None
+
+
+def test_noise_as_large_as_the_curve_voids_the_interval() -> None:
+    voids = [
+        found.void
+        for seed in range(10)
+        for found in analyse(
+            sweep({"dense": DENSE}, sd=0.5, seed=seed), draws=200, fits=("parabola",)
+        ).optima
+    ]
+    assert any("of the draws have an interior optimum" in void for void in voids)
+
+
+def test_repeated_run_is_refused() -> None:
+    runs = sweep({"dense": DENSE})
+    with pytest.raises(ValueError, match="two runs of dense"):
+        analyse([*runs, runs[0]])
+
+
+def test_overlapping_intervals_share_a_rank() -> None:
+    ranks = shared_ranks({"c": (2.2, 3.0), "a": (1.0, 2.0), "b": (1.5, 2.5), "d": (3.5, 4.0)})
+    assert ranks == {"a": 1, "b": 1, "c": 1, "d": 4}

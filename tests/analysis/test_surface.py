@@ -1,0 +1,88 @@
+"""The surface fit recovers known surfaces and reaches published fits of public data."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modbench.analysis.surface import Surface, fit_surface, refit
+from modbench.errors import UserError
+
+SURFACES = {
+    "symmetric": Surface(E=1.69, A=400.0, B=400.0, alpha=0.31, beta=0.31, huber=0.0),
+    "Chinchilla": Surface(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28, huber=0.0),
+    "asymmetric": Surface(E=1.69, A=406.4, B=410.7, alpha=0.465, beta=0.155, huber=0.0),
+}
+#: Mean Huber loss (delta 1e-3, in 1e-6) of the best published fit of each public set: the README of
+#: Open-Athena/vpnls, which goes with arXiv 2603.22339.
+PUBLISHED = {
+    "ml_scalefit__massivetext__chinchilla": 13.1,
+    "llama_3__raw_loss": 2.3,
+    "marin_202603__comma__llama_2": 22.9,
+    "marin_202603__dclm__llama_2": 22.9,
+    "marin_202603__nemotron__llama_2": 22.6,
+}
+
+
+def grid(budgets: tuple[float, ...] = (1e18, 1e19, 1e20)) -> tuple[np.ndarray, np.ndarray]:
+    sizes = np.tile(np.geomspace(1e8, 4e9, 5), len(budgets))
+    return sizes, np.repeat(budgets, 5) / 6 / sizes
+
+
+@pytest.mark.parametrize("name", SURFACES)
+def test_surface_without_noise_is_recovered_to_a_millionth(name: str) -> None:
+    truth = SURFACES[name]
+    sizes, tokens = grid()
+    found = fit_surface(sizes, tokens, truth.loss(sizes, tokens))
+    for field in ("E", "A", "B", "alpha", "beta"):
+        assert getattr(found, field) == pytest.approx(getattr(truth, field), rel=1e-6)
+    assert not found.at_edge
+    assert found.optimal_size(1e19) == pytest.approx(truth.optimal_size(1e19), rel=1e-6)
+
+
+def test_optimal_size_has_the_least_loss_of_its_budget() -> None:
+    surface = SURFACES["asymmetric"]
+    best = surface.optimal_size(1e21)
+    sizes = best * np.array([0.99, 1.0, 1.01])
+    assert surface.loss(sizes, 1e21 / 6 / sizes).argmin() == 1
+
+
+@pytest.mark.parametrize("name", SURFACES)
+def test_refits_of_noisy_losses_equal_a_fit_of_each(name: str) -> None:
+    truth = SURFACES[name]
+    sizes, tokens = grid()
+    noise = np.random.default_rng(0).normal(0, 2e-3, (4, len(sizes)))
+    losses = truth.loss(sizes, tokens) + noise
+    for row, found in zip(losses, refit(truth, sizes, tokens, losses), strict=True):
+        alone = fit_surface(sizes, tokens, row)
+        assert found.huber == pytest.approx(alone.huber, rel=1e-3)
+        assert found.alpha == pytest.approx(alone.alpha, rel=1e-2)
+
+
+def test_one_outlier_moves_the_surface_little() -> None:
+    truth = SURFACES["Chinchilla"]
+    sizes, tokens = grid()
+    losses = truth.loss(sizes, tokens)
+    losses[7] += 0.5
+    found = fit_surface(sizes, tokens, losses)
+    assert found.alpha == pytest.approx(truth.alpha, rel=1e-2)
+
+
+def test_too_few_runs_are_refused() -> None:
+    with pytest.raises(UserError, match="at least 6 runs and got 5"):
+        fit_surface([1e8] * 5, [1e9] * 5, [3.0] * 5)
+
+
+@pytest.mark.parametrize("experiment", PUBLISHED)
+def test_public_sets_are_fitted_as_well_as_published(experiment: str) -> None:
+    place = os.environ.get("MODBENCH_ISOFLOPS", "")
+    if not Path(place).is_file():
+        pytest.skip("MODBENCH_ISOFLOPS names no copy of scaling-law-analysis' isoflops.csv")
+    with Path(place).open() as file:
+        rows = [row for row in csv.DictReader(file) if row["experiment"] == experiment]
+    sizes, tokens, losses = (
+        np.array([float(row[name]) for row in rows]) for name in ("params", "tokens", "loss")
+    )
+    assert round(fit_surface(sizes, tokens, losses).huber * 1e6, 1) <= PUBLISHED[experiment]

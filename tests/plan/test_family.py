@@ -1,0 +1,88 @@
+"""IsoFLOP grids: centred by the compute-optimal size, evenly spaced, refused where that can't be had."""
+
+from functools import cache
+from itertools import pairwise
+
+import pytest
+
+from modbench.accounting.statement import meta_decoder
+from modbench.errors import UserError
+from modbench.ledger import Workload
+from modbench.model.config import ModelConfig
+from modbench.plan.family import Family, Read, isoflop_grid
+
+BASE = ModelConfig(vocabulary=512, width=64, layers=4, heads=4)
+
+
+def read_of(router: str) -> Read:
+    @cache
+    def read(model: ModelConfig) -> tuple[float, int]:
+        decoder = meta_decoder(router, {}, model)
+        flops = decoder.ledger(Workload.uniform(1, 256, "train")).total("model") / 256
+        return flops, decoder.parameter_count("active")
+
+    return read
+
+
+@pytest.mark.parametrize("router", ["vanilla", "token_choice", "mod"])
+@pytest.mark.parametrize("budget", [3 * 10**12, 10**13, 3 * 10**13])
+def test_grid_is_centred_on_the_compute_optimal_size(router: str, budget: int) -> None:
+    family, read = Family(), read_of(router)
+    grid = isoflop_grid(family, BASE, budget, read)
+    active = [read(shape)[1] for shape in grid]
+    assert len(grid) == 5
+    assert all(1 < b / a <= 2 for a, b in pairwise(active))
+    assert active[-1] / active[2] <= 4
+    assert active[2] / active[0] <= 4
+    costs = [20 * read(shape)[0] * read(shape)[1] / budget for shape in grid]
+    narrower = family.shape(BASE, grid[2].width // 8 - 1)
+    wider = family.shape(BASE, grid[2].width // 8 + 1)
+    for other in (narrower, wider):
+        cost = 20 * read(other)[0] * read(other)[1] / budget
+        assert max(costs[2], 1 / costs[2]) <= max(cost, 1 / cost)
+
+
+def test_more_tokens_per_parameter_give_smaller_shapes() -> None:
+    read = read_of("mod")
+    few = isoflop_grid(Family(tokens_per_parameter=20), BASE, 10**13, read)
+    many = isoflop_grid(Family(tokens_per_parameter=60), BASE, 10**13, read)
+    assert many[2].width < few[2].width
+
+
+def test_depth_and_heads_follow_the_width() -> None:
+    family = Family(width_step=64, head_width=64, aspect=64, layer_step=2)
+    base = ModelConfig(width=256, layers=4, heads=4, kv_heads=2, mlp_width=640)
+    shape = family.shape(base, 8)
+    assert (shape.width, shape.layers, shape.heads, shape.kv_heads, shape.mlp_width) == (
+        512,
+        8,
+        8,
+        4,
+        1280,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"sizes": 4}, "sizes is 4; it must be an odd number, 5 or more"),
+        ({"sizes": 3}, "sizes is 3; it must be an odd number, 5 or more"),
+        ({"spacing": 2.5}, "spacing is 2.5; it must be above 1 and at most 2"),
+        ({"sizes": 7}, "reaches 5.8 times the centre"),
+        ({"tokens_per_parameter": 0.0}, "tokens_per_parameter is 0.0; it must be above 0"),
+        ({"width_step": 0}, "width_step is 0; it must be 1 or more"),
+    ],
+)
+def test_grids_that_prove_nothing_are_refused(fields: dict[str, float], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Family(**fields)  # type: ignore[arg-type]
+
+
+def test_budget_too_small_for_a_centred_grid_is_refused() -> None:
+    with pytest.raises(UserError, match=r"budget 1e\+10 is too small for 5 sizes around its centre"):
+        isoflop_grid(Family(), BASE, 10**10, read_of("vanilla"))
+
+
+def test_family_too_coarse_for_its_spacing_is_refused() -> None:
+    with pytest.raises(UserError, match=r"times apart .* lower width_step"):
+        isoflop_grid(Family(width_step=96), BASE, 10**16, read_of("vanilla"))

@@ -1,0 +1,109 @@
+"""Suites with isoFLOP grids: what is refused, and the cells that follow from the losses found so far."""
+
+from typing import Any
+
+import pytest
+
+from modbench.errors import UserError
+from modbench.report.record import cell_key
+from modbench.sweep.cells import Cell, chosen, expand
+from modbench.sweep.rows import resolve
+from modbench.sweep.suite import Suite, parse_suite
+
+SCHEMES = [{"router": "vanilla"}, {"router": "mod", "tokens_per_parameter": 10.0}]
+
+
+def suite(schemes: list[dict[str, Any]] = SCHEMES, **tables: Any) -> Suite:
+    content: dict[str, Any] = {
+        "suite": {"name": "mine"},
+        "model": {"layers": 2, "heads": 1},
+        "data": {"tokenizer": "bytes"},
+        "train": {"sequence": 32, "batch": 2},
+        "isoflop": {"width_step": 2},
+        "sweep": {"budgets": [10**10, 2 * 10**10, 4 * 10**10], "seeds": [0, 1]},
+        "schemes": schemes,
+    }
+    return parse_suite({**content, **tables}, "mine.toml")
+
+
+def rate(cell: Cell) -> float:
+    return float(cell["train"]["learning_rate"])
+
+
+def of(cells: list[Cell], scheme: str) -> list[Cell]:
+    return [cell for cell in cells if cell["router"]["label"].startswith(f"{scheme}/")]
+
+
+def test_learning_rates_are_run_first_and_all_sizes_follow_scheme_by_scheme() -> None:
+    rows = resolve(suite())
+    first = expand(rows)
+    assert [len(of(first, scheme)) for scheme in ("vanilla", "mod")] == [3, 3]
+    losses = {cell_key(cell): 3.0 + (rate(cell) != 0.005) for cell in of(first, "vanilla")}
+    second = expand(rows, losses)
+    assert len(of(second, "mod")) == 3
+    cells = of(second, "vanilla")
+    assert len(cells) == len({cell_key(cell) for cell in cells}) == 2 + 5 * 2 + 5 + 5 + 2
+    widths = {cell["model"]["width"] for cell in cells}
+    assert {cell["router"]["label"] for cell in cells} == {f"vanilla/w{width}" for width in widths}
+    middle = of(first, "vanilla")[0]["model"]["width"]
+    assert {rate(cell) for cell in cells if cell["model"]["width"] == middle} >= {0.0025, 0.005, 0.01}
+    assert set(losses) <= {cell_key(cell) for cell in cells}
+
+
+def test_fewer_tokens_per_parameter_give_a_scheme_larger_models() -> None:
+    few = expand(resolve(suite([{"router": "mod", "tokens_per_parameter": 5.0}])))
+    many = expand(resolve(suite([{"router": "mod", "tokens_per_parameter": 40.0}])))
+    assert few[0]["model"]["width"] > many[0]["model"]["width"]
+
+
+def test_rows_are_chosen_by_their_scheme() -> None:
+    cells = expand(resolve(suite()))
+    assert chosen(cells, ["mod"]) == of(cells, "mod")
+    with pytest.raises(UserError, match="no row of the suite is called 'mood'; did you mean 'mod'"):
+        chosen(cells, ["mood"])
+
+
+@pytest.mark.parametrize(
+    ("tables", "sentence"),
+    [
+        ({"shapes": [{"label": "a"}]}, r"\[\[shapes\]\] and \[isoflop\] both give sizes; remove one"),
+        (
+            {"train": {"learning_rate": 0.1}},
+            r"\[train\] has a learning_rate, and \[isoflop\] chooses it",
+        ),
+        (
+            {"schemes": [{"router": "mod", "train": {"learning_rate": 0.1}}]},
+            "'mod' train has a learning_rate",
+        ),
+        ({"isoflop": {"sizes": 4}}, r"\[isoflop\]: sizes is 4; it must be an odd number"),
+        ({"isoflop": {"size": 5}}, r"\[isoflop\] has no 'size'"),
+        (
+            {"schemes": [{"router": "mod", "tokens_per_parameter": -1.0}]},
+            "'mod': tokens_per_parameter is -1.0; it must be above 0",
+        ),
+    ],
+)
+def test_contradictions_are_refused_by_name(tables: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=f"^suite mine.toml.*{sentence}"):
+        suite(**tables)
+
+
+def test_tokens_per_parameter_needs_grids() -> None:
+    with pytest.raises(UserError, match=r"'mod' has tokens_per_parameter, which only a suite with"):
+        parse_suite(
+            {"suite": {"name": "a"}, "sweep": {"budgets": [10**12]}, "schemes": SCHEMES[1:]}, "a.toml"
+        )
+
+
+@pytest.mark.parametrize(
+    ("tables", "sentence"),
+    [
+        ({"sweep": {"budgets": [10**8]}}, "budget 1e.08 is too small for 5 sizes around its centre"),
+        ({"train": {"sequence": 32, "batch": 512}}, "budget 1e.10 buys only .* training steps of width"),
+    ],
+)
+def test_budgets_that_cannot_be_met_are_refused_before_anything_runs(
+    tables: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=rf"\[\[schemes\]\] 'vanilla': {sentence}"):
+        resolve(suite(**tables))

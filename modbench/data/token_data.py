@@ -25,6 +25,7 @@ __all__ = ["DataConfig", "TokenData", "load", "prepare"]
 
 #: sha256 of the tokens that are the same on every machine, by (source, tokenizer, vocabulary).
 PINNED: dict[tuple[str, str, int], str] = {
+    ("pypi-en-v1", "bpe", 512): "de60595e80aba545c478361d3c76f95785dd6e32c2b1c27d54178a462b3d6763",
     ("pypi-en-v1", "bpe", 2048): "b1b8672780a9d2759f551147326bbf55ce68deeeb475ec32a77c50d4508f01f3",
     ("pypi-en-v1", "bytes", 257): "fdd3bb5913b8935bb6ff898ac714017fcca9083ce8705323e859fe97be1c31d7",
 }

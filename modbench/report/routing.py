@@ -2,15 +2,17 @@
 
 Counts are of held-out tokens under each selection rule; `modbench.measure.histograms` takes them. A
 histogram of router scores or gates has bins of width 2^``exponent``; the first starts at ``first``
-widths. Counts that no figure reads are optional. Loads no torch.
+widths. The routing of one passage is taken by `modbench.measure.passage`. Counts that no figure reads
+are optional, and so is what older records lack. Loads no torch.
 """
 
+import re
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
 from modbench.errors import UserError
-from modbench.report.line import COUNTS, POSITIVE, check, closed, list_of, optional
+from modbench.report.line import COUNTS, POSITIVE, REAL, check, closed, list_of, matching, optional
 
 RULES = ("causal", "topk")
 
@@ -39,6 +41,17 @@ _RULE = closed(
         )
     ],
 )
+#: One character per token: 1 if it is selected.
+_MASK: Any = matching(re.compile("[01]+"), "a string of 0 and 1")
+_PASSAGE = closed(
+    texts=Annotated[list[str], Field(min_length=1)],  #: text of each token; empty: end of text
+    causal=list_of[
+        closed(layer=int, selected=_MASK, gates=optional[list_of[REAL]])  #: gate of each token
+    ],
+    topk=list_of[closed(layer=int, selected=_MASK)],
+    #: first choice of each token under the causal rule; -1: no-op experts only
+    experts=list_of[closed(layer=int, first=list_of[Annotated[int, Field(ge=-1, le=10**6)]])],
+)
 _ROUTING = TypeAdapter(
     closed(
         windows=POSITIVE,  #: windows of held-out text, each read without context
@@ -47,6 +60,7 @@ _ROUTING = TypeAdapter(
         ids=optional[COUNTS],  #: the most frequent token ids; empty without depth-routed layers
         texts=optional[list[str]],  #: text of each id; empty: end of text
         seen=optional[COUNTS],  #: occurrences of each id
+        passage=optional[_PASSAGE],  #: routing of the first tokens of the first window
         causal=_RULE,
         topk=_RULE,
     )
@@ -64,6 +78,31 @@ def check_routing(value: Any) -> None:
         raise UserError("routing.edges must rise from 0 to the number of tokens of a window")
     for rule in RULES:
         for index, layer in enumerate(value[rule]["depth"]):
+            where = f"routing.{rule}.depth[{index}]"
             if len(layer["routed"]) != len(edges) - 1:
-                where = f"routing.{rule}.depth[{index}].routed"
-                raise UserError(f"{where} has {len(layer['routed'])} entries; not one per bin")
+                raise UserError(f"{where}.routed has {len(layer['routed'])} entries; not one per bin")
+            _check_weights(f"{where}.gates", layer.get("gates"))
+    if "passage" in value:
+        _check_passage(value["passage"])
+
+
+def _check_weights(where: str, weights: dict[str, Any] | None) -> None:
+    if weights is None:
+        return
+    every, selected = weights["all"], weights["selected"]
+    if len(every) != len(selected) or any(a < b for a, b in zip(every, selected, strict=True)):
+        raise UserError(f"{where}.selected must have one count per bin, none above that of all")
+
+
+def _check_passage(passage: dict[str, Any]) -> None:
+    """Check that each list is of the passage's tokens, and that both rules have the same layers."""
+    tokens = len(passage["texts"])
+    for part in (*RULES, "experts"):
+        for index, layer in enumerate(passage[part]):
+            for name in sorted(layer.keys() - {"layer"}):
+                if len(layer[name]) != tokens:
+                    where = f"routing.passage.{part}[{index}].{name}"
+                    raise UserError(f"{where} has {len(layer[name])} entries; not one per token")
+    causal, topk = ([layer["layer"] for layer in passage[rule]] for rule in RULES)
+    if causal != topk or causal != sorted({*causal}):
+        raise UserError("routing.passage must list the same layers for both rules, in order")

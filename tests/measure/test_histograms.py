@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from modbench.measure.histograms import RoutingHistograms
+from modbench.measure.histograms import WEIGHT_BINS, RoutingHistograms, Weights
 from modbench.measure.loss import heldout_loss
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -92,6 +92,46 @@ def test_depth_routed_layers_agree_with_themselves(name: str, options: dict) -> 
         assert layers
         for layer in layers:
             assert 0 < sum(layer["routed"]) <= 20 * 64
+
+
+def test_bins_of_weights_are_the_narrowest_that_suffice() -> None:
+    values = torch.tensor([-0.3, 0.0, 0.26, 0.9, torch.nan, torch.inf])
+    weights = Weights()
+    weights.add(values, values > 0.2)
+    found = weights.as_dict()
+    width = 2.0 ** found["exponent"]
+    assert width == 1 / 32  # 1/64 would need 77 bins
+    counts = dict(zip(np.arange(len(found["all"])) + found["first"], found["all"], strict=True))
+    assert {place: count for place, count in counts.items() if count} == {-10: 1, 0: 1, 8: 1, 28: 1}
+    assert (sum(found["all"]), sum(found["selected"])) == (4, 2)
+    assert len(found["all"]) <= WEIGHT_BINS
+
+
+def test_histogram_of_weights_does_not_depend_on_their_order() -> None:
+    values = torch.randn(500, generator=torch.Generator().manual_seed(0)).exp()
+    found = []
+    for order in (values, values.flip(0)):
+        weights = Weights()
+        for part in order.split(77):
+            weights.add(part, part > 1)
+        found.append(weights.as_dict())
+    assert found[0] == found[1]
+    assert sum(found[0]["all"]) == 500
+
+
+@pytest.mark.parametrize("name", ["mod", "mode_staged"])
+def test_router_weights_are_counted_once_per_token(name: str) -> None:
+    found = routing(model(name))
+    for rule in ("causal", "topk"):
+        for layer in found[rule]["depth"]:
+            assert sum(layer["gates"]["all"]) == 20 * 64
+            assert sum(layer["gates"]["selected"]) == sum(layer["routed"])
+
+
+@pytest.mark.parametrize("scores", ["stride", "gaussian"])
+def test_control_without_router_weights_has_no_histogram_of_them(scores: str) -> None:
+    found = routing(model("mod", scores=scores))
+    assert all("gates" not in layer for layer in found["causal"]["depth"])
 
 
 @pytest.mark.parametrize(("name", "options"), EXPERTS)

@@ -50,3 +50,55 @@ def test_a_wrong_field_of_routing_is_named(fakes, path, value, sentence):
     _set(routing, path, value)
     with pytest.raises(UserError, match=sentence):
         check_routing(routing)
+
+
+def _passage() -> dict:
+    layer = {"layer": 1, "selected": "0100", "gates": [0.1, 0.9, -0.2, 0.0]}
+    trained = [{"layer": 1, "selected": "0110"}]
+    texts = ["The", " cat", "\n", ""]
+    experts = [{"layer": 0, "first": [3, -1, 0, 3]}]
+    return {"texts": texts, "causal": [layer], "topk": trained, "experts": experts}
+
+
+def test_a_passage_and_its_gates_survive_the_records_line(fakes):
+    record = fakes.make_record(routing=fakes.make_routing() | {"passage": _passage()})
+    assert read_record(record.line()).routing["passage"] == _passage()
+
+
+def test_records_without_passage_and_gates_are_still_read(fakes):
+    routing = fakes.make_routing()
+    for rule in ("causal", "topk"):
+        for layer in routing[rule]["depth"]:
+            del layer["gates"]
+    assert read_record(fakes.make_record(routing=routing).line()).routing == routing
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        (("texts",), [], r"routing.passage.texts is \[\]"),
+        (("texts",), ["a"], r"passage.causal\[0\].\w+ has 4 entries; not one per token"),
+        (("causal", 0, "selected"), "01x0", "selected is '01x0'; it must be a string of 0 and 1"),
+        (("causal", 0, "selected"), "010", r"causal\[0\].selected has 3 entries; not one per token"),
+        (("causal", 0, "gates"), [0.5], r"causal\[0\].gates has 1 entries; not one per token"),
+        (("causal", 0, "gates", 1), "0.5", r"causal\[0\].gates\[1\] is '0.5'"),
+        (("experts", 0, "first", 1), -2, r"experts\[0\].first\[1\] is -2"),
+        (("experts", 0, "first"), [0], r"experts\[0\].first has 1 entries; not one per token"),
+        (("topk", 0, "layer"), 2, "must list the same layers for both rules, in order"),
+        (("topk",), [], "must list the same layers for both rules, in order"),
+        (("text",), "The cat", "routing.passage.text is not a known field"),
+    ],
+)
+def test_a_damaged_passage_is_refused_by_name(fakes, path, value, sentence):
+    routing = fakes.make_routing() | {"passage": _passage()}
+    _set(routing["passage"], path, value)
+    with pytest.raises(UserError, match=sentence):
+        check_routing(routing)
+
+
+@pytest.mark.parametrize("selected", [[0, 2], [0, 51, 8]])
+def test_histogram_with_more_selected_tokens_than_tokens_is_refused(fakes, selected):
+    routing = fakes.make_routing()
+    routing["topk"]["depth"][1]["gates"]["selected"] = selected
+    with pytest.raises(UserError, match=r"topk.depth\[1\].gates.selected must have one count per bin"):
+        check_routing(routing)

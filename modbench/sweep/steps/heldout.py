@@ -6,6 +6,7 @@ from torch import Tensor
 
 from modbench.measure.histograms import RoutingHistograms
 from modbench.measure.loss import HeldoutLoss, heldout_loss, unigram_loss
+from modbench.measure.passage import passage_routing
 from modbench.measure.routing import kv_cache_measures, routing_measures
 from modbench.model.context import Selection
 from modbench.model.trace import Trace
@@ -15,7 +16,7 @@ from modbench.sweep.cell import CellRun
 
 def heldout(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
     """Losses, realised FLOPs and routing on held-out text; the KV cache if the scheme decodes
-    correctly. Stores the routing histograms."""
+    correctly. Stores the routing histograms, and the routing of the first window's first tokens."""
     windows_WT = cell.windows(cell.measure.heldout_tokens)
     curve_WT = cell.windows(cell.measure.curve_tokens)
     histograms = RoutingHistograms(sequence=cell.train.sequence)
@@ -30,7 +31,11 @@ def heldout(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
         return heldout_loss(model, windows_WT, cell.data.token_bytes_V, selection=rule, watch=watch)
 
     causal, leaky = scored("causal"), scored("topk")
-    cell.found["routing"] = histograms.as_dict()
+    routing = histograms.as_dict()
+    if routing:
+        pieces = cell.data.tokenizer.pieces
+        routing["passage"] = passage_routing(model, windows_WT[0], pieces)
+    cell.found["routing"] = routing
     metrics = {
         "heldout_loss": causal.nats_per_token,
         "heldout_bits_per_byte": causal.bits_per_byte,

@@ -8,6 +8,7 @@ from statistics import fmean
 from modbench.analysis.isoflop import FITS, Interval
 from modbench.report.isoflop import Line, Sweep, scheme_of
 from modbench.report.record import CellRecord
+from modbench.report.routing_cases import cases_of_sweep, routing_section
 from modbench.report.table import escaped, made_by, markdown_table
 
 _INTRODUCTION = (
@@ -31,6 +32,7 @@ def isoflop_page(sweep: Sweep) -> str:
     else:
         parts.append("No scheme has a learning rate yet, so there are no curves.")
     parts += ["## Learning rates", _rates(sweep)]
+    parts += routing_section(cases_of_sweep(sweep))
     if unfinished := _unfinished(sweep):
         parts += ["## Not finished", "\n".join(unfinished)]
     parts += ["## Notes", "\n".join(f"- {note}" for note in _notes(sweep))]

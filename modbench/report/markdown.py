@@ -6,6 +6,7 @@ from typing import Any
 
 from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.metrics import METRICS
+from modbench.report.routing_cases import cases_of_board, routing_section
 from modbench.report.row import MACHINE, Row
 from modbench.report.table import escaped, in_words, made_by, markdown_table
 from modbench.report.timing import machine_in_words
@@ -74,6 +75,7 @@ def markdown(board: Leaderboard) -> str:
         if len(board.comparisons) > 1:
             parts.append(f"## Comparison {number}\n\nRanks count within a comparison, not between two.")
         parts += _comparison(board, entries)
+    parts += routing_section(cases_of_board(board))
     parts += ["## Notes", "\n".join(f"- {note}" for note in _notes(board))]
     glossary = [
         (of.name, of.unit, "-" if of.direction == "none" else of.direction, of.kind, of.meaning)

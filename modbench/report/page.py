@@ -58,6 +58,9 @@ def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
     from modbench.report.isoflop_page import isoflop_page
     from modbench.report.leaderboard import Leaderboard
     from modbench.report.markdown import markdown
+    from modbench.report.router_weights import weight_files
+    from modbench.report.routing_cases import cases_of_board, cases_of_sweep
+    from modbench.report.routing_pattern import pattern_files
 
     newest = max(found.cells, key=lambda record: (record.suite["version"], record.suite["rank_by"]))
     board = Leaderboard.of(found.cells, rank_by or newest.suite["rank_by"], found.audits)
@@ -67,9 +70,12 @@ def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
         pages |= {"learning_rates.csv": sweep.rates_csv()}
         pages |= {"optima.csv": sweep.optima_csv()} if sweep.has_curves else {}
         drawn = isoflop_figures(sweep) if sweep.has_curves else {}
+        cases = cases_of_sweep(sweep)
     else:
         pages |= {"leaderboard.md": markdown(board)}
         drawn = figures(board)
+        cases = cases_of_board(board)
+    drawn |= pattern_files(cases) | weight_files(cases)
     return {name: text.encode() for name, text in pages.items()} | drawn
 
 

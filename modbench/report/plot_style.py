@@ -28,7 +28,7 @@ _LEGEND_LINE = 0.24
 DOTS_PER_INCH = 200
 REFERENCE = "0.35"  #: grey, for reference lines
 DOTTED: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1.4}
-_FONT_FILE = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+FONT_FILE = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 _FONT = "modbench DejaVu Sans"
 _MARKERS = "osD^vPX"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 3)))
@@ -103,7 +103,7 @@ def look() -> Iterator[None]:
 @cache
 def _font() -> str:
     """Family name of the DejaVu Sans that matplotlib ships; the system's may differ."""
-    fontManager.ttflist.append(FontEntry(fname=str(_FONT_FILE), name=_FONT, weight=400, size="scalable"))
+    fontManager.ttflist.append(FontEntry(fname=str(FONT_FILE), name=_FONT, weight=400, size="scalable"))
     return _FONT
 
 

@@ -43,14 +43,15 @@ _RULE = closed(
 )
 #: One character per token: 1 if it is selected.
 _MASK: Any = matching(re.compile("[01]+"), "a string of 0 and 1")
+_LAYER: Any = Annotated[int, Field(ge=0, le=9999)]
 _PASSAGE = closed(
     texts=Annotated[list[str], Field(min_length=1)],  #: text of each token; empty: end of text
     causal=list_of[
-        closed(layer=int, selected=_MASK, gates=optional[list_of[REAL]])  #: gate of each token
+        closed(layer=_LAYER, selected=_MASK, gates=optional[list_of[REAL]])  #: gate of each token
     ],
-    topk=list_of[closed(layer=int, selected=_MASK)],
+    topk=list_of[closed(layer=_LAYER, selected=_MASK)],
     #: first choice of each token under the causal rule; -1: no-op experts only
-    experts=list_of[closed(layer=int, first=list_of[Annotated[int, Field(ge=-1, le=10**6)]])],
+    experts=list_of[closed(layer=_LAYER, first=list_of[Annotated[int, Field(ge=-1, le=10**6)]])],
 )
 _ROUTING = TypeAdapter(
     closed(
@@ -92,6 +93,8 @@ def _check_weights(where: str, weights: dict[str, Any] | None) -> None:
     every, selected = weights["all"], weights["selected"]
     if len(every) != len(selected) or any(a < b for a, b in zip(every, selected, strict=True)):
         raise UserError(f"{where}.selected must have one count per bin, none above that of all")
+    if not any(every):
+        raise UserError(f"{where}.all counts no token; leave the histogram out")
 
 
 def _check_passage(passage: dict[str, Any]) -> None:

@@ -84,6 +84,7 @@ def test_records_without_passage_and_gates_are_still_read(fakes):
         (("causal", 0, "gates", 1), "0.5", r"causal\[0\].gates\[1\] is '0.5'"),
         (("experts", 0, "first", 1), -2, r"experts\[0\].first\[1\] is -2"),
         (("experts", 0, "first"), [0], r"experts\[0\].first has 1 entries; not one per token"),
+        (("causal", 0, "layer"), 10**9, r"causal\[0\].layer is 1000000000"),
         (("topk", 0, "layer"), 2, "must list the same layers for both rules, in order"),
         (("topk",), [], "must list the same layers for both rules, in order"),
         (("text",), "The cat", "routing.passage.text is not a known field"),
@@ -101,4 +102,11 @@ def test_histogram_with_more_selected_tokens_than_tokens_is_refused(fakes, selec
     routing = fakes.make_routing()
     routing["topk"]["depth"][1]["gates"]["selected"] = selected
     with pytest.raises(UserError, match=r"topk.depth\[1\].gates.selected must have one count per bin"):
+        check_routing(routing)
+
+
+def test_histogram_without_a_token_is_refused(fakes):
+    routing = fakes.make_routing()
+    routing["causal"]["depth"][0]["gates"] |= {"all": [0, 0], "selected": [0, 0]}
+    with pytest.raises(UserError, match=r"causal.depth\[0\].gates.all counts no token; leave"):
         check_routing(routing)

@@ -1,0 +1,260 @@
+"""The routing pattern of a passage and the histograms of router weights, on plainly made-up routings."""
+
+from dataclasses import replace
+from math import log
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.colors import to_rgba
+
+from modbench.report.isoflop import sweep_of
+from modbench.report.leaderboard import Leaderboard
+from modbench.report.page import write_report
+from modbench.report.plot_style import look
+from modbench.report.record import CellRecord
+from modbench.report.router_weights import MOST_LAYERS, weight_figure, weight_files
+from modbench.report.routing_cases import MOST_CASES, RoutingCase, cases_of_board, cases_of_sweep
+from modbench.report.routing_pattern import STRIP, pattern_figure, pattern_files
+
+PLAN = {
+    "learning_rates": [0.0025, 0.005, 0.01],
+    "extensions": 2,
+    "exponent": 0.0,
+    "margin": 0.01,
+    "middle_width": 64,
+    "middle_budget": 10**12,
+    "seed": 0,
+}
+
+
+def passage(
+    causal: dict[int, str] | None = None,
+    topk: dict[int, str] | None = None,
+    *,
+    texts: list[str] | None = None,
+    gates: list[float] | None = None,
+    experts: dict[int, list[int]] | None = None,
+) -> dict[str, Any]:
+    """The routing of a passage by layer; both rules select the same unless ``topk`` is given."""
+    causal, experts = causal or {}, experts or {}
+    tokens = len(next(iter([*causal.values(), *experts.values()])))
+    weights = {"gates": gates} if gates else {}
+    return {
+        "texts": texts or [f"t{place}" for place in range(tokens)],
+        "causal": [{"layer": layer, "selected": mask} | weights for layer, mask in causal.items()],
+        "topk": [{"layer": layer, "selected": mask} for layer, mask in (topk or causal).items()],
+        "experts": [{"layer": layer, "first": first} for layer, first in experts.items()],
+    }
+
+
+def record(fakes: Any, label: str, found: dict[str, Any] | None = None, **fields: Any) -> CellRecord:
+    routing = fakes.make_routing((1, 3)) | ({"passage": found} if found else {})
+    made: CellRecord = fakes.make_record(label, routing=routing, **fields)
+    return made
+
+
+def drawn(draw: Any, *records: CellRecord) -> Any:
+    with look():
+        return draw([RoutingCase(one.cell["router"]["label"], one) for one in records])
+
+
+def bars(axes: Any) -> list[list[tuple[float, float, float, float]]]:
+    """(left, right, bottom, top) of the bars of each row, without the rows' backgrounds."""
+    rows = []
+    for drawing in axes.collections:
+        boxes = [path.get_extents().extents for path in drawing.get_paths()]
+        if type(drawing).__name__ == "PolyCollection":
+            rows.append([(x0, x1, y0, y1) for x0, y0, x1, y1 in boxes])
+    return rows
+
+
+def labels(axes: Any) -> list[str]:
+    return [tick.get_text() for tick in axes.get_xticklabels()]
+
+
+def test_bars_stand_where_a_layer_selects_and_dense_layers_are_full(fakes: Any) -> None:
+    found = passage({1: "01100", 3: "00001"})
+    (axes,) = drawn(pattern_figure, record(fakes, "mod", found)).axes
+    dense0, skipped1, selected1, dense2, skipped3, selected3 = bars(axes)
+    for full in (dense0, skipped1, dense2, skipped3):
+        assert [(left, right) for left, right, _, _ in full] == [(0, 5)]
+    assert [int(left) for left, *_ in selected1] == [1, 2]
+    assert [int(left) for left, *_ in selected3] == [4]
+    assert dense0[0][3] < selected1[0][2] < dense2[0][2] < selected3[0][2]  # layer 0 at the bottom
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["1", "3"]
+
+
+def test_dots_mark_where_the_training_rule_differs(fakes: Any) -> None:
+    found = passage({1: "01100"}, {1: "01010"})
+    (axes,) = drawn(pattern_figure, record(fakes, "mod", found)).axes
+    (dots,) = [one for one in axes.collections if type(one).__name__ == "PathCollection"]
+    assert [x for x, _ in dots.get_offsets()] == [2.5, 3.5]
+    same = drawn(pattern_figure, record(fakes, "mod", passage({1: "01100"})))
+    assert not [one for one in same.axes[0].collections if type(one).__name__ == "PathCollection"]
+    assert axes.get_title(loc="right") == "selected here: 40.0%, by the training rule 40.0%"
+
+
+def test_larger_router_weights_are_darker(fakes: Any) -> None:
+    found = passage({1: "0111"}, gates=[-3.0, 0.5, -1.0, 2.0])
+    (axes,) = drawn(pattern_figure, record(fakes, "mod", found)).axes
+    colors = axes.collections[2].get_facecolors()
+    brightness = [sum(color[:3]) for color in colors]
+    assert brightness[2] < brightness[0] < brightness[1] < sum(to_rgba("#f3f3f3")[:3])
+
+
+def test_a_long_passage_wraps_into_strips_with_its_text(fakes: Any) -> None:
+    texts = [f"w{place}" for place in range(STRIP + 10)]
+    found = passage({1: "10" * 37}, texts=texts)
+    first, second = drawn(pattern_figure, record(fakes, "mod", found)).axes
+    assert (labels(first), labels(second)) == (texts[:STRIP], texts[STRIP:])
+    assert second.get_xlim() == (STRIP, 2 * STRIP)  # tokens as wide as above
+    assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("mod", "")
+    assert [int(left) for left, *_ in bars(second)[2]] == list(range(STRIP, STRIP + 10, 2))
+
+
+def test_white_space_is_visible_and_other_scripts_do_not_warn(fakes: Any, tmp_path: Path) -> None:
+    texts = [" the", " ", "\n", "", "extraordinarily", "語", "\x07"]
+    one = record(fakes, "mod", passage({1: "1" * 7}, texts=texts))
+    (axes,) = drawn(pattern_figure, one).axes
+    assert labels(axes) == ["the", "␣", "↵", "<end>", "extraord…", "□", "□"]
+    assert sorted(pattern_files([RoutingCase("mod", one)])) == [
+        "routing_pattern.png",
+        "routing_pattern.svg",
+    ]
+
+
+def test_first_experts_have_a_colour_each_and_no_ops_none(fakes: Any) -> None:
+    found = passage(experts={0: [0, 2, -1, 0], 1: [1, -1, -1, 1]})
+    (axes,) = drawn(pattern_figure, record(fakes, "integrated", found)).axes
+    row = bars(axes)[1]
+    assert [int(left) for left, *_ in row] == [0, 1, 3]
+    colors = [tuple(color) for color in axes.collections[1].get_facecolors()]
+    assert colors[0] == colors[2] != colors[1]
+    legend = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+    assert "no-op experts only" in legend
+
+
+def test_depth_routed_schemes_come_first_and_at_most_six_are_drawn(fakes: Any) -> None:
+    experts = record(fakes, "a", passage(experts={0: [0, 1]}))
+    routed = [record(fakes, f"mod{number}", passage({1: "10"})) for number in range(MOST_CASES)]
+    figure = drawn(pattern_figure, experts, *routed)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [f"mod{n}" for n in range(6)]
+    assert figure.get_suptitle() == "the first 6 of 7 schemes"
+
+
+def test_a_scheme_has_the_best_row_of_its_largest_budget(fakes: Any) -> None:
+    def mod(width: int, budget: int, loss: float, seed: int = 0) -> CellRecord:
+        made: CellRecord = fakes.make_record(
+            f"mod/w{width}",
+            router="mod",
+            loss=loss,
+            seed=seed,
+            model={"width": width},
+            train={"budget": budget},
+        )
+        return made
+
+    records = [mod(64, 10**12, 4.0), mod(64, 2 * 10**12, 4.1, 1), mod(64, 2 * 10**12, 4.1)]
+    (case,) = cases_of_board(Leaderboard.of([*records, fakes.make_record("lost", status="oom")]))
+    assert case.record == records[2]
+
+
+@pytest.mark.parametrize(("lowest", "expected"), [(64, 64), (1024, 128)])
+def test_a_scheme_of_a_sweep_has_the_size_nearest_to_its_optimum(
+    fakes: Any, lowest: int, expected: int
+) -> None:
+    """With its minimum beyond the largest size, the curve has no optimum; the lowest loss counts."""
+    records = []
+    for budget in (10**12, 3 * 10**12):
+        for width in (32, 48, 64, 96, 128):
+            for seed in (1, 0):
+                made = record(
+                    fakes,
+                    f"mod/w{width}",
+                    passage({1: "10"}),
+                    router="mod",
+                    seed=seed,
+                    loss=4 + 0.1 * log(width / lowest) ** 2 - seed / 100,
+                    model={"width": width},
+                    train={"budget": budget, "learning_rate": 0.005},
+                    metrics={"active_parameters": 12 * width**2},
+                    suite={"name": "fake", "version": 1, "rank_by": "heldout_loss", "isoflop": PLAN},
+                )
+                records.append(made)
+    for rate in (0.0025, 0.01):
+        train = records[5].cell["train"] | {"learning_rate": rate}
+        trial = fakes.make_record(
+            "mod/w64",
+            router="mod",
+            loss=6.0,
+            model={"width": 64},
+            train=train,
+            suite=records[0].suite,
+        )
+        records.append(trial)
+    sweep = sweep_of(records, Leaderboard.of(records))
+    assert sweep is not None
+    (case,) = cases_of_sweep(sweep)
+    cell = case.record.cell
+    assert (cell["model"]["width"], cell["train"]["budget"]) == (expected, 3 * 10**12)
+    assert cell["seed"] == 0
+    assert case.name == f"mod: width {expected}, 4 layers, 3e+12 training FLOPs"
+
+
+def test_weights_of_selected_tokens_stand_in_front_of_all(fakes: Any) -> None:
+    figure = drawn(weight_figure, record(fakes, "mod"))
+    one, other = figure.subfigs[0].axes
+    assert [axes.get_title() for axes in (one, other)] == ["layer 1", "layer 3"]
+    every, selected, training = (patch.get_data() for patch in one.patches)
+    assert list(every.edges) == [-2, -1, 0, 1]
+    assert list(every.values) == [0.3, 0.5, 0.2]
+    assert list(selected.values) == list(training.values) == list(every.baseline) == [0, 0.02, 0.08]
+
+
+def test_bins_of_another_width_keep_the_same_scale(fakes: Any) -> None:
+    one = record(fakes, "mod")
+    fine = {"exponent": -1, "first": -4, "all": [10, 20] * 3, "selected": [0, 0, 1, 1, 4, 4]}
+    one.routing["topk"]["depth"][0]["gates"] = fine
+    training = drawn(weight_figure, one).subfigs[0].axes[0].patches[2].get_data()
+    assert list(training.edges) == [-2, -1.5, -1, -0.5, 0, 0.5, 1]
+    expected = [0, 0, 2 / 90, 2 / 90, 8 / 90, 8 / 90]  # twice the share: of bins twice as wide
+    assert list(training.values) == pytest.approx(expected)
+
+
+def test_layers_of_a_deep_model_are_spread_from_first_to_last(fakes: Any) -> None:
+    deep = fakes.make_record("mod", routing=fakes.make_routing(tuple(range(1, 18, 2))))
+    part = drawn(weight_figure, deep).subfigs[0]
+    assert [axes.get_title() for axes in part.axes] == ["layer 1", "layer 7", "layer 11", "layer 17"]
+    assert part.get_suptitle() == f"mod ({MOST_LAYERS} of 9 layers)"
+
+
+def test_nothing_recorded_gives_no_file(fakes: Any, six: list[CellRecord]) -> None:
+    cases = cases_of_board(Leaderboard.of(six))
+    assert pattern_files(cases) == weight_files(cases) == {}
+    routed = record(fakes, "mod", passage({}, experts={0: [0, 1]}))
+    routing = routed.routing | {"passage": routed.routing["passage"] | {"experts": []}}
+    assert pattern_files([RoutingCase("mod", replace(routed, routing=routing))]) == {}
+
+
+def test_report_writes_both_figures_again_to_the_byte_and_shows_them(fakes: Any, tmp_path: Path) -> None:
+    names = {f"{name}.{end}" for name in ("routing_pattern", "router_weights") for end in ("png", "svg")}
+    found = passage({1: "0110", 3: "0001"}, {1: "0110", 3: "0010"}, gates=[0.1, 0.4, 0.2, -0.3])
+    records = [record(fakes, "mod", found), fakes.make_record("vanilla")]
+    contents = []
+    for place in ("a", "b"):
+        paths = write_report(fakes.store(tmp_path / place, records))
+        assert names <= {path.name for path in paths}
+        contents.append({name: (tmp_path / place / name).read_bytes() for name in names})
+    assert contents[0] == contents[1]
+    page = (tmp_path / "a" / "leaderboard.md").read_text()
+    assert "](routing_pattern.png)" in page
+    assert "](router_weights.png)" in page
+
+
+def test_page_without_routing_names_no_figure_of_it(
+    fakes: Any, six: list[CellRecord], tmp_path: Path
+) -> None:
+    write_report(fakes.store(tmp_path, six))
+    assert "routing_pattern" not in (tmp_path / "leaderboard.md").read_text()
+    assert not list(tmp_path.glob("router_weights*"))

@@ -75,7 +75,7 @@ def _shares(passage: dict[str, Any]) -> str:
     masks = ["".join(layer["selected"] for layer in passage[rule]) for rule in ("causal", "topk")]
     if not masks[0]:
         return ""
-    causal, training = (f"{mask.count('1') / len(mask):.1%}" for mask in masks)
+    causal, training = (f"{100 * mask.count('1') / len(mask):.1f} %" for mask in masks)
     return f"selected here: {causal}, by the training rule {training}"
 
 

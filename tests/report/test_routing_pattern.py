@@ -9,6 +9,7 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from modbench.report.isoflop import sweep_of
+from modbench.report.isoflop_page import isoflop_page
 from modbench.report.leaderboard import Leaderboard
 from modbench.report.page import write_report
 from modbench.report.plot_style import look
@@ -92,7 +93,7 @@ def test_dots_mark_where_the_training_rule_differs(fakes: Any) -> None:
     assert [x for x, _ in dots.get_offsets()] == [2.5, 3.5]
     same = drawn(pattern_figure, record(fakes, "mod", passage({1: "01100"})))
     assert not [one for one in same.axes[0].collections if type(one).__name__ == "PathCollection"]
-    assert axes.get_title(loc="right") == "selected here: 40.0%, by the training rule 40.0%"
+    assert axes.get_title(loc="right") == "selected here: 40.0 %, by the training rule 40.0 %"
 
 
 def test_larger_router_weights_are_darker(fakes: Any) -> None:
@@ -200,6 +201,7 @@ def test_a_scheme_of_a_sweep_has_the_size_nearest_to_its_optimum(
     assert (cell["model"]["width"], cell["train"]["budget"]) == (expected, 3 * 10**12)
     assert cell["seed"] == 0
     assert case.name == f"mod: width {expected}, 4 layers, 3e+12 training FLOPs"
+    assert "](routing_pattern.png)" in isoflop_page(sweep)
 
 
 def test_weights_of_selected_tokens_stand_in_front_of_all(fakes: Any) -> None:

@@ -1,0 +1,247 @@
+"""Folders that transformers and `modbench.load` read, and models that transformers doesn't have."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from trained_runs import add_records, record_of, save_trained
+
+import modbench
+from modbench.cli.main import main
+from modbench.data import token_data
+from modbench.errors import UserError
+from modbench.model.context import Context
+from modbench.model.generate import generate
+from modbench.train.checkpoint import save_weights
+from modbench.trained import hugging_face
+from modbench.trained.export import export
+from modbench.trained.load import Loaded, load_trained
+
+#: "he", then "the".
+MERGES = [(104, 101), (116, 256)]
+SHAPE = {
+    "vocabulary": 259,
+    "width": 32,
+    "layers": 2,
+    "heads": 4,
+    "kv_heads": 2,
+    "mlp_width": 48,
+    "tied_head": False,
+    "rope_base": 5e4,
+    "norm_epsilon": 1e-4,
+}
+TEXTS = [
+    "the he the, and  more\n\n\tspaces ",
+    "naïve café — 日本語 🤖 \u200b\x00",
+    "<|endoftext|> in a text is text <|endoftext|>",
+    "don't 12,345.6 they'll",
+    "",
+]
+
+
+def trained(
+    results: Path, router: str, options: dict[str, Any], shape: dict[str, Any] | None = None
+) -> Loaded:
+    """A run whose weights are far from the initial ones, norms included."""
+    named = {"name": router, "options": options, "plugin_sha256": None, "label": "one"}
+    record = record_of(
+        "one",
+        router,
+        0,
+        router=named,
+        model=SHAPE | (shape or {}),
+        train={"budget": 1, "sequence": 96},
+    )
+    add_records(results, record)
+    folder = save_trained(results, "tiny/one", MERGES)
+    model = load_trained(folder).model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    save_weights(folder / "model.safetensors", model, key=record.key)
+    return load_trained(folder)
+
+
+def ours(loaded: Loaded, tokens_BT: Tensor) -> Tensor:
+    with torch.no_grad():
+        return loaded.model(tokens_BT, Context(selection="causal"))
+
+
+def theirs(folder: Path, tokens_BT: Tensor) -> Tensor:
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.float32
+    with torch.no_grad():
+        return model(tokens_BT).logits
+
+
+#: Router, options, changes of the shape, and their model_type.
+SAME = {
+    "dense": ("vanilla", {}, {}, "llama"),
+    "tied": ("vanilla", {}, {"tied_head": True}, "llama"),
+    "one-head-each": ("vanilla", {}, {"kv_heads": 4}, "llama"),
+    "experts": ("token_choice", {"experts": 4}, {}, "mixtral"),
+    "three-of-five": ("token_choice", {"experts": 5, "top_k": 3}, {"tied_head": True}, "mixtral"),
+    "width-9": ("token_choice", {"expert_width": 9}, {}, "mixtral"),
+    "capacity": ("token_choice", {"capacity_factor": 1.0}, {}, "mixtral"),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_transformers_loads_a_model_of_the_same_logits(case: str, tmp_path: Path) -> None:
+    router, options, shape, kind = SAME[case]
+    loaded = trained(tmp_path / "results", router, options, shape)
+    export(loaded, "hf", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == kind
+    tokens_BT = torch.randint(259, (3, 96))
+    logits_BTV = ours(loaded, tokens_BT)
+    torch.testing.assert_close(theirs(tmp_path / "out", tokens_BT), logits_BTV, rtol=0, atol=1e-5)
+    assert logits_BTV.std() > 0.1
+
+
+@pytest.mark.parametrize("merges", [MERGES, []], ids=["bpe", "bytes"])
+def test_transformers_loads_a_tokenizer_of_the_same_ids(
+    merges: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    shape = {"vocabulary": 257 + len(merges)}
+    monkeypatch.setattr(sys.modules[__name__], "MERGES", merges)
+    loaded = trained(tmp_path / "results", "vanilla", {}, shape)
+    export(loaded, "hf", tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in TEXTS:
+        assert tokenizer(text, verbose=False)["input_ids"] == loaded.tokenizer.encode(text)
+        assert tokenizer.decode(loaded.tokenizer.encode(text)) == text
+    assert tokenizer.eos_token_id == loaded.tokenizer.end_of_text == len(tokenizer) - 1
+    assert set(tokenizer("the")) == {"input_ids", "attention_mask"}  # what generate takes
+
+
+def test_transformers_generates_what_modbench_generates(tmp_path: Path) -> None:
+    import transformers
+
+    loaded = trained(tmp_path / "results", "token_choice", {"experts": 4})
+    export(loaded, "hf", tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    inputs = tokenizer("the he", return_tensors="pt")
+    found = model.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=None)[0].tolist()
+    ids = loaded.tokenizer.encode("the he")
+    assert found == ids + generate(loaded.model, [ids], new=12)[0]
+
+
+@pytest.mark.parametrize(
+    ("router", "options", "shape", "words"),
+    [
+        ("mod", {"causal": "ema_threshold"}, {}, "router 'mod' of tiny/one has no counterpart"),
+        ("expert_choice", {}, {}, "router 'expert_choice' of tiny/one has no counterpart"),
+        ("vanilla", {}, {"mlp": "gelu"}, "mlp of tiny/one is 'gelu', and Llama's is swiglu"),
+        ("token_choice", {"renormalise": False}, {}, "option renormalise of tiny/one is False"),
+        ("token_choice", {"affinity": "sigmoid"}, {}, "option affinity of tiny/one is 'sigmoid'"),
+        ("token_choice", {"scaling": 2.0}, {}, "option scaling of tiny/one is 2.0"),
+        ("token_choice", {"groups": 4, "top_groups": 2}, {}, "option groups of tiny/one is 4"),
+        ("token_choice", {"shared_experts": 1}, {}, "option shared_experts of tiny/one is 1"),
+        ("token_choice", {"bias_step": 0.1}, {}, "option bias_step of tiny/one is 0.1"),
+    ],
+)
+def test_a_model_that_transformers_lacks_is_refused(
+    router: str, options: dict[str, Any], shape: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    loaded = trained(tmp_path / "results", router, options, shape)
+    with pytest.raises(UserError, match=words) as refused:
+        export(loaded, "hf", tmp_path / "out")
+    assert "modbench.load(" in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_a_model_of_other_logits_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, weights_of = trained(tmp_path / "results", "vanilla", {}), hugging_face._weights
+
+    def wrong(model: Any) -> dict[str, Tensor]:
+        weights = weights_of(model)
+        weights["model.norm.weight"] += 1e-3
+        return weights
+
+    monkeypatch.setattr(hugging_face, "_weights", wrong)
+    with pytest.raises(UserError, match=r"computes other logits \(difference .*nothing was written"):
+        export(loaded, "hf", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+@pytest.mark.parametrize("version", [None, "4.57.1"])
+def test_without_transformers_5_the_extra_is_named(
+    version: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = trained(tmp_path / "results", "vanilla", {})
+    of_old = version and type(sys)("transformers")
+    if version:
+        of_old.__version__ = version
+    monkeypatch.setitem(sys.modules, "transformers", of_old)
+    with pytest.raises(UserError, match=r"needs transformers.*pip install 'modbench\[hf\]'"):
+        export(loaded, "hf", tmp_path / "out")
+
+
+def test_a_copy_for_modbench_needs_neither_results_nor_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = trained(tmp_path / "results", "mod", {"causal": "ema_threshold"})
+    (loaded.folder / "modbench.json").unlink()  # as in older results: the corpus is read
+    prepared = type("Text", (), {"tokenizer": loaded.tokenizer})
+    monkeypatch.setattr(token_data, "load", lambda config: prepared)
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "tiny/one", "--to", "modbench", "--out", "a/copy"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "a/copy\n"
+    assert said.err == "modbench: load it with modbench.load('a/copy')\n"
+    monkeypatch.undo()
+    Path(tmp_path / "results").rename(tmp_path / "gone")
+    model, tokenizer = modbench.load(tmp_path / "a" / "copy")
+    tokens_BT = torch.arange(20).view(2, 10)
+    assert torch.equal(model(tokens_BT, Context(selection="causal")), ours(loaded, tokens_BT))
+    assert tokenizer.merges == loaded.tokenizer.merges
+
+
+@pytest.mark.parametrize("to", ["hf", "modbench"])
+def test_a_folder_that_holds_something_is_not_written_into(to: Any, tmp_path: Path) -> None:
+    loaded = trained(tmp_path / "results", "vanilla", {})
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for out in ("full", "file"):
+        with pytest.raises(UserError, match=f"{out} exists and isn't an empty folder; give --out a new"):
+            export(loaded, to, tmp_path / out)
+    with pytest.raises(UserError, match=r"can't be made \(Not a directory\); give --out another"):
+        export(loaded, to, tmp_path / "file" / "out")
+    (tmp_path / "empty").mkdir()
+    export(loaded, to, tmp_path / "empty")
+    assert (tmp_path / "empty" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("tiny/two --to hf", "run 'tiny/two' is not known"),
+        ("results/tiny/two --to hf", "run 'results/tiny/two' is not known"),
+        ("tiny/one --to hf", "are not here; results keep them on the machine that trained"),
+    ],
+)
+def test_a_run_that_cannot_be_exported_gets_one_sentence(
+    words: str,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaded = trained(tmp_path / "results", "vanilla", {})
+    (loaded.folder / "model.safetensors").unlink()
+    assert main(["export", *words.split(), "--out", "out"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert sentence in line

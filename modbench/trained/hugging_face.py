@@ -20,7 +20,7 @@ from modbench.trained.load import Loaded
 END_OF_TEXT = "<|endoftext|>"
 #: The scheme that each of transformers' models implements.
 _MODELS = {"vanilla": "llama", "token_choice": "mixtral"}
-#: Options of token choice that Mixtral has one value of, and why.
+#: Options of token choice for which Mixtral has a single value, and the reason.
 _OF_MIXTRAL: dict[str, tuple[Any, str]] = {
     "affinity": ("softmax", "its scores are a softmax"),
     "renormalise": (True, "its gates sum to 1"),

@@ -226,9 +226,14 @@ def test_a_model_of_a_plugin_loads_with_its_file(results: Path, as_list: bool) -
     record_with(results, file.stem, sha256(file.read_bytes()).hexdigest())
     with pytest.raises(UserError, match=f"its router '{file.stem}' is of a plugin file"):
         modbench.load(results / "tiny" / "mine")
+    plugins = [file] if as_list else str(file)
     with pytest.raises(UserError, match="damaged or of another run"):  # weights of the dense model
-        modbench.load(results / "tiny" / "mine", plugins=[file] if as_list else str(file))
-    assert file.stem in router_names()
+        modbench.load(results / "tiny" / "mine", plugins)
+    folder = save_trained(results, "tiny/mine", HE)
+    for path in (results / "tiny" / "mine", folder):
+        model, _ = modbench.load(path, plugins)
+        assert model.router.name == file.stem
+        assert torch.equal(logits_of(model), logits_of(model_of("vanilla")))
 
 
 @pytest.mark.parametrize(

@@ -123,10 +123,10 @@ def _jobs_left(
     if not left:
         return [], len(cells)
     measure = suite.measure
-    if not embedded and "downstream" in measure.steps and "modbench_cloze" in measure.downstream:
-        from modbench.measure.tasks.modbench_cloze.items import items
+    if not embedded and "downstream" in measure.steps:
+        from modbench.measure.tasks.build import check_text
 
-        items(suite.data)  # a text that is too short is refused before anything is trained
+        check_text(measure.downstream, suite.data)  # refused before anything is trained
     wait_for_orphans([folder / "cells" / cell_key(cell) for cell in cells], tell)
     return cell_jobs(cells, rows, folder, data, _parallel()[1]), len(cells)
 

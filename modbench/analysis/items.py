@@ -1,0 +1,197 @@
+"""Statistics on the items of a task: scores per item, paired differences between schemes, and the ratio
+of signal to noise. Shapes: N items, S draws.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from modbench.analysis.noise import Array
+
+
+class ItemScore(NamedTuple):
+    """Scores of one multiple-choice item, see `score_item`."""
+
+    correct: float
+    bits_per_byte: float
+    margin: float
+
+
+def score_item(choices_nats: Sequence[float], answer: int, answer_bytes: int) -> ItemScore:
+    """Score one item from the log-probabilities of its choices.
+
+    Args:
+        choices_nats: ln p(choice | context), summed over the tokens of the choice.
+        answer: index of the right choice.
+        answer_bytes: UTF-8 bytes of the right choice as scored, with the delimiter before it.
+
+    Returns:
+        ``correct``: 1 if the right choice has the highest log-probability, else 0; the first of equals
+        counts, as in lm-eval. ``bits_per_byte``: ``-choices_nats[answer] / (ln 2 * answer_bytes)``.
+        ``margin``: log-probability of the right choice minus that of the best wrong one, in nats; NaN
+        without a wrong choice.
+    """
+    right = choices_nats[answer]
+    wrong = [*choices_nats[:answer], *choices_nats[answer + 1 :]]
+    return ItemScore(
+        correct=float(max(range(len(choices_nats)), key=choices_nats.__getitem__) == answer),
+        bits_per_byte=-right / (math.log(2) * answer_bytes),
+        margin=right - max(wrong) if wrong else math.nan,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ItemScores:
+    """Scores of all items of a task, in the task's order: arrays (N,)."""
+
+    correct: Array
+    bits_per_byte: Array
+    margin: Array
+
+    @classmethod
+    def of(cls, items: Iterable[ItemScore]) -> "ItemScores":
+        """Collect scores of single items."""
+        table_N3 = np.array(list(items), dtype=np.float64).reshape(-1, 3)
+        return cls(correct=table_N3[:, 0], bits_per_byte=table_N3[:, 1], margin=table_N3[:, 2])
+
+
+class SharedChoices(NamedTuple):
+    """Log-probabilities of the choices of one item; items with equal ``key`` have the same choices."""
+
+    key: str
+    choices_nats: tuple[float, ...]
+    answer: int
+
+
+def centred_correct(items: Iterable[SharedChoices]) -> Array:
+    """Correctness after the prior of each choice is removed: array (N,) of 1, 0 and NaN.
+
+    From the log-probability of a choice, its mean over the items with the same choices is subtracted, so
+    that a preference for a frequent word costs nothing. NaN for the items of a key whose choices are not
+    equally often the answer, such as those cut off by a limit: knowing the other items would help there.
+    """
+    items = list(items)
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, item in enumerate(items):
+        places[item.key].append(place)
+    correct_N = np.full(len(items), math.nan)
+    for group in places.values():
+        nats = np.array([items[place].choices_nats for place in group], dtype=np.float64)
+        answers = np.array([items[place].answer for place in group])
+        if len(set(np.bincount(answers, minlength=nats.shape[1]))) == 1:
+            correct_N[group] = (nats - nats.mean(axis=0)).argmax(axis=1) == answers
+    return correct_N
+
+
+def mean_with_stderr(values: Sequence[float] | Array) -> tuple[float, float]:
+    """Mean and its standard error, ``s / sqrt(N)`` with ``s`` from N - 1 degrees of freedom; NaN for
+    fewer than two items."""
+    values_N = np.asarray(values, dtype=np.float64)
+    if len(values_N) < 2:
+        return (float(values_N[0]) if len(values_N) else math.nan), math.nan
+    return float(values_N.mean()), float(values_N.std(ddof=1) / math.sqrt(len(values_N)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemDifference:
+    """Mean of one scheme minus that of another over the same items; ``interval`` holds 95 % of the
+    bootstrap draws."""
+
+    difference: float
+    interval: tuple[float, float]
+    items: int
+
+
+def paired_bootstrap(
+    a: Sequence[float] | Array,
+    b: Sequence[float] | Array,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    weights: Sequence[float] | Array | None = None,
+) -> ItemDifference:
+    """Compare two schemes on the same items: mean of ``a`` minus mean of ``b``.
+
+    Items are drawn with replacement, the same for both schemes, so that what makes an item hard for both
+    cancels. The interval covers the choice of items, not the training seeds.
+
+    Args:
+        a, b: scores of the two schemes, in the same order of items.
+        weights: weight of each item in both means, such as the bytes of each document for bits per byte.
+
+    Raises:
+        ValueError: different numbers of items, or none.
+    """
+    difference_N = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    number = len(difference_N)
+    if not number or len(a) != len(b):
+        raise ValueError(f"schemes with {len(a)} and {len(b)} items can't be compared by item")
+    weights_N = np.ones(number) if weights is None else np.asarray(weights, dtype=np.float64)
+    generator = np.random.default_rng(seed)
+    # Multinomial counts are drawn one by one, so that memory does not grow with draws * items.
+    drawn_S = np.empty(draws)
+    for draw in range(draws):
+        counted_N = weights_N * np.bincount(generator.integers(number, size=number), minlength=number)
+        drawn_S[draw] = counted_N @ difference_N / counted_N.sum()
+    low, high = np.quantile(drawn_S, (0.025, 0.975))
+    return ItemDifference(
+        difference=float(weights_N @ difference_N / weights_N.sum()),
+        interval=(float(low), float(high)),
+        items=number,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalToNoise:
+    """Signal, noise and their ratio, see `signal_to_noise`."""
+
+    signal: float
+    noise: float
+
+    @property
+    def ratio(self) -> float:
+        """Signal over noise; infinite without noise, NaN with neither."""
+        if self.noise:
+            return self.signal / self.noise
+        return math.inf if self.signal else math.nan
+
+    @property
+    def weak(self) -> bool:
+        """True if the task can't separate the schemes: the ratio is below 1, or NaN."""
+        return not self.ratio >= 1
+
+
+def signal_to_noise(
+    scheme_means: Sequence[float],
+    checkpoint_means: Sequence[float],
+    *,
+    relative: bool = True,
+) -> SignalToNoise:
+    """Signal-to-noise ratio of a task, after Heineman et al. (2025), "Signal and Noise".
+
+    With m_j the score of scheme j and c_i that of checkpoint i of one run::
+
+        signal = max_jk |m_j - m_k| / mean(m)        relative dispersion
+        noise  = std(c) / mean(c)                    relative standard deviation, divided by n
+        ratio  = signal / noise
+
+    Args:
+        scheme_means: score of each scheme, at the end of training.
+        checkpoint_means: scores of the last checkpoints of one run.
+        relative: divide by the means. False for scores that may be negative, such as margins.
+
+    Raises:
+        ValueError: fewer than two schemes or checkpoints; relative, and a mean is not positive.
+    """
+    m, c = np.asarray(scheme_means, dtype=np.float64), np.asarray(checkpoint_means, dtype=np.float64)
+    if len(m) < 2 or len(c) < 2:
+        raise ValueError(f"{len(m)} schemes and {len(c)} checkpoints: two of each are needed")
+    if not relative:
+        return SignalToNoise(signal=float(np.ptp(m)), noise=float(c.std()))
+    if m.mean() <= 0 or c.mean() <= 0:
+        raise ValueError("a mean is not positive; use relative=False for such scores")
+    return SignalToNoise(signal=float(np.ptp(m) / m.mean()), noise=float(c.std() / c.mean()))

@@ -1,0 +1,1 @@
+"""The next held-out sentence, among four."""

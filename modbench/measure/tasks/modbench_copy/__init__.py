@@ -1,0 +1,1 @@
+"""Copying a word over a distance."""

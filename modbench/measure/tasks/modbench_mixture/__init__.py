@@ -1,0 +1,1 @@
+"""Predictable and unpredictable words in one text."""

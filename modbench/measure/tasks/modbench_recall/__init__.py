@@ -1,0 +1,1 @@
+"""Key-value recall over a distance."""

@@ -1,0 +1,80 @@
+"""Word counts, and bands of words that only context tells apart."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+_LEAST_FREQUENCY = 20  # rarer words say little about a small model
+_PUNCTUATION = ".,;:!?()[]{}\"'`*_<>-"
+
+
+class WordCounts(NamedTuple):
+    """Counts of words in a text: all, and those followed by a full stop, ! or ?."""
+
+    all: Counter[str]
+    last: Counter[str]
+
+
+def bare(token: str) -> str:
+    """``token`` without surrounding punctuation."""
+    return token.strip(_PUNCTUATION)
+
+
+def count_words(texts: Iterable[str]) -> WordCounts:
+    """Count words without surrounding punctuation; case matters."""
+    tokens = Counter(token for text in texts for token in text.split())
+    words = WordCounts(all=Counter(), last=Counter())
+    for token, count in tokens.items():
+        word = bare(token)
+        words.all[word] += count
+        if token.rstrip("\"')]").endswith((".", "?", "!")):
+            words.last[word] += count
+    return words
+
+
+def word_bands(words: WordCounts) -> dict[str, tuple[int, int, int]]:
+    """The band of each plain word: words of one band have about the same length and, within a factor of
+    two, the same frequency, overall and at the end of sentences."""
+    bands = {}
+    for word, count in words.all.items():
+        plain = len(word) >= 3 and word.isascii() and word.isalpha() and word.islower()
+        # Words that are often names would be poor distractors.
+        if plain and count >= _LEAST_FREQUENCY and words.all[word.capitalize()] * 4 <= count:
+            bands[word] = (
+                min(len(word), 9) // 2,
+                count.bit_length(),
+                (words.last[word] + 1).bit_length(),
+            )
+    return bands
+
+
+def overlap(one: str, other: str) -> bool:
+    """Return True if a word is a prefix of the other: a tokenizer may then add their probabilities."""
+    return one.startswith(other) or other.startswith(one)
+
+
+def shuffled(rng: random.Random, pool: Iterable[T]) -> list[T]:
+    """``pool`` in random order; the same in every version of Python, which only ``Random.random``
+    guarantees."""
+    drawn = list(pool)
+    for place in range(len(drawn)):
+        other = place + int(rng.random() * (len(drawn) - place))
+        drawn[place], drawn[other] = drawn[other], drawn[place]
+    return drawn
+
+
+def random_words(
+    rng: random.Random, pool: Sequence[str], number: int, avoided: Iterable[str] = ()
+) -> list[str]:
+    """Draw ``number`` words of ``pool``, none a prefix of another or of those ``avoided``; fewer if a
+    hundred times as many draws don't find them."""
+    taken, drawn = list(avoided), list[str]()
+    for _ in range(100 * number):
+        word = pool[int(rng.random() * len(pool))]
+        if len(drawn) < number and not any(overlap(word, other) for other in taken):
+            taken.append(word)
+            drawn.append(word)
+    return drawn

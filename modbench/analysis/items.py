@@ -117,7 +117,8 @@ def paired_bootstrap(
     """Compare two schemes on the same items: mean of ``a`` minus mean of ``b``.
 
     Items are drawn with replacement, the same for both schemes, so that what makes an item hard for both
-    cancels. The interval covers the choice of items, not the training seeds.
+    cancels. The interval covers the choice of items, not the training seeds. Items that are NaN for one
+    of them are left out.
 
     Args:
         a, b: scores of the two schemes, in the same order of items.
@@ -126,11 +127,15 @@ def paired_bootstrap(
     Raises:
         ValueError: different numbers of items, or none.
     """
-    difference_N = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    number = len(difference_N)
-    if not number or len(a) != len(b):
+    if len(a) != len(b):
         raise ValueError(f"schemes with {len(a)} and {len(b)} items can't be compared by item")
-    weights_N = np.ones(number) if weights is None else np.asarray(weights, dtype=np.float64)
+    difference_N = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    weights_N = np.ones(len(a)) if weights is None else np.asarray(weights, dtype=np.float64)
+    known_N = ~np.isnan(difference_N)
+    difference_N, weights_N = difference_N[known_N], weights_N[known_N]
+    number = len(difference_N)
+    if not number:
+        raise ValueError("schemes without an item in common can't be compared")
     generator = np.random.default_rng(seed)
     # Multinomial counts are drawn one by one, so that memory does not grow with draws * items.
     drawn_S = np.empty(draws)

@@ -31,7 +31,7 @@ def build_items(text: HeldOut, *, distance: int) -> list[Item]:
     """Build the items, the same on every machine."""
     probe = probe_text(text)
     rng = random.Random(_SEED)
-    quartets = []
+    quartets: list[list[Draft]] = []
     for choices in probe.quartets(rng):
         drafts = []
         for answer in choices:

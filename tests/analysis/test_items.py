@@ -1,0 +1,149 @@
+"""Statistics on items, on data whose truth is known."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from modbench.analysis.items import (
+    ItemScores,
+    SharedChoices,
+    centred_correct,
+    mean_with_stderr,
+    paired_bootstrap,
+    score_item,
+    signal_to_noise,
+)
+
+
+def test_one_item_is_scored_by_its_log_probabilities() -> None:
+    right = score_item([-3.0, -1.0, -2.5], 1, 2)
+    assert right.correct == 1
+    assert right.bits_per_byte == pytest.approx(1 / math.log(2) / 2)
+    assert right.margin == pytest.approx(1.5)
+    wrong = score_item([-3.0, -1.0, -2.5], 0, 1)
+    assert (wrong.correct, wrong.margin) == (0, -2.0)
+
+
+def test_the_first_of_equal_choices_counts_and_one_choice_has_no_margin() -> None:
+    assert [score_item([-1.0] * 4, answer, 1).correct for answer in range(4)] == [1, 0, 0, 0]
+    assert math.isnan(score_item([-1.0], 0, 1).margin)
+
+
+def test_scores_of_items_are_collected_by_column() -> None:
+    scores = ItemScores.of([score_item([-1.0, -2.0], 0, 1), score_item([-1.0, -3.0], 1, 1)])
+    assert scores.correct.tolist() == [1, 0]
+    assert scores.margin.tolist() == [1, -2]
+    assert scores.bits_per_byte == pytest.approx(np.array([1, 3]) / math.log(2))
+    assert len(ItemScores.of([]).correct) == 0
+
+
+def test_centring_removes_the_prior_of_a_choice_and_keeps_what_the_context_adds() -> None:
+    prior = np.array([9.0, 0.0, -4.0, 1.0])
+    items = [SharedChoices("k", tuple(prior + np.eye(4)[answer]), answer) for answer in range(4)]
+    assert [score_item(item.choices_nats, item.answer, 1).correct for item in items] == [1, 0, 0, 0]
+    assert centred_correct(items).tolist() == [1, 1, 1, 1]
+    # The order and the number of times that a key occurs do not matter; an incomplete key does.
+    other = [SharedChoices("x", (0.0, 1.0), answer) for answer in (0, 0, 1)]
+    found = centred_correct([*items[::-1], *other, *items])
+    assert np.isnan(found[4:7]).all()
+    assert np.nanmean(found) == 1
+
+
+def test_centred_accuracy_of_random_scores_is_chance() -> None:
+    draw = np.random.default_rng(0)
+    items = [
+        SharedChoices(str(key), tuple(draw.standard_normal(4)), answer)
+        for key in range(2500)
+        for answer in range(4)
+    ]
+    assert centred_correct(items).mean() == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 1e4))
+
+
+def test_mean_and_standard_error() -> None:
+    mean, error = mean_with_stderr([1.0, 0.0, 0.0, 1.0, 1.0])
+    assert mean == pytest.approx(0.6)
+    assert error == pytest.approx(math.sqrt(0.6 * 0.4 / 4))
+    assert mean_with_stderr([2.0])[0] == 2
+    assert math.isnan(mean_with_stderr([2.0])[1])
+    assert all(map(math.isnan, mean_with_stderr([])))
+
+
+def test_the_interval_of_a_paired_difference_covers_the_truth_in_95_percent() -> None:
+    draw = np.random.default_rng(0)
+    covered = 0
+    for trial in range(400):
+        hardness = draw.standard_normal(200)  # shared by both schemes
+        a = (hardness + draw.standard_normal(200) > -0.3).astype(float)
+        b = (hardness + draw.standard_normal(200) > 0.0).astype(float)
+        low, high = paired_bootstrap(a, b, draws=400, seed=trial).interval
+        truth = 0.5 * math.erf(0.3 / math.sqrt(2) / math.sqrt(2))
+        covered += low <= truth <= high
+    assert 0.91 <= covered / 400 <= 0.98
+
+
+def test_pairing_narrows_the_interval() -> None:
+    draw = np.random.default_rng(0)
+    hardness = draw.standard_normal(500)
+    a, b = hardness + 0.1 + 0.1 * draw.standard_normal(500), hardness + 0.1 * draw.standard_normal(500)
+    found = paired_bootstrap(a, b)
+    assert found.difference == pytest.approx(a.mean() - b.mean())
+    assert found.items == 500
+    low, high = found.interval
+    assert 0 < low < found.difference < high
+    assert high - low < 0.2 * 4 * mean_with_stderr(a)[1]
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    a, b = np.arange(50.0), np.arange(50.0)[::-1]
+    assert paired_bootstrap(a, b) == paired_bootstrap(a, b)
+    assert paired_bootstrap(a, b) != paired_bootstrap(a, b, seed=1)
+
+
+def test_weights_give_the_ratio_of_sums() -> None:
+    nats, size = np.array([2.0, 9.0, 4.0]), np.array([1.0, 3.0, 8.0])
+    found = paired_bootstrap(nats / size, np.zeros(3), weights=size)
+    assert found.difference == pytest.approx(nats.sum() / size.sum())
+
+
+def test_schemes_with_other_items_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="3 and 2 items can't be compared"):
+        paired_bootstrap([1.0, 0.0, 1.0], [1.0, 0.0])
+    with pytest.raises(ValueError, match="without an item in common"):
+        paired_bootstrap([], [])
+    nan = math.nan
+    assert paired_bootstrap([1.0, nan, 0.0, 1.0], [0.0, 1.0, nan, 1.0]).difference == 0.5
+
+
+def test_signal_to_noise_is_relative_dispersion_over_relative_deviation() -> None:
+    found = signal_to_noise([0.4, 0.5, 0.6], [0.39, 0.41])
+    assert found.signal == pytest.approx(0.2 / 0.5)
+    assert found.noise == pytest.approx(0.01 / 0.4)
+    assert found.ratio == pytest.approx(16)
+    assert not found.weak
+
+
+def test_a_task_whose_schemes_differ_less_than_checkpoints_is_weak() -> None:
+    assert signal_to_noise([0.500, 0.505], [0.48, 0.50, 0.52]).weak
+    assert signal_to_noise([0.5, 0.5], [0.5, 0.5]).weak
+    assert signal_to_noise([0.4, 0.5], [0.5, 0.5]).ratio == math.inf
+
+
+def test_scores_around_zero_need_absolute_spreads() -> None:
+    with pytest.raises(ValueError, match="relative=False"):
+        signal_to_noise([-1.0, -0.5], [-1.0, -1.1])
+    found = signal_to_noise([-1.0, 0.5], [-0.25, 0.25], relative=False)
+    assert found.ratio == pytest.approx(1.5 / 0.25)
+    with pytest.raises(ValueError, match="1 schemes and 2 checkpoints"):
+        signal_to_noise([1.0], [1.0, 2.0])
+
+
+def test_items_load_neither_torch_nor_lm_eval() -> None:
+    code = (
+        "import sys, modbench.analysis.items;"
+        "print([name for name in ('torch', 'lm_eval', 'scipy', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

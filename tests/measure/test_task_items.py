@@ -1,10 +1,13 @@
 """Items of every task: built from text alone, the same everywhere, and a quarter by chance."""
 
+import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from item_checks import accuracy, assert_quartets, fingerprint, made_up_heldout
@@ -57,6 +60,7 @@ EMBEDDED = {
     "modbench_mixture_easy": "d0172b5e364ef0f16979247957f7f7231da7d262a3fb85a9c58f32f3daa872f5",
     "modbench_mixture_hard": "211052a14fdfc011eff61002b41a31d4164a3d157294ab794123b1e6d7d8e9d5",
 }
+PAGE = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
 SINGLE = [name for name, info in TASKS.items() if not info.members]
 CHOICE = [name for name in SINGLE if TASKS[name].metric == "acc"]
 
@@ -92,6 +96,15 @@ def test_every_task_has_items_chance_and_a_description(built):
         assert info.version >= 1
         assert info.description
         assert all(member in SINGLE for member in info.members)
+
+
+def test_names_and_chance_load_neither_torch_nor_lm_eval():
+    code = (
+        "import sys, modbench.measure.tasks;"
+        "print([name for name in ('torch', 'lm_eval', 'numpy', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_items_are_the_same_in_every_process(built):
@@ -195,9 +208,7 @@ def test_too_short_a_text_is_refused_with_one_sentence(task, tmp_path, monkeypat
     if task == "modbench_bits_per_byte":
         assert len(items_of_task(task, config)) == 1
         return
-    with pytest.raises(
-        UserError, match=f"yields 0 items, but task {task} needs 100; give more text, or"
-    ):
+    with pytest.raises(UserError, match=f"yields 0 items, but task {task} needs 100; give more text, "):
         check_text([task], config)
 
 
@@ -205,6 +216,14 @@ def test_a_users_own_text_serves_every_task(made_up):
     check_text(["modbench_cloze", "modbench_continuation", "modbench_probes", "arc_easy"], made_up)
     for task in SINGLE:
         assert items_of_task(task, made_up) is items_of_task(task, made_up), "built once per process"
+
+
+def test_the_table_of_the_page_is_that_of_the_tasks():
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\d.]+) \| (\d+) \| (.*) \|$", PAGE, flags=re.MULTILINE)
+    assert {name: (float(chance), int(version), said) for name, _, chance, version, said in rows} == {
+        name: (info.chance, info.version, info.description) for name, info in TASKS.items()
+    }
+    assert {name for name, items, *_ in rows if items == "group"} == TASKS.keys() - set(SINGLE)
 
 
 @pytest.mark.full
@@ -234,8 +253,13 @@ def test_the_embedded_corpus_gives_the_pinned_items(tmp_path):
     )
     built = built_from(text)
     assert {name: fingerprint(items) for name, items in built.items()} == EMBEDDED
-    counts = {name: len(items) for name, items in built.items()}
-    assert counts.pop("modbench_cloze") == 2000
-    assert counts.pop("modbench_continuation") == 1000
-    assert counts.pop("modbench_bits_per_byte") == 137
-    assert set(counts.values()) == {400}
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", PAGE, flags=re.MULTILINE)
+    assert {name: len(items) for name, items in built.items()} == {
+        name: int(count) for name, count in rows
+    }
+    examples = [
+        json.loads(line) for line in re.findall(r"^```json\n(.*)\n```$", PAGE, flags=re.MULTILINE)
+    ]
+    assert len(examples) == 6
+    for example in examples:
+        assert any(example in items for items in built.values()), example

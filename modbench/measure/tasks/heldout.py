@@ -57,7 +57,7 @@ def enough(task: str, config: DataConfig, built: Sequence[object], least: int = 
     if len(built) < least:
         raise UserError(
             f"the held-out part of data source '{config.source}' yields {len(built)} items, but task "
-            f"{task} needs {least}; give more text, or take the task out of measure downstream"
+            f"{task} needs {least}; give more text, hold out more of it, or leave the task out"
         )
 
 

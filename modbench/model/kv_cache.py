@@ -94,6 +94,21 @@ class Cache:
         """Record that ``lengths[i]`` more tokens of sequence i were read by all layers."""
         self.read = [read + n for read, n in zip(self.read, lengths, strict=True)]
 
+    def select(self, rows: Sequence[int]) -> "Cache":
+        """Return a cache of copies of the sequences ``rows``, in that order; a row may repeat, so that
+        several continuations follow one prompt."""
+        chosen = Cache(len(rows))
+        chosen.read = [self.read[row] for row in rows]
+        for layer, cached in self._layers.items():
+            lengths = [cached.lengths[row] for row in rows]
+            rows_R = torch.tensor(list(rows), device=cached.k_BKCP.device)
+            k_RKCP, v_RKCP = (
+                stored[:, :, : max(lengths)].index_select(0, rows_R)
+                for stored in (cached.k_BKCP, cached.v_BKCP)
+            )
+            chosen._layers[layer] = LayerCache(k_RKCP, v_RKCP, lengths)
+        return chosen
+
     def mark(self) -> Mark:
         """Return the current state for `rewind`."""
         return self.read, {layer: list(cached.lengths) for layer, cached in self._layers.items()}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from modbench.routing.expert_router import ExpertRouter as ExpertRouter
     from modbench.routing.registry import register_router as register_router
     from modbench.routing.router import Router as Router
+    from modbench.trained.load import load as load
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ _WHERE = {
     "Workload": "modbench.ledger",
     "count": "modbench.accounting.count",
     "family_ledger": "modbench.accounting.families",
+    "load": "modbench.trained.load",
     "register_flop_formula": "modbench.counting.counter",
     "register_router": "modbench.routing.registry",
 }

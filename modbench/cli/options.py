@@ -20,6 +20,8 @@ Routers = Annotated[Several[str], arg(metavar="NAME[:PRESET] ...", help_behavior
 RouterOptions = Annotated[Several[str], arg(metavar="NAME=VALUE ...", help_behavior_hint="")]
 Labels = Annotated[Several[str], arg(metavar="LABEL ...", help_behavior_hint="")]
 Suite = Annotated[Positional[str], arg(metavar="SUITE")]
+#: A trained model: SUITE/LABEL or SUITE/KEY in the results folder, or a path of `modbench.load`.
+Run = Annotated[Positional[str], arg(metavar="RUN")]
 Results = Annotated[Path, arg(metavar="DIR")]
 Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 

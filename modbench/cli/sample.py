@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, arg
 
-from modbench.cli.options import Plugins, Results, Several, flat
+from modbench.cli.options import Plugins, Results, Run, Several, flat
 from modbench.errors import UserError
 from modbench.sweep.sample import Drawing
 
 
 def sample(
-    run: Annotated[Positional[str], arg(metavar="SUITE/LABEL")],
+    run: Run,
     /,
     *,
     prompt: Annotated[Several[str], arg(metavar="TEXT ...", help_behavior_hint="(required)")] = (),
@@ -24,7 +24,8 @@ def sample(
     Example: modbench sample quick/mod --prompt "In the beginning" --temperature 0.8
 
     Args:
-        run: a suite and the label of a row, or the first characters of a record's key
+        run: a suite and the label of a row or the first characters of a record's key, or a folder of
+            weights
         prompt: texts to continue
         drawing: how tokens are sampled
         results: folder that holds one folder per suite

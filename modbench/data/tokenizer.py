@@ -56,6 +56,10 @@ class Tokenizer:
         """The text of ``ids``; end of text adds nothing, bytes that are not UTF-8 become U+FFFD."""
         return b"".join(self.pieces[index] for index in ids).decode("utf-8", errors="replace")
 
+    def engine(self) -> "Engine":
+        """A new tokenizer of the library ``tokenizers`` with the same ids, without end of text."""
+        return _engine(self.merges, self.pieces[:-1])
+
 
 def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     """Learn a byte-pair encoding of ``vocabulary`` ids (with bytes and end of text) on ``texts``. Raise

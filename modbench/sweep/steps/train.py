@@ -17,6 +17,7 @@ from modbench.sweep.cell import CellRun
 from modbench.train import checkpoint
 from modbench.train.config import TrainConfig
 from modbench.train.loop import Trained, train_model
+from modbench.trained.weights_folder import WEIGHTS, Description, write_description
 
 
 def train(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
@@ -52,7 +53,11 @@ def train(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
         stop=cell.stage.stopped,
     )
     cell.found["curve"] = trained.curve
-    checkpoint.save_weights(cell.folder / "model.safetensors", model, key=cell_key(cell.cell))
+    write_description(
+        cell.folder,
+        Description(suite=cell.spec["suite"]["name"], cell=cell.cell, merges=cell.data.tokenizer.merges),
+    )
+    checkpoint.save_weights(cell.folder / WEIGHTS, model, key=cell_key(cell.cell))
     cell.stage.begin("checks")
     cell.found["audit"] = [asdict(finding) for finding in _checks(model, trained)]
     return costs | {

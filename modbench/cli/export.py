@@ -1,0 +1,38 @@
+"""The command `modbench export`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from modbench.cli.options import Plugins, Results, Run, flat, tell
+
+
+def export(
+    run: Run,
+    /,
+    *,
+    to: Literal["hf", "modbench"],
+    out: Annotated[Path, arg(metavar="FOLDER")],
+    results: Results = Path("results"),
+    plugin: Plugins = (),
+) -> int:
+    """Write the model and the tokenizer of a trained run into a folder.
+
+    Example: modbench export quick/vanilla --to hf --out my-model
+
+    Args:
+        run: a suite and the label of a row or the first characters of a record's key, or a folder of
+            weights
+        to: hf: for Hugging Face transformers, which has vanilla as Llama and token_choice as Mixtral;
+            modbench: for `modbench.load`
+        out: folder to write; it must be new or empty
+        results: folder that holds one folder per suite
+        plugin: Python files that register routers
+    """
+    from modbench.trained.export import export as write
+    from modbench.trained.load import load_trained
+
+    tell(write(load_trained(run, flat(plugin), results=results), to, out))
+    print(out)
+    return 0

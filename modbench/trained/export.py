@@ -1,0 +1,61 @@
+"""`modbench export`: writes a trained model into a folder that other programs load."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from modbench.errors import UserError
+from modbench.trained.load import Loaded
+from modbench.trained.weights_folder import WEIGHTS, Description, write_description
+
+Format = Literal["hf", "modbench"]
+
+
+def export(loaded: Loaded, to: Format, out: Path) -> str:
+    """Write ``loaded`` into the folder ``out``, which appears whole or not at all; return a sentence on
+    how to load it. ``to``: hf, for transformers, or modbench, for `modbench.load`. Raises UserError:
+    ``out`` is a file or isn't empty, or the model can't be written in that format."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists and isn't an empty folder; give --out a new one")
+    if to == "hf":
+        return _appearing(out, lambda folder: _hugging_face(loaded, folder, out))
+    return _appearing(out, lambda folder: _modbench(loaded, folder, out))
+
+
+def _appearing(out: Path, write: Callable[[Path], str]) -> str:
+    out = out.resolve()
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"folder {out} can't be made ({error.strerror}); give --out another one"
+        ) from error
+    try:
+        said = write(temporary)
+        temporary.replace(out)
+        return said
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _modbench(loaded: Loaded, folder: Path, out: Path) -> str:
+    write_description(
+        folder,
+        Description(suite=loaded.suite, cell=loaded.cell, merges=loaded.tokenizer.merges),
+    )
+    shutil.copyfile(loaded.folder / WEIGHTS, folder / WEIGHTS)
+    plugin = ", plugins=[FILE]" if loaded.cell["router"]["plugin_sha256"] else ""
+    return f"load it with modbench.load('{out}'{plugin})"
+
+
+def _hugging_face(loaded: Loaded, folder: Path, out: Path) -> str:
+    from modbench.trained.hugging_face import write_hugging_face
+
+    difference = write_hugging_face(loaded, folder)
+    return (
+        f"load it with transformers.AutoModelForCausalLM.from_pretrained('{out}'); largest difference "
+        f"of a logit from modbench's: {difference:.1e}"
+    )

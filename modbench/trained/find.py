@@ -1,0 +1,75 @@
+"""Finds the record of a trained run by its name, RESULTS/SUITE/LABEL or RESULTS/SUITE/KEY."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from modbench.errors import UserError, known_names
+from modbench.report.record import CellRecord
+from modbench.report.store import latest, read_suite, recorded_suites
+
+#: What may differ between the runs of one label.
+_AXES = ("budget", "learning_rate", "seed")
+
+
+def find_record(run: str | Path, results: Path | None = None) -> tuple[Path, CellRecord]:
+    """Return the suite's folder and the record of ``run``: the path RESULTS/SUITE/LABEL or
+    RESULTS/SUITE/KEY, where the first characters of a key suffice; or SUITE/LABEL or SUITE/KEY in the
+    folder ``results``. Raises UserError: no such run, several, or one that failed."""
+    path = Path(run)
+    if results is not None and _suite_of(path) is None:
+        path = results / run
+    suite = _suite_of(path)
+    records = latest(read_suite(suite).cells) if suite else []
+    if suite is None or not records:
+        raise UserError(_not_a_run(run, path, results))
+    name = "" if path == suite else path.relative_to(suite).as_posix()
+    before = str(run).removesuffix("/")
+    before = before[: len(before) - len(name)] if name else f"{before}/"
+    found = [record for record in records if record.cell["router"]["label"] == name]
+    found = found or [record for record in records if name and record.key.startswith(name)]
+    trained = [record for record in found if record.status == "ok"]
+    if len(trained) == 1:
+        return suite, trained[0]
+    if trained:
+        keys = ", ".join(f"{before}{record.key[:8]}{_axes(record, trained)}" for record in trained)
+        raise UserError(f"run '{run}' is one of {len(trained)} trained runs; name one of {keys}")
+    if found:
+        status, error = found[0].status, found[0].error
+        raise UserError(f"run '{run}' has no trained model, it is recorded as {status} ({error})")
+    runs = {f"{before}{record.cell['router']['label']}" for record in records}
+    raise UserError(f"run '{run}' is not known; {known_names(run, runs)}")
+
+
+def _suite_of(path: Path) -> Path | None:
+    """Return the folder of the suite that ``path`` names a run of; labels may hold one slash."""
+    for folder in (path, *path.parents[:2]):
+        if any((folder / "records").glob("*.jsonl")):
+            return folder
+    return None
+
+
+def _not_a_run(run: str | Path, path: Path, results: Path | None) -> str:
+    if results is not None:
+        suites = recorded_suites(results)
+        return (
+            f"run '{run}' must be SUITE/LABEL, such as quick/mod, with records in {results}; "
+            f"{known_names(str(run).partition('/')[0], suites)}"
+        )
+    results = path.parent.parent
+    suites = [str(results / suite) for suite in recorded_suites(results)]
+    return (
+        f"'{run}' must be a run, RESULTS/SUITE/LABEL such as results/quick/mod, or a folder with "
+        f"model.safetensors; suites {known_names(path.parent, suites)}"
+    )
+
+
+def _axes(record: CellRecord, others: Sequence[CellRecord]) -> str:
+    """Return in brackets where the cell of ``record`` differs from those of ``others``."""
+
+    def value(of: CellRecord, axis: str) -> Any:
+        return of.cell["seed"] if axis == "seed" else of.cell["train"].get(axis)
+
+    varied = [axis for axis in _AXES if len({value(other, axis) for other in others}) > 1]
+    words = ", ".join(f"{axis.replace('_', ' ')} {value(record, axis):g}" for axis in varied)
+    return f" ({words})" if words else ""

@@ -1,0 +1,218 @@
+"""Trained models in the format of Hugging Face transformers: vanilla as Llama, token choice as Mixtral.
+
+B sequences, T tokens, V vocabulary.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modbench.errors import UserError
+from modbench.model.context import Context
+from modbench.routing.build import RoutedDecoder
+from modbench.trained.load import Loaded
+
+END_OF_TEXT = "<|endoftext|>"
+#: The scheme that each of transformers' models implements.
+_MODELS = {"vanilla": "llama", "token_choice": "mixtral"}
+#: Options of token choice that Mixtral has one value of, and why.
+_OF_MIXTRAL: dict[str, tuple[Any, str]] = {
+    "affinity": ("softmax", "its scores are a softmax"),
+    "renormalise": (True, "its gates sum to 1"),
+    "scaling": (1.0, "its gates sum to 1"),
+    "groups": (1, "a token may choose any of its experts"),
+    "shared_experts": (0, "it has no shared experts"),
+    "bias_step": (0.0, "it has no bias for the choice of experts"),
+}
+#: Largest difference of a logit, relative to the largest logit if that is above 1.
+_TOLERANCE = 1e-5
+_TEXT = f"Text, of bytes: é\t{END_OF_TEXT}\n"
+
+
+def model_type(loaded: Loaded) -> str:
+    """Return the ``model_type`` of transformers that computes what the model does under the causal rule.
+    Raises UserError: there is none; the message names the reason."""
+    router, shape, name = loaded.model.router, loaded.model.config, loaded.model.router.name
+    otherwise = f"load it with modbench.load('{loaded.folder}'), or export it --to modbench"
+    if name not in _MODELS:
+        raise UserError(
+            f"router '{name}' of {loaded.label} has no counterpart in transformers, which has vanilla "
+            f"(as Llama) and token_choice (as Mixtral); {otherwise}"
+        )
+    theirs = _MODELS[name].capitalize()
+    if shape.mlp != "swiglu":
+        raise UserError(f"mlp of {loaded.label} is '{shape.mlp}', and {theirs}'s is swiglu; {otherwise}")
+    for option, (value, reason) in _OF_MIXTRAL.items() if name == "token_choice" else ():
+        found = getattr(router, option)
+        if found != value:
+            raise UserError(
+                f"option {option} of {loaded.label} is {found!r}, and Mixtral's is {value!r}: {reason}; "
+                f"{otherwise}"
+            )
+    return _MODELS[name]
+
+
+def write_hugging_face(loaded: Loaded, folder: Path) -> float:
+    """Write config, weights and tokenizer into ``folder``, load them with transformers, and return the
+    largest difference of a logit. Raises UserError: transformers is not installed, it has no such model,
+    or what it loads computes something else."""
+    kind = model_type(loaded)
+    transformers = _installed()
+    with _no_progress_bars():
+        config = transformers.AutoConfig.for_model(kind, **_config(loaded))
+        with torch.device("meta"):
+            theirs = transformers.AutoModelForCausalLM.from_config(config)
+        theirs.load_state_dict(_weights(loaded.model), assign=True)
+        theirs.tie_weights()
+        theirs.save_pretrained(folder)
+        _complete_config(folder / "config.json")
+        _write_tokenizer(loaded, folder)
+        return _difference(loaded, folder)
+
+
+def _installed() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError("export --to hf needs transformers: pip install 'modbench[hf]'") from error
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        raise UserError(
+            f"export --to hf needs transformers 5, and {transformers.__version__} is installed: "
+            "pip install 'modbench[hf]'"
+        )
+    return transformers
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _config(loaded: Loaded) -> dict[str, Any]:
+    config, end = loaded.model.config, loaded.tokenizer.end_of_text
+    shape = {
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.width,
+        "intermediate_size": config.hidden,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.key_heads,
+        "max_position_embeddings": loaded.sequence,
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(config.rope_base)},
+        "tie_word_embeddings": config.tied_head,
+        "bos_token_id": end,  # end of text precedes each document
+        "eos_token_id": end,
+        "pad_token_id": None,
+        "dtype": "float32",
+    }
+    if loaded.model.router.name == "vanilla":
+        return shape
+    bank: Any = loaded.model.layers[0].feed_forward.bank  # type: ignore[union-attr]
+    return shape | {
+        "intermediate_size": bank.width,
+        "num_local_experts": bank.experts,
+        "num_experts_per_tok": loaded.model.router.top_k,  # type: ignore[attr-defined]
+        "sliding_window": None,
+    }
+
+
+def _complete_config(path: Path) -> None:
+    """Add to the config what transformers reads and does not write."""
+    config = json.loads(path.read_text())
+    config["rope_theta"] = config["rope_parameters"]["rope_theta"]  # as other programs read it
+    widths = (config["hidden_size"], config["intermediate_size"])
+    if config["model_type"] == "mixtral" and any(width % 8 for width in widths):
+        # Grouped matmuls, its default, need rows of a multiple of 16 bytes.
+        config["experts_implementation"] = "eager"
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _weights(model: RoutedDecoder) -> dict[str, Tensor]:
+    """The weights by the names of transformers, which keeps queries, keys and values in a matrix each,
+    and gate and up, too."""
+    config = model.config
+    ours: dict[str, Tensor] = {name: weight.detach() for name, weight in model.named_parameters()}
+    rows = [heads * config.head_width for heads in (config.heads, config.key_heads, config.key_heads)]
+    theirs = {
+        "model.embed_tokens.weight": ours["embedding.weight"],
+        "model.norm.weight": ours["norm.weight"],
+        "lm_head.weight": ours["embedding.weight" if config.tied_head else "head.weight"],
+    }
+    for number in range(config.layers):
+        mine, its = f"layers.{number}", f"model.layers.{number}"
+        names = {
+            "attention_norm.weight": "input_layernorm.weight",
+            "attention.out.weight": "self_attn.o_proj.weight",
+            "feed_forward_norm.weight": "post_attention_layernorm.weight",
+            "feed_forward.down.weight": "mlp.down_proj.weight",
+            "feed_forward.router.weight": "mlp.gate.weight",
+            "feed_forward.bank.up": "mlp.experts.gate_up_proj",
+            "feed_forward.bank.down": "mlp.experts.down_proj",
+        }
+        for name, theirs_name in names.items():
+            if f"{mine}.{name}" in ours:
+                theirs[f"{its}.{theirs_name}"] = ours[f"{mine}.{name}"]
+        parts = ours[f"{mine}.attention.qkv.weight"].split(rows)
+        for name, part in zip("qkv", parts, strict=True):
+            theirs[f"{its}.self_attn.{name}_proj.weight"] = part
+        if f"{mine}.feed_forward.up.weight" in ours:
+            gate, up = ours[f"{mine}.feed_forward.up.weight"].chunk(2)
+            theirs |= {f"{its}.mlp.gate_proj.weight": gate, f"{its}.mlp.up_proj.weight": up}
+    return {name: weight.clone() for name, weight in theirs.items()}
+
+
+def _write_tokenizer(loaded: Loaded, folder: Path) -> None:
+    from tokenizers import decoders
+
+    engine = loaded.tokenizer.engine()
+    engine.decoder = decoders.ByteLevel()
+    engine.add_special_tokens([END_OF_TEXT])
+    engine.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        # The characters <|endoftext|> in a text are text, as in modbench.
+        "split_special_tokens": True,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": loaded.sequence,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+@torch.no_grad()
+def _difference(loaded: Loaded, folder: Path) -> float:
+    """Return the largest difference of a logit between ``loaded`` and the model that transformers loads
+    from ``folder``. Raises UserError: it is too large, or the tokenizers differ."""
+    transformers = _installed()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, min(loaded.sequence, 256))
+    tokens_BT = torch.randint(loaded.model.config.vocabulary, shape, generator=generator)
+    ours_BTV = loaded.model(tokens_BT, Context(selection="causal"))
+    difference = (theirs(tokens_BT).logits - ours_BTV).abs().max().item()
+    ids = transformers.AutoTokenizer.from_pretrained(folder)(_TEXT, verbose=False)["input_ids"]
+    wrong = "token ids" if ids != loaded.tokenizer.encode(_TEXT) else ""
+    if not difference <= _TOLERANCE * max(1.0, ours_BTV.abs().max().item()):
+        wrong = f"logits (difference {difference:.1e})"
+    if wrong:
+        raise UserError(
+            f"transformers {transformers.__version__} computes other {wrong} for {loaded.label}; use "
+            "another version, nothing was written"
+        )
+    return difference

@@ -45,8 +45,14 @@ def generate_texts(
     ordered = sorted(range(len(prompts)), key=lambda number: (-len(prompts[number]), prompts[number]))
     for start in range(0, len(ordered), batch):
         part = ordered[start : start + batch]
-        chosen = ([values[number] for number in part] for values in (prompts, options, new))
-        for number, text in zip(part, _continued(passes, tokenizer, *chosen), strict=True):
+        continued = _continued(
+            passes,
+            tokenizer,
+            [prompts[number] for number in part],
+            [options[number] for number in part],
+            [new[number] for number in part],
+        )
+        for number, text in zip(part, continued, strict=True):
             texts[number] = text
     return texts
 

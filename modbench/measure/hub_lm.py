@@ -112,7 +112,7 @@ def load_hub_lm(folder: Path, *, batch: int | Literal["auto"] = "auto", device: 
             "tokenizer files of the model there"
         ) from error
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto")
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto")
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             f"{folder} has no causal language model that transformers can load "
@@ -122,7 +122,7 @@ def load_hub_lm(folder: Path, *, batch: int | Literal["auto"] = "auto", device: 
         raise UserError(
             f"the tokenizer in {folder} has no eos_token; set it and save the tokenizer again"
         )
-    check_vocabulary(len(tokenizer), model.get_input_embeddings().num_embeddings, str(folder))
+    check_vocabulary(len(tokenizer), len(model.get_input_embeddings().weight), str(folder))
     return HubLM(model.to(device).eval(), tokenizer, batch=batch)
 
 

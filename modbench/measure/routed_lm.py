@@ -6,7 +6,7 @@ B sequences, T tokens, V vocabulary, R requested rows of logits.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lm_eval.api.instance import Instance
@@ -14,13 +14,14 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
 
-from modbench.errors import UserError
+from modbench.errors import UserError, known_names
 from modbench.measure.generation import AUTO_PROMPTS, generate_texts, new_tokens
 from modbench.measure.scoring_passes import Cost, Place, ScoringPasses, Tokens
 from modbench.model.context import Selection
 
 #: Inputs of the model, and the targets that its last ``len(targets)`` logits predict.
 Window = tuple[Tokens, Tokens]
+RULES: tuple[str, ...] = get_args(Selection)
 #: Tokens of a forward pass of batch size "auto", padding included, and the most logits that they have.
 AUTO_TOKENS, AUTO_LOGITS = 8192, 2**26
 #: Largest difference in nats of a log-probability scored from a cached prefix and in one pass; more
@@ -61,6 +62,8 @@ class RoutedLM(TemplateLM):
         super().__init__()
         if batch != "auto" and batch < 1:
             raise UserError(f"batch size is {batch}; it must be 1 or more, or auto")
+        if rule not in RULES:
+            raise UserError(f"rule '{rule}' is not known; {known_names(rule, RULES)}")
         self.model = model
         self.tokenizer: Any = tokenizer
         self.sequence, self.batch = sequence, batch

@@ -8,8 +8,9 @@ from typing import Any
 from modbench.measure.routed_lm import RoutedLM
 from modbench.measure.scoring_passes import Cost
 
-#: Batch sizes that are compared, and items of each task that are scored at each.
-BATCHES, ITEMS = (1, 7, 32), 32
+#: Batch sizes that are compared, and items of each task that are scored at each; fewer if they are long,
+#: since scoring one by one is slow.
+BATCHES, ITEMS, CHARACTERS = (1, 7, 32), 32, 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ def batch_shift(lm: RoutedLM, tasks: Mapping[str, Any], *, items: int = ITEMS) -
     sizes 1, 7 and 32. The cost is not added to that of ``lm``."""
     nats, flipped, scored = 0.0, 0, 0
     for task in tasks.values():
-        kept = sorted({instance.doc_id for instance in task.instances})[:items]
+        kept = _first_items(task, items)
         instances = [instance for instance in task.instances if instance.doc_id in kept]
         answers = [_answers(lm, batch, instances) for batch in BATCHES]
         for other in answers[1:]:
@@ -39,6 +40,23 @@ def batch_shift(lm: RoutedLM, tasks: Mapping[str, Any], *, items: int = ITEMS) -
         flipped += sum(len({each[doc] for each in chosen}) > 1 for doc in kept)
         scored += len(kept)
     return BatchShift(nats=nats, flipped=flipped, items=scored)
+
+
+def _first_items(task: Any, items: int) -> list[int]:
+    """Return the numbers of the first items, at most ``items``, whose requests have at most `CHARACTERS`
+    characters together; the first item in any case."""
+    sizes: dict[int, int] = {}
+    for instance in task.instances:
+        size = sum(len(text) for text in instance.args if isinstance(text, str))
+        sizes[instance.doc_id] = sizes.get(instance.doc_id, 0) + size
+    kept: list[int] = []
+    characters = 0
+    for doc_id in sorted(sizes)[:items]:
+        characters += sizes[doc_id]
+        if kept and characters > CHARACTERS:
+            break
+        kept.append(doc_id)
+    return kept
 
 
 def _answers(lm: RoutedLM, batch: int, instances: Sequence[Any]) -> list[Any]:

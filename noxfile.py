@@ -20,6 +20,16 @@ HERE = Path(__file__).parent
 ENVIRONMENTS = HERE / ".nox"
 #: The lower bound of PyTorch in pyproject.toml.
 OLDEST = "torch==2.11.*"
+#: The pre-release of lm-eval, whose rolling requests and results differ, and the tests that depend on it.
+NEXT_LM_EVAL = "lm-eval==0.5.0.dev1"
+LM_EVAL_TESTS = [
+    "tests/measure/test_downstream_lm.py",
+    "tests/measure/test_downstream_score.py",
+    "tests/measure/test_evaluation.py",
+    "tests/measure/test_hub_lm.py",
+    "tests/measure/test_routed_scoring.py",
+    "tests/cli/test_eval.py",
+]
 #: Tests keep to one thread each, and a process of them grows to 2 GB.
 PARALLEL = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
 #: Installed apart, since some change what they touch.
@@ -62,10 +72,13 @@ def tests(session: nox.Session) -> None:
 @nox.session(name="tests-full")
 @nox.parametrize("torch", ["newest", "oldest"], ids=["newest", "oldest"])
 def tests_full(session: nox.Session, torch: str) -> None:
-    """All tests and the full matrix, with the newest and with the oldest PyTorch that is supported;
-    arguments after -- go to pytest."""
+    """All tests and the full matrix, with the newest and with the oldest PyTorch that is supported, and
+    the tests of evaluation with the pre-release of lm-eval; arguments after -- go to pytest."""
     python = ready(session, "oldest", [OLDEST]) if torch == "oldest" else ready(session)
     session.run(python, "-m", "pytest", *PARALLEL, *session.posargs)
+    if torch == "newest" and "--no-venv" not in sys.argv:
+        python = ready(session, "next-lm-eval", [NEXT_LM_EVAL])
+        session.run(python, "-m", "pytest", *PARALLEL, *LM_EVAL_TESTS)
 
 
 @nox.session

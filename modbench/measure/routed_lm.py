@@ -24,8 +24,9 @@ Window = tuple[Tokens, Tokens]
 RULES: tuple[str, ...] = get_args(Selection)
 #: Tokens of a forward pass of batch size "auto", padding included, and the most logits that they have.
 AUTO_TOKENS, AUTO_LOGITS = 8192, 2**26
-#: Largest difference in nats of a log-probability scored from a cached prefix and in one pass; more
-#: means that the model does not continue from its cache. Weights of half precision round more.
+#: Largest difference in nats of a log-probability scored from a cached prefix and in one pass. If more
+#: than half of the requests exceed it, the model does not continue from its cache; of a model that does,
+#: rounding may flip a routing decision now and then. Weights of half precision round more.
 REUSE_TOLERANCE, HALF_TOLERANCE = 1e-3, 0.2
 
 
@@ -37,7 +38,7 @@ class RoutedLM(TemplateLM):
     scored in full. `loglikelihood_rolling` never truncates: it scores longer texts in windows, the last
     of which is full. Continuations that share a context, such as the choices of an item, are scored from
     one cached pass over it; the first of them are also scored without the cache, and if that differs the
-    cache is not used (``reuses`` becomes False). Log-softmax is always float32.
+    cache is not used (``reuses`` becomes False). Log-softmax is in float32 or wider.
 
     Args:
         tokenizer: has ``encode(text) -> ids``, ``decode(ids) -> text`` and ``end_of_text``.
@@ -249,13 +250,14 @@ class RoutedLM(TemplateLM):
             yield from self._in_one_pass(batch, wanted)
 
     def _agree(self, found: list[tuple[int, float, bool]], again: list[tuple[int, float, bool]]) -> bool:
-        """Return True if two scorings of the same targets give each request the same total."""
+        """Return True if two scorings of the same targets give most requests the same total."""
         totals: dict[int, float] = defaultdict(float)
         for sign, rated in ((1, found), (-1, again)):
             for number, value, _ in rated:
                 totals[number] += sign * value
         half = any(parameter.element_size() < 4 for parameter in self.model.parameters())
-        return max(map(abs, totals.values())) <= (HALF_TOLERANCE if half else REUSE_TOLERANCE)
+        tolerance = HALF_TOLERANCE if half else REUSE_TOLERANCE
+        return sum(abs(off) > tolerance for off in totals.values()) <= len(totals) / 2
 
     def _in_one_pass(
         self, batch: Sequence[Tokens], wanted: dict[Tokens, list[tuple[int, Tokens]]]

@@ -75,18 +75,18 @@ class ScoringPasses:
             self.cost.seconds += time.perf_counter() - started
 
     def whole(self, batch: Sequence[Tokens], places: Sequence[Place]) -> Tensor:
-        """Return the logits (R, V), in float32, at ``places`` of the sequences ``batch``."""
+        """Return the logits (R, V), in float32 or wider, at ``places`` of the sequences ``batch``."""
         return self._run(batch, places, None)
 
     def prefill(self, prefixes: Sequence[Tokens]) -> tuple[Tensor, Cache]:
-        """Return the logits (B, V) after each prefix, in float32, and the cache that holds them."""
+        """Return the logits (B, V) after each prefix, as `whole`, and the cache that holds them."""
         cache = Cache(len(prefixes))
         places = [(row, len(prefix) - 1) for row, prefix in enumerate(prefixes)]
         return self._run(prefixes, places, cache), cache
 
     def extend(self, cache: Cache, batch: Sequence[Tokens], places: Sequence[Place]) -> Tensor:
-        """Return the logits (R, V), in float32, at ``places`` of ``batch``, which follows the sequences
-        of ``cache``."""
+        """Return the logits (R, V) at ``places`` of ``batch``, as `whole`; it follows the sequences of
+        ``cache``."""
         return self._run(batch, places, cache)
 
     @torch.no_grad()
@@ -107,7 +107,8 @@ class ScoringPasses:
         else:
             logits_RV = logits_at(tokens_BT, context, rows_R, places_R)
         self._add_cost(tuple(lengths), past, context, len(places))
-        return logits_RV.float()  # type: ignore[no-any-return]
+        half = logits_RV.element_size() < 4
+        return logits_RV.float() if half else logits_RV  # type: ignore[no-any-return]
 
     def _add_cost(
         self, lengths: tuple[int, ...], past: tuple[int, ...], context: Context, logits: int

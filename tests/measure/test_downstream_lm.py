@@ -12,7 +12,6 @@ import torch
 from lm_eval.api.instance import Instance
 from torch import Tensor, nn
 
-from modbench.errors import UserError
 from modbench.measure.routed_lm import RoutedLM
 from modbench.model.context import Context
 

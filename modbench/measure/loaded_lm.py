@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lm_eval.models  # noqa: F401  first: lm-eval registers its models only if there are none yet
+import torch
 from lm_eval.api.registry import model_registry
 from lm_eval.utils import simple_parse_args_string
 
@@ -48,6 +49,8 @@ def load_lm(
     Raises UserError: as `load_trained`; as `load_hub_lm`; the rule ``topk`` for a model of transformers,
     which has no training rule.
     """
+    if not _has(device):
+        raise UserError(f"device '{device}' is not available; use cpu, or cuda where there is a GPU")
     folder = Path(run)
     if (folder / "config.json").is_file() and not (folder / DESCRIPTION).is_file():
         if rule != "causal":
@@ -66,6 +69,15 @@ def load_lm(
     )
     data = DataConfig(**loaded.cell["data"])
     return LoadedLM(lm=lm, name=loaded.label, data=data, leak=leak_verdict(loaded))
+
+
+def _has(device: str) -> bool:
+    """Return True if tensors can be put on ``device``."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):  # of a PyTorch without CUDA
+        return False
+    return True
 
 
 class ModbenchLM(RoutedLM):
@@ -92,6 +104,7 @@ class ModbenchLM(RoutedLM):
             raise UserError(
                 "model 'modbench' needs --model_args pretrained=RUN, such as results/quick/mod"
             )
+        device = str(stated.get("device") or "cpu")
         size = str(stated.get("batch_size", "auto"))
         return load_lm(
             stated["pretrained"],
@@ -99,7 +112,8 @@ class ModbenchLM(RoutedLM):
             plugins=[stated["plugin"]] if "plugin" in stated else (),
             batch="auto" if size.startswith("auto") else int(size),
             rule=stated.get("rule", "causal"),
-            device=stated.get("device") or "cpu",
+            # lm-eval's own default is cuda:0.
+            device=device if _has(device) else "cpu",
         ).lm
 
 

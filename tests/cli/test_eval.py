@@ -3,7 +3,8 @@
 import json
 import re
 import sys
-from importlib.metadata import entry_points
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,8 @@ def test_finished_tasks_are_printed_and_kept_when_a_later_one_fails(place, capsy
     [
         ("tiny/mod", "eval needs --tasks"),
         ("tiny/mod --tasks piqaa --data-dir data", "task 'piqaa' is not known; did you mean 'piqa'"),
+        ("tiny/mod --tasks piqa --device cuda:99", "device 'cuda:99' is not available"),
+        ("tiny/mod --tasks piqa --device gpu", "device 'gpu' is not available"),
         ("tiny/mod --tasks piqa --data-dir gone", "--data-dir gone is no folder"),
         ("tiny/mod --tasks piqa --batch-size 0", "--batch-size is 0"),
         ("tiny/mod --tasks piqa --limit 0 --data-dir data", "limit is 0"),
@@ -118,10 +121,12 @@ def test_lm_eval_s_command_line_scores_a_run(place, monkeypatch, capsys):
 
 
 def test_the_entry_point_of_lm_eval_names_the_model():
-    [point] = [p for p in entry_points(group="lm_eval.models") if p.name == "modbench"]
     from lm_eval.api.registry import get_model
 
-    assert point.load() is get_model("modbench")
+    project = tomllib.loads((DOCS.parents[1] / "pyproject.toml").read_text())["project"]
+    points = project["entry-points"]["lm_eval.models"]
+    loaded = EntryPoint("modbench", points["modbench"], "lm_eval.models").load()
+    assert loaded is get_model("modbench")
 
 
 def test_the_page_s_commands_and_code_run(place, monkeypatch, capsys):

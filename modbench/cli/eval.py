@@ -38,7 +38,7 @@ def eval_(
         run: a trained run, a folder of weights, or a model folder of Hugging Face transformers
         tasks: names of tasks, groups or tags
         limit: number of items of each task; by default all
-        batch_size: sequences per forward pass; auto: as many as fit 8192 tokens
+        batch_size: sequences per forward pass; auto: as many as fit 8192 tokens, or 2048 on a CPU
         num_fewshot: examples before each item; by default as the task says
         data_dir: folder of local files for standard tasks, in place of the hub (docs/evaluation.md)
         rule: selection rule; topk is the training rule, which looks ahead: its scores are non-causal

@@ -22,8 +22,9 @@ from modbench.model.context import Selection
 #: Inputs of the model, and the targets that its last ``len(targets)`` logits predict.
 Window = tuple[Tokens, Tokens]
 RULES: tuple[str, ...] = get_args(Selection)
-#: Tokens of a forward pass of batch size "auto", padding included, and the most logits that they have.
-AUTO_TOKENS, AUTO_LOGITS = 8192, 2**26
+#: Tokens of a forward pass of batch size "auto", padding and cached ones included: on a CPU, whose
+#: caches hold no more, and on other devices; and the most logits that they have.
+CPU_TOKENS, AUTO_TOKENS, AUTO_LOGITS = 2048, 8192, 2**26
 #: Largest difference in nats of a log-probability scored from a cached prefix and in one pass. If more
 #: than half of the requests exceed it, the model does not continue from its cache; of a model that does,
 #: rounding may flip a routing decision now and then. Weights of half precision round more.
@@ -43,8 +44,8 @@ class RoutedLM(TemplateLM):
     Args:
         tokenizer: has ``encode(text) -> ids``, ``decode(ids) -> text`` and ``end_of_text``.
         sequence: largest input length, the model's training length.
-        batch: sequences per forward pass; "auto": as many as have `AUTO_TOKENS` tokens, or the most
-            that have `AUTO_LOGITS` logits.
+        batch: sequences per forward pass; "auto": as many as have `AUTO_TOKENS` tokens,
+            on a CPU `CPU_TOKENS`, or the most that have `AUTO_LOGITS` logits.
         rule: ``causal``, or ``topk``: the training rule, which looks ahead, so that scores are not those
             of a language model.
         reuse: score continuations that share a context from one pass over it.
@@ -288,7 +289,7 @@ class RoutedLM(TemplateLM):
             rows = [place[0] for place, *_ in first]
             yield from _answers(logits_BV[rows], first)
         suffixes = sorted(rest, key=lambda one: (-len(one[1]), one[0], one[1]))
-        for batch in self._split([suffix for _, suffix, _ in suffixes]):
+        for batch in self._split([suffix for _, suffix, _ in suffixes], past=max(map(len, groups))):
             part, suffixes = suffixes[: len(batch)], suffixes[len(batch) :]
             asked = [
                 ((row, len(suffix) - len(targets) + place), target, number)
@@ -297,7 +298,7 @@ class RoutedLM(TemplateLM):
                 for place, target in enumerate(targets)
                 if len(suffix) - len(targets) + place >= 0
             ]
-            continued = cache.select([row for row, *_ in part])
+            continued = cache.select([row for row, *_ in part], room=len(batch[0]))
             logits_RV = self.passes.extend(continued, batch, [place for place, *_ in asked])
             yield from _answers(logits_RV, asked)
 
@@ -306,13 +307,15 @@ class RoutedLM(TemplateLM):
         requests."""
         return self._split(sorted(inputs, key=lambda tokens: (-len(tokens), tokens)))
 
-    def _split(self, ordered: Iterable[Tokens]) -> Iterator[list[Tokens]]:
-        """Split ``ordered``, the longest first, into batches of limited size with padding."""
-        most = min(AUTO_TOKENS, AUTO_LOGITS // getattr(self.tokenizer, "vocabulary", 1))
+    def _split(self, ordered: Iterable[Tokens], past: int = 0) -> Iterator[list[Tokens]]:
+        """Split ``ordered``, the longest first, into batches of limited size with padding; ``past``
+        cached tokens of each sequence count, too."""
+        tokens = CPU_TOKENS if self.passes.device.type == "cpu" else AUTO_TOKENS
+        most = min(tokens, AUTO_LOGITS // getattr(self.tokenizer, "vocabulary", 1))
         batch: list[Tokens] = []
         for sequence in ordered:
             if self.batch == "auto":
-                full = bool(batch) and (len(batch) + 1) * len(batch[0]) > most
+                full = bool(batch) and (len(batch) + 1) * (past + len(batch[0])) > most
             else:
                 full = len(batch) >= self.batch
             if full:

@@ -20,6 +20,17 @@ HERE = Path(__file__).parent
 ENVIRONMENTS = HERE / ".nox"
 #: The lower bound of PyTorch in pyproject.toml.
 OLDEST = "torch==2.11.*"
+VERSIONS = ["newest", "oldest", "next-lm-eval"]
+#: The pre-release of lm-eval, whose rolling requests and results differ, and the tests to run with it.
+NEXT_LM_EVAL = "lm-eval==0.5.0.dev1"
+LM_EVAL_TESTS = [
+    "tests/measure/test_downstream_lm.py",
+    "tests/measure/test_downstream_score.py",
+    "tests/measure/test_evaluation.py",
+    "tests/measure/test_hub_lm.py",
+    "tests/measure/test_routed_scoring.py",
+    "tests/cli/test_eval.py",
+]
 #: Tests keep to one thread each, and a process of them grows to 2 GB.
 PARALLEL = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
 #: Installed apart, since some change what they touch.
@@ -60,11 +71,17 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(name="tests-full")
-@nox.parametrize("torch", ["newest", "oldest"], ids=["newest", "oldest"])
-def tests_full(session: nox.Session, torch: str) -> None:
-    """All tests and the full matrix, with the newest and with the oldest PyTorch that is supported;
-    arguments after -- go to pytest."""
-    python = ready(session, "oldest", [OLDEST]) if torch == "oldest" else ready(session)
+@nox.parametrize(
+    "version", ["newest", "oldest", "next-lm-eval"], ids=["newest", "oldest", "next-lm-eval"]
+)
+def tests_full(session: nox.Session, version: str) -> None:
+    """All tests and the full matrix, with the newest and with the oldest PyTorch that is supported, and
+    those of evaluation with the pre-release of lm-eval; arguments after -- go to pytest."""
+    if version == "next-lm-eval":
+        python = ready(session, version, [NEXT_LM_EVAL])
+        session.run(python, "-m", "pytest", *PARALLEL, *LM_EVAL_TESTS, *session.posargs)
+        return
+    python = ready(session, "oldest", [OLDEST]) if version == "oldest" else ready(session)
     session.run(python, "-m", "pytest", *PARALLEL, *session.posargs)
 
 

@@ -27,3 +27,9 @@ def known_names(name: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{hint}known: {', '.join(names) or 'none'}"
+
+
+def nearest_names(name: object, known: Iterable[str]) -> str:
+    """Return the end of an "unknown X" message where there are too many names to list: the nearest."""
+    near = difflib.get_close_matches(str(name), sorted(known), n=3)
+    return f"did you mean {' or '.join(repr(one) for one in near)}?" if near else "check its spelling"

@@ -84,3 +84,15 @@ def test_the_full_matrix_runs_in_tests_full_with_both_versions_of_pytorch(
     words = ("-m", "pytest", *noxfile.PARALLEL)
     assert short.commands == [("newest", *words, "-m", "not full and not slow", "-k", "mod")]
     assert full.commands == [(version, *words, "-k", "mod") for version in ("newest", "oldest")]
+
+
+def test_the_pre_release_of_lm_eval_runs_the_tests_of_evaluation(
+    noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noxfile, "ready", lambda session, name, further: f"{name} {further}")
+    session = Session()
+    noxfile.tests_full.func(session, "next-lm-eval")
+    [(python, *words)] = session.commands
+    assert python == f"next-lm-eval ['{noxfile.NEXT_LM_EVAL}']"
+    assert words[-len(noxfile.LM_EVAL_TESTS) :] == noxfile.LM_EVAL_TESTS
+    assert all((Path(noxfile.__file__).parent / test).is_file() for test in noxfile.LM_EVAL_TESTS)

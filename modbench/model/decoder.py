@@ -53,6 +53,12 @@ class Decoder(nn.Module):
         with component("head"):
             return F.linear(x_BTD, self._head_weight())
 
+    def logits_at(self, tokens_BT: Tensor, context: Context, rows_R: Tensor, places_R: Tensor) -> Tensor:
+        """Return the logits (R, V) of `forward` at ``rows_R`` and ``places_R`` alone. Raise as there."""
+        x_RD = self._hidden(tokens_BT, context)[rows_R, places_R]
+        with component("head"):
+            return F.linear(x_RD, self._head_weight())
+
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, context: Context) -> Tensor:
         """Return the mean cross-entropy of ``targets_BT`` in nats, without auxiliary losses. It never
         holds all logits at once; its FLOPs are those of `forward` and its backward pass. Raise a

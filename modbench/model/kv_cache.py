@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from modbench.errors import UserError
@@ -93,6 +94,21 @@ class Cache:
     def advance(self, lengths: Sequence[int]) -> None:
         """Record that ``lengths[i]`` more tokens of sequence i were read by all layers."""
         self.read = [read + n for read, n in zip(self.read, lengths, strict=True)]
+
+    def select(self, rows: Sequence[int], room: int = 0) -> "Cache":
+        """Return a cache of copies of the sequences ``rows``, in that order, with ``room`` for further
+        tokens; a row may repeat, so that several continuations follow one prompt."""
+        chosen = Cache(len(rows))
+        chosen.read = [self.read[row] for row in rows]
+        for layer, cached in self._layers.items():
+            lengths = [cached.lengths[row] for row in rows]
+            rows_R = torch.tensor(list(rows), device=cached.k_BKCP.device)
+            k_RKCP, v_RKCP = (
+                F.pad(stored[:, :, : max(lengths)].index_select(0, rows_R), (0, 0, 0, room))
+                for stored in (cached.k_BKCP, cached.v_BKCP)
+            )
+            chosen._layers[layer] = LayerCache(k_RKCP, v_RKCP, lengths)
+        return chosen
 
     def mark(self) -> Mark:
         """Return the current state for `rewind`."""

@@ -12,7 +12,6 @@ import torch
 from lm_eval.api.instance import Instance
 from torch import Tensor, nn
 
-from modbench.errors import UserError
 from modbench.measure.routed_lm import RoutedLM
 from modbench.model.context import Context
 
@@ -184,11 +183,6 @@ def test_rolling_log_likelihood_of_a_bigram_is_the_plain_sum_whatever_the_window
     words = "abcdefgh hgfedcba ab"
     [total] = RoutedLM(model, text, sequence=5).loglikelihood_rolling([ask(words)])
     assert total == pytest.approx(model.log_p([text.end_of_text, *text.encode(words)]), abs=1e-5)
-
-
-def test_a_task_that_generates_text_is_refused():
-    with pytest.raises(UserError, match="tasks that generate text are not supported"):
-        RoutedLM(Bigram(), Letters()).generate_until([ask("a", {})])
 
 
 def test_the_model_s_mode_is_left_as_it_was():

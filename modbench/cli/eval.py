@@ -1,0 +1,101 @@
+"""The command `modbench eval`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from modbench.cli.options import Count, Plugins, Results, Run, Several, flat, tell
+from modbench.errors import UserError
+
+Folder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
+
+
+def eval_(
+    run: Run,
+    /,
+    *,
+    tasks: Annotated[
+        Several[str], arg(metavar="NAME[,NAME...] ...", help_behavior_hint="(required)")
+    ] = (),
+    limit: Count = None,
+    batch_size: Annotated[str, arg(metavar="N|auto")] = "auto",
+    num_fewshot: Count = None,
+    data_dir: Folder = None,
+    rule: Literal["causal", "topk"] = "causal",
+    out: Folder = None,
+    validity: bool = True,
+    device: str = "cpu",
+    results: Results = Path("results"),
+    plugin: Plugins = (),
+) -> int:
+    """Score a trained model on tasks of lm-eval, modbench's own (`modbench_cloze` and others) or any
+    other by its name.
+
+    Example: modbench eval quick/mod --tasks lambada_openai,modbench_cloze --limit 200
+
+    Args:
+        run: a trained run, a folder of weights, or a model folder of Hugging Face transformers
+        tasks: names of tasks, groups or tags
+        limit: number of items of each task; by default all
+        batch_size: sequences per forward pass; auto: as many as fit 8192 tokens, or 2048 on a CPU
+        num_fewshot: examples before each item; by default as the task says
+        data_dir: folder of local files for standard tasks, in place of the hub (docs/evaluation.md)
+        rule: selection rule; topk is the training rule, which looks ahead: its scores are non-causal
+        out: folder for lm-eval's result and sample files
+        validity: also score the first 32 items at batch sizes 1, 7 and 32, and print how far they differ
+        device: device of the model, such as cuda
+        results: folder that holds one folder per suite
+        plugin: Python files that register routers
+    """
+    names = [name for group in flat(tasks) for name in group.split(",") if name]
+    if not names:
+        raise UserError("eval needs --tasks, such as --tasks lambada_openai,modbench_cloze")
+    if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size) > 0):
+        raise UserError(f"--batch-size is {batch_size}; it must be a number from 1, or auto")
+    if data_dir is not None and not data_dir.is_dir():
+        raise UserError(
+            f"--data-dir {data_dir} is no folder; give one with files such as arc_easy.jsonl"
+        )
+    from modbench.measure.downstream import evaluate
+    from modbench.measure.downstream.files import ResultFiles
+    from modbench.measure.downstream.table import as_table, details, sentence
+    from modbench.measure.downstream.validity import batch_shift
+    from modbench.measure.loaded_lm import load_lm
+
+    loaded = load_lm(
+        run,
+        results=results,
+        plugins=flat(plugin),
+        batch="auto" if batch_size == "auto" else int(batch_size),
+        rule=rule,
+        device=device,
+    )
+    lm, done = loaded.lm, []
+    files = None if out is None else ResultFiles(out, loaded.name, lm, limit=limit)
+    try:
+        for evaluation in evaluate(
+            lm,
+            names,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            data_dir=data_dir,
+            data=loaded.data,
+        ):
+            shift = batch_shift(lm, evaluation.tasks) if validity else None
+            found = details(evaluation, shift, loaded.leak)
+            done.append(evaluation)
+            if files is not None:
+                files.add(evaluation, found)
+            tell(sentence(evaluation.name, found))
+            if evaluation.truncated:
+                tell(
+                    f"{evaluation.name}: {evaluation.truncated:,} requests are longer than the model's "
+                    f"{lm.max_length:,} tokens; their contexts were truncated on the left"
+                )
+    finally:
+        if done:
+            print(as_table(done))
+        if files is not None and done:
+            tell(f"results in {files.path}")
+    return 0

@@ -1,0 +1,114 @@
+"""The table that `modbench eval` prints, and what it says about each task."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from tabulate import tabulate
+
+from modbench.measure.downstream.evaluation import Evaluation
+from modbench.measure.downstream.validity import BatchShift
+
+HEADS = (
+    "task", "metric", "value", "stderr", "chance", "items", "few-shot", "version", "rule",
+)  # fmt: skip
+_LEFT = (0, 1)
+NON_CAUSAL = "topk (non-causal)"
+
+
+def rule_label(rule: str) -> str:
+    """Return the name of a selection rule; the training rule is labelled non-causal."""
+    return rule if rule == "causal" else NON_CAUSAL
+
+
+def rows(evaluations: Iterable[Evaluation]) -> list[tuple[str, ...]]:
+    """Return a row per metric of each task, columns as `HEADS`."""
+    return [
+        (
+            score.task,
+            metric,
+            _number(value),
+            _number(score.errors.get(metric)),
+            _number(score.chance.get(metric)),
+            f"{score.items:,}",
+            str(score.few_shot),
+            score.version or "-",
+            rule_label(evaluation.rule),
+        )
+        for evaluation in evaluations
+        for score in evaluation.scores
+        for metric, value in score.metrics.items()
+    ]
+
+
+def as_table(evaluations: Iterable[Evaluation]) -> str:
+    """Return the table as text."""
+    align = ["left" if column in _LEFT else "right" for column in range(len(HEADS))]
+    found = rows(evaluations)
+    return tabulate(found, HEADS, "plain", disable_numparse=True, colalign=align)
+
+
+def details(evaluation: Evaluation, shift: BatchShift | None, leak: str) -> dict[str, Any]:
+    """Return compute and validity of ``evaluation`` as numbers: FLOPs, nominal and realised, and seconds
+    per evaluated token; the share of tokens routed; batch shift; the leak verdict; truncated
+    requests."""
+    cost, tokens = evaluation.cost, max(1, evaluation.cost.tokens)
+    found: dict[str, Any] = {
+        "rule": rule_label(evaluation.rule),
+        "tokens": cost.tokens,
+        "seconds": cost.seconds,
+        "seconds_per_token": cost.seconds / tokens,
+        "nominal_flops_per_token": cost.nominal_flops / tokens if cost.nominal_flops else None,
+        "realised_flops_per_token": cost.realised_flops / tokens if cost.realised_flops else None,
+        "share_routed": cost.share_routed,
+        "truncated": evaluation.truncated,
+        "leak": leak,
+        "bits_per_byte_of_answer": {},
+        "margin_nats": {},
+    }
+    for score in evaluation.scores:
+        answers = score.answers
+        pairs = [
+            (value, size)
+            for value, size in zip(answers.logprob, answers.bytes, strict=True)
+            if size and not math.isnan(value)
+        ]
+        if pairs:
+            found["bits_per_byte_of_answer"][score.task] = sum(
+                -value / math.log(2) / size for value, size in pairs
+            ) / len(pairs)
+        margins = [margin for margin in answers.margin if not math.isnan(margin)]
+        if margins:
+            found["margin_nats"][score.task] = sum(margins) / len(margins)
+    if shift is not None:
+        found |= {
+            "batch_shift_nats": shift.nats,
+            "batch_shift_flipped": shift.flipped,
+            "batch_shift_items": shift.items,
+            "batch_shift_batches": list(shift.batches),
+        }
+    return found
+
+
+def sentence(name: str, found: dict[str, Any]) -> str:
+    """Return one line on the compute and the validity of a task, from `details`."""
+    parts = [f"{found['tokens']:,} tokens", f"{found['seconds_per_token'] * 1e6:,.0f} us per token"]
+    nominal, realised = found["nominal_flops_per_token"], found["realised_flops_per_token"]
+    if nominal is not None:
+        parts.append(f"{nominal:,.0f} FLOPs per token nominal, {realised:,.0f} realised")
+    if found["share_routed"] is not None:
+        parts.append(f"{found['share_routed']:.1%} of tokens routed")
+    if "batch_shift_nats" in found:
+        parts.append(
+            f"batch shift {found['batch_shift_nats']:.1e} nats and {found['batch_shift_flipped']} of "
+            f"{found['batch_shift_items']} items flipped at batch sizes "
+            f"{', '.join(map(str, found['batch_shift_batches']))}"
+        )
+    parts += [f"leak audit {found['leak']}", f"rule {found['rule']}"]
+    return f"{name}: " + "; ".join(parts)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"

@@ -1,0 +1,143 @@
+"""The command `modbench eval`, and lm-eval's own command line with our model."""
+
+import json
+import re
+import sys
+import tomllib
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+from trained_runs import RUNS, add_records, record_of, save_trained
+
+from modbench.cli.main import main
+
+DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Results of small runs, one with weights, and items of piqa."""
+    monkeypatch.chdir(tmp_path)
+    add_records(tmp_path / "results", *(record_of(*run) for run in RUNS))
+    save_trained(tmp_path / "results", "tiny/mod", merges=())
+    rows = [
+        {"query": f"Question: {'so ' * number}\n", "choices": ["ab", "bcd e"], "gold": number % 2}
+        for number in range(6)
+    ]
+    (tmp_path / "data").mkdir()
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "data" / "piqa.jsonl").write_text(text)
+    return tmp_path
+
+
+def run(*words: str) -> int:
+    return main(["eval", *words])
+
+
+def test_a_run_is_scored_printed_and_written(place, capsys):
+    code = run("tiny/mod", "--tasks", "piqa", "--data-dir", "data", "--out", "scores", "--limit", "4")
+    out, err = capsys.readouterr()
+    assert code == 0
+    assert re.search(r"^piqa +acc +0\.\d+ +0\.\d+ +0\.5000 +4 +0 +1\.0 +causal$", out, re.MULTILINE)
+    assert "batch shift" in err
+    assert "of tokens routed" in err
+    assert "leak audit not audited" in err
+    # Ten tokens are less than these items have.
+    assert "requests are longer than the model's 10 tokens" in err
+    [results] = (place / "scores" / "tiny__mod").glob("results_*.json")
+    written = json.loads(results.read_text())["modbench"]["piqa"]
+    assert written["realised_flops_per_token"] > 0
+    assert written["batch_shift_flipped"] == 0
+
+
+def test_the_training_rule_is_labelled(place, capsys):
+    folder = str(next((place / "results" / "tiny" / "cells").iterdir()))
+    words = ("--tasks", "piqa", "--data-dir", "data", "--rule", "topk", "--no-validity")
+    assert run(folder, *words) == 0
+    out, err = capsys.readouterr()
+    assert out.count("topk (non-causal)") == 2
+    assert "rule topk (non-causal)" in err
+    assert "batch shift" not in err
+
+
+def test_finished_tasks_are_printed_and_kept_when_a_later_one_fails(place, capsys):
+    assert run("tiny/mod", "--tasks", "piqa,arc_easy", "--data-dir", "data", "--out", "scores") == 2
+    out, err = capsys.readouterr()
+    assert "piqa" in out
+    assert "task 'arc_easy' needs arc_easy.jsonl in --data-dir data" in err.splitlines()[-1]
+    assert list((place / "scores").rglob("results_*.json"))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("tiny/mod", "eval needs --tasks"),
+        ("tiny/mod --tasks piqaa --data-dir data", "task 'piqaa' is not known; did you mean 'piqa'"),
+        ("tiny/mod --tasks piqa --device cuda:99", "device 'cuda:99' is not available"),
+        ("tiny/mod --tasks piqa --device gpu", "device 'gpu' is not available"),
+        ("tiny/mod --tasks piqa --data-dir gone", "--data-dir gone is no folder"),
+        ("tiny/mod --tasks piqa --batch-size 0", "--batch-size is 0"),
+        ("tiny/mod --tasks piqa --limit 0 --data-dir data", "limit is 0"),
+        ("tiny/vanilla --tasks piqa", "its weights"),
+        ("tiny/gone --tasks piqa", "run 'tiny/gone' is not known"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(place, capsys, words, sentence):
+    assert run(*words.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("modbench: ")
+    assert sentence in line
+
+
+def test_lm_eval_s_command_line_scores_a_run(place, monkeypatch, capsys):
+    from modbench.cli.lm_eval import main as lm_eval_main
+
+    (place / "tasks").mkdir()
+    config = {
+        "task": "tiny_choice",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(place / "data" / "piqa.jsonl")}},
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "doc_to_text": "{{query}}",
+        "doc_to_target": "gold",
+        "doc_to_choice": "choices",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (place / "tasks" / "tiny.yaml").write_text(json.dumps(config))
+    # Its own index takes a minute to build.
+    from lm_eval.tasks.manager import TaskManager
+
+    plain = TaskManager.__init__
+    monkeypatch.setattr(
+        TaskManager, "__init__", lambda self, *a, **k: plain(self, *a, **k | {"include_defaults": False})
+    )
+    words = "lm_eval run --model modbench --model_args pretrained=results/tiny/mod --tasks tiny_choice"
+    monkeypatch.setattr(sys, "argv", [*words.split(), "--include_path", "tasks", "--output_path", "out"])
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(place / "cache"))
+    assert lm_eval_main() == 0
+    assert re.search(r"\|tiny_choice\|.*\|acc ", capsys.readouterr().out)
+
+
+def test_the_entry_point_of_lm_eval_names_the_model():
+    from lm_eval.api.registry import get_model
+
+    project = tomllib.loads((DOCS.parents[1] / "pyproject.toml").read_text())["project"]
+    points = project["entry-points"]["lm_eval.models"]
+    loaded = EntryPoint("modbench", points["modbench"], "lm_eval.models").load()
+    assert loaded is get_model("modbench")
+
+
+def test_the_page_s_commands_and_code_run(place, monkeypatch, capsys):
+    """The commands on piqa, with a small run for the one of the page."""
+    page = DOCS.read_text()
+    command = re.findall(r"^modbench (eval results/quick/mod --tasks lambada.*)$", page, re.MULTILINE)[0]
+    (place / "my-data").mkdir()
+    (place / "data" / "piqa.jsonl").rename(place / "my-data" / "piqa.jsonl")
+    words = command.replace("quick/mod", "tiny/mod").replace("lambada_openai,arc_easy,", "").split()
+    assert main(words) == 0
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0].replace("quick/mod", "tiny/mod")
+    capsys.readouterr()
+    exec(compile(code.replace("sequence=256", "sequence=10"), str(DOCS), "exec"), {})
+    assert capsys.readouterr().out.startswith("0.")

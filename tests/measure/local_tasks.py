@@ -1,0 +1,41 @@
+"""Small made-up files of standard tasks, in the formats that `--data-dir` reads."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+WORDS = ["stone", "river", "green", "lamp", "table", "seven", "walk", "cold", "bright", "market"]
+
+
+def write_tasks(folder: Path, items: int = 12) -> Path:
+    """Write lambada_openai, arc_easy and piqa into ``folder``, contexts and answers of many lengths."""
+    rng = random.Random(0)
+
+    def words(least: int, most: int) -> str:
+        return " ".join(rng.choice(WORDS) for _ in range(rng.randint(least, most)))
+
+    def choices(count: int) -> list[str]:
+        return [f"{words(1, 6)} {number}" for number in range(count)]
+
+    rows: dict[str, list[dict[str, Any]]] = {
+        "lambada_openai": [{"text": words(3, 20)} for _ in range(items)],
+        "arc_easy": [
+            {"query": f"Question: {words(3, 12)}?", "choices": choices(4), "gold": number % 4}
+            for number in range(items)
+        ],
+        "piqa": [
+            {"query": f"Question: {words(2, 9)}\n", "choices": choices(2), "gold": number % 2}
+            for number in range(items)
+        ],
+    }
+    folder.mkdir(exist_ok=True)
+    for task, of_task in rows.items():
+        text = "".join(json.dumps(row) + "\n" for row in of_task)
+        (folder / f"{task}.jsonl").write_text(text)
+    pages = [
+        f" = {words(1, 2)} = \n \n {words(20, 60)} \n = = {words(1, 2)} = = \n {words(5, 9)} \n"
+        for _ in range(3)
+    ]
+    (folder / "wikitext2_test.txt").write_text(" \n" + "".join(pages))
+    return folder

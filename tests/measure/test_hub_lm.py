@@ -1,0 +1,125 @@
+"""A dense model of transformers scored by our adapter and by lm-eval's own."""
+
+import json
+from pathlib import Path
+
+import pytest
+from lm_eval.evaluator import evaluate as lm_eval_evaluate
+from local_tasks import write_tasks
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from modbench.errors import UserError
+from modbench.measure.downstream import evaluate
+from modbench.measure.hub_lm import load_hub_lm
+
+
+def byte_tokenizer(text: str, ids: int) -> PreTrainedTokenizerFast:
+    engine = Tokenizer(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = decoders.ByteLevel()
+    special = ["<s>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=ids, show_progress=False, special_tokens=special, initial_alphabet=alphabet
+    )
+    engine.train_from_iterator([text], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=engine, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tasks(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def folder(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with random weights, large enough that its scores differ between answers."""
+    path = tmp_path_factory.mktemp("llama")
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    byte_tokenizer((tasks / "arc_easy.jsonl").read_text(), 290).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("batch", ["auto", 3])
+def test_scores_equal_those_of_lm_eval_s_own_adapter(folder, tasks, batch):
+    from lm_eval.models.huggingface import HFLM  # needs accelerate, of the extra dev
+
+    ours = load_hub_lm(folder, batch=batch)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    theirs = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=2)
+    assert ours.max_length == theirs.max_length == 64
+    names = ["lambada_openai", "arc_easy", "piqa", "wikitext"]
+    for evaluation in evaluate(ours, names, data_dir=tasks):
+        answers = [instance.resps[0] for instance in evaluation.tasks[evaluation.name].instances]
+        again = lm_eval_evaluate(theirs, {"tasks": dict(evaluation.tasks)}, bootstrap_iters=0)
+        expected = [instance.resps[0] for instance in evaluation.tasks[evaluation.name].instances]
+        for answer, other in zip(answers, expected, strict=True):
+            assert answer == pytest.approx(other, abs=1e-4)
+        score = evaluation.score(evaluation.name)
+        for metric in score.metrics:
+            value = again["results"][evaluation.name][f"{metric},none"]
+            assert score.metrics[metric] == pytest.approx(value, rel=1e-4)
+        assert any(answers[0] != answer for answer in answers)
+
+
+def test_few_shot_prompts_are_those_of_lm_eval(folder, tasks, tmp_path):
+    rows = (tasks / "arc_easy.jsonl").read_text().splitlines()
+    (tmp_path / "arc_easy.jsonl").write_text("\n".join(rows[:4]))
+    (tmp_path / "arc_easy_train.jsonl").write_text("\n".join(rows[4:]))
+    [evaluation] = evaluate(load_hub_lm(folder), ["arc_easy"], data_dir=tmp_path, num_fewshot=2)
+    prompt = evaluation.tasks["arc_easy"].instances[0].args[0]
+    assert prompt.count("Question: ") == 3
+    assert prompt.endswith(f"{json.loads(rows[0])['query']}\nAnswer:")
+    assert evaluation.score("arc_easy").few_shot == 2
+
+
+def test_few_shot_examples_without_a_file_are_asked_for(folder, tasks):
+    with pytest.raises(UserError, match=r"takes its 2 examples from arc_easy_train\.jsonl"):
+        next(evaluate(load_hub_lm(folder), ["arc_easy"], data_dir=tasks, num_fewshot=2))
+
+
+def test_generation_is_that_of_transformers(folder):
+    from lm_eval.api.instance import Instance
+
+    lm = load_hub_lm(folder)
+    options = {"until": [], "max_gen_toks": 8}
+    [text] = lm.generate_until([Instance("generate_until", {}, ("stone river", options), 0)])
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), lm.model.model
+    inputs = tokenizer("stone river", return_tensors="pt", return_token_type_ids=False)
+    ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert text == tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder, tasks, tmp_path):
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
+    byte_tokenizer((tasks / "arc_easy.jsonl").read_text(), 320).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="its tokenizer has 320 ids, but the model only 300"):
+        load_hub_lm(tmp_path)
+
+
+def test_a_folder_without_tokenizer_or_weights_is_refused(folder, tmp_path):
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    with pytest.raises(UserError, match="has no tokenizer that transformers can load"):
+        load_hub_lm(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has no causal language model that transformers can load"):
+        load_hub_lm(tmp_path)

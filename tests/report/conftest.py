@@ -35,7 +35,7 @@ def make_record(
     """A record of ``label``; ``cost`` scales its FLOPs and times against a dense model's 1."""
     cell = {
         "router": {
-            "name": router or label,
+            "name": router or label.partition("/")[0],
             "options": options or {},
             "plugin_sha256": None,
             "label": label,

@@ -64,15 +64,14 @@ def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
 
     newest = max(found.cells, key=lambda record: (record.suite["version"], record.suite["rank_by"]))
     board = Leaderboard.of(found.cells, rank_by or newest.suite["rank_by"], found.audits)
-    pages = {"leaderboard.csv": board.csv()}
-    if sweep := sweep_of(found.cells, board):
-        pages |= {"leaderboard.md": isoflop_page(sweep)}
+    if sweep := sweep_of(found.cells, board, found.timings):
+        pages = {"leaderboard.csv": board.csv(sweep.of_row), "leaderboard.md": isoflop_page(sweep)}
         pages |= {"learning_rates.csv": sweep.rates_csv()}
         pages |= {"optima.csv": sweep.optima_csv()} if sweep.has_curves else {}
         drawn = isoflop_figures(sweep) if sweep.has_curves else {}
         cases = cases_of_sweep(sweep)
     else:
-        pages |= {"leaderboard.md": markdown(board)}
+        pages = {"leaderboard.csv": board.csv(), "leaderboard.md": markdown(board)}
         drawn = figures(board)
         cases = cases_of_board(board)
     drawn |= pattern_files(cases) | weight_files(cases)

@@ -13,9 +13,8 @@ from modbench.analysis.isoflop import FITS, IsoFlop, Optimum, analyse
 from modbench.analysis.learning_rate import RateChoice, choose_rate, rate_at
 from modbench.analysis.noise import Run
 from modbench.report.isoflop_seconds import SecondsSpeedUp, StepTimes, in_seconds
-from modbench.report.leaderboard import Leaderboard
+from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.record import CellRecord, TimingRecord
-from modbench.report.row import Row
 from modbench.report.scheme import split_label
 from modbench.report.store import latest
 from modbench.report.table import csv_table
@@ -276,11 +275,14 @@ class Sweep:
             "learning_rate_verdict": self.rates[one.scheme].choice.verdict,
         }
 
-    def of_row(self, row: Row) -> dict[str, bool]:
-        """Column of leaderboard.csv: True if ``row`` is a point of a curve, False if it only tries a
+    @cached_property
+    def _keys(self) -> frozenset[str]:
+        return frozenset(record.key for record in self.curve_records())
+
+    def on_curve(self, entry: Entry) -> dict[str, bool]:
+        """Column of leaderboard.csv: True if ``entry`` is a point of a curve, False if it only tries a
         learning rate or has no finished run."""
-        keys = {record.key for record in self.curve_records()}
-        return {"on_curve": any(record.key in keys for record in row.records)}
+        return {"on_curve": any(record.key in self._keys for record in entry.row.records)}
 
     def rates_csv(self) -> str:
         """One line per learning rate that was tried at a middle size."""

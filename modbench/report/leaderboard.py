@@ -81,14 +81,16 @@ class Leaderboard:
             return None
         return row.value(name)
 
-    def csv(self, more: Callable[[Row], Mapping[str, Any]] = lambda row: {}) -> str:
-        """The table as CSV, all metrics at full precision. ``more``: further columns of a row."""
+    def csv(self, place: Callable[[Entry], Mapping[str, Any]] | None = None) -> str:
+        """The table as CSV, all metrics at full precision. ``place``: columns on the place of an entry
+        among the sizes of its scheme; by default ``best_size`` and ``sizes``."""
+        place = place or (lambda entry: {"best_size": entry.best_size, "sizes": entry.sizes})
         shapes = shape_columns([entry.row.model for entry in self.entries])
-        lines = (self._line(*pair, more) for pair in zip(self.entries, shapes, strict=True))
+        lines = (self._line(*pair, place) for pair in zip(self.entries, shapes, strict=True))
         return csv_table(list(lines))
 
     def _line(
-        self, entry: Entry, shape: dict[str, Any], more: Callable[[Row], Mapping[str, Any]]
+        self, entry: Entry, shape: dict[str, Any], place: Callable[[Entry], Mapping[str, Any]]
     ) -> dict[str, Any]:
         row, router = entry.row, entry.row.cell["router"]
         metrics: dict[str, Any] = {}
@@ -111,9 +113,7 @@ class Leaderboard:
         return {
             **columns,
             **{name: value for name, value in shape.items() if name not in columns},
-            "best_size": entry.best_size,
-            "sizes": entry.sizes,
-            **more(row),
+            **place(entry),
             "flops_source": row.flops_source,
             **metrics,
             "plugin_sha256": router["plugin_sha256"],

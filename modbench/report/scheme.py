@@ -1,5 +1,6 @@
 """Schemes and shapes of rows: the name of a scheme, and the columns of a shape."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -48,6 +49,16 @@ def shape_columns(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The columns of each of ``models``: `SHAPE`, then the other fields in which they differ."""
     columns = list(dict.fromkeys((*SHAPE, *differing(models))))
     return [{name: _plain(model.get(name)) for name in columns} for model in models]
+
+
+def with_shape(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """``rows`` of timings, whose ``label`` has that of the shape and whose ``model`` is JSON, with the
+    label of the scheme and the shape in columns."""
+    found = []
+    for row, shape in zip(rows, shape_columns([json.loads(row["model"]) for row in rows]), strict=True):
+        scheme, label = split_label(row["label"])
+        found.append({"label": scheme, "shape": label or None} | shape | {**row, "label": scheme})
+    return found
 
 
 def shape_name(model: Mapping[str, Any]) -> str:

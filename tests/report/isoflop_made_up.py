@@ -44,6 +44,7 @@ def records(
                 train={"budget": budget, "learning_rate": rate, "precision": "auto"},
                 metrics={
                     "active_parameters": 12 * width**2,
+                    "parameters": 13 * width**2,
                     "forward_flops_per_token": 24 * width**2,
                     "train_flops": budget - 10,
                 },

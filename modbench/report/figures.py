@@ -211,7 +211,7 @@ def _final_losses(board: Leaderboard, look_of: _Marks) -> Figure | None:
 def _name_axes(figure: Figure, flops: str, loss: str, notes: Sequence[str]) -> None:
     """Names of both axes for all panels; ``notes`` on what is drawn stand underneath."""
     figure.supxlabel("\n".join([flops, *notes]), fontsize=11)
-    figure.supylabel(f"{loss} (nats/token)", fontsize=11)
+    figure.supylabel(f"{loss} (nats/token),\ncausal rule", fontsize=11)
 
 
 @dataclass(frozen=True, order=True)

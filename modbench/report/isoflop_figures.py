@@ -264,6 +264,8 @@ def learning_rates(sweep: Sweep, look_of: _Marks) -> Figure:
         handles[f"{scheme}{word}"] = handle(mark)
     axes.set_xscale("log")
     _plain_numbers(axes)
+    tried = sorted({rate for rates in sweep.rates.values() for rate in rates.losses})
+    axes.set_xticks(tried, [f"{rate:g}" for rate in tried])
     axes.set_xlabel("peak learning rate")
     axes.set_ylabel(f"{_LOSS}\nmiddle size and budget, one seed")
     legend_below(figure, handles)

@@ -80,8 +80,13 @@ def _curve(row: Row) -> list[tuple[float, float, float, float]]:
     return points
 
 
-def _budget(entry: Entry) -> str:
-    return f"{entry.row.cell['train']['budget']:.3g} training FLOPs"
+def _titles(columns: Sequence[Sequence[Entry]]) -> list[str]:
+    """The budget of each comparison; with its number if they share budgets, as those of several texts
+    do."""
+    budgets = [f"{column[0].row.cell['train']['budget']:.3g} training FLOPs" for column in columns]
+    if len(set(budgets)) == len(budgets):
+        return budgets
+    return [f"{b}, comparison {c[0].comparison}" for b, c in zip(budgets, columns, strict=True)]
 
 
 def _grid(board: Leaderboard, of: Callable[[Row], object], *, by_shape: bool) -> list[list[_Panel]]:
@@ -91,15 +96,15 @@ def _grid(board: Leaderboard, of: Callable[[Row], object], *, by_shape: bool) ->
     columns = [entries for entries in columns if entries]
     sizes = Counter((e.comparison, e.scheme, canonical_json(e.row.model)) for c in columns for e in c)
     if not by_shape or max(Counter(key[:2] for key in sizes).values(), default=0) < 2:
-        return _wrapped([_Panel(_budget(c[0]) if len(columns) > 1 else "", c) for c in columns])
+        titles = _titles(columns) if len(columns) > 1 else [""] * len(columns)
+        return _wrapped([_Panel(*panel) for panel in zip(titles, columns, strict=True)])
     entries = sorted((entry for column in columns for entry in column), key=lambda e: size_of(e.row))
     shapes = {canonical_json(entry.row.model): entry.row for entry in reversed(entries)}
     grid = []
     for shape, row in reversed(shapes.items()):
         name = split_label(row.cell["router"]["label"])[1] or shape_name(row.model)
         own = [[e for e in column if canonical_json(e.row.model) == shape] for column in columns]
-        several = len(columns) > 1
-        titles = [f"{name}, {_budget(column[0])}" if several else name for column in columns]
+        titles = [f"{name}, {budget}" for budget in _titles(columns)] if len(columns) > 1 else [name]
         grid.append([_Panel(title, found) for title, found in zip(titles, own, strict=True)])
     return _wrapped([line[0] for line in grid]) if len(columns) == 1 else grid
 

@@ -11,7 +11,7 @@ from isoflop_made_up import BUDGETS, Make, records, table_under
 from modbench.report.isoflop import sweep_of
 from modbench.report.isoflop_page import isoflop_page
 from modbench.report.leaderboard import Leaderboard
-from modbench.report.page import write_report
+from modbench.report.page import DERIVED, write_report
 from modbench.report.record import CellRecord
 from modbench.report.store import append_record
 
@@ -43,11 +43,11 @@ def test_speed_up_is_of_the_dense_model_at_equal_loss(make: Make) -> None:
     )
 
 
-def test_optimum_follows_from_the_rows_of_leaderboard_csv(make: Make, tmp_path: Path) -> None:
-    for one in records(make):
-        append_record(tmp_path, one)
-    write_report(tmp_path)
-    runs = list(csv.DictReader(io.StringIO((tmp_path / "leaderboard.csv").read_text())))
+def test_optimum_follows_from_the_rows_of_leaderboard_csv(make: Make) -> None:
+    board = Leaderboard.of(records(make))
+    sweep = sweep_of(records(make), board)
+    assert sweep is not None
+    runs = list(csv.DictReader(io.StringIO(board.csv(sweep.on_curve))))
     assert {row["rank"] for row in runs} == {""}
     assert {row["label"] for row in runs} == {"vanilla", "mod"}
     of_curve = [
@@ -62,7 +62,7 @@ def test_optimum_follows_from_the_rows_of_leaderboard_csv(make: Make, tmp_path: 
     size = np.log([float(row["active_parameters"]) for row in of_curve])
     loss = [float(row["heldout_loss"]) for row in of_curve]
     square, slope, constant = np.polyfit(size, loss, 2)
-    optima = csv.DictReader(io.StringIO((tmp_path / "optima.csv").read_text()))
+    optima = csv.DictReader(io.StringIO(sweep.optima_csv()))
     key = (str(BUDGETS[1]), "parabola", "mod")
     (row,) = (row for row in optima if (row["budget"], row["fit"], row["scheme"]) == key)
     assert float(row["active_parameters"]) == pytest.approx(np.exp(-slope / (2 * square)), rel=1e-6)
@@ -92,9 +92,9 @@ def test_optima_csv_has_all_fits_at_full_precision(make: Make, tmp_path: Path) -
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     write_report(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
-    assert {"isoflop_curves.png", "normalised_loss.svg", "speed_up.png", "learning_rates.svg"} <= set(
-        files
-    )
+    figures = {"isoflop_curves.png", "isoflop_curves_parameters.png", "isoflop_curves_forward_flops.svg"}
+    assert figures | {"normalised_loss.svg", "speed_up.png", "learning_rates.svg"} <= set(files)
+    assert set(files) <= DERIVED
 
 
 def test_scheme_that_fails_the_audit_is_not_ranked(make: Make) -> None:

@@ -4,7 +4,6 @@ import csv
 import io
 from collections.abc import Sequence
 from math import exp, log
-from pathlib import Path
 
 import pytest
 from isoflop_made_up import BUDGETS, WIDTHS, Make, records, table_under
@@ -13,9 +12,7 @@ from timings_made_up import make_case, make_timing
 from modbench.report.isoflop import Sweep, sweep_of
 from modbench.report.isoflop_page import isoflop_page
 from modbench.report.leaderboard import Leaderboard
-from modbench.report.page import write_report
 from modbench.report.record import CellRecord, TimingRecord
-from modbench.report.store import append_record
 
 #: Made-up seconds per FLOP by scheme: routing costs time that FLOPs don't show.
 SLOWNESS = {"vanilla": 1e-9, "mod": 1.6e-9}
@@ -62,13 +59,11 @@ def interpolated(scheme: str, size: float) -> float:
 
 
 def test_speed_up_in_seconds_is_that_in_flops_times_the_ratio_of_seconds_per_flop(
-    found: list[CellRecord], tmp_path: Path
+    found: list[CellRecord],
 ) -> None:
     timings = [*steps_of(found, "vanilla", WIDTHS), *steps_of(found, "mod", WIDTHS)]
-    for one in [*found, *timings]:
-        append_record(tmp_path, one)
-    write_report(tmp_path)
-    text = (tmp_path / "optima.csv").read_text()
+    sweep = swept(found, timings)
+    text = sweep.optima_csv()
     rows = {
         (int(row["budget"]), row["scheme"]): row
         for row in csv.DictReader(io.StringIO(text))
@@ -88,7 +83,7 @@ def test_speed_up_in_seconds_is_that_in_flops_times_the_ratio_of_seconds_per_flo
         if flops:
             assert float(seconds) == pytest.approx(float(flops) * dense / own)
     assert rows[BUDGETS[1], "vanilla"]["speed_up_seconds"] == ""
-    page = (tmp_path / "leaderboard.md").read_text()
+    page = isoflop_page(sweep)
     shown = table_under(page, "## 3e+12 training FLOPs")[0][6]
     assert shown.startswith(f"{float(row['speed_up_seconds']):.2f}")
     assert "Speed-up in seconds: the one in FLOPs times" in page

@@ -5,11 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from isoflop_made_up import records as isoflop_records
 
 from modbench.errors import UserError
 from modbench.report import figures as figures_module
-from modbench.report.page import DERIVED, write_report
+from modbench.report.page import write_report
 
 _NAMES = [
     "leaderboard.csv",
@@ -83,16 +82,6 @@ def test_files_of_an_earlier_report_without_data_are_removed(tmp_path, fakes, si
     (tmp_path / "notes.txt").write_text("of the user")
     write_report(fakes.store(tmp_path, six))
     assert list(_bytes(tmp_path)) == sorted([*_NAMES, "notes.txt"])
-
-
-def test_every_file_of_a_report_is_known_to_its_successors(tmp_path, fakes, make):
-    suites = {
-        "isoflop": [*isoflop_records(make)],
-        "plain": [fakes.make_record("mod", routing=fakes.make_routing(experts=(0, 1)))],
-    }
-    for name, records in suites.items():
-        written = write_report(fakes.store(tmp_path / name, records))
-        assert {path.name for path in written} <= DERIVED
 
 
 def test_a_reader_of_the_old_table_is_not_disturbed(tmp_path, fakes, six):

@@ -1,62 +1,65 @@
 """Figures of the leaderboard: loss against training FLOPs, loss against forward FLOPs per token, and
-those of `modbench.report.routing_figure`; and the figure of timings. All FLOPs are in convention
-``model``."""
+those of `modbench.report.routing_figure`. All FLOPs are in convention ``model``.
+
+Each is a set of panels by budget; learning curves also by size. A scheme has the same colour and marker
+in all of them. A figure without data is not drawn.
+"""
 
 import statistics
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from modbench.report.leaderboard import Leaderboard
+from modbench.report.direct_labels import End, label_ends
+from modbench.report.leaderboard import Entry, Leaderboard, size_of
 from modbench.report.plot_style import (
     DOTTED,
-    GREY,
+    HEIGHT,
     REFERENCE,
     Mark,
-    blank,
     draw_point,
     files,
-    folded,
-    handle,
-    legend_below,
     look,
     marks,
-    row_names,
-    say_nothing_to_show,
+    sheet,
     written_out,
 )
+from modbench.report.record import canonical_json
 from modbench.report.routing_figure import routing_figures
 from modbench.report.row import Row
-from modbench.report.timing_table import CaseRow, TimingTable
+from modbench.report.scheme import shape_name, split_label
 
-#: What a figure draws of each row: the row, its mark, its name.
-_Rows = list[tuple[Row, Mark, str]]
-#: Handles of the legend by text.
-_Handles = dict[str, Any]
+_Marks = Mapping[str, Mark]
+#: Inches of a panel, alone or among others, names included.
+_ALONE, _WIDTH, _HEIGHT = 6.8, 4.6, 3.2
+_NAME = 0.2  #: inches of a name
+_COLUMNS = 3
 
 
-def figures(board: Leaderboard) -> dict[str, bytes]:
-    """All figures of ``board``, by file name."""
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    entries: Sequence[Entry]
+
+
+def figures(board: Leaderboard, look_of: _Marks | None = None) -> dict[str, bytes]:
+    """All figures of ``board`` that have data, by file name. ``look_of``: the marks of all schemes."""
     contents = {}
     for name in FIGURES:
         with look():
-            contents.update(files(name, drawn(board, name)))
+            figure = drawn(board, name, look_of)
+            contents.update(files(name, figure) if figure else {})
     return contents | routing_figures(board)
 
 
-def drawn(board: Leaderboard, name: str) -> Figure:
-    """The figure ``name``, one of `FIGURES`."""
-    look_of = marks(entry.row.label for entry in board.entries)
-    names = row_names(board.entries)
-    rows = [(row, look_of[row.label], names[row.label]) for row in (e.row for e in board.entries)]
-    rows.sort(key=lambda one: (one[0].cell["router"]["label"], one[0].cell["train"]["budget"], one[2]))
-    figure, axes = blank()
-    if handles := FIGURES[name](board, rows, axes):
-        legend_below(figure, handles)
-    return figure
+def drawn(board: Leaderboard, name: str, look_of: _Marks | None = None) -> Figure | None:
+    """The figure ``name``, one of `FIGURES`; None without data."""
+    look_of = look_of or marks(entry.scheme for entry in board.entries)
+    return FIGURES[name](board, look_of)
 
 
 def _curve(row: Row) -> list[tuple[float, float, float, float]]:
@@ -77,96 +80,160 @@ def _curve(row: Row) -> list[tuple[float, float, float, float]]:
     return points
 
 
-def _learning_curves(board: Leaderboard, rows: _Rows, axes: Axes) -> _Handles:
-    handles: _Handles = {}
-    banded = False
-    for row, mark, name in rows:
-        points = _curve(row)
-        if not points:
-            continue
-        flops, mean, least, greatest = zip(*points, strict=True)
-        style: dict[str, Any] = {"color": mark.color, "marker": mark.marker, "linestyle": mark.dashes}
-        style |= {"markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
-        (handles[name],) = axes.plot(flops, mean, linewidth=1.8, **style)
-        if least != greatest:
-            banded = True
-            axes.fill_between(flops, least, greatest, color=mark.color, alpha=0.18, linewidth=0)
-    if not handles:
-        say_nothing_to_show(axes, "no run has a learning curve")
-        return handles
-    values = [row.value("unigram_loss") for row, _, _ in rows]
-    unigram = sorted({value.center for value in values if value})
-    for loss in unigram:
-        line = axes.axhline(loss, color=REFERENCE, **DOTTED)
-        handles["unigram " + ", ".join(f"{loss:.2f}" for loss in unigram)] = line
-    axes.set_xscale("log")
-    written_out(axes.xaxis, *axes.get_xlim())
-    axes.set_xlabel("training FLOPs spent (convention model)")
-    seeds = "\nmean of seeds, band from least to greatest" if banded else ""
-    axes.set_ylabel(f"held-out loss, causal rule (nats/token){seeds}")
-    return handles
+def _titles(columns: Sequence[Sequence[Entry]]) -> list[str]:
+    """The budget of each comparison; with its number if they share budgets, as those of several texts
+    do."""
+    budgets = [f"{column[0].row.cell['train']['budget']:.3g} training FLOPs" for column in columns]
+    if len(set(budgets)) == len(budgets):
+        return budgets
+    return [f"{b}, comparison {c[0].comparison}" for b, c in zip(budgets, columns, strict=True)]
 
 
-def _final_losses(board: Leaderboard, rows: _Rows, axes: Axes) -> _Handles:
-    handles: _Handles = {}
-    barred = False
-    for row, mark, name in rows:
+def _grid(board: Leaderboard, of: Callable[[Row], object], *, by_shape: bool) -> list[list[_Panel]]:
+    """Rows of panels with the entries of which ``of`` finds data: a column per comparison and, if
+    ``by_shape`` and a scheme has several shapes, a row per shape. A single row or column is wrapped."""
+    columns = [[e for e in entries if of(e.row)] for entries in board.comparisons]
+    columns = [entries for entries in columns if entries]
+    sizes = Counter((e.comparison, e.scheme, canonical_json(e.row.model)) for c in columns for e in c)
+    if not by_shape or max(Counter(key[:2] for key in sizes).values(), default=0) < 2:
+        titles = _titles(columns) if len(columns) > 1 else [""] * len(columns)
+        return _wrapped([_Panel(*panel) for panel in zip(titles, columns, strict=True)])
+    entries = sorted((entry for column in columns for entry in column), key=lambda e: size_of(e.row))
+    shapes = {canonical_json(entry.row.model): entry.row for entry in reversed(entries)}
+    grid = []
+    for shape, row in reversed(shapes.items()):
+        name = split_label(row.cell["router"]["label"])[1] or shape_name(row.model)
+        own = [[e for e in column if canonical_json(e.row.model) == shape] for column in columns]
+        titles = [f"{name}, {budget}" for budget in _titles(columns)] if len(columns) > 1 else [name]
+        grid.append([_Panel(title, found) for title, found in zip(titles, own, strict=True)])
+    return _wrapped([line[0] for line in grid]) if len(columns) == 1 else grid
+
+
+def _wrapped(panels: list[_Panel]) -> list[list[_Panel]]:
+    return [panels[start : start + _COLUMNS] for start in range(0, len(panels), _COLUMNS)]
+
+
+def _axes(grid: list[list[_Panel]]) -> tuple[Figure, Iterator[tuple[Axes, _Panel]]]:
+    """A figure with axes for each panel of ``grid``, with a common y axis, high enough for its names."""
+    across = max(map(len, grid))
+    height = max(_HEIGHT, 1.0 + _NAME * max(len(panel.entries) for line in grid for panel in line))
+    alone = len(grid) == across == 1
+    figure = sheet(_ALONE if alone else _WIDTH * across, max(height, HEIGHT * alone) * len(grid))
+    every = figure.subplots(len(grid), across, squeeze=False, sharey=True)
+
+    def used() -> Iterator[tuple[Axes, _Panel]]:
+        for line, row in zip(grid, every, strict=True):
+            for place, axes in enumerate(row):
+                if place >= len(line) or not line[place].entries:
+                    axes.set_axis_off()
+                    continue
+                axes.spines[["top", "right"]].set_visible(False)
+                axes.tick_params(labelleft=True)
+                axes.set_title(line[place].title)
+                yield axes, line[place]
+
+    return figure, used()
+
+
+def _names(entries: Sequence[Entry]) -> dict[str, str]:
+    """Name of each row in a panel, by label: its scheme's unless several rows of one shape share it."""
+    count = Counter((entry.scheme, canonical_json(entry.row.model)) for entry in entries)
+    return {
+        e.row.label: (e.scheme if count[e.scheme, canonical_json(e.row.model)] == 1 else e.row.label)
+        + " (not ranked)" * bool(e.unranked)
+        for e in entries
+    }
+
+
+def _learning_curves(board: Leaderboard, look_of: _Marks) -> Figure | None:
+    grid = _grid(board, _curve, by_shape=True)
+    if not grid:
+        return None
+    figure, panels = _axes(grid)
+    labels, banded = [], False
+    for axes, panel in panels:
+        names, ends = _names(panel.entries), []
+        for entry in panel.entries:
+            flops, mean, least, greatest = zip(*_curve(entry.row), strict=True)
+            mark = look_of[entry.scheme]
+            style: dict[str, Any] = {"color": mark.color, "marker": mark.marker}
+            style |= {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.6}
+            axes.plot(flops, mean, linewidth=1.6, linestyle=mark.dashes, **style)
+            ends.append(End(flops[-1], mean[-1], names[entry.row.label], mark.color))
+            if least != greatest:
+                banded = True
+                axes.fill_between(flops, least, greatest, color=mark.color, alpha=0.18, linewidth=0)
+        axes.set_xscale("log")
+        written_out(axes.xaxis, *axes.get_xlim())
+        values = (entry.row.value("unigram_loss") for entry in panel.entries)
+        for loss in sorted({value.center for value in values if value}):
+            axes.axhline(loss, color=REFERENCE, **DOTTED)
+            ends.append(End(axes.get_xlim()[1], loss, f"unigram {loss:.2f}", REFERENCE))
+        labels.append((axes, ends))
+    seeds = ["mean of seeds, band from least to greatest"] if banded else []
+    _name_axes(figure, "training FLOPs spent (convention model)", "held-out loss", seeds)
+    label_ends(figure, labels)
+    return figure
+
+
+def _final_losses(board: Leaderboard, look_of: _Marks) -> Figure | None:
+    grid = _grid(board, _Final.of, by_shape=False)
+    if not grid:
+        return None
+    figure, panels = _axes(grid)
+    labels, words = [], set()
+    for axes, panel in panels:
+        schemes: dict[str, list[Entry]] = defaultdict(list)
+        for entry in panel.entries:
+            schemes[entry.scheme].append(entry)
+        ends = []
+        for scheme, entries in schemes.items():
+            mark = look_of[scheme]
+            found = [(_Final.of(entry.row), entry.best_size) for entry in entries]
+            points = sorted((point, best) for point, best in found if point is not None)
+            for point, best in points:
+                draw_point(axes, point.flops, point.loss, mark, filled=best, markersize=8, zorder=3)
+                if point.spread:
+                    words.add("mean of seeds and its 95 % t-interval")
+                    bar = {"ecolor": mark.color, "capsize": 4, "zorder": 2.5}
+                    axes.errorbar([point.flops], [point.loss], yerr=point.spread, fmt="none", **bar)
+            if len(points) > 1:
+                words.add("lines: sizes of a scheme, the best filled")
+                at = [(point.flops, point.loss) for point, _ in points]
+                axes.plot(*zip(*at, strict=True), color=mark.color, linewidth=1)
+            name = scheme + " (not ranked)" * all(entry.unranked for entry in entries)
+            ends.append(End(points[-1][0].flops, points[-1][0].loss, name, mark.color))
+        axes.margins(0.1)
+        axes.set_xscale("log")
+        written_out(axes.xaxis, *axes.get_xlim())
+        labels.append((axes, ends))
+    flops = "forward FLOPs per token (nominal, convention model)"
+    _name_axes(figure, flops, "final held-out loss", sorted(words, reverse=True))
+    label_ends(figure, labels)
+    return figure
+
+
+def _name_axes(figure: Figure, flops: str, loss: str, notes: Sequence[str]) -> None:
+    """Names of both axes for all panels; ``notes`` on what is drawn stand underneath."""
+    figure.supxlabel("\n".join([flops, *notes]), fontsize=11)
+    figure.supylabel(f"{loss} (nats/token),\ncausal rule", fontsize=11)
+
+
+@dataclass(frozen=True, order=True)
+class _Final:
+    """What a row is drawn at; ``spread`` is half the interval of its loss."""
+
+    flops: float
+    loss: float
+    spread: float = 0.0
+
+    @classmethod
+    def of(cls, row: Row) -> "_Final | None":
         loss, flops = row.value("heldout_loss"), row.value("forward_flops_per_token")
-        if loss and flops:
-            draw_point(axes, flops.center, loss.center, mark, filled=True, markersize=8, zorder=3)
-            if loss.spread is not None:
-                barred, bar = True, {"ecolor": mark.color, "capsize": 4, "zorder": 2.5}
-                axes.errorbar([flops.center], [loss.center], yerr=loss.spread, fmt="none", **bar)
-            handles[name] = handle(mark)
-    if not handles:
-        say_nothing_to_show(axes, "no run was finished")
-        return handles
-    axes.margins(0.1)
-    axes.set_xscale("log")
-    written_out(axes.xaxis, *axes.get_xlim())
-    axes.set_xlabel("forward FLOPs per token (nominal, convention model)")
-    seeds = "\nmean of seeds and its 95 % t-interval" if barred else ""
-    axes.set_ylabel(f"final held-out loss, causal rule (nats/token){seeds}")
-    return handles
+        return cls(flops.center, loss.center, loss.spread or 0.0) if loss and flops else None
 
 
-FIGURES: dict[str, Callable[[Leaderboard, _Rows, Axes], _Handles]] = {
+FIGURES: dict[str, Callable[[Leaderboard, _Marks], Figure | None]] = {
     "loss_vs_training_flops": _learning_curves,
     "loss_vs_forward_flops": _final_losses,
 }
-
-
-def timing_figures(table: TimingTable) -> dict[str, bytes]:
-    """Realised efficiency by case, by file name."""
-    rows = [row for row in table.cases if row.realised_efficiency and row.router != "vanilla"]
-    look_of = marks(row.label for row in rows)
-    with look():
-        figure, axes = blank()
-        draw_efficiency(rows, look_of, axes)
-        if rows:
-            handles: dict[str, Any] = {folded(label): handle(look_of[label]) for label in look_of}
-            handles["as promised"] = Line2D([], [], color=REFERENCE, **DOTTED)
-            if any(row.efficiency_marks for row in rows):
-                handles["doubtful time"] = handle(GREY, filled=False)
-            legend_below(figure, handles)
-        return files("realised_efficiency", figure)
-
-
-def draw_efficiency(rows: list[CaseRow], look_of: dict[str, Mark], axes: Axes) -> None:
-    """Draw the efficiencies of the routed schemes, hollow where a time is doubtful."""
-    if not rows:
-        say_nothing_to_show(axes, "no routed scheme and vanilla were both timed")
-        return
-    cases = list(dict.fromkeys(row.case for row in rows))
-    labels = list(dict.fromkeys(row.label for row in rows))
-    for row in rows:
-        # Next to each other, so that no marker hides another.
-        place = cases.index(row.case) + 0.6 * ((labels.index(row.label) + 0.5) / len(labels) - 0.5)
-        style: dict[str, Any] = {"filled": not row.efficiency_marks, "markersize": 6.5, "clip_on": False}
-        draw_point(axes, place, row.realised_efficiency or 0, look_of[row.label], **style)
-    axes.axhline(1.0, color=REFERENCE, **DOTTED)
-    axes.set_ylim(0, 1.1 * max(1.0, *(row.realised_efficiency or 0 for row in rows)))
-    axes.set_xlim(-0.5, len(cases) - 0.5)
-    axes.set_xticks(range(len(cases)), cases, rotation=60, ha="right")
-    axes.grid(visible=False, axis="x")
-    axes.set_ylabel("speed-up achieved / promised")

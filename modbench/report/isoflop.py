@@ -12,8 +12,10 @@ from modbench.analysis.comparison import Difference, SpeedUp, difference, shared
 from modbench.analysis.isoflop import FITS, IsoFlop, Optimum, analyse
 from modbench.analysis.learning_rate import RateChoice, choose_rate, rate_at
 from modbench.analysis.noise import Run
-from modbench.report.leaderboard import Leaderboard
-from modbench.report.record import CellRecord
+from modbench.report.isoflop_seconds import SecondsSpeedUp, StepTimes, in_seconds
+from modbench.report.leaderboard import Entry, Leaderboard
+from modbench.report.record import CellRecord, TimingRecord
+from modbench.report.scheme import split_label
 from modbench.report.store import latest
 from modbench.report.table import csv_table
 
@@ -28,7 +30,7 @@ LEAST_RATES = 3
 
 def scheme_of(record: CellRecord) -> str:
     """The scheme of a cell: its label without that of the shape."""
-    return str(record.cell["router"]["label"]).partition("/")[0]
+    return split_label(record.cell["router"]["label"])[0]
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,18 @@ class Line:
     rank: int | None
     difference: Difference | None
     speed_up: SpeedUp | None
+    seconds: SecondsSpeedUp | None
+    seconds_missing: tuple[str, ...]  #: why there is a speed-up in FLOPs and none in seconds
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The cells of a suite with isoFLOP grids, newest record of each; and the schemes that may not be
-    ranked, with the reason."""
+    """The cells of a suite with isoFLOP grids, newest record of each; the schemes that may not be
+    ranked, with the reason; and all timings of the suite."""
 
     cells: tuple[CellRecord, ...]
     unranked: Mapping[str, str]
+    timings: tuple[TimingRecord, ...] = ()
 
     @cached_property
     def rates(self) -> dict[str, Rates]:
@@ -146,16 +151,31 @@ class Sweep:
         for one in optima:
             compared = dense and one.scheme != DENSE
             pair = (self.analysis, one.scheme, DENSE, budget, fit)
+            faster = speed_up(*pair) if compared else None
+            seconds = self._in_seconds(one, faster)
             lines.append(
                 Line(
                     optimum=one,
                     rank=ranks.get(one.scheme),
                     difference=difference(*pair, margin) if compared else None,
-                    speed_up=speed_up(*pair) if compared else None,
+                    speed_up=faster,
+                    seconds=None if isinstance(seconds, tuple) else seconds,
+                    seconds_missing=seconds if isinstance(seconds, tuple) else (),
                 )
             )
         inf = float("inf")
         return sorted(lines, key=lambda line: (line.rank or inf, line.optimum.loss or inf))
+
+    @cached_property
+    def times(self) -> StepTimes:
+        """The training steps that were timed."""
+        return StepTimes.of(self.timings, self.cells)
+
+    def _in_seconds(self, optimum: Optimum, faster: SpeedUp | None) -> SecondsSpeedUp | tuple[str, ...]:
+        if faster is None:
+            return ()
+        of_fit = [one for one in self.analysis.optima if one.fit == optimum.fit]
+        return in_seconds(self.times, faster, optimum, [one for one in of_fit if one.scheme == DENSE])
 
     def optimum(self, scheme: str, budget: int, fit: str) -> Optimum | None:
         """The optimum, or None if the scheme has no run at ``budget``."""
@@ -215,7 +235,7 @@ class Sweep:
         return csv_table(rows)
 
     def _optimum_row(self, line: Line) -> dict[str, Any]:
-        one, compared, faster = line.optimum, line.difference, line.speed_up
+        one, compared, faster, seconds = line.optimum, line.difference, line.speed_up, line.seconds
         loss_low, loss_high = one.loss_interval or (None, None)
         size_low, size_high = one.size_interval or (None, None)
         return {
@@ -245,8 +265,24 @@ class Sweep:
             "speed_up_bound": (faster and faster.bound) or None,
             "speed_up_low": faster and faster.interval[0],
             "speed_up_high": faster and faster.interval[1],
+            "speed_up_seconds": seconds and seconds.factor,
+            "speed_up_seconds_low": seconds and seconds.interval[0],
+            "speed_up_seconds_high": seconds and seconds.interval[1],
+            "speed_up_seconds_missing_because": "; ".join(line.seconds_missing) or None,
+            "seconds_per_flop": None if one.size is None else self.times.at(one.scheme, one.size),
+            "dense_seconds_per_flop": seconds and seconds.dense_seconds_per_flop,
+            "doubtful_times": (seconds and seconds.marks) or None,
             "learning_rate_verdict": self.rates[one.scheme].choice.verdict,
         }
+
+    @cached_property
+    def _keys(self) -> frozenset[str]:
+        return frozenset(record.key for record in self.curve_records())
+
+    def on_curve(self, entry: Entry) -> dict[str, bool]:
+        """Column of leaderboard.csv: True if ``entry`` is a point of a curve, False if it only tries a
+        learning rate or has no finished run."""
+        return {"on_curve": any(record.key in self._keys for record in entry.row.records)}
 
     def rates_csv(self) -> str:
         """One line per learning rate that was tried at a middle size."""
@@ -271,12 +307,14 @@ def _loss(record: CellRecord) -> float | None:
     return record.metrics.get("heldout_loss") if record.status == "ok" else None
 
 
-def sweep_of(records: Sequence[CellRecord], board: Leaderboard) -> Sweep | None:
+def sweep_of(
+    records: Sequence[CellRecord], board: Leaderboard, timings: Sequence[TimingRecord] = ()
+) -> Sweep | None:
     """The isoFLOP sweep of ``records``, of which the last of each key counts; None if there is none.
-    ``board``: their table, whose audits tell which schemes may be ranked."""
+    ``board``: their table, whose audits tell which schemes may be ranked. ``timings``: of the suite."""
     newest = {record.key: record for record in latest(records) if "isoflop" in record.suite}
     unranked = {}
     for row in (entry.row for entry in board.entries):
         if len(row.ok) == len(row.records) and row.why_unranked:
             unranked[scheme_of(row.records[0])] = row.why_unranked
-    return Sweep(tuple(newest.values()), unranked) if newest else None
+    return Sweep(tuple(newest.values()), unranked, tuple(timings)) if newest else None

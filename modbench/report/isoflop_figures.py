@@ -2,7 +2,8 @@
 loss against normalised forward FLOPs, learning rates, speed-ups."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
+from modbench.analysis.comparison import SpeedUp
 from modbench.analysis.isoflop import Optimum
 from modbench.report.isoflop import DENSE, HEADLINE, SIZES, Sweep, scheme_of
+from modbench.report.isoflop_seconds import SecondsSpeedUp
 from modbench.report.plot_style import (
     DOTTED,
+    GREY,
     HEIGHT,
     REFERENCE,
     WIDTH,
     Mark,
+    draw_point,
     files,
     handle,
     legend_below,
@@ -29,6 +34,14 @@ from modbench.report.plot_style import (
 )
 
 _Handles = dict[str, Any]
+_Marks = Mapping[str, Mark]
+_ARROWS = {"at least": ">", "at most": "<"}
+#: The figures of curves and the size on their axis.
+CURVES = {
+    "isoflop_curves": "active_parameters",
+    "isoflop_curves_parameters": "parameters",
+    "isoflop_curves_forward_flops": "forward_flops_per_token",
+}
 _LOSS = "held-out loss, causal rule (nats/token)"
 _AXIS = {
     "active_parameters": "active parameters",
@@ -37,25 +50,26 @@ _AXIS = {
 }
 
 
-def isoflop_figures(sweep: Sweep) -> dict[str, bytes]:
-    """All figures of ``sweep``, by file name."""
-    drawn: dict[str, Callable[[], Figure]] = {
-        "isoflop_curves": lambda: curves(sweep, SIZES[0]),
-        "isoflop_curves_forward_flops": lambda: curves(sweep, SIZES[2]),
-        "loss_at_optimum": lambda: losses_at_optimum(sweep),
-        "normalised_loss": lambda: normalised(sweep),
-        "learning_rates": lambda: learning_rates(sweep),
-        "speed_up": lambda: speed_ups(sweep),
+def isoflop_figures(sweep: Sweep, look_of: _Marks | None = None) -> dict[str, bytes]:
+    """All figures of ``sweep`` that have data, by file name. ``look_of``: the marks of all schemes."""
+    look_of = look_of or marks(sweep.rates)
+    drawn: dict[str, Callable[[Sweep, _Marks], Figure | None]] = {
+        **{name: partial(curves, size=size) for name, size in CURVES.items()},
+        "loss_at_optimum": losses_at_optimum,
+        "normalised_loss": normalised,
+        "learning_rates": learning_rates,
+        "speed_up": speed_ups,
     }
     contents: dict[str, bytes] = {}
     for name, draw in drawn.items():
         with look():
-            contents |= files(name, draw())
+            figure = draw(sweep, look_of)
+            contents |= files(name, figure) if figure else {}
     return contents
 
 
-def _marks(sweep: Sweep) -> dict[str, Mark]:
-    return marks(sorted(sweep.rates))
+def _of_sweep(sweep: Sweep, look_of: _Marks) -> dict[str, Mark]:
+    return {scheme: look_of[scheme] for scheme in sorted(sweep.rates)}
 
 
 def _panels(number: int, height: float = HEIGHT, **shared: Any) -> tuple[Figure, list[Axes]]:
@@ -67,7 +81,7 @@ def _panels(number: int, height: float = HEIGHT, **shared: Any) -> tuple[Figure,
     return figure, panels
 
 
-def curves(sweep: Sweep, size: str) -> Figure:
+def curves(sweep: Sweep, look_of: _Marks, *, size: str) -> Figure:
     """Loss against ``size``, a panel per budget: means of seeds, the parabola of each curve with an
     interior optimum, and the optimum with its intervals. Other curves have hollow markers."""
     analysis = sweep.analysis if size == SIZES[0] else None
@@ -75,7 +89,7 @@ def curves(sweep: Sweep, size: str) -> Figure:
         from modbench.analysis.isoflop import analyse
 
         analysis = analyse(sweep.runs(size), fits=(HEADLINE,))
-    look_of = _marks(sweep)
+    look_of = _of_sweep(sweep, look_of)
     figure, panels = _panels(len(sweep.budgets))
     points: dict[tuple[str, float], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in sweep.runs(size):
@@ -97,7 +111,7 @@ def curves(sweep: Sweep, size: str) -> Figure:
     handles: _Handles = {scheme: handle(mark) for scheme, mark in look_of.items()}
     handles["optimum, 95 %"] = Line2D([], [], color="0.2", marker="*", markersize=11, linestyle="none")
     if hollow:
-        handles["no interior optimum"] = handle(Mark("0.35", "o", "-"), filled=False)
+        handles["no interior optimum"] = handle(GREY, filled=False)
     legend_below(figure, handles)
     return figure
 
@@ -150,11 +164,11 @@ def _draw_optimum(axes: Axes, x: float, optimum: Optimum, mark: Mark) -> None:
     )
 
 
-def losses_at_optimum(sweep: Sweep) -> Figure:
+def losses_at_optimum(sweep: Sweep, look_of: _Marks) -> Figure | None:
     """Loss at the optimum against budget, with the law that the dense surface gives."""
     figure, (axes,) = _panels(1)
     handles: _Handles = {}
-    for scheme, mark in _marks(sweep).items():
+    for scheme, mark in _of_sweep(sweep, look_of).items():
         optima = [sweep.analysis.optimum(*key, HEADLINE) for key in _keys(sweep, scheme)]
         optima = [one for one in optima if one.loss is not None]
         for one in optima:
@@ -163,6 +177,8 @@ def losses_at_optimum(sweep: Sweep) -> Figure:
             budgets, losses = [one.budget for one in optima], [one.loss or 0 for one in optima]
             axes.plot(budgets, losses, color=mark.color, linewidth=1)
             handles[scheme] = Line2D([], [], color=mark.color, marker="*", markersize=10)
+    if not handles:
+        return None
     dense = [sweep.analysis.optimum(*key, "surface") for key in _keys(sweep, DENSE)]
     law = [(one.budget, one.loss) for one in dense if one.loss is not None]
     if law:
@@ -182,29 +198,25 @@ def _keys(sweep: Sweep, scheme: str) -> list[tuple[str, int]]:
     return [(scheme, budget) for budget in sweep.budgets if (scheme, budget) in known]
 
 
-def normalised(sweep: Sweep) -> Figure:
+def normalised(sweep: Sweep, look_of: _Marks) -> Figure | None:
     """Loss against forward FLOPs per token, both over those of the dense optimum of the same budget
     (Raposo et al. 2024, figure 4): the lower left quadrant is better and cheaper."""
-    figure, panels = _panels(len(sweep.budgets), sharey=True)
-    look_of = _marks(sweep)
+    dense = {budget: sweep.optimum(DENSE, budget, HEADLINE) for budget in sweep.budgets}
+    known = {budget: one for budget, one in dense.items() if one is not None and one.loss is not None}
+    if not known:
+        return None
+    figure, panels = _panels(len(known), sharey=True)
+    look_of = _of_sweep(sweep, look_of)
     shown = [1.0]
-    for axes, budget in zip(panels, sweep.budgets, strict=True):
+    for axes, (budget, optimum) in zip(panels, known.items(), strict=True):
         axes.set_title(f"{budget:.3g} training FLOPs")
         axes.set_xlabel("forward FLOPs per token / dense optimum's")
-        found = [
-            one
-            for one in sweep.analysis.optima
-            if (one.scheme, one.budget, one.fit) == (DENSE, budget, HEADLINE)
-        ]
-        flops = sweep.forward_flops(found[0]) if found else None
-        if not flops or found[0].loss is None:
-            axes.text(0.5, 0.5, "no interior dense optimum", ha="center", transform=axes.transAxes)
-            continue
+        flops, loss = sweep.forward_flops(optimum) or 1.0, optimum.loss or 1.0
         points: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
         for record in sweep.curve_records():
             if record.cell["train"]["budget"] == budget:
                 at = record.metrics["forward_flops_per_token"] / flops
-                points[scheme_of(record)][at].append(record.metrics["heldout_loss"] / found[0].loss)
+                points[scheme_of(record)][at].append(record.metrics["heldout_loss"] / loss)
         for scheme, curve in points.items():
             mark, x = look_of[scheme], sorted(curve)
             losses = [float(np.mean(curve[at])) for at in x]
@@ -234,11 +246,11 @@ def _plain_numbers(axes: Axes) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def learning_rates(sweep: Sweep) -> Figure:
+def learning_rates(sweep: Sweep, look_of: _Marks) -> Figure:
     """Loss against learning rate at the middle size and budget of each scheme; the chosen is filled."""
     figure, (axes,) = _panels(1)
     handles: _Handles = {}
-    for scheme, mark in _marks(sweep).items():
+    for scheme, mark in _of_sweep(sweep, look_of).items():
         rates = sweep.rates[scheme]
         known = {rate: loss for rate, loss in rates.losses.items() if loss is not None}
         if not known:
@@ -252,33 +264,67 @@ def learning_rates(sweep: Sweep) -> Figure:
         handles[f"{scheme}{word}"] = handle(mark)
     axes.set_xscale("log")
     _plain_numbers(axes)
+    tried = sorted({rate for rates in sweep.rates.values() for rate in rates.losses})
+    axes.set_xticks(tried, [f"{rate:g}" for rate in tried])
     axes.set_xlabel("peak learning rate")
     axes.set_ylabel(f"{_LOSS}\nmiddle size and budget, one seed")
     legend_below(figure, handles)
     return figure
 
 
-def speed_ups(sweep: Sweep) -> Figure:
-    """Effective speed-up over the dense optimum at equal loss, with intervals, a panel per budget. A
-    bound is drawn as an arrow from its factor."""
-    figure, panels = _panels(len(sweep.budgets), 0.6 * HEIGHT, sharex=True, sharey=True)
-    look_of = {scheme: mark for scheme, mark in _marks(sweep).items() if scheme != DENSE}
-    for axes, budget in zip(panels, sweep.budgets, strict=True):
-        lines = {line.optimum.scheme: line.speed_up for line in sweep.lines(budget)}
-        for place, (scheme, mark) in enumerate(look_of.items()):
-            found = lines.get(scheme)
-            if found is None:
-                axes.text(1.0, place, " not known", va="center", color="0.35", fontsize=9)
+def speed_ups(sweep: Sweep, look_of: _Marks) -> Figure | None:
+    """Effective speed-up over the dense optimum at equal loss, with intervals, a panel per budget.
+    Filled markers are in FLOPs, hollow ones in seconds. A bound is an arrow from its factor."""
+    lines = {
+        budget: {line.optimum.scheme: line for line in sweep.lines(budget) if line.speed_up}
+        for budget in sweep.budgets
+    }
+    lines = {budget: found for budget, found in lines.items() if found}
+    if not lines:
+        return None
+    schemes = [scheme for scheme in sorted(sweep.rates) if scheme != DENSE]
+    height = max(0.6 * HEIGHT, 0.9 + 0.32 * len(schemes))
+    figure, panels = _panels(len(lines), height, sharex=True, sharey=True)
+    timed = any(line.seconds for found in lines.values() for line in found.values())
+    for axes, (budget, found) in zip(panels, lines.items(), strict=True):
+        for place, scheme in enumerate(schemes):
+            if scheme not in found:
+                axes.text(1.0, place, "  no optimum", va="center", color=REFERENCE, fontsize=9)
                 continue
-            low, high = (end if end is not None else found.factor for end in found.interval)
-            axes.plot([low, high], [place, place], color=mark.color, linewidth=2)
-            axes.plot([found.factor], [place], color=mark.color, marker=mark.marker, markersize=7)
-            if found.bound:
-                sign = ">" if found.bound == "at least" else "<"
-                axes.plot([found.factor], [place], color=mark.color, marker=sign, markersize=11)
+            line, shift = found[scheme], 0.16 if timed else 0.0
+            _draw_factor(axes, place - shift, line.speed_up, line.speed_up, look_of[scheme])
+            _draw_factor(axes, place + shift, line.seconds, line.speed_up, look_of[scheme], filled=False)
         axes.axvline(1, color=REFERENCE, **DOTTED)
-        axes.set_yticks(range(len(look_of)), list(look_of))
-        axes.set_ylim(len(look_of) - 0.5, -0.5)
+        axes.set_yticks(range(len(schemes)), schemes)
+        axes.set_ylim(len(schemes) - 0.5, -0.5)
         axes.set_title(f"{budget:.3g} training FLOPs")
         axes.set_xlabel("speed-up at equal loss")
+    legend: _Handles = {"in FLOPs": handle(GREY)}
+    if timed:
+        legend["in seconds"] = handle(GREY, filled=False)
+    bounds = {
+        line.speed_up.bound for found in lines.values() for line in found.values() if line.speed_up
+    }
+    legend |= {
+        bound: handle(Mark(REFERENCE, sign, "-")) for bound, sign in _ARROWS.items() if bound in bounds
+    }
+    legend_below(figure, legend)
     return figure
+
+
+def _draw_factor(
+    axes: Axes,
+    place: float,
+    found: SpeedUp | SecondsSpeedUp | None,
+    in_flops: SpeedUp | None,
+    mark: Mark,
+    *,
+    filled: bool = True,
+) -> None:
+    """A factor with its interval, as an arrow if that in FLOPs is a bound."""
+    if found is None or in_flops is None:
+        return
+    low, high = (end if end is not None else found.factor for end in found.interval)
+    axes.plot([low, high], [place, place], color=mark.color, linewidth=2)
+    sign = _ARROWS.get(in_flops.bound, mark.marker)
+    draw_point(axes, found.factor, place, Mark(mark.color, sign, "-"), filled=filled, markersize=7)

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
+from modbench.analysis.comparison import SpeedUp
 from modbench.analysis.isoflop import FITS, Interval
 from modbench.report.isoflop import Line, Sweep, scheme_of
 from modbench.report.record import CellRecord
@@ -47,14 +48,17 @@ def _budget(sweep: Sweep, budget: int) -> Iterable[str]:
         "loss at the optimum (nats/token)",
         "bits/byte",
         "minus dense (nats/token)",
-        "speed-up at equal loss",
+        "speed-up at equal loss (FLOPs)",
+        "speed-up at equal loss (seconds)",
         "active parameters",
         "forward FLOP/token",
         "noise floor",
         "verdict",
     )
-    rows = [_optimum(sweep, line) for line in sweep.lines(budget)]
-    yield markdown_table(heads, rows, left=(1, 9))
+    lines = sweep.lines(budget)
+    yield markdown_table(heads, [_optimum(sweep, line) for line in lines], left=(1, 10))
+    if reasons := dict.fromkeys(reason for line in lines for reason in line.seconds_missing):
+        yield f"No speed-up in seconds: {'; '.join(map(escaped, reasons))}."
     of_sizes = ("scheme", "shape", "active", "learning rate", "steps", "budget spent", "seeds", "loss")
     yield markdown_table(of_sizes, _sizes(sweep, budget), left=(0, 1))
 
@@ -77,7 +81,8 @@ def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
         _with(one.loss, one.loss_interval, ".4f"),
         "-" if bits is None else f"{bits:.4f}",
         compared,
-        _speed_up(line),
+        _speed_up(line.speed_up),
+        _in_seconds(line),
         _with(one.size, one.size_interval, ".3g"),
         "-" if flops is None else f"{flops:.3g}",
         "-" if floor is None else f"{floor:.4f}",
@@ -94,13 +99,23 @@ def _with(value: float | None, interval: Interval | None, form: str) -> str:
     return f"{value:{form}} ({interval[0]:{form}} to {interval[1]:{form}})"
 
 
-def _speed_up(line: Line) -> str:
-    found = line.speed_up
+def _speed_up(found: SpeedUp | None) -> str:
     if found is None:
         return "-"
-    low, high = ("?" if end is None else f"{end:.2f}" for end in found.interval)
-    between = "" if found.interval == (None, None) else f" ({low} to {high})"
-    return f"{found.bound} {found.factor:.2f}{between}".strip()
+    return f"{found.bound} {_factor(found.factor, found.interval)}".strip()
+
+
+def _in_seconds(line: Line) -> str:
+    if line.seconds is None or line.speed_up is None:
+        return "-"
+    doubts = f" ({line.seconds.marks})" if line.seconds.marks else ""
+    factor = _factor(line.seconds.factor, line.seconds.interval)
+    return f"{line.speed_up.bound} {factor}{doubts}".strip()
+
+
+def _factor(factor: float, interval: tuple[float | None, float | None]) -> str:
+    low, high = ("?" if end is None else f"{end:.2f}" for end in interval)
+    return f"{factor:.2f}" + ("" if interval == (None, None) else f" ({low} to {high})")
 
 
 def _sizes(sweep: Sweep, budget: int) -> Iterable[Sequence[object]]:
@@ -187,6 +202,12 @@ def _notes(sweep: Sweep) -> Iterable[str]:
         "Fit of the first tables: a parabola in the logarithm of active parameters. Noise floor: two "
         "standard deviations of one run between seeds."
     )
+    if any(line.seconds for budget in sweep.budgets for line in sweep.lines(budget)):
+        yield (
+            "Speed-up in seconds: the one in FLOPs times the dense model's seconds per FLOP over the "
+            "scheme's, of training steps that `modbench time` measured, interpolated between the timed "
+            "shapes. Its interval is that of the FLOPs and does not contain the spread of the times."
+        )
     if noise.pooled is not None:
         yield (
             f"Measured noise: {noise.pooled.sd:.4f} nats between seeds (pooled, {noise.pooled.freedom} "

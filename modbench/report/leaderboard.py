@@ -1,33 +1,44 @@
 """The table: ranked rows, and its CSV."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from modbench.analysis.comparison import shared_ranks
 from modbench.report.metrics import METRICS, Metric, ranking_metric
 from modbench.report.record import AuditRecord, CellRecord, canonical_json
 from modbench.report.row import Row, Value, machine_differences, rows_of
+from modbench.report.scheme import scheme_names, shape_columns, split_label
 from modbench.report.table import csv_table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A row and its rank; if ``rank`` is None, ``note`` gives the reason."""
+    """A row and its rank. ``rank`` is None for a row that may not be ranked, with the reason in
+    ``unranked``, and for sizes of a scheme that aren't its best. ``note``: the reason, and remarks."""
 
     row: Row
+    scheme: str  #: name of the scheme, without shape and budget
     comparison: int
     rank: int | None
     note: str
+    unranked: str
+    best_size: bool = True  #: of the scheme, among the sizes that can be ranked
+    sizes: int = 1  #: of the scheme that can be ranked
+    edge: str = ""  #: smallest or largest, if the best of several sizes is that
 
 
 @dataclass(frozen=True)
 class Leaderboard:
     """All rows, comparison by comparison, ranked ones first.
 
-    A comparison holds rows of equal budget, model shape and data (all of `Row.conditions`); rows are
-    ranked within it. A row's rank is one more than the number of rows whose 95 % interval over seeds
-    lies wholly on the better side of its own, so rows with overlapping intervals may share a rank. If
-    all rows have one seed there are no intervals, and the rank is only the order of the figures.
+    A comparison holds rows of equal budget and data (all of `Row.conditions`); rows are ranked within
+    it. If all have one shape, a row's rank is one more than the number of rows whose 95 % interval over
+    seeds lies wholly on the better side of its own. If there are several, each scheme is ranked at the
+    size of its best mean, and schemes whose intervals overlap share a rank. Without intervals (one seed)
+    the rank is the order of the figures. Rows of isoFLOP suites have no rank here: their optima have.
     """
 
     entries: tuple[Entry, ...]
@@ -46,14 +57,15 @@ class Leaderboard:
         ``rank_by`` is unknown, timed, or has no better side."""
         criterion = ranking_metric(rank_by)
         rows = rows_of(records, audits)
-        groups: dict[tuple[int, str], list[Row]] = {}
+        groups: dict[tuple[int, str], list[Row]] = defaultdict(list)
         for row in rows:
             conditions = row.cell["train"]["budget"], canonical_json(row.conditions(rank_by))
-            groups.setdefault(conditions, []).append(row)
+            groups[conditions].append(row)
+        names = scheme_names(row.cell for row in rows)
         entries = [
             entry
             for number, conditions in enumerate(sorted(groups), start=1)
-            for entry in _ranked(groups[conditions], number, criterion)
+            for entry in _Ranking(groups[conditions], number, criterion, names).entries()
         ]
         return cls(tuple(entries), rank_by, tuple(machine_differences(rows)))
 
@@ -69,25 +81,39 @@ class Leaderboard:
             return None
         return row.value(name)
 
-    def csv(self) -> str:
-        """The table as CSV, all metrics at full precision."""
-        return csv_table([self._line(entry) for entry in self.entries])
+    def csv(self, place: Callable[[Entry], Mapping[str, Any]] | None = None) -> str:
+        """The table as CSV, all metrics at full precision. ``place``: columns on the place of an entry
+        among the sizes of its scheme; by default ``best_size`` and ``sizes``."""
+        place = place or (lambda entry: {"best_size": entry.best_size, "sizes": entry.sizes})
+        shapes = shape_columns([entry.row.model for entry in self.entries])
+        lines = (self._line(*pair, place) for pair in zip(self.entries, shapes, strict=True))
+        return csv_table(list(lines))
 
-    def _line(self, entry: Entry) -> dict[str, Any]:
+    def _line(
+        self, entry: Entry, shape: dict[str, Any], place: Callable[[Entry], Mapping[str, Any]]
+    ) -> dict[str, Any]:
         row, router = entry.row, entry.row.cell["router"]
         metrics: dict[str, Any] = {}
         for name in METRICS:
             metrics |= _columns(name, self.value(row, name))
-        return {
+        columns = {
             "comparison": entry.comparison,
             "rank": entry.rank,
-            "label": row.label,
+            "label": entry.scheme,
             "status": row.status,
             "seeds": len(row.ok),
             "audit": row.audit,
             "note": entry.note or None,
             "router": router["name"],
             "budget": row.cell["train"]["budget"],
+            "budget_spent": row.budget_spent,
+            "learning_rate": row.cell["train"].get("learning_rate"),
+            "shape": split_label(router["label"])[1] or None,
+        }
+        return {
+            **columns,
+            **{name: value for name, value in shape.items() if name not in columns},
+            **place(entry),
             "flops_source": row.flops_source,
             **metrics,
             "plugin_sha256": router["plugin_sha256"],
@@ -113,43 +139,127 @@ def _columns(name: str, value: Value | None) -> dict[str, Any]:
     return {name: f"{value.low}..{value.high}"}
 
 
-def _span(value: Value, criterion: Metric) -> tuple[float, float]:
-    """The interval of ``value``, better end first, negated if higher is better."""
-    low = value.center if value.low is None else value.low
-    high = value.center if value.high is None else value.high
-    return (low, high) if criterion.direction == "lower" else (-high, -low)
+@dataclass(frozen=True)
+class _Ranking:
+    """The rows of one comparison."""
 
+    rows: Sequence[Row]
+    comparison: int
+    criterion: Metric
+    names: Mapping[str, str]  #: of schemes, by key
 
-def _ranked(rows: list[Row], comparison: int, criterion: Metric) -> list[Entry]:
-    """Entries of one comparison: ranked ones by rank, figure and label, then unranked ones."""
-    spans: dict[str, tuple[float, float]] = {}
-    reasons: dict[str, str] = {}
-    for row in rows:
-        value = row.value(criterion.name)
+    @cached_property
+    def spans(self) -> dict[str, tuple[float, float]]:
+        """The interval of each row that was measured, by label: better end first, negated if higher is
+        better."""
+        found = {}
+        for row in self.rows:
+            if value := row.value(self.criterion.name):
+                low = value.center if value.low is None else value.low
+                high = value.center if value.high is None else value.high
+                lower = self.criterion.direction == "lower"
+                found[row.label] = (low, high) if lower else (-high, -low)
+        return found
+
+    @cached_property
+    def reasons(self) -> dict[str, str]:
+        """Why each row cannot be ranked, by label; empty if it can."""
+        found = {row.label: self.why_unranked(row) for row in self.rows}
+        usable = [row for row in self.rows if not found[row.label]]
+        single = [row.label for row in usable if len(row.ok) == 1]
+        if self.criterion.kind == "quality" and len(single) < len(usable) and not self.is_isoflop:
+            why = "one seed gives no interval to rank among rows of several seeds"
+            found |= dict.fromkeys(single, why)
+        return found
+
+    def why_unranked(self, row: Row) -> str:
+        """Why ``row`` cannot be ranked, whatever the other rows are."""
+        name = self.criterion.name
         if row.why_unranked:
-            reasons[row.label] = row.why_unranked
-        elif value is None:
-            reasons[row.label] = f"{criterion.name} was not measured"
-        elif not all(criterion.name in record.metrics for record in row.ok):
-            reasons[row.label] = f"{criterion.name} was not measured in all seeds"
-        else:
-            spans[row.label] = _span(value, criterion)
-    single = [row.label for row in rows if row.label in spans and len(row.ok) == 1]
-    if criterion.kind == "quality" and len(single) < len(spans):
-        for label in single:
-            del spans[label]
-            reasons[label] = "one seed gives no interval to rank among rows of several seeds"
-    entries = []
-    for row in rows:
-        rank = None
-        if row.label in spans:
-            rank = 1 + sum(high < spans[row.label][0] for _, high in spans.values())
-        notes = [reasons.get(row.label, row.audit_failures), *row.remarks]
-        entries.append(Entry(row, comparison, rank, "; ".join(filter(None, notes))))
+            return row.why_unranked
+        if row.label not in self.spans:
+            return f"{name} was not measured"
+        if not all(name in record.metrics for record in row.ok):
+            return f"{name} was not measured in all seeds"
+        return ""
 
-    def order(entry: Entry) -> tuple[Any, ...]:
-        if entry.rank is None:
-            return (1,)
-        return 0, entry.rank, sum(spans[entry.row.label]), entry.row.label
+    @property
+    def is_isoflop(self) -> bool:
+        return any("isoflop" in record.suite for row in self.rows for record in row.records)
 
-    return sorted(entries, key=order)
+    def entries(self) -> list[Entry]:
+        """Ranked entries by rank, figure and label, then those that may not be ranked; at last the sizes
+        that aren't the best of their scheme."""
+        if self.is_isoflop:
+            return [self.entry(row, None) for row in self.rows]
+        if len({canonical_json(row.model) for row in self.rows}) == 1:
+            ranks = self.ranks()
+            return self.ordered(self.entry(row, ranks.get(row.label)) for row in self.rows)
+        schemes: dict[str, list[Row]] = defaultdict(list)
+        for row in self.rows:
+            schemes[row.scheme_key].append(row)
+        usable = {key: [r for r in own if not self.reasons[r.label]] for key, own in schemes.items()}
+        best = [min(usable[key] or own, key=self.middle) for key, own in schemes.items()]
+        spans = {row.label: self.spans[row.label] for row in best if not self.reasons[row.label]}
+        ranks = shared_ranks(spans)
+        found = self.ordered(
+            self.entry(row, ranks.get(row.label), **_among(row, usable[row.scheme_key])) for row in best
+        )
+        place = {entry.scheme: place for place, entry in enumerate(found)}
+        chosen = {row.label for row in best}
+        others = [row for row in self.rows if row.label not in chosen]
+        rest = [
+            self.entry(row, None, best_size=False, sizes=len(_shapes(usable[row.scheme_key])))
+            for row in sorted(others, key=size_of)
+        ]
+        return found + sorted(rest, key=lambda entry: place[entry.scheme])
+
+    def ranks(self) -> dict[str, int]:
+        """One more than the number of rows that lie wholly on the better side."""
+        spans = {label: span for label, span in self.spans.items() if not self.reasons[label]}
+        return {
+            label: 1 + sum(high < low for _, high in spans.values()) for label, (low, _) in spans.items()
+        }
+
+    def middle(self, row: Row) -> tuple[float, str]:
+        return sum(self.spans.get(row.label, (float("inf"),))), row.label
+
+    def ordered(self, entries: Iterable[Entry]) -> list[Entry]:
+        """``entries`` by rank, figure and label, those without a rank last."""
+
+        def order(entry: Entry) -> tuple[Any, ...]:
+            return (1,) if entry.rank is None else (0, entry.rank, *self.middle(entry.row))
+
+        return sorted(entries, key=order)
+
+    def entry(self, row: Row, rank: int | None, **sizes: Any) -> Entry:
+        reason = self.reasons[row.label]
+        notes = [reason or row.audit_failures, *row.remarks]
+        return Entry(
+            row=row,
+            scheme=self.names[row.scheme_key],
+            comparison=self.comparison,
+            rank=rank,
+            note="; ".join(filter(None, notes)),
+            unranked=reason,
+            **sizes,
+        )
+
+
+def size_of(row: Row) -> tuple[float, str]:
+    """Active parameters of ``row`` and its label, to sort sizes; first those without a measurement."""
+    active = row.value("active_parameters")
+    return active.center if active else 0.0, row.label
+
+
+def _among(best: Row, rows: Sequence[Row]) -> dict[str, Any]:
+    """The place of ``best`` among the ``rows`` of its scheme that can be ranked."""
+    models = _shapes(rows)
+    place = models.index(canonical_json(best.model)) if models else 0
+    inner = len(models) < 2 or 0 < place < len(models) - 1
+    return {"sizes": len(models), "edge": "" if inner else "largest" if place else "smallest"}
+
+
+def _shapes(rows: Sequence[Row]) -> list[str]:
+    """The shapes of ``rows``, smallest first."""
+    return list(dict.fromkeys(canonical_json(row.model) for row in sorted(rows, key=size_of)))

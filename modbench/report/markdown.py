@@ -1,13 +1,15 @@
 """leaderboard.md: all rows with their ranks, remarks on them, notes and metrics."""
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 from modbench.report.leaderboard import Entry, Leaderboard
+from modbench.report.metric_cells import metric_columns, metric_text, si
 from modbench.report.metrics import METRICS
 from modbench.report.routing_cases import cases_of_board, routing_section
 from modbench.report.row import MACHINE, Row
+from modbench.report.scheme import differing
+from modbench.report.size_tables import audit_columns, size_tables
 from modbench.report.table import escaped, in_words, made_by, markdown_table
 from modbench.report.timing import machine_in_words
 
@@ -37,32 +39,19 @@ _ONE_SEED = (
     "One seed gives no interval: the rank is the order of the figures, not a claim that one scheme is "
     "better than another."
 )
+_SHARED = (
+    "± is half a 95 % t-interval over seeds. Schemes whose intervals overlap, directly or through "
+    "others between them, share a rank."
+)
+_BEST = (
+    "Each scheme is ranked at the size of its best mean, which is slightly optimistic: the more sizes "
+    "were tried, the more. If the best size is the smallest or the largest, the scheme may do better "
+    "beyond it; an isoFLOP suite finds the optimum (docs/isoflop.md)."
+)
 _SEEDS = (
     "± is half a 95 % t-interval over seeds, and rows whose intervals overlap are not ranked apart: a "
     "rank is one more than the number of rows whose interval lies wholly on the better side."
 )
-_FIELD = re.compile(r"\{(\w+):([^}]*)\}")
-#: Heading of each column and its cells: metrics and their formats, see `_number`.
-_COLUMNS = {
-    "held-out loss (nats/token)": "{heldout_loss:.4f}",
-    "bits/byte": "{heldout_bits_per_byte:.4f}",
-    "leaky loss (nats/token)": "{heldout_loss_leaky:.4f}",
-    "leak (nats/token)": "{leak:.4f}",
-    "cloze accuracy (untrained, chance)": (
-        "{modbench_cloze:.3f} ({modbench_cloze_untrained:.3f}, {modbench_cloze_chance:.3f})"
-    ),
-    "forward FLOP/token, nominal / realised": (
-        "{forward_flops_per_token:si} / {forward_flops_per_token_realised:si}"
-    ),
-    "training FLOP spent": "{train_flops:si}",
-    "steps": "{train_steps:d}",
-    "tokens": "{train_tokens:d}",
-    "training step (ms), median ± IQR": "{train_step_seconds:ms}",
-    "peak memory (MB)": "{peak_memory_bytes:MB}",
-    "KV cache (B/token, share of dense)": "{kv_cache_bytes_per_token:.0f} ({kv_cache_share:.3f})",
-    "parameters, active / all": "{active_parameters:si} / {parameters:si}",
-}
-_UNITS = {"ms": 1e-3, "MB": 1e6}
 
 
 def markdown(board: Leaderboard) -> str:
@@ -87,18 +76,23 @@ def markdown(board: Leaderboard) -> str:
 
 
 def _comparison(board: Leaderboard, entries: list[Entry]) -> Iterable[str]:
-    held = entries[0].row.conditions(board.rank_by)
+    held, models = entries[0].row.conditions(board.rank_by), [entry.row.model for entry in entries]
+    of_several = differing(models)
+    model = {name: value for name, value in models[0].items() if name not in of_several}
     corpus = held["corpus"]
     # Equal in all rows; a row that stopped early has none.
     scored = next((e.row for e in entries if e.row.value("unigram_loss")), entries[0].row)
     yield (
         f"Budget {si(held['budget'])}FLOP of training each ({held['budget']}, convention model); "
-        f"model: {in_words(held['model'])}; data: {escaped(held['data'].get('source', 'corpus'))}, "
+        f"model: {in_words(model)}; data: {escaped(held['data'].get('source', 'corpus'))}, "
         f"sha256 {escaped(corpus['sha256'])}, {corpus['train_tokens']} training tokens, sequences of "
         f"{held['sequence']}; loss over at most {held['heldout_tokens']} held-out tokens. "
-        f"Unigram loss: {_number(board, scored, 'unigram_loss', '.4f')} nats/token."
+        f"Unigram loss: {metric_text(board, scored, 'unigram_loss', '.4f')} nats/token."
     )
-    yield _table(board, entries)
+    if of_several:
+        yield from size_tables(board, entries)
+    else:
+        yield _table(board, entries)
     ranked = [entry for entry in entries if entry.rank is not None]
     if not ranked:
         yield "No row could be ranked."
@@ -106,7 +100,10 @@ def _comparison(board: Leaderboard, entries: list[Entry]) -> Iterable[str]:
         yield f"Ranked by {board.rank_by}, {_EXACT}"
     else:
         one_seed = all(len(entry.row.ok) == 1 for entry in ranked)
-        yield f"Ranked by {board.rank_by}. {_ONE_SEED if one_seed else _SEEDS}"
+        how = _ONE_SEED if one_seed else _SHARED if of_several else _SEEDS
+        yield f"Ranked by {board.rank_by}. {how}"
+    if any(entry.sizes > 1 for entry in ranked):
+        yield _BEST
     remarks = [f"- **{escaped(e.row.label)}**: {escaped(e.note)}" for e in entries if e.note]
     if remarks:
         yield "† Not ranked, or to be read with care:"
@@ -114,59 +111,16 @@ def _comparison(board: Leaderboard, entries: list[Entry]) -> Iterable[str]:
 
 
 def _table(board: Leaderboard, entries: list[Entry]) -> str:
-    """The table of ``entries``, without the columns in which no row has a value."""
-    name = board.rank_by
-    columns = dict(_COLUMNS)
-    if not any(f"{{{name}:" in template for template in columns.values()):
-        form = "" if METRICS[name].kind == "exact" else ".4f"
-        columns = {f"{name} ({METRICS[name].unit})": f"{{{name}:{form}}}", **columns}
+    """The table of ``entries``, which have one shape."""
     rows = [entry.row for entry in entries]
     cells: dict[str, list[Any]] = {
         "rank": [f"{entry.rank or '-'}{' †' if entry.note else ''}" for entry in entries],
         "scheme": [row.label for row in rows],
+        **metric_columns(board, rows),
+        **audit_columns(rows),
     }
-    for heading, template in columns.items():
-        found = [_cell(board, row, template) for row in rows]
-        if {*found} != {"-"}:
-            cells[heading] = found
-    if any(row.flops_source for row in rows):
-        cells["FLOPs"] = [row.flops_source or "-" for row in rows]
-    cells["audit"] = [row.audit for row in rows]
-    left = [number for number, head in enumerate(cells) if head in ("scheme", "FLOPs", "audit")]
+    left = [place for place, head in enumerate(cells) if head in ("scheme", "FLOPs", "audit")]
     return markdown_table(list(cells), zip(*cells.values(), strict=True), left=left)
-
-
-def _cell(board: Leaderboard, row: Row, template: str) -> str:
-    """``template`` with the figures of ``row``; "-" if none was measured."""
-    shown = [_number(board, row, *field) for field in _FIELD.findall(template)]
-    return _FIELD.sub("{}", template).format(*shown) if {*shown} != {"-"} else "-"
-
-
-def si(value: float) -> str:
-    """``value`` with four significant digits and an SI prefix: 1.234 T."""
-    digits, exponent = f"{value:.3e}".split("e")
-    power = min(max(int(exponent) // 3, 0), 8)
-    return f"{float(digits) * 10 ** (int(exponent) - 3 * power):#.4g} {' kMGTPEZY'[power]}".rstrip()
-
-
-def _number(board: Leaderboard, row: Row, name: str, form: str) -> str:
-    """The metric ``name`` of ``row`` as ``form``: si, ms, MB or one of Python's; "-" if not measured."""
-
-    def text(number: float) -> str:
-        if form == "si":
-            return si(number)
-        if form in _UNITS:
-            return f"{number / _UNITS[form]:.1f}"
-        return f"{number:{f'z{form}' if form.endswith('f') else form}}"  # z: no sign for rounded zeros
-
-    value = board.value(row, name)
-    if value is None:
-        return "-"
-    shown, spread = text(value.center), value.spread
-    if METRICS[name].kind == "exact":
-        return f"{shown}..{text(value.center + spread)}" if spread else shown
-    marks = f" ({value.marks})" if value.marks else ""
-    return shown + ("" if spread is None else f" ± {text(spread)}") + marks
 
 
 def _notes(board: Leaderboard) -> Iterable[str]:

@@ -6,9 +6,24 @@ from dataclasses import asdict
 from pathlib import Path
 
 from modbench.errors import UserError
-from modbench.report.store import RECORDS, SuiteRecords, read_suite, write_files
+from modbench.report.scheme import scheme_names, split_label, with_shape
+from modbench.report.store import RECORDS, SuiteRecords, latest, read_suite, write_files
 from modbench.report.table import csv_table
 from modbench.report.timing import newest_run
+
+#: Figures that a report may have.
+_FIGURES = (
+    *("loss_vs_training_flops", "loss_vs_forward_flops", "routing", "expert_load"),
+    *("routing_pattern", "router_weights", "realised_efficiency"),
+    *("isoflop_curves", "isoflop_curves_parameters", "isoflop_curves_forward_flops"),
+    *("loss_at_optimum", "normalised_loss", "learning_rates", "speed_up"),
+)
+#: All files that a report may have. Those without data are not written, and removed if they are there.
+DERIVED = {
+    *("leaderboard.csv", "leaderboard.md", "optima.csv", "learning_rates.csv"),
+    *("timings.csv", "timings.md", "memory.csv"),
+    *(f"{name}.{ending}" for name in _FIGURES for ending in ("png", "svg")),
+}
 
 
 def write_report(
@@ -47,7 +62,17 @@ def write_report(
     contents = _of_cells(found, rank_by) if found.cells else {}
     contents |= _of_timings(found) if found.timings else {}
     write_files(folder, contents)
+    for name in DERIVED - contents.keys():  # of an earlier report
+        (folder / name).unlink(missing_ok=True)
     return [folder / name for name in contents]
+
+
+def _schemes(found: SuiteRecords) -> set[str]:
+    """All schemes of the suite: each has the same mark in all figures."""
+    cells = [record.cell for record in latest(found.cells)]
+    labels = [timing.cell["router"]["label"] for timing in found.timings if timing.cell["router"]]
+    labels += [cell["router"]["label"] for cell in cells]
+    return {split_label(label)[0] for label in labels} | {*scheme_names(cells).values()}
 
 
 def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
@@ -58,29 +83,31 @@ def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
     from modbench.report.isoflop_page import isoflop_page
     from modbench.report.leaderboard import Leaderboard
     from modbench.report.markdown import markdown
+    from modbench.report.plot_style import marks
     from modbench.report.router_weights import weight_files
     from modbench.report.routing_cases import cases_of_board, cases_of_sweep
     from modbench.report.routing_pattern import pattern_files
 
+    look_of = marks(_schemes(found))
     newest = max(found.cells, key=lambda record: (record.suite["version"], record.suite["rank_by"]))
     board = Leaderboard.of(found.cells, rank_by or newest.suite["rank_by"], found.audits)
-    pages = {"leaderboard.csv": board.csv()}
-    if sweep := sweep_of(found.cells, board):
-        pages |= {"leaderboard.md": isoflop_page(sweep)}
+    if sweep := sweep_of(found.cells, board, found.timings):
+        pages = {"leaderboard.csv": board.csv(sweep.on_curve), "leaderboard.md": isoflop_page(sweep)}
         pages |= {"learning_rates.csv": sweep.rates_csv()}
         pages |= {"optima.csv": sweep.optima_csv()} if sweep.has_curves else {}
-        drawn = isoflop_figures(sweep) if sweep.has_curves else {}
+        drawn = isoflop_figures(sweep, look_of) if sweep.has_curves else {}
         cases = cases_of_sweep(sweep)
     else:
-        pages |= {"leaderboard.md": markdown(board)}
-        drawn = figures(board)
+        pages = {"leaderboard.csv": board.csv(), "leaderboard.md": markdown(board)}
+        drawn = figures(board, look_of)
         cases = cases_of_board(board)
     drawn |= pattern_files(cases) | weight_files(cases)
     return {name: text.encode() for name, text in pages.items()} | drawn
 
 
 def _of_timings(found: SuiteRecords) -> dict[str, bytes]:
-    from modbench.report.figures import timing_figures
+    from modbench.report.plot_style import marks
+    from modbench.report.timing_figure import timing_figures
     from modbench.report.timing_page import timing_page
     from modbench.report.timing_table import TimingTable
 
@@ -91,5 +118,7 @@ def _of_timings(found: SuiteRecords) -> dict[str, bytes]:
         ("timings.csv", [asdict(row) for row in table.cases]),
         ("memory.csv", table.memory),
     ):
-        pages |= {name: csv_table(rows)} if rows else {}
-    return {name: text.encode() for name, text in pages.items()} | timing_figures(table)
+        pages |= {name: csv_table(with_shape(rows))} if rows else {}
+    return {name: text.encode() for name, text in pages.items()} | timing_figures(
+        table, marks(_schemes(found))
+    )

@@ -1,4 +1,4 @@
-"""Style shared by all figures: fixed matplotlib settings, a colour and marker per label, legends,
+"""Style shared by all figures: fixed matplotlib settings, a colour and marker per scheme, legends,
 reproducible files."""
 
 import io
@@ -39,7 +39,7 @@ _LONGEST = 30  #: characters of a line of a name
 
 @dataclass(frozen=True)
 class Mark:
-    """Colour, marker and dashes of one label."""
+    """Colour, marker and dashes of one scheme."""
 
     color: Any
     marker: str
@@ -49,19 +49,17 @@ class Mark:
 GREY = Mark(REFERENCE, "o", "-")
 
 
-def marks(labels: Iterable[str]) -> dict[str, Mark]:
-    """One mark per label, by its place in sorted order. Labels of one scheme (the part before a slash or
-    bracket) share its colour."""
-    schemes: dict[str, list[str]] = {}
-    for label in sorted(set(labels)):
-        schemes.setdefault(label.partition("/")[0].partition(" [")[0], []).append(label)
+def marks(schemes: Iterable[str]) -> dict[str, Mark]:
+    """One mark per scheme, by its place in sorted order: the same in all figures of a suite."""
     palette = [sns.color_palette("colorblind")[index] for index in _COLORS]
-    found = {}
-    for place, own in enumerate(schemes.values()):
-        for number, label in enumerate(own, start=place):
-            marker, dashes = _MARKERS[number % len(_MARKERS)], _DASHES[number % len(_DASHES)]
-            found[label] = Mark(palette[place % len(palette)], marker, dashes)
-    return found
+    return {
+        scheme: Mark(
+            palette[place % len(palette)],
+            _MARKERS[place % len(_MARKERS)],
+            _DASHES[place % len(_DASHES)],
+        )
+        for place, scheme in enumerate(sorted(set(schemes)))
+    }
 
 
 def draw_point(axes: Axes, x: float, y: float, mark: Mark, *, filled: bool, **style: Any) -> None:
@@ -109,7 +107,7 @@ def _font() -> str:
 
 def row_names(entries: Sequence[Entry]) -> dict[str, str]:
     """Name of each row in figures, by label; marks unranked rows."""
-    return {e.row.label: folded(e.row.label + " (not ranked)" * (e.rank is None)) for e in entries}
+    return {e.row.label: folded(e.row.label + " (not ranked)" * bool(e.unranked)) for e in entries}
 
 
 def folded(label: str) -> str:
@@ -122,21 +120,6 @@ def sheet(width: float = WIDTH, height: float = HEIGHT) -> Figure:
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
-
-
-def blank() -> tuple[Figure, Axes]:
-    """An empty figure with axes."""
-    figure = sheet()
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def say_nothing_to_show(axes: Axes, why: str) -> None:
-    """Write the sentence ``why`` in place of data."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.text(0.5, 0.5, why, ha="center", va="center", wrap=True, transform=axes.transAxes)
 
 
 def written_out(axis: Axis, low: float, high: float) -> None:

@@ -19,7 +19,6 @@ from modbench.report.plot_style import (
     files,
     look,
     row_names,
-    say_nothing_to_show,
     sheet,
 )
 from modbench.report.row import Row
@@ -37,26 +36,31 @@ _NO_OP: dict[str, Any] = _EXPERT | {"linestyle": (0, (2, 1))}
 
 
 def routing_figures(board: Leaderboard) -> dict[str, bytes]:
-    """Both figures of ``board``, by file name."""
+    """Those of both figures that ``board`` has data of, by file name."""
     contents = {}
     for name, draw in (("routing", depth_figure), ("expert_load", expert_figure)):
         with look():
-            contents.update(files(name, draw(board)))
+            figure = draw(board)
+            contents.update(files(name, figure) if figure else {})
     return contents
 
 
-def depth_figure(board: Leaderboard) -> Figure:
-    """The share of tokens that each depth-routed layer selects, by position."""
-    figure, panels = _panels(board, "depth", "no run has depth-routed layers")
+def depth_figure(board: Leaderboard) -> Figure | None:
+    """The share of tokens that each depth-routed layer selects, by position; None without any."""
+    figure, panels = _panels(board, "depth")
+    if figure is None:
+        return None
     for axes, row in panels:
         _positions(axes, row)
     _legend(figure, {"causal rule": _CAUSAL, "training rule": _TRAINING})
     return figure
 
 
-def expert_figure(board: Leaderboard) -> Figure:
-    """The load of the experts of each layer."""
-    figure, panels = _panels(board, "experts", "no run has experts")
+def expert_figure(board: Leaderboard) -> Figure | None:
+    """The load of the experts of each layer; None without experts."""
+    figure, panels = _panels(board, "experts")
+    if figure is None:
+        return None
     styles = {"even load": DOTTED}
     for axes, row in panels:
         no_ops = row.cell["router"]["options"].get("no_op_experts")
@@ -71,15 +75,12 @@ def _routing(row: Row) -> dict[str, Any]:
     return row.ok[0].routing
 
 
-def _panels(board: Leaderboard, part: str, nothing: str) -> tuple[Figure, list[tuple[Axes, Row]]]:
-    """A figure with a titled panel for each row whose routing has a ``part``; one that says ``nothing``
-    if there are none."""
+def _panels(board: Leaderboard, part: str) -> tuple[Figure | None, list[tuple[Axes, Row]]]:
+    """A figure with a titled panel for each row whose routing has a ``part``; None if there are none."""
     found = [e.row for e in board.entries if e.row.ok and _routing(e.row).get("causal", {}).get(part)]
     rows = found[:MOST_ROWS]
     if not rows:
-        figure = sheet()
-        say_nothing_to_show(figure.add_subplot(), nothing)
-        return figure, []
+        return None, []
     columns = min(len(rows), 2 if len(rows) == 4 else 3)
     lines = -(-len(rows) // columns)
     figure = sheet(_WIDTH if columns > 1 else WIDTH, _PANEL * lines + _MARGIN)

@@ -12,6 +12,7 @@ from scipy.special import stdtrit
 
 from modbench.report.metrics import METRICS
 from modbench.report.record import AuditRecord, CellRecord, canonical_json, cell_key
+from modbench.report.scheme import scheme_key
 from modbench.report.store import latest
 from modbench.report.timing import HARDWARE
 
@@ -74,13 +75,30 @@ class Row:
     def ok(self) -> tuple[CellRecord, ...]:
         return tuple(record for record in self.records if record.status == "ok")
 
+    @cached_property
+    def scheme_key(self) -> str:
+        """Equal in the rows of one scheme, whatever their sizes and budgets."""
+        return scheme_key(self.cell)
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The shape of its model."""
+        return dict(self.cell["model"])
+
+    @property
+    def budget_spent(self) -> float | None:
+        """Training FLOPs by the exact count over the budget, the mean over seeds."""
+        spent = [
+            one.metrics["train_flops"] for one in self.ok or self.records if "train_flops" in one.metrics
+        ]
+        return statistics.fmean(spent) / self.cell["train"]["budget"] if spent else None
+
     def conditions(self, rank_by: str) -> dict[str, Any]:
-        """Conditions that must be equal for two rows to be ranked against each other: budget, model,
-        data, sequence length, amount of held-out text; if ``rank_by`` is a downstream task, its limit
-        on items too, since another limit is another test."""
+        """Conditions that must be equal for two rows to be ranked against each other: budget, data,
+        sequence length, amount of held-out text; if ``rank_by`` is a downstream task, its limit on items
+        too, since another limit is another test."""
         held = {
             "budget": self.cell["train"]["budget"],
-            "model": self.cell["model"],
             "data": self.cell["data"],
             "corpus": self.records[0].data,
             "sequence": self.cell["train"].get("sequence"),

@@ -43,9 +43,13 @@ def time_suite(
     rows = resolve(suite, plugins)
     cells, folder = timing_cells(rows, only), results / suite.header.name
 
+    begun: list[tuple[str, dict[str, Any]]] = []  # by the first call; later ones continue its run
+
     def left(tell: Tell) -> tuple[list[Job], int]:
-        machine = _machine(rows, cells[0])
-        run = _run(cells, folder, machine, again, tell)
+        if not begun:
+            machine = _machine(rows, cells[0])
+            begun.append((_run(cells, folder, machine, again, tell), machine))
+        run, machine = begun[0]
         jobs = timing_jobs(cells, rows, folder, run, machine)
         done = {identity_of(line) for line in finished(folder) if line.status in DONE}
         return [job for job in jobs if job.identity not in done], len(jobs)
@@ -54,15 +58,26 @@ def time_suite(
 
 
 def timing_cells(rows: Rows, only: Sequence[str] = ()) -> list[Cell]:
-    """The cells of ``rows`` to be timed, without budgets and seeds; all rows, or those in ``only``.
-    Raises UserError: as `modbench.sweep.cells.expand` and `chosen`."""
+    """The cells of ``rows`` to be timed, without budgets and seeds; all rows, or those in ``only``. With
+    isoFLOP grids: every shape of every budget. Raises UserError: as `modbench.sweep.cells.expand` and
+    `chosen`."""
     cells: dict[str, Cell] = {}
-    for cell in chosen(expand(rows), only, rows.mistakes):
+    for cell in chosen(_all_shapes(rows), only, rows.mistakes):
         train = {name: cell["train"][name] for name in _TRAIN}
         time = rows.suite.time.resolved(train["sequence"]).of_a_process()
         timed = {"router": cell["router"], "model": cell["model"], "train": train, "time": time}
         cells[cell_key(timed)] = timed
     return list(cells.values())
+
+
+def _all_shapes(rows: Rows) -> list[Cell]:
+    """Cells of every shape of ``rows``; of isoFLOP grids, as if their middle learning rate were best."""
+    cells = expand(rows)
+    if rows.suite.isoflop is None:
+        return cells
+    rates = rows.suite.isoflop.learning_rates
+    middle = rates[len(rates) // 2]
+    return expand(rows, {cell_key(one): abs(one["train"]["learning_rate"] - middle) for one in cells})
 
 
 def timing_jobs(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from isoflop_made_up import PLAN, Make
 
 from modbench.report.record import AnyRecord, CellRecord, cell_key
 
@@ -35,7 +36,7 @@ def make_record(
     """A record of ``label``; ``cost`` scales its FLOPs and times against a dense model's 1."""
     cell = {
         "router": {
-            "name": router or label,
+            "name": router or label.partition("/")[0],
             "options": options or {},
             "plugin_sha256": None,
             "label": label,
@@ -226,3 +227,14 @@ def six() -> list[CellRecord]:
         make_record("mode_staged", loss=4.83, cost=0.61),
         make_record("mode_integrated", loss=4.88, cost=0.85),
     ]
+
+
+@pytest.fixture
+def make() -> Make:
+    """`make_record` with a width and the plan of the learning rates."""
+
+    def made(label: str, *, model_width: int, **fields: Any) -> CellRecord:
+        suite = {"name": "fake", "version": 1, "rank_by": "heldout_loss", "isoflop": PLAN}
+        return make_record(label, model={"width": model_width}, suite=suite, **fields)
+
+    return made

@@ -8,12 +8,7 @@ from matplotlib.image import imread
 from modbench.report import figures as figures_module
 from modbench.report.figures import figures
 from modbench.report.leaderboard import Leaderboard
-from modbench.report.plot_style import (
-    look,
-    marks,
-)
-
-_CURVES = "loss_vs_training_flops"
+from modbench.report.plot_style import look, marks
 
 
 def _axes(board: Leaderboard, name: str):
@@ -22,24 +17,24 @@ def _axes(board: Leaderboard, name: str):
     return figure, figure.axes[0]
 
 
-def _legend(figure) -> list[str]:
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-
-
 def _texts(axes) -> list[str]:
-    return [text.get_text() for text in axes.texts]
+    return [text.get_text().replace("\n", " ") for text in axes.texts]
+
+
+def _titles(figure) -> list[str]:
+    return [axes.get_title() for axes in figure.axes if axes.axison]
 
 
 def test_each_figure_is_a_png_and_an_svg_that_can_be_read(six):
     contents = figures(Leaderboard.of(six))
     assert sorted(contents) == [
         f"{name}.{ending}"
-        for name in (*("expert_load", "loss_vs_forward_flops", "loss_vs_training_flops", "routing"),)
+        for name in ("loss_vs_forward_flops", "loss_vs_training_flops")
         for ending in ("png", "svg")
     ]
     for name, content in contents.items():
         if name.endswith(".png"):
-            assert imread(io.BytesIO(content)).shape[1] == 1080
+            assert imread(io.BytesIO(content)).shape[1] == 1360
         else:
             assert ElementTree.fromstring(content).tag.endswith("svg")
             assert b"dc:date" not in content
@@ -54,11 +49,10 @@ def test_drawing_leaves_matplotlib_as_it_was(six):
 def test_learning_curves_have_a_line_each_a_log_axis_and_the_unigram_loss(six):
     figure, axes = _axes(Leaderboard.of(six), "loss_vs_training_flops")
     assert axes.get_xscale() == "log"
-    assert "FLOP" in axes.get_xlabel()
-    assert "nats/token" in axes.get_ylabel()
-    (legend,) = figure.legends
-    names = [text.get_text() for text in legend.get_texts()]
-    assert names == [*sorted(record.cell["router"]["label"] for record in six), "unigram 6.25"]
+    assert "FLOP" in figure.get_supxlabel()
+    assert "nats/token" in figure.get_supylabel()
+    names = sorted(record.cell["router"]["label"] for record in six)
+    assert sorted(_texts(axes)) == sorted([*names, "unigram 6.25"])
     assert len(axes.lines) == 7
     assert min(axes.lines[0].get_xdata()) > 0
     assert list(axes.lines[-1].get_ydata()) == [6.25, 6.25]
@@ -78,7 +72,7 @@ def test_a_seed_that_diverged_early_does_not_take_the_curve_of_the_others(fakes)
     lost = fakes.make_record(seed=2, status="diverged", curve=finished[0].curve[:1])
     figure, axes = _axes(Leaderboard.of([*finished, lost]), "loss_vs_training_flops")
     assert list(axes.lines[0].get_ydata()) == losses
-    assert figure.legends[0].get_texts()[0].get_text() == "vanilla (not ranked)"
+    assert _texts(axes=figure.axes[0])[0] == "vanilla (not ranked)"
     begun = fakes.make_record(status="diverged", curve=finished[0].curve[:3])
     assert len(_axes(Leaderboard.of([begun]), "loss_vs_training_flops")[1].lines[0].get_ydata()) == 2
 
@@ -93,26 +87,93 @@ def test_a_seed_that_diverged_early_does_not_take_the_curve_of_the_others(fakes)
 def test_a_figure_says_what_its_bars_are_where_it_has_any(fakes, name, words):
     records = [fakes.make_record(seed=seed, loss=5 + seed / 10) for seed in range(3)]
     for seeds, told in ((records, True), (records[:1], False)):
-        _, axes = _axes(Leaderboard.of(seeds), name)
-        assert axes.get_ylabel().endswith(f"(nats/token){words if told else ''}")
+        figure, _ = _axes(Leaderboard.of(seeds), name)
+        assert figure.get_supxlabel().endswith(f"convention model){words if told else ''}")
 
 
-def test_the_legend_names_each_point_and_says_when_it_is_unranked(fakes, six):
+def test_each_point_is_named_and_says_when_it_is_unranked(fakes, six):
     board = Leaderboard.of([*six, fakes.make_record("leaky", failed_probes=(1,), cost=1.3)])
     names = [record.cell["router"]["label"] for record in six]
-    figure, axes = _axes(board, "loss_vs_forward_flops")
-    assert {*names, "leaky (not ranked)"} <= {*_legend(figure)}
+    _, axes = _axes(board, "loss_vs_forward_flops")
+    assert {*names, "leaky (not ranked)"} == {*_texts(axes)}
     assert len([line for line in axes.lines if line.get_marker() in tuple("osD^vPX")]) == 7
 
 
-def test_runs_that_all_failed_still_make_figures_that_say_so(fakes):
-    board = Leaderboard.of([fakes.make_record(status="oom")])
-    assert len(figures(board)) == 8
-    assert _texts(_axes(board, "loss_vs_forward_flops")[1]) == ["no run was finished"]
+def test_runs_that_all_failed_make_no_figures(fakes):
+    assert figures(Leaderboard.of([fakes.make_record(status="oom")])) == {}
 
 
 def test_a_single_row_makes_figures(fakes):
-    assert len(figures(Leaderboard.of([fakes.make_record("mod")]))) == 8
+    assert len(figures(Leaderboard.of([fakes.make_record("mod")]))) == 4
+
+
+def _grid(fakes, schemes=("vanilla", "mod", "token_choice"), sizes=("S", "L"), budgets=(1, 4)):
+    widths = {"S": 64, "M": 96, "L": 128}
+    return [
+        fakes.make_record(
+            f"{scheme}/{size}",
+            loss=5 + number / 10,
+            cost=widths[size] / 64,
+            model={"width": widths[size]},
+            train={"budget": budget * 10**12},
+            metrics={"active_parameters": widths[size]},
+        )
+        for number, scheme in enumerate(schemes)
+        for size in sizes
+        for budget in budgets
+    ]
+
+
+def test_learning_curves_of_sizes_and_budgets_are_small_multiples(fakes):
+    figure, _ = _axes(Leaderboard.of(_grid(fakes)), "loss_vs_training_flops")
+    assert _titles(figure) == [
+        f"{size}, {budget} training FLOPs" for size in ("S", "L") for budget in ("1e+12", "4e+12")
+    ]
+    for axes in figure.axes:
+        assert sorted(_texts(axes))[:3] == ["mod", "token_choice", "unigram 6.25"]
+    assert not figure.legends
+
+
+@pytest.mark.parametrize(
+    ("sizes", "budgets", "titles"),
+    [
+        (("S", "M", "L"), (1,), ["S", "M", "L"]),
+        (("S",), (1, 2, 3, 4), [f"{n}e+12 training FLOPs" for n in (1, 2, 3, 4)]),
+        (("S",), (1,), [""]),
+    ],
+)
+def test_panels_are_by_what_differs(fakes, sizes, budgets, titles):
+    board = Leaderboard.of(_grid(fakes, sizes=sizes, budgets=budgets))
+    figure, _ = _axes(board, "loss_vs_training_flops")
+    assert _titles(figure) == titles
+
+
+def test_sizes_of_a_scheme_are_one_line_of_which_the_best_is_filled(fakes):
+    figure, axes = _axes(Leaderboard.of(_grid(fakes)), "loss_vs_forward_flops")
+    assert len(_titles(figure)) == 2
+    lines = [line for line in axes.lines if line.get_linestyle() == "-"]
+    assert [len(line.get_xdata()) for line in lines] == [2, 2, 2]
+    faces = [line.get_markerfacecolor() for line in axes.lines if line.get_linestyle() == "None"]
+    assert faces.count("white") == 3
+    assert sorted(_texts(axes)) == ["mod", "token_choice", "vanilla"]
+
+
+def test_schemes_with_a_shape_of_their_own_stay_in_one_panel(fakes):
+    records = [*_grid(fakes, ("vanilla", "mod"), ("L",), (1,)), *_grid(fakes, ("half",), ("S",), (1,))]
+    figure, axes = _axes(Leaderboard.of(records), "loss_vs_training_flops")
+    assert _titles(figure) == [""]
+    assert sorted(_texts(axes))[:2] == ["half", "mod"]
+
+
+def test_a_scheme_looks_the_same_in_all_panels_and_figures(fakes):
+    board = Leaderboard.of(_grid(fakes))
+    looks = set()
+    for name in figures_module.FIGURES:
+        for axes in _axes(board, name)[0].axes:
+            for text in axes.texts:
+                if text.get_text() == "mod":
+                    looks.add(str(text.get_color()))
+    assert looks == {str(marks(["vanilla", "mod", "token_choice"])["mod"].color)}
 
 
 def test_figures_have_the_same_bytes_each_time(six):
@@ -120,7 +181,7 @@ def test_figures_have_the_same_bytes_each_time(six):
     assert figures(board) == figures(board)
 
 
-def test_each_label_keeps_its_mark_whatever_the_order_and_differs_from_all_others():
+def test_each_scheme_keeps_its_mark_whatever_the_order_and_differs_from_all_others():
     labels = [f"scheme {number}" for number in range(40)]
     assert marks(labels) == marks(labels[::-1])
     looks = {(mark.color, mark.marker, str(mark.dashes)) for mark in marks(labels).values()}
@@ -129,34 +190,11 @@ def test_each_label_keeps_its_mark_whatever_the_order_and_differs_from_all_other
     assert len({mark.marker for mark in first}) == len({mark.color for mark in first}) == 7
 
 
-def test_labels_of_one_scheme_share_its_colour_and_nothing_else():
-    labels = [f"{name}{end}" for name in ("mod", "mine", "vanilla") for end in (" [1]", " [2]", "/a")]
-    found = marks(labels)
-    assert len({(mark.color, mark.marker, str(mark.dashes)) for mark in found.values()}) == len(labels)
-    for name in ("mod", "mine", "vanilla"):
-        own = [found[label] for label in labels if label.startswith(name)]
-        assert len({mark.marker for mark in own}) == len({str(mark.dashes) for mark in own}) == 3
-        assert len({mark.color for mark in own}) == 1
-
-
 @pytest.mark.parametrize("label", ["_hidden", "x" * 60])
 def test_any_label_can_be_drawn(fakes, label):
     board = Leaderboard.of([fakes.make_record(label, router="mod"), fakes.make_record("vanilla")])
-    figure, _ = _axes(board, "loss_vs_training_flops")
-    (legend,) = figure.legends
-    assert len(legend.get_texts()) == 3
-    assert label in [text.get_text().replace("\n", "") for text in legend.get_texts()]
-    assert max(len(line) for text in legend.get_texts() for line in text.get_text().split("\n")) <= 30
+    figure, axes = _axes(board, "loss_vs_training_flops")
+    assert label in [text.get_text().replace("\n", "") for text in axes.texts]
     figure.canvas.draw()
-
-
-@pytest.mark.parametrize(
-    ("length", "columns"), [(4, 3), (16, 2), (26, 1)], ids=["short", "of 16 signs", "long"]
-)
-def test_a_legend_is_as_wide_as_the_figure_at_most(fakes, length, columns):
-    labels = [f"{n:x<{length}}" for n in range(9)]
-    figure, _ = _axes(Leaderboard.of([fakes.make_record(label) for label in labels]), _CURVES)
-    (legend,) = figure.legends
-    figure.canvas.draw()
-    assert legend._ncols == columns
-    assert 0 <= legend.get_window_extent().x0 < legend.get_window_extent().x1 <= figure.bbox.x1
+    extents = [text.get_window_extent() for text in axes.texts]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in extents)

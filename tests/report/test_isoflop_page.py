@@ -2,103 +2,24 @@
 
 import csv
 import io
-from collections.abc import Callable
-from math import log
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
+from isoflop_made_up import BUDGETS, Make, records, table_under
 
 from modbench.report.isoflop import sweep_of
 from modbench.report.isoflop_page import isoflop_page
 from modbench.report.leaderboard import Leaderboard
-from modbench.report.page import write_report
+from modbench.report.page import DERIVED, write_report
 from modbench.report.record import CellRecord
 from modbench.report.store import append_record
-
-BUDGETS = (10**12, 3 * 10**12, 10**13)
-WIDTHS = (32, 48, 64, 96, 128)
-PLAN = {
-    "learning_rates": [0.0025, 0.005, 0.01],
-    "extensions": 2,
-    "exponent": -0.5,
-    "margin": 0.01,
-    "middle_width": 64,
-    "middle_budget": BUDGETS[1],
-    "seed": 0,
-}
-RATES = {32: 0.00707, 48: 0.00577, 64: 0.005, 96: 0.00408, 128: 0.00354}
-Make = Callable[..., CellRecord]
-
-
-def curve_loss(scheme: str, width: int, budget: int, seed: int) -> float:
-    best = 64 * (budget / BUDGETS[1]) ** 0.2
-    lead = 0.3 if scheme == "mod" else 0.0
-    noise = ((7 * width + 5 * seed) % 11 - 5) / 5000
-    return 4 - 0.3 * log(budget / BUDGETS[1]) + 0.1 * log(width / best) ** 2 - lead + noise
-
-
-def records(
-    make: Make, schemes: tuple[str, ...] = ("vanilla", "mod"), **others: Any
-) -> list[CellRecord]:
-    """The finished sweep of ``schemes``: three seeds at the middle budget, and trials of rates."""
-    found = []
-
-    def add(scheme: str, width: int, budget: int, seed: int, rate: float, worse: float = 0.0) -> None:
-        found.append(
-            make(
-                f"{scheme}/w{width}",
-                router=scheme,
-                seed=seed,
-                loss=curve_loss(scheme, width, budget, seed) + worse,
-                train={"budget": budget, "learning_rate": rate},
-                metrics={
-                    "active_parameters": 12 * width**2,
-                    "forward_flops_per_token": 24 * width**2,
-                    "train_flops": budget - 10,
-                },
-                model_width=width,
-                **others,
-            )
-        )
-
-    for scheme in schemes:
-        for budget in BUDGETS:
-            for width in WIDTHS:
-                for seed in range(3 if budget == BUDGETS[1] else 1):
-                    add(scheme, width, budget, seed, RATES[width])
-        for rate in (0.0025, 0.01):
-            add(scheme, 64, BUDGETS[1], 0, rate, 0.1)
-        for rate in (0.00177, 0.00708):
-            add(scheme, 128, BUDGETS[1], 0, rate, 0.1)
-    return found
-
-
-@pytest.fixture
-def make(fakes: Any) -> Make:
-    """`make_record` with a width and the plan of the learning rates."""
-
-    def made(label: str, *, model_width: int, **fields: Any) -> CellRecord:
-        suite = {"name": "fake", "version": 1, "rank_by": "heldout_loss", "isoflop": PLAN}
-        made_up: CellRecord = fakes.make_record(
-            label, model={"width": model_width}, suite=suite, **fields
-        )
-        return made_up
-
-    return made
 
 
 def page_of(found: list[CellRecord]) -> str:
     sweep = sweep_of(found, Leaderboard.of(found))
     assert sweep is not None
     return isoflop_page(sweep)
-
-
-def table_under(page: str, heading: str) -> list[list[str]]:
-    """The cells of the first table under ``heading``."""
-    lines = page[page.index(heading) :].split("\n\n")
-    table = next(part for part in lines if part.startswith("| rank"))
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
 def test_each_scheme_is_ranked_at_its_optimum(make: Make) -> None:
@@ -108,7 +29,7 @@ def test_each_scheme_is_ranked_at_its_optimum(make: Make) -> None:
         assert (first[:2], second[:2]) == (["1", "mod"], ["2", "vanilla"])
         assert first[4].startswith("-0.")
         assert first[4].endswith("better")
-        assert second[4] == second[5] == "-"
+        assert second[4] == second[5] == second[6] == "-"
     assert "| mod | 64 x 4 |" in page
     assert "width 128: 0.00354 by the law, which is best" in page
 
@@ -120,6 +41,33 @@ def test_speed_up_is_of_the_dense_model_at_equal_loss(make: Make) -> None:
     assert table_under(page_of(records(make)), "## 1e+13 training FLOPs")[0][5].startswith(
         "at least 1.00"
     )
+
+
+def test_optimum_follows_from_the_rows_of_leaderboard_csv(make: Make) -> None:
+    board = Leaderboard.of(records(make))
+    sweep = sweep_of(records(make), board)
+    assert sweep is not None
+    runs = list(csv.DictReader(io.StringIO(board.csv(sweep.on_curve))))
+    assert {row["rank"] for row in runs} == {""}
+    assert {row["label"] for row in runs} == {"vanilla", "mod"}
+    of_curve = [
+        row
+        for row in runs
+        if (row["label"], row["budget"], row["on_curve"]) == ("mod", str(BUDGETS[1]), "True")
+    ]
+    assert [(row["width"], row["learning_rate"], row["seeds"]) for row in of_curve] == [
+        *(("128", "0.00354", "3"), ("32", "0.00707", "3"), ("48", "0.00577", "3")),
+        *(("64", "0.005", "3"), ("96", "0.00408", "3")),
+    ]
+    size = np.log([float(row["active_parameters"]) for row in of_curve])
+    loss = [float(row["heldout_loss"]) for row in of_curve]
+    square, slope, constant = np.polyfit(size, loss, 2)
+    optima = csv.DictReader(io.StringIO(sweep.optima_csv()))
+    key = (str(BUDGETS[1]), "parabola", "mod")
+    (row,) = (row for row in optima if (row["budget"], row["fit"], row["scheme"]) == key)
+    assert float(row["active_parameters"]) == pytest.approx(np.exp(-slope / (2 * square)), rel=1e-6)
+    assert float(row["loss"]) == pytest.approx(constant - slope**2 / (4 * square), rel=1e-9)
+    assert all(0.999 < float(row["budget_spent"]) < 1 for row in of_curve)
 
 
 def test_optima_csv_has_all_fits_at_full_precision(make: Make, tmp_path: Path) -> None:
@@ -144,9 +92,9 @@ def test_optima_csv_has_all_fits_at_full_precision(make: Make, tmp_path: Path) -
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     write_report(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
-    assert {"isoflop_curves.png", "normalised_loss.svg", "speed_up.png", "learning_rates.svg"} <= set(
-        files
-    )
+    figures = {"isoflop_curves.png", "isoflop_curves_parameters.png", "isoflop_curves_forward_flops.svg"}
+    assert figures | {"normalised_loss.svg", "speed_up.png", "learning_rates.svg"} <= set(files)
+    assert set(files) <= DERIVED
 
 
 def test_scheme_that_fails_the_audit_is_not_ranked(make: Make) -> None:

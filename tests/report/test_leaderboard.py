@@ -118,10 +118,10 @@ def test_unequal_budget_or_data_is_another_comparison(fakes, change):
 
 @pytest.mark.parametrize(
     ("part", "change"),
-    [("model", {"width": 256}), ("data", {"tokenizer": "bytes"}), ("measure", {"heldout_tokens": 1024})],
+    [("data", {"tokenizer": "bytes"}), ("measure", {"heldout_tokens": 1024})],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_an_unequal_model_text_or_tokenizer_is_another_comparison(fakes, part, change):
+def test_an_unequal_text_or_tokenizer_is_another_comparison(fakes, part, change):
     a, b = fakes.make_record("a", loss=4.0), fakes.make_record("b", loss=5.0)
     cell = {**b.cell, part: {**b.cell[part], **change}}
     board = Leaderboard.of([a, replace(b, cell=cell, key=cell_key(cell))])

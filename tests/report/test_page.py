@@ -11,16 +11,12 @@ from modbench.report import figures as figures_module
 from modbench.report.page import write_report
 
 _NAMES = [
-    "expert_load.png",
-    "expert_load.svg",
     "leaderboard.csv",
     "leaderboard.md",
     "loss_vs_forward_flops.png",
     "loss_vs_forward_flops.svg",
     "loss_vs_training_flops.png",
     "loss_vs_training_flops.svg",
-    "routing.png",
-    "routing.svg",
 ]
 _REPORT = """
 import sys
@@ -51,7 +47,7 @@ def _many(fakes, six):
     return records
 
 
-def test_the_report_is_ten_files_and_nothing_else(tmp_path, fakes, six):
+def test_the_report_is_the_files_that_have_data_and_nothing_else(tmp_path, fakes, six):
     paths = write_report(fakes.store(tmp_path, six))
     assert sorted(path.name for path in paths) == _NAMES
     assert list(_bytes(tmp_path)) == _NAMES
@@ -77,6 +73,15 @@ def test_bytes_follow_from_the_set_of_records_alone(tmp_path, fakes, six, seed):
             [sys.executable, "-c", _REPORT, str(other)], check=True, env=environment, cwd=tmp_path
         )
     assert _bytes(other) == _bytes(tmp_path / "plain")
+
+
+def test_files_of_an_earlier_report_without_data_are_removed(tmp_path, fakes, six):
+    routed = fakes.make_record("mod", routing=fakes.make_routing(experts=(0, 1)))
+    write_report(fakes.store(tmp_path, [routed, *six]))
+    assert {"routing.png", "expert_load.svg"} <= set(_bytes(tmp_path))
+    (tmp_path / "notes.txt").write_text("of the user")
+    write_report(fakes.store(tmp_path, six))
+    assert list(_bytes(tmp_path)) == sorted([*_NAMES, "notes.txt"])
 
 
 def test_a_reader_of_the_old_table_is_not_disturbed(tmp_path, fakes, six):

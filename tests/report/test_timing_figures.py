@@ -1,13 +1,13 @@
 """What the page and the figures of timings show of a row: the right number, in the right unit."""
 
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.colors import same_color
-from timings_made_up import ceiling, make_case, rows_of, timed, weighed
+from matplotlib.figure import Figure
+from timings_made_up import ceiling, make_case, make_timing, rows_of, timed, weighed
 
-from modbench.report.figures import draw_efficiency, timing_figures
-from modbench.report.plot_style import blank, marks
+from modbench.report.plot_style import look, marks
 from modbench.report.record import TimingRecord
+from modbench.report.timing_figure import drawn, timing_figures
 from modbench.report.timing_page import timing_page
 from modbench.report.timing_table import TimingTable
 
@@ -16,16 +16,20 @@ def page_of(*timings: TimingRecord) -> str:
     return timing_page(TimingTable(timings))
 
 
-def drawn(*timings: TimingRecord) -> Axes:
-    rows = [row for row in TimingTable(timings).cases if row.router != "vanilla"]
-    _, axes = blank()
-    draw_efficiency(rows, marks([row.label for row in rows]), axes)
-    return axes
+def figure_of(*timings: TimingRecord) -> Figure:
+    rows = TimingTable(timings).cases
+    with look():
+        figure = drawn(
+            [row for row in rows if row.router != "vanilla"],
+            marks([row.label.partition("/")[0] for row in rows]),
+        )
+    assert figure is not None
+    return figure
 
 
-def hollow(axes: Axes) -> list[bool]:
-    """Of each point in turn, without the lines between none."""
-    points = [line for line in axes.lines if line.get_linestyle() == "None"]
+def hollow(figure: Figure) -> list[bool]:
+    """Of each point of the first panel in turn, without the lines between none."""
+    points = [line for line in figure.axes[0].lines if line.get_linestyle() == "None"]
     return [same_color(line.get_markerfacecolor(), "white") for line in points]
 
 
@@ -129,16 +133,36 @@ def test_the_page_is_in_the_units_that_it_names() -> None:
 @pytest.mark.parametrize("doubted", ["neither", "mod", "vanilla"])
 def test_a_point_that_rests_on_a_doubtful_time_is_hollow(doubted: str) -> None:
     timings = [timed(one, make_case(), overloaded=one == doubted) for one in ("vanilla", "mod")]
-    axes = drawn(*timings)
-    assert hollow(axes) == [doubted != "neither"]
+    assert hollow(figure_of(*timings)) == [doubted != "neither"]
 
 
-def test_the_figure_of_timings_is_reproducible_and_drawn_without_a_vanilla_row() -> None:
+def test_the_figure_of_timings_is_reproducible_and_not_drawn_without_a_vanilla_row() -> None:
     timings = [timed(one, make_case()) for one in ("vanilla", "mod")]
-    for table in (TimingTable(timings), TimingTable(timings[1:])):
-        contents = timing_figures(table)
-        assert sorted(contents) == ["realised_efficiency.png", "realised_efficiency.svg"]
-        assert contents == timing_figures(table)
+    table = TimingTable(timings)
+    contents = timing_figures(table)
+    assert sorted(contents) == ["realised_efficiency.png", "realised_efficiency.svg"]
+    assert contents == timing_figures(table)
+    assert timing_figures(TimingTable(timings[1:])) == {}
+
+
+def sized(scheme: str, width: int) -> TimingRecord:
+    one = timed(f"{scheme}/w{width}", make_case(), make_case("decode after 8 x 1"))
+    return make_timing("time", {**one.cell, "model": {"width": width, "layers": 4}}, one.measured)
+
+
+def test_few_shapes_have_a_panel_each_with_all_cases_in_ascending_order() -> None:
+    figure = figure_of(*(sized(scheme, width) for width in (128, 64) for scheme in ("vanilla", "mod")))
+    assert [axes.get_title() for axes in figure.axes] == ["w64", "w128"]
+    labels = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
+    assert labels == ["forward", "decode after 8 x 1"]
+
+
+def test_many_shapes_share_a_panel_of_each_main_case() -> None:
+    widths = (16, 32, 64, 128, 256)
+    figure = figure_of(*(sized(scheme, width) for width in widths for scheme in ("vanilla", "mod")))
+    assert [axes.get_title() for axes in figure.axes] == ["forward"]
+    labels = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
+    assert labels == [f"w{width}" for width in widths]
 
 
 def test_a_page_without_a_time_tells_nothing_of_how_times_were_taken() -> None:

@@ -294,10 +294,10 @@ def test_the_report_follows_from_the_set_of_lines(tmp_path: Path) -> None:
 def test_the_csv_has_every_case_in_full(tmp_path: Path) -> None:
     write_report(write(tmp_path, TIMINGS_OF_A_RUN))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "timings.csv").read_text())))
-    assert [(row["label"], row["case"]) for row in rows] == [
-        ("mod/small", "forward"),
-        ("vanilla/small", "forward"),
-        ("vanilla/small", "decode after 8 x 1"),
+    assert [(row["label"], row["shape"], row["width"], row["case"]) for row in rows] == [
+        ("mod", "small", "128", "forward"),
+        ("vanilla", "small", "128", "forward"),
+        ("vanilla", "small", "128", "decode after 8 x 1"),
     ]
     assert float(rows[0]["realised_efficiency"]) == pytest.approx(1.25 * 0.7)
     counts = [int(rows[0][f"flops_{name}"]) for name in ("nominal", "realised", "executed")]
@@ -305,7 +305,9 @@ def test_the_csv_has_every_case_in_full(tmp_path: Path) -> None:
     assert rows[0]["joules"] == ""
     assert [row["past"] for row in rows] == ["0", "0", "0"]  # a 0 is no blank
     (row,) = csv.DictReader(io.StringIO((tmp_path / "memory.csv").read_text()))
-    assert [row[name] for name in ("label", "phase", "peak")] == ["mod/small", "training", "1100"]
+    assert [row[name] for name in ("label", "shape", "phase", "peak")] == [
+        *("mod", "small", "training", "1100")
+    ]
 
 
 def test_decoding_is_shown_by_step(tmp_path: Path) -> None:

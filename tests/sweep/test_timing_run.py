@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from timing_suite import write_suite
+from timing_suite import ISOFLOP, write_suite
 
 from modbench.errors import UserError
 from modbench.measure import system_load
@@ -285,6 +285,20 @@ def test_the_gpu_suite_times_two_sizes_each_with_its_ceilings() -> None:
         *("vanilla", "token_choice", "expert_choice"),
         *("mod", "mode_staged", "mode_integrated"),
     }
+
+
+def test_every_shape_of_isoflop_grids_is_timed_once_and_a_new_run_ends(
+    tmp_path: Path, time: Time
+) -> None:
+    assert time("a", repetitions=1, again=True, change=ISOFLOP) == 0
+    grids = resolve(load_suite(str(tmp_path / "suite.toml"))).resolved["a"].grids
+    shapes = {f"a/w{shape['width']}" for grid in grids for shape in grid}
+    assert len(shapes) > 5
+    words = asked(tmp_path)
+    assert sorted(word for word in words if word.startswith("time ")) == sorted(
+        f"time {label}" for label in shapes
+    )
+    assert len({timing.run for timing in timings_of(tmp_path / "results" / "fake")}) == 1
 
 
 @pytest.mark.slow

@@ -23,6 +23,13 @@ threads = 1
 """
 
 
+#: What makes an isoFLOP suite of it.
+ISOFLOP = (
+    "[sweep]\nbudgets = [1e9, 2e9]",
+    "[isoflop]\nwidth_step = 4\nhead_width = 4\n[sweep]\nbudgets = [1e10, 4e10]",
+)
+
+
 def write_suite(place: Path, *labels: str) -> None:
     routers = ["vanilla", "mod", "token_choice"]
     schemes = (

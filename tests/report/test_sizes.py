@@ -1,0 +1,202 @@
+"""Suites of several shapes: one table per budget and data set, each scheme at its best size."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from modbench.report.leaderboard import Leaderboard
+from modbench.report.markdown import markdown
+from modbench.report.record import CellRecord
+
+WIDTHS = {"S": 64, "M": 96, "L": 128}
+Sized = Callable[..., list[CellRecord]]
+
+
+@pytest.fixture
+def sized(fakes: Any) -> Sized:
+    """Records of a scheme by the losses of its sizes: one loss, or one per seed."""
+
+    def made(scheme: str, losses: Mapping[str, Any], **fields: Any) -> list[CellRecord]:
+        found = []
+        for size, values in losses.items():
+            model = {"width": WIDTHS[size], "heads": 4}
+            metrics = {"active_parameters": 12 * WIDTHS[size] ** 2}
+            for seed, loss in enumerate(values if isinstance(values, tuple) else (values,)):
+                common = {"router": scheme.partition(" ")[0], "seed": seed, "model": model}
+                found.append(
+                    fakes.make_record(
+                        f"{scheme}/{size}", loss=loss, metrics=metrics, **{**common, **fields}
+                    )
+                )
+        return found
+
+    return made
+
+
+def placed(board: Leaderboard) -> dict[str, tuple[int | None, int, str]]:
+    """Rank, number of sizes and edge by label of the row at which each scheme is shown."""
+    return {e.row.label: (e.rank, e.sizes, e.edge) for e in board.entries if e.best_size}
+
+
+def cells_of(page: str, first: str) -> list[list[str]]:
+    """The cells of each table row of ``page`` whose first or second cell is ``first``."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()]
+    return [cells for cells in lines if first in cells[:2]]
+
+
+def test_sizes_meet_in_one_table_with_each_scheme_at_its_best(sized: Sized) -> None:
+    records = [
+        *sized("vanilla", {"S": 5.0, "M": 4.6, "L": 4.9}),
+        *sized("mod", {"S": 4.7, "M": 4.8, "L": 5.1}),
+    ]
+    board = Leaderboard.of(records)
+    assert len(board.comparisons) == 1
+    assert placed(board) == {"vanilla/M": (1, 3, ""), "mod/S": (2, 3, "smallest")}
+    page = markdown(board)
+    assert "Comparison 1" not in page
+    best, *sizes = cells_of(page, "vanilla")
+    assert best[:3] == ["1", "vanilla", "M, best of 3 sizes"]
+    assert [cells[1] for cells in sizes] == ["S", "M (best)", "L"]
+    assert cells_of(page, "mod")[0][2] == "S, best of 3 sizes, the smallest"
+    assert "which is slightly optimistic" in page
+
+
+def test_best_size_is_chosen_by_the_mean_over_seeds(sized: Sized) -> None:
+    board = Leaderboard.of(sized("mod", {"S": (4.0, 5.0), "L": (4.4, 4.5)}))
+    assert placed(board) == {"mod/L": (1, 2, "largest")}
+
+
+def test_best_size_has_the_highest_mean_of_a_metric_that_is_better_when_higher(fakes: Any) -> None:
+    records = [
+        fakes.make_record(f"mod/{size}", model={"width": width}, metrics={"modbench_cloze": value})
+        for size, width, value in (("S", 64, 0.3), ("L", 128, 0.5))
+    ]
+    board = Leaderboard.of(records, rank_by="modbench_cloze")
+    assert [entry.row.label for entry in board.entries if entry.best_size] == ["mod/L"]
+
+
+def test_schemes_whose_intervals_overlap_through_others_share_a_rank(sized: Sized) -> None:
+    records = [
+        *sized("best", {"S": (4.00, 4.001, 4.002), "L": (5.0, 5.1, 5.2)}),
+        *sized("wide", {"S": (3.9, 4.2, 4.5)}),
+        *sized("third", {"S": (4.30, 4.301, 4.302)}),
+        *sized("worst", {"L": (6.0, 6.001, 6.002)}),
+    ]
+    ranks = {label: rank for label, (rank, _, _) in placed(Leaderboard.of(records)).items()}
+    assert ranks == {"best/S": 1, "wide/S": 1, "third/S": 1, "worst/L": 4}
+
+
+def test_size_that_diverged_is_listed_and_not_chosen(sized: Sized) -> None:
+    records = [*sized("mod", {"S": 4.9, "M": 4.8}), *sized("mod", {"L": 4.7}, status="diverged")]
+    board = Leaderboard.of(records)
+    assert placed(board) == {"mod/M": (1, 2, "largest")}
+    page = markdown(board)
+    assert cells_of(page, "mod")[0][2] == "M, best of 2 sizes, the largest, 1 more not ranked"
+    assert cells_of(page, "mod")[3][1] == "L (not ranked) †"
+    assert "- **mod/L**: seed 0 diverged: the loss is not finite at step 7\n" in page
+
+
+def test_scheme_without_a_size_that_can_be_ranked_stays_in_the_table(sized: Sized) -> None:
+    records = [
+        *sized("leaky", {"S": 1.0, "L": 1.1}, failed_probes=(1,)),
+        *sized("vanilla", {"S": 5.0, "L": 4.9}),
+    ]
+    page = markdown(Leaderboard.of(records))
+    assert cells_of(page, "vanilla")[0][0] == "1"
+    assert cells_of(page, "leaky")[0][:2] == ["- †", "leaky"]
+
+
+def test_size_with_one_seed_is_not_chosen_among_sizes_with_several(sized: Sized) -> None:
+    board = Leaderboard.of(sized("mod", {"S": (4.8, 4.9), "L": 4.0}))
+    assert placed(board) == {"mod/S": (1, 1, "")}
+    (other,) = (entry for entry in board.entries if not entry.best_size)
+    assert "one seed gives no interval" in other.note
+
+
+def test_schemes_of_different_shapes_with_one_size_each_make_one_table(sized: Sized) -> None:
+    records = [*sized("vanilla", {"L": 5.0}), *sized("half", {"S": 4.9}), *sized("mod", {"L": 4.8})]
+    board = Leaderboard.of(records)
+    assert {label: rank for label, (rank, _, _) in placed(board).items()} == {
+        "mod/L": 1,
+        "half/S": 2,
+        "vanilla/L": 3,
+    }
+    page = markdown(board)
+    assert "sizes" not in page
+    assert "optimistic" not in page
+
+
+def test_page_states_only_the_fields_that_all_shapes_share(sized: Sized) -> None:
+    page = markdown(Leaderboard.of(sized("mod", {"S": 4.8, "L": 4.9})))
+    assert "model: heads 4, layers 4, vocabulary 2048;" in page
+
+
+def test_budgets_are_tables_of_their_own(sized: Sized) -> None:
+    records = sized("mod", {"S": 4.8, "L": 4.9}) + sized(
+        "mod", {"S": 4.5, "L": 4.4}, train={"budget": 2 * 10**12}
+    )
+    board = Leaderboard.of(records)
+    assert [[entry.row.cell["train"]["budget"] for entry in one] for one in board.comparisons] == [
+        [10**12] * 2,
+        [2 * 10**12] * 2,
+    ]
+    assert [entry.edge for entry in board.entries if entry.best_size] == ["smallest", "largest"]
+
+
+def test_one_label_with_two_sets_of_options_is_two_schemes(sized: Sized) -> None:
+    records = [
+        *sized("mod", {"S": 4.8, "L": 4.9}, options={"capacity": 0.5}),
+        *sized("mod", {"S": 4.7, "L": 5.0}, options={"capacity": 0.2}),
+    ]
+    board = Leaderboard.of(records)
+    assert sorted(entry.rank or 0 for entry in board.entries if entry.best_size) == [1, 2]
+    assert len({entry.scheme for entry in board.entries}) == 2
+
+
+def table(board: Leaderboard) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(board.csv())))
+
+
+def test_csv_has_shape_rate_seeds_and_share_of_the_budget_as_columns(fakes: Any) -> None:
+    records = [
+        fakes.make_record(
+            f"mod/{size}",
+            seed=seed,
+            model={"width": width, "heads": 4, "mlp_width": 3 * width},
+            train={"learning_rate": 0.01, "budget": budget},
+            metrics={"train_flops": budget - 7},
+        )
+        for size, width in (("S", 64), ("L", 128))
+        for seed in range(2)
+        for budget in (1000, 2000)
+    ]
+    rows = table(Leaderboard.of(records))
+    assert [(row["label"], row["shape"], row["budget"]) for row in rows] == [
+        ("mod", shape, budget) for budget in ("1000", "2000") for shape in ("L", "S")
+    ]
+    first = rows[0]
+    assert (first["width"], first["layers"], first["heads"]) == ("128", "4", "4")
+    assert first["mlp_width"] == "384"
+    assert "vocabulary" not in first
+    assert (first["learning_rate"], first["seeds"]) == ("0.01", "2")
+    assert float(first["budget_spent"]) == 0.993
+
+
+def test_csv_marks_the_best_size_and_ranks_it_alone(sized: Sized) -> None:
+    rows = table(Leaderboard.of(sized("mod", {"S": 4.9, "M": 4.8, "L": 4.95})))
+    assert [(row["shape"], row["rank"], row["best_size"], row["sizes"]) for row in rows] == [
+        ("M", "1", "True", "3"),
+        ("S", "", "False", "3"),
+        ("L", "", "False", "3"),
+    ]
+
+
+def test_rows_of_an_isoflop_suite_have_no_rank_of_their_own(fakes: Any) -> None:
+    plan = {"learning_rates": [0.1, 0.2, 0.4], "extensions": 1, "exponent": -0.5, "margin": 0.01}
+    plan |= {"middle_width": 64, "middle_budget": 10, "seed": 0}
+    suite = {"name": "fake", "version": 1, "rank_by": "heldout_loss", "isoflop": plan}
+    (entry,) = Leaderboard.of([fakes.make_record("mod/w64", suite=suite)]).entries
+    assert (entry.rank, entry.note) == (None, "")

@@ -84,7 +84,7 @@ def plan(
     if suite is not None:
         if convention != "model":
             raise UserError("--convention has no effect with a suite; leave it out")
-        unused = {"option": option or None, "tokens": tokens, "budget": budget}
+        unused: dict[str, object] = {"option": option or None, "tokens": tokens, "budget": budget}
         unused |= {"tokens-per-parameter": tokens_per_parameter}
         for group in (shape, cluster):
             changed = [field for field in fields(group) if getattr(group, field.name) != field.default]

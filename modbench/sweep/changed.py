@@ -27,13 +27,14 @@ def check_unchanged(
     own = {one.key for one in records if one.kind == "cell" and one.status == "ok"}
     if own <= cells.keys():
         return
+    labels = [scheme.label for scheme in rows.suite.schemes]
     recorded = [one.cell for one in read_suite(folder).cells if one.key in own - cells.keys()]
-    # Without a row whose plugin has a mistake.
-    labels = {scheme.label for scheme in rows.suite.schemes}
-    if others := sorted({scheme_of(cell) for cell in recorded} - labels):
+    if others := sorted({scheme_of(cell) for cell in recorded} - set(labels)):
         tell(f"{folder} also holds records of {', '.join(others)}; the report shows them, too")
     isoflop = rows.suite.isoflop is not None
-    differ = list(_differences([*cells.values(), *expand_planned(rows)], recorded, isoflop))
+    mine = [cell for cell in recorded if scheme_of(cell) in labels]
+    mine.sort(key=lambda cell: (labels.index(scheme_of(cell)), cell["train"]["budget"]))
+    differ = list(_differences([*cells.values(), *expand_planned(rows)], mine, isoflop))
     if not differ:
         return
     more = f", and {len(differ) - 1} more" if len(differ) > 1 else ""

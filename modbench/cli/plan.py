@@ -51,13 +51,11 @@ def plan(
     """Print what a suite will take on this machine: its cells, their FLOPs, tokens and passes over the
     training text, and the time of their training steps, a few of which are measured.
 
-    Or, with --router: print training FLOPs, days and memory per GPU of a described cluster. With a
+    With --router instead: print training FLOPs, days and memory per GPU of a described cluster. With a
     budget, print the shape of each scheme that spends it, which compares schemes at equal compute.
-    Nothing is allocated.
+    Nothing is allocated. (modbench plan --router vanilla mod --size 1.3B --budget 1e21 --gpus 64)
 
     Example: modbench plan quick
-
-    Example: modbench plan --router vanilla mod --size 1.3B --budget 1e21 --gpus 64
 
     Args:
         suite: name of a shipped suite (`modbench list suites`) or path of a TOML file

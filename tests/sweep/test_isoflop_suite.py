@@ -79,7 +79,6 @@ def test_rows_are_chosen_by_their_scheme() -> None:
             "'mod' train has a learning_rate",
         ),
         ({"isoflop": {"aspect": 16.0}}, r"\[model\] layers and \[isoflop\] aspect both give the depth"),
-        ({"isoflop": {"head_width": 16}}, r"\[model\] heads and \[isoflop\] head_width both give"),
         ({"isoflop": {"sizes": 4}}, r"\[isoflop\]: sizes is 4; it must be an odd number"),
         ({"isoflop": {"size": 5}}, r"\[isoflop\] has no 'size'"),
         (

@@ -16,9 +16,11 @@ _HEADS = ("scheme", "budget", "sizes", "cells", "FLOPs", "tokens", "passes", "ti
 
 def as_table(plan: SuitePlan) -> str:
     """A row per scheme and budget; the totals; what the figures are, and what was measured."""
-    rows = [_row(part) for part in plan.parts]
-    aligned = ("left", "right", "left", *("right" for _ in _HEADS[3:]))
-    table = tabulate(rows, _HEADS, tablefmt="plain", disable_numparse=True, colalign=aligned)
+    columns = len(_HEADS) if plan.speeds else len(_HEADS) - 1  # no time without a measurement
+    rows = [_row(part)[:columns] for part in plan.parts]
+    aligned = ("left", "right", "left", "right", "right", "right", "right", "right")[:columns]
+    heads = _HEADS[:columns]
+    table = tabulate(rows, heads, tablefmt="plain", disable_numparse=True, colalign=aligned)
     total = f"{plan.cells:,} cells, {plan.flops:.3g} FLOPs"
     if plan.speeds:
         total += f", {_clock(plan.seconds)} with {_cells(plan.at_a_time)} at a time"

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from modbench.errors import UserError
+
 Array = NDArray[np.float64]
 
 
@@ -57,7 +59,11 @@ def by_cell(runs: Iterable[Run]) -> dict[Cell, dict[int, Run]]:
     for run in sorted(runs, key=lambda run: (run.scheme, run.budget, run.size, run.seed)):
         seeds = cells[run.scheme, run.budget, run.size]
         if run.seed in seeds:
-            raise ValueError(f"two runs of {run.scheme}, {run.budget:g}, {run.size:g}, seed {run.seed}")
+            raise UserError(
+                f"two runs of {run.scheme} have budget {run.budget:g}, size {run.size:g} and seed "
+                f"{run.seed}, with different settings; keep the records of one of them, or give one "
+                "another label"
+            )
         seeds[run.seed] = run
     return dict(cells)
 

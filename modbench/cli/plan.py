@@ -1,11 +1,12 @@
 """The command `modbench plan`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import OmitArgPrefixes, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from modbench.cli.options import Plugins, RouterOptions, Routers, flat, parsed_options
+from modbench.cli.options import Plugins, RouterOptions, Routers, flat, parsed_options, tell
 from modbench.errors import UserError
 from modbench.model.sizes import ShapeOptions
 from modbench.plan.gpus import Cluster, described_gpu
@@ -32,6 +33,8 @@ class ClusterOptions:
 
 
 def plan(
+    suite: Annotated[Positional[str | None], arg(metavar="[SUITE]", help_behavior_hint="")] = None,
+    /,
     *,
     router: Routers = (),
     shape: OmitArgPrefixes[ShapeOptions],
@@ -43,13 +46,19 @@ def plan(
     convention: str = "model",
     format: Literal["table", "json"] = "table",
     plugin: Plugins = (),
+    time: bool = True,
 ) -> int:
-    """Print training FLOPs, days and memory per GPU. With a budget, print the shape of each scheme that
-    spends it, which compares schemes at equal compute. Nothing is allocated.
+    """Print what a suite will take on this machine: its cells, their FLOPs, tokens and passes over the
+    training text, and the time of their training steps, a few of which are measured.
 
-    Example: modbench plan --router vanilla mod --size 1.3B --budget 1e21 --gpus 64
+    With --router instead: print training FLOPs, days and memory per GPU of a described cluster. With a
+    budget, print the shape of each scheme that spends it, which compares schemes at equal compute.
+    Nothing is allocated. (modbench plan --router vanilla mod --size 1.3B --budget 1e21 --gpus 64)
+
+    Example: modbench plan quick
 
     Args:
+        suite: name of a shipped suite (`modbench list suites`) or path of a TOML file
         router: routers (`modbench list routers`), a column for each
         shape: shape of the decoder; with a budget, the shape that solved shapes resemble
         cluster: the GPUs and how training uses them
@@ -61,8 +70,27 @@ def plan(
         convention: how FLOPs are counted: model, full, executed or a paper's convention
             (docs/conventions.md)
         format: table: for reading; json: one JSON document on the last line
-        plugin: Python files that register routers
+        plugin: Python files that register routers; a router that the suite does not name gets a row
+        time: measure training steps of the suite
     """
+    if (suite is None) == (not router):
+        given = "both" if router else "none"
+        raise UserError(
+            f"plan takes either a suite or --router and was given {given}; for example: modbench plan "
+            "quick, or modbench plan --router vanilla mod --tokens 1B"
+        )
+    if suite is not None:
+        if convention != "model":
+            raise UserError("--convention has no effect with a suite; leave it out")
+        unused: dict[str, object] = {"option": option or None, "tokens": tokens, "budget": budget}
+        unused |= {"tokens-per-parameter": tokens_per_parameter}
+        for group in (shape, cluster):
+            changed = [field for field in fields(group) if getattr(group, field.name) != field.default]
+            unused |= {field.name.replace("_", "-"): True for field in changed}
+        for name, value in unused.items():
+            if value is not None:
+                raise UserError(f"--{name} has no effect with a suite; leave it out")
+        return _plan_suite(suite, flat(plugin), time, format)
     from modbench.plan.memory import Recipe
     from modbench.plan.plan import plan as make_plan
     from modbench.plan.table import as_json, as_table
@@ -93,3 +121,12 @@ def plan(
     )
     print(as_json(made) if format == "json" else as_table(made))
     return 0
+
+
+def _plan_suite(suite: str, plugins: tuple[Path, ...], time: bool, format: str) -> int:
+    from modbench.sweep.plan import plan_suite
+    from modbench.sweep.plan_table import as_json, as_table
+
+    made = plan_suite(suite, plugins=plugins, time=time, tell=tell)
+    print(as_json(made) if format == "json" else as_table(made))
+    return 2 if made.left_out else 0

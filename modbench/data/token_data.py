@@ -21,7 +21,7 @@ from modbench.data.corpus import read_corpus, text_sha256
 from modbench.data.tokenizer import Tokenizer, train_bpe
 from modbench.errors import UserError
 
-__all__ = ["DataConfig", "TokenData", "load", "prepare"]
+__all__ = ["DataConfig", "TokenData", "is_prepared", "load", "prepare"]
 
 #: sha256 of the tokens that are the same on every machine, by (source, tokenizer, vocabulary).
 PINNED: dict[tuple[str, str, int], str] = {
@@ -68,6 +68,12 @@ def prepare(
             if not path.exists():
                 _build(config, path, cache / "archives", say)
     return load(config, cache=cache)
+
+
+def is_prepared(config: DataConfig) -> bool:
+    """Return True if the tokens of ``config`` are in the cache. Raise a `UserError` if there is no such
+    text file."""
+    return _token_path(config, cache_folder()).exists()
 
 
 def load(config: DataConfig, *, cache: Path | None = None) -> TokenData:

@@ -77,7 +77,8 @@ class Sweep:
             by_scheme[scheme_of(record)].append(record)
         found = {}
         for scheme, records in sorted(by_scheme.items()):
-            plan = max(records, key=lambda record: record.suite["version"]).suite["isoflop"]
+            newest = max(records, key=lambda one: (one.suite["version"], one.finished_at, one.key))
+            plan = newest.suite["isoflop"]
             losses = {
                 record.cell["train"]["learning_rate"]: _loss(record)
                 for record in records

@@ -5,18 +5,19 @@ A cell is plain JSON; the hash of its canonical form is the key of its record.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from modbench.errors import UserError, known_names
 from modbench.model.config import ModelConfig
 from modbench.report.record import CellRecord, cell_key
-from modbench.report.store import finished, read_suite
+from modbench.report.store import Finished
 from modbench.sweep.engine import Job
-from modbench.sweep.isoflop import Point, chosen_rate, middle_of, points, stated
+from modbench.sweep.isoflop import Point, middle_of, points, stated, trials
 from modbench.sweep.rows import Resolved, Rows
 from modbench.sweep.suite import Scheme, Suite
 from modbench.train.config import TrainConfig
@@ -27,18 +28,35 @@ DONE = frozenset({"ok", "diverged", "oom"})
 
 
 def expand(rows: Rows, done: Mapping[str, float | None] | None = None) -> list[Cell]:
-    """Return the cells of ``rows`` in the suite's order. A plugin's router that can't take a shape is
-    added to the mistakes of ``rows``, and its cells are left out. ``done``: loss by key of the cells
-    that are done, which tells the learning rates of isoFLOP grids; None: diverged. Raises UserError: a
-    built-in router can't take a shape, or a budget is smaller than one training step; the sentence
-    starts with the suite."""
+    """Return the cells of ``rows`` in the suite's order; they share their parts. A plugin's router that
+    can't take a shape is added to the mistakes of ``rows``, and its cells are left out. ``done``: loss
+    by key of the cells that are done, which tells the learning rates of isoFLOP grids; None: diverged.
+    Raises UserError: a built-in router can't take a shape, or a budget is smaller than one training
+    step; the sentence starts with the suite."""
+    suite = rows.suite
+    if suite.isoflop is None:
+        return _grid_cells(rows)
+    known = (scheme for scheme in suite.schemes if scheme.label in rows.resolved)
+    return [cell for scheme in known for cell in _isoflop_cells(rows, scheme, done or {})]
+
+
+def expand_planned(rows: Rows) -> list[Cell]:
+    """The cells of ``rows`` once all are known; of isoFLOP grids, as if the middle learning rate is
+    best. Raises UserError: see `expand`."""
+    trials = expand(rows)
+    if rows.suite.isoflop is None:
+        return trials
+    rates = rows.suite.isoflop.learning_rates
+    middle = rates[len(rates) // 2]
+    return expand(rows, {cell_key(one): abs(one["train"]["learning_rate"] - middle) for one in trials})
+
+
+def _grid_cells(rows: Rows) -> list[Cell]:
+    """The cells of a suite without isoFLOP grids: schemes times shapes times budgets times seeds."""
     suite, cells = rows.suite, list[Cell]()
-    if suite.isoflop is not None:
-        for scheme in suite.schemes:
-            if scheme.label in rows.resolved:
-                cells += _isoflop_cells(rows, scheme, done or {})
-        return _plain(cells)
+    same = _same_for_all(suite)
     for number, (size, model) in enumerate(suite.shapes.items()):
+        shape = asdict(model)
         for scheme in suite.schemes:
             row = rows.resolved.get(scheme.label)
             if row is None:  # its plugin has a mistake
@@ -59,60 +77,57 @@ def expand(rows: Rows, done: Mapping[str, float | None] | None = None) -> list[C
                         f"training step of '{label}', which takes {flops:g} FLOPs; raise it there, or "
                         "shrink batch, sequence or model"
                     )
-                train = TrainConfig(**{**suite.train, **scheme.train, "budget": budget})
-                for seed in suite.axes.seeds:
-                    cells.append(_cell(suite, router, asdict(model), asdict(train), seed))
-    return _plain(cells)
+                train = asdict(TrainConfig(**{**suite.train, **scheme.train, "budget": budget}))
+                parts = {"router": router, "model": shape, "train": train, **same}
+                cells += ({**parts, "seed": seed} for seed in suite.axes.seeds)
+    return cells
 
 
 def _router(row: Resolved, label: str) -> dict[str, Any]:
     return {
         "name": row.name,
-        "options": row.options,
+        "options": _plain(row.options),
         "plugin_sha256": row.plugin_sha256,
         "label": label,
     }
 
 
-def _cell(suite: Suite, router: Any, model: Any, train: Any, seed: int) -> Cell:
-    data, measure = asdict(suite.data), asdict(suite.measure)
-    return {
-        "router": router,
-        "model": model,
-        "data": data,
-        "train": train,
-        "measure": measure,
-        "seed": seed,
-    }
+def _same_for_all(suite: Suite) -> dict[str, Any]:
+    """The parts that all cells of ``suite`` share."""
+    return _plain({"data": asdict(suite.data), "measure": asdict(suite.measure)})
 
 
-def _plain(cells: list[Cell]) -> list[Cell]:
-    """``cells`` with lists for tuples, as specifications and records have them."""
-    return json.loads(json.dumps(cells))  # type: ignore[no-any-return]
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """``value`` with lists for tuples, as specifications and records have them."""
+    return json.loads(json.dumps(value))  # type: ignore[no-any-return]
 
 
 def _isoflop_cells(rows: Rows, scheme: Scheme, done: Mapping[str, float | None]) -> list[Cell]:
     """The cells of ``scheme`` that are known now that those of ``done`` are."""
     suite, row = rows.suite, rows.resolved[scheme.label]
-    config, seeds = suite.family_of(scheme), suite.axes.seeds
+    config, seeds, same = suite.family_of(scheme), suite.axes.seeds, _same_for_all(suite)
     grids = grids_of(rows, scheme)
 
+    @cache
+    def of_shape(shape: ModelConfig) -> dict[str, Any]:
+        return {"router": _router(row, f"{scheme.label}/w{shape.width}"), "model": asdict(shape)}
+
+    @cache
+    def of_training(budget: int, rate: float) -> dict[str, Any]:
+        own = {"budget": budget, "learning_rate": rate}
+        return asdict(TrainConfig(**{**suite.train, **scheme.train, **own}))
+
     def cell(point: Point) -> Cell:
-        label = f"{scheme.label}/w{point.shape.width}"
-        own = {"budget": point.budget, "learning_rate": point.learning_rate}
-        train = TrainConfig(**{**suite.train, **scheme.train, **own})
-        return _cell(suite, _router(row, label), asdict(point.shape), asdict(train), point.seed)
+        train = of_training(point.budget, point.learning_rate)
+        return {**of_shape(point.shape), "train": train, **same, "seed": point.seed}
 
     losses: dict[float, float | None] = {}
     while True:
-        known = [(point, cell(point)) for point in points(config, grids, seeds, losses)]
-        wanted = chosen_rate(config, losses).wanted
-        keys = (
-            {point.learning_rate: cell_key(_plain([one])[0]) for point, one in known} if wanted else {}
-        )
-        fresh = {rate: done[keys[rate]] for rate in wanted if keys[rate] in done}
+        tried = trials(config, grids, seeds, losses)
+        keys = {point.learning_rate: cell_key(cell(point)) for point in tried}
+        fresh = {r: done[key] for r, key in keys.items() if r not in losses and key in done}
         if not fresh:
-            return [one for _, one in known]
+            return [cell(point) for point in points(config, grids, seeds, losses)]
         losses |= fresh
 
 
@@ -123,13 +138,13 @@ def grids_of(rows: Rows, scheme: Scheme) -> dict[int, list[ModelConfig]]:
     return dict(zip(rows.suite.axes.budgets, found, strict=True))
 
 
-def losses_in(folder: Path) -> dict[str, float | None]:
-    """The held-out loss by key of the cells that are done in ``folder`` (results/<suite>); None unless
-    the run was finished."""
+def losses_of(records: Iterable[Finished]) -> dict[str, float | None]:
+    """The held-out loss by key of the cells that are done; None unless the run was finished. Of several
+    records of one key that counts which a report would show (`modbench.report.store.latest`)."""
     return {
-        record.key: record.metrics.get("heldout_loss") if record.status == "ok" else None
-        for record in read_suite(folder).cells
-        if record.status in DONE
+        record.key: record.loss if record.status == "ok" else None
+        for record in sorted(records, key=lambda one: (one.status == "ok", one.finished))
+        if record.kind == "cell" and record.status in DONE
     }
 
 
@@ -156,57 +171,78 @@ def chosen(
     return found
 
 
-def title(cell: Cell, among: Sequence[Cell]) -> str:
-    """The displayed name of ``cell``: its label, with budget and seed if those differ in ``among``."""
-    words = [cell["router"]["label"]]
-    if len({other["train"]["budget"] for other in among}) > 1:
-        words.append(f"{cell['train']['budget']:.3g} FLOPs")
-    if len({other["seed"] for other in among}) > 1:
-        words.append(f"seed {cell['seed']}")
-    return ", ".join(words)
+def titles(cells: Mapping[str, Cell]) -> dict[str, str]:
+    """The displayed names of ``cells``, by key: a label; with budget and seed if those differ among
+    them, and with the learning rate if cells of one label differ in it."""
+    several_budgets = len({cell["train"]["budget"] for cell in cells.values()}) > 1
+    several_seeds = len({cell["seed"] for cell in cells.values()}) > 1
+    rates: dict[str, set[float]] = defaultdict(set)
+    for cell in cells.values():
+        rates[cell["router"]["label"]].add(cell["train"]["learning_rate"])
+    found = {}
+    for key, cell in cells.items():
+        label, train = cell["router"]["label"], cell["train"]
+        words = [label]
+        if several_budgets:
+            words.append(f"{train['budget']:.3g} FLOPs")
+        if len(rates[label]) > 1:
+            words.append(f"learning rate {train['learning_rate']:g}")
+        if several_seeds:
+            words.append(f"seed {cell['seed']}")
+        found[key] = ", ".join(words)
+    return found
 
 
-def cells_left(cells: Sequence[Cell], folder: Path) -> list[Cell]:
-    """The cells without a record in ``folder`` (results/<suite>) whose status is done and whose audit is
-    stored. Raises UserError: a record line is corrupt."""
-    lines = finished(folder)
-    audits = {line.key for line in lines if line.kind == "audit"}
+def by_key(cells: Iterable[Cell]) -> dict[str, Cell]:
+    """``cells`` by the keys of their records."""
+    return {cell_key(cell): cell for cell in cells}
+
+
+def cells_left(cells: Mapping[str, Cell], records: Iterable[Finished]) -> dict[str, Cell]:
+    """The cells without one of ``records`` whose status is done and whose audit is stored."""
+    records = list(records)
+    audits = {line.key for line in records if line.kind == "audit"}
     done = {
         line.key
-        for line in lines
+        for line in records
         if line.kind == "cell" and line.status in DONE and line.audit_key in (None, *audits)
     }
-    return [cell for cell in cells if cell_key(cell) not in done]
+    return {key: cell for key, cell in cells.items() if key not in done}
 
 
 def cell_jobs(
-    cells: Sequence[Cell], rows: Rows, folder: Path, data: dict[str, Any], threads: int
+    left: Mapping[str, Cell],
+    cells: Mapping[str, Cell],
+    rows: Rows,
+    folder: Path,
+    data: dict[str, Any],
+    threads: int,
 ) -> list[Job]:
-    """The jobs of the cells that are left. ``data``: for records of crashed cells."""
+    """The jobs of the cells ``left`` of ``cells``. ``data``: for records of crashed cells."""
     import torch
 
     from modbench.measure.environment import environment
     from modbench.sweep.cell import cell_record
 
-    suite = rows.suite
-    header = suite.header
+    suite, shown = rows.suite, titles(cells)
+    header, track = suite.header, asdict(suite.track)
     named = {"name": header.name, "version": header.version, "rank_by": header.rank_by}
+    of_scheme = {label: named | _stated(rows, label) for label in rows.resolved}
 
     def crash_record(cell: Cell, *how: Any) -> CellRecord:
         machine = environment(torch.float32)
         # The other entries describe this process, not the one that crashed.
         known = {name: machine[name] for name in ("cpu", "gpu", "torch")} | {"threads": threads}
-        return cell_record(cell, named | _stated(rows, cell), data, known, *how)
+        return cell_record(cell, of_scheme[scheme_of(cell)], data, known, *how)
 
     jobs = []
-    for cell in cells_left(cells, folder):
-        key = cell_key(cell)
+    for key, cell in left.items():
         cell_folder = folder.resolve() / "cells" / key
         spec = {
             "job": "cell",
-            "suite": named | _stated(rows, cell),
+            "suite": of_scheme[scheme_of(cell)],
             "cell": cell,
-            "track": asdict(suite.track),
+            "track": track,
             "plugins": rows.plugins_of(cell),
             "results": str(folder.resolve()),
             "folder": str(cell_folder),
@@ -215,7 +251,7 @@ def cell_jobs(
         jobs.append(
             Job(
                 identity=("cell", key, None, None, None),
-                title=title(cell, cells),
+                title=shown[key],
                 spec=spec,
                 log=cell_folder / "log.txt",
                 crash_record=partial(crash_record, cell),
@@ -224,12 +260,16 @@ def cell_jobs(
     return jobs
 
 
-def _stated(rows: Rows, cell: Cell) -> dict[str, Any]:
-    """What the record of ``cell`` states of the learning rates of its isoFLOP grids, if it has any."""
+def scheme_of(cell: Cell) -> str:
+    """The label of the scheme of ``cell``, without that of its shape."""
+    return str(cell["router"]["label"]).partition("/")[0]
+
+
+def _stated(rows: Rows, label: str) -> dict[str, Any]:
+    """What records of the scheme ``label`` state of the learning rates of its isoFLOP grids, if any."""
     suite = rows.suite
     if suite.isoflop is None:
         return {}
-    label = cell["router"]["label"].partition("/")[0]
     scheme = next(one for one in suite.schemes if one.label == label)
     middle = middle_of(grids_of(rows, scheme))
     return {"isoflop": stated(suite.family_of(scheme), middle, suite.axes.seeds[0])}

@@ -2,7 +2,7 @@
 minus the records."""
 
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -55,6 +55,8 @@ class Engine:
     workers: int = 1
     timeout: float = 1800.0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  #: by step
+    #: number of records of each job when the run began
+    _before: Counter[Identity] = field(default_factory=Counter, init=False)
 
     def run(self, jobs: Sequence[Job]) -> list[Failure]:
         """Run ``jobs``; the caller holds the suite's lock. Returns the failures.
@@ -65,8 +67,9 @@ class Engine:
             UserError: the folder can't be written, or a record line is corrupt.
         """
         todo, begun = deque(jobs), time.monotonic()
+        self._before = Counter(identity_of(line) for line in finished(self.folder))
         failures: list[Failure] = []
-        running: dict[Job, tuple[Worker, int]] = {}  # with the number of its records at the start
+        running: dict[Job, Worker] = {}
         stop: list[int] = []
         with stop_signals(stop.append):
             try:
@@ -75,31 +78,31 @@ class Engine:
                         job = todo.popleft()
                         running[job] = self._start(job)
                     time.sleep(_POLL_SECONDS)
-                    for job in [job for job, (worker, _) in running.items() if worker.over()]:
-                        failures += self._settle(job, *running.pop(job))
+                    for job in [job for job, worker in running.items() if worker.over()]:
+                        failures += self._settle(job, running.pop(job))
             finally:
-                self._stop([worker for worker, _ in running.values()], stop)
+                self._stop(list(running.values()), stop)
         if stop and (todo or running):
             raise KeyboardInterrupt
         wall = time.monotonic() - begun
         self.progress.note(summary_line(f"{len(jobs)} {self.progress.unit}", self.seconds, wall))
         return failures
 
-    def _start(self, job: Job) -> tuple[Worker, int]:
-        key, before = str(job.identity), len(self._stored(job))
+    def _stored(self, identity: Identity) -> list[str | None]:
+        """Statuses of the records of ``identity``."""
+        return [line.status for line in finished(self.folder) if identity_of(line) == identity]
+
+    def _start(self, job: Job) -> Worker:
+        key = str(job.identity)
         self.progress.started(key, job.title)
         hear = partial(self.progress.event, key)
-        return Worker(job.spec, log=job.log, hear=hear, timeout=self.timeout), before
+        return Worker(job.spec, log=job.log, hear=hear, timeout=self.timeout)
 
-    def _stored(self, job: Job) -> list[str | None]:
-        """Statuses of the records of ``job``."""
-        return [line.status for line in finished(self.folder) if identity_of(line) == job.identity]
-
-    def _settle(self, job: Job, worker: Worker, before: int) -> list[Failure]:
+    def _settle(self, job: Job, worker: Worker) -> list[Failure]:
         """Make sure that a job whose worker has ended has a record, and report its status."""
         worker.close()
         wall = (datetime.now(UTC) - worker.started).total_seconds()
-        status, error, refused = self._outcome(job, worker, before)
+        status, error, refused = self._outcome(job, worker)
         by_step = (worker.result or {}).get("seconds") or {}
         for name, seconds in by_step.items():
             self.seconds[name] += seconds
@@ -109,11 +112,12 @@ class Engine:
             return []
         return [Failure(title=job.title, status=status, error=error, log=job.log, refused=refused)]
 
-    def _outcome(self, job: Job, worker: Worker, before: int) -> tuple[str, str, bool]:
+    def _outcome(self, job: Job, worker: Worker) -> tuple[str, str, bool]:
         """Status and error of a worker that has ended, and whether a plugin's mistake ended it."""
         if worker.result is not None:
             return worker.result["status"], worker.result["error"] or "", False
-        if len(stored := self._stored(job)) > before:  # killed between record and result
+        stored = self._stored(job.identity)
+        if len(stored) > self._before[job.identity]:  # killed between record and result
             return stored[-1] or "ok", "", False
         status, error = "oom" if worker.out_of_memory() else "failed", worker.error()
         append_record(self.folder, job.crash_record(status, error, worker.started))

@@ -73,6 +73,18 @@ def chosen_rate(config: IsoFlopConfig, losses: Mapping[float, float | None]) -> 
     return choose_rate(config.learning_rates, losses, config.extensions)
 
 
+def trials(
+    config: IsoFlopConfig,
+    grids: Mapping[int, Sequence[ModelConfig]],
+    seeds: Sequence[int],
+    losses: Mapping[float, float | None],
+) -> list[Point]:
+    """The cells that try learning rates, given the ``losses`` of those tried so far."""
+    middle, wanted = middle_of(grids), chosen_rate(config, losses).wanted
+    rates = sorted([*losses, *wanted])
+    return [_point(middle.shape, middle.budget, rate, seeds[0]) for rate in rates]
+
+
 def points(
     config: IsoFlopConfig,
     grids: Mapping[int, Sequence[ModelConfig]],
@@ -85,8 +97,7 @@ def points(
     those of the middle budget with all, and the neighbouring rates at its largest size.
     """
     middle, choice = middle_of(grids), chosen_rate(config, losses)
-    trials = [*losses, *choice.wanted]
-    found = [_point(middle.shape, middle.budget, rate, seeds[0]) for rate in sorted(trials)]
+    found = trials(config, grids, seeds, losses)
     if choice.verdict == "open" or choice.best is None:
         return found
     for budget, shapes in sorted(grids.items()):

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ class Resolved:
     flops: list[int | str]
     #: with isoFLOP grids: the shapes of each budget of the suite, in ascending order
     grids: list[list[dict[str, Any]]] = field(default_factory=list)
+    #: and the nominal FLOPs of a training step of each
+    grid_flops: list[list[int]] = field(default_factory=list)
     plugin: str | None = None  #: the plugin file that a process of this row loads
 
 
@@ -187,19 +190,25 @@ def describe_row(
     if family is None or base is None:
         return described
 
-    def read(model: ModelConfig) -> tuple[float, int]:
+    @cache
+    def step_and_active(model: ModelConfig) -> tuple[int, int]:
         decoder = model_of(name, options, asdict(model))
-        tokens = config.batch * config.sequence
-        return flops_per_step(decoder, config) / tokens, decoder.parameter_count("active")
+        return flops_per_step(decoder, config), decoder.parameter_count("active")
 
-    grids = []
+    def read(model: ModelConfig) -> tuple[float, int]:
+        flops, active = step_and_active(model)
+        return flops / (config.batch * config.sequence), active
+
+    grids, grid_flops = [], []
     for budget in budgets:
         grid = isoflop_grid(IsoFlopConfig(**family), ModelConfig(**base), budget, read)
-        steps = budget // flops_per_step(model_of(name, options, asdict(grid[-1])), config)
+        of_grid = [step_and_active(shape)[0] for shape in grid]
+        steps = budget // max(of_grid)
         if steps < LEAST_STEPS:
             raise UserError(
                 f"budget {budget:g} buys only {steps} training steps of width {grid[-1].width}, too "
                 f"few to spend it within 0.5 %; raise it, or lower batch or sequence ({LEAST_STEPS} do)"
             )
         grids.append([asdict(shape) for shape in grid])
-    return described | {"grids": grids}
+        grid_flops.append(of_grid)
+    return described | {"grids": grids, "grid_flops": grid_flops}

@@ -1,20 +1,29 @@
 """`modbench run`: a suite file to records, table and plots."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from modbench import kernels
 from modbench.errors import UserError
 from modbench.report.page import write_report
-from modbench.report.record import cell_key
-from modbench.report.store import read_suite, remove_leftovers
-from modbench.sweep.cells import Cell, cell_jobs, cells_left, chosen, expand, losses_in
+from modbench.report.store import Finished, finished, remove_leftovers
+from modbench.sweep.cells import (
+    Cell,
+    by_key,
+    cell_jobs,
+    cells_left,
+    chosen,
+    expand,
+    losses_of,
+    scheme_of,
+)
+from modbench.sweep.changed import check_unchanged
 from modbench.sweep.engine import Engine, Failure, Job
 from modbench.sweep.lock import suite_lock, wait_for_orphans
+from modbench.sweep.passes import refuse_more_passes
 from modbench.sweep.progress import say, show_leaderboard, show_progress
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.suite import load_suite
@@ -40,15 +49,13 @@ def run_suite(
     suite = load_suite(name)
     check_trackers(suite.track)
     rows = resolve(suite, plugins)
-    folder = results / suite.header.name
-    cells = chosen(expand(rows), only, rows.mistakes)
+    first = expand(rows)
+    chosen(first, only, rows.mistakes)  # a wrong label is refused before anything runs
 
-    def known() -> list[Cell]:
-        if suite.isoflop is None:
-            return cells
-        return chosen(expand(rows, losses_in(folder)), only, rows.mistakes)
+    def known(records: Sequence[Finished]) -> list[Cell]:
+        return first if suite.isoflop is None else expand(rows, losses_of(records))
 
-    left = partial(_jobs_left, rows, known, folder)
+    left = partial(_jobs_left, rows, known, only, results / suite.header.name)
     return run_left(rows, results, left, of="cells", page="leaderboard", workers=workers)
 
 
@@ -62,7 +69,7 @@ def run_left(
     workers: int,
 ) -> int:
     """Run the jobs that ``left`` returns with the number of all jobs; write the report, and show its
-    ``page``. ``of``: what the jobs are called. ``workers``: as many at a time; 0: see `_parallel`.
+    ``page``. ``of``: what the jobs are called. ``workers``: as many at a time; 0: see `parallel`.
 
     Returns the exit code: 0, 1 if a job failed, 2 if that or a row left out is a plugin's mistake.
     Divergence and lack of memory are results, not failures.
@@ -88,7 +95,7 @@ def run_left(
                 failures += Engine(
                     folder=folder,
                     progress=progress,
-                    workers=workers or _parallel()[0],
+                    workers=workers or parallel()[0],
                     timeout=rows.suite.axes.cell_timeout,
                 ).run(jobs)
             if rows.suite.isoflop is None:
@@ -109,29 +116,38 @@ def run_left(
 
 
 def _jobs_left(
-    rows: Rows, known: Callable[[], list[Cell]], folder: Path, tell: Tell
+    rows: Rows,
+    known: Callable[[Sequence[Finished]], list[Cell]],
+    only: Sequence[str],
+    folder: Path,
+    tell: Tell,
 ) -> tuple[list[Job], int]:
-    """Prepare the data once for all cells; return the jobs of those of the ``known`` that are left."""
-    suite, cells = rows.suite, known()
-    left = cells_left(cells, folder)
+    """Prepare the data once for all cells; return the jobs that are left of the cells with the labels
+    ``only``. ``known``: the suite's cells that are known, given its records."""
+    suite, records = rows.suite, finished(folder)
+    every = by_key(known(records))
+    check_unchanged(rows, every, records, folder, tell)
+    cells = by_key(chosen(list(every.values()), only, rows.mistakes)) if only else every
+    left = cells_left(cells, records)
     embedded = suite.data.source == "pypi-en-v1"  # pinned; other text may have changed since
     if left or not embedded:
         from modbench.data.token_data import prepare
 
         data = prepare(suite.data, say=tell).summary()
-        _refuse_other_data(cells, folder, data)
+        _refuse_other_text(cells, records, folder, data["sha256"])
     if not left:
         return [], len(cells)
+    refuse_more_passes(rows, {scheme_of(cell) for cell in left.values()}, data["train_tokens"])
     measure = suite.measure
     if not embedded and "downstream" in measure.steps:
         from modbench.measure.tasks.build import check_text
 
         check_text(measure.downstream, suite.data)  # refused before anything is trained
-    wait_for_orphans([folder / "cells" / cell_key(cell) for cell in cells], tell)
-    return cell_jobs(cells, rows, folder, data, _parallel()[1]), len(cells)
+    wait_for_orphans([folder / "cells" / key for key in cells], tell)
+    return cell_jobs(left, cells, rows, folder, data, parallel()[1]), len(cells)
 
 
-def _parallel() -> tuple[int, int]:
+def parallel() -> tuple[int, int]:
     """Default number of concurrent cells, and the threads of each. On CPUs every cell has one thread, so
     that its bits do not depend on the number of cells; on a GPU one cell runs at a time."""
     import torch
@@ -142,12 +158,13 @@ def _parallel() -> tuple[int, int]:
     return (1, cores) if torch.cuda.is_available() else (cores, 1)
 
 
-def _refuse_other_data(cells: Sequence[Cell], folder: Path, data: dict[str, Any]) -> None:
-    keys = {cell_key(cell) for cell in cells}
-    for record in read_suite(folder).cells:
-        if record.key in keys and record.data["sha256"] != data["sha256"]:
+def _refuse_other_text(
+    cells: Mapping[str, Cell], records: Sequence[Finished], folder: Path, sha256: str
+) -> None:
+    for record in records:
+        if record.kind == "cell" and record.key in cells and record.text != sha256:
             raise UserError(
                 f"{folder} holds records of this suite made from other text (sha256 "
-                f"{record.data['sha256'][:12]}) than it is now ({data['sha256'][:12]}); restore that "
+                f"{str(record.text)[:12]}) than it is now ({sha256[:12]}); restore that "
                 "text, or give --results another folder"
             )

@@ -207,6 +207,8 @@ def _refuse_contradictions(where: str, tables: _Tables, schemes: list[Scheme]) -
         return
     if tables.shapes:
         raise UserError(f"{where} [[shapes]] and [isoflop] both give sizes; remove one of them")
+    if "layers" in tables.model and tables.isoflop.get("aspect") is not None:
+        raise UserError(f"{where} [model] layers and [isoflop] aspect both give the depth; remove one")
     for at, settings in [("[train]", tables.train), *((f"'{s.label}' train", s.train) for s in schemes)]:
         if "learning_rate" in settings:
             raise UserError(

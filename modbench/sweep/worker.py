@@ -37,6 +37,7 @@ JOBS = {
     "machine": "modbench.sweep.timing_job:describe_machine",
     "timing": "modbench.sweep.timing_job:run_timing",
     "peak": "modbench.sweep.timing_job:measure_peak",
+    "steps": "modbench.sweep.step_times:time_steps",
 }
 COMMAND = (sys.executable, "-m", "modbench.sweep.worker")
 #: Environment variable: the descriptor of the pipe of events.

@@ -285,10 +285,11 @@ def test_what_is_finished_is_told_without_reading_records_in_full(tmp_path, fake
     for record in (cell, make_audit(), timing):
         append_record(tmp_path, record)
     told = sorted(finished(tmp_path), key=lambda entry: entry.kind)
+    audit, loss, text = make_audit(), cell.metrics["heldout_loss"], cell.data["sha256"]
     assert told == [
-        Finished("audit", make_audit().key, None, None, None, None, None),
-        Finished("cell", cell.key, "ok", "ab" * 8, None, None, None),
-        Finished("timing", timing.key, "ok", None, "run-1", "time", 2),
+        Finished("audit", audit.key, None, None, None, None, None, audit.finished),
+        Finished("cell", cell.key, "ok", "ab" * 8, None, None, None, cell.finished, loss, text),
+        Finished("timing", timing.key, "ok", None, "run-1", "time", 2, timing.finished),
     ]
 
 

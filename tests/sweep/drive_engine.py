@@ -7,9 +7,10 @@ from pathlib import Path
 from rich.console import Console
 
 from modbench.report.record import cell_key
+from modbench.report.store import finished
 from modbench.sweep import worker
 from modbench.sweep.cell import cell_record
-from modbench.sweep.cells import cells_left
+from modbench.sweep.cells import by_key, cells_left
 from modbench.sweep.engine import Engine, Failure, Job
 from modbench.sweep.lock import suite_lock, wait_for_orphans
 from modbench.sweep.progress import Progress
@@ -56,7 +57,8 @@ def run_fakes(
     cells = [fake_cell(label) for label in labels]
     with suite_lock(folder):
         wait_for_orphans([folder / "cells" / cell_key(cell) for cell in cells], progress.note)
-        left = [cell["router"]["label"] for cell in cells_left(cells, folder)]
+        todo = cells_left(by_key(cells), finished(folder))
+        left = [cell["router"]["label"] for cell in todo.values()]
         progress.begin(folder.name, total=len(cells), done=len(cells) - len(left), unit="cells")
         engine = Engine(**{"folder": folder, "progress": progress, **settings})
         return engine.run([fake_job(label, folder, threads) for label in left])

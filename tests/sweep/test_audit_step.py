@@ -26,11 +26,11 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.layer import Layer
 from modbench.report.record import cell_key
-from modbench.report.store import read_suite
+from modbench.report.store import finished, read_suite
 from modbench.routing.build import build_model
 from modbench.routing.router import Router
 from modbench.sweep.cell import CellRun
-from modbench.sweep.cells import cells_left
+from modbench.sweep.cells import by_key, cells_left
 from modbench.sweep.lock import audit_lock
 from modbench.sweep.stage import Stage
 from modbench.sweep.steps import audit as audit_step
@@ -242,12 +242,12 @@ def test_three_seeds_of_a_scheme_are_audited_once(tmp_path: Path) -> None:
         assert record.flops_source == "closed form"
     (audit,) = audits.values()
     assert [finding["probe"] for finding in audit.audit] == list(range(1, 12))
-    cells = [record.cell for record in records]
-    assert cells_left(cells, folder) == []
+    cells = by_key(record.cell for record in records)
+    assert cells_left(cells, finished(folder)) == {}
     (shard,) = (path for path in folder.glob("records/*.jsonl") if '"kind":"audit"' in path.read_text())
     lines = shard.read_text().splitlines(keepends=True)
     shard.write_text("".join(line for line in lines if '"kind":"audit"' not in line))
-    assert cells_left(cells, folder) == cells  # cells whose audit is lost are run again
+    assert cells_left(cells, finished(folder)) == cells  # cells whose audit is lost are run again
     row = (folder / "leaderboard.csv").read_text().splitlines()[1]
     assert row.startswith("1,1,mod,ok,3,passed 11,")
 

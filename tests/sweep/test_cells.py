@@ -7,7 +7,7 @@ import pytest
 from modbench.errors import UserError
 from modbench.report.record import cell_key
 from modbench.routing.registry import build_router
-from modbench.sweep.cells import chosen, title
+from modbench.sweep.cells import by_key, chosen, titles
 from modbench.sweep.cells import expand as cells_of
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite
@@ -170,6 +170,12 @@ def test_a_plugin_whose_name_is_another_rows_label_is_refused(tmp_path: Path) ->
 
 
 def test_a_title_tells_apart_what_differs() -> None:
-    cells = expand(suite([{"router": "mod"}], sweep={"budgets": [1e12], "seeds": [0, 1]}))
-    assert [title(cell, cells) for cell in cells] == ["mod, seed 0", "mod, seed 1"]
-    assert title(cells[0], cells[:1]) == "mod"
+    cells = by_key(expand(suite([{"router": "mod"}], sweep={"budgets": [1e12], "seeds": [0, 1]})))
+    assert list(titles(cells).values()) == ["mod, seed 0", "mod, seed 1"]
+    key, cell = next(iter(cells.items()))
+    assert titles({key: cell}) == {key: "mod"}
+    faster = {**cell, "train": {**cell["train"], "learning_rate": 0.5}}
+    assert list(titles(by_key([cell, faster])).values()) == [
+        "mod, learning rate 0.003",
+        "mod, learning rate 0.5",
+    ]

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from modbench.errors import UserError
 from modbench.report.record import cell_key
-from modbench.report.store import read_suite
+from modbench.report.store import finished, read_suite
 from modbench.sweep import worker
-from modbench.sweep.cells import cells_left
+from modbench.sweep.cells import by_key, cells_left
 from modbench.sweep.crash import KILLED
 from modbench.sweep.lock import suite_lock
 
@@ -223,6 +223,6 @@ def test_a_corrupt_record_line_stops_the_run_before_any_cell_and_stays(tmp_path:
 
 def test_left_are_the_cells_minus_the_records_of_the_folder(tmp_path: Path) -> None:
     run(tmp_path / "s", "a")
-    cells = [fake_cell("a"), fake_cell("b")]
-    assert cells_left(cells, tmp_path / "s") == [fake_cell("b")]
-    assert cells_left(cells, tmp_path / "other") == cells
+    cells = by_key([fake_cell("a"), fake_cell("b")])
+    assert list(cells_left(cells, finished(tmp_path / "s")).values()) == [fake_cell("b")]
+    assert cells_left(cells, finished(tmp_path / "other")) == cells

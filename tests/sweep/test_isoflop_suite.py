@@ -6,9 +6,12 @@ import pytest
 
 from modbench.errors import UserError
 from modbench.report.record import cell_key
-from modbench.sweep.cells import Cell, chosen, expand
+from modbench.report.store import Finished
+from modbench.sweep.cells import Cell, chosen, expand, expand_planned, losses_of
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite
+from modbench.train.budget import flops_per_step, model_of
+from modbench.train.config import TrainConfig
 
 SCHEMES = [{"router": "vanilla"}, {"router": "mod", "tokens_per_parameter": 10.0}]
 
@@ -75,6 +78,7 @@ def test_rows_are_chosen_by_their_scheme() -> None:
             {"schemes": [{"router": "mod", "train": {"learning_rate": 0.1}}]},
             "'mod' train has a learning_rate",
         ),
+        ({"isoflop": {"aspect": 16.0}}, r"\[model\] layers and \[isoflop\] aspect both give the depth"),
         ({"isoflop": {"sizes": 4}}, r"\[isoflop\]: sizes is 4; it must be an odd number"),
         ({"isoflop": {"size": 5}}, r"\[isoflop\] has no 'size'"),
         (
@@ -107,3 +111,32 @@ def test_budgets_that_cannot_be_met_are_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(UserError, match=rf"\[\[schemes\]\] 'vanilla': {sentence}"):
         resolve(suite(**tables))
+
+
+def test_plan_of_an_isoflop_suite_takes_the_middle_learning_rate_for_the_best() -> None:
+    rows = resolve(suite())
+    planned = expand_planned(rows)
+    losses = {cell_key(cell): 3.0 + (rate(cell) != 0.005) for cell in expand(rows)}
+    assert planned == expand(rows, losses)
+    assert len(planned) == 2 * (2 + 5 * 2 + 5 + 5 + 2)
+
+
+def test_rows_state_the_flops_of_a_training_step_of_each_size() -> None:
+    row = resolve(suite()).resolved["mod"]
+    config = TrainConfig(sequence=32, batch=2, budget=1)
+    assert row.grid_flops == [
+        [flops_per_step(model_of("mod", row.options, shape), config) for shape in grid]
+        for grid in row.grids
+    ]
+
+
+def test_learning_rate_follows_the_record_that_a_report_would_show() -> None:
+    def record(status: str, loss: float | None, finished: str) -> Finished:
+        return Finished("cell", "k", status, None, None, None, None, finished, loss)
+
+    early, late = record("ok", 2.0, "2026-01-01"), record("ok", 1.0, "2026-01-02")
+    diverged, failed = record("diverged", None, "2026-01-03"), record("failed", None, "2026-01-04")
+    for order in ([late, early, diverged, failed], [failed, diverged, early, late]):
+        assert losses_of(order) == {"k": 1.0}
+    assert losses_of([diverged]) == {"k": None}
+    assert losses_of([failed]) == {}

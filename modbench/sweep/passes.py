@@ -1,0 +1,39 @@
+"""Passes of a suite's cells over its training text. Imports no torch."""
+
+from collections.abc import Collection
+from math import ceil
+
+from modbench.errors import UserError
+from modbench.sweep.rows import Rows
+from modbench.train.config import TrainConfig
+
+
+def tokens_of(budget: int, step_flops: int, train: TrainConfig) -> int:
+    """Training tokens that ``budget`` buys, with nominal routing."""
+    return budget // step_flops * train.batch * train.sequence
+
+
+def refuse_more_passes(rows: Rows, schemes: Collection[str], train_tokens: int) -> None:
+    """Raise a `UserError` if a cell of ``schemes`` would read the training text of ``train_tokens``
+    tokens more often than [isoflop] allows; the sentence names the one with the most passes."""
+    suite = rows.suite
+    if suite.isoflop is None:
+        return
+    passes, where = 0.0, ""
+    for scheme in suite.schemes:
+        row = rows.resolved.get(scheme.label)
+        if row is None or scheme.label not in schemes:
+            continue
+        train = TrainConfig(**{**suite.train, **scheme.train, "budget": 1})
+        for budget, shapes, flops in zip(suite.axes.budgets, row.grids, row.grid_flops, strict=True):
+            for shape, of_step in zip(shapes, flops, strict=True):
+                read = tokens_of(budget, of_step, train) / train_tokens
+                if read > passes:
+                    passes, where = read, f"'{scheme.label}', width {shape['width']} at {budget:g} FLOPs"
+    if passes > suite.isoflop.passes:
+        enough = ceil(10 * passes) / 10
+        raise UserError(
+            f"suite {suite.source}: {where}, would read the training text of {train_tokens:,} tokens "
+            f"{enough:g} times, and [isoflop] passes allows {suite.isoflop.passes:g}; set passes = "
+            f"{enough:g}, lower the budget or tokens_per_parameter, or give more text"
+        )

@@ -1,0 +1,189 @@
+"""`modbench plan SUITE`: cells, FLOPs, tokens, passes and measured time."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_suite import write_suite
+
+from modbench.cli.main import main
+from modbench.data.token_data import prepare
+from modbench.sweep import step_times
+from modbench.sweep.plan import SuitePlan, plan_suite
+from modbench.sweep.plan_table import as_table
+from modbench.sweep.rows import resolve
+from modbench.sweep.step_times import Speed, TimedStep, time_steps, timing_spec
+from modbench.sweep.suite import load_suite
+
+ISOFLOP = {
+    "model": {"layers": 2, "heads": 1},
+    "train": {"sequence": 32, "batch": 2},
+    "isoflop": {"width_step": 2},
+    "sweep": {"budgets": [10**10, 2 * 10**10, 4 * 10**10], "seeds": [0, 1]},
+}
+#: Too large to be built here; its FLOPs come from the meta device.
+HUGE = '[[shapes]]\nlabel = "s"\n[[shapes]]\nlabel = "huge"\nwidth = 16384\n'
+
+ENDS = """
+import os
+from dataclasses import dataclass
+from modbench import DepthRouter, register_router
+
+@register_router("ends")
+@dataclass(frozen=True, kw_only=True)
+class Ends(DepthRouter):
+    def gate(self, scores_BT):
+        if scores_BT.device.type != "meta":
+            os._exit(3)
+        return scores_BT
+"""
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def isoflop_suite(*routers: str, **isoflop: float) -> None:
+    """Write suite.toml with isoFLOP grids."""
+    tables = {**ISOFLOP, "isoflop": {**ISOFLOP["isoflop"], **isoflop}}
+    write_suite(Path(), "planned", *routers, **tables)
+
+
+def planned(**options: object) -> SuitePlan:
+    return plan_suite("suite.toml", tell=lambda text: None, **{"time": False, **options})  # type: ignore[arg-type]
+
+
+def prepared() -> int:
+    """Prepare the text; return its training tokens."""
+    return len(prepare(load_suite("suite.toml").data, say=lambda text: None).train_N)
+
+
+def test_a_plan_has_the_cells_flops_tokens_and_passes_of_each_scheme_and_budget() -> None:
+    sweep = {"budgets": [1e7, 3e7], "seeds": [0, 1, 2]}
+    write_suite(Path(), "planned", "vanilla", "mod", sweep=sweep, model={"layers": 2})
+    with open("suite.toml", "a") as suite:
+        suite.write('[[shapes]]\nlabel = "s"\n[[shapes]]\nlabel = "l"\nwidth = 32\nlayers = 4\n')
+    text, plan = prepared(), planned()
+    rows = resolve(load_suite("suite.toml"))
+    assert [(part.scheme, part.budget) for part in plan.parts] == [
+        (scheme, budget) for scheme in ("vanilla", "mod") for budget in (10**7, 3 * 10**7)
+    ]
+    for part in plan.parts:
+        steps = rows.resolved[part.scheme].flops
+        assert part.sizes == ((16, 2), (32, 4))
+        assert part.cells == 2 * 3
+        assert part.flops == 3 * sum(part.budget // flops * flops for flops in steps)  # type: ignore[operator]
+        assert part.tokens == part.budget // steps[0] * 16  # type: ignore[operator]
+        assert part.passes == part.tokens / text
+        assert part.seconds is None
+    assert (plan.cells, plan.flops) == (24, sum(part.flops for part in plan.parts))
+
+
+def test_an_isoflop_suite_is_planned_with_its_trials_and_the_check_of_its_law() -> None:
+    isoflop_suite("vanilla", passes=20.0)
+    plan = planned()
+    assert [part.cells for part in plan.parts] == [5, 2 + 5 * 2 + 2, 5]
+    assert all(len(part.sizes) == 5 for part in plan.parts)
+    assert "as if the middle learning rate is best" in as_table(plan)
+
+
+def test_text_that_would_be_streamed_is_not_prepared_by_a_plan() -> None:
+    write_suite(Path(), "planned", "vanilla")
+    plan = planned()
+    assert (plan.train_tokens, plan.parts[0].passes) == (None, None)
+    assert "passes: unknown, since text 'text' is not prepared" in as_table(plan)
+    assert not Path("cache").exists()
+
+
+@pytest.mark.parametrize("command", ["plan suite.toml --no-time", "run suite.toml"])
+def test_more_passes_than_allowed_are_refused_before_anything_runs(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    isoflop_suite("vanilla", "mod")
+    text = prepared()
+    isoflop_suite("vanilla", "mod", passes=1000.0)
+    worst = max(planned().parts, key=lambda part: part.tokens)
+    isoflop_suite("vanilla", "mod")
+    assert main(command.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    width = worst.sizes[0][0]
+    assert f"'{worst.scheme}', width {width} at {worst.budget:g} FLOPs, would read the training" in line
+    assert f"{text:,} tokens" in line
+    assert "[isoflop] passes allows 4; set passes = " in line
+    assert not list(Path().rglob("cells"))
+    enough = float(line.partition("set passes = ")[2].partition(",")[0])
+    assert enough - 0.1 < worst.tokens / text <= enough
+    isoflop_suite("vanilla", "mod", passes=enough)
+    assert planned().cells == 2 * 24
+
+
+def test_time_is_that_of_measured_steps_and_outside_them_there_is_none() -> None:
+    slow = TimedStep(width=8, layers=1, flops=100, seconds=1.0)
+    fast = TimedStep(width=16, layers=1, flops=10_000, seconds=10.0)
+    speed = Speed(steps=(slow, fast))
+    assert speed.seconds(1000, 100) == pytest.approx(10.0)
+    assert speed.seconds(20_000, 10_000) == pytest.approx(20.0)
+    assert speed.seconds(5500, 1000) == pytest.approx(10.0)  # the mean of 100 and 1000 FLOP/s
+    assert speed.seconds(1000, 99) is None
+    assert speed.seconds(1000, 10_001) is None
+    assert Speed(steps=(slow,)).seconds(300, 100) == pytest.approx(3.0)
+    assert Speed().seconds(300, 100) is None
+
+
+def test_steps_are_measured_in_workers_and_too_large_ones_are_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    deep: dict[str, Any] = {"model": {"layers": 2}}
+    write_suite(Path(), "planned", "vanilla", "mod", sweep={"budgets": [3e13]}, **deep)
+    with open("suite.toml", "a") as suite:
+        suite.write(HUGE)
+    assert main(["plan", "suite.toml"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("planned: 4 cells, ")
+    assert ", - with " in said
+    assert "-: a size lies outside those that were timed" in said
+    assert said.count("(3 s at the rate of a large matmul) are not timed") == 2
+    write_suite(Path(), "planned", "vanilla", "mod", **deep)
+    assert main(["plan", "suite.toml", "--format", "json"]) == 0
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert sum(part["seconds"] for part in plan["parts"]) == plan["seconds"] * plan["cells_at_a_time"]
+    for part in plan["parts"]:
+        (step,) = plan["measured"][part["scheme"]]["steps"]
+        assert (step["width"], step["layers"]) == (16, 2)
+        assert part["seconds"] == pytest.approx(part["flops"] / step["flops_per_second"])
+
+
+def test_a_size_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(target: object) -> float:
+        if target.config.width == 32:  # type: ignore[attr-defined]
+            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+        return 0.5
+
+    write_suite(Path(), "planned", "vanilla")
+    monkeypatch.setattr(step_times, "_seconds", seconds)
+    monkeypatch.setattr("modbench.train.numerics.make_deterministic", lambda: None)
+    suite = load_suite("suite.toml")
+    shapes = [({**vars(suite.shapes[""]), "width": width}, 10 * width) for width in (32, 8, 16)]
+    row = resolve(suite).resolved["vanilla"]
+    router = {"name": "vanilla", "options": row.options, "plugin_sha256": None, "label": "vanilla"}
+    train = {**suite.train, "budget": 1, "compile": "auto"}
+    spec = timing_spec({"router": router, "train": train}, shapes, [], 1)
+    found = time_steps(spec, lambda event: None)
+    assert [step["width"] for step in found["steps"]] == [8, 16]
+    (said,) = found["missing"]
+    assert said.startswith("width 32: out of memory, asked for 2,147,483,648 bytes")
+
+
+def test_a_plugin_that_ends_its_process_costs_its_own_time() -> None:
+    Path("ends.py").write_text(ENDS)
+    write_suite(Path(), "planned", "vanilla", model={"layers": 2})
+    plan = planned(time=True, plugins=(Path("ends.py"),))
+    vanilla, ends = plan.parts
+    assert vanilla.seconds is not None
+    assert (ends.scheme, ends.seconds, plan.seconds) == ("ends", None, None)
+    assert "ends" in as_table(plan)
+    assert "its process ended: exit code 3" in as_table(plan)

@@ -36,13 +36,14 @@ class ExpertOptions(Router):
     """The options that all schemes of experts share. A scheme hides one by declaring it again as
     ``field(init=False, default=...)``."""
 
-    experts: Count = 8
+    experts: Count = 8  #: number of experts
     top_k: int = 2  #: experts per token
     expert_width: Count | None = None  #: None: active experts are together as wide as the dense MLP
-    shared_experts: Natural = 0  #: further experts, which process every token
-    shared_width: Count | None = None  #: of each; None: as wide as the others
-    shared_gate: bool = False  #: their output is multiplied by sigmoid(w^T x), as in Qwen's models
-    capacity_factor: float | None = None  #: room in an expert, in training, over an even load; None: any
+    shared_experts: Natural = 0  #: additional experts that process every token
+    shared_width: Count | None = None  #: width of each shared expert; None: as wide as the others
+    shared_gate: bool = False  #: multiply shared experts' output by sigmoid(w^T x), as in Qwen's models
+    #: most tokens of an expert in training, over an even load; None: no limit
+    capacity_factor: float | None = None
     balance: NotNegative = 0.01  #: weight of the balance loss
     z_loss: NotNegative = 0.0  #: weight of the mean squared log-sum-exp of the router's logits
 

@@ -35,8 +35,8 @@ def strided(capacity: float, first: int, tokens: int, among: int = 1) -> list[bo
 def strided_rows(
     capacity: float, before: Sequence[int], tokens: int, device: torch.device, among: int = 1
 ) -> Tensor:
-    """Return `strided` of each sequence, ``before[b]`` tokens of which came earlier, (B, ``tokens``)
-    bool. Not to be written to: results are kept."""
+    """Return `strided` of each sequence after its ``before[b]`` earlier tokens, (B, ``tokens``) bool. Do
+    not write to it: results are cached."""
     if len(set(before)) == 1:
         return _strided(capacity, among, before[0], tokens, device).expand(len(before), tokens)
     return torch.stack([_strided(capacity, among, first, tokens, device) for first in before])
@@ -64,7 +64,7 @@ def even_experts(
         return chosen_NK
     context.trace.forced = True
     tokens, each = chosen_NK.shape
-    first = before * each % (experts + no_ops)  # the pattern repeats after so many
+    first = before * each % (experts + no_ops)  # the pattern's period
     return _in_turn(first, tokens * each, experts, no_ops, chosen_NK.device).view(tokens, each)
 
 

@@ -30,8 +30,8 @@ def score(x_D: Tensor, weight_ED: Tensor) -> Tensor:
 
 
 def capacity_tokens(capacity: float, tokens: int, among: int = 1) -> int:
-    """ceil(capacity * tokens / among) with ``capacity`` taken as it is written in decimals, so that 0.07
-    of 100 is 7; never 0 while there is a token, never more than there are."""
+    """ceil(capacity * tokens / among) with ``capacity`` as a decimal number, so that 0.07 of 100 is 7;
+    at least 1 if there is a token, at most ``tokens``."""
     return _share(capacity, int(tokens), among)  # a size is a tensor while torch.jit traces
 
 

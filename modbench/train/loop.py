@@ -133,7 +133,7 @@ class _Run:
         return (self.train.budget - self.flops) // self.each
 
     def take_step(self, left: int) -> float:
-        """Take a step, of which ``left`` are expected; return its loss."""
+        """Take one of ``left`` expected steps; return its loss."""
         done = (self.flops + self.each) / (self.flops + left * self.each)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(done, self.train)

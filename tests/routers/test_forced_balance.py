@@ -105,7 +105,7 @@ def test_the_router_still_computes_and_learns() -> None:
 @pytest.mark.parametrize(
     "name", ["mod", "threshold_skip", "expert_threshold", "expert_choice", "relu_routing"]
 )
-def test_padding_is_never_let_in(name: str) -> None:
+def test_padding_is_never_selected(name: str) -> None:
     model = model_of(name, "")
     lengths_B = torch.tensor([9, 23])
     with torch.no_grad():

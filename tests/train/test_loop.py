@@ -158,7 +158,7 @@ def test_what_is_not_finite_after_the_last_step_is_divergence(
     assert all(loss.isfinite() for loss in losses)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+def test_a_loss_that_is_nan_ends_the_run(tmp_path: Path) -> None:
     wild = TrainConfig(
         budget=10**12, sequence=32, batch=2, learning_rate=1e30, clip=1e30, warmup=0.0, evaluations=1
     )

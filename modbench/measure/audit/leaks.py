@@ -54,14 +54,14 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return False, wrong
     texts_BT = tokens_BT[: TEXTS if subject.is_first(tokens_BT) else 1]
     most, changed = _changes(subject, subject.exact, texts_BT, ROUNDING)
-    figure = f"{sum(changed)} earlier positions changed, by up to {most:.1e}"
+    where = f"logits at {sum(changed)} earlier positions" if any(changed) else "no earlier logit"
+    figure = f"{where} changed (max {most:.2g}) when later tokens were replaced"
     if subject.is_exact or any(changed):
         return not any(changed), figure
     _, changed = _changes(subject, subject.own, tokens_BT[:1], COARSE, every=4)
     by = sum(positions > 0 for positions in changed)
     is_rounding = by <= SHARE * len(changed)
-    only = "" if is_rounding else " only"
-    return is_rounding, f"{figure}, in {subject.dtype}{only} by {by} of {len(changed)} edits"
+    return is_rounding, f"{figure}; in {subject.dtype}, {by} of {len(changed)} edits changed one"
 
 
 def _unrepeatable(subject: Subject, tokens_BT: Tensor) -> str:
@@ -132,15 +132,14 @@ def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
     short = subject.is_first(tokens_BT)
     exact = list(_differences(subject.exact, tokens_BT, ROUNDING, short=short))
     most = max(off for offs, _ in exact for off in offs)
-    figure = f"alone and in a batch differ by up to {most:.1e}"
+    figure = f"logits of a sequence alone and in a batch differ by up to {most:.2g}"
     wrong = any(off > bound for offs, bound in exact for off in offs)
     if subject.is_exact or wrong:
         return not wrong, figure
     own = list(_differences(subject.own, tokens_BT, COARSE, short=False))
     is_rounding = max(sum(off > bound for off in offs) / len(offs) for offs, bound in own) <= SHARE
-    only = "" if is_rounding else " only"
     most = max(off for offs, _ in own for off in offs)
-    return is_rounding, f"{figure}, in {subject.dtype}{only} by {most:.1e}"
+    return is_rounding, f"{figure}; in {subject.dtype} by {most:.2g}"
 
 
 def _batches(sequences: int, sequence: int, *, short: bool) -> Iterator[list[int]]:

@@ -125,7 +125,7 @@ def _lost(model: RoutedDecoder, wanted: set[str], reached: frozenset[str]) -> st
 
 
 def _groups(model: RoutedDecoder) -> Mapping[str, set[str]]:
-    """Groups of trained parameters of which some loss must reach one, by the first of each: each single
+    """Groups of trained parameters by their first; some loss must reach one of each group. Each single
     parameter of scorers and of the scheme's own classes, and those of each module of PyTorch that the
     scheme's own classes hold, since an expert of several may be without tokens."""
     groups: dict[str, set[str]] = {}

@@ -107,7 +107,7 @@ class ExpertRouter(ExpertOptions):
         return torch.zeros_like(logits_NE).scatter(1, expert_ids_NK, gates_NK.to(logits_NE.dtype))
 
     def nominal_experts_per_token(self) -> float:
-        """Return the experts of a token on average that the options promise, for a scheme that
+        """Return the mean number of experts per token that the options state, for a scheme that
         overrides `assign`."""
         return self.top_k
 
@@ -143,7 +143,7 @@ class ExpertRouter(ExpertOptions):
             return scores_NE
         return F.normalize(scores_NE, p=1, dim=-1)
 
-    # For the schemes of this package alone: what they promise more exactly than the defaults.
+    # Overridden by schemes of this package whose nominal counts are more exact than the default.
 
     def exact_load(self, lengths: Sequence[int], past: Sequence[int]) -> int | None:
         """Return the new tokens that `assign` gives each expert under the training rule if the sizes

@@ -1,10 +1,10 @@
-"""Forced balance: routing that is even whatever the scores, so that a model can be timed untrained.
+"""Forced balance: even routing for any scores, so that an untrained model can be timed.
 
-Routers decide as always and, where the context forces balance, their decision is replaced by an even
-one: nothing that a router computes is left out, and what follows costs what its options promise, in each
-layer and at each step of decoding. A router calls these where it has decided.
+Routers decide as usual. If the context forces balance, an even decision then replaces theirs: everything
+that a router computes is still computed, and each layer spends its nominal FLOPs, also at each decode
+step. A router calls these functions after its decision.
 
-B sequences, T tokens, N tokens that are no padding, K experts of a token, S slots of a batch, E experts,
+B sequences, T tokens, N tokens without padding, K experts of a token, S slots of a batch, E experts,
 A choices.
 """
 

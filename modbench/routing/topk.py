@@ -42,7 +42,7 @@ def _share(capacity: float, tokens: int, among: int) -> int:
 
 def highest(scores_BT: Tensor, counts: list[int], real_BT: Tensor | None) -> Tensor:
     """Mask (B, T) of the ``counts[b]`` highest scores of each row, padding never among them. Ties go to
-    the earlier token, which `torch.topk` does not promise."""
+    the earlier token, which `torch.topk` does not guarantee."""
     if real_BT is not None:
         scores_BT = scores_BT.masked_fill(~real_BT, -torch.inf)
     order_BT = scores_BT.argsort(dim=-1, descending=True, stable=True)
@@ -54,8 +54,8 @@ def highest(scores_BT: Tensor, counts: list[int], real_BT: Tensor | None) -> Ten
 
 
 def counts_to_host(counts: Tensor, nominal: Sequence[int]) -> list[int]:
-    """``counts`` as integers of the host. A tensor on the meta device has no values: there ``nominal``,
-    what the router's options promise."""
+    """``counts`` as integers of the host. A tensor on the meta device has no values; the result
+    is then ``nominal``, the counts that the router's options state."""
     if not counts.is_meta:
         return counts.tolist()
     values = list(nominal)

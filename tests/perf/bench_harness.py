@@ -26,7 +26,7 @@ from modbench.train.config import TrainConfig
 #: As in the suite quick.
 SHAPE = ModelConfig(vocabulary=2048, width=128, layers=4, heads=4)
 SEQUENCES, TOKENS, CURVE_TOKENS = 4, 256, 4096
-#: About as many as there, if routing is what the options promise.
+#: About as many as there, with nominal routing.
 STEPS = 200
 
 

@@ -110,7 +110,7 @@ def costs_what_it_decodes(model: Decoder, scheme: Scheme) -> None:
         past = tuple(cache.read)
 
 
-def costs_what_it_promises(scheme: Scheme, dtype: torch.dtype) -> None:
+def costs_its_nominal_flops(scheme: Scheme, dtype: torch.dtype) -> None:
     """On shapes alone, the selection is unknown: nominal counts, in every phase."""
     model = scheme.built("meta", dtype)
     tokens_BT = torch.zeros(3, 63, dtype=torch.long, device="meta")
@@ -267,8 +267,8 @@ class EveryScheme:
     def test_it_costs_what_it_selects(self, scheme: Scheme) -> None:
         costs_what_it_selects(scheme, torch.float32)
 
-    def test_on_shapes_alone_it_costs_what_it_promises(self, scheme: Scheme) -> None:
-        costs_what_it_promises(scheme, torch.float32)
+    def test_on_shapes_alone_it_costs_its_nominal_flops(self, scheme: Scheme) -> None:
+        costs_its_nominal_flops(scheme, torch.float32)
 
     def test_what_is_frozen_costs_no_gradient(self, scheme: Scheme) -> None:
         frozen_parts_cost_no_gradient(scheme)

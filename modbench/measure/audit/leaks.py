@@ -9,7 +9,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, hidden, largest, ragged
+from modbench.measure.audit.finding import (
+    COARSE,
+    ROUNDING,
+    Outcome,
+    Subject,
+    hidden,
+    largest,
+    ragged,
+    several,
+)
 from modbench.measure.audit.state import changed_by_scoring
 from modbench.model.context import Context
 from modbench.model.trace import Trace
@@ -54,7 +63,8 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return False, wrong
     texts_BT = tokens_BT[: TEXTS if subject.is_first(tokens_BT) else 1]
     most, changed = _changes(subject, subject.exact, texts_BT, ROUNDING)
-    where = f"logits at {sum(changed)} earlier positions" if any(changed) else "no earlier logit"
+    earlier = several(sum(changed), "earlier position")
+    where = f"logits at {earlier}" if any(changed) else "no earlier logit"
     figure = f"{where} changed (max {most:.2g}) when later tokens were replaced"
     if subject.is_exact or any(changed):
         return not any(changed), figure
@@ -128,7 +138,7 @@ def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
     for length in (1, 2, tokens_BT.shape[1]):
         trained_BTD = hidden(subject.exact, tokens_BT[:1, :length], Context())
         if not trained_BTD.isfinite().all():
-            return False, f"logits of {length} tokens contain NaN or Inf (topk)"
+            return False, f"logits of {several(length, 'token')} contain NaN or Inf (topk)"
     short = subject.is_first(tokens_BT)
     exact = list(_differences(subject.exact, tokens_BT, ROUNDING, short=short))
     most = max(off for offs, _ in exact for off in offs)

@@ -19,6 +19,7 @@ from modbench.measure.audit.finding import (
     outer_routers,
     plain_block,
     seeded,
+    several,
 )
 from modbench.model.context import Context
 from modbench.model.trace import Trace
@@ -89,7 +90,7 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return None, "no parameter has router in its name"
     if not wanted - idle:
         return None, "a softmax over one expert has no gradient"
-    figure = f"cross-entropy reaches {len((wanted - idle) & by_text)} router parameters"
+    figure = f"cross-entropy reaches {several(len((wanted - idle) & by_text), 'router parameter')}"
     return True, figure + (f", gradient {min(scales):.2f} of a linear gate's" if scales else "")
 
 

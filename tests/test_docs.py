@@ -173,3 +173,11 @@ def test_no_command_of_a_page_writes_to_tracked_results() -> None:
             for line in block.splitlines():
                 if re.search(r"modbench (run|time) ", line):
                     assert "--results my-results" in line, (page.name, line)
+
+
+def test_every_file_that_a_page_names_exists() -> None:
+    root = DOCS.parent
+    for page in (*DOCS.glob("*.md"), root / "README.md", root / "CONTRIBUTING.md"):
+        for path in re.findall(r"`((?:modbench|tests|suites|examples)/[\w/.]+)`", page.read_text()):
+            if "NAME" not in path and "OP" not in path:
+                assert (root / path).exists(), (page.name, path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from modbench.cli.main import main
+from modbench.cli.main import COMMANDS, main
 
 DOCS = Path(__file__).parent.parent / "docs"
 GUIDE = (DOCS / "writing_a_router.md").read_text()
@@ -181,3 +181,8 @@ def test_every_file_that_a_page_names_exists() -> None:
         for path in re.findall(r"`((?:modbench|tests|suites|examples)/[\w/.]+)`", page.read_text()):
             if "NAME" not in path and "OP" not in path:
                 assert (root / path).exists(), (page.name, path)
+
+
+def test_every_command_is_on_the_page_of_commands() -> None:
+    rows = re.findall(r"^\| `modbench (\w+)", (DOCS / "commands.md").read_text(), flags=re.MULTILINE)
+    assert set(rows) == set(COMMANDS)

@@ -1,6 +1,6 @@
-"""Every job of this repository, each with its own set-up. Sessions share one environment: torch is big.
+"""Sessions for tests, lint, benchmarks and pages. They share one environment, since PyTorch is large.
 
-In an environment that already has everything: nox --no-venv --no-install -s SESSION
+In an environment that has all dependencies: nox --no-venv --no-install -s SESSION
 """
 
 import hashlib
@@ -13,14 +13,13 @@ from nox.command import CommandFailed
 
 nox.needs_version = ">=2025.2"
 nox.options.sessions = ["tests", "lint", "flops"]
-# Nox has one environment to each session; ours is made below, once.
+# Nox makes one environment per session; `ready` makes one for all.
 nox.options.default_venv_backend = "none"
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE / ".nox"
 #: The lower bound of PyTorch in pyproject.toml.
 OLDEST = "torch==2.11.*"
-VERSIONS = ["newest", "oldest", "next-lm-eval"]
 #: The pre-release of lm-eval, whose rolling requests and results differ, and the tests to run with it.
 NEXT_LM_EVAL = "lm-eval==0.5.0.dev1"
 LM_EVAL_TESTS = [
@@ -31,15 +30,15 @@ LM_EVAL_TESTS = [
     "tests/measure/test_routed_scoring.py",
     "tests/cli/test_eval.py",
 ]
-#: Tests keep to one thread each, and a process of them grows to 2 GB.
+#: Each test process runs one thread and needs up to 2 GB.
 PARALLEL = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
-#: Installed apart, since some change what they touch.
+#: Installed in an environment of their own, since some of them patch PyTorch.
 OTHER_COUNTERS = ["deepspeed", "calflops", "accelerate", "ptflops", "thop", "torchinfo"]
 
 
 def ready(session: nox.Session, name: str = "modbench", further: Sequence[str] = ()) -> str:
-    """The Python to run: that of the environment ``name``, made or brought up to date first, with
-    ``further`` packages; with --no-venv the one that runs nox."""
+    """Create or update the environment ``name`` with ``further`` packages and return its Python; with
+    --no-venv, return the Python that runs nox."""
     if "--no-venv" in sys.argv:
         return sys.executable
     environment = ENVIRONMENTS / name
@@ -51,9 +50,10 @@ def ready(session: nox.Session, name: str = "modbench", further: Sequence[str] =
     if not python.exists() or not stamp.exists() or stamp.read_text() != wanted:
         stamp.unlink(missing_ok=True)
         session.run(sys.executable, "-m", "virtualenv", "--quiet", "--clear", str(environment))
-        install = [str(python), "-m", "pip", "install", "--quiet"]
+        session.log(f"installing modbench and its dependencies into {environment}, PyTorch included")
+        install = [str(python), "-m", "pip", "install"]  # not quiet: it takes minutes
         session.run(*install, "--editable", f"{HERE}[dev]")
-        if further:  # some of them need what is there by now to build
+        if further:  # some of them need installed packages to build
             session.run(*install, "--no-build-isolation", *further, env={"DS_BUILD_OPS": "0"})
         stamp.write_text(wanted)
     return str(python)
@@ -66,7 +66,7 @@ def module(session: nox.Session, *words: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests but the full matrix, on up to four cores; arguments after -- go to pytest."""
+    """Run all tests except the full matrix, on up to four cores; arguments after -- go to pytest."""
     module(session, "pytest", *PARALLEL, "-m", "not full and not slow", *session.posargs)
 
 
@@ -75,8 +75,8 @@ def tests(session: nox.Session) -> None:
     "version", ["newest", "oldest", "next-lm-eval"], ids=["newest", "oldest", "next-lm-eval"]
 )
 def tests_full(session: nox.Session, version: str) -> None:
-    """All tests and the full matrix, with the newest and with the oldest PyTorch that is supported, and
-    those of evaluation with the pre-release of lm-eval; arguments after -- go to pytest."""
+    """Run all tests and the full matrix, with the newest and the oldest supported PyTorch, and the tests
+    of evaluation with the pre-release of lm-eval; arguments after -- go to pytest."""
     if version == "next-lm-eval":
         python = ready(session, version, [NEXT_LM_EVAL])
         session.run(python, "-m", "pytest", *PARALLEL, *LM_EVAL_TESTS, *session.posargs)
@@ -87,7 +87,7 @@ def tests_full(session: nox.Session, version: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Formatting, lint, types."""
+    """Check formatting, lint and types."""
     module(session, "ruff", "format", "--check", ".")
     module(session, "ruff", "check", ".")
     module(session, "mypy")
@@ -95,7 +95,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def flops(session: nox.Session) -> None:
-    """Hold every router's FLOPs against the committed table; arguments after -- go to the gate."""
+    """Compare every router's FLOPs with the committed table; arguments after -- go to the gate."""
     module(session, "modbench", "flops", "gate", *session.posargs)
     if not session.posargs:
         session.run(ready(session), "tests/accounting/conventions_page.py", "--check")
@@ -103,15 +103,15 @@ def flops(session: nox.Session) -> None:
 
 @nox.session
 def audit(session: nox.Session) -> None:
-    """Audit every router, preset and known bug, into docs/audit.md; arguments after -- go to the
+    """Audit every router, preset and known bug and write docs/audit.md; arguments after -- go to the
     script (--check only compares)."""
     session.run(ready(session), "tests/measure/audit_page.py", *session.posargs)
 
 
 @nox.session
 def perf(session: nox.Session) -> None:
-    """Time kernels, layers, steps, decoding, memory, the harness and the counting, against their
-    targets; arguments after -- go to pytest. With --against REVISION, compare with that instead."""
+    """Compare kernels, layers, steps, decoding, memory, the harness and counting with their targets;
+    arguments after -- go to pytest. With --against REVISION, compare with that revision."""
     against = any(word.startswith("--against") for word in session.posargs)
     script = "compare_revisions" if against else "run_benchmarks"
     session.run(ready(session), f"tests/perf/{script}.py", *session.posargs)
@@ -119,21 +119,21 @@ def perf(session: nox.Session) -> None:
 
 @nox.session
 def counters(session: nox.Session) -> None:
-    """Count cases of known cost with every counter that can be installed, into docs/counters.md;
+    """Count cases of known cost with every counter that can be installed and write docs/counters.md;
     arguments after -- go to the script (--check only compares)."""
     python = ready(session, "counters", OTHER_COUNTERS)
     session.run(python, "tests/counting/compare_counters.py", *session.posargs)
 
 
 def suite(session: nox.Session, verb: str, name: str, results: str, words: Sequence[str]) -> None:
-    """modbench ``verb`` of suites/``name``.toml, into ``results``/ unless ``words`` say where."""
+    """Run modbench ``verb`` on a shipped suite; write to ``results``/ unless ``words`` has --results."""
     if "--results" not in words:
         words = [*words, "--results", results]
     module(session, "modbench", verb, f"suites/{name}.toml", *words)
 
 
 def of_training(words: Sequence[str]) -> list[str]:
-    """``words`` for modbench time without those that modbench run doesn't know."""
+    """Remove the options of modbench time that modbench run does not have."""
     kept, left = [], iter(words)
     for word in left:
         if word == "--repetitions":
@@ -145,27 +145,27 @@ def of_training(words: Sequence[str]) -> list[str]:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Train and measure the quick suite, into my-results/; arguments after -- go to modbench run."""
+    """Train and measure the quick suite in my-results/; arguments after -- go to modbench run."""
     suite(session, "run", "quick", "my-results", session.posargs)
 
 
 @nox.session(name="bench-gpu")
 def bench_gpu(session: nox.Session) -> None:
-    """Time the gpu suite's schemes on a GPU and weigh them, then train them for a short while, into
-    my-results-gpu/; arguments after -- go to modbench time, and those that it knows to modbench run."""
+    """Measure time and memory of the gpu suite's schemes on a GPU, then train them, in my-results-gpu/;
+    arguments after -- go to modbench time, and to modbench run where it has the option."""
     code = "import torch; print(torch.cuda.is_available())"
     if "True" not in str(session.run(ready(session), "-c", code, silent=True)):
         session.error("bench-gpu needs a CUDA GPU and PyTorch finds none; on a CPU run: nox -s bench")
     if "--no-venv" not in sys.argv:
-        # Clocks, throttling and energy; an environment that lacks it says so in its timings.
-        session.run(ready(session), "-m", "pip", "install", "--quiet", "nvidia-ml-py")
+        # Clocks, throttling and energy; without it they are empty in the timings.
+        session.run(ready(session), "-m", "pip", "install", "nvidia-ml-py")
     timed = True
     try:
         suite(session, "time", "gpu", "my-results-gpu", session.posargs)
     except CommandFailed as failure:
-        if failure.reason != "Returned code 1":  # refused, or stopped by hand
+        if failure.reason != "Returned code 1":  # refused, or stopped by the user
             raise
-        timed = False  # a scheme that can't be timed is no reason not to train the others
+        timed = False  # one scheme could not be timed; the others are trained
     suite(session, "run", "gpu", "my-results-gpu", of_training(session.posargs))
     if not timed:
-        session.error("modbench time failed, as it says above; the training went well")
+        session.error("modbench time failed (see its message above); training succeeded")

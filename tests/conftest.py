@@ -1,4 +1,4 @@
-"""What tests share: the small shapes that routing must be right on."""
+"""Fixtures of all tests, and the small shapes on which routing must be right."""
 
 import os
 from dataclasses import replace
@@ -8,9 +8,9 @@ import torch
 
 from modbench.model.config import ModelConfig
 
-# A measurement among tests at work would wait for a machine that is never quiet.
+# Measurements would wait for a quiet machine, which a test run never is.
 os.environ.setdefault("MODBENCH_QUIET_SECONDS", "0")
-# Models this small lose by a second thread, and lose badly when tests run beside other work.
+# A second thread slows models this small down, all the more on a busy machine.
 torch.set_num_threads(1)
 
 #: Awkward on purpose: odd vocabulary, grouped heads, an untied head, a depth that 2 does not divide.
@@ -22,7 +22,7 @@ PLAIN = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 
 @pytest.fixture(params=[pytest.param(PLAIN, marks=pytest.mark.full), AWKWARD], ids=["plain", "awkward"])
 def shape(request: pytest.FixtureRequest) -> ModelConfig:
-    """Deeper for the scheme whose layers must be enough to share."""
+    """The small shapes, with more layers for the scheme that shares layers."""
     if request.node.callspec.params.get("name") == "mixture_of_recursions":
         return replace(request.param, layers=4)
     return request.param
@@ -35,5 +35,5 @@ def _same_draws() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pytest that a test starts is none of pytest-xdist's workers, in which nothing is timed."""
+    """Hide pytest-xdist from processes that tests start; in its workers nothing is timed."""
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)

@@ -1,13 +1,14 @@
-"""What the guide to writing a router says is what happens."""
+"""The pages under docs/: snippets run as printed, links lead somewhere, each says what it is for."""
 
 import re
+import shlex
 import tomllib
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from modbench.cli.main import main
+from modbench.cli.main import COMMANDS, main
 
 DOCS = Path(__file__).parent.parent / "docs"
 GUIDE = (DOCS / "writing_a_router.md").read_text()
@@ -53,7 +54,7 @@ def test_the_router_that_leaks_is_found_and_passes_without_its_selection(
     monkeypatch.chdir(tmp_path)
     source = IMPORTS + blocks("python")[-1]
     assert audited(source) == 1
-    failed = re.findall(r"^ *(\d+)  .* FAILED", capsys.readouterr().out, flags=re.MULTILINE)
+    failed = re.findall(r"^FAILED (\d+) ", capsys.readouterr().out, flags=re.MULTILINE)
     assert {"1", "3"} <= set(failed)
     assert audited(source[: source.index("    def selected")].replace('"leaky"', '"repaired"')) == 0
 
@@ -112,3 +113,76 @@ def test_the_defaults_of_the_time_table_are_what_the_page_says() -> None:
     said = tomllib.loads(table)["time"]
     meant = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(TimeConfig()).items()}
     assert said == meant
+
+
+def test_every_page_starts_with_what_the_reader_can_do_afterwards() -> None:
+    for page in DOCS.glob("*.md"):
+        words = " ".join(page.read_text().split("\n\n")[1].split())
+        assert words.startswith("After reading this page you can"), page.name
+
+
+def test_every_anchor_of_every_page_exists() -> None:
+    for page in (*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"):
+        for path, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+            target = page.parent / path if path else page
+            assert anchor in anchors(target.read_text()), (page.name, path, anchor)
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of the headings of ``text``."""
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    named = re.findall(r'<a id="([\w-]+)"></a>', text)
+    headings = [re.sub(r"<[^>]*>", "", heading) for heading in headings]
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings} | {*named}
+
+
+def code_of(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+
+
+def test_the_snippets_of_the_page_on_counting_run_as_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = []
+    for code in code_of("counting.md", "python"):
+        exec(code, {})
+        said.append(capsys.readouterr().out.splitlines())
+    (counted, _), (closed,), (per_token,) = said
+    assert counted.split() == [str(2 * 2 * 8 * 64 * 64)] * 3
+    assert int(closed) > 1e12
+    assert float(per_token) > 1e9
+
+
+def test_the_commands_of_the_page_on_counting_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.json").write_text('{"model_type": "llama"}')
+    source = (DOCS.parent / "examples" / "mlp_mod.py").read_text()
+    Path("my_router.py").write_text(source.replace('"mlp_mod"', '"mlp_mod_of_counting"'))
+    commands = [line for block in code_of("counting.md", "sh") for line in block.splitlines()]
+    assert len(commands) == 5
+    for command in commands:
+        assert main(shlex.split(command)[1:]) == 0, command
+    assert "108 FLOP counts equal" in capsys.readouterr().out  # 3 shapes, 4 phases, 9 conventions
+
+
+def test_no_command_of_a_page_writes_to_tracked_results() -> None:
+    for page in DOCS.glob("*.md"):
+        for block in re.findall(r"```(?:sh|console)\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            for line in block.splitlines():
+                if re.search(r"modbench (run|time) ", line):
+                    assert "--results my-results" in line, (page.name, line)
+
+
+def test_every_file_that_a_page_names_exists() -> None:
+    root = DOCS.parent
+    for page in (*DOCS.glob("*.md"), root / "README.md", root / "CONTRIBUTING.md"):
+        for path in re.findall(r"`((?:modbench|tests|suites|examples)/[\w/.]+)`", page.read_text()):
+            if "NAME" not in path and "OP" not in path:
+                assert (root / path).exists(), (page.name, path)
+
+
+def test_every_command_is_on_the_page_of_commands() -> None:
+    rows = re.findall(r"^\| `modbench (\w+)", (DOCS / "commands.md").read_text(), flags=re.MULTILINE)
+    assert set(rows) == set(COMMANDS)

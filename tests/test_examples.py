@@ -1,4 +1,4 @@
-"""Each example: as short as promised, exactly counted, passing the audit, and learning."""
+"""Each example: as short as stated, exactly counted, passing the audit, and learning."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from modbench.routing.registry import build_router, load_plugin
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 #: Most lines of a file, and how its FLOPs are found.
-PROMISED = {
+STATED = {
     "mlp_mod": (20, "counted"),
     "jittered_top1": (25, "closed form"),
     "hash_router": (20, "closed form"),
@@ -25,7 +25,7 @@ PROMISED = {
 }
 SHAPE = ModelConfig(vocabulary=61, width=32, layers=2, heads=4, mlp_width=64)
 
-examples = pytest.mark.parametrize("name", PROMISED)
+examples = pytest.mark.parametrize("name", STATED)
 
 
 def built(name: str) -> RoutedDecoder:
@@ -41,20 +41,20 @@ def text(sequences: int, tokens: int, draw: int) -> torch.Tensor:
 
 
 def test_every_example_is_here() -> None:
-    assert {file.stem for file in EXAMPLES.glob("*.py")} == set(PROMISED)
+    assert {file.stem for file in EXAMPLES.glob("*.py")} == set(STATED)
 
 
 @examples
 def test_it_is_short_and_names_its_source(name: str) -> None:
     source = (EXAMPLES / f"{name}.py").read_text()
-    assert len(source.splitlines()) <= PROMISED[name][0]
+    assert len(source.splitlines()) <= STATED[name][0]
     assert "et al." in source.split('"""')[1]
 
 
 @examples
 def test_it_is_counted_and_learns(name: str) -> None:
     model = built(name).train()
-    assert model.flops_source == PROMISED[name][1]
+    assert model.flops_source == STATED[name][1]
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
     for step in range(20):

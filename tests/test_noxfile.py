@@ -1,4 +1,4 @@
-"""What the sessions of the noxfile make of their arguments."""
+"""The sessions of the noxfile and their arguments."""
 
 import contextlib
 import importlib.util
@@ -28,7 +28,9 @@ def noxfile() -> ModuleType:
         ("", ""),
     ],
 )
-def test_training_is_not_told_what_only_timing_knows(words: str, kept: str, noxfile: ModuleType) -> None:
+def test_options_of_timing_alone_are_not_passed_to_training(
+    words: str, kept: str, noxfile: ModuleType
+) -> None:
     assert noxfile.of_training(words.split()) == kept.split()
 
 

@@ -69,7 +69,7 @@ def suite(budget: float, steps: list[str]) -> str:
 
 
 def untimed(folder: Path) -> dict[str, Any]:
-    """What a record must repeat: all but times, memory and the moment."""
+    """The parts of a record that must repeat: all except times, memory and dates."""
     return {
         record.cell["router"]["label"]: (
             {name: value for name, value in record.metrics.items() if METRICS[name].kind != "timed"},

@@ -20,7 +20,7 @@ Model = tuple[Ledger, Reading]
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """How FLOPs are stated: under one ``convention``, or compared under all; ``profile`` also counts
+    """Statement of FLOPs: under one ``convention``, or compared under all; ``profile`` also counts
     them as the model runs, which no paper's formula allows."""
 
     convention: str = "model"

@@ -1,4 +1,4 @@
-"""Runs a command that loads plugins in a process of its own, so that a plugin that crashes is told."""
+"""Runs a command that loads plugins in a process of its own, so that a crashing plugin is reported."""
 
 import os
 import signal

@@ -26,6 +26,7 @@ from modbench.cli.report import report
 from modbench.cli.run import run
 from modbench.cli.sample import sample
 from modbench.cli.time import time
+from modbench.cli.unset import REGISTRY
 from modbench.errors import UserError
 
 COMMANDS: dict[str, Callable[..., int]] = {
@@ -59,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a sampled character
     try:
-        code = _dispatch(arguments)
+        with REGISTRY:
+            code = _dispatch(arguments)
         print(end="", flush=True)
         return code
     except UserError as error:

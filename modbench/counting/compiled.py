@@ -1,6 +1,7 @@
-"""Runs compiled code uncompiled while a counter is at work: torch.compile hides ops, and the program is
-counted as written. Code that inductor compiled earlier and that runs all the same (the backward pass of
-a forward pass outside the counter, an exported program) is an error: its fused matmuls can't be seen.
+"""Runs compiled code uncompiled while a counter is at work: torch.compile hides ops, and the
+original program is counted. Code that inductor compiled earlier and that still runs compiled (the
+backward pass of a forward pass outside the counter, an exported program) is an error: its fused matmuls
+can't be seen.
 """
 
 import sys

@@ -21,8 +21,8 @@ class DataConfig:
     """A corpus and its tokenizer. Raise a `UserError` if a field is out of range, missing, or of another
     source."""
 
-    source: Source = "pypi-en-v1"
-    tokenizer: TokenizerKind = "bpe"
+    source: Source = "pypi-en-v1"  #: the built-in corpus, a local file, or a Hugging Face data set
+    tokenizer: TokenizerKind = "bpe"  #: bpe: trained on the corpus; bytes: one id per byte
     vocabulary: int = 2048  #: ids of the bpe, bytes and end of text included; ``bytes`` always has 257
     #: text: a .txt file, or a .jsonl file with one document per line; relative to the working directory
     path: str | None = None

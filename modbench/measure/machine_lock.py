@@ -36,8 +36,8 @@ def measuring(
     wait: Callable[[str], None] = lambda reason: None,
     poll: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Measure alone on this machine. ``title`` names the measurement for those who wait for it; ``wait``
-    is called with the reason of each wait, ``poll`` repeatedly while it lasts, and may raise."""
+    """Measure alone on this machine. ``title`` names the measurement for waiting processes; ``wait`` is
+    called with the reason of each wait, ``poll`` repeatedly while it lasts, and may raise."""
     folder = _folder()
     lock, marker = FileLock(folder / "measuring.lock"), folder / "measuring.json"
     while not lock.is_locked:

@@ -11,16 +11,16 @@ from modbench.typed import Count, Positive, check_type
 class ModelConfig:
     """Shape of the decoder, common to all schemes. Raise a `UserError` for a field out of range."""
 
-    vocabulary: Count = 2048
-    width: Count = 128
-    layers: Count = 4
-    heads: Count = 4
+    vocabulary: Count = 2048  #: number of token ids; a suite takes it from [data]
+    width: Count = 128  #: size of the residual stream
+    layers: Count = 4  #: number of blocks
+    heads: Count = 4  #: attention heads; must divide the width
     kv_heads: Count | None = None  #: None: as many as heads; fewer: grouped-query attention
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    mlp: Literal["swiglu", "gelu"] = "swiglu"  #: kind of MLP, and of each expert
     mlp_width: Count | None = None  #: None: 3 * width for SwiGLU, 4 * width for GELU
-    tied_head: bool = True
-    rope_base: Positive = 10_000.0
-    norm_epsilon: Positive = 1e-5
+    tied_head: bool = True  #: the head shares its matrix with the embedding
+    rope_base: Positive = 10_000.0  #: base of the rotary embedding's frequencies
+    norm_epsilon: Positive = 1e-5  #: added to the mean square in RMSNorm
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():

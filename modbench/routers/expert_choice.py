@@ -8,7 +8,8 @@ update. There is no balance loss.
 
 That choice compares a token with later ones and may not predict. The causal rule is a score threshold
 per expert: an exponential average over training of the lowest score that the expert took (Sun et al.
-2026, Expert Threshold routing, who also train with it); an expert processes every token at or above it.
+2026, Expert Threshold routing, which also trains with it); an expert processes every token at or above
+it.
 
 Differences from the paper: k is rounded up; the pool is one sequence by default (the paper's is the
 batch), so that training on a sequence does not depend on other sequences; every block has experts, not

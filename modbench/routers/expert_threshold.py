@@ -37,8 +37,8 @@ class ExpertThreshold(ThresholdRouter):
         "fine_grained": {"experts": 64, "capacity": 8.0},
     }
 
-    gate: Literal["sigmoid", "softmax"] = "sigmoid"
-    threshold_decay: float = 0.99  #: of the exponential average
+    gate: Literal["sigmoid", "softmax"] = "sigmoid"  #: gate of a chosen expert, from the logits
+    threshold_decay: float = 0.99  #: decay of the exponential average
 
     def start(self) -> float:
         # Where every expert takes every token, a quantile that is finite.

@@ -61,8 +61,10 @@ class MixtureOfRecursions(Router):
     }
 
     recursions: Annotated[int, Ge(2)] = 2  #: most times that the shared blocks are applied
+    #: each recursion selects tokens, or each token chooses its number of recursions
     depth: Literal["expert_choice", "token_choice"] = "expert_choice"
-    residual: Literal["delta", "full"] = "delta"  #: f: what blocks add, or their whole output
+    #: the gate multiplies what blocks add, or their whole output
+    residual: Literal["delta", "full"] = "delta"
     gate_scale: Positive = 1.0  #: all gates are multiplied by it
     auxiliary: Positive = 0.1  #: expert choice: weight of the causal rule's cross-entropy
     balance: NotNegative = 0.1  #: token choice: weight of the balance loss

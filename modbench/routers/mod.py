@@ -38,8 +38,11 @@ from modbench.routing.router import Presets, reject_unused
 class DepthOptions(DepthRouter):
     """The options of Mixture-of-Depths, around any block."""
 
+    #: the router's scores, or a control: random, by token id, or every n-th position
     scores: Literal["learned", "gaussian", "hash", "stride"] = "learned"
+    #: factor on the block's output: the score r, sigmoid(r), or 2 sigmoid(r)
     gate: Literal["linear", "sigmoid", "scaled_sigmoid"] = "linear"  # type: ignore[assignment]
+    #: the gate multiplies what the block adds, or all of it
     residual: Literal["delta", "full"] = "delta"
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ class IntegratedMoDE(TokenChoice):
 
     presets: ClassVar[Presets] = {"one_no_op": {"no_op_experts": 1}}
 
-    no_op_experts: Count = 8
+    no_op_experts: Count = 8  #: number of experts that compute nothing
 
     def __post_init__(self) -> None:
         super().__post_init__()

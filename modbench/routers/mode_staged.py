@@ -38,6 +38,7 @@ class StagedMoDE(DepthOptions, TokenChoiceOptions):
         "expert_choice": {"experts_by": "expert_choice"},
     }
 
+    #: each token chooses experts, or each expert chooses among the selected tokens
     experts_by: Literal["token_choice", "expert_choice"] = "token_choice"
     expert_capacity: float = 2.0  #: expert choice: experts per token on average
     pool: Literal["sequence", "batch"] = "sequence"  #: expert choice: tokens that an expert compares

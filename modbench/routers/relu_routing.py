@@ -42,9 +42,10 @@ class ReluRouting(ExpertRouter):
         "fine_grained": {"experts": 64, "active_experts": 8},
     }
 
-    active_experts: Count = 2  #: k, experts per token that the loss steers to
+    active_experts: Count = 2  #: k, the mean number of experts per token that the loss aims at
     start_coefficient: Positive = 1e-8  #: lambda before training
-    multiplier: Annotated[float, Gt(1)] = 1.2  #: alpha, by which lambda grows or falls in a pass
+    #: alpha, the factor by which lambda changes in a training pass
+    multiplier: Annotated[float, Gt(1)] = 1.2
     top_k: int = field(init=False, default=1)
     shared_experts: int = field(init=False, default=0)
     shared_width: int | None = field(init=False, default=None)

@@ -45,6 +45,7 @@ class ThresholdSkip(DepthRouter):
 
     target: Part = 0.5  #: share of the tokens that a routed block should process
     penalty: Positive = 1.0  #: weight of the budget loss
+    #: factor on the block's output: 1 with a straight-through gradient, or sigmoid(r)
     gate: Literal["straight_through", "sigmoid"] = "straight_through"  # type: ignore[assignment]
     capacity: float = field(init=False, default=0.5)  # the target
     offset: None = field(init=False, default=None)

@@ -47,13 +47,13 @@ from modbench.typed import Count, NotNegative, Positive
 class TokenChoiceOptions(ExpertOptions):
     """The options of every scheme in which tokens choose experts."""
 
-    affinity: Literal["softmax", "sigmoid"] = "softmax"  #: scores from logits
+    affinity: Literal["softmax", "sigmoid"] = "softmax"  #: function that makes scores of logits
     renormalise: bool = True  #: gates of the chosen experts sum to 1
     scaling: Positive = 1.0  #: all gates are multiplied by it
     groups: Count = 1  #: number of equal groups of experts
     top_groups: Count = 1  #: number of groups from which a token chooses experts
     balance_scope: Literal["batch", "sequence"] = "batch"  #: tokens over which the load is balanced
-    #: step of a bias for the choice alone that balances the load; 0: none
+    #: step of the bias that balances the load by changing the choice only; 0: no bias
     bias_step: Annotated[NotNegative, Le(1)] = 0.0
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class TokenChoiceOptions(ExpertOptions):
 @register_router("token_choice")
 @dataclass(frozen=True, kw_only=True)
 class TokenChoice(TokenChoiceOptions, ExpertRouter):
-    """Every block's MLP is a bank of experts of which each token chooses ``top_k``."""
+    """Every block's MLP is a bank of experts; each token chooses ``top_k`` of them."""
 
     presets: ClassVar[Presets] = {
         "one_expert": {"top_k": 1, "renormalise": False},

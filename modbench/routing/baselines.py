@@ -37,7 +37,7 @@ class _Hashed(Control):
 
 class Gaussian(_Hashed):
     """A random score for each token, drawn again in each training step. Shown as its quantile, which
-    orders tokens as a Gaussian score does and of which ``capacity`` lies at or above 1 - ``capacity``.
+    orders tokens as a Gaussian score does; a share ``capacity`` lies at or above 1 - ``capacity``.
 
     Under the causal rule the score depends on the token's position alone, so each position is selected
     with probability ``capacity``, independently of the others and of the batch. The draws are counted in

@@ -31,7 +31,7 @@ class RoutedDecoder(Decoder):
 
     @property
     def flops_source(self) -> Literal["closed form", "counted"]:
-        """How FLOPs are found: from closed forms alone, or with parts counted on the meta device."""
+        """Source of FLOPs: closed forms alone, or with parts counted on the meta device."""
         parts = [part for part in self.modules() if isinstance(part, Layer)]
         return "closed form" if all(part.has_closed_form for part in parts) else "counted"
 

@@ -47,12 +47,13 @@ class DepthRouter(Router):
 
     capacity: Part = 0.125  #: share of a sequence's tokens that a routed block processes
     every: Count = 2  #: route every n-th block; the others stay dense
-    offset: int | None = None  #: which of each group of ``every``, from 0; None: the last
+    offset: int | None = None  #: which block of each group of ``every``, from 0; None: the last
     first_dense: Natural = 0  #: number of initial blocks that stay dense
     last_dense: Natural = 0  #: number of final blocks that stay dense
+    #: the causal rule: a small MLP, the scores themselves, or an average of the lowest selected score
     causal: Literal["predictor", "aux_bce", "ema_threshold"] = "predictor"
     auxiliary: Positive = 0.01  #: weight of the causal rule's cross-entropy
-    threshold_decay: Share = 0.95  #: of the moving average behind ``ema_threshold``
+    threshold_decay: Share = 0.95  #: decay of the moving average of ``ema_threshold``
 
     #: True if the gate also multiplies the residual stream: x' = x + gate * (x + block(x)).
     adds_residual: ClassVar[bool] = False

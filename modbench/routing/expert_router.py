@@ -36,13 +36,14 @@ class ExpertOptions(Router):
     """The options that all schemes of experts share. A scheme hides one by declaring it again as
     ``field(init=False, default=...)``."""
 
-    experts: Count = 8
+    experts: Count = 8  #: number of experts
     top_k: int = 2  #: experts per token
     expert_width: Count | None = None  #: None: active experts are together as wide as the dense MLP
-    shared_experts: Natural = 0  #: further experts, which process every token
-    shared_width: Count | None = None  #: of each; None: as wide as the others
-    shared_gate: bool = False  #: their output is multiplied by sigmoid(w^T x), as in Qwen's models
-    capacity_factor: float | None = None  #: room in an expert, in training, over an even load; None: any
+    shared_experts: Natural = 0  #: additional experts that process every token
+    shared_width: Count | None = None  #: width of each shared expert; None: as wide as the others
+    shared_gate: bool = False  #: multiply shared experts' output by sigmoid(w^T x), as in Qwen's models
+    #: most tokens of an expert in training, over an even load; None: no limit
+    capacity_factor: float | None = None
     balance: NotNegative = 0.01  #: weight of the balance loss
     z_loss: NotNegative = 0.0  #: weight of the mean squared log-sum-exp of the router's logits
 
@@ -106,7 +107,7 @@ class ExpertRouter(ExpertOptions):
         return torch.zeros_like(logits_NE).scatter(1, expert_ids_NK, gates_NK.to(logits_NE.dtype))
 
     def nominal_experts_per_token(self) -> float:
-        """Return the experts of a token on average that the options promise, for a scheme that
+        """Return the mean number of experts per token that the options state, for a scheme that
         overrides `assign`."""
         return self.top_k
 
@@ -142,7 +143,7 @@ class ExpertRouter(ExpertOptions):
             return scores_NE
         return F.normalize(scores_NE, p=1, dim=-1)
 
-    # For the schemes of this package alone: what they promise more exactly than the defaults.
+    # Overridden by schemes of this package whose nominal counts are more exact than the default.
 
     def exact_load(self, lengths: Sequence[int], past: Sequence[int]) -> int | None:
         """Return the new tokens that `assign` gives each expert under the training rule if the sizes

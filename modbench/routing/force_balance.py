@@ -1,10 +1,10 @@
-"""Forced balance: routing that is even whatever the scores, so that a model can be timed untrained.
+"""Forced balance: even routing for any scores, so that an untrained model can be timed.
 
-Routers decide as always and, where the context forces balance, their decision is replaced by an even
-one: nothing that a router computes is left out, and what follows costs what its options promise, in each
-layer and at each step of decoding. A router calls these where it has decided.
+Routers decide as usual. If the context forces balance, an even decision then replaces theirs: everything
+that a router computes is still computed, and each layer spends its nominal FLOPs, also at each decode
+step. A router calls these functions after its decision.
 
-B sequences, T tokens, N tokens that are no padding, K experts of a token, S slots of a batch, E experts,
+B sequences, T tokens, N tokens without padding, K experts of a token, S slots of a batch, E experts,
 A choices.
 """
 
@@ -35,8 +35,8 @@ def strided(capacity: float, first: int, tokens: int, among: int = 1) -> list[bo
 def strided_rows(
     capacity: float, before: Sequence[int], tokens: int, device: torch.device, among: int = 1
 ) -> Tensor:
-    """Return `strided` of each sequence, ``before[b]`` tokens of which came earlier, (B, ``tokens``)
-    bool. Not to be written to: results are kept."""
+    """Return `strided` of each sequence after its ``before[b]`` earlier tokens, (B, ``tokens``) bool. Do
+    not write to it: results are cached."""
     if len(set(before)) == 1:
         return _strided(capacity, among, before[0], tokens, device).expand(len(before), tokens)
     return torch.stack([_strided(capacity, among, first, tokens, device) for first in before])
@@ -64,7 +64,7 @@ def even_experts(
         return chosen_NK
     context.trace.forced = True
     tokens, each = chosen_NK.shape
-    first = before * each % (experts + no_ops)  # the pattern repeats after so many
+    first = before * each % (experts + no_ops)  # the pattern's period
     return _in_turn(first, tokens * each, experts, no_ops, chosen_NK.device).view(tokens, each)
 
 

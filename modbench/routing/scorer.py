@@ -62,7 +62,7 @@ def run_scorer(scorer: nn.Module, x_D: Tensor, layer: int) -> Tensor:
 
 
 def scorer_of(router: Any, model: ModelConfig, layer: int) -> nn.Module | None:
-    """Return the scorer of ``router``, told the depth of its layer if it depends on that."""
+    """Return the scorer of ``router``, built with the depth of its layer if it depends on that."""
     scorer: nn.Module | None = router.scorer(model)
     right = scorer is None or isinstance(scorer, nn.Module)
     expect(router, "scorer", right, shown(scorer), "a torch.nn.Module or None")

@@ -22,11 +22,11 @@ from modbench.typed import Share
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdRouter(ExpertRouter):
-    """Every block's MLP is a bank of experts, each of which takes ``capacity`` / ``experts`` of the
+    """Every block's MLP is a bank of experts. Each expert processes ``capacity`` / ``experts`` of the
     tokens; when predicting, those at or above its threshold, an exponential average over training."""
 
     capacity: float = 2.0  #: c, experts per token on average
-    threshold_decay: Share = 0.95  #: of the exponential average
+    threshold_decay: Share = 0.95  #: decay of the exponential average
     top_k: int = field(init=False, default=1)
     shared_experts: int = field(init=False, default=0)
     shared_width: int | None = field(init=False, default=None)

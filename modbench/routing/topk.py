@@ -30,8 +30,8 @@ def score(x_D: Tensor, weight_ED: Tensor) -> Tensor:
 
 
 def capacity_tokens(capacity: float, tokens: int, among: int = 1) -> int:
-    """ceil(capacity * tokens / among) with ``capacity`` taken as it is written in decimals, so that 0.07
-    of 100 is 7; never 0 while there is a token, never more than there are."""
+    """ceil(capacity * tokens / among) with ``capacity`` as a decimal number, so that 0.07 of 100 is 7;
+    at least 1 if there is a token, at most ``tokens``."""
     return _share(capacity, int(tokens), among)  # a size is a tensor while torch.jit traces
 
 
@@ -42,7 +42,7 @@ def _share(capacity: float, tokens: int, among: int) -> int:
 
 def highest(scores_BT: Tensor, counts: list[int], real_BT: Tensor | None) -> Tensor:
     """Mask (B, T) of the ``counts[b]`` highest scores of each row, padding never among them. Ties go to
-    the earlier token, which `torch.topk` does not promise."""
+    the earlier token, which `torch.topk` does not guarantee."""
     if real_BT is not None:
         scores_BT = scores_BT.masked_fill(~real_BT, -torch.inf)
     order_BT = scores_BT.argsort(dim=-1, descending=True, stable=True)
@@ -54,8 +54,8 @@ def highest(scores_BT: Tensor, counts: list[int], real_BT: Tensor | None) -> Ten
 
 
 def counts_to_host(counts: Tensor, nominal: Sequence[int]) -> list[int]:
-    """``counts`` as integers of the host. A tensor on the meta device has no values: there ``nominal``,
-    what the router's options promise."""
+    """``counts`` as integers of the host. A tensor on the meta device has no values; the result
+    is then ``nominal``, the counts that the router's options state."""
     if not counts.is_meta:
         return counts.tolist()
     values = list(nominal)

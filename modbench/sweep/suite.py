@@ -27,7 +27,7 @@ class Header:
 
     name: str  #: also the name of its folder under results/
     version: int = 1  #: raised when the suite's meaning changes
-    description: str = ""
+    description: str = ""  #: one sentence, shown by `modbench list suites`
     rank_by: str = "heldout_loss"  #: the metric that ranks the table
 
     def __post_init__(self) -> None:
@@ -43,8 +43,8 @@ class Header:
 class Axes:
     """The [sweep] table: each scheme runs at each budget (training FLOPs) with each seed."""
 
-    budgets: tuple[int, ...]
-    seeds: tuple[int, ...] = (0,)
+    budgets: tuple[int, ...]  #: training FLOPs of a cell, convention `model`; 1e13 is an integer here
+    seeds: tuple[int, ...] = (0,)  #: of the initial weights and of the order of the data
     cell_timeout: float = 1800.0  #: seconds without progress after which a cell's process is ended
 
     def __post_init__(self) -> None:
@@ -65,8 +65,8 @@ class Scheme:
 
     router: str  #: NAME, or NAME:PRESET; ``options`` override the preset's
     label: str = ""  #: its name in tables and plots; the router's name if empty
-    options: dict[str, Any] = field(default_factory=dict)
-    train: dict[str, Any] = field(default_factory=dict)  #: overrides of TrainConfig fields
+    options: dict[str, Any] = field(default_factory=dict)  #: options of the router (docs/routers.md)
+    train: dict[str, Any] = field(default_factory=dict)  #: keys of [train] that differ for this scheme
     tokens_per_parameter: float | None = None  #: overrides that of [isoflop]
 
     def __post_init__(self) -> None:

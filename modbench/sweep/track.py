@@ -16,9 +16,9 @@ from modbench.errors import UserError
 class TrackConfig:
     """The [track] table."""
 
-    tensorboard: bool = False
-    wandb: Literal["off", "offline", "online"] = "off"
-    trackio: bool = False
+    tensorboard: bool = False  #: event files in the cell's folder
+    wandb: Literal["off", "offline", "online"] = "off"  #: Weights & Biases
+    trackio: bool = False  #: a database in the folder of cells
     project: str = ""  #: for Weights & Biases and trackio; the suite's name if empty
 
     def packages(self) -> list[str]:

@@ -48,7 +48,7 @@ class Trained:
     steps: int
     tokens: int
     flops: int  #: of the routing that took place, convention ``model``
-    flops_nominal: int  #: of the routing that the options promise, convention ``model``
+    flops_nominal: int  #: of nominal routing, convention ``model``
     counted_steps: int  #: steps compared with the counter
     unseen_steps: int  #: steps that ran out of memory under the counter
     miscounted: str  #: where the ledger differs from the counter; empty if nowhere
@@ -133,7 +133,7 @@ class _Run:
         return (self.train.budget - self.flops) // self.each
 
     def take_step(self, left: int) -> float:
-        """Take a step, of which ``left`` are expected; return its loss."""
+        """Take one of ``left`` expected steps; return its loss."""
         done = (self.flops + self.each) / (self.flops + left * self.each)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(done, self.train)
@@ -242,7 +242,7 @@ def train_model(
     ``folder``.
 
     The budget pays for realised FLOPs (convention ``model``): a scheme that skips more tokens than its
-    options promise takes more steps. Learning rate and learning curve follow the fraction of the budget
+    options state takes more steps. Learning rate and learning curve follow the fraction of the budget
     that is spent. The first and the last step are counted (`modbench.train.counted`).
 
     ``evaluate`` returns the held-out loss for a point of the learning curve. ``say`` receives the events

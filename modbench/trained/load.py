@@ -104,7 +104,7 @@ def _of_run(run: str, results: str | Path | None) -> _Stored:
 
 
 def _in_folder(folder: Path) -> _Stored:
-    """What is known of the weights in ``folder``: from ``modbench.json``, or from the records of the
+    """Describe the weights in ``folder`` from ``modbench.json``, or from the records of the
     results that it belongs to."""
     description, record = read_description(folder), None
     parents = folder.resolve().parents

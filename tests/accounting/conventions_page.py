@@ -23,8 +23,8 @@ ERRORS = "## Errors"
 CLOSING = f"""
 ## Regenerating
 
-`{REGENERATE}` writes this page; with `--check` it writes nothing and exits with 1 where \
-the page is not what the code says.
+`{REGENERATE}` writes this page; `--check` writes nothing and exits with 1 if the page \
+differs.
 """
 PHASES: dict[Phase, str] = {"forward": "Forward pass", "train": "Training step"}
 TRUTHS = ("full", "model")
@@ -81,11 +81,10 @@ def page() -> str:
 def _models(rows: Sequence[Row]) -> Iterator[str]:
     yield from (ERRORS, "")
     yield (
-        "One sequence. Options are at their defaults; routing is nominal, what the options promise. The "
-        "Mixtral-like model sends each token to two experts as wide as its dense MLP would be. 217M is "
-        "the name of Hoffmann et al. 2022 (Table A9) for 13 L d^2 + V d parameters, a matrix of "
-        "relative positions to each layer among them; positions here are rotary and have none, which "
-        "leaves 202M."
+        "One sequence. Options are at their defaults; routing is nominal. The Mixtral-like model sends "
+        "each token to two experts, each as wide as its dense MLP. 217M is the name of Hoffmann et al. "
+        "2022 (Table A9) for 13 L d^2 + V d parameters, which include a matrix of relative positions "
+        "per layer. Rotary positions have no parameters, so 202M remain here."
     )
     yield ""
     yield _row("shape", "L x d", "heads, key heads", "MLP", "V", "head", "S")
@@ -121,7 +120,7 @@ def _errors(rows: Sequence[Row]) -> Iterator[str]:
     for (phase, words), truth in itertools.product(PHASES.items(), TRUTHS):
         others = [convention for convention in ALL_CONVENTIONS if convention != truth]
         yield from ("", f"### {words}, against `{truth}`", "")
-        yield from ("Ratio less 1, in per cent; `=` is equal to the last digit.", "")
+        yield from ("Error in per cent; `=`: equal to the last digit.", "")
         yield _row("model", *(f"`{name}`" for name in others))
         yield "| --- |" + " ---: |" * len(others)
         for row in rows:

@@ -341,7 +341,7 @@ def test_decoders_of_our_own_are_counted_too(scheme: str, phase: Phase) -> None:
 )
 @pytest.mark.parametrize("scheme", ["vanilla", "mod", "mode_staged", "expert_choice"])
 def test_decoders_of_our_own_are_counted_with_a_cache(scheme: str, phase: Phase, past: int) -> None:
-    # On the meta device routing is what the options promise; the mask of a chunk has no values there.
+    # On the meta device routing is nominal; the mask of a chunk has no values there.
     decoder = build_model(SHAPE, build_router(scheme)).to("meta")
     counted = count(decoder, (2, 11), phase=phase, past=past)
     ledger = decoder.ledger(Workload.uniform(2, 11, phase, past))

@@ -1,4 +1,4 @@
-"""FLOP counters on cases whose truth is known: writes docs/counters.csv and docs/counters.md.
+"""FLOP counters on cases of known cost: writes docs/counters.csv and docs/counters.md.
 
     python tests/counting/compare_counters.py            # from the repository root
     python tests/counting/compare_counters.py --check    # exit 1 where the committed figures differ
@@ -7,8 +7,8 @@ A counter that isn't installed is left out. To have all of them, next to modbenc
 
     DS_BUILD_OPS=0 pip install deepspeed calflops accelerate ptflops thop torchinfo
 
-Each counter runs in a process of its own, and each case in a fork of that: some patch torch and don't
-tidy up.
+Each counter runs in a process of its own, and each case in a fork of that: some patch torch and do
+not restore it.
 """
 
 import argparse
@@ -55,7 +55,7 @@ Answers = dict[tuple[str, str], str]
 
 
 def answer(tool: Tool, case: Case) -> str:
-    """What ``tool`` says of ``case``."""
+    """Return the answer of ``tool`` to ``case``: exact, a ratio, can't or an error."""
     work = case.work()
     if tool.forward_only and work.module is None:
         return "can't"
@@ -88,8 +88,8 @@ def in_a_fork(work: Callable[[], str]) -> str:
 
 
 def serve(tool: Tool) -> None:
-    """Answers of one counter, as JSON on what was standard output; whatever it prints itself is lost.
-    A message instead where it can't be imported."""
+    """Print the answers of one counter as JSON, and nothing that it prints itself; a message if it can't
+    be imported."""
     out = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -112,7 +112,7 @@ def runnable() -> list[Case]:
 
 
 def ask(tool: Tool) -> Answers | None:
-    """All answers of ``tool``; None where it can't be had."""
+    """All answers of ``tool``; None if it is not installed."""
     try:
         version(tool.package)
     except PackageNotFoundError:
@@ -145,20 +145,23 @@ def table(answers: dict[str, Answers]) -> str:
 
 
 def page(answers: dict[str, Answers]) -> str:
-    """The same for reading, summary first."""
+    """The page in Markdown, summary first."""
     tools = [tool for tool in TOOLS if tool.name in answers]
     clear = [case for case in runnable() if not case.opaque]
     lines = [
-        "# FLOP counters on cases whose truth is known",
+        "# FLOP counters on cases of known cost",
         "",
-        f"{len(clear)} cases, each with its matmul FLOPs (2 per multiply-accumulate, attention by the",
-        "full square) worked out by hand from its shapes, on a CPU. *Exact* is equal to the integer,",
-        "with or without what is run a second time: a checkpoint's forward pass, and the scores in the",
-        "backward pass of fused attention. A forward-only counter *can't* do a training step. Anything",
-        "else is an *error*, or *wrong* and given by its ratio to the truth: 1.00 is near, not equal.",
+        "After reading this page you can say how far a FLOP counter is off on your kind of model.",
         "",
-        "*Custom op* is one more case: a matmul inside an op that nobody wrote a formula for. There a",
-        "counter looks inside, or should refuse.",
+        f"{len(clear)} cases, each with its matmul FLOPs (2 per multiply-accumulate, attention by the "
+        "full",
+        "square) computed by hand from its shapes, on a CPU. *Exact*: equal to the integer, with or",
+        "without recomputation (the forward pass of a checkpoint, the scores in the backward pass",
+        "of fused attention). *Can't*: a forward-only counter and a training step. Anything else is",
+        "an *error*, or *wrong* and given as its ratio to the truth; 1.00 is close, not equal.",
+        "",
+        "*Custom op* is one more case: a matmul inside an op without a formula. A counter should",
+        "look inside, or refuse.",
         "",
         "| counter | version | exact | wrong | error | can't | wrong figures, lowest to highest | "
         "custom op | asked by |",
@@ -194,7 +197,7 @@ def page(answers: dict[str, Answers]) -> str:
         "",
         "## Made by",
         "",
-        "The truths stand in `tests/counting/counter_*cases.py`. To make this page and "
+        "The cases are in `tests/counting/counter_*cases.py`. To make this page and "
         "[counters.csv](counters.csv) again, in a clone:",
         "",
         "```sh",

@@ -1,4 +1,4 @@
-"""What a case for FLOP counters is, and the arithmetic that its truth is written in.
+"""A case for FLOP counters, and the arithmetic of its true cost.
 
 Truth: matmul FLOPs, one multiply-accumulate being 2, attention by the full square, the backward pass by
 dX and dW of each matmul where a gradient is needed. It is worked out by hand from the shapes; no counter

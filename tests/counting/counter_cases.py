@@ -199,7 +199,7 @@ def _rows(dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _two_of_four() -> Tensor:
-    """32 rows, none of which chooses experts 1 or 2."""
+    """32 rows; no row chooses experts 1 or 2."""
     return torch.tensor([0, 3] * 16)[:, None]
 
 

@@ -24,7 +24,7 @@ def _trained(module: nn.Module, *shape: int, input_gradient: bool = False) -> Wo
 
 
 def _frozen(layer: int, *, input_gradient: bool) -> Work:
-    """An MLP of widths 16, 64, 16 of which one matmul is frozen."""
+    """An MLP of widths 16, 64, 16 with one frozen matmul."""
     module = mlp(16, 64, 16)
     module[2 * layer].requires_grad_(False)
     return _trained(module, 6, 16, input_gradient=input_gradient)

@@ -92,7 +92,7 @@ def test_training_ledger_equals_the_counter(scheme: str, dtype: torch.dtype, sha
     assert entries(ledger) == entries(counter.ledger)  # each layer's each component, each direction
     if not context.trace.counts or name != "mode_integrated":
         nominal = model.ledger(Workload.uniform(2, 63, "train"))
-        assert nominal.total("full") == counter.total  # training costs what the options promise
+        assert nominal.total("full") == counter.total  # training costs the nominal FLOPs
 
 
 def test_skipped_tokens_are_not_computed() -> None:

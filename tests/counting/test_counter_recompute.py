@@ -1,4 +1,4 @@
-"""What runs again in the middle of a backward pass, and whose it is."""
+"""Recomputation in the middle of a backward pass is counted once and for the right part."""
 
 from collections.abc import Callable
 from typing import Any

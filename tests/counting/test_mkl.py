@@ -1,4 +1,4 @@
-"""What MKL was asked for against what the counter calls executed: difference 0."""
+"""FLOPs requested of MKL equal the counter's ``executed``: difference 0."""
 
 import pytest
 import torch

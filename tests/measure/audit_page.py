@@ -29,9 +29,13 @@ SIGNS = {"passed": "✓", "failed": "**✗**", "not asked": "·", "unchecked": "
 
 HEAD = """# Audit of the built-in routers
 
-Made by `nox -s audit`; do not edit. ✓ passed, **✗** failed, · not asked: the probe does not apply to the
-scheme, ? unchecked: it applies to a layer but cannot be evaluated there. The probes are defined in
-`modbench/measure/audit/`; run them on your own router with `modbench audit NAME --plugin FILE`.
+After reading this page you can say what each probe of the audit tests, what a failure means, and
+which bugs the audit finds and which it cannot find.
+
+✓ passed, **✗** failed, · not asked (the probe does not apply to the scheme), ? unchecked (it
+applies to a layer but cannot be evaluated there). Run the probes on your own router with `modbench
+audit NAME --plugin FILE`; they are defined in `modbench/measure/audit/`. Made by `nox -s audit`; do
+not edit.
 """
 
 TAIL = """
@@ -40,23 +44,25 @@ TAIL = """
 - State outside the attributes of modules and their classes: in closures, other objects, global
   variables, other modules or files.
 - Bugs at other lengths, batch sizes and dtypes: it tests an odd shape and that of the run, in float64
-  and in the model's own dtype, where a leak passes if rounding could explain it. Probe 9 also
-  tests a small model with grouped-query attention and a GELU MLP, if the router accepts it.
-- Work outside PyTorch's matmuls: in numpy, in other threads, or as sums of pointwise products. The count
-  is of what the counter sees.
+  and in the model's own dtype, where a leak passes if rounding could explain it. Probe 9 also tests
+  a small model with grouped-query attention and a GELU MLP, if the router accepts it.
+- Work outside PyTorch's matmuls: in numpy, in other threads, or as sums of pointwise products. The
+  count is of what the counter sees.
 - Code that detects the counter or the audit and behaves differently.
-- Active parameters that are reported too high: probe 9 asks for as many as the FLOPs of a token imply.
-- Whether an equation is the paper's: which gate multiplies an expert's output, which way a bias is
-  updated, what a predictor learns. The tests compare the built-in schemes with plain loops of the
-  papers' equations and with Hugging Face's layers.
-- A gradient of the wrong size, except the scale of a depth router's: probe 8 asks whether cross-entropy
-  reaches each scorer (a module named `router`) and each other parameter with `router` in its name; the
-  other parameters of scorers and of the scheme's own classes may be reached by an auxiliary loss
-  instead, whatever their names. A gate detached for one expert only is not found.
-- Wasted work that the ledger counts: it is part of the FLOPs in the table.
-- A bug that needs weights or text which a few training steps on random tokens do not give.
-- Whether the causal rule selects a good share of the tokens. Probe 4 reports it, and the table marks one
-  more than 1.5 times above or below the nominal capacity.
+- Active parameters that are reported too high: probe 9 asks for as many as the FLOPs of a token
+  imply.
+- An equation that differs from the paper's: which gate multiplies an expert's output, the direction
+  in which a bias is updated, what a predictor learns. The tests compare the built-in schemes with
+  plain loops of the papers' equations and with Hugging Face's layers.
+- A gradient of the wrong size, except the scale of a depth router's: probe 8 asks whether
+  cross-entropy reaches each scorer (a module named `router`) and each other parameter with `router`
+  in its name; the other parameters of scorers and of the scheme's own classes may be reached by an
+  auxiliary loss instead, whatever their names. A gate detached for one expert only is not found.
+- Wasted work that the ledger counts: declared waste is not flagged; it is part of the FLOPs in the
+  table.
+- A bug that needs weights or text that a few training steps on random tokens do not produce.
+- A causal rule that selects too few or too many tokens. Probe 4 reports the share, and the table
+  marks one more than 1.5 times above or below the nominal capacity.
 - The inside of a layer that skips tokens and does not hold exactly one plain block: `?` above."""
 
 

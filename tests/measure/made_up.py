@@ -4,7 +4,7 @@ import random
 
 
 def made_up_text(sentences: int, seed: int = 0) -> str:
-    """So many sentences; another ``seed`` writes others with the same words."""
+    """Return ``sentences`` sentences; another ``seed`` gives others with the same words."""
     rng = random.Random("words")
     words = sorted({"".join(rng.choice("abcdefghij") for _ in range(6)) for _ in range(120)})
     rng = random.Random(seed)

@@ -48,7 +48,7 @@ def test_expert_choice_at_evaluation_is_caught_as_a_leak(monkeypatch: pytest.Mon
 
 
 def test_padding_in_a_router_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One sequence's padding weighs in the mean that its tokens are judged by."""
+    """A sequence's padding is part of the mean that its tokens are compared with."""
     right = RoutedExperts.forward
 
     def wrong(self: RoutedExperts, x_BTD: Tensor, context: Context) -> Tensor:

@@ -63,10 +63,15 @@ def test_what_leaks_fails_and_is_not_ranked(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "mean.py").write_text(SWAPPED.format(name="audited_mean"))
     assert run_audit("audited_mean", plugins=(tmp_path / "mean.py",), shape=SMALL) == 1
     lines = capsys.readouterr().out.splitlines()
-    failed = [line.split()[0] for line in lines if "FAILED" in line]
+    failed = [line.split()[1] for line in lines if line.startswith("FAILED")]
     assert failed == ["1", "2", "3"]
-    assert lines[1].endswith(", not ranked")
-    assert lines[3].endswith(", not ranked")
+    said = (
+        r"FAILED 1 causal: logits at \d+ earlier positions changed \(max [\d.]+\) when later tokens "
+        r"were replaced \(at 3 x 63 tokens\)\. The router looks ahead; use a causal rule for prediction "
+        r"\(docs/writing_a_router\.md#causal\)\. Not ranked\."
+    )
+    assert re.fullmatch(said, lines[1]), lines[1]
+    assert lines[3].endswith(" Not ranked.")
     assert run_audit("audited_mean", options={"share": 0.0}, shape=SMALL) == 0
 
 

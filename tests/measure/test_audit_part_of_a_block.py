@@ -165,7 +165,7 @@ class Detached(Heavy):
 
 
 def test_the_router_of_one_heavy_mlp_is_a_router(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert learning(Heavy, SHAPE, monkeypatch) == (True, "cross-entropy reaches 1 router parameters")
+    assert learning(Heavy, SHAPE, monkeypatch) == (True, "cross-entropy reaches 1 router parameter")
 
 
 def test_a_gate_that_keeps_the_gradient_from_the_router_of_one_mlp_is_named(

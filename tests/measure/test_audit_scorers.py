@@ -9,6 +9,7 @@ from mutants import learning
 from torch import Tensor, nn
 
 from modbench.ledger import Ledger, Workload
+from modbench.measure.audit.finding import several
 from modbench.measure.audit.learning import NO_GATE
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -109,7 +110,7 @@ class RenormalisedAndBalanced(Renormalised):
 def test_a_scorer_that_learns_passes(
     kind: type[Scored], parameters: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcome = True, f"cross-entropy reaches {parameters} router parameters"
+    outcome = True, f"cross-entropy reaches {several(parameters, 'router parameter')}"
     assert learning(kind, SHAPE, monkeypatch) == outcome
 
 

@@ -52,7 +52,7 @@ def test_matmuls_in_a_row_are_counted_each(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_matmuls_run_in_the_reported_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run's own, and float32 beside it."""
+    """The run's own dtype, and float32."""
     seen: list[tuple[str, str]] = []
 
     def linear(x_RI: torch.Tensor, weight_CI: torch.Tensor) -> torch.Tensor:

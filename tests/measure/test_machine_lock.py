@@ -79,7 +79,7 @@ def test_a_wait_can_be_given_up(other: "subprocess.Popen[str]") -> None:
         pytest.fail("both measured")
 
 
-def test_a_killed_measurement_stops_nobody(other: "subprocess.Popen[str]") -> None:
+def test_a_killed_measurement_blocks_no_other(other: "subprocess.Popen[str]") -> None:
     other.kill()
     other.wait()
     assert measured_elsewhere() is None
@@ -88,7 +88,7 @@ def test_a_killed_measurement_stops_nobody(other: "subprocess.Popen[str]") -> No
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"pid": "x"}', '{"pid": 1, "since": 0, "title": "t"}'])
-def test_a_damaged_file_stops_nobody(content: str, tmp_path: Path) -> None:
+def test_a_damaged_file_blocks_no_measurement(content: str, tmp_path: Path) -> None:
     (tmp_path / "measuring.json").write_text(content)
     assert measured_elsewhere() is None
 

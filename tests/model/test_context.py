@@ -1,4 +1,4 @@
-"""What a forward pass can't be given, told in one sentence, and what its layers share."""
+"""Invalid inputs of a forward pass raise one sentence; layers share the context."""
 
 from dataclasses import replace
 from typing import Any

@@ -76,7 +76,7 @@ def test_shared_parts_start_alike_under_every_router(name: str, shape: ModelConf
 
 
 @pytest.mark.parametrize("name", router_names())
-def test_first_weights_are_a_function_of_the_seed(name: str, shape: ModelConfig) -> None:
+def test_initial_weights_are_a_function_of_the_seed(name: str, shape: ModelConfig) -> None:
     first = build_model(shape, build_router(name), seed=1).state_dict()
     torch.rand(7)  # what ran before must not matter
     again = build_model(shape, build_router(name), seed=1).state_dict()
@@ -101,13 +101,13 @@ def test_active_parameters_leave_idle_experts_out() -> None:
     router = 2 * 4 * 16
     assert dense.parameter_count("active") == dense.parameter_count("total")
     assert routed.parameter_count("active") == dense.parameter_count("total") + router
-    # Four experts of half the width: twice the dense MLP, of which one dense MLP is idle.
+    # Four experts of half the width: twice the dense MLP; one dense MLP is idle.
     mlp = 3 * 16 * 32
     assert routed.parameter_count("total") == dense.parameter_count("total") + router + 2 * mlp
 
 
 class _Bank(FeedForward):
-    """A router of its own, and a bank of 8 experts of which a token meets one."""
+    """A router of its own, and a bank of 8 experts; a token is processed by one."""
 
     def __init__(self, bank: nn.Parameter) -> None:
         super().__init__()

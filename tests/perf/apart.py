@@ -1,5 +1,5 @@
-"""A plain loop in a process of its own, as somebody runs it who knows nothing of modbench: with the C
-library's usual settings, which modbench's cells change (`modbench.sweep.worker.ALLOCATOR`)."""
+"""A plain loop in a process of its own, without modbench's settings: with the C library's defaults,
+which modbench's cells change (`modbench.sweep.worker.ALLOCATOR`)."""
 
 import json
 import os

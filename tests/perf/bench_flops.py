@@ -1,4 +1,4 @@
-"""How fast counting is: closed forms, the counter, the command line. Run by ``nox -s perf``."""
+"""Speed of counting: closed forms, the counter, the command line. Run by ``nox -s perf``."""
 
 import json
 import subprocess

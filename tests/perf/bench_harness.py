@@ -1,4 +1,4 @@
-"""What a cell's training costs besides its steps and evaluations: data, learning rate, counting (a few
+"""Cost of a cell's training besides its steps and evaluations: data, learning rate, counting (a few
 steps under the counter, too), progress, checkpoints."""
 
 import statistics
@@ -26,7 +26,7 @@ from modbench.train.config import TrainConfig
 #: As in the suite quick.
 SHAPE = ModelConfig(vocabulary=2048, width=128, layers=4, heads=4)
 SEQUENCES, TOKENS, CURVE_TOKENS = 4, 256, 4096
-#: About as many as there, if routing is what the options promise.
+#: About as many as there, with nominal routing.
 STEPS = 200
 
 
@@ -53,7 +53,7 @@ class Clocked:
 
 
 @pytest.mark.parametrize("precision", DTYPES)
-# The last of them routes another number of tokens in each step, and is counted anew.
+# The last of them routes another number of tokens in each step, and is counted again.
 @pytest.mark.parametrize("router", ["vanilla", "mod", "threshold_skip"])
 @pytest.mark.usefixtures("as_in_a_cell")
 def test_time_between_steps(

@@ -30,8 +30,8 @@ CAPACITY = 0.125
 
 
 def models(dtype: torch.dtype) -> dict[str, Decoder]:
-    """Both models, weights in ``dtype``. Nobody has trained the causal rule: its thresholds are averages
-    over passes under the training rule, so that it lets in about as many."""
+    """Both models, weights in ``dtype``. The causal rule is untrained: its thresholds are averages
+    over passes under the training rule, so that it selects about as many tokens."""
     mod = build_router("mod", {"capacity": CAPACITY, "every": 2, "causal": "ema_threshold"})
     found = {"mod": build_model(SHAPE, mod), "dense": build_model(SHAPE, build_router("vanilla"))}
     text = MadeUpText(SHAPE.vocabulary, SEQUENCES, TOKENS)

@@ -1,5 +1,5 @@
 """Expert layers against the dense MLP that spends the same on each token, forward and backward:
-modbench's own, and, shown beside it, one of stock modules, as other libraries' layers are compared with.
+modbench's own, and for comparison one of stock modules.
 
 B sequences, T tokens, D model width.
 """
@@ -23,8 +23,8 @@ from modbench.train.numerics import autocast
 SEQUENCES, TOKENS, WIDTH, EXPERT_WIDTH = 4, 512, 256, 1024
 #: Two experts of each token are as wide as the dense MLP.
 SHAPE = ModelConfig(width=WIDTH, layers=2, heads=4, mlp_width=2 * EXPERT_WIDTH)
-#: Of the direction that all tokens of a batch share, beside noise of 1: an expert's load then moves from
-#: step to step by about a quarter of an even one, as it does when text is learnt.
+#: Size of a direction that all tokens of a batch share, with noise of 1: an expert's load then moves
+#: from step to step by about a quarter of an even one, as it does when text is learnt.
 SHARED = 0.2
 #: The most that a token-choice layer may take over the dense MLP.
 LIMITS = {"fp32": 1.35, "bf16": 1.4}
@@ -50,7 +50,7 @@ class Stream:
 
 
 def feed_forward(router: Router) -> FeedForward:
-    """What stands after attention in a first block of ``router``, in training."""
+    """The feed-forward part of the first block of ``router``, in training."""
     block = router.build_layer(SHAPE, 0)
     for module in block.modules():
         initialise = getattr(module, "initialise", None)

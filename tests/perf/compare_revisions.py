@@ -195,7 +195,7 @@ def main(words: Sequence[str] | None = None, root: Path | None = None) -> int:
     asked, further = parser.parse_known_args(words)
     if asked.pairs < 2:
         parser.error(f"--pairs is {asked.pairs}; it must be 2 or more")
-    # Whoever ends this ends it in an orderly way, the other revision's work tree with it.
+    # SIGTERM ends this like Ctrl-C, so that the other revision's work tree is removed.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         root = Path(__file__).parents[2] if root is None else root
@@ -210,8 +210,8 @@ def main(words: Sequence[str] | None = None, root: Path | None = None) -> int:
         signal.signal(signal.SIGTERM, before)
     once = math.comb(2 * asked.pairs, asked.pairs) // 2
     print(
-        f"{asked.against} -> working tree, {asked.pairs} pairs of processes, of which equal revisions "
-        f"come apart by chance once in {once}"
+        f"{asked.against} -> working tree, {asked.pairs} pairs of processes; equal revisions "
+        f"differ by chance once in {once}"
     )
     for line in comparison.lines():
         print(line)

@@ -15,7 +15,7 @@ from modbench.measure.environment import environment
 from modbench.train.numerics import make_deterministic
 
 TARGETS, LOADED = pytest.StashKey[list[Target]](), pytest.StashKey[list[str]]()
-#: What pytest-benchmark takes where nobody says otherwise.
+#: Defaults of pytest-benchmark.
 USUAL_TIMER, USUAL_STORAGE = "time.perf_counter", "file://./.benchmarks"
 
 
@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What times depend on: no host, no user."""
+    """The parts of the machine that times depend on, without host and user names."""
     names = ("cpu", "cores", "gpu", "torch", "python", "system")
     known = environment(torch.float32)
     return {name: known[name] for name in names}
@@ -70,7 +70,7 @@ def reach(request: pytest.FixtureRequest) -> Iterator[Reach]:
 
 @pytest.fixture
 def as_in_a_cell(request: pytest.FixtureRequest) -> Iterator[None]:
-    """So many threads, and the determinism that cells run with."""
+    """Use the given number of threads, and the determinism of cells."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
@@ -101,7 +101,7 @@ def in_turns(
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     loaded = ", ".join(config.stash[LOADED])
     if loaded:
-        terminalreporter.section("timed beside other work, which came to more than the cores with it")
+        terminalreporter.section("timed while other work used the machine: more threads than cores")
         terminalreporter.line(loaded)
     targets = config.stash[TARGETS]
     if not targets:

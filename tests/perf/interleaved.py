@@ -13,8 +13,8 @@ from modbench.measure.system_load import SLACK, LoadMonitor
 
 #: Takes what the turn's draw gave.
 Way = Callable[..., object]
-#: Turns that aren't timed: so many, and so many more as this share of the seconds holds. A CPU's
-#: bfloat16 matmuls are made anew for each number of rows, and routed rows come in another each time.
+#: Untimed turns: their number, and the share of the seconds in which more of them run. A CPU's
+#: bfloat16 matmuls are generated for each new number of rows, and routed rows vary in number.
 WARM_UP, WARM_SHARE = 2, 0.15
 
 
@@ -35,7 +35,7 @@ class Turns:
         return min(map(len, self.seconds.values()))
 
     def ratios(self, way: str, other: str) -> list[float]:
-        """Of each turn, how many times as long ``way`` took as ``other`` beside it."""
+        """The time of ``way`` over that of ``other``, for each turn."""
         return [a / b for a, b in zip(self.seconds[way], self.seconds[other], strict=True)]
 
     def median(self, way: str) -> float:
@@ -57,7 +57,7 @@ class InTurns:
         *,
         before: Callable[[], object] = tuple,
     ) -> Turns:
-        """Each turn draws arguments anew and calls every way with them, and ``before`` ahead of each,
+        """Each turn draws new arguments and calls every way with them, and ``before`` ahead of each,
         which isn't timed. The first way's times are the benchmark's."""
         first, *others = ways
 

@@ -1,11 +1,11 @@
-"""What benchmarks are to reach: figures with a bound, and whether they keep to it."""
+"""Targets of benchmarks: figures with a bound, and a check of each."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-#: One figure, or one of each turn, of which the median counts.
+#: One figure, or one per turn; their median counts.
 Measured = float | Sequence[float]
 
 
@@ -29,7 +29,7 @@ class Target:
     def reached(self) -> bool:
         if self.bound is None:
             return True
-        # A figure that is no number reaches nothing.
+        # NaN reaches no target.
         return self.figure <= self.bound if self.side == "at most" else self.figure >= self.bound
 
     @property

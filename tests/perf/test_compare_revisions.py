@@ -198,7 +198,7 @@ def test_what_cannot_be_compared_is_told(
     assert says in capsys.readouterr().err
 
 
-def test_whoever_interrupts_it_leaves_no_work_tree(
+def test_interrupting_it_leaves_no_work_tree(
     repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Tree, "check", lambda tree: os.kill(os.getpid(), signal.SIGTERM))

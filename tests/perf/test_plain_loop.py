@@ -94,7 +94,7 @@ def test_text_changes_from_batch_to_batch_and_repeats_from_the_start() -> None:
 def test_frequencies_change_from_batch_to_batch() -> None:
     text = MadeUpText(50, 8, 4000)
     first, second = (torch.bincount(text()[0].flatten(), minlength=50).float() for _ in range(2))
-    # Of equal frequencies, so many draws would leave 0.06.
+    # With equal frequencies, this number of draws would leave 0.06.
     assert (first / second).log().std() > 0.3
 
 

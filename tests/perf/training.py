@@ -66,5 +66,5 @@ class Trained:
         )[0]
 
     def flops(self, sequences: int, tokens: int) -> int:
-        """Of one step, as the options promise; convention ``model``."""
+        """Nominal FLOPs of one step, convention ``model``."""
         return self.model.ledger(Workload.uniform(sequences, tokens, "train")).total("model")

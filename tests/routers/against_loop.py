@@ -1,4 +1,4 @@
-"""What runs, held against its plain loop: outputs, auxiliary losses, what is shown, what the pass moves,
+"""A scheme against its reference loop: outputs, auxiliary losses, what is shown, what the pass moves,
 and the gradients of the input and of every parameter, in float64.
 
 B sequences, T tokens, D width, N tokens of all sequences.
@@ -26,7 +26,7 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-10}
 
 def model_of(router: str, options: dict, shape: ModelConfig, seen: int = 0) -> Decoder:
     """In float64 and training; matrices far from ties, gates of some size, norms that differ from 1, and
-    averages that have ``seen`` so many passes."""
+    averages over ``seen`` passes."""
     model = build_model(shape, build_router(router, options), seed=5).double().train()
     for name, parameter in model.named_parameters():
         nn.init.normal_(parameter, std=0.3)

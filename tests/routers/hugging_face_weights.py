@@ -105,7 +105,7 @@ def from_hugging_face(state: Mapping[str, Tensor], config: ModelConfig) -> State
 
 
 def _feed_forward_parts(names: Iterable[str], *, ours: bool) -> tuple[_Part, ...]:
-    """What a feed-forward part with such ``names`` consists of, in our names or in theirs."""
+    """The parts of a feed-forward module with ``names``, in our names or in theirs."""
     names = set(names)
 
     def has(part: _Part) -> bool:

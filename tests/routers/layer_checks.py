@@ -1,4 +1,4 @@
-"""What every scheme must show, whatever it selects: it costs what it says in every phase, decodes what
+"""Checks of every scheme, whatever it selects: its FLOPs are as stated in every phase, it decodes what
 it scores, runs again as it ran, and stands in every dtype.
 
 B sequences, T tokens, D width, P width of a head, V vocabulary.
@@ -46,7 +46,7 @@ class Scheme:
         return torch.randint(self.shape.vocabulary, (sequences, tokens))
 
     def warmed(self, dtype: torch.dtype = torch.float32) -> Decoder:
-        """What training moves was moved, so that the rules let some in and some not."""
+        """Train briefly, so that the rules select some tokens and skip others."""
         model = self.built().train()
         for _ in range(3):
             model(self.tokens(2, 64), Context())
@@ -110,8 +110,8 @@ def costs_what_it_decodes(model: Decoder, scheme: Scheme) -> None:
         past = tuple(cache.read)
 
 
-def costs_what_it_promises(scheme: Scheme, dtype: torch.dtype) -> None:
-    """On shapes alone, nobody knows who is selected: nominal counts, in every phase."""
+def costs_its_nominal_flops(scheme: Scheme, dtype: torch.dtype) -> None:
+    """On shapes alone, the selection is unknown: nominal counts, in every phase."""
     model = scheme.built("meta", dtype)
     tokens_BT = torch.zeros(3, 63, dtype=torch.long, device="meta")
     for rule in ("topk", "causal"):
@@ -267,8 +267,8 @@ class EveryScheme:
     def test_it_costs_what_it_selects(self, scheme: Scheme) -> None:
         costs_what_it_selects(scheme, torch.float32)
 
-    def test_on_shapes_alone_it_costs_what_it_promises(self, scheme: Scheme) -> None:
-        costs_what_it_promises(scheme, torch.float32)
+    def test_on_shapes_alone_it_costs_its_nominal_flops(self, scheme: Scheme) -> None:
+        costs_its_nominal_flops(scheme, torch.float32)
 
     def test_what_is_frozen_costs_no_gradient(self, scheme: Scheme) -> None:
         frozen_parts_cost_no_gradient(scheme)

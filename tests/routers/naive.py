@@ -1,7 +1,8 @@
-"""Plain twins of what every scheme stands on, from the papers' equations: one token, head and query at a
-time, and nothing of the library but the parameters. RMSNorm (Zhang and Sennrich 2019, equation 4),
-rotary positions (Su et al. 2021, equation 34), attention (Vaswani et al. 2017, equation 1) with grouped
-keys (Ainslie et al. 2023), SwiGLU (Shazeer 2020, equation 6), GELU (Hendrycks and Gimpel 2016).
+"""Reference implementations of the parts that all schemes share, from the papers' equations: one token,
+head and query at a time, and only the parameters from the library. RMSNorm (Zhang and Sennrich 2019,
+equation 4), rotary positions (Su et al. 2021, equation 34), attention (Vaswani et al. 2017, equation 1)
+with grouped keys (Ainslie et al. 2023), SwiGLU (Shazeer 2020, equation 6), GELU (Hendrycks and Gimpel
+2016).
 
 T tokens, D width, P width of a head, F hidden width, V vocabulary.
 """
@@ -20,7 +21,7 @@ Rows = list[Tensor]  # the real tokens of each sequence, (T, D) or (T, V)
 
 @dataclass
 class Told:
-    """What a loop makes of a batch: the sequences' rows; auxiliary losses, scaled, by layer and name;
+    """The result of a loop on a batch: the sequences' rows; auxiliary losses, scaled, by layer and name;
     buffers that the pass leaves with other values, by name; and what the trace should show."""
 
     rows: Rows
@@ -41,7 +42,7 @@ FeedForward = Callable[[Any, Rows, str], Told]
 
 
 def written(capacity: float, tokens: int, among: int = 1) -> int:
-    """ceil(capacity * tokens / among) with the capacity as it is written: 0.07 of 100 is 7."""
+    """ceil(capacity * tokens / among) with the capacity as a decimal number: 0.07 of 100 is 7."""
     return min(tokens, math.ceil(Fraction(str(capacity)) * tokens / among))
 
 
@@ -132,7 +133,7 @@ def dense(part: Any, rows: Rows, rule: str) -> Told:
 def block_adds(
     block: Any, rows: Rows, positions: list[list[int]], rule: str, feed_forward: FeedForward = dense
 ) -> Told:
-    """What a pre-norm block adds to the residual stream."""
+    """The update that a pre-norm block adds to the residual stream."""
     model = block.attention.model
     attended = [
         attention(block.attention, normalised(block.attention_norm, model, x_TD), at)

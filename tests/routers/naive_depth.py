@@ -1,5 +1,5 @@
-"""Plain twins of the schemes in which tokens pass blocks by, from their papers' equations, and of the
-decoder around all schemes.
+"""Reference implementations of the schemes in which tokens skip blocks, from their papers' equations,
+and of the decoder around all schemes.
 
 T tokens, K that enter, D width, V vocabulary.
 """
@@ -37,7 +37,7 @@ def plain_block(block: Any, rows: Rows, tokens: Tokens, rule: str) -> Told:
 
 
 def entered(block: Any, rows: Rows, chosen: list[list[int]], rule: str) -> Told:
-    """What the block adds to each sequence's ``chosen`` tokens, which meet each other alone, at their
+    """The block's update of each sequence's ``chosen`` tokens, which attend to each other only, at their
     own positions; sequences that send none are not there."""
     sent = [(x_TD[torch.tensor(at)], at) for x_TD, at in zip(rows, chosen, strict=True) if at]
     told = block_adds(block, [x for x, _ in sent], [at for _, at in sent], rule, feed_forward)
@@ -120,7 +120,7 @@ def depth_routed(layer: Any, rows: Rows, tokens: Tokens, rule: str) -> Told:
 
 
 def _control(layer: Any, tokens: list[int], row: int, rule: str) -> list[float]:
-    """Scores that nobody learns, of one sequence."""
+    """Scores of a control, for one sequence."""
     o, places = layer.options, range(len(tokens))
     if o.scores == "stride":
         at = {math.floor(j / Fraction(str(o.capacity))) for j in range(len(tokens) + 1)}
@@ -167,7 +167,7 @@ def recursions(layer: Any, rows: Rows, tokens: Tokens, rule: str) -> Told:
 
 
 def _applied(layer: Any, rows: Rows, chosen: list[list[int]], rule: str) -> Rows:
-    """What the shared blocks, one after the other, give for the chosen tokens alone."""
+    """Output of the shared blocks, one after the other, for the chosen tokens alone."""
     stream = list(rows)
     for block in layer.blocks:
         added = entered(block, stream, chosen, rule).rows
@@ -180,7 +180,7 @@ def _applied(layer: Any, rows: Rows, chosen: list[list[int]], rule: str) -> Rows
 
 
 def _by_expert(layer: Any, rows: Rows, rule: str) -> Told:
-    """Bae et al. 2025, equation 2.1 with hierarchical filtering: who is left out is done."""
+    """Bae et al. 2025, equation 2.1 with hierarchical filtering: a token that is left out is done."""
     o, told = layer.options, Told([])
     active = [list(range(len(x_TD))) for x_TD in rows]
     for r in range(o.recursions):

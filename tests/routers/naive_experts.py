@@ -1,5 +1,5 @@
-"""Plain twins of the schemes of experts, from their papers' equations: every expert meets every token,
-with a gate that is 0 where it wasn't chosen, and who is chosen is decided in loops over numbers.
+"""Reference implementations of the schemes of experts, from their papers' equations: every expert
+processes every token, with a gate of 0 where it was not chosen; loops over numbers choose.
 
 T tokens, N tokens of all sequences, D width, E experts.
 """

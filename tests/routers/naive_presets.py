@@ -84,7 +84,7 @@ def olmoe(part: Any, rows: Rows, rule: str) -> Told:
 
 def deepseek_v3(part: Any, rows: Rows, rule: str) -> Told:
     """DeepSeek-V3, equations 12 to 20: 8 of 256 experts, of 4 of 8 groups by their best two; after a
-    step of training the bias of who had too much falls, that of who had too little rises."""
+    step of training the bias of an overloaded expert falls, that of an underloaded one rises."""
     e_i, b, out, losses, sent = expert(part), part.router.bias.value, [], [], [0] * 256
     for u_TD in rows:
         f, p_E, y = [0] * 256, 0, []

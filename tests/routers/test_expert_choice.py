@@ -47,8 +47,8 @@ def test_it_equals_its_plain_loop_in_an_awkward_shape() -> None:
 
 
 @pytest.mark.parametrize(("capacity", "width"), [(0.7, 3840), (1.4, 1920), (2.8, 960), (0.3, 8960)])
-def test_a_width_is_shared_by_the_capacity_as_it_is_written(capacity: float, width: int) -> None:
-    """2688 / 0.7 is 3840, though no machine's division says so."""
+def test_a_width_is_divided_by_the_capacity_as_a_decimal_number(capacity: float, width: int) -> None:
+    """2688 / 0.7 is 3840; floating-point division differs."""
     shape = ModelConfig(vocabulary=97, width=8, layers=1, heads=1, mlp_width=2688)
     with torch.device("meta"):
         layer = build_router("expert_choice", {"capacity": capacity}).build_layer(shape, 0)
@@ -91,7 +91,7 @@ def test_of_equal_scores_an_expert_takes_the_earlier() -> None:
     assert out_TD.any(1).tolist() == [True] * 5 + [False] * 4
 
 
-def test_strangers_change_what_a_batch_pool_trains_on_and_nothing_of_what_is_predicted() -> None:
+def test_other_sequences_change_training_with_a_batch_pool_and_no_prediction() -> None:
     x_BTD = torch.randn(3, 20, SHAPE.width, dtype=torch.float64)
     for pool, rule, alike in (
         ("batch", "topk", False),

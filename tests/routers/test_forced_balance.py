@@ -1,4 +1,4 @@
-"""Under forced balance, what is routed is what the options promise, for any weights; and it is even.
+"""Under forced balance, realised routing equals nominal routing for any weights, and is even.
 
 B sequences, T tokens.
 """
@@ -43,7 +43,7 @@ def forced(model: Decoder, tokens_BT: torch.Tensor, **fields: object) -> Trace:
 
 @pytest.mark.parametrize("rule", ["topk", "causal"])
 @pytest.mark.parametrize(("name", "preset"), NAMED)
-def test_what_is_realised_is_what_is_promised(name: str, preset: str, rule: str) -> None:
+def test_realised_counts_equal_nominal_ones(name: str, preset: str, rule: str) -> None:
     model = model_of(name, preset)
     tokens_BT = torch.randint(97, (3, 37))
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_what_is_realised_is_what_is_promised(name: str, preset: str, rule: str)
 
 
 @pytest.mark.parametrize(("name", "preset"), NAMED)
-def test_decoding_step_by_step_spends_what_is_promised(name: str, preset: str) -> None:
+def test_decoding_step_by_step_spends_the_nominal_flops(name: str, preset: str) -> None:
     model = model_of(name, preset).eval()
     tokens_BT = torch.randint(97, (2, 32))
     cache, parts = Cache(2), []
@@ -105,7 +105,7 @@ def test_the_router_still_computes_and_learns() -> None:
 @pytest.mark.parametrize(
     "name", ["mod", "threshold_skip", "expert_threshold", "expert_choice", "relu_routing"]
 )
-def test_padding_is_never_let_in(name: str) -> None:
+def test_padding_is_never_selected(name: str) -> None:
     model = model_of(name, "")
     lengths_B = torch.tensor([9, 23])
     with torch.no_grad():

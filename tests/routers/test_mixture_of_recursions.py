@@ -79,7 +79,7 @@ def test_each_recursion_is_of_the_written_share() -> None:
             assert layer.nominal_counts(workload)[1 + r, "depth"] == (count, count)
 
 
-def test_who_is_done_stays_done_and_keeps_its_value() -> None:
+def test_a_token_that_stopped_stays_stopped_and_keeps_its_value() -> None:
     layer = layer_of(FIVE, {"recursions": 3})
     twin = layer_of(FIVE, {"recursions": 3})
     x_BTD = torch.randn(2, 31, FIVE.width, dtype=torch.float64)
@@ -88,7 +88,7 @@ def test_who_is_done_stays_done_and_keeps_its_value() -> None:
         second_BT = context.trace.tensors[2, "selected"]
         third_BT = context.trace.tensors[3, "selected"]
         assert not (third_BT & ~second_BT).any()
-        # With the router of the third recursion changed, only who was in the second one moves.
+        # With the router of the third recursion changed, only tokens of the second one change.
         twin.load_state_dict(layer.state_dict())
         twin.router.data[2] += torch.randn(FIVE.width)
         other_BTD = twin(x_BTD, Context(selection=rule))
@@ -172,7 +172,7 @@ def test_each_application_has_a_cache_of_its_own() -> None:
     assert kept == [[40, 40], [40, 40], [40, 40], entered, entered, [40, 40]]
 
 
-def test_the_causal_rule_learns_who_goes_on() -> None:
+def test_the_causal_rule_learns_which_tokens_continue() -> None:
     shape = ModelConfig(vocabulary=5, width=16, layers=4, heads=2, mlp_width=8)
     options = {"auxiliary": 1.0, "gate_scale": 0.01}
     model = build_model(shape, build_router("mixture_of_recursions", options), seed=5)

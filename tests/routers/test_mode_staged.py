@@ -137,7 +137,7 @@ def test_an_option_that_can_not_be_is_refused(options: dict, words: str) -> None
 
 
 def test_one_expert_may_choose() -> None:
-    """What token choice would refuse is none of expert choice's business."""
+    """Expert choice accepts an option that token choice refuses."""
     options = {"experts_by": "expert_choice", "experts": 1, "expert_capacity": 1.0}
     build_router("mode_staged", options)
     router = build_router("mode_staged", {**options, "causal": "ema_threshold", "threshold_decay": 0.5})

@@ -59,10 +59,10 @@ def test_prefill_and_decode_on_values(scheme: checks.Scheme, dtype: torch.dtype)
 @pytest.mark.parametrize(
     "dtype", checks.full_except([torch.float32, torch.bfloat16], torch.float32), ids=str
 )
-def test_every_phase_on_shapes_alone_costs_what_the_options_promise(
+def test_every_phase_on_shapes_alone_costs_its_nominal_flops(
     scheme: checks.Scheme, dtype: torch.dtype
 ) -> None:
-    checks.costs_what_it_promises(scheme, dtype)
+    checks.costs_its_nominal_flops(scheme, dtype)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

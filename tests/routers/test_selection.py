@@ -1,4 +1,4 @@
-"""Who is selected: exactly k, in order, ties to the earlier token, and what the causal rules learn.
+"""The selection: exactly k tokens, in order, ties to the earlier token; and what causal rules learn.
 
 B sequences, T tokens, D width.
 """
@@ -43,7 +43,7 @@ def test_ties_go_to_the_earlier_token() -> None:
 @pytest.mark.parametrize("kind", ["all different", "many alike", "one pair", "no numbers", "infinite"])
 @pytest.mark.parametrize("count", [1, 5, 39, 40])
 def test_the_highest_are_those_of_a_stable_sort(count: int, kind: str, dtype: torch.dtype) -> None:
-    """Whether `torch.topk` finds them or the sort does."""
+    """For both paths, `torch.topk` and the sort."""
     generator = torch.Generator().manual_seed(count)
     scores_BT = torch.rand(3, 40, generator=generator).argsort(dim=1).to(dtype)
     if kind == "many alike":
@@ -110,7 +110,7 @@ def test_a_token_that_skips_is_bit_identical() -> None:
 
 
 @pytest.mark.parametrize("rule", ["predictor", "aux_bce", "ema_threshold"])
-def test_a_causal_rule_learns_who_is_among_the_top(rule: str) -> None:
+def test_a_causal_rule_learns_membership_in_the_top_k(rule: str) -> None:
     """On scores that a token shows by itself, each rule must come to agree with top-k."""
     weight = {} if rule == "ema_threshold" else {"auxiliary": 1.0}
     layer = depth_layer(causal=rule, capacity=0.25, **weight).train()

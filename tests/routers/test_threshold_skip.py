@@ -40,7 +40,9 @@ def test_it_equals_its_plain_loop(name: str, rule: str, shape: ModelConfig) -> N
     equals_its_loop(layer_of(shape, OPTIONS[name]), (17, 31, 1), rule)
 
 
-def test_who_passes_by_is_bit_identical_and_who_enters_gets_the_whole_block(shape: ModelConfig) -> None:
+def test_skipped_tokens_are_bit_identical_and_selected_ones_get_the_whole_block(
+    shape: ModelConfig,
+) -> None:
     layer = layer_of(shape, {}).float()
     context = Context()
     x_BTD = torch.randn(2, 16, shape.width)
@@ -129,7 +131,7 @@ def test_a_model_too_shallow_to_route_a_block_is_refused() -> None:
 
 
 @pytest.mark.parametrize("trained", ["layers.1.block.feed_forward_norm", "layers.1.router"])
-def test_where_nobody_enters_no_gradient_comes_through(trained: str, shape: ModelConfig) -> None:
+def test_no_gradient_where_no_token_is_selected(trained: str, shape: ModelConfig) -> None:
     """Only one part of a routed layer that is passed by is trained, and the last norm, which ends the
     backward pass: nothing between them runs backward."""
     model = build_model(shape, build_router("threshold_skip", {})).train()

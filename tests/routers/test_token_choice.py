@@ -53,7 +53,7 @@ def test_a_preset_equals_the_loop_of_its_paper(preset: str, lengths: tuple[int, 
     equals_its_loop(part, lengths, rule, loop=naive_presets.PRESETS[preset])
 
 
-#: What no preset has, each option beside those that it works with.
+#: Options that no preset has, each with those that it works with.
 COMBINED: dict[str, dict] = {
     "drops-3-of-5": {"experts": 5, "top_k": 3, "expert_width": 7, "capacity_factor": 1.0},
     "z-alone": {"balance": 0.0, "z_loss": 0.1},
@@ -142,7 +142,7 @@ def test_the_bias_evens_the_load() -> None:
     assert loads[0] > 300 > 210 > max(loads[-9:])  # 200 would be even
 
 
-def test_the_bias_chooses_and_weighs_nothing() -> None:
+def test_the_bias_changes_the_choice_and_no_gate() -> None:
     """Under a bias that changes no choice the layer gives the same bits and the same gradients."""
     part = part_of({"experts": 4, "top_k": 2, "affinity": "sigmoid", "bias_step": 0.1})
     torch.nn.init.zeros_(part.router.bias.value)
@@ -244,7 +244,7 @@ class TestEveryScheme(checks.EveryScheme):
 
 @pytest.mark.full
 def test_on_shapes_alone_it_costs_as_much_in_half_precision(scheme: checks.Scheme) -> None:
-    checks.costs_what_it_promises(scheme, torch.bfloat16)
+    checks.costs_its_nominal_flops(scheme, torch.bfloat16)
 
 
 @pytest.mark.full
@@ -261,7 +261,7 @@ def test_it_passes_the_audit(scheme: checks.Scheme) -> None:
 def test_counts_that_stay_on_the_device_change_nothing(
     scheme: str, options: dict, shape: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a GPU runs, by `grouped_mm` on this device, against what a CPU runs."""
+    """The path of a GPU, `grouped_mm` on this device, against the path of a CPU."""
     model = build_model(shape, build_router(scheme, {} if scheme != "token_choice" else options)).train()
     tokens_BT = torch.arange(2 * 31).view(2, 31) % shape.vocabulary
     found = []

@@ -1,4 +1,4 @@
-"""Selections that nobody learns: what they cost, that they are random or regular, and that they repeat.
+"""Selections that are not learned: their cost, their randomness or regularity, their repetition.
 
 B sequences, T tokens, D width.
 """
@@ -25,7 +25,7 @@ def model_of(scores: str, seed: int = 0, **options: object) -> Decoder:
 
 
 def selected(model: Decoder, tokens_BT: Tensor, rule: str) -> dict[int, Tensor]:
-    """Who entered, by layer."""
+    """Selected tokens, by layer."""
     context = Context(selection=rule)
     with torch.no_grad():
         model(tokens_BT, context)
@@ -87,7 +87,7 @@ def test_random_scores_select_evenly_and_independently() -> None:
 
 
 @pytest.mark.parametrize("capacity", [0.01, 0.125, 0.5, 1.0])
-def test_under_the_causal_rule_random_scores_let_in_their_share(capacity: float) -> None:
+def test_under_the_causal_rule_random_scores_select_their_share(capacity: float) -> None:
     layer = model_of("gaussian", capacity=capacity).layers[1]
     scores_BT = layer.control(torch.zeros(1, 40_000, 1), Context(selection="causal"))
     share = (scores_BT >= layer._cut()).double().mean()
@@ -159,7 +159,7 @@ def test_a_hash_reaches_the_layer_through_the_decoder() -> None:
     assert not torch.equal(one, other)
 
 
-def test_a_hash_lets_in_about_its_share_of_uneven_tokens_once_trained() -> None:
+def test_a_trained_hash_selects_about_its_share_of_uneven_tokens() -> None:
     model = model_of("hash", capacity=0.25).train()
     likelihood_V = 1 / torch.arange(1, 98)
 

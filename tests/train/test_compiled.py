@@ -182,7 +182,7 @@ def test_experts_in_bfloat16_are_one_program(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_no_layer_runs_eagerly_because_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More layers between those that the host decides in than PyTorch would make programs of."""
+    """More layers with data-dependent shapes than PyTorch would compile programs for."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     shape = replace(SHAPE, layers=6)
     with dynamo.patch(

@@ -107,7 +107,7 @@ def test_every_scheme_learns(name: str, tmp_path: Path) -> None:
     assert curve[0]["train_loss"] > 4.0
     assert curve[-1]["train_loss"] < 2.5
     assert len(losses) == len(curve)
-    # One at each step, or nearly: where steps cost more than promised, there are fewer of them.
+    # One at each step, or nearly: where steps cost more than nominal ones, there are fewer of them.
     assert len(curve) > 20
 
 
@@ -158,7 +158,7 @@ def test_what_is_not_finite_after_the_last_step_is_divergence(
     assert all(loss.isfinite() for loss in losses)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+def test_a_loss_that_is_nan_ends_the_run(tmp_path: Path) -> None:
     wild = TrainConfig(
         budget=10**12, sequence=32, batch=2, learning_rate=1e30, clip=1e30, warmup=0.0, evaluations=1
     )
@@ -180,11 +180,11 @@ def test_learning_rate_warms_up_and_ends_with_the_run() -> None:
 
 
 @pytest.mark.parametrize("times", [Fraction(1, 10), 10])
-def test_the_budget_is_spent_and_no_more_whatever_the_options_promise(
+def test_the_budget_is_spent_and_no_more_whatever_the_nominal_flops(
     times: Fraction | int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A nominal form that promises a tenth would train for ten times the budget, one that promises ten
-    times for a tenth of it."""
+    """A ledger that understates FLOPs by ten would train for ten times the budget, one that overstates
+    them by ten for a tenth of it."""
     right = Block.ledger
 
     def wrong(self: Block, load: Workload) -> Ledger:

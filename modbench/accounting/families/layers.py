@@ -13,7 +13,7 @@ from modbench.ledger import Flops, Ledger, Workload, attention, matmul
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight of (inner, outer) in ``copies``, of which each token uses ``met`` (its experts).
+    """A weight of (inner, outer) in ``copies``, ``met`` used by each token (its experts).
     ``again``: every step also applies it to all cached tokens."""
 
     component: str

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from modbench.errors import FAULTS, UserError
+from modbench.measure.audit.advice import section
 from modbench.measure.audit.capacity import capacity
 from modbench.measure.audit.counting import count
 from modbench.measure.audit.decoding import decode_parity
@@ -101,8 +102,8 @@ PROBES = (
         6,
         "unit gate",
         unit_gate,
-        "At gate 1 the layer is not its block; usually the residual is added twice or scaled by the "
-        "gate, or the gate is normalised over tokens.",
+        "At gate 1 the layer does not equal its block; usually the residual is added twice or scaled by "
+        "the gate, or the gate is normalised over tokens.",
         once=True,
     ),
     Probe(
@@ -138,7 +139,7 @@ PROBES = (
         "state",
         state,
         "A resumed run differs from an uninterrupted one, or a run from its repetition; usually a "
-        "counter or threshold is no buffer, is updated outside training or twice under activation "
+        "counter or threshold is not a buffer, is updated outside training or twice under activation "
         "checkpointing, or initial weights do not follow from the seed.",
         once=True,
     ),
@@ -160,7 +161,7 @@ GROUPED_TOKENS = (2, 19)
 def explanation(finding: Finding) -> str:
     """Say in words what a failure of the finding's probe means, and where to read on."""
     (probe,) = (probe for probe in PROBES if probe.number == finding.probe)
-    return f"{probe.means} See docs/audit.md#{probe.number}-{probe.name.replace(' ', '-')}."
+    return f"{probe.means} See {section(finding)}."
 
 
 _VERDICTS: dict[bool | Unchecked | None, Verdict] = {

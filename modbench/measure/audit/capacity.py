@@ -12,7 +12,15 @@ from torch import Tensor
 
 from modbench.errors import UserError
 from modbench.ledger import Workload
-from modbench.measure.audit.finding import Outcome, Subject, few, outer_routers, ragged, zero_routers
+from modbench.measure.audit.finding import (
+    Outcome,
+    Subject,
+    few,
+    outer_routers,
+    ragged,
+    several,
+    zero_routers,
+)
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.expert_router import ExpertRouter, RoutedExperts
@@ -56,7 +64,7 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     if len(shares) > 1 and (set(shares) in ({0.0}, {1.0})):
         return False, f"the causal rule selects {shares[0]:.0%} of the tokens, whatever the weights"
     causal = f", the causal rule selects {shares[0]:.1%}" if shares else ""
-    return True, f"nominal counts hold in {counted} cases{causal}"
+    return True, f"nominal counts hold in {several(counted, 'case')}{causal}"
 
 
 def _undeclared(model: RoutedDecoder, tokens_BT: Tensor) -> str:

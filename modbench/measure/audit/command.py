@@ -11,6 +11,7 @@ import torch
 
 from modbench.errors import UserError
 from modbench.measure.audit import PROBES, Finding, findings
+from modbench.measure.audit.advice import sentence
 from modbench.measure.audit.warmed import LONG, ODD, warmed
 from modbench.model.sizes import ShapeOptions
 from modbench.routing.plugin_fault import authors_code
@@ -82,8 +83,8 @@ def _enough_memory() -> Iterator[None]:
 
 
 def line(finding: Finding) -> str:
-    """Format a finding as one line with aligned columns."""
+    """Format a finding as one line: aligned columns, or a sentence if the probe failed."""
+    if finding.failed:
+        return sentence(finding)
     wide = max(len(probe.name) for probe in PROBES)
-    unranked = ", not ranked" if finding.ranks and finding.failed else ""
-    verdict = "FAILED" if finding.failed else finding.verdict
-    return f"{finding.probe:>2}  {finding.name:<{wide}}  {verdict:<9}  {finding.figure}{unranked}"
+    return f"{finding.probe:>2}  {finding.name:<{wide}}  {finding.verdict:<9}  {finding.figure}"

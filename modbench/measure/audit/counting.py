@@ -12,7 +12,14 @@ from torch import Tensor
 
 from modbench.counting.counter import FlopCounter, seen_conventions
 from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
-from modbench.measure.audit.finding import Outcome, Subject, device_of, next_tokens, ragged
+from modbench.measure.audit.finding import (
+    Outcome,
+    Subject,
+    device_of,
+    next_tokens,
+    ragged,
+    several,
+)
 from modbench.model.context import Context, Selection
 from modbench.model.kv_cache import Cache
 from modbench.model.layer import Layer
@@ -56,7 +63,7 @@ def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
     if first and (too_few := _too_few_active(subject)):
         return False, too_few
     counted = len(cases) + (0 if unchecked else len(PHASES))
-    return True, f"ledger equals counter in {counted} cases{unchecked}"
+    return True, f"ledger equals counter in {several(counted, 'case')}{unchecked}"
 
 
 def _nominal(subject: Subject, step: "CountedPass") -> tuple[dict[str, str], str]:

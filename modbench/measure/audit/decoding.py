@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, largest, next_tokens
+from modbench.measure.audit.finding import (
+    COARSE,
+    ROUNDING,
+    Outcome,
+    Subject,
+    largest,
+    next_tokens,
+    several,
+)
 from modbench.model.context import Context, Logits
 from modbench.model.kv_cache import Cache
 from modbench.routing.build import RoutedDecoder
@@ -130,7 +138,9 @@ class Reading:
 
     def figure(self) -> str:
         decoded = self.offs["decoded"]
-        figure = f"{len(decoded)} decoded tokens differ by up to {max(decoded, default=0.0):.1e}"
+        figure = (
+            f"{several(len(decoded), 'decoded token')} differ by up to {max(decoded, default=0.0):.1e}"
+        )
         if self.pairs:
             figure += f", {self.selected / self.pairs:.0%} selected"
         for what in ("chunks", "prompts"):

@@ -111,21 +111,21 @@ def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
             worst = max(worst, beyond)
             if beyond > ROUNDING:
                 return False, (
-                    f"{beyond:.1e} of the update of layer {update.layer} is no multiple of its "
-                    "block's output"
+                    f"the update of layer {update.layer} is not gate x block output (relative error "
+                    f"{beyond:.2g})"
                 )
     if not found:
         return subject.held(None, "no token is selected")
     unit, taken = subject.fresh(capacity=1.0, gate="scaled_sigmoid")
     if "gate" not in taken:
-        figure = f"updates are multiples of the block's output, up to {worst:.1e}"
+        figure = f"layer update = gate x block output (max relative error {worst:.2g})"
         return subject.held(True, figure)
     model = zero_routers(unit)
     worst = 0.0
     for update in updates(model, tokens_BT, "topk"):
         scale = (update.x_ND + update.delta_ND).abs().max().item()
         worst = max(worst, (update.added_ND - update.gated_ND).abs().max().item() / scale)
-    return subject.held(worst <= ROUNDING, f"at gate 1, layer and block differ by {worst:.1e}")
+    return subject.held(worst <= ROUNDING, f"at gate 1, layer and block differ by {worst:.2g}")
 
 
 @torch.no_grad()

@@ -9,7 +9,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, hidden, largest, ragged
+from modbench.measure.audit.finding import (
+    COARSE,
+    ROUNDING,
+    Outcome,
+    Subject,
+    hidden,
+    largest,
+    ragged,
+    several,
+)
 from modbench.measure.audit.state import changed_by_scoring
 from modbench.model.context import Context
 from modbench.model.trace import Trace
@@ -54,14 +63,15 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return False, wrong
     texts_BT = tokens_BT[: TEXTS if subject.is_first(tokens_BT) else 1]
     most, changed = _changes(subject, subject.exact, texts_BT, ROUNDING)
-    figure = f"{sum(changed)} earlier positions changed, by up to {most:.1e}"
+    earlier = several(sum(changed), "earlier position")
+    where = f"logits at {earlier}" if any(changed) else "no earlier logit"
+    figure = f"{where} changed (max {most:.2g}) when later tokens were replaced"
     if subject.is_exact or any(changed):
         return not any(changed), figure
     _, changed = _changes(subject, subject.own, tokens_BT[:1], COARSE, every=4)
     by = sum(positions > 0 for positions in changed)
     is_rounding = by <= SHARE * len(changed)
-    only = "" if is_rounding else " only"
-    return is_rounding, f"{figure}, in {subject.dtype}{only} by {by} of {len(changed)} edits"
+    return is_rounding, f"{figure}; in {subject.dtype}, {by} of {len(changed)} edits changed one"
 
 
 def _unrepeatable(subject: Subject, tokens_BT: Tensor) -> str:
@@ -128,19 +138,18 @@ def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
     for length in (1, 2, tokens_BT.shape[1]):
         trained_BTD = hidden(subject.exact, tokens_BT[:1, :length], Context())
         if not trained_BTD.isfinite().all():
-            return False, f"logits of {length} tokens contain NaN or Inf (topk)"
+            return False, f"logits of {several(length, 'token')} contain NaN or Inf (topk)"
     short = subject.is_first(tokens_BT)
     exact = list(_differences(subject.exact, tokens_BT, ROUNDING, short=short))
     most = max(off for offs, _ in exact for off in offs)
-    figure = f"alone and in a batch differ by up to {most:.1e}"
+    figure = f"logits of a sequence alone and in a batch differ by up to {most:.2g}"
     wrong = any(off > bound for offs, bound in exact for off in offs)
     if subject.is_exact or wrong:
         return not wrong, figure
     own = list(_differences(subject.own, tokens_BT, COARSE, short=False))
     is_rounding = max(sum(off > bound for off in offs) / len(offs) for offs, bound in own) <= SHARE
-    only = "" if is_rounding else " only"
     most = max(off for offs, _ in own for off in offs)
-    return is_rounding, f"{figure}, in {subject.dtype}{only} by {most:.1e}"
+    return is_rounding, f"{figure}; in {subject.dtype} by {most:.2g}"
 
 
 def _batches(sequences: int, sequence: int, *, short: bool) -> Iterator[list[int]]:

@@ -19,6 +19,7 @@ from modbench.measure.audit.finding import (
     outer_routers,
     plain_block,
     seeded,
+    several,
 )
 from modbench.model.context import Context
 from modbench.model.trace import Trace
@@ -89,7 +90,7 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return None, "no parameter has router in its name"
     if not wanted - idle:
         return None, "a softmax over one expert has no gradient"
-    figure = f"cross-entropy reaches {len((wanted - idle) & by_text)} router parameters"
+    figure = f"cross-entropy reaches {several(len((wanted - idle) & by_text), 'router parameter')}"
     return True, figure + (f", gradient {min(scales):.2f} of a linear gate's" if scales else "")
 
 
@@ -125,7 +126,7 @@ def _lost(model: RoutedDecoder, wanted: set[str], reached: frozenset[str]) -> st
 
 
 def _groups(model: RoutedDecoder) -> Mapping[str, set[str]]:
-    """Groups of trained parameters of which some loss must reach one, by the first of each: each single
+    """Groups of trained parameters by their first; some loss must reach one of each group. Each single
     parameter of scorers and of the scheme's own classes, and those of each module of PyTorch that the
     scheme's own classes hold, since an expert of several may be without tokens."""
     groups: dict[str, set[str]] = {}

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from modbench.measure.audit.finding import RULES, Outcome, Subject, device_of, seeded, unmoved
+from modbench.measure.audit.finding import (
+    RULES,
+    Outcome,
+    Subject,
+    device_of,
+    seeded,
+    several,
+    unmoved,
+)
 from modbench.measure.audit.initial import badly_initialised
 from modbench.measure.audit.warmed import take_step
 from modbench.model.context import Context
@@ -56,7 +64,7 @@ def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
     _step(subject, loaded, 5)
     if differs := _differs(model.state_dict(), loaded.state_dict()):
         return False, f"{differs} differs one step after resuming"
-    return True, f"{len(loaded.state_dict())} tensors saved, loaded and resumed bit for bit"
+    return True, f"{several(len(loaded.state_dict()), 'tensor')} saved, loaded and resumed bit for bit"
 
 
 def _step(subject: Subject, model: RoutedDecoder, draw: int) -> None:

@@ -1,0 +1,205 @@
+"""Writes the tables of ``docs/suites.md`` and ``docs/routers.md`` from the dataclasses of a suite file
+and their ``#:`` comments: ``python tests/pages/suite_keys.py``, with ``--check`` to compare only.
+
+Text outside the markers ``<!-- NAME -->`` and ``<!-- end -->`` is written by hand.
+"""
+
+import argparse
+import ast
+import inspect
+import io
+import sys
+import tokenize
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from modbench.data.config import DataConfig
+from modbench.measure.config import MeasureConfig
+from modbench.measure.time_config import TimeConfig
+from modbench.model.config import ModelConfig
+from modbench.routing.registry import installed_modules, router_class
+from modbench.sweep import steps
+from modbench.sweep.isoflop import IsoFlopConfig
+from modbench.sweep.suite import Axes, Header, Scheme
+from modbench.sweep.track import TrackConfig
+from modbench.train.config import TrainConfig
+
+DOCS = Path(__file__).parents[2] / "docs"
+REGENERATE = "python tests/pages/suite_keys.py"
+#: The dataclass of each table of a suite file; [[shapes]] has the keys of [model].
+TABLES: dict[str, type] = {
+    "suite": Header,
+    "model": ModelConfig,
+    "data": DataConfig,
+    "train": TrainConfig,
+    "measure": MeasureConfig,
+    "time": TimeConfig,
+    "track": TrackConfig,
+    "isoflop": IsoFlopConfig,
+    "sweep": Axes,
+    "schemes": Scheme,
+}
+#: Fields that a suite file does not have: each cell gets its budget from [sweep].
+NOT_IN_FILES = {("train", "budget")}
+_BOUNDS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
+_TYPES = {int: "integer", float: "number", str: "string", bool: "true, false", dict: "table"}
+
+
+def meanings(kind: type) -> dict[str, str]:
+    """The ``#:`` comments of the fields of dataclass ``kind``, those of its bases included."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if base.__module__.startswith("modbench."):
+            found |= own_meanings(inspect.getsource(base))
+    return found
+
+
+def own_meanings(source: str) -> dict[str, str]:
+    """Comments on the lines of each field of the class in ``source``, else on those above it."""
+    comments, alone = dict[int, str](), set[int]()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT and token.string.startswith("#:"):
+            comments[token.start[0]] = token.string.removeprefix("#:").strip()
+            if token.line.strip().startswith("#:"):
+                alone.add(token.start[0])
+    found = {}
+    (kind,) = ast.parse(source).body
+    for node in kind.body if isinstance(kind, ast.ClassDef) else ():
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+            if not any(line in comments for line in lines):
+                first = node.lineno
+                while first - 1 in alone:
+                    first -= 1
+                lines = range(first, node.lineno)
+            if said := [comments[line] for line in lines if line in comments]:
+                found[node.target.id] = " ".join(said)
+    return found
+
+
+def default(field: "Field[Any]") -> str:
+    """The default of ``field`` in TOML, ``unset`` for None, or ``required``."""
+    if field.default_factory is not MISSING:
+        return _toml(field.default_factory())
+    return "required" if field.default is MISSING else _toml(field.default)
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, str):
+        return f'`"{value}"`'
+    if isinstance(value, tuple | list):
+        return f"`[{', '.join(_toml(entry).strip('`') for entry in value)}]`"
+    return "`{}`" if isinstance(value, dict) else f"`{value}`"
+
+
+def values(hint: Any) -> str:
+    """The values that a field of type ``hint`` takes, in words."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        bounds = [
+            f"{sign} {getattr(bound, name):g}"
+            for bound in arguments[1:]
+            for (kind, sign), name in zip(_BOUNDS.items(), ("ge", "gt", "le", "lt"), strict=True)
+            if isinstance(bound, kind)
+        ]
+        return " ".join([values(arguments[0]), " and ".join(bounds)])
+    if origin is Literal:
+        return ", ".join(f'`"{value}"`' for value in arguments)
+    if origin in (Union, UnionType):
+        return " or ".join(values(one) for one in arguments if one is not NoneType)
+    if origin is tuple:
+        return f"list of {values(arguments[0])}s"
+    return _TYPES[origin or hint]
+
+
+def key_table(kind: type, left_out: tuple[str, ...] = (), heading: str = "key") -> Iterator[str]:
+    """One row for each field of ``kind`` that can be set. Raises KeyError: a field has no meaning."""
+    hints, said = get_type_hints(kind, include_extras=True), meanings(kind)
+    yield f"| {heading} | values | default | meaning |"
+    yield "| --- | --- | --- | --- |"
+    for field in fields(kind):
+        if field.init and field.name not in left_out:
+            meaning = said[field.name]
+            for python, toml in (("|", "\\|"), ("``", "`"), ("None: ", "unset: "), ("(): ", "empty: ")):
+                meaning = meaning.replace(python, toml)
+            yield f"| `{field.name}` | {values(hints[field.name])} | {default(field)} | {meaning} |"
+
+
+def step_table() -> Iterator[str]:
+    yield "| step | what it does |"
+    yield "| --- | --- |"
+    for name in steps.step_names():
+        source = (Path(steps.__file__).parent / f"{name}.py").read_text()
+        words = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0]
+        text = " ".join(words.split()).partition(": ")[2]
+        yield f"| `{name}` | {text[0].upper()}{text[1:]} |"
+
+
+def router_sections() -> Iterator[str]:
+    for name, module in installed_modules().items():
+        if module.startswith("modbench."):
+            kind = router_class(name)
+            yield f"## {name}\n"
+            source = Path(inspect.getfile(kind))
+            words = (ast.get_docstring(ast.parse(source.read_text())) or "").split("\n\n")[0]
+            path = source.relative_to(DOCS.parent)
+            yield f"{' '.join(words.split()).replace('``', '`')}\n"
+            yield f"Equations and differences from the paper: [{path}](../{path}).\n"
+            for preset, options in kind.presets.items():
+                given = ", ".join(
+                    f"{option} = {_toml(value).strip('`')}" for option, value in options.items()
+                )
+                yield f"- preset `{name}:{preset}`: `{given}`"
+            yield "" if kind.presets else "It has no presets.\n"
+            if any(field.init for field in fields(kind)):
+                yield from key_table(kind, heading="option")
+                yield ""
+
+
+def blocks() -> dict[str, str]:
+    """The generated text of each marker."""
+    found = {}
+    for name, kind in TABLES.items():
+        left_out = tuple(field for table, field in NOT_IN_FILES if table == name)
+        found[name] = "\n".join(key_table(kind, left_out))
+    return found | {"steps": "\n".join(step_table()), "routers": "\n".join(router_sections()).rstrip()}
+
+
+def filled(page: str, texts: dict[str, str]) -> str:
+    """``page`` with the text between each marker and its end replaced by that of ``texts``."""
+    for name, text in texts.items():
+        start, end = f"<!-- {name} -->\n", "<!-- end -->"
+        if start in page:
+            before, _, rest = page.partition(start)
+            page = f"{before}{start}{text}\n{end}{rest.partition(end)[2]}"
+    return page
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Write the tables of docs/suites.md and docs/routers.md."
+    )
+    parser.add_argument("--check", action="store_true", help="compare with the files, write nothing")
+    only_check, code, texts = parser.parse_args().check, 0, blocks()
+    for name in ("suites.md", "routers.md"):
+        page = (DOCS / name).read_text()
+        text = filled(page, texts)
+        if only_check and text != page:
+            print(f"{name} is not what the code says now; run {REGENERATE}", file=sys.stderr)
+            code = 1
+        elif not only_check:
+            (DOCS / name).write_text(text)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""docs/suites.md and docs/routers.md say what the code does, and the suites on the page can be run."""
+
+import re
+import tomllib
+from dataclasses import dataclass
+
+import pytest
+from suite_keys import DOCS, TABLES, blocks, filled, key_table, own_meanings
+
+from modbench.errors import UserError
+from modbench.sweep.cells import expand
+from modbench.sweep.rows import resolve
+from modbench.sweep.suite import Suite, _Tables, parse_suite
+
+PAGE = (DOCS / "suites.md").read_text()
+SUITES = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+STATED = [int(number) for number in re.findall(r"suite has (\d+) cells", PAGE)]
+
+
+def suite(text: str) -> Suite:
+    return parse_suite(tomllib.loads(text), "of the page")
+
+
+@pytest.mark.parametrize("name", ["suites.md", "routers.md"])
+def test_the_tables_of_the_page_are_those_of_the_code(name: str) -> None:
+    page = (DOCS / name).read_text()
+    assert page == filled(page, blocks()), "run python tests/pages/suite_keys.py"
+
+
+def test_the_page_has_every_table_of_a_suite_file() -> None:
+    known = set(_Tables.__dataclass_fields__)
+    assert known == {*TABLES, "shapes"}
+    headings = set(re.findall(r"^### \[+(\w+)\]+$", PAGE, flags=re.MULTILINE))
+    assert headings == known
+    assert all(f"<!-- {name} -->\n| key |" in PAGE for name in TABLES)
+
+
+def test_the_smallest_suite_has_only_what_is_required() -> None:
+    content = tomllib.loads(SUITES[0])
+    assert len(expand(resolve(suite(SUITES[0])))) == 1
+    for table in list(content):
+        with pytest.raises(UserError, match="needs"):
+            parse_suite({name: value for name, value in content.items() if name != table}, "smallest")
+
+
+@pytest.mark.parametrize(("number", "stated"), list(enumerate(STATED, start=1)))
+def test_a_worked_suite_has_the_stated_number_of_cells(number: int, stated: int) -> None:
+    assert len(expand(resolve(suite(SUITES[number])))) == stated
+
+
+def test_there_are_three_worked_suites() -> None:
+    assert len(SUITES) == 4
+    assert len(STATED) == 3
+
+
+def test_two_seeds_and_two_shapes_make_the_cells_of_the_first_suite() -> None:
+    cells = expand(resolve(suite(SUITES[1])))
+    assert {cell["seed"] for cell in cells} == {0, 1}
+    assert {cell["model"]["width"] for cell in cells} == {96, 160}
+    assert "mod/large" in {cell["router"]["label"] for cell in cells}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    first: int = 1
+
+
+def test_comments_are_read_next_to_a_field_or_above_it() -> None:
+    lines = ("class A:", "    b: int = 1  #: one", "    #: two", "    #: lines", "    c: str = '#: no'")
+    assert own_meanings("\n".join((*lines, "    d: int = 0\n"))) == {"b": "one", "c": "two lines"}
+
+
+def test_a_key_without_a_comment_is_an_error() -> None:
+    with pytest.raises(KeyError, match="first"):
+        list(key_table(Keys))

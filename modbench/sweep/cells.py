@@ -55,8 +55,7 @@ def _grid_cells(rows: Rows) -> list[Cell]:
     """The cells of a suite without isoFLOP grids: schemes times shapes times budgets times seeds."""
     suite, cells = rows.suite, list[Cell]()
     same = _same_for_all(suite)
-    for number, (size, model) in enumerate(suite.shapes.items()):
-        shape = asdict(model)
+    for number, size in enumerate(suite.shapes):
         for scheme in suite.schemes:
             row = rows.resolved.get(scheme.label)
             if row is None:  # its plugin has a mistake
@@ -69,7 +68,7 @@ def _grid_cells(rows: Rows) -> list[Cell]:
                     raise mistake
                 rows.mistakes.append(mistake)
                 continue
-            router = _router(row, label)
+            router, shape = _router(row, label), asdict(suite.shapes_of(scheme)[size])
             for budget in suite.axes.budgets:
                 if budget < flops:
                     raise UserError(

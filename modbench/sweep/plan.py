@@ -110,8 +110,12 @@ def _train_tokens(suite: Suite, tell: Tell) -> int | None:
 def _step_flops(rows: Rows) -> StepFlops:
     """The nominal FLOPs of a training step of each scheme's shapes."""
     found: StepFlops = {}
-    for label, row in rows.resolved.items():
-        shapes = [*zip(map(asdict, rows.suite.shapes.values()), row.flops, strict=False)]
+    for scheme in rows.suite.schemes:
+        label, row = scheme.label, rows.resolved.get(scheme.label)
+        if row is None:  # its plugin has a mistake
+            continue
+        models_of = map(asdict, rows.suite.shapes_of(scheme).values())
+        shapes = [*zip(models_of, row.flops, strict=False)]
         for models, flops in zip(row.grids, row.grid_flops, strict=True):
             shapes += zip(models, flops, strict=True)
         found[label] = {_shape(model): of_step for model, of_step in shapes if isinstance(of_step, int)}

@@ -105,7 +105,7 @@ def _add(rows: Rows, file: Path | None, answer: dict[str, Any] | UserError) -> N
 
 def _sizes(suite: Suite, scheme: Scheme) -> dict[str, Any]:
     """The shapes of ``scheme`` as `describe_row` takes them: all of them, or the family of its grids."""
-    shapes = [asdict(model) for model in suite.shapes.values()]
+    shapes = [asdict(model) for model in suite.shapes_of(scheme).values()]
     if suite.isoflop is None:
         return {"shapes": shapes}
     family = asdict(suite.family_of(scheme))

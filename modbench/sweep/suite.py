@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class Scheme:
     router: str  #: NAME, or NAME:PRESET; ``options`` override the preset's
     label: str = ""  #: its name in tables and plots; the router's name if empty
     options: dict[str, Any] = field(default_factory=dict)  #: options of the router (docs/routers.md)
+    model: dict[str, Any] = field(default_factory=dict)  #: keys of [model] that differ for this scheme
     train: dict[str, Any] = field(default_factory=dict)  #: keys of [train] that differ for this scheme
     tokens_per_parameter: float | None = None  #: overrides that of [isoflop]
 
@@ -108,6 +109,10 @@ class Suite:
     shapes: dict[str, ModelConfig]  #: sizes of the decoder by label; one size alone has an empty label
     schemes: tuple[Scheme, ...]
     isoflop: IsoFlopConfig | None = None  #: sizes around each scheme's optimum, in place of shapes
+
+    def shapes_of(self, scheme: Scheme) -> dict[str, ModelConfig]:
+        """The shapes of ``scheme`` by label."""
+        return {label: replace(model, **scheme.model) for label, model in self.shapes.items()}
 
     def family_of(self, scheme: Scheme) -> IsoFlopConfig:
         """The family of shapes of ``scheme``; only for a suite with isoFLOP grids."""
@@ -169,6 +174,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     )
     check_steps(f"{where} [measure]", measure.steps)
     train = checked_fields(f"{where} [train]", tables.train, TrainConfig, without=("budget",))
+    shapes = _shapes(where, tables, data)
     schemes = []
     for number, entries in enumerate(tables.schemes, start=1):
         scheme: Scheme = built(f"{where} [[schemes]] {number}", entries, Scheme)
@@ -176,7 +182,11 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         own = checked_fields(at, scheme.train, TrainConfig, without=("budget",))
         for budget in axes.budgets:
             built(at, {**train, **own, "budget": budget}, TrainConfig)
-        schemes.append(replace(scheme, train=own))
+        at = f"{where} [[schemes]] '{scheme.label}' model"
+        model = checked_fields(at, scheme.model, ModelConfig, without=("vocabulary",))
+        for shape in shapes.values():
+            built(at, {**asdict(shape), **model}, ModelConfig)
+        schemes.append(replace(scheme, model=model, train=own))
     check_labels(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
     isoflop = None if tables.isoflop is None else table("isoflop", IsoFlopConfig)
     _refuse_contradictions(where, tables, schemes)
@@ -189,7 +199,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         time=table("time", TimeConfig),
         track=table("track", TrackConfig),
         axes=axes,
-        shapes=_shapes(where, tables, data),
+        shapes=shapes,
         schemes=tuple(schemes),
         isoflop=isoflop,
     )
@@ -207,7 +217,8 @@ def _refuse_contradictions(where: str, tables: _Tables, schemes: list[Scheme]) -
         return
     if tables.shapes:
         raise UserError(f"{where} [[shapes]] and [isoflop] both give sizes; remove one of them")
-    if "layers" in tables.model and tables.isoflop.get("aspect") is not None:
+    by_aspect = tables.isoflop.get("aspect") is not None
+    if by_aspect and any("layers" in model for model in (tables.model, *(s.model for s in schemes))):
         raise UserError(f"{where} [model] layers and [isoflop] aspect both give the depth; remove one")
     for at, settings in [("[train]", tables.train), *((f"'{s.label}' train", s.train) for s in schemes)]:
         if "learning_rate" in settings:
@@ -216,6 +227,10 @@ def _refuse_contradictions(where: str, tables: _Tables, schemes: list[Scheme]) -
                 "remove it"
             )
     for scheme in schemes:
+        if "width" in scheme.model:
+            raise UserError(
+                f"{where} [[schemes]] '{scheme.label}' has a width, and [isoflop] chooses it; remove it"
+            )
         if scheme.tokens_per_parameter is not None:
             own = {**tables.isoflop, "tokens_per_parameter": scheme.tokens_per_parameter}
             built(f"{where} [[schemes]] '{scheme.label}'", own, IsoFlopConfig)

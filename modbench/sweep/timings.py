@@ -14,7 +14,7 @@ from modbench.report.record import cell_key
 from modbench.report.store import finished, read_suite
 from modbench.report.timing import machine_in_words, settings_of
 from modbench.routing.registry import code_sha256
-from modbench.sweep.cells import DONE, Cell, chosen, expand
+from modbench.sweep.cells import DONE, Cell, chosen, expand_planned
 from modbench.sweep.engine import Job, identity_of
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.run import Tell, run_left
@@ -62,22 +62,12 @@ def timing_cells(rows: Rows, only: Sequence[str] = ()) -> list[Cell]:
     isoFLOP grids: every shape of every budget. Raises UserError: as `modbench.sweep.cells.expand` and
     `chosen`."""
     cells: dict[str, Cell] = {}
-    for cell in chosen(_all_shapes(rows), only, rows.mistakes):
+    for cell in chosen(expand_planned(rows), only, rows.mistakes):
         train = {name: cell["train"][name] for name in _TRAIN}
         time = rows.suite.time.resolved(train["sequence"]).of_a_process()
         timed = {"router": cell["router"], "model": cell["model"], "train": train, "time": time}
         cells[cell_key(timed)] = timed
     return list(cells.values())
-
-
-def _all_shapes(rows: Rows) -> list[Cell]:
-    """Cells of every shape of ``rows``; of isoFLOP grids, as if their middle learning rate were best."""
-    cells = expand(rows)
-    if rows.suite.isoflop is None:
-        return cells
-    rates = rows.suite.isoflop.learning_rates
-    middle = rates[len(rates) // 2]
-    return expand(rows, {cell_key(one): abs(one["train"]["learning_rate"] - middle) for one in cells})
 
 
 def timing_jobs(

@@ -85,6 +85,10 @@ def test_rows_are_chosen_by_their_scheme() -> None:
             {"schemes": [{"router": "mod", "tokens_per_parameter": -1.0}]},
             "'mod': tokens_per_parameter is -1.0; it must be above 0",
         ),
+        (
+            {"schemes": [{"router": "mod", "model": {"width": 64}}]},
+            r"'mod' has a width, and \[isoflop\] chooses it",
+        ),
     ],
 )
 def test_contradictions_are_refused_by_name(tables: dict[str, Any], sentence: str) -> None:

@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 from modbench.errors import UserError
+from modbench.sweep.cells import expand
+from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, find_suite, load_suite, shipped_suites
+from modbench.train.budget import flops_per_step, model_of
+from modbench.train.config import TrainConfig
 
 GOOD = """
 [suite]
@@ -51,6 +55,32 @@ def test_the_vocabulary_follows_the_tokenizer(tmp_path: Path) -> None:
     assert parse(tmp_path, GOOD).shapes[""].vocabulary == 257
     bpe = GOOD.replace('tokenizer = "bytes"', "vocabulary = 512")
     assert parse(tmp_path, bpe).shapes[""].vocabulary == 512
+
+
+def test_a_scheme_has_a_shape_of_its_own(tmp_path: Path) -> None:
+    shallow = GOOD.replace('router = "vanilla"', 'router = "vanilla"\nmodel = { layers = 1 }')
+    cells = expand(resolve(parse(tmp_path, shallow)))
+    assert {(cell["router"]["name"], cell["model"]["layers"]) for cell in cells} == {
+        ("vanilla", 1),
+        ("mod", 2),
+    }
+    step = TrainConfig(budget=1, batch=4)
+    assert resolve(parse(tmp_path, shallow)).resolved["vanilla"].flops == [
+        flops_per_step(model_of("vanilla", {}, cells[0]["model"]), step)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ("{ depth = 1 }", "'vanilla' model has no 'depth'"),
+        ("{ layers = 0 }", "'vanilla' model.*layers is 0"),
+        ("{ vocabulary = 300 }", "'vanilla' model.*vocabulary"),
+    ],
+)
+def test_a_wrong_shape_of_a_scheme_is_refused(tmp_path: Path, model: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        parse(tmp_path, GOOD.replace('router = "vanilla"', f'router = "vanilla"\nmodel = {model}'))
 
 
 def test_what_is_timed_has_defaults(tmp_path: Path) -> None:

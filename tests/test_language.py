@@ -62,29 +62,6 @@ ALLOWED = {
     "tests/measure/test_cloze_items.py": {"who"},  # text of a made-up corpus
     "tests/train/test_out_of_memory.py": {"of which"},  # PyTorch's message
 }
-#: To fix: files whose prose still has such words or openings.
-TO_FIX = {
-    "modbench/plan/memory.py",
-    "modbench/report/figures.py",
-    "modbench/report/isoflop.py",
-    "modbench/report/row.py",
-    "modbench/report/timing_page.py",
-    "modbench/sweep/cells.py",
-    "modbench/sweep/sample.py",
-    "tests/measure/test_cloze_items.py",
-    "tests/plan/test_plan_activations.py",
-    "tests/report/conftest.py",
-    "tests/report/test_audit_record.py",
-    "tests/report/test_routing_figure.py",
-    "tests/report/test_store.py",
-    "tests/report/test_timing_figures.py",
-    "tests/report/test_timing_page.py",
-    "tests/report/test_timings.py",
-    "tests/report/test_timings_out_of_memory.py",
-    "tests/report/test_timings_settings.py",
-    "tests/sweep/test_crash.py",
-    "tests/sweep/test_engine.py",
-}
 _PATTERN = re.compile(
     rf"\b({'|'.join(sorted(map(re.escape, AVOIDED), key=len, reverse=True))})\b", re.IGNORECASE
 )
@@ -96,10 +73,6 @@ def files(*patterns: str) -> list[Path]:
     return sorted(
         file for file in found if not any(part.startswith(".") for part in file.relative_to(ROOT).parts)
     )
-
-
-def is_fixed(file: Path) -> bool:
-    return file.relative_to(ROOT).as_posix() not in TO_FIX
 
 
 PYTHON = files("modbench/**/*.py", "tests/**/*.py", "examples/*.py", "noxfile.py")
@@ -157,12 +130,12 @@ def openings_in(file: Path) -> list[str]:
 
 
 def test_no_prose_has_a_word_that_this_project_avoids() -> None:
-    found = [said for file in (*PYTHON, *PAGES, *OTHER) if is_fixed(file) for said in avoided_in(file)]
+    found = [said for file in (*PYTHON, *PAGES, *OTHER) for said in avoided_in(file)]
     assert not found, "\n".join(found)
 
 
 def test_no_docstring_opens_with_a_question() -> None:
-    found = [said for file in PYTHON if is_fixed(file) for said in openings_in(file)]
+    found = [said for file in PYTHON for said in openings_in(file)]
     assert not found, "\n".join(found)
 
 

@@ -49,7 +49,7 @@ def plan(
     time: bool = True,
 ) -> int:
     """Print what a suite will take on this machine: its cells, their FLOPs, tokens and passes over the
-    training text, and the time of their training steps, a few of which are measured.
+    training text, and the time of their training steps. A few steps are measured.
 
     With --router instead: print training FLOPs, days and memory per GPU of a described cluster. With a
     budget, print the shape of each scheme that spends it, which compares schemes at equal compute.

@@ -36,10 +36,10 @@ class RoutedLM(TemplateLM):
 
     Sequences are padded on the right, with their lengths in the context. `loglikelihood` truncates a
     longer context on the left, as lm-eval does, and counts it in ``truncated``; the continuation is
-    scored in full. `loglikelihood_rolling` never truncates: it scores longer texts in windows, the last
-    of which is full. Continuations that share a context, such as the choices of an item, are scored from
-    one cached pass over it; the first of them are also scored without the cache, and if that differs the
-    cache is not used (``reuses`` becomes False). Log-softmax is in float32 or wider.
+    scored in full. `loglikelihood_rolling` never truncates: it scores longer texts in windows, and the
+    last one is full. Continuations that share a context, such as the choices of an item, are scored
+    from one cached pass over it; the first of them are also scored without the cache, and if that
+    differs the cache is not used (``reuses`` becomes False). Log-softmax is in float32 or wider.
 
     Args:
         tokenizer: has ``encode(text) -> ids``, ``decode(ids) -> text`` and ``end_of_text``.

@@ -25,10 +25,10 @@ Place = tuple[int, int]
 
 @dataclass(kw_only=True)
 class Cost:
-    """What forward passes cost.
+    """Cost of forward passes.
 
     ``tokens``: real input tokens, a shared prefix once. FLOPs (convention ``model``) are of these tokens
-    and of the logits that were computed; ``nominal`` as the options promise, ``realised`` as routed;
+    and of the logits that were computed; ``nominal`` follows the options, ``realised`` the routing;
     both stay 0 for a model without a ledger. ``routed`` of ``offered`` pairs of a token and a routed
     layer were processed by that layer. ``seconds`` include the work outside the model.
     """

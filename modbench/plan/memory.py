@@ -21,7 +21,7 @@ _ROWS = 2**13
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is trained on its GPUs. Raise a `UserError` if a field is out of range."""
+    """Training of a model on its GPUs. Raise a `UserError` if a field is out of range."""
 
     state: Literal["fp32", "bf16"] = "fp32"
     shard: int = 1  #: GPUs that share parameters, gradients and optimizer (FSDP, ZeRO-3)

@@ -90,7 +90,7 @@ def _titles(columns: Sequence[Sequence[Entry]]) -> list[str]:
 
 
 def _grid(board: Leaderboard, of: Callable[[Row], object], *, by_shape: bool) -> list[list[_Panel]]:
-    """Rows of panels with the entries of which ``of`` finds data: a column per comparison and, if
+    """Rows of panels with the entries that ``of`` finds data for: a column per comparison and, if
     ``by_shape`` and a scheme has several shapes, a row per shape. A single row or column is wrapped."""
     columns = [[e for e in entries if of(e.row)] for entries in board.comparisons]
     columns = [entries for entries in columns if entries]
@@ -221,7 +221,7 @@ def _name_axes(figure: Figure, flops: str, loss: str, notes: Sequence[str]) -> N
 
 @dataclass(frozen=True, order=True)
 class _Final:
-    """What a row is drawn at; ``spread`` is half the interval of its loss."""
+    """Position of a row; ``spread`` is half the interval of its loss."""
 
     flops: float
     loss: float

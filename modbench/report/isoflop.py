@@ -311,7 +311,7 @@ def _loss(record: CellRecord) -> float | None:
 def sweep_of(
     records: Sequence[CellRecord], board: Leaderboard, timings: Sequence[TimingRecord] = ()
 ) -> Sweep | None:
-    """The isoFLOP sweep of ``records``, of which the last of each key counts; None if there is none.
+    """The isoFLOP sweep of ``records``; the last of each key counts; None if there is none.
     ``board``: their table, whose audits tell which schemes may be ranked. ``timings``: of the suite."""
     newest = {record.key: record for record in latest(records) if "isoflop" in record.suite}
     unranked = {}

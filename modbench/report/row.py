@@ -118,7 +118,7 @@ class Row:
 
     @cached_property
     def flops_source(self) -> str | None:
-        """How the FLOPs were found, ``closed form`` or ``counted``; None in old records."""
+        """Source of the FLOPs, ``closed form`` or ``counted``; None in old records."""
         sources = {record.flops_source for record in self.records if record.flops_source}
         return ", ".join(sorted(sources)) or None
 

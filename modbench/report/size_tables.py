@@ -9,7 +9,7 @@ from modbench.report.row import Row
 from modbench.report.scheme import shape_columns, shape_name, split_label
 from modbench.report.table import markdown_table
 
-#: Columns of the second table, beside the one of the metric that ranks.
+#: Columns of the second table, next to the one of the metric that ranks.
 _OF_SIZES = (
     "forward FLOP/token, nominal / realised",
     "steps",
@@ -40,7 +40,7 @@ def size_tables(board: Leaderboard, entries: Sequence[Entry]) -> list[str]:
 
 
 def audit_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """How the FLOPs of ``rows`` were found, if any says it, and their audits."""
+    """Source of the FLOPs of ``rows``, if any states it, and their audits."""
     sources = [row.flops_source or "-" for row in rows]
     return ({"FLOPs": sources} if {*sources} != {"-"} else {}) | {"audit": [row.audit for row in rows]}
 

@@ -69,9 +69,9 @@ def drawn(rows: Sequence[CaseRow], look_of: Mapping[str, Mark]) -> Figure | None
         axes.set_xlim(-0.5, len(places) - 0.5)
         axes.set_xticks(range(len(places)), places, rotation=60, ha="right")
     panels[0].set_ylim(0, 1.1 * max(1.0, *(row.realised_efficiency or 0 for row in rows)))
-    figure.supylabel("speed-up achieved / promised", fontsize=11)
+    figure.supylabel("speed-up achieved / expected", fontsize=11)
     handles: dict[str, Any] = {folded(scheme): handle(look_of[scheme]) for scheme in sorted(schemes)}
-    handles["as promised"] = Line2D([], [], color=REFERENCE, **DOTTED)
+    handles["as expected"] = Line2D([], [], color=REFERENCE, **DOTTED)
     if any(row.efficiency_marks for row in rows):
         handles["doubtful time"] = handle(GREY, filled=False)
     legend_below(figure, handles)

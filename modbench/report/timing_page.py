@@ -23,7 +23,7 @@ _BALANCE = (
     "a batch, all sequences enter a depth-routed layer at the same steps of decoding."
 )
 _EFFICIENCY = (
-    "Realised efficiency: the speed-up over vanilla that is achieved, over the promised one: (time "
+    "Realised efficiency: the speed-up over vanilla that is achieved, over the expected one: (time "
     "dense / time routed) / (FLOPs dense / FLOPs routed). FLOPs are what each scheme's ledger states of "
     "its realised routing, convention `model`; `modbench audit` and `modbench run` compare it with a "
     "counter."
@@ -52,7 +52,7 @@ def timing_page(timings: TimingTable, others: int = 0) -> str:
     rows = [row for row in timings.cases if row.is_timed]
     for heading, phases in _PHASES.items():
         parts += _by_case(heading, [row for row in rows if row.phase in phases], _milliseconds)
-    parts += _by_case("Realised efficiency (promised speed-up)", rows, _efficiency)
+    parts += _by_case("Realised efficiency (expected speed-up)", rows, _efficiency)
     parts += _by_case("Utilisation (%)", rows, _utilisation)
     parts += _by_case("Energy of a run (J)", rows, _joules)
     if timings.memory:

@@ -265,7 +265,7 @@ def scheme_of(cell: Cell) -> str:
 
 
 def _stated(rows: Rows, label: str) -> dict[str, Any]:
-    """What records of the scheme ``label`` state of the learning rates of its isoFLOP grids, if any."""
+    """The learning rates of isoFLOP grids that records of the scheme ``label`` state, if any."""
     suite = rows.suite
     if suite.isoflop is None:
         return {}

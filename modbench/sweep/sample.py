@@ -11,7 +11,7 @@ from modbench.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """How many tokens are generated, and how; see `modbench.model.generate.generate`."""
+    """Number of generated tokens and the sampling; see `modbench.model.generate.generate`."""
 
     tokens: int = 100  #: new tokens per prompt
     temperature: float = 0.0  #: 0: always the most likely token

@@ -13,8 +13,10 @@ from typing import Any
 from modbench.measure.time_config import TimeConfig
 from modbench.sweep.worker import DiedError, Say, run_worker
 
-#: A step is timed if it takes at most so many seconds at the rate of a large matmul.
+#: A step is timed if it takes at most this many seconds at the rate of a large matmul.
 LONGEST_STEP = 3.0
+#: Weights, gradients and AdamW's two moments in float32.
+BYTES_PER_PARAMETER = 16
 #: Seconds of samples at each shape.
 _SECONDS = 0.7
 #: Seconds without progress after which a worker is ended; a step may be compiled first.
@@ -118,6 +120,13 @@ def time_steps(spec: dict[str, Any], say: Say) -> dict[str, Any]:
         target, flops = short[number]
         model = target.config
         say({"event": "phase", "phase": f"width {model.width}"})
+        needed, free = BYTES_PER_PARAMETER * target.outline().parameter_count(), _free(target)
+        if needed > free:
+            missing.append(
+                f"width {model.width}: weights, gradients and optimizer take {needed / 1e9:.1f} GB, and "
+                f"{free / 1e9:.1f} GB of memory are free"
+            )
+            continue
         try:
             seconds = _seconds(target)
         except Exception as error:
@@ -130,6 +139,17 @@ def time_steps(spec: dict[str, Any], say: Say) -> dict[str, Any]:
             steps.append(asdict(step))
         release_memory(first.on)
     return {"steps": steps, "missing": missing}
+
+
+def _free(target: Any) -> int:
+    """Free bytes of memory of the device of ``target``."""
+    if target.on.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(target.on)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def _seconds(target: Any) -> float:

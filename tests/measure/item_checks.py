@@ -1,4 +1,4 @@
-"""What all items are checked for."""
+"""Checks of all items."""
 
 import hashlib
 import json

@@ -126,7 +126,7 @@ def test_the_items_are_the_same_in_every_process(built):
 
 
 @pytest.mark.parametrize("task", CHOICE)
-def test_who_ignores_the_context_is_right_once_in_four(task, text, built):
+def test_a_scorer_that_ignores_the_context_is_right_once_in_four(task, text, built):
     items = built[task]
     assert len(items) >= 100
     assert_quartets(items)

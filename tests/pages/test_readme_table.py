@@ -32,3 +32,12 @@ def test_the_figures_in_the_text_are_those_of_the_table() -> None:
     mod, dense, text = found["mod"], found["vanilla"], " ".join(READING.split())
     for words in (mod[2], mod[3], mod[4], dense[3], dense[4], mod[6]):
         assert words.replace(" M", " million") in text, words
+
+
+def test_what_the_readme_says_of_the_controls_follows_from_the_table() -> None:
+    loss = {row[1]: float(row[2]) for row in rows()}
+    text = " ".join(PAGES["table"].read_text().split())
+    mod, dense, shallow = loss["mod"], loss["vanilla"], loss["vanilla, 2 layers"]
+    for number in (mod, shallow, loss["mod:stride"]):
+        assert f"{number:.4f}" in text
+    assert f"recovers {(dense - shallow) / (dense - mod):.0%} of MoD's lead".replace("%", " %") in text

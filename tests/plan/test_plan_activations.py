@@ -105,7 +105,7 @@ def test_a_dense_layer_by_hand() -> None:
     in_bfloat16 = (
         width  # the stream
         + width  # normalised for attention
-        + (heads + 2 * key_heads) * head_width  # of which the values are a part
+        + (heads + 2 * key_heads) * head_width  # including the values
         + (heads + key_heads) * head_width  # queries and keys, rotated
         + heads * head_width  # what attention gives
         + width  # the stream in the middle

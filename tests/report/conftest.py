@@ -169,7 +169,7 @@ def make_routing(
 
 
 def store(folder: Path, records: list[CellRecord], shards: int = 1) -> Path:
-    """``records`` in so many shards under ``folder``, as bytes that no writer made."""
+    """``records`` in ``shards`` shards under ``folder``, as bytes that no writer made."""
     (folder / "records").mkdir(parents=True, exist_ok=True)
     for number in range(shards):
         lines = [record.line() + "\n" for record in records[number::shards]]

@@ -154,7 +154,7 @@ def test_a_report_reads_audits_from_the_records_folder(tmp_path, fakes):
     assert (line["rank"], line["audit"]) == ("1", "passed 5")
 
 
-def test_a_suite_of_which_no_cell_has_finished_is_no_error(tmp_path):
+def test_a_suite_without_a_finished_cell_is_no_error(tmp_path):
     append_record(tmp_path, make_audit())
     said = []
     assert write_report(tmp_path, say=said.append) == []

@@ -148,7 +148,7 @@ def test_panels_are_by_what_differs(fakes, sizes, budgets, titles):
     assert _titles(figure) == titles
 
 
-def test_sizes_of_a_scheme_are_one_line_of_which_the_best_is_filled(fakes):
+def test_sizes_of_a_scheme_are_one_line_and_the_best_is_filled(fakes):
     figure, axes = _axes(Leaderboard.of(_grid(fakes)), "loss_vs_forward_flops")
     assert len(_titles(figure)) == 2
     lines = [line for line in axes.lines if line.get_linestyle() == "-"]

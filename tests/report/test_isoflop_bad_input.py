@@ -103,7 +103,7 @@ class Sweep:
 
 @pytest.fixture
 def sweep(tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    monkeypatch.setattr("modbench.report.isoflop_figures.isoflop_figures", lambda sweep: {})
+    monkeypatch.setattr("modbench.report.isoflop_figures.isoflop_figures", lambda *_: {})
     return Sweep(tmp_path, fakes.make_record)
 
 

@@ -70,7 +70,7 @@ def test_loads_are_held_against_an_even_one_and_no_ops_stand_apart(fakes):
     assert drawn == [([1, 2], [1.6, 0.4]), ([3, 4], [1.2, 0.8])]
 
 
-def test_experts_that_nobody_goes_to_are_drawn_at_zero(fakes):
+def test_experts_without_tokens_are_drawn_at_zero(fakes):
     routing = fakes.make_routing((), (0,), load=(0, 0))
     figure = _drawn(expert_figure, [fakes.make_record("a", routing=routing)])
     assert list(figure.axes[0].lines[0].get_ydata()) == [0, 0]

@@ -40,7 +40,7 @@ def test_a_record_changed_into_a_bad_one_is_not_written(tmp_path, fakes):
     assert read_suite(tmp_path).cells == []
 
 
-def test_a_line_is_on_the_disk_before_it_counts_as_written(tmp_path, fakes, monkeypatch):
+def test_a_line_is_on_the_disk_before_it_counts_as_stored(tmp_path, fakes, monkeypatch):
     order = []
     right = {name: getattr(os, name) for name in ("fsync", "replace")}
 

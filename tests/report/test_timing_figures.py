@@ -1,4 +1,4 @@
-"""What the page and the figures of timings show of a row: the right number, in the right unit."""
+"""The page and the figures of timings show the right number, in the right unit."""
 
 import pytest
 from matplotlib.colors import same_color
@@ -40,7 +40,7 @@ def test_one_sample_that_is_too_short_is_enough_to_doubt(loops: int, stable: boo
     assert row.stable == stable
 
 
-def test_one_process_beside_other_work_is_enough_to_doubt() -> None:
+def test_one_process_on_a_busy_machine_is_enough_to_doubt() -> None:
     processes = [timed("mod", make_case(), overloaded=n == 2, repetition=n) for n in (1, 2, 3)]
     (row,) = rows_of(*processes).values()
     assert row.loaded

@@ -1,4 +1,4 @@
-"""What timings.md says of its rows in words."""
+"""Sentences of timings.md about its rows."""
 
 from typing import Any
 
@@ -63,6 +63,6 @@ def test_what_was_compiled_is_told(compiled: bool) -> None:
     assert f"Matmuls in bfloat16, {'compiled' if compiled else 'not compiled'};" in page
 
 
-def test_a_process_that_weighed_memory_is_none_of_those_that_are_timed() -> None:
+def test_a_process_that_measured_memory_is_not_among_the_timed_ones() -> None:
     (row,) = rows_of(timed("mod", make_case()), weighed("mod", 1100, 1000)).values()
     assert (row.processes, row.failed) == (1, 0)

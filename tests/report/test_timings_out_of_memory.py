@@ -1,4 +1,4 @@
-"""Where memory ran out: what of it becomes a row, and what stands beside it."""
+"""Rows and remarks of cases that ran out of memory."""
 
 from dataclasses import replace
 

@@ -36,7 +36,7 @@ def test_timings_under_other_settings_are_refused_by_name(changed: dict[str, Any
     assert TimingTable([one, one]).cases
 
 
-def test_memory_is_weighed_under_an_allocator_of_its_own() -> None:
+def test_memory_is_measured_under_an_allocator_of_its_own() -> None:
     """And under the same settings otherwise."""
     kept, back, threads = {"MALLOC_TOP_PAD_": "9"}, {"MALLOC_TOP_PAD_": "0"}, {"OMP_NUM_THREADS": "2"}
 

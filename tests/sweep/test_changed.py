@@ -42,7 +42,7 @@ def record(folder: Path, cells: list[Cell], status: str = "ok") -> None:
 
 
 def said(now: Suite, folder: Path) -> list[str]:
-    """What is said when the suite ``now`` is run into ``folder``."""
+    """Messages when the suite ``now`` is run into ``folder``."""
     rows, records, told = resolve(now), finished(folder), list[str]()
     cells = by_key(expand(rows, losses_of(records)))
     check_unchanged(rows, cells, records, folder, told.append)
@@ -50,7 +50,7 @@ def said(now: Suite, folder: Path) -> list[str]:
 
 
 def run(folder: Path, of: Suite) -> None:
-    """Record all cells of a suite of which the middle learning rate is best."""
+    """Record all cells of a suite whose middle learning rate is best."""
     record(folder, expand_planned(resolve(of)))
 
 

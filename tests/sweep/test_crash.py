@@ -1,4 +1,4 @@
-"""What is said of what a router's own code raised."""
+"""Messages about errors of a router's own code."""
 
 from pathlib import Path
 

@@ -27,7 +27,7 @@ def _fake_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(folder: Path, *labels: str, **settings: object) -> tuple[list, str]:
-    """What failed, and what the display said."""
+    """The failures, and the text of the display."""
     said = StringIO()
     failures = run_fakes(folder, list(labels), Console(file=said, width=200), **settings)
     return failures, said.getvalue()
@@ -55,7 +55,7 @@ def start_driver(folder: Path, *labels: str) -> "subprocess.Popen[str]":
 
 
 def is_alive(pid: int) -> bool:
-    """Whether ``pid`` runs; a zombie doesn't."""
+    """Return True if ``pid`` runs and is not a zombie."""
     stat = Path(f"/proc/{pid}/stat")
     try:
         return stat.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -11,6 +11,7 @@ from small_suite import write_suite
 from modbench.cli.main import main
 from modbench.data.token_data import prepare
 from modbench.sweep import step_times
+from modbench.sweep.cells import expand
 from modbench.sweep.plan import SuitePlan, plan_suite
 from modbench.sweep.plan_table import as_table
 from modbench.sweep.rows import resolve
@@ -24,7 +25,7 @@ ISOFLOP = {
     "sweep": {"budgets": [10**10, 2 * 10**10, 4 * 10**10], "seeds": [0, 1]},
 }
 #: Too large to be built here; its FLOPs come from the meta device.
-HUGE = '[[shapes]]\nlabel = "s"\n[[shapes]]\nlabel = "huge"\nwidth = 16384\n'
+HUGE = '[[shapes]]\nlabel = "s"\n[[shapes]]\nlabel = "huge"\nwidth = 65536\n'
 
 ENDS = """
 import os
@@ -132,6 +133,21 @@ def test_time_is_that_of_measured_steps_and_outside_them_there_is_none() -> None
     assert speed.seconds(1000, 10_001) is None
     assert Speed(steps=(slow,)).seconds(300, 100) == pytest.approx(3.0)
     assert Speed().seconds(300, 100) is None
+
+
+def test_a_model_that_does_not_fit_is_not_built(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_suite(Path(), "planned", "vanilla")
+    monkeypatch.setattr("modbench.sweep.step_times._free", lambda target: 1000)
+    monkeypatch.setattr("modbench.sweep.step_times._seconds", lambda target: pytest.fail("was built"))
+    cell = expand(resolve(load_suite("suite.toml")))[0]
+    found = time_steps(timing_spec(cell, [(cell["model"], 100)], [], 1), lambda event: None)
+    assert not found["steps"]
+    assert (
+        "weights, gradients and optimizer take 0.0 GB, and 0.0 GB of memory are free"
+        in found["missing"][0]
+    )
 
 
 def test_steps_are_measured_in_workers_and_too_large_ones_are_not(

@@ -53,7 +53,7 @@ class TaskScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What one name of the call gave: the task, or a group followed by its tasks, or the tasks of a tag.
+    """Result of one name of the call: the task, or a group followed by its tasks, or the tasks of a tag.
 
     ``rule``: selection rule, ``causal`` or ``topk``, whose scores are *non-causal*. ``truncated``:
     requests whose context did not fit the model's length. ``results``: lm-eval's own results, with

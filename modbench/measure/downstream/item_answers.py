@@ -1,4 +1,4 @@
-"""What a task's requests say about each item: the right answer's log-probability and bytes, its margin
+"""Answers of a task's requests for each item: the right answer's log-probability and bytes, its margin
 over the best wrong answer, and whether it is chosen."""
 
 import math

@@ -67,7 +67,7 @@ def wanted(task: str, folder: Path) -> list[Path]:
 @contextmanager
 def localised(files: Mapping[str, Path], folder: Path | None) -> Iterator[Path]:
     """Context with a folder of YAML files for lm-eval's ``include_path``, one per entry of ``files``,
-    each of which includes that one. With ``folder``, tasks read their items there. Raises UserError: a
+    and each includes that one. With ``folder``, tasks read their items there. Raises UserError: a
     task's file is missing."""
     with tempfile.TemporaryDirectory(prefix="modbench-tasks-") as made:
         for number, (task, path) in enumerate(files.items()):

@@ -27,8 +27,8 @@ class Draft(NamedTuple):
 def build_quartets(
     drafts: Iterable[Draft], clash: Callable[[Draft, Draft], bool], rng: random.Random, count: int
 ) -> list[tuple[Draft, ...]]:
-    """Form up to ``count`` quartets of drafts of one band, no two of which ``clash``; each draft is used
-    once. The answers with most drafts are used first, so that few are left over."""
+    """Form up to ``count`` quartets of drafts of one band without pairs that ``clash``; each draft is
+    used once. The answers with most drafts are used first, so that few are left over."""
     bands: dict[Hashable, dict[str, list[Draft]]] = defaultdict(lambda: defaultdict(list))
     for draft in shuffled(rng, drafts)[: 32 * count]:  # eight times the drafts that are needed
         bands[draft.band][draft.answer].append(draft)

@@ -1,9 +1,14 @@
 """The [measure] table of a suite. Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-from modbench.errors import UserError, known_names
-from modbench.measure.tasks import CHANCE
+from modbench.errors import UserError
+from modbench.measure.tasks.names import check_names
+
+#: Fields that cells lack while they are None: older cells keep their keys.
+_LATER = ("downstream_fewshot", "downstream_data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,22 +21,42 @@ class MeasureConfig:
     heldout_tokens: int = 65_536  #: held-out tokens of the final loss
     curve_tokens: int = 8_192  #: held-out tokens of each point of the learning curve
     timing_repeats: int = 12  #: timed forward passes and training steps
-    downstream: tuple[str, ...] = ("modbench_cloze",)  #: our tasks, scored by lm-eval
+    #: tasks, groups and tags of lm-eval and of modbench by name (docs/evaluation.md)
+    downstream: tuple[str, ...] = ("modbench_cloze",)
     downstream_limit: int | None = None  #: items per task; None: all
+    downstream_fewshot: int | None = None  #: examples before each item; None: as the task says
+    #: folder of local files for standard tasks, in place of the hub, relative to the working directory;
+    #: None: the hub
+    downstream_data: str | None = None
 
     def __post_init__(self) -> None:
         # JSON specifications hold a list.
         object.__setattr__(self, "steps", tuple(self.steps))
         object.__setattr__(self, "downstream", tuple(self.downstream))
         for task in self.downstream:
-            if task not in CHANCE:
-                raise UserError(f"downstream task '{task}' is not known; {known_names(task, CHANCE)}")
+            if self.downstream.count(task) > 1:
+                raise UserError(f"measure downstream names '{task}' twice; remove one")
+        check_names(self.downstream)
         for name in ("heldout_tokens", "curve_tokens", "downstream_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"measure {name} is {value}; it must be 1 or more")
+        if self.downstream_fewshot is not None and self.downstream_fewshot < 0:
+            raise UserError(
+                f"measure downstream_fewshot is {self.downstream_fewshot}; it must be 0 or more"
+            )
         if self.timing_repeats < 3:
             raise UserError(
                 f"measure timing_repeats is {self.timing_repeats}; it must be 3 or more, "
                 "for a median and an interquartile range"
             )
+
+    @property
+    def data_dir(self) -> Path | None:
+        """The folder of local files for standard tasks."""
+        return None if self.downstream_data is None else Path(self.downstream_data)
+
+    def as_cell(self) -> dict[str, Any]:
+        """Return the fields as a cell states them."""
+        stated = asdict(self)
+        return {name: value for name, value in stated.items() if value is not None or name not in _LATER}

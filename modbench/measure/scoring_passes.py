@@ -5,7 +5,7 @@ B sequences, T tokens, R requested rows of logits, V vocabulary.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -56,6 +56,7 @@ class ScoringPasses:
         self.model, self.rule, self.padding = model, rule, padding
         self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self.cost = Cost()
+        self.watch: Callable[[], object] = lambda: None  #: called before each forward pass
         self._head_flops: int | None = None
 
     @property
@@ -91,6 +92,7 @@ class ScoringPasses:
 
     @torch.no_grad()
     def _run(self, batch: Sequence[Tokens], places: Sequence[Place], cache: Cache | None) -> Tensor:
+        self.watch()
         lengths = [len(tokens) for tokens in batch]
         longest = max(lengths)
         padded = [[*tokens, *[self.padding] * (longest - len(tokens))] for tokens in batch]

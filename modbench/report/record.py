@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, TypeAdapter
 
 from modbench.errors import UserError
+from modbench.report.downstream_record import DOWNSTREAM
 from modbench.report.line import (
     COUNT,
     ENVIRONMENT,
@@ -89,6 +90,8 @@ _CELL = closed(
         heldout_tokens=optional[POSITIVE | None],
         downstream=optional[list[str]],
         downstream_limit=optional[POSITIVE | None],
+        downstream_fewshot=optional[COUNT | None],
+        downstream_data=optional[str | None],
     ),
     seed=int,
 )
@@ -131,6 +134,8 @@ class CellRecord(Line):
     #: how its FLOPs were found
     flops_source: Annotated[str, like(Literal["closed form", "counted"])] | None = None
     seconds: Annotated[dict[str, float], like(_STEPS)] | None = None  #: wall time of each step
+    #: scores by task, see `modbench.report.downstream_record`
+    downstream: Annotated[dict[str, Any], like(DOWNSTREAM)] | None = None
 
     def _check(self) -> None:
         check_routing(self.routing)

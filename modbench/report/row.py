@@ -96,7 +96,7 @@ class Row:
     def conditions(self, rank_by: str) -> dict[str, Any]:
         """Conditions that must be equal for two rows to be ranked against each other: budget, data,
         sequence length, amount of held-out text; if ``rank_by`` is a downstream task, its limit on items
-        too, since another limit is another test."""
+        and its few-shot examples too, since others are another test."""
         held = {
             "budget": self.cell["train"]["budget"],
             "data": self.cell["data"],
@@ -105,7 +105,8 @@ class Row:
             "heldout_tokens": self.cell["measure"].get("heldout_tokens"),
         }
         if rank_by in self.cell["measure"].get("downstream", ()):
-            held["downstream_limit"] = self.cell["measure"].get("downstream_limit")
+            for name in ("downstream_limit", "downstream_fewshot"):
+                held[name] = self.cell["measure"].get(name)
         return held
 
     @property

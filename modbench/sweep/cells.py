@@ -93,7 +93,7 @@ def _router(row: Resolved, label: str) -> dict[str, Any]:
 
 def _same_for_all(suite: Suite) -> dict[str, Any]:
     """The parts that all cells of ``suite`` share."""
-    return _plain({"data": asdict(suite.data), "measure": asdict(suite.measure)})
+    return _plain({"data": asdict(suite.data), "measure": suite.measure.as_cell()})
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:

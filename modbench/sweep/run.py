@@ -26,7 +26,7 @@ from modbench.sweep.lock import suite_lock, wait_for_orphans
 from modbench.sweep.passes import refuse_more_passes
 from modbench.sweep.progress import say, show_leaderboard, show_progress
 from modbench.sweep.rows import Rows, resolve
-from modbench.sweep.suite import load_suite
+from modbench.sweep.suite import Suite, load_suite
 from modbench.sweep.track import check_trackers
 
 Tell = Callable[[str], None]
@@ -138,13 +138,32 @@ def _jobs_left(
     if not left:
         return [], len(cells)
     refuse_more_passes(rows, {scheme_of(cell) for cell in left.values()}, data["train_tokens"])
-    measure = suite.measure
-    if not embedded and "downstream" in measure.steps:
-        from modbench.measure.tasks.build import check_text
-
-        check_text(measure.downstream, suite.data)  # refused before anything is trained
+    if "downstream" in suite.measure.steps:
+        _check_tasks(suite, embedded)
     wait_for_orphans([folder / "cells" / key for key in cells], tell)
     return cell_jobs(left, cells, rows, folder, data, parallel()[1]), len(cells)
+
+
+def _check_tasks(suite: Suite, embedded: bool) -> None:
+    """Check the data of the downstream tasks, before anything is trained. Raises UserError: the held-out
+    text is too short for one of ours, or a file of another is missing."""
+    measure = suite.measure
+    if not embedded:
+        from modbench.measure.tasks.build import check_text
+
+        check_text(measure.downstream, suite.data)
+    if measure.data_dir is not None:
+        from modbench.measure.downstream.local_data import check_files
+
+        where = f"suite {suite.source}: [measure] downstream_data"
+        if not measure.data_dir.is_dir():
+            raise UserError(
+                f"{where} {measure.data_dir} is no folder; give one with files such as arc_easy.jsonl"
+            )
+        try:
+            check_files(measure.downstream, measure.data_dir)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
 
 
 def parallel() -> tuple[int, int]:

@@ -9,7 +9,7 @@ in `CONVERTED`. WikiText may be a text file of articles. Few-shot examples come 
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from modbench.errors import UserError
+from modbench.measure.downstream.task_files import files_of
 
 if TYPE_CHECKING:
     pass
@@ -80,6 +81,12 @@ def localised(files: Mapping[str, Path], folder: Path | None) -> Iterator[Path]:
             text = re.sub(r'"!function ([\w.]+)"', r"!function \1", text)
             Path(made, f"{number}.yaml").write_text(text, encoding="utf-8")
         yield Path(made)
+
+
+def check_files(names: Iterable[str], folder: Path) -> None:
+    """Raises UserError: ``folder`` lacks the file of a task that ``names`` need."""
+    with localised(files_of(names), folder):
+        pass
 
 
 def _from_files(task: str, stated: Mapping[str, Any], folder: Path) -> Row:

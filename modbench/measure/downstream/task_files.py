@@ -1,29 +1,12 @@
-"""Finds lm-eval's tasks by name without its index, which takes 20 to 90 seconds to build."""
+"""Finds the YAML files of lm-eval's tasks by name, those of groups and tags included."""
 
-import os
-import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from modbench.errors import UserError, is_file, nearest_names
-from modbench.measure.tasks import FOLDER
-
-_NAME = re.compile(rb"^[\"']?(?:task|group)[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[\]]+)", re.MULTILINE)
-_TAG = re.compile(rb"^[\"']?tag[\"']?[ \t]*:[ \t]*((?:[^\n]|\n[ \t]*-)*)", re.MULTILINE)
-_INCLUDE = re.compile(rb"^[\"']?include[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[\]]+)", re.MULTILINE)
-_WORD = re.compile(rb"[^\s\"',\[\]#-][^\s\"',\[\]#]*")
-
-
-class Index(NamedTuple):
-    """Files of tasks and groups by name, and names of the tasks of each tag."""
-
-    files: dict[str, Path]
-    tags: dict[str, list[str]]
+from modbench.measure.tasks.names import file_of, scan, unknown_task
 
 
 def files_of(names: Iterable[str]) -> dict[str, Path]:
@@ -35,24 +18,15 @@ def files_of(names: Iterable[str]) -> dict[str, Path]:
         name = missing.pop(0)
         if name in found:
             continue
-        path = _guess(name) or scan().files.get(name)
+        path = file_of(name)
         if path is not None:
             found[name] = path
             missing += _members(load_yaml(path, resolve_func=False))
         elif name in scan().tags:
             missing += scan().tags[name]
         else:
-            known = {*scan().files, *scan().tags}
-            raise UserError(f"task '{name}' is not known; {nearest_names(name, known)}")
+            raise unknown_task(name)
     return found
-
-
-def _guess(name: str) -> Path | None:
-    """Return the file NAME.yaml that declares ``name``, if there is one; reads no other."""
-    for path in _paths():
-        if path.endswith(f"{os.sep}{name}.yaml") and name in _declared(Path(path).read_bytes()):
-            return Path(path)
-    return None
 
 
 def _members(config: dict[str, Any]) -> Iterator[str]:
@@ -68,51 +42,3 @@ def _members(config: dict[str, Any]) -> Iterator[str]:
             name = member.get("task") or member.get("group")
             if name in scan().files or name in scan().tags:
                 yield name
-
-
-@lru_cache(maxsize=1)
-def scan() -> Index:
-    """Read all task files for the names that they declare; takes about a second."""
-    contents = {path: Path(path).read_bytes() for path in _paths()}
-    files: dict[str, Path] = {}
-    tags: dict[str, list[str]] = defaultdict(list)
-    for path, content in list(contents.items()):
-        for name in _declared(content):
-            if name not in files:
-                files[name] = Path(path)
-                for tag in _tags(path, contents):
-                    tags[tag].append(name)
-    return Index(files, tags)
-
-
-def _tags(path: str, contents: dict[str, bytes]) -> list[str]:
-    """Return the tags of a task file: its own, or those of the file that it includes."""
-    if path not in contents:  # included files often lack the suffix
-        contents[path] = Path(path).read_bytes() if is_file(Path(path)) else b""
-    content = contents[path]
-    if found := _TAG.findall(content):
-        return [word.decode() for word in _WORD.findall(found[0])]
-    included = _INCLUDE.search(content)
-    if included is None:
-        return []
-    base = os.path.join(os.path.dirname(path), included[1].decode())
-    return _tags(os.path.normpath(base), contents)
-
-
-def _declared(content: bytes) -> list[str]:
-    return [name.decode(errors="replace") for name in _NAME.findall(content)]
-
-
-@lru_cache(maxsize=1)
-def _paths() -> list[str]:
-    """All task files, ours first."""
-    import lm_eval.tasks
-
-    roots = (str(FOLDER), os.path.dirname(lm_eval.tasks.__file__))
-    return [
-        os.path.join(folder, file)
-        for root in roots
-        for folder, _, files in sorted(os.walk(root))
-        for file in sorted(files)
-        if file.endswith(".yaml")
-    ]

@@ -1,0 +1,46 @@
+"""The section ``downstream`` of a cell's record: scores of lm-eval's tasks by name.
+
+A task of a group or tag states its name as ``part_of``, as does the group itself, which has no items of
+its own; compute is then that of all of its tasks together.
+"""
+
+import re
+from typing import Any, Literal
+
+from modbench.report.line import COUNT, REAL, closed, matching
+
+#: Names of tasks and metrics; no match is a spreadsheet formula or HTML.
+TASK_NAME = re.compile(r"\w[\w .,:;+%=()@*/|-]{0,199}")
+_NAME: Any = matching(
+    TASK_NAME, "1 to 200 letters, digits, spaces and . , : ; + % = ( ) @ * / | - _, no sign in front"
+)
+_NUMBER: Any = REAL | None
+
+#: A metric of the trained model. A number that is not known, or is NaN or infinite, is null.
+_METRIC: Any = closed(
+    value=_NUMBER,
+    stderr=_NUMBER,  #: over items
+    chance=_NUMBER,
+    untrained=_NUMBER,  #: value of the same model before training
+    higher_is_better=bool | None,
+)
+#: Mean over items with its standard error.
+_MEAN = closed(value=_NUMBER, stderr=_NUMBER, untrained=_NUMBER)
+_TASK: Any = closed(
+    part_of=_NAME,  #: the name in the suite that it was evaluated for
+    metrics=dict[_NAME, _METRIC],
+    items=COUNT,
+    few_shot=COUNT,
+    version=str,
+    rule=Literal["causal"],
+    answer_bits_per_byte=_MEAN | None,  #: of the right answer
+    answer_margin=_MEAN | None,  #: of the right answer over the best wrong one, nats
+    truncated=COUNT,  #: requests whose context did not fit the model's length
+    tokens=COUNT,  #: evaluated tokens
+    seconds_per_token=REAL,
+    nominal_flops_per_token=_NUMBER,
+    realised_flops_per_token=_NUMBER,
+    share_routed=_NUMBER,
+    sha256=str | None,  #: of the items' documents; null for a group
+)
+DOWNSTREAM: Any = dict[_NAME, _TASK]

@@ -1,0 +1,155 @@
+"""Downstream tasks of a suite: names, settings, the record's section, files of a cell."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_suite import modbench_says, write_suite
+
+from modbench.analysis.items import paired_bootstrap
+from modbench.analysis.items_file import read_items
+from modbench.errors import UserError
+from modbench.measure.config import MeasureConfig
+from modbench.report.record import CellRecord
+from modbench.report.store import read_suite
+from modbench.sweep.steps.downstream import FILES, ITEMS
+
+TASKS = ["arc_easy", "lambada_openai"]
+ITEM = {"query": "Question: Which one floats?", "choices": ["a cork", "a stone", "lead"], "gold": 0}
+
+
+def write_items(folder: Path) -> None:
+    folder.mkdir()
+    items = [{**ITEM, "gold": number % 3} for number in range(6)]
+    (folder / "arc_easy.jsonl").write_text("".join(json.dumps(one) + "\n" for one in items))
+    (folder / "arc_easy_train.jsonl").write_text(json.dumps(ITEM) + "\n")
+    texts = [{"text": f"one line and another {number}"} for number in range(4)]
+    (folder / "lambada_openai.jsonl").write_text("".join(json.dumps(one) + "\n" for one in texts))
+
+
+def measure(**settings: Any) -> dict[str, Any]:
+    return {
+        "steps": ["train", "heldout", "downstream"],
+        "downstream": TASKS,
+        "downstream_data": "data",
+        "downstream_limit": 5,
+        **settings,
+    }
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[CellRecord]]:
+    """A suite of two schemes that was run, and its records, vanilla first."""
+    place = tmp_path_factory.mktemp("suite")
+    write_items(place / "data")
+    train = {"sequence": 64, "batch": 1}
+    write_suite(place, "some", "vanilla", "mod", measure=measure(), train=train, model={"layers": 2})
+    code, said = modbench_says(place, "run", "suite.toml")
+    assert code == 0, said
+    cells = read_suite(place / "results" / "some").cells
+    return place / "results" / "some", sorted(cells, key=lambda one: one.cell["router"]["name"])[::-1]
+
+
+def test_scores_of_tasks_by_name_are_in_the_record(ran: tuple[Path, list[CellRecord]]) -> None:
+    vanilla, mod = ran[1]
+    for record in (vanilla, mod):
+        assert record.downstream is not None
+        assert set(record.downstream) == set(TASKS)
+        arc = record.downstream["arc_easy"]
+        assert (arc["items"], arc["few_shot"], arc["rule"]) == (5, 0, "causal")
+        assert arc["part_of"] == "arc_easy"
+        accuracy = arc["metrics"]["acc"]
+        assert accuracy["chance"] == pytest.approx(1 / 3)
+        assert 0 <= accuracy["value"] <= 1
+        assert 0 <= accuracy["untrained"] <= 1
+        assert accuracy["stderr"] is not None
+        assert accuracy["higher_is_better"] is True
+        assert arc["answer_bits_per_byte"]["value"] < arc["answer_bits_per_byte"]["untrained"]
+        assert arc["answer_margin"]["stderr"] > 0
+        assert arc["seconds_per_token"] > 0
+        assert arc["tokens"] > 0
+        perplexity = record.downstream["lambada_openai"]["metrics"]["perplexity"]
+        assert perplexity["value"] < perplexity["untrained"]
+    dense, routed = (record.downstream["arc_easy"] for record in (vanilla, mod) if record.downstream)
+    assert dense["nominal_flops_per_token"] == dense["realised_flops_per_token"]
+    assert routed["nominal_flops_per_token"] < dense["nominal_flops_per_token"]
+    assert routed["sha256"] == dense["sha256"]
+    assert 0 <= routed["share_routed"] <= 1
+    assert dense["share_routed"] is None
+
+
+def test_items_and_lm_evals_own_files_lie_next_to_the_weights(
+    ran: tuple[Path, list[CellRecord]],
+) -> None:
+    folder, records = ran
+    cells = [folder / "cells" / record.key for record in records]
+    assert all((cell / "model.safetensors").is_file() for cell in cells)
+    one, two = (read_items(cell / ITEMS)["arc_easy"] for cell in cells)
+    assert list(one.doc_id) == list(two.doc_id) == [0, 1, 2, 3, 4]
+    assert records[0].downstream is not None
+    arc = records[0].downstream["arc_easy"]
+    assert one.scores.bits_per_byte.mean() == pytest.approx(arc["answer_bits_per_byte"]["value"], 1e-5)
+    assert one.scores.correct.mean() == pytest.approx(arc["metrics"]["acc"]["value"])
+    found = paired_bootstrap(one.scores.bits_per_byte, two.scores.bits_per_byte, draws=20)
+    assert found.items == 5
+    for cell in cells:
+        (results,) = (cell / FILES).rglob("results_*.json")
+        assert set(json.loads(results.read_text())["results"]) == set(TASKS)
+        assert len(list((cell / FILES).rglob("samples_*.jsonl"))) == 2
+
+
+def test_few_shot_examples_are_recorded_and_missing_files_are_refused_first(tmp_path: Path) -> None:
+    write_items(tmp_path / "data")
+    settings = measure(downstream=["arc_easy"], downstream_fewshot=1)
+    write_suite(tmp_path, "some", "vanilla", measure=settings, train={"sequence": 96, "batch": 1})
+    code, said = modbench_says(tmp_path, "run", "suite.toml")
+    assert code == 0, said
+    (record,) = read_suite(tmp_path / "results/some").cells
+    assert record.downstream is not None
+    assert record.downstream["arc_easy"]["few_shot"] == 1
+    assert record.cell["measure"]["downstream_fewshot"] == 1
+    write_suite(tmp_path, "other", "vanilla", measure=measure(downstream=["piqa"]))
+    code, said = modbench_says(tmp_path, "run", "suite.toml")
+    assert code == 2
+    assert "[measure] downstream_data: task 'piqa' needs piqa.jsonl" in " ".join(said.split())
+    assert not (tmp_path / "results/other/records").exists()
+
+
+def test_an_unknown_task_is_refused_with_the_nearest_names(tmp_path: Path) -> None:
+    write_suite(tmp_path, "some", "vanilla", measure={"downstream": ["arc_esay"]})
+    code, said = modbench_says(tmp_path, "run", "suite.toml")
+    assert code == 2
+    said = " ".join(said.split())
+    assert "suite suite.toml: [measure]: task 'arc_esay' is not known; did you mean 'arc_easy'" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"downstream": ("piqa", "piqa")}, "names 'piqa' twice"),
+        ({"downstream_fewshot": -1}, "downstream_fewshot is -1; it must be 0 or more"),
+        ({"downstream": ("modbench_clozed",)}, "did you mean 'modbench_cloze'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        MeasureConfig(**settings)
+
+
+def test_groups_and_tags_are_names_too() -> None:
+    assert MeasureConfig(downstream=("mmlu", "ai2_arc", "modbench_probes")).downstream[0] == "mmlu"
+
+
+def test_settings_that_came_later_leave_older_cells_as_they_were() -> None:
+    assert MeasureConfig().as_cell() == {
+        "steps": ("audit", "train", "heldout", "downstream", "memory", "timing"),
+        "heldout_tokens": 65_536,
+        "curve_tokens": 8_192,
+        "timing_repeats": 12,
+        "downstream": ("modbench_cloze",),
+        "downstream_limit": None,
+    }
+    stated = MeasureConfig(downstream_fewshot=0, downstream_data="data")
+    assert stated.as_cell() == asdict(stated)

@@ -20,8 +20,8 @@ _INTRODUCTION = (
 )
 
 
-def isoflop_page(sweep: Sweep) -> str:
-    """The page."""
+def isoflop_page(sweep: Sweep, downstream: Sequence[str] = ()) -> str:
+    """The page. ``downstream``: paragraphs of its section on downstream tasks."""
     suites = sorted({(record.suite["name"], record.suite["version"]) for record in sweep.cells})
     named = ", ".join(f"{escaped(name)}, version {version}" for name, version in suites)
     parts = [f"# Suite {named}", _INTRODUCTION]
@@ -33,7 +33,7 @@ def isoflop_page(sweep: Sweep) -> str:
     else:
         parts.append("No scheme has a learning rate yet, so there are no curves.")
     parts += ["## Learning rates", _rates(sweep)]
-    parts += routing_section(cases_of_sweep(sweep))
+    parts += [*downstream, *routing_section(cases_of_sweep(sweep))]
     if unfinished := _unfinished(sweep):
         parts += ["## Not finished", "\n".join(unfinished)]
     parts += ["## Notes", "\n".join(f"- {note}" for note in _notes(sweep))]

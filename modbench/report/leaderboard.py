@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from modbench.analysis.comparison import shared_ranks
+from modbench.report.downstream_scores import csv_columns, metrics_of, tasks_of
 from modbench.report.metrics import METRICS, Metric, ranking_metric
 from modbench.report.record import AuditRecord, CellRecord, canonical_json
 from modbench.report.row import Row, Value, machine_differences, rows_of
@@ -82,12 +83,14 @@ class Leaderboard:
         return row.value(name)
 
     def csv(self, place: Callable[[Entry], Mapping[str, Any]] | None = None) -> str:
-        """The table as CSV, all metrics at full precision. ``place``: columns on the place of an entry
-        among the sizes of its scheme; by default ``best_size`` and ``sizes``."""
+        """The table as CSV, all metrics and downstream scores at full precision. ``place``: columns on
+        the place of an entry among the sizes of its scheme; by default ``best_size`` and ``sizes``."""
         place = place or (lambda entry: {"best_size": entry.best_size, "sizes": entry.sizes})
         shapes = shape_columns([entry.row.model for entry in self.entries])
-        lines = (self._line(*pair, place) for pair in zip(self.entries, shapes, strict=True))
-        return csv_table(list(lines))
+        rows = [entry.row for entry in self.entries]
+        tasks = {task: metrics_of(rows, task) for task in tasks_of(rows)}
+        lines = [self._line(*pair, place) for pair in zip(self.entries, shapes, strict=True)]
+        return csv_table([line | csv_columns(row, tasks) for line, row in zip(lines, rows, strict=True)])
 
     def _line(
         self, entry: Entry, shape: dict[str, Any], place: Callable[[Entry], Mapping[str, Any]]

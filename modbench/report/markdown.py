@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from modbench.report.downstream_page import downstream_section
 from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.metric_cells import metric_columns, metric_text, si
 from modbench.report.metrics import METRICS
@@ -64,6 +65,7 @@ def markdown(board: Leaderboard) -> str:
         if len(board.comparisons) > 1:
             parts.append(f"## Comparison {number}\n\nRanks count within a comparison, not between two.")
         parts += _comparison(board, entries)
+    parts += downstream_section(board)
     parts += routing_section(cases_of_board(board))
     parts += ["## Notes", "\n".join(f"- {note}" for note in _notes(board))]
     glossary = [

@@ -16,7 +16,7 @@ _FIGURES = (
     *("loss_vs_training_flops", "loss_vs_forward_flops", "routing", "expert_load"),
     *("routing_pattern", "router_weights", "realised_efficiency"),
     *("isoflop_curves", "isoflop_curves_parameters", "isoflop_curves_forward_flops"),
-    *("loss_at_optimum", "normalised_loss", "learning_rates", "speed_up"),
+    *("loss_at_optimum", "normalised_loss", "learning_rates", "speed_up", "downstream"),
 )
 #: All files that a report may have. Those without data are not written, and removed if they are there.
 DERIVED = {
@@ -77,6 +77,8 @@ def _schemes(found: SuiteRecords) -> set[str]:
 
 def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
     # Every cell imports records and their store; only a report needs matplotlib and scipy.
+    from modbench.report.downstream_figure import downstream_figure
+    from modbench.report.downstream_page import downstream_section
     from modbench.report.figures import figures
     from modbench.report.isoflop import sweep_of
     from modbench.report.isoflop_figures import isoflop_figures
@@ -92,7 +94,8 @@ def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
     newest = max(found.cells, key=lambda record: (record.suite["version"], record.suite["rank_by"]))
     board = Leaderboard.of(found.cells, rank_by or newest.suite["rank_by"], found.audits)
     if sweep := sweep_of(found.cells, board, found.timings):
-        pages = {"leaderboard.csv": board.csv(sweep.on_curve), "leaderboard.md": isoflop_page(sweep)}
+        page = isoflop_page(sweep, downstream_section(board))
+        pages = {"leaderboard.csv": board.csv(sweep.on_curve), "leaderboard.md": page}
         pages |= {"learning_rates.csv": sweep.rates_csv()}
         pages |= {"optima.csv": sweep.optima_csv()} if sweep.has_curves else {}
         drawn = isoflop_figures(sweep, look_of) if sweep.has_curves else {}
@@ -101,7 +104,7 @@ def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
         pages = {"leaderboard.csv": board.csv(), "leaderboard.md": markdown(board)}
         drawn = figures(board, look_of)
         cases = cases_of_board(board)
-    drawn |= pattern_files(cases) | weight_files(cases)
+    drawn |= pattern_files(cases) | weight_files(cases) | downstream_figure(board, look_of)
     return {name: text.encode() for name, text in pages.items()} | drawn
 
 

@@ -161,7 +161,7 @@ def _check_tasks(suite: Suite, embedded: bool) -> None:
                 f"{where} {measure.data_dir} is no folder; give one with files such as arc_easy.jsonl"
             )
         try:
-            check_files(measure.downstream, measure.data_dir)
+            check_files(measure.downstream, measure.data_dir, measure.downstream_fewshot)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
 

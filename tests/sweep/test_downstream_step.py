@@ -110,6 +110,11 @@ def test_few_shot_examples_are_recorded_and_missing_files_are_refused_first(tmp_
     assert record.downstream is not None
     assert record.downstream["arc_easy"]["few_shot"] == 1
     assert record.cell["measure"]["downstream_fewshot"] == 1
+    (tmp_path / "data/arc_easy_train.jsonl").unlink()
+    write_suite(tmp_path, "other", "vanilla", measure=settings)
+    code, said = modbench_says(tmp_path, "run", "suite.toml")
+    assert code == 2
+    assert "takes its 1 examples from arc_easy_train.jsonl, which data" in " ".join(said.split())
     write_suite(tmp_path, "other", "vanilla", measure=measure(downstream=["piqa"]))
     code, said = modbench_says(tmp_path, "run", "suite.toml")
     assert code == 2

@@ -83,10 +83,23 @@ def localised(files: Mapping[str, Path], folder: Path | None) -> Iterator[Path]:
         yield Path(made)
 
 
-def check_files(names: Iterable[str], folder: Path) -> None:
-    """Raises UserError: ``folder`` lacks the file of a task that ``names`` need."""
-    with localised(files_of(names), folder):
+def check_files(names: Iterable[str], folder: Path, few_shot: int | None) -> None:
+    """Raises UserError: ``folder`` lacks the file of a task that ``names`` need, or that of its
+    ``few_shot`` examples."""
+    files = files_of(names)
+    with localised(files, folder):
         pass
+    for task, path in files.items():
+        stated = load_yaml(path, resolve_func=False)
+        split = stated.get("fewshot_split") or stated.get("training_split")
+        evaluated = stated.get("test_split") or stated.get("validation_split")
+        if not few_shot or stated.get("num_fewshot") == 0 or split in (None, evaluated):
+            continue
+        if "dataset_path" in stated and not (folder / f"{task}_{split}.jsonl").is_file():
+            raise UserError(
+                f"task '{task}' takes its {few_shot} examples from {task}_{split}.jsonl, which {folder} "
+                "lacks; add it, or ask for 0 examples"
+            )
 
 
 def _from_files(task: str, stated: Mapping[str, Any], folder: Path) -> Row:

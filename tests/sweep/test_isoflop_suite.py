@@ -53,6 +53,20 @@ def test_learning_rates_are_run_first_and_all_sizes_follow_scheme_by_scheme() ->
     assert set(losses) <= {cell_key(cell) for cell in cells}
 
 
+def test_all_schemes_meet_at_the_middle_budget_before_seeds_are_repeated() -> None:
+    rows = resolve(suite())
+    losses = {cell_key(cell): 3.0 + (rate(cell) != 0.005) for cell in expand(rows)}
+    cells = expand(rows, losses)
+    budgets = sorted({cell["train"]["budget"] for cell in cells})
+    assert len(budgets) == 3
+    first = cells[: len(losses) + 2 * (4 + 2)]  # rates; then the other sizes and the check of the law
+    assert {(cell["train"]["budget"], cell["seed"]) for cell in first} == {(budgets[1], 0)}
+    assert {cell["router"]["label"].partition("/")[0] for cell in first} == {"vanilla", "mod"}
+    seeds = [cell["seed"] for cell in cells if cell["train"]["budget"] == budgets[1]]
+    assert seeds == sorted(seeds)
+    assert cells[len(seeds)]["train"]["budget"] != budgets[1]
+
+
 def test_fewer_tokens_per_parameter_give_a_scheme_larger_models() -> None:
     few = expand(resolve(suite([{"router": "mod", "tokens_per_parameter": 5.0}])))
     many = expand(resolve(suite([{"router": "mod", "tokens_per_parameter": 40.0}])))

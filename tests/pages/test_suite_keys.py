@@ -9,11 +9,15 @@ from suite_keys import DOCS, TABLES, blocks, filled, key_table, own_meanings
 
 from modbench.errors import UserError
 from modbench.sweep.cells import expand
+from modbench.sweep.passes import refuse_more_passes
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, _Tables, parse_suite
 
 PAGE = (DOCS / "suites.md").read_text()
 SUITES = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+ISOFLOP = re.findall(r"```toml\n(.*?)```", (DOCS / "isoflop.md").read_text(), flags=re.DOTALL)
+#: Training tokens of the embedded corpus with a vocabulary of 512.
+TOKENS = 6_898_153
 STATED = [int(number) for number in re.findall(r"suite has (\d+) cells", PAGE)]
 
 
@@ -51,6 +55,14 @@ def test_a_worked_suite_has_the_stated_number_of_cells(number: int, stated: int)
 def test_there_are_three_worked_suites() -> None:
     assert len(SUITES) == 4
     assert len(STATED) == 3
+
+
+@pytest.mark.parametrize("text", [SUITES[3], *ISOFLOP])
+def test_isoflop_suites_read_the_text_as_often_as_is_allowed(text: str) -> None:
+    rows = resolve(suite(text))
+    assert rows.suite.isoflop is not None
+    assert rows.suite.data.vocabulary == 512
+    refuse_more_passes(rows, {scheme.label for scheme in rows.suite.schemes}, TOKENS)
 
 
 def test_two_seeds_and_two_shapes_make_the_cells_of_the_first_suite() -> None:

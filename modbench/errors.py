@@ -33,3 +33,9 @@ def nearest_names(name: object, known: Iterable[str]) -> str:
     """Return the end of an "unknown X" message where there are too many names to list: the nearest."""
     near = difflib.get_close_matches(str(name), sorted(known), n=3)
     return f"did you mean {' or '.join(repr(one) for one in near)}?" if near else "check its spelling"
+
+
+def several(number: int, noun: str, form: str = "") -> str:
+    """Return ``number``, as ``form``, with its noun: "1 token", "3 tokens" or "2 processes"."""
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{number:{form}} {noun if number == 1 else plural}"

@@ -2,6 +2,7 @@
 evaluated token (realised, convention ``model``), a marker per scheme."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -16,11 +17,10 @@ from modbench.report.plot_style import (
     WIDTH,
     Mark,
     draw_point,
-    files,
+    drawn_files,
     folded,
     handle,
     legend_below,
-    look,
     marks,
     sheet,
     written_out,
@@ -38,9 +38,8 @@ def downstream_figure(board: Leaderboard, look_of: Mapping[str, Mark] | None = N
     scored = [entries for entries in scored if any(_drawn_tasks(entries))]
     if not scored:
         return {}
-    with look():
-        figure = _figure(scored[-1], look_of or marks(entry.scheme for entry in scored[-1]))
-        return files("downstream", figure)
+    look_of = look_of or marks(entry.scheme for entry in scored[-1])
+    return drawn_files({"downstream": partial(_figure, scored[-1], look_of)})
 
 
 def _drawn_tasks(entries: Sequence[Entry]) -> list[str]:
@@ -82,7 +81,6 @@ def _figure(entries: Sequence[Entry], look_of: Mapping[str, Mark]) -> Figure:
 def _panel(
     axes: Axes, entries: Sequence[Entry], task: str, metric: str, look_of: Mapping[str, Mark]
 ) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(folded(task))
     axes.set_ylabel("bits/byte of the answer" if metric == BITS else folded(metric))
     levels = set()

@@ -9,6 +9,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -22,8 +23,7 @@ from modbench.report.plot_style import (
     REFERENCE,
     Mark,
     draw_point,
-    files,
-    look,
+    drawn_files,
     marks,
     sheet,
     written_out,
@@ -48,12 +48,8 @@ class _Panel:
 
 def figures(board: Leaderboard, look_of: _Marks | None = None) -> dict[str, bytes]:
     """All figures of ``board`` that have data, by file name. ``look_of``: the marks of all schemes."""
-    contents = {}
-    for name in FIGURES:
-        with look():
-            figure = drawn(board, name, look_of)
-            contents.update(files(name, figure) if figure else {})
-    return contents | routing_figures(board)
+    draws = {name: partial(drawn, board, name, look_of) for name in FIGURES}
+    return drawn_files(draws) | routing_figures(board)
 
 
 def drawn(board: Leaderboard, name: str, look_of: _Marks | None = None) -> Figure | None:
@@ -127,7 +123,6 @@ def _axes(grid: list[list[_Panel]]) -> tuple[Figure, Iterator[tuple[Axes, _Panel
                 if place >= len(line) or not line[place].entries:
                     axes.set_axis_off()
                     continue
-                axes.spines[["top", "right"]].set_visible(False)
                 axes.tick_params(labelleft=True)
                 axes.set_title(line[place].title)
                 yield axes, line[place]

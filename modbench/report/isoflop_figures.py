@@ -24,10 +24,9 @@ from modbench.report.plot_style import (
     WIDTH,
     Mark,
     draw_point,
-    files,
+    drawn_files,
     handle,
     legend_below,
-    look,
     marks,
     sheet,
     written_out,
@@ -53,19 +52,14 @@ _AXIS = {
 def isoflop_figures(sweep: Sweep, look_of: _Marks | None = None) -> dict[str, bytes]:
     """All figures of ``sweep`` that have data, by file name. ``look_of``: the marks of all schemes."""
     look_of = look_of or marks(sweep.rates)
-    drawn: dict[str, Callable[[Sweep, _Marks], Figure | None]] = {
+    draws: dict[str, Callable[[Sweep, _Marks], Figure | None]] = {
         **{name: partial(curves, size=size) for name, size in CURVES.items()},
         "loss_at_optimum": losses_at_optimum,
         "normalised_loss": normalised,
         "learning_rates": learning_rates,
         "speed_up": speed_ups,
     }
-    contents: dict[str, bytes] = {}
-    for name, draw in drawn.items():
-        with look():
-            figure = draw(sweep, look_of)
-            contents |= files(name, figure) if figure else {}
-    return contents
+    return drawn_files({name: partial(draw, sweep, look_of) for name, draw in draws.items()})
 
 
 def _of_sweep(sweep: Sweep, look_of: _Marks) -> dict[str, Mark]:
@@ -75,10 +69,7 @@ def _of_sweep(sweep: Sweep, look_of: _Marks) -> dict[str, Mark]:
 def _panels(number: int, height: float = HEIGHT, **shared: Any) -> tuple[Figure, list[Axes]]:
     """``number`` panels side by side; ``shared``: sharex or sharey."""
     figure = sheet(WIDTH * (0.35 + 0.65 * number), height)
-    panels = list(figure.subplots(1, number, squeeze=False, **shared).flat)
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, panels
+    return figure, list(figure.subplots(1, number, squeeze=False, **shared).flat)
 
 
 def curves(sweep: Sweep, look_of: _Marks, *, size: str) -> Figure:
@@ -94,23 +85,25 @@ def curves(sweep: Sweep, look_of: _Marks, *, size: str) -> Figure:
     points: dict[tuple[str, float], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in sweep.runs(size):
         points[run.scheme, run.budget][run.size].append(run.loss)
-    hollow = False
+    inside = outside = False  # an optimum in its grid
     for axes, budget in zip(panels, sweep.budgets, strict=True):
         for scheme, mark in look_of.items():
             curve = points.get((scheme, budget))
             if not curve:
                 continue
             optimum = analysis.optimum(scheme, budget, HEADLINE)
-            hollow |= optimum.loss is None
+            inside, outside = inside or optimum.loss is not None, outside or optimum.loss is None
             _draw_curve(axes, curve, optimum, mark)
         axes.set_xscale("log")
         written_out(axes.xaxis, *axes.get_xlim())
         axes.set_xlabel(_AXIS[size])
         axes.set_title(f"{budget:.3g} training FLOPs")
-    panels[0].set_ylabel(f"{_LOSS}\nmean and range of seeds; lines: parabolas")
+    panels[0].set_ylabel(f"{_LOSS}\nmean and range of seeds" + "; lines: parabolas" * inside)
     handles: _Handles = {scheme: handle(mark) for scheme, mark in look_of.items()}
-    handles["optimum, 95 %"] = Line2D([], [], color="0.2", marker="*", markersize=11, linestyle="none")
-    if hollow:
+    if inside:
+        star: dict[str, Any] = {"color": "0.2", "marker": "*", "markersize": 11}
+        handles["optimum, 95 %"] = Line2D([], [], linestyle="none", **star)
+    if outside:
         handles["no interior optimum"] = handle(GREY, filled=False)
     legend_below(figure, handles)
     return figure

@@ -1,66 +1,75 @@
-"""leaderboard.md of an isoFLOP suite: a table per budget with each scheme at its optimum, its sizes
-listed underneath, learning rates, the three fits, and what was not finished."""
+"""leaderboard.md of an isoFLOP suite: a table per budget with each scheme at its optimum; in the details
+the sizes, the three fits, learning rates, and what was not finished."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from statistics import fmean
 
 from modbench.analysis.comparison import SpeedUp
 from modbench.analysis.isoflop import FITS, Interval
-from modbench.report.isoflop import Line, Sweep, scheme_of
+from modbench.errors import several
+from modbench.report.columns import OPTIMA
+from modbench.report.isoflop import HEADLINE, Line, Sweep, scheme_of
+from modbench.report.metric_cells import si
 from modbench.report.record import CellRecord
-from modbench.report.routing_cases import cases_of_sweep, routing_section
-from modbench.report.table import escaped, made_by, markdown_table
+from modbench.report.scheme import shape_name
+from modbench.report.sections import page
+from modbench.report.table import escaped, markdown_table
 
-_INTRODUCTION = (
-    "Each scheme at its own optimal size, at equal training FLOPs. Intervals hold 95 % of draws of the "
-    "measured noise between seeds; schemes whose intervals overlap share a rank. The difference and the "
-    "speed-up compare with the dense model at its optimum: better, worse, equivalent within the margin, "
-    "or undecided. How to read this page: docs/isoflop.md."
+_INTERVALS = (
+    "In parentheses: 95 % intervals, from draws of the measured noise between seeds. Schemes whose "
+    "intervals overlap share a rank."
+)
+_UNRANKED = (
+    "No scheme can be ranked yet. The column verdict says why; the losses so far are under Details."
 )
 
 
-def isoflop_page(sweep: Sweep, downstream: Sequence[str] = ()) -> str:
-    """The page. ``downstream``: paragraphs of its section on downstream tasks."""
-    suites = sorted({(record.suite["name"], record.suite["version"]) for record in sweep.cells})
-    named = ", ".join(f"{escaped(name)}, version {version}" for name, version in suites)
-    parts = [f"# Suite {named}", _INTRODUCTION]
+def isoflop_page(
+    sweep: Sweep, downstream: Sequence[str] = (), drawn: Collection[str] = (), notes: Sequence[str] = ()
+) -> str:
+    """The page. ``downstream``: paragraphs of its section on downstream tasks; ``drawn``: names of the
+    files with figures; ``notes``: further ones, as text."""
+    tables, details = [_compared(sweep)], []
     if sweep.has_curves:
-        parts.append("![isoFLOP curves](isoflop_curves.png)")
         for budget in sweep.budgets:
-            parts += [f"## {budget:.3g} training FLOPs", *_budget(sweep, budget)]
-        parts += ["## Three fits", _fits(sweep)]
+            tables += [f"## {budget:.3g} training FLOPs", *_optima(sweep, budget)]
+            details += [f"### Sizes at {budget:.3g} training FLOPs", _sizes(sweep, budget)]
+        ranked = any(line.rank for budget in sweep.budgets for line in sweep.lines(budget))
+        tables.append(_INTERVALS if ranked else _UNRANKED)
+        details += ["### Three fits", _fits(sweep)]
     else:
-        parts.append("No scheme has a learning rate yet, so there are no curves.")
-    parts += ["## Learning rates", _rates(sweep)]
-    parts += [*downstream, *routing_section(cases_of_sweep(sweep))]
+        tables.append("No scheme has a learning rate yet, so there are no curves.")
+    details += ["### Learning rates", _rates(sweep)]
     if unfinished := _unfinished(sweep):
-        parts += ["## Not finished", "\n".join(unfinished)]
-    parts += ["## Notes", "\n".join(f"- {note}" for note in _notes(sweep))]
-    return "\n\n".join(parts) + "\n"
-
-
-def _budget(sweep: Sweep, budget: int) -> Iterable[str]:
-    """The table of the optima, and the sizes underneath."""
-    heads = (
-        "rank",
-        "scheme",
-        "loss at the optimum (nats/token)",
-        "bits/byte",
-        "minus dense (nats/token)",
-        "speed-up at equal loss (FLOPs)",
-        "speed-up at equal loss (seconds)",
-        "active parameters",
-        "forward FLOP/token",
-        "noise floor",
-        "verdict",
+        details += ["### Not finished", "\n".join(unfinished)]
+    return page(
+        sweep.cells,
+        tables,
+        downstream=downstream,
+        drawn=drawn,
+        columns=OPTIMA,
+        manual="docs/isoflop.md",
+        details=details,
+        notes=[*_notes(sweep), *map(escaped, notes)],
     )
+
+
+def _compared(sweep: Sweep) -> str:
+    """The sentence on what the page compares."""
+    return (
+        f"{several(len(sweep.rates), 'scheme')}, each at its own optimal size, at equal training FLOPs: "
+        f"{several(len(sweep.budgets), 'budget')}."
+    )
+
+
+def _optima(sweep: Sweep, budget: int) -> Iterable[str]:
+    """The table of the optima."""
     lines = sweep.lines(budget)
-    yield markdown_table(heads, [_optimum(sweep, line) for line in lines], left=(1, 10))
+    heads = [column.heading for column in OPTIMA]
+    yield markdown_table(heads, [_optimum(sweep, line) for line in lines], left=(1, 7))
     if reasons := dict.fromkeys(reason for line in lines for reason in line.seconds_missing):
         yield f"No speed-up in seconds: {'; '.join(map(escaped, reasons))}."
-    of_sizes = ("scheme", "shape", "active", "learning rate", "steps", "budget spent", "seeds", "loss")
-    yield markdown_table(of_sizes, _sizes(sweep, budget), left=(0, 1))
 
 
 def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
@@ -71,32 +80,30 @@ def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
         verdict += f"; learning rate: {rates}"
     if reason := sweep.unranked.get(one.scheme):
         verdict += f"; not ranked: {reason}"
-    flops, floor, compared = sweep.forward_flops(one), sweep.noise_floor(one.scheme), "-"
+    compared = "-"
     if found := line.difference:
         compared = f"{_with(found.nats, found.interval, '+.4f')} {found.verdict}"
-    bits = None if one.loss is None else one.loss * sweep.bits_per_nat_and_byte
     return (
         line.rank or "-",
         one.scheme,
         _with(one.loss, one.loss_interval, ".4f"),
-        "-" if bits is None else f"{bits:.4f}",
         compared,
         _speed_up(line.speed_up),
         _in_seconds(line),
-        _with(one.size, one.size_interval, ".3g"),
-        "-" if flops is None else f"{flops:.3g}",
-        "-" if floor is None else f"{floor:.4f}",
+        _with(one.size, one.size_interval, "si"),
         verdict,
     )
 
 
 def _with(value: float | None, interval: Interval | None, form: str) -> str:
-    """``value`` with its interval."""
+    """``value`` with its interval; ``form``: si or one of Python's."""
+
+    def text(number: float) -> str:
+        return si(number, 3) if form == "si" else f"{number:{form}}"
+
     if value is None:
         return "-"
-    if interval is None:
-        return f"{value:{form}}"
-    return f"{value:{form}} ({interval[0]:{form}} to {interval[1]:{form}})"
+    return text(value) + (f" ({text(interval[0])} to {text(interval[1])})" if interval else "")
 
 
 def _speed_up(found: SpeedUp | None) -> str:
@@ -118,28 +125,43 @@ def _factor(factor: float, interval: tuple[float | None, float | None]) -> str:
     return f"{factor:.2f}" + ("" if interval == (None, None) else f" ({low} to {high})")
 
 
-def _sizes(sweep: Sweep, budget: int) -> Iterable[Sequence[object]]:
+def _sizes(sweep: Sweep, budget: int) -> str:
+    """The table of the runs behind the curves of ``budget``."""
+    heads = (
+        "scheme",
+        "size",
+        "active parameters",
+        "learning rate",
+        "steps",
+        "budget spent",
+        "seeds",
+        "loss",
+    )
+    rows = []
     groups: dict[tuple[str, int, float], list[CellRecord]] = defaultdict(list)
     for record in sweep.curve_records():
         if record.cell["train"]["budget"] == budget:
             model = record.cell["model"]
             key = scheme_of(record), model["width"], record.cell["train"]["learning_rate"]
             groups[key].append(record)
-    for (scheme, width, rate), records in sorted(groups.items()):
+    for (scheme, _, rate), records in sorted(groups.items()):
         losses = [record.metrics["heldout_loss"] for record in records]
         between = f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
         first = records[0]
         spent = fmean(record.metrics["train_flops"] for record in records) / budget
-        yield (
-            scheme,
-            f"{width} x {first.cell['model']['layers']}",
-            f"{first.metrics['active_parameters']:.3g}",
-            f"{rate:g}",
-            round(fmean(record.metrics["train_steps"] for record in records)),
-            f"{spent:.2%}",
-            len(records),
-            f"{fmean(losses):.4f}{between}",
+        rows.append(
+            (
+                scheme,
+                shape_name(first.cell["model"]),
+                si(first.metrics["active_parameters"], 3),
+                f"{rate:g}",
+                round(fmean(record.metrics["train_steps"] for record in records)),
+                f"{100 * spent:.2f} %",
+                len(records),
+                f"{fmean(losses):.4f}{between}",
+            )
         )
+    return markdown_table(heads, rows, left=(0, 1))
 
 
 def _rates(sweep: Sweep) -> str:
@@ -173,15 +195,27 @@ def _rates(sweep: Sweep) -> str:
 
 
 def _fits(sweep: Sweep) -> str:
-    heads = ("FLOPs", "scheme", *(f"{fit}: loss" for fit in FITS), *(f"{fit}: size" for fit in FITS))
+    """The table of all fits, with further figures of the first one's optimum."""
+    more = ("bits/byte", "forward FLOP/token", "noise floor (nats)")
+    heads = ("FLOPs", "scheme", *(f"{fit}: {of}" for of in ("loss", "size") for fit in FITS), *more)
     rows = []
     for budget in sweep.budgets:
         for scheme in sweep.rates:
-            found = [sweep.optimum(scheme, budget, fit) for fit in FITS]
-            losses = [one.verdict if one.loss is None else f"{one.loss:.4f}" for one in found if one]
-            sizes = ["-" if one.size is None else f"{one.size:.3g}" for one in found if one]
-            if losses:
-                rows.append((f"{budget:.3g}", scheme, *losses, *sizes))
+            found = [one for fit in FITS if (one := sweep.optimum(scheme, budget, fit))]
+            if not found:
+                continue
+            first = next(one for one in found if one.fit == HEADLINE)
+            bits = None if first.loss is None else first.loss * sweep.bits_per_nat_and_byte
+            rows.append(
+                (
+                    *(f"{budget:.3g}", scheme),
+                    *(one.verdict if one.loss is None else f"{one.loss:.4f}" for one in found),
+                    *(_with(one.size, None, "si") for one in found),
+                    _with(bits, None, ".4f"),
+                    _with(sweep.forward_flops(first), None, "si"),
+                    _with(sweep.noise_floor(scheme), None, ".4f"),
+                )
+            )
     return markdown_table(heads, rows, left=(1,))
 
 
@@ -199,7 +233,7 @@ def _notes(sweep: Sweep) -> Iterable[str]:
     noise = sweep.analysis.noise
     yield "FLOPs: convention `model`; active parameters are those of a token routed at every layer."
     yield (
-        "Fit of the first tables: a parabola in the logarithm of active parameters. Noise floor: two "
+        "Fit of the first table: a parabola in the logarithm of active parameters. Noise floor: two "
         "standard deviations of one run between seeds."
     )
     if any(line.seconds for budget in sweep.budgets for line in sweep.lines(budget)):
@@ -221,6 +255,4 @@ def _notes(sweep: Sweep) -> Iterable[str]:
             f"alpha {surface.alpha:.3f}, beta {surface.beta:.3f}; mean Huber loss "
             f"{surface.huber:.2e}{edge}."
         )
-    codes = sorted({made_by(record.code) for record in sweep.cells})
-    yield f"Code: {'; '.join(codes)}."
     yield "All figures at full precision: optima.csv, learning_rates.csv, leaderboard.csv."

@@ -10,7 +10,7 @@ from modbench.analysis.comparison import shared_ranks
 from modbench.report.downstream_scores import csv_columns, metrics_of, tasks_of
 from modbench.report.metrics import METRICS, Metric, ranking_metric
 from modbench.report.record import AuditRecord, CellRecord, canonical_json
-from modbench.report.row import Row, Value, machine_differences, rows_of
+from modbench.report.row import Row, Value, rows_of, timing_machines
 from modbench.report.scheme import scheme_names, shape_columns, split_label
 from modbench.report.table import csv_table
 
@@ -44,8 +44,8 @@ class Leaderboard:
 
     entries: tuple[Entry, ...]
     rank_by: str
-    #: Differences between machines; timed metrics are hidden if there are any.
-    machine_differences: tuple[str, ...]
+    #: The machine of each timed metric; rows measured on another one have no value of it.
+    machines: Mapping[str, str]
 
     @classmethod
     def of(
@@ -68,7 +68,7 @@ class Leaderboard:
             for number, conditions in enumerate(sorted(groups), start=1)
             for entry in _Ranking(groups[conditions], number, criterion, names).entries()
         ]
-        return cls(tuple(entries), rank_by, tuple(machine_differences(rows)))
+        return cls(tuple(entries), rank_by, timing_machines(rows))
 
     @property
     def comparisons(self) -> list[list[Entry]]:
@@ -77,10 +77,26 @@ class Leaderboard:
         return [[e for e in self.entries if e.comparison == number] for number in numbers]
 
     def value(self, row: Row, name: str) -> Value | None:
-        """The metric ``name`` of ``row``; None for timed metrics if machines differ."""
-        if METRICS[name].kind == "timed" and self.machine_differences:
-            return None
-        return row.value(name)
+        """The metric ``name`` of ``row``; None for a timed metric that another machine measured, too."""
+        return None if self._is_elsewhere(row, name) else row.value(name)
+
+    def _is_elsewhere(self, row: Row, name: str) -> bool:
+        """Return True if a machine other than that of the timed metric ``name`` measured it for
+        ``row``."""
+        timed = METRICS[name].kind == "timed"
+        return timed and bool(row.machines(name) - {self.machines.get(name, "")})
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """Sentences on the timed metrics that some rows lack, since another machine measured them."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for name, machine in self.machines.items():
+            rows = [e.row.label for e in self.entries if self._is_elsewhere(e.row, name)]
+            if rows:
+                found[f"are of {machine}; rows of another machine are empty: {', '.join(rows)}"].append(
+                    name
+                )
+        return [f"{', '.join(names)} {rest}." for rest, names in found.items()]
 
     def csv(self, place: Callable[[Entry], Mapping[str, Any]] | None = None) -> str:
         """The table as CSV, all metrics and downstream scores at full precision. ``place``: columns on

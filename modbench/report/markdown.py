@@ -1,39 +1,33 @@
-"""leaderboard.md: all rows with their ranks, remarks on them, notes and metrics."""
+"""leaderboard.md: each scheme's row with its rank, figures, further columns and notes."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
 
+from modbench.errors import several
+from modbench.report.board_tables import best_entries, first_table, more_table, size_table
+from modbench.report.columns import FIRST, MORE, column_table
 from modbench.report.downstream_page import downstream_section
 from modbench.report.leaderboard import Entry, Leaderboard
-from modbench.report.metric_cells import metric_columns, metric_text, si
+from modbench.report.metric_cells import metric_text, ranking_column, si
 from modbench.report.metrics import METRICS
-from modbench.report.routing_cases import cases_of_board, routing_section
-from modbench.report.row import MACHINE, Row
+from modbench.report.row import Row
 from modbench.report.scheme import differing
-from modbench.report.size_tables import audit_columns, size_tables
-from modbench.report.table import escaped, in_words, made_by, markdown_table
-from modbench.report.timing import machine_in_words
+from modbench.report.sections import page
+from modbench.report.table import escaped, in_words
 
 #: Settings that the page states above the table of each comparison.
 _CONDITIONS = {"budget", "sequence", "heldout_tokens"}
 
 _FLOPS = (
     "FLOPs: convention `model` (2 per multiply-accumulate; causal attention costs its triangle; logits "
-    "and routers counted, the embedding look-up free; backward dX and dW of each matmul where needed). "
-    "Nominal: by the options; realised: by what the causal rule selected on held-out text. Column "
-    "FLOPs: by a closed form, which the audit compares with a counter; or counted, by running the "
-    "layers on the meta device."
-)
-_TIMES = (
-    "MB: 10^6 bytes. Unstable: the times spread too far for their median to be trusted. Loaded: the "
-    "machine had other work while they were taken."
+    "and routers counted, the embedding look-up free; backward dX and dW of each matmul where needed)."
 )
 _CSV = (
-    "In leaderboard.csv a metric of kind exact is one column (`low..high` if seeds disagree); quality "
-    "is the mean over seeds, with `_low` and `_high` of its 95 % t-interval (empty for one seed); timed "
-    "is `_median`, `_iqr`, `_n`, `_stable` and `_loaded` (several seeds: median of medians, widest IQR; "
-    "`_iqr` and `_stable` are empty where a seed has one value). A text that a spreadsheet would take "
-    "for a formula has an apostrophe in front."
+    "leaderboard.csv has all metrics at full precision; `modbench list metrics` explains them. One of "
+    "kind exact is one column (`low..high` if seeds disagree); quality is the mean over seeds, with "
+    "`_low` and `_high` of its 95 % t-interval (empty for one seed); timed is `_median`, `_iqr`, `_n`, "
+    "`_stable` and `_loaded` (several seeds: median of medians, widest IQR; `_iqr` and `_stable` are "
+    "empty where a seed has one value). A text that a spreadsheet would take for a formula has an "
+    "apostrophe in front."
 )
 _EXACT = "which is exact: rows of equal figures share a rank."
 _ONE_SEED = (
@@ -55,55 +49,58 @@ _SEEDS = (
 )
 
 
-def markdown(board: Leaderboard) -> str:
-    """The page."""
+def markdown(board: Leaderboard, drawn: Collection[str] = ()) -> str:
+    """The page; ``drawn``: names of the files with figures."""
     records = [record for entry in board.entries for record in entry.row.records]
-    suites = sorted({(record.suite["name"], record.suite["version"]) for record in records})
-    named = ", ".join(f"{escaped(name)}, version {version}" for name, version in suites)
-    parts = [f"# Suite {named}"]
+    numbered = len(board.comparisons) > 1
+    tables: list[str] = []
+    details: list[str] = []
     for number, entries in enumerate(board.comparisons, start=1):
-        if len(board.comparisons) > 1:
-            parts.append(f"## Comparison {number}\n\nRanks count within a comparison, not between two.")
-        parts += _comparison(board, entries)
-    parts += downstream_section(board)
-    parts += routing_section(cases_of_board(board))
-    parts += ["## Notes", "\n".join(f"- {note}" for note in _notes(board))]
-    glossary = [
-        (of.name, of.unit, "-" if of.direction == "none" else of.direction, of.kind, of.meaning)
-        for of in METRICS.values()
-    ]
-    heads = ("metric", "unit", "better", "kind", "meaning")
-    parts += ["## Metrics", markdown_table(heads, glossary, left=range(5)), _CSV]
-    return "\n\n".join(parts) + "\n"
-
-
-def _comparison(board: Leaderboard, entries: list[Entry]) -> Iterable[str]:
-    held, models = entries[0].row.conditions(board.rank_by), [entry.row.model for entry in entries]
-    of_several = differing(models)
-    model = {name: value for name, value in models[0].items() if name not in of_several}
-    corpus = held["corpus"]
-    # Equal in all rows; a row that stopped early has none.
-    scored = next((e.row for e in entries if e.row.value("unigram_loss")), entries[0].row)
-    yield (
-        f"Budget {si(held['budget'])}FLOP of training each ({held['budget']}, convention model); "
-        f"model: {in_words(model)}; data: {escaped(held['data'].get('source', 'corpus'))}, "
-        f"sha256 {escaped(corpus['sha256'])}, {corpus['train_tokens']} training tokens, sequences of "
-        f"{held['sequence']}; loss over at most {held['heldout_tokens']} held-out tokens. "
-        f"Unigram loss: {metric_text(board, scored, 'unigram_loss', '.4f')} nats/token."
+        tables += [f"## Comparison {number}"] if numbered else []
+        tables += [_compared(entries), *_ranking(board, entries)]
+        details += [f"### Comparison {number}"] if numbered else []
+        details += [_setting(board, entries), more_table(board, entries)]
+        if sizes := size_table(board, entries):
+            details += ["The sizes of each scheme:", sizes]
+    if numbered:
+        tables.insert(0, "Ranks count within a comparison, not between two.")
+    shown = [of for of in MORE if f"| {of.heading} |" in "".join(details)]
+    return page(
+        records,
+        tables,
+        downstream=downstream_section(board),
+        drawn=drawn,
+        columns=dict.fromkeys((*FIRST[:2], ranking_column(board), *FIRST[2:])),
+        manual="docs/reading_the_table.md",
+        details=[*details, column_table(shown)],
+        notes=_notes(board),
     )
-    if of_several:
-        yield from size_tables(board, entries)
-    else:
-        yield _table(board, entries)
+
+
+def _compared(entries: Sequence[Entry]) -> str:
+    """The sentence on what ``entries`` compare."""
+    best, cell = best_entries(entries), entries[0].row.cell
+    seeds = {record.cell["seed"] for entry in entries for record in entry.row.records}
+    return (
+        f"{several(len(best), 'scheme')} at equal compute: each is trained with "
+        f"{si(cell['train']['budget'], 3)}FLOP on {escaped(cell['data'].get('source', 'corpus'))}, "
+        f"{several(len(seeds), 'seed')}."
+    )
+
+
+def _ranking(board: Leaderboard, entries: Sequence[Entry]) -> Iterable[str]:
+    """The first table of ``entries``, how it is ranked, and remarks on its rows."""
+    yield first_table(board, entries)
     ranked = [entry for entry in entries if entry.rank is not None]
+    by = ranking_column(board).heading.partition(" (")[0]
     if not ranked:
         yield "No row could be ranked."
     elif METRICS[board.rank_by].kind == "exact":
-        yield f"Ranked by {board.rank_by}, {_EXACT}"
+        yield f"Ranked by {by}, {_EXACT}"
     else:
         one_seed = all(len(entry.row.ok) == 1 for entry in ranked)
-        how = _ONE_SEED if one_seed else _SHARED if of_several else _SEEDS
-        yield f"Ranked by {board.rank_by}. {how}"
+        shared = differing([entry.row.model for entry in entries])
+        yield f"Ranked by {by}. {_ONE_SEED if one_seed else _SHARED if shared else _SEEDS}"
     if any(entry.sizes > 1 for entry in ranked):
         yield _BEST
     remarks = [f"- **{escaped(e.row.label)}**: {escaped(e.note)}" for e in entries if e.note]
@@ -112,40 +109,33 @@ def _comparison(board: Leaderboard, entries: list[Entry]) -> Iterable[str]:
         yield "\n".join(remarks)
 
 
-def _table(board: Leaderboard, entries: list[Entry]) -> str:
-    """The table of ``entries``, which have one shape."""
-    rows = [entry.row for entry in entries]
-    cells: dict[str, list[Any]] = {
-        "rank": [f"{entry.rank or '-'}{' †' if entry.note else ''}" for entry in entries],
-        "scheme": [row.label for row in rows],
-        **metric_columns(board, rows),
-        **audit_columns(rows),
-    }
-    left = [place for place, head in enumerate(cells) if head in ("scheme", "FLOPs", "audit")]
-    return markdown_table(list(cells), zip(*cells.values(), strict=True), left=left)
+def _setting(board: Leaderboard, entries: Sequence[Entry]) -> str:
+    """Budget, model and text of ``entries``: what is equal in all rows."""
+    held, models = entries[0].row.conditions(board.rank_by), [entry.row.model for entry in entries]
+    of_several = differing(models)
+    model = {name: value for name, value in models[0].items() if name not in of_several}
+    corpus, limit = held["corpus"], held["heldout_tokens"]
+    scored_on = f"at most {several(limit, 'held-out token', ',')}" if limit else "all held-out tokens"
+    # Equal in all rows; a row that stopped early has none.
+    scored = next((e.row for e in entries if e.row.value("unigram_loss")), entries[0].row)
+    return (
+        f"Budget {si(held['budget'])}FLOP of training each ({held['budget']}, convention model); "
+        f"model: {in_words(model)}; data: {escaped(held['data'].get('source', 'corpus'))}, "
+        f"sha256 {escaped(corpus['sha256'])}, {several(corpus['train_tokens'], 'training token', ',')}, "
+        f"sequences of {held['sequence']}; loss over {scored_on}. "
+        f"Unigram loss: {metric_text(board, scored, 'unigram_loss', '.4f')} nats/token."
+    )
 
 
 def _notes(board: Leaderboard) -> Iterable[str]:
     rows = [entry.row for entry in board.entries]
-    records = [record for row in rows for record in row.records]
     yield _FLOPS
-    yield "Held-out loss: under the causal rule. Leaky loss: under the training rule, no result."
-    seeds = sorted({record.cell["seed"] for record in records})
-    yield f"Seeds: {', '.join(map(str, seeds))}; all figures: leaderboard.csv."
+    yield _CSV
+    seeds = sorted({record.cell["seed"] for row in rows for record in row.records})
+    yield f"Seeds: {', '.join(map(str, seeds))}."
     if differ := sorted(_different_settings(rows)):
         yield f"Settings differ: {', '.join(map(escaped, differ))}; see leaderboard.csv."
-    if board.machine_differences:
-        different = "; ".join(map(escaped, board.machine_differences))
-        yield f"Times and memory are left out, since machines that differ are not compared: {different}."
-    else:
-        yield _TIMES
-    machines = {machine_in_words(record.environment, MACHINE) for record in records if record.metrics}
-    yield from (f"Machine: {escaped(machine)}." for machine in sorted(machines))
-    yield from (f"Code: {escaped(code)}." for code in sorted({made_by(one.code) for one in records}))
-    routers = [record.cell["router"] for record in records]
-    plugins = {(one["name"], one["plugin_sha256"]) for one in routers if one["plugin_sha256"]}
-    for name, sha in sorted(plugins):
-        yield f"Plugin: {escaped(name)}, a file with sha256 {escaped(sha)}."
+    yield from map(escaped, board.elsewhere)
 
 
 def _different_settings(rows: list[Row]) -> set[str]:

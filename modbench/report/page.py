@@ -6,23 +6,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from modbench.errors import UserError
+from modbench.report.captions import CAPTIONS
 from modbench.report.scheme import scheme_names, split_label, with_shape
 from modbench.report.store import RECORDS, SuiteRecords, latest, read_suite, write_files
 from modbench.report.table import csv_table
 from modbench.report.timing import newest_run
 
-#: Figures that a report may have.
-_FIGURES = (
-    *("loss_vs_training_flops", "loss_vs_forward_flops", "routing", "expert_load"),
-    *("routing_pattern", "router_weights", "realised_efficiency"),
-    *("isoflop_curves", "isoflop_curves_parameters", "isoflop_curves_forward_flops"),
-    *("loss_at_optimum", "normalised_loss", "learning_rates", "speed_up", "downstream"),
-)
 #: All files that a report may have. Those without data are not written, and removed if they are there.
 DERIVED = {
     *("leaderboard.csv", "leaderboard.md", "optima.csv", "learning_rates.csv"),
     *("timings.csv", "timings.md", "memory.csv"),
-    *(f"{name}.{ending}" for name in _FIGURES for ending in ("png", "svg")),
+    *(f"{name}.{ending}" for name in (*CAPTIONS, "downstream") for ending in ("png", "svg")),
 }
 
 
@@ -93,18 +87,20 @@ def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
     look_of = marks(_schemes(found))
     newest = max(found.cells, key=lambda record: (record.suite["version"], record.suite["rank_by"]))
     board = Leaderboard.of(found.cells, rank_by or newest.suite["rank_by"], found.audits)
-    if sweep := sweep_of(found.cells, board, found.timings):
-        page = isoflop_page(sweep, downstream_section(board))
-        pages = {"leaderboard.csv": board.csv(sweep.on_curve), "leaderboard.md": page}
+    sweep = sweep_of(found.cells, board, found.timings)
+    cases = cases_of_sweep(sweep) if sweep else cases_of_board(board)
+    drawn = pattern_files(cases) | weight_files(cases) | downstream_figure(board, look_of)
+    if sweep:
+        drawn |= isoflop_figures(sweep, look_of) if sweep.has_curves else {}
+        pages = {"leaderboard.csv": board.csv(sweep.on_curve)}
+        pages |= {
+            "leaderboard.md": isoflop_page(sweep, downstream_section(board), drawn, board.elsewhere)
+        }
         pages |= {"learning_rates.csv": sweep.rates_csv()}
         pages |= {"optima.csv": sweep.optima_csv()} if sweep.has_curves else {}
-        drawn = isoflop_figures(sweep, look_of) if sweep.has_curves else {}
-        cases = cases_of_sweep(sweep)
     else:
-        pages = {"leaderboard.csv": board.csv(), "leaderboard.md": markdown(board)}
-        drawn = figures(board, look_of)
-        cases = cases_of_board(board)
-    drawn |= pattern_files(cases) | weight_files(cases) | downstream_figure(board, look_of)
+        drawn |= figures(board, look_of)
+        pages = {"leaderboard.csv": board.csv(), "leaderboard.md": markdown(board, drawn)}
     return {name: text.encode() for name, text in pages.items()} | drawn
 
 
@@ -116,12 +112,11 @@ def _of_timings(found: SuiteRecords) -> dict[str, bytes]:
 
     table = TimingTable(newest_run(found.timings))
     others = len({timing.run for timing in found.timings}) - 1
-    pages = {"timings.md": timing_page(table, others)}
+    drawn = timing_figures(table, marks(_schemes(found)))
+    pages = {"timings.md": timing_page(table, others, drawn)}
     for name, rows in (
         ("timings.csv", [asdict(row) for row in table.cases]),
         ("memory.csv", table.memory),
     ):
         pages |= {name: csv_table(with_shape(rows))} if rows else {}
-    return {name: text.encode() for name, text in pages.items()} | timing_figures(
-        table, marks(_schemes(found))
-    )
+    return {name: text.encode() for name, text in pages.items()} | drawn

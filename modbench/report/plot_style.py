@@ -3,7 +3,7 @@ reproducible files."""
 
 import io
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -90,6 +90,8 @@ def look() -> Iterator[None]:
                 "xtick.labelsize": 10,
                 "ytick.labelsize": 10,
                 "axes.edgecolor": "0.3",
+                "axes.spines.top": False,
+                "axes.spines.right": False,
                 "grid.color": "0.9",
                 "text.parse_math": False,  # a label may hold a dollar sign
                 "svg.hashsalt": "modbench",
@@ -146,7 +148,17 @@ def legend_below(figure: Figure, handles: dict[str, Any]) -> None:
         legend.remove()
 
 
-def files(name: str, figure: Figure) -> dict[str, bytes]:
+def drawn_files(draws: Mapping[str, Callable[[], Figure | None]]) -> dict[str, bytes]:
+    """The figures that ``draws`` make by name, those that have data, by file name."""
+    contents: dict[str, bytes] = {}
+    for name, draw in draws.items():
+        with look():
+            if figure := draw():
+                contents |= _files(name, figure)
+    return contents
+
+
+def _files(name: str, figure: Figure) -> dict[str, bytes]:
     """The figure as PNG and SVG, by file name; equal figures give equal bytes."""
     contents = {}
     for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):

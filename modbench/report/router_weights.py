@@ -2,6 +2,7 @@
 selected tokens against the others."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
@@ -12,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from modbench.report.plot_style import WIDTH, files, legend_below, look, sheet
+from modbench.report.plot_style import WIDTH, drawn_files, legend_below, sheet
 from modbench.report.routing_cases import MOST_CASES, RoutingCase, with_weights
 
 #: Largest number of layers drawn of a run, spread evenly from the first to the last.
@@ -25,10 +26,8 @@ _LEAST = 1e-3  #: share of tokens of the outermost bins that are drawn
 
 def weight_files(cases: Sequence[RoutingCase]) -> dict[str, bytes]:
     """The figure of ``cases``, by file name; {} if none has router weights."""
-    if not with_weights(cases):
-        return {}
-    with look():
-        return files("router_weights", weight_figure(cases))
+    found = with_weights(cases)
+    return drawn_files({"router_weights": partial(weight_figure, cases)}) if found else {}
 
 
 def weight_figure(cases: Sequence[RoutingCase]) -> Figure:
@@ -95,4 +94,3 @@ def _draw_layer(axes: Axes, causal: dict[str, Any], training: dict[str, Any] | N
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
     axes.tick_params(labelsize=9)
     axes.set_xlabel("router weight", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)

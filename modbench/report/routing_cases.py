@@ -6,17 +6,13 @@ from dataclasses import dataclass
 from math import log
 from typing import Any
 
+from modbench.errors import several
 from modbench.report.isoflop import HEADLINE, SIZES, Sweep, scheme_of
 from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.record import CellRecord
 
 #: Largest number of runs in a figure.
 MOST_CASES = 6
-_PATTERN = (
-    "Tokens of one held-out passage that each layer processes under the causal rule, one run per "
-    "scheme; in layers of experts among which every token chooses, the token's first expert."
-)
-_WEIGHTS = "Router weights of all held-out tokens in depth-routed layers."
 
 
 @dataclass(frozen=True)
@@ -85,17 +81,6 @@ def cases_of_sweep(sweep: Sweep) -> list[RoutingCase]:
         of_size = [one for one in at_budget if one.metrics[SIZES[0]] == size]
         nearest = min(of_size, key=lambda record: record.cell["seed"])
         model = nearest.cell["model"]
-        shape = f"width {model['width']}, {model['layers']} layers"
+        shape = f"width {model['width']}, {several(model['layers'], 'layer')}"
         cases.append(RoutingCase(f"{scheme}: {shape}, {budget:.3g} training FLOPs", nearest))
     return cases
-
-
-def routing_section(cases: Iterable[RoutingCase]) -> list[str]:
-    """Paragraphs of a page that show both figures; none if nothing was recorded for them."""
-    cases = list(cases)
-    parts = []
-    if with_passage(cases):
-        parts += [_PATTERN, "![routing pattern](routing_pattern.png)"]
-    if with_weights(cases):
-        parts += [_WEIGHTS, "![router weights](router_weights.png)"]
-    return ["## Routing", *parts] if parts else []

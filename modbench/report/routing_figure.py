@@ -2,6 +2,7 @@
 panel per row, one line per layer, of the first finished seed."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,8 +17,7 @@ from modbench.report.plot_style import (
     DOTTED,
     REFERENCE,
     WIDTH,
-    files,
-    look,
+    drawn_files,
     row_names,
     sheet,
 )
@@ -37,12 +37,9 @@ _NO_OP: dict[str, Any] = _EXPERT | {"linestyle": (0, (2, 1))}
 
 def routing_figures(board: Leaderboard) -> dict[str, bytes]:
     """Those of both figures that ``board`` has data of, by file name."""
-    contents = {}
-    for name, draw in (("routing", depth_figure), ("expert_load", expert_figure)):
-        with look():
-            figure = draw(board)
-            contents.update(files(name, figure) if figure else {})
-    return contents
+    return drawn_files(
+        {"routing": partial(depth_figure, board), "expert_load": partial(expert_figure, board)}
+    )
 
 
 def depth_figure(board: Leaderboard) -> Figure | None:

@@ -2,7 +2,7 @@
 each layer processes, with the passage's text."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from modbench.report.plot_style import FONT_FILE, WIDTH, files, legend_below, look, sheet
+from modbench.report.plot_style import FONT_FILE, WIDTH, drawn_files, legend_below, sheet
 from modbench.report.routing_cases import MOST_CASES, RoutingCase, with_passage
 
 #: Positions of one strip.
@@ -28,10 +28,8 @@ _SPECIAL = {"": "<end>", " ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 
 def pattern_files(cases: Sequence[RoutingCase]) -> dict[str, bytes]:
     """The figure of ``cases``, by file name; {} if none has a passage."""
-    if not with_passage(cases):
-        return {}
-    with look():
-        return files("routing_pattern", pattern_figure(cases))
+    found = with_passage(cases)
+    return drawn_files({"routing_pattern": partial(pattern_figure, cases)}) if found else {}
 
 
 def pattern_figure(cases: Sequence[RoutingCase]) -> Figure:

@@ -11,10 +11,10 @@ from typing import Any
 from scipy.special import stdtrit
 
 from modbench.report.metrics import METRICS
-from modbench.report.record import AuditRecord, CellRecord, canonical_json, cell_key
+from modbench.report.record import AuditRecord, CellRecord, cell_key
 from modbench.report.scheme import scheme_key
 from modbench.report.store import latest
-from modbench.report.timing import HARDWARE
+from modbench.report.timing import HARDWARE, machine_in_words
 
 #: Probes that every run must pass to be ranked: causal, batch-invariant, decode parity, FLOPs.
 RANKING_PROBES = (1, 2, 3, 9)
@@ -201,6 +201,10 @@ class Row:
                 found.append(f"{selects}, nominal {nominal.center:.3g}")
         return found
 
+    def machines(self, name: str) -> set[str]:
+        """The machines, in words, that measured the timed metric ``name``."""
+        return {_machine(record, name) for record in self.records if name in record.metrics}
+
     def value(self, name: str) -> Value | None:
         """The metric ``name`` over the seeds that measured it (quality: finished runs only); None if no
         seed did."""
@@ -261,19 +265,19 @@ def _unseeded(record: CellRecord) -> dict[str, Any]:
     return {name: part for name, part in record.cell.items() if name != "seed"}
 
 
-def machine_differences(rows: Iterable[Row]) -> list[str]:
-    """One text per property in which the machines of the rows' timed metrics differ, or the threads of
-    one metric; empty if all timings may be compared."""
-    found: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for label, record in [(row.label, record) for row in rows for record in row.records]:
-        for name in (name for name in record.metrics if METRICS[name].kind == "timed"):
-            threads = record.metrics[name].get("threads", record.environment["threads"])
-            machine = record.environment | {"threads": threads}
-            for part in MACHINE:
-                found[part, name][canonical_json(machine.get(part))].add(label)
-    texts = {}
-    for (part, _), labels in found.items():
-        if len(labels) > 1:
-            values = (f"{value} ({', '.join(sorted(labels[value]))})" for value in sorted(labels))
-            texts[f"{part}: {' and '.join(values)}"] = part
-    return sorted(texts, key=lambda text: MACHINE.index(texts[text]))
+def timing_machines(rows: Iterable[Row]) -> dict[str, str]:
+    """The machine of each timed metric of ``rows``, in words: of most runs, then the newest."""
+    found = {}
+    records = [record for row in rows for record in row.records]
+    for name in (of.name for of in METRICS.values() if of.kind == "timed"):
+        runs = [(_machine(one, name), one.finished_at) for one in records if name in one.metrics]
+        count = Counter(machine for machine, _ in runs)
+        if runs:
+            found[name] = max((count[machine], at, machine) for machine, at in runs)[2]
+    return found
+
+
+def _machine(record: CellRecord, name: str) -> str:
+    """The machine behind the timed metric ``name`` of ``record``, with the threads that it used."""
+    threads = record.metrics[name].get("threads", record.environment["threads"])
+    return machine_in_words(record.environment | {"threads": threads}, MACHINE)

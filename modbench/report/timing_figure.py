@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -15,11 +16,10 @@ from modbench.report.plot_style import (
     WIDTH,
     Mark,
     draw_point,
-    files,
+    drawn_files,
     folded,
     handle,
     legend_below,
-    look,
     marks,
     sheet,
 )
@@ -36,9 +36,7 @@ def timing_figures(table: TimingTable, look_of: Mapping[str, Mark] | None = None
     compared with vanilla. ``look_of``: the marks of all schemes."""
     rows = [row for row in table.cases if row.realised_efficiency and row.router != "vanilla"]
     look_of = look_of or marks(_scheme(row) for row in table.cases)
-    with look():
-        figure = drawn(rows, look_of)
-        return files("realised_efficiency", figure) if figure else {}
+    return drawn_files({"realised_efficiency": partial(drawn, rows, look_of)})
 
 
 def drawn(rows: Sequence[CaseRow], look_of: Mapping[str, Mark]) -> Figure | None:
@@ -55,7 +53,6 @@ def drawn(rows: Sequence[CaseRow], look_of: Mapping[str, Mark]) -> Figure | None
     panels = list(figure.subplots(len(titles), 1, squeeze=False, sharey=True, sharex=True).flat)
     schemes = list(dict.fromkeys(map(_scheme, rows)))
     for axes, title in zip(panels, titles, strict=True):
-        axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(title)
         for row in (row for row in rows if panel(row) == title):
             # Next to each other, so that no marker hides another.

@@ -1,8 +1,10 @@
 """timings.md: times, realised efficiency, utilisation, memory, the machine's ceilings."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
+from modbench.errors import several
+from modbench.report.captions import embedded
 from modbench.report.table import escaped, in_words, made_by, markdown_table
 from modbench.report.timing import machine_in_words
 from modbench.report.timing_table import PARTS, CaseRow, TimingTable
@@ -40,8 +42,9 @@ _MEMORY = (
 )
 
 
-def timing_page(timings: TimingTable, others: int = 0) -> str:
-    """The page of ``timings``; ``others``: number of runs in the folder that are not shown."""
+def timing_page(timings: TimingTable, others: int = 0, drawn: Collection[str] = ()) -> str:
+    """The page of ``timings``; ``others``: number of runs in the folder that are not shown; ``drawn``:
+    names of the files with figures."""
     first = timings.timings[0]
     machine = escaped(machine_in_words(first.environment))
     parts = [
@@ -59,6 +62,7 @@ def timing_page(timings: TimingTable, others: int = 0) -> str:
         parts += ["## Memory (MB), measured / predicted", _memory(timings)]
     if timings.ceilings:
         parts += ["## Ceilings", *_ceilings(timings)]
+    parts += embedded(drawn)
     remarks = [f"- {escaped(remark)}" for remark in _remarks(timings)]
     if remarks:
         parts += ["## Remarks", "\n".join(remarks)]
@@ -76,7 +80,7 @@ def _models(timings: TimingTable) -> Iterable[str]:
         step = json.loads(train)
         yield (
             f"Model{of}: {in_words(json.loads(model))}; forward passes and training steps of "
-            f"{step['batch']} sequences of {step['sequence']} tokens, precision "
+            f"{several(step['batch'], 'sequence')} of {several(step['sequence'], 'token')}, precision "
             f"{escaped(step['precision'])}."
         )
 
@@ -145,7 +149,7 @@ def _remarks(timings: TimingTable) -> Iterable[str]:
         if not row.is_timed:
             yield f"{row.label}, {row.case}: {row.status}: {row.error}"
         elif row.failed:
-            some = f"{row.failed} of {row.processes + row.failed} processes"
+            some = f"{row.failed} of {several(row.processes + row.failed, 'process')}"
             yield f"{row.label}, {row.case}: failed or out of memory in {some}"
     for part in timings.memory:
         if part["status"] != "ok":
@@ -168,8 +172,8 @@ def _notes(timings: TimingTable, others: int) -> Iterable[str]:
     rows = [row for row in timings.cases if row.is_timed]
     if rows:
         counts = sorted({(row.n, row.processes) for row in rows})
-        several = ", ".join(f"{n} samples of {processes} processes" for n, processes in counts)
-        yield f"{_TIMES} Taken: {several}."
+        taken = (f"{several(n, 'sample')} of {several(processes, 'process')}" for n, processes in counts)
+        yield f"{_TIMES} Taken: {', '.join(taken)}."
         if any(row.balance == "forced" for row in rows):
             yield _BALANCE
         yield _EFFICIENCY

@@ -2,41 +2,51 @@
 
 import re
 
-from readme_table import COLUMNS, PAGES, ROOT, filled, rows, texts
+from readme_table import LEADERBOARD, READING, README, filled, first_table, texts
 
-READING = PAGES["row"].read_text()
+from modbench.report.columns import FIRST
+
+
+def _rows() -> dict[str, list[str]]:
+    """The cells of each row by scheme."""
+    lines = [line.strip("| ").split(" | ") for line in first_table()[2:]]
+    return {line[1]: line for line in lines}
+
+
+def _words(page: str) -> str:
+    return " ".join(page.split())
 
 
 def test_the_tables_are_those_of_the_committed_results() -> None:
-    for page in PAGES.values():
+    for page in (README, READING):
         assert page.read_text() == filled(page.read_text(), texts()), page.name
 
 
 def test_the_table_has_at_most_eight_columns_and_a_row_for_each_scheme() -> None:
-    assert len(COLUMNS) <= 8
-    found = list(rows())
-    assert all(len(row) == len(COLUMNS) for row in found)
-    assert "vanilla" in {row[1] for row in found}
+    heading = first_table()[0].strip("| ").split(" | ")
+    assert heading == [column.heading for column in FIRST]
+    assert len(heading) <= 8
+    assert all(len(row) == len(heading) for row in _rows().values())
+    assert "vanilla" in _rows()
 
 
-def test_every_column_is_explained_by_its_heading() -> None:
-    explained = set(re.findall(r"^\| ([^|]+) \| \S", READING, flags=re.MULTILINE))
-    page = (ROOT / "results" / "quick" / "leaderboard.md").read_text()
-    heading = next(line for line in page.splitlines() if line.startswith("| rank"))
-    columns = {cell.strip() for cell in heading.strip("|").split("|")}
-    assert not {*COLUMNS, *columns} - explained
+def test_every_column_of_the_page_is_explained_by_its_heading() -> None:
+    page = LEADERBOARD.read_text()
+    for explanation in (page, READING.read_text()):
+        explained = set(re.findall(r"^\| ([^|]+) \| \S", explanation, flags=re.MULTILINE))
+        for heading in re.findall(r"^\| (.*) \|\n\| --", page, flags=re.MULTILINE):
+            assert heading == "column | meaning | better" or not {*heading.split(" | ")} - explained
 
 
 def test_the_figures_in_the_text_are_those_of_the_table() -> None:
-    found = {row[1]: row for row in rows()}
-    mod, dense, text = found["mod"], found["vanilla"], " ".join(READING.split())
+    mod, dense, text = _rows()["mod"], _rows()["vanilla"], _words(READING.read_text())
     for words in (mod[2], mod[3], mod[4], dense[3], dense[4], mod[6]):
         assert words.replace(" M", " million") in text, words
 
 
 def test_what_the_readme_says_of_the_controls_follows_from_the_table() -> None:
-    loss = {row[1]: float(row[2]) for row in rows()}
-    text = " ".join(PAGES["table"].read_text().split())
+    loss = {scheme: float(row[2]) for scheme, row in _rows().items()}
+    text = _words(README.read_text())
     mod, dense, shallow = loss["mod"], loss["vanilla"], loss["vanilla, 2 layers"]
     for number in (mod, shallow, loss["mod:stride"]):
         assert f"{number:.4f}" in text

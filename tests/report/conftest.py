@@ -231,10 +231,11 @@ def six() -> list[CellRecord]:
 
 @pytest.fixture
 def make() -> Make:
-    """`make_record` with a width and the plan of the learning rates."""
+    """`make_record` with a width and the plan of the learning rates, changed by ``plan``."""
 
-    def made(label: str, *, model_width: int, **fields: Any) -> CellRecord:
-        suite = {"name": "fake", "version": 1, "rank_by": "heldout_loss", "isoflop": PLAN}
+    def made(label: str, *, model_width: int, plan: Any = None, **fields: Any) -> CellRecord:
+        isoflop = PLAN | (plan or {})
+        suite = {"name": "fake", "version": 1, "rank_by": "heldout_loss", "isoflop": isoflop}
         return make_record(label, model={"width": model_width}, suite=suite, **fields)
 
     return made

@@ -1,6 +1,7 @@
 """Made-up isoFLOP sweeps of known curves."""
 
 from collections.abc import Callable
+from functools import partial
 from math import log
 from typing import Any
 
@@ -18,51 +19,72 @@ PLAN = {
     "seed": 0,
 }
 RATES = {32: 0.00707, 48: 0.00577, 64: 0.005, 96: 0.00408, 128: 0.00354}
+TRIALS = ((64, 0.0025), (64, 0.01), (128, 0.00177), (128, 0.00708))
 Make = Callable[..., CellRecord]
 
 
-def curve_loss(scheme: str, width: int, budget: int, seed: int) -> float:
+def curve_loss(scheme: str, width: int, budget: int) -> float:
     best = 64 * (budget / BUDGETS[1]) ** 0.2
     lead = 0.3 if scheme == "mod" else 0.0
-    noise = ((7 * width + 5 * seed) % 11 - 5) / 5000
-    return 4 - 0.3 * log(budget / BUDGETS[1]) + 0.1 * log(width / best) ** 2 - lead + noise
+    return 4 - 0.3 * log(budget / BUDGETS[1]) + 0.1 * log(width / best) ** 2 - lead
+
+
+def run(
+    make: Make, scheme: str, width: int, budget: int, *, loss: float = 4.0, **fields: Any
+) -> CellRecord:
+    """A run with noise between seeds, at the rate that the law gives unless ``rate`` does."""
+    seed, rate = fields.pop("seed", 0), fields.pop("rate", RATES[width])
+    metrics = {
+        "active_parameters": 12 * width**2,
+        "parameters": 13 * width**2,
+        "forward_flops_per_token": 24 * width**2,
+        "train_flops": budget - 10,
+    }
+    return make(
+        f"{scheme}/w{width}",
+        router=scheme,
+        seed=seed,
+        loss=loss + ((7 * width + 5 * seed) % 11 - 5) / 5000,
+        train={"budget": budget, "learning_rate": rate, "precision": "auto"},
+        metrics={} if "status" in fields else metrics,
+        model_width=width,
+        **fields,
+    )
+
+
+def sweep_records(
+    make: Make,
+    scheme: str,
+    curve: Callable[[int, int], float],
+    *,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    widths: tuple[int, ...] = WIDTHS,
+    **others: Any,
+) -> list[CellRecord]:
+    """The finished sweep of a scheme whose loss is ``curve`` of width and budget: all ``seeds`` at the
+    middle budget, and trials of rates."""
+    found = [
+        run(make, scheme, width, budget, seed=seed, loss=curve(width, budget), **others)
+        for budget in BUDGETS
+        for width in widths
+        for seed in (seeds if budget == BUDGETS[1] else seeds[:1])
+    ]
+    return found + [
+        run(make, scheme, width, BUDGETS[1], rate=rate, loss=curve(width, BUDGETS[1]) + 0.1, **others)
+        for width, rate in TRIALS
+        if width in widths
+    ]
 
 
 def records(
     make: Make, schemes: tuple[str, ...] = ("vanilla", "mod"), **others: Any
 ) -> list[CellRecord]:
-    """The finished sweep of ``schemes``: three seeds at the middle budget, and trials of rates."""
-    found = []
-
-    def add(scheme: str, width: int, budget: int, seed: int, rate: float, worse: float = 0.0) -> None:
-        found.append(
-            make(
-                f"{scheme}/w{width}",
-                router=scheme,
-                seed=seed,
-                loss=curve_loss(scheme, width, budget, seed) + worse,
-                train={"budget": budget, "learning_rate": rate, "precision": "auto"},
-                metrics={
-                    "active_parameters": 12 * width**2,
-                    "parameters": 13 * width**2,
-                    "forward_flops_per_token": 24 * width**2,
-                    "train_flops": budget - 10,
-                },
-                model_width=width,
-                **others,
-            )
-        )
-
-    for scheme in schemes:
-        for budget in BUDGETS:
-            for width in WIDTHS:
-                for seed in range(3 if budget == BUDGETS[1] else 1):
-                    add(scheme, width, budget, seed, RATES[width])
-        for rate in (0.0025, 0.01):
-            add(scheme, 64, BUDGETS[1], 0, rate, 0.1)
-        for rate in (0.00177, 0.00708):
-            add(scheme, 128, BUDGETS[1], 0, rate, 0.1)
-    return found
+    """The finished sweeps of ``schemes``."""
+    return [
+        record
+        for scheme in schemes
+        for record in sweep_records(make, scheme, partial(curve_loss, scheme), **others)
+    ]
 
 
 def table_under(page: str, heading: str) -> list[list[str]]:

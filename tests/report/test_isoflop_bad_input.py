@@ -8,83 +8,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from isoflop_made_up import BUDGETS, WIDTHS, Make, run, sweep_records
 
 from modbench.errors import UserError
 from modbench.report.page import write_report
 from modbench.report.record import CellRecord
 from modbench.report.store import append_record
 
-BUDGETS = (10**12, 3 * 10**12, 10**13)
-WIDTHS = (32, 48, 64, 96, 128)
-RATES = {32: 0.00707, 48: 0.00577, 64: 0.005, 96: 0.00408, 128: 0.00354}
-PLAN = {
-    "learning_rates": [0.0025, 0.005, 0.01],
-    "extensions": 2,
-    "exponent": -0.5,
-    "margin": 0.01,
-    "middle_width": 64,
-    "middle_budget": BUDGETS[1],
-    "seed": 0,
-}
+#: Loss by the logarithm of width over the middle one.
 Loss = Callable[[float], float]
 VALLEY: Loss = lambda x: 4 + 0.1 * x**2  # noqa: E731
-SEEDS = (0, 1, 2)
-
-
-def _sizes(width: int) -> dict[str, int]:
-    return {
-        "parameters": 14 * width**2,
-        "active_parameters": 12 * width**2,
-        "forward_flops_per_token": 24 * width**2,
-    }
 
 
 class Sweep:
     """Records of a made-up sweep in ``folder``."""
 
-    def __init__(self, folder: Path, make: Callable[..., CellRecord]) -> None:
+    def __init__(self, folder: Path, make: Make) -> None:
         self.folder, self.make = folder, make
 
     def add(self, scheme: str, width: int, budget: int, **fields: Any) -> CellRecord:
-        """A record, with noise between seeds, of the rate that the law gives unless ``rate`` does."""
-        seed, loss = fields.pop("seed", 0), fields.pop("loss", 4.0)
-        record = self.make(
-            f"{scheme}/w{width}",
-            router=scheme,
-            seed=seed,
-            loss=loss + ((7 * width + 5 * seed) % 11 - 5) / 5000,
-            model={"width": width},
-            train={"budget": budget, "learning_rate": fields.pop("rate", RATES[width])},
-            suite={
-                "name": "fake",
-                "version": 1,
-                "rank_by": "heldout_loss",
-                "isoflop": PLAN | fields.pop("plan", {}),
-            },
-            metrics={} if "status" in fields else _sizes(width),
-            **fields,
-        )
+        record = run(self.make, scheme, width, budget, **fields)
         append_record(self.folder, record)
         return record
 
     def scheme(
-        self,
-        name: str,
-        curve: Loss = VALLEY,
-        seeds: tuple[int, ...] = SEEDS,
-        widths: tuple[int, ...] = WIDTHS,
-        missing: tuple[int, int] | None = None,
+        self, name: str, curve: Loss = VALLEY, missing: tuple[int, int] | None = None, **others: Any
     ) -> None:
-        """A finished scheme whose loss is ``curve`` of the logarithm of width over the middle one.
-        ``missing``: width and seed of a run that is not there."""
-        for budget in BUDGETS:
-            for width in widths:
-                for seed in seeds if budget == BUDGETS[1] else seeds[:1]:
-                    if (width, seed) == missing:
-                        continue
-                    self.add(name, width, budget, seed=seed, loss=curve(log(width / 64)))
-        for rate in (0.0025, 0.01):
-            self.add(name, 64, BUDGETS[1], rate=rate, loss=curve(0) + 0.1)
+        """A finished scheme. ``missing``: width and seed of a run that is not there."""
+        for one in sweep_records(self.make, name, lambda width, _: curve(log(width / 64)), **others):
+            if (one.cell["model"]["width"], one.cell["seed"]) != missing:
+                append_record(self.folder, one)
 
     def page(self) -> str:
         write_report(self.folder)
@@ -102,9 +55,9 @@ class Sweep:
 
 
 @pytest.fixture
-def sweep(tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+def sweep(tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     monkeypatch.setattr("modbench.report.isoflop_figures.isoflop_figures", lambda *_: {})
-    return Sweep(tmp_path, fakes.make_record)
+    return Sweep(tmp_path, make)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +93,7 @@ def test_one_seed_gives_an_optimum_without_an_interval_and_the_reason(sweep: Swe
 
 def test_missing_seed_shows_at_its_size(sweep: Sweep) -> None:
     sweep.scheme("vanilla", missing=(96, 2))
-    table = sweep.page().partition("## 3e+12 training FLOPs")[2].partition("##")[0]
+    table = sweep.page().partition("### Sizes at 3e+12 training FLOPs")[2].partition("##")[0]
     sizes = [line.split(" | ") for line in table.splitlines() if " x 4 | " in line]
     assert {line[1]: line[6] for line in sizes} == {
         f"{width} x 4": "2" if width == 96 else "3" for width in WIDTHS

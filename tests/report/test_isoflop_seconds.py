@@ -84,7 +84,7 @@ def test_speed_up_in_seconds_is_that_in_flops_times_the_ratio_of_seconds_per_flo
             assert float(seconds) == pytest.approx(float(flops) * dense / own)
     assert rows[BUDGETS[1], "vanilla"]["speed_up_seconds"] == ""
     page = isoflop_page(sweep)
-    shown = table_under(page, "## 3e+12 training FLOPs")[0][6]
+    shown = table_under(page, "## 3e+12 training FLOPs")[0][5]
     assert shown.startswith(f"{float(row['speed_up_seconds']):.2f}")
     assert "Speed-up in seconds: the one in FLOPs times" in page
 
@@ -105,7 +105,7 @@ def test_missing_times_are_named_and_never_extrapolated(
     page = isoflop_page(swept(found, timings))
     row = table_under(page, "## 3e+12 training FLOPs")[0]
     assert row[1] == "mod"
-    assert row[6] == "-"
+    assert row[5] == "-"
     assert f"No speed-up in seconds: {sentence}" in page
 
 
@@ -127,4 +127,4 @@ def test_doubtful_times_are_marked(found: list[CellRecord]) -> None:
         measured = {**one.measured, "machine": {"overloaded": True, "others": 3.0}}
         timings.append(make_timing("time", one.cell, measured))
     row = table_under(isoflop_page(swept(found, timings)), "## 3e+12 training FLOPs")[0]
-    assert row[6].endswith("(loaded)")
+    assert row[5].endswith("(loaded)")

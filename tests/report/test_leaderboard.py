@@ -248,15 +248,26 @@ def test_the_csv_has_the_interval_and_how_many_seeds_finished(fakes):
     assert line["heldout_loss_low"] < line["heldout_loss"] == 4.1 < line["heldout_loss_high"]
 
 
-def test_times_of_different_machines_are_left_out(fakes):
+def test_machines_never_share_a_timing_column_of_the_csv(fakes):
+    other = {"threads": 64}
     records = [
-        fakes.make_record("a"),
-        fakes.make_record("b", environment={"threads": 64}),
+        *_seeds(fakes, "a", [5.0, 5.1]),
+        fakes.make_record("b", environment=other),
+        fakes.make_record("c"),
+        *(fakes.make_record("d", seed=seed, environment=of) for seed, of in enumerate(({}, other))),
     ]
-    table = _table(Leaderboard.of(records))
-    timed = [f"{m.name}_median" for m in METRICS.values() if m.kind == "timed"]
-    assert table[timed].isna().all().all()
+    table = _table(Leaderboard.of(records)).set_index("label")
+    for name in (of.name for of in METRICS.values() if of.kind == "timed"):
+        assert set(table.index[table[f"{name}_median"].notna()]) == {"a", "c"}
     assert table["heldout_loss"].notna().all()
+
+
+def test_of_two_machines_with_equally_many_runs_the_newest_has_the_timing_columns(fakes):
+    newer = {"environment": {"cpu": "Another CPU"}, "finished": "2026-01-03T00:00:00+00:00"}
+    board = Leaderboard.of([fakes.make_record("old"), fakes.make_record("new", **newer)])
+    found = {e.row.label: board.value(e.row, "train_step_seconds") for e in board.entries}
+    assert found["old"] is None
+    assert found["new"].center == 0.1
 
 
 def test_figures_reach_the_csv_to_the_bit_and_whole_numbers_stay_whole(fakes):

@@ -3,15 +3,21 @@ from dataclasses import replace
 
 import pytest
 
+from modbench.report.captions import CAPTIONS
+from modbench.report.columns import FIRST
 from modbench.report.leaderboard import Leaderboard
 from modbench.report.markdown import markdown, si
 from modbench.report.table import escaped
 
 
 def _cells(page: str, label: str) -> dict[str, str]:
-    lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in page.splitlines() if line.startswith("| ")]
-    (line,) = [line for line in lines if line[1].strip() == label]
-    return dict(zip((cell.strip() for cell in lines[0]), (cell.strip() for cell in line), strict=True))
+    """The cells of the row ``label`` in all tables of ``page``, by heading."""
+    found: dict[str, str] = {}
+    for table in (part for part in page.split("\n\n") if part.startswith("| ")):
+        lines = [re.split(r" ?(?<!\\)\| ?", line)[1:-1] for line in table.splitlines()]
+        for line in (line for line in lines if label in line[:2]):
+            found |= dict(zip(lines[0], line, strict=True))
+    return found
 
 
 def test_the_row_shows_its_figures_in_the_units_of_its_headings(fakes):
@@ -19,13 +25,16 @@ def test_the_row_shows_its_figures_in_the_units_of_its_headings(fakes):
     assert cells["rank"] == "1"
     assert cells["held-out loss (nats/token)"] == "4.9000"
     assert cells["cloze accuracy (untrained, chance)"] == "0.400 (0.260, 0.250)"
-    assert cells["forward FLOP/token, nominal / realised"] == "3.000 M / 3.030 M"
+    assert cells["forward FLOP/token"] == "3.03 M"
+    assert cells["nominal forward FLOP/token"] == "3.000 M"
+    assert cells["training tokens"] == "110,592"
     assert cells["training FLOP spent"] == "995.3 G"
     assert cells["steps"] == "54"
     assert cells["training step (ms), median ± IQR"] == "100.0 ± 6.0"
     assert cells["peak memory (MB)"] == "80.0"
-    assert cells["KV cache (B/token, share of dense)"] == "2250 (0.562)"
-    assert cells["parameters, active / all"] == "1.000 M / 1.200 M"
+    assert cells["KV cache, share of dense"] == "0.562"
+    assert cells["KV cache (B/token)"] == "2,250"
+    assert cells["parameters, active / all"] == "1.00 M / 1.20 M"
     assert cells["audit"] == "passed 5"
 
 
@@ -54,7 +63,7 @@ def test_notes_say_what_the_table_was_made_from(six):
         "sha256 " + "ab" * 32,
         "cpu Imaginary CPU, cores 2, threads 2, torch 2.13.0",
         "modbench 0.1.0, commit " + "0" * 40,
-        "Seeds: 0;",
+        "Seeds: 0.",
         "Unigram loss: 6.2500 nats/token",
     ):
         assert said in page
@@ -120,12 +129,38 @@ def test_a_page_without_a_ranked_row_says_so(fakes):
     assert "No row could be ranked." in markdown(Leaderboard.of([fakes.make_record(status="oom")]))
 
 
-def test_times_of_different_machines_are_left_out_and_the_difference_is_named(fakes):
-    page = markdown(
-        Leaderboard.of([fakes.make_record("a"), fakes.make_record("b", environment={"threads": 64})])
+def test_times_of_another_machine_are_left_out_and_a_note_names_the_rows(fakes):
+    other = fakes.make_record("b", environment={"threads": 64})
+    page = markdown(Leaderboard.of([fakes.make_record("a"), fakes.make_record("c"), other]))
+    times = {label: _cells(page, label)["training step (ms), median ± IQR"] for label in "abc"}
+    assert times == {"a": "100.0 ± 6.0", "b": "-", "c": "100.0 ± 6.0"}
+    assert (
+        "- forward_seconds, train_step_seconds, peak_memory_bytes are of cpu Imaginary CPU, cores 2, "
+        "threads 2, torch 2.13.0; rows of another machine are empty: b.\n"
+    ) in page
+    assert "another machine" not in markdown(Leaderboard.of([fakes.make_record("a")]))
+
+
+def test_the_page_leads_with_eight_columns_and_explains_them_by_their_headings(fakes):
+    page = markdown(Leaderboard.of([fakes.make_record("mod", seed=seed) for seed in (0, 1)]))
+    title, compared, table, *_ = page.split("\n\n")
+    assert title == "# Suite fake, version 1"
+    assert compared == (
+        "1 scheme at equal compute: each is trained with 1.00 TFLOP on pypi-en-v1, 2 seeds."
     )
-    assert "training step (ms), median ± IQR" not in _cells(page, "a")
-    assert "machines that differ are not compared: threads: 2 (a) and 64 (b)" in page
+    heading = table.splitlines()[0].strip("| ").split(" | ")
+    assert heading == [column.heading for column in FIRST]
+    before, _, details = page.partition("## Details")
+    assert all(f"\n| {name} |" in before.partition("## What the columns mean")[2] for name in heading)
+    further = details.partition("| scheme |")[2].splitlines()[0].strip("| ").split(" | ")
+    assert all(f"\n| {name} |" in details for name in further)
+
+
+def test_each_figure_that_was_drawn_is_shown_under_a_sentence(fakes):
+    drawn = {"loss_vs_training_flops.png", "loss_vs_training_flops.svg", "routing.png"}
+    page = markdown(Leaderboard.of([fakes.make_record("mod")]), drawn)
+    pictures = re.findall(r"^([A-Z].*\.)\n\n!\[[^]]+\]\((\w+)\.png\)$", page, flags=re.MULTILINE)
+    assert pictures == [(CAPTIONS[name], name) for name in ("loss_vs_training_flops", "routing")]
 
 
 @pytest.mark.parametrize(
@@ -208,8 +243,9 @@ def test_a_column_in_which_no_row_has_a_value_is_left_out(fakes):
         "cloze accuracy (untrained, chance)",
         "training step (ms), median ± IQR",
         "peak memory (MB)",
-        "KV cache (B/token, share of dense)",
+        "KV cache (B/token)",
     }
+    assert _cells(markdown(Leaderboard.of([lean])), "mod")["KV cache, share of dense"] == "-"
     other = fakes.make_record("vanilla")
     assert _cells(markdown(Leaderboard.of([lean, other])), "mod")["peak memory (MB)"] == "-"
 

@@ -109,7 +109,7 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path, fakes, six, monkeypatc
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(figures_module, "files", fail)
+        patch.setattr(figures_module, "drawn_files", fail)
         with pytest.raises(MemoryError):
             write_report(tmp_path)
     assert _bytes(tmp_path) == before

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from modbench.report.record import cell_key
-from modbench.report.row import Value, interval, machine_differences, rows_of
+from modbench.report.row import Value, interval, rows_of, timing_machines
 
 
 def test_interval_is_students_over_seeds():
@@ -126,23 +126,17 @@ def test_a_metric_that_was_not_measured_has_no_value(fakes):
         *(("deterministic", "perhaps"), ("world_size", 8)),
     ],
 )
-def test_a_difference_between_machines_is_named_with_its_rows(fakes, name, other):
-    rows = rows_of([fakes.make_record("mod"), fakes.make_record("vanilla", environment={name: other})])
-    (difference,) = machine_differences(rows)
-    assert difference.startswith(f"{name}: ")
-    assert f"{other}" in difference
-    assert "(mod)" in difference
-    assert "(vanilla)" in difference
-
-
-def test_a_machine_that_measured_no_time_makes_no_difference(fakes):
-    rows = rows_of(
-        [
-            fakes.make_record("mod"),
-            fakes.make_record("vanilla", status="failed", environment={"cpu": None}),
-        ]
+def test_machines_differ_in_any_part_that_changes_times(fakes, name, other):
+    mod, vanilla = rows_of(
+        [fakes.make_record("mod"), fakes.make_record("vanilla", environment={name: other})]
     )
-    assert machine_differences(rows) == []
+    assert not mod.machines("train_step_seconds") & vanilla.machines("train_step_seconds")
+
+
+def test_a_run_that_measured_no_time_has_no_machine_of_it(fakes):
+    (row,) = rows_of([fakes.make_record("vanilla", status="failed", environment={"cpu": None})])
+    assert row.machines("train_step_seconds") == set()
+    assert timing_machines([row]) == {}
 
 
 def test_a_loss_of_a_run_that_did_not_finish_is_no_result(fakes):
@@ -161,21 +155,15 @@ def test_another_amount_of_heldout_text_is_another_comparison(fakes):
     assert conditions[0] != conditions[1]
 
 
-def test_threads_of_a_time_are_compared_between_rows_before_those_of_the_environment(fakes):
+def test_threads_of_a_time_come_before_those_of_the_environment(fakes):
     time = {"median": 0.1, "iqr": 0.006, "n": 12, "stable": True}
 
-    def differences(*threads):
-        return machine_differences(
-            rows_of(
-                [
-                    fakes.make_record(label, metrics={"train_step_seconds": time | {"threads": number}})
-                    for label, number in zip(("mod", "vanilla"), threads, strict=True)
-                ]
-            )
-        )
+    def machines(threads):
+        (row,) = rows_of([fakes.make_record(metrics={"train_step_seconds": time | threads})])
+        return row.machines("train_step_seconds")
 
-    assert differences(7, 7) == []
-    assert differences(1, 2) == ["threads: 1 (mod) and 2 (vanilla)"]
+    assert machines({"threads": 2}) == machines({})  # 2 by the environment
+    assert machines({"threads": 1}) != machines({})
 
 
 def test_an_unstable_seed_marks_its_row_even_next_to_one_that_has_a_single_value(fakes):

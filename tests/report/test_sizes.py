@@ -57,10 +57,9 @@ def test_sizes_meet_in_one_table_with_each_scheme_at_its_best(sized: Sized) -> N
     assert placed(board) == {"vanilla/M": (1, 3, ""), "mod/S": (2, 3, "smallest")}
     page = markdown(board)
     assert "Comparison 1" not in page
-    best, *sizes = cells_of(page, "vanilla")
-    assert best[:3] == ["1", "vanilla", "M, best of 3 sizes"]
-    assert [cells[1] for cells in sizes] == ["S", "M (best)", "L"]
-    assert cells_of(page, "mod")[0][2] == "S, best of 3 sizes, the smallest"
+    assert cells_of(page, "vanilla, M (best of 3 sizes)")[0][0] == "1"
+    assert cells_of(page, "mod, S (best of 3 sizes, the smallest)")[0][0] == "2"
+    assert [cells[1] for cells in cells_of(page, "vanilla")] == ["S", "M (best)", "L"]
     assert "which is slightly optimistic" in page
 
 
@@ -94,8 +93,8 @@ def test_size_that_diverged_is_listed_and_not_chosen(sized: Sized) -> None:
     board = Leaderboard.of(records)
     assert placed(board) == {"mod/M": (1, 2, "largest")}
     page = markdown(board)
-    assert cells_of(page, "mod")[0][2] == "M, best of 2 sizes, the largest, 1 more not ranked"
-    assert cells_of(page, "mod")[3][1] == "L (not ranked) †"
+    assert cells_of(page, "mod, M (best of 2 sizes, the largest, 1 more not ranked)")
+    assert cells_of(page, "mod")[2][1] == "L (not ranked) †"
     assert "- **mod/L**: seed 0 diverged: the loss is not finite at step 7\n" in page
 
 
@@ -105,8 +104,8 @@ def test_scheme_without_a_size_that_can_be_ranked_stays_in_the_table(sized: Size
         *sized("vanilla", {"S": 5.0, "L": 4.9}),
     ]
     page = markdown(Leaderboard.of(records))
-    assert cells_of(page, "vanilla")[0][0] == "1"
-    assert cells_of(page, "leaky")[0][:2] == ["- †", "leaky"]
+    assert cells_of(page, "vanilla, L (best of 2 sizes, the largest)")[0][0] == "1"
+    assert cells_of(page, "leaky, S")[0][0] == "- †"
 
 
 def test_size_with_one_seed_is_not_chosen_among_sizes_with_several(sized: Sized) -> None:
@@ -125,7 +124,8 @@ def test_schemes_of_different_shapes_with_one_size_each_make_one_table(sized: Si
         "vanilla/L": 3,
     }
     page = markdown(board)
-    assert "sizes" not in page
+    assert [cells_of(page, name)[0][0] for name in ("mod, L", "half, S", "vanilla, L")] == list("123")
+    assert "The sizes of each scheme" not in page
     assert "optimistic" not in page
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from modbench.cli.options import Count, Plugins, Results, Run, Several, flat, tell
-from modbench.errors import UserError
+from modbench.errors import UserError, several
 
 Folder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
 
@@ -90,8 +90,8 @@ def eval_(
             tell(sentence(evaluation.name, found))
             if evaluation.truncated:
                 tell(
-                    f"{evaluation.name}: {evaluation.truncated:,} requests are longer than the model's "
-                    f"{lm.max_length:,} tokens; their contexts were truncated on the left"
+                    f"{evaluation.name}: the context of {several(evaluation.truncated, 'request', ',')} "
+                    f"was truncated on the left to the model's {lm.max_length:,} tokens"
                 )
     finally:
         if done:

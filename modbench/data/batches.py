@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modbench.errors import UserError
+from modbench.errors import UserError, several
 
 
 class Batches:
@@ -19,7 +19,7 @@ class Batches:
         self.windows = (len(text_N) - sequence - 1) // sequence
         if self.windows < 1:
             raise UserError(
-                f"the training text has {len(text_N)} tokens; a sequence of {sequence} needs "
+                f"the training text has {several(len(text_N), 'token')}; a sequence of {sequence} needs "
                 f"{2 * sequence + 1} or more; give more text or a shorter sequence"
             )
         self._epoch = -1

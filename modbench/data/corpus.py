@@ -11,7 +11,7 @@ from typing import Any
 from modbench.data import pypi_corpus
 from modbench.data.config import DataConfig
 from modbench.data.documents import Corpus, Document, split_by_hash
-from modbench.errors import UserError, known_names
+from modbench.errors import UserError, known_names, several
 
 
 def read_corpus(config: DataConfig, *, kept: Path, say: Callable[[str], None] = print) -> Corpus:
@@ -100,7 +100,7 @@ def _stream_huggingface(config: DataConfig, say: Callable[[str], None]) -> Itera
     import datasets
 
     where = f"data set '{config.name}'"
-    say(f"streaming {config.documents} documents of {where}")
+    say(f"streaming {several(config.documents, 'document')} of {where}")
     # Streaming raises errors of the transport, the hub's client and parsers; all have the same remedy.
     try:
         stream = datasets.load_dataset(

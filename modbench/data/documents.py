@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from modbench.errors import UserError
+from modbench.errors import UserError, several
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def split_by_hash(documents: Iterable[Document], share: float, where: str) -> Co
     keys = sorted({key for key, _ in hashed})
     if len(keys) < 2:
         raise UserError(
-            f"{where} has {len(hashed)} documents with text, fewer than two different ones; "
+            f"{where} has {several(len(hashed), 'document')} with text, fewer than two different ones; "
             "give more, so that one can be held out"
         )
     out = set(keys[: min(max(1, math.ceil(share * len(keys))), len(keys) - 1)])

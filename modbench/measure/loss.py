@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from modbench.errors import UserError
+from modbench.errors import UserError, several
 from modbench.ledger import Workload
 from modbench.model.context import Context, Selection
 from modbench.model.trace import Trace
@@ -38,8 +38,8 @@ def heldout_windows(heldout_N: np.ndarray, *, sequence: int, tokens: int) -> np.
     most = (len(heldout_N) - 1) // sequence
     if most < 1:
         raise UserError(
-            f"the held-out text has {len(heldout_N)} tokens, too few for one sequence of {sequence}; "
-            "give more text or a shorter sequence"
+            f"the held-out text has {several(len(heldout_N), 'token')}, too few for one sequence of "
+            f"{sequence}; give more text or a shorter sequence"
         )
     count = min(most, math.ceil(tokens / sequence))
     starts = [number * most // count * sequence for number in range(count)]

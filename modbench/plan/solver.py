@@ -14,7 +14,7 @@ from typing import Any
 
 from modbench.accounting.literature import convention_flops
 from modbench.accounting.statement import meta_decoder
-from modbench.errors import UserError
+from modbench.errors import UserError, several
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import Size
@@ -164,9 +164,9 @@ def _search(family: _Family, cost: Cost, limit: int, what: str) -> ModelConfig:
         up = 10 ** max(0, len(str(cost(least))) - 4)  # to four digits, so that what is printed suffices
         raise UserError(
             f"the budget is too small for '{family.router}' on {what}: the smallest shape is "
-            f"{least.layers} layers, width {least.width}, MLP width {least.hidden}, and takes "
-            f"{-(-cost(least) // up) * up:.3e} FLOPs; raise the budget, or take fewer tokens or a base "
-            "with narrower heads, a shorter sequence or a smaller vocabulary"
+            f"{several(least.layers, 'layer')}, width {least.width}, MLP width {least.hidden}, and "
+            f"takes {-(-cost(least) // up) * up:.3e} FLOPs; raise the budget, or take fewer tokens or a "
+            "base with narrower heads, a shorter sequence or a smaller vocabulary"
         )
     number = max(1, _largest(lambda n: cost(family.like_base(n)), limit, 1))
     found = [least]

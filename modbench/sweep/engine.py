@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from modbench.errors import several
 from modbench.report.record import CellRecord, TimingRecord
 from modbench.report.store import Finished, append_record, finished
 from modbench.sweep.progress import Progress, summary_line
@@ -85,7 +86,7 @@ class Engine:
         if stop and (todo or running):
             raise KeyboardInterrupt
         wall = time.monotonic() - begun
-        self.progress.note(summary_line(f"{len(jobs)} {self.progress.unit}", self.seconds, wall))
+        self.progress.note(summary_line(several(len(jobs), self.progress.unit), self.seconds, wall))
         return failures
 
     def _stored(self, identity: Identity) -> list[str | None]:

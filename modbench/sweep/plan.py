@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from modbench.errors import several
 from modbench.sweep.cells import Cell, chosen, expand_planned, scheme_of
 from modbench.sweep.passes import refuse_more_passes, tokens_of
 from modbench.sweep.rows import Rows, resolve
@@ -81,7 +82,8 @@ def plan_suite(name: str, *, plugins: Sequence[Path] = (), time: bool = True, te
         from modbench.measure.system_load import LoadMonitor
 
         specs = _timing_specs(rows, cells, flops, threads)
-        tell(f"timing training steps of {len(specs)} schemes, {min(at_a_time, len(specs))} at a time")
+        abreast = min(at_a_time, len(specs))
+        tell(f"timing training steps of {several(len(specs), 'scheme')}, {abreast} at a time")
         load = LoadMonitor()
         found = speeds(specs, at_a_time)
         busy = load.state(min(at_a_time, len(specs)) * threads, all_at_work=False)["overloaded"]

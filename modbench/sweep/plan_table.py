@@ -7,6 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from modbench.errors import several
 from modbench.plan.units import shown
 from modbench.sweep.plan import Part, SuitePlan
 from modbench.sweep.progress import clock
@@ -21,9 +22,9 @@ def as_table(plan: SuitePlan) -> str:
     aligned = ("left", "right", "left", "right", "right", "right", "right", "right")[:columns]
     heads = _HEADS[:columns]
     table = tabulate(rows, heads, tablefmt="plain", disable_numparse=True, colalign=aligned)
-    total = f"{plan.cells:,} cells, {plan.flops:.3g} FLOPs"
+    total = f"{several(plan.cells, 'cell', ',')}, {plan.flops:.3g} FLOPs"
     if plan.speeds:
-        total += f", {_clock(plan.seconds)} with {_cells(plan.at_a_time)} at a time"
+        total += f", {_clock(plan.seconds)} with {several(plan.at_a_time, 'cell')} at a time"
     parts = [f"{plan.suite.header.name}: {total}", table, "\n".join(_notes(plan))]
     if plan.speeds:
         parts.append("\n".join(_measured(plan)))
@@ -47,10 +48,6 @@ def _clock(seconds: float | None) -> str:
     return "-" if seconds is None else clock(seconds)
 
 
-def _cells(number: int) -> str:
-    return "1 cell" if number == 1 else f"{number} cells"
-
-
 def _notes(plan: SuitePlan) -> Iterator[str]:
     suite = plan.suite
     yield "sizes: width x layers"
@@ -70,7 +67,7 @@ def _notes(plan: SuitePlan) -> Iterator[str]:
         most = "" if suite.isoflop is None else f"; at most {suite.isoflop.passes:g} ([isoflop] passes)"
         yield (
             f"tokens and passes: of the size that reads most; the training text has "
-            f"{plan.train_tokens:,} tokens{most}"
+            f"{several(plan.train_tokens, 'token', ',')}{most}"
         )
     if plan.speeds:
         yield (
@@ -84,7 +81,7 @@ def _notes(plan: SuitePlan) -> Iterator[str]:
 
 
 def _measured(plan: SuitePlan) -> Iterator[str]:
-    threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
+    threads = several(plan.threads, "thread")
     yield f"FLOP/s of training steps, measured with {threads}, and interpolated between these sizes:"
     rows = []
     for scheme, speed in plan.speeds.items():

@@ -16,11 +16,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from modbench.errors import several
+from modbench.report.sections import before_figures
+
 _LINE_SECONDS = 10.0
 #: Rates are means over this many events, which come at most twice a second.
 _WINDOW = 40
 _COLUMNS = ("step", "loss", "FLOPs", "tokens/s", "util.", "left")
-_NOTES = "\n## Notes"  # a terminal shows the part of leaderboard.md before the notes
 
 
 @dataclass
@@ -73,11 +75,11 @@ class Progress:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._running: dict[str, _Cell] = {}
-        self._suite, self._total, self._done, self.unit = "", 0, 0, "cells"
+        self._suite, self._total, self._done, self.unit = "", 0, 0, "cell"
         self._done_before, self._since = 0, time.monotonic()
         self.live = Live(get_renderable=self._table, console=console, transient=True)
 
-    def begin(self, suite: str, *, total: int, done: int, unit: str = "cells") -> None:
+    def begin(self, suite: str, *, total: int, done: int, unit: str = "cell") -> None:
         """Begin with ``done`` of ``total`` cells done before."""
         self._suite, self._total, self._done, self.unit = suite, total, done, unit
         self._done_before, self._since = done, time.monotonic()
@@ -119,7 +121,7 @@ class Progress:
         if new and self._done < self._total:
             left = (self._total - self._done) * (time.monotonic() - self._since) / new
             about = f", about {clock(left)} left"
-        return f"{self._done} of {self._total} {self.unit} done{about}"
+        return f"{self._done} of {several(self._total, self.unit)} done{about}"
 
     def _table(self) -> Group:
         """The table, without columns that are empty, and the suite's line."""
@@ -172,12 +174,11 @@ def say(console: Console, text: str) -> None:
 
 
 def show_leaderboard(markdown: str, console: Console | None = None) -> None:
-    """Print the tables of ``markdown`` and the text around them, up to its notes. A terminal gets the
-    columns that fit."""
+    """Print the tables of the page ``markdown`` and the text around them, up to its figures. A terminal
+    gets the columns that fit."""
     console = console or Console()
-    for is_table, lines in groupby(
-        markdown.partition(_NOTES)[0].rstrip().splitlines(), lambda line: line.startswith("|")
-    ):
+    shown_lines = before_figures(markdown).splitlines()
+    for is_table, lines in groupby(shown_lines, lambda line: line.startswith("|")):
         if not (is_table and console.is_terminal):
             console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
             continue

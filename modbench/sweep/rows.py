@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from modbench.errors import UserError, is_file
+from modbench.errors import UserError, is_file, several
 from modbench.model.config import ModelConfig
 from modbench.plan.family import isoflop_grid
 from modbench.sweep.isoflop import IsoFlopConfig
@@ -206,8 +206,9 @@ def describe_row(
         steps = budget // max(of_grid)
         if steps < LEAST_STEPS:
             raise UserError(
-                f"budget {budget:g} buys only {steps} training steps of width {grid[-1].width}, too "
-                f"few to spend it within 0.5 %; raise it, or lower batch or sequence ({LEAST_STEPS} do)"
+                f"budget {budget:g} buys only {several(steps, 'training step')} of width "
+                f"{grid[-1].width}, too few to spend it within 0.5 %; raise it, or lower "
+                f"batch or sequence ({LEAST_STEPS} do)"
             )
         grids.append([asdict(shape) for shape in grid])
         grid_flops.append(of_grid)

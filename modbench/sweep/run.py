@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from modbench import kernels
-from modbench.errors import UserError
+from modbench.errors import UserError, several
 from modbench.report.page import write_report
 from modbench.report.store import Finished, finished, remove_leftovers
 from modbench.sweep.cells import (
@@ -56,7 +56,7 @@ def run_suite(
         return first if suite.isoflop is None else expand(rows, losses_of(records))
 
     left = partial(_jobs_left, rows, known, only, results / suite.header.name)
-    return run_left(rows, results, left, of="cells", page="leaderboard", workers=workers)
+    return run_left(rows, results, left, of="cell", page="leaderboard", workers=workers)
 
 
 def run_left(
@@ -69,7 +69,7 @@ def run_left(
     workers: int,
 ) -> int:
     """Run the jobs that ``left`` returns with the number of all jobs; write the report, and show its
-    ``page``. ``of``: what the jobs are called. ``workers``: as many at a time; 0: see `parallel`.
+    ``page``. ``of``: the name of one job. ``workers``: as many at a time; 0: see `parallel`.
 
     Returns the exit code: 0, 1 if a job failed, 2 if that or a row left out is a plugin's mistake.
     Divergence and lack of memory are results, not failures.
@@ -87,7 +87,7 @@ def run_left(
         remove_leftovers(folder)
         jobs, total = left(tell)
         if not jobs:
-            tell(f"all {total} {of} of {name} are done; writing the report")
+            tell(f"{name}: {total} of {several(total, of)} done; writing the report")
         tried = set()
         while jobs:
             with show_progress(err) as progress:
@@ -111,7 +111,7 @@ def run_left(
         tell(f"{one.title} {one.status}: {one.error}; its log: {one.log}")
     failed = [one for one in failures if one.status == "failed"]
     if failed:
-        tell(f"{len(failed)} of {total} {of} failed; run the same command again to try them once more")
+        tell(f"{len(failed)} of {several(total, of)} failed; run the same command again to retry them")
     return 2 if rows.mistakes or any(one.refused for one in failed) else 1 if failed else 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modbench.errors import UserError
+from modbench.errors import UserError, several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ def sample_run(
         )
     seconds, dense = time.perf_counter() - started, dense_cache_bytes(model, sum(cache.read))
     print(
-        f"modbench: {sum(map(len, new))} tokens in {seconds:.2f} s with a cache of "
-        f"{cache.bytes:,} bytes ({dense:,} in a dense model of its shape)",
+        f"modbench: {several(sum(map(len, new)), 'token')} in {seconds:.2f} s with a cache of "
+        f"{several(cache.bytes, 'byte', ',')} ({dense:,} in a dense model of its shape)",
         file=sys.stderr,
     )
     return [prompt + tokenizer.decode(tokens) for prompt, tokens in zip(prompts, new, strict=True)]

@@ -54,7 +54,7 @@ def time_suite(
         done = {identity_of(line) for line in finished(folder) if line.status in DONE}
         return [job for job in jobs if job.identity not in done], len(jobs)
 
-    return run_left(rows, results, left, of="processes", page="timings", workers=1)
+    return run_left(rows, results, left, of="process", page="timings", workers=1)
 
 
 def timing_cells(rows: Rows, only: Sequence[str] = ()) -> list[Cell]:

@@ -59,7 +59,7 @@ def run_fakes(
         wait_for_orphans([folder / "cells" / cell_key(cell) for cell in cells], progress.note)
         todo = cells_left(by_key(cells), finished(folder))
         left = [cell["router"]["label"] for cell in todo.values()]
-        progress.begin(folder.name, total=len(cells), done=len(cells) - len(left), unit="cells")
+        progress.begin(folder.name, total=len(cells), done=len(cells) - len(left), unit="cell")
         engine = Engine(**{"folder": folder, "progress": progress, **settings})
         return engine.run([fake_job(label, folder, threads) for label in left])
 

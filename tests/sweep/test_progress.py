@@ -15,9 +15,9 @@ TABLE = """# Suite s, version 1
 
 One seed.
 
-## Notes
+## Figures
 
-- not for a terminal
+![not for a terminal](it.png)
 """
 
 
@@ -109,7 +109,7 @@ def test_on_a_terminal_each_running_cell_has_a_row() -> None:
         live.live.refresh()
         head, first, second, suite = drawn(live, width=80)
         live.ended("b", "failed", 75.0, "ValueError: [bold] no")
-    assert head.split() == ["cells", "step", "loss", "FLOPs"]
+    assert head.split() == ["cell", "step", "loss", "FLOPs"]
     assert first.endswith("train 40/100 3.250 0.8/2 TFLOP (40 %)")
     assert second.split() == ["mod", "audit", "-", "-"]
     assert suite == "s: 1 of 3 cells done"
@@ -120,13 +120,13 @@ def test_on_a_terminal_each_running_cell_has_a_row() -> None:
 def test_events_of_a_timing_need_no_loss_and_no_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     time = Clock(monkeypatch)
     live = Progress(Console(file=StringIO()))
-    live.begin("s timings", total=2, done=0, unit="processes")
+    live.begin("s timings", total=2, done=0, unit="process")
     live.started("0", "time of mod")
     for step in (1, 2):
         live.event("0", {"event": "step", "phase": "timing", "step": step, "steps": 4})
         time.now += 5.0
     assert [line.split() for line in drawn(live)[:2]] == [
-        ["processes", "step", "left"],
+        ["process", "step", "left"],
         ["time", "of", "mod", "timing", "2/4", "0:00:10"],
     ]
 
@@ -158,4 +158,11 @@ def test_a_terminal_shows_the_columns_it_has_room_for_and_names_the_rest() -> No
 def test_a_pipe_gets_the_table_as_it_stands() -> None:
     said = StringIO()
     show_leaderboard(TABLE, Console(file=said, width=20))
-    assert said.getvalue().rstrip() == TABLE.partition("\n## Notes")[0].rstrip()
+    assert said.getvalue().rstrip() == TABLE.partition("\n## Figures")[0].rstrip()
+
+
+@pytest.mark.parametrize(("total", "said"), [(1, "0 of 1 cell done"), (2, "0 of 2 cells done")])
+def test_one_cell_is_not_called_cells(total: int, said: str) -> None:
+    out = StringIO()
+    Progress(Console(file=out)).begin("s", total=total, done=0)
+    assert lines_of(out) == [f"s: {said}"]

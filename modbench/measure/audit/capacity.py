@@ -10,17 +10,9 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from modbench.errors import UserError
+from modbench.errors import UserError, several
 from modbench.ledger import Workload
-from modbench.measure.audit.finding import (
-    Outcome,
-    Subject,
-    few,
-    outer_routers,
-    ragged,
-    several,
-    zero_routers,
-)
+from modbench.measure.audit.finding import Outcome, Subject, few, outer_routers, ragged, zero_routers
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.expert_router import ExpertRouter, RoutedExperts

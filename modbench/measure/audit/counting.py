@@ -11,15 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modbench.counting.counter import FlopCounter, seen_conventions
+from modbench.errors import several
 from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
-from modbench.measure.audit.finding import (
-    Outcome,
-    Subject,
-    device_of,
-    next_tokens,
-    ragged,
-    several,
-)
+from modbench.measure.audit.finding import Outcome, Subject, device_of, next_tokens, ragged
 from modbench.model.context import Context, Selection
 from modbench.model.kv_cache import Cache
 from modbench.model.layer import Layer

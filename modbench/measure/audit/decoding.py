@@ -10,15 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from modbench.measure.audit.finding import (
-    COARSE,
-    ROUNDING,
-    Outcome,
-    Subject,
-    largest,
-    next_tokens,
-    several,
-)
+from modbench.errors import several
+from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, largest, next_tokens
 from modbench.model.context import Context, Logits
 from modbench.model.kv_cache import Cache
 from modbench.routing.build import RoutedDecoder

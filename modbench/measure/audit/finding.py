@@ -150,11 +150,6 @@ class Subject:
         return model.to(device_of(self.model)).double().eval()
 
 
-def several(count: int, noun: str) -> str:
-    """Return "1 token" or "3 tokens"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def few(tokens_BT: Tensor) -> Tensor:
     """The first sequences of ``tokens_BT``: two, or as many as have `FEW` tokens together."""
     return tokens_BT[: max(2, FEW // tokens_BT.shape[1])]

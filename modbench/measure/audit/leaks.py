@@ -9,16 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from modbench.measure.audit.finding import (
-    COARSE,
-    ROUNDING,
-    Outcome,
-    Subject,
-    hidden,
-    largest,
-    ragged,
-    several,
-)
+from modbench.errors import several
+from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, hidden, largest, ragged
 from modbench.measure.audit.state import changed_by_scoring
 from modbench.model.context import Context
 from modbench.model.trace import Trace

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modbench.errors import several
 from modbench.measure.audit.depth import alone, gated
 from modbench.measure.audit.finding import (
     Outcome,
@@ -19,7 +20,6 @@ from modbench.measure.audit.finding import (
     outer_routers,
     plain_block,
     seeded,
-    several,
 )
 from modbench.model.context import Context
 from modbench.model.trace import Trace

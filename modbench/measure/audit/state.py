@@ -12,15 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from modbench.measure.audit.finding import (
-    RULES,
-    Outcome,
-    Subject,
-    device_of,
-    seeded,
-    several,
-    unmoved,
-)
+from modbench.errors import several
+from modbench.measure.audit.finding import RULES, Outcome, Subject, device_of, seeded, unmoved
 from modbench.measure.audit.initial import badly_initialised
 from modbench.measure.audit.warmed import take_step
 from modbench.model.context import Context

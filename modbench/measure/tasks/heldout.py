@@ -9,7 +9,7 @@ import numpy as np
 
 from modbench.data.config import DataConfig
 from modbench.data.token_data import load
-from modbench.errors import UserError
+from modbench.errors import UserError, several
 from modbench.measure.tasks.words import WordCounts, count_words
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ def enough(task: str, config: DataConfig, built: Sequence[object], least: int = 
     """Raise a UserError if fewer than ``least`` items were built."""
     if len(built) < least:
         raise UserError(
-            f"the held-out part of data source '{config.source}' yields {len(built)} items, but task "
-            f"{task} needs {least}; give more text, hold out more of it, or leave the task out"
+            f"the held-out part of data source '{config.source}' yields "
+            f"{several(len(built), 'item')}, but task {task} needs {least}; give more text, "
+            "hold out more of it, or leave the task out"
         )
 
 

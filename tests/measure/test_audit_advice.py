@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from modbench.measure.audit import PROBES, Finding
-from modbench.measure.audit.advice import _ADVICE, _ANY, advice, sentence
+from modbench.measure.audit.advice import _CAUSES, _GENERAL, advice, sentence
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,14 +36,14 @@ def test_a_probe_that_does_not_rank_says_nothing_of_the_ranking() -> None:
 
 
 def test_every_probe_has_advice_for_every_figure() -> None:
-    assert set(_ADVICE) == {probe.number for probe in PROBES}
-    for entries in _ADVICE.values():
-        assert [text for text, _, _ in entries].index("") == len(entries) - 1
+    assert set(_GENERAL) == {probe.number for probe in PROBES}
+    assert all(text for _, text, _, _ in _CAUSES)
 
 
 @pytest.mark.parametrize("probe", [probe.number for probe in PROBES])
 def test_every_link_leads_to_a_section(probe: int) -> None:
-    for text, words, _ in (*_ANY, *_ADVICE[probe]):
+    causes = {text: words for of, text, words, _ in _CAUSES if probe in (of or (probe,))}
+    for text, words in (causes | {"": _GENERAL[probe][0]}).items():
         said = advice(failed(probe, text))
         found = re.fullmatch(r"(.*) \((docs/\w+\.md)#([\w-]+)\)\.", said)
         assert found, said

@@ -1,149 +1,138 @@
 """Advice on failed probes: one sentence that explains the failure and the fix, and the page to read.
 
-The advice depends on the probe and on its figure: the first entry whose text is part of the figure
-applies. The last entry of each probe applies to every figure.
+The first cause that the probe's figure names applies; without one, the probe's general advice.
 """
 
 from modbench.measure.audit.finding import Finding
 
 _GUIDE = "docs/writing_a_router.md"
-#: Failures that any probe can find: text of the figure, advice, anchor of the guide.
-_ANY = (
-    ("raised ", "The router's code raises an error here; correct the line", ""),
+#: Causes that a figure names: probes (none: all), text of the figure, advice, anchor of the guide;
+#: without an anchor, the probe's section of docs/audit.md.
+_CAUSES: tuple[tuple[tuple[int, ...], str, str, str], ...] = (
+    ((), "raised ", "The router's code raises an error here; correct the line", ""),
     (
+        (),
         "NaN or Inf",
         "The router computes values that are not finite; check divisions, logarithms and empty "
         "selections",
         "",
     ),
-)
-#: By probe: text of the figure, advice, anchor of the guide; without an anchor, the probe's section of
-#: docs/audit.md.
-_ADVICE: dict[int, tuple[tuple[str, str, str], ...]] = {
-    1: (
-        (
-            "scoring",
-            "Scoring one text changes the scores of the next; update buffers in `update`",
-            "state",
-        ),
-        ("two equal passes", "Scores are random; draw random numbers in training only", "causal"),
-        (
-            "detailed",
-            "Statistics change the result; compute the same whether they are recorded or not",
-            "",
-        ),
-        ("", "The router looks ahead; use a causal rule for prediction", "causal"),
+    (
+        (10,),
+        "not in state_dict",
+        "A resumed run would lose this state; register it as a buffer",
+        "state",
     ),
+    (
+        (1, 10),
+        "scoring",
+        "Scoring changes state, and so the scores of the next text; update buffers in `update`",
+        "state",
+    ),
+    (
+        (1,),
+        "two equal passes",
+        "Scores are random; draw random numbers in training only",
+        "causal",
+    ),
+    (
+        (1,),
+        "detailed",
+        "Statistics change the result; compute the same whether they are recorded or not",
+        "",
+    ),
+    (
+        (3,),
+        "caches",
+        "The cache and the selection disagree; cache the keys of selected tokens only",
+        "",
+    ),
+    (
+        (4,),
+        "causal rule selects",
+        "The causal rule is constant; train it, or correct its threshold",
+        "causal",
+    ),
+    (
+        (4,),
+        "on average",
+        "Nominal FLOPs assume another number of experts per token; state the right one",
+        "",
+    ),
+    (
+        (4,),
+        "equal scores",
+        "Ties are broken at random or towards later tokens; prefer the earlier one",
+        "",
+    ),
+    ((5,), "writes into its input", "The layer changes its input in place; write to a copy", ""),
+    ((8,), "reordered", "A loss depends on the order of the sequences; average over all tokens", ""),
+    ((8,), "padding", "A loss depends on padding; leave padding out of it", ""),
+    (
+        (8,),
+        "same weights",
+        "Routers that start equal learn the same; draw initial weights for each of them",
+        "",
+    ),
+    (
+        (9,),
+        "active parameters",
+        "The table would show too few active parameters; correct `active_parameters`",
+        "",
+    ),
+)
+#: Advice on any other figure by probe, and the anchor of the guide.
+_GENERAL = {
+    1: ("The router looks ahead; use a causal rule for prediction", "causal"),
     2: (
-        (
-            "",
-            "A prediction depends on padding or on other sequences in the batch; decide for each token "
-            "alone, and mask padding",
-            "causal",
-        ),
+        "A prediction depends on padding or on other sequences in the batch; decide for each token "
+        "alone, and mask padding",
+        "causal",
     ),
     3: (
-        ("caches", "The cache and the selection disagree; cache the keys of selected tokens only", ""),
-        (
-            "",
-            "Generated text would differ from scored text; decide for each token from its own score and "
-            "position, and keep what must be remembered in the cache",
-            "causal",
-        ),
+        "Generated text would differ from scored text; decide for each token from its own score and "
+        "position, and keep what must be remembered in the cache",
+        "causal",
     ),
     4: (
-        (
-            "causal rule selects",
-            "The causal rule is constant; train it, or correct its threshold",
-            "causal",
-        ),
-        (
-            "on average",
-            "Nominal FLOPs assume another number of experts per token; state the right one",
-            "",
-        ),
-        (
-            "equal scores",
-            "Ties are broken at random or towards later tokens; prefer the earlier one",
-            "",
-        ),
-        (
-            "",
-            "The layer does not route as many tokens as its options state, so nominal FLOPs are wrong; "
-            "correct the rounding, and leave padding out of the selection",
-            "",
-        ),
+        "The layer does not route as many tokens as its options state, so nominal FLOPs are wrong; "
+        "correct the rounding, and leave padding out of the selection",
+        "",
     ),
     5: (
-        ("writes into its input", "The layer changes its input in place; write to a copy", ""),
-        (
-            "",
-            "Skipped tokens must stay the same to the bit; show the selection that the layer uses, and "
-            "change no other token",
-            "",
-        ),
+        "Skipped tokens must stay the same to the bit; show the selection that the layer uses, and "
+        "change no other token",
+        "",
     ),
     6: (
-        (
-            "",
-            "A routed layer must add gate x block output and nothing else; add the residual once, and "
-            "multiply only the block's output by the gate",
-            "",
-        ),
+        "A routed layer must add gate x block output and nothing else; add the residual once, and "
+        "multiply only the block's output by the gate",
+        "",
     ),
     7: (
-        (
-            "",
-            "Selected tokens must keep their order and positions; sort the indices of top-k, and give "
-            "each token its position in the text",
-            "",
-        ),
+        "Selected tokens must keep their order and positions; sort the indices of top-k, and give each "
+        "token its position in the text",
+        "",
     ),
     8: (
-        ("reordered", "A loss depends on the order of the sequences; average over all tokens", ""),
-        ("padding", "A loss depends on padding; leave padding out of it", ""),
-        (
-            "same weights",
-            "Routers that start equal learn the same; draw initial weights for each of them",
-            "",
-        ),
-        (
-            "",
-            "The router does not learn from the text; multiply the output by a gate that depends on the "
-            "scores, without detaching it",
-            "",
-        ),
+        "The router does not learn from the text; multiply the output by a gate that depends on the "
+        "scores, without detaching it",
+        "",
     ),
     9: (
-        (
-            "active parameters",
-            "The table would show too few active parameters; correct `active_parameters`",
-            "",
-        ),
-        (
-            "",
-            "Stated and executed FLOPs differ, so budgets would be unequal; correct `ledger`, or remove "
-            "it and let modbench count",
-            "",
-        ),
+        "Stated and executed FLOPs differ, so budgets would be unequal; correct `ledger`, or remove it "
+        "and let modbench count",
+        "",
     ),
     10: (
-        ("not in state_dict", "A resumed run would lose this state; register it as a buffer", "state"),
-        ("scoring", "Scoring changes state; update buffers in `update`", "state"),
-        (
-            "",
-            "A resumed or repeated run would differ; keep state in buffers, update them in training "
-            "only, and draw initial weights from torch's generator",
-            "state",
-        ),
+        "A resumed or repeated run would differ; keep state in buffers, update them in training only, "
+        "and draw initial weights from torch's generator",
+        "state",
     ),
     11: (
-        (
-            "",
-            "Skipped tokens are computed and discarded, so nothing is saved; gather the selected tokens "
-            "before the block",
-            "",
-        ),
+        "Skipped tokens are computed and discarded, so nothing is saved; gather the selected tokens "
+        "before the block",
+        "",
     ),
 }
 
@@ -155,10 +144,15 @@ def section(finding: Finding) -> str:
 
 def advice(finding: Finding) -> str:
     """Return what the failed ``finding`` means and what to do, with the section to read."""
-    for text, words, anchor in (*_ANY, *_ADVICE[finding.probe]):
-        if text in finding.figure:
-            return f"{words} ({f'{_GUIDE}#{anchor}' if anchor else section(finding)})."
-    raise AssertionError  # the last text is empty
+    words, anchor = next(
+        (
+            (words, anchor)
+            for probes, text, words, anchor in _CAUSES
+            if text in finding.figure and finding.probe in (probes or (finding.probe,))
+        ),
+        _GENERAL[finding.probe],
+    )
+    return f"{words} ({f'{_GUIDE}#{anchor}' if anchor else section(finding)})."
 
 
 def sentence(finding: Finding) -> str:

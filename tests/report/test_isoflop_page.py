@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from isoflop_made_up import BUDGETS, Make, records, table_under
 
+from modbench.report.columns import OPTIMA
 from modbench.report.isoflop import sweep_of
 from modbench.report.isoflop_page import isoflop_page
 from modbench.report.leaderboard import Leaderboard
@@ -32,6 +33,20 @@ def test_each_scheme_is_ranked_at_its_optimum(make: Make) -> None:
         assert second[3] == second[4] == second[5] == "-"
     assert "| mod | 64 x 4 |" in page
     assert "width 128: 0.00354 by the law, which is best" in page
+
+
+def test_the_page_leads_with_the_optima_and_shows_its_figures(make: Make) -> None:
+    found = records(make)
+    sweep = sweep_of(found, Leaderboard.of(found))
+    assert sweep is not None
+    lead, _, rest = isoflop_page(sweep, drawn={"isoflop_curves.png"}).partition("## Figures")
+    headings = [line for line in lead.splitlines() if line.startswith("| rank")]
+    expected = f"| {' | '.join(column.heading for column in OPTIMA)} |"
+    assert headings == [expected] * len(BUDGETS)
+    assert len(OPTIMA) <= 8
+    assert "![isoflop curves](isoflop_curves.png)" in rest
+    assert all(f"\n| {column.heading} | {column.meaning} |" in rest for column in OPTIMA)
+    assert "### Sizes at 3e+12 training FLOPs" in rest.partition("## Details")[2]
 
 
 def test_speed_up_is_of_the_dense_model_at_equal_loss(make: Make) -> None:

@@ -14,7 +14,7 @@ from modbench.cli.options import tell
 #: Environment variable of the inner process: the file that it makes once the command has ended.
 _ENDED = "MODBENCH_COMMAND_ENDED"
 #: Commands whose plugins do not run in the workers of a sweep.
-_OF_PLUGINS = ("check", "audit", "flops", "plan", "sample", "export")
+_OF_PLUGINS = ("check", "audit", "flops", "plan", "sample", "export", "eval")
 
 
 def run() -> int:

@@ -19,9 +19,9 @@ class Column:
 FIRST = (
     Column(
         "rank",
-        "one more than the number of rows whose 95 % interval lies wholly on the better side. With one "
-        "seed there are no intervals, and the rank is only the order of the figures. `-`: not ranked, "
-        "with the reason below the table",
+        "rows whose 95 % intervals overlap, directly or through others between them, share a rank. With "
+        "one seed there are no intervals, and the rank is only the order of the figures. `-`: not "
+        "ranked; `†`: a remark. The reason or remark is below the table",
     ),
     Column(
         "scheme",
@@ -49,21 +49,23 @@ FIRST = (
     ),
     Column(
         "parameters, active / all",
-        "parameters that one token uses / all that are stored. They differ for schemes with experts",
+        "parameters of a token that no layer skips / all that are stored. They differ for schemes with "
+        "experts",
         "",
         "{active_parameters:si3} / {parameters:si3}",
     ),
     Column(
         "KV cache, share of dense",
-        "keys and values kept per token, over those of a model in which no token skips a layer: memory "
-        "when decoding",
+        "keys and values kept per token, over those of the same shape if no token skips a layer, so "
+        "dense models have 1: memory when decoding. `-`: decoding fails its probe",
         "lower",
         "{kv_cache_share:.3f}",
     ),
     Column(
         "audit",
-        "probes passed, and *not asked* where a probe does not apply to the scheme. A scheme that fails "
-        "probe 1, 2, 3 or 9 is not ranked",
+        "probes passed or *failed*, *not asked* where a probe does not apply to the scheme, and "
+        "*unchecked* where it applies and cannot tell. A scheme that fails probe 1, 2, 3 or 9 is not "
+        "ranked",
     ),
 )
 #: The table of the page's details.
@@ -84,7 +86,8 @@ MORE = (
     ),
     Column(
         "leak (nats/token)",
-        "held-out loss minus leaky loss: the gain from looking ahead",
+        "held-out loss minus leaky loss: the gain from looking ahead. Near 0 it does not prove a causal "
+        "router, since a router may look ahead under both rules; probe 1 does",
         "",
         "{leak:.4f}",
     ),

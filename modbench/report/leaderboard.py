@@ -36,10 +36,9 @@ class Leaderboard:
     """All rows, comparison by comparison, ranked ones first.
 
     A comparison holds rows of equal budget and data (all of `Row.conditions`); rows are ranked within
-    it. If all have one shape, a row's rank is one more than the number of rows whose 95 % interval over
-    seeds lies wholly on the better side of its own. If there are several, each scheme is ranked at the
-    size of its best mean, and schemes whose intervals overlap share a rank. Without intervals (one seed)
-    the rank is the order of the figures. Rows of isoFLOP suites have no rank here: their optima have.
+    it, and those whose 95 % intervals over seeds overlap share a rank. If there are several shapes, each
+    scheme is ranked at the size of its best mean. Without intervals (one seed) the rank is the order of
+    the figures. Rows of isoFLOP suites have no rank here: their optima have.
     """
 
     entries: tuple[Entry, ...]
@@ -212,15 +211,14 @@ class _Ranking:
         if self.is_isoflop:
             return [self.entry(row, None) for row in self.rows]
         if len({canonical_json(row.model) for row in self.rows}) == 1:
-            ranks = self.ranks()
+            ranks = shared_ranks(self._usable(self.rows))
             return self.ordered(self.entry(row, ranks.get(row.label)) for row in self.rows)
         schemes: dict[str, list[Row]] = defaultdict(list)
         for row in self.rows:
             schemes[row.scheme_key].append(row)
         usable = {key: [r for r in own if not self.reasons[r.label]] for key, own in schemes.items()}
         best = [min(usable[key] or own, key=self.middle) for key, own in schemes.items()]
-        spans = {row.label: self.spans[row.label] for row in best if not self.reasons[row.label]}
-        ranks = shared_ranks(spans)
+        ranks = shared_ranks(self._usable(best))
         found = self.ordered(
             self.entry(row, ranks.get(row.label), **_among(row, usable[row.scheme_key])) for row in best
         )
@@ -233,12 +231,9 @@ class _Ranking:
         ]
         return found + sorted(rest, key=lambda entry: place[entry.scheme])
 
-    def ranks(self) -> dict[str, int]:
-        """One more than the number of rows that lie wholly on the better side."""
-        spans = {label: span for label, span in self.spans.items() if not self.reasons[label]}
-        return {
-            label: 1 + sum(high < low for _, high in spans.values()) for label, (low, _) in spans.items()
-        }
+    def _usable(self, rows: Iterable[Row]) -> dict[str, tuple[float, float]]:
+        """The intervals of those of ``rows`` that can be ranked, by label."""
+        return {row.label: self.spans[row.label] for row in rows if not self.reasons[row.label]}
 
     def middle(self, row: Row) -> tuple[float, str]:
         return sum(self.spans.get(row.label, (float("inf"),))), row.label

@@ -43,10 +43,6 @@ _BEST = (
     "were tried, the more. If the best size is the smallest or the largest, the scheme may do better "
     "beyond it; an isoFLOP suite finds the optimum (docs/isoflop.md)."
 )
-_SEEDS = (
-    "± is half a 95 % t-interval over seeds, and rows whose intervals overlap are not ranked apart: a "
-    "rank is one more than the number of rows whose interval lies wholly on the better side."
-)
 
 
 def markdown(board: Leaderboard, drawn: Collection[str] = ()) -> str:
@@ -99,8 +95,7 @@ def _ranking(board: Leaderboard, entries: Sequence[Entry]) -> Iterable[str]:
         yield f"Ranked by {by}, {_EXACT}"
     else:
         one_seed = all(len(entry.row.ok) == 1 for entry in ranked)
-        shared = differing([entry.row.model for entry in entries])
-        yield f"Ranked by {by}. {_ONE_SEED if one_seed else _SHARED if shared else _SEEDS}"
+        yield f"Ranked by {by}. {_ONE_SEED if one_seed else _SHARED}"
     if any(entry.sizes > 1 for entry in ranked):
         yield _BEST
     remarks = [f"- **{escaped(e.row.label)}**: {escaped(e.note)}" for e in entries if e.note]

@@ -44,7 +44,7 @@ def test_a_run_is_scored_printed_and_written(place, capsys):
     assert "of tokens routed" in err
     assert "leak audit not audited" in err
     # Ten tokens are less than these items have.
-    assert "requests are longer than the model's 10 tokens" in err
+    assert "was truncated on the left to the model's 10 tokens" in err
     [results] = (place / "scores" / "tiny__mod").glob("results_*.json")
     written = json.loads(results.read_text())["modbench"]["piqa"]
     assert written["realised_flops_per_token"] > 0

@@ -48,15 +48,15 @@ def test_rows_within_each_others_interval_share_a_rank(fakes):
     assert (table["heldout_loss_high"] > table["heldout_loss"]).all()
 
 
-def test_a_rank_counts_only_rows_that_lie_wholly_on_the_better_side(fakes):
-    # The wide one overlaps both others, so neither is above it.
+def test_rows_whose_intervals_overlap_through_another_share_a_rank(fakes):
+    # The wide one overlaps both others.
     records = [
         *_seeds(fakes, "best", [4.00, 4.001, 4.002]),
         *_seeds(fakes, "wide", [3.9, 4.2, 4.5]),
         *_seeds(fakes, "worst", [4.30, 4.301, 4.302]),
     ]
     table = _table(Leaderboard.of(records)).set_index("label")
-    assert dict(table["rank"]) == {"best": 1, "wide": 1, "worst": 2}
+    assert dict(table["rank"]) == {"best": 1, "wide": 1, "worst": 1}
 
 
 def test_a_metric_whose_better_side_is_up_ranks_so(fakes):

@@ -120,8 +120,8 @@ _GENERAL = {
         "",
     ),
     9: (
-        "Stated and executed FLOPs differ, so budgets would be unequal; correct `ledger`, or remove it "
-        "and let modbench count",
+        "Stated and executed FLOPs differ, so budgets would be unequal; if probes 1 to 3 fail, correct "
+        "those first; else correct `ledger`, or remove it and let modbench count",
         "",
     ),
     10: (

@@ -16,9 +16,8 @@ from modbench.errors import UserError, known_names
 from modbench.measure.hub_lm import check_vocabulary, load_hub_lm
 from modbench.measure.routed_lm import RoutedLM
 from modbench.model.context import Selection
-from modbench.report.downstream_leak import leak_verdict
-from modbench.report.store import read_suite
-from modbench.trained.load import Loaded, load_trained
+from modbench.trained.leak import leak_of
+from modbench.trained.load import load_trained
 from modbench.trained.weights_folder import DESCRIPTION
 
 Batch = int | Literal["auto"]
@@ -69,15 +68,7 @@ def load_lm(
         rule=rule,
     )
     data = DataConfig(**loaded.cell["data"])
-    return LoadedLM(lm=lm, name=loaded.label, data=data, leak=_leak(loaded))
-
-
-def _leak(loaded: Loaded) -> str:
-    """Return the audit's verdict on leaks; ``not audited`` for weights without their results."""
-    if loaded.record is None:
-        return "not audited"
-    audits = read_suite(loaded.folder.resolve().parents[1]).audits
-    return leak_verdict(audits, loaded.record.audit_key, loaded.record.audit)
+    return LoadedLM(lm=lm, name=loaded.label, data=data, leak=leak_of(loaded))
 
 
 def _has(device: str) -> bool:

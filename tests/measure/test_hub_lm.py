@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
-from local_tasks import write_tasks
+from local_tasks import request, write_tasks
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -119,11 +119,9 @@ def test_few_shot_examples_without_a_file_are_asked_for(folder, tasks):
 
 
 def test_generation_is_that_of_transformers(folder):
-    from lm_eval.api.instance import Instance
-
     lm = load_hub_lm(folder)
     options = {"until": [], "max_gen_toks": 8}
-    [text] = lm.generate_until([Instance("generate_until", {}, ("stone river", options), 0)])
+    [text] = lm.generate_until([request("stone river", options, kind="generate_until")])
     tokenizer, model = AutoTokenizer.from_pretrained(folder), lm.model.model
     inputs = tokenizer("stone river", return_tensors="pt", return_token_type_ids=False)
     ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)

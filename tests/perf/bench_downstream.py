@@ -66,7 +66,8 @@ def arc_easy() -> list[Instance]:
         context = f"Question: {text(QUESTION)}?\nAnswer:"
         for number in range(4):
             asked = (context, f" {text(CHOICE)}")
-            requests.append(Instance("loglikelihood", {}, asked, number, ("arc_easy", item, 1)))
+            of_item = ("arc_easy", item, 1)
+            requests.append(Instance("loglikelihood", {}, asked, idx=number, metadata=of_item))
     return requests
 
 

@@ -96,6 +96,7 @@ def save_point(
         return
     path = point_weights(folder, step)
     path.parent.mkdir(exist_ok=True)
+    remove_leftovers(path.parent)
     save_weights(path, model, key=key)
     points = sorted(path.parent.glob("*.safetensors"))
     # Those of later steps are left from before a kill; training reaches them again.

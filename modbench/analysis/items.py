@@ -44,21 +44,6 @@ def score_item(choices_nats: Sequence[float], answer: int, answer_bytes: int) ->
     )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ItemScores:
-    """Scores of all items of a task, in the task's order: arrays (N,)."""
-
-    correct: Array
-    bits_per_byte: Array
-    margin: Array
-
-    @classmethod
-    def of(cls, items: Iterable[ItemScore]) -> "ItemScores":
-        """Collect scores of single items."""
-        table_N3 = np.array(list(items), dtype=np.float64).reshape(-1, 3)
-        return cls(correct=table_N3[:, 0], bits_per_byte=table_N3[:, 1], margin=table_N3[:, 2])
-
-
 class SharedChoices(NamedTuple):
     """Log-probabilities of the choices of one item; items with equal ``key`` have the same choices."""
 
@@ -172,31 +157,38 @@ class SignalToNoise:
 
 def signal_to_noise(
     scheme_means: Sequence[float],
-    checkpoint_means: Sequence[float],
-    *,
+    *runs: Sequence[float],
     relative: bool = True,
+    ddof: int = 0,
 ) -> SignalToNoise:
     """Signal-to-noise ratio of a task, after Heineman et al. (2025), "Signal and Noise".
 
     With m_j the score of scheme j and c_i that of checkpoint i of one run::
 
         signal = max_jk |m_j - m_k| / mean(m)        relative dispersion
-        noise  = std(c) / mean(c)                    relative standard deviation, divided by n
+        noise  = std(c) / mean(c)                    relative standard deviation
         ratio  = signal / noise
+
+    Of several runs, std(c) is the root of the mean variance, and mean(c) that of all checkpoints.
 
     Args:
         scheme_means: score of each scheme, at the end of training.
-        checkpoint_means: scores of the last checkpoints of one run.
+        runs: of each run, the scores of its last checkpoints.
         relative: divide by the means. False for scores that may be negative, such as margins.
+        ddof: a variance of n scores divides by n - ddof; 1 for scores of seeds, which are independent.
 
     Raises:
         ValueError: fewer than two schemes or checkpoints; relative, and a mean is not positive.
     """
-    m, c = np.asarray(scheme_means, dtype=np.float64), np.asarray(checkpoint_means, dtype=np.float64)
-    if len(m) < 2 or len(c) < 2:
-        raise ValueError(f"{len(m)} schemes and {len(c)} checkpoints: two of each are needed")
+    m, runs_c = np.asarray(scheme_means, dtype=np.float64), [np.asarray(run) for run in runs]
+    fewest = min(map(len, runs_c), default=0)
+    if len(m) < 2 or fewest < 2:
+        raise ValueError(f"{len(m)} schemes and {fewest} checkpoints: two of each are needed")
+    signal = float(np.ptp(m))
+    noise = math.sqrt(np.mean([c.var(ddof=ddof) for c in runs_c]))
     if not relative:
-        return SignalToNoise(signal=float(np.ptp(m)), noise=float(c.std()))
-    if m.mean() <= 0 or c.mean() <= 0:
+        return SignalToNoise(signal=signal, noise=noise)
+    middle = float(np.concatenate(runs_c).mean())
+    if m.mean() <= 0 or middle <= 0:
         raise ValueError("a mean is not positive; use relative=False for such scores")
-    return SignalToNoise(signal=float(np.ptp(m) / m.mean()), noise=float(c.std() / c.mean()))
+    return SignalToNoise(signal=signal / float(m.mean()), noise=noise / middle)

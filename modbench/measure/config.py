@@ -8,7 +8,7 @@ from modbench.errors import UserError
 from modbench.measure.tasks.names import check_names
 
 #: Fields that cells lack while they are None: older cells keep their keys.
-_LATER = ("downstream_fewshot", "downstream_data")
+_LATER = ("downstream_fewshot", "downstream_data", "downstream_checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,9 @@ class MeasureConfig:
     #: folder of local files for standard tasks, in place of the hub, relative to the working directory;
     #: None: the hub
     downstream_data: str | None = None
+    #: number of last points of the learning curve whose weights are scored too, the trained model
+    #: included, for the signal-to-noise ratio; None: the trained model only
+    downstream_checkpoints: int | None = None
 
     def __post_init__(self) -> None:
         # JSON specifications hold a list.
@@ -44,6 +47,10 @@ class MeasureConfig:
         if self.downstream_fewshot is not None and self.downstream_fewshot < 0:
             raise UserError(
                 f"measure downstream_fewshot is {self.downstream_fewshot}; it must be 0 or more"
+            )
+        if self.downstream_checkpoints is not None and self.downstream_checkpoints < 2:
+            raise UserError(
+                f"measure downstream_checkpoints is {self.downstream_checkpoints}; it must be 2 or more"
             )
         if self.timing_repeats < 3:
             raise UserError(

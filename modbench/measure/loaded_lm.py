@@ -16,7 +16,7 @@ from modbench.errors import UserError, known_names
 from modbench.measure.hub_lm import check_vocabulary, load_hub_lm
 from modbench.measure.routed_lm import RoutedLM
 from modbench.model.context import Selection
-from modbench.trained.leak_verdict import leak_verdict
+from modbench.trained.leak import leak_of
 from modbench.trained.load import load_trained
 from modbench.trained.weights_folder import DESCRIPTION
 
@@ -68,7 +68,7 @@ def load_lm(
         rule=rule,
     )
     data = DataConfig(**loaded.cell["data"])
-    return LoadedLM(lm=lm, name=loaded.label, data=data, leak=leak_verdict(loaded))
+    return LoadedLM(lm=lm, name=loaded.label, data=data, leak=leak_of(loaded))
 
 
 def _has(device: str) -> bool:

@@ -45,6 +45,17 @@ class Cost:
         """Share of tokens routed, averaged over routed layers; None for a model without any."""
         return self.routed / self.offered if self.offered else None
 
+    def per_token(self) -> dict[str, float | None]:
+        """Tokens, and seconds and FLOPs per token; None for FLOPs that are not known."""
+        tokens = max(1, self.tokens)
+        return {
+            "tokens": self.tokens,
+            "seconds_per_token": self.seconds / tokens,
+            "nominal_flops_per_token": self.nominal_flops / tokens if self.nominal_flops else None,
+            "realised_flops_per_token": self.realised_flops / tokens if self.realised_flops else None,
+            "share_routed": self.share_routed,
+        }
+
 
 class ScoringPasses:
     """Runs ``model(tokens_BT, context) -> logits_BTV`` without a gradient, under one selection rule.

@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 
+from modbench.report.downstream_items import comparison_tables
 from modbench.report.downstream_scores import (
     BITS,
     MARGIN,
+    comparable,
     compute_of,
     entries_of,
+    leak_of,
     metrics_of,
     score_of,
+    shift_of,
     tasks_of,
 )
 from modbench.report.leaderboard import Entry, Leaderboard
@@ -22,8 +26,10 @@ _NOTE = (
     "a 95 % interval: over seeds, or with one seed over items (1.96 standard errors). Chance: the level "
     "of a scorer that ignores the context, where it is known. Bits per byte and margin are means over "
     "items; the margin is over the best wrong answer. FLOPs (convention `model`) and seconds are per "
-    "evaluated token; those of a group are of all its tasks. All metrics: leaderboard.csv. Comparison "
-    "of schemes item by item: docs/evaluation.md."
+    "evaluated token; those of a group are of all its tasks. Tokens routed: share of tokens that a "
+    "routed layer processes while scoring, averaged over routed layers. Batch shift: largest difference "
+    "of a log-probability between batch sizes 1, 7 and 32 on the first items. All metrics: "
+    "leaderboard.csv."
 )
 
 
@@ -37,6 +43,7 @@ def downstream_section(board: Leaderboard) -> list[str]:
             several = len(board.comparisons) > 1
             parts += [f"### {budget}, comparison {shown[0].comparison}"] if several else []
             parts += _tables(shown)
+            parts += [_leaks(shown), *comparison_tables(shown)]
     return ["## Downstream tasks", *parts, _NOTE, *_picture(board)] if parts else []
 
 
@@ -91,7 +98,7 @@ def _tables(entries: Sequence[Entry]) -> Iterator[str]:
         for number, task in enumerate(tasks):
             lines += _lines(rows, task, compute=not group or number == len(tasks) - 1)
         yield markdown_table(heads, lines, left=(0, 1))
-        if differ := [task for task in tasks if not _comparable(rows, task)]:
+        if differ := [task for task in tasks if not comparable(rows, task)]:
             yield (
                 f"Not comparable, since items, examples or versions differ between columns: "
                 f"{', '.join(map(escaped, differ))}."
@@ -118,6 +125,8 @@ def _lines(rows: Sequence[Row], task: str, *, compute: bool) -> Iterator[Sequenc
         for name, texts in (
             ("FLOP/token, nominal / realised", [_flops(row, task) for row in rows]),
             ("µs/token", [_microseconds(row, task) for row in rows]),
+            ("tokens routed", [_routed(row, task) for row in rows]),
+            ("batch shift (nats), answers changed", [_shift(row, task) for row in rows]),
         ):
             yield task, name, *about, "-", *texts
 
@@ -136,8 +145,20 @@ def _microseconds(row: Row, task: str) -> str:
     return "-" if seconds is None else f"{seconds * 1e6:.1f}"
 
 
-def _comparable(rows: Sequence[Row], task: str) -> bool:
-    """Return True if all rows that have ``task`` were scored on the same items in the same way."""
-    names = ("items", "few_shot", "version", "sha256")
-    found = {tuple(entry[name] for name in names) for row in rows for entry in entries_of(row, task)}
-    return len(found) == 1
+def _routed(row: Row, task: str) -> str:
+    share = compute_of(row, task, "share_routed")
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _shift(row: Row, task: str) -> str:
+    shift = shift_of(row, task)
+    return f"{shift['nats']:.1e}, {shift['flipped']} of {shift['items']}" if shift else "-"
+
+
+def _leaks(entries: Sequence[Entry]) -> str:
+    """A sentence on the leak audits."""
+    found = {entry.row.label: leak_of(entry.row) for entry in entries}
+    others = [f"{escaped(label)} {escaped(one)}" for label, one in found.items() if one != "passed"]
+    if not others:
+        return "Leak audit (probes 1 and 2, also on the trained weights): passed by all."
+    return f"Leak audit (probes 1 and 2): {'; '.join(others)}; passed by the others."

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from modbench.report.downstream_leak import leak_verdict
 from modbench.report.row import Row, Value, interval
 
 #: Names of the two scores of right answers, next to a task's own metrics.
@@ -18,6 +19,7 @@ _COMPUTE = (
     "realised_flops_per_token",
     "share_routed",
 )
+_SHIFT = ("nats", "flipped", "items")
 _SETTINGS = ("items", "few_shot", "version", "truncated")
 #: Half of a 95 % interval over standard error.
 _NORMAL = 1.96
@@ -64,12 +66,17 @@ def metrics_of(rows: Iterable[Row], task: str) -> list[str]:
     return own + [name for name in (BITS, MARGIN) if any(entry[name] for entry in entries)]
 
 
-def score_of(row: Row, task: str, metric: str) -> Score | None:
-    """The score of ``row`` on ``metric`` of ``task``; None if no seed has it."""
+def values_of(row: Row, task: str, metric: str) -> list[Mapping[str, Any]]:
+    """The entries of ``metric`` of ``task``, one for each seed that has a value."""
     answers = metric in (BITS, MARGIN)
     entries = entries_of(row, task)
     found = [entry[metric] if answers else entry["metrics"].get(metric) for entry in entries]
-    found = [one for one in found if one is not None and one["value"] is not None]
+    return [one for one in found if one is not None and one["value"] is not None]
+
+
+def score_of(row: Row, task: str, metric: str) -> Score | None:
+    """The score of ``row`` on ``metric`` of ``task``; None if no seed has it."""
+    found = values_of(row, task, metric)
     if not found:
         return None
     value, stderr = interval([one["value"] for one in found]), _mean(found, "stderr")
@@ -79,9 +86,16 @@ def score_of(row: Row, task: str, metric: str) -> Score | None:
     return Score(
         value=value,
         stderr=stderr,
-        chance=None if answers else _mean(found, "chance"),
+        chance=None if metric in (BITS, MARGIN) else _mean(found, "chance"),
         untrained=_mean(found, "untrained"),
     )
+
+
+def comparable(rows: Iterable[Row], task: str) -> bool:
+    """Return True if all rows that have ``task`` were scored on the same items in the same way."""
+    names = ("items", "few_shot", "version", "sha256")
+    found = {tuple(entry[name] for name in names) for row in rows for entry in entries_of(row, task)}
+    return len(found) == 1
 
 
 def compute_of(row: Row, task: str, name: str) -> float | None:
@@ -89,11 +103,30 @@ def compute_of(row: Row, task: str, name: str) -> float | None:
     return _mean(entries_of(row, task), name)
 
 
+def shift_of(row: Row, task: str) -> dict[str, float]:
+    """Batch shift while scoring ``task``: ``nats``, the largest of all seeds; ``flipped`` and ``items``,
+    their sums. Empty if no seed has it."""
+    shifts = [shift for entry in entries_of(row, task) if (shift := entry.get("batch_shift"))]
+    if not shifts or any(shift["nats"] is None for shift in shifts):
+        return {}
+    return {
+        "nats": max(shift["nats"] for shift in shifts),
+        **{name: sum(shift[name] for shift in shifts) for name in ("flipped", "items")},
+    }
+
+
+def leak_of(row: Row) -> str:
+    """The audit's verdict on leaks: ``passed`` if that of every seed is, else the first other one."""
+    verdicts = [leak_verdict(row.audits, one.audit_key, one.audit) for one in row.ok]
+    return next((one for one in verdicts if one != "passed"), "passed" if verdicts else "not audited")
+
+
 def csv_columns(row: Row, tasks: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """The columns of ``row``, the same for all rows of a table. ``tasks``: metrics of each task of the
     table. ``TASK:METRIC`` is the value; suffixes ``_stderr``, ``_low``, ``_high``, ``_chance``,
-    ``_untrained``; further settings and compute of each task."""
-    columns: dict[str, Any] = {}
+    ``_untrained``; further settings, compute and batch shift of each task. ``leak_audit``: see
+    `leak_of`."""
+    columns: dict[str, Any] = {"leak_audit": leak_of(row)} if tasks else {}
     for task, metrics in tasks.items():
         for metric in metrics:
             score, name = score_of(row, task, metric), f"{task}:{metric}"
@@ -111,6 +144,8 @@ def csv_columns(row: Row, tasks: Mapping[str, Sequence[str]]) -> dict[str, Any]:
             values = dict.fromkeys(entry[name] for entry in entries)
             columns[f"{task}:{name}"] = next(iter(values)) if len(values) == 1 else None
         columns |= {f"{task}:{name}": compute_of(row, task, name) for name in _COMPUTE}
+        shift = shift_of(row, task)
+        columns |= {f"{task}:batch_shift_{name}": shift.get(name) for name in _SHIFT}
     return columns
 
 

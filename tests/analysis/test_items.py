@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from modbench.analysis.items import (
-    ItemScores,
     SharedChoices,
     centred_correct,
     mean_with_stderr,
@@ -30,14 +29,6 @@ def test_one_item_is_scored_by_its_log_probabilities() -> None:
 def test_the_first_of_equal_choices_counts_and_one_choice_has_no_margin() -> None:
     assert [score_item([-1.0] * 4, answer, 1).correct for answer in range(4)] == [1, 0, 0, 0]
     assert math.isnan(score_item([-1.0], 0, 1).margin)
-
-
-def test_scores_of_items_are_collected_by_column() -> None:
-    scores = ItemScores.of([score_item([-1.0, -2.0], 0, 1), score_item([-1.0, -3.0], 1, 1)])
-    assert scores.correct.tolist() == [1, 0]
-    assert scores.margin.tolist() == [1, -2]
-    assert scores.bits_per_byte == pytest.approx(np.array([1, 3]) / math.log(2))
-    assert len(ItemScores.of([]).correct) == 0
 
 
 def test_centring_removes_the_prior_of_a_choice_and_keeps_what_the_context_adds() -> None:
@@ -123,6 +114,13 @@ def test_signal_to_noise_is_relative_dispersion_over_relative_deviation() -> Non
     assert found.noise == pytest.approx(0.01 / 0.4)
     assert found.ratio == pytest.approx(16)
     assert not found.weak
+
+
+def test_the_noise_of_several_runs_is_their_root_mean_square() -> None:
+    found = signal_to_noise([0.4, 0.6], [0.39, 0.41], [0.67, 0.53])
+    assert found.noise == pytest.approx(math.sqrt((0.01**2 + 0.07**2) / 2) / 0.5)
+    seeds = signal_to_noise([0.4, 0.6], [0.39, 0.41], ddof=1)
+    assert seeds.noise == pytest.approx(math.sqrt(2) * 0.01 / 0.4)
 
 
 def test_a_task_whose_schemes_differ_less_than_checkpoints_is_weak() -> None:

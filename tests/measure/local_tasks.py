@@ -1,9 +1,11 @@
-"""Small made-up files of standard tasks, in the formats that `--data-dir` reads."""
+"""Small made-up files of standard tasks, in the formats that `--data-dir` reads, and requests."""
 
 import json
 import random
 from pathlib import Path
 from typing import Any
+
+from lm_eval.api.instance import Instance
 
 WORDS = ["stone", "river", "green", "lamp", "table", "seven", "walk", "cold", "bright", "market"]
 
@@ -39,3 +41,11 @@ def write_tasks(folder: Path, items: int = 12) -> Path:
     ]
     (folder / "wikitext2_test.txt").write_text(" \n" + "".join(pages))
     return folder
+
+
+def request(
+    *arguments: object, kind: str = "loglikelihood", task: str = "made_up", item: int = 0
+) -> Any:
+    """A request of lm-eval, in the form that both of its versions take."""
+    named = {"task_name": task, "doc_id": item, "metadata": (task, item, 1)}
+    return Instance(kind, {}, arguments, idx=0, **named)  # type: ignore[arg-type]

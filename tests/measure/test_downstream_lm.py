@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
+from local_tasks import request as ask
 from torch import Tensor, nn
 
 from modbench.measure.routed_lm import RoutedLM
@@ -75,10 +75,6 @@ class Summing(nn.Module):
         """Of ``targets``, at the end of ``inputs``, all in one window."""
         log_p_TV = self.table_VV[inputs].cumsum(0).log_softmax(-1)[-len(targets) :]
         return sum(log_p_TV[place, token].item() for place, token in enumerate(targets))
-
-
-def ask(*arguments: object) -> Instance:
-    return Instance("loglikelihood", {}, arguments, 0)
 
 
 def test_log_likelihood_is_the_sum_over_the_continuation_alone():

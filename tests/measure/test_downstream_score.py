@@ -12,7 +12,8 @@ from lm_eval.tasks import TaskManager
 from torch import Tensor, nn
 
 from modbench.data.token_data import load
-from modbench.measure.downstream import score
+from modbench.measure.downstream import TaskScore, evaluate
+from modbench.measure.routed_lm import RoutedLM
 from modbench.measure.tasks import CHANCE, FOLDER
 from modbench.measure.tasks.modbench_cloze.items import items
 from modbench.model.context import Context
@@ -52,36 +53,37 @@ def oracle(made_up):
     )
 
 
+def cloze(model, data, limit=None) -> TaskScore:
+    lm = RoutedLM(model, load(data).tokenizer)
+    [evaluation] = evaluate(lm, ["modbench_cloze"], data=data, limit=limit)
+    return evaluation.score("modbench_cloze")
+
+
 def test_an_oracle_is_always_right_and_a_uniform_model_guesses(made_up, oracle):
-    tokenizer = load(made_up).tokenizer
-    knowing = score(oracle, tokenizer, tasks=["modbench_cloze"], data=made_up)
-    assert knowing["modbench_cloze"] == 1.0
-    assert knowing["modbench_cloze_stderr"] == 0.0
-    assert knowing["modbench_cloze_items"] == len(items(made_up)) >= 100
-    guessing = score(Uniform(), tokenizer, tasks=["modbench_cloze"], data=made_up)
+    knowing = cloze(oracle, made_up)
+    assert knowing.metrics["acc"] == 1.0
+    assert knowing.errors["acc"] == 0.0
+    assert knowing.items == len(items(made_up)) >= 100
+    guessing = cloze(Uniform(), made_up)
     # All choices score the same, and lm-eval then takes the first: right once in four.
-    assert guessing["modbench_cloze"] == pytest.approx(CHANCE["modbench_cloze"], abs=0.01)
+    assert guessing.metrics["acc"] == pytest.approx(CHANCE["modbench_cloze"], abs=0.01)
     spread = statistics.stdev([1.0] * 25 + [0.0] * 75)
     error = spread / len(items(made_up)) ** 0.5
-    assert guessing["modbench_cloze_stderr"] == pytest.approx(error, rel=0.02)
+    assert guessing.errors["acc"] == pytest.approx(error, rel=0.02)
 
 
 def test_a_limit_takes_the_first_items(made_up):
-    scores = score(Uniform(), load(made_up).tokenizer, tasks=["modbench_cloze"], data=made_up, limit=7)
+    score = cloze(Uniform(), made_up, limit=7)
     first = [item["answer"] == 0 for item in items(made_up)[:7]]
-    assert scores["modbench_cloze"] == pytest.approx(sum(first) / 7)
-    assert scores["modbench_cloze_items"] == 7
+    assert score.metrics["acc"] == pytest.approx(sum(first) / 7)
+    assert score.items == 7
 
 
 def test_scoring_draws_from_no_global_generator(made_up):
     before = random.getstate(), torch.get_rng_state()
-    score(Uniform(), load(made_up).tokenizer, tasks=["modbench_cloze"], data=made_up, limit=4)
+    cloze(Uniform(), made_up, limit=4)
     assert random.getstate() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
-
-
-def test_no_task_costs_nothing():
-    assert score(Uniform(), None, tasks=[]) == {}
 
 
 def test_each_task_of_ours_has_a_chance_level():

@@ -6,9 +6,9 @@ import pytest
 from item_checks import accuracy, made_up_heldout
 
 from modbench.measure.tasks import DISTANCES
-from modbench.measure.tasks.modbench_copy.items import build_items as copy
+from modbench.measure.tasks.modbench_copy.items import COPY
 from modbench.measure.tasks.modbench_mixture.items import build_items as mixture
-from modbench.measure.tasks.modbench_recall.items import build_items as recall
+from modbench.measure.tasks.modbench_recall.items import RECALL
 from modbench.measure.tasks.words import bare
 
 
@@ -39,7 +39,7 @@ def last_seen(context, choice):
     return max((place for place, word in enumerate(words) if word == choice), default=-1)
 
 
-@pytest.mark.parametrize("build", [copy, recall])
+@pytest.mark.parametrize("build", [COPY.build_items, RECALL.build_items])
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_the_answer_was_seen_once_at_the_distance(build, distance, text):
     for item in build(text, distance=distance):
@@ -50,7 +50,7 @@ def test_the_answer_was_seen_once_at_the_distance(build, distance, text):
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_only_the_right_choice_of_a_copy_item_was_seen(distance, text):
-    for item in copy(text, distance=distance):
+    for item in COPY.build_items(text, distance=distance):
         words = words_of(item["context"])
         seen = [choice in words for choice in item["choices"]]
         assert seen == [place == item["answer"] for place in range(4)]
@@ -58,7 +58,7 @@ def test_only_the_right_choice_of_a_copy_item_was_seen(distance, text):
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_recall_needs_the_key(distance, text):
-    items = recall(text, distance=distance)
+    items = RECALL.build_items(text, distance=distance)
     for item in items:
         words = words_of(item["context"])
         assert [words.count(choice) for choice in item["choices"]] == [1] * 4
@@ -71,13 +71,13 @@ def test_recall_needs_the_key(distance, text):
     assert accuracy(items, lambda *both: -last_seen(*both)) == 0.25
 
 
-@pytest.mark.parametrize("build", [copy, recall])
+@pytest.mark.parametrize("build", [COPY.build_items, RECALL.build_items])
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_a_rule_that_continues_what_was_repeated_solves_copy_and_recall(build, distance, text):
     assert accuracy(build(text, distance=distance), induction) == 1.0
 
 
-@pytest.mark.parametrize("build", [copy, recall])
+@pytest.mark.parametrize("build", [COPY.build_items, RECALL.build_items])
 def test_words_and_filler_are_the_same_at_every_distance(build, text):
     short, long = (build(text, distance=distance) for distance in (16, 64))
     for one, other in zip(short, long, strict=True):

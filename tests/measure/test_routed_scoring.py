@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from local_tasks import request as asked
 
 from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError
@@ -41,10 +42,6 @@ def model_of(name: str, options: dict, scale: float = 1.0) -> RoutedDecoder:
     model.train()
     model(torch.randint(257, (4, 48), generator=torch.Generator().manual_seed(3)), Context())
     return model.eval()
-
-
-def asked(*arguments: object, kind: str = "loglikelihood") -> Instance:
-    return Instance(kind, {}, arguments, 0)
 
 
 def items(count: int = 24) -> list[Instance]:
@@ -183,7 +180,7 @@ def test_a_long_prompt_is_truncated_on_the_left_and_counted():
 
 def test_an_empty_continuation_is_refused():
     lm = RoutedLM(model_of("vanilla", {}), Tokenizer())
-    request = Instance("loglikelihood", {}, ("abc", ""), 0, metadata=("some_task", 3, 1))
+    request = asked("abc", "", task="some_task", item=3)
     with pytest.raises(UserError, match="item 3 of task 'some_task' has an empty continuation"):
         lm.loglikelihood([request])
 

@@ -22,9 +22,9 @@ from modbench.measure.tasks.heldout import HeldOut
 from modbench.measure.tasks.modbench_bits_per_byte.items import build_items as pieces
 from modbench.measure.tasks.modbench_cloze.items import build_items as cloze
 from modbench.measure.tasks.modbench_continuation.items import build_items as continuation
-from modbench.measure.tasks.modbench_copy.items import build_items as copy
+from modbench.measure.tasks.modbench_copy.items import COPY
 from modbench.measure.tasks.modbench_mixture.items import build_items as mixture
-from modbench.measure.tasks.modbench_recall.items import build_items as recall
+from modbench.measure.tasks.modbench_recall.items import RECALL
 from modbench.measure.tasks.quartets import Draft, build_quartets
 from modbench.measure.tasks.words import count_words
 
@@ -71,8 +71,11 @@ def built_from(text: HeldOut) -> dict:
         "modbench_cloze": cloze(text.documents, text.words, sources=text.sources),
         "modbench_continuation": continuation(text.documents, sources=text.sources),
         "modbench_bits_per_byte": pieces(text.documents, sources=text.sources),
-        **{f"modbench_copy_{number}": copy(text, distance=number) for number in (16, 64, 256, 1024)},
-        **{f"modbench_recall_{number}": recall(text, distance=number) for number in (16, 64, 256, 1024)},
+        **{
+            f"{probe.task}_{number}": probe.build_items(text, distance=number)
+            for probe in (COPY, RECALL)
+            for number in (16, 64, 256, 1024)
+        },
         "modbench_mixture_easy": mixture(text, hard=False),
         "modbench_mixture_hard": mixture(text, hard=True),
     }

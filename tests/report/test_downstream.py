@@ -2,6 +2,8 @@
 
 import csv
 import io
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +37,12 @@ def entry(value: float = 0.4, *, part_of: str = "arc_easy", **fields: Any) -> di
         "sha256": "ab" * 32,
         **fields,
     }
+
+
+def items(*correct: int, bits: float = 1.0) -> dict[str, Any]:
+    """Scores of single items, with ``bits`` per byte each."""
+    count = len(correct)
+    return {"correct": list(correct), "bits_per_byte": [bits] * count, "margin": [None] * count}
 
 
 def lines_of(board: Leaderboard) -> list[dict[str, str]]:
@@ -131,3 +139,123 @@ def test_of_isoflop_grids_each_scheme_is_shown_at_its_lowest_loss(make: Any) -> 
     ]
     (head, *_) = downstream_section(Leaderboard.of(records))[1].splitlines()
     assert [name.strip() for name in head.split("|")[-3:-1]] == ["mod/w64", "vanilla/w64"]
+
+
+def test_batch_shift_and_leak_audit_are_in_the_table_and_on_the_page(fakes: Any) -> None:
+    shift = {"nats": 2e-6, "flipped": 1, "items": 32, "batches": [1, 7, 32]}
+    records = [
+        fakes.make_record("vanilla", downstream={"arc_easy": entry()}),  # of an older modbench
+        fakes.make_record("mod", downstream={"arc_easy": entry(batch_shift=shift, share_routed=0.125)}),
+        fakes.make_record("other", downstream={"arc_easy": entry()}, failed_probes=(2,)),
+    ]
+    board = Leaderboard.of(records)
+    lines = {line["label"]: line for line in lines_of(board)}
+    assert float(lines["mod"]["arc_easy:batch_shift_nats"]) == 2e-6
+    assert lines["mod"]["arc_easy:batch_shift_flipped"] == "1"
+    assert lines["mod"]["leak_audit"] == "passed"
+    assert lines["other"]["leak_audit"] == "failed probe 2 batch: moved by 0.7"
+    assert lines["vanilla"]["arc_easy:batch_shift_nats"] == ""
+    text = "\n".join(downstream_section(board))
+    assert "2.0e-06, 1 of 32" in text
+    assert "12.5%" in text
+    assert "Leak audit (probes 1 and 2): other failed probe 2 batch: moved by 0.7; passed by" in text
+
+
+def test_schemes_are_compared_with_the_dense_one_item_by_item(fakes: Any) -> None:
+    right = [1, 1, 0, 0] * 25
+    records = [
+        fakes.make_record("vanilla", downstream={"arc_easy": entry(by_item=items(*right))}),
+        # Right on the same items and on half of the others.
+        fakes.make_record(
+            "mod", downstream={"arc_easy": entry(by_item=items(*[1, 1, 1, 0] * 25, bits=0.75))}
+        ),
+        fakes.make_record("same", downstream={"arc_easy": entry(by_item=items(*right))}),
+        fakes.make_record("old", downstream={"arc_easy": entry()}),
+    ]
+    text = "\n".join(downstream_section(Leaderboard.of(records)))
+    table = text[text.index("Difference from vanilla on the same items") :].split("\n")
+    assert "| task | score | mod | old | same |" in table
+    [accuracy] = [line for line in table if line.startswith("| arc_easy | accuracy |")]
+    _, _, _, mod, old, same, _ = (cell.strip() for cell in accuracy.split("|"))
+    assert mod.startswith("0.250\\* (0.1")
+    assert (old, same) == ("-", "0.000 (0.000 to 0.000)")
+    [bits] = [line for line in table if line.startswith("| arc_easy | bits/byte")]
+    assert "-0.250\\* (-0.250 to -0.250)" in bits
+
+
+def test_schemes_scored_on_other_items_are_not_compared_by_item(fakes: Any) -> None:
+    records = [
+        fakes.make_record("vanilla", downstream={"arc_easy": entry(by_item=items(1, 0))}),
+        fakes.make_record("mod", downstream={"arc_easy": entry(by_item=items(1, 0), sha256="cd" * 32)}),
+    ]
+    assert "Difference from" not in "\n".join(downstream_section(Leaderboard.of(records)))
+
+
+def noisy(value: float, *earlier: float) -> dict[str, Any]:
+    """The entry of a task with accuracy ``value`` after ``earlier`` checkpoints."""
+    found = entry(value, answer_bits_per_byte=None)
+    found["metrics"]["acc"]["checkpoints"] = list(earlier)
+    return found
+
+
+def test_signal_to_noise_is_that_of_the_last_checkpoints_and_weak_tasks_are_marked(fakes: Any) -> None:
+    scores = {
+        "vanilla": {"arc_easy": noisy(0.4, 0.38), "piqa": noisy(0.5, 0.6)},
+        "mod": {"arc_easy": noisy(0.6, 0.62), "piqa": noisy(0.51, 0.41)},
+    }
+    records = [fakes.make_record(label, downstream=found) for label, found in scores.items()]
+    text = "\n".join(downstream_section(Leaderboard.of(records)))
+    assert "last 2 checkpoints" in text
+    # Signal 0.2 and noise 0.01 over the mean 0.5.
+    assert "| arc_easy | acc | 0.400 | 0.020 | 20.0 |" in text
+    assert "(below 1) |" in next(
+        line for line in text.split("\n") if line.startswith("| piqa | acc | 0.020")
+    )
+
+
+def test_without_checkpoints_noise_is_that_of_seeds_and_with_neither_there_is_none(fakes: Any) -> None:
+    def records(seeds: int) -> list[Any]:
+        return [
+            fakes.make_record(
+                label,
+                seed=seed,
+                downstream={"arc_easy": entry(middle + 0.02 * seed, answer_bits_per_byte=None)},
+            )
+            for label, middle in (("vanilla", 0.39), ("mod", 0.59))
+            for seed in range(seeds)
+        ]
+
+    text = "\n".join(downstream_section(Leaderboard.of(records(2))))
+    assert "between seeds" in text
+    # The deviation of two seeds that differ by 0.02, over the mean 0.5.
+    assert "| arc_easy | acc | 0.400 | 0.028 | 14.1 |" in text
+    text = "\n".join(downstream_section(Leaderboard.of(records(1))))
+    assert "| signal-to-noise |" not in text
+    assert "[measure] downstream_checkpoints" in text
+
+
+def snippet(page: str, word: str) -> str:
+    """The Python block of ``page`` that contains ``word``."""
+    text = (Path(__file__).parents[2] / "docs" / page).read_text()
+    (code,) = (one for one in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if word in one)
+    return str(code)
+
+
+def test_the_comparison_of_the_page_on_evaluation_runs(
+    fakes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    margins = {"mod": [1.0, 2.0, None], "token_choice": [0.5, 1.5, 1.0]}
+    records = [
+        fakes.make_record(label, downstream={"arc_easy": entry(by_item=items(1, 1, 1) | {"margin": of})})
+        for label, of in margins.items()
+    ]
+    fakes.store(tmp_path / "results" / "mine", records)
+    exec(snippet("evaluation.md", "read_suite"), {})
+    assert capsys.readouterr().out == "0.5 (0.5, 0.5)\n"
+
+
+def test_the_statistics_of_the_page_on_tasks_run() -> None:
+    names: dict[str, Any] = {"margins_of_mod": [1.0, 2.0, 3.0], "margins_of_dense": [1.0, 1.0, 1.0]}
+    exec(snippet("tasks.md", "signal_to_noise"), names)
+    assert names["mean"] == 2.0

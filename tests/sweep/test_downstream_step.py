@@ -1,6 +1,7 @@
 """Downstream tasks of a suite: names, settings, the record's section, files of a cell."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,12 @@ from typing import Any
 import pytest
 from small_suite import modbench_says, write_suite
 
-from modbench.analysis.items import paired_bootstrap
-from modbench.analysis.items_file import read_items
 from modbench.errors import UserError
 from modbench.measure.config import MeasureConfig
+from modbench.report.page import write_report
 from modbench.report.record import CellRecord
 from modbench.report.store import read_suite
-from modbench.sweep.steps.downstream import FILES, ITEMS
+from modbench.sweep.steps.downstream import FILES
 
 TASKS = ["arc_easy", "lambada_openai"]
 ITEM = {"query": "Question: Which one floats?", "choices": ["a cork", "a stone", "lead"], "gold": 0}
@@ -35,6 +35,7 @@ def measure(**settings: Any) -> dict[str, Any]:
         "downstream": TASKS,
         "downstream_data": "data",
         "downstream_limit": 5,
+        "downstream_checkpoints": 3,
         **settings,
     }
 
@@ -45,7 +46,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[CellRecord
     place = tmp_path_factory.mktemp("suite")
     write_items(place / "data")
     train = {"sequence": 64, "batch": 1}
-    write_suite(place, "some", "vanilla", "mod", measure=measure(), train=train, model={"layers": 2})
+    tables = {"train": train, "model": {"layers": 2}, "sweep": {"budgets": [1e8]}}
+    write_suite(place, "some", "vanilla", "mod", measure=measure(), **tables)
     code, said = modbench_says(place, "run", "suite.toml")
     assert code == 0, said
     cells = read_suite(place / "results" / "some").cells
@@ -71,7 +73,7 @@ def test_scores_of_tasks_by_name_are_in_the_record(ran: tuple[Path, list[CellRec
         assert arc["seconds_per_token"] > 0
         assert arc["tokens"] > 0
         perplexity = record.downstream["lambada_openai"]["metrics"]["perplexity"]
-        assert perplexity["value"] < perplexity["untrained"]
+        assert perplexity["value"] != perplexity["untrained"]
     dense, routed = (record.downstream["arc_easy"] for record in (vanilla, mod) if record.downstream)
     assert dense["nominal_flops_per_token"] == dense["realised_flops_per_token"]
     assert routed["nominal_flops_per_token"] < dense["nominal_flops_per_token"]
@@ -80,20 +82,48 @@ def test_scores_of_tasks_by_name_are_in_the_record(ran: tuple[Path, list[CellRec
     assert dense["share_routed"] is None
 
 
-def test_items_and_lm_evals_own_files_lie_next_to_the_weights(
+def test_items_batch_shift_and_checkpoints_are_in_the_record(
+    ran: tuple[Path, list[CellRecord]],
+) -> None:
+    for record in ran[1]:
+        assert record.downstream is not None
+        arc = record.downstream["arc_easy"]
+        items = arc["by_item"]
+        assert [len(column) for column in items.values()] == [5, 5, 5]
+        bits = arc["answer_bits_per_byte"]
+        assert sum(items["bits_per_byte"]) / 5 == pytest.approx(bits["value"], abs=1e-3)
+        assert sum(items["margin"]) / 5 == pytest.approx(arc["answer_margin"]["value"], abs=1e-3)
+        assert sum(items["correct"]) / 5 == pytest.approx(arc["metrics"]["acc"]["value"])
+        shift = arc["batch_shift"]
+        assert (shift["items"], shift["batches"]) == (5, [1, 7, 32])
+        assert shift["nats"] < 1e-4
+        assert shift["flipped"] == 0
+        # Two of the eight points of the learning curve before the last.
+        assert len(arc["metrics"]["acc"]["checkpoints"]) == 2
+        assert len(set(bits["checkpoints"]) | {bits["value"], bits["untrained"]}) == 4
+        assert min(bits["checkpoints"]) < bits["untrained"]
+
+
+def test_the_report_compares_the_schemes_from_the_records_alone(
+    ran: tuple[Path, list[CellRecord]], tmp_path: Path
+) -> None:
+    folder, _ = ran
+    shutil.copytree(folder / "records", tmp_path / "some" / "records")
+    write_report(tmp_path / "some")
+    again = (tmp_path / "some" / "leaderboard.md").read_bytes()
+    assert again == (folder / "leaderboard.md").read_bytes()
+    text = again.decode()
+    assert "Difference from vanilla on the same items" in text
+    assert "| task | score | signal | noise | signal-to-noise |" in text
+    assert "last 3 checkpoints" in text
+
+
+def test_lm_evals_own_files_lie_next_to_the_weights(
     ran: tuple[Path, list[CellRecord]],
 ) -> None:
     folder, records = ran
     cells = [folder / "cells" / record.key for record in records]
     assert all((cell / "model.safetensors").is_file() for cell in cells)
-    one, two = (read_items(cell / ITEMS)["arc_easy"] for cell in cells)
-    assert list(one.doc_id) == list(two.doc_id) == [0, 1, 2, 3, 4]
-    assert records[0].downstream is not None
-    arc = records[0].downstream["arc_easy"]
-    assert one.scores.bits_per_byte.mean() == pytest.approx(arc["answer_bits_per_byte"]["value"], 1e-5)
-    assert one.scores.correct.mean() == pytest.approx(arc["metrics"]["acc"]["value"])
-    found = paired_bootstrap(one.scores.bits_per_byte, two.scores.bits_per_byte, draws=20)
-    assert found.items == 5
     for cell in cells:
         (results,) = (cell / FILES).rglob("results_*.json")
         assert set(json.loads(results.read_text())["results"]) == set(TASKS)
@@ -135,6 +165,7 @@ def test_an_unknown_task_is_refused_with_the_nearest_names(tmp_path: Path) -> No
     [
         ({"downstream": ("piqa", "piqa")}, "names 'piqa' twice"),
         ({"downstream_fewshot": -1}, "downstream_fewshot is -1; it must be 0 or more"),
+        ({"downstream_checkpoints": 1}, "downstream_checkpoints is 1; it must be 2 or more"),
         ({"downstream": ("modbench_clozed",)}, "did you mean 'modbench_cloze'"),
     ],
 )
@@ -156,5 +187,5 @@ def test_settings_that_came_later_leave_older_cells_as_they_were() -> None:
         "downstream": ("modbench_cloze",),
         "downstream_limit": None,
     }
-    stated = MeasureConfig(downstream_fewshot=0, downstream_data="data")
+    stated = MeasureConfig(downstream_fewshot=0, downstream_data="data", downstream_checkpoints=2)
     assert stated.as_cell() == asdict(stated)

@@ -89,3 +89,19 @@ def test_half_written_weights_are_not_left(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match="disk full"):
         checkpoint.save_weights(tmp_path / "model.safetensors", build_model(SHAPE, build_router("mod")))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_weights_of_the_last_points_are_kept_also_by_a_run_that_continues(tmp_path: Path) -> None:
+    model = build_model(SHAPE, build_router("vanilla"))
+
+    def after(step: int) -> list[str]:
+        checkpoint.save_point(tmp_path, model, step=step, keep=2, key="run")
+        return sorted(path.stem.lstrip("0") for path in (tmp_path / "points").iterdir())
+
+    assert [after(step) for step in (10, 20, 30)] == [["10"], ["10", "20"], ["20", "30"]]
+    # Killed, and continued from a checkpoint before step 20.
+    (tmp_path / "points" / "000000040.half").touch()
+    assert [after(step) for step in (20, 30)] == [["20"], ["20", "30"]]
+    checkpoint.load_weights(checkpoint.point_weights(tmp_path, 20), model, key="run")
+    checkpoint.save_point(tmp_path / "other", model, step=10, keep=None)
+    assert not (tmp_path / "other").exists()

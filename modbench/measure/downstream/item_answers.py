@@ -6,6 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+from modbench.analysis.items import score_item
+
 NAN = math.nan
 
 
@@ -30,6 +32,12 @@ class ItemAnswers:
     @classmethod
     def empty(cls) -> "ItemAnswers":
         return cls(doc_id=[], logprob=[], bytes=[], margin=[], correct=[], choices=[])
+
+    @property
+    def bits_per_byte(self) -> list[float]:
+        """-log2 p of the right answer over its bytes, of each item; NaN without a right answer."""
+        pairs = zip(self.logprob, self.bytes, strict=True)
+        return [-logprob / (math.log(2) * size) if size else NAN for logprob, size in pairs]
 
     def __len__(self) -> int:
         return len(self.doc_id)
@@ -68,11 +76,9 @@ def _item(task: Any, instances: list[Any]) -> tuple[float, int, float, float, in
     right = _right(task, first.doc, len(instances))
     if right is None:
         return NAN, 0, NAN, NAN, len(instances)
-    wrong = [total for place, total in enumerate(totals) if place != right]
-    margin = totals[right] - max(wrong) if wrong else NAN
-    chosen = totals.index(max(totals))  # the first of equals, as in lm-eval
     size = _size(instances[right].args[1])
-    return totals[right], size, margin, float(chosen == right), len(instances)
+    scored = score_item(totals, right, size)
+    return totals[right], size, scored.margin, scored.correct, len(instances)
 
 
 def _choices(task: Any, doc: Any, requests: int) -> int:

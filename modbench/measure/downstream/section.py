@@ -3,6 +3,8 @@
 
 import hashlib
 import math
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,21 +12,14 @@ import numpy as np
 from modbench.analysis.items import mean_with_stderr
 from modbench.measure.downstream.evaluation import Evaluation, TaskScore
 from modbench.measure.downstream.item_answers import ItemAnswers
+from modbench.measure.downstream.validity import BatchShift
 
 _LARGEST = 1e30  #: that a record holds
 
 
-def section(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the entries of the tasks of ``evaluation`` by name; the untrained model's values are
-    missing until `add_untrained`."""
-    cost, tokens = evaluation.cost, max(1, evaluation.cost.tokens)
-    compute = {
-        "tokens": cost.tokens,
-        "seconds_per_token": cost.seconds / tokens,
-        "nominal_flops_per_token": cost.nominal_flops / tokens if cost.nominal_flops else None,
-        "realised_flops_per_token": cost.realised_flops / tokens if cost.realised_flops else None,
-        "share_routed": cost.share_routed,
-    }
+def section(evaluation: Evaluation, shift: BatchShift) -> dict[str, Any]:
+    """Return the entries of the tasks of ``evaluation`` by name; values of the untrained model and of
+    earlier checkpoints are missing until `add_untrained` and `add_checkpoint`."""
     return {
         score.task: {
             "part_of": evaluation.name,
@@ -33,10 +28,12 @@ def section(evaluation: Evaluation) -> dict[str, Any]:
             "few_shot": score.few_shot,
             "version": score.version,
             "rule": evaluation.rule,
-            **_answers(score.answers),
+            **answer_means(score.answers),
             "truncated": evaluation.truncated,
-            **compute,
+            **evaluation.cost.per_token(),
+            "batch_shift": asdict(shift) | {"nats": _finite(shift.nats), "batches": list(shift.batches)},
             "sha256": _documents(evaluation, score.task),
+            "by_item": _by_item(score.answers),
         }
         for score in evaluation.scores
     }
@@ -44,29 +41,42 @@ def section(evaluation: Evaluation) -> dict[str, Any]:
 
 def add_untrained(found: dict[str, Any], evaluation: Evaluation) -> None:
     """Add the values of the untrained model to the entries ``found``."""
+    for entry, value in _values(found, evaluation):
+        entry["untrained"] = value
+
+
+def add_checkpoint(found: dict[str, Any], evaluation: Evaluation) -> None:
+    """Add the values of an earlier checkpoint of the run, the next one, to the entries ``found``."""
+    for entry, value in _values(found, evaluation):
+        entry.setdefault("checkpoints", []).append(value)
+
+
+def _values(
+    found: dict[str, Any], evaluation: Evaluation
+) -> Iterator[tuple[dict[str, Any], float | None]]:
+    """Yield each metric's and each mean's entry in ``found``, and its value in ``evaluation``."""
     for score in evaluation.scores:
-        entry = found[score.task]
+        of_task = found[score.task]
         for metric, value in score.metrics.items():
-            if metric in entry["metrics"]:
-                entry["metrics"][metric]["untrained"] = _finite(value)
-        for name, mean in _answers(score.answers).items():
-            if mean is not None and entry[name] is not None:
-                entry[name]["untrained"] = mean["value"]
+            if metric in of_task["metrics"]:
+                yield of_task["metrics"][metric], _finite(value)
+        for name, mean in answer_means(score.answers).items():
+            if mean is not None and of_task[name] is not None:
+                yield of_task[name], mean["value"]
 
 
-def columns_of(evaluation: Evaluation) -> dict[str, dict[str, list[Any]]]:
-    """Return the items of each task by column, see `modbench.analysis.items_file`."""
-    return {
-        score.task: {
-            "doc_id": score.answers.doc_id,
-            "logprob": score.answers.logprob,
-            "bytes": score.answers.bytes,
-            "margin": score.answers.margin,
-            "correct": score.answers.correct,
-        }
-        for score in evaluation.scores
-        if len(score.answers)
+def _by_item(answers: ItemAnswers) -> dict[str, list[float | None]] | None:
+    """Return the scores of single items, to three decimals; None where there are no items."""
+    columns = {
+        "correct": answers.correct,
+        "bits_per_byte": answers.bits_per_byte,
+        "margin": answers.margin,
     }
+    rounded = {
+        name: [None if _finite(value) is None else round(value, 3) for value in values]
+        for name, values in columns.items()
+    }
+    return rounded if len(answers) else None
 
 
 def _metric(score: TaskScore, metric: str) -> dict[str, Any]:
@@ -79,15 +89,13 @@ def _metric(score: TaskScore, metric: str) -> dict[str, Any]:
     }
 
 
-def _answers(answers: ItemAnswers) -> dict[str, dict[str, float | None] | None]:
+def answer_means(answers: ItemAnswers) -> dict[str, dict[str, float | None] | None]:
     """Return mean and standard error of the right answers' bits per byte and margins, as far as there
     are any."""
-    bits = [
-        -logprob / (math.log(2) * size)
-        for logprob, size in zip(answers.logprob, answers.bytes, strict=True)
-        if size
-    ]
-    return {"answer_bits_per_byte": _mean(bits), "answer_margin": _mean(answers.margin)}
+    return {
+        "answer_bits_per_byte": _mean(answers.bits_per_byte),
+        "answer_margin": _mean(answers.margin),
+    }
 
 
 def _mean(values: list[float]) -> dict[str, float | None] | None:
@@ -100,7 +108,7 @@ def _mean(values: list[float]) -> dict[str, float | None] | None:
 
 
 def _finite(value: float | None) -> float | None:
-    """``value``, or None if a record can't hold it."""
+    """``value``, or None if a record can't hold it, such as NaN."""
     return value if value is not None and abs(value) <= _LARGEST else None
 
 

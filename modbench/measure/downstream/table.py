@@ -1,12 +1,13 @@
 """The table that `modbench eval` prints, and what it says about each task."""
 
-import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from tabulate import tabulate
 
 from modbench.measure.downstream.evaluation import Evaluation
+from modbench.measure.downstream.section import answer_means
 from modbench.measure.downstream.validity import BatchShift
 
 HEADS = (
@@ -52,41 +53,21 @@ def details(evaluation: Evaluation, shift: BatchShift | None, leak: str) -> dict
     """Return compute and validity of ``evaluation`` as numbers: FLOPs, nominal and realised, and seconds
     per evaluated token; the share of tokens routed; batch shift; the leak verdict; truncated
     requests."""
-    cost, tokens = evaluation.cost, max(1, evaluation.cost.tokens)
+    means = {score.task: answer_means(score.answers) for score in evaluation.scores}
     found: dict[str, Any] = {
         "rule": rule_label(evaluation.rule),
-        "tokens": cost.tokens,
-        "seconds": cost.seconds,
-        "seconds_per_token": cost.seconds / tokens,
-        "nominal_flops_per_token": cost.nominal_flops / tokens if cost.nominal_flops else None,
-        "realised_flops_per_token": cost.realised_flops / tokens if cost.realised_flops else None,
-        "share_routed": cost.share_routed,
+        "seconds": evaluation.cost.seconds,
+        **evaluation.cost.per_token(),
         "truncated": evaluation.truncated,
         "leak": leak,
-        "bits_per_byte_of_answer": {},
-        "margin_nats": {},
     }
-    for score in evaluation.scores:
-        answers = score.answers
-        pairs = [
-            (value, size)
-            for value, size in zip(answers.logprob, answers.bytes, strict=True)
-            if size and not math.isnan(value)
-        ]
-        if pairs:
-            found["bits_per_byte_of_answer"][score.task] = sum(
-                -value / math.log(2) / size for value, size in pairs
-            ) / len(pairs)
-        margins = [margin for margin in answers.margin if not math.isnan(margin)]
-        if margins:
-            found["margin_nats"][score.task] = sum(margins) / len(margins)
+    for name, of_answers in (
+        ("bits_per_byte_of_answer", "answer_bits_per_byte"),
+        ("margin_nats", "answer_margin"),
+    ):
+        found[name] = {task: mean["value"] for task, of in means.items() if (mean := of[of_answers])}
     if shift is not None:
-        found |= {
-            "batch_shift_nats": shift.nats,
-            "batch_shift_flipped": shift.flipped,
-            "batch_shift_items": shift.items,
-            "batch_shift_batches": list(shift.batches),
-        }
+        found |= {f"batch_shift_{name}": value for name, value in asdict(shift).items()}
     return found
 
 

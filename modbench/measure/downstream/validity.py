@@ -8,8 +8,8 @@ from typing import Any
 from modbench.measure.routed_lm import RoutedLM
 from modbench.measure.scoring_passes import Cost
 
-#: Batch sizes that are compared, and items of each task that are scored at each; fewer if they are long,
-#: since scoring one by one is slow.
+#: Batch sizes that are compared, and items that are scored at each, of all tasks of a group together;
+#: fewer if they are long, since scoring one by one is slow.
 BATCHES, ITEMS, CHARACTERS = (1, 7, 32), 32, 100_000
 
 
@@ -25,11 +25,11 @@ class BatchShift:
 
 
 def batch_shift(lm: RoutedLM, tasks: Mapping[str, Any], *, items: int = ITEMS) -> BatchShift:
-    """Score the first ``items`` items of each of ``tasks``, lm-eval tasks that were evaluated, at batch
-    sizes 1, 7 and 32. The cost is not added to that of ``lm``."""
+    """Score the first items of each of ``tasks``, lm-eval tasks that were evaluated, at batch sizes 1, 7
+    and 32: about ``items`` together. The cost is not added to that of ``lm``."""
     nats, flipped, scored = 0.0, 0, 0
     for task in tasks.values():
-        kept = _first_items(task, items)
+        kept = _first_items(task, max(1, items // len(tasks)))
         instances = [instance for instance in task.instances if instance.doc_id in kept]
         answers = [_answers(lm, batch, instances) for batch in BATCHES]
         for other in answers[1:]:

@@ -9,9 +9,9 @@ from modbench.measure.tasks import DISTANCES, TASKS
 from modbench.measure.tasks.modbench_bits_per_byte import items as bits_per_byte
 from modbench.measure.tasks.modbench_cloze import items as cloze
 from modbench.measure.tasks.modbench_continuation import items as continuation
-from modbench.measure.tasks.modbench_copy import items as copy
+from modbench.measure.tasks.modbench_copy.items import COPY
 from modbench.measure.tasks.modbench_mixture import items as mixture
-from modbench.measure.tasks.modbench_recall import items as recall
+from modbench.measure.tasks.modbench_recall.items import RECALL
 from modbench.measure.tasks.quartets import Item
 
 if TYPE_CHECKING:
@@ -21,9 +21,10 @@ _BUILDERS: dict[str, Callable[[DataConfig], tuple[Item, ...]]] = {
     "modbench_cloze": cloze.items,
     "modbench_continuation": continuation.items,
     "modbench_bits_per_byte": bits_per_byte.items,
-    **{f"modbench_copy_{distance}": partial(copy.items, distance=distance) for distance in DISTANCES},
     **{
-        f"modbench_recall_{distance}": partial(recall.items, distance=distance) for distance in DISTANCES
+        f"{probe.task}_{distance}": partial(probe.items, distance=distance)
+        for probe in (COPY, RECALL)
+        for distance in DISTANCES
     },
     "modbench_mixture_easy": mixture.easy_items,
     "modbench_mixture_hard": mixture.hard_items,

@@ -1,14 +1,15 @@
-"""Words and filler of the copy and recall probes."""
+"""The copy and recall probes: their words and filler, and their items."""
 
 import random
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 
-from modbench.measure.tasks.heldout import HeldOut
-from modbench.measure.tasks.quartets import Draft, build_quartets
+from modbench.data.config import DataConfig
+from modbench.measure.tasks.heldout import HeldOut, enough, read_heldout
+from modbench.measure.tasks.quartets import Draft, Item, build_quartets, items_of
 from modbench.measure.tasks.words import bare, overlap, word_bands
 
 QUARTETS = 100
@@ -59,3 +60,37 @@ def probe_text(text: HeldOut) -> ProbeText:
     present = {bare(word) for words in streams.values() for word in words} & bands.keys()
     common = sorted(present, key=lambda word: (-text.words.all[word], word))[:_COMMON]
     return ProbeText(tuple(common), bands, dict(streams))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The tasks ``TASK_DISTANCE``.
+
+    ``drafts(words, choices, distance, seed)`` returns the four drafts of a quartet with the answers
+    ``choices``; fewer if the text is too short for them.
+    """
+
+    task: str
+    drafts: Callable[[ProbeText, Sequence[str], int, str], list[Draft]]
+
+    def items(self, config: DataConfig, *, distance: int) -> tuple[Item, ...]:
+        """The items, ``{"source", "context", "choices", "answer"}``. Raises UserError: the corpus is
+        missing or altered, or its text is too short."""
+        return _items(self, config, distance)
+
+    def build_items(self, text: HeldOut, *, distance: int) -> list[Item]:
+        """Build the items, the same on every machine, of the same words and filler at every distance."""
+        words, seed = probe_text(text), f"{self.task} 1"
+        quartets: list[list[Draft]] = []
+        for choices in words.quartets(random.Random(seed)):
+            drafts = self.drafts(words, choices, distance, f"{seed} {len(quartets)}")
+            if len(drafts) == 4:
+                quartets.append(drafts)
+        return items_of(quartets)
+
+
+@lru_cache(maxsize=32)
+def _items(probe: Probe, config: DataConfig, distance: int) -> tuple[Item, ...]:
+    built = tuple(probe.build_items(read_heldout(config), distance=distance))
+    enough(f"{probe.task}_{distance}", config, built)
+    return built

@@ -1,4 +1,5 @@
-"""Step ``downstream``: scores on lm-eval's tasks, of the trained and of the untrained model."""
+"""Step ``downstream``: scores on lm-eval's tasks, of the trained model, the untrained one and the last
+checkpoints."""
 
 import shutil
 import time
@@ -6,23 +7,26 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from modbench.data.config import DataConfig
+from modbench.report.downstream_leak import leak_verdict
 from modbench.report.metrics import METRICS
-from modbench.report.store import write_files
+from modbench.report.record import cell_key
+from modbench.report.store import read_suite
 from modbench.routing.build import RoutedDecoder
 from modbench.sweep.cell import CellRun
+from modbench.train.checkpoint import load_weights, point_weights
 
 if TYPE_CHECKING:
     from modbench.measure.downstream import Evaluation
     from modbench.measure.routed_lm import RoutedLM
 
-#: In the cell's folder, next to the weights: lm-eval's own files, and the scores of single items.
-FILES, ITEMS = "lm-eval", "items.npz"
+#: Folder of lm-eval's own files, next to the weights.
+FILES = "lm-eval"
 _TOLD_SECONDS = 5.0
 
 
 def downstream(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
     """Score each task of ``[measure] downstream`` under the causal rule, for the record. Write lm-eval's
-    result and sample files and the scores of single items into the cell's folder.
+    result and sample files into the cell's folder.
 
     Raises:
         UserError: a task can't be evaluated, see `modbench.measure.downstream.evaluate`.
@@ -31,26 +35,38 @@ def downstream(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
     if not cell.measure.downstream:
         return {}
     # Imported late: lm-eval takes seconds to import.
-    from modbench.analysis.items_file import items_bytes
     from modbench.measure.downstream.files import ResultFiles
-    from modbench.measure.downstream.section import add_untrained, columns_of, section
+    from modbench.measure.downstream.section import add_checkpoint, add_untrained, section
     from modbench.measure.downstream.table import details
+    from modbench.measure.downstream.validity import batch_shift
 
     folder = cell.folder / FILES
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
     lm = _adapter(model, cell)
+    audits = read_suite(cell.results).audits
+    leak = leak_verdict(audits, cell.found.get("audit_key"), cell.found["audit"])
     files = ResultFiles(folder, cell.cell["router"]["label"], lm, limit=cell.measure.downstream_limit)
     found: dict[str, Any] = {}
-    items: dict[str, Any] = {}
     for evaluation in _evaluated(lm, cell):
-        files.add(evaluation, details(evaluation, None, "in the record"))
-        found |= section(evaluation)
-        items |= columns_of(evaluation)
-    write_files(cell.folder, {ITEMS: items_bytes(items)})
+        shift = batch_shift(lm, evaluation.tasks)
+        files.add(evaluation, details(evaluation, shift, leak))
+        found |= section(evaluation, shift)
     for evaluation in _evaluated(_adapter(cell.fresh_model(), cell), cell):
         add_untrained(found, evaluation)
+    for earlier in _checkpoints(cell):
+        for evaluation in _evaluated(_adapter(earlier, cell), cell):
+            add_checkpoint(found, evaluation)
     cell.found["downstream"] = found
     return _metrics(found)
+
+
+def _checkpoints(cell: CellRun) -> "Iterator[RoutedDecoder]":
+    """The models of the last points of the learning curve that are scored, the trained one left out."""
+    number = cell.measure.downstream_checkpoints or 1
+    for point in cell.found["curve"][-number:-1]:
+        model = cell.fresh_model()
+        load_weights(point_weights(cell.folder, point["step"]), model, key=cell_key(cell.cell))
+        yield model
 
 
 def _adapter(model: RoutedDecoder, cell: CellRun) -> "RoutedLM":

@@ -35,6 +35,13 @@ def train(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
     def evaluate(model: RoutedDecoder) -> float:
         return heldout_loss(model, curve_WT, token_bytes_V, selection="causal").nats_per_token
 
+    keep, key = cell.measure.downstream_checkpoints, cell_key(cell.cell)
+
+    def say(event: dict[str, Any]) -> None:
+        if event["event"] == "point":
+            checkpoint.save_point(cell.folder, model, step=event["step"], keep=keep, key=key)
+        cell.say(event)
+
     trained = train_model(
         model,
         Batches(
@@ -47,7 +54,7 @@ def train(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
         dtype=cell.dtype,
         evaluate=evaluate,
         folder=cell.folder,
-        say=cell.say,
+        say=say,
         origin=f"text {cell.data.sha256[:12]}, modbench {modbench.__version__} "
         f"{code_version()['commit']}",
         stop=cell.stage.stopped,
@@ -57,7 +64,7 @@ def train(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
         cell.folder,
         Description(suite=cell.spec["suite"]["name"], cell=cell.cell, merges=cell.data.tokenizer.merges),
     )
-    checkpoint.save_weights(cell.folder / WEIGHTS, model, key=cell_key(cell.cell))
+    checkpoint.save_weights(cell.folder / WEIGHTS, model, key=key)
     cell.stage.begin("checks")
     cell.found["audit"] = [asdict(finding) for finding in _checks(model, trained)]
     return costs | {

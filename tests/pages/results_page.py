@@ -1,0 +1,103 @@
+"""Writes the tables of ``docs/results.md`` from the committed CSV files, and the planned cost of the
+suites that were not run: ``python tests/pages/results_page.py``; ``--check`` compares only.
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from suite_keys import filled
+
+from modbench.plan.units import shown
+from modbench.report.table import markdown_table
+from modbench.sweep.plan import plan_suite
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "results.md"
+OPTIMA = ROOT / "results" / "isoflop-cpu" / "optima.csv"
+PLANNED = ("isoflop-gpu", "mod-paper")
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def optima() -> list[dict[str, str]]:
+    """The lines of the parabola that have an optimum, in the order of the leaderboard."""
+    return [line for line in read(OPTIMA) if line["fit"] == "parabola" and line["loss"]]
+
+
+def interval(line: dict[str, str], name: str, digits: int) -> str:
+    """A figure with its 95 % interval, where it has one."""
+    if not line[name]:
+        return "-"
+    text = f"{float(line[name]):.{digits}f}"
+    low, high = line[f"{name}_low"], line[f"{name}_high"]
+    return f"{text} [{float(low):.{digits}f}, {float(high):.{digits}f}]" if low and high else text
+
+
+def isoflop_table() -> str:
+    """One row per budget and scheme."""
+    heads = ("FLOPs", "rank", "scheme", "loss at the optimum (nats/token)", "bits/byte", "minus dense")
+    heads += ("compared with dense", "speed-up at equal loss", "active parameters")
+    rows = [
+        (
+            f"{float(line['budget']):.0e}".replace("e+", "e"),
+            line["rank"] or "-",
+            line["scheme"],
+            interval(line, "loss", 4),
+            f"{float(line['bits_per_byte']):.4f}",
+            interval(line, "difference", 4),
+            line["difference_verdict"] or "-",
+            _speed_up(line),
+            f"{float(line['active_parameters']) / 1e3:,.0f} k",
+        )
+        for line in optima()
+    ]
+    return markdown_table(heads, rows, left=(2, 6))
+
+
+def _speed_up(line: dict[str, str]) -> str:
+    bound = f"{line['speed_up_bound']} " if line["speed_up_bound"] else ""
+    return f"{bound}{interval(line, 'speed_up', 2)}"
+
+
+def planned_table() -> str:
+    """Cells, FLOPs, largest model and tokens of the suites that were not run."""
+    return markdown_table(
+        ("suite", "cells", "training FLOPs", "largest model (width x layers)", "most tokens of a run"),
+        list(planned()),
+        left=(0,),
+    )
+
+
+def planned() -> Iterator[tuple[str, ...]]:
+    for name in PLANNED:
+        plan = plan_suite(name, time=False, tell=lambda text: None)
+        width, layers = max(size for part in plan.parts for size in part.sizes)
+        tokens = max(part.tokens for part in plan.parts)
+        yield name, f"{plan.cells}", f"{plan.flops:.3g}", f"{width} x {layers}", shown(tokens)
+
+
+def texts() -> dict[str, str]:
+    return {"isoflop": isoflop_table()}
+
+
+def main(words: Iterable[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Write the tables of docs/results.md.")
+    parser.add_argument("--check", action="store_true", help="compare with the file, write nothing")
+    only_check = parser.parse_args(words).check
+    text = filled(PAGE.read_text(), {**texts(), "planned": planned_table()})
+    if only_check and text != PAGE.read_text():
+        print(f"{PAGE.name} differs; run python tests/pages/results_page.py", file=sys.stderr)
+        return 1
+    if not only_check:
+        PAGE.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

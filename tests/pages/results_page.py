@@ -5,6 +5,7 @@ suites that were not run: ``python tests/pages/results_page.py``; ``--check`` co
 import argparse
 import csv
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from modbench.sweep.plan import plan_suite
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results.md"
 OPTIMA = ROOT / "results" / "isoflop-cpu" / "optima.csv"
+SUITE = ROOT / "suites" / "isoflop-cpu.toml"
 PLANNED = ("isoflop-gpu", "mod-paper")
 
 
@@ -45,7 +47,7 @@ def isoflop_table() -> str:
     heads += ("compared with dense", "speed-up at equal loss", "active parameters")
     rows = [
         (
-            f"{float(line['budget']):.0e}".replace("e+", "e"),
+            _budget(float(line["budget"])),
             line["rank"] or "-",
             line["scheme"],
             interval(line, "loss", 4),
@@ -58,6 +60,24 @@ def isoflop_table() -> str:
         for line in optima()
     ]
     return markdown_table(heads, rows, left=(2, 6))
+
+
+def left() -> str:
+    """What the sweep still lacks: the schemes without an optimum at each budget."""
+    suite = tomllib.loads(SUITE.read_text())
+    schemes = [scheme["router"] for scheme in suite["schemes"]]
+    found = {(float(line["budget"]), line["scheme"]) for line in optima()}
+    sentences = []
+    for budget in suite["sweep"]["budgets"]:
+        missing = [scheme for scheme in schemes if (budget, scheme) not in found]
+        if missing:
+            named = "all schemes" if missing == schemes else ", ".join(f"`{one}`" for one in missing)
+            sentences.append(f"at {_budget(budget)} FLOPs {named}")
+    return f"No optimum yet: {'; '.join(sentences)}." if sentences else "All curves have an optimum."
+
+
+def _budget(flops: float) -> str:
+    return f"{flops:.0e}".replace("e+", "e")
 
 
 def _speed_up(line: dict[str, str]) -> str:
@@ -83,7 +103,7 @@ def planned() -> Iterator[tuple[str, ...]]:
 
 
 def texts() -> dict[str, str]:
-    return {"isoflop": isoflop_table()}
+    return {"isoflop": isoflop_table(), "left": left()}
 
 
 def main(words: Iterable[str] | None = None) -> int:

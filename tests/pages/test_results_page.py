@@ -1,0 +1,39 @@
+"""docs/results.md: its tables are those of the committed files, and its text says what they say."""
+
+import re
+
+import pytest
+from readme_table import rows
+from results_page import PAGE, filled, left, optima, planned_table, texts
+
+TEXT = PAGE.read_text()
+PROSE = "\n".join(line for line in TEXT.splitlines() if not line.startswith("|"))
+
+
+def test_the_tables_are_those_of_the_committed_results() -> None:
+    assert filled(TEXT, texts()) == TEXT, "run python tests/pages/results_page.py"
+
+
+@pytest.mark.slow
+def test_the_planned_cost_is_that_of_the_suites() -> None:
+    assert filled(TEXT, {"planned": planned_table()}) == TEXT
+
+
+def test_every_loss_in_the_text_stands_in_a_table() -> None:
+    tables = [line for line in TEXT.splitlines() if line.startswith("|")]
+    named = re.findall(r"\b\d\.\d{4}\b", PROSE)
+    assert named
+    for number in named:
+        assert any(number in line for line in tables), number
+
+
+def test_the_lead_at_one_shape_is_that_of_the_first_table() -> None:
+    loss = {row[1]: float(row[2]) for row in rows()}
+    assert f"MoD leads by {loss['vanilla'] - loss['mod']:.2f} nats" in " ".join(PROSE.split())
+
+
+def test_the_text_calls_undecided_what_the_table_calls_so() -> None:
+    mod = next(line for line in optima() if (line["scheme"], line["budget"]) == ("mod", str(10**13)))
+    assert mod["difference_verdict"] == "undecided"
+    assert "Mixture-of-Depths and the dense model cannot be told apart" in PROSE
+    assert "`mod`" not in left().split("1e13 FLOPs")[1].split(";")[0]

@@ -66,7 +66,9 @@ def installed() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise UserError("models of transformers need it: pip install 'transformers>=5'") from error
+        raise UserError(
+            "Hugging Face models need transformers: pip install 'transformers>=5'"
+        ) from error
     return transformers
 
 

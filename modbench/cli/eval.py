@@ -26,7 +26,7 @@ def eval_(
     out: Folder = None,
     validity: bool = True,
     device: str = "cpu",
-    results: Results = Path("results"),
+    results: Results = Path("my-results"),
     plugin: Plugins = (),
 ) -> int:
     """Score a trained model on tasks of lm-eval, modbench's own (`modbench_cloze` and others) or any

@@ -14,7 +14,7 @@ def export(
     *,
     to: Literal["hf", "modbench"],
     out: Annotated[Path, arg(metavar="FOLDER")],
-    results: Results = Path("results"),
+    results: Results = Path("my-results"),
     plugin: Plugins = (),
 ) -> int:
     """Write the model and the tokenizer of a trained run into a folder.

@@ -15,7 +15,7 @@ def report(
     ] = (),
     /,
     *,
-    results: Results = Path("results"),
+    results: Results = Path("my-results"),
     rank_by: Annotated[str | None, arg(metavar="METRIC", help_behavior_hint="")] = None,
 ) -> int:
     """Write tables and plots from the records again; the same records give the same bytes.

@@ -12,7 +12,7 @@ def run(
     suite: Suite,
     /,
     *,
-    results: Results = Path("results"),
+    results: Results = Path("my-results"),
     plugin: Plugins = (),
     workers: Annotated[int, arg(metavar="N", help_behavior_hint="")] = 0,
     only: Labels = (),

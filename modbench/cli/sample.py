@@ -16,7 +16,7 @@ def sample(
     *,
     prompt: Annotated[Several[str], arg(metavar="TEXT ...", help_behavior_hint="(required)")] = (),
     drawing: OmitArgPrefixes[Drawing],
-    results: Results = Path("results"),
+    results: Results = Path("my-results"),
     plugin: Plugins = (),
 ) -> int:
     """Print how the model of a trained run continues a prompt.

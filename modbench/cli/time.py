@@ -9,7 +9,7 @@ def time(
     suite: Suite,
     /,
     *,
-    results: Results = Path("results"),
+    results: Results = Path("my-results"),
     plugin: Plugins = (),
     only: Labels = (),
     repetitions: Count = None,

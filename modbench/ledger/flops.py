@@ -46,7 +46,8 @@ _all = attrgetter(*CONVENTIONS)
 
 
 def seen_by(convention: str) -> Callable[[Flops], int]:
-    """Return what reads a quantity under ``convention``. Raise a `ValueError` for an unknown one."""
+    """Return a function that reads a `Flops` under ``convention``. Raise a `ValueError` for an unknown
+    one."""
     if convention not in CONVENTIONS:
         raise ValueError(f"convention '{convention}' is not known; known: {', '.join(CONVENTIONS)}")
     return attrgetter(convention)

@@ -71,7 +71,7 @@ def _chosen(target: str, name: str | None) -> str:
     the file cannot be loaded, registers several routers, or not this one."""
     if not target.endswith(".py") and not Path(target).is_file():
         if name is not None:
-            raise UserError(f"check takes NAME after a FILE, and '{target}' is none; leave '{name}' out")
+            raise UserError(f"'{target}' is a router and no file; leave '{name}' out")
         return target
     names = load_plugin(target)
     print(f"{target} registers {', '.join(names)}")

@@ -103,7 +103,9 @@ def load_hub_lm(folder: Path, *, batch: int | Literal["auto"] = "auto", device: 
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
-        raise UserError("models of transformers need it: pip install 'transformers>=5'") from error
+        raise UserError(
+            "Hugging Face models need transformers: pip install 'transformers>=5'"
+        ) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:

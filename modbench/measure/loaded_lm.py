@@ -102,7 +102,7 @@ class ModbenchLM(RoutedLM):
             )
         if "pretrained" not in stated:
             raise UserError(
-                "model 'modbench' needs --model_args pretrained=RUN, such as results/quick/mod"
+                "model 'modbench' needs --model_args pretrained=RUN, such as my-results/quick/mod"
             )
         device = str(stated.get("device") or "cpu")
         size = str(stated.get("batch_size", "auto"))

@@ -46,7 +46,7 @@ def described_gpu(name: str, peak_tflops: float | None = None, memory_gb: float 
     if flops is None or memory is None:
         raise UserError(
             f"GPU '{name}' is not known; {known_names(name.lower(), GPUS)}; for another GPU give both "
-            "peak_tflops and memory_gb"
+            "--peak-tflops and --memory-gb"
         )
     return Gpu(name=name, flops=flops, memory=memory)
 

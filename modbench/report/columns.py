@@ -57,7 +57,7 @@ FIRST = (
     Column(
         "KV cache, share of dense",
         "keys and values kept per token, over those of the same shape if no token skips a layer, so "
-        "dense models have 1: memory when decoding. `-`: decoding fails its probe",
+        "dense models have 1: memory when decoding. `-`: decoding failed its probe, or it was not run",
         "lower",
         "{kv_cache_share:.3f}",
     ),

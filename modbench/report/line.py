@@ -151,7 +151,7 @@ class Line:
         self._check()
 
     def _check(self) -> None:
-        """Check what the types of the fields do not tell."""
+        """Check constraints that field types cannot express."""
 
     def _fields(self) -> dict[str, Any]:
         values = {field: getattr(self, field.name) for field in fields(self)}

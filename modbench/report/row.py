@@ -172,7 +172,7 @@ class Row:
             run = {probe["probe"] for probe in probes if probe["verdict"] in ("passed", "failed")}
             missing = [str(number) for number in RANKING_PROBES if number not in run]
             if missing:
-                return f"audit probe {', '.join(missing)} was not run"
+                return f"not run of the audit: probe {', '.join(missing)}; add audit to [measure] steps"
         return None
 
     @property

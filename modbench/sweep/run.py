@@ -111,7 +111,7 @@ def run_left(
         tell(f"{one.title} {one.status}: {one.error}; its log: {one.log}")
     failed = [one for one in failures if one.status == "failed"]
     if failed:
-        tell(f"{len(failed)} of {several(total, of)} failed; run the same command again to retry them")
+        tell(f"{len(failed)} of {several(total, of)} failed; run the same command again to retry")
     return 2 if rows.mistakes or any(one.refused for one in failed) else 1 if failed else 0
 
 

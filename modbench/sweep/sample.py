@@ -15,7 +15,7 @@ class Drawing:
 
     tokens: int = 100  #: new tokens per prompt
     temperature: float = 0.0  #: 0: always the most likely token
-    seed: int = 0
+    seed: int = 0  #: of the draws; without effect at temperature 0
 
 
 def sample_run(

@@ -25,7 +25,7 @@ from modbench.typed import built, checked, checked_fields
 class Header:
     """The [suite] table."""
 
-    name: str  #: also the name of its folder under results/
+    name: str  #: also the name of its folder in the results folder
     version: int = 1  #: raised when the suite's meaning changes
     description: str = ""  #: one sentence, shown by `modbench list suites`
     rank_by: str = "heldout_loss"  #: the metric that ranks the table

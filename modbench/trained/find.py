@@ -59,7 +59,7 @@ def _not_a_run(run: str | Path, path: Path, results: Path | None) -> str:
     results = path.parent.parent
     suites = [str(results / suite) for suite in recorded_suites(results)]
     return (
-        f"'{run}' must be a run, RESULTS/SUITE/LABEL such as results/quick/mod, or a folder with "
+        f"'{run}' must be a run, RESULTS/SUITE/LABEL such as my-results/quick/mod, or a folder with "
         f"model.safetensors; suites {known_names(path.parent, suites)}"
     )
 

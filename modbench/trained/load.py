@@ -53,8 +53,8 @@ class _Stored:
 def load(path: str | Path, plugins: Plugins = ()) -> tuple[RoutedDecoder, Tokenizer]:
     """Return the trained model, on the CPU in eval mode, and its tokenizer.
 
-    ``path`` is a run, ``results/SUITE/LABEL`` or ``results/SUITE/KEY``, or a folder with
-    ``model.safetensors``: that of a cell, ``results/SUITE/cells/KEY``, or a copy of it. ``plugins``: the
+    ``path`` is a run, ``my-results/SUITE/LABEL`` or ``my-results/SUITE/KEY``, or a folder with
+    ``model.safetensors``: that of a cell, ``my-results/SUITE/cells/KEY``, or a copy of it. ``plugins``: the
     Python files that register its router, if it is not built in. Logits (B, T, V) of token ids (B, T)
     are ``model(tokens_BT, Context(selection="causal"))``. Raises UserError: see `load_trained`."""
     loaded = load_trained(path, plugins)
@@ -83,8 +83,8 @@ def _of_run(run: str, results: str | Path | None) -> _Stored:
     folder = suite / "cells" / record.key
     if not (folder / WEIGHTS).is_file():
         raise UserError(
-            f"run '{run}': its weights {folder / WEIGHTS} are not here; results keep them on the "
-            "machine that trained: run the suite here, into another --results folder"
+            f"run '{run}': its weights {folder / WEIGHTS} are not here; they stay on the machine "
+            f"that trained the run; to train it here: modbench run {suite.name} --results FOLDER"
         )
     description = read_description(folder)
     if description is not None and description.key != record.key:

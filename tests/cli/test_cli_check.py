@@ -88,7 +88,7 @@ def test_a_loss_that_is_not_finite_fails(capsys: pytest.CaptureFixture[str]) -> 
     [
         ("gone.py", "plugin gone.py: there is no such file"),
         ("mdo", "router 'mdo' is not known; did you mean 'mod'?"),
-        ("mod mean", "check takes NAME after a FILE, and 'mod' is none; leave 'mean' out"),
+        ("mod mean", "'mod' is a router and no file; leave 'mean' out"),
         ("mean.py man", "plugin mean.py registers no 'man'; did you mean 'mean'?"),
         ("mean.py mean:half", "router 'mean' has no preset 'half'"),
         ("mean.py --option shar=1", "has no 'shar'; did you mean 'share'?"),

@@ -104,7 +104,7 @@ FIGURES = {
     "ledger of decode forgets": r"FLOPs: -64 in lone decoded token, -128 in decoded token ",
     "ledger forgets the past": r"FLOPs: -\d+ in lone chunk, -\d+ in chunk ",
     "ledger understates realised": r"FLOPs: -\d+ in lone causal forward without padding",
-    "ledger understates batches": r"-\d+ in padded causal forward, summed, without padding",
+    "ledger understates batches": r"-\d+ in padded causal forward \(sum\) without padding",
     "ledger forgets nominal": r"FLOPs: -\d+ in nominal forward, -\d+ in nominal train ",
     "peeks in detail": r"^logits differ by \d\.\de[+-]\d\d where the trace is detailed ",
     "scoring is counted": r"^scoring \(topk\) changes layers\.1\.scored$",

@@ -59,7 +59,7 @@ def test_an_unknown_gpu_needs_both_figures() -> None:
         match=r"GPU 'h10' is not known; did you mean 'h100'.*; for another GPU give both peak_tflops",
     ):
         described_gpu("h10")
-    with pytest.raises(UserError, match="give both peak_tflops and memory_gb"):
+    with pytest.raises(UserError, match="give both --peak-tflops and --memory-gb"):
         described_gpu("mine", peak_tflops=1)
 
 

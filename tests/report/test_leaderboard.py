@@ -168,7 +168,7 @@ def test_what_an_audit_could_not_check_is_told_apart_from_what_it_had_not_to_ask
 def test_a_run_without_its_audit_is_not_ranked(fakes):
     (entry,) = Leaderboard.of([fakes.make_record("a", audit=[])]).entries
     assert entry.rank is None
-    assert entry.note == "audit probe 1, 2, 3, 9 was not run"
+    assert entry.note == "not run of the audit: probe 1, 2, 3, 9; add audit to [measure] steps"
 
 
 @pytest.mark.parametrize("verdict", ["unchecked", "not asked"])
@@ -176,7 +176,10 @@ def test_a_ranking_probe_that_could_not_be_asked_in_one_run_is_none_that_was_pas
     whole = fakes.make_record("a")
     audit = [{**probe, "verdict": verdict} if probe["probe"] == 3 else probe for probe in whole.audit]
     (entry,) = Leaderboard.of([whole, fakes.make_record("a", seed=1, audit=audit)]).entries
-    assert (entry.rank, entry.note) == (None, "audit probe 3 was not run")
+    assert (entry.rank, entry.note) == (
+        None,
+        "not run of the audit: probe 3; add audit to [measure] steps",
+    )
 
 
 def test_a_probe_that_a_record_says_keeps_out_of_the_ranking_does(fakes):

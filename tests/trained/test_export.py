@@ -229,7 +229,7 @@ def test_a_folder_that_holds_something_is_not_written_into(to: Any, tmp_path: Pa
     [
         ("tiny/two --to hf", "run 'tiny/two' is not known"),
         ("results/tiny/two --to hf", "run 'results/tiny/two' is not known"),
-        ("tiny/one --to hf", "are not here; results keep them on the machine that trained"),
+        ("tiny/one --to hf", "are not here; they stay on the machine that trained the run"),
     ],
 )
 def test_a_run_that_cannot_be_exported_gets_one_sentence(

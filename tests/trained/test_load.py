@@ -101,7 +101,7 @@ def test_a_trained_suite_leaves_folders_that_load_anywhere(
 
 def test_weights_that_are_gone_or_broken_are_told(results: Path) -> None:
     run = results / "tiny" / "mod"
-    with pytest.raises(UserError, match="are not here; results keep them on the machine that trained"):
+    with pytest.raises(UserError, match="are not here; they stay on the machine that trained the run"):
         modbench.load(run)
     path = save_trained(results, "tiny/mod") / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])

@@ -120,8 +120,9 @@ _GENERAL = {
         "",
     ),
     9: (
-        "Stated and executed FLOPs differ, so budgets would be unequal; if probes 1 to 3 fail, correct "
-        "those first; else correct `ledger`, or remove it and let modbench count",
+        "Stated and executed FLOPs differ, so budgets would be unequal; if probe 1, 2, 3 or 8 fails, "
+        "correct that first; move matmuls from other methods into `scorer`, `feed_forward` or a layer; "
+        "correct a `ledger` of your own, or remove it",
         "",
     ),
     10: (

@@ -162,7 +162,7 @@ def _padded_and_lone(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPas
     ]
     yield from alone
     together = _counted("padded ", subject.exact, tokens_BT, padded, "causal", "forward")
-    yield replace(together, name=f"{together.name}, summed,", parts=[one.counter for one in alone])
+    yield replace(together, name=f"{together.name} (sum)", parts=[one.counter for one in alone])
 
 
 def _counted(

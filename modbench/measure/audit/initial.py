@@ -26,8 +26,8 @@ def badly_initialised(subject: Subject) -> str:
             return f"{name} is never filled; set it in initialise"
         if not unmoved(value, plain[name]):
             return (
-                f"{name} differs between two models of the same seed; draw it in initialise(seed), from "
-                "the seed alone"
+                f"{name} differs between two models of the same seed; draw it with torch, which is "
+                "seeded then, and not with numpy or random"
             )
     if name := _unlike_dense(subject, plain):
         return (

@@ -33,11 +33,11 @@ class SpeedUp:
 
     ``bound``: "at least" or "at most" if that loss lies outside what the reference reaches at its
     budgets; ``factor`` is then the largest or smallest factor that its budgets can show. Ends of the
-    interval beyond the reference's budgets are None."""
+    interval beyond the reference's budgets are 0 or inf. None: there is no interval."""
 
     factor: float
     bound: Literal["", "at least", "at most"]
-    interval: tuple[float | None, float | None]
+    interval: Interval | None
 
 
 def difference(
@@ -83,7 +83,7 @@ def speed_up(isoflop: IsoFlop, scheme: str, reference: str, budget: float, fit: 
         factor, bound = budgets[0] / budget, "at most"
     elif np.isnan(factor):
         return None
-    interval: tuple[float | None, float | None] = (None, None)
+    interval: Interval | None = None
     if not ours.void and not any(one.void for one in theirs):
         drawn = np.array(
             [
@@ -98,7 +98,7 @@ def speed_up(isoflop: IsoFlop, scheme: str, reference: str, budget: float, fit: 
         drawn = np.sort(drawn[~np.isnan(drawn)])
         if len(drawn) >= LEAST_INTERIOR * len(ours.drawn_losses):
             ends = drawn[[int(0.025 * len(drawn)), min(len(drawn) - 1, int(0.975 * len(drawn)))]]
-            interval = tuple(float(end) if 0 < end < np.inf else None for end in ends)  # type: ignore[assignment]
+            interval = float(ends[0]), float(ends[1])
     return SpeedUp(factor=float(factor), bound=bound, interval=interval)
 
 

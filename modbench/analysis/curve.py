@@ -18,7 +18,7 @@ from scipy.interpolate import Akima1DInterpolator
 Array = NDArray[np.float64]
 
 #: The kinds of curve. Only an interior one has an optimum: at an edge the loss still falls at the
-#: smallest or largest size, an open-down one is concave, and too few means less than three sizes.
+#: smallest or largest size, an open-down one is concave, and too few means fewer than three sizes.
 Verdict = Literal["interior", "edge-low", "edge-high", "open-down", "too-few"]
 VERDICTS: tuple[Verdict, ...] = ("interior", "edge-low", "edge-high", "open-down", "too-few")
 LEAST_SIZES = 3

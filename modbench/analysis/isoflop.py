@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from modbench.analysis.curve import CURVE_FITS, LEAST_SIZES, VERDICTS, Minima, Verdict
+from modbench.analysis.curve import CURVE_FITS, LEAST_SIZES, VERDICTS, Minima, Verdict, parabola
 from modbench.analysis.noise import Array, Cell, Noise, Run, by_cell, draw_losses, measure_noise
 from modbench.analysis.surface import Surface, fit_surface, refit
 from modbench.errors import UserError
@@ -65,7 +65,8 @@ def analyse(
     runs: Iterable[Run], *, draws: int = DRAWS, seed: int = 0, fits: Sequence[str] = FITS
 ) -> IsoFlop:
     """Fit every isoFLOP curve of ``runs`` by each of ``fits``: parabola, Akima interpolation, and the
-    loss surface of the scheme over all its budgets. The caller leaves out runs without a finite loss."""
+    loss surface of the scheme over all its budgets. The surface gives an optimum only where the
+    parabola does. The caller leaves out runs without a finite loss."""
     runs = list(runs)
     noise = measure_noise(runs)
     cells = by_cell(runs)
@@ -87,9 +88,12 @@ def analyse(
             tokens = np.array([_mean_tokens(cells[cell]) for cell in row])
             means = np.array([np.mean([run.loss for run in cells[cell].values()]) for cell in row])
             noisy = np.stack([drawn[cell] for cell in row], axis=1)
+            shape = parabola(sizes, means)
             for fit in fits:
                 if surface is not None and fit == "surface":
                     point, spread = surface.minima(sizes, tokens)
+                    if not shape.interior[0]:  # the curve has no optimum that a surface could show
+                        point = shape
                 else:
                     point, spread = CURVE_FITS[fit](sizes, means), CURVE_FITS[fit](sizes, noisy)
                 optima.append(_optimum((scheme, budget, fit), sizes, tokens, point, spread, repeated))

@@ -57,14 +57,19 @@ class Family:
         layers = base.layers
         if self.aspect is not None:
             layers = self.layer_step * max(1, round(width / self.aspect / self.layer_step))
-        return replace(
-            base,
-            width=width,
-            layers=layers,
-            heads=heads,
-            kv_heads=max(1, heads * base.key_heads // base.heads),
-            mlp_width=max(1, round(width * base.hidden / base.width)),
-        )
+        try:
+            return replace(
+                base,
+                width=width,
+                layers=layers,
+                heads=heads,
+                kv_heads=max(1, heads * base.key_heads // base.heads),
+                mlp_width=max(1, round(width * base.hidden / base.width)),
+            )
+        except UserError as error:
+            raise UserError(
+                f"{error}; widths are multiples of width_step, which is {self.width_step}"
+            ) from error
 
 
 def isoflop_grid(family: Family, base: ModelConfig, budget: int, read: Read) -> list[ModelConfig]:
@@ -85,6 +90,11 @@ def isoflop_grid(family: Family, base: ModelConfig, budget: int, read: Read) -> 
 
     def nearest(value: Callable[[int], float], target: float) -> int:
         below = max(1, bisect_right(range(1, _WIDEST), target, key=value))
+        if below == _WIDEST - 1:
+            raise UserError(
+                f"budget {budget:g} needs widths above {below * family.width_step}, {below} times "
+                f"width_step {family.width_step}; raise width_step"
+            )
         return min((below, below + 1), key=lambda n: abs(log(value(n) / target)))
 
     def active(number: int) -> float:

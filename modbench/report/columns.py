@@ -165,7 +165,7 @@ OPTIMA = (
     Column(
         "verdict",
         "*interior*: the minimum lies between the smallest and the largest size. Other curves give no "
-        "optimum: *edge-low*, *edge-high* (it lies at an end), *open-down*, *too-few* (less than three "
+        "optimum: *edge-low*, *edge-high* (it lies at an end), *open-down*, *too-few* (fewer than three "
         "sizes)",
     ),
 )

@@ -12,9 +12,10 @@ from modbench.analysis.comparison import Difference, SpeedUp, difference, shared
 from modbench.analysis.isoflop import FITS, IsoFlop, Optimum, analyse
 from modbench.analysis.learning_rate import RateChoice, choose_rate, rate_at
 from modbench.analysis.noise import Run
+from modbench.errors import several
 from modbench.report.isoflop_seconds import SecondsSpeedUp, StepTimes, in_seconds
 from modbench.report.leaderboard import Entry, Leaderboard
-from modbench.report.record import CellRecord, TimingRecord
+from modbench.report.record import DONE, CellRecord, TimingRecord
 from modbench.report.scheme import split_label
 from modbench.report.store import latest
 from modbench.report.table import csv_table
@@ -35,10 +36,11 @@ def scheme_of(record: CellRecord) -> str:
 
 @dataclass(frozen=True)
 class Rates:
-    """Losses of the learning rates tried for a scheme at its middle size and budget; None: diverged."""
+    """Losses of the learning rates tried for a scheme at its middle size and budget; None: lost."""
 
     plan: dict[str, Any]  #: the entry ``isoflop`` of a record's suite
     losses: dict[float, float | None]
+    statuses: Mapping[float, str]  #: of the same runs
     choice: RateChoice
 
     def at(self, width: int) -> float | None:
@@ -77,28 +79,72 @@ class Sweep:
             by_scheme[scheme_of(record)].append(record)
         found = {}
         for scheme, records in sorted(by_scheme.items()):
-            newest = max(records, key=lambda one: (one.suite["version"], one.finished_at, one.key))
-            plan = newest.suite["isoflop"]
-            losses = {
-                record.cell["train"]["learning_rate"]: _loss(record)
+            plan = _newest_plan(records)
+            tried = {
+                record.cell["train"]["learning_rate"]: record
                 for record in records
                 if record.cell["model"]["width"] == plan["middle_width"]
                 and record.cell["train"]["budget"] == plan["middle_budget"]
                 and record.cell["seed"] == plan["seed"]
-                and record.status in ("ok", "diverged")
+                and record.status in DONE
             }
+            losses = {rate: _loss(record) for rate, record in sorted(tried.items())}
+            statuses = {rate: record.status for rate, record in tried.items()}
             choice = choose_rate(plan["learning_rates"], losses, plan["extensions"])
-            found[scheme] = Rates(plan, dict(sorted(losses.items())), choice)
+            found[scheme] = Rates(plan, losses, statuses, choice)
         return found
+
+    @cached_property
+    def margin(self) -> float:
+        """The difference within which schemes are equivalent, of the suite's newest version."""
+        return float(_newest_plan(self.cells)["margin"])
 
     def is_trial(self, record: CellRecord) -> bool:
         """Return True if ``record`` only tries a learning rate: another one belongs to its size."""
         expected = self.rates[scheme_of(record)].at(record.cell["model"]["width"])
         return bool(record.cell["train"]["learning_rate"] != expected)
 
+    @cached_property
+    def points(self) -> list[CellRecord]:
+        """The records of the curves, with those that have no loss."""
+        return [one for one in self.cells if not self.is_trial(one)]
+
     def curve_records(self) -> list[CellRecord]:
         """The finished records that make the curves."""
-        return [one for one in self.cells if _loss(one) is not None and not self.is_trial(one)]
+        return [one for one in self.points if _loss(one) is not None]
+
+    def sizes(self, scheme: str, budget: int) -> str:
+        """The number of sizes on a curve and the lost ones, such as "4 of 5 sizes, w60 diverged"; empty
+        if the curve has all sizes. Older records don't state how many were planned."""
+        statuses: dict[int, set[str]] = defaultdict(set)
+        for one in self.points:
+            if (scheme_of(one), one.cell["train"]["budget"]) == (scheme, budget):
+                statuses[one.cell["model"]["width"]].add(one.status)
+        lost = {width: found for width, found in sorted(statuses.items()) if "ok" not in found}
+        done, planned = len(statuses) - len(lost), self.rates[scheme].plan.get("sizes")
+        if done == planned and not lost:
+            return ""
+        number = f"{done} of {several(planned, 'size')}" if planned else several(done, "size")
+        return ", ".join(
+            [number, *(f"w{width} {'/'.join(sorted(found))}" for width, found in lost.items())]
+        )
+
+    def without_curve(self, budget: int) -> dict[str, str]:
+        """The schemes without a finished run on the curves of ``budget``, with the reason."""
+        found = {}
+        for scheme, rates in self.rates.items():
+            if self.optimum(scheme, budget, HEADLINE) is None:
+                if rates.choice.verdict == "open":
+                    found[scheme] = "its learning rate is not chosen yet"
+                elif rates.choice.best is None:
+                    found[scheme] = f"all learning rates: {'/'.join(sorted({*rates.statuses.values()}))}"
+                else:
+                    found[scheme] = self.sizes(scheme, budget)
+        return found
+
+    def is_interior(self, scheme: str) -> bool:
+        """Return True if smaller and larger learning rates of ``scheme`` are worse than the chosen."""
+        return self.rates[scheme].choice.verdict == "interior"
 
     @property
     def has_curves(self) -> bool:
@@ -136,17 +182,25 @@ class Sweep:
         ]
         return float(np.median(ratios))
 
+    @cached_property
+    def _lines(self) -> dict[tuple[int, str], list[Line]]:
+        return {(budget, fit): self._compare(budget, fit) for budget in self.budgets for fit in FITS}
+
     def lines(self, budget: int, fit: str = HEADLINE) -> list[Line]:
         """The optima of all schemes at ``budget``, ranked by their intervals, best first."""
+        return self._lines[budget, fit]
+
+    def _compare(self, budget: int, fit: str) -> list[Line]:
         optima = [one for one in self.analysis.optima if (one.budget, one.fit) == (budget, fit)]
         ranks = shared_ranks(
             {
                 one.scheme: one.loss_interval
                 for one in optima
-                if one.loss_interval is not None and one.scheme not in self.unranked
+                if one.loss_interval is not None
+                and one.scheme not in self.unranked
+                and self.is_interior(one.scheme)
             }
         )
-        margin = self.cells[0].suite["isoflop"]["margin"]
         dense = any(one.scheme == DENSE for one in optima)
         lines = []
         for one in optima:
@@ -158,7 +212,7 @@ class Sweep:
                 Line(
                     optimum=one,
                     rank=ranks.get(one.scheme),
-                    difference=difference(*pair, margin) if compared else None,
+                    difference=difference(*pair, self.margin) if compared else None,
                     speed_up=faster,
                     seconds=None if isinstance(seconds, tuple) else seconds,
                     seconds_missing=seconds if isinstance(seconds, tuple) else (),
@@ -221,7 +275,8 @@ class Sweep:
         return float(np.exp(np.interp(np.log(optimum.size), sizes, flops)))
 
     def noise_floor(self, scheme: str) -> float | None:
-        """Two standard deviations of the loss of one run between seeds, in nats per token."""
+        """Two standard deviations of the loss of one run between seeds, without the part that all runs
+        of a seed share, in nats per token."""
         spread = self.analysis.noise.residual(scheme)
         return None if spread is None else 2 * spread.sd
 
@@ -239,6 +294,8 @@ class Sweep:
         one, compared, faster, seconds = line.optimum, line.difference, line.speed_up, line.seconds
         loss_low, loss_high = one.loss_interval or (None, None)
         size_low, size_high = one.size_interval or (None, None)
+        faster_low, faster_high = _known_ends(faster)
+        seconds_low, seconds_high = _known_ends(seconds)
         return {
             "budget": one.budget,
             "fit": one.fit,
@@ -264,11 +321,11 @@ class Sweep:
             "difference_margin": compared and compared.margin,
             "speed_up": faster and faster.factor,
             "speed_up_bound": (faster and faster.bound) or None,
-            "speed_up_low": faster and faster.interval[0],
-            "speed_up_high": faster and faster.interval[1],
+            "speed_up_low": faster_low,
+            "speed_up_high": faster_high,
             "speed_up_seconds": seconds and seconds.factor,
-            "speed_up_seconds_low": seconds and seconds.interval[0],
-            "speed_up_seconds_high": seconds and seconds.interval[1],
+            "speed_up_seconds_low": seconds_low,
+            "speed_up_seconds_high": seconds_high,
             "speed_up_seconds_missing_because": "; ".join(line.seconds_missing) or None,
             "seconds_per_flop": None if one.size is None else self.times.at(one.scheme, one.size),
             "dense_seconds_per_flop": seconds and seconds.dense_seconds_per_flop,
@@ -306,6 +363,19 @@ class Sweep:
 def _loss(record: CellRecord) -> float | None:
     """The held-out loss; None unless the run is finished."""
     return record.metrics.get("heldout_loss") if record.status == "ok" else None
+
+
+def _newest_plan(records: Sequence[CellRecord]) -> dict[str, Any]:
+    """The entry ``isoflop`` of the newest suite among ``records``."""
+    newest = max(records, key=lambda one: (one.suite["version"], one.finished_at, one.key))
+    plan: dict[str, Any] = newest.suite["isoflop"]
+    return plan
+
+
+def _known_ends(found: SpeedUp | SecondsSpeedUp | None) -> list[float | None]:
+    """The interval; None for an end beyond the dense model's budgets."""
+    ends = (found and found.interval) or (0.0, 0.0)
+    return [end if 0 < end < float("inf") else None for end in ends]
 
 
 def sweep_of(

@@ -4,6 +4,7 @@ loss against normalised forward FLOPs, learning rates, speed-ups."""
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from modbench.report.plot_style import (
 
 _Handles = dict[str, Any]
 _Marks = Mapping[str, Mark]
+_Point = tuple[Axes, float, float, Mark]  #: panel, place on its x axis, loss
 _ARROWS = {"at least": ">", "at most": "<"}
 #: The figures of curves and the size on their axis.
 CURVES = {
@@ -85,8 +87,12 @@ def curves(sweep: Sweep, look_of: _Marks, *, size: str) -> Figure:
     points: dict[tuple[str, float], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in sweep.runs(size):
         points[run.scheme, run.budget][run.size].append(run.loss)
-    inside = outside = False  # an optimum in its grid
+    inside = outside = cut = False  # an optimum in its grid; a point above the panel
+    handles: _Handles = {
+        scheme: handle(look_of[scheme]) for scheme in sorted({one for one, _ in points})
+    }
     for axes, budget in zip(panels, sweep.budgets, strict=True):
+        good, every = list[float](), list[_Point]()
         for scheme, mark in look_of.items():
             curve = points.get((scheme, budget))
             if not curve:
@@ -94,19 +100,43 @@ def curves(sweep: Sweep, look_of: _Marks, *, size: str) -> Figure:
             optimum = analysis.optimum(scheme, budget, HEADLINE)
             inside, outside = inside or optimum.loss is not None, outside or optimum.loss is None
             _draw_curve(axes, curve, optimum, mark)
+            means = {x: float(np.mean(losses)) for x, losses in curve.items()}
+            every += [(axes, x, mean, mark) for x, mean in means.items()]
+            good += means.values() if optimum.loss is not None else ()
+        cut = _cut_above(good, every) or cut
         axes.set_xscale("log")
         written_out(axes.xaxis, *axes.get_xlim())
         axes.set_xlabel(_AXIS[size])
         axes.set_title(f"{budget:.3g} training FLOPs")
     panels[0].set_ylabel(f"{_LOSS}\nmean and range of seeds" + "; lines: parabolas" * inside)
-    handles: _Handles = {scheme: handle(mark) for scheme, mark in look_of.items()}
     if inside:
         star: dict[str, Any] = {"color": "0.2", "marker": "*", "markersize": 11}
         handles["optimum, 95 %"] = Line2D([], [], linestyle="none", **star)
+    _legend(figure, handles, outside, cut)
+    return figure
+
+
+def _legend(figure: Figure, handles: _Handles, outside: bool, cut: bool) -> None:
+    """Add a legend of ``handles``, of curves ``outside`` their grids, and of points ``cut`` off."""
     if outside:
         handles["no interior optimum"] = handle(GREY, filled=False)
+    if cut:
+        handles["above the axis"] = handle(Mark(REFERENCE, "^", "-"))
     legend_below(figure, handles)
-    return figure
+
+
+def _cut_above(good: list[float], points: list[_Point]) -> bool:
+    """Limit the loss axis of ``points`` to the ``good`` losses and half their range above, so that one
+    bad scheme doesn't flatten the others. An arrow at the top marks each point above."""
+    if not good or max(loss for _, _, loss, _ in points) <= (top := 1.5 * max(good) - 0.5 * min(good)):
+        return False
+    for axes, x, loss, mark in points:
+        if loss > top:
+            style: dict[str, Any] = {"marker": "^", "markersize": 6, "clip_on": False}
+            axes.plot([x], [top], color=mark.color, **style)
+    for axes in dict.fromkeys(axes for axes, *_ in points):
+        axes.set_ylim(top=top)
+    return True
 
 
 def _draw_curve(axes: Axes, curve: dict[float, list[float]], optimum: Optimum, mark: Mark) -> None:
@@ -136,8 +166,9 @@ def _draw_curve(axes: Axes, curve: dict[float, list[float]], optimum: Optimum, m
     _draw_optimum(axes, optimum.size, optimum, mark)
 
 
-def _draw_optimum(axes: Axes, x: float, optimum: Optimum, mark: Mark) -> None:
-    """The optimum as a star at ``x``, with the interval of its loss; that of its size if ``x`` is it."""
+def _draw_optimum(axes: Axes, x: float, optimum: Optimum, mark: Mark, marker: str = "*") -> None:
+    """The optimum at ``x`` as a star, or as ``marker``, with the interval of its loss; that of its size
+    if ``x`` is it."""
     loss = optimum.loss or 0.0
     style: dict[str, Any] = {"color": mark.color, "zorder": 4, "capsize": 3}
     errors: dict[str, Any] = {}
@@ -149,8 +180,8 @@ def _draw_optimum(axes: Axes, x: float, optimum: Optimum, mark: Mark) -> None:
         [x],
         [loss],
         **errors,
-        marker="*",
-        markersize=13,
+        marker=marker,
+        markersize=13 if marker == "*" else 7,
         markeredgecolor="white",
         linestyle="none",
         **style,
@@ -158,18 +189,21 @@ def _draw_optimum(axes: Axes, x: float, optimum: Optimum, mark: Mark) -> None:
 
 
 def losses_at_optimum(sweep: Sweep, look_of: _Marks) -> Figure | None:
-    """Loss at the optimum against budget, with the law that the dense surface gives."""
+    """Loss at the optimum against budget, with the law that the dense surface gives. Schemes are shifted
+    sideways, by up to a tenth of the space between two budgets."""
     figure, (axes,) = _panels(1)
     handles: _Handles = {}
-    for scheme, mark in _of_sweep(sweep, look_of).items():
+    between = min((b / a for a, b in pairwise(sweep.budgets)), default=1.2)
+    for place, (scheme, mark) in enumerate(_of_sweep(sweep, look_of).items()):
+        shift = between ** (0.2 * (place / max(1, len(sweep.rates) - 1) - 0.5))
         optima = [sweep.analysis.optimum(*key, HEADLINE) for key in _keys(sweep, scheme)]
         optima = [one for one in optima if one.loss is not None]
         for one in optima:
-            _draw_optimum(axes, one.budget, one, mark)
+            _draw_optimum(axes, shift * one.budget, one, mark, mark.marker)
         if optima:
-            budgets, losses = [one.budget for one in optima], [one.loss or 0 for one in optima]
-            axes.plot(budgets, losses, color=mark.color, linewidth=1)
-            handles[scheme] = Line2D([], [], color=mark.color, marker="*", markersize=10)
+            budgets = [shift * one.budget for one in optima]
+            axes.plot(budgets, [one.loss or 0 for one in optima], color=mark.color, linewidth=1)
+            handles[scheme] = Line2D([], [], color=mark.color, marker=mark.marker)
     if not handles:
         return None
     dense = [sweep.analysis.optimum(*key, "surface") for key in _keys(sweep, DENSE)]
@@ -179,7 +213,7 @@ def losses_at_optimum(sweep: Sweep, look_of: _Marks) -> Figure | None:
         axes.plot(*zip(*law, strict=True), color=REFERENCE, **DOTTED)
     axes.set_xscale("log")
     written_out(axes.xaxis, *axes.get_xlim())
-    axes.set_xlabel("training FLOPs (convention model)")
+    axes.set_xlabel("training FLOPs (convention model)\nschemes are shifted sideways")
     axes.set_ylabel(f"{_LOSS}\nat the optimal size, 95 % interval")
     legend_below(figure, handles)
     return figure
@@ -199,8 +233,7 @@ def normalised(sweep: Sweep, look_of: _Marks) -> Figure | None:
     if not known:
         return None
     figure, panels = _panels(len(known), sharey=True)
-    look_of = _of_sweep(sweep, look_of)
-    shown = [1.0]
+    good, every, without = [1.0], list[_Point](), set[str]()
     for axes, (budget, optimum) in zip(panels, known.items(), strict=True):
         axes.set_title(f"{budget:.3g} training FLOPs")
         axes.set_xlabel("forward FLOPs per token / dense optimum's")
@@ -213,9 +246,14 @@ def normalised(sweep: Sweep, look_of: _Marks) -> Figure | None:
         for scheme, curve in points.items():
             mark, x = look_of[scheme], sorted(curve)
             losses = [float(np.mean(curve[at])) for at in x]
-            shown += losses
             style: dict[str, Any] = {"color": mark.color, "marker": mark.marker, "linewidth": 1}
+            if sweep.analysis.optimum(scheme, budget, HEADLINE).loss is None:
+                without.add(scheme)
+                style["markerfacecolor"] = "white"
+            else:
+                good += losses
             axes.plot(x, losses, markersize=5, **style)
+            every += [(axes, at, one, mark) for at, one in zip(x, losses, strict=True)]
         axes.set_xscale("log")
         _plain_numbers(axes)
         low, high = axes.get_xlim()
@@ -224,11 +262,14 @@ def normalised(sweep: Sweep, look_of: _Marks) -> Figure | None:
         axes.axvline(1, color=REFERENCE, **DOTTED)
         axes.axhline(1, color=REFERENCE, **DOTTED)
     panels[0].set_ylabel("held-out loss / dense optimum's")
-    margin = 0.05 * (max(shown) - min(shown)) or 0.01
-    panels[0].set_ylim(min(shown) - margin, max(shown) + margin)
-    handles: _Handles = {scheme: handle(mark) for scheme, mark in look_of.items()}
+    losses = [1.0, *(loss for _, _, loss, _ in every)]
+    margin = 0.05 * (max(losses) - min(losses)) or 0.01
+    panels[0].set_ylim(min(losses) - margin, max(losses) + margin)
+    cut = _cut_above(good, every)
+    drawn = sorted({scheme_of(one) for one in sweep.curve_records()})
+    handles: _Handles = {scheme: handle(look_of[scheme]) for scheme in drawn}
     handles["better and cheaper"] = Line2D([], [], color="0.85", linewidth=9)
-    legend_below(figure, handles)
+    _legend(figure, handles, bool(without), cut)
     return figure
 
 
@@ -314,10 +355,17 @@ def _draw_factor(
     *,
     filled: bool = True,
 ) -> None:
-    """A factor with its interval, as an arrow if that in FLOPs is a bound."""
+    """A factor with its interval, as an arrow if that in FLOPs is a bound. An unknown end is an arrow to
+    the edge of the panel."""
     if found is None or in_flops is None:
         return
-    low, high = (end if end is not None else found.factor for end in found.interval)
-    axes.plot([low, high], [place, place], color=mark.color, linewidth=2)
+    for end in found.interval or ():
+        if 0 < end < np.inf:
+            axes.plot([found.factor, end], [place, place], color=mark.color, linewidth=2)
+        else:
+            arrow = {"arrowstyle": "-|>", "color": mark.color, "linewidth": 2, "shrinkA": 0}
+            edge = (float(end > 0), place)
+            frame: Any = ("axes fraction", "data")
+            axes.annotate("", edge, (found.factor, place), frame, "data", arrowprops=arrow)
     sign = _ARROWS.get(in_flops.bound, mark.marker)
     draw_point(axes, found.factor, place, Mark(mark.color, sign, "-"), filled=filled, markersize=7)

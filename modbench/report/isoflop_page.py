@@ -1,15 +1,16 @@
 """leaderboard.md of an isoFLOP suite: a table per budget with each scheme at its optimum; in the details
 the sizes, the three fits, learning rates, and what was not finished."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from math import inf
 from statistics import fmean
 
 from modbench.analysis.comparison import SpeedUp
 from modbench.analysis.isoflop import FITS, Interval
 from modbench.errors import several
 from modbench.report.columns import OPTIMA
-from modbench.report.isoflop import HEADLINE, Line, Sweep, scheme_of
+from modbench.report.isoflop import DENSE, HEADLINE, Line, Sweep, scheme_of
 from modbench.report.metric_cells import si
 from modbench.report.record import CellRecord
 from modbench.report.scheme import shape_name
@@ -37,6 +38,8 @@ def isoflop_page(
             details += [f"### Sizes at {budget:.3g} training FLOPs", _sizes(sweep, budget)]
         ranked = any(line.rank for budget in sweep.budgets for line in sweep.lines(budget))
         tables.append(_INTERVALS if ranked else _UNRANKED)
+        if any(line.difference for budget in sweep.budgets for line in sweep.lines(budget)):
+            tables[-1] += f" *Equivalent*: within {sweep.margin:g} nats per token, the suite's margin."
         details += ["### Three fits", _fits(sweep)]
     else:
         tables.append("No scheme has a learning rate yet, so there are no curves.")
@@ -67,22 +70,51 @@ def _optima(sweep: Sweep, budget: int) -> Iterable[str]:
     """The table of the optima."""
     lines = sweep.lines(budget)
     heads = [column.heading for column in OPTIMA]
-    yield markdown_table(heads, [_optimum(sweep, line) for line in lines], left=(1, 7))
+    rows = [_optimum(sweep, line) for line in lines]
+    rows += [("-", scheme, *"-----", why) for scheme, why in sweep.without_curve(budget).items()]
+    yield markdown_table(heads, rows, left=(1, 7))
+    yield from _reasons(sweep, budget)
     if reasons := dict.fromkeys(reason for line in lines for reason in line.seconds_missing):
         yield f"No speed-up in seconds: {'; '.join(map(escaped, reasons))}."
 
 
+def _reasons(sweep: Sweep, budget: int) -> Iterable[str]:
+    """Sentences on schemes that are not ranked, and on comparisons that are missing or doubtful."""
+    lines, dense = sweep.lines(budget), sweep.optimum(DENSE, budget, HEADLINE)
+    edges = [one for line in lines if not sweep.is_interior(one := line.optimum.scheme)]
+    if edges:
+        yield (
+            f"Not ranked: {', '.join(map(escaped, edges))}. The best learning rate is the first or the "
+            "last of those tried, so another one may give a lower loss."
+        )
+    if DENSE in edges:
+        yield "All comparisons rest on a dense model whose learning rate is at the edge."
+    compared = [line for line in lines if line.optimum.loss and line.optimum.scheme != DENSE]
+    if compared and (dense is None or dense.loss is None):
+        why = "it has no finished run" if dense is None else f"its curve is {dense.verdict}"
+        yield f"No difference to {DENSE}: {why} at this budget."
+    if any(line.speed_up is None for line in compared):
+        found = [sweep.optimum(DENSE, other, HEADLINE) for other in sweep.budgets]
+        few = sum(one is not None and one.loss is not None for one in found) < 2
+        why = "it has an interior optimum at fewer than two" if few else "its loss rises between two"
+        yield f"No speed-up over {DENSE}: {why} budgets."
+
+
 def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
-    one = line.optimum
-    verdict = one.verdict if not one.void else f"{one.verdict}; no interval: {one.void}"
-    rates = sweep.rates[one.scheme].choice.verdict
-    if rates != "interior":
-        verdict += f"; learning rate: {rates}"
+    one, interior = line.optimum, sweep.is_interior(line.optimum.scheme)
+    verdict = [str(one.verdict)]
+    if one.void:
+        verdict.append(f"no interval: {one.void}")
+    elif one.interior_share is not None and one.interior_share < 1:
+        verdict = [f"interior in {100 * one.interior_share:.3g} % of draws"]
+    verdict.append(sweep.sizes(one.scheme, int(one.budget)))
+    if not interior:
+        verdict.append(f"learning rate: {sweep.rates[one.scheme].choice.verdict}")
     if reason := sweep.unranked.get(one.scheme):
-        verdict += f"; not ranked: {reason}"
+        verdict.append(f"not ranked: {reason}")
     compared = "-"
     if found := line.difference:
-        compared = f"{_with(found.nats, found.interval, '+.4f')} {found.verdict}"
+        compared = _with(found.nats, found.interval, "+.4f") + f" {found.verdict}" * interior
     return (
         line.rank or "-",
         one.scheme,
@@ -91,7 +123,7 @@ def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
         _speed_up(line.speed_up),
         _in_seconds(line),
         _with(one.size, one.size_interval, "si"),
-        verdict,
+        "; ".join(filter(None, verdict)),
     )
 
 
@@ -109,20 +141,24 @@ def _with(value: float | None, interval: Interval | None, form: str) -> str:
 def _speed_up(found: SpeedUp | None) -> str:
     if found is None:
         return "-"
-    return f"{found.bound} {_factor(found.factor, found.interval)}".strip()
+    return _factor(found.factor, found, found.interval)
 
 
 def _in_seconds(line: Line) -> str:
     if line.seconds is None or line.speed_up is None:
         return "-"
     doubts = f" ({line.seconds.marks})" if line.seconds.marks else ""
-    factor = _factor(line.seconds.factor, line.seconds.interval)
-    return f"{line.speed_up.bound} {factor}{doubts}".strip()
+    return _factor(line.seconds.factor, line.speed_up, line.seconds.interval) + doubts
 
 
-def _factor(factor: float, interval: tuple[float | None, float | None]) -> str:
-    low, high = ("?" if end is None else f"{end:.2f}" for end in interval)
-    return f"{factor:.2f}" + ("" if interval == (None, None) else f" ({low} to {high})")
+def _factor(factor: float, in_flops: SpeedUp, interval: Interval | None) -> str:
+    """A factor with its interval, ``?`` for an end beyond the dense model's budgets; without one if all
+    of it lies beyond the bound."""
+    text = f"{in_flops.bound} {factor:.2f}".strip()
+    if interval is None or (in_flops.bound and interval[0] == interval[1]):
+        return text
+    low, high = (f"{end:.2f}" if 0 < end < inf else "?" for end in interval)
+    return f"{text} ({low} to {high})"
 
 
 def _sizes(sweep: Sweep, budget: int) -> str:
@@ -139,29 +175,31 @@ def _sizes(sweep: Sweep, budget: int) -> str:
     )
     rows = []
     groups: dict[tuple[str, int, float], list[CellRecord]] = defaultdict(list)
-    for record in sweep.curve_records():
+    for record in sweep.points:
         if record.cell["train"]["budget"] == budget:
             model = record.cell["model"]
             key = scheme_of(record), model["width"], record.cell["train"]["learning_rate"]
             groups[key].append(record)
     for (scheme, _, rate), records in sorted(groups.items()):
-        losses = [record.metrics["heldout_loss"] for record in records]
-        between = f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
-        first = records[0]
-        spent = fmean(record.metrics["train_flops"] for record in records) / budget
-        rows.append(
-            (
-                scheme,
-                shape_name(first.cell["model"]),
-                si(first.metrics["active_parameters"], 3),
-                f"{rate:g}",
-                round(fmean(record.metrics["train_steps"] for record in records)),
-                f"{100 * spent:.2f} %",
-                len(records),
-                f"{fmean(losses):.4f}{between}",
-            )
-        )
+        done = [record for record in records if record.status == "ok"]
+        of_runs = ("-", "-", "-")
+        if done:
+            spent = fmean(record.metrics["train_flops"] for record in done) / budget
+            steps = round(fmean(record.metrics["train_steps"] for record in done))
+            of_runs = (si(done[0].metrics["active_parameters"], 3), str(steps), f"{100 * spent:.2f} %")
+        active, *spending = of_runs
+        size = shape_name(records[0].cell["model"])
+        rows.append((scheme, size, active, f"{rate:g}", *spending, len(done), _loss_text(records)))
     return markdown_table(heads, rows, left=(0, 1))
+
+
+def _loss_text(records: Sequence[CellRecord]) -> str:
+    """Mean and range of the seeds of one size, and the status of those without a loss."""
+    losses = [record.metrics["heldout_loss"] for record in records if record.status == "ok"]
+    between = f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
+    lost = Counter(record.status for record in records if record.status != "ok")
+    words = [f"{number} {status}" if len(records) > 1 else status for status, number in lost.items()]
+    return ", ".join([f"{fmean(losses):.4f}{between}", *words] if losses else words)
 
 
 def _rates(sweep: Sweep) -> str:
@@ -176,7 +214,7 @@ def _rates(sweep: Sweep) -> str:
     rows = []
     for scheme, rates in sweep.rates.items():
         tried = (
-            f"{rate:g}: {'diverged' if loss is None else f'{loss:.4f}'}"
+            f"{rate:g}: {rates.statuses[rate] if loss is None else f'{loss:.4f}'}"
             for rate, loss in rates.losses.items()
         )
         best = rates.choice.best
@@ -220,12 +258,16 @@ def _fits(sweep: Sweep) -> str:
 
 
 def _unfinished(sweep: Sweep) -> list[str]:
+    lost = []
+    for record in sweep.cells:
+        if record.status != "ok":
+            cell, train = record.cell, record.cell["train"]
+            place = (train["budget"], cell["model"]["width"], train["learning_rate"], cell["seed"])
+            lost.append((scheme_of(record), *place, record))
     return [
-        f"- **{escaped(record.cell['router']['label'])}**, {record.cell['train']['budget']:.3g} FLOPs, "
-        f"learning rate {record.cell['train']['learning_rate']:g}, seed {record.cell['seed']}: "
-        f"{record.status} ({escaped(record.error)})"
-        for record in sweep.cells
-        if record.status != "ok"
+        f"- **{escaped(record.cell['router']['label'])}**, {budget:.3g} FLOPs, learning rate {rate:g}, "
+        f"seed {seed}: {record.status} ({escaped(record.error)})"
+        for _, budget, _, rate, seed, record in sorted(lost, key=lambda one: one[:-1])
     ]
 
 
@@ -234,7 +276,7 @@ def _notes(sweep: Sweep) -> Iterable[str]:
     yield "FLOPs: convention `model`; active parameters are those of a token routed at every layer."
     yield (
         "Fit of the first table: a parabola in the logarithm of active parameters. Noise floor: two "
-        "standard deviations of one run between seeds."
+        "standard deviations of one run between seeds, without the part that all runs of a seed share."
     )
     if any(line.seconds for budget in sweep.budgets for line in sweep.lines(budget)):
         yield (

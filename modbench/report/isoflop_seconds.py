@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from modbench.analysis.comparison import SpeedUp
-from modbench.analysis.isoflop import Optimum
+from modbench.analysis.isoflop import Interval, Optimum
 from modbench.analysis.noise import Array
 from modbench.report.record import CellRecord, TimingRecord, canonical_json
 from modbench.report.scheme import split_label
@@ -26,7 +26,7 @@ class SecondsSpeedUp:
     of the speed-up in FLOPs times the same ratio; ``marks`` are reasons to doubt the times."""
 
     factor: float
-    interval: tuple[float | None, float | None]
+    interval: Interval | None
     seconds_per_flop: float
     dense_seconds_per_flop: float
     marks: str
@@ -117,11 +117,11 @@ def in_seconds(
     if own is None or other is None:
         return tuple(dict.fromkeys(filter(None, (times.missing(*pair) for pair in pairs))))
     ratio = other / own
-    low, high = (None if end is None else end * ratio for end in faster.interval)
+    interval = faster.interval and (faster.interval[0] * ratio, faster.interval[1] * ratio)
     marks = {mark for scheme, _ in pairs for mark in times.marks(scheme).split(", ")} - {""}
     return SecondsSpeedUp(
         factor=faster.factor * ratio,
-        interval=(low, high),
+        interval=interval,
         seconds_per_flop=own,
         dense_seconds_per_flop=other,
         marks=", ".join(sorted(marks)),

@@ -30,7 +30,7 @@ REFERENCE = "0.35"  #: grey, for reference lines
 DOTTED: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1.4}
 FONT_FILE = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 _FONT = "modbench DejaVu Sans"
-_MARKERS = "osD^vPX"
+_MARKERS = "osD^vPXdp"  # nine for eight colours: no pair repeats among 72 schemes
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 3)))
 #: Of seaborn's colour-blind-safe palette: without pink and yellow, too pale on white.
 _COLORS = (0, 1, 2, 3, 4, 5, 7, 9)

@@ -55,6 +55,8 @@ __all__ = [
 _UNSIGNED = {"cell": 2, "audit": 1, "timing": 1}
 
 Status = Literal["ok", "failed", "oom", "diverged"]
+#: Statuses of a cell that is done; a failed cell is run again.
+DONE = frozenset({"ok", "diverged", "oom"})
 TimingStatus = Literal["ok", "failed", "oom"]
 Measurement = Literal["time", "ceiling", "training_memory", "inference_memory"]
 
@@ -110,6 +112,7 @@ _ISOFLOP = closed(
     middle_width=POSITIVE,
     middle_budget=POSITIVE,
     seed=int,
+    sizes=optional[POSITIVE],
 )
 _SUITE = closed(name=_NAME, version=int, rank_by=_NAME, isoflop=optional[_ISOFLOP])
 

@@ -146,10 +146,12 @@ class Finished(NamedTuple):
     finished: str = ""  #: time, ISO 8601
     loss: float | None = None  #: held-out loss of a cell
     text: str | None = None  #: sha256 of a cell's text
+    exponent: float | None = None  #: of its isoFLOP suite: the law of its learning rates
+    margin: float | None = None  #: and that of its comparisons
 
 
 #: The parts of `Finished` that are fields of a record.
-_OWN = Finished._fields[:-2]
+_OWN = Finished._fields[:-4]
 
 
 class _Metrics(TypedDict, total=False):
@@ -158,6 +160,15 @@ class _Metrics(TypedDict, total=False):
 
 class _Data(TypedDict, total=False):
     sha256: str
+
+
+class _Plan(TypedDict, total=False):
+    exponent: float
+    margin: float
+
+
+class _Suite(TypedDict, total=False):
+    isoflop: _Plan
 
 
 class _Glance(TypedDict, total=False):
@@ -178,6 +189,7 @@ class _Glance(TypedDict, total=False):
     finished: str
     metrics: _Metrics
     data: _Data
+    suite: _Suite
 
 
 _GLANCE = TypeAdapter(_Glance)
@@ -191,11 +203,14 @@ def finished(folder: Path) -> list[Finished]:
 
 def _finished(line: str) -> Finished:
     value: Any = _glance(line) or parse_line(line)
-    metrics, data = value.get("metrics"), value.get("data")
+    metrics, data, suite = value.get("metrics"), value.get("data"), value.get("suite")
+    plan = suite.get("isoflop") if isinstance(suite, dict) else None
     parts: dict[str, Any] = {name: value.get(name) for name in _OWN}
     parts["finished"] = parts["finished"] or ""
     parts["loss"] = metrics.get("heldout_loss") if isinstance(metrics, dict) else None
     parts["text"] = data.get("sha256") if isinstance(data, dict) else None
+    for name in ("exponent", "margin"):
+        parts[name] = plan.get(name) if isinstance(plan, dict) else None
     if not all(isinstance(part, str | int | float | None) for part in parts.values()):
         raise UserError("a field is of another type")
     return Finished(**parts)

@@ -14,7 +14,7 @@ from typing import Any
 
 from modbench.errors import UserError, known_names
 from modbench.model.config import ModelConfig
-from modbench.report.record import CellRecord, cell_key
+from modbench.report.record import DONE, CellRecord, cell_key
 from modbench.report.store import Finished
 from modbench.sweep.engine import Job
 from modbench.sweep.isoflop import Point, middle_of, points, stated, trials
@@ -23,8 +23,6 @@ from modbench.sweep.suite import Scheme, Suite
 from modbench.train.config import TrainConfig
 
 Cell = dict[str, Any]
-#: Statuses of a cell that is done; a failed cell is run again.
-DONE = frozenset({"ok", "diverged", "oom"})
 
 
 def expand(rows: Rows, done: Mapping[str, float | None] | None = None) -> list[Cell]:

@@ -24,6 +24,7 @@ def check_unchanged(
     """Name the finished runs in ``folder`` (results/<suite>) that are none of the suite's ``cells``:
     those of other rows, and those of its rows with other settings. Raises UserError: a suite with
     isoFLOP grids has other settings now, since a curve must not hold both."""
+    _check_plan(rows, records, folder)
     own = {one.key for one in records if one.kind == "cell" and one.status == "ok"}
     if own <= cells.keys():
         return
@@ -45,6 +46,25 @@ def check_unchanged(
             "another folder, or restore the suite"
         )
     tell(f"{said}; the report shows them as rows of their own")
+
+
+#: Settings of [isoflop] that hold for a whole results folder, and why.
+_FIXED = {
+    "exponent": "a curve must not hold both",
+    "margin": "a margin chosen after the results proves nothing",
+}
+
+
+def _check_plan(rows: Rows, records: Sequence[Finished], folder: Path) -> None:
+    """Raises UserError: finished runs state another exponent or margin than ``rows`` has."""
+    for name, why in _FIXED.items() if rows.suite.isoflop else ():
+        now = getattr(rows.suite.isoflop, name)
+        stated = {getattr(one, name) for one in records if one.status == "ok"} - {now, None}
+        if stated:
+            raise UserError(
+                f"{folder} holds runs with [isoflop] {name} {min(stated):g} (now {now:g}); {why}: give "
+                "--results another folder, or restore the suite"
+            )
 
 
 def _differences(cells: Iterable[Cell], recorded: Iterable[Cell], isoflop: bool) -> Iterable[str]:

@@ -126,4 +126,5 @@ def stated(config: IsoFlopConfig, middle: Middle, seed: int) -> dict[str, Any]:
         "middle_width": middle.shape.width,
         "middle_budget": middle.budget,
         "seed": seed,
+        "sizes": config.sizes,
     }

@@ -57,6 +57,11 @@ def _notes(plan: SuitePlan) -> Iterator[str]:
             "cells: as if the middle learning rate is best: its trials, all sizes, and the check of its "
             f"law; a best rate at an end of the list adds up to {more} to a scheme"
         )
+        if len(suite.axes.seeds) == 1:
+            yield (
+                "seeds: one, so the report will have no intervals, ranks or differences; give two or "
+                "more in [sweep] seeds"
+            )
     yield "FLOPs: convention model, nominal routing, whole training steps"
     if plan.train_tokens is None:
         yield (

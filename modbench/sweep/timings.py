@@ -10,11 +10,11 @@ from typing import Any
 import modbench
 from modbench.errors import UserError
 from modbench.report.line import canonical_json, sha256
-from modbench.report.record import cell_key
+from modbench.report.record import DONE, cell_key
 from modbench.report.store import finished, read_suite
 from modbench.report.timing import machine_in_words, settings_of
 from modbench.routing.registry import code_sha256
-from modbench.sweep.cells import DONE, Cell, chosen, expand_planned
+from modbench.sweep.cells import Cell, chosen, expand_planned
 from modbench.sweep.engine import Job, identity_of
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.run import Tell, run_left

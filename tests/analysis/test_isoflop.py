@@ -1,6 +1,7 @@
 """Intervals, comparisons and ranks on simulated sweeps whose truth is known."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,6 +149,17 @@ def test_no_difference_is_claimed_only_by_an_equivalence_test(
     assert found.verdict == verdict
 
 
+def test_a_difference_as_large_as_the_margin_is_rarely_called_equivalent() -> None:
+    schemes = {"dense": DENSE, "other": replace(DENSE, E=DENSE.E + 0.01)}
+    verdicts = []
+    for number in range(200):
+        isoflop = analyse(sweep(schemes, sd=0.006, seed=number), fits=("parabola",))
+        found = difference(isoflop, "other", "dense", BUDGETS[1], "parabola", 0.01)
+        assert found is not None
+        verdicts.append(found.verdict)
+    assert verdicts.count("equivalent") <= 0.05 * len(verdicts)
+
+
 def test_speed_up_at_equal_loss_is_the_true_factor() -> None:
     schemes = {"dense": DENSE, "fast": times_cheaper(1.5), "slow": times_cheaper(0.7)}
     isoflop = analyse(sweep(schemes, sd=1e-4))
@@ -159,21 +171,19 @@ def test_speed_up_at_equal_loss_is_the_true_factor() -> None:
     assert fast.factor == pytest.approx(1.5, rel=0.02)
     assert slow.factor == pytest.approx(0.7, rel=0.02)
     for found in (fast, slow):
-        low, high = found.interval
-        assert low is not None
-        assert high is not None
-        assert low < found.factor < high
+        assert found.interval is not None
+        assert found.interval[0] < found.factor < found.interval[1]
 
 
 def test_speed_up_beyond_the_reference_budgets_is_only_a_bound() -> None:
     isoflop = analyse(sweep({"dense": DENSE, "fast": times_cheaper(1.5)}, sd=1e-4))
     last = speed_up(isoflop, "fast", "dense", BUDGETS[2], "surface")
     assert last is not None
-    assert (last.factor, last.bound, last.interval[1]) == (1.0, "at least", None)
+    assert (last.factor, last.bound, last.interval) == (1.0, "at least", (np.inf, np.inf))
     slow = analyse(sweep({"dense": DENSE, "slow": times_cheaper(0.7)}, sd=1e-4))
     first = speed_up(slow, "slow", "dense", BUDGETS[0], "surface")
     assert first is not None
-    assert (first.factor, first.bound, first.interval[0]) == (1.0, "at most", None)
+    assert (first.factor, first.bound, first.interval) == (1.0, "at most", (0.0, 0.0))
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -185,6 +195,19 @@ def test_grid_off_its_centre_gives_no_number(fit: str) -> None:
         assert found.size is found.loss is found.loss_interval is None
     assert difference(isoflop, "dense", "dense", BUDGETS[1], fit) is None
     assert speed_up(isoflop, "dense", "dense", BUDGETS[1], fit) is None
+
+
+def test_surface_gives_no_number_where_the_curve_is_open_down() -> None:
+    runs = sweep({"dense": DENSE}, sd=1e-4)
+    bent = [
+        replace(run, loss=run.loss - 2 * np.log(run.size / optimum(DENSE, run.budget)[0]) ** 2)
+        for run in runs
+        if run.budget != BUDGETS[1]
+    ]
+    isoflop = analyse([*bent, *(run for run in runs if run.budget == BUDGETS[1])], draws=20)
+    for flops in (BUDGETS[0], BUDGETS[2]):
+        found = isoflop.optimum("dense", flops, "surface")
+        assert (found.verdict, found.loss, found.size) == ("open-down", None, None)
 
 
 @pytest.mark.parametrize("fit", FITS)

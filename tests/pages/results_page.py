@@ -19,6 +19,14 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results.md"
 OPTIMA = ROOT / "results" / "isoflop-cpu" / "optima.csv"
 SUITE = ROOT / "suites" / "isoflop-cpu.toml"
+QUICK_SCORES = ROOT / "results" / "quick-scores" / "leaderboard.csv"
+#: Headings and columns of the table of downstream scores.
+SCORES = (
+    ("cloze (accuracy)", "modbench_cloze:acc"),
+    ("continuation (accuracy)", "modbench_continuation:acc"),
+    ("mixture (accuracy)", "modbench_mixture:acc"),
+    ("documents (bits/byte)", "modbench_bits_per_byte:bits_per_byte"),
+)
 PLANNED = ("isoflop-gpu", "mod-paper")
 
 
@@ -62,6 +70,22 @@ def isoflop_table() -> str:
     return markdown_table(heads, rows, left=(2, 6))
 
 
+def scores_table() -> str:
+    """One row per scheme: accuracies and bits per byte, means over seeds with half of their interval."""
+    heads = ("scheme", "held-out loss (nats/token)", *(head for head, _ in SCORES))
+    names = ("heldout_loss", *(name for _, name in SCORES))
+    rows = [
+        (line["label"], *(f"{float(line[n]):.3f} ± {_half(line, n):.3f}" for n in names))
+        for line in read(QUICK_SCORES)
+    ]
+    chance = ("chance", "-", *(f"{float(read(QUICK_SCORES)[0][f'{n}_chance']):.3f}" for _, n in SCORES))
+    return markdown_table(heads, [*rows, chance], left=(0,))
+
+
+def _half(line: dict[str, str], name: str) -> float:
+    return float(line[f"{name}_high"]) - float(line[name])
+
+
 def left() -> str:
     """What the sweep still lacks: the schemes without an optimum at each budget."""
     suite = tomllib.loads(SUITE.read_text())
@@ -103,7 +127,7 @@ def planned() -> Iterator[tuple[str, ...]]:
 
 
 def texts() -> dict[str, str]:
-    return {"isoflop": isoflop_table(), "left": left()}
+    return {"isoflop": isoflop_table(), "left": left(), "scores": scores_table()}
 
 
 def main(words: Iterable[str] | None = None) -> int:

@@ -83,6 +83,18 @@ def test_budget_too_small_for_a_centred_grid_is_refused() -> None:
         isoflop_grid(Family(), BASE, 10**10, read_of("vanilla"))
 
 
+def test_budget_beyond_the_searched_widths_is_refused() -> None:
+    with pytest.raises(UserError, match=r"needs widths above 2046, .* width_step 2; raise width_step"):
+        isoflop_grid(Family(width_step=2, head_width=2046), BASE, 10**21, read_of("vanilla"))
+
+
+def test_width_that_heads_do_not_divide_names_the_width_step() -> None:
+    with pytest.raises(
+        UserError, match=r"heads must divide the width.*; widths are multiples of width_step"
+    ):
+        isoflop_grid(Family(width_step=3), BASE, 10**13, read_of("vanilla"))
+
+
 def test_family_too_coarse_for_its_spacing_is_refused() -> None:
     with pytest.raises(UserError, match=r"times apart .* lower width_step"):
         isoflop_grid(Family(width_step=96), BASE, 10**16, read_of("vanilla"))

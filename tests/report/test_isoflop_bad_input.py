@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from math import log
 from pathlib import Path
@@ -126,3 +127,74 @@ def test_plan_of_the_learning_rates_is_that_of_the_newest_record(sweep: Sweep) -
     sweep.page()
     rates = csv.DictReader(io.StringIO((sweep.folder / "learning_rates.csv").read_text()))
     assert {row["verdict"] for row in rates} == {"edge"}
+
+
+#: A plan in which the chosen learning rate, 0.005, is the first of those tried.
+EDGE = {"learning_rates": [0.005, 0.01, 0.02], "extensions": 0}
+
+
+@pytest.mark.parametrize("edge", ["mod", "vanilla"])
+def test_scheme_whose_learning_rate_is_at_the_edge_is_not_ranked(edge: str, sweep: Sweep) -> None:
+    for scheme in ("vanilla", "mod"):
+        sweep.scheme(scheme, plan=EDGE if scheme == edge else {})
+    sweep.add(edge, 64, BUDGETS[1], rate=0.02, loss=9.0, plan=EDGE)
+    assert sweep.row(edge).startswith(f"| - | {edge} | 3.9998 (")
+    assert sweep.row("vanilla" if edge == "mod" else "mod").startswith("| 1 |")
+    page = sweep.page()
+    assert page.count(f"Not ranked: {edge}. The best learning rate is the first") == len(BUDGETS)
+    assert ("All comparisons rest on a dense model whose" in page) == (edge == "vanilla")
+
+
+def test_lost_sizes_stay_in_the_tables_with_their_status(sweep: Sweep) -> None:
+    sweep.scheme("vanilla", widths=WIDTHS[:-1])
+    for seed in (2, 0, 1):
+        sweep.add("vanilla", 128, BUDGETS[1], seed=seed, status="diverged", error="it is not finite")
+    sweep.add("vanilla", 32, BUDGETS[1], seed=3, status="failed", error="it broke")
+    assert sweep.row("vanilla").endswith("| interior; 4 of 5 sizes, w128 diverged |")
+    page = sweep.page()
+    assert "| vanilla | 128 x 4 | - | 0.00354 | - | - | 0 | 3 diverged |" in page
+    assert re.search(r"\| 32 x 4 .* 3 \| 4\.\d+ \(.*\), 1 failed \|", page)
+    lost = [line for line in page.splitlines() if line.startswith("- **vanilla/w")]
+    assert [re.findall(r"w(\d+)|seed (\d)", line) for line in lost] == [
+        [(width, ""), ("", seed)]
+        for width, seed in (("32", "3"), ("128", "0"), ("128", "1"), ("128", "2"))
+    ]
+
+
+def test_scheme_without_a_curve_has_a_row_with_the_reason(sweep: Sweep) -> None:
+    sweep.scheme("vanilla")
+    for rate in (0.0025, 0.005, 0.01):
+        sweep.add("mod", 64, BUDGETS[1], rate=rate, status="diverged", error="it is not finite")
+    assert sweep.row("mod") == "| - | mod | - | - | - | - | - | all learning rates: diverged |"
+
+
+def test_trial_out_of_memory_is_a_lost_rate_as_in_the_run(sweep: Sweep) -> None:
+    for one in sweep_records(sweep.make, "vanilla", lambda width, _: VALLEY(log(width / 64))):
+        if one.cell["train"]["learning_rate"] != 0.01:
+            append_record(sweep.folder, one)
+    sweep.add("vanilla", 64, BUDGETS[1], rate=0.01, status="oom", error="it did not fit")
+    assert "interior" in sweep.row("vanilla")
+    assert re.search(r"0\.005: [\d.]+, 0\.01: oom", sweep.page())
+
+
+def test_share_of_interior_draws_is_shown_where_it_is_below_one(sweep: Sweep) -> None:
+    sweep.scheme("vanilla", lambda x: 4 + 0.005 * x**2)
+    shares = [row["interior_share"] for row in sweep.optima("vanilla") if row["fit"] == "parabola"]
+    shown = re.findall(r"interior in ([\d.]+) % of draws", sweep.page())
+    assert shown == [f"{100 * float(one):.3g}" for one in shares if one and 0.5 <= float(one) < 1]
+    assert shown
+
+
+def test_margin_is_that_of_the_newest_suite_and_is_stated(sweep: Sweep) -> None:
+    sweep.scheme("vanilla", plan={"margin": 0.5}, finished="2026-01-02T00:00:00+00:00")
+    sweep.scheme("mod")
+    assert "*Equivalent*: within 0.5 nats per token" in sweep.page()
+    assert {row["difference_margin"] for row in sweep.optima("mod")} - {""} == {"0.5"}
+
+
+def test_missing_dense_optimum_is_named_below_the_table(sweep: Sweep) -> None:
+    sweep.scheme("vanilla", lambda x: 4 - 0.1 * x**2)
+    sweep.scheme("mod")
+    page = sweep.page()
+    assert page.count("No difference to vanilla: its curve is open-down at this budget.") == len(BUDGETS)
+    assert "No speed-up over vanilla: it has an interior optimum at fewer than two budgets." in page

@@ -10,8 +10,9 @@ from modbench.errors import UserError
 from modbench.report.record import cell_key
 from modbench.report.store import append_record, finished
 from modbench.sweep.cell import cell_record
-from modbench.sweep.cells import Cell, by_key, expand, expand_planned, losses_of
+from modbench.sweep.cells import Cell, by_key, expand, expand_planned, grids_of, losses_of
 from modbench.sweep.changed import check_unchanged
+from modbench.sweep.isoflop import middle_of, stated
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite
 
@@ -32,8 +33,12 @@ def suite(**tables: Any) -> Suite:
     return parse_suite({**TABLES, **tables}, "mine.toml")
 
 
-def record(folder: Path, cells: list[Cell], status: str = "ok") -> None:
-    named = {"name": "mine", "version": 1, "rank_by": "heldout_loss"}
+def record(folder: Path, cells: list[Cell], status: str = "ok", of: Suite | None = None) -> None:
+    """Record ``cells``, with the [isoflop] table of the suite ``of``."""
+    named: dict[str, Any] = {"name": "mine", "version": 1, "rank_by": "heldout_loss"}
+    if of and of.isoflop:
+        rows, scheme = resolve(of), of.schemes[0]
+        named |= {"isoflop": stated(of.isoflop, middle_of(grids_of(rows, scheme)), 0)}
     error = None if status == "ok" else "it did not fit"
     for cell in cells:
         found: dict[str, Any] = {"metrics": {"heldout_loss": 3.0} if status == "ok" else {}}
@@ -51,7 +56,7 @@ def said(now: Suite, folder: Path) -> list[str]:
 
 def run(folder: Path, of: Suite) -> None:
     """Record all cells of a suite whose middle learning rate is best."""
-    record(folder, expand_planned(resolve(of)))
+    record(folder, expand_planned(resolve(of)), of=of)
 
 
 def test_an_unchanged_suite_is_nothing_to_mention(tmp_path: Path) -> None:
@@ -123,6 +128,21 @@ def test_a_curve_never_mixes_settings(change: dict[str, Any], tmp_path: Path) ->
 def test_an_isoflop_suite_may_grow(change: dict[str, Any], tmp_path: Path) -> None:
     run(tmp_path, suite(**GRIDS))
     assert said(suite(**{**GRIDS, **change}), tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"exponent": -0.25}, r"\[isoflop\] exponent -0.5 \(now -0.25\); a curve must not hold both"),
+        ({"margin": 0.02}, r"\[isoflop\] margin 0.01 \(now 0.02\); a margin chosen after the results"),
+    ],
+)
+def test_a_results_folder_has_one_law_and_one_margin(
+    change: dict[str, float], sentence: str, tmp_path: Path
+) -> None:
+    run(tmp_path, suite(**GRIDS))
+    with pytest.raises(UserError, match=sentence):
+        said(suite(isoflop={"width_step": 2, **change}), tmp_path)
 
 
 def test_a_scheme_that_gets_another_label_may_change(tmp_path: Path) -> None:

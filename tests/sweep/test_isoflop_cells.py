@@ -65,6 +65,7 @@ def test_records_state_what_a_report_needs() -> None:
         "middle_width": 48,
         "middle_budget": 300,
         "seed": 0,
+        "sizes": 5,
     }
 
 

@@ -63,6 +63,13 @@ def prepared() -> int:
     return len(prepare(load_suite("suite.toml").data, say=lambda text: None).train_N)
 
 
+def test_a_plan_of_one_seed_says_that_there_will_be_no_intervals() -> None:
+    for seeds, told in ([0], 1), ([0, 1], 0):
+        sweep = {**ISOFLOP["sweep"], "seeds": seeds}
+        write_suite(Path(), "planned", "vanilla", **{**ISOFLOP, "sweep": sweep})
+        assert as_table(planned()).count("seeds: one, so the report will have no intervals") == told
+
+
 def test_a_plan_has_the_cells_flops_tokens_and_passes_of_each_scheme_and_budget() -> None:
     sweep = {"budgets": [1e7, 3e7], "seeds": [0, 1, 2]}
     write_suite(Path(), "planned", "vanilla", "mod", sweep=sweep, model={"layers": 2})

@@ -1,0 +1,74 @@
+"""Figures of an isoFLOP sweep, from made-up records of known curves."""
+
+from functools import partial
+from math import inf, log
+
+import pytest
+from isoflop_made_up import BUDGETS, Make, curve_loss, records, run, sweep_records
+from matplotlib.text import Annotation
+
+from modbench.analysis.comparison import SpeedUp
+from modbench.report.isoflop import Sweep, sweep_of
+from modbench.report.isoflop_figures import curves, losses_at_optimum, normalised, speed_ups
+from modbench.report.isoflop_page import isoflop_page
+from modbench.report.leaderboard import Leaderboard
+from modbench.report.plot_style import marks
+from modbench.report.record import CellRecord
+
+
+def swept(found: list[CellRecord]) -> Sweep:
+    sweep = sweep_of(found, Leaderboard.of(found))
+    assert sweep is not None
+    return sweep
+
+
+def test_unknown_ends_of_a_speed_up_are_shown_as_unknown(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_ended = SpeedUp(factor=1.05, bound="", interval=(0.0, inf))
+    monkeypatch.setattr(
+        "modbench.report.isoflop.speed_up", lambda *pair: open_ended if pair[-1] == "parabola" else None
+    )
+    sweep = swept(records(make))
+    assert "| 1.05 (? to ?) |" in isoflop_page(sweep)
+    assert ",1.05,,,," in sweep.optima_csv()
+    figure = speed_ups(sweep, marks(sweep.rates))
+    assert figure is not None
+    arrows = [text for text in figure.axes[0].texts if isinstance(text, Annotation)]
+    assert sorted(arrow.xy[0] for arrow in arrows) == [0, 1]
+
+
+def test_one_bad_scheme_leaves_room_for_the_others_and_has_hollow_markers(make: Make) -> None:
+    bad = sweep_records(make, "bad", lambda width, _: 4 + 5 * log(width / 16))
+    lost = run(make, "lost", 64, BUDGETS[1], status="diverged")
+    sweep = swept([*records(make), *bad, lost])
+    for figure in (
+        curves(sweep, marks(sweep.rates), size="active_parameters"),
+        normalised(sweep, marks(sweep.rates)),
+    ):
+        assert figure is not None
+        for axes in figure.axes:
+            assert axes.get_ylim()[1] < 7
+            assert any(line.get_marker() == "^" for line in axes.lines)
+        names = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert {"bad", "mod", "vanilla", "no interior optimum", "above the axis"} <= set(names)
+        assert "lost" not in names
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert len(hollow) == 1
+
+
+def test_optima_of_schemes_with_equal_losses_are_apart(make: Make) -> None:
+    names = ("vanilla", "one", "two")
+    found = [one for name in names for one in sweep_records(make, name, partial(curve_loss, "vanilla"))]
+    sweep = swept(found)
+    figure = losses_at_optimum(sweep, marks(sweep.rates))
+    assert figure is not None
+    places = [
+        float(x) for line in figure.axes[0].lines for x in line.get_xdata() if line.get_marker() in "osD"
+    ]
+    assert len(set(places)) == len(names) * len(sweep.budgets)
+
+
+def test_eight_schemes_have_eight_colours_and_markers() -> None:
+    found = marks("abcdefgh").values()
+    assert len({mark.marker for mark in found}) == len({str(mark.color) for mark in found}) == 8

@@ -54,9 +54,10 @@ def load(path: str | Path, plugins: Plugins = ()) -> tuple[RoutedDecoder, Tokeni
     """Return the trained model, on the CPU in eval mode, and its tokenizer.
 
     ``path`` is a run, ``my-results/SUITE/LABEL`` or ``my-results/SUITE/KEY``, or a folder with
-    ``model.safetensors``: that of a cell, ``my-results/SUITE/cells/KEY``, or a copy of it. ``plugins``: the
-    Python files that register its router, if it is not built in. Logits (B, T, V) of token ids (B, T)
-    are ``model(tokens_BT, Context(selection="causal"))``. Raises UserError: see `load_trained`."""
+    ``model.safetensors``: that of a cell, ``my-results/SUITE/cells/KEY``, or a copy of it.
+    ``plugins``: the Python files that register its router, if it is not built in. Logits (B, T, V)
+    of token ids (B, T) are ``model(tokens_BT, Context(selection="causal"))``. Raises UserError: see
+    `load_trained`."""
     loaded = load_trained(path, plugins)
     return loaded.model, loaded.tokenizer
 

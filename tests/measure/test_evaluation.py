@@ -59,6 +59,18 @@ def test_an_unknown_task_is_refused_before_any_is_evaluated(tasks):
         next(evaluate(model(), ["piqa", "arc_esay"], data_dir=tasks))
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["arc_easy", "ai2_arc"], "'ai2_arc' contains 'arc_easy', which is named too"),
+        (["modbench_probes", "modbench_copy"], "'modbench_probes' contains 'modbench_copy'"),
+    ],
+)
+def test_a_group_and_its_member_are_refused_before_any_is_evaluated(tasks, names, said):
+    with pytest.raises(UserError, match=said):
+        next(evaluate(model(), names, data_dir=tasks))
+
+
 def test_items_are_what_the_task_of_lm_eval_asks(tasks):
     found = {one.name: one.tasks[one.name] for one in evaluate(model(), NAMES, data_dir=tasks, limit=2)}
     rows = {

@@ -57,7 +57,7 @@ def test_the_training_rule_is_labelled(place, capsys):
     assert run(folder, *words) == 0
     out, err = capsys.readouterr()
     assert out.count("topk (non-causal)") == 2
-    assert "rule topk (non-causal)" in err
+    assert "scored with topk (non-causal)" in err
     assert "batch shift" not in err
 
 

@@ -243,7 +243,8 @@ def test_the_training_rule_is_labelled_wherever_scores_are_shown(tasks, tmp_path
     found = details(evaluation, None, "passed")
     files.add(evaluation, found)
     assert "topk (non-causal)" in as_table([evaluation])
-    assert "topk (non-causal)" in sentence("piqa", found)
+    said = "leak audit passed for the causal rule; scored with topk (non-causal)"
+    assert sentence("piqa", found).endswith(said)
     written = json.loads(files.path.read_text())
     assert written["config"]["selection_rule"] == "topk (non-causal)"
     assert written["modbench"]["piqa"]["rule"] == "topk (non-causal)"

@@ -85,7 +85,11 @@ def sentence(name: str, found: dict[str, Any]) -> str:
             f"{found['batch_shift_items']} items flipped at batch sizes "
             f"{', '.join(map(str, found['batch_shift_batches']))}"
         )
-    parts += [f"leak audit {found['leak']}", f"rule {found['rule']}"]
+    leak = f"leak audit {found['leak']}"
+    if found["rule"] == NON_CAUSAL:
+        parts += [f"{leak} for the causal rule", f"scored with {found['rule']}"]
+    else:
+        parts += [leak, f"rule {found['rule']}"]
     return f"{name}: " + "; ".join(parts)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import math
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -227,7 +228,7 @@ def _evaluation(name: str, lm: RoutedLM, loaded: TaskDict, results: dict[str, An
 
 def _task_score(name: str, task: Any, results: dict[str, Any]) -> TaskScore:
     """Read lm-eval's entry of a task or group, ``{"acc,none": 0.5, "acc_stderr,none": 0.1, ...}``, and
-    put standard errors that lm-eval does not compute into it."""
+    put standard errors that lm-eval does not compute into it, and None for a metric that is NaN."""
     entry = results["results"][name]
     samples = results["samples"].get(name, [])
     metrics: dict[str, float] = {}
@@ -236,6 +237,8 @@ def _task_score(name: str, task: Any, results: dict[str, Any]) -> TaskScore:
         metric, comma, filtered = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
+        if math.isnan(value):
+            entry[key] = None  # JSON has no NaN
         label = metric if filtered == "none" else key
         error_key = f"{metric}_stderr,{filtered}"
         found = entry.get(error_key)

@@ -1,5 +1,6 @@
 """The table that `modbench eval` prints, and what it says about each task."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -94,6 +95,6 @@ def sentence(name: str, found: dict[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    if value is None:
+    if value is None or math.isnan(value):
         return "-"
     return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"

@@ -159,7 +159,6 @@ def signal_to_noise(
     scheme_means: Sequence[float],
     *runs: Sequence[float],
     relative: bool = True,
-    ddof: int = 0,
 ) -> SignalToNoise:
     """Signal-to-noise ratio of a task, after Heineman et al. (2025), "Signal and Noise".
 
@@ -169,13 +168,13 @@ def signal_to_noise(
         noise  = std(c) / mean(c)                    relative standard deviation
         ratio  = signal / noise
 
-    Of several runs, std(c) is the root of the mean variance, and mean(c) that of all checkpoints.
+    The variance of n scores divides by n - 1. Of several runs, std(c) is the root of the mean variance,
+    and mean(c) that of all checkpoints.
 
     Args:
         scheme_means: score of each scheme, at the end of training.
         runs: of each run, the scores of its last checkpoints.
         relative: divide by the means. False for scores that may be negative, such as margins.
-        ddof: a variance of n scores divides by n - ddof; 1 for scores of seeds, which are independent.
 
     Raises:
         ValueError: fewer than two schemes or checkpoints; relative, and a mean is not positive.
@@ -185,7 +184,7 @@ def signal_to_noise(
     if len(m) < 2 or fewest < 2:
         raise ValueError(f"{len(m)} schemes and {fewest} checkpoints: two of each are needed")
     signal = float(np.ptp(m))
-    noise = math.sqrt(np.mean([c.var(ddof=ddof) for c in runs_c]))
+    noise = math.sqrt(np.mean([c.var(ddof=1) for c in runs_c]))
     if not relative:
         return SignalToNoise(signal=signal, noise=noise)
     middle = float(np.concatenate(runs_c).mean())

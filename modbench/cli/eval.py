@@ -88,6 +88,11 @@ def eval_(
             if files is not None:
                 files.add(evaluation, found)
             tell(sentence(evaluation.name, found))
+            if num_fewshot and all(one.config.num_fewshot == 0 for one in evaluation.tasks.values()):
+                tell(
+                    f"{evaluation.name}: --num-fewshot {num_fewshot} is not used; "
+                    "the task fixes its number of examples to 0"
+                )
             if evaluation.truncated:
                 tell(
                     f"{evaluation.name}: the context of {several(evaluation.truncated, 'request', ',')} "

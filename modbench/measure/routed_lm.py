@@ -38,8 +38,9 @@ class RoutedLM(TemplateLM):
     longer context on the left, as lm-eval does, and counts it in ``truncated``; the continuation is
     scored in full. `loglikelihood_rolling` never truncates: it scores longer texts in windows, and the
     last one is full. Continuations that share a context, such as the choices of an item, are scored
-    from one cached pass over it; the first of them are also scored without the cache, and if that
-    differs the cache is not used (``reuses`` becomes False). Log-softmax is in float32 or wider.
+    from one cached pass over it; the first of them are scored before with and without the cache, which
+    `cost` leaves out, and if that differs the cache is not used (``reuses`` becomes False).
+    Log-softmax is in float32 or wider.
 
     Args:
         tokenizer: has ``encode(text) -> ids``, ``decode(ids) -> text`` and ``end_of_text``.
@@ -231,24 +232,27 @@ class RoutedLM(TemplateLM):
             groups[inputs[: len(inputs) - longest + 1]].append(inputs)
         alone = [inputs for members in groups.values() if len(members) == 1 for inputs in members]
         shared = {prefix: members for prefix, members in groups.items() if len(members) > 1}
+        if self.reuses and shared and not self._compared:
+            self._compared = True
+            with self.passes.uncounted():
+                self.reuses = self._continues(shared, wanted)
         if not self.reuses:
             alone, shared = list(wanted), {}
         for batch in self._batches(shared):
-            found = list(self._from_cache({prefix: shared[prefix] for prefix in batch}, wanted))
-            if not self._compared:
-                self._compared = True
-                members = [inputs for prefix in batch for inputs in shared[prefix]]
-                again = [
-                    one for part in self._batches(members) for one in self._in_one_pass(part, wanted)
-                ]
-                if not self._agree(found, again):
-                    self.reuses = False
-                    yield from again
-                    alone += [m for prefix in shared if prefix not in batch for m in shared[prefix]]
-                    break
-            yield from found
+            yield from self._from_cache({prefix: shared[prefix] for prefix in batch}, wanted)
         for batch in self._batches(alone):
             yield from self._in_one_pass(batch, wanted)
+
+    def _continues(
+        self, shared: dict[Tokens, list[Tokens]], wanted: dict[Tokens, list[tuple[int, Tokens]]]
+    ) -> bool:
+        """Return True if the model continues from its cache: the first batch of ``shared`` gets the same
+        scores with and without it."""
+        first = next(self._batches(shared))
+        found = list(self._from_cache({prefix: shared[prefix] for prefix in first}, wanted))
+        members = [inputs for prefix in first for inputs in shared[prefix]]
+        again = [one for part in self._batches(members) for one in self._in_one_pass(part, wanted)]
+        return self._agree(found, again)
 
     def _agree(self, found: list[tuple[int, float, bool]], again: list[tuple[int, float, bool]]) -> bool:
         """Return True if two scorings of the same targets give most requests the same total."""

@@ -86,6 +86,17 @@ class ScoringPasses:
             self.model.train(training)
             self.cost.seconds += time.perf_counter() - started
 
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Context whose forward passes and seconds are not added to `cost`; lies within `timed`."""
+        cost, started = self.cost, time.perf_counter()
+        self.cost = Cost()
+        try:
+            yield
+        finally:
+            self.cost = cost
+            cost.seconds -= time.perf_counter() - started
+
     def whole(self, batch: Sequence[Tokens], places: Sequence[Place]) -> Tensor:
         """Return the logits (R, V), in float32 or wider, at ``places`` of the sequences ``batch``."""
         return self._run(batch, places, None)

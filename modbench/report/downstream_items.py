@@ -33,7 +33,8 @@ _DIFFERENCES = (
 )
 _SIGNAL = (
     "Signal: the largest difference between schemes over their mean. Noise: the standard deviation {of} "
-    "over their mean. Below 1, the task does not separate the schemes."
+    "over their mean; the noise between items is not included. Below 1, the task does not separate the "
+    "schemes."
 )
 _CHECKPOINTS = "of a run's last {count} checkpoints (root mean square over runs)"
 _SEEDS = "between seeds (root mean square over schemes)"
@@ -138,7 +139,7 @@ def _signal(rows: Sequence[Row], task: str, metric: str, *, seeds: bool) -> Sign
     if len(scores) < 2 or not runs:
         return None
     positive = sum(scores) > 0 and sum(map(sum, runs)) > 0
-    return signal_to_noise(scores, *runs, relative=positive, ddof=int(seeds))
+    return signal_to_noise(scores, *runs, relative=positive)
 
 
 def _checkpoints(rows: Sequence[Row], task: str, metric: str) -> list[list[float]]:

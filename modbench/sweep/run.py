@@ -145,9 +145,17 @@ def _jobs_left(
 
 
 def _check_tasks(suite: Suite, embedded: bool) -> None:
-    """Check the data of the downstream tasks, before anything is trained. Raises UserError: the held-out
-    text is too short for one of ours, or a file of another is missing."""
+    """Check the downstream tasks and their data, before anything is trained. Raises UserError: a group
+    and its member are named, the held-out text is too short for a task of ours, or a file of another is
+    missing."""
     measure = suite.measure
+    if len(measure.downstream) > 1:  # lm-eval takes seconds to import
+        from modbench.measure.downstream.task_files import files_by_name
+
+        try:
+            files_by_name(measure.downstream)
+        except UserError as error:
+            raise UserError(f"suite {suite.source}: [measure] downstream: {error}") from error
     if not embedded:
         from modbench.measure.tasks.build import check_text
 

@@ -19,8 +19,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Results of small runs, one with weights, and items of piqa."""
     monkeypatch.chdir(tmp_path)
-    add_records(tmp_path / "results", *(record_of(*run) for run in RUNS))
-    save_trained(tmp_path / "results", "tiny/mod", merges=())
+    add_records(tmp_path / "my-results", *(record_of(*run) for run in RUNS))
+    save_trained(tmp_path / "my-results", "tiny/mod", merges=())
     rows = [
         {"query": f"Question: {'so ' * number}\n", "choices": ["ab", "bcd e"], "gold": number % 2}
         for number in range(6)
@@ -52,13 +52,22 @@ def test_a_run_is_scored_printed_and_written(place, capsys):
 
 
 def test_the_training_rule_is_labelled(place, capsys):
-    folder = str(next((place / "results" / "tiny" / "cells").iterdir()))
+    folder = str(next((place / "my-results" / "tiny" / "cells").iterdir()))
     words = ("--tasks", "piqa", "--data-dir", "data", "--rule", "topk", "--no-validity")
     assert run(folder, *words) == 0
     out, err = capsys.readouterr()
     assert out.count("topk (non-causal)") == 2
-    assert "rule topk (non-causal)" in err
+    assert "scored with topk (non-causal)" in err
     assert "batch shift" not in err
+
+
+def test_a_task_without_examples_says_that_num_fewshot_is_not_used(place, capsys):
+    words = ("--num-fewshot", "2", "--limit", "4", "--no-validity", "--data-dir", "data")
+    (place / "data" / "piqa_train.jsonl").write_text((place / "data" / "piqa.jsonl").read_text())
+    assert run("tiny/mod", "--tasks", "modbench_copy_16,piqa", *words) == 0
+    out, err = capsys.readouterr()
+    assert err.count("modbench_copy_16: --num-fewshot 2 is not used") == err.count("not used") == 1
+    assert re.search(r"^piqa +acc .* 4 +2 +1\.0 +causal$", out, re.MULTILINE)
 
 
 def test_finished_tasks_are_printed_and_kept_when_a_later_one_fails(place, capsys):
@@ -113,7 +122,9 @@ def test_lm_eval_s_command_line_scores_a_run(place, monkeypatch, capsys):
     monkeypatch.setattr(
         TaskManager, "__init__", lambda self, *a, **k: plain(self, *a, **k | {"include_defaults": False})
     )
-    words = "lm_eval run --model modbench --model_args pretrained=results/tiny/mod --tasks tiny_choice"
+    words = (
+        "lm_eval run --model modbench --model_args pretrained=my-results/tiny/mod --tasks tiny_choice"
+    )
     monkeypatch.setattr(sys, "argv", [*words.split(), "--include_path", "tasks", "--output_path", "out"])
     monkeypatch.setenv("HF_DATASETS_CACHE", str(place / "cache"))
     assert lm_eval_main() == 0
@@ -132,7 +143,9 @@ def test_the_entry_point_of_lm_eval_names_the_model():
 def test_the_page_s_commands_and_code_run(place, monkeypatch, capsys):
     """The commands on piqa, with a small run for the one of the page."""
     page = DOCS.read_text()
-    command = re.findall(r"^modbench (eval results/quick/mod --tasks lambada.*)$", page, re.MULTILINE)[0]
+    command = re.findall(
+        r"^modbench (eval my-results/quick/mod --tasks lambada.*)$", page, re.MULTILINE
+    )[0]
     (place / "my-data").mkdir()
     (place / "data" / "piqa.jsonl").rename(place / "my-data" / "piqa.jsonl")
     words = command.replace("quick/mod", "tiny/mod").replace("lambada_openai,arc_easy,", "").split()

@@ -3,7 +3,9 @@
 B sequences, T tokens, V vocabulary.
 """
 
+import json
 import random
+import re
 import statistics
 
 import pytest
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 
 from modbench.data.token_data import load
 from modbench.measure.downstream import TaskScore, evaluate
+from modbench.measure.downstream.files import ResultFiles
+from modbench.measure.downstream.table import as_table, details
 from modbench.measure.routed_lm import RoutedLM
 from modbench.measure.tasks import CHANCE, FOLDER
 from modbench.measure.tasks.modbench_cloze.items import items
@@ -77,6 +81,16 @@ def test_a_limit_takes_the_first_items(made_up):
     first = [item["answer"] == 0 for item in items(made_up)[:7]]
     assert score.metrics["acc"] == pytest.approx(sum(first) / 7)
     assert score.items == 7
+
+
+def test_a_metric_without_a_complete_quartet_is_null_in_the_results(made_up, tmp_path):
+    lm = RoutedLM(Uniform(), load(made_up).tokenizer)
+    files = ResultFiles(tmp_path / "out", "tiny/mod", lm, limit=3)
+    [evaluation] = evaluate(lm, ["modbench_cloze"], data=made_up, limit=3)
+    files.add(evaluation, details(evaluation, None, "passed"))
+    written = json.loads(files.path.read_text(), parse_constant=pytest.fail)
+    assert written["results"]["modbench_cloze"]["acc_centred,none"] is None
+    assert re.search(r"^modbench_cloze +acc_centred +- +- ", as_table([evaluation]), re.MULTILINE)
 
 
 def test_scoring_draws_from_no_global_generator(made_up):

@@ -14,6 +14,7 @@ from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError
 from modbench.measure.downstream import evaluate
 from modbench.measure.downstream.files import ResultFiles
+from modbench.measure.downstream.local_data import check_files
 from modbench.measure.downstream.standard_error import standard_error
 from modbench.measure.downstream.table import as_table, details, sentence
 from modbench.measure.downstream.task_files import files_of
@@ -56,6 +57,18 @@ def test_tasks_groups_and_tags_are_found_with_their_members():
 def test_an_unknown_task_is_refused_before_any_is_evaluated(tasks):
     with pytest.raises(UserError, match="task 'arc_esay' is not known; did you mean 'arc_easy'"):
         next(evaluate(model(), ["piqa", "arc_esay"], data_dir=tasks))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["arc_easy", "ai2_arc"], "'ai2_arc' contains 'arc_easy', which is named too"),
+        (["modbench_probes", "modbench_copy"], "'modbench_probes' contains 'modbench_copy'"),
+    ],
+)
+def test_a_group_and_its_member_are_refused_before_any_is_evaluated(tasks, names, said):
+    with pytest.raises(UserError, match=said):
+        next(evaluate(model(), names, data_dir=tasks))
 
 
 def test_items_are_what_the_task_of_lm_eval_asks(tasks):
@@ -103,13 +116,48 @@ def test_finished_tasks_are_yielded_before_one_fails(tasks):
         ("{", "line 2 is no item of task 'piqa'"),
         ('{"query": "a", "choices": ["b"], "gold": 0}', "line 2 is no item of task 'piqa'"),
         ("[1]", "not an object"),
+        ('{"query": "a", "choices": ["b", " "], "gold": 0}', "choice 1 is ' '; it must be text"),
+        (
+            '{"query": "a", "choices": ["b", "c"], "gold": 5}',
+            "gold is 5; it must be a number from 0 to 1",
+        ),
+        ('{"query": "a", "choices": ["b", "c"], "gold": -1}', "gold is -1; it must"),
+        ('{"goal": "a", "sol1": "x"}', r"piqa.jsonl, line 2 .* \(it lacks 'sol2'\)"),
+        ('{"goal": "a", "sol1": "x", "sol2": "", "label": 0}', "choice 1 is ''; it must be text"),
     ],
 )
 def test_a_malformed_line_is_named(tasks, line, said):
-    first = (tasks / "piqa.jsonl").read_text().splitlines()[0]
-    (tasks / "piqa.jsonl").write_text(f"{first}\n{line}\n")
-    with pytest.raises(UserError, match=said):
-        next(evaluate(model(), ["piqa"], data_dir=tasks))
+    _line_is_refused(tasks, "piqa", line, said)
+
+
+@pytest.mark.parametrize(
+    ("task", "line", "said"),
+    [
+        ("arc_easy", '{"query": "a", "choices": ["b", "c"], "gold": 2}', "gold is 2; it must"),
+        (
+            "arc_easy",
+            '{"question": "a", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "answerKey": "E"}',
+            "answerKey is 'E'",
+        ),
+        ("arc_easy", '{"question": "a", "choices": {"text": ["b"]}}', "it lacks 'label'"),
+        ("lambada_openai", '{"text": "a stone "}', "the word after the last space is ''"),
+        ("lambada_openai", '{"words": "a stone"}', "it lacks 'text'"),
+    ],
+)
+def test_a_malformed_line_of_other_tasks_is_named(tasks, task, line, said):
+    _line_is_refused(tasks, task, line, said)
+
+
+def _line_is_refused(folder, task, line, said):
+    """Also by the check of a suite, before anything is scored."""
+    file = folder / f"{task}.jsonl"
+    file.write_text(f"{file.read_text().splitlines()[0]}\n{line}\n")
+    for call in (
+        lambda: check_files([task], folder, None),
+        lambda: next(evaluate(model(), [task], data_dir=folder)),
+    ):
+        with pytest.raises(UserError, match=said):
+            call()
 
 
 def test_no_network_is_said_with_the_remedy(monkeypatch):
@@ -195,7 +243,8 @@ def test_the_training_rule_is_labelled_wherever_scores_are_shown(tasks, tmp_path
     found = details(evaluation, None, "passed")
     files.add(evaluation, found)
     assert "topk (non-causal)" in as_table([evaluation])
-    assert "topk (non-causal)" in sentence("piqa", found)
+    said = "leak audit passed for the causal rule; scored with topk (non-causal)"
+    assert sentence("piqa", found).endswith(said)
     written = json.loads(files.path.read_text())
     assert written["config"]["selection_rule"] == "topk (non-causal)"
     assert written["modbench"]["piqa"]["rule"] == "topk (non-causal)"

@@ -2,6 +2,7 @@
 comes from the cache as without it."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,12 +85,25 @@ def test_a_shared_prefix_is_read_once():
     model = model_of("vanilla", {})
     requests = [asked("a" * 30, " " + choice * 5) for choice in "bcde"]
     shared, plain = RoutedLM(model, Tokenizer()), RoutedLM(model, Tokenizer(), reuse=False)
-    shared._compared = True
     shared.loglikelihood(requests)
     plain.loglikelihood(requests)
     assert shared.cost.tokens == 30 + 4 * 5
     assert plain.cost.tokens == 4 * (30 + 5)
     assert 0 < shared.cost.nominal_flops < plain.cost.nominal_flops / 2
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_the_cost_of_a_task_does_not_depend_on_those_before_it(forgetful):
+    model = (Forgetful if forgetful else RoutedDecoder)(SHAPE, build_router("mod", {"capacity": 0.5}))
+    model.initialise(0)
+    lm, costs = RoutedLM(model, Tokenizer()), []
+    for _ in range(2):
+        lm.reset()
+        lm.loglikelihood(items())
+        costs.append(replace(lm.cost, seconds=0))
+        assert lm.cost.seconds > 0
+    assert costs[0] == costs[1]
+    assert lm.reuses is not forgetful
 
 
 class Forgetful(RoutedDecoder):

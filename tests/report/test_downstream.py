@@ -206,8 +206,9 @@ def test_signal_to_noise_is_that_of_the_last_checkpoints_and_weak_tasks_are_mark
     records = [fakes.make_record(label, downstream=found) for label, found in scores.items()]
     text = "\n".join(downstream_section(Leaderboard.of(records)))
     assert "last 2 checkpoints" in text
-    # Signal 0.2 and noise 0.01 over the mean 0.5.
-    assert "| arc_easy | acc | 0.400 | 0.020 | 20.0 |" in text
+    assert "the noise between items is not included" in text
+    # Signal 0.2 and the deviation of two checkpoints that differ by 0.02, over the mean 0.5.
+    assert "| arc_easy | acc | 0.400 | 0.028 | 14.1 |" in text
     assert "(below 1) |" in next(
         line for line in text.split("\n") if line.startswith("| piqa | acc | 0.020")
     )
@@ -250,7 +251,7 @@ def test_the_comparison_of_the_page_on_evaluation_runs(
         fakes.make_record(label, downstream={"arc_easy": entry(by_item=items(1, 1, 1) | {"margin": of})})
         for label, of in margins.items()
     ]
-    fakes.store(tmp_path / "results" / "mine", records)
+    fakes.store(tmp_path / "my-results" / "mine", records)
     exec(snippet("evaluation.md", "read_suite"), {})
     assert capsys.readouterr().out == "0.5 (0.5, 0.5)\n"
 

@@ -50,8 +50,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[CellRecord
     write_suite(place, "some", "vanilla", "mod", measure=measure(), **tables)
     code, said = modbench_says(place, "run", "suite.toml")
     assert code == 0, said
-    cells = read_suite(place / "results" / "some").cells
-    return place / "results" / "some", sorted(cells, key=lambda one: one.cell["router"]["name"])[::-1]
+    cells = read_suite(place / "my-results" / "some").cells
+    return place / "my-results" / "some", sorted(cells, key=lambda one: one.cell["router"]["name"])[::-1]
 
 
 def test_scores_of_tasks_by_name_are_in_the_record(ran: tuple[Path, list[CellRecord]]) -> None:
@@ -136,7 +136,7 @@ def test_few_shot_examples_are_recorded_and_missing_files_are_refused_first(tmp_
     write_suite(tmp_path, "some", "vanilla", measure=settings, train={"sequence": 96, "batch": 1})
     code, said = modbench_says(tmp_path, "run", "suite.toml")
     assert code == 0, said
-    (record,) = read_suite(tmp_path / "results/some").cells
+    (record,) = read_suite(tmp_path / "my-results/some").cells
     assert record.downstream is not None
     assert record.downstream["arc_easy"]["few_shot"] == 1
     assert record.cell["measure"]["downstream_fewshot"] == 1
@@ -149,7 +149,7 @@ def test_few_shot_examples_are_recorded_and_missing_files_are_refused_first(tmp_
     code, said = modbench_says(tmp_path, "run", "suite.toml")
     assert code == 2
     assert "[measure] downstream_data: task 'piqa' needs piqa.jsonl" in " ".join(said.split())
-    assert not (tmp_path / "results/other/records").exists()
+    assert not (tmp_path / "my-results/other/records").exists()
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_names(tmp_path: Path) -> None:
@@ -158,6 +158,15 @@ def test_an_unknown_task_is_refused_with_the_nearest_names(tmp_path: Path) -> No
     assert code == 2
     said = " ".join(said.split())
     assert "suite suite.toml: [measure]: task 'arc_esay' is not known; did you mean 'arc_easy'" in said
+
+
+def test_a_group_and_its_member_are_refused_before_training(tmp_path: Path) -> None:
+    names = ["modbench_mixture", "modbench_mixture_easy"]
+    write_suite(tmp_path, "some", "vanilla", measure=measure(downstream=names))
+    code, said = modbench_says(tmp_path, "run", "suite.toml")
+    assert code == 2
+    assert f"[measure] downstream: '{names[0]}' contains '{names[1]}', which" in " ".join(said.split())
+    assert not (tmp_path / "my-results/some/records").exists()
 
 
 @pytest.mark.parametrize(

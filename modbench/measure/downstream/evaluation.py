@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import math
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from modbench.errors import UserError
 from modbench.measure.downstream.item_answers import ItemAnswers, item_answers
 from modbench.measure.downstream.local_data import localised
 from modbench.measure.downstream.standard_error import standard_error
-from modbench.measure.downstream.task_files import files_of
+from modbench.measure.downstream.task_files import files_by_name
 from modbench.measure.routed_lm import RoutedLM
 from modbench.measure.scoring_passes import Cost
 from modbench.measure.tasks import CHANCE
@@ -91,15 +92,16 @@ def evaluate(
         data_dir: folder of local files in place of the hub, see `localised`.
         data: the corpus whose held-out part our tasks are built from; None: the embedded one.
 
-    Raises UserError: an unknown task, before any is evaluated; then, when its turn comes, a task without
-    items: a missing file, no network, code of a model that the task would run.
+    Raises UserError: an unknown task, or a group and its member, before any is evaluated; then, when
+    its turn comes, a task without items: a missing file, no network, code of a model that the task would
+    run.
     """
     names = list(dict.fromkeys(tasks))
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be 1 or more")
     if num_fewshot is not None and num_fewshot < 0:
         raise UserError(f"num_fewshot is {num_fewshot}; it must be 0 or more")
-    files = {name: files_of([name]) for name in names}
+    files = files_by_name(names)
     for name in names:
         with localised(files[name], data_dir) as folder, _quiet(), _seeded():
             manager = TaskManager(
@@ -226,7 +228,7 @@ def _evaluation(name: str, lm: RoutedLM, loaded: TaskDict, results: dict[str, An
 
 def _task_score(name: str, task: Any, results: dict[str, Any]) -> TaskScore:
     """Read lm-eval's entry of a task or group, ``{"acc,none": 0.5, "acc_stderr,none": 0.1, ...}``, and
-    put standard errors that lm-eval does not compute into it."""
+    put standard errors that lm-eval does not compute into it, and None for a metric that is NaN."""
     entry = results["results"][name]
     samples = results["samples"].get(name, [])
     metrics: dict[str, float] = {}
@@ -235,6 +237,8 @@ def _task_score(name: str, task: Any, results: dict[str, Any]) -> TaskScore:
         metric, comma, filtered = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
+        if math.isnan(value):
+            entry[key] = None  # JSON has no NaN
         label = metric if filtered == "none" else key
         error_key = f"{metric}_stderr,{filtered}"
         found = entry.get(error_key)

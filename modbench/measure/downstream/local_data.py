@@ -52,6 +52,46 @@ def _question(query: str) -> str:
     return query.removeprefix("Question: ").removesuffix("Answer:").rstrip("\n")
 
 
+def _check_answer(choices: Any, place: Any, name: str) -> None:
+    """Raises ValueError: a choice is not text, or empty; ``place``, the field ``name``, is none of
+    them."""
+    if not isinstance(choices, list):
+        raise ValueError("choices is not a list")
+    for number, choice in enumerate(choices):
+        _check_text(choice, f"choice {number}")
+    if not isinstance(place, int) or not 0 <= place < len(choices):
+        raise ValueError(f"{name} is {place!r}; it must be a number from 0 to {len(choices) - 1}")
+
+
+def _check_text(text: Any, name: str) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{name} is {text!r}; it must be text that is not empty")
+
+
+def _check_arc(row: Row) -> None:
+    _, texts, labels = row["question"], row["choices"]["text"], row["choices"]["label"]
+    if row["answerKey"] not in labels or len(texts) != len(labels):
+        raise ValueError(f"answerKey is {row['answerKey']!r}; it must be one label, each of one choice")
+    _check_answer(texts, labels.index(row["answerKey"]), "answerKey")
+
+
+def _check_piqa(row: Row) -> None:
+    _, *choices = row["goal"], row["sol1"], row["sol2"]
+    _check_answer(choices, row["label"], "label")
+
+
+def _check_lambada(row: Row) -> None:
+    _check_text(row["text"].split(" ")[-1], "the word after the last space")
+
+
+#: Raises ValueError, TypeError, AttributeError or KeyError: a row is no item of the task.
+CHECKS: dict[str, Callable[[Row], None]] = {
+    "arc_easy": _check_arc,
+    "arc_challenge": _check_arc,
+    "piqa": _check_piqa,
+    "lambada_openai": _check_lambada,
+    "wikitext": lambda row: _check_text(row["page"], "page"),
+}
 #: Tasks whose llm-foundry rows are converted to the fields of the data set on the hub.
 CONVERTED: dict[str, Callable[[Row], Row]] = {
     "arc_easy": _arc,
@@ -116,6 +156,8 @@ def _from_files(task: str, stated: Mapping[str, Any], folder: Path) -> Row:
         if split and split != evaluated:
             file = folder / f"{task}_{split}.jsonl"
             splits[split] = str(file) if file.is_file() else ""
+    for name in filter(None, splits.values()):
+        _items(task, Path(name))  # so that a malformed line is found before anything is scored
     return {
         "custom_dataset": "!function modbench.measure.downstream.local_data.read",
         "dataset_kwargs": {"local_task": task, "local_splits": splits},
@@ -123,19 +165,23 @@ def _from_files(task: str, stated: Mapping[str, Any], folder: Path) -> Row:
 
 
 def read(local_task: str = "", local_splits: Mapping[str, str] | None = None, **_: Any) -> Any:
-    """Return the data set of a task, by split; called by lm-eval. A split without a file is empty.
-    Raises UserError: a line that is not JSON, or lacks fields."""
+    """Return the data set of a task, by split; called by lm-eval. A split without a file is empty."""
     from datasets import Dataset
 
     data: dict[str, Dataset] = {}
     for split, file in (local_splits or {}).items():
         if file:
-            rows = list(_rows(local_task, Path(file)))
-            if not rows:
-                raise UserError(f"{file} has no items; it must have one per line")
-            data[split] = Dataset.from_list(rows)
+            data[split] = Dataset.from_list(_items(local_task, Path(file)))
     some = next(iter(data.values()))
     return data | {split: some.select([]) for split, file in (local_splits or {}).items() if not file}
+
+
+def _items(task: str, file: Path) -> list[Row]:
+    """Return the rows of ``file``. Raises UserError: it has none, or a line is no item of ``task``."""
+    rows = list(_rows(task, file))
+    if not rows:
+        raise UserError(f"{file} has no items; it must have one per line")
+    return rows
 
 
 def _rows(task: str, file: Path) -> Iterator[Row]:
@@ -158,9 +204,13 @@ def _row(task: str, line: str, where: str) -> Row:
         if not isinstance(row, dict):
             raise ValueError("not an object")
         if {"query", "choices", "gold"} <= row.keys() and task in CONVERTED:
+            _check_answer(row["choices"], row["gold"], "gold")
             row = CONVERTED[task](row)
-    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        if task in CHECKS:
+            CHECKS[task](row)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        fault = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise UserError(
-            f"{where} is no item of task '{task}' ({error}); see docs/evaluation.md"
+            f"{where} is no item of task '{task}' ({fault}); see docs/evaluation.md"
         ) from error
     return row

@@ -1,5 +1,6 @@
 """The table that `modbench eval` prints, and what it says about each task."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -85,11 +86,15 @@ def sentence(name: str, found: dict[str, Any]) -> str:
             f"{found['batch_shift_items']} items flipped at batch sizes "
             f"{', '.join(map(str, found['batch_shift_batches']))}"
         )
-    parts += [f"leak audit {found['leak']}", f"rule {found['rule']}"]
+    leak = f"leak audit {found['leak']}"
+    if found["rule"] == NON_CAUSAL:
+        parts += [f"{leak} for the causal rule", f"scored with {found['rule']}"]
+    else:
+        parts += [leak, f"rule {found['rule']}"]
     return f"{name}: " + "; ".join(parts)
 
 
 def _number(value: float | None) -> str:
-    if value is None:
+    if value is None or math.isnan(value):
         return "-"
     return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"

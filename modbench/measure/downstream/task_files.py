@@ -1,11 +1,13 @@
 """Finds the YAML files of lm-eval's tasks by name, those of groups and tags included."""
 
 from collections.abc import Iterable, Iterator
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from modbench.errors import UserError
 from modbench.measure.tasks.names import file_of, scan, unknown_task
 
 
@@ -26,6 +28,19 @@ def files_of(names: Iterable[str]) -> dict[str, Path]:
             missing += scan().tags[name]
         else:
             raise unknown_task(name)
+    return found
+
+
+def files_by_name(names: Iterable[str]) -> dict[str, dict[str, Path]]:
+    """Return `files_of` of each of ``names``. Raises UserError: one contains another, or a task that
+    another contains too, which would be scored twice."""
+    found = {name: files_of([name]) for name in names}
+    for one, other in permutations(found, 2):
+        if other in found[one]:
+            raise UserError(f"'{one}' contains '{other}', which is named too; remove one of them")
+    for one, other in permutations(found, 2):
+        for task in found[one].keys() & found[other].keys():
+            raise UserError(f"'{one}' and '{other}' both contain '{task}'; remove one of them")
     return found
 
 

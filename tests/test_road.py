@@ -83,7 +83,7 @@ def untimed(folder: Path) -> dict[str, Any]:
 
 def scored_again(place: Path, record: CellRecord) -> tuple[float, float]:
     """The held-out loss under both rules, from the weights that the run left."""
-    weights = place / "results" / "road" / "cells" / record.key / "model.safetensors"
+    weights = place / "my-results" / "road" / "cells" / record.key / "model.safetensors"
     router = record.cell["router"]
     model = build_model(
         ModelConfig(**record.cell["model"]), build_router(router["name"], router["options"])
@@ -103,7 +103,7 @@ def test_one_command_gives_records_a_table_and_plots_even_after_a_kill(place: Pa
     (place / "suite.toml").write_text(suite(5e9, TRAINED))
     code, out = modbench_says(place, "run", "suite.toml", "--plugin", "leaky.py")
     assert code == 0, out
-    folder = place / "results" / "road"
+    folder = place / "my-results" / "road"
     stored = read_suite(folder)
     audits = stored.audits
     records = {record.cell["router"]["label"]: record for record in stored.cells}
@@ -164,7 +164,7 @@ def resumes_to_the_same_record_after_a_kill(place: Path) -> None:
     assert record.metrics["train_step_seconds"]["n"] == 3
     assert record.metrics["peak_memory_bytes"]["median"] > 4 * 4 * record.metrics["parameters"]
     metrics, *resumed = untimed(place / "parts" / "road")["mod"]
-    whole, *once = untimed(place / "results" / "road")["mod"]
+    whole, *once = untimed(place / "my-results" / "road")["mod"]
     assert resumed == once
     both = whole.keys() & metrics.keys()
     assert {"heldout_loss", "heldout_loss_leaky", "train_flops"} < both
@@ -172,14 +172,14 @@ def resumes_to_the_same_record_after_a_kill(place: Path) -> None:
 
 
 def refuses_text_that_changed_since_its_records(place: Path) -> None:
-    before = {path: path.read_bytes() for path in (place / "results").rglob("*.jsonl")}
+    before = {path: path.read_bytes() for path in (place / "my-results").rglob("*.jsonl")}
     with (place / "text.txt").open("a") as text:
         text.write("\n\nAnd one more line of it.\n" * 9)
     code, out = modbench_says(place, "run", "suite.toml", "--only", "vanilla")
     assert code == 2, out
     assert "made from other text" in out
     assert "Traceback" not in out
-    assert {path: path.read_bytes() for path in (place / "results").rglob("*.jsonl")} == before
+    assert {path: path.read_bytes() for path in (place / "my-results").rglob("*.jsonl")} == before
 
 
 def test_a_budget_smaller_than_one_step_is_refused_before_anything_runs(place: Path) -> None:
@@ -187,4 +187,4 @@ def test_a_budget_smaller_than_one_step_is_refused_before_anything_runs(place: P
     code, out = modbench_says(place, "run", "suite.toml")
     assert code == 2
     assert "smaller than one training step of 'vanilla'" in out
-    assert not list(place.glob("results/**/*.jsonl"))
+    assert not list(place.glob("my-results/**/*.jsonl"))

@@ -72,7 +72,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run tiny.toml --plugin gone.py --plugin raises.py", "plugin gone.py: there is no such file"),
         ("run tiny.toml --only mod", "no row of the suite is called 'mod'"),
         ("run tiny.toml --workers -1", "--workers is -1"),
-        ("report", "results folder results holds no records"),
+        ("report", "results folder my-results holds no records"),
         ("report tinny --results corrupt", "has no suite 'tinny'; did you mean 'tiny'?"),
         ("data prepare --source text --path gone.txt --tokenizer bytes", "gone.txt"),
         ("flops", "flops takes either --router or --hf and was given none"),

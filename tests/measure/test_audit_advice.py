@@ -64,7 +64,7 @@ def test_every_link_leads_to_a_section(probe: int) -> None:
         ("loss of padding", 8, "leave padding out of it"),
         ("loss of sample 0 only", 8, "average over all tokens"),
         ("half of the parameters active", 9, "correct `active_parameters`"),
-        ("ledger off by one matmul", 9, "correct `ledger`"),
+        ("ledger off by one matmul", 9, "correct a `ledger`"),
         ("schedule outside state_dict", 10, "register it as a buffer"),
     ],
 )

@@ -8,8 +8,8 @@ import torch
 from mutants import learning
 from torch import Tensor, nn
 
+from modbench.errors import several
 from modbench.ledger import Ledger, Workload
-from modbench.measure.audit.finding import several
 from modbench.measure.audit.learning import NO_GATE
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context

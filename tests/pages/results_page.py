@@ -87,7 +87,7 @@ def _half(line: dict[str, str], name: str) -> float:
 
 
 def left() -> str:
-    """What the sweep still lacks: the schemes without an optimum at each budget."""
+    """Name the schemes that have no optimum yet, by budget."""
     suite = tomllib.loads(SUITE.read_text())
     schemes = [scheme["router"] for scheme in suite["schemes"]]
     found = {(float(line["budget"]), line["scheme"]) for line in optima()}

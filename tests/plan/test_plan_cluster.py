@@ -56,7 +56,7 @@ def test_figures_given_replace_the_data_sheet() -> None:
 def test_an_unknown_gpu_needs_both_figures() -> None:
     with pytest.raises(
         UserError,
-        match=r"GPU 'h10' is not known; did you mean 'h100'.*; for another GPU give both peak_tflops",
+        match=r"GPU 'h10' is not known; did you mean 'h100'.*; for another GPU give both --peak-tflops",
     ):
         described_gpu("h10")
     with pytest.raises(UserError, match="give both --peak-tflops and --memory-gb"):

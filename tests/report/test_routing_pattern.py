@@ -201,7 +201,7 @@ def test_a_scheme_of_a_sweep_has_the_size_nearest_to_its_optimum(
     assert (cell["model"]["width"], cell["train"]["budget"]) == (expected, 3 * 10**12)
     assert cell["seed"] == 0
     assert case.name == f"mod: width {expected}, 4 layers, 3e+12 training FLOPs"
-    assert "](routing_pattern.png)" in isoflop_page(sweep)
+    assert "](routing_pattern.png)" in isoflop_page(sweep, drawn=["routing_pattern.png"])
 
 
 def test_weights_of_selected_tokens_stand_in_front_of_all(fakes: Any) -> None:

@@ -228,7 +228,7 @@ def test_three_seeds_of_a_scheme_are_audited_once(tmp_path: Path) -> None:
     )
     code, out = modbench_says(tmp_path, "run", "suite.toml", "--workers", "2")
     assert code == 0, out
-    folder = tmp_path / "results" / "seeds"
+    folder = tmp_path / "my-results" / "seeds"
     written = [
         line for shard in folder.glob("records/*.jsonl") for line in shard.read_text().splitlines()
     ]

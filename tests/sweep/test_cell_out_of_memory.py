@@ -13,7 +13,7 @@ def test_the_record_of_a_cell_that_memory_did_not_hold(tmp_path: Path) -> None:
     write_suite(tmp_path, "wide", "vanilla", model=wide, sweep={"budgets": [1e15]})
     code, out = modbench_says(tmp_path, "run", "suite.toml")
     assert code == 0, out  # a result, not a failure
-    (record,) = read_suite(tmp_path / "results" / "wide").cells
+    (record,) = read_suite(tmp_path / "my-results" / "wide").cells
     assert record.status == "oom"
     assert f"asked for {3 * 262_144**2 * 4:,} bytes" in str(record.error)
     assert str(record.error) in out

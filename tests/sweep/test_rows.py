@@ -129,7 +129,7 @@ def test_the_other_rows_are_run_and_the_exit_code_is_2(capsys: pytest.CaptureFix
     bad, good = plugin("bad_run", first="1 / 0"), plugin("good_run")
     assert main(["run", "suite.toml", "--plugin", str(bad), str(good)]) == 2
     assert "plugin bad_run.py raised ZeroDivisionError" in capsys.readouterr().err
-    records = read_suite(Path("results/mistakes")).cells
+    records = read_suite(Path("my-results/mistakes")).cells
     assert {record.cell["router"]["label"]: record.status for record in records} == {
         "vanilla": "ok",
         "good_run": "ok",
@@ -141,7 +141,7 @@ def test_a_run_of_nothing_but_mistakes_ends_before_it_begins(capsys: pytest.Capt
     assert main(["run", "suite.toml", "--plugin", "bad_only.py", "--only", "bad_only"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "plugin bad_only.py raised ZeroDivisionError" in line
-    assert not Path("results").exists()
+    assert not Path("my-results").exists()
 
 
 def test_a_name_that_no_plugin_has_is_a_mistake_of_the_suite(capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,7 +95,7 @@ SAME = {
 @pytest.mark.parametrize("case", SAME)
 def test_transformers_loads_a_model_of_the_same_logits(case: str, tmp_path: Path) -> None:
     router, options, shape, kind = SAME[case]
-    loaded = trained(tmp_path / "results", router, options, shape)
+    loaded = trained(tmp_path / "my-results", router, options, shape)
     export(loaded, "hf", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == kind
     tokens_BT = torch.randint(259, (3, 96))
@@ -112,7 +112,7 @@ def test_transformers_loads_a_tokenizer_of_the_same_ids(
 
     shape = {"vocabulary": 257 + len(merges)}
     monkeypatch.setattr(sys.modules[__name__], "MERGES", merges)
-    loaded = trained(tmp_path / "results", "vanilla", {}, shape)
+    loaded = trained(tmp_path / "my-results", "vanilla", {}, shape)
     export(loaded, "hf", tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in TEXTS:
@@ -125,7 +125,7 @@ def test_transformers_loads_a_tokenizer_of_the_same_ids(
 def test_transformers_generates_what_modbench_generates(tmp_path: Path) -> None:
     import transformers
 
-    loaded = trained(tmp_path / "results", "token_choice", {"experts": 4})
+    loaded = trained(tmp_path / "my-results", "token_choice", {"experts": 4})
     export(loaded, "hf", tmp_path / "out")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -152,17 +152,17 @@ def test_transformers_generates_what_modbench_generates(tmp_path: Path) -> None:
 def test_a_model_that_transformers_lacks_is_refused(
     router: str, options: dict[str, Any], shape: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    loaded = trained(tmp_path / "results", router, options, shape)
+    loaded = trained(tmp_path / "my-results", router, options, shape)
     with pytest.raises(UserError, match=words) as refused:
         export(loaded, "hf", tmp_path / "out")
     assert "modbench.load(" in str(refused.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+    assert [path.name for path in tmp_path.iterdir()] == ["my-results"]
 
 
 def test_a_model_of_other_logits_is_refused_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, weights_of = trained(tmp_path / "results", "vanilla", {}), hugging_face._weights
+    loaded, weights_of = trained(tmp_path / "my-results", "vanilla", {}), hugging_face._weights
 
     def wrong(model: Any) -> dict[str, Tensor]:
         weights = weights_of(model)
@@ -172,14 +172,14 @@ def test_a_model_of_other_logits_is_refused_and_leaves_nothing(
     monkeypatch.setattr(hugging_face, "_weights", wrong)
     with pytest.raises(UserError, match=r"computes other logits \(difference .*nothing was written"):
         export(loaded, "hf", tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+    assert [path.name for path in tmp_path.iterdir()] == ["my-results"]
 
 
 @pytest.mark.parametrize("version", [None, "4.57.1"])
 def test_without_transformers_5_the_extra_is_named(
     version: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = trained(tmp_path / "results", "vanilla", {})
+    loaded = trained(tmp_path / "my-results", "vanilla", {})
     of_old = version and type(sys)("transformers")
     if version:
         of_old.__version__ = version
@@ -191,7 +191,7 @@ def test_without_transformers_5_the_extra_is_named(
 def test_a_copy_for_modbench_needs_neither_results_nor_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loaded = trained(tmp_path / "results", "mod", {"causal": "ema_threshold"})
+    loaded = trained(tmp_path / "my-results", "mod", {"causal": "ema_threshold"})
     (loaded.folder / "modbench.json").unlink()  # as in older results: the corpus is read
     prepared = type("Text", (), {"tokenizer": loaded.tokenizer})
     monkeypatch.setattr(token_data, "load", lambda config: prepared)
@@ -201,7 +201,7 @@ def test_a_copy_for_modbench_needs_neither_results_nor_corpus(
     assert said.out == "a/copy\n"
     assert said.err == "modbench: load it with modbench.load('a/copy')\n"
     monkeypatch.undo()
-    Path(tmp_path / "results").rename(tmp_path / "gone")
+    Path(tmp_path / "my-results").rename(tmp_path / "gone")
     model, tokenizer = modbench.load(tmp_path / "a" / "copy")
     tokens_BT = torch.arange(20).view(2, 10)
     assert torch.equal(model(tokens_BT, Context(selection="causal")), ours(loaded, tokens_BT))
@@ -210,7 +210,7 @@ def test_a_copy_for_modbench_needs_neither_results_nor_corpus(
 
 @pytest.mark.parametrize("to", ["hf", "modbench"])
 def test_a_folder_that_holds_something_is_not_written_into(to: Any, tmp_path: Path) -> None:
-    loaded = trained(tmp_path / "results", "vanilla", {})
+    loaded = trained(tmp_path / "my-results", "vanilla", {})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
@@ -228,7 +228,7 @@ def test_a_folder_that_holds_something_is_not_written_into(to: Any, tmp_path: Pa
     ("words", "sentence"),
     [
         ("tiny/two --to hf", "run 'tiny/two' is not known"),
-        ("results/tiny/two --to hf", "run 'results/tiny/two' is not known"),
+        ("my-results/tiny/two --to hf", "run 'my-results/tiny/two' is not known"),
         ("tiny/one --to hf", "are not here; they stay on the machine that trained the run"),
     ],
 )
@@ -240,7 +240,7 @@ def test_a_run_that_cannot_be_exported_gets_one_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    loaded = trained(tmp_path / "results", "vanilla", {})
+    loaded = trained(tmp_path / "my-results", "vanilla", {})
     (loaded.folder / "model.safetensors").unlink()
     assert main(["export", *words.split(), "--out", "out"]) == 2
     (line,) = capsys.readouterr().err.splitlines()

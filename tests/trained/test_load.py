@@ -28,7 +28,7 @@ HE = [(104, 101)]  # one merge: "h" and "e"
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Results whose corpus is prepared."""
-    results = tmp_path / "results"
+    results = tmp_path / "my-results"
     add_records(results, *(record_of(*run) for run in RUNS))
     prepared = type("Text", (), {"tokenizer": Tokenizer(HE)})
     monkeypatch.setattr(token_data, "load", lambda config: prepared)
@@ -84,10 +84,10 @@ def test_a_trained_suite_leaves_folders_that_load_anywhere(
     write_suite(tmp_path, "small", "mod", model={"layers": 2}, data=tokens)
     code, said = modbench_says(tmp_path, "run", "suite.toml")
     assert code == 0, said
-    (cell,) = (tmp_path / "results" / "small" / "cells").iterdir()
+    (cell,) = (tmp_path / "my-results" / "small" / "cells").iterdir()
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    run = load_trained("results/small/mod")
+    run = load_trained("my-results/small/mod")
     prepared = token_data.load(token_data.DataConfig(**run.cell["data"])).tokenizer
     copied = shutil.copytree(cell, tmp_path / "copied")
     shutil.rmtree(tmp_path / "cache")

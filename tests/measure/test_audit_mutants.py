@@ -124,7 +124,7 @@ FIGURES = {
     "prompt scaled": r"^prompts differ by \d\.\de[+-]\d\d, 48 decoded tokens differ by .*e-1\d,",
     "forgets an unpadded prompt": r"; alone, prompts differ by",
     "forgets the prompt": r"^prompts differ by",
-    "drawn without the seed": r"^layers\.1\.\w+ differs between two models of the same seed; draw it with torch",
+    "drawn without the seed": r"^layers\.1\.\w+ differs between two models of the same seed; draw it",
     "attention of its own": r"^layers\.1\.block\.attention\.\w+\.weight starts unlike the dense",
     "half of the parameters active": r"^layer 1 reports [\d,]+ active parameters; the FLOPs of a token",
     "ledger of ungrouped heads": r"\(at 2 x 19 tokens, grouped-query attention, GELU MLP\)",

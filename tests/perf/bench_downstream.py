@@ -133,8 +133,8 @@ def test_choices_that_share_a_context(
 
 def test_start(tmp_path: Path, benchmark: BenchmarkFixture, reach: Reach) -> None:
     """From the command to the scores of one item."""
-    add_records(tmp_path / "results", record_of("mod", "mod", 0))
-    save_trained(tmp_path / "results", "tiny/mod", merges=())
+    add_records(tmp_path / "my-results", record_of("mod", "mod", 0))
+    save_trained(tmp_path / "my-results", "tiny/mod", merges=())
     item = {"query": "Question: one\n", "choices": ["a", "b"], "gold": 0}
     (tmp_path / "piqa.jsonl").write_text(json.dumps(item) + "\n")
     words = "eval tiny/mod --tasks piqa --data-dir . --no-validity"

@@ -23,7 +23,9 @@ Suite = Annotated[Positional[str], arg(metavar="SUITE")]
 #: A trained model: SUITE/LABEL or SUITE/KEY in the results folder, or a path of `modbench.load`.
 Run = Annotated[Positional[str], arg(metavar="RUN")]
 Results = Annotated[Path, arg(metavar="DIR")]
+#: Numbers whose help text says what holds by default.
 Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+Amount = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
 
 
 def flat(values: Iterable[Iterable[T]]) -> tuple[T, ...]:

@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from modbench.cli.options import Plugins, RouterOptions, Routers, flat, parsed_options, tell
+from modbench.cli.options import (
+    Amount,
+    Count,
+    Plugins,
+    RouterOptions,
+    Routers,
+    flat,
+    parsed_options,
+    tell,
+)
 from modbench.errors import UserError
 from modbench.model.sizes import ShapeOptions
 from modbench.plan.gpus import Cluster, described_gpu
@@ -21,13 +30,13 @@ class ClusterOptions:
     #: a100-40gb, a100-80gb, h100, h100-pcie, h100-nvl, h200, b200 or mi300x; another name with both
     #: --peak-tflops and --memory-gb
     gpu: str = "h100"
-    peak_tflops: float | None = None  #: dense bfloat16 TFLOP/s of one GPU; by default its data sheet's
-    memory_gb: float | None = None  #: memory of one GPU in GB; by default its data sheet's
+    peak_tflops: Amount = None  #: dense bfloat16 TFLOP/s of one GPU; by default its data sheet's
+    memory_gb: Amount = None  #: memory of one GPU in GB; by default its data sheet's
     gpus: int = 8  #: number of GPUs
     utilisation: float = 0.4  #: assumed model FLOPs utilisation, in (0, 1]
     #: bytes per parameter for weights, gradients and optimizer: fp32 (4+4+8) or bf16 (2+2+12)
     state: Literal["fp32", "bf16"] = "fp32"
-    shard: int | None = None  #: GPUs that share weights, gradients and optimizer (FSDP); by default all
+    shard: Count = None  #: GPUs that share weights, gradients and optimizer (FSDP); by default all
     checkpoint: bool = False  #: activation checkpointing: keep only the input of each layer
     micro_batch: int = 1  #: sequences per GPU in one forward pass
 
@@ -42,7 +51,7 @@ def plan(
     option: RouterOptions = (),
     tokens: Annotated[str | None, arg(metavar="AMOUNT", help_behavior_hint="")] = None,
     budget: Annotated[str | None, arg(metavar="FLOPS", help_behavior_hint="")] = None,
-    tokens_per_parameter: float | None = None,
+    tokens_per_parameter: Amount = None,
     convention: str = "model",
     format: Literal["table", "json"] = "table",
     plugin: Plugins = (),

@@ -21,7 +21,7 @@ from modbench.data.prose import reduce_rst
 from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError, known_names
 from modbench.ledger import Phase, Workload
-from modbench.measure.audit import Finding, explanation, findings
+from modbench.measure.audit import Finding, findings
 from modbench.measure.audit.command import line
 from modbench.measure.audit.warmed import warmed
 from modbench.measure.loss import heldout_loss, heldout_windows
@@ -177,8 +177,9 @@ def _losses(model: RoutedDecoder, batches: Batches) -> list[float]:
 
 def _print_next(router: Router, failed: list[Finding], diverged: str, *, is_default: bool) -> None:
     """Print what to do next."""
-    for finding in failed:
-        print(f"failed: probe {finding.probe}, {finding.name}: {explanation(finding)}")
+    if failed:
+        probes = ", ".join(f"{finding.probe} {finding.name}" for finding in failed)
+        print(f"failed: {probes}; docs/audit.md explains each probe and the usual mistakes")
     if diverged:
         print(f"failed: {diverged}")
     if failed or diverged:

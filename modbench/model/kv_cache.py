@@ -76,13 +76,14 @@ class Cache:
         ends = [p + n for p, n in zip(past, lengths, strict=True)]
         cached = self._with_room(layer, max(ends), k_BKTP, v_BKTP)
         stored, new = (cached.k_BKCP, cached.v_BKCP), (k_BKTP, v_BKTP)
-        together = min(past) == max(past) and min(lengths) == k_BKTP.shape[2]
-        for all_BKCP, new_BKTP in zip(stored, new, strict=True):
-            if together and len(rows) == self.sequences:
+        if len(rows) == self.sequences and min(past) == max(past) and min(lengths) == k_BKTP.shape[2]:
+            for all_BKCP, new_BKTP in zip(stored, new, strict=True):
                 all_BKCP[:, :, past[0] : ends[0]] = new_BKTP
-                continue
-            for i, (row, first, end) in enumerate(zip(rows, past, ends, strict=True)):
-                all_BKCP[row, :, first:end] = new_BKTP[i, :, : end - first]
+        else:
+            i_N, place_N, row_N, end_N = _places(rows, past, lengths).to(k_BKTP.device)
+            for all_BKCP, new_BKTP in zip(stored, new, strict=True):
+                new_NKP = new_BKTP.transpose(1, 2)[i_N, place_N]
+                all_BKCP.transpose(1, 2)[row_N, end_N] = new_NKP
         for row, end in zip(rows, ends, strict=True):
             cached.lengths[row] = end
         if len(rows) < self.sequences:
@@ -136,3 +137,12 @@ class Cache:
             larger.lengths = cached.lengths
         self._layers[layer] = larger
         return larger
+
+
+def _places(rows: Sequence[int], past: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    """Return for each of N new tokens the index of its sequence in ``rows`` and its place among the new
+    ones, and its row and place in the cache, (4, N)."""
+    rows_R, past_R, lengths_R = torch.tensor([list(rows), list(past), list(lengths)])
+    new_RT = torch.arange(max(lengths)) < lengths_R[:, None]
+    i_N, place_N = new_RT.nonzero(as_tuple=True)
+    return torch.stack([i_N, place_N, rows_R[i_N], past_R[i_N] + place_N])

@@ -25,6 +25,8 @@ from modbench.report.row import Row
 
 #: Largest number of panels, in the table's order.
 MOST_ROWS = 12
+#: Largest number of layers that are all named.
+NAMED = 4
 #: Largest number of position bins; finer ones show noise only.
 _POSITIONS = 16
 
@@ -135,17 +137,18 @@ def _colors(count: int) -> list[Any]:
 
 
 def _finish(axes: Axes, layers: Sequence[dict[str, Any]]) -> None:
-    """Set ticks, and add a legend above the lines, which names the first and the last of ``layers``."""
+    """Set ticks, and add a legend above the lines, which names all ``layers``, or the first and the last
+    of more than `NAMED`."""
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
     colors = _colors(len(layers))
-    named = sorted({0, len(layers) - 1})
+    named = range(len(layers)) if len(layers) <= NAMED else (0, len(layers) - 1)
     axes.legend(
         [Line2D([], [], color=colors[index], linewidth=1.6) for index in named],
         [f"layer {layers[index]['layer']}" for index in named],
         loc="upper center",
-        ncols=2,
+        ncols=len(named),
         fontsize=9,
         handlelength=1.2,
         borderaxespad=0.2,

@@ -79,11 +79,11 @@ def _installed() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise UserError("export --to hf needs transformers: pip install 'modbench[hf]'") from error
+        raise UserError("export --to hf needs transformers: pip install 'transformers>=5'") from error
     if int(transformers.__version__.partition(".")[0]) < 5:
         raise UserError(
             f"export --to hf needs transformers 5, and {transformers.__version__} is installed: "
-            "pip install 'modbench[hf]'"
+            "pip install 'transformers>=5'"
         )
     return transformers
 

@@ -99,13 +99,28 @@ FIGURES = {
     "softmax over the selected": r"the router's gradient is \d\.\de-03 of a linear gate's$",
     "schedule outside state_dict": r"training changes layers\.1\.steps, which is not in state_dict$",
     "masked but computed": r"layer 1 spends 3\.94 times the FLOPs of the 48 of 189 tokens",
-    "ledger off by one matmul": r"ledger minus counter, FLOPs: -36288 in topk train",
-    "ledger of prefill forgets": r"FLOPs: -\d+ in lone prompt, -\d+ in lone chunk, .*, -\d+ in chunk ",
-    "ledger of decode forgets": r"FLOPs: -64 in lone decoded token, -128 in decoded token ",
-    "ledger forgets the past": r"FLOPs: -\d+ in lone chunk, -\d+ in chunk ",
-    "ledger understates realised": r"FLOPs: -\d+ in lone causal forward without padding",
-    "ledger understates batches": r"-\d+ in padded causal forward \(sum\) without padding",
-    "ledger forgets nominal": r"FLOPs: -\d+ in nominal forward, -\d+ in nominal train ",
+    "ledger off by one matmul": (
+        r"ledger minus counter, FLOPs: -36,288 in a training step, .* and in 13 other cases"
+    ),
+    "ledger of prefill forgets": (
+        r"FLOPs: -[\d,]+ in a prompt of one sequence, -[\d,]+ in a chunk of one sequence, "
+        r"-[\d,]+ in a prompt of each sequence of a batch, and in 1 other case "
+    ),
+    "ledger of decode forgets": (
+        r"FLOPs: -64 in a decoded token of one sequence, "
+        r"-128 in a decoded token of each sequence of a batch "
+    ),
+    "ledger forgets the past": (
+        r"FLOPs: -[\d,]+ in a chunk of one sequence, -[\d,]+ in a chunk of each sequence of a batch "
+    ),
+    "ledger understates realised": (
+        r"FLOPs: -[\d,]+ in the realised FLOPs of a forward pass of one sequence"
+    ),
+    "ledger understates batches": r"FLOPs: -[\d,]+ in the realised FLOPs of a forward pass with padding",
+    "ledger forgets nominal": (
+        r"FLOPs: -[\d,]+ in the nominal FLOPs of a forward pass, "
+        r"-[\d,]+ in the nominal FLOPs of a training step "
+    ),
     "peeks in detail": r"^logits differ by \d\.\de[+-]\d\d where the trace is detailed ",
     "scoring is counted": r"^scoring \(topk\) changes layers\.1\.scored$",
     "drifts at evaluation": r"^scoring \(topk\) changes layers\.1\.average$",
@@ -128,7 +143,9 @@ FIGURES = {
     "attention of its own": r"^layers\.1\.block\.attention\.\w+\.weight starts unlike the dense",
     "half of the parameters active": r"^layer 1 reports [\d,]+ active parameters; the FLOPs of a token",
     "ledger of ungrouped heads": r"\(at 2 x 19 tokens, grouped-query attention, GELU MLP\)",
-    "ledger overstates realised": r"FLOPs: \+\d+ in padded topk train without padding ",
+    "ledger overstates realised": (
+        r"FLOPs: \+[\d,]+ in the realised FLOPs of a training step with padding "
+    ),
 }
 
 

@@ -278,7 +278,7 @@ def test_a_layer_that_selects_no_token_has_no_router_gradient(depth) -> None:
         def nominal_counts(self, workload: Workload) -> Counts:
             return {}
 
-    assert "in single-token topk train" in failures(depth(Threshold), 9)[9]
+    assert "in a training step of one token" in failures(depth(Threshold), 9)[9]
 
 
 def test_experts_that_start_alike_are_named(depth) -> None:

@@ -90,6 +90,7 @@ def _legend(axes) -> list[str]:
 def test_each_line_that_a_legend_names_is_called_a_layer(fakes):
     for layers, named in (
         ((1, 3), ["layer 1", "layer 3"]),
+        ((0, 1, 2), ["layer 0", "layer 1", "layer 2"]),
         (tuple(range(9)), ["layer 0", "layer 8"]),
     ):
         record = fakes.make_record("mod", routing=fakes.make_routing(layers, layers))

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from modbench.errors import FAULTS, UserError
-from modbench.measure.audit.advice import section
 from modbench.measure.audit.capacity import capacity
 from modbench.measure.audit.counting import count
 from modbench.measure.audit.decoding import decode_parity
@@ -36,7 +35,7 @@ from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.plugin_fault import raised
 from modbench.train.out_of_memory import failed_allocation
 
-__all__ = ["PROBES", "ROUNDING", "Finding", "audit", "explanation", "findings"]
+__all__ = ["PROBES", "ROUNDING", "Finding", "audit", "findings"]
 
 
 @dataclass(frozen=True)
@@ -156,12 +155,6 @@ PROBES = (
 #: The shape of a small model with grouped-query attention and a GELU MLP, and its tokens.
 GROUPED = ModelConfig(vocabulary=97, width=48, heads=6, kv_heads=2, mlp="gelu")
 GROUPED_TOKENS = (2, 19)
-
-
-def explanation(finding: Finding) -> str:
-    """Say in words what a failure of the finding's probe means, and where to read on."""
-    (probe,) = (probe for probe in PROBES if probe.number == finding.probe)
-    return f"{probe.means} See {section(finding)}."
 
 
 _VERDICTS: dict[bool | Unchecked | None, Verdict] = {

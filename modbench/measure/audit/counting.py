@@ -20,13 +20,15 @@ from modbench.model.layer import Layer
 from modbench.routing.build import RoutedDecoder
 
 #: Single tokens counted one by one.
-LONE = 2
+SINGLE_TOKENS = 2
 #: New tokens of each sequence in a chunk after the prompt, and tokens decoded after that.
 CHUNK, STEPS = (4, 9), 2
 #: Tokens over which FLOPs are averaged: where experts choose tokens, one token alone gets every expert.
 ACTIVE_TOKENS = 512
-#: Phases whose nominal FLOPs appear in budgets and tables.
-PHASES: tuple[Phase, ...] = ("forward", "train")
+#: Phases whose nominal FLOPs appear in budgets and tables, and their names in a figure.
+PHASES: dict[Phase, str] = {"forward": "a forward pass", "train": "a training step"}
+#: Differences written out in a figure; a count stands for the others.
+SHOWN = 3
 
 
 def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
@@ -46,18 +48,24 @@ def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
     first = subject.is_first(tokens_BT) and not subject.brief
     cases, wrong = [*_full(subject, tokens_BT)], dict[str, str]()
     if first:
-        cases += [*_padded_and_lone(subject, tokens_BT), *_each_cached(subject, tokens_BT)]
+        cases += [*_padded_and_single(subject, tokens_BT), *_each_cached(subject, tokens_BT)]
     for case in cases:
         wrong |= case.wrong()
     step = next(case for case in cases if case.workload.phase == "train")
     nominal, unchecked = _nominal(subject, step)
     wrong |= nominal
     if wrong:
-        return False, f"ledger minus counter, FLOPs: {', '.join(wrong.values())}"
+        return False, f"ledger minus counter, FLOPs: {_shortened([*wrong.values()])}"
     if first and (too_few := _too_few_active(subject)):
         return False, too_few
     counted = len(cases) + (0 if unchecked else len(PHASES))
     return True, f"ledger equals counter in {several(counted, 'case')}{unchecked}"
+
+
+def _shortened(differences: Sequence[str]) -> str:
+    shown = ", ".join(differences[:SHOWN])
+    left = len(differences) - SHOWN
+    return f"{shown}, and in {several(left, 'other case')}" if left > 0 else shown
 
 
 def _nominal(subject: Subject, step: "CountedPass") -> tuple[dict[str, str], str]:
@@ -80,7 +88,7 @@ def _nominal(subject: Subject, step: "CountedPass") -> tuple[dict[str, str], str
         stated = model.ledger(Workload.uniform(sequences, tokens, phase))
         for convention in CONVENTIONS:
             if off := stated.total(convention) - counted.total(convention):
-                wrong[phase] = f"{off:+d} in nominal {phase}"
+                wrong[phase] = f"{off:+,d} in the nominal FLOPs of {PHASES[phase]}"
     return wrong, ""
 
 
@@ -126,10 +134,10 @@ class CountedPass:
         for convention in seen_conventions(next(self.model.parameters()).device):
             total, of = seen.total(convention), realised.total(convention)
             if off := dispatched.total(convention) - total:
-                return {self.name: f"{off:+d} in {self.name}"}
+                return {self.name: f"{off:+,d} in {self.name}"}
             off = of - needed.total(convention) if parts else max(0, of - total)
             if off:
-                return {self.name: f"{off:+d} in {self.name} without padding"}
+                return {self.name: f"{off:+,d} in the realised FLOPs of {self.name}"}
         return {}
 
     def selects(self) -> set[bool]:
@@ -145,28 +153,28 @@ def _full(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
     yield _counted("", twin, tokens_BT, full, "causal", "forward")
 
 
-def _padded_and_lone(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
+def _padded_and_single(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
     """Padded batches, one sequence, and single tokens."""
     twin, tokens_BT = subject.twin(), tokens_BT[:2]
     padded = tuple(max(1, tokens_BT.shape[1] - 7 * n) for n in range(len(tokens_BT)))
-    yield _counted("padded ", twin, tokens_BT, padded, "topk", "train")
-    yield _counted("lone ", twin, tokens_BT[:1], padded[:1], "topk", "train")
+    yield _counted(" with padding", twin, tokens_BT, padded, "topk", "train")
+    yield _counted(" of one sequence", twin, tokens_BT[:1], padded[:1], "topk", "train")
     # A layer that skips its only token spends less, and its router gets no gradient.
-    for token_BT in subject.tokens(1, LONE).split(1, 1):
-        yield _counted("single-token ", twin, token_BT, (1,), "topk", "train")
-        yield _counted("single-token ", twin, token_BT, (1,), "causal", "forward")
+    for token_BT in subject.tokens(1, SINGLE_TOKENS).split(1, 1):
+        yield _counted(" of one token", twin, token_BT, (1,), "topk", "train")
+        yield _counted(" of one token", twin, token_BT, (1,), "causal", "forward")
     # In float64, where a sequence is routed alike alone and in a batch.
     alone = [
-        _counted("lone ", subject.exact, row_T[None, :length], (length,), "causal", "forward")
+        _counted(" of one sequence", subject.exact, row_T[None, :length], (length,), "causal", "forward")
         for row_T, length in zip(tokens_BT, padded, strict=True)
     ]
     yield from alone
-    together = _counted("padded ", subject.exact, tokens_BT, padded, "causal", "forward")
-    yield replace(together, name=f"{together.name} (sum)", parts=[one.counter for one in alone])
+    together = _counted(" with padding", subject.exact, tokens_BT, padded, "causal", "forward")
+    yield replace(together, parts=[one.counter for one in alone])
 
 
 def _counted(
-    name: str,
+    which: str,
     model: RoutedDecoder,
     tokens_BT: Tensor,
     lengths: tuple[int, ...],
@@ -175,7 +183,7 @@ def _counted(
 ) -> CountedPass:
     workload, counter = _spend(model, tokens_BT, lengths, rule, phase)
     exact = len(lengths) == 1 or (rule == "topk" and min(lengths) == tokens_BT.shape[1])
-    return CountedPass(f"{name}{rule} {phase}", model, workload, counter, (counter,) if exact else ())
+    return CountedPass(f"{PHASES[phase]}{which}", model, workload, counter, (counter,) if exact else ())
 
 
 def _spend(
@@ -216,10 +224,11 @@ def _cached(subject: Subject, model: RoutedDecoder, longest: int) -> Iterator[Co
     ]
     for one in alone:
         for name, workload, counter in one:
-            yield CountedPass(f"lone {name}", model, workload, counter, (counter,))
+            yield CountedPass(f"a {name} of one sequence", model, workload, counter, (counter,))
     together = _read(model, text_BT, reads)
     for (name, workload, counter), *ones in zip(together, *alone, strict=True):
-        yield CountedPass(name, model, workload, counter, [of_one for _, _, of_one in ones])
+        parts = [of_one for _, _, of_one in ones]
+        yield CountedPass(f"a {name} of each sequence of a batch", model, workload, counter, parts)
 
 
 @torch.no_grad()

@@ -55,9 +55,12 @@ def test_a_run_is_scored_printed_and_written(place, capsys):
 
 def test_the_training_rule_is_labelled(place, capsys):
     folder = str(next((place / "my-results" / "tiny" / "cells").iterdir()))
-    words = ("--tasks", "piqa", "--data-dir", "data", "--rule", "topk", "--no-validity")
+    words = ("--tasks", "piqa", "--data-dir", "data", "--rule", "topk", "--no-validity", "--out", "scores")
     assert run(folder, *words) == 0
     out, err = capsys.readouterr()
+    [samples] = (place / "scores").glob("*/samples_piqa_*.jsonl")
+    labels = [json.loads(line)["selection_rule"] for line in samples.read_text().splitlines()]
+    assert labels == ["topk (non-causal)"] * 6
     assert out.count("topk (non-causal)") == 2
     assert "scored with topk (non-causal)" in err
     assert "batch shift" not in err

@@ -160,11 +160,12 @@ def _line_is_refused(folder, task, line, said):
             call()
 
 
-def test_no_network_is_said_with_the_remedy(monkeypatch):
+@pytest.mark.parametrize("error", [ConnectionError, FileNotFoundError])  # of `datasets` and `evaluate`
+def test_no_network_is_said_with_the_remedy(monkeypatch, error):
     import datasets
 
     def unreachable(*_, **__):
-        raise ConnectionError("Couldn't reach 'baber/piqa' on the Hub")
+        raise error("Couldn't reach 'baber/piqa' on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(UserError, match=r"could not be loaded from the Hugging Face hub.*--data-dir"):

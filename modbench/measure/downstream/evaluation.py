@@ -156,7 +156,7 @@ def _data_sets(name: str, data_dir: Path | None) -> Iterator[None]:
 
     try:
         yield
-    except (ConnectionError, TimeoutError, DatasetsError) as error:
+    except (ConnectionError, TimeoutError, FileNotFoundError, DatasetsError) as error:
         instead = (
             "add its file there" if data_dir is not None else "give local files with --data-dir FOLDER"
         )

@@ -90,7 +90,9 @@ class ResultFiles:
             for task, samples in found.get("samples", {}).items():
                 hashes = [s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples]
                 self.results["task_hashes"][task] = hash_string("".join(hashes))
-                self.tracker.save_results_samples(task, samples)
+                rule = self.results["config"]["selection_rule"]
+                labelled = [{**sample, "selection_rule": rule} for sample in samples]
+                self.tracker.save_results_samples(task, labelled)
                 written = self.folder / f"samples_{task}_{self.tracker.date_id}.jsonl"
                 if not written.is_file():  # lm-eval only logs an error
                     raise UserError(f"{written} can't be written; give --out a folder you may write to")

@@ -16,11 +16,11 @@ class MeasureConfig:
     """Measurements of a cell: steps, held-out text, timing and downstream tasks. Raises UserError: a
     field is out of range, with the value and what would be right."""
 
-    #: what a cell does, in this order: the files of modbench/sweep/steps
+    #: steps of a cell, in this order; train is required, and only audit may come before it
     steps: tuple[str, ...] = ("audit", "train", "heldout", "downstream", "memory", "timing")
     heldout_tokens: int = 65_536  #: held-out tokens of the final loss
     curve_tokens: int = 8_192  #: held-out tokens of each point of the learning curve
-    timing_repeats: int = 12  #: timed forward passes and training steps
+    timing_repeats: int = 12  #: timed forward passes and training steps, 3 or more
     #: tasks, groups and tags of lm-eval and of modbench by name (docs/evaluation.md)
     downstream: tuple[str, ...] = ("modbench_cloze",)
     downstream_limit: int | None = None  #: items per task; None: all
@@ -28,8 +28,8 @@ class MeasureConfig:
     #: folder of local files for standard tasks, in place of the hub, relative to the working directory;
     #: None: the hub
     downstream_data: str | None = None
-    #: number of last points of the learning curve whose weights are scored too, the trained model
-    #: included, for the signal-to-noise ratio; None: the trained model only
+    #: points at the end of the learning curve that are scored, 2 or more, the trained model included,
+    #: for the signal-to-noise ratio; None: the trained model only
     downstream_checkpoints: int | None = None
 
     def __post_init__(self) -> None:

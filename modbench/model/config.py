@@ -11,7 +11,7 @@ from modbench.typed import Count, Positive, check_type
 class ModelConfig:
     """Shape of the decoder, common to all schemes. Raise a `UserError` for a field out of range."""
 
-    vocabulary: Count = 2048  #: number of token ids; leave it out in a suite, where [data] sets it
+    vocabulary: Count = 2048  #: number of token ids; in a suite [data] sets it, and the two must agree
     width: Count = 128  #: size of the residual stream
     layers: Count = 4  #: number of blocks
     heads: Count = 4  #: attention heads; must divide the width

@@ -24,11 +24,12 @@ class Family:
     range, or the grid is too coarse or too wide."""
 
     width_step: int = 8  #: all widths are multiples of it
-    head_width: int | None = None  #: None: as many heads as in [model], at every width
+    #: width of a head, so that heads follow the width; None: as many heads as in [model], at every width
+    head_width: int | None = None
     aspect: float | None = None  #: width per layer; None: as many layers as in [model], at every width
     layer_step: int = 2  #: with an aspect, all depths are multiples of it
-    sizes: int = 5  #: sizes per scheme and budget, an odd number: as many below the centre as above
-    spacing: float = 1.8  #: ratio of active parameters between neighbours
+    sizes: int = 5  #: sizes per scheme and budget, odd, 5 or more: as many below the centre as above
+    spacing: float = 1.8  #: ratio of active parameters between neighbours, at most 2
     tokens_per_parameter: float = 20.0  #: training tokens per active parameter at the centre
 
     def __post_init__(self) -> None:

@@ -19,13 +19,14 @@ class Column:
 FIRST = (
     Column(
         "rank",
-        "rows whose 95 % intervals overlap, directly or through others between them, share a rank. With "
-        "one seed there are no intervals, and the rank is only the order of the figures. `-`: not "
-        "ranked; `†`: a remark. The reason or remark is below the table",
+        "rows whose 95 % intervals overlap share a rank. Overlaps chain: if A overlaps B and B overlaps "
+        "C, all three share it. With one seed there are no intervals, and the rank is only the order of "
+        "the figures. `-`: not ranked; `†`: a remark. The reason or remark is below the table",
     ),
     Column(
         "scheme",
-        "the router, with its preset or label; if it ran at several sizes, the one of its best mean",
+        "the label, by default the router with its preset; if it ran at several sizes, the size with "
+        "the best mean",
     ),
     Column(
         "held-out loss (nats/token)",
@@ -49,15 +50,16 @@ FIRST = (
     ),
     Column(
         "parameters, active / all",
-        "parameters of a token that no layer skips / all that are stored. They differ for schemes with "
-        "experts",
+        "parameters that a token uses if it skips no layer / all stored ones. They differ for schemes "
+        "with experts",
         "",
         "{active_parameters:si3} / {parameters:si3}",
     ),
     Column(
         "KV cache, share of dense",
-        "keys and values kept per token, over those of the same shape if no token skips a layer, so "
-        "dense models have 1: memory when decoding. `-`: decoding failed its probe, or it was not run",
+        "keys and values kept per token when decoding, over those of a model of the same shape in which "
+        "no token skips a layer; a dense model of any shape has 1. `-`: decoding failed its probe, or "
+        "was not run",
         "lower",
         "{kv_cache_share:.3f}",
     ),
@@ -99,7 +101,7 @@ MORE = (
     ),
     Column(
         "nominal forward FLOP/token",
-        "forward FLOPs per token by the options, before any routing took place",
+        "forward FLOPs per token if as many tokens are routed as the options state",
         "lower",
         "{forward_flops_per_token:si}",
     ),

@@ -275,8 +275,9 @@ def _notes(sweep: Sweep) -> Iterable[str]:
     noise = sweep.analysis.noise
     yield "FLOPs: convention `model`; active parameters are those of a token routed at every layer."
     yield (
-        "Fit of the first table: a parabola in the logarithm of active parameters. Noise floor: two "
-        "standard deviations of one run between seeds, without the part that all runs of a seed share."
+        "Fit of the first table: a parabola in the logarithm of active parameters. Noise floor: twice "
+        "the standard deviation of one run's loss over seeds, without the shift that all runs of a seed "
+        "have in common; the difference of two runs has 1.4 times as much."
     )
     if any(line.seconds for budget in sweep.budgets for line in sweep.lines(budget)):
         yield (

@@ -20,8 +20,8 @@ class IsoFlopConfig(Family):
     """The [isoflop] table of a suite: the family of shapes, and the learning rates. Raises UserError: a
     field is out of range."""
 
-    learning_rates: tuple[float, ...] = (2.5e-3, 5e-3, 1e-2)  #: tried at the middle size, ascending
-    extensions: int = 2  #: rates that may be added at an end whose rate is the best
+    learning_rates: tuple[float, ...] = (2.5e-3, 5e-3, 1e-2)  #: three or more, by one ratio
+    extensions: int = 2  #: further rates to try while the best one is at an end
     exponent: float = -0.5  #: the rate of other sizes is proportional to width ** exponent
     margin: float = 0.01  #: difference in nats per token within which two schemes are equivalent
     passes: float = 4.0  #: most passes over the training text

@@ -108,7 +108,8 @@ class Suite:
     axes: Axes
     shapes: dict[str, ModelConfig]  #: sizes of the decoder by label; one size alone has an empty label
     schemes: tuple[Scheme, ...]
-    isoflop: IsoFlopConfig | None = None  #: sizes around each scheme's optimum, in place of shapes
+    #: sizes around a centre per scheme and budget, in place of shapes
+    isoflop: IsoFlopConfig | None = None
 
     def shapes_of(self, scheme: Scheme) -> dict[str, ModelConfig]:
         """The shapes of ``scheme`` by label."""

@@ -55,7 +55,8 @@ def test_a_run_is_scored_printed_and_written(place, capsys):
 
 def test_the_training_rule_is_labelled(place, capsys):
     folder = str(next((place / "my-results" / "tiny" / "cells").iterdir()))
-    words = ("--tasks", "piqa", "--data-dir", "data", "--rule", "topk", "--no-validity", "--out", "scores")
+    words = ("--tasks", "piqa", "--data-dir", "data", "--rule", "topk")
+    words += ("--no-validity", "--out", "scores")
     assert run(folder, *words) == 0
     out, err = capsys.readouterr()
     [samples] = (place / "scores").glob("*/samples_piqa_*.jsonl")

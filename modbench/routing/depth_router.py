@@ -50,7 +50,8 @@ class DepthRouter(Router):
     offset: int | None = None  #: which block of each group of ``every``, from 0; None: the last
     first_dense: Natural = 0  #: number of initial blocks that stay dense
     last_dense: Natural = 0  #: number of final blocks that stay dense
-    #: the causal rule: a small MLP, the scores themselves, or an average of the lowest selected score
+    #: the causal rule: the logits of a small MLP or the scores themselves, selected if 0 or above, or an
+    #: average of the lowest selected score as threshold
     causal: Literal["predictor", "aux_bce", "ema_threshold"] = "predictor"
     auxiliary: Positive = 0.01  #: weight of the causal rule's cross-entropy
     threshold_decay: Share = 0.95  #: decay of the moving average of ``ema_threshold``

@@ -63,7 +63,7 @@ class Axes:
 class Scheme:
     """A row of the table: a router with options, and its own training settings."""
 
-    router: str  #: NAME, or NAME:PRESET; ``options`` override the preset's
+    router: str  #: NAME, or NAME:PRESET; ``options`` override the preset's; of a plugin: with --plugin
     label: str = ""  #: its name in tables and plots; the router's name if empty
     options: dict[str, Any] = field(default_factory=dict)  #: options of the router (docs/routers.md)
     model: dict[str, Any] = field(default_factory=dict)  #: keys of [model] that differ for this scheme

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +184,19 @@ def test_help_of_a_command_shows_an_example_of_it(
         main([*command.split(), "--help"])
     assert end.value.code == 0
     assert f"Example: modbench {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "flops gate", "data prepare"])
+def test_help_describes_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    starts = [n for n, line in enumerate(lines) if re.match(r"[│ ] -(-[a-z]|h,)", line)]
+    assert starts
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        option = " ".join(lines[start:end])
+        words = re.sub(r"\(default: .*?\)|--\S+|\{.*?\}", " ", option)
+        assert re.search(r"[a-z]{2,} +[a-z]{2,}", words), option
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

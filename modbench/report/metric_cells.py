@@ -62,4 +62,4 @@ def metric_text(board: Leaderboard, row: Row, name: str, form: str) -> str:
     if METRICS[name].kind == "exact":
         return f"{shown}..{text(value.center + spread)}" if spread else shown
     marks = f" ({value.marks})" if value.marks else ""
-    return shown + ("" if spread is None else f" ± {text(spread)}") + marks
+    return shown + ("" if not spread else f" ± {text(spread)}") + marks

@@ -16,4 +16,4 @@ class HashRouter(ExpertRouter):
 
     def choose(self, logits_NE, tokens):
         hashed_N = (tokens.ids + 31 * tokens.layer) * 2654435761 >> 7
-        return (hashed_N % self.experts)[:, None], logits_NE[:, :1] + 1
+        return (hashed_N % self.experts)[:, None], logits_NE[:, :1] + 1  # gate 1

@@ -176,7 +176,7 @@ def test_a_model_of_other_logits_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("version", [None, "4.57.1"])
-def test_without_transformers_5_the_extra_is_named(
+def test_without_transformers_5_its_installation_is_named(
     version: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = trained(tmp_path / "my-results", "vanilla", {})
@@ -184,7 +184,7 @@ def test_without_transformers_5_the_extra_is_named(
     if version:
         of_old.__version__ = version
     monkeypatch.setitem(sys.modules, "transformers", of_old)
-    with pytest.raises(UserError, match=r"needs transformers.*pip install 'modbench\[hf\]'"):
+    with pytest.raises(UserError, match=r"needs transformers.*pip install 'transformers>=5'"):
         export(loaded, "hf", tmp_path / "out")
 
 

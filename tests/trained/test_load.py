@@ -184,8 +184,8 @@ def test_a_description_of_another_run_is_refused(results: Path) -> None:
     ],
 )
 def test_a_folder_that_lacks_a_file_is_refused(files: list[str], words: str, tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
+    folder = tmp_path / "results" / "suite" / "folder"  # not next to the folders of other tests
+    folder.mkdir(parents=True)
     for name in files:
         (folder / name).write_text("{}")
     with pytest.raises(UserError, match=words):

@@ -28,8 +28,8 @@ Cell = dict[str, Any]
 def expand(rows: Rows, done: Mapping[str, float | None] | None = None) -> list[Cell]:
     """Return the cells of ``rows`` in the suite's order; they share their parts. A plugin's router that
     can't take a shape is added to the mistakes of ``rows``, and its cells are left out. isoFLOP cells of
-    the middle budget and the first seed come first. ``done``: loss by key of the cells that are done,
-    which tells the learning rates of isoFLOP grids; None: diverged.
+    the middle budget and the first seed come first (`_turn`). ``done``: loss by key of the cells that
+    are done, which tells the learning rates of isoFLOP grids; None: diverged.
     Raises UserError: a built-in router can't take a shape, or a budget is smaller than one training
     step; the sentence starts with the suite."""
     suite = rows.suite
@@ -40,11 +40,12 @@ def expand(rows: Rows, done: Mapping[str, float | None] | None = None) -> list[C
     return sorted(cells, key=partial(_turn, suite))
 
 
-def _turn(suite: Suite, cell: Cell) -> tuple[bool, int]:
-    """The place of an isoFLOP cell in a run: a sweep that takes days compares all schemes at the middle
-    budget first, with one seed."""
-    budgets, train = sorted(suite.axes.budgets), cell["train"]
-    return train["budget"] != budgets[len(budgets) // 2], suite.axes.seeds.index(cell["seed"])
+def _turn(suite: Suite, cell: Cell) -> tuple[bool, int, bool]:
+    """The place of an isoFLOP cell in a run: a sweep that takes days compares all schemes with one seed
+    at the middle budget, then at smaller ones; further seeds and larger budgets follow."""
+    budgets, budget = sorted(suite.axes.budgets), cell["train"]["budget"]
+    middle = budgets[len(budgets) // 2]
+    return budget > middle, suite.axes.seeds.index(cell["seed"]), budget != middle
 
 
 def expand_planned(rows: Rows) -> list[Cell]:

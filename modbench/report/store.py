@@ -276,7 +276,8 @@ def _files(suite: Path) -> list[Path]:
 def _inside(folder: Path) -> list[Path]:
     """Sorted contents; unlike `Path.glob`, this reports an unreadable folder."""
     with _naming(folder, "read"):
-        return sorted(folder.iterdir()) if folder.exists() else []
+        # Names sort several times faster than paths.
+        return [folder / name for name in sorted(os.listdir(folder))] if folder.exists() else []
 
 
 def latest(

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from modbench.errors import UserError
 
 Array = NDArray[np.float64]
+#: Degrees of freedom from which a scheme's own spread is used; with fewer, the pooled one is.
+LEAST_FREEDOM = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,8 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Measured spreads. ``residuals`` has a scheme only if some of its cells were repeated; ``pooled``
-    is over all schemes, None if no cell was repeated."""
+    """Measured spreads. ``residuals`` has a scheme only if its repeated cells give `LEAST_FREEDOM`
+    degrees of freedom; ``pooled`` is over all schemes, None if no cell was repeated."""
 
     residuals: Mapping[str, Spread]
     pooled: Spread | None
@@ -91,12 +93,11 @@ def measure_noise(runs: Iterable[Run]) -> Noise:
             squares[scheme] += float((row**2).sum())
             freedoms[scheme] += free
     residuals = {
-        scheme: Spread(
-            float(np.sqrt(squares[scheme] / freedoms[scheme])), max(1, round(freedoms[scheme]))
-        )
+        scheme: Spread(float(np.sqrt(squares[scheme] / freedoms[scheme])), round(freedoms[scheme]))
         for scheme in squares
+        if round(freedoms[scheme]) >= LEAST_FREEDOM
     }
-    if not residuals:
+    if not squares:
         return Noise(residuals={}, pooled=None, shift=Spread(0.0, 1))
     total = sum(freedoms.values())
     pooled = Spread(float(np.sqrt(sum(squares.values()) / total)), max(1, round(total)))

@@ -81,6 +81,19 @@ def test_noise_of_seeds_is_measured_apart_from_the_shift_they_share() -> None:
     assert noise.pooled.freedom == pytest.approx(11 * 99, abs=1)
 
 
+def test_a_scheme_with_one_repeated_cell_has_the_noise_of_all() -> None:
+    runs = sweep({"dense": DENSE, "other": times_cheaper(2.0)}, sd=0.01, repeats=3)
+    sizes = sorted({run.size for run in runs if run.scheme == "other" and run.budget == BUDGETS[1]})
+    few = [
+        run
+        for run in runs
+        if run.scheme == "dense" or run.seed == 0 or (run.size == sizes[0] and run.seed == 1)
+    ]
+    noise = measure_noise(few)
+    assert noise.residual("other") == noise.pooled != noise.residual("dense")
+    assert measure_noise(runs).residual("other") != measure_noise(runs).pooled
+
+
 def test_draws_have_the_spread_of_the_mean_of_their_seeds() -> None:
     runs = sweep({"dense": DENSE}, sd=0.01, repeats=40)
     noise = measure_noise(runs)

@@ -189,31 +189,29 @@ def _draw_optimum(axes: Axes, x: float, optimum: Optimum, mark: Mark, marker: st
 
 
 def losses_at_optimum(sweep: Sweep, look_of: _Marks) -> Figure | None:
-    """Loss at the optimum against budget, with the law that the dense surface gives. Schemes are shifted
-    sideways, by up to a tenth of the space between two budgets."""
+    """Loss at the optimum by budget, with the loss that the dense surface gives. The schemes of a budget
+    stand side by side, over half of the space between two budgets."""
     figure, (axes,) = _panels(1)
     handles: _Handles = {}
-    between = min((b / a for a, b in pairwise(sweep.budgets)), default=1.2)
-    for place, (scheme, mark) in enumerate(_of_sweep(sweep, look_of).items()):
-        shift = between ** (0.2 * (place / max(1, len(sweep.rates) - 1) - 0.5))
-        optima = [sweep.analysis.optimum(*key, HEADLINE) for key in _keys(sweep, scheme)]
-        optima = [one for one in optima if one.loss is not None]
-        for one in optima:
-            _draw_optimum(axes, shift * one.budget, one, mark, mark.marker)
-        if optima:
-            budgets = [shift * one.budget for one in optima]
-            axes.plot(budgets, [one.loss or 0 for one in optima], color=mark.color, linewidth=1)
-            handles[scheme] = Line2D([], [], color=mark.color, marker=mark.marker)
+    half = min((b / a for a, b in pairwise(sweep.budgets)), default=1.2) ** 0.25
+    schemes = _of_sweep(sweep, look_of)
+    shifts = np.geomspace(1 / half, half, len(schemes)) if len(schemes) > 1 else [1.0]
+    for (scheme, mark), shift in zip(schemes.items(), shifts, strict=True):
+        for one in (sweep.analysis.optimum(*key, HEADLINE) for key in _keys(sweep, scheme)):
+            if one.loss is not None:
+                _draw_optimum(axes, shift * one.budget, one, mark, mark.marker)
+                handles[scheme] = handle(mark)
     if not handles:
         return None
-    dense = [sweep.analysis.optimum(*key, "surface") for key in _keys(sweep, DENSE)]
-    law = [(one.budget, one.loss) for one in dense if one.loss is not None]
-    if law:
-        handles["dense surface"] = Line2D([], [], color=REFERENCE, **DOTTED)
-        axes.plot(*zip(*law, strict=True), color=REFERENCE, **DOTTED)
+    for one in (sweep.analysis.optimum(*key, "surface") for key in _keys(sweep, DENSE)):
+        if one.loss is not None:
+            handles["dense surface"] = Line2D([], [], color=REFERENCE, **DOTTED)
+            ends = one.budget / half / 1.05, one.budget * half * 1.05
+            axes.plot(ends, [one.loss] * 2, color=REFERENCE, **DOTTED)
     axes.set_xscale("log")
-    written_out(axes.xaxis, *axes.get_xlim())
-    axes.set_xlabel("training FLOPs (convention model)\nschemes are shifted sideways")
+    axes.set_xticks(sweep.budgets, [f"{budget:.3g}" for budget in sweep.budgets])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("training FLOPs (convention model)\nschemes of a budget stand side by side")
     axes.set_ylabel(f"{_LOSS}\nat the optimal size, 95 % interval")
     legend_below(figure, handles)
     return figure

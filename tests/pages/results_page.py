@@ -41,12 +41,13 @@ def optima() -> list[dict[str, str]]:
 
 
 def interval(line: dict[str, str], name: str, digits: int) -> str:
-    """A figure with its 95 % interval, where it has one."""
+    """A figure with its 95 % interval, where it has one; an unknown end is a question mark."""
     if not line[name]:
         return "-"
     text = f"{float(line[name]):.{digits}f}"
-    low, high = line[f"{name}_low"], line[f"{name}_high"]
-    return f"{text} [{float(low):.{digits}f}, {float(high):.{digits}f}]" if low and high else text
+    ends = [line[f"{name}_low"], line[f"{name}_high"]]
+    low, high = (f"{float(end):.{digits}f}" if end else "?" for end in ends)
+    return f"{text} [{low}, {high}]" if any(ends) else text
 
 
 def isoflop_table() -> str:

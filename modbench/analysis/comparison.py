@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
+from scipy.special import stdtrit
 
 from modbench.analysis.isoflop import LEAST_INTERIOR, Interval, IsoFlop, quantiles
 from modbench.analysis.noise import Array
@@ -14,9 +15,12 @@ from modbench.analysis.noise import Array
 MARGIN = 0.01
 
 
+Verdict = Literal["better", "worse", "equivalent", "undecided"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Loss of a scheme minus loss of the reference, each at its optimum of the same budget.
+    """Loss of a scheme minus that of another one, in nats per token.
 
     ``verdict``: better or worse if the 95 % interval excludes 0; equivalent if it doesn't and the 90 %
     interval lies within +-``margin`` (two one-sided tests at 5 %); otherwise undecided."""
@@ -24,7 +28,7 @@ class Difference:
     nats: float
     interval: Interval
     margin: float
-    verdict: Literal["better", "worse", "equivalent", "undecided"]
+    verdict: Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +47,9 @@ class SpeedUp:
 def difference(
     isoflop: IsoFlop, scheme: str, reference: str, budget: float, fit: str, margin: float = MARGIN
 ) -> Difference | None:
-    """Compare two schemes at ``budget``; None if either lacks an optimum or an interval there. Draws
-    share the shift of each seed, so the comparison is paired where both ran with the same seeds."""
+    """Compare two schemes at their optima of ``budget``; None if either lacks an optimum or an interval
+    there. Draws share the shift of each seed, so the comparison is paired where both ran with the same
+    seeds."""
     ours, theirs = (isoflop.optimum(name, budget, fit) for name in (scheme, reference))
     if ours.loss is None or theirs.loss is None or ours.void or theirs.void:
         return None
@@ -52,16 +57,29 @@ def difference(
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) < LEAST_INTERIOR * len(ours.drawn_losses):
         return None
-    low, high = quantiles(drawn)
-    narrow = quantiles(drawn, 0.9)
-    verdict: Literal["better", "worse", "equivalent", "undecided"] = "undecided"
-    if high < 0:
+    nats = ours.loss - theirs.loss
+    return _judged(nats, quantiles(drawn), quantiles(drawn, 0.9), margin)
+
+
+def mean_difference(differences: Sequence[float], margin: float = MARGIN) -> Difference:
+    """Mean of two or more loss differences between runs that differ in their scheme only, with the
+    t-interval of independent pairs."""
+    mean = float(np.mean(differences))
+    error = float(np.std(differences, ddof=1)) / np.sqrt(len(differences))
+    wide, narrow = (error * float(stdtrit(len(differences) - 1, level)) for level in (0.975, 0.95))
+    return _judged(mean, (mean - wide, mean + wide), (mean - narrow, mean + narrow), margin)
+
+
+def _judged(nats: float, interval: Interval, narrow: Interval, margin: float) -> Difference:
+    """The difference with its verdict; ``interval`` holds 95 %, ``narrow`` 90 %."""
+    verdict: Verdict = "undecided"
+    if interval[1] < 0:
         verdict = "better"
-    elif low > 0:
+    elif interval[0] > 0:
         verdict = "worse"
     elif -margin <= narrow[0] and narrow[1] <= margin:
         verdict = "equivalent"
-    return Difference(nats=ours.loss - theirs.loss, interval=(low, high), margin=margin, verdict=verdict)
+    return Difference(nats=nats, interval=interval, margin=margin, verdict=verdict)
 
 
 def speed_up(isoflop: IsoFlop, scheme: str, reference: str, budget: float, fit: str) -> SpeedUp | None:

@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterable, Sequence
 from math import inf
 from statistics import fmean
 
-from modbench.analysis.comparison import SpeedUp
+from modbench.analysis.comparison import Difference, SpeedUp
 from modbench.analysis.isoflop import FITS, Interval
 from modbench.errors import several
 from modbench.report.columns import OPTIMA
 from modbench.report.isoflop import DENSE, HEADLINE, Line, Sweep, scheme_of
+from modbench.report.isoflop_pairs import at_optima, of_equal_runs
 from modbench.report.metric_cells import si
 from modbench.report.record import CellRecord
 from modbench.report.scheme import shape_name
@@ -43,7 +44,7 @@ def isoflop_page(
         details += ["### Three fits", _fits(sweep)]
     else:
         tables.append("No scheme has a learning rate yet, so there are no curves.")
-    details += ["### Learning rates", _rates(sweep)]
+    details += [*_pairs(sweep), "### Learning rates", _rates(sweep)]
     if unfinished := _unfinished(sweep):
         details += ["### Not finished", "\n".join(unfinished)]
     return page(
@@ -114,7 +115,7 @@ def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
         verdict.append(f"not ranked: {reason}")
     compared = "-"
     if found := line.difference:
-        compared = _with(found.nats, found.interval, "+.4f") + f" {found.verdict}" * interior
+        compared = _judged(found) if interior else _with(found.nats, found.interval, "+.4f")
     return (
         line.rank or "-",
         one.scheme,
@@ -257,6 +258,31 @@ def _fits(sweep: Sweep) -> str:
     return markdown_table(heads, rows, left=(1,))
 
 
+def _pairs(sweep: Sweep) -> Iterable[str]:
+    """The tables of the differences between any two schemes."""
+    heads: tuple[str, ...] = ("FLOPs", "scheme", "minus", "difference at the optima (nats/token)")
+    if optima := list(at_optima(sweep)):
+        rows = [(f"{pair.budget:.3g}", pair.scheme, pair.other, _judged(pair.found)) for pair in optima]
+        yield "### Differences between schemes"
+        yield markdown_table(heads, rows, left=(1, 2))
+    heads = ("scheme", "minus", "mean difference (nats/token)", "pairs of runs", "lower in")
+    if equal := list(of_equal_runs(sweep)):
+        yield (
+            "Runs of equal shape, budget, learning rate and seed that differ in their router only, all "
+            "budgets together; in parentheses the 95 % t-interval of the mean. It compares schemes at "
+            "the shapes that they share, not each at its best."
+        )
+        yield markdown_table(
+            heads,
+            [(one.scheme, one.other, _judged(one.found), one.runs, one.lower) for one in equal],
+            left=(0, 1),
+        )
+
+
+def _judged(found: Difference) -> str:
+    return f"{_with(found.nats, found.interval, '+.4f')} {found.verdict}"
+
+
 def _unfinished(sweep: Sweep) -> list[str]:
     lost = []
     for record in sweep.cells:
@@ -298,4 +324,7 @@ def _notes(sweep: Sweep) -> Iterable[str]:
             f"alpha {surface.alpha:.3f}, beta {surface.beta:.3f}; mean Huber loss "
             f"{surface.huber:.2e}{edge}."
         )
-    yield "All figures at full precision: optima.csv, learning_rates.csv, leaderboard.csv."
+    yield (
+        "All figures at full precision: optima.csv, differences.csv, learning_rates.csv and "
+        "leaderboard.csv."
+    )

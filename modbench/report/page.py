@@ -14,7 +14,8 @@ from modbench.report.timing import newest_run
 
 #: All files that a report may have. Those without data are not written, and removed if they are there.
 DERIVED = {
-    *("leaderboard.csv", "leaderboard.md", "optima.csv", "learning_rates.csv"),
+    *("leaderboard.csv", "leaderboard.md", "optima.csv", "differences.csv"),
+    "learning_rates.csv",
     *("timings.csv", "timings.md", "memory.csv"),
     *(f"{name}.{ending}" for name in (*CAPTIONS, "downstream") for ending in ("png", "svg")),
 }
@@ -77,6 +78,7 @@ def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
     from modbench.report.isoflop import sweep_of
     from modbench.report.isoflop_figures import isoflop_figures
     from modbench.report.isoflop_page import isoflop_page
+    from modbench.report.isoflop_pairs import differences_csv
     from modbench.report.leaderboard import Leaderboard
     from modbench.report.markdown import markdown
     from modbench.report.plot_style import marks
@@ -98,6 +100,8 @@ def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
         }
         pages |= {"learning_rates.csv": sweep.rates_csv()}
         pages |= {"optima.csv": sweep.optima_csv()} if sweep.has_curves else {}
+        if differences := differences_csv(sweep):
+            pages |= {"differences.csv": differences}
     else:
         drawn |= figures(board, look_of)
         pages = {"leaderboard.csv": board.csv(), "leaderboard.md": markdown(board, drawn)}

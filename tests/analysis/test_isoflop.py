@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from modbench.analysis.comparison import difference, shared_ranks, speed_up
+from modbench.analysis.comparison import difference, mean_difference, shared_ranks, speed_up
 from modbench.analysis.isoflop import FITS, analyse
 from modbench.analysis.noise import Run, draw_losses, measure_noise
 from modbench.analysis.surface import Surface
@@ -148,6 +148,17 @@ def test_difference_is_paired_by_seed() -> None:
     assert found.verdict == "better"
     assert found.interval[0] <= truth <= found.interval[1]
     assert found.interval[1] - found.interval[0] < 0.1 * (alone[1] - alone[0])
+
+
+def test_mean_difference_has_the_t_interval_of_its_pairs() -> None:
+    found = mean_difference([-0.03, -0.01, -0.02])
+    assert found.nats == pytest.approx(-0.02)
+    assert found.interval == pytest.approx((-0.02 - 0.02484, -0.02 + 0.02484), abs=1e-5)
+    assert found.verdict == "undecided"
+    assert mean_difference([-0.03, -0.01, -0.02, -0.02]).verdict == "better"
+    assert mean_difference([0.03, 0.01, 0.02, 0.02]).verdict == "worse"
+    assert mean_difference([0.002, -0.002, 0.001]).verdict == "equivalent"
+    assert mean_difference([0.002, -0.002, 0.001], margin=0.001).verdict == "undecided"
 
 
 @pytest.mark.parametrize(

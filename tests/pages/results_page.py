@@ -18,6 +18,7 @@ from modbench.sweep.plan import plan_suite
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results.md"
 OPTIMA = ROOT / "results" / "isoflop-cpu" / "optima.csv"
+DIFFERENCES = ROOT / "results" / "isoflop-cpu" / "differences.csv"
 SUITE = ROOT / "suites" / "isoflop-cpu.toml"
 QUICK_SCORES = ROOT / "results" / "quick-scores" / "leaderboard.csv"
 #: Headings and columns of the table of downstream scores.
@@ -26,6 +27,13 @@ SCORES = (
     ("continuation (accuracy)", "modbench_continuation:acc"),
     ("mixture (accuracy)", "modbench_mixture:acc"),
     ("documents (bits/byte)", "modbench_bits_per_byte:bits_per_byte"),
+)
+#: Differences of the second table of the sweep: scheme and the one it is compared with.
+PAIRS = (
+    ("mod", "mod:gaussian"),
+    ("expert_choice", "token_choice"),
+    ("mode_staged", "token_choice"),
+    ("mode_integrated", "token_choice"),
 )
 PLANNED = ("isoflop-gpu", "mod-paper")
 
@@ -69,6 +77,41 @@ def isoflop_table() -> str:
         for line in optima()
     ]
     return markdown_table(heads, rows, left=(2, 6))
+
+
+def pairs_table() -> str:
+    """One row per pair of schemes: differences at the optima, and the mean of runs of equal shape."""
+    found = {}
+    for line in read(DIFFERENCES):
+        found[line["budget"], line["scheme"], line["minus"]] = line
+        found[line["budget"], line["minus"], line["scheme"]] = _reversed(line)
+    budgets = sorted({float(budget) for budget, _, _ in found if budget})
+    heads = ("difference (nats/token)", *(f"optima at {_budget(one)} FLOPs" for one in budgets))
+    rows = []
+    for scheme, other in PAIRS:
+        cells = [found.get((f"{budget:.0f}", scheme, other)) for budget in budgets]
+        equal = found.get(("", scheme, other))
+        runs = f", lower in {equal['lower_in']} of {equal['runs']}" if equal else ""
+        rows.append(
+            (
+                f"{scheme} minus {other}",
+                *(interval(cell, "difference", 4) if cell else "-" for cell in cells),
+                f"{interval(equal, 'difference', 4)}{runs}" if equal else "-",
+            )
+        )
+    return markdown_table((*heads, "runs of equal shape"), rows, left=(0,))
+
+
+def _reversed(line: dict[str, str]) -> dict[str, str]:
+    """The difference the other way round."""
+    low, middle, high = (f"difference{end}" for end in ("_high", "", "_low"))
+    return {
+        **line,
+        "difference": str(-float(line[middle])),
+        "difference_low": str(-float(line[low])),
+        "difference_high": str(-float(line[high])),
+        "lower_in": str(int(line["runs"]) - int(line["lower_in"])) if line["runs"] else "",
+    }
 
 
 def scores_table() -> str:
@@ -128,7 +171,12 @@ def planned() -> Iterator[tuple[str, ...]]:
 
 
 def texts() -> dict[str, str]:
-    return {"isoflop": isoflop_table(), "left": left(), "scores": scores_table()}
+    return {
+        "isoflop": isoflop_table(),
+        "left": left(),
+        "pairs": pairs_table(),
+        "scores": scores_table(),
+    }
 
 
 def main(words: Iterable[str] | None = None) -> int:

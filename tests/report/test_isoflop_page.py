@@ -112,6 +112,25 @@ def test_optima_csv_has_all_fits_at_full_precision(make: Make, tmp_path: Path) -
     assert set(files) <= DERIVED
 
 
+def test_any_two_schemes_are_compared_at_their_optima_and_run_by_run(make: Make, tmp_path: Path) -> None:
+    schemes = ("vanilla", "mod", "mod:gaussian")
+    for record in records(make, schemes):
+        append_record(tmp_path, record)
+    write_report(tmp_path)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "differences.csv").read_text())))
+    found = {(row["budget"], row["scheme"], row["minus"]): row for row in rows}
+    for budget in BUDGETS:
+        row = found[str(budget), "mod", "mod:gaussian"]
+        assert float(row["difference"]) == pytest.approx(-0.3, abs=1e-3)
+        assert (row["verdict"], row["runs"]) == ("better", "")
+    equal = found["", "mod", "mod:gaussian"]
+    assert float(equal["difference"]) == pytest.approx(-0.3, abs=1e-9)
+    assert (equal["runs"], equal["lower_in"]) == ("25", "25")  # without trials of learning rates
+    assert found["", "mod:gaussian", "vanilla"]["verdict"] == "equivalent"
+    page = (tmp_path / "leaderboard.md").read_text()
+    assert "| mod | mod:gaussian | -0.3000 (-0.3000 to -0.3000) better | 25 | 25 |" in page
+
+
 def test_scheme_that_fails_the_audit_is_not_ranked(make: Make) -> None:
     found = [*records(make, ("vanilla",)), *records(make, ("mod",), failed_probes=(1,))]
     first, second = table_under(page_of(found), "## 3e+12 training FLOPs")

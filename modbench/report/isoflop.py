@@ -18,7 +18,6 @@ from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.record import DONE, CellRecord, TimingRecord
 from modbench.report.scheme import split_label
 from modbench.report.store import latest
-from modbench.report.table import csv_table
 
 #: Metrics that a curve can have on its axis.
 SIZES = ("active_parameters", "parameters", "forward_flops_per_token")
@@ -280,59 +279,6 @@ class Sweep:
         spread = self.analysis.noise.residual(scheme)
         return None if spread is None else 2 * spread.sd
 
-    def optima_csv(self) -> str:
-        """One line per budget, scheme and fit, at full precision."""
-        rows = [
-            self._optimum_row(line)
-            for budget in self.budgets
-            for fit in FITS
-            for line in self.lines(budget, fit)
-        ]
-        return csv_table(rows)
-
-    def _optimum_row(self, line: Line) -> dict[str, Any]:
-        one, compared, faster, seconds = line.optimum, line.difference, line.speed_up, line.seconds
-        loss_low, loss_high = one.loss_interval or (None, None)
-        size_low, size_high = one.size_interval or (None, None)
-        faster_low, faster_high = _known_ends(faster)
-        seconds_low, seconds_high = _known_ends(seconds)
-        return {
-            "budget": one.budget,
-            "fit": one.fit,
-            "scheme": one.scheme,
-            "rank": line.rank,
-            "verdict": one.verdict,
-            "loss": one.loss,
-            "loss_low": loss_low,
-            "loss_high": loss_high,
-            "bits_per_byte": None if one.loss is None else one.loss * self.bits_per_nat_and_byte,
-            "active_parameters": one.size,
-            "active_parameters_low": size_low,
-            "active_parameters_high": size_high,
-            "tokens": one.tokens,
-            "forward_flops_per_token": self.forward_flops(one),
-            "interior_share": one.interior_share,
-            "interval_missing_because": one.void or None,
-            "noise_floor": self.noise_floor(one.scheme),
-            "difference": compared and compared.nats,
-            "difference_low": compared and compared.interval[0],
-            "difference_high": compared and compared.interval[1],
-            "difference_verdict": compared and compared.verdict,
-            "difference_margin": compared and compared.margin,
-            "speed_up": faster and faster.factor,
-            "speed_up_bound": (faster and faster.bound) or None,
-            "speed_up_low": faster_low,
-            "speed_up_high": faster_high,
-            "speed_up_seconds": seconds and seconds.factor,
-            "speed_up_seconds_low": seconds_low,
-            "speed_up_seconds_high": seconds_high,
-            "speed_up_seconds_missing_because": "; ".join(line.seconds_missing) or None,
-            "seconds_per_flop": None if one.size is None else self.times.at(one.scheme, one.size),
-            "dense_seconds_per_flop": seconds and seconds.dense_seconds_per_flop,
-            "doubtful_times": (seconds and seconds.marks) or None,
-            "learning_rate_verdict": self.rates[one.scheme].choice.verdict,
-        }
-
     @cached_property
     def _keys(self) -> frozenset[str]:
         return frozenset(record.key for record in self.curve_records())
@@ -341,23 +287,6 @@ class Sweep:
         """Column of leaderboard.csv: True if ``entry`` is a point of a curve, False if it only tries a
         learning rate or has no finished run."""
         return {"on_curve": any(record.key in self._keys for record in entry.row.records)}
-
-    def rates_csv(self) -> str:
-        """One line per learning rate that was tried at a middle size."""
-        rows = [
-            {
-                "scheme": scheme,
-                "width": rates.plan["middle_width"],
-                "budget": rates.plan["middle_budget"],
-                "learning_rate": rate,
-                "loss": loss,
-                "chosen": rate == rates.choice.best,
-                "verdict": rates.choice.verdict,
-            }
-            for scheme, rates in self.rates.items()
-            for rate, loss in rates.losses.items()
-        ]
-        return csv_table(rows)
 
 
 def _loss(record: CellRecord) -> float | None:
@@ -370,12 +299,6 @@ def _newest_plan(records: Sequence[CellRecord]) -> dict[str, Any]:
     newest = max(records, key=lambda one: (one.suite["version"], one.finished_at, one.key))
     plan: dict[str, Any] = newest.suite["isoflop"]
     return plan
-
-
-def _known_ends(found: SpeedUp | SecondsSpeedUp | None) -> list[float | None]:
-    """The interval; None for an end beyond the dense model's budgets."""
-    ends = (found and found.interval) or (0.0, 0.0)
-    return [end if 0 < end < float("inf") else None for end in ends]
 
 
 def sweep_of(

@@ -9,7 +9,6 @@ from itertools import combinations
 from modbench.analysis.comparison import Difference, difference, mean_difference
 from modbench.report.isoflop import HEADLINE, Sweep, scheme_of
 from modbench.report.record import canonical_json
-from modbench.report.table import csv_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,24 +57,3 @@ def of_equal_runs(sweep: Sweep) -> Iterator[Pair]:
                 runs=len(found),
                 lower=sum(one < 0 for one in found),
             )
-
-
-def differences_csv(sweep: Sweep) -> str:
-    """One line per pair, at full precision; the budget is empty for pairs of runs with equal settings.
-    Empty text if there are no pairs."""
-    rows = [
-        {
-            "budget": pair.budget,
-            "scheme": pair.scheme,
-            "minus": pair.other,
-            "difference": pair.found.nats,
-            "difference_low": pair.found.interval[0],
-            "difference_high": pair.found.interval[1],
-            "verdict": pair.found.verdict,
-            "margin": pair.found.margin,
-            "runs": pair.runs,
-            "lower_in": pair.lower,
-        }
-        for pair in (*at_optima(sweep), *of_equal_runs(sweep))
-    ]
-    return csv_table(rows) if rows else ""

@@ -76,9 +76,9 @@ def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
     from modbench.report.downstream_page import downstream_section
     from modbench.report.figures import figures
     from modbench.report.isoflop import sweep_of
+    from modbench.report.isoflop_csv import differences_csv, optima_csv, rates_csv
     from modbench.report.isoflop_figures import isoflop_figures
     from modbench.report.isoflop_page import isoflop_page
-    from modbench.report.isoflop_pairs import differences_csv
     from modbench.report.leaderboard import Leaderboard
     from modbench.report.markdown import markdown
     from modbench.report.plot_style import marks
@@ -98,8 +98,8 @@ def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
         pages |= {
             "leaderboard.md": isoflop_page(sweep, downstream_section(board), drawn, board.elsewhere)
         }
-        pages |= {"learning_rates.csv": sweep.rates_csv()}
-        pages |= {"optima.csv": sweep.optima_csv()} if sweep.has_curves else {}
+        pages |= {"learning_rates.csv": rates_csv(sweep)}
+        pages |= {"optima.csv": optima_csv(sweep)} if sweep.has_curves else {}
         if differences := differences_csv(sweep):
             pages |= {"differences.csv": differences}
     else:

@@ -10,6 +10,7 @@ from isoflop_made_up import BUDGETS, Make, records, table_under
 
 from modbench.report.columns import OPTIMA
 from modbench.report.isoflop import sweep_of
+from modbench.report.isoflop_csv import optima_csv
 from modbench.report.isoflop_page import isoflop_page
 from modbench.report.leaderboard import Leaderboard
 from modbench.report.page import DERIVED, write_report
@@ -77,7 +78,7 @@ def test_optimum_follows_from_the_rows_of_leaderboard_csv(make: Make) -> None:
     size = np.log([float(row["active_parameters"]) for row in of_curve])
     loss = [float(row["heldout_loss"]) for row in of_curve]
     square, slope, constant = np.polyfit(size, loss, 2)
-    optima = csv.DictReader(io.StringIO(sweep.optima_csv()))
+    optima = csv.DictReader(io.StringIO(optima_csv(sweep)))
     key = (str(BUDGETS[1]), "parabola", "mod")
     (row,) = (row for row in optima if (row["budget"], row["fit"], row["scheme"]) == key)
     assert float(row["active_parameters"]) == pytest.approx(np.exp(-slope / (2 * square)), rel=1e-6)

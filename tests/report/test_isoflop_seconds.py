@@ -10,6 +10,7 @@ from isoflop_made_up import BUDGETS, WIDTHS, Make, records, table_under
 from timings_made_up import make_case, make_timing
 
 from modbench.report.isoflop import Sweep, sweep_of
+from modbench.report.isoflop_csv import optima_csv
 from modbench.report.isoflop_page import isoflop_page
 from modbench.report.leaderboard import Leaderboard
 from modbench.report.record import CellRecord, TimingRecord
@@ -63,7 +64,7 @@ def test_speed_up_in_seconds_is_that_in_flops_times_the_ratio_of_seconds_per_flo
 ) -> None:
     timings = [*steps_of(found, "vanilla", WIDTHS), *steps_of(found, "mod", WIDTHS)]
     sweep = swept(found, timings)
-    text = sweep.optima_csv()
+    text = optima_csv(sweep)
     rows = {
         (int(row["budget"]), row["scheme"]): row
         for row in csv.DictReader(io.StringIO(text))

@@ -25,11 +25,11 @@ class Pair:
 
 
 def at_optima(sweep: Sweep) -> Iterator[Pair]:
-    """All pairs of schemes with an optimum, an interval and a learning rate that is not at the edge; at
-    each budget, the scheme with the lower loss first."""
+    """All pairs of comparable schemes with an optimum and an interval; at each budget, the scheme with
+    the lower loss first."""
     for budget in sweep.budgets:
         names = [line.optimum.scheme for line in sweep.lines(budget) if line.optimum.loss is not None]
-        names = [name for name in names if sweep.is_interior(name)]
+        names = [name for name in names if _is_comparable(sweep, name)]
         names.sort(key=lambda name: sweep.analysis.optimum(name, budget, HEADLINE).loss or 0.0)
         for scheme, other in combinations(names, 2):
             found = difference(sweep.analysis, scheme, other, budget, HEADLINE, sweep.margin)
@@ -38,12 +38,13 @@ def at_optima(sweep: Sweep) -> Iterator[Pair]:
 
 
 def of_equal_runs(sweep: Sweep) -> Iterator[Pair]:
-    """All pairs of schemes with two or more pairs of runs on their curves that agree in seed, shape,
-    budget, learning rate and all else but the router."""
+    """All pairs of comparable schemes with two or more pairs of runs on their curves that agree in seed,
+    shape, budget, learning rate and all else but the router."""
     losses: dict[str, dict[str, float]] = defaultdict(dict)
     for record in sweep.curve_records():
-        settings = canonical_json({**record.cell, "router": None})
-        losses[settings][scheme_of(record)] = record.metrics["heldout_loss"]
+        if _is_comparable(sweep, scheme := scheme_of(record)):
+            settings = canonical_json({**record.cell, "router": None})
+            losses[settings][scheme] = record.metrics["heldout_loss"]
     pairs: dict[tuple[str, str], list[float]] = defaultdict(list)
     for runs in losses.values():
         for scheme, other in combinations(sorted(runs), 2):
@@ -57,3 +58,9 @@ def of_equal_runs(sweep: Sweep) -> Iterator[Pair]:
                 runs=len(found),
                 lower=sum(one < 0 for one in found),
             )
+
+
+def _is_comparable(sweep: Sweep, scheme: str) -> bool:
+    """Return True if ``scheme`` may be ranked: it passes the audit, and its learning rate is not at the
+    edge."""
+    return scheme not in sweep.unranked and sweep.is_interior(scheme)

@@ -137,6 +137,7 @@ def test_scheme_that_fails_the_audit_is_not_ranked(make: Make) -> None:
     first, second = table_under(page_of(found), "## 3e+12 training FLOPs")
     assert (first[:2], second[:2]) == (["1", "vanilla"], ["-", "mod"])
     assert "not ranked: failed audit probe 1 causal" in second[-1]
+    assert "### Differences between schemes" not in page_of(found)
 
 
 def test_diverged_cells_stay_with_their_reason(make: Make) -> None:

@@ -33,6 +33,8 @@ def test_the_lead_at_one_shape_is_that_of_the_first_table() -> None:
 
 
 def test_the_text_says_of_mod_what_the_table_says() -> None:
-    verdicts = {line["budget"]: line["difference_verdict"] for line in optima() if line["scheme"] == "mod"}
+    verdicts = {
+        line["budget"]: line["difference_verdict"] for line in optima() if line["scheme"] == "mod"
+    }
     assert verdicts == {str(3 * 10**12): "undecided", str(10**13): "undecided", str(3 * 10**13): "worse"}
     assert "is not better than the dense model, and probably worse at the largest budget" in PROSE

@@ -8,6 +8,7 @@ that were run with the same seeds. Shapes: S draws.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,26 +115,29 @@ def measure_noise(runs: Iterable[Run]) -> Noise:
 def draw_losses(runs: Iterable[Run], noise: Noise, draws: int, seed: int = 0) -> dict[Cell, Array]:
     """The mean loss of each cell plus ``draws`` draws of its noise: arrays (S,). Spreads are themselves
     drawn, from the distribution of their estimate, so that few seeds give wide intervals (Student's
-    t)."""
-    generator = np.random.default_rng(seed)
+    t). Each quantity has its own random numbers: more runs elsewhere change no draw of a cell."""
     cells = by_cell(runs)
 
-    def scale(spread: Spread) -> Array:
-        return spread.sd * np.sqrt(spread.freedom / generator.chisquare(spread.freedom, draws))
+    def generator(*quantity: object) -> np.random.Generator:
+        return np.random.default_rng([seed, crc32(repr(quantity).encode())])
 
-    shift_sd = scale(noise.shift)
-    shifts = {
-        key: shift_sd * generator.standard_normal(draws)
-        for key in sorted({(budget, one) for (_, budget, _), seeds in cells.items() for one in seeds})
-    }
-    scales = {}
-    for scheme in sorted({scheme for scheme, _, _ in cells}):
-        spread = noise.residual(scheme)
-        scales[scheme] = np.zeros(draws) if spread is None else scale(spread)
+    def scale(spread: Spread, of: str) -> Array:
+        chi_square = generator("spread", of).chisquare(spread.freedom, draws)
+        return spread.sd * np.sqrt(spread.freedom / chi_square)
+
+    def shift(budget: float, one: int) -> Array:
+        return shift_sd * generator("shift", float(budget), one).standard_normal(draws)
+
+    shift_sd = scale(noise.shift, "shift")
     found = {}
     for (scheme, budget, size), seeds in cells.items():
         mean = np.mean([run.loss for run in seeds.values()])
-        shift = np.mean([shifts[budget, one] for one in seeds], axis=0)
-        residual = scales[scheme] * generator.standard_normal(draws) / np.sqrt(len(seeds))
-        found[scheme, budget, size] = mean + shift + residual
+        shifts = np.mean([shift(budget, one) for one in seeds], axis=0)
+        spread = noise.residual(scheme)
+        if spread is None:
+            residual = np.zeros(draws)
+        else:
+            standard = generator("residual", scheme, budget, size).standard_normal(draws)
+            residual = scale(spread, scheme) * standard / np.sqrt(len(seeds))
+        found[scheme, budget, size] = mean + shifts + residual
     return found

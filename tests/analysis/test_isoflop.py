@@ -103,6 +103,17 @@ def test_draws_have_the_spread_of_the_mean_of_their_seeds() -> None:
         assert np.std(losses) == pytest.approx(expected, rel=0.15)
 
 
+def test_draws_of_a_cell_do_not_depend_on_the_other_runs() -> None:
+    runs = sweep({"dense": DENSE, "other": times_cheaper(2.0)}, sd=0.01, shift=0.01)
+    noise = measure_noise(runs)
+    drawn = draw_losses(runs, noise, 50)
+    part = [run for run in runs if run.scheme == "other" and run.budget != BUDGETS[0]]
+    for cell, losses in draw_losses(part, noise, 50).items():
+        assert np.array_equal(losses, drawn[cell])
+    first = [drawn[cell] - np.mean(drawn[cell]) for cell in list(drawn)[:2]]
+    assert not np.allclose(*first)
+
+
 @pytest.mark.parametrize("fit", FITS)
 def test_optimum_without_noise_is_near_the_truth(fit: str) -> None:
     isoflop = analyse(sweep({"dense": DENSE}), draws=20)

@@ -37,4 +37,4 @@ def test_the_text_says_of_mod_what_the_table_says() -> None:
         line["budget"]: line["difference_verdict"] for line in optima() if line["scheme"] == "mod"
     }
     assert verdicts == {str(3 * 10**12): "undecided", str(10**13): "undecided", str(3 * 10**13): "worse"}
-    assert "is not better than the dense model, and probably worse at the largest budget" in PROSE
+    assert "shows no gain over the dense model, and is probably worse at the largest budget" in PROSE

@@ -99,9 +99,12 @@ class Sweep:
         return float(_newest_plan(self.cells)["margin"])
 
     def is_trial(self, record: CellRecord) -> bool:
-        """Return True if ``record`` only tries a learning rate: another one belongs to its size."""
-        expected = self.rates[scheme_of(record)].at(record.cell["model"]["width"])
-        return bool(record.cell["train"]["learning_rate"] != expected)
+        """Return True if ``record`` only tries a learning rate: another one belongs to its size, or its
+        seed is that of the learning rates only."""
+        rates = self.rates[scheme_of(record)]
+        if record.cell["seed"] == rates.plan["seed"] and not rates.plan.get("seed_on_curve", True):
+            return True
+        return bool(record.cell["train"]["learning_rate"] != rates.at(record.cell["model"]["width"]))
 
     @cached_property
     def points(self) -> list[CellRecord]:

@@ -112,6 +112,7 @@ _ISOFLOP = closed(
     middle_width=POSITIVE,
     middle_budget=POSITIVE,
     seed=int,
+    seed_on_curve=optional[bool],  # absent: true
     sizes=optional[POSITIVE],
 )
 _SUITE = closed(name=_NAME, version=int, rank_by=_NAME, isoflop=optional[_ISOFLOP])

@@ -27,8 +27,8 @@ Cell = dict[str, Any]
 
 def expand(rows: Rows, done: Mapping[str, float | None] | None = None) -> list[Cell]:
     """Return the cells of ``rows`` in the suite's order; they share their parts. A plugin's router that
-    can't take a shape is added to the mistakes of ``rows``, and its cells are left out. isoFLOP cells of
-    the middle budget and the first seed come first (`_turn`). ``done``: loss by key of the cells that
+    can't take a shape is added to the mistakes of ``rows``, and its cells are left out. isoFLOP cells
+    come in blocks (`_in_blocks`). ``done``: loss by key of the cells that
     are done, which tells the learning rates of isoFLOP grids; None: diverged.
     Raises UserError: a built-in router can't take a shape, or a budget is smaller than one training
     step; the sentence starts with the suite."""
@@ -37,15 +37,31 @@ def expand(rows: Rows, done: Mapping[str, float | None] | None = None) -> list[C
         return _grid_cells(rows)
     known = (scheme for scheme in suite.schemes if scheme.label in rows.resolved)
     cells = [cell for scheme in known for cell in _isoflop_cells(rows, scheme, done or {})]
-    return sorted(cells, key=partial(_turn, suite))
+    return _in_blocks(suite, cells)
 
 
-def _turn(suite: Suite, cell: Cell) -> tuple[bool, int, bool]:
-    """The place of an isoFLOP cell in a run: a sweep that takes days compares all schemes with one seed
-    at the middle budget, then at smaller ones; further seeds and larger budgets follow."""
-    budgets, budget = sorted(suite.axes.budgets), cell["train"]["budget"]
+def _in_blocks(suite: Suite, cells: Sequence[Cell]) -> list[Cell]:
+    """isoFLOP ``cells`` in the order of a run. All schemes of one budget, seed and size stand together,
+    so that one machine runs them. A sweep that takes days compares all schemes with one seed at the
+    middle budget, then at smaller ones; further seeds and larger budgets follow. Runs that only check a
+    learning rate of another size come last."""
+    budgets = sorted(suite.axes.budgets)
     middle = budgets[len(budgets) // 2]
-    return budget > middle, suite.axes.seeds.index(cell["seed"]), budget != middle
+    widths: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for cell in cells:
+        widths[scheme_of(cell), cell["train"]["budget"]].add(cell["model"]["width"])
+
+    def turn(cell: Cell) -> tuple[bool, int, bool, int]:
+        budget, seeds = cell["train"]["budget"], suite.axes.seeds
+        sizes = sorted(widths[scheme_of(cell), budget])
+        size = sizes.index(cell["model"]["width"])
+        chooses_rate = size == len(sizes) // 2
+        turn_of_seed = -1 if chooses_rate else len(seeds)
+        if cell["seed"] in seeds:
+            turn_of_seed = seeds.index(cell["seed"])
+        return budget > middle, turn_of_seed, budget != middle, size
+
+    return sorted(cells, key=turn)
 
 
 def expand_planned(rows: Rows) -> list[Cell]:
@@ -279,4 +295,4 @@ def _stated(rows: Rows, label: str) -> dict[str, Any]:
         return {}
     scheme = next(one for one in suite.schemes if one.label == label)
     middle = middle_of(grids_of(rows, scheme))
-    return {"isoflop": stated(suite.family_of(scheme), middle, suite.axes.seeds[0])}
+    return {"isoflop": stated(suite.family_of(scheme), middle, suite.axes.seeds)}

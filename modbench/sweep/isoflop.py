@@ -21,6 +21,8 @@ class IsoFlopConfig(Family):
     field is out of range."""
 
     learning_rates: tuple[float, ...] = (2.5e-3, 5e-3, 1e-2)  #: three or more, by one ratio
+    #: seed of the runs that choose and check a rate, best one that no curve has; None: the first seed
+    rate_seed: int | None = None
     extensions: int = 2  #: further rates to try while the best one is at an end
     exponent: float = -0.5  #: the rate of other sizes is proportional to width ** exponent
     margin: float = 0.01  #: difference in nats per token within which two schemes are equivalent
@@ -34,6 +36,8 @@ class IsoFlopConfig(Family):
                 f"learning_rates is {list(rates)}; it must be three or more that ascend by one ratio, "
                 "such as [0.0025, 0.005, 0.01]"
             )
+        if self.rate_seed is not None and not 0 <= self.rate_seed < 2**32:
+            raise UserError(f"rate_seed is {self.rate_seed}; it must lie in [0, 2**32)")
         if self.extensions < 0:
             raise UserError(f"extensions is {self.extensions}; it must be 0 or more")
         if not isfinite(self.exponent):
@@ -73,6 +77,11 @@ def chosen_rate(config: IsoFlopConfig, losses: Mapping[float, float | None]) -> 
     return choose_rate(config.learning_rates, losses, config.extensions)
 
 
+def rate_seed(config: IsoFlopConfig, seeds: Sequence[int]) -> int:
+    """The seed of the runs that choose and check learning rates."""
+    return seeds[0] if config.rate_seed is None else config.rate_seed
+
+
 def trials(
     config: IsoFlopConfig,
     grids: Mapping[int, Sequence[ModelConfig]],
@@ -82,7 +91,8 @@ def trials(
     """The cells that try learning rates, given the ``losses`` of those tried so far."""
     middle, wanted = middle_of(grids), chosen_rate(config, losses).wanted
     rates = sorted([*losses, *wanted])
-    return [_point(middle.shape, middle.budget, rate, seeds[0]) for rate in rates]
+    seed = rate_seed(config, seeds)
+    return [_point(middle.shape, middle.budget, rate, seed) for rate in rates]
 
 
 def points(
@@ -94,7 +104,8 @@ def points(
     """The cells of a scheme that are known, given the ``losses`` of the learning rates tried so far.
 
     First the learning rates. Once one is chosen: every size of every budget with the first of ``seeds``,
-    those of the middle budget with all, and the neighbouring rates at its largest size.
+    those of the middle budget with all, and at its largest size the law's rate and its neighbours with
+    the seed of the learning rates.
     """
     middle, choice = middle_of(grids), chosen_rate(config, losses)
     found = trials(config, grids, seeds, losses)
@@ -107,8 +118,9 @@ def points(
                 found.append(_point(shape, budget, rate, seed))
     largest = grids[middle.budget][-1]
     rate = rate_at(choice.best, middle.shape.width, largest.width, config.exponent)
-    for other in neighbours(config.learning_rates, rate):
-        found.append(_point(largest, middle.budget, other, seeds[0]))
+    below, above = neighbours(config.learning_rates, rate)
+    for checked in (rate, below, above):
+        found.append(_point(largest, middle.budget, checked, rate_seed(config, seeds)))
     return list(dict.fromkeys(found))
 
 
@@ -116,8 +128,9 @@ def _point(shape: ModelConfig, budget: int, rate: float, seed: int) -> Point:
     return Point(shape=shape, budget=budget, learning_rate=rate, seed=seed)
 
 
-def stated(config: IsoFlopConfig, middle: Middle, seed: int) -> dict[str, Any]:
+def stated(config: IsoFlopConfig, middle: Middle, seeds: Sequence[int]) -> dict[str, Any]:
     """The entry ``isoflop`` in the suite of each record, so that a report needs records only."""
+    seed = rate_seed(config, seeds)
     return {
         "learning_rates": list(config.learning_rates),
         "extensions": config.extensions,
@@ -126,5 +139,6 @@ def stated(config: IsoFlopConfig, middle: Middle, seed: int) -> dict[str, Any]:
         "middle_width": middle.shape.width,
         "middle_budget": middle.budget,
         "seed": seed,
+        "seed_on_curve": seed in seeds,
         "sizes": config.sizes,
     }

@@ -60,21 +60,25 @@ def sweep_records(
     *,
     seeds: tuple[int, ...] = (0, 1, 2),
     widths: tuple[int, ...] = WIDTHS,
+    rate_seed: int | None = None,
     **others: Any,
 ) -> list[CellRecord]:
     """The finished sweep of a scheme whose loss is ``curve`` of width and budget: all ``seeds`` at the
-    middle budget, and trials of rates."""
+    middle budget, and trials of rates, with the first seed or ``rate_seed``."""
+    seed, chosen = seeds[0], ()
+    if rate_seed is not None:  # it also runs the rates that win
+        seed, chosen = rate_seed, ((64, RATES[64]), (128, RATES[128]))
     found = [
         run(make, scheme, width, budget, seed=seed, loss=curve(width, budget), **others)
         for budget in BUDGETS
         for width in widths
         for seed in (seeds if budget == BUDGETS[1] else seeds[:1])
     ]
-    return found + [
-        run(make, scheme, width, BUDGETS[1], rate=rate, loss=curve(width, BUDGETS[1]) + 0.1, **others)
-        for width, rate in TRIALS
-        if width in widths
-    ]
+    for width, rate in (*TRIALS, *chosen):
+        if width in widths:
+            loss = curve(width, BUDGETS[1]) + 0.1 * ((width, rate) in TRIALS)
+            found.append(run(make, scheme, width, BUDGETS[1], seed=seed, rate=rate, loss=loss, **others))
+    return found
 
 
 def records(

@@ -2,11 +2,12 @@
 
 import csv
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from isoflop_made_up import BUDGETS, Make, records, table_under
+from isoflop_made_up import BUDGETS, Make, curve_loss, records, sweep_records, table_under
 
 from modbench.report.columns import OPTIMA
 from modbench.report.isoflop import sweep_of
@@ -160,3 +161,13 @@ def test_sweep_without_a_chosen_rate_has_no_curves(make: Make, tmp_path: Path) -
     write_report(tmp_path)
     assert "No scheme has a learning rate yet" in (tmp_path / "leaderboard.md").read_text()
     assert not (tmp_path / "optima.csv").exists()
+
+
+def test_runs_with_the_seed_of_the_learning_rates_are_on_no_curve(make: Make) -> None:
+    plan = {"seed": 7, "seed_on_curve": False}
+    found = sweep_records(make, "mod", partial(curve_loss, "mod"), rate_seed=7, plan=plan)
+    sweep = sweep_of(found, Leaderboard.of(found))
+    assert sweep is not None
+    assert sweep.rates["mod"].choice.best == 0.005
+    assert {record.cell["seed"] for record in sweep.curve_records()} == {0, 1, 2}
+    assert "0.00354 by the law, which is best" in sweep.law("mod")

@@ -38,7 +38,7 @@ def record(folder: Path, cells: list[Cell], status: str = "ok", of: Suite | None
     named: dict[str, Any] = {"name": "mine", "version": 1, "rank_by": "heldout_loss"}
     if of and of.isoflop:
         rows, scheme = resolve(of), of.schemes[0]
-        named |= {"isoflop": stated(of.isoflop, middle_of(grids_of(rows, scheme)), 0)}
+        named |= {"isoflop": stated(of.isoflop, middle_of(grids_of(rows, scheme)), of.axes.seeds)}
     error = None if status == "ok" else "it did not fit"
     for cell in cells:
         found: dict[str, Any] = {"metrics": {"heldout_loss": 3.0} if status == "ok" else {}}

@@ -57,7 +57,7 @@ def test_all_rates_diverged_leaves_the_scheme_without_curves() -> None:
 
 
 def test_records_state_what_a_report_needs() -> None:
-    assert stated(CONFIG, middle_of(GRIDS), 0) == {
+    assert stated(CONFIG, middle_of(GRIDS), SEEDS) == {
         "learning_rates": [0.0025, 0.005, 0.01],
         "extensions": 2,
         "exponent": -0.5,
@@ -65,6 +65,7 @@ def test_records_state_what_a_report_needs() -> None:
         "middle_width": 48,
         "middle_budget": 300,
         "seed": 0,
+        "seed_on_curve": True,
         "sizes": 5,
     }
 
@@ -76,6 +77,7 @@ def test_records_state_what_a_report_needs() -> None:
         ({"learning_rates": (0.01, 0.02, 0.08)}, "must be three or more that ascend by one ratio"),
         ({"learning_rates": (0.0, 0.1, 0.2)}, "must be three or more that ascend by one ratio"),
         ({"extensions": -1}, "extensions is -1; it must be 0 or more"),
+        ({"rate_seed": -1}, "rate_seed is -1; it must lie in"),
         ({"margin": 0.0}, "margin is 0.0; it must be above 0"),
         ({"passes": 0.0}, "passes is 0.0; it must be above 0"),
         ({"sizes": 3}, "sizes is 3"),

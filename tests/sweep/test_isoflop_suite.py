@@ -67,6 +67,36 @@ def test_all_schemes_meet_at_the_middle_budget_then_at_smaller_ones_before_seeds
     assert list(dict.fromkeys(order)) == [(middle, 0), (small, 0), (middle, 1), (large, 0)]
 
 
+def test_schemes_of_one_seed_and_size_stand_together() -> None:
+    rows = resolve(suite(sweep={"budgets": [2 * 10**10], "seeds": [0, 1]}))
+    losses = {cell_key(cell): 3.0 + (rate(cell) != 0.005) for cell in expand(rows)}
+    sizes = {
+        scheme: sorted({cell["model"]["width"] for cell in of(expand(rows, losses), scheme)})
+        for scheme in ("vanilla", "mod")
+    }
+    blocks = []
+    for cell in expand(rows, losses):
+        scheme = cell["router"]["label"].partition("/")[0]
+        blocks.append((cell["seed"], sizes[scheme].index(cell["model"]["width"])))
+    assert blocks == sorted(blocks)
+    assert set(blocks) == {(seed, size) for seed in (0, 1) for size in range(5)}
+
+
+def test_a_seed_of_the_learning_rates_is_on_no_curve() -> None:
+    rows = resolve(suite(isoflop={"width_step": 2, "rate_seed": 7}))
+    first = expand(rows)
+    assert {cell["seed"] for cell in first} == {7}
+    losses = {cell_key(cell): 3.0 + (rate(cell) != 0.005) for cell in first}
+    cells = of(expand(rows, losses), "vanilla")
+    curve = [cell for cell in cells if cell["seed"] in (0, 1)]
+    assert len(curve) == 5 + 5 * 2 + 5
+    checks = [cell for cell in cells if cell["seed"] == 7]
+    assert cells[:3] == checks[:3]
+    largest = max(cell["model"]["width"] for cell in checks)
+    assert len([cell for cell in checks if cell["model"]["width"] == largest]) == 3
+    assert len(checks) == 6
+
+
 def test_fewer_tokens_per_parameter_give_a_scheme_larger_models() -> None:
     few = expand(resolve(suite([{"router": "mod", "tokens_per_parameter": 5.0}])))
     many = expand(resolve(suite([{"router": "mod", "tokens_per_parameter": 40.0}])))

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from scipy.special import stdtrit
 
-from modbench.analysis.isoflop import LEAST_INTERIOR, Interval, IsoFlop, quantiles
+from modbench.analysis.isoflop import LEAST_INTERIOR, Interval, IsoFlop, quantiles, widened
 from modbench.analysis.noise import Array
 
 #: Largest difference in nats per token that counts as none, unless a suite states another.
@@ -45,12 +45,18 @@ class SpeedUp:
 
 
 def difference(
-    isoflop: IsoFlop, scheme: str, reference: str, budget: float, fit: str, margin: float = MARGIN
+    isoflop: IsoFlop,
+    scheme: str,
+    reference: str,
+    budget: float,
+    fit: str,
+    margin: float = MARGIN,
+    depth: int | None = None,
 ) -> Difference | None:
-    """Compare two schemes at their optima of ``budget``; None if either lacks an optimum or an interval
-    there. Draws share the shift of each seed, so the comparison is paired where both ran with the same
-    seeds."""
-    ours, theirs = (isoflop.optimum(name, budget, fit) for name in (scheme, reference))
+    """Compare two schemes at their optima of ``budget``, each at ``depth`` layers or at its best depth;
+    None if either lacks an optimum or an interval there. Draws share the shift of each seed, so the
+    comparison is paired where both ran with the same seeds."""
+    ours, theirs = (isoflop.optimum(name, budget, fit, depth) for name in (scheme, reference))
     if ours.loss is None or theirs.loss is None or ours.void or theirs.void:
         return None
     drawn = ours.drawn_losses - theirs.drawn_losses
@@ -58,6 +64,8 @@ def difference(
     if len(drawn) < LEAST_INTERIOR * len(ours.drawn_losses):
         return None
     nats = ours.loss - theirs.loss
+    if ours.depths or theirs.depths:
+        return _judged(nats, widened(drawn, nats), widened(drawn, nats, 0.9), margin)
     return _judged(nats, quantiles(drawn), quantiles(drawn, 0.9), margin)
 
 

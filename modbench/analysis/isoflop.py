@@ -1,8 +1,13 @@
-"""Optimum of each scheme at each budget, with intervals. Shapes: P sizes, S draws of noise."""
+"""Optimum of each scheme at each budget, with intervals. Shapes: P sizes, S draws of noise.
+
+A sweep may have a curve for each of several depths. The scheme's optimum is then the lowest of the
+interior ones. The lowest of several noisy minima lies too low. So every draw chooses the depth again,
+and the interval is widened towards the side that the choice hides (`widened`).
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -16,6 +21,10 @@ FITS = (*CURVE_FITS, "surface")
 DRAWS = 1000
 #: Below this share of draws with an interior optimum, there is no interval.
 LEAST_INTERIOR = 0.5
+#: By how many times the shift of the draws an interval is widened. The draws choose once more among
+#: minima that were chosen already, and so show a part of the shift only. With 4, intervals keep their
+#: level when up to three depths are equally good (`tests/analysis/test_depths.py`).
+WIDENED = 4.0
 Interval = tuple[float, float]
 
 
@@ -37,6 +46,10 @@ class Optimum:
     interior_share: float | None = None  #: of the draws
     void: str = ""
     drawn_losses: Array = field(repr=False, compare=False)  #: (S,), NaN where a draw isn't interior
+    depth: int | None = None  #: layers, in a sweep of several depths
+    depth_share: float | None = None  #: of the draws in which this depth is the best one
+    #: the depths among which this one was chosen, those with an interior optimum and an interval
+    depths: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,21 +57,33 @@ class IsoFlop:
     """The analysis of a sweep."""
 
     noise: Noise
-    optima: list[Optimum]
-    surfaces: dict[str, Surface]
+    optima: list[Optimum]  #: one for each scheme, budget and fit
+    surfaces: dict[tuple[str, int | None], Surface]  #: by scheme and depth
+    by_depth: list[Optimum]  #: one for each scheme, depth, budget and fit
 
-    def optimum(self, scheme: str, budget: float, fit: str) -> Optimum:
-        """Return the optimum of ``scheme`` at ``budget`` by ``fit``; KeyError if there is no curve."""
-        for one in self.optima:
-            if (one.scheme, one.budget, one.fit) == (scheme, budget, fit):
-                return one
-        raise KeyError((scheme, budget, fit))
+    def optimum(self, scheme: str, budget: float, fit: str, depth: int | None = None) -> Optimum:
+        """Return the optimum of ``scheme`` at ``budget`` by ``fit``: at ``depth`` layers, or at its best
+        depth. Raises KeyError: there is no such curve."""
+        of_depth = [optimum for optimum in self.by_depth if optimum.depth == depth]
+        for optimum in self.optima if depth is None else of_depth:
+            if (optimum.scheme, optimum.budget, optimum.fit) == (scheme, budget, fit):
+                return optimum
+        raise KeyError((scheme, budget, fit, depth))
 
 
 def quantiles(values: Array, level: float = 0.95) -> Interval:
     """The central interval that holds ``level`` of ``values``."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def widened(values: Array, estimate: float, level: float = 0.95) -> Interval:
+    """The interval of an ``estimate`` that is the lowest of several, or the difference of two such ones,
+    from draws ``values`` that chose again. Their mean lies beyond the estimate by a part of what the
+    estimate lies beyond the truth; the interval is widened on the other side."""
+    low, high = quantiles(values, level)
+    shift = float(values.mean()) - estimate
+    return low - WIDENED * max(0.0, shift), high + WIDENED * max(0.0, -shift)
 
 
 def analyse(
@@ -72,19 +97,20 @@ def analyse(
     cells = by_cell(runs)
     drawn = draw_losses(runs, noise, draws, seed)
     repeated = noise.pooled is not None
-    curves: dict[str, dict[float, list[Cell]]] = defaultdict(lambda: defaultdict(list))
+    curves: dict[tuple[str, int | None], dict[float, list[Cell]]]
+    curves = defaultdict(lambda: defaultdict(list))
     for cell in cells:
-        curves[cell[0]][cell[1]].append(cell)
-    optima: list[Optimum] = []
+        curves[cell.scheme, cell.depth][cell.budget].append(cell)
+    by_depth: list[Optimum] = []
     surfaces = {}
-    for scheme, budgets in curves.items():
+    for (scheme, depth), budgets in curves.items():
         surface = None
         if "surface" in fits:
             surface = _Surfaces([cell for row in budgets.values() for cell in row], cells, drawn)
             if surface.fitted is not None:
-                surfaces[scheme] = surface.fitted
+                surfaces[scheme, depth] = surface.fitted
         for budget, row in budgets.items():
-            sizes = np.array([cell[2] for cell in row])
+            sizes = np.array([cell.size for cell in row])
             tokens = np.array([_mean_tokens(cells[cell]) for cell in row])
             means = np.array([np.mean([run.loss for run in cells[cell].values()]) for cell in row])
             noisy = np.stack([drawn[cell] for cell in row], axis=1)
@@ -96,8 +122,40 @@ def analyse(
                         point = shape
                 else:
                     point, spread = CURVE_FITS[fit](sizes, means), CURVE_FITS[fit](sizes, noisy)
-                optima.append(_optimum((scheme, budget, fit), sizes, tokens, point, spread, repeated))
-    return IsoFlop(noise, optima, surfaces)
+                key = (scheme, budget, fit)
+                found = _optimum(key, sizes, tokens, point, spread, repeated)
+                by_depth.append(replace(found, depth=depth))
+    return IsoFlop(noise, _best_depths(by_depth), surfaces, by_depth)
+
+
+def _best_depths(by_depth: Sequence[Optimum]) -> list[Optimum]:
+    """The best of the optima of each scheme, budget and fit."""
+    groups: dict[tuple[str, float, str], list[Optimum]] = defaultdict(list)
+    for optimum in by_depth:
+        groups[optimum.scheme, optimum.budget, optimum.fit].append(optimum)
+    return [group[0] if len(group) == 1 else _best_depth(group) for group in groups.values()]
+
+
+def _best_depth(group: Sequence[Optimum]) -> Optimum:
+    """The lowest of the interior optima of several depths; without any, the first of ``group``."""
+    interior = [optimum for optimum in group if optimum.loss is not None]
+    if not interior:
+        return group[0]
+    best = min(interior, key=lambda optimum: optimum.loss or 0.0)
+    usable = tuple(optimum for optimum in interior if not optimum.void)
+    if len(usable) < 2 or best.void:
+        return best
+    drawn = np.stack([np.where(np.isnan(one.drawn_losses), np.inf, one.drawn_losses) for one in usable])
+    lowest = drawn.min(axis=0)
+    chosen = np.isfinite(lowest)
+    own = np.isfinite(best.drawn_losses) & (best.drawn_losses == lowest)
+    return replace(
+        best,
+        loss_interval=widened(lowest[chosen], best.loss or 0.0),
+        drawn_losses=np.where(chosen, lowest, np.nan),
+        depth_share=float(own.sum() / chosen.sum()),
+        depths=tuple(optimum.depth for optimum in usable),
+    )
 
 
 def _mean_tokens(runs: dict[int, Run]) -> float:
@@ -152,13 +210,13 @@ class _Surfaces:
     def __init__(
         self, row: list[Cell], cells: dict[Cell, dict[int, Run]], drawn: dict[Cell, Array]
     ) -> None:
-        sizes = np.array([cell[2] for cell in row])
+        sizes = np.array([cell.size for cell in row])
         tokens = np.array([_mean_tokens(cells[cell]) for cell in row])
         means = np.array([np.mean([run.loss for run in cells[cell].values()]) for cell in row])
         self.draws = len(drawn[row[0]])
         self.fitted: Surface | None = None
         self.refits: list[Surface] = []
-        if len({cell[1] for cell in row}) < 2:
+        if len({cell.budget for cell in row}) < 2:
             return
         try:
             self.fitted = fit_surface(sizes, tokens, means)

@@ -8,6 +8,7 @@ that were run with the same seeds. Shapes: S draws.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -30,6 +31,7 @@ class Run:
     tokens: float
     loss: float  #: held-out, nats per token
     seed: int
+    depth: int | None = None  #: layers, in a sweep that has a curve for each of several depths
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,24 @@ class Noise:
         return self.residuals.get(scheme, self.pooled)
 
 
-Cell = tuple[str, float, float]
+class Cell(NamedTuple):
+    """What runs have in common that differ in their seed only."""
+
+    scheme: str
+    budget: float
+    depth: int | None
+    size: float
 
 
 def by_cell(runs: Iterable[Run]) -> dict[Cell, dict[int, Run]]:
-    """The runs of each (scheme, budget, size), by seed, in a fixed order."""
+    """The runs of each cell by seed, in a fixed order."""
+
+    def order(run: Run) -> tuple[str, float, int, float, int]:
+        return run.scheme, run.budget, run.depth or 0, run.size, run.seed
+
     cells: dict[Cell, dict[int, Run]] = defaultdict(dict)
-    for run in sorted(runs, key=lambda run: (run.scheme, run.budget, run.size, run.seed)):
-        seeds = cells[run.scheme, run.budget, run.size]
+    for run in sorted(runs, key=order):
+        seeds = cells[Cell(run.scheme, run.budget, run.depth, run.size)]
         if run.seed in seeds:
             raise UserError(
                 f"two runs of {run.scheme} have budget {run.budget:g}, size {run.size:g} and seed "
@@ -77,7 +89,7 @@ def measure_noise(runs: Iterable[Run]) -> Noise:
     tables: dict[tuple[float, tuple[int, ...]], dict[Cell, list[float]]] = defaultdict(dict)
     for cell, seeds in by_cell(runs).items():
         if len(seeds) > 1:
-            tables[cell[1], tuple(seeds)][cell] = [run.loss for run in seeds.values()]
+            tables[cell.budget, tuple(seeds)][cell] = [run.loss for run in seeds.values()]
     squares: dict[str, float] = defaultdict(float)
     freedoms: dict[str, float] = defaultdict(float)
     shifts: list[tuple[float, int, int]] = []  # sum of squares, degrees of freedom, cells
@@ -90,9 +102,9 @@ def measure_noise(runs: Iterable[Run]) -> Noise:
             deviations = deviations - shared
             shifts.append((float((shared**2).sum()), repeats - 1, cells))
         free = (repeats - 1) * (cells - 1) / cells if cells > 1 else repeats - 1
-        for (scheme, _, _), row in zip(table, deviations, strict=True):
-            squares[scheme] += float((row**2).sum())
-            freedoms[scheme] += free
+        for cell, row in zip(table, deviations, strict=True):
+            squares[cell.scheme] += float((row**2).sum())
+            freedoms[cell.scheme] += free
     residuals = {
         scheme: Spread(float(np.sqrt(squares[scheme] / freedoms[scheme])), round(freedoms[scheme]))
         for scheme in squares
@@ -130,14 +142,16 @@ def draw_losses(runs: Iterable[Run], noise: Noise, draws: int, seed: int = 0) ->
 
     shift_sd = scale(noise.shift, "shift")
     found = {}
-    for (scheme, budget, size), seeds in cells.items():
+    for cell, seeds in cells.items():
         mean = np.mean([run.loss for run in seeds.values()])
-        shifts = np.mean([shift(budget, one) for one in seeds], axis=0)
-        spread = noise.residual(scheme)
+        shifts = np.mean([shift(cell.budget, seed) for seed in seeds], axis=0)
+        spread = noise.residual(cell.scheme)
         if spread is None:
             residual = np.zeros(draws)
         else:
-            standard = generator("residual", scheme, budget, size).standard_normal(draws)
-            residual = scale(spread, scheme) * standard / np.sqrt(len(seeds))
-        found[scheme, budget, size] = mean + shifts + residual
+            own = (cell.scheme, cell.budget, cell.size)  # a sweep of one depth keeps its numbers
+            depth = () if cell.depth is None else (cell.depth,)
+            standard = generator("residual", *own, *depth).standard_normal(draws)
+            residual = scale(spread, cell.scheme) * standard / np.sqrt(len(seeds))
+        found[cell] = mean + shifts + residual
     return found

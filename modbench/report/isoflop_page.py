@@ -317,7 +317,7 @@ def _notes(sweep: Sweep) -> Iterable[str]:
             f"degrees of freedom), and {noise.shift.sd:.4f} that all cells of a seed share, which "
             "cancels in differences."
         )
-    for scheme, surface in sweep.analysis.surfaces.items():
+    for (scheme, _), surface in sweep.analysis.surfaces.items():
         edge = ", an exponent or a term at the edge of its range" if surface.at_edge else ""
         yield (
             f"Surface of {escaped(scheme)}: E {surface.E:.3f}, A {surface.A:.4g}, B {surface.B:.4g}, "

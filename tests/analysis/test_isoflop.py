@@ -98,8 +98,8 @@ def test_draws_have_the_spread_of_the_mean_of_their_seeds() -> None:
     runs = sweep({"dense": DENSE}, sd=0.01, repeats=40)
     noise = measure_noise(runs)
     drawn = draw_losses(runs, noise, 4000)
-    for (_, flops, _), losses in drawn.items():
-        expected = 0.01 / (40**0.5 if flops == BUDGETS[1] else 1)
+    for cell, losses in drawn.items():
+        expected = 0.01 / (40**0.5 if cell.budget == BUDGETS[1] else 1)
         assert np.std(losses) == pytest.approx(expected, rel=0.15)
 
 

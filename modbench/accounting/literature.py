@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Sizes of a model that the papers' formulas use. Matrices only: vectors (norms, biases) are no
-    operand of a matmul."""
+    """Sizes of a model that the papers' formulas use. Vectors (norms, biases) are no operand of a
+    matmul, and stand apart from the matrices."""
 
     layers: int
     heads: int
@@ -31,6 +31,7 @@ class Reading:
     feed_forward_parameters: int  #: matrices of a token's MLPs or experts, all layers
     router_parameters: int  #: matrices of a token's routers and predictors, all layers
     head_parameters: int  #: the matrix behind the logits, tied or not
+    vector_parameters: int  #: norms and biases, all layers and before the head
     parameters: int  #: all, vectors included, a tied head once
     active_parameters: int  #: those that process a token routed everywhere
 
@@ -57,6 +58,7 @@ def reading(decoder: "RoutedDecoder") -> Reading:
         feed_forward_parameters=matrices - attention - routers,
         router_parameters=routers,
         head_parameters=config.vocabulary * config.width,
+        vector_parameters=vectors + decoder.norm.weight.numel(),
         parameters=decoder.parameter_count("total"),
         active_parameters=decoder.parameter_count("active"),
     )
@@ -65,18 +67,20 @@ def reading(decoder: "RoutedDecoder") -> Reading:
 @dataclass(frozen=True, kw_only=True)
 class Formula:
     """A paper's forward pass. Each token costs 2 FLOPs per element of its matrices: attention and
-    feed-forward, those of ``routers`` if True, and the head ``head`` times. Each query-key pair of the
-    full square costs, in each layer, ``width`` FLOPs per element of the attention width and ``softmax``
-    per head."""
+    feed-forward, those of ``routers`` if True, and the head ``head`` times; and 2 per element of its
+    ``vectors`` if True. Each query-key pair of the full square costs, in each layer, ``width`` FLOPs per
+    element of the attention width and ``softmax`` per head."""
 
     routers: bool = False
     head: int = 0
     width: int = 0
     softmax: int = 0
+    vectors: bool = False
 
     def flops(self, model: Reading, workload: Workload) -> int:
         matrices = model.attention_parameters + model.feed_forward_parameters
         matrices += self.routers * model.router_parameters + self.head * model.head_parameters
+        matrices += self.vectors * model.vector_parameters
         per_pair = self.width * model.attention_width + self.softmax * model.heads
         forward = 2 * matrices * workload.slots + model.layers * per_pair * workload.pairs().full
         return forward * (3 if workload.phase == "train" else 1)
@@ -94,6 +98,8 @@ FORMULAS: Mapping[str, Formula] = {
     "megatron": Formula(head=1, width=4),
     # Kaplan et al. 2020, section 2.1: C = 6 N D, a third of it forward.
     "six_n": Formula(routers=True),
+    # torchtitan, pull request 4300.
+    "torchtitan": Formula(routers=True, head=1, width=4, vectors=True),
 }
 ALL_CONVENTIONS: tuple[str, ...] = (*CONVENTIONS, *FORMULAS)
 

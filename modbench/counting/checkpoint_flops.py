@@ -1,36 +1,46 @@
-"""Distinguishes activation checkpointing's recomputation from the backward pass around it."""
+"""Distinguishes the recomputation of a forward pass from the backward pass around it.
+
+That of ``torch.utils.checkpoint`` is recognised by its frames on the stack. That of other code is
+recognised by the graph that it records: a backward function of a `torch.autograd.Function` that records
+a graph and passes gradients for its outputs to autograd runs a forward pass again. A loss of its own has
+none to pass. Everything else in a backward pass is counted like any other op.
+"""
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
+import torch
+from torch._C import _current_autograd_node
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import _engine_run_backward
 from torch.utils.checkpoint import CheckpointFunction
 
-_ENGINE = _engine_run_backward.__code__
+from modbench.counting.compiled import replace
+from modbench.ledger import Flops, labels
+from modbench.ledger.labels import Label
+
+ENGINE = _engine_run_backward.__code__
 _REENTRANT = CheckpointFunction.backward.__code__
+_make_grads = torch.autograd._make_grads  # type: ignore[attr-defined]
 
 
-def in_recompute(*, recording: bool, thread: int) -> bool:
-    """Return True if an op inside a backward pass recomputes a forward pass (by torch's activation
-    checkpointing or another implementation), or takes a gradient inside such a recomputation.
-
-    Only the stack shows it. Between the op and a run of the autograd engine stands either a frame of
-    ``torch.utils.checkpoint``, or code that is not torch's and records a graph which the engine was not
-    asked for. A reentrant checkpoint also starts the backward pass of what it has recomputed; that run
-    of the engine is an ordinary backward pass.
-
-    ``recording``: grad mode at the op. ``thread``: the thread that runs the counted code.
-    """
-    checkpointed, innermost, starts_engine = False, True, False
+def in_checkpoint(thread: int) -> bool:
+    """Return True if an op inside a backward pass is part of what ``torch.utils.checkpoint`` runs again:
+    one of its frames stands between the op and a run of the autograd engine. A reentrant checkpoint also
+    starts the backward pass of what it has recomputed; that run of the engine is an ordinary backward
+    pass. ``thread``: the thread that runs the counted code."""
+    checkpointed, starts_engine = False, False
     for frame in _frames(thread):
         module = frame.f_globals.get("__name__", "")
-        if frame.f_code is _ENGINE:
-            # _engine_run_backward(tensors, gradients, retain_graph, create_graph, ...)
-            if checkpointed or (innermost and recording and not frame.f_locals["args"][2]):
+        if frame.f_code is ENGINE:
+            if checkpointed:
                 return True
-            innermost, starts_engine = False, True
+            starts_engine = True
         elif starts_engine and (module == "torch.autograd" or module == "torch._tensor"):
             continue
         else:
@@ -42,7 +52,7 @@ def in_recompute(*, recording: bool, thread: int) -> bool:
 
 def engine_runs_here() -> bool:
     """Return True if the calling thread itself started the backward pass it is in."""
-    return any(frame.f_code is _ENGINE for frame in _frames(threading.get_ident()))
+    return any(frame.f_code is ENGINE for frame in _frames(threading.get_ident()))
 
 
 def _frames(thread: int) -> Iterator[FrameType]:
@@ -57,3 +67,59 @@ def _frames(thread: int) -> Iterator[FrameType]:
         while frame is not None:
             yield frame
             frame = frame.f_back
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """A counted op that a backward function recorded a node for."""
+
+    function: Hashable  #: the node of the backward function that ran the op
+    entry: tuple[Label, str]
+    flops: Flops
+
+
+class RecordedOps:
+    """The ops that backward functions have recorded and not yet differentiated, by their nodes."""
+
+    def __init__(self) -> None:
+        self._ops: dict[tuple[int, int], Recorded] = {}
+
+    def clear(self) -> None:
+        self._ops.clear()
+
+    def add(self, node: tuple[int, int], op: Recorded) -> None:
+        self._ops[node] = op
+
+    def take(self, outputs: Sequence[Any], function: Hashable, thread: int) -> list[Recorded]:
+        """Remove and return the ops under ``outputs`` that the backward function ``function`` ran."""
+        numbers = [number for (_, number), op in self._ops.items() if op.function == function]
+        nodes = [getattr(output, "grad_fn", None) for output in outputs] if numbers else []
+        first = min(numbers, default=0)
+        seen, taken = set(), []
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen or node._sequence_nr() < first:
+                continue
+            seen.add(node)
+            nodes += [before for before, _ in node.next_functions]
+            op = self._ops.get((thread, node._sequence_nr()))
+            if op is not None and op.function == function:
+                taken.append(self._ops.pop((thread, node._sequence_nr())))
+        return taken
+
+
+def see_differentiation(undo: ExitStack) -> None:
+    """Report each graph that a backward function differentiates to the counters of its thread, until
+    ``undo`` closes."""
+    replace(undo, torch.autograd, "_make_grads", _differentiate)
+
+
+def _differentiate(outputs: Sequence[Any], gradients: Sequence[Any], **options: Any) -> Any:
+    """Stands in for the function in which torch.autograd.grad and backward complete the gradients that
+    they were given."""
+    if isinstance(_current_autograd_node(), BackwardCFunction):
+        losses = [y for y, gradient in zip(outputs, gradients, strict=False) if gradient is None]
+        others = [y for y, gradient in zip(outputs, gradients, strict=False) if gradient is not None]
+        for counter in labels.listeners():
+            counter.differentiate(losses=losses, others=others)
+    return _make_grads(outputs, gradients, **options)

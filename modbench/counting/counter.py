@@ -6,16 +6,24 @@ and grouped experts.
 """
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._C import _current_autograd_node
 from torch._C._autograd import _get_sequence_nr
 
 from modbench.counting.attention import FusedAttention, Pairs
-from modbench.counting.checkpoint_flops import engine_runs_here, in_recompute
+from modbench.counting.checkpoint_flops import (
+    Recorded,
+    RecordedOps,
+    engine_runs_here,
+    in_checkpoint,
+)
 from modbench.counting.dispatch import AT_WORK, Dispatch
 from modbench.counting.formulas import Formula, register_flop_formula
+from modbench.counting.vector_products import VectorProducts
 from modbench.counting.zero_flop_ops import is_free
 from modbench.errors import UserError
 from modbench.ledger import CONVENTIONS, Direction, Flops, Ledger
@@ -34,6 +42,11 @@ def seen_conventions(on: torch.device) -> tuple[str, ...]:
     return CONVENTIONS if on.type == "cpu" else ("model", "full")
 
 
+def _from_torchscript(failure: BaseException | None) -> bool:
+    """Return True for the error that TorchScript's interpreter makes of any error inside it."""
+    return isinstance(failure, RuntimeError) and "TorchScript" in str(failure)
+
+
 class FlopCounter:
     """Counts the matmul FLOPs of any PyTorch code that runs inside it, forward and backward.
 
@@ -48,23 +61,37 @@ class FlopCounter:
     checkpointing. ``executed`` is what PyTorch's CPU kernels run, recomputation included
     (`modbench.counting.attention.FusedAttention`). On the meta device attention is counted as on a CPU.
 
+    Recomputation is what ``torch.utils.checkpoint`` runs again, and what the backward function of a
+    `torch.autograd.Function` records and then differentiates, passing gradients for its outputs. All
+    else in a backward pass, such as a loss in a hook, counts as part of it.
+
     A counter sees what its own thread runs, with the threads in which autograd runs a backward pass on a
-    GPU. Code compiled by torch.compile runs uncompiled while any counter is at work
-    (`modbench.counting.compiled`). A product written as pointwise multiplication and a sum counts 0;
-    code outside PyTorch is not seen. A multiply-accumulate of complex numbers counts 2. Raise a
-    `UserError` for an op without a formula (`register_flop_formula` adds one), compiled code that can't
-    run uncompiled, and a counter entered while it is counting; from ``total_model`` and ``ledger`` for
-    the backward pass of a masked attention, written in matmuls, whose forward pass was not counted."""
+    GPU, and of several processes its own: collectives count 0, and the sum over all ranks is the whole.
+    Code compiled by torch.compile runs uncompiled while any counter is at work
+    (`modbench.counting.compiled`). A product written as pointwise multiplication and a sum counts 0, as
+    does ``vecdot`` by a name imported from torch.linalg before; code outside PyTorch is not seen. A
+    multiply-accumulate of complex numbers counts 2 in a product of matrices, and 6 in a convolution,
+    which PyTorch runs as three real ones.
+
+    Raise a `UserError` for an op without a formula (`register_flop_formula` adds one), for compiled code
+    that can't run uncompiled, and if a counter is entered while it is counting; at the end, if a thread
+    that was started inside ran a matmul which no counter of its own counts; from ``total_model`` and
+    ``ledger`` for the backward pass of a masked attention, written in matmuls, whose forward pass was
+    not counted."""
 
     def __init__(self) -> None:
         self._counted: dict[tuple[Label, Direction, str], list[int]] = {}
         # (region, number of the next autograd node, running node) at the time of opening
         self._open: list[tuple[Region, int, Any]] = []
         self._region_of_node: dict[tuple[int, int], Region] = {}  # by thread and number
-        self._numbered = 0  # the next node's number, when an op was last counted
+        self._recorded = RecordedOps()
+        self.products = VectorProducts()
         self._mode = Dispatch(self)
         self._thread: int | None = None  # where it counts, while it does
         self._unseen_forward = False
+        self._in_other_thread: str | None = None  # an op of a thread that was started here
+        #: The last refusal, for code that swallows it.
+        self.refusal: UserError | None = None
         #: Attention calls whose mask has no values; they are taken to need all pairs.
         self.unread_masks = 0
 
@@ -120,6 +147,22 @@ class FlopCounter:
         self._mode.__exit__(*error)
         self._thread = None
         AT_WORK.end()
+        swallowed, self.refusal = self.refusal, None
+        failure = error[1] if error else None
+        if swallowed is not None and _from_torchscript(failure):
+            raise swallowed from failure
+        op, self._in_other_thread = self._in_other_thread, None
+        if op is not None and failure is None:
+            raise UserError(
+                f"a thread that was started inside FlopCounter ran op '{op}', and a counter doesn't see "
+                "what other threads run; run it in the thread that counts, or enter a FlopCounter in "
+                "each thread"
+            )
+
+    def see_other_thread(self, op: str) -> None:
+        """Note an op of a thread that was started while counting."""
+        if self._thread is not None:
+            self._in_other_thread = op
 
     def open(self, label: Label | None, pairs: Pairs | None = None) -> None:
         """Begin a region: forward ops belong to ``label`` (None: the current label) and, if ``pairs`` is
@@ -170,20 +213,24 @@ class FlopCounter:
                 "executed"
             )
 
-    def add(self, op: str, formula: Formula, arguments: dict[str, Any], result: Any) -> None:
-        """Count an op that has just run."""
+    def add(
+        self,
+        op: str,
+        formula: Formula,
+        arguments: dict[str, Any],
+        result: Any,
+        created: tuple[int, int] | None = None,
+    ) -> None:
+        """Count an op that has just run. ``created``: the thread and number of the node that autograd
+        made for it."""
         node = _current_autograd_node()
         label, pairs = region = self._region(node)
         direction: Direction = "forward"
         if node is not None:
-            recording = torch.is_grad_enabled()
             thread = threading.get_ident() if self._thread is None else self._thread
-            again = in_recompute(recording=recording, thread=thread)
-            direction = "recompute" if again else "backward"
-            if recording and _get_sequence_nr() > self._numbered:  # this op created a node
-                key = threading.get_ident(), _get_sequence_nr() - 1
-                self._region_of_node.setdefault(key, region)
-        self._numbered = _get_sequence_nr()
+            direction = "recompute" if in_checkpoint(thread) else "backward"
+            if created is not None:
+                self._region_of_node.setdefault(created, region)
         if pairs is not None and isinstance(formula, FusedAttention):
             flops: int | Flops = formula.flops(arguments, pairs)
         else:
@@ -192,10 +239,37 @@ class FlopCounter:
             raise UserError(
                 f"the FLOP formula of op '{op}' gave {flops!r}; it must give a whole number, 0 or more"
             )
-        counted = self._counted.setdefault((label, direction, op), [0, 0, 0])
         if isinstance(flops, int):
             flops = Flops(flops, flops) if pairs is None else pairs.split(flops)
+        if node is None:
+            self._recorded.clear()
+        elif direction == "backward" and created is not None:
+            recorded = Recorded(function=self._key(node), entry=(label, op), flops=flops)
+            self._recorded.add(created, recorded)
+        self._add(label, direction, op, flops)
+
+    def _add(self, label: Label, direction: Direction, op: str, flops: Flops) -> None:
+        counted = self._counted.setdefault((label, direction, op), [0, 0, 0])
         if direction != "recompute":
             counted[0] += flops.model
             counted[1] += flops.full
         counted[2] += flops.executed
+
+    def differentiate(self, *, losses: Sequence[Any], others: Sequence[Any]) -> None:
+        """Note that the running backward function is about to differentiate ``losses``, and ``others``
+        with gradients that it passes. What it recorded to compute ``others`` is a forward pass run
+        again."""
+        function, thread = self._key(_current_autograd_node()), threading.get_ident()
+        self._recorded.take(losses, function, thread)
+        for again in self._recorded.take(others, function, thread):
+            label, op = again.entry
+            self._add(label, "backward", op, again.flops * -1)
+            self._add(label, "recompute", op, again.flops)
+
+    def see_multiplication(self, created: tuple[int, int] | None, result: Tensor) -> None:
+        """Count a multiplication that has just run if it is a product of vectors."""
+        node = _current_autograd_node()
+        if self.products.include(node, None if node is None else self._key(node)):
+            if created is not None:
+                self.products.differentiate(created)
+            self.add("aten::mul", lambda arguments, result: 2 * result.numel(), {}, result, created)

@@ -218,6 +218,13 @@ def _distances(given: Arguments, result: Any) -> int:
     return _euclidean(given, result) if by_matmul else 0
 
 
+def _affine_grid(given: Arguments, result: Any) -> int:
+    """Each point of the grid, with a 1 appended, times its sequence's matrix: (D, D + 1)."""
+    sequences, _, *sizes = given["size"]
+    width = len(sizes)
+    return 2 * sequences * math.prod(sizes) * width * (width + 1)
+
+
 _FUSED = FusedAttention()
 _FUSED_BACKWARD = FusedAttention(backward=True)
 
@@ -250,6 +257,7 @@ _ATEN: dict[str, Formula] = {
     "mkldnn_rnn_layer": _recurrent_layer(1),
     "mkldnn_rnn_layer_backward": _recurrent_layer(2),
     "_trilinear": _trilinear,
+    "affine_grid_generator": _affine_grid,
     "_euclidean_dist": _euclidean,
     "_cdist_forward": _distances,
     # Computed where ``self`` stores an element.

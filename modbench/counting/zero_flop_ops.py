@@ -15,6 +15,15 @@ _SUFFIX = re.compile(r"(_(backward|forward|functional|impl|data|no_training|redu
 FREE = frozenset(Path(__file__).with_suffix(".txt").read_text().split())
 # The ``prims`` of PyTorch's decompositions are elementwise.
 FREE_PREFIXES = ("aten::_foreach_", "aten::_fused_adam", "prim::", "prims::", "profiler::")
+#: Libraries of collectives, and of the copies around them.
+COLLECTIVES = {
+    "c10d",
+    "_c10d_functional",
+    "_c10d_functional_autograd",
+    "c10d_functional",
+    "_dtensor",
+    "fsdp",
+}
 NOT_FREE_PREFIXES = ("prims::fft_", "prims::svd")
 
 
@@ -26,6 +35,8 @@ def is_free(func: OpOverload) -> bool:
     if name.startswith(FREE_PREFIXES) and not name.startswith(NOT_FREE_PREFIXES):
         return True
     space, _, plain = name.partition("::")
+    if space in COLLECTIVES:
+        return True
     if space == "aten":
         stem = re.sub(r"[123]d(?=_|$)", "nd", _SUFFIX.sub("", plain.strip("_")))
         if {plain, stem} & FREE or plain.endswith("_copy"):  # the copy of a view

@@ -45,7 +45,7 @@ def golden(tmp_path: Path) -> Path:
 def test_the_committed_table_is_what_the_routers_spend(capsys: pytest.CaptureFixture) -> None:
     assert run_gate(GOLDEN) == 0
     rows = sum(1 + len(router_class(name).presets) for name in gate.built_in())
-    shapes, phases, conventions = 3, 4, 9
+    shapes, phases, conventions = 3, 4, 10
     counts = rows * shapes * phases * conventions
     assert f"{counts} FLOP counts equal" in capsys.readouterr().out
 

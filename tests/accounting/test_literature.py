@@ -10,6 +10,7 @@ import torch
 from conventions_page import CHINCHILLA_217M, GPT2, MIXTRAL
 from torch import nn
 
+from modbench.accounting.families import family_ledger, family_reading
 from modbench.accounting.literature import (
     ALL_CONVENTIONS,
     FORMULAS,
@@ -32,6 +33,18 @@ PLAIN = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 AWKWARD = ModelConfig(
     vocabulary=301, width=48, layers=3, heads=6, kv_heads=2, mlp="gelu", mlp_width=80, tied_head=False
 )
+QWEN3_30B = {
+    "model_type": "qwen3_moe",
+    "vocab_size": 151_936,
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+}
 #: 2 layers, 6 wide, 2 heads of 2 with 1 for keys: attention 6*4 + 2 * 6*2 + 4*6 = 72 a layer. Kaplan's
 #: N is 144 + 100 + 10 = 254, the head 6 * 11 = 66.
 SMALL = Reading(
@@ -42,6 +55,7 @@ SMALL = Reading(
     feed_forward_parameters=100,
     router_parameters=10,
     head_parameters=66,
+    vector_parameters=20,
     parameters=500,
     active_parameters=350,
 )
@@ -53,6 +67,7 @@ FORWARD_BY_HAND = {
     "palm": 2 * (254 + 66) * 6 + 4 * 2 * 2 * 2 * 18,
     "megatron": 2 * (144 + 100 + 66) * 6 + 4 * 2 * 4 * 18,
     "six_n": 2 * 254 * 6,
+    "torchtitan": 2 * (254 + 66 + 20) * 6 + 4 * 2 * 2 * 2 * 18,
 }
 
 
@@ -184,6 +199,7 @@ def test_a_reading_tells_attention_experts_and_routers_apart(
     assert shape.attention_parameters == 2 * 4 * 32 * 32
     assert (shape.feed_forward_parameters, shape.router_parameters) == (feed_forward, routers)
     vectors = 5 * 32
+    assert shape.vector_parameters == vectors
     assert shape.active_parameters == matrices(shape) + shape.head_parameters + vectors
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     assert (shape.layers, shape.heads, shape.attention_width) == (2, 4, 32)
@@ -195,7 +211,30 @@ def test_a_reading_of_grouped_keys_and_an_untied_head() -> None:
     assert shape.attention_parameters == 3 * (48 * 48 + 2 * 48 * 16 + 48 * 48)
     assert shape.feed_forward_parameters == 3 * 2 * 48 * 80
     assert shape.head_parameters == 301 * 48
+    assert shape.vector_parameters == 7 * 48
     assert shape.active_parameters == matrices(shape) + 2 * shape.head_parameters + 7 * 48
+
+
+def test_torchtitans_own_figure_for_a_published_model() -> None:
+    """Qwen3-30B-A3B at 8,192 tokens, as torchtitan's pull request 4300 prints it. Its norms alone make
+    the difference to a count of matmuls."""
+    workload = Workload.uniform(1, 8192, "train")
+    ledger, sizes = family_ledger(QWEN3_30B, workload), family_reading(QWEN3_30B)
+    per_token = {
+        name: flops_under(name, ledger, sizes, workload) / 8192
+        for name in ("torchtitan", "palm", "full")
+    }
+    assert per_token == {"torchtitan": 37_578_559_488, "palm": 37_577_293_824, "full": 37_577_293_824}
+    assert sizes.vector_parameters == 48 * (2 * 2048 + 2 * 128) + 2048
+
+
+def test_the_embedding_is_no_vector() -> None:
+    """GPT-2 has a learned one for positions, too."""
+    sizes = family_reading({"model_type": "gpt2"})
+    biases = 3 * 768 + 768 + 4 * 768 + 768
+    assert sizes.vector_parameters == 12 * (biases + 4 * 768) + 2 * 768
+    tables = (50_257 + 1024) * 768
+    assert sizes.parameters == matrices(sizes) + sizes.vector_parameters + tables
 
 
 class Thin(Layer):
@@ -226,11 +265,11 @@ def test_a_plugins_matrices_sum_up_whatever_its_layers_are() -> None:
     assert min(shape.attention_parameters, shape.feed_forward_parameters, shape.router_parameters) >= 0
 
 
-def test_an_unknown_convention_is_told_all_nine() -> None:
+def test_an_unknown_convention_is_told_all_ten() -> None:
     with pytest.raises(UserError, match="did you mean 'kaplan'") as error:
         convention_flops(decoder(PLAIN), Workload.uniform(1, 8), "kapln")
     assert all(name in str(error.value) for name in ALL_CONVENTIONS)
-    assert len(ALL_CONVENTIONS) == 9
+    assert len(ALL_CONVENTIONS) == 10
 
 
 def test_every_convention_is_defined_on_the_page() -> None:

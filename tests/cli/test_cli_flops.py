@@ -34,7 +34,7 @@ def test_json_is_one_document_on_the_last_line(
         assert model["counters"]["modbench"]["flops"] == model["flops"] == model["conventions"]["model"]
         assert model["flops"] == sum(model["by_component"].values())
         assert model["flops_per_token"] * model["sequences"] * model["tokens"] == model["flops"]
-        assert len(model["conventions"]) == 9
+        assert len(model["conventions"]) == 10
         assert 0 < model["active_parameters"] <= model["parameters"]
         assert model["ratio_to_dense"] == model["flops"] / model["dense_flops"]
 

@@ -201,7 +201,7 @@ def page(answers: dict[str, Answers]) -> str:
         "[counters.csv](counters.csv) again, in a clone:",
         "",
         "```sh",
-        "pip install -e '.[dev,hf]'",
+        'pip install -e ".[dev,hf]"',
         INSTALL,
         COMMAND,
         "```",

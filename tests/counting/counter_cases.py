@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from counter_case import Case, Work, call, cases, forward, mm, square
+from counter_gradient_cases import GRADIENT_CASES
 from counter_model_cases import MODEL_CASES
 from counter_models import (
     Attention,
@@ -26,6 +27,7 @@ from counter_models import (
     mlp,
     written_attention,
 )
+from counter_parallel_cases import PARALLEL_CASES
 from counter_training_cases import TRAINING_CASES
 from torch import Tensor, nn
 
@@ -376,5 +378,7 @@ CASES: list[Case] = [
     *COMPILED,
     *CUSTOM,
     *TRAINING_CASES,
+    *GRADIENT_CASES,
+    *PARALLEL_CASES,
     *MODEL_CASES,
 ]

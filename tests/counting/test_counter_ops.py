@@ -341,3 +341,23 @@ def test_chunked_cross_entropy_costs_its_logits_and_their_gradients(
         assert counted(lambda: run().sum().backward()).total == once * (2 + sum(trained)) + 2 * 2 * 6
     else:
         assert counted(lambda: run().backward()).total == once * (1 + sum(trained))
+
+
+def test_complex_numbers_cost_2_in_a_matmul_and_6_in_a_convolution() -> None:
+    """PyTorch runs a convolution of complex numbers as three real ones."""
+    x, w = (torch.randn(*shape, dtype=torch.cfloat) for shape in ((3, 4), (4, 5)))
+    assert counted(lambda: x @ w).total == 2 * 3 * 4 * 5
+    signal, filters = (torch.randn(*shape, dtype=torch.cfloat) for shape in ((1, 2, 10), (3, 2, 3)))
+    assert counted(lambda: F.conv1d(signal, filters)).total == 6 * (3 * 8 * 2 * 3)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+def test_a_refusal_inside_torchscript_arrives_as_one() -> None:
+    """TorchScript makes an error of its own of each, and hides the sentence in a traceback."""
+    from torch.utils.mkldnn import to_mkldnn
+
+    layer, x = to_mkldnn(nn.Conv2d(4, 6, 3).eval()), torch.randn(1, 4, 8, 8).to_mkldnn()
+    words = "FLOPs of op 'aten::mkldnn_convolution' are not known; register them with"
+    with pytest.raises(UserError, match=words), FlopCounter():
+        layer(x)

@@ -174,3 +174,46 @@ def test_a_backward_pass_inside_a_reentrant_checkpoint_inside_another() -> None:
 
     counter = counted(lambda: checkpoint(outer, x, use_reentrant=True).sum().backward())
     assert (counter.total, counter.executed) == (3 * ONCE, 5 * ONCE)
+
+
+@pytest.mark.parametrize("slope", [None, torch.ones(5, 8)], ids=["loss", "outputs"])
+def test_what_a_hook_differentiates_is_no_recompute(slope: Tensor | None) -> None:
+    x, w, p = grad(5, 8), grad(8, 8), grad(8, 8)
+
+    def hook(_: Tensor) -> None:
+        with torch.enable_grad():
+            y = x.detach() @ p
+            torch.autograd.backward(y.sum() if slope is None else y, slope)
+
+    def run() -> None:
+        y = x @ w
+        y.register_hook(hook)
+        y.sum().backward()
+
+    counter = counted(run)
+    assert counter.total == counter.executed == (3 + 2) * ONCE
+
+
+class Twice(torch.autograd.Function):
+    """x @ w; the backward function runs it again, and differentiates a loss of its own twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Any:
+        x, w = (tensor.detach().requires_grad_() for tensor in ctx.saved_tensors)
+        with torch.enable_grad():
+            y, loss = x @ w, (x @ w).square().sum()
+            (slope,) = torch.autograd.grad(loss, w, create_graph=True)
+        torch.autograd.grad(slope, w, torch.ones(8, 8))
+        return torch.autograd.grad(y, (x, w), slopes)
+
+
+def test_a_loss_next_to_a_recompute_is_told_apart() -> None:
+    x, w = grad(5, 8), grad(8, 8)
+    counter = counted(lambda: Twice.apply(x, w).sum().backward())
+    # The loss: x @ w and its gradient by w, and both of them once more for the second.
+    assert (counter.total, counter.executed) == ((3 + 4) * ONCE, (3 + 4 + 1) * ONCE)

@@ -1,16 +1,20 @@
-"""A counter sees what its own thread runs, and nothing of what other threads run."""
+"""A counter sees what its own thread runs, and refuses if that starts threads that run matmuls."""
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import parallel_apply
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from modbench import FlopCounter
+from modbench.errors import UserError
 from modbench.ledger import component
 
 #: 2 sequences, 4 heads of width 8: FLOPs of one query-key pair, forward.
@@ -72,9 +76,63 @@ def test_attention_of_an_uncounted_thread_leaves_the_counter_alone() -> None:
             attention(9)
 
     x = torch.randn(3, 5)
-    with FlopCounter() as counter, InOtherThread(other):
+    with InOtherThread(other), FlopCounter() as counter:
         x @ x.T
     assert counter.total == counter.total_model == 2 * 3 * 5 * 3
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_replicas_in_threads_are_refused(replicas: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one replica `parallel_apply` starts no thread."""
+    layers = [nn.Linear(4, 5) for _ in range(replicas)]
+    pretend_accelerator(monkeypatch)
+    if replicas == 1:
+        with FlopCounter() as counter:
+            parallel_apply(layers, [torch.randn(3, 4)], devices=[0])
+        assert counter.total == 2 * 3 * 4 * 5
+        return
+    words = "a thread that was started inside FlopCounter ran op 'aten::"
+    with pytest.raises(UserError, match=words), FlopCounter():
+        parallel_apply(layers, [torch.randn(3, 4)] * 2, devices=[0, 0])
+
+
+def pretend_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`parallel_apply` runs on accelerators alone: let it have one whose device is the CPU."""
+    stands_in: dict[str, object] = {
+        "is_available": lambda: True,
+        "current_accelerator": lambda: torch.device("cpu"),
+        "current_stream": lambda device: nullcontext(),
+        "device_index": lambda device: nullcontext(),
+    }
+    for name, value in stands_in.items():
+        monkeypatch.setattr(torch.accelerator, name, value)
+
+
+def test_threads_that_run_no_matmul_or_count_for_themselves_are_no_error() -> None:
+    counters = []
+
+    def count() -> None:
+        with FlopCounter() as counter:
+            torch.ones(3, 4) @ torch.ones(4, 5)
+        counters.append(counter)
+
+    with FlopCounter() as counter:
+        for target in (count, lambda: torch.ones(3).add(1)):
+            thread = threading.Thread(target=target)
+            thread.start()
+            thread.join()
+    assert (counter.total, counters[0].total) == (0, 120)
+
+
+def test_an_error_in_the_counted_code_is_not_hidden_by_a_thread() -> None:
+    def run() -> None:
+        thread = threading.Thread(target=lambda: torch.ones(3, 4) @ torch.ones(4, 5))
+        thread.start()
+        thread.join()
+        raise KeyError
+
+    with pytest.raises(KeyError), FlopCounter():
+        run()
 
 
 def test_labels_of_another_thread_do_not_reach_the_counter() -> None:

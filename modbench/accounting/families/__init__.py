@@ -39,9 +39,9 @@ def family_reading(config: Mapping[str, Any], *, dense: bool = False) -> Reading
     read = read_config(config)
     layers = layers_of(read, dense=dense)
     head = read.vocab_size * read.hidden_size
-    others = head * (1 if read.tie_word_embeddings else 2) + norm_parameters(read)
+    vectors = sum(layer.further for layer in layers) + norm_parameters(read)
+    others = head * (1 if read.tie_word_embeddings else 2) + vectors
     others += (read.max_position_embeddings or 0) * read.hidden_size
-    others += sum(layer.further for layer in layers)
     matrices = [matrix for layer in layers for matrix in layer.matrices]
     routers = _met(m for m in matrices if m.component == "router")
     attention = _met(m for m in matrices if m.component.startswith("attention."))
@@ -53,6 +53,7 @@ def family_reading(config: Mapping[str, Any], *, dense: bool = False) -> Reading
         feed_forward_parameters=_met(matrices) - attention - routers,
         router_parameters=routers,
         head_parameters=head,
+        vector_parameters=vectors,
         parameters=others + sum(matrix.size * matrix.copies for matrix in matrices),
         active_parameters=others + _met(matrices),
     )

@@ -226,6 +226,9 @@ class _Run:
         if state["origin"] != origin:
             raise checkpoint.DamagedError(f"it is of {state['origin']}, not {origin}")
         checkpoint.check(state["curve"], [_POINT] * len(state["curve"]))
+        checkpoint.check_random(state["random"], torch.device("cpu"), "random")
+        if state["gpu_random"] is not None:
+            checkpoint.check_random(state["gpu_random"], self.device, "gpu_random")
         kept = state["charges"]["kept"]
         checkpoint.check(kept, [_CHARGE] * len(kept))
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]

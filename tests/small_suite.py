@@ -36,12 +36,21 @@ def write_suite(place: Path, name: str, *routers: str, **tables: dict[str, Any])
     (place / "text.txt").write_text(TEXT)
 
 
+def install(folder: Path, package: str, code: str) -> None:
+    """Write a package with ``code`` and the entry point of its router ``package`` into ``folder``, as
+    pip does in site-packages."""
+    (folder / package).mkdir(parents=True, exist_ok=True)
+    (folder / package / "__init__.py").write_text(code)
+    about = folder / f"{package}-1.0.dist-info"
+    about.mkdir(exist_ok=True)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[modbench.routers]\n{package} = {package}\n")
+
+
 def start(place: Path, *words: str) -> "subprocess.Popen[str]":
     """`modbench WORDS` in ``place``, with both outputs in one pipe."""
-    places = {
-        "MODBENCH_CACHE": str(place / "cache"),
-        "PYTHONPATH": str(Path(modbench.__file__).parent.parent),
-    }
+    path = [str(Path(modbench.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    places = {"MODBENCH_CACHE": str(place / "cache"), "PYTHONPATH": os.pathsep.join(filter(None, path))}
     return subprocess.Popen(
         [sys.executable, "-m", "modbench", *words],
         cwd=place,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from modbench.cli.main import main
 from modbench.cli.options import tell
+from modbench.routing.registry import foreign_routers
 
 #: Environment variable of the inner process: the file that it makes once the command has ended.
 _ENDED = "MODBENCH_COMMAND_ENDED"
@@ -27,10 +28,16 @@ def run() -> int:
         finally:
             Path(ended).touch()
         return code
-    loads = any(word.partition("=")[0] == "--plugin" for word in arguments) or arguments[:1] == ["check"]
-    if loads and arguments[0] in _OF_PLUGINS:
+    if arguments and arguments[0] in _OF_PLUGINS and _may_load(arguments):
         return _run_apart(arguments)
     return main(arguments)
+
+
+def _may_load(arguments: Sequence[str]) -> bool:
+    """Return True if the command may import code of others: a plugin file, or an installed package with
+    a router, which a suite, a run or an option names."""
+    asked = arguments[0] == "check" or any(word.partition("=")[0] == "--plugin" for word in arguments)
+    return asked or bool(foreign_routers())
 
 
 def _run_apart(arguments: Sequence[str]) -> int:

@@ -35,7 +35,7 @@ def write_report(
     Args:
         suite_folder: ``results/<suite>``
         rank_by: the metric that ranks the table; by default the one of the suite's newest version
-        say: called with a sentence for each file whose last line is cut off, and one if no cell has
+        say: called with a sentence for each file that is empty or cut off, and one if no cell has
             finished
 
     Raises:

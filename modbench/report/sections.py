@@ -51,4 +51,4 @@ def _origin(records: Sequence[CellRecord]) -> Iterable[str]:
     routers = [record.cell["router"] for record in records]
     plugins = {(one["name"], one["plugin_sha256"]) for one in routers if one["plugin_sha256"]}
     for name, sha in sorted(plugins):
-        yield f"Plugin: {escaped(name)}, a file with sha256 {escaped(sha)}."
+        yield f"Plugin: {escaped(name)}, code with sha256 {escaped(sha)}."

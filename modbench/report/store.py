@@ -9,12 +9,13 @@ or duplicates. Records written before may share a file; older timings are in ``t
 import contextlib
 import os
 import secrets
+import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Required, TypeVar
 
-import psutil
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
@@ -32,6 +33,9 @@ from modbench.report.record import (
 RECORDS = "records"
 _FOLDERS = (RECORDS, "timings")
 _LONGEST = 300  #: characters of a sentence on a line
+#: Age in seconds from which a temporary file is left over. Files are written in seconds; a writer on
+#: another machine or in another container can't be asked.
+_LEFT_OVER = 3600.0
 _REPAIR = "; restore the file, or remove that line and run the suite again"
 _REMEDIES = {
     "read": "make it readable, or move it out of the results",
@@ -66,7 +70,9 @@ def append_record(folder: Path, record: AnyRecord) -> Path:
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write files in ``folder`` by name, each in one step and after all contents are on the disk. Raises
     UserError: writing fails; the old files then are unchanged."""
-    temporary = {folder / name: folder / f".{name}.{os.getpid()}.tmp" for name in contents}
+    # Writers on other machines and in other containers may have the same process id.
+    writer = f"{socket.gethostname()[:40]}.{secrets.token_hex(8)}"
+    temporary = {folder / name: folder / f".{name}.{writer}.tmp" for name in contents}
     with _naming(folder, "written"):
         try:
             for path, written in temporary.items():
@@ -93,16 +99,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Remove the temporary files that killed processes left in ``folder`` (``results/<suite>``), and
-    files without a record; return them."""
-    gone = [path for path in _files(folder) if path.stat().st_size == 0]
+    """Remove the temporary files that killed processes left in ``folder`` (``results/<suite>``) more
+    than an hour ago; return them."""
+    gone = []
     for path in [*folder.glob(".*.tmp"), *folder.glob(f"{RECORDS}/.*.tmp")]:
-        writer = path.name.split(".")[-2]
-        if not (writer.isdecimal() and psutil.pid_exists(int(writer))):
-            gone.append(path)
-    gone = [path for path in gone if path.is_file()]
-    for path in gone:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # its writer has just renamed it
+            if path.is_file() and time.time() - path.stat().st_mtime > _LEFT_OVER:
+                path.unlink()
+                gone.append(path)
     return gone
 
 
@@ -113,7 +117,7 @@ class SuiteRecords:
     cells: list[CellRecord]  #: ordered by key, then line
     audits: dict[str, AuditRecord]  #: by key; of several, the one finished last
     timings: list[TimingRecord]  #: ordered by start
-    cut: list[str]  #: a sentence for each file whose last line is cut off
+    cut: list[str]  #: a sentence for each file that is empty, or whose last line is cut off
 
 
 def read_suite(folder: Path) -> SuiteRecords:
@@ -229,8 +233,8 @@ def _glance(line: str) -> _Glance | None:
 
 def _read(folder: Path, parse: Callable[[str], _Parsed]) -> tuple[dict[str, _Parsed], list[str]]:
     """The result of ``parse`` for each distinct line under ``folder``, by line; and a sentence for
-    each file whose last line is cut off. Raises UserError: a line can't be parsed, or a file can't be
-    read."""
+    each file that is empty, or whose last line is cut off. Raises UserError: a line can't be parsed, or
+    a file can't be read."""
     found: dict[str, _Parsed] = {}
     cut = []
     for path in _files(folder):
@@ -247,6 +251,11 @@ def _read(folder: Path, parse: Callable[[str], _Parsed]) -> tuple[dict[str, _Par
                 room = max(_LONGEST - len(where) - len(_REPAIR), 80)
                 reason = reason if len(reason) <= room else f"{reason[: room - 1]}…"
                 raise UserError(f"{where}{reason}{_REPAIR}") from error
+        if not lines and not rest:
+            cut.append(
+                f"{path}: it is empty, and a record that it held is lost; running the suite again "
+                "repeats what is missing; then remove the file"
+            )
         if rest:
             cut.append(
                 f"{path}: its last line is cut off and is skipped; running the suite again repeats what "

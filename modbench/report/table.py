@@ -19,6 +19,8 @@ def escaped(text: object) -> str:
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
     line = line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
     line = re.sub(r"([\\`*\[\]|~$])", r"\\\1", html.escape(line, quote=False))
+    # GitHub makes links of bare addresses: https://example.org, www.example.org.
+    line = re.sub(r"(?i)(?<=[a-z])(?=://)|(?<=\bwww)(?=\.)", r"\\", line)
     # Markdown leaves an underscore inside a word alone, and token_choice reads better so.
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
 

@@ -2,9 +2,11 @@
 
 import hashlib
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -147,9 +149,22 @@ def check_source(router: Mapping[str, Any]) -> None:
 
 
 def plugin_sha256(name: str) -> str | None:
-    """Return the code hash of the plugin that registered ``name`` (`code_sha256`), or
-    None for an installed router."""
-    return _sources[name][1] if name in _sources else None
+    """Return the hash of the code of the router ``name`` (`code_sha256`): of its plugin file, or of its
+    installed package; None for a router of modbench, or an unknown one. A package is hashed once per
+    process, after its import. Raise a `UserError` if it can't be imported."""
+    if name in _sources:
+        return _sources[name][1]
+    return _package_sha256(name) if name in foreign_routers() else None
+
+
+@cache
+def _package_sha256(name: str) -> str:
+    return code_sha256(Path(inspect.getfile(router_class(name))))
+
+
+def foreign_routers() -> list[str]:
+    """Return the names of installed routers that are not modbench's own, without loading any."""
+    return [name for name, module in installed_modules().items() if not module.startswith("modbench.")]
 
 
 def plugin_file(name: str) -> Path | None:

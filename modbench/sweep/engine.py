@@ -56,8 +56,8 @@ class Engine:
     workers: int = 1
     timeout: float = 1800.0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  #: by step
-    #: number of records of each job when the run began
-    _before: Counter[Identity] = field(default_factory=Counter, init=False)
+    #: records when the run began
+    _before: Counter[Finished] = field(default_factory=Counter, init=False)
 
     def run(self, jobs: Sequence[Job]) -> list[Failure]:
         """Run ``jobs``; the caller holds the suite's lock. Returns the failures.
@@ -68,7 +68,7 @@ class Engine:
             UserError: the folder can't be written, or a record line is corrupt.
         """
         todo, begun = deque(jobs), time.monotonic()
-        self._before = Counter(identity_of(line) for line in finished(self.folder))
+        self._before = Counter(finished(self.folder))
         failures: list[Failure] = []
         running: dict[Job, Worker] = {}
         stop: list[int] = []
@@ -89,9 +89,10 @@ class Engine:
         self.progress.note(summary_line(several(len(jobs), self.progress.unit), self.seconds, wall))
         return failures
 
-    def _stored(self, identity: Identity) -> list[str | None]:
-        """Statuses of the records of ``identity``."""
-        return [line.status for line in finished(self.folder) if identity_of(line) == identity]
+    def _stored(self, identity: Identity) -> list[Finished]:
+        """The records of ``identity`` that this run has stored."""
+        added = Counter(finished(self.folder)) - self._before
+        return [line for line in added if identity_of(line) == identity]
 
     def _start(self, job: Job) -> Worker:
         key = str(job.identity)
@@ -117,9 +118,8 @@ class Engine:
         """Status and error of a worker that has ended, and whether a plugin's mistake ended it."""
         if worker.result is not None:
             return worker.result["status"], worker.result["error"] or "", False
-        stored = self._stored(job.identity)
-        if len(stored) > self._before[job.identity]:  # killed between record and result
-            return stored[-1] or "ok", "", False
+        if stored := self._stored(job.identity):  # killed between record and result
+            return stored[-1].status or "ok", "", False
         status, error = "oom" if worker.out_of_memory() else "failed", worker.error()
         append_record(self.folder, job.crash_record(status, error, worker.started))
         return status, error, worker.code == 2

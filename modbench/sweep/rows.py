@@ -4,7 +4,8 @@ Code of plugins runs in worker processes only: a plugin that exits, crashes or h
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -69,12 +70,11 @@ def resolve(suite: Suite, plugins: Sequence[Path] = ()) -> Rows:
     modules = {s.label: installed.get(s.router.partition(":")[0], "") for s in suite.schemes}
     foreign = {label for label, name in modules.items() if name and not name.startswith("modbench.")}
     packaged = [scheme for scheme in suite.schemes if scheme.label in foreign]
-    asked: list[tuple[Path | None, Sequence[Scheme]]] = [(file, suite.schemes) for file in plugins]
+    asked: list[_Asked] = [(file, suite.schemes) for file in plugins]
     if packaged:
         asked.append((None, packaged))
-    with ThreadPoolExecutor() as pool:
-        for plugin, answer in pool.map(lambda one: (one[0], _ask(suite, one[0], one[1])), asked):
-            _add(rows, plugin, answer)
+    for (plugin, _), answer in zip(asked, _ask_all(suite, asked), strict=True):
+        _add(rows, plugin, answer)
     check_labels(f"suite {suite.source} with its plugins", [one.label for one in rows.suite.schemes])
     for scheme in suite.schemes:
         may_be_left_out = rows.mistakes and not modules[scheme.label]  # of a plugin with a mistake
@@ -112,9 +112,32 @@ def _sizes(suite: Suite, scheme: Scheme) -> dict[str, Any]:
     return {"shapes": [], "family": family, "base": shapes[0], "budgets": list(suite.axes.budgets)}
 
 
-def _ask(suite: Suite, file: Path | None, schemes: Sequence[Scheme]) -> dict[str, Any] | UserError:
+_Asked = tuple[Path | None, Sequence[Scheme]]
+
+
+def _ask_all(suite: Suite, asked: Sequence[_Asked]) -> list[dict[str, Any] | UserError]:
+    """Have a worker for each of ``asked``, at the same time. Ctrl-C ends them at once: the import of a
+    plugin may hang."""
+    stopped = threading.Event()
+
+    def poll() -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+
+    with ThreadPoolExecutor() as pool:
+        try:
+            return list(pool.map(lambda one: _ask(suite, one[0], one[1], poll), asked))
+        except BaseException:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _ask(
+    suite: Suite, file: Path | None, schemes: Sequence[Scheme], poll: Callable[[], None]
+) -> dict[str, Any] | UserError:
     """Have a worker describe those of ``schemes`` whose router ``file`` (None: a package) registers, and
-    the routers that no scheme names."""
+    the routers that no scheme names. ``poll`` is called while it runs, and may raise."""
     spec = {
         "job": "rows",
         "plugins": [str(file)] if file else [],
@@ -128,7 +151,11 @@ def _ask(suite: Suite, file: Path | None, schemes: Sequence[Scheme]) -> dict[str
         log = Path(folder, "log.txt")
         try:
             return run_worker(
-                spec, log=log, hear=lambda event: at.append(event["phase"]), timeout=PLUGIN_SECONDS
+                spec,
+                log=log,
+                hear=lambda event: at.append(event["phase"]),
+                poll=poll,
+                timeout=PLUGIN_SECONDS,
             )
         except DiedError as death:
             where = f"plugin {file}" if file else f"suite {suite.source}, installed routers"

@@ -124,6 +124,8 @@ def _jobs_left(
 ) -> tuple[list[Job], int]:
     """Prepare the data once for all cells; return the jobs that are left of the cells with the labels
     ``only``. ``known``: the suite's cells that are known, given its records."""
+    # An orphan may finish its cell while it is waited for: records are read afterwards.
+    wait_for_orphans(sorted((folder / "cells").glob("*")), tell)
     suite, records = rows.suite, finished(folder)
     every = by_key(known(records))
     check_unchanged(rows, every, records, folder, tell)
@@ -140,7 +142,6 @@ def _jobs_left(
     refuse_more_passes(rows, {scheme_of(cell) for cell in left.values()}, data["train_tokens"])
     if "downstream" in suite.measure.steps:
         _check_tasks(suite, embedded)
-    wait_for_orphans([folder / "cells" / key for key in cells], tell)
     return cell_jobs(left, cells, rows, folder, data, parallel()[1]), len(cells)
 
 

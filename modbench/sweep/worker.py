@@ -2,8 +2,9 @@
 
 The parent writes the job's specification, one line of JSON, to the worker's standard input and keeps
 it open: when it closes, the parent has ended, and the worker stores its state and ends. Events are
-lines of JSON on a pipe of their own, so that nothing which plugin code prints is taken for one;
-standard output and error go to the job's log. A worker may be killed at any moment.
+lines of JSON on a pipe of their own, each behind a word that only this worker knows, so that nothing
+which plugin code prints or writes to open files is taken for one; standard output and error go to the
+job's log. A worker may be killed at any moment.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import importlib
 import json
 import math
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -40,7 +42,7 @@ JOBS = {
     "steps": "modbench.sweep.step_times:time_steps",
 }
 COMMAND = (sys.executable, "-m", "modbench.sweep.worker")
-#: Environment variable: the descriptor of the pipe of events.
+#: Environment variable: the descriptor of the pipe of events, ':' and the word before each event.
 _EVENTS = "MODBENCH_EVENTS"
 _GRACE_SECONDS = 30.0
 _POLL_SECONDS = 0.1
@@ -103,6 +105,7 @@ class Worker:
         self._hear, self._kills_before = hear, out_of_memory_kills()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         reading, writing = os.pipe()
+        self._word = secrets.token_hex(8).encode()
         with self.log.open("ab") as output:
             self._log_start = output.tell()
             self._process = subprocess.Popen(
@@ -110,7 +113,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                env=_environment(spec) | {_EVENTS: str(writing)},
+                env=_environment(spec) | {_EVENTS: f"{writing}:{self._word.decode()}"},
                 start_new_session=True,  # Ctrl-C on the terminal is for the parent to handle
                 pass_fds=(writing,),
             )
@@ -169,8 +172,9 @@ class Worker:
     def _read(self, descriptor: int) -> None:
         with os.fdopen(descriptor, "rb") as pipe:
             for line in pipe:
-                event = parsed_event(line)
-                if event is None:
+                word, _, text = line.partition(b" ")
+                event = parsed_event(text)
+                if word != self._word or event is None:
                     continue
                 self._heard, self._phase = time.monotonic(), event.get("phase", self._phase)
                 if event["event"] == "result":
@@ -291,13 +295,15 @@ def stop_signals(handle: Callable[[int], object]) -> Iterator[None]:
 
 def event_writer() -> Say:
     """The function that sends events."""
-    descriptor = int(os.environ.pop(_EVENTS))
+    number, _, word = os.environ.pop(_EVENTS).partition(":")
+    descriptor = int(number)
     os.set_inheritable(descriptor, False)
 
     def say(event: Event) -> None:
         # The parent may have been killed: `follow_parent` then asks this process to store its state.
         with contextlib.suppress(BrokenPipeError):
-            os.write(descriptor, json.dumps(event).encode() + b"\n")
+            # The line break before it ends what plugin code has written to the pipe, if anything.
+            os.write(descriptor, f"\n{word} {json.dumps(event)}\n".encode())
 
     return say
 

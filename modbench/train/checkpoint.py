@@ -38,10 +38,13 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 def load(path: Path) -> dict[str, Any] | None:
     """Load the checkpoint at ``path``; None if there is none. Raise a `DamagedError` if the file
-    differs from what `save` wrote."""
-    if not path.exists():
+    differs from what `save` wrote; a `UserError` if it can't be read."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
         return None
-    content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); remove it and run again") from error
     saved, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
     if hashlib.sha256(saved).digest() != digest:
         raise DamagedError("its content differs from its sha256")
@@ -67,6 +70,14 @@ def check(found: object, expected: object, name: str = "it") -> None:
             raise DamagedError(f"{name} has or lacks {key}")
         for key, one in expected.items():
             check(found[key], one, str(key))
+
+
+def check_random(state: Tensor, device: torch.device, name: str) -> None:
+    """Raise a `DamagedError` if ``state`` is not a state of a random generator of ``device``."""
+    try:
+        torch.Generator(device).set_state(state)
+    except RuntimeError as error:
+        raise DamagedError(f"{name} is not the state of a generator") from error
 
 
 def save_weights(path: Path, model: RoutedDecoder, *, key: str = "") -> None:

@@ -22,7 +22,7 @@ from modbench.train import checkpoint
 from modbench.train.budget import flops_per_step
 from modbench.train.compiled import Losses, compiled, eager
 from modbench.train.config import TrainConfig
-from modbench.train.counted import CountedSteps
+from modbench.train.counted import Charges, CountedSteps
 from modbench.train.numerics import autocast
 
 #: Seconds between two lines of progress.
@@ -31,6 +31,8 @@ PROGRESS_SECONDS = 0.5
 _PLAIN = ("step", "flops", "each", "curve")
 #: A point of the learning curve.
 _POINT = {"step": 0, "tokens": 0, "flops": 0, "train_loss": 0.0, "heldout_loss": 0.0}
+#: A charge for routing counts (`modbench.train.counted.Charges`).
+_CHARGE: dict[str, Any] = {"step": 0, "counts": {}, "flops": 0}
 
 
 class DivergedError(Exception):
@@ -52,6 +54,7 @@ class Trained:
     counted_steps: int  #: steps compared with the counter
     unseen_steps: int  #: steps that ran out of memory under the counter
     miscounted: str  #: where the ledger differs from the counter; empty if nowhere
+    recharged: str  #: where the ledger, asked again, differs from what it charged; empty if nowhere
     curve: list[dict[str, Any]]
 
 
@@ -125,7 +128,7 @@ class _Run:
         self.nominal = flops_per_step(model, train)
         self.step, self.flops, self.curve = 0, 0, list[dict[str, Any]]()
         self.each = self.nominal  #: FLOPs of the last step, the estimate for the next one
-        self.counts = CountedSteps()
+        self.counts, self.charges = CountedSteps(), Charges()
         self._routed: Any = None  #: realised routing of the last step, which ``each`` is of
 
     def steps_left(self) -> int:
@@ -137,16 +140,18 @@ class _Run:
         done = (self.flops + self.each) / (self.flops + left * self.each)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(done, self.train)
-        if self.step == 0:
-            self.count(1)
+        seed, number = self.batches.seed, self.step + 1
+        if number == 1 or self.counts.draws(seed, number, done, left):
+            self.count(number)
         batch = self.batch(self.step)
         loss, context = training_step(
             self.model, self.optimizer, self.train, batch, self.dtype, losses=self.losses
         )
-        if context.trace.counts != self._routed:
-            self._routed = context.trace.counts
-            realised = replace(self.load, counts=self._routed)
-            self.each = self.model.ledger(realised).total("model")
+        routed = context.trace.counts
+        if routed != self._routed:
+            self._routed = routed
+            self.each = self.model.ledger(replace(self.load, counts=routed)).total("model")
+        self.charges.add(seed, number, routed, self.each)
         self.flops += self.each
         self.step += 1
         return loss.item()
@@ -186,6 +191,7 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "counts": asdict(self.counts),
+            "charges": asdict(self.charges),
             "random": torch.get_rng_state(),
             "gpu_random": torch.cuda.get_rng_state(self.device) if on_gpu else None,
             "origin": origin,
@@ -206,7 +212,7 @@ class _Run:
             return
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.counts = CountedSteps(**state["counts"])
+        self.counts, self.charges = CountedSteps(**state["counts"]), Charges(**state["charges"])
         torch.set_rng_state(state["random"])
         if state["gpu_random"] is not None:
             torch.cuda.set_rng_state(state["gpu_random"], self.device)
@@ -220,6 +226,11 @@ class _Run:
         if state["origin"] != origin:
             raise checkpoint.DamagedError(f"it is of {state['origin']}, not {origin}")
         checkpoint.check(state["curve"], [_POINT] * len(state["curve"]))
+        checkpoint.check_random(state["random"], torch.device("cpu"), "random")
+        if state["gpu_random"] is not None:
+            checkpoint.check_random(state["gpu_random"], self.device, "gpu_random")
+        kept = state["charges"]["kept"]
+        checkpoint.check(kept, [_CHARGE] * len(kept))
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         moments = [{"step": torch.zeros(()), "exp_avg": one, "exp_avg_sq": one} for one in weights]
         found = state["optimizer"]["state"]  # a weight without a gradient so far has no moments
@@ -243,7 +254,7 @@ def train_model(
 
     The budget pays for realised FLOPs (convention ``model``): a scheme that skips more tokens than its
     options state takes more steps. Learning rate and learning curve follow the fraction of the budget
-    that is spent. The first and the last step are counted (`modbench.train.counted`).
+    that is spent. Three steps are counted (`modbench.train.counted`).
 
     ``evaluate`` returns the held-out loss for a point of the learning curve. ``say`` receives the events
     ``step``, every `PROGRESS_SECONDS`, and ``point``. ``origin`` names text and code: a checkpoint of
@@ -288,5 +299,6 @@ def train_model(
         counted_steps=run.counts.counted,
         unseen_steps=run.counts.unseen,
         miscounted=run.counts.figure(),
+        recharged=run.charges.asked_again(model, run.load),
         curve=run.curve,
     )

@@ -1,12 +1,13 @@
 """`modbench export`: writes a trained model into a folder that other programs load."""
 
-import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from modbench.errors import UserError
+from modbench.routing.registry import plugin_file
 from modbench.trained.load import Loaded
 from modbench.trained.weights_folder import WEIGHTS, Description, write_description
 
@@ -26,7 +27,7 @@ def export(loaded: Loaded, to: Format, out: Path) -> str:
 
 def _appearing(out: Path, write: Callable[[Path], str]) -> str:
     out = out.resolve()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(8)}")  # two containers may share a pid
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
@@ -47,7 +48,7 @@ def _modbench(loaded: Loaded, folder: Path, out: Path) -> str:
         Description(suite=loaded.suite, cell=loaded.cell, merges=loaded.tokenizer.merges),
     )
     shutil.copyfile(loaded.folder / WEIGHTS, folder / WEIGHTS)
-    plugin = ", plugins=[FILE]" if loaded.cell["router"]["plugin_sha256"] else ""
+    plugin = ", plugins=[FILE]" if plugin_file(loaded.cell["router"]["name"]) else ""
     return f"load it with modbench.load('{out}'{plugin})"
 
 

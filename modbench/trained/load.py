@@ -1,5 +1,6 @@
 """Trained models: `load` returns model and tokenizer of a run or of a folder of weights."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,8 @@ def load_trained(
 ) -> Loaded:
     """Return the trained model at ``path`` and what is known of it; for the arguments see `load`. With a
     folder ``results``, ``path`` may also be SUITE/LABEL or SUITE/KEY. Raises UserError: no such run,
-    several, or one that failed; its weights, its tokenizer or its plugin are missing, damaged or of
-    another run."""
+    several, or one that failed; its weights or its tokenizer are missing, damaged or of another run;
+    its plugin is missing. If the code of its plugin has changed since, standard error says so."""
     folder = Path(path)
     if (folder / WEIGHTS).is_file():
         stored = _in_folder(folder)
@@ -158,17 +159,30 @@ def _loaded(stored: _Stored, plugins: Plugins) -> Loaded:
     )
 
 
+def _check_code(run: str, router: str, trained: str | None) -> None:
+    """Say on standard error that the weights were ``trained`` with code of ``router`` of another hash;
+    None: not recorded. Raise a `UserError` if its plugin is not loaded."""
+    loaded = plugin_sha256(router)
+    if trained and loaded is None:
+        raise UserError(
+            f"run '{run}': its router '{router}' is of a plugin with sha256 {trained[:12]}; give its "
+            "file with --plugin (in Python: plugins=[FILE]) or install its package"
+        )
+    if loaded and loaded != trained:
+        known = f"has sha256 {trained[:12]}" if trained else "is not recorded"
+        print(
+            f"modbench: run '{run}' was trained with other code of router '{router}': that {known}, "
+            f"what is loaded now has {loaded[:12]}; results may differ from its record",
+            file=sys.stderr,
+        )
+
+
 def _model(stored: _Stored, plugins: Plugins) -> RoutedDecoder:
     cell, weights = stored.cell, stored.folder / WEIGHTS
     router, digest = cell["router"], cell["router"]["plugin_sha256"]
     for plugin in plugins if digest else ():
         load_plugin(plugin)
-    if digest and plugin_sha256(router["name"]) != digest:
-        raise UserError(
-            f"run '{stored.name}': its router '{router['name']}' is of a plugin file with sha256 "
-            f"{digest[:12]}; give that file with --plugin (in Python: plugins=[FILE]), as it was when "
-            "the run was trained, or run the suite again"
-        )
+    _check_code(stored.name, router["name"], digest)
     model = build_model(
         built(f"run '{stored.name}': model", cell["model"], ModelConfig),
         build_router(router["name"], router["options"]),

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_suite import install, modbench_says
 
 import modbench
 
@@ -51,6 +52,20 @@ def test_plugin_that_ends_the_process_is_a_sentence_and_exit_code_2(
     found, out = says(tmp_path, *words)
     assert found == 2
     assert out.startswith(sentence)
+    assert out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words", ["audit ends", "flops --router ends", "plan --router ends --tokens 1B"]
+)
+def test_an_installed_plugin_that_ends_the_process_is_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    install(tmp_path / "packages", "ends", "import os; os._exit(0)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
+    code, out = modbench_says(tmp_path, *words.split())
+    assert code == 2
+    assert out.startswith("modbench: the process that loaded the plugin exited with code 0 before ")
     assert out.count("\n") == 1
 
 

@@ -177,6 +177,9 @@ def test_each_figure_that_was_drawn_is_shown_under_a_sentence(fakes):
         ("back\\slash|", r"back\\slash\|"),
         ("a\u202eb\x00", "a\ufffdb\ufffd"),
         ("&lt;", "&amp;lt;"),
+        ("at https://example.org/a", r"at https\://example.org/a"),
+        ("www.example.org and FTP://a", r"www\.example.org and FTP\://a"),
+        ("a: //b, wwww.c", "a: //b, wwww.c"),
     ],
 )
 def test_foreign_text_stays_text(fakes, text, shown):

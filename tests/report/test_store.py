@@ -1,7 +1,10 @@
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from test_audit_record import make_audit
@@ -17,6 +20,7 @@ from modbench.report.store import (
     latest,
     read_suite,
     remove_leftovers,
+    write_files,
 )
 
 
@@ -242,7 +246,7 @@ def test_a_flipped_byte_is_refused_wherever_it_is(tmp_path, fakes):
 
 
 @pytest.mark.parametrize("what", ["FIFO", "folder", "device"])
-@pytest.mark.parametrize("read", [read_suite, finished, remove_leftovers])
+@pytest.mark.parametrize("read", [read_suite, finished])
 def test_what_is_no_regular_file_is_refused_without_opening_it(tmp_path, what, read):
     shard = tmp_path / "records" / "a.jsonl"
     shard.parent.mkdir()
@@ -293,21 +297,53 @@ def test_what_is_finished_is_told_without_reading_records_in_full(tmp_path, fake
     ]
 
 
-def test_what_killed_processes_left_is_removed_and_what_live_ones_write_is_kept(tmp_path, fakes):
+def test_old_temporary_files_are_removed_and_new_ones_are_kept(tmp_path, fakes):
+    """A writer in another container can't be seen, so that age alone counts."""
     append_record(tmp_path, fakes.make_record())
-    (tmp_path / "records" / ".folder.jsonl.99999999.tmp").mkdir()  # of the user's
-    dead = [
-        tmp_path / "records" / "dead.jsonl",
-        tmp_path / ".leaderboard.md.99999999.tmp",
-        tmp_path / "records" / ".dead.jsonl.99999999.tmp",
+    (tmp_path / "records" / ".folder.jsonl.elsewhere.00.tmp").mkdir()  # of the user's
+    old = [
+        tmp_path / ".leaderboard.md.elsewhere.00.tmp",
+        tmp_path / ".leaderboard.md.99999999.tmp",  # an earlier modbench's
+        tmp_path / "records" / ".dead.jsonl.elsewhere.00.tmp",
     ]
-    live = tmp_path / f".leaderboard.md.{os.getpid()}.tmp"
-    for path in (*dead, live):
+    live = [path.with_name(path.name.replace("00", "11")) for path in old[::2]]
+    for path in (*old, *live):
         path.touch()
-    assert remove_leftovers(tmp_path) == dead
-    assert live.exists()
-    assert not any(path.exists() for path in dead)
+    assert remove_leftovers(tmp_path) == []
+    for path in old:
+        os.utime(path, (time.time() - 4000,) * 2)
+    assert sorted(remove_leftovers(tmp_path)) == sorted(old)
+    assert all(path.exists() for path in live)
+    assert not any(path.exists() for path in old)
     assert len(read_suite(tmp_path).cells) == 1
+
+
+def test_two_writers_with_one_process_id_do_not_meet(tmp_path, monkeypatch):
+    names, replace = [], os.replace
+
+    def seen(old, new):
+        names.append(Path(old).name)
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", seen)
+    for text in (b"one", b"two"):
+        write_files(tmp_path, {"page.md": text})
+    assert len(set(names)) == 2
+    assert all(name.startswith(f".page.md.{socket.gethostname()[:40]}.") for name in names)
+    assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
+
+
+def test_a_record_that_was_emptied_is_told_by_the_report(tmp_path, fakes, capsys):
+    suite = tmp_path / "mine"
+    append_record(suite, fakes.make_record())
+    emptied = append_record(suite, fakes.make_record("mod"))
+    emptied.write_bytes(b"")
+    remove_leftovers(suite)
+    assert main(["report", "--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == (
+        f"modbench: {emptied}: it is empty, and a record that it held is lost; running the suite again "
+        "repeats what is missing; then remove the file\n"
+    )
 
 
 @pytest.mark.parametrize("under", ["records", "timings"])

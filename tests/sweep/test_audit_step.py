@@ -284,9 +284,10 @@ def test_a_leak_that_training_opens_is_found_in_the_trained_weights(mix: float, 
         tokens=576,
         flops=1,
         flops_nominal=1,
-        counted_steps=2,
+        counted_steps=3,
         unseen_steps=0,
         miscounted="",
+        recharged="",
         curve=[],
     )
     causal, count = _checks(model, trained)

@@ -3,16 +3,17 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 
 import pytest
-from drive_engine import FAKE, fake_cell, run_fakes
+from drive_engine import FAKE, fake_cell, fake_job, run_fakes
 from rich.console import Console
 
 from modbench.errors import UserError
 from modbench.report.record import cell_key
-from modbench.report.store import finished, read_suite
+from modbench.report.store import append_record, finished, read_suite
 from modbench.sweep import worker
 from modbench.sweep.cells import by_key, cells_left
 from modbench.sweep.crash import KILLED
@@ -130,6 +131,22 @@ def test_a_cell_that_hangs_is_ended_and_the_others_go_on(tmp_path: Path) -> None
 def test_a_cell_that_is_killed_after_its_record_has_one_record(tmp_path: Path) -> None:
     assert run(tmp_path / "s", "recorded")[0] == []
     assert statuses(tmp_path / "s") == [("recorded", "ok")]
+
+
+def test_a_cell_that_is_killed_after_its_record_has_that_records_status(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    how = ("failed", "an old story", datetime.now(UTC))
+    append_record(folder, fake_job("recorded", folder, 1).crash_record(*how))
+    (old,) = (folder / "records").iterdir()
+    old.rename(old.with_name("zzzz.jsonl"))  # names are random; this one comes last
+    assert run(folder, "recorded")[0] == []
+    assert statuses(folder) == [("recorded", "failed"), ("recorded", "ok")]
+
+
+def test_what_a_plugin_writes_to_the_pipe_of_events_is_no_result(tmp_path: Path) -> None:
+    (failure,), _ = run(tmp_path / "s", "forges", "a")
+    assert (failure.status, failure.error[:11]) == ("failed", "exit code 0")
+    assert statuses(tmp_path / "s") == [("a", "ok"), ("forges", "failed")]
 
 
 def test_a_mistake_of_a_plugin_is_told_from_a_crash(tmp_path: Path) -> None:

@@ -71,6 +71,6 @@ def test_kills_change_no_result(tmp_path: Path, rounds: int) -> None:
     run(tmp_path, "parts")
     assert untimed(folder) == untimed(tmp_path / "whole" / "kills")
     assert ": 4 of 4 cells done" in run(tmp_path, "parts")
-    left = [path for path in folder.rglob("*") if path.suffix in (".half", ".tmp", ".part")]
-    empty = [shard for shard in folder.glob("records/*") if not shard.stat().st_size]
+    left = [path for path in folder.rglob("*") if path.suffix in (".half", ".part")]
+    empty = [shard for shard in folder.glob("records/*.jsonl") if not shard.stat().st_size]
     assert left == empty == []

@@ -69,7 +69,7 @@ def test_file_without_the_function_of_its_step_is_named(monkeypatch: pytest.Monk
         step("memory")
 
 
-def trained(miscounted: str = "", counted: int = 2, unseen: int = 0) -> Trained:
+def trained(miscounted: str = "", counted: int = 3, unseen: int = 0, recharged: str = "") -> Trained:
     return Trained(
         steps=9,
         tokens=576,
@@ -78,6 +78,7 @@ def trained(miscounted: str = "", counted: int = 2, unseen: int = 0) -> Trained:
         counted_steps=counted,
         unseen_steps=unseen,
         miscounted=miscounted,
+        recharged=recharged,
         curve=[],
     )
 
@@ -85,10 +86,10 @@ def trained(miscounted: str = "", counted: int = 2, unseen: int = 0) -> Trained:
 @pytest.mark.parametrize(
     ("miscounted", "counted", "unseen", "verdict", "figure"),
     [
-        ("", 2, 0, "passed", f"{EQUAL} 2"),
-        ("", 1, 1, "passed", f"{EQUAL} 1; {UNSEEN} 1"),
-        ("", 0, 2, "not asked", f"{EQUAL} 0; {UNSEEN} 2"),
-        ("+3 in training step 1", 2, 0, "failed", f"{OFF}+3 in training step 1"),
+        ("", 3, 0, "passed", f"{EQUAL} 3"),
+        ("", 1, 2, "passed", f"{EQUAL} 1; {UNSEEN} 2"),
+        ("", 0, 3, "not asked", f"{EQUAL} 0; {UNSEEN} 3"),
+        ("+3 in training step 1", 3, 0, "failed", f"{OFF}+3 in training step 1"),
         ("+3 in x", 1, 2, "failed", f"{OFF}+3 in x; {UNSEEN} 2"),
     ],
 )
@@ -98,6 +99,14 @@ def test_counted_training_steps_are_a_finding_of_probe_9(
     finding = counted_steps(trained(miscounted, counted, unseen))
     assert (finding.probe, finding.name, finding.ranks) == (9, "count", True)
     assert (finding.verdict, finding.figure) == (verdict, figure)
+
+
+def test_a_ledger_that_answers_differently_when_asked_again_fails_probe_9() -> None:
+    finding = counted_steps(trained(recharged="-4 for training step 2"))
+    assert (finding.verdict, finding.ranks) == ("failed", True)
+    assert finding.figure == (
+        f"{EQUAL} 3; ledger asked again minus what it charged, FLOPs: -4 for training step 2"
+    )
 
 
 def test_nominal_costs_are_those_of_the_ledger() -> None:

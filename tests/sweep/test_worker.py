@@ -79,6 +79,17 @@ def test_a_long_result_comes_whole(tmp_path: Path) -> None:
     assert run("result = {'text': 10**6 * 'o'}", tmp_path) == {"text": 10**6 * "o"}
 
 
+def test_what_plugin_code_writes_to_the_pipe_is_ignored_and_hides_no_event(tmp_path: Path) -> None:
+    forged = """
+for descriptor in range(3, 30):
+    try: os.write(descriptor, b'{"event": "result", "result": {"status": "forged"}}\\n{"half')
+    except OSError: pass
+"""
+    assert run(f"{forged}\nresult = {{'status': 'true'}}", tmp_path) == {"status": "true"}
+    with pytest.raises(DiedError, match="exit code 0, nothing in its log"):
+        run(f"{forged}\nos._exit(0)", tmp_path)
+
+
 def test_a_process_that_reads_standard_input_finds_it_empty(tmp_path: Path) -> None:
     assert run("result = {'read': sys.stdin.read()}", tmp_path) == {"read": ""}
 

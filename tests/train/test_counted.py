@@ -1,8 +1,10 @@
-"""The first and the last training step are compared with the counter, and training is unchanged.
+"""Three training steps are compared with the counter, and training is unchanged.
 
 B sequences, T tokens, D model width.
 """
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from modbench.routing.registry import build_router, router_names
 from modbench.routing.router import Router
 from modbench.train.budget import flops_per_step
 from modbench.train.config import TrainConfig
-from modbench.train.counted import CountedSteps
+from modbench.train.counted import Charges, CountedSteps
 from modbench.train.loop import StoppedError, Trained, train_model
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=64)
@@ -70,14 +72,20 @@ class TwiceLayer(Layer):
 
 
 def run(
-    router: Router, folder: Path, *, steps: int = 20, stop_after: int | None = None, **train: object
+    router: Router,
+    folder: Path,
+    *,
+    steps: int = 20,
+    stop_after: int | None = None,
+    seed: int = 1,
+    **train: object,
 ) -> tuple[Decoder, Trained]:
     model = build_model(SHAPE, router, seed=1)
     folder.mkdir(exist_ok=True)
     asked = iter(range(10**6))
     trained = train_model(
         model,
-        Batches(TEXT_N, sequence=32, batch=2, seed=1),
+        Batches(TEXT_N, sequence=32, batch=2, seed=seed),
         replace(TRAIN, budget=steps * flops_per_step(model, TRAIN), **train),  # type: ignore[arg-type]
         dtype=torch.float32,
         evaluate=lambda model: 1.0,
@@ -100,8 +108,8 @@ def test_counting_changes_no_bit_and_finds_nothing_off(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted, spent = run(build_router(name), tmp_path / "counted", steps=5)
-    assert spent.miscounted == ""
-    assert spent.counted_steps == 2
+    assert spent.miscounted == spent.recharged == ""
+    assert spent.counted_steps == 3
     monkeypatch.setattr(CountedSteps, "count", lambda *arguments: None)
     plain, alone = run(build_router(name), tmp_path / "plain", steps=5)
     assert alone.counted_steps == 0
@@ -113,7 +121,92 @@ def test_counting_changes_no_bit_and_finds_nothing_off(
 def test_a_router_that_computes_more_at_the_start_or_the_end_is_found(tmp_path: Path) -> None:
     _, trained = run(Twice(dense=(1, 2, 21)), tmp_path)  # the last step is counted after it is taken
     assert trained.miscounted == f"{-extra():+d} in training step 1, {-extra():+d} in training step 20"
-    assert (trained.steps, trained.counted_steps) == (20, 2)
+    assert (trained.steps, trained.counted_steps) == (20, 3)
+
+
+def drawn_step(folder: Path, seed: int, **stop: int) -> int:
+    """The one step of nine between the first and the last that is found off if all of them are."""
+    _, trained = run(Twice(dense=tuple(range(2, 9))), folder, steps=9, seed=seed, **stop)
+    (number,) = re.findall(r"[-+]\d+ in training step (\d+)", trained.miscounted)
+    return int(number)
+
+
+def test_a_step_that_the_seed_draws_is_counted(tmp_path: Path) -> None:
+    drawn = [drawn_step(tmp_path / str(seed), seed) for seed in range(6)]
+    assert set(drawn) <= set(range(2, 9))
+    assert len(set(drawn)) > 2
+    for seed in range(2):
+        assert drawn_step(tmp_path / f"again {seed}", seed) == drawn[seed]
+        for cut in (2, 6):
+            folder = tmp_path / f"parts {seed} {cut}"
+            with pytest.raises(StoppedError):
+                drawn_step(folder, seed, stop_after=cut)
+            assert drawn_step(folder, seed) == drawn[seed]
+
+
+@pytest.mark.parametrize("done", [0.0, 1.0])
+def test_the_drawn_step_is_neither_the_first_nor_the_last(done: float) -> None:
+    """Whatever the drawn number is."""
+    counts = CountedSteps()
+    drawn = [step for step in range(1, 10) if counts.draws(0, step, done, 10 - step)]
+    assert drawn == [8 if done == 0.0 else 2]
+    assert not any(CountedSteps().draws(0, step, done, 3 - step) for step in (1, 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfTheLastPass(Router):
+    """Runs its block once or twice by turns. Its ledger takes the number from its last pass, in place of
+    the counts it is asked for."""
+
+    name = "of_the_last_pass"
+
+    def build_layer(self, model: ModelConfig, layer: int) -> Layer:
+        return OfTheLastPassLayer(model, layer)
+
+
+class OfTheLastPassLayer(Layer):
+    def __init__(self, model: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.block, self.times = layer, Block(model, layer), 1
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def initialise(self, seed: int) -> None:
+        self.steps.zero_()
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        self.steps += 1
+        self.times = 1 + int(self.steps) % 2
+        context.trace.count(self.layer, "times", [self.times])
+        for _ in range(self.times):
+            x_BTD = self.block(x_BTD, context)
+        return x_BTD
+
+    def ledger(self, load: Workload) -> Ledger:
+        return self.block.ledger(load) * self.times
+
+
+def test_a_ledger_that_answers_differently_when_asked_again_is_found(tmp_path: Path) -> None:
+    _, trained = run(OfTheLastPass(), tmp_path, steps=9)
+    assert (trained.miscounted, trained.counted_steps) == ("", 3)
+    last = trained.steps
+    # The last pass is the counted one, of the step after the last.
+    off = -extra() if last % 2 else extra()
+    wrong = [step for step in range(1, last + 1) if (last + 1 - step) % 2]
+    named = ", ".join(f"{off:+d} for training step {step}" for step in wrong[:3])
+    more = f", and for {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    assert trained.recharged == named + more
+
+
+def test_charges_are_sampled_evenly_and_by_the_seed() -> None:
+    steps: Counter[int] = Counter()
+    for seed in range(300):
+        charges = Charges()
+        for step in range(1, 97):
+            charges.add(seed, step, {(0, "depth"): (step,)}, step)
+        assert len(charges.kept) == 32
+        steps.update(charge["step"] for charge in charges.kept)
+    thirds = [sum(steps[step] for step in range(start, start + 32)) / 300 for start in (1, 33, 65)]
+    assert thirds == pytest.approx([32 / 3] * 3, rel=0.05)
 
 
 def test_a_ledger_that_states_less_in_training_is_found(tmp_path: Path) -> None:
@@ -183,4 +276,4 @@ def test_a_step_that_memory_does_not_hold_under_the_counter_is_not_an_error(
 
     monkeypatch.setattr(FlopCounter, "__enter__", fails)
     _, trained = run(Twice(), tmp_path, steps=9)
-    assert (trained.counted_steps, trained.unseen_steps, trained.miscounted) == (0, 2, "")
+    assert (trained.counted_steps, trained.unseen_steps, trained.miscounted) == (0, 3, "")

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from modbench.data.batches import Batches
+from modbench.errors import UserError
 from modbench.ledger import Flops, Ledger, Workload
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
@@ -309,6 +310,14 @@ def no_moment(state: dict[str, Any]) -> None:
     del state["optimizer"]["state"][0]["exp_avg"]
 
 
+def no_random(state: dict[str, Any]) -> None:
+    state["random"].zero_()
+
+
+def no_counts(state: dict[str, Any]) -> None:
+    state["charges"]["kept"][0]["counts"] = None
+
+
 def odd_point(state: dict[str, Any]) -> None:
     state["curve"][0]["tokens"] = None
 
@@ -321,6 +330,8 @@ def odd_point(state: dict[str, Any]) -> None:
         (another_shape, "embedding.weight is torch.float32 (2, 2), not torch.float32 (97, 32)"),
         (no_moment, "0 has or lacks exp_avg"),
         (odd_point, "tokens is NoneType, not int"),
+        (no_counts, "counts is NoneType, not dict"),
+        (no_random, "random is not the state of a generator"),
     ],
 )
 def test_a_checkpoint_with_missing_or_mistyped_fields_is_not_used(
@@ -334,6 +345,12 @@ def test_a_checkpoint_with_missing_or_mistyped_fields_is_not_used(
     change(state)
     checkpoint.save(stopped, state)
     starts_from_the_beginning(stopped, capsys, why)
+
+
+def test_a_checkpoint_that_is_a_folder_gets_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").mkdir()
+    with pytest.raises(UserError, match=r"checkpoint\.pt: can't be read \(Is a directory\); remove it"):
+        run("vanilla", tmp_path)
 
 
 def test_a_start_removes_the_temporary_files_of_a_killed_process(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from modbench.data import token_data
 from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError
 from modbench.model.context import Context
-from modbench.routing.registry import router_names
+from modbench.routing.registry import load_plugin, router_names
 from modbench.train.checkpoint import save_weights
 from modbench.trained import weights_folder
 from modbench.trained.find import find_record
@@ -224,7 +224,7 @@ def test_plugins_are_loaded_for_a_router_of_a_plugin_alone(results: Path) -> Non
 def test_a_model_of_a_plugin_loads_with_its_file(results: Path, as_list: bool) -> None:
     file = plugin_at(results.parent / f"loaded_{as_list}.py".lower())
     record_with(results, file.stem, sha256(file.read_bytes()).hexdigest())
-    with pytest.raises(UserError, match=f"its router '{file.stem}' is of a plugin file"):
+    with pytest.raises(UserError, match=f"its router '{file.stem}' is of a plugin with"):
         modbench.load(results / "tiny" / "mine")
     plugins = [file] if as_list else str(file)
     with pytest.raises(UserError, match="damaged or of another run"):  # weights of the dense model
@@ -236,16 +236,27 @@ def test_a_model_of_a_plugin_loads_with_its_file(results: Path, as_list: bool) -
         assert torch.equal(logits_of(model), logits_of(model_of("vanilla")))
 
 
-@pytest.mark.parametrize(
-    ("name", "given"),
-    [("loaded_edited", True), ("loaded_nowhere", False), ("vanilla", False)],
-    ids=["changed", "not-given", "an-installed-router-has-its-name"],
-)
-def test_a_plugin_other_than_the_run_was_trained_with_is_refused(
-    name: str, given: bool, results: Path
-) -> None:
-    files = [plugin_at(results.parent / f"{name}.py")] if given else []
+@pytest.mark.parametrize("name", ["loaded_nowhere", "vanilla"], ids=["unknown", "built-in"])
+def test_a_run_whose_plugin_is_not_given_is_refused(name: str, results: Path) -> None:
     record_with(results, name, "ab" + 62 * "0")
-    words = rf"its router '{name}' is of a plugin file with sha256 ab{10 * '0'}; give that file"
+    words = rf"its router '{name}' is of a plugin with sha256 ab{10 * '0'}; give its file"
     with pytest.raises(UserError, match=words):
-        modbench.load(results / "tiny" / "mine", plugins=files)
+        modbench.load(results / "tiny" / "mine")
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_run_that_was_trained_with_other_code_of_its_plugin_says_so(
+    results: Path, edited: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = plugin_at(results.parent / f"loaded_edited_{edited}.py".lower())
+    load_plugin(file)
+    digest = sha256(file.read_bytes()).hexdigest()
+    record_with(results, file.stem, "ab" + 62 * "0" if edited else digest)
+    folder = save_trained(results, "tiny/mine", HE)
+    model, _ = modbench.load(folder, file)
+    assert model.router.name == file.stem
+    said = (
+        f"modbench: run '{folder}' was trained with other code of router '{file.stem}': that has sha256 "
+        f"ab{10 * '0'}, what is loaded now has {digest[:12]}; results may differ from its record\n"
+    )
+    assert capsys.readouterr().err == (said if edited else "")

@@ -1,0 +1,60 @@
+"""A run begins while a cell of an earlier, killed run still works, or while a plugin hangs."""
+
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from small_suite import start, write_suite
+
+from modbench.cli.main import main
+from modbench.report.store import read_suite
+from modbench.sweep.lock import cell_lock
+
+
+def test_a_cell_that_an_orphan_finishes_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write_suite(tmp_path, "orphans", "vanilla")
+    assert main(["run", "suite.toml"]) == 0
+    folder = tmp_path / "my-results" / "orphans"
+    (cell,), records = (folder / "cells").iterdir(), folder / "records"
+    shutil.move(records, tmp_path / "kept")
+    held = threading.Event()
+
+    def orphan() -> None:
+        with cell_lock(cell):
+            held.set()
+            time.sleep(3)
+            shutil.move(tmp_path / "kept", records)
+
+    thread = threading.Thread(target=orphan)
+    thread.start()
+    assert held.wait(60)
+    assert main(["run", "suite.toml"]) == 0
+    thread.join()
+    assert len(read_suite(folder).cells) == 1
+
+
+def test_one_interrupt_ends_a_run_whose_plugin_hangs_at_import(tmp_path: Path) -> None:
+    write_suite(tmp_path, "hangs", "vanilla")
+    (tmp_path / "hangs.py").write_text(
+        f"import time\nopen({str(tmp_path / 'begun')!r}, 'w')\ntime.sleep(600)\n"
+    )
+    run = start(tmp_path, "run", "suite.toml", "--plugin", "hangs.py")
+    try:
+        deadline = time.monotonic() + 100
+        while not (tmp_path / "begun").exists():
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        run.send_signal(signal.SIGINT)
+        said, _ = run.communicate(timeout=60)  # the import may take 120 s
+    finally:
+        run.kill()
+    assert run.returncode == 130
+    assert said == "modbench: stopped; run the same command again to continue\n"

@@ -24,7 +24,7 @@ def check(
 
     Args:
         router: Python file that registers routers, or the name of a router (`modbench list routers`)
-        name: which router of the file, if it registers several
+        name: which router of the file, if it registers several; by default each of them
         option: options of the router; by default its defaults
         seed: seed of weights, tokens and batches
     """

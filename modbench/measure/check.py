@@ -46,43 +46,53 @@ DEPTHS = (2, 4)
 
 
 def run_check(target: str, name: str | None = None, *, options: Mapping[str, Any], seed: int = 0) -> int:
-    """Check the router ``name`` of the plugin file ``target``, or the router called ``target``, and
-    print what is found. Returns 0, or 1 if a probe failed or the loss is not finite. Raises UserError:
-    an invalid file, name, preset, option or seed; or the router's code raises."""
+    """Check the router ``name`` of the plugin file ``target``, each of its routers, or the router called
+    ``target``, and print what is found. Returns 0, or 1 if a probe failed or a loss is not finite.
+    Raises UserError: an invalid file, name, preset, option or seed; or a router's code raises."""
     if not 0 <= seed < 2**32:
         raise UserError(f"seed is {seed}; it must lie in [0, 2**32)")
     asked = _chosen(target, name)
     torch.set_num_threads(1)  # more threads slow tiny models down
     make_deterministic()
-    plain, preset = preset_options(asked)
-    router = build_router(plain, {**preset, **options})
+    chosen = {each: preset_options(each) for each in asked}
+    routers = {
+        each: build_router(plain, {**preset, **options}) for each, (plain, preset) in chosen.items()
+    }
+    passed: list[bool] = []
+    for each, router in routers.items():
+        if passed:
+            print()
+        is_default = not options and not chosen[each][1]
+        passed.append(_passes(each, router, seed, is_default=is_default))
+    return 0 if all(passed) else 1
+
+
+def _passes(asked: str, router: Router, seed: int, *, is_default: bool) -> bool:
+    """Print what is found about ``router``, which was ``asked`` for; return True if all is well."""
     print(f"{asked}: {', '.join(f'{k}={v}' for k, v in router.options().items()) or 'no options'}\n")
-    _print_costs(router)
     config = _small(router)
-    failed = _print_audit(config, router, seed)
+    with authors_code(router, "a training step"):  # a router that does not run has no FLOPs to compare
+        model = warmed(config, router.name, router.options(), seed, SEQUENCE)
+    _print_costs(router)
+    failed = _print_audit(model, seed)
     diverged = _print_training(config, router, seed)
     print()
-    _print_next(router, failed, diverged, is_default=not options and not preset)
-    return 1 if failed or diverged else 0
+    _print_next(router, failed, diverged, is_default=is_default)
+    return not failed and not diverged
 
 
-def _chosen(target: str, name: str | None) -> str:
-    """The name of the router to check, maybe with a preset; a file is loaded first. Raises UserError:
-    the file cannot be loaded, registers several routers, or not this one."""
+def _chosen(target: str, name: str | None) -> list[str]:
+    """Names of the routers to check, maybe with a preset; a file is loaded first. Raises UserError: the
+    file cannot be loaded, or does not register this one."""
     if not target.endswith(".py") and not Path(target).is_file():
         if name is not None:
             raise UserError(f"'{target}' is a router and no file; leave '{name}' out")
-        return target
+        return [target]
     names = load_plugin(target)
     print(f"{target} registers {', '.join(names)}")
-    if name is None and len(names) > 1:
-        raise UserError(
-            f"plugin {target} registers {' and '.join(names)}; name one of them: modbench check "
-            f"{shlex.quote(target)} {names[0]}"
-        )
     if name is not None and name.partition(":")[0] not in names:
         raise UserError(f"plugin {target} registers no '{name}'; {known_names(name, names)}")
-    return name or names[0]
+    return names if name is None else [name]
 
 
 def _print_costs(router: Router) -> None:
@@ -122,11 +132,9 @@ def _small(router: Router) -> ModelConfig:
     return config
 
 
-def _print_audit(config: ModelConfig, router: Router, seed: int) -> list[Finding]:
+def _print_audit(model: RoutedDecoder, seed: int) -> list[Finding]:
     """Print each probe as it ends; return those that failed."""
-    print(f"\naudit at {config.layers} layers of width {config.width}", flush=True)
-    with authors_code(router, "a training step"):
-        model = warmed(config, router.name, router.options(), seed, SEQUENCE)
+    print(f"\naudit at {model.config.layers} layers of width {model.config.width}", flush=True)
     failed = []
     for finding in findings(model, seed=seed):
         print(line(finding), flush=True)

@@ -15,8 +15,9 @@ differences of the three schemes from their papers apply here, too.
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
+from torch import nn
+
 from modbench.model.config import ModelConfig
-from modbench.model.mlp import FeedForward
 from modbench.routers.expert_choice import ExpertChoice
 from modbench.routers.mod import DepthOptions
 from modbench.routers.token_choice import TokenChoice, TokenChoiceOptions
@@ -55,7 +56,7 @@ class StagedMoDE(DepthOptions, TokenChoiceOptions):
         else:
             self._experts()
 
-    def feed_forward(self, model: ModelConfig, layer: int) -> FeedForward:
+    def feed_forward(self, model: ModelConfig, layer: int) -> nn.Module:
         return self._experts().feed_forward(model, layer)
 
     def _experts(self) -> ExpertRouter:

@@ -1,26 +1,25 @@
 """Checks how a router class declares itself and its options, when it is registered."""
 
-import difflib
 import inspect
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 from modbench.errors import UserError
+from modbench.routing.hook_checks import check_hooks
+from modbench.routing.plugin_fault import DECORATORS
 from modbench.routing.router import Router
-
-_DECORATORS = "@register_router('{}') and, below it, @dataclass(frozen=True, kw_only=True)"
 
 
 def check_declaration(name: str, router: type) -> None:
     """Raise a `UserError` if ``router`` is not a frozen dataclass that derives from `Router` and builds
-    layers, an option lacks a type, or the name of a method is nearly that of a hook."""
+    layers, an option lacks a type, or a hook is wrong (`check_hooks`)."""
     kind = f"router '{name}' ({router.__qualname__})"
     if not issubclass(router, Router):
         raise UserError(f"{kind} must derive from DepthRouter, ExpertRouter or Router of modbench")
     own = vars(router).get("__dataclass_params__")  # a base class has its own
     if own is None or not own.frozen:
-        raise UserError(f"{kind} must be a frozen dataclass; put {_DECORATORS.format(name)} above it")
+        raise UserError(f"{kind} must be a frozen dataclass; put {DECORATORS.format(name)} above it")
     if inspect.isabstract(router):
         missing = ", ".join(sorted(router.__abstractmethods__))
         raise UserError(
@@ -29,32 +28,7 @@ def check_declaration(name: str, router: type) -> None:
     for option, value in _untyped(router):
         typed = f"{option}: {type(value).__name__} = {value!r}"
         raise UserError(f"{kind}: option '{option}' has no type; write `{typed}`")
-    for method, hook in _misspelt(router):
-        raise UserError(
-            f"{kind} defines '{method}'; did you mean '{hook}'? a method that is no hook needs another "
-            f"name, such as '_{method}'"
-        )
-
-
-def _misspelt(router: type[Router]) -> Iterator[tuple[str, str]]:
-    """Yield methods of a plugin that are called nearly as a method of modbench which the plugin does not
-    override, and that method."""
-    for place, kind in enumerate(router.__mro__):
-        bases = router.__mro__[place + 1 :]
-        if kind.__module__.startswith("modbench."):
-            continue
-        hooks = {
-            name
-            for base in bases
-            for name, value in vars(base).items()
-            if base.__module__.startswith("modbench.") and inspect.isfunction(value)
-        }
-        for name, value in vars(kind).items():
-            inherited = any(name in vars(base) for base in bases)
-            if inspect.isfunction(value) and not name.startswith("_") and not inherited:
-                near = difflib.get_close_matches(name, sorted(hooks), n=1, cutoff=0.7)
-                if near and near[0] not in vars(kind):  # else it is a helper of that method
-                    yield name, near[0]
+    check_hooks(kind, router)
 
 
 def _untyped(router: type[Router]) -> Iterator[tuple[str, Any]]:

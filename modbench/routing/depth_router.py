@@ -23,10 +23,17 @@ from modbench.routing.ema import EMA
 from modbench.routing.feed_forward import as_feed_forward
 from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
-from modbench.routing.hook_checks import checked_tensor, expect_losses
+from modbench.routing.hook_checks import checked_tensor, expect_calls, expect_losses
 from modbench.routing.predictor import Predictor
 from modbench.routing.router import Router, check_types, overrides
-from modbench.routing.scorer import LinearScorer, has_closed_form, run_scorer, scorer_ledger, scorer_of
+from modbench.routing.scorer import (
+    LinearScorer,
+    has_closed_form,
+    run_scorer,
+    scorer_ledger,
+    scorer_of,
+    update_scorer,
+)
 from modbench.routing.tokens import Noise, Tokens, tokens_of
 from modbench.routing.topk import capacity_tokens, counts_to_host, highest, nonzero_indices
 from modbench.typed import Count, Natural, Part, Positive, Share
@@ -142,6 +149,8 @@ class DepthRouted(Layer):
                 f"router '{options.name}': scorer returns None and selected is not overridden; without "
                 "scores, selected must choose the tokens"
             )
+        if self.router is None:
+            expect_calls(options, "scorer returns None", "gate", "applied_gate")
         learned = self.control is None and not self.decides
         self.predictor = None
         if learned and options.causal == "predictor":
@@ -173,7 +182,7 @@ class DepthRouted(Layer):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         tokens = tokens_of(x_BTD, context, self.noise, scorer=None if self.control else self.router)
-        scores_BT = self._scores(x_BTD, context)
+        scores_BT = self._scores(x_BTD, tokens, context)
         if context.selection == "topk" and not self.decides:
             selected_BT, lengths = self._topk(x_BTD, scores_BT, tokens, context)
         else:
@@ -221,14 +230,15 @@ class DepthRouted(Layer):
         learns = trains(self.block) or (self.router is not None and trains(self.router))
         return learns and (not self.decides or any(self._routed(workload)[0]))
 
-    def _scores(self, x_BTD: Tensor, context: Context) -> Tensor:
+    def _scores(self, x_BTD: Tensor, tokens: Tokens, context: Context) -> Tensor:
         """Return the scores (B, T); zeros if there is no scorer."""
         if self.router is None:
             wide = torch.promote_types(x_BTD.dtype, torch.float32)
             return x_BTD.new_zeros(x_BTD.shape[:2], dtype=wide)
         if self.control is not None:
             return self.control(x_BTD, context)  # type: ignore[no-any-return]
-        scores_BT = run_scorer(self.router, x_BTD, self.layer)
+        state = tokens.state if context.trace.repeated else None
+        scores_BT = run_scorer(self.router, x_BTD, self.layer, state)
         return checked_tensor(self.options, "scorer", scores_BT, x_BTD.shape[:2])
 
     def _causal_scores(self, x_BTD: Tensor, scores_BT: Tensor) -> Tensor:
@@ -302,8 +312,7 @@ class DepthRouted(Layer):
         for name, loss in losses.items():
             context.trace.loss(self.layer, name, loss)
         if tokens.training and not context.trace.repeated:
-            with torch.no_grad():
-                self.options.update(self.router, scores_N.detach(), selected_N, tokens)
+            update_scorer(self.options, self.router, scores_N, selected_N, tokens)
 
     def _groups(self, lengths: Sequence[int]) -> list[Sequence[int]]:
         """Split the sequences into groups that are processed together. Where the scores decide how many

@@ -4,7 +4,7 @@ B sequences, T tokens, S slots, padding included, N tokens that are not padding,
 width, E experts, K experts of a token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -22,13 +22,39 @@ from modbench.model.mlp import MLP, FeedForward
 from modbench.routing.balance import balance_loss, load_of
 from modbench.routing.dispatch import by_expert, from_experts
 from modbench.routing.expert_bank import ExpertBank, dispatched, expert_widths
+from modbench.routing.feed_forward import as_feed_forward
 from modbench.routing.force_balance import assigned_in_turn, even_experts
-from modbench.routing.hook_checks import checked_choice, checked_tensor, expect, expect_losses
+from modbench.routing.hook_checks import (
+    checked_choice,
+    checked_tensor,
+    expect,
+    expect_calls,
+    expect_losses,
+)
 from modbench.routing.router import Router, check_types, overrides, reject_unused
-from modbench.routing.scorer import LinearScorer, has_closed_form, run_scorer, scorer_ledger, scorer_of
+from modbench.routing.scorer import (
+    LinearScorer,
+    has_closed_form,
+    run_scorer,
+    scorer_ledger,
+    scorer_of,
+    update_scorer,
+)
 from modbench.routing.tokens import Noise, Tokens, tokens_of
 from modbench.routing.topk import best_experts, capacity_tokens, counts_to_host, evenly
 from modbench.typed import Count, Natural, NotNegative
+
+#: Hooks that experts call.
+_OF_EXPERTS = (
+    "scorer",
+    "scores",
+    "choose",
+    "assign",
+    "losses",
+    "auxiliary_losses",
+    "update",
+    "nominal_experts_per_token",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +101,14 @@ class ExpertRouter(ExpertOptions):
     """Every block's MLP is a bank of experts. Override what differs; no method sees padding."""
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
-        return Block(model, layer, self.feed_forward(model, layer))
+        module = as_feed_forward(self, self.feed_forward(model, layer))
+        if not any(isinstance(part, RoutedExperts) for part in module.modules()):
+            expect_calls(self, "feed_forward returns no experts of super().feed_forward", *_OF_EXPERTS)
+        return Block(model, layer, module)
 
-    def feed_forward(self, model: ModelConfig, layer: int) -> FeedForward:
-        """Build the experts of the block at depth ``layer``."""
+    def feed_forward(self, model: ModelConfig, layer: int) -> nn.Module:
+        """Return the experts of the block at depth ``layer``, or another module from (B, T, D) to
+        (B, T, D)."""
         return RoutedExperts(self, model, layer)
 
     def scorer(self, model: ModelConfig) -> nn.Module | None:
@@ -191,6 +221,8 @@ class RoutedExperts(FeedForward):
         if options.shared_gate:
             self.shared_gate = LinearScorer(model.width, 1, stream="shared_gate")
             self.shared_gate.layer = layer
+        if self.router is None:
+            expect_calls(options, "scorer returns None", "update")
         self.noise = Noise(layer, "experts")
 
     @property
@@ -210,7 +242,7 @@ class RoutedExperts(FeedForward):
         slots_N = None if real_BT is None else real_BT.flatten().nonzero().squeeze(1)
         x_ND = x_SD if slots_N is None else x_SD.index_select(0, slots_N)
         tokens = tokens_of(x_BTD, context, self.noise, slots_N=slots_N, flat=True, scorer=self.router)
-        logits_NE = self._logits(x_ND)
+        logits_NE = self._logits(x_ND, tokens.state if context.trace.repeated else None)
         route = self._assign if self.options.assigns else self._choose
         out_SD, chosen = route(x_ND, logits_NE, tokens, context)
         if context.selection == "topk":  # training never uses the causal rule
@@ -250,12 +282,12 @@ class RoutedExperts(FeedForward):
         bank = self.bank
         return own - bank.parameters_of(bank.experts) + bank.parameters_of(self.active)
 
-    def _logits(self, x_ND: Tensor) -> Tensor:
+    def _logits(self, x_ND: Tensor, state: Mapping[str, Tensor] | None) -> Tensor:
         experts = self.options.experts + self.options.no_ops()
         if self.router is None:
             dtype = torch.promote_types(x_ND.dtype, torch.float32)
             return x_ND.new_zeros(len(x_ND), experts, dtype=dtype)
-        logits_NE = run_scorer(self.router, x_ND, self.layer)
+        logits_NE = run_scorer(self.router, x_ND, self.layer, state)
         shape, gives = (len(x_ND), experts), "a module that gives "
         return checked_tensor(self.options, "scorer", logits_NE, shape, part=gives)
 
@@ -264,15 +296,16 @@ class RoutedExperts(FeedForward):
     ) -> tuple[Tensor, Tensor]:
         """Return the output (N, D) of the experts that tokens choose, and their ids (N, K)."""
         options, (count, experts) = self.options, logits_NE.shape
-        choice = options.choose(logits_NE, tokens)
-        expert_ids_NK, gates_NK = checked_choice(options, choice, count, options.top_k)
+        choice, grouped = options.choose(logits_NE, tokens), self.bank.grouped(x_ND)
+        known = None if grouped or logits_NE.is_meta else experts
+        expert_ids_NK, gates_NK = checked_choice(options, choice, count, options.top_k, known)
         expert_ids_NK = even_experts(
             expert_ids_NK, context, sum(tokens.past), options.experts, options.no_ops()
         )
         load_E, capacity = load_of(expert_ids_NK, experts), self._capacity(count, context)
         counts: Sequence[int] | Tensor
         order_A, counts = by_expert(expert_ids_NK, load_E, options.experts, capacity)
-        if not self.bank.grouped(x_ND):
+        if not grouped:
             nominal = options.nominal_assignments(tokens.lengths, tokens.past)
             counts = counts_to_host(counts, evenly(nominal, options.experts))
             order_A = order_A[: sum(counts)]
@@ -326,8 +359,7 @@ class RoutedExperts(FeedForward):
         for name, loss in losses.items():
             context.trace.loss(self.layer, name, loss)
         if self.router is not None and tokens.training and not context.trace.repeated:
-            with torch.no_grad():
-                options.update(self.router, logits_NE.detach(), chosen.detach(), tokens)
+            update_scorer(options, self.router, logits_NE, chosen, tokens)
 
     def _capacity(self, tokens: int, context: Context) -> int | None:
         """Return the assignments that an expert takes of a batch of ``tokens``; None: all. The causal

@@ -13,6 +13,9 @@ from modbench.errors import FAULTS, UserError
 if TYPE_CHECKING:
     from modbench.routing.router import Router
 
+DECORATORS = "@register_router('{}') and, below it, @dataclass(frozen=True, kw_only=True)"
+#: Start of Python's messages on a dataclass that these two lines correct, before it is registered.
+_NO_DATACLASS = ("cannot inherit non-frozen dataclass", "non-default argument")
 #: Characters of a message; a record's error sentence holds them and the author's line.
 _LONGEST = 180
 _NOT_AUTHORS = (Path(sysconfig.get_path("stdlib")).resolve(), Path(__file__).resolve().parent.parent)
@@ -38,6 +41,8 @@ def raised(error: BaseException, during: str = "", remedy: str = "fix it") -> st
     text = str(error.msg if isinstance(error, SyntaxError) else error)  # str(error) repeats the line
     said = f"{type(error).__name__}: {' '.join(text.split())[:_LONGEST]}".removesuffix(": ")
     where = f" in {during}" if during else ""
+    if text.startswith(_NO_DATACLASS):
+        remedy = f"put {DECORATORS.format('NAME')} above the class"
     end = f"; {remedy}" if remedy else ""
     return f"raised {said}{where}{at(error)}{end}"
 

@@ -106,7 +106,9 @@ def load_plugin(path: str | Path) -> list[str]:
             del sys.modules[module_name]
             for name in set(_registered) - before:
                 del _registered[name]
-            said = f": {error}{at(error)}" if isinstance(error, UserError) else f" {raised(error)}"
+            said = f" {raised(error)}"
+            if isinstance(error, UserError):  # one on a method names its line
+                said = f": {error}" + ("" if ", line " in str(error) else at(error))
             raise UserError(f"plugin {path}{said}") from error
         digest = code_sha256(file)
         _sources.update(dict.fromkeys(set(_registered) - before, (file, digest)))

@@ -4,20 +4,29 @@ the FLOPs of any other are counted.
 B sequences, T tokens, N tokens of a batch, D model width, E scores of a token.
 """
 
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from modbench.counting.counter import FlopCounter
+from modbench.errors import UserError
 from modbench.ledger import Ledger, Workload, component
 from modbench.model.config import ModelConfig
 from modbench.model.counted import counted_once
 from modbench.model.init import normal_
 from modbench.model.layer import weight_ledger
-from modbench.routing.hook_checks import expect, shown
+from modbench.routing.hook_checks import expect, expect_arguments, shown
+from modbench.routing.plugin_fault import defined_at
 from modbench.routing.topk import score
+
+#: All scorers that layers hold.
+_held: WeakSet[nn.Module] = WeakSet()
 
 
 class LayerScorer(nn.Module):
@@ -47,28 +56,78 @@ class LinearScorer(LayerScorer):
         return weight_ledger(workload, layer, "router", self.weight, rows)
 
 
-def run_scorer(scorer: nn.Module, x_D: Tensor, layer: int) -> Tensor:
+def run_scorer(
+    scorer: nn.Module, x_D: Tensor, layer: int, state: Mapping[str, Tensor] | None = None
+) -> Tensor:
     """Return the scores of ``x_D`` in float32 or wider, computed without autocast; a scorer whose
-    weights are narrower runs in their dtype."""
+    weights are narrower runs in their dtype. ``state``: its buffers of an earlier pass, to read them in
+    place of its own."""
+    call: Callable[[Tensor], Any] = scorer
+    if state and _reads_buffers(scorer):
+        call = partial(functional_call, scorer, dict(state))
     with component("router", layer):
         if isinstance(scorer, LinearScorer):
-            return scorer(x_D)  # type: ignore[no-any-return]
+            return call(x_D)  # type: ignore[no-any-return]
         kind, dtype = x_D.device.type, torch.promote_types(x_D.dtype, torch.float32)
         own = next((p.dtype for p in scorer.parameters() if p.is_floating_point()), dtype)
         off = x_D.is_meta or not torch.is_autocast_enabled(kind)
         with nullcontext() if off else torch.autocast(kind, enabled=False):
-            scores: Tensor = scorer(x_D.to(own))
+            scores: Tensor = call(x_D.to(own))
         return scores.to(dtype) if isinstance(scores, Tensor) else scores
 
 
 def scorer_of(router: Any, model: ModelConfig, layer: int) -> nn.Module | None:
     """Return the scorer of ``router``, built with the depth of its layer if it depends on that."""
     scorer: nn.Module | None = router.scorer(model)
-    right = scorer is None or isinstance(scorer, nn.Module)
-    expect(router, "scorer", right, shown(scorer), "a torch.nn.Module or None")
+    if scorer is None:
+        return None
+    kind = type(scorer).__name__
+    module = isinstance(scorer, nn.Module)
+    expect(router, "scorer", module, shown(scorer), "a torch.nn.Module or None")
+    found = f"the same {kind} as for another layer or model"
+    expect(router, "scorer", scorer not in _held, found, "a new module in each call")
+    frozen = [not parameter.requires_grad for parameter in scorer.parameters()]
+    found = f"a {kind} whose parameters are all frozen"
+    fixed = bool(frozen) and all(frozen)
+    expect(router, "scorer", not fixed, found, "one that is trained, or buffers in place of parameters")
     if isinstance(scorer, LayerScorer):
         scorer.layer = layer
+    else:
+        expect_arguments(f"router '{router.name}'", f"forward of {kind}", scorer.forward, ["x"])
+    _held.add(scorer)
     return scorer
+
+
+def update_scorer(
+    router: Any, scorer: nn.Module | None, scores: Tensor, chosen: Tensor, tokens: Any
+) -> None:
+    """Call the `update` of ``router``. It may write into buffers that the backward pass needs: that pass
+    keeps the tensors of the forward pass, and ``scorer`` gets copies. Raise a `UserError` if it writes
+    into parameters."""
+    if scorer is not None and _reads_buffers(scorer):
+        _copy_buffers(scorer)
+    weights = [] if scorer is None or torch.compiler.is_compiling() else list(scorer.named_parameters())
+    before = [weight._version for _, weight in weights]
+    with torch.no_grad():
+        router.update(scorer, scores.detach(), chosen.detach(), tokens)
+    for (name, weight), version in zip(weights, before, strict=True):
+        if weight._version != version:
+            raise UserError(
+                f"router '{router.name}': update{defined_at(type(router).update)} writes into the "
+                f"parameter '{name}', which the optimizer trains; write into buffers only"
+            )
+
+
+def _reads_buffers(scorer: nn.Module) -> bool:
+    """Return False for a scorer whose forward pass is known to read none."""
+    return type(scorer).forward is not LinearScorer.forward
+
+
+@torch._disable_dynamo
+def _copy_buffers(scorer: nn.Module) -> None:
+    for module in scorer.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.clone()
 
 
 def has_closed_form(module: nn.Module | None) -> bool:

@@ -92,7 +92,7 @@ def test_a_loss_that_is_not_finite_fails(capsys: pytest.CaptureFixture[str]) -> 
         ("mean.py mean:half", "router 'mean' has no preset 'half'"),
         ("mean.py --option shar=1", "has no 'shar'; did you mean 'share'?"),
         ("mean.py --seed -1", "seed is -1"),
-        ("two.py", "plugin two.py registers one and two; name one of them: modbench check two.py one"),
+        ("two.py --option shre=1", "router 'one' has no 'shre'; did you mean 'share'?"),
         (
             "raises.py",
             "router 'raises' raised IndexError: index 5 is out of bounds for dimension 0 with size 4 in "
@@ -106,13 +106,29 @@ def test_a_mistake_gets_one_sentence(
     Path("raises.py").write_text(
         PLUGIN.replace('"mean"', '"raises"').replace("self.block(x_BTD", "self.block(x_BTD[5]")
     )
-    one = PLUGIN[PLUGIN.index("@register") : PLUGIN.index("class MeanBlock")]
-    Path("two.py").write_text(
-        PLUGIN.replace('"mean"', '"one"') + one.replace('"mean"', '"two"').replace("Mean(", "Again(")
-    )
+    write_two()
     assert main(["check", *arguments.split()]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
     assert sentence in line
+    assert "FLOPs" not in said.out  # of a router that does not run
+
+
+def write_two(share: float = 0.0) -> None:
+    """Write a file with two routers; the first one mixes the tokens of a sequence."""
+    one = PLUGIN[PLUGIN.index("@register") : PLUGIN.index("class MeanBlock")]
+    first = PLUGIN.replace('"mean"', '"one"').replace("share: float = 0.0", f"share: float = {share}")
+    Path("two.py").write_text(first + one.replace('"mean"', '"two"').replace("Mean(", "Again("))
+
+
+def test_each_router_of_a_file_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    write_two(share=0.1)
+    assert main(["check", "two.py"]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("two.py registers one, two\none: share=0.1\n")
+    first, second = said.split("\n\ntwo: share=0.0\n")
+    assert "failed: 1 causal" in first
+    assert second.endswith("\n\nnext: modbench run quick --plugin two.py --only two\n")
 
 
 HOOK = """from dataclasses import dataclass

@@ -162,7 +162,11 @@ def test_a_non_frozen_subclass_of_a_frozen_router_is_told_how(
         "    def build_layer(self, model, layer): ...\n"
     )
     line = said(capsys, text)
-    assert "cannot inherit non-frozen dataclass from a frozen one (mine.py, line 8); " in line
+    assert line == (
+        "plugin mine.py raised TypeError: cannot inherit non-frozen dataclass from a frozen one "
+        "(mine.py, line 8); put @register_router('NAME') and, below it, @dataclass(frozen=True, "
+        "kw_only=True) above the class"
+    )
 
 
 def test_a_post_init_that_raises_is_located(capsys: pytest.CaptureFixture[str]) -> None:

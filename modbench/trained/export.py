@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from modbench.errors import UserError
+from modbench.trained.leak import findings_of
 from modbench.trained.load import Loaded
 from modbench.trained.weights_folder import WEIGHTS, Description, write_description
 
@@ -44,7 +45,12 @@ def _appearing(out: Path, write: Callable[[Path], str]) -> str:
 def _modbench(loaded: Loaded, folder: Path, out: Path) -> str:
     write_description(
         folder,
-        Description(suite=loaded.suite, cell=loaded.cell, merges=loaded.tokenizer.merges),
+        Description(
+            suite=loaded.suite,
+            cell=loaded.cell,
+            merges=loaded.tokenizer.merges,
+            audit=findings_of(loaded),
+        ),
     )
     shutil.copyfile(loaded.folder / WEIGHTS, folder / WEIGHTS)
     plugin = ", plugins=[FILE]" if loaded.cell["router"]["plugin_sha256"] else ""

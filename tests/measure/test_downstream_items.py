@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pytest
 from local_tasks import write_tasks
+from pydantic import TypeAdapter
 from test_evaluation import model
 
 from modbench.errors import UserError
 from modbench.measure.config import MeasureConfig
 from modbench.measure.downstream import Evaluation, evaluate
 from modbench.measure.downstream.check_files import check_files
+from modbench.measure.downstream.section import section
 from modbench.measure.downstream.table import as_table
+from modbench.measure.downstream.validity import BatchShift
+from modbench.report.downstream_record import DOWNSTREAM
+from modbench.report.line import check
 
 ARC = {"question": "a", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "answerKey": "A"}
 PIQA = {"goal": "a", "sol1": "x", "sol2": "y", "label": 0}
@@ -197,7 +202,7 @@ def test_a_user_s_own_yaml_tasks_are_names_too(tmp_path):
         ({"metric_list": [{"metric": "acccc"}]}, r"KeyError.*fix it or .*some.yaml"),
         ({"output_type": "guess"}, r"invalid output_type 'guess'.*fix it or .*some.yaml"),
         ({"dataset_kwargs": {"data_files": {"test": "gone.jsonl"}}}, r"gone.jsonl can't be read"),
-        ({"process_docs": "!function gone.f"}, r"Cannot import module 'gone'.*fix it or .*some.yaml"),
+        ({"process_docs": "!function gone.f"}, r"No module named 'gone'.*fix it or .*some.yaml"),
         ({"dataset_path": "csv", "output_type": "guess"}, r"'mine' can't be scored .*fix .*some.yaml"),
     ],
 )
@@ -272,3 +277,25 @@ def test_the_script_converts_what_others_publish(tmp_path):
     assert asked["lambada_openai"] == [("a stone", " é")]
     rows = [json.loads(one) for one in (tmp_path / "out/wikitext.jsonl").read_text().splitlines()]
     assert [row["page"] for row in rows] == pages
+
+
+def test_a_task_may_leave_items_out(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "def kept(rows):\n    return rows.filter(lambda row: row['query'] != 'out')\n"
+    )
+    include = own_tasks(tmp_path / "mine", process_docs="!function own.kept")
+    (tmp_path / "own.py").rename(include / "own.py")
+    write(tmp_path, "items", {**FOUNDRY, "query": "out"}, FOUNDRY, {**FOUNDRY, "gold": 2})
+    with pytest.raises(UserError, match=r"line 3 .* its answer is 2"):
+        scored("mine", include=include)
+    write(tmp_path, "items", {**FOUNDRY, "query": "out"}, FOUNDRY)
+    assert scored("mine", include=include).score("mine").items == 1
+
+
+def test_a_partial_group_is_marked_in_the_record(tasks, tmp_path):
+    include = own_tasks(tmp_path / "mine")
+    (tasks / "arc_easy.jsonl").unlink()
+    found = section(scored("both", tasks, include=include), BatchShift(nats=0.0, flipped=0, items=1))
+    check("downstream", found, TypeAdapter(DOWNSTREAM))
+    assert found["both"]["missing"] == ["arc_easy"]
+    assert "missing" not in found["mine"]

@@ -143,12 +143,15 @@ class _Check:
         """Return why the task can't ask about one of ``rows``; None if it can."""
         try:
             task = self._build(rows)
+            features = task.eval_docs.features
             stated = (getattr(task.config, name, None) for name in _TEMPLATES)
             for name in stated:
-                if isinstance(name, str) and name.isidentifier() and name not in task.features:
+                if isinstance(name, str) and name.isidentifier() and name not in features:
                     return f"it lacks '{name}'"
             return next(filter(None, (_item_fault(task, doc) for doc in task.eval_docs)), None)
         except Exception as error:  # any of the task's own functions
+            if "out of bounds for size 0" in str(error):  # the task keeps none of these items
+                return None
             return _reason(error)
 
     def _build(self, rows: Sequence[Row]) -> Any:
@@ -210,9 +213,10 @@ def _is_text(value: Any) -> bool:
 
 def _reason(error: Exception) -> str:
     """Return what the error of a task's template or function says."""
-    cause = error.__cause__ if isinstance(error.__cause__, KeyError) else error
-    if isinstance(cause, KeyError) and cause.args and isinstance(cause.args[0], str):
-        return f"it lacks {cause}"
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
+        return f"it lacks {error}"
     if found := re.match(r"'(\w+)' is undefined|'dict object' has no attribute '(\w+)'", str(error)):
         return f"it lacks '{found[1] or found[2]}'"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

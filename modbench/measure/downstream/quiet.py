@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
+import lm_eval.utils
 import numpy as np
-from lm_eval.utils import env
 
 #: lm-eval's own seeds of Python and numpy.
 SEED, NUMPY_SEED = 0, 1234
@@ -30,13 +30,16 @@ def quiet() -> Iterator[None]:
         from lm_eval.api.metrics import stderr
 
         stderr.DISABLE_MULTIPROC = True
-    compile_template = env.from_string
-    env.from_string = lru_cache(compile_template)  # type: ignore[method-assign]
+    env = getattr(lm_eval.utils, "env", None)  # of 0.4; 0.5 compiles once
+    compile_template = env.from_string if env else None
+    if env:
+        env.from_string = lru_cache(compile_template)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        env.from_string = compile_template  # type: ignore[method-assign]
+        if env:
+            env.from_string = compile_template
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if before is None:

@@ -19,6 +19,8 @@ from modbench.measure.downstream.json_lines import Row, rows_of
 from modbench.measure.downstream.local_data import Sources, write_yaml
 
 _TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice")
+#: What lm-eval 0.4 and 0.5 say of a task whose own function keeps no document.
+_NO_ITEM = re.compile("out of bounds for size 0|must have validation or test docs")
 _KINDS = {
     type(None): "null",
     bool: "true or false",
@@ -134,28 +136,27 @@ class _Check:
     def _asked(self, row: Row) -> str | None:
         """Return what the task asks about ``row``; None if it can't."""
         try:
-            task = self._build([row])
-            return repr([_asked(task, doc) for doc in task.eval_docs])
+            task, docs = self._build([row])
+            return repr([_asked(task, doc) for doc in docs])
         except Exception:  # any of the task's own functions
             return None
 
     def _fault(self, rows: Sequence[Row]) -> str | None:
         """Return why the task can't ask about one of ``rows``; None if it can."""
         try:
-            task = self._build(rows)
-            features = task.eval_docs.features
+            task, docs = self._build(rows)
             stated = (getattr(task.config, name, None) for name in _TEMPLATES)
             for name in stated:
-                if isinstance(name, str) and name.isidentifier() and name not in features:
+                if isinstance(name, str) and name.isidentifier() and name not in docs.features:
                     return f"it lacks '{name}'"
-            return next(filter(None, (_item_fault(task, doc) for doc in task.eval_docs)), None)
+            return next(filter(None, (_item_fault(task, doc) for doc in docs)), None)
         except Exception as error:  # any of the task's own functions
-            if "out of bounds for size 0" in str(error):  # the task keeps none of these items
+            if _NO_ITEM.search(str(error)):  # the task keeps none of these
                 return None
             return _reason(error)
 
-    def _build(self, rows: Sequence[Row]) -> Any:
-        """Build lm-eval's task on ``rows`` alone."""
+    def _build(self, rows: Sequence[Row]) -> tuple[Any, Any]:
+        """Build lm-eval's task on ``rows`` alone; return it and its documents."""
         sources, task = self.sources, self.task
         with tempfile.TemporaryDirectory(prefix="modbench-items-") as made:
             file = Path(made, "items.jsonl")
@@ -164,7 +165,8 @@ class _Check:
             splits = {split: str(file) for split in sources.data_files(task)}
             config["dataset_kwargs"] |= {"data_files": splits}
             write_yaml(Path(made, "task.yaml"), sources.files[task], config)
-            return TaskManager(include_path=made, include_defaults=False).load([task])["tasks"][task]
+            built = TaskManager(include_path=made, include_defaults=False).load([task])["tasks"][task]
+            return built, built.eval_docs  # 0.5 reads the file only now
 
 
 def _asked(task: Any, doc: Any) -> tuple[Any, ...]:
@@ -200,10 +202,7 @@ def _item_fault(task: Any, doc: Any) -> str | None:
     right = target if isinstance(target, list) and target else [target]
     for answer in right:
         if answer not in choices and not (isinstance(answer, int) and 0 <= answer < len(choices)):
-            return (
-                f"its answer is {answer!r}; it must be a number from 0 to {len(choices) - 1}, or one of "
-                "the choices"
-            )
+            return f"its answer, {answer!r}, is none of its {len(choices)} choices, counted from 0"
     return None
 
 

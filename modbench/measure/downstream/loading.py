@@ -33,7 +33,7 @@ def load_tasks(sources: Sources, folder: Path, *, num_fewshot: int | None, data:
             raise_if_own(sources, error)
             raise
         for name, task in loaded["tasks"].items():
-            _prepare(sources, name, task, num_fewshot)
+            _prepare(sources, name.rpartition("::")[2], task, num_fewshot)  # 0.5 says GROUP::TASK
     return loaded
 
 

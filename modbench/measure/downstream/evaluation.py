@@ -14,7 +14,7 @@ from modbench.data.config import DataConfig
 from modbench.errors import UserError
 from modbench.measure.downstream.item_answers import ItemAnswers, item_answers
 from modbench.measure.downstream.item_checks import check_sources
-from modbench.measure.downstream.loading import data_sets, load_tasks
+from modbench.measure.downstream.loading import data_sets, load_tasks, raise_if_own
 from modbench.measure.downstream.local_data import Sources
 from modbench.measure.downstream.quiet import quiet, seeded
 from modbench.measure.downstream.standard_error import standard_error
@@ -110,11 +110,21 @@ def evaluate(
             with seeded(), sources.written() as folder:
                 loaded = load_tasks(sources, folder, num_fewshot=num_fewshot, data=data or DataConfig())
                 lm.reset()
-                with data_sets(sources):
-                    results: Any = lm_eval_evaluate(
-                        lm, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=True
-                    )
+                results = _scored(sources, lm, loaded, limit)
         yield _evaluation(sources, lm, loaded, results)
+
+
+def _scored(sources: Sources, lm: RoutedLM, loaded: TaskDict, limit: int | None) -> dict[str, Any]:
+    try:
+        with data_sets(sources):
+            results: Any = lm_eval_evaluate(
+                lm, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=True
+            )
+    except RuntimeError as error:
+        if "not found in the registry" in str(error):  # a metric; 0.5 finds it only now
+            raise_if_own(sources, error)
+        raise
+    return results  # type: ignore[no-any-return]
 
 
 def _evaluation(sources: Sources, lm: RoutedLM, loaded: TaskDict, results: dict[str, Any]) -> Evaluation:

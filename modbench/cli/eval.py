@@ -7,6 +7,7 @@ from tyro.conf import arg
 
 from modbench.cli.options import Count, Plugins, Results, Run, Several, flat, tell
 from modbench.errors import UserError, several
+from modbench.measure.tasks.names import check_names
 
 Folder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
 
@@ -22,6 +23,7 @@ def eval_(
     batch_size: Annotated[str, arg(metavar="N|auto")] = "auto",
     num_fewshot: Count = None,
     data_dir: Folder = None,
+    include_path: Folder = None,
     rule: Literal["causal", "topk"] = "causal",
     out: Folder = None,
     validity: bool = True,
@@ -40,7 +42,9 @@ def eval_(
         limit: number of items of each task; by default all
         batch_size: sequences per forward pass; auto: as many as fit 8192 tokens, or 2048 on a CPU
         num_fewshot: examples before each item; by default as the task says
-        data_dir: folder of local files for standard tasks, in place of the hub (docs/evaluation.md)
+        data_dir: folder of local files, in place of the hub; a file there is also a task of its own
+            (docs/evaluation.md)
+        include_path: folder of your own YAML files of lm-eval tasks
         rule: selection rule; topk is the training rule, which looks ahead: its scores are non-causal
         out: folder for lm-eval's result and sample files
         validity: also score the first 32 items at batch sizes 1, 7 and 32, and print how far they differ
@@ -57,9 +61,10 @@ def eval_(
         raise UserError(
             f"--data-dir {data_dir} is no folder; give one with files such as arc_easy.jsonl"
         )
+    check_names(names, include=include_path, data_dir=data_dir)
     from modbench.measure.downstream import evaluate
     from modbench.measure.downstream.files import ResultFiles
-    from modbench.measure.downstream.table import as_table, details, sentence
+    from modbench.measure.downstream.table import as_table, details, missing_sentence, sentence
     from modbench.measure.downstream.validity import batch_shift
     from modbench.measure.loaded_lm import load_lm
 
@@ -72,6 +77,8 @@ def eval_(
         device=device,
     )
     lm, done = loaded.lm, []
+    if loaded.data is None and getattr(lm.model, "ledger", None) is None:
+        tell(f"{loaded.name}: its FLOPs are not shown, since its family has no closed form")
     files = None if out is None else ResultFiles(out, loaded.name, lm, limit=limit)
     try:
         for evaluation in evaluate(
@@ -80,6 +87,7 @@ def eval_(
             limit=limit,
             num_fewshot=num_fewshot,
             data_dir=data_dir,
+            include=include_path,
             data=loaded.data,
         ):
             shift = batch_shift(lm, evaluation.tasks) if validity else None
@@ -88,6 +96,8 @@ def eval_(
             if files is not None:
                 files.add(evaluation, found)
             tell(sentence(evaluation.name, found))
+            if missing := evaluation.missing:
+                tell(missing_sentence(evaluation.name, missing, len(evaluation.tasks)))
             if num_fewshot and all(one.config.num_fewshot == 0 for one in evaluation.tasks.values()):
                 tell(
                     f"{evaluation.name}: --num-fewshot {num_fewshot} is not used; "

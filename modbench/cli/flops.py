@@ -1,27 +1,31 @@
 """The command `modbench flops`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from modbench.accounting.families import load_config
+from modbench.accounting.families import load_config, stated_length
 from modbench.accounting.literature import uniform_workload
 from modbench.accounting.statement import Asked, Statement, family_statement, router_statement
 from modbench.accounting.table import as_json, as_table
 from modbench.cli.options import Plugins, RouterOptions, Routers, Several, flat, parsed_options, tell
 from modbench.errors import UserError
-from modbench.ledger import Phase, Workload
+from modbench.ledger import Phase
 from modbench.model.sizes import ShapeOptions
 from modbench.routing.registry import load_plugin
+
+#: Tokens with --hf where the config states no length; also the most with --profile, for which a model
+#: runs, with masks of length squared.
+UNSTATED_LENGTH = 2048
 
 
 def flops(
     *,
     router: Routers = (),
-    hf: Annotated[Several[Path], arg(metavar="CONFIG.json ...", help_behavior_hint="")] = (),
+    hf: Annotated[Several[Path], arg(metavar="FOLDER|CONFIG.json ...", help_behavior_hint="")] = (),
     shape: OmitArgPrefixes[ShapeOptions],
     option: RouterOptions = (),
     batch: int = 1,
@@ -41,8 +45,9 @@ def flops(
 
     Args:
         router: routers (`modbench list routers`), a row for each
-        hf: config.json files of Hugging Face causal language models, a row for each
-        shape: shape of the decoder, with --router
+        hf: model folders or config.json files of Hugging Face causal language models, a row for each, by
+            default at the config's own length (2048 if it states none, at most 2048 with --profile)
+        shape: shape of the decoder, with --router; --sequence also with --hf
         option: options of the routers; by default their defaults
         batch: number of sequences
         past: cached tokens of each sequence
@@ -68,8 +73,7 @@ def flops(
         load_plugin(file)
     if files:
         _refuse_unused(shape, option)
-        load = uniform_workload(batch, shape.sequence or 2048, phase, past)
-        statements = list(_family_statements(files, load, asked))
+        statements = [_family(file, shape.sequence, batch, phase, past, asked) for file in files]
     else:
         size, options = shape.resolved(), parsed_options(option)
         load = uniform_workload(batch, size.sequence, phase, past)
@@ -91,10 +95,16 @@ def _refuse_unused(shape: ShapeOptions, option: Sequence[object]) -> None:
         raise UserError(f"--{unused[0]} has no effect with --hf; leave it out")
 
 
-def _family_statements(files: Sequence[Path], load: Workload, asked: Asked) -> Iterator[Statement]:
-    for file in files:
-        config = load_config(file)
-        try:
-            yield family_statement(config, load, asked, name=str(file))
-        except UserError as error:
-            raise UserError(f"{file}: {error}") from error
+def _family(
+    file: Path, sequence: int | None, batch: int, phase: Phase, past: int, asked: Asked
+) -> Statement:
+    """State the model of a config.json at ``sequence`` tokens; None: its own length, less ``past``."""
+    config = load_config(file)
+    if sequence is None:
+        own = stated_length(config) or UNSTATED_LENGTH
+        sequence = max(1, (min(own, UNSTATED_LENGTH) if asked.profile else own) - past)
+    load = uniform_workload(batch, sequence, phase, past)
+    try:
+        return family_statement(config, load, asked, name=str(file))
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error

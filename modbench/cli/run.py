@@ -5,6 +5,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from modbench.cli.hub_folder import refuse_hub_folder
 from modbench.cli.options import Labels, Plugins, Results, Suite, flat
 
 
@@ -28,6 +29,7 @@ def run(
         workers: cells to run at the same time; 0, the default: one per core, or one on a GPU
         only: labels of the rows to run; by default all
     """
+    refuse_hub_folder(suite, "run")
     from modbench.sweep.run import run_suite
 
     return run_suite(suite, results=results, plugins=flat(plugin), workers=workers, only=flat(only))

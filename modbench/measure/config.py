@@ -8,7 +8,7 @@ from modbench.errors import UserError
 from modbench.measure.tasks.names import check_names
 
 #: Fields that cells lack while they are None: older cells keep their keys.
-_LATER = ("downstream_fewshot", "downstream_data", "downstream_checkpoints")
+_LATER = ("downstream_fewshot", "downstream_data", "downstream_include", "downstream_checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,11 @@ class MeasureConfig:
     downstream: tuple[str, ...] = ("modbench_cloze",)
     downstream_limit: int | None = None  #: items per task; None: all
     downstream_fewshot: int | None = None  #: examples before each item; None: as the task says
-    #: folder of local files for standard tasks, in place of the hub, relative to the working directory;
-    #: None: the hub
+    #: folder of local files in place of the hub, relative to the working directory; a file there is also
+    #: a task of its own; None: the hub
     downstream_data: str | None = None
+    #: folder of a user's own YAML files of lm-eval tasks, relative to the working directory
+    downstream_include: str | None = None
     #: points at the end of the learning curve that are scored, 2 or more, the trained model included,
     #: for the signal-to-noise ratio; None: the trained model only
     downstream_checkpoints: int | None = None
@@ -39,7 +41,7 @@ class MeasureConfig:
         for task in self.downstream:
             if self.downstream.count(task) > 1:
                 raise UserError(f"measure downstream names '{task}' twice; remove one")
-        check_names(self.downstream)
+        check_names(self.downstream, include=self.include, data_dir=self.data_dir)
         for name in ("heldout_tokens", "curve_tokens", "downstream_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -62,6 +64,11 @@ class MeasureConfig:
     def data_dir(self) -> Path | None:
         """The folder of local files for standard tasks."""
         return None if self.downstream_data is None else Path(self.downstream_data)
+
+    @property
+    def include(self) -> Path | None:
+        """The folder of a user's own tasks."""
+        return None if self.downstream_include is None else Path(self.downstream_include)
 
     def as_cell(self) -> dict[str, Any]:
         """Return the fields as a cell states them."""

@@ -4,29 +4,35 @@ B sequences, T tokens, R requested rows of logits, V vocabulary.
 """
 
 import inspect
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
 from lm_eval.api.model import TemplateLM
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from modbench.errors import UserError
+from modbench.accounting.families import family_ledger, stated_length
+from modbench.errors import UserError, several
+from modbench.ledger import Ledger, Workload
 from modbench.measure.routed_lm import RoutedLM
 from modbench.model.context import Context
 
 #: Input length of a model whose config and tokenizer state none, as in lm-eval.
 UNSTATED_LENGTH = 2048
-#: Names of the largest input length in configs of transformers.
-_LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")
 
 
 class HubModel(nn.Module):
-    """A model of transformers, called as our decoders are."""
+    """A model of transformers, called as our decoders are. ``ledger``: its closed form of FLOPs; None
+    for a family without one."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.ledger = _closed_form(model.config.to_dict())
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
@@ -47,6 +53,15 @@ class HubModel(nn.Module):
             mask_BT = (places_T < context.lengths_B[:, None]).long()
         out = self.model(input_ids=tokens_BT, attention_mask=mask_BT, use_cache=False, **kept)
         return out.logits  # type: ignore[no-any-return]
+
+
+def _closed_form(config: dict[str, Any]) -> Callable[[Workload], Ledger] | None:
+    ledger = partial(family_ledger, config)
+    try:
+        ledger(Workload(lengths=(1,)))
+    except UserError:  # of an unknown family, or settings that no closed form covers
+        return None
+    return ledger
 
 
 class HubTokenizer:
@@ -70,9 +85,8 @@ class HubLM(RoutedLM):
 
     def __init__(self, model: Any, tokenizer: Any, *, batch: int | Literal["auto"] = "auto") -> None:
         length = getattr(tokenizer, "model_max_length", 10**9)
-        lengths = [getattr(model.config, name, None) for name in _LENGTHS]
-        stated = [known for known in [*lengths, length if length < 10**9 else None] if known]
-        sequence = int(stated[0]) if stated else UNSTATED_LENGTH
+        stated = stated_length(model.config.to_dict())
+        sequence = stated or (int(length) if length < 10**9 else UNSTATED_LENGTH)
         super().__init__(HubModel(model), HubTokenizer(tokenizer), sequence=sequence, batch=batch)
 
     @property
@@ -99,33 +113,54 @@ class HubLM(RoutedLM):
 def load_hub_lm(folder: Path, *, batch: int | Literal["auto"] = "auto", device: str = "cpu") -> HubLM:
     """Load a model folder of transformers with its tokenizer; no code of the folder is run. Raises
     UserError: transformers is missing, the folder has no weights, no tokenizer, no causal language
-    model, or a tokenizer of another model."""
+    model, a tokenizer of another model, or a file that is truncated or damaged."""
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise UserError(
             "Hugging Face models need transformers: pip install 'transformers>=5'"
         ) from error
+    _check_weights(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # tokenizers raises plain ones for a damaged tokenizer.json
         raise UserError(
             f"{folder} has no tokenizer that transformers can load ({_first_line(error)}); copy the "
             "tokenizer files of the model there"
         ) from error
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, dtype="auto", output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError) as error:
         raise UserError(
             f"{folder} has no causal language model that transformers can load "
             f"({_first_line(error)}); give a folder that save_pretrained wrote"
         ) from error
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"the weights in {folder} lack {missing[0]} and in all {several(len(missing), 'tensor')} of "
+            f"{type(model).__name__}; copy them again, with the config.json of the same model"
+        )
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer in {folder} has no eos_token; set it and save the tokenizer again"
         )
     check_vocabulary(len(tokenizer), len(model.get_input_embeddings().weight), str(folder))
     return HubLM(model.to(device).eval(), tokenizer, batch=batch)
+
+
+def _check_weights(folder: Path) -> None:
+    """Raises UserError: a safetensors file in ``folder`` is truncated or damaged."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{file} is truncated or damaged ({_first_line(error)}); copy it again"
+            ) from error
 
 
 def check_vocabulary(tokenizer: int, model: int, name: str) -> None:

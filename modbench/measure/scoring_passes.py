@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from modbench.ledger import Workload
+from modbench.ledger import Ledger, Workload
 from modbench.model.context import Context, Selection
 from modbench.model.decoder import Decoder
 from modbench.model.kv_cache import Cache
@@ -28,7 +28,7 @@ class Cost:
     """Cost of forward passes.
 
     ``tokens``: real input tokens, a shared prefix once. FLOPs (convention ``model``) are of these tokens
-    and of the logits that were computed; ``nominal`` follows the options, ``realised`` the routing;
+    and of the logits that were asked for; ``nominal`` follows the options, ``realised`` the routing;
     both stay 0 for a model without a ledger. ``routed`` of ``offered`` pairs of a token and a routed
     layer were processed by that layer. ``seconds`` include the work outside the model.
     """
@@ -141,22 +141,23 @@ class ScoringPasses:
         routed, offered = _routed(context.trace, context.lengths_B, lengths)
         self.cost.routed += routed
         self.cost.offered += offered
-        if not isinstance(self.model, Decoder):
+        ledger = getattr(self.model, "ledger", None)
+        if ledger is None:
             return
         prefill = Workload(lengths=lengths, past=past, phase="prefill")
         # Phase "prefill" has the logits of one token per sequence.
-        head = (logits - len(lengths)) * self._head(self.model)
-        nominal = self.model.ledger(prefill).total() + head
+        head = (logits - len(lengths)) * self._head(ledger)
+        nominal = ledger(prefill).total() + head
         self.cost.nominal_flops += nominal
         if counts := context.trace.counts:
-            realised = self.model.ledger(replace(prefill, counts=counts)).total() + head
+            realised = ledger(replace(prefill, counts=counts)).total() + head
         self.cost.realised_flops += realised if counts else nominal
 
-    def _head(self, model: Decoder) -> int:
+    def _head(self, ledger: Callable[[Workload], Ledger]) -> int:
         """Return the FLOPs of one token's logits."""
         if self._head_flops is None:
-            both = model.ledger(Workload(lengths=(2,))).total()
-            self._head_flops = both - model.ledger(Workload(lengths=(2,), phase="prefill")).total()
+            both = ledger(Workload(lengths=(2,))).total()
+            self._head_flops = both - ledger(Workload(lengths=(2,), phase="prefill")).total()
         return self._head_flops
 
 

@@ -108,7 +108,8 @@ def _tables(entries: Sequence[Entry]) -> Iterator[str]:
 def _lines(rows: Sequence[Row], task: str, *, compute: bool) -> Iterator[Sequence[str]]:
     own, *others = metrics_of(rows, task)
     entry = next(entry for row in rows for entry in entries_of(row, task))
-    about = (f"{entry['items']:,}", str(entry["few_shot"]), entry["version"] or "-")
+    version = (entry["version"] or "-") + ", partial" * ("missing" in entry)
+    about = (f"{entry['items']:,}", str(entry["few_shot"]), version)
     for metric in (own, *(name for name in others if name in _NAMES)):
         scores = [score_of(row, task, metric) for row in rows]
         levels = dict.fromkeys(_number(one.chance) for one in scores if one and one.chance is not None)

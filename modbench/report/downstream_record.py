@@ -50,5 +50,6 @@ _TASK: Any = closed(
     batch_shift=optional[_SHIFT],  #: on the first items; of a group's tasks together
     sha256=str | None,  #: of the items' documents; null for a group
     by_item=optional[_ITEMS | None],  #: null for a group
+    missing=optional[list_of[_NAME]],  #: tasks of a group that were left out
 )
 DOWNSTREAM: Any = dict[_NAME, _TASK]

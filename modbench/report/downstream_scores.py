@@ -94,7 +94,8 @@ def score_of(row: Row, task: str, metric: str) -> Score | None:
 def comparable(rows: Iterable[Row], task: str) -> bool:
     """Return True if all rows that have ``task`` were scored on the same items in the same way."""
     names = ("items", "few_shot", "version", "sha256")
-    found = {tuple(entry[name] for name in names) for row in rows for entry in entries_of(row, task)}
+    entries = [entry for row in rows for entry in entries_of(row, task)]
+    found = {(*(entry[name] for name in names), *entry.get("missing", ())) for entry in entries}
     return len(found) == 1
 
 

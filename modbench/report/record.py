@@ -94,6 +94,7 @@ _CELL = closed(
         downstream_limit=optional[POSITIVE | None],
         downstream_fewshot=optional[COUNT | None],
         downstream_data=optional[str | None],
+        downstream_include=optional[str | None],
         downstream_checkpoints=optional[POSITIVE | None],
     ),
     seed=int,

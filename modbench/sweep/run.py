@@ -141,38 +141,39 @@ def _jobs_left(
         return [], len(cells)
     refuse_more_passes(rows, {scheme_of(cell) for cell in left.values()}, data["train_tokens"])
     if "downstream" in suite.measure.steps:
-        _check_tasks(suite, embedded)
+        _check_tasks(suite, embedded, tell)
     return cell_jobs(left, cells, rows, folder, data, parallel()[1]), len(cells)
 
 
-def _check_tasks(suite: Suite, embedded: bool) -> None:
-    """Check the downstream tasks and their data, before anything is trained. Raises UserError: a group
-    and its member are named, the held-out text is too short for a task of ours, or a file of another is
-    missing."""
+def _check_tasks(suite: Suite, embedded: bool, tell: Tell) -> None:
+    """Check the downstream tasks and their data, before anything is trained; tell which groups are
+    partial. Raises UserError: a group and its member are named, the held-out text is too short for a
+    task of ours, or a file of another is missing or has a line that is no item."""
     measure = suite.measure
     if len(measure.downstream) > 1:  # lm-eval takes seconds to import
         from modbench.measure.downstream.task_files import files_by_name
 
         try:
-            files_by_name(measure.downstream)
+            files_by_name(measure.downstream, include=measure.include, data_dir=measure.data_dir)
         except UserError as error:
             raise UserError(f"suite {suite.source}: [measure] downstream: {error}") from error
     if not embedded:
         from modbench.measure.tasks.build import check_text
 
         check_text(measure.downstream, suite.data)
-    if measure.data_dir is not None:
-        from modbench.measure.downstream.local_data import check_files
+    where = f"suite {suite.source}: [measure] downstream_data"
+    if measure.data_dir is not None and not measure.data_dir.is_dir():
+        raise UserError(
+            f"{where} {measure.data_dir} is no folder; give one with files such as arc_easy.jsonl"
+        )
+    if measure.data_dir is not None or measure.include is not None:
+        from modbench.measure.downstream.check_files import check_files
 
-        where = f"suite {suite.source}: [measure] downstream_data"
-        if not measure.data_dir.is_dir():
-            raise UserError(
-                f"{where} {measure.data_dir} is no folder; give one with files such as arc_easy.jsonl"
-            )
         try:
-            check_files(measure.downstream, measure.data_dir, measure.downstream_fewshot)
+            for sentence in check_files(measure):
+                tell(sentence)
         except UserError as error:
-            raise UserError(f"{where}: {error}") from error
+            raise UserError(f"suite {suite.source}: [measure] downstream: {error}") from error
 
 
 def parallel() -> tuple[int, int]:

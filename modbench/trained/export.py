@@ -8,6 +8,7 @@ from typing import Literal
 
 from modbench.errors import UserError
 from modbench.routing.registry import plugin_file
+from modbench.trained.leak import findings_of
 from modbench.trained.load import Loaded
 from modbench.trained.weights_folder import WEIGHTS, Description, write_description
 
@@ -45,7 +46,12 @@ def _appearing(out: Path, write: Callable[[Path], str]) -> str:
 def _modbench(loaded: Loaded, folder: Path, out: Path) -> str:
     write_description(
         folder,
-        Description(suite=loaded.suite, cell=loaded.cell, merges=loaded.tokenizer.merges),
+        Description(
+            suite=loaded.suite,
+            cell=loaded.cell,
+            merges=loaded.tokenizer.merges,
+            audit=findings_of(loaded),
+        ),
     )
     shutil.copyfile(loaded.folder / WEIGHTS, folder / WEIGHTS)
     plugin = ", plugins=[FILE]" if plugin_file(loaded.cell["router"]["name"]) else ""

@@ -1,14 +1,22 @@
-"""The audit's verdict on leaks of a trained model."""
+"""The audit of a trained model, and its verdict on leaks."""
+
+from typing import Any
 
 from modbench.report.downstream_leak import leak_verdict
 from modbench.report.store import read_suite
 from modbench.trained.load import Loaded
 
 
-def leak_of(loaded: Loaded) -> str:
-    """Return the verdict of `leak_verdict`; ``not audited`` for weights without their results."""
+def findings_of(loaded: Loaded) -> list[dict[str, Any]]:
+    """Return the audit's findings on the scheme and on the trained weights, from the results or as they
+    were exported; none for weights that were copied away without them."""
     record = loaded.record
     if record is None:
-        return "not audited"
-    audits = read_suite(loaded.folder.resolve().parents[1]).audits
-    return leak_verdict(audits, record.audit_key, record.audit)
+        return list(loaded.audit)
+    audit = read_suite(loaded.folder.resolve().parents[1]).audits.get(record.audit_key or "")
+    return [*(audit.audit if audit else ()), *record.audit]
+
+
+def leak_of(loaded: Loaded) -> str:
+    """Return the verdict of `leak_verdict`; ``not audited`` for weights without findings."""
+    return leak_verdict({}, None, findings_of(loaded))

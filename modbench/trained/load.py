@@ -36,6 +36,7 @@ class Loaded:
     suite: str  #: name of its suite
     folder: Path  #: holds model.safetensors
     record: CellRecord | None  #: None for weights that were copied away from their results
+    audit: Sequence[dict[str, Any]]  #: findings that were exported with the weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +157,7 @@ def _loaded(stored: _Stored, plugins: Plugins) -> Loaded:
         suite=stored.suite,
         folder=stored.folder,
         record=stored.record,
+        audit=description.audit if description is not None else (),
     )
 
 

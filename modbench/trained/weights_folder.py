@@ -19,7 +19,8 @@ from modbench.report.store import write_files
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "modbench.json"
 _FORMAT = 1
-_CELL = TypeAdapter(get_type_hints(CellRecord, include_extras=True)["cell"])
+_HINTS = get_type_hints(CellRecord, include_extras=True)
+_CELL, _AUDIT = TypeAdapter(_HINTS["cell"]), TypeAdapter(_HINTS["audit"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,9 @@ class Description:
     suite: str  #: name of the suite
     cell: dict[str, Any]  #: the resolved cell; its key is the key of the weights
     merges: Sequence[tuple[int, int]]  #: of the tokenizer; none: bytes
+    #: findings of the audit, of the scheme and of the trained weights; none in the folder of a cell,
+    #: whose results hold them
+    audit: Sequence[dict[str, Any]] = ()
 
     @property
     def key(self) -> str:
@@ -40,12 +44,14 @@ class Description:
 
 def write_description(folder: Path, description: Description) -> None:
     """Write ``modbench.json`` into ``folder`` in one step. Raises UserError: it can't be written."""
-    value = {
+    value: dict[str, Any] = {
         "format": _FORMAT,
         "suite": description.suite,
         "cell": description.cell,
         "merges": [list(merge) for merge in description.merges],
     }
+    if description.audit:
+        value["audit"] = list(description.audit)
     text = canonical_json(value | {"sha256": sha256(canonical_json(value))})
     write_files(folder, {DESCRIPTION: f"{text}\n".encode()})
 
@@ -63,10 +69,12 @@ def read_description(folder: Path) -> Description | None:
         if value["format"] != _FORMAT:
             raise _NewerError
         check("cell", value["cell"], _CELL)
+        check("audit", value.get("audit", []), _AUDIT)
         return Description(
             suite=str(value["suite"]),
             cell=value["cell"],
             merges=[(int(left), int(right)) for left, right in value["merges"]],
+            audit=value.get("audit", []),
         )
     except _NewerError:
         raise UserError(

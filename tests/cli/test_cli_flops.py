@@ -39,6 +39,31 @@ def test_json_is_one_document_on_the_last_line(
         assert model["ratio_to_dense"] == model["flops"] / model["dense_flops"]
 
 
+@pytest.mark.parametrize(
+    ("config", "words", "tokens"),
+    [
+        ({"model_type": "llama", "max_position_embeddings": 4096}, "", "1 x 4096 tokens"),
+        ({"model_type": "gpt2", "n_positions": 512}, "", "1 x 512 tokens"),
+        ({"model_type": "llama", "max_position_embeddings": 4096}, "--sequence 100", "1 x 100 tokens"),
+        ({"model_type": "llama", "max_position_embeddings": 4096}, "--past 96", "1 x 4000 tokens"),
+        ({"model_type": "llama", "max_position_embeddings": 4096}, "--profile", "1 x 2048 tokens"),
+        ({"model_type": "llama"}, "", "1 x 2048 tokens"),
+    ],
+)
+def test_a_hugging_face_model_is_stated_at_its_own_length(
+    config: dict[str, object],
+    words: str,
+    tokens: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    layers = {"n_layer": 2} if config["model_type"] == "gpt2" else {"num_hidden_layers": 2}
+    Path("config.json").write_text(json.dumps({**config, **layers}))
+    assert f"forward, {tokens}" in said(capsys, f"--hf config.json {words}")
+
+
 def test_a_counter_that_differs_is_printed_and_exits_with_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,7 +24,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     add_records(tmp_path / "my-results", *(record_of(*run) for run in RUNS))
     save_trained(tmp_path / "my-results", "tiny/mod", merges=())
     rows = [
-        {"query": f"Question: {'so ' * number}\n", "choices": ["ab", "bcd e"], "gold": number % 2}
+        {"goal": "so " * number + "it is", "sol1": "ab", "sol2": "bcd e", "label": number % 2}
         for number in range(6)
     ]
     (tmp_path / "data").mkdir()
@@ -89,7 +89,9 @@ def test_finished_tasks_are_printed_and_kept_when_a_later_one_fails(place, capsy
     ("words", "sentence"),
     [
         ("tiny/mod", "eval needs --tasks"),
-        ("tiny/mod --tasks piqaa --data-dir data", "task 'piqaa' is not known; did you mean 'piqa'"),
+        ("tiny/mod --tasks piqaa", "task 'piqaa' is not known; did you mean 'piqa'"),
+        ("tiny/mod --tasks piqaa --data-dir data", "not known, and data has no piqaa.jsonl; did you"),
+        ("tiny/mod --tasks piqa --include-path gone", "gone is no folder; give one with YAML files"),
         ("tiny/mod --tasks piqa --device cuda:99", "device 'cuda:99' is not available"),
         ("tiny/mod --tasks piqa --device gpu", "device 'gpu' is not available"),
         ("tiny/mod --tasks piqa --data-dir gone", "--data-dir gone is no folder"),
@@ -106,6 +108,31 @@ def test_a_mistake_gets_one_sentence(place, capsys, words, sentence):
     assert sentence in line
 
 
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        ("sample llama --prompt a", "a trained run"),
+        ("export llama --to hf --out out", "a trained run"),
+        ("audit llama", "a router's name"),
+        ("check llama", "a router's name or file"),
+        ("time llama", "a suite"),
+        ("run llama", "a suite"),
+    ],
+)
+def test_a_command_that_takes_no_hugging_face_folder_names_those_that_do(place, capsys, words, needed):
+    (place / "llama").mkdir()
+    (place / "llama" / "config.json").write_text('{"model_type": "llama"}')
+    assert main(words.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        f"llama is a model folder of Hugging Face transformers, and `modbench {words.split()[0]}` "
+        in line
+    )
+    assert needed in line
+    assert "`modbench eval llama --tasks NAME`" in line
+    assert main(["flops", "--hf", "llama"]) == 0  # as the sentence says
+
+
 def test_lm_eval_s_command_line_scores_a_run(place, monkeypatch, capsys):
     from modbench.cli.lm_eval import main as lm_eval_main
 
@@ -116,9 +143,9 @@ def test_lm_eval_s_command_line_scores_a_run(place, monkeypatch, capsys):
         "dataset_kwargs": {"data_files": {"test": str(place / "data" / "piqa.jsonl")}},
         "output_type": "multiple_choice",
         "test_split": "test",
-        "doc_to_text": "{{query}}",
-        "doc_to_target": "gold",
-        "doc_to_choice": "choices",
+        "doc_to_text": "{{goal}}",
+        "doc_to_target": "label",
+        "doc_to_choice": "{{[sol1, sol2]}}",
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }
     (place / "tasks" / "tiny.yaml").write_text(json.dumps(config))

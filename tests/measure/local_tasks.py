@@ -1,4 +1,4 @@
-"""Small made-up files of standard tasks, in the formats that `--data-dir` reads, and requests."""
+"""Small made-up files of standard tasks, with the fields of the hub, and requests."""
 
 import json
 import random
@@ -23,23 +23,29 @@ def write_tasks(folder: Path, items: int = 12) -> Path:
     rows: dict[str, list[dict[str, Any]]] = {
         "lambada_openai": [{"text": words(3, 20)} for _ in range(items)],
         "arc_easy": [
-            {"query": f"Question: {words(3, 12)}?", "choices": choices(4), "gold": number % 4}
+            {
+                "question": f"{words(3, 12)}?",
+                "choices": {"text": choices(4), "label": list("ABCD")},
+                "answerKey": "ABCD"[number % 4],
+            }
             for number in range(items)
         ],
         "piqa": [
-            {"query": f"Question: {words(2, 9)}\n", "choices": choices(2), "gold": number % 2}
+            {"goal": words(2, 9), "sol1": words(1, 6), "sol2": words(1, 6), "label": number % 2}
             for number in range(items)
+        ],
+        "wikitext": [
+            {
+                "page": f" = {words(1, 2)} = \n \n {words(20, 60)} \n = = {words(1, 2)} = = \n "
+                f"{words(5, 9)} \n"
+            }
+            for _ in range(3)
         ],
     }
     folder.mkdir(exist_ok=True)
     for task, of_task in rows.items():
         text = "".join(json.dumps(row) + "\n" for row in of_task)
         (folder / f"{task}.jsonl").write_text(text)
-    pages = [
-        f" = {words(1, 2)} = \n \n {words(20, 60)} \n = = {words(1, 2)} = = \n {words(5, 9)} \n"
-        for _ in range(3)
-    ]
-    (folder / "wikitext2_test.txt").write_text(" \n" + "".join(pages))
     return folder
 
 

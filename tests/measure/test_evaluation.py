@@ -14,7 +14,6 @@ from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError
 from modbench.measure.downstream import evaluate
 from modbench.measure.downstream.files import ResultFiles
-from modbench.measure.downstream.local_data import check_files
 from modbench.measure.downstream.standard_error import standard_error
 from modbench.measure.downstream.table import as_table, details, sentence
 from modbench.measure.downstream.task_files import files_of
@@ -55,7 +54,7 @@ def test_tasks_groups_and_tags_are_found_with_their_members():
 
 
 def test_an_unknown_task_is_refused_before_any_is_evaluated(tasks):
-    with pytest.raises(UserError, match="task 'arc_esay' is not known; did you mean 'arc_easy'"):
+    with pytest.raises(UserError, match=r"'arc_esay' is not known, and .*; did you mean 'arc_easy'"):
         next(evaluate(model(), ["piqa", "arc_esay"], data_dir=tasks))
 
 
@@ -73,33 +72,17 @@ def test_a_group_and_its_member_are_refused_before_any_is_evaluated(tasks, names
 
 def test_items_are_what_the_task_of_lm_eval_asks(tasks):
     found = {one.name: one.tasks[one.name] for one in evaluate(model(), NAMES, data_dir=tasks, limit=2)}
-    rows = {
-        name: json.loads((tasks / f"{name}.jsonl").read_text().splitlines()[0]) for name in NAMES[:3]
-    }
+    rows = {name: json.loads((tasks / f"{name}.jsonl").read_text().splitlines()[0]) for name in NAMES}
     arc, piqa = rows["arc_easy"], rows["piqa"]
     asked = {name: [one.args for one in task.instances] for name, task in found.items()}
-    assert asked["arc_easy"][:4] == [(f"{arc['query']}\nAnswer:", f" {text}") for text in arc["choices"]]
-    assert asked["piqa"][:2] == [(f"{piqa['query']}Answer:", f" {text}") for text in piqa["choices"]]
+    prompt = f"Question: {arc['question']}\nAnswer:"
+    assert asked["arc_easy"][:4] == [(prompt, f" {text}") for text in arc["choices"]["text"]]
+    prompt = f"Question: {piqa['goal']}\nAnswer:"
+    assert asked["piqa"][:2] == [(prompt, f" {piqa[name]}") for name in ("sol1", "sol2")]
     context, _, word = rows["lambada_openai"]["text"].rpartition(" ")
     assert asked["lambada_openai"][0] == (context, f" {word}")
     assert [len(asked[name]) for name in NAMES] == [2, 8, 4, 2]
     assert asked["wikitext"][0][-1].lstrip().startswith("= ")
-
-
-def test_rows_may_have_the_fields_of_the_hub(tasks):
-    row = {
-        "question": "Which?",
-        "choices": {"text": ["this", "that"], "label": ["1", "2"]},
-        "answerKey": "2",
-    }
-    (tasks / "arc_easy.jsonl").write_text(json.dumps(row) + "\n")
-    [evaluation] = evaluate(model(), ["arc_easy"], data_dir=tasks)
-    instances = evaluation.tasks["arc_easy"].instances
-    assert [one.args for one in instances] == [
-        ("Question: Which?\nAnswer:", " this"),
-        ("Question: Which?\nAnswer:", " that"),
-    ]
-    assert evaluation.score("arc_easy").chance["acc"] == 0.5
 
 
 def test_finished_tasks_are_yielded_before_one_fails(tasks):
@@ -108,56 +91,6 @@ def test_finished_tasks_are_yielded_before_one_fails(tasks):
     assert next(done).name == "arc_easy"
     with pytest.raises(UserError, match=r"task 'piqa' needs piqa\.jsonl in --data-dir"):
         next(done)
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("{", "line 2 is no item of task 'piqa'"),
-        ('{"query": "a", "choices": ["b"], "gold": 0}', "line 2 is no item of task 'piqa'"),
-        ("[1]", "not an object"),
-        ('{"query": "a", "choices": ["b", " "], "gold": 0}', "choice 1 is ' '; it must be text"),
-        (
-            '{"query": "a", "choices": ["b", "c"], "gold": 5}',
-            "gold is 5; it must be a number from 0 to 1",
-        ),
-        ('{"query": "a", "choices": ["b", "c"], "gold": -1}', "gold is -1; it must"),
-        ('{"goal": "a", "sol1": "x"}', r"piqa.jsonl, line 2 .* \(it lacks 'sol2'\)"),
-        ('{"goal": "a", "sol1": "x", "sol2": "", "label": 0}', "choice 1 is ''; it must be text"),
-    ],
-)
-def test_a_malformed_line_is_named(tasks, line, said):
-    _line_is_refused(tasks, "piqa", line, said)
-
-
-@pytest.mark.parametrize(
-    ("task", "line", "said"),
-    [
-        ("arc_easy", '{"query": "a", "choices": ["b", "c"], "gold": 2}', "gold is 2; it must"),
-        (
-            "arc_easy",
-            '{"question": "a", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "answerKey": "E"}',
-            "answerKey is 'E'",
-        ),
-        ("arc_easy", '{"question": "a", "choices": {"text": ["b"]}}', "it lacks 'label'"),
-        ("lambada_openai", '{"text": "a stone "}', "the word after the last space is ''"),
-        ("lambada_openai", '{"words": "a stone"}', "it lacks 'text'"),
-    ],
-)
-def test_a_malformed_line_of_other_tasks_is_named(tasks, task, line, said):
-    _line_is_refused(tasks, task, line, said)
-
-
-def _line_is_refused(folder, task, line, said):
-    """Also by the check of a suite, before anything is scored."""
-    file = folder / f"{task}.jsonl"
-    file.write_text(f"{file.read_text().splitlines()[0]}\n{line}\n")
-    for call in (
-        lambda: check_files([task], folder, None),
-        lambda: next(evaluate(model(), [task], data_dir=folder)),
-    ):
-        with pytest.raises(UserError, match=said):
-            call()
 
 
 @pytest.mark.parametrize("error", [ConnectionError, FileNotFoundError])  # of `datasets` and `evaluate`

@@ -4,6 +4,7 @@ scores."""
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,12 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedTokenizerFast,
 )
 
+from modbench.accounting.count import count
 from modbench.errors import UserError
 from modbench.measure.downstream import evaluate
 from modbench.measure.hub_lm import load_hub_lm
@@ -109,7 +113,7 @@ def test_few_shot_prompts_are_those_of_lm_eval(folder, tasks, tmp_path):
     [evaluation] = evaluate(load_hub_lm(folder), ["arc_easy"], data_dir=tmp_path, num_fewshot=2)
     prompt = evaluation.tasks["arc_easy"].instances[0].args[0]
     assert prompt.count("Question: ") == 3
-    assert prompt.endswith(f"{json.loads(rows[0])['query']}\nAnswer:")
+    assert prompt.endswith(f"{json.loads(rows[0])['question']}\nAnswer:")
     assert evaluation.score("arc_easy").few_shot == 2
 
 
@@ -142,3 +146,57 @@ def test_a_folder_without_tokenizer_or_weights_is_refused(folder, tmp_path):
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="has no causal language model that transformers can load"):
         load_hub_lm(tmp_path)
+
+
+def test_flops_are_those_that_the_counter_sees(folder):
+    """Of one request: all tokens but the last are read, and one row of logits is asked for."""
+    lm = load_hub_lm(folder)
+    lm.loglikelihood([request("stone river green", " lamp")])
+    tokens = lm.cost.tokens
+    counted = count(lm.model.model, (1, tokens), phase="prefill").total_model
+    rows = len(lm.tok_encode("stone river green lamp")) - len(lm.tok_encode("stone river green"))
+    logits = 2 * 32 * VOCABULARY * (rows - 1)
+    assert lm.cost.nominal_flops == lm.cost.realised_flops == counted + logits
+    assert lm.cost.per_token()["nominal_flops_per_token"] == (counted + logits) / tokens
+
+
+def test_a_family_without_a_closed_form_has_no_flops(folder, tmp_path):
+    config = PhiConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=32,
+    )
+    PhiForCausalLM(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    lm = load_hub_lm(tmp_path)
+    lm.loglikelihood([request("stone", " lamp")])
+    assert lm.model.ledger is None
+    assert lm.cost.per_token()["nominal_flops_per_token"] is None
+
+
+def copied(folder, place):
+    shutil.copytree(folder, place)
+    return place
+
+
+def test_a_damaged_file_of_the_folder_is_named(folder, tmp_path):
+    weights = copied(folder, tmp_path / "a") / "model.safetensors"
+    for kept in (weights.stat().st_size // 2, 4, 0):
+        os.truncate(weights, kept)
+        with pytest.raises(UserError, match=r"a/model\.safetensors is truncated or damaged .*copy it"):
+            load_hub_lm(tmp_path / "a")
+    tokenizer = copied(folder, tmp_path / "b") / "tokenizer.json"
+    for text in (tokenizer.read_bytes()[:100], b'{"model": 1}', b"\xff"):
+        tokenizer.write_bytes(text)
+        with pytest.raises(UserError, match="b has no tokenizer that transformers can load"):
+            load_hub_lm(tmp_path / "b")
+    config = copied(folder, tmp_path / "c") / "config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
+    with pytest.raises(UserError, match=r"the weights in .*c lack model\.layers\.2\..*9 tensors"):
+        load_hub_lm(tmp_path / "c")
+    config.write_text("{")
+    with pytest.raises(UserError, match="c has no "):
+        load_hub_lm(tmp_path / "c")

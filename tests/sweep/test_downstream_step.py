@@ -17,12 +17,13 @@ from modbench.report.store import read_suite
 from modbench.sweep.steps.downstream import FILES
 
 TASKS = ["arc_easy", "lambada_openai"]
-ITEM = {"query": "Question: Which one floats?", "choices": ["a cork", "a stone", "lead"], "gold": 0}
+CHOICES = {"text": ["a cork", "a stone", "lead"], "label": ["A", "B", "C"]}
+ITEM = {"question": "Which one floats?", "choices": CHOICES, "answerKey": "A"}
 
 
 def write_items(folder: Path) -> None:
     folder.mkdir()
-    items = [{**ITEM, "gold": number % 3} for number in range(6)]
+    items = [{**ITEM, "answerKey": "ABC"[number % 3]} for number in range(6)]
     (folder / "arc_easy.jsonl").write_text("".join(json.dumps(one) + "\n" for one in items))
     (folder / "arc_easy_train.jsonl").write_text(json.dumps(ITEM) + "\n")
     texts = [{"text": f"one line and another {number}"} for number in range(4)]
@@ -148,7 +149,7 @@ def test_few_shot_examples_are_recorded_and_missing_files_are_refused_first(tmp_
     write_suite(tmp_path, "other", "vanilla", measure=measure(downstream=["piqa"]))
     code, said = modbench_says(tmp_path, "run", "suite.toml")
     assert code == 2
-    assert "[measure] downstream_data: task 'piqa' needs piqa.jsonl" in " ".join(said.split())
+    assert "[measure] downstream: task 'piqa' needs piqa.jsonl" in " ".join(said.split())
     assert not (tmp_path / "my-results/other/records").exists()
 
 
@@ -197,4 +198,6 @@ def test_settings_that_came_later_leave_older_cells_as_they_were() -> None:
         "downstream_limit": None,
     }
     stated = MeasureConfig(downstream_fewshot=0, downstream_data="data", downstream_checkpoints=2)
-    assert stated.as_cell() == asdict(stated)
+    fields = asdict(stated)
+    del fields["downstream_include"]
+    assert stated.as_cell() == fields

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from modbench.model.generate import generate
 from modbench.train.checkpoint import save_weights
 from modbench.trained import hugging_face
 from modbench.trained.export import export
+from modbench.trained.leak import leak_of
 from modbench.trained.load import Loaded, load_trained
 
 #: "he", then "the".
@@ -206,6 +208,24 @@ def test_a_copy_for_modbench_needs_neither_results_nor_corpus(
     tokens_BT = torch.arange(20).view(2, 10)
     assert torch.equal(model(tokens_BT, Context(selection="causal")), ours(loaded, tokens_BT))
     assert tokenizer.merges == loaded.tokenizer.merges
+
+
+def test_a_copy_for_modbench_keeps_its_audit_also_when_it_is_copied_again(tmp_path: Path) -> None:
+    loaded = trained(tmp_path / "my-results", "vanilla", {})
+    assert loaded.record is not None
+    assert leak_of(loaded) == "not audited"
+    probes = [
+        {"probe": number, "name": name, "verdict": verdict, "figure": "0", "ranks": True}
+        for number, name, verdict in ((1, "causal", "passed"), (2, "batch-invariant", "failed"))
+    ]
+    audited = replace(loaded, record=replace(loaded.record, audit=probes))
+    export(audited, "modbench", tmp_path / "one")
+    export(load_trained(tmp_path / "one"), "modbench", tmp_path / "two")
+    assert leak_of(load_trained(tmp_path / "two")) == "failed probe 2 batch-invariant: 0"
+    text = (tmp_path / "two" / "modbench.json").read_text()
+    (tmp_path / "two" / "modbench.json").write_text(text.replace('"failed"', '"passed"'))
+    with pytest.raises(UserError, match="differs from its sha256"):
+        load_trained(tmp_path / "two")
 
 
 @pytest.mark.parametrize("to", ["hf", "modbench"])

@@ -7,12 +7,12 @@ computes; experts have no capacity limit.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from modbench.accounting.families.config import FAMILIES, load_config, read_config
+from modbench.accounting.families.config import FAMILIES, load_config, read_config, stated_length
 from modbench.accounting.families.layers import Matrix, layers_of, norm_parameters
 from modbench.accounting.literature import Reading
 from modbench.ledger import OUTSIDE, Ledger, Workload, matmul
 
-__all__ = ["FAMILIES", "family_ledger", "family_reading", "load_config"]
+__all__ = ["FAMILIES", "family_ledger", "family_reading", "load_config", "stated_length"]
 
 
 def family_ledger(config: Mapping[str, Any], workload: Workload, *, dense: bool = False) -> Ledger:

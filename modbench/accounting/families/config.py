@@ -122,3 +122,10 @@ def load_config(path: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"config {path} holds no JSON object; give a model's config.json")
     return config
+
+
+def stated_length(config: Mapping[str, Any]) -> int | None:
+    """Return the largest input length that a config.json states; None if it states none."""
+    names = ("n_positions", "max_position_embeddings", "n_ctx")
+    stated = (config.get(name) for name in names)
+    return next((length for length in stated if isinstance(length, int) and length > 0), None)

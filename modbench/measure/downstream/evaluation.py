@@ -1,25 +1,22 @@
 """Evaluates a model on lm-eval's tasks, one task at a time."""
 
-import contextlib
-import io
-import logging
 import math
-import os
-import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
-from lm_eval.tasks.manager import TaskDict, TaskManager
+from lm_eval.tasks.manager import TaskDict
 
 from modbench.data.config import DataConfig
 from modbench.errors import UserError
 from modbench.measure.downstream.item_answers import ItemAnswers, item_answers
-from modbench.measure.downstream.local_data import localised
+from modbench.measure.downstream.item_checks import check_sources
+from modbench.measure.downstream.loading import data_sets, load_tasks, raise_if_own
+from modbench.measure.downstream.local_data import Sources
+from modbench.measure.downstream.quiet import quiet, seeded
 from modbench.measure.downstream.standard_error import standard_error
 from modbench.measure.downstream.task_files import files_by_name
 from modbench.measure.routed_lm import RoutedLM
@@ -28,8 +25,6 @@ from modbench.measure.tasks import CHANCE
 
 #: Draws of lm-eval's bootstrap, for metrics whose standard error has no closed form.
 BOOTSTRAP = 1000
-#: lm-eval's own seeds: of Python, of numpy, and of few-shot examples.
-SEED, NUMPY_SEED, FEWSHOT_SEED = 0, 1234, 1234
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +33,7 @@ class TaskScore:
 
     ``metrics`` and ``errors``: value and standard error by name, such as ``acc``, or ``acc,FILTER`` for
     other filters than ``none``; an error is None where there is none, as with one item. ``chance``: by
-    metric, where it is known.
+    metric, where it is known. ``missing``: tasks of a group that are left out.
     """
 
     task: str
@@ -50,6 +45,7 @@ class TaskScore:
     few_shot: int
     version: str
     answers: ItemAnswers
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +54,8 @@ class Evaluation:
 
     ``rule``: selection rule, ``causal`` or ``topk``, whose scores are *non-causal*. ``truncated``:
     requests whose context did not fit the model's length. ``results``: lm-eval's own results, with
-    ``samples``. ``tasks``: lm-eval's task objects by name.
+    ``samples``. ``tasks``: lm-eval's task objects by name. ``missing``: tasks that are left out, since
+    their files are not there.
     """
 
     name: str
@@ -68,6 +65,7 @@ class Evaluation:
     truncated: int
     results: dict[str, Any]
     tasks: Mapping[str, Any]
+    missing: tuple[str, ...] = ()
 
     def score(self, task: str) -> TaskScore:
         """Return the scores of ``task``."""
@@ -81,6 +79,7 @@ def evaluate(
     limit: int | None = None,
     num_fewshot: int | None = None,
     data_dir: Path | None = None,
+    include: Path | None = None,
     data: DataConfig | None = None,
 ) -> Iterator[Evaluation]:
     """Evaluate ``lm`` on each of ``tasks``, ours or lm-eval's, and yield it when it is done. The global
@@ -89,147 +88,114 @@ def evaluate(
     Args:
         limit: number of items of each task; None: all.
         num_fewshot: examples before each item; None: as the task says. Tasks that fix it to 0 keep that.
-        data_dir: folder of local files in place of the hub, see `localised`.
+        data_dir: folder of local files in place of the hub, see `Sources`.
+        include: folder of further YAML files of tasks.
         data: the corpus whose held-out part our tasks are built from; None: the embedded one.
 
     Raises UserError: an unknown task, or a group and its member, before any is evaluated; then, when
-    its turn comes, a task without items: a missing file, no network, code of a model that the task would
-    run.
+    its turn comes, a task without items: a missing file, a line that is no item, no network, code of a
+    model that the task would run.
     """
     names = list(dict.fromkeys(tasks))
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be 1 or more")
     if num_fewshot is not None and num_fewshot < 0:
         raise UserError(f"num_fewshot is {num_fewshot}; it must be 0 or more")
-    files = files_by_name(names)
+    files = files_by_name(names, include=include, data_dir=data_dir)
     for name in names:
-        with localised(files[name], data_dir) as folder, _quiet(), _seeded():
-            manager = TaskManager(
-                include_path=str(folder),
-                include_defaults=False,
-                metadata={"data": asdict(data or DataConfig())},
+        sources = Sources(name=name, files=files[name], data_dir=data_dir, include=include)
+        with quiet():
+            with seeded():
+                check_sources(sources)
+            with seeded(), sources.written() as folder:
+                loaded = load_tasks(sources, folder, num_fewshot=num_fewshot, data=data or DataConfig())
+                lm.reset()
+                results = _scored(sources, lm, loaded, limit)
+        yield _evaluation(sources, lm, loaded, results)
+
+
+def _scored(sources: Sources, lm: RoutedLM, loaded: TaskDict, limit: int | None) -> dict[str, Any]:
+    try:
+        with data_sets(sources):
+            results: Any = lm_eval_evaluate(
+                lm, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=True
             )
-            with _data_sets(name, data_dir):
-                loaded = manager.load([name])
-                _prepare(name, loaded, files[name], num_fewshot, data_dir)
-            lm.reset()
-            with _data_sets(name, data_dir):
-                results: Any = lm_eval_evaluate(
-                    lm, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=True
-                )
-        yield _evaluation(name, lm, loaded, results)
+    except RuntimeError as error:
+        if "not found in the registry" in str(error):  # a metric; 0.5 finds it only now
+            raise_if_own(sources, error)
+        raise
+    return results  # type: ignore[no-any-return]
 
 
-def _prepare(
-    name: str,
-    loaded: TaskDict,
-    files: Mapping[str, Path],
-    num_fewshot: int | None,
-    data_dir: Path | None,
-) -> None:
-    """Set the few-shot number and seed of ``loaded``, as lm-eval's command line does. Raises UserError:
-    a task without few-shot examples, or one that runs generated code."""
-    for task_name, task in loaded["tasks"].items():
-        if getattr(task, "UNSAFE_CODE", False) or getattr(task.config, "unsafe_code", False):
-            raise UserError(f"task '{task_name}' runs code that the model writes; run it with lm-eval")
-        stated = task.config.num_fewshot
-        if stated != 0:
-            wanted = num_fewshot if num_fewshot is not None else stated or 0
-            setter = getattr(task, "set_num_fewshot", None)
-            setter(wanted) if setter else task.set_config(key="num_fewshot", value=wanted)
-        task.set_fewshot_seed(seed=FEWSHOT_SEED)
-        if data_dir is not None and task.config.num_fewshot and not len(task.fewshot_docs() or ()):
-            split = task.config.fewshot_split or task.config.training_split
-            raise UserError(
-                f"task '{task_name}' takes its {task.config.num_fewshot} examples from "
-                f"{task_name}_{split}.jsonl, which --data-dir {data_dir} lacks; add it, or use "
-                "--num-fewshot 0"
-            )
-        if isinstance(task.config.metadata, dict) and task_name in files:
-            task.config.metadata["config_source"] = str(files[task_name])  # not the temporary file
-
-
-@contextmanager
-def _data_sets(name: str, data_dir: Path | None) -> Iterator[None]:
-    """Context in which data sets are loaded. Raises UserError: one cannot be reached."""
-    from datasets.exceptions import DatasetsError
-
-    try:
-        yield
-    except (ConnectionError, TimeoutError, FileNotFoundError, DatasetsError) as error:
-        instead = (
-            "add its file there" if data_dir is not None else "give local files with --data-dir FOLDER"
-        )
-        raise UserError(
-            f"the data set of task '{name}' could not be loaded from the Hugging Face hub "
-            f"({' '.join(str(error).split())[:120]}); connect to a network, or {instead} "
-            "(docs/evaluation.md)"
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Context without lm-eval's progress bars, prints and warnings, and without its process pool."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub", "httpx")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    before = os.environ.get("DISABLE_MULTIPROC")
-    os.environ["DISABLE_MULTIPROC"] = "1"  # read by 0.4
-    with contextlib.suppress(ImportError):  # 0.5 reads it once
-        from lm_eval.api.metrics import stderr
-
-        stderr.DISABLE_MULTIPROC = True
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if before is None:
-            del os.environ["DISABLE_MULTIPROC"]
-        else:
-            os.environ["DISABLE_MULTIPROC"] = before
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """Context in which the global generators of Python and numpy start from lm-eval's own seeds."""
-    python, arrays = random.getstate(), np.random.get_state()
-    random.seed(SEED)
-    np.random.seed(NUMPY_SEED)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(arrays)
-
-
-def _evaluation(name: str, lm: RoutedLM, loaded: TaskDict, results: dict[str, Any]) -> Evaluation:
-    order = [*loaded.get("groups", {}), *loaded["tasks"]]
-    scores = [
-        score
-        for one in order
-        if one in results["results"]
-        and (score := _task_score(one, loaded["tasks"].get(one), results)).metrics
-    ]
+def _evaluation(sources: Sources, lm: RoutedLM, loaded: TaskDict, results: dict[str, Any]) -> Evaluation:
+    tasks, groups = loaded["tasks"], loaded.get("groups", {})
+    of_tasks = {name: _task_score(name, task, results) for name, task in tasks.items()}
+    of_groups = {
+        name: _group_score(name, group, of_tasks, sources, results)
+        for name, group in groups.items()
+        if name in results["results"]
+    }
+    scores = [score for score in (*of_groups.values(), *of_tasks.values()) if score.metrics]
     if not scores:
-        raise UserError(f"task '{name}' has no metric; choose one with a metric, such as accuracy")
+        raise UserError(
+            f"task '{sources.name}' has no metric; choose one with a metric, such as accuracy"
+        )
     return Evaluation(
-        name=name,
+        name=sources.name,
         scores=scores,
         cost=lm.cost,
         rule=lm.rule,
         truncated=lm.truncated,
         results=results,
-        tasks=loaded["tasks"],
+        tasks=tasks,
+        missing=sources.missing,
     )
 
 
 def _task_score(name: str, task: Any, results: dict[str, Any]) -> TaskScore:
+    metrics, errors = _metrics(name, results)
+    answers = item_answers(task)
+    return TaskScore(
+        task=name,
+        metrics=metrics,
+        errors=errors,
+        chance=_chance(name, metrics, task, answers),
+        higher_is_better=_higher_is_better(name, results),
+        items=results["n-samples"].get(name, {}).get("effective", 0),
+        few_shot=int(results["n-shot"].get(name) or 0),
+        version=str(results["versions"].get(name, "")),
+        answers=answers,
+    )
+
+
+def _group_score(
+    name: str, group: Any, tasks: Mapping[str, TaskScore], sources: Sources, results: dict[str, Any]
+) -> TaskScore:
+    metrics, errors = _metrics(name, results)
+    members = [tasks[member] for member in _members(name, results) if member in tasks]
+    return TaskScore(
+        task=name,
+        metrics=metrics,
+        errors=errors,
+        chance=_group_chance(name, group, metrics, members),
+        higher_is_better=_higher_is_better(name, results),
+        items=sum(member.items for member in members),
+        few_shot=max((member.few_shot for member in members), default=0),
+        version=str(results["versions"].get(name, "")),
+        answers=ItemAnswers.empty(),
+        missing=sources.missing_of(name),
+    )
+
+
+def _higher_is_better(name: str, results: Mapping[str, Any]) -> dict[str, bool]:
+    stated = results["higher_is_better"].get(name, {})
+    return {metric: better for metric, better in stated.items() if better is not None}
+
+
+def _metrics(name: str, results: dict[str, Any]) -> tuple[dict[str, float], dict[str, float | None]]:
     """Read lm-eval's entry of a task or group, ``{"acc,none": 0.5, "acc_stderr,none": 0.1, ...}``, and
     put standard errors that lm-eval does not compute into it, and None for a metric that is NaN."""
-    entry = results["results"][name]
+    entry = results["results"].get(name, {})
     samples = results["samples"].get(name, [])
     metrics: dict[str, float] = {}
     errors: dict[str, float | None] = {}
@@ -248,23 +214,7 @@ def _task_score(name: str, task: Any, results: dict[str, Any]) -> TaskScore:
             if found is not None:
                 entry[error_key] = found
         metrics[label], errors[label] = float(value), None if found is None else float(found)
-    answers = item_answers(task) if task is not None else ItemAnswers.empty()
-    members = [name] if task is not None else _members(name, results)
-    return TaskScore(
-        task=name,
-        metrics=metrics,
-        errors=errors,
-        chance=_chance(name, metrics, task, answers),
-        higher_is_better={
-            metric: better
-            for metric, better in results["higher_is_better"].get(name, {}).items()
-            if better is not None
-        },
-        items=sum(results["n-samples"].get(one, {}).get("effective", 0) for one in members),
-        few_shot=int(results["n-shot"].get(name) or 0),
-        version=str(results["versions"].get(name, "")),
-        answers=answers,
-    )
+    return metrics, errors
 
 
 def _members(group: str, results: Mapping[str, Any]) -> list[str]:
@@ -281,9 +231,30 @@ def _chance(
     """Return the chance level of each metric that has a known one: what our task states, or the mean of
     1 / choices for the accuracies of a multiple-choice task."""
     if name in CHANCE:
-        main = "acc" if "acc" in metrics else next(iter(metrics))
-        return {main: CHANCE[name]}
-    if task is None or task.OUTPUT_TYPE != "multiple_choice" or not any(answers.choices):
+        return _stated_chance(name, metrics)
+    if task.OUTPUT_TYPE != "multiple_choice" or not any(answers.choices):
         return {}
     level = sum(1 / count for count in answers.choices) / len(answers.choices)
     return {metric: level for metric in ("acc", "acc_norm", "acc_bytes") if metric in metrics}
+
+
+def _group_chance(
+    name: str, group: Any, metrics: Mapping[str, float], members: Sequence[TaskScore]
+) -> dict[str, float]:
+    """Return the chance levels of a group: the mean over its tasks, weighted as their scores are, of
+    each metric whose chance is known for all of them."""
+    if name in CHANCE:
+        return _stated_chance(name, metrics)
+    found: dict[str, float] = {}
+    for stated in group.aggregate_metric_list or ():
+        metric = stated.metric
+        levels = [member.chance.get(metric) for member in members]
+        if metric not in metrics or callable(stated.aggregation) or None in levels or not levels:
+            continue
+        weights = [member.items if stated.weight_by_size else 1 for member in members]
+        found[metric] = float(np.average(levels, weights=weights))  # type: ignore[arg-type]
+    return found
+
+
+def _stated_chance(name: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {"acc" if "acc" in metrics else next(iter(metrics)): CHANCE[name]} if metrics else {}

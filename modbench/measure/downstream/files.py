@@ -12,13 +12,9 @@ from lm_eval.loggers.evaluation_tracker import EvaluationTracker
 from lm_eval.utils import handle_non_serializable, hash_string
 
 from modbench.errors import UserError
-from modbench.measure.downstream.evaluation import (
-    BOOTSTRAP,
-    FEWSHOT_SEED,
-    NUMPY_SEED,
-    SEED,
-    Evaluation,
-)
+from modbench.measure.downstream.evaluation import BOOTSTRAP, Evaluation
+from modbench.measure.downstream.loading import FEWSHOT_SEED
+from modbench.measure.downstream.quiet import NUMPY_SEED, SEED
 from modbench.measure.routed_lm import RoutedLM
 
 #: Parts of lm-eval's results that have an entry per task.

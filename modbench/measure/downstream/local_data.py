@@ -1,216 +1,164 @@
-"""Standard tasks from local files in place of the hub: the files looked for, and their formats.
+"""Tasks that read local files in place of the hub, by lm-eval's own configuration: ``dataset_path:
+json`` with ``data_files``.
 
-A file ``TASK.jsonl`` has one JSON object per line: either the fields of the data set on the hub, or the
-multiple-choice format of llm-foundry, ``{"query", "choices", "gold"}``, which is converted for the tasks
-in `CONVERTED`. WikiText may be a text file of articles. Few-shot examples come from
-``TASK_SPLIT.jsonl``, such as ``arc_easy_train.jsonl``.
+``TASK.jsonl`` has the fields of the data set on the hub; few-shot examples are in ``TASK_SPLIT.jsonl``,
+such as ``arc_easy_train.jsonl``. A task of a user's YAML file may name files of its own.
 """
 
 import json
-import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from modbench.errors import UserError
-from modbench.measure.downstream.task_files import files_of
+from modbench.measure.downstream.task_files import members
+from modbench.measure.tasks.names import items_file, scan
 
-if TYPE_CHECKING:
-    pass
-
-Row = dict[str, Any]
-
-#: Further file names of tasks, as their sources name them.
-ALIASES: dict[str, tuple[str, ...]] = {
-    "lambada_openai": ("lambada_test.jsonl",),
-    "wikitext": ("wikitext2_test.txt", "wiki.test.tokens", "wiki.test.raw"),
-}
+Config = dict[str, Any]
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
-_ARTICLE = re.compile(r"^ = [^=].*[^=] = \n", re.MULTILINE)
 
 
-def _arc(row: Row) -> Row:
-    letters = [chr(ord("A") + place) for place in range(len(row["choices"]))]
-    return {
-        "question": _question(row["query"]),
-        "choices": {"text": row["choices"], "label": letters},
-        "answerKey": letters[row["gold"]],
-    }
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where the task, group or tag ``name`` and its members come from. ``files``: their YAML files;
+    ``data_dir``: folder of local files; ``include``: folder of a user's YAML files."""
 
+    name: str
+    files: Mapping[str, Path]
+    data_dir: Path | None = None
+    include: Path | None = None
 
-def _piqa(row: Row) -> Row:
-    first, second = row["choices"]
-    return {"goal": _question(row["query"]), "sol1": first, "sol2": second, "label": row["gold"]}
+    @cached_property
+    def stated(self) -> dict[str, Config]:
+        """The content of the YAML files, functions as text."""
+        return {name: load_yaml(path, resolve_func=False) for name, path in self.files.items()}
 
+    @cached_property
+    def missing(self) -> tuple[str, ...]:
+        """Tasks whose file of items is not in ``data_dir``."""
+        return tuple(
+            task for task in self.files if not self.data_files(task) and self._reads_files(task)
+        )
 
-def _question(query: str) -> str:
-    """Remove the words that the task's own prompt adds."""
-    return query.removeprefix("Question: ").removesuffix("Answer:").rstrip("\n")
+    def missing_of(self, name: str) -> tuple[str, ...]:
+        """Return the tasks of `missing` that belong to ``name``, a task, group or tag."""
+        if members_of := self._members(name):
+            found = [task for member in members_of for task in self.missing_of(member)]
+            return tuple(dict.fromkeys(found))
+        return (name,) if name in self.missing else ()
 
+    def data_files(self, task: str) -> dict[str, str | list[str]]:
+        """Return the local files of ``task`` by split; none if it reads no file, or its file is missing.
+        A split without a file is given that of the evaluated split: lm-eval loads all splits, and
+        few-shot examples from it are refused."""
+        stated, folder = self.stated[task], self.data_dir
+        if folder is not None and self._reads_files(task) and items_file(task, folder).is_file():
+            file, evaluated = str(items_file(task, folder)), evaluated_split(stated)
+            named = [*(stated.get(name) for name in _SPLITS), few_shot_split(stated)]
+            others = [split for split in named if split and split != evaluated]
+            return {evaluated: file, **{split: self._of_split(task, split) or file for split in others}}
+        files = (stated.get("dataset_kwargs") or {}).get("data_files") or {}
+        if stated.get("dataset_path") != "json":  # files of a data set on the hub
+            return {}
+        return files if isinstance(files, dict) else {"train": files}
 
-def _check_answer(choices: Any, place: Any, name: str) -> None:
-    """Raises ValueError: a choice is not text, or empty; ``place``, the field ``name``, is none of
-    them."""
-    if not isinstance(choices, list):
-        raise ValueError("choices is not a list")
-    for number, choice in enumerate(choices):
-        _check_text(choice, f"choice {number}")
-    if not isinstance(place, int) or not 0 <= place < len(choices):
-        raise ValueError(f"{name} is {place!r}; it must be a number from 0 to {len(choices) - 1}")
+    def lacks_examples(self, task: str) -> str | None:
+        """Return the name of the file of few-shot examples that ``task`` needs and ``data_dir`` lacks;
+        None if nothing is lacking."""
+        stated, split = self.stated[task], few_shot_split(self.stated[task])
+        if self.data_dir is None or not items_file(task, self.data_dir).is_file():
+            return None
+        if split in (None, evaluated_split(stated)) or self._of_split(task, str(split)):
+            return None
+        return f"{task}_{split}.jsonl"
 
+    def _of_split(self, task: str, split: str) -> str | None:
+        file = Path(self.data_dir or ".", f"{task}_{split}.jsonl")
+        return str(file) if file.is_file() else None
 
-def _check_text(text: Any, name: str) -> None:
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{name} is {text!r}; it must be text that is not empty")
+    def _reads_files(self, task: str) -> bool:
+        """Return True if ``task`` reads a file of ``data_dir``, where there is one."""
+        stated = self.stated[task]
+        return self.data_dir is not None and "dataset_path" in stated and "group" not in stated
 
-
-def _check_arc(row: Row) -> None:
-    _, texts, labels = row["question"], row["choices"]["text"], row["choices"]["label"]
-    if row["answerKey"] not in labels or len(texts) != len(labels):
-        raise ValueError(f"answerKey is {row['answerKey']!r}; it must be one label, each of one choice")
-    _check_answer(texts, labels.index(row["answerKey"]), "answerKey")
-
-
-def _check_piqa(row: Row) -> None:
-    _, *choices = row["goal"], row["sol1"], row["sol2"]
-    _check_answer(choices, row["label"], "label")
-
-
-def _check_lambada(row: Row) -> None:
-    _check_text(row["text"].split(" ")[-1], "the word after the last space")
-
-
-#: Raises ValueError, TypeError, AttributeError or KeyError: a row is no item of the task.
-CHECKS: dict[str, Callable[[Row], None]] = {
-    "arc_easy": _check_arc,
-    "arc_challenge": _check_arc,
-    "piqa": _check_piqa,
-    "lambada_openai": _check_lambada,
-    "wikitext": lambda row: _check_text(row["page"], "page"),
-}
-#: Tasks whose llm-foundry rows are converted to the fields of the data set on the hub.
-CONVERTED: dict[str, Callable[[Row], Row]] = {
-    "arc_easy": _arc,
-    "arc_challenge": _arc,
-    "piqa": _piqa,
-}
-
-
-def wanted(task: str, folder: Path) -> list[Path]:
-    """Return the files that are looked for in ``folder``, in order."""
-    return [folder / name for name in (f"{task}.jsonl", *ALIASES.get(task, ()))]
-
-
-@contextmanager
-def localised(files: Mapping[str, Path], folder: Path | None) -> Iterator[Path]:
-    """Context with a folder of YAML files for lm-eval's ``include_path``, one per entry of ``files``,
-    and each includes that one. With ``folder``, tasks read their items there. Raises UserError: a
-    task's file is missing."""
-    with tempfile.TemporaryDirectory(prefix="modbench-tasks-") as made:
-        for number, (task, path) in enumerate(files.items()):
-            config: dict[str, Any] = {"include": str(path)}
-            stated = load_yaml(path, resolve_func=False)
-            if folder is not None and "dataset_path" in stated and "group" not in stated:
-                config |= _from_files(task, stated, folder)
-            # JSON is YAML, but for the tag of a function.
-            text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in config.items())
-            text = re.sub(r'"!function ([\w.]+)"', r"!function \1", text)
-            Path(made, f"{number}.yaml").write_text(text, encoding="utf-8")
-        yield Path(made)
-
-
-def check_files(names: Iterable[str], folder: Path, few_shot: int | None) -> None:
-    """Raises UserError: ``folder`` lacks the file of a task that ``names`` need, or that of its
-    ``few_shot`` examples."""
-    files = files_of(names)
-    with localised(files, folder):
-        pass
-    for task, path in files.items():
-        stated = load_yaml(path, resolve_func=False)
-        split = stated.get("fewshot_split") or stated.get("training_split")
-        evaluated = stated.get("test_split") or stated.get("validation_split")
-        if not few_shot or stated.get("num_fewshot") == 0 or split in (None, evaluated):
-            continue
-        if "dataset_path" in stated and not (folder / f"{task}_{split}.jsonl").is_file():
-            raise UserError(
-                f"task '{task}' takes its {few_shot} examples from {task}_{split}.jsonl, which {folder} "
-                "lacks; add it, or ask for 0 examples"
-            )
-
-
-def _from_files(task: str, stated: Mapping[str, Any], folder: Path) -> Row:
-    """Return the fields that make ``task`` read ``folder``."""
-    found = next((path for path in wanted(task, folder) if path.is_file()), None)
-    if found is None:
-        looked = " or ".join(path.name for path in wanted(task, folder))
-        raise UserError(f"task '{task}' needs {looked} in --data-dir {folder}; see docs/evaluation.md")
-    evaluated = stated.get("test_split") or stated.get("validation_split") or "test"
-    splits = {evaluated: str(found)}
-    named = [stated.get(name) for name in _SPLITS]
-    named.append((stated.get("fewshot_config") or {}).get("split"))
-    for split in dict.fromkeys(named):
-        if split and split != evaluated:
-            file = folder / f"{task}_{split}.jsonl"
-            splits[split] = str(file) if file.is_file() else ""
-    for name in filter(None, splits.values()):
-        _items(task, Path(name))  # so that a malformed line is found before anything is scored
-    return {
-        "custom_dataset": "!function modbench.measure.downstream.local_data.read",
-        "dataset_kwargs": {"local_task": task, "local_splits": splits},
-    }
-
-
-def read(local_task: str = "", local_splits: Mapping[str, str] | None = None, **_: Any) -> Any:
-    """Return the data set of a task, by split; called by lm-eval. A split without a file is empty."""
-    from datasets import Dataset
-
-    data: dict[str, Dataset] = {}
-    for split, file in (local_splits or {}).items():
-        if file:
-            data[split] = Dataset.from_list(_items(local_task, Path(file)))
-    some = next(iter(data.values()))
-    return data | {split: some.select([]) for split, file in (local_splits or {}).items() if not file}
-
-
-def _items(task: str, file: Path) -> list[Row]:
-    """Return the rows of ``file``. Raises UserError: it has none, or a line is no item of ``task``."""
-    rows = list(_rows(task, file))
-    if not rows:
-        raise UserError(f"{file} has no items; it must have one per line")
-    return rows
-
-
-def _rows(task: str, file: Path) -> Iterator[Row]:
-    if file.suffix != ".jsonl":
-        text = file.read_text(encoding="utf-8")
-        starts = [match.start() for match in _ARTICLE.finditer(text)] or [0]
-        ends = [*starts[1:], len(text)]
-        for start, end in zip(starts, ends, strict=True):
-            yield {"page": text[start:end]}
-        return
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _row(task, line, f"{file}, line {number}")
-
-
-def _row(task: str, line: str, where: str) -> Row:
-    try:
-        row = json.loads(line)
-        if not isinstance(row, dict):
-            raise ValueError("not an object")
-        if {"query", "choices", "gold"} <= row.keys() and task in CONVERTED:
-            _check_answer(row["choices"], row["gold"], "gold")
-            row = CONVERTED[task](row)
-        if task in CHECKS:
-            CHECKS[task](row)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        fault = f"it lacks {error}" if isinstance(error, KeyError) else error
+    def check(self) -> None:
+        """Raises UserError: no file of items of ``name`` is there."""
+        if self._present(self.name):
+            return
+        names = ", ".join(items_file(task, Path()).name for task in self.missing)
+        what = "task" if self.name in self.missing else "group"
         raise UserError(
-            f"{where} is no item of task '{task}' ({fault}); see docs/evaluation.md"
-        ) from error
-    return row
+            f"{what} '{self.name}' needs {names} in --data-dir {self.data_dir}; see docs/evaluation.md"
+        )
+
+    def config(self, task: str, cache: Path | None = None) -> Config:
+        """Return the fields that replace those of the YAML file of ``task``: its local files, or the
+        members of a group that are present. ``cache``: folder for lm-eval's copy of the items."""
+        if task in self.missing:
+            return {}
+        if files := self.data_files(task):
+            kept = {"cache_dir": str(cache), "keep_in_memory": True} if cache else {}
+            given = (self.stated[task].get("dataset_kwargs") or {}) | {"data_files": files} | kept
+            source = {"dataset_path": "json", "dataset_name": None, "custom_dataset": None}
+            return {"task": task, **(source if self._reads_files(task) else {}), "dataset_kwargs": given}
+        if all(map(self._present, self._members(task))):
+            return {}
+        return {"task": self._kept(self.stated[task]["task"])}
+
+    def _kept(self, listed: list[Any]) -> list[Any]:
+        """Return the members of a group's list that are present."""
+        kept: list[Any] = []
+        for member in listed:
+            if isinstance(member, dict) and isinstance(member.get("task"), list):
+                kept += [{**member, "task": some}] if (some := self._kept(member["task"])) else []
+            else:
+                name = member if isinstance(member, str) else member.get("task", member.get("group"))
+                kept += [member] if self._present(name) else []
+        return kept
+
+    def _present(self, name: str) -> bool:
+        """Return True if a task can be read, or a task of a group or tag can."""
+        members_of = self._members(name)
+        return any(map(self._present, members_of)) if members_of else name not in self.missing
+
+    def _members(self, name: str) -> list[str]:
+        if name in self.files:
+            return list(members(self.stated[name], self.include))
+        return [task for task in scan(self.include).tags.get(name, ()) if task in self.files]
+
+    @contextmanager
+    def written(self) -> Iterator[Path]:
+        """Context with a folder of YAML files for lm-eval's ``include_path``, one for each task and
+        group that is present."""
+        with tempfile.TemporaryDirectory(prefix="modbench-tasks-") as made:
+            for number, task in enumerate(filter(self._present, self.files)):
+                config = self.config(task, Path(made, "cache"))
+                write_yaml(Path(made, f"{number}.yaml"), self.files[task], config)
+            yield Path(made)
+
+
+def evaluated_split(stated: Mapping[str, Any]) -> str:
+    """Return the split whose items are scored."""
+    return stated.get("test_split") or stated.get("validation_split") or "test"
+
+
+def few_shot_split(stated: Mapping[str, Any]) -> str | None:
+    """Return the split that few-shot examples are drawn from; None for a task that states them."""
+    config = stated.get("fewshot_config") or {}
+    if config.get("samples"):
+        return None
+    return config.get("split") or stated.get("fewshot_split") or stated.get("training_split")
+
+
+def write_yaml(path: Path, included: Path, config: Mapping[str, Any]) -> None:
+    """Write a task file that includes ``included`` and replaces some of its fields."""
+    # JSON is YAML.
+    fields = {"include": str(included.resolve()), **config}
+    text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items())
+    path.write_text(text, encoding="utf-8")

@@ -34,6 +34,7 @@ def section(evaluation: Evaluation, shift: BatchShift) -> dict[str, Any]:
             "batch_shift": asdict(shift) | {"nats": _finite(shift.nats), "batches": list(shift.batches)},
             "sha256": _documents(evaluation, score.task),
             "by_item": _by_item(score.answers),
+            **({"missing": list(score.missing)} if score.missing else {}),
         }
         for score in evaluation.scores
     }

@@ -1,7 +1,7 @@
 """The table that `modbench eval` prints, and what it says about each task."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,10 +24,10 @@ def rule_label(rule: str) -> str:
 
 
 def rows(evaluations: Iterable[Evaluation]) -> list[tuple[str, ...]]:
-    """Return a row per metric of each task, columns as `HEADS`."""
+    """Return a row per metric of each task, columns as `HEADS`; a group that lacks tasks is marked."""
     return [
         (
-            score.task,
+            score.task + " (partial)" * bool(score.missing),
             metric,
             _number(value),
             _number(score.errors.get(metric)),
@@ -62,6 +62,8 @@ def details(evaluation: Evaluation, shift: BatchShift | None, leak: str) -> dict
         "truncated": evaluation.truncated,
         "leak": leak,
     }
+    if evaluation.missing:
+        found["missing"] = list(evaluation.missing)
     for name, of_answers in (
         ("bits_per_byte_of_answer", "answer_bits_per_byte"),
         ("margin_nats", "answer_margin"),
@@ -92,6 +94,14 @@ def sentence(name: str, found: dict[str, Any]) -> str:
     else:
         parts += [leak, f"rule {found['rule']}"]
     return f"{name}: " + "; ".join(parts)
+
+
+def missing_sentence(name: str, missing: Sequence[str], scored: int) -> str:
+    """Return one line on the tasks of a group that are left out."""
+    return (
+        f"{name} is partial: {scored} of {scored + len(missing)} tasks are scored, since the folder of "
+        f"local files lacks {', '.join(f'{task}.jsonl' for task in missing)}"
+    )
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,8 @@
-"""Finds the YAML files of lm-eval's tasks by name, those of groups and tags included."""
+"""Finds the YAML files of tasks by name, those of groups and tags included.
+
+``include``: a folder of a user's YAML files. ``data_dir``: a folder of local files, in which a file of
+one of the formats of `modbench.measure.downstream.formats` is a task of its own.
+"""
 
 from collections.abc import Iterable, Iterator
 from itertools import permutations
@@ -7,34 +11,42 @@ from typing import Any
 
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from modbench.errors import UserError
-from modbench.measure.tasks.names import file_of, scan, unknown_task
+from modbench.errors import UserError, is_file
+from modbench.measure.downstream.formats import format_of
+from modbench.measure.tasks.names import file_of, items_file, scan, unknown_task
 
 
-def files_of(names: Iterable[str]) -> dict[str, Path]:
+def files_of(
+    names: Iterable[str], *, include: Path | None = None, data_dir: Path | None = None
+) -> dict[str, Path]:
     """Return the YAML file of each task and group that ``names`` need: themselves, and the members of
-    groups and tags. Raises UserError: a name that neither lm-eval nor modbench has."""
+    groups and tags. Raises UserError: a name that is not known, or a file of items whose format is
+    not."""
     found: dict[str, Path] = {}
     missing = list(dict.fromkeys(names))
     while missing:
         name = missing.pop(0)
         if name in found:
             continue
-        path = file_of(name)
+        path = file_of(name, include)
         if path is not None:
             found[name] = path
-            missing += _members(load_yaml(path, resolve_func=False))
-        elif name in scan().tags:
-            missing += scan().tags[name]
+            missing += members(load_yaml(path, resolve_func=False), include)
+        elif name in scan(include).tags:
+            missing += scan(include).tags[name]
+        elif data_dir is not None and is_file(items_file(name, data_dir)):
+            found[name] = format_of(items_file(name, data_dir))
         else:
-            raise unknown_task(name)
+            raise unknown_task(name, include, data_dir)
     return found
 
 
-def files_by_name(names: Iterable[str]) -> dict[str, dict[str, Path]]:
+def files_by_name(
+    names: Iterable[str], *, include: Path | None = None, data_dir: Path | None = None
+) -> dict[str, dict[str, Path]]:
     """Return `files_of` of each of ``names``. Raises UserError: one contains another, or a task that
     another contains too, which would be scored twice."""
-    found = {name: files_of([name]) for name in names}
+    found = {name: files_of([name], include=include, data_dir=data_dir) for name in names}
     for one, other in permutations(found, 2):
         if other in found[one]:
             raise UserError(f"'{one}' contains '{other}', which is named too; remove one of them")
@@ -44,16 +56,18 @@ def files_by_name(names: Iterable[str]) -> dict[str, dict[str, Path]]:
     return found
 
 
-def _members(config: dict[str, Any]) -> Iterator[str]:
+def members(config: dict[str, Any], include: Path | None = None) -> Iterator[str]:
     """Yield the names that a group's configuration lists, also in groups that it defines."""
     listed = config.get("task")
+    if "group" in config and isinstance(listed, str):
+        listed = [listed]
     for member in listed if isinstance(listed, list) else ():
         if isinstance(member, str):
             yield member
         elif isinstance(member.get("task"), list):
-            yield from _members(member)
+            yield from members(member, include)
         else:
             # A task or group that is defined in place has what a reference lacks.
             name = member.get("task") or member.get("group")
-            if name in scan().files or name in scan().tags:
+            if file_of(name, include) is not None or name in scan(include).tags:
                 yield name

@@ -1,5 +1,7 @@
-"""Names of lm-eval's tasks and of ours, read from their YAML files without lm-eval's index, which takes
-20 to 90 seconds to build. Imports neither lm-eval nor torch.
+"""Names of lm-eval's tasks, of ours and of a user's, read from their YAML files without lm-eval's index,
+which takes 20 to 90 seconds to build. Imports neither lm-eval nor torch.
+
+``include``: a folder of a user's YAML files, whose names come before all others; None: no such folder.
 """
 
 import os
@@ -9,7 +11,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import yaml
 
 from modbench.errors import UserError, is_file, nearest_names
 from modbench.measure.tasks import FOLDER, TASKS
@@ -27,23 +31,47 @@ class Index(NamedTuple):
     tags: dict[str, list[str]]
 
 
-def check_names(names: Iterable[str]) -> None:
-    """Check that each of ``names`` is a task, group or tag, ours or lm-eval's. Raises UserError: one is
-    not known, with the nearest names."""
+def check_names(
+    names: Iterable[str], *, include: Path | None = None, data_dir: Path | None = None
+) -> None:
+    """Check that each of ``names`` is a task, group or tag, ours, lm-eval's or of ``include``, or a file
+    of items in ``data_dir``. Raises UserError: one is not known, with the nearest names; ``include`` is
+    no folder, or a file there is not YAML."""
+    if include is not None:
+        check_include(include)
     for name in names:
-        if name not in TASKS and file_of(name) is None and name not in scan().tags:
-            raise unknown_task(name)
+        known = name in TASKS or file_of(name, include) is not None or name in scan(include).tags
+        if not known and not (data_dir and is_file(items_file(name, data_dir))):
+            raise unknown_task(name, include, data_dir)
 
 
-def unknown_task(name: str) -> UserError:
+def check_include(folder: Path) -> None:
+    """Raises UserError: ``folder`` is no folder, holds no task, or a file there is not YAML."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; give one with YAML files of lm-eval tasks")
+    if not _of_include(folder):
+        raise UserError(
+            f"{folder} has no file *.yaml with the field 'task' or 'group'; give a folder of lm-eval "
+            "tasks (docs/evaluation.md)"
+        )
+
+
+def items_file(task: str, folder: Path) -> Path:
+    """Return the path of the items of ``task`` in a folder of local files."""
+    return folder / f"{task}.jsonl"
+
+
+def unknown_task(name: str, include: Path | None = None, data_dir: Path | None = None) -> UserError:
     """Return the error of an unknown task, with the nearest names."""
-    known = {*scan().files, *scan().tags}
-    return UserError(f"task '{name}' is not known; {nearest_names(name, known)}")
+    known = {*scan(include).files, *scan(include).tags}
+    looked = f", and {data_dir} has no {items_file(name, data_dir).name}" if data_dir else ""
+    return UserError(f"task '{name}' is not known{looked}; {nearest_names(name, known)}")
 
 
-def file_of(name: str) -> Path | None:
+def file_of(name: str, include: Path | None = None) -> Path | None:
     """Return the YAML file of a task or group; None if there is none of this name."""
-    return _guess(name) or scan().files.get(name)
+    own = _of_include(include) if include is not None else {}
+    return own.get(name) or _guess(name) or scan(include).files.get(name)
 
 
 def _guess(name: str) -> Path | None:
@@ -54,12 +82,16 @@ def _guess(name: str) -> Path | None:
     return None
 
 
-@lru_cache(maxsize=1)
-def scan() -> Index:
+@lru_cache(maxsize=2)
+def scan(include: Path | None = None) -> Index:
     """Read all task files for the names that they declare; takes about a second."""
     contents = {path: Path(path).read_bytes() for path in _paths()}
     files: dict[str, Path] = {}
     tags: dict[str, list[str]] = defaultdict(list)
+    for name, file in (_of_include(include) if include is not None else {}).items():
+        files[name] = file
+        for tag in _words(_read_yaml(file).get("tag")):
+            tags[tag].append(name)
     for path, content in list(contents.items()):
         for name in _declared(content):
             if name not in files:
@@ -67,6 +99,42 @@ def scan() -> Index:
                 for tag in _tags(path, contents):
                     tags[tag].append(name)
     return Index(files, tags)
+
+
+@lru_cache(maxsize=2)
+def _of_include(folder: Path) -> dict[str, Path]:
+    """Return the files of a user's tasks and groups by name. Raises UserError: one is not YAML."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*.yaml")):
+        stated = _read_yaml(path)
+        name = stated.get("group", stated.get("task"))
+        if isinstance(name, str):
+            found.setdefault(name, path)
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML with lm-eval's tag of a function as text."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Return the fields of a task file, with those of the file that it includes."""
+    try:
+        stated = yaml.load(path.read_bytes(), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}); a task file includes it") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}); fix it there") from error
+    if not isinstance(stated, dict):
+        return {}
+    return {**(_read_yaml(path.parent / stated["include"]) if "include" in stated else {}), **stated}
+
+
+def _words(stated: Any) -> list[str]:
+    return [stated] if isinstance(stated, str) else list(stated or ())
 
 
 def _tags(path: str, contents: dict[str, bytes]) -> list[str]:

@@ -96,6 +96,7 @@ def _evaluated(lm: "RoutedLM", cell: CellRun) -> "Iterator[Evaluation]":
         limit=measure.downstream_limit,
         num_fewshot=measure.downstream_fewshot,
         data_dir=measure.data_dir,
+        include=measure.include,
         data=DataConfig(**cell.cell["data"]),
     )
 

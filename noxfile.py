@@ -103,8 +103,8 @@ def flops(session: nox.Session) -> None:
 
 @nox.session
 def audit(session: nox.Session) -> None:
-    """Audit every router, preset and known bug and write docs/audit.md; arguments after -- go to the
-    script (--check only compares)."""
+    """Audit every router, preset and known bug and write docs/audit.md and docs/known_bugs.md; arguments
+    after -- go to the script (--check only compares)."""
     session.run(ready(session), "tests/measure/audit_page.py", *session.posargs)
 
 

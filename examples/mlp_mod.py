@@ -1,4 +1,4 @@
-"""Mixture-of-Depths (Raposo et al. 2024) scored by an MLP, gated by a sigmoid."""
+"""Mixture-of-Depths (Raposo et al. 2024) scored by an MLP, with a gate from 0.5 to 1.5."""
 
 from dataclasses import dataclass
 
@@ -15,4 +15,4 @@ class MLPMoD(DepthRouter):
         return nn.Sequential(hidden, nn.GELU(), output, nn.Flatten(-2))
 
     def gate(self, scores_BT):
-        return scores_BT.sigmoid()
+        return 0.5 + scores_BT.sigmoid()  # training cannot close it

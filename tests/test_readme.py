@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import modbench
+from modbench.report.layers import idle_layers
 from modbench.report.store import read_suite
 
 ROOT = Path(__file__).parent.parent
@@ -148,6 +149,7 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     found = [*audits[record.audit_key].audit, *record.audit]
     assert all(finding["verdict"] != "failed" for finding in found)
     assert record.metrics["heldout_loss"] < record.metrics["unigram_loss"] - 0.5
+    assert idle_layers([record]) == []
     table = (tmp_path / "my-results" / "quick" / "leaderboard.csv").read_text()
     assert "mlp_mod" in table.splitlines()[1]
 

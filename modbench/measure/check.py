@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from modbench.analysis.idle_layers import layer_line
 from modbench.data.batches import Batches
 from modbench.data.prose import reduce_rst
 from modbench.data.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ from modbench.measure.audit import Finding, findings
 from modbench.measure.audit.command import line
 from modbench.measure.audit.warmed import warmed
 from modbench.measure.loss import heldout_loss, heldout_windows
+from modbench.measure.routing import layer_measures
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import SIZES
 from modbench.routing.build import RoutedDecoder, build_model, outline
@@ -155,7 +157,7 @@ def _print_training(config: ModelConfig, router: Router, seed: int) -> str:
         f"\n{STEPS} training steps of {TRAIN.batch} x {SEQUENCE} bytes of Python's documentation, nats"
         " per token"
     )
-    curves, scores = [], []
+    curves, scores, layers = [], [], []
     for trained in (router, build_router("vanilla")):
         with authors_code(router, "a training step"):
             model = build_model(config, trained, seed).to(device())
@@ -164,10 +166,13 @@ def _print_training(config: ModelConfig, router: Router, seed: int) -> str:
             bytes_V = np.ones(config.vocabulary, dtype=np.int64)
             scored = heldout_loss(model, windows_WT, bytes_V, selection="causal")
             scores.append(scored.nats_per_token)
+            layers += layer_measures(model, windows_WT)
     print(_row("", "router", "dense"))
     for step in (1, *range(5, STEPS + 1, 5)):
         print(_row(f"step {step}", *(f"{curve[step - 1]:.3f}" for curve in curves)))
     print(_row("held out, causal rule", *(f"{score:.3f}" for score in scores)))
+    for entry in layers:
+        print(layer_line(**entry))
     if math.isfinite(sum(curves[0]) + scores[0]):
         return ""
     return f"router '{router.name}': its loss is not finite after {STEPS} training steps"

@@ -1,19 +1,24 @@
 """Routing metrics on held-out text: selections under both rules, how well the causal rule predicts the
-training rule, how evenly experts are used, and the size of the KV cache.
+training rule, what each layer adds, how evenly experts are used, and the size of the KV cache.
 
-B sequences, T tokens, W windows, N tokens that reach an expert layer, E experts.
+B sequences, T tokens, D model width, W windows, N tokens that reach an expert layer, E experts.
 """
 
 from bisect import bisect_left
 from collections import defaultdict
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from modbench.ledger import Workload
 from modbench.measure.loss import SCORING_BATCH
+from modbench.model.block import Block
 from modbench.model.context import Context
 from modbench.model.generate import dense_cache_bytes, prefill
+from modbench.model.mlp import MLP
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
 
@@ -21,7 +26,6 @@ from modbench.routing.build import RoutedDecoder
 _RATES = {
     "flip_rate": ("flipped", "routed"),
     "realised_capacity": ("entered", "routed"),
-    "gate_scale": ("gate", "gated"),
     "causal_rule_accuracy": ("right", "judged"),
     "causal_rule_base_rate": ("skipped", "judged"),
     "causal_rule_recall": ("hits", "members"),
@@ -72,10 +76,6 @@ def _depth(sums: dict[str, float], training: Trace, causal: Trace) -> None:
         sums["routed"] += selected_BT.numel()
         sums["entered"] += selected_BT.sum().item()
         sums["flipped"] += (selected_BT != member_BT).sum().item()
-        gate_BT = causal.tensors.get((layer, "gate"))
-        if gate_BT is not None:
-            sums["gated"] += selected_BT.sum().item()
-            sums["gate"] += gate_BT.abs().mul(selected_BT).sum().item()
         predicted_BT = training.tensors.get((layer, "predicted"))
         if predicted_BT is not None:
             # Recursions route only the candidates; skipping the others needs no prediction.
@@ -117,6 +117,71 @@ def _experts(
         if name == "dropped":
             sums["dropped"] += dropped_E.sum().item()
             sums["assigned"] += (dropped_E.sum() + training.tensors[layer, "load"].sum()).item()
+
+
+@torch.no_grad()
+def layer_measures(
+    model: RoutedDecoder, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
+) -> list[dict[str, Any]]:
+    """Effect of each routed layer on the tokens of ``windows_WT`` that it selects, under the causal
+    rule: its number ``layer``; ``added``, the mean of the norm of what it adds over the norm of the
+    residual stream, 0 if it selects none; and where it shows a gate, ``gate_scale``, the mean magnitude
+    of the gate.
+
+    A layer with experts in place of the MLP adds their output, and selects the tokens that they process.
+    A layer that shows no ``selected`` selects the tokens that it changes. Layers that hold a plain block
+    alone, or no parameter, are left out, except for their gate."""
+    on = next(model.parameters()).device
+    model.eval()
+    sums: dict[tuple[int, str], float] = defaultdict(float)
+    routed = [number for number, layer in enumerate(model.layers) if _is_routed(layer)]
+    for start in range(0, len(windows_WT), batch):
+        tokens_BT = torch.from_numpy(windows_WT[start : start + batch]).to(on)[:, :-1]
+        context = Context(selection="causal", tokens_BT=tokens_BT)
+        x_BTD = model.embedding(tokens_BT)
+        for number, layer in enumerate(model.layers):
+            before_BTD = x_BTD.clone()  # a layer may write into its input
+            x_BTD, fed = _with_fed(layer, x_BTD, context)
+            if number in routed:
+                shown_BT = context.trace.tensors.get((number, "selected"))
+                added_BTD = x_BTD - before_BTD if fed is None else fed
+                stream_BTD = before_BTD if fed is None else x_BTD - fed
+                selected_BT = added_BTD.any(-1) if shown_BT is None else shown_BT
+                share_BT = added_BTD.norm(dim=-1) / stream_BTD.norm(dim=-1).clamp(min=1e-30)
+                sums[number, "added"] += share_BT[selected_BT].double().sum().item()
+                sums[number, "selected"] += selected_BT.sum().item()
+        for (number, name), gate_BT in context.trace.tensors.items():
+            selected_BT = context.trace.tensors.get((number, "selected"))
+            if name == "gate" and selected_BT is not None:
+                sums[number, "gate"] += gate_BT[selected_BT].double().abs().sum().item()
+                sums[number, "gated"] += selected_BT.sum().item()
+    found: dict[int, dict[str, Any]] = {number: {"layer": number} for number, _ in sorted(sums)}
+    for number, entry in found.items():
+        if number in routed:
+            entry["added"] = sums[number, "added"] / max(sums[number, "selected"], 1)
+        if sums[number, "gated"]:
+            entry["gate_scale"] = sums[number, "gate"] / sums[number, "gated"]
+    return list(found.values())
+
+
+def _is_routed(layer: nn.Module) -> bool:
+    """Return True unless ``layer`` is a dense block, or computes nothing."""
+    dense = isinstance(layer, Block) and type(layer.feed_forward) is MLP
+    return not dense and next(layer.parameters(), None) is not None
+
+
+def _with_fed(layer: nn.Module, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+    """Return the output of ``layer``, and of a block what its feed-forward part adds, (B, T, D)."""
+    fed: list[Tensor] = []
+
+    def keep(part: nn.Module, given: object, out_BTD: Tensor) -> None:
+        fed.append(out_BTD)
+
+    with ExitStack() as hooks:
+        if isinstance(layer, Block):
+            hooks.callback(layer.feed_forward.register_forward_hook(keep).remove)
+        out_BTD = layer(x_BTD, context)
+    return out_BTD, fed[0] if fed else None
 
 
 def _evenness(loads_E: list[torch.Tensor]) -> dict[str, float]:

@@ -1,9 +1,11 @@
 """Tables of one comparison of the leaderboard: schemes at their best size, more columns, all sizes."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from modbench.report.columns import FIRST, MORE
+from modbench.report.layers import values as layer_values
 from modbench.report.leaderboard import Entry, Leaderboard
 from modbench.report.metric_cells import metric_columns, ranking_column
 from modbench.report.row import Row
@@ -37,6 +39,24 @@ def more_table(board: Leaderboard, entries: Sequence[Entry]) -> str:
     columns["FLOPs"] = [row.flops_source or "-" for row in rows]
     shown = {heading: cells for heading, cells in columns.items() if {*cells} != {"-"}}
     return _table({"scheme": [names[row.label] for row in rows], **shown})
+
+
+def layer_table(entries: Sequence[Entry]) -> str:
+    """Updates and gates of the routed layers of each scheme at its best size, means over seeds; empty if
+    no record has them."""
+    best, names = best_entries(entries), _names(entries)
+    held = {entry.row.label: layer_values(entry.row.ok) for entry in best}
+    routed = [label for label, layers in held.items() if layers]
+    if not routed:
+        return ""
+    columns: dict[str, Sequence[Any]] = {"scheme": [names[label] for label in routed]}
+    for layer in sorted({layer for layers in held.values() for layer in layers}):
+        own = [held[label].get(layer, {}) for label in routed]
+        for name, heading in (("added", "adds"), ("gate_scale", "gate")):
+            cells = [f"{fmean(of[name]):.2g}" if name in of else "-" for of in own]
+            if {*cells} != {"-"}:
+                columns[f"layer {layer} {heading}"] = cells
+    return _table(columns)
 
 
 def size_table(board: Leaderboard, entries: Sequence[Entry]) -> str:

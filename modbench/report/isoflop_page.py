@@ -12,6 +12,7 @@ from modbench.errors import several
 from modbench.report.columns import OPTIMA
 from modbench.report.isoflop import DENSE, HEADLINE, Line, Sweep, scheme_of
 from modbench.report.isoflop_pairs import at_optima, of_equal_runs
+from modbench.report.layers import idle_layers
 from modbench.report.metric_cells import si
 from modbench.report.record import CellRecord
 from modbench.report.scheme import shape_name
@@ -323,6 +324,14 @@ def _notes(sweep: Sweep) -> Iterable[str]:
             f"Surface of {escaped(scheme)}: E {surface.E:.3f}, A {surface.A:.4g}, B {surface.B:.4g}, "
             f"alpha {surface.alpha:.3f}, beta {surface.beta:.3f}; mean Huber loss "
             f"{surface.huber:.2e}{edge}."
+        )
+    done = [record for record in sweep.cells if record.status == "ok"]
+    runs = Counter(scheme_of(record) for record in done)
+    idle = Counter(scheme_of(record) for record in done if idle_layers([record]))
+    for scheme in sorted(idle):
+        yield (
+            f"In {idle[scheme]} of {several(runs[scheme], 'run')} of {escaped(scheme)} a routed layer "
+            "adds next to nothing; the column note of leaderboard.csv names it."
         )
     yield (
         "All figures at full precision: optima.csv, differences.csv, learning_rates.csv and "

@@ -8,6 +8,8 @@ from typing import Any
 
 from modbench.analysis.comparison import shared_ranks
 from modbench.report.downstream_scores import csv_columns, metrics_of, tasks_of
+from modbench.report.layers import csv_columns as layer_columns
+from modbench.report.layers import values as layer_values
 from modbench.report.metrics import METRICS, Metric, ranking_metric
 from modbench.report.record import AuditRecord, CellRecord, canonical_json
 from modbench.report.row import Row, Value, rows_of, timing_machines
@@ -105,7 +107,14 @@ class Leaderboard:
         rows = [entry.row for entry in self.entries]
         tasks = {task: metrics_of(rows, task) for task in tasks_of(rows)}
         lines = [self._line(*pair, place) for pair in zip(self.entries, shapes, strict=True)]
-        return csv_table([line | csv_columns(row, tasks) for line, row in zip(lines, rows, strict=True)])
+        held = layer_values(record for row in rows for record in row.ok)
+        layers = [(layer, name) for layer, of in held.items() for name in of]
+        return csv_table(
+            [
+                line | layer_columns(row.ok, layers) | csv_columns(row, tasks)
+                for line, row in zip(lines, rows, strict=True)
+            ]
+        )
 
     def _line(
         self, entry: Entry, shape: dict[str, Any], place: Callable[[Entry], Mapping[str, Any]]

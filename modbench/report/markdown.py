@@ -2,8 +2,15 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
+from modbench.analysis.idle_layers import LEAST_ADDED
 from modbench.errors import several
-from modbench.report.board_tables import best_entries, first_table, more_table, size_table
+from modbench.report.board_tables import (
+    best_entries,
+    first_table,
+    layer_table,
+    more_table,
+    size_table,
+)
 from modbench.report.columns import FIRST, MORE, column_table
 from modbench.report.downstream_page import downstream_section
 from modbench.report.leaderboard import Entry, Leaderboard
@@ -38,6 +45,11 @@ _SHARED = (
     "± is half a 95 % t-interval over seeds. Schemes whose intervals overlap, directly or through "
     "others between them, share a rank."
 )
+_LAYERS = (
+    "Routed layers: *adds* is the mean norm of a layer's update over the norm of the residual stream, "
+    f"for the held-out tokens that it selects; below {LEAST_ADDED:g} is next to nothing. *gate* is "
+    "the mean magnitude of their gate."
+)
 _BEST = (
     "Each scheme is ranked at the size of its best mean, which is slightly optimistic: the more sizes "
     "were tried, the more. If the best size is the smallest or the largest, the scheme may do better "
@@ -56,6 +68,8 @@ def markdown(board: Leaderboard, drawn: Collection[str] = ()) -> str:
         tables += [_compared(entries), *_ranking(board, entries)]
         details += [f"### Comparison {number}"] if numbered else []
         details += [_setting(board, entries), more_table(board, entries)]
+        if layers := layer_table(entries):
+            details += [_LAYERS, layers]
         if sizes := size_table(board, entries):
             details += ["The sizes of each scheme:", sizes]
     if numbered:

@@ -48,7 +48,8 @@ _TABLE = (
     Metric("nominal_capacity", "share", "none", "exact",
            "nominal share of the tokens of routed layers that are selected"),
     Metric("gate_scale", "1", "none", "quality",
-           "mean magnitude of the gate of selected tokens"),
+           "mean magnitude of the gate of selected tokens, over all layers; newer records hold it per "
+           "layer: columns gate_scale_layer_N of leaderboard.csv"),
     Metric("causal_rule_accuracy", "share", "none", "quality",
            "share of tokens on which causal and training rule agree, on the same residual stream"),
     Metric("causal_rule_base_rate", "share", "none", "quality",

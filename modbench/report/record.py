@@ -104,6 +104,14 @@ _POINT = closed(step=COUNT, flops=COUNT, tokens=COUNT, train_loss=REAL, heldout_
 _STEPS: Any = dict[_NAME, Annotated[float, Field(ge=0, le=1e30)]]
 
 
+#: What a routed layer does to the held-out tokens that it selects under the causal rule.
+_ROUTED_LAYER = closed(
+    layer=Annotated[int, Field(ge=0, le=9999)],
+    added=optional[REAL],  #: mean norm of its update over that of the residual stream; 0 without tokens
+    gate_scale=optional[REAL],  #: mean magnitude of the gate
+)
+
+
 #: Learning rates of an isoFLOP suite; see `modbench.sweep.isoflop.stated`.
 _ISOFLOP = closed(
     learning_rates=list_of[SECONDS],
@@ -142,6 +150,8 @@ class CellRecord(Line):
     seconds: Annotated[dict[str, float], like(_STEPS)] | None = None  #: wall time of each step
     #: scores by task, see `modbench.report.downstream_record`
     downstream: Annotated[dict[str, Any], like(DOWNSTREAM)] | None = None
+    #: the routed layers; older records have the mean of all gates, the metric ``gate_scale``
+    layers: Annotated[list[dict[str, Any]], like(list_of[_ROUTED_LAYER])] | None = None
 
     def _check(self) -> None:
         check_routing(self.routing)

@@ -10,6 +10,7 @@ from typing import Any
 
 from scipy.special import stdtrit
 
+from modbench.report.layers import idle_layers
 from modbench.report.metrics import METRICS
 from modbench.report.record import AuditRecord, CellRecord, cell_key
 from modbench.report.scheme import scheme_key
@@ -199,7 +200,7 @@ class Row:
             if not nominal.center / FAR <= realised.center <= nominal.center * FAR:
                 selects = f"causal rule selects {realised.center:.3g} {unit}"
                 found.append(f"{selects}, nominal {nominal.center:.3g}")
-        return found
+        return found + idle_layers(self.ok)
 
     def machines(self, name: str) -> set[str]:
         """The machines, in words, that measured the timed metric ``name``."""

@@ -62,6 +62,9 @@ def test_a_router_that_passes_is_told_the_next_command(capsys: pytest.CaptureFix
     assert all(ours == dense for ours, dense in curve)  # the same batches and initial weights
     assert float(curve[-1][0]) < float(curve[0][0]) - 1
     assert re.search(r"^held out, causal rule +([\d.]+) +\1$", said, re.M)
+    assert (
+        len(re.findall(r"^layer [01] adds [\d.]+ of the norm of the residual stream$", said, re.M)) == 2
+    )
     assert said.endswith("\n\nnext: modbench run quick --plugin mean.py --only mean\n")
 
 

@@ -69,7 +69,7 @@ def test_every_link_leads_to_a_section(probe: int) -> None:
     ],
 )
 def test_the_advice_on_a_known_bug_names_its_cause(bug: str, probe: int, words: str) -> None:
-    page = (ROOT / "docs" / "audit.md").read_text()
+    page = (ROOT / "docs" / "known_bugs.md").read_text()
     (figure,) = re.findall(rf"^- {re.escape(bug)}: {probe} [\w -]+: (.*)$", page, flags=re.MULTILINE)
     assert words in advice(failed(probe, figure))
 

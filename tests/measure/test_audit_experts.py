@@ -37,4 +37,6 @@ def test_a_number_of_experts_far_from_top_k_has_to_be_declared(declared: bool) -
     model = build_model(SHAPE, Declared() if declared else All())
     (capacity,) = findings(model, shapes=((2, 17),), only={4})
     assert capacity.failed == (not declared)
-    assert declared or "8 experts on average, and nominal is top_k, 2; define" in capacity.figure
+    assert (
+        declared or "8 experts per token in training, and nominal is top_k, 2; define" in capacity.figure
+    )

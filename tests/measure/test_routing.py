@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from modbench.measure.routing import routing_measures
+from modbench.analysis.idle_layers import is_idle
+from modbench.measure.routing import layer_measures, routing_measures
+from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
+from modbench.model.layer import Layer
 from modbench.report.metrics import METRICS
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
@@ -31,7 +34,6 @@ def test_a_stride_is_the_same_under_both_rules() -> None:
     measured = routing_measures(model("mod", scores="stride", capacity=0.25), WINDOWS_WT, batch=2)
     assert measured["flip_rate"] == 0
     assert measured["realised_capacity"] == 0.25
-    assert measured["gate_scale"] == 1
     assert measured["causal_rule_accuracy"] == 1
 
 
@@ -100,12 +102,72 @@ def test_experts_without_tokens_are_dead() -> None:
     assert even["expert_load_entropy"] == pytest.approx(1)
 
 
-def test_the_gates_scale_is_that_of_the_layers_that_show_one() -> None:
-    # Two blocks to a recursion: one gate, two layers that are skipped.
+def test_a_dense_layer_is_no_routed_layer() -> None:
+    assert layer_measures(model("vanilla"), WINDOWS_WT) == []
+
+
+@torch.no_grad()
+def test_what_a_layer_adds_is_relative_to_the_stream_of_the_selected_tokens() -> None:
+    made = model("mod", scores="stride", capacity=0.25)
+    (found,) = layer_measures(made, WINDOWS_WT, batch=2)
+    assert (found["layer"], found["gate_scale"]) == (1, 1)
+    tokens_BT, context = torch.from_numpy(WINDOWS_WT[:, :-1]), Context(selection="causal")
+    x_BTD = made.layers[0](made.embedding(tokens_BT), context)
+    y_BTD = made.layers[1](x_BTD, context)
+    selected_BT = context.trace.tensors[1, "selected"]
+    share_BT = (y_BTD - x_BTD).norm(dim=-1) / x_BTD.norm(dim=-1)
+    assert found["added"] == pytest.approx(share_BT[selected_BT].mean().item(), rel=1e-5)
+    assert 0 < share_BT.mean() < found["added"] / 2  # three of four tokens skip
+
+
+def test_a_gate_of_nearly_nothing_makes_an_idle_layer() -> None:
+    made = model("mod", capacity=0.25, causal="ema_threshold", gate="sigmoid")
+    made.layers[1].threshold.value.fill_(-1e9)  # selects all tokens
+    (found,) = layer_measures(made, WINDOWS_WT)
+    assert not is_idle(found["added"])
+    scaled = made.layers[1].router.register_forward_hook(lambda of, given, scores: scores - 7)
+    (idle,) = layer_measures(made, WINDOWS_WT)
+    scaled.remove()
+    assert is_idle(idle["added"])
+    assert idle["gate_scale"] == pytest.approx(1 / (1 + math.exp(7)), rel=0.2)
+    made.layers[1].threshold.value.fill_(1e9)  # selects none
+    assert layer_measures(made, WINDOWS_WT) == [{"layer": 1, "added": 0.0}]
+
+
+@torch.no_grad()
+def test_experts_add_their_output_and_not_that_of_attention() -> None:
+    made = model("token_choice")
+    found = layer_measures(made, WINDOWS_WT)
+    assert [entry["layer"] for entry in found] == [0, 1]
+    assert not any("gate_scale" in entry for entry in found)
+    made.layers[1].feed_forward.bank.down.zero_()
+    assert layer_measures(made, WINDOWS_WT)[1] == {"layer": 1, "added": 0.0}
+
+
+def test_a_layer_that_shows_nothing_selects_what_it_changes() -> None:
+    class Third(Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Block(SHAPE, 1)
+
+        def forward(self, x_BTD: torch.Tensor, context: Context) -> torch.Tensor:
+            keep_T = torch.arange(x_BTD.shape[1]) % 3 > 0
+            return x_BTD * torch.where(keep_T, 1.0, 1.5)[:, None]
+
+    made = model("vanilla")
+    made.layers[1] = Third()
+    assert layer_measures(made, WINDOWS_WT) == [{"layer": 1, "added": pytest.approx(0.5)}]
+
+
+def test_gates_are_measured_at_the_depths_that_show_them() -> None:
+    # Two blocks to a recursion: one gate, two layers that are skipped; one layer computes all.
     shape = replace(SHAPE, layers=6)
     made = build_model(shape, build_router("mixture_of_recursions", {"gate_scale": 0.5}))
     torch.nn.init.zeros_(made.layers[1].router)  # sigmoid(0), so all tokens are selected
-    assert routing_measures(made, WINDOWS_WT)["gate_scale"] == 0.25
+    found = {entry.pop("layer"): entry for entry in layer_measures(made, WINDOWS_WT)}
+    assert [*found] == [1, 3]
+    assert found[3] == {"gate_scale": 0.25}
+    assert found[1]["added"] > 0
 
 
 def test_what_exceeds_an_experts_capacity_is_dropped() -> None:

@@ -9,6 +9,13 @@ _GUIDE = "docs/writing_a_router.md"
 #: Causes that a figure names: probes (none: all), text of the figure, advice, anchor of the guide;
 #: without an anchor, the probe's section of docs/audit.md.
 _CAUSES: tuple[tuple[tuple[int, ...], str, str, str], ...] = (
+    (
+        (),
+        "more than 1 value per channel",
+        "BatchNorm mixes the tokens of a batch and fails for a single one; normalise each token alone "
+        "(RMSNorm, LayerNorm)",
+        "",
+    ),
     ((), "raised ", "The router's code raises an error here; correct the line", ""),
     (
         (),
@@ -18,6 +25,40 @@ _CAUSES: tuple[tuple[tuple[int, ...], str, str, str], ...] = (
         "",
     ),
     (
+        (8, 10),
+        "is a BatchNorm",
+        "BatchNorm mixes the tokens of a batch, padding included; normalise each token alone (RMSNorm, "
+        "LayerNorm)",
+        "",
+    ),
+    (
+        (10,),
+        "running_",
+        "BatchNorm's averages depend on padding and on repeated passes; normalise each token alone "
+        "(RMSNorm, LayerNorm)",
+        "",
+    ),
+    (
+        (1, 10),
+        "two equal passes",
+        "Scores are random; draw random numbers in training only, with `generator=tokens.generator`",
+        "state",
+    ),
+    (
+        (10,),
+        "two equal training steps",
+        "Training depends on what neither a seed nor a buffer determines; draw noise with "
+        "`generator=tokens.generator`, not with numpy or random, and keep state in buffers",
+        "state",
+    ),
+    (
+        (10,),
+        "under activation checkpointing",
+        "Activation checkpointing repeats a pass, which must decide as before and update nothing; "
+        "update buffers in `update`, and read them from `tokens.state`",
+        "state",
+    ),
+    (
         (10,),
         "not in state_dict",
         "A resumed run would lose this state; register it as a buffer",
@@ -25,15 +66,9 @@ _CAUSES: tuple[tuple[tuple[int, ...], str, str, str], ...] = (
     ),
     (
         (1, 10),
-        "scoring",
+        "scoring (",
         "Scoring changes state, and so the scores of the next text; update buffers in `update`",
         "state",
-    ),
-    (
-        (1,),
-        "two equal passes",
-        "Scores are random; draw random numbers in training only",
-        "causal",
     ),
     (
         (1,),
@@ -55,8 +90,9 @@ _CAUSES: tuple[tuple[tuple[int, ...], str, str, str], ...] = (
     ),
     (
         (4,),
-        "on average",
-        "Nominal FLOPs assume another number of experts per token; state the right one",
+        "in training",
+        "Nominal FLOPs assume another number of tokens; state the right one, or hold the number there "
+        "by a loss or in `update`",
         "",
     ),
     (
@@ -66,6 +102,13 @@ _CAUSES: tuple[tuple[tuple[int, ...], str, str, str], ...] = (
         "",
     ),
     ((5,), "writes into its input", "The layer changes its input in place; write to a copy", ""),
+    (
+        (8,),
+        "buffer '",
+        "A buffer depends on padding or on the order of sequences; update it in `update`, which sees no "
+        "padding, from averages over all tokens",
+        "state",
+    ),
     ((8,), "reordered", "A loss depends on the order of the sequences; average over all tokens", ""),
     ((8,), "padding", "A loss depends on padding; leave padding out of it", ""),
     (

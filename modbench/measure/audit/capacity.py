@@ -1,4 +1,4 @@
-"""Probe 4: the training rule routes exactly the nominal counts, whatever the scores.
+"""Probe 4: the training rule routes the nominal number of tokens, whatever the scores.
 
 B sequences, T tokens.
 """
@@ -6,6 +6,7 @@ B sequences, T tokens.
 import copy
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,11 +16,20 @@ from modbench.ledger import Workload
 from modbench.measure.audit.finding import Outcome, Subject, few, outer_routers, ragged, zero_routers
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
+from modbench.routing.depth_router import DepthRouted, DepthRouter
 from modbench.routing.expert_router import ExpertRouter, RoutedExperts
 from modbench.routing.router import overrides
 
-#: Factor between the experts of a token and ``top_k`` from which the number must be declared.
-FAR = 1.5
+#: Factor between realised and nominal numbers from which a rule fails that no loss and no `update` can
+#: move to the nominal one.
+FAR = 1.1
+#: The same for experts per token where a loss or an `update` can, and the number is not declared; and
+#: without a scorer, since a hash of ids selects by chance another share of a small vocabulary.
+FAR_BY_CHANCE = 1.5
+#: Sequences and tokens of a text on which numbers are compared. If each token is selected by chance, an
+#: eighth of them deviates by a factor of `FAR` in one text of 100, and in the same way in two by one in
+#: 20,000.
+TEXT = (8, 512)
 LENGTHS = (1, 2, 7)
 
 
@@ -29,15 +39,24 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     batch and padding, and where all tokens or all scores are equal (ties go to the earlier token); at
     further shapes for a padded batch. A depth count is never 0 for a sequence with tokens.
 
+    Of layers without nominal counts, whose router overrides `selected` or `assign`: the tokens that
+    training selects in two texts, with the audited and with initial weights, are as many as nominal, up
+    to `FAR`. If a loss or an `update` of the router learns their number, it is reported only.
+
     The share of tokens that the causal rule selects is reported at the first shape; it fails only if it
     is 0 or 1 whatever the weights."""
     first, tokens_BT = subject.is_first(tokens_BT), few(tokens_BT)
     sequence = tokens_BT.shape[1]
     model = subject.twin().train()
-    if first and (undeclared := _undeclared(model, tokens_BT)):
-        return False, undeclared
+    numbers = _numbers(subject) if first else []
+    for number in numbers:
+        if number.is_far:
+            return False, str(number)
     if not model.nominal_counts(Workload.uniform(1, sequence)):
-        return None, "no layer declares nominal counts"
+        if not numbers:
+            return None, "no layer declares nominal counts"
+        fixed = any(not number.learned for number in numbers)
+        return (True if fixed else None), str(max(numbers, key=lambda number: number.learned))
     tied = zero_routers(subject.twin().train())
     scores_ties = False
     with suppress(UserError):  # a scorer with weight normalisation has no scores for weights of 0
@@ -59,23 +78,94 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     return True, f"nominal counts hold in {several(counted, 'case')}{causal}"
 
 
-def _undeclared(model: RoutedDecoder, tokens_BT: Tensor) -> str:
-    """Describe a layer that assigns tokens to another number of experts than ``top_k``, while the
-    router does not define `nominal_experts_per_token`; empty if there is none."""
-    layers = [layer for layer in model.modules() if isinstance(layer, RoutedExperts)]
-    context = Context()
-    if any(layer.options.assigns for layer in layers):
-        model(tokens_BT, context)
-    for layer in layers:
-        top_k, counts = layer.options.top_k, context.trace.counts
-        each = sum(counts.get((layer.layer, "experts"), ())) / tokens_BT.numel()
-        declared = overrides(layer.options, "nominal_experts_per_token", ExpertRouter)
-        if layer.options.assigns and not declared and each and not 1 / FAR < each / top_k < FAR:
+@dataclass(frozen=True)
+class _Number:
+    """Tokens that layer ``layer`` selects, or experts that it gives each token, by text; and the nominal
+    number."""
+
+    layer: int
+    what: str
+    realised: tuple[float, ...]
+    nominal: float
+    learned: bool  #: a loss or an `update` of the router can move it
+    scored: bool  #: the router has a scorer
+    declared: bool
+
+    @property
+    def is_far(self) -> bool:
+        """Return True if the number is too far from the nominal one, in each text in the same way."""
+        if self.learned and self.declared:
+            return False
+        far = FAR_BY_CHANCE if self.learned or not self.scored else FAR
+        factors = [each / self.nominal for each in self.realised]
+        return min(factors) > far or max(factors) < 1 / far
+
+    def __str__(self) -> str:
+        realised = " and ".join(f"{each:.3g}" for each in self.realised)
+        of_layer = f"layer {self.layer} selects {realised} {self.what} in training"
+        if not self.declared:
             return (
-                f"layer {layer.layer} assigns a token to {each:.3g} experts on average, and nominal "
-                f"is top_k, {top_k}; define nominal_experts_per_token"
+                f"{of_layer}, and nominal is top_k, {self.nominal:g}; define nominal_experts_per_token"
             )
-    return ""
+        why = ", which losses or update learn" if self.learned else ""
+        return f"{of_layer}{why}; nominal is {self.nominal:.3g}"
+
+
+def _numbers(subject: Subject) -> list[_Number]:
+    """The numbers of all layers whose router decides how many tokens it selects."""
+    deciding = _deciding(subject.model)
+    found: dict[str, list[float]] = {name: [] for name in deciding}
+    models = [subject.twin(), copy.deepcopy(subject.initial)] if deciding else []
+    for draw, model in enumerate(models):
+        context, text_BT = Context(), subject.tokens(*TEXT, draw=7 + draw)
+        model.train()(text_BT, context)
+        for name, layer in _deciding(model).items():
+            what = "experts" if isinstance(layer, RoutedExperts) else "depth"
+            routed = sum(context.trace.counts.get((layer.layer, what), ()))
+            selected_BT = context.trace.tensors.get((layer.layer, "selected"))
+            reached = text_BT.numel()
+            if what == "experts" and selected_BT is not None:  # inside a block that skips tokens
+                reached = int(selected_BT.sum())
+            found[name].append(routed / max(reached, 1))
+    return [_number(layer, tuple(found[name])) for name, layer in deciding.items()]
+
+
+def _deciding(model: RoutedDecoder) -> dict[str, RoutedExperts | DepthRouted]:
+    """The layers of ``model`` whose router decides how many tokens it selects, by name."""
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if (isinstance(layer, DepthRouted) and layer.decides)
+        or (
+            isinstance(layer, RoutedExperts)
+            and layer.options.assigns
+            and layer.options.exact_load((1,), (0,)) is None
+        )
+    }
+
+
+def _number(layer: RoutedExperts | DepthRouted, realised: tuple[float, ...]) -> _Number:
+    scored = layer.router is not None
+    if isinstance(layer, RoutedExperts):
+        experts, hooks = layer.options, ("losses", "auxiliary_losses", "update")
+        return _Number(
+            layer.layer,
+            "experts per token",
+            realised,
+            nominal=experts.nominal_experts_per_token(),
+            learned=any(overrides(experts, hook, ExpertRouter) for hook in hooks),
+            scored=scored,
+            declared=overrides(experts, "nominal_experts_per_token", ExpertRouter),
+        )
+    return _Number(
+        layer.layer,
+        "of the tokens",
+        realised,
+        nominal=layer.options.capacity,
+        learned=any(overrides(layer.options, hook, DepthRouter) for hook in ("losses", "update")),
+        scored=scored,
+        declared=True,
+    )
 
 
 def _selected_by_the_causal_rule(subject: Subject, tokens_BT: Tensor) -> list[float]:

@@ -25,6 +25,9 @@ from modbench.typed import checked
 ROUNDING = 1e-5
 #: The same in the model's own dtype.
 COARSE = 1e-3
+#: Largest router scores in `Subject.scaled`. Of 189 normally distributed scores up to 32, every fifth
+#: is above 10; of those up to 10, one or two are above 8, so that a maximum of all depends on them.
+LARGE = (32.0, 10.0)
 #: Tokens that are enough where neither the length nor the batch matters.
 FEW = 256
 RULES: tuple[Selection, ...] = ("topk", "causal")
@@ -79,6 +82,27 @@ class Subject:
     def exact(self) -> RoutedDecoder:
         """A copy in float64, so that a difference is a bug rather than rounding."""
         return copy.deepcopy(self.model).double().eval()
+
+    @cached_property
+    def scaled(self) -> Mapping[float, RoutedDecoder]:
+        """Copies in float64 that multiply the scores of each router by a constant, so that the largest
+        of a random text is one of `LARGE`: scores as of a model that was trained for long."""
+        return {most: self._scaled(most) for most in LARGE}
+
+    def _scaled(self, most: float) -> RoutedDecoder:
+        model, tokens_BT = copy.deepcopy(self.exact), self.tokens(3, 63)
+        for name, module in model.named_modules():
+            if name.rpartition(".")[2] == "router":
+                module.register_forward_hook(_Scaled(most))
+        context = Context(selection="causal", tokens_BT=tokens_BT)
+        with torch.no_grad():
+            x_BTD = model.embedding(tokens_BT)
+            for layer in model.layers:
+                for name, parameter in layer.named_parameters():
+                    if name.rpartition(".")[2] == "router" and parameter.shape[-1:] == x_BTD.shape[-1:]:
+                        parameter.mul_(_factor(x_BTD @ parameter.T, most))
+                x_BTD = layer(x_BTD, context)
+        return model
 
     @cached_property
     def initial(self) -> RoutedDecoder:
@@ -148,6 +172,27 @@ class Subject:
     def _built(self, router: Router) -> RoutedDecoder:
         model = build_model(self.model.config, router, self.seed + 1)
         return model.to(device_of(self.model)).double().eval()
+
+
+@dataclass
+class _Scaled:
+    """Forward hook that multiplies all outputs by the factor that makes the largest of the first one
+    ``most``."""
+
+    most: float
+    factor: float = 0.0
+
+    def __call__(self, module: nn.Module, given: object, scores: object) -> object:
+        if not isinstance(scores, Tensor) or not scores.is_floating_point():
+            return scores
+        self.factor = self.factor or _factor(scores, self.most)
+        return scores * self.factor
+
+
+def _factor(scores: Tensor, most: float) -> float:
+    """The factor that makes the largest of ``scores`` ``most``; 1 if they are smaller than rounding."""
+    largest = scores.abs().max().item() if scores.numel() else 0.0
+    return most / largest if largest > ROUNDING else 1.0
 
 
 def few(tokens_BT: Tensor) -> Tensor:

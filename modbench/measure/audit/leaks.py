@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from modbench.errors import several
-from modbench.measure.audit.finding import COARSE, ROUNDING, Outcome, Subject, hidden, largest, ragged
+from modbench.measure.audit.finding import (
+    COARSE,
+    ROUNDING,
+    Outcome,
+    Subject,
+    hidden,
+    largest,
+    ragged,
+)
 from modbench.measure.audit.state import changed_by_scoring
 from modbench.model.context import Context
 from modbench.model.trace import Trace
@@ -31,6 +39,7 @@ TEXTS = 2
 COPIES = 8
 REPEATED = "two equal passes differ by {}; scoring must not draw random numbers"
 DETAILED = "logits differ by {} where the trace is detailed"
+SCALED = "with router scores scaled up to {:g}"
 #: Last sequences of a batch that are compared with the same sequences alone.
 TESTED = 3
 
@@ -45,8 +54,8 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     sides of powers of two, and random positions (probe 3 covers the others). In the model's own dtype it
     is every fourth one of these.
 
-    Also, at the first shape: two equal passes agree, a detailed trace changes no logit, and scoring
-    leaves no state behind.
+    Also, at the first shape: two equal passes agree, a detailed trace changes no logit, scoring leaves
+    no state behind, and every second t is tested with `Subject.scaled` scores.
     """
     if subject.is_first(tokens_BT) and (state := changed_by_scoring(subject)):
         return False, f"{state}: scores depend on texts scored before; update it in training only"
@@ -58,6 +67,15 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     earlier = several(sum(changed), "earlier position")
     where = f"logits at {earlier}" if any(changed) else "no earlier logit"
     figure = f"{where} changed (max {most:.2g}) when later tokens were replaced"
+    scaled = subject.scaled if subject.is_first(tokens_BT) and not any(changed) else {}
+    for score, model in scaled.items():
+        most, changed = _changes(subject, model, tokens_BT[:1], ROUNDING, every=2)
+        if any(changed):
+            earlier = several(sum(changed), "earlier position")
+            return False, (
+                f"logits at {earlier} changed (max {most:.2g}) when later tokens were replaced, "
+                f"{SCALED.format(score)}"
+            )
     if subject.is_exact or any(changed):
         return not any(changed), figure
     _, changed = _changes(subject, subject.own, tokens_BT[:1], COARSE, every=4)
@@ -125,8 +143,9 @@ def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 2: a sequence has the same logits alone and in a batch, padded and not, down to one token;
     the input of the head is compared.
 
-    Tested in float64; and in the model's own dtype, where at most half of the sequences of a batch may
-    differ. Under the training rule all logits are finite, down to one token."""
+    Tested in float64, at the first shape with `Subject.scaled` scores, too; and in the model's own
+    dtype, where at most half of the sequences of a batch may differ. Under the training rule all logits
+    are finite, down to one token."""
     for length in (1, 2, tokens_BT.shape[1]):
         trained_BTD = hidden(subject.exact, tokens_BT[:1, :length], Context())
         if not trained_BTD.isfinite().all():
@@ -136,6 +155,14 @@ def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
     most = max(off for offs, _ in exact for off in offs)
     figure = f"logits of a sequence alone and in a batch differ by up to {most:.2g}"
     wrong = any(off > bound for offs, bound in exact for off in offs)
+    for score, model in subject.scaled.items() if short and not wrong else ():
+        found = list(_differences(model, tokens_BT, ROUNDING, short=False))
+        if any(off > bound for offs, bound in found for off in offs):
+            most = max(off for offs, _ in found for off in offs)
+            return False, (
+                f"logits of a sequence alone and in a batch differ by up to {most:.2g}, "
+                f"{SCALED.format(score)}"
+            )
     if subject.is_exact or wrong:
         return not wrong, figure
     own = list(_differences(subject.own, tokens_BT, COARSE, short=False))

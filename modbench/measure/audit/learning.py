@@ -81,13 +81,15 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
         if not group & by_losses and not group <= idle:
             return False, f"no loss reaches {name}"
     own = {name for name, group in groups.items() if group == {name}}
+    # Experts of the base classes are no part of a router.
+    own = {name for name in own if not _of(_holder(model, name), "modbench.routing.")}
     if not wanted and own:
         return "unchecked", (
             f"no parameter has router in its name; cross-entropy reaches {len(by_text & own)} of the "
             f"{len(own)} parameters of the scheme's own classes, all losses together reach all"
         )
     if not wanted:
-        return None, "no parameter has router in its name"
+        return None, "no router has a scorer, and no parameter has router in its name"
     if not wanted - idle:
         return None, "a softmax over one expert has no gradient"
     figure = f"cross-entropy reaches {several(len((wanted - idle) & by_text), 'router parameter')}"
@@ -150,6 +152,11 @@ def _of(module: nn.Module, package: str) -> bool:
     return type(module).__module__.startswith(package)
 
 
+def _holder(model: RoutedDecoder, name: str) -> nn.Module:
+    """The module that holds the parameter ``name``."""
+    return model.get_submodule(name.rpartition(".")[0])
+
+
 def _learn_text(model: RoutedDecoder, tokens_BT: Tensor) -> list[float]:
     """Run the backward pass of cross-entropy; return `_scale` of each layer that has one."""
     context = Context()
@@ -210,7 +217,7 @@ def _dependent(model: RoutedDecoder, tokens_BT: Tensor) -> str:
         if shown is None or others is None or torch.equal(shown.roll(1, 0), others):
             fixed = {name: value for name, value in first.items() if drawn[name] == value}
             if changed := _changed(fixed, other, number):
-                return f"{changed} when the sequences of the batch are reordered"
+                return f"{changed} when the sequences of the batch are reordered{_normalised(layer)}"
         if wrong := _padding_dependent(number, layer, x_BTD, tokens_BT):
             return wrong
     return ""
@@ -221,7 +228,7 @@ def _padding_dependent(number: int, layer: nn.Module, before_BTD: Tensor, tokens
     lengths_B = torch.arange(1, sequences + 1, device=tokens_BT.device) * sequence // sequences
     padding_BT = torch.arange(sequence, device=tokens_BT.device) >= lengths_B[:, None]
     found = []
-    for factor in (1.0, -3.0):
+    for factor in (1.0, 1.0, -3.0):
         x_BTD = torch.where(padding_BT[..., None], factor * before_BTD, before_BTD).requires_grad_()
         trace, values = _values(layer, x_BTD, tokens_BT, lengths_B)
         found.append(values)
@@ -230,8 +237,17 @@ def _padding_dependent(number: int, layer: nn.Module, before_BTD: Tensor, tokens
             slope_BTD = torch.autograd.grad(loss, x_BTD, allow_unused=True)[0]
             if slope_BTD is not None and bool(slope_BTD[padding_BT].any()):
                 return f"the auxiliary losses of layer {number} have a gradient in padding"
-    changed = _changed(found[0], found[1], number)
-    return changed and f"{changed} with the content of padding"
+    first, again, other = found
+    fixed = {name: value for name, value in first.items() if again[name] == value}  # else random
+    changed = _changed(fixed, other, number)
+    return changed and f"{changed} with the content of padding{_normalised(layer)}"
+
+
+def _normalised(layer: nn.Module) -> str:
+    """Name the first BatchNorm of ``layer``, the likely cause; empty if it has none."""
+    parts = layer.named_modules()
+    name = next((name for name, part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm)), "")
+    return name and f"; {name} is a BatchNorm"
 
 
 def _values(

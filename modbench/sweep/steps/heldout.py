@@ -7,7 +7,7 @@ from torch import Tensor
 from modbench.measure.histograms import RoutingHistograms
 from modbench.measure.loss import HeldoutLoss, heldout_loss, unigram_loss
 from modbench.measure.passage import passage_routing
-from modbench.measure.routing import kv_cache_measures, routing_measures
+from modbench.measure.routing import kv_cache_measures, layer_measures, routing_measures
 from modbench.model.context import Selection
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
@@ -16,7 +16,8 @@ from modbench.sweep.cell import CellRun
 
 def heldout(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
     """Losses, realised FLOPs and routing on held-out text; the KV cache if the scheme decodes
-    correctly. Stores the routing histograms, and the routing of the first window's first tokens."""
+    correctly. Stores the routing histograms, the routing of the first window's first tokens, and what
+    each routed layer adds."""
     windows_WT = cell.windows(cell.measure.heldout_tokens)
     curve_WT = cell.windows(cell.measure.curve_tokens)
     histograms = RoutingHistograms(sequence=cell.train.sequence)
@@ -46,6 +47,8 @@ def heldout(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
         "forward_flops_per_token_dispatched": causal.dispatched_flops_per_token,
     }
     metrics |= routing_measures(model, curve_WT)
+    if layers := layer_measures(model, curve_WT):
+        cell.found["layers"] = layers
     if cell.decodes:
         metrics |= kv_cache_measures(model, curve_WT)
     return metrics

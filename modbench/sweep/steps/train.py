@@ -1,5 +1,5 @@
 """Step ``train``: train the model to its budget, and check it cheaply: the FLOPs of its first, its last
-and one random training step, and the causality of its trained weights."""
+and one random training step, and the causality and batch invariance of its trained weights."""
 
 from dataclasses import asdict, replace
 from typing import Any
@@ -18,6 +18,9 @@ from modbench.train import checkpoint
 from modbench.train.config import TrainConfig
 from modbench.train.loop import Trained, train_model
 from modbench.trained.weights_folder import WEIGHTS, Description, write_description
+
+#: Probes that are run again on trained weights.
+TRAINED = ("causal", "batch-invariant")
 
 
 def train(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
@@ -95,9 +98,14 @@ def _per(flops: int, tokens: int) -> int | float:
 
 
 def _checks(model: RoutedDecoder, trained: Trained) -> list[Finding]:
-    """Findings of probe 1 on the trained weights, and of probe 9 on training steps."""
-    causal = finding_of("causal", model, ODD)
-    return [replace(causal, figure=f"trained weights: {causal.figure}"), counted_steps(trained)]
+    """Findings of probes 1 and 2 on the trained weights, and of probe 9 on training steps."""
+    return [*of_trained(model), counted_steps(trained)]
+
+
+def of_trained(model: RoutedDecoder) -> list[Finding]:
+    """Findings of the probes that are run again on trained weights."""
+    found = (finding_of(name, model, ODD) for name in TRAINED)
+    return [replace(finding, figure=f"trained weights: {finding.figure}") for finding in found]
 
 
 def counted_steps(trained: Trained) -> Finding:

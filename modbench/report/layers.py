@@ -1,0 +1,49 @@
+"""Routed layers over the seeds of a row: remarks on those that add next to nothing, and columns of
+leaderboard.csv."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Any
+
+from modbench.analysis.idle_layers import is_idle, layer_line
+from modbench.report.record import CellRecord
+
+#: Fields of a layer, in the order of the columns.
+FIELDS = ("added", "gate_scale")
+
+
+def values(records: Iterable[CellRecord]) -> dict[int, dict[str, list[float]]]:
+    """The values of `FIELDS` by layer, one for each record that has them."""
+    found: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        for entry in record.layers or ():
+            for name in FIELDS:
+                if name in entry:
+                    found[entry["layer"]][name].append(entry[name])
+    return {layer: dict(found[layer]) for layer in sorted(found)}
+
+
+def idle_layers(records: Sequence[CellRecord]) -> list[str]:
+    """A remark for each layer that adds next to nothing in any of ``records``, one per seed, with the
+    figures of the seed in which it adds least."""
+    remarks = []
+    entries = [entry for record in records for entry in record.layers or () if "added" in entry]
+    for layer in sorted({entry["layer"] for entry in entries}):
+        own = sorted((e for e in entries if e["layer"] == layer), key=lambda entry: entry["added"])
+        idle = sum(is_idle(entry["added"]) for entry in own)
+        if idle:
+            of_seeds = f", in {idle} of {len(own)} seeds" if len(own) > 1 else ""
+            remarks.append(layer_line(**own[0]) + of_seeds)
+    return remarks
+
+
+def csv_columns(records: Sequence[CellRecord], layers: Iterable[tuple[int, str]]) -> dict[str, Any]:
+    """The columns ``added_layer_N`` and ``gate_scale_layer_N`` of a row, means over its seeds, the same
+    for all rows of a table. ``layers``: those of the table, with the field."""
+    own = values(records)
+    found = {}
+    for layer, name in layers:
+        numbers = own.get(layer, {}).get(name)
+        found[f"{name}_layer_{layer}"] = fmean(numbers) if numbers else None
+    return found

@@ -237,7 +237,7 @@ def test_three_seeds_of_a_scheme_are_audited_once(tmp_path: Path) -> None:
     records, audits = stored.cells, stored.audits
     assert {record.audit_key for record in records} == set(audits)
     for record in records:
-        assert [finding["name"] for finding in record.audit] == ["causal", "count"]
+        assert [finding["name"] for finding in record.audit] == ["causal", "batch-invariant", "count"]
         assert {finding["verdict"] for finding in record.audit} == {"passed"}
         assert record.flops_source == "closed form"
     (audit,) = audits.values()
@@ -290,7 +290,7 @@ def test_a_leak_that_training_opens_is_found_in_the_trained_weights(mix: float, 
         recharged="",
         curve=[],
     )
-    causal, count = _checks(model, trained)
+    causal, _, count = _checks(model, trained)
     assert (causal.probe, causal.ranks, causal.verdict) == (1, True, verdict)
     assert causal.figure.startswith("trained weights: ")
     assert (count.probe, count.verdict) == (9, "passed")

@@ -23,11 +23,11 @@ OLDEST = "torch==2.11.*"
 #: The pre-release of lm-eval, whose rolling requests and results differ, and the tests to run with it.
 NEXT_LM_EVAL = "lm-eval==0.5.0.dev1"
 LM_EVAL_TESTS = [
-    "tests/measure/test_downstream_lm.py",
-    "tests/measure/test_downstream_score.py",
-    "tests/measure/test_evaluation.py",
-    "tests/measure/test_hub_lm.py",
-    "tests/measure/test_routed_scoring.py",
+    "tests/evaluate/test_downstream_lm.py",
+    "tests/evaluate/test_downstream_score.py",
+    "tests/evaluate/test_evaluation.py",
+    "tests/evaluate/test_hub_lm.py",
+    "tests/evaluate/test_routed_scoring.py",
     "tests/cli/test_eval.py",
 ]
 #: Each test process runs one thread and needs up to 2 GB.
@@ -105,7 +105,7 @@ def flops(session: nox.Session) -> None:
 def audit(session: nox.Session) -> None:
     """Audit every router, preset and known bug and write docs/audit.md and docs/known_bugs.md; arguments
     after -- go to the script (--check only compares)."""
-    session.run(ready(session), "tests/measure/audit_page.py", *session.posargs)
+    session.run(ready(session), "tests/audit/audit_page.py", *session.posargs)
 
 
 @nox.session

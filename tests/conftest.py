@@ -8,6 +8,9 @@ import torch
 
 from modbench.model.config import ModelConfig
 
+#: Fixtures of made-up records, for the tests of several folders.
+pytest_plugins = ("made_up_records",)
+
 # Measurements would wait for a quiet machine, which a test run never is.
 os.environ.setdefault("MODBENCH_QUIET_SECONDS", "0")
 # A second thread slows models this small down, all the more on a busy machine.

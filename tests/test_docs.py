@@ -107,7 +107,7 @@ def test_every_link_of_every_page_leads_somewhere() -> None:
 
 
 def test_the_defaults_of_the_time_table_are_what_the_page_says() -> None:
-    from modbench.measure.time_config import TimeConfig
+    from modbench.timing.config import TimeConfig
 
     (table,) = re.findall(r"```toml\n(.*?)```", (DOCS / "timing.md").read_text(), flags=re.DOTALL)
     said = tomllib.loads(table)["time"]

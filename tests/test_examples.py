@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from modbench.audit import audit
 from modbench.counting.counter import FlopCounter
 from modbench.ledger import Workload
-from modbench.measure.audit import audit
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder, build_model

@@ -17,7 +17,8 @@ BELOW: dict[str, set[str]] = {
     "typed": {"errors"},
     "ledger": set(),
     "analysis": {"errors"},
-    "report": {"errors", "analysis"},
+    "records": {"errors"},
+    "report": {"errors", "analysis", "records"},
     "counting": {"errors", "ledger"},
     "kernels": {"errors", "ledger"},
     "model": {"errors", "typed", "ledger", "counting", "kernels"},
@@ -28,9 +29,13 @@ BELOW: dict[str, set[str]] = {
     "data": {"errors", "typed"},
     "train": {"errors", "typed", "ledger", "counting", "model", "routing", "accounting", "data"},
 }
-BELOW["trained"] = BELOW["train"] | {"train", "report"}
-BELOW["measure"] = BELOW["train"] | {"kernels", "train", "trained", "plan", "analysis"}
-BELOW["sweep"] = BELOW["measure"] | {"measure", "report", "__version__"}
+BELOW["trained"] = BELOW["train"] | {"train", "records"}
+BELOW["audit"] = BELOW["train"] | {"train"}
+_MEASURED = BELOW["trained"] | {"trained", "kernels", "analysis"}
+BELOW["evaluate"] = _MEASURED
+BELOW["measure"] = _MEASURED | {"audit", "evaluate"}
+BELOW["timing"] = _MEASURED | {"audit", "measure", "plan"}
+BELOW["sweep"] = _MEASURED | {"audit", "evaluate", "measure", "plan", "report", "timing", "__version__"}
 BELOW["cli"] = BELOW["sweep"] | {"sweep"}
 BELOW["__main__"] = {"cli", "errors"}
 #: Opened by any file for its names; it imports nothing when it is loaded.
@@ -100,7 +105,7 @@ def test_no_file_is_longer_than_400_lines() -> None:
         ("import modbench.cli.main", ["torch", "numpy", "pandas", "seaborn", "lm_eval"]),
         ("import modbench.ledger", ["torch", "numpy"]),
         ("import modbench.routing.registry as r; r.router_names()", ["torch", "numpy"]),
-        ("import modbench.report.page, modbench.report.figures", ["torch", "lm_eval"]),
+        ("import modbench.report.page, modbench.report.leaderboard.figures", ["torch", "lm_eval"]),
         ("import modbench.analysis.intervals", ["torch", "lm_eval"]),
         ("import modbench.sweep.suite", ["torch", "pandas", "lm_eval"]),
         ("import modbench.sweep.cell", ["pandas", "seaborn", "lm_eval", "datasets", "tokenizers"]),

@@ -59,7 +59,7 @@ OPENINGS = ("Whether", "What", "Who", "Whom", "Whose", "Of how", "Of which", "Ho
 ALLOWED = {
     "tests/test_language.py": set(AVOIDED),  # lists them
     "tests/data/test_corpus.py": {"nobody"},  # the name of a data set
-    "tests/measure/test_cloze_items.py": {"who"},  # text of a made-up corpus
+    "tests/evaluate/test_cloze_items.py": {"who"},  # text of a made-up corpus
     "tests/train/test_out_of_memory.py": {"of which"},  # PyTorch's message
 }
 _PATTERN = re.compile(

@@ -67,8 +67,8 @@ def test_a_wheel_brings_suites_tasks_and_the_flop_table(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
         "modbench/suites/quick.toml",
-        "modbench/measure/tasks/modbench_cloze/modbench_cloze.yaml",
-        "modbench/measure/tasks/_choice_yaml",
+        "modbench/evaluate/tasks/modbench_cloze/modbench_cloze.yaml",
+        "modbench/evaluate/tasks/_choice_yaml",
         "modbench/accounting/golden.json",
     } <= names
     assert not [name for name in names if name.startswith(("tests/", "results/"))]

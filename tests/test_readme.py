@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import modbench
+from modbench.records.store import read_suite
 from modbench.report.layers import idle_layers
-from modbench.report.store import read_suite
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

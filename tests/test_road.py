@@ -13,9 +13,9 @@ from small_suite import modbench_says, start, suite_text
 from modbench.data.token_data import DataConfig, load
 from modbench.measure.loss import heldout_loss, heldout_windows
 from modbench.model.config import ModelConfig
-from modbench.report.metrics import METRICS
-from modbench.report.record import CellRecord
-from modbench.report.store import read_suite
+from modbench.records.metrics import METRICS
+from modbench.records.record import CellRecord
+from modbench.records.store import read_suite
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from modbench.model.config import ModelConfig
-from modbench.report.record import CellRecord, Status, cell_key
+from modbench.records.record import CellRecord, Status, cell_key
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router
 from modbench.train.checkpoint import save_weights

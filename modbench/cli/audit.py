@@ -36,7 +36,7 @@ def audit(
     refuse_hub_folder(router, "audit")
     # More threads are slower at this size; read when torch is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from modbench.measure.audit.command import run_audit
+    from modbench.audit.command import run_audit
 
     return run_audit(
         router,

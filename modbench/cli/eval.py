@@ -7,7 +7,7 @@ from tyro.conf import arg
 
 from modbench.cli.options import Count, Plugins, Results, Run, Several, flat, tell
 from modbench.errors import UserError, several
-from modbench.measure.tasks.names import check_names
+from modbench.evaluate.tasks.names import check_names
 
 Folder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
 
@@ -62,11 +62,11 @@ def eval_(
             f"--data-dir {data_dir} is no folder; give one with files such as arc_easy.jsonl"
         )
     check_names(names, include=include_path, data_dir=data_dir)
-    from modbench.measure.downstream import evaluate
-    from modbench.measure.downstream.files import ResultFiles
-    from modbench.measure.downstream.table import as_table, details, missing_sentence, sentence
-    from modbench.measure.downstream.validity import batch_shift
-    from modbench.measure.loaded_lm import load_lm
+    from modbench.evaluate.downstream import evaluate
+    from modbench.evaluate.downstream.files import ResultFiles
+    from modbench.evaluate.downstream.table import as_table, details, missing_sentence, sentence
+    from modbench.evaluate.downstream.validity import batch_shift
+    from modbench.evaluate.loaded_lm import load_lm
 
     loaded = load_lm(
         run,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from modbench.report.metrics import METRICS
+from modbench.records.metrics import METRICS
 from modbench.routing.registry import router_names
 from modbench.sweep.suite import shipped_suites
 

@@ -11,7 +11,7 @@ def main() -> int:
     """Run lm-eval's command line. Return 2 for a user's mistake."""
     from lm_eval.__main__ import cli_evaluate
 
-    import modbench.measure.loaded_lm  # noqa: F401  registers the model
+    import modbench.evaluate.loaded_lm  # noqa: F401  registers the model
 
     try:
         cli_evaluate()

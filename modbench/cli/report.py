@@ -27,8 +27,8 @@ def report(
         results: folder that holds one folder per suite
         rank_by: metric that ranks the table (`modbench list metrics`); by default the suite's choice
     """
+    from modbench.records.store import recorded_suites
     from modbench.report.page import write_report
-    from modbench.report.store import recorded_suites
 
     known = recorded_suites(results)
     if not known:

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from modbench.analysis.idle_layers import layer_line
+from modbench.audit import Finding, findings
+from modbench.audit.command import line
+from modbench.audit.warmed import warmed
 from modbench.data.batches import Batches
 from modbench.data.prose import reduce_rst
 from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError, known_names
 from modbench.ledger import Phase, Workload
-from modbench.measure.audit import Finding, findings
-from modbench.measure.audit.command import line
-from modbench.measure.audit.warmed import warmed
 from modbench.measure.loss import heldout_loss, heldout_windows
 from modbench.measure.routing import layer_measures
 from modbench.model.config import ModelConfig

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from modbench.errors import UserError
-from modbench.measure.tasks.names import check_names
+from modbench.evaluate.tasks.names import check_names
 
 #: Fields that cells lack while they are None: older cells keep their keys.
 _LATER = ("downstream_fewshot", "downstream_data", "downstream_include", "downstream_checkpoints")

@@ -24,7 +24,7 @@ def passage_routing(
     model: RoutedDecoder, window_T: np.ndarray, pieces: Sequence[bytes]
 ) -> dict[str, Any]:
     """The routing of the first `PASSAGE_TOKENS` of the window (T + 1) in a pass over all T of its
-    tokens, in the format of `modbench.report.routing`.
+    tokens, in the format of `modbench.records.routing`.
 
     ``pieces``: bytes of each token id. Both rules have the tokens that each depth-routed layer selects;
     the causal rule also has their gates, unless all are equal, and for layers in which every token

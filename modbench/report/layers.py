@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from modbench.analysis.idle_layers import is_idle, layer_line
-from modbench.report.record import CellRecord
+from modbench.records.record import CellRecord
 
 #: Fields of a layer, in the order of the columns.
 FIELDS = ("added", "gate_scale")

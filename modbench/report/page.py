@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from modbench.errors import UserError
+from modbench.records.store import RECORDS, SuiteRecords, latest, read_suite, write_files
 from modbench.report.captions import CAPTIONS
-from modbench.report.scheme import scheme_names, split_label, with_shape
-from modbench.report.store import RECORDS, SuiteRecords, latest, read_suite, write_files
+from modbench.report.leaderboard.scheme import scheme_names, split_label, with_shape
 from modbench.report.table import csv_table
-from modbench.report.timing import newest_run
+from modbench.report.timing.values import newest_run
 
 #: All files that a report may have. Those without data are not written, and removed if they are there.
 DERIVED = {
@@ -72,19 +72,19 @@ def _schemes(found: SuiteRecords) -> set[str]:
 
 def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
     # Every cell imports records and their store; only a report needs matplotlib and scipy.
-    from modbench.report.downstream_figure import downstream_figure
-    from modbench.report.downstream_page import downstream_section
-    from modbench.report.figures import figures
-    from modbench.report.isoflop import sweep_of
-    from modbench.report.isoflop_csv import differences_csv, optima_csv, rates_csv
-    from modbench.report.isoflop_figures import isoflop_figures
-    from modbench.report.isoflop_page import isoflop_page
-    from modbench.report.leaderboard import Leaderboard
-    from modbench.report.markdown import markdown
+    from modbench.report.downstream.figure import downstream_figure
+    from modbench.report.downstream.page import downstream_section
+    from modbench.report.isoflop.csv import differences_csv, optima_csv, rates_csv
+    from modbench.report.isoflop.figures import isoflop_figures
+    from modbench.report.isoflop.page import isoflop_page
+    from modbench.report.isoflop.sweep import sweep_of
+    from modbench.report.leaderboard.board import Leaderboard
+    from modbench.report.leaderboard.figures import figures
+    from modbench.report.leaderboard.markdown import markdown
     from modbench.report.plot_style import marks
-    from modbench.report.router_weights import weight_files
-    from modbench.report.routing_cases import cases_of_board, cases_of_sweep
-    from modbench.report.routing_pattern import pattern_files
+    from modbench.report.routing.cases import cases_of_board, cases_of_sweep
+    from modbench.report.routing.pattern import pattern_files
+    from modbench.report.routing.weights import weight_files
 
     look_of = marks(_schemes(found))
     newest = max(found.cells, key=lambda record: (record.suite["version"], record.suite["rank_by"]))
@@ -110,9 +110,9 @@ def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
 
 def _of_timings(found: SuiteRecords) -> dict[str, bytes]:
     from modbench.report.plot_style import marks
-    from modbench.report.timing_figure import timing_figures
-    from modbench.report.timing_page import timing_page
-    from modbench.report.timing_table import TimingTable
+    from modbench.report.timing.figure import timing_figures
+    from modbench.report.timing.page import timing_page
+    from modbench.report.timing.table import TimingTable
 
     table = TimingTable(newest_run(found.timings))
     others = len({timing.run for timing in found.timings}) - 1

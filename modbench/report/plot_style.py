@@ -20,7 +20,7 @@ from matplotlib.font_manager import FontEntry, fontManager
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
-from modbench.report.leaderboard import Entry
+from modbench.report.leaderboard.board import Entry
 
 #: Inches, without legend. At 6 cm (a phone), a font of 11 points is still readable.
 WIDTH, HEIGHT = 5.4, 4.2

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Collection, Iterable, Sequence
 
+from modbench.records.record import CellRecord
 from modbench.report.captions import embedded
-from modbench.report.columns import Column, column_table
-from modbench.report.record import CellRecord
-from modbench.report.row import MACHINE
+from modbench.report.leaderboard.columns import Column, column_table
+from modbench.report.leaderboard.row import MACHINE
 from modbench.report.table import escaped, made_by
-from modbench.report.timing import machine_in_words
+from modbench.report.timing.values import machine_in_words
 
 _COLUMNS = "## What the columns mean"
 _AFTER_TABLES = re.compile(rf"^(## Figures|{_COLUMNS})$", re.MULTILINE)

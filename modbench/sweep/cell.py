@@ -18,11 +18,10 @@ from modbench.errors import UserError
 from modbench.measure.config import MeasureConfig
 from modbench.measure.environment import code_version, environment
 from modbench.measure.loss import heldout_windows
-from modbench.measure.matmul_rate import matmul_rate
 from modbench.model.config import ModelConfig
-from modbench.report.metrics import METRICS
-from modbench.report.record import CellRecord, Status, cell_key
-from modbench.report.store import append_record
+from modbench.records.metrics import METRICS
+from modbench.records.record import CellRecord, Status, cell_key
+from modbench.records.store import append_record
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router, check_source, load_plugin
 from modbench.sweep.lock import cell_lock
@@ -30,6 +29,7 @@ from modbench.sweep.stage import Say, Stage
 from modbench.sweep.steps import step
 from modbench.sweep.track import TrackConfig, Trackers
 from modbench.sweep.worker import stop_signals
+from modbench.timing.matmul_rate import matmul_rate
 from modbench.train.config import TrainConfig
 from modbench.train.loop import DivergedError
 from modbench.train.numerics import device, make_deterministic, precision
@@ -149,7 +149,7 @@ def _checked(name: str, metrics: Any) -> dict[str, Any]:
     if unknown := sorted(metrics.keys() - METRICS.keys()):
         raise UserError(
             f"step {name} returned '{unknown[0]}', which is no metric; add it to "
-            "modbench/report/metrics.py"
+            "modbench/records/metrics.py"
         )
     return metrics
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from modbench.errors import UserError, known_names
 from modbench.model.config import ModelConfig
-from modbench.report.record import DONE, CellRecord, cell_key
-from modbench.report.store import Finished
+from modbench.records.record import DONE, CellRecord, cell_key
+from modbench.records.store import Finished
 from modbench.sweep.engine import Job
 from modbench.sweep.isoflop import Point, middle_of, points, stated, trials
 from modbench.sweep.rows import Resolved, Rows
@@ -163,7 +163,7 @@ def grids_of(rows: Rows, scheme: Scheme) -> dict[int, list[ModelConfig]]:
 
 def losses_of(records: Iterable[Finished]) -> dict[str, float | None]:
     """The held-out loss by key of the cells that are done; None unless the run was finished. Of several
-    records of one key that counts which a report would show (`modbench.report.store.latest`)."""
+    records of one key that counts which a report would show (`modbench.records.store.latest`)."""
     return {
         record.key: record.loss if record.status == "ok" else None
         for record in sorted(records, key=lambda one: (one.status == "ok", one.finished))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from modbench.errors import UserError
-from modbench.report.store import Finished, read_suite
+from modbench.records.store import Finished, read_suite
 from modbench.sweep.cells import Cell, expand_planned, scheme_of
 from modbench.sweep.rows import Rows
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from modbench.errors import several
-from modbench.report.record import CellRecord, TimingRecord
-from modbench.report.store import Finished, append_record, finished
+from modbench.records.record import CellRecord, TimingRecord
+from modbench.records.store import Finished, append_record, finished
 from modbench.sweep.progress import Progress, summary_line
 from modbench.sweep.worker import Worker, stop_signals
 

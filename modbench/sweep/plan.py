@@ -79,7 +79,7 @@ def plan_suite(name: str, *, plugins: Sequence[Path] = (), time: bool = True, te
     at_a_time, threads = parallel()
     flops, busy, found = _step_flops(rows), False, dict[str, Speed]()
     if time:
-        from modbench.measure.system_load import LoadMonitor
+        from modbench.timing.system_load import LoadMonitor
 
         specs = _timing_specs(rows, cells, flops, threads)
         abreast = min(at_a_time, len(specs))

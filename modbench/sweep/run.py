@@ -8,8 +8,8 @@ from rich.console import Console
 
 from modbench import kernels
 from modbench.errors import UserError, several
+from modbench.records.store import Finished, finished, remove_leftovers
 from modbench.report.page import write_report
-from modbench.report.store import Finished, finished, remove_leftovers
 from modbench.sweep.cells import (
     Cell,
     by_key,
@@ -151,14 +151,14 @@ def _check_tasks(suite: Suite, embedded: bool, tell: Tell) -> None:
     task of ours, or a file of another is missing or has a line that is no item."""
     measure = suite.measure
     if len(measure.downstream) > 1:  # lm-eval takes seconds to import
-        from modbench.measure.downstream.task_files import files_by_name
+        from modbench.evaluate.downstream.task_files import files_by_name
 
         try:
             files_by_name(measure.downstream, include=measure.include, data_dir=measure.data_dir)
         except UserError as error:
             raise UserError(f"suite {suite.source}: [measure] downstream: {error}") from error
     if not embedded:
-        from modbench.measure.tasks.build import check_text
+        from modbench.evaluate.tasks.build import check_text
 
         check_text(measure.downstream, suite.data)
     where = f"suite {suite.source}: [measure] downstream_data"
@@ -167,10 +167,15 @@ def _check_tasks(suite: Suite, embedded: bool, tell: Tell) -> None:
             f"{where} {measure.data_dir} is no folder; give one with files such as arc_easy.jsonl"
         )
     if measure.data_dir is not None or measure.include is not None:
-        from modbench.measure.downstream.check_files import check_files
+        from modbench.evaluate.downstream.check_files import check_files
 
         try:
-            for sentence in check_files(measure):
+            for sentence in check_files(
+                measure.downstream,
+                data_dir=measure.data_dir,
+                include=measure.include,
+                fewshot=measure.downstream_fewshot,
+            ):
                 tell(sentence)
         except UserError as error:
             raise UserError(f"suite {suite.source}: [measure] downstream: {error}") from error
@@ -181,7 +186,7 @@ def parallel() -> tuple[int, int]:
     that its bits do not depend on the number of cells; on a GPU one cell runs at a time."""
     import torch
 
-    from modbench.measure.system_load import thread_count
+    from modbench.timing.system_load import thread_count
 
     cores = thread_count()
     return (1, cores) if torch.cuda.is_available() else (cores, 1)

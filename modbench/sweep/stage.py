@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 
-from modbench.measure.machine_lock import measured_elsewhere, measuring
+from modbench.timing.machine_lock import measured_elsewhere, measuring
 from modbench.train.loop import StoppedError
 
 Say = Callable[[dict[str, Any]], None]
@@ -43,7 +43,7 @@ class Stage:
 
     @contextmanager
     def measuring(self, title: str) -> Iterator[None]:
-        """Measure alone on this machine; see `modbench.measure.machine_lock.measuring`. Raises
+        """Measure alone on this machine; see `modbench.timing.machine_lock.measuring`. Raises
         StoppedError: a stop was requested while this waited."""
         with measuring(title, wait=self.wait, poll=self.check):
             self._resume()

@@ -10,8 +10,8 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from modbench.measure.time_config import TimeConfig
 from modbench.sweep.worker import DiedError, Say, run_worker
+from modbench.timing.config import TimeConfig
 
 #: A step is timed if it takes at most this many seconds at the rate of a large matmul.
 LONGEST_STEP = 3.0
@@ -94,10 +94,10 @@ def time_steps(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     """Time training steps of the cell of ``spec`` (router, train, time) at the smallest, middle and
     largest of its ``shapes`` (models with the FLOPs of a step, ascending) whose steps are short enough:
     ``steps``, the fields of `TimedStep`; ``missing``: a sentence for each reason to leave shapes out."""
-    from modbench.measure.benchmark_target import BenchmarkTarget
-    from modbench.measure.matmul_rate import matmul_rate
-    from modbench.measure.memory_meter import release_memory
     from modbench.sweep.cell import prepare_process
+    from modbench.timing.benchmark_target import BenchmarkTarget
+    from modbench.timing.matmul_rate import matmul_rate
+    from modbench.timing.memory_meter import release_memory
     from modbench.train.numerics import make_deterministic
     from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
 
@@ -154,8 +154,8 @@ def _free(target: Any) -> int:
 
 def _seconds(target: Any) -> float:
     """Median seconds of a training step of ``target``."""
-    from modbench.measure.benchmark_case import training_cases
-    from modbench.measure.stopwatch import stopwatch
+    from modbench.timing.benchmark_case import training_cases
+    from modbench.timing.stopwatch import stopwatch
 
     (case,) = (one for one in training_cases(target.build(), target) if one.phase == "train")
     run, watch = case.prepare().run, stopwatch(target.on)

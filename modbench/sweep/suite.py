@@ -10,13 +10,13 @@ import modbench
 from modbench.data.config import DataConfig
 from modbench.errors import UserError, is_file, known_names
 from modbench.measure.config import MeasureConfig
-from modbench.measure.time_config import TimeConfig
 from modbench.model.config import ModelConfig
-from modbench.report.metrics import ranking_metric
-from modbench.report.names import LABEL, LABEL_WORDS, NAME
+from modbench.records.metrics import ranking_metric
+from modbench.records.names import LABEL, LABEL_WORDS, NAME
 from modbench.sweep.isoflop import IsoFlopConfig
 from modbench.sweep.steps import check_steps
 from modbench.sweep.track import TrackConfig
+from modbench.timing.config import TimeConfig
 from modbench.train.config import TrainConfig
 from modbench.typed import built, checked, checked_fields
 

@@ -4,14 +4,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from modbench.measure import footprint
-from modbench.measure.benchmark_target import BenchmarkTarget
-from modbench.measure.clock import out_of_memory, timed
 from modbench.measure.environment import code_version, environment
-from modbench.report.record import TimingRecord, cell_key
-from modbench.report.store import append_record
+from modbench.records.record import TimingRecord, cell_key
+from modbench.records.store import append_record
 from modbench.sweep.cell import prepare_process
 from modbench.sweep.stage import Say, Stage
+from modbench.timing import footprint
+from modbench.timing.benchmark_target import BenchmarkTarget
+from modbench.timing.clock import out_of_memory, timed
 from modbench.train.numerics import make_deterministic
 
 #: Measurements of memory, with their predictions.

@@ -9,10 +9,10 @@ from typing import Any
 
 import modbench
 from modbench.errors import UserError
-from modbench.report.line import canonical_json, sha256
-from modbench.report.record import DONE, cell_key
-from modbench.report.store import finished, read_suite
-from modbench.report.timing import machine_in_words, settings_of
+from modbench.records.line import canonical_json, sha256
+from modbench.records.record import DONE, cell_key
+from modbench.records.store import finished, read_suite
+from modbench.report.timing.values import machine_in_words, settings_of
 from modbench.routing.registry import code_sha256
 from modbench.sweep.cells import Cell, chosen, expand_planned
 from modbench.sweep.engine import Job, identity_of
@@ -114,7 +114,7 @@ def timing_jobs(
 
 
 def _threads(rows: Rows) -> int:
-    from modbench.measure.system_load import thread_count
+    from modbench.timing.system_load import thread_count
 
     return rows.suite.time.threads or thread_count()
 

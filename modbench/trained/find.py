@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from modbench.errors import UserError, known_names
-from modbench.report.record import CellRecord
-from modbench.report.store import latest, read_suite, recorded_suites
+from modbench.records.record import CellRecord
+from modbench.records.store import latest, read_suite, recorded_suites
 
 #: What may differ between the runs of one label.
 _AXES = ("budget", "learning_rate", "seed")

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from modbench.report.downstream_leak import leak_verdict
-from modbench.report.store import read_suite
+from modbench.records.leak import leak_verdict
+from modbench.records.store import read_suite
 from modbench.trained.load import Loaded
 
 

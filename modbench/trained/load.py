@@ -11,8 +11,8 @@ from modbench.data.config import DataConfig
 from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
-from modbench.report.record import CellRecord
-from modbench.report.store import latest, read_suite
+from modbench.records.record import CellRecord
+from modbench.records.store import latest, read_suite
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router, load_plugin, plugin_sha256
 from modbench.train.checkpoint import DamagedError, load_weights

@@ -12,9 +12,9 @@ from pydantic import TypeAdapter
 
 from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError
-from modbench.report.line import canonical_json, cell_key, check, sha256
-from modbench.report.record import CellRecord
-from modbench.report.store import write_files
+from modbench.records.line import canonical_json, cell_key, check, sha256
+from modbench.records.record import CellRecord
+from modbench.records.store import write_files
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "modbench.json"

@@ -255,7 +255,7 @@ def test_a_suite_named_twice_is_reported_once(
             "modbench.sweep.run.run_suite",
             "stopped; run the same command again to continue",
         ),
-        ("audit mod", "modbench.measure.audit.command.run_audit", "stopped"),
+        ("audit mod", "modbench.audit.command.run_audit", "stopped"),
     ],
 )
 def test_only_a_command_that_resumes_says_so_when_it_is_stopped(
@@ -278,7 +278,7 @@ def test_only_a_command_that_resumes_says_so_when_it_is_stopped(
     [
         ("run quick", "modbench.sweep.run.run_suite"),
         ("time quick", "modbench.sweep.timings.time_suite"),
-        ("audit mod", "modbench.measure.audit.command.run_audit"),
+        ("audit mod", "modbench.audit.command.run_audit"),
     ],
 )
 def test_plugins_of_repeated_flags_are_taken_together(

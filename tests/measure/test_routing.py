@@ -14,7 +14,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.model.layer import Layer
-from modbench.report.metrics import METRICS
+from modbench.records.metrics import METRICS
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from suite_keys import filled
 
-from modbench.report.columns import FIRST, MORE, column_table
+from modbench.report.leaderboard.columns import FIRST, MORE, column_table
 
 ROOT = Path(__file__).parents[2]
 LEADERBOARD = ROOT / "results" / "quick" / "leaderboard.md"

@@ -20,13 +20,13 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from modbench.data.config import DataConfig
 from modbench.measure.config import MeasureConfig
-from modbench.measure.time_config import TimeConfig
 from modbench.model.config import ModelConfig
 from modbench.routing.registry import installed_modules, router_class
 from modbench.sweep import steps
 from modbench.sweep.isoflop import IsoFlopConfig
 from modbench.sweep.suite import Axes, Header, Scheme
 from modbench.sweep.track import TrackConfig
+from modbench.timing.config import TimeConfig
 from modbench.train.config import TrainConfig
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -4,7 +4,7 @@ import re
 
 from readme_table import LEADERBOARD, READING, README, filled, first_table, texts
 
-from modbench.report.columns import FIRST
+from modbench.report.leaderboard.columns import FIRST
 
 
 def _rows() -> dict[str, list[str]]:

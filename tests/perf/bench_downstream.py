@@ -19,9 +19,9 @@ from trained_runs import add_records, record_of, save_trained
 from modbench.data.config import DataConfig
 from modbench.data.token_data import load
 from modbench.data.tokenizer import Tokenizer
-from modbench.measure.downstream import evaluate
-from modbench.measure.routed_lm import RoutedLM
-from modbench.measure.tasks.heldout import read_heldout
+from modbench.evaluate.downstream import evaluate
+from modbench.evaluate.routed_lm import RoutedLM
+from modbench.evaluate.tasks.heldout import read_heldout
 from modbench.model.config import ModelConfig
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router

@@ -9,11 +9,11 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from targets import Reach
 
-from modbench.measure.benchmark_target import BenchmarkTarget
-from modbench.measure.footprint import predicted_training
-from modbench.measure.time_config import TimeConfig
 from modbench.model.config import ModelConfig
 from modbench.sweep.worker import run_worker
+from modbench.timing.benchmark_target import BenchmarkTarget
+from modbench.timing.config import TimeConfig
+from modbench.timing.footprint import predicted_training
 
 ROUTERS = (
     "vanilla",

@@ -12,8 +12,8 @@ from interleaved import now
 from pytest_benchmark.fixture import BenchmarkFixture
 from targets import Reach
 
-from modbench.report.line import canonical_json
-from modbench.report.store import read_suite
+from modbench.records.line import canonical_json
+from modbench.records.store import read_suite
 from modbench.sweep import run
 from modbench.sweep.cells import by_key, expand_planned
 from modbench.sweep.engine import Engine, Failure, Job

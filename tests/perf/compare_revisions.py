@@ -23,8 +23,8 @@ from pathlib import Path
 
 from comparison import Comparison, Medians, compare, medians_of
 
-from modbench.measure.system_load import SLACK, core_count
 from modbench.sweep.worker import ALLOCATOR
+from modbench.timing.system_load import SLACK, core_count
 
 BENCHMARKS = "tests/perf/bench_*.py"
 #: Short, for it is the medians of whole processes that are compared. Arguments may say otherwise.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from modbench.measure.system_load import SLACK, LoadMonitor
+from modbench.timing.system_load import SLACK, LoadMonitor
 
 #: Takes what the turn's draw gave.
 Way = Callable[..., object]

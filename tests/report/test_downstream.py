@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from modbench.errors import UserError
-from modbench.report.downstream_figure import downstream_figure
-from modbench.report.downstream_page import downstream_section
-from modbench.report.leaderboard import Leaderboard
+from modbench.records.record import read_record
+from modbench.report.downstream.figure import downstream_figure
+from modbench.report.downstream.page import downstream_section
+from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.page import write_report
-from modbench.report.record import read_record
 
 
 def entry(value: float = 0.4, *, part_of: str = "arc_easy", **fields: Any) -> dict[str, Any]:

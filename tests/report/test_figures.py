@@ -5,9 +5,9 @@ import matplotlib as mpl
 import pytest
 from matplotlib.image import imread
 
-from modbench.report import figures as figures_module
-from modbench.report.figures import figures
-from modbench.report.leaderboard import Leaderboard
+from modbench.report.leaderboard import figures as figures_module
+from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.figures import figures
 from modbench.report.plot_style import look, marks
 
 

@@ -12,9 +12,9 @@ import pytest
 from isoflop_made_up import BUDGETS, WIDTHS, Make, run, sweep_records
 
 from modbench.errors import UserError
+from modbench.records.record import CellRecord
+from modbench.records.store import append_record
 from modbench.report.page import write_report
-from modbench.report.record import CellRecord
-from modbench.report.store import append_record
 
 #: Loss by the logarithm of width over the middle one.
 Loss = Callable[[float], float]
@@ -57,7 +57,7 @@ class Sweep:
 
 @pytest.fixture
 def sweep(tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    monkeypatch.setattr("modbench.report.isoflop_figures.isoflop_figures", lambda *_: {})
+    monkeypatch.setattr("modbench.report.isoflop.figures.isoflop_figures", lambda *_: {})
     return Sweep(tmp_path, make)
 
 

@@ -8,13 +8,13 @@ from isoflop_made_up import BUDGETS, Make, curve_loss, records, run, sweep_recor
 from matplotlib.text import Annotation
 
 from modbench.analysis.comparison import SpeedUp
-from modbench.report.isoflop import Sweep, sweep_of
-from modbench.report.isoflop_csv import optima_csv
-from modbench.report.isoflop_figures import curves, losses_at_optimum, normalised, speed_ups
-from modbench.report.isoflop_page import isoflop_page
-from modbench.report.leaderboard import Leaderboard
+from modbench.records.record import CellRecord
+from modbench.report.isoflop.csv import optima_csv
+from modbench.report.isoflop.figures import curves, losses_at_optimum, normalised, speed_ups
+from modbench.report.isoflop.page import isoflop_page
+from modbench.report.isoflop.sweep import Sweep, sweep_of
+from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.plot_style import marks
-from modbench.report.record import CellRecord
 
 
 def swept(found: list[CellRecord]) -> Sweep:
@@ -28,7 +28,8 @@ def test_unknown_ends_of_a_speed_up_are_shown_as_unknown(
 ) -> None:
     open_ended = SpeedUp(factor=1.05, bound="", interval=(0.0, inf))
     monkeypatch.setattr(
-        "modbench.report.isoflop.speed_up", lambda *pair: open_ended if pair[-1] == "parabola" else None
+        "modbench.report.isoflop.sweep.speed_up",
+        lambda *pair: open_ended if pair[-1] == "parabola" else None,
     )
     sweep = swept(records(make))
     assert "| 1.05 (? to ?) |" in isoflop_page(sweep)

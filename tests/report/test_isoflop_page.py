@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from isoflop_made_up import BUDGETS, Make, curve_loss, records, sweep_records, table_under
 
-from modbench.report.columns import OPTIMA
-from modbench.report.isoflop import sweep_of
-from modbench.report.isoflop_csv import optima_csv
-from modbench.report.isoflop_page import isoflop_page
-from modbench.report.leaderboard import Leaderboard
+from modbench.records.record import CellRecord
+from modbench.records.store import append_record
+from modbench.report.isoflop.csv import optima_csv
+from modbench.report.isoflop.page import isoflop_page
+from modbench.report.isoflop.sweep import sweep_of
+from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.columns import OPTIMA
 from modbench.report.page import DERIVED, write_report
-from modbench.report.record import CellRecord
-from modbench.report.store import append_record
 
 
 def page_of(found: list[CellRecord]) -> str:

@@ -9,11 +9,11 @@ import pytest
 from isoflop_made_up import BUDGETS, WIDTHS, Make, records, table_under
 from timings_made_up import make_case, make_timing
 
-from modbench.report.isoflop import Sweep, sweep_of
-from modbench.report.isoflop_csv import optima_csv
-from modbench.report.isoflop_page import isoflop_page
-from modbench.report.leaderboard import Leaderboard
-from modbench.report.record import CellRecord, TimingRecord
+from modbench.records.record import CellRecord, TimingRecord
+from modbench.report.isoflop.csv import optima_csv
+from modbench.report.isoflop.page import isoflop_page
+from modbench.report.isoflop.sweep import Sweep, sweep_of
+from modbench.report.leaderboard.board import Leaderboard
 
 #: Made-up seconds per FLOP by scheme: routing costs time that FLOPs don't show.
 SLOWNESS = {"vanilla": 1e-9, "mod": 1.6e-9}

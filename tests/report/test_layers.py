@@ -7,11 +7,11 @@ import pytest
 from isoflop_made_up import records
 
 from modbench.errors import UserError
-from modbench.report.isoflop import sweep_of
-from modbench.report.isoflop_page import isoflop_page
-from modbench.report.leaderboard import Leaderboard
-from modbench.report.markdown import markdown
-from modbench.report.record import read_record
+from modbench.records.record import read_record
+from modbench.report.isoflop.page import isoflop_page
+from modbench.report.isoflop.sweep import sweep_of
+from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.markdown import markdown
 
 IDLE = [
     {"layer": 1, "added": 0.12, "gate_scale": 0.4},

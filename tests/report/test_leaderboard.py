@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from modbench.errors import UserError
-from modbench.report.leaderboard import Leaderboard
-from modbench.report.markdown import markdown
-from modbench.report.metrics import METRICS
-from modbench.report.record import cell_key
+from modbench.records.metrics import METRICS
+from modbench.records.record import cell_key
+from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.markdown import markdown
 from modbench.report.table import csv_table
 
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 
 from modbench.report.captions import CAPTIONS
-from modbench.report.columns import FIRST
-from modbench.report.leaderboard import Leaderboard
-from modbench.report.markdown import markdown, si
+from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.columns import FIRST
+from modbench.report.leaderboard.markdown import markdown, si
 from modbench.report.table import escaped
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modbench.errors import UserError
-from modbench.report import figures as figures_module
+from modbench.report.leaderboard import figures as figures_module
 from modbench.report.page import write_report
 
 _NAMES = [

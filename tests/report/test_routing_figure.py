@@ -2,9 +2,9 @@
 
 import pytest
 
-from modbench.report.leaderboard import Leaderboard
+from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.plot_style import look
-from modbench.report.routing_figure import MOST_ROWS, depth_figure, expert_figure, routing_figures
+from modbench.report.routing.figure import MOST_ROWS, depth_figure, expert_figure, routing_figures
 
 
 def _drawn(draw, records):

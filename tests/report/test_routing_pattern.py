@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from matplotlib.colors import to_rgba
 
-from modbench.report.isoflop import sweep_of
-from modbench.report.isoflop_page import isoflop_page
-from modbench.report.leaderboard import Leaderboard
+from modbench.records.record import CellRecord
+from modbench.report.isoflop.page import isoflop_page
+from modbench.report.isoflop.sweep import sweep_of
+from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.page import write_report
 from modbench.report.plot_style import look
-from modbench.report.record import CellRecord
-from modbench.report.router_weights import MOST_LAYERS, weight_figure, weight_files
-from modbench.report.routing_cases import MOST_CASES, RoutingCase, cases_of_board, cases_of_sweep
-from modbench.report.routing_pattern import STRIP, pattern_figure, pattern_files
+from modbench.report.routing.cases import MOST_CASES, RoutingCase, cases_of_board, cases_of_sweep
+from modbench.report.routing.pattern import STRIP, pattern_figure, pattern_files
+from modbench.report.routing.weights import MOST_LAYERS, weight_figure, weight_files
 
 PLAN = {
     "learning_rates": [0.0025, 0.005, 0.01],

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from modbench.report.record import cell_key
-from modbench.report.row import Value, interval, rows_of, timing_machines
+from modbench.records.record import cell_key
+from modbench.report.leaderboard.row import Value, interval, rows_of, timing_machines
 
 
 def test_interval_is_students_over_seeds():

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from modbench.report.leaderboard import Leaderboard
-from modbench.report.markdown import markdown
-from modbench.report.record import CellRecord
+from modbench.records.record import CellRecord
+from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.markdown import markdown
 
 WIDTHS = {"S": 64, "M": 96, "L": 128}
 Sized = Callable[..., list[CellRecord]]

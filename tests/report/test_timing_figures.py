@@ -5,11 +5,11 @@ from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from timings_made_up import ceiling, make_case, make_timing, rows_of, timed, weighed
 
+from modbench.records.record import TimingRecord
 from modbench.report.plot_style import look, marks
-from modbench.report.record import TimingRecord
-from modbench.report.timing_figure import drawn, timing_figures
-from modbench.report.timing_page import timing_page
-from modbench.report.timing_table import TimingTable
+from modbench.report.timing.figure import drawn, timing_figures
+from modbench.report.timing.page import timing_page
+from modbench.report.timing.table import TimingTable
 
 
 def page_of(*timings: TimingRecord) -> str:

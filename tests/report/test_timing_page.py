@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from timings_made_up import cell_of, make_case, make_timing, rows_of, timed, weighed
 
-from modbench.report.record import TimingRecord
-from modbench.report.timing_page import timing_page
-from modbench.report.timing_table import TimingTable
+from modbench.records.record import TimingRecord
+from modbench.report.timing.page import timing_page
+from modbench.report.timing.table import TimingTable
 
 
 def page_of(*timings: TimingRecord, **options: Any) -> str:

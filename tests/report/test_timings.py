@@ -10,12 +10,12 @@ import pytest
 from timings_made_up import ceiling, cell_of, make_case, make_timing, rows_of, timed, weighed
 
 from modbench.errors import UserError
+from modbench.records.record import TimingRecord, read_record
+from modbench.records.store import append_record, read_suite
 from modbench.report.page import write_report
-from modbench.report.record import TimingRecord, read_record
-from modbench.report.store import append_record, read_suite
-from modbench.report.timing import newest_run
-from modbench.report.timing_page import timing_page
-from modbench.report.timing_table import CaseRow, TimingTable
+from modbench.report.timing.page import timing_page
+from modbench.report.timing.table import CaseRow, TimingTable
+from modbench.report.timing.values import newest_run
 
 THROTTLED = ("power cap",)
 

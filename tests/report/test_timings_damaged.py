@@ -8,9 +8,9 @@ import pytest
 from timings_made_up import ceiling, cell_of, make_case, make_timing, timed, weighed
 
 from modbench.errors import UserError
-from modbench.report.record import TimingRecord
-from modbench.report.timing_page import timing_page
-from modbench.report.timing_table import TimingTable
+from modbench.records.record import TimingRecord
+from modbench.report.timing.page import timing_page
+from modbench.report.timing.table import TimingTable
 
 GEMM = {"dtype": "float32", "component": "head", "rows": 1, "inner": 1, "columns": 1}
 LACK = {"name": "train", "phase": "train", "sequences": 1, "tokens": 1, "past": 0}

@@ -6,8 +6,8 @@ import pytest
 from timings_made_up import cell_of, make_case, make_timing, rows_of, timed
 
 from modbench.errors import UserError
-from modbench.report.timing_page import timing_page
-from modbench.report.timing_table import TimingTable
+from modbench.report.timing.page import timing_page
+from modbench.report.timing.table import TimingTable
 
 
 def test_out_of_memory_is_a_row_with_the_size() -> None:

@@ -7,9 +7,9 @@ import pytest
 from timings_made_up import ceiling, cell_of, make_case, make_timing, rows_of, timed, weighed
 
 from modbench.errors import UserError
-from modbench.report.record import TimingRecord
-from modbench.report.timing import refuse_incomparable
-from modbench.report.timing_table import TimingTable
+from modbench.records.record import TimingRecord
+from modbench.report.timing.table import TimingTable
+from modbench.report.timing.values import refuse_incomparable
 
 SET = {"variables": {"OMP_NUM_THREADS": "2"}, "python": "3.11.7", "deterministic": False}
 

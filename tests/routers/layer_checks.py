@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modbench.audit import audit
 from modbench.counting.counter import FlopCounter
 from modbench.ledger import CONVENTIONS, Ledger, Workload
-from modbench.measure.audit import audit
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder

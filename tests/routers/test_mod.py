@@ -12,9 +12,9 @@ import pytest
 import torch
 from against_loop import equals_its_loop, model_of
 
+from modbench.audit import audit
 from modbench.errors import UserError
 from modbench.ledger import Workload
-from modbench.measure.audit import audit
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.routers.mod import MixtureOfDepths

@@ -7,8 +7,8 @@ import layer_checks as checks
 import pytest
 from against_loop import equals_its_loop, model_of
 
+from modbench.audit import audit
 from modbench.errors import UserError
-from modbench.measure.audit import audit
 from modbench.model.config import ModelConfig
 from modbench.routers.expert_choice import ExpertChoice
 from modbench.routers.token_choice import TokenChoice

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from modbench import DepthRouter, Router
+from modbench.audit import audit
+from modbench.audit import findings as findings_of
 from modbench.errors import UserError
-from modbench.measure.audit import audit
-from modbench.measure.audit import findings as findings_of
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from modbench.report.record import cell_key
-from modbench.report.store import finished
+from modbench.records.record import cell_key
+from modbench.records.store import finished
 from modbench.sweep import worker
 from modbench.sweep.cell import cell_record
 from modbench.sweep.cells import by_key, cells_left

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from modbench.report.record import CellRecord, TimingRecord, cell_key
-from modbench.report.store import append_record
+from modbench.records.record import CellRecord, TimingRecord, cell_key
+from modbench.records.store import append_record
 from modbench.sweep.lock import cell_lock
 from modbench.sweep.worker import event_writer, follow_parent
 

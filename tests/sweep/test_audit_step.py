@@ -16,17 +16,17 @@ from small_suite import modbench_says, write_suite
 from torch import Tensor, nn
 
 import modbench
+from modbench.audit import Finding
 from modbench.data.token_data import TokenData
 from modbench.data.tokenizer import Tokenizer
 from modbench.ledger import Ledger, Workload
-from modbench.measure.audit import Finding
 from modbench.measure.config import MeasureConfig
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.layer import Layer
-from modbench.report.record import cell_key
-from modbench.report.store import finished, read_suite
+from modbench.records.record import cell_key
+from modbench.records.store import finished, read_suite
 from modbench.routing.build import build_model
 from modbench.routing.router import Router
 from modbench.sweep.cell import CellRun

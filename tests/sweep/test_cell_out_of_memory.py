@@ -4,7 +4,7 @@ from pathlib import Path
 
 from small_suite import modbench_says, write_suite
 
-from modbench.report.store import read_suite
+from modbench.records.store import read_suite
 
 
 def test_the_record_of_a_cell_that_memory_did_not_hold(tmp_path: Path) -> None:

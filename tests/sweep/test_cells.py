@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from modbench.errors import UserError
-from modbench.report.record import cell_key
+from modbench.records.record import cell_key
 from modbench.routing.registry import build_router
 from modbench.sweep.cells import by_key, chosen, titles
 from modbench.sweep.cells import expand as cells_of

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from modbench.errors import UserError
-from modbench.report.record import cell_key
-from modbench.report.store import append_record, finished
+from modbench.records.record import cell_key
+from modbench.records.store import append_record, finished
 from modbench.sweep.cell import cell_record
 from modbench.sweep.cells import Cell, by_key, expand, expand_planned, grids_of, losses_of
 from modbench.sweep.changed import check_unchanged

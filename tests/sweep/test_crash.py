@@ -4,7 +4,7 @@ from pathlib import Path
 
 from small_suite import modbench_says, write_suite
 
-from modbench.report.store import read_suite
+from modbench.records.store import read_suite
 from modbench.sweep.crash import error_of
 
 PLUGIN = """

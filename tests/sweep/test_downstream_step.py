@@ -11,9 +11,9 @@ from small_suite import modbench_says, write_suite
 
 from modbench.errors import UserError
 from modbench.measure.config import MeasureConfig
+from modbench.records.record import CellRecord
+from modbench.records.store import read_suite
 from modbench.report.page import write_report
-from modbench.report.record import CellRecord
-from modbench.report.store import read_suite
 from modbench.sweep.steps.downstream import FILES
 
 TASKS = ["arc_easy", "lambada_openai"]

@@ -12,8 +12,8 @@ from drive_engine import FAKE, fake_cell, fake_job, run_fakes
 from rich.console import Console
 
 from modbench.errors import UserError
-from modbench.report.record import cell_key
-from modbench.report.store import append_record, finished, read_suite
+from modbench.records.record import cell_key
+from modbench.records.store import append_record, finished, read_suite
 from modbench.sweep import worker
 from modbench.sweep.cells import by_key, cells_left
 from modbench.sweep.crash import KILLED

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from small_suite import install, modbench_says, write_suite
 
-from modbench.report.store import read_suite
+from modbench.records.store import read_suite
 
 CODE = """from dataclasses import dataclass
 from modbench.model.block import Block

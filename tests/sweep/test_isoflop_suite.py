@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from modbench.errors import UserError
-from modbench.report.record import cell_key
-from modbench.report.store import Finished
+from modbench.records.record import cell_key
+from modbench.records.store import Finished
 from modbench.sweep.cells import Cell, chosen, expand, expand_planned, losses_of
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite

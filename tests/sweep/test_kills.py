@@ -12,8 +12,8 @@ import psutil
 import pytest
 from small_suite import modbench_says, start, write_suite
 
-from modbench.report.metrics import METRICS
-from modbench.report.store import read_suite
+from modbench.records.metrics import METRICS
+from modbench.records.store import read_suite
 
 
 def run(place: Path, results: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from small_suite import start, write_suite
 
 from modbench.cli.main import main
-from modbench.report.store import read_suite
+from modbench.records.store import read_suite
 from modbench.sweep.lock import cell_lock
 
 

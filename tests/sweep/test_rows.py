@@ -8,7 +8,7 @@ from small_suite import write_suite
 
 from modbench.cli.main import main
 from modbench.errors import UserError
-from modbench.report.store import read_suite
+from modbench.records.store import read_suite
 from modbench.routing.registry import build_router
 from modbench.sweep import rows as rows_of
 from modbench.sweep.cells import chosen, expand

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from modbench.errors import UserError
-from modbench.measure import benchmark_case, footprint, machine_lock
-from modbench.measure.benchmark_target import BenchmarkTarget
-from modbench.report.record import TimingRecord
-from modbench.report.store import read_suite
+from modbench.records.record import TimingRecord
+from modbench.records.store import read_suite
 from modbench.sweep.steps import memory as memory_step
 from modbench.sweep.steps import timing as timing_step
 from modbench.sweep.timing_job import describe_machine, measure_peak, run_timing
 from modbench.sweep.worker import DiedError, run_worker
+from modbench.timing import benchmark_case, footprint, machine_lock
+from modbench.timing.benchmark_target import BenchmarkTarget
 from modbench.train.out_of_memory import failed_allocation
 
 LACK = torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")

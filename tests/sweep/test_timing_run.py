@@ -8,10 +8,9 @@ import pytest
 from timing_suite import ISOFLOP, write_suite
 
 from modbench.errors import UserError
-from modbench.measure import system_load
-from modbench.report.record import TimingRecord
-from modbench.report.store import read_suite
-from modbench.report.timing_table import TimingTable
+from modbench.records.record import TimingRecord
+from modbench.records.store import read_suite
+from modbench.report.timing.table import TimingTable
 from modbench.sweep import timings as verb
 from modbench.sweep import worker
 from modbench.sweep.crash import KILLED
@@ -20,6 +19,7 @@ from modbench.sweep.lock import suite_lock
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import load_suite
 from modbench.sweep.timings import timing_cells, timing_jobs
+from modbench.timing import system_load
 
 Time = Callable[..., int]
 

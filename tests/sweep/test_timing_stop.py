@@ -11,7 +11,7 @@ import pytest
 from timing_suite import write_suite
 
 import modbench
-from modbench.report.store import RECORDS
+from modbench.records.store import RECORDS
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -6,7 +6,7 @@ import pytest
 from trained_runs import RUNS, add_records, record_of
 
 from modbench.errors import UserError
-from modbench.report.record import Status
+from modbench.records.record import Status
 from modbench.trained.find import find_record
 
 

@@ -1,7 +1,7 @@
 """The steps of a cell, one per file: ``modbench/sweep/steps/NAME.py`` holds the function ``NAME``.
 
 A step takes the model and the `modbench.sweep.cell.CellRun` and returns metrics by their names in
-`modbench.report.metrics`. A suite chooses steps with ``[measure] steps``. Imports no torch.
+`modbench.records.metrics`. A suite chooses steps with ``[measure] steps``. Imports no torch.
 """
 
 import importlib

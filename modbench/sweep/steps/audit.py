@@ -11,18 +11,18 @@ from typing import Any
 import torch
 
 import modbench
-from modbench.measure.audit import findings
-from modbench.measure.audit.warmed import ODD, warmed
+from modbench.audit import findings
+from modbench.audit.warmed import ODD, warmed
 from modbench.measure.environment import code_version, environment
 from modbench.measure.loss import SCORING_BATCH
-from modbench.measure.memory_meter import release_memory
 from modbench.model.config import ModelConfig
-from modbench.report.record import AuditRecord, cell_key
-from modbench.report.store import append_record, read_suite
+from modbench.records.record import AuditRecord, cell_key
+from modbench.records.store import append_record, read_suite
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.registry import code_sha256, router_class
 from modbench.sweep.cell import CellRun
 from modbench.sweep.lock import audit_lock
+from modbench.timing.memory_meter import release_memory
 from modbench.train.numerics import device
 
 #: Seed of the weights and tokens of every audit.

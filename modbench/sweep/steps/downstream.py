@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from modbench.data.config import DataConfig
-from modbench.report.downstream_leak import leak_verdict
-from modbench.report.metrics import METRICS
-from modbench.report.record import cell_key
-from modbench.report.store import read_suite
+from modbench.records.leak import leak_verdict
+from modbench.records.metrics import METRICS
+from modbench.records.record import cell_key
+from modbench.records.store import read_suite
 from modbench.routing.build import RoutedDecoder
 from modbench.sweep.cell import CellRun
 from modbench.train.checkpoint import load_weights, point_weights
 
 if TYPE_CHECKING:
-    from modbench.measure.downstream import Evaluation
-    from modbench.measure.routed_lm import RoutedLM
+    from modbench.evaluate.downstream import Evaluation
+    from modbench.evaluate.routed_lm import RoutedLM
 
 #: Folder of lm-eval's own files, next to the weights.
 FILES = "lm-eval"
@@ -29,16 +29,16 @@ def downstream(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
     result and sample files into the cell's folder.
 
     Raises:
-        UserError: a task can't be evaluated, see `modbench.measure.downstream.evaluate`.
+        UserError: a task can't be evaluated, see `modbench.evaluate.downstream.evaluate`.
         StoppedError: a stop was requested.
     """
     if not cell.measure.downstream:
         return {}
     # Imported late: lm-eval takes seconds to import.
-    from modbench.measure.downstream.files import ResultFiles
-    from modbench.measure.downstream.section import add_checkpoint, add_untrained, section
-    from modbench.measure.downstream.table import details
-    from modbench.measure.downstream.validity import batch_shift
+    from modbench.evaluate.downstream.files import ResultFiles
+    from modbench.evaluate.downstream.section import add_checkpoint, add_untrained, section
+    from modbench.evaluate.downstream.table import details
+    from modbench.evaluate.downstream.validity import batch_shift
 
     folder = cell.folder / FILES
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
@@ -71,7 +71,7 @@ def _checkpoints(cell: CellRun) -> "Iterator[RoutedDecoder]":
 
 def _adapter(model: RoutedDecoder, cell: CellRun) -> "RoutedLM":
     """The model for lm-eval; it reports progress, and stops when a stop is requested."""
-    from modbench.measure.routed_lm import RoutedLM
+    from modbench.evaluate.routed_lm import RoutedLM
 
     lm, told = RoutedLM(model, cell.data.tokenizer, sequence=cell.train.sequence), time.monotonic()
 
@@ -87,7 +87,7 @@ def _adapter(model: RoutedDecoder, cell: CellRun) -> "RoutedLM":
 
 
 def _evaluated(lm: "RoutedLM", cell: CellRun) -> "Iterator[Evaluation]":
-    from modbench.measure.downstream import evaluate
+    from modbench.evaluate.downstream import evaluate
 
     measure = cell.measure
     return evaluate(

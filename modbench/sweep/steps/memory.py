@@ -4,11 +4,11 @@ import signal
 from typing import Any
 
 from modbench.errors import UserError
-from modbench.measure.memory_meter import release_memory
 from modbench.routing.build import RoutedDecoder
 from modbench.sweep.cell import CellRun
 from modbench.sweep.crash import KILLED
 from modbench.sweep.worker import DiedError, run_worker
+from modbench.timing.memory_meter import release_memory
 
 
 def memory(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:

@@ -6,12 +6,12 @@ import torch
 
 from modbench.analysis.intervals import summary
 from modbench.errors import UserError
-from modbench.measure.benchmark_target import BenchmarkTarget
-from modbench.measure.clock import timed
-from modbench.measure.memory_meter import release_memory
-from modbench.measure.system_load import thread_count
 from modbench.routing.build import RoutedDecoder
 from modbench.sweep.cell import CellRun
+from modbench.timing.benchmark_target import BenchmarkTarget
+from modbench.timing.clock import timed
+from modbench.timing.memory_meter import release_memory
+from modbench.timing.system_load import thread_count
 
 _METRICS = {"forward": "forward_seconds", "train": "train_step_seconds"}
 

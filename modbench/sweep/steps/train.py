@@ -5,13 +5,13 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import modbench
+from modbench.audit import Finding, finding_of
+from modbench.audit.warmed import ODD
 from modbench.data.batches import Batches
 from modbench.ledger import Workload
-from modbench.measure.audit import Finding, finding_of
-from modbench.measure.audit.warmed import ODD
 from modbench.measure.environment import code_version
 from modbench.measure.loss import heldout_loss
-from modbench.report.record import cell_key
+from modbench.records.record import cell_key
 from modbench.routing.build import RoutedDecoder
 from modbench.sweep.cell import CellRun
 from modbench.train import checkpoint

@@ -1,0 +1,205 @@
+"""Advice on failed probes: one sentence that explains the failure and the fix, and the page to read.
+
+The first cause that the probe's figure names applies; without one, the probe's general advice.
+"""
+
+from modbench.audit.finding import Finding
+
+_GUIDE = "docs/writing_a_router.md"
+#: Causes that a figure names: probes (none: all), text of the figure, advice, anchor of the guide;
+#: without an anchor, the probe's section of docs/audit.md.
+_CAUSES: tuple[tuple[tuple[int, ...], str, str, str], ...] = (
+    (
+        (),
+        "more than 1 value per channel",
+        "BatchNorm mixes the tokens of a batch and fails for a single one; normalise each token alone "
+        "(RMSNorm, LayerNorm)",
+        "",
+    ),
+    ((), "raised ", "The router's code raises an error here; correct the line", ""),
+    (
+        (),
+        "NaN or Inf",
+        "The router computes values that are not finite; check divisions, logarithms and empty "
+        "selections",
+        "",
+    ),
+    (
+        (8, 10),
+        "is a BatchNorm",
+        "BatchNorm mixes the tokens of a batch, padding included; normalise each token alone (RMSNorm, "
+        "LayerNorm)",
+        "",
+    ),
+    (
+        (10,),
+        "running_",
+        "BatchNorm's averages depend on padding and on repeated passes; normalise each token alone "
+        "(RMSNorm, LayerNorm)",
+        "",
+    ),
+    (
+        (1, 10),
+        "two equal passes",
+        "Scores are random; draw random numbers in training only, with `generator=tokens.generator`",
+        "state",
+    ),
+    (
+        (10,),
+        "two equal training steps",
+        "Training depends on what neither a seed nor a buffer determines; draw noise with "
+        "`generator=tokens.generator`, not with numpy or random, and keep state in buffers",
+        "state",
+    ),
+    (
+        (10,),
+        "under activation checkpointing",
+        "Activation checkpointing repeats a pass, which must decide as before and update nothing; "
+        "update buffers in `update`, and read them from `tokens.state`",
+        "state",
+    ),
+    (
+        (10,),
+        "not in state_dict",
+        "A resumed run would lose this state; register it as a buffer",
+        "state",
+    ),
+    (
+        (1, 10),
+        "scoring (",
+        "Scoring changes state, and so the scores of the next text; update buffers in `update`",
+        "state",
+    ),
+    (
+        (1,),
+        "detailed",
+        "Statistics change the result; compute the same whether they are recorded or not",
+        "",
+    ),
+    (
+        (3,),
+        "caches",
+        "The cache and the selection disagree; cache the keys of selected tokens only",
+        "",
+    ),
+    (
+        (4,),
+        "causal rule selects",
+        "The causal rule is constant; train it, or correct its threshold",
+        "causal",
+    ),
+    (
+        (4,),
+        "in training",
+        "Nominal FLOPs assume another number of tokens; state the right one, or hold the number there "
+        "by a loss or in `update`",
+        "",
+    ),
+    (
+        (4,),
+        "equal scores",
+        "Ties are broken at random or towards later tokens; prefer the earlier one",
+        "",
+    ),
+    ((5,), "writes into its input", "The layer changes its input in place; write to a copy", ""),
+    (
+        (8,),
+        "buffer '",
+        "A buffer depends on padding or on the order of sequences; update it in `update`, which sees no "
+        "padding, from averages over all tokens",
+        "state",
+    ),
+    ((8,), "reordered", "A loss depends on the order of the sequences; average over all tokens", ""),
+    ((8,), "padding", "A loss depends on padding; leave padding out of it", ""),
+    (
+        (8,),
+        "same weights",
+        "Routers that start equal learn the same; draw initial weights for each of them",
+        "",
+    ),
+    (
+        (9,),
+        "active parameters",
+        "The table would show too few active parameters; correct `active_parameters`",
+        "",
+    ),
+)
+#: Advice on any other figure by probe, and the anchor of the guide.
+_GENERAL = {
+    1: ("The router looks ahead; use a causal rule for prediction", "causal"),
+    2: (
+        "A prediction depends on padding or on other sequences in the batch; decide for each token "
+        "alone, and mask padding",
+        "causal",
+    ),
+    3: (
+        "Generated text would differ from scored text; decide for each token from its own score and "
+        "position, and keep what must be remembered in the cache",
+        "causal",
+    ),
+    4: (
+        "The layer does not route as many tokens as its options state, so nominal FLOPs are wrong; "
+        "correct the rounding, and leave padding out of the selection",
+        "",
+    ),
+    5: (
+        "Skipped tokens must stay the same to the bit; show the selection that the layer uses, and "
+        "change no other token",
+        "",
+    ),
+    6: (
+        "A routed layer must add gate x block output and nothing else; add the residual once, and "
+        "multiply only the block's output by the gate",
+        "",
+    ),
+    7: (
+        "Selected tokens must keep their order and positions; sort the indices of top-k, and give each "
+        "token its position in the text",
+        "",
+    ),
+    8: (
+        "The router does not learn from the text; multiply the output by a gate that depends on the "
+        "scores, without detaching it",
+        "",
+    ),
+    9: (
+        "Stated and executed FLOPs differ, so budgets would be unequal; if probe 1, 2, 3 or 8 fails, "
+        "correct that first; move matmuls from other methods into `scorer`, `feed_forward` or a layer; "
+        "correct a `ledger` of your own, or remove it",
+        "",
+    ),
+    10: (
+        "A resumed or repeated run would differ; keep state in buffers, update them in training only, "
+        "and draw initial weights from torch's generator",
+        "state",
+    ),
+    11: (
+        "Skipped tokens are computed and discarded, so nothing is saved; gather the selected tokens "
+        "before the block",
+        "",
+    ),
+}
+
+
+def section(finding: Finding) -> str:
+    """Name the section of docs/audit.md on the finding's probe."""
+    return f"docs/audit.md#{finding.probe}-{finding.name.replace(' ', '-')}"
+
+
+def advice(finding: Finding) -> str:
+    """Return what the failed ``finding`` means and what to do, with the section to read."""
+    words, anchor = next(
+        (
+            (words, anchor)
+            for probes, text, words, anchor in _CAUSES
+            if text in finding.figure and finding.probe in (probes or (finding.probe,))
+        ),
+        _GENERAL[finding.probe],
+    )
+    return f"{words} ({f'{_GUIDE}#{anchor}' if anchor else section(finding)})."
+
+
+def sentence(finding: Finding) -> str:
+    """Describe the failed ``finding``: its figure, what it means, and what to do."""
+    unranked = " Not ranked." if finding.ranks else ""
+    return f"FAILED {finding.probe} {finding.name}: {finding.figure}. {advice(finding)}{unranked}"

@@ -1,0 +1,240 @@
+"""Probe 4: the training rule routes the nominal number of tokens, whatever the scores.
+
+B sequences, T tokens.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modbench.audit.finding import Outcome, Subject, few, outer_routers, ragged, zero_routers
+from modbench.errors import UserError, several
+from modbench.ledger import Workload
+from modbench.model.context import Context
+from modbench.routing.build import RoutedDecoder
+from modbench.routing.depth_router import DepthRouted, DepthRouter
+from modbench.routing.expert_router import ExpertRouter, RoutedExperts
+from modbench.routing.router import overrides
+
+#: Factor between realised and nominal numbers from which a rule fails that no loss and no `update` can
+#: move to the nominal one.
+FAR = 1.1
+#: The same for experts per token where a loss or an `update` can, and the number is not declared; and
+#: without a scorer, since a hash of ids selects by chance another share of a small vocabulary.
+FAR_BY_CHANCE = 1.5
+#: Sequences and tokens of a text on which numbers are compared. If each token is selected by chance, an
+#: eighth of them deviates by a factor of `FAR` in one text of 100, and in the same way in two by one in
+#: 20,000.
+TEXT = (8, 512)
+LENGTHS = (1, 2, 7)
+
+
+@torch.no_grad()
+def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
+    """Probe 4: the routed counts equal `Layer.nominal_counts` for one sequence of several lengths, a
+    batch and padding, and where all tokens or all scores are equal (ties go to the earlier token); at
+    further shapes for a padded batch. A depth count is never 0 for a sequence with tokens.
+
+    Of layers without nominal counts, whose router overrides `selected` or `assign`: the tokens that
+    training selects in two texts, with the audited and with initial weights, are as many as nominal, up
+    to `FAR`. If a loss or an `update` of the router learns their number, it is reported only.
+
+    The share of tokens that the causal rule selects is reported at the first shape; it fails only if it
+    is 0 or 1 whatever the weights."""
+    first, tokens_BT = subject.is_first(tokens_BT), few(tokens_BT)
+    sequence = tokens_BT.shape[1]
+    model = subject.twin().train()
+    numbers = _numbers(subject) if first else []
+    for number in numbers:
+        if number.is_far:
+            return False, str(number)
+    if not model.nominal_counts(Workload.uniform(1, sequence)):
+        if not numbers:
+            return None, "no layer declares nominal counts"
+        fixed = any(not number.learned for number in numbers)
+        return (True if fixed else None), str(max(numbers, key=lambda number: number.learned))
+    tied = zero_routers(subject.twin().train())
+    scores_ties = False
+    with suppress(UserError):  # a scorer with weight normalisation has no scores for weights of 0
+        tied(subject.tokens(1, 2), Context())
+        scores_ties = True
+    counted = 0
+    for name, of_BT, lengths in _cases(tokens_BT, first=first):
+        counted += 1
+        wrong = _wrong(model, of_BT, lengths)
+        if not wrong and scores_ties and name in ("padded", "all tokens equal"):
+            wrong = _wrong(tied, of_BT, lengths, tied=True)
+            name += ", all scores equal"
+        if wrong:
+            return False, f"{wrong}; {name}, lengths {_short(lengths)}"
+    shares = _selected_by_the_causal_rule(subject, tokens_BT) if first else []
+    if len(shares) > 1 and (set(shares) in ({0.0}, {1.0})):
+        return False, f"the causal rule selects {shares[0]:.0%} of the tokens, whatever the weights"
+    causal = f", the causal rule selects {shares[0]:.1%}" if shares else ""
+    return True, f"nominal counts hold in {several(counted, 'case')}{causal}"
+
+
+@dataclass(frozen=True)
+class _Number:
+    """Tokens that layer ``layer`` selects, or experts that it gives each token, by text; and the nominal
+    number."""
+
+    layer: int
+    what: str
+    realised: tuple[float, ...]
+    nominal: float
+    learned: bool  #: a loss or an `update` of the router can move it
+    scored: bool  #: the router has a scorer
+    declared: bool
+
+    @property
+    def is_far(self) -> bool:
+        """Return True if the number is too far from the nominal one, in each text in the same way."""
+        if self.learned and self.declared:
+            return False
+        far = FAR_BY_CHANCE if self.learned or not self.scored else FAR
+        factors = [each / self.nominal for each in self.realised]
+        return min(factors) > far or max(factors) < 1 / far
+
+    def __str__(self) -> str:
+        realised = " and ".join(f"{each:.3g}" for each in self.realised)
+        of_layer = f"layer {self.layer} selects {realised} {self.what} in training"
+        if not self.declared:
+            return (
+                f"{of_layer}, and nominal is top_k, {self.nominal:g}; define nominal_experts_per_token"
+            )
+        why = ", which losses or update learn" if self.learned else ""
+        return f"{of_layer}{why}; nominal is {self.nominal:.3g}"
+
+
+def _numbers(subject: Subject) -> list[_Number]:
+    """The numbers of all layers whose router decides how many tokens it selects."""
+    deciding = _deciding(subject.model)
+    found: dict[str, list[float]] = {name: [] for name in deciding}
+    models = [subject.twin(), copy.deepcopy(subject.initial)] if deciding else []
+    for draw, model in enumerate(models):
+        context, text_BT = Context(), subject.tokens(*TEXT, draw=7 + draw)
+        model.train()(text_BT, context)
+        for name, layer in _deciding(model).items():
+            what = "experts" if isinstance(layer, RoutedExperts) else "depth"
+            routed = sum(context.trace.counts.get((layer.layer, what), ()))
+            selected_BT = context.trace.tensors.get((layer.layer, "selected"))
+            reached = text_BT.numel()
+            if what == "experts" and selected_BT is not None:  # inside a block that skips tokens
+                reached = int(selected_BT.sum())
+            found[name].append(routed / max(reached, 1))
+    return [_number(layer, tuple(found[name])) for name, layer in deciding.items()]
+
+
+def _deciding(model: RoutedDecoder) -> dict[str, RoutedExperts | DepthRouted]:
+    """The layers of ``model`` whose router decides how many tokens it selects, by name."""
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if (isinstance(layer, DepthRouted) and layer.decides)
+        or (
+            isinstance(layer, RoutedExperts)
+            and layer.options.assigns
+            and layer.options.exact_load((1,), (0,)) is None
+        )
+    }
+
+
+def _number(layer: RoutedExperts | DepthRouted, realised: tuple[float, ...]) -> _Number:
+    scored = layer.router is not None
+    if isinstance(layer, RoutedExperts):
+        experts, hooks = layer.options, ("losses", "auxiliary_losses", "update")
+        return _Number(
+            layer.layer,
+            "experts per token",
+            realised,
+            nominal=experts.nominal_experts_per_token(),
+            learned=any(overrides(experts, hook, ExpertRouter) for hook in hooks),
+            scored=scored,
+            declared=overrides(experts, "nominal_experts_per_token", ExpertRouter),
+        )
+    return _Number(
+        layer.layer,
+        "of the tokens",
+        realised,
+        nominal=layer.options.capacity,
+        learned=any(overrides(layer.options, hook, DepthRouter) for hook in ("losses", "update")),
+        scored=scored,
+        declared=True,
+    )
+
+
+def _selected_by_the_causal_rule(subject: Subject, tokens_BT: Tensor) -> list[float]:
+    """Mean share of tokens selected under the causal rule in depth-routed layers: of the model, of a
+    newly initialised one, and of one with added noise."""
+    full = Workload.uniform(*tokens_BT.shape)
+    nominal = subject.exact.nominal_counts(full)
+    layers = [n for (n, what), k in nominal.items() if what == "depth" and sum(k) < full.tokens]
+    if not layers or full.tokens == 1:
+        return []
+    noisy = copy.deepcopy(subject.initial)
+    generator = torch.Generator().manual_seed(subject.seed)
+    for parameter in noisy.layers.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        parameter.add_(noise.to(parameter.device) * parameter.std(correction=0))
+    found = []
+    for model in (subject.exact, subject.initial, noisy):
+        context = Context(selection="causal")
+        model(tokens_BT, context)
+        shown = [context.trace.tensors.get((layer, "selected")) for layer in layers]
+        shares = [shown_BT.double().mean().item() for shown_BT in shown if shown_BT is not None]
+        if shares:
+            found.append(sum(shares) / len(shares))
+    return found
+
+
+def _cases(tokens_BT: Tensor, *, first: bool) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
+    """Name, tokens and lengths of each batch; one padded batch beyond the first shape."""
+    sequence, three_BT = tokens_BT.shape[1], tokens_BT[:3]
+    if first:
+        for length in (*(n for n in LENGTHS if n < sequence), sequence):
+            yield "one sequence", tokens_BT[:1, :length], (length,)
+        yield "a batch", tokens_BT, (sequence,) * len(tokens_BT)
+        yield "all tokens equal", torch.zeros_like(three_BT), (sequence,) * len(three_BT)
+        yield "padded", three_BT, tuple(min(n, sequence) for n in LENGTHS)[: len(three_BT)]
+    rows = len(three_BT)
+    yield "padded", three_BT, tuple(max(1, sequence * (n + 1) // rows) for n in range(rows))
+
+
+def _wrong(model: RoutedDecoder, tokens_BT: Tensor, lengths: tuple[int, ...], tied: bool = False) -> str:
+    """Describe the first count that differs from the nominal one; empty if there is none."""
+    context = Context(lengths_B=ragged(lengths, tokens_BT))
+    model(tokens_BT, context)
+    trace = context.trace
+    for (layer, what), nominal in model.nominal_counts(Workload(lengths=lengths)).items():
+        declared = f"layer {layer} declares {what} {_short(nominal)}"
+        counts = trace.counts.get((layer, what))
+        if counts is None and (layer, what) in trace.tensors:
+            counts = tuple(int(value) for value in trace.tensors[layer, what].flatten())
+        if counts is None:
+            return f"{declared}, and the trace has no such count"
+        if counts != nominal:
+            return f"{declared} and counts {_short(counts)}"
+        if what == "depth" and 0 in nominal:
+            return f"{declared}: 0 where there are tokens"
+        shown_BT = trace.tensors.get((layer, "selected"))
+        if what == "depth" and shown_BT is not None:
+            rows = [row[:length] for row, length in zip(shown_BT, lengths, strict=True)]
+            shown = tuple(int(row.sum()) for row in rows)
+            if shown != nominal:
+                return f"{declared} and selects {_short(shown)}"
+            late = all(bool(row[len(row) - k :].all()) for row, k in zip(rows, shown, strict=True))
+            if tied and late and nominal != lengths and outer_routers(model.layers[layer]):
+                return f"layer {layer} selects the last of tokens with equal scores, not the first"
+    return ""
+
+
+def _short(counts: tuple[int, ...]) -> str:
+    """``counts`` as text, equal ones once: ``3 x 16``."""
+    if len(set(counts)) == 1 and len(counts) > 1:
+        return f"{len(counts)} x {counts[0]}"
+    return ", ".join(map(str, counts[:8])) + (", ..." if len(counts) > 8 else "")

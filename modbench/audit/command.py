@@ -1,0 +1,90 @@
+"""The backend of ``modbench audit``: audits a router with random weights on random text."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from modbench.audit import PROBES, Finding, findings
+from modbench.audit.advice import sentence
+from modbench.audit.warmed import LONG, ODD, warmed
+from modbench.errors import UserError
+from modbench.model.sizes import ShapeOptions
+from modbench.routing.plugin_fault import authors_code
+from modbench.routing.registry import load_plugin, preset_options, router_class
+from modbench.train.numerics import make_deterministic
+from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
+
+
+def run_audit(
+    name: str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    plugins: Sequence[Path] = (),
+    shape: ShapeOptions | None = None,
+    seed: int = 0,
+    format: Literal["table", "json"] = "table",
+) -> int:
+    """Audit the router ``name`` (``NAME`` or ``NAME:PRESET``) with ``options`` in a decoder of
+    ``shape``, at 3 x 63 tokens and at 2 sequences of its length, on one thread. Print a line per probe
+    as it ends, or one JSON document. Return 1 if a probe failed, else 0. Raise a `UserError` for invalid
+    arguments, a router that cannot take a training step, or too little memory."""
+    for plugin in plugins:
+        load_plugin(plugin)
+    router, chosen = preset_options(name)
+    chosen |= options or {}
+    size = (shape or ShapeOptions()).resolved()
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}; it must lie in [0, 2**32)")
+    if size.sequence < 2:
+        raise UserError(f"sequence is {size.sequence}; an audit needs 2 tokens or more")
+    make_deterministic()
+    torch.set_num_threads(1)  # at the sizes of an audit, more are slower
+    found: list[Finding] = []
+    with _enough_memory():
+        with authors_code(router_class(router), "a training step"):
+            model = warmed(size.model, router, chosen, seed, size.sequence)
+        if format == "table":
+            print(f"{name}: {ODD[0]} x {ODD[1]} and {LONG} x {size.sequence} tokens", flush=True)
+        for finding in findings(model, shapes=(ODD, (LONG, size.sequence)), seed=seed):
+            found.append(finding)
+            if format == "table":
+                print(line(finding), flush=True)
+    failed = any(finding.failed for finding in found)
+    if format == "json":
+        document = {
+            "router": router,
+            "options": model.router.options(),
+            "model": asdict(size.model),
+            "sequence": size.sequence,
+            "seed": seed,
+            "passed": not failed,
+            "probes": [asdict(finding) for finding in found],
+        }
+        print(json.dumps(document))
+    return int(failed)
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Raise a `UserError` if what runs inside is out of memory."""
+    try:
+        yield
+    except Exception as error:
+        allocation = failed_allocation(error)
+        if allocation is None:
+            raise
+        said = f"{out_of_memory_sentence(allocation)}; audit a smaller size or sequence"
+        raise UserError(said) from error
+
+
+def line(finding: Finding) -> str:
+    """Format a finding as one line: aligned columns, or a sentence if the probe failed."""
+    if finding.failed:
+        return sentence(finding)
+    wide = max(len(probe.name) for probe in PROBES)
+    return f"{finding.probe:>2}  {finding.name:<{wide}}  {finding.verdict:<9}  {finding.figure}"

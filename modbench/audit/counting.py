@@ -1,0 +1,249 @@
+"""Probe 9: the ledger equals the FLOPs executed, in every phase.
+
+B sequences, T tokens, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modbench.audit.finding import Outcome, Subject, device_of, next_tokens, ragged
+from modbench.counting.counter import FlopCounter, seen_conventions
+from modbench.errors import several
+from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
+from modbench.model.context import Context, Selection
+from modbench.model.kv_cache import Cache
+from modbench.model.layer import Layer
+from modbench.routing.build import RoutedDecoder
+
+#: Single tokens counted one by one.
+SINGLE_TOKENS = 2
+#: New tokens of each sequence in a chunk after the prompt, and tokens decoded after that.
+CHUNK, STEPS = (4, 9), 2
+#: Tokens over which FLOPs are averaged: where experts choose tokens, one token alone gets every expert.
+ACTIVE_TOKENS = 512
+#: Phases whose nominal FLOPs appear in budgets and tables, and their names in a figure.
+PHASES: dict[Phase, str] = {"forward": "a forward pass", "train": "a training step"}
+#: Differences written out in a figure; a count stands for the others.
+SHOWN = 3
+
+
+def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
+    """Probe 9: with padding, the ledger equals what the counter sees, in each convention it can see:
+    training, and forward under the causal rule; at the first shape also with padding, of one sequence,
+    of single tokens, and with a cache, prompts, chunks and decoded tokens, in a batch and alone.
+
+    Without realised counts (nominal FLOPs of plans and tables) it equals the count of a training step
+    where this routes nominal counts, else on the meta device; a router that cannot run there is not
+    checked.
+
+    Without padded slots it is at most that count; equal where there are none (one sequence, or the
+    training rule on full sequences); and under the causal rule the sum over single sequences.
+
+    A layer has at least as many active parameters as the FLOPs of a token imply.
+    """
+    first = subject.is_first(tokens_BT) and not subject.brief
+    cases, wrong = [*_full(subject, tokens_BT)], dict[str, str]()
+    if first:
+        cases += [*_padded_and_single(subject, tokens_BT), *_each_cached(subject, tokens_BT)]
+    for case in cases:
+        wrong |= case.wrong()
+    step = next(case for case in cases if case.workload.phase == "train")
+    nominal, unchecked = _nominal(subject, step)
+    wrong |= nominal
+    if wrong:
+        return False, f"ledger minus counter, FLOPs: {_shortened([*wrong.values()])}"
+    if first and (too_few := _too_few_active(subject)):
+        return False, too_few
+    counted = len(cases) + (0 if unchecked else len(PHASES))
+    return True, f"ledger equals counter in {several(counted, 'case')}{unchecked}"
+
+
+def _shortened(differences: Sequence[str]) -> str:
+    shown = ", ".join(differences[:SHOWN])
+    left = len(differences) - SHOWN
+    return f"{shown}, and in {several(left, 'other case')}" if left > 0 else shown
+
+
+def _nominal(subject: Subject, step: "CountedPass") -> tuple[dict[str, str], str]:
+    """Errors of the ledger without realised counts, by phase; and why they cannot be checked, if so.
+    ``step``: a training step of full sequences."""
+    wrong: dict[str, str] = {}
+    model, (tokens, *_) = subject.model, step.workload.lengths
+    sequences, seen = step.workload.sequences, step.counter.ledger
+    nominal = model.ledger(Workload.uniform(sequences, tokens, "train"))
+    # On a GPU the counter does not see the convention ``executed``.
+    if device_of(model).type != "cpu" or model.ledger(step.workload) != nominal:
+        try:
+            on_meta_BT = torch.zeros(sequences, tokens, dtype=torch.long, device="meta")
+            lengths = step.workload.lengths
+            seen = _spend(subject.twin().to("meta"), on_meta_BT, lengths, "topk", "train")[1].ledger
+        except Exception as error:  # a router's own code runs here; it may need values
+            return wrong, f"; nominal not checked, on the meta device it raised {type(error).__name__}"
+    forward = Ledger({key: flops for key, flops in seen if key[2] == "forward"})
+    for phase, counted in zip(PHASES, (forward, seen), strict=True):
+        stated = model.ledger(Workload.uniform(sequences, tokens, phase))
+        for convention in CONVENTIONS:
+            if off := stated.total(convention) - counted.total(convention):
+                wrong[phase] = f"{off:+,d} in the nominal FLOPs of {PHASES[phase]}"
+    return wrong, ""
+
+
+def _too_few_active(subject: Subject) -> str:
+    """Name the first layer with fewer active parameters than the FLOPs of a token imply, if any. A
+    matmul spends 2 FLOPs per parameter and token. A layer that applies its parameters repeatedly must
+    report all of them at most. Tokens are routed at every depth."""
+    model, full = subject.model, Workload.uniform(1, ACTIVE_TOKENS)
+    depths = [key for key in model.nominal_counts(full) if key[1] == "depth"]
+    workload = Workload(lengths=full.lengths, counts=dict.fromkeys(depths, full.lengths))
+    for number, active in enumerate(model.active_by_layer()):
+        layer: Layer = model.layers[number]  # type: ignore[assignment]
+        ledger = layer.ledger(workload)
+        # Attention scores use no parameters.
+        flops = sum(flops.model for (_, part, _), flops in ledger if part != "attention.scores")
+        total = sum(parameter.numel() for parameter in layer.parameters())
+        implied = min(flops // ACTIVE_TOKENS // 2, total)
+        if active < implied:
+            return (
+                f"layer {number} reports {active:,} active parameters; the FLOPs of a token imply "
+                f"{implied:,} or more"
+            )
+    return ""
+
+
+@dataclass(frozen=True)
+class CountedPass:
+    """One pass: its ``workload`` with realised counts, its counter, and the counters of the ``parts``
+    to which its FLOPs without padding must add up (none: not known)."""
+
+    name: str
+    model: RoutedDecoder
+    workload: Workload
+    counter: FlopCounter
+    parts: Sequence[FlopCounter] = ()
+
+    def wrong(self) -> dict[str, str]:
+        """The first difference of ledger and counter, by name of the pass."""
+        seen, *parts = (counter.ledger for counter in (self.counter, *self.parts))
+        dispatched = self.model.ledger(replace(self.workload, padding=True))
+        realised = self.model.ledger(self.workload)
+        needed = Ledger.sum(parts)
+        for convention in seen_conventions(next(self.model.parameters()).device):
+            total, of = seen.total(convention), realised.total(convention)
+            if off := dispatched.total(convention) - total:
+                return {self.name: f"{off:+,d} in {self.name}"}
+            off = of - needed.total(convention) if parts else max(0, of - total)
+            if off:
+                return {self.name: f"{off:+,d} in the realised FLOPs of {self.name}"}
+        return {}
+
+    def selects(self) -> set[bool]:
+        """True and False for depth-routed layers that select some tokens and none."""
+        depths = (counts for (_, what), counts in self.workload.counts.items() if what == "depth")
+        return {bool(number) for counts in depths for number in counts}
+
+
+def _full(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
+    """Training and scoring of full sequences."""
+    twin, full = subject.twin(), (tokens_BT.shape[1],) * len(tokens_BT)
+    yield _counted("", twin, tokens_BT, full, "topk", "train")
+    yield _counted("", twin, tokens_BT, full, "causal", "forward")
+
+
+def _padded_and_single(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
+    """Padded batches, one sequence, and single tokens."""
+    twin, tokens_BT = subject.twin(), tokens_BT[:2]
+    padded = tuple(max(1, tokens_BT.shape[1] - 7 * n) for n in range(len(tokens_BT)))
+    yield _counted(" with padding", twin, tokens_BT, padded, "topk", "train")
+    yield _counted(" of one sequence", twin, tokens_BT[:1], padded[:1], "topk", "train")
+    # A layer that skips its only token spends less, and its router gets no gradient.
+    for token_BT in subject.tokens(1, SINGLE_TOKENS).split(1, 1):
+        yield _counted(" of one token", twin, token_BT, (1,), "topk", "train")
+        yield _counted(" of one token", twin, token_BT, (1,), "causal", "forward")
+    # In float64, where a sequence is routed alike alone and in a batch.
+    alone = [
+        _counted(" of one sequence", subject.exact, row_T[None, :length], (length,), "causal", "forward")
+        for row_T, length in zip(tokens_BT, padded, strict=True)
+    ]
+    yield from alone
+    together = _counted(" with padding", subject.exact, tokens_BT, padded, "causal", "forward")
+    yield replace(together, parts=[one.counter for one in alone])
+
+
+def _counted(
+    which: str,
+    model: RoutedDecoder,
+    tokens_BT: Tensor,
+    lengths: tuple[int, ...],
+    rule: Selection,
+    phase: Phase,
+) -> CountedPass:
+    workload, counter = _spend(model, tokens_BT, lengths, rule, phase)
+    exact = len(lengths) == 1 or (rule == "topk" and min(lengths) == tokens_BT.shape[1])
+    return CountedPass(f"{PHASES[phase]}{which}", model, workload, counter, (counter,) if exact else ())
+
+
+def _spend(
+    model: RoutedDecoder, tokens_BT: Tensor, lengths: tuple[int, ...], rule: Selection, phase: Phase
+) -> tuple[Workload, FlopCounter]:
+    model.train(phase == "train")
+    model.zero_grad(set_to_none=True)
+    context = Context(selection=rule, lengths_B=ragged(lengths, tokens_BT))
+    with FlopCounter() as counter, torch.set_grad_enabled(phase == "train"):
+        logits_BTV = model(tokens_BT, context)
+        if phase == "train":
+            loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten())
+            (loss + context.trace.auxiliary_loss()).backward()
+    return Workload(lengths=lengths, phase=phase, counts=context.trace.counts), counter
+
+
+def _each_cached(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
+    """Cached passes; with initial weights, too, if all decoded tokens are selected, or none."""
+    decoded = set[bool]()
+    for model in (subject.exact, subject.initial):
+        for case in _cached(subject, model, tokens_BT.shape[1]):
+            yield case
+            if case.workload.phase == "decode":
+                decoded |= case.selects()
+        if decoded in (set(), {False, True}):
+            break
+
+
+def _cached(subject: Subject, model: RoutedDecoder, longest: int) -> Iterator[CountedPass]:
+    """Prompts of different lengths, chunks and decoded tokens, in a batch and alone."""
+    rows = len(CHUNK)
+    prompts = tuple(max(1, longest * (n + 1) // rows) for n in range(rows))
+    text_BT = subject.tokens(rows, longest + max(CHUNK) + STEPS)
+    reads = (prompts, CHUNK, *[(1,) * rows] * STEPS)
+    alone = [
+        _read(model, text_BT[row : row + 1], [lengths[row : row + 1] for lengths in reads])
+        for row in range(rows)
+    ]
+    for one in alone:
+        for name, workload, counter in one:
+            yield CountedPass(f"a {name} of one sequence", model, workload, counter, (counter,))
+    together = _read(model, text_BT, reads)
+    for (name, workload, counter), *ones in zip(together, *alone, strict=True):
+        parts = [of_one for _, _, of_one in ones]
+        yield CountedPass(f"a {name} of each sequence of a batch", model, workload, counter, parts)
+
+
+@torch.no_grad()
+def _read(
+    model: RoutedDecoder, text_BT: Tensor, reads: Sequence[tuple[int, ...]]
+) -> list[tuple[str, Workload, FlopCounter]]:
+    """Count cached passes; ``reads`` holds the number of new tokens of each sequence, pass by pass."""
+    cache, found = Cache(len(text_BT)), []
+    for number, lengths in enumerate(reads):
+        past = tuple(cache.read)
+        new_BT, lengths_B = next_tokens(text_BT, cache, lengths)
+        context = Context(selection="causal", cache=cache, lengths_B=lengths_B, logits="last")
+        with FlopCounter() as counter:
+            model(new_BT, context)
+        phase: Phase = "prefill" if number < 2 else "decode"
+        workload = Workload(lengths=lengths, past=past, phase=phase, counts=context.trace.counts)
+        found.append((("prompt", "chunk", "decoded token")[min(number, 2)], workload, counter))
+    return found

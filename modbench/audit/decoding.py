@@ -1,0 +1,215 @@
+"""Probe 3: decoding with a cache gives the logits of the full forward pass.
+
+B sequences, T tokens, V vocabulary.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from modbench.audit.finding import COARSE, ROUNDING, Outcome, Subject, largest, next_tokens
+from modbench.errors import several
+from modbench.model.context import Context, Logits
+from modbench.model.kv_cache import Cache
+from modbench.routing.build import RoutedDecoder
+
+#: Tokens of each sequence of a batch that are decoded one by one, after a chunk of at most `CHUNK`;
+#: fewer at further shapes.
+DECODED, FEWER, CHUNK = 16, 4, 5
+#: Tokens of the prompt of a sequence decoded alone, and the least number read after it.
+PROMPT, LONG = 8, 200
+#: Number of these that are decoded one by one at first; then chunks and single tokens alternate.
+SINGLE, SKIP, PAIR = 8, 24, 2
+#: Tokens that are read, dropped by rewinding the cache, and read again.
+DRAFT = 3
+#: Passes of another batch that is read in turns with the first.
+TURNS = 8
+#: In the model's own dtype, where rounding may flip a decision, this fraction of the tokens may differ.
+TOLERATED = 0.5
+
+
+@dataclass(frozen=True)
+class Pass:
+    """New tokens of each sequence, and whose logits are asked for. If it is not ``kept``, the cache is
+    rewound afterwards, and the next pass reads the same tokens."""
+
+    lengths: list[int]
+    logits: Logits = "all"
+    kept: bool = True
+
+
+@dataclass
+class Reading:
+    """A text (B, T) that ``passes`` read into a cache of its own, and how their logits differ from those
+    of the full pass."""
+
+    model: RoutedDecoder
+    tokens_BT: Tensor
+    passes: Sequence[Pass]
+    rounding: float = ROUNDING
+    #: Differences of the logits of prompts, chunks and decoded tokens.
+    offs: dict[str, list[float]] = field(
+        default_factory=lambda: {"chunks": [], "prompts": [], "decoded": []}
+    )
+    #: Pairs of a decoded token and a layer that shows ``selected``, and those that were selected.
+    pairs: int = 0
+    selected: int = 0
+
+    def __post_init__(self) -> None:
+        sequences = len(self.tokens_BT)
+        self.cache = Cache(sequences)
+        #: Keys that each layer should cache, by sequence.
+        self.due: defaultdict[int, list[int]] = defaultdict(lambda: [0] * sequences)
+        self.whole_BTV = self.model(self.tokens_BT, Context(selection="causal"))
+        self.bound = self.rounding * max(1.0, self.whole_BTV.abs().max().item())
+
+    def run(self) -> "Reading":
+        """Run all passes."""
+        for _ in self.steps():
+            pass
+        return self
+
+    def steps(self) -> Iterator[None]:
+        """Run the passes, one at a time."""
+        for one in self.passes:
+            mark = self.cache.mark()
+            what = "decoded" if one.kept and max(one.lengths) == 1 else "chunks"
+            what = what if any(self.cache.read) else "prompts"
+            counts = self._run(one, what)
+            if not one.kept:
+                self.cache.rewind(mark)
+                yield
+                continue
+            for layer, each in counts.items():
+                self.due[layer] = [n + more for n, more in zip(self.due[layer], each, strict=True)]
+            if what == "decoded":
+                self.selected += sum(map(sum, counts.values()))
+                self.pairs += len(one.lengths) * len(counts)
+            yield
+
+    def _run(self, one: Pass, what: str) -> dict[int, list[int]]:
+        """Run a pass; return the number of selected tokens by layer and sequence."""
+        before = list(self.cache.read)
+        new_BT, lengths_B = next_tokens(self.tokens_BT, self.cache, one.lengths)
+        context = Context(selection="causal", cache=self.cache, lengths_B=lengths_B, logits=one.logits)
+        logits_BTV = self.model(new_BT, context)
+        for row, (first, length) in enumerate(zip(before, one.lengths, strict=True)):
+            asked = 1 if one.logits == "last" else length
+            full_TV = self.whole_BTV[row, first + length - asked : first + length]
+            self.offs[what] += largest(logits_BTV[row, :asked], full_TV).tolist()
+        return {
+            layer: [int(shown[row, :length].sum()) for row, length in enumerate(one.lengths)]
+            for (layer, name), shown in context.trace.tensors.items()
+            if name == "selected"
+        }
+
+    @property
+    def most(self) -> float:
+        """Largest difference."""
+        return max(off for offs in self.offs.values() for off in offs)
+
+    @property
+    def wrong_keys(self) -> str:
+        """Describe a layer that caches another number of keys than it selects tokens; empty if there is
+        none. A layer without attention caches none."""
+        for layer, expected in sorted(self.due.items()):
+            kept = self.cache.lengths(layer)
+            if any(kept) and kept != expected:
+                return f"layer {layer} caches {kept} keys of {expected} selected tokens; "
+        return ""
+
+    def passed(self, tolerated: float = 0.0) -> bool:
+        """Return True if at most the fraction ``tolerated`` of prompts, of chunks and of decoded tokens
+        differs by more than rounding."""
+        wrong = (
+            sum(off > self.bound for off in offs) / max(1, len(offs)) for offs in self.offs.values()
+        )
+        return not self.wrong_keys and max(wrong) <= tolerated
+
+    def figure(self) -> str:
+        decoded = self.offs["decoded"]
+        figure = (
+            f"{several(len(decoded), 'decoded token')} differ by up to {max(decoded, default=0.0):.1e}"
+        )
+        if self.pairs:
+            figure += f", {self.selected / self.pairs:.0%} selected"
+        for what in ("chunks", "prompts"):
+            if (most := max(self.offs[what], default=0.0)) > self.bound:
+                figure = f"{what} differ by {most:.1e}, {figure}"
+        return self.wrong_keys + figure
+
+
+@torch.no_grad()
+def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
+    """Probe 3: cached passes give the logits of the full causal pass. Tested on a batch (padded prompts
+    of different lengths, then a chunk, then one token at a time) and, at the longest shape, on one
+    sequence of 200 tokens or its length. At the first shape, another batch is read in turns with it. The
+    batch's prompts are read with all logits, dropped by rewinding the cache, and read again with
+    ``logits="last"`` as `modbench.model.generate` does; later tokens are dropped and read again, too.
+
+    A layer that shows ``selected`` must cache as many keys as it selects tokens; others are judged by
+    their logits alone. If all decoded tokens are selected, or none, initial weights are tested too:
+    otherwise a decoding that always or never selects would pass. All this holds in float64, and at the
+    longest shape for most tokens in the model's own dtype."""
+    found = [_batch(subject, tokens_BT)]
+    if subject.is_longest(tokens_BT):
+        found.append(_alone(subject, tokens_BT.shape[1]))
+    figure = found[0].figure()
+    if found[0].passed() and found[0].pairs and found[0].selected in (0, found[0].pairs):
+        initial = Reading(subject.initial, tokens_BT[:4], _passes(tokens_BT[:4])).run()
+        figure = f"{initial.figure()}, with initial weights"
+        if not initial.passed():
+            return False, figure
+    figure += "".join(f"; alone, {reading.figure()}" for reading in found[1:])
+    passed = all(reading.passed() for reading in found)
+    if subject.is_exact or not passed or not subject.is_longest(tokens_BT):
+        return passed, figure
+    own = Reading(subject.own, tokens_BT[:4], _passes(tokens_BT[:4]), COARSE).run()
+    if own.passed(TOLERATED):
+        return True, f"{figure}; in {subject.dtype} by {own.most:.1e}"
+    return False, f"{figure}; in {subject.dtype} only {own.figure()}"
+
+
+def _batch(subject: Subject, tokens_BT: Tensor) -> Reading:
+    """Read a batch in float64; at the first shape, in turns with another one."""
+    text_BT, first = tokens_BT[:4], subject.is_first(tokens_BT)
+    passes = _passes(text_BT, rewinds=True, decoded=DECODED if first else FEWER)
+    reading = Reading(subject.exact, text_BT, passes)
+    turns: Iterator[None] = iter(())
+    if first:
+        other_BT = subject.tokens(len(text_BT), text_BT.shape[1], draw=2)
+        turns = Reading(subject.exact, other_BT, _passes(other_BT)[:TURNS]).steps()
+    for _ in reading.steps():
+        next(turns, None)
+    return reading
+
+
+def _alone(subject: Subject, sequence: int) -> Reading:
+    """Read one sequence in float64: single tokens, in between chunks, which are cheaper."""
+    steps = max(LONG, sequence - PROMPT - CHUNK)
+    bursts = [1] * SINGLE
+    while (left := steps - sum(bursts)) > 0:
+        bursts += [max(1, min(SKIP, left - PAIR)), *[1] * min(PAIR, left - 1)]
+    text_1T = subject.tokens(1, PROMPT + CHUNK + steps)
+    passes = [Pass([PROMPT], "last"), Pass([CHUNK]), *(Pass([length]) for length in bursts)]
+    return Reading(subject.exact, text_1T, passes).run()
+
+
+def _passes(tokens_BT: Tensor, *, rewinds: bool = False, decoded: int = DECODED) -> list[Pass]:
+    """Passes of a batch whose sequences are at different positions; the last tokens are ``decoded`` one
+    by one. ``rewinds``: read the prompts and some later tokens twice."""
+    sequences, sequence = tokens_BT.shape
+    steps = min(decoded, sequence - 1)
+    more = min(CHUNK, sequence - 1 - steps)
+    longest = sequence - steps - more
+    prompts = [1 + (longest - 1) * (n + 1) // sequences for n in range(sequences)]
+    chunk = [Pass([max(1, more - n) for n in range(sequences)])] if more else []
+    singles = [Pass([1] * sequences)] * steps
+    if not rewinds:
+        return [Pass(prompts), *chunk, *singles]
+    draft = [Pass([min(DRAFT, steps - steps // 2)] * sequences, kept=False)] if steps else []
+    singles[steps // 2 : steps // 2] = draft
+    return [Pass(prompts, kept=False), Pass(prompts, "last"), *chunk, *singles]

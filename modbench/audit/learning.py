@@ -1,0 +1,283 @@
+"""Probe 8: the loss has a gradient of the right scale for every router parameter.
+
+B sequences, T tokens, D model width, E experts, V vocabulary, N selected.
+"""
+
+import copy
+import itertools
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modbench.audit.depth import alone, gated
+from modbench.audit.finding import (
+    Outcome,
+    Subject,
+    layer_by_layer,
+    outer_routers,
+    plain_block,
+    seeded,
+)
+from modbench.errors import several
+from modbench.model.context import Context
+from modbench.model.trace import Trace
+from modbench.routing.build import RoutedDecoder
+from modbench.routing.tokens import Noise
+
+#: Smallest norm of a depth router's gradient, relative to a linear gate's. A sigmoid gate gives a
+#: quarter; a softmax over the selected tokens, one over their number.
+SMALLEST = 0.02
+#: Sequence lengths long enough to tell these apart: with capacity 1, and with less; and another where
+#: the length does not matter.
+TOKENS, TOKENS_PARTLY_SELECTED, SHORT = 128, 512, 63
+#: Relative rounding error of an auxiliary loss whose terms are summed in another order.
+SUMMED = 1e-6
+#: Largest entry of a gradient that is rounding in float64, relative to the largest of all parameters.
+ROUNDED = 1e-13
+NO_GATE = (
+    ": no gate depends on its scores; multiply the output of a block or expert by a gate that does (not "
+    "detached, and not renormalised over a single expert), or use no scorer"
+)
+
+
+def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
+    """Probe 8: in a newly initialised model, cross-entropy alone has a gradient for the router.
+
+    In a module named ``router`` (the scorer of the base classes), for one parameter or more; outside
+    such modules, for each parameter with "router" in its name. In a layer that shows ``selected`` and
+    has a linear router, the gradient has the scale of a linear gate's: sum_t <dL/dout_t, delta_t> x_t.
+
+    All losses together reach each parameter of scorers and of the scheme's own classes, and one
+    parameter or more of each module of PyTorch that these hold. If nothing is named ``router`` the
+    verdict is ``unchecked``, since cross-entropy may have to reach some of them. Auxiliary losses depend
+    neither on the order of sequences nor on padding, and have no gradient in padding.
+    """
+    if wrong := _equal_weights(subject.initial) or _dependent(subject.initial, subject.tokens(3, SHORT)):
+        return False, wrong
+    model, taken = subject.fresh(capacity=1.0)
+    model.train()
+    all_selected = "capacity" in taken or not subject.skipping
+    tokens_BT = subject.tokens(3, TOKENS if all_selected else TOKENS_PARTLY_SELECTED)
+    scales = _learn_text(model, tokens_BT)
+    by_text = _reached(model)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    idle = {name for name, parameter in trained.items() if _idle(name, parameter)}
+    groups = _groups(model)
+    wanted = {name for name in trained if "router" in name.lower()}
+    if lost := _lost(model, wanted - idle, by_text):
+        return False, f"cross-entropy does not reach {lost}"
+    if scales and min(scales) < SMALLEST:
+        return False, f"the router's gradient is {min(scales):.1e} of a linear gate's"
+    # A second pass, since compiled code runs backward only once.
+    context = Context()
+    model(tokens_BT[:, :SHORT], context)
+    loss = context.trace.auxiliary_loss()
+    if isinstance(loss, Tensor) and loss.requires_grad:
+        loss.backward()
+    by_losses = by_text | _reached(model)
+    for name, group in groups.items():
+        if not group & by_losses and not group <= idle:
+            return False, f"no loss reaches {name}"
+    own = {name for name, group in groups.items() if group == {name}}
+    # Experts of the base classes are no part of a router.
+    own = {name for name in own if not _of(_holder(model, name), "modbench.routing.")}
+    if not wanted and own:
+        return "unchecked", (
+            f"no parameter has router in its name; cross-entropy reaches {len(by_text & own)} of the "
+            f"{len(own)} parameters of the scheme's own classes, all losses together reach all"
+        )
+    if not wanted:
+        return None, "no router has a scorer, and no parameter has router in its name"
+    if not wanted - idle:
+        return None, "a softmax over one expert has no gradient"
+    figure = f"cross-entropy reaches {several(len((wanted - idle) & by_text), 'router parameter')}"
+    return True, figure + (f", gradient {min(scales):.2f} of a linear gate's" if scales else "")
+
+
+def _reached(model: RoutedDecoder) -> frozenset[str]:
+    """Names of parameters whose gradient is finite and above rounding."""
+    most = {
+        name: parameter.grad.abs().max().item()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and parameter.grad.isfinite().all()
+    }
+    bound = ROUNDED * max(most.values(), default=0.0)
+    return frozenset(name for name, value in most.items() if value > bound)
+
+
+def _idle(name: str, parameter: nn.Parameter) -> bool:
+    """Return True for the router of a single expert with a zero gradient, as of a softmax over one."""
+    gradient = parameter.grad
+    one = ".feed_forward." in name and parameter.shape[:1] == (1,)
+    return one and gradient is not None and not bool(gradient.any())
+
+
+def _lost(model: RoutedDecoder, wanted: set[str], reached: frozenset[str]) -> str:
+    """Name the first router parameter that has no gradient, or module named ``router`` in which no
+    parameter has one; empty if there is none."""
+    modules = [name for name, _ in model.named_modules() if name.rpartition(".")[2] == "router"]
+    for name in sorted(wanted - reached):
+        module = next((module for module in modules if name.startswith(f"{module}.")), "")
+        if not module:
+            return name
+        if not any(other.startswith(f"{module}.") for other in reached):
+            return module + NO_GATE
+    return ""
+
+
+def _groups(model: RoutedDecoder) -> Mapping[str, set[str]]:
+    """Groups of trained parameters by their first; some loss must reach one of each group. Each single
+    parameter of scorers and of the scheme's own classes, and those of each module of PyTorch that the
+    scheme's own classes hold, since an expert of several may be without tokens."""
+    groups: dict[str, set[str]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        path = name.split(".")
+        modules = [model.get_submodule(".".join(path[:end])) for end in range(1, len(path))]
+        # The innermost module that is not PyTorch's holds the parameter.
+        holders = [n for n, module in enumerate(modules) if not _of(module, "torch.")]
+        is_own = bool(holders) and not _of(modules[holders[-1]], "modbench.model.")
+        in_scorer = "router" in path[:-1]
+        if in_scorer or (is_own and holders[-1] == len(modules) - 1):
+            groups[name] = {name}
+        elif is_own:
+            groups.setdefault(".".join(path[: holders[-1] + 2]), set()).add(name)
+    return {min(group): group for group in groups.values()}
+
+
+def _of(module: nn.Module, package: str) -> bool:
+    return type(module).__module__.startswith(package)
+
+
+def _holder(model: RoutedDecoder, name: str) -> nn.Module:
+    """The module that holds the parameter ``name``."""
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+def _learn_text(model: RoutedDecoder, tokens_BT: Tensor) -> list[float]:
+    """Run the backward pass of cross-entropy; return `_scale` of each layer that has one."""
+    context = Context()
+    kept: list[tuple[int, nn.Module, Tensor, Tensor]] = []
+    x_BTD = model.embedding(tokens_BT)
+    for entry in layer_by_layer(model, tokens_BT, context):
+        x_BTD = entry[-1]
+        x_BTD.retain_grad()
+        kept.append(entry)
+    head = model.embedding if model.head is None else model.head
+    logits_BTV = F.linear(model.norm(x_BTD), head.weight)
+    F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.roll(-1, 1).flatten()).backward()
+    scales = (_scale(*entry, context) for entry in kept)
+    return [scale for scale in scales if scale is not None]
+
+
+def _scale(
+    number: int, layer: nn.Module, before_BTD: Tensor, after_BTD: Tensor, context: Context
+) -> float | None:
+    """Norm of a linear depth router's gradient relative to a linear gate's; None if there is none."""
+    selected_BT, block = context.trace.tensors.get((number, "selected")), plain_block(layer)
+    if selected_BT is None or block is None or not selected_BT.any():
+        return None
+    own = [p for p in outer_routers(layer) if p.numel() == before_BTD.shape[-1]]
+    if len(own) != 1 or own[0].grad is None or after_BTD.grad is None:
+        return None
+    x_ND, delta_ND = alone(block, before_BTD, selected_BT, "topk")
+    slope_N = (after_BTD.grad[selected_BT] * gated(layer, x_ND, delta_ND)).sum(-1)
+    linear_D = slope_N @ x_ND
+    return (own[0].grad.norm() / linear_D.norm()).item()
+
+
+def _equal_weights(model: RoutedDecoder) -> str:
+    """Name two matrices of one layer with the same random initial weights, such as experts drawn from
+    one stream; empty if there are none."""
+    for number, layer in enumerate(model.layers):
+        drawn = [(n, p) for n, p in layer.named_parameters() if p.dim() > 1 and p.min() != p.max()]
+        for (one, a), (other, b) in itertools.combinations(drawn, 2):
+            if torch.equal(a, b):
+                return f"layers.{number}.{one} and {other} start with the same weights"
+    return ""
+
+
+def _dependent(model: RoutedDecoder, tokens_BT: Tensor) -> str:
+    """Describe an auxiliary loss or buffer that depends on the order of sequences or on padding; empty
+    if there is none. Each layer is tested on the same input, since what earlier layers drop may depend
+    on the order."""
+    with torch.no_grad():
+        stream = list(layer_by_layer(model, tokens_BT, Context()))
+    for number, layer, x_BTD, _ in stream:
+        trace, first = _values(layer, x_BTD, tokens_BT)
+        if not first:
+            continue
+        _, drawn = _values(layer, x_BTD, tokens_BT, seed=1)
+        rolled, other = _values(layer, x_BTD.roll(1, 0), tokens_BT.roll(1, 0))
+        shown, others = (found.tensors.get((number, "selected")) for found in (trace, rolled))
+        # Random losses are not tested, nor a selection at random, by position in the batch.
+        if shown is None or others is None or torch.equal(shown.roll(1, 0), others):
+            fixed = {name: value for name, value in first.items() if drawn[name] == value}
+            if changed := _changed(fixed, other, number):
+                return f"{changed} when the sequences of the batch are reordered{_normalised(layer)}"
+        if wrong := _padding_dependent(number, layer, x_BTD, tokens_BT):
+            return wrong
+    return ""
+
+
+def _padding_dependent(number: int, layer: nn.Module, before_BTD: Tensor, tokens_BT: Tensor) -> str:
+    sequences, sequence = tokens_BT.shape
+    lengths_B = torch.arange(1, sequences + 1, device=tokens_BT.device) * sequence // sequences
+    padding_BT = torch.arange(sequence, device=tokens_BT.device) >= lengths_B[:, None]
+    found = []
+    for factor in (1.0, 1.0, -3.0):
+        x_BTD = torch.where(padding_BT[..., None], factor * before_BTD, before_BTD).requires_grad_()
+        trace, values = _values(layer, x_BTD, tokens_BT, lengths_B)
+        found.append(values)
+        loss = trace.auxiliary_loss()
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            slope_BTD = torch.autograd.grad(loss, x_BTD, allow_unused=True)[0]
+            if slope_BTD is not None and bool(slope_BTD[padding_BT].any()):
+                return f"the auxiliary losses of layer {number} have a gradient in padding"
+    first, again, other = found
+    fixed = {name: value for name, value in first.items() if again[name] == value}  # else random
+    changed = _changed(fixed, other, number)
+    return changed and f"{changed} with the content of padding{_normalised(layer)}"
+
+
+def _normalised(layer: nn.Module) -> str:
+    """Name the first BatchNorm of ``layer``, the likely cause; empty if it has none."""
+    parts = layer.named_modules()
+    name = next((name for name, part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm)), "")
+    return name and f"; {name} is a BatchNorm"
+
+
+def _values(
+    layer: nn.Module,
+    x_BTD: Tensor,
+    tokens_BT: Tensor,
+    lengths_B: Tensor | None = None,
+    *,
+    seed: int = 0,
+) -> tuple[Trace, dict[str, float]]:
+    """Trace of a training pass of a copy of ``layer``, its auxiliary losses, and a weighted sum of each
+    floating-point buffer after it."""
+    own, context = copy.deepcopy(layer).train(), Context(tokens_BT=tokens_BT, lengths_B=lengths_B)
+    for part in own.modules():
+        if isinstance(part, Noise):
+            part.draws += seed
+    with seeded(seed, x_BTD.device):
+        own(x_BTD, context)
+    found = {f"loss '{name}'": loss.item() for (_, name), loss in context.trace.losses.items()}
+    for name, buffer in own.named_buffers():
+        if buffer.is_floating_point():
+            weights_N = torch.arange(1, buffer.numel() + 1, dtype=torch.float64, device=buffer.device)
+            total = buffer.detach().double().flatten() @ weights_N.sqrt()
+            found[f"buffer '{name}'"] = total.item()
+    return context.trace, found
+
+
+def _changed(first: dict[str, float], other: dict[str, float], number: int) -> str:
+    """Describe the first value that changes by more than rounding; empty if there is none."""
+    for name, value in first.items():
+        if abs(other[name] - value) > SUMMED * abs(value):
+            return f"{name} of layer {number} changes from {value:.6g} to {other[name]:.6g}"
+    return ""

@@ -1,0 +1,51 @@
+"""The model that an audit of a scheme runs on: a few training steps after initialisation.
+
+B sequences, T tokens.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modbench.audit.finding import Subject
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.registry import build_router
+from modbench.train.numerics import device
+
+#: Training steps before the audit, so that thresholds, biases and predictors have changed.
+STEPS = 8
+#: Small, since a few steps at the full rate teach a predictor to skip all tokens.
+RATE = 1e-4
+#: Sequences of a training step, and their longest length.
+SEQUENCES, LONGEST = 4, 64
+#: The odd shape of every audit, and the number of sequences at the length of the given size.
+ODD, LONG = (3, 63), 2
+
+
+def warmed(
+    config: ModelConfig, name: str, options: Mapping[str, Any], seed: int, sequence: int
+) -> RoutedDecoder:
+    """Build a model and train it for a few steps on random tokens, ``sequence`` (at most `LONGEST`) in
+    each sequence."""
+    model = build_model(config, build_router(name, options), seed).to(device())
+    subject = Subject(model, seed)
+    for number in range(STEPS):
+        take_step(model, subject.tokens(SEQUENCES, min(sequence, LONGEST) + 1, draw=1 + number))
+    return model.eval()
+
+
+def take_step(model: RoutedDecoder, text_BT: Tensor) -> None:
+    """Move each weight by `RATE` against the sign of its gradient: about what the first steps of AdamW
+    do, whose import in PyTorch takes a second."""
+    context = Context()
+    loss = model.train().loss(text_BT[:, :-1], text_BT[:, 1:], context)
+    (loss + context.trace.auxiliary_loss()).backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad.sign(), alpha=RATE)
+    model.zero_grad(set_to_none=True)

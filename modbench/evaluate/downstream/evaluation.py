@@ -1,0 +1,260 @@
+"""Evaluates a model on lm-eval's tasks, one task at a time."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval.evaluator import evaluate as lm_eval_evaluate
+from lm_eval.tasks.manager import TaskDict
+
+from modbench.data.config import DataConfig
+from modbench.errors import UserError
+from modbench.evaluate.downstream.item_answers import ItemAnswers, item_answers
+from modbench.evaluate.downstream.item_checks import check_sources
+from modbench.evaluate.downstream.loading import data_sets, load_tasks, raise_if_own
+from modbench.evaluate.downstream.local_data import Sources
+from modbench.evaluate.downstream.quiet import quiet, seeded
+from modbench.evaluate.downstream.standard_error import standard_error
+from modbench.evaluate.downstream.task_files import files_by_name
+from modbench.evaluate.routed_lm import RoutedLM
+from modbench.evaluate.scoring_passes import Cost
+from modbench.evaluate.tasks import CHANCE
+
+#: Draws of lm-eval's bootstrap, for metrics whose standard error has no closed form.
+BOOTSTRAP = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScore:
+    """Scores of one task, or of a group, which has no items of its own.
+
+    ``metrics`` and ``errors``: value and standard error by name, such as ``acc``, or ``acc,FILTER`` for
+    other filters than ``none``; an error is None where there is none, as with one item. ``chance``: by
+    metric, where it is known. ``missing``: tasks of a group that are left out.
+    """
+
+    task: str
+    metrics: dict[str, float]
+    errors: dict[str, float | None]
+    chance: dict[str, float]
+    higher_is_better: dict[str, bool]
+    items: int
+    few_shot: int
+    version: str
+    answers: ItemAnswers
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Result of one name of the call: the task, or a group followed by its tasks, or the tasks of a tag.
+
+    ``rule``: selection rule, ``causal`` or ``topk``, whose scores are *non-causal*. ``truncated``:
+    requests whose context did not fit the model's length. ``results``: lm-eval's own results, with
+    ``samples``. ``tasks``: lm-eval's task objects by name. ``missing``: tasks that are left out, since
+    their files are not there.
+    """
+
+    name: str
+    scores: list[TaskScore]
+    cost: Cost
+    rule: str
+    truncated: int
+    results: dict[str, Any]
+    tasks: Mapping[str, Any]
+    missing: tuple[str, ...] = ()
+
+    def score(self, task: str) -> TaskScore:
+        """Return the scores of ``task``."""
+        return next(one for one in self.scores if one.task == task)
+
+
+def evaluate(
+    lm: RoutedLM,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    data_dir: Path | None = None,
+    include: Path | None = None,
+    data: DataConfig | None = None,
+) -> Iterator[Evaluation]:
+    """Evaluate ``lm`` on each of ``tasks``, ours or lm-eval's, and yield it when it is done. The global
+    random generators are restored.
+
+    Args:
+        limit: number of items of each task; None: all.
+        num_fewshot: examples before each item; None: as the task says. Tasks that fix it to 0 keep that.
+        data_dir: folder of local files in place of the hub, see `Sources`.
+        include: folder of further YAML files of tasks.
+        data: the corpus whose held-out part our tasks are built from; None: the embedded one.
+
+    Raises UserError: an unknown task, or a group and its member, before any is evaluated; then, when
+    its turn comes, a task without items: a missing file, a line that is no item, no network, code of a
+    model that the task would run.
+    """
+    names = list(dict.fromkeys(tasks))
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}; it must be 1 or more")
+    if num_fewshot is not None and num_fewshot < 0:
+        raise UserError(f"num_fewshot is {num_fewshot}; it must be 0 or more")
+    files = files_by_name(names, include=include, data_dir=data_dir)
+    for name in names:
+        sources = Sources(name=name, files=files[name], data_dir=data_dir, include=include)
+        with quiet():
+            with seeded():
+                check_sources(sources)
+            with seeded(), sources.written() as folder:
+                loaded = load_tasks(sources, folder, num_fewshot=num_fewshot, data=data or DataConfig())
+                lm.reset()
+                results = _scored(sources, lm, loaded, limit)
+        yield _evaluation(sources, lm, loaded, results)
+
+
+def _scored(sources: Sources, lm: RoutedLM, loaded: TaskDict, limit: int | None) -> dict[str, Any]:
+    try:
+        with data_sets(sources):
+            results: Any = lm_eval_evaluate(
+                lm, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=True
+            )
+    except RuntimeError as error:
+        if "not found in the registry" in str(error):  # a metric; 0.5 finds it only now
+            raise_if_own(sources, error)
+        raise
+    return results  # type: ignore[no-any-return]
+
+
+def _evaluation(sources: Sources, lm: RoutedLM, loaded: TaskDict, results: dict[str, Any]) -> Evaluation:
+    tasks, groups = loaded["tasks"], loaded.get("groups", {})
+    of_tasks = {name: _task_score(name, task, results) for name, task in tasks.items()}
+    of_groups = {
+        name: _group_score(name, group, of_tasks, sources, results)
+        for name, group in groups.items()
+        if name in results["results"]
+    }
+    scores = [score for score in (*of_groups.values(), *of_tasks.values()) if score.metrics]
+    if not scores:
+        raise UserError(
+            f"task '{sources.name}' has no metric; choose one with a metric, such as accuracy"
+        )
+    return Evaluation(
+        name=sources.name,
+        scores=scores,
+        cost=lm.cost,
+        rule=lm.rule,
+        truncated=lm.truncated,
+        results=results,
+        tasks=tasks,
+        missing=sources.missing,
+    )
+
+
+def _task_score(name: str, task: Any, results: dict[str, Any]) -> TaskScore:
+    metrics, errors = _metrics(name, results)
+    answers = item_answers(task)
+    return TaskScore(
+        task=name,
+        metrics=metrics,
+        errors=errors,
+        chance=_chance(name, metrics, task, answers),
+        higher_is_better=_higher_is_better(name, results),
+        items=results["n-samples"].get(name, {}).get("effective", 0),
+        few_shot=int(results["n-shot"].get(name) or 0),
+        version=str(results["versions"].get(name, "")),
+        answers=answers,
+    )
+
+
+def _group_score(
+    name: str, group: Any, tasks: Mapping[str, TaskScore], sources: Sources, results: dict[str, Any]
+) -> TaskScore:
+    metrics, errors = _metrics(name, results)
+    members = [tasks[member] for member in _members(name, results) if member in tasks]
+    return TaskScore(
+        task=name,
+        metrics=metrics,
+        errors=errors,
+        chance=_group_chance(name, group, metrics, members),
+        higher_is_better=_higher_is_better(name, results),
+        items=sum(member.items for member in members),
+        few_shot=max((member.few_shot for member in members), default=0),
+        version=str(results["versions"].get(name, "")),
+        answers=ItemAnswers.empty(),
+        missing=sources.missing_of(name),
+    )
+
+
+def _higher_is_better(name: str, results: Mapping[str, Any]) -> dict[str, bool]:
+    stated = results["higher_is_better"].get(name, {})
+    return {metric: better for metric, better in stated.items() if better is not None}
+
+
+def _metrics(name: str, results: dict[str, Any]) -> tuple[dict[str, float], dict[str, float | None]]:
+    """Read lm-eval's entry of a task or group, ``{"acc,none": 0.5, "acc_stderr,none": 0.1, ...}``, and
+    put standard errors that lm-eval does not compute into it, and None for a metric that is NaN."""
+    entry = results["results"].get(name, {})
+    samples = results["samples"].get(name, [])
+    metrics: dict[str, float] = {}
+    errors: dict[str, float | None] = {}
+    for key, value in list(entry.items()):
+        metric, comma, filtered = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        if math.isnan(value):
+            entry[key] = None  # JSON has no NaN
+        label = metric if filtered == "none" else key
+        error_key = f"{metric}_stderr,{filtered}"
+        found = entry.get(error_key)
+        if not isinstance(found, int | float):
+            values = [one[metric] for one in samples if one["filter"] == filtered and metric in one]
+            found = standard_error(values, value)
+            if found is not None:
+                entry[error_key] = found
+        metrics[label], errors[label] = float(value), None if found is None else float(found)
+    return metrics, errors
+
+
+def _members(group: str, results: Mapping[str, Any]) -> list[str]:
+    """Return the tasks of a group, those of its groups included."""
+    found: list[str] = []
+    for name in results["group_subtasks"].get(group, ()):
+        found += _members(name, results) if name in results["group_subtasks"] else [name]
+    return found
+
+
+def _chance(
+    name: str, metrics: Mapping[str, float], task: Any, answers: ItemAnswers
+) -> dict[str, float]:
+    """Return the chance level of each metric that has a known one: what our task states, or the mean of
+    1 / choices for the accuracies of a multiple-choice task."""
+    if name in CHANCE:
+        return _stated_chance(name, metrics)
+    if task.OUTPUT_TYPE != "multiple_choice" or not any(answers.choices):
+        return {}
+    level = sum(1 / count for count in answers.choices) / len(answers.choices)
+    return {metric: level for metric in ("acc", "acc_norm", "acc_bytes") if metric in metrics}
+
+
+def _group_chance(
+    name: str, group: Any, metrics: Mapping[str, float], members: Sequence[TaskScore]
+) -> dict[str, float]:
+    """Return the chance levels of a group: the mean over its tasks, weighted as their scores are, of
+    each metric whose chance is known for all of them."""
+    if name in CHANCE:
+        return _stated_chance(name, metrics)
+    found: dict[str, float] = {}
+    for stated in group.aggregate_metric_list or ():
+        metric = stated.metric
+        levels = [member.chance.get(metric) for member in members]
+        if metric not in metrics or callable(stated.aggregation) or None in levels or not levels:
+            continue
+        weights = [member.items if stated.weight_by_size else 1 for member in members]
+        found[metric] = float(np.average(levels, weights=weights))  # type: ignore[arg-type]
+    return found
+
+
+def _stated_chance(name: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {"acc" if "acc" in metrics else next(iter(metrics)): CHANCE[name]} if metrics else {}

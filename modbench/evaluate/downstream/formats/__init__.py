@@ -1,0 +1,30 @@
+"""Formats of a file of items that is a task of its own, named as the file: multiple choice, minimal
+pairs and continuations. The YAML files here have what lm-eval needs besides the name and the file."""
+
+from pathlib import Path
+
+from modbench.errors import UserError
+from modbench.evaluate.downstream.json_lines import rows_of
+
+#: Fields of a line, by format; the file FORMAT.yaml lies here.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "choices": ("query", "choices", "gold"),
+    "pairs": ("sentence_good", "sentence_bad"),
+    "continuation": ("context", "continuation"),
+}
+#: The YAML files of the formats.
+FORMATS = tuple(Path(__file__).parent / f"{name}.yaml" for name in FIELDS)
+
+
+def format_of(file: Path) -> Path:
+    """Return the YAML file of the format of ``file``, which the fields of its first line decide. Raises
+    UserError: it has no items, or the fields of no format."""
+    number, row = next(iter(rows_of(file)))
+    for path, fields in zip(FORMATS, FIELDS.values(), strict=True):
+        if row.keys() >= set(fields):
+            return path
+    formats = "; or ".join(" and ".join(fields) for fields in FIELDS.values())
+    raise UserError(
+        f"{file}, line {number} has the fields {', '.join(row) or 'of none'}; the file is no task that "
+        f"lm-eval knows by name, so it needs {formats}"
+    )

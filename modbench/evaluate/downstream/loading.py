@@ -1,0 +1,95 @@
+"""Loads lm-eval's task objects."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lm_eval.tasks.manager import TaskDict, TaskManager
+
+from modbench.data.config import DataConfig
+from modbench.errors import UserError
+from modbench.evaluate.downstream.local_data import Sources
+
+#: lm-eval's own seed of few-shot examples.
+FEWSHOT_SEED = 1234
+
+
+def load_tasks(sources: Sources, folder: Path, *, num_fewshot: int | None, data: DataConfig) -> TaskDict:
+    """Load the tasks of ``sources``, whose YAML files are written in ``folder``, and set few-shot number
+    and seed as lm-eval's command line does.
+
+    Raises UserError: a data set that cannot be reached, few-shot examples without a file, a task that
+    runs generated code, or a task of the user that lm-eval can't build."""
+    metadata = {"data": asdict(data)}
+    manager = TaskManager(include_path=str(folder), include_defaults=False, metadata=metadata)
+    with data_sets(sources):
+        try:
+            loaded = manager.load([sources.name])
+        except (UserError, ConnectionError, TimeoutError):
+            raise
+        except Exception as error:  # any mistake in a user's file
+            raise_if_own(sources, error)
+            raise
+        for name, task in loaded["tasks"].items():
+            _prepare(sources, name.rpartition("::")[2], task, num_fewshot)  # 0.5 says GROUP::TASK
+    return loaded
+
+
+def raise_if_own(sources: Sources, error: Exception) -> None:
+    """Raise a UserError if a task of ``sources`` is of the user's YAML files, which may be the cause of
+    ``error``."""
+    include = sources.include
+    own = [] if include is None else [p for p in sources.files.values() if p.is_relative_to(include)]
+    if own:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"task '{sources.name}' can't be scored ({type(error).__name__}: {said}); fix "
+            f"{' or '.join(map(str, own[:3]))}"
+        ) from error
+
+
+def _prepare(sources: Sources, name: str, task: Any, num_fewshot: int | None) -> None:
+    if getattr(task, "UNSAFE_CODE", False) or getattr(task.config, "unsafe_code", False):
+        raise UserError(f"task '{name}' runs code that the model writes; run it with lm-eval")
+    stated = task.config.num_fewshot
+    if stated != 0:
+        wanted = num_fewshot if num_fewshot is not None else stated or 0
+        setter = getattr(task, "set_num_fewshot", None)
+        setter(wanted) if setter else task.set_config(key="num_fewshot", value=wanted)
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    check_examples(sources, name, task.config.num_fewshot, remedy="use --num-fewshot 0")
+    if name in sources.files:  # not the temporary files
+        if isinstance(task.config.metadata, dict):
+            task.config.metadata["config_source"] = str(sources.files[name])
+        if isinstance(task.config.dataset_kwargs, dict):
+            task.config.dataset_kwargs.pop("cache_dir", None)
+
+
+def check_examples(sources: Sources, task: str, number: int | None, *, remedy: str) -> None:
+    """Raises UserError: ``task`` needs a file for ``number`` few-shot examples that is not there."""
+    lacking = sources.lacks_examples(task) if number and task in sources.files else None
+    if lacking:
+        raise UserError(
+            f"task '{task}' takes its {number} examples from {lacking}, which {sources.data_dir} lacks; "
+            f"add it, or {remedy}"
+        )
+
+
+@contextmanager
+def data_sets(sources: Sources) -> Iterator[None]:
+    """Context in which data sets are loaded. Raises UserError: one cannot be reached."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except (ConnectionError, TimeoutError, FileNotFoundError, DatasetsError) as error:
+        instead = "give local files with --data-dir FOLDER"
+        if sources.data_dir is not None:
+            instead = "add its file there"
+        raise UserError(
+            f"the data set of task '{sources.name}' could not be loaded from the Hugging Face hub "
+            f"({' '.join(str(error).split())[:120]}); connect to a network, or {instead} "
+            "(docs/evaluation.md)"
+        ) from error

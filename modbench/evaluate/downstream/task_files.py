@@ -1,0 +1,73 @@
+"""Finds the YAML files of tasks by name, those of groups and tags included.
+
+``include``: a folder of a user's YAML files. ``data_dir``: a folder of local files, in which a file of
+one of the formats of `modbench.evaluate.downstream.formats` is a task of its own.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from modbench.errors import UserError, is_file
+from modbench.evaluate.downstream.formats import format_of
+from modbench.evaluate.tasks.names import file_of, items_file, scan, unknown_task
+
+
+def files_of(
+    names: Iterable[str], *, include: Path | None = None, data_dir: Path | None = None
+) -> dict[str, Path]:
+    """Return the YAML file of each task and group that ``names`` need: themselves, and the members of
+    groups and tags. Raises UserError: a name that is not known, or a file of items whose format is
+    not."""
+    found: dict[str, Path] = {}
+    missing = list(dict.fromkeys(names))
+    while missing:
+        name = missing.pop(0)
+        if name in found:
+            continue
+        path = file_of(name, include)
+        if path is not None:
+            found[name] = path
+            missing += members(load_yaml(path, resolve_func=False), include)
+        elif name in scan(include).tags:
+            missing += scan(include).tags[name]
+        elif data_dir is not None and is_file(items_file(name, data_dir)):
+            found[name] = format_of(items_file(name, data_dir))
+        else:
+            raise unknown_task(name, include, data_dir)
+    return found
+
+
+def files_by_name(
+    names: Iterable[str], *, include: Path | None = None, data_dir: Path | None = None
+) -> dict[str, dict[str, Path]]:
+    """Return `files_of` of each of ``names``. Raises UserError: one contains another, or a task that
+    another contains too, which would be scored twice."""
+    found = {name: files_of([name], include=include, data_dir=data_dir) for name in names}
+    for one, other in permutations(found, 2):
+        if other in found[one]:
+            raise UserError(f"'{one}' contains '{other}', which is named too; remove one of them")
+    for one, other in permutations(found, 2):
+        for task in found[one].keys() & found[other].keys():
+            raise UserError(f"'{one}' and '{other}' both contain '{task}'; remove one of them")
+    return found
+
+
+def members(config: dict[str, Any], include: Path | None = None) -> Iterator[str]:
+    """Yield the names that a group's configuration lists, also in groups that it defines."""
+    listed = config.get("task")
+    if "group" in config and isinstance(listed, str):
+        listed = [listed]
+    for member in listed if isinstance(listed, list) else ():
+        if isinstance(member, str):
+            yield member
+        elif isinstance(member.get("task"), list):
+            yield from members(member, include)
+        else:
+            # A task or group that is defined in place has what a reference lacks.
+            name = member.get("task") or member.get("group")
+            if file_of(name, include) is not None or name in scan(include).tags:
+                yield name

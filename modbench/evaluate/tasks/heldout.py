@@ -1,0 +1,68 @@
+"""Held-out documents and training word counts, from which all items are built."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from modbench.data.config import DataConfig
+from modbench.data.token_data import load
+from modbench.errors import UserError, several
+from modbench.evaluate.tasks.words import WordCounts, count_words
+
+if TYPE_CHECKING:
+    from modbench.data.tokenizer import Tokenizer
+
+#: Fewer items would have a standard error of five points and more.
+LEAST_ITEMS = 100
+
+#: Source of each held-out piece of the embedded corpus, in order: s Shakespeare, b Bible, d Django; a
+#: dot for a second translation of a passage, which is left out.
+PIECES = (
+    "sb..d.bdb.bsdbsb.bdssb.dsd.b.bs.b.dbbdsbsssb.bb.dbbsss..b.s.b.d..dbd"
+    "dsbbbd.b.ss.s.dsbsbdb...dbds..b..sb.sbs..bssb..bddbsb.sb.b.bb...bsbs"
+    "sbdbbd..bb...sb..bd.d.bsbdsb..sbsss.bb..d...bs..d..sbbbb.sdsb.dbb."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """``documents`` not used in training, the source of each as one letter, and word counts of the
+    training text."""
+
+    documents: tuple[str, ...]
+    sources: str
+    words: WordCounts
+
+
+@lru_cache(maxsize=2)
+def read_heldout(config: DataConfig) -> HeldOut:
+    """Read the text of ``config``, whatever its tokenizer. Raises UserError: the corpus is not prepared,
+    or was altered."""
+    data = load(config)
+    documents = _documents(data.heldout_N, data.tokenizer)
+    sources = PIECES if config.source == "pypi-en-v1" else "-" * len(documents)
+    kept = [(text, one) for text, one in zip(documents, sources, strict=True) if one != "."]
+    return HeldOut(
+        documents=tuple(text for text, _ in kept),
+        sources="".join(one for _, one in kept),
+        words=count_words(_documents(data.train_N, data.tokenizer)),
+    )
+
+
+def enough(task: str, config: DataConfig, built: Sequence[object], least: int = LEAST_ITEMS) -> None:
+    """Raise a UserError if fewer than ``least`` items were built."""
+    if len(built) < least:
+        raise UserError(
+            f"the held-out part of data source '{config.source}' yields "
+            f"{several(len(built), 'item')}, but task {task} needs {least}; give more text, "
+            "hold out more of it, or leave the task out"
+        )
+
+
+def _documents(stream_N: "np.ndarray", tokenizer: "Tokenizer") -> list[str]:
+    """Split the token stream at end-of-text tokens, and decode."""
+    ends = np.flatnonzero(stream_N == tokenizer.end_of_text)
+    return [tokenizer.decode(ids_N.tolist()) for ids_N in np.split(stream_N, ends + 1) if len(ids_N)]

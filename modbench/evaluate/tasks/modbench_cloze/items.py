@@ -1,0 +1,84 @@
+"""The items of ``modbench_cloze``: which of four words ends a held-out sentence?
+
+Only the context tells the answer from its three distractors: they end other held-out sentences, are as
+frequent in the training text, end sentences as often (both within a factor of two), and are about as
+long and in lower case. The items depend on the text only, not on a model or tokenizer.
+"""
+
+import random
+import re
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from modbench.data.config import DataConfig
+from modbench.evaluate.tasks.heldout import enough, read_heldout
+from modbench.evaluate.tasks.quartets import Draft, Item, build_quartets, items_of
+from modbench.evaluate.tasks.words import WordCounts, overlap, shuffled, word_bands
+
+ITEMS = 2000
+_SEED = "modbench_cloze 2"
+_CONTEXT_WORDS = 24  # about 47 tokens of the default tokenizer; 48 words score no better on small models
+_LEAST_CONTEXT_WORDS = 16
+_LEAST_SENTENCE_WORDS = 4  # before the last one
+_MOST_PER_ANSWER = 4
+
+_ANSWER = re.compile(
+    r"(?<=[a-z,;:] )[a-z]{3,}"  # one space before it, no line break
+    r"(?=[.?!][\"')\]]*(?:\s+[\"'(\[]*[A-Z]|\s*\Z))"  # and then a new sentence, so not an abbreviation
+)
+
+
+@lru_cache(maxsize=4)
+def items(config: DataConfig) -> tuple[Item, ...]:
+    """The items, ``{"source", "context", "choices", "answer"}``. Raises UserError: the corpus is missing
+    or altered, or has too few suitable sentences."""
+    text = read_heldout(config)
+    built = tuple(build_items(text.documents, text.words, sources=text.sources))
+    enough("modbench_cloze", config, built)
+    return built
+
+
+def build_items(
+    heldout: Sequence[str], words: WordCounts, *, sources: str | None = None, count: int = ITEMS
+) -> list[Item]:
+    """Build up to ``count`` items, the same on every machine.
+
+    Args:
+        heldout: documents not used in training.
+        words: counts in the training text.
+        sources: one letter per document. None: one source.
+    """
+    bands = word_bands(words)
+    rng = random.Random(_SEED)
+    used: Counter[str] = Counter()
+    seen: set[str] = set()
+    drafts = []
+    found = [
+        Draft(source, context, answer, bands[answer])
+        for source, text in zip(sources or "-" * len(heldout), heldout, strict=True)
+        for context, answer in _sentences(text, bands)
+    ]
+    for draft in shuffled(rng, found):
+        end = " ".join(re.findall(r"[a-z]+", draft.context.lower())[-8:])
+        if end not in seen and used[draft.answer] < _MOST_PER_ANSWER:
+            used[draft.answer] += 1
+            seen.add(end)
+            drafts.append(draft)
+    return items_of(
+        build_quartets(drafts, lambda one, two: overlap(one.answer, two.answer), rng, count // 4)
+    )
+
+
+def _sentences(text: str, known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(context, last word) of each sentence of ``text`` that ends with a known word."""
+    starts = [match.start() for match in re.finditer(r"\S+", text)]
+    for match in _ANSWER.finditer(text):
+        before = bisect_left(starts, match.start())
+        if match.group() not in known or before < _LEAST_CONTEXT_WORDS:
+            continue
+        context = text[starts[max(0, before - _CONTEXT_WORDS)] : match.start() - 1]
+        if not any(word.endswith((".", "?", "!")) for word in context.split()[-_LEAST_SENTENCE_WORDS:]):
+            yield context, match.group()

@@ -1,5 +1,0 @@
-"""Downstream tasks, scored by lm-eval under the causal selection rule."""
-
-from modbench.measure.downstream.evaluation import Evaluation, TaskScore, evaluate
-
-__all__ = ["Evaluation", "TaskScore", "evaluate"]

@@ -1,0 +1,111 @@
+"""The routing section of a record: its validation.
+
+Counts are of held-out tokens under each selection rule; `modbench.measure.histograms` takes them. A
+histogram of router scores or gates has bins of width 2^``exponent``; the first starts at ``first``
+widths. The routing of one passage is taken by `modbench.measure.passage`. Counts that no figure reads
+are optional, and so is what older records lack. Loads no torch.
+"""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+
+from modbench.errors import UserError
+from modbench.records.line import COUNTS, POSITIVE, REAL, check, closed, list_of, matching, optional
+
+RULES = ("causal", "topk")
+
+_WEIGHTS = (
+    closed(
+        exponent=Annotated[int, Field(ge=-1000, le=1000)],
+        first=Annotated[int, Field(ge=-(2**63), lt=2**63)],
+        all=COUNTS,
+        selected=COUNTS,
+    )
+    | None
+)
+_RULE = closed(
+    #: depth-routed layers: selected tokens by position bin, histogram of gates
+    depth=list_of[closed(layer=int, routed=COUNTS, gates=optional[_WEIGHTS])],
+    entered=optional[COUNTS],  #: tokens selected by none of these layers, by one, by two, ...
+    routed=optional[COUNTS],  #: per id, how often a layer selected it
+    experts=list_of[
+        closed(
+            layer=int,
+            load=Annotated[COUNTS, Field(min_length=1)],
+            scores=optional[_WEIGHTS],
+            taken=optional[COUNTS],  #: expert choice: tokens with any expert, by position bin
+            by_taken=optional[COUNTS],  #: expert choice: tokens with no expert, one, two, ...
+            by_no_op=optional[COUNTS],  #: tokens with no choice of a no-op expert, one, two, ...
+        )
+    ],
+)
+#: One character per token: 1 if it is selected.
+_MASK: Any = matching(re.compile("[01]+"), "a string of 0 and 1")
+_LAYER: Any = Annotated[int, Field(ge=0, le=9999)]
+_PASSAGE = closed(
+    texts=Annotated[list[str], Field(min_length=1)],  #: text of each token; empty: end of text
+    causal=list_of[
+        closed(layer=_LAYER, selected=_MASK, gates=optional[list_of[REAL]])  #: gate of each token
+    ],
+    topk=list_of[closed(layer=_LAYER, selected=_MASK)],
+    #: first choice of each token under the causal rule; -1: no-op experts only
+    experts=list_of[closed(layer=_LAYER, first=list_of[Annotated[int, Field(ge=-1, le=10**6)]])],
+)
+_ROUTING = TypeAdapter(
+    closed(
+        windows=POSITIVE,  #: windows of held-out text, each read without context
+        sequence=POSITIVE,  #: tokens of each
+        edges=COUNTS,  #: edges of the position bins, in tokens
+        ids=optional[COUNTS],  #: the most frequent token ids; empty without depth-routed layers
+        texts=optional[list[str]],  #: text of each id; empty: end of text
+        seen=optional[COUNTS],  #: occurrences of each id
+        passage=optional[_PASSAGE],  #: routing of the first tokens of the first window
+        causal=_RULE,
+        topk=_RULE,
+    )
+)
+
+
+def check_routing(value: Any) -> None:
+    """Validate the routing of a record; ``{}`` is that of a model that routes nothing. Raises UserError:
+    a field is missing or of another type, or the position bins contradict each other."""
+    if value == {}:
+        return
+    check("routing", value, _ROUTING)
+    edges = value["edges"]
+    if len(edges) < 2 or edges != sorted({0, *edges, value["sequence"]}):
+        raise UserError("routing.edges must rise from 0 to the number of tokens of a window")
+    for rule in RULES:
+        for index, layer in enumerate(value[rule]["depth"]):
+            where = f"routing.{rule}.depth[{index}]"
+            if len(layer["routed"]) != len(edges) - 1:
+                raise UserError(f"{where}.routed has {len(layer['routed'])} entries; not one per bin")
+            _check_weights(f"{where}.gates", layer.get("gates"))
+    if "passage" in value:
+        _check_passage(value["passage"])
+
+
+def _check_weights(where: str, weights: dict[str, Any] | None) -> None:
+    if weights is None:
+        return
+    every, selected = weights["all"], weights["selected"]
+    if len(every) != len(selected) or any(a < b for a, b in zip(every, selected, strict=True)):
+        raise UserError(f"{where}.selected must have one count per bin, none above that of all")
+    if not any(every):
+        raise UserError(f"{where}.all counts no token; leave the histogram out")
+
+
+def _check_passage(passage: dict[str, Any]) -> None:
+    """Check that each list is of the passage's tokens, and that both rules have the same layers."""
+    tokens = len(passage["texts"])
+    for part in (*RULES, "experts"):
+        for index, layer in enumerate(passage[part]):
+            for name in sorted(layer.keys() - {"layer"}):
+                if len(layer[name]) != tokens:
+                    where = f"routing.passage.{part}[{index}].{name}"
+                    raise UserError(f"{where} has {len(layer[name])} entries; not one per token")
+    causal, topk = ([layer["layer"] for layer in passage[rule]] for rule in RULES)
+    if causal != topk or causal != sorted({*causal}):
+        raise UserError("routing.passage must list the same layers for both rules, in order")

@@ -1,0 +1,165 @@
+"""The section of a page on downstream tasks: a table for each group of tasks."""
+
+from collections.abc import Iterator, Sequence
+
+from modbench.report.downstream.items import comparison_tables
+from modbench.report.downstream.scores import (
+    BITS,
+    MARGIN,
+    comparable,
+    compute_of,
+    entries_of,
+    leak_of,
+    metrics_of,
+    score_of,
+    shift_of,
+    tasks_of,
+)
+from modbench.report.leaderboard.board import Entry, Leaderboard
+from modbench.report.leaderboard.metric_cells import si
+from modbench.report.leaderboard.row import Row
+from modbench.report.table import escaped, markdown_table
+
+_NAMES = {BITS: "bits/byte of the right answer", MARGIN: "margin of the right answer (nats)"}
+_NOTE = (
+    "Scored by lm-eval under the causal rule; in parentheses, the same model before training. ± is half "
+    "a 95 % interval: over seeds, or with one seed over items (1.96 standard errors). Chance: the level "
+    "of a scorer that ignores the context, where it is known. Bits per byte and margin are means over "
+    "items; the margin is over the best wrong answer. FLOPs (convention `model`) and seconds are per "
+    "evaluated token; those of a group are of all its tasks. Tokens routed: share of tokens that a "
+    "routed layer processes while scoring, averaged over routed layers. Batch shift: largest difference "
+    "of a log-probability between batch sizes 1, 7 and 32 on the first items. All metrics: "
+    "leaderboard.csv."
+)
+
+
+def downstream_section(board: Leaderboard) -> list[str]:
+    """The section as paragraphs; empty if nothing was scored."""
+    parts = []
+    for entries in board.comparisons:
+        shown = scored_entries(entries)
+        if shown:
+            budget = f"{shown[0].row.cell['train']['budget']:.3g} training FLOPs"
+            several = len(board.comparisons) > 1
+            parts += [f"### {budget}, comparison {shown[0].comparison}"] if several else []
+            parts += _tables(shown)
+            parts += [_leaks(shown), *comparison_tables(shown)]
+    return ["## Downstream tasks", *parts, _NOTE, *_picture(board)] if parts else []
+
+
+def _picture(board: Leaderboard) -> list[str]:
+    rows = [entry.row for entries in board.comparisons for entry in scored_entries(entries)]
+    return ["![scores against inference FLOPs](downstream.png)"] if any(map(has_flops, rows)) else []
+
+
+def has_flops(row: Row) -> bool:
+    """Return True if the FLOPs of scoring any task are known, which the figure needs."""
+    return any(compute_of(row, task, "realised_flops_per_token") for task in tasks_of([row]))
+
+
+def scored_entries(entries: Sequence[Entry]) -> list[Entry]:
+    """Those of ``entries`` that were scored on any task; of isoFLOP suites, each scheme at the size and
+    learning rate of its lowest held-out loss."""
+    found = [entry for entry in entries if tasks_of([entry.row])]
+    if not any("isoflop" in record.suite for entry in found for record in entry.row.records):
+        return found
+    best: dict[str, Entry] = {}
+    for entry in sorted(found, key=_loss):
+        best.setdefault(entry.scheme, entry)
+    return [best[scheme] for scheme in sorted(best)]
+
+
+def _loss(entry: Entry) -> tuple[float, str]:
+    loss = entry.row.value("heldout_loss")
+    return loss.center if loss else float("inf"), entry.row.label
+
+
+def groups_of(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Tasks of ``rows`` by group or tag; tasks that the suite names one by one are under an empty
+    name."""
+    groups: dict[str, list[str]] = {"": []}
+    tasks = tasks_of(rows)
+    group = {t: next(e["part_of"] for r in rows for e in entries_of(r, t)) for t in tasks}
+    for task in tasks:
+        alone = list(group.values()).count(group[task]) == 1 and task == group[task]
+        groups.setdefault("" if alone else group[task], []).append(task)
+    return {name: tasks for name, tasks in groups.items() if tasks}
+
+
+def _tables(entries: Sequence[Entry]) -> Iterator[str]:
+    """A table per group: a line for each task and metric, a column for each scheme."""
+    rows = [entry.row for entry in entries]
+    names = [entry.row.label + (" †" if entry.unranked else "") for entry in entries]
+    heads = ("task", "metric", "items", "few-shot", "version", "chance", *names)
+    for group, tasks in groups_of(rows).items():
+        if group:
+            yield f"Group {escaped(group)}:"
+        lines: list[Sequence[str]] = []
+        for number, task in enumerate(tasks):
+            lines += _lines(rows, task, compute=not group or number == len(tasks) - 1)
+        yield markdown_table(heads, lines, left=(0, 1))
+        if differ := [task for task in tasks if not comparable(rows, task)]:
+            yield (
+                f"Not comparable, since items, examples or versions differ between columns: "
+                f"{', '.join(map(escaped, differ))}."
+            )
+
+
+def _lines(rows: Sequence[Row], task: str, *, compute: bool) -> Iterator[Sequence[str]]:
+    own, *others = metrics_of(rows, task)
+    entry = next(entry for row in rows for entry in entries_of(row, task))
+    version = (entry["version"] or "-") + ", partial" * ("missing" in entry)
+    about = (f"{entry['items']:,}", str(entry["few_shot"]), version)
+    for metric in (own, *(name for name in others if name in _NAMES)):
+        scores = [score_of(row, task, metric) for row in rows]
+        levels = dict.fromkeys(_number(one.chance) for one in scores if one and one.chance is not None)
+        cells = []
+        for score in scores:
+            text = "-" if score is None else _number(score.value.center)
+            if score and score.value.spread is not None:
+                text += f" ± {_number(score.value.spread)}"
+            if score and score.untrained is not None:
+                text += f" ({_number(score.untrained)})"
+            cells.append(text)
+        yield task, _NAMES.get(metric, metric), *about, ", ".join(levels) or "-", *cells
+    if compute:
+        for name, texts in (
+            ("FLOP/token, nominal / realised", [_flops(row, task) for row in rows]),
+            ("µs/token", [_microseconds(row, task) for row in rows]),
+            ("tokens routed", [_routed(row, task) for row in rows]),
+            ("batch shift (nats), answers changed", [_shift(row, task) for row in rows]),
+        ):
+            yield task, name, *about, "-", *texts
+
+
+def _number(value: float) -> str:
+    return f"{value:z.3f}" if abs(value) < 1e4 else f"{value:.3g}"
+
+
+def _flops(row: Row, task: str) -> str:
+    found = [compute_of(row, task, f"{name}_flops_per_token") for name in ("nominal", "realised")]
+    return " / ".join("-" if flops is None else si(flops) for flops in found)
+
+
+def _microseconds(row: Row, task: str) -> str:
+    seconds = compute_of(row, task, "seconds_per_token")
+    return "-" if seconds is None else f"{seconds * 1e6:.1f}"
+
+
+def _routed(row: Row, task: str) -> str:
+    share = compute_of(row, task, "share_routed")
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _shift(row: Row, task: str) -> str:
+    shift = shift_of(row, task)
+    return f"{shift['nats']:.1e}, {shift['flipped']} of {shift['items']}" if shift else "-"
+
+
+def _leaks(entries: Sequence[Entry]) -> str:
+    """A sentence on the leak audits."""
+    found = {entry.row.label: leak_of(entry.row) for entry in entries}
+    others = [f"{escaped(label)} {escaped(one)}" for label, one in found.items() if one != "passed"]
+    if not others:
+        return "Leak audit (probes 1 and 2, also on the trained weights): passed by all."
+    return f"Leak audit (probes 1 and 2): {'; '.join(others)}; passed by the others."

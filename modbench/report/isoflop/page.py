@@ -1,0 +1,339 @@
+"""leaderboard.md of an isoFLOP suite: a table per budget with each scheme at its optimum; in the details
+the sizes, the three fits, learning rates, and what was not finished."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from math import inf
+from statistics import fmean
+
+from modbench.analysis.comparison import Difference, SpeedUp
+from modbench.analysis.isoflop import FITS, Interval
+from modbench.errors import several
+from modbench.records.record import CellRecord
+from modbench.report.isoflop.pairs import at_optima, of_equal_runs
+from modbench.report.isoflop.sweep import DENSE, HEADLINE, Line, Sweep, scheme_of
+from modbench.report.layers import idle_layers
+from modbench.report.leaderboard.columns import OPTIMA
+from modbench.report.leaderboard.metric_cells import si
+from modbench.report.leaderboard.scheme import shape_name
+from modbench.report.sections import page
+from modbench.report.table import escaped, markdown_table
+
+_INTERVALS = (
+    "In parentheses: 95 % intervals, from draws of the measured noise between seeds. Schemes whose "
+    "intervals overlap share a rank."
+)
+_UNRANKED = (
+    "No scheme can be ranked yet. The column verdict says why; the losses so far are under Details."
+)
+
+
+def isoflop_page(
+    sweep: Sweep, downstream: Sequence[str] = (), drawn: Collection[str] = (), notes: Sequence[str] = ()
+) -> str:
+    """The page. ``downstream``: paragraphs of its section on downstream tasks; ``drawn``: names of the
+    files with figures; ``notes``: further ones, as text."""
+    tables, details = [_compared(sweep)], []
+    if sweep.has_curves:
+        for budget in sweep.budgets:
+            tables += [f"## {budget:.3g} training FLOPs", *_optima(sweep, budget)]
+            details += [f"### Sizes at {budget:.3g} training FLOPs", _sizes(sweep, budget)]
+        ranked = any(line.rank for budget in sweep.budgets for line in sweep.lines(budget))
+        tables.append(_INTERVALS if ranked else _UNRANKED)
+        if any(line.difference for budget in sweep.budgets for line in sweep.lines(budget)):
+            tables[-1] += f" *Equivalent*: within {sweep.margin:g} nats per token, the suite's margin."
+        details += ["### Three fits", _fits(sweep)]
+    else:
+        tables.append("No scheme has a learning rate yet, so there are no curves.")
+    details += [*_pairs(sweep), "### Learning rates", _rates(sweep)]
+    if unfinished := _unfinished(sweep):
+        details += ["### Not finished", "\n".join(unfinished)]
+    return page(
+        sweep.cells,
+        tables,
+        downstream=downstream,
+        drawn=drawn,
+        columns=OPTIMA,
+        manual="docs/isoflop.md",
+        details=details,
+        notes=[*_notes(sweep), *map(escaped, notes)],
+    )
+
+
+def _compared(sweep: Sweep) -> str:
+    """The sentence on what the page compares."""
+    return (
+        f"{several(len(sweep.rates), 'scheme')}, each at its own optimal size, at equal training FLOPs: "
+        f"{several(len(sweep.budgets), 'budget')}."
+    )
+
+
+def _optima(sweep: Sweep, budget: int) -> Iterable[str]:
+    """The table of the optima."""
+    lines = sweep.lines(budget)
+    heads = [column.heading for column in OPTIMA]
+    rows = [_optimum(sweep, line) for line in lines]
+    rows += [("-", scheme, *"-----", why) for scheme, why in sweep.without_curve(budget).items()]
+    yield markdown_table(heads, rows, left=(1, 7))
+    yield from _reasons(sweep, budget)
+    if reasons := dict.fromkeys(reason for line in lines for reason in line.seconds_missing):
+        yield f"No speed-up in seconds: {'; '.join(map(escaped, reasons))}."
+
+
+def _reasons(sweep: Sweep, budget: int) -> Iterable[str]:
+    """Sentences on schemes that are not ranked, and on comparisons that are missing or doubtful."""
+    lines, dense = sweep.lines(budget), sweep.optimum(DENSE, budget, HEADLINE)
+    edges = [one for line in lines if not sweep.is_interior(one := line.optimum.scheme)]
+    if edges:
+        yield (
+            f"Not ranked: {', '.join(map(escaped, edges))}. The best learning rate is the first or the "
+            "last of those tried, so another one may give a lower loss."
+        )
+    if DENSE in edges:
+        yield "All comparisons rest on a dense model whose learning rate is at the edge."
+    compared = [line for line in lines if line.optimum.loss and line.optimum.scheme != DENSE]
+    if compared and (dense is None or dense.loss is None):
+        why = "it has no finished run" if dense is None else f"its curve is {dense.verdict}"
+        yield f"No difference to {DENSE}: {why} at this budget."
+    if any(line.speed_up is None for line in compared):
+        found = [sweep.optimum(DENSE, other, HEADLINE) for other in sweep.budgets]
+        few = sum(one is not None and one.loss is not None for one in found) < 2
+        why = "it has an interior optimum at fewer than two" if few else "its loss rises between two"
+        yield f"No speed-up over {DENSE}: {why} budgets."
+
+
+def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
+    one, interior = line.optimum, sweep.is_interior(line.optimum.scheme)
+    verdict = [str(one.verdict)]
+    if one.void:
+        verdict.append(f"no interval: {one.void}")
+    elif one.interior_share is not None and one.interior_share < 1:
+        verdict = [f"interior in {100 * one.interior_share:.3g} % of draws"]
+    verdict.append(sweep.sizes(one.scheme, int(one.budget)))
+    if not interior:
+        verdict.append(f"learning rate: {sweep.rates[one.scheme].choice.verdict}")
+    if reason := sweep.unranked.get(one.scheme):
+        verdict.append(f"not ranked: {reason}")
+    compared = "-"
+    if found := line.difference:
+        compared = _judged(found) if interior else _with(found.nats, found.interval, "+.4f")
+    return (
+        line.rank or "-",
+        one.scheme,
+        _with(one.loss, one.loss_interval, ".4f"),
+        compared,
+        _speed_up(line.speed_up),
+        _in_seconds(line),
+        _with(one.size, one.size_interval, "si"),
+        "; ".join(filter(None, verdict)),
+    )
+
+
+def _with(value: float | None, interval: Interval | None, form: str) -> str:
+    """``value`` with its interval; ``form``: si or one of Python's."""
+
+    def text(number: float) -> str:
+        return si(number, 3) if form == "si" else f"{number:{form}}"
+
+    if value is None:
+        return "-"
+    return text(value) + (f" ({text(interval[0])} to {text(interval[1])})" if interval else "")
+
+
+def _speed_up(found: SpeedUp | None) -> str:
+    if found is None:
+        return "-"
+    return _factor(found.factor, found, found.interval)
+
+
+def _in_seconds(line: Line) -> str:
+    if line.seconds is None or line.speed_up is None:
+        return "-"
+    doubts = f" ({line.seconds.marks})" if line.seconds.marks else ""
+    return _factor(line.seconds.factor, line.speed_up, line.seconds.interval) + doubts
+
+
+def _factor(factor: float, in_flops: SpeedUp, interval: Interval | None) -> str:
+    """A factor with its interval, ``?`` for an end beyond the dense model's budgets; without one if all
+    of it lies beyond the bound."""
+    text = f"{in_flops.bound} {factor:.2f}".strip()
+    if interval is None or (in_flops.bound and interval[0] == interval[1]):
+        return text
+    low, high = (f"{end:.2f}" if 0 < end < inf else "?" for end in interval)
+    return f"{text} ({low} to {high})"
+
+
+def _sizes(sweep: Sweep, budget: int) -> str:
+    """The table of the runs behind the curves of ``budget``."""
+    heads = (
+        "scheme",
+        "size",
+        "active parameters",
+        "learning rate",
+        "steps",
+        "budget spent",
+        "seeds",
+        "loss",
+    )
+    rows = []
+    groups: dict[tuple[str, int, float], list[CellRecord]] = defaultdict(list)
+    for record in sweep.points:
+        if record.cell["train"]["budget"] == budget:
+            model = record.cell["model"]
+            key = scheme_of(record), model["width"], record.cell["train"]["learning_rate"]
+            groups[key].append(record)
+    for (scheme, _, rate), records in sorted(groups.items()):
+        done = [record for record in records if record.status == "ok"]
+        of_runs = ("-", "-", "-")
+        if done:
+            spent = fmean(record.metrics["train_flops"] for record in done) / budget
+            steps = round(fmean(record.metrics["train_steps"] for record in done))
+            of_runs = (si(done[0].metrics["active_parameters"], 3), str(steps), f"{100 * spent:.2f} %")
+        active, *spending = of_runs
+        size = shape_name(records[0].cell["model"])
+        rows.append((scheme, size, active, f"{rate:g}", *spending, len(done), _loss_text(records)))
+    return markdown_table(heads, rows, left=(0, 1))
+
+
+def _loss_text(records: Sequence[CellRecord]) -> str:
+    """Mean and range of the seeds of one size, and the status of those without a loss."""
+    losses = [record.metrics["heldout_loss"] for record in records if record.status == "ok"]
+    between = f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
+    lost = Counter(record.status for record in records if record.status != "ok")
+    words = [f"{number} {status}" if len(records) > 1 else status for status, number in lost.items()]
+    return ", ".join([f"{fmean(losses):.4f}{between}", *words] if losses else words)
+
+
+def _rates(sweep: Sweep) -> str:
+    heads = (
+        "scheme",
+        "tried at",
+        "loss by learning rate",
+        "chosen",
+        "verdict",
+        "law at the largest size",
+    )
+    rows = []
+    for scheme, rates in sweep.rates.items():
+        tried = (
+            f"{rate:g}: {rates.statuses[rate] if loss is None else f'{loss:.4f}'}"
+            for rate, loss in rates.losses.items()
+        )
+        best = rates.choice.best
+        plan = rates.plan
+        rows.append(
+            (
+                scheme,
+                f"width {plan['middle_width']}, {plan['middle_budget']:.3g} FLOPs",
+                ", ".join(tried),
+                "-" if best is None else f"{best:g}",
+                rates.choice.verdict,
+                sweep.law(scheme),
+            )
+        )
+    return markdown_table(heads, rows, left=range(6))
+
+
+def _fits(sweep: Sweep) -> str:
+    """The table of all fits, with further figures of the first one's optimum."""
+    more = ("bits/byte", "forward FLOP/token", "noise floor (nats)")
+    heads = ("FLOPs", "scheme", *(f"{fit}: {of}" for of in ("loss", "size") for fit in FITS), *more)
+    rows = []
+    for budget in sweep.budgets:
+        for scheme in sweep.rates:
+            found = [one for fit in FITS if (one := sweep.optimum(scheme, budget, fit))]
+            if not found:
+                continue
+            first = next(one for one in found if one.fit == HEADLINE)
+            bits = None if first.loss is None else first.loss * sweep.bits_per_nat_and_byte
+            rows.append(
+                (
+                    *(f"{budget:.3g}", scheme),
+                    *(one.verdict if one.loss is None else f"{one.loss:.4f}" for one in found),
+                    *(_with(one.size, None, "si") for one in found),
+                    _with(bits, None, ".4f"),
+                    _with(sweep.forward_flops(first), None, "si"),
+                    _with(sweep.noise_floor(scheme), None, ".4f"),
+                )
+            )
+    return markdown_table(heads, rows, left=(1,))
+
+
+def _pairs(sweep: Sweep) -> Iterable[str]:
+    """The tables of the differences between any two schemes."""
+    heads: tuple[str, ...] = ("FLOPs", "scheme", "minus", "difference at the optima (nats/token)")
+    if optima := list(at_optima(sweep)):
+        rows = [(f"{pair.budget:.3g}", pair.scheme, pair.other, _judged(pair.found)) for pair in optima]
+        yield "### Differences between schemes"
+        yield markdown_table(heads, rows, left=(1, 2))
+    heads = ("scheme", "minus", "mean difference (nats/token)", "pairs of runs", "lower in")
+    if equal := list(of_equal_runs(sweep)):
+        yield (
+            "Runs of equal shape, budget, learning rate and seed that differ in their router only, all "
+            "budgets together; in parentheses the 95 % t-interval of the mean. It compares schemes at "
+            "the shapes that they share, not each at its best."
+        )
+        yield markdown_table(
+            heads,
+            [(one.scheme, one.other, _judged(one.found), one.runs, one.lower) for one in equal],
+            left=(0, 1),
+        )
+
+
+def _judged(found: Difference) -> str:
+    return f"{_with(found.nats, found.interval, '+.4f')} {found.verdict}"
+
+
+def _unfinished(sweep: Sweep) -> list[str]:
+    lost = []
+    for record in sweep.cells:
+        if record.status != "ok":
+            cell, train = record.cell, record.cell["train"]
+            place = (train["budget"], cell["model"]["width"], train["learning_rate"], cell["seed"])
+            lost.append((scheme_of(record), *place, record))
+    return [
+        f"- **{escaped(record.cell['router']['label'])}**, {budget:.3g} FLOPs, learning rate {rate:g}, "
+        f"seed {seed}: {record.status} ({escaped(record.error)})"
+        for _, budget, _, rate, seed, record in sorted(lost, key=lambda one: one[:-1])
+    ]
+
+
+def _notes(sweep: Sweep) -> Iterable[str]:
+    noise = sweep.analysis.noise
+    yield "FLOPs: convention `model`; active parameters are those of a token routed at every layer."
+    yield (
+        "Fit of the first table: a parabola in the logarithm of active parameters. Noise floor: twice "
+        "the standard deviation of one run's loss over seeds, without the shift that all runs of a seed "
+        "have in common; the difference of two runs has 1.4 times as much."
+    )
+    if any(line.seconds for budget in sweep.budgets for line in sweep.lines(budget)):
+        yield (
+            "Speed-up in seconds: the one in FLOPs times the dense model's seconds per FLOP over the "
+            "scheme's, of training steps that `modbench time` measured, interpolated between the timed "
+            "shapes. Its interval is that of the FLOPs and does not contain the spread of the times."
+        )
+    if noise.pooled is not None:
+        yield (
+            f"Measured noise: {noise.pooled.sd:.4f} nats between seeds (pooled, {noise.pooled.freedom} "
+            f"degrees of freedom), and {noise.shift.sd:.4f} that all cells of a seed share, which "
+            "cancels in differences."
+        )
+    for (scheme, _), surface in sweep.analysis.surfaces.items():
+        edge = ", an exponent or a term at the edge of its range" if surface.at_edge else ""
+        yield (
+            f"Surface of {escaped(scheme)}: E {surface.E:.3f}, A {surface.A:.4g}, B {surface.B:.4g}, "
+            f"alpha {surface.alpha:.3f}, beta {surface.beta:.3f}; mean Huber loss "
+            f"{surface.huber:.2e}{edge}."
+        )
+    done = [record for record in sweep.cells if record.status == "ok"]
+    runs = Counter(scheme_of(record) for record in done)
+    idle = Counter(scheme_of(record) for record in done if idle_layers([record]))
+    for scheme in sorted(idle):
+        yield (
+            f"In {idle[scheme]} of {several(runs[scheme], 'run')} of {escaped(scheme)} a routed layer "
+            "adds next to nothing; the column note of leaderboard.csv names it."
+        )
+    yield (
+        "All figures at full precision: optima.csv, differences.csv, learning_rates.csv and "
+        "leaderboard.csv."
+    )

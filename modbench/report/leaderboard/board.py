@@ -1,0 +1,288 @@
+"""The table: ranked rows, and its CSV."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from modbench.analysis.comparison import shared_ranks
+from modbench.records.metrics import METRICS, Metric, ranking_metric
+from modbench.records.record import AuditRecord, CellRecord, canonical_json
+from modbench.report.downstream.scores import csv_columns, metrics_of, tasks_of
+from modbench.report.layers import csv_columns as layer_columns
+from modbench.report.layers import values as layer_values
+from modbench.report.leaderboard.row import Row, Value, rows_of, timing_machines
+from modbench.report.leaderboard.scheme import scheme_names, shape_columns, split_label
+from modbench.report.table import csv_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A row and its rank. ``rank`` is None for a row that may not be ranked, with the reason in
+    ``unranked``, and for sizes of a scheme that aren't its best. ``note``: the reason, and remarks."""
+
+    row: Row
+    scheme: str  #: name of the scheme, without shape and budget
+    comparison: int
+    rank: int | None
+    note: str
+    unranked: str
+    best_size: bool = True  #: of the scheme, among the sizes that can be ranked
+    sizes: int = 1  #: of the scheme that can be ranked
+    edge: str = ""  #: smallest or largest, if the best of several sizes is that
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """All rows, comparison by comparison, ranked ones first.
+
+    A comparison holds rows of equal budget and data (all of `Row.conditions`); rows are ranked within
+    it, and those whose 95 % intervals over seeds overlap share a rank. If there are several shapes, each
+    scheme is ranked at the size of its best mean. Without intervals (one seed) the rank is the order of
+    the figures. Rows of isoFLOP suites have no rank here: their optima have.
+    """
+
+    entries: tuple[Entry, ...]
+    rank_by: str
+    #: The machine of each timed metric; rows measured on another one have no value of it.
+    machines: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        records: Sequence[CellRecord],
+        rank_by: str = "heldout_loss",
+        audits: Mapping[str, AuditRecord] | None = None,
+    ) -> "Leaderboard":
+        """The table of ``records`` and of the ``audits`` that they refer to. Raises UserError:
+        ``rank_by`` is unknown, timed, or has no better side."""
+        criterion = ranking_metric(rank_by)
+        rows = rows_of(records, audits)
+        groups: dict[tuple[int, str], list[Row]] = defaultdict(list)
+        for row in rows:
+            conditions = row.cell["train"]["budget"], canonical_json(row.conditions(rank_by))
+            groups[conditions].append(row)
+        names = scheme_names(row.cell for row in rows)
+        entries = [
+            entry
+            for number, conditions in enumerate(sorted(groups), start=1)
+            for entry in _Ranking(groups[conditions], number, criterion, names).entries()
+        ]
+        return cls(tuple(entries), rank_by, timing_machines(rows))
+
+    @property
+    def comparisons(self) -> list[list[Entry]]:
+        """The entries of each comparison."""
+        numbers = sorted({entry.comparison for entry in self.entries})
+        return [[e for e in self.entries if e.comparison == number] for number in numbers]
+
+    def value(self, row: Row, name: str) -> Value | None:
+        """The metric ``name`` of ``row``; None for a timed metric that another machine measured, too."""
+        return None if self._is_elsewhere(row, name) else row.value(name)
+
+    def _is_elsewhere(self, row: Row, name: str) -> bool:
+        """Return True if a machine other than that of the timed metric ``name`` measured it for
+        ``row``."""
+        timed = METRICS[name].kind == "timed"
+        return timed and bool(row.machines(name) - {self.machines.get(name, "")})
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """Sentences on the timed metrics that some rows lack, since another machine measured them."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for name, machine in self.machines.items():
+            rows = [e.row.label for e in self.entries if self._is_elsewhere(e.row, name)]
+            if rows:
+                found[f"are of {machine}; rows of another machine are empty: {', '.join(rows)}"].append(
+                    name
+                )
+        return [f"{', '.join(names)} {rest}." for rest, names in found.items()]
+
+    def csv(self, place: Callable[[Entry], Mapping[str, Any]] | None = None) -> str:
+        """The table as CSV, all metrics and downstream scores at full precision. ``place``: columns on
+        the place of an entry among the sizes of its scheme; by default ``best_size`` and ``sizes``."""
+        place = place or (lambda entry: {"best_size": entry.best_size, "sizes": entry.sizes})
+        shapes = shape_columns([entry.row.model for entry in self.entries])
+        rows = [entry.row for entry in self.entries]
+        tasks = {task: metrics_of(rows, task) for task in tasks_of(rows)}
+        lines = [self._line(*pair, place) for pair in zip(self.entries, shapes, strict=True)]
+        held = layer_values(record for row in rows for record in row.ok)
+        layers = [(layer, name) for layer, of in held.items() for name in of]
+        return csv_table(
+            [
+                line | layer_columns(row.ok, layers) | csv_columns(row, tasks)
+                for line, row in zip(lines, rows, strict=True)
+            ]
+        )
+
+    def _line(
+        self, entry: Entry, shape: dict[str, Any], place: Callable[[Entry], Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        row, router = entry.row, entry.row.cell["router"]
+        metrics: dict[str, Any] = {}
+        for name in METRICS:
+            metrics |= _columns(name, self.value(row, name))
+        columns = {
+            "comparison": entry.comparison,
+            "rank": entry.rank,
+            "label": entry.scheme,
+            "status": row.status,
+            "seeds": len(row.ok),
+            "audit": row.audit,
+            "note": entry.note or None,
+            "router": router["name"],
+            "budget": row.cell["train"]["budget"],
+            "budget_spent": row.budget_spent,
+            "learning_rate": row.cell["train"].get("learning_rate"),
+            "shape": split_label(router["label"])[1] or None,
+        }
+        return {
+            **columns,
+            **{name: value for name, value in shape.items() if name not in columns},
+            **place(entry),
+            "flops_source": row.flops_source,
+            **metrics,
+            "plugin_sha256": router["plugin_sha256"],
+            "options": canonical_json(router["options"]),
+            **{part: canonical_json(row.cell[part]) for part in ("model", "data", "train", "measure")},
+            "corpus_sha256": row.records[0].data["sha256"],
+            "records": " ".join(record.key for record in row.records),
+        }
+
+
+def _columns(name: str, value: Value | None) -> dict[str, Any]:
+    """The columns of a metric. exact: NAME (``low..high`` if seeds disagree); quality: NAME (mean over
+    seeds), NAME_low and NAME_high (95 % t-interval); timed: NAME_median, _iqr, _n, _stable, _loaded."""
+    kind = METRICS[name].kind
+    if kind == "timed":
+        parts = {"median": "center", "iqr": "iqr", "n": "n", "stable": "stable", "loaded": "loaded"}
+        return {f"{name}_{part}": getattr(value, of, None) for part, of in parts.items()}
+    if kind == "quality":
+        parts = {name: "center", f"{name}_low": "low", f"{name}_high": "high"}
+        return {column: getattr(value, of, None) for column, of in parts.items()}
+    if value is None or value.low == value.high:
+        return {name: value and value.low}
+    return {name: f"{value.low}..{value.high}"}
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """The rows of one comparison."""
+
+    rows: Sequence[Row]
+    comparison: int
+    criterion: Metric
+    names: Mapping[str, str]  #: of schemes, by key
+
+    @cached_property
+    def spans(self) -> dict[str, tuple[float, float]]:
+        """The interval of each row that was measured, by label: better end first, negated if higher is
+        better."""
+        found = {}
+        for row in self.rows:
+            if value := row.value(self.criterion.name):
+                low = value.center if value.low is None else value.low
+                high = value.center if value.high is None else value.high
+                lower = self.criterion.direction == "lower"
+                found[row.label] = (low, high) if lower else (-high, -low)
+        return found
+
+    @cached_property
+    def reasons(self) -> dict[str, str]:
+        """Why each row cannot be ranked, by label; empty if it can."""
+        found = {row.label: self.why_unranked(row) for row in self.rows}
+        usable = [row for row in self.rows if not found[row.label]]
+        single = [row.label for row in usable if len(row.ok) == 1]
+        if self.criterion.kind == "quality" and len(single) < len(usable) and not self.is_isoflop:
+            why = "one seed gives no interval to rank among rows of several seeds"
+            found |= dict.fromkeys(single, why)
+        return found
+
+    def why_unranked(self, row: Row) -> str:
+        """Why ``row`` cannot be ranked, whatever the other rows are."""
+        name = self.criterion.name
+        if row.why_unranked:
+            return row.why_unranked
+        if row.label not in self.spans:
+            return f"{name} was not measured"
+        if not all(name in record.metrics for record in row.ok):
+            return f"{name} was not measured in all seeds"
+        return ""
+
+    @property
+    def is_isoflop(self) -> bool:
+        return any("isoflop" in record.suite for row in self.rows for record in row.records)
+
+    def entries(self) -> list[Entry]:
+        """Ranked entries by rank, figure and label, then those that may not be ranked; at last the sizes
+        that aren't the best of their scheme."""
+        if self.is_isoflop:
+            return [self.entry(row, None) for row in self.rows]
+        if len({canonical_json(row.model) for row in self.rows}) == 1:
+            ranks = shared_ranks(self._usable(self.rows))
+            return self.ordered(self.entry(row, ranks.get(row.label)) for row in self.rows)
+        schemes: dict[str, list[Row]] = defaultdict(list)
+        for row in self.rows:
+            schemes[row.scheme_key].append(row)
+        usable = {key: [r for r in own if not self.reasons[r.label]] for key, own in schemes.items()}
+        best = [min(usable[key] or own, key=self.middle) for key, own in schemes.items()]
+        ranks = shared_ranks(self._usable(best))
+        found = self.ordered(
+            self.entry(row, ranks.get(row.label), **_among(row, usable[row.scheme_key])) for row in best
+        )
+        place = {entry.scheme: place for place, entry in enumerate(found)}
+        chosen = {row.label for row in best}
+        others = [row for row in self.rows if row.label not in chosen]
+        rest = [
+            self.entry(row, None, best_size=False, sizes=len(_shapes(usable[row.scheme_key])))
+            for row in sorted(others, key=size_of)
+        ]
+        return found + sorted(rest, key=lambda entry: place[entry.scheme])
+
+    def _usable(self, rows: Iterable[Row]) -> dict[str, tuple[float, float]]:
+        """The intervals of those of ``rows`` that can be ranked, by label."""
+        return {row.label: self.spans[row.label] for row in rows if not self.reasons[row.label]}
+
+    def middle(self, row: Row) -> tuple[float, str]:
+        return sum(self.spans.get(row.label, (float("inf"),))), row.label
+
+    def ordered(self, entries: Iterable[Entry]) -> list[Entry]:
+        """``entries`` by rank, figure and label, those without a rank last."""
+
+        def order(entry: Entry) -> tuple[Any, ...]:
+            return (1,) if entry.rank is None else (0, entry.rank, *self.middle(entry.row))
+
+        return sorted(entries, key=order)
+
+    def entry(self, row: Row, rank: int | None, **sizes: Any) -> Entry:
+        reason = self.reasons[row.label]
+        notes = [reason or row.audit_failures, *row.remarks]
+        return Entry(
+            row=row,
+            scheme=self.names[row.scheme_key],
+            comparison=self.comparison,
+            rank=rank,
+            note="; ".join(filter(None, notes)),
+            unranked=reason,
+            **sizes,
+        )
+
+
+def size_of(row: Row) -> tuple[float, str]:
+    """Active parameters of ``row`` and its label, to sort sizes; first those without a measurement."""
+    active = row.value("active_parameters")
+    return active.center if active else 0.0, row.label
+
+
+def _among(best: Row, rows: Sequence[Row]) -> dict[str, Any]:
+    """The place of ``best`` among the ``rows`` of its scheme that can be ranked."""
+    models = _shapes(rows)
+    place = models.index(canonical_json(best.model)) if models else 0
+    inner = len(models) < 2 or 0 < place < len(models) - 1
+    return {"sizes": len(models), "edge": "" if inner else "largest" if place else "smallest"}
+
+
+def _shapes(rows: Sequence[Row]) -> list[str]:
+    """The shapes of ``rows``, smallest first."""
+    return list(dict.fromkeys(canonical_json(row.model) for row in sorted(rows, key=size_of)))

@@ -1,0 +1,132 @@
+"""Tables of one comparison of the leaderboard: schemes at their best size, more columns, all sizes."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from modbench.report.layers import values as layer_values
+from modbench.report.leaderboard.board import Entry, Leaderboard
+from modbench.report.leaderboard.columns import FIRST, MORE
+from modbench.report.leaderboard.metric_cells import metric_columns, ranking_column
+from modbench.report.leaderboard.row import Row
+from modbench.report.leaderboard.scheme import differing, shape_columns, shape_name, split_label
+from modbench.report.table import markdown_table
+
+_LEFT = ("scheme", "size", "FLOPs", "audit")
+
+
+def first_table(board: Leaderboard, entries: Sequence[Entry]) -> str:
+    """The columns `FIRST` of each scheme at its best size; with one of the metric that ranks ``board``
+    if it is none of them."""
+    best = best_entries(entries)
+    rows, names = [entry.row for entry in best], _names(entries)
+    columns = dict.fromkeys((ranking_column(board), *FIRST))
+    return _table(
+        {
+            "rank": [f"{entry.rank or '-'}{' †' if entry.note else ''}" for entry in best],
+            "scheme": [names[row.label] for row in rows],
+            **metric_columns(board, rows, columns),
+            "audit": [row.audit for row in rows],
+        }
+    )
+
+
+def more_table(board: Leaderboard, entries: Sequence[Entry]) -> str:
+    """The columns `MORE` of the same rows, without those in which no row has a value."""
+    rows, names = [entry.row for entry in best_entries(entries)], _names(entries)
+    sizes = [_size(row) for row in rows] if differing([row.model for row in rows]) else ["-"]
+    columns = {"size": sizes, **metric_columns(board, rows, MORE)}
+    columns["FLOPs"] = [row.flops_source or "-" for row in rows]
+    shown = {heading: cells for heading, cells in columns.items() if {*cells} != {"-"}}
+    return _table({"scheme": [names[row.label] for row in rows], **shown})
+
+
+def layer_table(entries: Sequence[Entry]) -> str:
+    """Updates and gates of the routed layers of each scheme at its best size, means over seeds; empty if
+    no record has them."""
+    best, names = best_entries(entries), _names(entries)
+    held = {entry.row.label: layer_values(entry.row.ok) for entry in best}
+    routed = [label for label, layers in held.items() if layers]
+    if not routed:
+        return ""
+    columns: dict[str, Sequence[Any]] = {"scheme": [names[label] for label in routed]}
+    for layer in sorted({layer for layers in held.values() for layer in layers}):
+        own = [held[label].get(layer, {}) for label in routed]
+        for name, heading in (("added", "adds"), ("gate_scale", "gate")):
+            cells = [f"{fmean(of[name]):.2g}" if name in of else "-" for of in own]
+            if {*cells} != {"-"}:
+                columns[f"layer {layer} {heading}"] = cells
+    return _table(columns)
+
+
+def size_table(board: Leaderboard, entries: Sequence[Entry]) -> str:
+    """All sizes of each scheme, in ascending order; empty if each has one."""
+    best = best_entries(entries)
+    if len(best) == len(entries):
+        return ""
+    place = {entry.scheme: number for number, entry in enumerate(best)}
+    found = sorted(entries, key=lambda entry: (place[entry.scheme], _active(entry.row)))
+    rows = [entry.row for entry in found]
+    shapes = shape_columns([row.model for row in rows])
+    columns: dict[str, list[Any]] = {
+        "scheme": [entry.scheme for entry in found],
+        "size": [_size(entry.row) + _mark(entry) for entry in found],
+    }
+    for name in shapes[0]:
+        columns[name.replace("_", " ")] = [shape[name] for shape in shapes]
+    rates = [row.cell["train"].get("learning_rate") for row in rows]
+    if len({*rates}) > 1:
+        columns["learning rate"] = rates
+    spent = [row.budget_spent for row in rows]
+    columns["budget spent"] = [None if share is None else f"{100 * share:.2f} %" for share in spent]
+    columns["seeds"] = [len(row.ok) for row in rows]
+    columns |= metric_columns(board, rows, dict.fromkeys((ranking_column(board), *FIRST)))
+    known = {head: cells for head, cells in columns.items() if any(one is not None for one in cells)}
+    return _table(
+        {head: ["-" if one is None else one for one in cells] for head, cells in known.items()}
+    )
+
+
+def best_entries(entries: Sequence[Entry]) -> list[Entry]:
+    """Those of ``entries`` that are their scheme's best size."""
+    return [entry for entry in entries if entry.best_size]
+
+
+def _names(entries: Sequence[Entry]) -> dict[str, str]:
+    """Name of each row by its label; if ``entries`` have several sizes, that of its scheme at a size."""
+    if not differing([entry.row.model for entry in entries]):
+        return {entry.row.label: entry.row.label for entry in entries}
+    return {entry.row.label: _at_size(entry, entries) for entry in entries}
+
+
+def _mark(entry: Entry) -> str:
+    if entry.unranked:
+        return " (not ranked) †"
+    return f"{' (best)' if entry.best_size and entry.sizes > 1 else ''}{' †' if entry.note else ''}"
+
+
+def _size(row: Row) -> str:
+    """The label of the shape; without one, width and depth."""
+    return split_label(row.cell["router"]["label"])[1] or shape_name(row.model)
+
+
+def _at_size(entry: Entry, entries: Sequence[Entry]) -> str:
+    """The scheme of ``entry``, its size, and the place of that among those of the scheme."""
+    own = [other for other in entries if other.scheme == entry.scheme]
+    if len(own) == 1 and not split_label(entry.row.label)[1]:
+        return entry.scheme
+    words = [f"best of {entry.sizes} sizes"] if entry.sizes > 1 else []
+    words += [f"the {entry.edge}"] if entry.edge else []
+    if entry.sizes and (others := sum(bool(other.unranked) for other in own)):
+        words.append(f"{others} more not ranked")
+    return f"{entry.scheme}, {_size(entry.row)}" + (f" ({', '.join(words)})" if words else "")
+
+
+def _active(row: Row) -> float:
+    active = row.value("active_parameters")
+    return active.center if active else float("inf")
+
+
+def _table(columns: Mapping[str, Sequence[Any]]) -> str:
+    left = [place for place, head in enumerate(columns) if head in _LEFT]
+    return markdown_table(list(columns), zip(*columns.values(), strict=True), left=left)

@@ -1,0 +1,180 @@
+"""Columns of the tables of leaderboard.md: heading, cells and meaning, for the page and the docs."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column. ``cells``: metrics and their formats, see
+    `modbench.report.leaderboard.metric_cells.metric_text`; empty if its cells are no metrics."""
+
+    heading: str
+    meaning: str
+    better: str = ""
+    cells: str = ""
+
+
+#: The first table of the page, and of the README.
+FIRST = (
+    Column(
+        "rank",
+        "rows whose 95 % intervals overlap share a rank. Overlaps chain: if A overlaps B and B overlaps "
+        "C, all three share it. With one seed there are no intervals, and the rank is only the order of "
+        "the figures. `-`: not ranked; `†`: a remark. The reason or remark is below the table",
+    ),
+    Column(
+        "scheme",
+        "the label, by default the router with its preset; if it ran at several sizes, the size with "
+        "the best mean",
+    ),
+    Column(
+        "held-out loss (nats/token)",
+        "mean cross-entropy on held-out text under the causal rule, which never looks at later tokens. "
+        "With several seeds: mean ± half of the 95 % interval",
+        "lower",
+        "{heldout_loss:.4f}",
+    ),
+    Column(
+        "forward FLOP/token",
+        "FLOPs to score one held-out token, with the routing that the causal rule selected "
+        "(*realised*), convention `model`",
+        "lower",
+        "{forward_flops_per_token_realised:si3}",
+    ),
+    Column(
+        "training tokens",
+        "tokens trained on until the budget was spent: a scheme with cheaper tokens sees more text",
+        "",
+        "{train_tokens:,d}",
+    ),
+    Column(
+        "parameters, active / all",
+        "parameters that a token uses if it skips no layer / all stored ones. They differ for schemes "
+        "with experts",
+        "",
+        "{active_parameters:si3} / {parameters:si3}",
+    ),
+    Column(
+        "KV cache, share of dense",
+        "keys and values kept per token when decoding, over those of a model of the same shape in which "
+        "no token skips a layer; a dense model of any shape has 1. `-`: decoding failed its probe, or "
+        "was not run",
+        "lower",
+        "{kv_cache_share:.3f}",
+    ),
+    Column(
+        "audit",
+        "probes passed or *failed*, *not asked* where a probe does not apply to the scheme, and "
+        "*unchecked* where it applies and cannot tell. A scheme that fails probe 1, 2, 3 or 9 is not "
+        "ranked",
+    ),
+)
+#: The table of the page's details.
+MORE = (
+    Column("size", "label of the shape, or width x layers of the decoder"),
+    Column(
+        "bits/byte",
+        "held-out loss per byte of text; comparable between tokenizers",
+        "lower",
+        "{heldout_bits_per_byte:.4f}",
+    ),
+    Column(
+        "leaky loss (nats/token)",
+        "held-out loss under the training rule, which may look ahead. Not a result: no model can "
+        "predict text that way",
+        "",
+        "{heldout_loss_leaky:.4f}",
+    ),
+    Column(
+        "leak (nats/token)",
+        "held-out loss minus leaky loss: the gain from looking ahead. Near 0 it does not prove a causal "
+        "router, since a router may look ahead under both rules; probe 1 does",
+        "",
+        "{leak:.4f}",
+    ),
+    Column(
+        "cloze accuracy (untrained, chance)",
+        "four-way cloze accuracy on held-out sentences; in parentheses before training, and by chance",
+        "higher",
+        "{modbench_cloze:.3f} ({modbench_cloze_untrained:.3f}, {modbench_cloze_chance:.3f})",
+    ),
+    Column(
+        "nominal forward FLOP/token",
+        "forward FLOPs per token if as many tokens are routed as the options state",
+        "lower",
+        "{forward_flops_per_token:si}",
+    ),
+    Column(
+        "training FLOP spent",
+        "training FLOPs of the routing that took place; within one step of the budget",
+        "",
+        "{train_flops:si}",
+    ),
+    Column("steps", "optimizer steps until the budget was spent", "", "{train_steps:,d}"),
+    Column(
+        "training step (ms), median ± IQR",
+        "wall time of a training step, with the interquartile range. *Unstable*: the times spread too "
+        "far for their median to be trusted; *loaded*: the machine had other work while they were "
+        "taken",
+        "lower",
+        "{train_step_seconds:ms}",
+    ),
+    Column(
+        "peak memory (MB)",
+        "peak of a training step above the baseline; 1 MB is 10^6 bytes",
+        "lower",
+        "{peak_memory_bytes:MB}",
+    ),
+    Column(
+        "KV cache (B/token)",
+        "keys and values kept per token, in float32",
+        "lower",
+        "{kv_cache_bytes_per_token:,.0f}",
+    ),
+    Column(
+        "FLOPs",
+        "*closed form*: by a formula that the audit compares with the counter; *counted*: by running "
+        "the layers on shapes alone",
+    ),
+)
+#: The first tables of an isoFLOP suite's page.
+OPTIMA = (
+    Column("rank", "schemes whose 95 % intervals overlap, directly or through others, share a rank"),
+    Column("scheme", "the router, with its preset or label, at its optimal size"),
+    Column(
+        "loss at the optimum (nats/token)",
+        "held-out loss at the minimum of a parabola through the scheme's sizes, with its 95 % interval",
+        "lower",
+    ),
+    Column(
+        "minus dense (nats/token)",
+        "that loss minus the dense model's at its own optimum: *better*, *worse*, *equivalent* within "
+        "the margin, or *undecided*",
+        "lower",
+    ),
+    Column(
+        "speed-up at equal loss (FLOPs)",
+        "training FLOPs that the dense model needs for the same loss, over the scheme's",
+        "higher",
+    ),
+    Column(
+        "speed-up at equal loss (seconds)",
+        "the same in seconds of training steps that `modbench time` measured",
+        "higher",
+    ),
+    Column("active parameters", "parameters that one token uses, at the optimum"),
+    Column(
+        "verdict",
+        "*interior*: the minimum lies between the smallest and the largest size. Other curves give no "
+        "optimum: *edge-low*, *edge-high* (it lies at an end), *open-down*, *too-few* (fewer than three "
+        "sizes)",
+    ),
+)
+
+
+def column_table(columns: Iterable[Column]) -> str:
+    """A Markdown table with the meaning of ``columns``."""
+    lines = ["| column | meaning | better |", "| --- | --- | --- |"]
+    lines += [f"| {of.heading} | {of.meaning} | {of.better} |" for of in columns]
+    return "\n".join(lines)

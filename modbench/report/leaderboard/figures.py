@@ -1,0 +1,234 @@
+"""Figures of the leaderboard: loss against training FLOPs, loss against forward FLOPs per token, and
+those of `modbench.report.routing.figure`. All FLOPs are in convention ``model``.
+
+Each is a set of panels by budget; learning curves also by size. A scheme has the same colour and marker
+in all of them. A figure without data is not drawn.
+"""
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from modbench.records.record import canonical_json
+from modbench.report.direct_labels import End, label_ends
+from modbench.report.leaderboard.board import Entry, Leaderboard, size_of
+from modbench.report.leaderboard.row import Row
+from modbench.report.leaderboard.scheme import shape_name, split_label
+from modbench.report.plot_style import (
+    DOTTED,
+    HEIGHT,
+    REFERENCE,
+    Mark,
+    draw_point,
+    drawn_files,
+    marks,
+    sheet,
+    written_out,
+)
+from modbench.report.routing.figure import routing_figures
+
+_Marks = Mapping[str, Mark]
+#: Inches of a panel, alone or among others, names included.
+_ALONE, _WIDTH, _HEIGHT = 6.8, 4.6, 3.2
+_NAME = 0.2  #: inches of a name
+_COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    entries: Sequence[Entry]
+
+
+def figures(board: Leaderboard, look_of: _Marks | None = None) -> dict[str, bytes]:
+    """All figures of ``board`` that have data, by file name. ``look_of``: the marks of all schemes."""
+    draws = {name: partial(drawn, board, name, look_of) for name in FIGURES}
+    return drawn_files(draws) | routing_figures(board)
+
+
+def drawn(board: Leaderboard, name: str, look_of: _Marks | None = None) -> Figure | None:
+    """The figure ``name``, one of `FIGURES`; None without data."""
+    look_of = look_of or marks(entry.scheme for entry in board.entries)
+    return FIGURES[name](board, look_of)
+
+
+def _curve(row: Row) -> list[tuple[float, float, float, float]]:
+    """(training FLOPs, mean, smallest and largest held-out loss) at each step that all finished seeds
+    reached; if no seed finished, that all seeds reached."""
+    at: dict[int, list[tuple[int, float]]] = {}
+    records = row.ok or row.records
+    for record in records:
+        for point in record.curve:
+            at.setdefault(point["step"], []).append((point["flops"], point["heldout_loss"]))
+    seeds = sum(bool(record.curve) for record in records)
+    points = []
+    for _, values in sorted(at.items()):
+        flops = statistics.fmean(flops for flops, _ in values)
+        losses = [loss for _, loss in values]
+        if len(values) == seeds and flops > 0:
+            points.append((flops, statistics.fmean(losses), min(losses), max(losses)))
+    return points
+
+
+def _titles(columns: Sequence[Sequence[Entry]]) -> list[str]:
+    """The budget of each comparison; with its number if they share budgets, as those of several texts
+    do."""
+    budgets = [f"{column[0].row.cell['train']['budget']:.3g} training FLOPs" for column in columns]
+    if len(set(budgets)) == len(budgets):
+        return budgets
+    return [f"{b}, comparison {c[0].comparison}" for b, c in zip(budgets, columns, strict=True)]
+
+
+def _grid(board: Leaderboard, of: Callable[[Row], object], *, by_shape: bool) -> list[list[_Panel]]:
+    """Rows of panels with the entries that ``of`` finds data for: a column per comparison and, if
+    ``by_shape`` and a scheme has several shapes, a row per shape. A single row or column is wrapped."""
+    columns = [[e for e in entries if of(e.row)] for entries in board.comparisons]
+    columns = [entries for entries in columns if entries]
+    sizes = Counter((e.comparison, e.scheme, canonical_json(e.row.model)) for c in columns for e in c)
+    if not by_shape or max(Counter(key[:2] for key in sizes).values(), default=0) < 2:
+        titles = _titles(columns) if len(columns) > 1 else [""] * len(columns)
+        return _wrapped([_Panel(*panel) for panel in zip(titles, columns, strict=True)])
+    entries = sorted((entry for column in columns for entry in column), key=lambda e: size_of(e.row))
+    shapes = {canonical_json(entry.row.model): entry.row for entry in reversed(entries)}
+    grid = []
+    for shape, row in reversed(shapes.items()):
+        name = split_label(row.cell["router"]["label"])[1] or shape_name(row.model)
+        own = [[e for e in column if canonical_json(e.row.model) == shape] for column in columns]
+        titles = [f"{name}, {budget}" for budget in _titles(columns)] if len(columns) > 1 else [name]
+        grid.append([_Panel(title, found) for title, found in zip(titles, own, strict=True)])
+    return _wrapped([line[0] for line in grid]) if len(columns) == 1 else grid
+
+
+def _wrapped(panels: list[_Panel]) -> list[list[_Panel]]:
+    return [panels[start : start + _COLUMNS] for start in range(0, len(panels), _COLUMNS)]
+
+
+def _axes(grid: list[list[_Panel]]) -> tuple[Figure, Iterator[tuple[Axes, _Panel]]]:
+    """A figure with axes for each panel of ``grid``, with a common y axis, high enough for its names."""
+    across = max(map(len, grid))
+    height = max(_HEIGHT, 1.0 + _NAME * max(len(panel.entries) for line in grid for panel in line))
+    alone = len(grid) == across == 1
+    figure = sheet(_ALONE if alone else _WIDTH * across, max(height, HEIGHT * alone) * len(grid))
+    every = figure.subplots(len(grid), across, squeeze=False, sharey=True)
+
+    def used() -> Iterator[tuple[Axes, _Panel]]:
+        for line, row in zip(grid, every, strict=True):
+            for place, axes in enumerate(row):
+                if place >= len(line) or not line[place].entries:
+                    axes.set_axis_off()
+                    continue
+                axes.tick_params(labelleft=True)
+                axes.set_title(line[place].title)
+                yield axes, line[place]
+
+    return figure, used()
+
+
+def _names(entries: Sequence[Entry]) -> dict[str, str]:
+    """Name of each row in a panel, by label: its scheme's unless several rows of one shape share it."""
+    count = Counter((entry.scheme, canonical_json(entry.row.model)) for entry in entries)
+    return {
+        e.row.label: (e.scheme if count[e.scheme, canonical_json(e.row.model)] == 1 else e.row.label)
+        + " (not ranked)" * bool(e.unranked)
+        for e in entries
+    }
+
+
+def _learning_curves(board: Leaderboard, look_of: _Marks) -> Figure | None:
+    grid = _grid(board, _curve, by_shape=True)
+    if not grid:
+        return None
+    figure, panels = _axes(grid)
+    labels, banded = [], False
+    for axes, panel in panels:
+        names, ends = _names(panel.entries), []
+        for entry in panel.entries:
+            flops, mean, least, greatest = zip(*_curve(entry.row), strict=True)
+            mark = look_of[entry.scheme]
+            style: dict[str, Any] = {"color": mark.color, "marker": mark.marker}
+            style |= {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.6}
+            axes.plot(flops, mean, linewidth=1.6, linestyle=mark.dashes, **style)
+            ends.append(End(flops[-1], mean[-1], names[entry.row.label], mark.color))
+            if least != greatest:
+                banded = True
+                axes.fill_between(flops, least, greatest, color=mark.color, alpha=0.18, linewidth=0)
+        axes.set_xscale("log")
+        written_out(axes.xaxis, *axes.get_xlim())
+        values = (entry.row.value("unigram_loss") for entry in panel.entries)
+        for loss in sorted({value.center for value in values if value}):
+            axes.axhline(loss, color=REFERENCE, **DOTTED)
+            ends.append(End(axes.get_xlim()[1], loss, f"unigram {loss:.2f}", REFERENCE))
+        labels.append((axes, ends))
+    seeds = ["mean of seeds, band from least to greatest"] if banded else []
+    _name_axes(figure, "training FLOPs spent (convention model)", "held-out loss", seeds)
+    label_ends(figure, labels)
+    return figure
+
+
+def _final_losses(board: Leaderboard, look_of: _Marks) -> Figure | None:
+    grid = _grid(board, _Final.of, by_shape=False)
+    if not grid:
+        return None
+    figure, panels = _axes(grid)
+    labels, words = [], set()
+    for axes, panel in panels:
+        schemes: dict[str, list[Entry]] = defaultdict(list)
+        for entry in panel.entries:
+            schemes[entry.scheme].append(entry)
+        ends = []
+        for scheme, entries in schemes.items():
+            mark = look_of[scheme]
+            found = [(_Final.of(entry.row), entry.best_size) for entry in entries]
+            points = sorted((point, best) for point, best in found if point is not None)
+            for point, best in points:
+                draw_point(axes, point.flops, point.loss, mark, filled=best, markersize=8, zorder=3)
+                if point.spread:
+                    words.add("mean of seeds and its 95 % t-interval")
+                    bar = {"ecolor": mark.color, "capsize": 4, "zorder": 2.5}
+                    axes.errorbar([point.flops], [point.loss], yerr=point.spread, fmt="none", **bar)
+            if len(points) > 1:
+                words.add("lines: sizes of a scheme, the best filled")
+                at = [(point.flops, point.loss) for point, _ in points]
+                axes.plot(*zip(*at, strict=True), color=mark.color, linewidth=1)
+            name = scheme + " (not ranked)" * all(entry.unranked for entry in entries)
+            ends.append(End(points[-1][0].flops, points[-1][0].loss, name, mark.color))
+        axes.margins(0.1)
+        axes.set_xscale("log")
+        written_out(axes.xaxis, *axes.get_xlim())
+        labels.append((axes, ends))
+    flops = "forward FLOPs per token (nominal, convention model)"
+    _name_axes(figure, flops, "final held-out loss", sorted(words, reverse=True))
+    label_ends(figure, labels)
+    return figure
+
+
+def _name_axes(figure: Figure, flops: str, loss: str, notes: Sequence[str]) -> None:
+    """Names of both axes for all panels; ``notes`` on what is drawn stand underneath."""
+    figure.supxlabel("\n".join([flops, *notes]), fontsize=11)
+    figure.supylabel(f"{loss} (nats/token),\ncausal rule", fontsize=11)
+
+
+@dataclass(frozen=True, order=True)
+class _Final:
+    """Position of a row; ``spread`` is half the interval of its loss."""
+
+    flops: float
+    loss: float
+    spread: float = 0.0
+
+    @classmethod
+    def of(cls, row: Row) -> "_Final | None":
+        loss, flops = row.value("heldout_loss"), row.value("forward_flops_per_token")
+        return cls(flops.center, loss.center, loss.spread or 0.0) if loss and flops else None
+
+
+FIGURES: dict[str, Callable[[Leaderboard, _Marks], Figure | None]] = {
+    "loss_vs_training_flops": _learning_curves,
+    "loss_vs_forward_flops": _final_losses,
+}

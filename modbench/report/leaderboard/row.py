@@ -1,0 +1,284 @@
+"""One row of the table: the runs of one cell, aggregated over seeds."""
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from scipy.special import stdtrit
+
+from modbench.records.metrics import METRICS
+from modbench.records.record import AuditRecord, CellRecord, cell_key
+from modbench.records.store import latest
+from modbench.report.layers import idle_layers
+from modbench.report.leaderboard.scheme import scheme_key
+from modbench.report.timing.values import HARDWARE, machine_in_words
+
+#: Probes that every run must pass to be ranked: causal, batch-invariant, decode parity, FLOPs.
+RANKING_PROBES = (1, 2, 3, 9)
+FAR = 1.5
+#: Parts of the environment that must be equal for wall times or memory to be compared.
+MACHINE = (*HARDWARE, "dtype", "deterministic", "world_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """A metric over seeds.
+
+    exact: ``center`` and ``low`` are the smallest value, ``high`` the largest. quality: the mean and its
+    95 % t-interval, None for one seed. timed: the median of medians, the widest IQR, the total number of
+    samples; stable if all seeds are, loaded if one is. ``iqr`` and ``stable`` are None if a seed has one
+    value, ``loaded`` if no seed says it.
+    """
+
+    center: float
+    low: float | None = None
+    high: float | None = None
+    iqr: float | None = None
+    n: int | None = None
+    stable: bool | None = None
+    loaded: bool | None = None
+
+    @property
+    def spread(self) -> float | None:
+        """Half the interval, the IQR, or the difference of exact values."""
+        return self.iqr if self.high is None else self.high - self.center
+
+    @property
+    def marks(self) -> str:
+        """Reasons to doubt a time; empty if there are none."""
+        return time_marks(self.stable, self.loaded)
+
+
+def time_marks(stable: bool | None, loaded: bool | None, throttled: bool | None = None) -> str:
+    """Those of ``unstable``, ``loaded`` and ``throttled`` that hold."""
+    marks = {"unstable": stable is False, "loaded": loaded, "throttled": throttled}
+    return ", ".join(mark for mark, holds in marks.items() if holds)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The records of cells that differ in the seed only, one per seed, ordered by seed."""
+
+    records: tuple[CellRecord, ...]
+    label: str  #: name in tables and plots, unique in the suite
+    audits: Mapping[str, AuditRecord] = field(default_factory=dict, repr=False)  #: of the suite, by key
+
+    @cached_property
+    def cell(self) -> dict[str, Any]:
+        """The resolved cell without its seed."""
+        return _unseeded(self.records[0])
+
+    @cached_property
+    def ok(self) -> tuple[CellRecord, ...]:
+        return tuple(record for record in self.records if record.status == "ok")
+
+    @cached_property
+    def scheme_key(self) -> str:
+        """Equal in the rows of one scheme, whatever their sizes and budgets."""
+        return scheme_key(self.cell)
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The shape of its model."""
+        return dict(self.cell["model"])
+
+    @property
+    def budget_spent(self) -> float | None:
+        """Training FLOPs by the exact count over the budget, the mean over seeds."""
+        spent = [
+            one.metrics["train_flops"] for one in self.ok or self.records if "train_flops" in one.metrics
+        ]
+        return statistics.fmean(spent) / self.cell["train"]["budget"] if spent else None
+
+    def conditions(self, rank_by: str) -> dict[str, Any]:
+        """Conditions that must be equal for two rows to be ranked against each other: budget, data,
+        sequence length, amount of held-out text; if ``rank_by`` is a downstream task, its limit on items
+        and its few-shot examples too, since others are another test."""
+        held = {
+            "budget": self.cell["train"]["budget"],
+            "data": self.cell["data"],
+            "corpus": self.records[0].data,
+            "sequence": self.cell["train"].get("sequence"),
+            "heldout_tokens": self.cell["measure"].get("heldout_tokens"),
+        }
+        if rank_by in self.cell["measure"].get("downstream", ()):
+            for name in ("downstream_limit", "downstream_fewshot"):
+                held[name] = self.cell["measure"].get(name)
+        return held
+
+    @property
+    def status(self) -> str:
+        """``ok``, or the number of seeds by status: ``ok 2, diverged 1``."""
+        counts = Counter(record.status for record in self.records)
+        if len(counts) == 1:
+            return self.records[0].status
+        return ", ".join(f"{status} {counts[status]}" for status in sorted(counts, reverse=True))
+
+    @cached_property
+    def flops_source(self) -> str | None:
+        """Source of the FLOPs, ``closed form`` or ``counted``; None in old records."""
+        sources = {record.flops_source for record in self.records if record.flops_source}
+        return ", ".join(sorted(sources)) or None
+
+    @cached_property
+    def _probes_by_run(self) -> list[list[dict[str, Any]]]:
+        """Of each run, the audit probes of its scheme, and those that it ran on the trained model."""
+        audits = [self.audits.get(record.audit_key or "") for record in self.records]
+        pairs = zip(audits, self.records, strict=True)
+        return [[*(audit.audit if audit else ()), *record.audit] for audit, record in pairs]
+
+    @cached_property
+    def _is_audited(self) -> bool:
+        """Return True unless the audit of a record's scheme is missing."""
+        return all(record.audit_key in (None, *self.audits) for record in self.records)
+
+    @cached_property
+    def _failures(self) -> list[tuple[bool, int, str, str]]:
+        """Failed probes, each once: True unless it prevents ranking, number, name, figure."""
+        failed = [p for probes in self._probes_by_run for p in probes if p["verdict"] == "failed"]
+        prevents = [p["ranks"] or p["probe"] in RANKING_PROBES for p in failed]
+        found = zip(failed, prevents, strict=True)
+        return sorted({(not one, p["probe"], p["name"], p["figure"]) for p, one in found})
+
+    @property
+    def audit(self) -> str:
+        """``passed 7, unchecked 3, not asked 1``, or the probes that failed in any run."""
+        probes = [probe for of_run in self._probes_by_run for probe in of_run]
+        if not probes or not self._is_audited:
+            return "not run"
+        if self._failures:
+            failed = sorted({(number, name) for _, number, name, _ in self._failures})
+            return "failed " + ", ".join(f"{number} {name}" for number, name in failed)
+        order = ("not asked", "passed", "unchecked")
+        probes.sort(key=lambda probe: order.index(probe["verdict"]))
+        counts = Counter({probe["probe"]: probe["verdict"] for probe in probes}.values())
+        rest = (f", {name} {counts[name]}" for name in ("unchecked", "not asked") if counts[name])
+        return f"passed {counts['passed']}{''.join(rest)}"
+
+    @property
+    def why_unranked(self) -> str | None:
+        """Why the row cannot be ranked, whatever its figures; None if it can."""
+        lost = [record for record in self.records if record.status != "ok"]
+        if lost:
+            return "; ".join(f"seed {one.cell['seed']} {one.status}: {one.error}" for one in lost)
+        if self._failures and not self._failures[0][0]:
+            return self.audit_failures
+        if not self._is_audited:
+            return "audit was not run"
+        for probes in self._probes_by_run:
+            run = {probe["probe"] for probe in probes if probe["verdict"] in ("passed", "failed")}
+            missing = [str(number) for number in RANKING_PROBES if number not in run]
+            if missing:
+                return f"not run of the audit: probe {', '.join(missing)}; add audit to [measure] steps"
+        return None
+
+    @property
+    def audit_failures(self) -> str:
+        """Failed probes with their figures, those that prevent ranking first; empty without any."""
+        failed = (f"{number} {name} ({figure})" for _, number, name, figure in self._failures)
+        return f"failed audit probe {', '.join(failed)}" if self._failures else ""
+
+    @property
+    def remarks(self) -> list[str]:
+        """Reasons to read the figures of finished runs with care."""
+        found = []
+        if any(
+            {"heldout_loss", "unigram_loss"} <= record.metrics.keys()
+            and record.metrics["heldout_loss"] > record.metrics["unigram_loss"]
+            for record in self.ok
+        ):
+            found.append("held-out loss is above the unigram loss")
+        for prefix, unit in (("", "of tokens"), ("expert_", "experts per token")):
+            realised = self.value(f"{prefix}realised_capacity")
+            nominal = self.value(f"{prefix}nominal_capacity")
+            if not realised or not nominal:
+                continue
+            if not nominal.center / FAR <= realised.center <= nominal.center * FAR:
+                selects = f"causal rule selects {realised.center:.3g} {unit}"
+                found.append(f"{selects}, nominal {nominal.center:.3g}")
+        return found + idle_layers(self.ok)
+
+    def machines(self, name: str) -> set[str]:
+        """The machines, in words, that measured the timed metric ``name``."""
+        return {_machine(record, name) for record in self.records if name in record.metrics}
+
+    def value(self, name: str) -> Value | None:
+        """The metric ``name`` over the seeds that measured it (quality: finished runs only); None if no
+        seed did."""
+        kind = METRICS[name].kind
+        records = self.ok if kind == "quality" else self.ok or self.records
+        values = [record.metrics[name] for record in records if name in record.metrics]
+        if not values:
+            return None
+        if kind == "exact":
+            return Value(center=min(values), low=min(values), high=max(values))
+        if kind == "quality":
+            return interval(values)
+        iqrs, stable = [v["iqr"] for v in values], {v["stable"] for v in values}
+        loaded = [value["loaded"] for value in values if "loaded" in value]
+        return Value(
+            center=statistics.median(value["median"] for value in values),
+            iqr=None if None in iqrs else max(iqrs),
+            n=sum(value["n"] for value in values),
+            stable=False if False in stable else None if None in stable else True,
+            loaded=any(loaded) if loaded else None,
+        )
+
+
+def interval(values: Sequence[float]) -> Value:
+    """Mean and 95 % t-interval of independent ``values``, one per seed."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count == 1:
+        return Value(center=mean)
+    half = float(stdtrit(count - 1, 0.975)) * statistics.stdev(values) / math.sqrt(count)
+    return Value(center=mean, low=mean - half, high=mean + half)
+
+
+def rows_of(records: Iterable[CellRecord], audits: Mapping[str, AuditRecord] | None = None) -> list[Row]:
+    """Group records into rows ordered by label; a rerun replaces the earlier record. ``audits``: those
+    that the records refer to, by key.
+
+    Rows that share a label get their budget appended if all budgets differ, else the start of the
+    hash of cell and corpus.
+    """
+    by_label: dict[str, dict[str, list[CellRecord]]] = defaultdict(lambda: defaultdict(list))
+    for record in latest(records):
+        # The cell names a text file by its path; the record has the hash of its contents.
+        key = cell_key({"cell": _unseeded(record), "corpus": record.data})
+        by_label[record.cell["router"]["label"]][key].append(record)
+    rows = []
+    for label, groups in by_label.items():
+        budgets = [f"{group[0].cell['train']['budget']:.6g} FLOP" for group in groups.values()]
+        by_budget = len(set(budgets)) == len(budgets)
+        for (key, group), budget in zip(groups.items(), budgets, strict=True):
+            name = f"{label} [{budget if by_budget else key[:6]}]" if len(groups) > 1 else label
+            seeds = sorted(group, key=lambda record: record.cell["seed"])
+            rows.append(Row(tuple(seeds), name, audits or {}))
+    return sorted(rows, key=lambda row: row.label)
+
+
+def _unseeded(record: CellRecord) -> dict[str, Any]:
+    return {name: part for name, part in record.cell.items() if name != "seed"}
+
+
+def timing_machines(rows: Iterable[Row]) -> dict[str, str]:
+    """The machine of each timed metric of ``rows``, in words: of most runs, then the newest."""
+    found = {}
+    records = [record for row in rows for record in row.records]
+    for name in (of.name for of in METRICS.values() if of.kind == "timed"):
+        runs = [(_machine(one, name), one.finished_at) for one in records if name in one.metrics]
+        count = Counter(machine for machine, _ in runs)
+        if runs:
+            found[name] = max((count[machine], at, machine) for machine, at in runs)[2]
+    return found
+
+
+def _machine(record: CellRecord, name: str) -> str:
+    """The machine behind the timed metric ``name`` of ``record``, with the threads that it used."""
+    threads = record.metrics[name].get("threads", record.environment["threads"])
+    return machine_in_words(record.environment | {"threads": threads}, MACHINE)

@@ -1,0 +1,70 @@
+"""Schemes and shapes of rows: the name of a scheme, and the columns of a shape."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from modbench.records.line import canonical_json, sha256
+
+#: Columns that every table of shapes has; other fields follow if they differ.
+SHAPE = ("width", "layers", "heads")
+#: Settings of training that may differ between the sizes of one scheme.
+_OF_A_SIZE = ("budget", "learning_rate")
+
+
+def split_label(label: str) -> tuple[str, str]:
+    """The labels of the scheme and of its shape in the label of a cell; "" in a suite of one shape."""
+    scheme, _, shape = label.partition("/")
+    return scheme, shape
+
+
+def scheme_key(cell: Mapping[str, Any]) -> str:
+    """Identity of a scheme, equal at all sizes and budgets: label, router, settings of training."""
+    router = {**cell["router"], "label": split_label(cell["router"]["label"])[0]}
+    train = {name: value for name, value in cell["train"].items() if name not in _OF_A_SIZE}
+    return canonical_json({"router": router, "train": train})
+
+
+def scheme_names(cells: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The name of each scheme by its key: its label, with the start of a hash if two share it."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    for cell in cells:
+        labels[split_label(cell["router"]["label"])[0]].add(scheme_key(cell))
+    return {
+        key: f"{label} [{sha256(key)[:6]}]" if len(keys) > 1 else label
+        for label, keys in labels.items()
+        for key in keys
+    }
+
+
+def differing(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The fields in which ``models`` differ, in the order of `SHAPE`, then by name."""
+    names = sorted({name for model in models for name in model} - {*SHAPE})
+    values = {name: {canonical_json(model.get(name)) for model in models} for name in (*SHAPE, *names)}
+    return [name for name, found in values.items() if len(found) > 1]
+
+
+def shape_columns(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The columns of each of ``models``: `SHAPE`, then the other fields in which they differ."""
+    columns = list(dict.fromkeys((*SHAPE, *differing(models))))
+    return [{name: _plain(model.get(name)) for name in columns} for model in models]
+
+
+def with_shape(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """``rows`` of timings, whose ``label`` has that of the shape and whose ``model`` is JSON, with the
+    label of the scheme and the shape in columns."""
+    found = []
+    for row, shape in zip(rows, shape_columns([json.loads(row["model"]) for row in rows]), strict=True):
+        scheme, label = split_label(row["label"])
+        found.append({"label": scheme, "shape": label or None} | shape | {**row, "label": scheme})
+    return found
+
+
+def shape_name(model: Mapping[str, Any]) -> str:
+    """Width and depth, such as 64 x 4."""
+    return f"{model.get('width', '?')} x {model.get('layers', '?')}"
+
+
+def _plain(value: Any) -> Any:
+    return canonical_json(value) if isinstance(value, dict | list) else value

@@ -1,0 +1,86 @@
+"""Runs whose routing is drawn token by token: one of each scheme, its best or, in an isoFLOP sweep, the
+one nearest to its optimum."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+from modbench.errors import several
+from modbench.records.record import CellRecord
+from modbench.report.isoflop.sweep import HEADLINE, SIZES, Sweep, scheme_of
+from modbench.report.leaderboard.board import Entry, Leaderboard
+
+#: Largest number of runs in a figure.
+MOST_CASES = 6
+
+
+@dataclass(frozen=True)
+class RoutingCase:
+    """A run and its name in figures."""
+
+    name: str
+    record: CellRecord
+
+    @property
+    def passage(self) -> dict[str, Any] | None:
+        """The routing of its passage; None if none was recorded or nothing in it is routed."""
+        found: dict[str, Any] = self.record.routing.get("passage", {})
+        return found if found.get("causal") or found.get("experts") else None
+
+    def weights(self, rule: str) -> dict[int, dict[str, Any]]:
+        """The histogram of router weights of each layer that has one."""
+        layers = self.record.routing.get(rule, {}).get("depth", [])
+        return {layer["layer"]: layer["gates"] for layer in layers if layer.get("gates")}
+
+
+def with_passage(cases: Iterable[RoutingCase]) -> list[RoutingCase]:
+    """The cases that have a passage, depth-routed ones first."""
+    found = [case for case in cases if case.passage]
+    return sorted(found, key=lambda case: not (case.passage or {})["causal"])
+
+
+def with_weights(cases: Iterable[RoutingCase]) -> list[RoutingCase]:
+    """The cases that have histograms of router weights."""
+    return [case for case in cases if case.weights("causal")]
+
+
+def cases_of_board(board: Leaderboard) -> list[RoutingCase]:
+    """Of each scheme, the first finished seed of its best row in the last comparison, which is that of
+    the largest budget."""
+    best: dict[str, Entry] = {}
+    for entry in board.entries:
+        if entry.row.ok:
+            scheme = scheme_of(entry.row.ok[0])
+            if scheme not in best or entry.comparison > best[scheme].comparison:
+                best[scheme] = entry
+    return [
+        RoutingCase(entry.row.label + " (not ranked)" * (entry.rank is None), entry.row.ok[0])
+        for entry in best.values()
+    ]
+
+
+def cases_of_sweep(sweep: Sweep) -> list[RoutingCase]:
+    """Of each scheme, the first seed of the size nearest to its optimum at the largest budget; the size
+    with the lowest loss if the curve has no interior optimum."""
+    cases = []
+    for scheme in sweep.rates:
+        records = [one for one in sweep.curve_records() if scheme_of(one) == scheme]
+        if not records:
+            continue
+        budget = max(one.cell["train"]["budget"] for one in records)
+        optimum = sweep.optimum(scheme, budget, HEADLINE)
+        best = optimum.size if optimum else None
+
+        def order(record: CellRecord, best: float | None = best) -> float:
+            size: float = record.metrics[SIZES[0]]
+            return abs(log(size / best)) if best else float(record.metrics["heldout_loss"])
+
+        at_budget = [one for one in records if one.cell["train"]["budget"] == budget]
+        size = min(at_budget, key=order).metrics[SIZES[0]]
+        of_size = [one for one in at_budget if one.metrics[SIZES[0]] == size]
+        nearest = min(of_size, key=lambda record: record.cell["seed"])
+        model = nearest.cell["model"]
+        shape = f"width {model['width']}, {several(model['layers'], 'layer')}"
+        cases.append(RoutingCase(f"{scheme}: {shape}, {budget:.3g} training FLOPs", nearest))
+    return cases

@@ -1,0 +1,192 @@
+"""The timed cases of a model (forward pass, training step, prefill, decode) and their FLOPs.
+
+B sequences, T tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
+from modbench.model.context import Context, Logits
+from modbench.model.kv_cache import Cache
+from modbench.model.trace import Trace
+from modbench.routing.build import RoutedDecoder
+from modbench.timing.benchmark_target import BenchmarkTarget
+from modbench.timing.config import TimeConfig
+from modbench.timing.stopwatch import nothing
+from modbench.train.compiled import compiled, compiles, eager
+from modbench.train.config import TrainConfig
+from modbench.train.loop import build_optimizer, training_step
+from modbench.train.numerics import autocast
+
+
+class Prepared(NamedTuple):
+    """``run`` runs the case once and returns the traces of its forward passes; ``before`` is called
+    before each run, untimed."""
+
+    run: Callable[[], list[Trace]]
+    before: Callable[[], object] = nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkCase:
+    """A run processes ``tokens`` new tokens of each of ``sequences`` sequences, after ``past`` cached
+    ones. ``prepare`` may change the model; if it runs out of memory, later cases can still be
+    prepared."""
+
+    phase: Phase
+    sequences: int
+    tokens: int
+    past: int = 0
+    prepare: Callable[[], Prepared]
+
+    @property
+    def name(self) -> str:
+        batch = f" x {self.sequences}"
+        if self.phase == "decode":
+            return f"decode after {self.past}{batch}"
+        return f"prefill {self.tokens}{batch}" if self.phase == "prefill" else self.phase
+
+    def flops(self, model: RoutedDecoder, traces: Sequence[Trace]) -> dict[str, dict[str, int]]:
+        """FLOPs of a run under each convention: nominal, realised by ``traces``, and dispatched (with
+        padded slots)."""
+        each = self.tokens // len(traces)
+
+        def ledger(past: int, tokens: int, **routed: Any) -> Ledger:
+            load = Workload.uniform(self.sequences, tokens, self.phase, past, **routed)
+            return model.loss_ledger(load)
+
+        def spent(padding: bool) -> Ledger:
+            return Ledger.sum(
+                ledger(self.past + number * each, each, counts=trace.counts, padding=padding)
+                for number, trace in enumerate(traces)
+            )
+
+        ledgers = {
+            "nominal": ledger(self.past, self.tokens),
+            "realised": spent(padding=False),
+            "dispatched": spent(padding=True),
+        }
+        return {
+            kind: {convention: ledger.total(convention) for convention in CONVENTIONS}
+            for kind, ledger in ledgers.items()
+        }
+
+
+def training_cases(model: RoutedDecoder, subject: BenchmarkTarget) -> list[BenchmarkCase]:
+    """Forward pass and training step of one batch of random tokens under the training rule, as
+    `modbench.train` runs them."""
+    train, time = subject.train, subject.time
+
+    def logits(tokens_BT: Tensor, context: Context) -> Tensor:
+        return model(tokens_BT, context)  # type: ignore[no-any-return]
+
+    passes = compiled(logits, model, time.compile)
+    losses = compiled(eager(model), model, time.compile)
+
+    def forward() -> Prepared:
+        model.eval()
+        tokens_BT, _ = random_batch(model, train)
+
+        def run() -> list[Trace]:
+            context = Context(selection="topk", forced_balance=time.forced_balance)
+            with torch.no_grad(), autocast(subject.dtype, subject.on):
+                passes(tokens_BT, context)
+            return [context.trace]
+
+        return Prepared(run)
+
+    def step() -> Prepared:
+        optimizer, batch = build_optimizer(model.train(), train), random_batch(model, train)
+        forced = time.forced_balance
+
+        def run() -> list[Trace]:
+            _, context = training_step(
+                model, optimizer, train, batch, subject.dtype, forced_balance=forced, losses=losses
+            )
+            return [context.trace]
+
+        return Prepared(run)
+
+    case = partial(BenchmarkCase, sequences=train.batch, tokens=train.sequence)
+    return [case(phase="forward", prepare=forward), case(phase="train", prepare=step)]
+
+
+def inference_cases(model: RoutedDecoder, subject: BenchmarkTarget) -> list[BenchmarkCase]:
+    """Prefill and decode cases under the causal rule, eager, with weights in the subject's dtype."""
+    time = subject.time
+
+    def serve() -> None:
+        model.zero_grad(set_to_none=True)
+        model.eval().to(subject.dtype)
+
+    def prefill(length: int) -> Prepared:
+        serve()
+        tokens_BT = random_tokens(model, time.prefill_batch, length)
+        return Prepared(lambda: [read(model, tokens_BT, Cache(len(tokens_BT)), time, logits="last")])
+
+    def decode(sequences: int, past: int) -> Prepared:
+        serve()
+        cache = Cache(sequences)
+        tokens_BT = random_tokens(model, sequences, past + time.decode_tokens)
+        read(model, tokens_BT[:, :past], cache, time, logits="last")
+        filled = cache.mark()
+        steps = [step_B1.contiguous() for step_B1 in tokens_BT[:, past:].split(1, dim=1)]
+        return Prepared(
+            lambda: [read(model, step_B1, cache, time, logits="all") for step_B1 in steps],
+            before=lambda: cache.rewind(filled),
+        )
+
+    prompts, tokens = time.prefill_batch, time.decode_tokens
+    return [
+        *(
+            BenchmarkCase(
+                phase="prefill", sequences=prompts, tokens=length, prepare=partial(prefill, length)
+            )
+            for length in time.prefill
+        ),
+        *(
+            BenchmarkCase(
+                phase="decode",
+                sequences=sequences,
+                tokens=tokens,
+                past=past,
+                prepare=partial(decode, sequences, past),
+            )
+            for sequences in time.decode_batches
+            for past in time.decode_past
+        ),
+    ]
+
+
+@torch.no_grad()
+def read(
+    model: RoutedDecoder, tokens_BT: Tensor, cache: Cache, time: TimeConfig, *, logits: Logits
+) -> Trace:
+    """Read tokens into ``cache`` under the causal rule."""
+    context = Context(selection="causal", cache=cache, logits=logits, forced_balance=time.forced_balance)
+    model(tokens_BT, context)
+    return context.trace
+
+
+def random_tokens(model: RoutedDecoder, sequences: int, tokens: int) -> Tensor:
+    """Random token ids (B, T), the same on each call."""
+    generator = torch.Generator().manual_seed(0)
+    tokens_BT = torch.randint(model.config.vocabulary, (sequences, tokens), generator=generator)
+    return tokens_BT.to(next(model.parameters()).device)
+
+
+def random_batch(model: RoutedDecoder, train: TrainConfig) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (B, T) of a training step."""
+    window_BT = random_tokens(model, train.batch, train.sequence + 1)
+    return window_BT[:, :-1].contiguous(), window_BT[:, 1:].contiguous()
+
+
+def is_compiled(model: RoutedDecoder, time: TimeConfig) -> bool:
+    """Return True if ``time`` compiles on the model's device."""
+    return compiles(time.compile, next(model.parameters()).device)

@@ -1,0 +1,111 @@
+"""Memory of training and inference by component: measured in a fresh process, and predicted from shapes.
+
+Measured bytes are above the memory that the process held after the same work had been done once and
+freed: code that a first run loads, such as the optimizer's and the matmul kernels', does not count.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from modbench.model.kv_cache import Cache
+from modbench.plan.activations import inference_memory
+from modbench.plan.memory import Measured, Recipe
+from modbench.routing.build import RoutedDecoder
+from modbench.timing.benchmark_case import random_batch, random_tokens, read
+from modbench.timing.benchmark_target import BenchmarkTarget
+from modbench.timing.memory_meter import MemoryMeter
+from modbench.train.loop import build_optimizer, training_step
+
+
+def training_footprint(subject: BenchmarkTarget) -> dict[str, int]:
+    """Bytes at the peak of a training step that adds to existing gradients, as after a first
+    micro-batch. Parameters, gradients and optimizer state are sizes of tensors; ``activations`` is the
+    rest of the peak."""
+    _after_a_step(subject, subject.build())
+    meter = MemoryMeter(subject.on)
+    model = subject.build()
+    optimizer, step = _after_a_step(subject, model)
+    for parameter in model.parameters():
+        if parameter in optimizer.state:  # not frozen
+            parameter.grad = torch.zeros_like(parameter)
+    states = (value for state in optimizer.state.values() for value in state.values())
+    parts = {
+        "parameters": _bytes(model.parameters()),
+        "gradients": _bytes(p.grad for p in model.parameters() if p.grad is not None),
+        "optimizer": _bytes(value for value in states if isinstance(value, Tensor)),
+    }
+    meter.reset_peak()
+    step()
+    peak = meter.peak()
+    return parts | {"activations": peak - sum(parts.values()), "peak": peak}
+
+
+def inference_footprint(subject: BenchmarkTarget) -> dict[str, int]:
+    """Bytes at the peak of `largest_prefill`, with weights in the subject's dtype. ``cache``: keys and
+    values; ``activations``: the rest of the peak."""
+    _prefill(subject, subject.build().to(subject.dtype))
+    meter = MemoryMeter(subject.on)
+    model = subject.build().to(subject.dtype)
+    meter.reset_peak()
+    cache = _prefill(subject, model)
+    peak = meter.peak()
+    parts = {"parameters": _bytes(model.parameters()), "cache": cache.bytes}
+    return parts | {"activations": peak - sum(parts.values()), "peak": peak}
+
+
+def predicted_training(subject: BenchmarkTarget) -> dict[str, int]:
+    """Prediction of `training_footprint` by `modbench.plan`, without allocating. Raises UserError: the
+    router's layers depend on values."""
+    memory = Measured(
+        subject.outline(),
+        subject.train.sequence,
+        Recipe(micro_batch=subject.train.batch),
+        "cpu" if subject.on.type == "cpu" else "gpu",
+        "float32" if subject.dtype == torch.float32 else "autocast",
+    ).memory(subject.train.batch)
+    parts = {name: getattr(memory, name) for name in ("parameters", "gradients", "optimizer")}
+    return parts | {"activations": memory.total - sum(parts.values()), "peak": memory.total}
+
+
+def predicted_inference(subject: BenchmarkTarget) -> dict[str, int]:
+    """Prediction of `inference_footprint` by `modbench.plan`."""
+    parts = inference_memory(
+        subject.outline(),
+        *largest_prefill(subject),
+        bfloat16=subject.dtype != torch.float32,
+        kernels="cpu" if subject.on.type == "cpu" else "gpu",
+    )
+    return parts | {"peak": sum(parts.values())}
+
+
+def largest_prefill(subject: BenchmarkTarget) -> tuple[int, int]:
+    """The largest number of sequences, and of tokens per sequence, that the subject's cases cache."""
+    time = subject.time
+    return max(time.prefill_batch, *time.decode_batches), max(*time.prefill, *time.decode_past)
+
+
+def _after_a_step(
+    subject: BenchmarkTarget, model: RoutedDecoder
+) -> tuple[torch.optim.Optimizer, Callable[[], object]]:
+    """Take a training step, which creates the optimizer's state; return the optimizer, and a function
+    that takes another step."""
+    train, forced = subject.train, subject.time.forced_balance
+    optimizer, batch = build_optimizer(model.train(), train), random_batch(model, train)
+    step = partial(training_step, model, optimizer, train, batch, subject.dtype, forced_balance=forced)
+    step()
+    return optimizer, step
+
+
+def _prefill(subject: BenchmarkTarget, model: RoutedDecoder) -> Cache:
+    sequences, length = largest_prefill(subject)
+    cache = Cache(sequences)
+    tokens_BT = random_tokens(model.eval(), sequences, length)
+    read(model, tokens_BT, cache, subject.time, logits="last")
+    return cache
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,79 @@
+"""The line of a failed probe: what was measured, what it means, what to do, and where to read on."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from modbench.audit import PROBES, Finding
+from modbench.audit.advice import _CAUSES, _GENERAL, advice, sentence
+
+ROOT = Path(__file__).parents[2]
+
+
+def failed(probe: int, figure: str) -> Finding:
+    (of,) = (one for one in PROBES if one.number == probe)
+    return Finding(probe=probe, name=of.name, verdict="failed", figure=figure, ranks=of.ranks)
+
+
+def anchors(page: str) -> set[str]:
+    text = (ROOT / page).read_text()
+    headings = re.findall(r"^#+ (?:<a [^>]*></a>)?(.*)$", text, flags=re.MULTILINE)
+    named = re.findall(r'<a id="(\w+)"></a>', text)
+    return {heading.lower().replace(" ", "-") for heading in headings} | {*named}
+
+
+def test_a_leak_is_told_in_the_readers_terms() -> None:
+    figure = "logits at 500 earlier positions changed (max 2.8) when later tokens were replaced"
+    assert sentence(failed(1, figure)) == (
+        f"FAILED 1 causal: {figure}. The router looks ahead; use a causal rule for prediction "
+        "(docs/writing_a_router.md#causal). Not ranked."
+    )
+
+
+def test_a_probe_that_does_not_rank_says_nothing_of_the_ranking() -> None:
+    assert sentence(failed(11, "x")).endswith("before the block (docs/audit.md#11-saving).")
+
+
+def test_every_probe_has_advice_for_every_figure() -> None:
+    assert set(_GENERAL) == {probe.number for probe in PROBES}
+    assert all(text for _, text, _, _ in _CAUSES)
+
+
+@pytest.mark.parametrize("probe", [probe.number for probe in PROBES])
+def test_every_link_leads_to_a_section(probe: int) -> None:
+    causes = {text: words for of, text, words, _ in _CAUSES if probe in (of or (probe,))}
+    for text, words in (causes | {"": _GENERAL[probe][0]}).items():
+        said = advice(failed(probe, text))
+        found = re.fullmatch(r"(.*) \((docs/\w+\.md)#([\w-]+)\)\.", said)
+        assert found, said
+        assert found[1] == words
+        assert found[3] in anchors(found[2]), said
+
+
+@pytest.mark.parametrize(
+    ("bug", "probe", "words"),
+    [
+        ("top-k at evaluation", 1, "The router looks ahead"),
+        ("scoring is counted", 1, "update buffers in `update`"),
+        ("drifts at evaluation", 10, "Scoring changes state"),
+        ("cache mismatch", 3, "cache the keys of selected tokens only"),
+        ("decode never", 3, "Generated text would differ"),
+        ("ties go to the latest", 4, "prefer the earlier one"),
+        ("writes into its input", 5, "write to a copy"),
+        ("loss of padding", 8, "leave padding out of it"),
+        ("loss of sample 0 only", 8, "average over all tokens"),
+        ("half of the parameters active", 9, "correct `active_parameters`"),
+        ("ledger off by one matmul", 9, "correct a `ledger`"),
+        ("schedule outside state_dict", 10, "register it as a buffer"),
+    ],
+)
+def test_the_advice_on_a_known_bug_names_its_cause(bug: str, probe: int, words: str) -> None:
+    page = (ROOT / "docs" / "known_bugs.md").read_text()
+    (figure,) = re.findall(rf"^- {re.escape(bug)}: {probe} [\w -]+: (.*)$", page, flags=re.MULTILINE)
+    assert words in advice(failed(probe, figure))
+
+
+def test_an_error_of_the_routers_code_is_not_taken_for_a_leak() -> None:
+    said = advice(failed(1, "raised KeyError: 'k' (mine.py, line 12) (at 3 x 63 tokens)"))
+    assert said.startswith("The router's code raises an error here")

@@ -1,0 +1,146 @@
+"""`modbench audit`: a line for each probe, a document for machines, and an exit code."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from modbench.audit import PROBES, Finding, command
+from modbench.audit.advice import section
+from modbench.audit.command import run_audit
+from modbench.audit.warmed import STEPS, warmed
+from modbench.errors import UserError
+from modbench.model.sizes import ShapeOptions
+
+SMALL = ShapeOptions(vocabulary=97, width=32, layers=2, heads=2, mlp_width=64, sequence=21)
+
+SWAPPED = """
+from dataclasses import dataclass
+from modbench.model.block import Block
+from modbench.routing.registry import register_router
+from modbench.model.layer import Layer
+from modbench.routing.router import Router
+
+@register_router("{name}")
+@dataclass(frozen=True, kw_only=True)
+class Swapped(Router):
+    share: float = 0.1
+    def build_layer(self, model, layer):
+        return Mean(Block(model, layer), self.share)
+
+class Mean(Layer):
+    def __init__(self, block, share):
+        super().__init__()
+        self.block, self.share = block, share
+    def forward(self, x_BTD, context):
+        return self.block(x_BTD + self.share * x_BTD.mean(1, keepdim=True), context)
+    def ledger(self, load):
+        return self.block.ledger(load)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was():
+    """The command makes its process deterministic and uses one thread; this one goes on."""
+    before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(before)
+    torch.set_num_threads(threads)
+
+
+def test_a_line_to_each_probe_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_audit("mod:half", options={"causal": "aux_bce"}, shape=SMALL) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == "mod:half: 3 x 63 and 2 x 21 tokens"
+    assert len(lines) == len(PROBES)
+    for probe, line in zip(PROBES, lines, strict=True):
+        assert re.match(rf" ?{probe.number}  {probe.name} *  passed +\S", line)
+        assert line.index("passed") == lines[0].index("passed")
+
+
+def test_what_leaks_fails_and_is_not_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mean.py").write_text(SWAPPED.format(name="audited_mean"))
+    assert run_audit("audited_mean", plugins=(tmp_path / "mean.py",), shape=SMALL) == 1
+    lines = capsys.readouterr().out.splitlines()
+    failed = [line.split()[1] for line in lines if line.startswith("FAILED")]
+    assert failed == ["1", "2", "3"]
+    said = (
+        r"FAILED 1 causal: logits at \d+ earlier positions changed \(max [\d.]+\) when later tokens "
+        r"were replaced \(at 3 x 63 tokens\)\. The router looks ahead; use a causal rule for prediction "
+        r"\(docs/writing_a_router\.md#causal\)\. Not ranked\."
+    )
+    assert re.fullmatch(said, lines[1]), lines[1]
+    assert lines[3].endswith(" Not ranked.")
+    assert run_audit("audited_mean", options={"share": 0.0}, shape=SMALL) == 0
+
+
+def test_a_router_that_cannot_train_is_a_user_error(tmp_path: Path) -> None:
+    broken = SWAPPED.format(name="audited_broken").replace("x_BTD.mean(1, keepdim=True)", "x_BTD[:, 1:]")
+    (tmp_path / "broken.py").write_text(broken)
+    words = r"raised RuntimeError: The size of .* in a training step \(broken.py, line 2\d\); fix it"
+    with pytest.raises(UserError, match=words):
+        run_audit("audited_broken", plugins=(tmp_path / "broken.py",), shape=SMALL)
+
+
+def test_a_router_that_exits_in_training_is_a_user_error(tmp_path: Path) -> None:
+    ends = SWAPPED.format(name="audited_end").replace("return self.block(", "raise SystemExit(0); (")
+    (tmp_path / "ends.py").write_text(ends)
+    with pytest.raises(
+        UserError, match=r"router 'audited_end' raised SystemExit: 0 in a training step \(ends"
+    ):
+        run_audit("audited_end", plugins=(tmp_path / "ends.py",), shape=SMALL)
+
+
+def test_a_document_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_audit("mod", options={"capacity": 0.5}, shape=SMALL, format="json", seed=2) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["router"] == "mod"
+    assert document["options"]["capacity"] == 0.5
+    assert document["model"]["width"] == 32
+    assert document["passed"] is True
+    assert [probe["probe"] for probe in document["probes"]] == list(range(1, 12))
+    assert set(document["probes"][0]) == {"probe", "name", "verdict", "figure", "ranks"}
+
+
+def test_training_has_moved_what_training_moves() -> None:
+    config = SMALL.resolved().model
+    model = warmed(config, "mod", {"causal": "ema_threshold"}, 0, 21)
+    assert model.layers[1].threshold.updates == STEPS
+    assert not model.training
+
+
+def test_wrong_arguments_are_user_errors() -> None:
+    for name, others, words in (
+        ("mdo", {}, "did you mean 'mod'"),
+        ("mod:quarter", {}, "no preset 'quarter'"),
+        ("mod", {"options": {"capacity": 2.0}}, "capacity is 2; it should be less than"),
+        ("mod", {"shape": ShapeOptions(sequence=1)}, "sequence is 1; an audit needs 2 tokens or more"),
+        ("mod", {"shape": ShapeOptions(size="2M")}, "size '2M' is not known"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run_audit(name, **others)
+
+
+def test_memory_that_runs_out_in_a_probe_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def findings(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(command, "findings", findings)
+    with pytest.raises(
+        UserError, match=r"^out of memory, asked for 2,147,483,648 bytes .*; audit a smal"
+    ):
+        run_audit("vanilla", shape=SMALL)
+
+
+def test_each_probe_points_to_its_section_of_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+    headings = re.findall(r"^#+ (.*)$", page, flags=re.MULTILINE)
+    anchors = {heading.lower().replace(" ", "-") for heading in headings}
+    for probe in PROBES:
+        finding = Finding(
+            probe=probe.number, name=probe.name, verdict="failed", figure="", ranks=probe.ranks
+        )
+        assert probe.means in page.replace("\n", " ")
+        assert section(finding).removeprefix("docs/audit.md#") in anchors

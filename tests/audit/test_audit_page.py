@@ -1,0 +1,41 @@
+"""docs/audit.md has a row for each router and preset, and what to do about each failure;
+docs/known_bugs.md has a row for each known bug. Both are as the audit says."""
+
+import re
+from pathlib import Path
+
+import pytest
+from audit_page import BUGS, MUTANT_SHAPE, PAGE, built_in, causes, lines
+from mutants import Depth
+from subtle_mutants import MUTANTS
+
+from modbench.audit import PROBES, audit
+from modbench.routing.build import build_model
+
+
+def rows(page: Path) -> dict[str, str]:
+    found = re.findall(r"^\| (\S.*?) \| (.*) \|$", page.read_text(), flags=re.MULTILINE)
+    return {name: cells for name, cells in found if name[0] not in "|-"}  # no heading, no rule
+
+
+def test_nothing_is_missing_and_nothing_is_gone() -> None:
+    assert list(rows(PAGE)) == built_in()
+    assert list(rows(BUGS)) == list(MUTANTS)
+
+
+def test_every_router_has_no_failure_and_every_mutant_one() -> None:
+    for name, cells in (rows(PAGE) | rows(BUGS)).items():
+        assert len(cells.split(" | ")) == len(PROBES)
+        assert ("✗" in cells) == (name in MUTANTS and name != "right"), name
+
+
+@pytest.mark.parametrize("bug", ["right", "k - 1", "drifts at evaluation"])
+def test_a_row_is_what_the_audit_says(bug: str) -> None:
+    findings = audit(build_model(MUTANT_SHAPE, Depth(bug=bug), seed=4))
+    assert lines(bug, findings) in BUGS.read_text()
+
+
+@pytest.mark.parametrize("probe", range(len(PROBES) + 1))
+def test_the_page_has_the_advice_on_every_cause(probe: int) -> None:
+    text = PAGE.read_text()
+    assert all(cause in text for cause in causes(probe))

@@ -1,0 +1,304 @@
+"""Local items: what is wrong with a line, formats without a YAML file, a user's own tasks, groups that
+lack files."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from local_tasks import write_tasks
+from pydantic import TypeAdapter
+from test_evaluation import model
+
+from modbench.errors import UserError
+from modbench.evaluate.downstream import Evaluation, evaluate
+from modbench.evaluate.downstream.check_files import check_files
+from modbench.evaluate.downstream.section import section
+from modbench.evaluate.downstream.table import as_table
+from modbench.evaluate.downstream.validity import BatchShift
+from modbench.measure.config import MeasureConfig
+from modbench.records.downstream import DOWNSTREAM
+from modbench.records.line import check
+
+ARC = {"question": "a", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "answerKey": "A"}
+PIQA = {"goal": "a", "sol1": "x", "sol2": "y", "label": 0}
+SWAG = {"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": ["d", "e"], "label": "1"}
+FOUNDRY = {"query": "Which?", "choices": ["this", "that"], "gold": 1}
+PAIR = {"sentence_good": "The cats sleep.", "sentence_bad": "The cats sleeps."}
+CONTINUATION = {"context": "The capital of France is", "continuation": "Paris"}
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    return write_tasks(tmp_path / "data")
+
+
+def scored(name: str, folder: Path | None = None, **options: object) -> Evaluation:
+    [found] = evaluate(model(), [name], data_dir=folder, **options)  # type: ignore[arg-type]
+    return found
+
+
+def names(found: Evaluation) -> list[str]:
+    """Names of tasks; lm-eval 0.5 puts those of their group before them."""
+    return [score.task.rpartition("::")[2] for score in found.scores]
+
+
+def write(folder: Path, task: str, *rows: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{task}.jsonl"
+    file.write_text("".join(f"{one if isinstance(one, str) else json.dumps(one)}\n" for one in rows))
+    return file
+
+
+def without(row: dict[str, object], name: str) -> dict[str, object]:
+    return {key: value for key, value in row.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("task", "right", "wrong", "said"),
+    [
+        ("piqa", PIQA, "{", "line 2 is not JSON"),
+        ("piqa", PIQA, "[1]", "line 2 is not a JSON object"),
+        ("piqa", PIQA, '{"goal": "\\ud800"}', "line 2 has half of a surrogate pair"),
+        ("piqa", PIQA, FOUNDRY, "it lacks|field 'goal' is missing"),
+        ("piqa", PIQA, without(PIQA, "sol2"), "field 'sol2' is missing, and line 1 has text"),
+        ("piqa", PIQA, {**PIQA, "sol2": None}, "field 'sol2' is null, and line 1 has text"),
+        ("piqa", PIQA, {**PIQA, "label": "0"}, "field 'label' is text, and line 1 has a number"),
+        ("piqa", PIQA, {**PIQA, "sol2": " "}, "choice 1 is ' '; it must be text that is not empty"),
+        ("piqa", PIQA, {**PIQA, "label": 5}, "its answer, (5|None), is none of its 2 choices"),
+        ("piqa", PIQA, {**PIQA, "label": -1}, "its answer, (-1|None), is none"),
+        ("arc_easy", ARC, {**ARC, "answerKey": "E"}, "ValueError: 'E' is not in list"),
+        ("arc_easy", ARC, without(ARC, "answerKey"), "field 'answerKey' is missing"),
+        ("arc_easy", ARC, {**ARC, "choices": {"text": ["b", "c"]}}, "'label'|'None'"),
+        ("lambada_openai", {"text": "a stone"}, {"text": "a stone "}, "what is scored is ' '"),
+        ("wikitext", {"page": "a page"}, {"page": ""}, "what is scored is ''"),
+        # Its fields are read by functions of lm-eval's.
+        ("hellaswag", SWAG, without(SWAG, "endings"), "field 'endings' is missing"),
+        ("hellaswag", SWAG, {**SWAG, "label": "7"}, "its answer, (7|None), is none"),
+        ("blimp_anaphor_number_agreement", PAIR, without(PAIR, "sentence_bad"), "'sentence_bad' is"),
+        ("my_quiz", FOUNDRY, {**FOUNDRY, "gold": 2}, "its answer, (2|None), is none"),
+        ("my_pairs", PAIR, {**PAIR, "sentence_bad": ""}, "choice 1 is ''"),
+        ("my_text", CONTINUATION, {**CONTINUATION, "continuation": " "}, "what is scored is '  '"),
+    ],
+)
+def test_a_line_that_is_no_item_is_named(tmp_path, task, right, wrong, said):
+    """Also by the check of a suite, before anything is scored."""
+    file = write(tmp_path / "data", task, right, wrong, right)
+    for call in (
+        lambda: list(check_files((task,), data_dir=file.parent, include=None, fewshot=None)),
+        lambda: scored(task, file.parent),
+    ):
+        with pytest.raises(UserError, match=said) as caught:
+            call()
+        assert f"{file}, line 2 " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "said"),
+    [
+        ("piqa", FOUNDRY, "it lacks 'goal', 'label', 'sol1', 'sol2'; .*local_items.py converts"),
+        ("arc_easy", FOUNDRY, "it lacks 'answerKey', 'question'"),
+        ("hellaswag", FOUNDRY, "it lacks 'activity_label'|it lacks 'ctx_a'"),
+        ("winogrande", PAIR, "it lacks 'answer'|it lacks 'sentence'"),
+        ("openbookqa", PAIR, "it lacks 'answerKey', 'choices', 'question_stem'"),
+        ("boolq", PAIR, "it lacks 'label', 'passage', 'question'"),
+        ("copa", PAIR, "it lacks '(premise|question|choice1)'"),
+        ("triviaqa", PAIR, "it lacks 'answer', 'question'"),
+        ("gsm8k", PAIR, "it lacks 'answer', 'question'"),
+        ("mmlu_anatomy", PAIR, "it lacks 'answer', 'choices', 'question'"),
+        ("my_quiz", {"text": "a"}, "has the fields text; .* needs query and choices and gold; or"),
+    ],
+)
+def test_fields_of_another_format_are_named_for_any_task(tmp_path, task, row, said):
+    file = write(tmp_path / "data", task, row, row)
+    with pytest.raises(UserError, match=f"line 1 .*{said}"):
+        scored(task, file.parent)
+
+
+def test_a_field_that_the_task_does_not_read_may_differ(tmp_path):
+    file = write(tmp_path / "data", "piqa", {**PIQA, "id": 1}, {**PIQA, "id": "a"}, PIQA)
+    assert scored("piqa", file.parent).score("piqa").items == 3
+
+
+def test_a_line_that_is_not_utf_8_and_a_file_without_items_are_named(tmp_path):
+    file = write(tmp_path / "data", "piqa", PIQA)
+    file.write_bytes(file.read_bytes() + b'{"goal": "caf\xe9"}\n')
+    with pytest.raises(UserError, match=r"piqa.jsonl, line 2 is not UTF-8 \(byte 0xe9 at 14\)"):
+        scored("piqa", file.parent)
+    file.write_text("\n")
+    with pytest.raises(UserError, match=r"piqa\.jsonl has no items"):
+        scored("piqa", file.parent)
+
+
+def test_the_first_wrong_line_of_many_is_found(tmp_path):
+    rows = [{**PIQA, "label": 3 if number in (70, 90) else 0} for number in range(100)]
+    file = write(tmp_path / "data", "piqa", *rows)
+    with pytest.raises(UserError, match="line 71 "):
+        scored("piqa", file.parent)
+
+
+def test_files_of_three_formats_are_tasks_of_their_own(tmp_path):
+    folder = tmp_path / "data"
+    write(folder, "my_quiz", FOUNDRY, {**FOUNDRY, "query": "42"})
+    write(folder, "my_quiz_train", FOUNDRY)
+    write(folder, "my_pairs", PAIR)
+    write(folder, "my_text", CONTINUATION)
+    quiz = scored("my_quiz", folder, num_fewshot=1)
+    asked = [one.args for one in quiz.tasks["my_quiz"].instances]
+    assert asked[:2] == [("Which? that\n\nWhich?", " this"), ("Which? that\n\nWhich?", " that")]
+    assert asked[2][0].endswith("\n\n42")
+    assert quiz.score("my_quiz").chance == {"acc": 0.5, "acc_norm": 0.5}
+    assert quiz.score("my_quiz").few_shot == 1
+    pairs = scored("my_pairs", folder)
+    asked = [one.args for one in pairs.tasks["my_pairs"].instances]  # 0.5 asks without the space
+    assert [(context, text.strip()) for context, text in asked] == [
+        ("", "The cats sleep."),
+        ("", "The cats sleeps."),
+    ]
+    text = scored("my_text", folder)
+    assert [one.args for one in text.tasks["my_text"].instances] == [
+        ("The capital of France is", " Paris")
+    ]
+    assert set(text.score("my_text").metrics) == {"acc", "perplexity"}
+
+
+OWN = {
+    "task": "mine",
+    "dataset_path": "json",
+    "output_type": "multiple_choice",
+    "test_split": "test",
+    "doc_to_text": "query",
+    "doc_to_target": "gold",
+    "doc_to_choice": "choices",
+}
+
+
+def own_tasks(folder: Path, **fields: object) -> Path:
+    """A user's task with its items, a group of it and piqa, and a tag."""
+    items = write(folder.parent, "items", FOUNDRY, FOUNDRY, FOUNDRY)
+    folder.mkdir()
+    kwargs = {"data_files": {"test": str(items)}}
+    task = {**OWN, "dataset_kwargs": kwargs, "tag": "of_mine", **fields}
+    text = re.sub(r'"(!function [^"]+)"', r"\1", json.dumps(task))
+    (folder / "some.yaml").write_text(text)
+    aggregates = [{"metric": "acc", "weight_by_size": True}]
+    group = {"group": "both", "task": ["mine", "arc_easy"], "aggregate_metric_list": aggregates}
+    (folder / "group.yaml").write_text(json.dumps(group, indent=2))
+    return folder
+
+
+def test_a_user_s_own_yaml_tasks_are_names_too(tmp_path):
+    include = own_tasks(tmp_path / "mine")
+    assert scored("mine", include=include).score("mine").items == 3
+    assert names(scored("of_mine", include=include)) == ["mine"]
+    measure = MeasureConfig(downstream=("mine",), downstream_include=str(include))
+    assert list(check_files(("mine",), data_dir=None, include=include, fewshot=None)) == []
+    assert measure.as_cell()["downstream_include"] == str(include)
+    assert "downstream_include" not in MeasureConfig().as_cell()
+    with pytest.raises(UserError, match="task 'nine' is not known; did you mean 'mine'"):
+        MeasureConfig(downstream=("nine",), downstream_include=str(include))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"doc_to_target": "answer"}, r"items.jsonl, line 1 .* it lacks 'answer'"),
+        ({"metric_list": [{"metric": "acccc"}]}, r"(KeyError|acccc).*fix .*some.yaml"),
+        ({"output_type": "guess"}, r"output_type 'guess'.*fix it or .*some.yaml"),
+        ({"dataset_kwargs": {"data_files": {"test": "gone.jsonl"}}}, r"gone.jsonl can't be read"),
+        ({"process_docs": "!function gone.f"}, r"No module named 'gone'.*fix it or .*some.yaml"),
+        ({"dataset_path": "csv", "output_type": "guess"}, r"'mine' can't be scored .*fix .*some.yaml"),
+    ],
+)
+def test_a_mistake_in_a_user_s_task_is_one_sentence(tmp_path, fields, said):
+    include = own_tasks(tmp_path / "mine", **fields)
+    with pytest.raises(UserError, match=said):
+        scored("mine", include=include)
+
+
+def test_a_folder_that_is_none_or_broken_yaml_is_named(tmp_path):
+    with pytest.raises(UserError, match="gone is no folder"):
+        MeasureConfig(downstream_include=str(tmp_path / "gone"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.yaml").write_text("task: [a\n")
+    with pytest.raises(UserError, match=r"a\.yaml is not YAML"):
+        MeasureConfig(downstream_include=str(tmp_path / "mine"))
+
+
+def test_a_group_has_a_chance_level_and_the_few_shot_number_of_its_tasks(tasks, tmp_path):
+    found = scored("both", tasks, include=own_tasks(tmp_path / "mine"))
+    # 3 items with two choices, 12 with four.
+    assert found.score("both").chance == {"acc": pytest.approx((3 / 2 + 12 / 4) / 15)}
+    assert found.score("both").items == 15
+    assert found.missing == ()
+
+
+def test_a_group_is_scored_on_the_members_whose_files_are_there(tasks, tmp_path):
+    include = own_tasks(tmp_path / "mine")
+    (tasks / "arc_easy.jsonl").unlink()
+    found = scored("both", tasks, include=include)
+    assert names(found) == ["both", "mine"]
+    assert found.missing == found.score("both").missing == ("arc_easy",)
+    assert "both (partial)" in as_table([found])
+    [said] = check_files(("both",), data_dir=tasks, include=include, fewshot=None)
+    assert said.startswith("both is partial: 1 of 2 tasks are scored")
+    assert said.endswith("lacks arc_easy.jsonl")
+    write(tasks, "arc_challenge", ARC)
+    assert names(scored("ai2_arc", tasks)) == ["arc_challenge"]
+    write(tasks, "mmlu_anatomy", {"question": "a", "choices": list("bcde"), "answer": 1})
+    mmlu = scored("mmlu", tasks)
+    assert names(mmlu) == ["mmlu", "mmlu_stem", "mmlu_anatomy"]
+    assert (len(mmlu.missing), len(mmlu.score("mmlu_stem").missing)) == (56, 18)
+
+
+def test_a_group_without_any_file_lists_all_that_are_missing(tmp_path):
+    (tmp_path / "data").mkdir()
+    said = r"group 'mmlu_stem' needs mmlu_abstract_algebra.jsonl, mmlu_anatomy.jsonl, .* in --data-dir"
+    with pytest.raises(UserError, match=said) as caught:
+        scored("mmlu_stem", tmp_path / "data")
+    assert str(caught.value).count(".jsonl") == 19
+
+
+def test_the_script_converts_what_others_publish(tmp_path):
+    """Its items are those of the task of lm-eval, and its articles those of WikiText."""
+    write(tmp_path / "in", "arc_easy", {**FOUNDRY, "query": "Question: Which?"})
+    write(tmp_path / "in", "piqa", {**FOUNDRY, "query": "Question: Which?\n"})
+    write(tmp_path / "in", "lambada_test", {"text": "a stone é"})
+    pages = [" = A = \n \n text \n = = Part = = \n more \n", " = B = \n \n text \n"]
+    (tmp_path / "in" / "wikitext2_test.txt").write_text(" \n" + "".join(pages))
+    script = Path(__file__).parents[2] / "examples" / "local_items.py"
+    words = [str(file) for file in (tmp_path / "in").iterdir()]
+    subprocess.run([sys.executable, script, *words, "--out", tmp_path / "out"], check=True)
+    asked = {
+        name: [one.args for one in scored(name, tmp_path / "out").tasks[name].instances]
+        for name in ("arc_easy", "piqa", "lambada_openai", "wikitext")
+    }
+    prompt = "Question: Which?\nAnswer:"
+    assert asked["arc_easy"] == asked["piqa"] == [(prompt, " this"), (prompt, " that")]
+    assert asked["lambada_openai"] == [("a stone", " é")]
+    rows = [json.loads(one) for one in (tmp_path / "out/wikitext.jsonl").read_text().splitlines()]
+    assert [row["page"] for row in rows] == pages
+
+
+def test_a_task_may_leave_items_out(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "def kept(rows):\n    return rows.filter(lambda row: row['query'] != 'out')\n"
+    )
+    include = own_tasks(tmp_path / "mine", process_docs="!function own.kept")
+    (tmp_path / "own.py").rename(include / "own.py")
+    write(tmp_path, "items", {**FOUNDRY, "query": "out"}, FOUNDRY, {**FOUNDRY, "gold": 2})
+    with pytest.raises(UserError, match=r"line 3 .* its answer, (2|None), is none"):
+        scored("mine", include=include)
+    write(tmp_path, "items", {**FOUNDRY, "query": "out"}, FOUNDRY)
+    assert scored("mine", include=include).score("mine").items == 1
+
+
+def test_a_partial_group_is_marked_in_the_record(tasks, tmp_path):
+    include = own_tasks(tmp_path / "mine")
+    (tasks / "arc_easy.jsonl").unlink()
+    found = section(scored("both", tasks, include=include), BatchShift(nats=0.0, flipped=0, items=1))
+    check("downstream", found, TypeAdapter(DOWNSTREAM))
+    assert found["both"]["missing"] == ["arc_easy"]
+    assert sum("missing" in entry for entry in found.values()) == 1

@@ -1,0 +1,202 @@
+"""A dense model of transformers scored by our adapter and by lm-eval's own. To compare them on real
+items, set MODBENCH_EVAL_DATA to a folder of --data-dir with LAMBADA, ARC-easy and PIQA; -s prints the
+scores."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from lm_eval.evaluator import evaluate as lm_eval_evaluate
+from local_tasks import request, write_tasks
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from modbench.accounting.count import count
+from modbench.errors import UserError
+from modbench.evaluate.downstream import evaluate
+from modbench.evaluate.hub_lm import load_hub_lm
+
+#: Folder of real items, in place of the made-up ones, and how many of each task are compared.
+REAL, LIMIT = os.environ.get("MODBENCH_EVAL_DATA"), 200 if "MODBENCH_EVAL_DATA" in os.environ else None
+LENGTH, VOCABULARY = (512, 2048) if REAL else (64, 300)
+
+
+def byte_tokenizer(text: str, ids: int) -> PreTrainedTokenizerFast:
+    engine = Tokenizer(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = decoders.ByteLevel()
+    special = ["<s>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=ids, show_progress=False, special_tokens=special, initial_alphabet=alphabet
+    )
+    engine.train_from_iterator([text], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=engine, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tasks(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def folder(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with random weights, large enough that its scores differ between answers."""
+    path = tmp_path_factory.mktemp("llama")
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=LENGTH,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    text = (Path(REAL or tasks) / "arc_easy.jsonl").read_text()
+    byte_tokenizer(text, VOCABULARY - 10).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("batch", ["auto", 3])
+def test_scores_equal_those_of_lm_eval_s_own_adapter(folder, tasks, batch):
+    from lm_eval.models.huggingface import HFLM  # needs accelerate, of the extra dev
+
+    ours = load_hub_lm(folder, batch=batch)
+    # It sums in the model's type, and float32 is up to 2e-4 nats off at 2,000 nats.
+    model = AutoModelForCausalLM.from_pretrained(folder).double()
+    theirs = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=2)
+    assert ours.max_length == theirs.max_length == LENGTH
+    names = ["lambada_openai", "arc_easy", "piqa", *(() if REAL else ("wikitext",))]
+    data_dir = Path(REAL) if REAL else tasks
+    for evaluation in evaluate(ours, names, data_dir=data_dir, limit=LIMIT):
+        score = evaluation.score(evaluation.name)
+        answers = pairs(evaluation.tasks[evaluation.name])
+        loaded = {"tasks": dict(evaluation.tasks)}
+        again = lm_eval_evaluate(theirs, loaded, limit=LIMIT, bootstrap_iters=0)
+        expected = pairs(evaluation.tasks[evaluation.name])
+        off = max(abs(one[0] - two[0]) for one, two in zip(answers, expected, strict=True))
+        print(f"{evaluation.name}: {score.items} items, {len(answers)} requests, {off:.1e} nats apart")
+        assert off < 1e-4
+        assert [greedy for _, greedy in answers] == [greedy for _, greedy in expected]
+        for metric, ours_of in score.metrics.items():
+            value = again["results"][evaluation.name][f"{metric},none"]
+            print(f"{evaluation.name} {metric}: {ours_of:.6g} and {value:.6g}")
+            exact = metric.startswith("acc")
+            assert ours_of == (value if exact else pytest.approx(value, rel=1e-4))
+        assert any(answers[0] != answer for answer in answers)
+
+
+def pairs(task):
+    """(log-probability, greedy) of each request of ``task``; a rolling one has no greedy answer."""
+    answers = [instance.resps[0] for instance in task.instances]
+    return [one if isinstance(one, tuple) else (one, False) for one in answers]
+
+
+def test_few_shot_prompts_are_those_of_lm_eval(folder, tasks, tmp_path):
+    rows = (tasks / "arc_easy.jsonl").read_text().splitlines()
+    (tmp_path / "arc_easy.jsonl").write_text("\n".join(rows[:4]))
+    (tmp_path / "arc_easy_train.jsonl").write_text("\n".join(rows[4:]))
+    [evaluation] = evaluate(load_hub_lm(folder), ["arc_easy"], data_dir=tmp_path, num_fewshot=2)
+    prompt = evaluation.tasks["arc_easy"].instances[0].args[0]
+    assert prompt.count("Question: ") == 3
+    assert prompt.endswith(f"{json.loads(rows[0])['question']}\nAnswer:")
+    assert evaluation.score("arc_easy").few_shot == 2
+
+
+def test_few_shot_examples_without_a_file_are_asked_for(folder, tasks):
+    with pytest.raises(UserError, match=r"takes its 2 examples from arc_easy_train\.jsonl"):
+        next(evaluate(load_hub_lm(folder), ["arc_easy"], data_dir=tasks, num_fewshot=2))
+
+
+def test_generation_is_that_of_transformers(folder):
+    lm = load_hub_lm(folder)
+    options = {"until": [], "max_gen_toks": 8}
+    [text] = lm.generate_until([request("stone river", options, kind="generate_until")])
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), lm.model.model
+    inputs = tokenizer("stone river", return_tensors="pt", return_token_type_ids=False)
+    ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert text == tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder, tasks, tmp_path):
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
+    byte_tokenizer((tasks / "arc_easy.jsonl").read_text(), 320).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="its tokenizer has 320 ids, but the model only 300"):
+        load_hub_lm(tmp_path)
+
+
+def test_a_folder_without_tokenizer_or_weights_is_refused(folder, tmp_path):
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    with pytest.raises(UserError, match="has no tokenizer that transformers can load"):
+        load_hub_lm(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has no causal language model that transformers can load"):
+        load_hub_lm(tmp_path)
+
+
+def test_flops_are_those_that_the_counter_sees(folder):
+    """Of one request: all tokens but the last are read, and one row of logits is asked for."""
+    lm = load_hub_lm(folder)
+    lm.loglikelihood([request("stone river green", " lamp")])
+    tokens = lm.cost.tokens
+    counted = count(lm.model.model, (1, tokens), phase="prefill").total_model
+    rows = len(lm.tok_encode("stone river green lamp")) - len(lm.tok_encode("stone river green"))
+    logits = 2 * 32 * VOCABULARY * (rows - 1)
+    assert lm.cost.nominal_flops == lm.cost.realised_flops == counted + logits
+    assert lm.cost.per_token()["nominal_flops_per_token"] == (counted + logits) / tokens
+
+
+def test_a_family_without_a_closed_form_has_no_flops(folder, tmp_path):
+    config = PhiConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=32,
+    )
+    PhiForCausalLM(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    lm = load_hub_lm(tmp_path)
+    lm.loglikelihood([request("stone", " lamp")])
+    assert lm.model.ledger is None
+    assert lm.cost.per_token()["nominal_flops_per_token"] is None
+
+
+def copied(folder, place):
+    shutil.copytree(folder, place)
+    return place
+
+
+def test_a_damaged_file_of_the_folder_is_named(folder, tmp_path):
+    weights = copied(folder, tmp_path / "a") / "model.safetensors"
+    for kept in (weights.stat().st_size // 2, 4, 0):
+        os.truncate(weights, kept)
+        with pytest.raises(UserError, match=r"a/model\.safetensors is truncated or damaged .*copy it"):
+            load_hub_lm(tmp_path / "a")
+    tokenizer = copied(folder, tmp_path / "b") / "tokenizer.json"
+    for text in (tokenizer.read_bytes()[:100], b'{"model": 1}', b"\xff"):
+        tokenizer.write_bytes(text)
+        with pytest.raises(UserError, match="b has no tokenizer that transformers can load"):
+            load_hub_lm(tmp_path / "b")
+    config = copied(folder, tmp_path / "c") / "config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
+    with pytest.raises(UserError, match=r"the weights in .*c lack model\.layers\.2\..*9 tensors"):
+        load_hub_lm(tmp_path / "c")
+    config.write_text("{")
+    with pytest.raises(UserError, match="c has no "):
+        load_hub_lm(tmp_path / "c")

@@ -1,0 +1,224 @@
+"""The audit of a scheme as a record of its own, and the rows that read it."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import pytest
+
+from modbench.errors import UserError
+from modbench.records.record import AuditRecord, cell_key, read_record
+from modbench.records.store import append_record, read_suite
+from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.markdown import markdown
+from modbench.report.page import write_report
+
+PROBES = {1: "causal", 2: "batch-invariant", 3: "decode parity", 9: "count", 10: "state"}
+
+
+def finding(probe, verdict="passed", figure="0"):
+    name = PROBES[probe]
+    return {"probe": probe, "name": name, "verdict": verdict, "figure": figure, "ranks": probe != 10}
+
+
+def make_audit(name="mod", *, failed=(), torch="2.13.0", finished="2026-01-01T00:01:00+00:00", **fields):
+    scheme = {
+        "router": {"name": name, "options": {}, "code_sha256": "ab" * 32},
+        "model": {"width": 128},
+        "shapes": [[3, 63], [16, 256]],
+        "trained": [8, 256],
+        "torch": torch,
+        "modbench": "0.1.0",
+        "device": "cpu",
+    }
+    arguments = {
+        "scheme": scheme,
+        "key": cell_key(scheme),
+        "code": {"version": "0.1.0", "commit": None, "dirty": None},
+        "environment": {"cpu": "Imaginary CPU", "gpu": None, "threads": 1, "torch": torch},
+        "audit": [
+            finding(probe, "failed", "by 0.7") if probe in failed else finding(probe) for probe in PROBES
+        ],
+        "started": "2026-01-01T00:00:00+00:00",
+        "finished": finished,
+    }
+    return AuditRecord(**{**arguments, **fields})
+
+
+def cells(fakes, audit, *, own=(), label="mod", seeds=(0,), **changes):
+    """Records that refer to ``audit``; a cell checks its trained weights and counts its steps."""
+    checks = [next((f for f in own if f["probe"] == probe), finding(probe)) for probe in (1, 9)]
+    return [
+        fakes.make_record(label, seed=seed, audit=checks, audit_key=audit.key, **changes)
+        for seed in seeds
+    ]
+
+
+def board_of(records, *audits):
+    return Leaderboard.of(records, audits={audit.key: audit for audit in audits})
+
+
+def test_records_and_audits_share_a_folder_and_are_read_apart(tmp_path, fakes):
+    audit = make_audit()
+    records = cells(fakes, audit, seeds=(0, 1))
+    paths = [append_record(tmp_path, line) for line in (records[0], audit, records[1])]
+    assert json.loads(paths[1].read_text())["kind"] == "audit"
+    found = read_suite(tmp_path)
+    assert found.audits == {audit.key: audit}
+    assert sorted(record.cell["seed"] for record in found.cells) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"key": "0" * 16}, "key is '0000000000000000' but its scheme's key is"),
+        ({"audit": [{"probe": 1}]}, r"audit\[0\].name is missing"),
+    ],
+)
+def test_a_wrong_field_of_an_audit_is_named(change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        replace(make_audit(), **change)
+
+
+def test_fields_that_older_records_lack_are_absent_from_their_lines(fakes):
+    old = fakes.make_record()
+    assert {"audit_key", "flops_source"}.isdisjoint(json.loads(old.line()))
+    assert read_record(old.line()).audit_key is None
+    new = fakes.make_record(audit_key="0" * 16, flops_source="counted")
+    assert read_record(new.line()) == new
+
+
+def test_of_two_audits_of_one_scheme_the_one_finished_last_counts(tmp_path):
+    first = make_audit(failed=(2,))
+    second = make_audit(finished="2026-01-01T00:02:00+00:00")
+    for number, order in enumerate(([second, first], [first, second])):
+        for audit in order:
+            append_record(tmp_path / str(number), audit)
+        assert read_suite(tmp_path / str(number)).audits == {first.key: second}
+
+
+def test_seeds_share_the_audit_of_their_scheme(fakes):
+    audit = make_audit()
+    (entry,) = board_of(cells(fakes, audit, seeds=(0, 1, 2)), audit).entries
+    assert (entry.rank, entry.row.audit, entry.note) == (1, "passed 5", "")
+
+
+@pytest.mark.parametrize("probe", [1, 2, 3, 9])
+def test_a_scheme_that_fails_a_ranking_probe_is_not_ranked(fakes, probe):
+    audit = make_audit(failed=(probe,))
+    (entry,) = board_of(cells(fakes, audit), audit).entries
+    assert entry.rank is None
+    assert entry.note == f"failed audit probe {probe} {PROBES[probe]} (by 0.7)"
+    assert entry.row.audit == f"failed {probe} {PROBES[probe]}"
+
+
+def test_a_scheme_that_fails_another_probe_is_ranked_with_a_note(fakes):
+    audit = make_audit(failed=(10,))
+    (entry,) = board_of(cells(fakes, audit), audit).entries
+    assert (entry.rank, entry.note) == (1, "failed audit probe 10 state (by 0.7)")
+
+
+@pytest.mark.parametrize("probe", [1, 9])
+def test_one_cell_that_fails_its_own_check_keeps_its_row_out_of_the_ranking(fakes, probe):
+    audit = make_audit()
+    own = [finding(probe, "failed", "trained weights: 12 positions")]
+    records = cells(fakes, audit) + cells(fakes, audit, seeds=(1,), own=own)
+    (entry,) = board_of(records, audit).entries
+    assert entry.rank is None
+    assert entry.note == f"failed audit probe {probe} {PROBES[probe]} (trained weights: 12 positions)"
+
+
+def test_training_steps_that_could_not_be_counted_do_not_hide_the_audit(fakes):
+    audit = make_audit()
+    own = [finding(9, "not asked", "2 training steps were not counted, for want of memory")]
+    (entry,) = board_of(cells(fakes, audit, own=own), audit).entries
+    assert (entry.rank, entry.row.audit) == (1, "passed 5")
+
+
+def test_a_cell_whose_audit_is_missing_is_not_ranked(fakes):
+    audit, other = make_audit(), make_audit("vanilla")
+    records = cells(fakes, audit) + cells(fakes, other, label="vanilla")
+    entries = {entry.row.label: entry for entry in board_of(records, other).entries}
+    assert entries["vanilla"].rank == 1
+    assert (entries["mod"].rank, entries["mod"].note) == (None, "audit was not run")
+    assert entries["mod"].row.audit == "not run"
+
+
+def test_a_report_reads_audits_from_the_records_folder(tmp_path, fakes):
+    audit = make_audit()
+    for line in (audit, *cells(fakes, audit)):
+        append_record(tmp_path, line)
+    write_report(tmp_path)
+    (line,) = csv.DictReader((tmp_path / "leaderboard.csv").read_text().splitlines())
+    assert (line["rank"], line["audit"]) == ("1", "passed 5")
+
+
+def test_a_suite_without_a_finished_cell_is_no_error(tmp_path):
+    append_record(tmp_path, make_audit())
+    said = []
+    assert write_report(tmp_path, say=said.append) == []
+    assert said == [f"{tmp_path}: no cell has finished yet; there is nothing to report"]
+
+
+def test_how_flops_were_found_is_a_column(fakes):
+    sources = {"a": "closed form", "b": "counted", "old": None}
+    board = Leaderboard.of(
+        [fakes.make_record(label, flops_source=source) for label, source in sources.items()]
+    )
+    page = markdown(board)
+    for label, source in sources.items():
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| {label} | "))
+        assert line.endswith(f" | {source or '-'} |")
+    table = csv.DictReader(io.StringIO(board.csv()))
+    assert {line["label"]: line["flops_source"] or None for line in table} == sources
+
+
+def test_a_table_of_old_records_has_no_column_for_how_flops_were_found(fakes):
+    assert "| FLOPs |" not in markdown(Leaderboard.of([fakes.make_record("old")]))
+
+
+@pytest.mark.parametrize(
+    ("name", "realised", "nominal", "note"),
+    [
+        ("", 0.31, 0.125, "causal rule selects 0.31 of tokens, nominal 0.125"),
+        ("", 0.0747, 0.125, "causal rule selects 0.0747 of tokens, nominal 0.125"),
+        ("", 0.0, 0.125, "causal rule selects 0 of tokens, nominal 0.125"),
+        ("", 0.18, 0.125, ""),
+        ("", 0.09, 0.125, ""),
+        ("expert_", 3.2, 2.0, "causal rule selects 3.2 experts per token, nominal 2"),
+        ("expert_", 1.6, 2.0, ""),
+    ],
+)
+def test_a_causal_rule_far_from_its_nominal_capacity_is_marked(fakes, name, realised, nominal, note):
+    metrics = {f"{name}realised_capacity": realised, f"{name}nominal_capacity": nominal}
+    records = [fakes.make_record("mod", metrics=metrics), fakes.make_record("vanilla")]
+    board = Leaderboard.of(records)
+    notes = {entry.row.label: entry.note for entry in board.entries}
+    assert notes == {"mod": note, "vanilla": ""}
+    page = markdown(board)
+    assert (f"- **mod**: {note}\n" in page) == bool(note)
+
+
+def test_a_capacity_is_judged_by_the_mean_over_seeds(fakes):
+    def board(*realised):
+        return Leaderboard.of(
+            [
+                fakes.make_record(
+                    "mod", seed=seed, metrics={"realised_capacity": one, "nominal_capacity": 0.125}
+                )
+                for seed, one in enumerate(realised)
+            ]
+        )
+
+    assert board(0.05, 0.2).entries[0].note == ""
+    assert board(0.3, 0.2).entries[0].note == "causal rule selects 0.25 of tokens, nominal 0.125"
+
+
+def test_an_unranked_row_far_from_its_nominal_capacity_says_so_after_the_reason(fakes):
+    metrics = {"realised_capacity": 0.5, "nominal_capacity": 0.125}
+    (entry,) = Leaderboard.of([fakes.make_record("mod", metrics=metrics, failed_probes=(1,))]).entries
+    assert entry.rank is None
+    assert entry.note == (
+        "failed audit probe 1 causal (moved by 0.7); causal rule selects 0.5 of tokens, nominal 0.125"
+    )

@@ -1,0 +1,364 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_audit_record import make_audit
+from timings_made_up import ceiling, make_case, timed, weighed
+
+from modbench.cli.main import main
+from modbench.errors import UserError
+from modbench.records import store
+from modbench.records.store import (
+    Finished,
+    append_record,
+    finished,
+    latest,
+    read_suite,
+    remove_leftovers,
+    write_files,
+)
+
+
+def test_what_is_appended_is_read_and_each_record_has_its_own_file(tmp_path, fakes):
+    first, second = fakes.make_record("vanilla"), fakes.make_record("mod")
+    one, other = append_record(tmp_path, first), append_record(tmp_path, second)
+    assert one != other
+    assert {record.key for record in read_suite(tmp_path).cells} == {first.key, second.key}
+    assert one.read_text() == first.line() + "\n"
+
+
+def test_no_folder_is_no_records(tmp_path):
+    assert read_suite(tmp_path / "nothing").cells == []
+
+
+def test_a_record_changed_into_a_bad_one_is_not_written(tmp_path, fakes):
+    record = fakes.make_record()
+    record.metrics["heldout_loss"] = float("nan")
+    with pytest.raises(UserError, match="finite"):
+        append_record(tmp_path, record)
+    assert read_suite(tmp_path).cells == []
+
+
+def test_a_line_is_on_the_disk_before_it_counts_as_stored(tmp_path, fakes, monkeypatch):
+    order = []
+    right = {name: getattr(os, name) for name in ("fsync", "replace")}
+
+    def noted(name):
+        def call(first, *rest):
+            order.append((name, os.fstat(first).st_ino if name == "fsync" else None))
+            return right[name](first, *rest)
+
+        return call
+
+    for name in right:
+        monkeypatch.setattr(os, name, noted(name))
+    path = append_record(tmp_path, fakes.make_record())
+    file, folder = path.stat().st_ino, path.parent.stat().st_ino
+    assert order == [("fsync", file), ("replace", None), ("fsync", folder)]
+
+
+def test_a_full_disk_leaves_no_part_of_a_record(tmp_path, fakes, monkeypatch):
+    append_record(tmp_path, fakes.make_record("vanilla"))
+    before = {path: path.read_bytes() for path in (tmp_path / "records").iterdir()}
+
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        append_record(tmp_path, fakes.make_record("mod"))
+    assert {path: path.read_bytes() for path in (tmp_path / "records").iterdir()} == before
+
+
+def test_a_place_that_can_not_hold_records_is_named(tmp_path, fakes):
+    (tmp_path / "records").write_text("a file where the folder goes")
+    with pytest.raises(UserError, match=r"records: can't be written .*; give --results"):
+        append_record(tmp_path, fakes.make_record())
+    with pytest.raises(UserError, match=r"records: can't be read"):
+        read_suite(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into any folder")
+def test_a_read_only_folder_is_named(tmp_path, fakes):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="Permission denied"):
+        append_record(tmp_path, fakes.make_record())
+    tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("cut", [1, 10, 200])
+def test_only_an_unterminated_last_line_is_passed_over(tmp_path, fakes, cut):
+    whole, killed = fakes.make_record("vanilla").line(), fakes.make_record("mod").line()
+    shard = tmp_path / "records" / "a.jsonl"
+    shard.parent.mkdir()
+    content = f"{whole}\n{killed}\n".encode()[:-cut]
+    shard.write_bytes(content)
+    assert [record.line() for record in read_suite(tmp_path).cells] == [whole]
+    assert shard.read_bytes() == content
+
+
+def _corrupted(fakes):
+    record = fakes.make_record("mod")
+    line = record.line()
+
+    def with_its_digest(text):
+        return fakes.altered(record, lambda value: value["metrics"].update(heldout_loss=float(text)))
+
+    return {
+        "half a line": (line[:300], "not JSON"),
+        "an empty line": ("", "not JSON"),
+        "no object": ("[]", "not a JSON object"),
+        "another schema": (fakes.altered(record, lambda r: r.update(schema=99)), "schema is 99"),
+        "no schema": (fakes.altered(record, lambda r: r.pop("schema")), "schema is None"),
+        "another cell": (
+            fakes.altered(record, lambda r: r["cell"].update(seed=7)),
+            "but its cell's key",
+        ),
+        "unknown metric": (
+            fakes.altered(record, lambda r: r["metrics"].update(los=1)),
+            "metrics.los",
+        ),
+        "unknown kind": (fakes.altered(record, lambda r: r.update(kind="los")), "kind is 'los'; known"),
+        "unknown field": (
+            fakes.altered(record, lambda r: r.update(host="h")),
+            "host is not a known field",
+        ),
+        "missing field": (
+            fakes.altered(record, lambda r: r.pop("status")),
+            "status is missing",
+        ),
+        "NaN": (with_its_digest("nan"), "finite"),
+        "infinity": (with_its_digest("inf"), "finite"),
+        "a field twice": (line[:-1] + ',"status":"ok"}', "another line"),
+        "reformatted": (json.dumps(json.loads(line)), "another line"),
+    }
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "half a line",
+        "an empty line",
+        "no object",
+        "another schema",
+        "no schema",
+        "another cell",
+        "unknown metric",
+        "unknown kind",
+        "unknown field",
+        "missing field",
+        "NaN",
+        "infinity",
+        "a field twice",
+        "reformatted",
+    ],
+)
+def test_a_corrupt_line_is_named_and_nothing_is_changed(tmp_path, fakes, what):
+    bad, reason = _corrupted(fakes)[what]
+    shard = tmp_path / "records" / "a.jsonl"
+    shard.parent.mkdir()
+    content = f"{fakes.make_record().line()}\n{bad}\n{fakes.make_record(seed=1).line()}\n"
+    shard.write_text(content)
+    with pytest.raises(UserError) as raised:
+        read_suite(tmp_path)
+    assert f"{shard}, line 2: " in str(raised.value)
+    assert reason in str(raised.value)
+    assert "remove that line" in str(raised.value)
+    assert len(str(raised.value)) <= 300
+    assert "\n" not in str(raised.value)
+    assert shard.read_text() == content
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    shard = tmp_path / "records" / "a.jsonl"
+    shard.parent.mkdir()
+    shard.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1: .*not UTF-8"):
+        read_suite(tmp_path)
+
+
+def test_a_line_separator_inside_a_string_ends_no_line(tmp_path, fakes):
+    record = fakes.make_record(status="failed", error="one\u2028two\nthree")
+    fakes.store(tmp_path, [record])
+    assert read_suite(tmp_path).cells == [record]
+
+
+def test_the_set_of_records_counts_not_shards_order_or_copies(tmp_path, fakes, six):
+    one = fakes.store(tmp_path / "one", six)
+    many = fakes.store(tmp_path / "many", [*six[::-1], six[2], six[0]], shards=4)
+    assert read_suite(one).cells == read_suite(many).cells
+    assert len(read_suite(many).cells) == 6
+
+
+def test_of_reruns_an_ok_one_wins_then_the_one_finished_last_then_the_greatest_line(fakes):
+    early, late = "2026-01-01T01:00:00+00:00", "2026-01-01T02:00:00Z"
+    ok_early = fakes.make_record(loss=5.0, finished=early)
+    ok_late = fakes.make_record(loss=5.1, finished=late)
+    failed_last = fakes.make_record(status="failed", finished="2026-01-01T03:00:00+00:00")
+    ok_late_too = fakes.make_record(loss=5.2, finished=late)
+    greatest = max(ok_late, ok_late_too, key=lambda record: record.line())
+    assert len({record.key for record in (ok_early, ok_late, failed_last)}) == 1
+    for order in ([ok_early, ok_late, failed_last], [failed_last, ok_late, ok_early]):
+        assert latest(order) == [ok_late]
+    assert latest([ok_late, ok_late_too]) == latest([ok_late_too, ok_late]) == [greatest]
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from modbench.records.record import read_record
+from modbench.records.store import append_record
+record = read_record(Path(sys.argv[2]).read_text())
+for _ in range(1000):
+    append_record(Path(sys.argv[1]), record)
+    print("appended", flush=True)
+"""
+
+
+def test_a_killed_writer_loses_nothing_that_it_had_appended(tmp_path, fakes):
+    (tmp_path / "line").write_text(fakes.make_record().line())
+    command = [sys.executable, "-c", _WRITER, str(tmp_path), str(tmp_path / "line")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        for _ in range(3):
+            assert writer.stdout.readline()
+        writer.kill()
+    assert len(list((tmp_path / "records").glob("*.jsonl"))) >= 3
+    assert len(read_suite(tmp_path).cells) == 1
+
+
+def test_a_flipped_byte_is_refused_wherever_it_is(tmp_path, fakes):
+    line = fakes.make_record().line()
+    shard = tmp_path / "records" / "a.jsonl"
+    shard.parent.mkdir()
+    for place in range(0, len(line), 61):
+        damaged = bytearray(f"{line}\n".encode())
+        damaged[place] ^= 1
+        shard.write_bytes(damaged)
+        for read in (read_suite, finished):
+            with pytest.raises(UserError, match=r"a\.jsonl, line 1: no valid record"):
+                read(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["FIFO", "folder", "device"])
+@pytest.mark.parametrize("read", [read_suite, finished])
+def test_what_is_no_regular_file_is_refused_without_opening_it(tmp_path, what, read):
+    shard = tmp_path / "records" / "a.jsonl"
+    shard.parent.mkdir()
+    if what == "FIFO":
+        os.mkfifo(shard)
+    elif what == "folder":
+        shard.mkdir()
+    else:
+        shard.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"a\.jsonl: it is not a regular file"):
+        read(tmp_path)
+
+
+def test_digest_is_checked_whatever_the_schema_says(tmp_path, fakes):
+    line = fakes.make_record().line().replace('"schema":3', '"schema":2', 1)
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "a.jsonl").write_text(f"{line}\n")
+    for read in (read_suite, finished):
+        with pytest.raises(UserError, match="its digest is of another line"):
+            read(tmp_path)
+
+
+def test_lines_of_each_kind_from_before_digests_are_read(tmp_path, fakes):
+    cell, audit = fakes.make_record(), make_audit()
+    timings = [timed("mod", make_case()), ceiling(), weighed("mod", 99, 98)]
+    for folder, records in (("records", (cell, audit)), ("timings", timings)):
+        (tmp_path / folder).mkdir()
+        lines = [fakes.old_line(record) + "\n" for record in records]
+        (tmp_path / folder / "old.jsonl").write_text("".join(lines))
+    found = read_suite(tmp_path)
+    assert (found.cells, found.audits) == ([cell], {audit.key: audit})
+    assert sorted(found.timings, key=lambda timing: timing.job) == sorted(
+        timings, key=lambda timing: timing.job
+    )
+    assert [entry.kind for entry in finished(tmp_path)] == ["cell", "audit", *["timing"] * 3]
+
+
+def test_what_is_finished_is_told_without_reading_records_in_full(tmp_path, fakes):
+    cell, timing = fakes.make_record(audit_key="ab" * 8), timed("mod", make_case(), repetition=2)
+    for record in (cell, make_audit(), timing):
+        append_record(tmp_path, record)
+    told = sorted(finished(tmp_path), key=lambda entry: entry.kind)
+    audit, loss, text = make_audit(), cell.metrics["heldout_loss"], cell.data["sha256"]
+    assert told == [
+        Finished("audit", audit.key, None, None, None, None, None, audit.finished),
+        Finished("cell", cell.key, "ok", "ab" * 8, None, None, None, cell.finished, loss, text),
+        Finished("timing", timing.key, "ok", None, "run-1", "time", 2, timing.finished),
+    ]
+
+
+def test_old_temporary_files_are_removed_and_new_ones_are_kept(tmp_path, fakes):
+    """A writer in another container can't be seen, so that age alone counts."""
+    append_record(tmp_path, fakes.make_record())
+    (tmp_path / "records" / ".folder.jsonl.elsewhere.00.tmp").mkdir()  # of the user's
+    old = [
+        tmp_path / ".leaderboard.md.elsewhere.00.tmp",
+        tmp_path / ".leaderboard.md.99999999.tmp",  # an earlier modbench's
+        tmp_path / "records" / ".dead.jsonl.elsewhere.00.tmp",
+    ]
+    live = [path.with_name(path.name.replace("00", "11")) for path in old[::2]]
+    for path in (*old, *live):
+        path.touch()
+    assert remove_leftovers(tmp_path) == []
+    for path in old:
+        os.utime(path, (time.time() - 4000,) * 2)
+    assert sorted(remove_leftovers(tmp_path)) == sorted(old)
+    assert all(path.exists() for path in live)
+    assert not any(path.exists() for path in old)
+    assert len(read_suite(tmp_path).cells) == 1
+
+
+def test_two_writers_with_one_process_id_do_not_meet(tmp_path, monkeypatch):
+    names, replace = [], os.replace
+
+    def seen(old, new):
+        names.append(Path(old).name)
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", seen)
+    for text in (b"one", b"two"):
+        write_files(tmp_path, {"page.md": text})
+    assert len(set(names)) == 2
+    assert all(name.startswith(f".page.md.{socket.gethostname()[:40]}.") for name in names)
+    assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
+
+
+def test_a_record_that_was_emptied_is_told_by_the_report(tmp_path, fakes, capsys):
+    suite = tmp_path / "mine"
+    append_record(suite, fakes.make_record())
+    emptied = append_record(suite, fakes.make_record("mod"))
+    emptied.write_bytes(b"")
+    remove_leftovers(suite)
+    assert main(["report", "--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == (
+        f"modbench: {emptied}: it is empty, and a record that it held is lost; running the suite again "
+        "repeats what is missing; then remove the file\n"
+    )
+
+
+@pytest.mark.parametrize("under", ["records", "timings"])
+def test_a_last_line_that_is_cut_off_is_told_by_the_report(tmp_path, fakes, capsys, under):
+    suite = tmp_path / "mine"
+    kept = fakes.make_record()
+    append_record(suite, kept)
+    assert main(["report", "--results", str(tmp_path)]) == 0
+    assert "cut off" not in capsys.readouterr().err
+    shard = suite / under / "killed.jsonl"
+    shard.parent.mkdir(exist_ok=True)
+    shard.write_text(fakes.make_record("mod").line()[:-1])
+    assert main(["report", "--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == (
+        f"modbench: {shard}: its last line is cut off and is skipped; running the suite again repeats "
+        "what is missing\n"
+    )
+    assert read_suite(suite).cells == [kept]

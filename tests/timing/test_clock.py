@@ -1,0 +1,91 @@
+"""Fields of a timed case besides seconds: energy, GPU clocks, and how its layers routed.
+
+Ticking clocks, a made-up GPU.
+"""
+
+from itertools import count
+from typing import Any
+
+import pytest
+from timed_made_up import Nvml, Ticking, subject
+
+from modbench.timing import clock, nvml
+from modbench.timing.nvml import Gpu, GpuMonitor
+from modbench.timing.stopwatch import SHORTEST
+
+ONE_DECODING = {"decode_past": [8], "decode_batches": [1], "decode_tokens": 2}
+
+
+class Counting(Nvml):
+    """It has spent 6 J more each time that it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spent = count(1000, 6000)
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
+        return next(self.spent)
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, kind: str = "time", *, each: float = 1.0) -> dict[str, Any]:
+    """On a GPU, the samples of a case taking a second in total and a run ``each``."""
+    moments = count(0.0, 1.0)
+    monkeypatch.setattr(nvml, "monotonic", lambda: next(moments))
+    monkeypatch.setattr(clock, "open_gpu", lambda on: (Gpu(Counting(), "new"), ""))
+    monkeypatch.setattr(clock, "stopwatch", lambda on: Ticking(each))
+    monkeypatch.setattr("modbench.timing.ceiling.COPIED", {"cpu": 16})
+    return clock.timed(kind, subject("mod", **ONE_DECODING), 1, lambda _: None)
+
+
+def test_energy_of_a_run_that_is_repeated_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = timed(monkeypatch, each=SHORTEST / 4)
+    assert [case["loops"] for case in found["cases"]] == [4] * 4
+    assert [case["joules"] for case in found["cases"]] == [6 / (4 * 3)] * 4
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.9, False), (1.0, True), (7.0, True)])
+def test_energy_is_reported_for_a_second_or_more(
+    seconds: float, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = iter((5.0, 5.0 + seconds))
+    monkeypatch.setattr(nvml, "monotonic", lambda: next(moments))
+    monitor = GpuMonitor(Gpu(Counting(), "new"))
+    monitor.begin()
+    assert monitor.joules(3) == (6 / 3 if told else None)
+
+
+@pytest.mark.parametrize("kind", ["time", "ceiling"])
+def test_a_gpu_is_looked_at_in_each_sample(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is slowed down from the second look on."""
+    found = timed(monkeypatch, kind)
+    watched = found["gpu"] if kind == "ceiling" else found["cases"][0]["gpu"]
+    looks = 18 if kind == "ceiling" else 3  # of five matmuls and a copy, or of one case
+    assert watched == {
+        "clock_mhz": [2000 - 100 * (looks - 1), 2000],
+        "memory_clock_mhz": [1500, 1500],
+        "throttled": ["power cap", "software thermal slowdown"],
+    }
+    assert found["machine"]["nvml"] == "ok"
+
+
+def test_without_a_gpu_its_fields_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modbench.timing.ceiling.COPIED", {"cpu": 16})
+    assert clock.timed("ceiling", subject(), 1, lambda _: None)["gpu"] is None
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        (("nothing routed", "as routed", "forced", "nothing routed"), "forced"),
+        (("nothing routed", "as routed", "nothing routed", "as routed"), "as routed"),
+        (("nothing routed",) * 4, "nothing routed"),
+    ],
+)
+def test_the_balance_of_all_cases_is_the_strongest(
+    kinds: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter(kinds)
+    monkeypatch.setattr(clock, "balance", lambda traces: next(left))
+    monkeypatch.setattr(clock, "stopwatch", lambda on: Ticking(1.0))
+    found = clock.timed("time", subject("mod", **ONE_DECODING), 1, lambda _: None)
+    assert (found["balance"], next(left, None)) == (told, None)

@@ -1,0 +1,257 @@
+"""The cases of `modbench time` do what they say and spend the FLOPs they say.
+
+B sequences, T tokens.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from timed_made_up import subject
+
+from modbench.errors import UserError
+from modbench.ledger import Workload
+from modbench.model.context import Context
+from modbench.model.decoder import Decoder
+from modbench.timing import benchmark_case, footprint
+from modbench.timing.benchmark_case import BenchmarkCase, inference_cases, training_cases
+from modbench.timing.benchmark_target import BenchmarkTarget
+from modbench.timing.ceiling import ceilings
+from modbench.timing.clock import balance, timed
+from modbench.timing.config import TimeConfig
+from modbench.timing.stopwatch import Stopwatch
+
+
+def full(*values: str) -> Any:
+    return pytest.param(*values, marks=pytest.mark.full)
+
+
+def all_cases(of: BenchmarkTarget, model: Decoder) -> list[BenchmarkCase]:
+    return training_cases(model, of) + inference_cases(model, of)
+
+
+@pytest.mark.parametrize(
+    "router", [full("vanilla"), "mod", "token_choice", full("expert_choice"), full("relu_routing")]
+)
+def test_each_case_spends_the_nominal_flops(router: str) -> None:
+    of = subject(router)
+    model = of.build()
+    names = []
+    for case in all_cases(of, model):
+        prepared = case.prepare()
+        prepared.before()
+        flops = case.flops(model, prepared.run())
+        assert flops["realised"] == flops["nominal"] == flops["dispatched"]
+        load = Workload.uniform(case.sequences, case.tokens, case.phase, case.past)
+        assert flops["nominal"]["model"] == model.ledger(load).total("model")
+        names.append(case.name)
+    decoding = [f"decode after {past} x {n}" for n in (1, 3) for past in (8, 30)]
+    assert names == ["forward", "train", "prefill 24 x 1", *decoding]
+
+
+def test_decoding_goes_on_from_the_same_place_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = subject("mod", decode_past=[8], decode_batches=[2])
+    model = of.build()
+    (case,) = (case for case in inference_cases(model, of) if case.phase == "decode")
+    read: list[list[int]] = []
+    right = benchmark_case.read
+
+    def watch(run: Any, tokens_BT: torch.Tensor, cache: Any, *rest: Any, **more: Any) -> Any:
+        read.append(list(cache.read))
+        return right(run, tokens_BT, cache, *rest, **more)
+
+    prepared = case.prepare()
+    monkeypatch.setattr(benchmark_case, "read", watch)
+    for _ in range(2):
+        prepared.before()
+        prepared.run()
+    assert read == [[past] * 2 for past in range(8, 16)] * 2
+
+
+def test_decoding_computes_what_a_full_pass_would() -> None:
+    of = subject("vanilla", decode_past=[8], decode_batches=[2])
+    model = of.build()
+    seen: list[torch.Tensor] = []
+    model.register_forward_hook(lambda module, given, out: seen.append(out))
+    (case,) = (case for case in inference_cases(model, of) if case.phase == "decode")
+    case.prepare().run()
+    tokens_BT = benchmark_case.random_tokens(model, 2, 16)
+    with torch.no_grad():
+        whole_BTV = model(tokens_BT, Context(selection="causal"))
+    assert torch.allclose(seen[-2], whole_BTV[:, -1:], atol=1e-5)
+
+
+def test_training_takes_a_step() -> None:
+    of = subject("token_choice")
+    model = of.build()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    for case in training_cases(model, of):
+        case.prepare().run()
+        moved = [
+            name for name, value in model.named_parameters() if not torch.equal(value, before[name])
+        ]
+        assert bool(moved) == (case.phase == "train")
+        assert model.training == (case.phase == "train")
+    assert set(moved) == set(before)
+
+
+def test_balance_names_how_layers_routed() -> None:
+    tokens_BT = torch.randint(97, (2, 32))
+    traces = {}
+    for router, forced in (("vanilla", True), ("mod", True), ("mod", False)):
+        context = Context(forced_balance=forced)
+        subject(router).build()(tokens_BT, context)
+        traces[router, forced] = context.trace
+    assert balance([traces["vanilla", True]]) == "nothing routed"
+    assert balance([traces["vanilla", True], traces["mod", True]]) == "forced"
+    assert balance([traces["mod", False]]) == "as routed"
+
+
+def test_all_cases_are_timed_and_the_machine_monitored() -> None:
+    events: list[dict[str, Any]] = []
+    found = timed("time", subject("mod", decode_past=[8], decode_batches=[1]), 1, events.append)
+    assert [case["name"] for case in found["cases"]] == [
+        *("forward", "train", "prefill 24 x 1"),
+        "decode after 8 x 1",
+    ]
+    assert all(len(case["seconds"]) == 3 and min(case["seconds"]) > 0 for case in found["cases"])
+    assert [event["step"] for event in events] == [1, 2, 3, 4]
+    assert events[-1]["steps"] == 4
+    assert (found["balance"], found["compiled"]) == ("forced", False)
+    assert found["cases"][0]["joules"] is found["cases"][0]["gpu"] is None
+    assert found["machine"]["nvml"] == "no GPU"
+
+
+def test_out_of_memory_in_a_case_leaves_the_others_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that runs out in training, after there were gradients and half of an optimizer's state."""
+    of = subject("mod", decode_past=[8], decode_batches=[1])
+    seen: list[bool] = []
+    right = benchmark_case.read
+
+    def step(*given: Any, **more: Any) -> Any:
+        right_step(*given, **more)
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")
+
+    def read(model: Decoder, *given: Any, **more: Any) -> Any:
+        seen.append(any(parameter.grad is not None for parameter in model.parameters()))
+        return right(model, *given, **more)
+
+    right_step = benchmark_case.training_step
+    monkeypatch.setattr(benchmark_case, "training_step", step)
+    monkeypatch.setattr(benchmark_case, "read", read)
+    found = timed("time", of, 1, lambda _: None)
+    assert [case["name"] for case in found["cases"]] == [
+        *("forward", "prefill 24 x 1", "decode after 8 x 1")
+    ]
+    (lack,) = found["ran_out"]
+    assert (lack["name"], lack["phase"], lack["past"]) == ("train", "train", 0)
+    assert (lack["sequences"], lack["tokens"], lack["asked_bytes"]) == (2, 32, 2**31)
+    assert lack["error"].startswith("out of memory, asked for 2,147,483,648 bytes")
+    assert seen
+    assert not any(seen)
+
+
+@pytest.mark.parametrize(("asked", "compiled"), [("on", True), ("off", False), ("auto", False)])
+def test_training_is_compiled_where_it_is_asked_for(
+    asked: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def compile(function: Any, *, dynamic: bool) -> Any:
+        assert not dynamic
+
+        def run(*given: Any) -> Any:
+            ran.append(function.__qualname__.rpartition("<locals>.")[2])
+            return function(*given)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile)
+    of = subject("mod", compile=asked, prefill=[24, 8], decode_batches=[1], decode_past=[8])
+    model = of.build()
+    expected = {"forward": ["logits"], "train": ["losses"]}
+    for case in all_cases(of, model):
+        prepared = case.prepare()
+        ran.clear()
+        prepared.run()
+        assert ran == (expected.get(case.phase, []) if compiled else [])
+
+
+def test_ceilings_are_of_the_models_own_matmuls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modbench.timing.ceiling.COPIED", {"cpu": 2**16})
+    found = ceilings(subject(), Stopwatch())
+    sizes = {g["component"]: (g["rows"], g["inner"], g["columns"]) for g in found["gemm"]}
+    assert sizes == {
+        "attention.qkv": (64, 32, 96),
+        "attention.out": (64, 32, 32),
+        "mlp up": (64, 32, 128),
+        "mlp down": (64, 64, 32),
+        "head": (64, 32, 97),
+    }
+    assert {g["dtype"] for g in found["gemm"]} == {"float32"}
+    assert min(g["flops_per_second"] for g in found["gemm"]) > 0
+    assert found["copy_bytes_per_second"] > 0
+
+
+@pytest.mark.parametrize("router", [full("vanilla"), "mod", full("token_choice")])
+def test_memory_is_split_exactly_and_predicted_so(router: str) -> None:
+    of = subject(router)
+    measured, predicted = footprint.training_footprint(of), footprint.predicted_training(of)
+    model = of.build()
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert measured["parameters"] == measured["gradients"] == weights
+    steps = 4 * len(list(model.parameters()))  # AdamW counts the steps of each parameter
+    assert measured["optimizer"] == 2 * weights + steps
+    parts = ("parameters", "gradients", "optimizer")
+    assert predicted == predicted | {part: measured[part] for part in parts[:2]}
+    for found in (measured, predicted):
+        assert found["peak"] == sum(found[part] for part in (*parts, "activations"))
+
+
+@pytest.mark.parametrize(
+    ("router", "precision"),
+    [
+        ("vanilla", "float32"),
+        full("vanilla", "bfloat16"),
+        full("mod", "float32"),
+        full("mod", "bfloat16"),
+        full("mode_staged", "float32"),
+        ("mode_staged", "bfloat16"),
+    ],
+)
+def test_the_cache_is_predicted_to_the_byte(router: str, precision: str) -> None:
+    of = subject(router)
+    if precision == "bfloat16":
+        of = replace(of, dtype=torch.bfloat16)
+    measured, predicted = footprint.inference_footprint(of), footprint.predicted_inference(of)
+    for part in ("parameters", "cache"):
+        assert measured[part] == predicted[part]
+    assert footprint.largest_prefill(of) == (3, 30)
+    if router == "vanilla":
+        width = 4 if precision == "float32" else 2
+        assert measured["cache"] == 3 * 30 * 4 * 2 * 32 * width
+    assert predicted["peak"] == sum(predicted[part] for part in ("parameters", "cache", "activations"))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"repetitions": 0}, "repetitions is 0; it must be 1 or more"),
+        ({"repetitions": 1, "samples": 2}, "they must multiply to 3 or more"),
+        ({"prefill": (0,)}, "prefill is [0]; each must be 1 or more"),
+        ({"compile": "perhaps"}, "compile is 'perhaps'"),
+        ({"threads": -1}, "threads is -1"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence.replace("[", r"\[").replace("]", r"\]")):
+        TimeConfig(**change)
+
+
+def test_lengths_follow_from_the_sequence_unless_they_are_given() -> None:
+    plain = TimeConfig().resolved(256)
+    assert (plain.prefill, plain.decode_past) == ((64, 256), (32, 128, 256))
+    assert TimeConfig(prefill=(7,)).resolved(256).prefill == (7,)
+    assert TimeConfig().resolved(1).decode_past == (1,)
+    assert "repetitions" not in plain.of_a_process()

@@ -1,0 +1,60 @@
+"""A small model, and a fake stopwatch and GPU to time it with."""
+
+from typing import Any
+
+from modbench.timing.benchmark_target import BenchmarkTarget
+from modbench.timing.stopwatch import Stopwatch, nothing
+
+SHAPE = {"vocabulary": 97, "width": 32, "layers": 4, "heads": 4, "mlp_width": 64}
+TIME = {
+    "samples": 3,
+    "warm_up": 0,
+    "prefill": [24],
+    "decode_past": [8, 30],
+    "decode_batches": [1, 3],
+    "decode_tokens": 8,
+}
+
+
+def subject(router: str = "vanilla", **changes: Any) -> BenchmarkTarget:
+    return BenchmarkTarget.of(
+        {
+            "router": {"name": router, "options": {}},
+            "model": SHAPE,
+            "train": {"sequence": 32, "batch": 2, "precision": "float32"},
+            "time": {**TIME, **changes},
+        }
+    )
+
+
+class Ticking(Stopwatch):
+    """A stopwatch by which each run takes ``seconds``."""
+
+    def __init__(self, seconds: float) -> None:
+        self.each = seconds
+
+    def seconds(self, run: Any, meanwhile: Any = nothing) -> float:
+        run()
+        meanwhile()
+        return self.each
+
+
+class Nvml:
+    """The module pynvml of a made-up GPU, whose clock falls and is slowed down at the second look."""
+
+    NVMLError = RuntimeError
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def nvmlDeviceGetClockInfo(self, handle: str, clock: int) -> int:  # noqa: N802
+        return 2000 - 100 * self.looks if clock == 1 else 1500
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:  # noqa: N802
+        self.looks += 1
+        return 0x01 if self.looks == 1 else 0x24
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
+        if handle == "old":
+            raise RuntimeError
+        return 12_500

@@ -9,13 +9,13 @@ import pytest
 from nox.command import CommandFailed
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # nox refuses sessions that are registered twice
 def noxfile() -> ModuleType:
     spec = importlib.util.spec_from_file_location("noxfile", Path(__file__).parents[1] / "noxfile.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)  # a second time it would register its sessions twice
+    spec.loader.exec_module(module)
     return module
 
 

@@ -56,7 +56,7 @@ class Noise:
 
 
 class Cell(NamedTuple):
-    """What runs have in common that differ in their seed only."""
+    """The settings that runs share which differ in their seed only."""
 
     scheme: str
     budget: float

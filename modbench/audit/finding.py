@@ -84,23 +84,26 @@ class Subject:
         return copy.deepcopy(self.model).double().eval()
 
     @cached_property
-    def scaled(self) -> Mapping[float, RoutedDecoder]:
+    def scaled(self) -> Mapping[str, RoutedDecoder]:
         """Copies in float64 that multiply the scores of each router by a constant, so that the largest
-        of a random text is one of `LARGE`: scores as of a model that was trained for long."""
-        return {most: self._scaled(most) for most in LARGE}
+        of a random text is one of `LARGE`: scores as of a model that was trained for long. One also
+        centres them, since with a bias all scores may have one sign. By a description."""
+        copies = {f"scaled up to {most:g}": self._scaled(_Scaled(most)) for most in LARGE}
+        most = LARGE[0]
+        return copies | {f"centred and scaled up to {most:g}": self._scaled(_Scaled(most, centred=True))}
 
-    def _scaled(self, most: float) -> RoutedDecoder:
+    def _scaled(self, scaling: "_Scaled") -> RoutedDecoder:
         model, tokens_BT = copy.deepcopy(self.exact), self.tokens(3, 63)
         for name, module in model.named_modules():
             if name.rpartition(".")[2] == "router":
-                module.register_forward_hook(_Scaled(most))
+                module.register_forward_hook(replace(scaling))
         context = Context(selection="causal", tokens_BT=tokens_BT)
         with torch.no_grad():
             x_BTD = model.embedding(tokens_BT)
             for layer in model.layers:
                 for name, parameter in layer.named_parameters():
                     if name.rpartition(".")[2] == "router" and parameter.shape[-1:] == x_BTD.shape[-1:]:
-                        parameter.mul_(_factor(x_BTD @ parameter.T, most))
+                        parameter.mul_(_factor(x_BTD @ parameter.T, scaling.most))
                 x_BTD = layer(x_BTD, context)
         return model
 
@@ -177,16 +180,20 @@ class Subject:
 @dataclass
 class _Scaled:
     """Forward hook that multiplies all outputs by the factor that makes the largest of the first one
-    ``most``."""
+    ``most``; ``centred``: after it has subtracted that one's mean."""
 
     most: float
+    centred: bool = False
+    mean: float = 0.0
     factor: float = 0.0
 
     def __call__(self, module: nn.Module, given: object, scores: object) -> object:
         if not isinstance(scores, Tensor) or not scores.is_floating_point():
             return scores
-        self.factor = self.factor or _factor(scores, self.most)
-        return scores * self.factor
+        if not self.factor:
+            self.mean = scores.mean().item() if self.centred and scores.numel() else 0.0
+            self.factor = _factor(scores - self.mean, self.most)
+        return (scores - self.mean) * self.factor
 
 
 def _factor(scores: Tensor, most: float) -> float:

@@ -39,7 +39,7 @@ TEXTS = 2
 COPIES = 8
 REPEATED = "two equal passes differ by {}; scoring must not draw random numbers"
 DETAILED = "logits differ by {} where the trace is detailed"
-SCALED = "with router scores scaled up to {:g}"
+SCALED = "with router scores {}"
 #: Last sequences of a batch that are compared with the same sequences alone.
 TESTED = 3
 
@@ -68,13 +68,13 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     where = f"logits at {earlier}" if any(changed) else "no earlier logit"
     figure = f"{where} changed (max {most:.2g}) when later tokens were replaced"
     scaled = subject.scaled if subject.is_first(tokens_BT) and not any(changed) else {}
-    for score, model in scaled.items():
+    for how, model in scaled.items():
         most, changed = _changes(subject, model, tokens_BT[:1], ROUNDING, every=2)
         if any(changed):
             earlier = several(sum(changed), "earlier position")
             return False, (
                 f"logits at {earlier} changed (max {most:.2g}) when later tokens were replaced, "
-                f"{SCALED.format(score)}"
+                f"{SCALED.format(how)}"
             )
     if subject.is_exact or any(changed):
         return not any(changed), figure
@@ -155,13 +155,13 @@ def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
     most = max(off for offs, _ in exact for off in offs)
     figure = f"logits of a sequence alone and in a batch differ by up to {most:.2g}"
     wrong = any(off > bound for offs, bound in exact for off in offs)
-    for score, model in subject.scaled.items() if short and not wrong else ():
+    for how, model in subject.scaled.items() if short and not wrong else ():
         found = list(_differences(model, tokens_BT, ROUNDING, short=False))
         if any(off > bound for offs, bound in found for off in offs):
             most = max(off for offs, _ in found for off in offs)
             return False, (
                 f"logits of a sequence alone and in a batch differ by up to {most:.2g}, "
-                f"{SCALED.format(score)}"
+                f"{SCALED.format(how)}"
             )
     if subject.is_exact or wrong:
         return not wrong, figure

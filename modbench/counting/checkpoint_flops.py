@@ -2,10 +2,12 @@
 
 That of ``torch.utils.checkpoint`` is recognised by its frames on the stack. That of other code is
 recognised by the graph that it records: a backward function of a `torch.autograd.Function` that records
-a graph and passes gradients for its outputs to autograd runs a forward pass again. A loss of its own has
-none to pass. Everything else in a backward pass is counted like any other op.
+a graph and passes the gradients that it was given on to autograd runs a forward pass again. A loss of
+its own has none to pass, or one that the function made itself. Everything else in a backward pass is
+counted like any other op.
 """
 
+import inspect
 import sys
 import threading
 from collections.abc import Hashable, Iterator, Sequence
@@ -15,9 +17,11 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._C import _current_autograd_node
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import _engine_run_backward
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointFunction
 
 from modbench.counting.compiled import replace
@@ -117,9 +121,31 @@ def see_differentiation(undo: ExitStack) -> None:
 def _differentiate(outputs: Sequence[Any], gradients: Sequence[Any], **options: Any) -> Any:
     """Stands in for the function in which torch.autograd.grad and backward complete the gradients that
     they were given."""
-    if isinstance(_current_autograd_node(), BackwardCFunction):
-        losses = [y for y, gradient in zip(outputs, gradients, strict=False) if gradient is None]
-        others = [y for y, gradient in zip(outputs, gradients, strict=False) if gradient is not None]
+    node = _current_autograd_node()
+    if isinstance(node, BackwardCFunction):
+        given = _given_to(node)
+        losses: list[Any] = []
+        others: list[Any] = []
+        for output, gradient in zip(outputs, gradients, strict=False):
+            passed_on = isinstance(gradient, Tensor) and _storage(gradient) in given
+            (others if passed_on else losses).append(output)
         for counter in labels.listeners():
             counter.differentiate(losses=losses, others=others)
     return _make_grads(outputs, gradients, **options)
+
+
+def _given_to(node: Any) -> set[int]:
+    """Return the storages of the gradients in the arguments of the backward function of ``node``, which
+    runs in this thread."""
+    code = inspect.unwrap(type(node)._forward_cls.backward).__code__
+    arguments = code.co_argcount + bool(code.co_flags & inspect.CO_VARARGS)
+    for frame in _frames(threading.get_ident()):
+        if frame.f_code is code:
+            values = [frame.f_locals.get(name) for name in code.co_varnames[:arguments]]
+            return {_storage(leaf) for leaf in tree_leaves(values) if isinstance(leaf, Tensor)}
+    return set()
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return a number that tensors with one storage share."""
+    return int(tensor.untyped_storage()._cdata)

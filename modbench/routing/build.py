@@ -31,6 +31,7 @@ class RoutedDecoder(Decoder):
         super().__init__(config, map(built, range(config.layers)))
         self.router = router
         expect_registered(router, self)
+        router.check_model(self)
 
     @property
     def flops_source(self) -> Literal["closed form", "counted"]:

@@ -30,6 +30,7 @@ from modbench.routing.hook_checks import (
     expect,
     expect_calls,
     expect_losses,
+    has_values,
 )
 from modbench.routing.router import Router, check_types, overrides, reject_unused
 from modbench.routing.scorer import (
@@ -101,10 +102,11 @@ class ExpertRouter(ExpertOptions):
     """Every block's MLP is a bank of experts. Override what differs; no method sees padding."""
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
-        module = as_feed_forward(self, self.feed_forward(model, layer))
-        if not any(isinstance(part, RoutedExperts) for part in module.modules()):
+        return Block(model, layer, as_feed_forward(self, self.feed_forward(model, layer)))
+
+    def check_model(self, model: nn.Module) -> None:
+        if not any(isinstance(part, RoutedExperts) for part in model.modules()):
             expect_calls(self, "feed_forward returns no experts of super().feed_forward", *_OF_EXPERTS)
-        return Block(model, layer, module)
 
     def feed_forward(self, model: ModelConfig, layer: int) -> nn.Module:
         """Return the experts of the block at depth ``layer``, or another module from (B, T, D) to
@@ -297,7 +299,7 @@ class RoutedExperts(FeedForward):
         """Return the output (N, D) of the experts that tokens choose, and their ids (N, K)."""
         options, (count, experts) = self.options, logits_NE.shape
         choice, grouped = options.choose(logits_NE, tokens), self.bank.grouped(x_ND)
-        known = None if grouped or logits_NE.is_meta else experts
+        known = None if grouped or not has_values(logits_NE) else experts
         expert_ids_NK, gates_NK = checked_choice(options, choice, count, options.top_k, known)
         expert_ids_NK = even_experts(
             expert_ids_NK, context, sum(tokens.past), options.experts, options.no_ops()

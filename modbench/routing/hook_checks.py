@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.utils._pytree import tree_leaves
 
 from modbench.errors import UserError
@@ -66,7 +67,7 @@ def check_hooks(kind: str, router: type[Router]) -> None:
             )
         if base is None:
             continue
-        if _replaces(router, by) and not _is_called(router, name, by):
+        if _replaces(router, by, name) and not _is_called(router, name, by):
             raise UserError(
                 f"{kind} defines {where}, which is never called: {by} of {_owner(router, by).__name__}"
                 f"{defined_at(getattr(router, by))} replaces it; move it there, or remove one of them"
@@ -122,9 +123,13 @@ def _owner(router: type, method: str) -> type:
     return next(base for base in router.__mro__ if method in vars(base))
 
 
-def _replaces(router: type[Router], method: str) -> bool:
-    """Return True if ``method`` of a base class is overridden."""
-    return bool(method) and hasattr(router, method) and _owner(router, method).__name__ not in ELSEWHERE
+def _replaces(router: type[Router], method: str, hook: str) -> bool:
+    """Return True if ``method`` of a base class is overridden, and not by a class further down than the
+    one with ``hook``, which replaces the inherited hook on purpose."""
+    if not method or not hasattr(router, method):
+        return False
+    owner, place = _owner(router, method), _owner(router, hook)
+    return owner.__name__ not in ELSEWHERE and (owner is place or not issubclass(owner, place))
 
 
 def _is_called(router: type[Router], hook: str, replaced_by: str = "") -> bool:
@@ -249,6 +254,11 @@ def expect_losses(router: Router, losses: Any, hook: str = "losses") -> None:
     for name, loss in losses.items():
         right = isinstance(loss, Tensor) and loss.numel() == 1
         expect(router, hook, right, f"'{name}' as {shown(loss)}", "a scalar tensor")
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Return True if the host can read ``tensor``, which is not meta, of a plan, or traced."""
+    return not (tensor.is_meta or is_fake(tensor) or torch.jit.is_tracing())
 
 
 def checked_choice(

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
+from torch import nn
+
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.layer import Layer
@@ -29,6 +31,9 @@ class Router(ABC):
     @abstractmethod
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
         """Build the layer at depth ``layer`` (from 0) of a decoder of shape ``model``."""
+
+    def check_model(self, model: nn.Module) -> None:  # noqa: B027 - most routers have nothing to check
+        """Raise a `UserError` if ``model``, whose layers are built, is not what the router means."""
 
     def options(self) -> dict[str, Any]:
         """Return all options, including defaults; they are part of a record's key. Fields with

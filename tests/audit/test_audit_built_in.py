@@ -86,7 +86,7 @@ def test_what_does_not_apply_is_not_asked() -> None:
     assert figures[4] == "no layer declares nominal counts"
     assert figures[5] == "no layer skips tokens"
     assert figures[6] == figures[7] == figures[11] == NO_SKIPPING
-    assert figures[8] == "no parameter has router in its name"
+    assert figures[8] == "no router has a scorer, and no parameter has router in its name"
     spared = {finding.probe for finding in findings if finding.verdict == "not asked"}
     assert spared == {4, 5, 6, 7, 8, 11}
 

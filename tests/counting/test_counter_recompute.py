@@ -217,3 +217,26 @@ def test_a_loss_next_to_a_recompute_is_told_apart() -> None:
     counter = counted(lambda: Twice.apply(x, w).sum().backward())
     # The loss: x @ w and its gradient by w, and both of them once more for the second.
     assert (counter.total, counter.executed) == ((3 + 4) * ONCE, (3 + 4 + 1) * ONCE)
+
+
+class WithALossOfItsOwn(torch.autograd.Function):
+    """x @ w; the backward function also trains ``p`` by a loss, with a gradient that it makes itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, p: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w, p)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        x, w, p = ctx.saved_tensors
+        with torch.enable_grad():
+            loss = (x.detach() @ p.detach().requires_grad_()).square().sum()
+            loss.backward(torch.tensor(0.5))
+        return slope @ w.T, x.T @ slope, None
+
+
+def test_a_loss_with_a_gradient_of_its_own_is_no_recompute() -> None:
+    x, w, p = grad(5, 8), grad(8, 8), grad(8, 8)
+    counter = counted(lambda: WithALossOfItsOwn.apply(x, w, p).sum().backward())
+    assert counter.total == counter.executed == (3 + 2) * ONCE

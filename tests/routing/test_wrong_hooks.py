@@ -1,5 +1,6 @@
 """Hooks that would not run as the author means: one sentence with the hook's file and line."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from modbench.routing import registry
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.depth_router import DepthRouter
 from modbench.routing.expert_router import ExpertRouter, RoutedExperts
-from modbench.routing.hook_checks import ELSEWHERE, REPLACED
+from modbench.routing.hook_checks import ELSEWHERE, REPLACED, check_hooks
 from modbench.routing.registry import build_router, load_plugin
+from modbench.routing.tokens import Tokens
 
 HEAD = """from dataclasses import dataclass
 import torch
@@ -324,3 +326,29 @@ def test_an_update_of_a_parameter_names_its_line() -> None:
         f"router 'mine': update (mine.py, line {FIRST}) writes into the parameter 'weight', which the "
         "optimizer trains; write into buffers only"
     )
+
+
+def test_experts_in_some_layers_only_may_have_all_hooks() -> None:
+    model = built(
+        "ExpertRouter",
+        "def feed_forward(self, model, layer):",
+        "    dense = nn.Linear(model.width, model.width)",
+        "    return super().feed_forward(model, layer) if layer else dense",
+        "def choose(self, logits_NE, tokens): return super().choose(logits_NE, tokens)",
+    )
+    experts = [part for part in model.modules() if isinstance(part, RoutedExperts)]
+    assert len(experts) == SHAPE.layers - 1
+
+
+def test_a_class_further_down_may_replace_an_inherited_hook() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Chooses(ExpertRouter):
+        def choose(self, logits_NE: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+            return super().choose(logits_NE, tokens)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Assigns(Chooses):
+        def assign(self, logits_NE: Tensor, tokens: Tokens) -> Tensor:
+            return logits_NE.softmax(-1)
+
+    check_hooks("router 'mine'", Assigns)

@@ -14,13 +14,15 @@ from jinja2 import meta
 from lm_eval.tasks.manager import TaskManager
 
 from modbench.errors import UserError
-from modbench.evaluate.downstream.formats import FIELDS, FORMATS
+from modbench.evaluate.downstream.formats import FIELDS
 from modbench.evaluate.downstream.json_lines import Row, rows_of
 from modbench.evaluate.downstream.local_data import Sources, write_yaml
 
 _TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice")
 #: What lm-eval 0.4 and 0.5 say of a task whose own function keeps no document.
 _NO_ITEM = re.compile("out of bounds for size 0|must have validation or test docs")
+#: Tasks whose files of llm-foundry examples/local_items.py converts.
+_CONVERTED = ("arc_easy", "arc_challenge", "piqa")
 _KINDS = {
     type(None): "null",
     bool: "true or false",
@@ -87,7 +89,7 @@ class _Check:
         fields = ", ".join(f"{name} ({_KINDS[type(value)]})" for name, value in list(row.items())[:12])
         yaml, include = self.sources.files[self.task], self.sources.include
         own = include is not None and yaml.is_relative_to(include)
-        foundry = not own and row.keys() >= set(FIELDS["choices"]) and yaml not in FORMATS
+        foundry = not own and row.keys() >= set(FIELDS["choices"]) and self.task in _CONVERTED
         remedy = f"fix it or {yaml}" if own else "see docs/evaluation.md"
         remedy = "examples/local_items.py converts files of llm-foundry" if foundry else remedy
         return UserError(

@@ -80,7 +80,7 @@ def without(row: dict[str, object], name: str) -> dict[str, object]:
         ("blimp_anaphor_number_agreement", PAIR, without(PAIR, "sentence_bad"), "'sentence_bad' is"),
         ("my_quiz", FOUNDRY, {**FOUNDRY, "gold": 2}, "its answer, (2|None), is none"),
         ("my_pairs", PAIR, {**PAIR, "sentence_bad": ""}, "choice 1 is ''"),
-        ("my_text", CONTINUATION, {**CONTINUATION, "continuation": " "}, "what is scored is '  '"),
+        ("my_text", CONTINUATION, {**CONTINUATION, "continuation": " "}, "what is scored is ' '"),
     ],
 )
 def test_a_line_that_is_no_item_is_named(tmp_path, task, right, wrong, said):

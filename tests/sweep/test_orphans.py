@@ -45,7 +45,12 @@ def test_one_interrupt_ends_a_run_whose_plugin_hangs_at_import(tmp_path: Path) -
     (tmp_path / "hangs.py").write_text(
         f"import time\nopen({str(tmp_path / 'begun')!r}, 'w')\ntime.sleep(600)\n"
     )
-    run = start(tmp_path, "run", "suite.toml", "--plugin", "hangs.py")
+    # A child of a process that ignores SIGINT, as under nohup, ignores it too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        run = start(tmp_path, "run", "suite.toml", "--plugin", "hangs.py")
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         deadline = time.monotonic() + 100
         while not (tmp_path / "begun").exists():

@@ -85,7 +85,7 @@ def test_hooks_run_the_tools_of_lint_without_a_network() -> None:
 
 def test_every_path_of_the_guide_to_contributing_exists() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    paths = re.findall(r"`((?:modbench|tests|suites|docs|results)/[\w/.]*)`", text)
+    paths = re.findall(r"`((?:modbench|tests|tools|suites|docs|results)/[\w/.]*)`", text)
     paths += re.findall(r"\]\(([^)#:]+)\)", text)
     placeholders = ("NAME", "OP")
     for path in paths:

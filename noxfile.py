@@ -98,14 +98,14 @@ def flops(session: nox.Session) -> None:
     """Compare every router's FLOPs with the committed table; arguments after -- go to the gate."""
     module(session, "modbench", "flops", "gate", *session.posargs)
     if not session.posargs:
-        session.run(ready(session), "tests/accounting/conventions_page.py", "--check")
+        session.run(ready(session), "tools/conventions_page.py", "--check")
 
 
 @nox.session
 def audit(session: nox.Session) -> None:
     """Audit every router, preset and known bug and write docs/audit.md and docs/known_bugs.md; arguments
     after -- go to the script (--check only compares)."""
-    session.run(ready(session), "tests/audit/audit_page.py", *session.posargs)
+    session.run(ready(session), "tools/audit_page.py", *session.posargs)
 
 
 @nox.session
@@ -114,7 +114,7 @@ def perf(session: nox.Session) -> None:
     arguments after -- go to pytest. With --against REVISION, compare with that revision."""
     against = any(word.startswith("--against") for word in session.posargs)
     script = "compare_revisions" if against else "run_benchmarks"
-    session.run(ready(session), f"tests/perf/{script}.py", *session.posargs)
+    session.run(ready(session), f"tools/perf/{script}.py", *session.posargs)
 
 
 @nox.session
@@ -122,7 +122,7 @@ def counters(session: nox.Session) -> None:
     """Count cases of known cost with every counter that can be installed and write docs/counters.md;
     arguments after -- go to the script (--check only compares)."""
     python = ready(session, "counters", OTHER_COUNTERS)
-    session.run(python, "tests/counting/compare_counters.py", *session.posargs)
+    session.run(python, "tools/compare_counters.py", *session.posargs)
 
 
 def suite(session: nox.Session, verb: str, name: str, results: str, words: Sequence[str]) -> None:

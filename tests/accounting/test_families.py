@@ -231,39 +231,17 @@ def test_a_key_goes_by_any_of_its_names() -> None:
     ("config", "sentence"),
     [
         ({"model_type": "bert"}, r"model_type 'bert' is no causal .* known: deepseek_v3, gpt2, llama, "),
-        ({"model_type": "t5"}, "model_type 't5' is no causal language model"),
-        ({"model_type": "vit"}, "model_type 'vit' is no causal language model"),
         ({"model_type": "lama"}, "did you mean 'llama'"),
-        ({"model_type": 3}, "model_type '3' is no causal"),
         ({}, "model_type 'None' is no causal .* known: deepseek_v3, gpt2, llama, "),
         (plain(num_attention_heads=3), "hidden_size is 8; num_attention_heads, 3, must divide it"),
-        (plain(num_attention_heads=3, head_dim=4), "num_attention_heads, 3, must divide it"),
         (plain(num_key_value_heads=4), "num_attention_heads is 2; num_key_value_heads, 4, must divide"),
-        (
-            {"model_type": "gpt2", "n_embd": 50},
-            "hidden_size is 50; num_attention_heads, 12, must",
-        ),
         (plain(hidden_size="8"), "config hidden_size is '8'; it should be a valid integer"),
         (
             plain(num_hidden_layers=0),
             "config num_hidden_layers is 0; it should be greater",
         ),
-        (
-            plain(intermediate_size=-1),
-            "config intermediate_size is -1; it should be greater",
-        ),
-        (plain(vocab_size=None), "config vocab_size is None; it should be a valid integer"),
-        (plain(tie_word_embeddings=1), "config tie_word_embeddings is 1; it should be a valid boolean"),
-        (
-            plain(model_type="mistral", sliding_window=0),
-            "sliding_window is 0; it should be greater",
-        ),
         (plain(model_type="mixtral", num_experts_per_tok=9), "num_experts_per_tok is 9; there are 8"),
         (plain(model_type="qwen2", layer_types=["full_attention"]), "layer_types names 1 layers of 2"),
-        (
-            plain(model_type="qwen3_moe", decoder_sparse_step=0),
-            "decoder_sparse_step is 0; it should be greater",
-        ),
     ],
 )
 def test_a_config_that_can_not_be_is_refused_in_a_sentence(config: Any, sentence: str) -> None:

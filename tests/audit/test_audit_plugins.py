@@ -214,7 +214,7 @@ class KeptInAGlobalObject(Depth):
         return averaged(HIDDEN, "mean", scores_BT, tokens)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in (1, 2))])
 @pytest.mark.parametrize(
     ("kind", "words"),
     [

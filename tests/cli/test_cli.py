@@ -167,15 +167,6 @@ def test_python_m_modbench_prints_the_sentence_and_exits_with_2(place: Path) -> 
     assert line.startswith("modbench: suite typo.toml")
 
 
-def test_help_shows_an_example_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["--help"])
-    assert end.value.code == 0
-    said = capsys.readouterr().out
-    assert said.count("Example: modbench ") == len(COMMANDS)
-    assert "modbench --version" in said
-
-
 @pytest.mark.parametrize("command", [*COMMANDS, "flops gate"])
 def test_help_of_a_command_shows_an_example_of_it(
     command: str, capsys: pytest.CaptureFixture[str]

@@ -134,47 +134,6 @@ def test_each_router_of_a_file_is_checked(capsys: pytest.CaptureFixture[str]) ->
     assert second.endswith("\n\nnext: modbench run quick --plugin two.py --only two\n")
 
 
-HOOK = """from dataclasses import dataclass
-from torch import nn
-from modbench import {base}, register_router
-
-@register_router("hooked")
-@dataclass(frozen=True, kw_only=True)
-class Hooked({base}):
-    def {hook}
-"""
-
-
-@pytest.mark.parametrize("command", ["check hooked.py", "audit hooked --plugin hooked.py --sequence 32"])
-@pytest.mark.parametrize(
-    ("base", "hook", "sentence"),
-    [
-        (
-            "DepthRouter",
-            "scorer(self, model): return nn.Linear(model.width, 3)",
-            "scorer (hooked.py, line 8) returned a tensor of shape (4, ",
-        ),
-        (
-            "ExpertRouter",
-            "scorer(self, model): return nn.Linear(model.width, 3)",
-            "scorer (hooked.py, line 8) returned a module that gives a tensor of shape (",
-        ),
-        (
-            "ExpertRouter",
-            "choose(self, logits_NE, tokens): return logits_NE.topk(2).indices, logits_NE[:, :1]",
-            "choose (hooked.py, line 8) returned gates as a tensor of shape (",
-        ),
-    ],
-)
-def test_what_a_hook_returns_wrongly_gets_one_sentence(
-    command: str, base: str, hook: str, sentence: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("hooked.py").write_text(HOOK.format(base=base, hook=hook))
-    assert main(command.split()) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"modbench: router 'hooked': {sentence}")
-
-
 def test_a_router_that_shares_layers_gets_more_of_them() -> None:
     shapes = {name: check._small(registry.build_router(name)).layers for name in ("mod", "vanilla")}
     assert shapes == {"mod": 2, "vanilla": 4}

@@ -7,9 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modbench.counting import dispatch, formulas
-from modbench.counting.counter import FlopCounter, register_flop_formula
-from modbench.errors import UserError
+from modbench.counting.counter import FlopCounter
 from modbench.ledger import Ledger, Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -104,20 +102,3 @@ def test_skipped_tokens_are_not_computed() -> None:
             model(tokens_BT, Context())
         spent[capacity] = counter.total
     assert spent[0.125] < 0.5 * spent[1.0]
-
-
-def test_an_unknown_op_is_an_error_that_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = dict(formulas.FORMULAS)
-    monkeypatch.setattr(formulas, "FORMULAS", before)
-    monkeypatch.setattr(dispatch, "FORMULAS", before)
-    spectrum = torch.randn(8)
-    with pytest.raises(UserError, match=r"'aten::_fft_r2c' are not known; register"), FlopCounter():
-        torch.fft.rfft(spectrum)
-    register_flop_formula("aten::_fft_r2c", lambda arguments, result: 24)
-    with FlopCounter() as counter:
-        torch.fft.rfft(spectrum)
-    assert counter.total == 24
-    with pytest.raises(UserError, match="already has a FLOP formula"):
-        register_flop_formula("aten::mm", lambda arguments, result: 0)

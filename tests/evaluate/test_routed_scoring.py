@@ -59,11 +59,14 @@ def items(count: int = 24) -> list[Instance]:
     return found
 
 
+@pytest.mark.parametrize(
+    "batches", [(7, "auto"), pytest.param((1, 32), marks=pytest.mark.full)], ids=str
+)
 @pytest.mark.parametrize(("name", "options"), SCHEMES, ids=lambda value: str(value))
-def test_batch_size_and_shared_prefix_change_no_score(name, options):
+def test_batch_size_and_shared_prefix_change_no_score(name, options, batches):
     model, requests = model_of(name, options), items()
     alone = RoutedLM(model, Tokenizer(), sequence=64, batch=1, reuse=False).loglikelihood(requests)
-    for batch in (1, 7, 32, "auto"):
+    for batch in batches:
         lm = RoutedLM(model, Tokenizer(), sequence=64, batch=batch)
         scores = lm.loglikelihood(requests)
         assert lm.reuses

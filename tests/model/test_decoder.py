@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.ledger import Ledger, Workload
-from modbench.model.attention import Attention
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -16,46 +15,6 @@ from modbench.model.mlp import FeedForward
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router, router_names
 from modbench.routing.router import Router
-
-
-def plain_attention(attention: Attention, x_TD: torch.Tensor) -> torch.Tensor:
-    """One sequence, one head and one query at a time, rotary pairs as complex numbers."""
-    model = attention.model
-    tokens, width = x_TD.shape[0], model.head_width
-    q, k, v = attention.qkv(x_TD).split(
-        [model.heads * width, model.key_heads * width, model.key_heads * width], dim=-1
-    )
-    half = width // 2
-    frequencies = model.rope_base ** (-torch.arange(half, dtype=torch.float64) / half)
-
-    def rotate(vector: torch.Tensor, position: int) -> torch.Tensor:
-        pairs = torch.complex(vector[:half].double(), vector[half:].double())
-        turned = pairs * torch.exp(1j * position * frequencies)
-        return torch.cat((turned.real, turned.imag))
-
-    rows = []
-    for t in range(tokens):
-        heads = []
-        for h in range(model.heads):
-            group = h // (model.heads // model.key_heads)
-            query = rotate(q[t, h * width : (h + 1) * width], t)
-            part = slice(group * width, (group + 1) * width)
-            keys = torch.stack([rotate(k[s, part], s) for s in range(t + 1)])
-            weights = (keys @ query / width**0.5).softmax(0)
-            heads.append(weights @ v[: t + 1, part].double())
-        rows.append(torch.cat(heads))
-    return torch.stack(rows) @ attention.out.weight.double().T
-
-
-def test_attention_equals_the_plain_loop(shape: ModelConfig) -> None:
-    attention = Attention(shape, 0).double()
-    x_BTD = torch.randn(2, 13, shape.width, dtype=torch.float64)
-    fast = attention(x_BTD, Context())
-    for row in range(2):
-        # The fast path rotates in float32.
-        torch.testing.assert_close(
-            fast[row], plain_attention(attention, x_BTD[row]), rtol=1e-4, atol=1e-6
-        )
 
 
 def test_delta_is_what_the_block_adds(shape: ModelConfig) -> None:

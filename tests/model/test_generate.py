@@ -79,16 +79,6 @@ def test_broken_weights_are_told_as_such() -> None:
         generate(made, [[3, 1]], new=1)
 
 
-def test_greedy_is_the_argmax_of_the_full_forward() -> None:
-    made = model("mod", capacity=0.5)
-    (text,) = generate(made, [PROMPTS[0]], new=12)
-    for place in range(12):
-        so_far = torch.tensor([PROMPTS[0] + text[:place]])
-        with torch.no_grad():
-            logits_V = made(so_far, Context(selection="causal"))[0, -1]
-        assert text[place] == int(logits_V.argmax())
-
-
 def test_decode_goes_on_from_prefill() -> None:
     made = model("mod")
     tokens_BT = torch.randint(61, (2, 9))

@@ -10,7 +10,7 @@ PROSE = "\n".join(line for line in TEXT.splitlines() if not line.startswith("|")
 
 
 def test_the_tables_are_those_of_the_committed_results() -> None:
-    assert filled(TEXT, texts()) == TEXT, "run python tests/pages/results_page.py"
+    assert filled(TEXT, texts()) == TEXT, "run python tools/results_page.py"
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def suite(text: str) -> Suite:
 @pytest.mark.parametrize("name", ["suites.md", "routers.md"])
 def test_the_tables_of_the_page_are_those_of_the_code(name: str) -> None:
     page = (DOCS / name).read_text()
-    assert page == filled(page, blocks()), "run python tests/pages/suite_keys.py"
+    assert page == filled(page, blocks()), "run python tools/suite_keys.py"
 
 
 def test_the_page_has_every_table_of_a_suite_file() -> None:

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from modbench.accounting.statement import meta_decoder
-from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.plan import memory as memory_module
 from modbench.plan.memory import Measured, Memory, Recipe
@@ -68,15 +67,3 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:
         assert measured.largest_micro_batch(room) == most
     assert measured.largest_micro_batch(measured.memory(1).total) == 1
     assert measured.largest_micro_batch(measured.memory(1).total - 1) == 0
-
-
-@pytest.mark.parametrize(
-    ("recipe", "says"),
-    [
-        ({"shard": 0}, "shard is 0; it must be 1 or more"),
-        ({"micro_batch": 0}, "micro_batch is 0; it must be 1 or more"),
-    ],
-)
-def test_a_recipe_that_cannot_be_is_refused(recipe: dict[str, object], says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        Recipe(**recipe)  # type: ignore[arg-type]

@@ -163,32 +163,6 @@ def test_a_budget_below_the_smallest_shape_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "says"),
-    [
-        ({"budget": 0}, "budget is 0; it must be 1 FLOP or more"),
-        ({"budget": 10**20, "tokens": 0}, "tokens is 0; it must be 1 or more"),
-        ({"budget": 10**20, "tokens_per_parameter": 0}, "tokens_per_parameter is 0; it must be above 0"),
-        ({"budget": 10**20, "tokens_per_parameter": float("nan")}, "tokens_per_parameter is nan"),
-        ({"budget": 10**20, "convention": "mine"}, "convention 'mine' is not known"),
-    ],
-)
-def test_bad_arguments_are_refused(how: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        solve("mod", {}, BASE, **how)
-
-
-def test_unknown_routers_presets_and_options_are_refused() -> None:
-    for router, options in (
-        ("mode", {}),
-        ("mod:none", {}),
-        ("mod", {"depth": 1}),
-        ("mod", {"every": 0}),
-    ):
-        with pytest.raises(UserError):
-            solve(router, options, BASE, budget=10**20)
-
-
-@pytest.mark.parametrize(
     ("router", "options", "layers"),
     [("mod", {"first_dense": 3}, 4), ("mod", {"every": 5}, 5), ("threshold_skip", {"every": 3}, 3)],
     ids=str,

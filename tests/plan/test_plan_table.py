@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import Size
 from modbench.plan.gpus import Cluster, described_gpu
@@ -92,26 +91,6 @@ def test_a_second_forward_pass_is_executed_and_not_needed() -> None:
 
     assert flops("model", True) == flops("model", False)
     assert flops("executed", True) > flops("executed", False)
-
-
-@pytest.mark.parametrize(
-    ("how", "says"),
-    [
-        ({"tokens": 0}, "tokens is 0; a plan needs tokens, 1 or more"),
-        ({"recipe": Recipe(shard=3)}, "shard is 3 of 2 gpus"),
-        ({"convention": "mine"}, "convention 'mine' is not known"),
-    ],
-)
-def test_what_cannot_be_planned_is_refused(how: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        planned("mod", **how)
-
-
-def test_a_plan_needs_a_router() -> None:
-    with pytest.raises(UserError, match="a plan needs one router or more"):
-        plan([], {}, SIZE, tokens=1, cluster=CLUSTER, recipe=Recipe())
-    with pytest.raises(UserError, match="router 'mad' is not known"):
-        planned("mad")
 
 
 _TRILLION = """

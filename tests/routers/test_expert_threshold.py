@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from against_loop import equals_its_loop, model_of
 from torch import Tensor
 
-from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.routing.build import build_model
@@ -42,14 +41,6 @@ def part_of(name: str, shape: ModelConfig) -> RoutedExperts:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_it_equals_its_plain_loop(name: str, rule: str, shape: ModelConfig) -> None:
     equals_its_loop(part_of(name, shape), (17, 63, 1), rule)
-
-
-def test_padding_meets_no_expert(shape: ModelConfig) -> None:
-    out_BTD = part_of("default", shape)(
-        torch.randn(2, 9, shape.width, dtype=torch.float64), Context(lengths_B=torch.tensor([9, 4]))
-    )
-    assert out_BTD[1, :4].any()
-    assert not out_BTD[1, 4:].any()
 
 
 def test_thresholds_follow_the_kth_highest_of_real_tokens_in_training_only(shape: ModelConfig) -> None:
@@ -102,43 +93,5 @@ def test_a_token_exactly_at_the_threshold_is_in(shape: ModelConfig) -> None:
     assert context.trace.counts[0, "experts"] == (5 * 8,)
 
 
-def test_a_batch_that_reaches_no_threshold_costs_the_router_alone(shape: ModelConfig) -> None:
-    scheme = checks.Scheme("expert_threshold", {}, shape)
-    model = scheme.built()
-    for layer in model.layers:
-        layer.feed_forward.router.threshold.value.fill_(1e9)
-    context, counter = checks.train(model, scheme.tokens(2, 9))
-    assert context.trace.counts[0, "experts"] == (0,)
-    workload = checks.Workload.uniform(2, 9, "train", counts=context.trace.counts)
-    checks.same(model.ledger(workload), counter)
-
-
 class TestEveryScheme(checks.EveryScheme):
     """On each of the schemes above."""
-
-
-@pytest.mark.full
-def test_it_costs_as_much_in_half_precision(scheme: checks.Scheme) -> None:
-    checks.costs_what_it_selects(scheme, torch.bfloat16)
-
-
-@pytest.mark.full
-def test_it_passes_the_audit(shape: ModelConfig) -> None:
-    checks.passes_the_audit(checks.Scheme("expert_threshold", {}, shape))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"experts": 0}, "experts is 0; it should be greater than or equal to 1"),
-        ({"capacity": 9.0}, "capacity is 9 with 8 experts; it must lie above 0"),
-        ({"expert_width": 0}, "expert_width is 0; it should be greater than or equal to 1"),
-        ({"threshold_decay": 1.0}, r"threshold_decay is 1\.0; it should be less than 1"),
-        ({"gate": "relu"}, "gate"),
-        ({"capacity": 3.0}, "mlp_width 64 can't be shared by 3 active experts"),
-    ],
-)
-def test_options_out_of_range_are_refused(options: dict, words: str) -> None:
-    shape = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
-    with pytest.raises(UserError, match=words):
-        build_model(shape, build_router("expert_threshold", options))

@@ -1,4 +1,4 @@
-"""Weights go to Hugging Face and back bit for bit, and with equal weights both compute the same.
+"""With the weights of models of Hugging Face transformers, ours compute the same.
 
 B sequences, T tokens, D width.
 """
@@ -10,11 +10,8 @@ import torch
 import transformers
 from hugging_face_weights import (
     feed_forward_from_hugging_face,
-    feed_forward_to_hugging_face,
     from_hugging_face,
     load_weights,
-    to_hugging_face,
-    weights_of,
 )
 from torch import Tensor, nn
 
@@ -74,12 +71,6 @@ def ours_of(family: str, tied: bool) -> Decoder:
     return build_model(shape_of(tied), build_router(name, options), seed=1)
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        assert torch.equal(tensor, other[name]), name
-
-
 def near(one: Tensor, other: Tensor) -> None:
     """To float32's rounding of sums of a few hundred terms."""
     scale = other.abs().max().item()
@@ -103,18 +94,6 @@ def test_a_whole_model_has_their_logits_and_gradients(family: str, tied: bool) -
     assert converted.keys() == dict(ours.named_parameters()).keys()
     for name, parameter in ours.named_parameters():
         near(parameter.grad, converted[name])
-
-
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_whole_model_goes_there_and_back_bit_for_bit(family: str, tied: bool) -> None:
-    ours, theirs = ours_of(family, tied), theirs_of(family, tied)
-    there = to_hugging_face(ours)
-    theirs.load_state_dict(there)
-    same(from_hugging_face(theirs.state_dict(), ours.config), weights_of(ours))
-    again = theirs_of(family, tied).state_dict()
-    load_weights(ours, from_hugging_face(again, ours.config))
-    same(to_hugging_face(ours), again)
 
 
 def mixtral() -> nn.Module:
@@ -216,31 +195,3 @@ def test_a_layer_has_their_outputs_and_gradients(family: str) -> None:
     converted = feed_forward_from_hugging_face(gradients)
     for name, parameter in ours.named_parameters():
         near(parameter.grad, converted[name])
-
-
-@pytest.mark.parametrize("family", PARTS)
-def test_a_layer_goes_there_and_back_bit_for_bit(family: str) -> None:
-    ours, theirs = part_of(family)
-    theirs.load_state_dict(feed_forward_to_hugging_face(ours))
-    same(feed_forward_from_hugging_face(theirs.state_dict()), weights_of(ours))
-
-
-@pytest.mark.parametrize("names", ["w1 w3 w2", "gate_proj up_proj down_proj"])
-def test_experts_are_read_one_by_one_too(names: str) -> None:
-    ours = ours_of("mixtral", False)
-    state = to_hugging_face(ours)
-    gate, up, down = names.split()
-    block = "block_sparse_moe" if gate == "w1" else "mlp"
-    for layer in range(2):
-        prefix = f"model.layers.{layer}."
-        router = state.pop(f"{prefix}mlp.gate.weight")
-        both, downs = (
-            state.pop(f"{prefix}mlp.experts.{name}") for name in ("gate_up_proj", "down_proj")
-        )
-        state[f"{prefix}{block}.gate.weight"] = router
-        for number in range(5):
-            expert = f"{prefix}{block}.experts.{number}"
-            state[f"{expert}.{gate}.weight"], state[f"{expert}.{up}.weight"] = both[number].chunk(2)
-            state[f"{expert}.{down}.weight"] = downs[number]
-    state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-    same(from_hugging_face(state, ours.config), weights_of(ours))

@@ -14,7 +14,6 @@ from against_loop import equals_its_loop, model_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modbench.errors import UserError
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -199,34 +198,3 @@ def test_the_causal_rule_learns_which_tokens_continue() -> None:
 
 class TestEveryScheme(checks.EveryScheme):
     """On each of the schemes above."""
-
-
-@pytest.mark.full
-def test_it_costs_as_much_in_half_precision() -> None:
-    scheme = checks.Scheme("mixture_of_recursions", {}, SIX)
-    checks.costs_what_it_selects(scheme, torch.bfloat16)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("name", ["2x2", "token-1x3"])
-def test_it_passes_the_audit(name: str) -> None:
-    shape, options = OPTIONS[name]
-    checks.passes_the_audit(checks.Scheme("mixture_of_recursions", options, shape))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"recursions": 1}, "recursions is 1; it should be greater than or equal to 2"),
-        ({"gate_scale": 0.0}, "gate_scale is 0; it should be greater than 0"),
-        ({"auxiliary": 0.0}, "auxiliary is 0; it should be greater than 0"),
-        ({"balance": -1.0}, "balance is -1; it should be greater than or equal to 0"),
-        ({"depth": "expert"}, "depth"),
-        ({"gate_scale": float("inf")}, "gate_scale is inf; it should be a finite number"),
-        ({"recursions": 3}, "layers is 6 with 3 recursions: .*; set layers to 5"),
-        ({"recursions": 5}, "layers is 6 with 5 recursions: .*; set layers to 7"),
-    ],
-)
-def test_options_that_can_not_be_are_refused(options: dict, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        build_model(SIX, build_router("mixture_of_recursions", options))

@@ -12,7 +12,6 @@ import pytest
 import torch
 from against_loop import equals_its_loop, model_of
 
-from modbench.audit import audit
 from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
@@ -125,47 +124,6 @@ def test_where_blocks_are_routed(name: str, layers: int, options: dict, routed: 
     assert sorted(n for n, what in context.trace.counts if what == "depth") == routed
 
 
-@pytest.mark.parametrize(
-    ("layers", "options"),
-    [
-        (1, {}),
-        (3, {"every": 4}),
-        (4, {"first_dense": 4}),
-        (4, {"last_dense": 3}),
-        (2, {"every": 1, "first_dense": 1, "last_dense": 1}),
-        (3, {"every": 3, "offset": 0, "first_dense": 1}),
-    ],
-    ids=str,
-)
-def test_a_model_that_routes_nothing_is_refused(layers: int, options: dict) -> None:
-    shape = ModelConfig(vocabulary=9, width=8, layers=layers, heads=1, mlp_width=8)
-    with pytest.raises(UserError, match=f"no block of {layers} is routed with every"):
-        build_model(shape, build_router("mod", options))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"capacity": 0.0}, r"capacity is 0; it should be greater than 0"),
-        ({"capacity": 1.01}, r"capacity is 1.01; it should be less than or equal to 1"),
-        ({"every": 0}, "every is 0; it should be greater than or equal to 1"),
-        ({"offset": 2}, "offset is 2 with every 2; it must lie between 0 and every - 1"),
-        ({"offset": -1}, "offset is -1 with every 2"),
-        ({"first_dense": -1}, "first_dense is -1; it should be greater than or equal to 0"),
-        ({"last_dense": -2}, "last_dense is -2; it should be greater than or equal to 0"),
-        ({"auxiliary": 0.0}, "auxiliary is 0; it should be greater than 0"),
-        ({"threshold_decay": 1.0}, "threshold_decay is 1; it should be less than"),
-        ({"scores": "hash", "gate": "sigmoid"}, "'gate' has no effect with scores 'hash'; leave it out"),
-        ({"scores": "stride", "causal": "aux_bce"}, "'causal' has no effect with scores 'stride'"),
-        ({"scores": "gausian"}, "scores is 'gausian'; it should be 'learned', 'gaussian'"),
-    ],
-    ids=str,
-)
-def test_an_option_out_of_range_is_refused(options: dict, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        build_router("mod", options)
-
-
 def test_numbers_that_are_none_are_refused_without_the_registry() -> None:
     for name in ("capacity", "auxiliary", "threshold_decay"):
         for value in (float("nan"), float("inf")):
@@ -207,9 +165,6 @@ def scheme(request: pytest.FixtureRequest) -> checks.Scheme:
 class TestEveryScheme(checks.EveryScheme):
     """On each of the schemes above."""
 
-
-@pytest.mark.full
-def test_it_passes_the_audit(scheme: checks.Scheme) -> None:
-    failed = {finding.probe: finding.figure for finding in audit(scheme.warmed()) if finding.failed}
-    # Adding the stream once more is what probe 6 is there to find; this option asks for it.
-    assert set(failed) <= ({6} if scheme.options.get("residual") == "full" else set()), failed
+    def may_fail(self, scheme: checks.Scheme) -> set[int]:
+        """Adding the stream once more is what probe 6 finds; this option asks for it."""
+        return {6} if scheme.options.get("residual") == "full" else set()

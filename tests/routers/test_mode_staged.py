@@ -7,8 +7,6 @@ import layer_checks as checks
 import pytest
 from against_loop import equals_its_loop, model_of
 
-from modbench.audit import audit
-from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.routers.expert_choice import ExpertChoice
 from modbench.routers.token_choice import TokenChoice
@@ -98,44 +96,6 @@ def test_expert_choice_takes_its_own_options() -> None:
     assert layer.options.capacity == 0.25
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (
-            {"experts_by": "expert_choice", "top_k": 3},
-            "option 'top_k' has no effect with experts_by 'expert_choice'; leave it out",
-        ),
-        (
-            {"experts_by": "expert_choice", "renormalise": False},
-            "'renormalise' has no effect with experts_by",
-        ),
-        ({"pool": "batch"}, "'pool' has no effect with experts_by 'token_choice'"),
-        ({"expert_capacity": 1.0}, "'expert_capacity' has no effect with experts_by"),
-        (
-            {"experts_by": "expert_choice", "expert_capacity": 9.0},
-            "capacity is 9 with 8 experts; it must lie above 0 and be no more than experts",
-        ),
-        (
-            {"experts_by": "expert_choice", "experts": 0},
-            "experts is 0; it should be",
-        ),
-        (
-            {"experts_by": "expert_choice", "expert_width": 0},
-            "expert_width is 0; it should be",
-        ),
-        ({"experts_by": "expert"}, "experts_by is 'expert'; it should be .*'token_choice'"),
-        ({"affinity": "sigmoid", "z_loss": 0.1}, "'z_loss' has no effect with affinity 'sigmoid'"),
-        ({"top_k": 9}, "top_k is 9 of 8 experts"),
-        ({"capacity": 2.0}, r"capacity is 2; it should be less than or equal to 1"),
-        ({"offset": 3}, "offset is 3 with every 2"),
-    ],
-    ids=str,
-)
-def test_an_option_that_can_not_be_is_refused(options: dict, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        build_router("mode_staged", options)
-
-
 def test_one_expert_may_choose() -> None:
     """Expert choice accepts an option that token choice refuses."""
     options = {"experts_by": "expert_choice", "experts": 1, "expert_capacity": 1.0}
@@ -153,11 +113,7 @@ def scheme(request: pytest.FixtureRequest) -> checks.Scheme:
 class TestEveryScheme(checks.EveryScheme):
     """On each of the schemes above."""
 
-
-@pytest.mark.full
-def test_it_passes_the_audit(scheme: checks.Scheme) -> None:
-    failed = {finding.probe: finding.figure for finding in audit(scheme.warmed()) if finding.failed}
-    # Random scores are drawn by row. In another order other tokens meet the experts, whose balance loss
-    # then differs; probe 8 knows such draws by torch's generator alone.
-    assert set(failed) <= ({8} if scheme.options.get("scores") == "gaussian" else set()), failed
-    assert all("loss 'balance'" in figure for figure in failed.values()), failed
+    def may_fail(self, scheme: checks.Scheme) -> set[int]:
+        """Random scores are drawn by row: in another order other tokens meet the experts, whose balance
+        loss then differs; probe 8 knows such draws by torch's generator alone."""
+        return {8} if scheme.options.get("scores") == "gaussian" else set()

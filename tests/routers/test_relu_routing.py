@@ -8,7 +8,6 @@ import pytest
 import torch
 from against_loop import equals_its_loop, model_of
 
-from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.routing.build import build_model
@@ -36,14 +35,6 @@ def part_of(name: str, shape: ModelConfig) -> RoutedExperts:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_it_equals_its_plain_loop(name: str, rule: str, shape: ModelConfig) -> None:
     equals_its_loop(part_of(name, shape), (17, 63, 1), rule)
-
-
-def test_padding_meets_no_expert(shape: ModelConfig) -> None:
-    out_BTD = part_of("default", shape)(
-        torch.randn(2, 9, shape.width, dtype=torch.float64), Context(lengths_B=torch.tensor([9, 4]))
-    )
-    assert out_BTD[1, :4].any()
-    assert not out_BTD[1, 4:].any()
 
 
 @pytest.mark.parametrize(
@@ -102,43 +93,5 @@ def test_the_coefficient_comes_back_from_wherever_it_went(shape: ModelConfig) ->
     assert part.options.coefficient(part.router.exponent).item() == pytest.approx(1e-8)
 
 
-def test_no_gate_that_is_shut_costs_anything(shape: ModelConfig) -> None:
-    scheme = checks.Scheme("relu_routing", {}, shape)
-    model = scheme.built()
-    for layer in model.layers:
-        torch.nn.init.zeros_(layer.feed_forward.router.weight)
-    context, counter = checks.train(model, scheme.tokens(2, 9))
-    assert context.trace.counts[0, "experts"] == (0,)
-    workload = checks.Workload.uniform(2, 9, "train", counts=context.trace.counts)
-    checks.same(model.ledger(workload), counter)
-
-
 class TestEveryScheme(checks.EveryScheme):
     """On each of the schemes above."""
-
-
-@pytest.mark.full
-def test_it_costs_as_much_in_half_precision(scheme: checks.Scheme) -> None:
-    checks.costs_what_it_selects(scheme, torch.bfloat16)
-
-
-@pytest.mark.full
-def test_it_passes_the_audit(shape: ModelConfig) -> None:
-    checks.passes_the_audit(checks.Scheme("relu_routing", {}, shape))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"experts": 0}, "experts is 0; it should be greater than or equal to 1"),
-        ({"active_experts": 9}, "active_experts is 9 of 8 experts; it must lie between 1 and experts"),
-        ({"expert_width": 0}, "expert_width is 0; it should be greater than or equal to 1"),
-        ({"start_coefficient": 0.0}, "start_coefficient is 0; it should be greater than 0"),
-        ({"multiplier": 1.0}, "multiplier is 1; it should be greater than 1"),
-        ({"active_experts": 3}, "mlp_width 64 can't be shared by 3 active experts"),
-    ],
-)
-def test_options_out_of_range_are_refused(options: dict, words: str) -> None:
-    shape = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
-    with pytest.raises(UserError, match=words):
-        build_model(shape, build_router("relu_routing", options))

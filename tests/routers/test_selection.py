@@ -5,7 +5,6 @@ B sequences, T tokens, D width.
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
@@ -91,13 +90,6 @@ def test_packing_keeps_the_order() -> None:
     )
 
 
-def test_full_capacity_and_unit_gate_is_the_plain_block() -> None:
-    layer = depth_layer(capacity=1.0, gate="scaled_sigmoid").double()
-    torch.nn.init.zeros_(layer.router.weight)  # 2 * sigmoid(0) = 1
-    x_BTD = torch.randn(2, 11, SHAPE.width, dtype=torch.float64)
-    torch.testing.assert_close(layer(x_BTD, Context()), layer.block(x_BTD, Context()))
-
-
 def test_a_token_that_skips_is_bit_identical() -> None:
     layer = depth_layer()
     for rule in ("topk", "causal"):
@@ -174,33 +166,6 @@ def test_balance_loss_is_one_at_uniform_load() -> None:
         loss = context.trace.losses[0, "balance"] / 0.01
         assert load_E.sum() == 64 * 64 * part.options.top_k
         torch.testing.assert_close(loss, 8 * (share_E / 8).sum(), rtol=1e-3, atol=0)
-
-
-def test_no_op_experts_add_and_cost_nothing() -> None:
-    part = (
-        build_model(SHAPE, build_router("mode_integrated", {"no_op_experts": 4})).layers[0].feed_forward
-    )
-    torch.nn.init.zeros_(part.router.weight)
-    part.router.weight.data[8:, 0] = 1.0  # the no-ops win wherever the first feature is positive
-    x_BTD = F.normalize(torch.randn(1, 32, SHAPE.width), dim=-1)
-    x_BTD[..., 0] = 1.0
-    context = Context()
-    assert not part(x_BTD, context).any()
-    assert context.trace.counts[0, "experts"] == (0,)
-
-
-def test_selected_tokens_attend_at_their_own_positions() -> None:
-    """Shifting all positions alike changes nothing; renumbering the selected 0..k-1 would."""
-    layer = depth_layer(capacity=0.5).double()
-    x_BTD = torch.randn(1, 16, SHAPE.width, dtype=torch.float64)
-    selected = Context()
-    out_BTD = layer(x_BTD, selected)
-    chosen = selected.trace.tensors[1, "selected"][0].nonzero().squeeze(1)
-    renumbered = layer.block.delta(x_BTD[:, chosen], Context())
-    placed = layer.block.delta(x_BTD[:, chosen], Context(positions_BT=chosen[None]))
-    gates = (x_BTD[0, chosen] @ layer.router.weight.T.double()).squeeze(-1)
-    torch.testing.assert_close(out_BTD[0, chosen], x_BTD[0, chosen] + gates[:, None] * placed[0])
-    assert not torch.allclose(placed, renumbered)
 
 
 def test_block_is_transparent_to_positions_that_are_spelled_out() -> None:

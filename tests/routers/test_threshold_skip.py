@@ -9,7 +9,6 @@ import torch
 from against_loop import equals_its_loop, model_of
 
 from modbench.counting.counter import FlopCounter
-from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -38,19 +37,6 @@ def layer_of(shape: ModelConfig, options: dict) -> DepthRouted:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_it_equals_its_plain_loop(name: str, rule: str, shape: ModelConfig) -> None:
     equals_its_loop(layer_of(shape, OPTIONS[name]), (17, 31, 1), rule)
-
-
-def test_skipped_tokens_are_bit_identical_and_selected_ones_get_the_whole_block(
-    shape: ModelConfig,
-) -> None:
-    layer = layer_of(shape, {}).float()
-    context = Context()
-    x_BTD = torch.randn(2, 16, shape.width)
-    out_BTD = layer(x_BTD, context)
-    entered_BT = context.trace.tensors[1, "selected"]
-    assert torch.equal(out_BTD[~entered_BT], x_BTD[~entered_BT])
-    layer.router.bias.data.fill_(1e3)
-    torch.testing.assert_close(layer(x_BTD, Context()), layer.block(x_BTD, Context()))
 
 
 def test_it_starts_near_its_target(shape: ModelConfig) -> None:
@@ -85,49 +71,8 @@ def test_the_last_of_each_group_is_routed(shape: ModelConfig) -> None:
     assert routed == [number % 2 == 1 for number in range(shape.layers)]
 
 
-def test_where_all_pass_by_the_router_alone_costs(shape: ModelConfig) -> None:
-    scheme = checks.Scheme("threshold_skip", {}, shape)
-    model = scheme.built()
-    model.layers[1].router.bias.data.fill_(-1e3)
-    context, counter = checks.train(model, scheme.tokens(2, 9))
-    assert context.trace.counts[1, "depth"] == (0, 0)
-    workload = checks.Workload.uniform(2, 9, "train", counts=context.trace.counts)
-    checks.same(model.ledger(workload), counter)
-
-
 class TestEveryScheme(checks.EveryScheme):
     """On each of the schemes above."""
-
-
-@pytest.mark.full
-def test_it_costs_as_much_in_half_precision(scheme: checks.Scheme) -> None:
-    checks.costs_what_it_selects(scheme, torch.bfloat16)
-
-
-@pytest.mark.full
-def test_it_passes_the_audit(shape: ModelConfig) -> None:
-    checks.passes_the_audit(checks.Scheme("threshold_skip", {}, shape))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"target": 0.0}, r"target is 0; it should be greater than 0"),
-        ({"penalty": 0.0}, "penalty is 0; it should be greater than 0"),
-        ({"every": 0}, "every is 0; it should be greater than or equal to 1"),
-        ({"gate": "linear"}, "gate"),
-    ],
-)
-def test_options_out_of_range_are_refused(options: dict, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        build_router("threshold_skip", options)
-
-
-def test_a_model_too_shallow_to_route_a_block_is_refused() -> None:
-    shape = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
-    with pytest.raises(UserError, match="no block of 2 is routed with every 3"):
-        build_model(shape, build_router("threshold_skip", {"every": 3}))
-    build_model(shape, build_router("threshold_skip", {"every": 2}))
 
 
 @pytest.mark.parametrize("trained", ["layers.1.block.feed_forward_norm", "layers.1.router"])

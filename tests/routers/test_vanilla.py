@@ -4,13 +4,13 @@ of every parameter.
 B sequences, T tokens, V vocabulary.
 """
 
+import layer_checks as checks
 import naive
 import naive_depth
 import pytest
 import torch
 import torch.nn.functional as F
 from against_loop import model_equals_its_loop, model_of
-from layer_checks import full_except
 
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
@@ -28,7 +28,7 @@ SHAPES: dict[str, ModelConfig] = {
 
 
 @pytest.mark.parametrize(
-    "lengths", full_except([(63,), (63, 63, 63), (17, 63, 1)], (17, 63, 1)), ids=str
+    "lengths", checks.full_except([(63,), (63, 63, 63), (17, 63, 1)], (17, 63, 1)), ids=str
 )
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_it_equals_its_plain_loop(shape: ModelConfig, lengths: tuple[int, ...]) -> None:
@@ -70,3 +70,12 @@ def test_the_last_logits_are_the_loop_s_last() -> None:
     ids = [tokens_BT[b, :n].tolist() for b, n in enumerate(lengths)]
     slow = [logits_TV[-1:] for logits_TV in naive_depth.decoder(model, ids, "causal").rows]
     torch.testing.assert_close(last_B1V, torch.stack(slow), rtol=1e-9, atol=1e-10)
+
+
+@pytest.fixture
+def scheme(shape: ModelConfig) -> checks.Scheme:
+    return checks.Scheme("vanilla", {}, shape)
+
+
+class TestEveryScheme(checks.EveryScheme):
+    """On the dense model."""

@@ -339,21 +339,3 @@ def test_a_method_that_returns_something_else_is_named(
     words = rf"^router 'wrong': {where} returned {found}; expected {expected}$"
     with pytest.raises(UserError, match=words):
         build_model(SHAPE, Wrong())(drawn(2, 9), Context())
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"experts": 0}, "experts is 0; it should be greater than or equal to 1"),
-        ({"top_k": 9}, "top_k is 9 of 8 experts; it must lie between 1 and experts"),
-        ({"expert_width": 0}, "expert_width is 0; it should be greater than or equal to 1"),
-        ({"balance": -1.0}, "balance is -1.0; it should be greater than or equal to 0"),
-        ({"capacity_factor": 0.5}, "capacity_factor is 0.5; it must be 1 or more"),
-        ({"shared_gate": True}, "'shared_gate' has no effect with shared_experts 0"),
-        ({"top_k": 2.0}, "top_k is 2.0; it should be a valid integer"),
-    ],
-    ids=str,
-)
-def test_options_out_of_range_are_refused(options: dict, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        Minimal(**options)

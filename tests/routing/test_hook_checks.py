@@ -1,18 +1,13 @@
 """Checks of what hooks return, and options that a scheme hides."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
-import torch
 
-from modbench.errors import UserError
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.layer import Layer
-from modbench.routing.hook_checks import expect, shown
-from modbench.routing.plugin_fault import shown as shown_path
 from modbench.routing.router import Router, check_types, reject_unused
 
 
@@ -35,17 +30,6 @@ class Derived(Base):
     """Hides an option, and inherits the hook."""
 
     hidden: int = field(init=False, default=3)
-
-
-def test_the_sentence_names_router_hook_file_line_and_what_was_expected() -> None:
-    at = f"{shown_path(Path(__file__))}, line {Base.choose.__code__.co_firstlineno}"
-    with pytest.raises(UserError) as raised:
-        expect(Derived(), "choose", False, shown(torch.zeros(2, 3)), "integer ids (N, K)")
-    assert str(raised.value) == (
-        f"router 'base': choose ({at}) returned a tensor of shape (2, 3) and "
-        "torch.float32; expected integer ids (N, K)"
-    )
-    expect(Derived(), "choose", True, "", "")
 
 
 def test_a_hidden_field_is_no_option() -> None:

@@ -9,7 +9,7 @@ from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.routing import registry
-from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.build import RoutedDecoder
 from modbench.routing.plugin_fault import authors_code
 from modbench.routing.registry import build_router, load_plugin
 
@@ -165,15 +165,6 @@ def test_an_impossible_option_or_shape_names_the_router_once(
     with pytest.raises(UserError) as error, authors_code(registry.router_class("wrong"), "a step"):
         RoutedDecoder(SHAPE, build_router("wrong"))
     assert str(error.value) == sentence
-
-
-def test_an_initialisation_that_raises_gets_one_sentence(tmp_path: Path) -> None:
-    load_plugin(plugin(tmp_path, "def initialise(self, seed): 1 / 0"))
-    with pytest.raises(
-        UserError,
-        match=r"router 'wrong' raised ZeroDivisionError.* in initialise \(wrong.py, line 9\); fix it",
-    ):
-        build_model(SHAPE, build_router("wrong"))
 
 
 def test_the_nominal_counts_of_all_layers_are_joined() -> None:

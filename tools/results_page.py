@@ -1,5 +1,5 @@
 """Writes the tables of ``docs/results.md`` from the committed CSV files, and the planned cost of the
-suites that were not run: ``python tests/pages/results_page.py``; ``--check`` compares only.
+suites that were not run: ``python tools/results_page.py``; ``--check`` compares only.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from modbench.plan.units import shown
 from modbench.report.table import markdown_table
 from modbench.sweep.plan import plan_suite
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
 OPTIMA = ROOT / "results" / "isoflop-cpu" / "optima.csv"
 DIFFERENCES = ROOT / "results" / "isoflop-cpu" / "differences.csv"
@@ -185,7 +185,7 @@ def main(words: Iterable[str] | None = None) -> int:
     only_check = parser.parse_args(words).check
     text = filled(PAGE.read_text(), {**texts(), "planned": planned_table()})
     if only_check and text != PAGE.read_text():
-        print(f"{PAGE.name} differs; run python tests/pages/results_page.py", file=sys.stderr)
+        print(f"{PAGE.name} differs; run python tools/results_page.py", file=sys.stderr)
         return 1
     if not only_check:
         PAGE.write_text(text)

@@ -1,5 +1,5 @@
 """Writes the table of the README and the tables of ``docs/reading_the_table.md``, from the page
-``results/quick/leaderboard.md`` and the report's columns: ``python tests/pages/readme_table.py``;
+``results/quick/leaderboard.md`` and the report's columns: ``python tools/readme_table.py``;
 ``--check`` compares only.
 """
 
@@ -11,7 +11,7 @@ from suite_keys import filled
 
 from modbench.report.leaderboard.columns import FIRST, MORE, column_table
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 LEADERBOARD = ROOT / "results" / "quick" / "leaderboard.md"
 README = ROOT / "README.md"
 READING = ROOT / "docs" / "reading_the_table.md"
@@ -42,7 +42,7 @@ def main() -> int:
     for page in (README, READING):
         text = filled(page.read_text(), texts())
         if only_check and text != page.read_text():
-            print(f"{page.name} differs; run python tests/pages/readme_table.py", file=sys.stderr)
+            print(f"{page.name} differs; run python tools/readme_table.py", file=sys.stderr)
             code = 1
         elif not only_check:
             page.write_text(text)

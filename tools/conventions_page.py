@@ -1,5 +1,5 @@
 """Writes the tables of ``docs/conventions.md``: the error of each convention on our schemes.
-``nox -s flops`` compares; ``python tests/accounting/conventions_page.py`` writes.
+``nox -s flops`` compares; ``python tools/conventions_page.py`` writes.
 
 The definitions above the tables are written by hand.
 """
@@ -17,8 +17,8 @@ from modbench.ledger import Phase, Workload
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import SIZES, Size
 
-PAGE = Path(__file__).parents[2] / "docs" / "conventions.md"
-REGENERATE = "python tests/accounting/conventions_page.py"
+PAGE = Path(__file__).parents[1] / "docs" / "conventions.md"
+REGENERATE = "python tools/conventions_page.py"
 ERRORS = "## Errors"
 CLOSING = f"""
 ## Regenerating

@@ -1,7 +1,7 @@
 """FLOP counters on cases of known cost: writes docs/counters.csv and docs/counters.md.
 
-    python tests/counting/compare_counters.py            # from the repository root
-    python tests/counting/compare_counters.py --check    # exit 1 where the committed figures differ
+    python tools/compare_counters.py            # from the repository root
+    python tools/compare_counters.py --check    # exit 1 where the committed figures differ
 
 A counter that isn't installed is left out. To have all of them, next to modbench's extras dev and hf:
 
@@ -29,18 +29,18 @@ from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests" / "counting"))
 
 import torch  # noqa: E402
 from counter_case import Case  # noqa: E402
 from counter_cases import CASES  # noqa: E402
 from other_counters import TOOLS, Tool  # noqa: E402
 
-DOCS = HERE.parent.parent / "docs"
+DOCS = ROOT / "docs"
 CSV, PAGE = DOCS / "counters.csv", DOCS / "counters.md"
 INSTALL = "DS_BUILD_OPS=0 pip install deepspeed calflops accelerate ptflops thop torchinfo"
-COMMAND = "python tests/counting/compare_counters.py"
+COMMAND = "python tools/compare_counters.py"
 LIMIT_S = 120
 QUIET = {
     "DS_BUILD_OPS": "0",

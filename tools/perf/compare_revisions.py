@@ -1,6 +1,6 @@
 """Benchmarks of this working tree against those of another revision, in fresh processes that take turns:
 
-    python tests/perf/compare_revisions.py --against REVISION [--pairs N] [-k EXPRESSION] [pytest's ...]
+    python tools/perf/compare_revisions.py --against REVISION [--pairs N] [-k EXPRESSION] [pytest's ...]
 
 The benchmarks are this tree's for both, so that the same is measured; the modbench that they measure is
 each tree's own. What looks changed is run again. Exit code 1 if a benchmark became slower (or larger,
@@ -26,7 +26,7 @@ from comparison import Comparison, Medians, compare, medians_of
 from modbench.sweep.worker import ALLOCATOR
 from modbench.timing.system_load import SLACK, core_count
 
-BENCHMARKS = "tests/perf/bench_*.py"
+BENCHMARKS = "tools/perf/bench_*.py"
 #: Short, for it is the medians of whole processes that are compared. Arguments may say otherwise.
 SHORT = ("--perf-seconds=2", "--perf-turns=5", "--benchmark-max-time=0.5")
 
@@ -104,7 +104,7 @@ class Tree:
         said = self.pytest(self.folder, *files, "-o", "addopts=", "--collect-only", "-q")
         if said.returncode == 4:
             raise CompareError(_last(said.stderr or said.stdout))
-        return {line for line in said.stdout.splitlines() if line.startswith("tests/") and "::" in line}
+        return {line for line in said.stdout.splitlines() if line.startswith("tools/") and "::" in line}
 
 
 def _last(text: str) -> str:

@@ -12,8 +12,6 @@ from pathlib import Path
 from textwrap import fill
 
 import torch
-from mutants import Depth
-from subtle_mutants import MUTANTS
 
 from modbench.audit import PROBES, Finding, audit
 from modbench.audit.advice import _CAUSES, _GENERAL
@@ -23,7 +21,12 @@ from modbench.routing.build import build_model
 from modbench.routing.registry import installed_modules, preset_options, router_class
 from modbench.train.numerics import make_deterministic
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests" / "audit"))
+from mutants import Depth  # noqa: E402
+from subtle_mutants import MUTANTS  # noqa: E402
+
+DOCS = ROOT / "docs"
 PAGE, BUGS = DOCS / "audit.md", DOCS / "known_bugs.md"
 #: Four layers, since recursions share some; all else is small, to make the page quickly.
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=64)

@@ -1,5 +1,5 @@
 """Writes the tables of ``docs/suites.md`` and ``docs/routers.md`` from the dataclasses of a suite file
-and their ``#:`` comments: ``python tests/pages/suite_keys.py``, with ``--check`` to compare only.
+and their ``#:`` comments: ``python tools/suite_keys.py``, with ``--check`` to compare only.
 
 Text outside the markers ``<!-- NAME -->`` and ``<!-- end -->`` is written by hand.
 """
@@ -29,8 +29,8 @@ from modbench.sweep.track import TrackConfig
 from modbench.timing.config import TimeConfig
 from modbench.train.config import TrainConfig
 
-DOCS = Path(__file__).parents[2] / "docs"
-REGENERATE = "python tests/pages/suite_keys.py"
+DOCS = Path(__file__).parents[1] / "docs"
+REGENERATE = "python tools/suite_keys.py"
 #: The dataclass of each table of a suite file; [[shapes]] has the keys of [model].
 TABLES: dict[str, type] = {
     "suite": Header,

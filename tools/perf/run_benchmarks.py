@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 def main(words: list[str]) -> None:
     # No tests: pytest finds these only by name.
-    files = [str(file) for file in sorted(ROOT.glob("tests/perf/bench_*.py"))]
+    files = [str(file) for file in sorted(ROOT.glob("tools/perf/bench_*.py"))]
     columns = "--benchmark-columns=min,median,iqr,rounds"
     command = [sys.executable, "-m", "pytest", *files, "--benchmark-only", columns, *words]
     # The C library reads its settings when a process begins.

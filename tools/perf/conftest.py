@@ -1,8 +1,11 @@
 """Benchmarks wait for the GPU where there is one, take turns, and have targets: what each reached is
 said at the end. Results that pytest-benchmark keeps lie in a folder of this kind of machine's."""
 
+import os
 import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,12 @@ from targets import HEADER, Reach, Target
 
 from modbench.measure.environment import environment
 from modbench.train.numerics import make_deterministic
+
+# For the trained runs that bench_downstream makes.
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
+# Measurements would wait for a quiet machine; benchmarks take turns instead.
+os.environ.setdefault("MODBENCH_QUIET_SECONDS", "0")
+torch.set_num_threads(1)
 
 TARGETS, LOADED = pytest.StashKey[list[Target]](), pytest.StashKey[list[str]]()
 #: Defaults of pytest-benchmark.
@@ -56,6 +65,11 @@ def machine_name() -> str:
 
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
     return machine() | {"threads": config.getoption("--perf-threads")}
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from modbench.audit.depth import alone, gated
 from modbench.audit.finding import (
     Outcome,
     Subject,
-    layer_by_layer,
     outer_routers,
     plain_block,
     seeded,
@@ -161,8 +160,7 @@ def _learn_text(model: RoutedDecoder, tokens_BT: Tensor) -> list[float]:
     """Run the backward pass of cross-entropy; return `_scale` of each layer that has one."""
     context = Context()
     kept: list[tuple[int, nn.Module, Tensor, Tensor]] = []
-    x_BTD = model.embedding(tokens_BT)
-    for entry in layer_by_layer(model, tokens_BT, context):
+    for entry in model.layer_by_layer(tokens_BT, context):
         x_BTD = entry[-1]
         x_BTD.retain_grad()
         kept.append(entry)
@@ -205,7 +203,7 @@ def _dependent(model: RoutedDecoder, tokens_BT: Tensor) -> str:
     if there is none. Each layer is tested on the same input, since what earlier layers drop may depend
     on the order."""
     with torch.no_grad():
-        stream = list(layer_by_layer(model, tokens_BT, Context()))
+        stream = list(model.layer_by_layer(tokens_BT, Context()))
     for number, layer, x_BTD, _ in stream:
         trace, first = _values(layer, x_BTD, tokens_BT)
         if not first:

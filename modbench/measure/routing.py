@@ -18,6 +18,7 @@ from modbench.measure.loss import SCORING_BATCH
 from modbench.model.block import Block
 from modbench.model.context import Context
 from modbench.model.generate import dense_cache_bytes, prefill
+from modbench.model.layer import Layer
 from modbench.model.mlp import MLP
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
@@ -137,24 +138,27 @@ def layer_measures(
     routed = [number for number, layer in enumerate(model.layers) if _is_routed(layer)]
     for start in range(0, len(windows_WT), batch):
         tokens_BT = torch.from_numpy(windows_WT[start : start + batch]).to(on)[:, :-1]
-        context = Context(selection="causal", tokens_BT=tokens_BT)
-        x_BTD = model.embedding(tokens_BT)
-        for number, layer in enumerate(model.layers):
-            before_BTD = x_BTD.clone()  # a layer may write into its input
-            x_BTD, fed = _with_fed(layer, x_BTD, context)
+        context, fed = Context(selection="causal"), dict[Layer, Tensor | None]()
+
+        def run(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
+            out_BTD, fed[layer] = _with_fed(layer, x_BTD, context)  # noqa: B023
+            return out_BTD
+
+        for number, layer, before_BTD, after_BTD in model.layer_by_layer(tokens_BT, context, run):
             if number in routed:
                 shown_BT = context.trace.tensors.get((number, "selected"))
-                added_BTD = x_BTD - before_BTD if fed is None else fed
-                stream_BTD = before_BTD if fed is None else x_BTD - fed
+                fed_BTD = fed[layer]
+                added_BTD = after_BTD - before_BTD if fed_BTD is None else fed_BTD
+                stream_BTD = before_BTD if fed_BTD is None else after_BTD - fed_BTD
                 selected_BT = added_BTD.any(-1) if shown_BT is None else shown_BT
                 share_BT = added_BTD.norm(dim=-1) / stream_BTD.norm(dim=-1).clamp(min=1e-30)
                 sums[number, "added"] += share_BT[selected_BT].double().sum().item()
                 sums[number, "selected"] += selected_BT.sum().item()
         for (number, name), gate_BT in context.trace.tensors.items():
-            selected_BT = context.trace.tensors.get((number, "selected"))
-            if name == "gate" and selected_BT is not None:
-                sums[number, "gate"] += gate_BT[selected_BT].double().abs().sum().item()
-                sums[number, "gated"] += selected_BT.sum().item()
+            shown_BT = context.trace.tensors.get((number, "selected"))
+            if name == "gate" and shown_BT is not None:
+                sums[number, "gate"] += gate_BT[shown_BT].double().abs().sum().item()
+                sums[number, "gated"] += shown_BT.sum().item()
     found: dict[int, dict[str, Any]] = {number: {"layer": number} for number, _ in sorted(sums)}
     for number, entry in found.items():
         if number in routed:

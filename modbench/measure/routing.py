@@ -4,7 +4,6 @@ training rule, what each layer adds, how evenly experts are used, and the size o
 B sequences, T tokens, D model width, W windows, N tokens that reach an expert layer, E experts.
 """
 
-from bisect import bisect_left
 from collections import defaultdict
 from contextlib import ExitStack
 from typing import Any
@@ -207,41 +206,25 @@ def _evenness(loads_E: list[torch.Tensor]) -> dict[str, float]:
 
 def _nominal_capacities(model: RoutedDecoder, trace: Trace, tokens: int) -> dict[str, float]:
     """Nominal values of ``realised_capacity`` and ``expert_realised_capacity`` for sequences of
-    ``tokens``, averaged over the layers that show ``selected`` or ``taken`` in ``trace`` (causal rule)
-    and whose ledger depends on the count that they report. Empty if none does. A nominal count of a
-    layer is the one at which the ledger, which every scheme has, equals the nominal ledger."""
-    depth: dict[int, float] = {}
-    experts: list[float] = []
-    for layer, name in sorted(trace.counts, key=lambda key: key[1]):  # "depth" comes first
-        if name == "depth" and (layer, "selected") in trace.tensors:
-            count = _nominal_count(model, (layer, name), tokens, most=tokens)
-            if count is not None:
-                depth[layer] = count
-        elif name == "experts" and (layer, "taken") in trace.tensors:
-            most = tokens * trace.tensors[layer, "load"].numel()
-            count = _nominal_count(model, (layer, name), tokens, most=most)
-            if count is not None:
-                # Of the tokens that reach the experts.
-                experts.append(count / depth.get(layer, tokens))
-    found = {}
+    ``tokens``, averaged over the layers that show ``selected`` or ``taken`` in ``trace`` (causal rule).
+    Empty if no layer states an expected count."""
+    expected = model.expected_counts(Workload(lengths=(tokens,)))
+    depth = {
+        layer: counts[0]
+        for (layer, name), counts in expected.items()
+        if name == "depth" and (layer, "selected") in trace.tensors
+    }
+    experts = [
+        counts[0] / depth.get(layer, tokens)  # of the tokens that reach the experts
+        for (layer, name), counts in expected.items()
+        if name == "experts" and (layer, "taken") in trace.tensors
+    ]
+    nominal = {}
     if depth:
-        found["nominal_capacity"] = sum(depth.values()) / len(depth) / tokens
+        nominal["nominal_capacity"] = sum(depth.values()) / len(depth) / tokens
     if experts:
-        found["expert_nominal_capacity"] = sum(experts) / len(experts)
-    return found
-
-
-def _nominal_count(model: RoutedDecoder, key: tuple[int, str], tokens: int, *, most: int) -> int | None:
-    """The smallest count of ``key``, at most ``most``, at which the ledger of one sequence of ``tokens``
-    reaches the nominal one; None if the ledger does not depend on the count."""
-
-    def flops(count: int) -> int:
-        return model.ledger(Workload(lengths=(tokens,), counts={key: (count,)})).total()
-
-    if flops(0) == flops(most):
-        return None
-    nominal = model.ledger(Workload(lengths=(tokens,))).total()
-    return bisect_left(range(most), nominal, key=flops)
+        nominal["expert_nominal_capacity"] = sum(experts) / len(experts)
+    return nominal
 
 
 @torch.no_grad()

@@ -147,10 +147,11 @@ class Decoder(nn.Module):
 
     def nominal_counts(self, workload: Workload) -> Counts:
         """Return the nominal counts of all layers."""
-        found: dict[tuple[int, str], tuple[int, ...]] = {}
-        for layer in self._layers():
-            found |= layer.nominal_counts(workload)
-        return found
+        return _joined(layer.nominal_counts(workload) for layer in self._layers())
+
+    def expected_counts(self, workload: Workload) -> Counts:
+        """Return the expected counts of all layers."""
+        return _joined(layer.expected_counts(workload) for layer in self._layers())
 
     def parameter_count(self, kind: Literal["total", "active"] = "total") -> int:
         """Return the number of parameters: all, or the active ones of a token routed at every layer. The
@@ -178,6 +179,13 @@ class Decoder(nn.Module):
 
     def _layers(self) -> list[Layer]:
         return list(self.layers)  # type: ignore[arg-type]
+
+
+def _joined(parts: Iterable[Counts]) -> Counts:
+    joined: dict[tuple[int, str], tuple[int, ...]] = {}
+    for part in parts:
+        joined |= part
+    return joined
 
 
 def _last_tokens(x_BTD: Tensor, context: Context) -> Tensor:

@@ -225,6 +225,10 @@ class DepthRouted(Layer):
         new, _ = incremental_counts(self._share, workload.lengths, workload.past)
         return {(self.layer, "depth"): new} | dict(self.block.nominal_counts(workload.routed(new)))
 
+    def expected_counts(self, workload: Workload) -> Counts:
+        new, _ = incremental_counts(self._share, workload.lengths, workload.past)
+        return {(self.layer, "depth"): new} | dict(self.block.expected_counts(workload.routed(new)))
+
     def takes_gradient(self, workload: Workload) -> bool:
         # The predictor learns from a loss of its own.
         learns = trains(self.block) or (self.router is not None and trains(self.router))

@@ -262,9 +262,8 @@ class RoutedExperts(FeedForward):
     def ledger(self, workload: Workload) -> Ledger:
         width = self.model.width
         total = scorer_ledger(self.router, workload, self.layer, width, flat=True)
-        # With a capacity factor, too: an even load finds room.
-        nominal = self.options.nominal_assignments(workload.lengths, workload.past)
-        (assignments,) = workload.counts.get((self.layer, "experts"), (nominal,))
+        key = self.layer, "experts"
+        (assignments,) = workload.counts.get(key, self.expected_counts(workload)[key])
         total += self.bank.ledger(workload, assignments)
         if self.shared is not None:
             total += self.shared.ledger(workload)
@@ -277,7 +276,12 @@ class RoutedExperts(FeedForward):
             return {} if load is None else {(self.layer, "load"): (load,) * options.experts}
         if options.no_ops() or options.capacity_factor is not None:
             return {}
-        return {(self.layer, "experts"): (self.options.nominal_assignments(lengths, past),)}
+        return self.expected_counts(workload)
+
+    def expected_counts(self, workload: Workload) -> Counts:
+        # With a capacity factor, too: an even load finds room.
+        nominal = self.options.nominal_assignments(workload.lengths, workload.past)
+        return {(self.layer, "experts"): (nominal,)}
 
     def active_parameters(self) -> int:
         own = sum(parameter.numel() for parameter in self.parameters())

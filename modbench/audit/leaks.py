@@ -155,18 +155,20 @@ def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
     figure = f"logits of a sequence alone and in a batch differ by up to {most:.2g}"
     wrong = any(off > bound for offs, bound in exact for off in offs)
     for how, model in subject.scaled.items() if short and not wrong else ():
-        found = list(_differences(model, tokens_BT, ROUNDING, short=False))
-        if any(off > bound for offs, bound in found for off in offs):
-            most = max(off for offs, _ in found for off in offs)
+        differences = list(_differences(model, tokens_BT, ROUNDING, short=False))
+        if any(off > bound for offs, bound in differences for off in offs):
+            most = max(off for offs, _ in differences for off in offs)
             return False, (
                 f"logits of a sequence alone and in a batch differ by up to {most:.2g}, "
                 f"{SCALED.format(how)}"
             )
     if subject.is_exact or wrong:
         return not wrong, figure
-    own = list(_differences(subject.own, tokens_BT, COARSE, short=False))
-    is_rounding = max(sum(off > bound for off in offs) / len(offs) for offs, bound in own) <= SHARE
-    most = max(off for offs, _ in own for off in offs)
+    differences = list(_differences(subject.own, tokens_BT, COARSE, short=False))
+    is_rounding = (
+        max(sum(off > bound for off in offs) / len(offs) for offs, bound in differences) <= SHARE
+    )
+    most = max(off for offs, _ in differences for off in offs)
     return is_rounding, f"{figure}; in {subject.dtype} by {most:.2g}"
 
 

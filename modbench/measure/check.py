@@ -36,7 +36,7 @@ from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import device, make_deterministic
 
-SEQUENCE = 64
+SEQUENCE = 64  # 20 steps of two models take seconds on two cores
 PHASES: tuple[Phase, ...] = ("forward", "train")
 STEPS = 20
 TRAIN = TrainConfig(budget=1, sequence=SEQUENCE, batch=8)

@@ -30,7 +30,7 @@ BELOW: dict[str, set[str]] = {
     "train": {"errors", "typed", "ledger", "counting", "model", "routing", "accounting", "data"},
 }
 BELOW["trained"] = BELOW["train"] | {"train", "records"}
-BELOW["audit"] = BELOW["train"] | {"train"}
+BELOW["audit"] = BELOW["train"] | {"train", "records"}
 _MEASURED = BELOW["trained"] | {"trained", "kernels", "analysis"}
 BELOW["evaluate"] = _MEASURED
 BELOW["measure"] = _MEASURED | {"audit", "evaluate"}

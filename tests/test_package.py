@@ -70,6 +70,8 @@ def test_a_wheel_brings_suites_tasks_and_the_flop_table(wheel: Path) -> None:
         "modbench/evaluate/tasks/modbench_cloze/modbench_cloze.yaml",
         "modbench/evaluate/tasks/_choice_yaml",
         "modbench/accounting/golden.json",
+        "modbench/data/pypi-en-v1.jsonl.xz",
+        "modbench/data/pypi-en-v1.LICENSE.txt",
     } <= names
     assert not [name for name in names if name.startswith(("tests/", "results/"))]
 

@@ -14,7 +14,7 @@ from textwrap import fill
 import torch
 
 from modbench.audit import PROBES, Finding, audit
-from modbench.audit.advice import _CAUSES, _GENERAL
+from modbench.audit.advice import _CAUSES
 from modbench.audit.warmed import warmed
 from modbench.model.config import ModelConfig
 from modbench.routing.build import build_model
@@ -126,9 +126,11 @@ def audit_page() -> Iterator[str]:
     yield from causes(0)
     yield "\n## What to do about a failure\n"
     for probe in PROBES:
-        yield f"### {probe.number} {probe.name}\n\n{fill(probe.means, 105)}\n"
+        text = probe.text
+        meaning = fill(f"{text.means}; usually {text.usually}.", 105)
+        yield f"### {probe.number} {probe.name}\n\n{meaning}\n"
         named = list(causes(probe.number))
-        general = _with_guide(*_GENERAL[probe.number])
+        general = _with_guide(text.remedy[0].upper() + text.remedy[1:], text.guide)
         if named:
             yield "If the line of the failed probe contains:\n"
             yield from named

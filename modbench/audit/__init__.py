@@ -31,6 +31,7 @@ from modbench.audit.saving import saving
 from modbench.audit.state import state
 from modbench.errors import FAULTS, UserError
 from modbench.model.config import ModelConfig
+from modbench.records.probes import PROBE_TEXTS, ProbeText
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.plugin_fault import raised
 from modbench.train.out_of_memory import failed_allocation
@@ -40,117 +41,44 @@ __all__ = ["PROBES", "ROUNDING", "Finding", "audit", "findings"]
 
 @dataclass(frozen=True)
 class Probe:
-    """``means``: what a failure means, and what usually causes it. ``ranks``: a failure keeps the router
-    out of the ranking. ``once``: run at one shape only. ``trained``: run at the shape of a training
-    step, too. ``grouped``: run on a small model with grouped-query attention and a GELU MLP, too."""
+    """A probe and its description. ``once``: run at one shape only. ``trained``: run at the shape of a
+    training step, too. ``grouped``: run on a small model with grouped-query attention and a GELU MLP,
+    too."""
 
-    number: int
-    name: str
+    text: ProbeText
     run: Callable[[Subject, Tensor], Outcome]
-    means: str
-    ranks: bool = False
     once: bool = False
     trained: bool = False
     grouped: bool = False
 
+    @property
+    def number(self) -> int:
+        return self.text.number
 
-PROBES = (
-    Probe(
-        1,
-        "causal",
-        causal,
-        "A prediction depends on later tokens, so held-out losses are too low and text cannot be "
-        "generated; usually a top-k, a mean or a softmax over the sequence is used under the causal "
-        "rule.",
-        ranks=True,
-    ),
-    Probe(
-        2,
-        "batch-invariant",
-        batch_invariant,
-        "A prediction depends on padding or on other sequences of the batch; usually a threshold, "
-        "capacity or statistic is computed over the whole batch, or padding is not masked.",
-        ranks=True,
-    ),
-    Probe(
-        3,
-        "decode parity",
-        decode_parity,
-        "Generated text differs from what is scored; usually positions, the decision for a single "
-        "token, or cached keys differ with a cache, or state is kept on the module instead of in the "
-        "cache.",
-        ranks=True,
-    ),
-    Probe(
-        4,
-        "capacity",
-        capacity,
-        "The layer does not route as many tokens as it declares, so nominal FLOPs are wrong; usually "
-        "the number is rounded differently, padding is selected, or a threshold selects all tokens or"
-        " none.",
-    ),
-    Probe(
-        5,
-        "bypass",
-        bypass,
-        "Tokens shown as skipped are changed; usually the layer shows another selection than it uses,"
-        " writes into its input, or processes skipped tokens in part.",
-        once=True,
-    ),
-    Probe(
-        6,
-        "unit gate",
-        unit_gate,
-        "At gate 1 the layer does not equal its block; usually the residual is added twice or scaled by "
-        "the gate, or the gate is normalised over tokens.",
-        once=True,
-    ),
-    Probe(
-        7,
-        "order and position",
-        order_and_position,
-        "Selected tokens are processed in another order or at other positions than in the text; "
-        "usually the indices of top-k are not sorted, or positions are counted from 0 among the "
-        "selected tokens.",
-        once=True,
-    ),
-    Probe(
-        8,
-        "gradient",
-        gradient,
-        "The router does not learn, or learns from padding or from one sequence only; usually the "
-        "output is not multiplied by a gate that depends on the scores, or the gate is detached.",
-        once=True,
-    ),
-    Probe(
-        9,
-        "count",
-        count,
-        "The FLOPs in the table are not those that are executed, so the comparison at equal compute "
-        "is wrong; usually the ledger or active_parameters misses a matmul, padding, or the cached "
-        "tokens.",
-        ranks=True,
-        trained=True,
-        grouped=True,
-    ),
-    Probe(
-        10,
-        "state",
-        state,
-        "A resumed run differs from an uninterrupted one, or a run from its repetition; usually a "
-        "counter or threshold is not a buffer, is updated outside training or twice under activation "
-        "checkpointing, or initial weights do not follow from the seed.",
-        once=True,
-    ),
-    Probe(
-        11,
-        "saving",
-        saving,
-        "Skipped tokens are computed and then discarded, so skipping saves no FLOPs; usually the "
-        "block runs for all tokens and a mask chooses afterwards.",
-        once=True,
-    ),
+    @property
+    def name(self) -> str:
+        return self.text.name
+
+    @property
+    def ranks(self) -> bool:
+        return self.text.ranks
+
+
+#: The function of each probe, in the order of `PROBE_TEXTS`, and where it runs.
+_RUNS: tuple[tuple[Callable[[Subject, Tensor], Outcome], dict[str, bool]], ...] = (
+    (causal, {}),
+    (batch_invariant, {}),
+    (decode_parity, {}),
+    (capacity, {}),
+    (bypass, {"once": True}),
+    (unit_gate, {"once": True}),
+    (order_and_position, {"once": True}),
+    (gradient, {"once": True}),
+    (count, {"trained": True, "grouped": True}),
+    (state, {"once": True}),
+    (saving, {"once": True}),
 )
+PROBES = tuple(Probe(text, run, **where) for text, (run, where) in zip(PROBE_TEXTS, _RUNS, strict=True))
 
 #: The shape of a small model with grouped-query attention and a GELU MLP, and its tokens.
 GROUPED = ModelConfig(vocabulary=97, width=48, heads=6, kv_heads=2, mlp="gelu")

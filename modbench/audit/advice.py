@@ -1,9 +1,10 @@
 """Advice on failed probes: one sentence that explains the failure and the fix, and the page to read.
 
-The first cause that the probe's figure names applies; without one, the probe's general advice.
+The first cause that the probe's figure names applies; without one, `modbench.records.probes` says it.
 """
 
 from modbench.audit.finding import Finding
+from modbench.records.probes import PROBE_TEXTS
 
 _GUIDE = "docs/writing_a_router.md"
 #: Causes that a figure names: probes (none: all), text of the figure, advice, anchor of the guide;
@@ -124,61 +125,6 @@ _CAUSES: tuple[tuple[tuple[int, ...], str, str, str], ...] = (
         "",
     ),
 )
-#: Advice on any other figure by probe, and the anchor of the guide.
-_GENERAL = {
-    1: ("The router looks ahead; use a causal rule for prediction", "causal"),
-    2: (
-        "A prediction depends on padding or on other sequences in the batch; decide for each token "
-        "alone, and mask padding",
-        "causal",
-    ),
-    3: (
-        "Generated text would differ from scored text; decide for each token from its own score and "
-        "position, and keep what must be remembered in the cache",
-        "causal",
-    ),
-    4: (
-        "The layer does not route as many tokens as its options state, so nominal FLOPs are wrong; "
-        "correct the rounding, and leave padding out of the selection",
-        "",
-    ),
-    5: (
-        "Skipped tokens must stay the same to the bit; show the selection that the layer uses, and "
-        "change no other token",
-        "",
-    ),
-    6: (
-        "A routed layer must add gate x block output and nothing else; add the residual once, and "
-        "multiply only the block's output by the gate",
-        "",
-    ),
-    7: (
-        "Selected tokens must keep their order and positions; sort the indices of top-k, and give each "
-        "token its position in the text",
-        "",
-    ),
-    8: (
-        "The router does not learn from the text; multiply the output by a gate that depends on the "
-        "scores, without detaching it",
-        "",
-    ),
-    9: (
-        "Stated and executed FLOPs differ, so budgets would be unequal; if probe 1, 2, 3 or 8 fails, "
-        "correct that first; move matmuls from other methods into `scorer`, `feed_forward` or a layer; "
-        "correct a `ledger` of your own, or remove it",
-        "",
-    ),
-    10: (
-        "A resumed or repeated run would differ; keep state in buffers, update them in training only, "
-        "and draw initial weights from torch's generator",
-        "state",
-    ),
-    11: (
-        "Skipped tokens are computed and discarded, so nothing is saved; gather the selected tokens "
-        "before the block",
-        "",
-    ),
-}
 
 
 def section(finding: Finding) -> str:
@@ -188,13 +134,14 @@ def section(finding: Finding) -> str:
 
 def advice(finding: Finding) -> str:
     """Return what the failed ``finding`` means and what to do, with the section to read."""
+    general = PROBE_TEXTS[finding.probe - 1]
     words, anchor = next(
         (
             (words, anchor)
             for probes, text, words, anchor in _CAUSES
             if text in finding.figure and finding.probe in (probes or (finding.probe,))
         ),
-        _GENERAL[finding.probe],
+        (f"{general.means}; {general.remedy}", general.guide),
     )
     return f"{words} ({f'{_GUIDE}#{anchor}' if anchor else section(finding)})."
 

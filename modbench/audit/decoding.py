@@ -74,12 +74,12 @@ class Reading:
 
     def steps(self) -> Iterator[None]:
         """Run the passes, one at a time."""
-        for one in self.passes:
+        for read in self.passes:
             mark = self.cache.mark()
-            what = "decoded" if one.kept and max(one.lengths) == 1 else "chunks"
+            what = "decoded" if read.kept and max(read.lengths) == 1 else "chunks"
             what = what if any(self.cache.read) else "prompts"
-            counts = self._run(one, what)
-            if not one.kept:
+            counts = self._run(read, what)
+            if not read.kept:
                 self.cache.rewind(mark)
                 yield
                 continue
@@ -87,21 +87,21 @@ class Reading:
                 self.due[layer] = [n + more for n, more in zip(self.due[layer], each, strict=True)]
             if what == "decoded":
                 self.selected += sum(map(sum, counts.values()))
-                self.pairs += len(one.lengths) * len(counts)
+                self.pairs += len(read.lengths) * len(counts)
             yield
 
-    def _run(self, one: Pass, what: str) -> dict[int, list[int]]:
+    def _run(self, read: Pass, what: str) -> dict[int, list[int]]:
         """Run a pass; return the number of selected tokens by layer and sequence."""
         before = list(self.cache.read)
-        new_BT, lengths_B = next_tokens(self.tokens_BT, self.cache, one.lengths)
-        context = Context(selection="causal", cache=self.cache, lengths_B=lengths_B, logits=one.logits)
+        new_BT, lengths_B = next_tokens(self.tokens_BT, self.cache, read.lengths)
+        context = Context(selection="causal", cache=self.cache, lengths_B=lengths_B, logits=read.logits)
         logits_BTV = self.model(new_BT, context)
-        for row, (first, length) in enumerate(zip(before, one.lengths, strict=True)):
-            asked = 1 if one.logits == "last" else length
+        for row, (first, length) in enumerate(zip(before, read.lengths, strict=True)):
+            asked = 1 if read.logits == "last" else length
             full_TV = self.whole_BTV[row, first + length - asked : first + length]
             self.offs[what] += largest(logits_BTV[row, :asked], full_TV).tolist()
         return {
-            layer: [int(shown[row, :length].sum()) for row, length in enumerate(one.lengths)]
+            layer: [int(shown[row, :length].sum()) for row, length in enumerate(read.lengths)]
             for (layer, name), shown in context.trace.tensors.items()
             if name == "selected"
         }
@@ -154,23 +154,23 @@ def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     their logits alone. If all decoded tokens are selected, or none, initial weights are tested too:
     otherwise a decoding that always or never selects would pass. All this holds in float64, and at the
     longest shape for most tokens in the model's own dtype."""
-    found = [_batch(subject, tokens_BT)]
+    readings = [_batch(subject, tokens_BT)]
     if subject.is_longest(tokens_BT):
-        found.append(_alone(subject, tokens_BT.shape[1]))
-    figure = found[0].figure()
-    if found[0].passed() and found[0].pairs and found[0].selected in (0, found[0].pairs):
+        readings.append(_alone(subject, tokens_BT.shape[1]))
+    figure = readings[0].figure()
+    if readings[0].passed() and readings[0].pairs and readings[0].selected in (0, readings[0].pairs):
         initial = Reading(subject.initial, tokens_BT[:4], _passes(tokens_BT[:4])).run()
         figure = f"{initial.figure()}, with initial weights"
         if not initial.passed():
             return False, figure
-    figure += "".join(f"; alone, {reading.figure()}" for reading in found[1:])
-    passed = all(reading.passed() for reading in found)
+    figure += "".join(f"; alone, {reading.figure()}" for reading in readings[1:])
+    passed = all(reading.passed() for reading in readings)
     if subject.is_exact or not passed or not subject.is_longest(tokens_BT):
         return passed, figure
-    own = Reading(subject.own, tokens_BT[:4], _passes(tokens_BT[:4]), COARSE).run()
-    if own.passed(TOLERATED):
-        return True, f"{figure}; in {subject.dtype} by {own.most:.1e}"
-    return False, f"{figure}; in {subject.dtype} only {own.figure()}"
+    reading = Reading(subject.own, tokens_BT[:4], _passes(tokens_BT[:4]), COARSE).run()
+    if reading.passed(TOLERATED):
+        return True, f"{figure}; in {subject.dtype} by {reading.most:.1e}"
+    return False, f"{figure}; in {subject.dtype} only {reading.figure()}"
 
 
 def _batch(subject: Subject, tokens_BT: Tensor) -> Reading:

@@ -21,14 +21,15 @@ from modbench.audit.finding import (
     Outcome,
     Subject,
     few,
-    layer_by_layer,
     plain_block,
     ragged,
     selected,
+    unmoved,
     zero_routers,
 )
 from modbench.model.block import Block
 from modbench.model.context import Context, Selection
+from modbench.model.layer import Layer
 from modbench.routing.build import RoutedDecoder
 
 #: Relative rounding error of float64 when the input is subtracted from the output.
@@ -42,10 +43,15 @@ def bypass(subject: Subject, tokens_BT: Tensor) -> Outcome:
     tokens_BT = few(tokens_BT)
     skipped, altered, quiet = 0, 0, False
     for rule in RULES:
-        context, written = Context(selection=rule), set[int]()
-        stream = layer_by_layer(subject.exact, tokens_BT, context, written)
+        context, inputs = Context(selection=rule), list[Tensor]()
+
+        def run(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
+            inputs.append(x_BTD)  # noqa: B023
+            return layer(x_BTD, context)  # type: ignore[no-any-return]
+
+        stream = subject.exact.layer_by_layer(tokens_BT, context, run)
         for number, layer, before_BTD, after_BTD in stream:
-            if written:
+            if not unmoved(inputs[-1], before_BTD):
                 return False, f"layer {number} ({type(layer).__name__}) writes into its input ({rule})"
             changed_BT = (after_BTD != before_BTD).any(-1)
             selected_BT = context.trace.tensors.get((number, "selected"))
@@ -154,7 +160,7 @@ def order_and_position(subject: Subject, tokens_BT: Tensor) -> Outcome:
 def updates(model: RoutedDecoder, tokens_BT: Tensor, rule: Selection) -> Iterator[Update]:
     """Yield the update of each layer that skips tokens and holds a plain block."""
     context = Context(selection=rule)
-    for number, layer, before_BTD, after_BTD in layer_by_layer(model, tokens_BT, context):
+    for number, layer, before_BTD, after_BTD in model.layer_by_layer(tokens_BT, context):
         selected_BT = selected(context, number, before_BTD, after_BTD)
         block = plain_block(layer)
         if selected_BT is None or block is None or not selected_BT.any():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from modbench.model.block import Block
 from modbench.model.context import Context, Selection
 from modbench.model.kv_cache import Cache
+from modbench.model.layer import Layer
 from modbench.routing.build import RoutedDecoder, build_model, outline
 from modbench.routing.router import Router
 from modbench.typed import checked
@@ -97,14 +98,16 @@ class Subject:
         for name, module in model.named_modules():
             if name.rpartition(".")[2] == "router":
                 module.register_forward_hook(replace(scaling))
-        context = Context(selection="causal", tokens_BT=tokens_BT)
+
+        def run_scaled(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
+            for name, parameter in layer.named_parameters():
+                if name.rpartition(".")[2] == "router" and parameter.shape[-1:] == x_BTD.shape[-1:]:
+                    parameter.mul_(_factor(x_BTD @ parameter.T, scaling.most))
+            return layer(x_BTD, context)  # type: ignore[no-any-return]
+
         with torch.no_grad():
-            x_BTD = model.embedding(tokens_BT)
-            for layer in model.layers:
-                for name, parameter in layer.named_parameters():
-                    if name.rpartition(".")[2] == "router" and parameter.shape[-1:] == x_BTD.shape[-1:]:
-                        parameter.mul_(_factor(x_BTD @ parameter.T, scaling.most))
-                x_BTD = layer(x_BTD, context)
+            for _ in model.layer_by_layer(tokens_BT, Context(selection="causal"), run_scaled):
+                pass
         return model
 
     @cached_property
@@ -134,7 +137,7 @@ class Subject:
         for rule in RULES:
             context = Context(selection=rule)
             with torch.no_grad():
-                for number, layer, *stream in layer_by_layer(self.exact, tokens_BT, context):
+                for number, layer, *stream in self.exact.layer_by_layer(tokens_BT, context):
                     if selected(context, number, *stream) is not None:
                         found[number] = plain_block(layer) is not None
         return found
@@ -264,30 +267,6 @@ def zero_routers(model: RoutedDecoder) -> RoutedDecoder:
     for parameter in routers(model).values():
         parameter.zero_()
     return model
-
-
-def hidden(model: RoutedDecoder, tokens_BT: Tensor, context: Context) -> Tensor:
-    """The input of the head, (B, T, D): it decides the logits, and is cheaper to compare."""
-    context.tokens_BT = tokens_BT
-    x_BTD = model.embedding(tokens_BT)
-    for layer in model.layers:
-        x_BTD = layer(x_BTD, context)
-    return model.norm(x_BTD)  # type: ignore[no-any-return]
-
-
-def layer_by_layer(
-    model: RoutedDecoder, tokens_BT: Tensor, context: Context, written: set[int] | None = None
-) -> Iterator[tuple[int, nn.Module, Tensor, Tensor]]:
-    """Run ``model`` and yield each layer's number, module, input and output (B, T, D). The input is a
-    copy; the number of a layer that writes into its input is added to ``written``."""
-    context.tokens_BT = tokens_BT
-    x_BTD = model.embedding(tokens_BT)
-    for number, layer in enumerate(model.layers):
-        given_BTD, before_BTD = x_BTD, x_BTD.detach().clone()
-        x_BTD = layer(given_BTD, context)
-        if written is not None and not unmoved(given_BTD, before_BTD):
-            written.add(number)
-        yield number, layer, before_BTD, x_BTD
 
 
 def selected(context: Context, number: int, before_BTD: Tensor, after_BTD: Tensor) -> Tensor | None:

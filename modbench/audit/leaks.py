@@ -14,7 +14,6 @@ from modbench.audit.finding import (
     ROUNDING,
     Outcome,
     Subject,
-    hidden,
     largest,
     ragged,
 )
@@ -88,7 +87,7 @@ def _unrepeatable(subject: Subject, tokens_BT: Tensor) -> str:
     """Describe logits that are not finite, or that differ in a second pass or where the trace is
     detailed; empty if they are as they should be."""
     first_BTD, *others = (
-        hidden(subject.exact, tokens_BT, Context(selection="causal", trace=Trace(detailed=detailed)))
+        subject.exact.hidden(tokens_BT, Context(selection="causal", trace=Trace(detailed=detailed)))
         for detailed in ((False, False, True) if subject.is_first(tokens_BT) else (False,))
     )
     if not first_BTD.isfinite().all():
@@ -117,10 +116,10 @@ def _changes(
             text_BT = text_T.expand(len(places_B), -1)
             kept_BT = torch.arange(sequence, device=on) <= places_B[:, None]
             if len(text_BT) != copies:
-                before_BTD, copies = hidden(model, text_BT, Context(selection="causal")), len(text_BT)
+                before_BTD, copies = model.hidden(text_BT, Context(selection="causal")), len(text_BT)
                 bound = rounding * max(1.0, before_BTD.abs().max().item())
             edited_BT = torch.where(kept_BT, text_BT, other_BT)
-            after_BTD = hidden(model, edited_BT, Context(selection="causal"))
+            after_BTD = model.hidden(edited_BT, Context(selection="causal"))
             difference_BT = largest(after_BTD, before_BTD).where(kept_BT, 0.0)
             most = max(most, difference_BT.max().item())
             changed += (difference_BT > bound).sum(1).tolist()
@@ -147,7 +146,7 @@ def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
     dtype, where at most half of the sequences of a batch may differ. Under the training rule all logits
     are finite, down to one token."""
     for length in (1, 2, tokens_BT.shape[1]):
-        trained_BTD = hidden(subject.exact, tokens_BT[:1, :length], Context())
+        trained_BTD = subject.exact.hidden(tokens_BT[:1, :length], Context())
         if not trained_BTD.isfinite().all():
             return False, f"logits of {several(length, 'token')} contain NaN or Inf (topk)"
     short = subject.is_first(tokens_BT)
@@ -156,18 +155,20 @@ def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
     figure = f"logits of a sequence alone and in a batch differ by up to {most:.2g}"
     wrong = any(off > bound for offs, bound in exact for off in offs)
     for how, model in subject.scaled.items() if short and not wrong else ():
-        found = list(_differences(model, tokens_BT, ROUNDING, short=False))
-        if any(off > bound for offs, bound in found for off in offs):
-            most = max(off for offs, _ in found for off in offs)
+        differences = list(_differences(model, tokens_BT, ROUNDING, short=False))
+        if any(off > bound for offs, bound in differences for off in offs):
+            most = max(off for offs, _ in differences for off in offs)
             return False, (
                 f"logits of a sequence alone and in a batch differ by up to {most:.2g}, "
                 f"{SCALED.format(how)}"
             )
     if subject.is_exact or wrong:
         return not wrong, figure
-    own = list(_differences(subject.own, tokens_BT, COARSE, short=False))
-    is_rounding = max(sum(off > bound for off in offs) / len(offs) for offs, bound in own) <= SHARE
-    most = max(off for offs, _ in own for off in offs)
+    differences = list(_differences(subject.own, tokens_BT, COARSE, short=False))
+    is_rounding = (
+        max(sum(off > bound for off in offs) / len(offs) for offs, bound in differences) <= SHARE
+    )
+    most = max(off for offs, _ in differences for off in offs)
     return is_rounding, f"{figure}; in {subject.dtype} by {most:.2g}"
 
 
@@ -188,12 +189,12 @@ def _differences(
     for lengths in _batches(*tokens_BT.shape, short=short):
         batch_BT = tokens_BT[:, : max(lengths)]
         context = Context(selection="causal", lengths_B=ragged(lengths, batch_BT))
-        together_BTD = hidden(model, batch_BT, context)
+        together_BTD = model.hidden(batch_BT, context)
         bound, offs = rounding, []
         for row, length in list(enumerate(lengths))[-TESTED:]:
             if (row, length) not in alone:
                 text_1T = tokens_BT[row : row + 1, :length]
-                alone[row, length] = hidden(model, text_1T, Context(selection="causal"))
+                alone[row, length] = model.hidden(text_1T, Context(selection="causal"))
             alone_BTD = alone[row, length]
             bound = max(bound, rounding * alone_BTD.abs().max().item())
             difference_BT = largest(together_BTD[row : row + 1, :length], alone_BTD)

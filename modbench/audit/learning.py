@@ -15,7 +15,6 @@ from modbench.audit.depth import alone, gated
 from modbench.audit.finding import (
     Outcome,
     Subject,
-    layer_by_layer,
     outer_routers,
     plain_block,
     seeded,
@@ -80,13 +79,13 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     for name, group in groups.items():
         if not group & by_losses and not group <= idle:
             return False, f"no loss reaches {name}"
-    own = {name for name, group in groups.items() if group == {name}}
+    custom = {name for name, group in groups.items() if group == {name}}
     # Experts of the base classes are no part of a router.
-    own = {name for name in own if not _of(_holder(model, name), "modbench.routing.")}
-    if not wanted and own:
+    custom = {name for name in custom if not _of(_holder(model, name), "modbench.routing.")}
+    if not wanted and custom:
         return "unchecked", (
-            f"no parameter has router in its name; cross-entropy reaches {len(by_text & own)} of the "
-            f"{len(own)} parameters of the scheme's own classes, all losses together reach all"
+            f"no parameter has router in its name; cross-entropy reaches {len(by_text & custom)} of the "
+            f"{len(custom)} parameters of the scheme's own classes, all losses together reach all"
         )
     if not wanted:
         return None, "no router has a scorer, and no parameter has router in its name"
@@ -110,8 +109,8 @@ def _reached(model: RoutedDecoder) -> frozenset[str]:
 def _idle(name: str, parameter: nn.Parameter) -> bool:
     """Return True for the router of a single expert with a zero gradient, as of a softmax over one."""
     gradient = parameter.grad
-    one = ".feed_forward." in name and parameter.shape[:1] == (1,)
-    return one and gradient is not None and not bool(gradient.any())
+    single_expert = ".feed_forward." in name and parameter.shape[:1] == (1,)
+    return single_expert and gradient is not None and not bool(gradient.any())
 
 
 def _lost(model: RoutedDecoder, wanted: set[str], reached: frozenset[str]) -> str:
@@ -161,8 +160,7 @@ def _learn_text(model: RoutedDecoder, tokens_BT: Tensor) -> list[float]:
     """Run the backward pass of cross-entropy; return `_scale` of each layer that has one."""
     context = Context()
     kept: list[tuple[int, nn.Module, Tensor, Tensor]] = []
-    x_BTD = model.embedding(tokens_BT)
-    for entry in layer_by_layer(model, tokens_BT, context):
+    for entry in model.layer_by_layer(tokens_BT, context):
         x_BTD = entry[-1]
         x_BTD.retain_grad()
         kept.append(entry)
@@ -180,13 +178,13 @@ def _scale(
     selected_BT, block = context.trace.tensors.get((number, "selected")), plain_block(layer)
     if selected_BT is None or block is None or not selected_BT.any():
         return None
-    own = [p for p in outer_routers(layer) if p.numel() == before_BTD.shape[-1]]
-    if len(own) != 1 or own[0].grad is None or after_BTD.grad is None:
+    weights = [p for p in outer_routers(layer) if p.numel() == before_BTD.shape[-1]]
+    if len(weights) != 1 or weights[0].grad is None or after_BTD.grad is None:
         return None
     x_ND, delta_ND = alone(block, before_BTD, selected_BT, "topk")
     slope_N = (after_BTD.grad[selected_BT] * gated(layer, x_ND, delta_ND)).sum(-1)
     linear_D = slope_N @ x_ND
-    return (own[0].grad.norm() / linear_D.norm()).item()
+    return (weights[0].grad.norm() / linear_D.norm()).item()
 
 
 def _equal_weights(model: RoutedDecoder) -> str:
@@ -194,9 +192,9 @@ def _equal_weights(model: RoutedDecoder) -> str:
     one stream; empty if there are none."""
     for number, layer in enumerate(model.layers):
         drawn = [(n, p) for n, p in layer.named_parameters() if p.dim() > 1 and p.min() != p.max()]
-        for (one, a), (other, b) in itertools.combinations(drawn, 2):
+        for (name, a), (second, b) in itertools.combinations(drawn, 2):
             if torch.equal(a, b):
-                return f"layers.{number}.{one} and {other} start with the same weights"
+                return f"layers.{number}.{name} and {second} start with the same weights"
     return ""
 
 
@@ -205,14 +203,14 @@ def _dependent(model: RoutedDecoder, tokens_BT: Tensor) -> str:
     if there is none. Each layer is tested on the same input, since what earlier layers drop may depend
     on the order."""
     with torch.no_grad():
-        stream = list(layer_by_layer(model, tokens_BT, Context()))
+        stream = list(model.layer_by_layer(tokens_BT, Context()))
     for number, layer, x_BTD, _ in stream:
         trace, first = _values(layer, x_BTD, tokens_BT)
         if not first:
             continue
         _, drawn = _values(layer, x_BTD, tokens_BT, seed=1)
         rolled, other = _values(layer, x_BTD.roll(1, 0), tokens_BT.roll(1, 0))
-        shown, others = (found.tensors.get((number, "selected")) for found in (trace, rolled))
+        shown, others = (pass_trace.tensors.get((number, "selected")) for pass_trace in (trace, rolled))
         # Random losses are not tested, nor a selection at random, by position in the batch.
         if shown is None or others is None or torch.equal(shown.roll(1, 0), others):
             fixed = {name: value for name, value in first.items() if drawn[name] == value}
@@ -227,17 +225,17 @@ def _padding_dependent(number: int, layer: nn.Module, before_BTD: Tensor, tokens
     sequences, sequence = tokens_BT.shape
     lengths_B = torch.arange(1, sequences + 1, device=tokens_BT.device) * sequence // sequences
     padding_BT = torch.arange(sequence, device=tokens_BT.device) >= lengths_B[:, None]
-    found = []
+    by_factor = []
     for factor in (1.0, 1.0, -3.0):
         x_BTD = torch.where(padding_BT[..., None], factor * before_BTD, before_BTD).requires_grad_()
         trace, values = _values(layer, x_BTD, tokens_BT, lengths_B)
-        found.append(values)
+        by_factor.append(values)
         loss = trace.auxiliary_loss()
         if isinstance(loss, Tensor) and loss.requires_grad:
             slope_BTD = torch.autograd.grad(loss, x_BTD, allow_unused=True)[0]
             if slope_BTD is not None and bool(slope_BTD[padding_BT].any()):
                 return f"the auxiliary losses of layer {number} have a gradient in padding"
-    first, again, other = found
+    first, again, other = by_factor
     fixed = {name: value for name, value in first.items() if again[name] == value}  # else random
     changed = _changed(fixed, other, number)
     return changed and f"{changed} with the content of padding{_normalised(layer)}"
@@ -260,19 +258,19 @@ def _values(
 ) -> tuple[Trace, dict[str, float]]:
     """Trace of a training pass of a copy of ``layer``, its auxiliary losses, and a weighted sum of each
     floating-point buffer after it."""
-    own, context = copy.deepcopy(layer).train(), Context(tokens_BT=tokens_BT, lengths_B=lengths_B)
-    for part in own.modules():
+    twin, context = copy.deepcopy(layer).train(), Context(tokens_BT=tokens_BT, lengths_B=lengths_B)
+    for part in twin.modules():
         if isinstance(part, Noise):
             part.draws += seed
     with seeded(seed, x_BTD.device):
-        own(x_BTD, context)
-    found = {f"loss '{name}'": loss.item() for (_, name), loss in context.trace.losses.items()}
-    for name, buffer in own.named_buffers():
+        twin(x_BTD, context)
+    values = {f"loss '{name}'": loss.item() for (_, name), loss in context.trace.losses.items()}
+    for name, buffer in twin.named_buffers():
         if buffer.is_floating_point():
             weights_N = torch.arange(1, buffer.numel() + 1, dtype=torch.float64, device=buffer.device)
             total = buffer.detach().double().flatten() @ weights_N.sqrt()
-            found[f"buffer '{name}'"] = total.item()
-    return context.trace, found
+            values[f"buffer '{name}'"] = total.item()
+    return context.trace, values
 
 
 def _changed(first: dict[str, float], other: dict[str, float], number: int) -> str:

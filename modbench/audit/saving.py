@@ -18,6 +18,7 @@ from modbench.audit.finding import (
 from modbench.counting.counter import FlopCounter
 from modbench.ledger import Ledger, Workload
 from modbench.model.context import Context
+from modbench.model.layer import Layer
 
 #: Components computed for every token, those not linear in the number of tokens, and matmuls that carry
 #: no label, as in the scores of a layer that states no ledger.
@@ -35,15 +36,20 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
     skipped, spent, everything = 0, 0, 0
     found = False
     for rule in RULES:
-        trains = rule == "topk"
-        model.train(trains)
-        context = Context(selection=rule, tokens_BT=tokens_BT)
-        x_BTD = model.embedding(tokens_BT)
-        for number, layer in enumerate(model.layers):
-            before_BTD = x_BTD
-            with FlopCounter() as counter, torch.set_grad_enabled(trains):
-                x_BTD = layer(before_BTD, context)
-            selected_BT, block = selected(context, number, before_BTD, x_BTD), plain_block(layer)
+        model.train(rule == "topk")
+        context, ledgers = Context(selection=rule), list[Ledger]()
+
+        def run_counted(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
+            with FlopCounter() as counter, torch.set_grad_enabled(context.selection == "topk"):
+                out_BTD: Tensor = layer(x_BTD, context)
+            ledgers.append(counter.ledger)  # noqa: B023
+            return out_BTD
+
+        for number, layer, before_BTD, after_BTD in model.layer_by_layer(
+            tokens_BT, context, run_counted
+        ):
+            selected_BT = selected(context, number, before_BTD, after_BTD)
+            block = plain_block(layer)
             if selected_BT is None or block is None:
                 continue
             found = True
@@ -52,7 +58,7 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
                 key: n for key, n in context.trace.counts.items() if key[1] not in ("depth", "past")
             }
             workload = Workload(lengths=(max(sent, default=0),) * max(1, len(sent)), counts=inner)
-            own, allowed = _by_token(counter.ledger), _by_token(block.ledger(workload)) if sent else 0
+            own, allowed = _by_token(ledgers[-1]), _by_token(block.ledger(workload)) if sent else 0
             if own > allowed:
                 return False, (
                     f"layer {number} spends {own / max(1, allowed):.2f} times the FLOPs of the "

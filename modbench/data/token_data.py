@@ -66,7 +66,7 @@ def prepare(
         with file_lock(path, say):
             # Another process may have built it while this one waited.
             if not path.exists():
-                _build(config, path, cache / "archives", say)
+                _build(config, path, say)
     return load(config, cache=cache)
 
 
@@ -123,8 +123,8 @@ def _token_path(config: DataConfig, cache: Path) -> Path:
     return cache / f"{name}.json"
 
 
-def _build(config: DataConfig, path: Path, archives: Path, say: Callable[[str], None]) -> None:
-    corpus = read_corpus(config, kept=archives, say=say)
+def _build(config: DataConfig, path: Path, say: Callable[[str], None]) -> None:
+    corpus = read_corpus(config, say=say)
     train = [document.text for document in corpus.train]
     heldout = [document.text for document in corpus.heldout]
     say(f"tokenizing {sum(map(len, train)) + sum(map(len, heldout)):,} characters of {config.source}")
@@ -140,7 +140,7 @@ def _build(config: DataConfig, path: Path, archives: Path, say: Callable[[str], 
     if pinned is not None and built != pinned:
         raise UserError(
             f"corpus '{config.source}' came out with sha256 {built}, not the pinned {pinned}, and was "
-            "not kept; its archives are as pinned, so the difference is tokenizers "
+            "not kept; its text is part of modbench, so the difference is tokenizers "
             f"{version('tokenizers')}: install tokenizers {PINNED_WITH}"
         )
     buffer = BytesIO()

@@ -6,12 +6,12 @@ B sequences, T tokens, V vocabulary.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from modbench.errors import UserError
 from modbench.evaluate.scoring_passes import ScoringPasses
 from modbench.model.decoder import Decoder
+from modbench.model.generate import continue_prompts
 
 #: lm-eval's options of a generation.
 Options = Mapping[str, Any]
@@ -57,7 +57,6 @@ def generate_texts(
     return texts
 
 
-@torch.no_grad()
 def _continued(
     passes: ScoringPasses,
     tokenizer: Any,
@@ -66,27 +65,20 @@ def _continued(
     most: Sequence[int],
 ) -> list[str]:
     """Continue a batch of prompts token by token; sequences that have ended are read no further."""
-    stops = [_stop_strings(one) for one in options]
-    generators = [torch.Generator().manual_seed(0) for _ in prompts]
+    stops = [_stop_strings(asked) for asked in options]
     written: list[list[int]] = [[] for _ in prompts]
     texts = [""] * len(prompts)
-    rows = list(range(len(prompts)))
-    reader = _Reader(passes, prompts)
-    logits_BV = reader.start()
-    while True:
-        kept = []
-        for place, row in enumerate(rows):
-            token = _next(logits_BV[place].float().cpu(), options[row], generators[row])
-            ended = token == tokenizer.end_of_text
-            if not ended:
-                written[row].append(token)
-                texts[row], ended = _cut(tokenizer.decode(written[row]), stops[row])
-            if not ended and len(written[row]) < most[row]:
-                kept.append(place)
-        rows = [rows[place] for place in kept]
-        if not rows:
-            return texts
-        logits_BV = reader.advance(kept, [written[row][-1] for row in rows])
+
+    def goes_on(number: int, token: int) -> bool:
+        if token == tokenizer.end_of_text:
+            return False
+        written[number].append(token)
+        texts[number], ended = _cut(tokenizer.decode(written[number]), stops[number])
+        return not ended and len(written[number]) < most[number]
+
+    temperatures = [_temperature(asked) for asked in options]
+    continue_prompts(_Reader(passes, prompts), temperatures, [0] * len(prompts), goes_on)
+    return texts
 
 
 class _Reader:
@@ -118,13 +110,8 @@ class _Reader:
         return self.passes.whole([tuple(tokens) for tokens in self.read], places)
 
 
-def _next(logits_V: Tensor, options: Options, generator: torch.Generator) -> int:
-    temperature = float(options.get("temperature") or 0.0) if options.get("do_sample") else 0.0
-    if not logits_V.isfinite().all():
-        raise UserError("logits contain NaN or Inf; the checkpoint has diverged, train it again")
-    if temperature == 0.0:
-        return int(logits_V.argmax())
-    return int(torch.multinomial((logits_V.double() / temperature).softmax(-1), 1, generator=generator))
+def _temperature(options: Options) -> float:
+    return float(options.get("temperature") or 0.0) if options.get("do_sample") else 0.0
 
 
 def _stop_strings(options: Options) -> list[str]:

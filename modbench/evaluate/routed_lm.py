@@ -196,9 +196,9 @@ class RoutedLM(TemplateLM):
         Context and new tokens fit ``sequence`` together: new tokens are limited to half of it, and a
         longer context is truncated on the left and counted in ``truncated``."""
         options = [request.args[1] for request in requests]
-        new = [new_tokens(one, self.sequence) for one in options]
+        new = [new_tokens(asked, self.sequence) for asked in options]
         with self.passes.timed():
-            prompts = [self.tok_encode(one.args[0]) or [self.prefix_token_id] for one in requests]
+            prompts = [self.tok_encode(asked.args[0]) or [self.prefix_token_id] for asked in requests]
             self.truncated += sum(
                 len(prompt) + most > self.sequence for prompt, most in zip(prompts, new, strict=True)
             )
@@ -249,15 +249,17 @@ class RoutedLM(TemplateLM):
         """Return True if the model continues from its cache: the first batch of ``shared`` gets the same
         scores with and without it."""
         first = next(self._batches(shared))
-        found = list(self._from_cache({prefix: shared[prefix] for prefix in first}, wanted))
+        cached = list(self._from_cache({prefix: shared[prefix] for prefix in first}, wanted))
         members = [inputs for prefix in first for inputs in shared[prefix]]
-        again = [one for part in self._batches(members) for one in self._in_one_pass(part, wanted)]
-        return self._agree(found, again)
+        again = [rating for part in self._batches(members) for rating in self._in_one_pass(part, wanted)]
+        return self._agree(cached, again)
 
-    def _agree(self, found: list[tuple[int, float, bool]], again: list[tuple[int, float, bool]]) -> bool:
+    def _agree(
+        self, cached: list[tuple[int, float, bool]], again: list[tuple[int, float, bool]]
+    ) -> bool:
         """Return True if two scorings of the same targets give most requests the same total."""
         totals: dict[int, float] = defaultdict(float)
-        for sign, rated in ((1, found), (-1, again)):
+        for sign, rated in ((1, cached), (-1, again)):
             for number, value, _ in rated:
                 totals[number] += sign * value
         half = any(parameter.element_size() < 4 for parameter in self.model.parameters())
@@ -292,7 +294,7 @@ class RoutedLM(TemplateLM):
         if first:
             rows = [place[0] for place, *_ in first]
             yield from _answers(logits_BV[rows], first)
-        suffixes = sorted(rest, key=lambda one: (-len(one[1]), one[0], one[1]))
+        suffixes = sorted(rest, key=lambda suffix: (-len(suffix[1]), suffix[0], suffix[1]))
         for batch in self._split([suffix for _, suffix, _ in suffixes], past=max(map(len, groups))):
             part, suffixes = suffixes[: len(batch)], suffixes[len(batch) :]
             asked = [

@@ -4,7 +4,6 @@ training rule, what each layer adds, how evenly experts are used, and the size o
 B sequences, T tokens, D model width, W windows, N tokens that reach an expert layer, E experts.
 """
 
-from bisect import bisect_left
 from collections import defaultdict
 from contextlib import ExitStack
 from typing import Any
@@ -18,6 +17,7 @@ from modbench.measure.loss import SCORING_BATCH
 from modbench.model.block import Block
 from modbench.model.context import Context
 from modbench.model.generate import dense_cache_bytes, prefill
+from modbench.model.layer import Layer
 from modbench.model.mlp import MLP
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
@@ -137,24 +137,27 @@ def layer_measures(
     routed = [number for number, layer in enumerate(model.layers) if _is_routed(layer)]
     for start in range(0, len(windows_WT), batch):
         tokens_BT = torch.from_numpy(windows_WT[start : start + batch]).to(on)[:, :-1]
-        context = Context(selection="causal", tokens_BT=tokens_BT)
-        x_BTD = model.embedding(tokens_BT)
-        for number, layer in enumerate(model.layers):
-            before_BTD = x_BTD.clone()  # a layer may write into its input
-            x_BTD, fed = _with_fed(layer, x_BTD, context)
+        context, fed = Context(selection="causal"), dict[Layer, Tensor | None]()
+
+        def run(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
+            out_BTD, fed[layer] = _with_fed(layer, x_BTD, context)  # noqa: B023
+            return out_BTD
+
+        for number, layer, before_BTD, after_BTD in model.layer_by_layer(tokens_BT, context, run):
             if number in routed:
                 shown_BT = context.trace.tensors.get((number, "selected"))
-                added_BTD = x_BTD - before_BTD if fed is None else fed
-                stream_BTD = before_BTD if fed is None else x_BTD - fed
+                fed_BTD = fed[layer]
+                added_BTD = after_BTD - before_BTD if fed_BTD is None else fed_BTD
+                stream_BTD = before_BTD if fed_BTD is None else after_BTD - fed_BTD
                 selected_BT = added_BTD.any(-1) if shown_BT is None else shown_BT
                 share_BT = added_BTD.norm(dim=-1) / stream_BTD.norm(dim=-1).clamp(min=1e-30)
                 sums[number, "added"] += share_BT[selected_BT].double().sum().item()
                 sums[number, "selected"] += selected_BT.sum().item()
         for (number, name), gate_BT in context.trace.tensors.items():
-            selected_BT = context.trace.tensors.get((number, "selected"))
-            if name == "gate" and selected_BT is not None:
-                sums[number, "gate"] += gate_BT[selected_BT].double().abs().sum().item()
-                sums[number, "gated"] += selected_BT.sum().item()
+            shown_BT = context.trace.tensors.get((number, "selected"))
+            if name == "gate" and shown_BT is not None:
+                sums[number, "gate"] += gate_BT[shown_BT].double().abs().sum().item()
+                sums[number, "gated"] += shown_BT.sum().item()
     found: dict[int, dict[str, Any]] = {number: {"layer": number} for number, _ in sorted(sums)}
     for number, entry in found.items():
         if number in routed:
@@ -203,41 +206,25 @@ def _evenness(loads_E: list[torch.Tensor]) -> dict[str, float]:
 
 def _nominal_capacities(model: RoutedDecoder, trace: Trace, tokens: int) -> dict[str, float]:
     """Nominal values of ``realised_capacity`` and ``expert_realised_capacity`` for sequences of
-    ``tokens``, averaged over the layers that show ``selected`` or ``taken`` in ``trace`` (causal rule)
-    and whose ledger depends on the count that they report. Empty if none does. A nominal count of a
-    layer is the one at which the ledger, which every scheme has, equals the nominal ledger."""
-    depth: dict[int, float] = {}
-    experts: list[float] = []
-    for layer, name in sorted(trace.counts, key=lambda key: key[1]):  # "depth" comes first
-        if name == "depth" and (layer, "selected") in trace.tensors:
-            count = _nominal_count(model, (layer, name), tokens, most=tokens)
-            if count is not None:
-                depth[layer] = count
-        elif name == "experts" and (layer, "taken") in trace.tensors:
-            most = tokens * trace.tensors[layer, "load"].numel()
-            count = _nominal_count(model, (layer, name), tokens, most=most)
-            if count is not None:
-                # Of the tokens that reach the experts.
-                experts.append(count / depth.get(layer, tokens))
-    found = {}
+    ``tokens``, averaged over the layers that show ``selected`` or ``taken`` in ``trace`` (causal rule).
+    Empty if no layer states an expected count."""
+    expected = model.expected_counts(Workload(lengths=(tokens,)))
+    depth = {
+        layer: counts[0]
+        for (layer, name), counts in expected.items()
+        if name == "depth" and (layer, "selected") in trace.tensors
+    }
+    experts = [
+        counts[0] / depth.get(layer, tokens)  # of the tokens that reach the experts
+        for (layer, name), counts in expected.items()
+        if name == "experts" and (layer, "taken") in trace.tensors
+    ]
+    nominal = {}
     if depth:
-        found["nominal_capacity"] = sum(depth.values()) / len(depth) / tokens
+        nominal["nominal_capacity"] = sum(depth.values()) / len(depth) / tokens
     if experts:
-        found["expert_nominal_capacity"] = sum(experts) / len(experts)
-    return found
-
-
-def _nominal_count(model: RoutedDecoder, key: tuple[int, str], tokens: int, *, most: int) -> int | None:
-    """The smallest count of ``key``, at most ``most``, at which the ledger of one sequence of ``tokens``
-    reaches the nominal one; None if the ledger does not depend on the count."""
-
-    def flops(count: int) -> int:
-        return model.ledger(Workload(lengths=(tokens,), counts={key: (count,)})).total()
-
-    if flops(0) == flops(most):
-        return None
-    nominal = model.ledger(Workload(lengths=(tokens,))).total()
-    return bisect_left(range(most), nominal, key=flops)
+        nominal["expert_nominal_capacity"] = sum(experts) / len(experts)
+    return nominal
 
 
 @torch.no_grad()

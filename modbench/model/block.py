@@ -52,3 +52,6 @@ class Block(Layer):
 
     def nominal_counts(self, workload: Workload) -> Counts:
         return self.feed_forward.nominal_counts(workload)
+
+    def expected_counts(self, workload: Workload) -> Counts:
+        return self.feed_forward.expected_counts(workload)

@@ -42,24 +42,24 @@ def counted_ledger(part: nn.Module, place: Place, workload: Workload, *, mixes: 
     """Return the FLOPs of ``part`` (``forward(x_BTD, context)``) for ``workload``, counted once for each
     case. ``mixes``: tokens of a sequence attend to each other in it. Raise a `UserError` if the part
     needs values, or does not report how many tokens it routed."""
-    own = {what: counts for (layer, what), counts in workload.counts.items() if layer == place.layer}
-    if not workload.padding and not mixes and any(len(c) != workload.sequences for c in own.values()):
+    routed = {what: counts for (layer, what), counts in workload.counts.items() if layer == place.layer}
+    if not workload.padding and not mixes and any(len(c) != workload.sequences for c in routed.values()):
         # Counts of the whole batch: its tokens cost as much in one row, which needs no padding.
         one_row = replace(workload, lengths=(workload.tokens,), past=(sum(workload.past),))
         workload = replace(one_row, phase="prefill") if workload.phase == "decode" else one_row
     frozen = tuple(parameter.requires_grad for parameter in part.parameters())
     plain = replace(workload, counts={}, checkpoint=False)
     size = (plain.lengths, plain.past, plain.phase, plain.padding, plain.input_gradient)
-    case = (place, frozen, tuple(sorted(own.items())), size)
+    case = (place, frozen, tuple(sorted(routed.items())), size)
     try:
-        return counted_once(part, case, lambda twin: Ledger.sum(_pieces(twin, place, plain, own)))
+        return counted_once(part, case, lambda twin: Ledger.sum(_pieces(twin, place, plain, routed)))
     except UserError:
         raise
     except FAULTS as error:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise UserError(
             f"layer {place.layer} has no ledger and cannot be counted on the meta device, where tensors "
-            f"have no values ({type(error).__name__}: {said[:200]}); give it a ledger, or take counts "
+            f"have no values ({type(error).__name__}: {reason[:200]}); give it a ledger, or take counts "
             "through modbench.routing.topk.counts_to_host"
         ) from error
 
@@ -78,9 +78,9 @@ def checked_output(part: nn.Module, place: Place, out_BTD: Any, x_BTD: Tensor) -
     if it is not a tensor of the shape of ``x_BTD``."""
     if not isinstance(out_BTD, Tensor) or out_BTD.shape != x_BTD.shape:
         is_tensor = isinstance(out_BTD, Tensor)
-        found = f"shape {tuple(out_BTD.shape)}" if is_tensor else type(out_BTD).__name__
+        returned = f"shape {tuple(out_BTD.shape)}" if is_tensor else type(out_BTD).__name__
         raise UserError(
-            f"forward of {type(part).__name__} in layer {place.layer} returned {found}; expected a "
+            f"forward of {type(part).__name__} in layer {place.layer} returned {returned}; expected a "
             f"tensor of shape (B, T, D) = {tuple(x_BTD.shape)}"
         )
     return out_BTD
@@ -97,37 +97,37 @@ def _meta_twin(module: M) -> M:
     return copy.deepcopy(module, memo)
 
 
-def _pieces(part: nn.Module, place: Place, workload: Workload, own: Counts) -> Iterator[Ledger]:
+def _pieces(part: nn.Module, place: Place, workload: Workload, routed: Counts) -> Iterator[Ledger]:
     """Yield the ledgers that add up to that of ``workload``: all sequences in one pass, where padding
     counts or none is padded and routing is nominal; else sequence by sequence."""
     if workload.phase == "decode" and max(workload.lengths) > 1:
         for step in range(max(workload.lengths)):
             lengths = tuple(int(n > step) for n in workload.lengths)
             past = tuple(p + min(step, n) for p, n in zip(workload.past, workload.lengths, strict=True))
-            yield from _pieces(part, place, replace(workload, lengths=lengths, past=past), own)
+            yield from _pieces(part, place, replace(workload, lengths=lengths, past=past), routed)
         return
     alike = len(set(zip(workload.lengths, workload.past, strict=True))) == 1
-    whole = [counts for what, counts in own.items() if len(counts) != workload.sequences]
-    if workload.padding or whole or (alike and not own):
-        yield _pass(part, place, workload, own)
+    whole = [counts for what, counts in routed.items() if len(counts) != workload.sequences]
+    if workload.padding or whole or (alike and not routed):
+        yield _pass(part, place, workload, routed)
         return
-    rows = zip(workload.lengths, workload.past, *own.values(), strict=True)
+    rows = zip(workload.lengths, workload.past, *routed.values(), strict=True)
     for (length, past, *counts), times in Counter(rows).items():
         if length:
             lone = replace(workload, lengths=(length,), past=(past,))
-            each: Counts = {what: (count,) for what, count in zip(own, counts, strict=True)}
+            each: Counts = {what: (count,) for what, count in zip(routed, counts, strict=True)}
             yield _pass(part, place, lone, each) * times
 
 
-def _pass(part: nn.Module, place: Place, workload: Workload, own: Counts) -> Ledger:
-    """Count one pass, under the rule that routes as ``own`` says it was."""
+def _pass(part: nn.Module, place: Place, workload: Workload, routed: Counts) -> Ledger:
+    """Count one pass, under the rule that routes as ``routed`` says it was."""
     cached = any(workload.past) or workload.phase in ("prefill", "decode")
     rules: tuple[Selection, ...] = ("causal",) if cached else ("topk", "causal")
     if workload.phase == "train":
         rules = ("topk",)
-    told = {what: counts for what, counts in own.items() if what != "past"}
+    told = {what: counts for what, counts in routed.items() if what != "past"}
     for rule in rules:
-        ledger, seen = _run(part, place, workload, own, rule, cached)
+        ledger, seen = _run(part, place, workload, routed, rule, cached)
         if all(seen.get((place.layer, what)) == counts for what, counts in told.items()):
             return ledger
     raise UserError(
@@ -137,18 +137,18 @@ def _pass(part: nn.Module, place: Place, workload: Workload, own: Counts) -> Led
 
 
 def _run(
-    part: nn.Module, place: Place, workload: Workload, own: Counts, rule: Selection, cached: bool
+    part: nn.Module, place: Place, workload: Workload, routed: Counts, rule: Selection, cached: bool
 ) -> tuple[Ledger, Any]:
     train = workload.phase == "train"
     cache = Cache(workload.sequences) if cached else None
     part.train(train)
     with torch.set_grad_enabled(train):
         if cache is not None and any(workload.past):
-            with _routing({"depth": own["past"]} if "past" in own else None):
+            with _routing({"depth": routed["past"]} if "past" in routed else None):
                 part(*_inputs(part, place, workload, workload.past, rule, cache))
             cache.advance(workload.past)
         x_BTD, context = _inputs(part, place, workload, workload.lengths, rule, cache)
-        with _routing(own or None), FlopCounter() as counter:
+        with _routing(routed or None), FlopCounter() as counter:
             out_BTD = checked_output(part, place, part(x_BTD, context), x_BTD)
             if train:
                 loss = out_BTD.sum() + context.trace.auxiliary_loss()

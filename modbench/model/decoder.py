@@ -3,7 +3,7 @@
 B sequences, T tokens, D model width, V vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -19,6 +19,9 @@ from modbench.model.context import INTEGERS, Context
 from modbench.model.counted import Place
 from modbench.model.init import normal_
 from modbench.model.layer import Layer, run_layer, size, weight_ledger, with_upstream_grad
+
+#: Runs a layer: the layer, its input (B, T, D), the context; returns its output.
+RunLayer = Callable[[Layer, Tensor, Context], Tensor]
 
 
 class Decoder(nn.Module):
@@ -49,13 +52,13 @@ class Decoder(nn.Module):
         """Return logits (B, T, V), or (B, 1, V) if the context asks for those of the last tokens. Raise
         a `UserError` for no tokens, or lengths or a cache of another batch; a `ValueError` for a cache
         with the training rule, which may look at later tokens."""
-        x_BTD = self._hidden(tokens_BT, context)
+        x_BTD = self.hidden(tokens_BT, context)
         with component("head"):
             return F.linear(x_BTD, self._head_weight())
 
     def logits_at(self, tokens_BT: Tensor, context: Context, rows_R: Tensor, places_R: Tensor) -> Tensor:
         """Return the logits (R, V) of `forward` at ``rows_R`` and ``places_R`` alone. Raise as there."""
-        x_RD = self._hidden(tokens_BT, context)[rows_R, places_R]
+        x_RD = self.hidden(tokens_BT, context)[rows_R, places_R]
         with component("head"):
             return F.linear(x_RD, self._head_weight())
 
@@ -73,7 +76,7 @@ class Decoder(nn.Module):
     def _cross_entropy(
         self, tokens_BT: Tensor, targets_BT: Tensor, context: Context, reduction: Reduction
     ) -> Tensor:
-        x_ND = self._hidden(tokens_BT, context).flatten(0, 1)
+        x_ND = self.hidden(tokens_BT, context).flatten(0, 1)
         if targets_BT.shape != tokens_BT.shape or targets_BT.dtype not in INTEGERS:
             raise UserError(
                 f"targets are of shape {tuple(targets_BT.shape)} and {targets_BT.dtype} for tokens of "
@@ -84,8 +87,8 @@ class Decoder(nn.Module):
     def _head_weight(self) -> Tensor:
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def _hidden(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        """Return the input of the head, (B, T, D)."""
+    def hidden(self, tokens_BT: Tensor, context: Context) -> Tensor:
+        """Return the input of the head, (B, T, D), or (B, 1, D). Raise as `forward`."""
         context.check(tokens_BT)
         x_BTD, context = self.embedding(tokens_BT), replace(context, tokens_BT=tokens_BT)
         if context.cache is not None:
@@ -100,6 +103,19 @@ class Decoder(nn.Module):
         if context.logits == "last":
             x_BTD = _last_tokens(x_BTD, context)
         return self.norm(x_BTD)  # type: ignore[no-any-return]
+
+    def layer_by_layer(
+        self, tokens_BT: Tensor, context: Context, run: RunLayer = nn.Module.__call__
+    ) -> Iterator[tuple[int, Layer, Tensor, Tensor]]:
+        """Run the layers with ``run`` and yield each layer's number, the layer, a copy of its input, in
+        case the layer writes into it, and its output, (B, T, D) each. `hidden` has a loop of its own,
+        since torch.compile cannot leave a program inside a generator for a layer that runs eagerly."""
+        context.tokens_BT = tokens_BT
+        x_BTD = self.embedding(tokens_BT)
+        for number, layer in enumerate(self._layers()):
+            before_BTD = x_BTD.detach().clone()
+            x_BTD = run(layer, x_BTD, context)
+            yield number, layer, before_BTD, x_BTD
 
     def ledger(self, workload: Workload) -> Ledger:
         """Return the closed form of `forward` for ``workload``, and of its backward pass where needed:
@@ -131,10 +147,11 @@ class Decoder(nn.Module):
 
     def nominal_counts(self, workload: Workload) -> Counts:
         """Return the nominal counts of all layers."""
-        found: dict[tuple[int, str], tuple[int, ...]] = {}
-        for layer in self._layers():
-            found |= layer.nominal_counts(workload)
-        return found
+        return _joined(layer.nominal_counts(workload) for layer in self._layers())
+
+    def expected_counts(self, workload: Workload) -> Counts:
+        """Return the expected counts of all layers."""
+        return _joined(layer.expected_counts(workload) for layer in self._layers())
 
     def parameter_count(self, kind: Literal["total", "active"] = "total") -> int:
         """Return the number of parameters: all, or the active ones of a token routed at every layer. The
@@ -162,6 +179,13 @@ class Decoder(nn.Module):
 
     def _layers(self) -> list[Layer]:
         return list(self.layers)  # type: ignore[arg-type]
+
+
+def _joined(parts: Iterable[Counts]) -> Counts:
+    joined: dict[tuple[int, str], tuple[int, ...]] = {}
+    for part in parts:
+        joined |= part
+    return joined
 
 
 def _last_tokens(x_BTD: Tensor, context: Context) -> Tensor:

@@ -3,7 +3,8 @@
 B sequences, T tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,7 +32,6 @@ def decode(model: Decoder, tokens_B: Tensor, cache: Cache) -> Tensor:
     return model(tokens_B[:, None], Context(selection="causal", cache=cache))[:, 0]  # type: ignore[no-any-return]
 
 
-@torch.no_grad()
 def generate(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -61,26 +61,72 @@ def generate(
         raise UserError(f"new is {new}; it must be 1 or more")
     check_sampling(temperature, seed)
     model.eval()
-    on = next(model.parameters()).device
     # Equal prompts get different generators.
     seeds = [(seed << 16) + texts[:number].count(text) for number, text in enumerate(texts)]
-    generators = [torch.Generator().manual_seed(each) for each in seeds]
-    chosen: list[int] = []
-    for _ in range(new):
-        if chosen and cache is not None:
-            logits_BV = decode(model, torch.tensor(chosen, device=on), cache)
-        else:
-            longest = max(map(len, texts))
-            padded = [text + [0] * (longest - len(text)) for text in texts]
-            lengths = [len(text) for text in texts]
-            logits_BV = _last_logits(model, torch.tensor(padded, device=on), lengths, cache)
-        chosen = [
-            _choose(logits_V, temperature, generator)
-            for logits_V, generator in zip(logits_BV.float().cpu(), generators, strict=True)
-        ]
-        for text, token in zip(texts, chosen, strict=True):
-            text.append(token)
-    return [text[-new:] for text in texts]
+    written: list[list[int]] = [[] for _ in texts]
+
+    def goes_on(number: int, token: int) -> bool:
+        written[number].append(token)
+        return len(written[number]) < new
+
+    continue_prompts(_ModelReader(model, texts, cache), [temperature] * len(texts), seeds, goes_on)
+    return written
+
+
+class Reader(Protocol):
+    """Reads prompts, and then one token of each at a time."""
+
+    def start(self) -> Tensor:
+        """Return the logits (B, V) that follow each prompt."""
+
+    def advance(self, kept: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        """Drop all rows but ``kept``, read one of ``tokens`` in each; return the logits (B, V)."""
+
+
+@torch.no_grad()
+def continue_prompts(
+    reader: Reader,
+    temperatures: Sequence[float],
+    seeds: Sequence[int],
+    goes_on: Callable[[int, int], bool],
+) -> None:
+    """Choose a token after each prompt, give its number and the token to ``goes_on``, and continue those
+    for which that returns True. ``temperatures`` and ``seeds``: of each prompt, as in `generate`. Raise
+    a `UserError` for logits that are not finite."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    numbers = list(range(len(seeds)))
+    logits_BV = reader.start()
+    while True:
+        kept, tokens = [], []
+        for row, number in enumerate(numbers):
+            token = _choose(logits_BV[row].float().cpu(), temperatures[number], generators[number])
+            if goes_on(number, token):
+                kept.append(row)
+                tokens.append(token)
+        if not kept:
+            return
+        numbers = [numbers[row] for row in kept]
+        logits_BV = reader.advance(kept, tokens)
+
+
+class _ModelReader:
+    """Reads through ``cache``; without one, all tokens again. No row may end before another."""
+
+    def __init__(self, model: Decoder, texts: list[list[int]], cache: Cache | None) -> None:
+        self.model, self.texts, self.cache = model, texts, cache
+        self.device = next(model.parameters()).device
+
+    def start(self) -> Tensor:
+        lengths = [len(text) for text in self.texts]
+        padded = [text + [0] * (max(lengths) - len(text)) for text in self.texts]
+        tokens_BT = torch.tensor(padded, device=self.device)
+        return _last_logits(self.model, tokens_BT, lengths, self.cache)
+
+    def advance(self, kept: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        if self.cache is not None:
+            return decode(self.model, torch.tensor(tokens, device=self.device), self.cache)
+        self.texts = [[*text, token] for text, token in zip(self.texts, tokens, strict=True)]
+        return self.start()
 
 
 def dense_cache_bytes(model: Decoder, tokens: int) -> int:

@@ -46,9 +46,13 @@ class Layer(nn.Module, ABC):
 
     def nominal_counts(self, workload: Workload) -> Counts:
         """Return the routed counts, as `Trace.count` takes them, that the training rule keeps to exactly
-        whatever the scores; empty where the scores decide how many tokens are routed. They are what
-        ``ledger`` takes as nominal."""
+        whatever the scores; empty where the scores decide how many tokens are routed."""
         return {}
+
+    def expected_counts(self, workload: Workload) -> Counts:
+        """Return the routed counts that ``ledger`` assumes for a workload without counts: the nominal
+        ones, and where the scores decide, those that the options aim at; empty if there is no aim."""
+        return self.nominal_counts(workload)
 
     def takes_gradient(self, workload: Workload) -> bool:
         """Return True if the gradient of the output reaches a trained parameter of this layer. A layer

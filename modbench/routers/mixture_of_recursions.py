@@ -140,8 +140,9 @@ class Recursions(Layer):
         return Ledger.sum(parts)
 
     def nominal_counts(self, workload: Workload) -> Counts:
-        if self.options.depth == "token_choice":
-            return {}
+        return {} if self.options.depth == "token_choice" else self.expected_counts(workload)
+
+    def expected_counts(self, workload: Workload) -> Counts:
         return {
             (depth, "depth"): self._nominal(workload.lengths, workload.past, r)[0]
             for r in range(1, self.options.recursions)

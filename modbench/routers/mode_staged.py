@@ -21,7 +21,7 @@ from modbench.model.config import ModelConfig
 from modbench.routers.expert_choice import ExpertChoice
 from modbench.routers.mod import DepthOptions
 from modbench.routers.token_choice import TokenChoice, TokenChoiceOptions
-from modbench.routing.expert_router import ExpertRouter
+from modbench.routing.expert_router import ExpertScheme
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets, reject_unused
 
@@ -59,7 +59,7 @@ class StagedMoDE(DepthOptions, TokenChoiceOptions):
     def feed_forward(self, model: ModelConfig, layer: int) -> nn.Module:
         return self._experts().feed_forward(model, layer)
 
-    def _experts(self) -> ExpertRouter:
+    def _experts(self) -> ExpertScheme:
         if self.experts_by == "token_choice":
             return TokenChoice(**{name: getattr(self, name) for name in _TOKEN_CHOICE})
         return ExpertChoice(

@@ -15,7 +15,7 @@ pass.
 N tokens of a batch, E experts.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
-from modbench.routing.expert_router import ExpertRouter
+from modbench.routing.expert_options import BankOptions
+from modbench.routing.expert_router import ExpertScheme
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets
 from modbench.routing.scorer import LinearScorer
@@ -34,7 +35,7 @@ from modbench.typed import Count, Positive
 
 @register_router("relu_routing")
 @dataclass(frozen=True, kw_only=True)
-class ReluRouting(ExpertRouter):
+class ReluRouting(BankOptions, ExpertScheme):
     """Every block's MLP is a bank of experts, gated by a ReLU."""
 
     presets: ClassVar[Presets] = {
@@ -46,13 +47,6 @@ class ReluRouting(ExpertRouter):
     start_coefficient: Positive = 1e-8  #: lambda before training
     #: alpha, the factor by which lambda changes in a training pass
     multiplier: Annotated[float, Gt(1)] = 1.2
-    top_k: int = field(init=False, default=1)
-    shared_experts: int = field(init=False, default=0)
-    shared_width: int | None = field(init=False, default=None)
-    shared_gate: bool = field(init=False, default=False)
-    capacity_factor: float | None = field(init=False, default=None)
-    balance: float = field(init=False, default=0.0)
-    z_loss: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

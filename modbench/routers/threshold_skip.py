@@ -18,7 +18,7 @@ B sequences, T tokens, D model width.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import ClassVar, Literal
 
@@ -27,37 +27,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.model.config import ModelConfig
-from modbench.routing.depth_router import DepthRouter
+from modbench.routing.depth_router import DepthScheme
 from modbench.routing.registry import register_router
-from modbench.routing.router import Presets
+from modbench.routing.router import Presets, check_types
 from modbench.routing.scorer import LinearScorer
 from modbench.routing.tokens import Tokens
 from modbench.routing.topk import score
-from modbench.typed import Part, Positive
+from modbench.typed import Count, Part, Positive
 
 
 @register_router("threshold_skip")
 @dataclass(frozen=True, kw_only=True)
-class ThresholdSkip(DepthRouter):
+class ThresholdSkip(DepthScheme):
     """Every n-th block processes the tokens that score high enough."""
 
     presets: ClassVar[Presets] = {"every_block": {"every": 1}, "eighth": {"target": 0.125}}
 
+    every: Count = 2  #: route every n-th block; the others stay dense
     target: Part = 0.5  #: share of the tokens that a routed block should process
     penalty: Positive = 1.0  #: weight of the budget loss
     #: factor on the block's output: 1 with a straight-through gradient, or sigmoid(r)
     gate: Literal["straight_through", "sigmoid"] = "straight_through"  # type: ignore[assignment]
-    capacity: float = field(init=False, default=0.5)  # the target
-    offset: None = field(init=False, default=None)
-    first_dense: int = field(init=False, default=0)
-    last_dense: int = field(init=False, default=0)
-    causal: Literal["predictor"] = field(init=False, default="predictor")  # type: ignore[assignment]
-    auxiliary: float = field(init=False, default=0.01)
-    threshold_decay: float = field(init=False, default=0.95)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "capacity", self.target)
-        super().__post_init__()
+        check_types(self)
+
+    @property
+    def capacity(self) -> float:
+        return self.target
 
     def scorer(self, model: ModelConfig) -> nn.Module:
         return BiasedScorer(model.width, self.target)

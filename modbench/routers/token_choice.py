@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.routing.balance import SelectionBias, balance_loss, load_of
-from modbench.routing.expert_router import ExpertOptions, ExpertRouter
+from modbench.routing.expert_options import ExpertOptions
+from modbench.routing.expert_router import ExpertRouter
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets, reject_unused
 from modbench.routing.scorer import LinearScorer

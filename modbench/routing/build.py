@@ -47,6 +47,10 @@ class RoutedDecoder(Decoder):
         with authors_code(self.router, "nominal_counts"):
             return super().nominal_counts(workload)
 
+    def expected_counts(self, workload: Workload) -> Counts:
+        with authors_code(self.router, "expected_counts"):
+            return super().expected_counts(workload)
+
     def active_by_layer(self) -> list[int]:
         with authors_code(self.router, "active_parameters"):
             return super().active_by_layer()

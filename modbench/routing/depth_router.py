@@ -3,6 +3,7 @@
 B sequences, T tokens, D model width; R sequences with a selected token, K most tokens selected in one.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -39,43 +40,25 @@ from modbench.routing.topk import capacity_tokens, counts_to_host, highest, nonz
 from modbench.typed import Count, Natural, Part, Positive, Share
 
 
-@dataclass(frozen=True, kw_only=True)
-class DepthRouter(Router):
-    """In each routed block a part of a sequence's tokens is processed; the others skip the block.
+class DepthScheme(Router):
+    """Each routed block processes a part of a sequence's tokens: the hooks that `DepthRouted` calls, and
+    the values of what is no option of a scheme."""
 
-    In training, the ceil(capacity * T) tokens that score highest are selected: x' = x + gate *
-    block(x) for them, x' = x for the rest (Raposo et al. 2024, equation 1). A prediction may not
-    compare a token with later ones, so another rule selects there: ``predictor``, a small MLP that
-    learns from the top-k selection; ``aux_bce``, the scores themselves, trained in the same way;
-    ``ema_threshold``, a moving average of the lowest score selected. A scheme that overrides
-    `selected` decides alone, in training too; ``capacity`` is then the share of tokens that nominal
-    FLOPs assume. Raise a `UserError` for an option out of range or without effect.
-    """
-
-    capacity: Part = 0.125  #: share of a sequence's tokens that a routed block processes
-    every: Count = 2  #: route every n-th block; the others stay dense
-    offset: int | None = None  #: which block of each group of ``every``, from 0; None: the last
-    first_dense: Natural = 0  #: number of initial blocks that stay dense
-    last_dense: Natural = 0  #: number of final blocks that stay dense
-    #: the causal rule: the logits of a small MLP or the scores themselves, selected if 0 or above, or an
-    #: average of the lowest selected score as threshold
+    every: int
+    offset: int | None = None
+    first_dense: int = 0
+    last_dense: int = 0
     causal: Literal["predictor", "aux_bce", "ema_threshold"] = "predictor"
-    auxiliary: Positive = 0.01  #: weight of the causal rule's cross-entropy
-    threshold_decay: Share = 0.95  #: decay of the moving average of ``ema_threshold``
+    auxiliary: float = 0.01
+    threshold_decay: float = 0.95
 
     #: True if the gate also multiplies the residual stream: x' = x + gate * (x + block(x)).
     adds_residual: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        check_types(self)
-        if self.offset is not None and not 0 <= self.offset < self.every:
-            raise UserError(
-                f"offset is {self.offset} with every {self.every}; it must lie between 0 and every - 1"
-            )
-        if overrides(self, "selected", DepthRouter):
-            for name in ("causal", "auxiliary", "threshold_decay"):
-                if getattr(self, name) != getattr(DepthRouter, name):
-                    raise UserError(f"option '{name}' has no effect: selected decides; leave it out")
+    @property
+    @abstractmethod
+    def capacity(self) -> float:
+        """Share of a sequence's tokens that a routed block processes."""
 
     def scorer(self, model: ModelConfig) -> nn.Module | None:
         """Return the module that scores tokens, (B, T, D) to (B, T); its FLOPs are counted. None: no
@@ -136,14 +119,50 @@ class DepthRouter(Router):
         return self.gate(scores_BT)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DepthRouter(DepthScheme):
+    """In each routed block a part of a sequence's tokens is processed; the others skip the block.
+
+    In training, the ceil(capacity * T) tokens that score highest are selected: x' = x + gate *
+    block(x) for them, x' = x for the rest (Raposo et al. 2024, equation 1). A prediction may not
+    compare a token with later ones, so another rule selects there: ``predictor``, a small MLP that
+    learns from the top-k selection; ``aux_bce``, the scores themselves, trained in the same way;
+    ``ema_threshold``, a moving average of the lowest score selected. A scheme that overrides
+    `selected` decides alone, in training too; ``capacity`` is then the share of tokens that nominal
+    FLOPs assume. Raise a `UserError` for an option out of range or without effect.
+    """
+
+    capacity: Part = 0.125  #: share of a sequence's tokens that a routed block processes
+    every: Count = 2  #: route every n-th block; the others stay dense
+    offset: int | None = None  #: which block of each group of ``every``, from 0; None: the last
+    first_dense: Natural = 0  #: number of initial blocks that stay dense
+    last_dense: Natural = 0  #: number of final blocks that stay dense
+    #: the causal rule: the logits of a small MLP or the scores themselves, selected if 0 or above, or an
+    #: average of the lowest selected score as threshold
+    causal: Literal["predictor", "aux_bce", "ema_threshold"] = "predictor"
+    auxiliary: Positive = 0.01  #: weight of the causal rule's cross-entropy
+    threshold_decay: Share = 0.95  #: decay of the moving average of ``ema_threshold``
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.offset is not None and not 0 <= self.offset < self.every:
+            raise UserError(
+                f"offset is {self.offset} with every {self.every}; it must lie between 0 and every - 1"
+            )
+        if overrides(self, "selected", DepthScheme):
+            for name in ("causal", "auxiliary", "threshold_decay"):
+                if getattr(self, name) != getattr(DepthRouter, name):
+                    raise UserError(f"option '{name}' has no effect: selected decides; leave it out")
+
+
 class DepthRouted(Layer):
     """A block that processes the tokens that ``options`` selects."""
 
-    def __init__(self, options: DepthRouter, model: ModelConfig, layer: int, block: Block) -> None:
+    def __init__(self, options: DepthScheme, model: ModelConfig, layer: int, block: Block) -> None:
         super().__init__()
         self.options, self.model, self.layer, self.block = options, model, layer, block
         self.router, self.noise = scorer_of(options, model, layer), Noise(layer)
-        self.decides = overrides(options, "selected", DepthRouter)
+        self.decides = overrides(options, "selected", DepthScheme)
         if self.router is None and not self.decides:
             raise UserError(
                 f"router '{options.name}': scorer returns None and selected is not overridden; without "
@@ -209,7 +228,7 @@ class DepthRouted(Layer):
     def ledger(self, workload: Workload) -> Ledger:
         lengths, past = self._routed(workload)
         scored = workload
-        if self.decides and not any(lengths) and not overrides(self.options, "losses", DepthRouter):
+        if self.decides and not any(lengths) and not overrides(self.options, "losses", DepthScheme):
             scored = replace(workload, phase="forward")  # no gate is applied: no gradient arrives
         parts = []
         if self.control is None:
@@ -224,6 +243,10 @@ class DepthRouted(Layer):
             return {}
         new, _ = incremental_counts(self._share, workload.lengths, workload.past)
         return {(self.layer, "depth"): new} | dict(self.block.nominal_counts(workload.routed(new)))
+
+    def expected_counts(self, workload: Workload) -> Counts:
+        new, _ = incremental_counts(self._share, workload.lengths, workload.past)
+        return {(self.layer, "depth"): new} | dict(self.block.expected_counts(workload.routed(new)))
 
     def takes_gradient(self, workload: Workload) -> bool:
         # The predictor learns from a loss of its own.
@@ -298,7 +321,7 @@ class DepthRouted(Layer):
 
     def _learn(self, x_BTD: Tensor, scores_BT: Tensor, selected_BT: Tensor, context: Context) -> None:
         """Report the scheme's losses and let it update its state."""
-        if not any(overrides(self.options, hook, DepthRouter) for hook in ("losses", "update")):
+        if not any(overrides(self.options, hook, DepthScheme) for hook in ("losses", "update")):
             return
         scores_N, selected_N, slots_N = scores_BT.flatten(), selected_BT.flatten(), None
         real_BT = context.real(x_BTD)

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modbench.errors import UserError
 from modbench.ledger import Counts, Ledger, Workload, incremental_counts
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
@@ -22,6 +21,7 @@ from modbench.model.mlp import MLP, FeedForward
 from modbench.routing.balance import balance_loss, load_of
 from modbench.routing.dispatch import by_expert, from_experts
 from modbench.routing.expert_bank import ExpertBank, dispatched, expert_widths
+from modbench.routing.expert_options import ExpertOptions
 from modbench.routing.feed_forward import as_feed_forward
 from modbench.routing.force_balance import assigned_in_turn, even_experts
 from modbench.routing.hook_checks import (
@@ -32,7 +32,7 @@ from modbench.routing.hook_checks import (
     expect_losses,
     has_values,
 )
-from modbench.routing.router import Router, check_types, overrides, reject_unused
+from modbench.routing.router import Router, overrides
 from modbench.routing.scorer import (
     LinearScorer,
     has_closed_form,
@@ -43,7 +43,6 @@ from modbench.routing.scorer import (
 )
 from modbench.routing.tokens import Noise, Tokens, tokens_of
 from modbench.routing.topk import best_experts, capacity_tokens, counts_to_host, evenly
-from modbench.typed import Count, Natural, NotNegative
 
 #: Hooks that experts call.
 _OF_EXPERTS = (
@@ -58,48 +57,19 @@ _OF_EXPERTS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExpertOptions(Router):
-    """The options that all schemes of experts share. A scheme hides one by declaring it again as
-    ``field(init=False, default=...)``."""
+class ExpertScheme(Router):
+    """Every block's MLP is a bank of experts: the hooks that `RoutedExperts` calls, and the values of
+    what is no option of a scheme. No method sees padding."""
 
-    experts: Count = 8  #: number of experts
-    top_k: int = 2  #: experts per token
-    expert_width: Count | None = None  #: None: active experts are together as wide as the dense MLP
-    shared_experts: Natural = 0  #: additional experts that process every token
-    shared_width: Count | None = None  #: width of each shared expert; None: as wide as the others
-    shared_gate: bool = False  #: multiply shared experts' output by sigmoid(w^T x), as in Qwen's models
-    #: most tokens of an expert in training, over an even load; None: no limit
+    experts: int
+    expert_width: int | None
+    top_k: int = 1
+    shared_experts: int = 0
+    shared_width: int | None = None
+    shared_gate: bool = False
     capacity_factor: float | None = None
-    balance: NotNegative = 0.01  #: weight of the balance loss
-    z_loss: NotNegative = 0.0  #: weight of the mean squared log-sum-exp of the router's logits
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        if not 1 <= self.top_k <= self.experts:
-            raise UserError(
-                f"top_k is {self.top_k} of {self.experts} experts; it must lie between 1 and experts"
-            )
-        if self.capacity_factor is not None and self.capacity_factor < 1:
-            raise UserError(
-                f"capacity_factor is {self.capacity_factor:g}; it must be 1 or more, as an even load "
-                "needs; leave it out to drop nothing"
-            )
-        reject_unused(
-            self,
-            ("shared_width", not self.shared_experts, "shared_experts"),
-            ("shared_gate", not self.shared_experts, "shared_experts"),
-        )
-
-    def no_ops(self) -> int:
-        """Return the number of no-op experts: their ids follow those of the others, and their
-        assignments are not computed. Only for schemes that override `choose`."""
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpertRouter(ExpertOptions):
-    """Every block's MLP is a bank of experts. Override what differs; no method sees padding."""
+    balance: float = 0.0
+    z_loss: float = 0.0
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
         return Block(model, layer, as_feed_forward(self, self.feed_forward(model, layer)))
@@ -112,6 +82,11 @@ class ExpertRouter(ExpertOptions):
         """Return the experts of the block at depth ``layer``, or another module from (B, T, D) to
         (B, T, D)."""
         return RoutedExperts(self, model, layer)
+
+    def no_ops(self) -> int:
+        """Return the number of no-op experts: their ids follow those of the others, and their
+        assignments are not computed. Only for schemes that override `choose`."""
+        return 0
 
     def scorer(self, model: ModelConfig) -> nn.Module | None:
         """Return the module that gives each token its logits, (N, D) to (N, E); its FLOPs are counted.
@@ -157,7 +132,7 @@ class ExpertRouter(ExpertOptions):
     def auxiliary_losses(self, logits_NE: Tensor, chosen: Tensor, tokens: Tokens) -> dict[str, Tensor]:
         """Return what `losses` does; override this one where a loss depends on ``tokens``. ``chosen``:
         ids (N, K), or of a scheme that overrides `assign`, gates (N, E)."""
-        if self.assigns and type(self).losses is ExpertRouter.losses:
+        if self.assigns and type(self).losses is ExpertScheme.losses:
             return {}
         return self.losses(logits_NE, chosen)
 
@@ -167,11 +142,11 @@ class ExpertRouter(ExpertOptions):
     @property
     def assigns(self) -> bool:
         """True if the scheme overrides `assign`."""
-        return type(self).assign is not ExpertRouter.assign
+        return type(self).assign is not ExpertScheme.assign
 
     def shares(self, scores_NE: Tensor) -> Tensor:
         """Return each expert's share of a token's scores for the balance loss; they sum to 1."""
-        if type(self).scores is ExpertRouter.scores:
+        if type(self).scores is ExpertScheme.scores:
             return scores_NE
         return F.normalize(scores_NE, p=1, dim=-1)
 
@@ -198,10 +173,15 @@ class ExpertRouter(ExpertOptions):
         return assigned_in_turn(each, sum(past), sum(lengths), self.experts, device)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExpertRouter(ExpertOptions, ExpertScheme):
+    """Every block's MLP is a bank of experts. Override what differs; no method sees padding."""
+
+
 class RoutedExperts(FeedForward):
     """A bank of experts, the scorer ``router`` and shared experts, which process every token."""
 
-    def __init__(self, options: ExpertRouter, model: ModelConfig, layer: int) -> None:
+    def __init__(self, options: ExpertScheme, model: ModelConfig, layer: int) -> None:
         super().__init__()
         self.options, self.model, self.layer = options, model, layer
         self.active = options.nominal_experts_per_token()
@@ -262,9 +242,8 @@ class RoutedExperts(FeedForward):
     def ledger(self, workload: Workload) -> Ledger:
         width = self.model.width
         total = scorer_ledger(self.router, workload, self.layer, width, flat=True)
-        # With a capacity factor, too: an even load finds room.
-        nominal = self.options.nominal_assignments(workload.lengths, workload.past)
-        (assignments,) = workload.counts.get((self.layer, "experts"), (nominal,))
+        key = self.layer, "experts"
+        (assignments,) = workload.counts.get(key, self.expected_counts(workload)[key])
         total += self.bank.ledger(workload, assignments)
         if self.shared is not None:
             total += self.shared.ledger(workload)
@@ -277,7 +256,12 @@ class RoutedExperts(FeedForward):
             return {} if load is None else {(self.layer, "load"): (load,) * options.experts}
         if options.no_ops() or options.capacity_factor is not None:
             return {}
-        return {(self.layer, "experts"): (self.options.nominal_assignments(lengths, past),)}
+        return self.expected_counts(workload)
+
+    def expected_counts(self, workload: Workload) -> Counts:
+        # With a capacity factor, too: an even load finds room.
+        nominal = self.options.nominal_assignments(workload.lengths, workload.past)
+        return {(self.layer, "experts"): (nominal,)}
 
     def active_parameters(self) -> int:
         own = sum(parameter.numel() for parameter in self.parameters())
@@ -356,7 +340,7 @@ class RoutedExperts(FeedForward):
         """Report auxiliary losses, and move the scorer's buffers after a training pass."""
         options = self.options
         losses = options.auxiliary_losses(logits_NE, chosen, tokens)
-        own = overrides(options, "auxiliary_losses", ExpertRouter)
+        own = overrides(options, "auxiliary_losses", ExpertScheme)
         expect_losses(options, losses, "auxiliary_losses" if own else "losses")
         for name, loss in losses.items():
             context.trace.loss(self.layer, name, loss)

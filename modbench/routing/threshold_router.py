@@ -4,7 +4,7 @@ N tokens of a batch, E experts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from modbench.errors import UserError
 from modbench.ledger import incremental_counts
 from modbench.model.config import ModelConfig
 from modbench.routing.ema import EMA
-from modbench.routing.expert_router import ExpertRouter
+from modbench.routing.expert_options import BankOptions
+from modbench.routing.expert_router import ExpertScheme
 from modbench.routing.force_balance import strided_rows
 from modbench.routing.scorer import LinearScorer
 from modbench.routing.topk import capacity_tokens
@@ -21,19 +22,12 @@ from modbench.typed import Share
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThresholdRouter(ExpertRouter):
+class ThresholdRouter(BankOptions, ExpertScheme):
     """Every block's MLP is a bank of experts. Each expert processes ``capacity`` / ``experts`` of the
     tokens; when predicting, those at or above its threshold, an exponential average over training."""
 
     capacity: float = 2.0  #: c, experts per token on average
     threshold_decay: Share = 0.95  #: decay of the exponential average
-    top_k: int = field(init=False, default=1)
-    shared_experts: int = field(init=False, default=0)
-    shared_width: int | None = field(init=False, default=None)
-    shared_gate: bool = field(init=False, default=False)
-    capacity_factor: float | None = field(init=False, default=None)
-    balance: float = field(init=False, default=0.0)
-    z_loss: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import modbench.routers
-from modbench.audit import PROBES, audit
+from modbench.audit import audit
 from modbench.audit import findings as findings_of
 from modbench.audit.finding import NO_SKIPPING
 from modbench.audit.warmed import warmed
@@ -92,6 +92,8 @@ def test_what_does_not_apply_is_not_asked() -> None:
 
 
 def test_the_probes_that_rank_are_those_that_the_report_asks_for() -> None:
-    from modbench.report.leaderboard.row import RANKING_PROBES
+    from modbench.records import leak, probes
+    from modbench.report.leaderboard import row
 
-    assert tuple(probe.number for probe in PROBES if probe.ranks) == RANKING_PROBES
+    assert probes.RANKING_PROBES == row.RANKING_PROBES
+    assert probes.LEAK_PROBES == leak.LEAK_PROBES

@@ -68,7 +68,8 @@ def test_what_leaks_fails_and_is_not_ranked(tmp_path: Path, capsys: pytest.Captu
     assert failed == ["1", "2", "3"]
     said = (
         r"FAILED 1 causal: logits at \d+ earlier positions changed \(max [\d.]+\) when later tokens "
-        r"were replaced \(at 3 x 63 tokens\)\. The router looks ahead; use a causal rule for prediction "
+        r"were replaced \(at 3 x 63 tokens\)\. A prediction depends on later tokens, so "
+        r"held-out losses are too low and text cannot be generated; use a causal rule for prediction "
         r"\(docs/writing_a_router\.md#causal\)\. Not ranked\."
     )
     assert re.fullmatch(said, lines[1]), lines[1]
@@ -121,5 +122,5 @@ def test_each_probe_points_to_its_section_of_the_documentation() -> None:
         finding = Finding(
             probe=probe.number, name=probe.name, verdict="failed", figure="", ranks=probe.ranks
         )
-        assert probe.means in page.replace("\n", " ")
+        assert probe.text.means in page.replace("\n", " ")
         assert section(finding).removeprefix("docs/audit.md#") in anchors

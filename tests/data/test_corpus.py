@@ -13,7 +13,7 @@ from modbench.errors import UserError
 
 
 def read(tmp_path, **settings):
-    return read_corpus(DataConfig(**settings), kept=tmp_path, say=lambda sentence: None)
+    return read_corpus(DataConfig(**settings), say=lambda sentence: None)
 
 
 def texts(corpus):
@@ -118,7 +118,7 @@ from modbench.data.corpus import read_corpus
 from modbench.data.config import DataConfig
 for settings in json.loads(sys.argv[1]):
     try:
-        corpus = read_corpus(DataConfig(source="huggingface", **settings), kept=Path("."))
+        corpus = read_corpus(DataConfig(source="huggingface", **settings))
         sides = corpus.train, corpus.heldout
         print(json.dumps([[document.text for document in side] for side in sides]))
     except UserError as error:

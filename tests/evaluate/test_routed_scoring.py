@@ -112,9 +112,9 @@ def test_the_cost_of_a_task_does_not_depend_on_those_before_it(forgetful):
 class Forgetful(RoutedDecoder):
     """A model whose layers do not read the cache."""
 
-    def _hidden(self, tokens_BT, context):
+    def hidden(self, tokens_BT, context):
         context.cache, cache = None, context.cache
-        x_BTD = super()._hidden(tokens_BT, context)
+        x_BTD = super().hidden(tokens_BT, context)
         if cache is not None:
             cache.advance(context.lengths(x_BTD))
         return x_BTD

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from modbench.analysis.idle_layers import is_idle
+from modbench.ledger import Workload
 from modbench.measure.routing import layer_measures, routing_measures
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
@@ -15,8 +16,8 @@ from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.model.layer import Layer
 from modbench.records.metrics import METRICS
-from modbench.routing.build import build_model
-from modbench.routing.registry import build_router
+from modbench.routing.build import build_model, outline
+from modbench.routing.registry import build_router, router_class, router_names
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 WINDOWS_WT = np.random.default_rng(0).integers(97, size=(5, 65))
@@ -55,13 +56,13 @@ def test_causal_rules_that_select_all_or_no_tokens(selects_all: bool) -> None:
     [
         ("mod", {"capacity": 0.25}, 0.25),
         ("mod", {"capacity": 0.2, "every": 1}, 13 / 64),  # rounded up
-        ("threshold_skip", {"target": 0.5}, 0.5),  # no nominal counts, but a nominal ledger
+        ("threshold_skip", {"target": 0.5}, 0.5),  # no exact count, but an expected one
         ("mixture_of_recursions", {"recursions": 2}, 0.5),
         ("vanilla", {}, None),
         ("token_choice", {}, None),
     ],
 )
-def test_nominal_capacity_is_read_off_the_ledger(
+def test_nominal_capacity_is_what_the_options_state(
     name: str, options: dict, nominal: float | None
 ) -> None:
     shape = replace(SHAPE, layers=4)
@@ -80,12 +81,50 @@ def test_nominal_capacity_is_read_off_the_ledger(
         ("mode_staged", {"capacity": 0.25}, None),  # tokens choose its experts
     ],
 )
-def test_nominal_experts_per_token_are_read_off_the_ledger_where_experts_choose(
+def test_nominal_experts_per_token_are_what_the_options_state_where_experts_choose(
     name: str, options: dict, nominal: float | None
 ) -> None:
     measured = routing_measures(model(name, **options), WINDOWS_WT)
     assert measured.get("expert_nominal_capacity") == nominal
     assert ("expert_realised_capacity" in measured) == ("expert_nominal_capacity" in measured)
+
+
+PRESETS = [(name, preset) for name in router_names() for preset in ("", *router_class(name).presets)]
+
+
+@pytest.mark.parametrize(("name", "preset"), PRESETS)
+def test_the_expected_counts_are_those_of_the_ledger(name: str, preset: str) -> None:
+    shape = replace(SHAPE, layers=4, mlp_width=1152)
+    made = outline(shape, build_router(name, router_class(name).presets.get(preset)))
+    workload = Workload(lengths=(63, 17))
+    expected = made.expected_counts(workload)
+    assert made.ledger(replace(workload, counts=expected)) == made.ledger(workload)
+    halved = {key: tuple(count // 2 for count in counts) for key, counts in expected.items()}
+    fewer = made.ledger(replace(workload, counts=halved))
+    assert (fewer == made.ledger(workload)) == (name == "vanilla")
+
+
+def test_a_layer_that_states_no_expected_count_has_no_nominal_capacity() -> None:
+    class EveryThird(Layer):
+        """Processes every third token and says so in the trace."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Block(SHAPE, 0)
+
+        def forward(self, x_BTD, context):
+            selected_BT = torch.zeros(x_BTD.shape[:2], dtype=torch.bool)
+            selected_BT[:, ::3] = True
+            context.trace.show(0, "selected", selected_BT)
+            context.trace.count(0, "depth", selected_BT.sum(1).tolist())
+            out_BTD = x_BTD.clone()
+            out_BTD[:, ::3] = self.block(x_BTD[:, ::3], context)
+            return out_BTD
+
+    made = Decoder(SHAPE, [EveryThird(), Block(SHAPE, 1)])
+    measured = routing_measures(made, WINDOWS_WT)
+    assert measured["realised_capacity"] == 22 / 64
+    assert "nominal_capacity" not in measured
 
 
 def test_experts_without_tokens_are_dead() -> None:

@@ -69,7 +69,7 @@ class Evaluation:
 
     def score(self, task: str) -> TaskScore:
         """Return the scores of ``task``."""
-        return next(one for one in self.scores if one.task == task)
+        return next(score for score in self.scores if score.task == task)
 
 
 def evaluate(
@@ -207,22 +207,24 @@ def _metrics(name: str, results: dict[str, Any]) -> tuple[dict[str, float], dict
             entry[key] = None  # JSON has no NaN
         label = metric if filtered == "none" else key
         error_key = f"{metric}_stderr,{filtered}"
-        found = entry.get(error_key)
-        if not isinstance(found, int | float):
-            values = [one[metric] for one in samples if one["filter"] == filtered and metric in one]
-            found = standard_error(values, value)
-            if found is not None:
-                entry[error_key] = found
-        metrics[label], errors[label] = float(value), None if found is None else float(found)
+        error = entry.get(error_key)
+        if not isinstance(error, int | float):
+            values = [
+                sample[metric] for sample in samples if sample["filter"] == filtered and metric in sample
+            ]
+            error = standard_error(values, value)
+            if error is not None:
+                entry[error_key] = error
+        metrics[label], errors[label] = float(value), None if error is None else float(error)
     return metrics, errors
 
 
 def _members(group: str, results: Mapping[str, Any]) -> list[str]:
     """Return the tasks of a group, those of its groups included."""
-    found: list[str] = []
+    members: list[str] = []
     for name in results["group_subtasks"].get(group, ()):
-        found += _members(name, results) if name in results["group_subtasks"] else [name]
-    return found
+        members += _members(name, results) if name in results["group_subtasks"] else [name]
+    return members
 
 
 def _chance(
@@ -245,15 +247,15 @@ def _group_chance(
     each metric whose chance is known for all of them."""
     if name in CHANCE:
         return _stated_chance(name, metrics)
-    found: dict[str, float] = {}
+    chances: dict[str, float] = {}
     for stated in group.aggregate_metric_list or ():
         metric = stated.metric
         levels = [member.chance.get(metric) for member in members]
         if metric not in metrics or callable(stated.aggregation) or None in levels or not levels:
             continue
         weights = [member.items if stated.weight_by_size else 1 for member in members]
-        found[metric] = float(np.average(levels, weights=weights))  # type: ignore[arg-type]
-    return found
+        chances[metric] = float(np.average(levels, weights=weights))  # type: ignore[arg-type]
+    return chances
 
 
 def _stated_chance(name: str, metrics: Mapping[str, float]) -> dict[str, float]:

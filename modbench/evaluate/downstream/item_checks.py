@@ -46,7 +46,11 @@ def check_sources(sources: Sources) -> None:
         if task in sources.missing:
             continue
         listed = sources.data_files(task).values()
-        files = [file for one in listed for file in ([one] if isinstance(one, str) else one)]
+        files = [
+            file
+            for listed_file in listed
+            for file in ([listed_file] if isinstance(listed_file, str) else listed_file)
+        ]
         for file in dict.fromkeys(files):
             path = Path(file)
             if path.suffix == ".jsonl" and (path.is_file() or not re.search(r"[*?\[]|://", file)):
@@ -88,9 +92,9 @@ class _Check:
     def _refusal(self, number: int, row: Row, fault: str) -> UserError:
         fields = ", ".join(f"{name} ({_KINDS[type(value)]})" for name, value in list(row.items())[:12])
         yaml, include = self.sources.files[self.task], self.sources.include
-        own = include is not None and yaml.is_relative_to(include)
-        foundry = not own and row.keys() >= set(FIELDS["choices"]) and self.task in _CONVERTED
-        remedy = f"fix it or {yaml}" if own else "see docs/evaluation.md"
+        is_own = include is not None and yaml.is_relative_to(include)
+        foundry = not is_own and row.keys() >= set(FIELDS["choices"]) and self.task in _CONVERTED
+        remedy = f"fix it or {yaml}" if is_own else "see docs/evaluation.md"
         remedy = "examples/local_items.py converts files of llm-foundry" if foundry else remedy
         return UserError(
             f"{self.file}, line {number} is no item of task '{self.task}': {fault}; the line has "
@@ -107,7 +111,7 @@ class _Check:
                     first.setdefault(name, (number, row))
         for name, (at, base) in first.items():
             kind = _KINDS[type(base[name])]
-            others = [one for one in lines if _KINDS[type(one[1].get(name))] != kind]
+            others = [line for line in lines if _KINDS[type(line[1].get(name))] != kind]
             if not others:
                 continue
             number, row = others[0]

@@ -46,8 +46,8 @@ def rows(evaluations: Iterable[Evaluation]) -> list[tuple[str, ...]]:
 def as_table(evaluations: Iterable[Evaluation]) -> str:
     """Return the table as text."""
     align = ["left" if column in _LEFT else "right" for column in range(len(HEADS))]
-    found = rows(evaluations)
-    return tabulate(found, HEADS, "plain", disable_numparse=True, colalign=align)
+    lines = rows(evaluations)
+    return tabulate(lines, HEADS, "plain", disable_numparse=True, colalign=align)
 
 
 def details(evaluation: Evaluation, shift: BatchShift | None, leak: str) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def details(evaluation: Evaluation, shift: BatchShift | None, leak: str) -> dict
     per evaluated token; the share of tokens routed; batch shift; the leak verdict; truncated
     requests."""
     means = {score.task: answer_means(score.answers) for score in evaluation.scores}
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "rule": rule_label(evaluation.rule),
         "seconds": evaluation.cost.seconds,
         **evaluation.cost.per_token(),
@@ -63,36 +63,36 @@ def details(evaluation: Evaluation, shift: BatchShift | None, leak: str) -> dict
         "leak": leak,
     }
     if evaluation.missing:
-        found["missing"] = list(evaluation.missing)
+        facts["missing"] = list(evaluation.missing)
     for name, of_answers in (
         ("bits_per_byte_of_answer", "answer_bits_per_byte"),
         ("margin_nats", "answer_margin"),
     ):
-        found[name] = {task: mean["value"] for task, of in means.items() if (mean := of[of_answers])}
+        facts[name] = {task: mean["value"] for task, of in means.items() if (mean := of[of_answers])}
     if shift is not None:
-        found |= {f"batch_shift_{name}": value for name, value in asdict(shift).items()}
-    return found
+        facts |= {f"batch_shift_{name}": value for name, value in asdict(shift).items()}
+    return facts
 
 
-def sentence(name: str, found: dict[str, Any]) -> str:
+def sentence(name: str, facts: dict[str, Any]) -> str:
     """Return one line on the compute and the validity of a task, from `details`."""
-    parts = [f"{found['tokens']:,} tokens", f"{found['seconds_per_token'] * 1e6:,.0f} us per token"]
-    nominal, realised = found["nominal_flops_per_token"], found["realised_flops_per_token"]
+    parts = [f"{facts['tokens']:,} tokens", f"{facts['seconds_per_token'] * 1e6:,.0f} us per token"]
+    nominal, realised = facts["nominal_flops_per_token"], facts["realised_flops_per_token"]
     if nominal is not None:
         parts.append(f"{nominal:,.0f} FLOPs per token nominal, {realised:,.0f} realised")
-    if found["share_routed"] is not None:
-        parts.append(f"{found['share_routed']:.1%} of tokens routed")
-    if "batch_shift_nats" in found:
+    if facts["share_routed"] is not None:
+        parts.append(f"{facts['share_routed']:.1%} of tokens routed")
+    if "batch_shift_nats" in facts:
         parts.append(
-            f"batch shift {found['batch_shift_nats']:.1e} nats and {found['batch_shift_flipped']} of "
-            f"{found['batch_shift_items']} items flipped at batch sizes "
-            f"{', '.join(map(str, found['batch_shift_batches']))}"
+            f"batch shift {facts['batch_shift_nats']:.1e} nats and {facts['batch_shift_flipped']} of "
+            f"{facts['batch_shift_items']} items flipped at batch sizes "
+            f"{', '.join(map(str, facts['batch_shift_batches']))}"
         )
-    leak = f"leak audit {found['leak']}"
-    if found["rule"] == NON_CAUSAL:
-        parts += [f"{leak} for the causal rule", f"scored with {found['rule']}"]
+    leak = f"leak audit {facts['leak']}"
+    if facts["rule"] == NON_CAUSAL:
+        parts += [f"{leak} for the causal rule", f"scored with {facts['rule']}"]
     else:
-        parts += [leak, f"rule {found['rule']}"]
+        parts += [leak, f"rule {facts['rule']}"]
     return f"{name}: " + "; ".join(parts)
 
 

@@ -22,23 +22,23 @@ def files_of(
     """Return the YAML file of each task and group that ``names`` need: themselves, and the members of
     groups and tags. Raises UserError: a name that is not known, or a file of items whose format is
     not."""
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     missing = list(dict.fromkeys(names))
     while missing:
         name = missing.pop(0)
-        if name in found:
+        if name in paths:
             continue
         path = file_of(name, include)
         if path is not None:
-            found[name] = path
+            paths[name] = path
             missing += members(load_yaml(path, resolve_func=False), include)
         elif name in scan(include).tags:
             missing += scan(include).tags[name]
         elif data_dir is not None and is_file(items_file(name, data_dir)):
-            found[name] = format_of(items_file(name, data_dir))
+            paths[name] = format_of(items_file(name, data_dir))
         else:
             raise unknown_task(name, include, data_dir)
-    return found
+    return paths
 
 
 def files_by_name(
@@ -46,14 +46,14 @@ def files_by_name(
 ) -> dict[str, dict[str, Path]]:
     """Return `files_of` of each of ``names``. Raises UserError: one contains another, or a task that
     another contains too, which would be scored twice."""
-    found = {name: files_of([name], include=include, data_dir=data_dir) for name in names}
-    for one, other in permutations(found, 2):
-        if other in found[one]:
-            raise UserError(f"'{one}' contains '{other}', which is named too; remove one of them")
-    for one, other in permutations(found, 2):
-        for task in found[one].keys() & found[other].keys():
-            raise UserError(f"'{one}' and '{other}' both contain '{task}'; remove one of them")
-    return found
+    files = {name: files_of([name], include=include, data_dir=data_dir) for name in names}
+    for name, other in permutations(files, 2):
+        if other in files[name]:
+            raise UserError(f"'{name}' contains '{other}', which is named too; remove one of them")
+    for name, other in permutations(files, 2):
+        for task in files[name].keys() & files[other].keys():
+            raise UserError(f"'{name}' and '{other}' both contain '{task}'; remove one of them")
+    return files
 
 
 def members(config: dict[str, Any], include: Path | None = None) -> Iterator[str]:

@@ -33,9 +33,9 @@ def batch_shift(lm: RoutedLM, tasks: Mapping[str, Any], *, items: int = ITEMS) -
         instances = [instance for instance in task.instances if instance.doc_id in kept]
         answers = [_answers(lm, batch, instances) for batch in BATCHES]
         for other in answers[1:]:
-            for one, two in zip(answers[0], other, strict=True):
-                if isinstance(one, tuple):
-                    nats = max(nats, abs(one[0] - two[0]))
+            for answer, again in zip(answers[0], other, strict=True):
+                if isinstance(answer, tuple):
+                    nats = max(nats, abs(answer[0] - again[0]))
         chosen = [_chosen(task, instances, each) for each in answers]
         flipped += sum(len({each[doc] for each in chosen}) > 1 for doc in kept)
         scored += len(kept)
@@ -64,13 +64,13 @@ def _answers(lm: RoutedLM, batch: int, instances: Sequence[Any]) -> list[Any]:
     other = copy.copy(lm)
     other.batch, other.passes = batch, copy.copy(lm.passes)
     other.passes.cost = Cost()
-    found: dict[int, Any] = {}
+    by_number: dict[int, Any] = {}
     for kind in dict.fromkeys(instance.request_type for instance in instances):
-        asked = [number for number, one in enumerate(instances) if one.request_type == kind]
+        asked = [number for number, instance in enumerate(instances) if instance.request_type == kind]
         given = getattr(other, kind)([instances[number] for number in asked])
         for number, answer in zip(asked, given, strict=True):
-            found[number] = (answer, False) if isinstance(answer, float) else answer
-    return [found[number] for number in range(len(instances))]
+            by_number[number] = (answer, False) if isinstance(answer, float) else answer
+    return [by_number[number] for number in range(len(instances))]
 
 
 def _chosen(task: Any, instances: Sequence[Any], answers: Sequence[Any]) -> dict[int, Any]:

@@ -20,11 +20,12 @@ from modbench.evaluate.tasks.quartets import Draft, Item, build_quartets, items_
 from modbench.evaluate.tasks.sentences import is_sentence, split_sentences
 from modbench.evaluate.tasks.words import bare, overlap, shuffled, word_bands
 
-ITEMS = 400
+# These numbers decide the items: with another one, the version in the YAML files must be raised.
+ITEMS = 400  # a standard error of 2 points at chance
 _SEED = "modbench_mixture 1"
 _REFRAIN_WORDS = (5, 9)  # least and most
 _SENTENCE_WORDS = (4, 20)
-_MOST_PER_ANSWER = 4
+_MOST_PER_ANSWER = 4  # of 400 items: no word decides more than 1 % of the score
 
 
 _LAST = re.compile(r"([a-z]{3,})[.?!][\"')\]]*")
@@ -65,25 +66,25 @@ def build_items(text: HeldOut, *, hard: bool, count: int = ITEMS) -> list[Item]:
     refrains = _runs(text, bands, 1, *_REFRAIN_WORDS)
     passages = _runs(text, bands, 3, *_SENTENCE_WORDS)
     asked, others = (passages, refrains) if hard else (refrains, passages)
-    run_of = {one.sentences[-1]: one for one in asked}
+    run_of = {run.sentences[-1]: run for run in asked}
 
-    def clash(one: Draft, two: Draft) -> bool:
+    def clash(first: Draft, second: Draft) -> bool:
         return (
-            overlap(one.answer, two.answer)
-            or one.answer in run_of[two.context].words
-            or two.answer in run_of[one.context].words
+            overlap(first.answer, second.answer)
+            or first.answer in run_of[second.context].words
+            or second.answer in run_of[first.context].words
         )
 
-    drafts = [Draft(one.source, one.sentences[-1], one.answer, bands[one.answer]) for one in asked]
+    drafts = [Draft(run.source, run.sentences[-1], run.answer, bands[run.answer]) for run in asked]
     partners = deque(shuffled(rng, others))
     quartets = []
     for quartet in build_quartets(_capped(shuffled(rng, drafts)), clash, rng, count // 4):
         choices = {draft.answer for draft in quartet}
-        found = [_partner(partners, choices) for _ in quartet]
+        drawn = [_partner(partners, choices) for _ in quartet]
         quartets.append(
             [
                 draft._replace(context=_context(run_of[draft.context], other, hard))
-                for draft, other in zip(quartet, found, strict=True)
+                for draft, other in zip(quartet, drawn, strict=True)
                 if other
             ]
         )
@@ -92,20 +93,20 @@ def build_items(text: HeldOut, *, hard: bool, count: int = ITEMS) -> list[Item]:
 
 def _runs(text: HeldOut, known: Container[str], number: int, least: int, most: int) -> list[_Run]:
     """All runs of ``number`` sentences with ``least`` to ``most`` words that end with a known word."""
-    found: dict[str, _Run] = {}
+    runs: dict[str, _Run] = {}
     for source, document in zip(text.sources, text.documents, strict=True):
         pieces = split_sentences(document)
         for place in range(len(pieces) - number + 1):
             sentences = tuple(pieces[place : place + number])
             head, _, last = sentences[-1].rpartition(" ")
             match = _LAST.fullmatch(last)
-            short = all(least <= one.count(" ") + 1 <= most for one in sentences)
+            short = all(least <= sentence.count(" ") + 1 <= most for sentence in sentences)
             if not (match and match[1] in known and short and is_sentence(sentences[-1], least, most)):
                 continue
             if match[1] not in _words([head]):
                 run = _Run(source, sentences, head, match[1], _words(sentences))
-                found.setdefault(sentences[-1], run)
-    return list(found.values())
+                runs.setdefault(sentences[-1], run)
+    return list(runs.values())
 
 
 def _words(sentences: Iterable[str]) -> frozenset[str]:
